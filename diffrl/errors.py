@@ -1,0 +1,23 @@
+"""Errors a user can cause, and the help they get: what was typed, what was expected, what to do next."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user asked for. The command line prints its text and exits with code 2, no traceback."""
+
+
+class DataError(UserError, ValueError):
+    """A data set that cannot be used. The text names the file, the key and the row."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A half sentence naming the known entry nearest to `name`, or all of them where there are few."""
+    options = sorted(known)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    if len(options) <= 12:
+        return "known: " + ", ".join(options)
+    return f"{len(options)} are known, {options[0]!r} among them"
