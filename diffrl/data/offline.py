@@ -1,0 +1,212 @@
+"""A data set on the host: flat NumPy arrays, one row a time step, laid out as in a D4RL file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from diffrl.errors import DataError
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Bools: TypeAlias = npt.NDArray[np.bool_]
+Ints: TypeAlias = npt.NDArray[np.int64]
+
+ACTION_LIMIT = 1.0
+"""The action range of every D4RL task and of our agents is [-1, 1]."""
+
+_ACTION_SLACK = 1e-5  # a tanh in float32, stored and read again
+
+
+@dataclass(frozen=True, eq=False)
+class OfflineDataset:
+    """Logged experience, N rows in the order they were collected.
+
+    A row that is in neither `terminals` nor `timeouts` is followed by its own successor, the next row.
+    """
+
+    observations: Floats
+    """(N, O) what the agent saw."""
+    actions: Floats
+    """(N, A) what it did, normally in [-1, 1]."""
+    rewards: Floats
+    """(N,) what it received for it."""
+    terminals: Bools
+    """(N,) a true end of the episode: nothing to bootstrap from."""
+    timeouts: Bools
+    """(N,) the episode was cut here: bootstrap, but the next row belongs to another episode."""
+    next_observations: Floats | None = None
+    """(N, O) what the agent saw next, where the file holds it. `successors()` derives it where not."""
+    infos: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    """Further columns of N rows, such as `qpos`, `qvel`, `goal`."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """About the whole: source, env_id, generator, sha256, ..."""
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    @property
+    def observation_size(self) -> int:
+        """O."""
+        return int(self.observations.shape[1])
+
+    @property
+    def action_size(self) -> int:
+        """A."""
+        return int(self.actions.shape[1])
+
+    @property
+    def has_next(self) -> bool:
+        """Whether every row's successor is stored."""
+        return self.next_observations is not None
+
+    def episodes(self) -> Ints:
+        """(E, 2) first row and one past the last row of every episode. The last row always closes one."""
+        if len(self) == 0:
+            return np.zeros((0, 2), np.int64)
+        ends = self.terminals | self.timeouts
+        stops = np.flatnonzero(ends) + 1
+        if not ends[-1]:
+            stops = np.append(stops, len(self))
+        return np.stack([np.append(0, stops[:-1]), stops], axis=1)
+
+    @property
+    def n_episodes(self) -> int:
+        """E."""
+        return len(self.episodes())
+
+    def episode_lengths(self) -> Ints:
+        """(E,) steps of every episode."""
+        start, stop = self.episodes().T
+        return stop - start
+
+    def episode_returns(self) -> npt.NDArray[np.float64]:
+        """(E,) undiscounted sum of rewards of every episode, summed in double precision."""
+        if len(self) == 0:
+            return np.zeros(0)
+        return np.add.reduceat(self.rewards.astype(np.float64), self.episodes()[:, 0])
+
+    def episode_indices(self) -> tuple[Ints, Ints]:
+        """(N,) the episode's number and (N,) the time within it, both from 0, for every row."""
+        lengths = self.episode_lengths()
+        episodes = np.repeat(np.arange(len(lengths)), lengths)
+        return episodes, np.arange(len(self)) - np.repeat(self.episodes()[:, 0], lengths)
+
+    def successors(self) -> tuple[Floats, Bools]:
+        """(N, O) next observations and (N,) whether they are known.
+
+        Where the file holds none they are the next row's observations, never taken across a timeout: such a row,
+        and a last row that is cut off, have no known successor. A terminal row needs none, since nothing is
+        bootstrapped from it: its own observation stands in. The values of unknown successors mean nothing.
+        """
+        if self.next_observations is not None:
+            return self.next_observations, np.ones(len(self), np.bool_)
+        following = np.concatenate([self.observations[1:], self.observations[-1:]])
+        following[self.terminals] = self.observations[self.terminals]
+        known = self.terminals | ~self.timeouts
+        known[-1:] = self.terminals[-1:]
+        return following, known
+
+    def head(self, rows: int) -> OfflineDataset:
+        """The first `rows` rows; where that cuts an episode, its last row becomes a timeout."""
+        if rows < 1:
+            raise DataError(f"{rows} rows were asked for; ask for at least 1.")
+        if rows >= len(self):
+            return self
+        timeouts = self.timeouts[:rows].copy()
+        timeouts[-1] |= not self.terminals[rows - 1]
+        return replace(
+            self,
+            observations=self.observations[:rows],
+            actions=self.actions[:rows],
+            rewards=self.rewards[:rows],
+            terminals=self.terminals[:rows],
+            timeouts=timeouts,
+            next_observations=None if self.next_observations is None else self.next_observations[:rows],
+            infos={key: value[:rows] for key, value in self.infos.items()},
+            metadata={key: value for key, value in self.metadata.items() if key != "sha256"},
+        )
+
+    def problems(self, action_limit: float | None = ACTION_LIMIT) -> list[str]:
+        """What makes this data set unfit for training, one sentence each: key, row, found, expected, what to do.
+
+        Checks shapes, lengths, emptiness, finite values and |action| <= `action_limit` (None: any).
+        """
+        n = len(self)
+        if n == 0:
+            return ["rewards: 0 rows; expected at least 1. The file is empty: write or download it again."]
+        columns: dict[str, npt.NDArray[Any]] = {
+            "observations": self.observations,
+            "actions": self.actions,
+            "rewards": self.rewards,
+            "terminals": self.terminals,
+            "timeouts": self.timeouts,
+        }
+        if self.next_observations is not None:
+            columns["next_observations"] = self.next_observations
+        found = []
+        for key, values in columns.items():
+            dimensions = 2 if key in ("observations", "actions", "next_observations") else 1
+            if values.ndim != dimensions or (dimensions == 2 and values.shape[1] == 0):
+                wanted = f"({n}, size)" if dimensions == 2 else f"({n},)"
+                found.append(f"{key}: shape {values.shape}; expected {wanted}. Flatten each row to one vector.")
+            elif len(values) != n:
+                found.append(f"{key}: {len(values)} rows; expected {n}, as in rewards. The file may be cut short.")
+        if self.next_observations is not None and self.next_observations.shape[1:] != self.observations.shape[1:]:
+            shapes = f"{self.next_observations.shape}, observations {self.observations.shape}"
+            found.append(f"next_observations: shape {shapes}; expected the same. Leave next_observations out.")
+        if found:
+            return found
+        for key, values in columns.items():
+            bad = _first_bad(~np.isfinite(values)) if values.dtype != np.bool_ else None
+            if bad is not None:
+                total = int((~np.isfinite(values)).sum())
+                found.append(
+                    f"{key}: row {bad} holds {_worst(values[bad])} ({total} such values in all); expected finite "
+                    "float32 numbers. Remove the episode, or write the file again."
+                )
+        if action_limit is not None and np.isfinite(self.actions).all():
+            outside = np.abs(self.actions) > action_limit * (1 + _ACTION_SLACK)
+            bad = _first_bad(outside)
+            if bad is not None:
+                value = self.actions[bad][outside[bad]][0]
+                found.append(
+                    f"actions: row {bad} holds {value:.6g} ({int(outside.any(1).sum())} such rows in all); expected "
+                    f"[{-action_limit:g}, {action_limit:g}]. If the environment clips actions, clip the file too: "
+                    "`diffrl data convert SOURCE NEW.hdf5 --clip-actions`."
+                )
+        return found
+
+    def validate(self, name: str, action_limit: float | None = ACTION_LIMIT) -> OfflineDataset:
+        """Return the data set itself if it has no `problems()`; else raise DataError naming `name`, key and row."""
+        problems = self.problems(action_limit)
+        if problems:
+            raise DataError("\n".join(f"{name}: {problem}" for problem in problems))
+        return self
+
+    def clip_actions(self, limit: float = ACTION_LIMIT) -> OfflineDataset:
+        """The same data with actions clipped to [-limit, limit], as an environment does that clips them itself."""
+        return replace(self, actions=np.clip(self.actions, -limit, limit))
+
+
+def count_timeouts(terminals: Bools, max_episode_steps: int) -> Bools:
+    """(N,) timeouts where a file holds none: every row that is step `max_episode_steps` of its episode, unless it
+    is terminal. An episode starts after a terminal or after such a row."""
+    rows = np.arange(len(terminals))
+    starts = np.concatenate([[0], np.flatnonzero(terminals) + 1])
+    since_start = rows - starts[np.searchsorted(starts, rows, side="right") - 1]
+    timeouts: Bools = (since_start % max_episode_steps == max_episode_steps - 1) & ~terminals
+    return timeouts
+
+
+def _first_bad(bad: Bools) -> int | None:
+    """The first row of (N, ...) that holds a True."""
+    rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))
+    return int(rows[0]) if len(rows) else None
+
+
+def _worst(row: npt.NDArray[Any]) -> str:
+    values = np.atleast_1d(row)
+    return str(values[~np.isfinite(values)][0])

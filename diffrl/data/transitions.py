@@ -1,0 +1,134 @@
+"""A data set on the training device: one row tensor, one gather a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffrl.data.offline import OfflineDataset
+from diffrl.errors import DataError
+
+
+class Batch(NamedTuple):
+    """Transitions drawn for S seeds, B each: views of one gathered tensor."""
+
+    observations: Tensor
+    """(S, B, O)"""
+    actions: Tensor
+    """(S, B, A)"""
+    rewards: Tensor
+    """(S, B)"""
+    next_observations: Tensor
+    """(S, B, O); meaningless, though finite, where `terminals` is 1"""
+    terminals: Tensor
+    """(S, B) 1.0 at a true end of the episode, else 0.0"""
+    episodes: Tensor
+    """(S, B) the episode's number in the data set, as a float"""
+    steps: Tensor
+    """(S, B) the time within the episode, from 0, as a float"""
+
+
+@dataclass(frozen=True, eq=False)
+class Transitions:
+    """N transitions as one float32 tensor (N, W) with named column slices, W = 2 O + A + 5.
+
+    The columns, in this order: observations, actions, next_observations, rewards, terminals, episodes, steps.
+    Rows keep the order of the data set, so that a row's successor within its episode is the next row. Episode
+    numbers and times are exact up to 2**24.
+    """
+
+    rows: Tensor
+    """(N, W) on the training device."""
+    observation_size: int
+    """O."""
+    action_size: int
+    """A."""
+
+    @classmethod
+    def from_dataset(cls, dataset: OfflineDataset, device: torch.device | str = "cpu") -> Transitions:
+        """Put every row whose successor is known on `device`.
+
+        As in D4RL's `qlearning_dataset`, rows are dropped that were cut off (a timeout, the last row) where the data
+        set does not hold their next observation; terminal rows stay. Raises DataError where no row is left.
+        """
+        next_observations, known = dataset.successors()
+        if not known.any():
+            raise DataError(
+                f"None of the {len(dataset)} rows has a known successor: every row is a timeout or the last one, and "
+                "the data set holds no next_observations. Check its `timeouts`."
+            )
+        episodes, steps = dataset.episode_indices()
+        flat = (dataset.rewards, dataset.terminals, episodes, steps)
+        columns = [dataset.observations, dataset.actions, next_observations, *(column[:, None] for column in flat)]
+        width = sum(column.shape[1] for column in columns)
+        rows = np.empty((int(known.sum()), width), np.float32)
+        start = 0
+        for column in columns:
+            rows[:, start : start + column.shape[1]] = column[known]
+            start += column.shape[1]
+        return cls(torch.from_numpy(rows).to(device), dataset.observation_size, dataset.action_size)
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.rows.device
+
+    def to(self, device: torch.device | str) -> Transitions:
+        """The same transitions on another device."""
+        return replace(self, rows=self.rows.to(device))
+
+    def view(self, rows: Tensor) -> Batch:
+        """Name the columns of a tensor (..., W) of rows; no copy."""
+        o, a = self.observation_size, self.action_size
+        return Batch(
+            observations=rows[..., :o],
+            actions=rows[..., o : o + a],
+            next_observations=rows[..., o + a : 2 * o + a],
+            rewards=rows[..., -4],
+            terminals=rows[..., -3],
+            episodes=rows[..., -2],
+            steps=rows[..., -1],
+        )
+
+    @property
+    def columns(self) -> Batch:
+        """All N rows by column, without the seed axis: observations (N, O), rewards (N,), ... Views, no copy."""
+        return self.view(self.rows)
+
+    def gather(self, indices: Tensor) -> Batch:
+        """The rows at `indices` (any shape), in one `index_select`."""
+        rows = self.rows.index_select(0, indices.reshape(-1))
+        return self.view(rows.view(*indices.shape, -1))
+
+    def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
+        """Draw B = `batch_size` rows for each of S = `n_seeds` seeds, uniformly and with replacement.
+
+        One call draws the (S, B) indices for the whole stack from `generator`, which lives on `device`: a stack with
+        its list of seeds reproduces itself, and seed i alone draws other rows than as part of a stack.
+        """
+        indices = torch.randint(len(self), (n_seeds, batch_size), generator=generator, device=self.device)
+        return self.gather(indices)
+
+    def map(
+        self,
+        observations: Callable[[Tensor], Tensor] | None = None,
+        rewards: Callable[[Tensor], Tensor] | None = None,
+    ) -> Transitions:
+        """New transitions with a function applied to the rewards (N,), and one to observations and next
+        observations (N, O) alike: normalisers, reward tuning. Shapes stay."""
+        new = replace(self, rows=self.rows.clone())
+        columns = new.columns
+        if rewards is not None:
+            columns.rewards.copy_(rewards(columns.rewards))
+        if observations is not None:
+            columns.observations.copy_(observations(columns.observations))
+            columns.next_observations.copy_(observations(columns.next_observations))
+        return new
