@@ -1,0 +1,46 @@
+"""The generative core: forward processes, predictions, one loss, one sampler. Tensors only.
+
+process = VP()
+prediction = Prediction("eps", process)
+loss = denoising_loss(prediction, network, x0, grid_times(times, x0.shape[:-1], generator), noise)
+x = sample(process, prediction.denoiser(network, clip=(-1, 1)), x_T, times, eta=1.0, generator=generator)
+"""
+
+from diffrl.diffusion.loss import (
+    Weighting,
+    denoising_loss,
+    edm_weight,
+    grid_times,
+    lognormal_times,
+    min_snr_weight,
+    uniform_times,
+)
+from diffrl.diffusion.prediction import Clip, Denoise, Kind, Network, Prediction
+from diffrl.diffusion.process import VE, VP, Process, RectifiedFlow, TrigFlow, discrete_grid, expand
+from diffrl.diffusion.sampler import SOLVERS, Churn, reverse_step, sample
+
+__all__ = [
+    "SOLVERS",
+    "VE",
+    "VP",
+    "Churn",
+    "Clip",
+    "Denoise",
+    "Kind",
+    "Network",
+    "Prediction",
+    "Process",
+    "RectifiedFlow",
+    "TrigFlow",
+    "Weighting",
+    "denoising_loss",
+    "discrete_grid",
+    "edm_weight",
+    "expand",
+    "grid_times",
+    "lognormal_times",
+    "min_snr_weight",
+    "reverse_step",
+    "sample",
+    "uniform_times",
+]

@@ -1,0 +1,281 @@
+"""Sampling: one reverse step with noise eta in [0, 1], and the higher-order solvers as corrections to it.
+
+From t to r < t, with (a, s) at t and (b, w) at r, D = E[x_0 | x_t], e = (x - a D)/s and z ~ N(0, I):
+
+    x_r = b D + sqrt(w^2 - n^2) e + n z + correction,      n^2 = eta^2 w^2 (1 - (a w / (b s))^2).
+
+Without the correction this is DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16): eta = 0 is the
+probability-flow ODE to first order, eta = 1 the DDPM posterior. In y = x/a every process is the variance-exploding
+one, dy/dk = e, so a solver is a rule in (y, k) whatever the process. With h = log(k_t / k_r) and e_2, e_3 the noise
+found at trial points, the corrections are
+
+    dpm1      none: DDIM
+    dpm2      b (k_r - k_t) (e_2 - e)                     e_2 at k_t e^{-h/2}: the midpoint rule in log k
+    dpm3      b 3/2 k_r (1 - phi(h)) (e_3 - e)            e_2 at k_t e^{-h/3}, e_3 at k_t e^{-2h/3}, where the latter's
+                                                          own point is corrected by a_3 2 k_3 (1 - phi(2h/3)) (e_2 - e)
+    heun      b (k_r - k_t) / 2 (e_2 - e)                 e_2 at k_r: the trapezoid in k
+    dpmpp2m   b (1 - k_r/k_t) h / (2 h_last) (D - D_last) no trial point: the last step's D is at hand
+
+with phi(h) = (e^h - 1)/h. dpm1, 2, 3: DPM-Solver (Lu et al. 2022, arXiv 2206.00927, algorithms 1, 2 with r_1 = 1/3,
+r_2 = 2/3); dpmpp2m: DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2); heun: EDM (Karras et al. 2022,
+arXiv 2206.00364, algorithms 1 and 2, `Churn`). Where k_t = inf or k_r = 0 the corrections have no value; they are
+left out, and the step is DDIM's, which needs none.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffrl.diffusion.prediction import Clip, Denoise
+from diffrl.diffusion.process import Process, expand, unknown
+
+
+@dataclass(frozen=True)
+class Churn:
+    """EDM's stochasticity (arXiv 2206.00364, algorithm 2): before a step, noise raises k to (1 + gamma) k.
+
+    gamma = min(S_churn / N, sqrt(2) - 1) where S_tmin <= k <= S_tmax, else 0, for N steps; S_noise scales the noise.
+    The levels are of k = sigma/alpha, which is sigma on VE.
+    """
+
+    S_churn: float = 0.0
+    S_tmin: float = 0.0
+    S_tmax: float = math.inf
+    S_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.S_churn >= 0 and 0 <= self.S_tmin <= self.S_tmax and self.S_noise >= 0):
+            raise ValueError(f"need S_churn >= 0, 0 <= S_tmin <= S_tmax and S_noise >= 0, got {self}")
+
+
+class Step(NamedTuple):
+    """The scalars of reverse steps, each of the shape of the times: (a, s) at t, (b, w) at r, `e` and `n` as above."""
+
+    a: Tensor
+    s: Tensor
+    b: Tensor
+    e: Tensor  # sqrt(w^2 - n^2), the factor on e
+    n: Tensor
+
+
+def _step(process: Process, t: Tensor, r: Tensor, eta: float) -> Step:
+    a, s, b, w = process.alpha(t), process.sigma(t), process.alpha(r), process.sigma(r)
+    q = (a * w) / (b * s)  # k_r / k_t; written so, it is 0 and not nan at a = 0
+    # n^2 = w^2 eta^2 (1 - q^2), and w^2 - n^2 in a form that is never negative
+    return Step(
+        a, s, b, w * torch.sqrt((1 - eta**2) + (eta * q) ** 2), eta * w * torch.sqrt(((1 - q) * (1 + q)).clamp_min(0))
+    )
+
+
+def reverse_step(
+    process: Process, x: Tensor, x0: Tensor, t: Tensor, r: Tensor, eta: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """One step from x at t to r <= t, given x0 = D(x, t): the mean, of x's shape, and standard deviation n of x_r.
+
+    t, r: scalars or one value a row of `x`, t > 0; n broadcasts against x. A draw is mean + n z; at eta = 1 this is
+    the DDPM posterior q(x_r | x_t, x_0) (Ho et al. 2020, arXiv 2006.11239, eq. 6 and 7). Raises ValueError for eta
+    outside [0, 1].
+    """
+    _check_eta(eta)
+    c = _step(process, expand(t, x), expand(r, x), eta)
+    return c.b * x0 + c.e * (x - c.a * x0) / c.s, c.n
+
+
+class Trial(NamedTuple):
+    """A trial point of a step, or its end: (a_j D + s_j e) + a_j weight (e_last - e), e_last the trial before."""
+
+    k: Tensor
+    weight: Tensor
+
+
+def _phi(h: Tensor) -> Tensor:
+    return torch.expm1(h) / h
+
+
+def _dpm2(k: Tensor, k_r: Tensor) -> tuple[list[Trial], Tensor]:
+    return [Trial(torch.sqrt(k * k_r), torch.zeros_like(k))], k_r - k
+
+
+def _dpm3(k: Tensor, k_r: Tensor) -> tuple[list[Trial], Tensor]:
+    h = torch.log(k / k_r)
+    k_2, k_3 = k * torch.exp(-h / 3), k * torch.exp(-2 * h / 3)
+    trials = [Trial(k_2, torch.zeros_like(k)), Trial(k_3, 2 * k_3 * (1 - _phi(2 * h / 3)))]
+    return trials, 1.5 * k_r * (1 - _phi(h))
+
+
+def _heun(k: Tensor, k_r: Tensor) -> tuple[list[Trial], Tensor]:
+    return [Trial(k_r, torch.zeros_like(k))], (k_r - k) / 2
+
+
+def _first_order(k: Tensor, k_r: Tensor) -> tuple[list[Trial], Tensor]:
+    return [], torch.zeros_like(k)
+
+
+_SOLVERS: dict[str, Callable[[Tensor, Tensor], tuple[list[Trial], Tensor]]] = {
+    "ddim": _first_order,
+    "dpm1": _first_order,
+    "dpm2": _dpm2,
+    "dpm3": _dpm3,
+    "dpmpp2m": _first_order,
+    "heun": _heun,
+}
+SOLVERS = tuple(_SOLVERS)
+"""The solvers' names; the calls of the denoiser a step are 1, 1, 2, 3, 1, 2."""
+
+
+def sample(
+    process: Process,
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    solver: str = "ddim",
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+    *,
+    noise: Tensor | None = None,
+    clip: Clip | None = None,
+    churn: Churn | None = None,
+    return_chain: bool = False,
+) -> Tensor:
+    """Carry `x` at times[0] down the reverse process to times[-1]: a tensor of x's shape, at least float32.
+
+    denoise: D(x, t) = E[x_0 | x_t = x], called with `x` in the state's dtype and `t` a scalar tensor.
+    x: any shape, a sample at times[0]; differentiable in `x` and in whatever `denoise` holds.
+    times: (T + 1,), decreasing, as `Process.grid` and `discrete_grid` give them; the last may be 0, the first may have
+        alpha = 0 (where `denoise` can bear it). Keep them on x's device: nothing is synchronised then.
+    solver: one of `SOLVERS`. eta in [0, 1] is for ddim alone; `churn` for every solver but dpmpp2m, without eta.
+    generator, noise: what eta > 0 and churn need, one of them: standard normal noise (T, *x.shape), drawn in one call.
+    clip: (low, high), to which D is clamped, as Diffusion-QL and DDPM do. e = (x - a D)/s follows the clamped D.
+    return_chain: give all states, (T + 1, *x.shape), from `x` to the result.
+
+    Raises ValueError for an unknown solver, eta outside [0, 1] or beside a deterministic solver, noise missing or of a
+    wrong shape, times of a wrong shape or (where looking costs nothing: on the CPU, uncompiled) not decreasing.
+    """
+    if solver not in _SOLVERS:
+        raise unknown("solver", solver, _SOLVERS)
+    _check_eta(eta)
+    if eta > 0 and solver != "ddim":
+        raise ValueError(f"eta = {eta} needs solver 'ddim': {solver!r} is deterministic")
+    if churn is not None and (eta > 0 or solver == "dpmpp2m"):
+        raise ValueError("churn goes with a deterministic solver of single steps: not with eta > 0, nor with 'dpmpp2m'")
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(f"times must be a vector of T + 1 >= 2 decreasing values, got shape {tuple(times.shape)}")
+    # A tensor's values are looked at only where that neither waits for a device nor breaks a graph.
+    visible = times.device.type == "cpu" and not torch.compiler.is_compiling()
+    if visible and not bool((times[1:] < times[:-1]).all()):
+        raise ValueError("times must decrease strictly, from noise to data")
+    ends_at_data = visible and bool(times[-1] == 0)
+
+    n_steps = len(times) - 1
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if eta == 0 and churn is None:
+        z: tuple[Tensor, ...] = ()
+    else:
+        z = _noise(x, n_steps, generator, noise).unbind()
+
+    def scalars(v: Tensor) -> tuple[Tensor, ...]:
+        return v.to(device=x.device, dtype=x.dtype, non_blocking=True).unbind()
+
+    # Every scalar of every step, once, for the whole grid and in float64.
+    t, r = times[:-1].double(), times[1:].double()
+    if churn is not None:
+        t, lift, spread = _churn(process, t, churn)
+        lifts, spreads = scalars(lift), scalars(spread)
+    a, s, b, e_factor, n_factor = (scalars(v) for v in _step(process, t, r, eta))
+    labels = scalars(t)
+    trials, weight = _corrections(process, solver, t, r)
+    trial_scalars = [tuple(scalars(v) for v in trial) for trial in trials]
+    weights = scalars(weight)
+    history = scalars(_history(process, t, r)) if solver == "dpmpp2m" else ()
+
+    def estimate(x: Tensor, t: Tensor, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """(D, e) at (x, t)."""
+        D = denoise(x, t).to(x.dtype)
+        D = D if clip is None else D.clamp(*clip)
+        return D, (x - a * D) / s
+
+    chain = [x]
+    D_last: Tensor | None = None
+    for i in range(n_steps):
+        if churn is not None:
+            x = lifts[i] * x + spreads[i] * z[i]
+        D, e = estimate(x, labels[i], a[i], s[i])
+        x = b[i] * D + e_factor[i] * e
+        if eta > 0:
+            x = x + n_factor[i] * z[i]
+        if solver == "dpmpp2m":
+            x = x if D_last is None else x + history[i] * (D - D_last)
+            D_last = D
+        elif trial_scalars and not (ends_at_data and i == n_steps - 1):
+            change = torch.zeros_like(e)
+            for t_j, a_j, s_j, weight_j in trial_scalars:
+                x_j = a_j[i] * D + s_j[i] * e + weight_j[i] * change
+                change = estimate(x_j, t_j[i], a_j[i], s_j[i])[1] - e
+            x = x + weights[i] * change
+        chain.append(x)
+    return torch.stack(chain) if return_chain else x
+
+
+def _check_eta(eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1] (0: the ODE, 1: the DDPM posterior), got {eta}")
+
+
+def _noise(x: Tensor, n_steps: int, generator: torch.Generator | None, noise: Tensor | None) -> Tensor:
+    """The standard normal noise of all steps, (T, *x.shape): the caller's, or drawn in one call."""
+    shape = (n_steps, *x.shape)
+    if noise is not None:
+        if noise.shape != shape:
+            raise ValueError(f"noise must have shape (T, *x.shape) = {shape}, got {tuple(noise.shape)}")
+        return noise.to(x.dtype)
+    if generator is None:
+        raise ValueError("eta > 0 and churn draw noise: pass a generator, or the noise itself")
+    return torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+def _churn(process: Process, t: Tensor, churn: Churn) -> tuple[Tensor, Tensor, Tensor]:
+    """The raised times t_hat, and the factors on x and on z in x_hat: y_hat = y + sqrt(k_hat^2 - k^2) S_noise z."""
+    k = process.ratio(t)
+    gamma = min(churn.S_churn / len(t), math.sqrt(2) - 1)
+    raised = (k >= churn.S_tmin) & (k <= churn.S_tmax) & torch.isfinite(k)
+    k = torch.where(raised, k, 1.0)
+    k_hat = (1 + gamma) * k
+    t_hat = process.time(k_hat)
+    a_hat = process.alpha(t_hat)
+    lift = torch.where(raised, a_hat / process.alpha(t), 1.0)
+    spread = torch.where(raised, a_hat * k * math.sqrt(gamma * (2 + gamma)) * churn.S_noise, 0.0)
+    return torch.where(raised, t_hat, t), lift, spread
+
+
+def _corrections(
+    process: Process, solver: str, t: Tensor, r: Tensor
+) -> tuple[list[tuple[Tensor, Tensor, Tensor, Tensor]], Tensor]:
+    """The trial points of a solver as (t_j, a_j, s_j, a_j weight_j), and b weight of the step's end.
+
+    Where k_t = inf or k_r = 0 the trials are made at harmless points and every weight is 0.
+    """
+    k, k_r = process.ratio(t), process.ratio(r)
+    regular = torch.isfinite(k) & (k_r > 0)
+    trials, weight = _SOLVERS[solver](torch.where(regular, k, 2.0), torch.where(regular, k_r, 1.0))
+    points = []
+    for trial in trials:
+        t_j = process.time(trial.k)
+        a_j = process.alpha(t_j)
+        points.append((t_j, a_j, process.sigma(t_j), torch.where(regular, a_j * trial.weight, 0.0)))
+    return points, torch.where(regular, process.alpha(r) * weight, 0.0)
+
+
+def _history(process: Process, t: Tensor, r: Tensor) -> Tensor:
+    """dpmpp2m's factor on D - D_last: b (1 - k_r/k_t) h / (2 h_last); 0 at the first step and where k_r = 0."""
+    k, k_r = process.ratio(t), process.ratio(r)
+    regular = torch.isfinite(k) & (k_r > 0)
+    k, k_r = torch.where(regular, k, 2.0), torch.where(regular, k_r, 1.0)
+    h = torch.log(k / k_r)
+    # After a start at k = inf h_last is infinite as well, and the second step of first order: its D_last weighs 0.
+    h_last = torch.where(regular, h, math.inf).roll(1)
+    factor = torch.where(regular, process.alpha(r) * (1 - k_r / k) * h / (2 * h_last), 0.0)
+    return factor * (torch.arange(len(t), device=t.device) > 0)
