@@ -79,8 +79,8 @@ class OfflineDataset:
 
     def episode_lengths(self) -> Ints:
         """(E,) steps of every episode."""
-        start, stop = self.episodes().T
-        return stop - start
+        lengths: Ints = np.diff(self.episodes(), axis=1)[:, 0]
+        return lengths
 
     def episode_returns(self) -> npt.NDArray[np.float64]:
         """(E,) undiscounted sum of rewards of every episode, summed in double precision."""

@@ -1,0 +1,292 @@
+"""Data sets by name: a D4RL id, a Minari id, or a path. Finds, generates, downloads and loads them."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from diffrl.data import d4rl
+from diffrl.data import minari as minari_format
+from diffrl.data.offline import ACTION_LIMIT, OfflineDataset
+from diffrl.errors import DataError, UserError
+from diffrl.files import data_directory
+from envs import registry
+
+FILE_SUFFIXES = (".hdf5", ".h5", ".npz")
+_MINARI_ID = re.compile(r"[\w-]+(/[\w-]+)+-v\d+|[\w-]+-v\d+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a named data set is, or would be."""
+
+    name: str
+    """A D4RL id, a Minari id without `minari:`, or a path."""
+    kind: Literal["d4rl", "minari", "file"]
+    """d4rl: a benchmark of the registry; minari: in Minari's store, or a folder in its format; file: HDF5 or npz."""
+    path: Path
+    """The file, or Minari's folder."""
+    benchmark: registry.Benchmark | None = None
+    """The registry's entry, for kind d4rl."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether it is on this machine."""
+        return self.path.exists()
+
+
+def cached_path(benchmark_id: str, rows: int | None = None) -> Path:
+    """Where a D4RL data set is kept: `<data directory>/d4rl/ID.hdf5`, with the rows in its name if not the whole."""
+    name = benchmark_id if rows is None else f"{benchmark_id}.{rows}-rows"
+    return data_directory() / "d4rl" / f"{name}.hdf5"
+
+
+def locate(name: str) -> Source:
+    """Find out what `name` means, reading nothing: an existing path, else a D4RL id, else a Minari id.
+
+    A D4RL file is looked for in our data directory, then in D4RL's own (`$D4RL_DATASET_DIR` or ~/.d4rl/datasets).
+    `minari:ID` always means Minari. Raises UserError, naming the nearest known id, where `name` is none of these.
+    """
+    if name.startswith("minari:"):
+        return _minari_source(name.removeprefix("minari:"))
+    path = Path(name).expanduser()
+    if path.is_dir() and minari_format.is_folder(path):
+        return Source(name, "minari", path)
+    if registry.known(name):
+        benchmark = registry.get(name)
+        theirs = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser() / Path(benchmark.url).name
+        ours = cached_path(name)
+        return Source(name, "d4rl", theirs if theirs.is_file() and not ours.is_file() else ours, benchmark)
+    if path.suffix in FILE_SUFFIXES or path.is_file():
+        return Source(name, "file", path)
+    if path.is_dir():
+        raise DataError(f"{name} is a folder, but not a Minari data set (data/metadata.json is missing).")
+    if "/" in name and _MINARI_ID.fullmatch(name):
+        return _minari_source(name)
+    raise UserError(
+        f"Unknown data set {name!r}: {registry.hint(name)} Expected a D4RL id (`diffrl data list`), a Minari id such "
+        f"as mujoco/hopper/medium-v0 or minari:ID, or a path ending in {', '.join(FILE_SUFFIXES)}."
+    )
+
+
+def _minari_source(dataset_id: str) -> Source:
+    if not _MINARI_ID.fullmatch(dataset_id):
+        raise UserError(
+            f"{dataset_id!r} is no Minari id; expected e.g. mujoco/hopper/medium-v0 (it ends in -v and a number)."
+        )
+    return Source(dataset_id, "minari", minari_format.store() / dataset_id)
+
+
+def load_dataset(
+    name: str | Path,
+    rows: int | None = None,
+    progress: bool = True,
+    *,
+    action_limit: float | None = ACTION_LIMIT,
+    check: bool = True,
+) -> OfflineDataset:
+    """Load a data set by D4RL id, Minari id or path; `rows` keeps its first rows.
+
+    A maze2d data set that is not on this machine is generated first (with `rows`, only as many). Nothing is
+    downloaded: where the file is missing the DataError says how to get it. `check` and `action_limit` are those of
+    `diffrl.data.d4rl.read`. The metadata gets `dataset`, the name, and for a D4RL id `env_id`.
+    """
+    source = locate(str(name))
+    benchmark = source.benchmark
+    if source.kind == "minari":
+        dataset = minari_format.read(source.path if source.name == str(source.path) else source.name, check=check)
+        dataset = dataset if rows is None else dataset.head(rows)
+    else:
+        path = source.path
+        if benchmark is not None and not source.exists:
+            path = _generate_missing(benchmark, rows, progress)
+        steps = None if benchmark is None else benchmark.max_episode_steps
+        dataset = d4rl.read(path, max_episode_steps=steps, action_limit=action_limit, rows=rows, check=check)
+    dataset.metadata["dataset"] = source.name
+    if benchmark is not None and benchmark.env_id is not None:
+        dataset.metadata["env_id"] = benchmark.env_id
+    return dataset
+
+
+def _generate_missing(benchmark: registry.Benchmark, rows: int | None, progress: bool) -> Path:
+    if not benchmark.generated:
+        raise DataError(
+            f"The data set {benchmark.id!r} is not on this machine ({cached_path(benchmark.id)}). Fetch it with "
+            f"`diffrl data download {benchmark.id}`, or give the path of a local file instead."
+        )
+    path = cached_path(benchmark.id, rows)
+    return path if path.is_file() else generate(benchmark.id, rows=rows, progress=progress)
+
+
+def generate(
+    benchmark_id: str, path: Path | None = None, rows: int | None = None, seed: int = 0, progress: bool = True
+) -> Path:
+    """Generate a maze2d data set with D4RL's own recipe and return its file, `cached_path(...)` unless given.
+
+    `rows=None` means as many as D4RL's (1, 2 or 4 million). Raises UserError for any other benchmark.
+    """
+    benchmark = registry.get(benchmark_id)
+    if not benchmark.generated:
+        can = ", ".join(i for i in registry.ids() if registry.get(i).generated)
+        raise UserError(
+            f"{benchmark_id!r} cannot be generated; try `diffrl data download {benchmark_id}`. Generated are: {can}."
+        )
+    if rows is not None and rows < 1:
+        raise UserError(f"rows is {rows}; expected at least 1.")
+    from envs import maze2d
+
+    return maze2d.generate(benchmark_id, path or cached_path(benchmark_id, rows), rows, seed=seed, progress=progress)
+
+
+def download(name: str, force: bool = False, progress: bool = True) -> Path:
+    """Fetch a D4RL or Minari data set and return where it is; at once if it is there already, unless `force`.
+
+    A D4RL file is resumed where an earlier try was cut, verified, given a checksum, and only then put in place.
+    Raises UserError where the host cannot be reached, saying what else can be done.
+    """
+    source = locate(name)
+    if source.kind == "file":
+        raise UserError(f"{name!r} is a path; expected a D4RL id (`diffrl data list`) or a Minari id.")
+    if source.exists and not force:
+        return source.path
+    if source.benchmark is None:
+        minari_format.download(source.name, force)
+        return source.path
+    target = cached_path(source.benchmark.id)
+    try:
+        fetch(source.benchmark.url, target, verify=_verify(source.benchmark), progress=progress)
+    except DownloadError as error:
+        raise UserError(f"{error}\n{_alternatives(source.benchmark)}") from error
+    return target
+
+
+class DownloadError(UserError):
+    """A file that could not be fetched. What is there so far is kept beside the target, to be resumed."""
+
+
+def _alternatives(benchmark: registry.Benchmark) -> str:
+    ways = [
+        "D4RL's host is down at times: try again later; what has arrived is kept.",
+        f"If you have the file, copy it to {cached_path(benchmark.id)}, or give its path instead of the id.",
+    ]
+    if benchmark.generated:
+        ways.append(f"`diffrl data generate {benchmark.id}` rebuilds this data set here, without a download.")
+    if benchmark.minari is not None:
+        ways.append(
+            f"Minari has a data set of the same kind, not the same data: `diffrl data download {benchmark.minari}`."
+        )
+    return "\n".join(f"- {way}" for way in ways)
+
+
+def _verify(benchmark: registry.Benchmark) -> Callable[[Path], None]:
+    def verify(path: Path) -> None:
+        d4rl.read(path, max_episode_steps=benchmark.max_episode_steps)
+        d4rl.seal(path)
+
+    return verify
+
+
+_INTERRUPTED = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+_CHUNK = 1 << 20
+
+
+def fetch(
+    url: str,
+    target: Path,
+    verify: Callable[[Path], None] = lambda path: None,
+    *,
+    attempts: int = 5,
+    backoff: float = 1.0,
+    timeout: float = 30.0,
+    progress: bool = True,
+) -> None:
+    """Download `url` to `target` by way of `target.part`, which a later call resumes (HTTP Range).
+
+    Gives up after `attempts` tries in a row that brought nothing new, with pauses of `backoff`, 2 `backoff`,
+    4 `backoff`, ... seconds; each try waits `timeout` seconds for an answer. `verify(part)` raises DataError where
+    the whole file is not what it should be: it is then deleted. Raises DownloadError where the file cannot be had.
+    """
+    part = target.with_name(target.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    most, failures = 0, 0
+    while True:
+        try:
+            _fetch_once(url, part, timeout, progress)
+            break
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code == 416:  # what we hold does not fit the file there: start anew
+                part.unlink(missing_ok=True)
+            elif error.code < 500:
+                raise DownloadError(f"{url} answered {error.code} {error.reason}: the file is not there.") from error
+            reason: Exception = error
+        except _INTERRUPTED as error:
+            reason = error
+        size = part.stat().st_size if part.exists() else 0
+        failures = 0 if size > most else failures + 1
+        most = max(most, size)
+        if failures >= attempts:
+            why = getattr(reason, "reason", None) or reason
+            raise DownloadError(
+                f"{url} could not be fetched: {why} ({attempts} tries, {size} bytes so far)."
+            ) from reason
+        time.sleep(backoff * 2 ** max(0, failures - 1))
+    try:
+        verify(part)
+    except DataError as error:
+        part.unlink(missing_ok=True)
+        raise DownloadError(f"{url} was fetched, but is not a usable data set, and was deleted: {error}") from error
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(target)
+
+
+def _fetch_once(url: str, part: Path, timeout: float, progress: bool) -> None:
+    """Append what is missing to `part`, or start it anew where the host cannot resume. Raises where it is cut."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{have}":
+            error.close()
+            return  # it was complete already
+        raise
+    total: int | None
+    with response:
+        if response.status == 206:
+            total = int(response.headers["Content-Range"].rsplit("/", 1)[1])
+        else:
+            length = response.headers.get("Content-Length")
+            have = 0
+            total = None if length is None else int(length)
+        with part.open("ab" if have else "wb") as file, _bar(part.stem, have, total, progress) as advance:
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                advance(len(chunk))
+    size = part.stat().st_size
+    if total is not None and size != total:
+        if size > total:
+            part.unlink()
+        raise ConnectionError(f"the connection was cut after {size} of {total} bytes")
+
+
+@contextmanager
+def _bar(name: str, have: int, total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error; yields the function that advances it by bytes."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown) as bar:
+        task = bar.add_task(name, total=total, completed=have)
+        yield lambda size: bar.advance(task, size)

@@ -1,0 +1,186 @@
+"""D4RL's benchmarks: reference scores, download addresses, step limits, and which environment evaluates them.
+
+Ids, reference scores and addresses are in `d4rl.csv` beside this file; what holds for whole families is here.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffrl.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A D4RL task: a data set and the environment that evaluates policies trained on it."""
+
+    id: str
+    """D4RL's name, such as hopper-medium-v2."""
+    domain: str
+    """The robot or task: hopper, maze2d, pen, ..."""
+    env_id: str | None
+    """The Gymnasium environment whose scores compare with D4RL's; None where there is none (`note` says why)."""
+    max_episode_steps: int
+    """Steps after which an episode is cut."""
+    ref_min: float | None
+    """Mean return of a random policy; None where D4RL has no reference."""
+    ref_max: float | None
+    """Mean return of an expert."""
+    url: str
+    """Where D4RL's file is, when the host is up."""
+    note: str = ""
+    """How faithful data and environment are to D4RL's, and what to use instead."""
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of `gymnasium.make(env_id, ...)`."""
+    env_extra: str | None = None
+    """The extra of diffrl that holds the environment: `pip install 'diffrl[EXTRA]'`."""
+    generated: bool = False
+    """Whether `diffrl data generate` rebuilds the data set here, without a download."""
+    minari: str | None = None
+    """A Minari data set of the same kind (not the same data), for when D4RL's host is down."""
+
+    def normalised_score(self, returns: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """100 (return - ref_min) / (ref_max - ref_min), elementwise: 0 a random policy, 100 an expert.
+
+        Raises UserError where D4RL has no reference scores.
+        """
+        if self.ref_min is None or self.ref_max is None:
+            raise UserError(f"D4RL has no reference scores for {self.id!r}; report plain returns instead.")
+        values: npt.NDArray[np.float64] = np.asarray(returns, np.float64)
+        return 100.0 * (values - self.ref_min) / (self.ref_max - self.ref_min)
+
+
+def ids() -> list[str]:
+    """All of D4RL's ids, in alphabetical order."""
+    return list(_table())
+
+
+def known(benchmark_id: str) -> bool:
+    """Whether D4RL has a benchmark of that id."""
+    return benchmark_id in _table()
+
+
+def get(benchmark_id: str) -> Benchmark:
+    """The benchmark of that id. Raises UserError naming the nearest one where there is none."""
+    if not known(benchmark_id):
+        raise UserError(f"Unknown benchmark {benchmark_id!r}: {hint(benchmark_id)} `diffrl data list` shows all.")
+    return _table()[benchmark_id]
+
+
+def hint(benchmark_id: str) -> str:
+    """Half a sentence naming the known id nearest to `benchmark_id`; the newest version where only that is missing."""
+    versions = [known_id for known_id in ids() if known_id.rsplit("-", 1)[0] == benchmark_id]
+    return f"did you mean {versions[-1]!r}?" if versions else nearest(benchmark_id, ids())
+
+
+def normalised_score(benchmark_id: str, returns: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """`Benchmark.normalised_score` by id: x100, elementwise."""
+    return get(benchmark_id).normalised_score(returns)
+
+
+@cache
+def _table() -> dict[str, Benchmark]:
+    lines = files("envs").joinpath("d4rl.csv").read_text().splitlines()
+    return {line["id"]: _benchmark(line) for line in csv.DictReader(lines)}
+
+
+def _benchmark(line: dict[str, str]) -> Benchmark:
+    benchmark_id = line["id"]
+    domain, task = _split(benchmark_id)
+    version = benchmark_id.rsplit("-", 1)[1]
+    return Benchmark(
+        id=benchmark_id,
+        domain=domain,
+        ref_min=float(line["ref_min"]) if line["ref_min"] else None,
+        ref_max=float(line["ref_max"]) if line["ref_max"] else None,
+        url=line["url"],
+        **_family(benchmark_id, domain, task, version),
+    )
+
+
+def _split(benchmark_id: str) -> tuple[str, str]:
+    """The domain and the rest of the name: `hopper`, `medium-v2`; `bullet-ant`, `expert-v0`."""
+    words = benchmark_id.split("-")
+    length = 2 if words[0] in ("bullet", "flow") or words[1] == "eval" else 1
+    return "-".join(words[:length]), "-".join(words[length:])
+
+
+_LOCOMOTION = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}
+_ADROIT = {
+    "pen": "AdroitHandPen-v1",
+    "door": "AdroitHandDoor-v1",
+    "hammer": "AdroitHandHammer-v1",
+    "relocate": "AdroitHandRelocate-v1",
+}
+_MAZE_STEPS = {"open": 150, "umaze": 300, "medium": 600, "large": 800}
+_OTHER_STEPS = {"flow-ring": 500, "flow-merge": 750, "minigrid": 50}
+_OLD_ENGINE = "Data of the mujoco_py era do not replay exactly on today's engine."
+
+
+def _family(benchmark_id: str, domain: str, task: str, version: str) -> dict[str, Any]:
+    """What holds for a whole family: environment, step limit, note on fidelity."""
+    quality = task.removesuffix(f"-{version}")
+    maze = quality.split("-")[0]
+    if domain in _LOCOMOTION:
+        note = _OLD_ENGINE
+        if domain == "hopper" and version in ("v0", "v1"):
+            note = f"The v0 and v1 hopper files are faulty: use hopper-{quality}-v2. {note}"
+        counterpart = f"mujoco/{domain}/{quality}-v0" if quality in ("medium", "expert") else None
+        return {
+            "env_id": _LOCOMOTION[domain],
+            "max_episode_steps": 1000,
+            "note": note,
+            "minari": counterpart,
+        }
+    if domain == "ant":
+        note = "Not comparable today: D4RL's Ant has 111 observations, Gymnasium's v4 has 27 and v5 has 105."
+        return {"env_id": None, "max_episode_steps": 1000, "note": note}
+    if domain == "maze2d":
+        note = "Environment and data are rebuilt here after D4RL's; timeouts mark a reached target."
+        return {"env_id": benchmark_id, "max_episode_steps": _MAZE_STEPS[maze], "generated": True, "note": note}
+    if domain == "maze2d-eval":
+        note = "No environment here: D4RL's evaluation mazes are not rebuilt, and its table has no references for them."
+        return {"env_id": None, "max_episode_steps": _MAZE_STEPS[maze], "note": note}
+    if domain == "antmaze":
+        faulty = f" The v0 files' timeouts are out of step with the episodes: use antmaze-{quality}-v2."
+        note = (
+            "Not faithful yet: gymnasium-robotics' AntMaze-v4 needs its goal dictionary flattened (achieved_goal, then "
+            "27 observations, is D4RL's 29), its goal radius is .45 instead of .5, and its start and goal differ."
+        )
+        return {
+            "env_id": None,
+            "max_episode_steps": 700 if maze == "umaze" else 1000,
+            "note": note + (faulty if version == "v0" else ""),
+            "minari": f"D4RL/antmaze/{quality}-v1",
+        }
+    if domain == "kitchen":
+        note = (
+            "Not faithful yet: gymnasium-robotics' FrankaKitchen-v1 has a dictionary with 59 observations, D4RL 60 "
+            "(9 + 21 + 30 goal), and its four tasks have to be named."
+        )
+        return {"env_id": None, "max_episode_steps": 280, "note": note, "minari": f"D4RL/kitchen/{quality}-v2"}
+    if domain in _ADROIT:
+        steps = 100 if domain == "pen" else 200
+        return {
+            "env_id": _ADROIT[domain],
+            "env_kwargs": {"max_episode_steps": steps},
+            "env_extra": "robotics",
+            "max_episode_steps": steps,
+            "note": _OLD_ENGINE,
+            "minari": f"D4RL/{domain}/{quality}-v2",
+        }
+    note = "No environment here: its simulator is not packaged for today's Gymnasium."
+    if domain == "minigrid":
+        note = "Discrete actions, which diffrl's agents do not have. " + note
+    steps = _OTHER_STEPS.get(domain, _MAZE_STEPS[maze] if domain == "bullet-maze2d" else 1000)
+    if benchmark_id == "carla-lane-v0":
+        steps = 250
+    return {"env_id": None, "max_episode_steps": steps, "note": note}
