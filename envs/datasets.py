@@ -44,9 +44,12 @@ class Source:
         return self.path.exists()
 
 
-def cached_path(benchmark_id: str, rows: int | None = None) -> Path:
-    """Where a D4RL data set is kept: `<data directory>/d4rl/ID.hdf5`, with the rows in its name if not the whole."""
-    name = benchmark_id if rows is None else f"{benchmark_id}.{rows}-rows"
+def cached_path(benchmark_id: str, rows: int | None = None, seed: int = 0) -> Path:
+    """Where a D4RL data set is kept: `<data directory>/d4rl/ID.hdf5`.
+
+    One generated with fewer rows or another seed is not D4RL's: the name says so, and the id alone never means it.
+    """
+    name = benchmark_id + ("" if rows is None else f".{rows}-rows") + ("" if seed == 0 else f".seed-{seed}")
     return data_directory() / "d4rl" / f"{name}.hdf5"
 
 
@@ -144,7 +147,8 @@ def generate(
         raise UserError(f"rows is {rows}; expected at least 1.")
     from envs import maze2d
 
-    return maze2d.generate(benchmark_id, path or cached_path(benchmark_id, rows), rows, seed=seed, progress=progress)
+    target = path or cached_path(benchmark_id, rows, seed)
+    return maze2d.generate(benchmark_id, target, rows, seed=seed, progress=progress)
 
 
 def download(name: str, force: bool = False, progress: bool = True) -> Path:

@@ -64,15 +64,22 @@ def read(
     return dataset if rows is None else dataset.head(rows)
 
 
+def count_rows(path: Path) -> int | None:
+    """The number of rows of an HDF5 file, reading none of them; None where it has no rewards or is no HDF5."""
+    try:
+        with h5py.File(path, "r") as file:
+            return int(file["rewards"].shape[0])
+    except (OSError, KeyError, AttributeError):
+        return None
+
+
 def write(path: Path | str, dataset: OfflineDataset) -> Path:
     """Write `dataset` as compressed HDF5, under a temporary name first, with its checksum. Returns the path.
 
     Metadata that is neither text, number nor array is stored as JSON text.
     """
     path = Path(path).expanduser()
-    arrays: dict[str, Array] = {
-        key: values for key in (*REQUIRED, *OPTIONAL) if (values := getattr(dataset, key)) is not None
-    }
+    arrays = dataset.columns()
     arrays |= {f"infos/{key}": np.asarray(values) for key, values in dataset.infos.items()}
     arrays |= {
         f"metadata/{key}": _encode(value) for key, value in dataset.metadata.items() if key not in ("path", "sha256")

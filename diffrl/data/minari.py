@@ -6,6 +6,7 @@ are our `terminals`; `truncations`, and the last step of an episode that ends in
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,16 @@ def store() -> Path:
 def is_folder(path: Path) -> bool:
     """Whether `path` is a data set in Minari's format."""
     return (path / "data" / "metadata.json").is_file()
+
+
+def local_ids() -> dict[str, int]:
+    """The data sets in `store()` by id, and their steps, without importing Minari."""
+    found = {}
+    for path in sorted(store().glob("**/data/metadata.json")):
+        name = path.parent.parent.relative_to(store()).as_posix()
+        if not any(part.startswith(".") for part in name.split("/")):
+            found[name] = int(json.loads(path.read_text()).get("total_steps", 0))
+    return found
 
 
 def read(source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check: bool = True) -> OfflineDataset:
@@ -115,7 +126,8 @@ def write(
 
     Where next observations are not stored, the last step of an episode that was cut has no known successor and is
     left out, its predecessor being marked as the truncation; a terminal step's last observation is repeated.
-    `infos` and `metadata` are not kept. `reference_scores` are returns (min, max) for Minari's normalised score.
+    Of the metadata `env_id`, `algorithm` and `description` are kept; `infos` are not. `reference_scores` are the
+    returns (random, expert) of Minari's normalised score.
 
     Raises UserError for a bad id, or one that exists (unless `force`); DataError where rows with next observations do
     not follow one another, as synthetic transitions do not: Minari has no place for those.
@@ -147,6 +159,7 @@ def write(
                 minari.create_dataset_from_buffers(
                     dataset_id,
                     buffers,
+                    env=_environment(dataset.metadata.get("env_id")),
                     observation_space=Box(-np.inf, np.inf, (dataset.observation_size,), np.float32),
                     action_space=Box(-bound, bound, dtype=np.float32),
                     ref_min_score=minimum,
@@ -262,6 +275,16 @@ def _episodes(dataset: OfflineDataset) -> Iterator[dict[str, Any]]:
             "terminations": dataset.terminals[rows],
             "truncations": truncations,
         }
+
+
+def _environment(env_id: str | None) -> Any:
+    """The environment the data belong to, so that `recover_environment()` works; None where it is not installed."""
+    import gymnasium
+
+    try:
+        return None if env_id is None else gymnasium.make(env_id)
+    except (gymnasium.error.Error, ImportError):
+        return None
 
 
 def _text(value: Any) -> str | None:

@@ -129,25 +129,18 @@ class OfflineDataset:
             metadata={key: value for key, value in self.metadata.items() if key != "sha256"},
         )
 
-    def problems(self, action_limit: float | None = ACTION_LIMIT) -> list[str]:
-        """What makes this data set unfit for training, one sentence each: key, row, found, expected, what to do.
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays by name, `next_observations` only where it is stored."""
+        names = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+        return {name: values for name in names if (values := getattr(self, name)) is not None}
 
-        Checks shapes, lengths, emptiness, finite values and |action| <= `action_limit` (None: any).
-        """
+    def structural_problems(self) -> list[str]:
+        """Shapes and lengths that do not fit together, one sentence each: key, found, expected, what to do."""
         n = len(self)
         if n == 0:
             return ["rewards: 0 rows; expected at least 1. The file is empty: write or download it again."]
-        columns: dict[str, npt.NDArray[Any]] = {
-            "observations": self.observations,
-            "actions": self.actions,
-            "rewards": self.rewards,
-            "terminals": self.terminals,
-            "timeouts": self.timeouts,
-        }
-        if self.next_observations is not None:
-            columns["next_observations"] = self.next_observations
         found = []
-        for key, values in columns.items():
+        for key, values in self.columns().items():
             dimensions = 2 if key in ("observations", "actions", "next_observations") else 1
             if values.ndim != dimensions or (dimensions == 2 and values.shape[1] == 0):
                 wanted = f"({n}, size)" if dimensions == 2 else f"({n},)"
@@ -157,23 +150,30 @@ class OfflineDataset:
         if self.next_observations is not None and self.next_observations.shape[1:] != self.observations.shape[1:]:
             shapes = f"{self.next_observations.shape}, observations {self.observations.shape}"
             found.append(f"next_observations: shape {shapes}; expected the same. Leave next_observations out.")
+        return found
+
+    def problems(self, action_limit: float | None = ACTION_LIMIT) -> list[str]:
+        """What makes this data set unfit for training, one sentence each: key, row, found, expected, what to do.
+
+        Besides `structural_problems()`, values that are not finite and |action| > `action_limit` (None: any).
+        """
+        found = self.structural_problems()
         if found:
             return found
-        for key, values in columns.items():
-            bad = _first_bad(~np.isfinite(values)) if values.dtype != np.bool_ else None
-            if bad is not None:
-                total = int((~np.isfinite(values)).sum())
+        for key, values in self.columns().items():
+            bad = ~np.isfinite(values)
+            if bad.any():
+                row, value = _first(bad, values)
                 found.append(
-                    f"{key}: row {bad} holds {_worst(values[bad])} ({total} such values in all); expected finite "
-                    "float32 numbers. Remove the episode, or write the file again."
+                    f"{key}: row {row} holds {value} ({bad.sum()} such values in all); expected finite float32 "
+                    "numbers. Remove the episode, or write the file again."
                 )
-        if action_limit is not None and np.isfinite(self.actions).all():
-            outside = np.abs(self.actions) > action_limit * (1 + _ACTION_SLACK)
-            bad = _first_bad(outside)
-            if bad is not None:
-                value = self.actions[bad][outside[bad]][0]
+        if action_limit is not None:
+            outside = (np.abs(self.actions) > action_limit * (1 + _ACTION_SLACK)) & np.isfinite(self.actions)
+            if outside.any():
+                row, value = _first(outside, self.actions)
                 found.append(
-                    f"actions: row {bad} holds {value:.6g} ({int(outside.any(1).sum())} such rows in all); expected "
+                    f"actions: row {row} holds {value:.6g} ({outside.any(axis=1).sum()} such rows in all); expected "
                     f"[{-action_limit:g}, {action_limit:g}]. If the environment clips actions, clip the file too: "
                     "`diffrl data convert SOURCE NEW.hdf5 --clip-actions`."
                 )
@@ -201,12 +201,7 @@ def count_timeouts(terminals: Bools, max_episode_steps: int) -> Bools:
     return timeouts
 
 
-def _first_bad(bad: Bools) -> int | None:
-    """The first row of (N, ...) that holds a True."""
-    rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))
-    return int(rows[0]) if len(rows) else None
-
-
-def _worst(row: npt.NDArray[Any]) -> str:
-    values = np.atleast_1d(row)
-    return str(values[~np.isfinite(values)][0])
+def _first(bad: Bools, values: npt.NDArray[Any]) -> tuple[int, float]:
+    """The first row of (N, ...) where `bad` holds a True, and the value there."""
+    index = int(np.flatnonzero(bad)[0])
+    return index // (bad.size // len(bad)), float(values.flat[index])

@@ -1,0 +1,346 @@
+"""`diffrl data ...`: list, inspect, generate, download and convert data sets.
+
+Every command is a frozen dataclass, read by tyro, with a `run()` that does it. Heavy imports wait until then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional
+
+from diffrl.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from matplotlib.axes import Axes
+    from rich.console import Console
+    from rich.table import Table
+
+    from diffrl.data.offline import OfflineDataset
+    from envs.datasets import Source
+    from envs.registry import Benchmark
+
+
+@dataclass(frozen=True)
+class ListData:
+    """List D4RL's data sets, and Minari's on this machine: rows, environment, reference scores, where they are."""
+
+    pattern: Positional[str] = ""
+    """Show only ids that contain this text."""
+
+    def run(self) -> int:
+        """Print the table; the notes too where few data sets match. 1 if none does."""
+        from diffrl.data import minari as minari_format
+        from envs import registry
+        from envs.datasets import locate
+
+        chosen = [registry.get(benchmark_id) for benchmark_id in registry.ids() if self.pattern in benchmark_id]
+        local = {name: steps for name, steps in minari_format.local_ids().items() if self.pattern in name}
+        console = _console()
+        if not chosen and not local:
+            console.print(f"No data set has {self.pattern!r} in its id: {registry.hint(self.pattern)}")
+            return 1
+        table = _table("data set", "status", ">rows", "environment for scores", ">random", ">expert")
+        for benchmark in chosen:
+            source = locate(benchmark.id)
+            table.add_row(
+                benchmark.id,
+                _status(source),
+                _rows_of(source),
+                benchmark.env_id or "-",
+                *("-" if score is None else f"{score:.2f}" for score in (benchmark.ref_min, benchmark.ref_max)),
+            )
+        for name, steps in local.items():
+            table.add_row(name, "[green]here[/] (Minari)", f"{steps:,}", "-", "-", "-")
+        console.print(table)
+        console.print(
+            f"{len(chosen) + len(local)} data sets. [green]here[/]: on this machine; [cyan]generate[/]: `diffrl data "
+            "generate ID`, or at first use; download: `diffrl data download ID`. random, expert: D4RL's mean returns, "
+            "scored 0 and 100. Minari ids such as mujoco/hopper/medium-v0 can be downloaded too."
+        )
+        if len(chosen) <= 8:
+            for note in dict.fromkeys(benchmark.note for benchmark in chosen if benchmark.note):
+                console.print(f"- {note}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Info:
+    """Describe a data set: rows, episodes, returns, ranges, and what is wrong with it, if anything."""
+
+    dataset: Positional[str]
+    """A D4RL id, a Minari id, or the path of an HDF5 or npz file or of a Minari folder."""
+    picture: Path | None = None
+    """Save a picture (PNG) of returns, lengths, and positions or actions here."""
+    scores_of: str | None = None
+    """The D4RL id whose reference scores normalise the returns, where the data set is not D4RL's itself."""
+    rows: int | None = None
+    """Read only so many rows from the beginning."""
+
+    def run(self) -> int:
+        """Print the description. 1 if the data set has problems."""
+        from envs import registry
+        from envs.datasets import load_dataset, locate
+
+        source = locate(self.dataset)
+        console = _console()
+        if source.benchmark is not None and not source.exists:
+            _print_benchmark(console, source.benchmark)
+            console.print(f"Not on this machine. Get it with: diffrl data {_verb(source.benchmark)} {source.name}")
+            return 0
+        dataset = load_dataset(self.dataset, rows=self.rows, check=False)
+        benchmark, env_id = source.benchmark, str(dataset.metadata.get("env_id", ""))
+        if self.scores_of is not None:
+            benchmark = registry.get(self.scores_of)
+        elif benchmark is None and registry.known(env_id):  # maze2d, whose data sets and environments share ids
+            benchmark = registry.get(env_id)
+        if source.benchmark is not None:
+            _print_benchmark(console, source.benchmark)
+        for key, value in dataset.metadata.items():
+            if key != "dataset":  # what was just typed
+                console.print(f"{key}: {value}", markup=False, highlight=False)
+        problems = dataset.problems()
+        if not dataset.structural_problems():
+            for part in (_summary(dataset), _distributions(dataset, benchmark), _ranges(dataset)):
+                console.print()
+                console.print(part)
+            console.print()
+            if self.picture is not None:
+                save_picture(self.picture, dataset, benchmark, self.dataset)
+                console.print(f"Picture: {self.picture}", highlight=False)
+        if problems:
+            console.print("[bold red]Problems:[/]")
+            for problem in problems:
+                console.print(f"- {problem}", markup=False, highlight=False)
+            return 1
+        console.print("[green]No problems found.[/]")
+        return 0
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Rebuild a maze2d data set on this machine with D4RL's own recipe: about 2 minutes a million rows."""
+
+    benchmark: Positional[str]
+    """The id, such as maze2d-umaze-v1."""
+    rows: int | None = None
+    """Number of rows. Default: D4RL's own, 1, 2 or 4 million."""
+    seed: int = 0
+    """Seed of the walk."""
+    output: Path | None = None
+    """The file to write. Default: in the data directory, where the id finds it if rows and seed are the default."""
+    force: bool = False
+    """Replace the file if it exists."""
+
+    def run(self) -> None:
+        """Generate it and say where it is."""
+        from envs import datasets
+
+        path = self.output or datasets.cached_path(self.benchmark, self.rows, self.seed)
+        if path.exists() and not self.force:
+            _console().print(f"It is there already: {path} (--force replaces it)", highlight=False)
+            return
+        path = datasets.generate(self.benchmark, path, self.rows, self.seed)
+        whole = path == datasets.cached_path(self.benchmark)
+        _console().print(f"Written: {path}. Use it as --dataset {self.benchmark if whole else path}", highlight=False)
+
+
+@dataclass(frozen=True)
+class Download:
+    """Fetch a D4RL or Minari data set; an interrupted download is resumed, the file checked before it is used."""
+
+    dataset: Positional[str]
+    """A D4RL id (`diffrl data list`) or a Minari id such as mujoco/hopper/medium-v0."""
+    force: bool = False
+    """Fetch it even if it is on this machine."""
+
+    def run(self) -> None:
+        """Fetch it and say where it is."""
+        from envs.datasets import download
+
+        _console().print(f"Here: {download(self.dataset, self.force)}", highlight=False)
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Copy a data set into another format: D4RL's HDF5 or Minari."""
+
+    source: Positional[str]
+    """A D4RL id, a Minari id, or a path (HDF5, npz, a Minari folder)."""
+    target: Positional[str]
+    """A path ending in .hdf5 or .h5, or a Minari id such as minari:maze2d/umaze-v1."""
+    format: Literal["hdf5", "arrow"] = "hdf5"
+    """Minari's storage format, where the target is Minari."""
+    rows: int | None = None
+    """Copy only so many rows from the beginning."""
+    clip_actions: bool = False
+    """Clip actions to [-1, 1], as an environment does that clips them itself."""
+    force: bool = False
+    """Replace the target if it exists."""
+
+    def run(self) -> None:
+        """Read, check, write, and say what was written."""
+        from diffrl.data import d4rl
+        from diffrl.data import minari as minari_format
+        from envs.datasets import load_dataset, locate
+
+        path = Path(self.target).expanduser()
+        to_file = path.suffix in (".hdf5", ".h5")
+        if not to_file and (path.suffix or not (self.target.startswith("minari:") or "/" in self.target)):
+            raise UserError(f"Cannot write {self.target!r}: expected a path ending in .hdf5 or .h5, or minari:ID.")
+        if to_file and path.exists() and not self.force:
+            raise UserError(f"{path} exists. Use --force to replace it.")
+        dataset = load_dataset(self.source, self.rows, action_limit=None if self.clip_actions else 1.0)
+        if self.clip_actions:
+            dataset = dataset.clip_actions()
+        if to_file:
+            d4rl.write(path, dataset)
+            written = len(dataset)
+        else:
+            benchmark = locate(self.source).benchmark
+            scores = benchmark and (benchmark.ref_min, benchmark.ref_max)
+            path = minari_format.write(
+                self.target.removeprefix("minari:"),
+                dataset,
+                self.format,
+                reference_scores=None if not scores or None in scores else scores,  # type: ignore[arg-type]
+                force=self.force,
+            )
+            written = int(dataset.successors()[1].sum())
+        dropped = (
+            f" ({len(dataset) - written} cut steps without a successor left out)" if written < len(dataset) else ""
+        )
+        _console().print(f"Written: {path}, {written:,} steps{dropped}", highlight=False)
+
+
+def save_picture(path: Path, dataset: OfflineDataset, benchmark: Benchmark | None, title: str) -> None:
+    """Save returns, lengths, and positions (of mazes) or actions as one PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    returns_axes, lengths_axes, last_axes = figure.subplots(1, 3)
+    figure.suptitle(f"{title}: {len(dataset):,} rows, {dataset.n_episodes:,} episodes")
+    returns = dataset.episode_returns()
+    _histogram(returns_axes, returns, "return")
+    if benchmark is not None and benchmark.ref_min is not None and benchmark.ref_max is not None:
+        low, span = benchmark.ref_min, benchmark.ref_max - benchmark.ref_min
+        top = returns_axes.secondary_xaxis(
+            "top", functions=(lambda x: 100 * (x - low) / span, lambda x: x * span / 100 + low)
+        )
+        top.set_xlabel(f"normalised score ({benchmark.id})")
+    _histogram(lengths_axes, dataset.episode_lengths(), "steps in an episode")
+    if _is_maze(dataset, benchmark):
+        _positions(last_axes, dataset, rows_downwards=benchmark is not None and benchmark.domain.startswith("maze2d"))
+    else:
+        last_axes.hist(dataset.actions, bins=40, histtype="step", density=True)
+        last_axes.set(xlabel="action, one line a dimension", ylabel="density")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _histogram(axes: Axes, values: npt.NDArray[np.generic], label: str) -> None:
+    axes.hist(values, bins=40, color="#4477aa")
+    axes.set(xlabel=label, ylabel="episodes")
+
+
+def _is_maze(dataset: OfflineDataset, benchmark: Benchmark | None) -> bool:
+    names = [str(dataset.metadata.get(key, "")) for key in ("env_id", "dataset", "minari_id")]
+    return any("maze" in name.lower() for name in (*names, benchmark.id if benchmark else ""))
+
+
+def _positions(axes: Axes, dataset: OfflineDataset, rows_downwards: bool) -> None:
+    """How often each position was visited. maze2d's coordinates are (row, column): drawn as its maps are written."""
+    first, second = dataset.observations[:, 0], dataset.observations[:, 1]
+    x, y = (second, first) if rows_downwards else (first, second)
+    image = axes.hexbin(x, y, gridsize=60, bins="log", mincnt=1, cmap="viridis")
+    axes.figure.colorbar(image, ax=axes, label="rows")
+    axes.set(xlabel="column" if rows_downwards else "x", ylabel="row" if rows_downwards else "y", aspect="equal")
+    if rows_downwards:
+        axes.invert_yaxis()
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=120)  # piped: whole ids rather than 80 columns
+
+
+def _table(*columns: str) -> Table:
+    """A table with these headings; those that start with > are numbers, set to the right."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", no_wrap=True)
+    return table
+
+
+def _verb(benchmark: Benchmark) -> str:
+    return "generate" if benchmark.generated else "download"
+
+
+def _status(source: Source) -> str:
+    if source.exists:
+        return "[green]here[/]"
+    assert source.benchmark is not None
+    return "[cyan]generate[/]" if source.benchmark.generated else "download"
+
+
+def _rows_of(source: Source) -> str:
+    from diffrl.data import d4rl
+
+    rows = d4rl.count_rows(source.path) if source.exists else None
+    return "-" if rows is None else f"{rows:,}"
+
+
+def _print_benchmark(console: Console, benchmark: Benchmark) -> None:
+    console.print(f"[bold]{benchmark.id}[/]", highlight=False)
+    console.print(f"environment for scores: {benchmark.env_id or 'none'}, {benchmark.max_episode_steps} steps")
+    if benchmark.ref_min is not None:
+        console.print(f"reference returns: random {benchmark.ref_min:g}, expert {benchmark.ref_max:g}")
+    if benchmark.note:
+        console.print(benchmark.note, highlight=False)
+
+
+def _summary(dataset: OfflineDataset) -> str:
+    known = int(dataset.successors()[1].sum())
+    stored = "stored" if dataset.has_next else "derived from the next row"
+    return (
+        f"{len(dataset):,} rows, {dataset.n_episodes:,} episodes; {int(dataset.terminals.sum()):,} terminals, "
+        f"{int(dataset.timeouts.sum()):,} timeouts\nnext observations: {stored}, known for {known:,} rows"
+    )
+
+
+def _distributions(dataset: OfflineDataset, benchmark: Benchmark | None) -> Table:
+    import numpy as np
+
+    table = _table("per episode", *(f">{name}" for name in ("min", "25%", "median", "75%", "max", "mean", "std")))
+    rows = {"steps": dataset.episode_lengths(), "return": dataset.episode_returns()}
+    if benchmark is not None and benchmark.ref_min is not None:
+        rows[f"score ({benchmark.id})"] = benchmark.normalised_score(rows["return"])
+    for label, values in rows.items():
+        numbers = [*np.quantile(values, [0, 0.25, 0.5, 0.75, 1]), values.mean(), values.std()]
+        table.add_row(label, *(f"{number:.1f}" for number in numbers))
+    return table
+
+
+def _ranges(dataset: OfflineDataset, most: int = 24) -> Table:
+    """Range of every column, of the first `most` dimensions each."""
+    table = _table("column", *(f">{name}" for name in ("min", "max", "mean", "std")))
+    columns = {"observations": dataset.observations, "actions": dataset.actions, "rewards": dataset.rewards[:, None]}
+    for key, values in columns.items():
+        size = values.shape[1]
+        for i in range(min(size, most)):
+            column = values[:, i].astype("float64")
+            label = key if key == "rewards" else f"{key}\\[{i}]"
+            table.add_row(label, *(f"{v:.4g}" for v in (column.min(), column.max(), column.mean(), column.std())))
+        if size > most:
+            table.add_row(f"... {size - most} more {key}")
+    return table

@@ -1,0 +1,95 @@
+"""Scales of observations and rewards: affine normalisers that invert exactly, and the papers' reward tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffrl.errors import DataError, UserError, nearest
+
+
+@dataclass(frozen=True, eq=False)
+class Normaliser:
+    """z = (x - shift) / scale for every dimension of x (..., O)."""
+
+    shift: Tensor
+    """(O,)"""
+    scale: Tensor
+    """(O,), positive"""
+
+    @classmethod
+    def identity(cls, size: int) -> Normaliser:
+        """Leave x (..., `size`) as it is."""
+        return cls(torch.zeros(size), torch.ones(size))
+
+    @classmethod
+    def standard(cls, values: Tensor, eps: float = 1e-3) -> Normaliser:
+        """Mean 0 and deviation 1 over the rows of `values` (N, O): shift = mean, scale = std + eps, as in TD3+BC."""
+        exact = values.double()
+        return cls(exact.mean(0).float(), (exact.std(0, correction=0) + eps).float())
+
+    @classmethod
+    def min_max(cls, values: Tensor) -> Normaliser:
+        """The range of every dimension of `values` (N, O) becomes [-1, 1]; a constant dimension becomes 0."""
+        low, high = values.double().aminmax(dim=0)
+        half = (high - low) / 2
+        return cls((low + half).float(), torch.where(half > 0, half, 1.0).float())
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Normalise (..., O)."""
+        return (values - self.shift) / self.scale
+
+    def inverse(self, values: Tensor) -> Tensor:
+        """Undo `__call__`."""
+        return values * self.scale + self.shift
+
+    def to(self, device: torch.device | str) -> Normaliser:
+        """The same normaliser on another device."""
+        return Normaliser(self.shift.to(device), self.scale.to(device))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors by name, for safetensors."""
+        return {"shift": self.shift, "scale": self.scale}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> Normaliser:
+        """The normaliser that `state_dict` came from."""
+        return cls(state["shift"], state["scale"])
+
+
+def normaliser(name: str, observations: Tensor) -> Normaliser:
+    """The normaliser called `name` (identity, standard, min_max), fitted to `observations` (N, O), on their device."""
+    makers: dict[str, Callable[[], Normaliser]] = {
+        "identity": lambda: Normaliser.identity(observations.shape[1]).to(observations.device),
+        "standard": lambda: Normaliser.standard(observations),
+        "min_max": lambda: Normaliser.min_max(observations),
+    }
+    if name not in makers:
+        raise UserError(f"Unknown observation normaliser {name!r}: {nearest(name, makers)}")
+    return makers[name]()
+
+
+def _standardised(rewards: Tensor) -> Tensor:
+    std = rewards.double().std(correction=0)
+    if std == 0:
+        raise DataError("rewards: all are equal, so `normalize` cannot divide by their deviation; use `no`.")
+    return ((rewards.double() - rewards.double().mean()) / std).to(rewards.dtype)
+
+
+REWARD_TUNING: dict[str, Callable[[Tensor], Tensor]] = {
+    "no": lambda rewards: rewards,
+    "normalize": _standardised,
+    "cql_antmaze": lambda rewards: 4.0 * (rewards - 0.5),
+    "iql_antmaze": lambda rewards: rewards - 1.0,
+}
+"""By the names of Diffusion-QL's configurations. They are for training only: scores use the environment's rewards."""
+
+
+def tune_rewards(name: str, rewards: Tensor) -> Tensor:
+    """Rewards (N,) after the tuning called `name`, a key of `REWARD_TUNING`."""
+    if name not in REWARD_TUNING:
+        raise UserError(f"Unknown reward tuning {name!r}: {nearest(name, REWARD_TUNING)}")
+    return REWARD_TUNING[name](rewards)
