@@ -177,20 +177,22 @@ def sample(
     else:
         z = _noise(x, n_steps, generator, noise).unbind()
 
-    def scalars(v: Tensor) -> tuple[Tensor, ...]:
-        return v.to(device=x.device, dtype=x.dtype, non_blocking=True).unbind()
+    def per_step(*vectors: Tensor) -> list[tuple[Tensor, ...]]:
+        """Vectors over the grid as one tuple of scalars a step, of x's dtype and on its device."""
+        table = torch.stack(vectors, 1).to(device=x.device, dtype=x.dtype, non_blocking=True)
+        return [row.unbind() for row in table.unbind()]
 
-    # Every scalar of every step, once, for the whole grid and in float64.
+    # Every scalar of every step, once: for the whole grid and in float64.
     t, r = times[:-1].double(), times[1:].double()
+    lifts: list[tuple[Tensor, ...]] = []
     if churn is not None:
         t, lift, spread = _churn(process, t, churn)
-        lifts, spreads = scalars(lift), scalars(spread)
-    a, s, b, e_factor, n_factor = (scalars(v) for v in _step(process, t, r, eta))
-    labels = scalars(t)
-    trials, weight = _corrections(process, solver, t, r)
-    trial_scalars = [tuple(scalars(v) for v in trial) for trial in trials]
-    weights = scalars(weight)
-    history = scalars(_history(process, t, r)) if solver == "dpmpp2m" else ()
+        lifts = per_step(lift, spread)
+    steps = per_step(t, *_step(process, t, r, eta))
+    history = per_step(_history(process, t, r)) if solver == "dpmpp2m" else []
+    points, weight = _corrections(process, solver, t, r)
+    trials = [per_step(*point) for point in points]
+    weights = per_step(weight) if trials else []
 
     def estimate(x: Tensor, t: Tensor, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """(D, e) at (x, t)."""
@@ -200,22 +202,24 @@ def sample(
 
     chain = [x]
     D_last: Tensor | None = None
-    for i in range(n_steps):
+    for i, (t_i, a, s, b, e_factor, n_factor) in enumerate(steps):
         if churn is not None:
-            x = lifts[i] * x + spreads[i] * z[i]
-        D, e = estimate(x, labels[i], a[i], s[i])
-        x = b[i] * D + e_factor[i] * e
+            lift, spread = lifts[i]
+            x = lift * x + spread * z[i]
+        D, e = estimate(x, t_i, a, s)
+        x = b * D + e_factor * e
         if eta > 0:
-            x = x + n_factor[i] * z[i]
+            x = x + n_factor * z[i]
         if solver == "dpmpp2m":
-            x = x if D_last is None else x + history[i] * (D - D_last)
+            x = x if D_last is None else x + history[i][0] * (D - D_last)
             D_last = D
-        elif trial_scalars and not (ends_at_data and i == n_steps - 1):
+        elif trials and not (ends_at_data and i == n_steps - 1):
             change = torch.zeros_like(e)
-            for t_j, a_j, s_j, weight_j in trial_scalars:
-                x_j = a_j[i] * D + s_j[i] * e + weight_j[i] * change
-                change = estimate(x_j, t_j[i], a_j[i], s_j[i])[1] - e
-            x = x + weights[i] * change
+            for trial in trials:
+                t_j, a_j, s_j, weight_j = trial[i]
+                x_j = a_j * D + s_j * e + weight_j * change
+                change = estimate(x_j, t_j, a_j, s_j)[1] - e
+            x = x + weights[i][0] * change
         chain.append(x)
     return torch.stack(chain) if return_chain else x
 
@@ -258,6 +262,8 @@ def _corrections(
 
     Where k_t = inf or k_r = 0 the trials are made at harmless points and every weight is 0.
     """
+    if _SOLVERS[solver] is _first_order:
+        return [], torch.zeros_like(t)
     k, k_r = process.ratio(t), process.ratio(r)
     regular = torch.isfinite(k) & (k_r > 0)
     trials, weight = _SOLVERS[solver](torch.where(regular, k, 2.0), torch.where(regular, k_r, 1.0))
