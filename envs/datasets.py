@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -22,7 +23,6 @@ from diffrl.files import data_directory
 from envs import registry
 
 FILE_SUFFIXES = (".hdf5", ".h5", ".npz")
-_MINARI_ID = re.compile(r"[\w-]+(/[\w-]+)+-v\d+|[\w-]+-v\d+")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def locate(name: str) -> Source:
         return Source(name, "file", path)
     if path.is_dir():
         raise DataError(f"{name} is a folder, but not a Minari data set (data/metadata.json is missing).")
-    if "/" in name and _MINARI_ID.fullmatch(name):
+    if "/" in name and minari_format.is_id(name):
         return _minari_source(name)
     raise UserError(
         f"Unknown data set {name!r}: {registry.hint(name)} Expected a D4RL id (`diffrl data list`), a Minari id such "
@@ -82,7 +82,7 @@ def locate(name: str) -> Source:
 
 
 def _minari_source(dataset_id: str) -> Source:
-    if not _MINARI_ID.fullmatch(dataset_id):
+    if not minari_format.is_id(dataset_id):
         raise UserError(
             f"{dataset_id!r} is no Minari id; expected e.g. mujoco/hopper/medium-v0 (it ends in -v and a number)."
         )
@@ -243,7 +243,10 @@ def fetch(
             raise DownloadError(
                 f"{url} could not be fetched: {why} ({attempts} tries, {size} bytes so far)."
             ) from reason
-        time.sleep(backoff * 2 ** max(0, failures - 1))
+        pause = backoff * 2 ** max(0, failures - 1)
+        if progress:
+            print(f"{reason}; trying again in {pause:g} s ({size} bytes so far)", file=sys.stderr)
+        time.sleep(pause)
     try:
         verify(part)
     except DataError as error:
@@ -265,14 +268,17 @@ def _fetch_once(url: str, part: Path, timeout: float, progress: bool) -> None:
             error.close()
             return  # it was complete already
         raise
-    total: int | None
     with response:
+        size_there = response.headers.get("Content-Length") or "*"
         if response.status == 206:
-            total = int(response.headers["Content-Range"].rsplit("/", 1)[1])
+            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range") or "")
+            if span is None or int(span[1]) != have:
+                part.unlink()
+                raise ConnectionError("the host sent another part of the file than was asked for")
+            size_there = span[2]
         else:
-            length = response.headers.get("Content-Length")
             have = 0
-            total = None if length is None else int(length)
+        total = None if size_there == "*" else int(size_there)
         with part.open("ab" if have else "wb") as file, _bar(part.stem, have, total, progress) as advance:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)

@@ -47,15 +47,21 @@ class Benchmark:
     minari: str | None = None
     """A Minari data set of the same kind (not the same data), for when D4RL's host is down."""
 
+    @property
+    def reference_scores(self) -> tuple[float, float] | None:
+        """(ref_min, ref_max), or None where D4RL has none."""
+        return None if self.ref_min is None or self.ref_max is None else (self.ref_min, self.ref_max)
+
     def normalised_score(self, returns: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """100 (return - ref_min) / (ref_max - ref_min), elementwise: 0 a random policy, 100 an expert.
 
         Raises UserError where D4RL has no reference scores.
         """
-        if self.ref_min is None or self.ref_max is None:
+        if self.reference_scores is None:
             raise UserError(f"D4RL has no reference scores for {self.id!r}; report plain returns instead.")
+        low, high = self.reference_scores
         values: npt.NDArray[np.float64] = np.asarray(returns, np.float64)
-        return 100.0 * (values - self.ref_min) / (self.ref_max - self.ref_min)
+        return 100.0 * (values - low) / (high - low)
 
 
 def ids() -> list[str]:

@@ -96,7 +96,7 @@ class Info:
         benchmark, env_id = source.benchmark, str(dataset.metadata.get("env_id", ""))
         if self.scores_of is not None:
             benchmark = registry.get(self.scores_of)
-        elif benchmark is None and registry.known(env_id):  # maze2d, whose data sets and environments share ids
+        elif benchmark is None and registry.known(env_id):  # maze2d: environments have the ids of the data sets
             benchmark = registry.get(env_id)
         if source.benchmark is not None:
             _print_benchmark(console, source.benchmark)
@@ -202,12 +202,11 @@ class Convert:
             written = len(dataset)
         else:
             benchmark = locate(self.source).benchmark
-            scores = benchmark and (benchmark.ref_min, benchmark.ref_max)
             path = minari_format.write(
                 self.target.removeprefix("minari:"),
                 dataset,
                 self.format,
-                reference_scores=None if not scores or None in scores else scores,  # type: ignore[arg-type]
+                reference_scores=None if benchmark is None else benchmark.reference_scores,
                 force=self.force,
             )
             written = int(dataset.successors()[1].sum())
@@ -228,25 +227,41 @@ def save_picture(path: Path, dataset: OfflineDataset, benchmark: Benchmark | Non
     figure.suptitle(f"{title}: {len(dataset):,} rows, {dataset.n_episodes:,} episodes")
     returns = dataset.episode_returns()
     _histogram(returns_axes, returns, "return")
-    if benchmark is not None and benchmark.ref_min is not None and benchmark.ref_max is not None:
-        low, span = benchmark.ref_min, benchmark.ref_max - benchmark.ref_min
+    scored = _scored(benchmark)
+    if scored is not None:
+        low, high = scored.reference_scores or (0.0, 1.0)
         top = returns_axes.secondary_xaxis(
-            "top", functions=(lambda x: 100 * (x - low) / span, lambda x: x * span / 100 + low)
+            "top", functions=(scored.normalised_score, lambda x: x * (high - low) / 100 + low)
         )
-        top.set_xlabel(f"normalised score ({benchmark.id})")
+        top.set_xlabel(f"normalised score ({scored.id})")
     _histogram(lengths_axes, dataset.episode_lengths(), "steps in an episode")
     if _is_maze(dataset, benchmark):
         _positions(last_axes, dataset, rows_downwards=benchmark is not None and benchmark.domain.startswith("maze2d"))
     else:
         last_axes.hist(dataset.actions, bins=40, histtype="step", density=True)
         last_axes.set(xlabel="action, one line a dimension", ylabel="density")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+        last_axes.locator_params("x", nbins=5)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot save the picture as {path}: {error}. Give a path ending in .png.") from error
+
+
+def _scored(benchmark: Benchmark | None) -> Benchmark | None:
+    """The benchmark if returns of its data set's episodes compare with those of an evaluation.
+
+    maze2d's do not: its data are cut where a target is reached, an evaluation lasts to the step limit.
+    """
+    if benchmark is None or benchmark.reference_scores is None or "maze2d" in benchmark.domain:
+        return None
+    return benchmark
 
 
 def _histogram(axes: Axes, values: npt.NDArray[np.generic], label: str) -> None:
     axes.hist(values, bins=40, color="#4477aa")
     axes.set(xlabel=label, ylabel="episodes")
+    axes.locator_params("y", integer=True)
 
 
 def _is_maze(dataset: OfflineDataset, benchmark: Benchmark | None) -> bool:
@@ -303,8 +318,8 @@ def _rows_of(source: Source) -> str:
 def _print_benchmark(console: Console, benchmark: Benchmark) -> None:
     console.print(f"[bold]{benchmark.id}[/]", highlight=False)
     console.print(f"environment for scores: {benchmark.env_id or 'none'}, {benchmark.max_episode_steps} steps")
-    if benchmark.ref_min is not None:
-        console.print(f"reference returns: random {benchmark.ref_min:g}, expert {benchmark.ref_max:g}")
+    if benchmark.reference_scores is not None:
+        console.print("reference returns: random {:g}, expert {:g}".format(*benchmark.reference_scores))
     if benchmark.note:
         console.print(benchmark.note, highlight=False)
 
@@ -323,8 +338,9 @@ def _distributions(dataset: OfflineDataset, benchmark: Benchmark | None) -> Tabl
 
     table = _table("per episode", *(f">{name}" for name in ("min", "25%", "median", "75%", "max", "mean", "std")))
     rows = {"steps": dataset.episode_lengths(), "return": dataset.episode_returns()}
-    if benchmark is not None and benchmark.ref_min is not None:
-        rows[f"score ({benchmark.id})"] = benchmark.normalised_score(rows["return"])
+    scored = _scored(benchmark)
+    if scored is not None:
+        rows[f"score ({scored.id})"] = scored.normalised_score(rows["return"])
     for label, values in rows.items():
         numbers = [*np.quantile(values, [0, 0.25, 0.5, 0.75, 1]), values.mean(), values.std()]
         table.add_row(label, *(f"{number:.1f}" for number in numbers))

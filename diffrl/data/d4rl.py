@@ -76,7 +76,8 @@ def count_rows(path: Path) -> int | None:
 def write(path: Path | str, dataset: OfflineDataset) -> Path:
     """Write `dataset` as compressed HDF5, under a temporary name first, with its checksum. Returns the path.
 
-    Metadata that is neither text, number nor array is stored as JSON text.
+    Metadata that is neither text, number nor array is stored as JSON text. Raises UserError where the place cannot be
+    written, DataError for infos that are not numeric.
     """
     path = Path(path).expanduser()
     arrays = dataset.columns()
@@ -84,6 +85,9 @@ def write(path: Path | str, dataset: OfflineDataset) -> Path:
     arrays |= {
         f"metadata/{key}": _encode(value) for key, value in dataset.metadata.items() if key not in ("path", "sha256")
     }
+    for key, values in arrays.items():
+        if values.dtype.kind not in "biufS":
+            raise DataError(f"{key} has type {values.dtype}, which {path} cannot hold; expected numbers.")
     try:
         with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
             for key, values in arrays.items():
@@ -177,6 +181,8 @@ def _from_arrays(arrays: Mapping[str, Array], path: Path, max_episode_steps: int
     for key in REQUIRED + OPTIONAL:
         if key in arrays and arrays[key].dtype.kind not in "biuf":
             raise DataError(f"{path}: {key} has type {arrays[key].dtype}; expected numbers.")
+        if key in arrays and arrays[key].ndim == 0:
+            raise DataError(f"{path}: {key}: shape (), a single value; expected one row a time step.")
     if arrays["actions"].dtype.kind in "iu":
         raise DataError(
             f"{path}: actions are whole numbers ({arrays['actions'].dtype}); expected real-valued (N, A) actions. "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,11 @@ def store() -> Path:
     """Minari's folder of data sets: `$MINARI_DATASETS_PATH`, else ~/.minari/datasets."""
     chosen = os.environ.get("MINARI_DATASETS_PATH")
     return Path(chosen).expanduser() if chosen else Path("~/.minari/datasets").expanduser()
+
+
+def is_id(name: str) -> bool:
+    """Whether `name` has the form of a Minari id: (namespace/)name-v0."""
+    return re.fullmatch(r"([\w-]+/)*[\w-]+-v\d+", name) is not None
 
 
 def is_folder(path: Path) -> bool:
@@ -135,15 +141,10 @@ def write(
     minari = _import()
     from gymnasium.spaces import Box
     from minari.data_collector import EpisodeBuffer
-    from minari.dataset.minari_dataset import parse_dataset_id
     from minari.namespace import create_namespace, list_local_namespaces
 
-    try:
-        namespace = parse_dataset_id(dataset_id)[0]
-    except ValueError as error:
-        raise UserError(
-            f"{dataset_id!r} is no Minari id: expected e.g. maze2d/umaze-v1 (it ends in -v0, -v1, ...)."
-        ) from error
+    if not is_id(dataset_id):
+        raise UserError(f"{dataset_id!r} is no Minari id; expected e.g. maze2d/umaze-v1 (it ends in -v and a number).")
     target = store() / dataset_id
     if target.exists() and not force:
         raise UserError(f"The Minari data set {dataset_id!r} exists ({target}). Use --force to replace it.")
@@ -171,7 +172,8 @@ def write(
             (store() / dataset_id).replace(temporary)
             if target.exists():
                 target.replace(temporary.parent / "old")  # removed with the temporary folder
-        if namespace is not None and namespace not in list_local_namespaces():
+        namespace = dataset_id.rpartition("/")[0]
+        if namespace and namespace not in list_local_namespaces():
             create_namespace(namespace)
     except ImportError as error:
         raise UserError(f"{_INSTALL} ({error})") from error

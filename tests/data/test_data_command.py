@@ -1,0 +1,115 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffrl.commands.data import Convert, Download, Generate, Info, ListData
+from diffrl.data import d4rl
+from diffrl.errors import UserError
+from envs import datasets
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch) -> Path:
+    for variable in ("DIFFRL_DATA", "MINARI_DATASETS_PATH", "D4RL_DATASET_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    return tmp_path
+
+
+def test_list_shows_what_is_here_and_what_can_be_had(make, capsys):
+    d4rl.write(datasets.cached_path("hopper-medium-v2"), make([7], "t"))
+    assert ListData("hopper-medium-v").run() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:4] == ["hopper-medium-v2", "here", "7", "Hopper-v4"] for line in lines)
+    assert any(line.split()[:2] == ["hopper-medium-v0", "download"] for line in lines)
+    assert any("faulty" in line for line in lines)
+    ListData("maze2d-umaze-v1").run()
+    assert "generate" in capsys.readouterr().out
+    assert ListData("hoper").run() == 1
+
+
+def test_info_describes_a_file_and_saves_a_picture(make, tmp_path, capsys):
+    path = d4rl.write(tmp_path / "mine.hdf5", make([30, 20], "to"))
+    picture = tmp_path / "new" / "mine.png"
+    assert Info(str(path), picture, scores_of="hopper-medium-v2").run() == 0
+    out = capsys.readouterr().out
+    for text in ("50 rows, 2 episodes; 1 terminals, 1 timeouts", "known for 49 rows", "score (hopper-medium-v2)"):
+        assert text in out
+    assert "No problems found" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match=r"ending in \.png"):
+        Info(str(path), tmp_path / "mine.what").run()
+
+
+def test_info_names_problems_and_exits_with_1(make, tmp_path, capsys):
+    dataset = make([30], "t")
+    dataset.rewards[4] = np.nan
+    path = d4rl.write(tmp_path / "mine.hdf5", dataset)
+    assert Info(str(path)).run() == 1
+    assert "rewards: row 4 holds nan" in capsys.readouterr().out
+
+
+def test_info_of_a_data_set_that_is_not_here_neither_makes_nor_fetches_it(capsys):
+    assert Info("maze2d-large-v1").run() == 0
+    assert "diffrl data generate maze2d-large-v1" in capsys.readouterr().out
+    assert not datasets.cached_path("maze2d-large-v1").exists()
+
+
+def test_generate_writes_a_maze_once_and_its_picture_shows_positions(tmp_path, capsys):
+    Generate("maze2d-umaze-v1", rows=300).run()
+    path = datasets.cached_path("maze2d-umaze-v1", 300)
+    before = path.stat().st_mtime_ns
+    Generate("maze2d-umaze-v1", rows=300).run()
+    assert path.stat().st_mtime_ns == before
+    Generate("maze2d-umaze-v1", rows=300, force=True).run()
+    assert path.stat().st_mtime_ns != before
+    Generate("maze2d-umaze-v1", rows=300, seed=1, output=tmp_path / "other.hdf5").run()
+    assert not np.array_equal(d4rl.read(tmp_path / "other.hdf5").observations, d4rl.read(path).observations)
+    assert Info(str(path), tmp_path / "maze.png").run() == 0
+    assert (tmp_path / "maze.png").is_file()
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+def test_convert_there_and_back_changes_nothing(make, tmp_path, data_format):
+    pytest.importorskip("minari")
+    dataset = make([5, 6], "to", has_next=True)
+    there, back = d4rl.write(tmp_path / "there.hdf5", dataset), tmp_path / "back.hdf5"
+    Convert(str(there), "minari:ours/walk-v0", data_format).run()
+    Convert("ours/walk-v0", str(back)).run()
+    for key, values in d4rl.read(back).columns().items():
+        np.testing.assert_array_equal(values, dataset.columns()[key], err_msg=key)
+
+
+def test_convert_clips_only_when_told_and_overwrites_only_by_force(make, tmp_path):
+    dataset = make([5], "t")
+    dataset.actions[2, 0] = 3
+    source, target = d4rl.write(tmp_path / "a.hdf5", dataset), tmp_path / "b.hdf5"
+    with pytest.raises(UserError, match="row 2 holds 3"):
+        Convert(str(source), str(target)).run()
+    Convert(str(source), str(target), clip_actions=True).run()
+    assert d4rl.read(target).actions.max() == 1
+    with pytest.raises(UserError, match="--force"):
+        Convert(str(source), str(target), clip_actions=True).run()
+    Convert(str(source), str(target), clip_actions=True, force=True, rows=2).run()
+    assert len(d4rl.read(target)) == 2
+
+
+@pytest.mark.parametrize("target", ["file.npz", "file", "what?-v0"])
+def test_convert_to_an_unknown_kind_is_the_user_s_error(make, tmp_path, target):
+    source = d4rl.write(tmp_path / "a.hdf5", make([5], "t"))
+    with pytest.raises(UserError, match="Cannot write"):
+        Convert(str(source), target).run()
+
+
+def test_download_says_where_a_data_set_is(make, capsys):
+    path = d4rl.write(datasets.cached_path("hopper-medium-v2"), make([7], "t"))
+    Download("hopper-medium-v2").run()
+    assert str(path) in capsys.readouterr().out.replace("\n", "")
+
+
+def test_importing_the_commands_stays_light():
+    heavy = "{'torch', 'gymnasium', 'h5py', 'numpy', 'matplotlib'}"
+    code = f"import sys, diffrl.commands.data; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

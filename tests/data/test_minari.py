@@ -1,0 +1,164 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from diffrl.data import minari as minari_format
+from diffrl.errors import DataError, UserError
+
+minari = pytest.importorskip("minari")
+spaces = pytest.importorskip("gymnasium").spaces
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+def test_what_is_written_is_read(make, store, data_format):
+    dataset = make([3, 1, 4], "tot", has_next=True)
+    dataset.metadata.update(env_id="Pendulum-v1", algorithm="walk")
+    path = minari_format.write("ours/walk-v0", dataset, data_format, reference_scores=(-1.0, 7.0))
+    for source in ("ours/walk-v0", path):
+        found = minari_format.read(source)
+        for key, values in dataset.columns().items():
+            np.testing.assert_array_equal(found.columns()[key], values, err_msg=key)
+            assert found.columns()[key].dtype == values.dtype
+    assert found.metadata["env_id"] == "Pendulum-v1"
+    theirs = minari.load_dataset("ours/walk-v0")
+    assert data_format == theirs.storage.FORMAT
+    assert (theirs.total_episodes, theirs.total_steps) == (3, 8)
+    assert minari.get_normalized_score(theirs, np.array([7.0])) == 1
+    assert minari_format.local_ids() == {"ours/walk-v0": 8}
+    assert minari.list_local_datasets().keys() == {"ours/walk-v0"}
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+def test_cut_steps_without_a_successor_are_left_out(make, data_format):
+    minari_format.write("walk-v0", make([3, 1, 4, 2], "oot-"), data_format)
+    found = minari_format.read("walk-v0")
+    assert found.observations[:, 2].tolist() == [0, 1, 4, 5, 6, 7, 8]
+    assert found.terminals.tolist() == [False, False, False, False, False, True, False]
+    assert found.timeouts.tolist() == [False, True, False, False, False, False, True]
+    inside = ~found.terminals
+    np.testing.assert_array_equal(found.next_observations[inside], found.observations[inside] + np.float32([0, 1, 1]))
+
+
+def test_rows_that_do_not_follow_one_another_are_refused(make, store):
+    shuffled = make([5], "t", has_next=True)
+    order = [0, 1, 3, 2, 4]
+    shuffled = replace(shuffled, **{k: v[order] for k, v in shuffled.columns().items() if "observations" in k})
+    with pytest.raises(DataError, match=r"next_observations: row 1 is not the observation of row 2.*write HDF5"):
+        minari_format.write("walk-v0", shuffled)
+    assert not (store / "walk-v0").exists()
+
+
+def goal_space(observation: int, nested: bool = False) -> object:
+    box = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    goal = spaces.Dict({"kettle": box}) if nested else box
+    whole = spaces.Box(-np.inf, np.inf, (observation,), np.float32)
+    return spaces.Dict({"observation": whole, "achieved_goal": goal, "desired_goal": goal})
+
+
+def write_foreign(observations: object, space: object, action_space: object = None, **changes: object) -> None:
+    from minari.data_collector import EpisodeBuffer
+
+    columns = {
+        "actions": np.zeros((3, 1), np.float32),
+        "rewards": np.arange(3.0),
+        "terminations": np.zeros(3, bool),
+        "truncations": np.array([False, False, True]),
+    }
+    minari.create_dataset_from_buffers(
+        "foreign-v0",
+        [EpisodeBuffer(observations=observations, **columns | changes)],
+        observation_space=space,
+        action_space=action_space or spaces.Box(-1, 1, (1,), np.float32),
+    )
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def test_a_goal_is_put_first_as_d4rl_does_and_the_desired_one_into_infos():
+    place, rest = np.ones((4, 2), np.float32), np.full((4, 3), 5, np.float32)
+    write_foreign({"observation": rest, "achieved_goal": place, "desired_goal": 2 * place}, goal_space(3))
+    found = minari_format.read("foreign-v0")
+    np.testing.assert_array_equal(found.observations, np.concatenate([place, rest], 1)[:3])
+    np.testing.assert_array_equal(found.infos["goal"], 2 * place[:3])
+
+
+def test_a_goal_that_the_observation_begins_with_is_not_repeated():
+    whole = np.arange(16, dtype=np.float32).reshape(4, 4)
+    write_foreign({"observation": whole, "achieved_goal": whole[:, :2], "desired_goal": whole[:, 2:]}, goal_space(4))
+    np.testing.assert_array_equal(minari_format.read("foreign-v0").observations, whole[:3])
+
+
+def test_goals_that_are_dictionaries_are_left_out():
+    whole, goal = np.zeros((4, 3), np.float32), {"kettle": np.ones((4, 2), np.float32)}
+    write_foreign({"observation": whole, "achieved_goal": goal, "desired_goal": goal}, goal_space(3, nested=True))
+    found = minari_format.read("foreign-v0")
+    assert found.observation_size == 3
+    assert found.infos == {}
+
+
+def test_an_episode_that_ends_in_neither_flag_ends_in_a_timeout():
+    space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    write_foreign(np.zeros((4, 2), np.float32), space, truncations=np.zeros(3, bool))
+    assert minari_format.read("foreign-v0").timeouts.tolist() == [False, False, True]
+
+
+def test_discrete_actions_are_refused():
+    space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    write_foreign(np.zeros((4, 2), np.float32), space, spaces.Discrete(3), actions=np.zeros(3, np.int64))
+    with pytest.raises(DataError, match=r"Discrete\(3\); expected Box"):
+        minari_format.read("foreign-v0")
+
+
+def test_bad_values_and_damage_are_named(make, store):
+    dataset = make([3], "t", has_next=True)
+    dataset.rewards[1] = np.nan
+    minari_format.write("walk-v0", dataset)
+    with pytest.raises(DataError, match="walk-v0: rewards: row 1 holds nan"):
+        minari_format.read("walk-v0")
+    main = store / "walk-v0" / "data" / "main_data.hdf5"
+    main.write_bytes(main.read_bytes()[:500])
+    with pytest.raises(DataError, match="cannot be read as Minari data"):
+        minari_format.read("walk-v0")
+
+
+def test_a_data_set_that_is_not_here_says_how_to_get_it():
+    with pytest.raises(DataError, match="diffrl data download mujoco/hopper/medium-v0"):
+        minari_format.read("mujoco/hopper/medium-v0")
+
+
+def test_an_existing_id_is_replaced_only_by_force(make, store):
+    minari_format.write("walk-v0", make([3], "t"))
+    with pytest.raises(UserError, match="--force"):
+        minari_format.write("walk-v0", make([5], "t"))
+    minari_format.write("walk-v0", make([5], "t"), force=True)
+    assert len(minari_format.read("walk-v0")) == 5
+    assert [path.name for path in store.iterdir()] == ["walk-v0"]
+
+
+@pytest.mark.parametrize("bad", ["walk", "walk-v", "../walk-v0", "/walk-v0", "a b-v0"])
+def test_a_bad_id_is_the_user_s_error(make, bad):
+    with pytest.raises(UserError, match="no Minari id"):
+        minari_format.write(bad, make([3], "t"))
+
+
+def test_without_minari_the_extra_is_named(make, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "minari", None)
+    with pytest.raises(UserError, match=r"pip install 'diffrl\[minari\]'"):
+        minari_format.read("walk-v0")
+
+
+def test_a_host_that_cannot_be_reached_is_the_user_s_error(monkeypatch):
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(minari, "download_dataset", refuse)
+    with pytest.raises(UserError, match="could not be reached"):
+        minari_format.download("mujoco/hopper/medium-v0")

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from diffrl.data.normalise import REWARD_TUNING, Normaliser, normaliser, tune_rewards
+from diffrl.errors import DataError, UserError
+
+
+@pytest.fixture
+def values() -> torch.Tensor:
+    scale = torch.tensor([1.0, 100.0, 1e-3, 0.0])
+    return torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) * scale + 7
+
+
+@pytest.mark.parametrize("name", ["identity", "standard", "min_max"])
+def test_inverse_undoes_and_a_state_dict_restores(name, values):
+    scale = normaliser(name, values)
+    torch.testing.assert_close(scale.inverse(scale(values)), values)
+    restored = Normaliser.from_state_dict(scale.state_dict())
+    assert torch.equal(restored(values), scale(values))
+
+
+def test_standard_gives_mean_0_and_deviation_std_over_std_plus_eps(values):
+    out = Normaliser.standard(values, eps=1e-3)(values)
+    torch.testing.assert_close(out.mean(0), torch.zeros(4), atol=2e-3, rtol=0)
+    std = values.double().std(0, correction=0).float()
+    torch.testing.assert_close(out.std(0, correction=0), std / (std + 1e-3), atol=1e-3, rtol=0)
+
+
+def test_min_max_fills_minus_one_to_one_and_a_constant_becomes_0(values):
+    out = Normaliser.min_max(values)(values)
+    torch.testing.assert_close(out[:, :3].amin(0), -torch.ones(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(out[:, :3].amax(0), torch.ones(3), atol=1e-3, rtol=0)
+    assert (out[:, 3] == 0).all()
+
+
+def test_reward_tuning_follows_the_papers():
+    rewards = torch.tensor([0.0, 1.0, 1.0, 0.0])
+    assert tune_rewards("no", rewards).tolist() == [0, 1, 1, 0]
+    assert tune_rewards("normalize", rewards).tolist() == [-1, 1, 1, -1]
+    assert tune_rewards("cql_antmaze", rewards).tolist() == [-2, 2, 2, -2]
+    assert tune_rewards("iql_antmaze", rewards).tolist() == [-1, 0, 0, -1]
+    assert set(REWARD_TUNING) == {"no", "normalize", "cql_antmaze", "iql_antmaze"}
+
+
+def test_unknown_names_and_impossible_tunings_say_what_to_do(values):
+    with pytest.raises(UserError, match="did you mean 'iql_antmaze'"):
+        tune_rewards("iql_antmase", values[:, 0])
+    with pytest.raises(UserError, match="did you mean 'standard'"):
+        normaliser("standart", values)
+    with pytest.raises(DataError, match="all are equal"):
+        tune_rewards("normalize", torch.ones(5))

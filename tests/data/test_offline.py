@@ -1,0 +1,115 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffrl.data.offline import OfflineDataset, count_timeouts
+from diffrl.errors import DataError
+
+
+def test_episodes_end_at_terminals_timeouts_and_the_last_row(make):
+    dataset = make([3, 1, 2, 4], "to--"[:2] + "t-")
+    assert dataset.episodes().tolist() == [[0, 3], [3, 4], [4, 6], [6, 10]]
+    assert dataset.n_episodes == 4
+    assert dataset.episode_lengths().tolist() == [3, 1, 2, 4]
+
+
+def test_returns_sum_each_episode_s_rewards(make):
+    dataset = make([3, 1, 2], "tot")
+    assert dataset.episode_returns().tolist() == [0.5 * (0 + 1 + 2), 0.5 * 3, 0.5 * (4 + 5)]
+
+
+def test_episode_indices_are_the_episode_and_the_time_in_it(make):
+    dataset = make([3, 2], "t-")
+    episodes, steps = dataset.episode_indices()
+    np.testing.assert_array_equal(np.stack([episodes, steps], 1), dataset.observations[:, :2])
+
+
+def test_derived_successors_never_cross_an_end(make):
+    dataset = make([4, 1, 3, 2], "otot")
+    following, known = dataset.successors()
+    assert known.tolist() == [True] * 3 + [False] + [True] + [True] * 2 + [False] + [True] * 2
+    inside = known & ~dataset.terminals
+    np.testing.assert_array_equal(following[inside], dataset.observations[inside] + np.float32([0, 1, 1]))
+    np.testing.assert_array_equal(following[dataset.terminals], dataset.observations[dataset.terminals])
+
+
+def test_a_last_row_that_is_cut_off_has_no_successor_but_a_terminal_one_needs_none(make):
+    assert not make([3], "-").successors()[1][-1]
+    assert make([3], "t").successors()[1][-1]
+
+
+def test_stored_successors_are_known_even_at_timeouts(make):
+    dataset = make([2, 2], "oo", has_next=True)
+    following, known = dataset.successors()
+    assert known.all()
+    np.testing.assert_array_equal(following, dataset.next_observations)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 7))
+def test_counted_timeouts_agree_with_counting_steps_one_by_one(ends, limit):
+    terminals = np.array(ends)
+    expected, step = [], 0
+    for terminal in terminals:
+        step += 1
+        expected.append(step == limit and not terminal)
+        if terminal or step == limit:
+            step = 0
+    assert count_timeouts(terminals, limit).tolist() == expected
+
+
+def test_head_marks_the_cut_as_a_timeout(make):
+    dataset = make([4, 4], "tt", has_next=True).head(6)
+    assert len(dataset) == len(dataset.next_observations) == 6
+    assert dataset.timeouts.tolist() == [False] * 5 + [True]
+    assert make([4, 4], "tt").head(4).timeouts.sum() == 0
+    assert make([4], "t").head(9).timeouts.sum() == 0
+    with pytest.raises(DataError, match="at least 1"):
+        dataset.head(0)
+
+
+def test_a_sound_data_set_has_no_problems(make):
+    dataset = make([3, 2], "to", has_next=True)
+    assert dataset.problems() == []
+    assert dataset.validate("name") is dataset
+
+
+def damaged(dataset: OfflineDataset, key: str, row: int, value: float) -> OfflineDataset:
+    column = getattr(dataset, key).copy()
+    column.reshape(len(column), -1)[row, -1] = value
+    return replace(dataset, **{key: column})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("key", ["observations", "actions", "rewards", "next_observations"])
+def test_values_that_are_not_finite_are_named_by_key_and_row(make, key, value):
+    with pytest.raises(DataError, match=rf"file\.hdf5: {key}: row 3 holds {value}") as error:
+        damaged(make([5], "t", has_next=True), key, 3, value).validate("file.hdf5")
+    assert "expected finite" in str(error.value)
+
+
+def test_actions_out_of_range_are_named_unless_any_range_is_allowed(make):
+    dataset = damaged(make([5], "t"), "actions", 2, -1.5)
+    with pytest.raises(DataError, match=r"actions: row 2 holds -1\.5 .*\[-1, 1\]"):
+        dataset.validate("file")
+    assert dataset.problems(action_limit=None) == []
+    assert dataset.problems(action_limit=1.5) == []
+    assert dataset.clip_actions().problems() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"observations": np.zeros((4, 3), np.float32)}, "observations: 4 rows; expected 5"),
+        ({"observations": np.zeros((5, 2, 2), np.float32)}, r"observations: shape \(5, 2, 2\)"),
+        ({"actions": np.zeros((5, 0), np.float32)}, r"actions: shape \(5, 0\)"),
+        ({"terminals": np.zeros((5, 2), bool)}, r"terminals: shape \(5, 2\); expected \(5,\)"),
+        ({"next_observations": np.zeros((5, 2), np.float32)}, r"next_observations: shape \(5, 2\)"),
+        ({"rewards": np.zeros(0, np.float32)}, "0 rows"),
+    ],
+)
+def test_shapes_and_lengths_that_do_not_fit_are_named(make, change, text):
+    with pytest.raises(DataError, match=text):
+        replace(make([5], "t"), **change).validate("file")

@@ -1,0 +1,103 @@
+import subprocess
+import sys
+from urllib.parse import urlparse
+
+import numpy as np
+import pytest
+
+from diffrl.errors import UserError
+from envs import registry
+
+
+def test_all_155_ids_have_an_address_and_147_have_references():
+    benchmarks = [registry.get(benchmark_id) for benchmark_id in registry.ids()]
+    assert len(benchmarks) == 155
+    assert len({benchmark.url for benchmark in benchmarks}) == 155
+    assert all(urlparse(benchmark.url).path.endswith(".hdf5") for benchmark in benchmarks)
+    without = [benchmark.id for benchmark in benchmarks if benchmark.reference_scores is None]
+    assert len(without) == 8
+    assert all(b.ref_min < b.ref_max for b in benchmarks if b.reference_scores is not None)
+
+
+@pytest.mark.parametrize(
+    ("benchmark_id", "low", "high"),
+    [
+        ("maze2d-umaze-v1", 23.85, 161.86),
+        ("hopper-medium-v2", -20.272305, 3234.3),
+        ("halfcheetah-expert-v2", -280.178953, 12135.0),
+        ("antmaze-umaze-v2", 0.0, 1.0),
+        ("pen-human-v1", 96.262799, 3076.8331017826877),
+        ("kitchen-mixed-v0", 0.0, 4.0),
+    ],
+)
+def test_scores_are_0_at_random_100_at_expert_and_linear(benchmark_id, low, high):
+    returns = np.array([[low, high], [(low + high) / 2, 2 * high - low]])
+    np.testing.assert_allclose(registry.normalised_score(benchmark_id, returns), [[0, 100], [50, 200]], atol=1e-9)
+    assert float(registry.normalised_score(benchmark_id, high)) == pytest.approx(100)
+
+
+def test_without_references_there_is_no_score():
+    with pytest.raises(UserError, match="no reference scores"):
+        registry.normalised_score("carla-town-full-v0", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("hoper-medium-v2", "hopper-medium-v2"),
+        ("maze2d-umaze", "maze2d-umaze-v1"),
+        ("antmaze-large-play", "antmaze-large-play-v2"),
+        ("Walker2d-medium-v2", "walker2d-medium-v2"),
+    ],
+)
+def test_an_unknown_id_names_the_nearest(typed, meant):
+    with pytest.raises(UserError, match=f"did you mean '{meant}'"):
+        registry.get(typed)
+    assert not registry.known(typed)
+
+
+def test_evaluation_environments_follow_the_fidelity_table():
+    assert registry.get("walker2d-medium-v2").env_id == "Walker2d-v4"
+    assert registry.get("hopper-medium-v2").env_id == "Hopper-v4"
+    assert registry.get("halfcheetah-medium-v2").env_id == "HalfCheetah-v4"
+    pen = registry.get("pen-human-v1")
+    assert (pen.max_episode_steps, dict(pen.env_kwargs)) == (100, {"max_episode_steps": 100})
+    assert registry.get("door-human-v1").max_episode_steps == 200
+    assert registry.get("antmaze-umaze-v2").max_episode_steps == 700
+    assert registry.get("antmaze-medium-play-v2").max_episode_steps == 1000
+    assert "111 observations" in registry.get("ant-medium-v2").note
+    assert "use antmaze-umaze-v2" in registry.get("antmaze-umaze-v0").note
+    assert "use hopper-medium-v2" in registry.get("hopper-medium-v0").note
+
+
+def test_where_no_environment_compares_a_note_says_why():
+    for benchmark_id in registry.ids():
+        benchmark = registry.get(benchmark_id)
+        assert benchmark.env_id is not None or benchmark.note, benchmark_id
+
+
+def test_every_environment_is_registered_with_gymnasium_and_has_the_step_limit():
+    import gymnasium
+
+    benchmarks = {b.env_id: b for b in map(registry.get, registry.ids()) if b.env_id and b.env_extra is None}
+    assert len(benchmarks) == 3 + 8
+    for env_id, benchmark in benchmarks.items():
+        assert gymnasium.spec(env_id).max_episode_steps == benchmark.max_episode_steps
+
+
+def test_adroit_has_d4rl_s_sizes_and_limit():
+    pytest.importorskip("gymnasium_robotics", reason="needs diffrl[robotics]")
+    import gymnasium
+
+    sizes = {"pen": (45, 24), "door": (39, 28), "hammer": (46, 26), "relocate": (39, 30)}
+    for domain, (observations, actions) in sizes.items():
+        benchmark = registry.get(f"{domain}-human-v1")
+        env = gymnasium.make(benchmark.env_id, **benchmark.env_kwargs)
+        assert (env.observation_space.shape, env.action_space.shape) == ((observations,), (actions,))
+        assert env.spec.max_episode_steps == benchmark.max_episode_steps
+        env.close()
+
+
+def test_the_registry_imports_no_torch():
+    code = "import sys; from envs import registry; registry.ids(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
