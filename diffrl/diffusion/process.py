@@ -58,10 +58,11 @@ class Process(ABC):
 
     def ratio(self, t: Tensor) -> Tensor:
         """The noise-to-signal ratio k = sigma_t / alpha_t (inf where alpha_t = 0)."""
-        return self.sigma(t) / self.alpha(t)
+        return self.sigma(t) / self.alpha(t).abs()  # cos(pi/2) rounds to either side of 0
 
     def rate(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The derivatives (alpha', sigma') in t, by `torch.func.jvp`."""
+        t = t.contiguous()  # forward mode takes no expanded tensors
         one = torch.ones_like(t)
         d_alpha: Tensor = torch.func.jvp(self.alpha, (t,), (one,))[1]
         d_sigma: Tensor = torch.func.jvp(self.sigma, (t,), (one,))[1]

@@ -18,8 +18,8 @@ found at trial points, the corrections are
 
 with phi(h) = (e^h - 1)/h. dpm1, 2, 3: DPM-Solver (Lu et al. 2022, arXiv 2206.00927, algorithms 1, 2 with r_1 = 1/3,
 r_2 = 2/3); dpmpp2m: DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2); heun: EDM (Karras et al. 2022,
-arXiv 2206.00364, algorithms 1 and 2, `Churn`). Where k_t = inf or k_r = 0 the corrections have no value; they are
-left out, and the step is DDIM's, which needs none.
+arXiv 2206.00364, algorithms 1 and 2, `Churn`). Where k_t = inf (or above 1e6, pure noise but for rounding) or k_r = 0
+the corrections have no value; they are left out, and the step is DDIM's, which needs none.
 """
 
 import math
@@ -32,6 +32,8 @@ from torch import Tensor
 
 from diffrl.diffusion.prediction import Clip, Denoise
 from diffrl.diffusion.process import Process, expand, unknown
+
+_PURE_NOISE = 1e6  # the ratio k from which a time counts as alpha = 0: cos(pi/2) is 6e-17, and in float32 4e-8
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,7 @@ def _churn(process: Process, t: Tensor, churn: Churn) -> tuple[Tensor, Tensor, T
     """The raised times t_hat, and the factors on x and on z in x_hat: y_hat = y + sqrt(k_hat^2 - k^2) S_noise z."""
     k = process.ratio(t)
     gamma = min(churn.S_churn / len(t), math.sqrt(2) - 1)
-    raised = (k >= churn.S_tmin) & (k <= churn.S_tmax) & torch.isfinite(k)
+    raised = (k >= churn.S_tmin) & (k <= churn.S_tmax) & (k < _PURE_NOISE)
     k = torch.where(raised, k, 1.0)
     k_hat = (1 + gamma) * k
     t_hat = process.time(k_hat)
@@ -260,12 +262,12 @@ def _corrections(
 ) -> tuple[list[tuple[Tensor, Tensor, Tensor, Tensor]], Tensor]:
     """The trial points of a solver as (t_j, a_j, s_j, a_j weight_j), and b weight of the step's end.
 
-    Where k_t = inf or k_r = 0 the trials are made at harmless points and every weight is 0.
+    From pure noise and to k_r = 0 the trials are made at harmless points and every weight is 0.
     """
     if _SOLVERS[solver] is _first_order:
         return [], torch.zeros_like(t)
     k, k_r = process.ratio(t), process.ratio(r)
-    regular = torch.isfinite(k) & (k_r > 0)
+    regular = (k < _PURE_NOISE) & (k_r > 0)
     trials, weight = _SOLVERS[solver](torch.where(regular, k, 2.0), torch.where(regular, k_r, 1.0))
     points = []
     for trial in trials:
@@ -278,10 +280,10 @@ def _corrections(
 def _history(process: Process, t: Tensor, r: Tensor) -> Tensor:
     """dpmpp2m's factor on D - D_last: b (1 - k_r/k_t) h / (2 h_last); 0 at the first step and where k_r = 0."""
     k, k_r = process.ratio(t), process.ratio(r)
-    regular = torch.isfinite(k) & (k_r > 0)
+    regular = (k < _PURE_NOISE) & (k_r > 0)
     k, k_r = torch.where(regular, k, 2.0), torch.where(regular, k_r, 1.0)
     h = torch.log(k / k_r)
-    # After a start at k = inf h_last is infinite as well, and the second step of first order: its D_last weighs 0.
+    # After a start at pure noise h_last is infinite, and the second step of first order too: its D_last weighs 0.
     h_last = torch.where(regular, h, math.inf).roll(1)
     factor = torch.where(regular, process.alpha(r) * (1 - k_r / k) * h / (2 * h_last), 0.0)
     return factor * (torch.arange(len(t), device=t.device) > 0)
