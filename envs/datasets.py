@@ -106,7 +106,8 @@ def load_dataset(
     source = locate(str(name))
     benchmark = source.benchmark
     if source.kind == "minari":
-        dataset = minari_format.read(source.path if source.name == str(source.path) else source.name, check=check)
+        is_path = source.name == str(source.path)
+        dataset = minari_format.read(source.path if is_path else source.name, action_limit=action_limit, check=check)
         dataset = dataset if rows is None else dataset.head(rows)
     else:
         path = source.path

@@ -92,6 +92,22 @@ def normalised_score(benchmark_id: str, returns: npt.ArrayLike) -> npt.NDArray[n
     return get(benchmark_id).normalised_score(returns)
 
 
+def reference_of(env_id: str) -> str | None:
+    """The id of a benchmark evaluated in `env_id` that has reference scores, the newest version; None if there is none.
+
+    For data that are not D4RL's: the references belong to the environment, and any of its data sets has the same.
+    """
+    stem = env_id.rsplit("-v", 1)[0]
+    fits = [
+        benchmark_id
+        for benchmark_id, benchmark in _table().items()
+        if benchmark.env_id is not None
+        and benchmark.env_id.rsplit("-v", 1)[0] == stem
+        and benchmark.ref_min is not None
+    ]
+    return max(fits, key=lambda benchmark_id: benchmark_id.rsplit("-v", 1)[1], default=None)
+
+
 @cache
 def _table() -> dict[str, Benchmark]:
     lines = files("envs").joinpath("d4rl.csv").read_text().splitlines()
@@ -159,7 +175,7 @@ def _family(benchmark_id: str, domain: str, task: str, version: str) -> dict[str
         faulty = f" The v0 files' timeouts are out of step with the episodes: use antmaze-{quality}-v2."
         note = (
             "Not faithful yet: gymnasium-robotics' AntMaze-v4 needs its goal dictionary flattened (achieved_goal, then "
-            "27 observations, is D4RL's 29), its goal radius is .45 instead of .5, and its start and goal differ."
+            "27 observations, is D4RL's 29), and its goal radius is .45 instead of .5."
         )
         return {
             "env_id": None,
