@@ -26,7 +26,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("timeouts", "next_observations")
-_FETCH_AGAIN = "Delete it and fetch it again: `diffrl data download ID`, or `diffrl data generate ID` for maze2d."
+_FETCH_AGAIN = "Write it again, or if it is D4RL's: `diffrl data download ID --force` (maze2d: `generate`)."
 
 
 def read(
