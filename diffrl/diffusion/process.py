@@ -146,11 +146,11 @@ class VE(Process):
 
     def sigma(self, t: Tensor) -> Tensor:
         """sigma_t = t."""
-        return t.clone()
+        return t
 
     def time(self, k: Tensor) -> Tensor:
         """t = k."""
-        return k.clone()
+        return k
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class RectifiedFlow(Process):
 
     def sigma(self, t: Tensor) -> Tensor:
         """sigma_t = t."""
-        return t.clone()
+        return t
 
     def time(self, k: Tensor) -> Tensor:
         """t = k / (1 + k)."""

@@ -2,7 +2,7 @@
 
 From t to r < t, with (a, s) at t and (b, w) at r, D = E[x_0 | x_t], e = (x - a D)/s and z ~ N(0, I):
 
-    x_r = b D + sqrt(w^2 - n^2) e + n z + correction,      n^2 = eta^2 w^2 (1 - (a w / (b s))^2).
+    x_r = b D + c e + n z + correction,      n^2 = eta^2 w^2 (1 - (a w / (b s))^2),  c = sqrt(w^2 - n^2).
 
 Without the correction this is DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16): eta = 0 is the
 probability-flow ODE to first order, eta = 1 the DDPM posterior. In y = x/a every process is the variance-exploding
@@ -55,22 +55,21 @@ class Churn:
 
 
 class Step(NamedTuple):
-    """The scalars of reverse steps, each of the shape of the times: (a, s) at t, (b, w) at r, `e` and `n` as above."""
+    """The scalars of reverse steps, in the letters above, each of the shape of the times."""
 
     a: Tensor
     s: Tensor
     b: Tensor
-    e: Tensor  # sqrt(w^2 - n^2), the factor on e
+    c: Tensor
     n: Tensor
 
 
 def _step(process: Process, t: Tensor, r: Tensor, eta: float) -> Step:
     a, s, b, w = process.alpha(t), process.sigma(t), process.alpha(r), process.sigma(r)
     q = (a * w) / (b * s)  # k_r / k_t; written so, it is 0 and not nan at a = 0
-    # n^2 = w^2 eta^2 (1 - q^2), and w^2 - n^2 in a form that is never negative
-    return Step(
-        a, s, b, w * torch.sqrt((1 - eta**2) + (eta * q) ** 2), eta * w * torch.sqrt(((1 - q) * (1 + q)).clamp_min(0))
-    )
+    c = w * torch.sqrt((1 - eta**2) + (eta * q) ** 2)  # never the root of a negative number, as w^2 - n^2 might be
+    n = eta * w * torch.sqrt(((1 - q) * (1 + q)).clamp_min(0))
+    return Step(a, s, b, c, n)
 
 
 def reverse_step(
@@ -83,12 +82,12 @@ def reverse_step(
     outside [0, 1].
     """
     _check_eta(eta)
-    c = _step(process, expand(t, x), expand(r, x), eta)
-    return c.b * x0 + c.e * (x - c.a * x0) / c.s, c.n
+    a, s, b, c, n = _step(process, expand(t, x), expand(r, x), eta)
+    return b * x0 + c * (x - a * x0) / s, n
 
 
 class Trial(NamedTuple):
-    """A trial point of a step, or its end: (a_j D + s_j e) + a_j weight (e_last - e), e_last the trial before."""
+    """A trial point of a step, at the ratio k: (a_j D + s_j e) + a_j weight (e_last - e), e_last the trial before."""
 
     k: Tensor
     weight: Tensor
@@ -117,12 +116,13 @@ def _first_order(k: Tensor, k_r: Tensor) -> tuple[list[Trial], Tensor]:
     return [], torch.zeros_like(k)
 
 
+# A solver's rule: from (k_t, k_r), its trial points and the weight, over b, of the last (e_j - e) in the correction.
 _SOLVERS: dict[str, Callable[[Tensor, Tensor], tuple[list[Trial], Tensor]]] = {
     "ddim": _first_order,
     "dpm1": _first_order,
     "dpm2": _dpm2,
     "dpm3": _dpm3,
-    "dpmpp2m": _first_order,
+    "dpmpp2m": _first_order,  # whose correction is of D, by `_history`
     "heun": _heun,
 }
 SOLVERS = tuple(_SOLVERS)
@@ -151,6 +151,7 @@ def sample(
         alpha = 0 (where `denoise` can bear it). Keep them on x's device: nothing is synchronised then.
     solver: one of `SOLVERS`. eta in [0, 1] is for ddim alone; `churn` for every solver but dpmpp2m, without eta.
     generator, noise: what eta > 0 and churn need, one of them: standard normal noise (T, *x.shape), drawn in one call.
+        Under torch.compile pass the noise.
     clip: (low, high), to which D is clamped, as Diffusion-QL and DDPM do. e = (x - a D)/s follows the clamped D.
     return_chain: give all states, (T + 1, *x.shape), from `x` to the result.
 
@@ -179,22 +180,17 @@ def sample(
     else:
         z = _noise(x, n_steps, generator, noise).unbind()
 
-    def per_step(*vectors: Tensor) -> list[tuple[Tensor, ...]]:
-        """Vectors over the grid as one tuple of scalars a step, of x's dtype and on its device."""
-        table = torch.stack(vectors, 1).to(device=x.device, dtype=x.dtype, non_blocking=True)
-        return [row.unbind() for row in table.unbind()]
-
     # Every scalar of every step, once: for the whole grid and in float64.
     t, r = times[:-1].double(), times[1:].double()
     lifts: list[tuple[Tensor, ...]] = []
     if churn is not None:
         t, lift, spread = _churn(process, t, churn)
-        lifts = per_step(lift, spread)
-    steps = per_step(t, *_step(process, t, r, eta))
-    history = per_step(_history(process, t, r)) if solver == "dpmpp2m" else []
+        lifts = _per_step(x, lift, spread)
+    steps = _per_step(x, t, *_step(process, t, r, eta))
+    history = _per_step(x, _history(process, t, r)) if solver == "dpmpp2m" else []
     points, weight = _corrections(process, solver, t, r)
-    trials = [per_step(*point) for point in points]
-    weights = per_step(weight) if trials else []
+    trials = [_per_step(x, *point) for point in points]
+    weights = _per_step(x, weight) if trials else []
 
     def estimate(x: Tensor, t: Tensor, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """(D, e) at (x, t)."""
@@ -204,14 +200,14 @@ def sample(
 
     chain = [x]
     D_last: Tensor | None = None
-    for i, (t_i, a, s, b, e_factor, n_factor) in enumerate(steps):
+    for i, (t_i, a, s, b, c, n) in enumerate(steps):
         if churn is not None:
             lift, spread = lifts[i]
             x = lift * x + spread * z[i]
         D, e = estimate(x, t_i, a, s)
-        x = b * D + e_factor * e
+        x = b * D + c * e
         if eta > 0:
-            x = x + n_factor * z[i]
+            x = x + n * z[i]
         if solver == "dpmpp2m":
             x = x if D_last is None else x + history[i][0] * (D - D_last)
             D_last = D
@@ -241,6 +237,12 @@ def _noise(x: Tensor, n_steps: int, generator: torch.Generator | None, noise: Te
     if generator is None:
         raise ValueError("eta > 0 and churn draw noise: pass a generator, or the noise itself")
     return torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+def _per_step(x: Tensor, *vectors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Vectors over the grid as one tuple of scalars a step, of x's dtype and on its device."""
+    table = torch.stack(vectors, 1).to(device=x.device, dtype=x.dtype, non_blocking=True)
+    return [row.unbind() for row in table.unbind()]
 
 
 def _churn(process: Process, t: Tensor, churn: Churn) -> tuple[Tensor, Tensor, Tensor]:

@@ -158,6 +158,17 @@ def test_a_half_precision_network_keeps_the_states_digits() -> None:
     close(D(x, t), c_skip * x + (0.25 / math.sqrt(0.5)) * m, atol=1e-6)
 
 
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_denoiser_has_a_forward_derivative(kind, process: Process) -> None:
+    """Continuous-time consistency models (sCM) need the JVP of D in (x, t), the velocity's own JVP nested in it."""
+    D = Prediction(kind, process).denoiser(network)
+    x, t = torch.randn(3, 2, dtype=F64), torch.tensor([0.2, 0.5, 0.9], dtype=F64)
+    _, tangent = torch.func.jvp(D, (x, t), (torch.ones_like(x), torch.ones_like(t)))
+    h = 1e-5
+    close(tangent, (D(x + h, t + h) - D(x - h, t - h)) / (2 * h), atol=1e-5)
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="Did you mean 'velocity'"):
         Prediction("velocty", VP())  # type: ignore[arg-type]

@@ -113,6 +113,10 @@ def test_discrete_schedules_are_those_of_diffusers(name: str) -> None:
     close((-times[:-1].flip(0)).exp(), theirs.alphas_cumprod.double(), atol=2e-5)
 
 
+def test_a_schedule_of_one_step() -> None:
+    close(discrete_grid("vp", 1, dtype=F64), torch.tensor([0.1 + 9.9 / 2, 0.0], dtype=F64))
+
+
 def test_unknown_schedule_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="Did you mean 'cosine'"):
         discrete_grid("cosin", 10)
