@@ -5,7 +5,9 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what the user asked for. The command line prints its text and exits with code 2, no traceback."""
+    """A mistake in what the user asked for. The command line prints its text and exits, no traceback."""
+
+    exit_code = 2
 
 
 class DataError(UserError, ValueError):

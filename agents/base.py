@@ -1,0 +1,71 @@
+"""What the training loop and the evaluation ask of an agent."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from agents.config import AgentConfig
+from diffrl.data.transitions import Batch
+from diffrl.nets import Adam, seed_generator
+
+Metrics = dict[str, Tensor]
+"""Quantities to log by name, each (S,), detached, left on the device."""
+
+
+class Agent(ABC):
+    """S policies of one shape, one a seed, trained together. Actions lie in [-1, 1].
+
+    A subclass makes its networks in `__init__` with `self.generators`, one a seed, and lists in `networks` and
+    `optimisers` all that changes in training, which is then the state of a checkpoint.
+    """
+
+    value_metrics: ClassVar[tuple[str, ...]] = ()
+    """Metrics that estimate returns: the training loop stops a seed whose estimate exceeds any possible return."""
+
+    def __init__(
+        self, config: AgentConfig, observation_size: int, action_size: int, seeds: Sequence[int], device: str
+    ) -> None:
+        self.seeds = tuple(seeds)
+        self.n_seeds = len(self.seeds)
+        self.observation_size, self.action_size = observation_size, action_size
+        self.device = torch.device(device)
+        self.generators = [seed_generator(seed) for seed in self.seeds]
+        self.networks: dict[str, nn.Module] = {}
+        self.optimisers: dict[str, Adam] = {}
+        self.step = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    @abstractmethod
+    def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
+        """One training step on a batch (S, B, ...); all noise comes from `generator`."""
+
+    @abstractmethod
+    def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """Actions (S, B, A) in [-1, 1] for observations (S, B, O)."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every tensor that training changes, by name; all but counters have the seeds axis first."""
+        state = {"step": self.step}
+        for kind in (self.networks, self.optimisers):
+            for name, part in kind.items():
+                prefix = name if kind is self.networks else f"optimiser.{name}"
+                state |= {f"{prefix}.{key}": value.detach() for key, value in part.state_dict().items()}
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Copy a `state_dict` into this agent's tensors. Raises ValueError where names or shapes differ."""
+        own = self.state_dict()
+        if own.keys() != state.keys():
+            raise ValueError(f"names differ: {sorted(own.keys() ^ state.keys())[:3]} ...")
+        for name, tensor in own.items():
+            if tensor.shape != state[name].shape:
+                raise ValueError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
+            tensor.copy_(state[name])
+
+
+def seed_slice(state: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+    """One seed of a stack's `state_dict`, as the state of a stack of one. Counters, of shape (), are shared."""
+    return {name: tensor if tensor.ndim == 0 else tensor[index : index + 1].clone() for name, tensor in state.items()}

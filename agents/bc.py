@@ -1,0 +1,72 @@
+"""Behaviour cloning, with a deterministic MLP and with a diffusion policy."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from agents.base import Agent, Metrics
+from agents.config import BC, DiffusionBC
+from agents.diffusion_policy import DiffusionPolicy
+from diffrl.data.transitions import Batch
+from diffrl.nets import MLP, Adam
+
+
+class BCAgent(Agent):
+    """a = tanh(f(s)), fitted by least squares."""
+
+    def __init__(self, config: BC, observation_size: int, action_size: int, seeds: Sequence[int], device: str) -> None:
+        super().__init__(config, observation_size, action_size, seeds, device)
+        self.actor = MLP(
+            (self.n_seeds,), observation_size, action_size, self.generators, width=config.width, layers=config.layers
+        ).to(self.device)
+        self.networks = {"actor": self.actor}
+        self.optimisers = {"actor": Adam(self.actor, config.learning_rate)}
+
+    def bc_loss(self, batch: Batch) -> Tensor:
+        """E |a - tanh(f(s))|^2, the mean over batch and action dimensions: (S,)."""
+        return (torch.tanh(self.actor(batch.observations)) - batch.actions).square().mean((-2, -1))
+
+    def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
+        """One step of behaviour cloning."""
+        loss = self.bc_loss(batch)
+        norm = self.optimisers["actor"].step(loss)
+        self.step += 1
+        return {"bc_loss": loss.detach(), "actor_grad_norm": norm}
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """The policy's one action."""
+        return torch.tanh(self.actor(observations))
+
+
+class DiffusionBCAgent(Agent):
+    """Actions drawn from a diffusion policy that models the data's."""
+
+    def __init__(
+        self, config: DiffusionBC, observation_size: int, action_size: int, seeds: Sequence[int], device: str
+    ) -> None:
+        super().__init__(config, observation_size, action_size, seeds, device)
+        self.actor = DiffusionPolicy(
+            observation_size,
+            action_size,
+            self.generators,
+            width=config.width,
+            layers=config.layers,
+            steps=config.denoising_steps,
+            schedule=config.schedule,
+        ).to(self.device)
+        self.networks = {"actor": self.actor}
+        self.optimisers = {"actor": Adam(self.actor, config.learning_rate, config.grad_clip)}
+
+    def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
+        """One step of denoising score matching on actions."""
+        loss = self.actor.bc_loss(batch.actions, batch.observations, generator)
+        norm = self.optimisers["actor"].step(loss)
+        self.step += 1
+        return {"bc_loss": loss.detach(), "actor_grad_norm": norm}
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """One draw from the policy a state."""
+        return self.actor.sample(observations, generator)

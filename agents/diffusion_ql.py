@@ -1,0 +1,135 @@
+"""Diffusion-QL: Diffusion Policies as an Expressive Policy Class for Offline RL (Wang, Hunt & Zhou, ICLR 2023).
+
+arXiv 2208.06193. The actor is a diffusion policy trained on
+
+    L(theta) = L_d(theta) + eta L_q(theta),    L_q = -E_{s, a0 ~ pi_theta} [Q_phi(s, a0)] / E|Q_phi|       (eq. 3, 4)
+
+the critics on
+
+    E (r + gamma min_i Q_phi'_i(s', a0') - Q_phi_i(s, a))^2,    a0' ~ pi_theta'                            (eq. 5)
+
+with theta' and phi' moving averages. `config.q_weight` is the paper's eta.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from agents.base import Agent, Metrics
+from agents.config import DiffusionQL
+from agents.diffusion_policy import DiffusionPolicy
+from diffrl.data.transitions import Batch
+from diffrl.nets import MLP, Adam, average_
+
+
+class TwinCritic(nn.Module):
+    """Q_1 and Q_2 of a seed: observations (S, B, O), actions (S, B, A) -> (S, 2, B)."""
+
+    def __init__(
+        self, observation_size: int, action_size: int, generators: Sequence[torch.Generator], width: int, layers: int
+    ) -> None:
+        super().__init__()
+        self.mlp = MLP((len(generators), 2), observation_size + action_size, 1, generators, width=width, layers=layers)
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Both critics' values (S, 2, B)."""
+        x = torch.cat([observations, actions], -1).unsqueeze(1).expand(-1, 2, -1, -1)
+        values: Tensor = self.mlp(x)
+        return values.squeeze(-1)
+
+
+class DiffusionQLAgent(Agent):
+    """See the module. Shapes: S seeds, B batch, K candidates, O observation size, A action size."""
+
+    value_metrics = ("q",)
+
+    def __init__(
+        self, config: DiffusionQL, observation_size: int, action_size: int, seeds: Sequence[int], device: str
+    ) -> None:
+        super().__init__(config, observation_size, action_size, seeds, device)
+        self.config = config
+        self.actor = DiffusionPolicy(
+            observation_size,
+            action_size,
+            self.generators,
+            width=config.width,
+            layers=config.layers,
+            steps=config.denoising_steps,
+            schedule=config.schedule,
+        ).to(self.device)
+        self.critic = TwinCritic(observation_size, action_size, self.generators, config.width, config.layers).to(
+            self.device
+        )
+        self.ema_actor = deepcopy(self.actor).requires_grad_(False)
+        self.target_critic = deepcopy(self.critic).requires_grad_(False)
+        self.networks = {
+            "actor": self.actor,
+            "critic": self.critic,
+            "ema_actor": self.ema_actor,
+            "target_critic": self.target_critic,
+        }
+        self.optimisers = {
+            "actor": Adam(self.actor, config.actor_lr, config.grad_clip),
+            "critic": Adam(self.critic, config.critic_lr, config.grad_clip),
+        }
+
+    @torch.no_grad()
+    def target(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """y = r + gamma (1 - terminal) min_i Q_phi'_i(s', a0'): (S, B).
+
+        With max_q_backup, each critic's best of K next actions before the minimum over critics.
+        """
+        K = self.config.backup_candidates if self.config.max_q_backup else 1
+        observations = batch.next_observations.repeat_interleave(K, dim=1)
+        actions = self.ema_actor.sample(observations, generator)
+        q: Tensor = self.target_critic(observations, actions)
+        q = q.view(self.n_seeds, 2, -1, K).amax(-1).amin(1)
+        return batch.rewards + self.config.discount * (1 - batch.terminals) * q
+
+    def critic_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """Eq. 5, summed over the two critics: (S,)."""
+        y = self.target(batch, generator)
+        q = self.critic(batch.observations, batch.actions)
+        loss = (q - y.unsqueeze(1)).square().mean(-1).sum(1)
+        return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
+
+    def actor_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """L_d + eta L_q (eq. 3): (S,). A coin, one a seed, says which critic is climbed and which one scales it."""
+        bc_loss = self.actor.bc_loss(batch.actions, batch.observations, generator)
+        q = self.critic(batch.observations, self.actor.sample(batch.observations, generator))
+        heads = torch.rand((self.n_seeds, 1), generator=generator, device=q.device) < 0.5
+        q_i, q_j = torch.where(heads, q[:, 0], q[:, 1]), torch.where(heads, q[:, 1], q[:, 0])
+        q_loss = -q_i.mean(-1) / q_j.detach().abs().mean(-1)
+        loss = bc_loss + self.config.q_weight * q_loss
+        return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
+
+    def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
+        """One step of the critics, one of the actor, then the averages."""
+        critic_loss, critic_metrics = self.critic_loss(batch, generator)
+        critic_norm = self.optimisers["critic"].step(critic_loss)
+        actor_loss, actor_metrics = self.actor_loss(batch, generator)
+        actor_norm = self.optimisers["actor"].step(actor_loss)
+
+        # A rate of 0 between the updates of the averaged actor, as a tensor: no step branches on a counter.
+        due = (self.step >= self.config.ema_start) & (self.step % self.config.ema_every == 0)
+        average_(self.ema_actor, self.actor, self.config.ema_rate * due.float())
+        average_(self.target_critic, self.critic, self.config.target_rate)
+        self.step += 1
+        return critic_metrics | actor_metrics | {"critic_grad_norm": critic_norm, "actor_grad_norm": actor_norm}
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw K actions a state from the actor and choose one by a softmax over min_i Q_phi'_i (section 3).
+
+        The draw from softmax(Q / temperature) is the argmax of Q + temperature * Gumbel noise.
+        """
+        K = self.config.act_candidates
+        repeated = observations.repeat_interleave(K, dim=1)
+        actions = self.actor.sample(repeated, generator)
+        q: Tensor = self.target_critic(repeated, actions).amin(1).view(self.n_seeds, -1, K)
+        gumbel = -torch.empty_like(q).exponential_(generator=generator).log()
+        best = (q + self.config.act_temperature * gumbel).argmax(-1)
+        candidates = actions.view(self.n_seeds, -1, K, self.action_size)
+        return candidates.take_along_dim(best[..., None, None], dim=2).squeeze(2)

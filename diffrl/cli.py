@@ -1,0 +1,91 @@
+"""The command line, `diffrl VERB ...`. Each verb's code is imported when it is called."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from diffrl.errors import UserError, nearest
+
+HELP = """diffrl: offline reinforcement learning on one diffusion core
+
+  diffrl train CONFIG [--steps N --seeds 0 1 2 ...]   train an agent; resumes with --resume RUN
+  diffrl evaluate RUN [--episodes 100]                score its last and best checkpoint
+  diffrl data list | info | generate | download | convert   data sets
+  diffrl VERB --help                                  all options, explained
+
+First steps:
+  diffrl data info maze2d-umaze-v1                    what is in a data set
+  diffrl train diffusion_ql/maze2d-umaze-v1-small     train for minutes; then read the printed score
+  tensorboard --logdir runs                           watch it
+
+From Python:
+  from diffrl import load_policy
+  policy = load_policy("runs/NAME")
+  action = policy(observation)
+
+Data sets are kept in $DIFFRL_DATA, else in your user data folder."""
+
+
+def _train(words: Sequence[str]) -> int:
+    from diffrl.commands import train
+
+    return train.run(words)
+
+
+def _evaluate(words: Sequence[str]) -> int:
+    import tyro
+
+    from diffrl.commands.evaluate import Evaluate
+
+    return tyro.cli(Evaluate, args=words, prog="diffrl evaluate").run()
+
+
+def _data(words: Sequence[str]) -> int:
+    import tyro
+
+    from diffrl.commands import data
+
+    app = tyro.extras.SubcommandApp()
+    verbs = {
+        "list": data.ListData,
+        "info": data.Info,
+        "generate": data.Generate,
+        "download": data.Download,
+        "convert": data.Convert,
+    }
+    if words and not words[0].startswith("-") and words[0] not in verbs:
+        raise UserError(f"There is no `diffrl data {words[0]}`: {nearest(words[0], verbs)}")
+    for name, verb in verbs.items():
+        app.command(name=name)(verb)
+    return app.cli(args=words or ["--help"], prog="diffrl data", description="Data sets.").run() or 0
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "evaluate": _evaluate, "data": _data}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; give its exit code. A user's mistake prints a few lines and gives 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    if words[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"diffrl {version('diffrl')}")
+        return 0
+    try:
+        if words[0] not in VERBS:
+            raise UserError(f"There is no `diffrl {words[0]}`: {nearest(words[0], VERBS)}")
+        return VERBS[words[0]](words[1:])
+    except UserError as error:
+        print(f"diffrl: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("diffrl: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""`diffrl evaluate`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a run's checkpoints in its environment: last and best, each seed and all, x100.
+
+    "best" is the checkpoint whose evaluation during training was highest, chosen seed by seed; it is scored anew here.
+    """
+
+    run_folder: Positional[Path]
+    """The run's folder, such as runs/NAME."""
+    episodes: int = 100
+    """Episodes for each seed."""
+    which: tuple[str, ...] = ("last", "best")
+    """Checkpoints: last, best, or steps."""
+    seed: int = 0
+    """What start states and the policy's noise are drawn from."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N, or auto."""
+    out: Path | None = None
+    """Where to write the result as JSON; by default evaluation.json in the run's folder."""
+
+    def run(self) -> int:
+        """Evaluate, print the table, write the JSON."""
+        import json
+
+        from diffrl import report
+        from diffrl.console import console
+        from diffrl.errors import UserError
+        from diffrl.experiment import Run, evaluate
+        from diffrl.files import atomic_path
+
+        if self.episodes < 1:
+            raise UserError(f"--episodes is {self.episodes}; expected at least 1.")
+        task = Run.read(self.run_folder).task
+        result = evaluate(self.run_folder, episodes=self.episodes, which=self.which, seed=self.seed, device=self.device)
+        report.print_evaluation(result, task.reference, task.comparable, self.episodes)
+        plain = {name: {k: v for k, v in entry.items() if k != "paths"} for name, entry in result.items()}
+        path = self.out or self.run_folder / "evaluation.json"
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps({"episodes": self.episodes, "seed": self.seed, **plain}, indent=1))
+        console.print(f"Written: {path}")
+        return 0

@@ -1,0 +1,119 @@
+"""`diffrl train`: which configuration is meant, what overrides it, and the run itself."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+import agents
+from diffrl import config as configuration
+from diffrl.config import TrainConfig
+from diffrl.errors import UserError
+
+USAGE = """Train an agent on an offline data set; evaluate, checkpoint and plot as it goes.
+
+  diffrl train diffusion_ql/maze2d-umaze-v1              a published configuration, by name
+  diffrl train my.yaml --steps 200000 --seeds 0 1 2      a file of yours, with overrides
+  diffrl train --agent diffusion_ql --dataset hopper-medium-v2
+  diffrl train --agent bc --dataset rollouts.hdf5 --env Hopper-v4
+  diffrl train --resume runs/NAME [--steps N]            go on, bit for bit
+
+Agents (--agent): {agents}.
+Published configurations: {n}, for example {example}; `diffrl train list` prints them all.
+Fields of the agent below are those of {shown}: give --agent NAME --help for another's."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse what stands after `diffrl train` and do it."""
+    words = list(arguments)
+    if words[:1] == ["list"]:
+        print("\n".join(configuration.published()))
+        return 0
+    if any(word.split("=")[0] == "--resume" for word in words):
+        return _resume(words)
+    config, said = _base(words)
+    given = "--dataset" in {word.split("=")[0] for word in words} or config.dataset
+    helping = bool({"-h", "--help"} & set(words))
+    if not given and not helping:
+        raise UserError("Which data set? Give --dataset ID-or-path, or a configuration: `diffrl train --help`.")
+    config = tyro.cli(
+        TrainConfig,
+        default=config,
+        args=words,
+        prog="diffrl train",
+        description=USAGE.format(
+            agents=", ".join(agents.AGENTS),
+            n=len(configuration.published()),
+            example="diffusion_ql/maze2d-umaze-v1",
+            shown=config.agent.name,
+        ),
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+    if said:
+        from diffrl.console import console
+
+        console.print(said)
+    from diffrl.experiment import train
+
+    train(config)
+    return 0
+
+
+def _take(words: list[str], flag: str) -> str | None:
+    """Remove `flag VALUE` or `flag=VALUE` from the words and give the value."""
+    for i, word in enumerate(words):
+        if word == flag:
+            if i + 1 == len(words) or words[i + 1].startswith("--"):
+                raise UserError(f"{flag} needs a value.")
+            value = words[i + 1]
+            del words[i : i + 2]
+            return value
+        if word.startswith(flag + "="):
+            del words[i]
+            return word.split("=", 1)[1]
+    return None
+
+
+def _base(words: list[str]) -> tuple[TrainConfig, str]:
+    """The configuration that overrides apply to. Takes what names it out of `words`."""
+    agent = _take(words, "--agent")
+    if words and not words[0].startswith("-"):
+        name = words.pop(0)
+        config = configuration.find(name)
+        if agent is not None and agent != config.agent.name:
+            raise UserError(f"{name} is a configuration of {config.agent.name}; --agent {agent} contradicts it.")
+        return config, ""
+    if agent is None:
+        if not {"-h", "--help"} & set(words):
+            raise UserError(
+                "What shall be trained? Give a configuration (`diffrl train list`), or --agent and --dataset; "
+                "`diffrl train --help` shows both."
+            )
+        agent = agents.DiffusionQL.name
+    rest = list(words)
+    dataset = _take(rest, "--dataset")
+    if dataset is None:
+        return TrainConfig(dataset="", agent=agents.get(agent)()), ""
+    return configuration.default(agent, dataset)
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """Go on with a run from its newest checkpoint, bit for bit as if it had not been cut."""
+
+    resume: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    """The run's folder."""
+    steps: int | None = None
+    """Training steps in all; by default what the run was made for."""
+    device: str | None = None
+    """Another device than the run's."""
+
+
+def _resume(words: list[str]) -> int:
+    given = tyro.cli(Resume, args=words, prog="diffrl train")
+    from diffrl.experiment import resume
+
+    resume(given.resume, steps=given.steps, device=given.device)
+    return 0

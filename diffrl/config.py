@@ -1,0 +1,165 @@
+"""What a training run is made of: one frozen dataclass, strict YAML, and the published configurations. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import agents
+from agents import AgentConfig
+from diffrl.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    dataset: str
+    """A D4RL id (`diffrl data list`), a Minari id, or a path to an HDF5 file."""
+    agent: AgentConfig
+    """The algorithm's hyper-parameters."""
+    env: str | None = None
+    """Gymnasium id of the environment to evaluate in; by default the benchmark's own, or what the file names."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds, trained side by side, each with networks of its own."""
+    steps: int = 1_000_000
+    """Training steps in all, also when resuming."""
+    rows: int | None = None
+    """Use only the first rows of the data set (a maze2d set that is missing is generated with this many)."""
+    eval_every: int = 50_000
+    """Steps between evaluations, each followed by a checkpoint."""
+    eval_episodes: int = 10
+    """Episodes an evaluation, for each seed."""
+    log_every: int = 500
+    """Steps between rows of metrics.csv."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N, or auto."""
+    out: Path | None = None
+    """The run's folder; by default runs/AGENT-DATASET-TIME."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "eval_every", "eval_episodes", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 1.")
+        if self.rows is not None and self.rows < 2:
+            raise UserError(f"--rows is {self.rows}; expected at least 2.")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise UserError(f"--seeds is {list(self.seeds)}; expected one or more different numbers.")
+        if min(self.seeds) < 0:
+            raise UserError(f"--seeds holds {min(self.seeds)}; expected numbers from 0 up.")
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """As YAML holds it: the agent's name stands among its fields."""
+    plain = dataclasses.asdict(config)
+    plain["agent"] = {"name": config.agent.name, **plain["agent"]}
+    plain["seeds"] = list(config.seeds)
+    plain["out"] = None if config.out is None else str(config.out)
+    return plain
+
+
+def dump(config: TrainConfig) -> str:
+    """The YAML text of `to_dict`."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def from_dict(values: Mapping[str, Any], source: str) -> TrainConfig:
+    """A configuration from what YAML holds. `source` is named in errors.
+
+    Raises UserError for a key that is not known (the nearest is named), a value of the wrong type, a missing key.
+    """
+    values = dict(values)
+    agent_values = values.pop("agent", None)
+    if isinstance(agent_values, str):
+        agent_values = {"name": agent_values}
+    if not isinstance(agent_values, dict) or "name" not in agent_values:
+        raise UserError(f"{source}: `agent` needs a `name`, one of {', '.join(agents.AGENTS)}.")
+    agent_values = dict(agent_values)
+    schema = agents.get(agent_values.pop("name"))
+    agent = schema(**_checked(schema, agent_values, f"{source}, agent"))
+    fields = _checked(TrainConfig, values, source)
+    if "dataset" not in fields:
+        raise UserError(f"{source}: the key `dataset` is missing.")
+    return TrainConfig(agent=agent, **fields)
+
+
+def _checked(schema: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The values converted to the types of the fields of `schema`."""
+    hints = typing.get_type_hints(schema)
+    known = {f.name for f in dataclasses.fields(schema)}
+    result = {}
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"{source}: unknown key {key!r}; {nearest(str(key), known)}")
+        result[key] = _convert(value, hints[key], f"{source}: {key}")
+    return result
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _convert(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is typing.Literal:
+        if value in arguments:
+            return value
+        raise UserError(f"{where} is {value!r}; {nearest(str(value), map(str, arguments))}")
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(item, arguments[0], where) for item in value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    name = getattr(hint, "__name__", str(hint))
+    hint_text = " (write 3.0e-4, with a point: YAML reads 3e-4 as text)" if hint is float else ""
+    raise UserError(f"{where} is {value!r}; expected {name}{hint_text}.")
+
+
+def load(path: Path) -> TrainConfig:
+    """Read a YAML file strictly. Raises UserError for anything it should not hold."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"The configuration {path} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a configuration: expected keys such as `dataset` and `agent`.")
+    return from_dict(values, str(path))
+
+
+def published() -> list[str]:
+    """The configurations that ship with the package, as AGENT/DATASET."""
+    root = Path(str(resources.files("configs")))
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+
+
+def find(name: str) -> TrainConfig:
+    """A configuration by path, or by its name in `configs/`, such as diffusion_ql/maze2d-umaze-v1."""
+    path = Path(name)
+    if path.is_file():
+        return load(path)
+    short = name.removeprefix("configs/").removesuffix(".yaml")
+    if short in published():
+        return load(Path(str(resources.files("configs"))) / f"{short}.yaml")
+    raise UserError(f"No configuration {name!r}: no such file, and of the published ones {nearest(short, published())}")
+
+
+def default(agent: str, dataset: str) -> tuple[TrainConfig, str]:
+    """The published configuration of the pair, else the defaults; and a sentence that says which."""
+    schema = agents.get(agent)
+    if f"{agent}/{dataset}" in published():
+        return find(f"{agent}/{dataset}"), f"Using the published configuration {agent}/{dataset}."
+    return (
+        TrainConfig(dataset=dataset, agent=schema()),
+        f"There is no published configuration {agent}/{dataset}: using the defaults of {agent}.",
+    )

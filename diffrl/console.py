@@ -1,0 +1,106 @@
+"""What a person sees while something runs: a live bar on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from diffrl.training.loop import Observer
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+SHOWN = ("bc_loss", "critic_loss", "q")
+"""Metrics shown beside the bar."""
+
+
+class _Speed(ProgressColumn):
+    """Rate, as `123 steps/s`."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        """The rate of the last while, or of the whole."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} {self.unit}/s", style="cyan")
+
+
+def _bar(unit: str, quiet: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        _Speed(unit),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}", style="dim"),
+        console=console,
+        disable=quiet or not console.is_terminal,
+        transient=True,
+        speed_estimate_period=60,
+    )
+
+
+@contextmanager
+def work(title: str, unit: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar for a loop; yields a function to call with (done, total)."""
+    with _bar(unit, quiet) as bar:
+        task = bar.add_task(title, total=None, note="")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _short(means: dict[str, list[float]]) -> str:
+    shown = {name: sum(means[name]) / len(means[name]) for name in SHOWN if name in means}
+    return "  ".join(f"{name} {value:.3g}" for name, value in shown.items())
+
+
+class _TrainingObserver(Observer):
+    """A bar on a terminal; elsewhere a line at most every `interval` seconds."""
+
+    interval = 20.0
+
+    def __init__(self, bar: Progress, total: int, start: int, quiet: bool) -> None:
+        self.bar, self.total, self.start, self.quiet = bar, total, start, quiet
+        self.task = bar.add_task("Training", total=total, completed=start, note="")
+        self.episodes = bar.add_task("Evaluating", total=None, note="", visible=False)
+        self.began = self.drawn = self.written = time.monotonic()
+
+    def progress(self, step: int) -> None:
+        """Drawn ten times a second at most: a step is much shorter."""
+        now = time.monotonic()
+        if now - self.drawn > 0.1 or step == self.total:
+            self.bar.update(self.task, completed=step)
+            self.drawn = now
+
+    def metrics(self, step: int, means: dict[str, list[float]]) -> None:
+        """Beside the bar, or as a line."""
+        self.bar.update(self.task, note=_short(means))
+        now = time.monotonic()
+        if not self.quiet and not console.is_terminal and now - self.written > self.interval:
+            rate = (step - self.start) / (now - self.began)
+            left = (self.total - step) / rate / 60
+            console.print(f"step {step:,}/{self.total:,}  {rate:.0f} steps/s  {left:.1f} min left  {_short(means)}")
+            self.written = now
+
+    def message(self, text: str) -> None:
+        """Above the bar."""
+        if not self.quiet:
+            self.bar.console.print(text)
+
+    def rollout(self, finished: int, total: int) -> None:
+        """Episodes of an evaluation under way."""
+        self.bar.update(self.episodes, completed=finished, total=total, visible=finished < total)
+
+
+@contextmanager
+def training_observer(steps: int, start: int, title: str, quiet: bool) -> Iterator[_TrainingObserver]:
+    """The observer of a training run, its bar shown while the block runs."""
+    if not quiet:
+        console.print(title)
+        if start:
+            console.print(f"Resuming after {start:,} steps.")
+    with _bar("steps", quiet) as bar:
+        yield _TrainingObserver(bar, steps, start, quiet)

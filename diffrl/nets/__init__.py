@@ -1,0 +1,8 @@
+"""Building blocks: layers that hold one weight a seed, Mish, time embeddings, MLPs, averaging, an optimiser."""
+
+from diffrl.nets.activation import mish
+from diffrl.nets.mlp import MLP, TimeEmbedding
+from diffrl.nets.optim import Adam, average_, seed_norms
+from diffrl.nets.stacked import StackedLinear, seed_generator
+
+__all__ = ["MLP", "Adam", "StackedLinear", "TimeEmbedding", "average_", "mish", "seed_generator", "seed_norms"]

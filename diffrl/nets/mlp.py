@@ -1,0 +1,65 @@
+"""Multi-layer perceptrons and time embeddings on the seeds axis."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diffrl.nets.activation import mish
+from diffrl.nets.stacked import StackedLinear
+
+
+class MLP(nn.Module):
+    """`layers` hidden layers of `width` and a linear one: x (*stack, B, in) -> (*stack, B, out)."""
+
+    def __init__(
+        self,
+        stack: Sequence[int],
+        in_features: int,
+        out_features: int,
+        generators: Sequence[torch.Generator],
+        *,
+        width: int = 256,
+        layers: int = 3,
+        activation: Callable[[Tensor], Tensor] = mish,
+    ) -> None:
+        super().__init__()
+        sizes = [in_features, *[width] * layers, out_features]
+        pairs = itertools.pairwise(sizes)
+        self.linears = nn.ModuleList(StackedLinear(stack, i, o, generators) for i, o in pairs)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (*stack, B, in) -> (*stack, B, out)."""
+        *hidden, last = self.linears
+        for linear in hidden:
+            x = self.activation(linear(x))
+        y: Tensor = last(x)
+        return y
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the time label (Vaswani et al. 2017) through a two-layer MLP, as in Diffusion-QL's networks.
+
+    t: () or (S, B) -> (S, 1, size) or (S, B, size).
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, n_seeds: int, size: int, generators: Sequence[torch.Generator]) -> None:
+        super().__init__()
+        self.n_seeds = n_seeds
+        half = size // 2
+        frequencies = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.mlp = MLP((n_seeds,), 2 * half, size, generators, width=2 * size, layers=1)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """The embedding of t, see the class."""
+        angles = t.unsqueeze(-1) * self.frequencies
+        if t.ndim == 0:
+            angles = angles.expand(self.n_seeds, 1, -1)
+        embedding: Tensor = self.mlp(torch.cat([angles.sin(), angles.cos()], -1))
+        return embedding

@@ -1,0 +1,71 @@
+"""Adam with the gradient norm clipped seed by seed, and moving averages of weights."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def seed_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """The joint L2 norm over all `tensors` (S, ...), seed by seed: (S,)."""
+    if tensors[0].shape[0] == 1:
+        norms = torch.stack(torch._foreach_norm(list(tensors)))[:, None]
+    else:
+        norms = torch.stack([torch.linalg.vector_norm(tensor.flatten(1), dim=1) for tensor in tensors])
+    joint: Tensor = torch.linalg.vector_norm(norms, dim=0)
+    return joint
+
+
+class Adam:
+    """Adam (Kingma & Ba 2015) on the parameters of `module`, every one of shape (S, ...).
+
+    The gradient norm of each seed is clipped to `clip` (0: never). Gradients are taken with respect to these
+    parameters alone, so that a loss may run through other networks without a gradient for their weights.
+    """
+
+    def __init__(self, module: nn.Module, learning_rate: float, clip: float = 0.0) -> None:
+        self.names = [name for name, _ in module.named_parameters()]
+        self.parameters = list(module.parameters())
+        self.clip = clip
+        on_gpu = self.parameters[0].is_cuda
+        self._adam = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True, capturable=on_gpu)
+        for parameter in self.parameters:  # all state exists from the start, so that any checkpoint can be loaded
+            self._adam.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    def step(self, loss: Tensor) -> Tensor:
+        """One step down the sum of `loss` (S,), one loss a seed. Returns the norms before clipping (S,)."""
+        gradients = torch.autograd.grad(loss.sum(), self.parameters)
+        with torch.no_grad():
+            norms = seed_norms(gradients)
+            if self.clip > 0:
+                factor = (self.clip / (norms + 1e-6)).clamp(max=1.0)
+                if len(factor) == 1:
+                    torch._foreach_mul_(gradients, factor.view(()))
+                else:
+                    gradients = tuple(g * factor.view(-1, *[1] * (g.ndim - 1)) for g in gradients)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self._adam.step()
+        for parameter in self.parameters:
+            parameter.grad = None
+        return norms
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every tensor of the state by name: `NAME.exp_avg` (S, ...), ..., `NAME.step` ()."""
+        pairs = zip(self.names, self.parameters, strict=True)
+        return {f"{name}.{key}": value for name, p in pairs for key, value in self._adam.state[p].items()}
+
+
+@torch.no_grad()
+def average_(average: nn.Module, online: nn.Module, rate: float | Tensor) -> None:
+    """average <- (1 - rate) average + rate online, in place; `rate` is a number, or a tensor ()."""
+    targets: list[Tensor] = list(average.parameters())
+    sources: list[Tensor] = list(online.parameters())
+    if isinstance(rate, Tensor):
+        torch._foreach_lerp_(targets, sources, [rate] * len(targets))  # type: ignore[list-item]
+    else:
+        torch._foreach_lerp_(targets, sources, rate)

@@ -1,0 +1,169 @@
+"""Tables and pictures of runs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffrl.console import console
+from diffrl.files import atomic_path
+from diffrl.training.logs import Scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, GREY = "#2f6db5", "#d9822b", "#3c9d5f", "#8a8a8a"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its standard error, and what the error is taken over."""
+
+    mean: float
+    error: float
+    over: str
+
+    def __str__(self) -> str:
+        """For example `43.1 ± 2.0`."""
+        return f"{self.mean:.1f} ± {self.error:.1f}"
+
+
+def estimate(values: NDArray[np.float64] | Sequence[Sequence[float]]) -> Estimate:
+    """The mean of values (S, E). Several seeds: the error over seeds' means; one seed: over its episodes."""
+    array = np.asarray(values, dtype=np.float64)
+    samples = array.mean(1) if len(array) > 1 else array[0]
+    error = float(samples.std(ddof=1) / np.sqrt(len(samples))) if len(samples) > 1 else float("nan")
+    return Estimate(float(samples.mean()), error, "seeds" if len(array) > 1 else "episodes")
+
+
+def evaluation_line(step: int, entry: dict[str, Any], episodes: int) -> str:
+    """One evaluation as a line: score or return, each seed's where there are several."""
+    kind, values = ("score", entry["score"]) if "score" in entry else ("return", entry["mean_return"])
+    each = f"  (seeds: {', '.join(f'{v:.1f}' for v in values)})" if len(values) > 1 else ""
+    returns = f", mean return {np.mean(entry['mean_return']):.1f}" if kind == "score" else ""
+    return f"step {step:>9,}  {kind} [bold]{np.mean(values):.1f}[/]{each}{returns}, {episodes} episodes a seed"
+
+
+def print_run(path: Path, scores: Scores) -> None:
+    """Where a finished run is, how it scored, and what to do next."""
+    if scores.evaluations:
+        last = scores.evaluations[-1]
+        kind = "score" if "score" in last else "mean_return"
+        best = scores.best()
+        what = "normalised score x100" if kind == "score" else "return"
+        console.print(
+            f"[bold]{what}[/]: last {np.mean(last[kind]):.1f}, best {np.mean([b['value'] for b in best]):.1f} "
+            f"(best evaluation of each seed, {len(best)} seed(s), {len(last['returns'][0])} episodes)"
+        )
+        if kind == "score" and not scores.about["comparable"]:
+            console.print(
+                f"Scaled by D4RL's references of {scores.about['reference']}, but data or environment are not that "
+                "benchmark's: do not report it under that name."
+            )
+        console.print(f"learning curve: {path / 'learning_curve.png'}")
+        console.print(f"evaluate:       diffrl evaluate {path} --episodes 100")
+    console.print(f"TensorBoard:    tensorboard --logdir {path}")
+
+
+def print_evaluation(result: dict[str, Any], reference: str | None, comparable: bool, episodes: int) -> None:
+    """The table of `diffrl evaluate`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    kind = "scores" if reference else "returns"
+    title = f"Normalised score x100, references of {reference}" if reference else "Return"
+    if reference and not comparable:
+        title += "\n(data or environment are not that benchmark's: not comparable with published scores)"
+    table = Table(title=title, caption=f"{episodes} episodes a seed; ± standard error", caption_justify="left")
+    table.add_column("checkpoint")
+    table.add_column("seed", justify="right")
+    table.add_column("step", justify="right")
+    table.add_column("score" if reference else "return", justify="right")
+    if reference:
+        table.add_column("mean return", justify="right")
+    for name, entry in result.items():
+        for i, seed in enumerate(entry["seeds"]):
+            row = [name, str(seed), f"{entry['step'][i]:,}", str(estimate([entry[kind][i]]))]
+            table.add_row(*row, *([f"{np.mean(entry['returns'][i]):.1f}"] if reference else []))
+        if len(entry["seeds"]) > 1:
+            row = [name, "all", "", f"[bold]{estimate(entry[kind])}[/] (over seeds)"]
+            table.add_row(*row, *([f"{np.mean(entry['returns']):.1f}"] if reference else []), end_section=True)
+    Console(width=None if console.is_terminal else 120).print(table)
+
+
+def read_scores(run: Path) -> dict[str, Any]:
+    """A run's `scores.json`."""
+    content: dict[str, Any] = json.loads((run / "scores.json").read_text())
+    return content
+
+
+def draw_curve(ax: "Axes", run: Path, label: str, colour: str) -> None:
+    """A run's evaluations over steps: thin lines for seeds, a thick one for their mean."""
+    evaluations = read_scores(run)["evaluations"]
+    steps = np.array([e["step"] for e in evaluations])
+    values = np.array([e.get("score", e["mean_return"]) for e in evaluations])
+    if values.shape[1] > 1:
+        ax.plot(steps, values, color=colour, alpha=0.35, linewidth=1)
+    ax.plot(steps, values.mean(1), color=colour, linewidth=2, label=label, marker="o", markersize=3)
+
+
+def learning_curve(runs: Sequence[Path], path: Path) -> Path:
+    """Draw the evaluations of runs over training steps, as PNG."""
+    figure, ax = _figure(7, 4)
+    for run, colour in zip(runs, (BLUE, ORANGE, GREEN, GREY) * len(runs), strict=False):
+        draw_curve(ax, run, run.name, colour)
+    about = read_scores(runs[0])
+    ax.set(
+        xlabel="training steps",
+        ylabel="normalised score x100" if about["reference"] else "return",
+        title=f"{about['dataset']}, evaluated in {about['env']}",
+    )
+    finish(ax)
+    return save(figure, path)
+
+
+def draw_maze(ax: "Axes", grid: Sequence[str], goal: tuple[int, int], paths: Sequence[NDArray[np.float32]]) -> None:
+    """A maze from above with trajectories (T, >= 2) of (row, column), coloured from start (dark) to end (bright)."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.patches import Circle, Rectangle
+
+    for r, row in enumerate(grid):
+        for c, letter in enumerate(row):
+            if letter == "#":  # cell (r, c) is centred at qpos (r - .2, c - .2)
+                ax.add_patch(Rectangle((c - 0.7, r - 0.7), 1, 1, color="#d8d4cc", linewidth=0))
+    ax.add_patch(Circle((goal[1], goal[0]), 0.5, color=GREEN, alpha=0.25, linewidth=0))
+    ax.plot(goal[1], goal[0], marker="*", color=GREEN, markersize=12, zorder=3)
+    for path in paths:
+        points = path[:, [1, 0]]
+        segments = np.stack([points[:-1], points[1:]], axis=1)
+        ax.add_collection(LineCollection(list(segments), array=np.arange(len(segments)), cmap="plasma", linewidths=1.2))
+        ax.plot(*points[0], marker="o", color="black", markersize=4, zorder=3)
+    ax.set(xlim=(-0.7, len(grid[0]) - 0.7), ylim=(len(grid) - 0.7, -0.7), aspect="equal", xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def _figure(width: float, height: float) -> tuple["Figure", "Axes"]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def finish(ax: "Axes") -> None:
+    """The house style of a plot with axes."""
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+
+
+def save(figure: "Figure", path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    return path

@@ -1,0 +1,1 @@
+"""The training loop, checkpoints, logging, roll-outs: knows agents as protocols only."""

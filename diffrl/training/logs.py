@@ -1,0 +1,101 @@
+"""What a run writes down as it goes: `metrics.csv`, TensorBoard events, `scores.json`."""
+
+import csv
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffrl.files import atomic_path
+
+Column = dict[str, list[float]]
+
+
+class MetricsLog:
+    """`metrics.csv` (one row a logging point and seed) and TensorBoard events, which a resumed run continues.
+
+    Rows after `step`, left by a run that was killed past its last checkpoint, are dropped.
+    """
+
+    def __init__(self, run: Path, seeds: Sequence[int], step: int = 0) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self.seeds = list(seeds)
+        self.path = run / "metrics.csv"
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                header, *rows = list(csv.reader(file)) or [[]]
+            with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
+                csv.writer(file).writerows([header, *(row for row in rows if int(row[0]) <= step)] if header else [])
+        self._tensorboard = SummaryWriter(log_dir=str(run / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, metrics: Mapping[str, Sequence[float]]) -> None:
+        """Append the metrics of every seed, each a list (S,)."""
+        new = not self.path.exists() or self.path.stat().st_size == 0
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["step", "seed", *metrics])
+            for i, seed in enumerate(self.seeds):
+                writer.writerow([step, seed, *(f"{values[i]:.6g}" for values in metrics.values())])
+        for name, values in metrics.items():
+            self.scalars(name, step, values)
+
+    def scalars(self, name: str, step: int, values: Sequence[float]) -> None:
+        """One value a seed to TensorBoard alone."""
+        for seed, value in zip(self.seeds, values, strict=True):
+            self._tensorboard.add_scalar(f"{name}/seed{seed}", value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._tensorboard.close()
+
+
+class Scores:
+    """All evaluations of a run, kept in `scores.json`.
+
+    An evaluation holds `step`, `returns` (a list a seed, an entry an episode) and, where references exist, `score`:
+    the mean normalised score x100 of each seed. A seed is judged by its score, else by its mean return.
+    """
+
+    def __init__(self, run: Path, about: Mapping[str, Any], up_to: int | None = None) -> None:
+        self.path = run / "scores.json"
+        self.about = dict(about)
+        self.evaluations: list[dict[str, Any]] = []
+        if self.path.exists():
+            stored = json.loads(self.path.read_text())["evaluations"]
+            self.evaluations = [e for e in stored if up_to is None or e["step"] <= up_to]
+
+    def add(
+        self,
+        step: int,
+        returns: NDArray[np.float64],
+        normalise: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None,
+    ) -> dict[str, Any]:
+        """Record the returns (S, E) of an evaluation after `step` steps; give its entry."""
+        entry: dict[str, Any] = {"step": step, "returns": np.round(returns, 4).tolist()}
+        entry["mean_return"] = [float(v) for v in returns.mean(1)]
+        if normalise is not None:
+            entry["score"] = [float(v) for v in normalise(returns).mean(1)]
+        self.evaluations = [e for e in self.evaluations if e["step"] != step] + [entry]
+        with atomic_path(self.path) as temporary:
+            temporary.write_text(
+                json.dumps({**self.about, "best": self.best(), "evaluations": self.evaluations}, indent=1)
+            )
+        return entry
+
+    def best(self) -> list[dict[str, Any]]:
+        """The best evaluation of each seed: its step and what it was judged by."""
+        if not self.evaluations:
+            return []
+        judged = [(e["step"], e.get("score", e["mean_return"])) for e in self.evaluations]
+        n_seeds = len(judged[0][1])
+        result = []
+        for i in range(n_seeds):
+            step, values = max(judged, key=lambda item: -math.inf if math.isnan(item[1][i]) else item[1][i])
+            result.append({"step": step, "value": values[i]})
+        return result

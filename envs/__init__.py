@@ -1,0 +1,23 @@
+"""Benchmarks: ids, reference scores, environments, data generators. Importing it registers our environments."""
+
+import gymnasium
+
+
+def register() -> None:
+    """Register the maze2d environments with Gymnasium; also its entry point, so a plain `gymnasium.make` finds them."""
+    from gymnasium.envs.registration import registry
+
+    limits = {"open": ("v0", 150), "umaze": ("v1", 300), "medium": ("v1", 600), "large": ("v1", 800)}
+    for maze, (version, steps) in limits.items():
+        for reward, infix in (("sparse", ""), ("dense", "-dense")):
+            env_id = f"maze2d-{maze}{infix}-{version}"
+            if env_id not in registry:
+                gymnasium.register(
+                    env_id,
+                    entry_point="envs.maze2d:Maze2dEnv",
+                    kwargs={"maze": maze, "reward": reward},
+                    max_episode_steps=steps,
+                )
+
+
+register()
