@@ -260,9 +260,10 @@ def test_dpm_solver_pp_2m_is_the_papers() -> None:
     close(sample(process, tanh_denoiser, start, times, "dpmpp2m"), x)
 
 
-def test_heun_with_churn_is_edms() -> None:
+@pytest.mark.parametrize("S_churn", [2.0, 80.0])  # the second is cut at gamma = sqrt(2) - 1
+def test_heun_with_churn_is_edms(S_churn: float) -> None:
     """Karras et al. 2022, algorithm 2, on VE, in the paper's letters."""
-    N, churn = 6, Churn(S_churn=2.0, S_tmin=0.05, S_tmax=5.0, S_noise=1.003)
+    N, churn = 6, Churn(S_churn=S_churn, S_tmin=0.05, S_tmax=5.0, S_noise=1.003)
     t = VE().grid(N, 0.02, 20.0, rho=7, to_zero=True, dtype=F64)
     noise = torch.randn(N, 4, 3, dtype=F64)
     x = start = 20 * torch.randn(4, 3, dtype=F64)
