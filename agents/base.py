@@ -22,6 +22,8 @@ class Agent(ABC):
     `optimisers` all that changes in training, which is then the state of a checkpoint.
     """
 
+    compilable: ClassVar[tuple[str, ...]] = ()
+    """Methods that are plain functions of tensors and take most of a step's time: what `compile` compiles."""
     value_metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics that estimate returns: the training loop stops a seed whose estimate exceeds any possible return."""
 
@@ -36,6 +38,11 @@ class Agent(ABC):
         self.networks: dict[str, nn.Module] = {}
         self.optimisers: dict[str, Adam] = {}
         self.step = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    def compile(self) -> None:
+        """Compile the losses (`torch.compile`, whole graphs). The first step then takes a while: see `--compile`."""
+        for name in self.compilable:
+            setattr(self, name, torch.compile(getattr(self, name), fullgraph=True, dynamic=False))
 
     @abstractmethod
     def update(self, batch: Batch, generator: torch.Generator) -> Metrics:

@@ -15,6 +15,8 @@ from diffrl.nets import MLP, Adam
 class BCAgent(Agent):
     """a = tanh(f(s)), fitted by least squares."""
 
+    compilable = ("bc_loss",)
+
     def __init__(self, config: BC, observation_size: int, action_size: int, seeds: Sequence[int], device: str) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)
         self.actor = MLP(
@@ -43,6 +45,8 @@ class BCAgent(Agent):
 class DiffusionBCAgent(Agent):
     """Actions drawn from a diffusion policy that models the data's."""
 
+    compilable = ("bc_loss",)
+
     def __init__(
         self, config: DiffusionBC, observation_size: int, action_size: int, seeds: Sequence[int], device: str
     ) -> None:
@@ -59,9 +63,13 @@ class DiffusionBCAgent(Agent):
         self.networks = {"actor": self.actor}
         self.optimisers = {"actor": Adam(self.actor, config.learning_rate, config.grad_clip)}
 
+    def bc_loss(self, batch: Batch, t: Tensor, eps: Tensor) -> Tensor:
+        """Denoising score matching on actions: (S,)."""
+        return self.actor.bc_loss(batch.actions, batch.observations, t, eps)
+
     def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
-        """One step of denoising score matching on actions."""
-        loss = self.actor.bc_loss(batch.actions, batch.observations, generator)
+        """One step of denoising score matching."""
+        loss = self.bc_loss(batch, *self.actor.bc_noise(batch.actions, generator))
         norm = self.optimisers["actor"].step(loss)
         self.step += 1
         return {"bc_loss": loss.detach(), "actor_grad_norm": norm}
@@ -69,4 +77,4 @@ class DiffusionBCAgent(Agent):
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """One draw from the policy a state."""
-        return self.actor.sample(observations, generator)
+        return self.actor.sample(observations, self.actor.sampling_noise(observations, generator))

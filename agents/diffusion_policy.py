@@ -14,7 +14,8 @@ class DiffusionPolicy(nn.Module):
 
     The network eps_theta(a_t, t, s) is an MLP on [a_t, time embedding, s]. Its time label is the time of the VP
     process (0.22, 0.83, 1.8, 3.2, 5.1 for T = 5) where the original code has the step's index (0 to 4): about the same
-    numbers, and with a meaning for any other grid or solver.
+    numbers, and with a meaning for any other grid or solver. All noise is drawn beforehand and passed in, so that the
+    losses are plain functions of tensors, which the compiler takes whole.
     """
 
     times: Tensor
@@ -46,15 +47,22 @@ class DiffusionPolicy(nn.Module):
         eps: Tensor = self.mlp(torch.cat([actions, time, observations], -1))
         return eps
 
-    def bc_loss(self, actions: Tensor, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """L_d = E |eps - eps_theta(a_t, t, s)|^2 (eq. 2), the mean over batch and action dimensions: (S,)."""
-        t = grid_times(self.times, actions.shape[:-1], generator)
+    def bc_noise(self, actions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What `bc_loss` needs: times t (S, B), uniform over the grid, and noise eps (S, B, A)."""
         eps = torch.randn(actions.shape, generator=generator, device=actions.device)
+        return grid_times(self.times, actions.shape[:-1], generator), eps
+
+    def bc_loss(self, actions: Tensor, observations: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """L_d = E |eps - eps_theta(a_t, t, s)|^2 (eq. 2), the mean over batch and action dimensions: (S,)."""
         return denoising_loss(self.prediction, lambda a, t: self(a, t, observations), actions, t, eps).mean(-1)
 
-    def sample(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+    def sampling_noise(self, observations: Tensor, generator: torch.Generator, K: int = 1) -> Tensor:
+        """What `sample` needs for K actions a state: (T + 1, S, B K, A), the start a_T first, in one draw."""
+        S, B, _ = observations.shape
+        shape = (len(self.times), S, B * K, self.action_size)
+        return torch.randn(shape, generator=generator, device=observations.device)
+
+    def sample(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Actions (S, B, A) by the T steps of the reverse process, D clamped to [-1, 1] (eq. 1); differentiable."""
-        shape = (*observations.shape[:-1], self.action_size)
-        a_T = torch.randn(shape, generator=generator, device=observations.device)
         denoise = self.prediction.denoiser(lambda a, t: self(a, t, observations), clip=(-1.0, 1.0))
-        return sample(VP(), denoise, a_T, self.times, eta=1.0, generator=generator)
+        return sample(VP(), denoise, noise[0], self.times, eta=1.0, noise=noise[1:])

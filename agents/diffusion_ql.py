@@ -44,12 +44,14 @@ class DiffusionQLAgent(Agent):
     """See the module. Shapes: S seeds, B batch, K candidates, O observation size, A action size."""
 
     value_metrics = ("q",)
+    compilable = ("critic_loss", "actor_loss")
 
     def __init__(
         self, config: DiffusionQL, observation_size: int, action_size: int, seeds: Sequence[int], device: str
     ) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)
         self.config = config
+        self.backup_candidates = config.backup_candidates if config.max_q_backup else 1
         self.actor = DiffusionPolicy(
             observation_size,
             action_size,
@@ -76,30 +78,33 @@ class DiffusionQLAgent(Agent):
         }
 
     @torch.no_grad()
-    def target(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """y = r + gamma (1 - terminal) min_i Q_phi'_i(s', a0'): (S, B).
+    def target(self, batch: Batch, noise: Tensor) -> Tensor:
+        """y = r + gamma (1 - terminal) min_i Q_phi'_i(s', a0'): (S, B), with the sampling noise (T + 1, S, B K, A).
 
         With max_q_backup, each critic's best of K next actions before the minimum over critics.
         """
-        K = self.config.backup_candidates if self.config.max_q_backup else 1
+        K = self.backup_candidates
         observations = batch.next_observations.repeat_interleave(K, dim=1)
-        actions = self.ema_actor.sample(observations, generator)
+        actions = self.ema_actor.sample(observations, noise)
         q: Tensor = self.target_critic(observations, actions)
         q = q.view(self.n_seeds, 2, -1, K).amax(-1).amin(1)
         return batch.rewards + self.config.discount * (1 - batch.terminals) * q
 
-    def critic_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """Eq. 5, summed over the two critics: (S,)."""
-        y = self.target(batch, generator)
+    def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
+        """Eq. 5, summed over the two critics: (S,). noise: that of `target`."""
+        y = self.target(batch, noise)
         q = self.critic(batch.observations, batch.actions)
         loss = (q - y.unsqueeze(1)).square().mean(-1).sum(1)
         return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
 
-    def actor_loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """L_d + eta L_q (eq. 3): (S,). A coin, one a seed, says which critic is climbed and which one scales it."""
-        bc_loss = self.actor.bc_loss(batch.actions, batch.observations, generator)
-        q = self.critic(batch.observations, self.actor.sample(batch.observations, generator))
-        heads = torch.rand((self.n_seeds, 1), generator=generator, device=q.device) < 0.5
+    def actor_loss(self, batch: Batch, t: Tensor, eps: Tensor, noise: Tensor, coin: Tensor) -> tuple[Tensor, Metrics]:
+        """L_d + eta L_q (eq. 3): (S,). t, eps, noise: those of `DiffusionPolicy.bc_loss` and `.sample`.
+
+        coin: uniform on [0, 1], (S, 1): which critic is climbed and which one scales it.
+        """
+        bc_loss = self.actor.bc_loss(batch.actions, batch.observations, t, eps)
+        q = self.critic(batch.observations, self.actor.sample(batch.observations, noise))
+        heads = coin < 0.5
         q_i, q_j = torch.where(heads, q[:, 0], q[:, 1]), torch.where(heads, q[:, 1], q[:, 0])
         q_loss = -q_i.mean(-1) / q_j.detach().abs().mean(-1)
         loss = bc_loss + self.config.q_weight * q_loss
@@ -107,9 +112,14 @@ class DiffusionQLAgent(Agent):
 
     def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
         """One step of the critics, one of the actor, then the averages."""
-        critic_loss, critic_metrics = self.critic_loss(batch, generator)
+        target_noise = self.actor.sampling_noise(batch.next_observations, generator, self.backup_candidates)
+        critic_loss, critic_metrics = self.critic_loss(batch, target_noise)
         critic_norm = self.optimisers["critic"].step(critic_loss)
-        actor_loss, actor_metrics = self.actor_loss(batch, generator)
+
+        t, eps = self.actor.bc_noise(batch.actions, generator)
+        noise = self.actor.sampling_noise(batch.observations, generator)
+        coin = torch.rand((self.n_seeds, 1), generator=generator, device=self.device)
+        actor_loss, actor_metrics = self.actor_loss(batch, t, eps, noise, coin)
         actor_norm = self.optimisers["actor"].step(actor_loss)
 
         # A rate of 0 between the updates of the averaged actor, as a tensor: no step branches on a counter.
@@ -127,7 +137,7 @@ class DiffusionQLAgent(Agent):
         """
         K = self.config.act_candidates
         repeated = observations.repeat_interleave(K, dim=1)
-        actions = self.actor.sample(repeated, generator)
+        actions = self.actor.sample(repeated, self.actor.sampling_noise(observations, generator, K))
         q: Tensor = self.target_critic(repeated, actions).amin(1).view(self.n_seeds, -1, K)
         gumbel = -torch.empty_like(q).exponential_(generator=generator).log()
         best = (q + self.config.act_temperature * gumbel).argmax(-1)

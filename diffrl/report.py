@@ -102,12 +102,16 @@ def read_scores(run: Path) -> dict[str, Any]:
     return content
 
 
-def draw_curve(ax: "Axes", run: Path, label: str, colour: str) -> None:
-    """A run's evaluations over steps: thin lines for seeds, a thick one for their mean."""
-    evaluations = read_scores(run)["evaluations"]
-    steps = np.array([e["step"] for e in evaluations])
-    values = np.array([e.get("score", e["mean_return"]) for e in evaluations])
-    if values.shape[1] > 1:
+def draw_curves(ax: "Axes", runs: Sequence[Path], label: str, colour: str) -> None:
+    """Evaluations over steps of runs of one kind: thin lines for their seeds, a thick one for the mean."""
+    lines: dict[int, list[float]] = {}
+    for run in runs:
+        for entry in read_scores(run)["evaluations"]:
+            lines.setdefault(entry["step"], []).extend(entry.get("score", entry["mean_return"]))
+    most = max(len(values) for values in lines.values())
+    complete = {step: values for step, values in sorted(lines.items()) if len(values) == most}
+    steps, values = np.array(list(complete)), np.array(list(complete.values()))
+    if most > 1:
         ax.plot(steps, values, color=colour, alpha=0.35, linewidth=1)
     ax.plot(steps, values.mean(1), color=colour, linewidth=2, label=label, marker="o", markersize=3)
 
@@ -116,7 +120,7 @@ def learning_curve(runs: Sequence[Path], path: Path) -> Path:
     """Draw the evaluations of runs over training steps, as PNG."""
     figure, ax = _figure(7, 4)
     for run, colour in zip(runs, (BLUE, ORANGE, GREEN, GREY) * len(runs), strict=False):
-        draw_curve(ax, run, run.name, colour)
+        draw_curves(ax, [run], run.name, colour)
     about = read_scores(runs[0])
     ax.set(
         xlabel="training steps",

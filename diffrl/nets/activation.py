@@ -12,6 +12,10 @@ def mish(x: Tensor) -> Tensor:
     With e = exp(x) and n = e (e + 2), tanh(log(1 + e)) = n / (n + 2): one exponential instead of ATen's three
     transcendental functions. x is clamped at 20 in the exponential, where the ratio is 1 in float64 too.
     """
+    if torch.compiler.is_compiling():  # the compiler fuses the plain formula and derives its own backward pass
+        e = x.clamp(max=20.0).exp()
+        n = e * (e + 2.0)
+        return x * (n / (n + 2.0))
     if torch.is_grad_enabled() and x.requires_grad:
         result: Tensor = _Mish.apply(x)  # type: ignore[no-untyped-call]
         return result

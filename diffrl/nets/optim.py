@@ -66,6 +66,6 @@ def average_(average: nn.Module, online: nn.Module, rate: float | Tensor) -> Non
     targets: list[Tensor] = list(average.parameters())
     sources: list[Tensor] = list(online.parameters())
     if isinstance(rate, Tensor):
-        torch._foreach_lerp_(targets, sources, [rate] * len(targets))  # type: ignore[list-item]
+        torch._foreach_lerp_(targets, sources, [rate] * len(targets))
     else:
         torch._foreach_lerp_(targets, sources, rate)

@@ -1,0 +1,33 @@
+# Two commands: `make demo` sets up and runs the main job, `make test` sets up and runs all checks of the fast tier.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS := 1
+
+.PHONY: demo test test-all lint setup clean
+
+demo: $(VENV)/.ready
+	$(BIN)/python benchmarks/demo.py
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow"
+
+test-all: lint
+	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.ready
+
+# Python 3.11 or later; `make PYTHON=python3.12 test` chooses another than python3.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("diffrl needs Python 3.11 or later: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

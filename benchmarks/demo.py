@@ -1,0 +1,164 @@
+"""The main job in minutes: Diffusion-QL beside behaviour cloning on maze2d-umaze-v1, one table, one picture.
+
+    make demo          (or: python benchmarks/demo.py [--out runs/demo] [--steps N] [--episodes N])
+
+Two seeds of each. Behaviour cloning first, then the seeds of Diffusion-QL side by side, a process and a core each.
+The table stands beside D4RL's published figures for this data set; everything is kept under --out.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import diffrl
+from diffrl import config as configuration
+from diffrl import report
+from diffrl.errors import UserError
+from diffrl.files import atomic_path
+from envs.datasets import load_dataset
+from envs.maze2d import parse_id
+
+CONFIGS = {"BC": "bc/maze2d-umaze-v1-small", "Diffusion-QL": "diffusion_ql/maze2d-umaze-v1-small"}
+COLOURS = {"BC": report.ORANGE, "Diffusion-QL": report.BLUE}
+PUBLISHED = {"BC": (0.4, 8.7), "TD3+BC": (29.4, 12.3), "IQL": (42.1, 0.6), "SAC-N": (130.6, 16.5)}
+"""Last scores of CORL (Tarasov et al. 2023, arXiv 2210.07105) on D4RL's own data: 1,000,000 steps, mean, std."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train Diffusion-QL and behaviour cloning on the maze, score both, draw the result."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the runs, the table and the picture. Replaced if an earlier demo left it."""
+    steps: int | None = None
+    """Training steps of Diffusion-QL, instead of its configuration's."""
+    episodes: int = 100
+    """Episodes of the final evaluation, for each seed."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Training seeds."""
+
+
+def main(demo: Demo) -> int:
+    console = Console()
+    began = time.monotonic()
+    if demo.out.exists():
+        if any(demo.out.iterdir()) and not (demo.out / "bc").exists():
+            raise UserError(f"{demo.out} holds something else than a demo; choose another --out.")
+        shutil.rmtree(demo.out)
+    load_dataset(configuration.find(CONFIGS["Diffusion-QL"]).dataset)  # generated now, once, if it is missing
+
+    minutes: dict[str, float] = {}
+    runs: dict[str, list[Path]] = {}
+    start = time.monotonic()
+    runs["BC"] = [diffrl.train(CONFIGS["BC"], seeds=demo.seeds, out=demo.out / "bc")]
+    minutes["BC"] = (time.monotonic() - start) / 60
+
+    start = time.monotonic()
+    runs["Diffusion-QL"] = _side_by_side(demo)
+    minutes["Diffusion-QL"] = (time.monotonic() - start) / 60
+
+    scores, paths = _evaluate(demo, runs)
+    _print_table(console, demo, scores, minutes)
+    picture = _draw(demo, runs, paths)
+    with atomic_path(demo.out / "demo.json") as temporary:
+        content = {"command": "make demo", "episodes": demo.episodes, "minutes": minutes, "scores": scores}
+        temporary.write_text(json.dumps(content, indent=1))
+    console.print(f"Picture: {picture}   All in {demo.out}, {(time.monotonic() - began) / 60:.1f} minutes.")
+    console.print(f"Watch:   tensorboard --logdir {demo.out}")
+    return 0
+
+
+def _side_by_side(demo: Demo) -> list[Path]:
+    """One process a seed; the first one's progress is shown, the others write beside their runs."""
+    folders = [demo.out / f"diffusion_ql-seed{seed}" for seed in demo.seeds]
+    extra = [] if demo.steps is None else ["--steps", str(demo.steps)]
+    others = []
+    for seed, folder in zip(demo.seeds[1:], folders[1:], strict=True):
+        log = folder.with_suffix(".log").open("w")
+        words = ["train", CONFIGS["Diffusion-QL"], "--seeds", str(seed), "--out", str(folder), *extra]
+        others.append((subprocess.Popen([sys.executable, "-m", "diffrl.cli", *words], stdout=log, stderr=log), log))
+    try:
+        overrides = {} if demo.steps is None else {"steps": demo.steps}
+        diffrl.train(CONFIGS["Diffusion-QL"], seeds=demo.seeds[:1], out=folders[0], **overrides)
+    except BaseException:
+        for process, _ in others:
+            process.terminate()
+        raise
+    for process, log in others:
+        if process.wait() != 0:
+            raise UserError(f"A seed failed; see {log.name}.")
+        log.close()
+    return folders
+
+
+def _evaluate(
+    demo: Demo, runs: dict[str, list[Path]]
+) -> tuple[dict[str, dict[str, list[list[float]]]], dict[str, list[np.ndarray]]]:
+    """Scores by algorithm and checkpoint, (S, E), and a few trajectories of each algorithm's last policy."""
+    scores: dict[str, dict[str, list[list[float]]]] = {}
+    paths: dict[str, list[np.ndarray]] = {}
+    for name, folders in runs.items():
+        results = [diffrl.evaluate(folder, episodes=demo.episodes, record=6) for folder in folders]
+        scores[name] = {which: [row for r in results for row in r[which]["scores"]] for which in ("last", "best")}
+        paths[name] = results[0]["last"]["paths"][0]
+    return scores, paths
+
+
+def _print_table(
+    console: Console, demo: Demo, scores: dict[str, dict[str, list[list[float]]]], minutes: dict[str, float]
+) -> None:
+    table = Table(
+        title="maze2d-umaze-v1: normalised score x100",
+        caption="± standard error over seeds; 'best' is the checkpoint with the best evaluation during training, scored "
+        "anew. Published: CORL's last scores after 1,000,000 steps on D4RL's own data, ± std over seeds.",
+        caption_justify="left",
+    )
+    for column in ("", "last", "best", "seeds", "episodes", "minutes"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, by_checkpoint in scores.items():
+        last, best = (str(report.estimate(by_checkpoint[which])) for which in ("last", "best"))
+        table.add_row(
+            f"[bold]{name}[/] (here)", last, best, str(len(demo.seeds)), f"{demo.episodes} each", f"{minutes[name]:.1f}"
+        )
+    table.add_section()
+    for name, (mean, std) in PUBLISHED.items():
+        table.add_row(f"{name} (published)", f"{mean:.1f} ± {std:.1f}", "", "4", "100 each", "")
+    console.print(table)
+
+
+def _draw(demo: Demo, runs: dict[str, list[Path]], paths: dict[str, list[np.ndarray]]) -> Path:
+    """The learning curves, and what the policies do in the maze."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    curve, *mazes = figure.subplots(1, 3, width_ratios=[1.5, 1, 1])
+    for name, folders in runs.items():
+        report.draw_curves(curve, folders, name, COLOURS[name])
+    for name, (mean, _) in PUBLISHED.items():
+        if name != "BC":
+            curve.axhline(mean, color=report.GREY, linewidth=0.8, linestyle="--")
+            curve.text(0.0, mean, f" {name}, published", color=report.GREY, fontsize=8, va="bottom")
+    curve.set(xlabel="training steps", ylabel="normalised score x100", title="maze2d-umaze-v1")
+    report.finish(curve)
+    maze, _ = parse_id("maze2d-umaze-v1")
+    for ax, (name, trajectories) in zip(mazes, paths.items(), strict=True):
+        report.draw_maze(ax, maze.grid, maze.goal, trajectories)
+        ax.set_title(f"{name}: {len(trajectories)} episodes, dark to bright", fontsize=10)
+    return report.save(figure, demo.out / "demo.png")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Demo, description=__doc__)))
+    except UserError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

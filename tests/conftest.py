@@ -1,0 +1,24 @@
+"""One thread a process: on two busy cores a second thread makes every step slower."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for the data sets that tests generate, shared by the session."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def own_data(monkeypatch: pytest.MonkeyPatch, data_directory: Path) -> Path:
+    """`$DIFFRL_DATA` set to the session's folder, so that no test touches the user's."""
+    monkeypatch.setenv("DIFFRL_DATA", str(data_directory))
+    return data_directory

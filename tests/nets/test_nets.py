@@ -1,0 +1,100 @@
+"""Mish against PyTorch's, stacks against single networks, Adam against torch.optim, averages by hand."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffrl.nets import MLP, Adam, TimeEmbedding, average_, mish, seed_generator, seed_norms
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_mish_is_mish(dtype: torch.dtype, tolerance: float) -> None:
+    x = torch.linspace(-60, 60, 4001, dtype=dtype)
+    relative = (mish(x) - F.mish(x)).abs() / F.mish(x).abs().clamp(min=1)
+    assert relative.max() < tolerance
+    with_grad = x.clone().requires_grad_()
+    torch.testing.assert_close(mish(with_grad), F.mish(x), rtol=tolerance * 10, atol=tolerance)
+
+
+def test_mish_gradient() -> None:
+    x = torch.linspace(-30, 30, 301, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(mish, x)
+    (ours,) = torch.autograd.grad(mish(x).sum(), x)
+    (theirs,) = torch.autograd.grad(F.mish(x).sum(), x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("twins", [(), (2,)])
+def test_a_stack_is_its_networks_side_by_side(twins: tuple[int, ...]) -> None:
+    seeds = (3, 8)
+    stack = MLP((2, *twins), 5, 4, [seed_generator(s) for s in seeds], width=7, layers=2)
+    x = torch.randn(2, *twins, 6, 5)
+    y = stack(x)
+    for i, seed in enumerate(seeds):
+        alone = MLP((1, *twins), 5, 4, [seed_generator(seed)], width=7, layers=2)
+        torch.testing.assert_close(alone(x[i : i + 1]), y[i : i + 1])
+
+
+def test_mlp_is_torchs_layers() -> None:
+    """Against torch.nn.Linear with the same weights: no transposition, no forgotten bias, no activation at the end."""
+    ours = MLP((1,), 5, 3, [seed_generator(0)], width=7, layers=2)
+    layers: list[torch.nn.Module] = []
+    for linear in ours.linears:
+        theirs = torch.nn.Linear(*linear.weight.shape[1:])
+        theirs.weight.data, theirs.bias.data = linear.weight[0].T.detach(), linear.bias[0, 0].detach()
+        layers += [theirs, torch.nn.Mish()]
+    x = torch.randn(1, 6, 5)
+    torch.testing.assert_close(ours(x), torch.nn.Sequential(*layers[:-1])(x), rtol=1e-5, atol=1e-6)
+
+
+def test_time_embedding_of_a_scalar_is_that_of_every_row() -> None:
+    embed = TimeEmbedding(2, 16, [seed_generator(0), seed_generator(1)])
+    t = torch.tensor(1.7)
+    rows = embed(t.expand(2, 5))
+    assert rows.shape == (2, 5, 16)
+    torch.testing.assert_close(embed(t).expand(2, 5, 16), rows)
+    assert not torch.allclose(embed(t), embed(t + 0.5))
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_adam_is_torchs_with_a_norm_clipped_seed_by_seed(seeds: tuple[int, ...], clip: float) -> None:
+    x, target = torch.randn(len(seeds), 9, 4), torch.randn(len(seeds), 9, 2)
+    ours = MLP((len(seeds),), 4, 2, [seed_generator(s) for s in seeds], width=8, layers=1)
+    adam = Adam(ours, 1e-2, clip)
+    for _ in range(5):
+        norms = adam.step((ours(x) - target).square().mean((1, 2)))
+    for i, seed in enumerate(seeds):
+        theirs = MLP((1,), 4, 2, [seed_generator(seed)], width=8, layers=1)
+        reference = torch.optim.Adam(theirs.parameters(), lr=1e-2)
+        for _ in range(5):
+            reference.zero_grad()
+            (theirs(x[i : i + 1]) - target[i : i + 1]).square().mean().backward()
+            limit = clip if clip else float("inf")
+            norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), limit)
+            reference.step()
+        torch.testing.assert_close(norms[i], norm, rtol=1e-4, atol=1e-6)
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a[i], b[0], rtol=1e-4, atol=1e-6)
+
+
+def test_adam_leaves_other_networks_without_gradients() -> None:
+    first, second = (MLP((1,), 3, 3, [seed_generator(s)], width=4, layers=1) for s in (0, 1))
+    Adam(first, 1e-3).step(second(first(torch.randn(1, 5, 3))).square().mean((1, 2)))
+    assert all(p.grad is None for p in second.parameters())
+
+
+def test_seed_norms_are_the_joint_norms() -> None:
+    tensors = [torch.randn(3, 4, 5), torch.randn(3, 1, 5)]
+    expected = torch.stack([torch.cat([t[i].flatten() for t in tensors]).norm() for i in range(3)])
+    torch.testing.assert_close(seed_norms(tensors), expected)
+    torch.testing.assert_close(seed_norms([t[:1] for t in tensors]), expected[:1])
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_average_moves_towards_the_online_network(as_tensor: bool) -> None:
+    target, online = (MLP((1,), 2, 2, [seed_generator(s)], width=3, layers=1) for s in (0, 1))
+    before = [p.clone() for p in target.parameters()]
+    average_(target, online, torch.tensor(0.25) if as_tensor else 0.25)
+    for old, new, source in zip(before, target.parameters(), online.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.75 * old + 0.25 * source)

@@ -1,0 +1,141 @@
+"""The command line: help that is quick and teaches, and every mistake a few lines and exit code 2."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffrl import config as configuration
+from diffrl.cli import main
+from diffrl.errors import UserError
+from envs import registry
+
+VERBS = [[], ["train"], ["evaluate"], ["data"], *(["data", v] for v in ("list", "info", "generate", "download", "convert"))]
+
+
+def run(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "diffrl.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_help_teaches_and_needs_no_torch(verb: list[str]) -> None:
+    """Without torch, the largest import by far, help answers in well under two seconds."""
+    code = (
+        "import sys, diffrl.cli as cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit as e: assert not e.code\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *verb, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_help_answers_in_under_two_seconds(verb: list[str]) -> None:
+    run(*verb, "--help")
+    began = time.perf_counter()
+    run(*verb, "--help")
+    assert time.perf_counter() - began < 2
+
+
+def test_importing_the_core_loads_no_agent_and_no_simulator() -> None:
+    code = "import sys, diffrl.diffusion; bad = {'agents', 'envs', 'gymnasium', 'mujoco', 'diffusers', 'h5py'} & set(sys.modules); assert not bad, bad"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+MISTAKES = {
+    "verb": (["trian"], "did you mean 'train'"),
+    "data verb": (["data", "lst"], "did you mean 'list'"),
+    "nothing to train": (["train"], "--agent and --dataset"),
+    "no data set": (["train", "--agent", "bc"], "Which data set"),
+    "agent": (["train", "--agent", "difusion_ql", "--dataset", "maze2d-umaze-v1"], "did you mean 'diffusion_ql'"),
+    "agent without a value": (["train", "--agent", "--steps", "3"], "--agent needs a value"),
+    "data set": (["train", "--agent", "bc", "--dataset", "maze2d-umase-v1"], "did you mean 'maze2d-umaze-v1'"),
+    "missing file": (["train", "--agent", "bc", "--dataset", "nowhere.hdf5"], "nowhere.hdf5"),
+    "configuration": (["train", "diffusion_ql/hoper-medium-v2"], "did you mean 'diffusion_ql/hopper-medium-v2'"),
+    "contradiction": (["train", "diffusion_ql/hopper-medium-v2", "--agent", "bc"], "contradicts"),
+    "flag": (["train", "--agent", "bc", "--dataset", "x", "--stepz", "3"], "--steps"),
+    "agent's flag": (["train", "--agent", "bc", "--dataset", "x", "--agent.widht", "3"], "--agent.width"),
+    "type": (["train", "--agent", "bc", "--dataset", "x", "--steps", "many"], "--steps"),
+    "value": (["train", "--agent", "bc", "--dataset", "x", "--steps", "0"], "expected at least 1"),
+    "agent's value": (["train", "--agent", "bc", "--dataset", "x", "--agent.discount", "1.5"], "expected in [0, 1)"),
+    "choice": (["train", "--agent", "bc", "--dataset", "x", "--agent.reward-tune", "normalise"], "normalize"),
+    "seeds": (["train", "--agent", "bc", "--dataset", "x", "--seeds", "1", "1"], "different"),
+    "run": (["evaluate", "runs/none"], "not a run's folder"),
+    "resume": (["train", "--resume", "runs/none"], "not a run's folder"),
+    "info": (["data", "info", "hopper-medum-v2"], "did you mean 'hopper-medium-v2'"),
+    "generate": (["data", "generate", "hopper-medium-v2"], "cannot be generated"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.usefixtures("own_data")
+def test_a_mistake_is_a_few_lines_and_exit_code_2(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words, expected = MISTAKES[name]
+    try:
+        code = main(words)
+    except SystemExit as leaving:  # the option parser's own
+        code = int(leaving.code or 0)
+    said = capsys.readouterr()
+    text = " ".join((said.err + said.out).replace("│", " ").split())
+    assert code == 2
+    assert expected in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.usefixtures("own_data")
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--agent", "bc", "--dataset", "maze2d-umaze-v1", "--device", device]) == 2
+    assert "--device cpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("dataset: x\nagent: {name: bc}\nstep: 3", "did you mean 'steps'"),
+        ("dataset: x\nagent: {name: bc, widht: 3}", "did you mean 'width'"),
+        ("dataset: x\nagent: {name: bcc}", "did you mean 'bc'"),
+        ("dataset: x\nagent: {name: bc}\nsteps: '5'", "expected int"),
+        ("dataset: x\nagent: {name: bc}\nsteps: true", "expected int"),
+        ("dataset: x\nagent: {name: bc, learning_rate: 3e-4}", "3.0e-4"),
+        ("agent: {name: bc}", "`dataset` is missing"),
+        ("dataset: x", "needs a `name`"),
+        ("dataset: [x", "not valid YAML"),
+        ("3", "not a configuration"),
+    ],
+)
+def test_yaml_is_read_strictly(text: str, expected: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        configuration.load(file)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("name", configuration.published())
+def test_published_configurations_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
+    config = configuration.find(name)
+    agent, dataset = name.split("/")
+    assert config.agent.name == agent
+    assert dataset.startswith(config.dataset)
+    assert registry.known(config.dataset)
+    file = tmp_path / "c.yaml"
+    file.write_text(configuration.dump(config))
+    assert configuration.load(file) == config
+
+
+def test_overrides_apply_to_a_published_configuration(tmp_path: Path, own_data: Path) -> None:
+    words = "bc/maze2d-umaze-v1 --steps 5 --rows 500 --eval-episodes 1 --seeds 4 5 --agent.width 8 --agent.layers 1"
+    assert main(["train", *words.split(), "--out", str(tmp_path / "run")]) == 0
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["steps"], config["seeds"], config["agent"]["width"]) == (5, [4, 5], 8)
+    assert main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
+    assert (tmp_path / "run" / "evaluation.json").is_file()

@@ -1,0 +1,183 @@
+"""What a run leaves behind, its scores, its policies, and what happens when training goes wrong."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import diffrl
+from agents import BC, DiffusionBC
+from diffrl.errors import UserError
+from diffrl.experiment import Run, load_agent
+from diffrl.training import checkpoint
+from diffrl.training.loop import DivergedError
+from diffrl.training.rollout import Evaluator
+from envs import registry
+from tests.training.conftest import AGENT, final_state, tiny
+
+pytestmark = pytest.mark.usefixtures("own_data")
+
+
+def test_a_run_leaves_all_it_should(straight: Path) -> None:
+    config = yaml.safe_load((straight / "config.yaml").read_text())
+    assert config["agent"]["name"] == "diffusion_ql"
+    assert config["agent"]["width"] == 16
+    about = json.loads((straight / "run.json").read_text())
+    assert about["versions"]["torch"] == torch.__version__
+    with (straight / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows[::2]] == [30, 60, 90, 100, 120, 150, 180, 200]
+    assert {row["seed"] for row in rows} == {"0", "1"}
+    assert all(np.isfinite(float(row["q"])) for row in rows)
+    assert list((straight / "tensorboard").glob("events.*"))
+    assert (straight / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scores_are_the_normalised_returns(straight: Path) -> None:
+    scores = json.loads((straight / "scores.json").read_text())
+    assert [e["step"] for e in scores["evaluations"]] == [100, 200]
+    for entry in scores["evaluations"]:
+        returns = np.array(entry["returns"])
+        assert returns.shape == (2, 2)
+        expected = 100 * (returns.mean(1) - 23.85) / (161.86 - 23.85)
+        np.testing.assert_allclose(entry["score"], expected)
+    assert not scores["comparable"]  # 3,000 rows are not D4RL's data set
+
+
+def test_training_learns_the_data(straight: Path) -> None:
+    with (straight / "metrics.csv").open(newline="") as file:
+        losses = [float(row["bc_loss"]) for row in csv.DictReader(file) if row["seed"] == "0"]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_policy_acts_in_a_plain_gymnasium_loop(straight: Path) -> None:
+    policy = diffrl.load_policy(straight, seed=1)
+    env = gymnasium.make("maze2d-umaze-v1")
+    observation, _ = env.reset(seed=0)
+    for _ in range(5):
+        action = policy(observation)
+        assert env.action_space.contains(action)
+        observation, *_ = env.step(action)
+    assert policy(np.zeros((7, 4))).shape == (7, 2)
+    with pytest.raises(ValueError, match="shape"):
+        policy(np.zeros(5))
+
+
+def test_one_seed_of_a_stack_is_that_seeds_policy(straight: Path) -> None:
+    run = Run.read(straight)
+    stack = run.build_agent("cpu")
+    tensors = {n.removeprefix("learner."): t for n, t in final_state(straight).items() if n.startswith("learner.")}
+    stack.load_state_dict(tensors)
+    alone = load_agent(run, 1)
+    x, t, a = torch.randn(2, 5, 4), torch.tensor(0.8), torch.randn(2, 5, 2)
+    torch.testing.assert_close(alone.actor(a[1:], t, x[1:]), stack.actor(a, t, x)[1:])  # type: ignore[attr-defined]
+
+
+def test_evaluate_repeats_itself_and_knows_last_from_best(straight: Path) -> None:
+    first, second = (diffrl.evaluate(straight, episodes=3, quiet=True) for _ in range(2))
+    assert first["last"]["returns"] == second["last"]["returns"]
+    assert first["last"]["step"] == [200, 200]
+    scores = json.loads((straight / "scores.json").read_text())
+    assert first["best"]["step"] == [best["step"] for best in scores["best"]]
+    np.testing.assert_allclose(
+        first["last"]["scores"], registry.normalised_score("maze2d-umaze-v1", first["last"]["returns"])
+    )
+
+
+class CountingEnv(gymnasium.Env):  # type: ignore[type-arg]
+    """Rewards the action; ends after as many steps as its seed says (1 to 5), at a terminal or at a cut."""
+
+    observation_space = gymnasium.spaces.Box(-9, 9, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-9, 9, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):  # type: ignore[no-untyped-def]
+        super().reset(seed=seed)
+        self.left = self.length = int(self.np_random.integers(1, 6))
+        return np.array([self.length], np.float32), {}
+
+    def step(self, action):  # type: ignore[no-untyped-def]
+        self.left -= 1
+        end = self.left == 0
+        return np.array([self.left], np.float32), float(action[0]), end and self.length > 2, end, {}
+
+
+@pytest.mark.parametrize("at_once", [2, 6, 100])
+def test_rollouts_count_every_episode_once_and_none_beyond_its_end(at_once: int) -> None:
+    """Acting with what is observed, a return is length + (length - 1) + ... + 1, whatever is run side by side."""
+    evaluator = Evaluator(CountingEnv, n_seeds=2, max_environments=at_once)
+    returns, paths = evaluator(lambda observations: observations, 7, (3,), record=2)
+    lengths = np.array([[len(path) for path in paths]])
+    assert returns.shape == (2, 7)
+    np.testing.assert_allclose(returns[0, :2], (lengths * (lengths + 1) / 2)[0])
+    assert set(returns.flatten()) <= {1.0, 3.0, 6.0, 10.0, 15.0}
+    again, _ = evaluator(lambda observations: observations, 7, (3,))
+    np.testing.assert_array_equal(returns, again)
+
+
+def test_a_diverging_run_stops_and_names_step_quantity_and_checkpoint(tmp_path: Path) -> None:
+    agent = dataclasses.replace(AGENT, critic_lr=1e6, grad_clip=0.0)
+    with pytest.raises(DivergedError) as caught:
+        diffrl.train(tiny(tmp_path / "run", agent, seeds=(0,)), quiet=True)
+    text = str(caught.value)
+    assert "Step 30" in text
+    assert any(name in text for name in ("q is", "critic_loss is"))
+    assert str(checkpoint.folder(tmp_path / "run", 0)) in text
+    assert checkpoint.load(tmp_path / "run", 0).step == 0
+
+
+def test_one_diverging_seed_is_frozen_and_the_other_goes_on(
+    tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from agents.diffusion_ql import DiffusionQLAgent
+
+    update = DiffusionQLAgent.update
+
+    def poisoned(self, batch, generator):  # type: ignore[no-untyped-def]
+        if int(self.step) == 110:
+            batch.rewards[0] = float("inf")
+        return update(self, batch, generator)
+
+    monkeypatch.setattr(DiffusionQLAgent, "update", poisoned)
+    run = diffrl.train(tiny(tmp_path / "run"))
+    assert "frozen" in capsys.readouterr().err
+    name = "learner.actor.mlp.linears.0.weight"
+    held, whole = final_state(run)[name], final_state(straight)[name]
+    assert torch.equal(held[0], checkpoint.load(run, 100).tensors[name][0])
+    assert torch.equal(held[1], whole[1])
+
+
+@pytest.mark.parametrize("agent", [BC(width=16, layers=1), DiffusionBC(width=16, layers=1)])
+def test_behaviour_cloning_trains_too(agent: BC | DiffusionBC, tmp_path: Path) -> None:
+    run = diffrl.train(tiny(tmp_path / "run", agent, steps=60, eval_every=60, seeds=(0,)), quiet=True)
+    assert checkpoint.steps(run)[-1] == 60
+
+
+def test_normalised_observations_and_a_policy_that_undoes_nothing(tmp_path: Path) -> None:
+    """Scaling happens once, inside the policy: it receives raw observations."""
+    agent = BC(width=16, layers=1, normalise_observations=True)
+    run = Run.read(diffrl.train(tiny(tmp_path / "run", agent, steps=30, seeds=(0,)), quiet=True))
+    raw = np.array([[1.0, 2.0, 0.5, -0.5]], np.float32)
+    inner = load_agent(run, 0)
+    x = (torch.tensor(raw) - run.preprocessing.observations.shift) / run.preprocessing.observations.scale
+    expected = inner.act(x[None], torch.Generator())[0].numpy()
+    np.testing.assert_allclose(diffrl.load_policy(run.path)(raw), expected, rtol=1e-6)
+
+
+def test_only_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", BC(width=8, layers=1), steps=100, eval_every=10, seeds=(0, 1))
+    run = diffrl.train(config, quiet=True)
+    best = {entry["step"] for entry in json.loads((run / "scores.json").read_text())["best"]}
+    assert set(checkpoint.steps(run)) == best | {90, 100}
+
+
+def test_wrong_environment_and_wrong_actions_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="do not fit"):
+        diffrl.train(tiny(tmp_path / "a", env="Hopper-v4"), quiet=True)
+    with pytest.raises(UserError, match="did you mean 'Hopper-v"):
+        diffrl.train(tiny(tmp_path / "b", env="Hoper-v4"), quiet=True)
