@@ -41,8 +41,11 @@ class Agent(ABC):
 
     def compile(self) -> None:
         """Compile the losses (`torch.compile`, whole graphs). The first step then takes a while: see `--compile`."""
+        # On a CPU the kernels are so short that calling them from C++ instead of Python is worth a fifth of a step.
+        options = {"cpp_wrapper": True} if self.device.type == "cpu" else None
         for name in self.compilable:
-            setattr(self, name, torch.compile(getattr(self, name), fullgraph=True, dynamic=False))
+            compiled = torch.compile(getattr(self, name), fullgraph=True, dynamic=False, options=options)
+            setattr(self, name, compiled)
 
     @abstractmethod
     def update(self, batch: Batch, generator: torch.Generator) -> Metrics:

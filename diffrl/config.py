@@ -42,6 +42,8 @@ class TrainConfig:
     """Steps between rows of metrics.csv."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto."""
+    compile: bool = False
+    """Compile the losses: steps are 1.5 to 2 times as fast after about a minute's wait. Needs a C++ compiler."""
     out: Path | None = None
     """The run's folder; by default runs/AGENT-DATASET-TIME."""
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -327,6 +328,8 @@ def _fit(run: Run, transitions: Transitions, device: str, quiet: bool) -> Path:
 
     config = run.config
     agent = run.build_agent(device)
+    if config.compile:
+        _compile(agent)
     # The list of seeds is the run's one source of randomness: the batches and noise of the stack come from it.
     generator = torch.Generator(device=device).manual_seed(_mix(config.seeds))
     saved: checkpoint.Checkpoint | None = None
@@ -382,6 +385,16 @@ def _fit(run: Run, transitions: Transitions, device: str, quiet: bool) -> Path:
     if not quiet:
         report.print_run(run.path, scores)
     return run.path
+
+
+def _compile(agent: Agent) -> None:
+    if agent.device.type == "cpu" and not any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "clang++")):
+        console.print(
+            "[yellow]--compile needs a C++ compiler (g++ or clang++), and none is found: going on without.[/]"
+        )
+        return
+    console.print("Compiling the losses: about a minute the first time, seconds when it has been done before.")
+    agent.compile()
 
 
 def _mix(seeds: Sequence[int]) -> int:

@@ -14,7 +14,13 @@ from diffrl.cli import main
 from diffrl.errors import UserError
 from envs import registry
 
-VERBS = [[], ["train"], ["evaluate"], ["data"], *(["data", v] for v in ("list", "info", "generate", "download", "convert"))]
+VERBS = [
+    [],
+    ["train"],
+    ["evaluate"],
+    ["data"],
+    *(["data", v] for v in ("list", "info", "generate", "download", "convert")),
+]
 
 
 def run(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":

@@ -64,6 +64,15 @@ def test_the_wheel_installs_into_an_empty_environment(wheel: Path, tmp_path: Pat
     """With everything it needs, from the index, and nothing else."""
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
-    command = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"), str(wheel)]
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--constraint",
+        str(ROOT / "constraints.txt"),
+        str(wheel),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     exercise(python.parent, tmp_path)

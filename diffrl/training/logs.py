@@ -31,17 +31,21 @@ class MetricsLog:
                 header, *rows = list(csv.reader(file)) or [[]]
             with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
                 csv.writer(file).writerows([header, *(row for row in rows if int(row[0]) <= step)] if header else [])
+            self._columns = header
+        else:
+            self._columns = []
         self._tensorboard = SummaryWriter(log_dir=str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, metrics: Mapping[str, Sequence[float]]) -> None:
         """Append the metrics of every seed, each a list (S,)."""
-        new = not self.path.exists() or self.path.stat().st_size == 0
         with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["step", "seed", *metrics])
+            writer = csv.DictWriter(file, self._columns or ["step", "seed", *metrics], extrasaction="ignore")
+            if not self._columns:
+                writer.writeheader()
+                self._columns = list(writer.fieldnames)
             for i, seed in enumerate(self.seeds):
-                writer.writerow([step, seed, *(f"{values[i]:.6g}" for values in metrics.values())])
+                row = {name: f"{values[i]:.6g}" for name, values in metrics.items()}
+                writer.writerow({"step": step, "seed": seed, **row})
         for name, values in metrics.items():
             self.scalars(name, step, values)
 

@@ -10,6 +10,7 @@ from envs import registry
 from envs.datasets import load_dataset
 from envs.maze2d import MAZES, Maze2dEnv, WaypointController, parse_id, reward, walk
 
+
 def mean_return(maze: str, policy: str, episodes: int, seed: int = 0) -> tuple[float, float]:
     """Mean and standard error. The planner keeps its plan across resets, as D4RL's reference did."""
     env = Maze2dEnv(maze)
