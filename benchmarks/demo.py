@@ -118,7 +118,7 @@ def _print_table(
 ) -> None:
     table = Table(
         title="maze2d-umaze-v1: normalised score x100",
-        caption="± standard error over seeds; 'best' is the checkpoint with the best evaluation during training, scored "
+        caption="± standard error over seeds; 'best': the checkpoint with the best evaluation during training, scored "
         "anew. Published: CORL's last scores after 1,000,000 steps on D4RL's own data, ± std over seeds.",
         caption_justify="left",
     )
