@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class Agent(ABC):
     def compile(self) -> None:
         """Compile the losses (`torch.compile`, whole graphs). The first step then takes a while: see `--compile`."""
         # On a CPU the kernels are so short that calling them from C++ instead of Python is worth a fifth of a step.
-        options = {"cpp_wrapper": True} if self.device.type == "cpu" else None
+        options: dict[str, Any] | None = {"cpp_wrapper": True} if self.device.type == "cpu" else None
         for name in self.compilable:
             compiled = torch.compile(getattr(self, name), fullgraph=True, dynamic=False, options=options)
             setattr(self, name, compiled)

@@ -52,7 +52,11 @@ def test_help_answers_in_under_two_seconds(verb: list[str]) -> None:
 
 
 def test_importing_the_core_loads_no_agent_and_no_simulator() -> None:
-    code = "import sys, diffrl.diffusion; bad = {'agents', 'envs', 'gymnasium', 'mujoco', 'diffusers', 'h5py'} & set(sys.modules); assert not bad, bad"
+    code = (
+        "import sys, diffrl.diffusion\n"
+        "bad = {'agents', 'envs', 'gymnasium', 'mujoco', 'diffusers', 'h5py'} & set(sys.modules)\n"
+        "assert not bad, bad"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
