@@ -110,6 +110,8 @@ class DiffusionQL(AgentConfig):
     """Adam's learning rate of the critics."""
     grad_clip: float = 9.0
     """Largest gradient norm of actor and critics, set per task; 0: no clipping."""
+    critic_layer_norm: bool = False
+    """Layer normalisation in the critics: bounds what they claim of states the data lack. Not the paper's."""
     denoising_steps: int = 5
     """T, the steps of the diffusion policy."""
     schedule: Schedule = "vp"

@@ -28,10 +28,18 @@ class TwinCritic(nn.Module):
     """Q_1 and Q_2 of a seed: observations (S, B, O), actions (S, B, A) -> (S, 2, B)."""
 
     def __init__(
-        self, observation_size: int, action_size: int, generators: Sequence[torch.Generator], width: int, layers: int
+        self, observation_size: int, action_size: int, generators: Sequence[torch.Generator], config: DiffusionQL
     ) -> None:
         super().__init__()
-        self.mlp = MLP((len(generators), 2), observation_size + action_size, 1, generators, width=width, layers=layers)
+        self.mlp = MLP(
+            (len(generators), 2),
+            observation_size + action_size,
+            1,
+            generators,
+            width=config.width,
+            layers=config.layers,
+            layer_norm=config.critic_layer_norm,
+        )
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Both critics' values (S, 2, B)."""
@@ -61,9 +69,7 @@ class DiffusionQLAgent(Agent):
             steps=config.denoising_steps,
             schedule=config.schedule,
         ).to(self.device)
-        self.critic = TwinCritic(observation_size, action_size, self.generators, config.width, config.layers).to(
-            self.device
-        )
+        self.critic = TwinCritic(observation_size, action_size, self.generators, config).to(self.device)
         self.ema_actor = deepcopy(self.actor).requires_grad_(False)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
         self.networks = {

@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -69,7 +70,10 @@ def make_env(env_id: str, kwargs: dict[str, Any] | None = None) -> gymnasium.Env
             import gymnasium_robotics
 
             gymnasium.register_envs(gymnasium_robotics)
-        return gymnasium.make(env_id, **(kwargs or {}))
+        with warnings.catch_warnings():
+            # Gymnasium recommends v5; D4RL's scores belong to v4, chosen on purpose.
+            warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
+            return gymnasium.make(env_id, **(kwargs or {}))
     except ImportError as error:
         raise UserError(f"{env_id} needs gymnasium-robotics: `pip install 'diffrl[robotics]'` ({error}).") from error
     except gymnasium.error.Error as error:

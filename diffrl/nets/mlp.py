@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from diffrl.nets.activation import mish
-from diffrl.nets.stacked import StackedLinear
+from diffrl.nets.stacked import StackedLayerNorm, StackedLinear
 
 
 class MLP(nn.Module):
-    """`layers` hidden layers of `width` and a linear one: x (*stack, B, in) -> (*stack, B, out)."""
+    """`layers` hidden layers of `width` and a linear one: x (*stack, B, in) -> (*stack, B, out).
+
+    layer_norm: normalise every hidden layer before its activation (Ba et al. 2016, arXiv 1607.06450).
+    """
 
     def __init__(
         self,
@@ -24,18 +27,21 @@ class MLP(nn.Module):
         width: int = 256,
         layers: int = 3,
         activation: Callable[[Tensor], Tensor] = mish,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         sizes = [in_features, *[width] * layers, out_features]
         pairs = itertools.pairwise(sizes)
         self.linears = nn.ModuleList(StackedLinear(stack, i, o, generators) for i, o in pairs)
+        norms = (StackedLayerNorm(stack, width) if layer_norm else nn.Identity() for _ in range(layers))
+        self.norms = nn.ModuleList(norms)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """x (*stack, B, in) -> (*stack, B, out)."""
         *hidden, last = self.linears
-        for linear in hidden:
-            x = self.activation(linear(x))
+        for linear, norm in zip(hidden, self.norms, strict=True):
+            x = self.activation(norm(linear(x)))
         y: Tensor = last(x)
         return y
 

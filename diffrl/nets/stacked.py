@@ -40,3 +40,16 @@ class StackedLinear(nn.Module):
         n = len(self.stack) - 1
         y = torch.baddbmm(self.bias.flatten(0, n), x.flatten(0, n), self.weight.flatten(0, n))
         return y.view(*self.stack, *y.shape[1:])
+
+
+class StackedLayerNorm(nn.Module):
+    """Layer normalisation over the features of x (*stack, B, size), gain and shift one a network."""
+
+    def __init__(self, stack: Sequence[int], size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(*stack, 1, size))
+        self.bias = nn.Parameter(torch.zeros(*stack, 1, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (*stack, B, size) -> the same shape."""
+        return torch.addcmul(self.bias, torch.nn.functional.layer_norm(x, x.shape[-1:]), self.weight)

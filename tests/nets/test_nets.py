@@ -47,6 +47,18 @@ def test_mlp_is_torchs_layers() -> None:
     torch.testing.assert_close(ours(x), torch.nn.Sequential(*layers[:-1])(x), rtol=1e-5, atol=1e-6)
 
 
+def test_layer_norm_is_torchs_for_every_network_of_the_stack() -> None:
+    stack = MLP((2,), 5, 3, [seed_generator(0), seed_generator(1)], width=7, layers=1, layer_norm=True)
+    for parameter in stack.norms.parameters():
+        parameter.data = torch.randn_like(parameter)
+    x = torch.randn(2, 6, 5)
+    hidden, last, norm = stack.linears[0](x), stack.linears[1], stack.norms[0]
+    for i in range(2):
+        normed = F.layer_norm(hidden[i], (7,), norm.weight[i, 0], norm.bias[i, 0])
+        expected = F.mish(normed) @ last.weight[i] + last.bias[i]
+        torch.testing.assert_close(stack(x)[i], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_time_embedding_of_a_scalar_is_that_of_every_row() -> None:
     embed = TimeEmbedding(2, 16, [seed_generator(0), seed_generator(1)])
     t = torch.tensor(1.7)
