@@ -13,6 +13,7 @@ import yaml
 
 import diffrl
 from agents import BC, DiffusionBC
+from diffrl.config import TrainConfig
 from diffrl.errors import UserError
 from diffrl.experiment import Run, load_agent
 from diffrl.training import checkpoint
@@ -181,3 +182,39 @@ def test_wrong_environment_and_wrong_actions_are_told(tmp_path: Path) -> None:
         diffrl.train(tiny(tmp_path / "a", env="Hopper-v4"), quiet=True)
     with pytest.raises(UserError, match="did you mean 'Hopper-v"):
         diffrl.train(tiny(tmp_path / "b", env="Hoper-v4"), quiet=True)
+
+
+def test_a_file_trains_and_is_scored_in_the_real_environment(tmp_path: Path) -> None:
+    file = Path(__file__).parents[2].parent / "shared" / "data" / "rollouts" / "hopper_medium-v4.hdf5"
+    if not file.is_file():
+        pytest.skip(f"the shared data are not here ({file})")
+    config = TrainConfig(
+        dataset=str(file),
+        agent=AGENT,
+        env="Hopper-v4",
+        steps=20,
+        eval_episodes=2,
+        out=tmp_path / "run",
+    )
+    run = diffrl.train(config, quiet=True)
+    scores = json.loads((run / "scores.json").read_text())
+    assert scores["env"] == "Hopper-v4"
+    assert scores["reference"].startswith("hopper")
+    assert not scores["comparable"]  # these are not D4RL's data
+    result = diffrl.evaluate(run, episodes=2, which=("last",), quiet=True)
+    assert np.all(np.array(result["last"]["returns"]) > 0)
+
+
+def test_without_an_environment_a_run_trains_and_says_so(tmp_path: Path, own_data: Path) -> None:
+    from diffrl.data import d4rl
+    from envs.datasets import load_dataset
+
+    dataset = load_dataset("maze2d-umaze-v1", rows=500, progress=False)
+    dataset.metadata.clear()
+    file = d4rl.write(tmp_path / "plain.hdf5", dataset)
+    config = TrainConfig(dataset=str(file), agent=BC(width=8, layers=1), steps=20, out=tmp_path / "run")
+    run = diffrl.train(config, quiet=True)
+    assert checkpoint.steps(run)[-1] == 20
+    assert not (run / "scores.json").exists()
+    with pytest.raises(UserError, match="nothing to evaluate"):
+        diffrl.evaluate(run, quiet=True)
