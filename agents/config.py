@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -39,9 +41,28 @@ class AgentConfig:
     """Discount factor of returns."""
 
     def __post_init__(self) -> None:
-        for field in ("batch_size", "width", "layers"):
-            self._check(field, getattr(self, field) >= 1, "at least 1")
         self._check("discount", 0 <= self.discount < 1, "in [0, 1)")
+
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float):
+                self._check(field.name, math.isfinite(value), "a finite number")
+            if field.name.endswith(("learning_rate", "_lr")):
+                self._check(field.name, value > 0, "more than 0")
+            if field.name in (
+                "batch_size",
+                "width",
+                "layers",
+                "denoising_steps",
+                "backup_candidates",
+                "act_candidates",
+                "ema_every",
+            ):
+                self._check(field.name, value >= 1, "at least 1")
+            if field.name in ("grad_clip", "q_weight", "act_temperature", "ema_start"):
+                self._check(field.name, value >= 0, "0 or more")
+            if field.name in ("target_rate", "ema_rate"):
+                self._check(field.name, 0 < value <= 1, "in (0, 1]")
 
     def _check(self, field: str, good: bool, expected: str) -> None:
         if not good:
@@ -126,15 +147,6 @@ class DiffusionQL(AgentConfig):
     """Actions drawn when acting, from which the critics choose one."""
     act_temperature: float = 1.0
     """Temperature of the softmax over Q that chooses it; 0: the best."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in ("backup_candidates", "denoising_steps", "ema_every", "act_candidates"):
-            self._check(field, getattr(self, field) >= 1, "at least 1")
-        for field in ("target_rate", "ema_rate"):
-            self._check(field, 0 < getattr(self, field) <= 1, "in (0, 1]")
-        for field in ("q_weight", "act_temperature", "grad_clip"):
-            self._check(field, getattr(self, field) >= 0, "0 or more")
 
     def build(self, observation_size: int, action_size: int, seeds: Sequence[int], device: str = "cpu") -> Agent:
         """See `AgentConfig.build`."""

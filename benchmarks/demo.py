@@ -50,10 +50,13 @@ class Demo:
 def main(demo: Demo) -> int:
     console = Console()
     began = time.monotonic()
-    if demo.out.exists():
-        if any(demo.out.iterdir()) and not (demo.out / "bc").exists():
+    marker = demo.out / ".diffrl-demo"
+    if demo.out.exists() and any(demo.out.iterdir()):
+        if not marker.exists():
             raise UserError(f"{demo.out} holds something else than a demo; choose another --out.")
         shutil.rmtree(demo.out)
+    demo.out.mkdir(parents=True, exist_ok=True)
+    marker.touch()
     load_dataset(configuration.find(CONFIGS["Diffusion-QL"]).dataset)  # generated now, once, if it is missing
 
     minutes: dict[str, float] = {}

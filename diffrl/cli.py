@@ -80,11 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"diffrl: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        return 0
+    except OSError as error:  # a disk that is full, a folder that may not be written
+        print(f"diffrl: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("diffrl: interrupted.", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 0
 
 
 if __name__ == "__main__":

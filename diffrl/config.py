@@ -27,7 +27,7 @@ class TrainConfig:
     agent: AgentConfig
     """The algorithm's hyper-parameters."""
     env: str | None = None
-    """Gymnasium id of the environment to evaluate in; by default the benchmark's own, or what the file names."""
+    """Gymnasium id of the environment to evaluate in, or none; by default the benchmark's, or what the file names."""
     seeds: tuple[int, ...] = (0,)
     """Seeds, trained side by side, each with networks of its own."""
     steps: int = 1_000_000
@@ -48,6 +48,10 @@ class TrainConfig:
     """The run's folder; by default runs/AGENT-DATASET-TIME."""
 
     def __post_init__(self) -> None:
+        # From Python, paths come as text and seeds as lists.
+        object.__setattr__(self, "dataset", str(self.dataset))
+        object.__setattr__(self, "out", None if self.out is None else Path(self.out))
+        object.__setattr__(self, "seeds", tuple(self.seeds))
         for name in ("steps", "eval_every", "eval_episodes", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 1.")
@@ -85,7 +89,7 @@ def from_dict(values: Mapping[str, Any], source: str) -> TrainConfig:
     if not isinstance(agent_values, dict) or "name" not in agent_values:
         raise UserError(f"{source}: `agent` needs a `name`, one of {', '.join(agents.AGENTS)}.")
     agent_values = dict(agent_values)
-    schema = agents.get(agent_values.pop("name"))
+    schema = agents.get(str(agent_values.pop("name")))
     agent = schema(**_checked(schema, agent_values, f"{source}, agent"))
     fields = _checked(TrainConfig, values, source)
     if "dataset" not in fields:
@@ -132,8 +136,9 @@ def load(path: Path) -> TrainConfig:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"The configuration {path} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        hint = f" For a data set: --agent NAME --dataset {path}." if path.suffix not in (".yaml", ".yml") else ""
+        raise UserError(f"{path} is not valid YAML: {error}.{hint}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a configuration: expected keys such as `dataset` and `agent`.")
     return from_dict(values, str(path))

@@ -1,6 +1,8 @@
 """Runs from start to end: data, agent, loop, evaluation, put together from a configuration. The Python interface."""
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -35,7 +37,7 @@ from diffrl.training.logs import MetricsLog, Scores
 from diffrl.training.loop import Loop
 from diffrl.training.rollout import Evaluator
 from envs import registry
-from envs.datasets import load_dataset
+from envs.datasets import FILE_SUFFIXES, load_dataset
 
 EXPLODED = 10.0
 """A value estimate counts as exploded at this many times the largest return the data's rewards allow."""
@@ -65,29 +67,36 @@ class Task:
 
 def make_env(env_id: str, kwargs: dict[str, Any] | None = None) -> gymnasium.Env[Any, Any]:
     """`gymnasium.make`, with errors that say what to do."""
-    try:
-        if env_id.startswith(("Adroit", "Franka", "AntMaze", "PointMaze")):
+    if env_id.startswith(("Adroit", "Franka", "AntMaze", "PointMaze")):
+        try:
             import gymnasium_robotics
-
-            gymnasium.register_envs(gymnasium_robotics)
+        except ImportError as error:
+            raise UserError(
+                f"{env_id} needs gymnasium-robotics: `pip install 'diffrl[robotics]'`; or `--env none`."
+            ) from error
+        gymnasium.register_envs(gymnasium_robotics)
+    try:
         with warnings.catch_warnings():
             # Gymnasium recommends v5; D4RL's scores belong to v4, chosen on purpose.
             warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
             return gymnasium.make(env_id, **(kwargs or {}))
-    except ImportError as error:
-        raise UserError(f"{env_id} needs gymnasium-robotics: `pip install 'diffrl[robotics]'` ({error}).") from error
-    except gymnasium.error.Error as error:
+    except gymnasium.error.UnregisteredEnv as error:
         raise UserError(
             f"There is no environment {env_id!r} in Gymnasium: {nearest(env_id, gymnasium.registry)} "
-            "Without evaluation, leave --env out."
+            "To train without evaluation: --env none."
+        ) from error
+    except (ImportError, gymnasium.error.Error) as error:
+        raise UserError(
+            f"The environment {env_id!r} cannot be made: {error}. Without evaluation: --env none."
         ) from error
 
 
 def _task(config: TrainConfig, dataset: OfflineDataset) -> Task:
-    """The environment: what --env says, else the benchmark's, else what the data file names."""
+    """The environment: what --env says ("none": there is none), else the benchmark's, else what the data file names."""
     benchmark = registry.get(config.dataset) if registry.known(config.dataset) else None
     own = None if benchmark is None else benchmark.env_id
     env_id = config.env or own or dataset.metadata.get("env_id")
+    env_id = None if env_id == "none" else env_id
     kwargs = dict(benchmark.env_kwargs) if benchmark is not None and env_id == own else {}
     if benchmark is not None and benchmark.ref_min is not None:
         return Task(env_id, kwargs, benchmark.id, comparable=env_id == own and config.rows is None)
@@ -133,17 +142,21 @@ def _action_scaling(env: gymnasium.Env[Any, Any] | None, dataset: OfflineDataset
         low, high, source = dataset.metadata["action_low"], dataset.metadata["action_high"], "the file's action bounds"
     else:
         low, high, source = -1.0, 1.0, "[-1, 1], assumed as no environment and no bounds in the file say otherwise"
-    low = np.broadcast_to(np.asarray(low, dtype=np.float32), (size,))
-    high = np.broadcast_to(np.asarray(high, dtype=np.float32), (size,))
+    try:
+        low = np.broadcast_to(np.asarray(low, dtype=np.float32), (size,))
+        high = np.broadcast_to(np.asarray(high, dtype=np.float32), (size,))
+    except ValueError as error:
+        raise DataError(f"{source} do not fit actions of {size} dimensions: {low}, {high}.") from error
     outside = (dataset.actions < low - 1e-4) | (dataset.actions > high + 1e-4)
     if outside.any():
         row, column = np.argwhere(outside)[0]
         raise DataError(
             f"{dataset.metadata.get('source', 'The data set')}: actions, row {row}, column {column} is "
-            f"{dataset.actions[row, column]:.4g}, outside {source}. Name the right environment with --env."
+            f"{dataset.actions[row, column]:.4g}, outside {source}. Name the environment of the data with --env, or "
+            "clip the actions: `diffrl data convert SRC NEW.hdf5 --clip-actions`."
         )
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise DataError(f"The actions have no finite bounds in {source}; agents need them.")
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+        raise DataError(f"The actions have no finite range in {source}; agents need one.")
     return Normaliser(torch.tensor((low + high) / 2), torch.tensor((high - low) / 2))
 
 
@@ -158,6 +171,9 @@ class Run:
     action_size: int
     preprocessing: Preprocessing
     value_limit: float
+    """A larger mean of the critics' values counts as exploded."""
+    fingerprint: str
+    """Of the transitions, so that a resumed run meets the same data."""
 
     def build_agent(self, device: str, seeds: Sequence[int] | None = None) -> Agent:
         """The agent with freshly initialised networks."""
@@ -171,15 +187,20 @@ class Run:
             "observation_size": self.observation_size,
             "action_size": self.action_size,
             "value_limit": self.value_limit,
+            "fingerprint": self.fingerprint,
             "versions": _versions(),
         }
         self.path.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self.path / "config.yaml") as temporary:
-            temporary.write_text(configuration.dump(self.config))
+        self.write_config()
         with atomic_path(self.path / "preprocessing.safetensors") as temporary:
             temporary.write_bytes(safetensors.torch.save(self.preprocessing.state_dict()))
         with atomic_path(self.path / "run.json") as temporary:
             temporary.write_text(json.dumps(about, indent=1))
+
+    def write_config(self) -> None:
+        """Write `config.yaml`: at the beginning, and when a resumed run is given more steps."""
+        with atomic_path(self.path / "config.yaml") as temporary:
+            temporary.write_text(configuration.dump(self.config))
 
     @classmethod
     def read(cls, path: Path | str) -> "Run":
@@ -203,6 +224,7 @@ class Run:
                 about["action_size"],
                 Preprocessing.from_state_dict(tensors),
                 about["value_limit"],
+                about["fingerprint"],
             )
         except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise UserError(f"{path} is damaged: {error}.") from error
@@ -216,9 +238,12 @@ def _versions() -> dict[str, str]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    here = Path(__file__).parent
-    commit = subprocess.run(["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return versions | ({"git": commit.stdout.strip()} if commit.returncode == 0 else {})
+    root = Path(__file__).parents[1]
+    if (root / ".git").exists():  # a checkout of ours; installed from a wheel, there is no commit to name
+        with contextlib.suppress(OSError):  # no git on this machine
+            command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+            versions["git"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return versions
 
 
 def _device(name: str) -> str:
@@ -245,14 +270,18 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
     config = dataclasses.replace(config, **overrides)
     device = _device(config.device)
     _one_thread()
+    if config.out is not None:
+        if (config.out / "run.json").exists():
+            raise UserError(
+                f"{config.out} holds a run already: `diffrl train --resume {config.out}`, or choose another --out."
+            )
+        config.out.mkdir(parents=True, exist_ok=True)
     dataset, task, env = _open(config, quiet)
     transitions, preprocessing = _prepare(config, dataset, env, device)
     if env is not None:
         env.close()
     largest = float(transitions.columns.rewards.abs().max()) / (1 - config.agent.discount)
     path = config.out or _new_folder(config)
-    if (path / "run.json").exists():
-        raise UserError(f"{path} holds a run already: `diffrl train --resume {path}`, or choose another --out.")
     run = Run(
         path,
         dataclasses.replace(config, out=path),
@@ -260,25 +289,41 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
         dataset.observation_size,
         dataset.action_size,
         preprocessing,
-        EXPLODED * max(largest, 1e-3),
+        EXPLODED * max(largest, 1.0),  # of data without rewards the estimates are the critics' own noise
+        _fingerprint(transitions),
     )
+    agent = run.build_agent(device)
     run.write()
-    return _fit(run, transitions, device, quiet)
+    return _fit(run, agent, transitions, device, quiet)
 
 
 def resume(path: Path | str, *, steps: int | None = None, device: str | None = None, quiet: bool = False) -> Path:
     """Go on with a run from its newest whole checkpoint, to `steps` steps in all (by default what it was made for)."""
     run = Run.read(path)
     device = _device(device or run.config.device)
-    if steps is not None:
-        run = dataclasses.replace(run, config=dataclasses.replace(run.config, steps=steps))
-        run.write()
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, steps=steps or run.config.steps))
+    saved, complaints = checkpoint.load_latest(run.path)
+    for complaint in complaints:
+        console.print(f"[yellow]{complaint}[/]")
+    if saved.step >= run.config.steps:
+        raise UserError(f"{run.path} has {saved.step} steps already; give a larger --steps to go on.")
     _one_thread()
-    dataset, _, env = _open(run.config, quiet)
-    if env is not None:
-        env.close()
+    dataset = load_dataset(run.config.dataset, rows=run.config.rows, progress=not quiet, action_limit=None)
     transitions = _transform(run.config, dataset, run.preprocessing, device)
-    return _fit(run, transitions, device, quiet)
+    if _fingerprint(transitions) != run.fingerprint:
+        raise UserError(
+            f"The data set {run.config.dataset} is not the one that {run.path} was trained on (its contents have "
+            "changed), so the run cannot go on as if it had not been cut. Restore the data, or start a new run."
+        )
+    agent = run.build_agent(device)
+    run.write_config()
+    checkpoint.clean(run.path, saved.step)
+    return _fit(run, agent, transitions, device, quiet, saved)
+
+
+def _fingerprint(transitions: Transitions) -> str:
+    """A digest of the rows as they are trained on."""
+    return hashlib.sha256(transitions.rows.cpu().numpy().tobytes()).hexdigest()
 
 
 def _one_thread() -> None:
@@ -291,8 +336,20 @@ def _open(config: TrainConfig, quiet: bool) -> tuple[OfflineDataset, Task, gymna
     """The data set and the environment, checked against each other."""
     dataset = load_dataset(config.dataset, rows=config.rows, progress=not quiet, action_limit=None)
     task = _task(config, dataset)
+    try:
+        return dataset, task, _fitting_env(config, task, dataset)
+    except UserError as error:
+        if config.env is not None or registry.known(config.dataset):
+            raise
+        # The environment was the data file's idea, not the user's: train without it.
+        console.print(f"[yellow]Training without evaluation. {error}[/]")
+        return dataset, dataclasses.replace(task, env_id=None), None
+
+
+def _fitting_env(config: TrainConfig, task: Task, dataset: OfflineDataset) -> gymnasium.Env[Any, Any] | None:
+    """The task's environment. Raises UserError where its spaces are not those of the data."""
     if task.env_id is None:
-        return dataset, task, None
+        return None
     env = task.make()
     for name, size in (("observation", dataset.observation_size), ("action", dataset.action_size)):
         space = getattr(env, f"{name}_space")
@@ -301,7 +358,7 @@ def _open(config: TrainConfig, quiet: bool) -> tuple[OfflineDataset, Task, gymna
                 f"{task.env_id} and {config.dataset} do not fit: the environment's {name}s are {space}, the data's "
                 f"have {size} dimensions. Name the environment the data came from with --env."
             )
-    return dataset, task, env
+    return env
 
 
 def _prepare(
@@ -323,31 +380,39 @@ def _transform(config: TrainConfig, dataset: OfflineDataset, preprocessing: Prep
 
 
 def _new_folder(config: TrainConfig) -> Path:
-    name = config.dataset if registry.known(config.dataset) else Path(config.dataset).stem
-    return Path("runs") / f"{config.agent.name}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """A folder of its own for the run, made here, so that two runs of the same second do not share one."""
+    is_path = Path(config.dataset).suffix in FILE_SUFFIXES
+    name = Path(config.dataset).stem if is_path else config.dataset.replace("/", "-").replace(":", "-")
+    stem = f"{config.agent.name}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
+        with contextlib.suppress(FileExistsError):
+            path = Path("runs") / f"{stem}{suffix}"
+            path.mkdir(parents=True)
+            return path
+    raise UserError(f"runs/{stem} exists a thousand times; choose another --out.")
 
 
-def _fit(run: Run, transitions: Transitions, device: str, quiet: bool) -> Path:
+def _fit(
+    run: Run,
+    agent: Agent,
+    transitions: Transitions,
+    device: str,
+    quiet: bool,
+    saved: checkpoint.Checkpoint | None = None,
+) -> Path:
+    """Train from the beginning, or from `saved`, to the end."""
     from diffrl import report
 
     config = run.config
-    agent = run.build_agent(device)
     if config.compile:
         _compile(agent)
     # The list of seeds is the run's one source of randomness: the batches and noise of the stack come from it.
     generator = torch.Generator(device=device).manual_seed(_mix(config.seeds))
-    saved: checkpoint.Checkpoint | None = None
-    if checkpoint.steps(run.path):
-        saved, complaints = checkpoint.load_latest(run.path)
-        for complaint in complaints:
-            console.print(f"[yellow]{complaint}[/]")
-        if saved.step >= config.steps:
-            raise UserError(f"{run.path} has {saved.step} steps already; give a larger --steps to go on.")
     start = 0 if saved is None else saved.step
     evaluator = None if run.task.env_id is None else Evaluator(run.task.make, agent.n_seeds)
-    scores = Scores(
-        run.path, {"dataset": config.dataset, "seeds": list(config.seeds), **_about_scores(run.task)}, start
-    )
+    task = {"env": run.task.env_id, "reference": run.task.reference, "comparable": run.task.comparable}
+    about = {"dataset": config.dataset, "seeds": list(config.seeds), **task}
+    scores = Scores(run.path, about, steps=range(start + 1))
     log = MetricsLog(run.path, config.seeds, start)
 
     with training_observer(config.steps, start, _title(run, len(transitions)), quiet) as observer:
@@ -380,6 +445,13 @@ def _fit(run: Run, transitions: Transitions, device: str, quiet: bool) -> Path:
             loop.restore(saved)
         try:
             loop.fit(config.steps)
+        except OSError as error:
+            kept = checkpoint.steps(run.path)
+            last = f"the checkpoint of step {kept[-1]} is untouched" if kept else "there is no checkpoint yet"
+            raise UserError(
+                f"Writing to {run.path} failed: {error.strerror or error}; {last}. "
+                f"Mend that, then `diffrl train --resume {run.path}`."
+            ) from error
         finally:
             log.close()
             if evaluator is not None:
@@ -404,10 +476,6 @@ def _compile(agent: Agent) -> None:
 def _mix(seeds: Sequence[int]) -> int:
     """One number for a list of seeds."""
     return int(np.random.SeedSequence(list(seeds)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _about_scores(task: Task) -> dict[str, Any]:
-    return {"env": task.env_id, "reference": task.reference, "comparable": task.comparable}
 
 
 def _title(run: Run, n: int) -> str:
@@ -455,7 +523,7 @@ def _checkpoint_step(run: Run, which: str, seed_index: int) -> int:
             console.print(f"[yellow]{complaint}[/]")
         return saved.step
     if which == "best":
-        best = Scores(run.path, {}).best()
+        best = Scores(run.path, {}, steps=checkpoint.steps(run.path)).best()
         if not best:
             raise UserError(f"{run.path} has no evaluations, so no best checkpoint; use the last one.")
         return int(best[seed_index]["step"])
@@ -507,15 +575,19 @@ def evaluate(
     _one_thread()
     evaluator = Evaluator(run.task.make, 1)
     result: dict[str, Any] = {}
+    known: dict[tuple[int, int], tuple[NDArray[np.float64], list[NDArray[np.float32]]]] = {}
     try:
         for name in which:
             entry: dict[str, Any] = {"seeds": list(run.config.seeds), "step": [], "returns": [], "paths": []}
             for index, training_seed in enumerate(run.config.seeds):
                 step = _checkpoint_step(run, name, index)
-                agent = load_agent(run, training_seed, str(step), device)
-                act = actor(agent, run.preprocessing, seed)
-                with work(f"{name}, seed {training_seed}, step {step:,}", "episodes", quiet) as on_step:
-                    returns, paths = evaluator(act, episodes, (seed, training_seed), on_step, record)
+                if (training_seed, step) not in known:  # the last checkpoint may be the best
+                    agent = load_agent(run, training_seed, str(step), device)
+                    act = actor(agent, run.preprocessing, seed)
+                    with work(f"{name}, seed {training_seed}, step {step:,}", "episodes", quiet) as on_step:
+                        outcome = evaluator(act, episodes, (seed, training_seed), on_step, record)
+                    known[training_seed, step] = outcome
+                returns, paths = known[training_seed, step]
                 entry["step"].append(step)
                 entry["returns"].append(returns[0].tolist())
                 entry["paths"].append(paths)

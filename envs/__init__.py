@@ -1,10 +1,14 @@
-"""Benchmarks: ids, reference scores, environments, data generators. Importing it registers our environments."""
+"""Benchmarks: ids, reference scores, environments, data generators. Importing it registers our environments.
+
+`import envs; gymnasium.make("maze2d-umaze-v1")`, or in one, `gymnasium.make("envs:maze2d-umaze-v1")`. (Gymnasium's
+entry point for plugins is gone since its version 1.0.)
+"""
 
 import gymnasium
 
 
 def register() -> None:
-    """Register the maze2d environments with Gymnasium; also its entry point, so a plain `gymnasium.make` finds them."""
+    """Register the maze2d environments with Gymnasium."""
     from gymnasium.envs.registration import registry
 
     limits = {"open": ("v0", 150), "umaze": ("v1", 300), "medium": ("v1", 600), "large": ("v1", 800)}

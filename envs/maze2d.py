@@ -287,7 +287,7 @@ def walk(
         n = min(chunk, rows - start)
         observations, actions = np.empty((n, 4)), np.empty((n, 2))
         timeouts, goals = np.zeros(n, dtype=bool), np.empty((n, 2), dtype=np.float32)
-        disturbance = noise * rng.standard_normal((n, 2))
+        disturbance = noise * rng.standard_normal((chunk, 2))  # whole chunks: fewer rows are the first of more
         for i in range(n):
             observations[i] = state = env.state()
             x, y, vx, vy = state.tolist()

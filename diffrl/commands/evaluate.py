@@ -38,6 +38,8 @@ class Evaluate:
 
         if self.episodes < 1:
             raise UserError(f"--episodes is {self.episodes}; expected at least 1.")
+        if self.seed < 0:
+            raise UserError(f"--seed is {self.seed}; expected 0 or more.")
         task = Run.read(self.run_folder).task
         result = evaluate(self.run_folder, episodes=self.episodes, which=self.which, seed=self.seed, device=self.device)
         report.print_evaluation(result, task.reference, task.comparable, self.episodes)

@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
             example="diffusion_ql/maze2d-umaze-v1",
             shown=config.agent.name,
         ),
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        config=(tyro.conf.AvoidSubcommands,),
     )
     if said:
         from diffrl.console import console

@@ -95,3 +95,11 @@ def prune(run: Path, keep: Collection[int], newest: int = 2) -> None:
     for step in steps(run)[:-newest]:
         if step not in keep:
             shutil.rmtree(folder(run, step), ignore_errors=True)
+
+
+def clean(run: Path, step: int) -> None:
+    """Delete what a resumed run leaves behind: damaged checkpoints newer than `step`, folders of a write cut short."""
+    for newer in [s for s in steps(run) if s > step]:
+        shutil.rmtree(folder(run, newer), ignore_errors=True)
+    for unfinished in (run / "checkpoints").glob(".*"):
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ class MetricsLog:
         if self.path.exists():
             with self.path.open(newline="") as file:
                 header, *rows = list(csv.reader(file)) or [[]]
+            # A row may have been torn by a kill or a full disk.
+            whole = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
             with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
-                csv.writer(file).writerows([header, *(row for row in rows if int(row[0]) <= step)] if header else [])
+                csv.writer(file).writerows([header, *whole] if header else [])
             self._columns = header
         else:
             self._columns = []
@@ -66,13 +68,14 @@ class Scores:
     the mean normalised score x100 of each seed. A seed is judged by its score, else by its mean return.
     """
 
-    def __init__(self, run: Path, about: Mapping[str, Any], up_to: int | None = None) -> None:
+    def __init__(self, run: Path, about: Mapping[str, Any], steps: Container[int] | None = None) -> None:
+        """Read what is there; with `steps`, only the evaluations made at these."""
         self.path = run / "scores.json"
         self.about = dict(about)
         self.evaluations: list[dict[str, Any]] = []
         if self.path.exists():
             stored = json.loads(self.path.read_text())["evaluations"]
-            self.evaluations = [e for e in stored if up_to is None or e["step"] <= up_to]
+            self.evaluations = [e for e in stored if steps is None or e["step"] in steps]
 
     def add(
         self,

@@ -101,10 +101,12 @@ class Loop:
                 last = self.step == steps
                 if self.step % self.eval_every == 0 or last:
                     if self._count:
-                        self._log()
+                        # Only on the evaluations' own grid do the sums start anew: where a run is cut changes no mean.
+                        self._log(reset=self.step % self.eval_every == 0)
                     self.evaluate(self.step)
                     self.save()
                 elif stopped:
+                    self._check()
                     self.save()
                 self.observer.progress(self.step)
                 if stopped and not last:
@@ -125,15 +127,25 @@ class Loop:
                 for name, kept in self._frozen_state.items():
                     state[name][self.frozen] = kept
 
-    def _log(self) -> None:
-        """Fetch the means since the last logging point (the one synchronisation with the device), check, write."""
-        means = {name: (total / self._count).tolist() for name, total in self._sums.items()}
-        self._sums, self._count = {}, 0
+    def _check(self) -> dict[str, list[float]]:
+        """The means since the last logging point, fetched in one synchronisation; freezes seeds that have diverged.
+
+        Called before every checkpoint, so that each one that is written is good.
+        """
+        table = (torch.stack(list(self._sums.values())) / max(self._count, 1)).tolist() if self._sums else []
+        means = dict(zip(self._sums, table, strict=True))
         for position, seed in enumerate(self.learner.seeds):
             if position not in self.frozen:
                 complaint = self._complaint({name: values[position] for name, values in means.items()})
                 if complaint:
                     self._freeze(position, f"Step {self.step}: {complaint} (seed {seed}).")
+        return means
+
+    def _log(self, reset: bool = True) -> None:
+        """Check and write the means since the last logging point."""
+        means = self._check()
+        if reset:
+            self._sums, self._count = {}, 0
         self.log.write(self.step, means)
         self.observer.metrics(self.step, means)
 
@@ -171,7 +183,8 @@ class Loop:
         tensors = {f"learner.{name}": tensor for name, tensor in self.learner.state_dict().items()}
         tensors |= {f"sum.{name}": tensor for name, tensor in self._sums.items()}
         tensors["generator"] = self.generator.get_state()
-        checkpoint.save(self.run, self.step, tensors, {"count": self._count, "frozen": self.frozen})
+        info = {"count": self._count, "frozen": self.frozen, "device": self.generator.device.type}
+        checkpoint.save(self.run, self.step, tensors, info)
         checkpoint.prune(self.run, self.best_steps())
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
@@ -186,7 +199,14 @@ class Loop:
             ) from error
         self._sums = {n.removeprefix("sum."): t.to(device) for n, t in saved.tensors.items() if n.startswith("sum.")}
         self._count = int(saved.info["count"])
-        self.generator.set_state(saved.tensors["generator"])
+        if saved.info["device"] == self.generator.device.type:
+            self.generator.set_state(saved.tensors["generator"])
+        else:
+            self.generator.manual_seed(self.generator.initial_seed() + saved.step)
+            self.observer.message(
+                f"The run was on {saved.info['device']} and goes on on {self.generator.device.type}: "
+                "with other random numbers, so not bit for bit."
+            )
         self.step = saved.step
         self.frozen = list(saved.info["frozen"])
         self._frozen_state = {n: t[self.frozen].to(device) for n, t in learner.items() if t.ndim} if self.frozen else {}

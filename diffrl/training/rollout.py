@@ -8,6 +8,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from diffrl.errors import UserError
+
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Observations (S, E, O) as the environment gives them -> actions (S, E, A) as it takes them."""
 
@@ -56,6 +58,8 @@ class Evaluator:
                     if (0, e - start) in grid:
                         paths[e].append(observations[0, e - start].copy())
                 actions = act(observations)
+                if not np.isfinite(actions).all():  # MuJoCo would take them for zeros
+                    raise UserError("The policy's actions are not finite: its training has diverged.")
                 for (s, e), env in list(grid.items()):
                     observations[s, e], reward, terminal, cut, _ = env.step(actions[s, e])
                     returns[s, start + e] += float(reward)

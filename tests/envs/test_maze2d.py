@@ -1,5 +1,8 @@
 """The rebuilt maze against D4RL's own figures, and its data against its counts."""
 
+import subprocess
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -107,6 +110,17 @@ def test_walls_hold_and_stand_where_d4rl_puts_them() -> None:
     for _ in range(200):
         env.advance(np.array([-1.0, -1.0]))
     np.testing.assert_allclose(env.state()[:2], [0.4, 0.4], atol=0.02)
+
+
+def test_the_module_in_the_name_registers_the_environments() -> None:
+    code = "import gymnasium; gymnasium.make('envs:maze2d-umaze-v1').reset(seed=0)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_fewer_rows_are_the_first_of_more() -> None:
+    few, many = (list(walk("umaze", rows, seed=3, chunk=100)) for rows in (250, 400))
+    for a, b in zip(few, many, strict=False):
+        np.testing.assert_array_equal(a["observations"], b["observations"][: len(a["observations"])])
 
 
 def test_observation_reward_and_end() -> None:
