@@ -42,27 +42,18 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         self._check("discount", 0 <= self.discount < 1, "in [0, 1)")
-
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+            name, value = field.name, getattr(self, field.name)
             if isinstance(value, float):
-                self._check(field.name, math.isfinite(value), "a finite number")
-            if field.name.endswith(("learning_rate", "_lr")):
-                self._check(field.name, value > 0, "more than 0")
-            if field.name in (
-                "batch_size",
-                "width",
-                "layers",
-                "denoising_steps",
-                "backup_candidates",
-                "act_candidates",
-                "ema_every",
-            ):
-                self._check(field.name, value >= 1, "at least 1")
-            if field.name in ("grad_clip", "q_weight", "act_temperature", "ema_start"):
-                self._check(field.name, value >= 0, "0 or more")
-            if field.name in ("target_rate", "ema_rate"):
-                self._check(field.name, 0 < value <= 1, "in (0, 1]")
+                self._check(name, math.isfinite(value), "a finite number")
+            if name.endswith(("learning_rate", "_lr")):
+                self._check(name, value > 0, "more than 0")
+            elif name in ("target_rate", "ema_rate"):
+                self._check(name, 0 < value <= 1, "in (0, 1]")
+            elif name in ("grad_clip", "q_weight", "act_temperature", "ema_start"):
+                self._check(name, value >= 0, "0 or more")
+            elif isinstance(value, int) and not isinstance(value, bool):  # sizes, counts, intervals
+                self._check(name, value >= 1, "at least 1")
 
     def _check(self, field: str, good: bool, expected: str) -> None:
         if not good:
