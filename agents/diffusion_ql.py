@@ -15,37 +15,14 @@ from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.base import Agent, Metrics
 from agents.config import DiffusionQL
+from agents.critic import TwinCritic
 from agents.diffusion_policy import DiffusionPolicy
 from diffrl.data.transitions import Batch
-from diffrl.nets import MLP, Adam, average_
-
-
-class TwinCritic(nn.Module):
-    """Q_1 and Q_2 of a seed: observations (S, B, O), actions (S, B, A) -> (S, 2, B)."""
-
-    def __init__(
-        self, observation_size: int, action_size: int, generators: Sequence[torch.Generator], config: DiffusionQL
-    ) -> None:
-        super().__init__()
-        self.mlp = MLP(
-            (len(generators), 2),
-            observation_size + action_size,
-            1,
-            generators,
-            width=config.width,
-            layers=config.layers,
-            layer_norm=config.critic_layer_norm,
-        )
-
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Both critics' values (S, 2, B)."""
-        x = torch.cat([observations, actions], -1).unsqueeze(1).expand(-1, 2, -1, -1)
-        values: Tensor = self.mlp(x)
-        return values.squeeze(-1)
+from diffrl.nets import Adam, average_
 
 
 class DiffusionQLAgent(Agent):
@@ -69,7 +46,14 @@ class DiffusionQLAgent(Agent):
             steps=config.denoising_steps,
             schedule=config.schedule,
         ).to(self.device)
-        self.critic = TwinCritic(observation_size, action_size, self.generators, config).to(self.device)
+        self.critic = TwinCritic(
+            observation_size,
+            action_size,
+            self.generators,
+            width=config.width,
+            layers=config.layers,
+            layer_norm=config.critic_layer_norm,
+        ).to(self.device)
         self.ema_actor = deepcopy(self.actor).requires_grad_(False)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
         self.networks = {

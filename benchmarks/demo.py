@@ -24,6 +24,7 @@ from diffrl import config as configuration
 from diffrl import report
 from diffrl.errors import UserError
 from diffrl.files import atomic_path
+from diffrl.training.statistics import estimate
 from envs.datasets import load_dataset
 from envs.maze2d import parse_id
 
@@ -128,7 +129,7 @@ def _print_table(
     for column in ("", "last", "best", "seeds", "episodes", "minutes"):
         table.add_column(column, justify="left" if not column else "right")
     for name, by_checkpoint in scores.items():
-        last, best = (str(report.estimate(by_checkpoint[which])) for which in ("last", "best"))
+        last, best = (str(estimate(by_checkpoint[which])) for which in ("last", "best"))
         table.add_row(
             f"[bold]{name}[/] (here)", last, best, str(len(demo.seeds)), f"{demo.episodes} each", f"{minutes[name]:.1f}"
         )

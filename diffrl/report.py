@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from diffrl.console import console
 from diffrl.files import atomic_path
 from diffrl.training.logs import Scores
+from diffrl.training.statistics import estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,33 +20,18 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, GREY = "#2f6db5", "#d9822b", "#3c9d5f", "#8a8a8a"
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its standard error, and what the error is taken over."""
-
-    mean: float
-    error: float
-    over: str
-
-    def __str__(self) -> str:
-        """For example `43.1 ± 2.0`."""
-        return f"{self.mean:.1f} ± {self.error:.1f}"
-
-
-def estimate(values: NDArray[np.float64] | Sequence[Sequence[float]]) -> Estimate:
-    """The mean of values (S, E). Several seeds: the error over seeds' means; one seed: over its episodes."""
-    array = np.asarray(values, dtype=np.float64)
-    samples = array.mean(1) if len(array) > 1 else array[0]
-    error = float(samples.std(ddof=1) / np.sqrt(len(samples))) if len(samples) > 1 else float("nan")
-    return Estimate(float(samples.mean()), error, "seeds" if len(array) > 1 else "episodes")
-
-
 def evaluation_line(step: int, entry: dict[str, Any], episodes: int) -> str:
-    """One evaluation as a line: score or return, each seed's where there are several."""
+    """One evaluation as a line: score or return with its standard error, each seed's where there are several."""
     kind, values = ("score", entry["score"]) if "score" in entry else ("return", entry["mean_return"])
     each = f"  (seeds: {', '.join(f'{v:.1f}' for v in values)})" if len(values) > 1 else ""
     returns = f", mean return {np.mean(entry['mean_return']):.1f}" if kind == "score" else ""
-    return f"step {step:>9,}  {kind} [bold]{np.mean(values):.1f}[/]{each}{returns}, {episodes} episodes a seed"
+    score = f"[bold]{np.mean(values):.1f}[/]{_plus_minus(entry)}"
+    return f"step {step:>9,}  {kind} {score}{each}{returns}, {episodes} episodes a seed"
+
+
+def _plus_minus(entry: dict[str, Any]) -> str:
+    """The standard error of an evaluation, where it has one."""
+    return "" if entry["error"] is None else f" ± {entry['error']:.1f}"
 
 
 def print_run(path: Path, scores: Scores) -> None:
@@ -57,8 +42,9 @@ def print_run(path: Path, scores: Scores) -> None:
         best = scores.best()
         what = "normalised score x100" if kind == "score" else "return"
         console.print(
-            f"[bold]{what}[/]: last {np.mean(last[kind]):.1f}, best {np.mean([b['value'] for b in best]):.1f} "
-            f"(best evaluation of each seed, {len(best)} seed(s), {len(last['returns'][0])} episodes)"
+            f"[bold]{what}[/]: last {np.mean(last[kind]):.1f}{_plus_minus(last)}, best "
+            f"{np.mean([b['value'] for b in best]):.1f} (each seed's best evaluation); {len(best)} seed(s), "
+            f"{len(last['returns'][0])} episodes each, ± standard error over {'seeds' if len(best) > 1 else 'episodes'}"
         )
         if kind == "score" and not scores.about["comparable"]:
             console.print(

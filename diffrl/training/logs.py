@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffrl.files import atomic_path
+from diffrl.training.statistics import estimate
 
 Column = dict[str, list[float]]
 
@@ -64,8 +65,9 @@ class MetricsLog:
 class Scores:
     """All evaluations of a run, kept in `scores.json`.
 
-    An evaluation holds `step`, `returns` (a list a seed, an entry an episode) and, where references exist, `score`:
-    the mean normalised score x100 of each seed. A seed is judged by its score, else by its mean return.
+    An evaluation holds `step`, `returns` (a list a seed, an entry an episode), `mean_return` and, where references
+    exist, `score`, the mean normalised score x100, both one a seed; `error` is the standard error of the mean over
+    seeds (null for a single episode). A seed is judged by its score, else by its mean return.
     """
 
     def __init__(self, run: Path, about: Mapping[str, Any], steps: Container[int] | None = None) -> None:
@@ -88,6 +90,8 @@ class Scores:
         entry["mean_return"] = [float(v) for v in returns.mean(1)]
         if normalise is not None:
             entry["score"] = [float(v) for v in normalise(returns).mean(1)]
+        error = estimate(returns if normalise is None else normalise(returns)).error
+        entry["error"] = None if math.isnan(error) else error
         self.evaluations = [e for e in self.evaluations if e["step"] != step] + [entry]
         with atomic_path(self.path) as temporary:
             temporary.write_text(

@@ -1,0 +1,29 @@
+"""Means with an interval that says what it is taken over."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its standard error."""
+
+    mean: float
+    error: float
+    over: str
+    """What the error is taken over: seeds or episodes."""
+
+    def __str__(self) -> str:
+        """For example `43.1 ± 2.0`."""
+        return f"{self.mean:.1f} ± {self.error:.1f}"
+
+
+def estimate(values: NDArray[np.float64] | Sequence[Sequence[float]]) -> Estimate:
+    """The mean of values (S, E). Several seeds: the error over seeds' means; one seed: over its episodes."""
+    array = np.asarray(values, dtype=np.float64)
+    samples = array.mean(1) if len(array) > 1 else array[0]
+    error = float(samples.std(ddof=1) / np.sqrt(len(samples))) if len(samples) > 1 else float("nan")
+    return Estimate(float(samples.mean()), error, "seeds" if len(array) > 1 else "episodes")

@@ -1,0 +1,191 @@
+"""What may happen to a run on a real machine: data that change, rows that are torn, a NaN before a stop."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import diffrl
+from agents import BC, DiffusionBC, DiffusionQL
+from diffrl.cli import main
+from diffrl.config import TrainConfig
+from diffrl.data import d4rl
+from diffrl.errors import UserError
+from diffrl.experiment import Run
+from diffrl.training import checkpoint
+from diffrl.training.logs import MetricsLog, Scores
+from diffrl.training.loop import DivergedError
+from diffrl.training.rollout import Evaluator
+from envs.datasets import load_dataset
+from tests.training.conftest import AGENT, tiny
+from tests.training.test_runs import CountingEnv
+
+pytestmark = pytest.mark.usefixtures("own_data")
+SMALL_BC = BC(width=8, layers=1)
+
+
+def own_file(path: Path, rows: int = 400, reward: float | None = None) -> Path:
+    dataset = load_dataset("maze2d-umaze-v1", rows=rows, progress=False)
+    if reward is not None:
+        dataset.rewards[:] = reward
+    return d4rl.write(path, dataset)
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
+    file = own_file(tmp_path / "data.hdf5")
+    run = diffrl.train(TrainConfig(str(file), SMALL_BC, steps=10, env="none", out=tmp_path / "run"), quiet=True)
+    own_file(tmp_path / "data.hdf5", rows=500)
+    with pytest.raises(UserError, match="contents have changed"):
+        diffrl.resume(run, steps=20, quiet=True)
+
+
+def test_a_refused_resume_changes_nothing(straight: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="larger --steps"):
+        diffrl.resume(run, steps=150, quiet=True)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_nan_before_a_stop_is_not_saved_as_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Diverged at step 7, told to stop at step 9, before the first logging point at 30."""
+    import signal
+
+    from agents.diffusion_ql import DiffusionQLAgent
+
+    update = DiffusionQLAgent.update
+
+    def poisoned(self, batch, generator):  # type: ignore[no-untyped-def]
+        step = int(self.step)
+        if step == 7:
+            batch.rewards[:] = float("nan")
+        if step == 9:
+            signal.raise_signal(signal.SIGTERM)
+        return update(self, batch, generator)
+
+    monkeypatch.setattr(DiffusionQLAgent, "update", poisoned)
+    with pytest.raises(DivergedError, match="Step 10"):
+        diffrl.train(tiny(tmp_path / "run", seeds=(0,)), quiet=True)
+    assert checkpoint.steps(tmp_path / "run") == [0]
+
+
+def test_data_without_rewards_do_not_count_as_exploding(tmp_path: Path) -> None:
+    file = own_file(tmp_path / "data.hdf5", reward=0.0)
+    run = diffrl.train(
+        TrainConfig(str(file), AGENT, steps=30, log_every=10, env="none", out=tmp_path / "r"), quiet=True
+    )
+    assert Run.read(run).value_limit >= 1
+
+
+def test_an_environment_that_only_the_file_names_is_not_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = load_dataset("maze2d-umaze-v1", rows=300, progress=False)
+    dataset.metadata["env_id"] = "Nowhere-v3"
+    file = d4rl.write(tmp_path / "data.hdf5", dataset)
+    diffrl.train(TrainConfig(str(file), SMALL_BC, steps=5, out=tmp_path / "run"))
+    assert "without evaluation" in capsys.readouterr().err
+
+
+def test_torn_rows_of_metrics_are_dropped(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,seed,loss\n10,0,1.5\n\n15")
+    log = MetricsLog(tmp_path, [0], 20)
+    log.write(30, {"loss": [0.5]})
+    log.close()
+    assert (tmp_path / "metrics.csv").read_text().split() == ["step,seed,loss", "10,0,1.5", "30,0,0.5"]
+
+
+def test_best_means_a_checkpoint_that_is_there(tmp_path: Path) -> None:
+    scores = Scores(tmp_path, {})
+    for step, value in ((10, 1.0), (20, 3.0), (30, 2.0)):
+        scores.add(step, np.full((1, 2), value), None)
+    assert scores.best() == [{"step": 20, "value": 3.0}]
+    assert Scores(tmp_path, {}, steps=[10, 30]).best() == [{"step": 30, "value": 2.0}]
+
+
+def test_leftovers_of_a_killed_write_are_cleared(straight: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    (run / "checkpoints" / ".000000300.abc").mkdir()
+    (run / "checkpoints" / "000000250").mkdir()  # without contents: damaged
+    diffrl.resume(run, steps=210, quiet=True)
+    assert checkpoint.steps(run)[-1] == 210
+    assert 250 not in checkpoint.steps(run)
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_actions_that_are_not_finite_are_refused() -> None:
+    evaluator = Evaluator(CountingEnv, n_seeds=1)
+    with pytest.raises(UserError, match="not finite"):
+        evaluator(lambda observations: observations * np.nan, 2, (0,))
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda pattern: "20260101-000000")
+    config = TrainConfig("maze2d-umaze-v1", SMALL_BC, rows=300, steps=5, env="none")
+    assert diffrl.train(config, quiet=True) != diffrl.train(config, quiet=True)
+
+
+def test_python_callers_may_write_paths_and_lists(tmp_path: Path) -> None:
+    run = diffrl.train(
+        TrainConfig("maze2d-umaze-v1", SMALL_BC, rows=300), steps=5, seeds=[3], env="none", out=str(tmp_path / "run")
+    )
+    assert Run.read(run).config.seeds == (3,)
+
+
+@pytest.mark.parametrize(
+    ("agent", "values"),
+    [
+        (DiffusionQL, {"actor_lr": 0.0}),
+        (DiffusionQL, {"q_weight": float("inf")}),
+        (DiffusionQL, {"target_rate": 0.0}),
+        (DiffusionBC, {"denoising_steps": 0}),
+        (DiffusionBC, {"grad_clip": -1.0}),
+        (BC, {"width": 0}),
+        (BC, {"learning_rate": float("nan")}),
+    ],
+)
+def test_impossible_hyper_parameters_are_refused_at_once(agent: type, values: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="expected"):
+        agent(**values)
+
+
+def test_a_data_file_is_no_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = own_file(tmp_path / "data.hdf5")
+    assert main(["train", str(file)]) == 2
+    assert "--agent NAME --dataset" in capsys.readouterr().err
+
+
+def test_out_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x").touch()
+    assert main(["train", "--agent", "bc", "--dataset", "maze2d-umaze-v1", "--out", str(tmp_path / "x")]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_without_git_training_goes_on(tmp_path: Path) -> None:
+    code = (
+        "import diffrl; from diffrl.config import TrainConfig; from agents import BC;"
+        "diffrl.train(TrainConfig('maze2d-umaze-v1', BC(width=8, layers=1), rows=300, steps=5, env='none',"
+        f" out={str(tmp_path / 'run')!r}), quiet=True)"
+    )
+    environment = {"PATH": "/nonexistent", "DIFFRL_DATA": str(tmp_path / "data")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "torch" in json.loads((tmp_path / "run" / "run.json").read_text())["versions"]
+
+
+def test_a_run_of_another_device_goes_on_with_other_noise(straight: Path, tmp_path: Path) -> None:
+    """The generator's state does not travel between kinds of device; told, not crashed. Here by the record alone."""
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    state = checkpoint.folder(run, 200) / "state.json"
+    state.write_text(state.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    diffrl.resume(run, steps=210, quiet=True)
+    assert torch.isfinite(checkpoint.load(run, 210).tensors["learner.critic.mlp.linears.0.weight"]).all()
