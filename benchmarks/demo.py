@@ -150,13 +150,24 @@ def _draw(demo: Demo, runs: dict[str, list[Path]], paths: dict[str, list[np.ndar
     for name, (mean, _) in PUBLISHED.items():
         if name != "BC":
             curve.axhline(mean, color=report.GREY, linewidth=0.8, linestyle="--")
-            curve.text(0.0, mean, f" {name}, published", color=report.GREY, fontsize=8, va="bottom")
+            curve.text(
+                0.995,
+                mean,
+                f"{name}, published",
+                color=report.GREY,
+                fontsize=8,
+                ha="right",
+                va="bottom",
+                transform=curve.get_yaxis_transform(),
+            )
+    curve.set_xlim(left=0)
     curve.set(xlabel="training steps", ylabel="normalised score x100", title="maze2d-umaze-v1")
     report.finish(curve)
+    curve.legend(frameon=False, loc="upper left")
     maze, _ = parse_id("maze2d-umaze-v1")
     for ax, (name, trajectories) in zip(mazes, paths.items(), strict=True):
         report.draw_maze(ax, maze.grid, maze.goal, trajectories)
-        ax.set_title(f"{name}: {len(trajectories)} episodes, dark to bright", fontsize=10)
+        ax.set_title(f"{name}: {len(trajectories)} episodes, from dark to bright", fontsize=10)
     return report.save(figure, demo.out / "demo.png")
 
 

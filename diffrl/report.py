@@ -133,7 +133,8 @@ def draw_maze(ax: "Axes", grid: Sequence[str], goal: tuple[int, int], paths: Seq
         segments = np.stack([points[:-1], points[1:]], axis=1)
         ax.add_collection(LineCollection(list(segments), array=np.arange(len(segments)), cmap="plasma", linewidths=1.2))
         ax.plot(*points[0], marker="o", color="black", markersize=4, zorder=3)
-    ax.set(xlim=(-0.7, len(grid[0]) - 0.7), ylim=(len(grid) - 0.7, -0.7), aspect="equal", xticks=[], yticks=[])
+    # The outer walls, a cell thick, are shown in part.
+    ax.set(xlim=(-0.1, len(grid[0]) - 1.3), ylim=(len(grid) - 1.3, -0.1), aspect="equal", xticks=[], yticks=[])
     for spine in ax.spines.values():
         spine.set_visible(False)
 
