@@ -11,13 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffrl.config import TrainConfig
-    from diffrl.experiment import Policy, evaluate, load_policy, resume, train
+    from diffrl.experiment import resume, train
+    from diffrl.policy import Policy, evaluate, load_policy
 
 __all__ = ["Policy", "TrainConfig", "evaluate", "load_policy", "resume", "train"]
+
+_HOMES = {
+    "TrainConfig": "diffrl.config",
+    "resume": "diffrl.experiment",
+    "train": "diffrl.experiment",
+    "Policy": "diffrl.policy",
+    "evaluate": "diffrl.policy",
+    "load_policy": "diffrl.policy",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Resolved when asked for: `import diffrl.diffusion` loads no agent and no simulator."""
-    if name in __all__:
-        return getattr(import_module("diffrl.config" if name == "TrainConfig" else "diffrl.experiment"), name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'diffrl' has no attribute {name!r}")

@@ -33,8 +33,9 @@ class Evaluate:
         from diffrl import report
         from diffrl.console import console
         from diffrl.errors import UserError
-        from diffrl.experiment import Run, evaluate
         from diffrl.files import atomic_path
+        from diffrl.policy import evaluate
+        from diffrl.run import Run
 
         if self.episodes < 1:
             raise UserError(f"--episodes is {self.episodes}; expected at least 1.")

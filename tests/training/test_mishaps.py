@@ -16,7 +16,7 @@ from diffrl.cli import main
 from diffrl.config import TrainConfig
 from diffrl.data import d4rl
 from diffrl.errors import UserError
-from diffrl.experiment import Run
+from diffrl.run import Run
 from diffrl.training import checkpoint
 from diffrl.training.logs import MetricsLog, Scores
 from diffrl.training.loop import DivergedError

@@ -15,7 +15,8 @@ import diffrl
 from agents import BC, DiffusionBC
 from diffrl.config import TrainConfig
 from diffrl.errors import UserError
-from diffrl.experiment import Run, load_agent
+from diffrl.policy import load_agent
+from diffrl.run import Run
 from diffrl.training import checkpoint
 from diffrl.training.loop import DivergedError
 from diffrl.training.rollout import Evaluator

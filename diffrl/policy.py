@@ -1,0 +1,139 @@
+"""Trained policies: loaded, called on observations, and scored."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.base import Agent, seed_slice
+from diffrl.console import console, work
+from diffrl.errors import UserError
+from diffrl.preprocessing import Preprocessing
+from diffrl.run import Run, one_thread, resolve_device
+from diffrl.training import checkpoint
+from diffrl.training.logs import Scores
+from diffrl.training.rollout import Evaluator
+
+
+def mix(seeds: Sequence[int]) -> int:
+    """One number for a list of seeds."""
+    return int(np.random.SeedSequence(list(seeds)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def actor(agent: Agent, preprocessing: Preprocessing, salt: int = 0) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """The agent as a function from observations (S, B, O) to actions (S, B, A), both the environment's."""
+    generator = torch.Generator(device=agent.device).manual_seed(mix([*agent.seeds, salt]))
+    parts = preprocessing.to(agent.device)
+
+    def act(observations: NDArray[Any]) -> NDArray[np.float32]:
+        x = torch.as_tensor(observations, dtype=torch.float32, device=agent.device)
+        actions: NDArray[np.float32] = parts.actions.inverse(agent.act(parts.observations(x), generator)).cpu().numpy()
+        return actions
+
+    return act
+
+
+class Policy:
+    """A trained policy as a function: `action = policy(observation)`, NumPy in and out, (O,) or (B, O)."""
+
+    def __init__(self, agent: Agent, preprocessing: Preprocessing, salt: int = 0) -> None:
+        self.agent = agent
+        self._act = actor(agent, preprocessing, salt)
+
+    def __call__(self, observation: NDArray[Any]) -> NDArray[np.float32]:
+        """Actions (A,) or (B, A), within the environment's bounds. Raises ValueError for another size."""
+        x = np.asarray(observation, dtype=np.float32)
+        if x.ndim not in (1, 2) or x.shape[-1] != self.agent.observation_size:
+            raise ValueError(
+                f"expected observations of shape ({self.agent.observation_size},) or "
+                f"(B, {self.agent.observation_size}), got {x.shape}"
+            )
+        actions = self._act(np.atleast_2d(x)[None])[0]
+        return actions if x.ndim == 2 else np.asarray(actions[0])
+
+
+def _checkpoint_step(run: Run, which: str, seed_index: int) -> int:
+    """The step of the last, or of a seed's best evaluated, checkpoint. Falls back from a damaged last one."""
+    if which == "last":
+        saved, complaints = checkpoint.load_latest(run.path)
+        for complaint in complaints:
+            console.print(f"[yellow]{complaint}[/]")
+        return saved.step
+    if which == "best":
+        best = Scores(run.path, {}, steps=checkpoint.steps(run.path)).best()
+        if not best:
+            raise UserError(f"{run.path} has no evaluations, so no best checkpoint; use the last one.")
+        return int(best[seed_index]["step"])
+    if which.isdigit() and int(which) in checkpoint.steps(run.path):
+        return int(which)
+    raise UserError(f"No checkpoint {which!r}: expected last, best, or one of {checkpoint.steps(run.path)}.")
+
+
+def load_agent(run: Run, seed: int, which: str = "last", device: str = "cpu") -> Agent:
+    """The agent of one seed alone, from the `last` or `best` checkpoint or that of a step."""
+    if seed not in run.config.seeds:
+        raise UserError(f"{run.path} has no seed {seed}; it has {', '.join(map(str, run.config.seeds))}.")
+    index = run.config.seeds.index(seed)
+    saved = checkpoint.load(run.path, _checkpoint_step(run, which, index))
+    state = {n.removeprefix("learner."): t for n, t in saved.tensors.items() if n.startswith("learner.")}
+    agent = run.build_agent(resolve_device(device), [seed])
+    agent.load_state_dict(seed_slice(state, index))
+    return agent
+
+
+def load_policy(run: Path | str, *, which: str = "last", seed: int | None = None, device: str = "cpu") -> Policy:
+    """The policy of a run, for a plain Gymnasium loop.
+
+    which: "last", "best" (by its evaluations), or a checkpoint's step. seed: by default the run's first.
+    """
+    opened = Run.read(run)
+    agent = load_agent(opened, opened.config.seeds[0] if seed is None else seed, which, device)
+    return Policy(agent, opened.preprocessing)
+
+
+def evaluate(
+    path: Path | str,
+    *,
+    episodes: int = 100,
+    which: Sequence[str] = ("last", "best"),
+    seed: int = 0,
+    device: str = "cpu",
+    record: int = 0,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Roll out a run's checkpoints: `{which: {"seeds": .., "step": [..], "returns": [[..]], "scores": ...}}`.
+
+    seed: what start states and noise are drawn from (not a training seed). record: keep so many episodes' observations
+    of each training seed, under "paths". Raises UserError where the run has no environment.
+    """
+    run = Run.read(path)
+    if run.task.env_id is None:
+        raise UserError(f"{run.path} was trained without an environment: nothing to evaluate in.")
+    one_thread()
+    evaluator = Evaluator(run.task.make, 1)
+    result: dict[str, Any] = {}
+    known: dict[tuple[int, int], tuple[NDArray[np.float64], list[NDArray[np.float32]]]] = {}
+    try:
+        for name in which:
+            entry: dict[str, Any] = {"seeds": list(run.config.seeds), "step": [], "returns": [], "paths": []}
+            for index, training_seed in enumerate(run.config.seeds):
+                step = _checkpoint_step(run, name, index)
+                if (training_seed, step) not in known:  # the last checkpoint may be the best
+                    agent = load_agent(run, training_seed, str(step), device)
+                    act = actor(agent, run.preprocessing, seed)
+                    with work(f"{name}, seed {training_seed}, step {step:,}", "episodes", quiet) as on_step:
+                        outcome = evaluator(act, episodes, (seed, training_seed), on_step, record)
+                    known[training_seed, step] = outcome
+                returns, paths = known[training_seed, step]
+                entry["step"].append(step)
+                entry["returns"].append(returns[0].tolist())
+                entry["paths"].append(paths)
+            if run.task.reference:
+                entry["scores"] = run.task.score(np.asarray(entry["returns"])).tolist()
+            result[name] = entry
+    finally:
+        evaluator.close()
+    return result

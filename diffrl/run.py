@@ -1,0 +1,129 @@
+"""A run's folder: what is written once, at its beginning, and how it is opened again; and what it runs on."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from agents.base import Agent
+from diffrl import config as configuration
+from diffrl.config import TrainConfig
+from diffrl.errors import UserError
+from diffrl.files import atomic_path
+from diffrl.preprocessing import Preprocessing
+from diffrl.task import Task
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, and what `run.json` says of it."""
+
+    path: Path
+    config: TrainConfig
+    task: Task
+    observation_size: int
+    action_size: int
+    preprocessing: Preprocessing
+    value_limit: float
+    """A larger mean of the critics' values counts as exploded."""
+    fingerprint: str
+    """Of the transitions, so that a resumed run meets the same data."""
+
+    def build_agent(self, device: str, seeds: Sequence[int] | None = None) -> Agent:
+        """The agent with freshly initialised networks."""
+        seeds = self.config.seeds if seeds is None else seeds
+        return self.config.agent.build(self.observation_size, self.action_size, seeds, device)
+
+    def write(self) -> None:
+        """Create the folder and write what never changes: configuration, sizes, preprocessing, versions."""
+        about = {
+            "task": dataclasses.asdict(self.task),
+            "observation_size": self.observation_size,
+            "action_size": self.action_size,
+            "value_limit": self.value_limit,
+            "fingerprint": self.fingerprint,
+            "versions": _versions(),
+        }
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_config()
+        with atomic_path(self.path / "preprocessing.safetensors") as temporary:
+            temporary.write_bytes(safetensors.torch.save(self.preprocessing.state_dict()))
+        with atomic_path(self.path / "run.json") as temporary:
+            temporary.write_text(json.dumps(about, indent=1))
+
+    def write_config(self) -> None:
+        """Write `config.yaml`: at the beginning, and when a resumed run is given more steps."""
+        with atomic_path(self.path / "config.yaml") as temporary:
+            temporary.write_text(configuration.dump(self.config))
+
+    @classmethod
+    def read(cls, path: Path | str) -> "Run":
+        """Open a run's folder. Raises UserError where it is none."""
+        path = Path(path)
+        needed = ("config.yaml", "run.json", "preprocessing.safetensors")
+        missing = [name for name in needed if not (path / name).is_file()]
+        if missing:
+            what = "has no " + ", ".join(missing) if path.is_dir() else "does not exist"
+            known = sorted(str(p.parent) for p in path.parent.glob("*/run.json")) if path.parent.is_dir() else []
+            hint = f" Runs beside it: {', '.join(known[-3:])}." if known else ""
+            raise UserError(f"{path} is not a run's folder: it {what}.{hint}")
+        try:
+            about = json.loads((path / "run.json").read_text())
+            tensors = safetensors.torch.load((path / "preprocessing.safetensors").read_bytes())
+            return cls(
+                path,
+                configuration.load(path / "config.yaml"),
+                Task(**about["task"]),
+                about["observation_size"],
+                about["action_size"],
+                Preprocessing.from_state_dict(tensors),
+                about["value_limit"],
+                about["fingerprint"],
+            )
+        except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            raise UserError(f"{path} is damaged: {error}.") from error
+
+
+def _versions() -> dict[str, str]:
+    names = ("diffrl", "torch", "numpy", "gymnasium", "mujoco")
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    root = Path(__file__).parents[1]
+    if (root / ".git").exists():  # a checkout of ours; installed from a wheel, there is no commit to name
+        with contextlib.suppress(OSError):  # no git on this machine
+            command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+            versions["git"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return versions
+
+
+def resolve_device(name: str) -> str:
+    """A device that can be used; "auto" is CUDA where there is one. Raises UserError where `name` cannot be used."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"The device {name!r} cannot be used: {str(error).splitlines()[0]}. Try --device cpu."
+        ) from error
+    return name
+
+
+def one_thread() -> None:
+    """Small matrices: a second thread makes a step slower. `OMP_NUM_THREADS` overrides."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
