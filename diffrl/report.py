@@ -113,6 +113,10 @@ def learning_curve(runs: Sequence[Path], path: Path) -> Path:
         ylabel="normalised score x100" if about["reference"] else "return",
         title=f"{about['dataset']}, evaluated in {about['env']}",
     )
+    # From nothing on: a swing between 100 and 140 should not look like one between failure and success.
+    ax.set_xlim(left=0)
+    if about["reference"]:
+        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
     finish(ax)
     return save(figure, path)
 
