@@ -22,7 +22,7 @@ From Python:
   policy = load_policy("runs/NAME")
   action = policy(observation)
 
-Data sets are kept in $DIFFRL_DATA, else in your user data folder."""
+D4RL data sets are kept in $DIFFRL_DATA, else in your user data folder; Minari's in Minari's own."""
 
 
 def _train(words: Sequence[str]) -> int:

@@ -158,7 +158,8 @@ def find(name: str) -> TrainConfig:
     short = name.removeprefix("configs/").removesuffix(".yaml")
     if short in published():
         return load(Path(str(resources.files("configs"))) / f"{short}.yaml")
-    raise UserError(f"No configuration {name!r}: no such file, and of the published ones {nearest(short, published())}")
+    hint = nearest(short, published())
+    raise UserError(f"No configuration {name!r}: no such file, and of the published ones (`diffrl train list`) {hint}")
 
 
 def default(agent: str, dataset: str) -> tuple[TrainConfig, str]:
@@ -166,7 +167,6 @@ def default(agent: str, dataset: str) -> tuple[TrainConfig, str]:
     schema = agents.get(agent)
     if f"{agent}/{dataset}" in published():
         return find(f"{agent}/{dataset}"), f"Using the published configuration {agent}/{dataset}."
-    return (
-        TrainConfig(dataset=dataset, agent=schema()),
-        f"There is no published configuration {agent}/{dataset}: using the defaults of {agent}.",
-    )
+    return TrainConfig(
+        dataset=dataset, agent=schema()
+    ), f"Using the defaults of {agent}: nothing is published for this data."

@@ -21,5 +21,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     if len(options) <= 12:
-        return "known: " + ", ".join(options)
-    return f"{len(options)} are known, {options[0]!r} among them"
+        return "known: " + ", ".join(options) + "."
+    return f"{len(options)} are known, {options[0]!r} among them."

@@ -20,7 +20,7 @@ from diffrl.console import console, training_observer
 from diffrl.data.normalise import normaliser, tune_rewards
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
-from diffrl.errors import UserError
+from diffrl.errors import UserError, nearest
 from diffrl.policy import actor, mix
 from diffrl.preprocessing import Preprocessing, action_scaling
 from diffrl.run import Run, one_thread, resolve_device
@@ -44,6 +44,13 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
     """
     if not isinstance(config, TrainConfig):
         config = configuration.find(str(config))
+    unknown = [name for name in overrides if name not in TrainConfig.__dataclass_fields__]
+    if unknown:
+        known = TrainConfig.__dataclass_fields__
+        raise UserError(
+            f"There is no field {unknown[0]!r} of a run; {nearest(unknown[0], known)} An agent's fields are set by "
+            "agent=dataclasses.replace(config.agent, ...)."
+        )
     config = dataclasses.replace(config, **overrides)
     device = resolve_device(config.device)
     one_thread()
@@ -130,6 +137,7 @@ def _fit(
             values = entry.get("score", entry["mean_return"])
             log.scalars("score" if run.task.reference else "return", step, values)
             observer.message(report.evaluation_line(step, entry, config.eval_episodes))
+            report.learning_curve([run.path], run.path / "learning_curve.png")
 
         loop = Loop(
             run.path,
@@ -160,8 +168,6 @@ def _fit(
             log.close()
             if evaluator is not None:
                 evaluator.close()
-    if scores.evaluations:
-        report.learning_curve([run.path], run.path / "learning_curve.png")
     if not quiet:
         report.print_run(run.path, scores)
     return run.path
@@ -238,10 +244,10 @@ def _compile(agent: Agent) -> None:
             "[yellow]--compile needs a C++ compiler (g++ or clang++), and none is found: going on without.[/]"
         )
         return
-    console.print("Compiling the losses: about a minute the first time, seconds when it has been done before.")
+    console.print("Compiling the losses: a minute the first time, seconds from then on (--no-compile: without).")
     agent.compile()
 
 
 def _title(run: Run, n: int) -> str:
-    where = f", evaluated in {run.task.env_id}" if run.task.env_id else ", without evaluation (no environment: --env)"
+    where = f", evaluated in {run.task.env_id}" if run.task.env_id else ". NO SCORES: no environment (--env ID)"
     return f"{run.config.agent.name} on {run.config.dataset}: {n:,} transitions{where}. Run: {run.path}"

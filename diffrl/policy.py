@@ -1,5 +1,6 @@
 """Trained policies: loaded, called on observations, and scored."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,10 @@ class Policy:
         self.agent = agent
         self._act = actor(agent, preprocessing, salt)
 
+    def __repr__(self) -> str:
+        sizes = f"{self.agent.observation_size} observations -> {self.agent.action_size} actions"
+        return f"<Policy of {type(self.agent).__name__}, seed {self.agent.seeds[0]}: {sizes}>"
+
     def __call__(self, observation: NDArray[Any]) -> NDArray[np.float32]:
         """Actions (A,) or (B, A), within the environment's bounds. Raises ValueError for another size."""
         x = np.asarray(observation, dtype=np.float32)
@@ -63,9 +68,13 @@ def _checkpoint_step(run: Run, which: str, seed_index: int) -> int:
             console.print(f"[yellow]{complaint}[/]")
         return saved.step
     if which == "best":
-        best = Scores(run.path, {}, steps=checkpoint.steps(run.path)).best()
+        whole = []
+        for step in checkpoint.steps(run.path):
+            with contextlib.suppress(checkpoint.CheckpointError):
+                whole.append(checkpoint.load(run.path, step).step)
+        best = Scores(run.path, {}, steps=whole).best()
         if not best:
-            raise UserError(f"{run.path} has no evaluations, so no best checkpoint; use the last one.")
+            raise UserError(f"{run.path} has no evaluated checkpoint that is whole, so no best one: --which last.")
         return int(best[seed_index]["step"])
     if which.isdigit() and int(which) in checkpoint.steps(run.path):
         return int(which)

@@ -34,6 +34,12 @@ def _plus_minus(entry: dict[str, Any]) -> str:
     return "" if entry["error"] is None else f" ± {entry['error']:.1f}"
 
 
+def _family(reference: str) -> str:
+    """What the references belong to: the environment of a benchmark's id, such as hopper or maze2d-umaze."""
+    words = reference.split("-")
+    return "-".join(words[:2]) if words[0] == "maze2d" else words[0]
+
+
 def print_run(path: Path, scores: Scores) -> None:
     """Where a finished run is, how it scored, and what to do next."""
     if scores.evaluations:
@@ -48,11 +54,13 @@ def print_run(path: Path, scores: Scores) -> None:
         )
         if kind == "score" and not scores.about["comparable"]:
             console.print(
-                f"Scaled by D4RL's references of {scores.about['reference']}, but data or environment are not that "
-                "benchmark's: do not report it under that name."
+                f"Scaled by D4RL's reference returns for {_family(scores.about['reference'])}, but data or environment "
+                "are not D4RL's: do not report it under a D4RL name."
             )
         console.print(f"learning curve: {path / 'learning_curve.png'}")
         console.print(f"evaluate:       diffrl evaluate {path} --episodes 100")
+    else:
+        console.print(f"Done. The policy: diffrl.load_policy({str(path)!r}) in Python.")
     console.print(f"TensorBoard:    tensorboard --logdir {path}")
 
 
@@ -62,9 +70,9 @@ def print_evaluation(result: dict[str, Any], reference: str | None, comparable: 
     from rich.table import Table
 
     kind = "scores" if reference else "returns"
-    title = f"Normalised score x100, references of {reference}" if reference else "Return"
+    title = f"Normalised score x100, {reference if comparable else _family(reference)}" if reference else "Return"
     if reference and not comparable:
-        title += "\n(data or environment are not that benchmark's: not comparable with published scores)"
+        title += "\n(scaled by D4RL's references, but data or environment are not D4RL's: not comparable)"
     table = Table(title=title, caption=f"{episodes} episodes a seed; ± standard error", caption_justify="left")
     table.add_column("checkpoint")
     table.add_column("seed", justify="right")

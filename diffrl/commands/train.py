@@ -18,7 +18,7 @@ USAGE = """Train an agent on an offline data set; evaluate, checkpoint and plot 
   diffrl train my.yaml --steps 200000 --seeds 0 1 2      a file of yours, with overrides
   diffrl train --agent diffusion_ql --dataset hopper-medium-v2
   diffrl train --agent bc --dataset rollouts.hdf5 --env Hopper-v4
-  diffrl train --resume runs/NAME [--steps N]            go on, bit for bit
+  diffrl train --resume runs/NAME [--steps N] [--device D]   go on, bit for bit; nothing else can change
 
 Agents (--agent): {agents}.
 Published configurations: {n}, for example {example}; `diffrl train list` prints them all.

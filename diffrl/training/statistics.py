@@ -18,7 +18,7 @@ class Estimate:
 
     def __str__(self) -> str:
         """For example `43.1 ± 2.0`."""
-        return f"{self.mean:.1f} ± {self.error:.1f}"
+        return f"{self.mean:.1f}" if np.isnan(self.error) else f"{self.mean:.1f} ± {self.error:.1f}"
 
 
 def estimate(values: NDArray[np.float64] | Sequence[Sequence[float]]) -> Estimate:

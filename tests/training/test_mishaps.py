@@ -189,3 +189,25 @@ def test_a_run_of_another_device_goes_on_with_other_noise(straight: Path, tmp_pa
     state.write_text(state.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     diffrl.resume(run, steps=210, quiet=True)
     assert torch.isfinite(checkpoint.load(run, 210).tensors["learner.critic.mlp.linears.0.weight"]).all()
+
+
+def test_evaluation_passes_over_a_damaged_checkpoint(straight: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    (checkpoint.folder(run, 200) / "state.safetensors").write_bytes(b"")
+    result = diffrl.evaluate(run, episodes=1, quiet=True)
+    assert result["last"]["step"] == [100, 100]
+    assert result["best"]["step"] == [100, 100]
+
+
+def test_a_field_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'steps'"):
+        diffrl.train(tiny(tmp_path / "run"), stepz=3)
+
+
+def test_the_environment_recorded_by_convert_is_the_one_evaluated_in(tmp_path: Path) -> None:
+    file = own_file(tmp_path / "a.hdf5")
+    target = tmp_path / "b.hdf5"
+    assert main(["data", "convert", str(file), str(target), "--env", "maze2d-umaze-dense-v1"]) == 0
+    config = TrainConfig(str(target), SMALL_BC, steps=5, eval_episodes=1, out=tmp_path / "run")
+    assert Run.read(diffrl.train(config, quiet=True)).task.env_id == "maze2d-umaze-dense-v1"
