@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import shutil
 import time
@@ -17,6 +16,7 @@ from diffrl import config as configuration
 from diffrl import report
 from diffrl.config import TrainConfig
 from diffrl.console import console, training_observer
+from diffrl.data.d4rl import digest
 from diffrl.data.normalise import normaliser, tune_rewards
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
@@ -74,7 +74,7 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
         dataset.action_size,
         preprocessing,
         EXPLODED * max(largest, 1.0),  # of data without rewards the estimates are the critics' own noise
-        _fingerprint(transitions),
+        digest(dataset.columns()),
     )
     agent = run.build_agent(device)
     run.write()
@@ -93,12 +93,12 @@ def resume(path: Path | str, *, steps: int | None = None, device: str | None = N
         raise UserError(f"{run.path} has {saved.step} steps already; give a larger --steps to go on.")
     one_thread()
     dataset = load_dataset(run.config.dataset, rows=run.config.rows, progress=not quiet, action_limit=None)
-    transitions = _transform(run.config, dataset, run.preprocessing, device)
-    if _fingerprint(transitions) != run.fingerprint:
+    if digest(dataset.columns()) != run.fingerprint:
         raise UserError(
             f"The data set {run.config.dataset} is not the one that {run.path} was trained on (its contents have "
             "changed), so the run cannot go on as if it had not been cut. Restore the data, or start a new run."
         )
+    transitions = _transform(run.config, dataset, run.preprocessing, device)
     agent = run.build_agent(device)
     run.write_config()
     checkpoint.clean(run.path, saved.step)
@@ -218,11 +218,6 @@ def _transform(config: TrainConfig, dataset: OfflineDataset, preprocessing: Prep
     return transitions.map(
         observations=parts.observations, rewards=lambda rewards: tune_rewards(config.agent.reward_tune, rewards)
     )
-
-
-def _fingerprint(transitions: Transitions) -> str:
-    """A digest of the rows as they are trained on."""
-    return hashlib.sha256(transitions.rows.cpu().numpy().tobytes()).hexdigest()
 
 
 def _new_folder(config: TrainConfig) -> Path:

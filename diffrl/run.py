@@ -36,7 +36,7 @@ class Run:
     value_limit: float
     """A larger mean of the critics' values counts as exploded."""
     fingerprint: str
-    """Of the transitions, so that a resumed run meets the same data."""
+    """SHA-256 of the data's arrays, so that a resumed run meets the same."""
 
     def build_agent(self, device: str, seeds: Sequence[int] | None = None) -> Agent:
         """The agent with freshly initialised networks."""
