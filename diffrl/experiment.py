@@ -137,7 +137,10 @@ def _fit(
             values = entry.get("score", entry["mean_return"])
             log.scalars("score" if run.task.reference else "return", step, values)
             observer.message(report.evaluation_line(step, entry, config.eval_episodes))
-            report.learning_curve([run.path], run.path / "learning_curve.png")
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk is for the checkpoint that follows to report, not a picture
+                report.learning_curve([run.path], run.path / "learning_curve.png")
 
         loop = Loop(
             run.path,
