@@ -137,9 +137,7 @@ def _fit(
             values = entry.get("score", entry["mean_return"])
             log.scalars("score" if run.task.reference else "return", step, values)
             observer.message(report.evaluation_line(step, entry, config.eval_episodes))
-            with contextlib.suppress(
-                OSError
-            ):  # a full disk is for the checkpoint that follows to report, not a picture
+            with contextlib.suppress(OSError):  # a full disk is the next checkpoint's to report
                 report.learning_curve([run.path], run.path / "learning_curve.png")
 
         loop = Loop(
