@@ -7,7 +7,7 @@ from torch import Tensor
 
 from agents.base import Agent, Metrics
 from agents.config import BC, DiffusionBC
-from agents.diffusion_policy import DiffusionPolicy
+from agents.diffusion_policy import build_policy
 from diffrl.data.transitions import Batch
 from diffrl.nets import MLP, Adam
 
@@ -51,15 +51,7 @@ class DiffusionBCAgent(Agent):
         self, config: DiffusionBC, observation_size: int, action_size: int, seeds: Sequence[int], device: str
     ) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)
-        self.actor = DiffusionPolicy(
-            observation_size,
-            action_size,
-            self.generators,
-            width=config.width,
-            layers=config.layers,
-            steps=config.denoising_steps,
-            schedule=config.schedule,
-        ).to(self.device)
+        self.actor = build_policy(self, config)
         self.networks = {"actor": self.actor}
         self.optimisers = {"actor": Adam(self.actor, config.learning_rate, config.grad_clip)}
 

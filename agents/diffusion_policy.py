@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from agents.base import Agent
+from agents.config import DiffusionBC, DiffusionQL
 from diffrl.diffusion import VP, Prediction, denoising_loss, discrete_grid, grid_times, sample
 from diffrl.nets import MLP, TimeEmbedding
 
@@ -66,3 +68,16 @@ class DiffusionPolicy(nn.Module):
         """Actions (S, B, A) by the T steps of the reverse process, D clamped to [-1, 1] (eq. 1); differentiable."""
         denoise = self.prediction.denoiser(lambda a, t: self(a, t, observations), clip=(-1.0, 1.0))
         return sample(VP(), denoise, noise[0], self.times, eta=1.0, noise=noise[1:])
+
+
+def build_policy(agent: Agent, config: DiffusionBC | DiffusionQL) -> DiffusionPolicy:
+    """The diffusion policy of an agent, as its configuration says, on its device."""
+    return DiffusionPolicy(
+        agent.observation_size,
+        agent.action_size,
+        agent.generators,
+        width=config.width,
+        layers=config.layers,
+        steps=config.denoising_steps,
+        schedule=config.schedule,
+    ).to(agent.device)

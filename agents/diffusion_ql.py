@@ -20,7 +20,7 @@ from torch import Tensor
 from agents.base import Agent, Metrics
 from agents.config import DiffusionQL
 from agents.critic import TwinCritic
-from agents.diffusion_policy import DiffusionPolicy
+from agents.diffusion_policy import build_policy
 from diffrl.data.transitions import Batch
 from diffrl.nets import Adam, average_
 
@@ -37,15 +37,7 @@ class DiffusionQLAgent(Agent):
         super().__init__(config, observation_size, action_size, seeds, device)
         self.config = config
         self.backup_candidates = config.backup_candidates if config.max_q_backup else 1
-        self.actor = DiffusionPolicy(
-            observation_size,
-            action_size,
-            self.generators,
-            width=config.width,
-            layers=config.layers,
-            steps=config.denoising_steps,
-            schedule=config.schedule,
-        ).to(self.device)
+        self.actor = build_policy(self, config)
         self.critic = TwinCritic(
             observation_size,
             action_size,

@@ -162,8 +162,7 @@ def _draw(demo: Demo, runs: dict[str, list[Path]], paths: dict[str, list[np.ndar
             )
     curve.set_xlim(left=0)
     curve.set(xlabel="training steps", ylabel="normalised score x100", title="maze2d-umaze-v1")
-    report.finish(curve)
-    curve.legend(frameon=False, loc="upper left")
+    report.finish(curve, legend="upper left")
     maze, _ = parse_id("maze2d-umaze-v1")
     for ax, (name, trajectories) in zip(mazes, paths.items(), strict=True):
         report.draw_maze(ax, maze.grid, maze.goal, trajectories)

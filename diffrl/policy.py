@@ -1,6 +1,5 @@
 """Trained policies: loaded, called on observations, and scored."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,25 +59,32 @@ class Policy:
         return actions if x.ndim == 2 else np.asarray(actions[0])
 
 
-def _checkpoint_step(run: Run, which: str, seed_index: int) -> int:
-    """The step of the last, or of a seed's best evaluated, checkpoint. Falls back from a damaged last one."""
+def _find_checkpoint(run: Run, which: str, seed_index: int) -> checkpoint.Checkpoint:
+    """The last checkpoint that is whole, the best evaluated one of a seed that is whole, or that of a step."""
+    steps = checkpoint.steps(run.path)
     if which == "last":
         saved, complaints = checkpoint.load_latest(run.path)
         for complaint in complaints:
             console.print(f"[yellow]{complaint}[/]")
-        return saved.step
+        return saved
     if which == "best":
-        whole = []
-        for step in checkpoint.steps(run.path):
-            with contextlib.suppress(checkpoint.CheckpointError):
-                whole.append(checkpoint.load(run.path, step).step)
-        best = Scores(run.path, {}, steps=whole).best()
-        if not best:
-            raise UserError(f"{run.path} has no evaluated checkpoint that is whole, so no best one: --which last.")
-        return int(best[seed_index]["step"])
-    if which.isdigit() and int(which) in checkpoint.steps(run.path):
-        return int(which)
-    raise UserError(f"No checkpoint {which!r}: expected last, best, or one of {checkpoint.steps(run.path)}.")
+        while best := Scores(run.path, {}, steps=steps).best():
+            step = int(best[seed_index]["step"])
+            try:
+                return checkpoint.load(run.path, step)
+            except checkpoint.CheckpointError:
+                steps.remove(step)
+        raise UserError(f"{run.path} has no evaluated checkpoint that is whole, so no best one: --which last.")
+    if which.isdigit() and int(which) in steps:
+        return checkpoint.load(run.path, int(which))
+    raise UserError(f"No checkpoint {which!r}: expected last, best, or one of {steps}.")
+
+
+def _agent_at(run: Run, saved: checkpoint.Checkpoint, seed_index: int, device: str) -> Agent:
+    """The agent of one seed alone, as a checkpoint of the stack has it."""
+    agent = run.build_agent(resolve_device(device), [run.config.seeds[seed_index]])
+    agent.load_state_dict(seed_slice(saved.learner, seed_index))
+    return agent
 
 
 def load_agent(run: Run, seed: int, which: str = "last", device: str = "cpu") -> Agent:
@@ -86,11 +92,7 @@ def load_agent(run: Run, seed: int, which: str = "last", device: str = "cpu") ->
     if seed not in run.config.seeds:
         raise UserError(f"{run.path} has no seed {seed}; it has {', '.join(map(str, run.config.seeds))}.")
     index = run.config.seeds.index(seed)
-    saved = checkpoint.load(run.path, _checkpoint_step(run, which, index))
-    state = {n.removeprefix("learner."): t for n, t in saved.tensors.items() if n.startswith("learner.")}
-    agent = run.build_agent(resolve_device(device), [seed])
-    agent.load_state_dict(seed_slice(state, index))
-    return agent
+    return _agent_at(run, _find_checkpoint(run, which, index), index, device)
 
 
 def load_policy(run: Path | str, *, which: str = "last", seed: int | None = None, device: str = "cpu") -> Policy:
@@ -129,10 +131,10 @@ def evaluate(
         for name in which:
             entry: dict[str, Any] = {"seeds": list(run.config.seeds), "step": [], "returns": [], "paths": []}
             for index, training_seed in enumerate(run.config.seeds):
-                step = _checkpoint_step(run, name, index)
+                saved = _find_checkpoint(run, name, index)
+                step = saved.step
                 if (training_seed, step) not in known:  # the last checkpoint may be the best
-                    agent = load_agent(run, training_seed, str(step), device)
-                    act = actor(agent, run.preprocessing, seed)
+                    act = actor(_agent_at(run, saved, index, device), run.preprocessing, seed)
                     with work(f"{name}, seed {training_seed}, step {step:,}", "episodes", quiet) as on_step:
                         outcome = evaluator(act, episodes, (seed, training_seed), on_step, record)
                     known[training_seed, step] = outcome

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,11 +158,11 @@ def _figure(width: float, height: float) -> tuple["Figure", "Axes"]:
     return figure, figure.add_subplot()
 
 
-def finish(ax: "Axes") -> None:
-    """The house style of a plot with axes."""
+def finish(ax: "Axes", legend: Literal["best", "upper left"] = "best") -> None:
+    """The house style of a plot with axes; `legend` is where Matplotlib is to put it."""
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc=legend)
 
 
 def save(figure: "Figure", path: Path) -> Path:

@@ -15,6 +15,9 @@ from torch import Tensor
 from diffrl.errors import UserError
 from diffrl.files import atomic_path
 
+LEARNER = "learner."
+"""What the names of the learner's tensors begin with in a checkpoint."""
+
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, incomplete or corrupted."""
@@ -29,6 +32,11 @@ class Checkpoint:
     """By name; on the CPU."""
     info: dict[str, Any]
     """Whatever else belongs to it, as JSON."""
+
+    @property
+    def learner(self) -> dict[str, Tensor]:
+        """The learner's `state_dict` among the tensors."""
+        return {n.removeprefix(LEARNER): tensor for n, tensor in self.tensors.items() if n.startswith(LEARNER)}
 
 
 def folder(run: Path, step: int) -> Path:

@@ -122,10 +122,7 @@ class Loop:
         self._count += 1
         self.step += 1
         if self.frozen:
-            state = self.learner.state_dict()
-            with torch.no_grad():
-                for name, kept in self._frozen_state.items():
-                    state[name][self.frozen] = kept
+            self._hold()
 
     def _check(self) -> dict[str, list[float]]:
         """The means since the last logging point, fetched in one synchronisation; freezes seeds that have diverged.
@@ -168,19 +165,24 @@ class Loop:
             )
         self.observer.message(f"{complaint} This seed is frozen at {where}; the others go on.")
         self.frozen.append(position)
-        good = {name: tensor for name, tensor in last.tensors.items() if name.startswith("learner.") and tensor.ndim}
+        self._remember(last.learner)
+        self._hold()
+
+    def _remember(self, good: dict[str, Tensor]) -> None:
+        """Keep what the frozen seeds are held at: their part of a learner's `state_dict`."""
         device = self.transitions.device
-        self._frozen_state = {
-            name.removeprefix("learner."): tensor[self.frozen].to(device) for name, tensor in good.items()
-        }
+        self._frozen_state = {name: tensor[self.frozen].to(device) for name, tensor in good.items() if tensor.ndim}
+
+    @torch.no_grad()
+    def _hold(self) -> None:
+        """Put the frozen seeds back to what they are held at."""
         state = self.learner.state_dict()
-        with torch.no_grad():
-            for name, kept in self._frozen_state.items():
-                state[name][self.frozen] = kept
+        for name, kept in self._frozen_state.items():
+            state[name][self.frozen] = kept
 
     def save(self) -> None:
         """Write a checkpoint: learner, generator, unlogged means, frozen seeds. Then drop those no longer needed."""
-        tensors = {f"learner.{name}": tensor for name, tensor in self.learner.state_dict().items()}
+        tensors = {f"{checkpoint.LEARNER}{name}": tensor for name, tensor in self.learner.state_dict().items()}
         tensors |= {f"sum.{name}": tensor for name, tensor in self._sums.items()}
         tensors["generator"] = self.generator.get_state()
         info = {"count": self._count, "frozen": self.frozen, "device": self.generator.device.type}
@@ -190,9 +192,8 @@ class Loop:
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go back to a checkpoint. Raises CheckpointError where it belongs to another configuration."""
         device = self.transitions.device
-        learner = {n.removeprefix("learner."): t for n, t in saved.tensors.items() if n.startswith("learner.")}
         try:
-            self.learner.load_state_dict(learner)
+            self.learner.load_state_dict(saved.learner)
         except ValueError as error:
             raise checkpoint.CheckpointError(
                 f"The checkpoint of step {saved.step} in {self.run} does not fit its config.yaml: {error}."
@@ -209,7 +210,8 @@ class Loop:
             )
         self.step = saved.step
         self.frozen = list(saved.info["frozen"])
-        self._frozen_state = {n: t[self.frozen].to(device) for n, t in learner.items() if t.ndim} if self.frozen else {}
+        if self.frozen:
+            self._remember(saved.learner)
 
 
 @contextmanager

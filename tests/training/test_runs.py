@@ -74,8 +74,7 @@ def test_a_policy_acts_in_a_plain_gymnasium_loop(straight: Path) -> None:
 def test_one_seed_of_a_stack_is_that_seeds_policy(straight: Path) -> None:
     run = Run.read(straight)
     stack = run.build_agent("cpu")
-    tensors = {n.removeprefix("learner."): t for n, t in final_state(straight).items() if n.startswith("learner.")}
-    stack.load_state_dict(tensors)
+    stack.load_state_dict(checkpoint.load_latest(straight)[0].learner)
     alone = load_agent(run, 1)
     x, t, a = torch.randn(2, 5, 4), torch.tensor(0.8), torch.randn(2, 5, 2)
     torch.testing.assert_close(alone.actor(a[1:], t, x[1:]), stack.actor(a, t, x)[1:])  # type: ignore[attr-defined]
