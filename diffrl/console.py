@@ -1,5 +1,6 @@
 """What a person sees while something runs: a live bar on a terminal, plain lines elsewhere."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,7 +54,9 @@ def work(title: str, unit: str, quiet: bool = False) -> Iterator[Callable[[int, 
 
 
 def _short(means: dict[str, list[float]]) -> str:
-    shown = {name: sum(means[name]) / len(means[name]) for name in SHOWN if name in means}
+    """The means over the seeds that are still trained: a frozen one's are nan."""
+    finite = {name: [value for value in means[name] if math.isfinite(value)] for name in SHOWN if name in means}
+    shown = {name: sum(values) / len(values) for name, values in finite.items() if values}
     return "  ".join(f"{name} {value:.3g}" for name, value in shown.items())
 
 
