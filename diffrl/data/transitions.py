@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Transitions:
-    """N transitions as one float32 tensor (N, W) with named column slices, W = 2 O + A + 5.
+    """N transitions as one float32 tensor (N, W) with named column slices, W = 2 O + A + 4.
 
     The columns, in this order: observations, actions, next_observations, rewards, terminals, episodes, steps.
     Rows keep the order of the data set, so that a row's successor within its episode is the next row. Episode
@@ -94,7 +94,7 @@ class Transitions:
         """The transitions in a file of `shared`, in memory shared with whoever maps it too."""
         # Copy on write: nobody writes to the rows, and PyTorch wants memory that could be written to.
         memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
-        rows = torch.frombuffer(memory, dtype=torch.float32).view(-1, 2 * observation_size + action_size + 5)
+        rows = torch.frombuffer(memory, dtype=torch.float32).view(-1, 2 * observation_size + action_size + 4)
         return cls(rows, observation_size, action_size)
 
     def __len__(self) -> int:

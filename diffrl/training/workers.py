@@ -123,7 +123,7 @@ class Crew:
         requests: Mapping[int, Message],
         on_progress: Callable[[int, int, int], None] = lambda i, done, total: None,
     ) -> dict[int, Message]:
-        """Send worker i its request, for all i at once, and wait for the answers.
+        """Send worker i its request, for all i at once, and wait for the answers, which come in order of i.
 
         on_progress hears (i, done, total) in the meantime. Raises the UserError that a worker met, WorkerDied for one
         that is gone.
@@ -152,7 +152,7 @@ class Crew:
                 # A worker's own children may keep its socket open after its death.
                 if self._processes[i].poll() is not None and not self._channels[i].wire.poll():
                     raise self._died(i)
-        return answers
+        return dict(sorted(answers.items()))
 
     def _send(self, i: int, request: Message) -> None:
         try:
