@@ -8,8 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -26,6 +30,7 @@ from diffrl.run import Run
 from diffrl.task import Task
 from diffrl.trainers import PAYS, choose_workers, group_seeds
 from diffrl.training import checkpoint
+from diffrl.training.loop import Interrupted
 from diffrl.training.workers import WorkerDied
 from tests.training.conftest import assert_same_run, final_state, tiny
 from tests.training.test_resume import start, wait_for
@@ -36,55 +41,80 @@ pytestmark = [
 ]
 
 
+def shared_out(out: Path, **fields: Any) -> TrainConfig:
+    """Three seeds in two workers: 0 and 1 as a stack, 2 alone."""
+    return tiny(out, **{"seeds": (0, 1, 2), "workers": 2} | fields)
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, data_directory: Path) -> Path:
-    """Seeds 0 and 1 in a worker each, never cut."""
+    """The run that was never cut."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIFFRL_DATA", str(data_directory))
-        return diffrl.train(tiny(tmp_path_factory.mktemp("runs") / "shared", workers=2), quiet=True)
+        return diffrl.train(shared_out(tmp_path_factory.mktemp("runs") / "shared"), quiet=True)
 
 
-def children(process: "subprocess.Popen[str]") -> list[int]:
-    """The process ids of a run's workers."""
+def workers_of(parent: int) -> list[int]:
+    """The process ids of a process's workers, in order of their groups."""
     table = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(maxsplit=2) for line in table.splitlines()]
-    return [int(pid) for pid, parent, *args in rows if int(parent) == process.pid and "diffrl.worker" in args[-1]]
+    return sorted(int(pid) for pid, ppid, *args in rows if int(ppid) == parent and "diffrl.worker" in args[-1])
 
 
 def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return state != "" and not state.startswith("Z")
+
+
+@contextmanager
+def meanwhile(run: Path, act: Callable[[list[int]], None]) -> Iterator[list[int]]:
+    """Call `act` with the workers' process ids as soon as the run in the block has logged something."""
+    pids: list[int] = []
+
+    def rows() -> int:
+        file = run / "metrics.csv"
+        return len(file.read_text().splitlines()) if file.exists() else 0
+
+    def watch() -> None:
+        deadline = time.monotonic() + 90
+        while rows() <= before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        pids.extend(workers_of(os.getpid()))
+        act(pids)
+
+    before = rows()
+    thread = threading.Thread(target=watch)
+    thread.start()
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    status = Path(f"/proc/{pid}/stat")
-    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+        yield pids
+    finally:
+        thread.join()
 
 
-def test_groups_of_one_seed_are_the_runs_of_those_seeds_alone(shared: Path, tmp_path: Path) -> None:
-    alone = [diffrl.train(tiny(tmp_path / str(seed), seeds=(seed,)), quiet=True) for seed in (0, 1)]
+def test_a_group_is_the_run_of_its_seeds_alone(straight: Path, shared: Path, tmp_path: Path) -> None:
+    """Every tensor, every logged number and every return; and one folder, whose workers left nothing behind."""
+    alone = [straight, diffrl.train(tiny(tmp_path / "alone", seeds=(2,)), quiet=True)]
     parts = [final_state(run) for run in alone]
     for name, tensor in final_state(shared).items():
-        first, second = (part[name] for part in parts)
+        pair, single = (part[name] for part in parts)
         if name == "generator":
-            assert torch.equal(tensor, torch.stack([first, second]))
+            assert torch.equal(tensor, torch.stack([pair, single]))
         else:
-            assert torch.equal(tensor, torch.cat([first, second]) if tensor.ndim else first), name
-    metrics, *others = (list(csv.DictReader((run / "metrics.csv").open())) for run in (shared, *alone))
-    evaluations, *singles = (json.loads((run / "scores.json").read_text())["evaluations"] for run in (shared, *alone))
-    for i in (0, 1):
-        assert [row for row in metrics if row["seed"] == str(i)] == others[i]
-        assert [entry["returns"][i] for entry in evaluations] == [entry["returns"][0] for entry in singles[i]]
+            assert torch.equal(tensor, torch.cat([pair, single]) if tensor.ndim else single), name
+    metrics, *others = ((run / "metrics.csv").read_text().splitlines()[1:] for run in (shared, *alone))
+    assert sorted(metrics) == sorted(others[0] + others[1])
+    evaluations, *each = (json.loads((run / "scores.json").read_text())["evaluations"] for run in (shared, *alone))
+    for together, pair, single in zip(evaluations, *each, strict=True):
+        assert together["returns"] == pair["returns"] + single["returns"]
+    assert checkpoint.load(shared, 200).info["groups"] == [2, 1]
     assert not (shared / "logs").exists()
 
 
-def test_kill_9_of_the_parent_leaves_no_worker_and_the_run_goes_on(
-    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Resumed as on a machine with more cores: the groups are the checkpoint's."""
-    process = start(tiny(tmp_path / "killed", workers=2), tmp_path)
-    run = tmp_path / "killed"
-    wait_for(lambda: (run / "metrics.csv").exists(), process)
-    workers = children(process)
+def test_kill_9_of_the_parent_leaves_no_worker(tmp_path: Path) -> None:
+    process = start(shared_out(tmp_path / "killed", steps=100_000), tmp_path)
+    wait_for(lambda: (tmp_path / "killed" / "metrics.csv").exists(), process)
+    workers = workers_of(process.pid)
     process.kill()
     process.communicate()
     assert len(workers) == 2
@@ -92,75 +122,68 @@ def test_kill_9_of_the_parent_leaves_no_worker_and_the_run_goes_on(
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(alive, workers))
+
+
+def test_a_run_ends_the_same_whatever_happens_to_its_processes(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal to all of them, as batch systems send it; kill -9 of a worker; a machine with more cores."""
+    run = tmp_path / "run"
+
+    def stop(pids: list[int]) -> None:
+        for pid in (*pids, os.getpid()):
+            os.kill(pid, signal.SIGTERM)
+
+    with meanwhile(run, stop) as workers, pytest.raises(Interrupted, match=f"--resume {run}"):
+        diffrl.train(shared_out(run), quiet=True)
+    stopped = checkpoint.steps(run)[-1]
+    assert 0 < stopped < 200
+    assert not any(map(alive, workers))
+
+    def kill(pids: list[int]) -> None:
+        os.kill(pids[0], signal.SIGKILL)
+
+    with meanwhile(run, kill) as workers, pytest.raises(WorkerDied, match="seeds 0, 1 has died") as caught:
+        diffrl.resume(run, quiet=True)
+    assert "killed by SIGKILL" in str(caught.value)
+    assert f"diffrl train --resume {run}" in str(caught.value)
+    assert len(workers) == 2
+    assert not any(map(alive, workers))
+
     monkeypatch.setattr(crew, "cores", lambda: 7)
     diffrl.resume(run, quiet=True)
     assert_same_run(shared, run)
 
 
-def test_kill_9_of_a_worker_is_told_and_the_run_goes_on(shared: Path, tmp_path: Path) -> None:
-    process = start(tiny(tmp_path / "bereft", workers=2), tmp_path)
-    run = tmp_path / "bereft"
-    wait_for(lambda: (run / "metrics.csv").exists(), process)
-    first, second = sorted(children(process))
-    os.kill(second, signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "Traceback" not in said
-    assert "seed 1 has died (killed by SIGKILL" in said
-    assert f"diffrl train --resume {run}" in said
-    assert not alive(first)
-    diffrl.resume(run, quiet=True)
-    assert_same_run(shared, run)
-
-
-def test_a_signal_to_all_processes_saves_and_leaves_cleanly(shared: Path, tmp_path: Path) -> None:
-    """As a batch system sends it: workers leave the decision to their parent."""
-    process = start(tiny(tmp_path / "stopped", workers=2), tmp_path)
-    run = tmp_path / "stopped"
-    wait_for(lambda: (run / "metrics.csv").exists(), process)
-    workers = children(process)
-    for pid in (*workers, process.pid):
-        os.kill(pid, signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.skip("the run was faster than the signal")
-    assert process.returncode == 130
-    assert "Traceback" not in said
-    assert f"--resume {run}" in said
-    assert 0 < checkpoint.steps(run)[-1] < 200
-    assert not any(map(alive, workers))
-    diffrl.resume(run, quiet=True)
-    assert_same_run(shared, run)
-
-
 def odd(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """Workers to which something happens at step 110 of seed 1."""
+    """Workers to which something happens in training seed 2."""
     monkeypatch.setattr(crew, "WORKER", (sys.executable, "-P", "-m", "tests.training.odd_worker", what))
 
 
-def test_a_seed_that_diverges_in_a_worker_is_frozen_and_the_other_goes_on(
+def test_a_seed_that_diverges_in_a_worker_is_frozen_and_the_others_go_on(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Its worker has nothing left to train: it stands still, is evaluated and saved; also after a resume."""
     with monkeypatch.context() as patch:
         odd(patch, "diverges")
-        run = diffrl.train(tiny(tmp_path / "run", workers=2, steps=150))
-    assert "frozen" in capsys.readouterr().err
+        run = diffrl.train(shared_out(tmp_path / "run", steps=150))
+    assert "(seed 2). This seed is frozen" in capsys.readouterr().err
     diffrl.resume(run, steps=200, quiet=True)
     good, whole = checkpoint.load(run, 100).tensors, final_state(shared)
     for name, tensor in final_state(run).items():
         if name.startswith("learner.") and tensor.ndim:
-            assert torch.equal(tensor[0], whole[name][0]), name
-            assert torch.equal(tensor[1], good[name][1]), name
+            assert torch.equal(tensor[:2], whole[name][:2]), name
+            assert torch.equal(tensor[2], good[name][2]), name
     with (run / "metrics.csv").open() as file:
-        last = list(csv.DictReader(file))[-2:]
-    assert [row["q"] == "nan" for row in last] == [False, True]
-    assert np.shape(json.loads((run / "scores.json").read_text())["evaluations"][-1]["returns"]) == (2, 2)
-    torch.testing.assert_close(diffrl.load_policy(run, seed=1).agent.step, torch.tensor(200))
+        last = list(csv.DictReader(file))[-3:]
+    assert [row["q"] == "nan" for row in last] == [False, False, True]
+    assert np.shape(json.loads((run / "scores.json").read_text())["evaluations"][-1]["returns"]) == (3, 2)
+    assert int(diffrl.load_policy(run, seed=2).agent.step) == 200
 
 
 @pytest.mark.parametrize(
     ("what", "error", "text"),
-    [("refuses", UserError, "^Seed 1 would rather not: try another.$"), ("crashes", WorkerDied, "engine room")],
+    [("refuses", UserError, "^Seed 2 would rather not: try another.$"), ("crashes", WorkerDied, "engine room")],
 )
 def test_what_goes_wrong_in_a_worker_is_told_as_if_it_went_wrong_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, error: type[UserError], text: str
@@ -168,20 +191,9 @@ def test_what_goes_wrong_in_a_worker_is_told_as_if_it_went_wrong_here(
     """A user's mistake in its own words, an accident with the end of the log."""
     odd(monkeypatch, what)
     with pytest.raises(error, match=text) as caught:
-        diffrl.train(tiny(tmp_path / "run", workers=2, env="none"), quiet=True)
+        diffrl.train(shared_out(tmp_path / "run", env="none"), quiet=True)
     assert caught.type is error
     assert (what == "crashes") == (tmp_path / "run" / "logs" / "worker-1.log").exists()
-
-
-def test_uneven_groups_and_another_number_of_processes(tmp_path: Path) -> None:
-    """Three seeds in two groups; each seed's initial networks are its own, wherever it is trained."""
-    agent = BC(width=8, layers=1)
-    run = diffrl.train(tiny(tmp_path / "run", agent, seeds=(5, 6, 7), workers=2, steps=20, env="none"), quiet=True)
-    info = checkpoint.load(run, 20).info
-    assert info["groups"] == [2, 1]
-    pair = diffrl.train(tiny(tmp_path / "pair", agent, seeds=(5, 6), steps=20, env="none"), quiet=True)
-    name = "learner.actor.linears.0.weight"
-    assert torch.equal(final_state(run)[name][:2], final_state(pair)[name])
 
 
 def test_workers_are_used_where_they_pay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -244,4 +256,4 @@ def test_a_run_of_workers_can_be_read_like_any_other(shared: Path, tmp_path: Pat
     state.write_text(state.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace("workers: 2", "workers: 1"))
     diffrl.resume(copy, steps=210, quiet=True)  # as if it came from a GPU: in this process, with other random numbers
-    assert checkpoint.load(copy, 210).info["groups"] == [2]
+    assert checkpoint.load(copy, 210).info["groups"] == [3]
