@@ -2,13 +2,12 @@
 
     make demo          (or: python benchmarks/demo.py [--out runs/demo] [--steps N] [--episodes N])
 
-Two seeds of each. Behaviour cloning first, then the seeds of Diffusion-QL side by side, a process and a core each.
+Two seeds of each, side by side, a process and a core each. Behaviour cloning first, then Diffusion-QL.
 The table stands beside D4RL's published figures for this data set; everything is kept under --out.
 """
 
 import json
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -61,14 +60,12 @@ def main(demo: Demo) -> int:
     load_dataset(configuration.find(CONFIGS["Diffusion-QL"]).dataset)  # generated now, once, if it is missing
 
     minutes: dict[str, float] = {}
-    runs: dict[str, list[Path]] = {}
-    start = time.monotonic()
-    runs["BC"] = [diffrl.train(CONFIGS["BC"], seeds=demo.seeds, out=demo.out / "bc")]
-    minutes["BC"] = (time.monotonic() - start) / 60
-
-    start = time.monotonic()
-    runs["Diffusion-QL"] = _side_by_side(demo)
-    minutes["Diffusion-QL"] = (time.monotonic() - start) / 60
+    runs: dict[str, Path] = {}
+    for name, config in CONFIGS.items():
+        overrides = {"steps": demo.steps} if demo.steps and name == "Diffusion-QL" else {}
+        start = time.monotonic()
+        runs[name] = diffrl.train(config, seeds=demo.seeds, out=demo.out / Path(config).parent, **overrides)
+        minutes[name] = (time.monotonic() - start) / 60
 
     scores, paths = _evaluate(demo, runs)
     _print_table(console, demo, scores, minutes)
@@ -81,39 +78,16 @@ def main(demo: Demo) -> int:
     return 0
 
 
-def _side_by_side(demo: Demo) -> list[Path]:
-    """One process a seed; the first one's progress is shown, the others write beside their runs."""
-    folders = [demo.out / f"diffusion_ql-seed{seed}" for seed in demo.seeds]
-    extra = [] if demo.steps is None else ["--steps", str(demo.steps)]
-    others = []
-    for seed, folder in zip(demo.seeds[1:], folders[1:], strict=True):
-        log = folder.with_suffix(".log").open("w")
-        words = ["train", CONFIGS["Diffusion-QL"], "--seeds", str(seed), "--out", str(folder), *extra]
-        others.append((subprocess.Popen([sys.executable, "-m", "diffrl.cli", *words], stdout=log, stderr=log), log))
-    try:
-        overrides = {} if demo.steps is None else {"steps": demo.steps}
-        diffrl.train(CONFIGS["Diffusion-QL"], seeds=demo.seeds[:1], out=folders[0], **overrides)
-    except BaseException:
-        for process, _ in others:
-            process.terminate()
-        raise
-    for process, log in others:
-        if process.wait() != 0:
-            raise UserError(f"A seed failed; see {log.name}.")
-        log.close()
-    return folders
-
-
 def _evaluate(
-    demo: Demo, runs: dict[str, list[Path]]
+    demo: Demo, runs: dict[str, Path]
 ) -> tuple[dict[str, dict[str, list[list[float]]]], dict[str, list[np.ndarray]]]:
     """Scores by algorithm and checkpoint, (S, E), and a few trajectories of each algorithm's last policy."""
     scores: dict[str, dict[str, list[list[float]]]] = {}
     paths: dict[str, list[np.ndarray]] = {}
-    for name, folders in runs.items():
-        results = [diffrl.evaluate(folder, episodes=demo.episodes, record=6) for folder in folders]
-        scores[name] = {which: [row for r in results for row in r[which]["scores"]] for which in ("last", "best")}
-        paths[name] = results[0]["last"]["paths"][0]
+    for name, run in runs.items():
+        result = diffrl.evaluate(run, episodes=demo.episodes, record=6)
+        scores[name] = {which: result[which]["scores"] for which in ("last", "best")}
+        paths[name] = result["last"]["paths"][0]
     return scores, paths
 
 
@@ -139,14 +113,14 @@ def _print_table(
     console.print(table)
 
 
-def _draw(demo: Demo, runs: dict[str, list[Path]], paths: dict[str, list[np.ndarray]]) -> Path:
+def _draw(demo: Demo, runs: dict[str, Path], paths: dict[str, list[np.ndarray]]) -> Path:
     """The learning curves, and what the policies do in the maze."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4), layout="constrained")
     curve, *mazes = figure.subplots(1, 3, width_ratios=[1.5, 1, 1])
-    for name, folders in runs.items():
-        report.draw_curves(curve, folders, name, COLOURS[name])
+    for name, run in runs.items():
+        report.draw_curves(curve, [run], name, COLOURS[name])
     for name, (mean, _) in PUBLISHED.items():
         if name != "BC":
             curve.axhline(mean, color=report.GREY, linewidth=0.8, linestyle="--")
