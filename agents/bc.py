@@ -55,9 +55,9 @@ class DiffusionBCAgent(Agent):
         self.networks = {"actor": self.actor}
         self.optimisers = {"actor": Adam(self.actor, config.learning_rate, config.grad_clip)}
 
-    def bc_loss(self, batch: Batch, t: Tensor, eps: Tensor) -> Tensor:
+    def bc_loss(self, batch: Batch, i: Tensor, eps: Tensor) -> Tensor:
         """Denoising score matching on actions: (S,)."""
-        return self.actor.bc_loss(batch.actions, batch.observations, t, eps)
+        return self.actor.bc_loss(batch.actions, batch.observations, i, eps)
 
     def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
         """One step of denoising score matching."""

@@ -22,7 +22,7 @@ from agents.config import DiffusionQL
 from agents.critic import TwinCritic
 from agents.diffusion_policy import build_policy
 from diffrl.data.transitions import Batch
-from diffrl.nets import Adam, average_
+from diffrl.nets import Adam, average_, frozen
 
 
 class DiffusionQLAgent(Agent):
@@ -48,6 +48,7 @@ class DiffusionQLAgent(Agent):
         ).to(self.device)
         self.ema_actor = deepcopy(self.actor).requires_grad_(False)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
+        self.frozen_critic = frozen(self.critic)
         self.networks = {
             "actor": self.actor,
             "critic": self.critic,
@@ -66,9 +67,8 @@ class DiffusionQLAgent(Agent):
         With max_q_backup, each critic's best of K next actions before the minimum over critics.
         """
         K = self.backup_candidates
-        observations = batch.next_observations.repeat_interleave(K, dim=1)
-        actions = self.ema_actor.sample(observations, noise)
-        q: Tensor = self.target_critic(observations, actions)
+        actions = self.ema_actor.sample(batch.next_observations, noise)
+        q: Tensor = self.target_critic(batch.next_observations.repeat_interleave(K, dim=1), actions)
         q = q.view(self.n_seeds, 2, -1, K).amax(-1).amin(1)
         return batch.rewards + self.config.discount * (1 - batch.terminals) * q
 
@@ -79,13 +79,13 @@ class DiffusionQLAgent(Agent):
         loss = (q - y.unsqueeze(1)).square().mean(-1).sum(1)
         return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
 
-    def actor_loss(self, batch: Batch, t: Tensor, eps: Tensor, noise: Tensor, coin: Tensor) -> tuple[Tensor, Metrics]:
-        """L_d + eta L_q (eq. 3): (S,). t, eps, noise: those of `DiffusionPolicy.bc_loss` and `.sample`.
+    def actor_loss(self, batch: Batch, i: Tensor, eps: Tensor, noise: Tensor, coin: Tensor) -> tuple[Tensor, Metrics]:
+        """L_d + eta L_q (eq. 3): (S,). i, eps, noise: those of `DiffusionPolicy.bc_loss` and `.sample`.
 
         coin: uniform on [0, 1], (S, 1): which critic is climbed and which one scales it.
         """
-        bc_loss = self.actor.bc_loss(batch.actions, batch.observations, t, eps)
-        q = self.critic(batch.observations, self.actor.sample(batch.observations, noise))
+        bc_loss = self.actor.bc_loss(batch.actions, batch.observations, i, eps)
+        q = self.frozen_critic(batch.observations, self.actor.sample(batch.observations, noise))
         heads = coin < 0.5
         q_i, q_j = torch.where(heads, q[:, 0], q[:, 1]), torch.where(heads, q[:, 1], q[:, 0])
         q_loss = -q_i.mean(-1) / q_j.detach().abs().mean(-1)
@@ -98,10 +98,10 @@ class DiffusionQLAgent(Agent):
         critic_loss, critic_metrics = self.critic_loss(batch, target_noise)
         critic_norm = self.optimisers["critic"].step(critic_loss)
 
-        t, eps = self.actor.bc_noise(batch.actions, generator)
+        i, eps = self.actor.bc_noise(batch.actions, generator)
         noise = self.actor.sampling_noise(batch.observations, generator)
         coin = torch.rand((self.n_seeds, 1), generator=generator, device=self.device)
-        actor_loss, actor_metrics = self.actor_loss(batch, t, eps, noise, coin)
+        actor_loss, actor_metrics = self.actor_loss(batch, i, eps, noise, coin)
         actor_norm = self.optimisers["actor"].step(actor_loss)
 
         # A rate of 0 between the updates of the averaged actor, as a tensor: no step branches on a counter.
@@ -118,9 +118,9 @@ class DiffusionQLAgent(Agent):
         The draw from softmax(Q / temperature) is the argmax of Q + temperature * Gumbel noise.
         """
         K = self.config.act_candidates
-        repeated = observations.repeat_interleave(K, dim=1)
-        actions = self.actor.sample(repeated, self.actor.sampling_noise(observations, generator, K))
-        q: Tensor = self.target_critic(repeated, actions).amin(1).view(self.n_seeds, -1, K)
+        actions = self.actor.sample(observations, self.actor.sampling_noise(observations, generator, K))
+        q: Tensor = self.target_critic(observations.repeat_interleave(K, dim=1), actions)
+        q = q.amin(1).view(self.n_seeds, -1, K)
         gumbel = -torch.empty_like(q).exponential_(generator=generator).log()
         best = (q + self.config.act_temperature * gumbel).argmax(-1)
         candidates = actions.view(self.n_seeds, -1, K, self.action_size)

@@ -62,9 +62,9 @@ def test_max_q_backup_takes_each_critics_best_candidate_then_the_minimum() -> No
 def test_the_q_term_climbs_q_and_is_scaled_by_the_other_critic(coin: float) -> None:
     """L_q = -mean Q_i / mean |Q_j|, i != j, the denominator without gradient."""
     agent, batch = build(), make_batch()
-    eps, noise, t = torch.randn(1, 8, 2), torch.randn(6, 1, 8, 2), agent.actor.times[torch.arange(8) % 5][None]
-    loss, metrics = agent.actor_loss(batch, t, eps, noise, torch.tensor([[coin]]))
-    bc = agent.actor.bc_loss(batch.actions, batch.observations, t, eps)
+    eps, noise, steps = torch.randn(1, 8, 2), torch.randn(6, 1, 8, 2), (torch.arange(8) % 5)[None]
+    loss, metrics = agent.actor_loss(batch, steps, eps, noise, torch.tensor([[coin]]))
+    bc = agent.actor.bc_loss(batch.actions, batch.observations, steps, eps)
     q = agent.critic(batch.observations, agent.actor.sample(batch.observations, noise))[0]
     i = 0 if coin < 0.5 else 1
     expected = bc - q[i].mean() / q[1 - i].abs().mean().detach()
