@@ -30,6 +30,7 @@ class DiffusionQLAgent(Agent):
 
     value_metrics = ("q",)
     compilable = ("critic_loss", "actor_loss")
+    acting = ("choose",)
 
     def __init__(
         self, config: DiffusionQL, observation_size: int, action_size: int, seeds: Sequence[int], device: str
@@ -113,15 +114,21 @@ class DiffusionQLAgent(Agent):
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw K actions a state from the actor and choose one by a softmax over min_i Q_phi'_i (section 3).
-
-        The draw from softmax(Q / temperature) is the argmax of Q + temperature * Gumbel noise.
-        """
+        """Draw K actions a state from the actor and choose one by a softmax over min_i Q_phi'_i (section 3)."""
         K = self.config.act_candidates
-        actions = self.actor.sample(observations, self.actor.sampling_noise(observations, generator, K))
+        noise = self.actor.sampling_noise(observations, generator, K)
+        shape = (*observations.shape[:-1], K)
+        exponential = torch.empty(shape, device=self.device).exponential_(generator=generator)
+        return self.choose(observations, noise, exponential)
+
+    def choose(self, observations: Tensor, noise: Tensor, exponential: Tensor) -> Tensor:
+        """`act` as a function of its noise: (T + 1, S, B K, A) of the actor, (S, B, K) ~ Exp(1) of the choice.
+
+        The draw from softmax(Q / temperature) is the argmax of Q + temperature * Gumbel noise, which is -log Exp(1).
+        """
+        S, B, K = exponential.shape
+        actions = self.actor.sample(observations, noise)
         q: Tensor = self.target_critic(observations.repeat_interleave(K, dim=1), actions)
-        q = q.amin(1).view(self.n_seeds, -1, K)
-        gumbel = -torch.empty_like(q).exponential_(generator=generator).log()
-        best = (q + self.config.act_temperature * gumbel).argmax(-1)
-        candidates = actions.view(self.n_seeds, -1, K, self.action_size)
-        return candidates.take_along_dim(best[..., None, None], dim=2).squeeze(2)
+        q = q.amin(1).view(S, B, K)
+        best = (q - self.config.act_temperature * exponential.log()).argmax(-1)
+        return actions.view(S, B, K, -1).take_along_dim(best[..., None, None], dim=2).squeeze(2)
