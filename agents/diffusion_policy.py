@@ -39,7 +39,7 @@ class DiffusionPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.n_seeds, self.action_size, self.steps = len(generators), action_size, steps
-        times = discrete_grid(schedule, steps)
+        times = discrete_grid(schedule, steps, dtype=torch.get_default_dtype())
         self.prediction = Prediction("eps", VP())
         self.sampler = Sampler(VP(), times, eta=1.0)
         # (c_skip, c_out) of the denoiser at each time of the grid.

@@ -13,7 +13,7 @@ from diffrl import compilation
 from diffrl.data.transitions import Transitions
 from tests.agents.test_diffusion_ql import build, make_batch
 
-CONFIG = DiffusionQL(width=16, layers=2, batch_size=8, denoising_steps=2, critic_layer_norm=True, act_candidates=4)
+CONFIG = DiffusionQL(width=16, layers=1, batch_size=8, denoising_steps=2, critic_layer_norm=True, act_candidates=4)
 
 
 @pytest.fixture
@@ -34,18 +34,37 @@ def losses(agent: DiffusionQLAgent) -> list[list[torch.Tensor]]:
     return [list(torch.autograd.grad(loss.sum(), list(network.parameters()))) for loss, network in pairs]
 
 
-def test_the_gradients_of_a_compiled_step_are_the_eager_ones() -> None:
-    """To 1e-5 of their size in float32; so is what the compiled agent would do."""
+@pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_the_gradients_of_a_compiled_step_are_the_eager_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    """To 1e-5 of their size in float32. Compiling itself trains nothing, and says what it takes."""
     eager, compiled = build(CONFIG), build(CONFIG)
-    compiled.compile(acting=True)
+    assert compilation.compile_agent(compiled, CONFIG, transitions())
+    assert "about a minute" in capsys.readouterr().err
+    for key, value in eager.state_dict().items():
+        assert torch.equal(compiled.state_dict()[key], value), key
     for ours, theirs in zip(losses(compiled), losses(eager), strict=True):
         scale = max(float(gradient.abs().max()) for gradient in theirs)
         assert scale > 1e-3
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * scale)
-    x = torch.randn(1, 5, 3)
-    ours, theirs = (agent.act(x, torch.Generator().manual_seed(0)) for agent in (compiled, eager))
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_cache")
+def test_acting_compiles_too_and_what_was_compiled_is_remembered(capsys: pytest.CaptureFixture[str]) -> None:
+    eager, x = build(CONFIG), torch.randn(1, 5, 3)
+    for message in ("about a minute", "compiled here before"):
+        compiled = build(CONFIG)
+        assert compilation.compile_agent(compiled, CONFIG, transitions(), acting=True)
+        assert message in capsys.readouterr().err
+        ours, theirs = (agent.act(x, torch.Generator().manual_seed(0)) for agent in (compiled, eager))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("double")
@@ -81,6 +100,7 @@ def test_without_a_compiler_a_run_goes_on_and_says_so(
     assert "C++ compiler" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_a_failed_compilation_leaves_the_agent_as_it_was(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,9 +108,7 @@ def test_a_failed_compilation_leaves_the_agent_as_it_was(
     fake = tmp_path / "g++"
     fake.write_text("#!/bin/sh\nexit 1\n")
     fake.chmod(0o755)
-    monkeypatch.setenv("CXX", str(fake))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    torch._dynamo.reset()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(fake)))
     agent, twin = build(CONFIG), build(CONFIG)
     assert not compilation.compile_agent(agent, CONFIG, transitions())
     assert "could not be compiled" in capsys.readouterr().err
@@ -98,19 +116,3 @@ def test_a_failed_compilation_leaves_the_agent_as_it_was(
         a.update(make_batch(), torch.Generator().manual_seed(0))
     for key, value in twin.state_dict().items():
         assert torch.equal(agent.state_dict()[key], value), key
-
-
-def test_compiling_trains_nothing_and_is_remembered(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    torch._dynamo.reset()
-    config = dataclasses.replace(CONFIG, denoising_steps=1, layers=1)
-    agent, twin = build(config), build(config)
-    assert compilation.compile_agent(agent, config, transitions())
-    assert "about a minute" in capsys.readouterr().err
-    for key, value in twin.state_dict().items():
-        assert torch.equal(agent.state_dict()[key], value), key
-    again = build(config)
-    assert compilation.compile_agent(again, config, transitions())
-    assert "compiled here before" in capsys.readouterr().err
