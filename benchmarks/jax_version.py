@@ -51,7 +51,7 @@ class AdamState(NamedTuple):
 
     mean: Tree
     square: Tree
-    count: Array
+    steps: Array
 
 
 def mish(x: Array) -> Array:
@@ -150,13 +150,13 @@ def adam(parameters: Tree, gradients: Tree, state: AdamState, rate: float, clip:
         norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradients)))
         factor = jnp.minimum(clip / (norm + 1e-6), 1.0)
         gradients = jax.tree.map(lambda g: g * factor, gradients)
-    count = state.count + 1
+    steps = state.steps + 1
     mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, gradients)
     square = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.square, gradients)
-    step_size = rate / (1 - b1**count)
-    scale = 1 / jnp.sqrt(1 - b2**count)
+    step_size = rate / (1 - b1**steps)
+    scale = 1 / jnp.sqrt(1 - b2**steps)
     new = jax.tree.map(lambda p, m, v: p - step_size * m / (jnp.sqrt(v) * scale + 1e-8), parameters, mean, square)
-    return new, AdamState(mean, square, count)
+    return new, AdamState(mean, square, steps)
 
 
 def follow(average: Tree, online: Tree, rate: Array | float) -> Tree:

@@ -106,7 +106,7 @@ class DiffusionPolicy(nn.Module):
         if config.schedule != "vp":
             raise ValueError(f"only the schedule 'vp' is written here, not {config.schedule!r}")
         self.action_size, self.T = action_size, config.denoising_steps
-        self.time_mlp = nn.Sequential(
+        self.time_mlp: nn.Module = nn.Sequential(
             Sinusoids(time_size), nn.Linear(time_size, 2 * time_size), nn.Mish(), nn.Linear(2 * time_size, time_size)
         )
         self.network = mlp(action_size + time_size + observation_size, action_size, config.width, config.layers)
