@@ -38,7 +38,8 @@ class Runner:
             self.by_candidates = {1: frugal.build(observation_size, action_size, seeds, device)}
             self.by_candidates[config.act_candidates] = self.agent
         if compiled:
-            self.agent.compile()
+            for agent in self.by_candidates.values():
+                agent.compile(acting=True)
         if isinstance(self.agent, DiffusionBCAgent | DiffusionQLAgent):
             sampled = self.agent.ema_actor if isinstance(self.agent, DiffusionQLAgent) else self.agent.actor
             self.draw_noise = sampled.sampling_noise
@@ -80,7 +81,7 @@ class Runner:
 
 def make_up_data(rows: int, observation_size: int, action_size: int, generator: torch.Generator) -> Transitions:
     """Normal observations and rewards, uniform actions, one row in a hundred terminal."""
-    table = torch.empty(rows, 2 * observation_size + action_size + 5, device=generator.device)
+    table = torch.empty(rows, 2 * observation_size + action_size + 4, device=generator.device)
     table.normal_(generator=generator)
     transitions = Transitions(table, observation_size, action_size)
     columns = transitions.columns

@@ -4,15 +4,17 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
 import platformdirs
 import torch
+from rich.markup import escape
 
 from agents.base import Agent
 from agents.config import AgentConfig
-from diffrl.console import console, waiting
+from diffrl.console import console
 from diffrl.data.transitions import Transitions
 
 PAYS_FROM = 10_000
@@ -50,7 +52,12 @@ def wanted(choice: bool | None, steps: int, device: str) -> bool:
 
 
 def compile_agent(
-    agent: Agent, config: AgentConfig, transitions: Transitions, *, acting: bool = False, quiet: bool = False
+    agent: Agent,
+    config: AgentConfig,
+    transitions: Transitions,
+    *,
+    acting: bool = False,
+    say: Callable[[str], None] = console.print,
 ) -> bool:
     """Compile the agent's losses now, by a step on a batch of `transitions` that is then undone. False if it failed.
 
@@ -60,29 +67,27 @@ def compile_agent(
     folder = cache_folder()
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     mark = folder / "diffrl" / _fingerprint(agent, config)
-    wait = "some ten seconds: this agent has been compiled here before" if mark.exists() else "about a minute, once"
+    wait = "some ten seconds: it has been compiled here before" if mark.exists() else "about a minute, the first time"
+    say(f"Compiling the losses ({wait}; --no-compile: without) ...")
     before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
     generator = torch.Generator(device=agent.device).manual_seed(0)
     start = time.monotonic()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        mark.parent.mkdir(parents=True, exist_ok=True)
         agent.compile(acting)
-        with waiting(f"Compiling the losses ({wait}; --no-compile: without)", quiet):
-            agent.update(transitions.sample(config.batch_size, agent.n_seeds, generator), generator)
-        mark.parent.mkdir(exist_ok=True)
+        agent.update(transitions.sample(config.batch_size, agent.n_seeds, generator), generator)
         mark.touch()
     except (RuntimeError, OSError) as error:  # what compilers, linkers, full disks and PyTorch's own checks raise
         agent.uncompile()
-        agent.load_state_dict(before)
-        reason = str(error).strip().splitlines()
-        console.print(
-            f"[yellow]The losses could not be compiled ({type(error).__name__}: {reason[0] if reason else ''}): "
-            "going on uncompiled, which is slower. --no-compile avoids the attempt.[/]"
+        reason = str(error).strip().splitlines() or [""]
+        say(
+            f"[yellow]The losses could not be compiled ({type(error).__name__}: {escape(reason[0])}): going on "
+            "uncompiled, which is slower. --no-compile avoids the attempt.[/]"
         )
         return False
-    agent.load_state_dict(before)
-    if not quiet:
-        console.print(f"Compiled in {time.monotonic() - start:.0f} s; kept in {folder} for the next run.")
+    finally:
+        agent.load_state_dict(before)
+    say(f"Compiled in {time.monotonic() - start:.0f} s; kept in {folder} for the next run.")
     return True
 
 

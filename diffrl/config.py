@@ -29,7 +29,7 @@ class TrainConfig:
     env: str | None = None
     """Gymnasium id of the environment to evaluate in, or none; by default the benchmark's, or what the file names."""
     seeds: tuple[int, ...] = (0,)
-    """Seeds, trained side by side, each with networks of its own."""
+    """Seeds, trained side by side, each with networks of its own: on a GPU as one stack, on a CPU see workers."""
     steps: int = 1_000_000
     """Training steps in all, also when resuming."""
     rows: int | None = None
@@ -45,6 +45,10 @@ class TrainConfig:
     compile: bool | None = None
     """Compile the losses: some 1.6 times the speed on a CPU, after about a minute's wait the first time (the result is
     kept on disk). Needs a C++ compiler. By default from 10,000 steps up; --compile and --no-compile say so."""
+    workers: int | None = None
+    """Processes that share the seeds on a CPU; by default one a core where the run is long enough to pay, else 1."""
+    capture: bool = True
+    """On a GPU: capture the step as a CUDA graph and replay it; --no-capture for debugging."""
     out: Path | None = None
     """The run's folder; by default runs/AGENT-DATASET-TIME."""
 
@@ -56,6 +60,8 @@ class TrainConfig:
         for name in ("steps", "eval_every", "eval_episodes", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 1.")
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"--workers is {self.workers}; expected at least 1.")
         if self.rows is not None and self.rows < 2:
             raise UserError(f"--rows is {self.rows}; expected at least 2.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):

@@ -1,21 +1,12 @@
 """What a person sees while something runs: a live bar on a terminal, plain lines elsewhere."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from diffrl.training.loop import Observer
@@ -62,22 +53,10 @@ def work(title: str, unit: str, quiet: bool = False) -> Iterator[Callable[[int, 
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-@contextmanager
-def waiting(what: str, quiet: bool = False) -> Iterator[None]:
-    """A spinner and the seconds so far, for work that cannot say how far it is; elsewhere than on a terminal a line."""
-    if quiet or not console.is_terminal:
-        if not quiet:
-            console.print(f"{what} ...")
-        yield
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        progress.add_task(what, total=None)
-        yield
-
-
 def _short(means: dict[str, list[float]]) -> str:
-    shown = {name: sum(means[name]) / len(means[name]) for name in SHOWN if name in means}
+    """The means over the seeds that are still trained: a frozen one's are nan."""
+    finite = {name: [value for value in means[name] if math.isfinite(value)] for name in SHOWN if name in means}
+    shown = {name: sum(values) / len(values) for name, values in finite.items() if values}
     return "  ".join(f"{name} {value:.3g}" for name, value in shown.items())
 
 
@@ -91,10 +70,13 @@ class _TrainingObserver(Observer):
         self.task = bar.add_task("Training", total=total, completed=start, note="")
         self.episodes = bar.add_task("Evaluating", total=None, note="", visible=False)
         self.began = self.drawn = self.written = time.monotonic()
+        self.underway = False
 
     def progress(self, step: int) -> None:
         """Drawn ten times a second at most: a step is much shorter."""
         now = time.monotonic()
+        if not self.underway:  # rates are of steps, not of workers starting and losses compiling
+            self.start, self.began, self.underway = step, now, True
         if now - self.drawn > 0.1 or step == self.total:
             self.bar.update(self.task, completed=step)
             self.drawn = now
@@ -104,7 +86,7 @@ class _TrainingObserver(Observer):
         self.bar.update(self.task, note=_short(means))
         now = time.monotonic()
         if not self.quiet and not console.is_terminal and now - self.written > self.interval:
-            rate = (step - self.start) / (now - self.began)
+            rate = max(step - self.start, 1) / (now - self.began)
             left = (self.total - step) / rate / 60
             console.print(f"step {step:,}/{self.total:,}  {rate:.0f} steps/s  {left:.1f} min left  {_short(means)}")
             self.written = now

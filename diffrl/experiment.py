@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,8 @@ import gymnasium
 import torch
 
 from agents.base import Agent
+from diffrl import compilation, report
 from diffrl import config as configuration
-from diffrl import report
 from diffrl.config import TrainConfig
 from diffrl.console import console, training_observer
 from diffrl.data.d4rl import digest
@@ -21,14 +19,13 @@ from diffrl.data.normalise import normaliser, tune_rewards
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.errors import UserError, nearest
-from diffrl.policy import actor, mix
 from diffrl.preprocessing import Preprocessing, action_scaling
 from diffrl.run import Run, one_thread, resolve_device
 from diffrl.task import Task, find_task
+from diffrl.trainers import build_trainer, choose_workers, group_seeds
 from diffrl.training import checkpoint
 from diffrl.training.logs import MetricsLog, Scores
 from diffrl.training.loop import Loop
-from diffrl.training.rollout import Evaluator
 from envs import registry
 from envs.datasets import FILE_SUFFIXES, load_dataset
 
@@ -61,6 +58,8 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
             )
         config.out.mkdir(parents=True, exist_ok=True)
     dataset, task, env = _open(config, quiet)
+    compiled = compilation.wanted(config.compile, config.steps, device)
+    config = dataclasses.replace(config, workers=choose_workers(config, device, task), compile=compiled)
     transitions, preprocessing = _prepare(config, dataset, env, device)
     if env is not None:
         env.close()
@@ -76,6 +75,7 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
         EXPLODED * max(largest, 1.0),  # of data without rewards the estimates are the critics' own noise
         digest(dataset.columns()),
     )
+    del dataset  # as large as the transitions, which are all that is needed from here on
     agent = run.build_agent(device)
     run.write()
     return _fit(run, agent, transitions, device, quiet)
@@ -99,6 +99,10 @@ def resume(path: Path | str, *, steps: int | None = None, device: str | None = N
             "changed), so the run cannot go on as if it had not been cut. Restore the data, or start a new run."
         )
     transitions = _transform(run.config, dataset, run.preprocessing, device)
+    del dataset
+    workers = choose_workers(run.config, device, run.task, saved)
+    compiled = compilation.wanted(run.config.compile, run.config.steps, device)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, workers=workers, compile=compiled))
     agent = run.build_agent(device)
     run.write_config()
     checkpoint.clean(run.path, saved.step)
@@ -115,24 +119,24 @@ def _fit(
 ) -> Path:
     """Train from the beginning, or from `saved`, to the end."""
     config = run.config
-    if config.compile:
-        _compile(agent)
-    # The list of seeds is the run's one source of randomness: the batches and noise of the stack come from it.
-    generator = torch.Generator(device=device).manual_seed(mix(config.seeds))
     start = 0 if saved is None else saved.step
-    evaluator = None if run.task.env_id is None else Evaluator(run.task.make, agent.n_seeds)
+    groups = group_seeds(config, device, saved)
     task = {"env": run.task.env_id, "reference": run.task.reference, "comparable": run.task.comparable}
     about = {"dataset": config.dataset, "seeds": list(config.seeds), **task}
     scores = Scores(run.path, about, steps=range(start + 1))
-    log = MetricsLog(run.path, config.seeds, start)
 
-    with training_observer(config.steps, start, _title(run, len(transitions)), quiet) as observer:
+    with contextlib.ExitStack() as held:
+        title = _title(run, len(transitions), len(groups))
+        observer = held.enter_context(training_observer(config.steps, start, title, quiet))
+        trainer = build_trainer(run, agent, transitions, groups, observer.message)
+        held.callback(trainer.close)
+        log = MetricsLog(run.path, config.seeds, start)
+        held.callback(log.close)
 
         def evaluate(step: int) -> None:
-            if evaluator is None:
+            if run.task.env_id is None:
                 return
-            act = actor(agent, run.preprocessing, step)
-            returns, _ = evaluator(act, config.eval_episodes, (*config.seeds, step), observer.rollout)
+            returns = trainer.evaluate(step, observer.rollout)
             entry = scores.add(step, returns, run.task.score if run.task.reference else None)
             values = entry.get("score", entry["mean_return"])
             log.scalars("score" if run.task.reference else "return", step, values)
@@ -142,16 +146,14 @@ def _fit(
 
         loop = Loop(
             run.path,
-            agent,
-            transitions,
-            config.agent.batch_size,
-            generator,
+            trainer,
             log,
             observer,
             evaluate,
             lambda: {int(best["step"]) for best in scores.best()},
             config.log_every,
             config.eval_every,
+            agent.value_metrics,
             run.value_limit,
         )
         if saved is not None:
@@ -165,10 +167,6 @@ def _fit(
                 f"Writing to {run.path} failed: {error.strerror or error}; {last}. "
                 f"Mend that, then `diffrl train --resume {run.path}`."
             ) from error
-        finally:
-            log.close()
-            if evaluator is not None:
-                evaluator.close()
     if not quiet:
         report.print_run(run.path, scores)
     return run.path
@@ -234,16 +232,7 @@ def _new_folder(config: TrainConfig) -> Path:
     raise UserError(f"runs/{stem} exists a thousand times; choose another --out.")
 
 
-def _compile(agent: Agent) -> None:
-    if agent.device.type == "cpu" and not any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "clang++")):
-        console.print(
-            "[yellow]--compile needs a C++ compiler (g++ or clang++), and none is found: going on without.[/]"
-        )
-        return
-    console.print("Compiling the losses: a minute the first time, seconds from then on (--no-compile: without).")
-    agent.compile()
-
-
-def _title(run: Run, n: int) -> str:
+def _title(run: Run, n: int, groups: int) -> str:
     where = f", evaluated in {run.task.env_id}" if run.task.env_id else ". NO SCORES: no environment (--env ID)"
-    return f"{run.config.agent.name} on {run.config.dataset}: {n:,} transitions{where}. Run: {run.path}"
+    shared = f" {len(run.config.seeds)} seeds in {groups} processes." if groups > 1 else ""
+    return f"{run.config.agent.name} on {run.config.dataset}: {n:,} transitions{where}.{shared} Run: {run.path}"

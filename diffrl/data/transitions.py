@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import mmap
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -35,7 +38,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Transitions:
-    """N transitions as one float32 tensor (N, W) with named column slices, W = 2 O + A + 5.
+    """N transitions as one float32 tensor (N, W) with named column slices, W = 2 O + A + 4.
 
     The columns, in this order: observations, actions, next_observations, rewards, terminals, episodes, steps.
     Rows keep the order of the data set, so that a row's successor within its episode is the next row. Episode
@@ -72,6 +75,27 @@ class Transitions:
             rows[:, start : start + column.shape[1]] = column[known]
             start += column.shape[1]
         return cls(torch.from_numpy(rows).to(device), dataset.observation_size, dataset.action_size)
+
+    @contextmanager
+    def shared(self) -> Iterator[int]:
+        """Move the rows (on the CPU) to a temporary file for other processes to map, so that all hold them once.
+
+        Yields the file's descriptor. It has no name: it is gone with the last process that has it open or mapped,
+        however that ends. Raises OSError where the temporary folder has no room.
+        """
+        with tempfile.TemporaryFile(prefix="diffrl-") as file:
+            self.rows.numpy().tofile(file)
+            file.flush()
+            self.rows.data = self.mapped(file.fileno(), self.observation_size, self.action_size).rows
+            yield file.fileno()
+
+    @classmethod
+    def mapped(cls, descriptor: int, observation_size: int, action_size: int) -> Transitions:
+        """The transitions in a file of `shared`, in memory shared with whoever maps it too."""
+        # Copy on write: nobody writes to the rows, and PyTorch wants memory that could be written to.
+        memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+        rows = torch.frombuffer(memory, dtype=torch.float32).view(-1, 2 * observation_size + action_size + 4)
+        return cls(rows, observation_size, action_size)
 
     def __len__(self) -> int:
         return self.rows.shape[0]

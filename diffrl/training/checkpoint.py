@@ -17,6 +17,8 @@ from diffrl.files import atomic_path
 
 LEARNER = "learner."
 """What the names of the learner's tensors begin with in a checkpoint."""
+SUM = "sum."
+"""What the names of the sums of metrics not yet logged begin with."""
 
 
 class CheckpointError(UserError):

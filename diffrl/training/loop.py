@@ -1,38 +1,71 @@
-"""The training loop: update, log, evaluate, checkpoint; resumes bit for bit; leaves cleanly when told to stop."""
+"""The training loop: log, evaluate, checkpoint between steps; resumes bit for bit; leaves cleanly when told to stop.
+
+The steps themselves are a `Trainer`'s: one stack of seeds in this process, or groups of seeds in worker processes.
+"""
 
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from diffrl.data.transitions import Batch, Transitions
 from diffrl.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.training.logs import MetricsLog
 
 
-class Learner(Protocol):
-    """What the loop asks of an agent; `agents.base.Agent` has it."""
+class Trainer(Protocol):
+    """S seeds in training, wherever they are: a stack in this process (`StackTrainer`), or groups in workers.
 
-    n_seeds: int
+    Counters aside, all its tensors have the seeds axis first, in the order of `seeds`, whatever trains them.
+    """
+
     seeds: tuple[int, ...]
-    value_metrics: ClassVar[tuple[str, ...]]
+    groups: tuple[int, ...]
+    """How many seeds in turn share a generator: (S,) for one stack."""
+    device: str
+    """The kind of device, cpu or cuda, that random numbers are drawn on."""
 
-    def update(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step; metrics (S,) on the device."""
+    def advance(self, steps: int, stop: Callable[[], bool]) -> int:
+        """Make up to `steps` steps, at least one; after a fraction of a second, or when told to `stop`, come back.
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """All tensors that training changes; counters () or the seeds axis first."""
+        Gives the number of steps made, the same for all seeds.
+        """
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Copy a `state_dict` back."""
+    def sums(self) -> dict[str, Tensor]:
+        """The metrics (S,), summed over the steps since `reset`."""
+
+    def reset(self) -> None:
+        """Start the sums anew."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a checkpoint needs, named as there: the learner's tensors, the sums, `generator` (G, n) or (n,).
+
+        The tensors may be the trainer's own: read them before the next step.
+        """
+
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        """Copy a `state` back; sums it lacks start anew, and without a generator that is seeded afresh, by `step`.
+
+        Raises UserError where the tensors do not fit.
+        """
+
+    def hold(self, positions: Sequence[int], good: Mapping[str, Tensor]) -> None:
+        """Put the seeds at `positions` to their part of `good`, a learner's `state_dict`, and keep them there."""
+
+    def evaluate(self, step: int, on_progress: Callable[[int, int], None]) -> NDArray[np.float64]:
+        """Returns (S, E) after `step` steps; `on_progress` hears how many episodes are finished, of how many."""
+
+    def close(self) -> None:
+        """Let go of everything held."""
 
 
 class DivergedError(UserError):
@@ -51,7 +84,7 @@ class Observer(Protocol):
     """Who watches a run: a progress bar, or lines of text."""
 
     def progress(self, step: int) -> None:
-        """A step has been made."""
+        """So many steps have been made."""
 
     def metrics(self, step: int, means: dict[str, list[float]]) -> None:
         """Means (S,) since the last logging point."""
@@ -62,13 +95,10 @@ class Observer(Protocol):
 
 @dataclass
 class Loop:
-    """A run in progress. `generator`, on the learner's device, gives all of training's randomness."""
+    """A run in progress: what happens between the steps of its trainer."""
 
     run: Path
-    learner: Learner
-    transitions: Transitions
-    batch_size: int
-    generator: torch.Generator
+    trainer: Trainer
     log: MetricsLog
     observer: Observer
     evaluate: Callable[[int], None]
@@ -77,14 +107,15 @@ class Loop:
     """Steps whose checkpoints are to be kept besides the newest."""
     log_every: int = 500
     eval_every: int = 50_000
+    value_metrics: tuple[str, ...] = ()
+    """Metrics that estimate returns."""
     value_limit: float = math.inf
-    """A larger |mean| of one of the learner's `value_metrics` counts as exploded."""
+    """A larger |mean| of one of the `value_metrics` counts as exploded."""
     step: int = 0
     frozen: list[int] = field(default_factory=list)
     """Positions of seeds that have diverged: they keep the state of their last good checkpoint."""
-    _frozen_state: dict[str, Tensor] = field(default_factory=dict)
-    _sums: dict[str, Tensor] = field(default_factory=dict)
     _count: int = 0
+    """Steps since the sums of metrics began."""
 
     def fit(self, steps: int) -> None:
         """Train until `steps` steps have been made in all; a checkpoint is always written at the end.
@@ -95,7 +126,9 @@ class Loop:
             self.save()
         with _stop_signals() as stopped:
             while self.step < steps:
-                self._update()
+                made = self.trainer.advance(self._until_boundary(steps), lambda: bool(stopped))
+                self.step += made
+                self._count += made
                 if self.step % self.log_every == 0:
                     self._log()
                 last = self.step == steps
@@ -114,35 +147,34 @@ class Loop:
                         f"Stopped after {self.step} steps; saved. Go on with `diffrl train --resume {self.run}`."
                     )
 
-    def _update(self) -> None:
-        batch = self.transitions.sample(self.batch_size, self.learner.n_seeds, self.generator)
-        metrics = self.learner.update(batch, self.generator)
-        for name, value in metrics.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-        self._count += 1
-        self.step += 1
-        if self.frozen:
-            self._hold()
+    def _until_boundary(self, steps: int) -> int:
+        """Steps from here to the next one at which something is logged, evaluated, or ends."""
+        return min(steps - self.step, *(every - self.step % every for every in (self.log_every, self.eval_every)))
 
     def _check(self) -> dict[str, list[float]]:
         """The means since the last logging point, fetched in one synchronisation; freezes seeds that have diverged.
 
-        Called before every checkpoint, so that each one that is written is good.
+        Called before every checkpoint, so that each one that is written is good. A frozen seed's means are nan.
         """
-        table = (torch.stack(list(self._sums.values())) / max(self._count, 1)).tolist() if self._sums else []
-        means = dict(zip(self._sums, table, strict=True))
-        for position, seed in enumerate(self.learner.seeds):
+        sums = self.trainer.sums() if self._count else {}
+        table = (torch.stack(list(sums.values())) / self._count).tolist() if sums else []
+        means = dict(zip(sums, table, strict=True))
+        for position, seed in enumerate(self.trainer.seeds):
             if position not in self.frozen:
                 complaint = self._complaint({name: values[position] for name, values in means.items()})
                 if complaint:
                     self._freeze(position, f"Step {self.step}: {complaint} (seed {seed}).")
+        for values in means.values():
+            for position in self.frozen:
+                values[position] = math.nan
         return means
 
     def _log(self, reset: bool = True) -> None:
         """Check and write the means since the last logging point."""
         means = self._check()
         if reset:
-            self._sums, self._count = {}, 0
+            self.trainer.reset()
+            self._count = 0
         self.log.write(self.step, means)
         self.observer.metrics(self.step, means)
 
@@ -150,7 +182,7 @@ class Loop:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 return f"{name} is {value}"
-            if name in self.learner.value_metrics and abs(value) > self.value_limit:
+            if name in self.value_metrics and abs(value) > self.value_limit:
                 return f"{name} is {value:.4g}, beyond any possible return (limit {self.value_limit:.4g})"
         return None
 
@@ -158,60 +190,47 @@ class Loop:
         """Put a diverged seed back to the last good checkpoint and hold it there; stop the run if it was the last."""
         last, _ = checkpoint.load_latest(self.run)
         where = checkpoint.folder(self.run, last.step)
-        if len(self.frozen) + 1 == self.learner.n_seeds:
+        if len(self.frozen) + 1 == len(self.trainer.seeds):
             raise DivergedError(
                 f"{complaint} Training has diverged and stops. The last good checkpoint is {where}. "
                 "A lower learning rate, a lower target rate or a smaller q-weight usually helps."
             )
         self.observer.message(f"{complaint} This seed is frozen at {where}; the others go on.")
         self.frozen.append(position)
-        self._remember(last.learner)
-        self._hold()
-
-    def _remember(self, good: dict[str, Tensor]) -> None:
-        """Keep what the frozen seeds are held at: their part of a learner's `state_dict`."""
-        device = self.transitions.device
-        self._frozen_state = {name: tensor[self.frozen].to(device) for name, tensor in good.items() if tensor.ndim}
-
-    @torch.no_grad()
-    def _hold(self) -> None:
-        """Put the frozen seeds back to what they are held at."""
-        state = self.learner.state_dict()
-        for name, kept in self._frozen_state.items():
-            state[name][self.frozen] = kept
+        self.trainer.hold(self.frozen, last.learner)
 
     def save(self) -> None:
-        """Write a checkpoint: learner, generator, unlogged means, frozen seeds. Then drop those no longer needed."""
-        tensors = {f"{checkpoint.LEARNER}{name}": tensor for name, tensor in self.learner.state_dict().items()}
-        tensors |= {f"sum.{name}": tensor for name, tensor in self._sums.items()}
-        tensors["generator"] = self.generator.get_state()
-        info = {"count": self._count, "frozen": self.frozen, "device": self.generator.device.type}
+        """Write a checkpoint: learner, generators, unlogged means, frozen seeds. Then drop those no longer needed."""
+        tensors = {n: t for n, t in self.trainer.state().items() if self._count or not n.startswith(checkpoint.SUM)}
+        info = {
+            "count": self._count,
+            "frozen": self.frozen,
+            "device": self.trainer.device,
+            "groups": list(self.trainer.groups),
+        }
         checkpoint.save(self.run, self.step, tensors, info)
         checkpoint.prune(self.run, self.best_steps())
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go back to a checkpoint. Raises CheckpointError where it belongs to another configuration."""
-        device = self.transitions.device
+        tensors = dict(saved.tensors)
+        if saved.info["device"] != self.trainer.device:
+            del tensors["generator"]
+            self.observer.message(
+                f"The run was on {saved.info['device']} and goes on on {self.trainer.device}: "
+                "with other random numbers, so not bit for bit."
+            )
         try:
-            self.learner.load_state_dict(saved.learner)
-        except ValueError as error:
+            self.trainer.load(tensors, saved.step)
+        except UserError as error:
             raise checkpoint.CheckpointError(
                 f"The checkpoint of step {saved.step} in {self.run} does not fit its config.yaml: {error}."
             ) from error
-        self._sums = {n.removeprefix("sum."): t.to(device) for n, t in saved.tensors.items() if n.startswith("sum.")}
         self._count = int(saved.info["count"])
-        if saved.info["device"] == self.generator.device.type:
-            self.generator.set_state(saved.tensors["generator"])
-        else:
-            self.generator.manual_seed(self.generator.initial_seed() + saved.step)
-            self.observer.message(
-                f"The run was on {saved.info['device']} and goes on on {self.generator.device.type}: "
-                "with other random numbers, so not bit for bit."
-            )
         self.step = saved.step
         self.frozen = list(saved.info["frozen"])
         if self.frozen:
-            self._remember(saved.learner)
+            self.trainer.hold(self.frozen, saved.learner)
 
 
 @contextmanager

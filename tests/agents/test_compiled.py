@@ -84,7 +84,7 @@ def test_twenty_compiled_steps_are_twenty_eager_ones() -> None:
 
 
 def transitions() -> Transitions:
-    return Transitions(torch.rand(50, 2 * 3 + 2 + 5, generator=torch.Generator().manual_seed(0)), 3, 2)
+    return Transitions(torch.rand(50, 2 * 3 + 2 + 4, generator=torch.Generator().manual_seed(0)), 3, 2)
 
 
 def test_without_a_compiler_a_run_goes_on_and_says_so(

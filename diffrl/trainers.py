@@ -1,0 +1,130 @@
+"""Where a run's seeds are trained: as one stack in this process, or in groups, each in a worker process."""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.base import Agent
+from diffrl import crew
+from diffrl.compilation import ACTING_PAYS_FROM, compile_agent
+from diffrl.config import TrainConfig
+from diffrl.data.transitions import Transitions
+from diffrl.errors import UserError
+from diffrl.policy import actor, mix
+from diffrl.run import Run
+from diffrl.task import Task
+from diffrl.training import checkpoint
+from diffrl.training.loop import Trainer
+from diffrl.training.rollout import Evaluator
+from diffrl.training.stack import Progress, StackTrainer
+from diffrl.training.workers import WorkerTrainer
+
+PAYS = 5_000
+"""Steps from which a run is long enough to pay for starting workers, which takes some seconds."""
+
+Say = Callable[[str], None]
+"""Where sentences for the user go."""
+
+
+def choose_workers(
+    config: TrainConfig, device: str, task: Task, saved: checkpoint.Checkpoint | None = None
+) -> int | None:
+    """How many processes share the seeds: what the user says, else one a core where that pays and is possible.
+
+    A run that goes on keeps those of its checkpoint. On a GPU all seeds are one stack, and the configuration's word
+    stays, for the day the run moves to a CPU. The answer is recorded in the run's configuration, so that another
+    machine trains it the same. Raises UserError for what cannot be.
+    """
+    if torch.device(device).type != "cpu":
+        return config.workers
+    obstacle = crew.obstacle(task)
+    if saved is not None and saved.info["device"] == "cpu":
+        wanted: int | None = len(_saved_sizes(saved, config))
+    else:
+        wanted = config.workers
+    if wanted is None:
+        pays = config.steps >= PAYS and obstacle is None
+        return min(len(config.seeds), crew.cores()) if pays else 1
+    if wanted > 1 and obstacle is not None:
+        raise UserError(f"The run needs {wanted} workers, but {obstacle}. Start it with --workers 1.")
+    return min(wanted, len(config.seeds))
+
+
+def group_seeds(config: TrainConfig, device: str, saved: checkpoint.Checkpoint | None = None) -> list[tuple[int, ...]]:
+    """The seeds in groups of nearly equal size, each a stack of its own, one a worker.
+
+    A run that goes on keeps the groups of its checkpoint, each of which has a generator of its own.
+    """
+    kind, n_seeds = torch.device(device).type, len(config.seeds)
+    if saved is not None and saved.info["device"] == kind:
+        sizes = _saved_sizes(saved, config)
+    else:
+        n = 1 if kind != "cpu" else min(config.workers or 1, n_seeds)
+        sizes = [n_seeds // n + (i < n_seeds % n) for i in range(n)]
+    return [config.seeds[end - size : end] for end, size in zip(accumulate(sizes), sizes, strict=True)]
+
+
+def _saved_sizes(saved: checkpoint.Checkpoint, config: TrainConfig) -> list[int]:
+    """The groups' sizes; runs from before there were groups are one."""
+    return list(saved.info.get("groups", [len(config.seeds)]))
+
+
+def build_trainer(run: Run, agent: Agent, transitions: Transitions, groups: list[tuple[int, ...]], say: Say) -> Trainer:
+    """The trainer of a run: `agent`, which holds all seeds, itself where they are one group, else workers.
+
+    For workers the rows of `transitions` move to memory that all processes share.
+    """
+    if len(groups) == 1:
+        return build_stack(run, agent, transitions, say)
+
+    def hint() -> str:
+        if checkpoint.steps(run.path):
+            return f"Go on from the last checkpoint with `diffrl train --resume {run.path}`."
+        return f"Nothing was saved yet: remove {run.path} and start the run again."
+
+    with ExitStack() as held:  # until the workers have started: then they have the rows open themselves
+        try:
+            rows = held.enter_context(transitions.shared())
+        except OSError as error:
+            raise UserError(
+                f"The data ({transitions.rows.nbytes / 2**20:.0f} MiB) could not be written to {tempfile.gettempdir()} "
+                f"for the workers: {error}. Free some space, set TMPDIR to a folder that has it, or use --workers 1."
+            ) from error
+        names = [f"seed{'s' * (len(group) > 1)} {', '.join(map(str, group))}" for group in groups]
+        started = crew.start_crew(run, names, files=[rows], hint=hint, say=say)
+        try:
+            return WorkerTrainer(started, groups, {**crew.start_request(run), "rows": rows})
+        except BaseException:
+            started.close()
+            raise
+
+
+def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> StackTrainer:
+    """The seeds of `agent` as one stack in this process."""
+    config = run.config
+    if config.compile:
+        acting = config.steps >= ACTING_PAYS_FROM
+        compile_agent(agent, config.agent, transitions, acting=acting, say=say)
+    # The list of seeds is the stack's one source of randomness: its batches and noise come from it.
+    generator = torch.Generator(device=agent.device).manual_seed(mix(agent.seeds))
+    evaluator = None if run.task.env_id is None else Evaluator(run.task.make, agent.n_seeds)
+
+    def rollout(step: int, on_progress: Progress) -> NDArray[np.float64]:
+        assert evaluator is not None
+        act = actor(agent, run.preprocessing, step)
+        return evaluator(act, config.eval_episodes, (*agent.seeds, step), on_progress)[0]
+
+    return StackTrainer(
+        agent,
+        transitions,
+        config.agent.batch_size,
+        generator,
+        rollout,
+        capture=config.capture,
+        on_close=lambda: None if evaluator is None else evaluator.close(),
+    )

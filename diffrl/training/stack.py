@@ -1,0 +1,225 @@
+"""One stack of seeds, trained in this process; on a GPU its step is captured once as a CUDA graph and replayed."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffrl.data.transitions import Batch, Transitions
+from diffrl.errors import UserError
+from diffrl.training.checkpoint import LEARNER, SUM
+
+PULSE = 0.25
+"""Seconds after which `advance` comes back, so that progress is shown and signals are served."""
+
+Progress = Callable[[int, int], None]
+"""Hears how many episodes of an evaluation are finished, of how many."""
+Rollout = Callable[[int, Progress], NDArray[np.float64]]
+"""Evaluates the learner as it stands after so many steps: returns (S, E)."""
+
+
+class Learner(Protocol):
+    """What training asks of an agent; `agents.base.Agent` has it."""
+
+    n_seeds: int
+    seeds: tuple[int, ...]
+
+    def update(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """One step; metrics (S,) on the device. Waits for no device, branches on no tensor, rebinds no state."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors that training changes, themselves and not copies; counters () or the seeds axis first."""
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Copy a `state_dict` back into the learner's own tensors."""
+
+
+class Step(Protocol):
+    """Something that makes a training step when called."""
+
+    def __call__(self) -> None:
+        """Make one step."""
+
+    def forget(self) -> None:
+        """Another kind of step is to be made from now on."""
+
+
+class Eager:
+    """Runs the step as it is written."""
+
+    def __init__(self, step: Callable[[], None]) -> None:
+        self._step = step
+
+    def __call__(self) -> None:
+        """Make one step."""
+        self._step()
+
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
+
+class Captured:
+    """Runs the step on a GPU as one CUDA graph: hundreds of small kernels started by one call.
+
+    The first steps are made eagerly, on a side stream: memory is taken, libraries are initialised and compiled
+    functions compiled, none of which can happen in a capture. They are steps of the training like any other, and a
+    capture executes nothing: the sequence of steps is the one that eager steps make.
+    """
+
+    WARM_UP = 3
+
+    def __init__(self, step: Callable[[], None], generator: torch.Generator) -> None:
+        self._step = step
+        self._generator = generator
+        self._stream = torch.cuda.Stream(generator.device)  # type: ignore[no-untyped-call]
+        self._eager_steps = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        """Make one step: eagerly at first, then by replay."""
+        with torch.cuda.device(self._generator.device):
+            if self._eager_steps < self.WARM_UP:
+                self._eager_steps += 1
+                self._stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(self._stream):
+                    self._step()
+                torch.cuda.current_stream().wait_stream(self._stream)
+                return
+            if self._graph is None:
+                self._graph = self._capture()
+            self._graph.replay()
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        # The graph advances this generator at every replay, so that its state can be saved and restored between them.
+        graph.register_generator_state(self._generator)
+        try:
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._step()
+        except RuntimeError as error:
+            raise UserError(
+                f"A training step could not be captured as a CUDA graph: {str(error).splitlines()[0]}. "
+                "Train without: --no-capture."
+            ) from error
+        return graph
+
+    def forget(self) -> None:
+        """Capture anew at the next step."""
+        self._graph = None
+
+
+class StackTrainer:
+    """A stack of S seeds in training: learner, data, randomness, sums of metrics, frozen seeds. A `Trainer`.
+
+    generator: all of training's randomness, on the learner's device, where the data are too. A step is static: it
+    performs the same operations on the same memory every time, reads no tensor's value and waits for nothing, which is
+    what lets a GPU repeat it from a recording.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        transitions: Transitions,
+        batch_size: int,
+        generator: torch.Generator,
+        rollout: Rollout | None = None,
+        *,
+        capture: bool = True,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.learner = learner
+        self.seeds = learner.seeds
+        self.groups: tuple[int, ...] = (learner.n_seeds,)
+        self.device = generator.device.type
+        self._transitions = transitions
+        self._batch_size = batch_size
+        self._generator = generator
+        self._rollout = rollout
+        self.close = on_close
+        self._sums: dict[str, Tensor] = {}
+        self._names: list[str] = []
+        self._held: list[tuple[Tensor, Tensor, Tensor]] = []
+        on_gpu = generator.device.type == "cuda"
+        self._make_step: Step = Captured(self.step, generator) if capture and on_gpu else Eager(self.step)
+
+    def step(self) -> None:
+        """One step as it is written: draw a batch, update, add to the sums, put frozen seeds back."""
+        batch = self._transitions.sample(self._batch_size, self.learner.n_seeds, self._generator)
+        metrics = self.learner.update(batch, self._generator)
+        if self._names != list(metrics):  # the first step, or the first after a checkpoint
+            self._names = list(metrics)
+            self._sums = {name: self._sums.get(name, torch.zeros_like(value)) for name, value in metrics.items()}
+        with torch.no_grad():
+            torch._foreach_add_(list(self._sums.values()), list(metrics.values()))
+            self._put_back()
+
+    def _put_back(self) -> None:
+        for tensor, good, frozen in self._held:
+            tensor.copy_(torch.where(frozen, good, tensor))
+
+    def advance(self, steps: int, stop: Callable[[], bool]) -> int:
+        """See `Trainer`."""
+        end = time.monotonic() + PULSE
+        for made in range(1, steps + 1):
+            self._make_step()
+            if stop() or time.monotonic() > end:
+                return made
+        return steps
+
+    def sums(self) -> dict[str, Tensor]:
+        """See `Trainer`."""
+        return self._sums
+
+    def reset(self) -> None:
+        """See `Trainer`."""
+        for total in self._sums.values():
+            total.zero_()
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Trainer`."""
+        return {
+            **{f"{LEARNER}{name}": tensor for name, tensor in self.learner.state_dict().items()},
+            **{f"{SUM}{name}": total for name, total in self._sums.items()},
+            "generator": self._generator.get_state(),
+        }
+
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        """See `Trainer`. Every tensor keeps its place in memory, so that a captured step stays valid."""
+        try:
+            self.learner.load_state_dict(
+                {n.removeprefix(LEARNER): tensor for n, tensor in state.items() if n.startswith(LEARNER)}
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self.reset()
+        for name, total in state.items():
+            if name.startswith(SUM):
+                new = torch.zeros_like(total, device=self._transitions.device)
+                self._sums.setdefault(name.removeprefix(SUM), new).copy_(total)
+        if "generator" in state:
+            self._generator.set_state(state["generator"])
+        else:
+            self._generator.manual_seed(self._generator.initial_seed() + step)
+
+    @torch.no_grad()
+    def hold(self, positions: Sequence[int], good: Mapping[str, Tensor]) -> None:
+        """See `Trainer`."""
+        frozen = torch.zeros(self.learner.n_seeds, dtype=torch.bool)
+        frozen[list(positions)] = True
+        frozen = frozen.to(self._transitions.device)
+        self._held = [
+            (tensor, good[name].to(tensor.device), frozen.view(-1, *[1] * (tensor.ndim - 1)))
+            for name, tensor in self.learner.state_dict().items()
+            if tensor.ndim
+        ]
+        self._put_back()
+        self._make_step.forget()
+
+    def evaluate(self, step: int, on_progress: Progress) -> NDArray[np.float64]:
+        """See `Trainer`."""
+        assert self._rollout is not None
+        return self._rollout(step, on_progress)

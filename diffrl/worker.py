@@ -1,0 +1,102 @@
+"""The program of a worker process, `python -m diffrl.worker SOCKET PARENT`: a run's seeds in training, or being scored.
+
+Started by `diffrl.training.workers.Crew`, never by a person. It answers its parent's requests until the parent is gone.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Answer the requests that come over the socket `descriptor`; leave with the process `parent`."""
+    # Whoever stops a run may signal all its processes: the parent decides, saves, and closes the socket.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # SIG_IGN would be inherited by compilers that we start
+    os.set_inheritable(descriptor, False)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+    # Only now what takes seconds to import.
+    import torch
+
+    from diffrl.errors import UserError
+    from diffrl.training.workers import Channel
+
+    torch.set_num_threads(1)
+    channel = Channel.of(descriptor)
+    desk = _Desk(channel)
+    try:
+        while True:
+            request = channel.receive()
+            try:
+                reply = desk.answer(request)
+            except UserError as error:
+                channel.send({"event": "error", "text": str(error), "exit_code": error.exit_code})
+            else:
+                channel.send(*reply)
+    except (EOFError, OSError):  # the parent has closed the socket, or is gone
+        desk.close()
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when its parent is gone, also in the middle of a computation."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+class _Desk:
+    """Where requests are answered."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self._reported = 0.0
+        self._trainer: Any = None
+
+    def answer(self, request: Any) -> Any:
+        from diffrl.training import workers
+
+        header, _ = request
+        match header["do"]:
+            case "start":
+                return self._start(header)
+            case _:
+                return workers.answer(self._trainer, request, self._progress)
+
+    def _start(self, header: dict[str, Any]) -> Any:
+        import gymnasium
+        from gymnasium.envs.registration import EnvSpec
+
+        from diffrl.data.transitions import Transitions
+        from diffrl.run import Run
+        from diffrl.trainers import build_stack
+
+        if header["environment"]:
+            spec = EnvSpec.from_json(header["environment"])
+            gymnasium.registry.setdefault(spec.id, spec)
+        run = Run.read(header["run"])
+        agent = run.build_agent("cpu", header["seeds"])
+        transitions = Transitions.mapped(header["rows"], run.observation_size, run.action_size)
+        os.close(header["rows"])
+        self._trainer = build_stack(run, agent, transitions, self._say if header["speaks"] else lambda text: None)
+        return {}, {}
+
+    def _say(self, text: str) -> None:
+        self._channel.send({"event": "message", "text": text})
+
+    def _progress(self, done: int, total: int) -> None:
+        """Ten times a second at most."""
+        if time.monotonic() - self._reported > 0.1:
+            self._channel.send({"event": "progress", "done": done, "total": total})
+            self._reported = time.monotonic()
+
+    def close(self) -> None:
+        if self._trainer is not None:
+            self._trainer.close()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

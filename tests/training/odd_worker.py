@@ -1,0 +1,47 @@
+"""A worker to which something happens, for tests: `python -m tests.training.odd_worker WHAT SOCKET PARENT`."""
+
+import sys
+from typing import Any
+
+from diffrl import worker
+
+
+def diverges() -> None:
+    """Seed 2 meets an infinite reward after 110 steps."""
+    from agents.diffusion_ql import DiffusionQLAgent
+
+    update = DiffusionQLAgent.update
+
+    def poisoned(self, batch, generator):  # type: ignore[no-untyped-def]
+        if 2 in self.seeds and int(self.step) == 110:
+            batch.rewards[list(self.seeds).index(2)] = float("inf")
+        return update(self, batch, generator)
+
+    DiffusionQLAgent.update = poisoned  # type: ignore[method-assign]
+
+
+def refuses() -> None:
+    """Seed 2 cannot be trained, for a reason that the user can mend."""
+    from diffrl.errors import UserError
+
+    fails(UserError("Seed 2 would rather not: try another."))
+
+
+def crashes() -> None:
+    """Seed 2 meets an error of ours."""
+    fails(RuntimeError("an accident in the engine room"))
+
+
+def fails(error: Exception) -> None:
+    def start(self: Any, header: dict[str, Any]) -> Any:
+        if 2 in header["seeds"]:
+            raise error
+        return {}, {}
+
+    worker._Desk._start = start  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    what, descriptor, parent = sys.argv[1:]
+    {"diverges": diverges, "refuses": refuses, "crashes": crashes}[what]()
+    worker.main(int(descriptor), int(parent))

@@ -1,0 +1,331 @@
+"""What a CUDA graph needs of a training step, checked where there is no GPU; and the graphs themselves where there is.
+
+A captured step is a recording of kernels on fixed memory, repeated blindly. `Tape` is that on a CPU: it records the
+operations of one step with the very tensors they worked on, and repeats them with no Python of ours running. A step
+that branches on a counter, keeps a number on the side or puts a state into a new tensor ends elsewhere than eagerly.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+import diffrl
+from agents import AGENTS, AgentConfig, DiffusionQL
+from diffrl.data.transitions import Transitions
+from diffrl.training import checkpoint
+from diffrl.training.stack import StackTrainer
+from tests.training.conftest import AGENT, assert_same_run, final_state, tiny
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+CONFIGS = [AGENTS[name](width=8, layers=1, batch_size=4) for name in sorted(AGENTS)] + [
+    DiffusionQL(width=8, layers=1, batch_size=4, ema_start=3, ema_every=2, critic_layer_norm=True, max_q_backup=True)
+]
+
+
+def trainer(config: AgentConfig, n_seeds: int = 1, device: str = "cpu", capture: bool = False) -> StackTrainer:
+    g = torch.Generator().manual_seed(0)
+    rows = torch.rand(64, 12, generator=g) * 2 - 1
+    agent = config.build(3, 2, tuple(range(n_seeds)), device)
+    generator = torch.Generator(device=device).manual_seed(1)
+    return StackTrainer(agent, Transitions(rows.to(device), 3, 2), config.batch_size, generator, capture=capture)
+
+
+def snapshot(trainer: StackTrainer) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.state().items()}
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def advance(trainer: StackTrainer, steps: int) -> None:
+    while steps:
+        steps -= trainer.advance(steps, lambda: False)
+
+
+class Tape(TorchDispatchMode):
+    """Stands in for `Captured`: a few eager steps, one that is recorded as it is made, then repetitions."""
+
+    WARM_UP = 2
+
+    def __init__(self, step: Callable[[], None]) -> None:
+        super().__init__()
+        self.step = step
+        self.made = 0
+        self.calls: list[tuple[Any, Any, Any, list[Any]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self.calls.append((func, args, kwargs, tree_flatten(result)[0]))
+        return result
+
+    def forget(self) -> None:
+        self.calls = []
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        self.made += 1
+        if self.calls:
+            for func, args, kwargs, outputs in self.calls:
+                for output, again in zip(outputs, tree_flatten(func(*args, **kwargs))[0], strict=True):
+                    if isinstance(output, Tensor) and output.data_ptr() != again.data_ptr():
+                        output.copy_(again)
+            return
+        with torch.enable_grad():
+            if self.made <= self.WARM_UP:
+                self.step()
+            else:
+                with self:
+                    self.step()
+
+
+@pytest.mark.parametrize("n_seeds", [1, 3])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.name}-{config.layers}")
+def test_a_recorded_step_repeated_blindly_is_training(config: AgentConfig, n_seeds: int) -> None:
+    eager, taped = trainer(config, n_seeds), trainer(config, n_seeds)
+    taped._make_step = Tape(taped.step)
+    for each in (eager, taped):
+        advance(each, 12)
+    assert len(taped._make_step.calls) > 20
+    assert_equal(snapshot(eager), snapshot(taped))
+
+
+def test_the_tape_tells_a_step_that_is_not_static(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that puts its counter into a new tensor ends elsewhere when it is repeated blindly."""
+    config = CONFIGS[0]
+    eager, taped = trainer(config), trainer(config)
+    taped._make_step = Tape(taped.step)
+    update = type(eager.learner).update
+
+    def rebinding(self: Any, batch: Any, generator: torch.Generator) -> Any:
+        result = update(self, batch, generator)
+        self.step = self.step + 1
+        return result
+
+    monkeypatch.setattr(type(eager.learner), "update", rebinding)
+    for each in (eager, taped):
+        advance(each, 12)
+    with pytest.raises(AssertionError, match=r"learner\.step"):
+        assert_equal(snapshot(eager), snapshot(taped))
+
+
+def test_a_recording_survives_checkpoints_resets_and_a_seed_that_is_frozen() -> None:
+    """All that happens between steps happens in place: a recording stays valid, or is made anew."""
+    config = CONFIGS[-1]
+    eager, taped = trainer(config, 3), trainer(config, 3)
+    taped._make_step = Tape(taped.step)
+    for each in (eager, taped):
+        advance(each, 5)
+        saved = snapshot(each)
+        advance(each, 4)
+        each.load(saved, 5)
+        advance(each, 3)
+        each.reset()
+        advance(each, 2)
+        each.hold([1], {n.removeprefix("learner."): t for n, t in saved.items() if n.startswith("learner.")})
+        advance(each, 6)
+    assert_equal(snapshot(eager), snapshot(taped))
+    name = "learner.critic.mlp.linears.0.weight"
+    assert torch.equal(eager.state()[name][1], saved[name][1])
+    assert not torch.equal(eager.state()[name][0], saved[name][0])
+
+
+def test_a_seed_that_is_frozen_stays_whatever_becomes_of_it() -> None:
+    """NaN does not leak through the mask, and the other seeds do not notice."""
+    config = AGENTS["bc"](width=8, layers=1, batch_size=4)
+    alone, beside = trainer(config, 3), trainer(config, 3)
+    for each in (alone, beside):
+        advance(each, 3)
+    good = {n.removeprefix("learner."): t for n, t in snapshot(beside).items() if n.startswith("learner.")}
+    with torch.no_grad():
+        beside.learner.state_dict()["actor.linears.0.weight"][1].fill_(float("nan"))
+    beside.hold([1], good)
+    for each in (alone, beside):
+        advance(each, 5)
+    for name, tensor in beside.learner.state_dict().items():
+        if tensor.ndim:
+            assert torch.equal(tensor[1], good[name][1]), name
+            assert torch.equal(tensor[::2], alone.learner.state_dict()[name][::2]), name
+
+
+SYNCHRONISE = {
+    "_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero", "nonzero_numpy", "argwhere",
+    "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount", "repeat_interleave.Tensor",
+}  # fmt: skip
+"""Operations that wait for the device, since they need values on the host."""
+
+
+class Waits(TorchDispatchMode):
+    """Notes operations that would wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).removeprefix("aten.")
+        if name.split(".")[0] in SYNCHRONISE or name in SYNCHRONISE:
+            self.found.append(name)
+        if name.startswith(("index", "_index")):
+            masks = [t for t in tree_flatten(args)[0] if isinstance(t, Tensor) and t.dtype in (torch.bool, torch.uint8)]
+            self.found += [f"{name} by a mask"] * bool(masks and "index_select" not in name)
+        return func(*args, **(kwargs or {}))
+
+
+class HostTensors(TorchFunctionMode):
+    """Notes tensors made of Python numbers or without a device: on a GPU, copies that wait, or tensors out of place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor, torch.from_numpy, torch.asarray):
+            self.found.append(f"{func.__name__} of host data")
+        elif func in _device_constructors() and kwargs.get("device") is None:
+            self.found.append(f"{func.__name__} without a device")
+        elif func in (Tensor.tolist, Tensor.numpy, Tensor.cpu):
+            self.found.append(func.__name__)
+        elif func in (Tensor.__getitem__, Tensor.__setitem__):
+            indices = args[1] if isinstance(args[1], tuple) else (args[1],)
+            self.found += ["an index by a list"] * any(isinstance(index, list) for index in indices)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def watched() -> Iterator[list[str]]:
+    """What a GPU would have to wait for while the block runs."""
+    found: list[str] = []
+    with Waits() as waits, HostTensors() as made:
+        yield found
+    found += waits.found + made.found
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sampler looks at its times on a CPU alone, and nowhere when it is compiled."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: sys._getframe(1).f_code.co_name == "sample")
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("n_seeds", [1, 3])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.name}-{config.layers}")
+def test_a_step_waits_for_no_device_and_keeps_every_state_in_its_place(config: AgentConfig, n_seeds: int) -> None:
+    subject = trainer(config, n_seeds)
+    advance(subject, 1)
+    if n_seeds > 1:
+        subject.hold([1], subject.learner.state_dict())
+    places = {name: tensor.data_ptr() for name, tensor in subject.state().items() if name != "generator"}
+    with watched() as found:
+        for _ in range(3):
+            subject.step()
+    assert not found
+    assert places == {name: tensor.data_ptr() for name, tensor in subject.state().items() if name != "generator"}
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: bool(x.sum() > 0),
+        lambda x: x.max().item(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x * torch.tensor([1.0, 2.0, 3.0]),
+        lambda x: x + torch.ones(3),
+        lambda x: x.unique(),
+        lambda x: x[[0, 2]],
+        lambda x: x.tolist(),
+    ],
+)
+def test_the_watch_sees_what_it_is_for(wait: Callable[[Tensor], Any]) -> None:
+    x = torch.randn(3)
+    with watched() as found:
+        wait(x)
+    assert found
+
+
+def on_gpu(config: AgentConfig, n_seeds: int, steps: int, capture: bool) -> dict[str, Tensor]:
+    subject = trainer(config, n_seeds, "cuda", capture)
+    advance(subject, steps)
+    return snapshot(subject)
+
+
+@needs_gpu
+@pytest.mark.parametrize("n_seeds", [1, 8])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.name}-{config.layers}")
+def test_captured_steps_are_the_eager_ones(config: AgentConfig, n_seeds: int) -> None:
+    """The same kernels on the same numbers: equal, but for reductions whose order a GPU leaves open."""
+    eager, captured = (on_gpu(config, n_seeds, 50, capture) for capture in (False, True))
+    assert torch.equal(eager["generator"], captured["generator"])
+    assert int(captured["learner.step"]) == 50
+    for name in eager:
+        torch.testing.assert_close(captured[name], eager[name], rtol=1e-4, atol=1e-5, msg=lambda text, n=name: n + text)
+
+
+@needs_gpu
+def test_compiled_losses_are_captured_too() -> None:
+    config = CONFIGS[-1]
+    subject = trainer(config, 2, "cuda", capture=True)
+    subject.learner.compile()  # type: ignore[attr-defined]
+    advance(subject, 50)
+    for name, expected in on_gpu(config, 2, 50, capture=False).items():
+        torch.testing.assert_close(subject.state()[name], expected, rtol=1e-2, atol=1e-3)
+
+
+@needs_gpu
+@pytest.mark.usefixtures("own_data")
+def test_a_captured_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "straight", device="cuda")
+    straight = diffrl.train(config, quiet=True)
+    run = diffrl.train(dataclasses.replace(config, out=tmp_path / "halves", steps=100), quiet=True)
+    diffrl.resume(run, steps=200, quiet=True)
+    assert_same_run(straight, run)
+
+
+@needs_gpu
+@pytest.mark.usefixtures("own_data")
+def test_a_seed_is_frozen_under_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poisoned by a tensor's value, as a recording needs it: in the step after the 110th of seed 0."""
+    from agents.diffusion_ql import DiffusionQLAgent
+
+    update = DiffusionQLAgent.update
+
+    def poisoned(self, batch, generator):  # type: ignore[no-untyped-def]
+        batch.rewards[0] += torch.where(self.step == 110, torch.inf, 0.0)
+        return update(self, batch, generator)
+
+    straight = diffrl.train(tiny(tmp_path / "straight", device="cuda"), quiet=True)
+    monkeypatch.setattr(DiffusionQLAgent, "update", poisoned)
+    run = diffrl.train(tiny(tmp_path / "run", AGENT, device="cuda"), quiet=True)
+    name = "learner.actor.mlp.linears.0.weight"
+    held, whole = final_state(run)[name], final_state(straight)[name]
+    assert torch.equal(held[0], checkpoint.load(run, 100).tensors[name][0])
+    torch.testing.assert_close(held[1], whole[1], rtol=1e-4, atol=1e-5)
+    assert checkpoint.load(run, 200).info["frozen"] == [0]
+
+
+@needs_gpu
+def test_memory_does_not_grow_with_steps() -> None:
+    subject = trainer(CONFIGS[-1], 2, "cuda", capture=True)
+    advance(subject, 20)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    advance(subject, 200)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() == before
