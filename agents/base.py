@@ -24,6 +24,8 @@ class Agent(ABC):
 
     compilable: ClassVar[tuple[str, ...]] = ()
     """Methods that are plain functions of tensors and take most of a step's time: what `compile` compiles."""
+    acting: ClassVar[tuple[str, ...]] = ()
+    """The same for `act`: what `compile(acting=True)` compiles besides."""
     value_metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics that estimate returns: the training loop stops a seed whose estimate exceeds any possible return."""
 
@@ -39,13 +41,21 @@ class Agent(ABC):
         self.optimisers: dict[str, Adam] = {}
         self.step = torch.zeros((), dtype=torch.int64, device=self.device)
 
-    def compile(self) -> None:
-        """Compile the losses (`torch.compile`, whole graphs). The first step then takes a while: see `--compile`."""
+    def compile(self, acting: bool = False) -> None:
+        """Compile the losses (`torch.compile`, whole graphs), and with `acting` what `act` consists of.
+
+        Nothing happens before the first call, which then takes a while: see `diffrl.compilation`.
+        """
         # On a CPU the kernels are so short that calling them from C++ instead of Python is worth a fifth of a step.
         options: dict[str, Any] | None = {"cpp_wrapper": True} if self.device.type == "cpu" else None
-        for name in self.compilable:
-            compiled = torch.compile(getattr(self, name), fullgraph=True, dynamic=False, options=options)
-            setattr(self, name, compiled)
+        for name in (*self.compilable, *(self.acting if acting else ())):
+            method = getattr(type(self), name).__get__(self)
+            setattr(self, name, torch.compile(method, fullgraph=True, dynamic=False, options=options))
+
+    def uncompile(self) -> None:
+        """Go back to the plain methods."""
+        for name in (*self.compilable, *self.acting):
+            self.__dict__.pop(name, None)
 
     @abstractmethod
     def update(self, batch: Batch, generator: torch.Generator) -> Metrics:

@@ -46,6 +46,7 @@ class DiffusionBCAgent(Agent):
     """Actions drawn from a diffusion policy that models the data's."""
 
     compilable = ("bc_loss",)
+    acting = ("draw",)
 
     def __init__(
         self, config: DiffusionBC, observation_size: int, action_size: int, seeds: Sequence[int], device: str
@@ -55,9 +56,9 @@ class DiffusionBCAgent(Agent):
         self.networks = {"actor": self.actor}
         self.optimisers = {"actor": Adam(self.actor, config.learning_rate, config.grad_clip)}
 
-    def bc_loss(self, batch: Batch, t: Tensor, eps: Tensor) -> Tensor:
+    def bc_loss(self, batch: Batch, i: Tensor, eps: Tensor) -> Tensor:
         """Denoising score matching on actions: (S,)."""
-        return self.actor.bc_loss(batch.actions, batch.observations, t, eps)
+        return self.actor.bc_loss(batch.actions, batch.observations, i, eps)
 
     def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
         """One step of denoising score matching."""
@@ -69,4 +70,8 @@ class DiffusionBCAgent(Agent):
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """One draw from the policy a state."""
-        return self.actor.sample(observations, self.actor.sampling_noise(observations, generator))
+        return self.draw(observations, self.actor.sampling_noise(observations, generator))
+
+    def draw(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """`act` as a function of its noise."""
+        return self.actor.sample(observations, noise)

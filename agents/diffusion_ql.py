@@ -22,7 +22,7 @@ from agents.config import DiffusionQL
 from agents.critic import TwinCritic
 from agents.diffusion_policy import build_policy
 from diffrl.data.transitions import Batch
-from diffrl.nets import Adam, average_
+from diffrl.nets import Adam, average_, frozen
 
 
 class DiffusionQLAgent(Agent):
@@ -30,6 +30,7 @@ class DiffusionQLAgent(Agent):
 
     value_metrics = ("q",)
     compilable = ("critic_loss", "actor_loss")
+    acting = ("choose",)
 
     def __init__(
         self, config: DiffusionQL, observation_size: int, action_size: int, seeds: Sequence[int], device: str
@@ -48,6 +49,7 @@ class DiffusionQLAgent(Agent):
         ).to(self.device)
         self.ema_actor = deepcopy(self.actor).requires_grad_(False)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
+        self.frozen_critic = frozen(self.critic)
         self.networks = {
             "actor": self.actor,
             "critic": self.critic,
@@ -66,9 +68,8 @@ class DiffusionQLAgent(Agent):
         With max_q_backup, each critic's best of K next actions before the minimum over critics.
         """
         K = self.backup_candidates
-        observations = batch.next_observations.repeat_interleave(K, dim=1)
-        actions = self.ema_actor.sample(observations, noise)
-        q: Tensor = self.target_critic(observations, actions)
+        actions = self.ema_actor.sample(batch.next_observations, noise)
+        q: Tensor = self.target_critic(batch.next_observations.repeat_interleave(K, dim=1), actions)
         q = q.view(self.n_seeds, 2, -1, K).amax(-1).amin(1)
         return batch.rewards + self.config.discount * (1 - batch.terminals) * q
 
@@ -79,13 +80,13 @@ class DiffusionQLAgent(Agent):
         loss = (q - y.unsqueeze(1)).square().mean(-1).sum(1)
         return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
 
-    def actor_loss(self, batch: Batch, t: Tensor, eps: Tensor, noise: Tensor, coin: Tensor) -> tuple[Tensor, Metrics]:
-        """L_d + eta L_q (eq. 3): (S,). t, eps, noise: those of `DiffusionPolicy.bc_loss` and `.sample`.
+    def actor_loss(self, batch: Batch, i: Tensor, eps: Tensor, noise: Tensor, coin: Tensor) -> tuple[Tensor, Metrics]:
+        """L_d + eta L_q (eq. 3): (S,). i, eps, noise: those of `DiffusionPolicy.bc_loss` and `.sample`.
 
         coin: uniform on [0, 1], (S, 1): which critic is climbed and which one scales it.
         """
-        bc_loss = self.actor.bc_loss(batch.actions, batch.observations, t, eps)
-        q = self.critic(batch.observations, self.actor.sample(batch.observations, noise))
+        bc_loss = self.actor.bc_loss(batch.actions, batch.observations, i, eps)
+        q = self.frozen_critic(batch.observations, self.actor.sample(batch.observations, noise))
         heads = coin < 0.5
         q_i, q_j = torch.where(heads, q[:, 0], q[:, 1]), torch.where(heads, q[:, 1], q[:, 0])
         q_loss = -q_i.mean(-1) / q_j.detach().abs().mean(-1)
@@ -98,10 +99,10 @@ class DiffusionQLAgent(Agent):
         critic_loss, critic_metrics = self.critic_loss(batch, target_noise)
         critic_norm = self.optimisers["critic"].step(critic_loss)
 
-        t, eps = self.actor.bc_noise(batch.actions, generator)
+        i, eps = self.actor.bc_noise(batch.actions, generator)
         noise = self.actor.sampling_noise(batch.observations, generator)
         coin = torch.rand((self.n_seeds, 1), generator=generator, device=self.device)
-        actor_loss, actor_metrics = self.actor_loss(batch, t, eps, noise, coin)
+        actor_loss, actor_metrics = self.actor_loss(batch, i, eps, noise, coin)
         actor_norm = self.optimisers["actor"].step(actor_loss)
 
         # A rate of 0 between the updates of the averaged actor, as a tensor: no step branches on a counter.
@@ -113,15 +114,21 @@ class DiffusionQLAgent(Agent):
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw K actions a state from the actor and choose one by a softmax over min_i Q_phi'_i (section 3).
-
-        The draw from softmax(Q / temperature) is the argmax of Q + temperature * Gumbel noise.
-        """
+        """Draw K actions a state from the actor and choose one by a softmax over min_i Q_phi'_i (section 3)."""
         K = self.config.act_candidates
-        repeated = observations.repeat_interleave(K, dim=1)
-        actions = self.actor.sample(repeated, self.actor.sampling_noise(observations, generator, K))
-        q: Tensor = self.target_critic(repeated, actions).amin(1).view(self.n_seeds, -1, K)
-        gumbel = -torch.empty_like(q).exponential_(generator=generator).log()
-        best = (q + self.config.act_temperature * gumbel).argmax(-1)
-        candidates = actions.view(self.n_seeds, -1, K, self.action_size)
-        return candidates.take_along_dim(best[..., None, None], dim=2).squeeze(2)
+        noise = self.actor.sampling_noise(observations, generator, K)
+        shape = (*observations.shape[:-1], K)
+        exponential = torch.empty(shape, device=self.device).exponential_(generator=generator)
+        return self.choose(observations, noise, exponential)
+
+    def choose(self, observations: Tensor, noise: Tensor, exponential: Tensor) -> Tensor:
+        """`act` as a function of its noise: (T + 1, S, B K, A) of the actor, (S, B, K) ~ Exp(1) of the choice.
+
+        The draw from softmax(Q / temperature) is the argmax of Q + temperature * Gumbel noise, which is -log Exp(1).
+        """
+        S, B, K = exponential.shape
+        actions = self.actor.sample(observations, noise)
+        q: Tensor = self.target_critic(observations.repeat_interleave(K, dim=1), actions)
+        q = q.amin(1).view(S, B, K)
+        best = (q - self.config.act_temperature * exponential.log()).argmax(-1)
+        return actions.view(S, B, K, -1).take_along_dim(best[..., None, None], dim=2).squeeze(2)

@@ -70,10 +70,13 @@ class _TrainingObserver(Observer):
         self.task = bar.add_task("Training", total=total, completed=start, note="")
         self.episodes = bar.add_task("Evaluating", total=None, note="", visible=False)
         self.began = self.drawn = self.written = time.monotonic()
+        self.underway = False
 
     def progress(self, step: int) -> None:
         """Drawn ten times a second at most: a step is much shorter."""
         now = time.monotonic()
+        if not self.underway:  # rates are of steps, not of workers starting and losses compiling
+            self.start, self.began, self.underway = step, now, True
         if now - self.drawn > 0.1 or step == self.total:
             self.bar.update(self.task, completed=step)
             self.drawn = now
@@ -83,7 +86,7 @@ class _TrainingObserver(Observer):
         self.bar.update(self.task, note=_short(means))
         now = time.monotonic()
         if not self.quiet and not console.is_terminal and now - self.written > self.interval:
-            rate = (step - self.start) / (now - self.began)
+            rate = max(step - self.start, 1) / (now - self.began)
             left = (self.total - step) / rate / 60
             console.print(f"step {step:,}/{self.total:,}  {rate:.0f} steps/s  {left:.1f} min left  {_short(means)}")
             self.written = now

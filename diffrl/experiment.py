@@ -10,8 +10,8 @@ import gymnasium
 import torch
 
 from agents.base import Agent
+from diffrl import compilation, report
 from diffrl import config as configuration
-from diffrl import report
 from diffrl.config import TrainConfig
 from diffrl.console import console, training_observer
 from diffrl.data.d4rl import digest
@@ -58,7 +58,8 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
             )
         config.out.mkdir(parents=True, exist_ok=True)
     dataset, task, env = _open(config, quiet)
-    config = dataclasses.replace(config, workers=choose_workers(config, device, task))
+    compiled = compilation.wanted(config.compile, config.steps, device)
+    config = dataclasses.replace(config, workers=choose_workers(config, device, task), compile=compiled)
     transitions, preprocessing = _prepare(config, dataset, env, device)
     if env is not None:
         env.close()
@@ -100,7 +101,8 @@ def resume(path: Path | str, *, steps: int | None = None, device: str | None = N
     transitions = _transform(run.config, dataset, run.preprocessing, device)
     del dataset
     workers = choose_workers(run.config, device, run.task, saved)
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, workers=workers))
+    compiled = compilation.wanted(run.config.compile, run.config.steps, device)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, workers=workers, compile=compiled))
     agent = run.build_agent(device)
     run.write_config()
     checkpoint.clean(run.path, saved.step)

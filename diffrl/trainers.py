@@ -1,7 +1,5 @@
 """Where a run's seeds are trained: as one stack in this process, or in groups, each in a worker process."""
 
-import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 
 from agents.base import Agent
 from diffrl import crew
+from diffrl.compilation import ACTING_PAYS_FROM, compile_agent
 from diffrl.config import TrainConfig
 from diffrl.data.transitions import Transitions
 from diffrl.errors import UserError
@@ -109,7 +108,8 @@ def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> S
     """The seeds of `agent` as one stack in this process."""
     config = run.config
     if config.compile:
-        compile_losses(agent, say)
+        acting = config.steps >= ACTING_PAYS_FROM
+        compile_agent(agent, config.agent, transitions, acting=acting, say=say)
     # The list of seeds is the stack's one source of randomness: its batches and noise come from it.
     generator = torch.Generator(device=agent.device).manual_seed(mix(agent.seeds))
     evaluator = None if run.task.env_id is None else Evaluator(run.task.make, agent.n_seeds)
@@ -128,12 +128,3 @@ def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> S
         capture=config.capture,
         on_close=lambda: None if evaluator is None else evaluator.close(),
     )
-
-
-def compile_losses(agent: Agent, say: Say) -> None:
-    """Compile the agent's losses at its first step, where that is possible."""
-    if agent.device.type == "cpu" and not any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "clang++")):
-        say("[yellow]--compile needs a C++ compiler (g++ or clang++), and none is found: going on without.[/]")
-        return
-    say("Compiling the losses: a minute the first time, seconds from then on (--no-compile: without).")
-    agent.compile()

@@ -38,6 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     helping = bool({"-h", "--help"} & set(words))
     if not given and not helping:
         raise UserError("Which data set? Give --dataset ID-or-path, or a configuration: `diffrl train --help`.")
+    words = _flag_values(words)
     config = tyro.cli(
         TrainConfig,
         default=config,
@@ -74,6 +75,19 @@ def _take(words: list[str], flag: str) -> str | None:
             del words[i]
             return word.split("=", 1)[1]
     return None
+
+
+def _flag_values(words: list[str]) -> list[str]:
+    """`--compile` and `--no-compile` as the values of a field that has a third one, None: wherever it pays."""
+    result: list[str] = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--no-compile":
+            result += ["--compile", "False"]
+        elif word == "--compile" and following not in ("True", "False", "None"):
+            result += ["--compile", "True"]
+        else:
+            result.append(word)
+    return result
 
 
 def _base(words: list[str]) -> tuple[TrainConfig, str]:

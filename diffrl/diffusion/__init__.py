@@ -18,7 +18,7 @@ from diffrl.diffusion.loss import (
 )
 from diffrl.diffusion.prediction import Clip, Denoise, Kind, Network, Prediction
 from diffrl.diffusion.process import VE, VP, Process, RectifiedFlow, TrigFlow, discrete_grid, expand
-from diffrl.diffusion.sampler import SOLVERS, Churn, reverse_step, sample
+from diffrl.diffusion.sampler import SOLVERS, Churn, Sampler, reverse_step, sample
 
 __all__ = [
     "SOLVERS",
@@ -33,6 +33,7 @@ __all__ = [
     "Prediction",
     "Process",
     "RectifiedFlow",
+    "Sampler",
     "TrigFlow",
     "Weighting",
     "denoising_loss",

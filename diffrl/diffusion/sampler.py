@@ -129,6 +129,94 @@ SOLVERS = tuple(_SOLVERS)
 """The solvers' names; the calls of the denoiser a step are 1, 1, 2, 3, 1, 2."""
 
 
+class Sampler:
+    """A process, a grid of times and a solver, their scalars computed once, in float64: call it as often as you like.
+
+    times: (T + 1,), decreasing, as `Process.grid` and `discrete_grid` give them; the last may be 0, the first may have
+        alpha = 0 (where the denoiser can bear it). They are read here: leave them on the CPU.
+    solver: one of `SOLVERS`. eta in [0, 1] is for ddim alone; `churn` for every solver but dpmpp2m, without eta.
+
+    Calls look at no tensor's value: they can be compiled as one graph, and captured. Raises ValueError for an unknown
+    solver, eta outside [0, 1] or beside a deterministic solver, times of a wrong shape or not decreasing.
+    """
+
+    def __init__(
+        self, process: Process, times: Tensor, solver: str = "ddim", eta: float = 0.0, churn: Churn | None = None
+    ) -> None:
+        if solver not in _SOLVERS:
+            raise unknown("solver", solver, _SOLVERS)
+        _check_eta(eta)
+        if eta > 0 and solver != "ddim":
+            raise ValueError(f"eta = {eta} needs solver 'ddim': {solver!r} is deterministic")
+        if churn is not None and (eta > 0 or solver == "dpmpp2m"):
+            raise ValueError(
+                "churn goes with a deterministic solver of single steps: not with eta > 0, nor with 'dpmpp2m'"
+            )
+        if times.ndim != 1 or len(times) < 2:
+            raise ValueError(f"times must be a vector of T + 1 >= 2 decreasing values, got shape {tuple(times.shape)}")
+        times = times.detach().to("cpu", torch.float64)
+        if not bool((times[1:] < times[:-1]).all()):
+            raise ValueError("times must decrease strictly, from noise to data")
+        self.n_steps = len(times) - 1
+        self.draws_noise = eta > 0 or churn is not None
+        self._solver = solver
+        self._ends_at_data = float(times[-1]) == 0
+
+        t, r = times[:-1], times[1:]
+        self._lifts: list[list[float]] = []
+        if churn is not None:
+            t, lift, spread = _churn(process, t, churn)
+            self._lifts = _per_step(lift, spread)
+        self._steps = _per_step(t, *_step(process, t, r, eta))
+        self._history = _per_step(_history(process, t, r)) if solver == "dpmpp2m" else []
+        points, weight = _corrections(process, solver, t, r)
+        self._trials = [_per_step(*point) for point in points]
+        self._weights = _per_step(weight)
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        noise: Tensor | None = None,
+        clip: Clip | None = None,
+        return_chain: bool = False,
+    ) -> Tensor:
+        """Carry `x` at times[0] down to times[-1]; see `sample` for the arguments."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        z = _noise(x, self.n_steps, generator, noise).unbind() if self.draws_noise else ()
+
+        def estimate(x: Tensor, t: float, a: float, s: float) -> tuple[Tensor, Tensor]:
+            """(D, e) at (x, t)."""
+            D = denoise(x, x.new_full((), t)).to(x.dtype)
+            D = D if clip is None else D.clamp(*clip)
+            return D, (x - a * D) / s
+
+        chain = [x]
+        D_last: Tensor | None = None
+        for i, (t, a, s, b, c, n) in enumerate(self._steps):
+            if self._lifts:
+                lift, spread = self._lifts[i]
+                x = lift * x + spread * z[i]
+            D, e = estimate(x, t, a, s)
+            x = b * D + c * e
+            if self.draws_noise and not self._lifts:
+                x = x + n * z[i]
+            if self._solver == "dpmpp2m":
+                x = x if D_last is None else x + self._history[i][0] * (D - D_last)
+                D_last = D
+            elif self._trials and not (self._ends_at_data and i == self.n_steps - 1):
+                change = torch.zeros_like(e)
+                for trial in self._trials:
+                    t_j, a_j, s_j, weight_j = trial[i]
+                    x_j = a_j * D + s_j * e + weight_j * change
+                    change = estimate(x_j, t_j, a_j, s_j)[1] - e
+                x = x + self._weights[i][0] * change
+            chain.append(x)
+        return torch.stack(chain) if return_chain else x
+
+
 def sample(
     process: Process,
     denoise: Denoise,
@@ -147,79 +235,17 @@ def sample(
 
     denoise: D(x, t) = E[x_0 | x_t = x], called with `x` in the state's dtype and `t` a scalar tensor.
     x: any shape, a sample at times[0]; differentiable in `x` and in whatever `denoise` holds.
-    times: (T + 1,), decreasing, as `Process.grid` and `discrete_grid` give them; the last may be 0, the first may have
-        alpha = 0 (where `denoise` can bear it). Keep them on x's device: nothing is synchronised then.
-    solver: one of `SOLVERS`. eta in [0, 1] is for ddim alone; `churn` for every solver but dpmpp2m, without eta.
+    times, solver, eta, churn: see `Sampler`, which saves recomputing what depends on these alone, and is what to call
+        under torch.compile.
     generator, noise: what eta > 0 and churn need, one of them: standard normal noise (T, *x.shape), drawn in one call.
         Under torch.compile pass the noise.
     clip: (low, high), to which D is clamped, as Diffusion-QL and DDPM do. e = (x - a D)/s follows the clamped D.
     return_chain: give all states, (T + 1, *x.shape), from `x` to the result.
 
-    Raises ValueError for an unknown solver, eta outside [0, 1] or beside a deterministic solver, noise missing or of a
-    wrong shape, times of a wrong shape or (where looking costs nothing: on the CPU, uncompiled) not decreasing.
+    Raises ValueError as `Sampler` does, and for noise that is missing or of a wrong shape.
     """
-    if solver not in _SOLVERS:
-        raise unknown("solver", solver, _SOLVERS)
-    _check_eta(eta)
-    if eta > 0 and solver != "ddim":
-        raise ValueError(f"eta = {eta} needs solver 'ddim': {solver!r} is deterministic")
-    if churn is not None and (eta > 0 or solver == "dpmpp2m"):
-        raise ValueError("churn goes with a deterministic solver of single steps: not with eta > 0, nor with 'dpmpp2m'")
-    if times.ndim != 1 or len(times) < 2:
-        raise ValueError(f"times must be a vector of T + 1 >= 2 decreasing values, got shape {tuple(times.shape)}")
-    # A tensor's values are looked at only where that neither waits for a device nor breaks a graph.
-    visible = times.device.type == "cpu" and not torch.compiler.is_compiling()
-    if visible and not bool((times[1:] < times[:-1]).all()):
-        raise ValueError("times must decrease strictly, from noise to data")
-    ends_at_data = visible and bool(times[-1] == 0)
-
-    n_steps = len(times) - 1
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    if eta == 0 and churn is None:
-        z: tuple[Tensor, ...] = ()
-    else:
-        z = _noise(x, n_steps, generator, noise).unbind()
-
-    # Every scalar of every step, once: for the whole grid and in float64.
-    t, r = times[:-1].double(), times[1:].double()
-    lifts: list[tuple[Tensor, ...]] = []
-    if churn is not None:
-        t, lift, spread = _churn(process, t, churn)
-        lifts = _per_step(x, lift, spread)
-    steps = _per_step(x, t, *_step(process, t, r, eta))
-    history = _per_step(x, _history(process, t, r)) if solver == "dpmpp2m" else []
-    points, weight = _corrections(process, solver, t, r)
-    trials = [_per_step(x, *point) for point in points]
-    weights = _per_step(x, weight) if trials else []
-
-    def estimate(x: Tensor, t: Tensor, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """(D, e) at (x, t)."""
-        D = denoise(x, t).to(x.dtype)
-        D = D if clip is None else D.clamp(*clip)
-        return D, (x - a * D) / s
-
-    chain = [x]
-    D_last: Tensor | None = None
-    for i, (t_i, a, s, b, c, n) in enumerate(steps):
-        if churn is not None:
-            lift, spread = lifts[i]
-            x = lift * x + spread * z[i]
-        D, e = estimate(x, t_i, a, s)
-        x = b * D + c * e
-        if eta > 0:
-            x = x + n * z[i]
-        if solver == "dpmpp2m":
-            x = x if D_last is None else x + history[i][0] * (D - D_last)
-            D_last = D
-        elif trials and not (ends_at_data and i == n_steps - 1):
-            change = torch.zeros_like(e)
-            for trial in trials:
-                t_j, a_j, s_j, weight_j = trial[i]
-                x_j = a_j * D + s_j * e + weight_j * change
-                change = estimate(x_j, t_j, a_j, s_j)[1] - e
-            x = x + weights[i][0] * change
-        chain.append(x)
-    return torch.stack(chain) if return_chain else x
+    sampler = Sampler(process, times, solver, eta, churn)
+    return sampler(denoise, x, generator, noise=noise, clip=clip, return_chain=return_chain)
 
 
 def _check_eta(eta: float) -> None:
@@ -239,10 +265,10 @@ def _noise(x: Tensor, n_steps: int, generator: torch.Generator | None, noise: Te
     return torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
-def _per_step(x: Tensor, *vectors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Vectors over the grid as one tuple of scalars a step, of x's dtype and on its device."""
-    table = torch.stack(vectors, 1).to(device=x.device, dtype=x.dtype, non_blocking=True)
-    return [row.unbind() for row in table.unbind()]
+def _per_step(*vectors: Tensor) -> list[list[float]]:
+    """Vectors over the grid as one list of numbers a step."""
+    table: list[list[float]] = torch.stack(vectors, 1).tolist()
+    return table
 
 
 def _churn(process: Process, t: Tensor, churn: Churn) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,17 @@
 from diffrl.nets.activation import mish
 from diffrl.nets.mlp import MLP, TimeEmbedding
 from diffrl.nets.optim import Adam, average_, seed_norms
-from diffrl.nets.stacked import StackedLinear, seed_generator
+from diffrl.nets.stacked import StackedLinear, affine, frozen, seed_generator
 
-__all__ = ["MLP", "Adam", "StackedLinear", "TimeEmbedding", "average_", "mish", "seed_generator", "seed_norms"]
+__all__ = [
+    "MLP",
+    "Adam",
+    "StackedLinear",
+    "TimeEmbedding",
+    "affine",
+    "average_",
+    "frozen",
+    "mish",
+    "seed_generator",
+    "seed_norms",
+]

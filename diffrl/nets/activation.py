@@ -12,33 +12,40 @@ def mish(x: Tensor) -> Tensor:
     With e = exp(x) and n = e (e + 2), tanh(log(1 + e)) = n / (n + 2): one exponential instead of ATen's three
     transcendental functions. x is clamped at 20 in the exponential, where the ratio is 1 in float64 too.
     """
-    if torch.compiler.is_compiling():  # the compiler fuses the plain formula and derives its own backward pass
-        e = x.clamp(max=20.0).exp()
-        n = e * (e + 2.0)
-        return x * (n / (n + 2.0))
     if torch.is_grad_enabled() and x.requires_grad:
         result: Tensor = _Mish.apply(x)  # type: ignore[no-untyped-call]
         return result
-    return x * _gate(x)[0]
-
-
-def _gate(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """n / (n + 2), e and n + 2."""
     e = x.clamp(max=20.0).exp_()
+    if torch.compiler.is_compiling():
+        n = e * (e + 2.0)
+        return x * (n / (n + 2.0))
+    # In place, as all that is eager here: a new tensor costs more than the arithmetic on it.
     n = e.add(2.0).mul_(e)
-    m = n.add(2.0)
-    return n.div_(m), e, m
+    return n.div_(torch.add(n, 2.0, out=e)).mul_(x)
 
 
 class _Mish(torch.autograd.Function):
-    """The backward pass needs one saved tensor, the derivative: with g the gate, g + x 4 e (e + 1) / (n + 2)^2."""
+    """The backward pass needs one saved tensor, the derivative n / m + 4 x e (e + 1) / m^2, with m = n + 2."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        gate, e, m = _gate(x)
-        slope = e.add(1.0).mul_(e).div_(m).div_(m)
-        ctx.save_for_backward(torch.addcmul(gate, x, slope, value=4.0))
-        return x * gate
+        e = x.clamp(max=20.0).exp_()
+        if torch.compiler.is_compiling():
+            n = e * (e + 2.0)
+            m = n + 2.0
+            value, derivative = x * (n / m), n / m + 4.0 * x * ((n - e) / m / m)
+            # The compiler would rather keep x and take the exponential again in the backward pass, which costs more
+            # than reading the derivative. What it concatenates it keeps.
+            value, derivative = torch.stack([value, derivative]).unbind()
+        else:
+            n = e.add(2.0).mul_(e)
+            m = n.add(2.0)
+            slope = torch.sub(n, e, out=e).div_(m).div_(m)
+            gate = n.div_(m)
+            derivative = torch.addcmul(gate, x, slope, value=4.0, out=m)
+            value = gate.mul_(x)
+        ctx.save_for_backward(derivative)
+        return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -37,13 +37,25 @@ class MLP(nn.Module):
         self.norms = nn.ModuleList(norms)
         self.activation = activation
 
+    @property
+    def first(self) -> StackedLinear:
+        """The first layer."""
+        layer = self.linears[0]
+        assert isinstance(layer, StackedLinear)
+        return layer
+
     def forward(self, x: Tensor) -> Tensor:
         """x (*stack, B, in) -> (*stack, B, out)."""
-        *hidden, last = self.linears
-        for linear, norm in zip(hidden, self.norms, strict=True):
-            x = self.activation(norm(linear(x)))
-        y: Tensor = last(x)
-        return y
+        return self.after_first(self.first(x))
+
+    def after_first(self, h: Tensor) -> Tensor:
+        """The network from h = x W + b of its first layer on: (*stack, B, width) -> (*stack, B, out).
+
+        For callers who know parts of x beforehand, and so parts of h.
+        """
+        for linear, norm in zip(self.linears[1:], self.norms, strict=True):
+            h = linear(self.activation(norm(h)))
+        return h
 
 
 class TimeEmbedding(nn.Module):

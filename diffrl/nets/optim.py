@@ -31,7 +31,7 @@ class Adam:
         self._adam = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True, capturable=on_gpu)
         for parameter in self.parameters:  # all state exists from the start, so that any checkpoint can be loaded
             self._adam.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device),
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }

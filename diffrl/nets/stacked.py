@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+
+_NARROW = 16
 
 
 def seed_generator(seed: int) -> torch.Generator:
@@ -35,11 +38,49 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (*stack, B, in) -> (*stack, B, out)."""
-        if len(self.stack) == 1:
-            return torch.baddbmm(self.bias, x, self.weight)
-        n = len(self.stack) - 1
-        y = torch.baddbmm(self.bias.flatten(0, n), x.flatten(0, n), self.weight.flatten(0, n))
-        return y.view(*self.stack, *y.shape[1:])
+        return affine(x, self.weight, self.bias)
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x W + b for a stack: x (*stack, B, in), weight (*stack, in, out), bias (*stack, 1 or B, out)
+    -> (*stack, B, out).
+
+    The products are the same however they are taken; what differs is their speed. On a CPU a product with 2 to 15
+    columns takes two to three times as long as one with 16 (and a compiler fuses the bias into what follows).
+    """
+    out = weight.shape[-1]
+    if x.device.type == "cpu":
+        if out == 1:
+            return (x * weight.mT).sum(-1, keepdim=True) + bias
+        if out < _NARROW:
+            weight = torch.nn.functional.pad(weight, (0, _NARROW - out))
+            return _product(x, weight)[..., :out] + bias
+    if torch.compiler.is_compiling():
+        return _product(x, weight) + bias
+    if x.ndim == 3:
+        return torch.baddbmm(bias, x, weight)
+    n = x.ndim - 3
+    y = torch.baddbmm(bias.flatten(0, n), x.flatten(0, n), weight.flatten(0, n))
+    return y.view(*x.shape[:-1], out)
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x W, the leading dimensions as one: `torch.matmul` would expand and copy."""
+    n = x.ndim - 3
+    y = torch.bmm(x.flatten(0, n), weight.flatten(0, n))
+    return y.view(*x.shape[:-1], weight.shape[-1])
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """The same network with the same weights in the same memory, without gradients for them.
+
+    For losses that run through a network they do not train: the compiler computes the gradients of all that asks for
+    one, wanted or not.
+    """
+    twin = deepcopy(module).requires_grad_(False)
+    for ours, theirs in zip(twin.parameters(), module.parameters(), strict=True):
+        ours.data = theirs.data
+    return twin
 
 
 class StackedLayerNorm(nn.Module):

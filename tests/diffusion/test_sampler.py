@@ -17,6 +17,7 @@ from diffrl.diffusion import (
     Prediction,
     Process,
     RectifiedFlow,
+    Sampler,
     TrigFlow,
     discrete_grid,
     reverse_step,
@@ -485,13 +486,15 @@ def test_sampling_is_one_graph(solver: str) -> None:
     eta = 1.0 if solver == "ddim" else 0.0
     D = Prediction("velocity", VP()).denoiser(network, clip=(-1, 1))
 
-    def run(x: Tensor, times: Tensor, noise: Tensor) -> Tensor:
-        return sample(VP(), D, x, times, solver, eta, noise=noise)
+    sampler = Sampler(VP(), times, solver, eta)
+
+    def run(x: Tensor, noise: Tensor) -> Tensor:
+        return sampler(D, x, noise=noise)
 
     x, noise = torch.randn(4, 2), torch.randn(3, 4, 2)
     torch._dynamo.reset()
     compiled = torch.compile(run, fullgraph=True, backend="eager")
-    close(compiled(x, times, noise), run(x, times, noise), atol=1e-6)
+    close(compiled(x, noise), sample(VP(), D, x, times, solver, eta, noise=noise), atol=1e-6)
 
 
 # --- mistakes ------------------------------------------------------------------------------------------------------

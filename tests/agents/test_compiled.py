@@ -1,0 +1,118 @@
+"""Compiled losses are the eager ones: the gradients of a step, twenty steps of training, and acting."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents import DiffusionQL
+from agents.diffusion_ql import DiffusionQLAgent
+from diffrl import compilation
+from diffrl.data.transitions import Transitions
+from tests.agents.test_diffusion_ql import build, make_batch
+
+CONFIG = DiffusionQL(width=16, layers=1, batch_size=8, denoising_steps=2, critic_layer_norm=True, act_candidates=4)
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def losses(agent: DiffusionQLAgent) -> list[list[torch.Tensor]]:
+    """The gradients of both losses at one batch, with the same noise."""
+    g, batch = torch.Generator().manual_seed(3), make_batch()
+    noise = torch.randn(3, 1, 8, 2, generator=g)
+    i, eps = agent.actor.bc_noise(batch.actions, g)
+    critic = agent.critic_loss(batch, noise)[0]
+    actor = agent.actor_loss(batch, i, eps, noise, torch.tensor([[0.3]]))[0]
+    pairs = ((critic, agent.critic), (actor, agent.actor))
+    return [list(torch.autograd.grad(loss.sum(), list(network.parameters()))) for loss, network in pairs]
+
+
+@pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_the_gradients_of_a_compiled_step_are_the_eager_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    """To 1e-5 of their size in float32. Compiling itself trains nothing, and says what it takes."""
+    eager, compiled = build(CONFIG), build(CONFIG)
+    assert compilation.compile_agent(compiled, CONFIG, transitions())
+    assert "about a minute" in capsys.readouterr().err
+    for key, value in eager.state_dict().items():
+        assert torch.equal(compiled.state_dict()[key], value), key
+    for ours, theirs in zip(losses(compiled), losses(eager), strict=True):
+        scale = max(float(gradient.abs().max()) for gradient in theirs)
+        assert scale > 1e-3
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_cache")
+def test_acting_compiles_too_and_what_was_compiled_is_remembered(capsys: pytest.CaptureFixture[str]) -> None:
+    eager, x = build(CONFIG), torch.randn(1, 5, 3)
+    for message in ("about a minute", "compiled here before"):
+        compiled = build(CONFIG)
+        assert compilation.compile_agent(compiled, CONFIG, transitions(), acting=True)
+        assert message in capsys.readouterr().err
+        ours, theirs = (agent.act(x, torch.Generator().manual_seed(0)) for agent in (compiled, eager))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("double")
+def test_twenty_compiled_steps_are_twenty_eager_ones() -> None:
+    """In float64, where rounding is far below 1e-9 even after Adam has amplified it."""
+    states = []
+    for compiled in (False, True):
+        agent, g = build(dataclasses.replace(CONFIG, ema_start=5)), torch.Generator().manual_seed(0)
+        if compiled:
+            agent.compile()
+        for step in range(20):
+            agent.update(make_batch(seed=step), g)
+        states.append(agent.state_dict())
+    assert states[0]["actor.mlp.linears.0.weight"].dtype == torch.float64
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-9, atol=1e-9)
+
+
+def transitions() -> Transitions:
+    return Transitions(torch.rand(50, 2 * 3 + 2 + 4, generator=torch.Generator().manual_seed(0)), 3, 2)
+
+
+def test_without_a_compiler_a_run_goes_on_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compilation.wanted(None, 1_000_000, "cpu")
+    assert not compilation.wanted(None, 100, "cpu")
+    assert compilation.wanted(True, 100, "cpu")
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert not compilation.wanted(None, 1_000_000, "cpu")
+    assert capsys.readouterr().err == ""
+    assert not compilation.wanted(True, 1_000_000, "cpu")
+    assert "C++ compiler" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_failed_compilation_leaves_the_agent_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The compiler is found but fails; the agent is neither changed nor half compiled, and trains."""
+    fake = tmp_path / "g++"
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(fake)))
+    agent, twin = build(CONFIG), build(CONFIG)
+    assert not compilation.compile_agent(agent, CONFIG, transitions())
+    assert "could not be compiled" in capsys.readouterr().err
+    for a in (agent, twin):
+        a.update(make_batch(), torch.Generator().manual_seed(0))
+    for key, value in twin.state_dict().items():
+        assert torch.equal(agent.state_dict()[key], value), key
