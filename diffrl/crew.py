@@ -15,13 +15,6 @@ WORKER = (sys.executable, "-P", "-m", "diffrl.worker")
 """The program of a worker process (-P: what lies in the current folder hides no library)."""
 
 
-def cores() -> int:
-    """The processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def obstacle(task: Task) -> str | None:
     """Why no worker process could serve this task, as half a sentence; None: one could."""
     if os.name != "posix":

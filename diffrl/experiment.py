@@ -19,8 +19,9 @@ from diffrl.data.normalise import normaliser, tune_rewards
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.errors import UserError, nearest
+from diffrl.machine import settle
 from diffrl.preprocessing import Preprocessing, action_scaling
-from diffrl.run import Run, one_thread, resolve_device
+from diffrl.run import Run, resolve_device
 from diffrl.task import Task, find_task
 from diffrl.trainers import build_trainer, choose_workers, group_seeds
 from diffrl.training import checkpoint
@@ -50,7 +51,7 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
         )
     config = dataclasses.replace(config, **overrides)
     device = resolve_device(config.device)
-    one_thread()
+    settle()
     if config.out is not None:
         if (config.out / "run.json").exists():
             raise UserError(
@@ -91,7 +92,7 @@ def resume(path: Path | str, *, steps: int | None = None, device: str | None = N
         console.print(f"[yellow]{complaint}[/]")
     if saved.step >= run.config.steps:
         raise UserError(f"{run.path} has {saved.step} steps already; give a larger --steps to go on.")
-    one_thread()
+    settle()
     dataset = load_dataset(run.config.dataset, rows=run.config.rows, progress=not quiet, action_limit=None)
     if digest(dataset.columns()) != run.fingerprint:
         raise UserError(

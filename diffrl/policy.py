@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from agents.base import Agent, seed_slice
 from diffrl.console import console, work
 from diffrl.errors import UserError
+from diffrl.machine import settle
 from diffrl.preprocessing import Preprocessing
-from diffrl.run import Run, one_thread, resolve_device
+from diffrl.run import Run, resolve_device
 from diffrl.training import checkpoint
 from diffrl.training.logs import Scores
 from diffrl.training.rollout import Evaluator
@@ -123,7 +124,7 @@ def evaluate(
     run = Run.read(path)
     if run.task.env_id is None:
         raise UserError(f"{run.path} was trained without an environment: nothing to evaluate in.")
-    one_thread()
+    settle()
     evaluator = Evaluator(run.task.make, 1)
     result: dict[str, Any] = {}
     known: dict[tuple[int, int], tuple[NDArray[np.float64], list[NDArray[np.float32]]]] = {}

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -121,9 +120,3 @@ def resolve_device(name: str) -> str:
             f"The device {name!r} cannot be used: {str(error).splitlines()[0]}. Try --device cpu."
         ) from error
     return name
-
-
-def one_thread() -> None:
-    """Small matrices: a second thread makes a step slower. `OMP_NUM_THREADS` overrides."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)

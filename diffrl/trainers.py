@@ -15,6 +15,7 @@ from diffrl.compilation import ACTING_PAYS_FROM, compile_agent
 from diffrl.config import TrainConfig
 from diffrl.data.transitions import Transitions
 from diffrl.errors import UserError
+from diffrl.machine import cores
 from diffrl.policy import actor, mix
 from diffrl.run import Run
 from diffrl.task import Task
@@ -49,7 +50,7 @@ def choose_workers(
         wanted = config.workers
     if wanted is None:
         pays = config.steps >= PAYS and obstacle is None
-        return min(len(config.seeds), crew.cores()) if pays else 1
+        return min(len(config.seeds), cores()) if pays else 1
     if wanted > 1 and obstacle is not None:
         raise UserError(f"The run needs {wanted} workers, but {obstacle}. Start it with --workers 1.")
     return min(wanted, len(config.seeds))

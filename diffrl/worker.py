@@ -20,12 +20,12 @@ def main(descriptor: int, parent: int) -> None:
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
 
     # Only now what takes seconds to import.
-    import torch
 
     from diffrl.errors import UserError
+    from diffrl.machine import settle
     from diffrl.training.workers import Channel
 
-    torch.set_num_threads(1)
+    settle()
     channel = Channel.of(descriptor)
     desk = _Desk(channel)
     try:
