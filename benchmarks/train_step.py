@@ -75,7 +75,7 @@ class TrainStep:
 
     @property
     def rounds(self) -> int:
-        """Blocks of each implementation; a multiple of 3, memory being read after a third and at the end."""
+        """Blocks of each implementation; a multiple of 3: memory is compared between the first third and the last."""
         return 3 if self.quick else 6
 
     def block_seconds(self, work: Work) -> float:
@@ -193,7 +193,11 @@ class Measurement:
 
 @dataclass
 class Memory:
-    """What a training process holds, in MiB, after `steps` steps and after three times as many."""
+    """What a training process holds, in MiB, after some `steps` and after three times as many.
+
+    An allocator that gives memory back and takes it again is read at a random moment: `resident` is the highest of the
+    readings on the way to `steps`, `resident_later` that of as many on the way to 3 `steps`.
+    """
 
     agent: str
     task: str
@@ -262,28 +266,24 @@ def _measure_work(
         measurement.first_call[name], measurement.calls[name], measurement.ms[name] = first, calls, []
     progress.update(bar, description=title, advance=1)
     readings: list[list[dict[str, float]]] = []
-    for i in range(1, options.rounds + 1):
+    for _ in range(options.rounds):
         measurement.gflops.append(floor.ask(do="matmul", calls=10))
         for worker in started:
             name = worker.job.implementation
             measurement.ms[name].append(1000 * worker.run(work, measurement.calls[name]))
-        if work.kind == "train" and i in (options.rounds // 3, options.rounds):
+        if work.kind == "train":
             readings.append([worker.ask(do="memory") for worker in started])
         progress.update(bar, advance=1)
     if not readings:
         return []
-    return [
-        Memory(
-            measurement.agent,
-            measurement.task,
-            worker.job.implementation,
-            steps=measurement.calls[worker.job.implementation] * (options.rounds // 3),
-            resident=early["resident"],
-            resident_later=late["resident"],
-            peak=late["peak"],
-        )
-        for worker, early, late in zip(started, *readings, strict=True)
-    ]
+    third = options.rounds // 3
+    memory = []
+    for worker, of_worker in zip(started, zip(*readings, strict=True), strict=True):
+        name, resident = worker.job.implementation, [reading["resident"] for reading in of_worker]
+        early, late, peak = max(resident[:third]), max(resident[-third:]), of_worker[-1]["peak"]
+        steps = measurement.calls[name] * third
+        memory.append(Memory(measurement.agent, measurement.task, name, steps, early, late, peak))
+    return memory
 
 
 def _progress(console: Console) -> Progress:
@@ -414,7 +414,7 @@ def print_memory(results: Results, console: Console) -> None:
     worst = max(results.memory, key=lambda m: m.resident_later - m.resident)
     growth = worst.resident_later - worst.resident
     console.print(
-        f"Memory while training: from N to 3 N steps no process of ours or others grew by more than {growth:.1f} MiB "
+        f"Memory while training: from N steps to 3 N no implementation grew by more than {growth:.1f} MiB "
         f"({IMPLEMENTATIONS[worst.implementation]}, {worst.agent}, {worst.task}: {worst.resident:.0f} MiB after "
         f"{worst.steps} steps, {worst.resident_later:.0f} after {3 * worst.steps}).",
         highlight=False,
