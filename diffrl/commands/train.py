@@ -80,7 +80,7 @@ def _take(words: list[str], flag: str) -> str | None:
 def _flag_values(words: list[str]) -> list[str]:
     """`--compile` and `--no-compile` as the values of a field that has a third one, None: wherever it pays."""
     result: list[str] = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if word == "--no-compile":
             result += ["--compile", "False"]
         elif word == "--compile" and following not in ("True", "False", "None"):

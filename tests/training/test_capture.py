@@ -1,15 +1,16 @@
 """What a CUDA graph needs of a training step, checked where there is no GPU; and the graphs themselves where there is.
 
-A captured step is a recording of kernels on fixed memory, repeated blindly. `Tape` is that on a CPU: it records the
-operations of one step with the very tensors they worked on, and repeats them with no Python of ours running. A step
-that branches on a counter, keeps a number on the side or puts a state into a new tensor ends elsewhere than eagerly.
+A captured step is a recording of kernels on fixed memory, repeated blindly. `Tape` is that on a CPU: the operations of
+one step, repeated with no Python of ours running. A step that branches on a counter, keeps a number on the side or puts
+a state into a new tensor ends elsewhere than eagerly.
 """
 
 import dataclasses
-import sys
+import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,8 +24,9 @@ from torch.utils._pytree import tree_flatten
 import diffrl
 from agents import AGENTS, AgentConfig, DiffusionQL
 from diffrl.data.transitions import Transitions
+from diffrl.errors import UserError
 from diffrl.training import checkpoint
-from diffrl.training.stack import StackTrainer
+from diffrl.training.stack import Captured, StackTrainer
 from tests.training.conftest import AGENT, assert_same_run, final_state, tiny
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -58,15 +60,15 @@ def advance(trainer: StackTrainer, steps: int) -> None:
 
 
 class Tape(TorchDispatchMode):
-    """Stands in for `Captured`: a few eager steps, one that is recorded as it is made, then repetitions."""
+    """A `CUDAGraph` of the CPU: the operations of a step with the very tensors they worked on, to be repeated."""
 
-    WARM_UP = 2
-
-    def __init__(self, step: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.step = step
-        self.made = 0
         self.calls: list[tuple[Any, Any, Any, list[Any]]] = []
+        self.generators: list[torch.Generator] = []
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        self.generators.append(generator)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -74,42 +76,63 @@ class Tape(TorchDispatchMode):
         self.calls.append((func, args, kwargs, tree_flatten(result)[0]))
         return result
 
-    def forget(self) -> None:
-        self.calls = []
-
     @torch.no_grad()
-    def __call__(self) -> None:
-        self.made += 1
-        if self.calls:
-            for func, args, kwargs, outputs in self.calls:
-                for output, again in zip(outputs, tree_flatten(func(*args, **kwargs))[0], strict=True):
-                    if isinstance(output, Tensor) and output.data_ptr() != again.data_ptr():
-                        output.copy_(again)
-            return
-        with torch.enable_grad():
-            if self.made <= self.WARM_UP:
-                self.step()
-            else:
-                with self:
-                    self.step()
+    def replay(self) -> None:
+        for func, args, kwargs, outputs in self.calls:
+            for output, again in zip(outputs, tree_flatten(func(*args, **kwargs))[0], strict=True):
+                if isinstance(output, Tensor) and output.data_ptr() != again.data_ptr():
+                    output.copy_(again)
+
+
+class Taped:
+    """A trainer whose steps are `Captured`, with tapes in the place of graphs. Counts what it records."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, config: AgentConfig, n_seeds: int) -> None:
+        self.trainer = trainer(config, n_seeds)
+        self.recorded = 0
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        for name, stand_in in {
+            "Stream": lambda device: stream,
+            "current_stream": lambda: stream,
+            "stream": lambda stream: nullcontext(),
+            "device": lambda device: nullcontext(),
+            "CUDAGraph": Tape,
+            "graph": self.record,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+        self.trainer._make_step = Captured(self.trainer.step, self.trainer._generator)
+
+    @contextmanager
+    def record(self, tape: Tape, stream: Any) -> Iterator[None]:
+        """A capture executes nothing: what the recorded step did is undone, also to registered generators."""
+        self.recorded += 1
+        live = {name: tensor for name, tensor in self.trainer.state().items() if name != "generator"}
+        before = {name: tensor.clone() for name, tensor in live.items()}
+        states = [generator.get_state() for generator in tape.generators]
+        with tape:
+            yield
+        for name, tensor in live.items():
+            tensor.copy_(before[name])
+        for generator, state in zip(tape.generators, states, strict=True):
+            generator.set_state(state)
 
 
 @pytest.mark.parametrize("n_seeds", [1, 3])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.name}-{config.layers}")
-def test_a_recorded_step_repeated_blindly_is_training(config: AgentConfig, n_seeds: int) -> None:
-    eager, taped = trainer(config, n_seeds), trainer(config, n_seeds)
-    taped._make_step = Tape(taped.step)
-    for each in (eager, taped):
+def test_a_recorded_step_repeated_blindly_is_training(
+    config: AgentConfig, n_seeds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager, taped = trainer(config, n_seeds), Taped(monkeypatch, config, n_seeds)
+    for each in (eager, taped.trainer):
         advance(each, 12)
-    assert len(taped._make_step.calls) > 20
-    assert_equal(snapshot(eager), snapshot(taped))
+    assert taped.recorded == 1
+    assert_equal(snapshot(eager), snapshot(taped.trainer))
 
 
 def test_the_tape_tells_a_step_that_is_not_static(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that puts its counter into a new tensor ends elsewhere when it is repeated blindly."""
     config = CONFIGS[0]
-    eager, taped = trainer(config), trainer(config)
-    taped._make_step = Tape(taped.step)
+    eager, taped = trainer(config), Taped(monkeypatch, config, 1)
     update = type(eager.learner).update
 
     def rebinding(self: Any, batch: Any, generator: torch.Generator) -> Any:
@@ -118,18 +141,17 @@ def test_the_tape_tells_a_step_that_is_not_static(monkeypatch: pytest.MonkeyPatc
         return result
 
     monkeypatch.setattr(type(eager.learner), "update", rebinding)
-    for each in (eager, taped):
+    for each in (eager, taped.trainer):
         advance(each, 12)
     with pytest.raises(AssertionError, match=r"learner\.step"):
-        assert_equal(snapshot(eager), snapshot(taped))
+        assert_equal(snapshot(eager), snapshot(taped.trainer))
 
 
-def test_a_recording_survives_checkpoints_resets_and_a_seed_that_is_frozen() -> None:
-    """All that happens between steps happens in place: a recording stays valid, or is made anew."""
+def test_a_recording_survives_checkpoints_resets_and_a_seed_that_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that happens between steps happens in place: a recording stays valid, and is made anew for a frozen seed."""
     config = CONFIGS[-1]
-    eager, taped = trainer(config, 3), trainer(config, 3)
-    taped._make_step = Tape(taped.step)
-    for each in (eager, taped):
+    eager, taped = trainer(config, 3), Taped(monkeypatch, config, 3)
+    for each in (eager, taped.trainer):
         advance(each, 5)
         saved = snapshot(each)
         advance(each, 4)
@@ -139,10 +161,23 @@ def test_a_recording_survives_checkpoints_resets_and_a_seed_that_is_frozen() -> 
         advance(each, 2)
         each.hold([1], {n.removeprefix("learner."): t for n, t in saved.items() if n.startswith("learner.")})
         advance(each, 6)
-    assert_equal(snapshot(eager), snapshot(taped))
+    assert taped.recorded == 2
+    assert_equal(snapshot(eager), snapshot(taped.trainer))
     name = "learner.critic.mlp.linears.0.weight"
     assert torch.equal(eager.state()[name][1], saved[name][1])
     assert not torch.equal(eager.state()[name][0], saved[name][0])
+
+
+def test_a_step_that_cannot_be_captured_says_how_to_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    taped = Taped(monkeypatch, CONFIGS[0], 1)
+    advance(taped.trainer, 3)
+
+    def waiting() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+
+    monkeypatch.setattr(taped.trainer._make_step, "_step", waiting)
+    with pytest.raises(UserError, match=r"not permitted when stream is capturing.*--no-capture"):
+        advance(taped.trainer, 1)
 
 
 def test_a_seed_that_is_frozen_stays_whatever_becomes_of_it() -> None:
@@ -217,13 +252,6 @@ def watched() -> Iterator[list[str]]:
     found += waits.found + made.found
 
 
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sampler looks at its times on a CPU alone, and nowhere when it is compiled."""
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: sys._getframe(1).f_code.co_name == "sample")
-
-
-@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("n_seeds", [1, 3])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.name}-{config.layers}")
 def test_a_step_waits_for_no_device_and_keeps_every_state_in_its_place(config: AgentConfig, n_seeds: int) -> None:
@@ -320,8 +348,21 @@ def test_a_seed_is_frozen_under_capture(tmp_path: Path, monkeypatch: pytest.Monk
     assert checkpoint.load(run, 200).info["frozen"] == [0]
 
 
+def test_no_step_leaves_a_tensor_behind() -> None:
+    subject = trainer(CONFIGS[-1], 2)
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+
+    advance(subject, 20)
+    before = tensors()
+    advance(subject, 100)
+    assert tensors() == before
+
+
 @needs_gpu
-def test_memory_does_not_grow_with_steps() -> None:
+def test_no_step_leaves_gpu_memory_behind() -> None:
     subject = trainer(CONFIGS[-1], 2, "cuda", capture=True)
     advance(subject, 20)
     torch.cuda.synchronize()

@@ -112,7 +112,7 @@ def test_a_group_is_the_run_of_its_seeds_alone(straight: Path, shared: Path, tmp
 
 
 def test_kill_9_of_the_parent_leaves_no_worker(tmp_path: Path) -> None:
-    process = start(shared_out(tmp_path / "killed", steps=100_000), tmp_path)
+    process = start(shared_out(tmp_path / "killed", steps=100_000, compile=False), tmp_path)
     wait_for(lambda: (tmp_path / "killed" / "metrics.csv").exists(), process)
     workers = workers_of(process.pid)
     process.kill()
