@@ -167,7 +167,10 @@ class Sampler:
         if churn is not None:
             t, lift, spread = _churn(process, t, churn)
             self._lifts = _per_step(lift, spread)
-        self._steps = _per_step(t, *_step(process, t, r, eta))
+        step = _step(process, t, r, eta)
+        self._steps = _per_step(t, *step)
+        # The step without its correction in two numbers: x_r = (b - c a/s) D + (c/s) x + n z.
+        self._direct = _per_step(step.b - step.c * step.a / step.s, step.c / step.s)
         self._history = _per_step(_history(process, t, r)) if solver == "dpmpp2m" else []
         points, weight = _corrections(process, solver, t, r)
         self._trials = [_per_step(*point) for point in points]
@@ -187,31 +190,33 @@ class Sampler:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         z = _noise(x, self.n_steps, generator, noise).unbind() if self.draws_noise else ()
 
-        def estimate(x: Tensor, t: float, a: float, s: float) -> tuple[Tensor, Tensor]:
-            """(D, e) at (x, t)."""
+        def denoised(x: Tensor, t: float) -> Tensor:
+            """D(x, t)."""
             D = denoise(x, x.new_full((), t)).to(x.dtype)
-            D = D if clip is None else D.clamp(*clip)
-            return D, (x - a * D) / s
+            return D if clip is None else D.clamp(*clip)
 
         chain = [x]
         D_last: Tensor | None = None
-        for i, (t, a, s, b, c, n) in enumerate(self._steps):
+        for i, (t, a, s, _, _, n) in enumerate(self._steps):
             if self._lifts:
                 lift, spread = self._lifts[i]
                 x = lift * x + spread * z[i]
-            D, e = estimate(x, t, a, s)
-            x = b * D + c * e
+            D = denoised(x, t)
+            x_t = x
+            on_D, on_x = self._direct[i]
+            x = on_D * D + on_x * x
             if self.draws_noise and not self._lifts:
                 x = x + n * z[i]
             if self._solver == "dpmpp2m":
                 x = x if D_last is None else x + self._history[i][0] * (D - D_last)
                 D_last = D
             elif self._trials and not (self._ends_at_data and i == self.n_steps - 1):
+                e = (x_t - a * D) / s
                 change = torch.zeros_like(e)
                 for trial in self._trials:
                     t_j, a_j, s_j, weight_j = trial[i]
                     x_j = a_j * D + s_j * e + weight_j * change
-                    change = estimate(x_j, t_j, a_j, s_j)[1] - e
+                    change = (x_j - a_j * denoised(x_j, t_j)) / s_j - e
                 x = x + self._weights[i][0] * change
             chain.append(x)
         return torch.stack(chain) if return_chain else x

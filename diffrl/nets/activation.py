@@ -5,13 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_FEW = 4096
+
 
 def mish(x: Tensor) -> Tensor:
     """mish(x) = x tanh(softplus(x)) (Misra 2019, arXiv 1908.08681), elementwise, any shape.
 
     With e = exp(x) and n = e (e + 2), tanh(log(1 + e)) = n / (n + 2): one exponential instead of ATen's three
-    transcendental functions. x is clamped at 20 in the exponential, where the ratio is 1 in float64 too.
+    transcendental functions. x is clamped at 20 in the exponential, where the ratio is 1 in float64 too. ATen's one
+    kernel is used where starting several costs more than the functions: eagerly on a GPU, or on few numbers.
     """
+    if not torch.compiler.is_compiling() and (x.device.type != "cpu" or x.numel() < _FEW):
+        return torch.nn.functional.mish(x)
     if torch.is_grad_enabled() and x.requires_grad:
         result: Tensor = _Mish.apply(x)  # type: ignore[no-untyped-call]
         return result

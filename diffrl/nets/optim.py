@@ -29,6 +29,7 @@ class Adam:
         self.clip = clip
         on_gpu = self.parameters[0].is_cuda
         self._adam = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True, capturable=on_gpu)
+        self._adam._warned_capturable_if_run_uncaptured = True  # the first steps on a GPU are eager, and meant to be
         for parameter in self.parameters:  # all state exists from the start, so that any checkpoint can be loaded
             self._adam.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),

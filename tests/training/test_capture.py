@@ -358,7 +358,7 @@ def test_no_step_leaves_a_tensor_behind() -> None:
     advance(subject, 20)
     before = tensors()
     advance(subject, 100)
-    assert tensors() == before
+    assert tensors() <= before
 
 
 @needs_gpu
