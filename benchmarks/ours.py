@@ -12,6 +12,7 @@ from agents.bc import DiffusionBCAgent
 from agents.config import AgentConfig, DiffusionQL
 from agents.diffusion_ql import DiffusionQLAgent
 from diffrl.data.transitions import Batch, Transitions
+from diffrl.training.stack import StackTrainer
 
 
 class Runner:
@@ -40,6 +41,7 @@ class Runner:
         if compiled:
             for agent in self.by_candidates.values():
                 agent.compile(acting=True)
+        self.trainer = StackTrainer(self.agent, self.transitions, config.batch_size, self.generator)
         if isinstance(self.agent, DiffusionBCAgent | DiffusionQLAgent):
             sampled = self.agent.ema_actor if isinstance(self.agent, DiffusionQLAgent) else self.agent.actor
             self.draw_noise = sampled.sampling_noise
@@ -54,9 +56,9 @@ class Runner:
         return self.transitions.sample(self.config.batch_size, self.agent.n_seeds, self.generator)
 
     def train(self, calls: int) -> None:
-        """Steps, each with the drawing of its batch."""
-        for _ in range(calls):
-            self.agent.update(self.draw_batch(), self.generator)
+        """Steps as `diffrl train` makes them, each with the drawing of its batch; on a GPU, captured."""
+        while calls:
+            calls -= self.trainer.advance(calls, lambda: False)
         self.synchronise()
 
     @torch.no_grad()

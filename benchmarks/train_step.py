@@ -11,7 +11,8 @@ against (the same mathematics each, see tests/benchmarks):
 - `plain`: eager PyTorch as the paper states it and as the original code goes about it (`plain.py`);
 - `jax`: one jitted function a step (`jax_version.py`), where jax is installed (the extra `dev`);
 - `floor`: the step's matrix products, counted, at the best GFLOP/s that a 1024 x 1024 product reached in this very
-  run. Nothing elementwise is in it: a real step cannot reach it.
+  run. Nothing elementwise is in it: a real step cannot reach it. `x floor` is the median over that; `paired` holds
+  every block against the product timed in its own round, which a machine in changing moods asks for, and `--check` too.
 
 How to read it. Times on a CPU are CPU times, which other processes on the machine hardly touch: the median of blocks,
 lowest and highest in brackets. Every implementation lives in a process of its own, pinned to one core, and they take
@@ -186,6 +187,12 @@ class Measurement:
         """How many times as long `slow` takes as `fast`."""
         return statistics.median(s / f for s, f in zip(self.ms[slow], self.ms[fast], strict=True))
 
+    def over_floor(self, implementation: str) -> float:
+        """How many times the floor it takes, each round's floor by the product timed in that round."""
+        return statistics.median(
+            ms * gflops * 1e6 / self.flops for ms, gflops in zip(self.ms[implementation], self.gflops, strict=True)
+        )
+
     def floor_ms(self, peak: float) -> float:
         """The arithmetic alone, at `peak` GFLOP/s."""
         return self.flops / peak / 1e6
@@ -322,7 +329,7 @@ class Target:
             return measurement.ratio("plain", self.implementation)
         if self.against == "jax":
             return measurement.ratio(self.implementation, "jax")
-        return measurement.median(self.implementation) / measurement.floor_ms(results.peak)
+        return measurement.over_floor(self.implementation)
 
     def holds(self, figure: float, bound: float) -> bool:
         """Whether `figure` is on the right side of `bound`."""
@@ -365,7 +372,7 @@ def print_tables(results: Results, options: TrainStep, console: Console) -> None
     for agent in options.agents:
         for task in options.tasks:
             table = Table(title=f"{agent}, {task}", title_justify="left")
-            for heading in ("what", "", "CPU ms", "x floor", "speed-up", "first call", "peak MiB"):
+            for heading in ("what", "", "CPU ms", "x floor", "paired", "speed-up", "first call", "peak MiB"):
                 table.add_column(heading, justify="left" if heading in ("what", "") else "right", no_wrap=True)
             for measurement in results.measurements:
                 if (measurement.agent, measurement.task) == (agent, task):
@@ -401,6 +408,7 @@ def _add_rows(table: Table, measurement: Measurement, peak: float, peaks: dict[t
             IMPLEMENTATIONS[name],
             f"{_short(median)} [dim]({_short(min(ms))}-{_short(max(ms))})[/]",
             f"{median / floor:.2f}" if median < 20 * floor else "[dim]-[/]",  # too little arithmetic to matter
+            f"{measurement.over_floor(name):.2f}" if median < 20 * floor else "[dim]-[/]",
             f"{measurement.ratio('plain', name):.2f}",
             f"{measurement.first_call[name]:.1f} s",
             "" if held is None else f"{held:.0f}",
