@@ -99,7 +99,7 @@ class DiffusionPolicy(nn.Module):
         time_parts, state_part, w_a = self._parts(observations)
         if K > 1:
             state_part = state_part.repeat_interleave(K, dim=1)
-        # DDPM's sampler asks for the denoised action once at each time of the grid, in its order.
+        # The sampler, DDPM's, asks for the denoised action once at each time of the grid, in its order.
         steps = iter(zip(time_parts.unbind(1), self._preconditioning, strict=True))
 
         def denoise(a: Tensor, t: Tensor) -> Tensor:

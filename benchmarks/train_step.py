@@ -71,8 +71,9 @@ class TrainStep:
     """cuda: our seeds side by side instead, by the clock, beside the plain version; no JAX and no floor."""
     core: int | None = None
     """The core to which all processes are pinned; else the last one that is ours."""
-    out: Path = Path("benchmarks/results/train_step.json")
-    """Where every block's time is kept."""
+    out: Path | None = None
+    """Where every block's time is kept; by default benchmarks/results/train_step.json (on a GPU train_step_cuda.json)
+    of a full run, and nowhere of a part or a quick look."""
 
     @property
     def rounds(self) -> int:
@@ -437,9 +438,14 @@ def _short(ms: float) -> str:
 def save(content: dict[str, Any], options: TrainStep, console: Console) -> None:
     """Write the JSON, with the machine and the versions beside the figures."""
     about = {"command": " ".join(["python", "benchmarks/train_step.py", *sys.argv[1:]]), "machine": machine()}
-    with atomic_path(options.out) as temporary:
+    whole = (options.agents, options.tasks, options.quick) == (TrainStep.agents, TrainStep.tasks, False)
+    name = "train_step.json" if options.device == "cpu" else "train_step_cuda.json"
+    out = options.out or (Path(__file__).parent / "results" / name if whole else None)
+    if out is None:
+        return
+    with atomic_path(out) as temporary:
         temporary.write_text(json.dumps(about | content, indent=1, default=str) + "\n")
-    console.print(f"Every block: {options.out}")
+    console.print(f"Every block: {out}")
 
 
 def machine() -> dict[str, str]:

@@ -8,14 +8,18 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
-import platformdirs
 import torch
 from rich.markup import escape
 
+import agents
+import diffrl.diffusion
+import diffrl.nets
 from agents.base import Agent
 from agents.config import AgentConfig
 from diffrl.console import console
 from diffrl.data.transitions import Transitions
+from diffrl.errors import first_line
+from diffrl.machine import compiled_code_folder
 
 PAYS_FROM = 10_000
 """Steps from which compiling pays although nothing is cached: a minute's wait against a third of a step's time."""
@@ -24,11 +28,8 @@ ACTING_PAYS_FROM = 100_000
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: `$TORCHINDUCTOR_CACHE_DIR`, else in the user's cache folder.
-
-    (PyTorch's own choice is below /tmp, which the next reboot clears.)
-    """
-    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or Path(platformdirs.user_cache_dir("diffrl")) / "compiled")
+    """Where compiled kernels are kept: see `diffrl.machine.settle`, which decides it."""
+    return compiled_code_folder()
 
 
 def compiler_found(device: str) -> bool:
@@ -39,16 +40,18 @@ def compiler_found(device: str) -> bool:
 
 
 def wanted(choice: bool | None, steps: int, device: str) -> bool:
-    """Whether a run of `steps` steps is to be compiled: as was said (`choice`), else where it pays and can be done."""
-    if choice is None:
-        return steps >= PAYS_FROM and compiler_found(device)
-    if choice and not compiler_found(device):
+    """Whether a run of `steps` steps is to be compiled: as was said (`choice`), else where it pays.
+
+    Where it should be and cannot, says so.
+    """
+    compiling = steps >= PAYS_FROM if choice is None else choice
+    if compiling and not compiler_found(device):
         console.print(
-            "[yellow]--compile needs a C++ compiler (g++ or clang++; for example `apt install g++`), and none is found:"
-            " going on without.[/]"
+            "[yellow]Compiling the losses needs a C++ compiler (g++ or clang++; for example `apt install g++`), and "
+            "none is found: going on without, which is slower.[/]"
         )
         return False
-    return choice
+    return compiling
 
 
 def compile_agent(
@@ -56,33 +59,34 @@ def compile_agent(
     config: AgentConfig,
     transitions: Transitions,
     *,
-    acting: bool = False,
+    act_rows: int = 0,
     say: Callable[[str], None] = console.print,
 ) -> bool:
     """Compile the agent's losses now, by a step on a batch of `transitions` that is then undone. False if it failed.
 
-    acting: also compile `act`, which happens at the first evaluation. Says beforehand how long it will take, and where
-    it fails, why; the agent then stays as it was, uncompiled.
+    act_rows: also compile `act`, for so many states of each seed at once. Says beforehand how long it will take, and
+    where it fails, why; the agent then stays as it was, uncompiled.
     """
     folder = cache_folder()
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
-    mark = folder / "diffrl" / _fingerprint(agent, config)
+    mark = folder / "diffrl" / _fingerprint(agent, config, act_rows)
     wait = "some ten seconds: it has been compiled here before" if mark.exists() else "about a minute, the first time"
     say(f"Compiling the losses ({wait}; --no-compile: without) ...")
     before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
     generator = torch.Generator(device=agent.device).manual_seed(0)
     start = time.monotonic()
+    torch._dynamo.reset()  # its memory of a method is shared by all agents of a process, and limited to eight variants
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
-        agent.compile(acting)
+        agent.compile(acting=act_rows > 0)
         agent.update(transitions.sample(config.batch_size, agent.n_seeds, generator), generator)
+        if act_rows:
+            agent.act(torch.zeros(agent.n_seeds, act_rows, agent.observation_size, device=agent.device), generator)
         mark.touch()
-    except (RuntimeError, OSError) as error:  # what compilers, linkers, full disks and PyTorch's own checks raise
+    except Exception as error:  # compilers, linkers, full disks and PyTorch's own checks raise what they like
         agent.uncompile()
-        reason = str(error).strip().splitlines() or [""]
         say(
-            f"[yellow]The losses could not be compiled ({type(error).__name__}: {escape(reason[0])}): going on "
-            "uncompiled, which is slower. --no-compile avoids the attempt.[/]"
+            f"[yellow]The losses could not be compiled ({type(error).__name__}: {escape(first_line(error))}): going on "
+            "uncompiled, which is slower.[/]"
         )
         return False
     finally:
@@ -91,8 +95,12 @@ def compile_agent(
     return True
 
 
-def _fingerprint(agent: Agent, config: AgentConfig) -> str:
-    """What the compiled code depends on, as a file name."""
-    facts = [torch.__version__, str(config), str(agent.device), agent.n_seeds]
-    facts += [agent.observation_size, agent.action_size, list(agent.compilable)]
-    return sha256(json.dumps(facts).encode()).hexdigest()[:24]
+def _fingerprint(agent: Agent, config: AgentConfig, act_rows: int) -> str:
+    """What the compiled code depends on, our own sources included, as a file name."""
+    facts = [torch.__version__, str(config), str(agent.device), agent.n_seeds, act_rows]
+    facts += [agent.observation_size, agent.action_size]
+    text = json.dumps(facts).encode()
+    for module in (agents, diffrl.nets, diffrl.diffusion):
+        for path in sorted(Path(str(module.__file__)).parent.glob("*.py")):
+            text += path.read_bytes()
+    return sha256(text).hexdigest()[:24]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
 
 from diffrl.run import Run
 from diffrl.task import Task
@@ -30,7 +31,14 @@ def _environment(env_id: str) -> str | None:
     if spec is None:  # MODULE:ID, which imports the module
         return ""
     own = not isinstance(spec.entry_point, str) or spec.entry_point.startswith("__main__")
-    return None if own or spec.additional_wrappers else spec.to_json()
+    if own or spec.additional_wrappers:
+        return None
+    try:
+        text = spec.to_json()
+        same = bool(EnvSpec.from_json(text).kwargs == spec.kwargs)
+    except (TypeError, ValueError):  # arguments that are arrays, paths, functions
+        return None
+    return text if same else None
 
 
 def start_request(run: Run) -> dict[str, Any]:

@@ -23,3 +23,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if len(options) <= 12:
         return "known: " + ", ".join(options) + "."
     return f"{len(options)} are known, {options[0]!r} among them."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; it may say nothing."""
+    return (str(error).strip().splitlines() or [""])[0]

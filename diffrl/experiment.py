@@ -103,6 +103,8 @@ def resume(path: Path | str, *, steps: int | None = None, device: str | None = N
     del dataset
     workers = choose_workers(run.config, device, run.task, saved)
     compiled = compilation.wanted(run.config.compile, run.config.steps, device)
+    if run.config.compile and not compiled:
+        console.print("The run was compiled and goes on uncompiled: equal to rounding, so not bit for bit.")
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, workers=workers, compile=compiled))
     agent = run.build_agent(device)
     run.write_config()

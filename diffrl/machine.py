@@ -1,8 +1,10 @@
 """What the machine offers a process, and how a process is set up for many small tensors. No torch until it is used."""
 
 import os
+from pathlib import Path
 
 import numpy as np
+import platformdirs
 
 
 def cores() -> int:
@@ -15,13 +17,22 @@ def cores() -> int:
 def settle() -> None:
     """Set this process up for training and acting on a CPU: one thread, and an allocator that keeps its memory.
 
-    The matrices are small: a second thread makes a step slower (`OMP_NUM_THREADS` overrides).
+    The matrices are small: a second thread makes a step slower (`OMP_NUM_THREADS` overrides, but for workers, which
+    share the cores). Compiled code is to be kept in the user's cache folder: PyTorch's own choice is below /tmp, which
+    the next reboot clears.
     """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled_code_folder()))
+
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     settle_allocator()
+
+
+def compiled_code_folder() -> Path:
+    """Where torch.compile keeps what it makes: `$TORCHINDUCTOR_CACHE_DIR`, else in the user's cache folder."""
+    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or Path(platformdirs.user_cache_dir("diffrl")) / "compiled")
 
 
 def settle_allocator() -> None:

@@ -21,11 +21,11 @@ from diffrl.run import Run
 from diffrl.task import Task
 from diffrl.training import checkpoint
 from diffrl.training.loop import Trainer
-from diffrl.training.rollout import Evaluator
+from diffrl.training.rollout import Evaluator, rows_at_once
 from diffrl.training.stack import Progress, StackTrainer
 from diffrl.training.workers import WorkerTrainer
 
-PAYS = 5_000
+WORKERS_PAY_FROM = 5_000
 """Steps from which a run is long enough to pay for starting workers, which takes some seconds."""
 
 Say = Callable[[str], None]
@@ -43,16 +43,16 @@ def choose_workers(
     """
     if torch.device(device).type != "cpu":
         return config.workers
-    obstacle = crew.obstacle(task)
+    obstacle = crew.obstacle(task) if len(config.seeds) > 1 else None
     if saved is not None and saved.info["device"] == "cpu":
         wanted: int | None = len(_saved_sizes(saved, config))
     else:
         wanted = config.workers
     if wanted is None:
-        pays = config.steps >= PAYS and obstacle is None
+        pays = config.steps >= WORKERS_PAY_FROM and obstacle is None
         return min(len(config.seeds), cores()) if pays else 1
     if wanted > 1 and obstacle is not None:
-        raise UserError(f"The run needs {wanted} workers, but {obstacle}. Start it with --workers 1.")
+        raise UserError(f"The run needs {wanted} workers, but {obstacle}. Start it anew with --workers 1.")
     return min(wanted, len(config.seeds))
 
 
@@ -109,8 +109,8 @@ def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> S
     """The seeds of `agent` as one stack in this process."""
     config = run.config
     if config.compile:
-        acting = config.steps >= ACTING_PAYS_FROM
-        compile_agent(agent, config.agent, transitions, acting=acting, say=say)
+        act_rows = rows_at_once(config.eval_episodes, agent.n_seeds) if config.steps >= ACTING_PAYS_FROM else 0
+        compile_agent(agent, config.agent, transitions, act_rows=act_rows, say=say)
     # The list of seeds is the stack's one source of randomness: its batches and noise come from it.
     generator = torch.Generator(device=agent.device).manual_seed(mix(agent.seeds))
     evaluator = None if run.task.env_id is None else Evaluator(run.task.make, agent.n_seeds)

@@ -28,17 +28,17 @@ def main(descriptor: int, parent: int) -> None:
     settle()
     channel = Channel.of(descriptor)
     desk = _Desk(channel)
-    try:
-        while True:
+    while True:
+        try:
             request = channel.receive()
-            try:
-                reply = desk.answer(request)
-            except UserError as error:
-                channel.send({"event": "error", "text": str(error), "exit_code": error.exit_code})
-            else:
-                channel.send(*reply)
-    except (EOFError, OSError):  # the parent has closed the socket, or is gone
-        desk.close()
+        except (EOFError, OSError):  # the parent has closed the socket, or is gone
+            break
+        try:
+            reply = desk.answer(request)
+        except UserError as error:
+            reply = {"event": "error", "text": str(error), "exit_code": error.exit_code}, {}
+        channel.send(*reply)
+    desk.close()
 
 
 def _leave_with(parent: int) -> None:
@@ -81,11 +81,16 @@ class _Desk:
         agent = run.build_agent("cpu", header["seeds"])
         transitions = Transitions.mapped(header["rows"], run.observation_size, run.action_size)
         os.close(header["rows"])
-        self._trainer = build_stack(run, agent, transitions, self._say if header["speaks"] else lambda text: None)
+        self._trainer = build_stack(run, agent, transitions, self._say if header["speaks"] else self._warn)
         return {}, {}
 
     def _say(self, text: str) -> None:
         self._channel.send({"event": "message", "text": text})
+
+    def _warn(self, text: str) -> None:
+        """What every worker says in the same words, one says for all; but a failure is each one's own."""
+        if text.startswith("[yellow]"):
+            self._say(text)
 
     def _progress(self, done: int, total: int) -> None:
         """Ten times a second at most."""

@@ -81,7 +81,7 @@ def _flag_values(words: list[str]) -> list[str]:
     """`--compile` and `--no-compile` as the values of a field that has a third one, None: wherever it pays."""
     result: list[str] = []
     for word, following in zip(words, [*words, ""][1:], strict=True):
-        if word == "--no-compile":
+        if word in ("--no-compile", "--no_compile"):
             result += ["--compile", "False"]
         elif word == "--compile" and following not in ("True", "False", "None"):
             result += ["--compile", "True"]

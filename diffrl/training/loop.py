@@ -74,6 +74,12 @@ class DivergedError(UserError):
     exit_code = 1
 
 
+class WorkerDied(UserError):
+    """A worker process that crashed or was killed."""
+
+    exit_code = 1
+
+
 class Interrupted(UserError):
     """A run that was told to stop and has been saved."""
 
@@ -222,6 +228,8 @@ class Loop:
             )
         try:
             self.trainer.load(tensors, saved.step)
+        except WorkerDied:
+            raise
         except UserError as error:
             raise checkpoint.CheckpointError(
                 f"The checkpoint of step {saved.step} in {self.run} does not fit its config.yaml: {error}."

@@ -13,6 +13,13 @@ from diffrl.errors import UserError
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Observations (S, E, O) as the environment gives them -> actions (S, E, A) as it takes them."""
 
+MAX_ENVIRONMENTS = 400
+
+
+def rows_at_once(episodes: int, n_seeds: int, max_environments: int = MAX_ENVIRONMENTS) -> int:
+    """How many episodes of each seed an evaluation runs side by side."""
+    return max(1, min(episodes, max_environments // n_seeds))
+
 
 @dataclass
 class Evaluator:
@@ -25,7 +32,7 @@ class Evaluator:
 
     make_env: Callable[[], gymnasium.Env[Any, Any]]
     n_seeds: int
-    max_environments: int = 400
+    max_environments: int = MAX_ENVIRONMENTS
     _environments: list[gymnasium.Env[Any, Any]] = field(default_factory=list)
 
     def __call__(
@@ -41,7 +48,7 @@ class Evaluator:
         entropy: what the start states are drawn from, so that an evaluation repeats itself. `on_step` hears how many
         episodes are finished, of how many.
         """
-        turn = max(1, min(episodes, self.max_environments // self.n_seeds))
+        turn = rows_at_once(episodes, self.n_seeds, self.max_environments)
         while len(self._environments) < self.n_seeds * turn:
             self._environments.append(self.make_env())
         returns = np.zeros((self.n_seeds, episodes))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffrl.data.transitions import Batch, Transitions
-from diffrl.errors import UserError
+from diffrl.errors import UserError, first_line
 from diffrl.training.checkpoint import LEARNER, SUM
 
 PULSE = 0.25
@@ -102,8 +102,8 @@ class Captured:
                 self._step()
         except RuntimeError as error:
             raise UserError(
-                f"A training step could not be captured as a CUDA graph: {str(error).splitlines()[0]}. "
-                "Train without: --no-capture."
+                f"A training step could not be captured as a CUDA graph: {first_line(error)}. "
+                "Train without: --no-capture (for a run already begun, `capture: false` in its config.yaml)."
             ) from error
         return graph
 

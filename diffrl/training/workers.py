@@ -25,7 +25,7 @@ from torch import Tensor
 
 from diffrl.errors import UserError
 from diffrl.training.checkpoint import LEARNER, SUM
-from diffrl.training.loop import Trainer
+from diffrl.training.loop import Trainer, WorkerDied
 
 CHUNK = 0.5
 """Seconds of steps that workers are asked for at a time: all of them then stand at the same step."""
@@ -34,12 +34,6 @@ PATIENCE = 5.0
 
 Message = tuple[dict[str, Any], dict[str, Tensor]]
 """What is said (JSON), and the tensors with it."""
-
-
-class WorkerDied(UserError):
-    """A worker that crashed or was killed."""
-
-    exit_code = 1
 
 
 class Channel:
@@ -144,6 +138,7 @@ class Crew:
                     case "error":
                         error = UserError(header["text"])
                         error.exit_code = header["exit_code"]
+                        self.close()  # answers that others still owe would be taken for those to later requests
                         raise error
                     case _:
                         answers[i] = header, tensors
@@ -230,7 +225,7 @@ class WorkerTrainer:
         return n
 
     def sums(self) -> dict[str, Tensor]:
-        """See `Trainer`. A group of frozen seeds alone makes no steps: nan."""
+        """See `Trainer`. A group of frozen seeds alone makes no steps: its sums stand still, or are nan."""
         return self._join({i: tensors for i, (_, tensors) in self._ask("sums").items()})
 
     def reset(self) -> None:

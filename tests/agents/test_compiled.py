@@ -61,7 +61,7 @@ def test_acting_compiles_too_and_what_was_compiled_is_remembered(capsys: pytest.
     eager, x = build(CONFIG), torch.randn(1, 5, 3)
     for message in ("about a minute", "compiled here before"):
         compiled = build(CONFIG)
-        assert compilation.compile_agent(compiled, CONFIG, transitions(), acting=True)
+        assert compilation.compile_agent(compiled, CONFIG, transitions(), act_rows=5)
         assert message in capsys.readouterr().err
         ours, theirs = (agent.act(x, torch.Generator().manual_seed(0)) for agent in (compiled, eager))
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -94,10 +94,11 @@ def test_without_a_compiler_a_run_goes_on_and_says_so(
     assert not compilation.wanted(None, 100, "cpu")
     assert compilation.wanted(True, 100, "cpu")
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert not compilation.wanted(None, 1_000_000, "cpu")
+    assert not compilation.wanted(None, 100, "cpu")
     assert capsys.readouterr().err == ""
-    assert not compilation.wanted(True, 1_000_000, "cpu")
-    assert "C++ compiler" in capsys.readouterr().err
+    for choice in (None, True):
+        assert not compilation.wanted(choice, 1_000_000, "cpu")
+        assert "C++ compiler" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("own_cache")
