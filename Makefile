@@ -6,7 +6,8 @@ export OMP_NUM_THREADS := 1
 
 .PHONY: demo test test-all lint setup clean
 
-demo: $(VENV)/.ready
+# The demo needs no development extras: where nothing is set up yet, it waits for less.
+demo: $(if $(wildcard $(VENV)/.ready),$(VENV)/.ready,$(VENV)/.runs)
 	$(BIN)/python benchmarks/demo.py
 
 test: lint
@@ -22,12 +23,20 @@ lint: $(VENV)/.ready
 
 setup: $(VENV)/.ready
 
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+$(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) ".[dev]"
+	touch $@
+
+$(VENV)/.runs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) .
+	touch $@
+
 # Python 3.11 or later; `make PYTHON=python3.12 test` chooses another than python3.
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("diffrl needs Python 3.11 or later: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
-	touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
