@@ -43,8 +43,7 @@ class TrainConfig:
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto."""
     compile: bool | None = None
-    """Compile the losses: some 1.4 times the speed on a CPU, after about a minute's wait the first time (the result is
-    kept on disk). Needs a C++ compiler. By default from 10,000 steps up; --compile and --no-compile decide it."""
+    """--compile, --no-compile: 1.4 times the speed after a minute's wait, once; by default from 10,000 steps up."""
     workers: int | None = None
     """Processes that share the seeds on a CPU; by default one a core where the run is long enough to pay, else 1."""
     capture: bool = True
