@@ -68,7 +68,10 @@ def make_batch(seed: int) -> Batch:
 class Draws:
     """All that is random in a step of ours, with the axis of seeds."""
 
+    i: Tensor
+    """Steps of the grid of times."""
     t: Tensor
+    """The times themselves."""
     eps: Tensor
     target_noise: Tensor | None = None
     actor_noise: Tensor | None = None
@@ -78,12 +81,14 @@ class Draws:
 def our_draws(agent: Agent, batch: Batch, generator: torch.Generator) -> Draws | None:
     """The draws that `agent.update(batch, generator)` would make, in its order."""
     if isinstance(agent, DiffusionBCAgent):
-        return Draws(*agent.actor.bc_noise(batch.actions, generator))
+        i, eps = agent.actor.bc_noise(batch.actions, generator)
+        return Draws(i, agent.actor.times[i], eps)
     if isinstance(agent, DiffusionQLAgent):
         target_noise = agent.actor.sampling_noise(batch.next_observations, generator)
-        t, eps = agent.actor.bc_noise(batch.actions, generator)
+        i, eps = agent.actor.bc_noise(batch.actions, generator)
         actor_noise = agent.actor.sampling_noise(batch.observations, generator)
-        return Draws(t, eps, target_noise, actor_noise, torch.rand((1, 1), generator=generator))
+        coin = torch.rand((1, 1), generator=generator)
+        return Draws(i, agent.actor.times[i], eps, target_noise, actor_noise, coin)
     return None
 
 
@@ -93,10 +98,10 @@ def our_losses(agent: Agent, batch: Batch, draws: Draws | None) -> dict[str, Ten
         case BCAgent():
             return {"actor": agent.bc_loss(batch)}
         case DiffusionBCAgent():
-            return {"actor": agent.bc_loss(batch, draws.t, draws.eps)}
+            return {"actor": agent.bc_loss(batch, draws.i, draws.eps)}
         case DiffusionQLAgent():
             critic, _ = agent.critic_loss(batch, draws.target_noise)
-            actor, _ = agent.actor_loss(batch, draws.t, draws.eps, draws.actor_noise, draws.coin)
+            actor, _ = agent.actor_loss(batch, draws.i, draws.eps, draws.actor_noise, draws.coin)
             return {"critic": critic, "actor": actor}
     raise TypeError(type(agent))
 

@@ -28,7 +28,7 @@ from diffrl.data.transitions import Transitions
 from diffrl.errors import UserError
 from diffrl.run import Run
 from diffrl.task import Task
-from diffrl.trainers import PAYS, choose_workers, group_seeds
+from diffrl.trainers import WORKERS_PAY_FROM, choose_workers, group_seeds
 from diffrl.training import checkpoint
 from diffrl.training.loop import Interrupted
 from diffrl.training.workers import WorkerDied
@@ -150,7 +150,7 @@ def test_a_run_ends_the_same_whatever_happens_to_its_processes(
     assert len(workers) == 2
     assert not any(map(alive, workers))
 
-    monkeypatch.setattr(crew, "cores", lambda: 7)
+    monkeypatch.setattr("diffrl.trainers.cores", lambda: 7)
     diffrl.resume(run, quiet=True)
     assert_same_run(shared, run)
 
@@ -197,12 +197,12 @@ def test_what_goes_wrong_in_a_worker_is_told_as_if_it_went_wrong_here(
 
 
 def test_workers_are_used_where_they_pay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(crew, "cores", lambda: 4)
+    monkeypatch.setattr("diffrl.trainers.cores", lambda: 4)
     task = Task("maze2d-umaze-v1", {}, None, False)
-    long = TrainConfig("maze2d-umaze-v1", BC(), seeds=(0, 1, 2, 3, 4, 5), steps=PAYS)
+    long = TrainConfig("maze2d-umaze-v1", BC(), seeds=(0, 1, 2, 3, 4, 5), steps=WORKERS_PAY_FROM)
     for fields, workers, sizes in (
         ({}, 4, [2, 2, 1, 1]),
-        ({"steps": PAYS - 1}, 1, [6]),
+        ({"steps": WORKERS_PAY_FROM - 1}, 1, [6]),
         ({"seeds": (3,)}, 1, [1]),
         ({"workers": 3, "steps": 5}, 3, [2, 2, 2]),
         ({"workers": 9}, 6, [1] * 6),
@@ -225,7 +225,7 @@ class OwnEnv(gymnasium.Env):  # type: ignore[type-arg]
 def test_an_environment_of_this_program_alone_keeps_its_seeds_here(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = gymnasium.envs.registration.EnvSpec("Own-v0", entry_point=OwnEnv)
     monkeypatch.setitem(gymnasium.registry, "Own-v0", spec)
-    config = TrainConfig("maze2d-umaze-v1", BC(), seeds=(0, 1), steps=PAYS)
+    config = TrainConfig("maze2d-umaze-v1", BC(), seeds=(0, 1), steps=WORKERS_PAY_FROM)
     task = Task("Own-v0", {}, None, False)
     assert choose_workers(config, "cpu", task) == 1
     with pytest.raises(UserError, match="--workers 1"):
