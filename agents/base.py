@@ -1,7 +1,7 @@
 """What the training loop and the evaluation ask of an agent."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,14 @@ from diffrl.nets import Adam, seed_generator
 
 Metrics = dict[str, Tensor]
 """Quantities to log by name, each (S,), detached, left on the device."""
+
+
+def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """`function` as one compiled graph for tensors of fixed shapes on `device`."""
+    # On a CPU the kernels are so short that calling them from C++ instead of Python is worth a fifth of a step.
+    options: dict[str, Any] | None = {"cpp_wrapper": True} if device.type == "cpu" else None
+    result: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False, options=options)
+    return result
 
 
 class Agent(ABC):
@@ -46,11 +54,9 @@ class Agent(ABC):
 
         Nothing happens before the first call, which then takes a while: see `diffrl.compilation`.
         """
-        # On a CPU the kernels are so short that calling them from C++ instead of Python is worth a fifth of a step.
-        options: dict[str, Any] | None = {"cpp_wrapper": True} if self.device.type == "cpu" else None
         for name in (*self.compilable, *(self.acting if acting else ())):
             method = getattr(type(self), name).__get__(self)
-            setattr(self, name, torch.compile(method, fullgraph=True, dynamic=False, options=options))
+            setattr(self, name, compiled(method, self.device))
 
     def uncompile(self) -> None:
         """Go back to the plain methods."""

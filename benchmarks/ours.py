@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from agents.base import Agent
+from agents.base import compiled as compile_function
 from agents.bc import DiffusionBCAgent
 from agents.config import AgentConfig, DiffusionQL
 from agents.diffusion_ql import DiffusionQLAgent
@@ -47,8 +47,7 @@ class Runner:
             self.draw_noise = sampled.sampling_noise
             self.sample_actions = sampled.sample
             if compiled:  # as `Agent.compile` does; in training this is a part of the compiled critic loss
-                options: dict[str, Any] | None = {"cpp_wrapper": True} if self.device.type == "cpu" else None
-                self.sample_actions = torch.compile(sampled.sample, fullgraph=True, dynamic=False, options=options)
+                self.sample_actions = compile_function(sampled.sample, self.device)
             self.next_observations = self.draw_batch().next_observations.contiguous()
 
     def draw_batch(self) -> Batch:

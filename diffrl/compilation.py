@@ -27,11 +27,6 @@ ACTING_PAYS_FROM = 100_000
 """Steps from which the evaluations on the way are worth a compiled `act` too."""
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: see `diffrl.machine.settle`, which decides it."""
-    return compiled_code_folder()
-
-
 def compiler_found(device: str) -> bool:
     """Whether there is what torch.compile needs: on a CPU, a C++ compiler. (Triton, on a GPU, comes with PyTorch.)"""
     if torch.device(device).type != "cpu":
@@ -67,7 +62,7 @@ def compile_agent(
     act_rows: also compile `act`, for so many states of each seed at once. Says beforehand how long it will take, and
     where it fails, why; the agent then stays as it was, uncompiled.
     """
-    folder = cache_folder()
+    folder = compiled_code_folder()
     mark = folder / "diffrl" / _fingerprint(agent, config, act_rows)
     wait = "some ten seconds: it has been compiled here before" if mark.exists() else "about a minute, the first time"
     say(f"Compiling the losses ({wait}; --no-compile: without) ...")
