@@ -34,6 +34,8 @@ class Agent(ABC):
     """Methods that are plain functions of tensors and take most of a step's time: what `compile` compiles."""
     acting: ClassVar[tuple[str, ...]] = ()
     """The same for `act`: what `compile(acting=True)` compiles besides."""
+    period: int = 1
+    """Steps after which the kinds of a step repeat: 2 where every second step moves the actor too. See `update`."""
     value_metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics that estimate returns: the training loop stops a seed whose estimate exceeds any possible return."""
 
@@ -64,8 +66,12 @@ class Agent(ABC):
             self.__dict__.pop(name, None)
 
     @abstractmethod
-    def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
-        """One training step on a batch (S, B, ...); all noise comes from `generator`."""
+    def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
+        """One training step on a batch (S, B, ...); all noise comes from `generator`.
+
+        phase: the steps made before this one, modulo `period`. A step may branch on it and on nothing else: a compiler
+        and a CUDA graph meet one static step for each phase. Every phase gives the same metrics.
+        """
 
     @abstractmethod
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:

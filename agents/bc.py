@@ -29,7 +29,7 @@ class BCAgent(Agent):
         """E |a - tanh(f(s))|^2, the mean over batch and action dimensions: (S,)."""
         return (torch.tanh(self.actor(batch.observations)) - batch.actions).square().mean((-2, -1))
 
-    def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
+    def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
         """One step of behaviour cloning."""
         loss = self.bc_loss(batch)
         norm = self.optimisers["actor"].step(loss)
@@ -60,7 +60,7 @@ class DiffusionBCAgent(Agent):
         """Denoising score matching on actions: (S,)."""
         return self.actor.bc_loss(batch.actions, batch.observations, i, eps)
 
-    def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
+    def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
         """One step of denoising score matching."""
         loss = self.bc_loss(batch, *self.actor.bc_noise(batch.actions, generator))
         norm = self.optimisers["actor"].step(loss)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from diffrl.errors import UserError, nearest
@@ -18,6 +19,29 @@ if TYPE_CHECKING:
 
 RewardTuning = Literal["no", "normalize", "cql_antmaze", "iql_antmaze"]
 Schedule = Literal["linear", "cosine", "sigmoid", "vp"]
+Solver = Literal["ddim", "dpm1", "dpm2", "dpm3", "dpmpp2m", "heun"]
+
+Rule = tuple[Callable[[float], bool], str]
+"""Whether a number will do, and what to say where it will not."""
+_POSITIVE: Rule = (lambda x: x > 0, "more than 0")
+_NOT_NEGATIVE: Rule = (lambda x: x >= 0, "0 or more")
+_AT_LEAST_ONE: Rule = (lambda x: x >= 1, "at least 1")
+_RATE: Rule = (lambda x: 0 < x <= 1, "in (0, 1]")
+_SHARE: Rule = (lambda x: 0 <= x < 1, "in [0, 1)")
+_RULES: dict[str, Rule] = {
+    "learning_rate": _POSITIVE,
+    "actor_lr": _POSITIVE,
+    "critic_lr": _POSITIVE,
+    "discount": _SHARE,
+    "dropout": _SHARE,
+    "expectile": (lambda x: 0 < x < 1, "in (0, 1)"),
+    "target_rate": _RATE,
+    "ema_rate": _RATE,
+    "sigma_min": _POSITIVE,
+    "sigma_max": _POSITIVE,
+}
+"""What the fields of a name must hold. Other floats are 0 or more, other whole numbers at least 1."""
+_MAY_BE_ZERO = ("ema_start", "lr_decay_steps")
 
 
 @dataclass(frozen=True)
@@ -26,6 +50,8 @@ class AgentConfig:
 
     name: ClassVar[str]
     """The name on the command line, `--agent NAME`."""
+    implementation: ClassVar[str]
+    """The agent's class, as MODULE:CLASS, imported when it is built."""
 
     batch_size: int = 256
     """Transitions a step."""
@@ -41,19 +67,15 @@ class AgentConfig:
     """Discount factor of returns."""
 
     def __post_init__(self) -> None:
-        self._check("discount", 0 <= self.discount < 1, "in [0, 1)")
         for field in dataclasses.fields(self):
             name, value = field.name, getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
             if isinstance(value, float):
                 self._check(name, math.isfinite(value), "a finite number")
-            if name.endswith(("learning_rate", "_lr")):
-                self._check(name, value > 0, "more than 0")
-            elif name in ("target_rate", "ema_rate"):
-                self._check(name, 0 < value <= 1, "in (0, 1]")
-            elif name in ("grad_clip", "q_weight", "act_temperature", "ema_start"):
-                self._check(name, value >= 0, "0 or more")
-            elif isinstance(value, int) and not isinstance(value, bool):  # sizes, counts, intervals
-                self._check(name, value >= 1, "at least 1")
+            otherwise = _NOT_NEGATIVE if isinstance(value, float) or name in _MAY_BE_ZERO else _AT_LEAST_ONE
+            good, expected = _RULES.get(name, otherwise)
+            self._check(name, good(value), expected)
 
     def _check(self, field: str, good: bool, expected: str) -> None:
         if not good:
@@ -61,7 +83,9 @@ class AgentConfig:
 
     def build(self, observation_size: int, action_size: int, seeds: Sequence[int], device: str = "cpu") -> Agent:
         """The agent, its networks initialised seed by seed."""
-        raise NotImplementedError
+        module, _, name = self.implementation.partition(":")
+        agent: Agent = getattr(import_module(module), name)(self, observation_size, action_size, seeds, device)
+        return agent
 
 
 @dataclass(frozen=True)
@@ -69,15 +93,10 @@ class BC(AgentConfig):
     """Behaviour cloning: a deterministic MLP fitted to the data's actions by least squares."""
 
     name: ClassVar[str] = "bc"
+    implementation: ClassVar[str] = "agents.bc:BCAgent"
 
     learning_rate: float = 3e-4
     """Adam's learning rate."""
-
-    def build(self, observation_size: int, action_size: int, seeds: Sequence[int], device: str = "cpu") -> Agent:
-        """See `AgentConfig.build`."""
-        from agents.bc import BCAgent
-
-        return BCAgent(self, observation_size, action_size, seeds, device)
 
 
 @dataclass(frozen=True)
@@ -85,6 +104,7 @@ class DiffusionBC(AgentConfig):
     """Behaviour cloning with a diffusion policy: Diffusion-QL's actor without its Q term."""
 
     name: ClassVar[str] = "diffusion_bc"
+    implementation: ClassVar[str] = "agents.bc:DiffusionBCAgent"
 
     learning_rate: float = 3e-4
     """Adam's learning rate."""
@@ -95,18 +115,126 @@ class DiffusionBC(AgentConfig):
     schedule: Schedule = "vp"
     """Noise schedule of the diffusion policy."""
 
-    def build(self, observation_size: int, action_size: int, seeds: Sequence[int], device: str = "cpu") -> Agent:
-        """See `AgentConfig.build`."""
-        from agents.bc import DiffusionBCAgent
 
-        return DiffusionBCAgent(self, observation_size, action_size, seeds, device)
+@dataclass(frozen=True)
+class TD3BC(AgentConfig):
+    """TD3+BC (Fujimoto & Gu 2021, arXiv 2106.06860): a deterministic actor, Q + behaviour cloning. As CORL runs it."""
+
+    name: ClassVar[str] = "td3_bc"
+    implementation: ClassVar[str] = "agents.td3_bc:TD3BCAgent"
+
+    layers: int = 2
+    """Number of hidden layers."""
+    normalise_observations: bool = True
+    """Standardise the observations by the data's mean and deviation."""
+    alpha: float = 2.5
+    """Weight of the Q term, normalised by the mean |Q|, beside the behaviour-cloning term."""
+    policy_noise: float = 0.2
+    """Deviation of the noise on the target's actions, in units of the action range's half."""
+    noise_clip: float = 0.5
+    """Largest noise on the target's actions."""
+    policy_delay: int = 2
+    """Steps of the critics for each step of the actor and of the target networks."""
+    target_rate: float = 0.005
+    """tau: how far the target networks move each time."""
+    actor_lr: float = 3e-4
+    """Adam's learning rate of the actor."""
+    critic_lr: float = 3e-4
+    """Adam's learning rate of the critics."""
+    critic_layer_norm: bool = False
+    """Layer normalisation in the critics. Not the paper's."""
 
 
 @dataclass(frozen=True)
-class DiffusionQL(AgentConfig):
-    """Diffusion-QL (Wang, Hunt & Zhou 2023, arXiv 2208.06193): a diffusion policy, behaviour cloning + Q."""
+class ExpectileConfig(AgentConfig):
+    """What agents with IQL's critics share: values by expectile regression, no action outside the data."""
 
-    name: ClassVar[str] = "diffusion_ql"
+    expectile: float = 0.7
+    """Which expectile of Q over the data's actions the state's value is; 0.9 on AntMaze."""
+    target_rate: float = 0.005
+    """tau: how far the target critics move to the critics each step."""
+    actor_lr: float = 3e-4
+    """Adam's learning rate of the actor."""
+    critic_lr: float = 3e-4
+    """Adam's learning rate of critics and value function."""
+    critic_layer_norm: bool = False
+    """Layer normalisation in critics and value function. Not the paper's."""
+
+
+@dataclass(frozen=True)
+class IQL(ExpectileConfig):
+    """IQL (Kostrikov et al. 2021, arXiv 2110.06169): cloning weighted by advantages. As CORL runs it."""
+
+    name: ClassVar[str] = "iql"
+    implementation: ClassVar[str] = "agents.iql:IQLAgent"
+
+    layers: int = 2
+    """Number of hidden layers."""
+    normalise_observations: bool = True
+    """Standardise the observations by the data's mean and deviation."""
+    beta: float = 3.0
+    """Inverse temperature of the advantage weights; 10 on AntMaze."""
+    max_weight: float = 100.0
+    """Largest advantage weight."""
+    deterministic: bool = False
+    """A deterministic actor (least squares) instead of a Gaussian one (log-likelihood)."""
+    lr_decay_steps: int = 1_000_000
+    """Steps over which the actor's learning rate falls to 0 along a cosine, however long the run is; 0: it stays."""
+
+
+@dataclass(frozen=True)
+class IDQL(ExpectileConfig):
+    """IDQL (Hansen-Estruch et al. 2023, arXiv 2304.10573): a diffusion policy clones, IQL's critics pick its best."""
+
+    name: ClassVar[str] = "idql"
+    implementation: ClassVar[str] = "agents.idql:IDQLAgent"
+
+    layers: int = 2
+    """Number of hidden layers of critics and value function."""
+    blocks: int = 3
+    """Residual blocks of the policy's network."""
+    dropout: float = 0.1
+    """Share of a block's inputs left out in training."""
+    grad_clip: float = 0.0
+    """Largest gradient norm; 0: no clipping."""
+    denoising_steps: int = 5
+    """T, the steps of the diffusion policy."""
+    schedule: Schedule = "vp"
+    """Noise schedule of the diffusion policy."""
+    ema_rate: float = 0.001
+    """How far the averaged policy, which acts, moves to the policy each step."""
+    act_candidates: int = 64
+    """Actions drawn when acting, from which the critics choose one; the paper's sets have 16 to 256."""
+    act_temperature: float = 0.0
+    """Temperature of the softmax over Q that chooses it; 0: the best."""
+
+
+@dataclass(frozen=True)
+class QGuidance(ExpectileConfig):
+    """A diffusion policy clones, and is guided by Q as it denoises: QGPO's sampling (Lu et al. 2023, arXiv 2304.12824).
+
+    The policy drawn from is mu(a | s) exp(guidance_scale Q(s, a)). QGPO learns an energy network for every noise level
+    by contrast; here the energy at a noisy action is Q of the denoised one, and the critics are IQL's.
+    """
+
+    name: ClassVar[str] = "q_guidance"
+    implementation: ClassVar[str] = "agents.q_guidance:QGuidanceAgent"
+
+    grad_clip: float = 9.0
+    """Largest gradient norm; 0: no clipping."""
+    sampling_steps: int = 15
+    """Steps of the solver when acting."""
+    solver: Solver = "dpmpp2m"
+    """Solver when acting."""
+    guidance_scale: float = 3.0
+    """Weight of Q beside the log-likelihood of the data's policy: the paper's scale times beta; 0: cloning alone."""
+    ema_rate: float = 0.005
+    """How far the averaged policy, which acts, moves to the policy each step."""
+
+
+@dataclass(frozen=True)
+class QWeightedConfig(AgentConfig):
+    """What Diffusion-QL and its relatives share: a generative actor on behaviour cloning + Q, twin critics."""
 
     q_weight: float = 1.0
     """Weight of the Q term beside the behaviour-cloning loss: the paper's eta, set per task."""
@@ -124,10 +252,6 @@ class DiffusionQL(AgentConfig):
     """Largest gradient norm of actor and critics, set per task; 0: no clipping."""
     critic_layer_norm: bool = False
     """Layer normalisation in the critics: bounds what they claim of states the data lack. Not the paper's."""
-    denoising_steps: int = 5
-    """T, the steps of the diffusion policy."""
-    schedule: Schedule = "vp"
-    """Noise schedule of the diffusion policy."""
     ema_rate: float = 0.005
     """How far the averaged actor, which gives the target's actions, moves to the actor at an update."""
     ema_every: int = 5
@@ -139,14 +263,91 @@ class DiffusionQL(AgentConfig):
     act_temperature: float = 1.0
     """Temperature of the softmax over Q that chooses it; 0: the best."""
 
-    def build(self, observation_size: int, action_size: int, seeds: Sequence[int], device: str = "cpu") -> Agent:
-        """See `AgentConfig.build`."""
-        from agents.diffusion_ql import DiffusionQLAgent
 
-        return DiffusionQLAgent(self, observation_size, action_size, seeds, device)
+@dataclass(frozen=True)
+class DiffusionQL(QWeightedConfig):
+    """Diffusion-QL (Wang, Hunt & Zhou 2023, arXiv 2208.06193): a diffusion policy, behaviour cloning + Q."""
+
+    name: ClassVar[str] = "diffusion_ql"
+    implementation: ClassVar[str] = "agents.diffusion_ql:DiffusionQLAgent"
+
+    denoising_steps: int = 5
+    """T, the steps of the diffusion policy."""
+    schedule: Schedule = "vp"
+    """Noise schedule of the diffusion policy."""
 
 
-AGENTS: dict[str, type[AgentConfig]] = {config.name: config for config in (BC, DiffusionBC, DiffusionQL)}
+@dataclass(frozen=True)
+class EDP(QWeightedConfig):
+    """EDP (Kang et al. 2023, arXiv 2305.20081): Diffusion-QL with the action guessed in one step from a noised one."""
+
+    name: ClassVar[str] = "edp"
+    implementation: ClassVar[str] = "agents.edp:EDPAgent"
+
+    schedule: Schedule = "linear"
+    """Noise schedule of training, of 1,000 steps."""
+    sampling_steps: int = 15
+    """Steps of the solver, in acting and for the target's actions."""
+    solver: Solver = "dpmpp2m"
+    """Solver, in acting and for the target's actions."""
+
+
+@dataclass(frozen=True)
+class ConsistencyAC(QWeightedConfig):
+    """Consistency-AC (Ding & Jin 2024, arXiv 2309.16984): Diffusion-QL with a consistency policy of T steps."""
+
+    name: ClassVar[str] = "consistency_ac"
+    implementation: ClassVar[str] = "agents.consistency_ac:ConsistencyACAgent"
+
+    denoising_steps: int = 2
+    """T, the steps of the consistency policy."""
+    form: Literal["published", "edm"] = "published"
+    """The consistency function: the published code's (boundary at sigma_min, no input scaling), or EDM's, at 0."""
+    q_norm: bool = False
+    """Divide the critics' targets by their deviation over the batch, as the published settings of some tasks do."""
+    sigma_min: float = 0.002
+    """Smallest noise level."""
+    sigma_max: float = 80.0
+    """Largest noise level."""
+    boundaries_start: int = 2
+    """Noise levels at the first step of training ..."""
+    boundaries_end: int = 150
+    """... and from step `boundaries_steps` on."""
+    boundaries_steps: int = 50_000
+    """Steps over which their number grows (the published code starts over every 1,000 steps)."""
+
+
+@dataclass(frozen=True)
+class FQL(AgentConfig):
+    """FQL (Park, Li & Levine 2025, arXiv 2502.02538): a flow clones, its one-step distillate climbs Q."""
+
+    name: ClassVar[str] = "fql"
+    implementation: ClassVar[str] = "agents.fql:FQLAgent"
+
+    width: int = 512
+    """Width of the hidden layers."""
+    layers: int = 4
+    """Number of hidden layers."""
+    alpha: float = 10.0
+    """Weight of the distillation beside Q, set per task."""
+    normalise_q: bool = False
+    """Divide the Q term by the mean |Q|, so that alpha means the same on every scale of rewards."""
+    flow_steps: int = 10
+    """Euler steps of the flow."""
+    target_rate: float = 0.005
+    """tau: how far the target critics move to the critics each step."""
+    learning_rate: float = 3e-4
+    """Adam's learning rate of flow, policy and critics."""
+    critic_layer_norm: bool = True
+    """Layer normalisation in the critics."""
+    pessimistic: bool = False
+    """Bootstrap from the smaller of the two critics instead of their mean."""
+
+
+AGENTS: dict[str, type[AgentConfig]] = {
+    config.name: config
+    for config in (BC, DiffusionBC, TD3BC, IQL, DiffusionQL, EDP, ConsistencyAC, IDQL, QGuidance, FQL)
+}
 """Every algorithm by its name."""
 
 

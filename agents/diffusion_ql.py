@@ -93,7 +93,7 @@ class DiffusionQLAgent(Agent):
         loss = bc_loss + self.config.q_weight * q_loss
         return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
 
-    def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
+    def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
         """One step of the critics, one of the actor, then the averages."""
         target_noise = self.actor.sampling_noise(batch.next_observations, generator, self.backup_candidates)
         critic_loss, critic_metrics = self.critic_loss(batch, target_noise)

@@ -73,7 +73,8 @@ def compile_agent(
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
         agent.compile(acting=act_rows > 0)
-        agent.update(transitions.sample(config.batch_size, agent.n_seeds, generator), generator)
+        for phase in range(agent.period):
+            agent.update(transitions.sample(config.batch_size, agent.n_seeds, generator), generator, phase)
         if act_rows:
             agent.act(torch.zeros(agent.n_seeds, act_rows, agent.observation_size, device=agent.device), generator)
         mark.touch()

@@ -1,5 +1,6 @@
 """Adam with the gradient norm clipped seed by seed, and moving averages of weights."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,14 +22,19 @@ class Adam:
 
     The gradient norm of each seed is clipped to `clip` (0: never). Gradients are taken with respect to these
     parameters alone, so that a loss may run through other networks without a gradient for their weights.
+    decay_steps: the learning rate falls to 0 along half a cosine over so many steps (Loshchilov & Hutter 2017,
+    arXiv 1608.03983, without restarts), by the optimiser's own counter, and stays there; 0: it does not change.
     """
 
-    def __init__(self, module: nn.Module, learning_rate: float, clip: float = 0.0) -> None:
+    def __init__(self, module: nn.Module, learning_rate: float, clip: float = 0.0, decay_steps: int = 0) -> None:
         self.names = [name for name, _ in module.named_parameters()]
         self.parameters = list(module.parameters())
         self.clip = clip
         on_gpu = self.parameters[0].is_cuda
-        self._adam = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True, capturable=on_gpu)
+        self.learning_rate, self.decay_steps = learning_rate, decay_steps
+        # One that changes is a tensor, so that a captured step reads what it is now.
+        self._rate = torch.tensor(learning_rate, device=self.parameters[0].device) if decay_steps else learning_rate
+        self._adam = torch.optim.Adam(self.parameters, lr=self._rate, fused=True, capturable=on_gpu)
         self._adam._warned_capturable_if_run_uncaptured = True  # the first steps on a GPU are eager, and meant to be
         for parameter in self.parameters:  # all state exists from the start, so that any checkpoint can be loaded
             self._adam.state[parameter] = {
@@ -48,6 +54,10 @@ class Adam:
                     torch._foreach_mul_(gradients, factor.view(()))
                 else:
                     gradients = tuple(g * factor.view(-1, *[1] * (g.ndim - 1)) for g in gradients)
+        if isinstance(self._rate, Tensor):
+            made = self._adam.state[self.parameters[0]]["step"]
+            share = (made / self.decay_steps).clamp(max=1.0)
+            self._rate.copy_(self.learning_rate * (1 + torch.cos(math.pi * share)) / 2)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         self._adam.step()

@@ -27,9 +27,13 @@ class Learner(Protocol):
 
     n_seeds: int
     seeds: tuple[int, ...]
+    period: int
 
-    def update(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step; metrics (S,) on the device. Waits for no device, branches on no tensor, rebinds no state."""
+    def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> dict[str, Tensor]:
+        """One step; metrics (S,) on the device. Waits for no device, branches on no tensor, rebinds no state.
+
+        phase: the number of steps before it modulo `period`, the one thing that a step may branch on.
+        """
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors that training changes, themselves and not copies; counters () or the seeds axis first."""
@@ -41,8 +45,8 @@ class Learner(Protocol):
 class Step(Protocol):
     """Something that makes a training step when called."""
 
-    def __call__(self) -> None:
-        """Make one step."""
+    def __call__(self, phase: int) -> None:
+        """Make one step of this phase."""
 
     def forget(self) -> None:
         """Another kind of step is to be made from now on."""
@@ -51,19 +55,19 @@ class Step(Protocol):
 class Eager:
     """Runs the step as it is written."""
 
-    def __init__(self, step: Callable[[], None]) -> None:
+    def __init__(self, step: Callable[[int], None]) -> None:
         self._step = step
 
-    def __call__(self) -> None:
+    def __call__(self, phase: int) -> None:
         """Make one step."""
-        self._step()
+        self._step(phase)
 
     def forget(self) -> None:
         """Nothing is remembered."""
 
 
 class Captured:
-    """Runs the step on a GPU as one CUDA graph: hundreds of small kernels started by one call.
+    """Runs the step on a GPU as one CUDA graph (one for each phase): hundreds of small kernels started by one call.
 
     The first steps are made eagerly, on a side stream: memory is taken, libraries are initialised and compiled
     functions compiled, none of which can happen in a capture. They are steps of the training like any other, and a
@@ -72,34 +76,35 @@ class Captured:
 
     WARM_UP = 3
 
-    def __init__(self, step: Callable[[], None], generator: torch.Generator) -> None:
+    def __init__(self, step: Callable[[int], None], generator: torch.Generator, period: int = 1) -> None:
         self._step = step
         self._generator = generator
+        self._warm_up = max(self.WARM_UP, period)
         self._stream = torch.cuda.Stream(generator.device)  # type: ignore[no-untyped-call]
         self._eager_steps = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    def __call__(self) -> None:
+    def __call__(self, phase: int) -> None:
         """Make one step: eagerly at first, then by replay."""
         with torch.cuda.device(self._generator.device):
-            if self._eager_steps < self.WARM_UP:
+            if self._eager_steps < self._warm_up:
                 self._eager_steps += 1
                 self._stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(self._stream):
-                    self._step()
+                    self._step(phase)
                 torch.cuda.current_stream().wait_stream(self._stream)
                 return
-            if self._graph is None:
-                self._graph = self._capture()
-            self._graph.replay()
+            if phase not in self._graphs:
+                self._graphs[phase] = self._capture(phase)
+            self._graphs[phase].replay()
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
+    def _capture(self, phase: int) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         # The graph advances this generator at every replay, so that its state can be saved and restored between them.
         graph.register_generator_state(self._generator)
         try:
             with torch.cuda.graph(graph, stream=self._stream):
-                self._step()
+                self._step(phase)
         except RuntimeError as error:
             raise UserError(
                 f"A training step could not be captured as a CUDA graph: {first_line(error)}. "
@@ -108,8 +113,8 @@ class Captured:
         return graph
 
     def forget(self) -> None:
-        """Capture anew at the next step."""
-        self._graph = None
+        """Capture anew from the next step on."""
+        self._graphs.clear()
 
 
 class StackTrainer:
@@ -144,12 +149,15 @@ class StackTrainer:
         self._names: list[str] = []
         self._held: list[tuple[Tensor, Tensor, Tensor]] = []
         on_gpu = generator.device.type == "cuda"
-        self._make_step: Step = Captured(self.step, generator) if capture and on_gpu else Eager(self.step)
+        self._make_step: Step = Eager(self.step)
+        if capture and on_gpu:
+            self._make_step = Captured(self.step, generator, learner.period)
+        self._made = 0
 
-    def step(self) -> None:
+    def step(self, phase: int = 0) -> None:
         """One step as it is written: draw a batch, update, add to the sums, put frozen seeds back."""
         batch = self._transitions.sample(self._batch_size, self.learner.n_seeds, self._generator)
-        metrics = self.learner.update(batch, self._generator)
+        metrics = self.learner.update(batch, self._generator, phase)
         if self._names != list(metrics):  # the first step, or the first after a checkpoint
             self._names = list(metrics)
             self._sums = {name: self._sums.get(name, torch.zeros_like(value)) for name, value in metrics.items()}
@@ -165,7 +173,8 @@ class StackTrainer:
         """See `Trainer`."""
         end = time.monotonic() + PULSE
         for made in range(1, steps + 1):
-            self._make_step()
+            self._make_step(self._made % self.learner.period)
+            self._made += 1
             if stop() or time.monotonic() > end:
                 return made
         return steps
@@ -195,6 +204,7 @@ class StackTrainer:
             )
         except ValueError as error:
             raise UserError(str(error)) from error
+        self._made = step
         self.reset()
         for name, total in state.items():
             if name.startswith(SUM):

@@ -1,0 +1,105 @@
+"""TD3+BC: A Minimalist Approach to Offline Reinforcement Learning (Fujimoto & Gu, NeurIPS 2021), arXiv 2106.06860.
+
+A deterministic actor pi climbs
+
+    E [lambda Q_1(s, pi(s)) - |pi(s) - a|^2],    lambda = alpha / E |Q_1(s, pi(s))|                        (eq. 3, 5)
+
+and the critics follow TD3 (arXiv 1802.09477):
+
+    y = r + gamma min_i Q'_i(s', pi'(s') + eps),    eps ~ clip(N(0, policy_noise^2), +-noise_clip),
+
+the actor and all targets moving at every second step (`policy_delay`). Settings as CORL runs it: 2 x 256 ReLU, Adam
+3e-4, observations normalised.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.base import Agent, Metrics
+from agents.config import TD3BC
+from agents.critic import TwinCritic, td_error
+from diffrl.data.transitions import Batch
+from diffrl.nets import MLP, Adam, average_, frozen
+
+
+class TD3BCAgent(Agent):
+    """See the module. Shapes: S seeds, B batch, O observation size, A action size."""
+
+    value_metrics = ("q",)
+    compilable = ("critic_loss", "actor_loss")
+
+    def __init__(
+        self, config: TD3BC, observation_size: int, action_size: int, seeds: Sequence[int], device: str
+    ) -> None:
+        super().__init__(config, observation_size, action_size, seeds, device)
+        self.config = config
+        self.period = config.policy_delay
+        size: dict[str, Any] = {"width": config.width, "layers": config.layers, "activation": torch.relu}
+        self.actor = MLP((self.n_seeds,), observation_size, action_size, self.generators, **size).to(self.device)
+        self.critic = TwinCritic(
+            observation_size, action_size, self.generators, layer_norm=config.critic_layer_norm, **size
+        ).to(self.device)
+        self.target_actor = deepcopy(self.actor).requires_grad_(False)
+        self.target_critic = deepcopy(self.critic).requires_grad_(False)
+        self.frozen_critic = frozen(self.critic)
+        self.networks = {
+            "actor": self.actor,
+            "critic": self.critic,
+            "target_actor": self.target_actor,
+            "target_critic": self.target_critic,
+        }
+        self.optimisers = {
+            "actor": Adam(self.actor, config.actor_lr),
+            "critic": Adam(self.critic, config.critic_lr),
+        }
+        # What the actor's steps report, for the steps without one.
+        self._actor_metrics = {
+            name: torch.zeros(self.n_seeds, device=self.device) for name in ("bc_loss", "q_loss", "actor_grad_norm")
+        }
+
+    @torch.no_grad()
+    def target(self, batch: Batch, noise: Tensor) -> Tensor:
+        """y = r + gamma (1 - terminal) min_i Q'_i(s', clip(pi'(s') + eps)): (S, B). noise: (S, B, A), standard."""
+        eps = (self.config.policy_noise * noise).clamp(-self.config.noise_clip, self.config.noise_clip)
+        actions = (torch.tanh(self.target_actor(batch.next_observations)) + eps).clamp(-1, 1)
+        q: Tensor = self.target_critic(batch.next_observations, actions).amin(1)
+        return batch.rewards + self.config.discount * (1 - batch.terminals) * q
+
+    def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
+        """E (y - Q_i(s, a))^2, summed over the two critics: (S,). noise: that of `target`."""
+        q = self.critic(batch.observations, batch.actions)
+        loss = td_error(q, self.target(batch, noise))
+        return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
+
+    def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """-lambda E Q_1(s, pi(s)) + E |pi(s) - a|^2, the mean over action dimensions as in the authors' code: (S,)."""
+        actions = torch.tanh(self.actor(batch.observations))
+        q = self.frozen_critic(batch.observations, actions)[:, 0]
+        q_loss = -q.mean(-1) / q.detach().abs().mean(-1)
+        bc_loss = (actions - batch.actions).square().mean((-2, -1))
+        loss = bc_loss + self.config.alpha * q_loss
+        return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
+
+    def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
+        """One step of the critics; in the period's last phase one of the actor and of the averages too."""
+        noise = torch.randn(batch.actions.shape, generator=generator, device=self.device)
+        critic_loss, metrics = self.critic_loss(batch, noise)
+        metrics = {**metrics, "critic_grad_norm": self.optimisers["critic"].step(critic_loss)}
+        if phase == self.period - 1:
+            actor_loss, actor_metrics = self.actor_loss(batch)
+            actor_metrics = {**actor_metrics, "actor_grad_norm": self.optimisers["actor"].step(actor_loss)}
+            for name, value in actor_metrics.items():
+                self._actor_metrics[name].copy_(value)
+            average_(self.target_critic, self.critic, self.config.target_rate)
+            average_(self.target_actor, self.actor, self.config.target_rate)
+        self.step += 1
+        return metrics | self._actor_metrics
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """The actor's one action."""
+        return torch.tanh(self.actor(observations))
