@@ -6,7 +6,7 @@ loss = denoising_loss(prediction, network, x0, grid_times(times, x0.shape[:-1], 
 x = sample(process, prediction.denoiser(network, clip=(-1, 1)), x_T, times, eta=1.0, generator=generator)
 """
 
-from diffrl.diffusion.exact import Gaussian
+from diffrl.diffusion.exact import Gaussian, Mixture
 from diffrl.diffusion.loss import (
     Weighting,
     denoising_loss,
@@ -29,6 +29,7 @@ __all__ = [
     "Denoise",
     "Gaussian",
     "Kind",
+    "Mixture",
     "Network",
     "Prediction",
     "Process",
