@@ -15,6 +15,7 @@ from diffrl.diffusion import (
     Boundaries,
     Denoise,
     KarrasBoundary,
+    Mixture,
     Prediction,
     Process,
     RectifiedFlow,
@@ -22,11 +23,19 @@ from diffrl.diffusion import (
     consistency_loss,
     consistency_sample,
     consistency_tangent,
+    lognormal_times,
     n_boundaries,
     pseudo_huber,
     scm_loss,
     solver_step,
 )
+from diffrl.nets import MLP, TimeEmbedding, seed_generator
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
 
 process_parameter = pytest.mark.parametrize("process", PROCESSES, ids=str)
 SINGLE_STEP = [solver for solver in SOLVERS if solver != "dpmpp2m"]
@@ -92,7 +101,7 @@ def test_karras_form_is_the_identity_at_eps_and_the_published_numbers(dtype: tor
     torch.testing.assert_close(f, c_skip[:, None] * x + c_out[:, None] * network(x, t))
     assert boundary.denoiser(network, clip=(-0.1, 0.1))(x, t).abs().max() == 0.1
     first = Boundaries(VE()).times(torch.tensor(0), 18, dtype)
-    close(boundary.denoiser(network)(x, first), x, atol=0)
+    close(boundary.denoiser(network)(x, first), x, atol=1e-16)
 
 
 @process_parameter
@@ -190,10 +199,15 @@ def test_intervals_are_drawn_with_their_probabilities(n: int | Tensor, rho: floa
         close(r, sigmas[i], atol=1e-12)
         close(t, sigmas[i + 1], atol=1e-12)
         close(i.bincount(minlength=int(n) - 1).double() / len(u), expected, atol=1.5 / len(u))
-    for edge in (0.0, 1 - 1e-16):
-        for lognormal in (None, (mean, std)):
-            t, r = boundaries.draw(torch.tensor(edge, dtype=F64), n, lognormal)
-            close(torch.stack([r, t]), sigmas[:2] if edge == 0 else sigmas[-2:], atol=1e-10)
+
+
+def test_ends_of_the_uniform_noise_draw_the_ends_of_the_boundaries() -> None:
+    """Rounding leads to no interval below the first or beyond the last."""
+    boundaries = Boundaries(VE())
+    first, last = (boundaries.times(torch.arange(i, i + 2), 150, F64) for i in (0, 148))
+    for lognormal in (None, *((mean / 4, 2.0) for mean in range(-20, 5))):
+        t, r = boundaries.draw(torch.tensor([0.0, 1.0], dtype=F64), 150, lognormal)
+        close(torch.stack([r, t]), torch.stack([first, last], 1), atol=1e-10)
 
 
 # --- discrete losses -----------------------------------------------------------------------------------------------
@@ -424,6 +438,82 @@ def test_sampling_is_algorithm_1(generator: torch.Generator) -> None:
     assert consistency_sample(f, VE(), start, times, noise=z, clip=(-0.1, 0.1)).abs().max() <= 0.1
 
 
+# --- trained -------------------------------------------------------------------------------------------------------
+
+
+class Trained(nn.Module):
+    """A small consistency network of diffrl's layers, and the learnt log-weight of sCM, a parabola in log k."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generators = [seed_generator(0)]
+        self.embed = TimeEmbedding(1, 16, generators)
+        self.mlp = MLP((1,), 2 + 16, 2, generators, width=64)
+        self.parabola = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        embedding = self.embed(t).expand(1, x.shape[1], -1)
+        return self.mlp(torch.cat([x, embedding], -1))
+
+    def log_weight(self, k: Tensor) -> Tensor:
+        return sum(c * k.log() ** i for i, c in enumerate(self.parabola))
+
+
+def sliced_w2(a: Tensor, b: Tensor, directions: int = 64) -> float:
+    """The root of the mean squared W2 over projections of two sets of as many points in the plane."""
+    angle = torch.arange(directions) / directions * math.pi
+    onto = torch.stack([angle.cos(), angle.sin()])
+    return ((a @ onto).sort(0).values - (b @ onto).sort(0).values).square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize(
+    ("method", "process", "steps", "figure"),
+    [
+        ("ict", VE(), 1000, 0.16),
+        ("cd", VP(), 600, 0.12),
+        ("scd", TrigFlow(0.75), 500, 0.12),
+        pytest.param("sct", RectifiedFlow(), 2500, 0.15, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_trained_on_a_mixture(method: str, process: Process, steps: int, figure: float) -> None:
+    """One step and two from noise give the mixture, its sliced W2 at n = 10,000 below the figure. Truth against truth
+    is .029 on average there (worst of twenty .051), a Gaussian of the same deviation .30. Three seeds of these
+    trainings gave .12 to .14 in one step and .08 to .10 in two (ict), .07 to .09 (cd, scd), .08 to .12 (sct).
+    """
+    generator = torch.Generator().manual_seed(0)
+    means = torch.tensor([[1.0, 0.0], [-0.6, 1.0], [-0.6, -1.0]])
+    data = Mixture(means, torch.tensor([0.15, 0.3, 0.2]), torch.tensor([0.3, 0.4, 0.3]))
+    net, prediction = Trained(), Prediction("edm", process, 0.75)
+    f = prediction.denoiser(net)
+    teacher = data.denoiser(process) if method in ("cd", "scd") else None
+    boundaries = Boundaries(process, 0.002, 20.0)
+    adam = torch.optim.Adam(net.parameters(), fused=True)
+    for step in range(steps):
+        x0 = data.sample(256, generator)[None]
+        noise = torch.randn(1, 256, 2, generator=generator)
+        if method in ("sct", "scd"):
+            t = lognormal_times(process, (1, 256), generator, -1.0, 1.4)
+            warmup = min(1.0, 5 * step / steps)
+            loss = scm_loss(prediction, net, x0, t, noise, teacher=teacher, warmup=warmup, log_weight=net.log_weight)
+        else:
+            n = n_boundaries(step, steps, 11, 41, "doubling") if method == "ict" else 21
+            t, r = boundaries.draw(torch.rand(1, 256, generator=generator), n, (-1.1, 2.0))
+            options = {"teacher": teacher, "solver": "heun", "weighting": "gap", "metric": "huber"}
+            loss = consistency_loss(process, f, x0, t, r, noise, **options)
+        adam.param_groups[0]["lr"] = 3e-3 * min(1.0, 2 * (1 - step / steps))
+        adam.zero_grad()
+        loss.mean().backward()
+        adam.step()
+    truth = data.sample(10_000, generator)
+    for ratios in ([20.0], [20.0, 1.0]):
+        times = process.time(torch.tensor(ratios))
+        x = process.sigma(times[0]) * torch.randn(1, 10_000, 2, generator=generator)
+        with torch.no_grad():
+            x = consistency_sample(f, process, x, times, generator)[0]
+        assert sliced_w2(x, truth) < figure
+
+
 # --- as one graph --------------------------------------------------------------------------------------------------
 
 
@@ -441,6 +531,7 @@ def test_a_training_step_is_one_graph_for_every_step(generator: torch.Generator)
         return (
             consistency_loss(process, f, x0, t, r, noise, weighting="gap", metric="huber")
             + consistency_loss(process, f, x0, t_2, r_2, noise, teacher=f, solver="heun")
+            + scm_loss(prediction, net, x0, t, noise, warmup=step / 100)
             + consistency_sample(f, process, noise, process.time(torch.tensor([5.0, 0.5])), noise=x0[None]).sum(-1)
         )
 

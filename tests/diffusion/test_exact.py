@@ -10,6 +10,12 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from diffrl.diffusion import VP, Mixture, Process
 
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 process_parameter = pytest.mark.parametrize("process", PROCESSES, ids=str)
 
 
