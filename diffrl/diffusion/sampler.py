@@ -254,8 +254,8 @@ def solver_step(process: Process, denoise: Denoise, x: Tensor, t: Tensor, r: Ten
     """One deterministic step of a solver from x at t to r < t, a time a row: a tensor of x's shape, at least float32.
 
     What `Sampler` does on the grid (t, r), for times that differ from row to row and are known to no host: t, r scalars
-    or one value a row of `x`, t > 0. The scalars are computed in float64. Differentiable in `x`. Raises ValueError for
-    an unknown solver, and for dpmpp2m, which needs the step before and so has no single step.
+    or one value a row of `x`, t > 0. Differentiable in `x`, and looks at no tensor's value. Raises ValueError for an
+    unknown solver, and for dpmpp2m, which needs the step before and so has no single step.
     """
     if solver not in _SOLVERS:
         raise unknown("solver", solver, _SOLVERS)
@@ -270,14 +270,13 @@ def solver_step(process: Process, denoise: Denoise, x: Tensor, t: Tensor, r: Ten
     def denoised(x: Tensor, t: Tensor) -> Tensor:
         return denoise(x, t).to(x.dtype)
 
-    precise = t.double(), r.double()
-    a, s, b, c, _ = (on_rows(scalar) for scalar in _step(process, *precise, 0.0))
-    points, weight = _corrections(process, solver, *precise)
+    a, s, b, c, _ = (on_rows(scalar) for scalar in _step(process, t, r, 0.0))
+    points, weight = _corrections(process, solver, t, r)
     D = denoised(x, t)
     e = (x - a * D) / s
     x_r = b * D + c * e
     if points:
-        trials = [(t_j.to(t.dtype), *map(on_rows, scalars)) for t_j, *scalars in points]
+        trials = [(t_j, *map(on_rows, scalars)) for t_j, *scalars in points]
         x_r = x_r + on_rows(weight) * _change(denoised, D, e, trials)
     return x_r
 
