@@ -6,7 +6,17 @@ loss = denoising_loss(prediction, network, x0, grid_times(times, x0.shape[:-1], 
 x = sample(process, prediction.denoiser(network, clip=(-1, 1)), x_T, times, eta=1.0, generator=generator)
 """
 
-from diffrl.diffusion.exact import Gaussian
+from diffrl.diffusion.consistency import (
+    Boundaries,
+    KarrasBoundary,
+    consistency_loss,
+    consistency_sample,
+    consistency_tangent,
+    n_boundaries,
+    pseudo_huber,
+    scm_loss,
+)
+from diffrl.diffusion.exact import Gaussian, Mixture
 from diffrl.diffusion.loss import (
     Weighting,
     denoising_loss,
@@ -18,17 +28,20 @@ from diffrl.diffusion.loss import (
 )
 from diffrl.diffusion.prediction import Clip, Denoise, Kind, Network, Prediction
 from diffrl.diffusion.process import VE, VP, Process, RectifiedFlow, TrigFlow, discrete_grid, expand
-from diffrl.diffusion.sampler import SOLVERS, Churn, Sampler, reverse_step, sample
+from diffrl.diffusion.sampler import SOLVERS, Churn, Sampler, reverse_step, sample, solver_step
 
 __all__ = [
     "SOLVERS",
     "VE",
     "VP",
+    "Boundaries",
     "Churn",
     "Clip",
     "Denoise",
     "Gaussian",
+    "KarrasBoundary",
     "Kind",
+    "Mixture",
     "Network",
     "Prediction",
     "Process",
@@ -36,6 +49,9 @@ __all__ = [
     "Sampler",
     "TrigFlow",
     "Weighting",
+    "consistency_loss",
+    "consistency_sample",
+    "consistency_tangent",
     "denoising_loss",
     "discrete_grid",
     "edm_weight",
@@ -43,7 +59,11 @@ __all__ = [
     "grid_times",
     "lognormal_times",
     "min_snr_weight",
+    "n_boundaries",
+    "pseudo_huber",
     "reverse_step",
     "sample",
+    "scm_loss",
+    "solver_step",
     "uniform_times",
 ]

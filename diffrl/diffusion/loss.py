@@ -45,10 +45,7 @@ def denoising_loss(
     `weighting` is "uniform" (w = 1 on the error of m: the simple loss of DDPM, flow matching), "edm", "min_snr", or a
     function of k that weighs |D - x_0|^2. Raises ValueError for an unknown weighting, or shapes that differ.
     """
-    if noise.shape != x0.shape:
-        raise ValueError(f"noise of shape {tuple(noise.shape)} beside x0 of shape {tuple(x0.shape)}; they must agree")
-    if not 0 <= event_dims <= x0.ndim:
-        raise ValueError(f"event_dims = {event_dims} of an x0 with {x0.ndim} dimensions")
+    check_shapes(x0, noise, event_dims)
     x_t = prediction.process.perturb(x0, t, noise)
     m = network(*prediction.inputs(x_t, t))
     if m.shape != x0.shape:
@@ -57,6 +54,14 @@ def denoising_loss(
     if weighting != "uniform":
         error = expand(_weight(prediction, t, weighting), error) * error
     return error.flatten(-event_dims).mean(-1) if event_dims > 0 else error
+
+
+def check_shapes(x0: Tensor, noise: Tensor, event_dims: int, least: int = 0) -> None:
+    """Raise ValueError unless x0 and noise agree in shape and event_dims is from `least` to their dimensions."""
+    if noise.shape != x0.shape:
+        raise ValueError(f"noise of shape {tuple(noise.shape)} beside x0 of shape {tuple(x0.shape)}; they must agree")
+    if not least <= event_dims <= x0.ndim:
+        raise ValueError(f"event_dims = {event_dims} of an x0 with {x0.ndim} dimensions")
 
 
 def _weight(prediction: Prediction, t: Tensor, weighting: str | Weighting) -> Tensor:

@@ -79,7 +79,7 @@ class Prediction:
             case "velocity":
                 return self.process.rate(t)
             case "edm":
-                c, c_d = self._scale(t), self.data_std
+                c, c_d = self.scale(t), self.data_std
                 return s / (c_d * c), -a * c_d / c
 
     def preconditioning(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ class Prediction:
         if self.kind != "edm":
             return x, t
         c_noise = torch.log(self.process.ratio(t).clamp(1e-8, 1e8)) / 4
-        return x / expand(self._scale(t), x), c_noise
+        return x / expand(self.scale(t), x), c_noise
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network should say at x_t = a x_0 + s e: m = p x_0 + q e."""
@@ -139,6 +139,6 @@ class Prediction:
 
         return denoise
 
-    def _scale(self, t: Tensor) -> Tensor:
+    def scale(self, t: Tensor) -> Tensor:
         """c = sqrt(a^2 c_d^2 + s^2), the standard deviation of x_t."""
         return torch.hypot(self.process.alpha(t) * self.data_std, self.process.sigma(t))

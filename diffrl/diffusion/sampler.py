@@ -23,9 +23,9 @@ the corrections have no value; they are left out, and the step is DDIM's, which 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from torch import Tensor
 from diffrl.diffusion.prediction import Clip, Denoise
 from diffrl.diffusion.process import Process, expand, unknown
 
+Scalar = TypeVar("Scalar", float, Tensor)
 _PURE_NOISE = 1e6  # the ratio k from which a time counts as alpha = 0: cos(pi/2) is 6e-17, and in float32 4e-8
 
 
@@ -188,7 +189,7 @@ class Sampler:
     ) -> Tensor:
         """Carry `x` at times[0] down to times[-1]; see `sample` for the arguments."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        z = _noise(x, self.n_steps, generator, noise).unbind() if self.draws_noise else ()
+        z = step_noise(x, self.n_steps, generator, noise).unbind() if self.draws_noise else ()
 
         def denoised(x: Tensor, t: float) -> Tensor:
             """D(x, t)."""
@@ -212,12 +213,8 @@ class Sampler:
                 D_last = D
             elif self._trials and not (self._ends_at_data and i == self.n_steps - 1):
                 e = (x_t - a * D) / s
-                change = torch.zeros_like(e)
-                for trial in self._trials:
-                    t_j, a_j, s_j, weight_j = trial[i]
-                    x_j = a_j * D + s_j * e + weight_j * change
-                    change = (x_j - a_j * denoised(x_j, t_j)) / s_j - e
-                x = x + self._weights[i][0] * change
+                trials = [trial[i] for trial in self._trials]
+                x = x + self._weights[i][0] * _change(denoised, D, e, trials)
             chain.append(x)
         return torch.stack(chain) if return_chain else x
 
@@ -253,20 +250,67 @@ def sample(
     return sampler(denoise, x, generator, noise=noise, clip=clip, return_chain=return_chain)
 
 
+def solver_step(process: Process, denoise: Denoise, x: Tensor, t: Tensor, r: Tensor, solver: str = "ddim") -> Tensor:
+    """One deterministic step of a solver from x at t to r < t, a time a row: a tensor of x's shape, at least float32.
+
+    What `Sampler` does on the grid (t, r), for times that differ from row to row and are known to no host: t, r scalars
+    or one value a row of `x`, t > 0. Differentiable in `x`, and looks at no tensor's value. Raises ValueError for an
+    unknown solver, and for dpmpp2m, which needs the step before and so has no single step.
+    """
+    if solver not in _SOLVERS:
+        raise unknown("solver", solver, _SOLVERS)
+    if solver == "dpmpp2m":
+        single = ", ".join(name for name in _SOLVERS if name != solver)
+        raise ValueError(f"'dpmpp2m' corrects a step by the one before: it has no single step. Use one of {single}.")
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+
+    def on_rows(scalar: Tensor) -> Tensor:
+        return expand(scalar, x).to(x.dtype)
+
+    def denoised(x: Tensor, t: Tensor) -> Tensor:
+        return denoise(x, t).to(x.dtype)
+
+    a, s, b, c, _ = (on_rows(scalar) for scalar in _step(process, t, r, 0.0))
+    points, weight = _corrections(process, solver, t, r)
+    D = denoised(x, t)
+    e = (x - a * D) / s
+    x_r = b * D + c * e
+    if points:
+        trials = [(t_j, *map(on_rows, scalars)) for t_j, *scalars in points]
+        x_r = x_r + on_rows(weight) * _change(denoised, D, e, trials)
+    return x_r
+
+
+def _change(
+    denoised: Callable[[Tensor, Scalar], Tensor], D: Tensor, e: Tensor, trials: Iterable[Sequence[Scalar]]
+) -> Tensor:
+    """e_j - e at the last of a step's trial points (t_j, a_j, s_j, a_j weight_j): numbers, or tensors over the rows."""
+    change = torch.zeros_like(e)
+    for t_j, a_j, s_j, weight_j in trials:
+        x_j = a_j * D + s_j * e + weight_j * change
+        change = (x_j - a_j * denoised(x_j, t_j)) / s_j - e
+    return change
+
+
 def _check_eta(eta: float) -> None:
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1] (0: the ODE, 1: the DDPM posterior), got {eta}")
 
 
-def _noise(x: Tensor, n_steps: int, generator: torch.Generator | None, noise: Tensor | None) -> Tensor:
-    """The standard normal noise of all steps, (T, *x.shape): the caller's, or drawn in one call."""
+def step_noise(x: Tensor, n_steps: int, generator: torch.Generator | None, noise: Tensor | None) -> Tensor:
+    """The standard normal noise of all steps, (T, *x.shape): the caller's `noise`, or drawn in one call.
+
+    Raises ValueError for neither, or a wrong shape.
+    """
     shape = (n_steps, *x.shape)
     if noise is not None:
         if noise.shape != shape:
             raise ValueError(f"noise must have shape (T, *x.shape) = {shape}, got {tuple(noise.shape)}")
         return noise.to(x.dtype)
     if generator is None:
-        raise ValueError("eta > 0 and churn draw noise: pass a generator, or the noise itself")
+        raise ValueError(
+            "eta > 0, churn and steps of a consistency function draw noise: pass a generator, or the noise"
+        )
     return torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
 
 

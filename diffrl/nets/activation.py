@@ -13,9 +13,11 @@ def mish(x: Tensor) -> Tensor:
 
     With e = exp(x) and n = e (e + 2), tanh(log(1 + e)) = n / (n + 2): one exponential instead of ATen's three
     transcendental functions. x is clamped at 20 in the exponential, where the ratio is 1 in float64 too. ATen's one
-    kernel is used where starting several costs more than the functions: eagerly on a GPU, or on few numbers.
+    kernel is used where starting several costs more than the functions: eagerly on a GPU, or on few numbers; and under
+    the transforms of torch.func (jvp, vmap), which what is in place here, and `_Mish`, do not bear.
     """
-    if not torch.compiler.is_compiling() and (x.device.type != "cpu" or x.numel() < _FEW):
+    eager = not torch.compiler.is_compiling()
+    if eager and (x.device.type != "cpu" or x.numel() < _FEW or torch._C._are_functorch_transforms_active()):
         return torch.nn.functional.mish(x)
     if torch.is_grad_enabled() and x.requires_grad:
         result: Tensor = _Mish.apply(x)  # type: ignore[no-untyped-call]

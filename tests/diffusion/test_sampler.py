@@ -20,8 +20,10 @@ from diffrl.diffusion import (
     Sampler,
     TrigFlow,
     discrete_grid,
+    expand,
     reverse_step,
     sample,
+    solver_step,
 )
 
 process_parameter = pytest.mark.parametrize("process", PROCESSES, ids=str)
@@ -495,6 +497,48 @@ def test_sampling_is_one_graph(solver: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(run, fullgraph=True, backend="eager")
     close(compiled(x, noise), sample(VP(), D, x, times, solver, eta, noise=noise), atol=1e-6)
+
+
+# --- single steps by row -------------------------------------------------------------------------------------------
+
+
+@process_parameter
+@pytest.mark.parametrize("solver", [solver for solver in SOLVERS if solver != "dpmpp2m"])
+def test_a_single_step_is_the_samplers_on_a_grid_of_two(process: Process, solver: str) -> None:
+    """Row by row at its own times, also down to 0, and from pure noise."""
+    k, k_r = torch.tensor([[5.0, 0.8, 0.3, 80.0, 0.05], [2.0, 0.7, 0.0, 0.002, 0.0]], dtype=F64)
+    t, r = process.time(k), process.time(k_r)
+    if isinstance(process, RectifiedFlow):
+        t[0] = 1.0  # alpha = 0
+    x = torch.randn(5, 2, 3, dtype=F64)
+    by_row = solver_step(process, in_y_by_row(process), x, t, r, solver)
+    for i in range(5):
+        grid = torch.stack([t[i], r[i]])
+        expected = sample(process, in_y_by_row(process), x[i], grid, solver)
+        torch.testing.assert_close(by_row[i], expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            solver_step(process, in_y_by_row(process), x[i], t[i], r[i], solver), expected, rtol=1e-10, atol=1e-10
+        )
+
+
+def in_y_by_row(process: Process):
+    """A denoiser that bends, for a scalar time or one a row."""
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        a, s = process.alpha(expand(t, x)), process.sigma(expand(t, x))
+        return torch.tanh(0.8 * x / (a + s) + 0.3 * a + 0.1 * x.roll(1, -1))
+
+    return denoise
+
+
+def test_single_steps_name_mistakes() -> None:
+    x, t = torch.zeros(3, 2), torch.tensor(1.0)
+    with pytest.raises(ValueError, match="no single step"):
+        solver_step(VP(), tanh_denoiser, x, t, 0.9 * t, "dpmpp2m")
+    with pytest.raises(ValueError, match="Did you mean 'heun'"):
+        solver_step(VP(), tanh_denoiser, x, t, 0.9 * t, "huen")
+    with pytest.raises(ValueError, match="do not fit"):
+        solver_step(VP(), tanh_denoiser, x, torch.ones(2), torch.zeros(2))
 
 
 # --- mistakes ------------------------------------------------------------------------------------------------------

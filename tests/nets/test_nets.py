@@ -26,6 +26,42 @@ def test_mish_gradient() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("n", [101, 5001])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_mish_in_forward_mode(n: int, requires_grad: bool) -> None:
+    """On few numbers and many, with a backward pass wanted or not, and under no_grad: the derivative of PyTorch's."""
+    x = torch.linspace(-30, 30, n, dtype=torch.float64, requires_grad=True)
+    (derivative,) = torch.autograd.grad(F.mish(x).sum(), x)
+    direction = torch.randn(n, dtype=torch.float64)
+    x = x.detach().requires_grad_(requires_grad)
+    for context in (torch.enable_grad(), torch.no_grad()):
+        with context:
+            value, tangent = torch.func.jvp(mish, (x,), (direction,))
+        torch.testing.assert_close(value, F.mish(x), rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(tangent, derivative * direction, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.func.grad(lambda x: mish(x).sum())(x), derivative, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("no_grad", [False, True])
+def test_networks_in_forward_mode(no_grad: bool) -> None:
+    """Stacked layers, layer norm and time embedding, on a small batch and on a large: against central differences."""
+    generators = [seed_generator(0), seed_generator(1)]
+    mlp = MLP((2,), 5 + 16, 3, generators, width=24, layers=2, layer_norm=True).double()
+    embed = TimeEmbedding(2, 16, generators).double()
+
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return mlp(torch.cat([x, embed(t)], -1))
+
+    for batch in (3, 300):
+        (x, dx), (t, dt) = torch.randn(2, 2, batch, 5).double(), torch.rand(2, 2, batch).double()
+        with torch.set_grad_enabled(not no_grad):
+            value, tangent = torch.func.jvp(network, (x, t), (dx, dt))
+        h = 1e-5
+        torch.testing.assert_close(value, network(x, t), rtol=1e-12, atol=1e-12)
+        difference = (network(x + h * dx, t + h * dt) - network(x - h * dx, t - h * dt)) / (2 * h)
+        torch.testing.assert_close(tangent, difference, rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("twins", [(), (2,)])
 def test_a_stack_is_its_networks_side_by_side(twins: tuple[int, ...]) -> None:
     seeds = (3, 8)
