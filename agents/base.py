@@ -36,6 +36,8 @@ class Agent(ABC):
     """The same for `act`: what `compile(acting=True)` compiles besides."""
     period: int = 1
     """Steps after which the kinds of a step repeat: 2 where every second step moves the actor too. See `update`."""
+    acting_policy: ClassVar[str] = "actor"
+    """Which of the networks is the policy that acts."""
     value_metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics that estimate returns: the training loop stops a seed whose estimate exceeds any possible return."""
 

@@ -301,8 +301,8 @@ class ConsistencyAC(QWeightedConfig):
 
     denoising_steps: int = 2
     """T, the steps of the consistency policy."""
-    form: Literal["published", "edm"] = "published"
-    """The consistency function: the published code's (boundary at sigma_min, no input scaling), or EDM's, at 0."""
+    form: Literal["published", "improved"] = "published"
+    """Consistency training as in the published code, or as in iCT on EDM's preconditioning (ours)."""
     q_norm: bool = False
     """Divide the critics' targets by their deviation over the batch, as the published settings of some tasks do."""
     sigma_min: float = 0.002

@@ -8,37 +8,40 @@ the critics on
 
     E (r + gamma min_i Q_phi'_i(s', a0') - Q_phi_i(s, a))^2,    a0' ~ pi_theta'                            (eq. 5)
 
-with theta' and phi' moving averages. `config.q_weight` is the paper's eta.
+with theta' and phi' moving averages. `config.q_weight` is the paper's eta. `QWeightedAgent` is all of it but the policy
+and what L_d is; the agents that say of themselves "as Diffusion-QL, but ..." derive from it too.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
 from torch import Tensor
 
+from agents.action_network import GenerativePolicy
 from agents.base import Agent, Metrics
-from agents.config import DiffusionQL
-from agents.critic import TwinCritic
-from agents.diffusion_policy import build_policy
+from agents.config import DiffusionQL, QWeightedConfig
+from agents.critic import TwinCritic, choose, gumbel_noise, td_error
+from agents.diffusion_policy import DiffusionPolicy, build_policy
 from diffrl.data.transitions import Batch
 from diffrl.nets import Adam, average_, frozen
 
 
-class DiffusionQLAgent(Agent):
-    """See the module. Shapes: S seeds, B batch, K candidates, O observation size, A action size."""
+class QWeightedAgent(Agent):
+    """Diffusion-QL but for its policy. Shapes: S seeds, B batch, K candidates, O observation size, A action size."""
 
     value_metrics = ("q",)
     compilable = ("critic_loss", "actor_loss")
     acting = ("choose",)
 
     def __init__(
-        self, config: DiffusionQL, observation_size: int, action_size: int, seeds: Sequence[int], device: str
+        self, config: QWeightedConfig, observation_size: int, action_size: int, seeds: Sequence[int], device: str
     ) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)
-        self.config = config
+        self.settings = config
         self.backup_candidates = config.backup_candidates if config.max_q_backup else 1
-        self.actor = build_policy(self, config)
+        self.actor = self.make_actor()
         self.critic = TwinCritic(
             observation_size,
             action_size,
@@ -61,9 +64,21 @@ class DiffusionQLAgent(Agent):
             "critic": Adam(self.critic, config.critic_lr, config.grad_clip),
         }
 
+    @abstractmethod
+    def make_actor(self) -> GenerativePolicy:
+        """The policy's network, initialised from `self.generators`, on the agent's device."""
+
+    @abstractmethod
+    def actor_noise(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """All that is random in `actor_loss`."""
+
+    @abstractmethod
+    def actor_loss(self, batch: Batch, *noise: Tensor) -> tuple[Tensor, Metrics]:
+        """L_d + eta L_q (eq. 3): (S,); its parts as metrics. noise: that of `actor_noise`."""
+
     @torch.no_grad()
     def target(self, batch: Batch, noise: Tensor) -> Tensor:
-        """y = r + gamma (1 - terminal) min_i Q_phi'_i(s', a0'): (S, B), with the sampling noise (T + 1, S, B K, A).
+        """y = r + gamma (1 - terminal) min_i Q_phi'_i(s', a0'): (S, B), with the policy's sampling noise for B K rows.
 
         With max_q_backup, each critic's best of K next actions before the minimum over critics.
         """
@@ -71,27 +86,32 @@ class DiffusionQLAgent(Agent):
         actions = self.ema_actor.sample(batch.next_observations, noise)
         q: Tensor = self.target_critic(batch.next_observations.repeat_interleave(K, dim=1), actions)
         q = q.view(self.n_seeds, 2, -1, K).amax(-1).amin(1)
-        return batch.rewards + self.config.discount * (1 - batch.terminals) * q
+        return batch.rewards + self.settings.discount * (1 - batch.terminals) * q
 
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
         """Eq. 5, summed over the two critics: (S,). noise: that of `target`."""
         y = self.target(batch, noise)
         q = self.critic(batch.observations, batch.actions)
-        loss = (q - y.unsqueeze(1)).square().mean(-1).sum(1)
+        loss = td_error(q, y)
         return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
 
-    def actor_loss(self, batch: Batch, i: Tensor, eps: Tensor, noise: Tensor, coin: Tensor) -> tuple[Tensor, Metrics]:
-        """L_d + eta L_q (eq. 3): (S,). i, eps, noise: those of `DiffusionPolicy.bc_loss` and `.sample`.
+    def weighted(
+        self, bc_loss: Tensor, observations: Tensor, actions: Tensor, coin: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """L_d + eta L_q (eq. 3) for a policy that acts by `actions` (S, B, A), through which the gradient runs.
 
         coin: uniform on [0, 1], (S, 1): which critic is climbed and which one scales it.
         """
-        bc_loss = self.actor.bc_loss(batch.actions, batch.observations, i, eps)
-        q = self.frozen_critic(batch.observations, self.actor.sample(batch.observations, noise))
+        q = self.frozen_critic(observations, actions)
         heads = coin < 0.5
         q_i, q_j = torch.where(heads, q[:, 0], q[:, 1]), torch.where(heads, q[:, 1], q[:, 0])
         q_loss = -q_i.mean(-1) / q_j.detach().abs().mean(-1)
-        loss = bc_loss + self.config.q_weight * q_loss
+        loss = bc_loss + self.settings.q_weight * q_loss
         return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
+
+    def coin(self, generator: torch.Generator) -> Tensor:
+        """The coin of `weighted`, one a seed."""
+        return torch.rand((self.n_seeds, 1), generator=generator, device=self.device)
 
     def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
         """One step of the critics, one of the actor, then the averages."""
@@ -99,36 +119,53 @@ class DiffusionQLAgent(Agent):
         critic_loss, critic_metrics = self.critic_loss(batch, target_noise)
         critic_norm = self.optimisers["critic"].step(critic_loss)
 
-        i, eps = self.actor.bc_noise(batch.actions, generator)
-        noise = self.actor.sampling_noise(batch.observations, generator)
-        coin = torch.rand((self.n_seeds, 1), generator=generator, device=self.device)
-        actor_loss, actor_metrics = self.actor_loss(batch, i, eps, noise, coin)
+        actor_loss, actor_metrics = self.actor_loss(batch, *self.actor_noise(batch, generator))
         actor_norm = self.optimisers["actor"].step(actor_loss)
 
         # A rate of 0 between the updates of the averaged actor, as a tensor: no step branches on a counter.
-        due = (self.step >= self.config.ema_start) & (self.step % self.config.ema_every == 0)
-        average_(self.ema_actor, self.actor, self.config.ema_rate * due.float())
-        average_(self.target_critic, self.critic, self.config.target_rate)
+        due = (self.step >= self.settings.ema_start) & (self.step % self.settings.ema_every == 0)
+        average_(self.ema_actor, self.actor, self.settings.ema_rate * due.float())
+        average_(self.target_critic, self.critic, self.settings.target_rate)
         self.step += 1
         return critic_metrics | actor_metrics | {"critic_grad_norm": critic_norm, "actor_grad_norm": actor_norm}
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Draw K actions a state from the actor and choose one by a softmax over min_i Q_phi'_i (section 3)."""
-        K = self.config.act_candidates
+        K = self.settings.act_candidates
         noise = self.actor.sampling_noise(observations, generator, K)
-        shape = (*observations.shape[:-1], K)
-        exponential = torch.empty(shape, device=self.device).exponential_(generator=generator)
-        return self.choose(observations, noise, exponential)
+        gumbel = gumbel_noise((*observations.shape[:-1], K), generator)
+        return self.choose(observations, noise, gumbel)
 
-    def choose(self, observations: Tensor, noise: Tensor, exponential: Tensor) -> Tensor:
-        """`act` as a function of its noise: (T + 1, S, B K, A) of the actor, (S, B, K) ~ Exp(1) of the choice.
-
-        The draw from softmax(Q / temperature) is the argmax of Q + temperature * Gumbel noise, which is -log Exp(1).
-        """
-        S, B, K = exponential.shape
+    def choose(self, observations: Tensor, noise: Tensor, gumbel: Tensor) -> Tensor:
+        """`act` as a function of its noise: the actor's for B K rows, (S, B, K) of the choice."""
         actions = self.actor.sample(observations, noise)
-        q: Tensor = self.target_critic(observations.repeat_interleave(K, dim=1), actions)
-        q = q.amin(1).view(S, B, K)
-        best = (q - self.config.act_temperature * exponential.log()).argmax(-1)
-        return actions.view(S, B, K, -1).take_along_dim(best[..., None, None], dim=2).squeeze(2)
+        q = self.target_critic(observations.repeat_interleave(gumbel.shape[-1], dim=1), actions)
+        return choose(actions, q, gumbel, self.settings.act_temperature)
+
+
+class DiffusionQLAgent(QWeightedAgent):
+    """See the module."""
+
+    actor: DiffusionPolicy
+
+    def __init__(
+        self, config: DiffusionQL, observation_size: int, action_size: int, seeds: Sequence[int], device: str
+    ) -> None:
+        self.config = config
+        super().__init__(config, observation_size, action_size, seeds, device)
+
+    def make_actor(self) -> DiffusionPolicy:
+        """See `QWeightedAgent`."""
+        return build_policy(self, self.config)
+
+    def actor_noise(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """i, eps, noise, coin of `actor_loss`."""
+        i, eps = self.actor.bc_noise(batch.actions, generator)
+        return i, eps, self.actor.sampling_noise(batch.observations, generator), self.coin(generator)
+
+    def actor_loss(self, batch: Batch, *noise: Tensor) -> tuple[Tensor, Metrics]:
+        """L_d + eta L_q (eq. 3): (S,). noise: i, eps of `DiffusionPolicy.bc_loss`, that of `.sample`, and the coin."""
+        i, eps, sampling, coin = noise
+        bc_loss = self.actor.bc_loss(batch.actions, batch.observations, i, eps)
+        return self.weighted(bc_loss, batch.observations, self.actor.sample(batch.observations, sampling), coin)

@@ -58,6 +58,53 @@ class MLP(nn.Module):
         return h
 
 
+class ResidualMLP(nn.Module):
+    """A linear layer, `blocks` residual blocks of `width`, and a linear layer: x (*stack, B, in) -> (*stack, B, out).
+
+    A block is h + W_2 mish(W_1 norm(dropout(h))), four times as wide within, with layer normalisation: IDQL's network
+    (Hansen-Estruch et al. 2023, arXiv 2304.10573, appendix). Dropout is given from outside, so that the network is a
+    plain function of tensors: `dropout_mask` draws it.
+    """
+
+    def __init__(
+        self,
+        stack: Sequence[int],
+        in_features: int,
+        out_features: int,
+        generators: Sequence[torch.Generator],
+        *,
+        width: int = 256,
+        blocks: int = 3,
+    ) -> None:
+        super().__init__()
+        self.first = StackedLinear(stack, in_features, width, generators)
+        self.norms = nn.ModuleList(StackedLayerNorm(stack, width) for _ in range(blocks))
+        self.widen = nn.ModuleList(StackedLinear(stack, width, 4 * width, generators) for _ in range(blocks))
+        self.narrow = nn.ModuleList(StackedLinear(stack, 4 * width, width, generators) for _ in range(blocks))
+        self.last = StackedLinear(stack, width, out_features, generators)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """x (*stack, B, in) -> (*stack, B, out)."""
+        return self.after_first(self.first(x), keep)
+
+    def after_first(self, h: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The network from h = x W + b of its first layer on, see `MLP.after_first`.
+
+        keep: (blocks, *h.shape), the factors of dropout on the blocks' inputs (`dropout_mask`); None: no dropout.
+        """
+        for i, (norm, widen, narrow) in enumerate(zip(self.norms, self.widen, self.narrow, strict=True)):
+            h = h + narrow(mish(widen(norm(h if keep is None else h * keep[i]))))
+        out: Tensor = self.last(mish(h))
+        return out
+
+
+def dropout_mask(shape: Sequence[int], rate: float, generator: torch.Generator) -> Tensor:
+    """Factors of dropout (Srivastava et al. 2014): 0 with probability `rate`, else 1 / (1 - rate), so that the mean
+    is 1; on the generator's device."""
+    uniform = torch.rand(tuple(shape), generator=generator, device=generator.device)
+    return (uniform >= rate) / (1 - rate)
+
+
 class TimeEmbedding(nn.Module):
     """Sinusoids of the time label (Vaswani et al. 2017) through a two-layer MLP, as in Diffusion-QL's networks.
 

@@ -1,0 +1,120 @@
+"""The consistency policy: from noise to an action in one step, or a few (Ding & Jin 2024, arXiv 2309.16984)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from agents.action_network import GenerativePolicy
+from diffrl.diffusion import (
+    VE,
+    Boundaries,
+    Denoise,
+    KarrasBoundary,
+    Prediction,
+    consistency_loss,
+    consistency_sample,
+    n_boundaries,
+)
+
+
+class ConsistencyPolicy(GenerativePolicy):
+    """f_theta(a_t, t, s) on VE, the noise levels sigma_min to sigma_max, trained by consistency training.
+
+    form "published": that of the paper's code. The boundary is at sigma_min (`KarrasBoundary`), the network gets a_t
+        and t as they are, neighbouring levels are drawn uniformly, the goal is an averaged network's, and the loss is
+        100 / (t - r) times the mean square. Sampled at the levels linspace(2, sigma_max, T).
+    form "improved": iCT (Song & Dhariwal 2024, arXiv 2310.14189) on EDM's preconditioning: the boundary is at 0, the
+        inputs are scaled, low levels are drawn more often, the goal is the network's own, the loss 1 / (t - r) times
+        the pseudo-Huber distance. Sampled at levels evenly spaced in k^(1/rho), 80 and 0.4 for T = 2.
+    """
+
+    times: Tensor
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        generators: Sequence[torch.Generator],
+        *,
+        width: int,
+        layers: int,
+        steps: int,
+        form: str,
+        sigma_min: float,
+        sigma_max: float,
+        data_std: float = 0.5,
+    ) -> None:
+        super().__init__(observation_size, action_size, generators, width=width, layers=layers)
+        self.steps, self.improved = steps, form == "improved"
+        self.prediction = Prediction("edm", VE(), data_std)
+        self.boundary = KarrasBoundary(data_std, sigma_min)
+        self.boundaries = Boundaries(VE(), sigma_min, sigma_max)
+        self.eps = 0.0 if self.improved else sigma_min
+        dtype = torch.get_default_dtype()
+        if self.improved:
+            times = self.prediction.process.grid(steps, sigma_min, sigma_max, 7.0, dtype=dtype)[:-1]
+        else:
+            times = torch.linspace(2.0, sigma_max, steps, dtype=dtype).flip(0) if steps > 1 else torch.full((1,), sigma_max)
+        self.register_buffer("times", times, persistent=False)
+
+    def function(self, observations: Tensor, K: int = 1) -> Denoise:
+        """f_theta(a_t, t) -> a_0 with the observations (S, B, O) bound: a_t (S, B K, A), t () or (S, B K)."""
+        network = self.bound(observations, K)
+        return self.prediction.denoiser(network) if self.improved else self.boundary.denoiser(network)
+
+    def denoiser(self, observations: Tensor) -> Denoise:
+        """The consistency function, clamped: it says where the path through a_t ends, not the mean of a_0."""
+        f = self.function(observations)
+        return lambda x, t: f(x, t).clamp(-1, 1)
+
+    def noise_levels(self) -> tuple[float, ...]:
+        """Eight levels over the range it is trained on, evenly in log k."""
+        low, high = self.boundaries.k_min, self.boundaries.k_max
+        return tuple(low * (high / low) ** (i / 7) for i in range(8))
+
+    def bc_noise(
+        self, actions: Tensor, generator: torch.Generator, step: Tensor, total: int, start: int, end: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Neighbouring levels t > r (S, B) among the N of training step `step`, a tensor (), and noise (S, B, A).
+
+        N grows from `start` to `end` over `total` steps, see `n_boundaries`.
+        """
+        u = torch.rand(actions.shape[:-1], generator=generator, device=actions.device, dtype=actions.dtype)
+        n = n_boundaries(step, total, start, end)
+        t, r = self.boundaries.draw(u, n, lognormal=(-1.1, 2.0) if self.improved else None)
+        noise = torch.randn(actions.shape, generator=generator, device=actions.device, dtype=actions.dtype)
+        return t, r, noise
+
+    def bc_loss(
+        self, actions: Tensor, observations: Tensor, t: Tensor, r: Tensor, noise: Tensor, average: "ConsistencyPolicy"
+    ) -> Tensor:
+        """The consistency loss, the mean over the batch: (S,). average: the averaged policy (form "published")."""
+        process, f = self.prediction.process, self.function(observations)
+        if self.improved:
+            loss = consistency_loss(process, f, actions, t, r, noise, weighting="gap", metric="huber")
+        else:
+            loss = consistency_loss(
+                process,
+                f,
+                actions,
+                t,
+                r,
+                noise,
+                target=average.function(observations),
+                weighting=lambda k_t, k_r: 100 / (k_t - k_r),
+            )
+        return loss.mean(-1)
+
+    def sampling_noise(self, observations: Tensor, generator: torch.Generator, K: int = 1) -> Tensor:
+        """What `sample` needs for K actions a state: (T, S, B K, A), the start first."""
+        S, B, _ = observations.shape
+        shape = (self.steps, S, B * K, self.action_size)
+        return torch.randn(shape, generator=generator, device=observations.device)
+
+    def sample(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Actions (S, B K, A), clamped to [-1, 1] at the end, by T calls of the function; differentiable."""
+        f = self.function(observations, self._candidates(observations, noise))
+        start = self.boundaries.k_max * noise[0]
+        actions = consistency_sample(f, self.prediction.process, start, self.times, noise=noise[1:], eps=self.eps)
+        return actions.clamp(-1, 1)

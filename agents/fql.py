@@ -1,0 +1,153 @@
+"""FQL: Flow Q-Learning (Park, Li & Levine, ICML 2025), arXiv 2502.02538.
+
+A flow mu_theta clones the data's policy by flow matching; a one-step policy mu_omega(s, z), which acts, is distilled
+from it while it climbs Q, so that no gradient runs back through a chain (eq. 5 to 8):
+
+    L_BC(theta)  = E |v_theta(a_t, t, s) - (z - a)|^2,    a_t = (1 - t) a + t z
+    L_pi(omega)  = -E Q(s, mu_omega(s, z)) + alpha E |mu_omega(s, z) - mu_theta(s, z)|^2
+    L_Q(phi)     = E (r + gamma mean_i Q'_i(s', mu_omega(s', z)) - Q_i(s, a))^2
+
+with mu_theta(s, z) the end of `flow_steps` Euler steps from z. (The paper's time runs from noise to data.) The
+distillation is InstaFlow's, see `diffrl.diffusion.reflow`.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.action_network import GenerativePolicy
+from agents.base import Agent, Metrics
+from agents.config import FQL
+from agents.critic import TwinCritic, td_error
+from diffrl.data.transitions import Batch
+from diffrl.diffusion import Prediction, RectifiedFlow, Sampler, denoising_loss, distillation_loss
+from diffrl.nets import MLP, Adam, average_, frozen
+
+
+class FlowPolicy(GenerativePolicy):
+    """A rectified flow over actions: the velocity v_theta(a_t, t, s), followed in `steps` Euler steps."""
+
+    def __init__(
+        self, observation_size: int, action_size: int, generators: Sequence[torch.Generator], *, steps: int, **size: Any
+    ) -> None:
+        super().__init__(observation_size, action_size, generators, **size)
+        self.prediction = Prediction("velocity", RectifiedFlow())
+        grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        self.sampler = Sampler(self.prediction.process, grid)  # on a rectified flow DDIM is Euler
+
+    def noise_levels(self) -> tuple[float, ...]:
+        """The ratios k at t = 1/16, 3/16 ... 15/16."""
+        return tuple(t / (1 - t) for t in ((2 * i + 1) / 16 for i in range(8)))
+
+    def sampling_noise(self, observations: Tensor, generator: torch.Generator, K: int = 1) -> Tensor:
+        """The starts z (S, B K, A)."""
+        S, B, _ = observations.shape
+        return torch.randn((S, B * K, self.action_size), generator=generator, device=observations.device)
+
+    def sample(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """mu_theta(s, z): actions (S, B K, A), clamped to [-1, 1] at the end."""
+        network = self.bound(observations, self._candidates(observations, noise))
+        return self.sampler(self.prediction.denoiser(network), noise).clamp(-1, 1)
+
+
+class OneStepPolicy(nn.Module):
+    """mu_omega(s, z): observations (S, B, O), noise (S, B, A) -> actions (S, B, A), not clamped."""
+
+    def __init__(
+        self, observation_size: int, action_size: int, generators: Sequence[torch.Generator], **size: Any
+    ) -> None:
+        super().__init__()
+        self.mlp = MLP((len(generators),), observation_size + action_size, action_size, generators, **size)
+
+    def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """The actions."""
+        actions: Tensor = self.mlp(torch.cat([observations, noise], -1))
+        return actions
+
+
+class FQLAgent(Agent):
+    """See the module. Shapes: S seeds, B batch, O observation size, A action size."""
+
+    value_metrics = ("q",)
+    compilable = ("critic_loss", "flow_loss", "actor_loss")
+    acting_policy = "flow"
+
+    def __init__(self, config: FQL, observation_size: int, action_size: int, seeds: Sequence[int], device: str) -> None:
+        super().__init__(config, observation_size, action_size, seeds, device)
+        self.config = config
+        sizes = (observation_size, action_size, self.generators)
+        size: dict[str, Any] = {
+            "width": config.width,
+            "layers": config.layers,
+            "activation": torch.nn.functional.gelu,
+        }
+        self.flow = FlowPolicy(*sizes, steps=config.flow_steps, **size).to(self.device)
+        self.actor = OneStepPolicy(*sizes, **size).to(self.device)
+        self.critic = TwinCritic(*sizes, layer_norm=config.critic_layer_norm, **size).to(self.device)
+        self.target_critic = deepcopy(self.critic).requires_grad_(False)
+        self.frozen_critic = frozen(self.critic)
+        self.networks = {
+            "flow": self.flow,
+            "actor": self.actor,
+            "critic": self.critic,
+            "target_critic": self.target_critic,
+        }
+        trained = ("flow", "actor", "critic")
+        self.optimisers = {name: Adam(self.networks[name], config.learning_rate) for name in trained}
+
+    @torch.no_grad()
+    def target(self, batch: Batch, z: Tensor) -> Tensor:
+        """y = r + gamma (1 - terminal) mean_i Q'_i(s', mu_omega(s', z)), or min_i: (S, B)."""
+        actions = self.actor(batch.next_observations, z).clamp(-1, 1)
+        q = self.target_critic(batch.next_observations, actions)
+        q = q.amin(1) if self.config.pessimistic else q.mean(1)
+        return batch.rewards + self.config.discount * (1 - batch.terminals) * q
+
+    def critic_loss(self, batch: Batch, z: Tensor) -> tuple[Tensor, Metrics]:
+        """L_Q, summed over the two critics: (S,). z: (S, B, A)."""
+        y = self.target(batch, z)
+        q = self.critic(batch.observations, batch.actions)
+        loss = td_error(q, y)
+        return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
+
+    def flow_loss(self, batch: Batch, t: Tensor, z: Tensor) -> Tensor:
+        """L_BC: (S,). t: (S, B), z: (S, B, A)."""
+        network = self.flow.bound(batch.observations)
+        return denoising_loss(self.flow.prediction, network, batch.actions, t, z).mean(-1)
+
+    def actor_loss(self, batch: Batch, z: Tensor) -> tuple[Tensor, Metrics]:
+        """L_pi: (S,). z: (S, B, A), the same for both policies."""
+        with torch.no_grad():
+            goal = self.flow.sample(batch.observations, z)
+        actions = self.actor(batch.observations, z)
+        distill_loss = distillation_loss(lambda z, t: actions, goal, z).mean(-1)
+        q = self.frozen_critic(batch.observations, actions.clamp(-1, 1)).mean(1)
+        q_loss = -q.mean(-1)
+        if self.config.normalise_q:
+            q_loss = q_loss / q.detach().abs().mean(-1)
+        loss = q_loss + self.config.alpha * distill_loss
+        return loss, {"distill_loss": distill_loss.detach(), "q_loss": q_loss.detach()}
+
+    def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
+        """One step of the critics, the flow and the policy."""
+        target_z, flow_z, z = torch.randn((3, *batch.actions.shape), generator=generator, device=self.device)
+        t = torch.rand(batch.actions.shape[:-1], generator=generator, device=self.device)
+        critic_loss, metrics = self.critic_loss(batch, target_z)
+        metrics = {**metrics, "critic_grad_norm": self.optimisers["critic"].step(critic_loss)}
+        actor_loss, actor_metrics = self.actor_loss(batch, z)
+        flow_loss = self.flow_loss(batch, 1 - t, flow_z)  # t in (0, 1]
+        actor_norm = self.optimisers["actor"].step(actor_loss)
+        flow_norm = self.optimisers["flow"].step(flow_loss)
+        average_(self.target_critic, self.critic, self.config.target_rate)
+        self.step += 1
+        norms = {"actor_grad_norm": actor_norm, "flow_grad_norm": flow_norm}
+        return metrics | actor_metrics | {"bc_loss": flow_loss.detach()} | norms
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """One draw from the one-step policy."""
+        actions: Tensor = self.actor(observations, self.flow.sampling_noise(observations, generator))
+        return actions.clamp(-1, 1)
