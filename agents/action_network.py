@@ -40,9 +40,7 @@ class ActionNetwork(nn.Module):
         if blocks:
             self.mlp = ResidualMLP(stack, size, action_size, generators, width=width, blocks=blocks)
         else:
-            self.mlp = MLP(
-                stack, size, action_size, generators, width=width, layers=layers, activation=activation
-            )
+            self.mlp = MLP(stack, size, action_size, generators, width=width, layers=layers, activation=activation)
 
     def forward(self, actions: Tensor, t: Tensor, observations: Tensor) -> Tensor:
         """m_theta: actions (S, B, A), t () or (S, B), observations (S, B, O) -> (S, B, A)."""
@@ -73,8 +71,10 @@ class ActionNetwork(nn.Module):
     def from_parts(self, h: Tensor, actions: Tensor, w_a: Tensor, keep: Tensor | None = None) -> Tensor:
         """m_theta, where h holds the first layer's time and state parts. keep: see `ResidualMLP`."""
         h = affine(actions, w_a, h)
-        m: Tensor = self.mlp.after_first(h) if keep is None else self.mlp.after_first(h, keep)
-        return m
+        if keep is None:
+            return self.mlp.after_first(h)
+        assert isinstance(self.mlp, ResidualMLP)
+        return self.mlp.after_first(h, keep)
 
 
 class GenerativePolicy(ActionNetwork):

@@ -69,7 +69,7 @@ class ConsistencyACAgent(QWeightedAgent):
         return t, r, z, self.actor.sampling_noise(batch.observations, generator), self.coin(generator)
 
     def actor_loss(self, batch: Batch, *noise: Tensor) -> tuple[Tensor, Metrics]:
-        """Consistency loss + eta L_q: (S,). noise: t, r, z of `ConsistencyPolicy.bc_loss`, that of `.sample`, the coin."""
+        """Consistency loss + eta L_q: (S,). noise: t, r, z of the policy's `bc_loss`, that of `sample`, the coin."""
         t, r, z, sampling, coin = noise
         bc_loss = self.actor.bc_loss(batch.actions, batch.observations, t, r, z, self.ema_actor)
         return self.weighted(bc_loss, batch.observations, self.actor.sample(batch.observations, sampling), coin)

@@ -55,7 +55,7 @@ class ConsistencyPolicy(GenerativePolicy):
         if self.improved:
             times = self.prediction.process.grid(steps, sigma_min, sigma_max, 7.0, dtype=dtype)[:-1]
         else:
-            times = torch.linspace(2.0, sigma_max, steps, dtype=dtype).flip(0) if steps > 1 else torch.full((1,), sigma_max)
+            times = torch.linspace(sigma_max, 2.0, steps, dtype=dtype)
         self.register_buffer("times", times, persistent=False)
 
     def function(self, observations: Tensor, K: int = 1) -> Denoise:

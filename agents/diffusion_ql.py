@@ -95,9 +95,7 @@ class QWeightedAgent(Agent):
         loss = td_error(q, y)
         return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
 
-    def weighted(
-        self, bc_loss: Tensor, observations: Tensor, actions: Tensor, coin: Tensor
-    ) -> tuple[Tensor, Metrics]:
+    def weighted(self, bc_loss: Tensor, observations: Tensor, actions: Tensor, coin: Tensor) -> tuple[Tensor, Metrics]:
         """L_d + eta L_q (eq. 3) for a policy that acts by `actions` (S, B, A), through which the gradient runs.
 
         coin: uniform on [0, 1], (S, 1): which critic is climbed and which one scales it.

@@ -102,8 +102,8 @@ class FQLAgent(Agent):
     def target(self, batch: Batch, z: Tensor) -> Tensor:
         """y = r + gamma (1 - terminal) mean_i Q'_i(s', mu_omega(s', z)), or min_i: (S, B)."""
         actions = self.actor(batch.next_observations, z).clamp(-1, 1)
-        q = self.target_critic(batch.next_observations, actions)
-        q = q.amin(1) if self.config.pessimistic else q.mean(1)
+        both: Tensor = self.target_critic(batch.next_observations, actions)
+        q = both.amin(1) if self.config.pessimistic else both.mean(1)
         return batch.rewards + self.config.discount * (1 - batch.terminals) * q
 
     def critic_loss(self, batch: Batch, z: Tensor) -> tuple[Tensor, Metrics]:

@@ -69,13 +69,14 @@ class QGuidanceAgent(ExpectileAgent):
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """One action a state, by the solver on the guided denoiser of the averaged policy."""
 
-        def guide(denoise: Denoise) -> Denoise:
-            def energy(a_0: Tensor, t: Tensor) -> Tensor:
-                q: Tensor = self.target_critic(observations, a_0.clamp(-1, 1)).amin(1)
-                return q
+        def energy(a_0: Tensor, t: Tensor) -> Tensor:
+            q: Tensor = self.target_critic(observations, a_0.clamp(-1, 1)).amin(1)
+            return q
 
+        def guide(denoise: Denoise) -> Denoise:
+            if self.config.guidance_scale == 0:
+                return denoise
             process = self.ema_actor.prediction.process
             return classifier_guided(process, denoise, energy, self.config.guidance_scale, at="x0")
 
-        noise = self.ema_actor.sampling_noise(observations, generator)
-        return self.ema_actor.sample(observations, noise, guide if self.config.guidance_scale > 0 else lambda d: d)
+        return self.ema_actor.sample(observations, self.ema_actor.sampling_noise(observations, generator), guide)

@@ -17,6 +17,7 @@ from diffrl.diffusion.consistency import (
     scm_loss,
 )
 from diffrl.diffusion.exact import Gaussian, Mixture
+from diffrl.diffusion.guidance import ConditionalNetwork, LogProb, classifier_free, classifier_guided, drop_condition
 from diffrl.diffusion.loss import (
     Weighting,
     denoising_loss,
@@ -28,7 +29,8 @@ from diffrl.diffusion.loss import (
 )
 from diffrl.diffusion.prediction import Clip, Denoise, Kind, Network, Prediction
 from diffrl.diffusion.process import VE, VP, Process, RectifiedFlow, TrigFlow, discrete_grid, expand
-from diffrl.diffusion.sampler import SOLVERS, Churn, Sampler, reverse_step, sample, solver_step
+from diffrl.diffusion.reflow import couple, curvature, distillation_loss, straightness
+from diffrl.diffusion.sampler import SOLVERS, Churn, Langevin, Sampler, reverse_step, sample, solver_step
 
 __all__ = [
     "SOLVERS",
@@ -37,10 +39,13 @@ __all__ = [
     "Boundaries",
     "Churn",
     "Clip",
+    "ConditionalNetwork",
     "Denoise",
     "Gaussian",
     "KarrasBoundary",
     "Kind",
+    "Langevin",
+    "LogProb",
     "Mixture",
     "Network",
     "Prediction",
@@ -49,11 +54,17 @@ __all__ = [
     "Sampler",
     "TrigFlow",
     "Weighting",
+    "classifier_free",
+    "classifier_guided",
     "consistency_loss",
     "consistency_sample",
     "consistency_tangent",
+    "couple",
+    "curvature",
     "denoising_loss",
     "discrete_grid",
+    "distillation_loss",
+    "drop_condition",
     "edm_weight",
     "expand",
     "grid_times",
@@ -65,5 +76,6 @@ __all__ = [
     "sample",
     "scm_loss",
     "solver_step",
+    "straightness",
     "uniform_times",
 ]

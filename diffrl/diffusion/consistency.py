@@ -221,7 +221,7 @@ def consistency_loss(
     with torch.no_grad():
         x_r = process.perturb(x0, r, noise) if teacher is None else solver_step(process, teacher, x_t, t, r, solver)
         goal = (f if target is None else target)(x_r, r)
-    distance = _distance(f(x_t, t), goal, metric, event_dims)
+    distance = row_distance(f(x_t, t), goal, metric, event_dims)
     if weighting == "uniform":
         return distance
     k_t, k_r = process.ratio(t), process.ratio(r)
@@ -234,7 +234,8 @@ def consistency_loss(
     return expand(weight, distance) * distance
 
 
-def _distance(a: Tensor, b: Tensor, metric: str | Metric, event_dims: int) -> Tensor:
+def row_distance(a: Tensor, b: Tensor, metric: str | Metric, event_dims: int = 1) -> Tensor:
+    """A distance a row, a.shape[:-event_dims], by the `metric` "l2", "huber" or a function (see `consistency_loss`)."""
     if callable(metric):
         return metric(a, b)
     match metric:

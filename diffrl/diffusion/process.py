@@ -16,6 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PURE_NOISE = 1e6
+"""The ratio k from which a time counts as alpha = 0: cos(pi/2) is 6e-17, and in float32 4e-8."""
+
 
 def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:
     """The error for a name that is not known: what was typed, the nearest known name, and all of them."""

@@ -20,6 +20,9 @@ with phi(h) = (e^h - 1)/h. dpm1, 2, 3: DPM-Solver (Lu et al. 2022, arXiv 2206.00
 r_2 = 2/3); dpmpp2m: DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2); heun: EDM (Karras et al. 2022,
 arXiv 2206.00364, algorithms 1 and 2, `Churn`). Where k_t = inf (or above 1e6, pure noise but for rounding) or k_r = 0
 the corrections have no value; they are left out, and the step is DDIM's, which needs none.
+
+Between steps `Langevin` makes steps at one level of noise: the predictor-corrector of Song et al. 2021 (arXiv
+2011.13456, algorithms 2 to 5).
 """
 
 import math
@@ -31,10 +34,9 @@ import torch
 from torch import Tensor
 
 from diffrl.diffusion.prediction import Clip, Denoise
-from diffrl.diffusion.process import Process, expand, unknown
+from diffrl.diffusion.process import PURE_NOISE, Process, expand, unknown
 
 Scalar = TypeVar("Scalar", float, Tensor)
-_PURE_NOISE = 1e6  # the ratio k from which a time counts as alpha = 0: cos(pi/2) is 6e-17, and in float32 4e-8
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,31 @@ class Churn:
     def __post_init__(self) -> None:
         if not (self.S_churn >= 0 and 0 <= self.S_tmin <= self.S_tmax and self.S_noise >= 0):
             raise ValueError(f"need S_churn >= 0, 0 <= S_tmin <= S_tmax and S_noise >= 0, got {self}")
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """The corrector of score-based SDEs (arXiv 2011.13456, algorithms 4 and 5): after a step to r, at r, `steps` times
+
+        x <- x + epsilon score(x, r) + sqrt(2 epsilon) z,      epsilon = 2 (snr <|z|> / <|score|>)^2.
+
+    It leaves the density of x_r as it is to first order in epsilon and pulls towards it what is elsewhere, at the price
+    of one call of the denoiser each. Not after a step to k = 0, where no noise is left.
+
+    <.> is the mean along the batch axis, the one before the last `event_dims`, over which the norms are taken: as in
+    the authors' code, each seed by itself. One row's own ratio, as the algorithms are printed, has no bound in few
+    dimensions, where a score may be near 0, and depends on the point, so that the density would not stay; a batch of
+    one row is that case. The factor alpha_i = 1 - beta_i of their VP corrector, 0.98 to 1 on its 1000 steps, belongs to
+    a grid and to no process, and is left out: so every process is the variance-exploding one in y, here too.
+    """
+
+    steps: int = 1
+    snr: float = 0.16
+    event_dims: int = 1
+
+    def __post_init__(self) -> None:
+        if not (self.steps >= 1 and 0 <= self.snr < math.inf and self.event_dims >= 1):
+            raise ValueError(f"need steps >= 1, a finite snr >= 0 and event_dims >= 1, got {self}")
 
 
 class Step(NamedTuple):
@@ -135,14 +162,22 @@ class Sampler:
 
     times: (T + 1,), decreasing, as `Process.grid` and `discrete_grid` give them; the last may be 0, the first may have
         alpha = 0 (where the denoiser can bear it). They are read here: leave them on the CPU.
-    solver: one of `SOLVERS`. eta in [0, 1] is for ddim alone; `churn` for every solver but dpmpp2m, without eta.
+    solver: one of `SOLVERS`. eta in [0, 1] is for ddim alone; `churn` for every solver but dpmpp2m, without eta;
+        `corrector` for all of them.
 
+    `n_noise` is how many draws of x's shape a call needs: one a step for eta > 0 or churn, and `corrector.steps` more.
     Calls look at no tensor's value: they can be compiled as one graph, and captured. Raises ValueError for an unknown
     solver, eta outside [0, 1] or beside a deterministic solver, times of a wrong shape or not decreasing.
     """
 
     def __init__(
-        self, process: Process, times: Tensor, solver: str = "ddim", eta: float = 0.0, churn: Churn | None = None
+        self,
+        process: Process,
+        times: Tensor,
+        solver: str = "ddim",
+        eta: float = 0.0,
+        churn: Churn | None = None,
+        corrector: Langevin | None = None,
     ) -> None:
         if solver not in _SOLVERS:
             raise unknown("solver", solver, _SOLVERS)
@@ -159,7 +194,10 @@ class Sampler:
         if not bool((times[1:] < times[:-1]).all()):
             raise ValueError("times must decrease strictly, from noise to data")
         self.n_steps = len(times) - 1
-        self.draws_noise = eta > 0 or churn is not None
+        self._own_noise = int(eta > 0 or churn is not None)
+        self._noise_per_step = self._own_noise + (0 if corrector is None else corrector.steps)
+        self.n_noise = self.n_steps * self._noise_per_step
+        self.draws_noise = self.n_noise > 0
         self._solver = solver
         self._ends_at_data = float(times[-1]) == 0
 
@@ -176,6 +214,8 @@ class Sampler:
         points, weight = _corrections(process, solver, t, r)
         self._trials = [_per_step(*point) for point in points]
         self._weights = _per_step(weight)
+        self._corrector = corrector
+        self._ends = _per_step(r, process.alpha(r), process.sigma(r)) if corrector is not None else []
 
     def __call__(
         self,
@@ -189,7 +229,7 @@ class Sampler:
     ) -> Tensor:
         """Carry `x` at times[0] down to times[-1]; see `sample` for the arguments."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        z = step_noise(x, self.n_steps, generator, noise).unbind() if self.draws_noise else ()
+        z = step_noise(x, self.n_noise, generator, noise).unbind() if self.draws_noise else ()
 
         def denoised(x: Tensor, t: float) -> Tensor:
             """D(x, t)."""
@@ -199,24 +239,34 @@ class Sampler:
         chain = [x]
         D_last: Tensor | None = None
         for i, (t, a, s, _, _, n) in enumerate(self._steps):
+            first = i * self._noise_per_step
             if self._lifts:
                 lift, spread = self._lifts[i]
-                x = lift * x + spread * z[i]
+                x = lift * x + spread * z[first]
             D = denoised(x, t)
             x_t = x
             on_D, on_x = self._direct[i]
             x = on_D * D + on_x * x
-            if self.draws_noise and not self._lifts:
-                x = x + n * z[i]
+            if self._own_noise and not self._lifts:
+                x = x + n * z[first]
             if self._solver == "dpmpp2m":
                 x = x if D_last is None else x + self._history[i][0] * (D - D_last)
                 D_last = D
-            elif self._trials and not (self._ends_at_data and i == self.n_steps - 1):
+            elif self._trials and not self._at_data(i):
                 e = (x_t - a * D) / s
                 trials = [trial[i] for trial in self._trials]
                 x = x + self._weights[i][0] * _change(denoised, D, e, trials)
+            if self._corrector is not None and not self._at_data(i):
+                r, b, w = self._ends[i]
+                for j in range(first + self._own_noise, first + self._noise_per_step):
+                    score = (b * denoised(x, r) - x) / w**2
+                    x = _langevin(self._corrector, x, score, z[j])
             chain.append(x)
         return torch.stack(chain) if return_chain else x
+
+    def _at_data(self, i: int) -> bool:
+        """Whether step i leads to k = 0."""
+        return self._ends_at_data and i == self.n_steps - 1
 
 
 def sample(
@@ -231,22 +281,25 @@ def sample(
     noise: Tensor | None = None,
     clip: Clip | None = None,
     churn: Churn | None = None,
+    corrector: Langevin | None = None,
     return_chain: bool = False,
 ) -> Tensor:
     """Carry `x` at times[0] down the reverse process to times[-1]: a tensor of x's shape, at least float32.
 
     denoise: D(x, t) = E[x_0 | x_t = x], called with `x` in the state's dtype and `t` a scalar tensor.
     x: any shape, a sample at times[0]; differentiable in `x` and in whatever `denoise` holds.
-    times, solver, eta, churn: see `Sampler`, which saves recomputing what depends on these alone, and is what to call
-        under torch.compile.
-    generator, noise: what eta > 0 and churn need, one of them: standard normal noise (T, *x.shape), drawn in one call.
-        Under torch.compile pass the noise.
+    times, solver, eta, churn, corrector: see `Sampler`, which saves recomputing what depends on these alone, and is
+        what to call under torch.compile.
+    generator, noise: what eta > 0, churn and a corrector need, one of them: standard normal noise, drawn in one call.
+        (T, *x.shape) for eta or churn; with a corrector (T (n + corrector.steps), *x.shape), n = 1 with eta or churn
+        and 0 without: step by step, its own draw and then those of its corrections (a last step to k = 0 leaves them
+        unused). Under torch.compile pass the noise.
     clip: (low, high), to which D is clamped, as Diffusion-QL and DDPM do. e = (x - a D)/s follows the clamped D.
     return_chain: give all states, (T + 1, *x.shape), from `x` to the result.
 
     Raises ValueError as `Sampler` does, and for noise that is missing or of a wrong shape.
     """
-    sampler = Sampler(process, times, solver, eta, churn)
+    sampler = Sampler(process, times, solver, eta, churn, corrector)
     return sampler(denoise, x, generator, noise=noise, clip=clip, return_chain=return_chain)
 
 
@@ -292,24 +345,39 @@ def _change(
     return change
 
 
+def _langevin(corrector: Langevin, x: Tensor, score: Tensor, z: Tensor) -> Tensor:
+    """One correction of `x`, see `Langevin`; without a score, epsilon is 0."""
+    event_dims = corrector.event_dims
+
+    def size(v: Tensor) -> Tensor:
+        """<|v|>, a value a seed: as many dimensions as x."""
+        norms: Tensor = torch.linalg.vector_norm(v.flatten(-event_dims), dim=-1)
+        mean = norms.mean(-1, keepdim=True) if norms.ndim else norms
+        return mean.reshape(mean.shape + (1,) * event_dims)
+
+    height = size(score)
+    root = corrector.snr * size(z) / torch.where(height > 0, height, math.inf)
+    return x + 2 * root**2 * score + 2 * root * z
+
+
 def _check_eta(eta: float) -> None:
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1] (0: the ODE, 1: the DDPM posterior), got {eta}")
 
 
-def step_noise(x: Tensor, n_steps: int, generator: torch.Generator | None, noise: Tensor | None) -> Tensor:
-    """The standard normal noise of all steps, (T, *x.shape): the caller's `noise`, or drawn in one call.
+def step_noise(x: Tensor, draws: int, generator: torch.Generator | None, noise: Tensor | None) -> Tensor:
+    """The standard normal noise of all steps, (draws, *x.shape): the caller's `noise`, or drawn in one call.
 
     Raises ValueError for neither, or a wrong shape.
     """
-    shape = (n_steps, *x.shape)
+    shape = (draws, *x.shape)
     if noise is not None:
         if noise.shape != shape:
-            raise ValueError(f"noise must have shape (T, *x.shape) = {shape}, got {tuple(noise.shape)}")
+            raise ValueError(f"noise must have shape (draws, *x.shape) = {shape}, got {tuple(noise.shape)}")
         return noise.to(x.dtype)
     if generator is None:
         raise ValueError(
-            "eta > 0, churn and steps of a consistency function draw noise: pass a generator, or the noise"
+            "eta > 0, churn, correctors and a consistency function's steps draw noise: pass a generator, or the noise"
         )
     return torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
 
@@ -324,7 +392,7 @@ def _churn(process: Process, t: Tensor, churn: Churn) -> tuple[Tensor, Tensor, T
     """The raised times t_hat, and the factors on x and on z in x_hat: y_hat = y + sqrt(k_hat^2 - k^2) S_noise z."""
     k = process.ratio(t)
     gamma = min(churn.S_churn / len(t), math.sqrt(2) - 1)
-    raised = (k >= churn.S_tmin) & (k <= churn.S_tmax) & (k < _PURE_NOISE)
+    raised = (k >= churn.S_tmin) & (k <= churn.S_tmax) & (k < PURE_NOISE)
     k = torch.where(raised, k, 1.0)
     k_hat = (1 + gamma) * k
     t_hat = process.time(k_hat)
@@ -344,7 +412,7 @@ def _corrections(
     if _SOLVERS[solver] is _first_order:
         return [], torch.zeros_like(t)
     k, k_r = process.ratio(t), process.ratio(r)
-    regular = (k < _PURE_NOISE) & (k_r > 0)
+    regular = (k < PURE_NOISE) & (k_r > 0)
     trials, weight = _SOLVERS[solver](torch.where(regular, k, 2.0), torch.where(regular, k_r, 1.0))
     points = []
     for trial in trials:
@@ -357,7 +425,7 @@ def _corrections(
 def _history(process: Process, t: Tensor, r: Tensor) -> Tensor:
     """dpmpp2m's factor on D - D_last: b (1 - k_r/k_t) h / (2 h_last); 0 at the first step and where k_r = 0."""
     k, k_r = process.ratio(t), process.ratio(r)
-    regular = (k < _PURE_NOISE) & (k_r > 0)
+    regular = (k < PURE_NOISE) & (k_r > 0)
     k, k_r = torch.where(regular, k, 2.0), torch.where(regular, k_r, 1.0)
     h = torch.log(k / k_r)
     # After a start at pure noise h_last is infinite, and the second step of first order too: its D_last weighs 0.
