@@ -1,5 +1,6 @@
 """What the training loop and the evaluation ask of an agent."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from agents.config import AgentConfig
 from diffrl.data.transitions import Batch
+from diffrl.diffusion import Denoise, Process
+from diffrl.errors import UserError
 from diffrl.nets import Adam, seed_generator
 
 Metrics = dict[str, Tensor]
@@ -76,6 +79,24 @@ class Agent(ABC):
     @abstractmethod
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Actions (S, B, A) in [-1, 1] for observations (S, B, O)."""
+
+    def generative_model(self, observations: Tensor) -> tuple[Process, Denoise]:
+        """The policy as a model of actions x (S, B, A) in [-1, 1] given observations (S, B, O): process and denoiser.
+
+        Raises UserError where the agent has none.
+        """
+        raise UserError(
+            f"{type(self).__name__} has no generative model of actions to diagnose; agents with a diffusion policy do, "
+            "such as diffusion_bc and diffusion_ql."
+        )
+
+    def noise_levels(self) -> tuple[float, ...]:
+        """The ratios k = sigma/alpha, rising, to look at that model at: where it was trained, never 0 or infinite."""
+        return tuple(torch.logspace(math.log10(0.02), math.log10(20.0), 8, dtype=torch.float64).tolist())
+
+    def sample_actions(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """One action a state, (S, B, A), as the agent draws from that model, before it chooses between several."""
+        return self.act(observations, generator)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor that training changes, by name; all but counters have the seeds axis first."""

@@ -9,6 +9,7 @@ from agents.base import Agent, Metrics
 from agents.config import BC, DiffusionBC
 from agents.diffusion_policy import build_policy
 from diffrl.data.transitions import Batch
+from diffrl.diffusion import Denoise, Process
 from diffrl.nets import MLP, Adam
 
 
@@ -75,3 +76,11 @@ class DiffusionBCAgent(Agent):
     def draw(self, observations: Tensor, noise: Tensor) -> Tensor:
         """`act` as a function of its noise."""
         return self.actor.sample(observations, noise)
+
+    def generative_model(self, observations: Tensor) -> tuple[Process, Denoise]:
+        """See `Agent.generative_model`."""
+        return self.actor.prediction.process, self.actor.denoiser(observations)
+
+    def noise_levels(self) -> tuple[float, ...]:
+        """See `Agent.noise_levels`."""
+        return self.actor.noise_levels()

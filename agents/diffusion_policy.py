@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from agents.base import Agent
 from agents.config import DiffusionBC, DiffusionQL
-from diffrl.diffusion import VP, Prediction, Sampler, denoising_loss, discrete_grid
+from diffrl.diffusion import VP, Denoise, Prediction, Sampler, denoising_loss, discrete_grid
 from diffrl.nets import MLP, TimeEmbedding, affine
 
 
@@ -83,6 +83,14 @@ class DiffusionPolicy(nn.Module):
         h = torch.baddbmm(state_part, one_hot, time_parts)
         t = self.times[i]
         return denoising_loss(self.prediction, lambda a, t: self._from_parts(h, a, w_a), actions, t, eps).mean(-1)
+
+    def denoiser(self, observations: Tensor) -> Denoise:
+        """D(a_t, t) = E[a_0 | a_t, s] for a_t (S, B, A), t () or (S, B), clamped to [-1, 1] as `sample` does."""
+        return self.prediction.denoiser(lambda a, t: self(a, t, observations), clip=(-1.0, 1.0))
+
+    def noise_levels(self) -> tuple[float, ...]:
+        """The ratios k = sigma/alpha of its T times, rising."""
+        return tuple(self.prediction.process.ratio(self.times.double()).flip(0).tolist())
 
     def sampling_noise(self, observations: Tensor, generator: torch.Generator, K: int = 1) -> Tensor:
         """What `sample` needs for K actions a state: (T + 1, S, B K, A), the start a_T first, in one draw."""

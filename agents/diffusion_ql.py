@@ -22,6 +22,7 @@ from agents.config import DiffusionQL
 from agents.critic import TwinCritic
 from agents.diffusion_policy import build_policy
 from diffrl.data.transitions import Batch
+from diffrl.diffusion import Denoise, Process
 from diffrl.nets import Adam, average_, frozen
 
 
@@ -132,3 +133,16 @@ class DiffusionQLAgent(Agent):
         q = q.amin(1).view(S, B, K)
         best = (q - self.config.act_temperature * exponential.log()).argmax(-1)
         return actions.view(S, B, K, -1).take_along_dim(best[..., None, None], dim=2).squeeze(2)
+
+    def generative_model(self, observations: Tensor) -> tuple[Process, Denoise]:
+        """See `Agent.generative_model`."""
+        return self.actor.prediction.process, self.actor.denoiser(observations)
+
+    def noise_levels(self) -> tuple[float, ...]:
+        """See `Agent.noise_levels`."""
+        return self.actor.noise_levels()
+
+    @torch.no_grad()
+    def sample_actions(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """See `Agent.sample_actions`: the actor's, without the critics' choice."""
+        return self.actor.sample(observations, self.actor.sampling_noise(observations, generator))

@@ -348,7 +348,7 @@ def log_likelihood(
     `prior`, a Gaussian of clean data, noised. times: as for `sample`, all with 0 < k < inf; log k is integrated from
     the last to the first by the classical Runge-Kutta method: order 4, four calls of `denoise` a step, each with the
     passes of `divergence`, to which the `probes` belong (the same along the path, as in FFJORD). Raises ValueError for
-    times that do not decrease or have k = 0 or infinity. Of stochastic samplers, which are other models, it says nothing.
+    times that do not decrease or have k = 0 or infinity. Stochastic samplers are other models.
     """
     times = times.detach().to("cpu", torch.float64)
     ratios = process.ratio(times).flip(0).tolist()
