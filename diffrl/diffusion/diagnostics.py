@@ -26,7 +26,7 @@ from torch import Tensor
 
 from diffrl.diffusion.exact import Gaussian
 from diffrl.diffusion.prediction import Clip, Denoise
-from diffrl.diffusion.process import Process, unknown
+from diffrl.diffusion.process import Process, expand, unknown
 from diffrl.diffusion.sampler import sample
 
 Unit = Literal["x0", "eps", "score"]
@@ -135,6 +135,16 @@ def generalisation_gap(train: Tensor, held_out: Tensor) -> Estimate:
     """
     seen, new = estimate(train), estimate(held_out)
     return Estimate(new.mean - seen.mean, torch.hypot(new.error, seen.error))
+
+
+def on_process(denoise: Denoise, own: Process, other: Process) -> Denoise:
+    """A denoiser of the process `own` as one of the process `other`: D'(x', t') = D(x, t) at the same k and x/a."""
+
+    def carried(x: Tensor, t: Tensor) -> Tensor:
+        r = own.time(other.ratio(t))
+        return denoise(x * expand(own.alpha(r) / other.alpha(t), x), r)
+
+    return carried
 
 
 def girsanov_kl(process: Process, errors: Tensor, times: Tensor) -> Tensor:

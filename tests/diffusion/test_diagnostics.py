@@ -25,6 +25,7 @@ from diffrl.diffusion.diagnostics import (
     learning_dynamics,
     log_likelihood,
     moments,
+    on_process,
     rademacher,
     sampling_floor,
     score_errors,
@@ -101,6 +102,16 @@ def test_losses_keep_rows_seeds_levels_and_models_apart(generator: torch.Generat
     mean, error = estimate(losses)
     assert mean.shape == error.shape == (2, 4, 3)
     close(error[1, 2, 0], losses[1, 2, 0].std() / math.sqrt(5))
+
+
+@process_parameter
+def test_a_denoiser_moves_to_another_process(process: Process, generator: torch.Generator) -> None:
+    """The exact denoiser of VP's marginals becomes that of any other process, times one a row or one for all."""
+    data = mixture()
+    x = torch.randn(5, 2, generator=generator, dtype=F64)
+    for t in (levels(process, 5), levels(process, 5)[2]):
+        moved = on_process(data.denoiser(VP()), VP(), process)
+        close(moved(x, t), data.denoiser(process)(x, t))
 
 
 @process_parameter
