@@ -231,6 +231,8 @@ def _rows(
 
     def choose(columns: Any, n_seeds: int) -> Material:
         n = len(columns.actions)
+        if n < 2 * DRAWS:
+            raise UserError(f"A diagnosis needs {2 * DRAWS} rows at least; there are {n}.")
         chosen = torch.randperm(n, generator=generator, device=generator.device)[:rows]
         return Material.of(columns.observations[chosen], columns.actions[chosen], n_seeds, generator)
 

@@ -63,9 +63,9 @@ def _training(result: dict[str, Any]) -> tuple["Table", str]:
     ]
     names += [name for name, _ in extra] + (["held out - trained"] if gap else [])
     remarks = (
-        "Mean |eps error|^2 a dimension (as bc_loss; 1 without any knowledge) at noise k = sigma/alpha. Between seeds, to "
-        "previous: score error |eps_1 - eps_2|^2 between models. The loss less its floor would be the whole score error; "
-        "what the floor is, data do not tell. "
+        "Mean |eps error|^2 a dimension (as bc_loss; 1 without any knowledge) at noise k = sigma/alpha. Between seeds, "
+        "to previous: score error |eps_1 - eps_2|^2 between models. The loss less its floor would be the whole score "
+        "error, but data do not tell their floor. "
     )
     if gap:
         remarks += f"Held out: {about['held_out_rows']:,} rows of {about['held_out']}."
@@ -88,22 +88,25 @@ def _complexity(result: dict[str, Any]) -> tuple["Table", str]:
     sampling = result["sampling"]
     steps = next(iter(sampling["w2"].values()))["steps"]
     deltas = next(iter(sampling["complexity"].values()))
-    reference = sampling["reference"]
+    reference, floor = sampling["reference"], float(np.mean(sampling["sampling_floor"]))
     remarks = (
         f"W2 of {sampling['actions_a_state']} actions a state to those of {reference['steps']} steps of "
         f"{reference['solver']} from the same noise, {sampling['states']} states; actions lie in [-1, 1] and spread by "
         f"{_over_seeds(sampling['spread'], 2)} in a state. Half as many steps make a difference of "
         f"{_over_seeds(reference['to_half_the_steps'], 2)} to the reference, fresh noise alone one of "
-        f"{_over_seeds(sampling['sampling_floor'], 2)}: the floor of ddpm and of the agent's own sampler, which stands at "
-        f"{_over_seeds(sampling['as_the_agent_samples'], 2)}. N for delta: discretisation complexity, the fewest steps "
-        "with W2 <= delta, and in brackets their calls of the network."
+        f"{_over_seeds(sampling['sampling_floor'], 2)}: the floor of ddpm and of the agent's own sampler, which stands "
+        f"at {_over_seeds(sampling['as_the_agent_samples'], 2)}. N for delta: discretisation complexity, the fewest "
+        "steps with W2 <= delta, and in brackets their calls of the network (-: below the floor). Between the "
+        "noise levels of the first table a policy of T steps, which was trained at those alone, interpolates."
     )
     names = [*(f"{n}" for n in steps), *(f"N for {delta}" for delta in deltas)]
     table = _table("SAMPLING: W2 by solver and steps", "solver", *names)
     for solver, entry in sampling["w2"].items():
         row = [f"{np.mean(values):.3g}" for values in entry["w2"]]
-        found = sampling["complexity"][solver].values()
-        row += [f"{f['steps']} ({f['calls']})" if f else f"> {steps[-1]}" for f in found]
+        hidden = floor if solver == "ddpm" else 0.0
+        for delta, found in sampling["complexity"][solver].items():
+            beyond = "-" if float(delta) < hidden else f"> {steps[-1]}"
+            row.append(f"{found['steps']} ({found['calls']})" if found else beyond)
         table.add_row(solver, *row)
     return table, remarks
 
@@ -151,10 +154,10 @@ def _tuning(result: dict[str, Any]) -> tuple["Table", str]:
     ):
         if "q" in tuning:
             table.add_row(f"mean Q (least of the critics) of actions by {what}", _over_seeds(tuning["q"][name], 4))
-    return table, (
-        "Floor: between two draws of the policy. At most: by the score error along the way (Girsanov)."
+    return table, "Floor: between two draws of the policy. " + (
+        "At most: by the score error along the way (Girsanov)."
         if about["start"]
-        else "Floor: between two draws of the policy. One checkpoint, so no start to compare with: give --reference RUN."
+        else "No earlier checkpoint, so no start to compare with: give --reference RUN."
     )
 
 
@@ -271,6 +274,7 @@ def _draw_actions(ax: "Axes", result: dict[str, Any]) -> None:
         for values, colour, label in ((data, ORANGE, "data"), (policy, BLUE, "policy")):
             ax.plot(values[:, 0], values[:, 1], "o", markersize=2.5, alpha=0.5, color=colour, label=label)
         ax.set(xlabel="action, dimension 1", ylabel="dimension 2", xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
+        ax.set(xticks=(-1, -0.5, 0, 0.5, 1), yticks=(-1, -0.5, 0, 0.5, 1))
     ax.set_title(f"Actions at the data's states (W2 {np.mean(result['fine_tuning']['w2_to_data']):.2g})")
     finish(ax)
     ax.legend(loc="center", framealpha=0.9, markerscale=2)  # among points that leave no room
