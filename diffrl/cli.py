@@ -9,6 +9,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
 
   diffrl train CONFIG [--steps N --seeds 0 1 2 ...]   train an agent; resumes with --resume RUN
   diffrl evaluate RUN [--episodes 100]                score its last and best checkpoint
+  diffrl diagnose RUN                                 is its diffusion policy well trained, sampled, tuned?
   diffrl data list | info | generate | download | convert   data sets
   diffrl VERB --help                                  all options, explained
 
@@ -39,6 +40,14 @@ def _evaluate(words: Sequence[str]) -> int:
     return tyro.cli(Evaluate, args=words, prog="diffrl evaluate").run()
 
 
+def _diagnose(words: Sequence[str]) -> int:
+    import tyro
+
+    from diffrl.commands.diagnose import Diagnose
+
+    return tyro.cli(Diagnose, args=words, prog="diffrl diagnose").run()
+
+
 def _data(words: Sequence[str]) -> int:
     import tyro
 
@@ -59,7 +68,12 @@ def _data(words: Sequence[str]) -> int:
     return app.cli(args=words or ["--help"], prog="diffrl data", description="Data sets.").run() or 0
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "evaluate": _evaluate, "data": _data}
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "diagnose": _diagnose,
+    "data": _data,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

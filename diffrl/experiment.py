@@ -15,7 +15,7 @@ from diffrl import config as configuration
 from diffrl.config import TrainConfig
 from diffrl.console import console, training_observer
 from diffrl.data.d4rl import digest
-from diffrl.data.normalise import normaliser, tune_rewards
+from diffrl.data.normalise import normaliser
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.errors import UserError, nearest
@@ -99,7 +99,7 @@ def resume(path: Path | str, *, steps: int | None = None, device: str | None = N
             f"The data set {run.config.dataset} is not the one that {run.path} was trained on (its contents have "
             "changed), so the run cannot go on as if it had not been cut. Restore the data, or start a new run."
         )
-    transitions = _transform(run.config, dataset, run.preprocessing, device)
+    transitions = run.preprocessing.transitions(dataset, run.config.agent.reward_tune, device)
     del dataset
     workers = choose_workers(run.config, device, run.task, saved)
     compiled = compilation.wanted(run.config.compile, run.config.steps, device)
@@ -210,16 +210,7 @@ def _prepare(
     kind = "standard" if config.agent.normalise_observations else "identity"
     observations = normaliser(kind, torch.from_numpy(dataset.observations))
     preprocessing = Preprocessing(observations, action_scaling(env, dataset))
-    return _transform(config, dataset, preprocessing, device), preprocessing
-
-
-def _transform(config: TrainConfig, dataset: OfflineDataset, preprocessing: Preprocessing, device: str) -> Transitions:
-    transitions = Transitions.from_dataset(dataset, device)
-    parts = preprocessing.to(transitions.device)
-    transitions.columns.actions.copy_(parts.actions(transitions.columns.actions).clamp(-1, 1))
-    return transitions.map(
-        observations=parts.observations, rewards=lambda rewards: tune_rewards(config.agent.reward_tune, rewards)
-    )
+    return preprocessing.transitions(dataset, config.agent.reward_tune, device), preprocessing
 
 
 def _new_folder(config: TrainConfig) -> Path:

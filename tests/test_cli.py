@@ -18,6 +18,7 @@ VERBS = [
     [],
     ["train"],
     ["evaluate"],
+    ["diagnose"],
     ["data"],
     *(["data", v] for v in ("list", "info", "generate", "download", "convert")),
 ]
@@ -79,6 +80,7 @@ MISTAKES = {
     "choice": (["train", "--agent", "bc", "--dataset", "x", "--agent.reward-tune", "normalise"], "normalize"),
     "seeds": (["train", "--agent", "bc", "--dataset", "x", "--seeds", "1", "1"], "different"),
     "run": (["evaluate", "runs/none"], "not a run's folder"),
+    "diagnosed run": (["diagnose", "runs/none"], "not a run's folder"),
     "resume": (["train", "--resume", "runs/none"], "not a run's folder"),
     "info": (["data", "info", "hopper-medum-v2"], "did you mean 'hopper-medium-v2'"),
     "generate": (["data", "generate", "hopper-medium-v2"], "cannot be generated"),
