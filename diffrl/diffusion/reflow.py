@@ -94,8 +94,8 @@ def straightness(denoise: Denoise, x_0: Tensor, x_1: Tensor, times: Tensor, *, e
 
     denoise: a `RectifiedFlow` denoiser; (x_1 - x_0) - v = (D - x_0)/t. x_0, x_1: (S, B, d), or (B, *image) with
     `event_dims` to match. times: (T + 1,), decreasing, from 1 to 0 for the whole: the integral is taken by the midpoint
-    rule on its intervals, which never asks for the end. Returns one value a row, x_0.shape[:-event_dims]. Sample-free
-    of any host; call under no_grad. Raises ValueError for pairs or times of a wrong shape.
+    rule on its intervals, which never asks for the end. Returns one value a row, x_0.shape[:-event_dims]. Call
+    under no_grad. Raises ValueError for pairs or times of a wrong shape.
     """
     _check_pairs(x_0, x_1)
     _check_times(times)
