@@ -14,6 +14,7 @@ from diffrl.diffusion import (
     VP,
     Churn,
     Gaussian,
+    Langevin,
     Prediction,
     Process,
     RectifiedFlow,
@@ -387,6 +388,165 @@ def test_the_chain_holds_every_state(solver: str) -> None:
     close(chain[3], sample(VP(), tanh_denoiser, x, times[:4], solver), atol=0)
 
 
+# --- the predictor-corrector ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("solver", "eta"), [("ddim", 0.7), *((s, 0.0) for s in SOLVERS if s != "dpmpp2m")])
+def test_the_corrector_is_the_papers(solver: str, eta: float) -> None:
+    """Song et al. 2021, algorithms 2 and 4, on VE, in the paper's letters: one row, M = 2 steps at the new level."""
+    M, r = 2, 0.3
+    own = int(eta > 0)
+    times = VE().grid(4, 0.05, 10.0, dtype=F64)
+    noise = torch.randn(4 * (own + M), 1, 3, dtype=F64)
+    x = start = 10 * torch.randn(1, 3, dtype=F64)
+    for i in range(4):
+        z = noise[i * (own + M) :]
+        x = sample(VE(), tanh_denoiser, x, times[i : i + 2], solver, eta, noise=z[:1] if own else None)
+        for j in range(M):
+            g = (tanh_denoiser(x, times[i + 1]) - x) / times[i + 1] ** 2
+            epsilon = 2 * (r * z[own + j].norm() / g.norm()) ** 2
+            x = x + epsilon * g + torch.sqrt(2 * epsilon) * z[own + j]
+    ours = sample(VE(), tanh_denoiser, start, times, solver, eta, noise=noise, corrector=Langevin(M, snr=r))
+    close(ours, x)
+
+
+def test_a_correction_keeps_the_marginal_to_first_order_and_draws_to_it() -> None:
+    """Exactly, for a Gaussian of mean m, variance V: epsilon common to the batch makes the correction affine.
+
+    From mean m_x and variance v to m + (1 - epsilon/V)(m_x - m) and (1 - epsilon/V)^2 v + 2 epsilon, which is
+    V + epsilon^2/V where v = V.
+    """
+    process, data = VP(), gaussian()
+    t = process.time(torch.tensor(1.0, dtype=F64))
+    times = torch.stack([t, t - 1e-13])  # a predictor that stays, but for rounding
+    m, std = data.marginal(process, t)
+    V = std**2
+    for m_x, v in [(m, V), (m + 1, 4 * V), (m - 2, V / 4)]:
+        x = torch.stack([m_x, m_x + v.sqrt(), m_x])
+        noise = torch.zeros(1, 3, 2, dtype=F64)
+        noise[0, 2] = 1
+        x = sample(process, data.denoiser(process), x, times, noise=noise, corrector=Langevin(snr=0.3))
+        root = (x[2] - x[0])[0]  # sqrt(2 epsilon)
+        epsilon = root**2 / 2
+        after = ((x[1:] - x[0]) ** 2).sum(0)
+        assert 0.001 < epsilon < V.min()
+        close(x[2] - x[0], root.expand(2))
+        close(x[0], m + (1 - epsilon / V) * (m_x - m))
+        close(after, (1 - epsilon / V) ** 2 * v + 2 * epsilon)
+        if v is V:
+            close(after, V + epsilon**2 / V)
+        else:
+            assert ((after - V).abs() < (v - V).abs()).all()
+            assert ((x[0] - m).abs() < (m_x - m).abs()).all()
+
+
+def test_corrections_make_up_for_few_steps() -> None:
+    """Four steps of DDIM make the deviations 17 and 23% too small; 20 corrections a step leave +3 and -5%.
+
+    20,000 samples, whose deviation has a noise of half a percent; three seeds were within 1% of these figures.
+    """
+    process, data = VP(), gaussian()
+    times = process.grid(4, 0.3, 20.0, dtype=F64)
+    mean, std = data.marginal(process, times[-1])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20_000, 2, dtype=F64, generator=generator)
+
+    def error(corrector: Langevin | None) -> float:
+        out = sample(process, data.denoiser(process), x, times, generator=generator, corrector=corrector)
+        return torch.hypot((out.mean(0) - mean) / std, (out.std(0) - std) / std).max().item()
+
+    assert error(None) > 0.2
+    assert error(Langevin(steps=20, snr=0.16)) < 0.08
+
+
+@process_parameter
+def test_corrections_are_the_same_in_y(process: Process) -> None:
+    k = VE().grid(8, 0.05, 10.0, dtype=F64)
+    y, noise = torch.randn(2, 3, dtype=F64) * k[0], torch.randn(24, 2, 3, dtype=F64)
+    options = {"eta": 0.5, "noise": noise, "corrector": Langevin(steps=2)}
+    expected = sample(VE(), in_y(VE()), y, k, **options)
+    t = process.time(k)
+    x = sample(process, in_y(process), process.alpha(t[0]) * y, t, **options)
+    close(x / process.alpha(t[-1]), expected, atol=1e-10)
+
+
+@solver_parameter
+@process_parameter
+def test_a_corrector_of_no_size_is_none(process: Process, solver: str) -> None:
+    """To the last bit, behind every solver, with churn where it goes with it."""
+    times = process.grid(6, 0.02, 20.0, to_zero=True)
+    x = process.sigma(times[0]) * torch.randn(2, 5, 3)
+    plain = sample(process, tanh_denoiser, x, times, solver, return_chain=True)
+    noise = torch.randn(6, 2, 2, 5, 3)
+    options = {"corrector": Langevin(steps=2, snr=0.0), "return_chain": True}
+    close(sample(process, tanh_denoiser, x, times, solver, noise=noise.flatten(0, 1), **options), plain, atol=0)
+    if solver != "dpmpp2m":
+        churned = sample(process, tanh_denoiser, x, times, solver, churn=Churn(2.0), noise=noise[:, 0])
+        noise = torch.cat([noise, noise[:, :1]], 1).flatten(0, 1)
+        options = {"churn": Churn(2.0), "corrector": Langevin(steps=2, snr=0.0)}
+        close(sample(process, tanh_denoiser, x, times, solver, noise=noise, **options), churned, atol=0)
+
+
+def test_the_size_of_a_correction_is_of_the_batch_and_of_no_other_seed() -> None:
+    times = VP().grid(3, 0.1, 5.0, dtype=F64)
+    x, noise = torch.randn(2, 4, 3, dtype=F64), torch.randn(3, 2, 4, 3, dtype=F64)
+    both = sample(VP(), tanh_denoiser, x, times, noise=noise, corrector=Langevin())
+    close(both[1], sample(VP(), tanh_denoiser, x[1], times, noise=noise[:, 1], corrector=Langevin()))
+    half = sample(VP(), tanh_denoiser, x[:, :2], times, noise=noise[:, :, :2], corrector=Langevin())
+    assert (both[:, :2] - half).abs().max() > 1e-3
+    image = sample(VP(), tanh_denoiser, x, times, noise=noise, corrector=Langevin(event_dims=2))  # (B, height, width)
+    flat = lambda x, t: tanh_denoiser(x.unflatten(-1, (4, 3)), t).flatten(-2)  # noqa: E731
+    rows = sample(VP(), flat, x.flatten(-2), times, noise=noise.flatten(-2), corrector=Langevin())
+    close(image.flatten(-2), rows)
+    alone = sample(VP(), tanh_denoiser, x[0, 0], times, noise=noise[:, 0, 0], corrector=Langevin())  # no batch axis
+    close(alone, sample(VP(), tanh_denoiser, x[0, :1], times, noise=noise[:, 0, :1], corrector=Langevin())[0])
+
+
+def test_corrections_stop_short_of_the_data_and_are_in_the_chain() -> None:
+    """T = 6 steps, the last to k = 0: 6 calls of DDIM, and 5 times 2 of its corrector."""
+    count = 0
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return tanh_denoiser(x, t)
+
+    times = VP().grid(6, 0.02, 20.0, to_zero=True, dtype=F64)
+    x, noise = torch.randn(4, 3, dtype=F64), torch.randn(12, 4, 3, dtype=F64)
+    chain = sample(VP(), denoise, x, times, noise=noise, corrector=Langevin(steps=2), return_chain=True)
+    assert count == 6 + 10
+    assert chain.shape == (7, 4, 3)
+    close(chain[-1], tanh_denoiser(chain[-2], times[-2]))
+    close(chain[2], sample(VP(), denoise, x, times[:3], noise=noise[:4], corrector=Langevin(steps=2)))
+
+
+def test_without_a_score_nothing_is_corrected() -> None:
+    """epsilon would be 1/0."""
+    x = torch.zeros(3, 2)
+    out = sample(VP(), lambda x, t: 0 * x, x, VP().grid(2, 0.1, 1.0), noise=torch.randn(2, 3, 2), corrector=Langevin())
+    close(out, x, atol=0)
+
+
+def test_a_sampler_says_how_much_noise_it_takes(generator: torch.Generator) -> None:
+    times, x = discrete_grid("vp", 5), torch.randn(3, 2)
+    for options, draws in [
+        ({}, 0),
+        ({"eta": 0.5}, 5),
+        ({"corrector": Langevin(steps=3)}, 15),
+        ({"eta": 0.5, "corrector": Langevin(steps=3)}, 20),
+        ({"solver": "heun", "churn": Churn(1.0), "corrector": Langevin()}, 10),
+    ]:
+        sampler = Sampler(VP(), times, **options)
+        assert sampler.n_noise == draws
+        assert sampler.draws_noise == (draws > 0)
+        if draws:
+            drawn = sampler(tanh_denoiser, x, torch.Generator().manual_seed(3))
+            noise = torch.randn(draws, 3, 2, generator=torch.Generator().manual_seed(3))
+            close(drawn, sampler(tanh_denoiser, x, noise=noise), atol=0)
+            with pytest.raises(ValueError, match=rf"noise must have shape .* = \({draws}, 3, 2\)"):
+                sampler(tanh_denoiser, x, noise=noise[1:])
+
+
 # --- edges ---------------------------------------------------------------------------------------------------------
 
 
@@ -481,22 +641,24 @@ def test_clipped_entries_pass_no_gradient() -> None:
     close(torch.autograd.grad(out.sum(), x)[0], torch.tensor([[1.0, 0.0]]), atol=1e-6)
 
 
+@pytest.mark.parametrize("corrector", [None, Langevin(steps=1)], ids=["alone", "corrected"])
 @pytest.mark.parametrize("solver", ["ddim", "heun"])
-def test_sampling_is_one_graph(solver: str) -> None:
+def test_sampling_is_one_graph(solver: str, corrector: Langevin | None) -> None:
     """No break and no look at a value: torch.compile with fullgraph, traced only, for want of time."""
     times = discrete_grid("vp", 3)
     eta = 1.0 if solver == "ddim" else 0.0
     D = Prediction("velocity", VP()).denoiser(network, clip=(-1, 1))
 
-    sampler = Sampler(VP(), times, solver, eta)
+    sampler = Sampler(VP(), times, solver, eta, corrector=corrector)
 
     def run(x: Tensor, noise: Tensor) -> Tensor:
         return sampler(D, x, noise=noise)
 
-    x, noise = torch.randn(4, 2), torch.randn(3, 4, 2)
+    x, noise = torch.randn(4, 2), torch.randn(max(sampler.n_noise, 3), 4, 2)
     torch._dynamo.reset()
     compiled = torch.compile(run, fullgraph=True, backend="eager")
-    close(compiled(x, noise), sample(VP(), D, x, times, solver, eta, noise=noise), atol=1e-6)
+    eager = sample(VP(), D, x, times, solver, eta, noise=noise, corrector=corrector)
+    close(compiled(x, noise), eager, atol=1e-6)
 
 
 # --- single steps by row -------------------------------------------------------------------------------------------
@@ -561,6 +723,7 @@ def test_single_steps_name_mistakes() -> None:
         ({"solver": "dpmpp2m", "churn": Churn()}, "churn goes with"),
         ({"eta": 0.5, "churn": Churn()}, "churn goes with"),
         ({"solver": "heun", "churn": Churn()}, "pass a generator"),
+        ({"corrector": Langevin()}, "pass a generator"),
     ],
     ids=str,
 )
@@ -574,3 +737,9 @@ def test_mistakes_are_named(options: dict, message: str) -> None:
 def test_churn_refuses_what_is_no_noise(bad: dict) -> None:
     with pytest.raises(ValueError, match="S_churn"):
         Churn(**bad)
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"snr": -0.1}, {"snr": math.nan}, {"event_dims": 0}])
+def test_a_corrector_refuses_what_is_none(bad: dict) -> None:
+    with pytest.raises(ValueError, match="need steps >= 1"):
+        Langevin(**bad)
