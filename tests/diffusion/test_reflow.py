@@ -1,4 +1,4 @@
-"""Reflow on Gaussians, where couplings, flows and their measures have closed forms, and on one small trained mixture."""
+"""Reflow on Gaussians, where couplings, flows and their measures have closed forms, and on a small trained mixture."""
 
 import math
 from collections.abc import Callable
@@ -177,8 +177,8 @@ def test_curvature_is_of_time_and_shape() -> None:
     chain = torch.tensor([0.0, 1.0, 2.0], dtype=F64).reshape(3, 1, 1)
     close(curvature(chain, times)[0], torch.tensor(0.25 * (2 - 4) ** 2 + 0.75 * (2 - 4 / 3) ** 2, dtype=F64))
     close(curvature(chain, torch.tensor([1.0, 0.5, 0.0], dtype=F64)), torch.zeros(1, dtype=F64))
-    half = torch.tensor([0.8, 0.4, 0.0], dtype=F64)  # not from 1: straight by its own chord
-    close(curvature(chain, half), torch.zeros(1, dtype=F64))
+    part = torch.tensor([0.8, 0.5, 0.2], dtype=F64)  # neither from 1 nor to 0: straight by its own chord
+    close(curvature(chain, part), torch.zeros(1, dtype=F64))
 
 
 def test_measures_have_one_value_a_row() -> None:
