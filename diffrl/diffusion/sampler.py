@@ -238,17 +238,18 @@ class Sampler:
 
         chain = [x]
         D_last: Tensor | None = None
+        ancestral = self._own_noise and not self._lifts
+        corrector, stride = self._corrector, self._noise_per_step
         for i, (t, a, s, _, _, n) in enumerate(self._steps):
-            first = i * self._noise_per_step
             if self._lifts:
                 lift, spread = self._lifts[i]
-                x = lift * x + spread * z[first]
+                x = lift * x + spread * z[i * stride]
             D = denoised(x, t)
             x_t = x
             on_D, on_x = self._direct[i]
             x = on_D * D + on_x * x
-            if self._own_noise and not self._lifts:
-                x = x + n * z[first]
+            if ancestral:
+                x = x + n * z[i * stride]
             if self._solver == "dpmpp2m":
                 x = x if D_last is None else x + self._history[i][0] * (D - D_last)
                 D_last = D
@@ -256,11 +257,11 @@ class Sampler:
                 e = (x_t - a * D) / s
                 trials = [trial[i] for trial in self._trials]
                 x = x + self._weights[i][0] * _change(denoised, D, e, trials)
-            if self._corrector is not None and not self._at_data(i):
+            if corrector is not None and not self._at_data(i):
                 r, b, w = self._ends[i]
-                for j in range(first + self._own_noise, first + self._noise_per_step):
+                for j in range(i * stride + self._own_noise, (i + 1) * stride):
                     score = (b * denoised(x, r) - x) / w**2
-                    x = _langevin(self._corrector, x, score, z[j])
+                    x = _langevin(corrector, x, score, z[j])
             chain.append(x)
         return torch.stack(chain) if return_chain else x
 
