@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,13 @@ class Batch(NamedTuple):
     """(S, B) the episode's number in the data set, as a float"""
     steps: Tensor
     """(S, B) the time within the episode, from 0, as a float"""
+
+
+class Source(Protocol):
+    """What batches are drawn from: a data set, a replay buffer, a mixture of them."""
+
+    def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
+        """Draw B = `batch_size` transitions for each of S = `n_seeds` seeds."""
 
 
 @dataclass(frozen=True, eq=False)
