@@ -160,8 +160,8 @@ def online(
         out=None if out is None else Path(out),
     )
     settle()
-    _claim(config.out)
     agent, start_steps = load_stack(offline, config.seeds, settings.start_checkpoint, device)
+    _claim(config.out)
     dataset = _same_data(offline, quiet)
     shift, scale = reward_tuning(config.agent.reward_tune, torch.from_numpy(dataset.rewards))
     transitions = _transform(config, dataset, offline.preprocessing, device)
@@ -331,7 +331,8 @@ def _new_folder(config: TrainConfig, kind: str) -> Path:
 
 def _title(run: Run, n: int, groups: int) -> str:
     if run.online is not None:
-        origin = f"{run.online.offline_run} (step {', '.join(f'{step:,}' for step in run.online.start_steps)})"
+        steps = ", ".join(f"{step:,}" for step in sorted(set(run.online.start_steps)))
+        origin = f"{run.online.offline_run} (step {steps})"
         share = f"{run.online.keep_offline:.0%} of each batch from its {n:,} offline transitions"
         return f"{run.config.agent.name} goes on from {origin} in {run.task.env_id}; {share}. Run: {run.path}"
     where = f", evaluated in {run.task.env_id}" if run.task.env_id else ". NO SCORES: no environment (--env ID)"

@@ -26,7 +26,7 @@ step 0 is the offline agent. Resuming, each environment begins a new episode; al
 
 @dataclass(frozen=True)
 class Online:
-    """See USAGE."""
+    """Start an online run from an offline one."""
 
     run_folder: Positional[Path]
     """The offline run's folder."""

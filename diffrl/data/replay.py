@@ -120,6 +120,6 @@ class Mixture:
         """Draw B = `batch_size` transitions for each of S = `n_seeds` seeds: (S, B, ...)."""
         pairs = zip(self.sources, self.counts(batch_size), strict=True)
         parts = [source.sample(n, n_seeds, generator) for source, n in pairs if n]
-        return (
-            parts[0] if len(parts) == 1 else Batch(*(torch.cat(column, dim=1) for column in zip(*parts, strict=True)))
-        )
+        if len(parts) == 1:
+            return parts[0]
+        return Batch(*(torch.cat(column, dim=1) for column in zip(*parts, strict=True)))
