@@ -17,6 +17,7 @@ from envs import registry
 VERBS = [
     [],
     ["train"],
+    ["online"],
     ["evaluate"],
     ["data"],
     *(["data", v] for v in ("list", "info", "generate", "download", "convert")),
@@ -79,6 +80,9 @@ MISTAKES = {
     "choice": (["train", "--agent", "bc", "--dataset", "x", "--agent.reward-tune", "normalise"], "normalize"),
     "seeds": (["train", "--agent", "bc", "--dataset", "x", "--seeds", "1", "1"], "different"),
     "run": (["evaluate", "runs/none"], "not a run's folder"),
+    "online": (["online", "runs/none"], "not a run's folder"),
+    "online resume": (["online", "--resume", "runs/none"], "not a run's folder"),
+    "online flag": (["online", "runs/none", "--keep-ofline", "0"], "--keep-offline"),
     "resume": (["train", "--resume", "runs/none"], "not a run's folder"),
     "info": (["data", "info", "hopper-medum-v2"], "did you mean 'hopper-medium-v2'"),
     "generate": (["data", "generate", "hopper-medium-v2"], "cannot be generated"),
