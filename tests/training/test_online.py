@@ -14,6 +14,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+import agents
 import diffrl
 from agents import TD3BC, AgentConfig, DiffusionQL
 from diffrl.cli import main
@@ -92,8 +93,10 @@ def bandit_run(out: Path, agent: AgentConfig, **fields: Any) -> Path:
     return diffrl.train(TrainConfig(str(file), agent, out=out, **(values | fields)), quiet=True)
 
 
-SMALL = {"width": 16, "layers": 1, "batch_size": 16}
-AGENTS = [DiffusionQL(**SMALL, act_candidates=3), TD3BC(**SMALL, policy_delay=3)]
+SMALL: dict[str, Any] = {"width": 16, "layers": 1, "batch_size": 16}
+AGENTS = {name: schema(**SMALL) for name, schema in agents.AGENTS.items()}
+AGENTS |= {"diffusion_ql": DiffusionQL(**SMALL, act_candidates=3), "td3_bc": TD3BC(**SMALL, policy_delay=3)}
+QUICK = ("diffusion_ql", "td3_bc")
 
 
 def scaled() -> Preprocessing:
@@ -216,23 +219,24 @@ def test_metrics_are_means_over_updates_also_across_the_warm_up_and_a_cut() -> N
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory, data_directory: Path, bandit: None) -> dict[str, Path]:
-    """An offline run on the bandit of each agent."""
+    """Offline runs on the bandit."""
     folder = tmp_path_factory.mktemp("offline")
-    return {agent.name: bandit_run(folder / agent.name, agent) for agent in AGENTS}
+    return {name: bandit_run(folder / name, AGENTS[name]) for name in QUICK}
 
 
 ONLINE = {"steps": 60, "eval_every": 30, "warm_up": 7, "updates_per_step": 2, "exploration": 0.1, "quiet": True}
 
 
-@pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.name)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in AGENTS])
 def test_a_run_that_is_stopped_and_resumed_is_the_one_that_was_not(
-    agent: AgentConfig, offline: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, offline: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In an environment of one step, where nothing is lost between episodes: bit for bit.
 
     Cut in the warm-up, and after 35 steps, which is after 56 updates: before the last phase of TD3's three.
     """
-    straight = diffrl.online(offline[agent.name], out=tmp_path / "straight", **ONLINE)
+    begun = offline[name] if name in offline else bandit_run(tmp_path / "offline", AGENTS[name])
+    straight = diffrl.online(begun, out=tmp_path / "straight", **ONLINE)
     run, step, made = tmp_path / "cut", Collector.step, 0
 
     def stopping(self: Collector) -> None:
@@ -244,7 +248,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_one_that_was_not(
 
     monkeypatch.setattr(Collector, "step", stopping)
     with pytest.raises(Interrupted, match=f"Stopped after 5 steps.*--resume {run}"):
-        diffrl.online(offline[agent.name], out=run, **ONLINE)
+        diffrl.online(begun, out=run, **ONLINE)
     with pytest.raises(Interrupted, match="Stopped after 35 steps"):
         diffrl.resume(run, quiet=True)
     assert main(["online", "--resume", str(run)]) == 0
@@ -279,6 +283,22 @@ def test_step_0_is_the_offline_agent_and_is_evaluated(straight: Path, tmp_path: 
     # The same transitions for a seed, whatever it shares the run with, while it is the offline agent that acts.
     episodes = [checkpoint.load(each, 30).tensors["online.replay.rows"][-1, 0, :4] for each in (run, alone)]
     assert torch.equal(*episodes)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_the_actions_taken_are_the_agent_s_with_noise_if_asked(
+    noise: float, offline: dict[str, Path], tmp_path: Path
+) -> None:
+    """TD3+BC's action is fixed by the state. 200 draws know their deviation to 0.01 (one standard error: 5 %)."""
+    options: dict[str, Any] = {"steps": 101, "warm_up": 100, "eval_episodes": 1, "quiet": True}
+    run = diffrl.online(offline["td3_bc"], out=tmp_path / "run", exploration=noise, **options)
+    rows = checkpoint.load(run, 101).tensors["online.replay.rows"]
+    agent, _ = load_stack(Run.read(offline["td3_bc"]), (0, 1), "last", "cpu")
+    difference = rows[..., 1] - agent.act(rows[..., :1], torch.Generator())[..., 0]
+    assert rows[..., 1].abs().max() <= 1
+    assert abs(float(difference.std()) - noise) < 0.03
+    if not noise:
+        assert difference.abs().max() < 1e-6  # rounding of a product with other sizes
 
 
 def test_each_seed_starts_from_its_own_best_checkpoint(straight: Path, tmp_path: Path) -> None:
