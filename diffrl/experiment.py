@@ -127,8 +127,9 @@ def online(
     """Go on with the agents of an offline run in its environment, in a run of its own; give that run's folder.
 
     steps: environment steps. seeds: of the offline run's, by default all; each goes on from its own networks and
-    optimisers, in an environment of its own. What is None is as in the offline run; the rest is explained in
-    `diffrl.config.OnlineConfig`. Such a run goes on by `resume`, and its step 0 is the offline agent.
+    optimisers, in an environment of its own. eval_episodes, log_every, device: by default the offline run's. compile:
+    by default where it pays. The rest is explained in `diffrl.config.OnlineConfig`. Such a run goes on by `resume`,
+    and its step 0 is the offline agent.
     """
     offline = Run.read(path)
     if offline.online is not None:
@@ -152,8 +153,8 @@ def online(
         steps=steps,
         seeds=old.seeds if seeds is None else tuple(seeds),
         eval_every=eval_every,
-        eval_episodes=eval_episodes or old.eval_episodes,
-        log_every=log_every or old.log_every,
+        eval_episodes=old.eval_episodes if eval_episodes is None else eval_episodes,
+        log_every=old.log_every if log_every is None else log_every,
         device=device,
         compile=compilation.wanted(compile, steps, device),
         workers=1,  # the seeds learn as one stack, in this process

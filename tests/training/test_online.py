@@ -367,6 +367,7 @@ def test_mistakes_are_a_few_lines_and_exit_code_2(
         (words(straight, "--keep-offline", "1"), "expected at least 0 and less than 1"),
         (words(straight, "--keep-offline", "nan"), "expected at least 0"),
         (words(straight, "--capacity", "0"), "expected at least 1"),
+        (words(straight, "--eval-episodes", "0"), "expected at least 1"),
         (words(straight, "--steps", "5000"), "--warm-up"),
         (words(straight, "--seeds", "2"), "has no seed 2"),
         (words(straight, "--start-checkpoint", "7"), "expected last, best, or one of"),
