@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from diffrl.data.transitions import Batch, Source, Transitions
+from diffrl.data.transitions import Batch, RowSource, Transitions
 
 
 class ReplayBuffer:
@@ -65,6 +65,14 @@ class ReplayBuffer:
 
         Raises ValueError where nothing has been added yet, or for another number of seeds.
         """
+        return self.view(self.draw(batch_size, n_seeds, generator))
+
+    def view(self, rows: Tensor) -> Batch:
+        """Name the columns of rows (..., W); no copy."""
+        return self._flat.view(rows)
+
+    def draw(self, batch_size: int, n_seeds: int | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """The rows (S, B, W) of `sample`."""
         if not self._filled:
             raise ValueError("the replay buffer is empty; expected rows to draw from")
         if n_seeds not in (None, self.n_seeds):
@@ -72,7 +80,7 @@ class ReplayBuffer:
         shape = (self.n_seeds, batch_size)
         # In double precision u < 1 gives floor(u n) < n for every n, and each row to within 2**-53 its due.
         u = torch.rand(shape, dtype=torch.float64, generator=generator, device=self._rows.device)
-        return self._flat.gather((u * self._size).long() + self._first)
+        return self._flat.gather_rows((u * self._size).long() + self._first)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The rows there are (S, len, W), where they lie, and `next`, the place of the next one: ()."""
@@ -100,7 +108,7 @@ class Mixture:
     is never asked.
     """
 
-    def __init__(self, sources: Sequence[Source], shares: Sequence[float]) -> None:
+    def __init__(self, sources: Sequence[RowSource], shares: Sequence[float]) -> None:
         if len(sources) != len(shares) or not shares:
             raise ValueError(f"{len(sources)} sources and {len(shares)} shares; expected one share a source")
         if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
@@ -117,9 +125,10 @@ class Mixture:
         return counts
 
     def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
-        """Draw B = `batch_size` transitions for each of S = `n_seeds` seeds: (S, B, ...)."""
+        """Draw B = `batch_size` transitions for each of S = `n_seeds` seeds: (S, B, ...).
+
+        Laid out in memory as every other batch, views of one tensor of rows: to a compiler it is the same.
+        """
         pairs = zip(self.sources, self.counts(batch_size), strict=True)
-        parts = [source.sample(n, n_seeds, generator) for source, n in pairs if n]
-        if len(parts) == 1:
-            return parts[0]
-        return Batch(*(torch.cat(column, dim=1) for column in zip(*parts, strict=True)))
+        parts = [source.draw(n, n_seeds, generator) for source, n in pairs if n]
+        return self.sources[0].view(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))

@@ -113,6 +113,8 @@ def test_every_batch_holds_each_source_by_its_share_in_order() -> None:
     within = batch.rewards - torch.tensor([[0.0], [1000.0]])
     assert ((within >= 500) == (torch.arange(12) >= 3)).all()
     assert torch.equal(batch.actions[..., 1], batch.rewards)
+    plain = low._flat.sample(12, 2)
+    assert [column.stride() for column in batch] == [column.stride() for column in plain]  # compiled code fits both
 
 
 def test_a_source_without_a_share_is_not_asked() -> None:
