@@ -7,8 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from agents.action_network import GenerativePolicy
 from agents.config import AgentConfig
 from diffrl.data.transitions import Batch
+from diffrl.diffusion import Denoise, Process
+from diffrl.errors import UserError
 from diffrl.nets import Adam, seed_generator
 
 Metrics = dict[str, Tensor]
@@ -78,6 +81,33 @@ class Agent(ABC):
     @abstractmethod
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Actions (S, B, A) in [-1, 1] for observations (S, B, O)."""
+
+    @property
+    def policy(self) -> GenerativePolicy:
+        """The policy that acts, as a generative model of actions. Raises UserError where the agent has none."""
+        policy = self.networks[self.acting_policy]
+        if not isinstance(policy, GenerativePolicy):
+            raise UserError(
+                f"{type(self).__name__} has no generative model of actions to diagnose; agents with a diffusion policy "
+                "do, such as diffusion_bc and diffusion_ql."
+            )
+        return policy
+
+    def generative_model(self, observations: Tensor) -> tuple[Process, Denoise]:
+        """The policy as a model of actions x (S, B, A) in [-1, 1] given observations (S, B, O): process and denoiser.
+
+        Raises UserError where the agent has none.
+        """
+        return self.policy.prediction.process, self.policy.denoiser(observations)
+
+    def noise_levels(self) -> tuple[float, ...]:
+        """The ratios k = sigma/alpha, rising, to look at that model at: where it was trained, never 0 or infinite."""
+        return self.policy.noise_levels()
+
+    @torch.no_grad()
+    def sample_actions(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """One action a state, (S, B, A), drawn from that model, without a choice between several."""
+        return self.policy.sample(observations, self.policy.sampling_noise(observations, generator))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor that training changes, by name; all but counters have the seeds axis first."""

@@ -16,6 +16,7 @@ from diffrl.diffusion import (
     consistency_sample,
     n_boundaries,
 )
+from diffrl.errors import UserError
 
 
 class ConsistencyPolicy(GenerativePolicy):
@@ -64,9 +65,11 @@ class ConsistencyPolicy(GenerativePolicy):
         return self.prediction.denoiser(network) if self.improved else self.boundary.denoiser(network)
 
     def denoiser(self, observations: Tensor) -> Denoise:
-        """The consistency function, clamped: it says where the path through a_t ends, not the mean of a_0."""
-        f = self.function(observations)
-        return lambda x, t: f(x, t).clamp(-1, 1)
+        """Raises UserError: the function says where the path through a_t ends, which is not the mean of a_0."""
+        raise UserError(
+            "A consistency policy has no denoiser to diagnose: its function gives the end of a path, not the mean of "
+            "the data. Diagnose a policy it could have been distilled from, such as diffusion_bc's."
+        )
 
     def noise_levels(self) -> tuple[float, ...]:
         """Eight levels over the range it is trained on, evenly in log k."""

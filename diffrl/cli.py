@@ -10,6 +10,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl train CONFIG [--steps N --seeds 0 1 2 ...]   train an agent; resumes with --resume RUN
   diffrl online RUN [--steps N --keep-offline 0.5 ...]  go on from an offline run in its environment
   diffrl evaluate RUN [--episodes 100]                score its last and best checkpoint
+  diffrl diagnose RUN                                 is its diffusion policy well trained, sampled, tuned?
   diffrl data list | info | generate | download | convert   data sets
   diffrl VERB --help                                  all options, explained
 
@@ -46,6 +47,14 @@ def _evaluate(words: Sequence[str]) -> int:
     return tyro.cli(Evaluate, args=words, prog="diffrl evaluate").run()
 
 
+def _diagnose(words: Sequence[str]) -> int:
+    import tyro
+
+    from diffrl.commands.diagnose import Diagnose
+
+    return tyro.cli(Diagnose, args=words, prog="diffrl diagnose").run()
+
+
 def _data(words: Sequence[str]) -> int:
     import tyro
 
@@ -70,6 +79,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "online": _online,
     "evaluate": _evaluate,
+    "diagnose": _diagnose,
     "data": _data,
 }
 

@@ -16,7 +16,7 @@ from diffrl import config as configuration
 from diffrl.config import ONLINE_EVAL_EVERY, ONLINE_STEPS, OnlineConfig, TrainConfig
 from diffrl.console import console, training_observer
 from diffrl.data.d4rl import digest
-from diffrl.data.normalise import normaliser, reward_tuning, tune_rewards
+from diffrl.data.normalise import normaliser, reward_tuning
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.errors import UserError, nearest
@@ -92,7 +92,7 @@ def resume(path: Path | str, *, steps: int | None = None, device: str | None = N
         raise UserError(f"{run.path} has {saved.step} steps already; give a larger --steps to go on.")
     settle()
     dataset = _same_data(run, quiet)
-    transitions = _transform(run.config, dataset, run.preprocessing, device)
+    transitions = run.preprocessing.transitions(dataset, run.config.agent.reward_tune, device)
     del dataset
     workers = choose_workers(run.config, device, run.task, saved)
     compiled = compilation.wanted(run.config.compile, run.config.steps, device)
@@ -165,7 +165,7 @@ def online(
     _claim(config.out)
     dataset = _same_data(offline, quiet)
     shift, scale = reward_tuning(config.agent.reward_tune, torch.from_numpy(dataset.rewards))
-    transitions = _transform(config, dataset, offline.preprocessing, device)
+    transitions = offline.preprocessing.transitions(dataset, config.agent.reward_tune, device)
     del dataset
     folder = config.out or _new_folder(config, f"{config.agent.name}-online")
     run = dataclasses.replace(
@@ -286,16 +286,7 @@ def _prepare(
     kind = "standard" if config.agent.normalise_observations else "identity"
     observations = normaliser(kind, torch.from_numpy(dataset.observations))
     preprocessing = Preprocessing(observations, action_scaling(env, dataset))
-    return _transform(config, dataset, preprocessing, device), preprocessing
-
-
-def _transform(config: TrainConfig, dataset: OfflineDataset, preprocessing: Preprocessing, device: str) -> Transitions:
-    transitions = Transitions.from_dataset(dataset, device)
-    parts = preprocessing.to(transitions.device)
-    transitions.columns.actions.copy_(parts.actions(transitions.columns.actions).clamp(-1, 1))
-    return transitions.map(
-        observations=parts.observations, rewards=lambda rewards: tune_rewards(config.agent.reward_tune, rewards)
-    )
+    return preprocessing.transitions(dataset, config.agent.reward_tune, device), preprocessing
 
 
 def _claim(out: Path | None) -> None:

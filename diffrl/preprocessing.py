@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffrl.data.normalise import Normaliser
+from diffrl.data.normalise import Normaliser, tune_rewards
 from diffrl.data.offline import OfflineDataset
+from diffrl.data.transitions import Transitions
 from diffrl.errors import DataError
 
 
@@ -34,6 +35,15 @@ class Preprocessing:
     def to(self, device: torch.device) -> "Preprocessing":
         """The same on another device."""
         return Preprocessing(self.observations.to(device), self.actions.to(device))
+
+    def transitions(self, dataset: OfflineDataset, reward_tune: str, device: str) -> Transitions:
+        """A data set as an agent sees it: observations, actions and rewards in the agent's units, on `device`."""
+        transitions = Transitions.from_dataset(dataset, device)
+        parts = self.to(transitions.device)
+        transitions.columns.actions.copy_(parts.actions(transitions.columns.actions).clamp(-1, 1))
+        return transitions.map(
+            observations=parts.observations, rewards=lambda rewards: tune_rewards(reward_tune, rewards)
+        )
 
 
 def action_scaling(env: gymnasium.Env[Any, Any] | None, dataset: OfflineDataset) -> Normaliser:

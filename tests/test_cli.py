@@ -19,6 +19,7 @@ VERBS = [
     ["train"],
     ["online"],
     ["evaluate"],
+    ["diagnose"],
     ["data"],
     *(["data", v] for v in ("list", "info", "generate", "download", "convert")),
 ]
@@ -83,6 +84,7 @@ MISTAKES = {
     "online": (["online", "runs/none"], "not a run's folder"),
     "online resume": (["online", "--resume", "runs/none"], "not a run's folder"),
     "online flag": (["online", "runs/none", "--keep-ofline", "0"], "--keep-offline"),
+    "diagnosed run": (["diagnose", "runs/none"], "not a run's folder"),
     "resume": (["train", "--resume", "runs/none"], "not a run's folder"),
     "info": (["data", "info", "hopper-medum-v2"], "did you mean 'hopper-medium-v2'"),
     "generate": (["data", "generate", "hopper-medium-v2"], "cannot be generated"),

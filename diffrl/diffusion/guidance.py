@@ -38,7 +38,7 @@ def classifier_guided(
     scale: a number, or a tensor () or one value a row.
     at: "x_t", what noisy samples look like to a classifier trained on them; or "x0": log_prob sees (D(x, t), t) and the
         gradient runs back through the denoiser, for a classifier or a Q function that knows clean data alone (DPS,
-        Chung et al. 2022, arXiv 2209.14687; universal guidance, Bansal et al. 2023, arXiv 2302.07121). By Tweedie's second
+        Chung et al. 2022, 2209.14687; universal guidance, Bansal et al. 2023, 2302.07121). By Tweedie's second
         formula that moves D by scale Cov[x_0 | x_t] grad log_prob(D). Where a denoiser clamps its answer it passes no
         gradient: clamp in the sampler, or behind the guidance, instead.
 

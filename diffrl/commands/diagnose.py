@@ -1,0 +1,71 @@
+"""`diffrl diagnose`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class Diagnose:
+    """Ask the theory's three questions of a run's diffusion policy, for all its seeds.
+
+    TRAINING: denoising loss by noise level over the kept checkpoints, score error between models, generalisation gap.
+    SAMPLING: W2 of actions to a fine grid's by solver and steps (how many steps are enough), the error of starting from
+    pure noise, the log-likelihood of data actions. FINE-TUNING: distance of the policy from the data and from an
+    earlier policy, and what the critics think of either. Writes diagnosis.json and a page of pictures, diagnosis.png.
+    """
+
+    run_folder: Positional[Path]
+    """The run's folder, such as runs/NAME."""
+    rows: int = 2000
+    """Rows of data to ask with; more take longer and know better."""
+    held_out: str | None = None
+    """Data the run was not trained on; by default the rows beyond its --rows, if they are on this machine."""
+    reference: Path | None = None
+    """A run whose policy to measure fine-tuning from, such as behaviour cloning; by default the earliest checkpoint."""
+    checkpoints: Literal["all", "last"] = "all"
+    """Look at all the checkpoints that are kept, or at the last alone."""
+    solvers: tuple[str, ...] = ("ddim", "dpmpp2m", "dpm2", "ddpm")
+    """Solvers to compare: ddim, ddpm, dpm1, dpm2, dpm3, dpmpp2m, heun."""
+    steps_list: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    """Numbers of steps to compare; the reference makes four times the largest."""
+    deltas: tuple[float, ...] = (0.1, 0.03, 0.01)
+    """Distances for which the smallest sufficient number of steps is given; actions lie in [-1, 1]."""
+    seed: int = 0
+    """What rows and noise are drawn from."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N, or auto."""
+    out: Path | None = None
+    """The folder to write to; by default the run's."""
+
+    def run(self) -> int:
+        """Diagnose, print the tables, write JSON and picture."""
+        import json
+
+        from diffrl.console import console
+        from diffrl.diagnose import diagnose
+        from diffrl.diagnosis import draw_diagnosis, print_diagnosis
+        from diffrl.files import atomic_path
+
+        result = diagnose(
+            self.run_folder,
+            rows=self.rows,
+            held_out=self.held_out,
+            reference=self.reference,
+            checkpoints=self.checkpoints,
+            solvers=self.solvers,
+            steps=self.steps_list,
+            deltas=self.deltas,
+            seed=self.seed,
+            device=self.device,
+        )
+        print_diagnosis(result)
+        folder = self.out or self.run_folder
+        picture = draw_diagnosis(result, folder / "diagnosis.png")
+        plain = {name: part for name, part in result.items() if name != "picture"}
+        with atomic_path(folder / "diagnosis.json") as temporary:
+            temporary.write_text(json.dumps(plain, indent=1, allow_nan=False))
+        console.print(f"Written: {folder / 'diagnosis.json'}, {picture}")
+        return 0

@@ -1,0 +1,195 @@
+"""`diffrl diagnose`: its numbers are those of the policy and of the data, for several seeds, and its errors teach."""
+
+import dataclasses
+import json
+from pathlib import Path
+from shutil import copytree
+
+import numpy as np
+import pytest
+import torch
+
+import diffrl
+from agents import BC, DiffusionBC
+from diffrl.cli import main
+from diffrl.diagnose import diagnose
+from diffrl.errors import UserError
+from diffrl.policy import load_agent
+from diffrl.run import Run
+from envs.datasets import generate, load_dataset
+from tests.training.conftest import tiny
+
+CLONING = DiffusionBC(width=16, layers=1, batch_size=16)
+QUICK = {"rows": 128, "steps": (1, 2, 4), "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, data_directory: Path) -> Path:
+    """Diffusion-QL, two seeds, 60 steps, on the first 2,000 of 3,000 rows: with checkpoints, held-out rows, critics."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFRL_DATA", str(data_directory))
+        file = tmp_path_factory.mktemp("diagnose-data") / "maze.hdf5"
+        generate("maze2d-umaze-v1", file, rows=3000, progress=False)
+        out = tmp_path_factory.mktemp("runs") / "ql"
+        config = tiny(out, rows=2000, steps=60, eval_every=20, log_every=20, env="none")
+        return diffrl.train(dataclasses.replace(config, dataset=str(file)), quiet=True)
+
+
+@pytest.fixture(scope="module")
+def result(run: Path) -> dict:
+    return diagnose(run, **QUICK)
+
+
+def numbers(part) -> list[float]:
+    """All numbers in a JSON value."""
+    if isinstance(part, dict):
+        return [x for value in part.values() for x in numbers(value)]
+    if isinstance(part, list | tuple):
+        return [x for value in part for x in numbers(value)]
+    return [float(part)] if isinstance(part, int | float) else []
+
+
+def test_the_answers_are_finite_and_there_for_every_seed_level_and_checkpoint(result: dict) -> None:
+    assert np.isfinite(numbers(result)).all()
+    about, training = result["about"], result["training"]
+    assert (about["seeds"], about["step"], about["rows"]) == ([0, 1], 60, 128)
+    assert len(about["noise_levels"]) == 5
+    assert np.array(training["loss"]).shape == (len(training["checkpoints"]), 5, 2)
+    assert training["checkpoints"][-1] == 60
+    assert len(training["checkpoints"]) > 1
+    assert set(result["sampling"]["w2"]) == {"ddim", "dpmpp2m", "dpm2", "ddpm"}
+    assert set(result["fine_tuning"]["q"]) == {"data", "policy", "acting", "random"}
+
+
+def test_losses_are_those_of_the_clamped_network(result: dict, run: Path) -> None:
+    """Of the last checkpoint, the second seed, level by level, in the letters of a VP process.
+
+    Sampling noise: 128 of the run's 2,000 rows against all of them; the standard errors are the answer's own.
+    """
+    opened = Run.read(run)
+    actor = load_agent(opened, 1).actor  # type: ignore[attr-defined]
+    data = load_dataset(opened.config.dataset, rows=2000, progress=False)
+    columns = opened.preprocessing.transitions(data, "no", "cpu").columns
+    a_0, s = columns.actions[None], columns.observations[None]
+    eps = torch.randn(a_0.shape, generator=torch.Generator().manual_seed(0))
+    for k, losses, errors in zip(
+        result["about"]["noise_levels"],
+        result["training"]["loss"][-1],
+        result["training"]["loss_error"][-1],
+        strict=True,
+    ):
+        alpha, sigma = 1 / np.sqrt(1 + k**2), k / np.sqrt(1 + k**2)
+        a_t = alpha * a_0 + sigma * eps
+        D = (a_t - sigma * actor(a_t, torch.tensor(np.log(1 + k**2), dtype=torch.float32), s)) / alpha
+        expected = ((a_t - alpha * D.clamp(-1, 1)) / sigma - eps).square().mean().item()
+        assert abs(losses[1] - expected) < 4 * errors[1]
+
+
+def test_the_gap_is_of_rows_not_seen(result: dict) -> None:
+    assert result["about"]["held_out"].endswith("rows beyond 2,000")
+    assert result["about"]["held_out_rows"] == 128
+    gap, training = result["training"]["generalisation_gap"], result["training"]
+    difference = np.mean(training["held_out_loss"], 1) - np.mean(training["loss"][-1], 1)
+    np.testing.assert_allclose(gap["mean"], difference, atol=1e-5)
+
+
+def test_deterministic_solvers_near_the_reference_and_ddpm_stays_at_the_floor(result: dict) -> None:
+    sampling = result["sampling"]
+    for solver in ("ddim", "dpmpp2m", "dpm2"):
+        w2 = np.mean(sampling["w2"][solver]["w2"], 1)
+        assert w2[-1] < w2[0]
+    assert sampling["w2"]["dpm2"]["calls"] == [1, 3, 7]
+    assert np.mean(sampling["w2"]["ddpm"]["w2"][-1]) > 0.5 * np.mean(sampling["sampling_floor"])
+    for solver, entry in sampling["w2"].items():
+        for delta, found in sampling["complexity"][solver].items():
+            within = [n for n, w2 in zip(entry["steps"], entry["w2"], strict=True) if np.mean(w2) <= float(delta)]
+            assert (found and found["steps"]) == (within[0] if within else None)
+
+
+def test_distances_are_from_the_start(run: Path, result: dict) -> None:
+    """The change is the difference of two likelihoods; of a run from itself every distance is 0."""
+    change = result["fine_tuning"]["log_likelihood_of_data"]
+    assert result["about"]["start"].endswith("of this run")
+    assert change["now"] == result["sampling"]["log_likelihood"]["nats"]
+    assert abs(np.mean(change["now"]) - np.mean(change["start"]) - change["change"]) < 1e-4
+    assert min(result["fine_tuning"]["kl_to_start_at_most"]) > 0
+    itself = diagnose(run, reference=run, checkpoints="last", **QUICK)["fine_tuning"]
+    assert max(itself["kl_to_start_at_most"]) < 1e-6
+    assert abs(itself["log_likelihood_of_data"]["change"]) < 1e-4
+
+
+def test_it_repeats_itself(run: Path, result: dict) -> None:
+    assert diagnose(run, **QUICK) == result
+
+
+@pytest.mark.usefixtures("own_data")
+def test_the_command_writes_and_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    """Behaviour cloning of one seed, on all the rows of a file: nothing held out, no critics, and no start."""
+    fields = {"agent": CLONING, "seeds": (3,), "rows": None, "steps": 20, "out": tmp_path / "bc"}
+    config = dataclasses.replace(Run.read(run).config, **fields)
+    path = diffrl.train(config, quiet=True)
+    words = ["diagnose", str(path), "--rows", "64", "--steps-list", "1", "2", "--solvers", "ddim"]
+    assert main([*words, "--checkpoints", "last"]) == 0
+    said = capsys.readouterr().out
+    for part in ("TRAINING", "SAMPLING", "FINE-TUNING", "--held-out", "--reference"):
+        assert part in said
+    written = json.loads((path / "diagnosis.json").read_text())
+    assert np.isfinite(numbers(written)).all()
+    assert "q" not in written["fine_tuning"]
+    assert (path / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
+    words = [
+        "diagnose",
+        str(run),
+        *words[2:],
+        "--reference",
+        str(path),
+        "--held-out",
+        str(Run.read(run).config.dataset),
+    ]
+    assert main([*words, "--out", str(tmp_path / "elsewhere")]) == 0
+    written = json.loads((tmp_path / "elsewhere" / "diagnosis.json").read_text())
+    assert written["about"]["start"] == f"{path} (diffusion_bc)"
+    assert len(written["fine_tuning"]["kl_to_start_at_most"]) == 2
+
+
+def test_agents_without_a_generative_model_are_turned_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Path
+) -> None:
+    config = dataclasses.replace(Run.read(run).config, agent=BC(width=8, layers=1), steps=5, out=tmp_path / "bc")
+    path = diffrl.train(config, quiet=True)
+    assert main(["diagnose", str(path)]) == 2
+    assert "no generative model of actions" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no generative model"):
+        diagnose(run, reference=path, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--rows", "5"], "expected at least 64"),
+        (["--solvers", "dpm4"], "did you mean 'dpm3'"),
+        (["--steps-list", "0", "2"], "steps of at least 1"),
+        (["--deltas", "-1"], "distances above 0"),
+        (["--seed", "-1"], "expected 0 or more"),
+        (["--checkpoints", "best"], "last"),
+        (["--reference", "runs/none"], "not a run's folder"),
+        (["--held-out", "maze2d-umase-v1"], "did you mean 'maze2d-umaze-v1'"),
+    ],
+)
+@pytest.mark.usefixtures("own_data")
+def test_mistakes_are_named(run: Path, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main(["diagnose", str(run), *words])
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
+    said = capsys.readouterr()
+    assert code == 2
+    assert expected in " ".join((said.err + said.out).replace("│", " ").split())
+
+
+def test_changed_data_are_noticed(run: Path, tmp_path: Path) -> None:
+    copy = Path(copytree(run, tmp_path / "copy"))
+    about = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**about, "fingerprint": "0"}))
+    with pytest.raises(UserError, match="contents have changed"):
+        diagnose(copy, **QUICK)
