@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffrl.config import TrainConfig
-    from diffrl.experiment import resume, train
+    from diffrl.experiment import online, resume, train
     from diffrl.policy import Policy, evaluate, load_policy
 
-__all__ = ["Policy", "TrainConfig", "evaluate", "load_policy", "resume", "train"]
+__all__ = ["Policy", "TrainConfig", "evaluate", "load_policy", "online", "resume", "train"]
 
 _HOMES = {
     "TrainConfig": "diffrl.config",
+    "online": "diffrl.experiment",
     "resume": "diffrl.experiment",
     "train": "diffrl.experiment",
     "Policy": "diffrl.policy",

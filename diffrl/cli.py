@@ -8,6 +8,7 @@ from diffrl.errors import UserError, nearest
 HELP = """diffrl: offline reinforcement learning on one diffusion core
 
   diffrl train CONFIG [--steps N --seeds 0 1 2 ...]   train an agent; resumes with --resume RUN
+  diffrl online RUN [--steps N --keep-offline 0.5 ...]  go on from an offline run in its environment
   diffrl evaluate RUN [--episodes 100]                score its last and best checkpoint
   diffrl diagnose RUN                                 is its diffusion policy well trained, sampled, tuned?
   diffrl data list | info | generate | download | convert   data sets
@@ -30,6 +31,12 @@ def _train(words: Sequence[str]) -> int:
     from diffrl.commands import train
 
     return train.run(words)
+
+
+def _online(words: Sequence[str]) -> int:
+    from diffrl.commands import online
+
+    return online.run(words)
 
 
 def _evaluate(words: Sequence[str]) -> int:
@@ -70,6 +77,7 @@ def _data(words: Sequence[str]) -> int:
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
+    "online": _online,
     "evaluate": _evaluate,
     "diagnose": _diagnose,
     "data": _data,

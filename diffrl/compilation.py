@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from hashlib import sha256
 from pathlib import Path
 
@@ -54,13 +54,13 @@ def compile_agent(
     config: AgentConfig,
     transitions: Transitions,
     *,
-    act_rows: int = 0,
+    act_rows: Collection[int] = (),
     say: Callable[[str], None] = console.print,
 ) -> bool:
     """Compile the agent's losses now, by a step on a batch of `transitions` that is then undone. False if it failed.
 
-    act_rows: also compile `act`, for so many states of each seed at once. Says beforehand how long it will take, and
-    where it fails, why; the agent then stays as it was, uncompiled.
+    act_rows: also compile `act`, for these numbers of states of each seed at once. Says beforehand how long it will
+    take, and where it fails, why; the agent then stays as it was, uncompiled.
     """
     folder = compiled_code_folder()
     mark = folder / "diffrl" / _fingerprint(agent, config, act_rows)
@@ -72,11 +72,11 @@ def compile_agent(
     torch._dynamo.reset()  # its memory of a method is shared by all agents of a process, and limited to eight variants
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
-        agent.compile(acting=act_rows > 0)
+        agent.compile(acting=bool(act_rows))
         for phase in range(agent.period):
             agent.update(transitions.sample(config.batch_size, agent.n_seeds, generator), generator, phase)
-        if act_rows:
-            agent.act(torch.zeros(agent.n_seeds, act_rows, agent.observation_size, device=agent.device), generator)
+        for n in act_rows:
+            agent.act(torch.zeros(agent.n_seeds, n, agent.observation_size, device=agent.device), generator)
         mark.touch()
     except Exception as error:  # compilers, linkers, full disks and PyTorch's own checks raise what they like
         agent.uncompile()
@@ -91,9 +91,9 @@ def compile_agent(
     return True
 
 
-def _fingerprint(agent: Agent, config: AgentConfig, act_rows: int) -> str:
+def _fingerprint(agent: Agent, config: AgentConfig, act_rows: Collection[int]) -> str:
     """What the compiled code depends on, our own sources included, as a file name."""
-    facts = [torch.__version__, str(config), str(agent.device), agent.n_seeds, act_rows]
+    facts = [torch.__version__, str(config), str(agent.device), agent.n_seeds, list(act_rows)]
     facts += [agent.observation_size, agent.action_size]
     text = json.dumps(facts).encode()
     for module in (agents, diffrl.nets, diffrl.diffusion):

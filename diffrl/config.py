@@ -69,6 +69,62 @@ class TrainConfig:
             raise UserError(f"--seeds holds {min(self.seeds)}; expected numbers from 0 up.")
 
 
+ONLINE_STEPS = 100_000
+"""Environment steps of an online run."""
+ONLINE_EVAL_EVERY = 5_000
+"""Environment steps between an online run's evaluations."""
+
+
+@dataclass(frozen=True)
+class OnlineConfig:
+    """How an online run, one that started from an offline run, collects and learns: its folder's `online.yaml`."""
+
+    offline_run: Path
+    """The folder of the run it started from, which is not needed any more."""
+    start_checkpoint: str = "last"
+    """The offline run's checkpoint to start from: last, best (each seed's), or a step."""
+    keep_offline: float = 0.5
+    """Share of each batch drawn from the offline data. Half (RLPD, arXiv 2302.02948) holds the critics to what was
+    learned while there is little else; 0, online data alone, is what the Consistency-AC paper does."""
+    capacity: int = 1_000_000
+    """Online transitions kept for each seed, the newest."""
+    updates_per_step: int = 1
+    """Training steps for each environment step."""
+    warm_up: int = 5_000
+    """First environment steps, without training: a batch is not to repeat one episode (RLPD and WSRL have 5,000)."""
+    exploration: float = 0.0
+    """Deviation of Gaussian noise on the actions taken, in units of half their range. Agents that draw their actions
+    need none; those whose actions are fixed by the state (bc, td3_bc, iql, fql) need some, such as 0.1."""
+    start_steps: tuple[int, ...] = ()
+    """Filled in: the step of each seed's start checkpoint."""
+    reward_shift: float = 0.0
+    """Filled in: training rewards are (reward - shift) / scale, for online rewards as for the offline data's."""
+    reward_scale: float = 1.0
+    """Filled in: see reward_shift."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep_offline < 1:
+            raise UserError(f"--keep-offline is {self.keep_offline}; expected at least 0 and less than 1.")
+        for name, least in (("capacity", 1), ("updates_per_step", 1), ("warm_up", 0), ("exploration", 0)):
+            value = getattr(self, name)
+            if not value >= least:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least {least}.")
+
+
+def dump_online(config: OnlineConfig) -> str:
+    """The text of `online.yaml`."""
+    plain = {**dataclasses.asdict(config), "offline_run": str(config.offline_run)}
+    return yaml.safe_dump({**plain, "start_steps": list(config.start_steps)}, sort_keys=False)
+
+
+def load_online(path: Path) -> OnlineConfig:
+    """Read an `online.yaml` strictly. Raises UserError for anything it should not hold."""
+    fields = _checked(OnlineConfig, _read(path), str(path))
+    if "offline_run" not in fields:
+        raise UserError(f"{path}: the key `offline_run` is missing.")
+    return OnlineConfig(**fields)
+
+
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """As YAML holds it: the agent's name stands among its fields."""
     plain = dataclasses.asdict(config)
@@ -138,6 +194,11 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 def load(path: Path) -> TrainConfig:
     """Read a YAML file strictly. Raises UserError for anything it should not hold."""
+    return from_dict(_read(path), str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a YAML file holds."""
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -147,7 +208,7 @@ def load(path: Path) -> TrainConfig:
         raise UserError(f"{path} is not valid YAML: {error}.{hint}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a configuration: expected keys such as `dataset` and `agent`.")
-    return from_dict(values, str(path))
+    return values
 
 
 def published() -> list[str]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import torch
 from agents.base import Agent
 from diffrl import compilation, report
 from diffrl import config as configuration
-from diffrl.config import TrainConfig
+from diffrl.config import ONLINE_EVAL_EVERY, ONLINE_STEPS, OnlineConfig, TrainConfig
 from diffrl.console import console, training_observer
 from diffrl.data.d4rl import digest
-from diffrl.data.normalise import normaliser
+from diffrl.data.normalise import normaliser, reward_tuning
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.errors import UserError, nearest
 from diffrl.machine import settle
+from diffrl.policy import load_stack
 from diffrl.preprocessing import Preprocessing, action_scaling
 from diffrl.run import Run, resolve_device
 from diffrl.task import Task, find_task
@@ -27,6 +29,7 @@ from diffrl.trainers import build_trainer, choose_workers, group_seeds
 from diffrl.training import checkpoint
 from diffrl.training.logs import MetricsLog, Scores
 from diffrl.training.loop import Loop
+from diffrl.training.online import OnlineTrainer
 from envs import registry
 from envs.datasets import FILE_SUFFIXES, load_dataset
 
@@ -52,12 +55,7 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
     config = dataclasses.replace(config, **overrides)
     device = resolve_device(config.device)
     settle()
-    if config.out is not None:
-        if (config.out / "run.json").exists():
-            raise UserError(
-                f"{config.out} holds a run already: `diffrl train --resume {config.out}`, or choose another --out."
-            )
-        config.out.mkdir(parents=True, exist_ok=True)
+    _claim(config.out)
     dataset, task, env = _open(config, quiet)
     compiled = compilation.wanted(config.compile, config.steps, device)
     config = dataclasses.replace(config, workers=choose_workers(config, device, task), compile=compiled)
@@ -65,7 +63,7 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
     if env is not None:
         env.close()
     largest = float(transitions.columns.rewards.abs().max()) / (1 - config.agent.discount)
-    path = config.out or _new_folder(config)
+    path = config.out or _new_folder(config, config.agent.name)
     run = Run(
         path,
         dataclasses.replace(config, out=path),
@@ -93,12 +91,7 @@ def resume(path: Path | str, *, steps: int | None = None, device: str | None = N
     if saved.step >= run.config.steps:
         raise UserError(f"{run.path} has {saved.step} steps already; give a larger --steps to go on.")
     settle()
-    dataset = load_dataset(run.config.dataset, rows=run.config.rows, progress=not quiet, action_limit=None)
-    if digest(dataset.columns()) != run.fingerprint:
-        raise UserError(
-            f"The data set {run.config.dataset} is not the one that {run.path} was trained on (its contents have "
-            "changed), so the run cannot go on as if it had not been cut. Restore the data, or start a new run."
-        )
+    dataset = _same_data(run, quiet)
     transitions = run.preprocessing.transitions(dataset, run.config.agent.reward_tune, device)
     del dataset
     workers = choose_workers(run.config, device, run.task, saved)
@@ -110,6 +103,79 @@ def resume(path: Path | str, *, steps: int | None = None, device: str | None = N
     run.write_config()
     checkpoint.clean(run.path, saved.step)
     return _fit(run, agent, transitions, device, quiet, saved)
+
+
+def online(
+    path: Path | str,
+    *,
+    steps: int = ONLINE_STEPS,
+    out: Path | str | None = None,
+    seeds: Sequence[int] | None = None,
+    start_checkpoint: str = OnlineConfig.start_checkpoint,
+    keep_offline: float = OnlineConfig.keep_offline,
+    capacity: int = OnlineConfig.capacity,
+    updates_per_step: int = OnlineConfig.updates_per_step,
+    warm_up: int = OnlineConfig.warm_up,
+    exploration: float = OnlineConfig.exploration,
+    eval_every: int = ONLINE_EVAL_EVERY,
+    eval_episodes: int | None = None,
+    log_every: int | None = None,
+    device: str | None = None,
+    compile: bool | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Go on with the agents of an offline run in its environment, in a run of its own; give that run's folder.
+
+    steps: environment steps. seeds: of the offline run's, by default all; each goes on from its own networks and
+    optimisers, in an environment of its own. eval_episodes, log_every, device: by default the offline run's. compile:
+    by default where it pays. The rest is explained in `diffrl.config.OnlineConfig`. Such a run goes on by `resume`,
+    and its step 0 is the offline agent.
+    """
+    offline = Run.read(path)
+    if offline.online is not None:
+        raise UserError(f"{path} is an online run already: `diffrl online --resume {path}`.")
+    if offline.task.env_id is None:
+        raise UserError(
+            f"{path} was trained without an environment, so there is nothing to go on in. Train it with --env ID."
+        )
+    settings = OnlineConfig(
+        Path(path), str(start_checkpoint), keep_offline, capacity, updates_per_step, warm_up, exploration
+    )
+    if steps <= warm_up:
+        raise UserError(
+            f"--steps is {steps}, and the first {warm_up} only collect (--warm-up): expected more steps, or a shorter "
+            "warm-up."
+        )
+    old = offline.config
+    device = resolve_device(device or old.device)
+    config = dataclasses.replace(
+        old,
+        steps=steps,
+        seeds=old.seeds if seeds is None else tuple(seeds),
+        eval_every=eval_every,
+        eval_episodes=old.eval_episodes if eval_episodes is None else eval_episodes,
+        log_every=old.log_every if log_every is None else log_every,
+        device=device,
+        compile=compilation.wanted(compile, steps, device),
+        workers=1,  # the seeds learn as one stack, in this process
+        out=None if out is None else Path(out),
+    )
+    settle()
+    agent, start_steps = load_stack(offline, config.seeds, settings.start_checkpoint, device)
+    _claim(config.out)
+    dataset = _same_data(offline, quiet)
+    shift, scale = reward_tuning(config.agent.reward_tune, torch.from_numpy(dataset.rewards))
+    transitions = offline.preprocessing.transitions(dataset, config.agent.reward_tune, device)
+    del dataset
+    folder = config.out or _new_folder(config, f"{config.agent.name}-online")
+    run = dataclasses.replace(
+        offline,
+        path=folder,
+        config=dataclasses.replace(config, out=folder),
+        online=dataclasses.replace(settings, start_steps=start_steps, reward_shift=shift, reward_scale=scale),
+    )
+    run.write()
+    return _fit(run, agent, transitions, device, quiet)
 
 
 def _fit(
@@ -125,7 +191,9 @@ def _fit(
     start = 0 if saved is None else saved.step
     groups = group_seeds(config, device, saved)
     task = {"env": run.task.env_id, "reference": run.task.reference, "comparable": run.task.comparable}
-    about = {"dataset": config.dataset, "seeds": list(config.seeds), **task}
+    about: dict[str, Any] = {"dataset": config.dataset, "seeds": list(config.seeds), **task}
+    if run.online is not None:
+        about["online"] = {"offline_run": str(run.online.offline_run), "start_steps": list(run.online.start_steps)}
     scores = Scores(run.path, about, steps=range(start + 1))
 
     with contextlib.ExitStack() as held:
@@ -147,6 +215,11 @@ def _fit(
             with contextlib.suppress(OSError):  # a full disk is the next checkpoint's to report
                 report.learning_curve([run.path], run.path / "learning_curve.png")
 
+        def value_limit() -> float:
+            """Rewards may be met online that the data do not hold."""
+            largest = trainer.largest_reward() if isinstance(trainer, OnlineTrainer) else 0.0
+            return max(run.value_limit, EXPLODED * largest / (1 - config.agent.discount))
+
         loop = Loop(
             run.path,
             trainer,
@@ -157,10 +230,13 @@ def _fit(
             config.log_every,
             config.eval_every,
             agent.value_metrics,
-            run.value_limit,
+            value_limit,
+            evaluate_first=run.online is not None,
         )
         if saved is not None:
             loop.restore(saved)
+            if run.online is not None:
+                observer.message("The environment begins a new episode (its state cannot be saved); all else goes on.")
         try:
             loop.fit(config.steps)
         except OSError as error:
@@ -213,11 +289,30 @@ def _prepare(
     return preprocessing.transitions(dataset, config.agent.reward_tune, device), preprocessing
 
 
-def _new_folder(config: TrainConfig) -> Path:
+def _claim(out: Path | None) -> None:
+    """Make the folder that a new run is to have. Raises UserError where there is a run in it."""
+    if out is not None:
+        if (out / "run.json").exists():
+            raise UserError(f"{out} holds a run already: `diffrl train --resume {out}`, or choose another --out.")
+        out.mkdir(parents=True, exist_ok=True)
+
+
+def _same_data(run: Run, quiet: bool) -> OfflineDataset:
+    """The data set that a run was trained on. Raises UserError where it has changed."""
+    dataset = load_dataset(run.config.dataset, rows=run.config.rows, progress=not quiet, action_limit=None)
+    if digest(dataset.columns()) != run.fingerprint:
+        raise UserError(
+            f"The data set {run.config.dataset} is not the one that {run.path} was trained on (its contents have "
+            "changed), so the run cannot go on as if it had not been cut. Restore the data, or start a new run."
+        )
+    return dataset
+
+
+def _new_folder(config: TrainConfig, kind: str) -> Path:
     """A folder of its own for the run, made here, so that two runs of the same second do not share one."""
     is_path = Path(config.dataset).suffix in FILE_SUFFIXES
     name = Path(config.dataset).stem if is_path else config.dataset.replace("/", "-").replace(":", "-")
-    stem = f"{config.agent.name}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stem = f"{kind}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
         with contextlib.suppress(FileExistsError):
             path = Path("runs") / f"{stem}{suffix}"
@@ -227,6 +322,11 @@ def _new_folder(config: TrainConfig) -> Path:
 
 
 def _title(run: Run, n: int, groups: int) -> str:
+    if run.online is not None:
+        steps = ", ".join(f"{step:,}" for step in sorted(set(run.online.start_steps)))
+        origin = f"{run.online.offline_run} (step {steps})"
+        share = f"{run.online.keep_offline:.0%} of each batch from its {n:,} offline transitions"
+        return f"{run.config.agent.name} goes on from {origin} in {run.task.env_id}; {share}. Run: {run.path}"
     where = f", evaluated in {run.task.env_id}" if run.task.env_id else ". NO SCORES: no environment (--env ID)"
     shared = f" {len(run.config.seeds)} seeds in {groups} processes." if groups > 1 else ""
     return f"{run.config.agent.name} on {run.config.dataset}: {n:,} transitions{where}.{shared} Run: {run.path}"

@@ -96,6 +96,27 @@ def load_agent(run: Run, seed: int, which: str = "last", device: str = "cpu") ->
     return _agent_at(run, _find_checkpoint(run, which, index), index, device)
 
 
+def load_stack(run: Run, seeds: Sequence[int], which: str, device: str) -> tuple[Agent, tuple[int, ...]]:
+    """The agents of several of a run's seeds as one stack, each as its own checkpoint has it, and those steps.
+
+    which: as for `load_agent`. Where the checkpoints are of different steps, the counters that the stack shares are
+    those of the latest.
+    """
+    missing = [seed for seed in seeds if seed not in run.config.seeds]
+    if missing:
+        raise UserError(f"{run.path} has no seed {missing[0]}; it has {', '.join(map(str, run.config.seeds))}.")
+    positions = [run.config.seeds.index(seed) for seed in seeds]
+    found = [_find_checkpoint(run, which, position) for position in positions]
+    steps = tuple(saved.step for saved in found)
+    parts = [seed_slice(saved.learner, position) for saved, position in zip(found, positions, strict=True)]
+    latest = parts[steps.index(max(steps))]
+    agent = run.build_agent(device, seeds)
+    agent.load_state_dict(
+        {n: torch.cat([part[n] for part in parts]) if tensor.ndim else tensor for n, tensor in latest.items()}
+    )
+    return agent, steps
+
+
 def load_policy(run: Path | str, *, which: str = "last", seed: int | None = None, device: str = "cpu") -> Policy:
     """The policy of a run, for a plain Gymnasium loop.
 

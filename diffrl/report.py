@@ -117,7 +117,7 @@ def learning_curve(runs: Sequence[Path], path: Path) -> Path:
         draw_curves(ax, [run], run.name, colour)
     about = read_scores(runs[0])
     ax.set(
-        xlabel="training steps",
+        xlabel="environment steps" if about.get("online") else "training steps",
         ylabel="normalised score x100" if about["reference"] else "return",
         title=f"{about['dataset']}, evaluated in {about['env']}",
     )

@@ -15,11 +15,14 @@ import torch
 
 from agents.base import Agent
 from diffrl import config as configuration
-from diffrl.config import TrainConfig
+from diffrl.config import OnlineConfig, TrainConfig
 from diffrl.errors import UserError
 from diffrl.files import atomic_path
 from diffrl.preprocessing import Preprocessing
 from diffrl.task import Task
+
+ONLINE = "online.yaml"
+"""What the folder of an online run holds besides."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Run:
     """A larger mean of the critics' values counts as exploded."""
     fingerprint: str
     """SHA-256 of the data's arrays, so that a resumed run meets the same."""
+    online: OnlineConfig | None = None
+    """How the run learns in the environment, where it is one that started from an offline run; else None."""
 
     def build_agent(self, device: str, seeds: Sequence[int] | None = None) -> Agent:
         """The agent with freshly initialised networks."""
@@ -50,12 +55,16 @@ class Run:
             "action_size": self.action_size,
             "value_limit": self.value_limit,
             "fingerprint": self.fingerprint,
+            "online": self.online is not None,
             "versions": _versions(),
         }
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_config()
         with atomic_path(self.path / "preprocessing.safetensors") as temporary:
             temporary.write_bytes(safetensors.torch.save(self.preprocessing.state_dict()))
+        if self.online is not None:
+            with atomic_path(self.path / ONLINE) as temporary:
+                temporary.write_text(configuration.dump_online(self.online))
         with atomic_path(self.path / "run.json") as temporary:
             temporary.write_text(json.dumps(about, indent=1))
 
@@ -87,6 +96,7 @@ class Run:
                 Preprocessing.from_state_dict(tensors),
                 about["value_limit"],
                 about["fingerprint"],
+                configuration.load_online(path / ONLINE) if about.get("online") else None,
             )
         except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise UserError(f"{path} is damaged: {error}.") from error

@@ -8,12 +8,14 @@ from itertools import accumulate
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from agents.base import Agent
 from diffrl import crew
 from diffrl.compilation import ACTING_PAYS_FROM, compile_agent
 from diffrl.config import TrainConfig
-from diffrl.data.transitions import Transitions
+from diffrl.data.replay import Mixture, ReplayBuffer
+from diffrl.data.transitions import Source, Transitions
 from diffrl.errors import UserError
 from diffrl.machine import cores
 from diffrl.policy import actor, mix
@@ -21,6 +23,7 @@ from diffrl.run import Run
 from diffrl.task import Task
 from diffrl.training import checkpoint
 from diffrl.training.loop import Trainer
+from diffrl.training.online import Collector, OnlineTrainer
 from diffrl.training.rollout import Evaluator, rows_at_once
 from diffrl.training.stack import Progress, StackTrainer
 from diffrl.training.workers import WorkerTrainer
@@ -80,6 +83,8 @@ def build_trainer(run: Run, agent: Agent, transitions: Transitions, groups: list
 
     For workers the rows of `transitions` move to memory that all processes share.
     """
+    if run.online is not None:
+        return build_online(run, agent, transitions, say)
     if len(groups) == 1:
         return build_stack(run, agent, transitions, say)
 
@@ -109,10 +114,54 @@ def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> S
     """The seeds of `agent` as one stack in this process."""
     config = run.config
     if config.compile:
-        act_rows = rows_at_once(config.eval_episodes, agent.n_seeds) if config.steps >= ACTING_PAYS_FROM else 0
+        acting = config.steps >= ACTING_PAYS_FROM
+        act_rows = [rows_at_once(config.eval_episodes, agent.n_seeds)] if acting else []
         compile_agent(agent, config.agent, transitions, act_rows=act_rows, say=say)
-    # The list of seeds is the stack's one source of randomness: its batches and noise come from it.
-    generator = torch.Generator(device=agent.device).manual_seed(mix(agent.seeds))
+    return _stack(run, agent, transitions, _generator(agent))
+
+
+def build_online(run: Run, agent: Agent, transitions: Transitions, say: Say) -> OnlineTrainer:
+    """The seeds of `agent` as one stack in this process that learns in the environment: `transitions` are offline."""
+    config, online = run.config, run.online
+    assert online is not None
+    if config.compile:
+        # Every step acts, on one state a seed.
+        act_rows = {1, rows_at_once(config.eval_episodes, agent.n_seeds)}
+        compile_agent(agent, config.agent, transitions, act_rows=sorted(act_rows), say=say)
+    generator = _generator(agent, 1)  # not the numbers of the offline run again
+    sizes = transitions.observation_size, transitions.action_size
+    buffer = ReplayBuffer(agent.n_seeds, min(online.capacity, config.steps), *sizes, agent.device)
+    source = Mixture([transitions, buffer], [online.keep_offline, 1 - online.keep_offline])
+
+    def draw(observations: Tensor) -> Tensor:
+        actions = agent.act(observations, generator)
+        if online.exploration:
+            noise = torch.randn(actions.shape, generator=generator, device=actions.device)
+            actions = (actions + online.exploration * noise).clamp(-1, 1)
+        return actions
+
+    collector = Collector(
+        run.task.make,
+        draw,
+        buffer,
+        agent.seeds,
+        run.preprocessing,
+        reward_shift=online.reward_shift,
+        reward_scale=online.reward_scale,
+        first_episode=int(transitions.columns.episodes.max()) + 1,
+        device=agent.device,
+    )
+    stack = _stack(run, agent, source, generator)
+    return OnlineTrainer(stack, collector, updates_per_step=online.updates_per_step, warm_up=online.warm_up)
+
+
+def _generator(agent: Agent, *salt: int) -> torch.Generator:
+    """The list of seeds is the stack's one source of randomness: its batches and noise come from it."""
+    return torch.Generator(device=agent.device).manual_seed(mix([*agent.seeds, *salt]))
+
+
+def _stack(run: Run, agent: Agent, source: Source, generator: torch.Generator) -> StackTrainer:
+    config = run.config
     evaluator = None if run.task.env_id is None else Evaluator(run.task.make, agent.n_seeds)
 
     def rollout(step: int, on_progress: Progress) -> NDArray[np.float64]:
@@ -122,7 +171,7 @@ def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> S
 
     return StackTrainer(
         agent,
-        transitions,
+        source,
         config.agent.batch_size,
         generator,
         rollout,

@@ -17,6 +17,7 @@ from envs import registry
 VERBS = [
     [],
     ["train"],
+    ["online"],
     ["evaluate"],
     ["diagnose"],
     ["data"],
@@ -80,6 +81,9 @@ MISTAKES = {
     "choice": (["train", "--agent", "bc", "--dataset", "x", "--agent.reward-tune", "normalise"], "normalize"),
     "seeds": (["train", "--agent", "bc", "--dataset", "x", "--seeds", "1", "1"], "different"),
     "run": (["evaluate", "runs/none"], "not a run's folder"),
+    "online": (["online", "runs/none"], "not a run's folder"),
+    "online resume": (["online", "--resume", "runs/none"], "not a run's folder"),
+    "online flag": (["online", "runs/none", "--keep-ofline", "0"], "--keep-offline"),
     "diagnosed run": (["diagnose", "runs/none"], "not a run's folder"),
     "resume": (["train", "--resume", "runs/none"], "not a run's folder"),
     "info": (["data", "info", "hopper-medum-v2"], "did you mean 'hopper-medium-v2'"),

@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     helping = bool({"-h", "--help"} & set(words))
     if not given and not helping:
         raise UserError("Which data set? Give --dataset ID-or-path, or a configuration: `diffrl train --help`.")
-    words = _flag_values(words)
+    words = flag_values(words)
     config = tyro.cli(
         TrainConfig,
         default=config,
@@ -77,7 +77,7 @@ def _take(words: list[str], flag: str) -> str | None:
     return None
 
 
-def _flag_values(words: list[str]) -> list[str]:
+def flag_values(words: list[str]) -> list[str]:
     """`--compile` and `--no-compile` as the values of a field that has a third one, None: wherever it pays."""
     result: list[str] = []
     for word, following in zip(words, [*words, ""][1:], strict=True):

@@ -72,24 +72,34 @@ def normaliser(name: str, observations: Tensor) -> Normaliser:
     return makers[name]()
 
 
-def _standardised(rewards: Tensor) -> Tensor:
-    std = rewards.double().std(correction=0)
+def _standardised(rewards: Tensor) -> tuple[float, float]:
+    exact = rewards.double()
+    std = exact.std(correction=0)
     if std == 0:
         raise DataError("rewards: all are equal, so `normalize` cannot divide by their deviation; use `no`.")
-    return ((rewards.double() - rewards.double().mean()) / std).to(rewards.dtype)
+    return float(exact.mean()), float(std)
 
 
-REWARD_TUNING: dict[str, Callable[[Tensor], Tensor]] = {
-    "no": lambda rewards: rewards,
+REWARD_TUNING: dict[str, Callable[[Tensor], tuple[float, float]]] = {
+    "no": lambda rewards: (0.0, 1.0),
     "normalize": _standardised,
-    "cql_antmaze": lambda rewards: 4.0 * (rewards - 0.5),
-    "iql_antmaze": lambda rewards: rewards - 1.0,
+    "cql_antmaze": lambda rewards: (0.5, 0.25),
+    "iql_antmaze": lambda rewards: (1.0, 1.0),
 }
-"""By the names of Diffusion-QL's configurations. They are for training only: scores use the environment's rewards."""
+"""Shift and scale of (reward - shift) / scale by the names of Diffusion-QL's configurations, from the data's rewards.
+
+They are for training only: scores use the environment's rewards.
+"""
 
 
-def tune_rewards(name: str, rewards: Tensor) -> Tensor:
-    """Rewards (N,) after the tuning called `name`, a key of `REWARD_TUNING`."""
+def reward_tuning(name: str, rewards: Tensor) -> tuple[float, float]:
+    """Shift and scale of the tuning called `name`, a key of `REWARD_TUNING`, for data with these rewards (N,)."""
     if name not in REWARD_TUNING:
         raise UserError(f"Unknown reward tuning {name!r}: {nearest(name, REWARD_TUNING)}")
     return REWARD_TUNING[name](rewards)
+
+
+def tune_rewards(name: str, rewards: Tensor) -> Tensor:
+    """Rewards (N,) after the tuning called `name`: (reward - shift) / scale, in double precision on the way."""
+    shift, scale = reward_tuning(name, rewards)
+    return ((rewards.double() - shift) / scale).to(rewards.dtype)

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,23 @@ class Batch(NamedTuple):
     """(S, B) the episode's number in the data set, as a float"""
     steps: Tensor
     """(S, B) the time within the episode, from 0, as a float"""
+
+
+class Source(Protocol):
+    """What batches are drawn from: a data set, a replay buffer, a mixture of them."""
+
+    def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
+        """Draw B = `batch_size` transitions for each of S = `n_seeds` seeds."""
+
+
+class RowSource(Source, Protocol):
+    """A source whose batches are views of row tensors, which can be joined."""
+
+    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """The rows (S, B, W) of a batch."""
+
+    def view(self, rows: Tensor) -> Batch:
+        """Name the columns of rows (..., W); no copy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,8 +146,11 @@ class Transitions:
 
     def gather(self, indices: Tensor) -> Batch:
         """The rows at `indices` (any shape), in one `index_select`."""
-        rows = self.rows.index_select(0, indices.reshape(-1))
-        return self.view(rows.view(*indices.shape, -1))
+        return self.view(self.gather_rows(indices))
+
+    def gather_rows(self, indices: Tensor) -> Tensor:
+        """`gather` before its columns are named: (..., W)."""
+        return self.rows.index_select(0, indices.reshape(-1)).view(*indices.shape, -1)
 
     def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
         """Draw B = `batch_size` rows for each of S = `n_seeds` seeds, uniformly and with replacement.
@@ -138,8 +158,12 @@ class Transitions:
         One call draws the (S, B) indices for the whole stack from `generator`, which lives on `device`: a stack with
         its list of seeds reproduces itself, and seed i alone draws other rows than as part of a stack.
         """
+        return self.view(self.draw(batch_size, n_seeds, generator))
+
+    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """The rows (S, B, W) of `sample`."""
         indices = torch.randint(len(self), (n_seeds, batch_size), generator=generator, device=self.device)
-        return self.gather(indices)
+        return self.gather_rows(indices)
 
     def map(
         self,

@@ -41,16 +41,26 @@ class MetricsLog:
 
     def write(self, step: int, metrics: Mapping[str, Sequence[float]]) -> None:
         """Append the metrics of every seed, each a list (S,)."""
+        new = [name for name in metrics if name not in self._columns]
+        if new or not self._columns:
+            self._widen(new)
         with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self._columns or ["step", "seed", *metrics], extrasaction="ignore")
-            if not self._columns:
-                writer.writeheader()
-                self._columns = list(writer.fieldnames)
+            writer = csv.DictWriter(file, self._columns)
             for i, seed in enumerate(self.seeds):
                 row = {name: f"{values[i]:.6g}" for name, values in metrics.items()}
                 writer.writerow({"step": step, "seed": seed, **row})
         for name, values in metrics.items():
             self.scalars(name, step, values)
+
+    def _widen(self, names: Sequence[str]) -> None:
+        """Append columns, empty in the rows there are: at first all, later those of metrics that begin on the way."""
+        rows: list[list[str]] = []
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                rows = list(csv.reader(file))[1:]
+        self._columns = [*(self._columns or ["step", "seed"]), *names]
+        with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
+            csv.writer(file).writerows([self._columns, *([*row, *[""] * len(names)] for row in rows)])
 
     def scalars(self, name: str, step: int, values: Sequence[float]) -> None:
         """One value a seed to TensorBoard alone."""

@@ -115,8 +115,10 @@ class Loop:
     eval_every: int = 50_000
     value_metrics: tuple[str, ...] = ()
     """Metrics that estimate returns."""
-    value_limit: float = math.inf
-    """A larger |mean| of one of the `value_metrics` counts as exploded."""
+    value_limit: Callable[[], float] = lambda: math.inf
+    """A larger |mean| of one of the `value_metrics` counts as exploded; asked at every check."""
+    evaluate_first: bool = False
+    """Evaluate before the first step too, as is worth it for a learner that has been trained before."""
     step: int = 0
     frozen: list[int] = field(default_factory=list)
     """Positions of seeds that have diverged: they keep the state of their last good checkpoint."""
@@ -131,6 +133,8 @@ class Loop:
         if self.step == 0 and not checkpoint.steps(self.run):
             self.save()
         with _stop_signals() as stopped:
+            if self.step == 0 and self.evaluate_first:
+                self.evaluate(0)
             while self.step < steps:
                 made = self.trainer.advance(self._until_boundary(steps), lambda: bool(stopped))
                 self.step += made
@@ -163,11 +167,12 @@ class Loop:
         Called before every checkpoint, so that each one that is written is good. A frozen seed's means are nan.
         """
         sums = self.trainer.sums() if self._count else {}
+        limit = self.value_limit()
         table = (torch.stack(list(sums.values())) / self._count).tolist() if sums else []
         means = dict(zip(sums, table, strict=True))
         for position, seed in enumerate(self.trainer.seeds):
             if position not in self.frozen:
-                complaint = self._complaint({name: values[position] for name, values in means.items()})
+                complaint = self._complaint({name: values[position] for name, values in means.items()}, limit)
                 if complaint:
                     self._freeze(position, f"Step {self.step}: {complaint} (seed {seed}).")
         for values in means.values():
@@ -184,12 +189,12 @@ class Loop:
         self.log.write(self.step, means)
         self.observer.metrics(self.step, means)
 
-    def _complaint(self, metrics: dict[str, float]) -> str | None:
+    def _complaint(self, metrics: dict[str, float], limit: float) -> str | None:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 return f"{name} is {value}"
-            if name in self.value_metrics and abs(value) > self.value_limit:
-                return f"{name} is {value:.4g}, beyond any possible return (limit {self.value_limit:.4g})"
+            if name in self.value_metrics and abs(value) > limit:
+                return f"{name} is {value:.4g}, beyond any possible return (limit {limit:.4g})"
         return None
 
     def _freeze(self, position: int, complaint: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffrl.data.transitions import Batch, Transitions
+from diffrl.data.transitions import Batch, Source
 from diffrl.errors import UserError, first_line
 from diffrl.training.checkpoint import LEARNER, SUM
 
@@ -128,7 +128,7 @@ class StackTrainer:
     def __init__(
         self,
         learner: Learner,
-        transitions: Transitions,
+        transitions: Source,
         batch_size: int,
         generator: torch.Generator,
         rollout: Rollout | None = None,
@@ -208,7 +208,7 @@ class StackTrainer:
         self.reset()
         for name, total in state.items():
             if name.startswith(SUM):
-                new = torch.zeros_like(total, device=self._transitions.device)
+                new = torch.zeros_like(total, device=self._generator.device)
                 self._sums.setdefault(name.removeprefix(SUM), new).copy_(total)
         if "generator" in state:
             self._generator.set_state(state["generator"])
@@ -220,7 +220,7 @@ class StackTrainer:
         """See `Trainer`."""
         frozen = torch.zeros(self.learner.n_seeds, dtype=torch.bool)
         frozen[list(positions)] = True
-        frozen = frozen.to(self._transitions.device)
+        frozen = frozen.to(self._generator.device)
         self._held = [
             (tensor, good[name].to(tensor.device), frozen.view(-1, *[1] * (tensor.ndim - 1)))
             for name, tensor in self.learner.state_dict().items()

@@ -61,7 +61,7 @@ def test_acting_compiles_too_and_what_was_compiled_is_remembered(capsys: pytest.
     eager, x = build(CONFIG), torch.randn(1, 5, 3)
     for message in ("about a minute", "compiled here before"):
         compiled = build(CONFIG)
-        assert compilation.compile_agent(compiled, CONFIG, transitions(), act_rows=5)
+        assert compilation.compile_agent(compiled, CONFIG, transitions(), act_rows=(5,))
         assert message in capsys.readouterr().err
         ours, theirs = (agent.act(x, torch.Generator().manual_seed(0)) for agent in (compiled, eager))
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,210 @@
+"""Training in the environment: the learner's own transitions go to a replay buffer, and a stack of seeds learns on."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffrl.data.replay import ReplayBuffer
+from diffrl.errors import UserError
+from diffrl.preprocessing import Preprocessing
+from diffrl.training.stack import PULSE, Progress, StackTrainer
+
+ONLINE = "online."
+"""What the names of an online trainer's own tensors begin with in a checkpoint."""
+ENTROPY = 0x5EED
+"""Sets the collected episodes' start states apart from those of evaluations."""
+
+Draw = Callable[[Tensor], Tensor]
+"""Normalised observations (S, 1, O) -> actions (S, 1, A) in [-1, 1]."""
+
+
+class Collector:
+    """One environment a seed, all a step further at each call; every step is a row of the replay buffer.
+
+    The rows are as those of the offline data: observations normalised, actions scaled to [-1, 1], rewards tuned. A row
+    holds the observation that the step led to, also at an episode's end (not the next episode's first one); it is
+    terminal where the environment says `terminated`, not where it says `truncated`. Episodes are numbered from
+    `first_episode`, seed by seed, and start from what seed and number say: those of a seed do not depend on the others.
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[[], gymnasium.Env[Any, Any]],
+        draw: Draw,
+        buffer: ReplayBuffer,
+        seeds: Sequence[int],
+        preprocessing: Preprocessing,
+        *,
+        reward_shift: float = 0.0,
+        reward_scale: float = 1.0,
+        first_episode: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.buffer = buffer
+        self._draw = draw
+        self._seeds = tuple(seeds)
+        self.device = torch.device(device)
+        self._scaling = preprocessing.to(self.device)
+        self._reward = reward_shift, reward_scale
+        self._environments = [make_env() for _ in self._seeds]
+        self.episodes = np.full(len(self._seeds), first_episode)
+        """(S,) the number of each seed's episode."""
+        self.steps = np.zeros(len(self._seeds), np.int64)
+        """(S,) the time in it; at 0 it is yet to begin."""
+        self.rewards = np.zeros(len(self._seeds))
+        """(S,) the environments' own rewards, summed; whoever reads them starts them anew."""
+        size = preprocessing.observations.shift.numel()
+        self._observations = torch.zeros(len(self._seeds), 1, size, device=self.device)
+        # What comes from the simulators in a step: the observation reached, then the row's last four columns.
+        self._outcome = np.zeros((len(self._seeds), size + 4), np.float32)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step of every environment."""
+        for i in np.flatnonzero(self.steps == 0).tolist():
+            self._observations[i, 0] = self._normalised(self._begin(i))
+        actions = self._draw(self._observations)
+        # A seed that has diverged since the last check acts by zeros until the check puts it back.
+        actions = actions.nan_to_num(0.0, 0.0, 0.0)
+        taken = self._scaling.actions.inverse(actions)[:, 0].cpu().numpy()
+        (shift, scale), outcome = self._reward, self._outcome
+        ended = []
+        for i, env in enumerate(self._environments):
+            reached, reward, terminated, truncated, _ = env.step(taken[i])
+            outcome[i, :-4] = reached
+            outcome[i, -4:] = (float(reward) - shift) / scale, terminated, self.episodes[i], self.steps[i]
+            self.rewards[i] += float(reward)
+            if terminated or truncated:
+                ended.append(i)
+        here = torch.from_numpy(outcome).to(self.device)[:, None]
+        reached_next = self._scaling.observations(here[..., :-4])
+        self.buffer.add(torch.cat([self._observations, actions, reached_next, here[..., -4:]], dim=-1))
+        self._observations = reached_next
+        self.steps += 1
+        for i in ended:
+            self.episodes[i], self.steps[i] = self.episodes[i] + 1, 0
+
+    def _begin(self, i: int) -> NDArray[Any]:
+        entropy = np.random.SeedSequence((ENTROPY, self._seeds[i], int(self.episodes[i])))
+        observation, _ = self._environments[i].reset(seed=int(entropy.generate_state(1)[0]))
+        return np.asarray(observation, np.float32)
+
+    def _normalised(self, observation: NDArray[Any]) -> Tensor:
+        return self._scaling.observations(torch.from_numpy(observation).to(self.device))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint needs: the buffer's rows, the number of each seed's next episode, sums of rewards.
+
+        Environments cannot be saved: an episode under way ends with the checkpoint.
+        """
+        under_way = self.steps > 0
+        return {
+            **{f"replay.{name}": tensor for name, tensor in self.buffer.state_dict().items()},
+            "episodes": torch.from_numpy(self.episodes + under_way),
+            "rewards": torch.from_numpy(self.rewards.copy()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put a `state_dict` back; every seed begins a new episode. Raises ValueError where it does not fit."""
+        prefix = "replay."
+        self.buffer.load_state_dict({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
+        self.episodes = state["episodes"].numpy().copy()
+        self.rewards = state["rewards"].numpy().copy()
+        self.steps[:] = 0
+
+    def close(self) -> None:
+        """Close the simulators."""
+        for env in self._environments:
+            env.close()
+
+
+class OnlineTrainer:
+    """A stack of S seeds that learns from what it collects. A `Trainer`, whose steps are the environment's.
+
+    stack: makes the training steps, on a source that holds the collector's buffer. Each environment step after the
+    first `warm_up` ones is followed by `updates_per_step` training steps.
+    """
+
+    def __init__(self, stack: StackTrainer, collector: Collector, *, updates_per_step: int = 1, warm_up: int = 0):
+        self.seeds, self.groups, self.device = stack.seeds, stack.groups, stack.device
+        self._stack = stack
+        self._collector = collector
+        self._updates_per_step, self._warm_up = updates_per_step, warm_up
+        self._made = 0
+        self._since = 0
+
+    def advance(self, steps: int, stop: Callable[[], bool]) -> int:
+        """See `Trainer`."""
+        end = time.monotonic() + PULSE
+        for made in range(1, steps + 1):
+            self._collector.step()
+            self._made += 1
+            left = self._updates_per_step if self._made > self._warm_up else 0
+            while left:
+                left -= self._stack.advance(left, lambda: False)
+            if stop() or time.monotonic() > end:
+                return made
+        return steps
+
+    def _learning_steps(self, since: int = 0) -> int:
+        """Environment steps after step `since` that were followed by training."""
+        return max(self._made - max(since, self._warm_up), 0)
+
+    def sums(self) -> dict[str, Tensor]:
+        """See `Trainer`. The reward is the environment's; the learner's metrics are means over the updates made."""
+        learning = self._learning_steps(self._since)
+        rewards = torch.from_numpy(self._collector.rewards).float().to(self._collector.device)
+        if not learning:
+            return {"reward": rewards}
+        # The loop divides by environment steps, of which some may have been without updates, others with several.
+        weight = (self._made - self._since) / (learning * self._updates_per_step)
+        return {"reward": rewards} | {name: weight * total for name, total in self._stack.sums().items()}
+
+    def reset(self) -> None:
+        """See `Trainer`."""
+        self._stack.reset()
+        self._collector.rewards[:] = 0
+        self._since = self._made
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Trainer`."""
+        own = {**self._collector.state_dict(), "since": torch.tensor(self._since)}
+        return self._stack.state() | {f"{ONLINE}{name}": tensor for name, tensor in own.items()}
+
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        """See `Trainer`. Environments cannot be saved: every seed begins a new episode."""
+        own = {n.removeprefix(ONLINE): tensor for n, tensor in state.items() if n.startswith(ONLINE)}
+        self._made = step
+        learner = {n: tensor for n, tensor in state.items() if not n.startswith(ONLINE)}
+        self._stack.load(learner, self._learning_steps() * self._updates_per_step)
+        try:
+            self._since = int(own["since"])
+            self._collector.load_state_dict(own)
+        except KeyError as error:
+            raise UserError(f"it is not an online run's: {ONLINE}{error.args[0]} is missing") from error
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def hold(self, positions: Sequence[int], good: Mapping[str, Tensor]) -> None:
+        """See `Trainer`. A frozen seed goes on collecting."""
+        self._stack.hold(positions, good)
+
+    def evaluate(self, step: int, on_progress: Progress) -> NDArray[np.float64]:
+        """See `Trainer`."""
+        return self._stack.evaluate(step, on_progress)
+
+    def largest_reward(self) -> float:
+        """The largest |training reward| collected."""
+        rewards = self._collector.buffer.columns.rewards
+        return float(rewards.abs().max()) if rewards.numel() else 0.0
+
+    def close(self) -> None:
+        """See `Trainer`."""
+        self._stack.close()
+        self._collector.close()
