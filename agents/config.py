@@ -17,7 +17,7 @@ from diffrl.errors import UserError, nearest
 if TYPE_CHECKING:
     from agents.base import Agent
 
-RewardTuning = Literal["no", "normalize", "cql_antmaze", "iql_antmaze"]
+RewardTuning = Literal["no", "normalize", "cql_antmaze", "iql_antmaze", "iql_locomotion"]
 Schedule = Literal["linear", "cosine", "sigmoid", "vp"]
 Solver = Literal["ddim", "dpm1", "dpm2", "dpm3", "dpmpp2m", "heun"]
 
@@ -62,7 +62,8 @@ class AgentConfig:
     normalise_observations: bool = False
     """Standardise the observations by the data's mean and deviation."""
     reward_tune: RewardTuning = "no"
-    """Rewards in training: normalize (r - mean) / std, cql_antmaze 4 (r - .5), iql_antmaze r - 1."""
+    """Rewards in training: normalize (r - mean) / std, cql_antmaze 4 (r - .5), iql_antmaze r - 1, iql_locomotion 1000 r /
+    (largest - smallest return)."""
     discount: float = 0.99
     """Discount factor of returns."""
 

@@ -164,7 +164,8 @@ def online(
     agent, start_steps = load_stack(offline, config.seeds, settings.start_checkpoint, device)
     _claim(config.out)
     dataset = _same_data(offline, quiet)
-    shift, scale = reward_tuning(config.agent.reward_tune, torch.from_numpy(dataset.rewards))
+    raw = offline.preprocessing.transitions(dataset, "no", device).columns
+    shift, scale = reward_tuning(config.agent.reward_tune, raw.rewards, raw.episodes)
     transitions = offline.preprocessing.transitions(dataset, config.agent.reward_tune, device)
     del dataset
     folder = config.out or _new_folder(config, f"{config.agent.name}-online")

@@ -41,8 +41,9 @@ class Preprocessing:
         transitions = Transitions.from_dataset(dataset, device)
         parts = self.to(transitions.device)
         transitions.columns.actions.copy_(parts.actions(transitions.columns.actions).clamp(-1, 1))
+        episodes = transitions.columns.episodes
         return transitions.map(
-            observations=parts.observations, rewards=lambda rewards: tune_rewards(reward_tune, rewards)
+            observations=parts.observations, rewards=lambda rewards: tune_rewards(reward_tune, rewards, episodes)
         )
 
 

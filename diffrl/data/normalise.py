@@ -72,7 +72,7 @@ def normaliser(name: str, observations: Tensor) -> Normaliser:
     return makers[name]()
 
 
-def _standardised(rewards: Tensor) -> tuple[float, float]:
+def _standardised(rewards: Tensor, episodes: Tensor | None) -> tuple[float, float]:
     exact = rewards.double()
     std = exact.std(correction=0)
     if std == 0:
@@ -80,26 +80,42 @@ def _standardised(rewards: Tensor) -> tuple[float, float]:
     return float(exact.mean()), float(std)
 
 
-REWARD_TUNING: dict[str, Callable[[Tensor], tuple[float, float]]] = {
-    "no": lambda rewards: (0.0, 1.0),
+def _by_return_range(rewards: Tensor, episodes: Tensor | None) -> tuple[float, float]:
+    if episodes is None:
+        raise DataError("rewards: `iql_locomotion` needs to know which episode each belongs to.")
+    returns = torch.zeros(int(episodes.max()) + 1, dtype=torch.float64)
+    returns.index_add_(0, episodes.long().cpu(), rewards.double().cpu())
+    spread = float(returns.max() - returns.min())
+    if spread == 0:
+        raise DataError("rewards: all episodes return the same, so `iql_locomotion` cannot divide by their range.")
+    return 0.0, spread / 1000
+
+
+REWARD_TUNING: dict[str, Callable[[Tensor, Tensor | None], tuple[float, float]]] = {
+    "no": lambda rewards, episodes: (0.0, 1.0),
     "normalize": _standardised,
-    "cql_antmaze": lambda rewards: (0.5, 0.25),
-    "iql_antmaze": lambda rewards: (1.0, 1.0),
+    "cql_antmaze": lambda rewards, episodes: (0.5, 0.25),
+    "iql_antmaze": lambda rewards, episodes: (1.0, 1.0),
+    "iql_locomotion": _by_return_range,
 }
-"""Shift and scale of (reward - shift) / scale by the names of Diffusion-QL's configurations, from the data's rewards.
+"""Shift and scale of (reward - shift) / scale, from the data's rewards and their episodes: Diffusion-QL's, by the names
+of its configurations, and IQL's for MuJoCo, 1000 r / (largest - smallest return).
 
 They are for training only: scores use the environment's rewards.
 """
 
 
-def reward_tuning(name: str, rewards: Tensor) -> tuple[float, float]:
-    """Shift and scale of the tuning called `name`, a key of `REWARD_TUNING`, for data with these rewards (N,)."""
+def reward_tuning(name: str, rewards: Tensor, episodes: Tensor | None = None) -> tuple[float, float]:
+    """Shift and scale of the tuning called `name`, a key of `REWARD_TUNING`, for data with these rewards (N,).
+
+    episodes: (N,), each reward's episode, from 0; what iql_locomotion needs.
+    """
     if name not in REWARD_TUNING:
         raise UserError(f"Unknown reward tuning {name!r}: {nearest(name, REWARD_TUNING)}")
-    return REWARD_TUNING[name](rewards)
+    return REWARD_TUNING[name](rewards, episodes)
 
 
-def tune_rewards(name: str, rewards: Tensor) -> Tensor:
+def tune_rewards(name: str, rewards: Tensor, episodes: Tensor | None = None) -> Tensor:
     """Rewards (N,) after the tuning called `name`: (reward - shift) / scale, in double precision on the way."""
-    shift, scale = reward_tuning(name, rewards)
+    shift, scale = reward_tuning(name, rewards, episodes)
     return ((rewards.double() - shift) / scale).to(rewards.dtype)

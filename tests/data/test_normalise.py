@@ -39,7 +39,13 @@ def test_reward_tuning_follows_the_papers():
     assert tune_rewards("normalize", rewards).tolist() == [-1, 1, 1, -1]
     assert tune_rewards("cql_antmaze", rewards).tolist() == [-2, 2, 2, -2]
     assert tune_rewards("iql_antmaze", rewards).tolist() == [-1, 0, 0, -1]
-    assert set(REWARD_TUNING) == {"no", "normalize", "cql_antmaze", "iql_antmaze"}
+    episodes = torch.tensor([0, 0, 1, 2])  # returns 1, 1, 0
+    assert tune_rewards("iql_locomotion", rewards, episodes).tolist() == [0, 1000, 1000, 0]
+    with pytest.raises(DataError, match="episode"):
+        tune_rewards("iql_locomotion", rewards)
+    with pytest.raises(DataError, match="same"):
+        tune_rewards("iql_locomotion", rewards, torch.zeros(4))
+    assert set(REWARD_TUNING) == {"no", "normalize", "cql_antmaze", "iql_antmaze", "iql_locomotion"}
 
 
 def test_unknown_names_and_impossible_tunings_say_what_to_do(values):
