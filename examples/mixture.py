@@ -208,10 +208,10 @@ def solvers(tutorial: Tutorial, denoise: Denoise, axes: Sequence[Sequence[Axes]]
     floors = [tutorial.distance(*(tutorial.data.sample(len(x), tutorial.generator) for _ in "ab")) for _ in range(10)]
     mean, most = torch.stack(floors).mean().item(), torch.stack(floors).max().item()
     tutorial.figures |= {"floor: data against data": mean, "floor, worst of ten": most}
-    draw_samples(axes[0][3], tutorial.data, tutorial.truth, GREY, f"floor {mean:.3f}, worst of ten {most:.3f}")
+    draw_samples(axes[0][3], tutorial.data, tutorial.truth, GREY, f"floor {mean:.3f} (worst {most:.3f})")
     axes[0][3].set_title("data")
     axes[1][3].axhspan(mean / 2, most, color=GREY, alpha=0.2, linewidth=0, label="floor")
-    axes[1][3].set(title="sliced W2 over steps", xticks=counts, xticklabels=map(str, counts), xlabel="steps")
+    axes[1][3].set(title="sliced W2 over calls of the network", xticks=counts, xticklabels=map(str, counts))
     axes[1][3].set(yticks=[0.03, 0.1, 0.3], yticklabels=["0.03", "0.1", "0.3"], ylim=(mean / 2, 1))
     axes[1][3].minorticks_off()
     axes[1][3].legend(frameon=False, fontsize=7)
@@ -258,8 +258,8 @@ def consistency(tutorial: Tutorial, denoise: Denoise, f: Denoise, axes: Sequence
         lines = axes[3].plot(log_k, answers, color=colour, linewidth=0.9)
         lines[0].set_label(label)
     axes[3].set(title="their answers along ODE paths", xlabel="log k, from noise to data", xlim=(log_k[0], log_k[-1]))
-    axes[3].set_ylim(-1.6, 2.3)
-    axes[3].legend(frameon=False, fontsize=7, ncols=2, loc="upper left")
+    axes[3].set(ylim=(-2.0, 2.4), yticks=[-1, 0, 1])
+    axes[3].legend(frameon=False, fontsize=7, ncols=2, loc="upper center", handlelength=1, columnspacing=1)
 
 
 # --- 5. Reflow: make the paths straight ------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def reflow(tutorial: Tutorial, networks: Sequence[nn.Module], axes: Sequence[Axe
         chain = sample(FLOW, v, tutorial.start, times, "heun", return_chain=True)
         bend = curvature(chain, times).mean().item()
         tutorial.figures[f"{i + 1}-rectified flow, curvature"] = bend
-        draw_paths(axes[2 * i], tutorial.data, chain[:, 0, :40], colour)
+        draw_paths(axes[2 * i], tutorial.data, chain[:, 0, :30], colour)
         axes[2 * i].set_title(f"{i + 1}-rectified flow: paths")
         note(axes[2 * i], f"curvature {bend:.2g}")
         x = sample(FLOW, v, tutorial.start, times[[0, -1]])[0]
@@ -351,7 +351,8 @@ def draw_samples(ax: Axes, data: Mixture, x: Tensor, colour: str, text: str) -> 
 
 def note(ax: Axes, text: str) -> None:
     """A line at the bottom of a panel."""
-    ax.text(0.5, 0.03, text, transform=ax.transAxes, ha="center", fontsize=7.5)
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.85}
+    ax.text(0.5, 0.03, text, transform=ax.transAxes, ha="center", fontsize=7.5, zorder=5, bbox=white)
 
 
 def plane(ax: Axes, data: Mixture) -> None:
@@ -365,9 +366,16 @@ def canvas() -> tuple[Figure, list[list[Axes]]]:
     """Six rows of four axes, with the rows' names at their left."""
     figure = Figure(figsize=(8.4, 12.8), layout="constrained")
     axes = figure.subplots(6, 4).tolist()
-    names = ("forward processes", "SDE and ODE", "first order", "second order", "consistency", "reflow")
+    names = (
+        "forward processes",
+        "SDE and ODE",
+        "solvers, first order",
+        "solvers, second order",
+        "consistency",
+        "reflow",
+    )
     for row, name in zip(axes, names, strict=True):
-        row[0].set_ylabel(name, fontweight="bold", fontsize=9)
+        row[0].set_ylabel(name, fontweight="bold", fontsize=8.5)
         for ax in row:
             ax.tick_params(labelsize=7, length=2)
             ax.xaxis.label.set_size(7)
