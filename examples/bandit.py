@@ -18,6 +18,7 @@ itself is seen and not the critics' choice among many. It takes about two minute
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -49,7 +50,7 @@ class Options:
     """Actions drawn from each policy."""
 
 
-# --- The bandit --------------------------------------------------------------------------------------------------------
+# --- The bandit ------------------------------------------------------------------------------------------------------
 
 CENTRES = torch.tensor([[-0.8, 0.8], [0.8, 0.8], [0.8, -0.8], [-0.8, -0.8]])
 STD = 0.05
@@ -86,13 +87,13 @@ def shares(actions: Tensor) -> tuple[float, float]:
     return near[:, GOOD].float().mean().item(), (~near.any(1)).float().mean().item()
 
 
-# --- The agents --------------------------------------------------------------------------------------------------------
+# --- The agents ------------------------------------------------------------------------------------------------------
 
 
 def configurations(steps: int) -> dict[str, AgentConfig]:
     """By name; all of one size, and as quick to learn as a problem this small allows."""
-    size = {"width": 64, "layers": 3}
-    rates = {"actor_lr": 1e-3, "critic_lr": 1e-3}
+    size: dict[str, Any] = {"width": 64, "layers": 3}
+    rates: dict[str, Any] = {"actor_lr": 1e-3, "critic_lr": 1e-3}
     consistency = ConsistencyAC(**size, **rates, act_candidates=1, form="improved", boundaries_steps=steps)
     return {
         "MLP": BC(**size, learning_rate=1e-3),
@@ -117,7 +118,7 @@ def train(name: str, config: AgentConfig, options: Options) -> Agent:
     return agent
 
 
-# --- Drawing -----------------------------------------------------------------------------------------------------------
+# --- Drawing ---------------------------------------------------------------------------------------------------------
 
 
 def draw_plane(ax: Axes, title: str) -> None:
@@ -135,13 +136,13 @@ def draw_policy(ax: Axes, name: str, actions: Tensor, colour: str) -> None:
     good, off = shares(actions)
     print(f"{name:26} good {good:.3f}   off {off:.3f}")
     draw_plane(ax, f"{name}\ngood {good:.0%}, off {off:.0%}")
-    ax.scatter(*actions.T, s=5, color=colour, alpha=0.6, linewidths=0)
+    ax.scatter(actions[:, 0], actions[:, 1], s=5, color=colour, alpha=0.6, linewidths=0)
 
 
 def draw_data(ax: Axes, actions: Tensor) -> None:
     """The data's actions, and what each cloud earns."""
     draw_plane(ax, "data\nmean rewards")
-    ax.scatter(*actions.T, s=5, color=GREY, alpha=0.6, linewidths=0)
+    ax.scatter(actions[:, 0], actions[:, 1], s=5, color=GREY, alpha=0.6, linewidths=0)
     for (x, y), reward in zip(CENTRES.tolist(), REWARDS.tolist(), strict=True):
         ax.text(0.6 * x, 0.55 * y, f"{reward:g}", ha="center", va="center", fontsize=9)
 
