@@ -99,6 +99,10 @@ class TD3BCAgent(Agent):
         self.step += 1
         return metrics | self._actor_metrics
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Agent`; with what the last step of the actor reported, which the next step without one reports too."""
+        return super().state_dict() | {f"reported.{name}": value for name, value in self._actor_metrics.items()}
+
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """The actor's one action."""
