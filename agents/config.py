@@ -62,8 +62,8 @@ class AgentConfig:
     normalise_observations: bool = False
     """Standardise the observations by the data's mean and deviation."""
     reward_tune: RewardTuning = "no"
-    """Rewards in training: normalize (r - mean) / std, cql_antmaze 4 (r - .5), iql_antmaze r - 1, iql_locomotion r *
-    1000 / (largest - smallest return)."""
+    """Rewards in training: normalize (r - mean) / std, cql_antmaze 4 (r - .5), iql_antmaze r - 1, iql_locomotion
+    1000 r / (largest - smallest return)."""
     discount: float = 0.99
     """Discount factor of returns."""
 

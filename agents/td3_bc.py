@@ -56,10 +56,7 @@ class TD3BCAgent(Agent):
             "actor": Adam(self.actor, config.actor_lr),
             "critic": Adam(self.critic, config.critic_lr),
         }
-        # What the actor's steps report, for the steps without one.
-        self._actor_metrics = {
-            name: torch.zeros(self.n_seeds, device=self.device) for name in ("bc_loss", "q_loss", "actor_grad_norm")
-        }
+        self._nothing = torch.zeros(self.n_seeds, device=self.device)
 
     @torch.no_grad()
     def target(self, batch: Batch, noise: Tensor) -> Tensor:
@@ -89,15 +86,16 @@ class TD3BCAgent(Agent):
         noise = torch.randn(batch.actions.shape, generator=generator, device=self.device)
         critic_loss, metrics = self.critic_loss(batch, noise)
         metrics = {**metrics, "critic_grad_norm": self.optimisers["critic"].step(critic_loss)}
+        # What is logged is the mean over all steps: 0 where the actor rests, times the period where it moves.
+        actor_metrics = dict.fromkeys(("bc_loss", "q_loss", "actor_grad_norm"), self._nothing)
         if phase == self.period - 1:
-            actor_loss, actor_metrics = self.actor_loss(batch)
-            actor_metrics = {**actor_metrics, "actor_grad_norm": self.optimisers["actor"].step(actor_loss)}
-            for name, value in actor_metrics.items():
-                self._actor_metrics[name].copy_(value)
+            actor_loss, parts = self.actor_loss(batch)
+            parts = {**parts, "actor_grad_norm": self.optimisers["actor"].step(actor_loss)}
+            actor_metrics = {name: self.period * value for name, value in parts.items()}
             average_(self.target_critic, self.critic, self.config.target_rate)
             average_(self.target_actor, self.actor, self.config.target_rate)
         self.step += 1
-        return metrics | self._actor_metrics
+        return metrics | actor_metrics
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:

@@ -43,7 +43,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from worker import Job
-from workload import ROWS, TASKS, Work, config_of, works_of
+from workload import AGENTS_TIMED, ROWS, TASKS, Timed, Work, config_of, works_of
 
 from diffrl.errors import UserError
 from diffrl.files import atomic_path
@@ -57,7 +57,7 @@ REFERENCE_GFLOPS, ORIGINAL_MS = 85.0, 111.0
 class TrainStep:
     """Time training steps and actions."""
 
-    agents: tuple[Literal["bc", "diffusion_bc", "diffusion_ql"], ...] = ("bc", "diffusion_bc", "diffusion_ql")
+    agents: tuple[Timed, ...] = AGENTS_TIMED
     """Which agents."""
     tasks: tuple[Literal["hopper", "halfcheetah"], ...] = ("hopper", "halfcheetah")
     """Which sizes: 11 observations and 3 actions, or 17 and 6."""

@@ -2,12 +2,15 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from agents import AGENTS, AgentConfig, DiffusionQL
 
 TASKS = {"hopper": (11, 3), "halfcheetah": (17, 6)}
 """Observation and action sizes."""
+Timed = Literal["bc", "diffusion_bc", "diffusion_ql"]
+AGENTS_TIMED: tuple[Timed, ...] = get_args(Timed)
+"""The agents of which `plain.py` and `jax_version.py` have a version."""
 ROWS = 1_000_000
 """Of the made-up data set, in memory."""
 

@@ -11,7 +11,8 @@ from agents import DiffusionQL
 from agents.diffusion_ql import DiffusionQLAgent
 from diffrl import compilation
 from diffrl.data.transitions import Transitions
-from tests.agents.test_diffusion_ql import build, make_batch
+from tests.agents.agent_cases import make_batch
+from tests.agents.test_diffusion_ql import build
 
 CONFIG = DiffusionQL(width=16, layers=1, batch_size=8, denoising_steps=2, critic_layer_norm=True, act_candidates=4)
 

@@ -8,24 +8,9 @@ import torch
 from agents import AGENTS, BC, DiffusionBC, DiffusionQL
 from agents.base import seed_slice
 from agents.diffusion_ql import DiffusionQLAgent
-from diffrl.data.transitions import Batch
+from tests.agents.agent_cases import DETERMINISTIC, bandit, make_batch
 
-DETERMINISTIC = ("bc", "td3_bc", "iql")
-"""Agents whose policy has one action a state."""
 SMALL = DiffusionQL(width=16, layers=2, batch_size=8)
-
-
-def make_batch(n_seeds: int = 1, size: int = 8, seed: int = 0) -> Batch:
-    g = torch.Generator().manual_seed(seed)
-    return Batch(
-        observations=torch.randn(n_seeds, size, 3, generator=g),
-        actions=torch.rand(n_seeds, size, 2, generator=g) * 2 - 1,
-        rewards=torch.randn(n_seeds, size, generator=g),
-        next_observations=torch.randn(n_seeds, size, 3, generator=g),
-        terminals=(torch.rand(n_seeds, size, generator=g) < 0.3).float(),
-        episodes=torch.zeros(n_seeds, size),
-        steps=torch.zeros(n_seeds, size),
-    )
 
 
 def build(config: DiffusionQL = SMALL, seeds: tuple[int, ...] = (0,)) -> DiffusionQLAgent:
@@ -168,22 +153,6 @@ def test_seeds_of_a_stack_do_not_touch_each_other() -> None:
             assert torch.equal(value[1], poisoned[key][1]), key
 
 
-def _bandit(agent_batch: int, seed: int) -> Batch:
-    """One state; actions at +-0.5 equally often; reward 1 at +0.5, 0 at -0.5; every step terminal."""
-    g = torch.Generator().manual_seed(seed)
-    good = torch.rand(1, agent_batch, generator=g) < 0.5
-    centre = torch.where(good, 0.5, -0.5)[..., None].expand(-1, -1, 2)
-    return Batch(
-        observations=torch.zeros(1, agent_batch, 3),
-        actions=centre + 0.05 * torch.randn(1, agent_batch, 2, generator=g),
-        rewards=good.float(),
-        next_observations=torch.zeros(1, agent_batch, 3),
-        terminals=torch.ones(1, agent_batch),
-        episodes=torch.zeros(1, agent_batch),
-        steps=torch.zeros(1, agent_batch),
-    )
-
-
 def test_on_a_bandit_bc_keeps_both_modes_and_diffusion_ql_finds_the_good_one() -> None:
     """The paper's point (figure 1): an MLP averages the modes, a diffusion policy keeps them, Q picks the better."""
     shares, near_a_mode = {}, {}
@@ -195,7 +164,7 @@ def test_on_a_bandit_bc_keeps_both_modes_and_diffusion_ql_finds_the_good_one() -
     for name, config in configs.items():
         agent, g = config.build(3, 2, (0,)), torch.Generator().manual_seed(0)
         for step in range(300 if name == "diffusion_ql" else 800):
-            agent.update(_bandit(128, step), g)
+            agent.update(bandit(128, step), g)
         actions = agent.act(torch.zeros(1, 500, 3), g)[0]
         shares[name] = float((actions.mean(-1) > 0).float().mean())
         near_a_mode[name] = float(((actions.abs() - 0.5).abs().amax(-1) < 0.25).float().mean())

@@ -13,6 +13,7 @@ import plain
 import pytest
 import torch
 from torch import Tensor, nn
+from workload import AGENTS_TIMED
 
 from agents import AGENTS, BC, DiffusionQL
 from agents.base import Agent
@@ -34,7 +35,7 @@ except ImportError:
 
 OBS, ACT, B = 5, 2, 32
 needs_jax = pytest.mark.skipif(jax is None, reason="jax is not installed (pip install 'diffrl[dev]')")
-agents = pytest.mark.parametrize("name", sorted(AGENTS))
+agents = pytest.mark.parametrize("name", AGENTS_TIMED)
 Mlps = list[list[tuple[Any, Any]]]
 
 

@@ -12,10 +12,10 @@ def diverges() -> None:
 
     update = DiffusionQLAgent.update
 
-    def poisoned(self, batch, generator):  # type: ignore[no-untyped-def]
+    def poisoned(self, batch, generator, phase=0):  # type: ignore[no-untyped-def]
         if 2 in self.seeds and int(self.step) == 110:
             batch.rewards[list(self.seeds).index(2)] = float("inf")
-        return update(self, batch, generator)
+        return update(self, batch, generator, phase)
 
     DiffusionQLAgent.update = poisoned  # type: ignore[method-assign]
 

@@ -100,7 +100,7 @@ class Taped:
             "graph": self.record,
         }.items():
             monkeypatch.setattr(torch.cuda, name, stand_in)
-        self.trainer._make_step = Captured(self.trainer.step, self.trainer._generator)
+        self.trainer._make_step = Captured(self.trainer.step, self.trainer._generator, self.trainer.learner.period)
 
     @contextmanager
     def record(self, tape: Tape, stream: Any) -> Iterator[None]:
@@ -125,7 +125,7 @@ def test_a_recorded_step_repeated_blindly_is_training(
     eager, taped = trainer(config, n_seeds), Taped(monkeypatch, config, n_seeds)
     for each in (eager, taped.trainer):
         advance(each, 12)
-    assert taped.recorded == 1
+    assert taped.recorded == eager.learner.period
     assert_equal(snapshot(eager), snapshot(taped.trainer))
 
 
@@ -135,8 +135,8 @@ def test_the_tape_tells_a_step_that_is_not_static(monkeypatch: pytest.MonkeyPatc
     eager, taped = trainer(config), Taped(monkeypatch, config, 1)
     update = type(eager.learner).update
 
-    def rebinding(self: Any, batch: Any, generator: torch.Generator) -> Any:
-        result = update(self, batch, generator)
+    def rebinding(self: Any, batch: Any, generator: torch.Generator, phase: int) -> Any:
+        result = update(self, batch, generator, phase)
         self.step = self.step + 1
         return result
 
@@ -172,7 +172,7 @@ def test_a_step_that_cannot_be_captured_says_how_to_do_without(monkeypatch: pyte
     taped = Taped(monkeypatch, CONFIGS[0], 1)
     advance(taped.trainer, 3)
 
-    def waiting() -> None:
+    def waiting(phase: int) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
 
     monkeypatch.setattr(taped.trainer._make_step, "_step", waiting)
@@ -261,8 +261,8 @@ def test_a_step_waits_for_no_device_and_keeps_every_state_in_its_place(config: A
         subject.hold([1], subject.learner.state_dict())
     places = {name: tensor.data_ptr() for name, tensor in subject.state().items() if name != "generator"}
     with watched() as found:
-        for _ in range(3):
-            subject.step()
+        for step in range(1, 4):
+            subject.step(step % subject.learner.period)
     assert not found
     assert places == {name: tensor.data_ptr() for name, tensor in subject.state().items() if name != "generator"}
 
@@ -334,9 +334,9 @@ def test_a_seed_is_frozen_under_capture(tmp_path: Path, monkeypatch: pytest.Monk
 
     update = DiffusionQLAgent.update
 
-    def poisoned(self, batch, generator):  # type: ignore[no-untyped-def]
+    def poisoned(self, batch, generator, phase):  # type: ignore[no-untyped-def]
         batch.rewards[0] += torch.where(self.step == 110, torch.inf, 0.0)
-        return update(self, batch, generator)
+        return update(self, batch, generator, phase)
 
     straight = diffrl.train(tiny(tmp_path / "straight", device="cuda"), quiet=True)
     monkeypatch.setattr(DiffusionQLAgent, "update", poisoned)

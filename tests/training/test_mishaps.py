@@ -61,13 +61,13 @@ def test_a_nan_before_a_stop_is_not_saved_as_good(tmp_path: Path, monkeypatch: p
 
     update = DiffusionQLAgent.update
 
-    def poisoned(self, batch, generator):  # type: ignore[no-untyped-def]
+    def poisoned(self, batch, generator, phase=0):  # type: ignore[no-untyped-def]
         step = int(self.step)
         if step == 7:
             batch.rewards[:] = float("nan")
         if step == 9:
             signal.raise_signal(signal.SIGTERM)
-        return update(self, batch, generator)
+        return update(self, batch, generator, phase)
 
     monkeypatch.setattr(DiffusionQLAgent, "update", poisoned)
     with pytest.raises(DivergedError, match="Step 10"):

@@ -139,10 +139,10 @@ def test_one_diverging_seed_is_frozen_and_the_other_goes_on(
 
     update = DiffusionQLAgent.update
 
-    def poisoned(self, batch, generator):  # type: ignore[no-untyped-def]
+    def poisoned(self, batch, generator, phase=0):  # type: ignore[no-untyped-def]
         if int(self.step) == 110:
             batch.rewards[0] = float("inf")
-        return update(self, batch, generator)
+        return update(self, batch, generator, phase)
 
     monkeypatch.setattr(DiffusionQLAgent, "update", poisoned)
     run = diffrl.train(tiny(tmp_path / "run"))

@@ -1,0 +1,121 @@
+"""Consistency-AC as published, written out plainly, and its other form against iCT's."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from agents import ConsistencyAC
+from agents.consistency_ac import ConsistencyACAgent
+from agents.consistency_policy import ConsistencyPolicy
+from diffrl.errors import UserError
+from tests.agents.agent_cases import assert_same_gradients, make_batch, reached
+
+SMALL = ConsistencyAC(width=16, layers=2, batch_size=8, q_weight=0.7)
+EPS = 0.002
+
+
+def build(config: ConsistencyAC = SMALL, seeds: tuple[int, ...] = (0,)) -> ConsistencyACAgent:
+    agent = config.build(3, 2, seeds)
+    assert isinstance(agent, ConsistencyACAgent)
+    return agent
+
+
+def published(policy: ConsistencyPolicy, x: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    """f = .25 / ((t - eps)^2 + .25) x + .5 (t - eps) / sqrt(t^2 + .25) F(x, t, s)."""
+    network, t = policy(x, t, s), t[..., None]
+    return 0.25 / ((t - EPS) ** 2 + 0.25) * x + 0.5 * (t - EPS) / torch.sqrt(t**2 + 0.25) * network
+
+
+def test_the_published_loss() -> None:
+    """100 / (t - r) |f(a + t z, t) - f'(a + r z, r)|^2, f' the averaged policy's, without gradient; then eta L_q."""
+    agent, batch, g = build(), make_batch(), torch.Generator().manual_seed(0)
+    agent.ema_actor.load_state_dict(build(seeds=(1,)).actor.state_dict())
+    agent.step.fill_(40_000)
+    t, r, z, sampling, coin = agent.actor_noise(batch, g)
+    loss, metrics = agent.actor_loss(batch, t, r, z, sampling, coin)
+    s, a = batch.observations, batch.actions
+    f = published(agent.actor, a + t[..., None] * z, t, s)
+    goal = published(agent.ema_actor, a + r[..., None] * z, r, s).detach()
+    consistency = (100 / (t - r) * ((f - goal) ** 2).mean(-1)).mean()
+    q = agent.critic(s, agent.actor.sample(s, sampling))[0]
+    i = 0 if coin.item() < 0.5 else 1
+    plain = consistency - 0.7 * q[i].mean() / q[1 - i].abs().mean().detach()
+    assert_same_gradients(loss, plain[None], agent.actor)
+    assert reached(loss, agent.networks) == {"actor"}
+    torch.testing.assert_close(metrics["bc_loss"][0], consistency.detach())
+
+
+def test_the_improved_loss() -> None:
+    """1 / (t - r) times the pseudo-Huber distance to the policy's own answer, on EDM's preconditioning.
+
+    In float64: neighbouring answers differ by little more than float32's rounding.
+    """
+    agent, batch, g = build(dataclasses.replace(SMALL, form="improved")), make_batch(), torch.Generator().manual_seed(0)
+    agent.step.fill_(40_000)
+    policy = agent.actor.double()
+    t, r, z = (x.double() for x in agent.actor_noise(batch, g)[:3])
+    s, a = batch.observations.double(), batch.actions.double()
+
+    def f(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        k = t[..., None]
+        scale = torch.sqrt(k**2 + 0.25)
+        return 0.25 / scale**2 * x + 0.5 * k / scale * policy(x / scale, t.log() / 4, s)
+
+    ours = policy.bc_loss(a, s, t, r, z, agent.ema_actor)
+    difference = f(a + t[..., None] * z, t) - f(a + r[..., None] * z, r).detach()
+    c = 0.00054 * math.sqrt(2)
+    distance = torch.sqrt((difference**2).sum(-1) + c**2) - c
+    assert_same_gradients(ours, (distance / (t - r)).mean()[None], policy)
+
+
+@pytest.mark.parametrize(("step", "form"), [(0, "published"), (1, "published"), (30, "published"), (30, "improved")])
+def test_neighbouring_levels_are_those_of_the_step(step: int, form: str) -> None:
+    """N(k) = ceil(sqrt(k (150^2 - 4) / K + 4) - 1) + 1 of Karras's levels; published: each interval as likely."""
+    agent = build(dataclasses.replace(SMALL, boundaries_steps=5000, form=form))  # type: ignore[arg-type]
+    agent.step.fill_(step)
+    n = math.ceil(math.sqrt(step * (150**2 - 4) / 5000 + 4) - 1) + 1
+    assert n == {0: 2, 1: 3, 30: 12}[step]
+    low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
+    levels = torch.tensor([(low + i / (n - 1) * (high - low)) ** 7 for i in range(n)])
+    rows = 20_000
+    t, r, *_ = agent.actor_noise(make_batch(size=rows), torch.Generator().manual_seed(0))
+    upper, lower = ((x[0, :, None] - levels).abs().argmin(1) for x in (t, r))
+    torch.testing.assert_close(t[0], levels[upper], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(r[0], levels[lower], rtol=1e-4, atol=1e-6)
+    assert torch.equal(upper, lower + 1)
+    share = torch.bincount(lower, minlength=n - 1) / rows
+    if form == "published":
+        assert (share - 1 / (n - 1)).abs().max() < 5 * math.sqrt(1 / (n - 1) / rows)
+    else:  # the normal's, log k of mean -1.1 and deviation 2, cut off at the ends
+        cdf = torch.distributions.Normal(-1.1, 2.0).cdf(levels.log())
+        expected = (cdf[1:] - cdf[:-1]) / (cdf[-1] - cdf[0])
+        assert (share - expected).abs().max() < 5 * math.sqrt(0.25 / rows)
+
+
+@pytest.mark.parametrize("T", [1, 2, 4])
+def test_sampling_is_the_published_one(T: int) -> None:
+    """From 80 z through the levels linspace(2, 80, T) downwards, noised by sqrt(t^2 - eps^2); clamped at the end."""
+    agent, s = build(dataclasses.replace(SMALL, denoising_steps=T)), torch.randn(1, 5, 3)
+    noise = agent.actor.sampling_noise(s, torch.Generator().manual_seed(0))
+    assert noise.shape == (T, 1, 5, 2)
+    levels = {1: [80.0], 2: [80.0, 2.0], 4: [80.0, 54.0, 28.0, 2.0]}[T]
+    x = torch.zeros(1, 5, 2)
+    for i, t in enumerate(levels):
+        x = 80 * noise[0] if i == 0 else x + math.sqrt(t**2 - EPS**2) * noise[i]
+        x = published(agent.actor, x, torch.full((1, 5), t), s)
+    torch.testing.assert_close(agent.actor.sample(s, noise), x.clip(-1, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_q_norm_divides_the_target_by_its_deviation() -> None:
+    """Seed by seed, over the batch."""
+    plain, normed = (build(dataclasses.replace(SMALL, q_norm=q), seeds=(0, 1)) for q in (False, True))
+    batch, noise = make_batch(2), torch.randn(2, 2, 8, 2)
+    y = plain.target(batch, noise)
+    torch.testing.assert_close(normed.target(batch, noise), torch.stack([row / row.std() for row in y]))
+
+
+def test_there_is_no_denoiser_to_diagnose() -> None:
+    with pytest.raises(UserError, match="no denoiser"):
+        build().generative_model(torch.zeros(1, 1, 3))
