@@ -29,6 +29,7 @@ from diffrl.nets import MLP, Adam, average_, frozen
 class TD3BCAgent(Agent):
     """See the module. Shapes: S seeds, B batch, O observation size, A action size."""
 
+    config: TD3BC
     value_metrics = ("q",)
     compilable = ("critic_loss", "actor_loss")
 
@@ -36,7 +37,6 @@ class TD3BCAgent(Agent):
         self, config: TD3BC, observation_size: int, action_size: int, seeds: Sequence[int], device: str
     ) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)
-        self.config = config
         self.period = config.policy_delay
         size: dict[str, Any] = {"width": config.width, "layers": config.layers, "activation": torch.relu}
         self.actor = MLP((self.n_seeds,), observation_size, action_size, self.generators, **size).to(self.device)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import diffrl
 from agents import AGENTS, AgentConfig
 from diffrl import config as configuration
-from tests.training.conftest import assert_same_run, tiny
+from tests.training.conftest import final_state, tiny
 
 pytestmark = pytest.mark.usefixtures("own_data")
 
@@ -29,9 +30,14 @@ def test_a_run_cut_anywhere_is_the_run_that_was_not(name: str, tmp_path: Path) -
     cut = diffrl.train(tiny(tmp_path / "cut", small(name), **{**fields, "steps": 7, "eval_every": 100}), quiet=True)
     text = (cut / "config.yaml").read_text()
     (cut / "config.yaml").write_text(text.replace("eval_every: 100", "eval_every: 10"))
-    (cut / "scores.json").unlink()  # of the evaluation at the cut, which the other run does not have
     diffrl.resume(cut, steps=13, quiet=True)
-    assert_same_run(straight, cut)
+    a, b = final_state(straight), final_state(cut)
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+    # The cut run has rows of its end at 7 besides.
+    rows = [(run / "metrics.csv").read_text().splitlines() for run in (straight, cut)]
+    assert [row for row in rows[1] if not row.startswith("7,")] == rows[0]
     policy = diffrl.load_policy(cut, seed=1)
     actions = policy(np.zeros((3, 4), np.float32))
     assert actions.shape == (3, 2)
@@ -39,7 +45,5 @@ def test_a_run_cut_anywhere_is_the_run_that_was_not(name: str, tmp_path: Path) -
 
 
 def test_every_agent_ships_configurations_for_maze2d_and_hopper() -> None:
-    cloners = ("bc", "diffusion_bc")
     for name in AGENTS:
-        if name not in cloners:
-            assert {f"{name}/maze2d-umaze-v1", f"{name}/hopper-medium-v2"} <= set(configuration.published())
+        assert {f"{name}/maze2d-umaze-v1", f"{name}/hopper-medium-v2"} <= set(configuration.published())
