@@ -15,7 +15,7 @@ The figures are the shares of actions in the good cloud, and in none. Agents act
 itself is seen and not the critics' choice among many. It takes about two minutes on one core.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -165,8 +165,8 @@ def main(words: Sequence[str] | None = None) -> None:
     generator = torch.Generator().manual_seed(options.seed + 1)
     states = torch.zeros(1, options.samples, 1)
 
-    def acts(name: str) -> Callable[[], Tensor]:
-        return lambda: agents[name].act(states, generator)[0]
+    def act(name: str) -> Tensor:
+        return agents[name].act(states, generator)[0]
 
     figure = Figure(figsize=(10, 4.7), layout="constrained")
     axes = figure.subplots(2, 5)
@@ -174,17 +174,14 @@ def main(words: Sequence[str] | None = None) -> None:
     ql = agents["Diffusion-QL"]
     assert isinstance(ql, DiffusionQLAgent)
     draw_q(axes[1, 0], ql)
-    # FQL's flow never sees Q: it is the cloning flow beside its one-step policy.
-    cloned = [
-        acts("MLP"),
-        acts("diffusion"),
-        acts("consistency"),
-        lambda: agents["FQL"].sample_actions(states, generator)[0],
-    ]
-    for ax, name, draw in zip(axes[0, 1:], ("MLP", "diffusion", "consistency", "flow"), cloned, strict=True):
-        draw_policy(ax, f"cloning: {name}", draw(), ORANGE)
+    with torch.no_grad():
+        flow = agents["FQL"].policy  # never sees Q: it is what the one-step policy that acts is distilled from
+        cloned = flow.sample(states, flow.sampling_noise(states, generator))[0]
+    above = {"MLP": act("MLP"), "diffusion": act("diffusion"), "consistency": act("consistency"), "flow": cloned}
+    for ax, (name, actions) in zip(axes[0, 1:], above.items(), strict=True):
+        draw_policy(ax, f"cloning: {name}", actions, ORANGE)
     for ax, name in zip(axes[1, 1:], ("TD3+BC", "Diffusion-QL", "Consistency-AC", "FQL"), strict=True):
-        draw_policy(ax, f"with Q: {name}", acts(name)(), BLUE)
+        draw_policy(ax, f"with Q: {name}", act(name), BLUE)
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     console.print(f"picture: {save(figure, options.out)}")
