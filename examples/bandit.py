@@ -12,7 +12,7 @@ Above, four kinds of policies clone the data; below, the same four are weighted 
     flow            clones in ten steps; a one-step policy distilled from it climbs Q (FQL)
 
 The figures are the shares of actions in the good cloud, and in none. Agents act by one candidate, so that the policy
-itself is seen and not the critics' choice among many. It takes about two minutes on one core.
+itself is seen and not the critics' choice among many. It takes one to two minutes on an idle core.
 """
 
 from collections.abc import Iterator, Sequence
