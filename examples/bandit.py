@@ -8,7 +8,7 @@ Above, four kinds of policies clone the data; below, the same four are weighted 
     MLP             one action a state. Cloning, it answers with the mean of the clouds, where there are no data;
                     with Q (TD3+BC) it is torn between that mean and the good cloud
     diffusion       keeps all four clouds; with Q (Diffusion-QL) goes to the good one
-    consistency     the same in two steps of sampling instead of five (Consistency-AC)
+    consistency     the same in two steps of sampling (Consistency-AC)
     flow            clones in ten steps; a one-step policy distilled from it climbs Q (FQL)
 
 The figures are the shares of actions in the good cloud, and in none. Agents act by one candidate, so that the policy
@@ -103,7 +103,7 @@ def configurations(steps: int) -> dict[str, AgentConfig]:
     )
     return {
         "MLP": BC(**size, learning_rate=1e-3),
-        "diffusion": DiffusionBC(**size, learning_rate=1e-3),
+        "diffusion": DiffusionBC(**size, learning_rate=1e-3, denoising_steps=10),
         "consistency": replace(consistency, q_weight=0.0),
         "TD3+BC": TD3BC(**size, **weighted, normalise_observations=False),
         "Diffusion-QL": DiffusionQL(**size, **weighted, act_candidates=1),
@@ -117,10 +117,11 @@ def train(name: str, config: AgentConfig, options: Options) -> Agent:
     agent = config.build(observation_size=1, action_size=2, seeds=(options.seed,))
     generator = torch.Generator().manual_seed(options.seed)
     data = batches(generator, config.batch_size)
+    steps = options.steps * (3 if isinstance(config, DiffusionBC) else 1)  # without critics they are short
     with work(name, "steps") as progress:
-        for step in range(options.steps):
+        for step in range(steps):
             agent.update(next(data), generator, phase=step % agent.period)
-            progress(step + 1, options.steps)
+            progress(step + 1, steps)
     return agent
 
 
