@@ -7,7 +7,7 @@ Above, four kinds of policies clone the data; below, the same four are weighted 
 
     MLP             one action a state. Cloning, it answers with the mean of the clouds, where there are no data;
                     with Q (TD3+BC) it is torn between that mean and the good cloud
-    diffusion       keeps all four clouds; with Q (Diffusion-QL) goes to the good one
+    diffusion       keeps all four clouds; with Q (Diffusion-QL) moves to the good one
     consistency     the same in two steps of sampling (Consistency-AC)
     flow            clones in ten steps; a one-step policy distilled from it climbs Q (FQL)
 
