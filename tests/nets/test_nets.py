@@ -4,7 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffrl.nets import MLP, Adam, TimeEmbedding, average_, mish, seed_generator, seed_norms
+from diffrl.nets import (
+    MLP,
+    Adam,
+    ResidualMLP,
+    TimeEmbedding,
+    average_,
+    dropout_mask,
+    mish,
+    seed_generator,
+    seed_norms,
+)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
@@ -95,6 +105,77 @@ def test_layer_norm_is_torchs_for_every_network_of_the_stack() -> None:
         normed = F.layer_norm(hidden[i], (7,), norm.weight[i, 0], norm.bias[i, 0])
         expected = F.mish(normed) @ last.weight[i] + last.bias[i]
         torch.testing.assert_close(stack(x)[i], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_residual_mlp_is_its_blocks_written_out(dropout: bool) -> None:
+    """h + W_2 mish(W_1 norm(keep h)), block by block: only the branch is dropped out, before its norm."""
+    net = ResidualMLP((2,), 5, 3, [seed_generator(0), seed_generator(1)], width=8, blocks=2)
+    for parameter in net.norms.parameters():
+        parameter.data = torch.randn_like(parameter)
+    x = torch.randn(2, 6, 5)
+    keep = dropout_mask((2, 2, 6, 8), 0.5, torch.Generator().manual_seed(0)) if dropout else None
+    y = net(x, keep)
+    for i in range(2):
+        h = x[i] @ net.first.weight[i] + net.first.bias[i]
+        for j, (norm, widen, narrow) in enumerate(zip(net.norms, net.widen, net.narrow, strict=True)):
+            branch = h if keep is None else keep[j, i] * h
+            branch = F.layer_norm(branch, (8,), norm.weight[i, 0], norm.bias[i, 0])
+            branch = F.mish(branch @ widen.weight[i] + widen.bias[i])
+            assert branch.shape[-1] == 32
+            h = h + branch @ narrow.weight[i] + narrow.bias[i]
+        expected = F.mish(h) @ net.last.weight[i] + net.last.bias[i]
+        torch.testing.assert_close(y[i], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.7])
+def test_dropout_has_its_rate_and_mean_one(rate: float) -> None:
+    """Over 200,000 factors, of which a share `rate` is 0: to five standard deviations."""
+    n = 200_000
+    keep = dropout_mask((n // 4, 4), rate, torch.Generator().manual_seed(0))
+    assert keep.shape == (n // 4, 4)
+    values = keep.unique()
+    torch.testing.assert_close(values, torch.tensor([0.0, 1 / (1 - rate)] if rate else [1.0]))
+    noise = (rate * (1 - rate) / n) ** 0.5
+    assert abs((keep == 0).float().mean() - rate) <= 5 * noise
+    assert abs(keep.mean() - 1) <= 5 * noise / (1 - rate) + 1e-6
+    assert torch.equal(keep, dropout_mask((n // 4, 4), rate, torch.Generator().manual_seed(0)))
+
+
+def test_adams_rate_falls_along_torchs_cosine_and_stays_at_nothing() -> None:
+    x, target, steps = torch.randn(1, 9, 4), torch.randn(1, 9, 2), 7
+    ours, theirs = (MLP((1,), 4, 2, [seed_generator(0)], width=8, layers=1) for _ in range(2))
+    adam = Adam(ours, 1e-2, decay_steps=steps)
+    reference = torch.optim.Adam(theirs.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(reference, steps)
+    for _ in range(steps):
+        adam.step((ours(x) - target).square().mean((1, 2)))
+        reference.zero_grad()
+        (theirs(x) - target).square().mean().backward()
+        reference.step()
+        schedule.step()
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    before = [p.clone() for p in ours.parameters()]
+    for _ in range(3):
+        adam.step((ours(x) - target).square().mean((1, 2)))
+    assert all(torch.equal(a, b) for a, b in zip(before, ours.parameters(), strict=True))
+
+
+def test_adams_rate_is_where_its_counter_is_also_after_a_restart() -> None:
+    """The rate follows the optimiser's own steps: of a state that is loaded, from where it stood."""
+    x, target = torch.randn(1, 9, 4), torch.randn(1, 9, 2)
+    nets = [MLP((1,), 4, 2, [seed_generator(0)], width=8, layers=1) for _ in range(2)]
+    first, second = (Adam(net, 1e-2, decay_steps=10) for net in nets)
+    for _ in range(4):
+        first.step((nets[0](x) - target).square().mean((1, 2)))
+    nets[1].load_state_dict(nets[0].state_dict())
+    for name, value in second.state_dict().items():
+        value.copy_(first.state_dict()[name])
+    for adam, net in ((first, nets[0]), (second, nets[1])):
+        for _ in range(4):
+            adam.step((net(x) - target).square().mean((1, 2)))
+    assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
 
 
 def test_time_embedding_of_a_scalar_is_that_of_every_row() -> None:
