@@ -3,11 +3,12 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from agents import DiffusionQL
+from agents import AGENTS, EDP, FQL, IDQL, ConsistencyAC, DiffusionQL
 from agents.diffusion_ql import DiffusionQLAgent
 from diffrl import compilation
 from diffrl.data.transitions import Transitions
@@ -68,20 +69,37 @@ def test_acting_compiles_too_and_what_was_compiled_is_remembered(capsys: pytest.
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+SIZE: dict[str, Any] = {"width": 16, "layers": 1, "batch_size": 8}
+CONFIGS = {name: schema(**SIZE) for name, schema in AGENTS.items()} | {
+    "diffusion_ql": dataclasses.replace(CONFIG, ema_start=5),
+    "edp": EDP(**SIZE, sampling_steps=2, ema_start=5),
+    "consistency_ac": ConsistencyAC(**SIZE, q_norm=True, ema_start=5, boundaries_steps=20),
+    "idql": IDQL(**SIZE, blocks=1, denoising_steps=2),
+    "fql": FQL(**SIZE, flow_steps=2),
+}
+QUICK = ("diffusion_ql", "td3_bc")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
 @pytest.mark.usefixtures("double")
-def test_twenty_compiled_steps_are_twenty_eager_ones() -> None:
+def test_twenty_compiled_steps_are_twenty_eager_ones(name: str) -> None:
     """In float64, where rounding is far below 1e-9 even after Adam has amplified it."""
+    torch._dynamo.reset()
     states = []
     for compiled in (False, True):
-        agent, g = build(dataclasses.replace(CONFIG, ema_start=5)), torch.Generator().manual_seed(0)
+        agent, g = CONFIGS[name].build(3, 2, (0,)), torch.Generator().manual_seed(0)
         if compiled:
             agent.compile()
+            assert agent.compilable
+            for method in agent.compilable:
+                assert method in vars(agent)
         for step in range(20):
-            agent.update(make_batch(seed=step), g)
+            agent.update(make_batch(seed=step), g, step % agent.period)
         states.append(agent.state_dict())
-    assert states[0]["actor.mlp.linears.0.weight"].dtype == torch.float64
+    parameters = [value for key, value in states[0].items() if key.startswith("actor.")]
+    assert all(value.dtype == torch.float64 for value in parameters)
     for key, value in states[0].items():
-        torch.testing.assert_close(states[1][key], value, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(states[1][key], value, rtol=1e-9, atol=1e-9, msg=lambda text, k=key: f"{k}: {text}")
 
 
 def transitions() -> Transitions:
