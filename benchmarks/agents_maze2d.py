@@ -5,7 +5,7 @@
     python benchmarks/agents_maze2d.py --no-train                        the table of what is there
 
 A run an agent under --out, its seeds one stack in one process. TD3+BC and IQL are CORL's own size (2 x 256, batch 256);
-the generative agents run their small configuration (3 x 128, batch 128), a quarter of the arithmetic, since a CPU has
+the generative agents run their small configuration (width and batch 128), a quarter of the arithmetic or so: a CPU has
 no more to give. Runs that were cut go on; runs that have the steps are left alone.
 
 How to read it. "ms a step" is CPU time for one seed, on one thread, compiled where the run was, measured here on the
@@ -30,7 +30,6 @@ from rich.table import Table
 
 import diffrl
 from agents import AGENTS, AgentConfig
-from diffrl import config as configuration
 from diffrl import report
 from diffrl.compilation import compile_agent
 from diffrl.data.transitions import Transitions
@@ -264,7 +263,6 @@ def main(options: AgentsMaze2d) -> int:
         raise UserError(f"--agents holds {unknown[0]!r}; expected some of {', '.join(AGENTS_IN_ORDER)}.")
     settle()
     options.out.mkdir(parents=True, exist_ok=True)
-    configuration.find(config_name(options.agents[0]))
     runs = {agent: path for agent in options.agents if (path := train(options, agent, console)) is not None}
     if not runs:
         raise UserError(f"There is no run in {options.out}; leave out --no-train.")

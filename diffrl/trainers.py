@@ -23,7 +23,7 @@ from diffrl.run import Run
 from diffrl.task import Task
 from diffrl.training import checkpoint
 from diffrl.training.loop import Trainer
-from diffrl.training.online import Collector, OnlineTrainer
+from diffrl.training.online import ENTROPY, Collector, OnlineTrainer
 from diffrl.training.rollout import Evaluator, rows_at_once
 from diffrl.training.stack import Progress, StackTrainer
 from diffrl.training.workers import WorkerTrainer
@@ -128,7 +128,7 @@ def build_online(run: Run, agent: Agent, transitions: Transitions, say: Say) -> 
         # Every step acts, on one state a seed.
         act_rows = {1, rows_at_once(config.eval_episodes, agent.n_seeds)}
         compile_agent(agent, config.agent, transitions, act_rows=sorted(act_rows), say=say)
-    generator = _generator(agent, 1)  # not the numbers of the offline run again
+    generator = _generator(agent, ENTROPY)  # not the numbers of the offline run again
     sizes = transitions.observation_size, transitions.action_size
     buffer = ReplayBuffer(agent.n_seeds, min(online.capacity, config.steps), *sizes, agent.device)
     source = Mixture([transitions, buffer], [online.keep_offline, 1 - online.keep_offline])

@@ -1,8 +1,9 @@
 """`diffrl diagnose`."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -66,6 +67,15 @@ class Diagnose:
         picture = draw_diagnosis(result, folder / "diagnosis.png")
         plain = {name: part for name, part in result.items() if name != "picture"}
         with atomic_path(folder / "diagnosis.json") as temporary:
-            temporary.write_text(json.dumps(plain, indent=1, allow_nan=False))
+            temporary.write_text(json.dumps(_finite(plain), indent=1, allow_nan=False))
         console.print(f"Written: {folder / 'diagnosis.json'}, {picture}")
         return 0
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that JSON does not have: a badly trained policy has infinite likelihoods."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
