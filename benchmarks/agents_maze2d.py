@@ -222,18 +222,42 @@ def latency() -> list[dict[str, Any]]:
     return rows
 
 
-def print_table(rows: list[Row], options: AgentsMaze2d, console: Console) -> None:
-    table = Table(title=f"{DATASET}: normalised score x100, {options.episodes} episodes a seed, ± over seeds")
-    minutes = f"{options.equal_minutes:g} min"
-    for column in ("agent", "size", "ms/step", f"at {options.equal_steps:,}", f"at {minutes}", "last", "best"):
-        table.add_column(column, justify="left" if column in ("agent", "size") else "right")
-    table.add_column("published: last, best", justify="right")
+Lines = list[list[str]]
+"""A table, its head first."""
+
+
+def score_table(rows: list[Row], options: AgentsMaze2d) -> Lines:
+    minutes = f"at {options.equal_minutes:g} min (step)"
+    head = ["agent", "size", "ms a step", f"at {options.equal_steps:,} (step)", minutes, "last (step)", "best"]
+    lines = [[*head, "published: last, best"]]
     for row in rows:
         published = ", ".join(f"{m} ± {s}" for m, s in PUBLISHED[row.agent]) if row.agent in PUBLISHED else ""
         equal = [f"{estimate([[s] for s in scores])} ({step:,})" for step, scores in (row.at_steps, row.at_minutes)]
-        last = f"{estimate(row.last)} ({row.steps:,})"
-        table.add_row(row.agent, row.size, f"{row.ms_a_step:.1f}", *equal, last, str(estimate(row.best)), published)
+        scores = [*equal, f"{estimate(row.last)} ({row.steps:,})", str(estimate(row.best))]
+        lines.append([row.agent, row.size, f"{row.ms_a_step:.1f}", *scores, published])
+    return lines
+
+
+def acting_table(acting: list[dict[str, Any]]) -> Lines:
+    lines = [["agent", "candidates", "eager", "compiled"]]
+    for entry in acting:
+        fast = "" if entry["compiled"] is None else f"{entry['compiled']:.2f}"
+        lines.append([entry["agent"], str(entry["candidates"]), f"{entry['eager']:.2f}", fast])
+    return lines
+
+
+def print_lines(lines: Lines, title: str, console: Console) -> None:
+    table = Table(title=title)
+    for column in lines[0]:
+        table.add_column(column, justify="left" if column in ("agent", "size") else "right")
+    for line in lines[1:]:
+        table.add_row(*line)
     console.print(table)
+
+
+def markdown(lines: Lines) -> str:
+    head, *body = lines
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body]) + "\n"
 
 
 def draw(rows: list[Row], options: AgentsMaze2d) -> Path:
@@ -268,16 +292,15 @@ def main(options: AgentsMaze2d) -> int:
         raise UserError(f"There is no run in {options.out}; leave out --no-train.")
     transitions: dict[bool, Transitions] = {}
     rows = [score(options, agent, path, transitions) for agent, path in runs.items()]
-    print_table(rows, options, console)
+    tables = [score_table(rows, options)]
+    title = f"{DATASET}: normalised score x100, {options.episodes} episodes a seed, ± over seeds"
+    print_lines(tables[0], title, console)
     acting = latency() if options.latency else []
     if acting:
-        table = Table(title="Acting in one state, CPU ms (width 256; hopper's dimensions)")
-        for column in ("agent", "candidates", "eager", "compiled"):
-            table.add_column(column, justify="left" if column == "agent" else "right")
-        for entry in acting:
-            fast = "" if entry["compiled"] is None else f"{entry['compiled']:.2f}"
-            table.add_row(entry["agent"], str(entry["candidates"]), f"{entry['eager']:.2f}", fast)
-        console.print(table)
+        tables.append(acting_table(acting))
+        print_lines(tables[1], "Acting in one state, CPU ms (the papers' sizes; hopper's dimensions)", console)
+    with atomic_path(options.out / "agents_maze2d.md") as temporary:
+        temporary.write_text("\n".join(markdown(lines) for lines in tables))
     with atomic_path(options.out / "agents_maze2d.json") as temporary:
         content = {
             "dataset": DATASET,
