@@ -40,7 +40,8 @@ class Agent(ABC):
     period: int = 1
     """Steps after which the kinds of a step repeat: 2 where every second step moves the actor too. See `update`."""
     acting_policy: ClassVar[str] = "actor"
-    """Which of the networks is the policy that acts."""
+    """Which of the networks is the generative policy that is diagnosed: the one that acts, or that it is distilled from
+    (FQL)."""
     value_metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics that estimate returns: the training loop stops a seed whose estimate exceeds any possible return."""
 
