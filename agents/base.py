@@ -39,15 +39,17 @@ class Agent(ABC):
     """The same for `act`: what `compile(acting=True)` compiles besides."""
     period: int = 1
     """Steps after which the kinds of a step repeat: 2 where every second step moves the actor too. See `update`."""
-    acting_policy: ClassVar[str] = "actor"
-    """Which of the networks is the generative policy that is diagnosed: the one that acts, or that it is distilled from
-    (FQL)."""
+    generative: ClassVar[str] = "actor"
+    """Which of the networks is a generative model of actions, if any is."""
+    generative_model_is_cloned: ClassVar[bool] = False
+    """Whether that network only clones the data, so that Q does not train it."""
     value_metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics that estimate returns: the training loop stops a seed whose estimate exceeds any possible return."""
 
     def __init__(
         self, config: AgentConfig, observation_size: int, action_size: int, seeds: Sequence[int], device: str
     ) -> None:
+        self.config = config
         self.seeds = tuple(seeds)
         self.n_seeds = len(self.seeds)
         self.observation_size, self.action_size = observation_size, action_size
@@ -85,17 +87,17 @@ class Agent(ABC):
 
     @property
     def policy(self) -> GenerativePolicy:
-        """The policy that acts, as a generative model of actions. Raises UserError where the agent has none."""
-        policy = self.networks[self.acting_policy]
+        """The agent's generative model of actions. Raises UserError where it has none."""
+        policy = self.networks[self.generative]
         if not isinstance(policy, GenerativePolicy):
             raise UserError(
-                f"{type(self).__name__} has no generative model of actions to diagnose; agents with a diffusion policy "
-                "do, such as diffusion_bc and diffusion_ql."
+                f"The agent {self.config.name} has no generative model of actions to diagnose; those that have one are "
+                "diffusion_bc, diffusion_ql, edp, idql, q_guidance and fql."
             )
         return policy
 
     def generative_model(self, observations: Tensor) -> tuple[Process, Denoise]:
-        """The policy as a model of actions x (S, B, A) in [-1, 1] given observations (S, B, O): process and denoiser.
+        """It as a model of actions x (S, B, A) in [-1, 1] given observations (S, B, O): process and denoiser.
 
         Raises UserError where the agent has none.
         """

@@ -303,7 +303,7 @@ class ConsistencyAC(QWeightedConfig):
     denoising_steps: int = 2
     """T, the steps of the consistency policy."""
     form: Literal["published", "improved"] = "published"
-    """Consistency training as in the published code, or as in iCT on EDM's preconditioning (ours)."""
+    """Consistency training as published, or with iCT's loss, weights and levels on EDM's preconditioning."""
     q_norm: bool = False
     """Divide the critics' targets by their deviation over the batch, as the published settings of some tasks do."""
     sigma_min: float = 0.002
@@ -316,6 +316,14 @@ class ConsistencyAC(QWeightedConfig):
     """... and from step `boundaries_steps` on."""
     boundaries_steps: int = 50_000
     """Steps over which their number grows (the published code starts over every 1,000 steps)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lowest = 2.0 if self.form == "published" and self.denoising_steps > 1 else self.sigma_min
+        self._check("sigma_max", self.sigma_max > lowest, f"more than {lowest:g}, the lowest level sampled at")
+        self._check("sigma_min", self.sigma_min < self.sigma_max, f"less than sigma-max, {self.sigma_max:g}")
+        good = 2 <= self.boundaries_start <= self.boundaries_end
+        self._check("boundaries_start", good, f"2 to boundaries-end, {self.boundaries_end}")
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ What the published code leaves open, and what is done here:
 - its number of noise levels starts over from 2 every 1,000 steps (at each call of its `train`): here it grows once over
   `boundaries_steps`, as the schedule is meant;
 - its setting `scale_consis_loss` never reaches the agent, so that the weight 100 / (t - r) is always on: so it is here;
+- for T = 1 its sampling level, linspace(2, 80, 1), is 2, and its noise of size 80: here the level is 80;
 - `q_norm` divides the critics' targets by their deviation over the batch, which leaves Q without a fixed scale: kept as
   an option, for the published settings.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,14 +25,9 @@ from diffrl.data.transitions import Batch
 class ConsistencyACAgent(QWeightedAgent):
     """See the module, and `QWeightedAgent`."""
 
+    config: ConsistencyAC
     actor: ConsistencyPolicy
     ema_actor: ConsistencyPolicy
-
-    def __init__(
-        self, config: ConsistencyAC, observation_size: int, action_size: int, seeds: Sequence[int], device: str
-    ) -> None:
-        self.config = config
-        super().__init__(config, observation_size, action_size, seeds, device)
 
     def make_actor(self) -> ConsistencyPolicy:
         """See `QWeightedAgent`."""
@@ -53,7 +47,7 @@ class ConsistencyACAgent(QWeightedAgent):
     def target(self, batch: Batch, noise: Tensor) -> Tensor:
         """See `QWeightedAgent`; with q_norm divided by its deviation over the batch."""
         y = super().target(batch, noise)
-        return y / y.std(-1, keepdim=True) if self.config.q_norm else y
+        return y / (y.std(-1, keepdim=True) + 1e-6) if self.config.q_norm else y
 
     def actor_noise(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
         """t, r, z, noise, coin of `actor_loss`."""

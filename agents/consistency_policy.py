@@ -25,9 +25,10 @@ class ConsistencyPolicy(GenerativePolicy):
     form "published": that of the paper's code. The boundary is at sigma_min (`KarrasBoundary`), the network gets a_t
         and t as they are, neighbouring levels are drawn uniformly, the goal is an averaged network's, and the loss is
         100 / (t - r) times the mean square. Sampled at the levels linspace(2, sigma_max, T).
-    form "improved": iCT (Song & Dhariwal 2024, arXiv 2310.14189) on EDM's preconditioning: the boundary is at 0, the
-        inputs are scaled, low levels are drawn more often, the goal is the network's own, the loss 1 / (t - r) times
-        the pseudo-Huber distance. Sampled at levels evenly spaced in k^(1/rho), 80 and 0.4 for T = 2.
+    form "improved": what iCT (Song & Dhariwal 2024, arXiv 2310.14189) changed, on EDM's preconditioning: the boundary
+        is at 0, the inputs are scaled, low levels are drawn more often, the goal is the network's own, the loss
+        1 / (t - r) times the pseudo-Huber distance. The number of levels grows as published, not by doubling. Sampled
+        at levels evenly spaced in log k, 80 and 0.4 for T = 2.
     """
 
     times: Tensor
@@ -54,7 +55,7 @@ class ConsistencyPolicy(GenerativePolicy):
         self.eps = 0.0 if self.improved else sigma_min
         dtype = torch.get_default_dtype()
         if self.improved:
-            times = self.prediction.process.grid(steps, sigma_min, sigma_max, 7.0, dtype=dtype)[:-1]
+            times = self.prediction.process.grid(steps, sigma_min, sigma_max, dtype=dtype)[:-1]
         else:
             times = torch.linspace(sigma_max, 2.0, steps, dtype=dtype)
         self.register_buffer("times", times, persistent=False)

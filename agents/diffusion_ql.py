@@ -31,6 +31,7 @@ from diffrl.nets import Adam, average_, frozen
 class QWeightedAgent(Agent):
     """Diffusion-QL but for its policy. Shapes: S seeds, B batch, K candidates, O observation size, A action size."""
 
+    config: QWeightedConfig
     value_metrics = ("q",)
     compilable = ("critic_loss", "actor_loss")
     acting = ("choose",)
@@ -39,7 +40,6 @@ class QWeightedAgent(Agent):
         self, config: QWeightedConfig, observation_size: int, action_size: int, seeds: Sequence[int], device: str
     ) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)
-        self.settings = config
         self.backup_candidates = config.backup_candidates if config.max_q_backup else 1
         self.actor = self.make_actor()
         self.critic = TwinCritic(
@@ -86,7 +86,7 @@ class QWeightedAgent(Agent):
         actions = self.ema_actor.sample(batch.next_observations, noise)
         q: Tensor = self.target_critic(batch.next_observations.repeat_interleave(K, dim=1), actions)
         q = q.view(self.n_seeds, 2, -1, K).amax(-1).amin(1)
-        return batch.rewards + self.settings.discount * (1 - batch.terminals) * q
+        return batch.rewards + self.config.discount * (1 - batch.terminals) * q
 
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
         """Eq. 5, summed over the two critics: (S,). noise: that of `target`."""
@@ -104,7 +104,7 @@ class QWeightedAgent(Agent):
         heads = coin < 0.5
         q_i, q_j = torch.where(heads, q[:, 0], q[:, 1]), torch.where(heads, q[:, 1], q[:, 0])
         q_loss = -q_i.mean(-1) / q_j.detach().abs().mean(-1)
-        loss = bc_loss + self.settings.q_weight * q_loss
+        loss = bc_loss + self.config.q_weight * q_loss
         return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
 
     def coin(self, generator: torch.Generator) -> Tensor:
@@ -121,16 +121,16 @@ class QWeightedAgent(Agent):
         actor_norm = self.optimisers["actor"].step(actor_loss)
 
         # A rate of 0 between the updates of the averaged actor, as a tensor: no step branches on a counter.
-        due = (self.step >= self.settings.ema_start) & (self.step % self.settings.ema_every == 0)
-        average_(self.ema_actor, self.actor, self.settings.ema_rate * due.float())
-        average_(self.target_critic, self.critic, self.settings.target_rate)
+        due = (self.step >= self.config.ema_start) & (self.step % self.config.ema_every == 0)
+        average_(self.ema_actor, self.actor, self.config.ema_rate * due.float())
+        average_(self.target_critic, self.critic, self.config.target_rate)
         self.step += 1
         return critic_metrics | actor_metrics | {"critic_grad_norm": critic_norm, "actor_grad_norm": actor_norm}
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Draw K actions a state from the actor and choose one by a softmax over min_i Q_phi'_i (section 3)."""
-        K = self.settings.act_candidates
+        K = self.config.act_candidates
         noise = self.actor.sampling_noise(observations, generator, K)
         gumbel = gumbel_noise((*observations.shape[:-1], K), generator)
         return self.choose(observations, noise, gumbel)
@@ -139,19 +139,14 @@ class QWeightedAgent(Agent):
         """`act` as a function of its noise: the actor's for B K rows, (S, B, K) of the choice."""
         actions = self.actor.sample(observations, noise)
         q = self.target_critic(observations.repeat_interleave(gumbel.shape[-1], dim=1), actions)
-        return choose(actions, q, gumbel, self.settings.act_temperature)
+        return choose(actions, q, gumbel, self.config.act_temperature)
 
 
 class DiffusionQLAgent(QWeightedAgent):
     """See the module."""
 
+    config: DiffusionQL
     actor: DiffusionPolicy
-
-    def __init__(
-        self, config: DiffusionQL, observation_size: int, action_size: int, seeds: Sequence[int], device: str
-    ) -> None:
-        self.config = config
-        super().__init__(config, observation_size, action_size, seeds, device)
 
     def make_actor(self) -> DiffusionPolicy:
         """See `QWeightedAgent`."""

@@ -5,11 +5,9 @@ guessed in one step from a noised action of the data (section 4.1),
 
     L(theta) = E |D_theta(a_t, t, s) - a|^2 - eta E Q(s, D_theta(a_t, t, s)) / E|Q|,    a_t = alpha a + sigma eps,
 
-so that one pass through the network serves both terms. The network predicts the action itself. Acting, and the target's
-actions, come from a solver of the ODE (section 4.2).
+(|.|^2 a mean over the action's dimensions), so that one pass through the network serves both terms. The network
+predicts the action itself. Acting, and the target's actions, come from a solver of the ODE (section 4.2).
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,11 +22,8 @@ from diffrl.data.transitions import Batch
 class EDPAgent(QWeightedAgent):
     """See the module, and `QWeightedAgent`."""
 
+    config: EDP
     actor: SolverPolicy
-
-    def __init__(self, config: EDP, observation_size: int, action_size: int, seeds: Sequence[int], device: str) -> None:
-        self.config = config
-        super().__init__(config, observation_size, action_size, seeds, device)
 
     def make_actor(self) -> SolverPolicy:
         """See `QWeightedAgent`."""

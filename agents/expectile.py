@@ -26,6 +26,7 @@ class ExpectileAgent(Agent):
     Networks: value, critic, target_critic. Shapes: S seeds, B batch, O observation size, A action size.
     """
 
+    config: ExpectileConfig
     value_metrics = ("q",)
     compilable = ("value_loss", "critic_loss", "actor_loss")
 
@@ -39,7 +40,6 @@ class ExpectileAgent(Agent):
         activation: Callable[[Tensor], Tensor] = mish,
     ) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)
-        self.critics = config
         size: dict[str, Any] = {
             "width": config.width,
             "layers": config.layers,
@@ -61,12 +61,12 @@ class ExpectileAgent(Agent):
             q = self.target_critic(batch.observations, batch.actions).amin(1)
             v_next = self.value(batch.next_observations).squeeze(-1)
         u = q - self.value(batch.observations).squeeze(-1)
-        weight = torch.where(u < 0, 1 - self.critics.expectile, self.critics.expectile)
+        weight = torch.where(u < 0, 1 - self.config.expectile, self.config.expectile)
         return (weight * u.square()).mean(-1), u.detach(), v_next
 
     def critic_loss(self, batch: Batch, v_next: Tensor) -> tuple[Tensor, Metrics]:
         """L_Q (eq. 6), summed over the two critics: (S,)."""
-        y = batch.rewards + self.critics.discount * (1 - batch.terminals) * v_next
+        y = batch.rewards + self.config.discount * (1 - batch.terminals) * v_next
         q = self.critic(batch.observations, batch.actions)
         loss = td_error(q, y)
         return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
@@ -77,5 +77,5 @@ class ExpectileAgent(Agent):
         self.optimisers["value"].step(value_loss)
         critic_loss, metrics = self.critic_loss(batch, v_next)
         norm = self.optimisers["critic"].step(critic_loss)
-        average_(self.target_critic, self.critic, self.critics.target_rate)
+        average_(self.target_critic, self.critic, self.config.target_rate)
         return advantages, {**metrics, "value_loss": value_loss.detach(), "critic_grad_norm": norm}

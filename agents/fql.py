@@ -7,8 +7,9 @@ from it while it climbs Q, so that no gradient runs back through a chain (eq. 5 
     L_pi(omega)  = -E Q(s, mu_omega(s, z)) + alpha E |mu_omega(s, z) - mu_theta(s, z)|^2
     L_Q(phi)     = E (r + gamma mean_i Q'_i(s', mu_omega(s', z)) - Q_i(s, a))^2
 
-with mu_theta(s, z) the end of `flow_steps` Euler steps from z. (The paper's time runs from noise to data.) The
-distillation is InstaFlow's, see `diffrl.diffusion.reflow`.
+with mu_theta(s, z) the end of `flow_steps` Euler steps from z. (The paper's time runs from noise to data.) Squares are
+means over the action's dimensions, as in the authors' code. The distillation is InstaFlow's
+(`diffrl.diffusion.distillation_loss`), its student a network of its own.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from agents.base import Agent, Metrics
 from agents.config import FQL
 from agents.critic import TwinCritic, td_error
 from diffrl.data.transitions import Batch
-from diffrl.diffusion import Prediction, RectifiedFlow, Sampler, denoising_loss, distillation_loss
+from diffrl.diffusion import Prediction, RectifiedFlow, Sampler, denoising_loss
 from diffrl.nets import MLP, Adam, average_, frozen
 
 
@@ -71,13 +72,14 @@ class OneStepPolicy(nn.Module):
 class FQLAgent(Agent):
     """See the module. Shapes: S seeds, B batch, O observation size, A action size."""
 
+    config: FQL
     value_metrics = ("q",)
     compilable = ("critic_loss", "flow_loss", "actor_loss")
-    acting_policy = "flow"
+    generative = "flow"
+    generative_model_is_cloned = True
 
     def __init__(self, config: FQL, observation_size: int, action_size: int, seeds: Sequence[int], device: str) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)
-        self.config = config
         sizes = (observation_size, action_size, self.generators)
         size: dict[str, Any] = {
             "width": config.width,
@@ -123,7 +125,7 @@ class FQLAgent(Agent):
         with torch.no_grad():
             goal = self.flow.sample(batch.observations, z)
         actions = self.actor(batch.observations, z)
-        distill_loss = distillation_loss(lambda z, t: actions, goal, z).mean(-1)
+        distill_loss = (actions - goal).square().mean((-2, -1))
         q = self.frozen_critic(batch.observations, actions.clamp(-1, 1)).mean(1)
         q_loss = -q.mean(-1)
         if self.config.normalise_q:

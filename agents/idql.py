@@ -22,14 +22,15 @@ from diffrl.nets import Adam, average_, dropout_mask
 class IDQLAgent(ExpectileAgent):
     """See the module. Shapes: S seeds, B batch, K candidates, O observation size, A action size."""
 
+    config: IDQL
     acting = ("draw",)
-    acting_policy = "ema_actor"
+    generative = "ema_actor"
+    generative_model_is_cloned = True
 
     def __init__(
         self, config: IDQL, observation_size: int, action_size: int, seeds: Sequence[int], device: str
     ) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)
-        self.config = config
         self.actor = build_policy(self, config, blocks=config.blocks)
         self.ema_actor = deepcopy(self.actor).requires_grad_(False)
         self.networks |= {"actor": self.actor, "ema_actor": self.ema_actor}

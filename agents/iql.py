@@ -54,9 +54,10 @@ class GaussianActor(nn.Module):
 class IQLAgent(ExpectileAgent):
     """See the module. Shapes: S seeds, B batch, O observation size, A action size."""
 
+    config: IQL
+
     def __init__(self, config: IQL, observation_size: int, action_size: int, seeds: Sequence[int], device: str) -> None:
         super().__init__(config, observation_size, action_size, seeds, device, activation=torch.relu)
-        self.config = config
         self.actor = GaussianActor(
             observation_size, action_size, self.generators, width=config.width, layers=config.layers
         ).to(self.device)

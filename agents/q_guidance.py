@@ -29,13 +29,14 @@ from diffrl.nets import Adam, average_
 class QGuidanceAgent(ExpectileAgent):
     """See the module. Shapes: S seeds, B batch, O observation size, A action size."""
 
-    acting_policy = "ema_actor"
+    config: QGuidance
+    generative = "ema_actor"
+    generative_model_is_cloned = True
 
     def __init__(
         self, config: QGuidance, observation_size: int, action_size: int, seeds: Sequence[int], device: str
     ) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)
-        self.config = config
         self.actor = SolverPolicy(
             observation_size,
             action_size,

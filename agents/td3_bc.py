@@ -29,6 +29,7 @@ from diffrl.nets import MLP, Adam, average_, frozen
 class TD3BCAgent(Agent):
     """See the module. Shapes: S seeds, B batch, O observation size, A action size."""
 
+    config: TD3BC
     value_metrics = ("q",)
     compilable = ("critic_loss", "actor_loss")
 
@@ -36,7 +37,6 @@ class TD3BCAgent(Agent):
         self, config: TD3BC, observation_size: int, action_size: int, seeds: Sequence[int], device: str
     ) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)
-        self.config = config
         self.period = config.policy_delay
         size: dict[str, Any] = {"width": config.width, "layers": config.layers, "activation": torch.relu}
         self.actor = MLP((self.n_seeds,), observation_size, action_size, self.generators, **size).to(self.device)
@@ -56,10 +56,7 @@ class TD3BCAgent(Agent):
             "actor": Adam(self.actor, config.actor_lr),
             "critic": Adam(self.critic, config.critic_lr),
         }
-        # What the actor's steps report, for the steps without one.
-        self._actor_metrics = {
-            name: torch.zeros(self.n_seeds, device=self.device) for name in ("bc_loss", "q_loss", "actor_grad_norm")
-        }
+        self._nothing = torch.zeros(self.n_seeds, device=self.device)
 
     @torch.no_grad()
     def target(self, batch: Batch, noise: Tensor) -> Tensor:
@@ -89,19 +86,16 @@ class TD3BCAgent(Agent):
         noise = torch.randn(batch.actions.shape, generator=generator, device=self.device)
         critic_loss, metrics = self.critic_loss(batch, noise)
         metrics = {**metrics, "critic_grad_norm": self.optimisers["critic"].step(critic_loss)}
+        # What is logged is the mean over all steps: 0 where the actor rests, times the period where it moves.
+        actor_metrics = dict.fromkeys(("bc_loss", "q_loss", "actor_grad_norm"), self._nothing)
         if phase == self.period - 1:
-            actor_loss, actor_metrics = self.actor_loss(batch)
-            actor_metrics = {**actor_metrics, "actor_grad_norm": self.optimisers["actor"].step(actor_loss)}
-            for name, value in actor_metrics.items():
-                self._actor_metrics[name].copy_(value)
+            actor_loss, parts = self.actor_loss(batch)
+            parts = {**parts, "actor_grad_norm": self.optimisers["actor"].step(actor_loss)}
+            actor_metrics = {name: self.period * value for name, value in parts.items()}
             average_(self.target_critic, self.critic, self.config.target_rate)
             average_(self.target_actor, self.actor, self.config.target_rate)
         self.step += 1
-        return metrics | self._actor_metrics
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """See `Agent`; with what the last step of the actor reported, which the next step without one reports too."""
-        return super().state_dict() | {f"reported.{name}": value for name, value in self._actor_metrics.items()}
+        return metrics | actor_metrics
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:

@@ -94,7 +94,7 @@ class OnlineConfig:
     """First environment steps, without training: a batch is not to repeat one episode (RLPD and WSRL have 5,000)."""
     exploration: float = 0.0
     """Deviation of Gaussian noise on the actions taken, in units of half their range. Agents that draw their actions
-    need none; those whose actions are fixed by the state (bc, td3_bc, iql, fql) need some, such as 0.1."""
+    need none; those whose actions are fixed by the state (bc, td3_bc, iql) need some, such as 0.1."""
     start_steps: tuple[int, ...] = ()
     """Filled in: the step of each seed's start checkpoint."""
     reward_shift: float = 0.0

@@ -164,8 +164,9 @@ def online(
     agent, start_steps = load_stack(offline, config.seeds, settings.start_checkpoint, device)
     _claim(config.out)
     dataset = _same_data(offline, quiet)
-    raw = offline.preprocessing.transitions(dataset, "no", device).columns
+    raw = Transitions.from_dataset(dataset).columns
     shift, scale = reward_tuning(config.agent.reward_tune, raw.rewards, raw.episodes)
+    del raw
     transitions = offline.preprocessing.transitions(dataset, config.agent.reward_tune, device)
     del dataset
     folder = config.out or _new_folder(config, f"{config.agent.name}-online")

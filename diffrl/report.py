@@ -165,8 +165,13 @@ def finish(ax: "Axes", legend: Literal["best", "upper left"] = "best") -> None:
     ax.legend(frameon=False, loc=legend)
 
 
-def save(figure: "Figure", path: Path) -> Path:
-    """Write a figure as PNG, whole or not at all."""
+def save(figure: "Figure", path: Path, colours: int | None = None) -> Path:
+    """Write a figure as PNG, whole or not at all; `colours`: a palette of so many, a quarter of the size or so."""
+    from PIL import Image
+
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
+        if colours is not None:
+            with Image.open(temporary) as image:
+                image.convert("RGB").quantize(colours).save(temporary, format="png", optimize=True)
     return path

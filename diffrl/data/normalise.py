@@ -83,8 +83,9 @@ def _standardised(rewards: Tensor, episodes: Tensor | None) -> tuple[float, floa
 def _by_return_range(rewards: Tensor, episodes: Tensor | None) -> tuple[float, float]:
     if episodes is None:
         raise DataError("rewards: `iql_locomotion` needs to know which episode each belongs to.")
-    returns = torch.zeros(int(episodes.max()) + 1, dtype=torch.float64)
-    returns.index_add_(0, episodes.long().cpu(), rewards.double().cpu())
+    _, number = torch.unique(episodes.cpu(), return_inverse=True)
+    returns = torch.zeros(int(number.max()) + 1, dtype=torch.float64)
+    returns.index_add_(0, number, rewards.double().cpu())
     spread = float(returns.max() - returns.min())
     if spread == 0:
         raise DataError("rewards: all episodes return the same, so `iql_locomotion` cannot divide by their range.")
