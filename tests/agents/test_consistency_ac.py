@@ -13,7 +13,6 @@ from diffrl.errors import UserError
 from tests.agents.agent_cases import assert_same_gradients, make_batch, reached
 
 SMALL = ConsistencyAC(width=16, layers=2, batch_size=8, q_weight=0.7)
-EPS = 0.002
 
 
 def build(config: ConsistencyAC = SMALL, seeds: tuple[int, ...] = (0,)) -> ConsistencyACAgent:
@@ -22,10 +21,12 @@ def build(config: ConsistencyAC = SMALL, seeds: tuple[int, ...] = (0,)) -> Consi
     return agent
 
 
-def published(policy: ConsistencyPolicy, x: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+def published(
+    policy: ConsistencyPolicy, x: torch.Tensor, t: torch.Tensor, s: torch.Tensor, eps: float = 0.002
+) -> torch.Tensor:
     """f = .25 / ((t - eps)^2 + .25) x + .5 (t - eps) / sqrt(t^2 + .25) F(x, t, s)."""
     network, t = policy(x, t, s), t[..., None]
-    return 0.25 / ((t - EPS) ** 2 + 0.25) * x + 0.5 * (t - EPS) / torch.sqrt(t**2 + 0.25) * network
+    return 0.25 / ((t - eps) ** 2 + 0.25) * x + 0.5 * (t - eps) / torch.sqrt(t**2 + 0.25) * network
 
 
 def test_the_published_loss() -> None:
@@ -94,17 +95,18 @@ def test_neighbouring_levels_are_those_of_the_step(step: int, form: str) -> None
         assert (share - expected).abs().max() < 5 * math.sqrt(0.25 / rows)
 
 
+@pytest.mark.parametrize("eps", [0.002, 0.7])
 @pytest.mark.parametrize("T", [1, 2, 4])
-def test_sampling_is_the_published_one(T: int) -> None:
+def test_sampling_is_the_published_one(T: int, eps: float) -> None:
     """From 80 z through the levels linspace(2, 80, T) downwards, noised by sqrt(t^2 - eps^2); clamped at the end."""
-    agent, s = build(dataclasses.replace(SMALL, denoising_steps=T)), torch.randn(1, 5, 3)
+    agent, s = build(dataclasses.replace(SMALL, denoising_steps=T, sigma_min=eps)), torch.randn(1, 5, 3)
     noise = agent.actor.sampling_noise(s, torch.Generator().manual_seed(0))
     assert noise.shape == (T, 1, 5, 2)
     levels = {1: [80.0], 2: [80.0, 2.0], 4: [80.0, 54.0, 28.0, 2.0]}[T]
     x = torch.zeros(1, 5, 2)
     for i, t in enumerate(levels):
-        x = 80 * noise[0] if i == 0 else x + math.sqrt(t**2 - EPS**2) * noise[i]
-        x = published(agent.actor, x, torch.full((1, 5), t), s)
+        x = 80 * noise[0] if i == 0 else x + math.sqrt(t**2 - eps**2) * noise[i]
+        x = published(agent.actor, x, torch.full((1, 5), t), s, eps)
     torch.testing.assert_close(agent.actor.sample(s, noise), x.clip(-1, 1), rtol=1e-4, atol=1e-5)
 
 

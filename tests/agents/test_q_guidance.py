@@ -42,7 +42,7 @@ def gaussian_agent(q: Callable[[Tensor], Tensor], **fields: object) -> QGuidance
     agent = build(dataclasses.replace(SMALL, **fields))  # type: ignore[arg-type]
     for p in agent.ema_actor.mlp.linears[-1].parameters():
         p.data.zero_()
-    agent.target_critic.forward = lambda o, a: torch.stack([q(a) + 1, q(a)], 1)  # type: ignore[method-assign]
+    agent.target_critic.forward = lambda o, a: torch.stack([9 - q(a), q(a)], 1)  # type: ignore[method-assign]
     return agent
 
 
