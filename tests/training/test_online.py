@@ -23,7 +23,7 @@ from diffrl.data import d4rl
 from diffrl.data.normalise import Normaliser, tune_rewards
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.replay import Mixture, ReplayBuffer
-from diffrl.data.transitions import Batch
+from diffrl.data.transitions import Batch, Transitions
 from diffrl.errors import UserError
 from diffrl.policy import load_stack
 from diffrl.preprocessing import Preprocessing
@@ -341,7 +341,7 @@ def test_rewards_are_tuned_as_the_data_s_were(tmp_path: Path, own_data: Path) ->
     run = diffrl.online(diffrl.train(config, quiet=True), out=tmp_path / "on", steps=20, warm_up=19, quiet=True)
     online = Run.read(run).online
     assert online is not None
-    raw = torch.from_numpy(dataset.rewards)
+    raw = Transitions.from_dataset(dataset).columns.rewards  # of the rows that are trained on
     tuned = tune_rewards("normalize", raw)
     torch.testing.assert_close((raw - online.reward_shift) / online.reward_scale, tuned)
     assert abs(online.reward_shift - float(raw.mean())) < 1e-6
