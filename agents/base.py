@@ -41,8 +41,6 @@ class Agent(ABC):
     """Steps after which the kinds of a step repeat: 2 where every second step moves the actor too. See `update`."""
     generative: ClassVar[str] = "actor"
     """Which of the networks is a generative model of actions, if any is."""
-    generative_model_is_cloned: ClassVar[bool] = False
-    """Whether that network only clones the data, so that Q does not train it."""
     value_metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics that estimate returns: the training loop stops a seed whose estimate exceeds any possible return."""
 

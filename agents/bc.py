@@ -47,7 +47,6 @@ class DiffusionBCAgent(Agent):
 
     compilable = ("bc_loss",)
     acting = ("draw",)
-    generative_model_is_cloned = True
 
     def __init__(
         self, config: DiffusionBC, observation_size: int, action_size: int, seeds: Sequence[int], device: str

@@ -76,7 +76,6 @@ class FQLAgent(Agent):
     value_metrics = ("q",)
     compilable = ("critic_loss", "flow_loss", "actor_loss")
     generative = "flow"
-    generative_model_is_cloned = True
 
     def __init__(self, config: FQL, observation_size: int, action_size: int, seeds: Sequence[int], device: str) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)

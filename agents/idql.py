@@ -25,7 +25,6 @@ class IDQLAgent(ExpectileAgent):
     config: IDQL
     acting = ("draw",)
     generative = "ema_actor"
-    generative_model_is_cloned = True
 
     def __init__(
         self, config: IDQL, observation_size: int, action_size: int, seeds: Sequence[int], device: str

@@ -31,7 +31,6 @@ class QGuidanceAgent(ExpectileAgent):
 
     config: QGuidance
     generative = "ema_actor"
-    generative_model_is_cloned = True
 
     def __init__(
         self, config: QGuidance, observation_size: int, action_size: int, seeds: Sequence[int], device: str
