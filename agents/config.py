@@ -82,6 +82,10 @@ class AgentConfig:
         if not good:
             raise UserError(f"agent.{field.replace('_', '-')} is {getattr(self, field)}; expected {expected}.")
 
+    def going_online(self) -> AgentConfig:
+        """The settings with which an agent trained offline goes on in the environment."""
+        return self
+
     def build(self, observation_size: int, action_size: int, seeds: Sequence[int], device: str = "cpu") -> Agent:
         """The agent, its networks initialised seed by seed."""
         module, _, name = self.implementation.partition(":")
@@ -181,6 +185,10 @@ class IQL(ExpectileConfig):
     """A deterministic actor (least squares) instead of a Gaussian one (log-likelihood)."""
     lr_decay_steps: int = 1_000_000
     """Steps over which the actor's learning rate falls to 0 along a cosine, however long the run is; 0: it stays."""
+
+    def going_online(self) -> IQL:
+        """See `AgentConfig`. The offline schedule has run out, or will: the actor goes on learning at its rate."""
+        return dataclasses.replace(self, lr_decay_steps=0)
 
 
 @dataclass(frozen=True)

@@ -89,4 +89,5 @@ class IQLAgent(ExpectileAgent):
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """The policy's mean, as it is evaluated."""
-        return self.actor(observations)  # type: ignore[no-any-return]
+        actions: Tensor = self.actor(observations)
+        return actions

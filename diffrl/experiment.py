@@ -10,7 +10,6 @@ from typing import Any
 import gymnasium
 import torch
 
-from agents import IQL
 from agents.base import Agent
 from diffrl import compilation, report
 from diffrl import config as configuration
@@ -147,11 +146,8 @@ def online(
             f"--steps is {steps}, and the first {warm_up} only collect (--warm-up): expected more steps, or a shorter "
             "warm-up."
         )
-    if isinstance(offline.config.agent, IQL):
-        # The offline schedule has run out, or will: online, the actor goes on learning at its rate.
-        steady = dataclasses.replace(offline.config.agent, lr_decay_steps=0)
-        offline = dataclasses.replace(offline, config=dataclasses.replace(offline.config, agent=steady))
-    old = offline.config
+    old = dataclasses.replace(offline.config, agent=offline.config.agent.going_online())
+    offline = dataclasses.replace(offline, config=old)
     device = resolve_device(device or old.device)
     config = dataclasses.replace(
         old,

@@ -18,7 +18,7 @@ from diffrl.training.stack import PULSE, Progress, StackTrainer
 ONLINE = "online."
 """What the names of an online trainer's own tensors begin with in a checkpoint."""
 ENTROPY = 0x5EED
-"""Sets the collected episodes' start states apart from those of evaluations."""
+"""Sets the collected episodes' start states apart from those of evaluations, and the noise from the offline run's."""
 
 Draw = Callable[[Tensor], Tensor]
 """Normalised observations (S, 1, O) -> actions (S, 1, A) in [-1, 1]."""

@@ -132,3 +132,16 @@ def test_the_value_of_a_state_is_the_expectile_of_its_returns(tau: float) -> Non
 def test_the_policy_acts_by_its_mean() -> None:
     agent, x = build(), torch.randn(1, 5, 3)
     torch.testing.assert_close(agent.act(x, torch.Generator()), torch.tanh(agent.actor.mlp(x)).detach())
+
+
+def test_online_the_actor_goes_on_learning_when_its_offline_schedule_has_run_out() -> None:
+    g = torch.Generator().manual_seed(0)
+    for online in (False, True):
+        config = IQL(width=8, layers=1, batch_size=8, lr_decay_steps=2)
+        agent = (config.going_online() if online else config).build(3, 2, (0,))
+        for step in range(3):
+            agent.update(make_batch(seed=step), g)
+        before = {name: tensor.clone() for name, tensor in agent.networks["actor"].state_dict().items()}
+        agent.update(make_batch(seed=3), g)
+        moved = any(not torch.equal(before[name], t) for name, t in agent.networks["actor"].state_dict().items())
+        assert moved == online
