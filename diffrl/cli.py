@@ -11,6 +11,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl online RUN [--steps N --keep-offline 0.5 ...]  go on from an offline run in its environment
   diffrl evaluate RUN [--episodes 100]                score its last and best checkpoint
   diffrl diagnose RUN                                 is its diffusion policy well trained, sampled, tuned?
+  diffrl augment synther DATASET --out NEW.hdf5       synthetic transitions by a diffusion model of the data's
   diffrl data list | info | generate | download | convert   data sets
   diffrl VERB --help                                  all options, explained
 
@@ -75,11 +76,28 @@ def _data(words: Sequence[str]) -> int:
     return app.cli(args=words or ["--help"], prog="diffrl data", description="Data sets.").run() or 0
 
 
+def _augment(words: Sequence[str]) -> int:
+    import tyro
+
+    from diffrl.commands.augment import Synther
+
+    verbs = {"synther": Synther}
+    if words and not words[0].startswith("-") and words[0] not in verbs:
+        raise UserError(f"There is no `diffrl augment {words[0]}`: {nearest(words[0], verbs)}")
+    app = tyro.extras.SubcommandApp()
+    for name, verb in verbs.items():
+        app.command(name=name)(verb)
+    arguments = words or ["--help"]
+    result = app.cli(args=arguments, prog="diffrl augment", description="Enlarge a data set by synthetic experience.")
+    return result.run() or 0
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "online": _online,
     "evaluate": _evaluate,
     "diagnose": _diagnose,
+    "augment": _augment,
     "data": _data,
 }
 

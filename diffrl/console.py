@@ -13,8 +13,10 @@ from diffrl.training.loop import Observer
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-SHOWN = ("bc_loss", "critic_loss", "q")
+SHOWN = ("loss", "bc_loss", "critic_loss", "q")
 """Metrics shown beside the bar."""
+LINE_EVERY = 20.0
+"""Seconds between lines, where there is no terminal to draw a bar on."""
 
 
 class _Speed(ProgressColumn):
@@ -47,10 +49,24 @@ def _bar(unit: str, quiet: bool) -> Progress:
 
 @contextmanager
 def work(title: str, unit: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A bar for a loop; yields a function to call with (done, total)."""
+    """A bar for a loop, or lines where there is no terminal; yields a function to call with (done, total)."""
     with _bar(unit, quiet) as bar:
         task = bar.add_task(title, total=None, note="")
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        began = written = time.monotonic()
+        first: int | None = None
+
+        def update(done: int, total: int) -> None:
+            nonlocal written, first
+            bar.update(task, completed=done, total=total)
+            now = time.monotonic()
+            first = done if first is None else first
+            if not quiet and not console.is_terminal and now - written > LINE_EVERY and done > first:
+                rate = (done - first) / (now - began)
+                left = (total - done) / rate / 60
+                console.print(f"{title} {done:,}/{total:,}  {rate:,.0f} {unit}/s  {left:.1f} min left")
+                written = now
+
+        yield update
 
 
 def _short(means: dict[str, list[float]]) -> str:
@@ -61,9 +77,7 @@ def _short(means: dict[str, list[float]]) -> str:
 
 
 class _TrainingObserver(Observer):
-    """A bar on a terminal; elsewhere a line at most every `interval` seconds."""
-
-    interval = 20.0
+    """A bar on a terminal; elsewhere lines."""
 
     def __init__(self, bar: Progress, total: int, start: int, quiet: bool) -> None:
         self.bar, self.total, self.start, self.quiet = bar, total, start, quiet
@@ -85,7 +99,7 @@ class _TrainingObserver(Observer):
         """Beside the bar, or as a line."""
         self.bar.update(self.task, note=_short(means))
         now = time.monotonic()
-        if not self.quiet and not console.is_terminal and now - self.written > self.interval:
+        if not self.quiet and not console.is_terminal and now - self.written > LINE_EVERY:
             rate = max(step - self.start, 1) / (now - self.began)
             left = (self.total - step) / rate / 60
             console.print(f"step {step:,}/{self.total:,}  {rate:.0f} steps/s  {left:.1f} min left  {_short(means)}")

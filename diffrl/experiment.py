@@ -24,13 +24,12 @@ from diffrl.machine import settle
 from diffrl.policy import load_stack
 from diffrl.preprocessing import Preprocessing, action_scaling
 from diffrl.run import Run, resolve_device
-from diffrl.task import Task, find_task
+from diffrl.task import Task, open_task
 from diffrl.trainers import build_trainer, choose_workers, group_seeds
 from diffrl.training import checkpoint
 from diffrl.training.logs import MetricsLog, Scores
 from diffrl.training.loop import Loop
 from diffrl.training.online import OnlineTrainer
-from envs import registry
 from envs.datasets import FILE_SUFFIXES, load_dataset
 
 EXPLODED = 10.0
@@ -257,30 +256,8 @@ def _fit(
 def _open(config: TrainConfig, quiet: bool) -> tuple[OfflineDataset, Task, gymnasium.Env[Any, Any] | None]:
     """The data set and the environment, checked against each other."""
     dataset = load_dataset(config.dataset, rows=config.rows, progress=not quiet, action_limit=None)
-    task = find_task(config, dataset)
-    try:
-        return dataset, task, _fitting_env(config, task, dataset)
-    except UserError as error:
-        if config.env is not None or registry.known(config.dataset):
-            raise
-        # The environment was the data file's idea, not the user's: train without it.
-        console.print(f"[yellow]Training without evaluation. {error}[/]")
-        return dataset, dataclasses.replace(task, env_id=None), None
-
-
-def _fitting_env(config: TrainConfig, task: Task, dataset: OfflineDataset) -> gymnasium.Env[Any, Any] | None:
-    """The task's environment. Raises UserError where its spaces are not those of the data."""
-    if task.env_id is None:
-        return None
-    env = task.make()
-    for name, size in (("observation", dataset.observation_size), ("action", dataset.action_size)):
-        space = getattr(env, f"{name}_space")
-        if not isinstance(space, gymnasium.spaces.Box) or space.shape != (size,):
-            raise UserError(
-                f"{task.env_id} and {config.dataset} do not fit: the environment's {name}s are {space}, the data's "
-                f"have {size} dimensions. Name the environment the data came from with --env."
-            )
-    return env
+    task, env = open_task(config.dataset, dataset, env=config.env, rows=config.rows)
+    return dataset, task, env
 
 
 def _prepare(

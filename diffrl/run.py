@@ -56,7 +56,7 @@ class Run:
             "value_limit": self.value_limit,
             "fingerprint": self.fingerprint,
             "online": self.online is not None,
-            "versions": _versions(),
+            "versions": versions(),
         }
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_config()
@@ -102,20 +102,21 @@ class Run:
             raise UserError(f"{path} is damaged: {error}.") from error
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """What a run is made with: Python, packages and, in a checkout of ours, the git commit."""
     names = ("diffrl", "torch", "numpy", "gymnasium", "mujoco")
-    versions = {"python": platform.python_version()}
+    found = {"python": platform.python_version()}
     for name in names:
         try:
-            versions[name] = metadata.version(name)
+            found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+            found[name] = "not installed"
     root = Path(__file__).parents[1]
     if (root / ".git").exists():  # a checkout of ours; installed from a wheel, there is no commit to name
         with contextlib.suppress(OSError):  # no git on this machine
             command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-            versions["git"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    return versions
+            found["git"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return found
 
 
 def resolve_device(name: str) -> str:

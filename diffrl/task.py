@@ -1,14 +1,14 @@
 """What a policy is evaluated on: the environment, and the references that make scores of its returns."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.config import TrainConfig
+from diffrl.console import console
 from diffrl.data.offline import OfflineDataset
 from diffrl.errors import UserError, nearest
 from envs import registry
@@ -62,13 +62,49 @@ def make_env(env_id: str, kwargs: dict[str, Any] | None = None) -> gymnasium.Env
         ) from error
 
 
-def find_task(config: TrainConfig, dataset: OfflineDataset) -> Task:
-    """The environment: what --env says ("none": there is none), else the benchmark's, else what the data file names."""
-    benchmark = registry.get(config.dataset) if registry.known(config.dataset) else None
+def find_task(name: str, dataset: OfflineDataset, *, env: str | None = None, rows: int | None = None) -> Task:
+    """The environment: `env` ("none": there is none), else the benchmark's, else what the data file names.
+
+    name: the data set's, as the user gave it; rows: whether only the first so many are used.
+    """
+    benchmark = registry.get(name) if registry.known(name) else None
     own = None if benchmark is None else benchmark.env_id
-    env_id = config.env or own or dataset.metadata.get("env_id")
+    env_id = env or own or dataset.metadata.get("env_id")
     env_id = None if env_id == "none" else env_id
     kwargs = dict(benchmark.env_kwargs) if benchmark is not None and env_id == own else {}
     if benchmark is not None and benchmark.ref_min is not None:
-        return Task(env_id, kwargs, benchmark.id, comparable=env_id == own and config.rows is None)
+        return Task(env_id, kwargs, benchmark.id, comparable=env_id == own and rows is None)
     return Task(env_id, kwargs, registry.reference_of(env_id) if env_id else None, comparable=False)
+
+
+def open_task(
+    name: str, dataset: OfflineDataset, *, env: str | None = None, rows: int | None = None
+) -> tuple[Task, gymnasium.Env[Any, Any] | None]:
+    """`find_task` and its environment, checked against the data.
+
+    Raises UserError where their spaces do not fit, or the environment cannot be made; but where it was the data file's
+    idea and not the user's, says so and goes on without.
+    """
+    task = find_task(name, dataset, env=env, rows=rows)
+    try:
+        return task, _fitting_env(name, task, dataset)
+    except UserError as error:
+        if env is not None or registry.known(name):
+            raise
+        console.print(f"[yellow]Going on without an environment. {error}[/]")
+        return replace(task, env_id=None), None
+
+
+def _fitting_env(name: str, task: Task, dataset: OfflineDataset) -> gymnasium.Env[Any, Any] | None:
+    """The task's environment. Raises UserError where its spaces are not those of the data."""
+    if task.env_id is None:
+        return None
+    env = task.make()
+    for kind, size in (("observation", dataset.observation_size), ("action", dataset.action_size)):
+        space = getattr(env, f"{kind}_space")
+        if not isinstance(space, gymnasium.spaces.Box) or space.shape != (size,):
+            raise UserError(
+                f"{task.env_id} and {name} do not fit: the environment's {kind}s are {space}, the data's "
+                f"have {size} dimensions. Name the environment the data came from with --env."
+            )
+    return env

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,6 +26,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("timeouts", "next_observations")
+_BLOCK = 2**17
 _FETCH_AGAIN = "Write it again, or if it is D4RL's: `diffrl data download ID --force` (maze2d: `generate`)."
 
 
@@ -79,24 +80,45 @@ def write(path: Path | str, dataset: OfflineDataset) -> Path:
     Metadata that is neither text, number nor array is stored as JSON text. Raises UserError where the place cannot be
     written, DataError for infos that are not numeric.
     """
-    path = Path(path).expanduser()
     arrays = dataset.columns()
     arrays |= {f"infos/{key}": np.asarray(values) for key, values in dataset.infos.items()}
-    arrays |= {
-        f"metadata/{key}": _encode(value) for key, value in dataset.metadata.items() if key not in ("path", "sha256")
-    }
     for key, values in arrays.items():
         if values.dtype.kind not in "biufS":
             raise DataError(f"{key} has type {values.dtype}, which {path} cannot hold; expected numbers.")
+    return write_blocks(path, [arrays], dataset.metadata)
+
+
+def write_blocks(path: Path | str, blocks: Iterable[Mapping[str, Array]], metadata: Mapping[str, Any]) -> Path:
+    """`write` for data that come in parts, of which one at a time is in memory: arrays by name, rows first.
+
+    All parts have the same names, types and shapes of a row. Raises UserError where the place cannot be written.
+    """
+    path = Path(path).expanduser()
     try:
         with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-            for key, values in arrays.items():
-                compression = {"compression": "gzip", "shuffle": True} if values.ndim and values.size else {}
-                file.create_dataset(key, data=values, **compression)
-            file.attrs["sha256"] = digest(arrays)
+            for block in blocks:
+                for key, values in block.items():
+                    if key not in file:
+                        rest = values.shape[1:]
+                        options = {"maxshape": (None, *rest), "compression": "gzip", "shuffle": True}
+                        file.create_dataset(key, (0, *rest), values.dtype, **options)
+                    column = file[key]
+                    column.resize(len(column) + len(values), axis=0)
+                    column[len(column) - len(values) :] = values
+            for key, value in metadata.items():
+                if key not in ("path", "sha256"):
+                    file[f"metadata/{key}"] = _encode(value)
+            file.attrs["sha256"] = digest(_datasets(file))
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error}. Choose another place, or make room there.") from error
     return path
+
+
+def _datasets(file: h5py.File) -> dict[str, Any]:
+    """All arrays of an open file by name, none of them read."""
+    found: dict[str, Any] = {}
+    file.visititems(lambda name, item: found.__setitem__(name, item) if isinstance(item, h5py.Dataset) else None)
+    return found
 
 
 def seal(path: Path) -> str:
@@ -109,13 +131,20 @@ def seal(path: Path) -> str:
     return stored
 
 
-def digest(arrays: Mapping[str, Array]) -> str:
-    """SHA-256, in hexadecimal, over names, types, shapes and values of all arrays, in the order of their names."""
+def digest(arrays: Mapping[str, Any]) -> str:
+    """SHA-256, in hexadecimal, over names, types, shapes and values of all arrays, in the order of their names.
+
+    They may be an open file's, larger than memory: their rows are read in turn.
+    """
     total = hashlib.sha256()
     for key in sorted(arrays):
-        values = np.asarray(arrays[key], order="C")
+        values = arrays[key]
         total.update(f"{key} {values.dtype.str} {values.shape}\n".encode())
-        total.update(values.reshape(-1).view(np.uint8).data)
+        if values.ndim == 0:
+            total.update(np.asarray(values[()]).reshape(-1).view(np.uint8).data)
+        for start in range(0, len(values) if values.ndim else 0, _BLOCK):
+            part = np.asarray(values[start : start + _BLOCK], order="C")
+            total.update(part.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 

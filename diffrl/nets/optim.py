@@ -26,7 +26,14 @@ class Adam:
     arXiv 1608.03983, without restarts), by the optimiser's own counter, and stays there; 0: it does not change.
     """
 
-    def __init__(self, module: nn.Module, learning_rate: float, clip: float = 0.0, decay_steps: int = 0) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        learning_rate: float,
+        clip: float = 0.0,
+        decay_steps: int = 0,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
         self.names = [name for name, _ in module.named_parameters()]
         self.parameters = list(module.parameters())
         self.clip = clip
@@ -34,7 +41,7 @@ class Adam:
         self.learning_rate, self.decay_steps = learning_rate, decay_steps
         # One that changes is a tensor, so that a captured step reads what it is now.
         self._rate = torch.tensor(learning_rate, device=self.parameters[0].device) if decay_steps else learning_rate
-        self._adam = torch.optim.Adam(self.parameters, lr=self._rate, fused=True, capturable=on_gpu)
+        self._adam = torch.optim.Adam(self.parameters, lr=self._rate, betas=betas, fused=True, capturable=on_gpu)
         self._adam._warned_capturable_if_run_uncaptured = True  # the first steps on a GPU are eager, and meant to be
         for parameter in self.parameters:  # all state exists from the start, so that any checkpoint can be loaded
             self._adam.state[parameter] = {

@@ -119,6 +119,8 @@ class Loop:
     """A larger |mean| of one of the `value_metrics` counts as exploded; asked at every check."""
     evaluate_first: bool = False
     """Evaluate before the first step too, as is worth it for a learner that has been trained before."""
+    go_on: str = ""
+    """What to do to go on after a stop; by default `diffrl train --resume`."""
     step: int = 0
     frozen: list[int] = field(default_factory=list)
     """Positions of seeds that have diverged: they keep the state of their last good checkpoint."""
@@ -132,7 +134,7 @@ class Loop:
         """
         if self.step == 0 and not checkpoint.steps(self.run):
             self.save()
-        with _stop_signals() as stopped:
+        with stop_signals() as stopped:
             if self.step == 0 and self.evaluate_first:
                 self.evaluate(0)
             while self.step < steps:
@@ -153,9 +155,8 @@ class Loop:
                     self.save()
                 self.observer.progress(self.step)
                 if stopped and not last:
-                    raise Interrupted(
-                        f"Stopped after {self.step} steps; saved. Go on with `diffrl train --resume {self.run}`."
-                    )
+                    go_on = self.go_on or f"Go on with `diffrl train --resume {self.run}`."
+                    raise Interrupted(f"Stopped after {self.step} steps; saved. {go_on}")
 
     def _until_boundary(self, steps: int) -> int:
         """Steps from here to the next one at which something is logged, evaluated, or ends."""
@@ -247,7 +248,7 @@ class Loop:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """Yield a list that SIGINT and SIGTERM append to; a second signal has its usual effect."""
     received: list[int] = []
     previous: dict[signal.Signals, Any] = {}

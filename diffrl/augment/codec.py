@@ -1,0 +1,113 @@
+"""Between transitions and the rows that the diffusion model learns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from diffrl.data.normalise import Normaliser
+from diffrl.data.transitions import Batch, Transitions
+
+FEW_VALUES = 16
+"""Rewards with no more values than this are taken as discrete: generated ones are rounded to the nearest."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowCodec:
+    """x = [s, a, s', r, terminal], D = 2 O + A + 2 columns, standardised but for `terminal`, which stays 0 or 1.
+
+    `decode` undoes it, thresholds `terminal` at one half, and clips: actions to the bounds, observations where theirs
+    are finite. Rewards that take a few values only, such as 0 and 1, are rounded to them: a network's 0.98 is no reward
+    that the task can give.
+    """
+
+    scale: Normaliser
+    """Of D columns."""
+    observation_size: int
+    """O."""
+    action_size: int
+    """A."""
+    low: Tensor
+    """(O + A) lower bounds of observations and actions, possibly infinite."""
+    high: Tensor
+    """(O + A) upper bounds."""
+    reward_values: Tensor
+    """(K,) the values of a discrete reward, ascending; empty for a continuous one."""
+
+    @classmethod
+    def fit(
+        cls,
+        transitions: Transitions,
+        action_bounds: tuple[ArrayLike, ArrayLike] = (-1.0, 1.0),
+        observation_bounds: tuple[ArrayLike, ArrayLike] = (-np.inf, np.inf),
+    ) -> "RowCodec":
+        """The codec of data with these rows, on their device."""
+        o, a = transitions.observation_size, transitions.action_size
+        exact = cls.columns(transitions.columns).double()
+        shift, scale = exact.mean(0), exact.std(0, correction=0)
+        scale = torch.where(scale > 1e-6 * shift.abs().clamp_min(1e-6), scale, 1.0)  # constant columns stay so
+        shift[-1], scale[-1] = 0.0, 1.0
+
+        def bounds(i: int) -> Tensor:
+            parts = (
+                np.broadcast_to(np.asarray(observation_bounds[i], np.float32), (o,)),
+                np.broadcast_to(np.asarray(action_bounds[i], np.float32), (a,)),
+            )
+            return torch.from_numpy(np.concatenate(parts)).to(transitions.device)
+
+        rewards = transitions.columns.rewards
+        values = torch.unique(rewards[: 100 * FEW_VALUES])
+        if len(values) <= FEW_VALUES:  # most rewards need no sorting to be seen to be many
+            values = torch.unique(rewards)
+        if len(values) > FEW_VALUES:
+            values = values[:0]
+        return cls(Normaliser(shift.float(), scale.float()), o, a, bounds(0), bounds(1), values)
+
+    @property
+    def size(self) -> int:
+        """D."""
+        return 2 * self.observation_size + self.action_size + 2
+
+    @staticmethod
+    def columns(batch: Batch) -> Tensor:
+        """[s, a, s', r, terminal] of a batch (..., *), side by side and in its own units: (..., D)."""
+        flat = (batch.rewards.unsqueeze(-1), batch.terminals.unsqueeze(-1))
+        return torch.cat([batch.observations, batch.actions, batch.next_observations, *flat], dim=-1)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """The rows x (..., D) of a batch."""
+        return self.scale(self.columns(batch))
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Rows (..., D) in the data's units, in the order of `Transitions`' first D columns."""
+        o, a = self.observation_size, self.action_size
+        rows = self.scale.inverse(x)
+        low, high = self.low, self.high
+        rows[..., : o + a].clamp_(low, high)
+        rows[..., o + a : -2].clamp_(low[:o], high[:o])
+        if len(self.reward_values):
+            middles = (self.reward_values[1:] + self.reward_values[:-1]) / 2
+            rows[..., -2] = self.reward_values[torch.bucketize(rows[..., -2].contiguous(), middles)]
+        rows[..., -1] = (rows[..., -1] > 0.5).to(rows.dtype)
+        return rows
+
+    def to(self, device: torch.device | str) -> "RowCodec":
+        """The same on another device."""
+        tensors = (tensor.to(device) for tensor in (self.low, self.high, self.reward_values))
+        return RowCodec(self.scale.to(device), self.observation_size, self.action_size, *tensors)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors by name, for safetensors."""
+        own = {"low": self.low, "high": self.high, "reward_values": self.reward_values}
+        sizes = {"sizes": torch.tensor([self.observation_size, self.action_size])}
+        return own | sizes | {f"scale.{name}": tensor for name, tensor in self.scale.state_dict().items()}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> "RowCodec":
+        """The inverse of `state_dict`."""
+        scale = Normaliser(state["scale.shift"], state["scale.scale"])
+        o, a = (int(size) for size in state["sizes"])
+        return cls(scale, o, a, state["low"], state["high"], state["reward_values"])

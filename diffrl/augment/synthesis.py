@@ -1,0 +1,360 @@
+"""From a data set to a synthetic one: train the model, generate, mix, write, report. Each part goes on where it was."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+
+from diffrl.augment import generate as generation
+from diffrl.augment.codec import RowCodec
+from diffrl.augment.config import Sampling, SynthERConfig
+from diffrl.augment.synther import TransitionDiffusion, generator_of, with_bins
+from diffrl.console import console, training_observer, work
+from diffrl.data import d4rl, minari
+from diffrl.data.offline import OfflineDataset
+from diffrl.data.transitions import Transitions
+from diffrl.errors import DataError, UserError
+from diffrl.files import atomic_path
+from diffrl.machine import settle
+from diffrl.preprocessing import action_scaling
+from diffrl.run import resolve_device, versions
+from diffrl.task import Task, open_task
+from diffrl.training import checkpoint
+from diffrl.training.logs import MetricsLog
+from diffrl.training.loop import Interrupted, Loop, stop_signals
+from diffrl.training.stack import StackTrainer
+from envs.datasets import load_dataset, locate
+
+SAVE_EVERY = 2_500
+"""Training steps between checkpoints."""
+LEAST_ROWS = 100
+"""Rows that a model can be trained on, at the very least."""
+BLOCK = 2**16
+"""Rows written at once."""
+_HELD_OUT, _TRAINING = 1, 2
+
+Mix = Literal["replace", "append"]
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    """What the model in a folder was trained on and how: its `config.json`, which never changes."""
+
+    dataset: str
+    rows: int | None
+    held_out: float
+    seed: int
+    env_id: str | None
+    model: SynthERConfig
+    fingerprint: str
+    """SHA-256 of the data's arrays."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The data of a synthesis."""
+
+    dataset: OfflineDataset
+    task: Task
+    transitions: Transitions
+    """The rows whose successors are known, in the environment's units."""
+    train: Transitions
+    held_out: Transitions
+    codec: RowCodec
+
+
+def synther(
+    dataset: str,
+    out: str | Path,
+    *,
+    samples: int | None = None,
+    ratio: float | None = None,
+    mix: Mix = "replace",
+    model: SynthERConfig | None = None,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    env: str | None = None,
+    rows: int | None = None,
+    held_out: float = 0.05,
+    folder: str | Path | None = None,
+    report: bool = True,
+    force: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Train SynthER's model on a data set and write what it generates; give the path of the new data set.
+
+    dataset: a D4RL id, a Minari id or a path; `rows`: only its first so many. out: a path ending in .hdf5, or
+    minari:ID. samples: synthetic rows, 1,000,000 by default; or `ratio`, so many for each real row. mix: replace, the
+    synthetic rows alone, or append, the real ones before them. held_out: share of the real rows that the model does not
+    see, for the report. folder: of model, logs and report, by default beside `out`.
+
+    The same call again goes on where it was cut, in training or generating, and gives the same file.
+    """
+    model, sampling = model or SynthERConfig(), sampling or Sampling()
+    target = _Target(str(out), force)
+    device = resolve_device(device)
+    settle()
+    source = _open(dataset, env=env, rows=rows, held_out=held_out, seed=seed, device=device, quiet=quiet)
+    n = _samples(samples, ratio, len(source.transitions))
+    path = Path(folder) if folder is not None else target.folder
+    config = SynthesisConfig(
+        dataset, rows, held_out, seed, source.task.env_id, model, d4rl.digest(source.dataset.columns())
+    )
+    _claim(path, config)
+    trained = _train(path, config, source, device, quiet)
+    settings = provenance(config, sampling, n, mix, source)
+    with work("Generating", "rows", quiet) as on_progress, stop_signals() as stopped:
+        generated = generation.generate(
+            path,
+            trained,
+            n,
+            sampling,
+            seed,
+            {"fingerprint": config.fingerprint, "model": dataclasses.asdict(model)},
+            on_progress=on_progress,
+            stopped=lambda: bool(stopped),
+        )
+    if len(generated) < n:
+        raise Interrupted(f"Stopped after {len(generated):,} of {n:,} rows, which are kept. The same command goes on.")
+    with work("Writing", "rows", quiet) as on_progress:
+        written = target.write(_blocks(source, generated, mix, on_progress), settings, source)
+    if report:
+        _report(path, source, generated, seed, quiet)
+    generation.clear(path)
+    if not quiet:
+        _say(written, path, n, mix, source, report)
+    return written
+
+
+class _Target:
+    """Where the data set goes: an HDF5 file, or Minari's store."""
+
+    def __init__(self, out: str, force: bool) -> None:
+        self.out, self.force = out, force
+        self.path = Path(out).expanduser()
+        self.to_file = self.path.suffix in (".hdf5", ".h5")
+        if self.to_file:
+            exists = self.path.exists()
+            self.folder = self.path.with_name(f"{self.path.stem}-synther")
+        elif out.startswith("minari:"):
+            self.id = out.removeprefix("minari:")
+            if not minari.is_id(self.id):
+                raise UserError(f"{out!r} is no Minari id; expected e.g. minari:hopper/synthetic-v0.")
+            exists = (minari.store() / self.id).exists()
+            self.folder = Path("runs") / f"{self.id.replace('/', '-')}-synther"
+        else:
+            raise UserError(f"Cannot write {out!r}: expected a path ending in .hdf5 or .h5, or minari:ID.")
+        if exists and not force:
+            raise UserError(f"{out} exists. Use --force to replace it, or choose another --out.")
+
+    def write(self, blocks: Iterator[dict[str, NDArray[Any]]], metadata: dict[str, Any], source: Source) -> Path:
+        """Write all blocks. Minari's writer takes whole data sets: there all rows are in memory."""
+        if self.to_file:
+            return d4rl.write_blocks(self.path, blocks, metadata)
+        parts = list(blocks)
+        arrays: dict[str, Any] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        benchmark = locate(str(source.dataset.metadata["dataset"])).benchmark
+        return minari.write(
+            self.id,
+            OfflineDataset(**arrays, metadata=metadata),
+            reference_scores=None if benchmark is None else benchmark.reference_scores,
+            force=self.force,
+        )
+
+
+def _samples(samples: int | None, ratio: float | None, rows: int) -> int:
+    if samples is not None and ratio is not None:
+        raise UserError("--samples and --ratio both say how many rows to generate: give one of them.")
+    if ratio is not None:
+        if not 0 < ratio < float("inf"):
+            raise UserError(f"--ratio is {ratio}; expected more than 0.")
+        samples = max(round(ratio * rows), 1)
+    samples = 1_000_000 if samples is None else samples
+    if samples < 1:
+        raise UserError(f"--samples is {samples}; expected at least 1.")
+    return samples
+
+
+def _open(
+    name: str, *, env: str | None, rows: int | None, held_out: float, seed: int, device: str, quiet: bool
+) -> Source:
+    if not 0 < held_out < 1:
+        raise UserError(f"--held-out is {held_out}; expected a share between 0 and 1.")
+    if rows is not None and rows < 1:
+        raise UserError(f"--rows is {rows}; expected at least 1.")
+    dataset = load_dataset(name, rows=rows, progress=not quiet, action_limit=None)
+    task, simulator = open_task(name, dataset, env=env, rows=rows)
+    scaling = action_scaling(simulator, dataset)
+    low, high = -np.inf, np.inf
+    if simulator is not None:
+        space: Any = simulator.observation_space
+        low, high = space.low, space.high
+        simulator.close()
+    transitions = Transitions.from_dataset(dataset)
+    if len(transitions) < LEAST_ROWS:
+        raise DataError(f"{name} has {len(transitions)} rows with a known successor; expected {LEAST_ROWS} or more.")
+    order = torch.randperm(len(transitions), generator=generator_of(seed, _HELD_OUT))
+    n_out = min(max(round(held_out * len(transitions)), 1), len(transitions) - 1)
+    parts = [dataclasses.replace(transitions, rows=transitions.rows[index]) for index in (order[n_out:], order[:n_out])]
+    bounds = scaling.inverse(torch.tensor(-1.0)).numpy(), scaling.inverse(torch.tensor(1.0)).numpy()
+    codec = RowCodec.fit(parts[0], bounds, (low, high))
+    return Source(dataset, task, transitions, parts[0].to(device), parts[1].to(device), codec)
+
+
+def _claim(folder: Path, config: SynthesisConfig) -> None:
+    """Make the folder, or see that what is there was begun with the same settings. Raises UserError where not."""
+    path = folder / "config.json"
+    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found != wanted:
+            flat_found, flat_wanted = ({**c, **c["model"]} for c in (found, wanted))
+            differ = [k for k in flat_wanted if k != "model" and flat_found.get(k) != flat_wanted[k]]
+            texts = [
+                "other data"
+                if k == "fingerprint"
+                else f"{k.replace('_', '-')} {flat_found.get(k)}, not {flat_wanted[k]}"
+                for k in differ
+            ]
+            raise UserError(
+                f"{folder} holds a model with other settings ({'; '.join(texts)}). Ask for the same to go on with it, "
+                "or choose another --out or --folder, or remove it."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / "versions.json") as temporary:
+        temporary.write_text(json.dumps(versions(), indent=1))
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(wanted, indent=1))
+
+
+def _train(folder: Path, config: SynthesisConfig, source: Source, device: str, quiet: bool) -> TransitionDiffusion:
+    """Train to the end, from the newest checkpoint if there is one."""
+    model = TransitionDiffusion(config.model, source.codec, (config.seed,), device)
+    with atomic_path(folder / "codec.safetensors") as temporary:
+        temporary.write_bytes(safetensors.torch.save(source.codec.to("cpu").state_dict()))
+    there = checkpoint.steps(folder)
+    saved = None
+    if there:
+        saved, complaints = checkpoint.load_latest(folder)
+        for complaint in complaints:
+            console.print(f"[yellow]{complaint}[/]")
+    start = 0 if saved is None else saved.step
+    if saved is not None and saved.step >= config.model.steps:
+        model.load_state_dict(saved.learner)
+        if not quiet:
+            console.print(f"The model in {folder} is trained.")
+        return model
+    rows = source.train
+    if config.model.condition != "none":
+        rows = with_bins(rows, config.model.condition, config.model.bins)
+    batch_size = config.model.batch(len(rows))
+    title = (
+        f"SynthER on {config.dataset}: {len(rows):,} transitions, {len(source.held_out):,} held out. Model: {folder}"
+    )
+    if not quiet and model.device.type == "cpu" and config.model.width >= 1024 and not start:
+        console.print("[yellow]On a CPU the published size takes hours; --width 256 --steps 20000 takes minutes.[/]")
+    generator = generator_of(config.seed, _TRAINING, device=model.device)
+    trainer = StackTrainer(model, rows, batch_size, generator)
+    log = MetricsLog(folder, model.seeds, start)
+    try:
+        with training_observer(config.model.steps, start, title, quiet) as observer:
+
+            def evaluate(step: int) -> None:
+                if config.model.condition == "none":  # the held-out rows have no bins
+                    log.scalars("held_out_loss", step, model.held_out_loss(source.held_out))
+
+            loop = Loop(
+                folder,
+                trainer,
+                log,
+                observer,
+                evaluate,
+                set,
+                log_every=100 if config.model.steps <= 10_000 else 500,
+                eval_every=SAVE_EVERY,
+                go_on="The same command goes on.",
+            )
+            if saved is not None:
+                loop.restore(saved)
+            loop.fit(config.model.steps)
+    finally:
+        log.close()
+    return model
+
+
+def provenance(config: SynthesisConfig, sampling: Sampling, n: int, mix: Mix, source: Source) -> dict[str, Any]:
+    """What the data set says of its making."""
+    returns = source.dataset.metadata.get("return_range")
+    if returns is None:
+        each = source.dataset.episode_returns()
+        returns = [float(each.min()), float(each.max())]
+    return {
+        "algorithm": "SynthER (arXiv 2303.06614), diffrl",
+        "description": f"{n} synthetic transitions, each an episode of its own"
+        + (f", after {len(source.transitions)} real ones" if mix == "append" else ""),
+        "synthetic_rows": n,
+        "real_rows": len(source.transitions) if mix == "append" else 0,
+        "source": config.dataset,
+        "source_rows": len(source.transitions),
+        "source_sha256": config.fingerprint,
+        "return_range": returns,
+        "model": dataclasses.asdict(config.model),
+        "sampling": {**dataclasses.asdict(sampling), "S_churn": sampling.S_churn, "calls": sampling.calls},
+        "seed": config.seed,
+        "action_low": source.codec.low[source.codec.observation_size :].cpu().numpy(),
+        "action_high": source.codec.high[source.codec.observation_size :].cpu().numpy(),
+        **({"env_id": config.env_id} if config.env_id else {}),
+    }
+
+
+def as_columns(rows: NDArray[np.float32], observation_size: int, action_size: int) -> dict[str, NDArray[Any]]:
+    """Decoded rows (n, D) as the columns of a data set, each row an episode of its own: cut, unless it is terminal."""
+    o, a = observation_size, action_size
+    terminals = rows[:, -1] > 0.5
+    return {
+        "observations": rows[:, :o],
+        "actions": rows[:, o : o + a],
+        "rewards": rows[:, -2],
+        "terminals": terminals,
+        "timeouts": ~terminals,
+        "next_observations": rows[:, o + a : -2],
+    }
+
+
+def real_columns(dataset: OfflineDataset) -> dict[str, NDArray[Any]]:
+    """The rows whose successors are known with these; where a row is left out, the one before it ends the episode."""
+    following, known = dataset.successors()
+    timeouts = dataset.timeouts.copy()
+    timeouts[:-1] |= ~known[1:] & ~dataset.terminals[:-1]
+    columns = dataset.columns() | {"timeouts": timeouts, "next_observations": following}
+    return {key: values[known] for key, values in columns.items()}
+
+
+def _blocks(source: Source, generated: NDArray[np.float32], mix: Mix, on_progress: Any) -> Iterator[dict[str, Any]]:
+    o, a = source.codec.observation_size, source.codec.action_size
+    if mix == "append":
+        yield real_columns(source.dataset)
+    for start in range(0, len(generated), BLOCK):
+        yield as_columns(np.array(generated[start : start + BLOCK]), o, a)
+        on_progress(min(start + BLOCK, len(generated)), len(generated))
+
+
+def _report(folder: Path, source: Source, generated: NDArray[np.float32], seed: int, quiet: bool) -> None:
+    """See `diffrl.augment.fidelity`."""
+
+
+def _say(written: Path, folder: Path, n: int, mix: Mix, source: Source, report: bool) -> None:
+    real = f"{len(source.transitions):,} real and " if mix == "append" else ""
+    console.print(f"Written: {written}, {real}{n:,} synthetic transitions, each an episode of its own.")
+    if report:
+        console.print(f"Fidelity:    {folder / 'fidelity.html'}")
+    console.print(f"Train on it: diffrl train --agent iql --dataset {written}")
