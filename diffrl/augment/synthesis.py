@@ -293,10 +293,10 @@ def _train(folder: Path, config: SynthesisConfig, source: Source, device: str, q
 
 def provenance(config: SynthesisConfig, sampling: Sampling, n: int, mix: Mix, source: Source) -> dict[str, Any]:
     """What the data set says of its making."""
-    returns = source.dataset.metadata.get("return_range")
+    returns = source.dataset.return_range()
     if returns is None:
         each = source.dataset.episode_returns()
-        returns = [float(each.min()), float(each.max())]
+        returns = float(each.min()), float(each.max())
     return {
         "algorithm": "SynthER (arXiv 2303.06614), diffrl",
         "description": f"{n} synthetic transitions, each an episode of its own"
@@ -306,7 +306,7 @@ def provenance(config: SynthesisConfig, sampling: Sampling, n: int, mix: Mix, so
         "source": config.dataset,
         "source_rows": len(source.transitions),
         "source_sha256": config.fingerprint,
-        "return_range": returns,
+        "return_range": np.array(returns),
         "model": dataclasses.asdict(config.model),
         "sampling": {**dataclasses.asdict(sampling), "S_churn": sampling.S_churn, "calls": sampling.calls},
         "seed": config.seed,

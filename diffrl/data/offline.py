@@ -88,6 +88,12 @@ class OfflineDataset:
             return np.zeros(0)
         return np.add.reduceat(self.rewards.astype(np.float64), self.episodes()[:, 0])
 
+    def return_range(self) -> tuple[float, float] | None:
+        """The smallest and the largest return of the episodes that these rows came from, as the metadata says; None:
+        it says nothing, and the episodes are these."""
+        stored = self.metadata.get("return_range")
+        return None if stored is None else (float(stored[0]), float(stored[1]))
+
     def episode_indices(self) -> tuple[Ints, Ints]:
         """(N,) the episode's number and (N,) the time within it, both from 0, for every row."""
         lengths = self.episode_lengths()
