@@ -1,0 +1,1 @@
+"""Generators that enlarge data sets, and reports on what they make."""
