@@ -1,4 +1,4 @@
-"""The simulator as a function: set it to s, apply a, read s', the reward and the end. What checks synthetic transitions.
+"""The simulator as a function: set it to s, apply a, read s', reward and end. What checks synthetic transitions.
 
 MuJoCo's Hopper, HalfCheetah and Walker2d (Gymnasium's v4 and v5) and maze2d: tasks whose observation is the state, but
 for a root position x that nothing depends on. Rewards and terminals are the environment's own.
@@ -56,8 +56,8 @@ class Dynamics:
         Rows do not depend on each other, nor on their order. Raises UserError for shapes that do not fit.
         """
         observations, actions = np.asarray(observations), np.asarray(actions)
-        wanted = (observations.shape[:1] + (self.observation_size,), observations.shape[:1] + (self.action_size,))
-        if (observations.shape, actions.shape) != wanted:
+        n = len(observations)
+        if observations.shape != (n, self.observation_size) or actions.shape != (n, self.action_size):
             raise UserError(
                 f"{self.env_id} steps observations (N, {self.observation_size}) by actions (N, {self.action_size}); "
                 f"got {observations.shape} and {actions.shape}. Is this the environment the data come from?"
@@ -88,19 +88,18 @@ class MujocoDynamics(Dynamics):
         self.env_id = env_id
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # v4 is out of date, and what D4RL's data need
-            self._env: Any = gymnasium.make(env_id, **kwargs).unwrapped
-        self._nq, nv = self._env.model.nq, self._env.model.nv
-        self.observation_size = int(self._env.observation_space.shape[0])
-        self.action_size = int(self._env.action_space.shape[0])
+            env: Any = gymnasium.make(env_id, **kwargs).unwrapped
+        self._env, self._nq, nv = env, env.model.nq, env.model.nv
+        self.observation_size, self.action_size = env.observation_space.shape[0], env.action_space.shape[0]
         self._hidden = np.zeros(self._nq + nv - self.observation_size)
         self._speeds = slice(self._nq - len(self._hidden), None)
         self._shown = _SHOWN_SPEED.get(env_id.split("-")[0], np.inf)
 
     def reproducible(self, observations: Floats, margin: float = 0.0) -> Bools:
         """(N,) whether all is finite and every velocity below what the observation clips it to, less the margin."""
-        finite = np.isfinite(observations).all(1)
-        shown: Bools = (np.abs(observations[:, self._speeds]) < (1 - margin) * self._shown).all(1)
-        return finite & shown
+        shown = np.abs(observations[:, self._speeds]) < (1 - margin) * self._shown
+        told: Bools = np.all(np.isfinite(observations), axis=1) & np.all(shown, axis=1)
+        return told
 
     def _step(self, observation: npt.NDArray[np.float64], action: Floats) -> tuple[Any, float, bool] | None:
         env = self._env
@@ -125,7 +124,7 @@ class MazeDynamics(Dynamics):
 
     def reproducible(self, observations: Floats, margin: float = 0.0) -> Bools:
         """(N,) whether all is finite."""
-        finite: Bools = np.isfinite(observations).all(1)
+        finite: Bools = np.all(np.isfinite(observations), axis=1)
         return finite
 
     def _step(self, observation: npt.NDArray[np.float64], action: Floats) -> tuple[Any, float, bool] | None:

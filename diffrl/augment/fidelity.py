@@ -84,8 +84,8 @@ class FidelityReport:
 
     names: tuple[str, ...]
     """(W,) s1, ..., a1, ..., r, s'1, ..., terminal."""
-    rows: Pair
-    """How many rows were compared, a side."""
+    rows: int
+    """How many were compared as whole rows, a side."""
     floor: str
     """What "real" is in every pair: in words."""
     notes: tuple[str, ...]
@@ -133,7 +133,7 @@ class FidelityReport:
         """All figures, as JSON holds them: without the row-by-row distances and errors, whose quantiles they are."""
         near, steps = self.neighbours, self.dynamics
         return {
-            "rows": _as_json(self.rows),
+            "rows": self.rows,
             "floor": self.floor,
             "notes": list(self.notes),
             "verdicts": self.verdicts,
@@ -262,7 +262,7 @@ def fidelity(
     )
     return FidelityReport(
         names=_names(o, a),
-        rows=Pair(n, n),
+        rows=n,
         floor=floor,
         notes=tuple(notes),
         ks=ks,
