@@ -227,6 +227,9 @@ def fidelity(
     n = min(rows, len(base), len(fresh), len(tables["synthetic"]))
     base, fresh, made = (_draw(table, n, rng) for table in (base, fresh, tables["synthetic"]))
 
+    steps = None
+    if dynamics is not None:
+        steps = _dynamics_error(dynamics, made, fresh, scale[o + a + 1 : -1], o, a, stand_ins)
     ks = np.array([ks_statistic(x, y) for x, y in zip(made.T, fresh.T, strict=True)])
     ks_floor = np.array([ks_statistic(x, y) for x, y in zip(base.T, fresh.T, strict=True)])
     if stand_ins:  # of s' on its own too, terminal rows are no part
@@ -276,7 +279,7 @@ def fidelity(
         terminal_rate=Pair(float(tables["synthetic"][:, -1].mean()), float(tables["real"][:, -1].mean())),
         actions_outside=Pair(*outside),
         actions_at_bound=Pair(*at_bound),
-        dynamics=None if dynamics is None else _dynamics_error(dynamics, made, fresh, scale[o + a + 1 : -1], o, a),
+        dynamics=steps,
     )
 
 
@@ -394,7 +397,7 @@ def _neighbours(
         real=of_real,
         median=Pair(float(np.median(of_made)), float(np.median(of_real))),
         low=Pair(float(np.quantile(of_made, 0.01)), low),
-        closer=float((of_made < low).mean()),
+        closer=float((of_made <= low).mean()),
     )
 
 
@@ -426,38 +429,57 @@ def nearest_distances(rows: Floats, base: Floats, exclude: npt.NDArray[np.int64]
 # --- dynamics ------------------------------------------------------------------------------------------------------
 
 
-def _dynamics_error(dynamics: Dynamics, made: Floats, fresh: Floats, scale: Doubles, o: int, a: int) -> DynamicsError:
-    errors, rewards, terminals, left_out, blown_up = zip(
-        *(_step_errors(dynamics, side[:STEPS], scale, o, a) for side in (made, fresh)), strict=True
-    )
-    still = fresh[:STEPS]
-    still = still[dynamics.reproducible(still[:, :o], CLIPPED_MARGIN)]
+def _dynamics_error(
+    dynamics: Dynamics, made: Floats, fresh: Floats, scale: Doubles, o: int, a: int, stand_ins: bool
+) -> DynamicsError:
+    model, world = (_steps(dynamics, side[:STEPS], scale, o, a, stand_ins) for side in (made, fresh))
     return DynamicsError(
-        synthetic=errors[0],
-        real=errors[1],
-        median=Pair(*(_quantile(error, 0.5) for error in errors)),
-        high=Pair(*(_quantile(error, 0.9) for error in errors)),
-        standing_still=_quantile(_rms(still[:, :o] - still[:, o + a + 1 : -1], scale), 0.5),
-        reward=Pair(*(_quantile(error, 0.5) for error in rewards)),
-        terminal=Pair(*terminals),
-        left_out=Pair(*left_out),
-        blown_up=Pair(*blown_up),
+        synthetic=model.errors,
+        real=world.errors,
+        median=Pair(_quantile(model.errors, 0.5), _quantile(world.errors, 0.5)),
+        high=Pair(_quantile(model.errors, 0.9), _quantile(world.errors, 0.9)),
+        standing_still=_quantile(world.still, 0.5),
+        reward=Pair(_quantile(model.rewards, 0.5), _quantile(world.rewards, 0.5)),
+        terminal=Pair(model.terminal, world.terminal),
+        left_out=Pair(model.left_out, world.left_out),
+        blown_up=Pair(model.blown_up, world.blown_up),
     )
 
 
-def _step_errors(
-    dynamics: Dynamics, rows: Floats, scale: Doubles, o: int, a: int
-) -> tuple[Doubles, Doubles, float, float, float]:
-    """Errors of s' and of r (n,), then shares: terminals that differ, rows left out, rows blown up."""
+class _Steps(NamedTuple):
+    """Rows (n, W) against the simulator; see `DynamicsError`."""
+
+    errors: Doubles
+    still: Doubles
+    rewards: Doubles
+    terminal: float
+    left_out: float
+    blown_up: float
+
+
+def _steps(dynamics: Dynamics, rows: Floats, scale: Doubles, o: int, a: int, stand_ins: bool) -> _Steps:
+    """stand_ins: s' of terminal rows is none and not compared; their r and terminal are."""
     told = dynamics.reproducible(rows[:, :o], CLIPPED_MARGIN)
-    rows = rows[told]
+    left_out, rows = _share(~told), rows[told]
     following, rewards, terminals = dynamics.step(rows[:, :o], rows[:, o : o + a])
     fit: Bools = np.isfinite(following).all(1) & np.isfinite(rewards)
-    blown_up = float(1 - fit.mean()) if len(fit) else 0.0
+    blown_up = _share(~fit)
     rows, following, rewards, terminals = rows[fit], following[fit], rewards[fit], terminals[fit]
-    differ = float((terminals != (rows[:, -1] > 0.5)).mean()) if len(rows) else math.nan
-    errors = _rms(following - rows[:, o + a + 1 : -1], scale)
-    return errors, np.abs(rewards - rows[:, o + a]).astype(np.float64), differ, float(1 - told.mean()), blown_up
+    ends = rows[:, -1] > 0.5
+    compared = ~ends if stand_ins else np.ones(len(rows), np.bool_)
+    claimed = rows[compared, o + a + 1 : -1]
+    return _Steps(
+        errors=_rms(following[compared] - claimed, scale),
+        still=_rms(rows[compared, :o] - claimed, scale),
+        rewards=np.abs(rewards - rows[:, o + a]).astype(np.float64),
+        terminal=_share(terminals != ends),
+        left_out=left_out,
+        blown_up=blown_up,
+    )
+
+
+def _share(flags: Bools) -> float:
+    return float(flags.mean()) if len(flags) else math.nan
 
 
 def _rms(differences: npt.NDArray[Any], scale: Doubles) -> Doubles:
