@@ -514,8 +514,7 @@ def _verdicts(report: FidelityReport) -> dict[str, str]:
         "correlations": f"The mean difference is {_against_floor(report.correlation_mean)}, the largest "
         f"{_against_floor(report.correlation_largest)}.",
         "sliced_w2": f"The distance is {_against_floor(report.sliced_w2)}.",
-        "nearest_neighbour": f"{_nearness(near.closer)} Half of the synthetic rows are farther than "
-        f"{near.median.synthetic:.3g} from every training row; of real rows, {near.median.real:.3g}.",
+        "nearest_neighbour": f"{_nearness(near.closer)} The median distance is {_against_floor(near.median)}.",
         "terminal_rate": f"{rate.synthetic:.3%} of synthetic rows are terminal, {rate.real:.3%} of the training rows.",
         "actions": "No action is outside its bounds."
         if outside.synthetic == 0
@@ -536,13 +535,17 @@ def _nearness(closer: float) -> str:
 
 
 def _obeys(steps: DynamicsError) -> str:
-    if not math.isfinite(steps.median.synthetic) or not math.isfinite(steps.median.real):
+    model, world = steps.median
+    if not math.isfinite(model) or not math.isfinite(world):
         return "Not measured: no row's observation gives the simulator's whole state."
-    of_a_step = f"Half of the rows miss the simulator's s' by {steps.median.synthetic / steps.standing_still:.2g} of a "
-    line = f"{of_a_step}step's change (s' - s) or less, and its reward by {steps.reward.synthetic:.2g}."
-    if steps.median.real > 0.1 * steps.standing_still:
-        return f"{line} But it misses real rows by {steps.median.real / steps.standing_still:.2g}: another simulator."
-    return f"{line} It reproduces real rows to {steps.median.real / steps.standing_still:.1g}."
+    step = steps.standing_still or 1.0
+    line = (
+        f"In the middle, a row misses the simulator's s' by {model / step:.2g} of a step's change (s' - s) and its "
+        f"reward by {steps.reward.synthetic:.2g}; terminal is another in {steps.terminal.synthetic:.2%}."
+    )
+    if world > 0.1 * step:
+        return f"{line} But real rows miss it by {world / step:.2g}: it is not the simulator they come from."
+    return f"{line} Real rows miss it by {world / step:.1g}."
 
 
 def _finite(value: float) -> float | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffrl.augment.fidelity import Doubles, FidelityReport, Pair, table_of
 from diffrl.data.offline import Floats, OfflineDataset
@@ -50,7 +51,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-
   padding: 0 1em }
 h1 { font-size: 1.5em; margin-bottom: .2em } h2 { font-size: 1.1em; margin-top: 2em }
 table { border-collapse: collapse; width: 100% } td, th { padding: .35em .8em .35em 0; text-align: left;
-  border-bottom: 1px solid #e4e4e4; vertical-align: top } th { color: #666; font-weight: 600 }
+  border-bottom: 1px solid #e4e4e4; vertical-align: top }
+td[rowspan] { max-width: 34em } th { color: #666; font-weight: 600 }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 td.s { color: BLUE; font-weight: 600 } td.f { color: #666 } img { width: 100%; margin-top: 1em } p.about { color: #555;
   margin-top: 0 } .columns { columns: 4 13em; column-gap: 2.5em } .columns table { break-inside: auto }
@@ -59,12 +61,16 @@ td.s { color: BLUE; font-weight: 600 } td.f { color: #666 } img { width: 100%; m
 
 def page(report: FidelityReport, picture: bytes, title: str) -> str:
     """The HTML page, with the PNG `picture` inside it."""
+    measures = _measures(report)
     lines, seen = [], None
-    for key, measure, pair, form in _measures(report):
-        verdict = html.escape(report.verdicts[key]) if key != seen else ""
+    for key, measure, pair, form in measures:
+        verdict = ""
+        if key != seen:
+            height = sum(other == key for other, *_ in measures)
+            verdict = f'<td rowspan="{height}">{html.escape(report.verdicts[key])}</td>'
         lines.append(
             f'<tr><td>{html.escape(measure)}</td><td class="n s">{_number(pair.synthetic, form)}</td>'
-            f'<td class="n f">{_number(pair.real, form)}</td><td>{verdict}</td></tr>'
+            f'<td class="n f">{_number(pair.real, form)}</td>{verdict}</tr>'
         )
         seen = key
     columns = "".join(
@@ -136,16 +142,17 @@ def draw(report: FidelityReport, real: OfflineDataset, synthetic: OfflineDataset
     tables = [_sample(table_of(dataset)) for dataset in (real, synthetic)]
     shown = _most_different(report)
     lines = -(-len(shown) // 4)
-    figure = Figure(figsize=(12, 1.75 * lines + 7.9), layout="constrained")
-    parts = figure.subfigures(3, 1, height_ratios=[1.75 * lines + 0.5, 4.0, 3.2], hspace=0.03)
-    _draw_histograms(parts[0], report, tables, shown)
-    _draw_correlations(parts[1], report)
-    axes = parts[2].subplots(1, 3, width_ratios=[1, 1, 1])
+    heights = [1.75 * lines + 0.4, 3.9, 3.3]
+    figure = Figure(figsize=(12, sum(heights) + 0.4), layout="constrained")
+    histograms, correlations, others = figure.subfigures(3, 1, squeeze=False, height_ratios=heights, hspace=0.03)[:, 0]
+    _draw_histograms(histograms, report, tables, shown)
+    _draw_correlations(correlations, report)
+    axes = others.subplots(1, 3)
     _draw_ks(axes[0], report)
     _draw_neighbours(axes[1], report)
     _draw_dynamics(axes[2], report)
     figure.suptitle(title, fontsize=14, fontweight="bold")
-    return save(figure, path, colours=256)
+    return save(figure, path)
 
 
 def _sample(table: Floats) -> Floats:
@@ -168,21 +175,16 @@ def _draw_histograms(part: "SubFigure", report: FidelityReport, tables: list[Flo
         low, high = np.quantile(real, [0.001, 0.999])
         margin = 0.05 * (high - low) or 1.0
         bins = np.linspace(low - margin, high + margin, 50)
-        for values, look in (
-            (real, {"color": GREY, "alpha": 0.55, "label": "real"}),
-            (made, {"color": BLUE, "histtype": "step", "linewidth": 1.5, "label": "synthetic"}),
-        ):
-            weights = np.full(len(values), 100 / len(values))
-            ax.hist(np.clip(values, bins[0], bins[-1]), bins=bins, weights=weights, **look)
+        _two_histograms(ax, made, real, bins)
         ax.set_title(
             f"{report.names[column]}    KS {report.ks[column]:.3f} ({report.ks_floor[column]:.3f})", fontsize=10
         )
-        _plain(ax)
-        ax.set_yticks([])
-        ax.spines["left"].set_visible(False)
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.tick_params(labelsize=8)
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
-    part.legend(*axes[0].get_legend_handles_labels(), loc="upper right", ncols=2, frameon=False, fontsize=10)
+    axes[0].legend(frameon=False, fontsize=8, handlelength=1.2)
     which = "Columns" if len(shown) == len(report.names) - 1 else "The reward, and the columns that differ most"
     part.suptitle(f"{which} (in brackets: real against real)", fontsize=11, x=0.01, ha="left")
 
@@ -197,18 +199,21 @@ def _draw_correlations(part: "SubFigure", report: FidelityReport) -> None:
         ("synthetic", report.synthetic_correlations),
         (f"difference, at most {largest.synthetic:.2f} ({largest.real:.2f})", difference),
     ]
-    ticks = [i for i, name in enumerate(report.names) if name in ("s1", "a1", "r", "s'1", "terminal")]
+    ticks = _block_starts(report)
     for ax, (name, matrix) in zip(axes, panels, strict=True):
         image = ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
         labels = [report.names[i] for i in ticks]
         ax.set_xticks(ticks, labels, fontsize=8)
         ax.set_yticks(ticks, labels, fontsize=8)
         ax.tick_params(length=2)
+        for edge in ticks[1:]:
+            ax.axhline(edge - 0.5, color="white", linewidth=1.5)
+            ax.axvline(edge - 0.5, color="white", linewidth=1.5)
         ax.set_title(name, fontsize=10)
         for spine in ax.spines.values():
             spine.set_visible(False)
     bar = part.colorbar(image, ax=axes, shrink=0.75, aspect=25, ticks=[-1, 0, 1])
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     part.suptitle("Correlations of columns", fontsize=11, x=0.01, ha="left")
 
 
@@ -217,9 +222,9 @@ def _draw_ks(ax: "Axes", report: FidelityReport) -> None:
     at = np.arange(len(report.names))
     ax.bar(at, report.ks_floor, color=GREY, alpha=0.55, width=0.9, label="real against real")
     ax.plot(at, report.ks, "o", color=BLUE, markersize=4, label="synthetic")
-    ticks = [i for i, name in enumerate(report.names) if name in ("s1", "a1", "r", "s'1", "terminal")]
+    ticks = _block_starts(report)
     ax.set_xticks(ticks, [report.names[i] for i in ticks])
-    ax.set_ylim(bottom=0)
+    _leave_room(ax)
     ax.set_title("KS statistic by column", fontsize=10)
     finish(ax)
 
@@ -232,7 +237,7 @@ def _draw_neighbours(ax: "Axes", report: FidelityReport) -> None:
     ax.axvline(near.low.real, color=ORANGE, linewidth=1, linestyle="--", label="1 % of real rows are nearer")
     ax.set_xlabel(f"distance; left of the line: {near.closer:.1%} of synthetic rows")
     ax.set_title("Distance to the nearest training row", fontsize=10)
-    ax.set_yticks([])
+    _leave_room(ax)
     finish(ax)
 
 
@@ -253,22 +258,25 @@ def _draw_dynamics(ax: "Axes", report: FidelityReport) -> None:
     _two_histograms(ax, steps.synthetic.clip(least), steps.real.clip(least), bins)
     ax.axvline(steps.standing_still, color=ORANGE, linewidth=1, linestyle="--", label='"s\' = s", median')
     ax.set(xscale="log", xlabel="RMS over columns, standardised")
-    ax.set_yticks([])
+    _leave_room(ax)
     finish(ax, "upper left")
 
 
-def _two_histograms(ax: "Axes", made: Doubles, real: Doubles, bins: Doubles) -> None:
+def _two_histograms(ax: "Axes", made: NDArray[Any], real: NDArray[Any], bins: Doubles) -> None:
     """Real filled behind, synthetic outlined; as shares, what lies beyond the last bin in it."""
-    for values, look in (
-        (real, {"color": GREY, "alpha": 0.55, "label": "real"}),
-        (made, {"color": BLUE, "histtype": "step", "linewidth": 1.5, "label": "synthetic"}),
-    ):
-        kept: dict[str, Any] = look
-        ax.hist(values.clip(bins[0], bins[-1]), bins=bins, weights=np.full(len(values), 100 / len(values)), **kept)
+    real_look: dict[str, Any] = {"color": GREY, "alpha": 0.55, "label": "real"}
+    made_look: dict[str, Any] = {"color": BLUE, "histtype": "step", "linewidth": 1.5, "label": "synthetic"}
+    for values, look in ((real, real_look), (made, made_look)):
+        weights = np.full(len(values), 1 / len(values))
+        ax.hist(values.clip(bins[0], bins[-1]), bins=bins.tolist(), weights=weights, **look)
+    ax.set_yticks([])
 
 
-def _plain(ax: "Axes") -> None:
-    """The house style without a legend."""
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.tick_params(labelsize=8)
+def _block_starts(report: FidelityReport) -> list[int]:
+    """The first columns of s, a, s', and terminal."""
+    return [i for i, name in enumerate(report.names) if name in ("s1", "a1", "s'1", "terminal")]
+
+
+def _leave_room(ax: "Axes") -> None:
+    """From 0 on, and a third of the height for the legend."""
+    ax.set_ylim(0, 1.4 * ax.get_ylim()[1])
