@@ -17,6 +17,7 @@ the agents' seeds; the model and its rows are one for all of them, so that its o
 """
 
 import dataclasses
+import itertools
 import json
 import sys
 import time
@@ -37,9 +38,9 @@ from diffrl.augment.codec import RowCodec
 from diffrl.augment.config import Sampling, SynthERConfig
 from diffrl.augment.fidelity import fidelity
 from diffrl.augment.synther import TransitionDiffusion, generator_of
-from diffrl.augment.synthesis import as_columns, load_model, real_columns, split, synther
+from diffrl.augment.synthesis import as_columns, as_dataset, load_model, real_columns, split, synther
 from diffrl.data import d4rl
-from diffrl.data.offline import OfflineDataset
+from diffrl.data.offline import STAND_IN, OfflineDataset
 from diffrl.errors import UserError
 from diffrl.files import atomic_path
 from diffrl.machine import settle
@@ -114,7 +115,9 @@ def real_file(options: Options, name: Name) -> Path:
             raise UserError(f"{RECORDING} is not here: leave out hopper (--datasets maze2d).")
         dataset = load_dataset(RECORDING)
     returns = dataset.episode_returns()
-    metadata = {"env_id": ENVS[name], "return_range": np.array([returns.min(), returns.max()])}
+    metadata: dict[str, Any] = {"env_id": ENVS[name], "return_range": np.array([returns.min(), returns.max()])}
+    if not dataset.has_terminal_next:
+        metadata["terminal_successors"] = STAND_IN
     columns = real_columns(dataset)
     if name == "hopper-small":
         n = len(columns["rewards"])
@@ -182,7 +185,7 @@ def measured(options: Options, name: Name) -> tuple[TransitionDiffusion, Any, Of
         raise UserError(f"There is no model in {folder}: run --parts data first.")
     model = load_model(folder)
     dataset = d4rl.read(real_file(options, name))
-    train, held_out = split(dataset, 0.05, 0)
+    train, held_out = (as_dataset(rows, dataset.metadata) for rows in split(dataset, 0.05, 0))
     return model, dynamics_for(ENVS[name]), train, held_out
 
 
@@ -207,10 +210,12 @@ def solver_curve(options: Options, name: Name, console: Console) -> list[dict[st
 def summary(found: Any) -> dict[str, float]:
     """The two measures of the curve, and their floors."""
     return {
-        "w2": found.sliced_w2.value,
-        "w2_floor": found.sliced_w2.floor,
-        "dynamics": found.dynamics.median,
-        "dynamics_90": found.dynamics.quantile_90,
+        "w2": found.sliced_w2.synthetic,
+        "w2_floor": found.sliced_w2.real,
+        "ks_mean": found.ks_mean.synthetic,
+        "dynamics": found.dynamics.median.synthetic,
+        "dynamics_90": found.dynamics.high.synthetic,
+        "standing_still": found.dynamics.standing_still,
     }
 
 
@@ -246,7 +251,7 @@ def plain_sample(network: PlainDenoiser, n: int, size: int, steps: int = 128) ->
     sigmas = (80 ** (1 / 7) + i / (steps - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     sigmas = torch.cat([sigmas, torch.zeros(1)])
     x = sigmas[0] * torch.randn(n, size)
-    for k, k_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for k, k_next in itertools.pairwise(sigmas):
         gamma = min(S_churn / steps, 2**0.5 - 1) if S_tmin <= float(k) <= S_tmax else 0.0
         k_hat = k + gamma * k
         x_hat = x + (k_hat**2 - k**2).sqrt() * S_noise * torch.randn_like(x)

@@ -17,6 +17,8 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 ACTION_LIMIT = 1.0
 """The action range of every D4RL task and of our agents is [-1, 1]."""
 
+STAND_IN = "stand-in: the row's own observation"
+"""What the metadata say of `terminal_successors` where they were not recorded."""
 _ACTION_SLACK = 1e-5  # a tanh in float32, stored and read again
 
 
@@ -71,6 +73,12 @@ class OfflineDataset:
         if not ends[-1]:
             stops = np.append(stops, len(self))
         return np.stack([np.append(0, stops[:-1]), stops], axis=1)
+
+    @property
+    def has_terminal_next(self) -> bool:
+        """Whether what follows a terminal row is stored, and not a stand-in (as the metadata of a file derived from
+        one without next observations says)."""
+        return self.has_next and self.metadata.get("terminal_successors") != STAND_IN
 
     @property
     def n_episodes(self) -> int:
