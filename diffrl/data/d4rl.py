@@ -26,7 +26,8 @@ Array: TypeAlias = npt.NDArray[Any]
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("timeouts", "next_observations")
-_BLOCK = 2**17
+_BLOCK = 2**22
+"""Bytes of an array that are read at once for its checksum."""
 _FETCH_AGAIN = "Write it again, or if it is D4RL's: `diffrl data download ID --force` (maze2d: `generate`)."
 
 
@@ -142,8 +143,10 @@ def digest(arrays: Mapping[str, Any]) -> str:
         total.update(f"{key} {values.dtype.str} {values.shape}\n".encode())
         if values.ndim == 0:
             total.update(np.asarray(values[()]).reshape(-1).view(np.uint8).data)
-        for start in range(0, len(values) if values.ndim else 0, _BLOCK):
-            part = np.asarray(values[start : start + _BLOCK], order="C")
+            continue
+        rows = max(_BLOCK * len(values) // max(values.nbytes, 1), 1)
+        for start in range(0, len(values), rows):
+            part = np.asarray(values[start : start + rows], order="C")
             total.update(part.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
