@@ -103,47 +103,46 @@ class Options:
     """Folder of everything."""
 
 
-def real_file(options: Options, name: Name) -> Path:
-    """The real data as a file: with next observations, and their return range, whatever rows are drawn."""
-    path = options.out / f"{name}.hdf5"
-    if path.exists():
-        return path
+def real_file(options: Options, name: Name) -> str:
+    """The real data: by name or path, as every command takes them."""
     if name == "maze2d":
-        dataset = load_dataset("maze2d-umaze-v1")
-    else:
-        if not RECORDING.is_file():
-            raise UserError(f"{RECORDING} is not here: leave out hopper (--datasets maze2d).")
-        dataset = load_dataset(RECORDING)
-    returns = dataset.episode_returns()
-    metadata: dict[str, Any] = {"env_id": ENVS[name], "return_range": np.array([returns.min(), returns.max()])}
-    if not dataset.has_terminal_next:
-        metadata["terminal_successors"] = STAND_IN
-    columns = real_columns(dataset)
-    if name == "hopper-small":
+        return "maze2d-umaze-v1"
+    if not RECORDING.is_file():
+        raise UserError(f"{RECORDING} is not here: leave out hopper (--datasets maze2d).")
+    if name == "hopper":
+        return str(RECORDING)
+    path = options.out / f"{name}.hdf5"
+    if not path.exists():
+        dataset = d4rl.read(RECORDING)
+        columns, returns = real_columns(dataset), dataset.episode_returns()
         n = len(columns["rewards"])
         chosen = np.sort(np.random.default_rng(0).choice(n, n // 10, replace=False))
         columns = {key: values[chosen] for key, values in columns.items()}
-        columns["timeouts"] = ~columns["terminals"]
-    d4rl.write_blocks(path, [columns], metadata)
-    return path
+        columns["timeouts"] = ~columns["terminals"]  # rows without their neighbours: each an episode of its own
+        about = {"return_range": np.array([returns.min(), returns.max()]), "terminal_successors": STAND_IN}
+        d4rl.write_blocks(path, [columns], about)
+    return str(path)
 
 
-def files(options: Options, name: Name) -> dict[str, Path]:
+def files(options: Options, name: Name) -> dict[str, str]:
     """The three data sets, made where they are missing."""
     real = real_file(options, name)
     synthetic, both = options.out / f"{name}-synthetic.hdf5", options.out / f"{name}-both.hdf5"
     if not synthetic.exists():
         synther(
-            str(real),
+            real,
             synthetic,
+            env=ENVS[name],
             samples=options.samples,
-            model=SynthERConfig(steps=options.model_steps, width=options.width, batch_size=256),
+            model=SynthERConfig(
+                steps=options.model_steps, width=options.width, batch_size=256 if name == "maze2d" else None
+            ),
             sampling=Sampling(solver="dpmpp2m", sampling_steps=32),
         )
     if not both.exists():
-        parts = [d4rl.read(path) for path in (real, synthetic)]
-        d4rl.write_blocks(both, [part.columns() for part in parts], parts[0].metadata)
-    return {"real": real, "synthetic": synthetic, "both": both}
+        made = d4rl.read(synthetic)
+        d4rl.write_blocks(both, [real_columns(load_dataset(real)), made.columns()], made.metadata)
+    return {"real": real, "synthetic": str(synthetic), "both": str(both)}
 
 
 def train_agents(options: Options, name: Name, console: Console) -> list[dict[str, Any]]:
@@ -158,7 +157,7 @@ def train_agents(options: Options, name: Name, console: Console) -> list[dict[st
                 diffrl.train(
                     dataclasses.replace(
                         config,
-                        dataset=str(path),
+                        dataset=path,
                         env=ENVS[name],
                         steps=options.agent_steps,
                         seeds=options.seeds,
@@ -184,8 +183,9 @@ def measured(options: Options, name: Name) -> tuple[TransitionDiffusion, Any, Of
     if not checkpoint.steps(folder):
         raise UserError(f"There is no model in {folder}: run --parts data first.")
     model = load_model(folder)
-    dataset = d4rl.read(real_file(options, name))
-    train, held_out = (as_dataset(rows, dataset.metadata) for rows in split(dataset, 0.05, 0))
+    dataset = load_dataset(real_file(options, name))
+    known = {} if dataset.has_terminal_next else {"terminal_successors": STAND_IN}
+    train, held_out = (as_dataset(rows, dict(known)) for rows in split(dataset, 0.05, 0))
     return model, dynamics_for(ENVS[name]), train, held_out
 
 
