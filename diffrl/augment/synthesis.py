@@ -335,8 +335,8 @@ def provenance(config: SynthesisConfig, sampling: Sampling, n: int, mix: Mix, so
         "model": dataclasses.asdict(config.model),
         "sampling": {**dataclasses.asdict(sampling), "S_churn": sampling.S_churn, "calls": sampling.calls},
         "seed": config.seed,
-        "action_low": source.codec.low[source.codec.observation_size :].cpu().numpy(),
-        "action_high": source.codec.high[source.codec.observation_size :].cpu().numpy(),
+        "action_low": source.codec.action_bounds[0].numpy(),
+        "action_high": source.codec.action_bounds[1].numpy(),
         **({} if source.dataset.has_terminal_next else {"terminal_successors": STAND_IN}),
         **({"env_id": config.env_id} if config.env_id else {}),
     }
@@ -402,7 +402,7 @@ def _report(folder: Path, source: Source, generated: NDArray[np.float32], seed: 
         held_out,
         dynamics=dynamics_for(source.task.env_id) if source.task.env_id else None,
         seed=seed,
-        action_bounds=(source.codec.low[o:].cpu().numpy(), source.codec.high[o:].cpu().numpy()),
+        action_bounds=source.codec.action_bounds,
     )
     title = f"{len(columns['rewards']):,} synthetic transitions beside {source.dataset.metadata['dataset']}"
     write_report(found, train, synthetic, folder, title)

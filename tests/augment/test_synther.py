@@ -39,11 +39,16 @@ def test_rows_come_back_exactly_and_are_standardised() -> None:
 
 
 def test_decoding_clips_rounds_and_thresholds() -> None:
+    """Actions to [-1, 0.5]; observations to what s and s' hold in the data, s_2 at most 1.25; rewards to 0, 1."""
     data = transitions()
     codec = RowCodec.fit(data, (-1.0, [0.5]), (-np.inf, [np.inf, 1.25]))
-    rows = codec.scale(torch.tensor([[9.0, 9, 9, 9, 9, 0.6, 0.49], [-9, -9, -9, -9, -9, 0.4, 0.51]]))
-    expected = [[9, 1.25, 0.5, 9, 1.25, 1, 0], [-9, -9, -1, -9, -9, 0, 1]]
+    columns = data.columns
+    states = torch.cat([columns.observations, columns.next_observations])
+    (low_1, low_2), high_1 = states.amin(0).tolist(), float(states[:, 0].max())
+    rows = codec.scale(torch.tensor([[99.0, 9, 9, 99, 9, 0.6, 0.49], [-99, -99, -9, -99, -99, 0.4, 0.51]]))
+    expected = [[high_1, 1.25, 0.5, high_1, 1.25, 1, 0], [low_1, low_2, -1, low_1, low_2, 0, 1]]
     torch.testing.assert_close(codec.decode(rows), torch.tensor(expected), atol=1e-5, rtol=0)
+    assert [bound.tolist() for bound in codec.action_bounds] == [[-1], [0.5]]
 
 
 def test_a_continuous_reward_is_not_rounded_and_a_constant_column_stays() -> None:
