@@ -38,9 +38,9 @@ from diffrl.augment.codec import RowCodec
 from diffrl.augment.config import Sampling, SynthERConfig
 from diffrl.augment.fidelity import fidelity
 from diffrl.augment.synther import TransitionDiffusion, generator_of
-from diffrl.augment.synthesis import as_columns, as_dataset, load_model, real_columns, split, synther
+from diffrl.augment.synthesis import as_columns, as_dataset, load_model, of_terminals, real_columns, split, synther
 from diffrl.data import d4rl
-from diffrl.data.offline import STAND_IN, OfflineDataset
+from diffrl.data.offline import OfflineDataset
 from diffrl.errors import UserError
 from diffrl.files import atomic_path
 from diffrl.machine import settle
@@ -119,7 +119,7 @@ def real_file(options: Options, name: Name) -> str:
         chosen = np.sort(np.random.default_rng(0).choice(n, n // 10, replace=False))
         columns = {key: values[chosen] for key, values in columns.items()}
         columns["timeouts"] = ~columns["terminals"]  # rows without their neighbours: each an episode of its own
-        about = {"return_range": np.array([returns.min(), returns.max()]), "terminal_successors": STAND_IN}
+        about = {"return_range": np.array([returns.min(), returns.max()]), **of_terminals(dataset)}
         d4rl.write_blocks(path, [columns], about)
     return str(path)
 
@@ -184,8 +184,7 @@ def measured(options: Options, name: Name) -> tuple[TransitionDiffusion, Any, Of
         raise UserError(f"There is no model in {folder}: run --parts data first.")
     model = load_model(folder)
     dataset = load_dataset(real_file(options, name))
-    known = {} if dataset.has_terminal_next else {"terminal_successors": STAND_IN}
-    train, held_out = (as_dataset(rows, dict(known)) for rows in split(dataset, 0.05, 0))
+    train, held_out = (as_dataset(rows, of_terminals(dataset)) for rows in split(dataset, 0.05, 0))
     return model, dynamics_for(ENVS[name]), train, held_out
 
 

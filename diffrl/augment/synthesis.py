@@ -105,6 +105,10 @@ def synther(
     The same call again goes on where it was cut, in training or generating, and gives the same file.
     """
     model, sampling = model or SynthERConfig(), sampling or Sampling()
+    if model.condition == "none" and (sampling.above > 0 or sampling.guidance != 1):
+        raise UserError(
+            "--above and --guidance steer a conditional model: train one with --condition reward or return."
+        )
     target = _Target(str(out), force)
     device = resolve_device(device)
     settle()
@@ -337,9 +341,14 @@ def provenance(config: SynthesisConfig, sampling: Sampling, n: int, mix: Mix, so
         "seed": config.seed,
         "action_low": source.codec.action_bounds[0].numpy(),
         "action_high": source.codec.action_bounds[1].numpy(),
-        **({} if source.dataset.has_terminal_next else {"terminal_successors": STAND_IN}),
+        **of_terminals(source.dataset),
         **({"env_id": config.env_id} if config.env_id else {}),
     }
+
+
+def of_terminals(dataset: OfflineDataset) -> dict[str, Any]:
+    """What the metadata of data derived from these say of the next observations of terminal rows."""
+    return {} if dataset.has_terminal_next else {"terminal_successors": STAND_IN}
 
 
 def as_columns(rows: NDArray[np.float32], observation_size: int, action_size: int) -> dict[str, NDArray[Any]]:
@@ -389,8 +398,7 @@ def _report(folder: Path, source: Source, generated: NDArray[np.float32], seed: 
     from envs.dynamics import dynamics_for
 
     o, a = source.codec.observation_size, source.codec.action_size
-    known = {} if source.dataset.has_terminal_next else {"terminal_successors": STAND_IN}
-    train, held_out = (as_dataset(rows, dict(known)) for rows in (source.train, source.held_out))
+    train, held_out = (as_dataset(rows, of_terminals(source.dataset)) for rows in (source.train, source.held_out))
     # Rows of one model are alike: the first ones stand for all.
     columns: dict[str, Any] = as_columns(np.array(generated[:REPORTED]), o, a)
     synthetic = OfflineDataset(**columns)

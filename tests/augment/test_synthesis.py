@@ -200,6 +200,7 @@ def test_a_model_is_kept_and_other_settings_are_refused(source: Path, tmp_path: 
         (["--out", "new.hdf5", "--held-out", "1"], "--held-out is 1"),
         (["--out", "new.hdf5", "--rows", "50"], "expected 100 or more"),
         (["--out", "new.hdf5", "--env", "HalfCheetah-v4"], "do not fit"),
+        (["--out", "new.hdf5", "--above", "0.5"], "train one with --condition"),
         (["--out", "new.hdf5", "--churn", "5", "--solver", "dpmpp2m"], "does not go with"),
     ],
 )
