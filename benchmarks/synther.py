@@ -95,6 +95,8 @@ class Options:
     """Synthetic rows."""
     agent_steps: int = 20_000
     """The agents' training steps."""
+    eval_every: int = 4_000
+    """Training steps between evaluations."""
     episodes: int = 20
     """Episodes a seed, in each evaluation."""
     curve_rows: int = 10_000
@@ -161,7 +163,7 @@ def train_agents(options: Options, name: Name, console: Console) -> list[dict[st
                         env=ENVS[name],
                         steps=options.agent_steps,
                         seeds=options.seeds,
-                        eval_every=max(options.agent_steps // 4, 1),
+                        eval_every=options.eval_every,
                         eval_episodes=options.episodes,
                         workers=1,
                         compile=False,
