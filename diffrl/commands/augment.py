@@ -31,7 +31,7 @@ class Synther:
     dataset: Positional[str]
     """A D4RL id, a Minari id, or a path (HDF5, npz, a Minari folder)."""
     out: str
-    """A path ending in .hdf5, or minari:ID (which stores every transition as an episode: slow beyond 100,000)."""
+    """A path ending in .hdf5, or minari:ID, where every transition becomes an episode (14 KB and 2 ms each)."""
     samples: int | None = None
     """Synthetic rows; by default 1,000,000 (the paper: 5,000,000)."""
     ratio: float | None = None
