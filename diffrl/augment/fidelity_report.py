@@ -258,6 +258,8 @@ def _draw_dynamics(ax: "Axes", report: FidelityReport) -> None:
     _two_histograms(ax, steps.synthetic.clip(least), steps.real.clip(least), bins)
     ax.axvline(steps.standing_still, color=ORANGE, linewidth=1, linestyle="--", label='"s\' = s", median')
     ax.set(xscale="log", xlabel="RMS over columns, standardised")
+    ax.set_xticks([1e-8, 1e-6, 1e-4, 1e-2, 1])
+    ax.minorticks_off()
     _leave_room(ax)
     finish(ax, "upper left")
 
