@@ -1,5 +1,6 @@
 """A roll-out's own rows are what the simulator, set to each of them in any order, makes again."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ Arrays = tuple[NDArray[Any], ...]
 
 def rollout(env_id: str, steps: int, seed: int = 0) -> Arrays:
     """s, a, r, s' (float32, as data sets hold them) and terminal of a random policy."""
-    env = gymnasium.make(env_id)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of v4
+        env = gymnasium.make(env_id)
     rng = np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed)
     rows = []
@@ -56,7 +59,7 @@ def test_a_maze_rollout_is_reproduced() -> None:
         assert np.abs(found - successors).max() < 1e-4
         assert np.abs(rewards - wanted).max() < 1e-5
         assert not ends.any()
-    assert np.abs(r - wanted).max() > 1e-2  # the two conventions differ
+    assert np.abs(r - wanted).max() > 1e-3  # the two conventions differ
 
 
 def test_generated_maze_data_are_reproduced_without_being_told_whose_the_reward_is() -> None:
