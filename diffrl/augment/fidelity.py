@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffrl.data.offline import ACTION_LIMIT, Bools, Floats, OfflineDataset
+from diffrl.data.offline import ACTION_LIMIT, Bools, Floats, Ints, OfflineDataset
 from diffrl.diffusion.diagnostics import sliced_w2
 from diffrl.errors import DataError, UserError
 from envs.dynamics import Dynamics
@@ -153,6 +153,7 @@ class FidelityReport:
             },
             "sliced_w2": _as_json(self.sliced_w2),
             "nearest_neighbour": {
+                "rows": len(near.synthetic),
                 "median": _as_json(near.median),
                 "quantile_1_percent": _as_json(near.low),
                 "share_closer_than_1_percent_of_real": near.closer,
@@ -165,6 +166,7 @@ class FidelityReport:
             "dynamics": None
             if steps is None
             else {
+                "rows": len(steps.synthetic),
                 "median": _as_json(steps.median),
                 "quantile_90_percent": _as_json(steps.high),
                 "standing_still": _finite(steps.standing_still),
@@ -202,33 +204,41 @@ def fidelity(
     _check_sizes(sides)
     stand_ins = any(not side.has_next and side.terminals.any() for side in (real, held_out) if side is not None)
     notes = []
-    tables = {}
+    fit = {}
     for name, side in sides.items():
-        table, unfit = _table(side)
-        tables[name] = table
+        fit[name], unfit = _fit_rows(side)
         if unfit:
             notes.append(f"{unfit:,} {name} rows hold values that are not finite, and are left out.")
-        if len(table) < 4:
-            raise DataError(f"Only {len(table)} {name} rows can be compared: finite, their successor known. Give more.")
+        if len(fit[name]) < 4:
+            raise DataError(
+                f"Only {len(fit[name])} {name} rows can be compared: finite, their successor known. Give more."
+            )
     if stand_ins:
         notes.append("The real data do not hold what follows a terminal row: those are left out where s' is compared.")
 
     rng = np.random.default_rng(seed)
-    train = tables["real"]
-    o, a = real.observation_size, real.action_size
-    mean, scale = _scales(train)
     if held_out is None:
         floor = (
             "one half of the training rows against the other, as no rows were held out (nearest neighbours: a training "
             "row's nearest other one)"
         )
-        halves = rng.permutation(len(train))
-        base, fresh = train[halves[::2]], train[halves[1::2]]
+        order = rng.permutation(fit["real"])
+        base_rows, fresh_rows = order[::2], order[1::2]
     else:
         floor = "held-out rows against training rows"
-        base, fresh = train, tables["held out"]
-    n = min(rows, len(base), len(fresh), len(tables["synthetic"]))
-    base, fresh, made = (_draw(table, n, rng) for table in (base, fresh, tables["synthetic"]))
+        base_rows, fresh_rows = fit["real"], fit["held out"]
+    n = min(rows, len(base_rows), len(fresh_rows), len(fit["synthetic"]))
+    made, fresh, base = (
+        _gather(side, rng.choice(numbers, n, replace=False))
+        for side, numbers in (
+            (synthetic, fit["synthetic"]),
+            (real if held_out is None else held_out, fresh_rows),
+            (real, base_rows),
+        )
+    )
+    train = _gather(real, fit["real"])
+    o, a = real.observation_size, real.action_size
+    mean, scale = _scales(train)
 
     steps = None
     if dynamics is not None:
@@ -266,8 +276,12 @@ def fidelity(
         )
     )
     low, high = (-ACTION_LIMIT, ACTION_LIMIT) if action_bounds is None else action_bounds
-    outside, at_bound = zip(
-        *(_at_bounds(tables[name][:, o : o + a], low, high) for name in ("synthetic", "real")), strict=True
+    ends, outside, at_bound = zip(
+        *(
+            (float(side.terminals[numbers].mean()), *_at_bounds(side.actions[numbers], low, high))
+            for side, numbers in ((synthetic, fit["synthetic"]), (real, fit["real"]))
+        ),
+        strict=True,
     )
     return FidelityReport(
         names=_names(o, a),
@@ -282,7 +296,7 @@ def fidelity(
         correlation_mean=Pair(float(by_model.mean()), float(by_chance.mean())),
         sliced_w2=w2,
         neighbours=_neighbours(train, made, None if held_out is None else fresh, mean, scale, rng),
-        terminal_rate=Pair(float(tables["synthetic"][:, -1].mean()), float(tables["real"][:, -1].mean())),
+        terminal_rate=Pair(*ends),
         actions_outside=Pair(*outside),
         actions_at_bound=Pair(*at_bound),
         dynamics=steps,
@@ -312,32 +326,28 @@ def _check_sizes(sides: dict[str, OfflineDataset]) -> None:
             )
 
 
-def table_of(dataset: OfflineDataset) -> Floats:
-    """Rows [s, a, r, s', terminal] (n, W) of known successor whose values are all finite, in order."""
-    return _table(dataset)[0]
+def table_of(dataset: OfflineDataset, most: int) -> Floats:
+    """Rows [s, a, r, s', terminal] (n, W) of known successor and finite: `most` at most, evenly spread."""
+    numbers, _ = _fit_rows(dataset)
+    return _gather(dataset, numbers[:: -(-len(numbers) // most)])
 
 
-def _table(dataset: OfflineDataset) -> tuple[Floats, int]:
-    """`table_of`, and how many rows were not finite."""
+def _fit_rows(dataset: OfflineDataset) -> tuple[Ints, int]:
+    """The numbers of rows whose successor is known and whose values are finite; how many others are not finite."""
     following, known = dataset.successors()
-    rows = np.concatenate(
-        [
-            dataset.observations[known],
-            dataset.actions[known],
-            dataset.rewards[known, None],
-            following[known],
-            dataset.terminals[known, None].astype(np.float32),
-        ],
-        axis=1,
-    )
-    finite = np.isfinite(rows).all(1)
-    return rows if finite.all() else rows[finite], int((~finite).sum())
+    finite = np.isfinite(dataset.rewards)
+    for values in (dataset.observations, dataset.actions, following):
+        finite &= np.isfinite(values).all(1)
+    return np.flatnonzero(known & finite), int((known & ~finite).sum())
 
 
-def _draw(table: Floats, n: int, rng: np.random.Generator) -> Floats:
-    """n rows without replacement, in random order."""
-    drawn: Floats = table[rng.choice(len(table), n, replace=False)]
-    return drawn
+def _gather(dataset: OfflineDataset, numbers: Ints) -> Floats:
+    """Rows [s, a, r, s', terminal] (n, W)."""
+    following, _ = dataset.successors()
+    flat = (dataset.rewards, dataset.terminals)
+    reward, terminal = (column[numbers, None].astype(np.float32) for column in flat)
+    parts = (dataset.observations[numbers], dataset.actions[numbers], reward, following[numbers], terminal)
+    return np.concatenate(parts, axis=1)
 
 
 def _scales(train: Floats) -> tuple[Doubles, Doubles]:
@@ -407,7 +417,7 @@ def _neighbours(
     )
 
 
-def nearest_distances(rows: Floats, base: Floats, exclude: npt.NDArray[np.int64] | None = None) -> Doubles:
+def nearest_distances(rows: Floats, base: Floats, exclude: Ints | None = None) -> Doubles:
     """(n,) Euclidean distance of each of rows (n, W) to the nearest of base (m, W).
 
     exclude: (n,) the row of base that does not count, for each row. The nearest is found by float32 products, and its

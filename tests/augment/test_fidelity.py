@@ -126,7 +126,7 @@ def test_nearest_distances_are_brute_forces(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_real_rows_are_at_the_floor(at_floor: FidelityReport) -> None:
-    """Seen over seeds of the split: KS within 1.3x, correlations 1.3x, W2 1.4x, nearest neighbours .4 to 2 %."""
+    """Over 30 splits: KS .7 to 1.5 times the floor, correlations .7 to 1.4, W2 .8 to 1.3, nearer rows .6 to 1.5 %."""
     report = at_floor
     for pair in (report.ks_mean, report.ks_largest, report.correlation_mean, report.sliced_w2):
         assert 1 / 2 < excess(pair) < 2
@@ -153,7 +153,7 @@ def test_shuffled_successors_fail_jointly_and_in_the_simulator_alone(
     assert report.ks == pytest.approx(at_floor.ks)
     assert excess(report.correlation_mean) > 4
     assert report.correlation_largest.synthetic > 0.8  # s and s' of a position hardly differ
-    assert excess(report.sliced_w2) > 3
+    assert excess(report.sliced_w2) > 2
     steps = report.dynamics
     assert steps is not None
     assert steps.median.synthetic > 3 * steps.standing_still
@@ -235,6 +235,7 @@ def test_what_follows_a_terminal_row_counts_for_nothing_where_it_is_not_stored(
     assert first.dynamics is not None
     assert first.dynamics.high.synthetic < 1e-5
     assert first.dynamics.terminal == (0, 0)
+    assert first.neighbours.closer > 0.99  # all but one are rows of the real file
 
 
 def test_actions_are_counted_against_their_bounds(parts: Parts) -> None:
