@@ -194,7 +194,12 @@ def _draw_histograms(part: "SubFigure", report: FidelityReport, tables: list[Flo
         ax.set_visible(False)
     axes[0].legend(frameon=False, fontsize=8, handlelength=1.2)
     which = "Columns" if len(shown) == len(report.names) - 1 else "The reward, and the columns that differ most"
-    part.suptitle(f"{which} (in brackets: real against real)", fontsize=11, x=0.01, ha="left")
+    part.suptitle(
+        f"{which} (in brackets: real against real; the outermost bins hold what lies beyond)",
+        fontsize=11,
+        x=0.01,
+        ha="left",
+    )
 
 
 def _draw_correlations(part: "SubFigure", report: FidelityReport) -> None:
