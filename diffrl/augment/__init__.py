@@ -1,1 +1,1 @@
-"""Generators that enlarge data sets, and reports on what they make."""
+"""Larger data sets from those there are: synthetic transitions (SynthER), and how faithful they are."""

@@ -187,22 +187,25 @@ def fidelity(
     seed: int = 0,
     rows: int = 20_000,
     action_bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    stand_ins: bool | None = None,
 ) -> FidelityReport:
     """Compare synthetic transitions with real ones.
 
     real: the rows the model was trained on. held_out: real rows it has not seen, which give the floor; without them
     two halves of `real` do. rows: the most that are looked at a side, drawn by `seed`; nearest neighbours are looked
-    for among all of `real`. action_bounds: (low, high), numbers or (A,); [-1, 1] if None.
+    for among all of `real`. action_bounds: (low, high), numbers or (A,); [-1, 1] if None. stand_ins: whether s' of
+    terminal rows is none, and another value stands in (see `OfflineDataset.successors`); if None, that is so where a
+    real data set stores no next observations. Such rows are left out, on all sides, wherever s' is compared.
 
-    Rows of unknown successor, or with values that are not finite, are left out; terminal rows too, on all sides and
-    wherever s' is compared, if a real data set stores no next observations (their own stand in there). Raises
-    DataError where sizes differ or a side is left with too few rows.
+    Rows of unknown successor, or with values that are not finite, are left out too. Raises DataError where sizes
+    differ or a side is left with too few rows.
     """
     if rows < 2:
         raise UserError(f"{rows} rows were asked for; comparing needs at least 2.")
     sides = {"real": real, "synthetic": synthetic} | ({} if held_out is None else {"held out": held_out})
     _check_sizes(sides)
-    stand_ins = any(not side.has_next and side.terminals.any() for side in (real, held_out) if side is not None)
+    if stand_ins is None:
+        stand_ins = any(not side.has_next and side.terminals.any() for side in (real, held_out) if side is not None)
     notes = []
     fit = {}
     for name, side in sides.items():

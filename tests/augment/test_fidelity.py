@@ -238,6 +238,19 @@ def test_what_follows_a_terminal_row_counts_for_nothing_where_it_is_not_stored(
     assert first.neighbours.closer > 0.99  # all but one are rows of the real file
 
 
+def test_stand_ins_that_are_stored_can_be_named(parts: Parts, dynamics: Dynamics) -> None:
+    """Rows taken from such a file, with their stand-ins: unnamed they are errors of the simulator."""
+    real, made = (
+        replace(side, next_observations=np.where(side.terminals[:, None], 0, side.next_observations))
+        for side in (parts.train, parts.fresh)
+    )
+    named, unnamed = (fidelity(real, made, None, dynamics=dynamics, stand_ins=known) for known in (True, None))
+    assert named.dynamics is not None
+    assert unnamed.dynamics is not None
+    assert named.dynamics.real.max() < 1e-4
+    assert unnamed.dynamics.real.max() > 1
+
+
 def test_actions_are_counted_against_their_bounds(parts: Parts) -> None:
     actions = np.zeros_like(parts.fresh.actions)
     actions[:100, 1] = 2
