@@ -1,11 +1,9 @@
 """The diffusion model of transitions: its rows, its network, what it learns, what it draws."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from synther import PlainDenoiser, plain_sample  # benchmarks/synther.py: the paper's, in PyTorch's own layers
 
 from diffrl.augment.codec import RowCodec
 from diffrl.augment.config import Sampling, SynthERConfig
@@ -13,9 +11,6 @@ from diffrl.augment.synther import TransitionDiffusion, fit, generator_of, make_
 from diffrl.data.transitions import Transitions
 from diffrl.errors import DataError, UserError
 from diffrl.training.stack import StackTrainer
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from synther import PlainDenoiser, plain_sample  # the paper's network and sampler in PyTorch's own layers
 
 
 def transitions(n: int = 4096, seed: int = 0) -> Transitions:
