@@ -23,9 +23,7 @@ class Synther:
 
     The same command again goes on where it was cut. Beside the data set, in OUT-synther: the model, its curves
     (TensorBoard), and fidelity.html, which says how far the synthetic rows are from real ones: look at it before you
-    train. Defaults are the paper's, for a GPU. On a CPU:
-
-      --width 256 --steps 20000 --solver dpmpp2m --sampling-steps 32
+    train. The model is the paper's, for a GPU; on a CPU take --width 256 --steps 20000.
     """
 
     dataset: Positional[str]

@@ -98,7 +98,7 @@ def test_the_sampler_is_the_papers_algorithm() -> None:
     plain = plain_twin(model)
     torch.manual_seed(7)
     expected = plain_sample(plain, 16, 7, steps=12)
-    sampler = make_sampler(Sampling(sampling_steps=12))
+    sampler = make_sampler(Sampling("heun", 12))
     torch.manual_seed(7)
     x = 80 * torch.randn(16, 7)
     noise = torch.stack([torch.randn(16, 7) for _ in range(12)])
@@ -208,5 +208,7 @@ def test_settings_that_cannot_be() -> None:
         SynthERConfig(width=0)
     with pytest.raises(UserError, match="dpmpp2m"):
         Sampling(solver="dpmpp2m", churn=10.0)
-    assert Sampling().calls == 255
+    assert Sampling("heun", 128).calls == 255
+    assert Sampling("heun").S_churn == 80
+    assert Sampling().S_churn == 0
     assert Sampling(solver="dpmpp2m", sampling_steps=32).calls == 32
