@@ -120,5 +120,8 @@ class ConsistencyPolicy(GenerativePolicy):
         """Actions (S, B K, A), clamped to [-1, 1] at the end, by T calls of the function; differentiable."""
         f = self.function(observations, self._candidates(observations, noise))
         start = self.boundaries.k_max * noise[0]
-        actions = consistency_sample(f, self.prediction.process, start, self.times, noise=noise[1:], eps=self.eps)
+        clip = (-1.0, 1.0) if self.improved else None
+        actions = consistency_sample(
+            f, self.prediction.process, start, self.times, noise=noise[1:], clip=clip, eps=self.eps
+        )
         return actions.clamp(-1, 1)
