@@ -86,7 +86,7 @@ class ConsistencyPolicy(GenerativePolicy):
         """
         u = torch.rand(actions.shape[:-1], generator=generator, device=actions.device, dtype=actions.dtype)
         n = n_boundaries(step, total, start, end)
-        t, r = self.boundaries.draw(u, n, lognormal=(-1.1, 2.0) if self.improved else None)
+        t, r = self.boundaries.draw(u, n, lognormal=(-0.5, 1.0) if self.improved else None)
         noise = torch.randn(actions.shape, generator=generator, device=actions.device, dtype=actions.dtype)
         return t, r, noise
 
@@ -96,7 +96,7 @@ class ConsistencyPolicy(GenerativePolicy):
         """The consistency loss, the mean over the batch: (S,). average: the averaged policy (form "published")."""
         process, f = self.prediction.process, self.function(observations)
         if self.improved:
-            loss = consistency_loss(process, f, actions, t, r, noise, weighting="gap", metric="huber")
+            loss = consistency_loss(process, f, actions, t, r, noise, weighting=self._angle_weight)
         else:
             loss = consistency_loss(
                 process,
@@ -109,6 +109,11 @@ class ConsistencyPolicy(GenerativePolicy):
                 weighting=lambda k_t, k_r: 100 / (k_t - k_r),
             )
         return loss.mean(-1)
+
+    def _angle_weight(self, k_t: Tensor, k_r: Tensor) -> Tensor:
+        """1 / (theta_t - theta_r), tan(theta) = k / c_d, as one arctangent: their difference would cancel."""
+        c = self.prediction.data_std
+        return 1 / torch.atan(c * (k_t - k_r) / (c**2 + k_t * k_r))
 
     def sampling_noise(self, observations: Tensor, generator: torch.Generator, K: int = 1) -> Tensor:
         """What `sample` needs for K actions a state: (T, S, B K, A), the start first."""
