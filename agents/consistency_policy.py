@@ -25,10 +25,17 @@ class ConsistencyPolicy(GenerativePolicy):
     form "published": that of the paper's code. The boundary is at sigma_min (`KarrasBoundary`), the network gets a_t
         and t as they are, neighbouring levels are drawn uniformly, the goal is an averaged network's, and the loss is
         100 / (t - r) times the mean square. Sampled at the levels linspace(2, sigma_max, T).
-    form "improved": what iCT (Song & Dhariwal 2024, arXiv 2310.14189) changed, on EDM's preconditioning: the boundary
-        is at 0, the inputs are scaled, low levels are drawn more often, the goal is the network's own, the loss
-        1 / (t - r) times the pseudo-Huber distance. The number of levels grows as published, not by doubling. Sampled
-        at levels evenly spaced in log k, 80 and 0.4 for T = 2.
+    form "improved": on EDM's preconditioning, so that the boundary is at 0 and the inputs are scaled; the goal is the
+        network's own answer, as in iCT (Song & Dhariwal 2024, arXiv 2310.14189), log k ~ N(-0.5, 1) as in no paper. The
+        loss is the mean square over theta_t - theta_r, where tan(theta) = k / c_d, the angle of TrigFlow (arXiv
+        2410.11081): every level bears the same rate of change d f/d theta, however many levels there are. Sampled at
+        levels evenly spaced in log k, 5 and 0.32 for T = 2 of 0.02 to 5, each answer clamped to [-1, 1].
+
+    Why not all of iCT. Q's gradient enters where the function is sampled, first of all at sigma_max, and cloning has to
+    hold the function there. With iCT's weight 1 / (t - r) and levels up to 80, one row in a hundred lies near the top,
+    a thousandth as heavy as the lowest levels'; Q pushes such a function out of [-1, 1], where the clamp of the action
+    leaves it no gradient to come back by. On maze2d, nothing was learnt. The square, not the pseudo-Huber distance,
+    because its pull grows with the departure from the data, as that of Diffusion-QL's loss does.
     """
 
     times: Tensor
