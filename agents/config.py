@@ -310,14 +310,15 @@ class ConsistencyAC(QWeightedConfig):
 
     denoising_steps: int = 2
     """T, the steps of the consistency policy."""
-    form: Literal["published", "improved"] = "published"
-    """Consistency training as published, or improved: a loss that holds against Q at every level, see `ConsistencyPolicy`."""
+    form: Literal["published", "improved", "angular"] = "published"
+    """Consistency training as published; with iCT's loss, weights and levels on EDM's preconditioning (improved); or with
+    ours, which hold against Q at every level (angular). See `ConsistencyPolicy`."""
     q_norm: bool = False
     """Divide the critics' targets by their deviation over the batch, as the published settings of some tasks do."""
     sigma_min: float | None = None
-    """Smallest noise level; by default 0.002 as published, 0.02 improved."""
+    """Smallest noise level; by default 0.002, and 0.02 for angular."""
     sigma_max: float | None = None
-    """Largest noise level; by default 80 as published, 5 improved."""
+    """Largest noise level; by default 80, and 5 for angular."""
     boundaries_start: int = 2
     """Noise levels at the first step of training ..."""
     boundaries_end: int = 150
@@ -338,7 +339,7 @@ class ConsistencyAC(QWeightedConfig):
     @property
     def noise_range(self) -> tuple[float, float]:
         """sigma_min and sigma_max, the form's own where they are not given."""
-        low, high = (0.02, 5.0) if self.form == "improved" else (0.002, 80.0)
+        low, high = (0.02, 5.0) if self.form == "angular" else (0.002, 80.0)
         return low if self.sigma_min is None else self.sigma_min, high if self.sigma_max is None else self.sigma_max
 
 

@@ -25,17 +25,20 @@ class ConsistencyPolicy(GenerativePolicy):
     form "published": that of the paper's code. The boundary is at sigma_min (`KarrasBoundary`), the network gets a_t
         and t as they are, neighbouring levels are drawn uniformly, the goal is an averaged network's, and the loss is
         100 / (t - r) times the mean square. Sampled at the levels linspace(2, sigma_max, T).
-    form "improved": on EDM's preconditioning, so that the boundary is at 0 and the inputs are scaled; the goal is the
-        network's own answer, as in iCT (Song & Dhariwal 2024, arXiv 2310.14189), log k ~ N(-0.5, 1) as in no paper. The
-        loss is the mean square over theta_t - theta_r, where tan(theta) = k / c_d, the angle of TrigFlow (arXiv
-        2410.11081): every level bears the same rate of change d f/d theta, however many levels there are. Sampled at
-        levels evenly spaced in log k, 5 and 0.32 for T = 2 of 0.02 to 5, each answer clamped to [-1, 1].
+    form "improved": what iCT (Song & Dhariwal 2024, arXiv 2310.14189) changed, on EDM's preconditioning: the boundary
+        is at 0, the inputs are scaled, low levels are drawn more often, the goal is the network's own, the loss
+        1 / (t - r) times the pseudo-Huber distance. The number of levels grows as published, not by doubling. Sampled
+        at levels evenly spaced in log k, 80 and 0.4 for T = 2, each answer clamped to [-1, 1].
+    form "angular": ours, for broad data and much weight on Q. As improved, but the levels go from 0.02 to 5, log k ~
+        N(-0.5, 1), and the loss is the mean square over theta_t - theta_r, tan(theta) = k / c_d, the angle of TrigFlow
+        (arXiv 2410.11081): every level bears the same rate of change df/dtheta, however many levels there are.
 
-    Why not all of iCT. Q's gradient enters where the function is sampled, first of all at sigma_max, and cloning has to
-    hold the function there. With iCT's weight 1 / (t - r) and levels up to 80, one row in a hundred lies near the top,
-    a thousandth as heavy as the lowest levels'; Q pushes such a function out of [-1, 1], where the clamp of the action
-    leaves it no gradient to come back by. On maze2d, nothing was learnt. The square, not the pseudo-Huber distance,
-    because its pull grows with the departure from the data, as that of Diffusion-QL's loss does.
+    Why another form. Q's gradient enters where the function is sampled, first of all at sigma_max, and cloning has to
+    hold the function there. With iCT's weight and levels up to 80, one row in a hundred lies near the top, a
+    ten-thousandth as heavy as at the lowest; Q pushes such a function out of [-1, 1], where the clamp of the action
+    leaves it no gradient to come back by. The square, not the pseudo-Huber distance, because its pull grows with the
+    departure from the data, as that of Diffusion-QL's loss does. The price: clouds of actions as narrow as the levels
+    that are seldom drawn, 0.05 say, come out blurred.
     """
 
     times: Tensor
@@ -55,7 +58,7 @@ class ConsistencyPolicy(GenerativePolicy):
         data_std: float = 0.5,
     ) -> None:
         super().__init__(observation_size, action_size, generators, width=width, layers=layers)
-        self.steps, self.improved = steps, form == "improved"
+        self.steps, self.form, self.improved = steps, form, form != "published"
         self.prediction = Prediction("edm", VE(), data_std)
         self.boundary = KarrasBoundary(data_std, sigma_min)
         self.boundaries = Boundaries(VE(), sigma_min, sigma_max)
@@ -93,7 +96,8 @@ class ConsistencyPolicy(GenerativePolicy):
         """
         u = torch.rand(actions.shape[:-1], generator=generator, device=actions.device, dtype=actions.dtype)
         n = n_boundaries(step, total, start, end)
-        t, r = self.boundaries.draw(u, n, lognormal=(-0.5, 1.0) if self.improved else None)
+        lognormal = {"improved": (-1.1, 2.0), "angular": (-0.5, 1.0)}.get(self.form)
+        t, r = self.boundaries.draw(u, n, lognormal=lognormal)
         noise = torch.randn(actions.shape, generator=generator, device=actions.device, dtype=actions.dtype)
         return t, r, noise
 
@@ -102,8 +106,10 @@ class ConsistencyPolicy(GenerativePolicy):
     ) -> Tensor:
         """The consistency loss, the mean over the batch: (S,). average: the averaged policy (form "published")."""
         process, f = self.prediction.process, self.function(observations)
-        if self.improved:
+        if self.form == "angular":
             loss = consistency_loss(process, f, actions, t, r, noise, weighting=self._angle_weight)
+        elif self.form == "improved":
+            loss = consistency_loss(process, f, actions, t, r, noise, weighting="gap", metric="huber")
         else:
             loss = consistency_loss(
                 process,

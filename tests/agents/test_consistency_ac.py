@@ -1,4 +1,4 @@
-"""Consistency-AC as published, written out plainly, and its other form."""
+"""Consistency-AC as published, written out plainly, and its other forms."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from diffrl.errors import UserError
 from tests.agents.agent_cases import assert_same_gradients, make_batch, reached
 
 SMALL = ConsistencyAC(width=16, layers=2, batch_size=8, q_weight=0.7)
-IMPROVED = dataclasses.replace(SMALL, form="improved")
+ANGULAR = dataclasses.replace(SMALL, form="angular")
 
 
 def build(config: ConsistencyAC = SMALL, seeds: tuple[int, ...] = (0,)) -> ConsistencyACAgent:
@@ -56,23 +56,31 @@ def improved(policy: ConsistencyPolicy, x: torch.Tensor, t: torch.Tensor, s: tor
     return 0.25 / scale**2 * x + 0.5 * k / scale * policy(x / scale, t.log() / 4, s)
 
 
-def test_the_improved_loss() -> None:
-    """The mean square to the policy's own answer over the difference of atan(2 t) and atan(2 r).
+@pytest.mark.parametrize("form", ["improved", "angular"])
+def test_the_loss_of_the_other_forms(form: str) -> None:
+    """improved: 1 / (t - r) times the pseudo-Huber distance to the policy's own answer; angular: its mean square over
+    the difference of atan(2 t) and atan(2 r).
 
     In float64: neighbouring answers differ by little more than float32's rounding.
     """
-    agent, batch, g = build(IMPROVED), make_batch(), torch.Generator().manual_seed(0)
+    agent = build(dataclasses.replace(SMALL, form=form))  # type: ignore[arg-type]
+    batch, g = make_batch(), torch.Generator().manual_seed(0)
     agent.step.fill_(40_000)
     policy = agent.actor.double()
     t, r, z = (x.double() for x in agent.actor_noise(batch, g)[:3])
     s, a = batch.observations.double(), batch.actions.double()
     ours = policy.bc_loss(a, s, t, r, z, agent.ema_actor)
     goal = improved(policy, a + r[..., None] * z, r, s).detach()
-    distance = ((improved(policy, a + t[..., None] * z, t, s) - goal) ** 2).mean(-1)
-    assert_same_gradients(ours, (distance / (torch.atan(2 * t) - torch.atan(2 * r))).mean()[None], policy)
+    square = (improved(policy, a + t[..., None] * z, t, s) - goal) ** 2
+    if form == "improved":
+        c = 0.00054 * math.sqrt(2)
+        rows = (torch.sqrt(square.sum(-1) + c**2) - c) / (t - r)
+    else:
+        rows = square.mean(-1) / (torch.atan(2 * t) - torch.atan(2 * r))
+    assert_same_gradients(ours, rows.mean()[None], policy)
 
 
-def test_the_improved_loss_pulls_as_hard_however_many_levels_there_are() -> None:
+def test_the_angular_loss_pulls_as_hard_however_many_levels_there_are() -> None:
     """Its gradient has a limit as t - r goes to 0, so that a weight of Q means the same at every N, and at every t.
 
     Halving a small gap (of the angle, 1e-3) moves the gradient by under a hundredth of itself; without the weight it
@@ -80,7 +88,7 @@ def test_the_improved_loss_pulls_as_hard_however_many_levels_there_are() -> None
     factor of 2 from k = 0.05 to 5, where iCT's weight 1 / (t - r) makes it (k^2 + c_d^2) / c_d times smaller, 100
     times between the two.
     """
-    agent, batch = build(IMPROVED), make_batch(size=256)
+    agent, batch = build(ANGULAR), make_batch(size=256)
     policy = agent.actor.double()
     s, a = batch.observations.double(), batch.actions.double()
     z = torch.randn(a.shape, generator=torch.Generator().manual_seed(0), dtype=a.dtype)
@@ -98,9 +106,9 @@ def test_the_improved_loss_pulls_as_hard_however_many_levels_there_are() -> None
     assert max(sizes) < 2 * min(sizes)
 
 
-def test_improved_sampling_keeps_every_answer_to_the_actions() -> None:
+def test_other_sampling_keeps_every_answer_to_the_actions() -> None:
     """From 5 z at the levels 5, sqrt(5 * 0.02) and so on, evenly in log k; clamped after each, not only at the end."""
-    agent, s = build(dataclasses.replace(IMPROVED, denoising_steps=3)), torch.randn(1, 500, 3)
+    agent, s = build(dataclasses.replace(ANGULAR, denoising_steps=3)), torch.randn(1, 500, 3)
     policy, noise = agent.actor, agent.actor.sampling_noise(s, torch.Generator().manual_seed(0))
     with torch.no_grad():
         policy.mlp.linears[-1].bias.fill_(3.0)  # type: ignore[union-attr,operator]  # answers beyond [-1, 1]
@@ -114,22 +122,25 @@ def test_improved_sampling_keeps_every_answer_to_the_actions() -> None:
 
 def test_the_range_of_levels_is_the_forms_unless_given() -> None:
     assert SMALL.noise_range == (0.002, 80.0)
-    assert IMPROVED.noise_range == (0.02, 5.0)
-    assert dataclasses.replace(IMPROVED, sigma_max=9.0).noise_range == (0.02, 9.0)
+    assert ANGULAR.noise_range == (0.02, 5.0)
+    assert dataclasses.replace(SMALL, form="improved").noise_range == (0.002, 80.0)
+    assert dataclasses.replace(ANGULAR, sigma_max=9.0).noise_range == (0.02, 9.0)
     with pytest.raises(UserError, match="sigma-min is 6"):
-        ConsistencyAC(form="improved", sigma_min=6.0)
+        ConsistencyAC(form="angular", sigma_min=6.0)
     with pytest.raises(UserError, match="sigma-max is 1"):
         ConsistencyAC(sigma_max=1.0)
 
 
-@pytest.mark.parametrize(("step", "form"), [(0, "published"), (1, "published"), (30, "published"), (30, "improved")])
+@pytest.mark.parametrize(
+    ("step", "form"), [(0, "published"), (1, "published"), (30, "published"), (30, "improved"), (30, "angular")]
+)
 def test_neighbouring_levels_are_those_of_the_step(step: int, form: str) -> None:
     """N(k) = ceil(sqrt(k (150^2 - 4) / K + 4) - 1) + 1 of Karras's levels; published: each interval as likely."""
     agent = build(dataclasses.replace(SMALL, boundaries_steps=5000, form=form))  # type: ignore[arg-type]
     agent.step.fill_(step)
     n = math.ceil(math.sqrt(step * (150**2 - 4) / 5000 + 4) - 1) + 1
     assert n == {0: 2, 1: 3, 30: 12}[step]
-    low, high = (x ** (1 / 7) for x in ((0.002, 80) if form == "published" else (0.02, 5)))
+    low, high = (x ** (1 / 7) for x in ((0.02, 5) if form == "angular" else (0.002, 80)))
     levels = torch.tensor([(low + i / (n - 1) * (high - low)) ** 7 for i in range(n)])
     rows = 20_000
     t, r, *_ = agent.actor_noise(make_batch(size=rows), torch.Generator().manual_seed(0))
@@ -140,8 +151,8 @@ def test_neighbouring_levels_are_those_of_the_step(step: int, form: str) -> None
     share = torch.bincount(lower, minlength=n - 1) / rows
     if form == "published":
         assert (share - 1 / (n - 1)).abs().max() < 5 * math.sqrt(1 / (n - 1) / rows)
-    else:  # the normal's, log k of mean -0.5 and deviation 1, cut off at the ends
-        cdf = torch.distributions.Normal(-0.5, 1.0).cdf(levels.log())
+    else:  # that of log k's normal, cut off at the ends
+        cdf = torch.distributions.Normal(*((-1.1, 2.0) if form == "improved" else (-0.5, 1.0))).cdf(levels.log())
         expected = (cdf[1:] - cdf[:-1]) / (cdf[-1] - cdf[0])
         assert (share - expected).abs().max() < 5 * math.sqrt(0.25 / rows)
 
