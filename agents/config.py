@@ -311,8 +311,8 @@ class ConsistencyAC(QWeightedConfig):
     denoising_steps: int = 2
     """T, the steps of the consistency policy."""
     form: Literal["published", "improved", "angular"] = "published"
-    """Consistency training as published; with iCT's loss, weights and levels on EDM's preconditioning (improved); or with
-    ours, which hold against Q at every level (angular). See `ConsistencyPolicy`."""
+    """Consistency training as published; "improved", with iCT's loss, weights and levels on EDM's preconditioning; or
+    "angular", ours, which holds against Q at every level. See `ConsistencyPolicy`."""
     q_norm: bool = False
     """Divide the critics' targets by their deviation over the batch, as the published settings of some tasks do."""
     sigma_min: float | None = None
