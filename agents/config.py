@@ -310,14 +310,15 @@ class ConsistencyAC(QWeightedConfig):
 
     denoising_steps: int = 2
     """T, the steps of the consistency policy."""
-    form: Literal["published", "improved"] = "published"
-    """Consistency training as published, or with iCT's loss, weights and levels on EDM's preconditioning."""
+    form: Literal["published", "improved", "angular"] = "published"
+    """Consistency training as published; "improved", with iCT's loss, weights and levels on EDM's preconditioning; or
+    "angular", ours, which holds against Q at every level. See `ConsistencyPolicy`."""
     q_norm: bool = False
     """Divide the critics' targets by their deviation over the batch, as the published settings of some tasks do."""
-    sigma_min: float = 0.002
-    """Smallest noise level."""
-    sigma_max: float = 80.0
-    """Largest noise level."""
+    sigma_min: float | None = None
+    """Smallest noise level; by default 0.002, and 0.02 for angular."""
+    sigma_max: float | None = None
+    """Largest noise level; by default 80, and 5 for angular."""
     boundaries_start: int = 2
     """Noise levels at the first step of training ..."""
     boundaries_end: int = 150
@@ -327,11 +328,19 @@ class ConsistencyAC(QWeightedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        lowest = 2.0 if self.form == "published" and self.denoising_steps > 1 else self.sigma_min
-        self._check("sigma_max", self.sigma_max > lowest, f"more than {lowest:g}, the lowest level sampled at")
-        self._check("sigma_min", self.sigma_min < self.sigma_max, f"less than sigma-max, {self.sigma_max:g}")
+        low, high = self.noise_range
+        if self.sigma_min is not None:
+            self._check("sigma_min", low < high, f"less than sigma-max, {high:g}")
+        lowest = 2.0 if self.form == "published" and self.denoising_steps > 1 else low
+        self._check("sigma_max", high > lowest, f"more than {lowest:g}, the lowest level sampled at")
         good = 2 <= self.boundaries_start <= self.boundaries_end
         self._check("boundaries_start", good, f"2 to boundaries-end, {self.boundaries_end}")
+
+    @property
+    def noise_range(self) -> tuple[float, float]:
+        """sigma_min and sigma_max, the form's own where they are not given."""
+        low, high = (0.02, 5.0) if self.form == "angular" else (0.002, 80.0)
+        return low if self.sigma_min is None else self.sigma_min, high if self.sigma_max is None else self.sigma_max
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class ConsistencyACAgent(QWeightedAgent):
 
     def make_actor(self) -> ConsistencyPolicy:
         """See `QWeightedAgent`."""
+        sigma_min, sigma_max = self.config.noise_range
         return ConsistencyPolicy(
             self.observation_size,
             self.action_size,
@@ -39,8 +40,8 @@ class ConsistencyACAgent(QWeightedAgent):
             layers=self.config.layers,
             steps=self.config.denoising_steps,
             form=self.config.form,
-            sigma_min=self.config.sigma_min,
-            sigma_max=self.config.sigma_max,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
         ).to(self.device)
 
     @torch.no_grad()

@@ -28,7 +28,17 @@ class ConsistencyPolicy(GenerativePolicy):
     form "improved": what iCT (Song & Dhariwal 2024, arXiv 2310.14189) changed, on EDM's preconditioning: the boundary
         is at 0, the inputs are scaled, low levels are drawn more often, the goal is the network's own, the loss
         1 / (t - r) times the pseudo-Huber distance. The number of levels grows as published, not by doubling. Sampled
-        at levels evenly spaced in log k, 80 and 0.4 for T = 2.
+        at levels evenly spaced in log k, 80 and 0.4 for T = 2, each answer clamped to [-1, 1].
+    form "angular": ours, for broad data and much weight on Q. As improved, but the levels go from 0.02 to 5, log k ~
+        N(-0.5, 1), and the loss is the mean square over theta_t - theta_r, tan(theta) = k / c_d, the angle of TrigFlow
+        (arXiv 2410.11081): every level bears the same rate of change df/dtheta, however many levels there are.
+
+    Why another form. Q's gradient enters where the function is sampled, first of all at sigma_max, and cloning has to
+    hold the function there. With iCT's weight and levels up to 80, one row in a hundred lies near the top, a
+    ten-thousandth as heavy as at the lowest; Q pushes such a function out of [-1, 1], where the clamp of the action
+    leaves it no gradient to come back by. The square, not the pseudo-Huber distance, because its pull grows with the
+    departure from the data, as that of Diffusion-QL's loss does. The price: clouds of actions as narrow as the levels
+    that are seldom drawn, 0.05 say, come out blurred.
     """
 
     times: Tensor
@@ -48,7 +58,7 @@ class ConsistencyPolicy(GenerativePolicy):
         data_std: float = 0.5,
     ) -> None:
         super().__init__(observation_size, action_size, generators, width=width, layers=layers)
-        self.steps, self.improved = steps, form == "improved"
+        self.steps, self.form, self.improved = steps, form, form != "published"
         self.prediction = Prediction("edm", VE(), data_std)
         self.boundary = KarrasBoundary(data_std, sigma_min)
         self.boundaries = Boundaries(VE(), sigma_min, sigma_max)
@@ -86,7 +96,8 @@ class ConsistencyPolicy(GenerativePolicy):
         """
         u = torch.rand(actions.shape[:-1], generator=generator, device=actions.device, dtype=actions.dtype)
         n = n_boundaries(step, total, start, end)
-        t, r = self.boundaries.draw(u, n, lognormal=(-1.1, 2.0) if self.improved else None)
+        lognormal = {"improved": (-1.1, 2.0), "angular": (-0.5, 1.0)}.get(self.form)
+        t, r = self.boundaries.draw(u, n, lognormal=lognormal)
         noise = torch.randn(actions.shape, generator=generator, device=actions.device, dtype=actions.dtype)
         return t, r, noise
 
@@ -95,7 +106,9 @@ class ConsistencyPolicy(GenerativePolicy):
     ) -> Tensor:
         """The consistency loss, the mean over the batch: (S,). average: the averaged policy (form "published")."""
         process, f = self.prediction.process, self.function(observations)
-        if self.improved:
+        if self.form == "angular":
+            loss = consistency_loss(process, f, actions, t, r, noise, weighting=self._angle_weight)
+        elif self.form == "improved":
             loss = consistency_loss(process, f, actions, t, r, noise, weighting="gap", metric="huber")
         else:
             loss = consistency_loss(
@@ -110,6 +123,11 @@ class ConsistencyPolicy(GenerativePolicy):
             )
         return loss.mean(-1)
 
+    def _angle_weight(self, k_t: Tensor, k_r: Tensor) -> Tensor:
+        """1 / (theta_t - theta_r), tan(theta) = k / c_d, as one arctangent: their difference would cancel."""
+        c = self.prediction.data_std
+        return 1 / torch.atan(c * (k_t - k_r) / (c**2 + k_t * k_r))
+
     def sampling_noise(self, observations: Tensor, generator: torch.Generator, K: int = 1) -> Tensor:
         """What `sample` needs for K actions a state: (T, S, B K, A), the start first."""
         S, B, _ = observations.shape
@@ -120,5 +138,8 @@ class ConsistencyPolicy(GenerativePolicy):
         """Actions (S, B K, A), clamped to [-1, 1] at the end, by T calls of the function; differentiable."""
         f = self.function(observations, self._candidates(observations, noise))
         start = self.boundaries.k_max * noise[0]
-        actions = consistency_sample(f, self.prediction.process, start, self.times, noise=noise[1:], eps=self.eps)
+        clip = (-1.0, 1.0) if self.improved else None
+        actions = consistency_sample(
+            f, self.prediction.process, start, self.times, noise=noise[1:], clip=clip, eps=self.eps
+        )
         return actions.clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""Consistency-AC as published, written out plainly, and its other form against iCT's."""
+"""Consistency-AC as published, written out plainly, and its other forms."""
 
 import dataclasses
 import math
@@ -13,6 +13,7 @@ from diffrl.errors import UserError
 from tests.agents.agent_cases import assert_same_gradients, make_batch, reached
 
 SMALL = ConsistencyAC(width=16, layers=2, batch_size=8, q_weight=0.7)
+ANGULAR = dataclasses.replace(SMALL, form="angular")
 
 
 def build(config: ConsistencyAC = SMALL, seeds: tuple[int, ...] = (0,)) -> ConsistencyACAgent:
@@ -48,37 +49,98 @@ def test_the_published_loss() -> None:
     torch.testing.assert_close(metrics["bc_loss"][0], consistency.detach())
 
 
-def test_the_improved_loss() -> None:
-    """1 / (t - r) times the pseudo-Huber distance to the policy's own answer, on EDM's preconditioning.
+def improved(policy: ConsistencyPolicy, x: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    """f = .25 / (t^2 + .25) x + .5 t / sqrt(t^2 + .25) F(x / sqrt(t^2 + .25), log(t) / 4, s)."""
+    k = t[..., None]
+    scale = torch.sqrt(k**2 + 0.25)
+    return 0.25 / scale**2 * x + 0.5 * k / scale * policy(x / scale, t.log() / 4, s)
+
+
+@pytest.mark.parametrize("form", ["improved", "angular"])
+def test_the_loss_of_the_other_forms(form: str) -> None:
+    """improved: 1 / (t - r) times the pseudo-Huber distance to the policy's own answer; angular: its mean square over
+    the difference of atan(2 t) and atan(2 r).
 
     In float64: neighbouring answers differ by little more than float32's rounding.
     """
-    agent, batch, g = build(dataclasses.replace(SMALL, form="improved")), make_batch(), torch.Generator().manual_seed(0)
+    agent = build(dataclasses.replace(SMALL, form=form))  # type: ignore[arg-type]
+    batch, g = make_batch(), torch.Generator().manual_seed(0)
     agent.step.fill_(40_000)
     policy = agent.actor.double()
     t, r, z = (x.double() for x in agent.actor_noise(batch, g)[:3])
     s, a = batch.observations.double(), batch.actions.double()
-
-    def f(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        k = t[..., None]
-        scale = torch.sqrt(k**2 + 0.25)
-        return 0.25 / scale**2 * x + 0.5 * k / scale * policy(x / scale, t.log() / 4, s)
-
     ours = policy.bc_loss(a, s, t, r, z, agent.ema_actor)
-    difference = f(a + t[..., None] * z, t) - f(a + r[..., None] * z, r).detach()
-    c = 0.00054 * math.sqrt(2)
-    distance = torch.sqrt((difference**2).sum(-1) + c**2) - c
-    assert_same_gradients(ours, (distance / (t - r)).mean()[None], policy)
+    goal = improved(policy, a + r[..., None] * z, r, s).detach()
+    square = (improved(policy, a + t[..., None] * z, t, s) - goal) ** 2
+    if form == "improved":
+        c = 0.00054 * math.sqrt(2)
+        rows = (torch.sqrt(square.sum(-1) + c**2) - c) / (t - r)
+    else:
+        rows = square.mean(-1) / (torch.atan(2 * t) - torch.atan(2 * r))
+    assert_same_gradients(ours, rows.mean()[None], policy)
 
 
-@pytest.mark.parametrize(("step", "form"), [(0, "published"), (1, "published"), (30, "published"), (30, "improved")])
+def test_the_angular_loss_pulls_as_hard_however_many_levels_there_are() -> None:
+    """Its gradient has a limit as t - r goes to 0, so that a weight of Q means the same at every N, and at every t.
+
+    Halving a small gap (of the angle, 1e-3) moves the gradient by under a hundredth of itself; without the weight it
+    would halve. But for c_out = c_d sin(theta), by which the network enters f, it is as large at each level: within a
+    factor of 2 from k = 0.05 to 5, where iCT's weight 1 / (t - r) makes it (k^2 + c_d^2) / c_d times smaller, 100
+    times between the two.
+    """
+    agent, batch = build(ANGULAR), make_batch(size=256)
+    policy = agent.actor.double()
+    s, a = batch.observations.double(), batch.actions.double()
+    z = torch.randn(a.shape, generator=torch.Generator().manual_seed(0), dtype=a.dtype)
+
+    def gradient(k: float, gap: float) -> torch.Tensor:
+        t, r = (torch.full(a.shape[:-1], math.tan(math.atan(2 * k) - x) / 2, dtype=a.dtype) for x in (0.0, gap))
+        loss = policy.bc_loss(a, s, t, r, z, agent.ema_actor)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss.sum(), list(policy.parameters()))])
+
+    sizes = []
+    for k in (0.05, 0.5, 5.0):
+        coarse, fine = gradient(k, 1e-3), gradient(k, 5e-4)
+        assert torch.linalg.vector_norm(coarse - fine) < 0.01 * torch.linalg.vector_norm(fine)
+        sizes.append(torch.linalg.vector_norm(fine).item() / math.sin(math.atan(2 * k)))
+    assert max(sizes) < 2 * min(sizes)
+
+
+def test_other_sampling_keeps_every_answer_to_the_actions() -> None:
+    """From 5 z at the levels 5, sqrt(5 * 0.02) and so on, evenly in log k; clamped after each, not only at the end."""
+    agent, s = build(dataclasses.replace(ANGULAR, denoising_steps=3)), torch.randn(1, 500, 3)
+    policy, noise = agent.actor, agent.actor.sampling_noise(s, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        policy.mlp.linears[-1].bias.fill_(3.0)  # type: ignore[union-attr,operator]  # answers beyond [-1, 1]
+    x = torch.zeros(1, 500, 2)
+    for i in range(3):
+        k = 5 * (0.02 / 5) ** (i / 3)
+        x = (x + k * noise[i]) if i else 5 * noise[0]
+        x = improved(policy, x, torch.full((1, 500), k), s).clip(-1, 1)
+    torch.testing.assert_close(policy.sample(s, noise), x, rtol=1e-4, atol=1e-5)
+
+
+def test_the_range_of_levels_is_the_forms_unless_given() -> None:
+    assert SMALL.noise_range == (0.002, 80.0)
+    assert ANGULAR.noise_range == (0.02, 5.0)
+    assert dataclasses.replace(SMALL, form="improved").noise_range == (0.002, 80.0)
+    assert dataclasses.replace(ANGULAR, sigma_max=9.0).noise_range == (0.02, 9.0)
+    with pytest.raises(UserError, match="sigma-min is 6"):
+        ConsistencyAC(form="angular", sigma_min=6.0)
+    with pytest.raises(UserError, match="sigma-max is 1"):
+        ConsistencyAC(sigma_max=1.0)
+
+
+@pytest.mark.parametrize(
+    ("step", "form"), [(0, "published"), (1, "published"), (30, "published"), (30, "improved"), (30, "angular")]
+)
 def test_neighbouring_levels_are_those_of_the_step(step: int, form: str) -> None:
     """N(k) = ceil(sqrt(k (150^2 - 4) / K + 4) - 1) + 1 of Karras's levels; published: each interval as likely."""
     agent = build(dataclasses.replace(SMALL, boundaries_steps=5000, form=form))  # type: ignore[arg-type]
     agent.step.fill_(step)
     n = math.ceil(math.sqrt(step * (150**2 - 4) / 5000 + 4) - 1) + 1
     assert n == {0: 2, 1: 3, 30: 12}[step]
-    low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
+    low, high = (x ** (1 / 7) for x in ((0.02, 5) if form == "angular" else (0.002, 80)))
     levels = torch.tensor([(low + i / (n - 1) * (high - low)) ** 7 for i in range(n)])
     rows = 20_000
     t, r, *_ = agent.actor_noise(make_batch(size=rows), torch.Generator().manual_seed(0))
@@ -89,8 +151,8 @@ def test_neighbouring_levels_are_those_of_the_step(step: int, form: str) -> None
     share = torch.bincount(lower, minlength=n - 1) / rows
     if form == "published":
         assert (share - 1 / (n - 1)).abs().max() < 5 * math.sqrt(1 / (n - 1) / rows)
-    else:  # the normal's, log k of mean -1.1 and deviation 2, cut off at the ends
-        cdf = torch.distributions.Normal(-1.1, 2.0).cdf(levels.log())
+    else:  # that of log k's normal, cut off at the ends
+        cdf = torch.distributions.Normal(*((-1.1, 2.0) if form == "improved" else (-0.5, 1.0))).cdf(levels.log())
         expected = (cdf[1:] - cdf[:-1]) / (cdf[-1] - cdf[0])
         assert (share - expected).abs().max() < 5 * math.sqrt(0.25 / rows)
 
