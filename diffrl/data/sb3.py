@@ -36,7 +36,7 @@ def to_dataset(buffer: ReplayBuffer, *, scaled_actions: bool = True, env_id: str
     there. Raises UserError for dictionaries of observations and for actions that are not real numbers, DataError for
     an empty buffer.
     """
-    space = _action_space(buffer)
+    space = real_action_space(buffer)
     steps = _steps(buffer)
     if not len(steps):
         raise DataError("The replay buffer is empty; expected at least one step. Collect some first.")
@@ -81,7 +81,7 @@ def fill_buffer(buffer: ReplayBuffer, dataset: OfflineDataset, *, scaled_actions
     Raises UserError where the sizes differ, or for a buffer with `optimize_memory_usage`, which cannot hold what a cut
     step reached; DataError for actions outside the action space, or with fewer rows than environments.
     """
-    space = _action_space(buffer)
+    space = real_action_space(buffer)
     if buffer.optimize_memory_usage:
         raise UserError(
             "The replay buffer was made with optimize_memory_usage=True and has no next observations of its own, which "
@@ -130,7 +130,7 @@ def read(path: Path | str, buffer: ReplayBuffer, *, scaled_actions: bool = True)
     return fill_buffer(buffer, d4rl.read(path, action_limit=None), scaled_actions=scaled_actions)
 
 
-def _action_space(buffer: ReplayBuffer) -> gymnasium.spaces.Box:
+def real_action_space(buffer: ReplayBuffer) -> gymnasium.spaces.Box:
     """The action space of a buffer that can be a table of real numbers. Raises UserError for another."""
     if not isinstance(buffer.observation_space, gymnasium.spaces.Box):
         kind = type(buffer.observation_space).__name__
