@@ -28,11 +28,15 @@ class ReplayBuffer:
         self.n_seeds, self.capacity = n_seeds, capacity
         width = 2 * observation_size + action_size + 4
         self._flat = Transitions(torch.zeros(n_seeds * capacity, width, device=device), observation_size, action_size)
-        self._rows = self._flat.rows.view(n_seeds, capacity, width)
         self._first = capacity * torch.arange(n_seeds, device=device)[:, None]
         self._filled = 0
         self._size = torch.zeros((), dtype=torch.float64, device=device)
         self._next = 0
+
+    @property
+    def _rows(self) -> Tensor:
+        """(S, capacity, W); made when asked for, so that a copy of the buffer is a buffer."""
+        return self._flat.rows.view(self.n_seeds, self.capacity, -1)
 
     def __len__(self) -> int:
         """Rows of each seed."""
