@@ -98,7 +98,7 @@ def test_each_seed_s_model_learns_from_its_own_mixture() -> None:
 
 
 def test_a_run_s_synthetic_rows_are_in_its_checkpoint_and_in_bounds(straight: Path) -> None:
-    """Fits after 20 and 40 steps; the bandit's start states and actions lie in [-1, 1], its episodes all end."""
+    """Fits after 20 and 40 steps; the bandit's start states and actions lie in [-1, 1]."""
     state = final_state(straight)
     assert int(state["online.synthetic.number"]) == 2  # the fit of step 60 would be for what comes after
     rows = state["online.synthetic.rows"]
@@ -106,7 +106,7 @@ def test_a_run_s_synthetic_rows_are_in_its_checkpoint_and_in_bounds(straight: Pa
     observations = Run.read(straight).preprocessing.observations.inverse(rows[..., [0, 2]])
     assert 0.9 < float(observations.abs().max()) <= 1 + 1e-6  # a poor model's: some were clipped
     assert rows[..., 1].abs().max() <= 1
-    assert torch.equal(rows[..., 4], torch.ones(2, 30))
+    assert set(rows[..., 4].unique().tolist()) <= {0.0, 1.0}
     early = checkpoint.load(straight, 30).tensors
     assert int(early["online.synthetic.number"]) == 1
     assert not torch.equal(early["online.synthetic.rows"], rows)
