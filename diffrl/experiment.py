@@ -188,7 +188,7 @@ def online(
     _claim(config.out)
     dataset = _same_data(offline, quiet)
     raw = Transitions.from_dataset(dataset).columns
-    shift, scale = reward_tuning(config.agent.reward_tune, raw.rewards, raw.episodes)
+    shift, scale = reward_tuning(config.agent.reward_tune, raw.rewards, raw.episodes, dataset.return_range())
     del raw
     transitions = offline.preprocessing.transitions(dataset, config.agent.reward_tune, device)
     del dataset

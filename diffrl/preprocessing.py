@@ -41,9 +41,10 @@ class Preprocessing:
         transitions = Transitions.from_dataset(dataset, device)
         parts = self.to(transitions.device)
         transitions.columns.actions.copy_(parts.actions(transitions.columns.actions).clamp(-1, 1))
-        episodes = transitions.columns.episodes
+        episodes, returns = transitions.columns.episodes, dataset.return_range()
         return transitions.map(
-            observations=parts.observations, rewards=lambda rewards: tune_rewards(reward_tune, rewards, episodes)
+            observations=parts.observations,
+            rewards=lambda rewards: tune_rewards(reward_tune, rewards, episodes, returns),
         )
 
 

@@ -19,9 +19,9 @@ FEW_VALUES = 16
 class RowCodec:
     """x = [s, a, s', r, terminal], D = 2 O + A + 2 columns, standardised but for `terminal`, which stays 0 or 1.
 
-    `decode` undoes it, thresholds `terminal` at one half, and clips: actions to the bounds, observations where theirs
-    are finite. Rewards that take a few values only, such as 0 and 1, are rounded to them: a network's 0.98 is no reward
-    that the task can give.
+    `decode` undoes it, thresholds `terminal` at one half, and clips: actions to their bounds, observations and rewards
+    to what the data hold (and observations to their bounds). Rewards that take a few values only, such as 0 and 1, are
+    rounded to them: a network's 0.98 is no reward that the task can give.
     """
 
     scale: Normaliser
@@ -31,9 +31,9 @@ class RowCodec:
     action_size: int
     """A."""
     low: Tensor
-    """(O + A) lower bounds of observations and actions, possibly infinite."""
+    """(D) lower bounds of the columns."""
     high: Tensor
-    """(O + A) upper bounds."""
+    """(D) upper bounds."""
     reward_values: Tensor
     """(K,) the values of a discrete reward, ascending; empty for a continuous one."""
 
@@ -51,20 +51,32 @@ class RowCodec:
         scale = torch.where(scale > 1e-6 * shift.abs().clamp_min(1e-6), scale, 1.0)  # constant columns stay so
         shift[-1], scale[-1] = 0.0, 1.0
 
-        def bounds(i: int) -> Tensor:
-            parts = (
-                np.broadcast_to(np.asarray(observation_bounds[i], np.float32), (o,)),
-                np.broadcast_to(np.asarray(action_bounds[i], np.float32), (a,)),
-            )
-            return torch.from_numpy(np.concatenate(parts)).to(transitions.device)
+        columns = transitions.columns
+        states = torch.cat([columns.observations, columns.next_observations])
 
-        rewards = transitions.columns.rewards
+        def bounds(i: int, least: Tensor, r: Tensor) -> Tensor:
+            """The i-th of the pairs, within which observations have reached `least` and rewards r."""
+            given, actions = (
+                torch.from_numpy(np.broadcast_to(np.asarray(pair[i], np.float32), (n,)).copy()).to(transitions.device)
+                for pair, n in ((observation_bounds, o), (action_bounds, a))
+            )
+            s = torch.maximum(given, least) if i == 0 else torch.minimum(given, least)
+            return torch.cat([s, actions, s, r[None], r.new_full((1,), float(i))])
+
+        rewards = columns.rewards
+        low, high = bounds(0, states.amin(0), rewards.amin()), bounds(1, states.amax(0), rewards.amax())
         values = torch.unique(rewards[: 100 * FEW_VALUES])
         if len(values) <= FEW_VALUES:  # most rewards need no sorting to be seen to be many
             values = torch.unique(rewards)
         if len(values) > FEW_VALUES:
             values = values[:0]
-        return cls(Normaliser(shift.float(), scale.float()), o, a, bounds(0), bounds(1), values)
+        return cls(Normaliser(shift.float(), scale.float()), o, a, low, high, values)
+
+    @property
+    def action_bounds(self) -> tuple[Tensor, Tensor]:
+        """(A,) and (A,)"""
+        actions = slice(self.observation_size, self.observation_size + self.action_size)
+        return self.low[actions], self.high[actions]
 
     @property
     def size(self) -> int:
@@ -83,11 +95,7 @@ class RowCodec:
 
     def decode(self, x: Tensor) -> Tensor:
         """Rows (..., D) in the data's units, in the order of `Transitions`' first D columns."""
-        o, a = self.observation_size, self.action_size
-        rows = self.scale.inverse(x)
-        low, high = self.low, self.high
-        rows[..., : o + a].clamp_(low, high)
-        rows[..., o + a : -2].clamp_(low[:o], high[:o])
+        rows = self.scale.inverse(x).clamp(self.low, self.high)
         if len(self.reward_values):
             middles = (self.reward_values[1:] + self.reward_values[:-1]) / 2
             rows[..., -2] = self.reward_values[torch.bucketize(rows[..., -2].contiguous(), middles)]

@@ -78,7 +78,9 @@ class TransitionDiffusion:
 
     def one_hot(self, bins: Tensor) -> Tensor:
         """The condition (..., C) of bins (...)."""
-        return torch.nn.functional.one_hot(bins, self._conditions).to(torch.get_default_dtype())
+        # Not torch's one_hot, which looks at the values: a captured step may not.
+        classes = torch.arange(self._conditions, device=bins.device)
+        return (bins.unsqueeze(-1) == classes).to(torch.get_default_dtype())
 
     def draw(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
         """What `loss` needs: times (S, B), noise (S, B, D), and where there is a condition uniform numbers (S, B)."""

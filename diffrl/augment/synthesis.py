@@ -18,7 +18,7 @@ from diffrl.augment.config import Sampling, SynthERConfig
 from diffrl.augment.synther import TransitionDiffusion, generator_of, with_bins
 from diffrl.console import console, training_observer, work
 from diffrl.data import d4rl, minari
-from diffrl.data.offline import OfflineDataset
+from diffrl.data.offline import STAND_IN, OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.errors import DataError, UserError
 from diffrl.files import atomic_path
@@ -36,6 +36,8 @@ SAVE_EVERY = 2_500
 """Training steps between checkpoints."""
 LEAST_ROWS = 100
 """Rows that a model can be trained on, at the very least."""
+REPORTED = 50_000
+"""Synthetic rows that the report looks at, at most."""
 BLOCK = 2**16
 """Rows written at once."""
 _HELD_OUT, _TRAINING = 1, 2
@@ -59,15 +61,19 @@ class SynthesisConfig:
 
 @dataclass(frozen=True)
 class Source:
-    """The data of a synthesis."""
+    """The data of a synthesis: real rows whose successors are known, in the environment's units."""
 
     dataset: OfflineDataset
     task: Task
-    transitions: Transitions
-    """The rows whose successors are known, in the environment's units."""
     train: Transitions
+    """What the model learns from."""
     held_out: Transitions
     codec: RowCodec
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return len(self.train) + len(self.held_out)
 
 
 def synther(
@@ -99,11 +105,15 @@ def synther(
     The same call again goes on where it was cut, in training or generating, and gives the same file.
     """
     model, sampling = model or SynthERConfig(), sampling or Sampling()
+    if model.condition == "none" and (sampling.above > 0 or sampling.guidance != 1):
+        raise UserError(
+            "--above and --guidance steer a conditional model: train one with --condition reward or return."
+        )
     target = _Target(str(out), force)
     device = resolve_device(device)
     settle()
     source = _open(dataset, env=env, rows=rows, held_out=held_out, seed=seed, device=device, quiet=quiet)
-    n = _samples(samples, ratio, len(source.transitions))
+    n = _samples(samples, ratio, source.rows)
     path = Path(folder) if folder is not None else target.folder
     config = SynthesisConfig(
         dataset, rows, held_out, seed, source.task.env_id, model, d4rl.digest(source.dataset.columns())
@@ -198,15 +208,21 @@ def _open(
         space: Any = simulator.observation_space
         low, high = space.low, space.high
         simulator.close()
-    transitions = Transitions.from_dataset(dataset)
-    if len(transitions) < LEAST_ROWS:
-        raise DataError(f"{name} has {len(transitions)} rows with a known successor; expected {LEAST_ROWS} or more.")
-    order = torch.randperm(len(transitions), generator=generator_of(seed, _HELD_OUT))
-    n_out = min(max(round(held_out * len(transitions)), 1), len(transitions) - 1)
-    parts = [dataclasses.replace(transitions, rows=transitions.rows[index]) for index in (order[n_out:], order[:n_out])]
+    train, out = split(dataset, held_out, seed)
+    if len(train) + len(out) < LEAST_ROWS:
+        raise DataError(f"{name} has {len(train) + len(out)} rows of known successor; expected {LEAST_ROWS} or more.")
     bounds = scaling.inverse(torch.tensor(-1.0)).numpy(), scaling.inverse(torch.tensor(1.0)).numpy()
-    codec = RowCodec.fit(parts[0], bounds, (low, high))
-    return Source(dataset, task, transitions, parts[0].to(device), parts[1].to(device), codec)
+    codec = RowCodec.fit(train, bounds, (low, high))
+    return Source(dataset, task, train.to(device), out.to(device), codec)
+
+
+def split(dataset: OfflineDataset, held_out: float, seed: int) -> tuple[Transitions, Transitions]:
+    """The rows of known successor in random order: those to train on, and the share that is held out, at least one."""
+    rows = Transitions.from_dataset(dataset)
+    order = torch.randperm(len(rows), generator=generator_of(seed, _HELD_OUT))
+    n = min(max(round(held_out * len(rows)), 1), len(rows) - 1)
+    train, out = (dataclasses.replace(rows, rows=rows.rows[index]) for index in (order[n:], order[:n]))
+    return train, out
 
 
 def _claim(folder: Path, config: SynthesisConfig) -> None:
@@ -291,29 +307,48 @@ def _train(folder: Path, config: SynthesisConfig, source: Source, device: str, q
     return model
 
 
+def load_model(folder: Path | str, device: str = "cpu") -> TransitionDiffusion:
+    """The trained model of a synthesis' folder. Raises UserError where there is none."""
+    folder = Path(folder)
+    try:
+        about = json.loads((folder / "config.json").read_text())
+        codec = RowCodec.from_state_dict(safetensors.torch.load((folder / "codec.safetensors").read_bytes()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no model of transitions ({error}).") from error
+    model = TransitionDiffusion(SynthERConfig(**about["model"]), codec, (about["seed"],), device)
+    model.load_state_dict(checkpoint.load_latest(folder)[0].learner)
+    return model
+
+
 def provenance(config: SynthesisConfig, sampling: Sampling, n: int, mix: Mix, source: Source) -> dict[str, Any]:
     """What the data set says of its making."""
-    returns = source.dataset.metadata.get("return_range")
+    returns = source.dataset.return_range()
     if returns is None:
         each = source.dataset.episode_returns()
-        returns = [float(each.min()), float(each.max())]
+        returns = float(each.min()), float(each.max())
     return {
         "algorithm": "SynthER (arXiv 2303.06614), diffrl",
         "description": f"{n} synthetic transitions, each an episode of its own"
-        + (f", after {len(source.transitions)} real ones" if mix == "append" else ""),
+        + (f", after {source.rows} real ones" if mix == "append" else ""),
         "synthetic_rows": n,
-        "real_rows": len(source.transitions) if mix == "append" else 0,
+        "real_rows": source.rows if mix == "append" else 0,
         "source": config.dataset,
-        "source_rows": len(source.transitions),
+        "source_rows": source.rows,
         "source_sha256": config.fingerprint,
-        "return_range": returns,
+        "return_range": np.array(returns),
         "model": dataclasses.asdict(config.model),
         "sampling": {**dataclasses.asdict(sampling), "S_churn": sampling.S_churn, "calls": sampling.calls},
         "seed": config.seed,
-        "action_low": source.codec.low[source.codec.observation_size :].cpu().numpy(),
-        "action_high": source.codec.high[source.codec.observation_size :].cpu().numpy(),
+        "action_low": source.codec.action_bounds[0].numpy(),
+        "action_high": source.codec.action_bounds[1].numpy(),
+        **of_terminals(source.dataset),
         **({"env_id": config.env_id} if config.env_id else {}),
     }
+
+
+def of_terminals(dataset: OfflineDataset) -> dict[str, Any]:
+    """What the metadata of data derived from these say of the next observations of terminal rows."""
+    return {} if dataset.has_terminal_next else {"terminal_successors": STAND_IN}
 
 
 def as_columns(rows: NDArray[np.float32], observation_size: int, action_size: int) -> dict[str, NDArray[Any]]:
@@ -348,12 +383,44 @@ def _blocks(source: Source, generated: NDArray[np.float32], mix: Mix, on_progres
         on_progress(min(start + BLOCK, len(generated)), len(generated))
 
 
+def as_dataset(transitions: Transitions, metadata: dict[str, Any]) -> OfflineDataset:
+    """Transitions, in whatever order, as a data set of episodes of one row."""
+    columns: dict[str, Any] = as_columns(
+        transitions.rows[:, :-2].cpu().numpy(), transitions.observation_size, transitions.action_size
+    )
+    return OfflineDataset(**columns, metadata=metadata)
+
+
 def _report(folder: Path, source: Source, generated: NDArray[np.float32], seed: int, quiet: bool) -> None:
-    """See `diffrl.augment.fidelity`."""
+    """Fidelity of the rows: fidelity.html, .png and .json in `folder`."""
+    from diffrl.augment.fidelity import fidelity
+    from diffrl.augment.fidelity_report import write_report
+    from envs.dynamics import dynamics_for
+
+    o, a = source.codec.observation_size, source.codec.action_size
+    train, held_out = (as_dataset(rows, of_terminals(source.dataset)) for rows in (source.train, source.held_out))
+    # Rows of one model are alike: the first ones stand for all.
+    columns: dict[str, Any] = as_columns(np.array(generated[:REPORTED]), o, a)
+    synthetic = OfflineDataset(**columns)
+    if not quiet:
+        console.print("Comparing synthetic rows with real ones ...")
+    found = fidelity(
+        train,
+        synthetic,
+        held_out,
+        dynamics=dynamics_for(source.task.env_id) if source.task.env_id else None,
+        seed=seed,
+        action_bounds=source.codec.action_bounds,
+    )
+    title = f"{len(columns['rewards']):,} synthetic transitions beside {source.dataset.metadata['dataset']}"
+    write_report(found, train, synthetic, folder, title)
+    if not quiet:
+        for measure, verdict in found.verdicts.items():
+            console.print(f"  [bold]{measure.replace('_', ' ')}[/]: {verdict}")
 
 
 def _say(written: Path, folder: Path, n: int, mix: Mix, source: Source, report: bool) -> None:
-    real = f"{len(source.transitions):,} real and " if mix == "append" else ""
+    real = f"{source.rows:,} real and " if mix == "append" else ""
     console.print(f"Written: {written}, {real}{n:,} synthetic transitions, each an episode of its own.")
     if report:
         console.print(f"Fidelity:    {folder / 'fidelity.html'}")

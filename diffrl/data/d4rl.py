@@ -29,7 +29,8 @@ OPTIONAL = ("timeouts", "next_observations")
 PICKLES = (".pkl", ".pickle")
 """How the names of pickled files end."""
 _PICKLED = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
-_BLOCK = 2**17
+_BLOCK = 2**22
+"""Bytes of an array that are read at once for its checksum."""
 _FETCH_AGAIN = "Write it again, or if it is D4RL's: `diffrl data download ID --force` (maze2d: `generate`)."
 
 
@@ -145,8 +146,10 @@ def digest(arrays: Mapping[str, Any]) -> str:
         total.update(f"{key} {values.dtype.str} {values.shape}\n".encode())
         if values.ndim == 0:
             total.update(np.asarray(values[()]).reshape(-1).view(np.uint8).data)
-        for start in range(0, len(values) if values.ndim else 0, _BLOCK):
-            part = np.asarray(values[start : start + _BLOCK], order="C")
+            continue
+        rows = max(_BLOCK * len(values) // max(values.nbytes, 1), 1)
+        for start in range(0, len(values), rows):
+            part = np.asarray(values[start : start + rows], order="C")
             total.update(part.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 

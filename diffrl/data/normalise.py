@@ -72,7 +72,12 @@ def normaliser(name: str, observations: Tensor) -> Normaliser:
     return makers[name]()
 
 
-def _standardised(rewards: Tensor, episodes: Tensor | None) -> tuple[float, float]:
+Range = tuple[float, float]
+"""The smallest and the largest return."""
+Tuning = Callable[[Tensor, Tensor | None, Range | None], tuple[float, float]]
+
+
+def _standardised(rewards: Tensor, episodes: Tensor | None, return_range: Range | None) -> tuple[float, float]:
     exact = rewards.double()
     std = exact.std(correction=0)
     if std == 0:
@@ -80,23 +85,25 @@ def _standardised(rewards: Tensor, episodes: Tensor | None) -> tuple[float, floa
     return float(exact.mean()), float(std)
 
 
-def _by_return_range(rewards: Tensor, episodes: Tensor | None) -> tuple[float, float]:
-    if episodes is None:
-        raise DataError("rewards: `iql_locomotion` needs to know which episode each belongs to.")
-    _, number = torch.unique(episodes.cpu(), return_inverse=True)
-    returns = torch.zeros(int(number.max()) + 1, dtype=torch.float64)
-    returns.index_add_(0, number, rewards.double().cpu())
-    spread = float(returns.max() - returns.min())
+def _by_return_range(rewards: Tensor, episodes: Tensor | None, return_range: Range | None) -> tuple[float, float]:
+    if return_range is None:
+        if episodes is None:
+            raise DataError("rewards: `iql_locomotion` needs to know which episode each belongs to.")
+        _, number = torch.unique(episodes.cpu(), return_inverse=True)
+        returns = torch.zeros(int(number.max()) + 1, dtype=torch.float64)
+        returns.index_add_(0, number, rewards.double().cpu())
+        return_range = float(returns.min()), float(returns.max())
+    spread = return_range[1] - return_range[0]
     if spread == 0:
         raise DataError("rewards: all episodes return the same, so `iql_locomotion` cannot divide by their range.")
     return 0.0, spread / 1000
 
 
-REWARD_TUNING: dict[str, Callable[[Tensor, Tensor | None], tuple[float, float]]] = {
-    "no": lambda rewards, episodes: (0.0, 1.0),
+REWARD_TUNING: dict[str, Tuning] = {
+    "no": lambda rewards, episodes, return_range: (0.0, 1.0),
     "normalize": _standardised,
-    "cql_antmaze": lambda rewards, episodes: (0.5, 0.25),
-    "iql_antmaze": lambda rewards, episodes: (1.0, 1.0),
+    "cql_antmaze": lambda rewards, episodes, return_range: (0.5, 0.25),
+    "iql_antmaze": lambda rewards, episodes, return_range: (1.0, 1.0),
     "iql_locomotion": _by_return_range,
 }
 """Shift and scale of (reward - shift) / scale, from the data's rewards and their episodes: Diffusion-QL's, by the names
@@ -106,17 +113,22 @@ They are for training only: scores use the environment's rewards.
 """
 
 
-def reward_tuning(name: str, rewards: Tensor, episodes: Tensor | None = None) -> tuple[float, float]:
+def reward_tuning(
+    name: str, rewards: Tensor, episodes: Tensor | None = None, return_range: Range | None = None
+) -> tuple[float, float]:
     """Shift and scale of the tuning called `name`, a key of `REWARD_TUNING`, for data with these rewards (N,).
 
-    episodes: (N,), each reward's episode, from 0; what iql_locomotion needs.
+    iql_locomotion needs episodes (N,), each reward's from 0, or the range of their returns, where the rows have lost
+    their episodes (synthetic data, which say so in their metadata).
     """
     if name not in REWARD_TUNING:
         raise UserError(f"Unknown reward tuning {name!r}: {nearest(name, REWARD_TUNING)}")
-    return REWARD_TUNING[name](rewards, episodes)
+    return REWARD_TUNING[name](rewards, episodes, return_range)
 
 
-def tune_rewards(name: str, rewards: Tensor, episodes: Tensor | None = None) -> Tensor:
+def tune_rewards(
+    name: str, rewards: Tensor, episodes: Tensor | None = None, return_range: Range | None = None
+) -> Tensor:
     """Rewards (N,) after the tuning called `name`: (reward - shift) / scale, in double precision on the way."""
-    shift, scale = reward_tuning(name, rewards, episodes)
+    shift, scale = reward_tuning(name, rewards, episodes, return_range)
     return ((rewards.double() - shift) / scale).to(rewards.dtype)

@@ -17,6 +17,8 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 ACTION_LIMIT = 1.0
 """The action range of every D4RL task and of our agents is [-1, 1]."""
 
+STAND_IN = "stand-in: the row's own observation"
+"""What the metadata say of `terminal_successors` where they were not recorded."""
 _ACTION_SLACK = 1e-5  # a tanh in float32, stored and read again
 
 
@@ -73,6 +75,12 @@ class OfflineDataset:
         return np.stack([np.append(0, stops[:-1]), stops], axis=1)
 
     @property
+    def has_terminal_next(self) -> bool:
+        """Whether what follows a terminal row is stored, and not a stand-in (as the metadata of a file derived from
+        one without next observations says)."""
+        return self.has_next and self.metadata.get("terminal_successors") != STAND_IN
+
+    @property
     def n_episodes(self) -> int:
         """E."""
         return len(self.episodes())
@@ -87,6 +95,12 @@ class OfflineDataset:
         if len(self) == 0:
             return np.zeros(0)
         return np.add.reduceat(self.rewards.astype(np.float64), self.episodes()[:, 0])
+
+    def return_range(self) -> tuple[float, float] | None:
+        """The smallest and the largest return of the episodes that these rows came from, as the metadata says; None:
+        it says nothing, and the episodes are these."""
+        stored = self.metadata.get("return_range")
+        return None if stored is None else (float(stored[0]), float(stored[1]))
 
     def episode_indices(self) -> tuple[Ints, Ints]:
         """(N,) the episode's number and (N,) the time within it, both from 0, for every row."""

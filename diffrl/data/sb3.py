@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffrl.data import d4rl
-from diffrl.data.offline import Floats, Ints, OfflineDataset
+from diffrl.data.offline import STAND_IN, Floats, Ints, OfflineDataset
 from diffrl.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def to_dataset(buffer: ReplayBuffer, *, scaled_actions: bool = True, env_id: str
         "source": f"{type(buffer).__name__} of Stable-Baselines3",
         "n_envs": buffer.n_envs,
         **({"env_id": env_id} if env_id else {}),
+        **({"terminal_successors": STAND_IN} if buffer.optimize_memory_usage else {}),
     }
     if scaled_actions:
         metadata |= {"action_low": space.low.astype(np.float32), "action_high": space.high.astype(np.float32)}

@@ -129,6 +129,8 @@ def test_one_array_for_both_observations(steps: int) -> None:
     np.testing.assert_array_equal(rows["next_observations"][:, 1], times + ~done)
     np.testing.assert_array_equal(rows["terminals"], done)
     assert not rows["timeouts"][:-1].any()
+    assert not dataset.has_terminal_next
+    assert sb3.to_dataset(filled(steps)).has_terminal_next
     with pytest.raises(UserError, match="optimize_memory_usage=False"):
         sb3.fill_buffer(filled(3, optimize_memory_usage=True, handle_timeout_termination=False), dataset)
 

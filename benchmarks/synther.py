@@ -1,0 +1,400 @@
+"""SynthER measured: do agents learn as well from synthetic data, what does generating cost, what do fewer calls lose.
+
+    python benchmarks/synther.py                              all parts, what is there already is not done again
+    python benchmarks/synther.py --parts agents --datasets hopper-small --agent-steps 50000
+    python benchmarks/synther.py --parts solvers speed        quick, once there is a model
+
+Parts, each goes on where it was cut:
+  data     the model of each data set, synthetic rows of it, and a file of both (real rows first)
+  agents   TD3+BC and IQL, CORL's settings, on real, synthetic, and both; 3 seeds in one stack; last evaluation
+  solvers  sliced W2 to held-out rows and dynamics error by solver and number of network calls
+  speed    rows a second against a plain implementation of the paper's sampler, both 128 Heun steps with churn
+
+Data: hopper and hopper-small are ../shared's hopper medium-replay recording and one tenth of its transitions, drawn at
+random (as the paper draws its subsets); maze2d is maze2d-umaze-v1. The network is 256 wide (published: 1024 or 2048)
+and trained for --model-steps steps (published: 100,000): what two CPU cores have time for. ± is the standard error over
+the agents' seeds; the model and its rows are one for all of them, so that its own luck is not in it.
+"""
+
+import dataclasses
+import itertools
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import diffrl
+from diffrl import config as configuration
+from diffrl import report
+from diffrl.augment.codec import RowCodec
+from diffrl.augment.config import Sampling, SynthERConfig
+from diffrl.augment.fidelity import fidelity
+from diffrl.augment.synther import TransitionDiffusion, generator_of
+from diffrl.augment.synthesis import as_columns, as_dataset, load_model, of_terminals, real_columns, split, synther
+from diffrl.data import d4rl
+from diffrl.data.offline import OfflineDataset
+from diffrl.errors import UserError
+from diffrl.files import atomic_path
+from diffrl.machine import settle
+from diffrl.training import checkpoint
+from diffrl.training.statistics import estimate
+from envs.datasets import load_dataset
+from envs.dynamics import dynamics_for
+
+RECORDING = Path(__file__).parents[1].parent / "shared" / "data" / "rollouts" / "hopper_medium-replay-v4.hdf5"
+Name = Literal["hopper-small", "hopper", "maze2d"]
+Part = Literal["data", "agents", "solvers", "speed"]
+VARIANTS = ("real", "synthetic", "both")
+CONFIGS = {"hopper-small": "hopper-medium-v2", "hopper": "hopper-medium-v2", "maze2d": "maze2d-umaze-v1"}
+ENVS = {"hopper-small": "Hopper-v4", "hopper": "Hopper-v4", "maze2d": "maze2d-umaze-v1"}
+CURVE: tuple[tuple[str, int, float], ...] = (
+    ("heun", 128, 80.0),
+    ("heun", 128, 0.0),
+    ("heun", 32, 80.0),
+    ("heun", 32, 0.0),
+    ("heun", 16, 0.0),
+    ("heun", 8, 0.0),
+    ("dpmpp2m", 255, 0.0),
+    ("dpmpp2m", 64, 0.0),
+    ("dpmpp2m", 32, 0.0),
+    ("dpmpp2m", 16, 0.0),
+    ("dpmpp2m", 8, 0.0),
+    ("ddim", 255, 0.0),
+    ("ddim", 64, 0.0),
+    ("ddim", 32, 0.0),
+    ("ddim", 16, 0.0),
+)
+"""Solver, steps, S_churn."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    parts: tuple[Part, ...] = ("data", "agents", "solvers", "speed")
+    """Which parts."""
+    datasets: tuple[Name, ...] = ("hopper-small", "hopper", "maze2d")
+    """On which data."""
+    agents: tuple[str, ...] = ("td3_bc", "iql")
+    """Which agents."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """The agents' training seeds."""
+    width: int = 256
+    """The model's width."""
+    model_steps: int = 30_000
+    """The model's training steps."""
+    samples: int = 300_000
+    """Synthetic rows."""
+    agent_steps: int = 20_000
+    """The agents' training steps."""
+    eval_every: int = 4_000
+    """Training steps between evaluations."""
+    episodes: int = 20
+    """Episodes a seed, in each evaluation."""
+    curve_rows: int = 10_000
+    """Rows for each point of the solvers' curve."""
+    out: Path = Path("runs/synther")
+    """Folder of everything."""
+
+
+def real_file(options: Options, name: Name) -> str:
+    """The real data: by name or path, as every command takes them."""
+    if name == "maze2d":
+        return "maze2d-umaze-v1"
+    if not RECORDING.is_file():
+        raise UserError(f"{RECORDING} is not here: leave out hopper (--datasets maze2d).")
+    if name == "hopper":
+        return str(RECORDING)
+    path = options.out / f"{name}.hdf5"
+    if not path.exists():
+        dataset = d4rl.read(RECORDING)
+        columns, returns = real_columns(dataset), dataset.episode_returns()
+        n = len(columns["rewards"])
+        chosen = np.sort(np.random.default_rng(0).choice(n, n // 10, replace=False))
+        columns = {key: values[chosen] for key, values in columns.items()}
+        columns["timeouts"] = ~columns["terminals"]  # rows without their neighbours: each an episode of its own
+        about = {"return_range": np.array([returns.min(), returns.max()]), **of_terminals(dataset)}
+        d4rl.write_blocks(path, [columns], about)
+    return str(path)
+
+
+def files(options: Options, name: Name) -> dict[str, str]:
+    """The three data sets, made where they are missing."""
+    real = real_file(options, name)
+    synthetic, both = options.out / f"{name}-synthetic.hdf5", options.out / f"{name}-both.hdf5"
+    if not synthetic.exists():
+        synther(
+            real,
+            synthetic,
+            env=ENVS[name],
+            samples=options.samples,
+            model=SynthERConfig(
+                steps=options.model_steps, width=options.width, batch_size=256 if name == "maze2d" else None
+            ),
+            sampling=Sampling(solver="dpmpp2m", sampling_steps=32),
+        )
+    if not both.exists():
+        made = d4rl.read(synthetic)
+        d4rl.write_blocks(both, [real_columns(load_dataset(real)), made.columns()], made.metadata)
+    return {"real": real, "synthetic": str(synthetic), "both": str(both)}
+
+
+def train_agents(options: Options, name: Name, console: Console) -> list[dict[str, Any]]:
+    """A run for each variant and agent: its last evaluation, one mean score a seed."""
+    rows = []
+    for agent in options.agents:
+        for variant, path in files(options, name).items():
+            folder = options.out / "agents" / f"{name}-{variant}-{agent}"
+            there = checkpoint.steps(folder)
+            if not there:
+                config = configuration.find(f"{agent}/{CONFIGS[name]}")
+                diffrl.train(
+                    dataclasses.replace(
+                        config,
+                        dataset=path,
+                        env=ENVS[name],
+                        steps=options.agent_steps,
+                        seeds=options.seeds,
+                        eval_every=options.eval_every,
+                        eval_episodes=options.episodes,
+                        workers=1,
+                        compile=False,
+                        out=folder,
+                    )
+                )
+            elif there[-1] < options.agent_steps:
+                diffrl.resume(folder, steps=options.agent_steps)
+            evaluations = report.read_scores(folder)["evaluations"]
+            curve = [(entry["step"], entry["score"]) for entry in evaluations]
+            rows.append({"data": name, "agent": agent, "variant": variant, "steps": curve[-1][0], "curve": curve})
+            console.print(f"{name} {agent} {variant}: {estimate([[s] for s in curve[-1][1]])}")
+    return rows
+
+
+def measured(options: Options, name: Name) -> tuple[TransitionDiffusion, Any, OfflineDataset, OfflineDataset]:
+    """The trained model, the simulator, and the rows it was trained on and those it was not."""
+    folder = options.out / f"{name}-synthetic-synther"
+    if not checkpoint.steps(folder):
+        raise UserError(f"There is no model in {folder}: run --parts data first.")
+    model = load_model(folder)
+    dataset = load_dataset(real_file(options, name))
+    train, held_out = (as_dataset(rows, of_terminals(dataset)) for rows in split(dataset, 0.05, 0))
+    return model, dynamics_for(ENVS[name]), train, held_out
+
+
+def solver_curve(options: Options, name: Name, console: Console) -> list[dict[str, Any]]:
+    """Fidelity of rows drawn by each solver, and the CPU time a row took."""
+    model, dynamics, train, held_out = measured(options, name)
+    rows = []
+    for solver, steps, churn in CURVE:
+        sampling = Sampling(solver=solver, sampling_steps=steps, churn=churn)  # type: ignore[arg-type]
+        start = time.process_time()
+        parts = [model.sample(1024, generator_of(1, i), sampling)[0] for i in range(-(-options.curve_rows // 1024))]
+        seconds = time.process_time() - start
+        drawn = torch.cat(parts).numpy()
+        synthetic = OfflineDataset(**as_columns(drawn, train.observation_size, train.action_size))
+        found = fidelity(train, synthetic, held_out, dynamics=dynamics, rows=options.curve_rows)
+        row = {"data": name, "solver": solver, "churn": churn, "steps": steps, "calls": sampling.calls}
+        rows.append(row | {"rows_per_second": len(drawn) / seconds} | summary(found))
+        console.print(row, rows[-1])
+    return rows
+
+
+def summary(found: Any) -> dict[str, float]:
+    """The two measures of the curve, and their floors."""
+    return {
+        "w2": found.sliced_w2.synthetic,
+        "w2_floor": found.sliced_w2.real,
+        "ks_mean": found.ks_mean.synthetic,
+        "dynamics": found.dynamics.median.synthetic,
+        "dynamics_90": found.dynamics.high.synthetic,
+        "standing_still": found.dynamics.standing_still,
+    }
+
+
+class PlainDenoiser(torch.nn.Module):
+    """The network as the paper describes it, in PyTorch's own layers, the noise level embedded for every row."""
+
+    def __init__(self, size: int, width: int, blocks: int) -> None:
+        super().__init__()
+        self.frequencies = torch.nn.Parameter(torch.randn(8), requires_grad=False)
+        self.embed_row = torch.nn.Linear(size, 128)
+        self.embed_time = torch.nn.Sequential(torch.nn.Linear(17, 128), torch.nn.SiLU(), torch.nn.Linear(128, 128))
+        self.first = torch.nn.Linear(128, width)
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in range(blocks))
+        self.last = torch.nn.Linear(width, size)
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """EDM's denoiser, sigma (B,)."""
+        k = sigma[:, None]
+        label = k.log() / 4
+        angles = 2 * np.pi * label * self.frequencies
+        h = self.embed_row(x / (k**2 + 1).sqrt()) + self.embed_time(torch.cat([label, angles.sin(), angles.cos()], -1))
+        h = self.first(h)
+        for block in self.blocks:
+            h = h + block(torch.relu(h))
+        return x / (k**2 + 1) + k / (k**2 + 1).sqrt() * self.last(torch.relu(h))
+
+
+@torch.no_grad()
+def plain_sample(network: PlainDenoiser, n: int, size: int, steps: int = 128) -> torch.Tensor:
+    """Algorithm 2 of EDM (arXiv 2206.00364), line by line, in one batch of n rows."""
+    S_churn, S_tmin, S_tmax, S_noise = 80, 0.05, 50, 1.003
+    i = torch.arange(steps)
+    sigmas = (80 ** (1 / 7) + i / (steps - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    sigmas = torch.cat([sigmas, torch.zeros(1)])
+    x = sigmas[0] * torch.randn(n, size)
+    for k, k_next in itertools.pairwise(sigmas):
+        gamma = min(S_churn / steps, 2**0.5 - 1) if S_tmin <= float(k) <= S_tmax else 0.0
+        k_hat = k + gamma * k
+        x_hat = x + (k_hat**2 - k**2).sqrt() * S_noise * torch.randn_like(x)
+        d = (x_hat - network(x_hat, k_hat.expand(n))) / k_hat
+        x = x_hat + (k_next - k_hat) * d
+        if k_next > 0:
+            d_next = (x - network(x, k_next.expand(n))) / k_next
+            x = x_hat + (k_next - k_hat) * (d + d_next) / 2
+    return x
+
+
+def speed(options: Options, console: Console) -> dict[str, Any]:
+    """Rows a CPU second, in rounds that take turns: the median of five."""
+    transitions = torch.randn(1000, 26)
+    from diffrl.data.transitions import Transitions
+
+    rows = Transitions(torch.cat([transitions, torch.rand(1000, 3)], 1), 11, 3)
+    codec = RowCodec.fit(rows)
+    model = TransitionDiffusion(SynthERConfig(width=options.width), codec)
+    plain = PlainDenoiser(codec.size, options.width, 6)
+    published, fast = Sampling(), Sampling(solver="dpmpp2m", sampling_steps=32)
+    makers = {
+        "plain, one batch of 10,000 rows": lambda: plain_sample(plain, 10_000, codec.size),
+        "plain, batches of 1,024": lambda: plain_sample(plain, 1024, codec.size),
+        "ours, the same sampler (255 calls)": lambda: model.sample(1024, generator_of(0, 0), published)[0],
+        "ours, dpmpp2m (32 calls)": lambda: model.sample(1024, generator_of(0, 0), fast)[0],
+    }
+    rates: dict[str, list[float]] = {title: [] for title in makers}
+    for _ in range(3):
+        for title, make in makers.items():
+            start = time.process_time()
+            n = len(make())
+            rates[title].append(n / (time.process_time() - start))
+    medians = {title: sorted(values)[1] for title, values in rates.items()}
+    for title, value in medians.items():
+        console.print(f"{title}: {value:,.0f} rows/s, {value / medians['plain, one batch of 10,000 rows']:.2f} x plain")
+    return {"width": options.width, "row": codec.size, "rows_per_cpu_second": medians}
+
+
+def agents_table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Last score by data set and agent, a column a variant."""
+    lines = [["data", "agent", "steps", *VARIANTS]]
+    for key in dict.fromkeys((row["data"], row["agent"], row["steps"]) for row in rows):
+        found = {r["variant"]: r for r in rows if (r["data"], r["agent"], r["steps"]) == key}
+        cells = [str(estimate([[s] for s in found[v]["curve"][-1][1]])) if v in found else "" for v in VARIANTS]
+        lines.append([key[0], key[1], f"{key[2]:,}", *cells])
+    return lines
+
+
+def solver_table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """The curve as a table."""
+    lines = [["data", "solver", "calls", "rows / CPU s", "sliced W2 (floor)", "dynamics error, median", "90 %"]]
+    for r in rows:
+        solver = r["solver"] + (" + churn" if r["churn"] else "")
+        w2 = f"{r['w2']:.4f} ({r['w2_floor']:.4f})"
+        rate = f"{r['rows_per_second']:,.0f}"
+        lines.append([r["data"], solver, str(r["calls"]), rate, w2, f"{r['dynamics']:.4f}", f"{r['dynamics_90']:.4f}"])
+    return lines
+
+
+def print_lines(lines: list[list[str]], title: str, console: Console) -> None:
+    """A table on the terminal."""
+    table = Table(title=title)
+    for i, column in enumerate(lines[0]):
+        table.add_column(column, justify="left" if i < 2 else "right")
+    for line in lines[1:]:
+        table.add_row(*line)
+    console.print(table)
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Scores by variant, and the solvers' curve."""
+    from matplotlib.figure import Figure
+
+    rows, curve = results.get("agents", []), results.get("solvers", [])
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
+    groups = list(dict.fromkeys((row["data"], row["agent"]) for row in rows))
+    for j, (variant, colour) in enumerate(zip(VARIANTS, (report.GREY, report.BLUE, report.ORANGE), strict=True)):
+        for i, group in enumerate(groups):
+            found = [r for r in rows if (r["data"], r["agent"]) == group and r["variant"] == variant]
+            if found:
+                scores = found[0]["curve"][-1][1]
+                label = variant if i == 0 else None
+                left.bar(i + 0.26 * (j - 1), np.mean(scores), 0.24, color=colour, alpha=0.75, label=label)
+                left.plot([i + 0.26 * (j - 1)] * len(scores), scores, "o", color="black", markersize=3)
+    left.set_xticks(range(len(groups)), [f"{data}\n{agent}" for data, agent in groups])
+    left.set(ylabel="normalised score x100", title="agents trained on (dots: seeds)")
+    for ax, key, title in ((middle, "w2", "sliced W2 to held-out rows"), (right, "dynamics", "median dynamics error")):
+        shown = [r for r in curve if r["data"] == curve[0]["data"]]
+        kinds = dict.fromkeys((r["solver"], r["churn"]) for r in shown)
+        for (solver, churn), colour in zip(kinds, (report.GREY, report.BLUE, report.ORANGE, report.GREEN), strict=True):
+            points = sorted((r["calls"], r[key]) for r in shown if (r["solver"], r["churn"]) == (solver, churn))
+            label = solver + (" + churn (published)" if churn else "")
+            ax.plot(*zip(*points, strict=True), "o-", color=colour, label=label)
+        if shown and key == "w2":
+            ax.axhline(shown[0]["w2_floor"], color="black", linestyle=":", label="real against real")
+        ax.set(xscale="log", yscale="log", xlabel="network calls a row", title=title)
+        report.finish(ax)
+    report.finish(left)
+    report.save(figure, path)
+
+
+def main(options: Options) -> int:
+    """Do the parts, merge them into what is there, print, draw."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    settle()
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "synther.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def keep(part: str, rows: Any, replaced: Any = None) -> None:
+        old = [] if replaced is None else [row for row in results.get(part, []) if not replaced(row)]
+        results[part] = rows if replaced is None else old + rows
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(results, indent=1))
+
+    for name in options.datasets:
+        if "data" in options.parts:
+            files(options, name)
+        if "solvers" in options.parts:
+            keep("solvers", solver_curve(options, name, console), lambda row, name=name: row["data"] == name)
+        if "agents" in options.parts:
+            chosen = train_agents(options, name, console)
+            keep("agents", chosen, lambda row, name=name: row["data"] == name and row["agent"] in options.agents)
+    if "speed" in options.parts:
+        keep("speed", speed(options, console))
+    tables = []
+    if results.get("agents"):
+        tables.append(agents_table(results["agents"]))
+        print_lines(tables[-1], "Normalised score x100 after training on real, synthetic, both", console)
+    if results.get("solvers"):
+        tables.append(solver_table(results["solvers"]))
+        print_lines(tables[-1], "Rows by solver", console)
+        draw(results, options.out / "synther.png")
+    console.print(f"Numbers: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Options, description=__doc__)))
+    except UserError as error:
+        print(f"synther: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,251 @@
+"""`diffrl augment synther`: from data of every kind to a file that trains, however often it is cut."""
+
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import diffrl
+from agents import IQL
+from diffrl.augment import generate as generation
+from diffrl.augment.codec import RowCodec
+from diffrl.augment.config import Sampling, SynthERConfig
+from diffrl.augment.synther import TransitionDiffusion
+from diffrl.augment.synthesis import load_model, real_columns, synther
+from diffrl.cli import main
+from diffrl.config import TrainConfig
+from diffrl.data import d4rl, minari
+from diffrl.data.offline import OfflineDataset
+from diffrl.data.transitions import Transitions
+from diffrl.errors import UserError
+
+TINY: dict[str, Any] = {
+    "model": SynthERConfig(width=16, blocks=1, steps=20, batch_size=32),
+    "sampling": Sampling(solver="dpmpp2m", sampling_steps=4),
+    "quiet": True,
+}
+SMALL = {"width": 16, "blocks": 1, "steps": 20, "batch-size": 32, "solver": "dpmpp2m", "sampling-steps": 4}
+FLAGS = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+
+
+def hopper_like(n: int = 400, episode: int = 50) -> OfflineDataset:
+    """Episodes of a made-up robot, every second one with a true end."""
+    rng = np.random.default_rng(0)
+    rows = np.arange(n)
+    last = rows % episode == episode - 1
+    odd = rows // episode % 2 == 1
+    return OfflineDataset(
+        observations=rng.normal(size=(n, 11)).astype(np.float32),
+        actions=rng.uniform(-1, 1, (n, 3)).astype(np.float32),
+        rewards=rng.normal(size=n).astype(np.float32),
+        terminals=last & odd,
+        timeouts=last & ~odd,
+        metadata={"env_id": "Hopper-v4"},
+    )
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return d4rl.write(tmp_path / "source.hdf5", hopper_like())
+
+
+def test_a_file_becomes_a_file_that_trains_iql(source: Path, tmp_path: Path) -> None:
+    """The written file carries environment, bounds and the source's range of returns, which scales IQL's rewards."""
+    out = synther(str(source), tmp_path / "new.hdf5", samples=3000, **TINY)
+    dataset = d4rl.read(out)
+    assert len(dataset) == 3000 == dataset.n_episodes
+    assert dataset.has_next
+    assert np.array_equal(dataset.timeouts, ~dataset.terminals)
+    assert dataset.metadata["source_sha256"] == d4rl.digest(d4rl.read(source).columns())
+    returns = d4rl.read(source).episode_returns()
+    assert dataset.return_range() == pytest.approx((returns.min(), returns.max()))
+    agent = IQL(width=8, layers=1, batch_size=16, reward_tune="iql_locomotion")
+    config = TrainConfig(
+        dataset=str(out), agent=agent, steps=20, eval_every=20, eval_episodes=1, out=tmp_path / "run", workers=1
+    )
+    run = diffrl.train(config, quiet=True)
+    assert (run / "learning_curve.png").exists()
+    names = {path.name for path in (tmp_path / "new-synther").iterdir()}
+    assert {"config.json", "codec.safetensors", "checkpoints", "metrics.csv", "fidelity.html"} <= names
+    assert not names & {generation.ROWS, generation.ABOUT}
+
+
+def test_a_benchmark_and_minari(own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """maze2d by its id into Minari, whose own package loads it; then from there, by id, into a file."""
+    package = pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.chdir(tmp_path)
+    synther("maze2d-umaze-v1", "minari:test/synthetic-v0", rows=3000, samples=150, report=False, **TINY)
+    loaded = package.load_dataset("test/synthetic-v0")
+    assert loaded.total_episodes == 150 == loaded.total_steps
+    assert loaded.env_spec.id == "maze2d-umaze-v1"
+    ours = minari.read("test/synthetic-v0")
+    assert set(np.unique(ours.rewards)) <= {0.0, 1.0}  # a sparse reward stays one
+    out = synther("test/synthetic-v0", tmp_path / "again.hdf5", samples=64, report=False, **TINY)
+    assert len(d4rl.read(out)) == 64
+
+
+def test_appended_rows_follow_the_real_ones(source: Path, tmp_path: Path) -> None:
+    out = synther(str(source), tmp_path / "both.hdf5", ratio=0.5, mix="append", report=False, **TINY)
+    real, both = d4rl.read(source), d4rl.read(out)
+    kept = Transitions.from_dataset(real)
+    n = len(kept)
+    assert n == 396  # each of the four episodes that were cut loses its last row
+    assert len(both) == n + round(0.5 * n)
+    mixed = Transitions.from_dataset(both)
+    assert torch.equal(mixed.rows[:n], kept.rows)
+    assert both.metadata["real_rows"] == n
+
+
+def test_real_columns_end_an_episode_where_its_last_row_is_left_out() -> None:
+    columns = real_columns(hopper_like())
+    assert np.flatnonzero(columns["timeouts"])[:2].tolist() == [48, 147]
+    assert np.flatnonzero(columns["terminals"])[:2].tolist() == [98, 197]
+
+
+def model_of(source: Path) -> TransitionDiffusion:
+    transitions = Transitions.from_dataset(d4rl.read(source))
+    return TransitionDiffusion(SynthERConfig(width=16, blocks=1), RowCodec.fit(transitions))
+
+
+def test_generation_cut_anywhere_gives_the_same_rows(source: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(generation.CHUNK, "cpu", 64)
+    model, sampling = model_of(source), Sampling(sampling_steps=3)
+
+    def generate(folder: str, stop_after: int = 99, n: int = 500, seed: int = 5) -> np.ndarray:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        chunks = iter(range(99))
+        return np.array(
+            generation.generate(
+                tmp_path / folder,
+                model,
+                n,
+                sampling,
+                seed,
+                {},
+                on_progress=lambda done, total: None,
+                stopped=lambda: next(chunks) == stop_after,
+            )
+        )
+
+    straight = generate("straight")
+    assert straight.shape == (500, model.codec.size)
+    assert len(np.unique(straight[:, 0])) == 500
+    assert len(generate("cut", stop_after=3)) == 192
+    with (tmp_path / "cut" / generation.ROWS).open("ab") as file:
+        file.write(b"torn by a kill")
+    assert np.array_equal(generate("cut"), straight)
+    assert np.array_equal(generate("cut", n=300), straight[:300])
+    assert not np.array_equal(generate("cut", seed=6), straight)
+    assert np.array_equal(generate("cut"), straight)  # rows of another seed are not taken for these
+
+
+def test_killed_and_run_again_gives_the_same_file(source: Path, tmp_path: Path) -> None:
+    """kill -9 in training and in generating."""
+    flags = ["--samples", "30000", "--no-report", *FLAGS, "--steps", "500"]
+    command = [sys.executable, "-m", "diffrl.cli", "augment", "synther", str(source), *flags, "--out"]
+    straight, cut = tmp_path / "straight.hdf5", tmp_path / "cut.hdf5"
+    subprocess.run([*command, str(straight)], check=True, capture_output=True)
+    folder = tmp_path / "cut-synther"
+
+    def kill_when(ready: Path) -> None:
+        process = subprocess.Popen([*command, str(cut)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not ready.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+
+    kill_when(folder / "metrics.csv")
+    assert not (folder / "checkpoints" / "000000500").exists()
+    kill_when(folder / generation.ROWS)
+    assert not cut.exists()
+    subprocess.run([*command, str(cut)], check=True, capture_output=True)
+    assert straight.read_bytes() == cut.read_bytes()
+
+
+def test_a_model_is_kept_and_other_settings_are_refused(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new.hdf5"
+    synther(str(source), out, samples=100, report=False, **TINY)
+    with pytest.raises(UserError, match="Use --force"):
+        synther(str(source), out, samples=100, **TINY)
+    before = (tmp_path / "new-synther" / "checkpoints" / "000000020" / "state.safetensors").stat().st_mtime_ns
+    synther(str(source), out, samples=200, report=False, force=True, **TINY)
+    after = (tmp_path / "new-synther" / "checkpoints" / "000000020" / "state.safetensors").stat().st_mtime_ns
+    assert before == after
+    assert len(d4rl.read(out)) == 200
+    other = {**TINY, "model": SynthERConfig(width=32, blocks=1, steps=20, batch_size=32)}
+    with pytest.raises(UserError, match="width 16, not 32"):
+        synther(str(source), out, samples=200, force=True, **other)
+    model = load_model(tmp_path / "new-synther")
+    assert model.config == TINY["model"]
+    with pytest.raises(UserError, match="holds no model"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--out", "new.csv"], "expected a path ending in .hdf5"),
+        (["--out", "minari:nonsense"], "no Minari id"),
+        (["--out", "new.hdf5", "--samples", "5", "--ratio", "2"], "give one of them"),
+        (["--out", "new.hdf5", "--samples", "0"], "--samples is 0"),
+        (["--out", "new.hdf5", "--ratio", "-1"], "--ratio is -1"),
+        (["--out", "new.hdf5", "--held-out", "1"], "--held-out is 1"),
+        (["--out", "new.hdf5", "--rows", "50"], "expected 100 or more"),
+        (["--out", "new.hdf5", "--env", "HalfCheetah-v4"], "do not fit"),
+        (["--out", "new.hdf5", "--above", "0.5"], "train one with --condition"),
+        (["--out", "new.hdf5", "--churn", "5", "--solver", "dpmpp2m"], "does not go with"),
+    ],
+)
+def test_mistakes(source: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, flags: list[str], text: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["augment", "synther", str(source), *FLAGS, *flags]) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "new.hdf5").exists()
+
+
+def test_a_verb_that_is_not_there(capsys: Any) -> None:
+    assert main(["augment", "syntherr"]) == 2
+    assert "did you mean 'synther'" in capsys.readouterr().err
+
+
+def test_rows_are_written_in_bounded_memory(tmp_path: Path) -> None:
+    """A million rows of 49 bytes, 49 MB, in blocks of 4,000; reading them back for the checksum included."""
+
+    def blocks() -> Iterator[dict[str, np.ndarray]]:
+        for i in range(250):
+            values = np.full((4000, 10), i, np.float32)
+            yield {
+                "observations": values,
+                "actions": values[:, :1],
+                "rewards": values[:, 0],
+                "terminals": values[:, 0] < 0,
+            }
+
+    tracemalloc.start()
+    try:
+        d4rl.write_blocks(tmp_path / "large.hdf5", blocks(), {})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 12e6
+    assert d4rl.read(tmp_path / "large.hdf5", check=False).observations[-1, 0] == 249
+
+
+def test_parts_and_whole_have_one_checksum(tmp_path: Path) -> None:
+    whole = hopper_like()
+    columns = whole.columns()
+    parts = [{key: values[i : i + 150] for key, values in columns.items()} for i in range(0, 400, 150)]
+    d4rl.write(tmp_path / "whole.hdf5", OfflineDataset(**columns))
+    d4rl.write_blocks(tmp_path / "parts.hdf5", parts, {})
+    a, b = (d4rl.read(tmp_path / name).metadata["sha256"] for name in ("whole.hdf5", "parts.hdf5"))
+    assert a == b == d4rl.digest(columns)
