@@ -120,6 +120,8 @@ class RefitConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name} is {value}; expected at least {least}.")
+        if self.model.condition == "none" and (self.sampling.above > 0 or self.sampling.guidance != 1):
+            raise UserError("`above` and `guidance` steer a conditional model: set the model's `condition`.")
 
     def fits(self, step: int) -> int:
         """How many fits are due within the first `step` environment steps."""

@@ -53,11 +53,11 @@ def marked(n: int, mark: float) -> Transitions:
 
 
 def test_batches_are_real_until_the_first_fit_and_then_of_the_mixture_s_parts() -> None:
-    """Of 16 rows of each seed: 8 real, of which 2 offline, and 8 synthetic."""
+    """Of 16 rows of each seed: 12 real, of which 3 offline, and 4 synthetic."""
     offline, online = marked(50, 10.0), ReplayBuffer(2, 40, 1, 1)
     online.add(marked(60, 20.0).rows.view(2, 30, 7))
     real = Mixture([offline, online], [0.25, 0.75])
-    config = RefitConfig(0.5, 10, None, 25, SynthERConfig(steps=10, width=16, blocks=1), Sampling("dpmpp2m", 4))
+    config = RefitConfig(0.25, 10, None, 25, SynthERConfig(steps=10, width=16, blocks=1), Sampling("dpmpp2m", 4))
     sizes: dict[str, Any] = {"observation_size": 1, "action_size": 1}
     synthetic = RefittingBuffer(config, (0, 1), 5, lambda: offline, real, **sizes)
     source, generator = Augmented(real, synthetic), torch.Generator().manual_seed(0)
@@ -67,13 +67,13 @@ def test_batches_are_real_until_the_first_fit_and_then_of_the_mixture_s_parts() 
     assert synthetic.due(10)
     assert synthetic.refit(10)
     batch = source.sample(16, 2, generator)
-    assert (batch.rewards[:, :2] < 15).all()
-    assert (batch.rewards[:, 2:8] >= 20).all()
+    assert (batch.rewards[:, :3] < 15).all()
+    assert (batch.rewards[:, 3:12] >= 20).all()
     for seed in range(2):  # each seed's synthetic rows are of its own model
         own = {round(float(value), 6) for value in synthetic.view(synthetic.rows[seed]).rewards}
-        drawn = {round(float(value), 6) for value in batch.rewards[seed, 8:]}
+        drawn = {round(float(value), 6) for value in batch.rewards[seed, 12:]}
         assert drawn <= own
-    assert (batch.episodes[:, 8:] == -1).all()
+    assert (batch.episodes == -1).sum(1).tolist() == [4, 4]
     assert not torch.equal(*synthetic.rows)
 
 
