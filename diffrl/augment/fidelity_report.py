@@ -49,13 +49,21 @@ def _write(path: Path, text: str) -> None:
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1200px; margin: 2em auto;
   padding: 0 1em }
-h1 { font-size: 1.5em; margin-bottom: .2em } h2 { font-size: 1.1em; margin-top: 2em }
-table { border-collapse: collapse; width: 100% } td, th { padding: .35em .8em .35em 0; text-align: left;
-  border-bottom: 1px solid #e4e4e4; vertical-align: top }
-td[rowspan] { max-width: 34em } th { color: #666; font-weight: 600 }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-td.s { color: BLUE; font-weight: 600 } td.f { color: #666 } img { width: 100%; margin-top: 1em } p.about { color: #555;
-  margin-top: 0 } .columns { columns: 4 13em; column-gap: 2.5em } .columns table { break-inside: auto }
+h1 { font-size: 1.5em; margin-bottom: .2em }
+h2 { font-size: 1.1em; margin: 2em 0 0 }
+p.about { color: #555; margin-top: 0 }
+table { border-collapse: collapse; width: 100% }
+td, th { padding: .35em .8em .35em 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e4e4e4 }
+th { color: #666; font-weight: 600 }
+td[rowspan] { width: 45% }
+td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+td.s { color: BLUE; font-weight: 600 }
+td.f { color: #666 }
+img { width: 100%; margin-top: 1em }
+.columns { columns: 6 }
+.columns p { margin: 0; color: #666; font-variant-numeric: tabular-nums }
+.columns b { display: inline-block; width: 5em; color: #222; font-weight: 400 }
+.columns i { color: BLUE; font-style: normal; font-weight: 600 }
 """.replace("BLUE", BLUE)
 
 
@@ -74,8 +82,12 @@ def page(report: FidelityReport, picture: bytes, title: str) -> str:
         )
         seen = key
     columns = "".join(
-        f'<tr><td>{html.escape(name)}</td><td class="n s">{ks:.3f}</td><td class="n f">{floor:.3f}</td></tr>'
+        f"<p><b>{html.escape(name)}</b><i>{ks:.3f}</i> ({floor:.3f})</p>"
         for name, ks, floor in zip(report.names, report.ks, report.ks_floor, strict=True)
+    )
+    near, steps = report.neighbours, report.dynamics
+    asked = f"Nearest neighbours of {len(near.synthetic):,} synthetic rows were looked for" + (
+        "." if steps is None else f"; the simulator was set to {len(steps.synthetic):,}."
     )
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes)
     encoded = base64.b64encode(picture).decode()
@@ -85,14 +97,15 @@ def page(report: FidelityReport, picture: bytes, title: str) -> str:
 <h1>{html.escape(title)}</h1>
 <p class="about">{report.rows:,} rows a side. "Real" is the floor that sampling sets: {html.escape(report.floor)};
 in rates and shares, the training rows themselves. Distances of rows [s, a, r, s', terminal] are in standardised
-units.</p>
+units. {asked}</p>
 <table><tr><th>measure</th><th class="n">synthetic</th><th class="n">real</th><th>in words</th></tr>
 {"".join(lines)}</table>
 {f"<ul>{notes}</ul>" if notes else ""}
 <img alt="Histograms, correlations, distances to training rows and dynamics errors"
 src="data:image/png;base64,{encoded}">
 <h2>Kolmogorov-Smirnov statistic by column</h2>
-<div class="columns"><table>{columns}</table></div>
+<p class="about">In brackets: real against real.</p>
+<div class="columns">{columns}</div>
 </body></html>
 """
 
@@ -139,7 +152,7 @@ def draw(report: FidelityReport, real: OfflineDataset, synthetic: OfflineDataset
     """Histograms, correlation matrices, and what the distances and errors look like, as one PNG."""
     from matplotlib.figure import Figure
 
-    tables = [_sample(table_of(dataset)) for dataset in (real, synthetic)]
+    tables = [table_of(dataset, DRAWN) for dataset in (real, synthetic)]
     shown = _most_different(report)
     lines = -(-len(shown) // 4)
     heights = [1.75 * lines + 0.4, 3.9, 3.3]
@@ -153,11 +166,6 @@ def draw(report: FidelityReport, real: OfflineDataset, synthetic: OfflineDataset
     _draw_dynamics(axes[2], report)
     figure.suptitle(title, fontsize=14, fontweight="bold")
     return save(figure, path)
-
-
-def _sample(table: Floats) -> Floats:
-    """At most DRAWN rows, evenly spread."""
-    return table[:: -(-len(table) // DRAWN)]
 
 
 def _most_different(report: FidelityReport) -> list[int]:
@@ -186,7 +194,12 @@ def _draw_histograms(part: "SubFigure", report: FidelityReport, tables: list[Flo
         ax.set_visible(False)
     axes[0].legend(frameon=False, fontsize=8, handlelength=1.2)
     which = "Columns" if len(shown) == len(report.names) - 1 else "The reward, and the columns that differ most"
-    part.suptitle(f"{which} (in brackets: real against real)", fontsize=11, x=0.01, ha="left")
+    part.suptitle(
+        f"{which} (in brackets: real against real; the outermost bins hold what lies beyond)",
+        fontsize=11,
+        x=0.01,
+        ha="left",
+    )
 
 
 def _draw_correlations(part: "SubFigure", report: FidelityReport) -> None:
@@ -258,6 +271,8 @@ def _draw_dynamics(ax: "Axes", report: FidelityReport) -> None:
     _two_histograms(ax, steps.synthetic.clip(least), steps.real.clip(least), bins)
     ax.axvline(steps.standing_still, color=ORANGE, linewidth=1, linestyle="--", label='"s\' = s", median')
     ax.set(xscale="log", xlabel="RMS over columns, standardised")
+    ax.set_xticks([1e-8, 1e-6, 1e-4, 1e-2, 1])
+    ax.minorticks_off()
     _leave_room(ax)
     finish(ax, "upper left")
 

@@ -140,7 +140,7 @@ def synther(
         _report(path, source, generated, seed, quiet)
     generation.clear(path)
     if not quiet:
-        _say(written, path, n, mix, source, report)
+        _say(written, str(written) if target.to_file else target.id, path, n, mix, source, report)
     return written
 
 
@@ -419,9 +419,10 @@ def _report(folder: Path, source: Source, generated: NDArray[np.float32], seed: 
             console.print(f"  [bold]{measure.replace('_', ' ')}[/]: {verdict}")
 
 
-def _say(written: Path, folder: Path, n: int, mix: Mix, source: Source, report: bool) -> None:
+def _say(written: Path, name: str, folder: Path, n: int, mix: Mix, source: Source, report: bool) -> None:
+    """Where everything is. name: what commands call the data set."""
     real = f"{source.rows:,} real and " if mix == "append" else ""
     console.print(f"Written: {written}, {real}{n:,} synthetic transitions, each an episode of its own.")
     if report:
         console.print(f"Fidelity:    {folder / 'fidelity.html'}")
-    console.print(f"Train on it: diffrl train --agent iql --dataset {written}")
+    console.print(f"Train on it: diffrl train --agent iql --dataset {name}")

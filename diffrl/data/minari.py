@@ -284,7 +284,9 @@ def _environment(env_id: str | None) -> Any:
     import gymnasium
 
     try:
-        return None if env_id is None else gymnasium.make(env_id)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # D4RL's data belong to v4
+            return None if env_id is None else gymnasium.make(env_id)
     except (gymnasium.error.Error, ImportError):
         return None
 

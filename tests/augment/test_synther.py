@@ -1,11 +1,9 @@
 """The diffusion model of transitions: its rows, its network, what it learns, what it draws."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from synther import PlainDenoiser, plain_sample  # benchmarks/synther.py: the paper's, in PyTorch's own layers
 
 from diffrl.augment.codec import RowCodec
 from diffrl.augment.config import Sampling, SynthERConfig
@@ -13,9 +11,6 @@ from diffrl.augment.synther import TransitionDiffusion, fit, generator_of, make_
 from diffrl.data.transitions import Transitions
 from diffrl.errors import DataError, UserError
 from diffrl.training.stack import StackTrainer
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from synther import PlainDenoiser, plain_sample  # the paper's network and sampler in PyTorch's own layers
 
 
 def transitions(n: int = 4096, seed: int = 0) -> Transitions:
@@ -103,7 +98,7 @@ def test_the_sampler_is_the_papers_algorithm() -> None:
     plain = plain_twin(model)
     torch.manual_seed(7)
     expected = plain_sample(plain, 16, 7, steps=12)
-    sampler = make_sampler(Sampling(sampling_steps=12))
+    sampler = make_sampler(Sampling("heun", 12))
     torch.manual_seed(7)
     x = 80 * torch.randn(16, 7)
     noise = torch.stack([torch.randn(16, 7) for _ in range(12)])
@@ -213,5 +208,7 @@ def test_settings_that_cannot_be() -> None:
         SynthERConfig(width=0)
     with pytest.raises(UserError, match="dpmpp2m"):
         Sampling(solver="dpmpp2m", churn=10.0)
-    assert Sampling().calls == 255
+    assert Sampling("heun", 128).calls == 255
+    assert Sampling("heun").S_churn == 80
+    assert Sampling().S_churn == 0
     assert Sampling(solver="dpmpp2m", sampling_steps=32).calls == 32

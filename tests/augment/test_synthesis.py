@@ -1,5 +1,6 @@
 """`diffrl augment synther`: from data of every kind to a file that trains, however often it is cut."""
 
+import json
 import subprocess
 import sys
 import time
@@ -77,6 +78,15 @@ def test_a_file_becomes_a_file_that_trains_iql(source: Path, tmp_path: Path) -> 
     assert not names & {generation.ROWS, generation.ABOUT}
 
 
+def test_the_report_shows_an_untrained_model(own_data: Path, tmp_path: Path) -> None:
+    """Twenty steps are none: rows far from the data's distribution, found so by the numbers on disk."""
+    synther("maze2d-umaze-v1", tmp_path / "new.hdf5", rows=3000, samples=500, held_out=0.2, **TINY)
+    found = json.loads((tmp_path / "new-synther" / "fidelity.json").read_text())
+    assert found["sliced_w2"]["synthetic"] > 2 * found["sliced_w2"]["real"]
+    assert found["marginals"]["ks_mean"]["synthetic"] > 2 * found["marginals"]["ks_mean"]["real"]
+    assert found["dynamics"]["median"]["synthetic"] > 0.5
+
+
 def test_a_benchmark_and_minari(own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """maze2d by its id into Minari, whose own package loads it; then from there, by id, into a file."""
     package = pytest.importorskip("minari")
@@ -117,7 +127,7 @@ def model_of(source: Path) -> TransitionDiffusion:
 
 def test_generation_cut_anywhere_gives_the_same_rows(source: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(generation.CHUNK, "cpu", 64)
-    model, sampling = model_of(source), Sampling(sampling_steps=3)
+    model, sampling = model_of(source), Sampling("heun", 3)
 
     def generate(folder: str, stop_after: int = 99, n: int = 500, seed: int = 5) -> np.ndarray:
         (tmp_path / folder).mkdir(exist_ok=True)

@@ -1,0 +1,351 @@
+"""The report says of each broken data set what is wrong with it, and of real rows that nothing is."""
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffrl.augment.fidelity import FidelityReport, Pair, fidelity, ks_statistic, nearest_distances
+from diffrl.augment.fidelity_report import write_report
+from diffrl.data.offline import STAND_IN, OfflineDataset
+from diffrl.errors import DataError, UserError
+from envs.dynamics import Dynamics, dynamics_for
+
+
+def take(dataset: OfflineDataset, rows: Any) -> OfflineDataset:
+    """Rows as transitions, each an episode of its own, as synthetic data are."""
+    following = dataset.next_observations
+    terminals = dataset.terminals[rows]
+    columns = (dataset.observations[rows], dataset.actions[rows], dataset.rewards[rows], terminals, ~terminals)
+    return OfflineDataset(*columns, next_observations=None if following is None else following[rows])
+
+
+class Parts(NamedTuple):
+    """Real rows, in random order."""
+
+    train: OfflineDataset
+    held_out: OfflineDataset
+    fresh: OfflineDataset
+    """Real rows in neither: a perfect model's."""
+    episodes: OfflineDataset
+    """All rows as collected, next observations not stored."""
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    """6,000 steps of a Hopper that acts at random, about 280 episodes."""
+    env, rng = gymnasium.make("Hopper-v5"), np.random.default_rng(0)
+    observation, _ = env.reset(seed=0)
+    rows = []
+    for _ in range(6000):
+        action = rng.uniform(-1, 1, 3).astype(np.float32)
+        following, received, terminal, cut, _ = env.step(action)
+        rows.append((observation, action, received, terminal, cut, following))
+        observation = env.reset()[0] if terminal or cut else following
+    s, a, r, ends, cuts, successors = (np.array(column) for column in zip(*rows, strict=True))
+    stored = OfflineDataset(s.astype(np.float32), a, r.astype(np.float32), ends, cuts, successors.astype(np.float32))
+    order = rng.permutation(6000)
+    split = [take(stored, order[start : start + 2000]) for start in (0, 2000, 4000)]
+    return Parts(*split, episodes=replace(stored, next_observations=None))
+
+
+@pytest.fixture(scope="module")
+def dynamics() -> Dynamics:
+    found = dynamics_for("Hopper-v5")
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def at_floor(parts: Parts, dynamics: Dynamics) -> FidelityReport:
+    return fidelity(parts.train, parts.fresh, parts.held_out, dynamics=dynamics)
+
+
+def noise_like(dataset: OfflineDataset, rng: np.random.Generator) -> OfflineDataset:
+    """What an untrained model makes: independent Gaussians, here of twice the data's deviation; no row ends."""
+
+    def gaussian(x: np.ndarray) -> np.ndarray:
+        drawn: np.ndarray = x.mean(0) + 2 * x.std(0) * rng.standard_normal(x.shape)
+        return drawn.astype(np.float32)
+
+    assert dataset.next_observations is not None
+    none = np.zeros(len(dataset), bool)
+    columns = (gaussian(x) for x in (dataset.observations, dataset.actions, dataset.rewards))
+    return OfflineDataset(*columns, none, ~none, gaussian(dataset.next_observations))
+
+
+def excess(pair: Pair) -> float:
+    """How many times its floor a measure is."""
+    return pair.synthetic / pair.real
+
+
+# --- closed forms --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1, 0.5, 1.5])
+def test_ks_of_shifted_uniforms_is_the_shift(shift: float) -> None:
+    """Up to 1.63 sqrt(2/n), passed in 1 % of cases."""
+    rng, n = np.random.default_rng(0), 20_000
+    x, y = rng.uniform(size=n), rng.uniform(size=n) + shift
+    assert ks_statistic(x, y) == pytest.approx(min(shift, 1), abs=1.63 * np.sqrt(2 / n))
+    assert ks_statistic(x, y) == ks_statistic(y, x)
+
+
+def test_ks_counts_ties_once_and_takes_unequal_sizes() -> None:
+    """Of coins it is the difference of the shares."""
+    x, y = np.array([0, 0, 0, 1]), np.array([0, 1, 1, 1, 1])
+    assert ks_statistic(x, y) == pytest.approx(0.75 - 0.2)
+    assert ks_statistic(x, np.zeros(3)) == pytest.approx(0.25)
+    assert ks_statistic(x, x) == 0
+
+
+def test_nearest_distances_are_brute_forces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over many parts; a copy is at exactly 0, and not if its own row is excluded."""
+    monkeypatch.setattr("diffrl.augment.fidelity._ELEMENTS", 200)
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((70, 5)).astype(np.float32)
+    own = np.array([3, 69, 14])
+    rows = np.concatenate([rng.standard_normal((20, 5)).astype(np.float32), base[own]])
+    distances = np.linalg.norm(rows[:, None].astype(np.float64) - base, axis=2)
+    found = nearest_distances(rows, base)
+    assert found == pytest.approx(distances.min(1), rel=1e-6)
+    assert (found[20:] == 0).all()
+    distances[[20, 21, 22], own] = np.inf
+    assert nearest_distances(base[own], base, exclude=own) == pytest.approx(distances[20:].min(1), rel=1e-6)
+
+
+# --- what the report says ------------------------------------------------------------------------------------------
+
+
+def test_real_rows_are_at_the_floor(at_floor: FidelityReport) -> None:
+    """Over 30 splits: KS .7 to 1.5 times the floor, correlations .7 to 1.4, W2 .8 to 1.3, nearer rows .6 to 1.5 %."""
+    report = at_floor
+    for pair in (report.ks_mean, report.ks_largest, report.correlation_mean, report.sliced_w2):
+        assert 1 / 2 < excess(pair) < 2
+    assert report.neighbours.closer < 0.03
+    assert excess(report.neighbours.median) == pytest.approx(1, abs=0.1)
+    assert report.actions_outside == (0, 0)
+    steps = report.dynamics
+    assert steps is not None
+    assert steps.high.synthetic < 1e-5
+    assert steps.reward.synthetic < 1e-5
+    assert steps.terminal == (0, 0)
+    assert steps.standing_still > 0.05
+    assert "No sign of memorisation" in report.verdicts["nearest_neighbour"]
+    assert "at the real-against-real floor" in report.verdicts["sliced_w2"]
+
+
+def test_shuffled_successors_fail_jointly_and_in_the_simulator_alone(
+    parts: Parts, dynamics: Dynamics, at_floor: FidelityReport
+) -> None:
+    order = np.random.default_rng(1).permutation(len(parts.fresh))
+    assert parts.fresh.next_observations is not None
+    shuffled = replace(parts.fresh, next_observations=parts.fresh.next_observations[order])
+    report = fidelity(parts.train, shuffled, parts.held_out, dynamics=dynamics)
+    assert report.ks == pytest.approx(at_floor.ks)
+    assert excess(report.correlation_mean) > 4
+    assert report.correlation_largest.synthetic > 0.8  # s and s' of a position hardly differ
+    assert excess(report.sliced_w2) > 2
+    steps = report.dynamics
+    assert steps is not None
+    assert steps.median.synthetic > 3 * steps.standing_still
+    assert steps.median.real < 1e-5
+    assert steps.reward.synthetic < 1e-5  # r still goes with s and a
+
+
+def test_an_untrained_model_fails_everywhere(parts: Parts, dynamics: Dynamics) -> None:
+    report = fidelity(parts.train, noise_like(parts.train, np.random.default_rng(1)), parts.held_out, dynamics=dynamics)
+    for pair in (report.ks_mean, report.ks_largest, report.correlation_mean, report.sliced_w2):
+        assert excess(pair) > 4
+    assert excess(report.neighbours.median) > 3
+    assert report.neighbours.closer == 0
+    assert report.actions_outside.synthetic > 0.5
+    assert report.terminal_rate.synthetic == 0
+    assert report.terminal_rate.real > 0.02
+    steps = report.dynamics
+    assert steps is not None
+    assert steps.median.synthetic > 3 * steps.standing_still
+    assert steps.reward.synthetic > 0.1
+    assert steps.terminal.synthetic > 0.1  # it falls outright, and no row says so
+
+
+@pytest.mark.parametrize("with_held_out", [True, False])
+def test_copies_of_training_rows_are_memorised_and_otherwise_perfect(parts: Parts, with_held_out: bool) -> None:
+    held_out = parts.held_out if with_held_out else None
+    report = fidelity(parts.train, take(parts.train, slice(1000)), held_out, dynamics=None)
+    assert report.neighbours.closer == 1
+    assert report.neighbours.median.synthetic == 0
+    assert report.neighbours.median.real > 0
+    assert excess(report.ks_mean) < 2
+    assert "memorised" in report.verdicts["nearest_neighbour"]
+    assert "Not measured" in report.verdicts["dynamics"]
+
+
+def test_without_held_out_rows_halves_of_the_training_rows_are_the_floor(parts: Parts) -> None:
+    report = fidelity(parts.train, parts.fresh, None, dynamics=None)
+    assert "half" in report.floor
+    assert report.rows == 1000
+    assert excess(report.sliced_w2) < 2
+    assert report.neighbours.closer < 0.03
+
+
+def test_a_wrong_reward_is_seen_by_its_column_and_the_simulator(parts: Parts, dynamics: Dynamics) -> None:
+    """All of its other columns stay at their floors."""
+    wrong = replace(parts.fresh, rewards=parts.fresh.rewards + 5)
+    report = fidelity(parts.train, wrong, parts.held_out, dynamics=dynamics)
+    r = report.names.index("r")
+    assert report.ks[r] > 0.9
+    assert np.delete(report.ks, r).max() < 0.1
+    assert report.dynamics is not None
+    assert report.dynamics.reward.synthetic == pytest.approx(5, abs=1e-3)
+    assert report.dynamics.high.synthetic < 1e-5
+
+
+def test_another_simulator_is_told_from_another_model(parts: Parts) -> None:
+    """Real rows that miss the simulator by much were made by another."""
+    heavy = dynamics_for("Hopper-v5", frame_skip=8)
+    report = fidelity(parts.train, parts.fresh, parts.held_out, dynamics=heavy)
+    assert "not the simulator they come from" in report.verdicts["dynamics"]
+
+
+def test_what_follows_a_terminal_row_counts_for_nothing_where_it_is_not_stored(
+    parts: Parts, dynamics: Dynamics
+) -> None:
+    """The real file has a stand-in there: whatever the synthetic row holds is neither right nor wrong."""
+    assert parts.fresh.next_observations is not None
+    reports = []
+    for filler in (0.0, 1e3):
+        following = parts.fresh.next_observations.copy()
+        following[parts.fresh.terminals] = filler
+        made = replace(parts.fresh, next_observations=following)
+        reports.append(fidelity(parts.episodes, made, None, dynamics=dynamics))
+    first, second = reports
+    assert first.to_json() == second.to_json()
+    assert first.terminal_rate.synthetic > 0.02
+    assert excess(first.ks_largest) < 2
+    assert any("terminal" in note for note in first.notes)
+    assert first.dynamics is not None
+    assert first.dynamics.high.synthetic < 1e-5
+    assert first.dynamics.terminal == (0, 0)
+    assert first.neighbours.closer > 0.99  # all but one are rows of the real file
+
+
+def test_stand_ins_that_are_stored_can_be_named(parts: Parts, dynamics: Dynamics) -> None:
+    """Rows taken from such a file, with their stand-ins: unnamed they are errors of the simulator."""
+    real, made = (
+        replace(side, next_observations=np.where(side.terminals[:, None], 0, side.next_observations))
+        for side in (parts.train, parts.fresh)
+    )
+    about = {"terminal_successors": STAND_IN}
+    named, unnamed = (fidelity(replace(real, metadata=known), made, None, dynamics=dynamics) for known in (about, {}))
+    assert named.dynamics is not None
+    assert unnamed.dynamics is not None
+    assert named.dynamics.real.max() < 1e-4
+    assert unnamed.dynamics.real.max() > 1
+
+
+def test_actions_are_counted_against_their_bounds(parts: Parts) -> None:
+    actions = np.zeros_like(parts.fresh.actions)
+    actions[:100, 1] = 2
+    actions[:50, 0] = 2.5
+    actions[100:500, 2] = -1.5
+    made = replace(parts.fresh, actions=actions)
+    report = fidelity(parts.train, made, None, dynamics=None, action_bounds=([-1, -1, -1.5], 2))
+    assert report.actions_outside.synthetic == 50 / 2000
+    assert report.actions_at_bound.synthetic == 450 / 2000
+
+
+def test_rows_that_are_not_finite_are_left_out_and_counted(parts: Parts) -> None:
+    rewards = parts.fresh.rewards.copy()
+    rewards[:7] = np.nan
+    report = fidelity(parts.train, replace(parts.fresh, rewards=rewards), parts.held_out, dynamics=None)
+    assert report.rows == 1993
+    assert report.notes == ("7 synthetic rows hold values that are not finite, and are left out.",)
+
+
+def test_one_seed_gives_one_report(parts: Parts) -> None:
+    first, second, other = (
+        fidelity(parts.train, parts.fresh, parts.held_out, dynamics=None, seed=seed, rows=500).to_json()
+        for seed in (0, 0, 1)
+    )
+    assert first == second
+    assert first["rows"] == 500
+    assert first["sliced_w2"] != other["sliced_w2"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "says"),
+    [
+        (lambda d: replace(d, actions=d.actions[:, :2]), DataError, r"\(11, 2\).*\(11, 3\)"),
+        (lambda d: take(d, slice(3)), DataError, "Only 3 synthetic rows"),
+        (lambda d: replace(d, rewards=d.rewards[:5]), DataError, "synthetic rows: observations: 2000 rows"),
+    ],
+)
+def test_unfit_data_are_named(
+    parts: Parts, spoil: Callable[[OfflineDataset], OfflineDataset], error: type[UserError], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        fidelity(parts.train, spoil(parts.fresh), None, dynamics=None)
+
+
+# --- the files -----------------------------------------------------------------------------------------------------
+
+
+class Sources(HTMLParser):
+    """What a page loads, and its text; raises AssertionError where tags do not close in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for key, value in attributes if key in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_whole_and_holds_its_picture(at_floor: FidelityReport, parts: Parts, tmp_path: Path) -> None:
+    title = "hopper <medium> & 'more'"
+    written = write_report(at_floor, parts.train, parts.fresh, tmp_path / "new", title)
+    assert [path.name for path in written] == ["fidelity.json", "fidelity.png", "fidelity.html"]
+    assert sorted(tmp_path.joinpath("new").iterdir()) == sorted(written)
+    content = json.loads(written[0].read_text())
+    assert content.pop("title") == title
+    assert content == at_floor.to_json()
+    with Image.open(written[1]) as image:
+        assert image.width == 1800
+    page = Sources()
+    page.feed(written[2].read_text(encoding="utf-8"))
+    assert page.open == []
+    (source,) = page.sources
+    assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == written[1].read_bytes()
+    assert title in page.text
+    for verdict in at_floor.verdicts.values():
+        assert verdict in page.text
+
+
+def test_a_report_without_a_simulator_or_spread_is_drawn_too(parts: Parts, tmp_path: Path) -> None:
+    """A constant column, and a model that makes one row: no figure is NaN, and JSON holds them all."""
+    real = replace(parts.train, observations=parts.train.observations * (np.arange(11) > 0).astype(np.float32))
+    made = take(real, np.zeros(50, int))
+    report = fidelity(real, made, None, dynamics=None)
+    assert report.correlations[0, 1] == 0
+    written = write_report(report, real, made, tmp_path, "constant")
+    assert "NaN" not in written[0].read_text()
+    assert report.neighbours.closer == 1
