@@ -79,7 +79,7 @@ def ways(options: Options) -> dict[str, dict[str, Any]]:
             "refit_every": options.refit_every,
             "samples": options.samples,
             "model": SynthERConfig(steps=options.model_steps, width=options.width),
-            "sampling": Sampling(solver="dpmpp2m", sampling_steps=32),
+            "sampling": Sampling("dpmpp2m", sampling_steps=32),
             "verbose": 1,
         },
     }

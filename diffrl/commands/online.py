@@ -51,9 +51,8 @@ class Online:
     exploration: float = OnlineConfig.exploration
     """Deviation of noise added to the actions, for agents whose actions are fixed by the state (td3_bc: 0.1)."""
     synthetic_share: float = OnlineConfig.synthetic_share
-    """Share of each batch that SynthER generates, fitted anew as the data grow; 0: none. The paper has 0.5. Its sizes
-    are the defaults; on a CPU: --synthetic-samples 100000 --synthetic-steps 10000 --synthetic-width 256
-    --synthetic-solver dpmpp2m --synthetic-sampling-steps 32."""
+    """Share of each batch that SynthER generates, fitted anew as the data grow; 0: none. The paper has 0.5. The model is
+    the paper's, for a GPU; on a CPU take --synthetic-width 256 --synthetic-steps 10000 --synthetic-samples 100000."""
     refit_every: int = OnlineConfig.refit_every
     """Environment steps between fits of a new SynthER model."""
     first_fit: int | None = OnlineConfig.first_fit
@@ -65,7 +64,7 @@ class Online:
     synthetic_width: int = OnlineConfig.synthetic_width
     """Its network's width."""
     synthetic_solver: Solver = OnlineConfig.synthetic_solver
-    """heun is the published one, two calls of the network a step; dpmpp2m needs one, and far fewer steps."""
+    """dpmpp2m calls the network once a step; heun, the published one, twice (with 128 steps)."""
     synthetic_sampling_steps: int = OnlineConfig.synthetic_sampling_steps
     """Solver steps."""
     eval_every: int = ONLINE_EVAL_EVERY
