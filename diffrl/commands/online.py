@@ -52,7 +52,8 @@ class Online:
     """Deviation of noise added to the actions, for agents whose actions are fixed by the state (td3_bc: 0.1)."""
     synthetic_share: float = OnlineConfig.synthetic_share
     """Share of each batch that SynthER generates, fitted anew as the data grow; 0: none; the paper: 0.5. The model's
-    size is the paper's, for a GPU; on a CPU take --synthetic-width 256 --synthetic-steps 10000 --synthetic-samples 100000."""
+    size is the paper's, for a GPU; on a CPU add --synthetic-width 256 --synthetic-steps 10000 and, to generate fewer
+    rows, --synthetic-samples 100000."""
     refit_every: int = OnlineConfig.refit_every
     """Environment steps between fits of a new SynthER model."""
     first_fit: int | None = OnlineConfig.first_fit
