@@ -15,6 +15,7 @@ import yaml
 
 import agents
 from agents import AgentConfig
+from diffrl.augment.config import RefitConfig, Sampling, Solver, SynthERConfig
 from diffrl.errors import UserError, nearest
 
 
@@ -95,6 +96,23 @@ class OnlineConfig:
     exploration: float = 0.0
     """Deviation of Gaussian noise on the actions taken, in units of half their range. Agents that draw their actions
     need none; those whose actions are fixed by the state (bc, td3_bc, iql) need some, such as 0.1."""
+    synthetic_share: float = 0.0
+    """Share of each batch that SynthER generates (arXiv 2303.06614: half); 0: none. The rest is real, of which
+    keep_offline says how much is offline; the models are fitted to that mixture."""
+    refit_every: int = 10_000
+    """Environment steps between fits of a new SynthER model."""
+    first_fit: int | None = None
+    """Environment steps before the first fit; by default as many as between fits. Never within the warm-up."""
+    synthetic_samples: int = 1_000_000
+    """Synthetic transitions generated for each seed after every fit, in place of the last ones."""
+    synthetic_steps: int = SynthERConfig.steps
+    """Training steps of each SynthER model."""
+    synthetic_width: int = SynthERConfig.width
+    """Its network's width. On a CPU take 256."""
+    synthetic_solver: Solver = Sampling.solver
+    """dpmpp2m calls the network once a step; heun, the published one, twice (with 128 steps)."""
+    synthetic_sampling_steps: int = Sampling.sampling_steps
+    """Solver steps."""
     start_steps: tuple[int, ...] = ()
     """Filled in: the step of each seed's start checkpoint."""
     reward_shift: float = 0.0
@@ -109,6 +127,21 @@ class OnlineConfig:
             value = getattr(self, name)
             if not value >= least:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least {least}.")
+        if self.synthetic_share == 1:
+            raise UserError("--synthetic-share is 1; expected less, so that what happens is learned from too.")
+        self.refit  # noqa: B018 - its parts check themselves
+
+    @property
+    def refit(self) -> RefitConfig:
+        """How synthetic experience is made."""
+        return RefitConfig(
+            self.synthetic_share,
+            self.refit_every,
+            self.first_fit,
+            self.synthetic_samples,
+            SynthERConfig(steps=self.synthetic_steps, width=self.synthetic_width),
+            Sampling(self.synthetic_solver, self.synthetic_sampling_steps),
+        )
 
 
 def dump_online(config: OnlineConfig) -> str:

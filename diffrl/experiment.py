@@ -13,6 +13,7 @@ import torch
 from agents.base import Agent
 from diffrl import compilation, report
 from diffrl import config as configuration
+from diffrl.augment.config import Solver
 from diffrl.config import ONLINE_EVAL_EVERY, ONLINE_STEPS, OnlineConfig, TrainConfig
 from diffrl.console import console, training_observer
 from diffrl.data.d4rl import digest
@@ -116,6 +117,14 @@ def online(
     updates_per_step: int = OnlineConfig.updates_per_step,
     warm_up: int = OnlineConfig.warm_up,
     exploration: float = OnlineConfig.exploration,
+    synthetic_share: float = OnlineConfig.synthetic_share,
+    refit_every: int = OnlineConfig.refit_every,
+    first_fit: int | None = OnlineConfig.first_fit,
+    synthetic_samples: int = OnlineConfig.synthetic_samples,
+    synthetic_steps: int = OnlineConfig.synthetic_steps,
+    synthetic_width: int = OnlineConfig.synthetic_width,
+    synthetic_solver: Solver = OnlineConfig.synthetic_solver,
+    synthetic_sampling_steps: int = OnlineConfig.synthetic_sampling_steps,
     eval_every: int = ONLINE_EVAL_EVERY,
     eval_episodes: int | None = None,
     log_every: int | None = None,
@@ -138,7 +147,21 @@ def online(
             f"{path} was trained without an environment, so there is nothing to go on in. Train it with --env ID."
         )
     settings = OnlineConfig(
-        Path(path), str(start_checkpoint), keep_offline, capacity, updates_per_step, warm_up, exploration
+        Path(path),
+        str(start_checkpoint),
+        keep_offline,
+        capacity,
+        updates_per_step,
+        warm_up,
+        exploration,
+        synthetic_share,
+        refit_every,
+        first_fit,
+        synthetic_samples,
+        synthetic_steps,
+        synthetic_width,
+        synthetic_solver,
+        synthetic_sampling_steps,
     )
     if steps <= warm_up:
         raise UserError(
@@ -305,7 +328,10 @@ def _title(run: Run, n: int, groups: int) -> str:
     if run.online is not None:
         steps = ", ".join(f"{step:,}" for step in sorted(set(run.online.start_steps)))
         origin = f"{run.online.offline_run} (step {steps})"
-        share = f"{run.online.keep_offline:.0%} of each batch from its {n:,} offline transitions"
+        synthetic = run.online.synthetic_share
+        share = f"{(1 - synthetic) * run.online.keep_offline:.0%} of each batch from its {n:,} offline transitions"
+        if synthetic:
+            share += f", {synthetic:.0%} from SynthER once it is fitted"
         return f"{run.config.agent.name} goes on from {origin} in {run.task.env_id}; {share}. Run: {run.path}"
     where = f", evaluated in {run.task.env_id}" if run.task.env_id else ". NO SCORES: no environment (--env ID)"
     shared = f" {len(run.config.seeds)} seeds in {groups} processes." if groups > 1 else ""

@@ -3,7 +3,9 @@
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from agents.base import Agent
 from diffrl import crew
+from diffrl.augment.refit import Augmented, RefittingBuffer
 from diffrl.compilation import ACTING_PAYS_FROM, compile_agent
 from diffrl.config import TrainConfig
 from diffrl.data.replay import Mixture, ReplayBuffer
@@ -30,6 +33,9 @@ from diffrl.training.workers import WorkerTrainer
 
 WORKERS_PAY_FROM = 5_000
 """Steps from which a run is long enough to pay for starting workers, which takes some seconds."""
+
+_SYNTHETIC = 0x5E7
+"""Sets SynthER's noise apart from the agent's."""
 
 Say = Callable[[str], None]
 """Where sentences for the user go."""
@@ -131,7 +137,7 @@ def build_online(run: Run, agent: Agent, transitions: Transitions, say: Say) -> 
     generator = _generator(agent, ENTROPY)  # not the numbers of the offline run again
     sizes = transitions.observation_size, transitions.action_size
     buffer = ReplayBuffer(agent.n_seeds, min(online.capacity, config.steps), *sizes, agent.device)
-    source = Mixture([transitions, buffer], [online.keep_offline, 1 - online.keep_offline])
+    real = Mixture([transitions, buffer], [online.keep_offline, 1 - online.keep_offline])
 
     def draw(observations: Tensor) -> Tensor:
         actions = agent.act(observations, generator)
@@ -151,8 +157,48 @@ def build_online(run: Run, agent: Agent, transitions: Transitions, say: Say) -> 
         first_episode=int(transitions.columns.episodes.max()) + 1,
         device=agent.device,
     )
-    stack = _stack(run, agent, source, generator)
-    return OnlineTrainer(stack, collector, updates_per_step=online.updates_per_step, warm_up=online.warm_up)
+    source: Source = real
+    synthetic = None
+    if online.synthetic_share:
+        synthetic = _synthetic(run, agent, transitions, buffer, real, say)
+        source = Augmented(real, synthetic)
+    return OnlineTrainer(
+        _stack(run, agent, source, generator),
+        collector,
+        updates_per_step=online.updates_per_step,
+        warm_up=online.warm_up,
+        refitter=synthetic,
+    )
+
+
+def _synthetic(
+    run: Run, agent: Agent, transitions: Transitions, buffer: ReplayBuffer, real: Mixture, say: Say
+) -> RefittingBuffer:
+    """SynthER of the rows as the agent sees them; each seed's model learns from the batches that its agent would."""
+    assert run.online is not None
+
+    def rows() -> Transitions:
+        """Offline, where they are used, and online, of all seeds."""
+        offline = [transitions.rows] if real.shares[0] else []
+        return replace(transitions, rows=torch.cat([*offline, buffer.rows.flatten(0, 1)]))
+
+    env = run.task.make()
+    space: Any = env.observation_space
+    env.close()
+    scaled = run.preprocessing.observations
+    bounds = [scaled(torch.as_tensor(bound, dtype=torch.float32)).numpy() for bound in (space.low, space.high)]
+    return RefittingBuffer(
+        run.online.refit,
+        agent.seeds,
+        mix([*agent.seeds, _SYNTHETIC]),
+        rows,
+        real,
+        observation_size=transitions.observation_size,
+        action_size=transitions.action_size,
+        observation_bounds=(bounds[0], bounds[1]),
+        device=agent.device,
+        say=say,
+    )
 
 
 def _generator(agent: Agent, *salt: int) -> torch.Generator:

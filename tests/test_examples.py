@@ -1,5 +1,6 @@
 """The examples run, at sizes that learn next to nothing: what they print is finite, what they draw is there."""
 
+import json
 import math
 import re
 import runpy
@@ -26,6 +27,25 @@ def test_an_example_prints_finite_figures_and_draws_its_picture(
     assert len(numbers) == figures
     assert all(math.isfinite(number) for number in numbers)
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_sac_learns_in_three_ways_and_writes_what_came_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("stable_baselines3", reason="needs the extra: pip install 'diffrl[sb3]'")
+    main = runpy.run_path(str(EXAMPLES / "sb3_synther.py"), run_name="example")["main"]
+    out = tmp_path / "new" / "results.md"
+    sizes = {"steps": 240, "eval-every": 120, "updates": 2, "episodes": 1, "refit-every": 220, "samples": 20}
+    words = [f"--{name}={value}" for name, value in sizes.items()]
+    main(["--out", str(out), *words, "--model-steps=20", "--width=16", "--seeds", "0", "1"])
+    assert capsys.readouterr().out.count("SynthER after 220 steps: fitted to 220 rows") == 2  # one fit a seed
+    rows = [line for line in out.read_text().splitlines() if line.startswith("| SAC")]
+    assert [row.split(" | ")[0] for row in rows] == ["| SAC", "| SAC, 2 updates", "| SAC + SynthER, 2 updates"]
+    figures = [float(word) for row in rows for word in re.findall(r"-?\d+\.\d", row)]
+    assert len(figures) == 3 * (3 * 2 + 1)  # mean and error of two evaluations and their mean, minutes
+    results = json.loads(out.with_suffix(".json").read_text())["results"]
+    assert list(results["SAC"]["seeds"]["0"]["returns"]) == ["120", "240"]
+    assert out.with_suffix(".png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_the_bandits_shares_are_of_the_good_cloud_and_of_none() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from diffrl.errors import UserError
@@ -97,3 +97,36 @@ class Sampling:
         """Calls of the network for one row; the last step, to noise 0, needs one."""
         each = {"heun": 2, "dpm2": 2, "dpm3": 3}.get(self.solver, 1)
         return each * (self.sampling_steps - 1) + 1
+
+
+@dataclass(frozen=True)
+class RefitConfig:
+    """Synthetic experience online: a model fitted anew as the real rows grow, its rows mixed into every batch."""
+
+    share: float = 0.5
+    """Share of each batch that is synthetic, from the first fit on (published: 1 : 1)."""
+    refit_every: int = 10_000
+    """Environment steps between fits, each of a new model to all real rows."""
+    first_fit: int | None = None
+    """Environment steps before the first fit; by default as many as between fits."""
+    samples: int = 1_000_000
+    """Synthetic rows generated after each fit, in place of the last ones."""
+    model: SynthERConfig = field(default_factory=SynthERConfig)
+    """The model and its training."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How its rows are drawn."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise UserError(f"The synthetic share is {self.share}; expected a number from 0 to 1.")
+        for name, least in (("refit_every", 1), ("first_fit", 0), ("samples", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name} is {value}; expected at least {least}.")
+        if self.model.condition == "none" and (self.sampling.above > 0 or self.sampling.guidance != 1):
+            raise UserError("`above` and `guidance` steer a conditional model: set the model's `condition`.")
+
+    def fits(self, step: int) -> int:
+        """How many fits are due within the first `step` environment steps."""
+        first = self.refit_every if self.first_fit is None else self.first_fit
+        return 0 if step < first or not self.share else 1 + (step - first) // self.refit_every

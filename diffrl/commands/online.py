@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
+from diffrl.augment.config import Solver
 from diffrl.commands.train import flag_values
 from diffrl.config import ONLINE_EVAL_EVERY, ONLINE_STEPS, OnlineConfig
 from diffrl.errors import UserError
@@ -18,6 +19,7 @@ USAGE = """Go on from an offline run in its environment: act, keep what happens,
   diffrl online runs/NAME                            100,000 environment steps, half of each batch offline data
   diffrl online runs/NAME --keep-offline 0           from online data alone, as the Consistency-AC paper does
   diffrl online runs/NAME --start-checkpoint best --steps 250000
+  diffrl online runs/NAME --synthetic-share 0.5 --updates-per-step 20    half of each batch generated (SynthER)
   diffrl online --resume runs/ONLINE [--steps N]     go on with an online run; so does diffrl train --resume
 
 Makes a run of its own, which `diffrl evaluate` and `load_policy` take like any other. Its steps are the environment's;
@@ -48,6 +50,24 @@ class Online:
     """First environment steps, without training: they fill the buffer."""
     exploration: float = OnlineConfig.exploration
     """Deviation of noise added to the actions, for agents whose actions are fixed by the state (td3_bc: 0.1)."""
+    synthetic_share: float = OnlineConfig.synthetic_share
+    """Share of each batch that SynthER generates, fitted anew as the data grow; 0: none; the paper: 0.5. The model's
+    size is the paper's, for a GPU; on a CPU add --synthetic-width 256 --synthetic-steps 10000 and, to generate fewer
+    rows, --synthetic-samples 100000."""
+    refit_every: int = OnlineConfig.refit_every
+    """Environment steps between fits of a new SynthER model."""
+    first_fit: int | None = OnlineConfig.first_fit
+    """Environment steps before the first fit; by default as many as between fits. Never within the warm-up."""
+    synthetic_samples: int = OnlineConfig.synthetic_samples
+    """Synthetic transitions generated for each seed after every fit."""
+    synthetic_steps: int = OnlineConfig.synthetic_steps
+    """Training steps of each SynthER model."""
+    synthetic_width: int = OnlineConfig.synthetic_width
+    """Its network's width."""
+    synthetic_solver: Solver = OnlineConfig.synthetic_solver
+    """dpmpp2m calls the network once a step; heun, the published one, twice (with 128 steps)."""
+    synthetic_sampling_steps: int = OnlineConfig.synthetic_sampling_steps
+    """Solver steps."""
     eval_every: int = ONLINE_EVAL_EVERY
     """Environment steps between evaluations, each followed by a checkpoint."""
     eval_episodes: int | None = None

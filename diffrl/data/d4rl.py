@@ -26,6 +26,9 @@ Array: TypeAlias = npt.NDArray[Any]
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("timeouts", "next_observations")
+PICKLES = (".pkl", ".pickle")
+"""How the names of pickled files end."""
+_PICKLED = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 _BLOCK = 2**22
 """Bytes of an array that are read at once for its checksum."""
 _FETCH_AGAIN = "Write it again, or if it is D4RL's: `diffrl data download ID --force` (maze2d: `generate`)."
@@ -159,6 +162,12 @@ def _read_hdf5(path: Path) -> tuple[dict[str, Array], str | None]:
     if not h5py.is_hdf5(path):
         with path.open("rb") as file:
             beginning = file.read(24)
+        if path.suffix in PICKLES or beginning[:2] in _PICKLED:
+            raise DataError(
+                f"{path} is a pickle, as Stable-Baselines3's save_replay_buffer writes: it is refused, because reading "
+                "one runs whatever code it holds. Export the buffer from the program that has it: "
+                "`diffrl.data.sb3.write('buffer.hdf5', model.replay_buffer)`."
+            )
         what = f"it begins with {beginning!r}" if beginning else "it has 0 bytes"
         raise DataError(f"{path} is not an HDF5 file: {what}. {_FETCH_AGAIN}")
     arrays: dict[str, Array] = {}

@@ -28,11 +28,15 @@ class ReplayBuffer:
         self.n_seeds, self.capacity = n_seeds, capacity
         width = 2 * observation_size + action_size + 4
         self._flat = Transitions(torch.zeros(n_seeds * capacity, width, device=device), observation_size, action_size)
-        self._rows = self._flat.rows.view(n_seeds, capacity, width)
         self._first = capacity * torch.arange(n_seeds, device=device)[:, None]
         self._filled = 0
         self._size = torch.zeros((), dtype=torch.float64, device=device)
         self._next = 0
+
+    @property
+    def _rows(self) -> Tensor:
+        """(S, capacity, W); made when asked for, so that a copy of the buffer is a buffer."""
+        return self._flat.rows.view(self.n_seeds, self.capacity, -1)
 
     def __len__(self) -> int:
         """Rows of each seed."""
@@ -59,6 +63,11 @@ class ReplayBuffer:
         if self._filled < self.capacity:
             self._filled = min(self._filled + n, self.capacity)
             self._size.fill_(self._filled)
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        self._filled = self._next = 0
+        self._size.zero_()
 
     def sample(self, batch_size: int, n_seeds: int | None = None, generator: torch.Generator | None = None) -> Batch:
         """Draw B = `batch_size` rows for each of the S seeds from its own, uniformly and with replacement.
@@ -117,18 +126,31 @@ class Mixture:
 
     def counts(self, batch_size: int) -> list[int]:
         """Rows from each source in a batch of B = `batch_size`."""
-        exact = [share * batch_size for share in self.shares]
-        counts = [int(value + 1e-9) for value in exact]
-        by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
-        for i in by_remainder[: batch_size - sum(counts)]:
-            counts[i] += 1
-        return counts
+        return split(batch_size, self.shares)
 
     def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
         """Draw B = `batch_size` transitions for each of S = `n_seeds` seeds: (S, B, ...).
 
         Laid out in memory as every other batch, views of one tensor of rows: to a compiler it is the same.
         """
+        return self.view(self.draw(batch_size, n_seeds, generator))
+
+    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """The rows (S, B, W) of `sample`."""
         pairs = zip(self.sources, self.counts(batch_size), strict=True)
         parts = [source.draw(n, n_seeds, generator) for source, n in pairs if n]
-        return self.sources[0].view(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def view(self, rows: Tensor) -> Batch:
+        """Name the columns of rows (..., W); no copy."""
+        return self.sources[0].view(rows)
+
+
+def split(batch_size: int, shares: Sequence[float]) -> list[int]:
+    """`batch_size` rows in these shares, whose sum is 1, to the nearest row: the largest remainders win."""
+    exact = [share * batch_size for share in shares]
+    counts = [int(value + 1e-9) for value in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
+    for i in by_remainder[: batch_size - sum(counts)]:
+        counts[i] += 1
+    return counts

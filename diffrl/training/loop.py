@@ -141,10 +141,10 @@ class Loop:
                 made = self.trainer.advance(self._until_boundary(steps), lambda: bool(stopped))
                 self.step += made
                 self._count += made
-                if self.step % self.log_every == 0:
+                if made and self.step % self.log_every == 0:
                     self._log()
                 last = self.step == steps
-                if self.step % self.eval_every == 0 or last:
+                if made and (self.step % self.eval_every == 0 or last):
                     if self._count:
                         # Only on the evaluations' own grid do the sums start anew: where a run is cut changes no mean.
                         self._log(reset=self.step % self.eval_every == 0)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -15,8 +15,8 @@ from diffrl.errors import UserError
 from diffrl.preprocessing import Preprocessing
 from diffrl.training.stack import PULSE, Progress, StackTrainer
 
-ONLINE = "online."
-"""What the names of an online trainer's own tensors begin with in a checkpoint."""
+ONLINE, SYNTHETIC = "online.", "synthetic."
+"""What the names of an online trainer's own tensors begin with in a checkpoint, and among these its refitter's."""
 ENTROPY = 0x5EED
 """Sets the collected episodes' start states apart from those of evaluations, and the noise from the offline run's."""
 
@@ -124,17 +124,43 @@ class Collector:
             env.close()
 
 
+class Refitter(Protocol):
+    """Something in the training steps' source that is brought up to date with what was collected, now and then."""
+
+    def due(self, step: int) -> bool:
+        """Whether to refit after so many environment steps."""
+
+    def refit(self, step: int, stop: Callable[[], bool]) -> bool:
+        """Do it. False where `stop` said so on the way: it is still due, and from the beginning."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint needs."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put a `state_dict` back. Raises ValueError where it does not fit."""
+
+
 class OnlineTrainer:
     """A stack of S seeds that learns from what it collects. A `Trainer`, whose steps are the environment's.
 
     stack: makes the training steps, on a source that holds the collector's buffer. Each environment step after the
-    first `warm_up` ones is followed by `updates_per_step` training steps.
+    first `warm_up` ones is followed by `updates_per_step` training steps. refitter: where the source holds one; it is
+    refitted before the environment's next step, from the end of the warm-up on.
     """
 
-    def __init__(self, stack: StackTrainer, collector: Collector, *, updates_per_step: int = 1, warm_up: int = 0):
+    def __init__(
+        self,
+        stack: StackTrainer,
+        collector: Collector,
+        *,
+        updates_per_step: int = 1,
+        warm_up: int = 0,
+        refitter: Refitter | None = None,
+    ) -> None:
         self.seeds, self.groups, self.device = stack.seeds, stack.groups, stack.device
         self._stack = stack
         self._collector = collector
+        self._refitter = refitter
         self._updates_per_step, self._warm_up = updates_per_step, warm_up
         self._made = 0
         self._since = 0
@@ -143,6 +169,8 @@ class OnlineTrainer:
         """See `Trainer`."""
         end = time.monotonic() + PULSE
         for made in range(1, steps + 1):
+            if not self._refit(stop):
+                return made - 1
             self._collector.step()
             self._made += 1
             left = self._updates_per_step if self._made > self._warm_up else 0
@@ -151,6 +179,13 @@ class OnlineTrainer:
             if stop() or time.monotonic() > end:
                 return made
         return steps
+
+    def _refit(self, stop: Callable[[], bool]) -> bool:
+        """Refit if it is due. False where it is to stop: a run that goes on refits before anything else."""
+        if self._refitter is None or self._made < self._warm_up or not self._refitter.due(self._made):
+            return True
+        self._stack.forget()
+        return self._refitter.refit(self._made, stop)
 
     def _learning_steps(self, since: int = 0) -> int:
         """Environment steps after step `since` that were followed by training."""
@@ -175,6 +210,8 @@ class OnlineTrainer:
     def state(self) -> dict[str, Tensor]:
         """See `Trainer`."""
         own = {**self._collector.state_dict(), "since": torch.tensor(self._since)}
+        if self._refitter is not None:
+            own |= {f"{SYNTHETIC}{name}": tensor for name, tensor in self._refitter.state_dict().items()}
         return self._stack.state() | {f"{ONLINE}{name}": tensor for name, tensor in own.items()}
 
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
@@ -186,6 +223,9 @@ class OnlineTrainer:
         try:
             self._since = int(own["since"])
             self._collector.load_state_dict(own)
+            if self._refitter is not None:
+                synthetic = {n.removeprefix(SYNTHETIC): t for n, t in own.items() if n.startswith(SYNTHETIC)}
+                self._refitter.load_state_dict(synthetic)
         except KeyError as error:
             raise UserError(f"it is not an online run's: {ONLINE}{error.args[0]} is missing") from error
         except ValueError as error:

@@ -179,6 +179,10 @@ class StackTrainer:
                 return made
         return steps
 
+    def forget(self) -> None:
+        """The batches will be of another kind: a captured step is captured anew."""
+        self._make_step.forget()
+
     def sums(self) -> dict[str, Tensor]:
         """See `Trainer`."""
         return self._sums

@@ -1,0 +1,166 @@
+"""Synthetic experience in online runs: its share of batches, what models learn from, runs that are cut."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import diffrl
+from diffrl.augment.config import RefitConfig, Sampling, SynthERConfig
+from diffrl.augment.refit import Augmented, RefittingBuffer
+from diffrl.cli import main
+from diffrl.data.replay import Mixture, ReplayBuffer
+from diffrl.data.transitions import Transitions
+from diffrl.run import Run
+from diffrl.training import checkpoint
+from diffrl.training.loop import Interrupted
+from diffrl.training.online import Collector
+from tests.training.conftest import assert_same_run, final_state
+from tests.training.test_online import AGENTS, bandit, bandit_run  # noqa: F401 - the fixture registers the bandit
+
+pytestmark = pytest.mark.usefixtures("own_data")
+
+SYNTHETIC: dict[str, Any] = {
+    "synthetic_share": 0.5,
+    "refit_every": 20,
+    "synthetic_samples": 30,
+    "synthetic_steps": 20,
+    "synthetic_width": 16,
+    "synthetic_solver": "dpmpp2m",
+    "synthetic_sampling_steps": 4,
+}
+ONLINE: dict[str, Any] = {"steps": 60, "eval_every": 30, "warm_up": 7, "exploration": 0.1, "quiet": True} | SYNTHETIC
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory, data_directory: Path, bandit: None) -> Path:  # noqa: F811
+    return bandit_run(tmp_path_factory.mktemp("offline") / "td3_bc", AGENTS["td3_bc"])
+
+
+@pytest.fixture(scope="module")
+def straight(offline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return diffrl.online(offline, out=tmp_path_factory.mktemp("online") / "straight", **ONLINE)
+
+
+def marked(n: int, mark: float) -> Transitions:
+    """Rows of O = 1, A = 1 whose reward is `mark` + the row's number / 1000."""
+    rows = torch.randn(n, 7, generator=torch.Generator().manual_seed(int(mark)))
+    rows[:, 3] = mark + torch.arange(n) / 1000
+    rows[:, 4:] = 0
+    return Transitions(rows, 1, 1)
+
+
+def test_batches_are_real_until_the_first_fit_and_then_of_the_mixture_s_parts() -> None:
+    """Of 16 rows of each seed: 12 real, of which 3 offline, and 4 synthetic."""
+    offline, online = marked(50, 10.0), ReplayBuffer(2, 40, 1, 1)
+    online.add(marked(60, 20.0).rows.view(2, 30, 7))
+    real = Mixture([offline, online], [0.25, 0.75])
+    config = RefitConfig(0.25, 10, None, 25, SynthERConfig(steps=10, width=16, blocks=1), Sampling("dpmpp2m", 4))
+    sizes: dict[str, Any] = {"observation_size": 1, "action_size": 1}
+    synthetic = RefittingBuffer(config, (0, 1), 5, lambda: offline, real, **sizes)
+    source, generator = Augmented(real, synthetic), torch.Generator().manual_seed(0)
+    batch = source.sample(16, 2, generator)
+    assert (batch.rewards.view(2, 16) > 15).sum(1).tolist() == [12, 12]
+    assert not synthetic.due(9)
+    assert synthetic.due(10)
+    assert synthetic.refit(10)
+    batch = source.sample(16, 2, generator)
+    assert (batch.rewards[:, :3] < 15).all()
+    assert (batch.rewards[:, 3:12] >= 20).all()
+    for seed in range(2):  # each seed's synthetic rows are of its own model
+        own = {round(float(value), 6) for value in synthetic.view(synthetic.rows[seed]).rewards}
+        drawn = {round(float(value), 6) for value in batch.rewards[seed, 12:]}
+        assert drawn <= own
+    assert (batch.episodes == -1).sum(1).tolist() == [4, 4]
+    assert not torch.equal(*synthetic.rows)
+
+
+def test_each_seed_s_model_learns_from_its_own_mixture() -> None:
+    """Seed 0's online rewards are 20, seed 1's 30, a quarter of the real rows are offline and 10: means of 17.5 and 25.
+
+    400 rows of deviation 4.3 and 8.7 know their means to 0.4; the rest is the model's.
+    """
+    offline, online = marked(50, 10.0), ReplayBuffer(2, 50, 1, 1)
+    online.add(torch.stack([marked(50, 20.0).rows, marked(50, 30.0).rows]))
+    real = Mixture([offline, online], [0.25, 0.75])
+    model = SynthERConfig(steps=600, width=64, blocks=2, batch_size=128)
+    config = RefitConfig(0.5, 10, None, 400, model, Sampling("dpmpp2m", 16))
+
+    def rows() -> Transitions:
+        return Transitions(torch.cat([offline.rows, online.rows.flatten(0, 1)]), 1, 1)
+
+    synthetic = RefittingBuffer(config, (0, 1), 5, rows, real, observation_size=1, action_size=1)
+    synthetic.refit(10)
+    means = synthetic.view(synthetic.rows).rewards.mean(1)
+    assert (means - torch.tensor([17.5, 25.0])).abs().max() < 2
+
+
+def test_a_run_s_synthetic_rows_are_in_its_checkpoint_and_in_bounds(straight: Path) -> None:
+    """Fits after 20 and 40 steps; the bandit's start states and actions lie in [-1, 1]."""
+    state = final_state(straight)
+    assert int(state["online.synthetic.number"]) == 2  # the fit of step 60 would be for what comes after
+    rows = state["online.synthetic.rows"]
+    assert rows.shape == (2, 30, 7)
+    observations = Run.read(straight).preprocessing.observations.inverse(rows[..., [0, 2]])
+    assert 0.9 < float(observations.abs().max()) <= 1 + 1e-6  # a poor model's: some were clipped
+    assert rows[..., 1].abs().max() <= 1
+    assert set(rows[..., 4].unique().tolist()) <= {0.0, 1.0}
+    early = checkpoint.load(straight, 30).tensors
+    assert int(early["online.synthetic.number"]) == 1
+    assert not torch.equal(early["online.synthetic.rows"], rows)
+    online = Run.read(straight).online
+    assert online is not None
+    assert online.refit == RefitConfig(
+        0.5, 20, None, 30, SynthERConfig(steps=20, width=16), Sampling("dpmpp2m", sampling_steps=4)
+    )
+
+
+def test_a_run_cut_between_and_within_fits_is_the_one_that_was_not(
+    offline: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, step, generate, made, fits = tmp_path / "cut", Collector.step, RefittingBuffer._generate, 0, 0
+
+    def stopping(self: Collector) -> None:
+        nonlocal made
+        made += 1
+        if made == 25:
+            signal.raise_signal(signal.SIGTERM)
+        step(self)
+
+    def stopping_within(self: RefittingBuffer, *args: Any) -> None:
+        nonlocal fits
+        fits += 1
+        if fits == 2:
+            signal.raise_signal(signal.SIGTERM)
+        generate(self, *args)
+
+    monkeypatch.setattr(Collector, "step", stopping)
+    monkeypatch.setattr(RefittingBuffer, "_generate", stopping_within)
+    with pytest.raises(Interrupted, match="Stopped after 25 steps"):
+        diffrl.online(offline, out=run, **ONLINE)
+    with pytest.raises(Interrupted, match="Stopped after 40 steps"):
+        diffrl.resume(run, quiet=True)
+    assert int(final_state(run)["online.synthetic.number"]) == 1
+    diffrl.resume(run, quiet=True)
+    assert fits == 3
+    assert_same_run(straight, run)
+
+
+def test_fits_wait_for_the_warm_up_and_without_a_share_there_are_none(offline: Path, tmp_path: Path) -> None:
+    late = diffrl.online(offline, out=tmp_path / "late", **ONLINE | {"steps": 26, "warm_up": 25, "first_fit": 0})
+    assert int(final_state(late)["online.synthetic.number"]) == 2  # those of steps 0 and 20 in one
+    plain = diffrl.online(offline, out=tmp_path / "plain", **ONLINE | {"steps": 26, "synthetic_share": 0.0})
+    assert not any("synthetic" in name for name in final_state(plain))
+
+
+def test_mistakes_are_a_few_lines_and_exit_code_2(offline: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for given, expected in (
+        (("--synthetic-share", "1"), "--synthetic-share is 1; expected less"),
+        (("--synthetic-share", "-0.5"), "from 0 to 1"),
+        (("--refit-every", "0"), "refit_every is 0; expected at least 1"),
+        (("--synthetic-samples", "0"), "samples is 0; expected at least 1"),
+    ):
+        assert main(["online", str(offline), *given]) == 2
+        assert expected in " ".join(capsys.readouterr().err.split())
