@@ -112,7 +112,7 @@ def synther(
     target = _Target(str(out), force)
     device = resolve_device(device)
     settle()
-    source = _open(dataset, env=env, rows=rows, held_out=held_out, seed=seed, device=device, quiet=quiet)
+    source = _open(dataset, model, env=env, rows=rows, held_out=held_out, seed=seed, device=device, quiet=quiet)
     n = _samples(samples, ratio, source.rows)
     path = Path(folder) if folder is not None else target.folder
     config = SynthesisConfig(
@@ -194,7 +194,15 @@ def _samples(samples: int | None, ratio: float | None, rows: int) -> int:
 
 
 def _open(
-    name: str, *, env: str | None, rows: int | None, held_out: float, seed: int, device: str, quiet: bool
+    name: str,
+    model: SynthERConfig,
+    *,
+    env: str | None,
+    rows: int | None,
+    held_out: float,
+    seed: int,
+    device: str,
+    quiet: bool,
 ) -> Source:
     if not 0 < held_out < 1:
         raise UserError(f"--held-out is {held_out}; expected a share between 0 and 1.")
@@ -208,7 +216,7 @@ def _open(
         space: Any = simulator.observation_space
         low, high = space.low, space.high
         simulator.close()
-    train, out = split(dataset, held_out, seed)
+    train, out = split(dataset, held_out, seed, model)
     if len(train) + len(out) < LEAST_ROWS:
         raise DataError(f"{name} has {len(train) + len(out)} rows of known successor; expected {LEAST_ROWS} or more.")
     bounds = scaling.inverse(torch.tensor(-1.0)).numpy(), scaling.inverse(torch.tensor(1.0)).numpy()
@@ -216,9 +224,16 @@ def _open(
     return Source(dataset, task, train.to(device), out.to(device), codec)
 
 
-def split(dataset: OfflineDataset, held_out: float, seed: int) -> tuple[Transitions, Transitions]:
-    """The rows of known successor in random order: those to train on, and the share that is held out, at least one."""
+def split(
+    dataset: OfflineDataset, held_out: float, seed: int, model: SynthERConfig | None = None
+) -> tuple[Transitions, Transitions]:
+    """The rows of known successor in random order: those to train on, and the share that is held out, at least one.
+
+    model: where it has a condition, the rows come with their bins (`with_bins`), of whole episodes' returns.
+    """
     rows = Transitions.from_dataset(dataset)
+    if model is not None and model.condition != "none":
+        rows = with_bins(rows, model.condition, model.bins)
     order = torch.randperm(len(rows), generator=generator_of(seed, _HELD_OUT))
     n = min(max(round(held_out * len(rows)), 1), len(rows) - 1)
     train, out = (dataclasses.replace(rows, rows=rows.rows[index]) for index in (order[n:], order[:n]))
@@ -270,8 +285,6 @@ def _train(folder: Path, config: SynthesisConfig, source: Source, device: str, q
             console.print(f"The model in {folder} is trained.")
         return model
     rows = source.train
-    if config.model.condition != "none":
-        rows = with_bins(rows, config.model.condition, config.model.bins)
     batch_size = config.model.batch(len(rows))
     title = (
         f"SynthER on {config.dataset}: {len(rows):,} transitions, {len(source.held_out):,} held out. Model: {folder}"
@@ -285,8 +298,7 @@ def _train(folder: Path, config: SynthesisConfig, source: Source, device: str, q
         with training_observer(config.model.steps, start, title, quiet) as observer:
 
             def evaluate(step: int) -> None:
-                if config.model.condition == "none":  # the held-out rows have no bins
-                    log.scalars("held_out_loss", step, model.held_out_loss(source.held_out))
+                log.scalars("held_out_loss", step, model.held_out_loss(source.held_out))
 
             loop = Loop(
                 folder,

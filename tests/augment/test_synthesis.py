@@ -18,8 +18,8 @@ from agents import IQL
 from diffrl.augment import generate as generation
 from diffrl.augment.codec import RowCodec
 from diffrl.augment.config import Sampling, SynthERConfig
-from diffrl.augment.synther import TransitionDiffusion
-from diffrl.augment.synthesis import load_model, real_columns, synther
+from diffrl.augment.synther import TransitionDiffusion, with_bins
+from diffrl.augment.synthesis import load_model, real_columns, split, synther
 from diffrl.cli import main
 from diffrl.config import TrainConfig
 from diffrl.data import d4rl, minari
@@ -118,6 +118,14 @@ def test_real_columns_end_an_episode_where_its_last_row_is_left_out() -> None:
     columns = real_columns(hopper_like())
     assert np.flatnonzero(columns["timeouts"])[:2].tolist() == [48, 147]
     assert np.flatnonzero(columns["terminals"])[:2].tolist() == [98, 197]
+
+
+def test_a_condition_is_of_whole_episodes_before_rows_are_held_out() -> None:
+    """Half of each episode is held out: bins are of all its rows' rewards, and the held-out rows have them too."""
+    data = Transitions.from_dataset(hopper_like())
+    expected = with_bins(data, "return", 4).rows
+    found = torch.cat([side.rows for side in split(hopper_like(), 0.5, 0, SynthERConfig(condition="return", bins=4))])
+    assert torch.equal(found[found[:, 0].argsort()], expected[expected[:, 0].argsort()])
 
 
 def model_of(source: Path) -> TransitionDiffusion:
