@@ -131,8 +131,8 @@ class OnlineConfig:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least {least}.")
         if not 0 <= self.synthetic_share < 1:
             raise UserError(
-                f"--synthetic-share is {self.synthetic_share}; expected at least 0 and less than 1, so that what happens "
-                "is learned from too."
+                f"--synthetic-share is {self.synthetic_share}; expected at least 0 and less than 1, so that what "
+                "happens is learned from too."
             )
 
     @property

@@ -143,7 +143,7 @@ class TransitionDiffusion:
         seen[:, : int(above * self.config.bins + 1e-9)] = 0  # 0.29 * 100 is 28.999999999999996
         if not bool(seen.any(1).all()):
             raise UserError(
-                f"--above is {above}, but the model has been trained on no rows whose {self.config.condition} lies in a "
+                f"--above is {above}, but no row that the model was trained on has its {self.config.condition} in a "
                 "bin so high (equal values share one). Lower it."
             )
         return torch.multinomial(seen, n, replacement=True, generator=generator)

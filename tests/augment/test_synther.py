@@ -229,5 +229,5 @@ def test_bins_are_drawn_as_often_as_their_rows_occur() -> None:
     assert abs(float((bins == 8).float().mean()) - 0.25) < 0.04
     assert model.draw_bins(100, 0.3, generator_of(0)).unique().tolist() == [3, 8]
     assert model.draw_bins(100, 0.4, generator_of(0)).unique().tolist() == [8]
-    with pytest.raises(UserError, match="above is 0.9"):
+    with pytest.raises(UserError, match=r"above is 0\.9"):
         model.draw_bins(100, 0.9, generator_of(0))
