@@ -123,13 +123,17 @@ class OnlineConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.keep_offline < 1:
             raise UserError(f"--keep-offline is {self.keep_offline}; expected at least 0 and less than 1.")
-        for name, least in (("capacity", 1), ("updates_per_step", 1), ("warm_up", 0), ("exploration", 0)):
+        numbers = ("capacity", "updates_per_step", "refit_every", "synthetic_samples", "synthetic_steps")
+        least_of = dict.fromkeys((*numbers, "synthetic_width", "synthetic_sampling_steps"), 1)
+        for name, least in {**least_of, "warm_up": 0, "exploration": 0, "first_fit": 0}.items():
             value = getattr(self, name)
-            if not value >= least:
+            if value is not None and not value >= least:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least {least}.")
-        if self.synthetic_share == 1:
-            raise UserError("--synthetic-share is 1; expected less, so that what happens is learned from too.")
-        self.refit  # noqa: B018 - its parts check themselves
+        if not 0 <= self.synthetic_share < 1:
+            raise UserError(
+                f"--synthetic-share is {self.synthetic_share}; expected at least 0 and less than 1, so that what "
+                "happens is learned from too."
+            )
 
     @property
     def refit(self) -> RefitConfig:

@@ -73,7 +73,8 @@ class Sampling:
     guidance: float = 1.0
     """Scale of classifier-free guidance towards the condition: 1 samples given the condition, 0 ignores it."""
     above: float = 0.0
-    """Condition on quantiles from this one up: 0.7 draws the top 30 % alone, 0 draws all, as often as they occur."""
+    """Condition on quantiles from this one up, in whole bins: 0.7 draws the top 30 % alone, 0 draws all. Each bin is
+    drawn as often as its rows occur."""
 
     def __post_init__(self) -> None:
         if self.sampling_steps < 1:

@@ -68,7 +68,9 @@ class RefittingBuffer:
         """
         number = self.config.fits(step)
         began = time.monotonic()
-        rows = self._real_rows()
+        rows, condition = self._real_rows(), self.config.model.condition
+        if condition != "none":
+            rows = with_bins(rows, condition, self.config.model.bins)
         try:
             model = self._fit(rows, number, stop)
             fitted = time.monotonic()
@@ -90,13 +92,10 @@ class RefittingBuffer:
                 raise _Stopped
 
         model = self.config.model
-        codec = RowCodec.fit(rows, *self._bounds)
-        if model.condition != "none":
-            rows = with_bins(rows, model.condition, model.bins)
         return fit(
             model,
-            self._real or rows,
-            codec,
+            rows if self._real is None else self._real,
+            RowCodec.fit(rows, *self._bounds),
             batch_size=model.batch(len(rows)),
             seeds=self._seeds,
             device=str(self.device),

@@ -50,6 +50,8 @@ class TransitionDiffusion:
         self.n_seeds = len(self.seeds)
         self.prediction = Prediction("edm", VE(), data_std=1.0)
         self._conditions = 0 if config.condition == "none" else config.bins
+        # Which bins there are, and how full: equal values share one, so that some may be empty.
+        self._seen = torch.zeros(self.n_seeds, self._conditions, dtype=torch.float64, device=self.device)
 
         def network() -> TransitionNetwork:
             generators = [seed_generator(seed) for seed in self.seeds]
@@ -95,6 +97,8 @@ class TransitionDiffusion:
         loss = self.loss(self.network, batch, *self.draw(batch, generator))
         norm = self.optimiser.step(loss)
         self.step += 1
+        if self._conditions:
+            self._seen += self.one_hot(batch.episodes.long()).sum(-2)
         if phase == self.period - 1:
             # The first averages forget the initial weights: a short training would keep much of them.
             n = self.step / self.period
@@ -125,19 +129,30 @@ class TransitionDiffusion:
         """n rows of each seed's model, decoded: (S, n, D), in the order of `Transitions`' first D columns."""
         shape = (self.n_seeds, n, self.codec.size)
         sampler = make_sampler(sampling)
-        bins = None
-        if self._conditions:
-            first = int(sampling.above * self.config.bins)
-            bins = torch.randint(first, self.config.bins, shape[:2], generator=generator, device=self.device)
+        bins = self.draw_bins(n, sampling.above, generator) if self._conditions else None
         x = SIGMA_MAX * torch.randn(shape, generator=generator, device=self.device)
         x = sampler(self.denoiser(bins, sampling.guidance), x, generator)
         return self.codec.decode(x)
+
+    def draw_bins(self, n: int, above: float, generator: torch.Generator) -> Tensor:
+        """(S, n) bins, of those from the quantile `above` up, each as often as its rows were met in training.
+
+        Raises UserError where none were: it has not been trained, or all values so high share a bin with lower ones.
+        """
+        seen = self._seen.clone()
+        seen[:, : int(above * self.config.bins + 1e-9)] = 0  # 0.29 * 100 is 28.999999999999996
+        if not bool(seen.any(1).all()):
+            raise UserError(
+                f"--above is {above}, but no row that the model was trained on has its {self.config.condition} in a "
+                "bin so high (equal values share one). Lower it."
+            )
+        return torch.multinomial(seen, n, replacement=True, generator=generator)
 
     # --- state -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that training changes, and the frequencies drawn once; counters () or the seeds axis first."""
-        state = {"step": self.step}
+        state = {"step": self.step, **({"seen": self._seen} if self._conditions else {})}
         parts = {"network": self.network.state_dict(), "average": self.average.state_dict()}
         for name, part in {**parts, "optimiser": self.optimiser.state_dict()}.items():
             state |= {f"{name}.{key}": value.detach() for key, value in part.items()}

@@ -110,9 +110,10 @@ def synther(
             "--above and --guidance steer a conditional model: train one with --condition reward or return."
         )
     target = _Target(str(out), force)
+    target.spare(dataset)
     device = resolve_device(device)
     settle()
-    source = _open(dataset, env=env, rows=rows, held_out=held_out, seed=seed, device=device, quiet=quiet)
+    source = _open(dataset, model, env=env, rows=rows, held_out=held_out, seed=seed, device=device, quiet=quiet)
     n = _samples(samples, ratio, source.rows)
     path = Path(folder) if folder is not None else target.folder
     config = SynthesisConfig(
@@ -134,10 +135,10 @@ def synther(
         )
     if len(generated) < n:
         raise Interrupted(f"Stopped after {len(generated):,} of {n:,} rows, which are kept. The same command goes on.")
+    # The data set comes last: where it is, nothing is left to do.
+    report = report and _report(path, source, generated, seed, quiet)
     with work("Writing", "rows", quiet) as on_progress:
         written = target.write(_blocks(source, generated, mix, on_progress), settings, source)
-    if report:
-        _report(path, source, generated, seed, quiet)
     generation.clear(path)
     if not quiet:
         _say(written, str(written) if target.to_file else target.id, path, n, mix, source, report)
@@ -164,6 +165,12 @@ class _Target:
             raise UserError(f"Cannot write {out!r}: expected a path ending in .hdf5 or .h5, or minari:ID.")
         if exists and not force:
             raise UserError(f"{out} exists. Use --force to replace it, or choose another --out.")
+
+    def spare(self, source: str) -> None:
+        """Raise UserError where writing would replace the data set `source`."""
+        place = self.path if self.to_file else minari.store() / self.id
+        if locate(source).path.resolve() == place.resolve():
+            raise UserError(f"--out {self.out} is the data set itself, which would be lost: choose another --out.")
 
     def write(self, blocks: Iterator[dict[str, NDArray[Any]]], metadata: dict[str, Any], source: Source) -> Path:
         """Write all blocks. Minari's writer takes whole data sets: there all rows are in memory."""
@@ -194,7 +201,15 @@ def _samples(samples: int | None, ratio: float | None, rows: int) -> int:
 
 
 def _open(
-    name: str, *, env: str | None, rows: int | None, held_out: float, seed: int, device: str, quiet: bool
+    name: str,
+    model: SynthERConfig,
+    *,
+    env: str | None,
+    rows: int | None,
+    held_out: float,
+    seed: int,
+    device: str,
+    quiet: bool,
 ) -> Source:
     if not 0 < held_out < 1:
         raise UserError(f"--held-out is {held_out}; expected a share between 0 and 1.")
@@ -208,7 +223,7 @@ def _open(
         space: Any = simulator.observation_space
         low, high = space.low, space.high
         simulator.close()
-    train, out = split(dataset, held_out, seed)
+    train, out = split(dataset, held_out, seed, model)
     if len(train) + len(out) < LEAST_ROWS:
         raise DataError(f"{name} has {len(train) + len(out)} rows of known successor; expected {LEAST_ROWS} or more.")
     bounds = scaling.inverse(torch.tensor(-1.0)).numpy(), scaling.inverse(torch.tensor(1.0)).numpy()
@@ -216,9 +231,16 @@ def _open(
     return Source(dataset, task, train.to(device), out.to(device), codec)
 
 
-def split(dataset: OfflineDataset, held_out: float, seed: int) -> tuple[Transitions, Transitions]:
-    """The rows of known successor in random order: those to train on, and the share that is held out, at least one."""
+def split(
+    dataset: OfflineDataset, held_out: float, seed: int, model: SynthERConfig | None = None
+) -> tuple[Transitions, Transitions]:
+    """The rows of known successor in random order: those to train on, and the share that is held out, at least one.
+
+    model: where it has a condition, the rows come with their bins (`with_bins`), of whole episodes' returns.
+    """
     rows = Transitions.from_dataset(dataset)
+    if model is not None and model.condition != "none":
+        rows = with_bins(rows, model.condition, model.bins)
     order = torch.randperm(len(rows), generator=generator_of(seed, _HELD_OUT))
     n = min(max(round(held_out * len(rows)), 1), len(rows) - 1)
     train, out = (dataclasses.replace(rows, rows=rows.rows[index]) for index in (order[n:], order[:n]))
@@ -230,7 +252,11 @@ def _claim(folder: Path, config: SynthesisConfig) -> None:
     path = folder / "config.json"
     wanted = json.loads(json.dumps(dataclasses.asdict(config)))
     if path.exists():
-        found = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text())
+            SynthERConfig(**found["model"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no synthesis' of ours: choose another --folder, or another --out.") from error
         if found != wanted:
             flat_found, flat_wanted = ({**c, **c["model"]} for c in (found, wanted))
             differ = [k for k in flat_wanted if k != "model" and flat_found.get(k) != flat_wanted[k]]
@@ -270,8 +296,6 @@ def _train(folder: Path, config: SynthesisConfig, source: Source, device: str, q
             console.print(f"The model in {folder} is trained.")
         return model
     rows = source.train
-    if config.model.condition != "none":
-        rows = with_bins(rows, config.model.condition, config.model.bins)
     batch_size = config.model.batch(len(rows))
     title = (
         f"SynthER on {config.dataset}: {len(rows):,} transitions, {len(source.held_out):,} held out. Model: {folder}"
@@ -285,8 +309,7 @@ def _train(folder: Path, config: SynthesisConfig, source: Source, device: str, q
         with training_observer(config.model.steps, start, title, quiet) as observer:
 
             def evaluate(step: int) -> None:
-                if config.model.condition == "none":  # the held-out rows have no bins
-                    log.scalars("held_out_loss", step, model.held_out_loss(source.held_out))
+                log.scalars("held_out_loss", step, model.held_out_loss(source.held_out))
 
             loop = Loop(
                 folder,
@@ -313,9 +336,10 @@ def load_model(folder: Path | str, device: str = "cpu") -> TransitionDiffusion:
     try:
         about = json.loads((folder / "config.json").read_text())
         codec = RowCodec.from_state_dict(safetensors.torch.load((folder / "codec.safetensors").read_bytes()))
-    except (OSError, ValueError) as error:
+        config, seed = SynthERConfig(**about["model"]), int(about["seed"])
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder} holds no model of transitions ({error}).") from error
-    model = TransitionDiffusion(SynthERConfig(**about["model"]), codec, (about["seed"],), device)
+    model = TransitionDiffusion(config, codec, (seed,), device)
     model.load_state_dict(checkpoint.load_latest(folder)[0].learner)
     return model
 
@@ -391,8 +415,8 @@ def as_dataset(transitions: Transitions, metadata: dict[str, Any]) -> OfflineDat
     return OfflineDataset(**columns, metadata=metadata)
 
 
-def _report(folder: Path, source: Source, generated: NDArray[np.float32], seed: int, quiet: bool) -> None:
-    """Fidelity of the rows: fidelity.html, .png and .json in `folder`."""
+def _report(folder: Path, source: Source, generated: NDArray[np.float32], seed: int, quiet: bool) -> bool:
+    """Fidelity of the rows: fidelity.html, .png and .json in `folder`. False where there are too few to compare."""
     from diffrl.augment.fidelity import fidelity
     from diffrl.augment.fidelity_report import write_report
     from envs.dynamics import dynamics_for
@@ -404,19 +428,24 @@ def _report(folder: Path, source: Source, generated: NDArray[np.float32], seed: 
     synthetic = OfflineDataset(**columns)
     if not quiet:
         console.print("Comparing synthetic rows with real ones ...")
-    found = fidelity(
-        train,
-        synthetic,
-        held_out,
-        dynamics=dynamics_for(source.task.env_id) if source.task.env_id else None,
-        seed=seed,
-        action_bounds=source.codec.action_bounds,
-    )
+    try:
+        found = fidelity(
+            train,
+            synthetic,
+            held_out,
+            dynamics=dynamics_for(source.task.env_id) if source.task.env_id else None,
+            seed=seed,
+            action_bounds=source.codec.action_bounds,
+        )
+    except DataError as error:
+        console.print(f"[yellow]No fidelity report: {error}[/]")
+        return False
     title = f"{len(columns['rewards']):,} synthetic transitions beside {source.dataset.metadata['dataset']}"
     write_report(found, train, synthetic, folder, title)
     if not quiet:
         for measure, verdict in found.verdicts.items():
             console.print(f"  [bold]{measure.replace('_', ' ')}[/]: {verdict}")
+    return True
 
 
 def _say(written: Path, name: str, folder: Path, n: int, mix: Mix, source: Source, report: bool) -> None:

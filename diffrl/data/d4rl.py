@@ -31,6 +31,8 @@ PICKLES = (".pkl", ".pickle")
 _PICKLED = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 _BLOCK = 2**22
 """Bytes of an array that are read at once for its checksum."""
+_CHUNK = 2**18
+"""Bytes that HDF5 compresses as one: h5py's own guess for a column that grows is a few kilobytes, slow to read."""
 _FETCH_AGAIN = "Write it again, or if it is D4RL's: `diffrl data download ID --force` (maze2d: `generate`)."
 
 
@@ -103,9 +105,10 @@ def write_blocks(path: Path | str, blocks: Iterable[Mapping[str, Array]], metada
             for block in blocks:
                 for key, values in block.items():
                     if key not in file:
-                        rest = values.shape[1:]
-                        options = {"maxshape": (None, *rest), "compression": "gzip", "shuffle": True}
-                        file.create_dataset(key, (0, *rest), values.dtype, **options)
+                        rest, n = values.shape[1:], len(values)
+                        rows = max(min(_CHUNK * n // max(values.nbytes, 1), n), 1)
+                        options = {"maxshape": (None, *rest), "chunks": (rows, *(max(size, 1) for size in rest))}
+                        file.create_dataset(key, (0, *rest), values.dtype, compression="gzip", shuffle=True, **options)
                     column = file[key]
                     column.resize(len(column) + len(values), axis=0)
                     column[len(column) - len(values) :] = values

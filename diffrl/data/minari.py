@@ -18,13 +18,15 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from diffrl.data.offline import ACTION_LIMIT, OfflineDataset
+from diffrl.data.offline import ACTION_LIMIT, STAND_IN, OfflineDataset
 from diffrl.errors import DataError, UserError
 from diffrl.files import atomic_path
 
 Array: TypeAlias = npt.NDArray[Any]
 Flatten: TypeAlias = Callable[[Any], tuple[Array, dict[str, Array]]]
 
+_OURS = "diffrl"
+"""Key, in Minari's metadata, of what ours say beyond them: where the data come from, the range of returns."""
 _INSTALL = "Reading and writing Minari data needs an extra: pip install 'diffrl[minari]'"
 
 
@@ -100,6 +102,7 @@ def read(source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check
                 parts.setdefault(key, []).append(values)
         rows, expected = sum(map(len, parts.get("rewards", []))), int(data.total_steps)
         env_id = None if data.env_spec is None else data.env_spec.id
+        ours = dict(json.loads((folder / "data" / "metadata.json").read_text()).get(_OURS, {}))
     except DataError:
         raise
     except ImportError as error:
@@ -111,7 +114,7 @@ def read(source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check
             f"{folder}: {rows} steps were read; its metadata.json says {expected}. Write or fetch it again."
         )
     arrays = {key: np.concatenate(values) for key, values in parts.items()}
-    metadata = {"path": str(folder), "minari_id": data.id, **({"env_id": env_id} if env_id else {})}
+    metadata = {**ours, "path": str(folder), "minari_id": data.id, **({"env_id": env_id} if env_id else {})}
     dataset = OfflineDataset(
         **{key: values for key, values in arrays.items() if not key.startswith("infos/")},
         infos={key.removeprefix("infos/"): values for key, values in arrays.items() if key.startswith("infos/")},
@@ -132,8 +135,8 @@ def write(
 
     Where next observations are not stored, the last step of an episode that was cut has no known successor and is
     left out, its predecessor being marked as the truncation; a terminal step's last observation is repeated.
-    Of the metadata `env_id`, `algorithm` and `description` are kept; `infos` are not. `reference_scores` are the
-    returns (random, expert) of Minari's normalised score.
+    The metadata are kept: `env_id`, `algorithm` and `description` as Minari's own, all others under the key `diffrl`.
+    `infos` are not. `reference_scores` are the returns (random, expert) of Minari's normalised score.
 
     Raises UserError for a bad id, or one that exists (unless `force`); DataError where rows with next observations do
     not follow one another, as synthetic transitions do not: Minari has no place for those.
@@ -157,7 +160,7 @@ def write(
         with atomic_path(target) as temporary, _store_at(temporary.parent / "store"):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # it asks for author, permalink, ...
-                minari.create_dataset_from_buffers(
+                written = minari.create_dataset_from_buffers(
                     dataset_id,
                     buffers,
                     env=_environment(dataset.metadata.get("env_id")),
@@ -169,6 +172,7 @@ def write(
                     description=_text(dataset.metadata.get("description")),
                     data_format=data_format,
                 )
+                written.storage.update_metadata({_OURS: _our_metadata(dataset)})
             (store() / dataset_id).replace(temporary)
             if target.exists():
                 target.replace(temporary.parent / "old")  # removed with the temporary folder
@@ -289,6 +293,19 @@ def _environment(env_id: str | None) -> Any:
             return None if env_id is None else gymnasium.make(env_id)
     except (gymnasium.error.Error, ImportError):
         return None
+
+
+def _our_metadata(dataset: OfflineDataset) -> dict[str, Any]:
+    """The metadata as JSON holds them: arrays as lists, what it has no form for as text."""
+    stand_in = {} if dataset.has_terminal_next else {"terminal_successors": STAND_IN}
+    told = ("path", "sha256", "dataset", "minari_id", "env_id", "timeouts")  # elsewhere, or of the file that was read
+    kept = {key: value for key, value in dataset.metadata.items() if key not in told}
+
+    def plain(value: Any) -> Any:
+        return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+    found: dict[str, Any] = json.loads(json.dumps(kept | stand_in, default=plain))
+    return found
 
 
 def _text(value: Any) -> str | None:

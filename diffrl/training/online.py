@@ -182,7 +182,8 @@ class OnlineTrainer:
 
     def _refit(self, stop: Callable[[], bool]) -> bool:
         """Refit if it is due. False where it is to stop: a run that goes on refits before anything else."""
-        if self._refitter is None or self._made < self._warm_up or not self._refitter.due(self._made):
+        # Never before the first step, when there is nothing to fit to.
+        if self._refitter is None or self._made < max(self._warm_up, 1) or not self._refitter.due(self._made):
             return True
         self._stack.forget()
         return self._refitter.refit(self._made, stop)

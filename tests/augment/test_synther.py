@@ -212,3 +212,22 @@ def test_settings_that_cannot_be() -> None:
     assert Sampling("heun").S_churn == 80
     assert Sampling().S_churn == 0
     assert Sampling(solver="dpmpp2m", sampling_steps=32).calls == 32
+
+
+def test_bins_are_drawn_as_often_as_their_rows_occur() -> None:
+    """Three quarters of rewards are 0 and share bin 3 of 10 (ranks 0 to 0.75), the others are 1, in bin 8; no others.
+
+    4,096 draws know a share to 0.007, 600 training steps of 32 rows to 0.003.
+    """
+    data = transitions(1000)
+    data.columns.rewards.copy_((torch.arange(1000) % 4 == 0).float())
+    config = SynthERConfig(steps=600, width=8, blocks=1, condition="reward", bins=10)
+    model = fit(config, with_bins(data, "reward", 10), RowCodec.fit(data), batch_size=32)
+    bins = model.draw_bins(4096, 0.0, generator_of(0))
+    assert bins.shape == (1, 4096)
+    assert set(bins.unique().tolist()) == {3, 8}
+    assert abs(float((bins == 8).float().mean()) - 0.25) < 0.04
+    assert model.draw_bins(100, 0.3, generator_of(0)).unique().tolist() == [3, 8]
+    assert model.draw_bins(100, 0.4, generator_of(0)).unique().tolist() == [8]
+    with pytest.raises(UserError, match=r"above is 0\.9"):
+        model.draw_bins(100, 0.9, generator_of(0))

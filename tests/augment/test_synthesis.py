@@ -18,8 +18,8 @@ from agents import IQL
 from diffrl.augment import generate as generation
 from diffrl.augment.codec import RowCodec
 from diffrl.augment.config import Sampling, SynthERConfig
-from diffrl.augment.synther import TransitionDiffusion
-from diffrl.augment.synthesis import load_model, real_columns, synther
+from diffrl.augment.synther import TransitionDiffusion, with_bins
+from diffrl.augment.synthesis import load_model, real_columns, split, synther
 from diffrl.cli import main
 from diffrl.config import TrainConfig
 from diffrl.data import d4rl, minari
@@ -78,6 +78,12 @@ def test_a_file_becomes_a_file_that_trains_iql(source: Path, tmp_path: Path) -> 
     assert not names & {generation.ROWS, generation.ABOUT}
 
 
+def test_too_few_rows_for_a_report_are_written_without(source: Path, tmp_path: Path) -> None:
+    out = synther(str(source), tmp_path / "new.hdf5", samples=3, **TINY)
+    assert len(d4rl.read(out)) == 3
+    assert not (tmp_path / "new-synther" / "fidelity.html").exists()
+
+
 def test_the_report_shows_an_untrained_model(own_data: Path, tmp_path: Path) -> None:
     """Twenty steps are none: rows far from the data's distribution, found so by the numbers on disk."""
     synther("maze2d-umaze-v1", tmp_path / "new.hdf5", rows=3000, samples=500, held_out=0.2, **TINY)
@@ -118,6 +124,14 @@ def test_real_columns_end_an_episode_where_its_last_row_is_left_out() -> None:
     columns = real_columns(hopper_like())
     assert np.flatnonzero(columns["timeouts"])[:2].tolist() == [48, 147]
     assert np.flatnonzero(columns["terminals"])[:2].tolist() == [98, 197]
+
+
+def test_a_condition_is_of_whole_episodes_before_rows_are_held_out() -> None:
+    """Half of each episode is held out: bins are of all its rows' rewards, and the held-out rows have them too."""
+    data = Transitions.from_dataset(hopper_like())
+    expected = with_bins(data, "return", 4).rows
+    found = torch.cat([side.rows for side in split(hopper_like(), 0.5, 0, SynthERConfig(condition="return", bins=4))])
+    assert torch.equal(found[found[:, 0].argsort()], expected[expected[:, 0].argsort()])
 
 
 def model_of(source: Path) -> TransitionDiffusion:
@@ -211,11 +225,15 @@ def test_a_model_is_kept_and_other_settings_are_refused(source: Path, tmp_path: 
         (["--out", "new.hdf5", "--rows", "50"], "expected 100 or more"),
         (["--out", "new.hdf5", "--env", "HalfCheetah-v4"], "do not fit"),
         (["--out", "new.hdf5", "--above", "0.5"], "train one with --condition"),
+        (["--out", "source.hdf5", "--force"], "is the data set itself"),
+        (["--out", "new.hdf5", "--folder", "other"], "no synthesis' of ours"),
         (["--out", "new.hdf5", "--churn", "5", "--solver", "dpmpp2m"], "does not go with"),
     ],
 )
 def test_mistakes(source: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, flags: list[str], text: str) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("[1]")
     assert main(["augment", "synther", str(source), *FLAGS, *flags]) == 2
     error = capsys.readouterr().err
     assert text in error

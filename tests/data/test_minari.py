@@ -36,6 +36,23 @@ def test_what_is_written_is_read(make, store, data_format):
 
 
 @pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+def test_metadata_that_minari_has_no_place_for_are_kept(make, data_format):
+    """Such as the range of returns, without which rewards of rows that have lost their episodes are scaled wrongly."""
+    dataset = make([1, 1, 1], "tot", has_next=True)
+    kept = {"return_range": np.array([-2.0, 30.5]), "source_sha256": "abc", "model": {"width": 256, "batch": None}}
+    dataset.metadata.update(kept, algorithm="SynthER", sha256="of a file")
+    minari_format.write("ours/new-v0", dataset, data_format)
+    found = minari_format.read("ours/new-v0")
+    assert found.return_range() == (-2.0, 30.5)
+    assert {"model": kept["model"], "source_sha256": "abc", "algorithm": "SynthER"}.items() <= found.metadata.items()
+    assert "sha256" not in found.metadata
+    assert found.has_terminal_next
+    minari_format.write("ours/old-v0", make([3, 2], "t-"), data_format)
+    assert not minari_format.read("ours/old-v0").has_terminal_next
+    assert minari.load_dataset("ours/new-v0").total_steps == 3
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
 def test_cut_steps_without_a_successor_are_left_out(make, data_format):
     minari_format.write("walk-v0", make([3, 1, 4, 2], "oot-"), data_format)
     found = minari_format.read("walk-v0")

@@ -155,12 +155,19 @@ def test_fits_wait_for_the_warm_up_and_without_a_share_there_are_none(offline: P
     assert not any("synthetic" in name for name in final_state(plain))
 
 
+def test_the_first_fit_waits_for_the_first_step(offline: Path, tmp_path: Path) -> None:
+    run = diffrl.online(offline, out=tmp_path / "run", **ONLINE | {"steps": 2, "warm_up": 0, "first_fit": 0})
+    assert int(final_state(run)["online.synthetic.number"]) == 1
+
+
 def test_mistakes_are_a_few_lines_and_exit_code_2(offline: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for given, expected in (
-        (("--synthetic-share", "1"), "--synthetic-share is 1; expected less"),
-        (("--synthetic-share", "-0.5"), "from 0 to 1"),
-        (("--refit-every", "0"), "refit_every is 0; expected at least 1"),
-        (("--synthetic-samples", "0"), "samples is 0; expected at least 1"),
+        (("--synthetic-share", "1"), "--synthetic-share is 1.0; expected at least 0 and less than 1"),
+        (("--synthetic-share", "-0.5"), "--synthetic-share is -0.5; expected at least 0"),
+        (("--refit-every", "0"), "--refit-every is 0; expected at least 1"),
+        (("--synthetic-samples", "0"), "--synthetic-samples is 0; expected at least 1"),
+        (("--synthetic-width", "0"), "--synthetic-width is 0; expected at least 1"),
+        (("--first-fit", "-1"), "--first-fit is -1; expected at least 0"),
     ):
         assert main(["online", str(offline), *given]) == 2
         assert expected in " ".join(capsys.readouterr().err.split())
