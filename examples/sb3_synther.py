@@ -13,7 +13,7 @@ Three ways to learn from the same number of environment steps:
 
 The comparison that means something is between the last two, which make the same number of updates. The figures
 are returns of the deterministic policy, 10 episodes from the same start states at each evaluation; ± is the standard
-error over seeds. Networks are small (2 x 64, batch 128) and the model as well, so that a CPU core is enough: about a dozen
+error over seeds. Networks are small (2 x 64, batch 128) and the model as well, so that a CPU core is enough: a dozen
 minutes of an idle one.
 """
 
