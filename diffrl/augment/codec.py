@@ -36,6 +36,8 @@ class RowCodec:
     """(D) upper bounds."""
     reward_values: Tensor
     """(K,) the values of a discrete reward, ascending; empty for a continuous one."""
+    stand_ins: bool = False
+    """Whether s' of terminal rows is not what followed, but s itself."""
 
     @classmethod
     def fit(
@@ -43,6 +45,7 @@ class RowCodec:
         transitions: Transitions,
         action_bounds: tuple[ArrayLike, ArrayLike] = (-1.0, 1.0),
         observation_bounds: tuple[ArrayLike, ArrayLike] = (-np.inf, np.inf),
+        stand_ins: bool = False,
     ) -> "RowCodec":
         """The codec of data with these rows, on their device."""
         o, a = transitions.observation_size, transitions.action_size
@@ -70,7 +73,7 @@ class RowCodec:
             values = torch.unique(rewards)
         if len(values) > FEW_VALUES:
             values = values[:0]
-        return cls(Normaliser(shift.float(), scale.float()), o, a, low, high, values)
+        return cls(Normaliser(shift.float(), scale.float()), o, a, low, high, values, stand_ins)
 
     @property
     def action_bounds(self) -> tuple[Tensor, Tensor]:
@@ -82,6 +85,11 @@ class RowCodec:
     def size(self) -> int:
         """D."""
         return 2 * self.observation_size + self.action_size + 2
+
+    @property
+    def causes(self) -> int:
+        """How many of the first columns say whether a row is terminal: s, a and, where it is what followed, s'."""
+        return self.observation_size + self.action_size + (0 if self.stand_ins else self.observation_size)
 
     @staticmethod
     def columns(batch: Batch) -> Tensor:
@@ -105,17 +113,17 @@ class RowCodec:
     def to(self, device: torch.device | str) -> "RowCodec":
         """The same on another device."""
         tensors = (tensor.to(device) for tensor in (self.low, self.high, self.reward_values))
-        return RowCodec(self.scale.to(device), self.observation_size, self.action_size, *tensors)
+        return RowCodec(self.scale.to(device), self.observation_size, self.action_size, *tensors, self.stand_ins)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors by name, for safetensors."""
         own = {"low": self.low, "high": self.high, "reward_values": self.reward_values}
-        sizes = {"sizes": torch.tensor([self.observation_size, self.action_size])}
+        sizes = {"sizes": torch.tensor([self.observation_size, self.action_size, int(self.stand_ins)])}
         return own | sizes | {f"scale.{name}": tensor for name, tensor in self.scale.state_dict().items()}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> "RowCodec":
         """The inverse of `state_dict`."""
         scale = Normaliser(state["scale.shift"], state["scale.scale"])
-        o, a = (int(size) for size in state["sizes"])
-        return cls(scale, o, a, state["low"], state["high"], state["reward_values"])
+        o, a, stand_ins = (int(size) for size in state["sizes"])
+        return cls(scale, o, a, state["low"], state["high"], state["reward_values"], bool(stand_ins))

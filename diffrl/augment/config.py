@@ -10,6 +10,7 @@ from diffrl.errors import UserError
 
 Solver = Literal["heun", "dpmpp2m", "ddim", "dpm2", "dpm3"]
 Condition = Literal["none", "reward", "return"]
+Terminals = Literal["head", "modelled"]
 
 MANY_ROWS = 800_000
 """Rows from which the published batch is the large one."""
@@ -31,6 +32,9 @@ class SynthERConfig:
     """Adam's learning rate at the beginning (published as AdamW, without decay: the same)."""
     ema_rate: float = 0.005
     """Rate of the averaged weights, which generate: every 10 steps so much of the way to the online ones."""
+    terminals: Terminals = "head"
+    """Which rows are terminal: a network's word on the row's s, a (and s'), trained beside the model; or modelled as
+    one more column, as published, which misses most of the rare ones."""
     condition: Condition = "none"
     """Tell the model in which quantile bin a row's reward, or its episode's return, lies: classifier-free guidance."""
     bins: int = 10

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from diffrl.nets import StackedLinear, affine
+from diffrl.nets import MLP, StackedLinear, affine
 
 
 class TransitionNetwork(nn.Module):
@@ -15,6 +15,8 @@ class TransitionNetwork(nn.Module):
     As published (Lu et al. 2023, arXiv 2303.06614, appendix B): row and condition are mapped to 128 dimensions, to
     which the embedding of the noise level is added (16 random Fourier features and the level itself through a two-layer
     SiLU network); then a linear layer to `width`, `blocks` times h + W relu(h), and a linear layer back.
+
+    causes: of so many first columns of a clean row a second, small network tells whether the row is terminal; 0: none.
     """
 
     def __init__(
@@ -25,6 +27,7 @@ class TransitionNetwork(nn.Module):
         width: int,
         blocks: int,
         condition_size: int = 0,
+        causes: int = 0,
         time_width: int = 128,
         n_features: int = 16,
     ) -> None:
@@ -43,6 +46,7 @@ class TransitionNetwork(nn.Module):
         self.first = StackedLinear(stack, time_width, width, generators)
         self.blocks = nn.ModuleList(StackedLinear(stack, width, width, generators) for _ in range(blocks))
         self.last = StackedLinear(stack, width, row_size, generators)
+        self.head = MLP(stack, causes, 1, generators, width=128, layers=2, activation=torch.relu) if causes else None
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """See the class."""
@@ -53,6 +57,12 @@ class TransitionNetwork(nn.Module):
             h = affine(torch.relu(h), block.weight, block.bias + h)  # the sum is the product's own accumulator
         out: Tensor = self.last(torch.relu(h))
         return out
+
+    def terminal(self, causes: Tensor) -> Tensor:
+        """The logit of a row's being terminal, of its first columns (S, B, causes): (S, B)."""
+        assert self.head is not None
+        logit: Tensor = self.head(causes).squeeze(-1)
+        return logit
 
     def _time(self, t: Tensor) -> Tensor:
         """(S, 1, 128) of t (), (S, B, 128) of t (S, B)."""

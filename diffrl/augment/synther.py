@@ -3,6 +3,11 @@
 An EDM diffusion model (Karras et al. 2022, arXiv 2206.00364) of transitions, one row each. What is published:
 sigma 0.002 to 80, data standardised (sigma_data = 1), log sigma ~ N(-1.2, 1.2^2) in training, Adam with betas
 (0.9, 0.99) and gradient norms clipped at 1, averaged weights; 128 Heun steps with churn to sample, on rho = 7.
+
+What is not: whether a row is terminal. As one more column, 0 or 1, of a model whose other columns have deviation 1, a
+rare end is hardly anything in the loss, and three of four falls of a hopper were written down as going on. So a small
+network of the row's s, a and s' says it (of s and a, where the data do not hold what followed a terminal row), trained
+on the real rows beside the model, and a row is terminal with that probability. `terminals="modelled"` is the paper's.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,6 +54,7 @@ class TransitionDiffusion:
         self.seeds = tuple(seeds)
         self.n_seeds = len(self.seeds)
         self.prediction = Prediction("edm", VE(), data_std=1.0)
+        self._head = config.terminals == "head"
         self._conditions = 0 if config.condition == "none" else config.bins
         # Which bins there are, and how full: equal values share one, so that some may be empty.
         self._seen = torch.zeros(self.n_seeds, self._conditions, dtype=torch.float64, device=self.device)
@@ -56,6 +62,8 @@ class TransitionDiffusion:
         def network() -> TransitionNetwork:
             generators = [seed_generator(seed) for seed in self.seeds]
             sizes = {"width": config.width, "blocks": config.blocks, "condition_size": self._conditions}
+            if self._head:
+                sizes["causes"] = codec.causes
             return TransitionNetwork(codec.size, generators, **sizes).to(self.device)
 
         self.network, self.average = network(), network().requires_grad_(False)
@@ -65,8 +73,11 @@ class TransitionDiffusion:
         self.optimiser = Adam(trained, config.learning_rate, 1.0, decay_steps=config.steps, betas=(0.9, 0.99))
         self.step = torch.zeros((), dtype=torch.int64, device=self.device)
 
-    def loss(self, network: TransitionNetwork, batch: Batch, t: Tensor, noise: Tensor, keep: Tensor | None) -> Tensor:
-        """EDM's loss, |F - target|^2 at the times t (S, B), the mean over rows and columns: (S,).
+    def losses(
+        self, network: TransitionNetwork, batch: Batch, t: Tensor, noise: Tensor, keep: Tensor | None
+    ) -> dict[str, Tensor]:
+        """By name, (S,) each, to be added: EDM's, |F - target|^2 at the times t (S, B), the mean over rows and columns;
+        and the cross entropy of the terminals, where a head tells them.
 
         EDM's weight on |D - x_0|^2 is 1 on F. keep: uniform numbers (S, B), which conditions are dropped.
         """
@@ -76,7 +87,12 @@ class TransitionDiffusion:
             null = torch.zeros_like(condition)
             condition = drop_condition(condition, null, self.config.condition_dropout, noise=keep)
         x0 = self.codec.encode(batch)
-        return denoising_loss(self.prediction, lambda x, t: network(x, t, condition), x0, t, noise).mean(-1)
+        loss = denoising_loss(self.prediction, lambda x, t: network(x, t, condition), x0, t, noise).mean(-1)
+        if not self._head:
+            return {"loss": loss}
+        logits = network.terminal(x0[..., : self.codec.causes])
+        entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.terminals, reduction="none")
+        return {"loss": loss, "terminal_loss": entropy.mean(-1)}
 
     def one_hot(self, bins: Tensor) -> Tensor:
         """The condition (..., C) of bins (...)."""
@@ -85,7 +101,7 @@ class TransitionDiffusion:
         return (bins.unsqueeze(-1) == classes).to(torch.get_default_dtype())
 
     def draw(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What `loss` needs: times (S, B), noise (S, B, D), and where there is a condition uniform numbers (S, B)."""
+        """What `losses` needs: times (S, B), noise (S, B, D), and where there is a condition uniform numbers (S, B)."""
         shape = batch.rewards.shape
         t = lognormal_times(self.prediction.process, shape, generator)
         noise = torch.randn((*shape, self.codec.size), generator=generator, device=self.device)
@@ -94,8 +110,8 @@ class TransitionDiffusion:
 
     def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> dict[str, Tensor]:
         """One training step; every tenth moves the averaged weights."""
-        loss = self.loss(self.network, batch, *self.draw(batch, generator))
-        norm = self.optimiser.step(loss)
+        losses = self.losses(self.network, batch, *self.draw(batch, generator))
+        norm = self.optimiser.step(torch.stack(list(losses.values())).sum(0))
         self.step += 1
         if self._conditions:
             self._seen += self.one_hot(batch.episodes.long()).sum(-2)
@@ -103,14 +119,14 @@ class TransitionDiffusion:
             # The first averages forget the initial weights: a short training would keep much of them.
             n = self.step / self.period
             average_(self.average, self.network, torch.clamp(9 / (9 + n), min=self.config.ema_rate).float())
-        return {"loss": loss.detach(), "grad_norm": norm}
+        return {name: loss.detach() for name, loss in losses.items()} | {"grad_norm": norm}
 
     @torch.no_grad()
     def held_out_loss(self, transitions: Transitions, seed: int = 0) -> list[float]:
         """The averaged network's loss on given rows, one a seed; always with the same noise, so that it compares."""
         generator = torch.Generator(device=self.device).manual_seed(seed)
         batch = transitions.sample(min(4 * len(transitions), 4096), self.n_seeds, generator)
-        loss: list[float] = self.loss(self.average, batch, *self.draw(batch, generator)).tolist()
+        loss: list[float] = self.losses(self.average, batch, *self.draw(batch, generator))["loss"].tolist()
         return loss
 
     # --- sampling --------------------------------------------------------------------------------------------------
@@ -132,7 +148,12 @@ class TransitionDiffusion:
         bins = self.draw_bins(n, sampling.above, generator) if self._conditions else None
         x = SIGMA_MAX * torch.randn(shape, generator=generator, device=self.device)
         x = sampler(self.denoiser(bins, sampling.guidance), x, generator)
-        return self.codec.decode(x)
+        rows = self.codec.decode(x)
+        if self._head:
+            p = torch.sigmoid(self.average.terminal(self.codec.scale(rows)[..., : self.codec.causes]))
+            u = torch.rand(p.shape, generator=generator, device=self.device)
+            rows[..., -1] = (u < p).to(rows.dtype)
+        return rows
 
     def draw_bins(self, n: int, above: float, generator: torch.Generator) -> Tensor:
         """(S, n) bins, of those from the quantile `above` up, each as often as its rows were met in training.

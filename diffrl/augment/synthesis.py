@@ -227,7 +227,7 @@ def _open(
     if len(train) + len(out) < LEAST_ROWS:
         raise DataError(f"{name} has {len(train) + len(out)} rows of known successor; expected {LEAST_ROWS} or more.")
     bounds = scaling.inverse(torch.tensor(-1.0)).numpy(), scaling.inverse(torch.tensor(1.0)).numpy()
-    codec = RowCodec.fit(train, bounds, (low, high))
+    codec = RowCodec.fit(train, bounds, (low, high), not dataset.has_terminal_next)
     return Source(dataset, task, train.to(device), out.to(device), codec)
 
 
