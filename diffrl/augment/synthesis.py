@@ -419,8 +419,9 @@ def _report(folder: Path, source: Source, generated: NDArray[np.float32], seed: 
     """Fidelity of the rows: fidelity.html, .png and .json in `folder`. False where there are too few to compare."""
     from diffrl.augment.fidelity import fidelity
     from diffrl.augment.fidelity_report import write_report
-    from envs.dynamics import dynamics_for
+    from envs.dynamics import dynamics_for, why_none
 
+    env_id = source.task.env_id
     o, a = source.codec.observation_size, source.codec.action_size
     train, held_out = (as_dataset(rows, of_terminals(source.dataset)) for rows in (source.train, source.held_out))
     # Rows of one model are alike: the first ones stand for all.
@@ -433,16 +434,21 @@ def _report(folder: Path, source: Source, generated: NDArray[np.float32], seed: 
             train,
             synthetic,
             held_out,
-            dynamics=dynamics_for(source.task.env_id) if source.task.env_id else None,
+            dynamics=dynamics_for(env_id) if env_id else None,
             seed=seed,
             action_bounds=source.codec.action_bounds,
         )
     except DataError as error:
         console.print(f"[yellow]No fidelity report: {error}[/]")
         return False
+    why = why_none(env_id) if env_id else None
+    if why:
+        found = dataclasses.replace(found, notes=(*found.notes, f"No dynamics error: {why}"))
     title = f"{len(columns['rewards']):,} synthetic transitions beside {source.dataset.metadata['dataset']}"
     write_report(found, train, synthetic, folder, title)
     if not quiet:
+        for note in found.notes:
+            console.print(f"  {note}")
         for measure, verdict in found.verdicts.items():
             console.print(f"  [bold]{measure.replace('_', ' ')}[/]: {verdict}")
     return True
