@@ -390,12 +390,8 @@ def as_columns(rows: NDArray[np.float32], observation_size: int, action_size: in
 
 
 def real_columns(dataset: OfflineDataset) -> dict[str, NDArray[Any]]:
-    """The rows whose successors are known with these; where a row is left out, the one before it ends the episode."""
-    following, known = dataset.successors()
-    timeouts = dataset.timeouts.copy()
-    timeouts[:-1] |= ~known[1:] & ~dataset.terminals[:-1]
-    columns = dataset.columns() | {"timeouts": timeouts, "next_observations": following}
-    return {key: values[known] for key, values in columns.items()}
+    """The rows whose successors are known with these, as what generated rows are appended to."""
+    return dataset.with_successors().columns()
 
 
 def _blocks(source: Source, generated: NDArray[np.float32], mix: Mix, on_progress: Any) -> Iterator[dict[str, Any]]:
