@@ -12,7 +12,7 @@ from agents.config import AgentConfig
 from diffrl.data.transitions import Batch
 from diffrl.diffusion import Denoise, Process
 from diffrl.errors import UserError
-from diffrl.nets import Adam, seed_generator
+from diffrl.nets import Adam, copy_state_, seed_generator
 
 Metrics = dict[str, Tensor]
 """Quantities to log by name, each (S,), detached, left on the device."""
@@ -119,16 +119,9 @@ class Agent(ABC):
                 state |= {f"{prefix}.{key}": value.detach() for key, value in part.state_dict().items()}
         return state
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy a `state_dict` into this agent's tensors. Raises ValueError where names or shapes differ."""
-        own = self.state_dict()
-        if own.keys() != state.keys():
-            raise ValueError(f"names differ: {sorted(own.keys() ^ state.keys())[:3]} ...")
-        for name, tensor in own.items():
-            if tensor.shape != state[name].shape:
-                raise ValueError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
-            tensor.copy_(state[name])
+        copy_state_(self.state_dict(), state)
 
 
 def seed_slice(state: dict[str, Tensor], index: int) -> dict[str, Tensor]:

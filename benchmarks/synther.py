@@ -12,8 +12,9 @@ Parts, each goes on where it was cut:
 
 Data: hopper and hopper-small are ../shared's hopper medium-replay recording and one tenth of its transitions, drawn at
 random (as the paper draws its subsets); maze2d is maze2d-umaze-v1. The network is 256 wide (published: 1024 or 2048)
-and trained for --model-steps steps (published: 100,000): what two CPU cores have time for. ± is the standard error over
-the agents' seeds; the model and its rows are one for all of them, so that its own luck is not in it.
+and trained for --model-steps steps (published: 100,000) on batches of 256 (published for maze2d's million rows: 1,024):
+what two CPU cores have time for. ± is the standard error over the agents' seeds; the model and its rows are one for all
+of them, so that its own luck is not in it.
 """
 
 import dataclasses
@@ -264,7 +265,7 @@ def plain_sample(network: PlainDenoiser, n: int, size: int, steps: int = 128) ->
 
 
 def speed(options: Options, console: Console) -> dict[str, Any]:
-    """Rows a CPU second, in rounds that take turns: the median of five."""
+    """Rows a CPU second, in rounds that take turns: the median of three."""
     transitions = torch.randn(1000, 26)
     from diffrl.data.transitions import Transitions
 

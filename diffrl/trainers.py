@@ -182,6 +182,8 @@ def _synthetic(
         offline = [transitions.rows] if real.shares[0] else []
         return replace(transitions, rows=torch.cat([*offline, buffer.rows.flatten(0, 1)]))
 
+    if agent.device.type == "cpu" and run.online.synthetic_width >= 1024:
+        say("On a CPU each fit of the published size takes hours: --synthetic-width 256 --synthetic-steps 10000.")
     env = run.task.make()
     space: Any = env.observation_space
     env.close()

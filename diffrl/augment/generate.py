@@ -17,6 +17,8 @@ from diffrl.files import atomic_path
 CHUNK = {"cpu": 1024, "cuda": 2**17}
 """Rows sampled at once, from a generator of their own: what fits a core's cache is fastest on a CPU."""
 ROWS, ABOUT = "generated.f32", "generated.json"
+_CHUNKS = 3
+"""Sets the chunks' generators apart from those of `synthesis`, 1 and 2."""
 
 
 def generate(
@@ -58,7 +60,7 @@ def generate(
             on_progress(min(i * chunk, n), n)
             if stopped():
                 break
-            rows = model.sample(chunk, generator_of(seed, i, device=model.device), sampling)[0].cpu()
+            rows = model.sample(chunk, generator_of(seed, _CHUNKS, i, device=model.device), sampling)[0].cpu()
             if not bool(torch.isfinite(rows).all()):
                 raise UserError(
                     f"The model gives numbers that are not finite (row {i * chunk} and on): its training has diverged, "

@@ -31,7 +31,7 @@ from diffrl.diffusion import (
     lognormal_times,
 )
 from diffrl.errors import DataError, UserError
-from diffrl.nets import Adam, average_, seed_generator
+from diffrl.nets import Adam, average_, copy_state_, seed_generator
 from diffrl.training.stack import StackTrainer
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
@@ -179,16 +179,9 @@ class TransitionDiffusion:
             state |= {f"{name}.{key}": value.detach() for key, value in part.items()}
         return state
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy a `state_dict` back. Raises ValueError where names or shapes differ."""
-        own = self.state_dict()
-        if own.keys() != state.keys():
-            raise ValueError(f"names differ: {sorted(own.keys() ^ state.keys())[:3]} ...")
-        for name, tensor in own.items():
-            if tensor.shape != state[name].shape:
-                raise ValueError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
-            tensor.copy_(state[name])
+        copy_state_(self.state_dict(), state)
 
 
 def make_sampler(sampling: Sampling) -> Sampler:

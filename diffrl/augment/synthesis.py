@@ -390,12 +390,8 @@ def as_columns(rows: NDArray[np.float32], observation_size: int, action_size: in
 
 
 def real_columns(dataset: OfflineDataset) -> dict[str, NDArray[Any]]:
-    """The rows whose successors are known with these; where a row is left out, the one before it ends the episode."""
-    following, known = dataset.successors()
-    timeouts = dataset.timeouts.copy()
-    timeouts[:-1] |= ~known[1:] & ~dataset.terminals[:-1]
-    columns = dataset.columns() | {"timeouts": timeouts, "next_observations": following}
-    return {key: values[known] for key, values in columns.items()}
+    """The rows whose successors are known with these, as what generated rows are appended to."""
+    return dataset.with_successors().columns()
 
 
 def _blocks(source: Source, generated: NDArray[np.float32], mix: Mix, on_progress: Any) -> Iterator[dict[str, Any]]:
@@ -419,8 +415,9 @@ def _report(folder: Path, source: Source, generated: NDArray[np.float32], seed: 
     """Fidelity of the rows: fidelity.html, .png and .json in `folder`. False where there are too few to compare."""
     from diffrl.augment.fidelity import fidelity
     from diffrl.augment.fidelity_report import write_report
-    from envs.dynamics import dynamics_for
+    from envs.dynamics import dynamics_for, why_none
 
+    env_id = source.task.env_id
     o, a = source.codec.observation_size, source.codec.action_size
     train, held_out = (as_dataset(rows, of_terminals(source.dataset)) for rows in (source.train, source.held_out))
     # Rows of one model are alike: the first ones stand for all.
@@ -433,16 +430,21 @@ def _report(folder: Path, source: Source, generated: NDArray[np.float32], seed: 
             train,
             synthetic,
             held_out,
-            dynamics=dynamics_for(source.task.env_id) if source.task.env_id else None,
+            dynamics=dynamics_for(env_id) if env_id else None,
             seed=seed,
             action_bounds=source.codec.action_bounds,
         )
     except DataError as error:
         console.print(f"[yellow]No fidelity report: {error}[/]")
         return False
+    why = why_none(env_id) if env_id else None
+    if why:
+        found = dataclasses.replace(found, notes=(*found.notes, f"No dynamics error: {why}"))
     title = f"{len(columns['rewards']):,} synthetic transitions beside {source.dataset.metadata['dataset']}"
     write_report(found, train, synthetic, folder, title)
     if not quiet:
+        for note in found.notes:
+            console.print(f"  {note}")
         for measure, verdict in found.verdicts.items():
             console.print(f"  [bold]{measure.replace('_', ' ')}[/]: {verdict}")
     return True

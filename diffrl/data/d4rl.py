@@ -106,9 +106,10 @@ def write_blocks(path: Path | str, blocks: Iterable[Mapping[str, Array]], metada
                 for key, values in block.items():
                     if key not in file:
                         rest, n = values.shape[1:], len(values)
-                        rows = max(min(_CHUNK * n // max(values.nbytes, 1), n), 1)
-                        options = {"maxshape": (None, *rest), "chunks": (rows, *(max(size, 1) for size in rest))}
-                        file.create_dataset(key, (0, *rest), values.dtype, compression="gzip", shuffle=True, **options)
+                        rows = min(_CHUNK * n // max(values.nbytes, 1), max(n, 2**12))
+                        chunks = (max(rows, 1), *rest) if values.size else True
+                        options = {"compression": "gzip", "shuffle": True, "chunks": chunks}
+                        file.create_dataset(key, (0, *rest), values.dtype, maxshape=(None, *rest), **options)
                     column = file[key]
                     column.resize(len(column) + len(values), axis=0)
                     column[len(column) - len(values) :] = values

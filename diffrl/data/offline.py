@@ -123,6 +123,20 @@ class OfflineDataset:
         known[-1:] = self.terminals[-1:]
         return following, known
 
+    def with_successors(self) -> OfflineDataset:
+        """The rows whose successors are known, which are then stored; a row before one left out ends its episode."""
+        following, known = self.successors()
+        timeouts = self.timeouts.copy()
+        timeouts[:-1] |= ~known[1:] & ~self.terminals[:-1]
+        columns = self.columns() | {"timeouts": timeouts, "next_observations": following}
+        metadata = {key: value for key, value in self.metadata.items() if key != "sha256"}
+        return replace(
+            self,
+            **{key: values[known] for key, values in columns.items()},
+            infos={key: values[known] for key, values in self.infos.items()},
+            metadata=metadata | ({} if self.has_terminal_next else {"terminal_successors": STAND_IN}),
+        )
+
     def head(self, rows: int) -> OfflineDataset:
         """The first `rows` rows; where that cuts an episode, its last row becomes a timeout."""
         if rows < 1:

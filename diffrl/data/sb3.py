@@ -94,22 +94,21 @@ def fill_buffer(buffer: ReplayBuffer, dataset: OfflineDataset, *, scaled_actions
     ):
         if found != size:
             raise UserError(f"The data's {name} have {found} dimensions, the replay buffer's {size}.")
-    following, known = dataset.successors()
+    dataset = dataset.with_successors()
     timeouts = dataset.timeouts & ~dataset.terminals
-    timeouts[:-1] |= ~known[1:] & ~dataset.terminals[:-1]  # the row before one that is left out is its episode's last
-    index = np.flatnonzero(known)
-    each = len(index) // buffer.n_envs
+    each = len(dataset) // buffer.n_envs
     if not each:
-        raise DataError(f"The data set has {len(index)} usable rows for {buffer.n_envs} environments; expected more.")
+        raise DataError(f"The data set has {len(dataset)} usable rows for {buffer.n_envs} environments; expected more.")
     kept = min(each, buffer.buffer_size)
-    index = index[: each * buffer.n_envs].reshape(buffer.n_envs, each)[:, each - kept :].T
+    index = np.arange(each * buffer.n_envs).reshape(buffer.n_envs, each)[:, each - kept :].T
     actions = dataset.actions[index.ravel()]
     if scaled_actions:
         actions = _scaled(actions, space)
     buffer.reset()
     shape = (kept, buffer.n_envs, *buffer.obs_shape)
     buffer.observations[:kept] = dataset.observations[index].reshape(shape)
-    buffer.next_observations[:kept] = following[index].reshape(shape)
+    assert dataset.next_observations is not None
+    buffer.next_observations[:kept] = dataset.next_observations[index].reshape(shape)
     buffer.actions[:kept] = actions.reshape(kept, buffer.n_envs, -1)
     buffer.rewards[:kept] = dataset.rewards[index]
     buffer.dones[:kept] = dataset.terminals[index]

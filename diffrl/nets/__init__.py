@@ -3,7 +3,7 @@
 from diffrl.nets.activation import mish
 from diffrl.nets.mlp import MLP, ResidualMLP, TimeEmbedding, dropout_mask
 from diffrl.nets.optim import Adam, average_, seed_norms
-from diffrl.nets.stacked import StackedLinear, affine, frozen, seed_generator
+from diffrl.nets.stacked import StackedLinear, affine, copy_state_, frozen, seed_generator
 
 __all__ = [
     "MLP",
@@ -13,6 +13,7 @@ __all__ = [
     "TimeEmbedding",
     "affine",
     "average_",
+    "copy_state_",
     "dropout_mask",
     "frozen",
     "mish",

@@ -1,7 +1,7 @@
 """Linear layers with one weight a seed: S networks of one shape are trained as one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
 import torch
@@ -82,6 +82,17 @@ def frozen(module: nn.Module) -> nn.Module:
     for ours, theirs in zip(twin.parameters(), module.parameters(), strict=True):
         ours.data = theirs.data
     return twin
+
+
+@torch.no_grad()
+def copy_state_(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy tensors into those of the same names, in their place. Raises ValueError where names or shapes differ."""
+    if own.keys() != state.keys():
+        raise ValueError(f"names differ: {sorted(own.keys() ^ state.keys())[:3]} ...")
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            raise ValueError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
+        tensor.copy_(state[name])
 
 
 class StackedLayerNorm(nn.Module):

@@ -41,6 +41,19 @@ def test_a_last_row_that_is_cut_off_has_no_successor_but_a_terminal_one_needs_no
     assert make([3], "t").successors()[1][-1]
 
 
+def test_a_row_left_out_makes_the_one_before_it_its_episode_s_last(make):
+    dataset = make([4, 1, 3, 2], "otot").with_successors()
+    assert dataset.observations[:, 2].tolist() == [0, 1, 2, 4, 5, 6, 8, 9]
+    assert np.flatnonzero(dataset.timeouts).tolist() == [2, 5]
+    assert np.flatnonzero(dataset.terminals).tolist() == [3, 7]
+    inside = ~dataset.terminals
+    np.testing.assert_array_equal(
+        dataset.next_observations[inside], dataset.observations[inside] + np.float32([0, 1, 1])
+    )
+    assert not dataset.has_terminal_next
+    assert make([4, 2], "ot", has_next=True).with_successors().has_terminal_next
+
+
 def test_stored_successors_are_known_even_at_timeouts(make):
     dataset = make([2, 2], "oo", has_next=True)
     following, known = dataset.successors()
