@@ -86,6 +86,8 @@ class Options:
     """On which data."""
     agents: tuple[str, ...] = ("td3_bc", "iql")
     """Which agents."""
+    variants: tuple[Literal["real", "synthetic", "both"], ...] = ("real", "synthetic", "both")
+    """On which data."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """The agents' training seeds."""
     width: int = 256
@@ -150,8 +152,10 @@ def files(options: Options, name: Name) -> dict[str, str]:
 def train_agents(options: Options, name: Name, console: Console) -> list[dict[str, Any]]:
     """A run for each variant and agent: its last evaluation, one mean score a seed."""
     rows = []
+    paths = {"real": real_file(options, name)} if options.variants == ("real",) else files(options, name)
     for agent in options.agents:
-        for variant, path in files(options, name).items():
+        for variant in options.variants:
+            path = paths[variant]
             folder = options.out / "agents" / f"{name}-{variant}-{agent}"
             there = checkpoint.steps(folder)
             if not there:

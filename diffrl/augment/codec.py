@@ -1,7 +1,7 @@
 """Between transitions and the rows that the diffusion model learns."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -112,8 +112,8 @@ class RowCodec:
 
     def to(self, device: torch.device | str) -> "RowCodec":
         """The same on another device."""
-        tensors = (tensor.to(device) for tensor in (self.low, self.high, self.reward_values))
-        return RowCodec(self.scale.to(device), self.observation_size, self.action_size, *tensors, self.stand_ins)
+        low, high, values = (tensor.to(device) for tensor in (self.low, self.high, self.reward_values))
+        return replace(self, scale=self.scale.to(device), low=low, high=high, reward_values=values)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors by name, for safetensors."""
