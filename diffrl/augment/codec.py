@@ -17,9 +17,11 @@ FEW_VALUES = 16
 
 @dataclass(frozen=True, eq=False)
 class RowCodec:
-    """x = [s, a, s', r, terminal], D = 2 O + A + 2 columns, standardised but for `terminal`, which stays 0 or 1.
+    """x = [s, a, s' - s, r, terminal], D = 2 O + A + 2 columns, standardised but for `terminal`, which stays 0 or 1.
 
-    `decode` undoes it, thresholds `terminal` at one half, and clips: actions to their bounds, observations and rewards
+    The change s' - s has a scale of its own, often a small one: a model that is off by a hundredth of each column's
+    deviation is then off by a hundredth of a step, not of all there is between one end of the data and the other.
+    (Published: s' itself.) `decode` undoes it, thresholds `terminal` at one half, and clips: actions to their bounds, observations and rewards
     to what the data hold (and observations to their bounds). Rewards that take a few values only, such as 0 and 1, are
     rounded to them: a network's 0.98 is no reward that the task can give.
     """
@@ -49,7 +51,7 @@ class RowCodec:
     ) -> "RowCodec":
         """The codec of data with these rows, on their device."""
         o, a = transitions.observation_size, transitions.action_size
-        exact = cls.columns(transitions.columns).double()
+        exact = _changes(cls.columns(transitions.columns).double(), o, a)
         shift, scale = exact.mean(0), exact.std(0, correction=0)
         scale = torch.where(scale > 1e-6 * shift.abs().clamp_min(1e-6), scale, 1.0)  # constant columns stay so
         shift[-1], scale[-1] = 0.0, 1.0
@@ -99,11 +101,19 @@ class RowCodec:
 
     def encode(self, batch: Batch) -> Tensor:
         """The rows x (..., D) of a batch."""
-        return self.scale(self.columns(batch))
+        return self.encode_rows(self.columns(batch))
+
+    def encode_rows(self, rows: Tensor) -> Tensor:
+        """x (..., D) of rows as `columns` and `decode` give them."""
+        return self.scale(_changes(rows, self.observation_size, self.action_size))
 
     def decode(self, x: Tensor) -> Tensor:
         """Rows (..., D) in the data's units, in the order of `Transitions`' first D columns."""
-        rows = self.scale.inverse(x).clamp(self.low, self.high)
+        o, following = self.observation_size, self.observation_size + self.action_size
+        rows = self.scale.inverse(x)
+        rows[..., :o].clamp_(self.low[:o], self.high[:o])
+        rows[..., following:-2] += rows[..., :o]
+        rows = rows.clamp(self.low, self.high)
         if len(self.reward_values):
             middles = (self.reward_values[1:] + self.reward_values[:-1]) / 2
             rows[..., -2] = self.reward_values[torch.bucketize(rows[..., -2].contiguous(), middles)]
@@ -127,3 +137,8 @@ class RowCodec:
         scale = Normaliser(state["scale.shift"], state["scale.scale"])
         o, a, stand_ins = (int(size) for size in state["sizes"])
         return cls(scale, o, a, state["low"], state["high"], state["reward_values"], bool(stand_ins))
+
+
+def _changes(rows: Tensor, o: int, a: int) -> Tensor:
+    """Rows [s, a, s', r, terminal] with s' - s in the place of s'."""
+    return torch.cat([rows[..., : o + a], rows[..., o + a : -2] - rows[..., :o], rows[..., -2:]], dim=-1)

@@ -150,7 +150,7 @@ class TransitionDiffusion:
         x = sampler(self.denoiser(bins, sampling.guidance), x, generator)
         rows = self.codec.decode(x)
         if self._head:
-            p = torch.sigmoid(self.average.terminal(self.codec.scale(rows)[..., : self.codec.causes]))
+            p = torch.sigmoid(self.average.terminal(self.codec.encode_rows(rows)[..., : self.codec.causes]))
             u = torch.rand(p.shape, generator=generator, device=self.device)
             rows[..., -1] = (u < p).to(rows.dtype)
         return rows

@@ -40,7 +40,7 @@ def test_decoding_clips_rounds_and_thresholds() -> None:
     columns = data.columns
     states = torch.cat([columns.observations, columns.next_observations])
     (low_1, low_2), high_1 = states.amin(0).tolist(), float(states[:, 0].max())
-    rows = codec.scale(torch.tensor([[99.0, 9, 9, 99, 9, 0.6, 0.49], [-99, -99, -9, -99, -99, 0.4, 0.51]]))
+    rows = codec.encode_rows(torch.tensor([[99.0, 9, 9, 99, 9, 0.6, 0.49], [-99, -99, -9, -99, -99, 0.4, 0.51]]))
     expected = [[high_1, 1.25, 0.5, high_1, 1.25, 1, 0], [low_1, low_2, -1, low_1, low_2, 0, 1]]
     torch.testing.assert_close(codec.decode(rows), torch.tensor(expected), atol=1e-5, rtol=0)
     assert [bound.tolist() for bound in codec.action_bounds] == [[-1], [0.5]]
