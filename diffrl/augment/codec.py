@@ -14,20 +14,31 @@ from diffrl.data.transitions import Batch, Transitions
 FEW_VALUES = 16
 """Rewards with no more values than this are taken as discrete: generated ones are rounded to the nearest."""
 
+_TENSORS = ("whitening", "unwhitening", "low", "high", "reward_values")
+_LEAST_VARIANCE = 1e-4
+"""Directions of less are amplified no further: there is only rounding in them, or nothing."""
+
 
 @dataclass(frozen=True, eq=False)
 class RowCodec:
-    """x = [s, a, s' - s, r, terminal], D = 2 O + A + 2 columns, standardised but for `terminal`, which stays 0 or 1.
+    """x = W [s, a, s' - s, r, terminal] standardised, D = 2 O + A + 2 columns: of mean 0 and covariance I on the data.
 
-    The change s' - s has a scale of its own, often a small one: a model that is off by a hundredth of each column's
-    deviation is then off by a hundredth of a step, not of all there is between one end of the data and the other.
-    (Published: s' itself.) `decode` undoes it, thresholds `terminal` at one half, and clips: actions to their bounds, observations and rewards
+    A model is off by about as much in every direction of x. So what varies little, and matters, is to be as large there
+    as all else: the change s' - s beside s, and after W, which whitens (ZCA: C^(-1/2), the rotation that leaves columns
+    most like themselves), the deviation from every linear law, such as that of the reward from the velocity. Published
+    is [s, a, s', r, terminal], each column by itself. `terminal` stays 0 or 1, apart.
+
+    `decode` undoes it, thresholds `terminal` at one half, and clips: actions to their bounds, observations and rewards
     to what the data hold (and observations to their bounds). Rewards that take a few values only, such as 0 and 1, are
     rounded to them: a network's 0.98 is no reward that the task can give.
     """
 
     scale: Normaliser
     """Of D columns."""
+    whitening: Tensor
+    """W (D, D), symmetric."""
+    unwhitening: Tensor
+    """Its inverse."""
     observation_size: int
     """O."""
     action_size: int
@@ -55,6 +66,7 @@ class RowCodec:
         shift, scale = exact.mean(0), exact.std(0, correction=0)
         scale = torch.where(scale > 1e-6 * shift.abs().clamp_min(1e-6), scale, 1.0)  # constant columns stay so
         shift[-1], scale[-1] = 0.0, 1.0
+        whitening, unwhitening = _whitening((exact - shift) / scale)
 
         columns = transitions.columns
         states = torch.cat([columns.observations, columns.next_observations])
@@ -75,7 +87,8 @@ class RowCodec:
             values = torch.unique(rewards)
         if len(values) > FEW_VALUES:
             values = values[:0]
-        return cls(Normaliser(shift.float(), scale.float()), o, a, low, high, values, stand_ins)
+        normaliser = Normaliser(shift.float(), scale.float())
+        return cls(normaliser, whitening.float(), unwhitening.float(), o, a, low, high, values, stand_ins)
 
     @property
     def action_bounds(self) -> tuple[Tensor, Tensor]:
@@ -105,12 +118,16 @@ class RowCodec:
 
     def encode_rows(self, rows: Tensor) -> Tensor:
         """x (..., D) of rows as `columns` and `decode` give them."""
+        return self.standardise(rows) @ self.whitening
+
+    def standardise(self, rows: Tensor) -> Tensor:
+        """`encode_rows` without W."""
         return self.scale(_changes(rows, self.observation_size, self.action_size))
 
     def decode(self, x: Tensor) -> Tensor:
         """Rows (..., D) in the data's units, in the order of `Transitions`' first D columns."""
         o, following = self.observation_size, self.observation_size + self.action_size
-        rows = self.scale.inverse(x)
+        rows = self.scale.inverse(x @ self.unwhitening)
         rows[..., :o].clamp_(self.low[:o], self.high[:o])
         rows[..., following:-2] += rows[..., :o]
         rows = rows.clamp(self.low, self.high)
@@ -122,12 +139,12 @@ class RowCodec:
 
     def to(self, device: torch.device | str) -> "RowCodec":
         """The same on another device."""
-        low, high, values = (tensor.to(device) for tensor in (self.low, self.high, self.reward_values))
-        return replace(self, scale=self.scale.to(device), low=low, high=high, reward_values=values)
+        tensors = {name: getattr(self, name).to(device) for name in _TENSORS}
+        return replace(self, scale=self.scale.to(device), **tensors)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors by name, for safetensors."""
-        own = {"low": self.low, "high": self.high, "reward_values": self.reward_values}
+        own = {name: getattr(self, name) for name in _TENSORS}
         sizes = {"sizes": torch.tensor([self.observation_size, self.action_size, int(self.stand_ins)])}
         return own | sizes | {f"scale.{name}": tensor for name, tensor in self.scale.state_dict().items()}
 
@@ -136,9 +153,21 @@ class RowCodec:
         """The inverse of `state_dict`."""
         scale = Normaliser(state["scale.shift"], state["scale.scale"])
         o, a, stand_ins = (int(size) for size in state["sizes"])
-        return cls(scale, o, a, state["low"], state["high"], state["reward_values"], bool(stand_ins))
+        tensors = {name: state[name] for name in _TENSORS}
+        return cls(scale, observation_size=o, action_size=a, stand_ins=bool(stand_ins), **tensors)
 
 
 def _changes(rows: Tensor, o: int, a: int) -> Tensor:
     """Rows [s, a, s', r, terminal] with s' - s in the place of s'."""
     return torch.cat([rows[..., : o + a], rows[..., o + a : -2] - rows[..., :o], rows[..., -2:]], dim=-1)
+
+
+def _whitening(x: Tensor) -> tuple[Tensor, Tensor]:
+    """C^(-1/2) and C^(1/2), of the covariance C of standardised rows (N, D); the last column is left alone."""
+    covariance = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    part = x[:, :-1]
+    covariance[:-1, :-1] = part.mT @ part / len(part)
+    values, vectors = torch.linalg.eigh(covariance)
+    # A constant column has variance 0, and nothing to be amplified.
+    values = torch.where(values > 1e-12, values.clamp_min(_LEAST_VARIANCE), 1.0)
+    return (vectors * values**-0.5) @ vectors.mT, (vectors * values**0.5) @ vectors.mT

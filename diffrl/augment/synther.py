@@ -90,7 +90,7 @@ class TransitionDiffusion:
         loss = denoising_loss(self.prediction, lambda x, t: network(x, t, condition), x0, t, noise).mean(-1)
         if not self._head:
             return {"loss": loss}
-        logits = network.terminal(x0[..., : self.codec.causes])
+        logits = network.terminal(self.codec.standardise(self.codec.columns(batch))[..., : self.codec.causes])
         entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.terminals, reduction="none")
         return {"loss": loss, "terminal_loss": entropy.mean(-1)}
 
@@ -150,7 +150,7 @@ class TransitionDiffusion:
         x = sampler(self.denoiser(bins, sampling.guidance), x, generator)
         rows = self.codec.decode(x)
         if self._head:
-            p = torch.sigmoid(self.average.terminal(self.codec.encode_rows(rows)[..., : self.codec.causes]))
+            p = torch.sigmoid(self.average.terminal(self.codec.standardise(rows)[..., : self.codec.causes]))
             u = torch.rand(p.shape, generator=generator, device=self.device)
             rows[..., -1] = (u < p).to(rows.dtype)
         return rows
