@@ -92,6 +92,8 @@ class Options:
     """The agents' training seeds."""
     width: int = 256
     """The model's width."""
+    learning_rate: float = 1e-3
+    """The model's learning rate at the beginning (published, for wide ones: 3e-4)."""
     model_steps: int = 30_000
     """The model's training steps."""
     samples: int = 300_000
@@ -140,7 +142,10 @@ def files(options: Options, name: Name) -> dict[str, str]:
             env=ENVS[name],
             samples=options.samples,
             model=SynthERConfig(
-                steps=options.model_steps, width=options.width, batch_size=256 if name == "maze2d" else None
+                steps=options.model_steps,
+                width=options.width,
+                batch_size=256 if name == "maze2d" else None,
+                learning_rate=options.learning_rate,
             ),
         )
     if not both.exists():
