@@ -39,12 +39,12 @@ from diffrl.augment.codec import RowCodec
 from diffrl.augment.config import Sampling, SynthERConfig
 from diffrl.augment.fidelity import fidelity
 from diffrl.augment.synther import TransitionDiffusion, generator_of
-from diffrl.augment.synthesis import as_columns, as_dataset, load_model, of_terminals, real_columns, split, synther
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.errors import UserError
 from diffrl.files import atomic_path
 from diffrl.machine import settle
+from diffrl.synthesis import as_columns, as_dataset, load_model, of_terminals, real_columns, split, synther
 from diffrl.training import checkpoint
 from diffrl.training.statistics import estimate
 from envs.datasets import load_dataset

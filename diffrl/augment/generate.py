@@ -14,7 +14,7 @@ from diffrl.augment.synther import TransitionDiffusion, generator_of
 from diffrl.errors import UserError
 from diffrl.files import atomic_path
 
-CHUNK = {"cpu": 1024, "cuda": 2**17}
+CHUNK = {"cpu": 1024, "cuda": 2**16}
 """Rows sampled at once, from a generator of their own: what fits a core's cache is fastest on a CPU."""
 ROWS, ABOUT = "generated.f32", "generated.json"
 _CHUNKS = 3

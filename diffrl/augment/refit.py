@@ -71,6 +71,7 @@ class RefittingBuffer:
         rows, condition = self._real_rows(), self.config.model.condition
         if condition != "none":
             rows = with_bins(rows, condition, self.config.model.bins)
+        self._say(f"SynthER after {step:,} steps: fitting to {len(rows):,} rows ...")
         try:
             model = self._fit(rows, number, stop)
             fitted = time.monotonic()

@@ -57,7 +57,7 @@ class Synther:
 
     def run(self) -> int:
         """Do it."""
-        from diffrl.augment.synthesis import synther
+        from diffrl.synthesis import synther
 
         synther(
             self.dataset,

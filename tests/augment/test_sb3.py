@@ -95,7 +95,7 @@ def test_every_fit_is_of_a_new_model_to_all_rows_there_are() -> None:
         buffer.sample(4)
         generations.append(buffer.synthetic.rows.clone())
     assert [text.split(" rows ")[0] for text in said] == [
-        f"SynthER after {n} steps: fitted to {n}" for n in (20, 40, 60, 80)
+        f"SynthER after {n} steps: {word} to {n}" for n in (20, 40, 60, 80) for word in ("fitting", "fitted")
     ]
     assert all(rows.shape == (1, 50, 2 * 2 + 1 + 2 + 2) for rows in generations)
     assert not any(torch.equal(a, b) for a, b in pairwise(generations))

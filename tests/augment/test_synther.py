@@ -22,15 +22,30 @@ def transitions(n: int = 4096, seed: int = 0) -> Transitions:
     return Transitions(torch.cat([s, a, s + 0.5 * a, r, terminal, episodes, torch.zeros(n, 1)], 1), 2, 1)
 
 
-def test_rows_come_back_exactly_and_are_standardised() -> None:
+def test_rows_come_back_exactly_and_are_white() -> None:
+    """Mean 0 and covariance I, though s' is nearly s, and the change of one column of s' is that of the other."""
     data = transitions()
+    data.columns.next_observations[:, 1] += 0.05 * torch.randn(4096, generator=torch.Generator().manual_seed(1))
     codec = RowCodec.fit(data)
     x = codec.encode(data.columns)
     assert x.shape == (4096, codec.size) == (4096, 7)
-    torch.testing.assert_close(x[:, :-1].mean(0), torch.zeros(6), atol=1e-5, rtol=0)
-    torch.testing.assert_close(x[:, :-1].std(0), torch.ones(6), atol=1e-3, rtol=0)
+    torch.testing.assert_close(x[:, :-1].mean(0), torch.zeros(6), atol=1e-4, rtol=0)
+    # One direction is exactly constant, the change of s_1 being a / 2: it is not amplified.
+    variances = torch.linalg.eigvalsh(torch.cov(x[:, :-1].mT.double()))
+    torch.testing.assert_close(variances[1:], torch.ones(5, dtype=torch.float64), atol=2e-3, rtol=0)
+    assert float(variances[0]) < 1e-3
     assert torch.equal(x[:, -1], data.columns.terminals)
-    torch.testing.assert_close(codec.decode(x.clone()), data.rows[:, :-2], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(codec.decode(x.clone()), data.rows[:, :-2], atol=2e-5, rtol=1e-5)
+
+
+def test_whitening_leaves_white_columns_alone() -> None:
+    """Of all whitenings, the one that changes columns least: independent ones are only standardised."""
+    data = transitions(200_000)
+    data.columns.next_observations.copy_(torch.randn(200_000, 2, generator=torch.Generator().manual_seed(1)))
+    data.columns.next_observations.add_(data.columns.observations)
+    data.columns.rewards.copy_(torch.randn(200_000, generator=torch.Generator().manual_seed(2)))
+    codec = RowCodec.fit(data)
+    torch.testing.assert_close(codec.whitening, torch.eye(7), atol=0.01, rtol=0)
 
 
 def test_decoding_clips_rounds_and_thresholds() -> None:
@@ -42,7 +57,7 @@ def test_decoding_clips_rounds_and_thresholds() -> None:
     (low_1, low_2), high_1 = states.amin(0).tolist(), float(states[:, 0].max())
     rows = codec.encode_rows(torch.tensor([[99.0, 9, 9, 99, 9, 0.6, 0.49], [-99, -99, -9, -99, -99, 0.4, 0.51]]))
     expected = [[high_1, 1.25, 0.5, high_1, 1.25, 1, 0], [low_1, low_2, -1, low_1, low_2, 0, 1]]
-    torch.testing.assert_close(codec.decode(rows), torch.tensor(expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(codec.decode(rows), torch.tensor(expected), atol=1e-3, rtol=0)
     assert [bound.tolist() for bound in codec.action_bounds] == [[-1], [0.5]]
 
 
@@ -127,6 +142,28 @@ def test_a_trained_model_obeys_the_data(trained: TransitionDiffusion) -> None:
     assert float(s.mean(0).abs().max()) < 0.12
     torch.testing.assert_close(s.std(0), torch.ones(2), atol=0.12, rtol=0)
     assert float(a.abs().max()) <= 1
+
+
+@pytest.mark.parametrize("stand_ins", [False, True])
+def test_rare_ends_are_told(stand_ins: bool) -> None:
+    """1 row in 100 ends, where s_0 > 2.33: of the rows drawn as many, and there.
+
+    The rate over 16,384 rows has a noise of 0.0008. With stand-ins s' is s on terminal rows, which is no cause: a head
+    that saw it would find no end among drawn rows, whose s' is never s.
+    """
+    data = transitions(8192)
+    columns = data.columns
+    columns.terminals.copy_((columns.observations[:, 0] > 2.33).float())
+    if stand_ins:
+        ends = columns.terminals.bool()
+        columns.next_observations[ends] = columns.observations[ends]
+    codec = RowCodec.fit(data, stand_ins=stand_ins)
+    model = fit(SynthERConfig(steps=800, width=32, blocks=2), data, codec, batch_size=256)
+    rows = model.sample(16_384, generator_of(3), Sampling(sampling_steps=12))[0]
+    terminal, far = rows[:, -1] > 0.5, rows[:, 0] > 2.33
+    assert 0.005 < float(terminal.float().mean()) < 0.02
+    assert float(far[terminal].float().mean()) > 0.3  # by chance 0.01
+    assert float(terminal[far].float().mean()) > 0.3
 
 
 def test_averaged_weights_follow_and_the_loss_falls(trained: TransitionDiffusion) -> None:

@@ -19,13 +19,13 @@ from diffrl.augment import generate as generation
 from diffrl.augment.codec import RowCodec
 from diffrl.augment.config import Sampling, SynthERConfig
 from diffrl.augment.synther import TransitionDiffusion, with_bins
-from diffrl.augment.synthesis import load_model, real_columns, split, synther
 from diffrl.cli import main
 from diffrl.config import TrainConfig
 from diffrl.data import d4rl, minari
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.errors import UserError
+from diffrl.synthesis import load_model, real_columns, split, synther
 
 TINY: dict[str, Any] = {
     "model": SynthERConfig(width=16, blocks=1, steps=20, batch_size=32),
