@@ -16,7 +16,7 @@ FEW_VALUES = 16
 
 _TENSORS = ("whitening", "unwhitening", "low", "high", "reward_values")
 _LEAST_VARIANCE = 1e-4
-"""Directions of less are amplified no further: there is only rounding in them, or nothing."""
+"""Directions of less (a constant column, a linear law) are amplified no further: there is only rounding in them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +168,5 @@ def _whitening(x: Tensor) -> tuple[Tensor, Tensor]:
     part = x[:, :-1]
     covariance[:-1, :-1] = part.mT @ part / len(part)
     values, vectors = torch.linalg.eigh(covariance)
-    # A constant column has variance 0, and nothing to be amplified.
-    values = torch.where(values > 1e-12, values.clamp_min(_LEAST_VARIANCE), 1.0)
+    values = values.clamp_min(_LEAST_VARIANCE)
     return (vectors * values**-0.5) @ vectors.mT, (vectors * values**0.5) @ vectors.mT

@@ -68,8 +68,8 @@ def test_a_continuous_reward_is_not_rounded_and_a_constant_column_stays() -> Non
     codec = RowCodec.fit(data)
     assert len(codec.reward_values) == 0
     x = codec.encode(data.columns)
-    assert torch.equal(x[:, 1], torch.zeros(4096))
-    torch.testing.assert_close(codec.decode(x.clone()), data.rows[:, :-2], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(x[:, 1], torch.zeros(4096), atol=1e-4, rtol=0)
+    torch.testing.assert_close(codec.decode(x.clone()), data.rows[:, :-2], atol=2e-5, rtol=1e-5)
 
 
 def test_codec_survives_a_file() -> None:
