@@ -301,13 +301,22 @@ def speed(options: Options, console: Console) -> dict[str, Any]:
     return {"width": options.width, "row": codec.size, "rows_per_cpu_second": medians}
 
 
+def compared(rows: list[dict[str, Any]]) -> list[tuple[str, str, int, dict[str, list[float]]]]:
+    """Data set, agent, step and scores by variant: at the last evaluation that all variants there are have had."""
+    found = []
+    for data, agent in dict.fromkeys((row["data"], row["agent"]) for row in rows):
+        curves = {r["variant"]: dict(r["curve"]) for r in rows if (r["data"], r["agent"]) == (data, agent)}
+        step = max(set.intersection(*(set(curve) for curve in curves.values())))
+        found.append((data, agent, step, {variant: curve[step] for variant, curve in curves.items()}))
+    return found
+
+
 def agents_table(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Last score by data set and agent, a column a variant."""
-    lines = [["data", "agent", "steps", *VARIANTS]]
-    for key in dict.fromkeys((row["data"], row["agent"], row["steps"]) for row in rows):
-        found = {r["variant"]: r for r in rows if (r["data"], r["agent"], r["steps"]) == key}
-        cells = [str(estimate([[s] for s in found[v]["curve"][-1][1]])) if v in found else "" for v in VARIANTS]
-        lines.append([key[0], key[1], f"{key[2]:,}", *cells])
+    """Scores by data set and agent, a column a variant."""
+    lines = [["data", "agent", "at step", *VARIANTS]]
+    for data, agent, step, scores in compared(rows):
+        cells = [str(estimate([[s] for s in scores[v]])) if v in scores else "" for v in VARIANTS]
+        lines.append([data, agent, f"{step:,}", *cells])
     return lines
 
 
@@ -339,16 +348,14 @@ def draw(results: dict[str, Any], path: Path) -> None:
     rows, curve = results.get("agents", []), results.get("solvers", [])
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
-    groups = list(dict.fromkeys((row["data"], row["agent"]) for row in rows))
+    groups = compared(rows)
     for j, (variant, colour) in enumerate(zip(VARIANTS, (report.GREY, report.BLUE, report.ORANGE), strict=True)):
-        for i, group in enumerate(groups):
-            found = [r for r in rows if (r["data"], r["agent"]) == group and r["variant"] == variant]
-            if found:
-                scores = found[0]["curve"][-1][1]
-                label = variant if i == 0 else None
-                left.bar(i + 0.26 * (j - 1), np.mean(scores), 0.24, color=colour, alpha=0.75, label=label)
-                left.plot([i + 0.26 * (j - 1)] * len(scores), scores, "o", color="black", markersize=3)
-    left.set_xticks(range(len(groups)), [f"{data}\n{agent}" for data, agent in groups])
+        for i, (_, _, _, found) in enumerate(groups):
+            if variant in found:
+                x, label = i + 0.26 * (j - 1), variant if i == 0 else None
+                left.bar(x, np.mean(found[variant]), 0.24, color=colour, alpha=0.75, label=label)
+                left.plot([x] * len(found[variant]), found[variant], "o", color="black", markersize=3)
+    left.set_xticks(range(len(groups)), [f"{data}\n{agent}" for data, agent, _, _ in groups])
     left.set(ylabel="normalised score x100", title="agents trained on (dots: seeds)")
     for ax, key, title in ((middle, "w2", "sliced W2 to held-out rows"), (right, "dynamics", "median dynamics error")):
         shown = [r for r in curve if r["data"] == curve[0]["data"]]
