@@ -8,74 +8,21 @@ on, terminal as it is (0 or 1).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffrl.data.offline import ACTION_LIMIT, Bools, Floats, Ints, OfflineDataset
+from diffrl.augment import measures, verdicts
+from diffrl.augment.measures import Doubles, DynamicsError, Neighbours, Pair
+from diffrl.data.offline import ACTION_LIMIT, Floats, Ints, OfflineDataset
 from diffrl.diffusion.diagnostics import sliced_w2
 from diffrl.errors import DataError, UserError
 from envs.dynamics import Dynamics
 
-Doubles = npt.NDArray[np.float64]
-
 PROJECTIONS = 128
 """Random directions of the sliced W2."""
-QUERIES = 2_000
-"""Rows whose nearest neighbour is looked for, among all training rows."""
-STEPS = 5_000
-"""Rows the simulator is set to, a side."""
-CLIPPED_MARGIN = 0.05
-"""Velocities this near to where an observation clips them count as clipped: a model does not hit the bound exactly."""
-_ELEMENTS = 4_000_000  # distances held at once
-_SLACK = 1e-5  # of an action's bound, relative: a tanh in float32, stored and read again
-
-
-class Pair(NamedTuple):
-    """A measure of the synthetic rows, and its floor: the same of real rows."""
-
-    synthetic: float
-    real: float
-
-
-@dataclass(frozen=True, eq=False)
-class Neighbours:
-    """Distances to the nearest training row, in standardised units: too near is memorised."""
-
-    synthetic: Doubles
-    """(Q,)"""
-    real: Doubles
-    """(Q',) from rows the model has not seen; without such, from training rows to the nearest other one."""
-    median: Pair
-    low: Pair
-    """1 % quantiles."""
-    closer: float
-    """Share of synthetic rows nearer to a training row than the real side's 1 % quantile; .01 is expected."""
-
-
-@dataclass(frozen=True, eq=False)
-class DynamicsError:
-    """What the simulator says of s, a -> s', r, terminal. Errors of s' are RMS over its columns, standardised."""
-
-    synthetic: Doubles
-    """(Q,) error of s', row by row."""
-    real: Doubles
-    """(Q',) the same of real rows; what the simulator itself is off by."""
-    median: Pair
-    high: Pair
-    """90 % quantiles."""
-    standing_still: float
-    """Median error of "s' = s" on the real rows: the scale."""
-    reward: Pair
-    """Median |r - simulator's|, in units of reward."""
-    terminal: Pair
-    """Share of rows whose terminal differs from the simulator's."""
-    left_out: Pair
-    """Share of rows whose observation does not give the whole state (clipped velocities)."""
-    blown_up: Pair
-    """Share of the others on which the simulator breaks down: in no figure above but left_out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +74,7 @@ class FidelityReport:
     @property
     def verdicts(self) -> dict[str, str]:
         """A sentence a measure; there is no overall grade."""
-        return _verdicts(self)
+        return verdicts.of(self)
 
     def to_json(self) -> dict[str, Any]:
         """All figures, as JSON holds them: without the row-by-row distances and errors, whose quantiles they are."""
@@ -246,14 +193,14 @@ def fidelity(
 
     steps = None
     if dynamics is not None:
-        steps = _dynamics_error(dynamics, made, fresh, scale[o + a + 1 : -1], o, a, stand_ins)
-    ks = np.array([ks_statistic(x, y) for x, y in zip(made.T, fresh.T, strict=True)])
-    ks_floor = np.array([ks_statistic(x, y) for x, y in zip(base.T, fresh.T, strict=True)])
+        steps = measures.dynamics_error(dynamics, made, fresh, scale[o + a + 1 : -1], o, a, stand_ins)
+    ks = np.array([measures.ks_statistic(x, y) for x, y in zip(made.T, fresh.T, strict=True)])
+    ks_floor = np.array([measures.ks_statistic(x, y) for x, y in zip(base.T, fresh.T, strict=True)])
     if stand_ins:  # of s' on its own too, terminal rows are no part
         alive = [side[side[:, -1] == 0] for side in (made, fresh, base)]
         for column in range(o + a + 1, 2 * o + a + 1):
-            ks[column] = ks_statistic(alive[0][:, column], alive[1][:, column])
-            ks_floor[column] = ks_statistic(alive[2][:, column], alive[1][:, column])
+            ks[column] = measures.ks_statistic(alive[0][:, column], alive[1][:, column])
+            ks_floor[column] = measures.ks_statistic(alive[2][:, column], alive[1][:, column])
         n = min(map(len, alive))
         if n < 2:
             counts = ", ".join(str(len(side)) for side in alive)
@@ -263,7 +210,7 @@ def fidelity(
         made, fresh, base = (side[:n] for side in alive)
         train = train[train[:, -1] == 0]
 
-    of_made, of_fresh, of_base = (_correlations(side) for side in (made, fresh, base))
+    of_made, of_fresh, of_base = (measures.correlations(side) for side in (made, fresh, base))
     pairs = ~np.eye(len(of_fresh), dtype=bool)
     by_model, by_chance = np.abs(of_made - of_fresh)[pairs], np.abs(of_base - of_fresh)[pairs]
     w2 = Pair(
@@ -282,7 +229,7 @@ def fidelity(
     low, high = (-ACTION_LIMIT, ACTION_LIMIT) if action_bounds is None else action_bounds
     ends, outside, at_bound = zip(
         *(
-            (float(side.terminals[numbers].mean()), *_at_bounds(side.actions[numbers], low, high))
+            (float(side.terminals[numbers].mean()), *measures.at_bounds(side.actions[numbers], low, high))
             for side, numbers in ((synthetic, fit["synthetic"]), (real, fit["real"]))
         ),
         strict=True,
@@ -299,7 +246,7 @@ def fidelity(
         correlation_largest=Pair(float(by_model.max()), float(by_chance.max())),
         correlation_mean=Pair(float(by_model.mean()), float(by_chance.mean())),
         sliced_w2=w2,
-        neighbours=_neighbours(train, made, None if held_out is None else fresh, mean, scale, rng),
+        neighbours=measures.neighbours(train, made, None if held_out is None else fresh, mean, scale, rng),
         terminal_rate=Pair(*ends),
         actions_outside=Pair(*outside),
         actions_at_bound=Pair(*at_bound),
@@ -360,213 +307,6 @@ def _scales(train: Floats) -> tuple[Doubles, Doubles]:
     scale[scale <= 1e-6 * np.maximum(1, np.abs(mean))] = 1.0
     mean[-1], scale[-1] = 0.0, 1.0
     return mean, scale
-
-
-# --- distributions -------------------------------------------------------------------------------------------------
-
-
-def ks_statistic(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
-    """The largest difference of two empirical distribution functions, of samples (n,) and (m,), ties and all.
-
-    Of n rows each from one distribution it is about .87 sqrt(2/n); in 1 % of cases above 1.63 sqrt(2/n).
-    """
-    x, y = np.sort(x), np.sort(y)
-    both = np.concatenate([x, y])
-    at_most_x, at_most_y = (np.searchsorted(side, both, side="right") / len(side) for side in (x, y))
-    return float(np.abs(at_most_x - at_most_y).max())
-
-
-def _correlations(rows: Floats) -> Doubles:
-    """(W, W) Pearson's; 0 between a constant column and others."""
-    centred = rows - rows.mean(0, dtype=np.float64)
-    norms = np.sqrt((centred**2).sum(0))
-    constant = norms <= 1e-6 * np.sqrt(len(rows)) * np.maximum(1, np.abs(rows).max(0))
-    norms[constant] = 1.0
-    centred[:, constant] = 0.0
-    matrix: Doubles = (centred / norms).T @ (centred / norms)
-    np.fill_diagonal(matrix, 1.0)
-    return matrix
-
-
-def _at_bounds(actions: Floats, low: npt.ArrayLike, high: npt.ArrayLike) -> tuple[float, float]:
-    """Shares of rows with an action beyond a bound, and of those with one on a bound and none beyond."""
-    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    slack = _SLACK * (high - low)
-    outside = ((actions < low - slack) | (actions > high + slack)).any(1)
-    at = ((actions <= low + slack) | (actions >= high - slack)).any(1) & ~outside
-    return float(outside.mean()), float(at.mean())
-
-
-# --- nearest neighbours --------------------------------------------------------------------------------------------
-
-
-def _neighbours(
-    train: Floats, made: Floats, fresh: Floats | None, mean: Doubles, scale: Doubles, rng: np.random.Generator
-) -> Neighbours:
-    shift, width = mean.astype(np.float32), scale.astype(np.float32)
-    base = (train - shift) / width
-    of_made = nearest_distances((made[:QUERIES] - shift) / width, base)
-    if fresh is None:
-        own = rng.choice(len(base), min(QUERIES, len(base)), replace=False)
-        of_real = nearest_distances(base[own], base, exclude=own)
-    else:
-        of_real = nearest_distances((fresh[:QUERIES] - shift) / width, base)
-    low = float(np.quantile(of_real, 0.01))
-    return Neighbours(
-        synthetic=of_made,
-        real=of_real,
-        median=Pair(float(np.median(of_made)), float(np.median(of_real))),
-        low=Pair(float(np.quantile(of_made, 0.01)), low),
-        closer=float((of_made <= low).mean()),
-    )
-
-
-def nearest_distances(rows: Floats, base: Floats, exclude: Ints | None = None) -> Doubles:
-    """(n,) Euclidean distance of each of rows (n, W) to the nearest of base (m, W).
-
-    exclude: (n,) the row of base that does not count, for each row. The nearest is found by float32 products, and its
-    distance then taken exactly: copies are at 0.
-    """
-    queries, others = torch.from_numpy(rows), torch.from_numpy(base)
-    best = torch.full((len(queries),), math.inf)
-    where = torch.zeros(len(queries), dtype=torch.int64)
-    chunk = max(1, _ELEMENTS // len(queries))
-    for start in range(0, len(others), chunk):
-        part = others[start : start + chunk]
-        # |x - y|^2 less |x|^2, which is the same for all y
-        distance = torch.addmm(part.square().sum(1), queries, part.T, alpha=-2)
-        if exclude is not None:
-            own = torch.from_numpy(exclude) - start
-            inside = (own >= 0) & (own < len(part))
-            distance[inside.nonzero()[:, 0], own[inside]] = math.inf
-        value = distance.amin(1)
-        nearer = (value < best).nonzero()[:, 0]  # few, after the first parts: an argmin costs more than a minimum
-        best[nearer], where[nearer] = value[nearer], distance[nearer].argmin(1) + start
-    exact: Doubles = (queries.double() - others[where].double()).norm(dim=1).numpy()
-    return exact
-
-
-# --- dynamics ------------------------------------------------------------------------------------------------------
-
-
-def _dynamics_error(
-    dynamics: Dynamics, made: Floats, fresh: Floats, scale: Doubles, o: int, a: int, stand_ins: bool
-) -> DynamicsError:
-    model, world = (_steps(dynamics, side[:STEPS], scale, o, a, stand_ins) for side in (made, fresh))
-    return DynamicsError(
-        synthetic=model.errors,
-        real=world.errors,
-        median=Pair(_quantile(model.errors, 0.5), _quantile(world.errors, 0.5)),
-        high=Pair(_quantile(model.errors, 0.9), _quantile(world.errors, 0.9)),
-        standing_still=_quantile(world.still, 0.5),
-        reward=Pair(_quantile(model.rewards, 0.5), _quantile(world.rewards, 0.5)),
-        terminal=Pair(model.terminal, world.terminal),
-        left_out=Pair(model.left_out, world.left_out),
-        blown_up=Pair(model.blown_up, world.blown_up),
-    )
-
-
-class _Steps(NamedTuple):
-    """Rows (n, W) against the simulator; see `DynamicsError`."""
-
-    errors: Doubles
-    still: Doubles
-    rewards: Doubles
-    terminal: float
-    left_out: float
-    blown_up: float
-
-
-def _steps(dynamics: Dynamics, rows: Floats, scale: Doubles, o: int, a: int, stand_ins: bool) -> _Steps:
-    """stand_ins: s' of terminal rows is none and not compared; their r and terminal are."""
-    told = dynamics.reproducible(rows[:, :o], CLIPPED_MARGIN)
-    left_out, rows = _share(~told), rows[told]
-    following, rewards, terminals = dynamics.step(rows[:, :o], rows[:, o : o + a])
-    fit: Bools = np.isfinite(following).all(1) & np.isfinite(rewards)
-    blown_up = _share(~fit)
-    rows, following, rewards, terminals = rows[fit], following[fit], rewards[fit], terminals[fit]
-    ends = rows[:, -1] > 0.5
-    compared = ~ends if stand_ins else np.ones(len(rows), np.bool_)
-    claimed = rows[compared, o + a + 1 : -1]
-    return _Steps(
-        errors=_rms(following[compared] - claimed, scale),
-        still=_rms(rows[compared, :o] - claimed, scale),
-        rewards=np.abs(rewards - rows[:, o + a]).astype(np.float64),
-        terminal=_share(terminals != ends),
-        left_out=left_out,
-        blown_up=blown_up,
-    )
-
-
-def _share(flags: Bools) -> float:
-    return float(flags.mean()) if len(flags) else math.nan
-
-
-def _rms(differences: npt.NDArray[Any], scale: Doubles) -> Doubles:
-    """(n,) root mean square over columns, (n, O), in units of `scale` (O,)."""
-    rms: Doubles = np.sqrt(((differences / scale) ** 2).mean(1))
-    return rms
-
-
-def _quantile(values: Doubles, q: float) -> float:
-    return float(np.quantile(values, q)) if len(values) else math.nan
-
-
-# --- words ---------------------------------------------------------------------------------------------------------
-
-
-def _against_floor(pair: Pair) -> str:
-    """How far a measure is above its floor."""
-    if pair.synthetic <= 1.5 * pair.real:
-        return "at the real-against-real floor"
-    for factor in (2, 5):
-        if pair.synthetic <= factor * pair.real:
-            return f"within {factor}x of the real-against-real floor"
-    return f"{pair.synthetic / pair.real:,.0f}x the real-against-real floor" if pair.real else "above a floor of 0"
-
-
-def _verdicts(report: FidelityReport) -> dict[str, str]:
-    worst = report.names[int(np.argmax(report.ks))]
-    near, rate, outside = report.neighbours, report.terminal_rate, report.actions_outside
-    lines = {
-        "marginals": f"The mean KS over columns is {_against_floor(report.ks_mean)}, the largest (of {worst}) "
-        f"{_against_floor(report.ks_largest)}.",
-        "correlations": f"The mean difference is {_against_floor(report.correlation_mean)}, the largest "
-        f"{_against_floor(report.correlation_largest)}.",
-        "sliced_w2": f"The distance is {_against_floor(report.sliced_w2)}.",
-        "nearest_neighbour": f"{_nearness(near.closer)} The median distance is "
-        f"{near.median.synthetic:.3g}, of real rows {near.median.real:.3g}.",
-        "terminal_rate": f"{rate.synthetic:.3%} of synthetic rows are terminal, {rate.real:.3%} of the training rows.",
-        "actions": "No action is outside its bounds."
-        if outside.synthetic == 0
-        else f"{outside.synthetic:.3%} of synthetic rows have an action outside its bounds; of the training rows "
-        f"{outside.real:.3%}.",
-    }
-    lines["dynamics"] = (
-        "Not measured: no simulator for these data." if report.dynamics is None else _obeys(report.dynamics)
-    )
-    return lines
-
-
-def _nearness(closer: float) -> str:
-    share = f"{closer:.1%} of synthetic rows are nearer to a training row than 1 % of real rows are"
-    if closer <= 0.02:
-        return f"No sign of memorisation: {share}."
-    return f"Near-copies of training rows: {share}." if closer < 0.5 else f"Training rows are memorised: {share}."
-
-
-def _obeys(steps: DynamicsError) -> str:
-    model, world = steps.median
-    if not math.isfinite(model) or not math.isfinite(world):
-        return "Not measured: no row's observation gives the simulator's whole state."
-    step = steps.standing_still or 1.0
-    line = (
-        f"In the middle, a row misses the simulator's s' by {model / step:.2g} of a step's change (s' - s) and its "
-        f"reward by {steps.reward.synthetic:.2g}; terminal is another in {steps.terminal.synthetic:.2%}."
-    )
-    if world > 0.1 * step:
-        return f"{line} But real rows miss it by {world / step:.2g}: it is not the simulator they come from."
-    return f"{line} Real rows miss it by {world / step:.1g}."
 
 
 def _finite(value: float) -> float | None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.augment.fidelity import Doubles, FidelityReport, Pair, table_of
+from diffrl.augment.fidelity import FidelityReport, table_of
+from diffrl.augment.measures import Doubles, Pair
 from diffrl.data.offline import Floats, OfflineDataset
 from diffrl.files import atomic_path
 from diffrl.report import BLUE, GREY, ORANGE, finish, save

@@ -1,0 +1,220 @@
+"""Distances between two sets of rows, and of rows to the simulator: what a fidelity report measures."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from diffrl.data.offline import Bools, Floats, Ints
+from envs.dynamics import Dynamics
+
+Doubles = npt.NDArray[np.float64]
+
+QUERIES = 2_000
+"""Rows whose nearest neighbour is looked for, among all training rows."""
+STEPS = 5_000
+"""Rows the simulator is set to, a side."""
+CLIPPED_MARGIN = 0.05
+"""Velocities this near to where an observation clips them count as clipped: a model does not hit the bound exactly."""
+_ELEMENTS = 4_000_000  # distances held at once
+_SLACK = 1e-5  # of an action's bound, relative: a tanh in float32, stored and read again
+
+
+class Pair(NamedTuple):
+    """A measure of the synthetic rows, and its floor: the same of real rows."""
+
+    synthetic: float
+    real: float
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Distances to the nearest training row, in standardised units: too near is memorised."""
+
+    synthetic: Doubles
+    """(Q,)"""
+    real: Doubles
+    """(Q',) from rows the model has not seen; without such, from training rows to the nearest other one."""
+    median: Pair
+    low: Pair
+    """1 % quantiles."""
+    closer: float
+    """Share of synthetic rows nearer to a training row than the real side's 1 % quantile; .01 is expected."""
+
+
+@dataclass(frozen=True, eq=False)
+class DynamicsError:
+    """What the simulator says of s, a -> s', r, terminal. Errors of s' are RMS over its columns, standardised."""
+
+    synthetic: Doubles
+    """(Q,) error of s', row by row."""
+    real: Doubles
+    """(Q',) the same of real rows; what the simulator itself is off by."""
+    median: Pair
+    high: Pair
+    """90 % quantiles."""
+    standing_still: float
+    """Median error of "s' = s" on the real rows: the scale."""
+    reward: Pair
+    """Median |r - simulator's|, in units of reward."""
+    terminal: Pair
+    """Share of rows whose terminal differs from the simulator's."""
+    left_out: Pair
+    """Share of rows whose observation does not give the whole state (clipped velocities)."""
+    blown_up: Pair
+    """Share of the others on which the simulator breaks down: in no figure above but left_out."""
+
+
+# --- distributions -------------------------------------------------------------------------------------------------
+
+
+def ks_statistic(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
+    """The largest difference of two empirical distribution functions, of samples (n,) and (m,), ties and all.
+
+    Of n rows each from one distribution it is about .87 sqrt(2/n); in 1 % of cases above 1.63 sqrt(2/n).
+    """
+    x, y = np.sort(x), np.sort(y)
+    both = np.concatenate([x, y])
+    at_most_x, at_most_y = (np.searchsorted(side, both, side="right") / len(side) for side in (x, y))
+    return float(np.abs(at_most_x - at_most_y).max())
+
+
+def correlations(rows: Floats) -> Doubles:
+    """(W, W) Pearson's; 0 between a constant column and others."""
+    centred = rows - rows.mean(0, dtype=np.float64)
+    norms = np.sqrt((centred**2).sum(0))
+    constant = norms <= 1e-6 * np.sqrt(len(rows)) * np.maximum(1, np.abs(rows).max(0))
+    norms[constant] = 1.0
+    centred[:, constant] = 0.0
+    matrix: Doubles = (centred / norms).T @ (centred / norms)
+    np.fill_diagonal(matrix, 1.0)
+    return matrix
+
+
+def at_bounds(actions: Floats, low: npt.ArrayLike, high: npt.ArrayLike) -> tuple[float, float]:
+    """Shares of rows with an action beyond a bound, and of those with one on a bound and none beyond."""
+    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    slack = _SLACK * (high - low)
+    outside = ((actions < low - slack) | (actions > high + slack)).any(1)
+    at = ((actions <= low + slack) | (actions >= high - slack)).any(1) & ~outside
+    return float(outside.mean()), float(at.mean())
+
+
+# --- nearest neighbours --------------------------------------------------------------------------------------------
+
+
+def neighbours(
+    train: Floats, made: Floats, fresh: Floats | None, mean: Doubles, scale: Doubles, rng: np.random.Generator
+) -> Neighbours:
+    """Of rows made and fresh (real, unseen; None: training rows themselves) to training rows, all (n, W)."""
+    shift, width = mean.astype(np.float32), scale.astype(np.float32)
+    base = (train - shift) / width
+    of_made = nearest_distances((made[:QUERIES] - shift) / width, base)
+    if fresh is None:
+        own = rng.choice(len(base), min(QUERIES, len(base)), replace=False)
+        of_real = nearest_distances(base[own], base, exclude=own)
+    else:
+        of_real = nearest_distances((fresh[:QUERIES] - shift) / width, base)
+    low = float(np.quantile(of_real, 0.01))
+    return Neighbours(
+        synthetic=of_made,
+        real=of_real,
+        median=Pair(float(np.median(of_made)), float(np.median(of_real))),
+        low=Pair(float(np.quantile(of_made, 0.01)), low),
+        closer=float((of_made <= low).mean()),
+    )
+
+
+def nearest_distances(rows: Floats, base: Floats, exclude: Ints | None = None) -> Doubles:
+    """(n,) Euclidean distance of each of rows (n, W) to the nearest of base (m, W).
+
+    exclude: (n,) the row of base that does not count, for each row. The nearest is found by float32 products, and its
+    distance then taken exactly: copies are at 0.
+    """
+    queries, others = torch.from_numpy(rows), torch.from_numpy(base)
+    best = torch.full((len(queries),), math.inf)
+    where = torch.zeros(len(queries), dtype=torch.int64)
+    chunk = max(1, _ELEMENTS // len(queries))
+    for start in range(0, len(others), chunk):
+        part = others[start : start + chunk]
+        # |x - y|^2 less |x|^2, which is the same for all y
+        distance = torch.addmm(part.square().sum(1), queries, part.T, alpha=-2)
+        if exclude is not None:
+            own = torch.from_numpy(exclude) - start
+            inside = (own >= 0) & (own < len(part))
+            distance[inside.nonzero()[:, 0], own[inside]] = math.inf
+        value = distance.amin(1)
+        nearer = (value < best).nonzero()[:, 0]  # few, after the first parts: an argmin costs more than a minimum
+        best[nearer], where[nearer] = value[nearer], distance[nearer].argmin(1) + start
+    exact: Doubles = (queries.double() - others[where].double()).norm(dim=1).numpy()
+    return exact
+
+
+# --- dynamics ------------------------------------------------------------------------------------------------------
+
+
+def dynamics_error(
+    dynamics: Dynamics, made: Floats, fresh: Floats, scale: Doubles, o: int, a: int, stand_ins: bool
+) -> DynamicsError:
+    """Of rows made and fresh (n, W); scale: (O,) that of s'. stand_ins: s' of terminal rows is not compared."""
+    model, world = (_steps(dynamics, side[:STEPS], scale, o, a, stand_ins) for side in (made, fresh))
+    return DynamicsError(
+        synthetic=model.errors,
+        real=world.errors,
+        median=Pair(_quantile(model.errors, 0.5), _quantile(world.errors, 0.5)),
+        high=Pair(_quantile(model.errors, 0.9), _quantile(world.errors, 0.9)),
+        standing_still=_quantile(world.still, 0.5),
+        reward=Pair(_quantile(model.rewards, 0.5), _quantile(world.rewards, 0.5)),
+        terminal=Pair(model.terminal, world.terminal),
+        left_out=Pair(model.left_out, world.left_out),
+        blown_up=Pair(model.blown_up, world.blown_up),
+    )
+
+
+class _Steps(NamedTuple):
+    """Rows (n, W) against the simulator; see `DynamicsError`."""
+
+    errors: Doubles
+    still: Doubles
+    rewards: Doubles
+    terminal: float
+    left_out: float
+    blown_up: float
+
+
+def _steps(dynamics: Dynamics, rows: Floats, scale: Doubles, o: int, a: int, stand_ins: bool) -> _Steps:
+    """stand_ins: s' of terminal rows is none and not compared; their r and terminal are."""
+    told = dynamics.reproducible(rows[:, :o], CLIPPED_MARGIN)
+    left_out, rows = _share(~told), rows[told]
+    following, rewards, terminals = dynamics.step(rows[:, :o], rows[:, o : o + a])
+    fit: Bools = np.isfinite(following).all(1) & np.isfinite(rewards)
+    blown_up = _share(~fit)
+    rows, following, rewards, terminals = rows[fit], following[fit], rewards[fit], terminals[fit]
+    ends = rows[:, -1] > 0.5
+    compared = ~ends if stand_ins else np.ones(len(rows), np.bool_)
+    claimed = rows[compared, o + a + 1 : -1]
+    return _Steps(
+        errors=_rms(following[compared] - claimed, scale),
+        still=_rms(rows[compared, :o] - claimed, scale),
+        rewards=np.abs(rewards - rows[:, o + a]).astype(np.float64),
+        terminal=_share(terminals != ends),
+        left_out=left_out,
+        blown_up=blown_up,
+    )
+
+
+def _share(flags: Bools) -> float:
+    return float(flags.mean()) if len(flags) else math.nan
+
+
+def _rms(differences: npt.NDArray[Any], scale: Doubles) -> Doubles:
+    """(n,) root mean square over columns, (n, O), in units of `scale` (O,)."""
+    rms: Doubles = np.sqrt(((differences / scale) ** 2).mean(1))
+    return rms
+
+
+def _quantile(values: Doubles, q: float) -> float:
+    return float(np.quantile(values, q)) if len(values) else math.nan
