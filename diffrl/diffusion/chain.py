@@ -5,9 +5,9 @@ State x_t (and t, and the condition that is bound in the denoiser), action x_r, 
     pi(x_r | x_t) = N(x_r; m, n^2 I),    m = f D(x_t, t) + g x_t,
 
 the step of `reverse_step` with eta > 0 (f = b - c a/s, g = c/s in its letters). So for every process: eta = 1 is the
-DDPM posterior, as in DDPO (Black et al. 2023, arXiv 2305.13301, section 4.1) and DPPO (Ren et al. 2024, arXiv
-2409.00588, section 4.1); on `RectifiedFlow` eta = 0.7/sqrt(2) is, to first order in the step, the SDE of Flow-GRPO (Liu
-et al. 2025, arXiv 2505.05470, eq. 9, a = 0.7), without its singularity at t = 1.
+DDPM posterior, as in DDPO (Black et al. 2023, arXiv 2305.13301) and DPPO (Ren et al. 2024, arXiv
+2409.00588); on `RectifiedFlow` eta = 0.7/sqrt(2) is, to first order in the step, the SDE of Flow-GRPO (Liu
+et al. 2025, arXiv 2505.05470, a = 0.7), without its singularity at t = 1.
 
 The deviation n is of the grid alone. Two Gaussians of one step thus differ in their means only, and
 
@@ -144,7 +144,7 @@ class DenoisingChain:
 
         generator, noise: as `sample` takes them, one of them, unless there are no decisions: noise (T, *x.shape).
         differentiable_steps: K, from 0 to T: the last K steps carry a graph, through D and from state to state, the
-            ones before are constants: DRaFT-K (Clark et al. 2023, arXiv 2309.17400, section 4.1), AlignProp. K = T is
+            ones before are constants: DRaFT-K (Clark et al. 2023, arXiv 2309.17400), AlignProp (arXiv 2310.03739). K = T is
             the whole chain, differentiable in `x` too. The log-probabilities never carry one: see `log_prob`.
 
         Raises ValueError for noise that is missing or of a wrong shape, a K beyond the chain, an x of too few
@@ -166,7 +166,7 @@ class DenoisingChain:
             states.append(x)
             if i < self.n_decisions:
                 with torch.no_grad():
-                    log_probs.append(self._gaussians([mean], [mean.new_full((), n)]).log_prob(x[None])[0])
+                    log_probs.append(self._gaussians([mean], [x.new_full((), n)]).log_prob(x[None])[0])
         rows = x.shape[: x.ndim - self.event_dims]
         return Rollout(torch.stack(states), torch.stack(log_probs) if log_probs else x.new_zeros(0, *rows))
 
@@ -178,18 +178,13 @@ class DenoisingChain:
         no decisions or whose rows are not those of the states.
         """
         x, indices = self._checked(states, steps)
+        table = torch.tensor(self._steps, dtype=x.dtype, device=x.device)
         means, stds = [], []
         for index in indices:
-            if index.ndim == 0:
-                t, f, g, n = self._steps[int(index)]
-                x_t = x[int(index)]
-                means.append(self._mean(denoise, x_t, x_t.new_full((), t), f, g))
-                stds.append(x_t.new_full((), n))
-            else:
-                x_t = at_steps(x, index[None])[0]
-                t, f, g, n = torch.tensor(self._steps, dtype=x.dtype)[index].to(x.device).unbind(-1)
-                means.append(self._mean(denoise, x_t, t, expand(f, x_t), expand(g, x_t)))
-                stds.append(expand(n, x_t))
+            x_t = at_steps(x, index[None])[0]
+            t, f, g, n = table[index.to(x.device)].unbind(-1)
+            means.append(self._mean(denoise, x_t, t, expand(f, x_t), expand(g, x_t)))
+            stds.append(expand(n, x_t))
         return self._gaussians(means, stds)
 
     def log_prob(self, denoise: Denoise, states: Tensor, steps: Steps | None = None) -> Tensor:

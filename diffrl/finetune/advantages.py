@@ -11,7 +11,7 @@ from diffrl.errors import UserError
 
 
 class PromptStatistics:
-    """DDPO's advantages (Black et al. 2023, arXiv 2305.13301, section 4.3): A = (r - mean) / std of the prompt.
+    """DDPO's advantages (Black et al. 2023, arXiv 2305.13301): A = (r - mean) / std of the prompt.
 
     Mean and deviation are of the last `size` rewards of the same prompt, those just seen among them. A prompt with
     fewer than `least` of them takes those of the whole batch instead, and so does every prompt with size = 0. `clip`
@@ -21,8 +21,8 @@ class PromptStatistics:
     """
 
     def __init__(self, size: int = 32, least: int = 16, clip: float | None = 5.0) -> None:
-        if size < 0 or least < 1 or (clip is not None and not clip > 0):
-            raise ValueError(f"need size >= 0, least >= 1 and clip > 0, got {size}, {least} and {clip}")
+        if least < 1 or (size != 0 and size < least) or (clip is not None and not clip > 0):
+            raise ValueError(f"need size = 0 or size >= least >= 1, and clip > 0; got {size}, {least} and {clip}")
         self.size, self.least, self.clip = size, least, clip
         self._rewards: dict[str, deque[float]] = {}
 

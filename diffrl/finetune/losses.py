@@ -8,8 +8,8 @@ without a graph.
 Units: log-probabilities and divergences come in as sums over the d dimensions of a sample, in nats. **Published code of
 DDPO, DPOK, D3PO and DPPO takes means over them**: its ratio is exp(L/d) for a log-ratio L, its clip 1 +- 1e-4 the trust
 region |L| <= 1e-4 d, which is 1.64 nats for Stable Diffusion's d = 16,384 and .0064 for an 8x8 image. Here a clip is
-stated in nats on L, so that it means the same at every size, and `dims` says which ratio: 1, the true one, exp(L); d, the
-published one, whose loss then is theirs with its scale, so that learning rates and gradient norms carry over.
+stated in nats on L, so that it means the same at every size, and `dims` says which ratio: 1, the true one, exp(L); d,
+the published one, whose loss then is theirs with its scale, so that learning rates and gradient norms carry over.
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -30,7 +30,7 @@ Preference = Literal["sigmoid", "hinge", "ipo"]
 
 
 def ddpo_sf_loss(log_prob: Tensor, advantages: Tensor, *, dims: int = 1) -> tuple[Tensor, Metrics]:
-    """DDPO-SF, the score function (Black et al. 2023, arXiv 2305.13301, eq. 6): -E[A log pi(x_r | x_t)].
+    """DDPO-SF, the score function (Black et al. 2023, arXiv 2305.13301, section 4.3): -E[A log pi(x_r | x_t)].
 
     log_prob: (K, ..., B), of the very policy that made the samples: one update a batch. advantages: (..., B).
     """
@@ -42,13 +42,13 @@ def ddpo_sf_loss(log_prob: Tensor, advantages: Tensor, *, dims: int = 1) -> tupl
 def ddpo_is_loss(
     log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, clip_nats: float, *, dims: int = 1
 ) -> tuple[Tensor, Metrics]:
-    """DDPO-IS, importance sampling with PPO's clip (arXiv 2305.13301, eq. 7): E max(-A r, -A clip(r)), r = exp(L/d).
+    """DDPO-IS, importance sampling with PPO's clip (arXiv 2305.13301, section 4.3): E max(-A r, -A clip(r)), r = exp(L/d).
 
     log_prob, old_log_prob: (K, ..., B), of the policy that learns and of the one that made the samples; L is their
         difference. advantages: (..., B).
     clip_nats: |L| within which A pushes; beyond, on the side it pushes to, a sample has no gradient.
     dims: d above; clip_nats = c d with dims = d is the published loss with clip c, but that the clip is exp(+-c) and
-        not 1 +- c. DPPO (arXiv 2409.00588, eq. 9) is the same with its environment's advantages.
+        not 1 +- c. DPPO (Ren et al. 2024, arXiv 2409.00588) is the same with its environment's advantages.
     """
     log_ratio = _log_ratio(log_prob, old_log_prob, advantages, clip_nats)
     # max(-A r, -A clip(r)): min(r, e^C) where A > 0, max(r, e^-C) where A < 0. Written so, no overflow makes a nan.
@@ -68,7 +68,7 @@ def dpok_loss(
     kl_weight: float = 0.01,
     dims: int = 1,
 ) -> tuple[Tensor, Metrics]:
-    """DPOK (Fan et al. 2023, arXiv 2305.16381, eq. 6): E[-w_r A clamp(r) + w_kl KL(pi || pi_ref)], r = exp(L/d).
+    """DPOK (Fan et al. 2023, arXiv 2305.16381): E[-w_r A clamp(r) + w_kl KL(pi || pi_ref)], r = exp(L/d).
 
     The clamp is hard: a sample with |L| > clip_nats has no gradient, on either side; PPO's lets it come back.
 
@@ -98,7 +98,7 @@ def rwr_weights(rewards: Tensor, beta: float) -> Tensor:
 
 
 def rwr_loss(errors: Tensor, rewards: Tensor, beta: float) -> tuple[Tensor, Metrics]:
-    """Reward-weighted regression (Lee et al. 2023, arXiv 2302.12192; arXiv 2305.13301, eq. 4): sum_i w_i errors_i.
+    """Reward-weighted regression (Lee et al. 2023, arXiv 2302.12192; arXiv 2305.13301, section 4.2): sum_i w_i errors_i.
 
     errors, rewards: (..., B); errors are `denoising_loss` on the model's own samples. beta: the inverse temperature.
     `effective_samples` is 1 / sum_i w_i^2: near 1, a single sample is all that is learnt from.
@@ -122,7 +122,7 @@ def d3po_loss(
     clip_nats: float | None = 0.1,
     dims: int = 1,
 ) -> tuple[Tensor, Metrics]:
-    """D3PO, DPO on each step of two chains (Yang et al. 2023, arXiv 2311.13231, eq. 12): -E log sigmoid(z),
+    """D3PO, DPO on each step of two chains (Yang et al. 2023, arXiv 2311.13231): -E log sigmoid(z),
 
         z = beta / d (clamp(L_w) - clamp(L_l)),      L = log pi - log pi_ref.
 
@@ -189,7 +189,7 @@ def diffusion_dpo_loss(
 
         sigmoid   -log sigmoid(z)      DPO
         hinge     max(0, 1 - z)        SLiC (Zhao et al. 2023, arXiv 2305.10425)
-        ipo       (z - 1/2)^2          IPO (Azar et al. 2023, arXiv 2310.12036, eq. 17), times beta^2 (see below)
+        ipo       (z - 1/2)^2          IPO (Azar et al. 2023, arXiv 2310.12036), times beta^2 (see below)
 
     errors: of `pair_errors`, (..., B).
     beta: with the 1/2 above, as the paper's code has it: 5000 there; diffusers' script, without it, has 2500 for the
