@@ -144,8 +144,8 @@ class DenoisingChain:
 
         generator, noise: as `sample` takes them, one of them, unless there are no decisions: noise (T, *x.shape).
         differentiable_steps: K, from 0 to T: the last K steps carry a graph, through D and from state to state, the
-            ones before are constants: DRaFT-K (Clark et al. 2023, arXiv 2309.17400), AlignProp (arXiv 2310.03739). K = T is
-            the whole chain, differentiable in `x` too. The log-probabilities never carry one: see `log_prob`.
+            ones before are constants: DRaFT-K (Clark et al. 2023, arXiv 2309.17400), AlignProp (arXiv 2310.03739).
+            K = T is the whole chain, differentiable in `x` too. Log-probabilities never carry one: see `log_prob`.
 
         Raises ValueError for noise that is missing or of a wrong shape, a K beyond the chain, an x of too few
         dimensions.

@@ -42,7 +42,7 @@ def ddpo_sf_loss(log_prob: Tensor, advantages: Tensor, *, dims: int = 1) -> tupl
 def ddpo_is_loss(
     log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, clip_nats: float, *, dims: int = 1
 ) -> tuple[Tensor, Metrics]:
-    """DDPO-IS, importance sampling with PPO's clip (arXiv 2305.13301, section 4.3): E max(-A r, -A clip(r)), r = exp(L/d).
+    """DDPO-IS, PPO on each step (arXiv 2305.13301, section 4.3): E max(-A r, -A clip(r)), r = exp(L/d).
 
     log_prob, old_log_prob: (K, ..., B), of the policy that learns and of the one that made the samples; L is their
         difference. advantages: (..., B).
@@ -98,7 +98,7 @@ def rwr_weights(rewards: Tensor, beta: float) -> Tensor:
 
 
 def rwr_loss(errors: Tensor, rewards: Tensor, beta: float) -> tuple[Tensor, Metrics]:
-    """Reward-weighted regression (Lee et al. 2023, arXiv 2302.12192; arXiv 2305.13301, section 4.2): sum_i w_i errors_i.
+    """RWR, reward-weighted regression (arXiv 2302.12192; arXiv 2305.13301, section 4.2): sum_i w_i errors_i.
 
     errors, rewards: (..., B); errors are `denoising_loss` on the model's own samples. beta: the inverse temperature.
     `effective_samples` is 1 / sum_i w_i^2: near 1, a single sample is all that is learnt from.

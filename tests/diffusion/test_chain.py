@@ -312,12 +312,10 @@ def test_min_std_is_in_sampling_and_in_the_log_probability() -> None:
     assert chain.stds[0] == plain.stds[0]
     assert chain.stds[-2:] == (0.3, 0.3)
     rollout = chain.rollout(denoise, x, noise=noise)
+    stds = torch.tensor(chain.stds, dtype=F64)[:, None]
     policy = chain.transition(denoise, rollout.states)
-    close((rollout.states[1:] - policy.mean) / torch.tensor(chain.stds, dtype=F64)[:, None, None], noise, atol=1e-10)
-    expected = (
-        torch.distributions.Normal(0.0, 1.0).log_prob(noise).sum(-1) - 3 * torch.tensor(chain.stds).log()[:, None]
-    )
-    torch.testing.assert_close(rollout.log_probs, expected.to(F64), rtol=1e-6, atol=1e-6)
+    close((rollout.states[1:] - policy.mean) / stds[..., None], noise, atol=1e-10)
+    close(rollout.log_probs, torch.distributions.Normal(0.0, 1.0).log_prob(noise).sum(-1) - 3 * stds.log(), 1e-10)
 
 
 def test_the_mean_knows_no_clamp() -> None:
