@@ -1,4 +1,4 @@
-"""The losses: against their papers' formulas, by the signs of their gradients, and on a Gaussian whose optimum is known.
+"""The losses: against their papers' formulas, by the signs of their gradients, and on a Gaussian with a known optimum.
 
 The Gaussian: a chain of one step from noise to x_0 ~ N(theta, .5^2 I), the denoiser the constant theta.
 """
@@ -206,7 +206,7 @@ def errors(*values: float) -> PairErrors:
 
 
 @pytest.mark.parametrize(
-    ("kind", "at_0", "slope"), [("sigmoid", math.log(2), -0.5), ("hinge", 1, -1), ("ipo", 0.25, -1)]
+    ("kind", "at_0", "slope"), [("sigmoid", math.log(2), -0.5), ("hinge", 1.0, -1.0), ("ipo", 0.25, -1.0)]
 )
 def test_minimising_diffusion_dpo_lowers_the_winners_error(kind: str, at_0: float, slope: float) -> None:
     """The inverted sign of an ORPO example: there the winner's error rose. And the loss at the reference."""
@@ -406,7 +406,7 @@ def descended(loss, steps: int, lr: float) -> Tensor:
 
 
 def test_d3po_reaches_the_tilted_reference() -> None:
-    """pi ~ pi_ref exp(r / beta): theta = ref + n^2 g / beta for r = g . x. Both orders by their probability: no noise."""
+    """pi ~ pi_ref exp(r / beta): theta = ref + n^2 g / beta for r = g . x. Both orders, by their probability."""
     a, b, p = pairs()
     beta, noise = 0.5, torch.zeros_like(a)
 
@@ -460,17 +460,21 @@ def test_ipo_and_hinge_stop_at_their_margin(kind: str, margin: float) -> None:
 
 
 def test_one_update_of_a_random_few_steps() -> None:
-    """Roll-out, steps of each row's own, ratio 1, a gradient towards the reward, on images of seeds of nothing."""
+    """A roll-out of images, steps of each row's own, ratio 1, a gradient towards the reward."""
     chain = DenoisingChain(VP(), VP().grid(6, 0.05, 10.0, to_zero=True, dtype=F64), event_dims=3)
     theta = torch.zeros((), dtype=F64, requires_grad=True)
     generator = torch.Generator().manual_seed(0)
-    x = draws(4000, 1, 2, 2)
-    rollout = chain.rollout(constant(theta), x, generator)
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        return theta + x / 2
+
+    with torch.no_grad():
+        rollout = chain.rollout(denoise, 10 * draws(4000, 1, 2, 2), generator)
     steps = chain.draw_steps(2, generator, (4000,))
-    log_prob = chain.log_prob(constant(theta), rollout.states, steps)
+    log_prob = chain.log_prob(denoise, rollout.states, steps)
     old = at_steps(rollout.log_probs, steps)
     torch.testing.assert_close(log_prob.detach(), old)
-    advantages = group_advantages(rollout.states[-1].mean((1, 2, 3)).reshape(-1, 8), scale=False).flatten()
+    advantages = group_advantages(rollout.x.mean((1, 2, 3)).reshape(-1, 8), scale=False).flatten()
     loss, _ = ddpo_is_loss(log_prob, old, advantages, 0.1)
     assert torch.autograd.grad(loss, theta)[0] < 0
 
