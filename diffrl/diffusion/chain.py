@@ -5,9 +5,9 @@ State x_t (and t, and the condition that is bound in the denoiser), action x_r, 
     pi(x_r | x_t) = N(x_r; m, n^2 I),    m = f D(x_t, t) + g x_t,
 
 the step of `reverse_step` with eta > 0 (f = b - c a/s, g = c/s in its letters). So for every process: eta = 1 is the
-DDPM posterior, as in DDPO (Black et al. 2023, arXiv 2305.13301) and DPPO (Ren et al. 2024, arXiv
-2409.00588); on `RectifiedFlow` eta = 0.7/sqrt(2) is, to first order in the step, the SDE of Flow-GRPO (Liu
-et al. 2025, arXiv 2505.05470, a = 0.7), without its singularity at t = 1.
+DDPM posterior, as in DDPO (Black et al. 2023, arXiv 2305.13301) and DPPO (Ren et al. 2024, arXiv 2409.00588); on
+`RectifiedFlow` eta = 0.7/sqrt(2) is, to first order in the step, the SDE of Flow-GRPO (Liu et al. 2025, arXiv
+2505.05470, a = 0.7), without its singularity at t = 1.
 
 The deviation n is of the grid alone. Two Gaussians of one step thus differ in their means only, and
 
@@ -18,7 +18,8 @@ Stable Diffusion's 16,384 dimensions a log-probability is of the order of 3e4, w
 a log-ratio summed in float32 errs by as much, so by 3e-5.
 
 **The last step** to k = 0 has n = 0. It is no decision: it is made, but has no log-probability, and `n_decisions` is
-one less than the number of steps. With `min_std` > 0 every step is a decision, the last among them.
+one less than the number of steps: what D answers there is trained by what it learns elsewhere (DRaFT trains it). With
+`min_std` > 0 every step is a decision, the last among them.
 """
 
 import math
@@ -175,8 +176,9 @@ class DenoisingChain:
         """The policy's Gaussians at `steps` (all decisions, if None) of a roll-out's `states` (T + 1, *x.shape).
 
         Differentiable in what `denoise` holds; the states are constants. One call of `denoise` a step, of the steps
-        asked for. `steps` are read on the host. Raises ValueError for states of another chain, and steps that are
-        no decisions or whose rows are not those of the states.
+        asked for: who needs both log-probability and divergence takes them from one of these. `steps` are read on the
+        host. Raises ValueError for states of another chain, and steps that are no decisions or whose rows are not those
+        of the states.
         """
         x, indices = self._checked(states, steps)
         table = torch.tensor(self._steps, dtype=x.dtype, device=x.device)

@@ -450,7 +450,7 @@ def test_ipo_and_hinge_stop_at_their_margin(kind: str, margin: float) -> None:
         return diffusion_dpo_loss(pair, beta=beta, kind=kind)[0]
 
     u = (a - b).squeeze(0)
-    theta = descended(loss, 2000, 0.01)
+    theta = descended(loss, 500, 0.04)
     reaches(theta, margin * 2 / (beta * u.norm() ** 2) * u, atol=0.02)
     if kind == "hinge":
         assert loss(theta) == 0
