@@ -18,8 +18,8 @@ Stable Diffusion's 16,384 dimensions a log-probability is of the order of 3e4, w
 a log-ratio summed in float32 errs by as much, so by 3e-5.
 
 **The last step** to k = 0 has n = 0. It is no decision: it is made, but has no log-probability, and `n_decisions` is
-one less than the number of steps: what D answers there is trained by what it learns elsewhere (DRaFT trains it). With
-`min_std` > 0 every step is a decision, the last among them.
+one less than the number of steps. No policy gradient trains what D answers there (DRaFT does), other than by what D
+learns elsewhere. With `min_std` > 0 every step is a decision, the last among them.
 """
 
 import math

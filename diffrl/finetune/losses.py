@@ -5,11 +5,11 @@ has a value a sample is (B,) or (S, B). A loss is the mean over steps and batch,
 sums over a chain's T decisions that papers write, whether all steps are in or a random few. Metrics are of its shape,
 without a graph.
 
-Units: log-probabilities and divergences come in as sums over the d dimensions of a sample, in nats. **DDPO's
-published code, and what derives from it, takes means over them**: its ratio is exp(L/d) for a log-ratio L, its clip
-1 +- 1e-4 the trust region |L| <= 1e-4 d, 1.64 nats for Stable Diffusion's d = 16,384 and .0064 for an 8x8 image. Here a clip is
-stated in nats on L, so that it means the same at every size, and `dims` says which ratio: 1, the true one, exp(L); d,
-the published one, whose loss then is theirs with its scale, so that learning rates and gradient norms carry over.
+Units: log-probabilities and divergences come in as sums over the d dimensions of a sample, in nats. **DDPO's published
+code, and what derives from it, takes means over them**: its ratio is exp(L/d) for a log-ratio L, its clip 1 +- 1e-4 the
+trust region |L| <= 1e-4 d, 1.64 nats for Stable Diffusion's d = 16,384 and .0064 for an 8x8 image. Here a clip is in
+nats on L, so that it means the same at every size, and `dims` says which ratio: 1, the true one, exp(L); d, the
+published one, whose loss then is theirs with its scale, so that learning rates and gradient norms carry over.
 """
 
 from typing import Literal, NamedTuple, get_args
