@@ -6,6 +6,7 @@ loss = denoising_loss(prediction, network, x0, grid_times(times, x0.shape[:-1], 
 x = sample(process, prediction.denoiser(network, clip=(-1, 1)), x_T, times, eta=1.0, generator=generator)
 """
 
+from diffrl.diffusion.chain import DenoisingChain, Rollout, Transition, at_steps
 from diffrl.diffusion.consistency import (
     Boundaries,
     KarrasBoundary,
@@ -41,6 +42,7 @@ __all__ = [
     "Clip",
     "ConditionalNetwork",
     "Denoise",
+    "DenoisingChain",
     "Gaussian",
     "KarrasBoundary",
     "Kind",
@@ -51,9 +53,12 @@ __all__ = [
     "Prediction",
     "Process",
     "RectifiedFlow",
+    "Rollout",
     "Sampler",
+    "Transition",
     "TrigFlow",
     "Weighting",
+    "at_steps",
     "classifier_free",
     "classifier_guided",
     "consistency_loss",

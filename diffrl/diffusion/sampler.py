@@ -265,6 +265,12 @@ class Sampler:
             chain.append(x)
         return torch.stack(chain) if return_chain else x
 
+    @property
+    def transitions(self) -> list[tuple[float, float, float, float]]:
+        """The ddim step from each time t as (t, f, g, n): x_r = f D(x_t, t) + g x_t + n z, D clamped to a clip."""
+        times, n = (step[0] for step in self._steps), (step[-1] for step in self._steps)
+        return [(t_i, f, g, n_i) for t_i, (f, g), n_i in zip(times, self._direct, n, strict=True)]
+
     def _at_data(self, i: int) -> bool:
         """Whether step i leads to k = 0."""
         return self._ends_at_data and i == self.n_steps - 1
