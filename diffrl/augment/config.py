@@ -33,8 +33,8 @@ class SynthERConfig:
     ema_rate: float = 0.005
     """Rate of the averaged weights, which generate: every 10 steps so much of the way to the online ones."""
     terminals: Terminals = "head"
-    """Which rows are terminal: a network's word on the row's s, a (and s'), trained beside the model; or modelled as
-    one more column, as published, which misses most of the rare ones."""
+    """Which rows are terminal: by the probability that a network gives the row's s, a (and s'), trained beside the
+    model; or modelled as one more column, as published."""
     condition: Condition = "none"
     """Tell the model in which quantile bin a row's reward, or its episode's return, lies: classifier-free guidance."""
     bins: int = 10

@@ -4,10 +4,11 @@ An EDM diffusion model (Karras et al. 2022, arXiv 2206.00364) of transitions, on
 sigma 0.002 to 80, data standardised (sigma_data = 1), log sigma ~ N(-1.2, 1.2^2) in training, Adam with betas
 (0.9, 0.99) and gradient norms clipped at 1, averaged weights; 128 Heun steps with churn to sample, on rho = 7.
 
-What is not: whether a row is terminal. As one more column, 0 or 1, of a model whose other columns have deviation 1, a
-rare end is hardly anything in the loss, and three of four falls of a hopper were written down as going on. So a small
-network of the row's s, a and s' says it (of s and a, where the data do not hold what followed a terminal row), trained
-on the real rows beside the model, and a row is terminal with that probability. `terminals="modelled"` is the paper's.
+What is not: rows are whitened (`RowCodec`), and whether a row is terminal is not one more column, 0 or 1 beside columns
+of deviation 1, which a rare end hardly moves. A small network of the row's s, a and s' says it (of s and a, where the
+data do not hold what followed a terminal row), trained on the real rows beside the model, and a row is terminal with
+that probability: as often as it should be, if not always where. (benchmarks/results/synther.md has the figures.)
+`terminals="modelled"` is the paper's way.
 """
 
 from collections.abc import Callable, Sequence
