@@ -301,21 +301,26 @@ def speed(options: Options, console: Console) -> dict[str, Any]:
     return {"width": options.width, "row": codec.size, "rows_per_cpu_second": medians}
 
 
-def compared(rows: list[dict[str, Any]]) -> list[tuple[str, str, int, dict[str, list[float]]]]:
-    """Data set, agent, step and scores by variant: at the last evaluation that all variants there are have had."""
+Compared = tuple[str, str, int, dict[str, list[float]], dict[str, float]]
+
+
+def compared(rows: list[dict[str, Any]]) -> list[Compared]:
+    """Data set, agent, step; scores by variant at the last evaluation that all variants there are have had, and the mean
+    score over all evaluations until then."""
     found = []
     for data, agent in dict.fromkeys((row["data"], row["agent"]) for row in rows):
         curves = {r["variant"]: dict(r["curve"]) for r in rows if (r["data"], r["agent"]) == (data, agent)}
         step = max(set.intersection(*(set(curve) for curve in curves.values())))
-        found.append((data, agent, step, {variant: curve[step] for variant, curve in curves.items()}))
+        means = {v: float(np.mean([curve[k] for k in curve if k <= step])) for v, curve in curves.items()}
+        found.append((data, agent, step, {variant: curve[step] for variant, curve in curves.items()}, means))
     return found
 
 
 def agents_table(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Scores by data set and agent, a column a variant."""
+    """Scores by data set and agent, a column a variant: at the step, and in brackets the mean of evaluations so far."""
     lines = [["data", "agent", "at step", *VARIANTS]]
-    for data, agent, step, scores in compared(rows):
-        cells = [str(estimate([[s] for s in scores[v]])) if v in scores else "" for v in VARIANTS]
+    for data, agent, step, scores, means in compared(rows):
+        cells = [f"{estimate([[s] for s in scores[v]])} ({means[v]:.1f})" if v in scores else "" for v in VARIANTS]
         lines.append([data, agent, f"{step:,}", *cells])
     return lines
 
@@ -350,12 +355,12 @@ def draw(results: dict[str, Any], path: Path) -> None:
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
     groups = compared(rows)
     for j, (variant, colour) in enumerate(zip(VARIANTS, (report.GREY, report.BLUE, report.ORANGE), strict=True)):
-        for i, (_, _, _, found) in enumerate(groups):
+        for i, (_, _, _, found, _) in enumerate(groups):
             if variant in found:
                 x, label = i + 0.26 * (j - 1), variant if i == 0 else None
                 left.bar(x, np.mean(found[variant]), 0.24, color=colour, alpha=0.75, label=label)
                 left.plot([x] * len(found[variant]), found[variant], "o", color="black", markersize=3)
-    left.set_xticks(range(len(groups)), [f"{data}\n{agent}" for data, agent, _, _ in groups])
+    left.set_xticks(range(len(groups)), [f"{data}\n{agent}" for data, agent, *_ in groups])
     left.set(ylabel="normalised score x100", title="agents trained on (dots: seeds)")
     for ax, key, title in ((middle, "w2", "sliced W2 to held-out rows"), (right, "dynamics", "median dynamics error")):
         shown = [r for r in curve if r["data"] == curve[0]["data"]]
