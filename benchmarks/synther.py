@@ -305,8 +305,8 @@ Compared = tuple[str, str, int, dict[str, list[float]], dict[str, float]]
 
 
 def compared(rows: list[dict[str, Any]]) -> list[Compared]:
-    """Data set, agent, step; scores by variant at the last evaluation that all variants there are have had, and the mean
-    score over all evaluations until then."""
+    """Data set, agent, step; scores by variant at the last evaluation that all variants there are have had, and the
+    mean score over all evaluations until then."""
     found = []
     for data, agent in dict.fromkeys((row["data"], row["agent"]) for row in rows):
         curves = {r["variant"]: dict(r["curve"]) for r in rows if (r["data"], r["agent"]) == (data, agent)}
