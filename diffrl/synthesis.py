@@ -70,6 +70,9 @@ class Source:
     held_out: Transitions
     codec: RowCodec
 
+    conditional: bool = False
+    """Whether the rows carry bins of a condition."""
+
     @property
     def rows(self) -> int:
         """How many there are."""
@@ -163,8 +166,12 @@ class _Target:
             self.folder = Path("runs") / f"{self.id.replace('/', '-')}-synther"
         else:
             raise UserError(f"Cannot write {out!r}: expected a path ending in .hdf5 or .h5, or minari:ID.")
+        if self.to_file and self.path.is_dir():
+            raise UserError(f"{out} is a folder; expected the path of a file: choose another --out.")
         if exists and not force:
-            raise UserError(f"{out} exists. Use --force to replace it, or choose another --out.")
+            raise UserError(
+                f"{out} exists; what wrote it is finished. Use --force to replace it, or choose another --out."
+            )
 
     def spare(self, source: str) -> None:
         """Raise UserError where writing would replace the data set `source`."""
@@ -228,7 +235,7 @@ def _open(
         raise DataError(f"{name} has {len(train) + len(out)} rows of known successor; expected {LEAST_ROWS} or more.")
     bounds = scaling.inverse(torch.tensor(-1.0)).numpy(), scaling.inverse(torch.tensor(1.0)).numpy()
     codec = RowCodec.fit(train, bounds, (low, high), not dataset.has_terminal_next)
-    return Source(dataset, task, train.to(device), out.to(device), codec)
+    return Source(dataset, task, train.to(device), out.to(device), codec, model.condition != "none")
 
 
 def split(
@@ -415,6 +422,7 @@ def _report(folder: Path, source: Source, generated: NDArray[np.float32], seed: 
     """Fidelity of the rows: fidelity.html, .png and .json in `folder`. False where there are too few to compare."""
     from diffrl.augment.fidelity import fidelity
     from diffrl.augment.fidelity_report import write_report
+    from diffrl.augment.verdicts import look_first
     from envs.dynamics import dynamics_for, why_none
 
     env_id = source.task.env_id
@@ -447,13 +455,23 @@ def _report(folder: Path, source: Source, generated: NDArray[np.float32], seed: 
             console.print(f"  {note}")
         for measure, verdict in found.verdicts.items():
             console.print(f"  [bold]{measure.replace('_', ' ')}[/]: {verdict}")
+        console.print(
+            "  (The floor is the same measure between real rows and others, held out: what chance alone gives.)"
+        )
+        odd = look_first(found)
+        if odd:
+            console.print(f"[yellow]Look first: {'; '.join(odd)}. More --steps or --width usually helps.[/]")
+        if source.conditional:
+            console.print("  (Real rows are all rows: those drawn by a condition are meant to differ.)")
     return True
 
 
 def _say(written: Path, name: str, folder: Path, n: int, mix: Mix, source: Source, report: bool) -> None:
     """Where everything is. name: what commands call the data set."""
-    real = f"{source.rows:,} real and " if mix == "append" else ""
-    console.print(f"Written: {written}, {real}{n:,} synthetic transitions, each an episode of its own.")
+    real = f"{source.rows:,} real transitions, then " if mix == "append" else ""
+    console.print(f"Written: {written}, {real}{n:,} synthetic ones, each an episode of its own.")
     if report:
         console.print(f"Fidelity:    {folder / 'fidelity.html'}")
+    else:
+        console.print("Fidelity:    not measured.")
     console.print(f"Train on it: diffrl train --agent iql --dataset {name}")

@@ -54,12 +54,10 @@ def make_env(env_id: str, kwargs: dict[str, Any] | None = None) -> gymnasium.Env
     except gymnasium.error.UnregisteredEnv as error:
         raise UserError(
             f"There is no environment {env_id!r} in Gymnasium: {nearest(env_id, gymnasium.registry)} "
-            "To train without evaluation: --env none."
+            "Without an environment: --env none."
         ) from error
     except (ImportError, gymnasium.error.Error) as error:
-        raise UserError(
-            f"The environment {env_id!r} cannot be made: {error}. Without evaluation: --env none."
-        ) from error
+        raise UserError(f"The environment {env_id!r} cannot be made: {error}. Without it: --env none.") from error
 
 
 def find_task(name: str, dataset: OfflineDataset, *, env: str | None = None, rows: int | None = None) -> Task:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffrl.data.normalise import Normaliser
 from diffrl.data.transitions import Batch, Transitions
+from diffrl.errors import DataError
 
 FEW_VALUES = 16
 """Rewards with no more values than this are taken as discrete: generated ones are rounded to the nearest."""
@@ -28,9 +29,9 @@ class RowCodec:
     most like themselves), the deviation from every linear law, such as that of the reward from the velocity. Published
     is [s, a, s', r, terminal], each column by itself. `terminal` stays 0 or 1, apart.
 
-    `decode` undoes it, thresholds `terminal` at one half, and clips: actions to their bounds, observations and rewards
-    to what the data hold (and observations to their bounds). Rewards that take a few values only, such as 0 and 1, are
-    rounded to them: a network's 0.98 is no reward that the task can give.
+    `decode` undoes it, thresholds `terminal` at one half, and clips: actions to their bounds, all else to what the data
+    hold (and observations to their bounds); of data without an end no row is one. Rewards that take a few values only,
+    such as 0 and 1, are rounded to them: a network's 0.98 is no reward that the task can give.
     """
 
     scale: Normaliser
@@ -60,9 +61,11 @@ class RowCodec:
         observation_bounds: tuple[ArrayLike, ArrayLike] = (-np.inf, np.inf),
         stand_ins: bool = False,
     ) -> "RowCodec":
-        """The codec of data with these rows, on their device."""
+        """The codec of data with these rows, on their device. Raises DataError for values that are not finite."""
         o, a = transitions.observation_size, transitions.action_size
         exact = _changes(cls.columns(transitions.columns).double(), o, a)
+        if not bool(torch.isfinite(exact).all()):
+            raise DataError("The rows hold values that are not finite; a model cannot learn from these. Remove them.")
         shift, scale = exact.mean(0), exact.std(0, correction=0)
         scale = torch.where(scale > 1e-6 * shift.abs().clamp_min(1e-6), scale, 1.0)  # constant columns stay so
         shift[-1], scale[-1] = 0.0, 1.0
@@ -78,7 +81,8 @@ class RowCodec:
                 for pair, n in ((observation_bounds, o), (action_bounds, a))
             )
             s = torch.maximum(given, least) if i == 0 else torch.minimum(given, least)
-            return torch.cat([s, actions, s, r[None], r.new_full((1,), float(i))])
+            ends = columns.terminals.amin() if i == 0 else columns.terminals.amax()
+            return torch.cat([s, actions, s, r[None], ends[None]])
 
         rewards = columns.rewards
         low, high = bounds(0, states.amin(0), rewards.amin()), bounds(1, states.amax(0), rewards.amax())
@@ -134,8 +138,12 @@ class RowCodec:
         if len(self.reward_values):
             middles = (self.reward_values[1:] + self.reward_values[:-1]) / 2
             rows[..., -2] = self.reward_values[torch.bucketize(rows[..., -2].contiguous(), middles)]
-        rows[..., -1] = (rows[..., -1] > 0.5).to(rows.dtype)
+        self.mark(rows, rows[..., -1] > 0.5)
         return rows
+
+    def mark(self, rows: Tensor, terminal: Tensor) -> None:
+        """Set which rows (..., D) are terminal (...), so far as the data have such and others."""
+        rows[..., -1] = terminal.to(rows.dtype).clamp(self.low[-1], self.high[-1])
 
     def to(self, device: torch.device | str) -> "RowCodec":
         """The same on another device."""

@@ -153,7 +153,7 @@ class TransitionDiffusion:
         if self._head:
             p = torch.sigmoid(self.average.terminal(self.codec.standardise(rows)[..., : self.codec.causes]))
             u = torch.rand(p.shape, generator=generator, device=self.device)
-            rows[..., -1] = (u < p).to(rows.dtype)
+            self.codec.mark(rows, u < p)
         return rows
 
     def draw_bins(self, n: int, above: float, generator: torch.Generator) -> Tensor:

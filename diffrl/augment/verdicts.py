@@ -45,6 +45,28 @@ def of(report: "FidelityReport") -> dict[str, str]:
     return lines
 
 
+def look_first(report: "FidelityReport") -> list[str]:
+    """What is so far off that one should not train on the rows before it is understood; nothing is no proof of quality.
+
+    The limits are rough: twice the floor of the mean KS or of W2, a third of a step's change, twice or half the rate of
+    terminals, near-copies.
+    """
+    near, rate, steps = report.neighbours, report.terminal_rate, report.dynamics
+    found = []
+    for name, pair in (("marginals", report.ks_mean), ("sliced W2", report.sliced_w2)):
+        if pair.synthetic > 2 * pair.real:
+            found.append(f"{name} {pair.synthetic / pair.real:.1f}x the floor" if pair.real else name)
+    if steps is not None and math.isfinite(steps.median.synthetic) and steps.standing_still:
+        off = steps.median.synthetic / steps.standing_still
+        if off > 1 / 3:
+            found.append(f"s' off by {off:.2g} of a step")
+    if abs(rate.synthetic - rate.real) * report.rows > 10 and not 0.5 < rate.synthetic / (rate.real or math.inf) < 2:
+        found.append(f"{rate.synthetic:.2%} terminal rows instead of {rate.real:.2%}")
+    if near.closer > 0.05:
+        found.append(f"{near.closer:.0%} near-copies of training rows")
+    return found
+
+
 def _nearness(closer: float) -> str:
     share = f"{closer:.1%} of synthetic rows are nearer to a training row than 1 % of real rows are"
     if closer <= 0.02:
@@ -58,7 +80,7 @@ def _obeys(steps: DynamicsError) -> str:
         return "Not measured: no row's observation gives the simulator's whole state."
     step = steps.standing_still or 1.0
     line = (
-        f"In the middle, a row misses the simulator's s' by {model / step:.2g} of a step's change (s' - s) and its "
+        f"The median row misses the simulator's s' by {model / step:.2g} of a step's change (s' - s) and its "
         f"reward by {steps.reward.synthetic:.2g}; terminal is another in {steps.terminal.synthetic:.2%}."
     )
     if world > 0.1 * step:

@@ -31,7 +31,7 @@ class Synther:
     out: str
     """A path ending in .hdf5, or minari:ID, where every transition becomes an episode (14 KB and 2 ms each)."""
     samples: int | None = None
-    """Synthetic rows; by default 1,000,000 (the paper: 5,000,000)."""
+    """Synthetic rows; by default a million (the paper: 5 million)."""
     ratio: float | None = None
     """Instead of --samples: synthetic rows for each real row."""
     mix: Literal["replace", "append"] = "replace"

@@ -90,7 +90,7 @@ def test_an_environment_that_only_the_file_names_is_not_needed(
     dataset.metadata["env_id"] = "Nowhere-v3"
     file = d4rl.write(tmp_path / "data.hdf5", dataset)
     diffrl.train(TrainConfig(str(file), SMALL_BC, steps=5, out=tmp_path / "run"))
-    assert "without evaluation" in capsys.readouterr().err
+    assert "without an environment" in capsys.readouterr().err
 
 
 def test_torn_rows_of_metrics_are_dropped(tmp_path: Path) -> None:
