@@ -16,6 +16,7 @@ from PIL import Image
 from diffrl.augment.fidelity import FidelityReport, fidelity
 from diffrl.augment.fidelity_report import write_report
 from diffrl.augment.measures import Pair, ks_statistic, nearest_distances
+from diffrl.augment.verdicts import look_first
 from diffrl.data.offline import STAND_IN, OfflineDataset
 from diffrl.errors import DataError, UserError
 from envs.dynamics import Dynamics, dynamics_for
@@ -176,6 +177,15 @@ def test_an_untrained_model_fails_everywhere(parts: Parts, dynamics: Dynamics) -
     assert steps.median.synthetic > 3 * steps.standing_still
     assert steps.reward.synthetic > 0.1
     assert steps.terminal.synthetic > 0.1  # it falls outright, and no row says so
+    first = " ".join(look_first(report))
+    for word in ("marginals", "sliced W2", "of a step", "0.00% terminal rows instead of"):
+        assert word in first
+
+
+def test_real_rows_leave_nothing_to_look_at_first(parts: Parts, dynamics: Dynamics) -> None:
+    assert look_first(fidelity(parts.train, parts.fresh, parts.held_out, dynamics=dynamics)) == []
+    copies = look_first(fidelity(parts.train, parts.train, parts.held_out, dynamics=dynamics))
+    assert copies == ["100% near-copies of training rows"]
 
 
 @pytest.mark.parametrize("with_held_out", [True, False])

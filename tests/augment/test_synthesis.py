@@ -90,7 +90,8 @@ def test_the_report_shows_an_untrained_model(own_data: Path, tmp_path: Path) -> 
     found = json.loads((tmp_path / "new-synther" / "fidelity.json").read_text())
     assert found["sliced_w2"]["synthetic"] > 2 * found["sliced_w2"]["real"]
     assert found["marginals"]["ks_mean"]["synthetic"] > 2 * found["marginals"]["ks_mean"]["real"]
-    assert found["dynamics"]["median"]["synthetic"] > 0.3 * found["dynamics"]["standing_still"]
+    # The maze is nearly linear, and the rows are whitened: even without training s' is a tenth of a step off, no more.
+    assert found["dynamics"]["median"]["synthetic"] > 1000 * found["dynamics"]["median"]["real"]
     assert found["terminal_rate"]["synthetic"] == 0  # there are none in the data
 
 
@@ -234,6 +235,7 @@ def test_a_model_is_kept_and_other_settings_are_refused(source: Path, tmp_path: 
 )
 def test_mistakes(source: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, flags: list[str], text: str) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.hdf5").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("[1]")
     assert main(["augment", "synther", str(source), *FLAGS, *flags]) == 2
