@@ -365,7 +365,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for ax, key, title in ((middle, "w2", "sliced W2 to held-out rows"), (right, "dynamics", "median dynamics error")):
         shown = [r for r in curve if r["data"] == curve[0]["data"]]
         kinds = dict.fromkeys((r["solver"], r["churn"]) for r in shown)
-        for (solver, churn), colour in zip(kinds, (report.GREY, report.BLUE, report.ORANGE, report.GREEN), strict=True):
+        for (solver, churn), colour in zip(
+            kinds, (report.GREY, report.BLUE, report.ORANGE, report.GREEN), strict=False
+        ):
             points = sorted((r["calls"], r[key]) for r in shown if (r["solver"], r["churn"]) == (solver, churn))
             label = solver + (" + churn (published)" if churn else "")
             ax.plot(*zip(*points, strict=True), "o-", color=colour, label=label)
@@ -386,6 +388,8 @@ def main(options: Options) -> int:
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def keep(part: str, rows: Any, replaced: Any = None) -> None:
+        if path.exists():  # another process may have added its part
+            results.update(json.loads(path.read_text()))
         old = [] if replaced is None else [row for row in results.get(part, []) if not replaced(row)]
         results[part] = rows if replaced is None else old + rows
         with atomic_path(path) as temporary:
