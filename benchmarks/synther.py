@@ -360,7 +360,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
                 x, label = i + 0.26 * (j - 1), variant if i == 0 else None
                 left.bar(x, np.mean(found[variant]), 0.24, color=colour, alpha=0.75, label=label)
                 left.plot([x] * len(found[variant]), found[variant], "o", color="black", markersize=3)
-    left.set_xticks(range(len(groups)), [f"{data}\n{agent}" for data, agent, *_ in groups])
+    left.set_xticks(range(len(groups)), [f"{data}\n{agent}" for data, agent, *_ in groups], fontsize=7.5)
     left.set(ylabel="normalised score x100", title="agents trained on (dots: seeds)")
     for ax, key, title in ((middle, "w2", "sliced W2 to held-out rows"), (right, "dynamics", "median dynamics error")):
         shown = [r for r in curve if r["data"] == curve[0]["data"]]
