@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
+from tables import Lines, markdown, print_lines
 
 import diffrl
 from agents import AGENTS, AgentConfig
@@ -222,10 +222,6 @@ def latency() -> list[dict[str, Any]]:
     return rows
 
 
-Lines = list[list[str]]
-"""A table, its head first."""
-
-
 def score_table(rows: list[Row], options: AgentsMaze2d) -> Lines:
     minutes = f"at {options.equal_minutes:g} min (step)"
     head = ["agent", "size", "ms a step", f"at {options.equal_steps:,} (step)", minutes, "last (step)", "best"]
@@ -244,20 +240,6 @@ def acting_table(acting: list[dict[str, Any]]) -> Lines:
         fast = "" if entry["compiled"] is None else f"{entry['compiled']:.2f}"
         lines.append([entry["agent"], str(entry["candidates"]), f"{entry['eager']:.2f}", fast])
     return lines
-
-
-def print_lines(lines: Lines, title: str, console: Console) -> None:
-    table = Table(title=title)
-    for column in lines[0]:
-        table.add_column(column, justify="left" if column in ("agent", "size") else "right")
-    for line in lines[1:]:
-        table.add_row(*line)
-    console.print(table)
-
-
-def markdown(lines: Lines) -> str:
-    head, *body = lines
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body]) + "\n"
 
 
 def draw(rows: list[Row], options: AgentsMaze2d) -> Path:
@@ -298,7 +280,7 @@ def main(options: AgentsMaze2d) -> int:
     acting = latency() if options.latency else []
     if acting:
         tables.append(acting_table(acting))
-        print_lines(tables[1], "Acting in one state, CPU ms (the papers' sizes; hopper's dimensions)", console)
+        print_lines(tables[1], "Acting in one state, CPU ms (the papers' sizes; hopper's dimensions)", console, left=1)
     with atomic_path(options.out / "agents_maze2d.md") as temporary:
         temporary.write_text("\n".join(markdown(lines) for lines in tables))
     with atomic_path(options.out / "agents_maze2d.json") as temporary:
