@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
+from tables import Lines, markdown, print_lines
 
 import diffrl
 from diffrl import config as configuration
@@ -44,7 +44,7 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.errors import UserError
 from diffrl.files import atomic_path
 from diffrl.machine import settle
-from diffrl.synthesis import as_columns, as_dataset, load_model, of_terminals, real_columns, split, synther
+from diffrl.synthesis import as_columns, as_dataset, load_model, of_terminals, split, synther
 from diffrl.training import checkpoint
 from diffrl.training.statistics import estimate
 from envs.datasets import load_dataset
@@ -121,7 +121,7 @@ def real_file(options: Options, name: Name) -> str:
     path = options.out / f"{name}.hdf5"
     if not path.exists():
         dataset = d4rl.read(RECORDING)
-        columns, returns = real_columns(dataset), dataset.episode_returns()
+        columns, returns = dataset.with_successors().columns(), dataset.episode_returns()
         n = len(columns["rewards"])
         chosen = np.sort(np.random.default_rng(0).choice(n, n // 10, replace=False))
         columns = {key: values[chosen] for key, values in columns.items()}
@@ -150,7 +150,7 @@ def files(options: Options, name: Name) -> dict[str, str]:
         )
     if not both.exists():
         made = d4rl.read(synthetic)
-        d4rl.write_blocks(both, [real_columns(load_dataset(real)), made.columns()], made.metadata)
+        d4rl.write_blocks(both, [load_dataset(real).with_successors().columns(), made.columns()], made.metadata)
     return {"real": real, "synthetic": str(synthetic), "both": str(both)}
 
 
@@ -316,7 +316,7 @@ def compared(rows: list[dict[str, Any]]) -> list[Compared]:
     return found
 
 
-def agents_table(rows: list[dict[str, Any]]) -> list[list[str]]:
+def agents_table(rows: list[dict[str, Any]]) -> Lines:
     """Scores by data set and agent, a column a variant: at the step, and in brackets the mean of evaluations so far."""
     lines = [["data", "agent", "at step", *VARIANTS]]
     for data, agent, step, scores, means in compared(rows):
@@ -325,7 +325,7 @@ def agents_table(rows: list[dict[str, Any]]) -> list[list[str]]:
     return lines
 
 
-def solver_table(rows: list[dict[str, Any]]) -> list[list[str]]:
+def solver_table(rows: list[dict[str, Any]]) -> Lines:
     """The curve as a table."""
     lines = [["data", "solver", "calls", "rows / CPU s", "sliced W2 (floor)", "dynamics error, median", "90 %"]]
     for r in rows:
@@ -336,14 +336,11 @@ def solver_table(rows: list[dict[str, Any]]) -> list[list[str]]:
     return lines
 
 
-def print_lines(lines: list[list[str]], title: str, console: Console) -> None:
-    """A table on the terminal."""
-    table = Table(title=title)
-    for i, column in enumerate(lines[0]):
-        table.add_column(column, justify="left" if i < 2 else "right")
-    for line in lines[1:]:
-        table.add_row(*line)
-    console.print(table)
+def speed_table(results: dict[str, Any]) -> Lines:
+    """Rows a CPU second, and against the first."""
+    rates = results["rows_per_cpu_second"]
+    first = next(iter(rates.values()))
+    return [["", "rows / CPU s", "x plain"], *([k, f"{v:,.0f}", f"{v / first:.2f}"] for k, v in rates.items())]
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -413,7 +410,12 @@ def main(options: Options) -> int:
         tables.append(solver_table(results["solvers"]))
         print_lines(tables[-1], "Rows by solver", console)
         draw(results, options.out / "synther.png")
-    console.print(f"Numbers: {path}")
+    if results.get("speed"):
+        tables.append(speed_table(results["speed"]))
+        print_lines(tables[-1], "Rows a CPU second", console, left=1)
+    with atomic_path(path.with_suffix(".md")) as temporary:
+        temporary.write_text("\n".join(markdown(lines) for lines in tables))
+    console.print(f"Numbers: {path}, .md")
     return 0
 
 
