@@ -16,6 +16,7 @@ from diffrl.augment.config import Sampling, SynthERConfig
 class Synther:
     """Train a diffusion model of a data set's transitions (SynthER) and write what it generates as a new data set.
 
+    For example,
       diffrl augment synther maze2d-umaze-v1 --out synthetic.hdf5 --samples 1000000
       diffrl augment synther rollouts.hdf5 --env Hopper-v4 --out more.hdf5 --mix append --ratio 5
       diffrl augment synther mujoco/hopper/medium-v0 --out minari:hopper/synthetic-v0 --samples 10000
