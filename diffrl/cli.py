@@ -1,7 +1,7 @@
 """The command line, `diffrl VERB ...`. Each verb's code is imported when it is called."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from diffrl.errors import UserError, nearest
 
@@ -57,11 +57,8 @@ def _diagnose(words: Sequence[str]) -> int:
 
 
 def _data(words: Sequence[str]) -> int:
-    import tyro
-
     from diffrl.commands import data
 
-    app = tyro.extras.SubcommandApp()
     verbs = {
         "list": data.ListData,
         "info": data.Info,
@@ -69,27 +66,25 @@ def _data(words: Sequence[str]) -> int:
         "download": data.Download,
         "convert": data.Convert,
     }
-    if words and not words[0].startswith("-") and words[0] not in verbs:
-        raise UserError(f"There is no `diffrl data {words[0]}`: {nearest(words[0], verbs)}")
-    for name, verb in verbs.items():
-        app.command(name=name)(verb)
-    return app.cli(args=words or ["--help"], prog="diffrl data", description="Data sets.").run() or 0
+    return _subcommand("data", "Data sets.", verbs, words)
 
 
 def _augment(words: Sequence[str]) -> int:
-    import tyro
-
     from diffrl.commands.augment import Synther
 
-    verbs = {"synther": Synther}
+    return _subcommand("augment", "Enlarge a data set by synthetic experience.", {"synther": Synther}, words)
+
+
+def _subcommand(name: str, description: str, verbs: Mapping[str, type], words: Sequence[str]) -> int:
+    """Run `diffrl NAME VERB ...`, whose verbs are dataclasses with a `run()`."""
+    import tyro
+
     if words and not words[0].startswith("-") and words[0] not in verbs:
-        raise UserError(f"There is no `diffrl augment {words[0]}`: {nearest(words[0], verbs)}")
+        raise UserError(f"There is no `diffrl {name} {words[0]}`: {nearest(words[0], verbs)}")
     app = tyro.extras.SubcommandApp()
-    for name, verb in verbs.items():
-        app.command(name=name)(verb)
-    arguments = words or ["--help"]
-    result = app.cli(args=arguments, prog="diffrl augment", description="Enlarge a data set by synthetic experience.")
-    return result.run() or 0
+    for verb, schema in verbs.items():
+        app.command(name=verb)(schema)
+    return app.cli(args=words or ["--help"], prog=f"diffrl {name}", description=description).run() or 0
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
