@@ -70,9 +70,6 @@ class Source:
     held_out: Transitions
     codec: RowCodec
 
-    conditional: bool = False
-    """Whether the rows carry bins of a condition."""
-
     @property
     def rows(self) -> int:
         """How many there are."""
@@ -108,7 +105,7 @@ def synther(
     The same call again goes on where it was cut, in training or generating, and gives the same file.
     """
     model, sampling = model or SynthERConfig(), sampling or Sampling()
-    if model.condition == "none" and (sampling.above > 0 or sampling.guidance != 1):
+    if sampling.steers and model.condition == "none":
         raise UserError(
             "--above and --guidance steer a conditional model: train one with --condition reward or return."
         )
@@ -139,7 +136,7 @@ def synther(
     if len(generated) < n:
         raise Interrupted(f"Stopped after {len(generated):,} of {n:,} rows, which are kept. The same command goes on.")
     # The data set comes last: where it is, nothing is left to do.
-    report = report and _report(path, source, generated, seed, quiet)
+    report = report and _report(path, config, source, generated, quiet)
     with work("Writing", "rows", quiet) as on_progress:
         written = target.write(_blocks(source, generated, mix, on_progress), settings, source)
     generation.clear(path)
@@ -235,7 +232,7 @@ def _open(
         raise DataError(f"{name} has {len(train) + len(out)} rows of known successor; expected {LEAST_ROWS} or more.")
     bounds = scaling.inverse(torch.tensor(-1.0)).numpy(), scaling.inverse(torch.tensor(1.0)).numpy()
     codec = RowCodec.fit(train, bounds, (low, high), not dataset.has_terminal_next)
-    return Source(dataset, task, train.to(device), out.to(device), codec, model.condition != "none")
+    return Source(dataset, task, train.to(device), out.to(device), codec)
 
 
 def split(
@@ -302,15 +299,12 @@ def _train(folder: Path, config: SynthesisConfig, source: Source, device: str, q
         if not quiet:
             console.print(f"The model in {folder} is trained.")
         return model
-    rows = source.train
-    batch_size = config.model.batch(len(rows))
-    title = (
-        f"SynthER on {config.dataset}: {len(rows):,} transitions, {len(source.held_out):,} held out. Model: {folder}"
-    )
+    sizes = f"{len(source.train):,} transitions, {len(source.held_out):,} held out"
+    title = f"SynthER on {config.dataset}: {sizes}. Model: {folder}"
     if not quiet and model.device.type == "cpu" and config.model.width >= 1024 and not start:
         console.print("[yellow]On a CPU the published size takes hours; --width 256 --steps 20000 takes minutes.[/]")
     generator = generator_of(config.seed, _TRAINING, device=model.device)
-    trainer = StackTrainer(model, rows, batch_size, generator)
+    trainer = StackTrainer(model, source.train, config.model.batch(len(source.train)), generator)
     log = MetricsLog(folder, model.seeds, start)
     try:
         with training_observer(config.model.steps, start, title, quiet) as observer:
@@ -396,15 +390,10 @@ def as_columns(rows: NDArray[np.float32], observation_size: int, action_size: in
     }
 
 
-def real_columns(dataset: OfflineDataset) -> dict[str, NDArray[Any]]:
-    """The rows whose successors are known with these, as what generated rows are appended to."""
-    return dataset.with_successors().columns()
-
-
 def _blocks(source: Source, generated: NDArray[np.float32], mix: Mix, on_progress: Any) -> Iterator[dict[str, Any]]:
     o, a = source.codec.observation_size, source.codec.action_size
     if mix == "append":
-        yield real_columns(source.dataset)
+        yield source.dataset.with_successors().columns()
     for start in range(0, len(generated), BLOCK):
         yield as_columns(np.array(generated[start : start + BLOCK]), o, a)
         on_progress(min(start + BLOCK, len(generated)), len(generated))
@@ -418,14 +407,14 @@ def as_dataset(transitions: Transitions, metadata: dict[str, Any]) -> OfflineDat
     return OfflineDataset(**columns, metadata=metadata)
 
 
-def _report(folder: Path, source: Source, generated: NDArray[np.float32], seed: int, quiet: bool) -> bool:
+def _report(folder: Path, config: SynthesisConfig, source: Source, generated: NDArray[np.float32], quiet: bool) -> bool:
     """Fidelity of the rows: fidelity.html, .png and .json in `folder`. False where there are too few to compare."""
     from diffrl.augment.fidelity import fidelity
     from diffrl.augment.fidelity_report import write_report
     from diffrl.augment.verdicts import look_first
     from envs.dynamics import dynamics_for, why_none
 
-    env_id = source.task.env_id
+    env_id = config.env_id
     o, a = source.codec.observation_size, source.codec.action_size
     train, held_out = (as_dataset(rows, of_terminals(source.dataset)) for rows in (source.train, source.held_out))
     # Rows of one model are alike: the first ones stand for all.
@@ -439,7 +428,7 @@ def _report(folder: Path, source: Source, generated: NDArray[np.float32], seed: 
             synthetic,
             held_out,
             dynamics=dynamics_for(env_id) if env_id else None,
-            seed=seed,
+            seed=config.seed,
             action_bounds=source.codec.action_bounds,
         )
     except DataError as error:
@@ -461,7 +450,7 @@ def _report(folder: Path, source: Source, generated: NDArray[np.float32], seed: 
         odd = look_first(found)
         if odd:
             console.print(f"[yellow]Look first: {'; '.join(odd)}. More --steps or --width usually helps.[/]")
-        if source.conditional:
+        if config.model.condition != "none":
             console.print("  (Real rows are all rows: those drawn by a condition are meant to differ.)")
     return True
 

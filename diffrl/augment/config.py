@@ -93,6 +93,11 @@ class Sampling:
             raise UserError(f"--above is {self.above}; expected at least 0 and less than 1.")
 
     @property
+    def steers(self) -> bool:
+        """Whether it asks for a condition, and so for a model that has one."""
+        return self.above > 0 or self.guidance != 1
+
+    @property
     def S_churn(self) -> float:
         """The churn in effect."""
         return (80.0 if self.solver == "heun" else 0.0) if self.churn is None else self.churn
@@ -128,7 +133,7 @@ class RefitConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name} is {value}; expected at least {least}.")
-        if self.model.condition == "none" and (self.sampling.above > 0 or self.sampling.guidance != 1):
+        if self.sampling.steers and self.model.condition == "none":
             raise UserError("`above` and `guidance` steer a conditional model: set the model's `condition`.")
 
     def fits(self, step: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from diffrl.augment.config import Sampling
 from diffrl.augment.synther import TransitionDiffusion, generator_of
@@ -19,6 +20,22 @@ CHUNK = {"cpu": 1024, "cuda": 2**16}
 ROWS, ABOUT = "generated.f32", "generated.json"
 _CHUNKS = 3
 """Sets the chunks' generators apart from those of `synthesis`, 1 and 2."""
+
+
+def chunk_size(device: torch.device) -> int:
+    """Rows to sample at once on a device."""
+    return CHUNK.get(device.type, CHUNK["cuda"])
+
+
+def draw(model: TransitionDiffusion, n: int, generator: torch.Generator, sampling: Sampling) -> Tensor:
+    """`model.sample`: (S, n, D). Raises UserError where the model gives numbers that are not finite."""
+    rows = model.sample(n, generator, sampling)
+    if not bool(torch.isfinite(rows).all()):
+        raise UserError(
+            "SynthER's model gives numbers that are not finite: its training has diverged, or the sampler's settings "
+            "are too coarse. Train longer or at a lower learning rate."
+        )
+    return rows
 
 
 def generate(
@@ -38,9 +55,9 @@ def generate(
     number alone. about: what besides the sampling they depend on. `stopped` is asked after each chunk; where it says
     so, fewer rows come back.
 
-    Raises UserError where the model gives numbers that are not finite.
+    Raises UserError as `draw` does.
     """
-    chunk = CHUNK.get(model.device.type, CHUNK["cuda"])
+    chunk = chunk_size(model.device)
     columns = model.codec.size
     settings = {**about, "sampling": vars(sampling), "seed": seed, "chunk": chunk, "columns": columns}
     settings = json.loads(json.dumps(settings))
@@ -60,13 +77,8 @@ def generate(
             on_progress(min(i * chunk, n), n)
             if stopped():
                 break
-            rows = model.sample(chunk, generator_of(seed, _CHUNKS, i, device=model.device), sampling)[0].cpu()
-            if not bool(torch.isfinite(rows).all()):
-                raise UserError(
-                    f"The model gives numbers that are not finite (row {i * chunk} and on): its training has diverged, "
-                    "or the sampler's settings are too coarse. Train longer or at a lower --learning-rate."
-                )
-            file.write(rows.numpy().tobytes())
+            rows = draw(model, chunk, generator_of(seed, _CHUNKS, i, device=model.device), sampling)
+            file.write(rows[0].cpu().numpy().tobytes())
             file.flush()
             done = i + 1
     on_progress(min(done * chunk, n), n)

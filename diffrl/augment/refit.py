@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffrl.augment.codec import RowCodec
 from diffrl.augment.config import RefitConfig
-from diffrl.augment.generate import CHUNK
+from diffrl.augment.generate import chunk_size, draw
 from diffrl.augment.synther import TransitionDiffusion, fit, generator_of, with_bins
 from diffrl.data.replay import Mixture, ReplayBuffer
 from diffrl.data.transitions import Batch, RowSource, Transitions
@@ -105,18 +105,13 @@ class RefittingBuffer:
         )
 
     def _generate(self, model: TransitionDiffusion, number: int, stop: Callable[[], bool]) -> None:
-        chunk = CHUNK.get(self.device.type, CHUNK["cuda"])
+        chunk = chunk_size(self.device)
         self._rows.clear()
         for i, start in enumerate(range(0, self.config.samples, chunk)):
             if stop():
                 raise _Stopped
             generator = generator_of(self._seed, number, _GENERATE, i, device=self.device)
-            rows = model.sample(min(chunk, self.config.samples - start), generator, self.config.sampling)
-            if not bool(torch.isfinite(rows).all()):
-                raise UserError(
-                    "SynthER's model gives numbers that are not finite: its training has diverged, or the sampler's "
-                    "settings are too coarse. Fit longer or at a lower learning rate."
-                )
+            rows = draw(model, min(chunk, self.config.samples - start), generator, self.config.sampling)
             episode = torch.tensor([-1.0, 0.0], device=self.device).expand(*rows.shape[:2], 2)
             self._rows.add(torch.cat([rows, episode], dim=-1))
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from diffrl.augment.codec import RowCodec
 from diffrl.augment.config import Sampling, SynthERConfig
 from diffrl.augment.network import TransitionNetwork
-from diffrl.data.transitions import Batch, Source, Transitions
+from diffrl.data.transitions import Batch, Source, Transitions, episode_returns
 from diffrl.diffusion import (
     VE,
     Churn,
@@ -87,11 +87,12 @@ class TransitionDiffusion:
             condition = self.one_hot(batch.episodes.long())
             null = torch.zeros_like(condition)
             condition = drop_condition(condition, null, self.config.condition_dropout, noise=keep)
-        x0 = self.codec.encode(batch)
+        z = self.codec.standardise(self.codec.columns(batch))
+        x0 = z @ self.codec.whitening
         loss = denoising_loss(self.prediction, lambda x, t: network(x, t, condition), x0, t, noise).mean(-1)
         if not self._head:
             return {"loss": loss}
-        logits = network.terminal(self.codec.standardise(self.codec.columns(batch))[..., : self.codec.causes])
+        logits = network.terminal(z[..., : self.codec.causes])
         entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.terminals, reduction="none")
         return {"loss": loss, "terminal_loss": entropy.mean(-1)}
 
@@ -210,9 +211,8 @@ def with_bins(transitions: Transitions, condition: str, bins: int) -> Transition
     columns = transitions.columns
     values = columns.rewards.double()
     if condition == "return":
-        _, number = torch.unique(columns.episodes, return_inverse=True)
-        returns = torch.zeros(int(number.max()) + 1, dtype=torch.float64, device=values.device)
-        values = returns.index_add_(0, number, values)[number]
+        returns, number = episode_returns(values, columns.episodes)
+        values = returns[number]
     elif condition != "reward":
         raise UserError(f"Unknown condition {condition!r}: reward or return.")
     if values.min() == values.max():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffrl.data.transitions import episode_returns
 from diffrl.errors import DataError, UserError, nearest
 
 
@@ -89,9 +90,7 @@ def _by_return_range(rewards: Tensor, episodes: Tensor | None, return_range: Ran
     if return_range is None:
         if episodes is None:
             raise DataError("rewards: `iql_locomotion` needs to know which episode each belongs to.")
-        _, number = torch.unique(episodes.cpu(), return_inverse=True)
-        returns = torch.zeros(int(number.max()) + 1, dtype=torch.float64)
-        returns.index_add_(0, number, rewards.double().cpu())
+        returns, _ = episode_returns(rewards.cpu(), episodes.cpu())
         return_range = float(returns.min()), float(returns.max())
     spread = return_range[1] - return_range[0]
     if spread == 0:

@@ -180,3 +180,13 @@ class Transitions:
             columns.observations.copy_(observations(columns.observations))
             columns.next_observations.copy_(observations(columns.next_observations))
         return new
+
+
+def episode_returns(rewards: Tensor, episodes: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of rewards (N,) over each episode, (E,) in double precision, and each row's place among these (N,).
+
+    episodes: (N,), each reward's, any numbers.
+    """
+    _, number = torch.unique(episodes, return_inverse=True)
+    returns = torch.zeros(int(number.max()) + 1, dtype=torch.float64, device=rewards.device)
+    return returns.index_add_(0, number, rewards.double()), number

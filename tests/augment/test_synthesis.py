@@ -25,7 +25,7 @@ from diffrl.data import d4rl, minari
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.errors import UserError
-from diffrl.synthesis import load_model, real_columns, split, synther
+from diffrl.synthesis import load_model, split, synther
 
 TINY: dict[str, Any] = {
     "model": SynthERConfig(width=16, blocks=1, steps=20, batch_size=32),
@@ -123,7 +123,7 @@ def test_appended_rows_follow_the_real_ones(source: Path, tmp_path: Path) -> Non
 
 
 def test_real_columns_end_an_episode_where_its_last_row_is_left_out() -> None:
-    columns = real_columns(hopper_like())
+    columns = hopper_like().with_successors().columns()
     assert np.flatnonzero(columns["timeouts"])[:2].tolist() == [48, 147]
     assert np.flatnonzero(columns["terminals"])[:2].tolist() == [98, 197]
 
