@@ -50,3 +50,9 @@ def data_directory() -> Path:
     """Where data sets are kept: `$DIFFRL_DATA`, else the user's data folder of the platform."""
     chosen = os.environ.get("DIFFRL_DATA")
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_data_dir("diffrl"))
+
+
+def cache_directory() -> Path:
+    """Where what can be made again is kept: `$DIFFRL_CACHE`, else the user's cache folder of the platform."""
+    chosen = os.environ.get("DIFFRL_CACHE")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("diffrl"))

@@ -1,7 +1,7 @@
 """What fine-tuning asks of an image model, and the network under training beside its frozen reference."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,8 @@ Condition = dict[str, Tensor]
 class ImageModel(Protocol):
     """A diffusion or flow model of images as the trainer sees it: pixel or latent space, U-Net or transformer.
 
-    States x are (B, *shape), float32; images (B, 3 or 1, H, W) in [0, 1]. Everything is on `device`.
+    States x are (B, *shape), float32; images (B, 3 or 1, H, W) in [0, 1], of a video (B, F, 3, H, W). Everything is on
+    `device`.
     """
 
     name: str
@@ -27,7 +28,7 @@ class ImageModel(Protocol):
     prediction: Prediction
     """What the network predicts, and on which process. Its times t are the process's own; `network` translates them."""
     shape: tuple[int, ...]
-    """Of one state: (C, H, W); the latents' where the model has an autoencoder."""
+    """Of one state: (C, H, W); the latents' where the model has an autoencoder; of a video (F, C, H, W)."""
     tuned: "Tuned"
     """The network under training."""
 
@@ -37,8 +38,12 @@ class ImageModel(Protocol):
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:
         """n random times t > 0 as the model was trained with, on its device."""
 
-    def conditions(self, prompts: Sequence[str]) -> Condition:
-        """The prompts, encoded, one row each, without a graph. Raises UserError for a prompt it cannot take."""
+    def conditions(self, prompts: Sequence[str], extras: Mapping[str, Tensor] | None = None) -> Condition:
+        """The prompts, encoded, one row each, without a graph; `extras`: images beside them, by what they are for.
+
+        Such as "control" or "reference", (B, 3, H, W) in [0, 1]. Raises UserError for a prompt it cannot take, and for
+        extras it has no use for or lacks.
+        """
 
     def network(self, condition: Condition, *, reference: bool = False, guidance: float = 1.0) -> Network:
         """The raw network with `condition` bound: (x, t) -> what `prediction` says, t a scalar or one value a row.
