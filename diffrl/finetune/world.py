@@ -64,6 +64,14 @@ class World:
                 parameter.grad = torch.zeros_like(parameter)
         self.sum_([parameter.grad for parameter in parameters if parameter.grad is not None])
 
+    def union(self, names: Iterable[str]) -> list[str]:
+        """The names that any of the processes has, in order."""
+        if self.size == 1:
+            return sorted(names)
+        from accelerate.utils import gather_object
+
+        return sorted(set(gather_object(list(names))))
+
     def any(self, flag: bool) -> bool:
         """Whether it holds on any of the processes."""
         count = torch.tensor([float(flag)], device=self.device)

@@ -32,6 +32,11 @@ class Backpropagation(Algorithm):
                 "clip and the like, or --algo ddpo-is."
             )
 
+    @property
+    def queries(self) -> int:
+        """Every pass makes its images anew."""
+        return self.units * self.setup.config.passes
+
     def collect(self, number: int) -> Metrics:
         """Draw the round's prompts."""
         setup = self.setup

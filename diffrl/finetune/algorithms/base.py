@@ -114,30 +114,33 @@ class Algorithm(ABC):
         t = torch.cat([model.training_times(1, setup.generator(LOSS, *path, i)) for i in units.tolist()])
         return t, noise_of(model.shape, 1, setup.noise_path(NOISE, *path), units, model.device)[0]
 
-    def sample(
-        self, number: int, group: int = 1, unit: int = 1, *, n: int | None = None, reference: bool = False
-    ) -> Samples:
-        """Sample this process's share of round `number`, prompts in groups of `group`, shared in units of `unit`."""
-        setup = self.setup
-        config = setup.config
-        assert config.batch is not None
-        n = config.batch if n is None else n
-        chosen = setup.prompts.draw(n, group, setup.generator(PROMPTS, number))
-        own = setup.world.share(n // unit)
-        index = (own[:, None] * unit + torch.arange(unit)).flatten()
-        prompts, metadata = setup.prompts.of(chosen[index])
-        return roll_out(
-            setup.model,
-            setup.chain,
-            prompts,
-            metadata,
-            index,
-            setup.noise_path(ROLL_OUT, number),
-            guidance=setup.train_guidance,
-            reference=reference,
-            micro_batch=config.micro_batch,
-            on_progress=setup.on_progress,
-        )
+
+def sample(
+    setup: Setup, number: int, group: int = 1, unit: int = 1, *, n: int | None = None, reference: bool = False
+) -> Samples:
+    """Sample this process's share of round `number`: n images (by default a batch), prompts in groups of `group`.
+
+    unit: so many images in turn stay in one process. reference: by the frozen model.
+    """
+    config = setup.config
+    assert config.batch is not None
+    n = config.batch if n is None else n
+    chosen = setup.prompts.draw(n, group, setup.generator(PROMPTS, number))
+    own = setup.world.share(n // unit)
+    index = (own[:, None] * unit + torch.arange(unit)).flatten()
+    prompts, metadata = setup.prompts.of(chosen[index])
+    return roll_out(
+        setup.model,
+        setup.chain,
+        prompts,
+        metadata,
+        index,
+        setup.noise_path(ROLL_OUT, number),
+        guidance=setup.train_guidance,
+        reference=reference,
+        micro_batch=config.micro_batch,
+        on_progress=setup.on_progress,
+    )
 
 
 def summary(rewards: Tensor) -> Metrics:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffrl.diffusion.chain import DenoisingChain
-from diffrl.finetune.algorithms.base import Algorithm, Metrics, Setup, Term, summary
+from diffrl.finetune.algorithms.base import Algorithm, Metrics, Setup, Term, sample, summary
 from diffrl.finetune.losses import d3po_loss
 from diffrl.finetune.model import rows
 from diffrl.finetune.samples import Samples, denoiser
@@ -36,13 +36,14 @@ class D3PO(Algorithm):
 
     def collect(self, number: int) -> Metrics:
         """Sample groups and score them; of each, note where the best and the worst are."""
-        self.samples = samples = self.sample(number, self.group, self.group)
-        own = self.setup.scored(samples)
+        setup = self.setup
+        self.samples = samples = sample(setup, number, self.group, self.group)
+        own = setup.scored(samples)
         groups = own.reshape(-1, self.group)
         first = torch.arange(len(groups), device=own.device) * self.group
         self.pairs = torch.stack([first + groups.argmax(1), first + groups.argmin(1)]).cpu()
         self.told_apart = groups.amax(1) > groups.amin(1)
-        return summary(self.setup.world.merge(own, samples.index, self.queries))
+        return summary(setup.world.merge(own, samples.index, self.queries))
 
     def losses(self, units: Tensor, number: int, turn: int) -> Iterator[Term]:
         """A term a denoising step."""

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from diffrl.errors import UserError
 from diffrl.files import atomic_path
-from diffrl.finetune.algorithms.base import LOSS, PAIRS, PROMPTS, Algorithm, Metrics, Setup, Term, summary
+from diffrl.finetune.algorithms.base import PAIRS, PROMPTS, Algorithm, Metrics, Setup, Term, sample, summary
 from diffrl.finetune.examples import Pairs
 from diffrl.finetune.losses import diffusion_dpo_loss, pair_errors
-from diffrl.finetune.samples import noise_of
 
 ROUND = 2**31 - 1
 """The number of the round in which pairs are sampled."""
@@ -35,7 +34,7 @@ class SampledPairs:
     less those of equal reward. They are kept in the run's folder: a resumed run reads them.
     """
 
-    def __init__(self, setup: Setup, folder: Path | None, make: Algorithm) -> None:
+    def __init__(self, setup: Setup, folder: Path | None) -> None:
         self.setup = setup
         self.metrics: Metrics = {}
         self.queries = setup.config.queries // setup.config.group * setup.config.group
@@ -43,7 +42,7 @@ class SampledPairs:
         if file is not None and file.exists():
             stored = safetensors.torch.load(file.read_bytes())
         else:
-            stored = self._make(make)
+            stored = self._make()
             if file is not None and setup.world.main:
                 with atomic_path(file) as temporary:
                     temporary.write_bytes(safetensors.torch.save(stored))
@@ -51,16 +50,16 @@ class SampledPairs:
         if not len(self.x_w):
             raise UserError("All images of each prompt have the same reward, so there is no pair to learn from.")
 
-    def _make(self, make: Algorithm) -> dict[str, Tensor]:
+    def _make(self) -> dict[str, Tensor]:
         setup, group = self.setup, self.setup.config.group
-        samples = make.sample(ROUND, group, group, n=self.queries, reference=True)
+        samples = sample(setup, ROUND, group, group, n=self.queries, reference=True)
         merge = setup.world.merge
         rewards = merge(setup.scored(samples), samples.index, self.queries).cpu()
         x0 = merge(samples.states[-1], samples.index, self.queries).cpu()
         self.metrics = summary(rewards)
         number = setup.prompts.draw(self.queries, group, setup.generator(PROMPTS, ROUND))
         groups = rewards.reshape(-1, group)
-        order = groups.argsort(1, descending=True, stable=True) + torch.arange(len(groups))[:, None] * group
+        order = groups.argsort(dim=1, descending=True, stable=True) + torch.arange(len(groups))[:, None] * group
         w, l = order[:, : group // 2].flatten(), order.flip(1)[:, : group // 2].flatten()  # noqa: E741
         apart = rewards[w] > rewards[l]
         w, l = w[apart], l[apart]  # noqa: E741

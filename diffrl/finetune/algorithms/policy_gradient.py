@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffrl.diffusion.chain import Transition, at_steps
 from diffrl.finetune.advantages import PromptStatistics, group_advantages
-from diffrl.finetune.algorithms.base import PROMPTS, STEPS, Algorithm, Metrics, Setup, Term, summary
+from diffrl.finetune.algorithms.base import PROMPTS, STEPS, Algorithm, Metrics, Setup, Term, sample, summary
 from diffrl.finetune.losses import ddpo_is_loss, ddpo_sf_loss, dpok_loss, kl_loss
 from diffrl.finetune.model import rows
 from diffrl.finetune.samples import Samples, denoiser
@@ -35,7 +35,7 @@ class PolicyGradient(Algorithm):
     def collect(self, number: int) -> Metrics:
         """Sample and score; advantages are of the whole round."""
         setup = self.setup
-        self.samples = samples = self.sample(number, self.group)
+        self.samples = samples = sample(setup, number, self.group)
         rewards = setup.world.merge(setup.scored(samples), samples.index, self.units)
         if self.group > 1:
             advantages = group_advantages(rewards.reshape(-1, self.group), clip=5.0).flatten()

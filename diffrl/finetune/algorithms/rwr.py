@@ -8,10 +8,10 @@ from torch import Tensor
 
 from diffrl.diffusion import denoising_loss
 from diffrl.finetune.advantages import PromptStatistics
-from diffrl.finetune.algorithms.base import LOSS, PROMPTS, Algorithm, Metrics, Setup, Term, summary
+from diffrl.finetune.algorithms.base import PROMPTS, Algorithm, Metrics, Setup, Term, sample, summary
 from diffrl.finetune.losses import rwr_weights
 from diffrl.finetune.model import rows
-from diffrl.finetune.samples import Samples, noise_of
+from diffrl.finetune.samples import Samples
 
 
 class RWR(Algorithm):
@@ -33,7 +33,7 @@ class RWR(Algorithm):
         """Sample, score, weigh."""
         setup, config = self.setup, self.setup.config
         assert config.beta is not None
-        self.samples = samples = self.sample(number)
+        self.samples = samples = sample(setup, number)
         rewards = setup.world.merge(setup.scored(samples), samples.index, self.units)
         chosen = setup.prompts.draw(self.units, 1, setup.generator(PROMPTS, number))
         advantages = self.statistics.advantages(setup.prompts.of(chosen)[0], rewards)

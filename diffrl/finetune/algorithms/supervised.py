@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from diffrl.diffusion import denoising_loss
-from diffrl.finetune.algorithms.base import LOSS, PAIRS, STEPS, Algorithm, Metrics, Setup, Term
+from diffrl.finetune.algorithms.base import PAIRS, STEPS, Algorithm, Metrics, Setup, Term
 from diffrl.finetune.examples import Source
-from diffrl.finetune.samples import noise_of
 
 
 class Supervised(Algorithm):
