@@ -54,7 +54,9 @@ class ClipReward:
     def embed_images(self, images: Tensor) -> Tensor:
         """u, (B, d), of length 1."""
         pixels = self.preprocess(images.to(self.device))
-        return normalize(self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output), dim=-1)
+        return normalize(
+            self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output), dim=-1
+        )
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The values (B,)."""
@@ -160,7 +162,9 @@ def read_head(state: Mapping[str, Tensor], file: Path, what: str) -> list[tuple[
     whole = [(w, b) for w, b in layers if w is not None and b is not None and w.ndim == 2 and b.shape == w.shape[:1]]
     fits = all(a[0].shape[0] == b[0].shape[1] for a, b in zip(whole, whole[1:], strict=False))
     if len(state) != 2 * len(whole) or not whole or not fits or len(whole[-1][0]) != 1:
-        raise UserError(f"{what}: {file} is no chain of linear layers to one value; its keys: {', '.join(sorted(state))}")
+        raise UserError(
+            f"{what}: {file} is no chain of linear layers to one value; its keys: {', '.join(sorted(state))}"
+        )
     return whole
 
 

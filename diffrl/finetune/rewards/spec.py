@@ -135,14 +135,21 @@ def _clip(kind: type[clip.ClipReward]) -> Callable[[str, Options], Reward]:
 
 
 REWARDS: dict[str, Entry] = {
-    "jpeg": Entry("jpeg[:QUALITY]", "compressibility: -kB of the JPEG's scan, quality 95", False, _jpeg("jpeg", codecs.jpeg_bytes)),
+    "jpeg": Entry(
+        "jpeg[:QUALITY]", "compressibility: -kB of the JPEG's scan, quality 95", False, _jpeg("jpeg", codecs.jpeg_bytes)
+    ),
     "jpeg-file": Entry(
         "jpeg-file[:QUALITY]", "-kB of the whole JPEG file, as DDPO", False, _jpeg("jpeg-file", codecs.jpeg_file_bytes)
     ),
     "incompressible": Entry(
         "incompressible[:QUALITY]", "the negative of jpeg", False, _jpeg("incompressible", codecs.jpeg_bytes, 1)
     ),
-    "png": Entry("png", "-kB of the PNG's data: another codec, to hold out", False, lambda a, o: codecs.CodecSize("png", codecs.png_bytes)),
+    "png": Entry(
+        "png",
+        "-kB of the PNG's data: another codec, to hold out",
+        False,
+        lambda a, o: codecs.CodecSize("png", codecs.png_bytes),
+    ),
     "digit": Entry("digit[:D]", "probability of the digit D, or of the prompt's", True, _digit(False)),
     "digit-held-out": Entry("digit-held-out[:D]", "the same by another network, on other data", True, _digit(True)),
     "classifier": Entry(

@@ -62,7 +62,9 @@ def test_the_scan_is_what_the_markers_say() -> None:
     assert 0.5 < scan_bytes(progressive) / scan_bytes(file) < 1.1
 
 
-@pytest.mark.parametrize("file", [b"", b"\x89PNG", b"\xff\xd8", b"\xff\xd8\xff\xda\x00\x02\x11\xff\x00\xff", b"\xff\xd8ab"])
+@pytest.mark.parametrize(
+    "file", [b"", b"\x89PNG", b"\xff\xd8", b"\xff\xd8\xff\xda\x00\x02\x11\xff\x00\xff", b"\xff\xd8ab"]
+)
 def test_what_is_no_jpeg_is_refused(file: bytes) -> None:
     with pytest.raises(ValueError, match="not a JPEG file"):
         scan_bytes(file)
@@ -72,7 +74,9 @@ def test_quality_is_an_argument() -> None:
     batch = images(2, 3, 16, 16)
     pixels = to_uint8(batch)
     torch.testing.assert_close(value("jpeg:50", batch), torch.tensor([-jpeg_bytes(p, 50) / 1000 for p in pixels]))
-    torch.testing.assert_close(value("jpeg-file:50", batch), torch.tensor([-jpeg_file_bytes(p, 50) / 1000 for p in pixels]))
+    torch.testing.assert_close(
+        value("jpeg-file:50", batch), torch.tensor([-jpeg_file_bytes(p, 50) / 1000 for p in pixels])
+    )
     assert (value("jpeg:50", batch) > value("jpeg", batch)).all()
     for wrong in ("jpeg:0", "jpeg:101", "jpeg:high"):
         with pytest.raises(UserError, match=wrong):
