@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffrl.errors import UserError, first_line
+from diffrl.finetune.extra import images_extra
 from diffrl.finetune.model import Lora, Tuned
 
 DIFFUSERS = "pytorch_lora_weights.safetensors"
@@ -86,22 +87,34 @@ def _settings(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
     return settings
 
 
-def write_adapter(pipeline: Any, part: str, network: nn.Module, folder: Path) -> None:
-    """The adapters of `network`, the `part` of `pipeline`: for `pipeline.load_lora_weights(folder)`.
+def write_adapter(pipeline: Any, part: str, tuned: Tuned, folder: Path) -> None:
+    """The adapters of the `part` of `pipeline` that `tuned` trains: for `pipeline.load_lora_weights(folder)`.
 
-    Of pipelines without such a method, for `peft.PeftModel.from_pretrained(network, folder)`.
+    Of pipelines without such a method in peft's format: see `save_adapters`.
     """
+    if not hasattr(pipeline, "save_lora_weights"):
+        save_adapters(tuned, folder)
+        return
+    state = {name.replace(".default.", "."): value for name, value in tuned.state_dict().items()}
+    configuration = tuned.network.peft_config["default"].to_dict()  # type: ignore[index, union-attr]
+    named = {f"{part}_lora_layers": state, f"{part}_lora_adapter_metadata": configuration}
+    pipeline.save_lora_weights(folder, safe_serialization=True, **named)
+
+
+def save_adapters(tuned: Tuned, folder: Path) -> None:
+    """Write a network's LoRA adapters so that `peft.PeftModel.from_pretrained(network, folder)` loads them."""
+    with images_extra():
+        from peft import LoraConfig
+        from peft.tuners.lora import LoraLayer
     from safetensors.torch import save_file
 
-    state = {
-        name.replace(".default.", "."): parameter.detach().cpu().contiguous()
-        for name, parameter in network.named_parameters()
-        if parameter.requires_grad
+    if tuned.lora is None:
+        raise ValueError("the network was trained whole: it has no adapters")
+    names = [name for name, module in tuned.network.named_modules() if isinstance(module, LoraLayer)]
+    alpha = tuned.lora.rank if tuned.lora.alpha is None else tuned.lora.alpha
+    LoraConfig(r=tuned.lora.rank, lora_alpha=alpha, target_modules=names).save_pretrained(str(folder))
+    weights = {
+        "base_model.model." + name.replace(".default.", "."): value.detach().cpu().contiguous()
+        for name, value in tuned.parameters().items()
     }
-    configuration = network.peft_config["default"]  # type: ignore[index, union-attr]
-    if hasattr(pipeline, "save_lora_weights"):
-        named = {f"{part}_lora_layers": state, f"{part}_lora_adapter_metadata": configuration.to_dict()}
-        pipeline.save_lora_weights(folder, safe_serialization=True, **named)
-        return
-    configuration.save_pretrained(folder)
-    save_file({f"base_model.model.{name}": value for name, value in state.items()}, folder / PEFT, {"format": "pt"})
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
