@@ -92,7 +92,7 @@ class PipelineModel:
     def save(self, folder: Path) -> None:
         """Adapters alone, for `pipeline.load_lora_weights(folder)`; trained whole, the whole pipeline."""
         if self.tuned.lora is not None:
-            write_adapter(self.pipeline, self.network_name, self.tuned.network, folder)
+            write_adapter(self.pipeline, self.network_name, self.tuned, folder)
             return
         with quiet():
             self.pipeline.save_pretrained(folder, safe_serialization=True)
