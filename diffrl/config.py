@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -17,6 +15,7 @@ import agents
 from agents import AgentConfig
 from diffrl.augment.config import RefitConfig, Sampling, Solver, SynthERConfig
 from diffrl.errors import UserError, nearest
+from diffrl.schema import checked, read_yaml
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def dump_online(config: OnlineConfig) -> str:
 
 def load_online(path: Path) -> OnlineConfig:
     """Read an `online.yaml` strictly. Raises UserError for anything it should not hold."""
-    fields = _checked(OnlineConfig, _read(path), str(path))
+    fields = checked(OnlineConfig, read_yaml(path), str(path))
     if "offline_run" not in fields:
         raise UserError(f"{path}: the key `offline_run` is missing.")
     return OnlineConfig(**fields)
@@ -189,63 +188,16 @@ def from_dict(values: Mapping[str, Any], source: str) -> TrainConfig:
         raise UserError(f"{source}: `agent` needs a `name`, one of {', '.join(agents.AGENTS)}.")
     agent_values = dict(agent_values)
     schema = agents.get(str(agent_values.pop("name")))
-    agent = schema(**_checked(schema, agent_values, f"{source}, agent"))
-    fields = _checked(TrainConfig, values, source)
+    agent = schema(**checked(schema, agent_values, f"{source}, agent"))
+    fields = checked(TrainConfig, values, source)
     if "dataset" not in fields:
         raise UserError(f"{source}: the key `dataset` is missing.")
     return TrainConfig(agent=agent, **fields)
 
 
-def _checked(schema: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The values converted to the types of the fields of `schema`."""
-    hints = typing.get_type_hints(schema)
-    known = {f.name for f in dataclasses.fields(schema)}
-    result = {}
-    for key, value in values.items():
-        if key not in known:
-            raise UserError(f"{source}: unknown key {key!r}; {nearest(str(key), known)}")
-        result[key] = _convert(value, hints[key], f"{source}: {key}")
-    return result
-
-
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _convert(value, next(a for a in arguments if a is not type(None)), where)
-    if origin is typing.Literal:
-        if value in arguments:
-            return value
-        raise UserError(f"{where} is {value!r}; {nearest(str(value), map(str, arguments))}")
-    if origin is tuple and isinstance(value, list):
-        return tuple(_convert(item, arguments[0], where) for item in value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    name = getattr(hint, "__name__", str(hint))
-    hint_text = " (write 3.0e-4, with a point: YAML reads 3e-4 as text)" if hint is float else ""
-    raise UserError(f"{where} is {value!r}; expected {name}{hint_text}.")
-
-
 def load(path: Path) -> TrainConfig:
     """Read a YAML file strictly. Raises UserError for anything it should not hold."""
-    return from_dict(_read(path), str(path))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What a YAML file holds."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"The configuration {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        hint = f" For a data set: --agent NAME --dataset {path}." if path.suffix not in (".yaml", ".yml") else ""
-        raise UserError(f"{path} is not valid YAML: {error}.{hint}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a configuration: expected keys such as `dataset` and `agent`.")
-    return values
+    return from_dict(read_yaml(path), str(path))
 
 
 def published() -> list[str]:

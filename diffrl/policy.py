@@ -14,14 +14,10 @@ from diffrl.errors import UserError
 from diffrl.machine import settle
 from diffrl.preprocessing import Preprocessing
 from diffrl.run import Run, resolve_device
+from diffrl.seeds import mix
 from diffrl.training import checkpoint
 from diffrl.training.logs import Scores
 from diffrl.training.rollout import Evaluator
-
-
-def mix(seeds: Sequence[int]) -> int:
-    """One number for a list of seeds."""
-    return int(np.random.SeedSequence(list(seeds)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def actor(agent: Agent, preprocessing: Preprocessing, salt: int = 0) -> Callable[[NDArray[Any]], NDArray[np.float32]]:

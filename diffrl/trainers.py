@@ -21,8 +21,9 @@ from diffrl.data.replay import Mixture, ReplayBuffer
 from diffrl.data.transitions import Source, Transitions
 from diffrl.errors import UserError
 from diffrl.machine import cores
-from diffrl.policy import actor, mix
+from diffrl.policy import actor
 from diffrl.run import Run
+from diffrl.seeds import mix
 from diffrl.task import Task
 from diffrl.training import checkpoint
 from diffrl.training.loop import Trainer

@@ -122,6 +122,8 @@ class DenoisingChain:
         self._steps = [(t, f, g, max(n, min_std)) for t, f, g, n in transitions]
         self.stds = tuple(n for _, _, _, n in self._steps)
         """The deviation of each step, the clamp applied."""
+        self.times = tuple(t for t, _, _, _ in self._steps)
+        """The time that each step starts from."""
         self.n_steps = len(self._steps)
         self.n_decisions = sum(n > 0 for n in self.stds)
         """How many steps have a log-probability: the first ones, all, or all but the last; with eta = 0 none."""

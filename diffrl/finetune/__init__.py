@@ -20,6 +20,7 @@ from diffrl.finetune.losses import (
     dpok_loss,
     kl_loss,
     pair_errors,
+    refl_loss,
     rwr_loss,
     rwr_weights,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "group_advantages",
     "kl_loss",
     "pair_errors",
+    "refl_loss",
     "rwr_loss",
     "rwr_weights",
 ]

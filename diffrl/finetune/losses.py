@@ -109,6 +109,14 @@ def rwr_loss(errors: Tensor, rewards: Tensor, beta: float) -> tuple[Tensor, Metr
     return (w * errors).sum(-1), {"effective_samples": 1 / (w**2).sum(-1), "error": errors.detach().mean(-1)}
 
 
+def refl_loss(rewards: Tensor, margin: float = 2.0) -> tuple[Tensor, Metrics]:
+    """ReFL's reward term (Xu et al. 2023, arXiv 2304.05977, eq. 3): E relu(m - r), for differentiable rewards (..., B).
+
+    A reward beyond the margin has no gradient.
+    """
+    return torch.relu(margin - rewards).mean(-1), {"reward": rewards.detach().mean(-1)}
+
+
 # --- preferences ---------------------------------------------------------------------------------------------------
 
 

@@ -66,6 +66,12 @@ def rows(condition: Condition, index: Tensor | slice) -> Condition:
     return {name: value[index] for name, value in condition.items()}
 
 
+@torch.no_grad()
+def image_shape(model: ImageModel) -> tuple[int, ...]:
+    """Of one image that the model makes: (C, H, W), of a video (F, C, H, W)."""
+    return tuple(model.decode(torch.zeros(1, *model.shape, device=model.device)).shape[1:])
+
+
 @dataclass(frozen=True)
 class Lora:
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) by peft."""

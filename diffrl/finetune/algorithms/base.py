@@ -1,0 +1,148 @@
+"""What an algorithm of fine-tuning is to the trainer, and what it is given."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffrl.diffusion.chain import DenoisingChain
+from diffrl.finetune.config import FinetuneConfig
+from diffrl.finetune.model import ImageModel
+from diffrl.finetune.prompts import Prompts
+from diffrl.finetune.rewards.base import Reward, ask
+from diffrl.finetune.samples import Samples, noise_of, parts, roll_out
+from diffrl.finetune.world import World
+from diffrl.seeds import generator_at
+
+# What random numbers are for: the second entry of a generator's path, after the run's seed.
+EVALUATION, PROMPTS, ROLL_OUT, ORDER, STEPS, LOSS, NOISE, PAIRS = range(8)
+
+Metrics = dict[str, float]
+Term = tuple[Tensor, dict[str, Tensor]]
+"""A part of a loss, to be added to the other parts, and metrics, to be averaged; both means over the rows asked for."""
+
+
+@dataclass
+class Setup:
+    """What every algorithm works with."""
+
+    config: FinetuneConfig
+    """Resolved."""
+    model: ImageModel
+    chain: DenoisingChain
+    prompts: Prompts
+    reward: Reward | None
+    world: World = field(default_factory=World)
+    on_progress: Callable[[int], None] = lambda n: None
+    """Hears of images sampled, or trained on."""
+    kl_weight: float = 0.0
+    """Of the penalty now: the adaptive one changes it."""
+
+    @property
+    def dims(self) -> int:
+        """d, the dimensions of a state: log-ratios are divided by it, as published, but for their clip."""
+        return math.prod(self.model.shape)
+
+    @property
+    def train_guidance(self) -> float:
+        """The scale of guidance in training."""
+        config = self.config
+        assert config.guidance is not None
+        return config.guidance if config.train_guidance else 1.0
+
+    def generator(self, *path: int) -> torch.Generator:
+        """On the CPU, for what `path` numbers."""
+        return generator_at(self.config.seed, *path)
+
+    def noise_path(self, *path: int) -> tuple[int, ...]:
+        """The path of the noise of samples, to which `noise_of` appends the sample's number."""
+        return (self.config.seed, *path)
+
+    def scored(self, samples: Samples) -> Tensor:
+        """The reward of samples (n,), in parts; on the model's device."""
+        assert self.reward is not None
+        with torch.no_grad():
+            values = [
+                ask(self.reward, samples.images[part], samples.prompts[part], samples.metadata[part])
+                for part in parts(len(samples), self.config.micro_batch)
+            ]
+        return torch.cat(values).to(self.model.device)
+
+
+class Algorithm(ABC):
+    """How a round is sampled, and the loss of some of it.
+
+    A round has `units` that are shuffled, shared among updates, and shared among processes: samples, or what belongs
+    together. `collect` prepares those of this process; `losses` is asked for parts of them.
+    """
+
+    units: int
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+
+    @abstractmethod
+    def collect(self, number: int) -> Metrics:
+        """Prepare round `number`; metrics of the whole round, the same on all processes."""
+
+    @abstractmethod
+    def losses(self, units: Tensor, number: int, turn: int) -> Iterator[Term]:
+        """The loss of some of this process's units (numbers in the round), term by term, each freed before the next.
+
+        turn: which of the round's passes. The terms add up to the mean over `units`.
+        """
+
+    @property
+    def queries(self) -> int:
+        """How many images a round has scored: by default one a unit."""
+        return self.units
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs besides the network and the optimiser, as JSON."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Take up a `state`."""
+
+    def corruption(self, units: Tensor, *path: int) -> tuple[Tensor, Tensor]:
+        """For denoising losses: a time (n,) and noise (n, *shape) for each of the units, its own."""
+        setup, model = self.setup, self.setup.model
+        t = torch.cat([model.training_times(1, setup.generator(LOSS, *path, i)) for i in units.tolist()])
+        return t, noise_of(model.shape, 1, setup.noise_path(NOISE, *path), units, model.device)[0]
+
+
+def sample(
+    setup: Setup, number: int, group: int = 1, unit: int = 1, *, n: int | None = None, reference: bool = False
+) -> Samples:
+    """Sample this process's share of round `number`: n images (by default a batch), prompts in groups of `group`.
+
+    unit: so many images in turn stay in one process. reference: by the frozen model.
+    """
+    config = setup.config
+    assert config.batch is not None
+    n = config.batch if n is None else n
+    chosen = setup.prompts.draw(n, group, setup.generator(PROMPTS, number))
+    own = setup.world.share(n // unit)
+    index = (own[:, None] * unit + torch.arange(unit)).flatten()
+    prompts, metadata = setup.prompts.of(chosen[index])
+    return roll_out(
+        setup.model,
+        setup.chain,
+        prompts,
+        metadata,
+        index,
+        setup.noise_path(ROLL_OUT, number),
+        guidance=setup.train_guidance,
+        reference=reference,
+        micro_batch=config.micro_batch,
+        on_progress=setup.on_progress,
+    )
+
+
+def summary(rewards: Tensor) -> Metrics:
+    """Of the rewards of a round (n,): mean and standard deviation."""
+    return {"reward": float(rewards.mean()), "reward_std": float(rewards.std(correction=0))}

@@ -1,0 +1,129 @@
+"""Diffusion-DPO: offline pairs of a preferred and another image of one prompt, read or made once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from diffrl.errors import UserError
+from diffrl.files import atomic_path
+from diffrl.finetune.algorithms.base import PAIRS, PROMPTS, Algorithm, Metrics, Setup, Term, sample, summary
+from diffrl.finetune.examples import Pairs
+from diffrl.finetune.losses import diffusion_dpo_loss, pair_errors
+
+ROUND = 2**31 - 1
+"""The number of the round in which pairs are sampled."""
+
+
+class PairSource(Protocol):
+    """Pairs as clean states."""
+
+    def __len__(self) -> int: ...
+
+    def states(self, index: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+        """Of an index (n,): preferred and other x_0 (n, *shape), and their prompts."""
+
+
+class SampledPairs:
+    """Pairs of the reference model's own images, ranked by the reward within groups of a prompt.
+
+    Of a group of G the best stands beside the worst, the second best beside the second worst, and so on: G / 2 pairs,
+    less those of equal reward. They are kept in the run's folder: a resumed run reads them.
+    """
+
+    def __init__(self, setup: Setup, folder: Path | None) -> None:
+        self.setup = setup
+        self.metrics: Metrics = {}
+        self.queries = setup.config.queries // setup.config.group * setup.config.group
+        file = None if folder is None else folder / "pairs.safetensors"
+        if file is not None and file.exists():
+            stored = safetensors.torch.load(file.read_bytes())
+        else:
+            stored = self._make()
+            if file is not None and setup.world.main:
+                with atomic_path(file) as temporary:
+                    temporary.write_bytes(safetensors.torch.save(stored))
+        self.x_w, self.x_l, self.prompts = stored["x_w"], stored["x_l"], stored["prompts"]
+        if not len(self.x_w):
+            raise UserError("All images of each prompt have the same reward, so there is no pair to learn from.")
+
+    def _make(self) -> dict[str, Tensor]:
+        setup, group = self.setup, self.setup.config.group
+        samples = sample(setup, ROUND, group, group, n=self.queries, reference=True)
+        merge = setup.world.merge
+        rewards = merge(setup.scored(samples), samples.index, self.queries).cpu()
+        x0 = merge(samples.states[-1], samples.index, self.queries).cpu()
+        self.metrics = summary(rewards)
+        number = setup.prompts.draw(self.queries, group, setup.generator(PROMPTS, ROUND))
+        groups = rewards.reshape(-1, group)
+        order = groups.argsort(dim=1, descending=True, stable=True) + torch.arange(len(groups))[:, None] * group
+        w, l = order[:, : group // 2].flatten(), order.flip(1)[:, : group // 2].flatten()  # noqa: E741
+        apart = rewards[w] > rewards[l]
+        w, l = w[apart], l[apart]  # noqa: E741
+        return {"x_w": x0[w], "x_l": x0[l], "prompts": number[w]}
+
+    def __len__(self) -> int:
+        return len(self.x_w)
+
+    def states(self, index: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+        """See `PairSource`."""
+        device = self.setup.model.device
+        return self.x_w[index].to(device), self.x_l[index].to(device), self.setup.prompts.of(self.prompts[index])[0]
+
+
+class FolderPairs:
+    """Pairs of images from a folder, encoded when they are asked for."""
+
+    def __init__(self, setup: Setup, pairs: Pairs) -> None:
+        self.setup, self.pairs = setup, pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def states(self, index: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+        """See `PairSource`."""
+        batch, model = self.pairs.batch(index), self.setup.model
+        w, l = (model.encode(images.to(model.device)) for images in (batch.images_w, batch.images_l))  # noqa: E741
+        return w, l, batch.prompts
+
+
+class DPO(Algorithm):
+    """Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908) on the pairs of `source`, drawn with replacement.
+
+    A round is `updates` batches of pairs. The implicit reward's accuracy is of pairs as they are drawn.
+    """
+
+    def __init__(self, setup: Setup, source: PairSource) -> None:
+        super().__init__(setup)
+        config = setup.config
+        assert config.batch is not None
+        assert config.updates is not None
+        self.source = source
+        self.units = config.batch * config.updates
+        self.index = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def queries(self) -> int:
+        """None: the pairs have been scored before."""
+        return 0
+
+    def collect(self, number: int) -> Metrics:
+        """Draw the round's pairs."""
+        generator = self.setup.generator(PAIRS, number)
+        self.index = torch.randint(len(self.source), (self.units,), generator=generator)
+        return {}
+
+    def losses(self, units: Tensor, number: int, turn: int) -> Iterator[Term]:
+        """One term: a time and a noise for each pair, the same for both of it."""
+        setup, model = self.setup, self.setup.model
+        config = setup.config
+        assert config.beta is not None
+        x_w, x_l, prompts = self.source.states(self.index[units])
+        condition = model.conditions(prompts)
+        t, noise = self.corruption(units, number, turn)
+        network, reference = model.network(condition), model.network(condition, reference=True)
+        errors = pair_errors(model.prediction, network, reference, x_w, x_l, t, noise, event_dims=len(model.shape))
+        yield diffusion_dpo_loss(errors, beta=config.beta, kind=config.preference)

@@ -1,0 +1,128 @@
+"""Reading a diffusers pipeline part by part, so that no part is missing, random or unpickled."""
+
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffrl.errors import UserError, first_line
+from diffrl.finetune.models import require
+
+PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+LIBRARIES = ("diffusers", "transformers")
+"""Whose classes a pipeline may name: no other code is imported for it."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No bars, hints or warnings of diffusers and transformers meanwhile, but for downloads; errors are raised."""
+    require("diffusers", "transformers")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    before = [library.get_verbosity() for library in libraries]
+    bars = [library.is_progress_bar_enabled() for library in libraries]
+    for library in libraries:
+        library.set_verbosity(logging.CRITICAL)
+        library.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for library, level, bar in zip(libraries, before, bars, strict=True):
+            library.set_verbosity(level)
+            if bar:
+                library.enable_progress_bar()
+
+
+def read_index(name: str) -> dict[str, Any]:
+    """The `model_index.json` of a folder or hub id: its parts. Raises UserError where there is none."""
+    from diffusers import DiffusionPipeline
+
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise UserError(
+                f"{name} holds no diffusers pipeline: it has no model_index.json. Expected a folder that "
+                "`save_pretrained` wrote."
+            )
+    elif folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise UserError(
+            f"{name} is no folder. Expected the folder of a diffusers pipeline, or a hub id of the form owner/name."
+        )
+    try:
+        index: dict[str, Any] = DiffusionPipeline.load_config(name)
+    except Exception as error:
+        raise _unreadable(name, "model_index.json", error) from None
+    return index
+
+
+def read_pipeline(name: str, index: dict[str, Any], dtypes: dict[str, torch.dtype]) -> Any:
+    """The pipeline, in evaluation mode, its safety checker left out; `dtypes`: of its parts, float32 where not named.
+
+    Raises UserError for parts whose weights are missing, incomplete or in pickle format.
+    """
+    from diffusers import DiffusionPipeline
+
+    parts: dict[str, Any] = {}
+    for part, entry in index.items():
+        if part.startswith("_") or not isinstance(entry, list) or entry[0] is None:
+            continue
+        if part in ("safety_checker", "feature_extractor", "image_encoder"):
+            parts[part] = None
+        elif entry[0] in LIBRARIES and hasattr(_class(entry), "named_parameters"):
+            parts[part] = _read_part(name, part, _class(entry), dtypes.get(part, torch.float32))
+    if "safety_checker" in parts:
+        parts["requires_safety_checker"] = False
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **parts)
+    except Exception as error:
+        raise _unreadable(name, "the pipeline", error) from None
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _class(entry: list[str]) -> Any:
+    return getattr(importlib.import_module(entry[0]), entry[1], None)
+
+
+def _read_part(name: str, part: str, kind: Any, dtype: torch.dtype) -> Any:
+    folder = Path(name) / part
+    if Path(name).is_dir() and not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        if pickles:
+            raise UserError(
+                f"{folder} holds its weights in pickle format alone ({pickles[0]}), which may run code when read and is "
+                "not opened. Write them as safetensors first: pipeline.save_pretrained(folder, safe_serialization=True)."
+            )
+        raise UserError(f"The weights of {part} are missing: no *.safetensors in {folder}.")
+    try:
+        model, report = kind.from_pretrained(
+            name, subfolder=part, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+        )
+    except Exception as error:
+        raise _unreadable(name, part, error) from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"The weights of {part} in {name} are incomplete: {missing[0]} and {len(missing) - 1} more are missing, and "
+            "would be random. Files of text encoders saved by another major version of transformers may look so: "
+            "save them again by the version in use."
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _unreadable(name: str, what: str, error: Exception) -> UserError:
+    if Path(name).is_dir():
+        return UserError(f"{what} in {name} cannot be read: {first_line(error)}")
+    return UserError(
+        f"{name!r} is no folder, and {what} cannot be fetched from the Hugging Face hub: {first_line(error)} Check the "
+        "id and the network (a gated model needs HF_TOKEN), or give the folder of a downloaded pipeline."
+    )
