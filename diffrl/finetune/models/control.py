@@ -16,7 +16,7 @@ from diffrl.diffusion import Network
 from diffrl.errors import UserError, first_line
 from diffrl.finetune.extra import images_extra
 from diffrl.finetune.model import Condition, ImageModel, Lora, Tuned
-from diffrl.finetune.models.peft_folder import save_adapters
+from diffrl.finetune.models.adapters import save_adapters
 from diffrl.finetune.models.reference import unet_of
 
 EMBEDDING = (16, 32, 96, 256)

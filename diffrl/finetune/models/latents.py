@@ -26,7 +26,7 @@ from diffrl.files import atomic_path, cache_directory
 from diffrl.finetune.examples import Digits
 from diffrl.finetune.extra import images_extra
 from diffrl.finetune.model import Condition, Lora, Tuned
-from diffrl.finetune.models.peft_folder import save_adapters
+from diffrl.finetune.models.adapters import save_adapters
 from diffrl.seeds import generator_at
 
 VAE_STEPS = 300

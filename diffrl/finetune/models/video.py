@@ -18,7 +18,7 @@ from diffrl.diffusion import VE, Network, Prediction, lognormal_times
 from diffrl.errors import UserError, first_line
 from diffrl.finetune.extra import images_extra
 from diffrl.finetune.model import Condition, Lora, Tuned
-from diffrl.finetune.models.peft_folder import save_adapters
+from diffrl.finetune.models.adapters import save_adapters
 from diffrl.seeds import generator_at
 
 LOG_SIGMA = (0.7, 1.6)

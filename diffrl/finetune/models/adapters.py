@@ -33,7 +33,9 @@ class Adapter:
         own = tuned.parameters()
         odd = sorted(set(known) ^ set(own)) or [n for n, p in own.items() if p.shape != known[n].shape]
         if odd:
-            raise UserError(f"{self.source} holds adapters of another network: {odd[0]} and {len(odd) - 1} more differ.")
+            raise UserError(
+                f"{self.source} holds adapters of another network: {odd[0]} and {len(odd) - 1} more differ."
+            )
         return known
 
 
