@@ -178,7 +178,7 @@ class _Session:
         """Evaluate, write it down, draw it."""
         with self._progress("Evaluating") as progress:
             keep = self.setup.on_progress
-            self._watch(progress, self.config.eval_samples)
+            self._watch(progress, self.config.eval_samples or 0)
             result = evaluate(self.setup, self.held_out, self.judge)
             self.setup.on_progress = keep
         if log is not None:
@@ -269,7 +269,7 @@ def _model(config: FinetuneConfig, device: str, quiet: bool) -> ImageModel:
 
 
 def _rewards(config: FinetuneConfig, device: str) -> tuple[Reward | None, Reward | None]:
-    """The reward, which only supervised fine-tuning (and dpo on pairs of yours) can do without, and the held-out one."""
+    """The reward, which supervised (and dpo on pairs of yours) does without, and the held-out one."""
     needed = config.algo != "supervised" and not (config.algo == "dpo" and config.pairs is not None)
     if not needed:
         return None, None if config.held_out is None else rewards.parse(config.held_out, device=device)

@@ -60,9 +60,8 @@ def grid(images: Tensor, prompts: Sequence[str], path: Path, shown: int = SHOWN)
     chosen, columns = choose(prompts, shown)
     canvas = (tiles(images[chosen], columns) * 255).round().astype(np.uint8)
     scale = max(1, 640 // canvas.shape[1])
-    picture = Image.fromarray(canvas).resize(
-        (canvas.shape[1] * scale, canvas.shape[0] * scale), Image.Resampling.NEAREST
-    )
+    size = canvas.shape[1] * scale, canvas.shape[0] * scale
+    picture = Image.fromarray(canvas).resize(size, Image.Resampling.NEAREST)
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG")
 
@@ -87,7 +86,7 @@ def before_after(run: FinetuneRun, path: Path, title: str) -> None:
         axes.set_title(name, fontsize=11)
         axes.set_axis_off()
     drawn = [name for name in PANELS if any(name in entry for entry in history)]
-    for axes, name in zip(np.atleast_1d(bottom.subplots(1, len(drawn))), drawn, strict=True):
+    for axes, name in zip(bottom.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
         curve(axes, history, name, BLUE)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

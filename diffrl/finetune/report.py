@@ -51,16 +51,12 @@ def warnings(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
     found = []
     if last.get("class_accuracy", 1.0) < 0.8 * first.get("class_accuracy", 1.0):
         found.append(
-            f"Class accuracy fell from {first['class_accuracy']:.2f} to {last['class_accuracy']:.2f}: part of the reward "
-            "was paid for with what the images are of. A smaller --clip-nats or --lr, or --kl, holds them."
+            f"Class accuracy fell from {first['class_accuracy']:.2f} to {last['class_accuracy']:.2f}: part of the "
+            "reward was paid for with what the images are of. A smaller --clip-nats or --lr, or --kl, holds them."
         )
     if last["diversity"] < 0.5 * first["diversity"]:
         found.append("Images of one prompt are less than half as different as they were: --kl, or stop earlier.")
-    if (
-        "held_out" in last
-        and "reward" in last
-        and last["reward"] > first["reward"]
-        and last["held_out"] < first["held_out"]
-    ):
+    both = "held_out" in last and "reward" in last
+    if both and last["reward"] > first["reward"] and last["held_out"] < first["held_out"]:
         found.append("The reward rose while the held-out one fell: what was gained is in the eye of that scorer.")
     return found

@@ -18,7 +18,7 @@ CONFIG, ABOUT, EVALUATIONS = "finetune.yaml", "finetune.json", "evaluations.json
 
 @dataclass
 class FinetuneRun:
-    """The folder: `finetune.yaml` (resolved), `finetune.json` (versions), `evaluations.json`, and what training writes."""
+    """The folder: `finetune.yaml` (resolved), `finetune.json` (versions), `evaluations.json`, what training adds."""
 
     path: Path
     config: FinetuneConfig

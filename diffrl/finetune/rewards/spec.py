@@ -83,6 +83,17 @@ def parse(spec: str, *, device: str | torch.device = "cpu", timeout: float = 60.
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else Sum(terms)
 
 
+COMPANIONS = {"jpeg": "png", "jpeg-file": "png", "incompressible": "-1*png", "digit": "digit-held-out"}
+"""What to look at while another is trained on: the same, by other means."""
+
+
+def companion(spec: str) -> str | None:
+    """The held-out reward of one that has a companion, of the same digit; else None."""
+    name, colon, argument = spec.partition(":")
+    found = COMPANIONS.get(name)
+    return found if found is None or name != "digit" else found + colon + argument
+
+
 def listing() -> str:
     """The known rewards, a line each, for --help."""
     width = max(len(entry.usage) for entry in REWARDS.values())
