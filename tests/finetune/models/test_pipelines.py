@@ -1,5 +1,6 @@
 """Our sampling of a pipeline is the pipeline's own; what is trained is saved as diffusers loads it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def diffusers_pipeline(folder: Path, **scheduler: Any) -> Any:
     """diffusers' own, a discrete one with the DDIM scheduler that ends at alpha_bar = 1."""
     from diffusers import DDIMScheduler, DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+    index = json.loads((folder / "model_index.json").read_text())
+    absent = {part: None for part, entry in index.items() if entry == [None, None]}
+    pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **absent)
     pipeline.set_progress_bar_config(disable=True)
     if not hasattr(pipeline, "transformer"):
         settings = {"set_alpha_to_one": True, "clip_sample": False, **scheduler}
@@ -68,7 +71,7 @@ def stir(model: PipelineModel, seed: int = 0) -> None:
     """Random adapters, as if trained."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.tuned.parameters().values():
-        parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -236,7 +239,7 @@ def test_adapters_of_a_pixel_network_load_in_peft(folders: dict[str, Path], tmp_
     condition = model.conditions(["", ""])
     network = PeftModel.from_pretrained(diffusers_pipeline(folders["ddpm"]).unet, tmp_path)
     with torch.no_grad():
-        assert torch.allclose(model.network(condition)(x, t), network(x, 500).sample, atol=1e-6)
+        assert torch.allclose(model.network(condition)(x, t), network(x, 500).sample, atol=1e-5)
         again = load_pipeline(str(folders["ddpm"]), lora=None, adapter=tmp_path)
         assert torch.equal(again.network(condition)(x, t), model.network(condition)(x, t))
 
@@ -270,7 +273,7 @@ def test_checkpointing_changes_no_gradient_and_is_active(
         calls = []
         hook = model.tuned.network.get_submodule(
             "transformer_blocks.0" if kind == "sd3" else "mid_block.resnets.1"
-        ).register_forward_hook(lambda *_, seen=calls: seen.append(1))
+        ).register_forward_pre_hook(lambda *_, seen=calls: seen.append(1))
         network = model.network(model.conditions(prompts))
         loss = network(noise(model, 2), model.times(4)[1]).square().mean()
         parameters = list(model.tuned.parameters().values())
@@ -383,8 +386,6 @@ def test_another_size(folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("absent", [(3,), (1,), (2, 3), (1, 2, 3)])
 def test_text_encoders_of_stable_diffusion_3_may_be_absent(absent: tuple[int, ...], tmp_path: Path) -> None:
-    import json
-
     folder = tiny.save_sd3(tmp_path / "sd3")
     index = json.loads((folder / "model_index.json").read_text())
     for number in absent:
