@@ -127,8 +127,8 @@ def _read_part(name: str, part: str, kind: Any, dtype: torch.dtype, options: dic
         pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         if pickles:
             raise UserError(
-                f"{folder} holds its weights in pickle format alone ({pickles[0]}), which may run code when read and is "
-                "not opened. Write them as safetensors first: pipeline.save_pretrained(folder, safe_serialization=True)."
+                f"{folder} holds its weights in pickle format alone ({pickles[0]}), which may run code when read and "
+                "is not opened. Write them as safetensors first: pipeline.save_pretrained(folder)."
             )
         raise UserError(f"The weights of {part} are missing: no *.safetensors in {folder}.")
     try:
@@ -140,11 +140,15 @@ def _read_part(name: str, part: str, kind: Any, dtype: torch.dtype, options: dic
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
-            f"The weights of {part} in {name} are incomplete: {missing[0]} and {len(missing) - 1} more are missing, and "
-            "would be random. Files of text encoders saved by another major version of transformers may look so: "
+            f"The weights of {part} in {name} are incomplete: {_several(missing)} missing, "
+            "and would be random. Files of text encoders saved by another major version of transformers may look so: "
             "save them again by the version in use."
         )
     return model.eval().requires_grad_(False)
+
+
+def _several(names: list[str]) -> str:
+    return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more are"
 
 
 def _unreadable(name: str, what: str, error: Exception) -> UserError:

@@ -174,11 +174,11 @@ class LatentModel(PipelineModel):
     def _latent_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, scale) with latents = scale x + mean."""
         settings = self.pipeline.vae.config
+        scale = 1 / x.new_tensor(settings.scaling_factor)
         mean, std = settings.get("latents_mean"), settings.get("latents_std")
         if mean is not None and std is not None:
-            return x.new_tensor(mean)[:, None, None], x.new_tensor(std)[:, None, None] / settings.scaling_factor
-        shift = settings.get("shift_factor") or 0.0
-        return x.new_tensor(shift), 1 / x.new_tensor(settings.scaling_factor)
+            return x.new_tensor(mean)[:, None, None], x.new_tensor(std)[:, None, None] * scale
+        return x.new_tensor(settings.get("shift_factor") or 0.0), scale
 
 
 class StableDiffusion(LatentModel):
