@@ -4,6 +4,10 @@ All parts of Stable Diffusion at a laptop's size: an autoencoder (AutoencoderKL,
 4x8x8) and a class-conditional U-Net on its latents (UNet2DModel, v-prediction on the cosine schedule of 1,000 steps),
 both diffusers models on disk, trained at first use and kept in the cache. Prompts are "0" ... "9", and "" for none.
 The U-Net is trained by what `--algo supervised` does.
+
+As trained (300 and 1,000 steps, 56 and 87 s on one CPU thread): the autoencoder's images have a PSNR of 34 dB; of 500
+samples a classifier of 8x8 digits (99.7 % on these, and as much through the autoencoder) takes 98 % for their class at
+10 and at 20 steps with eta = 1, and all of them at guidance 2.
 """
 
 import copy
@@ -154,14 +158,18 @@ def tiny_latents(
     seed: int = 0,
     quiet: bool = False,
 ) -> Latents:
-    """The built-in latent model, trained now if the cache does not have it: about two and a half minutes of a CPU."""
+    """The built-in latent model, trained now if the cache does not have it: two and a half minutes."""
     folder = cache_directory() / "models" / f"tiny-latents-{VAE_STEPS}-{STEPS}"
     if not folder.is_dir():
         with (
             work("Training tiny-latents' autoencoder (once, a minute)", "steps", quiet) as vae_progress,
             work("Training tiny-latents' U-Net (once, two minutes)", "steps", quiet) as progress,
         ):
-            train_latents(folder, vae_progress=vae_progress, progress=progress)
+            try:
+                train_latents(folder, vae_steps=VAE_STEPS, steps=STEPS, vae_progress=vae_progress, progress=progress)
+            except OSError:  # another process was first: the same, by its seed
+                if not folder.is_dir():
+                    raise
     return Latents(folder, lora=lora, precision=precision, device=device, seed=seed)
 
 

@@ -1,0 +1,201 @@
+"""Stable Video Diffusion, of a tiny random configuration: our denoiser and sampler against diffusers' own pipeline."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffrl.diffusion import VE, Prediction, denoising_loss, sample
+from diffrl.errors import UserError
+from diffrl.finetune.model import Lora
+
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+
+from diffrl.finetune.models.video import Video  # noqa: E402
+
+SIZE, FRAMES, FACTOR = 16, 3, 2
+
+
+def scheduler() -> Any:
+    """As Stable Video Diffusion has it."""
+    return diffusers.EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        interpolation_type="linear",
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+        timestep_type="continuous",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = diffusers.UNetSpatioTemporalConditionModel(
+            sample_size=SIZE // FACTOR,
+            in_channels=8,
+            out_channels=4,
+            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+            block_out_channels=(32, 32),
+            addition_time_embed_dim=16,
+            projection_class_embeddings_input_dim=48,
+            layers_per_block=1,
+            cross_attention_dim=16,
+            num_attention_heads=2,
+            num_frames=FRAMES,
+        )
+        vae = diffusers.AutoencoderKLTemporalDecoder(
+            down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(32, 32), sample_size=SIZE
+        )
+        clip = transformers.CLIPVisionModelWithProjection(
+            transformers.CLIPVisionConfig(
+                hidden_size=32,
+                intermediate_size=32,
+                projection_dim=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                image_size=224,
+                patch_size=56,
+            )
+        )
+    extractor = transformers.CLIPImageProcessor(size=224, crop_size=224)
+    path = tmp_path_factory.mktemp("svd")
+    pipeline = diffusers.StableVideoDiffusionPipeline(vae, clip, unet, scheduler(), extractor)
+    pipeline.save_pretrained(path, safe_serialization=True)
+    return path
+
+
+def draws(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(n: int) -> tuple[list[Any], Tensor]:
+    """n images, as PIL's and as (n, 3, H, W) in [0, 1]."""
+    from PIL import Image
+
+    pixels = torch.randint(256, (n, SIZE, SIZE, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    return [Image.fromarray(p.numpy()) for p in pixels], pixels.permute(0, 3, 1, 2) / 255
+
+
+def test_edm_on_ve_is_the_schedulers_v_prediction_negated() -> None:
+    euler, prediction = scheduler(), Prediction("edm", VE())
+    euler.set_timesteps(5)
+    x, v = draws(2, 3, 4), draws(2, 3, 4, seed=1)
+    for t, sigma in zip(euler.timesteps, euler.sigmas[:-1], strict=True):
+        euler._step_index = None
+        scaled = euler.scale_model_input(x * sigma, t)
+        ours, label = prediction.inputs(x * sigma, sigma)
+        assert torch.allclose(ours, scaled, rtol=1e-6, atol=1e-6)
+        assert torch.allclose(label, t, rtol=1e-6, atol=1e-6)
+        theirs = euler.step(v, t, x * sigma).pred_original_sample
+        assert torch.allclose(prediction.to_x0(-v, x * sigma, sigma), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_sampling_is_the_pipelines(folder: Path) -> None:
+    images, pixels = pictures(2)
+    model = Video(folder, noise=0.0)
+    assert model.shape == (FRAMES, 4, SIZE // FACTOR, SIZE // FACTOR)
+    pipeline = diffusers.StableVideoDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    z, steps = draws(2, *model.shape), 4
+    pipeline.scheduler.set_timesteps(steps)
+    unit = pipeline.scheduler.init_noise_sigma / model.times(steps)[0]  # sqrt(1 + k^2) / k: "leading" spacing has it
+    shared: dict[str, Any] = {"num_inference_steps": steps, "noise_aug_strength": 0.0, "output_type": "latent"}
+    for guidance in (1.0, 2.5):
+        theirs = pipeline(
+            images, SIZE, SIZE, latents=z, min_guidance_scale=guidance, max_guidance_scale=guidance, **shared
+        ).frames
+        condition = model.conditions(["", ""], {"reference": pixels})
+        denoise = model.prediction.denoiser(model.network(condition, guidance=guidance))
+        times = model.times(steps)
+        with torch.no_grad():
+            ours = sample(model.prediction.process, denoise, z * unit * times[0], times)
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.std()))
+        with torch.no_grad():
+            frames = pipeline.decode_latents(theirs, FRAMES, FRAMES).transpose(1, 2)
+            assert torch.allclose(model.decode(theirs), (frames / 2 + 0.5).clamp(0, 1), atol=1e-5)
+
+
+def test_the_condition_is_of_its_image_alone_and_noised_as_asked(folder: Path) -> None:
+    _, pixels = pictures(2)
+    clean, noisy = Video(folder, noise=0.0), Video(folder, noise=0.5)
+    one, two = (noisy.conditions([""] * len(x), {"reference": x}) for x in (pixels[1:], pixels))
+    assert torch.allclose(one["latents"], two["latents"][1:], atol=1e-6)
+    plain = clean.conditions(["", ""], {"reference": pixels})
+    assert torch.equal(plain["embedding"], two["embedding"])
+    assert (plain["latents"] - two["latents"]).abs().mean() > 0.01
+    assert two["ids"].tolist() == [[6, 127, 0.5]] * 2
+    with pytest.raises(UserError, match="needs 'reference' images alone, got none"):
+        clean.conditions([""])
+    with pytest.raises(UserError, match="got control, reference"):
+        clean.conditions([""], {"control": pixels[:1], "reference": pixels[:1]})
+
+
+@pytest.mark.parametrize("lora", [None, Lora(4)])
+def test_supervised_steps_lower_the_loss_and_leave_the_reference(folder: Path, lora: Lora | None) -> None:
+    model = Video(folder, lora=lora, seed=3)
+    _, pixels = pictures(2)
+    x0 = model.encode(pixels[:, None].expand(-1, FRAMES, -1, -1, -1))
+    assert x0.shape == (2, *model.shape)
+    condition = model.conditions(["", ""], {"reference": pixels})
+    generator = torch.Generator().manual_seed(0)
+    t, noise = model.training_times(2, generator), torch.randn(x0.shape, generator=generator)
+
+    def loss(reference: bool = False) -> Tensor:
+        network = model.network(condition, reference=reference)
+        return denoising_loss(model.prediction, network, x0, t, noise, event_dims=len(model.shape)).mean()
+
+    before = loss(reference=True)
+    optimiser = torch.optim.AdamW(model.tuned.parameters().values(), 1e-3 if lora is None else 1e-2)
+    values = []
+    for _ in range(5):
+        optimiser.zero_grad()
+        value = loss()
+        value.backward()
+        optimiser.step()
+        values.append(value.item())
+    assert values[0] == pytest.approx(before.item(), rel=1e-6)
+    assert loss() < values[0]
+    assert torch.equal(loss(reference=True), before)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(2)])
+def test_what_is_saved_loads_elsewhere(folder: Path, tmp_path: Path, lora: Lora | None) -> None:
+    model = Video(folder, lora=lora)
+    with torch.no_grad():
+        for name, parameter in model.tuned.parameters().items():
+            parameter += 0.05 * draws(*parameter.shape, seed=len(name))
+    model.save(tmp_path)
+    kind = diffusers.UNetSpatioTemporalConditionModel
+    if lora is None:
+        loaded = kind.from_pretrained(tmp_path / "unet", use_safetensors=True)
+    else:
+        peft = pytest.importorskip("peft")
+        loaded = peft.PeftModel.from_pretrained(kind.from_pretrained(folder / "unet"), tmp_path)
+    loaded.eval()
+    inputs = draws(1, FRAMES, 8, 8, 8), torch.tensor(0.3), draws(1, 1, 16), draws(1, 3)
+    with torch.no_grad():
+        assert torch.allclose(loaded(*inputs).sample, model.tuned(*inputs).sample, atol=1e-5)
+        assert not torch.equal(loaded(*inputs).sample, model.tuned(*inputs, reference=True).sample)
+
+
+def test_what_is_no_such_pipeline_is_said(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="could not be loaded as a StableVideoDiffusionPipeline"):
+        Video(tmp_path)
+    with pytest.raises(UserError, match=f"that {FACTOR} divides"):
+        Video(folder, size=(15, 16))
+    pipeline = diffusers.StableVideoDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+    pipeline.scheduler = diffusers.EulerDiscreteScheduler()
+    pipeline.save_pretrained(tmp_path / "eps", safe_serialization=True)
+    with pytest.raises(UserError, match="predicts epsilon"):
+        Video(tmp_path / "eps")
