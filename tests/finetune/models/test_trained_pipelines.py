@@ -8,6 +8,7 @@ import torch
 from diffrl.diffusion import DenoisingChain
 from diffrl.finetune.losses import ddpo_is_loss
 from diffrl.finetune.model import Lora
+from diffrl.finetune.models import load_model
 from diffrl.finetune.models.pipelines import load_pipeline
 from tests.finetune import tiny
 from tests.finetune.models.pipeline_cases import PROMPTS, TEXT, diffusers_pipeline, noise, ours, stir, theirs
@@ -56,7 +57,7 @@ def test_saved_adapters_load_in_plain_diffusers_and_back(
     assert torch.allclose(images, theirs(pipeline, x), atol=1e-5)
     assert (images - plain).abs().max() > 1e-3
 
-    again = load_pipeline(str(folders[kind]), lora=Lora(rank=7), adapter=tmp_path)
+    again = load_model(str(folders[kind]), lora=Lora(rank=7), adapter=tmp_path)
     assert again.tuned.state_dict().keys() == model.tuned.state_dict().keys()
     assert torch.equal(ours(again, x), images)
 
@@ -73,7 +74,7 @@ def test_adapters_that_diffusers_saved_are_read(folders: dict[str, Path], tmp_pa
     configuration = pipeline.unet.peft_config["default"].to_dict()
     state = get_peft_model_state_dict(pipeline.unet)
     StableDiffusionPipeline.save_lora_weights(tmp_path, state, unet_lora_adapter_metadata=configuration)
-    model = load_pipeline(str(folders["sd"]), lora=None, adapter=tmp_path)
+    model = load_model(str(folders["sd"]), lora=None, adapter=tmp_path)
     x = noise(model, 2)
     assert torch.allclose(ours(model, x), theirs(pipeline, x), atol=5e-6)
 
@@ -89,7 +90,7 @@ def test_adapters_of_a_pixel_network_load_in_peft(folders: dict[str, Path], tmp_
     network = PeftModel.from_pretrained(diffusers_pipeline(folders["ddpm"]).unet, tmp_path)
     with torch.no_grad():
         assert torch.allclose(model.network(condition)(x, t), network(x, 500).sample, atol=1e-5)
-        again = load_pipeline(str(folders["ddpm"]), lora=None, adapter=tmp_path)
+        again = load_model(str(folders["ddpm"]), lora=None, adapter=tmp_path)
         assert torch.equal(again.network(condition)(x, t), model.network(condition)(x, t))
 
 
