@@ -17,6 +17,7 @@ from diffrl.errors import UserError, first_line
 from diffrl.finetune.extra import images_extra
 from diffrl.finetune.model import Condition, ImageModel, Lora, Tuned
 from diffrl.finetune.models.adapters import save_adapters
+from diffrl.finetune.models.pipelines import load_pipeline
 from diffrl.finetune.models.reference import unet_of
 
 EMBEDDING = (16, 32, 96, 256)
@@ -129,6 +130,21 @@ class Control:
             branch.save_pretrained(folder, safe_serialization=True)
         else:
             save_adapters(self.tuned, folder)
+
+
+def control_model(
+    name: str,
+    *,
+    controlnet: str | Path | None = None,
+    lora: Lora | None = None,
+    precision: str = "fp32",
+    device: str = "cpu",
+    seed: int = 0,
+    **options: Any,
+) -> Control:
+    """`Control` on the pipeline `name`; options: those of `load_pipeline`."""
+    base = load_pipeline(name, lora=None, device=device, **options)
+    return Control(base, controlnet, lora=lora, precision=precision, seed=seed)
 
 
 def _new(unet: Any, factor: int, seed: int) -> Any:

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from diffrl.diffusion import Network
 from diffrl.errors import UserError
-from diffrl.finetune.model import Condition, ImageModel, Tuned
+from diffrl.finetune.model import Condition, ImageModel, Lora, Tuned
+from diffrl.finetune.models.pipelines import load_pipeline
 from diffrl.seeds import generator_at
 
 
@@ -184,6 +185,22 @@ class Reference:
             self.base.save(folder)
         finally:
             inside.tuned = self._call
+
+
+def reference_model(
+    name: str,
+    *,
+    noised: bool = True,
+    scale: float = 1.0,
+    lora: Lora | None = None,
+    precision: str = "fp32",
+    device: str = "cpu",
+    seed: int = 0,
+    **options: Any,
+) -> Reference:
+    """`Reference` on the pipeline `name`; options: those of `load_pipeline`."""
+    base = load_pipeline(name, lora=lora, precision=precision, device=device, seed=seed, **options)
+    return Reference(base, noised=noised, scale=scale, seed=seed)
 
 
 def unet_of(base: ImageModel) -> Any:
