@@ -12,6 +12,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl evaluate RUN [--episodes 100]                score its last and best checkpoint
   diffrl diagnose RUN                                 is its diffusion policy well trained, sampled, tuned?
   diffrl augment synther DATASET --out NEW.hdf5       synthetic transitions by a diffusion model of the data's
+  diffrl finetune [--algo ddpo-is --reward jpeg ...]  an image model, or a policy, on a reward or preferences
   diffrl data list | info | generate | download | convert   data sets
   diffrl VERB --help                                  all options, explained
 
@@ -75,6 +76,12 @@ def _augment(words: Sequence[str]) -> int:
     return _subcommand("augment", "Enlarge a data set by synthetic experience.", {"synther": Synther}, words)
 
 
+def _finetune(words: Sequence[str]) -> int:
+    from diffrl.commands import finetune
+
+    return finetune.run(words)
+
+
 def _subcommand(name: str, description: str, verbs: Mapping[str, type], words: Sequence[str]) -> int:
     """Run `diffrl NAME VERB ...`, whose verbs are dataclasses with a `run()`."""
     import tyro
@@ -93,6 +100,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": _evaluate,
     "diagnose": _diagnose,
     "augment": _augment,
+    "finetune": _finetune,
     "data": _data,
 }
 

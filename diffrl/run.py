@@ -102,9 +102,9 @@ class Run:
             raise UserError(f"{path} is damaged: {error}.") from error
 
 
-def versions() -> dict[str, str]:
-    """What a run is made with: Python, packages and, in a checkout of ours, the git commit."""
-    names = ("diffrl", "torch", "numpy", "gymnasium", "mujoco")
+def versions(*more: str) -> dict[str, str]:
+    """What a run is made with: Python, packages (and `more`) and, in a checkout of ours, the git commit."""
+    names = ("diffrl", "torch", "numpy", "gymnasium", "mujoco", *more)
     found = {"python": platform.python_version()}
     for name in names:
         try:

@@ -110,8 +110,8 @@ class FinetuneConfig:
     """refl: weight of the reward beside the denoising loss."""
     eval_every: int | None = None
     """Rounds between evaluations; by default a sixth of all."""
-    eval_samples: int = 200
-    """Images of an evaluation, always of the same prompts and noise."""
+    eval_samples: int | None = None
+    """Images of an evaluation, always of the same prompts and noise; by default 200 for built-in models, else 32."""
     seed: int = 0
     """Of everything random."""
     device: str = "cpu"
@@ -198,8 +198,8 @@ class FinetuneConfig:
 
 
 _SHARED: dict[str, Any] = {"batch": 256, "updates": 2, "rounds": 40, "kl": 0.0}
-_TINY: dict[str, Any] = {"lora": 0, "steps": 10, "guidance": 1.0, "lr": 2e-4}
-_LARGE: dict[str, Any] = {"lora": 4, "steps": 50, "guidance": 5.0, "lr": 3e-4}
+_TINY: dict[str, Any] = {"lora": 0, "steps": 10, "guidance": 1.0, "lr": 2e-4, "eval_samples": 200}
+_LARGE: dict[str, Any] = {"lora": 4, "steps": 50, "guidance": 5.0, "lr": 3e-4, "eval_samples": 32}
 _CLIP = {"clip_nats": 1.64}
 _OF_ALGO: dict[Algo, dict[str, Any]] = {
     "ddpo-is": _CLIP,

@@ -1,4 +1,4 @@
-"""The extra that fine-tuning images needs, named where a part of it is missing."""
+"""What is said where the packages of the extra `images` are missing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,11 +7,14 @@ from diffrl.errors import UserError
 
 
 @contextmanager
-def images_extra() -> Iterator[None]:
-    """Around imports of diffusers, transformers, peft, scikit-learn and Pillow: a UserError says what to install."""
+def images_extra(what: str = "Fine-tuning image models") -> Iterator[None]:
+    """Around imports of diffusers, transformers, peft, accelerate, scikit-learn or Pillow, which `what` needs.
+
+    Raises UserError, naming the package and the extra, where one is not installed.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
         raise UserError(
-            f"Fine-tuning image models needs an extra ({error.name} is missing): pip install 'diffrl[images]'"
+            f"{what} needs {error.name}, which is not installed: pip install 'diffrl[images]' brings it."
         ) from error

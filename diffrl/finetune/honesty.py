@@ -44,6 +44,7 @@ def evaluate(setup: Setup, held_out: Reward | None, judge: Judge | None) -> Eval
     """Sample and measure the model as it is; processes share the images, and all get the same measures."""
     config, world, model = setup.config, setup.world, setup.model
     assert config.guidance is not None
+    assert config.eval_samples is not None
     n = config.eval_samples
     chosen = setup.prompts.draw(n, 1, setup.generator(EVALUATION)).sort().values
     index = world.share(n)

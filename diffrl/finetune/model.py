@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffrl.diffusion import Network, Prediction
+from diffrl.diffusion.prediction import Clip
 from diffrl.errors import UserError
 
 Condition = dict[str, Tensor]
@@ -29,6 +30,8 @@ class ImageModel(Protocol):
     """What the network predicts, and on which process. Its times t are the process's own; `network` translates them."""
     shape: tuple[int, ...]
     """Of one state: (C, H, W); the latents' where the model has an autoencoder; of a video (F, C, H, W)."""
+    clip: Clip | None
+    """To what the model's own sampler clamps D(x, t); None: it does not."""
     tuned: "Tuned"
     """The network under training."""
 

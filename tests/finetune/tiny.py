@@ -205,7 +205,7 @@ def t5_tokenizer() -> Any:
     return T5TokenizerFast(vocab=words, extra_ids=0)
 
 
-class seeded:  # noqa: N801 (a context)
+class seeded:
     """Inside, the global generator starts from `seed`; outside it is as it was."""
 
     def __init__(self, seed: int) -> None:

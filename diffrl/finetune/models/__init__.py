@@ -35,12 +35,3 @@ def load_model(
     from diffrl.finetune.models.pipelines import load_pipeline
 
     return load_pipeline(name, lora=lora, precision=precision, device=device, seed=seed, **options)
-
-
-def require(*modules: str) -> None:
-    """Import `modules`. Raises UserError, naming the extra to install, where one is missing."""
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(f"This needs {module}: pip install 'diffrl[images]' ({error}).") from None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from diffrl.console import work
 from diffrl.diffusion import VP, Prediction, denoising_loss
 from diffrl.files import atomic_path, cache_directory
+from diffrl.finetune.model import ImageModel, Lora
 from diffrl.seeds import generator_at
 
 STEPS = 1_000
@@ -46,13 +47,31 @@ def tiny_digits_folder(quiet: bool = False) -> Path:
     return folder
 
 
+def tiny_digits(
+    *,
+    lora: Lora | None = None,
+    precision: str = "fp32",
+    device: str = "cpu",
+    seed: int = 0,
+    quiet: bool = False,
+    **options: Any,
+) -> ImageModel:
+    """tiny-digits, trained now if it is not in the cache; arguments as for `load_pipeline`."""
+    from diffrl.finetune.models.pipelines import load_pipeline
+
+    folder = str(tiny_digits_folder(quiet))
+    return load_pipeline(folder, lora=lora, precision=precision, device=device, seed=seed, **options)
+
+
 def train_digits(
     folder: Path, *, steps: int = STEPS, seed: int = 0, on_progress: Callable[[int, int], None] = lambda done, of: None
 ) -> None:
     """Train the model and write it to `folder` as a diffusers DDPMPipeline; whole, or not at all."""
     from diffusers import DDPMPipeline, DDPMScheduler
 
-    scheduler = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    scheduler = DDPMScheduler(
+        1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
+    )
     table = -torch.log(scheduler.alphas_cumprod.double()).float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

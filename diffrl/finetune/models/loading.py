@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from diffrl.errors import UserError, first_line
-from diffrl.finetune.models import require
+from diffrl.finetune.extra import images_extra
 
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 LIBRARIES = ("diffusers", "transformers")
@@ -21,9 +21,9 @@ LIBRARIES = ("diffusers", "transformers")
 @contextmanager
 def quiet() -> Iterator[None]:
     """No bars, hints or warnings of diffusers and transformers meanwhile, but for downloads; errors are raised."""
-    require("diffusers", "transformers")
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+    with images_extra():
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
 
     libraries = (diffusers_logging, transformers_logging)
     before = [library.get_verbosity() for library in libraries]

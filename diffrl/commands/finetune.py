@@ -1,0 +1,109 @@
+"""`diffrl finetune`."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from diffrl.errors import UserError
+from diffrl.finetune.config import ABOUT, FinetuneConfig
+
+USAGE = """Fine-tune an image model, or a policy, on a reward.
+
+  diffrl finetune                                       tiny-digits, smaller JPEGs, DDPO-IS: 5 minutes on a CPU
+  diffrl finetune --reward digit:8 --kl 0.1             all digits shall look like an 8, held to the reference
+  diffrl finetune --algo draft --reward digit:8 --queries 1280
+  diffrl finetune --model FOLDER-or-hub-id --prompts prompts.txt --reward aesthetic:FOLDER --device cuda
+  diffrl finetune --algo dpo --pairs FOLDER --model ID --prompts prompts.txt
+  diffrl finetune --algo supervised --data FOLDER --model ID
+  diffrl finetune --resume runs/NAME [--queries N] [--device D]     go on, bit for bit
+  diffrl finetune policy runs/NAME --algo dppo          a trained policy, in its environment: see policy --help
+
+{algos}
+
+Rewards (--reward), added up by " + ", each with a weight if wanted ("jpeg + 0.5*digit:8"):
+{rewards}"""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a run from its newest checkpoint, bit for bit as if it had not been cut."""
+
+    resume: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    """The run's folder."""
+    queries: int | None = None
+    """Images to be scored in all; by default what the run was made for."""
+    rounds: int | None = None
+    """The same for dpo and supervised."""
+    device: str | None = None
+    """Another device than the run's."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse what stands after `diffrl finetune` and do it."""
+    words = list(arguments)
+    if words[:1] == ["policy"]:
+        from diffrl.commands import finetune_policy
+
+        return finetune_policy.run(words[1:])
+    if words and not words[0].startswith("-"):
+        raise UserError(f"`diffrl finetune {words[0]}`: options begin with --, such as --algo; or `policy RUN`.")
+    if any(word.split("=")[0] == "--resume" for word in words):
+        given = tyro.cli(Resume, args=words, prog="diffrl finetune")
+        from diffrl.finetune.experiment import resume
+        from diffrl.finetune.run import FinetuneRun
+
+        if _spread(FinetuneRun.read(given.resume).config.processes, words):
+            return 0
+        resume(given.resume, queries=given.queries, rounds=given.rounds, device=given.device)
+        return 0
+    config = tyro.cli(FinetuneConfig, args=words, prog="diffrl finetune", description=_usage(words))
+    from diffrl.finetune.experiment import finetune
+
+    if not _spread(config.processes, words):
+        finetune(config)
+    return 0
+
+
+def _usage(words: Sequence[str]) -> str:
+    """The description of --help; the rewards' names are imported where they are shown alone."""
+    if not {"-h", "--help"} & set(words):
+        return ""
+    from diffrl.finetune.rewards import listing
+
+    width = max(len(name) for name in ABOUT)
+    algos = "\n".join(f"  {name:{width}}  {text}" for name, text in ABOUT.items())
+    rewards = "\n".join(f"  {line}" for line in listing().splitlines())
+    return USAGE.format(algos=f"Algorithms (--algo):\n{algos}", rewards=rewards)
+
+
+def _spread(processes: int, words: Sequence[str]) -> bool:
+    """Start the same command in several processes by accelerate, and wait for them; False where there is one.
+
+    Raises UserError, with their exit code, where they failed: the main process has said why.
+    """
+    if processes == 1 or "WORLD_SIZE" in os.environ:
+        return False
+    from diffrl.finetune.extra import images_extra
+
+    with images_extra():
+        import accelerate  # noqa: F401
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    if not any(word.startswith("cuda") or word.endswith("=cuda") or word == "auto" for word in words):
+        launch.append("--cpu")
+    else:
+        launch.append("--multi_gpu")
+    result = subprocess.run([*launch, "-m", "diffrl.finetune", *words], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if result.returncode:
+        raise _Failed(f"The processes ended with code {result.returncode}; what went wrong is said above.")
+    return True
+
+
+class _Failed(UserError):
+    exit_code = 1

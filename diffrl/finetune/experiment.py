@@ -1,0 +1,320 @@
+"""Fine-tuning runs of image models from start to end: model, reward, rounds, evaluations, checkpoints, pictures."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from diffrl.console import console, work
+from diffrl.diffusion.chain import DenoisingChain
+from diffrl.errors import UserError
+from diffrl.finetune import algorithms, pictures, rewards
+from diffrl.finetune.algorithms.base import Setup
+from diffrl.finetune.config import ONLINE, FinetuneConfig
+from diffrl.finetune.honesty import Evaluation, Judge, evaluate
+from diffrl.finetune.model import ImageModel, Lora
+from diffrl.finetune.models import load_model
+from diffrl.finetune.prompts import Prompts, plain, read_prompts
+from diffrl.finetune.report import evaluation_line, print_run
+from diffrl.finetune.rewards.base import Reward
+from diffrl.finetune.run import FinetuneRun
+from diffrl.finetune.trainer import Finetuner
+from diffrl.finetune.world import World
+from diffrl.machine import settle
+from diffrl.run import resolve_device, versions
+from diffrl.training import checkpoint
+from diffrl.training.logs import MetricsLog
+from diffrl.training.loop import Interrupted, stop_signals
+
+SAVE_EVERY = 120.0
+"""Seconds between checkpoints, besides those of evaluations."""
+
+
+def finetune(config: FinetuneConfig, *, quiet: bool = False) -> Path:
+    """Fine-tune as `config` says, evaluate, save; give the run's folder, whose `model` is what was trained.
+
+    Raises UserError for all that a user can get wrong, RewardError for a reward that answers with nonsense,
+    DivergedError for training that does, Interrupted when told to stop (saved).
+    """
+    config = config.resolved()
+    if config.out is not None and (config.out / "finetune.yaml").exists():
+        raise UserError(f"{config.out} holds a run already: `diffrl finetune --resume {config.out}`, or another --out.")
+    return _run(config, None, quiet)
+
+
+def resume(
+    path: Path | str,
+    *,
+    queries: int | None = None,
+    rounds: int | None = None,
+    device: str | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Go on with a run from its newest whole checkpoint, bit for bit as if it had not been cut.
+
+    queries, rounds: in all, to make it longer. device: another than the run's.
+    """
+    run = FinetuneRun.read(path)
+    changes: dict[str, Any] = {"out": Path(path)}
+    if queries is not None:
+        if run.config.algo not in ONLINE:
+            raise UserError(f"{run.config.algo} scores no images as it goes on: give --rounds.")
+        assert run.config.batch is not None
+        changes |= {"queries": queries, "rounds": queries // run.config.batch}
+    if rounds is not None:
+        if run.config.algo in ONLINE:
+            raise UserError(f"{run.config.algo} runs by the images it scores: give --queries.")
+        changes["rounds"] = rounds
+    if device is not None:
+        changes["device"] = device
+    return _run(dataclasses.replace(run.config, **changes), run, quiet)
+
+
+def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Path:
+    settle()
+    world = World(resolve_device(config.device))
+    quiet = quiet or not world.main
+    try:
+        with _waiting_for(world):  # what is made at first use is made by one
+            model = _model(config, str(world.device), quiet)
+            reward, held_out = _rewards(config, str(world.device))
+            judge = _judge(config)
+        setup = Setup(config, model, _chain(config, model), _prompts(config, model), reward, world)
+        assert config.kl is not None
+        setup.kl_weight = config.kl if config.kl_target is None else config.kl or 0.01
+        session = _Session(setup, held_out, judge, quiet)
+        return session.run(resumed)
+    finally:
+        world.close()
+
+
+class _Session:
+    """A run under way."""
+
+    def __init__(self, setup: Setup, held_out: Reward | None, judge: Judge | None, quiet: bool) -> None:
+        self.setup, self.config, self.world = setup, setup.config, setup.world
+        self.held_out, self.judge, self.quiet = held_out, judge, quiet
+
+    def run(self, resumed: FinetuneRun | None) -> Path:
+        config, world = self.config, self.world
+        assert config.rounds is not None
+        path = config.out or _new_folder(config, world)
+        self.folder = resumed or FinetuneRun(path, dataclasses.replace(config, out=path))
+        self.folder.config = dataclasses.replace(config, out=path)
+        saved = None
+        if resumed is not None:
+            saved, complaints = checkpoint.load_latest(path)
+            for complaint in complaints:
+                self._say(f"[yellow]{complaint}[/]")
+            if saved.step >= config.rounds:
+                raise UserError(f"{path} has {saved.step} rounds already; give more --queries (or --rounds) to go on.")
+        if world.main:
+            if resumed is None:
+                self.folder.write({"versions": versions("diffusers", "transformers", "peft", "accelerate")})
+            else:
+                assert saved is not None
+                self.folder.write_config()
+                self.folder.history = [e for e in self.folder.history if e["round"] <= saved.step]
+                checkpoint.clean(path, saved.step)
+        world.barrier()
+        self._say(self._title())
+        with self._progress("Preparing") as progress:
+            self._watch(progress, config.queries if config.algo == "dpo" and config.pairs is None else 0)
+            algorithm, metrics = algorithms.build(self.setup, path)
+        tuner = Finetuner(self.setup, algorithm)
+        tuner.queries = config.queries if metrics else 0
+        if saved is not None:
+            tuner.load(saved.step, saved.tensors, saved.info)
+            self._say(f"Resuming after {saved.step:,} rounds.")
+        log = MetricsLog(path, [config.seed], tuner.round) if world.main else None
+        try:
+            self._train(tuner, log)
+        finally:
+            if log is not None:
+                log.close()
+        self._finish()
+        return path
+
+    def _train(self, tuner: Finetuner, log: MetricsLog | None) -> None:
+        config, world, path = self.config, self.world, self.folder.path
+        assert config.rounds is not None
+        assert config.eval_every is not None
+        began, saved_at = time.monotonic(), time.monotonic()
+        before = float(self.folder.history[-1]["seconds"]) if self.folder.history else 0.0
+        if tuner.round == 0:
+            self._evaluated(tuner, log, before)
+            self._save(tuner)
+        per_round = self._work_of_round(tuner)
+        with stop_signals() as stopped, self._progress("Fine-tuning") as progress:
+            self._watch(progress, per_round * config.rounds, per_round * tuner.round)
+            while tuner.round < config.rounds:
+                metrics = tuner.advance()
+                if log is not None:
+                    log.write(tuner.round, {n: [v] for n, v in {**metrics, "queries": tuner.queries}.items()})
+                last = tuner.round == config.rounds
+                stop = world.any(bool(stopped))
+                if tuner.round % config.eval_every == 0 or last:
+                    measures = self._evaluated(tuner, log, before + time.monotonic() - began).measures
+                    self._save(tuner)
+                    saved_at = time.monotonic()
+                    if config.stop_kl is not None and measures.get("kl", 0.0) > config.stop_kl:
+                        self._say(
+                            f"[yellow]Stopped: the divergence from the reference, {measures['kl']:.3g} nats an image, "
+                            f"is beyond --stop-kl {config.stop_kl:g}.[/]"
+                        )
+                        break
+                elif stop or world.any(time.monotonic() - saved_at > SAVE_EVERY):
+                    self._save(tuner)
+                    saved_at = time.monotonic()
+                if stop and not last:
+                    raise Interrupted(
+                        f"Stopped after {tuner.round} rounds; saved. Go on with `diffrl finetune --resume {path}`."
+                    )
+
+    def _evaluated(self, tuner: Finetuner, log: MetricsLog | None, seconds: float) -> Evaluation:
+        """Evaluate, write it down, draw it."""
+        with self._progress("Evaluating") as progress:
+            keep = self.setup.on_progress
+            self._watch(progress, self.config.eval_samples or 0)
+            result = evaluate(self.setup, self.held_out, self.judge)
+            self.setup.on_progress = keep
+        if log is not None:
+            finite = {name: value for name, value in result.measures.items() if math.isfinite(value)}
+            entry = {"round": tuner.round, "queries": tuner.queries, "seconds": round(seconds, 1), **finite}
+            self.folder.add(entry)
+            for name, value in finite.items():
+                log.scalars(f"evaluation/{name}", tuner.round, [value])
+            pictures.grid(result.images, result.prompts, pictures.grid_path(self.folder.path, tuner.round))
+            self._say(evaluation_line(entry, self.config))
+        return result
+
+    def _save(self, tuner: Finetuner) -> None:
+        """A checkpoint, by the main process; the others need not wait: all have the same."""
+        if self.world.main:
+            tensors, info = tuner.state()
+            checkpoint.save(self.folder.path, tuner.round, tensors, info)
+            checkpoint.prune(self.folder.path, ())
+
+    def _finish(self) -> None:
+        """What was trained, as diffusers has it; the picture; the table."""
+        if self.world.main:
+            target = self.folder.path / "model"
+            target.mkdir(exist_ok=True)
+            self.setup.model.save(target)
+            title = f"{self.config.algo} on {self.config.model}, reward: {self.config.reward}"
+            pictures.before_after(self.folder, self.folder.path / "before_after.png", title)
+            if not self.quiet:
+                print_run(self.folder)
+        self.world.barrier()
+
+    def _title(self) -> str:
+        config, model = self.config, self.setup.model
+        trained = sum(p.numel() for p in model.tuned.parameters().values())
+        how = "the whole network" if model.tuned.lora is None else f"LoRA of rank {model.tuned.lora.rank}"
+        what = "" if self.setup.reward is None else f", reward {config.reward}"
+        on = f"{self.world.size} processes, " if self.world.size > 1 else ""
+        return (
+            f"[bold]{config.algo}[/] on {config.model}: {how}, {trained:,} parameters{what}; "
+            f"{config.rounds} rounds of {config.batch}; {on}{self.world.device} -> {self.folder.path}"
+        )
+
+    def _work_of_round(self, tuner: Finetuner) -> int:
+        """Images that pass in a round: those sampled, and those trained on."""
+        own = len(self.world.share(tuner.algorithm.units))
+        sampled = 0 if self.config.algo in ("draft", "refl", "dpo", "supervised") else tuner.algorithm.queries
+        return sampled // self.world.size + own * self.config.passes
+
+    @contextlib.contextmanager
+    def _progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        with work(title, "images", self.quiet) as update:
+            yield update
+
+    def _watch(self, update: Callable[[int, int], None], total: int, done: int = 0) -> None:
+        """Have the bar follow what passes through the model."""
+        count = done
+
+        def on_progress(n: int) -> None:
+            nonlocal count
+            count += n
+            update(min(count, total), total)
+
+        self.setup.on_progress = on_progress
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            console.print(text)
+
+
+@contextlib.contextmanager
+def _waiting_for(world: World) -> Iterator[None]:
+    """Let the main process go first, and the others after it."""
+    if not world.main:
+        world.barrier()
+    yield
+    if world.main:
+        world.barrier()
+
+
+def _model(config: FinetuneConfig, device: str, quiet: bool) -> ImageModel:
+    lora = Lora(config.lora) if config.lora else None
+    options: dict[str, Any] = {} if config.adapter is None else {"adapter": config.adapter}
+    if config.checkpointing:
+        options["checkpointing"] = True
+    if config.builtin:
+        options["quiet"] = quiet
+    return load_model(config.model, lora=lora, precision=config.precision, device=device, seed=config.seed, **options)
+
+
+def _rewards(config: FinetuneConfig, device: str) -> tuple[Reward | None, Reward | None]:
+    """The reward, which supervised (and dpo on pairs of yours) does without, and the held-out one."""
+    needed = config.algo != "supervised" and not (config.algo == "dpo" and config.pairs is not None)
+    if not needed:
+        return None, None if config.held_out is None else rewards.parse(config.held_out, device=device)
+    held_out = config.held_out or rewards.companion(config.reward)
+    return (
+        rewards.parse(config.reward, device=device),
+        None if held_out is None else rewards.parse(held_out, device=device),
+    )
+
+
+def _judge(config: FinetuneConfig) -> Judge | None:
+    if not config.builtin:
+        return None
+    from diffrl.finetune.rewards.digits import judge
+
+    return judge()
+
+
+def _chain(config: FinetuneConfig, model: ImageModel) -> DenoisingChain:
+    assert config.steps is not None
+    times = model.times(config.steps)
+    return DenoisingChain(model.prediction.process, times, config.eta, clip=model.clip, event_dims=len(model.shape))
+
+
+def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
+    """Of the file; else a built-in model's classes. All are encoded once, so that a bad one is found now."""
+    if config.prompts is not None:
+        prompts = read_prompts(config.prompts)
+    elif config.builtin:
+        prompts = plain([str(digit) for digit in range(10)])
+    elif config.algo == "supervised":
+        prompts = plain([""])
+    else:
+        raise UserError(f"Which prompts? {config.model} needs --prompts FILE, one a line.")
+    model.conditions(list(dict.fromkeys(prompts.texts)))
+    return prompts
+
+
+def _new_folder(config: FinetuneConfig, world: World) -> Path:
+    """A folder of its own for the run, made by the main process."""
+    model = Path(config.model).name
+    stem = f"{config.algo}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
+        path = Path("runs") / f"{stem}{suffix}"
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise UserError(f"runs/{stem} exists a thousand times; choose another --out.")

@@ -1,0 +1,65 @@
+"""A fine-tuning run's folder: its configuration, its evaluations, how it is opened again."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffrl.errors import UserError
+from diffrl.files import atomic_path
+from diffrl.finetune.config import FinetuneConfig
+from diffrl.schema import checked, read_yaml
+
+CONFIG, ABOUT, EVALUATIONS = "finetune.yaml", "finetune.json", "evaluations.json"
+
+
+@dataclass
+class FinetuneRun:
+    """The folder: `finetune.yaml` (resolved), `finetune.json` (versions), `evaluations.json`, what training adds."""
+
+    path: Path
+    config: FinetuneConfig
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """An entry an evaluation: round, queries, seconds, and the measures of `honesty`."""
+
+    def write(self, about: dict[str, Any]) -> None:
+        """Create the folder and write what never changes. about: such as versions."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_config()
+        with atomic_path(self.path / ABOUT) as temporary:
+            temporary.write_text(json.dumps(about, indent=1))
+
+    def write_config(self) -> None:
+        """Write `finetune.yaml`: at the beginning, and when a resumed run is given more queries."""
+        with atomic_path(self.path / CONFIG) as temporary:
+            temporary.write_text(dump(self.config))
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Record an evaluation, in place of an older one of the same round."""
+        self.history = [e for e in self.history if e["round"] != entry["round"]] + [entry]
+        with atomic_path(self.path / EVALUATIONS) as temporary:
+            temporary.write_text(json.dumps(self.history, indent=1))
+
+    @classmethod
+    def read(cls, path: Path | str) -> "FinetuneRun":
+        """Open a folder. Raises UserError where it is no fine-tuning run's."""
+        path = Path(path)
+        if not (path / CONFIG).is_file():
+            what = f"has no {CONFIG}" if path.is_dir() else "does not exist"
+            raise UserError(f"{path} is not the folder of a fine-tuning run of images: it {what}.")
+        config = FinetuneConfig(**checked(FinetuneConfig, read_yaml(path / CONFIG), str(path / CONFIG)))
+        file = path / EVALUATIONS
+        try:
+            history = json.loads(file.read_text()) if file.exists() else []
+        except ValueError as error:
+            raise UserError(f"{file} is damaged: {error}.") from error
+        return cls(path, config, history)
+
+
+def dump(config: FinetuneConfig) -> str:
+    """The text of `finetune.yaml`."""
+    plain = {n: str(v) if isinstance(v, Path) else v for n, v in dataclasses.asdict(config).items()}
+    return yaml.safe_dump(plain, sort_keys=False)
