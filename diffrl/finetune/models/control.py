@@ -37,6 +37,8 @@ class Control:
     empty prompt; both branches of it are controlled.
     """
 
+    extras: tuple[str, ...] = ("control",)
+
     def __init__(
         self,
         base: ImageModel,
@@ -55,7 +57,8 @@ class Control:
             )
         self._unet = unet_of(base).requires_grad_(False)
         self.base = base
-        self.name, self.device, self.shape, self.prediction = base.name, base.device, base.shape, base.prediction
+        self.name, self.device, self.shape = base.name, base.device, base.shape
+        self.prediction, self.clip = base.prediction, base.clip
         inside: Any = base
         self._factor: int = inside.pipeline.vae_scale_factor
         inside.tuned = self._call
@@ -140,11 +143,16 @@ def control_model(
     precision: str = "fp32",
     device: str = "cpu",
     seed: int = 0,
+    checkpointing: bool = False,
     **options: Any,
 ) -> Control:
-    """`Control` on the pipeline `name`; options: those of `load_pipeline`."""
-    base = load_pipeline(name, lora=None, device=device, **options)
-    return Control(base, controlnet, lora=lora, precision=precision, seed=seed)
+    """`Control` on the pipeline `name`; checkpointing, options: as `load_pipeline` takes them."""
+    base = load_pipeline(name, lora=None, device=device, checkpointing=checkpointing, **options)
+    model = Control(base, controlnet, lora=lora, precision=precision, seed=seed)
+    if checkpointing:
+        branch: Any = model.tuned.network
+        branch.enable_gradient_checkpointing()
+    return model
 
 
 def _new(unet: Any, factor: int, seed: int) -> Any:

@@ -95,12 +95,14 @@ class Reference:
     Guidance is away from the empty prompt; both branches see the reference.
     """
 
+    extras: tuple[str, ...] = ("reference",)
+
     def __init__(self, base: ImageModel, *, noised: bool = True, scale: float = 1.0, seed: int = 0) -> None:
         unet = unet_of(base)
         unet.set_attn_processor(ReferenceAttention())
         self.base, self.noised, self.scale, self.seed = base, noised, scale, seed
         self.name, self.device, self.shape = base.name, base.device, base.shape
-        self.prediction, self.tuned = base.prediction, base.tuned
+        self.prediction, self.clip, self.tuned = base.prediction, base.clip, base.tuned
         if self.prediction.kind == "edm":
             raise UserError(f"{self.name}: reference attention needs a network that receives x itself, unscaled.")
         copied: Any = self.tuned._copy
