@@ -13,6 +13,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl diagnose RUN                                 is its diffusion policy well trained, sampled, tuned?
   diffrl augment synther DATASET --out NEW.hdf5       synthetic transitions by a diffusion model of the data's
   diffrl finetune [--algo ddpo-is --reward jpeg ...]  an image model, or a policy, on a reward or preferences
+  diffrl compare RUN [RUN ...]                        fine-tuning runs on one page: reward, and what it cost
   diffrl data list | info | generate | download | convert   data sets
   diffrl VERB --help                                  all options, explained
 
@@ -82,6 +83,14 @@ def _finetune(words: Sequence[str]) -> int:
     return finetune.run(words)
 
 
+def _compare(words: Sequence[str]) -> int:
+    import tyro
+
+    from diffrl.commands.compare import Compare
+
+    return tyro.cli(Compare, args=words, prog="diffrl compare").run()
+
+
 def _subcommand(name: str, description: str, verbs: Mapping[str, type], words: Sequence[str]) -> int:
     """Run `diffrl NAME VERB ...`, whose verbs are dataclasses with a `run()`."""
     import tyro
@@ -101,6 +110,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "diagnose": _diagnose,
     "augment": _augment,
     "finetune": _finetune,
+    "compare": _compare,
     "data": _data,
 }
 

@@ -19,6 +19,20 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, GREY = "#2f6db5", "#d9822b", "#3c9d5f", "#8a8a8a"
 
+PAGE_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1200px; margin: 2em auto;
+  padding: 0 1em }
+h1 { font-size: 1.5em; margin-bottom: .2em }
+h2 { font-size: 1.1em; margin: 2em 0 0 }
+p.about { color: #555; margin-top: 0 }
+table { border-collapse: collapse; width: 100% }
+td, th { padding: .35em .8em .35em 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e4e4e4 }
+th { color: #666; font-weight: 600 }
+td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+img { width: 100%; margin-top: 1em }
+"""
+"""The style sheet that our HTML pages share."""
+
 
 def evaluation_line(step: int, entry: dict[str, Any], episodes: int) -> str:
     """One evaluation as a line: score or return with its standard error, each seed's where there are several."""

@@ -13,7 +13,7 @@ from diffrl.augment.fidelity import FidelityReport, table_of
 from diffrl.augment.measures import Doubles, Pair
 from diffrl.data.offline import Floats, OfflineDataset
 from diffrl.files import atomic_path
-from diffrl.report import BLUE, GREY, ORANGE, finish, save
+from diffrl.report import BLUE, GREY, ORANGE, PAGE_STYLE, finish, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,25 +47,18 @@ def _write(path: Path, text: str) -> None:
 
 # --- the page ------------------------------------------------------------------------------------------------------
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1200px; margin: 2em auto;
-  padding: 0 1em }
-h1 { font-size: 1.5em; margin-bottom: .2em }
-h2 { font-size: 1.1em; margin: 2em 0 0 }
-p.about { color: #555; margin-top: 0 }
-table { border-collapse: collapse; width: 100% }
-td, th { padding: .35em .8em .35em 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e4e4e4 }
-th { color: #666; font-weight: 600 }
+_STYLE = (
+    PAGE_STYLE
+    + """
 td[rowspan] { width: 45% }
-td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 td.s { color: BLUE; font-weight: 600 }
 td.f { color: #666 }
-img { width: 100%; margin-top: 1em }
 .columns { columns: 6 }
 .columns p { margin: 0; color: #666; font-variant-numeric: tabular-nums }
 .columns b { display: inline-block; width: 5em; color: #222; font-weight: 400 }
 .columns i { color: BLUE; font-style: normal; font-weight: 600 }
 """.replace("BLUE", BLUE)
+)
 
 
 def page(report: FidelityReport, picture: bytes, title: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,8 @@ def before_after(run: FinetuneRun, path: Path, title: str) -> None:
     history = run.history
     figure = Figure(figsize=(13, 7), layout="constrained")
     figure.suptitle(title, fontsize=13)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    top, bottom = halves
     for axes, entry, name in zip(top.subplots(1, 2), (history[0], history[-1]), ("before", "after"), strict=True):
         with Image.open(grid_path(run.path, entry["round"])) as picture:
             axes.imshow(np.asarray(picture), interpolation="nearest")

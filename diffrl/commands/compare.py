@@ -1,0 +1,35 @@
+"""`diffrl compare`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Put fine-tuning runs of image models side by side: reward, held-out reward, divergence, diversity, fidelity.
+
+    For example,
+      diffrl compare runs/A runs/B
+      diffrl compare runs/* --out page.html
+
+    Writes one page that needs no other file, with its curves (PNG) and numbers (CSV) beside it.
+    """
+
+    runs: Positional[tuple[Path, ...]]
+    """Folders of runs that `diffrl finetune` made."""
+    out: Path = Path("compare.html")
+    """The page."""
+
+    def run(self) -> int:
+        """Do it."""
+        from diffrl.console import console
+        from diffrl.errors import UserError
+        from diffrl.finetune.compare import compare
+
+        if not self.runs:
+            raise UserError("Which runs? diffrl compare RUN [RUN ...]")
+        for path in compare(self.runs, self.out):
+            console.print(f"Written: {path}")
+        return 0
