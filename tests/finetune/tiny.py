@@ -2,6 +2,8 @@
 
 import json
 import string
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +105,7 @@ def save_sd3(folder: Path, *, size: int = 32, seed: int = 0, shift: float = 3.0,
 
 
 def save_ddpm(folder: Path, *, size: int = 16, seed: int = 0, classes: int | None = None, **schedule: Any) -> Path:
-    """A U-Net in pixels (3, size, size), without a prompt, or of `classes` classes; `schedule`: of its DDPM scheduler."""
+    """A U-Net in pixels (3, size, size), without a prompt, or of `classes`; `schedule`: of its DDPM scheduler."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
     with seeded(seed):
@@ -262,18 +264,12 @@ def t5_tokenizer() -> Any:
     return T5TokenizerFast(vocab=words, extra_ids=0)
 
 
-class seeded:
-    """Inside, the global generator starts from `seed`; outside it is as it was."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def __enter__(self) -> None:
-        self.state = torch.get_rng_state()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_rng_state(self.state)
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, the global generator, from which layers draw their weights, starts at `seed`; outside it is as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def _saved(pipeline: Any, folder: Path) -> Path:

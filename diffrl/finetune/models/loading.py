@@ -58,10 +58,37 @@ def read_index(name: str) -> dict[str, Any]:
             f"{name} is no folder. Expected the folder of a diffusers pipeline, or a hub id of the form owner/name."
         )
     try:
-        index: dict[str, Any] = DiffusionPipeline.load_config(name)
+        index: dict[str, Any] = DiffusionPipeline.load_config(name, **_where(name, "model_index.json"))
+    except UserError:
+        raise
     except Exception as error:
         raise _unreadable(name, "model_index.json", error) from None
     return index
+
+
+def _where(name: str, file: str) -> dict[str, Any]:
+    """Whether to ask the hub, as an option of `from_pretrained`. Asked while unreachable, it tries for half a minute.
+
+    Raises UserError for a hub id whose `file` is not in the cache while the hub is out of reach.
+    """
+    from huggingface_hub import constants, get_session, try_to_load_from_cache
+
+    if Path(name).is_dir():
+        return {"local_files_only": True}
+    reason = "HF_HUB_OFFLINE is set"
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=10)
+        except Exception as error:
+            reason = first_line(error)
+        else:
+            return {}
+    if not isinstance(try_to_load_from_cache(name, file), str):
+        raise UserError(
+            f"{name!r} is no folder here, and the Hugging Face hub cannot be reached ({reason}): connect to the "
+            "network, or give the folder of a downloaded pipeline."
+        )
+    return {"local_files_only": True}
 
 
 def read_pipeline(name: str, index: dict[str, Any], dtypes: dict[str, torch.dtype]) -> Any:
@@ -71,18 +98,19 @@ def read_pipeline(name: str, index: dict[str, Any], dtypes: dict[str, torch.dtyp
     """
     from diffusers import DiffusionPipeline
 
+    options = _where(name, "model_index.json")
     parts: dict[str, Any] = {}
     for part, entry in index.items():
-        if part.startswith("_") or not isinstance(entry, list) or entry[0] is None:
+        if part.startswith("_") or not isinstance(entry, list):
             continue
-        if part in ("safety_checker", "feature_extractor", "image_encoder"):
+        if entry[0] is None or part in ("safety_checker", "feature_extractor", "image_encoder"):
             parts[part] = None
         elif entry[0] in LIBRARIES and hasattr(_class(entry), "named_parameters"):
-            parts[part] = _read_part(name, part, _class(entry), dtypes.get(part, torch.float32))
+            parts[part] = _read_part(name, part, _class(entry), dtypes.get(part, torch.float32), options)
     if "safety_checker" in parts:
         parts["requires_safety_checker"] = False
     try:
-        pipeline = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **parts)
+        pipeline = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **options, **parts)
     except Exception as error:
         raise _unreadable(name, "the pipeline", error) from None
     pipeline.set_progress_bar_config(disable=True)
@@ -93,30 +121,34 @@ def _class(entry: list[str]) -> Any:
     return getattr(importlib.import_module(entry[0]), entry[1], None)
 
 
-def _read_part(name: str, part: str, kind: Any, dtype: torch.dtype) -> Any:
+def _read_part(name: str, part: str, kind: Any, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     folder = Path(name) / part
     if Path(name).is_dir() and not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         if pickles:
             raise UserError(
-                f"{folder} holds its weights in pickle format alone ({pickles[0]}), which may run code when read and is "
-                "not opened. Write them as safetensors first: pipeline.save_pretrained(folder, safe_serialization=True)."
+                f"{folder} holds its weights in pickle format alone ({pickles[0]}), which may run code when read and "
+                "is not opened. Write them as safetensors first: pipeline.save_pretrained(folder)."
             )
         raise UserError(f"The weights of {part} are missing: no *.safetensors in {folder}.")
     try:
         model, report = kind.from_pretrained(
-            name, subfolder=part, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+            name, subfolder=part, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, **options
         )
     except Exception as error:
         raise _unreadable(name, part, error) from None
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
-            f"The weights of {part} in {name} are incomplete: {missing[0]} and {len(missing) - 1} more are missing, and "
-            "would be random. Files of text encoders saved by another major version of transformers may look so: "
+            f"The weights of {part} in {name} are incomplete: {_several(missing)} missing, "
+            "and would be random. Files of text encoders saved by another major version of transformers may look so: "
             "save them again by the version in use."
         )
     return model.eval().requires_grad_(False)
+
+
+def _several(names: list[str]) -> str:
+    return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more are"
 
 
 def _unreadable(name: str, what: str, error: Exception) -> UserError:

@@ -11,7 +11,7 @@ from diffrl.diffusion import Network, Prediction
 from diffrl.diffusion.prediction import Clip
 from diffrl.errors import UserError
 from diffrl.finetune.model import Condition, Lora, Tuned
-from diffrl.finetune.models.adapters import read_adapter, write_adapter
+from diffrl.finetune.models.adapters import write_adapter
 from diffrl.finetune.models.loading import quiet, read_index, read_pipeline
 from diffrl.finetune.models.pixels import to_images
 from diffrl.finetune.models.schedules import DiscreteSchedule, FlowSchedule, Schedule
@@ -168,18 +168,18 @@ class LatentModel(PipelineModel):
 
     def _encoded(self, images: Tensor) -> Tensor:
         vae = self.pipeline.vae
-        latents = vae.encode(images.to(vae.dtype)).latent_dist.mode().float()
+        latents: Tensor = vae.encode(images.to(vae.dtype)).latent_dist.mode().float()
         mean, scale = self._latent_scale(latents)
         return (latents - mean) / scale
 
     def _latent_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, scale) with latents = scale x + mean."""
         settings = self.pipeline.vae.config
+        scale = 1 / x.new_tensor(settings.scaling_factor)
         mean, std = settings.get("latents_mean"), settings.get("latents_std")
         if mean is not None and std is not None:
-            return x.new_tensor(mean)[:, None, None], x.new_tensor(std)[:, None, None] / settings.scaling_factor
-        shift = settings.get("shift_factor") or 0.0
-        return x.new_tensor(shift), 1 / x.new_tensor(settings.scaling_factor)
+            return x.new_tensor(mean)[:, None, None], x.new_tensor(std)[:, None, None] * scale
+        return x.new_tensor(settings.get("shift_factor") or 0.0), scale
 
 
 class StableDiffusion(LatentModel):
@@ -243,7 +243,6 @@ def load_pipeline(
     name: str,
     *,
     lora: Lora | None,
-    adapter: Path | None = None,
     precision: str = "fp32",
     checkpointing: bool = False,
     device: str = "cpu",
@@ -254,9 +253,7 @@ def load_pipeline(
 ) -> PipelineModel:
     """A diffusers pipeline in a folder (of `save_pretrained`) or of a hub id, as an image model.
 
-    lora: adapters on its network, or None to train the network whole. adapter: a folder or file of adapters to start
-        from, of diffusers or peft; its rank, alpha and layers are then those trained, whatever `lora` says. The
-        reference stays the plain pipeline.
+    lora: adapters on its network, or None to train the network whole.
     precision: of everything that is frozen: fp32, bf16 or fp16 (the autoencoder in float32 where its own configuration
         asks for it); and of the network's inner computation. What is trained is float32.
     checkpointing: recompute the network's blocks in the backward pass instead of keeping what they hold.
@@ -272,9 +269,6 @@ def load_pipeline(
         kind = MODELS.get(str(index.get("_class_name")))
         if kind is None:
             raise UserError(f"{name} is a {index.get('_class_name')}; what can be fine-tuned: {', '.join(MODELS)}.")
-        start = None if adapter is None else read_adapter(adapter)
-        if start is not None:
-            lora = start.lora
         half = PRECISIONS[precision]
         frozen = [part for part in index if part.startswith("text_encoder") or part == "vae"]
         dtypes = dict.fromkeys(frozen + ([kind.network_name] if lora is not None else []), half)
@@ -297,10 +291,7 @@ def load_pipeline(
             schedule = FlowSchedule(pipeline.scheduler.config, tokens)
         else:
             schedule = DiscreteSchedule(pipeline.scheduler.config)
-        model = kind(name, pipeline, schedule, shape, lora, precision, seed)
-    if start is not None:
-        model.tuned.load_state_dict(start.parameters(model.tuned))
-    return model
+        return kind(name, pipeline, schedule, shape, lora, precision, seed)
 
 
 def _shape(name: str, pipeline: Any, network: Any, size: int | None) -> tuple[int, ...]:

@@ -26,4 +26,5 @@ def to_images(x: Tensor) -> Tensor:
     would lead further out is 0. A plain clamp is 0 outside altogether: a pixel once too white stays so, whatever the
     reward.
     """
-    return _Clamp.apply(x / 2 + 0.5)
+    images: Tensor = _Clamp.apply(x / 2 + 0.5)  # type: ignore[no-untyped-call]
+    return images

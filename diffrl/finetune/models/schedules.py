@@ -64,6 +64,7 @@ class DiscreteSchedule:
             )
         self.prediction = Prediction(KINDS[kind], VP())
         self._table = table.clamp_max(PURE).float()
+        self._copies: dict[torch.device, Tensor] = {}
 
     def times(self, steps: int) -> Tensor:
         """The times of DDIMScheduler's time steps, then 0. Raises UserError for a number of steps it cannot make."""
@@ -79,15 +80,20 @@ class DiscreteSchedule:
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:
         """Uniform over the table."""
         index = torch.randint(len(self._table), (n,), generator=generator, device=generator.device)
-        return self._table.to(generator.device)[index]
+        return self._on(generator.device)[index]
 
     def label(self, t: Tensor) -> Tensor:
         """i at t_i, to the bit; linear between."""
-        table = self._table = self._table.to(t.device)
-        t = t.float()
+        table, t = self._on(t.device), t.float()
         low = (torch.searchsorted(table, t.contiguous(), right=True) - 1).clamp(0, len(table) - 2)
         t_low, t_high = table[low], table[low + 1]
         return (low + (t - t_low) / (t_high - t_low)).clamp(0, len(table) - 1)
+
+    def _on(self, device: torch.device) -> Tensor:
+        """The table there, copied once: labels are asked for at every step."""
+        if device not in self._copies:
+            self._copies[device] = self._table.to(device)
+        return self._copies[device]
 
 
 class FlowSchedule:
@@ -105,6 +111,7 @@ class FlowSchedule:
         settings = self._scheduler.config
         if settings.invert_sigmas or settings.stochastic_sampling:
             raise UserError("A flow scheduler with invert_sigmas or stochastic_sampling is not supported.")
+        self._labels = int(settings.num_train_timesteps)
         self._mu: float | None = None
         self._shift = float(settings.shift)
         if settings.use_dynamic_shifting:
@@ -119,7 +126,8 @@ class FlowSchedule:
         if steps < 1:
             raise UserError(f"{steps} steps: expected at least 1.")
         self._scheduler.set_timesteps(steps, mu=self._mu)
-        return self._scheduler.sigmas.float().cpu()
+        sigmas: Tensor = self._scheduler.sigmas
+        return sigmas.float().cpu()
 
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:
         """The logistic of a standard normal (arXiv 2403.03206, section 3.1), shifted as the grid is."""
@@ -128,4 +136,4 @@ class FlowSchedule:
 
     def label(self, t: Tensor) -> Tensor:
         """N t, N = 1000."""
-        return t.float() * self._scheduler.config.num_train_timesteps
+        return t.float() * self._labels
