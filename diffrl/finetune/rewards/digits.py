@@ -25,7 +25,7 @@ from diffrl.finetune.rewards.base import Metadata
 
 HALF = 750
 """Digits in either half that trains; the rest, 297, is the test."""
-STEPS, BATCH, LR = 1500, 64, 2e-3
+STEPS, BATCH, LR = 1000, 64, 2e-3
 NOISE = 0.1
 """Deviation of the Gaussian noise on images in training: samples are never as clean as scans."""
 
@@ -51,7 +51,7 @@ class Digit:
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The values (B,)."""
         wanted = [named_digit(p) for p in prompts] if self.digit is None else [self.digit] * len(images)
-        probabilities = self.classifier(to_8x8(images).to(self.device)).softmax(-1)
+        probabilities: Tensor = self.classifier(to_8x8(images).to(self.device)).softmax(-1)
         return probabilities.gather(1, torch.tensor(wanted, device=self.device)[:, None])[:, 0].to(images.device)
 
 
@@ -64,7 +64,10 @@ def named_digit(prompt: str) -> int:
 
 
 def to_8x8(images: Tensor) -> Tensor:
-    """Images (B, 3 or 1, H, W) as (B, 1, 8, 8): the channels' mean, averaged over areas. Raises UserError if smaller."""
+    """Images (B, 3 or 1, H, W) as (B, 1, 8, 8): the channels' mean, averaged over areas.
+
+    Raises UserError for another shape, or a smaller image.
+    """
     if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
         raise UserError(f"images of shape {tuple(images.shape)}; digits are (B, 3 or 1, H, W), 8x8 or larger")
     gray = images.float().mean(1, keepdim=True)
@@ -92,7 +95,12 @@ def _network(held_out: bool) -> nn.Module:
     """Maps (B, 1, 8, 8) to logits (B, 10)."""
     if held_out:
         return nn.Sequential(
-            nn.Flatten(), nn.Linear(64, 512), nn.SiLU(), nn.Linear(512, 512), nn.SiLU(), nn.Linear(512, 10)
+            nn.Conv2d(1, 64, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(1024, 128),
+            nn.SiLU(),
+            nn.Linear(128, 10),
         )
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
@@ -141,7 +149,7 @@ def train(held_out: bool, steps: int = STEPS) -> nn.Module:
             noise = NOISE * torch.randn(shifted.shape, generator=generator)
             loss = cross_entropy(network(shifted + noise), labels[rows], label_smoothing=0.02)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
     return network
@@ -149,18 +157,20 @@ def train(held_out: bool, steps: int = STEPS) -> nn.Module:
 
 @functools.cache
 def judge() -> Classify:
-    """The third judge, for fidelity: support vectors on both halves, with the softmax of their margins.
+    """The third judge, for fidelity: support vectors on both halves; probabilities by Platt's sigmoids.
 
     Fitted at use, in a fraction of a second; nothing is kept on disk. No reward: nothing is ever optimised against it.
     """
     with images_extra("The judge of digits"):
+        from sklearn.calibration import CalibratedClassifierCV
         from sklearn.svm import SVC
     images, labels = (part[: 2 * HALF] for part in digits())
-    machine = SVC(gamma=0.1, C=10.0).fit(images.flatten(1).numpy(), labels.numpy())
+    machine = CalibratedClassifierCV(SVC(gamma=0.1, C=10.0), ensemble=False)
+    machine.fit(images.flatten(1).numpy(), labels.numpy())
 
     def classify(images: Tensor) -> Tensor:
-        margins = machine.decision_function(to_8x8(images.detach()).cpu().flatten(1).numpy())
-        return torch.from_numpy(margins).to(images.device, torch.float32).softmax(-1)
+        probabilities = machine.predict_proba(to_8x8(images.detach()).cpu().flatten(1).numpy())
+        return torch.from_numpy(probabilities).to(images.device, torch.float32)
 
     return classify
 

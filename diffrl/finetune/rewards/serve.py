@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reward = parse(options.reward, device=options.device)
         with server(reward, options.host, options.port) as http:
             host, port = http.server_address[:2]
-            print(f"{reward.name} at http://{str(host)}:{port}", flush=True)
+            print(f"{reward.name} at http://{host!s}:{port}", flush=True)
             http.serve_forever()
     except UserError as error:
         print(error, file=sys.stderr)
