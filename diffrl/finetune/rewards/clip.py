@@ -1,7 +1,8 @@
 """Rewards on CLIP (Radford et al. 2021, arXiv 2103.00020): its score, PickScore, HPSv2, LAION's aesthetic predictor.
 
 All load a folder, or hub id, in transformers' CLIP format: config.json, model.safetensors, preprocessor_config.json,
-and (but for the aesthetic predictor) the tokenizer. With u an image's and w a prompt's projected embedding, of length 1:
+and (but for the aesthetic predictor) the tokenizer. With u an image's and w a prompt's projected embedding, of length
+1:
 
 clip       100 u.w (CLIPScore, Hessel et al. 2021, arXiv 2104.08718, without its limit at 0, where it has no gradient)
 pickscore  exp(logit scale) u.w (Kirstain et al. 2023, arXiv 2305.01569): yuvalkirstain/PickScore_v1, a CLIP-H, its

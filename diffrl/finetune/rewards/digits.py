@@ -4,8 +4,8 @@ scikit-learn's 1,797 digits of 8x8 pixels, in [0, 1] (grey levels / 16), in a fi
 `digit`, the next 750 train `digit-held-out`, both together the judge, and the last 297 test all three. What a run gains
 on `digit` and not on the others is not likeness but error of one network (over-optimisation).
 
-Accuracy on the 297, as measured: digit .980 (a convolutional network), digit-held-out .970 (layers, no convolution),
-the judge .990 (a support vector machine, no network and no gradient).
+Accuracy on the 297, as measured: digit .973 (three layers of 3x3 convolutions), digit-held-out .980 (patches of 4x4,
+then dense layers), the judge .987 (a support vector machine: no network, no gradient).
 """
 
 import functools
@@ -25,7 +25,9 @@ from diffrl.finetune.rewards.base import Metadata
 
 HALF = 750
 """Digits in either half that trains; the rest, 297, is the test."""
-STEPS, BATCH, LR = 1000, 64, 2e-3
+STEPS = {False: 1000, True: 1500}
+"""Of training: `digit`, `digit-held-out`."""
+BATCH, LR = 64, 2e-3
 NOISE = 0.1
 """Deviation of the Gaussian noise on images in training: samples are never as clean as scans."""
 
@@ -131,10 +133,10 @@ def classifier(held_out: bool = False) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def train(held_out: bool, steps: int = STEPS) -> nn.Module:
+def train(held_out: bool) -> nn.Module:
     """A network on its half of the digits: Adam with a cosine, shifts by up to a pixel, noise. One seed, one result."""
     images, labels = (half[HALF : 2 * HALF] if held_out else half[:HALF] for half in digits())
-    generator = torch.Generator().manual_seed(1 + held_out)
+    steps, generator = STEPS[held_out], torch.Generator().manual_seed(1 + held_out)
     with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
         torch.manual_seed(1 + held_out)
         network = _network(held_out)
