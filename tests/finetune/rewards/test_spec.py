@@ -25,7 +25,8 @@ def test_one_reward_is_itself() -> None:
     reward = parse(" jpeg ")
     assert not isinstance(reward, Sum)
     total, parts = ask_parts(reward, IMAGES, PROMPTS)
-    assert list(parts) == ["jpeg"] and torch.equal(parts["jpeg"], total)
+    assert list(parts) == ["jpeg"]
+    assert torch.equal(parts["jpeg"], total)
     assert torch.equal(ask(parse("-1*jpeg"), IMAGES, PROMPTS), ask(parse("incompressible"), IMAGES, PROMPTS))
 
 
