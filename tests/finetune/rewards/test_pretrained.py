@@ -203,7 +203,7 @@ def test_classifier_is_transformers(classifier_folder: Path) -> None:
     with torch.no_grad():
         logits = AutoModelForImageClassification.from_pretrained(classifier_folder).eval()(**pixels).logits
     expected = logits.log_softmax(-1)
-    assert expected.exp().std(0).min() > 0.01
+    assert expected.exp().std(0).min() > 0.005
     for i, label in enumerate(["cat", "dog", "tabby, tabby cat"]):
         for spec in (f"classifier:{classifier_folder}#{label}", f"classifier:{classifier_folder}#{i}"):
             torch.testing.assert_close(ask(parse(spec), batch, [""] * 3), expected[:, i], rtol=1e-4, atol=1e-5)
@@ -213,7 +213,7 @@ def test_classifier_is_transformers(classifier_folder: Path) -> None:
     torch.testing.assert_close(named, expected[[0, 1, 2], [1, 0, 2]], rtol=1e-4, atol=1e-5)
     x = batch.clone().requires_grad_()
     assert torch.autograd.grad(ask(p, x, [""] * 3).sum(), x)[0].abs().min() > 0
-    with pytest.raises(UserError, match="no label 'dogg'; known: cat, dog|did you mean 'dog'"):
+    with pytest.raises(UserError, match="no label 'dogg'; did you mean 'dog'"):
         parse(f"classifier:{classifier_folder}#dogg")
 
 
