@@ -25,9 +25,9 @@ from diffrl.finetune.rewards.base import Metadata
 
 HALF = 750
 """Digits in either half that trains; the rest, 297, is the test."""
-STEPS = {False: 1000, True: 1500}
+STEPS = {False: 700, True: 1500}
 """Of training: `digit`, `digit-held-out`."""
-BATCH, LR = 64, 2e-3
+BATCH, LR = 48, 2e-3
 NOISE = 0.1
 """Deviation of the Gaussian noise on images in training: samples are never as clean as scans."""
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import images
-from PIL import Image
+from conftest import images, pictures
 
 from diffrl.errors import UserError
 from diffrl.finetune.rewards import ask, parse, preprocess, pretrained
@@ -17,10 +16,6 @@ from diffrl.finetune.rewards.clip import read_head
 from diffrl.finetune.rewards.codecs import to_uint8
 
 PROMPTS = ["a cat", "dogs", "a very long prompt indeed"]
-
-
-def pictures(batch: torch.Tensor) -> list[Image.Image]:
-    return [Image.fromarray(pixels) for pixels in to_uint8(batch)]
 
 
 def outside(folder: Path, batch: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
