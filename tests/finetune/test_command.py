@@ -124,7 +124,6 @@ def test_stop_kl_stops(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--algo", "ddpo"], "ddpo-is"),
         (["--model", "tiny-digit"], "tiny-digits"),
         (["--model", "nobody/nothing", "--prompts", "p.txt"], "nobody/nothing"),
         (["--model", "absent/folder/of/model"], "absent/folder/of/model"),

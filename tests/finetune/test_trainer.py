@@ -103,7 +103,7 @@ def test_ddpo_gradient_is_the_score_functions() -> None:
 
 
 def test_chain_kl_is_the_closed_form() -> None:
-    """The means of one step differ by f (1 - gain alpha) dm, in every state: KL = sum (f (1 - gain alpha) dm)^2 / 2 n^2."""
+    """Means of one step differ by f (1 - gain alpha) dm, in every state: KL = sum (f (1 - gain alpha) dm)^2 / 2 n^2."""
     setup = toy_setup()
     setup.model.tuned.network.m.data.fill_(0.3)
     found = chain_kl(setup, sample(setup, 0))
