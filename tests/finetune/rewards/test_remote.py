@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import images
 from torch import Tensor
 
 from diffrl.errors import UserError
 from diffrl.finetune.rewards import RewardError, ask, parse, serve
 from diffrl.finetune.rewards.codecs import to_uint8
 from diffrl.finetune.rewards.remote import Remote
+from tests.finetune.rewards.reward_cases import images
 
 Answer = Callable[[int, dict[str, Any]], tuple[int, bytes]]
 """The number of the request and what it says -> status and body."""
