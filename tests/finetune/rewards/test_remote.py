@@ -179,9 +179,9 @@ def test_our_server_refuses_what_is_not_of_the_protocol() -> None:
     ):
         with pytest.raises(serve.BadRequest, match=said):
             serve.answer(Mean(), request)
-    with running(serve.server(parse("digit"))) as url:
-        with pytest.raises(RewardError, match="HTTP 400 the prompt 'seven' does not name one digit"):
-            ask(parse(f"remote:{url}"), images(1, 3, 8, 8), ["seven"])
+    refusal = pytest.raises(RewardError, match="HTTP 400 the prompt 'seven' does not name one digit")
+    with running(serve.server(parse("digit"))) as url, refusal:
+        ask(parse(f"remote:{url}"), images(1, 3, 8, 8), ["seven"])
 
 
 def test_addresses() -> None:

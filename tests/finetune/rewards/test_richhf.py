@@ -211,9 +211,9 @@ def test_it_learns_where_the_artifacts_are(tmp_path: Path) -> None:
         data.append(serialise(features | bad | scores))
     feedback = list(read(write(tmp_path / "train.tfrecord", data)))
     rich = model()
-    optimiser = torch.optim.Adam(rich.parameters(), 1e-2)
+    optimiser = torch.optim.Adam(rich.parameters(), 5e-3)
     losses = []
-    for _ in range(120):
+    for _ in range(200):
         loss = rich.loss(batch, [""] * 32, feedback)
         optimiser.zero_grad()
         loss.backward()
