@@ -154,10 +154,14 @@ def test_what_is_no_example_is_named(tmp_path: Path) -> None:
             list(read(write(tmp_path / "odd.tfrecord", [odd])))
 
 
-def model(seed: int = 0, backbone: Path | None = None) -> RichModel:
+def model(backbone: Path | None = None, spread: float = 0.3) -> RichModel:
+    """A model as it begins, its parameters spread so that no part of it is constant."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return RichModel(RichConfig(None if backbone is None else str(backbone), width=8))
+        torch.manual_seed(0)
+        rich = RichModel(RichConfig(None if backbone is None else str(backbone), width=8))
+        for parameter in rich.parameters():
+            parameter.data += spread * torch.randn_like(parameter)
+    return rich
 
 
 def test_the_reward_is_the_overall_score_less_the_artifacts(tmp_path: Path) -> None:
@@ -210,7 +214,7 @@ def test_it_learns_where_the_artifacts_are(tmp_path: Path) -> None:
         scores = dict.fromkeys(SCORES, 0.25 if i % 2 else 0.75)
         data.append(serialise(features | bad | scores))
     feedback = list(read(write(tmp_path / "train.tfrecord", data)))
-    rich = model()
+    rich = model(spread=0.0)
     optimiser = torch.optim.Adam(rich.parameters(), 5e-3)
     losses = []
     for _ in range(200):
