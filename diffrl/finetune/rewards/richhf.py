@@ -27,6 +27,9 @@ from diffrl.finetune.rewards.clip import ClipScore
 from diffrl.finetune.rewards.richhf_records import SCORES, Feedback
 
 MODEL_TYPE = "diffrl-richhf"
+RARE = -2.0
+"""Heatmaps begin at sigmoid(RARE) = .12 everywhere: faults are rare, and from .5 the squared error's first steps would
+push the sigmoid so far towards 0 that no gradient is left to find them."""
 OVERALL = SCORES.index("overall_score")
 
 
@@ -66,6 +69,8 @@ class RichModel(nn.Module):
         self.trunk = nn.Sequential(nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU())
         self.scores = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, len(SCORES)))
         self.maps = nn.Conv2d(width, 2, 1)
+        nn.init.zeros_(self.maps.weight)
+        nn.init.constant_(self.maps.bias, RARE)
         self.to(device)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Rich:

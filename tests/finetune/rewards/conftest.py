@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-
-from diffrl.finetune.rewards.codecs import to_uint8
 
 VOCABULARY = [
     "<|startoftext|>",
@@ -58,15 +55,3 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
     return folder
-
-
-def images(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Random images of whole bytes, smooth enough that resampling is not all there is."""
-    coarse = torch.rand(*shape[:2], 5, 5, generator=torch.Generator().manual_seed(seed))
-    smooth = torch.nn.functional.interpolate(coarse, size=shape[2:], mode="bicubic").clamp(0, 1)
-    return (smooth * 255).round() / 255
-
-
-def pictures(batch: torch.Tensor) -> list[Image.Image]:
-    """The same for an outside implementation."""
-    return [Image.fromarray(pixels) for pixels in to_uint8(batch)]

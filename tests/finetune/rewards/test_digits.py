@@ -13,9 +13,8 @@ def test_classifiers_know_digits_they_never_saw(held_out: bool, cache: Path) -> 
     images, labels = digits.unseen()
     assert images.shape == (297, 1, 8, 8)
     network = digits.classifier(held_out)
-    measured = 0.980 if held_out else 0.973
+    measured = 0.970 if held_out else 0.976
     assert digits.accuracy(lambda x: network(x)) == pytest.approx(measured, abs=0.02)
-    assert measured > 0.95
     assert digits.accuracy(lambda x: network(x)) > 0.95
     assert len(list((cache / "models").glob("digit*.safetensors"))) >= 1
     again = digits.classifier(held_out)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import images, pictures
 
 from diffrl.errors import UserError
 from diffrl.finetune.rewards import ask, parse
 from diffrl.finetune.rewards.imagereward import translate
+from tests.finetune.rewards.reward_cases import images, pictures
 
 PROMPTS = ["cat", "a dog", "cab"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", *"abcdegot", *(f"##{c}" for c in "abcdegot")]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import images, pictures
 
 from diffrl.errors import UserError
 from diffrl.finetune.rewards import ask, parse, preprocess, pretrained
 from diffrl.finetune.rewards.clip import read_head
 from diffrl.finetune.rewards.codecs import to_uint8
+from tests.finetune.rewards.reward_cases import images, pictures
 
 PROMPTS = ["a cat", "dogs", "a very long prompt indeed"]
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import images
 from torch import Tensor
 
 from diffrl.errors import UserError
 from diffrl.finetune.rewards import RewardError, ask, parse, serve
 from diffrl.finetune.rewards.codecs import to_uint8
 from diffrl.finetune.rewards.remote import Remote
+from tests.finetune.rewards.reward_cases import images
 
 Answer = Callable[[int, dict[str, Any]], tuple[int, bytes]]
 """The number of the request and what it says -> status and body."""
@@ -179,9 +179,9 @@ def test_our_server_refuses_what_is_not_of_the_protocol() -> None:
     ):
         with pytest.raises(serve.BadRequest, match=said):
             serve.answer(Mean(), request)
-    with running(serve.server(parse("digit"))) as url:
-        with pytest.raises(RewardError, match="HTTP 400 the prompt 'seven' does not name one digit"):
-            ask(parse(f"remote:{url}"), images(1, 3, 8, 8), ["seven"])
+    refusal = pytest.raises(RewardError, match="HTTP 400 the prompt 'seven' does not name one digit")
+    with running(serve.server(parse("digit"))) as url, refusal:
+        ask(parse(f"remote:{url}"), images(1, 3, 8, 8), ["seven"])
 
 
 def test_addresses() -> None:
