@@ -15,6 +15,9 @@ from diffrl.finetune.rewards.base import Metadata
 QUALITY = 95
 """Of JPEG, as DDPO has it."""
 
+UNIT = 16
+"""The side of the blocks, in pixels, that JPEG codes with its chroma halved."""
+
 Pixels = NDArray[np.uint8]
 """Of one image, (H, W, 3)."""
 
@@ -55,14 +58,23 @@ def encode(pixels: Pixels, codec: str, **options: int) -> bytes:
     return file.getvalue()
 
 
+def jpeg_file(pixels: Pixels, quality: int = QUALITY) -> bytes:
+    """The JPEG file of an image; one with a side below 16 is enlarged, every pixel to k x k alike.
+
+    16 x 16 is the unit that JPEG codes colour images in: of a smaller one it would code its own padding.
+    """
+    k = -(-UNIT // min(pixels.shape[:2]))
+    return encode(pixels.repeat(k, 0).repeat(k, 1), "JPEG", quality=quality)
+
+
 def jpeg_file_bytes(pixels: Pixels, quality: int = QUALITY) -> int:
     """The size of the whole JPEG file. At 8x8 pixels some 600 bytes of it are tables that no image can save."""
-    return len(encode(pixels, "JPEG", quality=quality))
+    return len(jpeg_file(pixels, quality))
 
 
 def jpeg_bytes(pixels: Pixels, quality: int = QUALITY) -> int:
     """The size of what JPEG codes of the image itself: see `scan_bytes`."""
-    return scan_bytes(encode(pixels, "JPEG", quality=quality))
+    return scan_bytes(jpeg_file(pixels, quality))
 
 
 def png_bytes(pixels: Pixels) -> int:

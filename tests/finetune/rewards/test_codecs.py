@@ -33,6 +33,19 @@ def test_jpeg_file_is_ddpos_size() -> None:
     torch.testing.assert_close(value("jpeg-file", batch.expand(-1, 3, -1, -1)), torch.tensor(expected))
 
 
+def test_a_small_image_is_measured_in_jpegs_unit() -> None:
+    """8x8 as 16x16 of doubled pixels, 4x4 of fourfold ones; from 16 up as it is."""
+    small = images(2, 1, 8, 8)
+    doubled = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(value("jpeg", small), value("jpeg", doubled), rtol=0, atol=0)
+    assert jpeg_file_bytes(to_uint8(images(1, 1, 16, 20))[0]) == len(
+        encode(to_uint8(images(1, 1, 16, 20))[0], "JPEG", quality=95)
+    )
+    assert not torch.equal(
+        value("jpeg", doubled), value("jpeg", doubled.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    )
+
+
 def test_the_header_is_all_that_jpeg_leaves_out() -> None:
     """What is left of the file without its scan is the same for every image of a size, so only the scan can improve."""
     batch = images(4, 3, 32, 32) * torch.tensor([0.0, 0.2, 0.6, 1.0])[:, None, None, None]
