@@ -173,7 +173,8 @@ def test_draft_reaches_the_adapters_through_the_autoencoder(folders: dict[str, P
 def test_half_precision_is_near(kind: str, folders: dict[str, Path]) -> None:
     model = load_pipeline(str(folders[kind]), lora=Lora(), precision="bf16", channels_last=True)
     full = load_pipeline(str(folders[kind]), lora=Lora())
-    assert next(model.pipeline.vae.parameters()).dtype == torch.bfloat16
+    for part in (model.pipeline.vae, model.pipeline.text_encoder, model.tuned.network):
+        assert {p.dtype for p in part.parameters() if not p.requires_grad} == {torch.bfloat16}
     assert all(p.dtype == torch.float32 for p in model.tuned.parameters().values())
     x = noise(model, 2)
     images, expected = ours(model, x, steps=2), ours(full, x, steps=2)
