@@ -40,7 +40,8 @@ class FinetuneConfig:
     algo: Algo = "ddpo-is"
     """ddpo-is, ddpo-sf, grpo, dpok, rwr, d3po, draft, refl, dpo (offline), or supervised."""
     model: str = "tiny-digits"
-    """tiny-digits, tiny-latents (both trained at first use), or a diffusers pipeline: a folder or a hub id."""
+    """tiny-digits, tiny-latents (both trained at first use), or a diffusers pipeline: a folder or a hub id. control:ID,
+    reference:ID: with a ControlNet, reference attention; video:ID, a video pipeline (docs/supervised.md)."""
     reward: str = "jpeg"
     """What to raise, such as jpeg, incompressible, digit:8, aesthetic:FOLDER, "clip:ID + 0.1*jpeg", remote:URL."""
     held_out: str | None = None
@@ -50,7 +51,7 @@ class FinetuneConfig:
     lora: int | None = None
     """Rank of the adapters, 0 to train the whole network; by default 4, and 0 for built-in models."""
     adapter: Path | None = None
-    """A folder with a LoRA adapter (diffusers' or peft's) to start from."""
+    """A folder with a LoRA adapter (diffusers' or peft's) to start from; of control:ID the ControlNet to go on from."""
     queries: int = 3072
     """Images to be scored in all."""
     batch: int | None = None

@@ -110,6 +110,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self._images)
 
+    @property
+    def metadata(self) -> list[dict[str, str]]:
+        """The files of what stands beside each example, as `extras_of` reads them."""
+        return [{name: str(files[i]) for name, files in self._extras.items()} for i in range(len(self))]
+
     def batch(self, index: Tensor) -> Batch:
         """The examples of an index (B,) of integers; float32, on the CPU."""
         chosen = index.tolist()
@@ -176,6 +181,23 @@ class Digits:
     def batch(self, index: Tensor) -> Batch:
         """The examples of an index (B,) of integers; float32, on the CPU."""
         return Batch(self.images[index.cpu()], [self.prompts[i] for i in index.tolist()], {})
+
+
+def extras_of(
+    metadata: Sequence[Mapping[str, Any]], names: Sequence[str], size: tuple[int, int], channels: int = 3
+) -> dict[str, Tensor]:
+    """The images whose files the metadata of some prompts give under `names`: (B, C, H, W) each.
+
+    Raises DataError where some prompts have one and some do not, and as `read_image` does.
+    """
+    extras = {}
+    for name in names:
+        files = [Path(entry[name]) for entry in metadata if entry.get(name) is not None]
+        if files and len(files) < len(metadata):
+            raise DataError(f"{len(files)} of {len(metadata)} prompts have a {name!r} image: give all one, or none.")
+        if files:
+            extras[name] = torch.stack([read_image(file, size, channels) for file in files])
+    return extras
 
 
 def read_image(file: Path, size: tuple[int, int], channels: int = 3) -> Tensor:

@@ -14,13 +14,15 @@ from diffrl.errors import UserError
 from diffrl.finetune import algorithms, pictures, rewards
 from diffrl.finetune.algorithms.base import Setup
 from diffrl.finetune.config import ONLINE, FinetuneConfig
+from diffrl.finetune.examples import Examples
 from diffrl.finetune.honesty import Evaluation, Judge, evaluate
-from diffrl.finetune.model import ImageModel, Lora
+from diffrl.finetune.model import ImageModel, Lora, image_shape
 from diffrl.finetune.models import load_model
 from diffrl.finetune.prompts import Prompts, plain, read_prompts
 from diffrl.finetune.report import evaluation_line, print_run
 from diffrl.finetune.rewards.base import Reward
 from diffrl.finetune.run import FinetuneRun
+from diffrl.finetune.samples import conditions
 from diffrl.finetune.trainer import Finetuner
 from diffrl.finetune.world import World
 from diffrl.machine import settle
@@ -297,14 +299,20 @@ def _chain(config: FinetuneConfig, model: ImageModel) -> DenoisingChain:
 def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
     """Of the file; else a built-in model's classes. All are encoded once, so that a bad one is found now."""
     if config.prompts is not None:
-        prompts = read_prompts(config.prompts)
+        prompts = read_prompts(config.prompts, files=model.extras)
+    elif config.algo == "supervised" and config.data not in (None, "digits"):
+        *frames, c, h, w = image_shape(model)
+        examples = Examples(config.data, (h, w), channels=c, frames=frames[0] if frames else 0)
+        prompts = Prompts(tuple(examples.prompts), tuple(examples.metadata))
     elif config.builtin:
         prompts = plain([str(digit) for digit in range(10)])
     elif config.algo == "supervised":
         prompts = plain([""])
     else:
         raise UserError(f"Which prompts? {config.model} needs --prompts FILE, one a line.")
-    model.conditions(list(dict.fromkeys(prompts.texts)))
+    conditions(model, prompts.texts[:1], prompts.metadata[:1])
+    if not model.extras:
+        model.conditions(list(dict.fromkeys(prompts.texts)))
     return prompts
 
 

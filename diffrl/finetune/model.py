@@ -34,6 +34,8 @@ class ImageModel(Protocol):
     """To what the model's own sampler clamps D(x, t); None: it does not."""
     tuned: "Tuned"
     """The network under training."""
+    extras: tuple[str, ...]
+    """Which images it takes beside prompts: "control", "reference"; of most models none."""
 
     def times(self, steps: int) -> Tensor:
         """The steps + 1 decreasing times of sampling, ending at 0: the grid that the model's own pipeline uses."""
@@ -44,7 +46,7 @@ class ImageModel(Protocol):
     def conditions(self, prompts: Sequence[str], extras: Mapping[str, Tensor] | None = None) -> Condition:
         """The prompts, encoded, one row each, without a graph; `extras`: images beside them, by what they are for.
 
-        Such as "control" or "reference", (B, 3, H, W) in [0, 1]. Raises UserError for a prompt it cannot take, and for
+        (B, 3, H, W) in [0, 1]. Raises UserError for a prompt it cannot take, and for
         extras it has no use for or lacks.
         """
 

@@ -42,8 +42,10 @@ def plain(texts: Sequence[str]) -> Prompts:
     return Prompts(tuple(texts), ({},) * len(texts))
 
 
-def read_prompts(path: Path) -> Prompts:
+def read_prompts(path: Path, files: Sequence[str] = ()) -> Prompts:
     """A file with one prompt a line, or, ending in .jsonl, one object {"prompt": ..., anything else} a line.
+
+    files: which of the rest name files, relative to the prompts' folder.
 
     Empty lines are skipped. Raises UserError for a file that cannot be read or holds none, with the line's number.
     """
@@ -65,5 +67,6 @@ def read_prompts(path: Path) -> Prompts:
         if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
             raise UserError(f'{path}, line {number}: expected an object with a "prompt", got {line[:60]}.')
         texts.append(entry.pop("prompt"))
+        entry |= {name: str(path.parent / str(entry[name])) for name in files if entry.get(name) is not None}
         metadata.append(entry)
     return Prompts(tuple(texts), tuple(metadata))

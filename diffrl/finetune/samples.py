@@ -9,7 +9,8 @@ from torch import Tensor
 
 from diffrl.diffusion import Denoise
 from diffrl.diffusion.chain import DenoisingChain
-from diffrl.finetune.model import Condition, ImageModel
+from diffrl.finetune.examples import extras_of
+from diffrl.finetune.model import Condition, ImageModel, image_shape
 from diffrl.seeds import generator_at
 
 
@@ -36,6 +37,18 @@ def parts(n: int, size: int) -> Iterator[slice]:
 def denoiser(model: ImageModel, condition: Condition, *, reference: bool = False, guidance: float = 1.0) -> Denoise:
     """D(x, t) of a model under a condition."""
     return model.prediction.denoiser(model.network(condition, reference=reference, guidance=guidance))
+
+
+def pure(model: ImageModel, chain: DenoisingChain, noise: Tensor) -> Tensor:
+    """x_T of standard normal noise: the noise itself, but on processes whose deviation goes beyond 1, VE's."""
+    return max(1.0, float(model.prediction.process.sigma(torch.tensor(chain.times[0])))) * noise
+
+
+def conditions(model: ImageModel, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Condition:
+    """The model's condition of prompts, and of the images that their metadata name beside them."""
+    *_, c, h, w = image_shape(model) if model.extras else (0, 0, 0)
+    extras = extras_of(metadata, model.extras, (h, w), c)
+    return model.conditions(prompts, {name: images.to(model.device) for name, images in extras.items()} or None)
 
 
 @dataclass
@@ -74,15 +87,18 @@ def roll_out(
 ) -> Samples:
     """Sample the chain once for each prompt, in parts of `micro_batch`. index, path: whose noise, see `noise_of`.
 
-    on_progress hears of each part how many images it has made.
+    Control and reference images are read where the metadata name them. on_progress hears of each part how many images
+    it has made.
     """
-    condition = model.conditions(prompts)
+    condition = conditions(model, prompts, metadata)
     states, log_probs, images = [], [], []
     for part in parts(len(index), micro_batch):
         noise = noise_of(model.shape, chain.n_steps + 1, path, index[part], model.device)
         bound = {name: value[part] for name, value in condition.items()}
         rollout = chain.rollout(
-            denoiser(model, bound, reference=reference, guidance=guidance), noise[0], noise=noise[1:]
+            denoiser(model, bound, reference=reference, guidance=guidance),
+            pure(model, chain, noise[0]),
+            noise=noise[1:],
         )
         states.append(rollout.states)
         log_probs.append(rollout.log_probs)

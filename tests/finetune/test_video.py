@@ -15,64 +15,14 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 from diffrl.finetune.models.video import Video  # noqa: E402
+from tests.finetune.tiny import save_svd, svd_scheduler  # noqa: E402
 
 SIZE, FRAMES, FACTOR = 16, 3, 2
 
 
-def scheduler() -> Any:
-    """As Stable Video Diffusion has it."""
-    return diffusers.EulerDiscreteScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        interpolation_type="linear",
-        use_karras_sigmas=True,
-        sigma_min=0.002,
-        sigma_max=700.0,
-        timestep_type="continuous",
-        timestep_spacing="leading",
-        steps_offset=1,
-    )
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = diffusers.UNetSpatioTemporalConditionModel(
-            sample_size=SIZE // FACTOR,
-            in_channels=8,
-            out_channels=4,
-            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-            block_out_channels=(32, 32),
-            addition_time_embed_dim=16,
-            projection_class_embeddings_input_dim=48,
-            layers_per_block=1,
-            cross_attention_dim=16,
-            num_attention_heads=2,
-            num_frames=FRAMES,
-        )
-        vae = diffusers.AutoencoderKLTemporalDecoder(
-            down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(32, 32), sample_size=SIZE
-        )
-        clip = transformers.CLIPVisionModelWithProjection(
-            transformers.CLIPVisionConfig(
-                hidden_size=32,
-                intermediate_size=32,
-                projection_dim=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                image_size=224,
-                patch_size=56,
-            )
-        )
-    extractor = transformers.CLIPImageProcessor(size=224, crop_size=224)
-    path = tmp_path_factory.mktemp("svd")
-    pipeline = diffusers.StableVideoDiffusionPipeline(vae, clip, unet, scheduler(), extractor)
-    pipeline.save_pretrained(path, safe_serialization=True)
-    return path
+    return save_svd(tmp_path_factory.mktemp("models") / "svd", size=SIZE, frames=FRAMES)
 
 
 def draws(*shape: int, seed: int = 0) -> Tensor:
@@ -88,7 +38,7 @@ def pictures(n: int) -> tuple[list[Any], Tensor]:
 
 
 def test_edm_on_ve_is_the_schedulers_v_prediction_negated() -> None:
-    euler, prediction = scheduler(), Prediction("edm", VE())
+    euler, prediction = svd_scheduler(), Prediction("edm", VE())
     euler.set_timesteps(5)
     x, v = draws(2, 3, 4), draws(2, 3, 4, seed=1)
     for t, sigma in zip(euler.timesteps, euler.sigmas[:-1], strict=True):

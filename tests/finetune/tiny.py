@@ -124,6 +124,63 @@ def save_ddpm(folder: Path, *, size: int = 16, seed: int = 0, classes: int | Non
     return _saved(DDPMPipeline(network, DDPMScheduler(**schedule)), folder)
 
 
+def save_svd(folder: Path, *, size: int = 16, frames: int = 3, seed: int = 0) -> Path:
+    """Stable Video Diffusion: videos (frames, 3, size, size), latents (frames, 4, size/2, size/2)."""
+    from diffusers import AutoencoderKLTemporalDecoder, StableVideoDiffusionPipeline, UNetSpatioTemporalConditionModel
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    with seeded(seed):
+        network = UNetSpatioTemporalConditionModel(
+            sample_size=size // 2,
+            in_channels=8,
+            out_channels=4,
+            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+            block_out_channels=(32, 32),
+            addition_time_embed_dim=16,
+            projection_class_embeddings_input_dim=48,
+            layers_per_block=1,
+            cross_attention_dim=16,
+            num_attention_heads=2,
+            num_frames=frames,
+        )
+        vae = AutoencoderKLTemporalDecoder(
+            down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(32, 32), sample_size=size
+        )
+        clip = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=32,
+                intermediate_size=32,
+                projection_dim=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                image_size=224,
+                patch_size=56,
+            )
+        )
+    extractor = CLIPImageProcessor(size=224, crop_size=224)
+    return _saved(StableVideoDiffusionPipeline(vae, clip, network, svd_scheduler(), extractor), folder)
+
+
+def svd_scheduler() -> Any:
+    """Stable Video Diffusion's."""
+    from diffusers import EulerDiscreteScheduler
+
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        interpolation_type="linear",
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+        timestep_type="continuous",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+
+
 def unet(size: int, **options: Any) -> Any:
     """A U-Net with cross-attention for latents (4, size, size)."""
     from diffusers import UNet2DConditionModel

@@ -12,7 +12,7 @@ from diffrl.finetune.algorithms.base import PAIRS, PROMPTS, ROLL_OUT, STEPS, Alg
 from diffrl.finetune.examples import Source
 from diffrl.finetune.losses import refl_loss
 from diffrl.finetune.rewards.base import ask
-from diffrl.finetune.samples import denoiser, noise_of
+from diffrl.finetune.samples import conditions, denoiser, noise_of, pure
 
 
 class Backpropagation(Algorithm):
@@ -60,9 +60,9 @@ class DRaFT(Backpropagation):
         model, chain = setup.model, setup.chain
         prompts, metadata = setup.prompts.of(self.chosen[units])
         noise = noise_of(model.shape, chain.n_steps + 1, setup.noise_path(ROLL_OUT, number, turn), units, model.device)
-        denoise = denoiser(model, model.conditions(prompts), guidance=setup.train_guidance)
+        denoise = denoiser(model, conditions(model, prompts, metadata), guidance=setup.train_guidance)
         k = min(setup.config.draft_steps, chain.n_steps)
-        rollout = chain.rollout(denoise, noise[0], noise=noise[1:], differentiable_steps=k)
+        rollout = chain.rollout(denoise, pure(model, chain, noise[0]), noise=noise[1:], differentiable_steps=k)
         values = self._score(model.decode(rollout.x), prompts, metadata)
         yield -values.mean(), {"reward": values.detach().mean()}
 
@@ -91,9 +91,9 @@ class ReFL(Backpropagation):
         # One step for the whole round: to stop at another in every image would take a roll-out each.
         drawn = torch.randint(last_quarter, (), generator=setup.generator(STEPS, number, turn))
         step = chain.n_steps - 1 - int(drawn)
-        denoise = denoiser(model, model.conditions(prompts), guidance=setup.train_guidance)
+        denoise = denoiser(model, conditions(model, prompts, metadata), guidance=setup.train_guidance)
         with torch.no_grad():
-            x_t = chain.rollout(denoise, noise[0], noise=noise[1:]).states[step]
+            x_t = chain.rollout(denoise, pure(model, chain, noise[0]), noise=noise[1:]).states[step]
         t = x_t.new_full((), chain.times[step])
         values = self._score(model.decode(denoise(x_t, t)), prompts, metadata)
         loss, metrics = refl_loss(values, config.refl_margin)
@@ -103,6 +103,7 @@ class ReFL(Backpropagation):
         batch = self.source.batch(index)
         x0 = model.encode(batch.images.to(model.device))
         times, e = self.corruption(units, number, turn)
-        network = model.network(model.conditions(batch.prompts))
+        extras = {name: images.to(model.device) for name, images in batch.extras.items()}
+        network = model.network(model.conditions(batch.prompts, extras))
         errors = denoising_loss(model.prediction, network, x0, times, e, event_dims=len(model.shape))
         yield errors.mean(), {"error": errors.detach().mean()}

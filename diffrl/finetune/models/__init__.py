@@ -15,6 +15,12 @@ BUILT_IN = {
     "tiny-latents": ("diffrl.finetune.models.latents", "tiny_latents"),
 }
 """The models that need no download, trained at first use: the module and its function."""
+VARIANTS = {
+    "control": ("diffrl.finetune.models.control", "control_model"),
+    "reference": ("diffrl.finetune.models.reference", "reference_model"),
+    "video": ("diffrl.finetune.models.video", "Video"),
+}
+"""What "VARIANT:NAME" makes of the pipeline NAME: with a ControlNet, with reference attention; a video pipeline."""
 
 
 def load_model(
@@ -29,18 +35,27 @@ def load_model(
 ) -> ImageModel:
     """A built-in model by its name; else a diffusers pipeline, by folder or hub id (`pipelines.load_pipeline`).
 
+    "control:NAME", "reference:NAME", "video:NAME": see `VARIANTS`.
+
     adapter: a folder or file of adapters to start from, as diffusers or peft writes them; their rank, scale and layers
-        are then those trained, whatever `lora` says. The reference stays the plain model, adapters off.
+        are then those trained, whatever `lora` says. The reference stays the plain model, adapters off. Of "control" it
+        is the branch to go on from.
     options: what that model's function takes besides.
 
     Raises UserError for a name that is neither, an option that it has no use for, adapters of another network.
     """
-    if name not in BUILT_IN and "/" not in name and "\\" not in name and not Path(name).exists():
+    variant, _, pipeline = name.partition(":")
+    special = variant in VARIANTS and bool(pipeline)
+    if not special and name not in BUILT_IN and "/" not in name and "\\" not in name and not Path(name).exists():
         raise UserError(
             f"There is no model {name!r}: {nearest(name, BUILT_IN)} Else give the folder of a diffusers pipeline, or a "
             "hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'."
         )
     module, function = BUILT_IN.get(name, ("diffrl.finetune.models.pipelines", "load_pipeline"))
+    if special:
+        module, function = VARIANTS[variant]
+    if special and variant == "control":
+        options["controlnet"], adapter = adapter, None
     build = getattr(importlib.import_module(module), function)
     if name in BUILT_IN:
         known = inspect.signature(build).parameters.values()
@@ -48,7 +63,7 @@ def load_model(
         if odd and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
             raise UserError(f"{name} has no use for {', '.join(odd)}: it is small enough without.")
     else:
-        build = functools.partial(build, name)
+        build = functools.partial(build, pipeline if special else name)
     start = None
     if adapter is not None:
         start = read_adapter(adapter)

@@ -17,6 +17,7 @@ from diffrl.errors import UserError, first_line
 from diffrl.finetune.extra import images_extra
 from diffrl.finetune.model import Condition, ImageModel, Lora, Tuned
 from diffrl.finetune.models.adapters import save_adapters
+from diffrl.finetune.models.pipelines import load_pipeline
 from diffrl.finetune.models.reference import unet_of
 
 EMBEDDING = (16, 32, 96, 256)
@@ -36,6 +37,8 @@ class Control:
     empty prompt; both branches of it are controlled.
     """
 
+    extras: tuple[str, ...] = ("control",)
+
     def __init__(
         self,
         base: ImageModel,
@@ -54,7 +57,8 @@ class Control:
             )
         self._unet = unet_of(base).requires_grad_(False)
         self.base = base
-        self.name, self.device, self.shape, self.prediction = base.name, base.device, base.shape, base.prediction
+        self.name, self.device, self.shape = base.name, base.device, base.shape
+        self.prediction, self.clip = base.prediction, base.clip
         inside: Any = base
         self._factor: int = inside.pipeline.vae_scale_factor
         inside.tuned = self._call
@@ -129,6 +133,26 @@ class Control:
             branch.save_pretrained(folder, safe_serialization=True)
         else:
             save_adapters(self.tuned, folder)
+
+
+def control_model(
+    name: str,
+    *,
+    controlnet: str | Path | None = None,
+    lora: Lora | None = None,
+    precision: str = "fp32",
+    device: str = "cpu",
+    seed: int = 0,
+    checkpointing: bool = False,
+    **options: Any,
+) -> Control:
+    """`Control` on the pipeline `name`; checkpointing, options: as `load_pipeline` takes them."""
+    base = load_pipeline(name, lora=None, device=device, checkpointing=checkpointing, **options)
+    model = Control(base, controlnet, lora=lora, precision=precision, seed=seed)
+    if checkpointing:
+        branch: Any = model.tuned.network
+        branch.enable_gradient_checkpointing()
+    return model
 
 
 def _new(unet: Any, factor: int, seed: int) -> Any:

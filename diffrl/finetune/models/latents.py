@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from diffrl.console import work
 from diffrl.diffusion import VP, Network, Prediction, classifier_free, denoising_loss
+from diffrl.diffusion.prediction import Clip
 from diffrl.errors import UserError
 from diffrl.files import atomic_path, cache_directory
 from diffrl.finetune.examples import Digits
@@ -50,6 +51,7 @@ class Latents:
     """
 
     name = "tiny-latents"
+    extras: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -87,6 +89,7 @@ class Latents:
         self.vae, self.scheduler = vae.eval().requires_grad_(False).to(self.device), scheduler
         self.tuned = Tuned(unet.to(self.device), lora, precision, seed)
         self.prediction = Prediction("v", VP())
+        self.clip: Clip | None = None
         self.shape: tuple[int, ...] = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
         self._table = -torch.log(scheduler.alphas_cumprod.double())
         """The times of the labels 0 ... T - 1."""

@@ -27,6 +27,7 @@ class PipelineModel:
     """
 
     network_name = "unet"
+    extras: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from diffrl.diffusion import Network
 from diffrl.errors import UserError
-from diffrl.finetune.model import Condition, ImageModel, Tuned
+from diffrl.finetune.model import Condition, ImageModel, Lora, Tuned
+from diffrl.finetune.models.pipelines import load_pipeline
 from diffrl.seeds import generator_at
 
 
@@ -94,12 +95,14 @@ class Reference:
     Guidance is away from the empty prompt; both branches see the reference.
     """
 
+    extras: tuple[str, ...] = ("reference",)
+
     def __init__(self, base: ImageModel, *, noised: bool = True, scale: float = 1.0, seed: int = 0) -> None:
         unet = unet_of(base)
         unet.set_attn_processor(ReferenceAttention())
         self.base, self.noised, self.scale, self.seed = base, noised, scale, seed
         self.name, self.device, self.shape = base.name, base.device, base.shape
-        self.prediction, self.tuned = base.prediction, base.tuned
+        self.prediction, self.clip, self.tuned = base.prediction, base.clip, base.tuned
         if self.prediction.kind == "edm":
             raise UserError(f"{self.name}: reference attention needs a network that receives x itself, unscaled.")
         copied: Any = self.tuned._copy
@@ -184,6 +187,22 @@ class Reference:
             self.base.save(folder)
         finally:
             inside.tuned = self._call
+
+
+def reference_model(
+    name: str,
+    *,
+    noised: bool = True,
+    scale: float = 1.0,
+    lora: Lora | None = None,
+    precision: str = "fp32",
+    device: str = "cpu",
+    seed: int = 0,
+    **options: Any,
+) -> Reference:
+    """`Reference` on the pipeline `name`; options: those of `load_pipeline`."""
+    base = load_pipeline(name, lora=lora, precision=precision, device=device, seed=seed, **options)
+    return Reference(base, noised=noised, scale=scale, seed=seed)
 
 
 def unet_of(base: ImageModel) -> Any:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffrl.diffusion import VE, Network, Prediction, lognormal_times
+from diffrl.diffusion.prediction import Clip
 from diffrl.errors import UserError, first_line
 from diffrl.finetune.extra import images_extra
 from diffrl.finetune.model import Condition, Lora, Tuned
@@ -37,9 +38,12 @@ class Video:
     noise: deviation of what is added to the reference before it is encoded. It is drawn from the seed and the image, so
         that the condition of an image is always the same.
     log_sigma: mean and deviation of the logarithm of the training times.
+    checkpointing: recompute the U-Net's blocks in the backward pass instead of keeping what they hold.
 
     Raises UserError where there is no such pipeline, or where it is of another kind.
     """
+
+    extras: tuple[str, ...] = ("reference",)
 
     def __init__(
         self,
@@ -55,6 +59,7 @@ class Video:
         motion: int = 127,
         noise: float = 0.02,
         log_sigma: tuple[float, float] = LOG_SIGMA,
+        checkpointing: bool = False,
     ) -> None:
         pipeline = _load(path)
         self.name = str(path)
@@ -63,6 +68,8 @@ class Video:
         self.image_encoder = pipeline.image_encoder.eval().requires_grad_(False).to(self.device)
         self.feature_extractor, self.scheduler = pipeline.feature_extractor, pipeline.scheduler
         unet = pipeline.unet.to(self.device)
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
         factor: int = pipeline.vae_scale_factor
         if size is None:
             side = unet.config.sample_size
@@ -73,6 +80,7 @@ class Video:
         self.shape: tuple[int, ...] = (frames, unet.config.out_channels, size[0] // factor, size[1] // factor)
         self.tuned = Tuned(unet, lora, precision, seed)
         self.prediction = Prediction("edm", VE())
+        self.clip: Clip | None = None
         self.fps, self.motion, self.noise, self.log_sigma, self.seed = fps, motion, noise, log_sigma, seed
 
     def times(self, steps: int) -> Tensor:
