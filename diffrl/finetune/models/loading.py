@@ -22,6 +22,7 @@ LIBRARIES = ("diffusers", "transformers")
 def quiet() -> Iterator[None]:
     """No bars, hints or warnings of diffusers and transformers meanwhile, but for downloads; errors are raised."""
     with images_extra():
+        import peft  # noqa: F401 (adapters need it: missed here, not after minutes of reading)
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 

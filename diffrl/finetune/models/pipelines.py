@@ -14,7 +14,7 @@ from diffrl.finetune.model import Condition, Lora, Tuned
 from diffrl.finetune.models.adapters import write_adapter
 from diffrl.finetune.models.loading import quiet, read_index, read_pipeline
 from diffrl.finetune.models.pixels import to_images
-from diffrl.finetune.models.schedules import DiscreteSchedule, FlowSchedule, Schedule
+from diffrl.finetune.models.schedules import Schedule, schedule_of
 from diffrl.finetune.models.text import PromptCache, encode_sd3
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -91,12 +91,15 @@ class PipelineModel:
             return self._encoded(2 * images - 1)
 
     def save(self, folder: Path) -> None:
-        """Adapters alone, for `pipeline.load_lora_weights(folder)`; trained whole, the whole pipeline."""
-        if self.tuned.lora is not None:
-            write_adapter(self.pipeline, self.network_name, self.tuned, folder)
-            return
+        """Adapters alone, for `pipeline.load_lora_weights(folder)`; trained whole, the whole pipeline.
+
+        The latter without its safety checker, its frozen parts in the precision they were loaded in.
+        """
         with quiet():
-            self.pipeline.save_pretrained(folder, safe_serialization=True)
+            if self.tuned.lora is not None:
+                write_adapter(self.pipeline, self.network_name, self.tuned, folder)
+            else:
+                self.pipeline.save_pretrained(folder, safe_serialization=True)
 
     def _call(self, x: Tensor, label: Tensor, condition: Condition, reference: bool) -> Tensor:
         m: Tensor = self.tuned(
@@ -198,7 +201,7 @@ class StableDiffusionXL(LatentModel):
             [prompt], device=self.device, do_classifier_free_guidance=False
         )
         height, width = (n * self.pipeline.vae_scale_factor for n in self.shape[1:])
-        time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=states.dtype, device=self.device)
+        time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=self.device)
         return {"encoder_hidden_states": states, "text_embeds": pooled, "time_ids": time_ids}
 
     def _null(self) -> Condition:
@@ -233,7 +236,6 @@ MODELS: dict[str, type[PipelineModel]] = {
     "StableDiffusionPipeline": StableDiffusion,
     "StableDiffusionImg2ImgPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": StableDiffusionXL,
-    "StableDiffusionXLImg2ImgPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
 }
 """The pipelines that can be fine-tuned, by diffusers' class."""
@@ -285,12 +287,8 @@ def load_pipeline(
             network.to(memory_format=torch.channels_last)
         if checkpointing:
             network.enable_gradient_checkpointing()
-        schedule: Schedule
-        if kind is StableDiffusion3:
-            tokens = shape[1] * shape[2] // network.config.patch_size**2
-            schedule = FlowSchedule(pipeline.scheduler.config, tokens)
-        else:
-            schedule = DiscreteSchedule(pipeline.scheduler.config)
+        tokens = shape[1] * shape[2] // (network.config.get("patch_size") or 1) ** 2
+        schedule = schedule_of(pipeline.scheduler, tokens)
         return kind(name, pipeline, schedule, shape, lora, precision, seed)
 
 

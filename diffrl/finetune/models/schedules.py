@@ -37,7 +37,7 @@ class Schedule(Protocol):
 
 
 class DiscreteSchedule:
-    """A table of alpha_bar, as `DDIMScheduler` makes it from the configuration of any discrete scheduler.
+    """The table of alpha_bar of any discrete scheduler: DDPM, DDIM, PNDM, Euler, DPM-Solver, UniPC.
 
     **The grid** is that of `DDIMScheduler.set_timesteps` (timestep_spacing, steps_offset) with a 0 after it: the last
     step goes to clean data, k = 0. That is set_alpha_to_one = True. Where it is False (Stable Diffusion) DDIMScheduler
@@ -49,19 +49,21 @@ class DiscreteSchedule:
     Raises UserError for a prediction it does not know, and one of noise on a schedule that ends in pure noise.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, scheduler: Any) -> None:
         from diffusers import DDIMScheduler
 
-        self._scheduler = DDIMScheduler.from_config(config)
-        kind = str(self._scheduler.config.prediction_type)
+        settings, n = scheduler.config, len(scheduler.alphas_cumprod)
+        kind = str(settings.prediction_type)
         if kind not in KINDS:
             raise UserError(f"The scheduler's prediction_type is {kind!r}; expected one of {', '.join(KINDS)}.")
-        table = -torch.log(self._scheduler.alphas_cumprod.double())
+        table = -torch.log(scheduler.alphas_cumprod.double().cpu())
         if kind == "epsilon" and bool(torch.isinf(table[-1])):
             raise UserError(
                 "The scheduler ends in pure noise (rescale_betas_zero_snr), where predicting the noise says nothing of "
                 "the image: its prediction_type cannot be 'epsilon'."
             )
+        spacing, offset = settings.get("timestep_spacing", "leading"), settings.get("steps_offset", 0)
+        self._ddim = DDIMScheduler(n, timestep_spacing=spacing, steps_offset=offset)
         self.prediction = Prediction(KINDS[kind], VP())
         self._table = table.clamp_max(PURE).float()
         self._copies: dict[torch.device, Tensor] = {}
@@ -71,10 +73,10 @@ class DiscreteSchedule:
         n = len(self._table)
         if not 1 <= steps <= n:
             raise UserError(f"{steps} steps of a schedule of {n}: expected from 1 to {n}.")
-        self._scheduler.set_timesteps(steps)
-        index = self._scheduler.timesteps
+        self._ddim.set_timesteps(steps)
+        index = self._ddim.timesteps
         if int(index.max()) >= n:
-            raise UserError(f"{steps} steps, offset by {self._scheduler.config.steps_offset}, leave a schedule of {n}.")
+            raise UserError(f"{steps} steps, offset by {self._ddim.config.steps_offset}, leave a schedule of {n}.")
         return torch.cat([self._table[index], self._table.new_zeros(1)])
 
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:
@@ -137,3 +139,17 @@ class FlowSchedule:
     def label(self, t: Tensor) -> Tensor:
         """N t, N = 1000."""
         return t.float() * self._labels
+
+
+def schedule_of(scheduler: Any, tokens: int) -> Schedule:
+    """The schedule of a pipeline's scheduler; `tokens`: see `FlowSchedule`.
+
+    Which sampler of diffusers it is matters to nothing: the noise it steps through does. Raises UserError for a
+    scheduler that is neither a table of alpha_bar nor a flow (EDM's, say).
+    """
+    name = type(scheduler).__name__
+    if name.startswith("FlowMatch") and "shift" in scheduler.config:
+        return FlowSchedule(scheduler.config, tokens)
+    if hasattr(scheduler, "alphas_cumprod"):
+        return DiscreteSchedule(scheduler)
+    raise UserError(f"The scheduler {name} is neither a flow's nor a table of alpha_bar as DDPM and DDIM have it.")

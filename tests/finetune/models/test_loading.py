@@ -1,5 +1,6 @@
 """What a pipeline's folder lacks is said in a line, and nothing random or pickled is ever used."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,15 @@ def test_names_that_are_no_pipeline(tmp_path: Path) -> None:
     refused(tmp_path, "has no model_index.json")
     refused(tmp_path / "nothing", "is no folder")
     refused("./nothing", "is no folder")
+
+
+def test_an_option_that_a_built_in_model_has_no_use_for() -> None:
+    refused("tiny-latents", "tiny-latents has no use for size", size=64)
+
+
+def test_the_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    refused(tmp_path, r"pip install 'diffrl\[images\]'")
 
 
 def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from diffrl.errors import UserError
 from diffrl.finetune.models.pixels import to_images
-from diffrl.finetune.models.schedules import DiscreteSchedule, FlowSchedule
+from diffrl.finetune.models.schedules import DiscreteSchedule, FlowSchedule, schedule_of
 
 SCHEDULES = [
     {"beta_schedule": "linear"},
@@ -21,8 +21,8 @@ SCHEDULES = [
 def test_labels_are_exact_at_the_tables_times_and_linear_between(config: dict[str, Any]) -> None:
     from diffusers import DDIMScheduler
 
-    schedule = DiscreteSchedule(config)
-    alpha_bar = DDIMScheduler.from_config(config).alphas_cumprod
+    scheduler = DDIMScheduler.from_config(config)
+    schedule, alpha_bar = DiscreteSchedule(scheduler), scheduler.alphas_cumprod
     n = len(alpha_bar)
     times = schedule.training_times(20 * n, torch.Generator().manual_seed(0)).unique()
     assert len(times) == n
@@ -42,8 +42,8 @@ def test_the_grid_is_the_schedulers(spacing: str, steps: int) -> None:
     from diffusers import DDIMScheduler
 
     config = {"timestep_spacing": spacing, "steps_offset": 1, "beta_schedule": "scaled_linear"}
-    schedule = DiscreteSchedule(config)
     scheduler = DDIMScheduler.from_config(config)
+    schedule = DiscreteSchedule(scheduler)
     scheduler.set_timesteps(steps)
     times = schedule.times(steps)
     assert times.shape == (steps + 1,)
@@ -53,15 +53,32 @@ def test_the_grid_is_the_schedulers(spacing: str, steps: int) -> None:
 
 
 def test_what_a_schedule_cannot_be() -> None:
+    from diffusers import DDIMScheduler
+
     with pytest.raises(UserError, match="prediction_type is 'learned'"):
-        DiscreteSchedule({"prediction_type": "learned"})
+        DiscreteSchedule(DDIMScheduler(prediction_type="learned"))
     with pytest.raises(UserError, match="ends in pure noise"):
-        DiscreteSchedule({"rescale_betas_zero_snr": True})
+        DiscreteSchedule(DDIMScheduler(rescale_betas_zero_snr=True))
     for steps in (0, 1001):
         with pytest.raises(UserError, match="from 1 to 1000"):
-            DiscreteSchedule({}).times(steps)
+            DiscreteSchedule(DDIMScheduler()).times(steps)
     with pytest.raises(UserError, match="offset by 1"):
-        DiscreteSchedule({"steps_offset": 1}).times(1000)
+        DiscreteSchedule(DDIMScheduler(steps_offset=1)).times(1000)
+
+
+def test_a_schedule_is_what_the_scheduler_steps_through() -> None:
+    from diffusers import DDPMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+
+    rescaled = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    for scheduler in (DDPMScheduler(), EulerDiscreteScheduler(beta_schedule="scaled_linear", **rescaled)):
+        assert isinstance(schedule_of(scheduler, 1), DiscreteSchedule)
+    assert isinstance(schedule_of(FlowMatchEulerDiscreteScheduler(), 1), FlowSchedule)
+    with pytest.raises(UserError, match="EDMEulerScheduler is neither"):
+        schedule_of(EDMEulerScheduler(), 1)
+    own = DDPMScheduler(beta_schedule="sigmoid")  # a table that DDIM does not have
+    schedule = schedule_of(own, 1)
+    alpha = schedule.prediction.process.alpha(schedule.times(10)[:-1])
+    assert torch.allclose(alpha**2, own.alphas_cumprod[range(900, -1, -100)], rtol=1e-5)
 
 
 @pytest.mark.parametrize("config", [{"shift": 3.0}, {"shift": 1.0}, {"use_dynamic_shifting": True}])

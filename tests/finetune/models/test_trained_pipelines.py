@@ -14,8 +14,9 @@ from tests.finetune import tiny
 from tests.finetune.models.pipeline_cases import PROMPTS, TEXT, diffusers_pipeline, noise, ours, stir, theirs
 
 
-@pytest.mark.parametrize("kind", [*TEXT, "ddpm"])
-@pytest.mark.parametrize("lora", [Lora(), None])
+@pytest.mark.parametrize(
+    ("kind", "lora"), [*((kind, Lora()) for kind in (*TEXT, "ddpm")), ("sd", None), ("ddpm", None)]
+)
 def test_the_reference_is_the_plain_network_bit_for_bit(kind: str, lora: Lora | None, folders: dict[str, Path]) -> None:
     model = load_pipeline(str(folders[kind]), lora=lora)
     prompts = ["", ""] if kind == "ddpm" else PROMPTS
@@ -40,8 +41,7 @@ def test_the_reference_is_the_plain_network_bit_for_bit(kind: str, lora: Lora | 
     assert not torch.allclose(model.network(condition)(x, t), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("alpha", [None, 16])
-@pytest.mark.parametrize("kind", TEXT)
+@pytest.mark.parametrize(("kind", "alpha"), [("sd", None), ("sd", 16), ("sdxl", 16), ("sd3", 16)])
 def test_saved_adapters_load_in_plain_diffusers_and_back(
     kind: str, alpha: int | None, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -169,11 +169,12 @@ def test_draft_reaches_the_adapters_through_the_autoencoder(folders: dict[str, P
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.tuned.parameters().values())
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3"])
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
 def test_half_precision_is_near(kind: str, folders: dict[str, Path]) -> None:
     model = load_pipeline(str(folders[kind]), lora=Lora(), precision="bf16", channels_last=True)
     full = load_pipeline(str(folders[kind]), lora=Lora())
-    assert next(model.pipeline.vae.parameters()).dtype == torch.bfloat16
+    for part in (model.pipeline.vae, model.pipeline.text_encoder, model.tuned.network):
+        assert {p.dtype for p in part.parameters() if not p.requires_grad} == {torch.bfloat16}
     assert all(p.dtype == torch.float32 for p in model.tuned.parameters().values())
     x = noise(model, 2)
     images, expected = ours(model, x, steps=2), ours(full, x, steps=2)
