@@ -83,26 +83,22 @@ def _usage(words: Sequence[str]) -> str:
 
 
 def _spread(processes: int, words: Sequence[str]) -> bool:
-    """Start the same command in several processes by accelerate, and wait for them; False where there is one.
+    """Start the same command in several processes and wait for them; False where there is one, or this is one of them.
 
     Raises UserError, with their exit code, where they failed: the main process has said why.
     """
     if processes == 1 or "WORLD_SIZE" in os.environ:
         return False
-    from diffrl.finetune.extra import images_extra
-
-    with images_extra():
-        import accelerate  # noqa: F401
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    if not any(word.startswith("cuda") or word.endswith("=cuda") or word == "auto" for word in words):
-        launch.append("--cpu")
-    else:
-        launch.append("--multi_gpu")
-    result = subprocess.run([*launch, "-m", "diffrl.finetune", *words], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    launch = [sys.executable, *launcher(processes), "-m", "diffrl.finetune", *words]
+    result = subprocess.run(launch, env={"OMP_NUM_THREADS": "1", **os.environ})
     if result.returncode:
         raise _Failed(f"The processes ended with code {result.returncode}; what went wrong is said above.")
     return True
+
+
+def launcher(processes: int) -> list[str]:
+    """torchrun, which `accelerate launch` starts too on GPUs; on a CPU that would start a single process."""
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
 
 
 class _Failed(UserError):

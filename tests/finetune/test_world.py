@@ -1,0 +1,54 @@
+"""Several processes: they hold the same, and the same as one process does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from diffrl.commands.finetune import launcher
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(processes: int, words: list[str], cache: Path) -> None:
+    """Run `words` of Python in some processes, by gloo on the CPU."""
+    command = [sys.executable, *(launcher(processes) if processes > 1 else [])]
+    environment = {**os.environ, "DIFFRL_CACHE": str(cache), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("algo", ["ddpo-is", "d3po"])
+def test_two_processes_are_one(algo: str, cache: Path, tmp_path: Path) -> None:
+    """After three updates by gloo both have equal gradients and parameters, to the bit, and one process's to rounding.
+
+    Saving does not hang; the run's evaluations, of images that both sampled, are one process's too.
+    """
+    script = [str(ROOT / "tests/finetune/two_processes.py"), algo, str(tmp_path)]
+    for processes in (1, 2):
+        launch(processes, script, cache)
+    alone, first, second = (safetensors.torch.load_file(tmp_path / f"{n}.st") for n in ("1-0", "2-0", "2-1"))
+    assert any(name.startswith("3.gradient") for name in first)
+    assert set(alone) == set(first) == set(second)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+        scale = float(alone[name].abs().max())
+        if ".gradient." in name:
+            torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-3 * scale + 1e-9)
+    one, two = (json.loads((tmp_path / f"run-of-{n}/evaluations.json").read_text()) for n in (1, 2))
+    for measure in ("reward", "diversity", "reference_error", "class_accuracy"):
+        assert two[0][measure] == pytest.approx(one[0][measure], rel=1e-5)
+    assert (tmp_path / "run-of-2/model/model_index.json").exists()
+    assert [p.name for p in sorted((tmp_path / "run-of-2/checkpoints").iterdir())] == ["000000000", "000000001"]
+
+
+def test_processes_from_the_command_line(cache: Path, tmp_path: Path) -> None:
+    """`--processes 2` starts them itself, and a mistake in them is said once, with an exit code of ours."""
+    words = ["-m", "diffrl.cli", "finetune", "--queries", "16", "--batch", "8", "--steps", "2", "--eval-samples", "4"]
+    launch(1, [*words, "--processes", "2", "--out", str(tmp_path / "run")], cache)
+    assert json.loads((tmp_path / "run/evaluations.json").read_text())[-1]["queries"] == 16
