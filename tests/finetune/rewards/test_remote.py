@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffrl.errors import UserError
-from diffrl.finetune.rewards import RewardError, ask, parse, serve
+from diffrl.finetune.rewards import RewardError, ask, parse, remote, serve
 from diffrl.finetune.rewards.codecs import to_uint8
 from diffrl.finetune.rewards.remote import Remote
 from tests.finetune.rewards.reward_cases import images
@@ -96,10 +96,10 @@ def test_our_server_gives_what_the_reward_gives() -> None:
     batch = images(4, 3, 8, 8)
     prompts, metadata = ["a", "bb", "", "c"], [{}, {"more": 3}, {}, {}]
     with running(serve.server(Mean())) as url:
-        remote = parse(f"remote:{url}")
-        torch.testing.assert_close(ask(remote, batch, prompts, metadata), ask(Mean(), batch, prompts, metadata))
-        assert not remote.differentiable
-        assert remote.name == f"remote:{url}"
+        far = parse(f"remote:{url}")
+        torch.testing.assert_close(ask(far, batch, prompts, metadata), ask(Mean(), batch, prompts, metadata))
+        assert not far.differentiable
+        assert far.name == f"remote:{url}"
     jpeg = parse("jpeg + digit:3")
     with running(serve.server(jpeg)) as url:
         torch.testing.assert_close(ask(parse(f"remote:{url}"), batch, prompts), ask(jpeg, batch, prompts))
@@ -150,6 +150,14 @@ def test_a_busy_server_is_tried_again() -> None:
         with pytest.raises(RewardError, match=r"HTTP 500 out of memory \(3 attempts\)"):
             ask(Remote(url, pause=0.001, retries=2), images(1, 3, 4, 4), [""])
         assert len(seen) == 3
+
+
+def test_each_pause_is_twice_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", waited.append)
+    with scorer(lambda count, request: (503, b"")) as (url, _), pytest.raises(RewardError, match="HTTP 503"):
+        ask(Remote(url, pause=0.5, retries=3), images(1, 3, 4, 4), [""])
+    assert waited == [0.5, 1.0, 2.0]
 
 
 def test_a_refusal_is_told_and_not_repeated() -> None:
