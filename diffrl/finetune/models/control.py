@@ -148,7 +148,7 @@ def control_model(
     **options: Any,
 ) -> Control:
     """`Control` on the pipeline `name`; checkpointing, options: as `load_pipeline` takes them."""
-    base = load_pipeline(name, lora=None, device=device, checkpointing=checkpointing, **options)
+    base = load_pipeline(name, lora=None, precision=precision, device=device, checkpointing=checkpointing, **options)
     model = Control(base, controlnet, lora=lora, precision=precision, seed=seed)
     if checkpointing:
         branch: Any = model.tuned.network
