@@ -46,6 +46,6 @@ class Classifier:
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The values (B,)."""
         wanted = [self.index(p.strip()) for p in prompts] if self.label is None else [self.label] * len(images)
-        logits = self.model(pixel_values=self.preprocess(images.to(self.device))).logits
+        logits: Tensor = self.model(pixel_values=self.preprocess(images.to(self.device))).logits
         values = logits.float().log_softmax(-1).gather(1, torch.tensor(wanted, device=self.device)[:, None])[:, 0]
         return (values if self.log else values.exp()).to(images.device)

@@ -1,7 +1,8 @@
 """Rewards on CLIP (Radford et al. 2021, arXiv 2103.00020): its score, PickScore, HPSv2, LAION's aesthetic predictor.
 
-All load a folder, or hub id, in transformers' CLIP format: config.json, model.safetensors, preprocessor_config.json, and
-(but for the aesthetic predictor) the tokenizer. With u an image's and w a prompt's projected embedding, of length 1:
+All load a folder, or hub id, in transformers' CLIP format: config.json, model.safetensors, preprocessor_config.json,
+and (but for the aesthetic predictor) the tokenizer. With u an image's and w a prompt's projected embedding, of length
+1:
 
 clip       100 u.w (CLIPScore, Hessel et al. 2021, arXiv 2104.08718, without its limit at 0, where it has no gradient)
 pickscore  exp(logit scale) u.w (Kirstain et al. 2023, arXiv 2305.01569): yuvalkirstain/PickScore_v1, a CLIP-H, its
@@ -14,6 +15,7 @@ aesthetic  head(u), linear layers one after the other (Schuhmann et al. 2022, ar
            layers.N.weight and layers.N.bias (dropout between them does nothing here). Published as .pth, a pickle.
 """
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -136,8 +138,8 @@ class Aesthetic(ClipReward):
         ]
         if self.layers[0][0].shape[1] != (width := self.model.config.projection_dim):
             raise UserError(
-                f"{self.name}: the head {file} takes embeddings of {self.layers[0][0].shape[1]} numbers, this CLIP's have "
-                f"{width}: the head belongs to another (LAION's to openai/clip-vit-large-patch14)."
+                f"{self.name}: the head {file} takes {self.layers[0][0].shape[1]} numbers, this CLIP's embeddings are "
+                f"of {width}: the head belongs to another (LAION's to openai/clip-vit-large-patch14)."
             )
 
     def values(self, image: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -160,7 +162,7 @@ def read_head(state: Mapping[str, Tensor], file: Path, what: str) -> list[tuple[
             found.setdefault(int(match.group(1) or 0), {})[match.group(2)] = value.float()
     layers = [(part.get("weight"), part.get("bias")) for _, part in sorted(found.items())]
     whole = [(w, b) for w, b in layers if w is not None and b is not None and w.ndim == 2 and b.shape == w.shape[:1]]
-    fits = all(a[0].shape[0] == b[0].shape[1] for a, b in zip(whole, whole[1:], strict=False))
+    fits = all(a[0].shape[0] == b[0].shape[1] for a, b in itertools.pairwise(whole))
     if len(state) != 2 * len(whole) or not whole or not fits or len(whole[-1][0]) != 1:
         raise UserError(
             f"{what}: {file} is no chain of linear layers to one value; its keys: {', '.join(sorted(state))}"

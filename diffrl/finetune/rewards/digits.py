@@ -4,8 +4,8 @@ scikit-learn's 1,797 digits of 8x8 pixels, in [0, 1] (grey levels / 16), in a fi
 `digit`, the next 750 train `digit-held-out`, both together the judge, and the last 297 test all three. What a run gains
 on `digit` and not on the others is not likeness but error of one network (over-optimisation).
 
-Accuracy on the 297, as measured: digit .980 (a convolutional network), digit-held-out .970 (layers, no convolution),
-the judge .990 (a support vector machine, no network and no gradient).
+Accuracy on the 297, as measured: digit .973 (three layers of 3x3 convolutions), digit-held-out .980 (patches of 4x4,
+then dense layers), the judge .987 (a support vector machine: no network, no gradient).
 """
 
 import functools
@@ -25,7 +25,9 @@ from diffrl.finetune.rewards.base import Metadata
 
 HALF = 750
 """Digits in either half that trains; the rest, 297, is the test."""
-STEPS, BATCH, LR = 1500, 64, 2e-3
+STEPS = {False: 700, True: 1500}
+"""Of training: `digit`, `digit-held-out`."""
+BATCH, LR = 48, 2e-3
 NOISE = 0.1
 """Deviation of the Gaussian noise on images in training: samples are never as clean as scans."""
 
@@ -51,7 +53,7 @@ class Digit:
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The values (B,)."""
         wanted = [named_digit(p) for p in prompts] if self.digit is None else [self.digit] * len(images)
-        probabilities = self.classifier(to_8x8(images).to(self.device)).softmax(-1)
+        probabilities: Tensor = self.classifier(to_8x8(images).to(self.device)).softmax(-1)
         return probabilities.gather(1, torch.tensor(wanted, device=self.device)[:, None])[:, 0].to(images.device)
 
 
@@ -64,7 +66,10 @@ def named_digit(prompt: str) -> int:
 
 
 def to_8x8(images: Tensor) -> Tensor:
-    """Images (B, 3 or 1, H, W) as (B, 1, 8, 8): the channels' mean, averaged over areas. Raises UserError if smaller."""
+    """Images (B, 3 or 1, H, W) as (B, 1, 8, 8): the channels' mean, averaged over areas.
+
+    Raises UserError for another shape, or a smaller image.
+    """
     if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
         raise UserError(f"images of shape {tuple(images.shape)}; digits are (B, 3 or 1, H, W), 8x8 or larger")
     gray = images.float().mean(1, keepdim=True)
@@ -92,7 +97,12 @@ def _network(held_out: bool) -> nn.Module:
     """Maps (B, 1, 8, 8) to logits (B, 10)."""
     if held_out:
         return nn.Sequential(
-            nn.Flatten(), nn.Linear(64, 512), nn.SiLU(), nn.Linear(512, 512), nn.SiLU(), nn.Linear(512, 10)
+            nn.Conv2d(1, 64, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(1024, 128),
+            nn.SiLU(),
+            nn.Linear(128, 10),
         )
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
@@ -123,10 +133,10 @@ def classifier(held_out: bool = False) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def train(held_out: bool, steps: int = STEPS) -> nn.Module:
+def train(held_out: bool) -> nn.Module:
     """A network on its half of the digits: Adam with a cosine, shifts by up to a pixel, noise. One seed, one result."""
     images, labels = (half[HALF : 2 * HALF] if held_out else half[:HALF] for half in digits())
-    generator = torch.Generator().manual_seed(1 + held_out)
+    steps, generator = STEPS[held_out], torch.Generator().manual_seed(1 + held_out)
     with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
         torch.manual_seed(1 + held_out)
         network = _network(held_out)
@@ -141,7 +151,7 @@ def train(held_out: bool, steps: int = STEPS) -> nn.Module:
             noise = NOISE * torch.randn(shifted.shape, generator=generator)
             loss = cross_entropy(network(shifted + noise), labels[rows], label_smoothing=0.02)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
     return network
@@ -149,18 +159,20 @@ def train(held_out: bool, steps: int = STEPS) -> nn.Module:
 
 @functools.cache
 def judge() -> Classify:
-    """The third judge, for fidelity: support vectors on both halves, with the softmax of their margins.
+    """The third judge, for fidelity: support vectors on both halves; probabilities by Platt's sigmoids.
 
     Fitted at use, in a fraction of a second; nothing is kept on disk. No reward: nothing is ever optimised against it.
     """
     with images_extra("The judge of digits"):
+        from sklearn.calibration import CalibratedClassifierCV
         from sklearn.svm import SVC
     images, labels = (part[: 2 * HALF] for part in digits())
-    machine = SVC(gamma=0.1, C=10.0).fit(images.flatten(1).numpy(), labels.numpy())
+    machine = CalibratedClassifierCV(SVC(gamma=0.1, C=10.0), ensemble=False)
+    machine.fit(images.flatten(1).numpy(), labels.numpy())
 
     def classify(images: Tensor) -> Tensor:
-        margins = machine.decision_function(to_8x8(images.detach()).cpu().flatten(1).numpy())
-        return torch.from_numpy(margins).to(images.device, torch.float32).softmax(-1)
+        probabilities = machine.predict_proba(to_8x8(images.detach()).cpu().flatten(1).numpy())
+        return torch.from_numpy(probabilities).to(images.device, torch.float32)
 
     return classify
 

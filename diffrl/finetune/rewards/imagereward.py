@@ -19,6 +19,7 @@ The published weights were not at hand: the translation follows their names, and
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class ImageReward:
         content = pretrained.read_json(folder / "config.json", self.name)
         if content.get("model_type") != "blip":
             raise UserError(f"{self.name}: {folder} holds a {content.get('model_type')!r} model; expected 'blip'")
-        config = BlipConfig.from_dict(content)
+        config: Any = BlipConfig.from_dict(content)
         self.preprocess = preprocess.read(folder, self.name)
         self.tokenizer = pretrained.tokenizer(folder, self.name)
         path = folder / "model.safetensors"

@@ -1,7 +1,7 @@
 """What a transformers image processor does to an image, on tensors and differentiably: resize, crop, normalise.
 
 Equal to the processor on Pillow's backend, up to what that rounds: Pillow keeps bytes between its two passes of
-resampling, so that the result is within about 1.5/255 (before the division by std) of ours; without a resampling (the
+resampling, so that the result is within some 1.5/255 (before the division by std) of ours; without a resampling (the
 image has the size that is wanted) the two are equal to float32's rounding. Filters and their widening when an image
 shrinks are Pillow's (torch's `antialias=True`), and so is the limitation of overshoots to [0, 1].
 """
@@ -42,11 +42,12 @@ class Preprocess:
         if images.ndim != 4 or images.shape[1] not in (1, RGB):
             raise UserError(f"images of shape {tuple(images.shape)}; expected (B, 3 or 1, H, W)")
         x = images.float().expand(-1, RGB, -1, -1)
-        size = self._size(*x.shape[2:])
-        if size != tuple(x.shape[2:]):
-            smooth = self.mode != "nearest-exact"
-            x = interpolate(x, size=size, mode=self.mode, antialias=smooth, align_corners=False if smooth else None)
-            x = x.clamp(0, 1)
+        height, width = self._size(*x.shape[2:])
+        for size in ((x.shape[2], width), (height, width)):  # in Pillow's order, overshoots limited after each pass
+            if size != tuple(x.shape[2:]):
+                smooth = self.mode != "nearest-exact"
+                x = interpolate(x, size=size, mode=self.mode, antialias=smooth, align_corners=False if smooth else None)
+                x = x.clamp(0, 1)
         if self.crop is not None:
             (h, w), (height, width) = self.crop, x.shape[2:]
             if height < h or width < w:

@@ -1,4 +1,4 @@
-"""Pretrained transformers models for rewards: folders found, weights verified, nothing unpickled, one line for a mistake."""
+"""Pretrained transformers models for rewards: found, verified, never unpickled."""
 
 import json
 import re
@@ -103,8 +103,8 @@ def check_missing(missing: list[str], path: Path, what: str) -> None:
     if missing:
         named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise UserError(
-            f"{what}: the weights in {path} lack {named}, which would stay random. The file is of another kind of model "
-            "or was saved by another version of transformers: load and save it there once more, or take another."
+            f"{what}: the weights in {path} lack {named}, which would stay random. The file is of another kind of "
+            "model or was saved by another version of transformers: load and save it there once more, or take another."
         )
 
 
@@ -145,11 +145,11 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         logging.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

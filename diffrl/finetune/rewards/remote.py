@@ -7,8 +7,8 @@ The protocol, one POST a batch, UTF-8 JSON both ways:
     refusal   {"error": text}                               status 400: the request's fault, not tried again
               any body                                      status 429 or 5xx: tried again
 
-No pickle, no class names, nothing executable. `python -m diffrl.finetune.rewards.serve` is a server of it; another takes
-thirty lines in any language. Images travel as bytes, rounded to the nearest of 256 levels.
+No pickle, no class names, nothing executable. `python -m diffrl.finetune.rewards.serve` is a server of it; another
+takes thirty lines in any language. Images travel as bytes, rounded to the nearest of 256 levels.
 """
 
 import base64

@@ -32,7 +32,7 @@ OVERALL = SCORES.index("overall_score")
 
 @dataclass(frozen=True)
 class RichConfig:
-    """What `RichModel` is built of. backbone: a CLIP model's folder or hub id, or None. width: channels of the heads."""
+    """What `RichModel` is built of. backbone: a CLIP's folder or hub id, or None. width: channels of the heads."""
 
     backbone: str | None = None
     width: int = 32
@@ -84,7 +84,8 @@ class RichModel(nn.Module):
         side = round(patches.shape[1] ** 0.5)
         grid = patches.transpose(1, 2).unflatten(2, (side, side))
         text: Tensor = self.text(clip.embed_prompts(prompts))
-        return self.features(grid) + text[:, :, None, None]
+        joint: Tensor = self.features(grid) + text[:, :, None, None]
+        return joint
 
     def loss(
         self, images: Tensor, prompts: Sequence[str], feedback: Sequence[Feedback], map_weight: float = 1.0
@@ -113,7 +114,7 @@ class RichModel(nn.Module):
 
     @classmethod
     def load(cls, name: str, *, device: str | torch.device = "cpu") -> "RichModel":
-        """What `save` wrote, by folder or hub id, frozen. Raises UserError where it is none, or its backbone is gone."""
+        """What `save` wrote, frozen, by folder or hub id. Raises UserError where it is none, or lacks its backbone."""
         what = f"richhf:{name}"
         folder = pretrained.folder(name, what)
         content = pretrained.read_json(folder / "config.json", what)
@@ -154,5 +155,5 @@ class RichReward:
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The values (B,)."""
-        rich = self.model(images.to(self.device), prompts)
+        rich: Rich = self.model(images.to(self.device), prompts)
         return (rich.scores[:, OVERALL] - self.weight * rich.maps[:, 0].mean((1, 2))).to(images.device)

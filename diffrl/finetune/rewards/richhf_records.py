@@ -54,11 +54,9 @@ def frames(path: Path, *, verify: bool = True) -> Iterator[bytes]:
     verify: check the data's sum too (the length's always is): it is computed in Python, at some megabytes a second.
     Raises DataError for a file that is cut or damaged.
     """
-    try:
-        file = Path(path).open("rb")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    with file:
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; expected a .tfrecord file of RichHF-18K")
+    with path.open("rb") as file:
         index = 0
         while head := file.read(12):
             if len(head) < 12 or masked_crc32c(head[:8]) != int.from_bytes(head[8:], "little"):

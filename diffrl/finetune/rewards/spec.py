@@ -121,7 +121,7 @@ def _term(text: str, spec: str, options: Options) -> tuple[float, Reward]:
     return weight, entry.build(argument, options)
 
 
-def _jpeg(name: str, size: Callable[[codecs.Pixels, int], int], sign: int = -1) -> Callable[[str, Options], Reward]:
+def _jpeg(name: str, size: Callable[..., int], sign: int = -1) -> Callable[[str, Options], Reward]:
     def build(argument: str, options: Options) -> Reward:
         if argument and not (argument.isdecimal() and 1 <= int(argument) <= 100):
             raise UserError(f"{name}:{argument}: the argument is JPEG's quality, a whole number from 1 to 100")
