@@ -80,6 +80,7 @@ def test_the_branch_alone_has_a_gradient(folder: Path) -> None:
     assert all(p.grad is None for p in unet.parameters())
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.tuned.parameters().values())
     assert all(torch.equal(before[name], p) for name, p in unet.state_dict().items())
+    assert not model.network(condition, reference=True)(x0.requires_grad_(), t).requires_grad
 
 
 def test_control_is_obeyed_after_a_few_steps(tmp_path: Path) -> None:
