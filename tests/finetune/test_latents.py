@@ -155,6 +155,15 @@ def test_decoding_is_differentiable_and_in_range(folder: Path) -> None:
     assert x0.grad.abs().max() > 0
 
 
+def test_latents_have_deviation_1_and_pass_as_the_autoencoders_own(folder: Path) -> None:
+    model, images = Latents(folder), Digits((32, 32)).images[:512]
+    x0 = model.encode(images)
+    assert x0.std().item() == pytest.approx(1, abs=1e-3)
+    with torch.no_grad():
+        own = (model.vae(images[:4] * 2 - 1).sample / 2 + 0.5).clamp(0, 1)
+        assert torch.allclose(model.decode(x0[:4]), own, atol=1e-5)
+
+
 def test_prompts_and_extras_it_cannot_take_are_said(folder: Path) -> None:
     model = Latents(folder)
     with pytest.raises(UserError, match="not 'cat'"):

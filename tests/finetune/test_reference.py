@@ -14,6 +14,7 @@ from diffrl.finetune.model import Lora
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from diffrl.finetune.models import load_model  # noqa: E402
 from diffrl.finetune.models.pipelines import load_pipeline  # noqa: E402
 from diffrl.finetune.models.reference import Bank, Reference, ReferenceAttention, reference_model  # noqa: E402
 from tests.finetune.tiny import save_ddpm, save_sd  # noqa: E402
@@ -147,12 +148,23 @@ def test_gradient_checkpointing_has_the_same_gradients(folder: Path) -> None:
     gradients = []
     for checkpointing in (False, True):
         model = referring(folder, checkpointing=checkpointing)
-        model.tuned.network.train(checkpointing)  # diffusers checkpoints in training mode alone; there is no dropout
+        assert model.tuned.network.is_gradient_checkpointing == checkpointing
         condition = model.conditions(PROMPTS, {"reference": pictures(2)})
         model.network(condition)(draws(2, *model.shape), torch.tensor(0.5)).square().mean().backward()
         gradients.append({name: p.grad for name, p in model.tuned.parameters().items()})
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], rtol=1e-4, atol=1e-7)
+
+
+def test_half_precision_is_near(folder: Path) -> None:
+    answers = []
+    for precision in ("fp32", "bf16"):
+        model = reference_model(str(folder), lora=Lora(2), precision=precision)
+        condition = model.conditions(PROMPTS, {"reference": pictures(2)})
+        with torch.no_grad():
+            answers.append(model.network(condition)(draws(2, *model.shape), torch.tensor(0.5)).float())
+    assert (answers[0] - answers[1]).abs().max() < 0.1 * answers[0].std()
+    assert not torch.equal(*answers)
 
 
 def test_saved_it_loads_as_its_base_does(folder: Path, tmp_path: Path) -> None:
@@ -161,7 +173,7 @@ def test_saved_it_loads_as_its_base_does(folder: Path, tmp_path: Path) -> None:
         for name, parameter in model.tuned.parameters().items():
             parameter += 0.1 * draws(*parameter.shape, seed=len(name))
     model.save(tmp_path)
-    loaded = Reference(load_pipeline(str(folder), lora=None, adapter=tmp_path))
+    loaded = load_model(f"reference:{folder}", lora=None, adapter=tmp_path)
     x, t, extras = draws(2, *model.shape), torch.tensor(0.5), {"reference": pictures(2)}
     with torch.no_grad():
         m = model.network(model.conditions(PROMPTS, extras))(x, t)

@@ -1,5 +1,6 @@
 """Stable Video Diffusion, of a tiny random configuration: our denoiser and sampler against diffusers' own pipeline."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 from diffrl.finetune.models.video import Video  # noqa: E402
-from tests.finetune.tiny import save_svd, svd_scheduler  # noqa: E402
+from tests.finetune.tiny import save_ddpm, save_svd, svd_scheduler  # noqa: E402
 
 SIZE, FRAMES, FACTOR = 16, 3, 2
 
@@ -139,9 +140,32 @@ def test_what_is_saved_loads_elsewhere(folder: Path, tmp_path: Path, lora: Lora 
         assert not torch.equal(loaded(*inputs).sample, model.tuned(*inputs, reference=True).sample)
 
 
+def test_half_precision_is_near(folder: Path) -> None:
+    _, pixels = pictures(1)
+    answers = []
+    for precision in ("fp32", "bf16"):
+        model = Video(folder, lora=Lora(2), precision=precision, noise=0.0)
+        condition = model.conditions([""], {"reference": pixels})
+        with torch.no_grad():
+            answers.append(model.network(condition)(draws(1, *model.shape), torch.tensor(0.1)).float())
+            assert model.decode(model.encode(pixels[:, None])).dtype is torch.float32
+        assert all(p.dtype is torch.float32 for p in model.tuned.parameters().values())
+    assert (answers[0] - answers[1]).abs().max() < 0.1 * answers[0].std()
+    assert not torch.equal(*answers)
+
+
+def test_weights_that_are_missing_are_said(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "svd")
+    (tmp_path / "svd" / "image_encoder" / "model.safetensors").rename(tmp_path / "svd" / "image_encoder" / "a.bin")
+    with pytest.raises(UserError, match="pickle format"):
+        Video(tmp_path / "svd")
+
+
 def test_what_is_no_such_pipeline_is_said(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="could not be loaded as a StableVideoDiffusionPipeline"):
+    with pytest.raises(UserError, match="holds no diffusers pipeline"):
         Video(tmp_path)
+    with pytest.raises(UserError, match="expected a StableVideoDiffusionPipeline"):
+        Video(save_ddpm(tmp_path / "ddpm"))
     with pytest.raises(UserError, match=f"that {FACTOR} divides"):
         Video(folder, size=(15, 16))
     pipeline = diffusers.StableVideoDiffusionPipeline.from_pretrained(folder, use_safetensors=True)

@@ -38,6 +38,7 @@ class Toy:
     device = torch.device("cpu")
     shape = (1, 1, 1)
     clip = None
+    extras = ()
 
     def __init__(self) -> None:
         self.prediction = Prediction("x0", VP())

@@ -17,6 +17,7 @@ from diffrl.errors import UserError, first_line
 from diffrl.finetune.extra import images_extra
 from diffrl.finetune.model import Condition, ImageModel, Lora, Tuned
 from diffrl.finetune.models.adapters import save_adapters
+from diffrl.finetune.models.loading import quiet
 from diffrl.finetune.models.pipelines import load_pipeline
 from diffrl.finetune.models.reference import unet_of
 
@@ -147,7 +148,7 @@ def control_model(
     **options: Any,
 ) -> Control:
     """`Control` on the pipeline `name`; checkpointing, options: as `load_pipeline` takes them."""
-    base = load_pipeline(name, lora=None, device=device, checkpointing=checkpointing, **options)
+    base = load_pipeline(name, lora=None, precision=precision, device=device, checkpointing=checkpointing, **options)
     model = Control(base, controlnet, lora=lora, precision=precision, seed=seed)
     if checkpointing:
         branch: Any = model.tuned.network
@@ -170,9 +171,15 @@ def _read(controlnet: str | Path) -> Any:
     with images_extra():
         from diffusers import ControlNetModel
     try:
-        return ControlNetModel.from_pretrained(str(controlnet), use_safetensors=True)
-    except (OSError, ValueError, TypeError) as error:
+        with quiet():
+            branch, report = ControlNetModel.from_pretrained(
+                str(controlnet), use_safetensors=True, output_loading_info=True
+            )
+    except Exception as error:
         raise UserError(
             f"{controlnet} could not be loaded as a ControlNetModel: {first_line(error)}\n"
             "It takes the folder of such a model with weights as safetensors, or its id on the hub."
         ) from error
+    if report["missing_keys"]:
+        raise UserError(f"{controlnet} is incomplete: it lacks {report['missing_keys'][0]}, which would be random.")
+    return branch

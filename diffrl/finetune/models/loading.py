@@ -3,7 +3,7 @@
 import importlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from diffrl.finetune.extra import images_extra
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 LIBRARIES = ("diffusers", "transformers")
 """Whose classes a pipeline may name: no other code is imported for it."""
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of pipelines of text to image that are not read."""
 
 
 @contextmanager
@@ -92,8 +94,10 @@ def _where(name: str, file: str) -> dict[str, Any]:
     return {"local_files_only": True}
 
 
-def read_pipeline(name: str, index: dict[str, Any], dtypes: dict[str, torch.dtype]) -> Any:
-    """The pipeline, in evaluation mode, its safety checker left out; `dtypes`: of its parts, float32 where not named.
+def read_pipeline(
+    name: str, index: dict[str, Any], dtypes: dict[str, torch.dtype], without: Sequence[str] = UNUSED
+) -> Any:
+    """The pipeline, in evaluation mode; `dtypes`: of its parts, float32 where not named; `without` these parts.
 
     Raises UserError for parts whose weights are missing, incomplete or in pickle format.
     """
@@ -104,7 +108,7 @@ def read_pipeline(name: str, index: dict[str, Any], dtypes: dict[str, torch.dtyp
     for part, entry in index.items():
         if part.startswith("_") or not isinstance(entry, list):
             continue
-        if entry[0] is None or part in ("safety_checker", "feature_extractor", "image_encoder"):
+        if entry[0] is None or part in without:
             parts[part] = None
         elif entry[0] in LIBRARIES and hasattr(_class(entry), "named_parameters"):
             parts[part] = _read_part(name, part, _class(entry), dtypes.get(part, torch.float32), options)

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from diffrl.diffusion import VE, Network, Prediction, lognormal_times
 from diffrl.diffusion.prediction import Clip
-from diffrl.errors import UserError, first_line
-from diffrl.finetune.extra import images_extra
+from diffrl.errors import UserError
 from diffrl.finetune.model import Condition, Lora, Tuned
 from diffrl.finetune.models.adapters import save_adapters
+from diffrl.finetune.models.loading import quiet, read_index, read_pipeline
+from diffrl.finetune.models.pipelines import PRECISIONS
 from diffrl.seeds import generator_at
 
 LOG_SIGMA = (0.7, 1.6)
@@ -32,7 +33,8 @@ class Video:
     Its condition is the image `extras["reference"]`, (B, 3, H, W): its CLIP embedding, for cross-attention, and its
     latents, noised, beside those of every frame; and three numbers. Prompts say nothing to it.
 
-    path: the pipeline's folder, or its id on the hub. lora, precision, seed: as `Tuned` takes them.
+    path: the pipeline's folder, or its id on the hub. lora, precision, seed: as `Tuned` takes them; what is frozen is
+        in that precision throughout.
     frames, size: F, and (H, W) in pixels; by default what the U-Net's configuration says.
     fps, motion: frames a second, and how much moves (SVD's motion bucket, 0 to 255).
     noise: deviation of what is added to the reference before it is encoded. It is drawn from the seed and the image, so
@@ -61,7 +63,7 @@ class Video:
         log_sigma: tuple[float, float] = LOG_SIGMA,
         checkpointing: bool = False,
     ) -> None:
-        pipeline = _load(path)
+        pipeline = _load(str(path), precision, lora)
         self.name = str(path)
         self.device = torch.device(device)
         self.vae = pipeline.vae.eval().requires_grad_(False).to(self.device)
@@ -78,6 +80,7 @@ class Video:
             raise UserError(f"{self.name} makes videos of heights and widths that {factor} divides, not {size}.")
         frames = unet.config.num_frames if frames is None else frames
         self.shape: tuple[int, ...] = (frames, unet.config.out_channels, size[0] // factor, size[1] // factor)
+        self._dtype = next(unet.parameters()).dtype
         self.tuned = Tuned(unet, lora, precision, seed)
         self.prediction = Prediction("edm", VE())
         self.clip: Clip | None = None
@@ -132,8 +135,9 @@ class Video:
         """The raw network with the condition bound: (x, t) -> -v. Unguided: embedding and latents of zero."""
 
         def call(x: Tensor, t: Tensor, embedding: Tensor, latents: Tensor, ids: Tensor) -> Tensor:
-            beside = latents[:, None].expand(-1, x.shape[1], -1, -1, -1).to(x.dtype)
-            v: Tensor = self.tuned(torch.cat([x, beside], 2), t, embedding, ids, reference=reference).sample
+            beside = latents[:, None].expand(-1, x.shape[1], -1, -1, -1)
+            inputs = torch.cat([x.to(self._dtype), beside.to(self._dtype)], 2)
+            v: Tensor = self.tuned(inputs, t, embedding.to(self._dtype), ids, reference=reference).sample
             return -v
 
         def network(x: Tensor, t: Tensor) -> Tensor:
@@ -174,20 +178,23 @@ class Video:
             save_adapters(self.tuned, folder)
 
 
-def _load(path: str | Path) -> Any:
-    with images_extra():
-        from diffusers import StableVideoDiffusionPipeline
-    try:
-        pipeline = StableVideoDiffusionPipeline.from_pretrained(str(path), use_safetensors=True)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} could not be loaded as a StableVideoDiffusionPipeline: {first_line(error)}\n"
-            "It takes the folder of such a pipeline with weights as safetensors, or its id on the hub."
-        ) from error
+def _load(name: str, precision: str, lora: Lora | None) -> Any:
+    """The pipeline, what is frozen in `precision`. Raises UserError as `read_pipeline` does, and for another kind."""
+    if precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+    half = PRECISIONS[precision]
+    with quiet():
+        index = read_index(name)
+        if index.get("_class_name") != "StableVideoDiffusionPipeline":
+            raise UserError(f"{name} is a {index.get('_class_name')}; expected a StableVideoDiffusionPipeline.")
+        frozen = ["vae", "image_encoder", *(["unet"] if lora is not None else [])]
+        pipeline = read_pipeline(name, index, dict.fromkeys(frozen, half), without=())
+    if half is torch.float16 and pipeline.vae.config.force_upcast:
+        pipeline.vae.to(torch.float32)
     config = pipeline.scheduler.config
     if config.get("prediction_type") != "v_prediction" or config.get("timestep_type") != "continuous":
         raise UserError(
-            f"{path} predicts {config.get('prediction_type')} at {config.get('timestep_type')} times; Stable Video "
+            f"{name} predicts {config.get('prediction_type')} at {config.get('timestep_type')} times; Stable Video "
             "Diffusion predicts v at continuous ones (EulerDiscreteScheduler's v_prediction and timestep_type)."
         )
     return pipeline
