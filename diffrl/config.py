@@ -156,7 +156,7 @@ def dump_online(config: OnlineConfig) -> str:
 
 def load_online(path: Path) -> OnlineConfig:
     """Read an `online.yaml` strictly. Raises UserError for anything it should not hold."""
-    fields = _checked(OnlineConfig, _read(path), str(path))
+    fields = load_strictly(OnlineConfig, read_yaml(path), str(path))
     if "offline_run" not in fields:
         raise UserError(f"{path}: the key `offline_run` is missing.")
     return OnlineConfig(**fields)
@@ -189,15 +189,15 @@ def from_dict(values: Mapping[str, Any], source: str) -> TrainConfig:
         raise UserError(f"{source}: `agent` needs a `name`, one of {', '.join(agents.AGENTS)}.")
     agent_values = dict(agent_values)
     schema = agents.get(str(agent_values.pop("name")))
-    agent = schema(**_checked(schema, agent_values, f"{source}, agent"))
-    fields = _checked(TrainConfig, values, source)
+    agent = schema(**load_strictly(schema, agent_values, f"{source}, agent"))
+    fields = load_strictly(TrainConfig, values, source)
     if "dataset" not in fields:
         raise UserError(f"{source}: the key `dataset` is missing.")
     return TrainConfig(agent=agent, **fields)
 
 
-def _checked(schema: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The values converted to the types of the fields of `schema`."""
+def load_strictly(schema: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The values converted to the types of the fields of `schema`. Raises UserError, naming `source`, for others."""
     hints = typing.get_type_hints(schema)
     known = {f.name for f in dataclasses.fields(schema)}
     result = {}
@@ -231,11 +231,11 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 def load(path: Path) -> TrainConfig:
     """Read a YAML file strictly. Raises UserError for anything it should not hold."""
-    return from_dict(_read(path), str(path))
+    return from_dict(read_yaml(path), str(path))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """What a YAML file holds."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What a YAML file holds. Raises UserError where it cannot be read or holds no keys."""
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
