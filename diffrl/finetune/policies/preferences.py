@@ -1,0 +1,154 @@
+"""Preferences of one trajectory segment over another: their file, and how to make them from a data set's returns."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from diffrl.data.offline import OfflineDataset
+from diffrl.errors import UserError, first_line
+from diffrl.files import atomic_path
+
+Floats = NDArray[np.float32]
+
+FORMAT = "diffrl-preferences-1"
+"""What the header of a file says of itself."""
+_COLUMNS = ("observations_w", "actions_w", "observations_l", "actions_l")
+_ATTEMPTS = 100
+"""Draws for every pair that is wanted, of which some are of equal returns."""
+
+
+@dataclass(frozen=True, eq=False)
+class Preferences:
+    """N pairs of segments of H steps, the preferred one (w) and the other (l), in the environment's own units.
+
+    As a file: safetensors with these four tensors, float32, and the header entries `format` = diffrl-preferences-1 and
+    `about`, JSON of whatever says where they come from.
+    """
+
+    observations_w: Floats
+    """(N, H, O)"""
+    actions_w: Floats
+    """(N, H, A)"""
+    observations_l: Floats
+    """(N, H, O)"""
+    actions_l: Floats
+    """(N, H, A)"""
+
+    def __post_init__(self) -> None:
+        for name in _COLUMNS:
+            column = getattr(self, name)
+            if column.ndim != 3 or 0 in column.shape:
+                raise UserError(f"{name} has shape {column.shape}; expected (pairs, steps, size).")
+            if not np.isfinite(column).all():
+                raise UserError(f"{name} of pair {np.argwhere(~np.isfinite(column))[0, 0]} is not finite.")
+        for kind in ("observations", "actions"):
+            w, l = getattr(self, f"{kind}_w"), getattr(self, f"{kind}_l")  # noqa: E741
+            if w.shape != l.shape or w.shape[:2] != self.observations_w.shape[:2]:
+                raise UserError(
+                    f"{kind}_w and {kind}_l have shapes {w.shape} and {l.shape}; expected the same of both, and as many "
+                    f"pairs and steps as observations_w has, {self.observations_w.shape[:2]}."
+                )
+
+    def __len__(self) -> int:
+        return len(self.observations_w)
+
+    @property
+    def horizon(self) -> int:
+        """H."""
+        return int(self.observations_w.shape[1])
+
+    def flipped(self) -> "Preferences":
+        """The opposite preferences."""
+        return Preferences(self.observations_l, self.actions_l, self.observations_w, self.actions_w)
+
+    def check_sizes(self, observation_size: int, action_size: int, source: str) -> None:
+        """Raise UserError unless the columns are of these sizes. `source` is named in it."""
+        sizes = self.observations_w.shape[2], self.actions_w.shape[2]
+        if sizes != (observation_size, action_size):
+            raise UserError(
+                f"{source} holds observations of {sizes[0]} and actions of {sizes[1]} dimensions; the run's have "
+                f"{observation_size} and {action_size}."
+            )
+
+    def write(self, path: Path | str, about: dict[str, object] | None = None) -> Path:
+        """Write them as safetensors."""
+        tensors = {name: np.ascontiguousarray(getattr(self, name), np.float32) for name in _COLUMNS}
+        header = {"format": FORMAT, "about": json.dumps(about or {})}
+        with atomic_path(path) as temporary:
+            safetensors.numpy.save_file(tensors, temporary, metadata=header)
+        return Path(path)
+
+    @classmethod
+    def read(cls, path: Path | str) -> "Preferences":
+        """Read a file of `write`'s. Raises UserError where it is none."""
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"There is no file of preferences {path}; `--preferences auto` makes them from the data.")
+        try:
+            with safe_open(path, "np") as file:
+                header, names = file.metadata() or {}, set(file.keys())
+                if header.get("format") != FORMAT or not names.issuperset(_COLUMNS):
+                    raise UserError(
+                        f"{path} is not a file of preferences: expected the format {FORMAT} and the tensors "
+                        f"{', '.join(_COLUMNS)}, as `diffrl.finetune.policies.Preferences.write` has them."
+                    )
+                columns = [file.get_tensor(name).astype(np.float32) for name in _COLUMNS]
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is not a safetensors file: {first_line(error)}.") from error
+        try:
+            return cls(*columns)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+
+def judge(
+    dataset: OfflineDataset,
+    pairs: int,
+    segment: int,
+    seed: int,
+    *,
+    temperature: float = 0.0,
+    label_noise: float = 0.0,
+) -> Preferences:
+    """Pairs of segments drawn from a data set's episodes, judged by their undiscounted returns R.
+
+    The segments start anywhere from which `segment` steps are left in the episode, uniformly. The first is preferred
+    with probability sigmoid((R_1 - R_2) / temperature) (Bradley & Terry 1952); at temperature 0 the one with the larger
+    return is, and pairs of equal returns, which say nothing, are drawn again. Then a share `label_noise` of the labels
+    is turned round. Raises UserError where no episode is so long, or (almost) all returns are equal.
+    """
+    rng = np.random.default_rng((seed, 0x9EF))
+    starts = np.concatenate([np.arange(a, b - segment + 1) for a, b in dataset.episodes()])
+    if len(starts) < 2:
+        longest = int(dataset.episode_lengths().max(initial=0))
+        raise UserError(f"--segment is {segment}, and the longest episode has {longest} steps; expected fewer.")
+    summed = np.concatenate([[0.0], np.cumsum(dataset.rewards, dtype=np.float64)])
+    drawn = rng.choice(starts, (pairs, 2))
+    for _ in range(_ATTEMPTS):
+        R = summed[drawn + segment] - summed[drawn]
+        # Sums of the same rewards in another order differ by rounding.
+        equal = np.isclose(R[:, 0], R[:, 1], rtol=1e-9, atol=1e-9) & (temperature == 0)
+        if not equal.any():
+            break
+        drawn[equal] = rng.choice(starts, (int(equal.sum()), 2))
+    else:
+        raise UserError(
+            f"Of segments of {segment} steps hardly any two have different returns, so there is nothing to prefer: try a "
+            "longer --segment, or a --temperature above 0."
+        )
+    gap = R[:, 0] - R[:, 1]
+    if temperature > 0:
+        first = rng.random(pairs) < 0.5 * (1 + np.tanh(gap / temperature / 2))
+    else:
+        first = gap > 0
+    first ^= rng.random(pairs) < label_noise
+    w, l = np.where(first, drawn.T, drawn.T[::-1])  # noqa: E741
+    steps = np.arange(segment)
+    rows = {"w": w[:, None] + steps, "l": l[:, None] + steps}
+    columns = [getattr(dataset, kind)[rows[side]] for side in "wl" for kind in ("observations", "actions")]
+    return Preferences(*columns)
