@@ -46,7 +46,7 @@ class DiffusionPolicy(GenerativePolicy):
         self._preconditioning = torch.stack(self.prediction.preconditioning(times[:-1].double()), 1).tolist()
         self.register_buffer("times", times[:-1], persistent=False)
         self.early: DiffusionPolicy | None = None
-        """The network of the first `n_early` steps, where it is another one; part of this module, and so of its state."""
+        """The network of the first `n_early` steps, where it is another one; its weights are of this module's state."""
         self.n_early = 0
 
     def _parts(self, observations: Tensor, K: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +93,7 @@ class DiffusionPolicy(GenerativePolicy):
         return self.sampler(denoise, noise[0], noise=noise[1:], clip=(-1.0, 1.0))
 
     def step_denoiser(self, observations: Tensor, first: int = 0, K: int = 1) -> Denoise:
-        """The denoiser of one chain, not clamped: it is called once at each time of the grid, in order, from `first` on.
+        """The denoiser of one chain, not clamped: called once at each time of the grid, in order, from step `first` on.
 
         observations: (S, B, O); of K actions a state, which stand in a row, the state's part is computed once.
         """

@@ -1,4 +1,4 @@
-"""How a trained policy is fine-tuned, by PPO over its chain or from preferences: a folder's `finetune.yaml`. No torch."""
+"""How a policy is fine-tuned, by PPO over its chain or from preferences: a folder's `finetune.yaml`. No torch."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ class DPPOConfig(TuningConfig):
     min_std: float = 0.1
     """Least deviation of a denoising step, in exploring and in log-probabilities; evaluations sample without it."""
     clip_nats: float = 0.1
-    """PPO's clip: the change of a denoising step's log-probability beyond which it is not pushed on, in nats summed over
-    the action (the paper's .01 is on the mean over 12 dimensions on Hopper: .12)."""
+    """PPO's clip: the change of a denoising step's log-probability beyond which it is not pushed on, in nats, summed
+    over the action (the paper's .01 is on the mean over 12 dimensions on Hopper: .12)."""
     target_kl: float = 0.1
     """Stop an iteration's updates where the policy has moved so far, in nats a denoising step; 0: never."""
     kl_weight: float = 0.0
     """Weight of the divergence from the pretrained policy, in nats a denoising step."""
     bc_weight: float = 0.0
-    """Weight of imitating the pretrained policy's chains in the states visited (the paper's BC loss), in nats a step."""
+    """Weight of imitating the pretrained policy's chains in the states visited (the authors' BC loss), in nats."""
     reward_scaling: bool = True
     """Divide rewards by the running deviation of the discounted return."""
 
@@ -130,8 +130,8 @@ class DPOConfig(TuningConfig):
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     """DPO's, SLiC's or IPO's."""
     beta: float = 1.0
-    """How closely the policy is held to the pretrained one: the inverse temperature of the implicit reward, on denoising
-    errors that are summed over a segment and means over the action (see `diffusion_dpo_loss`)."""
+    """How closely the policy is held to the pretrained one: the scale of the implicit reward, on denoising errors that
+    are summed over a segment and means over the action (see `diffusion_dpo_loss`)."""
     bc_weight: float = 0.1
     """Weight of the denoising loss on the preferred actions: DPO alone may raise both errors, and does."""
     batch_size: int = 64
@@ -149,6 +149,9 @@ class DPOConfig(TuningConfig):
             self._check(name, getattr(self, name) > 0, "more than 0")
         self._check("label_noise", 0 <= self.label_noise < 0.5, "at least 0 and less than .5")
 
+
+DEFAULT_STEPS = {"dppo": 400_000, "dpo": 3_000}
+"""Environment steps, and updates."""
 
 ALGORITHMS: dict[str, type[TuningConfig]] = {schema.algo: schema for schema in (DPPOConfig, DPOConfig)}
 

@@ -4,9 +4,9 @@ The implicit reward difference of a pair of segments of H steps, a preferred one
 
     z = -beta/2 sum_h [(e_w,h - e_ref,w,h) - (e_l,h - e_ref,l,h)],    e = |m - m_theta(a_t, t, s)|^2 / A,
 
-Diffusion-DPO's (Wallace et al. 2023, arXiv 2311.12908, eq. 14) with the action as the image and the state as its prompt,
-summed over a segment as in contrastive preference learning (Hejna et al. 2023, arXiv 2310.13639, eq. 5), whose log pi is
-here the bound that denoising errors give. Both segments of a pair have the same times t and the same noise, step by
+Diffusion-DPO's (Wallace et al. 2023, arXiv 2311.12908, eq. 14) with the action as the image and the state as its
+prompt, summed over a segment as in contrastive preference learning (Hejna et al. 2023, arXiv 2310.13639), whose log pi
+is here the bound that denoising errors give. Both segments of a pair have the same times t and the same noise, step by
 step. Their states differ, as they do in trajectories, so each error is held against the frozen policy's in that state.
 
 D3PO, which has no use for a data set's actions (it compares chains, and nobody recorded those), is left to images.

@@ -20,8 +20,8 @@ def gae(
         delta_t = r_t + discount (1 - terminal_t) V(s'_t) - V(s_t),
 
     the sum to the episode's end. All (N, ...), N steps in order. next_values: V of the states that the steps led to, at
-    an episode's end too (not of the next episode's first). terminals, ends: 1.0 where there is nothing to bootstrap from,
-    and where the next row is of another episode (there is, where an episode was cut); else 0.0.
+    an episode's end too (not of the next episode's first). terminals, ends: 1.0 where there is nothing to bootstrap
+    from, and where the next row is of another episode; else 0.0. An episode that was cut ends, and is bootstrapped.
     """
     delta = rewards + discount * (1 - terminals) * next_values - values
     advantages, following = torch.zeros_like(delta), torch.zeros_like(delta[0])

@@ -1,7 +1,7 @@
 """DPPO: PPO over the denoising chain of a policy that acts in an environment (Ren et al. 2024, arXiv 2409.00588).
 
-A decision is a denoising step (`diffrl.diffusion.chain`); all K' tuned steps of the chain that made the action a_t share
-the advantage of that action, discounted by how far before the last step they are (section 4.3):
+A decision is a denoising step (`diffrl.diffusion.chain`); all K' tuned steps of the chain that made the action a_t
+share the advantage of that action, discounted by how far before the last step they are (section 4.3):
 
     L = -E_t E_k min(r A, clip(r) A),    A = denoising_discount^(K' - 1 - k) A_t,    r = pi(a^k+1 | a^k, s) / pi_old,
 
@@ -86,7 +86,8 @@ class DPPOTrainer:
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self.agent, self.config = agent, config
-        self.seeds, self.groups, self.device = agent.seeds, (agent.n_seeds,), generator.device.type
+        self.seeds, self.device = agent.seeds, generator.device.type
+        self.groups: tuple[int, ...] = (agent.n_seeds,)
         self.policy = chain_policy(agent).requires_grad_(True)
         if self.policy.early is not None:
             self.policy.early.requires_grad_(False)
@@ -137,24 +138,24 @@ class DPPOTrainer:
             reached.append(self._normalised(outcome.reached))
             states.append(rollout.states)
             log_probs.append(rollout.log_probs[self.first :])
-            for kept, values in zip(outcomes, outcome[:3], strict=True):
-                kept.append(torch.from_numpy(values).to(here.device))
-        here, there = torch.stack(observations), torch.stack(reached)
+            for kept, column in zip(outcomes, outcome[:3], strict=True):
+                kept.append(torch.from_numpy(column).to(here.device))
+        met, there = torch.stack(observations), torch.stack(reached)
         rewards, terminals, ends = (torch.stack(kept) for kept in outcomes)
         scaled = self._scale(rewards.cpu(), ends.cpu()).to(rewards) if self.config.reward_scaling else rewards
-        values, next_values = self._values(here), self._values(there)
+        values, next_values = self._values(met), self._values(there)
         decays = self.config.discount, self.config.gae_lambda
         advantages = gae(scaled, values, next_values, terminals, ends, *decays)
         returns = advantages + values
         metrics = {"reward": rewards.mean((0, 2))}
         if all(self._environments.finished):
             mean = [float(np.mean(finished)) for finished in self._environments.finished]
-            metrics["episode_return"] = torch.tensor(mean, device=here.device)
+            metrics["episode_return"] = torch.tensor(mean, device=met.device)
         spread = returns.transpose(0, 1).flatten(1).var(1, correction=0)
         error = (returns - values).transpose(0, 1).flatten(1).var(1, correction=0)
         metrics["explained_variance"] = 1 - error / (spread + 1e-8)
         experience = Experience(
-            _flat(here),
+            _flat(met),
             torch.stack([_flat(torch.stack(column)) for column in zip(*(s.unbind() for s in states), strict=True)]),
             torch.stack([_flat(torch.stack(column)) for column in zip(*(p.unbind() for p in log_probs), strict=True)]),
             _flat(advantages),
@@ -222,7 +223,7 @@ class DPPOTrainer:
         made = torch.zeros(S, device=self.agent.device)
         for _ in range(self.config.epochs):
             order = torch.rand(S, M, generator=self._generator, device=self._generator.device).argsort(-1)
-            for index in order.split(self.config.batch_size, dim=1):
+            for index in torch.split(order, self.config.batch_size, dim=1):
                 batch = experience.rows(index)
                 loss, metrics = self.policy_loss(batch)
                 if self.config.target_kl and learning:

@@ -50,8 +50,8 @@ class Preferences:
             w, l = getattr(self, f"{kind}_w"), getattr(self, f"{kind}_l")  # noqa: E741
             if w.shape != l.shape or w.shape[:2] != self.observations_w.shape[:2]:
                 raise UserError(
-                    f"{kind}_w and {kind}_l have shapes {w.shape} and {l.shape}; expected the same of both, and as many "
-                    f"pairs and steps as observations_w has, {self.observations_w.shape[:2]}."
+                    f"{kind}_w and {kind}_l have shapes {w.shape} and {l.shape}; expected the same of both, and as "
+                    f"many pairs and steps as observations_w has, {self.observations_w.shape[:2]}."
                 )
 
     def __len__(self) -> int:
@@ -138,14 +138,13 @@ def judge(
         drawn[equal] = rng.choice(starts, (int(equal.sum()), 2))
     else:
         raise UserError(
-            f"Of segments of {segment} steps hardly any two have different returns, so there is nothing to prefer: try a "
-            "longer --segment, or a --temperature above 0."
+            f"Of segments of {segment} steps hardly any two have different returns, so there is nothing to prefer: "
+            "try a longer --segment, or a --temperature above 0."
         )
     gap = R[:, 0] - R[:, 1]
-    if temperature > 0:
-        first = rng.random(pairs) < 0.5 * (1 + np.tanh(gap / temperature / 2))
-    else:
-        first = gap > 0
+    # (1 + tanh(x / 2)) / 2 is the logistic function, and overflows nowhere.
+    chance = (1 + np.tanh(gap / temperature / 2)) / 2 if temperature > 0 else (gap > 0).astype(np.float64)
+    first = rng.random(pairs) < chance
     first ^= rng.random(pairs) < label_noise
     w, l = np.where(first, drawn.T, drawn.T[::-1])  # noqa: E741
     steps = np.arange(segment)
