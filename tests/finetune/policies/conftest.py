@@ -54,7 +54,14 @@ def target_data() -> OfflineDataset:
 def target_run(out: Path, agent: AgentConfig | None = None, **fields: Any) -> Path:
     """An agent trained on that data; by default it clones."""
     file = d4rl.write(out.parent / "target.hdf5", target_data())
-    values = {"env": "Target-v0", "steps": 500, "eval_every": 500, "eval_episodes": 20, "log_every": 100, "seeds": (0, 1)}
+    values = {
+        "env": "Target-v0",
+        "steps": 500,
+        "eval_every": 500,
+        "eval_episodes": 20,
+        "log_every": 100,
+        "seeds": (0, 1),
+    }
     agent = DiffusionBC(**SMALL, learning_rate=3e-3) if agent is None else agent
     return diffrl.train(TrainConfig(str(file), agent, out=out, **(values | fields)), quiet=True)
 

@@ -14,9 +14,7 @@ from diffrl.nets import seed_generator
 
 
 def policy(steps: int = 5) -> DiffusionPolicy:
-    made = DiffusionPolicy(
-        3, 2, [seed_generator(0), seed_generator(1)], width=32, layers=2, steps=steps, schedule="vp"
-    )
+    made = DiffusionPolicy(3, 2, [seed_generator(0), seed_generator(1)], width=32, layers=2, steps=steps, schedule="vp")
     for parameter in made.parameters():  # far from the small outputs of a fresh network
         parameter.data *= 2
     return made
