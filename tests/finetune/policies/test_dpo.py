@@ -149,7 +149,7 @@ def test_what_cannot_be_tuned_says_so(cloned: Path, tmp_path: Path) -> None:
 
 
 def test_the_command(cloned: Path, tmp_path: Path) -> None:
-    words = "--algo dpo --pairs 50 --segment 2 --batch-size 8 --steps 10 --eval-every 10 --seeds 1 --loss ipo --label-noise 0.1"
-    assert command([str(cloned), *words.split(), "--out", str(tmp_path / "run")]) == 0
+    words = "--algo dpo --pairs 50 --segment 2 --batch-size 8 --steps 10 --eval-every 10 --loss ipo --label-noise 0.1"
+    assert command([str(cloned), *words.split(), "--seeds", "1", "--out", str(tmp_path / "run")]) == 0
     assert command(["--resume", str(tmp_path / "run"), "--steps", "15"]) == 0
     assert checkpoint.steps(tmp_path / "run")[-1] == 15
