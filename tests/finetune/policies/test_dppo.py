@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from diffrl.nets import seed_generator
 from diffrl.policy import load_stack
 from diffrl.run import Run
 from diffrl.training import checkpoint
+from diffrl.training.loop import Interrupted
 from diffrl.tuning import DPPOConfig
 from tests.finetune.policies.conftest import BEST, SMALL, Target, target_run
 from tests.training.conftest import assert_same_run, final_state
@@ -274,3 +276,22 @@ def test_the_command(cloned: Path, tmp_path: Path) -> None:
     assert Run.read(tmp_path / "run").config.seeds == (1,)
     assert command(["--resume", str(tmp_path / "run"), "--steps", "60"]) == 0
     assert checkpoint.steps(tmp_path / "run")[-1] == 60
+
+
+def test_a_stop_is_saved_and_says_how_to_go_on(cloned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of the iteration that is under way; what goes on then is the run that was never stopped."""
+    whole = tuned(cloned, tmp_path / "whole", steps=120, eval_every=120)
+    advance = DPPOTrainer.advance
+    calls = []
+
+    def interrupted(self: DPPOTrainer, steps: int, stop: Any) -> int:
+        calls.append(steps)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return advance(self, steps, stop)
+
+    monkeypatch.setattr(DPPOTrainer, "advance", interrupted)
+    with pytest.raises(Interrupted, match="after 80 steps; saved. Go on with `diffrl finetune policy --resume"):
+        tuned(cloned, tmp_path / "cut", steps=120, eval_every=120)
+    resume_finetune(tmp_path / "cut", quiet=True)
+    assert_same_run(whole, tmp_path / "cut")
