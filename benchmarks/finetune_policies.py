@@ -41,7 +41,7 @@ from diffrl.tuning import DPOConfig, DPPOConfig, TuningConfig
 CELLS: dict[str, tuple[type[TuningConfig], dict[str, Any]]] = {
     "dppo": (DPPOConfig, {}),
     "dppo, last 3 steps": (DPPOConfig, {"tuned_steps": 3}),
-    "dppo, lr 3e-4, clip .2": (DPPOConfig, {"learning_rate": 3e-4, "clip_nats": 0.2}),
+    "dppo, lr 1e-4, clip .1": (DPPOConfig, {"learning_rate": 1e-4, "clip_nats": 0.1}),
     "dpo": (DPOConfig, {}),
     "dpo, a fifth of labels wrong": (DPOConfig, {"label_noise": 0.2}),
     "dpo, labels reversed": (DPOConfig, {"preferences": "reversed"}),
@@ -56,7 +56,7 @@ class FinetunePolicies:
     cells: tuple[str, ...] = tuple(CELLS)
     """Which."""
     data: str = "maze2d-umaze-v1"
-    """What is cloned, and what preferences are of."""
+    """What is cloned, and what preferences are of; for other data than the maze give --env."""
     env: str | None = None
     """The environment, where the data do not name it."""
     normalise: bool = False
@@ -65,7 +65,7 @@ class FinetunePolicies:
     """Seeds, of cloning and of fine-tuning."""
     clone_steps: int = 10_000
     """Training steps of the clone."""
-    dppo_steps: int = 400_000
+    dppo_steps: int = 200_000
     """Environment steps a seed."""
     dpo_steps: int = 3_000
     """Updates."""

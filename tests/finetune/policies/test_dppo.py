@@ -291,7 +291,7 @@ def test_a_stop_is_saved_and_says_how_to_go_on(cloned: Path, tmp_path: Path, mon
         return advance(self, steps, stop)
 
     monkeypatch.setattr(DPPOTrainer, "advance", interrupted)
-    with pytest.raises(Interrupted, match="after 80 steps; saved. Go on with `diffrl finetune policy --resume"):
+    with pytest.raises(Interrupted, match=r"after 80 steps; saved\. Go on with `diffrl finetune policy --resume"):
         tuned(cloned, tmp_path / "cut", steps=120, eval_every=120)
     resume_finetune(tmp_path / "cut", quiet=True)
     assert_same_run(whole, tmp_path / "cut")
