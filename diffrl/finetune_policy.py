@@ -215,6 +215,8 @@ def _preferences(start: Run, settings: TuningConfig, quiet: bool) -> Preferences
         settings.pairs,
         settings.segment,
         start.config.seeds[0],
+        by=settings.judge,
+        discount=start.config.agent.discount,
         temperature=settings.temperature,
         label_noise=settings.label_noise,
     )

@@ -117,14 +117,18 @@ class DPOConfig(TuningConfig):
 
     preferences: str = "auto"
     """A file of preferences (`diffrl.finetune.policies.Preferences`), or auto: pairs of segments of the run's own data,
-    judged by their returns."""
+    judged by its rewards."""
     pairs: int = 2000
     """auto: pairs to draw."""
     segment: int = 32
     """auto: steps of a segment."""
+    judge: Literal["advantage", "return"] = "advantage"
+    """auto: what makes a segment the better one: how much better it went than its start promised, by a value function
+    fitted to the data, which is what the loss means; or its return, which disprefers what is done where little can be
+    earned, such as at an episode's start."""
     temperature: float = 0.0
-    """auto: Bradley-Terry's: the first is preferred with probability sigmoid((R_1 - R_2) / temperature); 0: the larger
-    return always, and pairs of equal returns are left out."""
+    """auto: Bradley-Terry's: the first is preferred with probability sigmoid((J_1 - J_2) / temperature), J what it is
+    judged by; 0: the larger one always, and pairs of equal ones are left out."""
     label_noise: float = 0.0
     """auto: share of labels that are then turned round."""
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"

@@ -1,8 +1,9 @@
-"""Preferences of one trajectory segment over another: their file, and how to make them from a data set's returns."""
+"""Preferences of one trajectory segment over another: their file, and how to make them from a data set's rewards."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import safetensors.numpy
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from diffrl.data.offline import OfflineDataset
 from diffrl.errors import UserError, first_line
 from diffrl.files import atomic_path
+from diffrl.finetune.policies.values import segment_advantages, segment_returns
 
 Floats = NDArray[np.float32]
 
@@ -112,41 +114,53 @@ def judge(
     segment: int,
     seed: int,
     *,
+    by: Literal["advantage", "return"] = "advantage",
+    discount: float = 0.99,
     temperature: float = 0.0,
     label_noise: float = 0.0,
 ) -> Preferences:
-    """Pairs of segments drawn from a data set's episodes, judged by their undiscounted returns R.
+    """Pairs of segments drawn from a data set's episodes, the better one preferred.
 
-    The segments start anywhere from which `segment` steps are left in the episode, uniformly. The first is preferred
-    with probability sigmoid((R_1 - R_2) / temperature) (Bradley & Terry 1952); at temperature 0 the one with the larger
-    return is, and pairs of equal returns, which say nothing, are drawn again. Then a share `label_noise` of the labels
-    is turned round. Raises UserError where no episode is so long, or (almost) all returns are equal.
+    A segment's worth J is its undiscounted return, or how much better it went than its start promised
+    (`segment_advantages`, with `discount`). The latter is what the loss means: contrastive preference learning models
+    preferences by regret. Judged by returns, what is done where little can be earned, as at the start of an episode, is
+    dispreferred whatever it is.
+
+    The segments start anywhere from which `segment` steps are left in the episode (and, for advantages, the state after
+    them is known), uniformly. The first is preferred with probability sigmoid((J_1 - J_2) / temperature) (Bradley &
+    Terry 1952); at temperature 0 the one with the larger J is, and pairs of equal ones, which say nothing, are drawn
+    again. Then a share `label_noise` of the labels is turned round. Raises UserError where no episode is so long, or
+    (almost) all are equal.
     """
     rng = np.random.default_rng((seed, 0x9EF))
     starts = np.concatenate([np.arange(a, b - segment + 1) for a, b in dataset.episodes()])
+    if by == "advantage" and len(starts):
+        starts = starts[dataset.successors()[1][starts + segment - 1]]
     if len(starts) < 2:
         longest = int(dataset.episode_lengths().max(initial=0))
         raise UserError(f"--segment is {segment}, and the longest episode has {longest} steps; expected fewer.")
-    summed = np.concatenate([[0.0], np.cumsum(dataset.rewards, dtype=np.float64)])
-    drawn = rng.choice(starts, (pairs, 2))
+    if by == "advantage":
+        worth = segment_advantages(dataset, starts, segment, discount, seed)
+    else:
+        worth = segment_returns(dataset, starts, segment, 1.0)
+    drawn = rng.integers(len(starts), size=(pairs, 2))
     for _ in range(_ATTEMPTS):
-        R = summed[drawn + segment] - summed[drawn]
-        # Sums of the same rewards in another order differ by rounding.
-        equal = np.isclose(R[:, 0], R[:, 1], rtol=1e-9, atol=1e-9) & (temperature == 0)
+        J = worth[drawn]
+        equal = np.isclose(J[:, 0], J[:, 1], rtol=1e-9, atol=1e-9) & (temperature == 0)
         if not equal.any():
             break
-        drawn[equal] = rng.choice(starts, (int(equal.sum()), 2))
+        drawn[equal] = rng.integers(len(starts), size=(int(equal.sum()), 2))
     else:
         raise UserError(
-            f"Of segments of {segment} steps hardly any two have different returns, so there is nothing to prefer: "
-            "try a longer --segment, or a --temperature above 0."
+            f"Of segments of {segment} steps hardly any two differ in {by}, so there is nothing to prefer: try a "
+            "longer --segment, or a --temperature above 0."
         )
-    gap = R[:, 0] - R[:, 1]
+    gap = J[:, 0] - J[:, 1]
     # (1 + tanh(x / 2)) / 2 is the logistic function, and overflows nowhere.
     chance = (1 + np.tanh(gap / temperature / 2)) / 2 if temperature > 0 else (gap > 0).astype(np.float64)
     first = rng.random(pairs) < chance
     first ^= rng.random(pairs) < label_noise
-    w, l = np.where(first, drawn.T, drawn.T[::-1])  # noqa: E741
+    w, l = starts[np.where(first, drawn.T, drawn.T[::-1])]  # noqa: E741
     steps = np.arange(segment)
     rows = {"w": w[:, None] + steps, "l": l[:, None] + steps}
     columns = [getattr(dataset, kind)[rows[side]] for side in "wl" for kind in ("observations", "actions")]

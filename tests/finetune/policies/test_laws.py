@@ -125,7 +125,7 @@ def walk(lengths: list[int]) -> OfflineDataset:
 def test_judged_pairs_are_whole_segments_and_the_better_is_preferred() -> None:
     """No segment crosses an episode's end; at temperature 0 the preferred return is larger, always."""
     data = walk([5, 3, 9, 4])
-    pairs = judge(data, 300, 4, 0)
+    pairs = judge(data, 300, 4, 0, by="return")
     episodes, _ = data.episode_indices()
     both = [side[..., 0].astype(int) for side in (pairs.observations_w, pairs.observations_l)]
     for rows in both:
@@ -138,16 +138,16 @@ def test_judged_pairs_are_whole_segments_and_the_better_is_preferred() -> None:
 
 def test_labels_are_bradley_terrys_and_turned_round_at_the_rate_said() -> None:
     data = walk([2, 2])  # two segments of 2: returns 1 and 5
-    share = np.mean(judge(data, 20_000, 2, 0, label_noise=0.2).observations_w[:, 0, 0] == 2)
+    share = np.mean(judge(data, 20_000, 2, 0, by="return", label_noise=0.2).observations_w[:, 0, 0] == 2)
     assert share == pytest.approx(0.8, abs=0.01)
-    pairs = judge(data, 40_000, 2, 0, temperature=3.0)
+    pairs = judge(data, 40_000, 2, 0, by="return", temperature=3.0)
     differ = pairs.observations_w[:, 0, 0] != pairs.observations_l[:, 0, 0]
     share = np.mean(pairs.observations_w[differ, 0, 0] == 2)
     assert share == pytest.approx(1 / (1 + np.exp(-4 / 3)), abs=0.01)
 
 
 def test_preferences_are_read_as_they_were_written(tmp_path: Path) -> None:
-    pairs = judge(walk([6, 6]), 10, 3, 0)
+    pairs = judge(walk([6, 6]), 10, 3, 0, by="return")
     read = Preferences.read(pairs.write(tmp_path / "pairs.safetensors", {"by": "hand"}))
     for name in ("observations_w", "actions_w", "observations_l", "actions_l"):
         np.testing.assert_array_equal(getattr(read, name), getattr(pairs, name))
@@ -155,7 +155,7 @@ def test_preferences_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_of_preferences_says_so(tmp_path: Path) -> None:
-    pairs = judge(walk([6, 6]), 10, 3, 0)
+    pairs = judge(walk([6, 6]), 10, 3, 0, by="return")
     with pytest.raises(UserError, match="no file of preferences"):
         Preferences.read(tmp_path / "none")
     (tmp_path / "pickle").write_bytes(b"\x80\x04nonsense")
@@ -180,5 +180,5 @@ def test_what_is_no_file_of_preferences_says_so(tmp_path: Path) -> None:
         judge(walk([6, 6]), 10, 7, 0)
     still = walk([6, 6])
     still.rewards[:] = 0
-    with pytest.raises(UserError, match="different returns"):
-        judge(still, 10, 3, 0)
+    with pytest.raises(UserError, match="differ in return"):
+        judge(still, 10, 3, 0, by="return")
