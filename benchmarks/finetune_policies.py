@@ -67,7 +67,7 @@ class FinetunePolicies:
     """Training steps of the clone."""
     dppo_steps: int = 200_000
     """Environment steps a seed."""
-    dpo_steps: int = 3_000
+    dpo_steps: int = 1_000
     """Updates."""
     segment: int = 32
     """Steps of a judged segment."""

@@ -133,12 +133,13 @@ class DPOConfig(TuningConfig):
     """auto: share of labels that are then turned round."""
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     """DPO's, SLiC's or IPO's."""
-    beta: float = 1.0
+    beta: float = 20.0
     """How closely the policy is held to the pretrained one: the scale of the implicit reward, on denoising errors that
     are summed over a segment and means over the action (see `diffusion_dpo_loss`)."""
-    bc_weight: float = 0.1
-    """Weight of the denoising loss on the preferred actions: DPO alone may raise both errors, and does."""
-    batch_size: int = 64
+    bc_weight: float = 1.0
+    """Weight of cloning the preferred actions besides, in units of beta/2, the strongest pull that the implicit reward
+    has. 0: DPO alone, which may raise both segments' errors so long as the other's rises more, and does."""
+    batch_size: int = 32
     """Pairs of segments an update."""
     learning_rate: float = 1e-4
     """Adam's learning rate of the policy."""
@@ -154,7 +155,7 @@ class DPOConfig(TuningConfig):
         self._check("label_noise", 0 <= self.label_noise < 0.5, "at least 0 and less than .5")
 
 
-DEFAULT_STEPS = {"dppo": 400_000, "dpo": 3_000}
+DEFAULT_STEPS = {"dppo": 400_000, "dpo": 1_000}
 """Environment steps, and updates."""
 
 ALGORITHMS: dict[str, type[TuningConfig]] = {schema.algo: schema for schema in (DPPOConfig, DPOConfig)}

@@ -34,7 +34,7 @@ class FinetunePolicy:
     run_folder: Positional[Path]
     """The folder of the run whose policy is fine-tuned."""
     steps: int | None = None
-    """dppo: environment steps of each seed (400,000), rounded up to whole iterations; dpo: updates (3,000)."""
+    """dppo: environment steps of each seed (400,000), rounded up to whole iterations; dpo: updates (1,000)."""
     out: Path | None = None
     """The new run's folder; by default runs/AGENT-ALGO-DATASET-TIME."""
     seeds: tuple[int, ...] | None = None

@@ -93,14 +93,13 @@ class PreferenceLearner:
         return PairErrors(*of(self.policy), ref_w, ref_l)
 
     def loss(self, batch: Batch, t: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Diffusion-DPO, and the denoising loss on the preferred actions beside it: (S,)."""
+        """Diffusion-DPO, and the preferred segments' errors beside it, by bc_weight beta/2: (S,)."""
         errors = self.errors(batch, t, noise)
         loss, metrics = diffusion_dpo_loss(errors, beta=self.config.beta, kind=self.config.loss)
-        bc_loss = errors.w.mean(-1) / self.horizon
-        total = loss + self.config.bc_weight * bc_loss
+        total = loss + self.config.bc_weight * self.config.beta / 2 * errors.w.mean(-1)
         # Errors a step are what a reader knows from training the policy.
         metrics |= {name: metrics[name] / self.horizon for name in ("error_w", "error_l")}
-        return total, metrics | {"loss": total.detach(), "bc_loss": bc_loss.detach()}
+        return total, metrics | {"loss": total.detach()}
 
     def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> dict[str, Tensor]:
         """See `Learner`."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from diffrl.data.offline import OfflineDataset
 from diffrl.nets import MLP, Adam, average_, seed_generator
 
-STEPS, BATCH, WIDTH, RATE, AVERAGE = 2_000, 1_024, 128, 1e-3, 0.02
+STEPS, BATCH, WIDTH, RATE, AVERAGE = 2_000, 256, 64, 1e-3, 0.02
 """Of the value function's training: updates, rows of each, width of its two layers, learning rate, target's rate."""
 
 
@@ -40,7 +40,7 @@ def segment_advantages(
 
     here, there = standardised(dataset.observations[starts]), standardised(following[last])
     returns = torch.from_numpy(segment_returns(dataset, starts, segment, discount))
-    scale = float(returns.std(correction=0)) + 1e-8
+    scale = float(returns.square().mean().sqrt()) + 1e-8
     gain = (returns / scale).float()
     ahead = torch.from_numpy(discount**segment * (1.0 - dataset.terminals[last])).float()
     generator = torch.Generator().manual_seed(seed)

@@ -22,7 +22,7 @@ from diffrl.tuning import DPOConfig
 from tests.finetune.policies.conftest import SMALL, target_run
 from tests.training.conftest import assert_same_run
 
-QUICK: dict[str, Any] = {"pairs": 200, "segment": 3, "batch_size": 16, "beta": 5.0}
+QUICK: dict[str, Any] = {"pairs": 200, "segment": 3, "batch_size": 16, "beta": 5.0, "judge": "return"}
 
 
 def toy(pairs: int = 300, horizon: int = 3) -> Preferences:
@@ -149,7 +149,22 @@ def test_what_cannot_be_tuned_says_so(cloned: Path, tmp_path: Path) -> None:
 
 
 def test_the_command(cloned: Path, tmp_path: Path) -> None:
-    words = "--algo dpo --pairs 50 --segment 2 --batch-size 8 --steps 10 --eval-every 10 --loss ipo --label-noise 0.1"
-    assert command([str(cloned), *words.split(), "--seeds", "1", "--out", str(tmp_path / "run")]) == 0
+    words = "--judge return --pairs 50 --segment 2 --batch-size 8 --steps 10 --eval-every 10 --loss ipo"
+    assert (
+        command(
+            [
+                str(cloned),
+                "--algo=dpo",
+                "--label-noise",
+                "0.1",
+                *words.split(),
+                "--seeds",
+                "1",
+                "--out",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
     assert command(["--resume", str(tmp_path / "run"), "--steps", "15"]) == 0
     assert checkpoint.steps(tmp_path / "run")[-1] == 15

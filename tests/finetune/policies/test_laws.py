@@ -1,5 +1,6 @@
 """What a policy's chain, its advantages and its preferences are: identities, without training."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from agents.diffusion_policy import DiffusionPolicy
 from diffrl.data.offline import OfflineDataset
 from diffrl.errors import UserError
-from diffrl.finetune.policies import Preferences, RewardScale, gae, judge
+from diffrl.finetune.policies import Preferences, RewardScale, gae, judge, values
+from diffrl.finetune.policies.values import segment_advantages
 from diffrl.nets import seed_generator
 
 
@@ -182,3 +184,34 @@ def test_what_is_no_file_of_preferences_says_so(tmp_path: Path) -> None:
     still.rewards[:] = 0
     with pytest.raises(UserError, match="differ in return"):
         judge(still, 10, 3, 0, by="return")
+
+
+def test_advantages_are_of_what_was_done_and_not_of_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state s is worth 2 s whatever is done; an action adds its own size. V takes the former away."""
+    monkeypatch.setattr(values, "STEPS", 400)
+    rng = np.random.default_rng(0)
+    states, done = rng.integers(0, 5, 2000).astype(np.float32), rng.uniform(-1, 1, 2000).astype(np.float32)
+    ends = np.ones(2000, np.bool_)
+    data = OfflineDataset(states[:, None], done[:, None], 2 * states + done, ends, ~ends)
+    gained = segment_advantages(data, np.arange(2000), 1, 0.9, 0)
+    np.testing.assert_allclose(gained, done, atol=0.3)
+    pairs = judge(data, 1000, 1, 0)
+    assert np.mean(pairs.actions_w > pairs.actions_l) > 0.9
+    by_return = judge(data, 1000, 1, 0, by="return")
+    assert np.mean(by_return.actions_w > by_return.actions_l) < 0.75
+
+
+def test_a_terminal_state_is_worth_nothing_and_an_unknown_one_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row an episode, 1 a row: advantages are 0. Where the state after a cut is not known, no segment ends."""
+    monkeypatch.setattr(values, "STEPS", 400)
+    data = OfflineDataset(
+        np.zeros((40, 1), np.float32),
+        np.zeros((40, 1), np.float32),
+        np.ones(40, np.float32),
+        np.ones(40, np.bool_),
+        np.zeros(40, np.bool_),
+    )
+    np.testing.assert_allclose(segment_advantages(data, np.arange(40), 1, 0.9, 0), 0, atol=0.05)
+    cut = dataclasses.replace(walk([4, 4, 4]), terminals=np.zeros(12, np.bool_), timeouts=np.arange(12) % 4 == 3)
+    pairs = judge(cut, 100, 2, 0)
+    assert set(pairs.observations_w[:, 0, 0]) | set(pairs.observations_l[:, 0, 0]) <= {0, 1, 4, 5, 8, 9}
