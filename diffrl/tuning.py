@@ -133,15 +133,15 @@ class DPOConfig(TuningConfig):
     """auto: share of labels that are then turned round."""
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     """DPO's, SLiC's or IPO's."""
-    beta: float = 20.0
+    beta: float = 50.0
     """How closely the policy is held to the pretrained one: the scale of the implicit reward, on denoising errors that
     are summed over a segment and means over the action (see `diffusion_dpo_loss`)."""
-    bc_weight: float = 1.0
+    bc_weight: float = 0.02
     """Weight of cloning the preferred actions besides, in units of beta/2, the strongest pull that the implicit reward
     has. 0: DPO alone, which may raise both segments' errors so long as the other's rises more, and does."""
     batch_size: int = 32
     """Pairs of segments an update."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     """Adam's learning rate of the policy."""
 
     def __post_init__(self) -> None:
