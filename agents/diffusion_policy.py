@@ -1,6 +1,7 @@
 """The diffusion policy pi(a | s): the actor of Diffusion-QL and IDQL, and a behaviour-cloning policy by itself."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor
@@ -8,7 +9,8 @@ from torch import Tensor
 from agents.action_network import GenerativePolicy
 from agents.base import Agent
 from agents.config import IDQL, DiffusionBC, DiffusionQL
-from diffrl.diffusion import VP, Prediction, Sampler, denoising_loss, discrete_grid
+from diffrl.diffusion import VP, Denoise, Prediction, Sampler, denoising_loss, discrete_grid
+from diffrl.diffusion.chain import DenoisingChain
 
 
 class DiffusionPolicy(GenerativePolicy):
@@ -17,6 +19,8 @@ class DiffusionPolicy(GenerativePolicy):
     Its network is eps_theta(a_t, t, s). Its time label is the time of the VP process (0.22, 0.83, 1.8, 3.2, 5.1 for
     T = 5) where the original code has the step's index (0 to 4): about the same numbers, and with a meaning for any
     other grid or solver. The first layer's time part is computed once for each of the T times.
+
+    The first steps of its chain may be another network's, frozen: see `freeze_start`.
     """
 
     times: Tensor
@@ -41,6 +45,9 @@ class DiffusionPolicy(GenerativePolicy):
         # (c_skip, c_out) of the denoiser at each time of the grid.
         self._preconditioning = torch.stack(self.prediction.preconditioning(times[:-1].double()), 1).tolist()
         self.register_buffer("times", times[:-1], persistent=False)
+        self.early: DiffusionPolicy | None = None
+        """The network of the first `n_early` steps, where it is another one; its weights are of this module's state."""
+        self.n_early = 0
 
     def _parts(self, observations: Tensor, K: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """The first layer's time parts (S, T, width), its state part with bias (S, B K, width), and w_a."""
@@ -82,17 +89,57 @@ class DiffusionPolicy(GenerativePolicy):
 
         observations: (S, B, O). noise: (T + 1, S, B K, A), of `sampling_noise`; the K actions of a state in a row.
         """
-        time_parts, state_part, w_a = self._parts(observations, self._candidates(observations, noise))
-        # The sampler, DDPM's, asks for the denoised action once at each time of the grid, in its order.
-        steps = iter(zip(time_parts.unbind(1), self._preconditioning, strict=True))
+        denoise = self.step_denoiser(observations, K=self._candidates(observations, noise))
+        return self.sampler(denoise, noise[0], noise=noise[1:], clip=(-1.0, 1.0))
+
+    def step_denoiser(self, observations: Tensor, first: int = 0, K: int = 1) -> Denoise:
+        """The denoiser of one chain, not clamped: called once at each time of the grid, in order, from step `first` on.
+
+        observations: (S, B, O); of K actions a state, which stand in a row, the state's part is computed once.
+        """
+        own = self._parts(observations, K)
+        early = self.early._parts(observations, K) if self.early is not None and first < self.n_early else own
+        steps = iter(range(first, self.steps))
 
         def denoise(a: Tensor, t: Tensor) -> Tensor:
-            time_part, (c_skip, c_out) = next(steps)
-            eps = self.from_parts(state_part + time_part.unsqueeze(1), a, w_a)
+            i = next(steps)
+            network, parts = (self.early, early) if self.early is not None and i < self.n_early else (self, own)
+            time_parts, state_part, w_a = parts
+            c_skip, c_out = self._preconditioning[i]
+            eps = network.from_parts(state_part + time_parts[:, i].unsqueeze(1), a, w_a)
             a_0: Tensor = c_skip * a + c_out * eps
             return a_0
 
-        return self.sampler(denoise, noise[0], noise=noise[1:], clip=(-1.0, 1.0))
+        return denoise
+
+    def chain(self, min_std: float = 0.0) -> DenoisingChain:
+        """Its sampling as a decision process over x (S, B, A): with min_std = 0 `sample`, step for step."""
+        grid = torch.cat([self.times, self.times.new_zeros(1)])
+        return DenoisingChain(self.prediction.process, grid, eta=1.0, min_std=min_std, clip=(-1.0, 1.0))
+
+    def freeze_start(self, n: int) -> None:
+        """Give the first n steps of the chain to a frozen copy of the network as it is; 0: to none.
+
+        Raises ValueError where no step would be left.
+        """
+        if not 0 <= n < self.steps:
+            raise ValueError(f"n must be from 0 to {self.steps - 1}, got {n}")
+        self.early = None
+        if n:
+            self.early = deepcopy(self).requires_grad_(False)
+        self.n_early = n
+
+    def denoiser(self, observations: Tensor) -> Denoise:
+        """D(a_t, t), see `GenerativePolicy`; that of each time's own network."""
+        own = super().denoiser(observations)
+        if self.early is None:
+            return own
+        early, switch = self.early.denoiser(observations), self.times[self.n_early - 1]
+
+        def denoise(a: Tensor, t: Tensor) -> Tensor:
+            return torch.where((t >= switch).unsqueeze(-1), early(a, t), own(a, t))
+
+        return denoise
 
 
 def build_policy(agent: Agent, config: DiffusionBC | DiffusionQL | IDQL, blocks: int = 0) -> DiffusionPolicy:

@@ -13,7 +13,7 @@ from diffrl.training.loop import Observer
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-SHOWN = ("loss", "bc_loss", "critic_loss", "q")
+SHOWN = ("loss", "bc_loss", "critic_loss", "q", "episode_return", "kl", "accuracy")
 """Metrics shown beside the bar."""
 LINE_EVERY = 20.0
 """Seconds between lines, where there is no terminal to draw a bar on."""

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from diffrl.policy import load_stack
 from diffrl.preprocessing import Preprocessing, action_scaling
 from diffrl.run import Run, resolve_device
 from diffrl.task import Task, open_task
-from diffrl.trainers import build_trainer, choose_workers, group_seeds
+from diffrl.trainers import Say, build_trainer, choose_workers, group_seeds
 from diffrl.training import checkpoint
 from diffrl.training.logs import MetricsLog, Scores
-from diffrl.training.loop import Loop
+from diffrl.training.loop import Loop, Trainer
 from diffrl.training.online import OnlineTrainer
+from diffrl.tuning import DPPOConfig
 from envs.datasets import FILE_SUFFIXES, load_dataset
 
 EXPLODED = 10.0
@@ -55,7 +56,7 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
     config = dataclasses.replace(config, **overrides)
     device = resolve_device(config.device)
     settle()
-    _claim(config.out)
+    claim(config.out)
     dataset, task, env = _open(config, quiet)
     compiled = compilation.wanted(config.compile, config.steps, device)
     config = dataclasses.replace(config, workers=choose_workers(config, device, task), compile=compiled)
@@ -63,7 +64,7 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
     if env is not None:
         env.close()
     largest = float(transitions.columns.rewards.abs().max()) / (1 - config.agent.discount)
-    path = config.out or _new_folder(config, config.agent.name)
+    path = config.out or new_folder(config, config.agent.name)
     run = Run(
         path,
         dataclasses.replace(config, out=path),
@@ -83,6 +84,8 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
 def resume(path: Path | str, *, steps: int | None = None, device: str | None = None, quiet: bool = False) -> Path:
     """Go on with a run from its newest whole checkpoint, to `steps` steps in all (by default what it was made for)."""
     run = Run.read(path)
+    if run.finetune is not None:
+        raise UserError(f"{path} fine-tunes a policy: `diffrl finetune policy --resume {path}` goes on with it.")
     device = resolve_device(device or run.config.device)
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, steps=steps or run.config.steps))
     saved, complaints = checkpoint.load_latest(run.path)
@@ -91,7 +94,7 @@ def resume(path: Path | str, *, steps: int | None = None, device: str | None = N
     if saved.step >= run.config.steps:
         raise UserError(f"{run.path} has {saved.step} steps already; give a larger --steps to go on.")
     settle()
-    dataset = _same_data(run, quiet)
+    dataset = same_data(run, quiet)
     transitions = run.preprocessing.transitions(dataset, run.config.agent.reward_tune, device)
     del dataset
     workers = choose_workers(run.config, device, run.task, saved)
@@ -185,14 +188,14 @@ def online(
     )
     settle()
     agent, start_steps = load_stack(offline, config.seeds, settings.start_checkpoint, device)
-    _claim(config.out)
-    dataset = _same_data(offline, quiet)
+    claim(config.out)
+    dataset = same_data(offline, quiet)
     raw = Transitions.from_dataset(dataset).columns
     shift, scale = reward_tuning(config.agent.reward_tune, raw.rewards, raw.episodes, dataset.return_range())
     del raw
     transitions = offline.preprocessing.transitions(dataset, config.agent.reward_tune, device)
     del dataset
-    folder = config.out or _new_folder(config, f"{config.agent.name}-online")
+    folder = config.out or new_folder(config, f"{config.agent.name}-online")
     run = dataclasses.replace(
         offline,
         path=folder,
@@ -212,19 +215,45 @@ def _fit(
     saved: checkpoint.Checkpoint | None = None,
 ) -> Path:
     """Train from the beginning, or from `saved`, to the end."""
+    groups = group_seeds(run.config, device, saved)
+
+    def build(say: Say) -> Trainer:
+        return build_trainer(run, agent, transitions, groups, say)
+
+    return fit(run, agent, _title(run, len(transitions), len(groups)), build, quiet, saved)
+
+
+def fit(
+    run: Run,
+    agent: Agent,
+    title: str,
+    build: Callable[[Say], Trainer],
+    quiet: bool,
+    saved: checkpoint.Checkpoint | None = None,
+    go_on: str = "diffrl train --resume",
+) -> Path:
+    """Train from the beginning, or from `saved`, to the end, with the trainer that `build` makes.
+
+    title: said first. build: hears where sentences for the user go. go_on: the command that goes on with the run.
+    """
     config = run.config
     start = 0 if saved is None else saved.step
-    groups = group_seeds(config, device, saved)
     task = {"env": run.task.env_id, "reference": run.task.reference, "comparable": run.task.comparable}
     about: dict[str, Any] = {"dataset": config.dataset, "seeds": list(config.seeds), **task}
     if run.online is not None:
         about["online"] = {"offline_run": str(run.online.offline_run), "start_steps": list(run.online.start_steps)}
+    if run.finetune is not None:
+        start_steps = list(run.finetune.start_steps)
+        about["finetune"] = {
+            "algo": run.finetune.algo,
+            "start_run": str(run.finetune.start_run),
+            "start_steps": start_steps,
+        }
     scores = Scores(run.path, about, steps=range(start + 1))
 
     with contextlib.ExitStack() as held:
-        title = _title(run, len(transitions), len(groups))
         observer = held.enter_context(training_observer(config.steps, start, title, quiet))
-        trainer = build_trainer(run, agent, transitions, groups, observer.message)
+        trainer = build(observer.message)
         held.callback(trainer.close)
         log = MetricsLog(run.path, config.seeds, start)
         held.callback(log.close)
@@ -256,11 +285,12 @@ def _fit(
             config.eval_every,
             agent.value_metrics,
             value_limit,
-            evaluate_first=run.online is not None,
+            evaluate_first=run.online is not None or run.finetune is not None,
+            go_on=f"Go on with `{go_on} {run.path}`.",
         )
         if saved is not None:
             loop.restore(saved)
-            if run.online is not None:
+            if run.online is not None or isinstance(run.finetune, DPPOConfig):
                 observer.message("The environment begins a new episode (its state cannot be saved); all else goes on.")
         try:
             loop.fit(config.steps)
@@ -269,7 +299,7 @@ def _fit(
             last = f"the checkpoint of step {kept[-1]} is untouched" if kept else "there is no checkpoint yet"
             raise UserError(
                 f"Writing to {run.path} failed: {error.strerror or error}; {last}. "
-                f"Mend that, then `diffrl train --resume {run.path}`."
+                f"Mend that, then `{go_on} {run.path}`."
             ) from error
     if not quiet:
         report.print_run(run.path, scores)
@@ -292,7 +322,7 @@ def _prepare(
     return preprocessing.transitions(dataset, config.agent.reward_tune, device), preprocessing
 
 
-def _claim(out: Path | None) -> None:
+def claim(out: Path | None) -> None:
     """Make the folder that a new run is to have. Raises UserError where there is a run in it."""
     if out is not None:
         if (out / "run.json").exists():
@@ -300,7 +330,7 @@ def _claim(out: Path | None) -> None:
         out.mkdir(parents=True, exist_ok=True)
 
 
-def _same_data(run: Run, quiet: bool) -> OfflineDataset:
+def same_data(run: Run, quiet: bool) -> OfflineDataset:
     """The data set that a run was trained on. Raises UserError where it has changed."""
     dataset = load_dataset(run.config.dataset, rows=run.config.rows, progress=not quiet, action_limit=None)
     if digest(dataset.columns()) != run.fingerprint:
@@ -311,7 +341,7 @@ def _same_data(run: Run, quiet: bool) -> OfflineDataset:
     return dataset
 
 
-def _new_folder(config: TrainConfig, kind: str) -> Path:
+def new_folder(config: TrainConfig, kind: str) -> Path:
     """A folder of its own for the run, made here, so that two runs of the same second do not share one."""
     is_path = Path(config.dataset).suffix in FILE_SUFFIXES
     name = Path(config.dataset).stem if is_path else config.dataset.replace("/", "-").replace(":", "-")

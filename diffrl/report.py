@@ -130,8 +130,9 @@ def learning_curve(runs: Sequence[Path], path: Path) -> Path:
     for run, colour in zip(runs, (BLUE, ORANGE, GREEN, GREY) * len(runs), strict=False):
         draw_curves(ax, [run], run.name, colour)
     about = read_scores(runs[0])
+    tuned = about.get("finetune", {}).get("algo")
     ax.set(
-        xlabel="environment steps" if about.get("online") else "training steps",
+        xlabel="environment steps" if about.get("online") or tuned == "dppo" else "training steps",
         ylabel="normalised score x100" if about["reference"] else "return",
         title=f"{about['dataset']}, evaluated in {about['env']}",
     )

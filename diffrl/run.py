@@ -14,7 +14,9 @@ import safetensors.torch
 import torch
 
 from agents.base import Agent
+from agents.diffusion_policy import DiffusionPolicy
 from diffrl import config as configuration
+from diffrl import tuning
 from diffrl.config import OnlineConfig, TrainConfig
 from diffrl.errors import UserError
 from diffrl.files import atomic_path
@@ -23,6 +25,8 @@ from diffrl.task import Task
 
 ONLINE = "online.yaml"
 """What the folder of an online run holds besides."""
+FINETUNE = "finetune.yaml"
+"""What the folder of a fine-tuning run holds besides."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,18 @@ class Run:
     """SHA-256 of the data's arrays, so that a resumed run meets the same."""
     online: OnlineConfig | None = None
     """How the run learns in the environment, where it is one that started from an offline run; else None."""
+    finetune: tuning.TuningConfig | None = None
+    """How the run fine-tunes the policy of another run, where it is one that does; else None."""
 
     def build_agent(self, device: str, seeds: Sequence[int] | None = None) -> Agent:
         """The agent with freshly initialised networks."""
         seeds = self.config.seeds if seeds is None else seeds
-        return self.config.agent.build(self.observation_size, self.action_size, seeds, device)
+        agent = self.config.agent.build(self.observation_size, self.action_size, seeds, device)
+        if isinstance(self.finetune, tuning.DPPOConfig) and self.finetune.tuned_steps is not None:
+            for network in agent.networks.values():
+                if isinstance(network, DiffusionPolicy):
+                    network.freeze_start(max(network.steps - self.finetune.tuned_steps, 0))
+        return agent
 
     def write(self) -> None:
         """Create the folder and write what never changes: configuration, sizes, preprocessing, versions."""
@@ -56,6 +67,7 @@ class Run:
             "value_limit": self.value_limit,
             "fingerprint": self.fingerprint,
             "online": self.online is not None,
+            "finetune": self.finetune is not None,
             "versions": versions(),
         }
         self.path.mkdir(parents=True, exist_ok=True)
@@ -65,6 +77,9 @@ class Run:
         if self.online is not None:
             with atomic_path(self.path / ONLINE) as temporary:
                 temporary.write_text(configuration.dump_online(self.online))
+        if self.finetune is not None:
+            with atomic_path(self.path / FINETUNE) as temporary:
+                temporary.write_text(tuning.dump(self.finetune))
         with atomic_path(self.path / "run.json") as temporary:
             temporary.write_text(json.dumps(about, indent=1))
 
@@ -97,6 +112,7 @@ class Run:
                 about["value_limit"],
                 about["fingerprint"],
                 configuration.load_online(path / ONLINE) if about.get("online") else None,
+                tuning.load(path / FINETUNE) if about.get("finetune") else None,
             )
         except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise UserError(f"{path} is damaged: {error}.") from error

@@ -29,7 +29,7 @@ from diffrl.training import checkpoint
 from diffrl.training.loop import Trainer
 from diffrl.training.online import ENTROPY, Collector, OnlineTrainer
 from diffrl.training.rollout import Evaluator, rows_at_once
-from diffrl.training.stack import Progress, StackTrainer
+from diffrl.training.stack import Progress, Rollout, StackTrainer
 from diffrl.training.workers import WorkerTrainer
 
 WORKERS_PAY_FROM = 5_000
@@ -124,7 +124,7 @@ def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> S
         acting = config.steps >= ACTING_PAYS_FROM
         act_rows = [rows_at_once(config.eval_episodes, agent.n_seeds)] if acting else []
         compile_agent(agent, config.agent, transitions, act_rows=act_rows, say=say)
-    return _stack(run, agent, transitions, _generator(agent))
+    return _stack(run, agent, transitions, source_of_randomness(agent))
 
 
 def build_online(run: Run, agent: Agent, transitions: Transitions, say: Say) -> OnlineTrainer:
@@ -135,7 +135,7 @@ def build_online(run: Run, agent: Agent, transitions: Transitions, say: Say) -> 
         # Every step acts, on one state a seed.
         act_rows = {1, rows_at_once(config.eval_episodes, agent.n_seeds)}
         compile_agent(agent, config.agent, transitions, act_rows=sorted(act_rows), say=say)
-    generator = _generator(agent, ENTROPY)  # not the numbers of the offline run again
+    generator = source_of_randomness(agent, ENTROPY)  # not the numbers of the offline run again
     sizes = transitions.observation_size, transitions.action_size
     buffer = ReplayBuffer(agent.n_seeds, min(online.capacity, config.steps), *sizes, agent.device)
     real = Mixture([transitions, buffer], [online.keep_offline, 1 - online.keep_offline])
@@ -204,26 +204,24 @@ def _synthetic(
     )
 
 
-def _generator(agent: Agent, *salt: int) -> torch.Generator:
+def source_of_randomness(agent: Agent, *salt: int) -> torch.Generator:
     """The list of seeds is the stack's one source of randomness: its batches and noise come from it."""
     return torch.Generator(device=agent.device).manual_seed(mix([*agent.seeds, *salt]))
 
 
-def _stack(run: Run, agent: Agent, source: Source, generator: torch.Generator) -> StackTrainer:
-    config = run.config
+def evaluation(run: Run, agent: Agent) -> tuple[Rollout, Callable[[], None]]:
+    """What rolls the agent out as the run's configuration says, and what closes the simulators it holds."""
     evaluator = None if run.task.env_id is None else Evaluator(run.task.make, agent.n_seeds)
 
     def rollout(step: int, on_progress: Progress) -> NDArray[np.float64]:
         assert evaluator is not None
         act = actor(agent, run.preprocessing, step)
-        return evaluator(act, config.eval_episodes, (*agent.seeds, step), on_progress)[0]
+        return evaluator(act, run.config.eval_episodes, (*agent.seeds, step), on_progress)[0]
 
-    return StackTrainer(
-        agent,
-        source,
-        config.agent.batch_size,
-        generator,
-        rollout,
-        capture=config.capture,
-        on_close=lambda: None if evaluator is None else evaluator.close(),
-    )
+    return rollout, lambda: None if evaluator is None else evaluator.close()
+
+
+def _stack(run: Run, agent: Agent, source: Source, generator: torch.Generator) -> StackTrainer:
+    rollout, close = evaluation(run, agent)
+    capture = run.config.capture
+    return StackTrainer(agent, source, run.config.agent.batch_size, generator, rollout, capture=capture, on_close=close)

@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _take(words: list[str], flag: str) -> str | None:
+def take(words: list[str], flag: str) -> str | None:
     """Remove `flag VALUE` or `flag=VALUE` from the words and give the value."""
     for i, word in enumerate(words):
         if word == flag:
@@ -92,7 +92,7 @@ def flag_values(words: list[str]) -> list[str]:
 
 def _base(words: list[str]) -> tuple[TrainConfig, str]:
     """The configuration that overrides apply to. Takes what names it out of `words`."""
-    agent = _take(words, "--agent")
+    agent = take(words, "--agent")
     if words and not words[0].startswith("-"):
         name = words.pop(0)
         config = configuration.find(name)
@@ -107,7 +107,7 @@ def _base(words: list[str]) -> tuple[TrainConfig, str]:
             )
         agent = agents.DiffusionQL.name
     rest = list(words)
-    dataset = _take(rest, "--dataset")
+    dataset = take(rest, "--dataset")
     if dataset is None:
         return TrainConfig(dataset="", agent=agents.get(agent)()), ""
     return configuration.default(agent, dataset)

@@ -24,6 +24,7 @@ class Adam:
     parameters alone, so that a loss may run through other networks without a gradient for their weights.
     decay_steps: the learning rate falls to 0 along half a cosine over so many steps (Loshchilov & Hutter 2017,
     arXiv 1608.03983, without restarts), by the optimiser's own counter, and stays there; 0: it does not change.
+    warm_up: the learning rate rises to its full value in equal parts over the first so many steps.
     """
 
     def __init__(
@@ -33,14 +34,16 @@ class Adam:
         clip: float = 0.0,
         decay_steps: int = 0,
         betas: tuple[float, float] = (0.9, 0.999),
+        warm_up: int = 0,
     ) -> None:
         self.names = [name for name, _ in module.named_parameters()]
         self.parameters = list(module.parameters())
         self.clip = clip
         on_gpu = self.parameters[0].is_cuda
-        self.learning_rate, self.decay_steps = learning_rate, decay_steps
+        self.learning_rate, self.decay_steps, self.warm_up = learning_rate, decay_steps, warm_up
         # One that changes is a tensor, so that a captured step reads what it is now.
-        self._rate = torch.tensor(learning_rate, device=self.parameters[0].device) if decay_steps else learning_rate
+        changes = decay_steps or warm_up
+        self._rate = torch.tensor(learning_rate, device=self.parameters[0].device) if changes else learning_rate
         self._adam = torch.optim.Adam(self.parameters, lr=self._rate, betas=betas, fused=True, capturable=on_gpu)
         self._adam._warned_capturable_if_run_uncaptured = True  # the first steps on a GPU are eager, and meant to be
         for parameter in self.parameters:  # all state exists from the start, so that any checkpoint can be loaded
@@ -62,15 +65,22 @@ class Adam:
                 else:
                     gradients = tuple(g * factor.view(-1, *[1] * (g.ndim - 1)) for g in gradients)
         if isinstance(self._rate, Tensor):
-            made = self._adam.state[self.parameters[0]]["step"]
-            share = (made / self.decay_steps).clamp(max=1.0)
-            self._rate.copy_(self.learning_rate * (1 + torch.cos(math.pi * share)) / 2)
+            self._rate.copy_(self._scheduled(self._adam.state[self.parameters[0]]["step"]))
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         self._adam.step()
         for parameter in self.parameters:
             parameter.grad = None
         return norms
+
+    def _scheduled(self, made: Tensor) -> Tensor:
+        """The learning rate of the step after so many."""
+        rate = torch.full_like(made, self.learning_rate)
+        if self.decay_steps:
+            rate = rate * (1 + torch.cos(math.pi * (made / self.decay_steps).clamp(max=1.0))) / 2
+        if self.warm_up:
+            rate = rate * ((made + 1) / self.warm_up).clamp(max=1.0)
+        return rate
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor of the state by name: `NAME.exp_avg` (S, ...), ..., `NAME.step` ()."""

@@ -162,6 +162,16 @@ def test_adams_rate_falls_along_torchs_cosine_and_stays_at_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, ours.parameters(), strict=True))
 
 
+def test_adams_rate_rises_in_equal_parts_over_its_warm_up() -> None:
+    """With a gradient that does not change, Adam's step is its rate: 1/4, 2/4, 3/4 of it, then all."""
+    net = MLP((1,), 1, 1, [seed_generator(0)], width=1, layers=0)
+    adam, x = Adam(net, 1e-2, warm_up=4), torch.ones(1, 1, 1)
+    for share in (0.25, 0.5, 0.75, 1.0, 1.0, 1.0):
+        before = float(net(x).detach())
+        adam.step(net(x).sum((1, 2)))
+        assert before - float(net(x).detach()) == pytest.approx(2 * 1e-2 * share, rel=1e-3)  # of weight and bias
+
+
 def test_adams_rate_is_where_its_counter_is_also_after_a_restart() -> None:
     """The rate follows the optimiser's own steps: of a state that is loaded, from where it stood."""
     x, target = torch.randn(1, 9, 4), torch.randn(1, 9, 2)
