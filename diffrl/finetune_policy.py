@@ -25,8 +25,9 @@ from diffrl.finetune.policies.environments import ENTROPY
 from diffrl.finetune.policies.target import chain_policy, denoising_policy
 from diffrl.machine import settle
 from diffrl.nets import seed_generator
-from diffrl.policy import load_stack, mix
+from diffrl.policy import load_stack
 from diffrl.run import Run, resolve_device
+from diffrl.seeds import mix
 from diffrl.trainers import Say, evaluation, source_of_randomness
 from diffrl.training import checkpoint
 from diffrl.training.loop import Trainer

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffrl.errors import DataError, first_line, nearest
+from diffrl.finetune.digits import digits
 from diffrl.finetune.extra import images_extra
 
 METADATA = "metadata.jsonl"
@@ -164,16 +165,13 @@ class Digits:
     """
 
     def __init__(self, size: tuple[int, int] = (8, 8), *, channels: int = 1) -> None:
-        with images_extra():
-            from sklearn.datasets import load_digits
         _check_format(size, channels)
-        data = load_digits()
-        images = torch.as_tensor(data.images, dtype=torch.float32)[:, None] / 16
+        images, classes = digits()
         if size != (8, 8):
             images = F.interpolate(images, size, mode="bicubic").clamp(0, 1)
         self.images = images.expand(-1, channels, -1, -1)
         """All of them, (1797, C, H, W)."""
-        self.prompts = [str(label) for label in data.target.tolist()]
+        self.prompts = [str(label) for label in classes.tolist()]
 
     def __len__(self) -> int:
         return len(self.prompts)

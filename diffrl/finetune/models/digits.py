@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from diffrl.console import work
 from diffrl.diffusion import VP, Prediction, denoising_loss
 from diffrl.files import atomic_path, cache_directory
+from diffrl.finetune.digits import digits
 from diffrl.finetune.model import ImageModel, Lora
 from diffrl.seeds import generator_at
 
@@ -28,14 +29,6 @@ STEPS = 1_000
 BATCH = 64
 LEARNING_RATE = 2e-3
 EMA = 0.995
-
-
-def digits() -> tuple[Tensor, Tensor]:
-    """scikit-learn's digits: images (1797, 1, 8, 8) in [0, 1] and classes (1797,)."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    return torch.tensor(data.images, dtype=torch.float32)[:, None] / 16, torch.tensor(data.target)
 
 
 def tiny_digits_folder(quiet: bool = False) -> Path:

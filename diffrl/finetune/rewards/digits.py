@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from diffrl.errors import UserError
 from diffrl.files import atomic_path, cache_directory
+from diffrl.finetune.digits import digits
 from diffrl.finetune.extra import images_extra
 from diffrl.finetune.rewards.base import Metadata
 
@@ -77,19 +78,16 @@ def to_8x8(images: Tensor) -> Tensor:
 
 
 @functools.cache
-def digits() -> tuple[Tensor, Tensor]:
+def shuffled() -> tuple[Tensor, Tensor]:
     """All digits, (1797, 1, 8, 8) in [0, 1], and their labels (1797,), in the order of the split."""
-    with images_extra("The data set of digits"):
-        from sklearn.datasets import load_digits
-    bunch = load_digits()
-    order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(0))
-    images = torch.from_numpy(bunch.images).float()[:, None] / 16
-    return images[order], torch.from_numpy(bunch.target).long()[order]
+    images, labels = digits()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    return images[order], labels[order]
 
 
 def unseen() -> tuple[Tensor, Tensor]:
     """The 297 digits that train none of the classifiers, and their labels."""
-    images, labels = digits()
+    images, labels = shuffled()
     return images[2 * HALF :], labels[2 * HALF :]
 
 
@@ -135,7 +133,7 @@ def classifier(held_out: bool = False) -> nn.Module:
 
 def train(held_out: bool) -> nn.Module:
     """A network on its half of the digits: Adam with a cosine, shifts by up to a pixel, noise. One seed, one result."""
-    images, labels = (half[HALF : 2 * HALF] if held_out else half[:HALF] for half in digits())
+    images, labels = (half[HALF : 2 * HALF] if held_out else half[:HALF] for half in shuffled())
     steps, generator = STEPS[held_out], torch.Generator().manual_seed(1 + held_out)
     with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
         torch.manual_seed(1 + held_out)
@@ -166,7 +164,7 @@ def judge() -> Classify:
     with images_extra("The judge of digits"):
         from sklearn.calibration import CalibratedClassifierCV
         from sklearn.svm import SVC
-    images, labels = (part[: 2 * HALF] for part in digits())
+    images, labels = (part[: 2 * HALF] for part in shuffled())
     machine = CalibratedClassifierCV(SVC(gamma=0.1, C=10.0), ensemble=False)
     machine.fit(images.flatten(1).numpy(), labels.numpy())
 

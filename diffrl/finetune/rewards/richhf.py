@@ -70,6 +70,7 @@ class RichModel(nn.Module):
         self.scores = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, len(SCORES)))
         self.maps = nn.Conv2d(width, 2, 1)
         nn.init.zeros_(self.maps.weight)
+        assert self.maps.bias is not None
         nn.init.constant_(self.maps.bias, RARE)
         self.to(device)
 

@@ -41,7 +41,7 @@ def test_the_judge_is_a_third_and_gives_probabilities() -> None:
 
 
 def test_halves_and_test_share_no_digit() -> None:
-    images, labels = digits.digits()
+    images, labels = digits.shuffled()
     assert len(images) == len(labels) == 1797
     assert digits.unseen()[0].data_ptr() == images[1500:].data_ptr()
     assert images.max() == 1
