@@ -234,7 +234,7 @@ def test_it_learns_where_the_artifacts_are(tmp_path: Path) -> None:
 
 
 def test_on_clip_it_reads_image_and_prompt(clip_folder: Path, tmp_path: Path) -> None:
-    rich = model(backbone=clip_folder)
+    rich = model(clip_folder)
     assert not [name for name in rich.state_dict() if "clip" in name], "the backbone stays where it is"
     rich.save(tmp_path)
     loaded = RichModel.load(str(tmp_path))
@@ -246,15 +246,20 @@ def test_on_clip_it_reads_image_and_prompt(clip_folder: Path, tmp_path: Path) ->
     assert {p.requires_grad for p in rich.parameters()} == {True}
 
 
+@torch.no_grad()
 def test_a_map_lies_where_its_patch_is(clip_folder: Path) -> None:
-    """Rows and columns are not exchanged on the way from patches to a map: the patches' grid is the image's."""
-    rich = model(backbone=clip_folder)
-    x = images(1, 3, 16, 16).requires_grad_()
-    hidden = rich._clip.model.vision_model.embeddings(rich._clip.preprocess(x))[:, 1:]  # type: ignore[union-attr]
-    grid = hidden.transpose(1, 2).unflatten(2, (4, 4))
-    (gradient,) = torch.autograd.grad(grid[0, :, 0, 3].sum(), x)
-    assert gradient[..., :4, 12:].abs().min() > 0
-    assert gradient.count_nonzero() == 3 * 16
+    """Written out: the feature in row r and column c is of token 1 + 4 r + c, after the class token; plus the text."""
+    rich, x = model(clip_folder), images(1, 3, 16, 16)
+    clip = rich._clip
+    assert clip is not None
+    hidden = clip.model.vision_model(pixel_values=clip.preprocess(x)).last_hidden_state[0]
+    features = rich._encode(x, ["cat"])[0]
+    weight, bias = rich.features.weight[:, :, 0, 0], rich.features.bias
+    text = rich.text(clip.embed_prompts(["cat"]))[0]
+    for r in range(4):
+        for c in range(4):
+            expected = weight @ hidden[1 + 4 * r + c] + bias + text
+            torch.testing.assert_close(features[:, r, c], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_folders_that_do_not_fit(tmp_path: Path, clip_folder: Path) -> None:
