@@ -69,15 +69,9 @@ class RichModel(nn.Module):
         self.trunk = nn.Sequential(nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU())
         self.scores = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, len(SCORES)))
         self.maps = nn.Conv2d(width, 2, 1)
-<<<<<<< HEAD
-        nn.init.zeros_(self.maps.weight)
-        assert self.maps.bias is not None
-        nn.init.constant_(self.maps.bias, RARE)
-=======
         with torch.no_grad():
             for parameter, value in zip(self.maps.parameters(), (0.0, RARE), strict=True):  # weight, bias
                 parameter.fill_(value)
->>>>>>> 778fe750ee16606f6c267243974e0309fba41810
         self.to(device)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Rich:
