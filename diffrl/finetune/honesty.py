@@ -2,7 +2,7 @@
 
 All measures are of the same prompts and the same noise at every evaluation, so that what changes is the model.
 
-    reward           the one that is trained on
+    reward           the one that is trained on; of a sum, each part beside it, without its weight
     held_out         another one, which is not: what the reward gains and this does not is over-optimisation
     kl               of the whole chain from the frozen model's, in nats an image: how far the model has moved
     diversity        root mean square distance of two images of one prompt, averaged over pairs; 0: all alike
@@ -21,7 +21,7 @@ from diffrl.diffusion import denoising_loss
 from diffrl.diffusion.chain import DenoisingChain
 from diffrl.finetune.algorithms.base import EVALUATION, Setup
 from diffrl.finetune.model import rows
-from diffrl.finetune.rewards.base import Reward, ask
+from diffrl.finetune.rewards import Reward, ask, ask_parts
 from diffrl.finetune.samples import Samples, denoiser, noise_of, parts, roll_out
 
 Judge = Callable[[Tensor], Tensor]
@@ -62,7 +62,14 @@ def evaluate(setup: Setup, held_out: Reward | None, judge: Judge | None) -> Eval
     )
     measures: dict[str, float] = {}
     if setup.reward is not None:
-        measures["reward"] = float(world.merge(setup.scored(samples), index, n).mean())
+        each = [
+            ask_parts(setup.reward, samples.images[part], samples.prompts[part], samples.metadata[part])
+            for part in parts(len(samples), config.micro_batch)
+        ]
+        measures["reward"] = float(world.merge(torch.cat([total for total, _ in each]), index, n).mean())
+        names = list(each[0][1]) if len(each[0][1]) > 1 else []
+        for name in names:
+            measures[f"reward: {name}"] = float(world.merge(torch.cat([p[name] for _, p in each]), index, n).mean())
     if held_out is not None:
         values = [
             ask(held_out, samples.images[part], samples.prompts[part], samples.metadata[part])

@@ -33,7 +33,8 @@ def print_run(run: FinetuneRun) -> None:
     table = Table(title=f"{run.config.eval_samples} images of the same prompts and noise", title_justify="left")
     for name, justify in (("", "left"), ("before", "right"), ("after", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for name, text in SAID.items():
+    parts = {name: f"  {name.removeprefix('reward: ')}" for name in last if name.startswith("reward: ")}
+    for name, text in {"reward": SAID["reward"], **parts, **SAID}.items():
         if name in last:
             table.add_row(text, f"{first[name]:.3f}" if name in first else "", f"{last[name]:.3f}")
     console.print(table)
