@@ -54,8 +54,8 @@ def draw(runs: Sequence[FinetuneRun], path: Path) -> None:
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     # A run need not be in every panel: supervised ones have no reward.
-    drawn = [line for axes in panels for line in axes.get_lines()]
-    legend = {str(line.get_label()): line for line in drawn}
+    lines_of = [line for axes in panels for line in axes.get_lines()]
+    legend = {str(line.get_label()): line for line in lines_of}
     figure.legend(
         list(legend.values()),
         list(legend),

@@ -82,6 +82,10 @@ class Algorithm(ABC):
     """
 
     units: int
+    images: int = 1
+    """Of a unit, that are in the network at once."""
+    prepared: int = 0
+    """Images that were scored before the first round."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup

@@ -19,6 +19,8 @@ class D3PO(Algorithm):
     the authors do, at .1 d nats.
     """
 
+    images = 2
+
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         config = setup.config
