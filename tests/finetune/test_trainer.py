@@ -17,7 +17,7 @@ from tests.finetune.toy import STD, Target, Toy, toy_setup
 
 
 def trained(setup: Setup, rounds: int) -> Finetuner:
-    algorithm, _ = build(setup)
+    algorithm = build(setup)
     tuner = Finetuner(setup, algorithm)
     for _ in range(rounds):
         tuner.advance()
@@ -57,7 +57,7 @@ def test_the_others_move_towards_it(algo: str) -> None:
 def test_supervised_finds_the_data() -> None:
     """The mean of the digits' grey, of one pixel: the denoising loss is least there."""
     setup = toy_setup(algo="supervised", data="digits", lr=0.05)
-    algorithm, _ = build(setup)
+    algorithm = build(setup)
     trained(setup, 20)
     data = algorithm.source.images.mean() - 0.5  # type: ignore[attr-defined]
     assert isinstance(setup.model, Toy)
@@ -66,7 +66,7 @@ def test_supervised_finds_the_data() -> None:
 
 def gradients(setup: Setup) -> dict[str, Tensor]:
     """The gradient of the first update, unclipped."""
-    algorithm, _ = build(setup)
+    algorithm = build(setup)
     algorithm.collect(0)
     chosen = torch.arange(algorithm.units)
     for part in chosen.split(setup.config.micro_batch):
@@ -133,7 +133,7 @@ def test_kl_penalty_holds_the_mean() -> None:
 def test_adaptive_kl(measured: float, weight: float) -> None:
     """Twice the weight beyond 1.5 targets, half below two thirds, else as it is."""
     setup = toy_setup(algo="ddpo-is", kl=0.1, kl_target=10.0)
-    tuner = Finetuner(setup, build(setup)[0])
+    tuner = Finetuner(setup, build(setup))
     tuner._adapt({"kl": measured / setup.chain.n_decisions})
     assert setup.kl_weight == pytest.approx(weight)
 
@@ -145,7 +145,7 @@ def test_a_resumed_run_goes_on_bit_for_bit() -> None:
     tensors, info = first.state()
     tensors = {name: value.clone() for name, value in tensors.items()}
     setup = toy_setup(algo="ddpo-is", warm_up=6)
-    second = Finetuner(setup, build(setup)[0])
+    second = Finetuner(setup, build(setup))
     second.load(2, tensors, info)
     for _ in range(2):
         second.advance()
@@ -158,7 +158,7 @@ def test_a_resumed_run_goes_on_bit_for_bit() -> None:
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     """And says what to try."""
     setup = toy_setup(algo="ddpo-is")
-    tuner = Finetuner(setup, build(setup)[0])
+    tuner = Finetuner(setup, build(setup))
     tuner.algorithm.collect(0)
     setup.model.tuned.network.m.data.fill_(torch.inf)
     with pytest.raises(DivergedError, match="--lr"):
@@ -195,7 +195,7 @@ def test_diversity_of_known_images() -> None:
 def test_steps_are_each_images_own() -> None:
     """With --train-steps every image draws its decisions, none twice, and another pass draws others."""
     setup = toy_setup(algo="ddpo-is", train_steps=2, steps=8)
-    algorithm, _ = build(setup)
+    algorithm = build(setup)
     steps = algorithm._steps(torch.arange(64), 0, 0)  # type: ignore[attr-defined]
     counts: dict[int, int] = defaultdict(int)
     for pair in steps.T.tolist():

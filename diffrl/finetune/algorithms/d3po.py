@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffrl.diffusion.chain import DenoisingChain
-from diffrl.finetune.algorithms.base import Algorithm, Metrics, Setup, Term, sample, summary
+from diffrl.finetune.algorithms.base import STEPS, Algorithm, Metrics, Setup, Term, sample, summary
 from diffrl.finetune.losses import d3po_loss
 from diffrl.finetune.model import rows
 from diffrl.finetune.samples import Samples, denoiser
@@ -18,6 +18,8 @@ class D3PO(Algorithm):
     A unit is a group; one whose rewards are all equal teaches nothing. Without `--clip-nats` log-ratios are clamped as
     the authors do, at .1 d nats.
     """
+
+    images = 2
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -57,7 +59,7 @@ class D3PO(Algorithm):
         keep = self.told_apart[local]
         states, condition = samples.states[:, index], rows(samples.condition, index.to(setup.model.device))
         k = chain.n_decisions if config.train_steps is None else config.train_steps
-        for step in _some(chain, k, setup.generator(number, turn)):
+        for step in _some(chain, k, setup.generator(STEPS, number, turn)):
             log_prob = self._log_prob(condition, states, step)
             with torch.no_grad():
                 reference = self._log_prob(condition, states, step, reference=True)
