@@ -235,7 +235,7 @@ class FinetuneConfig:
 
 _SHARED: dict[str, Any] = {"batch": 256, "updates": 2, "rounds": 40, "kl": 0.0}
 _LARGE: dict[str, Any] = {"lora": 4, "steps": 50, "guidance": 5.0, "lr": 3e-4, "eval_samples": 32}
-_TINY: dict[str, Any] = {"lora": 0, "steps": 10, "guidance": 1.0, "lr": 6e-4, "batch": 64, "updates": 4}
+_TINY: dict[str, Any] = {"lora": 0, "steps": 10, "guidance": 1.0, "lr": 3e-4, "batch": 64, "updates": 4}
 _TINY |= {"eval_samples": 200}
 _CLIP = {"clip_nats": 1.64}
 # What an algorithm changes of these, with any model, and with a built-in one.
@@ -243,7 +243,7 @@ _OF_ALGO: dict[Algo, dict[str, Any]] = {
     "ddpo-is": _CLIP,
     "ddpo-sf": {"updates": 1},
     "grpo": _CLIP,
-    "dpok": {"kl": 0.01, **_CLIP},
+    "dpok": {"kl": 0.1, **_CLIP},
     "rwr": {"beta": 1.0},
     "d3po": {"beta": 0.1},
     "dpo": {"beta": 5000.0},
@@ -252,7 +252,7 @@ _OF_ALGO: dict[Algo, dict[str, Any]] = {
     "supervised": {"batch": 64, "updates": 10},
 }
 _OF_ALGO_TINY: dict[Algo, dict[str, Any]] = {
-    "ddpo-is": {"kl": 0.01},
-    "grpo": {"kl": 0.01},
-    "ddpo-sf": {"kl": 0.01, "lr": 1e-3},
+    "ddpo-is": {"kl": 0.2},
+    "grpo": {"kl": 0.2},
+    "dpok": {"kl": 0.2},
 }

@@ -103,6 +103,15 @@ def write_adapter(pipeline: Any, part: str, tuned: Tuned, folder: Path) -> None:
     pipeline.save_lora_weights(folder, safe_serialization=True, **named)
 
 
+def save_network(tuned: Tuned, folder: Path, part: str = "") -> None:
+    """Write a diffusers model that was trained whole into `folder / part`, or its adapters into `folder`, for peft."""
+    if tuned.lora is None:
+        network: Any = tuned.network
+        network.save_pretrained(folder / part, safe_serialization=True)
+    else:
+        save_adapters(tuned, folder)
+
+
 def save_adapters(tuned: Tuned, folder: Path) -> None:
     """Write a network's LoRA adapters so that `peft.PeftModel.from_pretrained(network, folder)` loads them."""
     with images_extra():

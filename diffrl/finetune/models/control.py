@@ -16,7 +16,7 @@ from diffrl.diffusion import Network
 from diffrl.errors import UserError, first_line
 from diffrl.finetune.extra import images_extra
 from diffrl.finetune.model import Condition, ImageModel, Lora, Tuned
-from diffrl.finetune.models.adapters import save_adapters
+from diffrl.finetune.models.adapters import save_network
 from diffrl.finetune.models.loading import quiet
 from diffrl.finetune.models.pipelines import load_pipeline
 from diffrl.finetune.models.reference import unet_of
@@ -129,11 +129,7 @@ class Control:
 
     def save(self, folder: Path) -> None:
         """Write the branch, for `ControlNetModel.from_pretrained(folder)`, or its adapters, for peft."""
-        if self.tuned.lora is None:
-            branch: Any = self.tuned.network
-            branch.save_pretrained(folder, safe_serialization=True)
-        else:
-            save_adapters(self.tuned, folder)
+        save_network(self.tuned, folder)
 
 
 def control_model(

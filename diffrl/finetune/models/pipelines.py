@@ -15,7 +15,7 @@ from diffrl.finetune.models.adapters import write_adapter
 from diffrl.finetune.models.loading import quiet, read_index, read_pipeline
 from diffrl.finetune.models.pixels import to_images
 from diffrl.finetune.models.schedules import Schedule, schedule_of
-from diffrl.finetune.models.text import PromptCache, encode_sd3
+from diffrl.finetune.models.text import PromptCache, class_of, encode_sd3
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -88,7 +88,7 @@ class PipelineModel:
     def encode(self, images: Tensor) -> Tensor:
         """The mean of the autoencoder's posterior, if there is one."""
         with torch.no_grad():
-            return self._encoded(2 * images - 1)
+            return self._encoded(2 * images.to(self.device) - 1)
 
     def save(self, folder: Path) -> None:
         """Adapters alone, for `pipeline.load_lora_weights(folder)`; trained whole, the whole pipeline.
@@ -146,11 +146,7 @@ class PixelModel(PipelineModel):
             if prompt != "":
                 raise UserError(f"{self.name} takes no prompts: expected an empty one, got {prompt!r}.")
             return {}
-        if not (prompt.isascii() and prompt.isdigit() and int(prompt) < self._classes):
-            raise UserError(
-                f"The prompts of {self.name} are numbers of its classes, 0 to {self._classes - 1}; got {prompt!r}."
-            )
-        return {"class_labels": torch.tensor([int(prompt)], device=self.device)}
+        return {"class_labels": torch.tensor([class_of(prompt, self._classes, self.name)], device=self.device)}
 
     def _null(self) -> Condition:
         raise UserError(f"{self.name} knows no empty prompt, so that it cannot be guided: leave guidance at 1.")

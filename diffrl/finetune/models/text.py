@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffrl.errors import UserError
 from diffrl.finetune.model import Condition
 
 T5_TOKENS = 256
@@ -33,6 +34,16 @@ class PromptCache:
             return {}
         known = [self._known[prompt] for prompt in prompts]
         return {name: torch.cat([row[name] for row in known]) for name in known[0]}
+
+
+def class_of(prompt: str, classes: int, name: str, *, null: int | None = None) -> int:
+    """The class that a prompt numbers; null: the empty prompt's. Raises UserError, naming the model, for another."""
+    if prompt == "" and null is not None:
+        return null
+    if not (prompt.isascii() and prompt.isdigit() and int(prompt) < classes):
+        empty = "" if null is None else ", or empty"
+        raise UserError(f"The prompts of {name} are numbers of its classes, 0 to {classes - 1}{empty}; got {prompt!r}.")
+    return int(prompt)
 
 
 def encode_sd3(pipeline: Any, prompt: str, device: torch.device) -> tuple[Tensor, Tensor]:

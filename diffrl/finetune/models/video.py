@@ -18,7 +18,7 @@ from diffrl.diffusion import VE, Network, Prediction, lognormal_times
 from diffrl.diffusion.prediction import Clip
 from diffrl.errors import UserError
 from diffrl.finetune.model import Condition, Lora, Tuned
-from diffrl.finetune.models.adapters import save_adapters
+from diffrl.finetune.models.adapters import save_network
 from diffrl.finetune.models.loading import quiet, read_index, read_pipeline
 from diffrl.finetune.models.pipelines import PRECISIONS
 from diffrl.seeds import generator_at
@@ -171,11 +171,7 @@ class Video:
 
     def save(self, folder: Path) -> None:
         """Write the U-Net, as a diffusers model in `folder / "unet"`, or its adapters, for peft."""
-        if self.tuned.lora is None:
-            network: Any = self.tuned.network
-            network.save_pretrained(folder / "unet", safe_serialization=True)
-        else:
-            save_adapters(self.tuned, folder)
+        save_network(self.tuned, folder, "unet")
 
 
 def _load(name: str, precision: str, lora: Lora | None) -> Any:
