@@ -139,7 +139,8 @@ def _fit_vae(vae: Any, images: Tensor, steps: int, generator: torch.Generator, p
         posterior = vae.encode(batch).latent_dist
         z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
         error: Tensor = (vae.decode(z).sample - batch).square().mean()
-        return error + KL_WEIGHT * posterior.kl().mean() / batch[0].numel()
+        divergence: Tensor = posterior.kl().mean() / batch[0].numel()
+        return error + KL_WEIGHT * divergence
 
     optimise(vae, loss, steps, average=False, on_progress=progress)
     with torch.no_grad():
