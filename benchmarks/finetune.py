@@ -16,6 +16,7 @@ they are, which is what "looks like an 8" asks.
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -37,7 +38,11 @@ from diffrl.finetune.run import FinetuneRun
 from diffrl.run import versions
 
 ALGOS: tuple[Algo, ...] = ("ddpo-is", "ddpo-sf", "grpo", "rwr", "d3po", "dpo", "draft")
-SETTINGS: dict[str, dict[str, Any]] = {}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dpo": {"rounds": 24},
+    "draft": {"queries": 640},
+    "ddpo-is jpeg-file + 0.2*digit": {"kl": 0.01, "held_out": "png"},
+}
 """What differs from the defaults, by "ALGO REWARD" or by "ALGO": the same for all seeds."""
 console = Console()
 
@@ -46,10 +51,10 @@ console = Console()
 class Options:
     """What to measure."""
 
-    rewards: tuple[str, ...] = ("jpeg-file", "digit:8")
+    rewards: tuple[str, ...] = ("jpeg-file", "jpeg-file + 0.2*digit", "digit:8")
     """Which rewards."""
     algos: tuple[Algo, ...] = ALGOS
-    """Which algorithms; draft only where the reward has a gradient."""
+    """Which algorithms; draft only where the reward has a gradient, and on the sum of rewards only the first."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of everything random in a run; the pretrained model is one."""
     queries: int = 3072
@@ -68,7 +73,8 @@ class Options:
 
 def config_of(options: Options, algo: Algo, reward: str, seed: int) -> FinetuneConfig:
     """A cell's configuration, resolved."""
-    folder = options.runs / f"{algo}-{reward.replace(':', '-')}-{options.queries}-{seed}"
+    name = "".join(c if c.isalnum() or c in ".-" else "-" for c in f"{algo}-{reward}-{options.queries}-{seed}")
+    folder = options.runs / name
     settings = {**SETTINGS.get(algo, {}), **SETTINGS.get(f"{algo} {reward}", {})}
     config = FinetuneConfig(
         algo=algo, reward=reward, seed=seed, out=folder, **{"queries": options.queries, **settings}
@@ -112,7 +118,9 @@ def collect(options: Options, cells: Sequence[FinetuneConfig]) -> dict[str, Any]
         assert config.out is not None
         if (config.out / "model").exists():
             cell = found.setdefault(config.reward, {}).setdefault(config.algo, {"seeds": [], "runs": []})
-            cell["command"] = "diffrl finetune " + " ".join(words_of(dataclasses.replace(config, seed=0, out=None)))
+            cell["command"] = shlex.join(
+                ["diffrl", "finetune", *words_of(dataclasses.replace(config, seed=0, out=None))]
+            )
             cell["seeds"].append(config.seed)
             cell["runs"].append(FinetuneRun.read(config.out).history)
     return found
@@ -210,7 +218,7 @@ def main(options: Options) -> None:
         for seed in options.seeds
         for reward in options.rewards
         for algo in options.algos
-        if algo != "draft" or reward.startswith("digit")
+        if (algo == options.algos[0] or "+" not in reward) and (algo != "draft" or reward.startswith("digit"))
     ]
     if options.run:
         from diffrl.finetune.models.digits import tiny_digits_folder

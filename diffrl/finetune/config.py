@@ -110,7 +110,7 @@ class FinetuneConfig:
     """Nats an image to hold the divergence at, by raising and lowering its weight (adaptive)."""
     stop_kl: float | None = None
     """Stop when the divergence of a whole chain, in nats an image, is larger at an evaluation."""
-    group: int = 8
+    group: int | None = None
     """Images of one prompt that are compared (grpo; d3po: its best and its worst; dpo: when it makes its pairs)."""
     beta: float | None = None
     """rwr: inverse temperature on normalised rewards; d3po, dpo: strength of the reference."""
@@ -201,6 +201,7 @@ class FinetuneConfig:
         config = dataclasses.replace(self, **{n: v for n, v in defaults.items() if getattr(self, n) is None})
         assert config.batch is not None
         assert config.updates is not None
+        assert config.group is not None
         if config.algo == "ddpo-sf" and (config.updates, config.passes) != (1, 1):
             raise UserError("ddpo-sf learns once from each image: --updates 1 and --passes 1, or --algo ddpo-is.")
         if config.algo in GROUPED and config.batch % config.group:
@@ -233,7 +234,7 @@ class FinetuneConfig:
                 )
 
 
-_SHARED: dict[str, Any] = {"batch": 256, "updates": 2, "rounds": 40, "kl": 0.0}
+_SHARED: dict[str, Any] = {"batch": 256, "updates": 2, "rounds": 40, "kl": 0.0, "group": 8}
 _LARGE: dict[str, Any] = {"lora": 4, "steps": 50, "guidance": 5.0, "lr": 3e-4, "eval_samples": 32}
 _TINY: dict[str, Any] = {"lora": 0, "steps": 10, "guidance": 1.0, "lr": 3e-4, "batch": 64, "updates": 4}
 _TINY |= {"eval_samples": 200}
@@ -245,7 +246,7 @@ _OF_ALGO: dict[Algo, dict[str, Any]] = {
     "grpo": _CLIP,
     "dpok": {"kl": 0.1, **_CLIP},
     "rwr": {"beta": 1.0},
-    "d3po": {"beta": 0.1},
+    "d3po": {"beta": 0.1, "group": 4},
     "dpo": {"beta": 5000.0},
     "draft": {"batch": 64, "updates": 1},
     "refl": {"batch": 64, "updates": 1},
@@ -255,4 +256,7 @@ _OF_ALGO_TINY: dict[Algo, dict[str, Any]] = {
     "ddpo-is": {"kl": 0.2},
     "grpo": {"kl": 0.2},
     "dpok": {"kl": 0.2},
+    "ddpo-sf": {"kl": 0.2, "lr": 6e-4},
+    "rwr": {"lr": 3e-5, "beta": 2.0},
+    "d3po": {"lr": 5e-5},
 }

@@ -335,6 +335,7 @@ def _check_shares(config: FinetuneConfig, world: World) -> None:
     """Raise UserError where a process would have nothing to sample."""
     assert config.batch is not None
     assert config.eval_samples is not None
+    assert config.group is not None
     group = config.group if config.algo == "d3po" else 1
     least = min(config.batch // group, config.eval_samples)
     if config.algo == "dpo" and config.pairs is None:

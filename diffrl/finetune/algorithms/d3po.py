@@ -25,6 +25,7 @@ class D3PO(Algorithm):
         super().__init__(setup)
         config = setup.config
         assert config.batch is not None
+        assert config.group is not None
         self.group = config.group
         self.units = config.batch // self.group
         self.samples: Samples | None = None

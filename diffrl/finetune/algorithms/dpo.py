@@ -43,7 +43,9 @@ class SampledPairs:
 
     def __init__(self, setup: Setup, folder: Path | None) -> None:
         self.setup = setup
-        self.queries = setup.config.queries // setup.config.group * setup.config.group
+        assert setup.config.group is not None
+        self.group = setup.config.group
+        self.queries = setup.config.queries // self.group * self.group
         file = None if folder is None else folder / FILE
         if file is not None and file.exists():
             stored = safetensors.torch.load(file.read_bytes())
@@ -57,7 +59,7 @@ class SampledPairs:
             raise UserError("All images of each prompt have the same reward, so there is no pair to learn from.")
 
     def _make(self) -> dict[str, Tensor]:
-        setup, group = self.setup, self.setup.config.group
+        setup, group = self.setup, self.group
         samples = sample(setup, ROUND, group, group, n=self.queries, reference=True)
         merge = setup.world.merge
         rewards = merge(setup.scored(samples), samples.index, self.queries).cpu()

@@ -27,7 +27,7 @@ class PolicyGradient(Algorithm):
         config = setup.config
         assert config.batch is not None
         self.units = config.batch
-        self.group = config.group if config.algo == "grpo" else 1
+        self.group = config.group or 1 if config.algo == "grpo" else 1
         self.statistics = PromptStatistics()
         self.samples: Samples | None = None
         self.advantages = torch.empty(0)
