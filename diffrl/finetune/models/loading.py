@@ -35,15 +35,10 @@ def read_index(name: str) -> dict[str, Any]:
     from diffusers import DiffusionPipeline
 
     folder = Path(name)
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise UserError(
-                f"{name} holds no diffusers pipeline: it has no model_index.json. Expected a folder that "
-                "`save_pretrained` wrote."
-            )
-    elif folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise UserError(
-            f"{name} is no folder. Expected the folder of a diffusers pipeline, or a hub id of the form owner/name."
+            f"{name} holds no diffusers pipeline: it has no model_index.json. Expected a folder that `save_pretrained` "
+            "wrote."
         )
     try:
         index: dict[str, Any] = DiffusionPipeline.load_config(name, **_where(name, "model_index.json"))
@@ -57,12 +52,18 @@ def read_index(name: str) -> dict[str, Any]:
 def _where(name: str, file: str) -> dict[str, Any]:
     """Whether to ask the hub, as an option of `from_pretrained`.
 
-    Raises UserError for a hub id whose `file` is not in the cache while the hub is out of reach.
+    Raises UserError for what is neither a folder nor a hub id, and for an id whose `file` is not in the cache while the
+    hub is out of reach.
     """
     from huggingface_hub import try_to_load_from_cache
 
-    if Path(name).is_dir():
+    folder = Path(name)
+    if folder.is_dir():
         return {"local_files_only": True}
+    if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise UserError(
+            f"{name} is no folder. Expected the folder of a diffusers pipeline, or a hub id of the form owner/name."
+        )
     reason = unreachable()
     if reason is None:
         return {}

@@ -90,7 +90,11 @@ def load(kind: type, path: Path, what: str, device: str | torch.device) -> Any:
     with quiet():
         try:
             model, info = kind.from_pretrained(  # type: ignore[attr-defined]
-                str(path), output_loading_info=True, use_safetensors=True, local_files_only=True
+                str(path),
+                output_loading_info=True,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
             )
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise UserError(f"{what}: {path} does not load as a {kind.__name__}: {first_line(error)}") from error
