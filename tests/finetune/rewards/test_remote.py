@@ -203,7 +203,7 @@ def test_an_answer_that_breaks_off_is_tried_again(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_port_that_is_none_is_told() -> None:
-    with pytest.raises(UserError, match="cannot listen to 127.0.0.1:70000"):
+    with pytest.raises(UserError, match=r"cannot listen to 127\.0\.0\.1:70000"):
         serve.server(Mean(), port=70_000)
 
 
