@@ -20,6 +20,9 @@ VERBS = [
     ["online"],
     ["evaluate"],
     ["diagnose"],
+    ["finetune"],
+    ["finetune", "policy"],
+    ["compare"],
     ["data"],
     *(["data", v] for v in ("list", "info", "generate", "download", "convert")),
 ]

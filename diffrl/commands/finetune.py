@@ -78,7 +78,7 @@ def _usage(words: Sequence[str]) -> str:
     """The description of --help; the rewards' names are imported where they are shown alone."""
     if not {"-h", "--help"} & set(words):
         return ""
-    from diffrl.finetune.rewards import listing
+    from diffrl.finetune.catalogue import listing
 
     width = max(len(name) for name in ABOUT)
     algos = "\n".join(f"  {name:{width}}  {text}" for name, text in ABOUT.items())

@@ -8,24 +8,31 @@ log_prob = chain.log_prob(denoise, rollout.states, steps)
 loss, metrics = ddpo_is_loss(log_prob, at_steps(rollout.log_probs, steps), advantages, clip_nats=0.1)
 """
 
-from diffrl.finetune.advantages import PromptStatistics, group_advantages
-from diffrl.finetune.losses import (
-    Metrics,
-    PairErrors,
-    Preference,
-    d3po_loss,
-    ddpo_is_loss,
-    ddpo_sf_loss,
-    diffusion_dpo_loss,
-    dpok_loss,
-    kl_loss,
-    pair_errors,
-    refl_loss,
-    rwr_loss,
-    rwr_weights,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffrl.finetune.advantages import PromptStatistics, group_advantages
+    from diffrl.finetune.config import FinetuneConfig
+    from diffrl.finetune.experiment import finetune, resume
+    from diffrl.finetune.losses import (
+        Metrics,
+        PairErrors,
+        Preference,
+        d3po_loss,
+        ddpo_is_loss,
+        ddpo_sf_loss,
+        diffusion_dpo_loss,
+        dpok_loss,
+        kl_loss,
+        pair_errors,
+        refl_loss,
+        rwr_loss,
+        rwr_weights,
+    )
 
 __all__ = [
+    "FinetuneConfig",
     "Metrics",
     "PairErrors",
     "Preference",
@@ -35,10 +42,28 @@ __all__ = [
     "ddpo_sf_loss",
     "diffusion_dpo_loss",
     "dpok_loss",
+    "finetune",
     "group_advantages",
     "kl_loss",
     "pair_errors",
     "refl_loss",
+    "resume",
     "rwr_loss",
     "rwr_weights",
 ]
+
+_LOSSES = "diffrl.finetune.losses"
+_HOMES = dict.fromkeys(__all__, _LOSSES) | {
+    "FinetuneConfig": "diffrl.finetune.config",
+    "PromptStatistics": "diffrl.finetune.advantages",
+    "finetune": "diffrl.finetune.experiment",
+    "group_advantages": "diffrl.finetune.advantages",
+    "resume": "diffrl.finetune.experiment",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Resolved when asked for: `diffrl finetune --help` loads no torch."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'diffrl.finetune' has no attribute {name!r}")

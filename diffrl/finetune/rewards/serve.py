@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from diffrl.errors import UserError, first_line
+from diffrl.finetune.catalogue import listing
 from diffrl.finetune.extra import images_extra
 from diffrl.finetune.rewards.base import Reward, ask
-from diffrl.finetune.rewards.spec import GRAMMAR, listing, parse
+from diffrl.finetune.rewards.spec import GRAMMAR, parse
 
 LIMIT = 1 << 28
 """Bytes of a request at most."""

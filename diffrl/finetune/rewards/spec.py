@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffrl.errors import UserError, nearest
+from diffrl.finetune import catalogue
 from diffrl.finetune.rewards import clip, codecs, digits, python, remote
 from diffrl.finetune.rewards.base import Metadata, Reward, ask
 from diffrl.finetune.rewards.classifier import Classifier
@@ -28,10 +29,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Entry:
-    """A reward that can be named: its usage, one line of help, and what makes it of its argument ("" for none)."""
+    """A reward that can be named, in `catalogue.REWARDS` too: what makes it of its argument ("" for none)."""
 
-    usage: str
-    line: str
     differentiable: bool
     build: Callable[[str, Options], Reward]
 
@@ -94,12 +93,6 @@ def companion(spec: str) -> str | None:
     return found if found is None or name != "digit" else found + colon + argument
 
 
-def listing() -> str:
-    """The known rewards, a line each, for --help."""
-    width = max(len(entry.usage) for entry in REWARDS.values())
-    return "\n".join(f"{entry.usage:{width}}  {entry.line}" for entry in REWARDS.values())
-
-
 def _term(text: str, spec: str, options: Options) -> tuple[float, Reward]:
     match = re.fullmatch(r"\s*(?:([^*:\s]*)\s*\*)?\s*([a-z0-9-]+)(?::(.*\S))?\s*", text, re.DOTALL)
     if match is None:
@@ -113,12 +106,12 @@ def _term(text: str, spec: str, options: Options) -> tuple[float, Reward]:
         raise UserError(f"--reward {spec!r}: the weight {number!r} of {name!r} is not a number")
     if name not in REWARDS:
         raise UserError(f"--reward {spec!r}: there is no reward {name!r}; {nearest(name, REWARDS)}")
-    entry = REWARDS[name]
-    if argument and ":" not in entry.usage:
+    usage, _ = catalogue.REWARDS[name]
+    if argument and ":" not in usage:
         raise UserError(f"--reward {spec!r}: {name!r} takes no argument, got {argument!r}")
-    if not argument and ":" in entry.usage and "[:" not in entry.usage:
-        raise UserError(f"--reward {spec!r}: {name!r} needs an argument: {entry.usage}")
-    return weight, entry.build(argument, options)
+    if not argument and ":" in usage and "[:" not in usage:
+        raise UserError(f"--reward {spec!r}: {name!r} needs an argument: {usage}")
+    return weight, REWARDS[name].build(argument, options)
 
 
 def _jpeg(name: str, size: Callable[..., int], sign: int = -1) -> Callable[[str, Options], Reward]:
@@ -146,53 +139,20 @@ def _clip(kind: type[clip.ClipReward]) -> Callable[[str, Options], Reward]:
 
 
 REWARDS: dict[str, Entry] = {
-    "jpeg": Entry(
-        "jpeg[:QUALITY]", "compressibility: -kB of the JPEG's scan, quality 95", False, _jpeg("jpeg", codecs.jpeg_bytes)
-    ),
-    "jpeg-file": Entry(
-        "jpeg-file[:QUALITY]", "-kB of the whole JPEG file, as DDPO", False, _jpeg("jpeg-file", codecs.jpeg_file_bytes)
-    ),
-    "incompressible": Entry(
-        "incompressible[:QUALITY]", "the negative of jpeg", False, _jpeg("incompressible", codecs.jpeg_bytes, 1)
-    ),
-    "png": Entry(
-        "png",
-        "-kB of the PNG's data: another codec, to hold out",
-        False,
-        lambda a, o: codecs.CodecSize("png", codecs.png_bytes),
-    ),
-    "digit": Entry("digit[:D]", "probability of the digit D, or of the prompt's", True, _digit(False)),
-    "digit-held-out": Entry("digit-held-out[:D]", "the same by another network, on other data", True, _digit(True)),
-    "classifier": Entry(
-        "classifier:PATH[#LABEL]",
-        "log-probability of LABEL, or of the prompt, by a transformers image classifier",
-        True,
-        lambda a, o: Classifier(a, device=o.device),
-    ),
-    "classifier-probability": Entry(
-        "classifier-probability:PATH[#LABEL]",
-        "the probability itself",
-        True,
-        lambda a, o: Classifier(a, log=False, device=o.device),
-    ),
-    "clip": Entry("clip:PATH", "100 cos of CLIP's image and prompt", True, _clip(clip.ClipScore)),
-    "pickscore": Entry("pickscore:PATH", "PickScore: exp(logit scale) cos", True, _clip(clip.PickScore)),
-    "hps": Entry("hps:PATH", "HPSv2: cos", True, _clip(clip.HPS)),
-    "aesthetic": Entry("aesthetic:PATH[#HEAD]", "LAION's aesthetic predictor on CLIP", True, _clip(clip.Aesthetic)),
-    "imagereward": Entry(
-        "imagereward:PATH", "ImageReward: BLIP and a head", True, lambda a, o: ImageReward(a, device=o.device)
-    ),
-    "richhf": Entry(
-        "richhf:PATH[#WEIGHT]",
-        "rich feedback: overall score less WEIGHT (1) times the artifact map's mean",
-        True,
-        lambda a, o: RichReward(a, device=o.device),
-    ),
-    "python": Entry("python:FILE.py#NAME", "a function of yours", False, lambda a, o: python.from_file(a)),
-    "remote": Entry(
-        "remote:URL",
-        "a scorer over HTTP and JSON (python -m diffrl.finetune.rewards.serve)",
-        False,
-        lambda a, o: remote.Remote(a, timeout=o.timeout),
-    ),
+    "jpeg": Entry(False, _jpeg("jpeg", codecs.jpeg_bytes)),
+    "jpeg-file": Entry(False, _jpeg("jpeg-file", codecs.jpeg_file_bytes)),
+    "incompressible": Entry(False, _jpeg("incompressible", codecs.jpeg_bytes, 1)),
+    "png": Entry(False, lambda a, o: codecs.CodecSize("png", codecs.png_bytes)),
+    "digit": Entry(True, _digit(False)),
+    "digit-held-out": Entry(True, _digit(True)),
+    "classifier": Entry(True, lambda a, o: Classifier(a, device=o.device)),
+    "classifier-probability": Entry(True, lambda a, o: Classifier(a, log=False, device=o.device)),
+    "clip": Entry(True, _clip(clip.ClipScore)),
+    "pickscore": Entry(True, _clip(clip.PickScore)),
+    "hps": Entry(True, _clip(clip.HPS)),
+    "aesthetic": Entry(True, _clip(clip.Aesthetic)),
+    "imagereward": Entry(True, lambda a, o: ImageReward(a, device=o.device)),
+    "richhf": Entry(True, lambda a, o: RichReward(a, device=o.device)),
+    "python": Entry(False, lambda a, o: python.from_file(a)),
+    "remote": Entry(False, lambda a, o: remote.Remote(a, timeout=o.timeout)),
 }
