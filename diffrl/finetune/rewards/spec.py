@@ -27,12 +27,8 @@ class Options:
     timeout: float
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A reward that can be named, in `catalogue.REWARDS` too: what makes it of its argument ("" for none)."""
-
-    differentiable: bool
-    build: Callable[[str, Options], Reward]
+Build = Callable[[str, Options], Reward]
+"""What makes a reward of its argument ("" for none)."""
 
 
 class Sum:
@@ -111,10 +107,10 @@ def _term(text: str, spec: str, options: Options) -> tuple[float, Reward]:
         raise UserError(f"--reward {spec!r}: {name!r} takes no argument, got {argument!r}")
     if not argument and ":" in usage and "[:" not in usage:
         raise UserError(f"--reward {spec!r}: {name!r} needs an argument: {usage}")
-    return weight, REWARDS[name].build(argument, options)
+    return weight, REWARDS[name](argument, options)
 
 
-def _jpeg(name: str, size: Callable[..., int], sign: int = -1) -> Callable[[str, Options], Reward]:
+def _jpeg(name: str, size: Callable[..., int], sign: int = -1) -> Build:
     def build(argument: str, options: Options) -> Reward:
         if argument and not (argument.isdecimal() and 1 <= int(argument) <= 100):
             raise UserError(f"{name}:{argument}: the argument is JPEG's quality, a whole number from 1 to 100")
@@ -125,7 +121,7 @@ def _jpeg(name: str, size: Callable[..., int], sign: int = -1) -> Callable[[str,
     return build
 
 
-def _digit(held_out: bool) -> Callable[[str, Options], Reward]:
+def _digit(held_out: bool) -> Build:
     def build(argument: str, options: Options) -> Reward:
         if argument and argument not in list("0123456789"):
             raise UserError(f"digit:{argument}: the argument is one digit, 0 to 9")
@@ -134,25 +130,25 @@ def _digit(held_out: bool) -> Callable[[str, Options], Reward]:
     return build
 
 
-def _clip(kind: type[clip.ClipReward]) -> Callable[[str, Options], Reward]:
+def _clip(kind: type[clip.ClipReward]) -> Build:
     return lambda argument, options: kind(argument, device=options.device)
 
 
-REWARDS: dict[str, Entry] = {
-    "jpeg": Entry(False, _jpeg("jpeg", codecs.jpeg_bytes)),
-    "jpeg-file": Entry(False, _jpeg("jpeg-file", codecs.jpeg_file_bytes)),
-    "incompressible": Entry(False, _jpeg("incompressible", codecs.jpeg_bytes, 1)),
-    "png": Entry(False, lambda a, o: codecs.CodecSize("png", codecs.png_bytes)),
-    "digit": Entry(True, _digit(False)),
-    "digit-held-out": Entry(True, _digit(True)),
-    "classifier": Entry(True, lambda a, o: Classifier(a, device=o.device)),
-    "classifier-probability": Entry(True, lambda a, o: Classifier(a, log=False, device=o.device)),
-    "clip": Entry(True, _clip(clip.ClipScore)),
-    "pickscore": Entry(True, _clip(clip.PickScore)),
-    "hps": Entry(True, _clip(clip.HPS)),
-    "aesthetic": Entry(True, _clip(clip.Aesthetic)),
-    "imagereward": Entry(True, lambda a, o: ImageReward(a, device=o.device)),
-    "richhf": Entry(True, lambda a, o: RichReward(a, device=o.device)),
-    "python": Entry(False, lambda a, o: python.from_file(a)),
-    "remote": Entry(False, lambda a, o: remote.Remote(a, timeout=o.timeout)),
+REWARDS: dict[str, Build] = {
+    "jpeg": _jpeg("jpeg", codecs.jpeg_bytes),
+    "jpeg-file": _jpeg("jpeg-file", codecs.jpeg_file_bytes),
+    "incompressible": _jpeg("incompressible", codecs.jpeg_bytes, 1),
+    "png": lambda a, o: codecs.CodecSize("png", codecs.png_bytes),
+    "digit": _digit(False),
+    "digit-held-out": _digit(True),
+    "classifier": lambda a, o: Classifier(a, device=o.device),
+    "classifier-probability": lambda a, o: Classifier(a, log=False, device=o.device),
+    "clip": _clip(clip.ClipScore),
+    "pickscore": _clip(clip.PickScore),
+    "hps": _clip(clip.HPS),
+    "aesthetic": _clip(clip.Aesthetic),
+    "imagereward": lambda a, o: ImageReward(a, device=o.device),
+    "richhf": lambda a, o: RichReward(a, device=o.device),
+    "python": lambda a, o: python.from_file(a),
+    "remote": lambda a, o: remote.Remote(a, timeout=o.timeout),
 }
