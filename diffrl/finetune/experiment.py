@@ -212,7 +212,7 @@ class _Session:
         """A checkpoint, by the main process; the others need not wait: all have the same."""
         if self.world.main:
             tensors, info = tuner.state()
-            checkpoint.save(self.folder.path, tuner.round, tensors, info, verb="finetune")
+            checkpoint.save(self.folder.path, tuner.round, tensors, info)
             checkpoint.prune(self.folder.path, ())
 
     def _finish(self) -> None:

@@ -51,11 +51,8 @@ def steps(run: Path) -> list[int]:
     return sorted(int(path.name) for path in (run / "checkpoints").glob("?????????") if path.name.isdigit())
 
 
-def save(run: Path, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any], *, verb: str = "train") -> Path:
-    """Write the checkpoint of `step`. Raises CheckpointError where the disk refuses; older ones are untouched.
-
-    verb: `diffrl VERB --resume` is what goes on then.
-    """
+def save(run: Path, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Path:
+    """Write the checkpoint of `step`. Raises CheckpointError where the disk refuses; older ones are untouched."""
     path = folder(run, step)
     data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     text = json.dumps({"step": step, "sha256": sha256(data).hexdigest(), **info}, indent=1)
