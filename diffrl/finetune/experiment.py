@@ -307,8 +307,11 @@ def _judge(config: FinetuneConfig) -> Judge | None:
 
 def _chain(config: FinetuneConfig, model: ImageModel) -> DenoisingChain:
     assert config.steps is not None
-    times = model.times(config.steps)
-    return DenoisingChain(model.prediction.process, times, config.eta, clip=model.clip, event_dims=len(model.shape))
+    try:
+        times = model.times(config.steps)
+        return DenoisingChain(model.prediction.process, times, config.eta, clip=model.clip, event_dims=len(model.shape))
+    except ValueError as error:
+        raise UserError(f"--steps {config.steps} with --eta {config.eta:g} make no chain: {error}.") from error
 
 
 def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:

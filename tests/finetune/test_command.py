@@ -1,6 +1,7 @@
 """`diffrl finetune` and `diffrl compare` as a user types them, small."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from diffrl.cli import main
 from diffrl.finetune.config import ABOUT
 from tests.finetune import tiny
 
-SMALL = ["--queries", "32", "--batch", "16", "--steps", "3", "--eval-samples", "20", "--warm-up", "0"]
+UNSCORED = ["--batch", "16", "--steps", "3", "--eval-samples", "20", "--warm-up", "0"]
+SMALL = ["--queries", "32", *UNSCORED]
 
 
 def final(run: Path) -> dict[str, torch.Tensor]:
@@ -36,7 +38,8 @@ def test_every_algorithm_runs(algo: str, quick: Path) -> None:
     """To a picture, a table, a checkpoint and a model that diffusers loads; and it changes what it trains."""
     reward = ["--reward", "digit:8"] if algo in ("draft", "refl") else []
     more = ["--rounds", "2", "--updates", "2"] if algo in ("dpo", "supervised") else []
-    assert main(["finetune", "--algo", algo, *reward, *SMALL, *more, "--out", "run"]) == 0
+    size = UNSCORED if algo == "supervised" else SMALL
+    assert main(["finetune", "--algo", algo, *reward, *size, *more, "--out", "run"]) == 0
     run = quick / "run"
     history = json.loads((run / "evaluations.json").read_text())
     assert [entry["round"] for entry in history] == [0, 1, 2]
@@ -56,12 +59,25 @@ def test_every_algorithm_runs(algo: str, quick: Path) -> None:
     assert all(torch.equal(trained[name], loaded[name]) for name in trained)
 
 
-def test_resumed_is_as_if_never_cut(quick: Path) -> None:
-    """Four rounds, or two and two more: the same parameters, moments and rewards in memory, to the bit."""
+def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four rounds, or two and two more: the same parameters, moments and rewards in memory, to the bit.
+
+    The two began anew, as after a kill before the first checkpoint; and when nothing is left to do, nothing is done.
+    """
     options = [*SMALL, "--train-steps", "1", "--kl", "0.01"]
     assert main(["finetune", *options, "--queries", "64", "--out", "whole"]) == 0
     assert main(["finetune", *options, "--out", "cut"]) == 0
-    assert main(["finetune", "--resume", "cut", "--queries", "64"]) == 0
+    shutil.rmtree("cut/checkpoints")
+    assert main(["finetune", "--resume", "cut"]) == 0
+    shutil.rmtree("cut/model")
+    for more in ([], ["--queries", "64"]):
+        assert main(["finetune", "--resume", "cut", *more]) == 0
+        assert Path("cut/model/model_index.json").exists()
+    said = fails(["--resume", "cut", "--queries", "32"], capsys)
+    assert "4 rounds already" in said
+    history = [json.loads((quick / run / "evaluations.json").read_text()) for run in ("whole", "cut")]
+    assert history[0][-1] | {"seconds": 0} == history[1][-1] | {"seconds": 0}
+    assert [entry["round"] for entry in history[1]] == [0, 1, 2, 3, 4]
     whole, cut = final(quick / "whole"), final(quick / "cut")
     assert set(whole) == set(cut)
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
@@ -113,10 +129,11 @@ def test_compare_makes_a_page(quick: Path) -> None:
 
 
 def test_stop_kl_stops(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """At the first evaluation beyond it, with what was trained saved."""
+    """At the first evaluation beyond it, with what was trained saved; and it stays there when resumed."""
     words = [*SMALL, "--queries", "64", "--lr", "1e-2", "--stop-kl", "1e-3", "--out", "run"]
-    assert main(["finetune", *words]) == 0
-    assert "--stop-kl" in capsys.readouterr().err
+    for command in (words, ["--resume", "run"]):
+        assert main(["finetune", *command]) == 0
+        assert "--stop-kl" in capsys.readouterr().err
     assert len(json.loads((quick / "run/evaluations.json").read_text())) == 2
     assert (quick / "run/model/model_index.json").exists()
 
@@ -145,6 +162,19 @@ def test_stop_kl_stops(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--adapter", "absent"], "absent"),
         (["--lora", "4", "--algo", "ddpo-is", "--guidance", "2"], "guid"),
         (["pollicy"], "policy"),
+        (["--algo", "ddpo-sf", "--clip-nats", "1"], "--clip-nats is for"),
+        (["--algo", "rwr", "--kl", "0.1"], "--kl is for"),
+        (["--pairs", "p"], "--pairs is for dpo"),
+        (["--data", "digits"], "--data is for"),
+        (["--rounds", "3"], "--rounds is for"),
+        (["--group", "4"], "--group is for"),
+        (["--algo", "supervised", "--queries", "99"], "--queries is for"),
+        (["--algo", "dpo", "--pairs", "p", "--reward", "digit:8"], "on --pairs has no use"),
+        (["--algo", "dpo", "--queries", "4"], "--group"),
+        (["--algo", "draft", "--eta", "0", "--stop-kl", "1"], "--stop-kl"),
+        (["--train-steps", "10"], "9 have noise"),
+        (["--eta", "1e-9"], "--eta"),
+        (["--resume", "policy"], "run of a policy"),
     ],
 )
 def test_mistakes_get_a_line(
@@ -157,6 +187,10 @@ def test_mistakes_get_a_line(
     (quick / "wrong.txt").write_text("7\neleven\n")
     (quick / "taken").mkdir()
     (quick / "taken/finetune.yaml").write_text("algo: ddpo-is\n")
+    (quick / "taken/checkpoints/000000000").mkdir(parents=True)
+    (quick / "policy").mkdir()
+    for name in ("finetune.yaml", "run.json"):
+        (quick / "policy" / name).write_text("")
     assert said in fails(words, capsys)
 
 
