@@ -35,7 +35,7 @@ class PromptCache:
         wanted = {}
         for prompt in dict.fromkeys(prompts):
             with torch.no_grad():
-                wanted[prompt] = self._known.pop(prompt, None) or self._encode(prompt)
+                wanted[prompt] = self._known.pop(prompt) if prompt in self._known else self._encode(prompt)
         self._known |= wanted  # at the end: the last that would be dropped
         for prompt in list(self._known)[:-KEPT]:
             del self._known[prompt]
