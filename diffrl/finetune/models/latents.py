@@ -138,9 +138,9 @@ def _fit_vae(vae: Any, images: Tensor, steps: int, generator: torch.Generator, p
         batch = x[torch.randint(len(x), (32,), generator=generator)]
         posterior = vae.encode(batch).latent_dist
         z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
-        error: Tensor = (vae.decode(z).sample - batch).square().mean()
-        divergence: Tensor = posterior.kl().mean() / batch[0].numel()
-        return error + KL_WEIGHT * divergence
+        error = (vae.decode(z).sample - batch).square().mean()
+        both: Tensor = error + KL_WEIGHT * posterior.kl().mean() / batch[0].numel()
+        return both
 
     optimise(vae, loss, steps, average=False, on_progress=progress)
     with torch.no_grad():
