@@ -17,7 +17,7 @@ ONLINE: tuple[Algo, ...] = ("ddpo-is", "ddpo-sf", "grpo", "dpok", "rwr", "d3po",
 GROUPED: tuple[Algo, ...] = ("grpo", "d3po")
 """Those that compare samples of one prompt."""
 OF_CHAINS: tuple[Algo, ...] = ("ddpo-is", "ddpo-sf", "grpo", "dpok")
-"""Policy gradients: those that a KL penalty can be added to step by step, and that read a clip."""
+"""Policy gradients."""
 
 READ_BY: dict[str, tuple[Algo, ...]] = {
     "reward": (*ONLINE, "dpo"),
@@ -25,7 +25,7 @@ READ_BY: dict[str, tuple[Algo, ...]] = {
     "rounds": ("dpo", "supervised"),
     "train_steps": (*OF_CHAINS, "d3po"),
     "clip_nats": ("ddpo-is", "grpo", "dpok", "d3po"),
-    "kl": OF_CHAINS,
+    "kl": ONLINE,
     "group": (*GROUPED, "dpo"),
     "beta": ("rwr", "d3po", "dpo"),
     "preference": ("dpo",),
@@ -105,7 +105,7 @@ class FinetuneConfig:
     """Trust region of ddpo-is, grpo, dpok, d3po on each step's log-ratio, in nats, the same at every image size. The
     published clip of 1e-4 on the mean over Stable Diffusion's 16,384 dimensions is 1.64; d3po's is .1 d."""
     kl: float | None = None
-    """Weight of the divergence from the frozen reference."""
+    """Weight of the divergence from the frozen reference, step by step; dpo has it in its loss (beta)."""
     kl_target: float | None = None
     """Nats an image to hold the divergence at, by raising and lowering its weight (adaptive)."""
     stop_kl: float | None = None
@@ -183,8 +183,10 @@ class FinetuneConfig:
             raise UserError(f"--eta is {self.eta}; expected from 0 to 1.")
         if self.eta == 0 and self.algo not in ("draft", "refl", "dpo", "supervised", "rwr"):
             raise UserError(f"--eta 0 is a deterministic chain, which {self.algo} cannot learn from: give more than 0.")
-        if self.kl_target is not None and self.algo not in OF_CHAINS:
-            raise UserError(f"--kl-target is for {', '.join(OF_CHAINS)}; {self.algo} has no KL weight to adapt.")
+        if self.kl_target is not None and self.algo not in ONLINE:
+            raise UserError(f"--kl-target is for {', '.join(ONLINE)}; {self.algo} samples no chains to measure it on.")
+        if self.eta == 0 and (self.kl or self.kl_target is not None):
+            raise UserError("--kl and --kl-target need --eta above 0: a deterministic chain has no divergence.")
         if self.stop_kl is not None and self.eta == 0:
             raise UserError("--stop-kl needs --eta above 0: a deterministic chain has no divergence to stop at.")
 

@@ -60,11 +60,13 @@ class DRaFT(Backpropagation):
         model, chain = setup.model, setup.chain
         prompts, metadata = setup.prompts.of(self.chosen[units])
         noise = noise_of(model.shape, chain.n_steps + 1, setup.noise_path(ROLL_OUT, number, turn), units, model.device)
-        denoise = denoiser(model, conditions(model, prompts, metadata), guidance=setup.train_guidance)
+        condition = conditions(model, prompts, metadata)
+        denoise = denoiser(model, condition, guidance=setup.train_guidance)
         k = min(setup.config.draft_steps, chain.n_steps)
         rollout = chain.rollout(denoise, pure(model, chain, noise[0]), noise=noise[1:], differentiable_steps=k)
         values = self._score(model.decode(rollout.x), prompts, metadata)
         yield -values.mean(), {"reward": values.detach().mean()}
+        yield from self.penalties(condition, rollout.states.detach())
 
 
 class ReFL(Backpropagation):
@@ -91,13 +93,16 @@ class ReFL(Backpropagation):
         # One step for the whole round: to stop at another in every image would take a roll-out each.
         drawn = torch.randint(last_quarter, (), generator=setup.generator(STEPS, number, turn))
         step = chain.n_steps - 1 - int(drawn)
-        denoise = denoiser(model, conditions(model, prompts, metadata), guidance=setup.train_guidance)
+        condition = conditions(model, prompts, metadata)
+        denoise = denoiser(model, condition, guidance=setup.train_guidance)
         with torch.no_grad():
-            x_t = chain.rollout(denoise, pure(model, chain, noise[0]), noise=noise[1:]).states[step]
+            states = chain.rollout(denoise, pure(model, chain, noise[0]), noise=noise[1:]).states
+        x_t = states[step]
         t = x_t.new_full((), chain.times[step])
         values = self._score(model.decode(denoise(x_t, t)), prompts, metadata)
         loss, metrics = refl_loss(values, config.refl_margin)
         yield config.refl_weight * loss, metrics
+        yield from self.penalties(condition, states)
 
         index = torch.randint(len(self.source), (self.units,), generator=setup.generator(PAIRS, number, turn))[units]
         batch = self.source.batch(index)

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from diffrl.diffusion.chain import DenoisingChain
 from diffrl.finetune.config import FinetuneConfig
-from diffrl.finetune.model import ImageModel
+from diffrl.finetune.losses import kl_loss
+from diffrl.finetune.model import Condition, ImageModel
 from diffrl.finetune.prompts import Prompts
 from diffrl.finetune.rewards.base import Reward, ask
-from diffrl.finetune.samples import Samples, noise_of, parts, roll_out
+from diffrl.finetune.samples import Samples, denoiser, noise_of, parts, roll_out
 from diffrl.finetune.world import World
 from diffrl.seeds import generator_at
 
@@ -112,6 +113,21 @@ class Algorithm(ABC):
 
     def load(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Take up a `state`."""
+
+    def penalties(self, condition: Condition, states: Tensor) -> Iterator[Term]:
+        """With --kl, its weight times the mean over steps of KL/d to the frozen model, in the states of a roll-out.
+
+        condition: of n images; states: (T + 1, n, *shape). A term a decision. For algorithms that do not go through the
+        decisions themselves.
+        """
+        setup = self.setup
+        if setup.kl_weight == 0:
+            return
+        current = denoiser(setup.model, condition, guidance=setup.train_guidance)
+        reference = denoiser(setup.model, condition, reference=True, guidance=setup.train_guidance)
+        for step in range(setup.chain.n_decisions):
+            loss, metrics = kl_loss(setup.chain.kl(current, reference, states, [step]), dims=setup.dims)
+            yield setup.kl_weight * loss / setup.chain.n_decisions, metrics
 
     def corruption(self, units: Tensor, *path: int) -> tuple[Tensor, Tensor]:
         """For denoising losses: a time (n,) and noise (n, *shape) for each of the units, its own."""

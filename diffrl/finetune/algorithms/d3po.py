@@ -69,6 +69,7 @@ class D3PO(Algorithm):
             w, l = (torch.where(keep, side, side.detach()) for side in (w, l))  # noqa: E741
             loss, metrics = d3po_loss(w, l, ref_w, ref_l, beta=config.beta, clip_nats=clip, dims=d)
             yield loss / k, metrics
+        yield from self.penalties(condition, states)
 
     def _log_prob(
         self, condition: dict[str, Tensor], states: Tensor, step: Tensor, *, reference: bool = False

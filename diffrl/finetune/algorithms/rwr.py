@@ -54,6 +54,7 @@ class RWR(Algorithm):
             model.prediction, model.network(condition), samples.states[-1, local], t, noise, event_dims=len(model.shape)
         )
         yield (self.weights[local] * errors).mean(), {"error": errors.detach().mean()}
+        yield from self.penalties(condition, samples.states[:, local])
 
     def state(self) -> dict[str, Any]:
         """The rewards of each prompt."""
