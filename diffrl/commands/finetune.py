@@ -106,7 +106,13 @@ def _spread(processes: int, words: Sequence[str]) -> bool:
 
 def launcher(processes: int) -> list[str]:
     """torchrun, which `accelerate launch` starts too on GPUs; on a CPU that would start a single process."""
-    return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [
+        "-m",
+        "diffrl.finetune.launch",
+        "--standalone",
+        "--signals-to-handle=SIGTERM,SIGHUP,SIGQUIT",
+        f"--nproc_per_node={processes}",
+    ]
 
 
 class _Failed(UserError):
