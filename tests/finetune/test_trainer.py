@@ -136,7 +136,7 @@ def test_advantages_belong_to_their_samples() -> None:
 
 def test_d3po_compares_the_best_with_the_worst() -> None:
     """Of each group; groups of equal rewards have no gradient; a unit is two images to the network."""
-    setup = toy_setup(algo="d3po")
+    setup = toy_setup(algo="d3po", group=8)
     algorithm = build(setup)
     algorithm.collect(0)
     rewards = setup.scored(sample(setup, 0, 8, 8))
