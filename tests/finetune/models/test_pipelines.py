@@ -130,6 +130,7 @@ def test_the_encodings_asked_for_last_are_kept(monkeypatch: pytest.MonkeyPatch) 
     assert cache.rows(["a", "bb", "ccc", "a"])["length"].tolist() == [1, 2, 3, 1]
     cache.rows(["bb"])
     cache.rows(["dddd"])
+    cache.rows(["dddd"])
     assert calls == ["a", "bb", "ccc", "dddd"]
     cache.rows(["bb", "ccc"])
     assert calls[4:] == ["ccc"]
