@@ -47,6 +47,7 @@ from diffrl.finetune.algorithms.base import Setup
 from diffrl.finetune.config import FinetuneConfig
 from diffrl.finetune.model import Condition, ImageModel, Lora
 from diffrl.finetune.models import load_model
+from diffrl.finetune.models.loading import quiet
 from diffrl.finetune.models.pipelines import PRECISIONS, PipelineModel
 from diffrl.finetune.models.schedules import schedule_of
 from diffrl.finetune.prompts import plain
@@ -244,7 +245,8 @@ def save_pipeline(folder: Path, width: int) -> Path:
     """The tests' tiny Stable Diffusion, its tokenizer in the files that transformers 4 reads too."""
     from tests.finetune.tiny import save_sd
 
-    save_sd(folder, block_out_channels=(width, 2 * width))
+    with quiet():
+        save_sd(folder, block_out_channels=(width, 2 * width))
     for name in ("vocab.json", "merges.txt"):
         source = folder.parent / f"{folder.name}-vocabulary" / name
         (folder / "tokenizer" / name).write_bytes(source.read_bytes())
@@ -347,7 +349,7 @@ class RandomUNet(PipelineModel):
     def __init__(self, settings: dict[str, Any], lora: Lora, precision: str, checkpointing: bool, device: str) -> None:
         from diffusers import DDIMScheduler, UNet2DConditionModel
 
-        with torch.random.fork_rng(devices=[]), torch.device(device):
+        with quiet(), torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(0)
             unet = UNet2DConditionModel(**settings).to(PRECISIONS[precision])
         if checkpointing:
