@@ -58,6 +58,8 @@ from diffrl.seeds import generator_at
 PROMPTS = ("cat", "dog", "horse", "monkey", "rabbit", "zebra", "spider", "bird")
 STABLE_DIFFUSION: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}
 """Stable Diffusion 1.5's U-Net: diffusers' defaults but for these (860 M parameters)."""
+MARKS = ("<!-- table -->", "<!-- end of table -->")
+"""Between these, in a page of results, is what a run writes."""
 TINY: dict[str, Any] = {
     "sample_size": 8,
     "cross_attention_dim": 32,
@@ -77,17 +79,17 @@ class FinetuneSpeed:
     """The interpreter of an environment with trl 0.23.1."""
     trained: tuple[Literal["lora", "full"], ...] = ("lora", "full")
     """What is trained: adapters of rank 4, the whole network."""
-    batch: int = 32
+    batch: int = 16
     """Images a round."""
     micro_batch: int = 8
     """Images in the network at once."""
     updates: int = 2
     """Optimiser steps a round."""
-    steps: int = 20
+    steps: int = 10
     """Denoising steps; with --sd 50."""
     guidance: float = 5.0
     """Classifier-free."""
-    rounds: int = 5
+    rounds: int = 4
     """Timed rounds of each, after one that is not."""
     width: int = 16
     """Of the tiny U-Net's first block."""
@@ -340,7 +342,7 @@ def table(rows: Sequence[Row]) -> Lines:
     return lines
 
 
-# --- Stable Diffusion's size -------------------------------------------------------------------------------------------
+# --- Stable Diffusion's size ----------------------------------------------------------------------------------------
 
 
 class RandomUNet(PipelineModel):
@@ -481,7 +483,7 @@ def main(options: FinetuneSpeed) -> int:
 
 
 def save(out: Path, rows: Sequence[Row], lines: Lines, options: FinetuneSpeed, about: dict[str, Any]) -> None:
-    """The rounds as JSON; the table into the Markdown file: after its mark where it has one, else a new file."""
+    """The rounds as JSON; the table, below the command that made it, into the Markdown file, whose rest stays."""
     command = " ".join(["python", "benchmarks/finetune_speed.py", *sys.argv[1:]])
     settings = {n: str(v) if isinstance(v, Path) else v for n, v in asdict(options).items()}
     content = {
@@ -493,8 +495,12 @@ def save(out: Path, rows: Sequence[Row], lines: Lines, options: FinetuneSpeed, a
     }
     with atomic_path(out.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
-    with atomic_path(out.with_suffix(".md")) as temporary:
-        temporary.write_text(f"```\n{command}\n```\n\n{markdown(lines)}")
+    page = out.with_suffix(".md")
+    old = page.read_text() if page.exists() else ""
+    before, _, rest = old.partition(MARKS[0])
+    with atomic_path(page) as temporary:
+        made = f"{MARKS[0]}\n```\n{command}\n```\n\n{markdown(lines)}{MARKS[1]}"
+        temporary.write_text(before + made + (rest.partition(MARKS[1])[2] or "\n"))
 
 
 if __name__ == "__main__":

@@ -14,14 +14,20 @@ TINY = FinetuneSpeed(sd=True, tiny=True, device="cpu", batch=2, micro_batch=2, u
 def test_the_savings_save_what_they_should(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows through the network a sample: T of sampling, T - 1 of training, or as many as asked for; guidance doubles."""
+    """Rows through the network a sample: T of sampling, T - 1 of training or fewer, twice as many with guidance."""
     names = ["as published: float32, all steps, guided", "no guidance in training", "a fifth of the steps"]
     names.append("bf16, no guidance, a fifth of the steps")
     monkeypatch.setattr(benchmark, "SD_VARIANTS", {name: benchmark.SD_VARIANTS[name] for name in names})
     rows = benchmark.stable_diffusion(TINY, benchmark.Console(quiet=True))
     assert [row.rounds[0].rows for row in rows] == [(12, 10), (6, 5), (12, 2), (6, 1)]
     benchmark.save(tmp_path / "speed", rows, benchmark.sd_table(rows), TINY, {})
-    assert "| a fifth of the steps |" in (tmp_path / "speed.md").read_text()
+    page = tmp_path / "speed.md"
+    assert "| a fifth of the steps |" in page.read_text()
+    page.write_text("# Words before\n" + page.read_text() + "Words after\n")
+    benchmark.save(tmp_path / "speed", rows[:1], benchmark.sd_table(rows[:1]), TINY, {})
+    assert page.read_text().startswith("# Words before\n<!-- table -->\n```\npython")
+    assert page.read_text().endswith("<!-- end of table -->\nWords after\n")
+    assert "a fifth of the steps" not in page.read_text()
     assert (tmp_path / "speed.json").exists()
     capsys.readouterr()
 
