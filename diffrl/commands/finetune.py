@@ -1,5 +1,6 @@
 """`diffrl finetune`."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tyro
 
 from diffrl.errors import UserError
 from diffrl.finetune.config import ABOUT, FinetuneConfig
+from diffrl.finetune.run import FinetuneRun
 
 USAGE = """Fine-tune an image model, or a policy, on a reward.
 
@@ -56,13 +58,15 @@ def run(arguments: Sequence[str]) -> int:
     if any(word.split("=")[0] == "--resume" for word in words):
         given = tyro.cli(Resume, args=words, prog="diffrl finetune")
         from diffrl.finetune.experiment import resume
-        from diffrl.finetune.run import FinetuneRun
 
         if _spread(FinetuneRun.read(given.resume).config.processes, words):
             return 0
         resume(given.resume, queries=given.queries, rounds=given.rounds, device=given.device)
         return 0
     config = tyro.cli(FinetuneConfig, args=words, prog="diffrl finetune", description=_usage(words))
+    config.resolved()  # what is wrong is said once, and not by every process
+    if config.out is not None:
+        FinetuneRun.refuse(config.out)
     from diffrl.finetune.experiment import finetune
 
     if not _spread(config.processes, words):
@@ -90,9 +94,13 @@ def _spread(processes: int, words: Sequence[str]) -> bool:
     if processes == 1 or "WORLD_SIZE" in os.environ:
         return False
     launch = [sys.executable, *launcher(processes), "-m", "diffrl.finetune", *words]
-    result = subprocess.run(launch, env={"OMP_NUM_THREADS": "1", **os.environ})
-    if result.returncode:
-        raise _Failed(f"The processes ended with code {result.returncode}; what went wrong is said above.")
+    started = subprocess.Popen(launch, env={"OMP_NUM_THREADS": "1", **os.environ})
+    while started.returncode is None:
+        # Ctrl-C reaches the processes too: they save and end, and are not to be killed meanwhile.
+        with contextlib.suppress(KeyboardInterrupt):
+            started.wait()
+    if started.returncode:
+        raise _Failed(f"The processes ended with code {started.returncode}; what went wrong is said above.")
     return True
 
 

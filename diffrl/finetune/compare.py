@@ -39,7 +39,7 @@ def measures_of(runs: Sequence[FinetuneRun]) -> list[str]:
 
 
 def draw(runs: Sequence[FinetuneRun], path: Path) -> None:
-    """Every measure against images scored, a line a run; and reward against divergence and class accuracy."""
+    """Every measure against images scored, a line a run."""
     from matplotlib.figure import Figure
 
     names = [name for name in pictures.PANELS if name in measures_of(runs)]
@@ -53,8 +53,17 @@ def draw(runs: Sequence[FinetuneRun], path: Path) -> None:
                 pictures.curve(axes, run.history, name, pictures.COLOURS[i % len(pictures.COLOURS)], run.path.name)
     for axes in panels[len(names) :]:
         axes.set_axis_off()
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(runs)), frameon=False, fontsize=9)
+    # A run need not be in every panel: supervised ones have no reward.
+    lines_of = [line for axes in panels for line in axes.get_lines()]
+    legend = {str(line.get_label()): line for line in lines_of}
+    figure.legend(
+        list(legend.values()),
+        list(legend),
+        loc="outside lower center",
+        ncols=min(3, len(runs)),
+        frameon=False,
+        fontsize=9,
+    )
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 

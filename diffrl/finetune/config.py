@@ -19,6 +19,25 @@ GROUPED: tuple[Algo, ...] = ("grpo", "d3po")
 OF_CHAINS: tuple[Algo, ...] = ("ddpo-is", "ddpo-sf", "grpo", "dpok")
 """Policy gradients: those that a KL penalty can be added to step by step, and that read a clip."""
 
+READ_BY: dict[str, tuple[Algo, ...]] = {
+    "reward": (*ONLINE, "dpo"),
+    "queries": (*ONLINE, "dpo"),
+    "rounds": ("dpo", "supervised"),
+    "train_steps": (*OF_CHAINS, "d3po"),
+    "clip_nats": ("ddpo-is", "grpo", "dpok", "d3po"),
+    "kl": OF_CHAINS,
+    "group": (*GROUPED, "dpo"),
+    "beta": ("rwr", "d3po", "dpo"),
+    "preference": ("dpo",),
+    "pairs": ("dpo",),
+    "data": ("refl", "supervised"),
+    "drop_prompts": ("supervised",),
+    "draft_steps": ("draft",),
+    "refl_margin": ("refl",),
+    "refl_weight": ("refl",),
+}
+"""Options that some algorithms alone have a use for: given to another they are a mistake."""
+
 ABOUT: dict[Algo, str] = {
     "ddpo-is": "PPO on each denoising step (DDPO-IS, arXiv 2305.13301)",
     "ddpo-sf": "the score-function gradient, one update a round (DDPO-SF, arXiv 2305.13301)",
@@ -91,7 +110,7 @@ class FinetuneConfig:
     """Nats an image to hold the divergence at, by raising and lowering its weight (adaptive)."""
     stop_kl: float | None = None
     """Stop when the divergence of a whole chain, in nats an image, is larger at an evaluation."""
-    group: int = 8
+    group: int | None = None
     """Images of one prompt that are compared (grpo; d3po: its best and its worst; dpo: when it makes its pairs)."""
     beta: float | None = None
     """rwr: inverse temperature on normalised rewards; d3po, dpo: strength of the reference."""
@@ -166,6 +185,8 @@ class FinetuneConfig:
             raise UserError(f"--eta 0 is a deterministic chain, which {self.algo} cannot learn from: give more than 0.")
         if self.kl_target is not None and self.algo not in OF_CHAINS:
             raise UserError(f"--kl-target is for {', '.join(OF_CHAINS)}; {self.algo} has no KL weight to adapt.")
+        if self.stop_kl is not None and self.eta == 0:
+            raise UserError("--stop-kl needs --eta above 0: a deterministic chain has no divergence to stop at.")
 
     @property
     def builtin(self) -> bool:
@@ -177,14 +198,16 @@ class FinetuneConfig:
         defaults: dict[str, Any] = {**_SHARED, **(_TINY if self.builtin else _LARGE), **_OF_ALGO.get(self.algo, {})}
         if self.builtin:
             defaults |= _OF_ALGO_TINY.get(self.algo, {})
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        config = dataclasses.replace(self, **{n: v for n, v in defaults.items() if given[n] is None})
+        config = dataclasses.replace(self, **{n: v for n, v in defaults.items() if getattr(self, n) is None})
         assert config.batch is not None
         assert config.updates is not None
+        assert config.group is not None
         if config.algo == "ddpo-sf" and (config.updates, config.passes) != (1, 1):
             raise UserError("ddpo-sf learns once from each image: --updates 1 and --passes 1, or --algo ddpo-is.")
-        if config.algo in (*GROUPED, "dpo") and config.pairs is None and config.batch % config.group:
+        if config.algo in GROUPED and config.batch % config.group:
             raise UserError(f"--batch is {config.batch}; expected a multiple of --group, {config.group}.")
+        if config.algo == "dpo" and config.pairs is None and config.queries < config.group:
+            raise UserError(f"--queries is {config.queries}, less than one --group of {config.group} to make pairs of.")
         units = config.batch // (config.group if config.algo == "d3po" else 1)
         if config.algo in ONLINE and config.updates > units:
             raise UserError(f"--updates is {config.updates}, more than the {units} images or pairs of a round.")
@@ -195,12 +218,25 @@ class FinetuneConfig:
         assert config.rounds is not None
         if config.eval_every is None:
             config = dataclasses.replace(config, eval_every=max(1, round(config.rounds / 6)))
+        self._refuse_unread(defaults | {"rounds": config.rounds if config.algo in ONLINE else None})
         return config
 
+    def _refuse_unread(self, defaults: dict[str, Any]) -> None:
+        """Raise UserError for an option that was given, and that this algorithm does not read."""
+        for name, algos in READ_BY.items():
+            value = getattr(self, name)
+            plain = (type(self).__dataclass_fields__[name].default, defaults.get(name))
+            unread = self.algo not in algos or (self.pairs is not None and name in ("queries", "reward", "group"))
+            if unread and value not in plain:
+                raise UserError(
+                    f"--{name.replace('_', '-')} is for {', '.join(algos)}: {self.algo} "
+                    f"{'on --pairs ' if self.algo in algos else ''}has no use for it."
+                )
 
-_SHARED: dict[str, Any] = {"batch": 256, "updates": 2, "rounds": 40, "kl": 0.0}
+
+_SHARED: dict[str, Any] = {"batch": 256, "updates": 2, "rounds": 40, "kl": 0.0, "group": 8}
 _LARGE: dict[str, Any] = {"lora": 4, "steps": 50, "guidance": 5.0, "lr": 3e-4, "eval_samples": 32}
-_TINY: dict[str, Any] = {"lora": 0, "steps": 10, "guidance": 1.0, "lr": 6e-4, "batch": 64, "updates": 4}
+_TINY: dict[str, Any] = {"lora": 0, "steps": 10, "guidance": 1.0, "lr": 3e-4, "batch": 64, "updates": 4}
 _TINY |= {"eval_samples": 200}
 _CLIP = {"clip_nats": 1.64}
 # What an algorithm changes of these, with any model, and with a built-in one.
@@ -208,16 +244,19 @@ _OF_ALGO: dict[Algo, dict[str, Any]] = {
     "ddpo-is": _CLIP,
     "ddpo-sf": {"updates": 1},
     "grpo": _CLIP,
-    "dpok": {"kl": 0.01, **_CLIP},
+    "dpok": {"kl": 0.1, **_CLIP},
     "rwr": {"beta": 1.0},
-    "d3po": {"beta": 0.1},
+    "d3po": {"beta": 0.1, "group": 4},
     "dpo": {"beta": 5000.0},
     "draft": {"batch": 64, "updates": 1},
     "refl": {"batch": 64, "updates": 1},
     "supervised": {"batch": 64, "updates": 10},
 }
 _OF_ALGO_TINY: dict[Algo, dict[str, Any]] = {
-    "ddpo-is": {"kl": 0.01},
-    "grpo": {"kl": 0.01},
-    "ddpo-sf": {"kl": 0.01, "lr": 1e-3},
+    "ddpo-is": {"kl": 0.2},
+    "grpo": {"kl": 0.2},
+    "dpok": {"kl": 0.2},
+    "ddpo-sf": {"kl": 0.2, "lr": 6e-4},
+    "rwr": {"lr": 3e-5, "beta": 2.0},
+    "d3po": {"lr": 5e-5},
 }

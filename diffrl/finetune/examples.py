@@ -190,12 +190,18 @@ def extras_of(
     """
     extras = {}
     for name in names:
-        files = [Path(entry[name]) for entry in metadata if entry.get(name) is not None]
+        files = [_path(entry[name], name) for entry in metadata if entry.get(name) is not None]
         if files and len(files) < len(metadata):
             raise DataError(f"{len(files)} of {len(metadata)} prompts have a {name!r} image: give all one, or none.")
         if files:
             extras[name] = torch.stack([read_image(file, size, channels) for file in files])
     return extras
+
+
+def _path(name: Any, key: str) -> Path:
+    if not isinstance(name, str):
+        raise DataError(f"a prompt's {key!r} must be the name of an image file, got {name!r}.")
+    return Path(name)
 
 
 def read_image(file: Path, size: tuple[int, int], channels: int = 3) -> Tensor:
@@ -234,7 +240,7 @@ def _rows(folder: Path) -> list[tuple[int, dict[str, Any]]]:
         raise DataError(f"{folder} is no folder: examples are a folder of images with a {METADATA}.")
     file = folder / METADATA
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would split at U+2028 too
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # splitlines would split at U+2028 too
     except FileNotFoundError:
         raise DataError(
             f'{folder} has no {METADATA}: one line an example, {{"file_name": "1.png", "text": "the prompt"}}.'

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from diffrl.diffusion.chain import DenoisingChain
 from diffrl.errors import UserError
 from diffrl.finetune import algorithms, pictures, rewards
 from diffrl.finetune.algorithms.base import Setup
+from diffrl.finetune.algorithms.dpo import FILE as PAIRS_FILE
 from diffrl.finetune.config import ONLINE, FinetuneConfig
 from diffrl.finetune.examples import Examples
 from diffrl.finetune.honesty import Evaluation, Judge, evaluate
@@ -42,8 +43,8 @@ def finetune(config: FinetuneConfig, *, quiet: bool = False) -> Path:
     DivergedError for training that does, Interrupted when told to stop (saved).
     """
     config = config.resolved()
-    if config.out is not None and (config.out / "finetune.yaml").exists():
-        raise UserError(f"{config.out} holds a run already: `diffrl finetune --resume {config.out}`, or another --out.")
+    if config.out is not None:
+        FinetuneRun.refuse(config.out)
     return _run(config, None, quiet)
 
 
@@ -57,7 +58,8 @@ def resume(
 ) -> Path:
     """Go on with a run from its newest whole checkpoint, bit for bit as if it had not been cut.
 
-    queries, rounds: in all, to make it longer. device: another than the run's.
+    A run that was cut before its first checkpoint begins anew; one with nothing left to do writes its model and picture
+    again. queries, rounds: in all, to make it longer. device: another than the run's.
     """
     run = FinetuneRun.read(path)
     changes: dict[str, Any] = {"out": Path(path)}
@@ -80,6 +82,7 @@ def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Pa
     world = World(resolve_device(config.device))
     quiet = quiet or not world.main
     try:
+        _check_shares(config, world)
         with _waiting_for(world):  # what is made at first use is made by one
             model = _model(config, str(world.device), quiet)
             reward, held_out = _rewards(config, str(world.device))
@@ -103,31 +106,33 @@ class _Session:
     def run(self, resumed: FinetuneRun | None) -> Path:
         config, world = self.config, self.world
         assert config.rounds is not None
-        path = config.out or _new_folder(config, world)
+        path = config.out or Path(world.told(str(_new_folder(config)) if world.main else ""))
         self.folder = resumed or FinetuneRun(path, dataclasses.replace(config, out=path))
         self.folder.config = dataclasses.replace(config, out=path)
         saved = None
-        if resumed is not None:
+        if resumed is not None and checkpoint.steps(path):
             saved, complaints = checkpoint.load_latest(path)
             for complaint in complaints:
                 self._say(f"[yellow]{complaint}[/]")
-            if saved.step >= config.rounds:
-                raise UserError(f"{path} has {saved.step} rounds already; give more --queries (or --rounds) to go on.")
+            if saved.step > config.rounds:
+                raise UserError(f"{path} has {saved.step} rounds already, more than the {config.rounds} asked for.")
+            if saved.step == config.rounds:
+                self._say(f"{path} has all of its {saved.step} rounds; give more --queries (or --rounds) to go on.")
+        done = -1 if saved is None else saved.step
+        self.folder.history = [e for e in self.folder.history if e["round"] <= done]
+        world.barrier()  # all have read what is cleaned away now
         if world.main:
+            self.folder.write({"versions": versions("diffusers", "transformers", "peft", "accelerate")})
             if resumed is None:
-                self.folder.write({"versions": versions("diffusers", "transformers", "peft", "accelerate")})
+                (path / PAIRS_FILE).unlink(missing_ok=True)  # of a run that was cut before its first checkpoint
             else:
-                assert saved is not None
-                self.folder.write_config()
-                self.folder.history = [e for e in self.folder.history if e["round"] <= saved.step]
-                checkpoint.clean(path, saved.step)
+                checkpoint.clean(path, done)
         world.barrier()
         self._say(self._title())
         with self._progress("Preparing") as progress:
             self._watch(progress, config.queries if config.algo == "dpo" and config.pairs is None else 0)
-            algorithm, metrics = algorithms.build(self.setup, path)
+            algorithm = algorithms.build(self.setup, path)
         tuner = Finetuner(self.setup, algorithm)
-        tuner.queries = config.queries if metrics else 0
         if saved is not None:
             tuner.load(saved.step, saved.tensors, saved.info)
             self._say(f"Resuming after {saved.step:,} rounds.")
@@ -146,9 +151,12 @@ class _Session:
         assert config.eval_every is not None
         began, saved_at = time.monotonic(), time.monotonic()
         before = float(self.folder.history[-1]["seconds"]) if self.folder.history else 0.0
-        if tuner.round == 0:
+        here = [entry for entry in self.folder.history if entry["round"] == tuner.round]
+        if tuner.round == 0 or (tuner.round == config.rounds and not here):
             self._evaluated(tuner, log, before)
             self._save(tuner)
+        if here and self._too_far(here[0]):
+            return
         per_round = self._work_of_round(tuner)
         with stop_signals() as stopped, self._progress("Fine-tuning") as progress:
             self._watch(progress, per_round * config.rounds, per_round * tuner.round)
@@ -162,11 +170,7 @@ class _Session:
                     measures = self._evaluated(tuner, log, before + time.monotonic() - began).measures
                     self._save(tuner)
                     saved_at = time.monotonic()
-                    if config.stop_kl is not None and measures.get("kl", 0.0) > config.stop_kl:
-                        self._say(
-                            f"[yellow]Stopped: the divergence from the reference, {measures['kl']:.3g} nats an image, "
-                            f"is beyond --stop-kl {config.stop_kl:g}.[/]"
-                        )
+                    if self._too_far(measures):
                         break
                 elif stop or world.any(time.monotonic() - saved_at > SAVE_EVERY):
                     self._save(tuner)
@@ -175,6 +179,17 @@ class _Session:
                     raise Interrupted(
                         f"Stopped after {tuner.round} rounds; saved. Go on with `diffrl finetune --resume {path}`."
                     )
+
+    def _too_far(self, measures: Mapping[str, float]) -> bool:
+        """Whether an evaluation is beyond --stop-kl, and say so."""
+        bound, kl = self.config.stop_kl, measures.get("kl", 0.0)
+        if bound is None or kl <= bound:
+            return False
+        self._say(
+            f"[yellow]Stopped: the divergence from the reference, {kl:.3g} nats an image, is beyond --stop-kl "
+            f"{bound:g}.[/]"
+        )
+        return True
 
     def _evaluated(self, tuner: Finetuner, log: MetricsLog | None, seconds: float) -> Evaluation:
         """Evaluate, write it down, draw it."""
@@ -316,8 +331,21 @@ def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
     return prompts
 
 
-def _new_folder(config: FinetuneConfig, world: World) -> Path:
-    """A folder of its own for the run, made by the main process."""
+def _check_shares(config: FinetuneConfig, world: World) -> None:
+    """Raise UserError where a process would have nothing to sample."""
+    assert config.batch is not None
+    assert config.eval_samples is not None
+    assert config.group is not None
+    group = config.group if config.algo == "d3po" else 1
+    least = min(config.batch // group, config.eval_samples)
+    if config.algo == "dpo" and config.pairs is None:
+        least = min(least, config.queries // config.group)
+    if least < world.size:
+        raise UserError(f"{world.size} processes for {least} images or groups of a round or an evaluation: give fewer.")
+
+
+def _new_folder(config: FinetuneConfig) -> Path:
+    """A folder of its own for the run."""
     model = Path(config.model).name
     stem = f"{config.algo}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
     for suffix in ("", *(f"-{i}" for i in range(2, 1000))):

@@ -2,7 +2,7 @@
 
 All measures are of the same prompts and the same noise at every evaluation, so that what changes is the model.
 
-    reward           the one that is trained on
+    reward           the one that is trained on; of a sum, each part beside it, without its weight
     held_out         another one, which is not: what the reward gains and this does not is over-optimisation
     kl               of the whole chain from the frozen model's, in nats an image: how far the model has moved
     diversity        root mean square distance of two images of one prompt, averaged over pairs; 0: all alike
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from diffrl.diffusion import denoising_loss
 from diffrl.diffusion.chain import DenoisingChain
-from diffrl.finetune.algorithms.base import EVALUATION, Setup
+from diffrl.finetune.algorithms.base import EVALUATION, PROBE_NOISE, PROBE_TIMES, Setup
 from diffrl.finetune.model import rows
-from diffrl.finetune.rewards.base import Reward, ask
+from diffrl.finetune.rewards import Reward, ask, ask_parts
 from diffrl.finetune.samples import Samples, denoiser, noise_of, parts, roll_out
 
 Judge = Callable[[Tensor], Tensor]
@@ -46,7 +46,9 @@ def evaluate(setup: Setup, held_out: Reward | None, judge: Judge | None) -> Eval
     assert config.guidance is not None
     assert config.eval_samples is not None
     n = config.eval_samples
-    chosen = setup.prompts.draw(n, 1, setup.generator(EVALUATION)).sort().values
+    # Of many prompts so few that each has two images: diversity is of images of one prompt.
+    group = 1 if n >= 2 * len(setup.prompts) else 2
+    chosen = setup.prompts.draw(n, group, setup.generator(EVALUATION)).sort().values
     index = world.share(n)
     prompts, metadata = setup.prompts.of(chosen[index])
     samples = roll_out(
@@ -62,7 +64,14 @@ def evaluate(setup: Setup, held_out: Reward | None, judge: Judge | None) -> Eval
     )
     measures: dict[str, float] = {}
     if setup.reward is not None:
-        measures["reward"] = float(world.merge(setup.scored(samples), index, n).mean())
+        each = [
+            ask_parts(setup.reward, samples.images[part], samples.prompts[part], samples.metadata[part])
+            for part in parts(len(samples), config.micro_batch)
+        ]
+        measures["reward"] = float(world.merge(torch.cat([total for total, _ in each]), index, n).mean())
+        names = list(each[0][1]) if len(each[0][1]) > 1 else []
+        for name in names:
+            measures[f"reward: {name}"] = float(world.merge(torch.cat([p[name] for _, p in each]), index, n).mean())
     if held_out is not None:
         values = [
             ask(held_out, samples.images[part], samples.prompts[part], samples.metadata[part])
@@ -95,8 +104,9 @@ def chain_kl(setup: Setup, samples: Samples) -> Tensor:
         current = denoiser(setup.model, condition, guidance=guidance)
         reference = denoiser(setup.model, condition, reference=True, guidance=guidance)
         # Step by step: all at once would hold every mean of the chain.
-        totals.append(sum(chain.kl(current, reference, states, [k])[0] for k in range(chain.n_decisions)))
-    return torch.cat([total for total in totals if isinstance(total, Tensor)])
+        steps = [chain.kl(current, reference, states, [k])[0] for k in range(chain.n_decisions)]
+        totals.append(torch.stack(steps).sum(0))
+    return torch.cat(totals)
 
 
 def reference_error(setup: Setup, samples: Samples) -> Tensor:
@@ -106,9 +116,9 @@ def reference_error(setup: Setup, samples: Samples) -> Tensor:
     for part in parts(len(samples), setup.config.micro_batch):
         x0, index = samples.states[-1, part], samples.index[part]
         network = model.network(rows(samples.condition, part), reference=True)
-        noise = noise_of(model.shape, NOISE_LEVELS, setup.noise_path(EVALUATION, 1), index, model.device)
+        noise = noise_of(model.shape, NOISE_LEVELS, setup.noise_path(PROBE_NOISE), index, model.device)
         t = torch.stack(
-            [model.training_times(NOISE_LEVELS, setup.generator(EVALUATION, 1, i)) for i in index.tolist()], 1
+            [model.training_times(NOISE_LEVELS, setup.generator(PROBE_TIMES, i)) for i in index.tolist()], 1
         )
         each = [
             denoising_loss(model.prediction, network, x0, t[level], noise[level], event_dims=len(model.shape))

@@ -96,8 +96,8 @@ def before_after(run: FinetuneRun, path: Path, title: str) -> None:
 def curve(
     axes: "Axes", history: Sequence[Mapping[str, float]], name: str, colour: str, label: str | None = None
 ) -> None:
-    """One measure of a run's evaluations against the images scored, or, where none were, against rounds."""
-    asked = any(entry["queries"] > 0 for entry in history)
+    """One measure of a run's evaluations against the images scored, or, where none were on the way, against rounds."""
+    asked = history[-1]["queries"] > history[0]["queries"]
     points = [(entry["queries"] if asked else entry["round"], entry[name]) for entry in history if name in entry]
     axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=label)
     axes.set_title(PANELS.get(name, name), fontsize=10)

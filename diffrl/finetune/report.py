@@ -33,7 +33,8 @@ def print_run(run: FinetuneRun) -> None:
     table = Table(title=f"{run.config.eval_samples} images of the same prompts and noise", title_justify="left")
     for name, justify in (("", "left"), ("before", "right"), ("after", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for name, text in SAID.items():
+    parts = {name: f"  {name.removeprefix('reward: ')}" for name in last if name.startswith("reward: ")}
+    for name, text in {"reward": SAID["reward"], **parts, **SAID}.items():
         if name in last:
             table.add_row(text, f"{first[name]:.3f}" if name in first else "", f"{last[name]:.3f}")
     console.print(table)
@@ -54,7 +55,7 @@ def warnings(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
             f"Class accuracy fell from {first['class_accuracy']:.2f} to {last['class_accuracy']:.2f}: part of the "
             "reward was paid for with what the images are of. A smaller --clip-nats or --lr, or --kl, holds them."
         )
-    if last["diversity"] < 0.5 * first["diversity"]:
+    if last.get("diversity", 1.0) < 0.5 * first.get("diversity", 0.0):
         found.append("Images of one prompt are less than half as different as they were: --kl, or stop earlier.")
     both = "held_out" in last and "reward" in last
     if both and last["reward"] > first["reward"] and last["held_out"] < first["held_out"]:

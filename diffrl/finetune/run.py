@@ -26,22 +26,24 @@ class FinetuneRun:
     """An entry an evaluation: round, queries, seconds, and the measures of `honesty`."""
 
     def write(self, about: dict[str, Any]) -> None:
-        """Create the folder and write what never changes. about: such as versions."""
+        """Create the folder, if need be, and write the configuration and `about`, such as versions."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self.write_config()
-        with atomic_path(self.path / ABOUT) as temporary:
-            temporary.write_text(json.dumps(about, indent=1))
-
-    def write_config(self) -> None:
-        """Write `finetune.yaml`: at the beginning, and when a resumed run is given more queries."""
         with atomic_path(self.path / CONFIG) as temporary:
             temporary.write_text(dump(self.config))
+        with atomic_path(self.path / ABOUT) as temporary:
+            temporary.write_text(json.dumps(about, indent=1))
 
     def add(self, entry: dict[str, Any]) -> None:
         """Record an evaluation, in place of an older one of the same round."""
         self.history = [e for e in self.history if e["round"] != entry["round"]] + [entry]
         with atomic_path(self.path / EVALUATIONS) as temporary:
             temporary.write_text(json.dumps(self.history, indent=1))
+
+    @staticmethod
+    def refuse(path: Path) -> None:
+        """Raise UserError where a folder holds a run that can be gone on with: one is not to be lost to another."""
+        if (path / CONFIG).exists() and any((path / "checkpoints").glob("[0-9]*")):
+            raise UserError(f"{path} holds a run already: `diffrl finetune --resume {path}`, or another --out.")
 
     @classmethod
     def read(cls, path: Path | str) -> "FinetuneRun":
@@ -50,6 +52,10 @@ class FinetuneRun:
         if not (path / CONFIG).is_file():
             what = f"has no {CONFIG}" if path.is_dir() else "does not exist"
             raise UserError(f"{path} is not the folder of a fine-tuning run of images: it {what}.")
+        if (path / "run.json").exists():
+            raise UserError(
+                f"{path} is the run of a policy, not of an image model: see `diffrl finetune policy --help`."
+            )
         config = FinetuneConfig(**checked(FinetuneConfig, read_yaml(path / CONFIG), str(path / CONFIG)))
         file = path / EVALUATIONS
         try:

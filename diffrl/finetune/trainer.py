@@ -34,7 +34,7 @@ class Finetuner:
         self.scaler = torch.amp.GradScaler(setup.model.device.type, enabled=fp16)
         self.round = 0
         self.updates = 0
-        self.queries = 0
+        self.queries = algorithm.prepared
 
     def advance(self) -> Metrics:
         """Make one round; its metrics, alike on all processes. Raises DivergedError where the loss is not finite."""
@@ -59,7 +59,8 @@ class Finetuner:
         self.optimiser.zero_grad(set_to_none=True)
         own = chosen[chosen % setup.world.size == setup.world.rank]
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=setup.model.device))
-        for part in own.split(config.micro_batch) if len(own) else ():  # type: ignore[no-untyped-call]
+        at_once = max(1, config.micro_batch // self.algorithm.images)
+        for part in own.split(at_once) if len(own) else ():  # type: ignore[no-untyped-call]
             share = len(part) / len(chosen)
             terms: dict[str, list[Tensor]] = defaultdict(list)
             for loss, metrics in self.algorithm.losses(part, self.round, turn):
@@ -113,12 +114,17 @@ class Finetuner:
                 tensors[FIRST + name], tensors[SECOND + name] = moments["exp_avg"], moments["exp_avg_sq"]
         info = {
             "updates": self.updates,
+            "optimiser_steps": self._optimiser_steps(),
             "queries": self.queries,
             "kl_weight": self.setup.kl_weight,
             "scaler": self.scaler.state_dict(),
             "algorithm": self.algorithm.state(),
         }
         return tensors, info
+
+    def _optimiser_steps(self) -> int:
+        """AdamW's own count: fp16's scaler skips updates that overflow."""
+        return max((int(moments["step"]) for moments in self.optimiser.state.values()), default=0)
 
     def load(self, step: int, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
         """Take up the `state` after `step` rounds. Raises UserError where it is another model's."""
@@ -127,7 +133,7 @@ class Finetuner:
         for name, parameter in self.parameters.items():
             if FIRST + name in tensors:
                 self.optimiser.state[parameter] = {
-                    "step": torch.tensor(float(info["updates"])),
+                    "step": torch.tensor(float(info["optimiser_steps"])),
                     "exp_avg": tensors[FIRST + name].to(parameter),
                     "exp_avg_sq": tensors[SECOND + name].to(parameter),
                 }

@@ -1,7 +1,8 @@
 """Several processes that share a run's images: who has which, and how results come together. By accelerate."""
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -70,7 +71,8 @@ class World:
             return sorted(names)
         from accelerate.utils import gather_object
 
-        return sorted(set(gather_object(list(names))))
+        with _together():
+            return sorted(set(gather_object(list(names))))
 
     def any(self, flag: bool) -> bool:
         """Whether it holds on any of the processes."""
@@ -78,10 +80,21 @@ class World:
         self.sum_([count])
         return bool(count > 0)
 
+    def told(self, text: str) -> str:
+        """The main process's text, on all of them."""
+        if self.size == 1:
+            return text
+        from accelerate.utils import broadcast_object_list
+
+        with _together():
+            result: str = broadcast_object_list([text])[0]
+        return result
+
     def barrier(self) -> None:
         """Wait for the others."""
         if self._accelerator is not None:
-            self._accelerator.wait_for_everyone()
+            with _together():
+                self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
         """Leave the others in order."""
@@ -91,5 +104,21 @@ class World:
                 torch.distributed.destroy_process_group()
 
     def _sum(self, tensor: Tensor) -> Tensor:
-        result: Tensor = self._accelerator.reduce(tensor, reduction="sum")
+        with _together():
+            result: Tensor = self._accelerator.reduce(tensor, reduction="sum")
         return result
+
+
+class LostProcess(UserError):
+    """Another process of the run has ended: what went wrong is said there."""
+
+    exit_code = 1
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """An exchange, which fails as soon as another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostProcess("Another process of this run has ended, and so this one does; see above for why.") from error

@@ -67,7 +67,7 @@ def save(run: Path, step: int, tensors: Mapping[str, Tensor], info: Mapping[str,
         last = f"The last one, of step {kept[-1]}, is untouched." if kept else "There is no earlier one."
         raise CheckpointError(
             f"The checkpoint of step {step} could not be written to {path}: {error.strerror or error}. {last} "
-            f"Free some space, then `diffrl train --resume {run}`."
+            f"Free some space, then go on with --resume {run}."
         ) from error
     return path
 
@@ -97,7 +97,7 @@ def load_latest(run: Path) -> tuple[Checkpoint, list[str]]:
         except CheckpointError as error:
             complaints.append(f"{error} Falling back to the one before.")
     detail = f" {len(complaints)} are damaged." if complaints else ""
-    raise CheckpointError(f"{run} holds no usable checkpoint.{detail} Start again with `diffrl train`.")
+    raise CheckpointError(f"{run} holds no usable checkpoint.{detail} Start again.")
 
 
 def prune(run: Path, keep: Collection[int], newest: int = 2) -> None:

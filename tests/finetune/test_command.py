@@ -48,9 +48,9 @@ def test_every_algorithm_runs(algo: str, quick: Path) -> None:
         assert (run / name).stat().st_size > 0
     assert list((run / "tensorboard").iterdir())
 
-    from diffusers import DDPMPipeline
+    from diffusers import DDIMPipeline
 
-    loaded = DDPMPipeline.from_pretrained(run / "model", use_safetensors=True).unet.state_dict()
+    loaded = DDIMPipeline.from_pretrained(run / "model", use_safetensors=True).unet.state_dict()
     trained = {name.removeprefix("parameter."): t for name, t in final(run).items() if name.startswith("parameter.")}
     assert set(trained) == set(loaded)
     assert all(torch.equal(trained[name], loaded[name]) for name in trained)

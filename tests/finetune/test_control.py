@@ -171,5 +171,7 @@ def test_what_it_cannot_do_is_said(folder: Path, tmp_path: Path) -> None:
         control(folder, lora=Lora())
     with pytest.raises(UserError, match="without adapters"):
         Control(load_pipeline(str(folder), lora=Lora()))
-    with pytest.raises(UserError, match="could not be loaded as a ControlNetModel"):
+    with pytest.raises(UserError, match="weights of ControlNetModel are missing"):
         control(folder, tmp_path)
+    with pytest.raises(UserError, match="is no folder"):
+        control(folder, tmp_path / "nothing")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffrl.errors import DataError
-from diffrl.finetune.examples import METADATA, Digits, Examples, Pairs
+from diffrl.finetune.examples import METADATA, Digits, Examples, Pairs, extras_of
 
 pytest.importorskip("PIL")
 
@@ -158,3 +158,8 @@ def test_digits_are_scikit_learns_and_enlarged_smoothly() -> None:
     assert len(large) == 1797
     assert large.images.shape == (1797, 3, 32, 32)
     assert (F.avg_pool2d(large.images[:, :1], 4) - Digits().images).abs().mean() < 0.05
+
+
+def test_metadata_of_a_prompt_that_names_no_file_is_said() -> None:
+    with pytest.raises(DataError, match="'control' must be the name of an image file, got 5"):
+        extras_of([{"control": 5}], ["control"], (8, 8))

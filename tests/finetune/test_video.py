@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,6 +76,17 @@ def test_sampling_is_the_pipelines(folder: Path) -> None:
         with torch.no_grad():
             frames = pipeline.decode_latents(theirs, FRAMES, FRAMES).transpose(1, 2)
             assert torch.allclose(model.decode(theirs), (frames / 2 + 0.5).clamp(0, 1), atol=1e-5)
+
+
+def test_gradients_of_pixels_out_of_range_lead_back(folder: Path) -> None:
+    """As of images: a loss that would have a pixel darker reaches the latents of one too bright; the opposite not."""
+    model = Video(folder)
+    model.vae.decode = lambda z, num_frames: SimpleNamespace(sample=z[:, :3])
+    z = torch.full((1, *model.shape), 5.0, requires_grad=True)
+    (back,) = torch.autograd.grad(model.decode(z).sum(), z)
+    (away,) = torch.autograd.grad(-model.decode(z).sum(), z)
+    assert (back[:, :, :3] > 0).all()
+    assert not away.any()
 
 
 def test_the_condition_is_of_its_image_alone_and_noised_as_asked(folder: Path) -> None:

@@ -46,7 +46,7 @@ class Toy:
 
     @property
     def mean(self) -> float:
-        return float(self.tuned.network.m)
+        return float(self.tuned.network.m.detach())
 
     def times(self, steps: int) -> Tensor:
         return VP().grid(steps, 0.1, 20, to_zero=True)

@@ -4,43 +4,49 @@ from pathlib import Path
 
 from diffrl.errors import UserError
 from diffrl.finetune.algorithms.backprop import DRaFT, ReFL
-from diffrl.finetune.algorithms.base import Algorithm, Metrics, Setup
+from diffrl.finetune.algorithms.base import Algorithm, Setup
 from diffrl.finetune.algorithms.d3po import D3PO
 from diffrl.finetune.algorithms.dpo import DPO, FolderPairs, SampledPairs
 from diffrl.finetune.algorithms.policy_gradient import PolicyGradient
 from diffrl.finetune.algorithms.rwr import RWR
 from diffrl.finetune.algorithms.supervised import Supervised
+from diffrl.finetune.config import READ_BY
 from diffrl.finetune.examples import Digits, Examples, Pairs, Source
 from diffrl.finetune.model import ImageModel, image_shape
 
-__all__ = ["Algorithm", "Metrics", "Setup", "build"]
+__all__ = ["Algorithm", "Setup", "build"]
 
 
-def build(setup: Setup, folder: Path | None = None) -> tuple[Algorithm, Metrics]:
-    """The algorithm that `setup.config` names, and metrics of what it sampled to begin with.
+def build(setup: Setup, folder: Path | None = None) -> Algorithm:
+    """The algorithm that `setup.config` names.
 
-    folder: the run's, where dpo keeps the pairs it samples. Raises UserError for data that are missing or do not fit.
+    folder: the run's, where dpo keeps the pairs it samples. Raises UserError for data that are missing or do not fit,
+    and for a chain that is too short to learn from.
     """
-    config = setup.config
+    config, decisions = setup.config, setup.chain.n_decisions
+    if config.algo in READ_BY["train_steps"] and (config.train_steps or 1) > decisions:
+        what = "--steps 1" if decisions == 0 else f"--train-steps {config.train_steps}"
+        raise UserError(
+            f"{what}: of {config.steps} denoising steps {decisions} have noise to learn from, all but the last."
+        )
     match config.algo:
         case "ddpo-is" | "ddpo-sf" | "grpo" | "dpok":
-            return PolicyGradient(setup), {}
+            return PolicyGradient(setup)
         case "rwr":
-            return RWR(setup), {}
+            return RWR(setup)
         case "d3po":
-            return D3PO(setup), {}
+            return D3PO(setup)
         case "draft":
-            return DRaFT(setup), {}
+            return DRaFT(setup)
         case "refl":
-            return ReFL(setup, _examples(config.data, setup.model, config.builtin)), {}
+            return ReFL(setup, _examples(config.data, setup.model, config.builtin))
         case "supervised":
-            return Supervised(setup, _examples(config.data, setup.model, config.builtin)), {}
+            return Supervised(setup, _examples(config.data, setup.model, config.builtin))
         case "dpo":
             if config.pairs is not None:
                 *_, c, h, w = image_shape(setup.model)
-                return DPO(setup, FolderPairs(setup, Pairs(config.pairs, (h, w), channels=c))), {}
-            source = SampledPairs(setup, folder)
-            return DPO(setup, source), source.metrics
+                return DPO(setup, FolderPairs(setup, Pairs(config.pairs, (h, w), channels=c)))
+            return DPO(setup, SampledPairs(setup, folder))
 
 
 def _examples(data: str | None, model: ImageModel, builtin: bool) -> Source:

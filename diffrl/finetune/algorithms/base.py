@@ -18,8 +18,9 @@ from diffrl.finetune.samples import Samples, noise_of, parts, roll_out
 from diffrl.finetune.world import World
 from diffrl.seeds import generator_at
 
-# What random numbers are for: the second entry of a generator's path, after the run's seed.
-EVALUATION, PROMPTS, ROLL_OUT, ORDER, STEPS, LOSS, NOISE, PAIRS = range(8)
+# What random numbers are for: the second entry of a generator's path, after the run's seed. Paths of one purpose must
+# differ by more than zeros at their end, which numpy's SeedSequence does not see.
+EVALUATION, PROMPTS, ROLL_OUT, ORDER, STEPS, LOSS, NOISE, PAIRS, PROBE_TIMES, PROBE_NOISE = range(10)
 
 Metrics = dict[str, float]
 Term = tuple[Tensor, dict[str, Tensor]]
@@ -81,6 +82,10 @@ class Algorithm(ABC):
     """
 
     units: int
+    images: int = 1
+    """Of a unit, that are in the network at once."""
+    prepared: int = 0
+    """Images that were scored before the first round."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffrl.diffusion.chain import DenoisingChain
-from diffrl.finetune.algorithms.base import Algorithm, Metrics, Setup, Term, sample, summary
+from diffrl.finetune.algorithms.base import STEPS, Algorithm, Metrics, Setup, Term, sample, summary
 from diffrl.finetune.losses import d3po_loss
 from diffrl.finetune.model import rows
 from diffrl.finetune.samples import Samples, denoiser
@@ -19,10 +19,13 @@ class D3PO(Algorithm):
     the authors do, at .1 d nats.
     """
 
+    images = 2
+
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         config = setup.config
         assert config.batch is not None
+        assert config.group is not None
         self.group = config.group
         self.units = config.batch // self.group
         self.samples: Samples | None = None
@@ -57,7 +60,7 @@ class D3PO(Algorithm):
         keep = self.told_apart[local]
         states, condition = samples.states[:, index], rows(samples.condition, index.to(setup.model.device))
         k = chain.n_decisions if config.train_steps is None else config.train_steps
-        for step in _some(chain, k, setup.generator(number, turn)):
+        for step in _some(chain, k, setup.generator(STEPS, number, turn)):
             log_prob = self._log_prob(condition, states, step)
             with torch.no_grad():
                 reference = self._log_prob(condition, states, step, reference=True)

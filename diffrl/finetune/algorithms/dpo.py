@@ -10,10 +10,14 @@ from torch import Tensor
 
 from diffrl.errors import UserError
 from diffrl.files import atomic_path
-from diffrl.finetune.algorithms.base import PAIRS, PROMPTS, Algorithm, Metrics, Setup, Term, sample, summary
+from diffrl.finetune.algorithms.base import PAIRS, PROMPTS, Algorithm, Metrics, Setup, Term, sample
 from diffrl.finetune.examples import Pairs
 from diffrl.finetune.losses import diffusion_dpo_loss, pair_errors
+from diffrl.finetune.model import Condition
+from diffrl.finetune.samples import conditions
 
+FILE = "pairs.safetensors"
+"""Where sampled pairs are kept in a run's folder."""
 ROUND = 2**31 - 1
 """The number of the round in which pairs are sampled."""
 
@@ -21,10 +25,13 @@ ROUND = 2**31 - 1
 class PairSource(Protocol):
     """Pairs as clean states."""
 
+    queries: int
+    """Images that were scored to make them."""
+
     def __len__(self) -> int: ...
 
-    def states(self, index: Tensor) -> tuple[Tensor, Tensor, list[str]]:
-        """Of an index (n,): preferred and other x_0 (n, *shape), and their prompts."""
+    def states(self, index: Tensor) -> tuple[Tensor, Tensor, Condition]:
+        """Of an index (n,): preferred and other x_0 (n, *shape), and the condition of their prompts."""
 
 
 class SampledPairs:
@@ -36,9 +43,10 @@ class SampledPairs:
 
     def __init__(self, setup: Setup, folder: Path | None) -> None:
         self.setup = setup
-        self.metrics: Metrics = {}
-        self.queries = setup.config.queries // setup.config.group * setup.config.group
-        file = None if folder is None else folder / "pairs.safetensors"
+        assert setup.config.group is not None
+        self.group = setup.config.group
+        self.queries = setup.config.queries // self.group * self.group
+        file = None if folder is None else folder / FILE
         if file is not None and file.exists():
             stored = safetensors.torch.load(file.read_bytes())
         else:
@@ -51,12 +59,11 @@ class SampledPairs:
             raise UserError("All images of each prompt have the same reward, so there is no pair to learn from.")
 
     def _make(self) -> dict[str, Tensor]:
-        setup, group = self.setup, self.setup.config.group
+        setup, group = self.setup, self.group
         samples = sample(setup, ROUND, group, group, n=self.queries, reference=True)
         merge = setup.world.merge
         rewards = merge(setup.scored(samples), samples.index, self.queries).cpu()
         x0 = merge(samples.states[-1], samples.index, self.queries).cpu()
-        self.metrics = summary(rewards)
         number = setup.prompts.draw(self.queries, group, setup.generator(PROMPTS, ROUND))
         groups = rewards.reshape(-1, group)
         order = groups.argsort(dim=1, descending=True, stable=True) + torch.arange(len(groups))[:, None] * group
@@ -68,14 +75,17 @@ class SampledPairs:
     def __len__(self) -> int:
         return len(self.x_w)
 
-    def states(self, index: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+    def states(self, index: Tensor) -> tuple[Tensor, Tensor, Condition]:
         """See `PairSource`."""
-        device = self.setup.model.device
-        return self.x_w[index].to(device), self.x_l[index].to(device), self.setup.prompts.of(self.prompts[index])[0]
+        model = self.setup.model
+        condition = conditions(model, *self.setup.prompts.of(self.prompts[index]))
+        return self.x_w[index].to(model.device), self.x_l[index].to(model.device), condition
 
 
 class FolderPairs:
     """Pairs of images from a folder, encoded when they are asked for."""
+
+    queries = 0
 
     def __init__(self, setup: Setup, pairs: Pairs) -> None:
         self.setup, self.pairs = setup, pairs
@@ -83,11 +93,11 @@ class FolderPairs:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def states(self, index: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+    def states(self, index: Tensor) -> tuple[Tensor, Tensor, Condition]:
         """See `PairSource`."""
         batch, model = self.pairs.batch(index), self.setup.model
         w, l = (model.encode(images.to(model.device)) for images in (batch.images_w, batch.images_l))  # noqa: E741
-        return w, l, batch.prompts
+        return w, l, model.conditions(batch.prompts)
 
 
 class DPO(Algorithm):
@@ -102,6 +112,7 @@ class DPO(Algorithm):
         assert config.batch is not None
         assert config.updates is not None
         self.source = source
+        self.prepared = source.queries
         self.units = config.batch * config.updates
         self.index = torch.empty(0, dtype=torch.int64)
 
@@ -121,8 +132,7 @@ class DPO(Algorithm):
         setup, model = self.setup, self.setup.model
         config = setup.config
         assert config.beta is not None
-        x_w, x_l, prompts = self.source.states(self.index[units])
-        condition = model.conditions(prompts)
+        x_w, x_l, condition = self.source.states(self.index[units])
         t, noise = self.corruption(units, number, turn)
         network, reference = model.network(condition), model.network(condition, reference=True)
         errors = pair_errors(model.prediction, network, reference, x_w, x_l, t, noise, event_dims=len(model.shape))

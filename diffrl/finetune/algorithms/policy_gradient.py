@@ -27,7 +27,7 @@ class PolicyGradient(Algorithm):
         config = setup.config
         assert config.batch is not None
         self.units = config.batch
-        self.group = config.group if config.algo == "grpo" else 1
+        self.group = config.group or 1 if config.algo == "grpo" else 1
         self.statistics = PromptStatistics()
         self.samples: Samples | None = None
         self.advantages = torch.empty(0)
@@ -66,15 +66,16 @@ class PolicyGradient(Algorithm):
             yield loss / len(steps), metrics
 
     def _loss(self, log_prob: Tensor, old: Tensor, advantages: Tensor, kl: Tensor | None) -> Term:
-        setup, config, d = self.setup, self.setup.config, self.setup.dims
-        assert config.clip_nats is not None
-        if config.algo == "dpok":
+        setup, clip, d = self.setup, self.setup.config.clip_nats, self.setup.dims
+        if setup.config.algo == "dpok":
             assert kl is not None
-            return dpok_loss(log_prob, old, advantages, kl, config.clip_nats, kl_weight=setup.kl_weight, dims=d)
-        if config.algo == "ddpo-sf":
+            assert clip is not None
+            return dpok_loss(log_prob, old, advantages, kl, clip, kl_weight=setup.kl_weight, dims=d)
+        if setup.config.algo == "ddpo-sf":
             loss, metrics = ddpo_sf_loss(log_prob, advantages, dims=d)
         else:
-            loss, metrics = ddpo_is_loss(log_prob, old, advantages, config.clip_nats, dims=d)
+            assert clip is not None
+            loss, metrics = ddpo_is_loss(log_prob, old, advantages, clip, dims=d)
         if kl is None:
             return loss, metrics
         penalty, more = kl_loss(kl, dims=d)

@@ -35,6 +35,7 @@ class RWR(Algorithm):
         assert config.beta is not None
         self.samples = samples = sample(setup, number)
         rewards = setup.world.merge(setup.scored(samples), samples.index, self.units)
+        samples.states = samples.states[-1:].clone()  # of the chain x_0 is all that is learnt from
         chosen = setup.prompts.draw(self.units, 1, setup.generator(PROMPTS, number))
         advantages = self.statistics.advantages(setup.prompts.of(chosen)[0], rewards)
         w = rwr_weights(advantages, config.beta)

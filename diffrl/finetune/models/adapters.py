@@ -76,16 +76,24 @@ def read_adapter(path: str | Path) -> Adapter:
     odd = [name for name in ("alpha_pattern", "rank_pattern", "use_dora", "use_rslora") if settings.get(name)]
     if odd:
         raise UserError(f"{file} holds adapters with {', '.join(odd)}; plain ones alone can be trained on.")
-    return Adapter(file, Lora(rank, int(settings.get("lora_alpha", rank)), tuple(layers)), matrices)
+    alpha = settings.get("lora_alpha", rank)
+    if not isinstance(alpha, int | float) or alpha != int(alpha) or alpha < 1:
+        raise UserError(f"{file} says lora_alpha {alpha!r}; expected a whole number of at least 1.")
+    return Adapter(file, Lora(rank, int(alpha), tuple(layers)), matrices)
 
 
 def _settings(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
     """peft's configuration: diffusers keeps it in the file's header, each name with the part's before it."""
-    if "lora_adapter_metadata" in metadata:
-        entries = json.loads(metadata["lora_adapter_metadata"])
-        return {name.split(".", 1)[1]: value for name, value in entries.items() if name.startswith(PREFIXES)}
     beside = file.parent / "adapter_config.json"
-    settings: dict[str, Any] = json.loads(beside.read_text()) if beside.is_file() else {}
+    try:
+        if "lora_adapter_metadata" in metadata:
+            entries = json.loads(metadata["lora_adapter_metadata"])
+            return {name.split(".", 1)[1]: value for name, value in entries.items() if name.startswith(PREFIXES)}
+        settings = json.loads(beside.read_text()) if beside.is_file() else {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"The adapters' settings of {file} cannot be read: {first_line(error)}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{beside} holds no JSON object.")
     return settings
 
 
@@ -101,6 +109,15 @@ def write_adapter(pipeline: Any, part: str, tuned: Tuned, folder: Path) -> None:
     configuration = tuned.network.peft_config["default"].to_dict()  # type: ignore[index, union-attr]
     named = {f"{part}_lora_layers": state, f"{part}_lora_adapter_metadata": configuration}
     pipeline.save_lora_weights(folder, safe_serialization=True, **named)
+
+
+def save_network(tuned: Tuned, folder: Path, part: str = "") -> None:
+    """Write a diffusers model that was trained whole into `folder / part`, or its adapters into `folder`, for peft."""
+    if tuned.lora is None:
+        network: Any = tuned.network
+        network.save_pretrained(folder / part, safe_serialization=True)
+    else:
+        save_adapters(tuned, folder)
 
 
 def save_adapters(tuned: Tuned, folder: Path) -> None:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from diffrl.diffusion import Network
-from diffrl.errors import UserError, first_line
+from diffrl.errors import UserError
 from diffrl.finetune.extra import images_extra
 from diffrl.finetune.model import Condition, ImageModel, Lora, Tuned
-from diffrl.finetune.models.adapters import save_adapters
-from diffrl.finetune.models.loading import quiet
+from diffrl.finetune.models.adapters import save_network
+from diffrl.finetune.models.loading import quiet, read_part
 from diffrl.finetune.models.pipelines import load_pipeline
 from diffrl.finetune.models.reference import unet_of
 
@@ -129,11 +129,7 @@ class Control:
 
     def save(self, folder: Path) -> None:
         """Write the branch, for `ControlNetModel.from_pretrained(folder)`, or its adapters, for peft."""
-        if self.tuned.lora is None:
-            branch: Any = self.tuned.network
-            branch.save_pretrained(folder, safe_serialization=True)
-        else:
-            save_adapters(self.tuned, folder)
+        save_network(self.tuned, folder)
 
 
 def control_model(
@@ -170,16 +166,5 @@ def _new(unet: Any, factor: int, seed: int) -> Any:
 def _read(controlnet: str | Path) -> Any:
     with images_extra():
         from diffusers import ControlNetModel
-    try:
-        with quiet():
-            branch, report = ControlNetModel.from_pretrained(
-                str(controlnet), use_safetensors=True, output_loading_info=True
-            )
-    except Exception as error:
-        raise UserError(
-            f"{controlnet} could not be loaded as a ControlNetModel: {first_line(error)}\n"
-            "It takes the folder of such a model with weights as safetensors, or its id on the hub."
-        ) from error
-    if report["missing_keys"]:
-        raise UserError(f"{controlnet} is incomplete: it lacks {report['missing_keys'][0]}, which would be random.")
-    return branch
+    with quiet():
+        return read_part(str(controlnet), "", ControlNetModel, torch.float32)

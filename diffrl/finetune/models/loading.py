@@ -1,8 +1,6 @@
 """Reading a diffusers pipeline part by part, so that no part is missing, random or unpickled."""
 
 import importlib
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +10,8 @@ import torch
 
 from diffrl.errors import UserError, first_line
 from diffrl.finetune.extra import images_extra
+from diffrl.finetune.hub import pickles, silence, unreachable
 
-PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 LIBRARIES = ("diffusers", "transformers")
 """Whose classes a pipeline may name: no other code is imported for it."""
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -28,21 +26,8 @@ def quiet() -> Iterator[None]:
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
-    libraries = (diffusers_logging, transformers_logging)
-    before = [library.get_verbosity() for library in libraries]
-    bars = [library.is_progress_bar_enabled() for library in libraries]
-    for library in libraries:
-        library.set_verbosity(logging.CRITICAL)
-        library.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for library, level, bar in zip(libraries, before, bars, strict=True):
-            library.set_verbosity(level)
-            if bar:
-                library.enable_progress_bar()
+    with silence(diffusers_logging, transformers_logging):
+        yield
 
 
 def read_index(name: str) -> dict[str, Any]:
@@ -50,15 +35,10 @@ def read_index(name: str) -> dict[str, Any]:
     from diffusers import DiffusionPipeline
 
     folder = Path(name)
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise UserError(
-                f"{name} holds no diffusers pipeline: it has no model_index.json. Expected a folder that "
-                "`save_pretrained` wrote."
-            )
-    elif folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise UserError(
-            f"{name} is no folder. Expected the folder of a diffusers pipeline, or a hub id of the form owner/name."
+            f"{name} holds no diffusers pipeline: it has no model_index.json. Expected a folder that `save_pretrained` "
+            "wrote."
         )
     try:
         index: dict[str, Any] = DiffusionPipeline.load_config(name, **_where(name, "model_index.json"))
@@ -70,22 +50,23 @@ def read_index(name: str) -> dict[str, Any]:
 
 
 def _where(name: str, file: str) -> dict[str, Any]:
-    """Whether to ask the hub, as an option of `from_pretrained`. Asked while unreachable, it tries for half a minute.
+    """Whether to ask the hub, as an option of `from_pretrained`.
 
-    Raises UserError for a hub id whose `file` is not in the cache while the hub is out of reach.
+    Raises UserError for what is neither a folder nor a hub id, and for an id whose `file` is not in the cache while the
+    hub is out of reach.
     """
-    from huggingface_hub import constants, get_session, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
-    if Path(name).is_dir():
+    folder = Path(name)
+    if folder.is_dir():
         return {"local_files_only": True}
-    reason = "HF_HUB_OFFLINE is set"
-    if not constants.HF_HUB_OFFLINE:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=10)
-        except Exception as error:
-            reason = first_line(error)
-        else:
-            return {}
+    if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise UserError(
+            f"{name} is no folder. Expected the folder of a diffusers pipeline, or a hub id of the form owner/name."
+        )
+    reason = unreachable()
+    if reason is None:
+        return {}
     if not isinstance(try_to_load_from_cache(name, file), str):
         raise UserError(
             f"{name!r} is no folder here, and the Hugging Face hub cannot be reached ({reason}): connect to the "
@@ -110,8 +91,10 @@ def read_pipeline(
             continue
         if entry[0] is None or part in without:
             parts[part] = None
-        elif entry[0] in LIBRARIES and hasattr(_class(entry), "named_parameters"):
-            parts[part] = _read_part(name, part, _class(entry), dtypes.get(part, torch.float32), options)
+        elif entry[0] not in LIBRARIES:
+            raise UserError(f"{name} asks for {entry[0]}.{entry[1]} as its {part}; only {' and '.join(LIBRARIES)} run.")
+        elif hasattr(_class(entry), "named_parameters"):
+            parts[part] = read_part(name, part, _class(entry), dtypes.get(part, torch.float32), options)
     if "safety_checker" in parts:
         parts["requires_safety_checker"] = False
     try:
@@ -126,26 +109,31 @@ def _class(entry: list[str]) -> Any:
     return getattr(importlib.import_module(entry[0]), entry[1], None)
 
 
-def _read_part(name: str, part: str, kind: Any, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+def read_part(name: str, part: str, kind: Any, dtype: torch.dtype, options: dict[str, Any] | None = None) -> Any:
+    """A model of the folder or hub id `name`, from its folder `part` ("": from itself), frozen, in evaluation mode.
+
+    Raises UserError for weights that are missing, incomplete or in pickle format.
+    """
+    options = _where(name, f"{part}/config.json" if part else "config.json") if options is None else options
     folder = Path(name) / part
+    what = part or kind.__name__
     if Path(name).is_dir() and not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-        if pickles:
+        if found := pickles(folder):
             raise UserError(
-                f"{folder} holds its weights in pickle format alone ({pickles[0]}), which may run code when read and "
-                "is not opened. Write them as safetensors first: pipeline.save_pretrained(folder)."
+                f"{folder} holds its weights in pickle format alone ({found[0].name}), which may run code when read "
+                "and is not opened. Write them as safetensors first: pipeline.save_pretrained(folder)."
             )
-        raise UserError(f"The weights of {part} are missing: no *.safetensors in {folder}.")
+        raise UserError(f"The weights of {what} are missing: no *.safetensors in {folder}.")
     try:
         model, report = kind.from_pretrained(
-            name, subfolder=part, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, **options
+            name, subfolder=part or None, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, **options
         )
     except Exception as error:
-        raise _unreadable(name, part, error) from None
+        raise _unreadable(name, what, error) from None
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
-            f"The weights of {part} in {name} are incomplete: {_several(missing)} missing, "
+            f"The weights of {what} in {name} are incomplete: {_several(missing)} missing, "
             "and would be random. Files of text encoders saved by another major version of transformers may look so: "
             "save them again by the version in use."
         )

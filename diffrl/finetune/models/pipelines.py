@@ -10,12 +10,13 @@ from torch import Tensor
 from diffrl.diffusion import Network, Prediction
 from diffrl.diffusion.prediction import Clip
 from diffrl.errors import UserError
+from diffrl.finetune.hub import tell_cut
 from diffrl.finetune.model import Condition, Lora, Tuned
 from diffrl.finetune.models.adapters import write_adapter
 from diffrl.finetune.models.loading import quiet, read_index, read_pipeline
 from diffrl.finetune.models.pixels import to_images
 from diffrl.finetune.models.schedules import Schedule, schedule_of
-from diffrl.finetune.models.text import PromptCache, encode_sd3
+from diffrl.finetune.models.text import PromptCache, class_of, encode_sd3
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -88,7 +89,7 @@ class PipelineModel:
     def encode(self, images: Tensor) -> Tensor:
         """The mean of the autoencoder's posterior, if there is one."""
         with torch.no_grad():
-            return self._encoded(2 * images - 1)
+            return self._encoded(2 * images.to(self.device) - 1)
 
     def save(self, folder: Path) -> None:
         """Adapters alone, for `pipeline.load_lora_weights(folder)`; trained whole, the whole pipeline.
@@ -146,11 +147,7 @@ class PixelModel(PipelineModel):
             if prompt != "":
                 raise UserError(f"{self.name} takes no prompts: expected an empty one, got {prompt!r}.")
             return {}
-        if not (prompt.isascii() and prompt.isdigit() and int(prompt) < self._classes):
-            raise UserError(
-                f"The prompts of {self.name} are numbers of its classes, 0 to {self._classes - 1}; got {prompt!r}."
-            )
-        return {"class_labels": torch.tensor([int(prompt)], device=self.device)}
+        return {"class_labels": torch.tensor([class_of(prompt, self._classes, self.name)], device=self.device)}
 
     def _null(self) -> Condition:
         raise UserError(f"{self.name} knows no empty prompt, so that it cannot be guided: leave guidance at 1.")
@@ -189,7 +186,9 @@ class StableDiffusion(LatentModel):
     """StableDiffusionPipeline, versions 1 and 2."""
 
     def _encode(self, prompt: str) -> Condition:
-        states, _ = self.pipeline.encode_prompt([prompt], self.device, 1, False)
+        tell_cut(self.pipeline.tokenizer, [prompt], self.pipeline.tokenizer.model_max_length, self.name)
+        with quiet():
+            states, _ = self.pipeline.encode_prompt([prompt], self.device, 1, False)
         return {"encoder_hidden_states": states}
 
 
@@ -197,9 +196,12 @@ class StableDiffusionXL(LatentModel):
     """StableDiffusionXLPipeline: told too the pooled encoding and its size, uncropped."""
 
     def _encode(self, prompt: str) -> Condition:
-        states, _, pooled, _ = self.pipeline.encode_prompt(
-            [prompt], device=self.device, do_classifier_free_guidance=False
-        )
+        tokenizer = self.pipeline.tokenizer_2  # the refiner has this one alone
+        tell_cut(tokenizer, [prompt], tokenizer.model_max_length, self.name)
+        with quiet():
+            states, _, pooled, _ = self.pipeline.encode_prompt(
+                [prompt], device=self.device, do_classifier_free_guidance=False
+            )
         height, width = (n * self.pipeline.vae_scale_factor for n in self.shape[1:])
         time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=self.device)
         return {"encoder_hidden_states": states, "text_embeds": pooled, "time_ids": time_ids}
@@ -221,7 +223,7 @@ class StableDiffusion3(LatentModel):
     network_name = "transformer"
 
     def _encode(self, prompt: str) -> Condition:
-        states, pooled = encode_sd3(self.pipeline, prompt, self.device)
+        states, pooled = encode_sd3(self.pipeline, prompt, self.device, self.name)
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
     def _call(self, x: Tensor, label: Tensor, condition: Condition, reference: bool) -> Tensor:
@@ -258,7 +260,8 @@ def load_pipeline(
     lora: adapters on its network, or None to train the network whole.
     precision: of everything that is frozen: fp32, bf16 or fp16 (the autoencoder in float32 where its own configuration
         asks for it); and of the network's inner computation. What is trained is float32.
-    checkpointing: recompute the network's blocks in the backward pass instead of keeping what they hold.
+    checkpointing: recompute the network's and the autoencoder's blocks in the backward pass instead of keeping what
+        they hold.
     size: of the images, in pixels; by default what the network was made for.
     channels_last, vae_slicing: the network's memory format; images through the autoencoder one by one.
 
@@ -278,6 +281,8 @@ def load_pipeline(
         if "vae" in index:
             if half is torch.float16 and pipeline.vae.config.get("force_upcast", False):
                 pipeline.vae.to(torch.float32)
+            if checkpointing:  # DRaFT's gradient passes through it at full size
+                pipeline.vae.enable_gradient_checkpointing()
             if vae_slicing:
                 pipeline.vae.enable_slicing()
         pipeline.to(torch.device(device))

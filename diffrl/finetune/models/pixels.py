@@ -1,9 +1,13 @@
-"""From what networks and autoencoders speak, [-1, 1], to images in [0, 1]."""
+"""From what networks and autoencoders speak, [-1, 1], to images in [0, 1]; and noise that belongs to an image."""
 
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from diffrl.seeds import generator_at
 
 
 class _Clamp(torch.autograd.Function):
@@ -28,3 +32,15 @@ def to_images(x: Tensor) -> Tensor:
     """
     images: Tensor = _Clamp.apply(x / 2 + 0.5)  # type: ignore[no-untyped-call]
     return images
+
+
+def noise_by_image(images: Tensor, shape: Sequence[int], seed: int) -> Tensor:
+    """Standard normal noise (B, *shape) drawn from the seed and each image, so that it is an image's own.
+
+    On the images' device and of their dtype.
+    """
+    each = []
+    for image in images:
+        checksum = zlib.crc32(image.cpu().contiguous().numpy().tobytes())
+        each.append(torch.randn(*shape, generator=generator_at(seed, checksum)))
+    return torch.stack(each).to(images)

@@ -9,7 +9,6 @@ So nothing is added to the network, and without a reference it is the plain U-Ne
 from several sides, an image in the style of another, the next panel.
 """
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from diffrl.diffusion import Network
 from diffrl.errors import UserError
 from diffrl.finetune.model import Condition, ImageModel, Lora, Tuned
 from diffrl.finetune.models.pipelines import load_pipeline
-from diffrl.seeds import generator_at
+from diffrl.finetune.models.pixels import noise_by_image
 
 
 @dataclass
@@ -141,12 +140,8 @@ class Reference:
                 f"Reference images of {tuple(images.shape[2:])} pixels become {tuple(latents.shape[1:])} in "
                 f"{self.name}, which has {self.shape}; scale them to the size of its images."
             )
-        noise = torch.stack([self._noise(image) for image in images]) if self.noised else torch.zeros_like(latents)
+        noise = noise_by_image(images, self.shape, self.seed) if self.noised else torch.zeros_like(latents)
         return condition | {"reference": latents, "reference_noise": noise.to(latents)}
-
-    def _noise(self, image: Tensor) -> Tensor:
-        checksum = zlib.crc32(image.cpu().contiguous().numpy().tobytes())
-        return torch.randn(self.shape, generator=generator_at(self.seed, checksum))
 
     def network(self, condition: Condition, *, reference: bool = False, guidance: float = 1.0) -> Network:
         """The raw network with the condition bound; the frozen one has a reference image too, if there is one."""

@@ -6,14 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffrl.errors import UserError
+from diffrl.finetune.hub import tell_cut
 from diffrl.finetune.model import Condition
 
 T5_TOKENS = 256
 """Of a prompt, by the pipeline's default."""
 
+KEPT = 512
+"""Prompts whose encodings are kept, each some megabytes of Stable Diffusion 3."""
+
 
 class PromptCache:
-    """The conditions of prompts, encoded without a graph when first asked for, one row each.
+    """The conditions of prompts, encoded without a graph when first asked for, one row each; the last `KEPT` of them.
 
     A prompt is encoded alone: in a batch its encoding would depend, in the last digits, on the others, and a resumed
     run would not go on bit for bit.
@@ -25,17 +30,30 @@ class PromptCache:
 
     def rows(self, prompts: Sequence[str]) -> Condition:
         """Each entry (B, ...), one row a prompt."""
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._known:
-                with torch.no_grad():
-                    self._known[prompt] = self._encode(prompt)
         if not prompts:
             return {}
-        known = [self._known[prompt] for prompt in prompts]
+        wanted = {}
+        for prompt in dict.fromkeys(prompts):
+            with torch.no_grad():
+                wanted[prompt] = self._known.pop(prompt, None) or self._encode(prompt)
+        self._known |= wanted  # at the end: the last that would be dropped
+        for prompt in list(self._known)[:-KEPT]:
+            del self._known[prompt]
+        known = [wanted[prompt] for prompt in prompts]
         return {name: torch.cat([row[name] for row in known]) for name in known[0]}
 
 
-def encode_sd3(pipeline: Any, prompt: str, device: torch.device) -> tuple[Tensor, Tensor]:
+def class_of(prompt: str, classes: int, name: str, *, null: int | None = None) -> int:
+    """The class that a prompt numbers; null: the empty prompt's. Raises UserError, naming the model, for another."""
+    if prompt == "" and null is not None:
+        return null
+    if not (prompt.isascii() and prompt.isdigit() and int(prompt) < classes):
+        empty = "" if null is None else ", or empty"
+        raise UserError(f"The prompts of {name} are numbers of its classes, 0 to {classes - 1}{empty}; got {prompt!r}.")
+    return int(prompt)
+
+
+def encode_sd3(pipeline: Any, prompt: str, device: torch.device, name: str) -> tuple[Tensor, Tensor]:
     """Stable Diffusion 3's states (1, tokens, joint_attention_dim) and pooled encoding (1, pooled_projection_dim).
 
     As `StableDiffusion3Pipeline.encode_prompt`, which only T5 may be absent from; here each may be, and is 0, as it was
@@ -50,6 +68,10 @@ def encode_sd3(pipeline: Any, prompt: str, device: torch.device) -> tuple[Tensor
     if all(encoder is None for encoder in encoders):
         left //= 2  # how the two share it matters to nothing: both are 0
     clip, pooled = [], []
+    if pipeline.text_encoder_3 is not None:  # it reads most: what the others miss of a prompt it sees
+        tell_cut(pipeline.tokenizer_3, [prompt], T5_TOKENS, name)
+    elif present := [t for e, t in zip(encoders, tokenizers, strict=True) if e is not None]:
+        tell_cut(present[0], [prompt], present[0].model_max_length, name)
     tokens = next((t.model_max_length for t in tokenizers if t is not None), 77)
     for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
         if encoder is None:

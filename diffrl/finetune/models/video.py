@@ -6,7 +6,6 @@ preconditioning on `VE()` at data_std = 1, but for a sign: with k = sigma and c^
 here is the U-Net negated, m = -v.
 """
 
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from diffrl.diffusion import VE, Network, Prediction, lognormal_times
 from diffrl.diffusion.prediction import Clip
 from diffrl.errors import UserError
 from diffrl.finetune.model import Condition, Lora, Tuned
-from diffrl.finetune.models.adapters import save_adapters
+from diffrl.finetune.models.adapters import save_network
 from diffrl.finetune.models.loading import quiet, read_index, read_pipeline
 from diffrl.finetune.models.pipelines import PRECISIONS
-from diffrl.seeds import generator_at
+from diffrl.finetune.models.pixels import noise_by_image, to_images
 
 LOG_SIGMA = (0.7, 1.6)
 """Mean and deviation of log sigma in training, as public scripts that fine-tune SVD have it."""
@@ -40,7 +39,8 @@ class Video:
     noise: deviation of what is added to the reference before it is encoded. It is drawn from the seed and the image, so
         that the condition of an image is always the same.
     log_sigma: mean and deviation of the logarithm of the training times.
-    checkpointing: recompute the U-Net's blocks in the backward pass instead of keeping what they hold.
+    checkpointing: recompute the U-Net's and the decoder's blocks in the backward pass instead of keeping what they
+        hold.
 
     Raises UserError where there is no such pipeline, or where it is of another kind.
     """
@@ -72,6 +72,7 @@ class Video:
         unet = pipeline.unet.to(self.device)
         if checkpointing:
             unet.enable_gradient_checkpointing()
+            self.vae.enable_gradient_checkpointing()
         factor: int = pipeline.vae_scale_factor
         if size is None:
             side = unet.config.sample_size
@@ -107,16 +108,12 @@ class Video:
             raise ValueError(f"{len(images)} reference images for {len(prompts)} prompts")
         with torch.no_grad():
             ids = images.new_tensor([self.fps - 1, self.motion, self.noise])  # as SVD was trained: frames a second - 1
-            noisy = images * 2 - 1 + self.noise * torch.stack([self._noise(image) for image in images])
+            noisy = images * 2 - 1 + self.noise * noise_by_image(images, images.shape[1:], self.seed)
             return {
                 "embedding": self._embed(images),
                 "latents": self.vae.encode(noisy.to(self.vae.dtype)).latent_dist.mode(),
                 "ids": ids.expand(len(images), -1),
             }
-
-    def _noise(self, image: Tensor) -> Tensor:
-        checksum = zlib.crc32(image.cpu().contiguous().numpy().tobytes())
-        return torch.randn(image.shape, generator=generator_at(self.seed, checksum)).to(image)
 
     def _embed(self, images: Tensor) -> Tensor:
         """CLIP's image embeddings (B, 1, E), of images scaled as SVD's were."""
@@ -160,7 +157,7 @@ class Video:
         """Clean latents (B, F, C, h, w) as videos (B, F, 3, H, W) in [0, 1], one at a time; differentiable."""
         z = x0.to(self.vae.dtype) / self.vae.config.scaling_factor
         videos = torch.stack([self.vae.decode(frames, num_frames=len(frames)).sample for frames in z])
-        return (videos.float() / 2 + 0.5).clamp(0, 1)
+        return to_images(videos.float())
 
     def encode(self, images: Tensor) -> Tensor:
         """Videos (B, F, 3, H, W) in [0, 1] as clean latents, frame by frame."""
@@ -171,11 +168,7 @@ class Video:
 
     def save(self, folder: Path) -> None:
         """Write the U-Net, as a diffusers model in `folder / "unet"`, or its adapters, for peft."""
-        if self.tuned.lora is None:
-            network: Any = self.tuned.network
-            network.save_pretrained(folder / "unet", safe_serialization=True)
-        else:
-            save_adapters(self.tuned, folder)
+        save_network(self.tuned, folder, "unet")
 
 
 def _load(name: str, precision: str, lora: Lora | None) -> Any:

@@ -26,6 +26,7 @@ from torch.nn.functional import linear, normalize
 
 from diffrl.errors import UserError
 from diffrl.finetune.extra import images_extra
+from diffrl.finetune.hub import tell_cut
 from diffrl.finetune.rewards import preprocess, pretrained
 from diffrl.finetune.rewards.base import Metadata
 
@@ -86,6 +87,7 @@ class ClipScore(ClipReward):
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         """w, (B, d), of length 1; each text is encoded once, and cut where it is longer than the model's limit."""
         texts = list(dict.fromkeys(prompts))
+        tell_cut(self.tokenizer, texts, self.length, self.name)
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.length, return_tensors="pt")
         ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
         pooled = self.model.text_model(input_ids=ids, attention_mask=mask).pooler_output

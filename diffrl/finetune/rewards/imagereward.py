@@ -26,6 +26,7 @@ from torch import Tensor
 
 from diffrl.errors import UserError
 from diffrl.finetune.extra import images_extra
+from diffrl.finetune.hub import tell_cut
 from diffrl.finetune.rewards import preprocess, pretrained
 from diffrl.finetune.rewards.base import Metadata
 from diffrl.finetune.rewards.clip import chain, read_head
@@ -86,6 +87,7 @@ class ImageReward:
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The values (B,)."""
         seen = self.vision(pixel_values=self.preprocess(images.to(self.device))).last_hidden_state
+        tell_cut(self.tokenizer, prompts, LENGTH, self.name)
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffrl.errors import UserError, first_line
 from diffrl.finetune.extra import images_extra
+from diffrl.finetune.hub import pickles, silence
 
 PATTERNS = ["*.json", "*.txt", "*.model", "model*.safetensors", "head.safetensors"]
 """What is fetched of a hub's repository: no pickles, and no second copy of the weights in another library's format."""
@@ -59,8 +60,8 @@ def tensors(path: Path, what: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except FileNotFoundError:
-        pickled = sorted(p for p in path.parent.glob("*") if p.suffix in (".pth", ".pt", ".bin", ".ckpt"))
-        hint = f" {convert_hint(pickled[0], path)}" if pickled else ""
+        found = pickles(path.parent)
+        hint = f" {convert_hint(found[0], path)}" if found else ""
         raise UserError(f"{what}: there is no {path}.{hint}") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{what}: {path} is no safetensors file ({first_line(error)}). {convert_hint(path)}") from error
@@ -83,13 +84,17 @@ def load(kind: type, path: Path, what: str, device: str | torch.device) -> Any:
     with random weights and a warning, as it does for text encoders saved by another major version.
     """
     if not any(path.glob("model*.safetensors")):
-        other = sorted(p.name for p in path.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        hint = f" {convert_hint(path / other[0], path / 'model.safetensors')}" if other else ""
+        found = pickles(path)
+        hint = f" {convert_hint(found[0], path / 'model.safetensors')}" if found else ""
         raise UserError(f"{what}: {path} has no model.safetensors.{hint}")
     with quiet():
         try:
             model, info = kind.from_pretrained(  # type: ignore[attr-defined]
-                str(path), output_loading_info=True, use_safetensors=True, local_files_only=True
+                str(path),
+                output_loading_info=True,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
             )
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise UserError(f"{what}: {path} does not load as a {kind.__name__}: {first_line(error)}") from error
@@ -134,7 +139,7 @@ def tokenizer(path: Path, what: str) -> Any:
         )
     with quiet():
         try:
-            return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+            return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{what}: the tokenizer in {path} does not load: {first_line(error)}") from error
 
@@ -144,12 +149,5 @@ def quiet() -> Iterator[None]:
     """No bars and warnings of transformers: what they would say is checked."""
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
+    with silence(logging):
         yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -12,6 +12,7 @@ takes thirty lines in any language. Images travel as bytes, rounded to the neare
 """
 
 import base64
+import http.client
 import json
 import math
 import time
@@ -77,7 +78,7 @@ class Remote:
                 failure = f"answered HTTP {error.code} {said}".rstrip()
             except TimeoutError:
                 failure = f"gave no answer within {self.timeout:g} s"
-            except OSError as error:  # a refused connection, an unknown host, a connection that broke off
+            except (OSError, http.client.HTTPException) as error:  # refused, an unknown host, an answer that broke off
                 reason = getattr(error, "reason", error)
                 late = isinstance(reason, TimeoutError)
                 failure = f"gave no answer within {self.timeout:g} s" if late else f"cannot be reached: {reason}"

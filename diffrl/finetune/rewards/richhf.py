@@ -9,6 +9,7 @@ A folder holds config.json (`RichConfig`) and model.safetensors (all but the bac
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -155,7 +156,9 @@ class RichReward:
         try:
             self.weight = float(weight) if weight else 1.0
         except ValueError:
-            raise UserError(f"{self.name}: what follows '#' is the weight of artifacts, a number") from None
+            self.weight = math.nan
+        if not math.isfinite(self.weight):
+            raise UserError(f"{self.name}: what follows '#' is the weight of artifacts, a number")
         self.device = torch.device(device)
         self.model = RichModel.load(path, device=device)
 

@@ -108,8 +108,9 @@ def server(reward: Reward, host: str = "127.0.0.1", port: int = 0) -> ThreadingH
 
     try:
         return ThreadingHTTPServer((host, port), Handler)
-    except OSError as error:
-        raise UserError(f"cannot listen to {host}:{port}: {error.strerror or error}; choose another --port") from error
+    except (OSError, OverflowError) as error:  # the latter: no port has such a number
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot listen to {host}:{port}: {reason}; choose another --port") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

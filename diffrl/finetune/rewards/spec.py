@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffrl.errors import UserError, nearest
-from diffrl.finetune.rewards import clip, codecs, digits, remote
+from diffrl.finetune.rewards import clip, codecs, digits, python, remote
 from diffrl.finetune.rewards.base import Metadata, Reward, ask
 from diffrl.finetune.rewards.classifier import Classifier
 from diffrl.finetune.rewards.imagereward import ImageReward
@@ -188,6 +188,7 @@ REWARDS: dict[str, Entry] = {
         True,
         lambda a, o: RichReward(a, device=o.device),
     ),
+    "python": Entry("python:FILE.py#NAME", "a function of yours", False, lambda a, o: python.from_file(a)),
     "remote": Entry(
         "remote:URL",
         "a scorer over HTTP and JSON (python -m diffrl.finetune.rewards.serve)",

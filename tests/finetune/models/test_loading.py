@@ -1,5 +1,6 @@
 """What a pipeline's folder lacks is said in a line, and nothing random or pickled is ever used."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -84,6 +85,15 @@ def test_other_pipelines_and_options_are_refused(tmp_path: Path) -> None:
     refused(folder, "is a KarrasVePipeline; what can be fine-tuned: DDPMPipeline")
 
 
+def test_a_part_of_another_library_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny.save_ddpm(tmp_path / "ddpm")
+    (tmp_path / "harmful.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": ["harmful", "Scheduler"]}))
+    refused(folder, r"asks for harmful.Scheduler as its scheduler")
+
+
 def test_networks_that_need_more_than_x(tmp_path: Path) -> None:
     refused(tiny.save_sd(tmp_path / "inpainting", in_channels=9), "needs inputs beside x")
     refused(tiny.save_sd(tmp_path / "distilled", time_cond_proj_dim=8), "distilled with guidance")
@@ -113,6 +123,11 @@ def test_adapters_of_something_else(tmp_path: Path) -> None:
     refused(wider, "another network", adapter=tmp_path / "adapter")
     file = tmp_path / "adapter" / "pytorch_lora_weights.safetensors"
     assert read_adapter(file).lora.rank == 2
+    for alpha, says in (("0.5", "lora_alpha 0.5"), ("{", "settings of .* cannot be read")):
+        metadata = {"lora_adapter_metadata": f'{{"unet.lora_alpha": {alpha}}}'}
+        save_file(load_file(file), tmp_path / "odd.safetensors", metadata)
+        with pytest.raises(UserError, match=says):
+            read_adapter(tmp_path / "odd.safetensors")
     weights = load_file(file)
     some = next(iter(weights))
     save_file({f"lora_unet_{some}": weights[some]}, file)

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from diffrl.diffusion import DenoisingChain, sample
+from diffrl.finetune import hub
 from diffrl.finetune.model import Lora
+from diffrl.finetune.models import text
 from diffrl.finetune.models.pipelines import load_pipeline
 from tests.finetune import tiny
 from tests.finetune.models.pipeline_cases import PROMPTS, TEXT, diffusers_pipeline, noise, ours, theirs
@@ -114,6 +116,40 @@ def test_prompts_are_encoded_once_without_a_graph(folders: dict[str, Path]) -> N
     assert not torch.equal(condition[0], condition[1])
     model.conditions(["b"])
     assert len(calls) == 2
+
+
+def test_the_encodings_asked_for_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "KEPT", 2)
+    calls: list[str] = []
+
+    def encode(prompt: str) -> dict[str, torch.Tensor]:
+        calls.append(prompt)
+        return {"length": torch.tensor([len(prompt)])}
+
+    cache = text.PromptCache(encode)
+    assert cache.rows(["a", "bb", "ccc", "a"])["length"].tolist() == [1, 2, 3, 1]
+    cache.rows(["bb"])
+    cache.rows(["dddd"])
+    assert calls == ["a", "bb", "ccc", "dddd"]
+    cache.rows(["bb", "ccc"])
+    assert calls[4:] == ["ccc"]
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3"])
+def test_a_prompt_that_is_cut_is_told_once(
+    kind: str, folders: dict[str, Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_told", set())
+    model = load_pipeline(str(folders[kind]), lora=Lora())
+    capfd.readouterr()
+    model.conditions(["a cat"])
+    assert capfd.readouterr().err == ""
+    model.conditions(["[word] " * 300, "other " * 300])
+    said = capfd.readouterr().err
+    assert f"reads {256 if kind == 'sd3' else 16} tokens of a prompt, and '[word]" in said
+    assert said.count("reads") == 1
+    model.conditions(["more " * 300])
+    assert capfd.readouterr().err == ""
 
 
 def test_guidance_of_one_calls_the_network_once_on_one_batch(folders: dict[str, Path]) -> None:

@@ -110,6 +110,19 @@ def test_a_network_trained_whole_is_saved_as_a_pipeline(kind: str, folders: dict
     diffusers_pipeline(tmp_path)
 
 
+def test_checkpointing_covers_the_autoencoder(folders: dict[str, Path]) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = load_pipeline(str(folders["sd"]), lora=Lora(), checkpointing=checkpointing)
+        calls: list[int] = []
+        model.pipeline.vae.decoder.mid_block.register_forward_pre_hook(lambda *_, seen=calls: seen.append(1))
+        x0 = noise(model, 1).requires_grad_()
+        gradients.append(torch.autograd.grad(model.decode(x0).square().sum(), x0)[0])
+        assert len(calls) == (2 if checkpointing else 1)
+    assert torch.allclose(*gradients, rtol=1e-5, atol=1e-8)
+    assert gradients[0].abs().max() > 0
+
+
 @pytest.mark.parametrize("kind", [*TEXT, "ddpm"])
 def test_checkpointing_changes_no_gradient_and_is_active(
     kind: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch

@@ -1,6 +1,7 @@
 """The remote scorer against real HTTP servers on this machine."""
 
 import base64
+import http.client
 import json
 import socket
 import subprocess
@@ -190,6 +191,20 @@ def test_our_server_refuses_what_is_not_of_the_protocol() -> None:
     refusal = pytest.raises(RewardError, match="HTTP 400 the prompt 'seven' does not name one digit")
     with running(serve.server(parse("digit"))) as url, refusal:
         ask(parse(f"remote:{url}"), images(1, 3, 8, 8), ["seven"])
+
+
+def test_an_answer_that_breaks_off_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Remote("http://localhost:1", retries=1, pause=0)
+    answers = [http.client.IncompleteRead(b"{"), http.client.BadStatusLine("")]
+    monkeypatch.setattr(remote, "_post", lambda body: (_ for _ in ()).throw(answers.pop()))
+    with pytest.raises(RewardError, match="cannot be reached: IncompleteRead"):
+        ask(remote, images(1, 3, 4, 4), [""])
+    assert not answers
+
+
+def test_a_port_that_is_none_is_told() -> None:
+    with pytest.raises(UserError, match=r"cannot listen to 127\.0\.0\.1:70000"):
+        serve.server(Mean(), port=70_000)
 
 
 def test_addresses() -> None:

@@ -68,6 +68,7 @@ def test_a_part_that_is_not_finite_is_named() -> None:
         ("digit:12", "one digit"),
         ("jpeg + 2*jpeg", "stands twice"),
         ("remote:ftp://x", "http://"),
+        ("richhf:/no/such/folder#nan", "the weight of artifacts, a number"),
         ("clip:/no/such/folder", "'/no/such/folder' is no folder"),
     ],
 )

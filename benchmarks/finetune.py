@@ -1,0 +1,233 @@
+"""Fine-tuning tiny-digits by every algorithm: the reward against the images scored, and what it was paid with.
+
+    python benchmarks/finetune.py                               all of it; runs that are there are not made again
+    python benchmarks/finetune.py --rewards digit:8 --algos ddpo-is draft --seeds 0
+    python benchmarks/finetune.py --no-run                      only draw and write what there is
+
+Every cell is `diffrl finetune --algo A --reward R --seed S` with the settings of SETTINGS below, and what else is the
+command's default; each run stays in --runs, so that `diffrl compare` shows any of them. Class accuracy is of an
+independent classifier that is no part of any reward. ± is the standard error over the seeds.
+
+jpeg-file is the negative size in kB of the image's JPEG, header included; about .63 kB of it are header.
+digit:8 is the probability that a classifier sees an 8, whatever the prompt: nine prompts in ten have to give up what
+they are, which is what "looks like an 8" asks.
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from tables import Lines, markdown, print_lines
+
+from diffrl.files import atomic_path
+from diffrl.finetune.config import Algo, FinetuneConfig
+from diffrl.finetune.pictures import COLOURS
+from diffrl.finetune.run import FinetuneRun
+from diffrl.run import versions
+
+ALGOS: tuple[Algo, ...] = ("ddpo-is", "ddpo-sf", "grpo", "rwr", "d3po", "dpo", "draft")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dpo": {"rounds": 24},
+    "draft": {"queries": 640},
+    "ddpo-is jpeg-file + 0.2*digit": {"kl": 0.01, "held_out": "png"},
+}
+"""What differs from the defaults, by "ALGO REWARD" or by "ALGO": the same for all seeds."""
+console = Console()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    rewards: tuple[str, ...] = ("jpeg-file", "jpeg-file + 0.2*digit", "digit:8")
+    """Which rewards."""
+    algos: tuple[Algo, ...] = ALGOS
+    """Which algorithms; draft only where the reward has a gradient, and on the sum of rewards only the first."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of everything random in a run; the pretrained model is one."""
+    queries: int = 3072
+    """Images scored, of each run."""
+    evaluations: int = 8
+    """Evaluations of a run, after the first."""
+    jobs: int = 2
+    """Runs at a time, each one thread."""
+    run: bool = True
+    """--no-run: only write what there is."""
+    runs: Path = Path("runs/finetune-benchmark")
+    """Folder of the runs."""
+    out: Path = Path("benchmarks/results/finetune")
+    """Results: this name with .md, .json and .png."""
+
+
+def config_of(options: Options, algo: Algo, reward: str, seed: int) -> FinetuneConfig:
+    """A cell's configuration, resolved."""
+    name = "".join(c if c.isalnum() or c in ".-" else "-" for c in f"{algo}-{reward}-{options.queries}-{seed}")
+    folder = options.runs / name
+    settings = {**SETTINGS.get(algo, {}), **SETTINGS.get(f"{algo} {reward}", {})}
+    config = FinetuneConfig(
+        algo=algo, reward=reward, seed=seed, out=folder, **{"queries": options.queries, **settings}
+    ).resolved()
+    assert config.rounds is not None
+    return dataclasses.replace(config, eval_every=max(1, config.rounds // options.evaluations))
+
+
+def words_of(config: FinetuneConfig) -> list[str]:
+    """The command of a cell: what differs from the defaults of its algorithm."""
+    plain = FinetuneConfig(algo=config.algo, model=config.model, reward=config.reward).resolved()
+    words = []
+    for field in dataclasses.fields(FinetuneConfig):
+        value = getattr(config, field.name)
+        if field.name in ("algo", "reward") or (value != getattr(plain, field.name) and field.name != "rounds"):
+            words += ["--" + field.name.replace("_", "-"), str(value)]
+    if config.algo == "dpo":
+        words += ["--rounds", str(config.rounds)]
+    return words
+
+
+def make(config: FinetuneConfig) -> None:
+    """Make a run, or go on with it."""
+    assert config.out is not None
+    if (config.out / "model").exists():
+        return
+    cut = (config.out / "checkpoints").exists()
+    words = ["--resume", str(config.out)] if cut else words_of(config)
+    began = time.monotonic()
+    command = [sys.executable, "-m", "diffrl.cli", "finetune", *words]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    console.print(f"{config.out.name}: {time.monotonic() - began:.0f} s")
+
+
+def collect(options: Options, cells: Sequence[FinetuneConfig]) -> dict[str, Any]:
+    """The evaluations of all finished cells: [reward][algo] -> {command, runs: [[entries] a seed]}."""
+    found: dict[str, Any] = {}
+    for config in cells:
+        assert config.out is not None
+        if (config.out / "model").exists():
+            cell = found.setdefault(config.reward, {}).setdefault(config.algo, {"seeds": [], "runs": []})
+            cell["command"] = shlex.join(
+                ["diffrl", "finetune", *words_of(dataclasses.replace(config, seed=0, out=None))]
+            )
+            cell["seeds"].append(config.seed)
+            cell["runs"].append(FinetuneRun.read(config.out).history)
+    return found
+
+
+def at_last(runs: Sequence[Sequence[dict[str, float]]], name: str) -> str:
+    """The last value of a measure, mean ± standard error over seeds."""
+    values = np.array([run[-1][name] for run in runs])
+    error = f" ± {values.std(ddof=1) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
+    return f"{values.mean():.3f}{error}" if name != "kl" else f"{values.mean():,.0f}"
+
+
+def table(cells: dict[str, Any]) -> Lines:
+    """A reward's table: the last evaluation of each algorithm beside the model before."""
+    first = next(iter(cells.values()))["runs"][0][0]
+    lines = [["", "images scored", "reward", "held-out", "class accuracy", "diversity", "KL, nats", "seconds"]]
+    before = [f"{first[name]:.3f}" for name in ("reward", "held_out", "class_accuracy", "diversity")]
+    lines.append(["before", "0", *before, "0", ""])
+    for algo, cell in cells.items():
+        runs = cell["runs"]
+        values = [at_last(runs, name) for name in ("reward", "held_out", "class_accuracy", "diversity", "kl")]
+        seconds = np.mean([run[-1]["seconds"] for run in runs])
+        lines.append([algo, f"{runs[0][-1]['queries']:,}", *values, f"{seconds:.0f}"])
+    return lines
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Reward and class accuracy against images scored, and one against the other; a line an algorithm."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4 * len(results)), layout="constrained")
+    panels = figure.subplots(len(results), 3, squeeze=False)
+    for line, (reward, cells) in zip(panels, results.items(), strict=True):
+        for algo, cell in cells.items():
+            colour = COLOURS[ALGOS.index(algo) % len(COLOURS)]
+            # A run that scores its images before it learns (dpo) is drawn at where its budget of images is spent.
+            x = np.array([entry["queries"] for entry in cell["runs"][0]])
+            series = {
+                name: np.array([[entry[name] for entry in run] for run in cell["runs"]])
+                for name in ("reward", "class_accuracy")
+            }
+            for axes, values in zip(line, series.values(), strict=False):
+                mean = values.mean(0)
+                error = values.std(0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.zeros_like(mean)
+                axes.plot(x, mean, color=colour, label=algo, marker="o", markersize=3)
+                axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+            line[2].plot(
+                series["class_accuracy"].mean(0), series["reward"].mean(0), color=colour, marker="o", markersize=3
+            )
+        line[0].set_ylabel(f"reward: {reward}")
+        line[1].set_ylabel("class accuracy")
+        line[2].set_ylabel(f"reward: {reward}")
+        line[2].set_xlabel("class accuracy")
+        line[2].invert_xaxis()
+        for axes in line[:2]:
+            axes.set_xlabel("images scored")
+        for axes in line:
+            axes.spines[["top", "right"]].set_visible(False)
+    handles: dict[str, Any] = {}
+    for axes in panels[:, 0]:
+        handles.update(dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def write(options: Options, results: dict[str, Any]) -> None:
+    """The results as JSON, a picture, and Markdown between the page's markers."""
+    with atomic_path(options.out.with_suffix(".json")) as temporary:
+        about = {"versions": versions("diffusers"), "queries": options.queries}
+        temporary.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
+    draw(results, options.out.with_suffix(".png"))
+    for reward, cells in results.items():
+        print_lines(table(cells), f"{reward}: last evaluation, {options.queries:,} images", console, left=1)
+        commands = "".join(f"    {cell['command']}\n" for cell in cells.values())
+        tables = f"{markdown(table(cells))}\n{commands}"
+        _between(options.out.with_suffix(".md"), reward, tables)
+
+
+def _between(page: Path, marker: str, text: str) -> None:
+    """Replace what stands between the page's markers of that name."""
+    begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
+    old = page.read_text() if page.exists() else ""
+    if begin not in old:
+        old += f"\n{begin}{end}\n"
+    head, rest = old.split(begin, 1)
+    with atomic_path(page) as temporary:
+        temporary.write_text(head + begin + text + end + rest.split(end, 1)[1])
+
+
+def main(options: Options) -> None:
+    """Make the runs, `jobs` at a time, and write after all."""
+    cells = [
+        config_of(options, algo, reward, seed)
+        for seed in options.seeds
+        for reward in options.rewards
+        for algo in options.algos
+        if (algo == options.algos[0] or "+" not in reward) and (algo != "draft" or reward.startswith("digit"))
+    ]
+    if options.run:
+        from diffrl.finetune.models.digits import tiny_digits_folder
+
+        tiny_digits_folder()
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(make, cells))
+    write(options, collect(options, cells))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
