@@ -153,7 +153,7 @@ class Ours:
         times = model.times(config.steps)
         chain = DenoisingChain(model.prediction.process, times, config.eta, clip=model.clip, event_dims=3)
         self.setup = Setup(config, model, chain, plain(PROMPTS), Brightness())
-        self.algorithm, _ = algorithms.build(self.setup)
+        self.algorithm = algorithms.build(self.setup)
         self.tuner = Finetuner(self.setup, self.algorithm)
         self.rows = [0, 0]
         self.memory = (0.0, 0.0)

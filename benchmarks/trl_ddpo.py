@@ -20,8 +20,10 @@ import torch
 
 def build(work: dict[str, Any]) -> Any:
     """The trainer, of one process on the CPU, in float32, without trackers and checkpoints."""
+    from accelerate import PartialState
     from trl import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusionPipeline
 
+    PartialState()  # its pipeline warns of adapters that are not there, which fails without
     config = DDPOConfig(
         num_epochs=1,
         save_freq=10**9,
