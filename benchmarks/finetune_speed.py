@@ -244,7 +244,9 @@ class Trl:
 
 
 def save_pipeline(folder: Path, width: int) -> Path:
-    """The tests' tiny Stable Diffusion, its tokenizer in the files that transformers 4 reads too."""
+    """The tests' tiny Stable Diffusion, its tokenizer and text encoder in files that transformers 4 reads too."""
+    from safetensors.torch import load_file, save_file
+
     from tests.finetune.tiny import save_sd
 
     with quiet():
@@ -252,6 +254,10 @@ def save_pipeline(folder: Path, width: int) -> Path:
     for name in ("vocab.json", "merges.txt"):
         source = folder.parent / f"{folder.name}-vocabulary" / name
         (folder / "tokenizer" / name).write_bytes(source.read_bytes())
+    weights = folder / "text_encoder" / "model.safetensors"
+    prefix = "text_model."  # as published models have it, and not transformers 5
+    named = {prefix + name.removeprefix(prefix): value for name, value in load_file(weights).items()}
+    save_file(named, weights, metadata={"format": "pt"})
     return folder
 
 
@@ -283,8 +289,8 @@ def config_of(options: FinetuneSpeed, model: str, trained: str, changes: dict[st
     return FinetuneConfig(**(values | changes))
 
 
-def beside_trl(options: FinetuneSpeed, console: Console) -> tuple[list[Row], dict[str, Any]]:
-    """Rounds in turns; and what trl's process said of itself."""
+def beside_trl(options: FinetuneSpeed, console: Console) -> Iterator[tuple[list[Row], dict[str, Any]]]:
+    """Rounds in turns, and what trl's process said of itself; all there is, after each of `trained`."""
     rows: list[Row] = []
     about: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary, tempfile.TemporaryFile("w+") as errors:
@@ -306,6 +312,9 @@ def beside_trl(options: FinetuneSpeed, console: Console) -> tuple[list[Row], dic
                     }
                     trl = Trl(options.trl_python, work, errors)
                     stack.callback(trl.close)
+                    ours = sum(p.numel() for p in runners[0][1].tuner.parameters.values())
+                    if trl.about["trained"] != ours:
+                        raise UserError(f"trl trains {trl.about['trained']} parameters and we {ours}: no comparison.")
                     about[trained] = trl.about
                     runners.insert(1, (Row("trl", trained, "", options.batch), trl))
                 for number in range(options.rounds + 1):
@@ -315,7 +324,7 @@ def beside_trl(options: FinetuneSpeed, console: Console) -> tuple[list[Row], dic
                             row.rounds.append(made)
                     console.print(f"[dim]{trained}: round {number} of {options.rounds}[/]")
                 rows += [row for row, _ in runners]
-    return rows, about
+            yield rows, about
 
 
 def table(rows: Sequence[Row]) -> Lines:
@@ -462,24 +471,28 @@ def main(options: FinetuneSpeed) -> int:
     console = Console()
     if not console.is_terminal:  # in a file nothing need be folded
         console = Console(width=150)
-    about: dict[str, Any] = {}
     if options.sd:
         if not options.tiny and options.steps == FinetuneSpeed.steps:
             options = dataclasses.replace(options, steps=50)
         rows = stable_diffusion(options, console)
-        lines, title, left = sd_table(rows), "Rounds of DDPO-IS at Stable Diffusion's size, s an image", 1
-        about["gpu"] = torch.cuda.get_device_name() if options.device.startswith("cuda") else None
-        keep, name = about["gpu"] is not None, "finetune_speed_sd"
-    else:
-        rows, about = beside_trl(options, console)
-        lines, title, left = table(rows), "Rounds of DDPO-IS", 3
-        keep, name = options.trl_python is not None, "finetune_speed"
-    print_lines(lines, title, console, left)
-    out = options.out or (Path(__file__).parent / "results" / name if keep else None)
+        gpu = torch.cuda.get_device_name() if options.device.startswith("cuda") else None
+        print_lines(sd_table(rows), "Rounds of DDPO-IS at Stable Diffusion's size, s an image", console, 1)
+        keep(options, "finetune_speed_sd" if gpu else None, rows, sd_table(rows), {"gpu": gpu}, console)
+        return 0
+    for rows, about in beside_trl(options, console):
+        print_lines(table(rows), "Rounds of DDPO-IS, ms an image", console, 3)
+        keep(options, "finetune_speed" if options.trl_python else None, rows, table(rows), about, console)
+    return 0
+
+
+def keep(
+    options: FinetuneSpeed, name: str | None, rows: Sequence[Row], lines: Lines, about: dict[str, Any], console: Console
+) -> None:
+    """Save under --out, else under `name`, if it has one, among the results."""
+    out = options.out or (None if name is None else Path(__file__).parent / "results" / name)
     if out is not None:
         save(out, rows, lines, options, about)
         console.print(f"{out.with_suffix('.md')}, {out.with_suffix('.json')}")
-    return 0
 
 
 def save(out: Path, rows: Sequence[Row], lines: Lines, options: FinetuneSpeed, about: dict[str, Any]) -> None:
