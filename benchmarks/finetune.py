@@ -41,6 +41,7 @@ ALGOS: tuple[Algo, ...] = ("ddpo-is", "ddpo-sf", "grpo", "rwr", "d3po", "dpo", "
 SETTINGS: dict[str, dict[str, Any]] = {
     "dpo": {"rounds": 24},
     "draft": {"queries": 640},
+    "ddpo-is digit:8": {"kl": 0.12},
     "ddpo-is jpeg-file + 0.2*digit": {"kl": 0.01, "held_out": "png"},
 }
 """What differs from the defaults, by "ALGO REWARD" or by "ALGO": the same for all seeds."""

@@ -94,6 +94,11 @@ class Run:
         path = Path(path)
         needed = ("config.yaml", "run.json", "preprocessing.safetensors")
         missing = [name for name in needed if not (path / name).is_file()]
+        if (path / "finetune.yaml").is_file() and "config.yaml" in missing:
+            raise UserError(
+                f"{path} is a fine-tuning run of an image model: `diffrl finetune --resume {path}`, or "
+                f"`diffrl compare {path}`."
+            )
         if missing:
             what = "has no " + ", ".join(missing) if path.is_dir() else "does not exist"
             known = sorted(str(p.parent) for p in path.parent.glob("*/run.json")) if path.parent.is_dir() else []

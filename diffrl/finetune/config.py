@@ -215,7 +215,8 @@ class FinetuneConfig:
             raise UserError(f"--updates is {config.updates}, more than the {units} images or pairs of a round.")
         if config.algo in ONLINE:
             if config.queries < config.batch:
-                raise UserError(f"--queries is {config.queries}, less than a round of --batch {config.batch}.")
+                default = "" if self.batch is not None else " (the default)"
+                raise UserError(f"--queries is {config.queries}, less than a round of --batch {config.batch}{default}.")
             config = dataclasses.replace(config, rounds=config.queries // config.batch)
         assert config.rounds is not None
         if config.eval_every is None:

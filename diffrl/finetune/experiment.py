@@ -12,10 +12,11 @@ from diffrl.console import console, work
 from diffrl.diffusion.chain import DenoisingChain
 from diffrl.errors import UserError
 from diffrl.finetune import algorithms, pictures, rewards
+from diffrl.finetune.algorithms.backprop import require_gradient
 from diffrl.finetune.algorithms.base import Setup
 from diffrl.finetune.algorithms.dpo import FILE as PAIRS_FILE
 from diffrl.finetune.config import ONLINE, FinetuneConfig
-from diffrl.finetune.examples import Examples
+from diffrl.finetune.examples import Examples, Pairs
 from diffrl.finetune.honesty import Evaluation, Judge, evaluate
 from diffrl.finetune.model import ImageModel, Lora, image_shape
 from diffrl.finetune.models import load_model
@@ -53,13 +54,15 @@ def resume(
     *,
     queries: int | None = None,
     rounds: int | None = None,
+    stop_kl: float | None = None,
     device: str | None = None,
     quiet: bool = False,
 ) -> Path:
     """Go on with a run from its newest whole checkpoint, bit for bit as if it had not been cut.
 
     A run that was cut before its first checkpoint begins anew; one with nothing left to do writes its model and picture
-    again. queries, rounds: in all, to make it longer. device: another than the run's.
+    again. queries, rounds: in all, to make it longer. stop_kl: another bound, for a run that stopped at its
+    own. device: another than the run's.
     """
     run = FinetuneRun.read(path)
     changes: dict[str, Any] = {"out": Path(path)}
@@ -72,8 +75,7 @@ def resume(
         if run.config.algo in ONLINE:
             raise UserError(f"{run.config.algo} runs by the images it scores: give --queries.")
         changes["rounds"] = rounds
-    if device is not None:
-        changes["device"] = device
+    changes |= {name: value for name, value in (("stop_kl", stop_kl), ("device", device)) if value is not None}
     return _run(dataclasses.replace(run.config, **changes), run, quiet)
 
 
@@ -90,6 +92,8 @@ def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Pa
         setup = Setup(config, model, _chain(config, model), _prompts(config, model), reward, world)
         assert config.kl is not None
         setup.kl_weight = config.kl if config.kl_target is None else config.kl or 0.01
+        if config.algo in ("draft", "refl"):
+            require_gradient(setup)
         session = _Session(setup, held_out, judge, quiet)
         return session.run(resumed)
     finally:
@@ -315,13 +319,19 @@ def _chain(config: FinetuneConfig, model: ImageModel) -> DenoisingChain:
 
 
 def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
-    """Of the file; else a built-in model's classes. All are encoded once, so that a bad one is found now."""
+    """Of the file; else those of the images or pairs, or a built-in model's classes.
+
+    All are encoded once, so that a bad one is found now.
+    """
     if config.prompts is not None:
         prompts = read_prompts(config.prompts, files=model.extras)
     elif config.algo == "supervised" and config.data not in (None, "digits"):
         *frames, c, h, w = image_shape(model)
         examples = Examples(config.data, (h, w), channels=c, frames=frames[0] if frames else 0)
         prompts = Prompts(tuple(examples.prompts), tuple(examples.metadata))
+    elif config.pairs is not None:
+        *_, c, h, w = image_shape(model)
+        prompts = plain(list(dict.fromkeys(Pairs(config.pairs, (h, w), channels=c).prompts)))
     elif config.builtin:
         prompts = plain([str(digit) for digit in range(10)])
     elif config.algo == "supervised":

@@ -57,6 +57,11 @@ def warnings(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
         )
     if last.get("diversity", 1.0) < 0.5 * first.get("diversity", 0.0):
         found.append("Images of one prompt are less than half as different as they were: --kl, or stop earlier.")
+    if last["reference_error"] > 2 * first["reference_error"]:
+        found.append(
+            "The pretrained model finds the images more than twice as odd as its own: they are leaving what it learned "
+            "from data. Look at before_after.png."
+        )
     both = "held_out" in last and "reward" in last
     if both and last["reward"] > first["reward"] and last["held_out"] < first["held_out"]:
         found.append("The reward rose while the held-out one fell: what was gained is in the eye of that scorer.")

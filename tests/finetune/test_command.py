@@ -96,8 +96,8 @@ def test_stable_diffusion_with_lora(algo: str, quick: Path) -> None:
     model = tiny.save_sd(quick / "sd")
     (quick / "prompts.txt").write_text("a cat\na dog\n")
     words = ["--algo", algo, "--model", str(model), "--prompts", "prompts.txt", "--lora", "2", "--lr", "1e-2"]
-    words += ["--queries", "16", "--batch", "8", "--steps", "3", "--eval-samples", "4", "--group", "4", "--out", "run"]
-    more = ["--rounds", "1", "--updates", "2"] if algo == "dpo" else []
+    words += ["--queries", "16", "--batch", "8", "--steps", "3", "--eval-samples", "4", "--out", "run"]
+    more = ["--rounds", "1", "--updates", "2", "--group", "4"] if algo == "dpo" else []
     assert main(["finetune", *words, *more]) == 0
     again = ["--rounds", "2"] if algo == "dpo" else ["--queries", "24"]
     assert main(["finetune", "--resume", "run", *again]) == 0
@@ -163,7 +163,7 @@ def test_stop_kl_stops(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--lora", "4", "--algo", "ddpo-is", "--guidance", "2"], "guid"),
         (["pollicy"], "policy"),
         (["--algo", "ddpo-sf", "--clip-nats", "1"], "--clip-nats is for"),
-        (["--algo", "rwr", "--kl", "0.1"], "--kl is for"),
+        (["--algo", "supervised", "--kl", "0.1"], "--kl is for"),
         (["--pairs", "p"], "--pairs is for dpo"),
         (["--data", "digits"], "--data is for"),
         (["--rounds", "3"], "--rounds is for"),

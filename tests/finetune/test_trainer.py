@@ -1,6 +1,8 @@
 """Algorithms on a Gaussian whose optimum is known, and laws of the trainer."""
 
+import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -381,3 +383,64 @@ def test_steps_are_each_images_own() -> None:
             counts[step] += 1
     assert set(counts) == set(range(setup.chain.n_decisions))
     assert not torch.equal(steps, algorithm._steps(torch.arange(64), 0, 1))  # type: ignore[attr-defined]
+
+
+def test_what_warns_of_hacking() -> None:
+    """Each sign alone, by what it names; none where everything holds or gets better."""
+    first = {"reward": 0.0, "held_out": 0.0, "class_accuracy": 1.0, "diversity": 1.0, "reference_error": 1.0}
+    assert warnings(first, {**first, "reward": 1.0, "held_out": 1.0, "diversity": 2.0, "reference_error": 0.5}) == []
+    for name, value, said in (
+        ("class_accuracy", 0.7, "Class accuracy fell"),
+        ("diversity", 0.4, "half as different"),
+        ("reference_error", 2.1, "twice as odd"),
+        ("held_out", -0.1, "in the eye of that scorer"),
+    ):
+        (found,) = warnings(first, {**first, "reward": 1.0, name: value})
+        assert said in found
+
+
+def test_a_judges_classes() -> None:
+    """Accuracy is agreement with the prompt's number; entropy that of the classes it sees: ln 2 for two, evenly."""
+    setup = toy_setup(eval_samples=40)
+    setup.prompts = plain(["0", "1"])
+
+    def all_ones(images: Tensor) -> Tensor:
+        return torch.tensor([0.1, 0.9]).expand(len(images), 2)
+
+    def right(images: Tensor) -> Tensor:
+        return torch.eye(2)[torch.arange(40) // 20]
+
+    def wrong(images: Tensor) -> Tensor:
+        return right(images).flip(1)
+
+    measures = [evaluate(setup, None, judge).measures for judge in (all_ones, right, wrong)]
+    assert [m["class_accuracy"] for m in measures] == [0.5, 1.0, 0.0]
+    assert [m["class_entropy"] for m in measures] == pytest.approx([0.0, math.log(2), math.log(2)])
+
+
+def test_the_preference_is_the_one_asked_for() -> None:
+    """Before the first update z = 0: sigmoid's gradient is half of hinge's, and IPO's, 2 (z - 1/2), is hinge's."""
+    each = {
+        kind: gradients(toy_setup(algo="dpo", queries=64, preference=kind, beta=10.0))["m"]
+        for kind in ("sigmoid", "hinge", "ipo")
+    }
+    torch.testing.assert_close(each["hinge"], 2 * each["sigmoid"], rtol=1e-4, atol=0)
+    torch.testing.assert_close(each["hinge"], each["ipo"], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(("rate", "empty"), [(0.0, 0), (0.25, 16)])
+def test_prompts_are_dropped_at_the_rate(rate: float, empty: int) -> None:
+    """So many of 64, give or take three deviations, and none at rate 0."""
+    setup = toy_setup(algo="supervised", data="digits", drop_prompts=rate)
+    seen: list[str] = []
+    plain_conditions = setup.model.conditions
+
+    def noting(prompts: Sequence[str], extras: Any = None) -> Any:
+        seen.extend(prompts)
+        return plain_conditions(prompts, extras)
+
+    setup.model.conditions = noting  # type: ignore[method-assign]
+    algorithm = build(setup)
+    algorithm.collect(0)
+    list(algorithm.losses(torch.arange(64), 0, 0))
+    assert abs(seen.count("") - empty) <= 3 * (64 * rate * (1 - rate)) ** 0.5

@@ -15,6 +15,17 @@ from diffrl.finetune.rewards.base import ask
 from diffrl.finetune.samples import conditions, denoiser, noise_of, pure
 
 
+def require_gradient(setup: Setup) -> None:
+    """Raise UserError where the reward has no gradient."""
+    reward = setup.reward
+    if reward is None or not reward.differentiable:
+        name = "none" if reward is None else reward.name
+        raise UserError(
+            f"{setup.config.algo} needs a reward with a gradient, and {name} has none: choose a classifier, aesthetic, "
+            "clip and the like, or --algo ddpo-is."
+        )
+
+
 class Backpropagation(Algorithm):
     """What both share: prompts are drawn, and images are made and scored where the loss is."""
 
@@ -24,13 +35,7 @@ class Backpropagation(Algorithm):
         assert config.batch is not None
         self.units = config.batch
         self.chosen = torch.empty(0, dtype=torch.int64)
-        reward = setup.reward
-        if reward is None or not reward.differentiable:
-            name = "none" if reward is None else reward.name
-            raise UserError(
-                f"{config.algo} needs a reward with a gradient, and {name} has none: choose a classifier, aesthetic, "
-                "clip and the like, or --algo ddpo-is."
-            )
+        require_gradient(setup)
 
     @property
     def queries(self) -> int:

@@ -1,6 +1,7 @@
 """Rewards of one's own: a function or an object of a Python file, by `python:FILE.py#NAME`."""
 
 import importlib.util
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffrl.errors import UserError, first_line, nearest
-from diffrl.finetune.rewards.base import Metadata
+from diffrl.finetune.rewards.base import Metadata, RewardError
 
 
 class Function:
@@ -24,7 +25,12 @@ class Function:
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The values (B,)."""
-        values = self.function(images, prompts, metadata)
+        try:
+            values = self.function(images, prompts, metadata)
+        except Exception as error:  # whatever a user's function may raise
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{last.filename}, line {last.lineno}"
+            raise RewardError(f"The reward {self.name} raised {type(error).__name__}: {error} ({where}).") from error
         if isinstance(values, Tensor):
             return values
         try:
