@@ -73,7 +73,7 @@ def test_nonsense_is_named(file: Path) -> None:
     images = torch.zeros(3, 1, 4, 4)
     with pytest.raises(UserError, match="no tensor, array or list of numbers"):
         ask(parse(f"python:{file}#words"), images, ["p"] * 3)
-    with pytest.raises(RewardError, match=r"raised ValueError: boom \(.*mine.py, line 17\)"):
+    with pytest.raises(RewardError, match=r"raised ValueError: boom \(.*mine.py, line 16\)"):
         ask(parse(f"python:{file}#fails"), images, ["p"] * 3)
     with pytest.raises(RewardError, match="expected"):
         ask(parse(f"python:{file}#short"), images, ["p"] * 3)
