@@ -1,5 +1,6 @@
 """What a fine-tuning run says: a line an evaluation, and the table at its end."""
 
+import math
 from typing import Any
 
 from diffrl.console import console
@@ -57,7 +58,7 @@ def warnings(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
         )
     if last.get("diversity", 1.0) < 0.5 * first.get("diversity", 0.0):
         found.append("Images of one prompt are less than half as different as they were: --kl, or stop earlier.")
-    if last["reference_error"] > 2 * first["reference_error"]:
+    if last.get("reference_error", 0.0) > 2 * first.get("reference_error", math.inf):
         found.append(
             "The pretrained model finds the images more than twice as odd as its own: they are leaving what it learned "
             "from data. Look at before_after.png."
