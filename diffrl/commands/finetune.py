@@ -102,7 +102,7 @@ def _spread(processes: int, words: Sequence[str]) -> bool:
         with contextlib.suppress(KeyboardInterrupt):
             started.wait()
     if started.returncode:
-        raise _Failed(f"The processes ended with code {started.returncode}; what went wrong is said above.")
+        raise _Failed(started.returncode)
     return True
 
 
@@ -118,4 +118,8 @@ def launcher(processes: int) -> list[str]:
 
 
 class _Failed(UserError):
-    exit_code = 1
+    """Processes that ended with an exit code, which is handed on where it says that the user made a mistake."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"The processes ended with code {code}; what went wrong is said above.")
+        self.exit_code = 2 if code == 2 else 1

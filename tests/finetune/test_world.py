@@ -15,12 +15,13 @@ from diffrl.commands.finetune import launcher
 ROOT = Path(__file__).parents[2]
 
 
-def launch(processes: int, words: list[str], cache: Path) -> None:
-    """Run `words` of Python in some processes, by gloo on the CPU."""
+def launch(processes: int, words: list[str], cache: Path, code: int = 0) -> str:
+    """Run `words` of Python in some processes, by gloo on the CPU; what they say. They are to end with `code`."""
     command = [sys.executable, *(launcher(processes) if processes > 1 else [])]
     environment = {**os.environ, "DIFFRL_CACHE": str(cache), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stderr
 
 
 @pytest.mark.parametrize("algo", ["ddpo-is", "d3po"])
@@ -48,7 +49,11 @@ def test_two_processes_are_one(algo: str, cache: Path, tmp_path: Path) -> None:
 
 
 def test_processes_from_the_command_line(cache: Path, tmp_path: Path) -> None:
-    """`--processes 2` starts them itself, and a mistake in them is said once, with an exit code of ours."""
+    """`--processes 2` starts them itself, and a mistake in them is a line, with its exit code."""
     words = ["-m", "diffrl.cli", "finetune", "--queries", "16", "--batch", "8", "--steps", "2", "--eval-samples", "4"]
     launch(1, [*words, "--processes", "2", "--out", str(tmp_path / "run")], cache)
     assert json.loads((tmp_path / "run/evaluations.json").read_text())[-1]["queries"] == 16
+    said = launch(1, [*words, "--processes", "2", "--reward", "jpg", "--out", str(tmp_path / "none")], cache, code=2)
+    assert "did you mean 'jpeg'?" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "none").exists()
