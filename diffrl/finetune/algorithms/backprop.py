@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffrl.diffusion import denoising_loss
 from diffrl.errors import UserError
 from diffrl.finetune.algorithms.base import PAIRS, PROMPTS, ROLL_OUT, STEPS, Algorithm, Metrics, Setup, Term
+from diffrl.finetune.algorithms.shared import denoising_term
 from diffrl.finetune.examples import Source
 from diffrl.finetune.losses import refl_loss
 from diffrl.finetune.rewards.base import ask
@@ -111,9 +111,4 @@ class ReFL(Backpropagation):
 
         index = torch.randint(len(self.source), (self.units,), generator=setup.generator(PAIRS, number, turn))[units]
         batch = self.source.batch(index)
-        x0 = model.encode(batch.images.to(model.device))
-        times, e = self.corruption(units, number, turn)
-        extras = {name: images.to(model.device) for name, images in batch.extras.items()}
-        network = model.network(model.conditions(batch.prompts, extras))
-        errors = denoising_loss(model.prediction, network, x0, times, e, event_dims=len(model.shape))
-        yield errors.mean(), {"error": errors.detach().mean()}
+        yield denoising_term(self, batch, batch.prompts, units, number, turn)

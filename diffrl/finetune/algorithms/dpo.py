@@ -10,7 +10,8 @@ from torch import Tensor
 
 from diffrl.errors import UserError
 from diffrl.files import atomic_path
-from diffrl.finetune.algorithms.base import PAIRS, PROMPTS, Algorithm, Metrics, Setup, Term, sample
+from diffrl.finetune.algorithms.base import PROMPTS, Setup, Term, sample
+from diffrl.finetune.algorithms.shared import OfData
 from diffrl.finetune.examples import Pairs
 from diffrl.finetune.losses import diffusion_dpo_loss, pair_errors
 from diffrl.finetune.model import Condition
@@ -100,32 +101,16 @@ class FolderPairs:
         return w, l, model.conditions(batch.prompts)
 
 
-class DPO(Algorithm):
+class DPO(OfData):
     """Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908) on the pairs of `source`, drawn with replacement.
 
     A round is `updates` batches of pairs. The implicit reward's accuracy is of pairs as they are drawn.
     """
 
     def __init__(self, setup: Setup, source: PairSource) -> None:
-        super().__init__(setup)
-        config = setup.config
-        assert config.batch is not None
-        assert config.updates is not None
+        super().__init__(setup, source)
         self.source = source
         self.prepared = source.queries
-        self.units = config.batch * config.updates
-        self.index = torch.empty(0, dtype=torch.int64)
-
-    @property
-    def queries(self) -> int:
-        """None: the pairs have been scored before."""
-        return 0
-
-    def collect(self, number: int) -> Metrics:
-        """Draw the round's pairs."""
-        generator = self.setup.generator(PAIRS, number)
-        self.index = torch.randint(len(self.source), (self.units,), generator=generator)
-        return {}
 
     def losses(self, units: Tensor, number: int, turn: int) -> Iterator[Term]:
         """One term: a time and a noise for each pair, the same for both of it."""

@@ -1,20 +1,20 @@
 """Policy gradients on the denoising chain: DDPO-SF, DDPO-IS, GRPO and DPOK differ in advantage and loss alone."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffrl.diffusion.chain import Transition, at_steps
-from diffrl.finetune.advantages import PromptStatistics, group_advantages
-from diffrl.finetune.algorithms.base import PROMPTS, STEPS, Algorithm, Metrics, Setup, Term, sample, summary
+from diffrl.finetune.advantages import group_advantages
+from diffrl.finetune.algorithms.base import STEPS, Metrics, Setup, Term, sample, summary
+from diffrl.finetune.algorithms.shared import OfSamples
 from diffrl.finetune.losses import ddpo_is_loss, ddpo_sf_loss, dpok_loss, kl_loss
 from diffrl.finetune.model import rows
-from diffrl.finetune.samples import Samples, denoiser
+from diffrl.finetune.samples import denoiser
 
 
-class PolicyGradient(Algorithm):
+class PolicyGradient(OfSamples):
     """Sample, score, and push each step's log-probability by the advantage of the image it ends in.
 
     Advantages are normalised per prompt over the last rewards (`PromptStatistics`), for GRPO within the groups of a
@@ -25,11 +25,7 @@ class PolicyGradient(Algorithm):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         config = setup.config
-        assert config.batch is not None
-        self.units = config.batch
         self.group = config.group or 1 if config.algo == "grpo" else 1
-        self.statistics = PromptStatistics()
-        self.samples: Samples | None = None
         self.advantages = torch.empty(0)
 
     def collect(self, number: int) -> Metrics:
@@ -40,8 +36,7 @@ class PolicyGradient(Algorithm):
         if self.group > 1:
             advantages = group_advantages(rewards.reshape(-1, self.group), clip=5.0).flatten()
         else:
-            chosen = setup.prompts.draw(self.units, 1, setup.generator(PROMPTS, number))
-            advantages = self.statistics.advantages(setup.prompts.of(chosen)[0], rewards)
+            advantages = self.normalised(number, rewards)
         self.advantages = advantages[samples.index.to(advantages.device)]
         return summary(rewards)
 
@@ -97,11 +92,3 @@ class PolicyGradient(Algorithm):
         return torch.stack(
             [setup.chain.draw_steps(k, setup.generator(STEPS, number, turn, i)) for i in units.tolist()], 1
         )
-
-    def state(self) -> dict[str, Any]:
-        """The rewards of each prompt."""
-        return {"statistics": self.statistics.state_dict()}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take up the rewards of each prompt."""
-        self.statistics.load_state_dict(state["statistics"])

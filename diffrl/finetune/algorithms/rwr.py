@@ -1,20 +1,18 @@
 """RWR: reward-weighted regression."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffrl.diffusion import denoising_loss
-from diffrl.finetune.advantages import PromptStatistics
-from diffrl.finetune.algorithms.base import PROMPTS, Algorithm, Metrics, Setup, Term, sample, summary
+from diffrl.finetune.algorithms.base import Metrics, Setup, Term, sample, summary
+from diffrl.finetune.algorithms.shared import OfSamples
 from diffrl.finetune.losses import rwr_weights
 from diffrl.finetune.model import rows
-from diffrl.finetune.samples import Samples
 
 
-class RWR(Algorithm):
+class RWR(OfSamples):
     """The denoising loss on the model's own images x_0, each weighted by exp(beta A) / Z (arXiv 2305.13301, 4.2).
 
     A is the reward normalised per prompt, so that beta means the same for every reward and no prompt takes all weight.
@@ -23,10 +21,6 @@ class RWR(Algorithm):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        assert setup.config.batch is not None
-        self.units = setup.config.batch
-        self.statistics = PromptStatistics()
-        self.samples: Samples | None = None
         self.weights = torch.empty(0)
 
     def collect(self, number: int) -> Metrics:
@@ -37,9 +31,7 @@ class RWR(Algorithm):
         rewards = setup.world.merge(setup.scored(samples), samples.index, self.units)
         if setup.kl_weight == 0:
             samples.states = samples.states[-1:].clone()  # of the chain x_0 is all that is learnt from
-        chosen = setup.prompts.draw(self.units, 1, setup.generator(PROMPTS, number))
-        advantages = self.statistics.advantages(setup.prompts.of(chosen)[0], rewards)
-        w = rwr_weights(advantages, config.beta)
+        w = rwr_weights(self.normalised(number, rewards), config.beta)
         self.weights = self.units * w[samples.index.to(w.device)]
         return {**summary(rewards), "effective_samples": float(1 / (w**2).sum())}
 
@@ -56,11 +48,3 @@ class RWR(Algorithm):
         )
         yield (self.weights[local] * errors).mean(), {"error": errors.detach().mean()}
         yield from self.penalties(condition, samples.states[:, local])
-
-    def state(self) -> dict[str, Any]:
-        """The rewards of each prompt."""
-        return {"statistics": self.statistics.state_dict()}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take up the rewards of each prompt."""
-        self.statistics.load_state_dict(state["statistics"])
