@@ -18,10 +18,13 @@ Metrics = dict[str, Tensor]
 """Quantities to log by name, each (S,), detached, left on the device."""
 
 
+GPU_OPTIONS: dict[str, Any] = {}
+
+
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """`function` as one compiled graph for tensors of fixed shapes on `device`."""
     # On a CPU the kernels are so short that calling them from C++ instead of Python is worth a fifth of a step.
-    options: dict[str, Any] | None = {"cpp_wrapper": True} if device.type == "cpu" else None
+    options: dict[str, Any] | None = {"cpp_wrapper": True} if device.type == "cpu" else dict(GPU_OPTIONS)
     result: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False, options=options)
     return result
 
@@ -65,6 +68,9 @@ class Agent(ABC):
         for name in (*self.compilable, *(self.acting if acting else ())):
             method = getattr(type(self), name).__get__(self)
             setattr(self, name, compiled(method, self.device))
+        if self.device.type == "cuda":
+            for optimiser in self.optimisers.values():
+                optimiser.fuse(lambda step: compiled(step, self.device))
 
     def uncompile(self) -> None:
         """Go back to the plain methods."""

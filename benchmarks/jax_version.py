@@ -327,10 +327,22 @@ def act(config: AgentConfig, state: Any, observations: Array, key: Array, action
 
 
 class Runner:
-    """What `worker.py` times: see `worker.Runner`."""
+    """What `worker.py` times: see `worker.Runner`.
 
-    def __init__(self, config: AgentConfig, observation_size: int, action_size: int, n_rows: int) -> None:
-        self.action_size = action_size
+    n_seeds: more than one are trained side by side (`vmap`), and only that. scan: so many steps are one call of the
+    device (`lax.scan`), so that it never waits for the host; 0: each step is a call.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        observation_size: int,
+        action_size: int,
+        n_rows: int,
+        n_seeds: int = 1,
+        scan: int = 0,
+    ) -> None:
+        self.action_size, self.scan = action_size, scan
         self.key, k_init, k_rows = jax.random.split(jax.random.key(0), 3)
         self.state = init(config, observation_size, action_size, k_init)
         self.policy = lambda: self.state.ema_actor if isinstance(self.state, QLState) else self.state.actor
@@ -348,6 +360,22 @@ class Runner:
             state, metrics = update(state, batch, draw(config, action_size, k_draws))
             return state, key, metrics
 
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def steps(states: Any, keys: Array, rows: Array) -> tuple[Any, Array]:
+            def body(carry: tuple[Any, Array], _: None) -> tuple[tuple[Any, Array], None]:
+                states, keys, _metrics = jax.vmap(step, (0, 0, None))(*carry, rows)
+                return (states, keys), None
+
+            carry: tuple[Any, Array] = jax.lax.scan(body, (states, keys), None, length=scan)[0]
+            return carry
+
+        self._steps = steps
+        if scan:
+            self.state = jax.vmap(lambda key: init(config, observation_size, action_size, key))(
+                jax.random.split(k_init, n_seeds)
+            )
+            self.key = jax.random.split(self.key, n_seeds)
+
         @functools.partial(jax.jit, donate_argnums=1)
         def next_actions(policy: Any, key: Array, observations: Array) -> tuple[Array, Array]:
             assert isinstance(config, DiffusionBC | DiffusionQL)
@@ -364,7 +392,9 @@ class Runner:
 
     def train(self, calls: int) -> None:
         """Steps, each with the drawing of its batch."""
-        for _ in range(calls):
+        for _ in range(calls // self.scan if self.scan else 0):
+            self.state, self.key = self._steps(self.state, self.key, self.rows)
+        for _ in range(0 if self.scan else calls):
             self.state, self.key, _ = self._step(self.state, self.key, self.rows)
         jax.block_until_ready(self.state)
 

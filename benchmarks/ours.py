@@ -27,6 +27,7 @@ class Runner:
         device: str,
         seeds: Sequence[int] = (0,),
         compiled: bool = False,
+        capture: bool = True,
     ) -> None:
         self.config, self.device = config, torch.device(device)
         self.generator = torch.Generator(device).manual_seed(0)
@@ -40,8 +41,8 @@ class Runner:
             self.by_candidates[config.act_candidates] = self.agent
         if compiled:
             for agent in self.by_candidates.values():
-                agent.compile(acting=True)
-        self.trainer = StackTrainer(self.agent, self.transitions, config.batch_size, self.generator)
+                agent.compile(acting=self.device.type == "cpu")
+        self.trainer = StackTrainer(self.agent, self.transitions, config.batch_size, self.generator, capture=capture)
         if isinstance(self.agent, DiffusionBCAgent | DiffusionQLAgent):
             sampled = self.agent.ema_actor if isinstance(self.agent, DiffusionQLAgent) else self.agent.actor
             self.draw_noise = sampled.sampling_noise

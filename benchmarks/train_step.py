@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py                                                 every agent and task, a long table
     python benchmarks/train_step.py --agents diffusion_ql --tasks hopper --check    the figures that must not fall
-    python benchmarks/train_step.py --device cuda                                   seeds side by side on a GPU
+    python benchmarks/train_step.py --device cuda                                   on a GPU: see train_step_gpu.py
 
 Batch 256 from a million rows, width 256, the paper's settings, one thread, made-up data of D4RL's sizes. A training
 step is everything: drawing the batch and the noise, losses, gradients, clipping, Adam, averages. What it is held
@@ -43,7 +43,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from worker import Job
-from workload import AGENTS_TIMED, ROWS, TASKS, Timed, Work, config_of, works_of
+from workload import AGENTS_TIMED, ROWS, TASKS, Work, config_of, works_of
 
 from diffrl.errors import UserError
 from diffrl.files import atomic_path
@@ -57,8 +57,8 @@ REFERENCE_GFLOPS, ORIGINAL_MS = 85.0, 111.0
 class TrainStep:
     """Time training steps and actions."""
 
-    agents: tuple[Timed, ...] = AGENTS_TIMED
-    """Which agents."""
+    agents: tuple[str, ...] = AGENTS_TIMED
+    """Which agents: bc, diffusion_bc, diffusion_ql, and with --device cuda any other (without plain and JAX)."""
     tasks: tuple[Literal["hopper", "halfcheetah"], ...] = ("hopper", "halfcheetah")
     """Which sizes: 11 observations and 3 actions, or 17 and 6."""
     quick: bool = False
@@ -68,7 +68,9 @@ class TrainStep:
     cold: bool = False
     """Compile with an empty on-disk cache, so that `first call` is a new user's."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """cuda: our seeds side by side instead, by the clock, beside the plain version; no JAX and no floor."""
+    """cuda: training steps with seeds side by side, by the clock, see `train_step_gpu.py`."""
+    seeds: tuple[int, ...] = (1, 8, 32)
+    """With --device cuda: how many seeds stand side by side."""
     core: int | None = None
     """The core to which all processes are pinned; else the last one that is ours."""
     out: Path | None = None
@@ -93,8 +95,12 @@ class Worker:
 
     def __init__(self, job: Job, core: int | None, cache: str | None, errors: IO[str]) -> None:
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        environment = os.environ | one_thread | {"JAX_PLATFORMS": "cpu"}
-        environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        environment = os.environ | one_thread
+        if job.device == "cpu":
+            environment["JAX_PLATFORMS"] = "cpu"
+            environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        else:
+            environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the card is shared with the other workers
         if cache is not None:
             environment["TORCHINDUCTOR_CACHE_DIR"] = cache
         self.job, self._errors = job, errors
@@ -435,7 +441,7 @@ def _short(ms: float) -> str:
     return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}" if ms >= 1 else f"{ms:.3f}"
 
 
-def save(content: dict[str, Any], options: TrainStep, console: Console) -> None:
+def save(content: dict[str, Any], options: TrainStep, console: Console | None = None) -> None:
     """Write the JSON, with the machine and the versions beside the figures."""
     about = {"command": " ".join(["python", "benchmarks/train_step.py", *sys.argv[1:]]), "machine": machine()}
     whole = (options.agents, options.tasks, options.quick) == (TrainStep.agents, TrainStep.tasks, False)
@@ -445,7 +451,8 @@ def save(content: dict[str, Any], options: TrainStep, console: Console) -> None:
         return
     with atomic_path(out) as temporary:
         temporary.write_text(json.dumps(about | content, indent=1, default=str) + "\n")
-    console.print(f"Every block: {out}")
+    if console is not None:
+        console.print(f"Every block: {out}")
 
 
 def machine() -> dict[str, str]:
@@ -464,81 +471,21 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-# --- On a GPU -----------------------------------------------------------------------------------------------------
-
-SEEDS_ON_GPU = (1, 8, 32)
+# --- On a GPU ---------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class GpuRow:
-    """A training step of one implementation with S seeds; times by the clock, memory in MiB."""
+def measure_on_gpu(options: TrainStep, console: Console) -> int:
+    """Time, print, save; what is saved grows stack by stack."""
+    import train_step_gpu as gpu
 
-    agent: str
-    task: str
-    implementation: str
-    seeds: int
-    ms: list[float]
-    first_call: float
-    allocated: float
-    busy: float
-    """Time of kernels and copies over the time of the step: what fraction the GPU works."""
-
-    @property
-    def median(self) -> float:
-        """Milliseconds a step."""
-        return statistics.median(self.ms)
-
-
-def measure_gpu(options: TrainStep, console: Console) -> list[GpuRow]:
-    """Training steps on a GPU: plain with one seed, ours eager with one, compiled with each of `SEEDS_ON_GPU`."""
-    stacks = [("plain", 1), ("eager", 1), *(("compiled", n) for n in SEEDS_ON_GPU)]
-    jobs = [
-        Job(name, agent, *TASKS[task], device="cuda", seeds=tuple(range(n)))
-        for agent in options.agents
-        for task in options.tasks
-        for name, n in stacks
-    ]
-    tasks = {sizes: task for task, sizes in TASKS.items()}
-    rows = []
-    with _progress(console) as progress:
-        bar = progress.add_task("", total=len(jobs))
-        for job in jobs:
-            task = tasks[job.observation_size, job.action_size]
-            n = len(job.seeds)
-            progress.update(bar, description=f"{job.agent}, {task}, {IMPLEMENTATIONS[job.implementation]}, S = {n}")
-            work = Work("train", config_of(job.agent).batch_size)
-            with workers([job], options) as (worker,):  # alone on the GPU
-                first, calls = worker.warm_up(work, options.block_seconds(work))
-                ms = [1000 * worker.run(work, calls) for _ in range(options.rounds)]
-                allocated = worker.ask(do="memory")["allocated"]
-                kernels = worker.ask(do="kernels", work=asdict(work), calls=50) / 50
-            busy = min(1.0, 1000 * kernels / statistics.median(ms))
-            rows.append(GpuRow(job.agent, task, job.implementation, n, ms, first, allocated, busy))
-            progress.update(bar, advance=1)
-    return rows
-
-
-def print_gpu(rows: Sequence[GpuRow], console: Console) -> None:
-    table = Table(title="Training step on the GPU, by the clock")
-    for heading in ("agent", "task", "", "S", "ms", "seed-steps/s", "x plain's", "time / S = 1", "first call s"):
-        table.add_column(heading, justify="left" if heading in ("agent", "task", "") else "right")
-    table.add_column("peak allocated MiB", justify="right")
-    table.add_column("GPU busy", justify="right")
-    for row in rows:
-        same = [r for r in rows if (r.agent, r.task) == (row.agent, row.task)]
-        plain = next(r for r in same if r.implementation == "plain")
-        single = next(r for r in same if r.implementation == row.implementation and r.seeds == 1)
-        table.add_row(
-            *(row.agent, row.task, IMPLEMENTATIONS[row.implementation], str(row.seeds), _short(row.median)),
-            f"{1000 * row.seeds / row.median:.0f}",
-            f"{row.seeds * plain.median / row.median:.1f}",
-            f"{row.median / single.median:.2f}",
-            f"{row.first_call:.1f}",
-            f"{row.allocated:.0f}",
-            f"{row.busy:.0%}",
-        )
-    console.print(table)
-    console.print("Goals: with one seed 10 times the plain version's speed; 32 seeds in under 4 times the time of one.")
+    jobs = gpu.jobs(options.agents, options.tasks, options.seeds)
+    rows: list[gpu.GpuRow] = []
+    with workers(jobs, options) as started:
+        for row in gpu.measure(started, options.rounds, options.block_seconds(Work("train", 1)), console):
+            rows.append(row)
+            save({"rows_of_data": ROWS, "device": gpu.card(), "gpu": [asdict(row) for row in rows]}, options)
+    gpu.print_rows(rows, console)
+    return 0
 
 
 # --- Command ------------------------------------------------------------------------------------------------------
@@ -551,10 +498,10 @@ def main(options: TrainStep) -> int:
     if options.device == "cuda":
         if options.check:
             raise UserError("--check is about the CPU's figures; leave out --device cuda.")
-        rows = measure_gpu(options, console)
-        print_gpu(rows, console)
-        save({"rows_of_data": ROWS, "gpu": [asdict(row) for row in rows]}, options, console)
-        return 0
+        return measure_on_gpu(options, console)
+    unknown = [agent for agent in options.agents if agent not in AGENTS_TIMED]
+    if unknown:
+        raise UserError(f"There is no plain version of {unknown[0]!r} to compare with; expected {AGENTS_TIMED}.")
     if options.check and not ("diffusion_ql" in options.agents and "hopper" in options.tasks):
         raise UserError("--check is about Diffusion-QL at hopper: have diffusion_ql in --agents and hopper in --tasks.")
     if options.core is None and hasattr(os, "sched_getaffinity"):

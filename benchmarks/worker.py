@@ -25,7 +25,7 @@ class Job:
     """What a worker is to be."""
 
     implementation: str
-    """plain, eager, compiled, jax or floor."""
+    """plain, eager, compiled, jax or floor; on a GPU captured and compiled_float32 too."""
     agent: str
     observation_size: int
     action_size: int
@@ -52,18 +52,23 @@ def build(job: Job) -> Runner:
     if job.implementation == "jax":
         import jax_version
 
-        return jax_version.Runner(config, *sizes, ROWS)
+        if job.device == "cpu":
+            return jax_version.Runner(config, *sizes, ROWS)
+        return jax_version.Runner(config, *sizes, ROWS, n_seeds=len(job.seeds), scan=10)
     import torch
 
     if job.device == "cpu":
         torch.set_num_threads(1)
+    elif job.implementation in ("captured", "compiled"):
+        torch.set_float32_matmul_precision("high")
     if job.implementation == "plain":
         import plain
 
         return plain.Runner(config, *sizes, ROWS, job.device)
     import ours
 
-    return ours.Runner(config, *sizes, ROWS, job.device, job.seeds, job.implementation == "compiled")
+    compiled = job.implementation.startswith("compiled")
+    return ours.Runner(config, *sizes, ROWS, job.device, job.seeds, compiled, capture=job.implementation != "eager")
 
 
 def memory(job: Job) -> dict[str, float]:
@@ -78,15 +83,15 @@ def memory(job: Job) -> dict[str, float]:
     return result
 
 
-def kernel_seconds(run: Callable[[], None]) -> float:
-    """How long a GPU's kernels and copies take while `run` runs."""
+def kernel_seconds(run: Callable[[], None]) -> tuple[float, int]:
+    """How long a GPU's kernels and copies take while `run` runs, and how many they are."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         run()
     events = [event for event in profiler.key_averages() if event.device_type.name == "CUDA"]
     microseconds: float = sum(event.self_device_time_total for event in events)
-    return microseconds / 1e6
+    return microseconds / 1e6, sum(event.count for event in events)
 
 
 def serve(job: Job) -> Callable[[dict[str, Any]], Any]:

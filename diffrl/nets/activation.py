@@ -41,9 +41,10 @@ class _Mish(torch.autograd.Function):
             n = e * (e + 2.0)
             m = n + 2.0
             value, derivative = x * (n / m), n / m + 4.0 * x * ((n - e) / m / m)
-            # The compiler would rather keep x and take the exponential again in the backward pass, which costs more
-            # than reading the derivative. What it concatenates it keeps.
-            value, derivative = torch.stack([value, derivative]).unbind()
+            # The compiler would rather keep x and take the exponential again in the backward pass, which costs a CPU
+            # more than reading the derivative. What it concatenates it keeps.
+            if x.device.type == "cpu":
+                value, derivative = torch.stack([value, derivative]).unbind()
         else:
             n = e.add(2.0).mul_(e)
             m = n.add(2.0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 _NARROW = 16
+_FEW_PRODUCTS = 8
 _MANY_ROWS = 32
 
 
@@ -57,12 +58,24 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             weight = torch.nn.functional.pad(weight, (0, _NARROW - out))
             return _product(x, weight)[..., :out] + bias
     if torch.compiler.is_compiling():
+        if x.device.type == "cuda" and (out <= _FEW_PRODUCTS or x.shape[-1] <= _FEW_PRODUCTS):
+            return few_products(x, weight) + bias
         return _product(x, weight) + bias
     if x.ndim == 3:
         return torch.baddbmm(bias, x, weight)
     n = x.ndim - 3
     y = torch.baddbmm(bias.flatten(0, n), x.flatten(0, n), weight.flatten(0, n))
     return y.view(*x.shape[:-1], out)
+
+
+def few_products(x: Tensor, weight: Tensor) -> Tensor:
+    """x W of few columns in or out, written as sums of products: a GPU's compiler joins them with what stands beside
+    them, where a matrix product would be a kernel by itself that hardly works."""
+    if weight.shape[-1] <= x.shape[-1]:
+        columns = [(x * column.unsqueeze(-2)).sum(-1) for column in weight.unbind(-1)]
+        return torch.stack(columns, -1)
+    rows = [x[..., i : i + 1] * weight[..., i : i + 1, :] for i in range(x.shape[-1])]
+    return sum(rows[1:], start=rows[0])
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:

@@ -1,0 +1,158 @@
+"""What keeps Diffusion-QL where it has arrived: last against best on maze2d-umaze-v1, by number of critics and rule.
+
+    python benchmarks/stability.py                        the table of what has been measured
+    python benchmarks/stability.py --train                first trains the cells that are missing, or were cut
+    python benchmarks/stability.py --train --cells shipped five-min --stage final --device cuda
+
+A cell is the small configuration (`diffusion_ql/maze2d-umaze-v1-small`, 20,000 steps) with some of the agent's fields
+set. Two stages: `screen`, seeds 0 to 7, on which choices are made; and `final`, seeds 100 to 107, used for no choice.
+Cells that are whole are left alone, cut ones go on; what is measured is kept, a file a cell, in
+benchmarks/results/stability/.
+
+How to read it. Scores are normalised, x100. "last" is the evaluation at the end, "last three" the mean of the
+evaluations at 15,000, 17,500 and 20,000 steps, "best" each seed's best evaluation, chosen on the test environment, and
+"gap" best minus last: what a user loses who keeps the last checkpoint. "worst seed" is of the last. ± is the standard
+error over seeds. No checkpoint is chosen by its score but for "best".
+"""
+
+import json
+import statistics
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.console import Console
+from tables import Lines, print_lines
+
+import diffrl
+from diffrl import config as configuration
+from diffrl.errors import UserError
+from diffrl.files import atomic_path
+from diffrl.training import checkpoint
+from diffrl.training.statistics import estimate
+
+CONFIG = "diffusion_ql/maze2d-umaze-v1-small"
+TWO: dict[str, Any] = {"n_critics": 2, "q_agg": "min", "actor_q": "random", "act_candidates": 4, "act_with": "actor"}
+"""As it was shipped until 2026-11-28: the paper's two critics and coin."""
+FIVE: dict[str, Any] = {**TWO, "n_critics": 5, "actor_q": "min"}
+AVERAGE: dict[str, Any] = {"act_with": "average", "act_candidates": 1}
+SLOW: dict[str, Any] = {"ema_rate": 0.0017}
+CELLS: dict[str, dict[str, Any]] = {
+    "two-coin": TWO,
+    "two-min": {**TWO, "actor_q": "min"},
+    "four-min": {**FIVE, "n_critics": 4},
+    "five-min": FIVE,
+    "ten-min": {**FIVE, "n_critics": 10},
+    "five-min-target-coin": {**FIVE, "actor_q": "random"},
+    "five-lcb": {**FIVE, "q_agg": "lcb", "actor_q": "lcb"},
+    "five-lcb-2": {**FIVE, "q_agg": "lcb", "actor_q": "lcb", "q_spread": 2.0},
+    "ten-lcb-2": {**FIVE, "n_critics": 10, "q_agg": "lcb", "actor_q": "lcb", "q_spread": 2.0},
+    "five-min-backup": {**FIVE, "max_q_backup": True},
+    "five-min-average": {**FIVE, **AVERAGE},
+    "five-min-slow-average": {**FIVE, **AVERAGE, **SLOW},
+    "ten-min-slow-average": {**FIVE, **AVERAGE, **SLOW, "n_critics": 10},
+}
+"""Fields of the agent by the cell's name; all else is the configuration's."""
+SEEDS = {"screen": tuple(range(8)), "final": tuple(range(100, 108))}
+EPISODES = {"screen": 20, "final": 50}
+Stage = Literal["screen", "final"]
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Train cells, print the table."""
+
+    train: bool = False
+    """Train what is missing."""
+    cells: tuple[str, ...] = ()
+    """Which cells to train; by default all."""
+    stage: Stage = "screen"
+    """Which seeds: 0 to 7, to choose by, or 100 to 107, to report."""
+    steps: int | None = None
+    """Training steps, instead of the configuration's 20,000: for a first look, kept apart."""
+    device: str = "auto"
+    """cpu or cuda."""
+    runs: Path = Path("runs/stability")
+    """Folder of the runs."""
+    results: Path = Path(__file__).parent / "results" / "stability"
+    """Folder of what has been measured."""
+
+
+def train(options: Stability, cell: str) -> dict[str, Any]:
+    """A cell's run, new or gone on with; its evaluations."""
+    config = configuration.find(CONFIG)
+    steps = options.steps or config.steps
+    config = replace(
+        config,
+        agent=replace(config.agent, **CELLS[cell]),
+        steps=steps,
+        eval_every=max(1, steps // 8),
+        eval_episodes=EPISODES[options.stage],
+        seeds=SEEDS[options.stage],
+        device=options.device,
+        out=options.runs / options.stage / cell,
+    )
+    there = checkpoint.steps(config.out) if config.out is not None else []
+    if there and there[-1] < steps:
+        diffrl.resume(config.out, steps=steps, device=options.device)
+    elif not there:
+        diffrl.train(config)
+    assert config.out is not None
+    scores = json.loads((config.out / "scores.json").read_text())
+    return {
+        "cell": cell,
+        "stage": options.stage,
+        "fields": CELLS[cell],
+        "seeds": list(config.seeds),
+        "episodes": config.eval_episodes,
+        "device": options.device,
+        "evaluations": [{"step": entry["step"], "scores": entry["score"]} for entry in scores["evaluations"]],
+    }
+
+
+def line(result: dict[str, Any]) -> list[str]:
+    """A cell's row of the table."""
+    curve = [evaluation["scores"] for evaluation in result["evaluations"]]
+    last = curve[-1]
+    three = [statistics.fmean(scores) for scores in zip(*curve[-3:], strict=True)]
+    best = [max(scores) for scores in zip(*curve, strict=True)]
+    gap = [b - l for b, l in zip(best, last, strict=True)]  # noqa: E741
+    figures = (str(estimate([[value] for value in values])) for values in (last, three, best, gap))
+    return [result["cell"], *figures, f"{min(last):.1f}", str(len(last)), str(result["episodes"])]
+
+
+HEADINGS = ["", "last", "last three", "best", "gap", "worst seed", "seeds", "episodes"]
+
+
+def main(options: Stability) -> int:
+    console = Console()
+    unknown = [cell for cell in options.cells if cell not in CELLS]
+    if unknown:
+        raise UserError(f"There is no cell {unknown[0]!r}; expected some of {', '.join(CELLS)}.")
+    options.results.mkdir(parents=True, exist_ok=True)
+    for cell in options.cells or CELLS if options.train else ():
+        path = options.results / f"{options.stage}-{cell}.json"
+        if not path.exists():
+            console.print(f"[bold]{cell}[/], {options.stage}: {CELLS[cell]}")
+            result = train(options, cell)
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(result, indent=1) + "\n")
+    kept = [json.loads(path.read_text()) for path in sorted(options.results.glob("*.json"))]
+    kept.sort(key=lambda result: list(CELLS).index(result["cell"]))
+    for stage in SEEDS:
+        rows = [line(result) for result in kept if result["stage"] == stage]
+        if rows:
+            lines: Lines = [HEADINGS, *rows]
+            title = f"maze2d-umaze-v1, {stage}: seeds {SEEDS[stage][0]} to {SEEDS[stage][-1]}"
+            print_lines(lines, title, console, left=1)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Stability, description=__doc__)))
+    except UserError as error:
+        print(f"stability: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
