@@ -19,6 +19,7 @@ Metrics = dict[str, Tensor]
 
 
 GPU_OPTIONS: dict[str, Any] = {}
+FUSE = False
 
 
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
@@ -68,7 +69,7 @@ class Agent(ABC):
         for name in (*self.compilable, *(self.acting if acting else ())):
             method = getattr(type(self), name).__get__(self)
             setattr(self, name, compiled(method, self.device))
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and FUSE:
             for optimiser in self.optimisers.values():
                 optimiser.fuse(lambda step: compiled(step, self.device))
 

@@ -95,17 +95,19 @@ class Adam:
         norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
         if self.clip > 0:
             factor = (self.clip / (norms + 1e-6)).clamp(max=1.0)
-            gradients = [g * factor.view(-1, *[1] * (g.ndim - 1)) for g in gradients]
+            gradients = torch._foreach_mul(gradients, [factor.view(-1, *[1] * (g.ndim - 1)) for g in gradients])
         rate = self._scheduled(steps[0]) if isinstance(self._rate, Tensor) else self._rate
         torch._foreach_add_(steps, 1.0)
         t = steps[0].double()  # the power of a float32 would err by more than all the rest
         torch._foreach_lerp_(means, gradients, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-        size = -rate / (1 - beta1**t)
-        scale = (1 - beta2**t).rsqrt()
-        for parameter, mean, square in zip(self.parameters, means, squares, strict=True):
-            parameter.add_(size * mean / (square.sqrt() * scale + self._adam.defaults["eps"]))
+        denominators = torch._foreach_sqrt(squares)
+        torch._foreach_mul_(denominators, (1 - beta2**t).rsqrt().to(norms.dtype))
+        torch._foreach_add_(denominators, self._adam.defaults["eps"])
+        moves = torch._foreach_div(means, denominators)
+        torch._foreach_mul_(moves, (-rate / (1 - beta1**t)).to(norms.dtype))
+        torch._foreach_add_(self.parameters, moves)
         return norms
 
     def _scheduled(self, made: Tensor) -> Tensor:
