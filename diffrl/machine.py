@@ -30,6 +30,14 @@ def settle() -> None:
     settle_allocator()
 
 
+def settle_products(device: str, tf32: bool) -> None:
+    """Set how this process takes matrix products on a GPU: their factors rounded to TF32, or float32 throughout."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
 def compiled_code_folder() -> Path:
     """Where torch.compile keeps what it makes: `$TORCHINDUCTOR_CACHE_DIR`, else in the user's cache folder."""
     return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or Path(platformdirs.user_cache_dir("diffrl")) / "compiled")

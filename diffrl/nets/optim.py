@@ -77,25 +77,27 @@ class Adam:
             parameter.grad = None
         return norms
 
-    def fuse(self, compiled: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
+    def fuse(self, compiled: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None) -> None:
         """Have `step` clip and move in few kernels, those that `compiled` makes of `plain_step`: for a GPU.
 
-        There the norms and factors of some twenty tensors are sixty kernels, each shorter than its start.
+        There the norms and factors of twenty tensors are sixty kernels, each shorter than its start. None: as before.
         """
-        self._fused = compiled(self.plain_step)
+        self._fused = None if compiled is None else compiled(self.plain_step)
 
     def plain_step(self, gradients: Sequence[Tensor]) -> Tensor:
         """Clip the gradients and move the parameters down them, as a plain function of tensors; the norms (S,).
 
         It is `step` after the gradients, written out (Kingma & Ba 2015, algorithm 1; eps is added to sqrt(v_hat)).
         """
+        parameters, gradients = list[Tensor](self.parameters), list(gradients)
         state = [self._adam.state[p] for p in self.parameters]
         steps, means, squares = ([s[key] for s in state] for key in ("step", "exp_avg", "exp_avg_sq"))
         beta1, beta2 = self._adam.defaults["betas"]
         norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
         if self.clip > 0:
             factor = (self.clip / (norms + 1e-6)).clamp(max=1.0)
-            gradients = torch._foreach_mul(gradients, [factor.view(-1, *[1] * (g.ndim - 1)) for g in gradients])
+            factors = [factor.view(-1, *[1] * (g.ndim - 1)) for g in gradients]
+            gradients = list(torch._foreach_mul(gradients, factors))
         rate = self._scheduled(steps[0]) if isinstance(self._rate, Tensor) else self._rate
         torch._foreach_add_(steps, 1.0)
         t = steps[0].double()  # the power of a float32 would err by more than all the rest
@@ -107,7 +109,7 @@ class Adam:
         torch._foreach_add_(denominators, self._adam.defaults["eps"])
         moves = torch._foreach_div(means, denominators)
         torch._foreach_mul_(moves, (-rate / (1 - beta1**t)).to(norms.dtype))
-        torch._foreach_add_(self.parameters, moves)
+        torch._foreach_add_(parameters, moves)
         return norms
 
     def _scheduled(self, made: Tensor) -> Tensor:

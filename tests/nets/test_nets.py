@@ -15,6 +15,7 @@ from diffrl.nets import (
     seed_generator,
     seed_norms,
 )
+from diffrl.nets.stacked import few_products
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
@@ -198,11 +199,14 @@ def test_time_embedding_of_a_scalar_is_that_of_every_row() -> None:
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("clip", [0.0, 0.05])
-def test_adam_is_torchs_with_a_norm_clipped_seed_by_seed(seeds: tuple[int, ...], clip: float) -> None:
+def test_adam_is_torchs_with_a_norm_clipped_seed_by_seed(seeds: tuple[int, ...], clip: float, fused: bool) -> None:
     x, target = torch.randn(len(seeds), 9, 4), torch.randn(len(seeds), 9, 2)
     ours = MLP((len(seeds),), 4, 2, [seed_generator(s) for s in seeds], width=8, layers=1)
     adam = Adam(ours, 1e-2, clip)
+    if fused:
+        adam.fuse(lambda step: step)
     for _ in range(5):
         norms = adam.step((ours(x) - target).square().mean((1, 2)))
     for i, seed in enumerate(seeds):
@@ -217,6 +221,38 @@ def test_adam_is_torchs_with_a_norm_clipped_seed_by_seed(seeds: tuple[int, ...],
         torch.testing.assert_close(norms[i], norm, rtol=1e-4, atol=1e-6)
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(a[i], b[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", [{}, {"decay_steps": 20}, {"decay_steps": 20, "warm_up": 5}])
+def test_adam_written_out_is_the_same_adam(schedule: dict[str, int]) -> None:
+    """`plain_step`, which a GPU compiles, and torch's fused one: weights, moments, counters and norms, in float64."""
+    x, target = torch.randn(3, 5, 4, dtype=torch.float64), torch.randn(3, 5, 2, dtype=torch.float64)
+    nets = [MLP((3,), 4, 2, [seed_generator(s) for s in range(3)], width=8, layers=2).double() for _ in range(2)]
+    fused, plain = (Adam(net, 1e-2, 0.02, **schedule) for net in nets)
+    plain.fuse(lambda step: step)
+    for _ in range(15):
+        norms = [
+            adam.step((net(x) - target).square().mean((1, 2))) for adam, net in zip((fused, plain), nets, strict=True)
+        ]
+        torch.testing.assert_close(*norms)
+    assert norms[0].min() > 0.02  # clipped
+    for name, value in fused.state_dict().items():
+        torch.testing.assert_close(plain.state_dict()[name], value)
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("stack", "size_in", "size_out"), [((3,), 2, 50), ((3,), 50, 2), ((3, 2), 50, 1), ((2,), 4, 3)]
+)
+def test_few_products_are_the_matrix_product(stack: tuple[int, ...], size_in: int, size_out: int) -> None:
+    x = torch.randn(*stack, 7, size_in, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(*stack, size_in, size_out, dtype=torch.float64, requires_grad=True)
+    ours, plain = few_products(x, weight), x @ weight
+    torch.testing.assert_close(ours, plain)
+    upstream = torch.randn_like(plain)
+    for a, b in zip(*(torch.autograd.grad(y, (x, weight), upstream) for y in (ours, plain)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_adam_leaves_other_networks_without_gradients() -> None:
