@@ -9,7 +9,7 @@ serves both terms of
 with |.|^2 a mean over the action's dimensions, a^ clamped to [-1, 1], critic i drawn anew at each step and scaled by
 itself, and eta = 2: this is the form "published". Acting chooses among 50 candidates by the online critics. With the
 form "x0", ours, the network predicts the action itself, a^ = D_theta(a_t, t, s), and |a^ - a|^2 (before a^ is clamped)
-is the first term: it weighs noisy times more, where the guess is far from the data and Q has most to say.
+is the first term: beside an error of the noise it weighs noisy times more, by sigma^2 / alpha^2.
 
 Acting, and the target's actions, come from a solver of the ODE in 15 steps: the authors' is DPM-Solver, ours multistep
 DPM-Solver++, with the guesses clamped in both.

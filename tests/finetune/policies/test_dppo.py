@@ -189,7 +189,7 @@ def tuned(cloned: Path, out: Path, **fields: Any) -> Path:
 
 
 def test_a_policy_of_another_sampler_is_tuned_and_acts_by_the_posterior(tmp_path: Path) -> None:
-    """IDQL's own sampler clamps its states, which leaves PPO no probabilities; the run's configuration says posterior."""
+    """IDQL's own sampler clamps its states, which leaves PPO no probabilities; the run's configuration says so."""
     start = target_run(tmp_path / "idql", IDQL(**SMALL, blocks=1), steps=20, eval_every=20, seeds=(0,))
     assert Run.read(start).config.agent.sampler == "beta"  # type: ignore[attr-defined]
     run = Run.read(tuned(start, tmp_path / "tuned", steps=40, eval_every=40))
