@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffrl.diffusion import Denoise, Network, Prediction
-from diffrl.nets import MLP, ResidualMLP, TimeEmbedding, affine, mish
+from diffrl.nets import MLP, RawTime, ResidualMLP, TimeEmbedding, affine, mish
 
 
 class ActionNetwork(nn.Module):
@@ -17,6 +17,7 @@ class ActionNetwork(nn.Module):
     once for all steps of a chain and all candidates of a state.
 
     blocks: 0 is the plain MLP; else a residual network of so many blocks, with layer normalisation (IDQL's).
+    time_size: size of the time embedding; 0: the network receives the time itself.
     """
 
     def __init__(
@@ -33,8 +34,9 @@ class ActionNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.n_seeds, self.action_size = len(generators), action_size
-        self.embed_time = TimeEmbedding(self.n_seeds, time_size, generators)
-        self._sizes = (action_size, time_size, observation_size)
+        self.embed_time: TimeEmbedding | RawTime
+        self.embed_time = TimeEmbedding(self.n_seeds, time_size, generators) if time_size else RawTime(self.n_seeds)
+        self._sizes = (action_size, time_size or 1, observation_size)
         stack, size = (self.n_seeds,), sum(self._sizes)
         self.mlp: MLP | ResidualMLP
         if blocks:

@@ -22,6 +22,8 @@ Schedule = Literal["linear", "cosine", "sigmoid", "vp"]
 Solver = Literal["ddim", "dpm1", "dpm2", "dpm3", "dpmpp2m", "heun"]
 Aggregate = Literal["min", "mean", "lcb"]
 """How the values of several critics become one: see `CriticConfig.q_agg`."""
+ReverseVariance = Literal["posterior", "beta"]
+"""The noise of a diffusion policy's reverse process, and what is clamped: see `IDQL.sampler`."""
 
 Rule = tuple[Callable[[float], bool], str]
 """Whether a number will do, and what to say where it will not."""
@@ -219,16 +221,25 @@ class IDQL(ExpectileConfig):
     """Share of a block's inputs left out in training."""
     grad_clip: float = 0.0
     """Largest gradient norm; 0: no clipping."""
+    lr_decay_steps: int = 3_000_000
+    """Steps over which the policy's learning rate falls to 0 along a cosine, however long the run is; 0: it stays."""
     denoising_steps: int = 5
     """T, the steps of the diffusion policy."""
     schedule: Schedule = "vp"
     """Noise schedule of the diffusion policy."""
+    sampler: ReverseVariance = "beta"
+    """The policy's sampling: beta, the authors', with noise sqrt(beta_t) and the action clamped after each step; or
+    posterior, with less noise, and the guess of the clean action clamped instead."""
     ema_rate: float = 0.001
     """How far the averaged policy, which acts, moves to the policy each step."""
     act_candidates: int = 64
     """Actions drawn when acting, from which the critics choose one; the paper's sets have 16 to 256."""
     act_temperature: float = 0.0
     """Temperature of the softmax over Q that chooses it; 0: the best."""
+
+    def going_online(self) -> IDQL:
+        """See `AgentConfig`. As for IQL, the schedule ends."""
+        return dataclasses.replace(self, lr_decay_steps=0)
 
 
 @dataclass(frozen=True)
@@ -260,9 +271,9 @@ class QWeightedConfig(CriticConfig):
 
     q_weight: float = 1.0
     """Weight of the Q term beside the behaviour-cloning loss: the paper's eta, set per task."""
-    actor_q: Literal["random", Aggregate] = "random"
-    """What the actor climbs: a critic drawn at random at each step and scaled by another one, as in the paper, or the
-    critics' min, mean or lcb, scaled by its own mean size."""
+    actor_q: Literal["random", "random_own", Aggregate] = "random"
+    """What the actor climbs: a critic drawn at random at each step and scaled by another one's mean size (random, as
+    in Diffusion-QL) or by its own (random_own, as in EDP), or the critics' min, mean or lcb, scaled by its own."""
     max_q_backup: bool = False
     """Bootstrap from the best of `backup_candidates` next actions instead of one (the paper's AntMaze settings)."""
     backup_candidates: int = 10
@@ -283,6 +294,8 @@ class QWeightedConfig(CriticConfig):
     """Whose actions those are that are carried out: the actor's, as in the paper, or the averaged actor's."""
     act_candidates: int = 50
     """Actions drawn when acting, from which the critics choose one; 1: they have no say."""
+    act_critics: Literal["target", "online"] = "target"
+    """Which critics choose: the target ones, as in Diffusion-QL, or the online ones, as in EDP."""
     act_temperature: float = 1.0
     """Temperature of the softmax over Q that chooses it; 0: the best."""
 
@@ -307,6 +320,14 @@ class EDP(QWeightedConfig):
     name: ClassVar[str] = "edp"
     implementation: ClassVar[str] = "agents.edp:EDPAgent"
 
+    form: Literal["published", "x0"] = "published"
+    """What the network predicts, and its cloning loss is on: the noise, as the authors have it, or the action."""
+    q_weight: float = 2.0
+    """Weight of the Q term beside the behaviour-cloning loss: the authors' alpha."""
+    actor_q: Literal["random", "random_own", Aggregate] = "random_own"
+    """What the actor climbs: see `QWeightedConfig`."""
+    act_critics: Literal["target", "online"] = "online"
+    """Which critics choose among the candidates: see `QWeightedConfig`."""
     schedule: Schedule = "linear"
     """Noise schedule of training, of 1,000 steps."""
     sampling_steps: int = 15
@@ -338,7 +359,7 @@ class ConsistencyAC(QWeightedConfig):
     boundaries_end: int = 150
     """... and from step `boundaries_steps` on."""
     boundaries_steps: int = 50_000
-    """Steps over which their number grows (the published code starts over every 1,000 steps)."""
+    """Steps over which their number grows (the published code then starts over, every 50,000 steps)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -368,10 +389,14 @@ class FQL(CriticConfig):
     """Width of the hidden layers."""
     layers: int = 4
     """Number of hidden layers."""
+    networks: Literal["published", "ours"] = "published"
+    """The authors' networks, which normalise after the activation, take the time as it is and start from weights scaled
+    by the average of the fans; or ours, with the layers of the other agents. See `agents.fql`."""
     alpha: float = 10.0
     """Weight of the distillation beside Q, set per task."""
     normalise_q: bool = False
-    """Divide the Q term by the mean |Q|, so that alpha means the same on every scale of rewards."""
+    """Divide the Q term by the mean |Q|, so that alpha means the same on every scale of rewards; where an action moves
+    the normalised Q little, as on maze2d, alpha has to be far smaller than the authors' .03 to 10: see `agents.fql`."""
     flow_steps: int = 10
     """Euler steps of the flow."""
     learning_rate: float = 3e-4

@@ -4,8 +4,8 @@ Diffusion-QL with a consistency policy in the place of the diffusion policy: L_d
 takes T = 2 calls of the network instead of 5. See `ConsistencyPolicy` for the two forms of it.
 
 What the published code leaves open, and what is done here:
-- its number of noise levels starts over from 2 every 1,000 steps (at each call of its `train`): here it grows once over
-  `boundaries_steps`, as the schedule is meant;
+- its number of noise levels grows from 2 to 150 within each call of its `train`, which makes 50,000 steps, and starts
+  over at the next: here it grows once, over `boundaries_steps`, as the schedule is meant;
 - its setting `scale_consis_loss` never reaches the agent, so that the weight 100 / (t - r) is always on: so it is here;
 - for T = 1 its sampling level, linspace(2, 80, 1), is 2, and its noise of size 80: here the level is 80;
 - `q_norm` divides the critics' targets by their deviation over the batch, which leaves Q without a fixed scale: kept as

@@ -19,6 +19,7 @@ class CriticEnsemble(nn.Module):
         generators: Sequence[torch.Generator],
         config: CriticConfig,
         activation: Callable[[Tensor], Tensor] = mish,
+        norm_after: bool = False,
     ) -> None:
         super().__init__()
         self.n_critics = config.n_critics
@@ -31,6 +32,7 @@ class CriticEnsemble(nn.Module):
             layers=config.layers,
             layer_norm=config.critic_layer_norm,
             activation=activation,
+            norm_after=norm_after,
         )
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from agents.action_network import GenerativePolicy
 from agents.base import Agent
-from agents.config import IDQL, DiffusionBC, DiffusionQL
+from agents.config import IDQL, DiffusionBC, DiffusionQL, ReverseVariance
 from diffrl.diffusion import VP, Denoise, Prediction, Sampler, denoising_loss, discrete_grid
 from diffrl.diffusion.chain import DenoisingChain
 
@@ -19,6 +19,10 @@ class DiffusionPolicy(GenerativePolicy):
     Its network is eps_theta(a_t, t, s). Its time label is the time of the VP process (0.22, 0.83, 1.8, 3.2, 5.1 for
     T = 5) where the original code has the step's index (0 to 4): about the same numbers, and with a meaning for any
     other grid or solver. The first layer's time part is computed once for each of the T times.
+
+    sampler: the reverse process in sampling. "posterior": D clamped to [-1, 1], the noise of the DDPM posterior.
+    "beta": D as it is, noise sqrt(beta_t), and the state clamped to [-1, 1] after each step, as IDQL's authors sample.
+    The mean of a step is the posterior's in both, and the last step has no noise.
 
     The first steps of its chain may be another network's, frozen: see `freeze_start`.
     """
@@ -36,12 +40,18 @@ class DiffusionPolicy(GenerativePolicy):
         steps: int,
         schedule: str,
         blocks: int = 0,
+        sampler: ReverseVariance = "posterior",
     ) -> None:
         super().__init__(observation_size, action_size, generators, width=width, layers=layers, blocks=blocks)
         self.steps = steps
         times = discrete_grid(schedule, steps, dtype=torch.get_default_dtype())
         self.prediction = Prediction("eps", VP())
         self.sampler = Sampler(VP(), times, eta=1.0)
+        self._beta_steps: list[tuple[float, float, float]] = []  # (f, g, std) of a step a -> f D + g a + std z
+        if sampler == "beta":  # on VP 1 - beta_t, the square of a step's alpha_t / alpha_r, is e^(r - t)
+            betas = -torch.expm1(times[1:].double() - times[:-1].double())
+            stds = [*betas[:-1].sqrt().tolist(), 0.0]
+            self._beta_steps = [(f, g, s) for (_, f, g, _), s in zip(self.sampler.transitions, stds, strict=True)]
         # (c_skip, c_out) of the denoiser at each time of the grid.
         self._preconditioning = torch.stack(self.prediction.preconditioning(times[:-1].double()), 1).tolist()
         self.register_buffer("times", times[:-1], persistent=False)
@@ -85,12 +95,17 @@ class DiffusionPolicy(GenerativePolicy):
         return torch.randn(shape, generator=generator, device=observations.device)
 
     def sample(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Actions (S, B K, A) by the T steps of the reverse process, D clamped to [-1, 1] (eq. 1); differentiable.
+        """Actions (S, B K, A) by the T steps of the reverse process (eq. 1), see `sampler`; differentiable.
 
         observations: (S, B, O). noise: (T + 1, S, B K, A), of `sampling_noise`; the K actions of a state in a row.
         """
         denoise = self.step_denoiser(observations, K=self._candidates(observations, noise))
-        return self.sampler(denoise, noise[0], noise=noise[1:], clip=(-1.0, 1.0))
+        if not self._beta_steps:
+            return self.sampler(denoise, noise[0], noise=noise[1:], clip=(-1.0, 1.0))
+        a, *draws = noise.unbind()
+        for (f, g, std), t, z in zip(self._beta_steps, self.times.unbind(), draws, strict=True):
+            a = (f * denoise(a, t) + g * a + std * z).clamp(-1, 1)
+        return a
 
     def step_denoiser(self, observations: Tensor, first: int = 0, K: int = 1) -> Denoise:
         """The denoiser of one chain, not clamped: called once at each time of the grid, in order, from step `first` on.
@@ -113,7 +128,12 @@ class DiffusionPolicy(GenerativePolicy):
         return denoise
 
     def chain(self, min_std: float = 0.0) -> DenoisingChain:
-        """Its sampling as a decision process over x (S, B, A): with min_std = 0 `sample`, step for step."""
+        """Its sampling as a decision process over x (S, B, A): with min_std = 0 `sample`, step for step.
+
+        Raises ValueError for the sampler "beta", whose clamped states have no probability density.
+        """
+        if self._beta_steps:
+            raise ValueError("a policy with sampler 'beta' is no decision process: build it with sampler='posterior'")
         grid = torch.cat([self.times, self.times.new_zeros(1)])
         return DenoisingChain(self.prediction.process, grid, eta=1.0, min_std=min_std, clip=(-1.0, 1.0))
 
@@ -142,7 +162,12 @@ class DiffusionPolicy(GenerativePolicy):
         return denoise
 
 
-def build_policy(agent: Agent, config: DiffusionBC | DiffusionQL | IDQL, blocks: int = 0) -> DiffusionPolicy:
+def build_policy(
+    agent: Agent,
+    config: DiffusionBC | DiffusionQL | IDQL,
+    blocks: int = 0,
+    sampler: ReverseVariance = "posterior",
+) -> DiffusionPolicy:
     """The diffusion policy of an agent, as its configuration says, on its device."""
     return DiffusionPolicy(
         agent.observation_size,
@@ -153,4 +178,5 @@ def build_policy(agent: Agent, config: DiffusionBC | DiffusionQL | IDQL, blocks:
         steps=config.denoising_steps,
         schedule=config.schedule,
         blocks=blocks,
+        sampler=sampler,
     ).to(agent.device)

@@ -10,6 +10,9 @@ the critics on
 
 with theta' and phi' moving averages. `config.q_weight` is the paper's eta. `QWeightedAgent` is all of it but the policy
 and what L_d is; the agents that say of themselves "as Diffusion-QL, but ..." derive from it too.
+
+The original's `--lr_decay` is left out. It is inert: a cosine over as many steps as there are epochs, which makes one
+step every 50 epochs and leaves .999 of the learning rate at the end.
 """
 
 from abc import abstractmethod
@@ -97,15 +100,15 @@ class QWeightedAgent(Agent):
     def weighted(self, bc_loss: Tensor, observations: Tensor, actions: Tensor, coin: Tensor) -> tuple[Tensor, Metrics]:
         """L_d + eta L_q (eq. 3) for a policy that acts by `actions` (S, B, A), through which the gradient runs.
 
-        coin: uniform on [0, 1), (S, 1): which critic is climbed and which one, the next, scales it. With `actor_q` one
-        value of all critics is climbed, and scaled by itself.
+        coin: uniform on [0, 1), (S, 1): which critic is climbed. The next one scales it, or with `actor_q` random_own
+        itself. With min, mean or lcb one value of all critics is climbed, and scaled by itself.
         """
         q: Tensor = self.frozen_critic(observations, actions)
-        if self.config.actor_q == "random":
+        if self.config.actor_q == "random" or self.config.actor_q == "random_own":
             n = self.critic.n_critics
             numbers = torch.arange(n, device=q.device)
             climbed = numbers == (n * coin).floor()  # (S, n)
-            scaling = climbed.roll(1, 1)
+            scaling = climbed.roll(1, 1) if self.config.actor_q == "random" else climbed
             q_i, q_j = ((chosen.unsqueeze(-1) * q).sum(1) for chosen in (climbed, scaling))
         else:
             q_i = q_j = aggregate(q, self.config.actor_q, self.config.q_spread)
@@ -135,7 +138,10 @@ class QWeightedAgent(Agent):
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw K actions a state from the actor and choose one by a softmax over min_i Q_phi'_i (section 3)."""
+        """Draw K actions a state from the actor and choose one by a softmax over min_i Q_phi'_i (section 3).
+
+        `act_critics` says whether the target critics choose, as here, or the online ones.
+        """
         K = self.config.act_candidates
         noise = self.acting_policy.sampling_noise(observations, generator, K)
         gumbel = gumbel_noise((*observations.shape[:-1], K), generator)
@@ -147,7 +153,8 @@ class QWeightedAgent(Agent):
         K = gumbel.shape[-1]
         if K == 1:
             return actions
-        q: Tensor = self.target_critic(observations.repeat_interleave(K, dim=1), actions)
+        critic = self.target_critic if self.config.act_critics == "target" else self.critic
+        q: Tensor = critic(observations.repeat_interleave(K, dim=1), actions)
         value = aggregate(q, self.config.q_agg, self.config.q_spread)
         return choose(actions, value, gumbel, self.config.act_temperature)
 

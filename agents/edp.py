@@ -1,12 +1,18 @@
 """EDP: Efficient Diffusion Policies for Offline Reinforcement Learning (Kang et al., NeurIPS 2023), arXiv 2305.20081.
 
 Diffusion-QL, but the action that climbs Q is not sampled by a chain that the gradient must run back through: it is
-guessed in one step from a noised action of the data (section 4.1),
+guessed in one step from a noised action of the data, a_t = alpha a + sigma eps, so that one pass through the network
+serves both terms of
 
-    L(theta) = E |D_theta(a_t, t, s) - a|^2 - eta E Q(s, D_theta(a_t, t, s)) / E|Q|,    a_t = alpha a + sigma eps,
+    L(theta) = E |eps_theta(a_t, t, s) - eps|^2 - eta E Q_i(s, a^) / E|Q_i|,    a^ = (a_t - sigma eps_theta) / alpha
 
-(|.|^2 a mean over the action's dimensions), so that one pass through the network serves both terms. The network
-predicts the action itself. Acting, and the target's actions, come from a solver of the ODE (section 4.2).
+with |.|^2 a mean over the action's dimensions, a^ clamped to [-1, 1], critic i drawn anew at each step and scaled by
+itself, and eta = 2: this is the form "published". Acting chooses among 50 candidates by the online critics. With the
+form "x0", ours, the network predicts the action itself, a^ = D_theta(a_t, t, s), and |a^ - a|^2 (before a^ is clamped)
+is the first term: beside an error of the noise it weighs noisy times more, by sigma^2 / alpha^2.
+
+Acting, and the target's actions, come from a solver of the ODE in 15 steps: the authors' is DPM-Solver, ours multistep
+DPM-Solver++, with the guesses clamped in both.
 """
 
 import torch
@@ -33,7 +39,7 @@ class EDPAgent(QWeightedAgent):
             self.generators,
             width=self.config.width,
             layers=self.config.layers,
-            kind="x0",
+            kind="eps" if self.config.form == "published" else "x0",
             schedule=self.config.schedule,
             steps=self.config.sampling_steps,
             solver=self.config.solver,
@@ -46,7 +52,9 @@ class EDPAgent(QWeightedAgent):
     def actor_loss(self, batch: Batch, *noise: Tensor) -> tuple[Tensor, Metrics]:
         """The loss above: (S,). noise: t, eps of `SolverPolicy.bc_noise`, and the coin."""
         t, eps, coin = noise
-        a_t = self.actor.prediction.process.perturb(batch.actions, t, eps)
-        guess = self.actor.prediction.denoiser(self.actor.bound(batch.observations))(a_t, t)
-        bc_loss = (guess - batch.actions).square().mean((-2, -1))
+        prediction = self.actor.prediction
+        a_t = prediction.process.perturb(batch.actions, t, eps)
+        m = self.actor.bound(batch.observations)(a_t, t)
+        bc_loss = (m - prediction.target(batch.actions, eps, t)).square().mean((-2, -1))
+        guess = prediction.to_x0(m, a_t, t)
         return self.weighted(bc_loss, batch.observations, guess.clamp(-1, 1), coin)

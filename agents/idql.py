@@ -2,6 +2,15 @@
 
 arXiv 2304.10573. A diffusion policy clones the data's, by itself; IQL's critics (`expectile.py`) learn beside it, and
 meet it only in acting: of N actions drawn, the one with the largest min_i Q'_i is taken (algorithm 2).
+
+As the authors run it: ReLU in critics and value function, Mish in the policy; the policy's learning rate on a cosine
+(`lr_decay_steps`); their sampler (`sampler="beta"`), whose wider noise spreads the candidates. Their AdamW has no
+weight decay, which makes it Adam. What is different here:
+- one batch a step serves all (the authors draw 512 rows, of which the critics take the first 256);
+- V(s') in the critics' target is that of before V's step, as CORL has it (theirs: after it);
+- the time is embedded as in Diffusion-QL (theirs: 64 learned Fourier features and an MLP 128 wide), layers are
+  initialised as `torch.nn.Linear` (theirs: scaled by the average of the fans);
+- all of the data are trained on (theirs: 95 %, the rest held out).
 """
 
 from collections.abc import Sequence
@@ -29,11 +38,11 @@ class IDQLAgent(ExpectileAgent):
     def __init__(
         self, config: IDQL, observation_size: int, action_size: int, seeds: Sequence[int], device: str
     ) -> None:
-        super().__init__(config, observation_size, action_size, seeds, device)
-        self.actor = build_policy(self, config, blocks=config.blocks)
+        super().__init__(config, observation_size, action_size, seeds, device, activation=torch.relu)
+        self.actor = build_policy(self, config, blocks=config.blocks, sampler=config.sampler)
         self.ema_actor = deepcopy(self.actor).requires_grad_(False)
         self.networks |= {"actor": self.actor, "ema_actor": self.ema_actor}
-        self.optimisers["actor"] = Adam(self.actor, config.actor_lr, config.grad_clip)
+        self.optimisers["actor"] = Adam(self.actor, config.actor_lr, config.grad_clip, config.lr_decay_steps)
 
     def actor_loss(self, batch: Batch, i: Tensor, eps: Tensor, keep: Tensor) -> Tensor:
         """Denoising score matching on actions, with dropout: (S,)."""

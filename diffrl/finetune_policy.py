@@ -81,6 +81,8 @@ def finetune_policy(
     agent_config: Any = old.agent
     if hasattr(agent_config, "act_candidates"):
         agent_config = dataclasses.replace(agent_config, act_candidates=settings.candidates)
+    if hasattr(agent_config, "sampler"):  # whose steps have probabilities
+        agent_config = dataclasses.replace(agent_config, sampler="posterior")
     config = dataclasses.replace(
         old,
         agent=agent_config,

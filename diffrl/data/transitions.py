@@ -73,8 +73,10 @@ class Transitions:
     def from_dataset(cls, dataset: OfflineDataset, device: torch.device | str = "cpu") -> Transitions:
         """Put every row whose successor is known on `device`.
 
-        As in D4RL's `qlearning_dataset`, rows are dropped that were cut off (a timeout, the last row) where the data
-        set does not hold their next observation; terminal rows stay. Raises DataError where no row is left.
+        Terminal rows stay. Rows that were cut off (a timeout, the last row) stay too where the data set holds their
+        next observation: a whole transition, from which to bootstrap as from any other. D4RL's `qlearning_dataset`
+        drops them even then; here they are dropped only where the data set does not hold it. Raises DataError where no
+        row is left.
         """
         next_observations, known = dataset.successors()
         if not known.any():

@@ -15,6 +15,7 @@ class MLP(nn.Module):
     """`layers` hidden layers of `width` and a linear one: x (*stack, B, in) -> (*stack, B, out).
 
     layer_norm: normalise every hidden layer before its activation (Ba et al. 2016, arXiv 1607.06450).
+    norm_after: the same after its activation.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class MLP(nn.Module):
         layers: int = 3,
         activation: Callable[[Tensor], Tensor] = mish,
         layer_norm: bool = False,
+        norm_after: bool = False,
     ) -> None:
         super().__init__()
         sizes = [in_features, *[width] * layers, out_features]
@@ -35,7 +37,7 @@ class MLP(nn.Module):
         self.linears = nn.ModuleList(StackedLinear(stack, i, o, generators) for i, o in pairs)
         norms = (StackedLayerNorm(stack, width) if layer_norm else nn.Identity() for _ in range(layers))
         self.norms = nn.ModuleList(norms)
-        self.activation = activation
+        self.activation, self.norm_after = activation, norm_after
 
     @property
     def first(self) -> StackedLinear:
@@ -54,7 +56,7 @@ class MLP(nn.Module):
         For callers who know parts of x beforehand, and so parts of h.
         """
         for linear, norm in zip(self.linears[1:], self.norms, strict=True):
-            h = linear(self.activation(norm(h)))
+            h = linear(norm(self.activation(h)) if self.norm_after else self.activation(norm(h)))
         return h
 
 
@@ -128,3 +130,15 @@ class TimeEmbedding(nn.Module):
             angles = angles.expand(self.n_seeds, 1, -1)
         embedding: Tensor = self.mlp(torch.cat([angles.sin(), angles.cos()], -1))
         return embedding
+
+
+class RawTime(nn.Module):
+    """The time label itself, in the place of an embedding: t () or (S, B) -> (S, 1, 1) or (S, B, 1)."""
+
+    def __init__(self, n_seeds: int) -> None:
+        super().__init__()
+        self.n_seeds = n_seeds
+
+    def forward(self, t: Tensor) -> Tensor:
+        """The label, see the class."""
+        return t.expand(self.n_seeds, 1, 1) if t.ndim == 0 else t.unsqueeze(-1)

@@ -30,17 +30,31 @@ class StackedLinear(nn.Module):
         super().__init__()
         self.stack = tuple(stack)
         bound = 1 / math.sqrt(in_features)
-
-        def uniform(*shape: int) -> nn.Parameter:
-            draws = [torch.rand(*self.stack[1:], *shape, generator=g) for g in generators]
-            return nn.Parameter((2 * torch.stack(draws) - 1) * bound)
-
-        self.weight = uniform(in_features, out_features)
-        self.bias = uniform(1, out_features)
+        self.weight = nn.Parameter(bound * _uniform((*self.stack[1:], in_features, out_features), generators))
+        self.bias = nn.Parameter(bound * _uniform((*self.stack[1:], 1, out_features), generators))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (*stack, B, in) -> (*stack, B, out)."""
         return affine(x, self.weight, self.bias)
+
+
+def _uniform(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+    """Numbers (S, *shape) uniform on [-1, 1), seed by seed."""
+    return 2 * torch.stack([torch.rand(*shape, generator=g) for g in generators]) - 1
+
+
+@torch.no_grad()
+def initialise_fan_average_(module: nn.Module, generators: Sequence[torch.Generator]) -> None:
+    """Draw the weights of all stacked linear layers in `module` (on the CPU) again, from U(-b, b); biases 0.
+
+    b = sqrt(6 / (in + out)), a variance of one over the average of the fans (Glorot & Bengio 2010): as networks
+    written in flax often start, `variance_scaling(1, "fan_avg", "uniform")`. generators: one a seed, on the CPU.
+    """
+    for layer in module.modules():
+        if isinstance(layer, StackedLinear):
+            i, o = layer.weight.shape[-2:]
+            layer.weight.copy_(math.sqrt(6 / (i + o)) * _uniform((*layer.stack[1:], i, o), generators))
+            layer.bias.zero_()
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

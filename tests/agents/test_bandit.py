@@ -14,7 +14,8 @@ CHOOSING: dict[str, Any] = {"q_weight": 0.1, "ema_start": 0, "act_candidates": 8
 CONFIGS: list[tuple[AgentConfig, float]] = [
     (TD3BC(width=32, **RATES), 0.0),
     (IQL(width=32, lr_decay_steps=0, **RATES), 0.9),
-    (EDP(sampling_steps=5, **CHOOSING, **SMALL), 0.4),
+    (EDP(sampling_steps=5, **CHOOSING, **SMALL), 0.15),
+    (EDP(form="x0", sampling_steps=5, **CHOOSING, **SMALL), 0.4),
     (ConsistencyAC(boundaries_end=20, boundaries_steps=300, ema_every=1, ema_rate=0.05, **CHOOSING, **SMALL), 0.0),
     (IDQL(width=32, blocks=1, act_candidates=16, ema_rate=0.02, **RATES), 0.9),
     (QGuidance(guidance_scale=10.0, ema_rate=0.02, **SMALL), 0.0),

@@ -1,7 +1,7 @@
 """Ensembles of critics: what counts of their values, by itself and in the losses and choices of the agents."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -103,6 +103,33 @@ def test_of_three_critics_one_is_climbed_and_the_next_one_scales_it(coin: float,
     _, metrics = agent.weighted(torch.zeros(1), batch.observations, batch.actions, torch.tensor([[coin]]))
     expected = -q[climbed].mean() / q[(climbed + 1) % 3].abs().mean()
     torch.testing.assert_close(metrics["q_loss"][0], expected.detach())
+
+
+@pytest.mark.parametrize(("coin", "climbed"), [(0.32, 0), (0.34, 1), (0.7, 2)])
+def test_the_critic_that_is_climbed_may_scale_itself(coin: float, climbed: int) -> None:
+    agent, batch = DiffusionQL(**SIZE, n_critics=3, actor_q="random_own").build(3, 2, (0,)), make_batch()
+    assert isinstance(agent, DiffusionQLAgent)
+    q = agent.critic(batch.observations, batch.actions)[0]
+    _, metrics = agent.weighted(torch.zeros(1), batch.observations, batch.actions, torch.tensor([[coin]]))
+    torch.testing.assert_close(metrics["q_loss"][0], (-q[climbed].mean() / q[climbed].abs().mean()).detach())
+
+
+@pytest.mark.parametrize("which", ["target", "online"])
+def test_candidates_are_ranked_by_the_critics_that_are_named(which: Literal["target", "online"]) -> None:
+    config = DiffusionQL(**SIZE, act_candidates=16, act_temperature=0.0, act_critics=which)
+    agent, other = config.build(3, 2, (0,)), config.build(3, 2, (1,))
+    assert isinstance(agent, DiffusionQLAgent)
+    agent.target_critic.load_state_dict(other.networks["critic"].state_dict())
+    observations = torch.randn(1, 9, 3)
+    repeated, noise = observations.repeat_interleave(16, 1), torch.randn(6, 1, 144, 2)
+    chosen = agent.choose(observations, noise, torch.zeros(1, 9, 16))
+    drawn = agent.actor.sample(observations, noise)
+    picks = {
+        name: drawn[0, 16 * torch.arange(9) + critic(repeated, drawn)[0].amin(0).view(9, 16).argmax(1)]
+        for name, critic in (("target", agent.target_critic), ("online", agent.critic))
+    }
+    torch.testing.assert_close(chosen[0], picks[which])
+    assert not torch.allclose(picks["target"], picks["online"])
 
 
 @pytest.mark.parametrize("how", ["first", *HOW])

@@ -5,6 +5,7 @@ from typing import Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from agents import FQL
 from agents.fql import FQLAgent
@@ -25,6 +26,48 @@ def build(config: FQL = SMALL, seeds: tuple[int, ...] = (0,)) -> FQLAgent:
     agent = config.build(3, 2, seeds)
     assert isinstance(agent, FQLAgent)
     return agent
+
+
+def test_the_authors_networks() -> None:
+    """Critics: W_2 norm(gelu(W_1 norm(gelu(W_0 [s, a])))). Flow: an MLP on [a, t, s], t as it is, without norms.
+
+    Weights start in +-sqrt(6 / (in + out)), biases at 0, in all three networks; the target is the critics' copy.
+    """
+    agent, batch, g = build(), make_batch(), torch.Generator().manual_seed(0)
+    for network in (agent.flow, agent.actor, agent.critic):
+        for linear in network.mlp.linears:
+            bound = (6 / sum(linear.weight.shape[-2:])) ** 0.5
+            assert 0.8 * bound < linear.weight.abs().max() <= bound
+            assert not linear.bias.any()
+    for p in (*agent.critic.parameters(), *agent.flow.parameters()):
+        p.data += 0.3 * torch.randn(p.shape, generator=g)  # as training would: gains, shifts and biases
+    s, a, t = batch.observations, batch.actions, torch.rand(1, 8, generator=g)
+    for i in range(2):
+        h = torch.cat([s, a], -1)[0]
+        for linear, norm in zip(agent.critic.mlp.linears, [*agent.critic.mlp.norms, None], strict=True):
+            h = h @ linear.weight[0, i] + linear.bias[0, i]
+            if norm is not None:
+                h = F.layer_norm(F.gelu(h), (16,), norm.weight[0, i, 0], norm.bias[0, i, 0])
+        torch.testing.assert_close(agent.critic(s, a)[0, i], h[:, 0], rtol=1e-4, atol=1e-5)
+    h = torch.cat([a, t[..., None], s], -1)[0]
+    for j, linear in enumerate(agent.flow.mlp.linears):
+        h = (h if j == 0 else F.gelu(h)) @ linear.weight[0] + linear.bias[0]
+    torch.testing.assert_close(agent.flow(a, t, s)[0], h, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(agent.flow(a, torch.tensor(0.3), s), agent.flow(a, torch.full((1, 8), 0.3), s))
+    fresh = build()
+    for ours, theirs in zip(fresh.critic.parameters(), fresh.target_critic.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_our_networks_have_the_layers_of_the_other_agents() -> None:
+    """Norm before the activation, the time embedded, biases that are not 0."""
+    agent, batch = build(dataclasses.replace(SMALL, networks="ours")), make_batch()
+    mlp = agent.critic.mlp
+    hidden = mlp.linears[0](torch.cat([batch.observations, batch.actions], -1)[:, None].expand(-1, 2, -1, -1))
+    plain = mlp.linears[2](F.gelu(mlp.norms[1](mlp.linears[1](F.gelu(mlp.norms[0](hidden))))))
+    torch.testing.assert_close(agent.critic(batch.observations, batch.actions), plain[..., 0])
+    assert agent.flow.mlp.first.weight.shape[1] == 2 + 16 + 3
+    assert agent.flow.mlp.first.bias.all()
 
 
 def euler(agent: FQLAgent, observations: torch.Tensor, z: torch.Tensor) -> torch.Tensor:

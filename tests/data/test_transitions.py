@@ -27,6 +27,17 @@ def test_rows_without_a_known_successor_are_dropped_and_no_pair_crosses_an_end(m
     assert columns.observations[~inside][:, 2].tolist() == [7]
 
 
+def test_a_row_cut_off_stays_where_its_next_observation_is_stored(make):
+    """With the stored one, to bootstrap from. D4RL's `qlearning_dataset` drops rows 3 and 6."""
+    columns = Transitions.from_dataset(make([4, 3, 2], "oot", has_next=True)).columns
+    assert columns.observations[:, 2].tolist() == list(range(9))
+    step = columns.next_observations - columns.observations
+    assert (step == torch.tensor([0.0, 1.0, 1.0])).all()
+    assert columns.terminals.nonzero().flatten().tolist() == [8]
+    without = Transitions.from_dataset(make([4, 3, 2], "oot")).columns
+    assert without.observations[:, 2].tolist() == [0, 1, 2, 4, 5, 7, 8]
+
+
 def test_no_row_left_is_an_error(make):
     with pytest.raises(DataError, match="known successor"):
         Transitions.from_dataset(make([1, 1], "oo"))

@@ -11,6 +11,7 @@ from diffrl.nets import (
     TimeEmbedding,
     average_,
     dropout_mask,
+    initialise_fan_average_,
     mish,
     seed_generator,
     seed_norms,
@@ -96,16 +97,39 @@ def test_mlp_is_torchs_layers() -> None:
     torch.testing.assert_close(ours(x), torch.nn.Sequential(*layers[:-1])(x), rtol=1e-5, atol=1e-6)
 
 
-def test_layer_norm_is_torchs_for_every_network_of_the_stack() -> None:
-    stack = MLP((2,), 5, 3, [seed_generator(0), seed_generator(1)], width=7, layers=1, layer_norm=True)
+@pytest.mark.parametrize("after", [False, True])
+def test_layer_norm_is_torchs_for_every_network_of_the_stack(after: bool) -> None:
+    """Before the activation, or after it."""
+    generators = [seed_generator(0), seed_generator(1)]
+    stack = MLP((2,), 5, 3, generators, width=7, layers=1, layer_norm=True, norm_after=after)
     for parameter in stack.norms.parameters():
         parameter.data = torch.randn_like(parameter)
     x = torch.randn(2, 6, 5)
     hidden, last, norm = stack.linears[0](x), stack.linears[1], stack.norms[0]
     for i in range(2):
-        normed = F.layer_norm(hidden[i], (7,), norm.weight[i, 0], norm.bias[i, 0])
-        expected = F.mish(normed) @ last.weight[i] + last.bias[i]
+        before = F.mish(hidden[i]) if after else hidden[i]
+        normed = F.layer_norm(before, (7,), norm.weight[i, 0], norm.bias[i, 0])
+        expected = (normed if after else F.mish(normed)) @ last.weight[i] + last.bias[i]
         torch.testing.assert_close(stack(x)[i], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_by_the_average_of_the_fans_are_torchs_xavier_seed_by_seed() -> None:
+    """U(-b, b) with b = sqrt(6 / (in + out)): the bound is reached to a hundredth, the variance is b^2 / 3 to five
+    standard deviations; biases 0; a seed has the same weights alone and in a stack of twins."""
+    stack = MLP((2, 2), 60, 1, [seed_generator(3), seed_generator(8)], width=40, layers=1, layer_norm=True)
+    initialise_fan_average_(stack, [seed_generator(3), seed_generator(8)])
+    for linear, (i, o) in zip(stack.linears, ((60, 40), (40, 1)), strict=True):
+        bound, n = (6 / (i + o)) ** 0.5, 4 * i * o
+        assert linear.weight.shape == (2, 2, i, o)
+        assert not linear.bias.any()
+        assert 0.9 * bound < linear.weight.abs().max() <= bound
+        # The square of U(-b, b) has the deviation sqrt(4/45) b^2.
+        assert abs(linear.weight.square().mean() - bound**2 / 3) < 5 * bound**2 * (4 / 45 / n) ** 0.5
+        assert abs(linear.weight.mean()) < 5 * bound * (1 / 3 / n) ** 0.5
+    assert torch.equal(stack.norms[0].weight, torch.ones(2, 2, 1, 40))
+    alone = MLP((1, 2), 60, 1, [seed_generator(0)], width=40, layers=1)
+    initialise_fan_average_(alone, [seed_generator(8)])
+    assert all(torch.equal(a.weight[0], b.weight[1]) for a, b in zip(alone.linears, stack.linears, strict=True))
 
 
 @pytest.mark.parametrize("dropout", [False, True])

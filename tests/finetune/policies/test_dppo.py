@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 import diffrl
-from agents import EDP, FQL, TD3BC, DiffusionQL
+from agents import EDP, FQL, IDQL, TD3BC, DiffusionQL
 from agents.base import Agent
 from diffrl.commands.finetune_policy import run as command
 from diffrl.diffusion.chain import at_steps
@@ -186,6 +186,16 @@ def tuned(cloned: Path, out: Path, **fields: Any) -> Path:
     settings = {name: fields.pop(name) for name in list(fields) if name in DPPOConfig.__dataclass_fields__}
     config = DPPOConfig(start_run=cloned, **(QUICK | settings))
     return finetune_policy(config, out=out, quiet=True, **({"steps": 200, "eval_every": 80} | fields))
+
+
+def test_a_policy_of_another_sampler_is_tuned_and_acts_by_the_posterior(tmp_path: Path) -> None:
+    """IDQL's own sampler clamps its states, which leaves PPO no probabilities; the run's configuration says so."""
+    start = target_run(tmp_path / "idql", IDQL(**SMALL, blocks=1), steps=20, eval_every=20, seeds=(0,))
+    assert Run.read(start).config.agent.sampler == "beta"  # type: ignore[attr-defined]
+    run = Run.read(tuned(start, tmp_path / "tuned", steps=40, eval_every=40))
+    assert run.config.agent.sampler == "posterior"  # type: ignore[attr-defined]
+    agent, _ = load_stack(run, (0,), "last", "cpu")
+    assert agent.policy.chain().n_decisions == 4  # type: ignore[attr-defined]
 
 
 def test_a_run_that_is_cut_goes_on_bit_for_bit(cloned: Path, tmp_path: Path) -> None:
