@@ -152,7 +152,7 @@ def lowering_memory(config: TrainConfig, run: Path | None, go_on: str = "diffrl 
         n, sentences = len(config.seeds), first_line(error).rstrip(".").split(". ")
         stack = f"the {n} seeds" if n > 1 else "the one seed"
         text = (
-            f"Memory ran out on {config.device} with {stack} ({', '.join(map(str, config.seeds))}) in training: "
+            f"Memory ran out with {stack} ({', '.join(map(str, config.seeds))}) in training: "
             f"{'. '.join(sentences[:3])}. A new run needs less with "
             f"{'fewer --seeds, ' if n > 1 else ''}a smaller --agent.batch-size or a smaller --agent.width."
         )
