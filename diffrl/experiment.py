@@ -413,7 +413,8 @@ def _title(run: Run, n: int, groups: int) -> str:
         if synthetic:
             share += f", {synthetic:.0%} from SynthER once it is fitted"
         return f"{run.config.agent.name} goes on from {origin} in {run.task.env_id}; {share}. Run: {run.path}"
-    beside = f" by {run.config.eval_workers} processes beside" if run.config.eval_workers else ""
+    n = run.config.eval_workers
+    beside = f" by {n} process{'es' * (n > 1)} while training goes on" if n else ""
     where = f", evaluated in {run.task.env_id}{beside}" if run.task.env_id else ". NO SCORES: no environment (--env ID)"
     shared = f" {len(run.config.seeds)} seeds in {groups} processes." if groups > 1 else ""
     return f"{run.config.agent.name} on {run.config.dataset}: {n:,} transitions{where}.{shared} Run: {run.path}"
