@@ -413,8 +413,8 @@ def _title(run: Run, n: int, groups: int) -> str:
         if synthetic:
             share += f", {synthetic:.0%} from SynthER once it is fitted"
         return f"{run.config.agent.name} goes on from {origin} in {run.task.env_id}; {share}. Run: {run.path}"
-    n = run.config.eval_workers
-    beside = f" by {n} process{'es' * (n > 1)} while training goes on" if n else ""
+    processes = run.config.eval_workers or 0
+    beside = f" by {processes} process{'es' * (processes > 1)} while training goes on" if processes else ""
     where = f", evaluated in {run.task.env_id}{beside}" if run.task.env_id else ". NO SCORES: no environment (--env ID)"
     shared = f" {len(run.config.seeds)} seeds in {groups} processes." if groups > 1 else ""
     return f"{run.config.agent.name} on {run.config.dataset}: {n:,} transitions{where}.{shared} Run: {run.path}"
