@@ -23,8 +23,6 @@ from diffrl.machine import compiled_code_folder
 
 PAYS_FROM = 10_000
 """Steps from which compiling pays although nothing is cached: a minute's wait against a third of a step's time."""
-ACTING_PAYS_FROM = 100_000
-"""Steps from which the evaluations on the way are worth a compiled `act` too."""
 
 
 def compiler_found(device: str) -> bool:

@@ -38,6 +38,9 @@ class TrainConfig:
     """Steps between evaluations, each followed by a checkpoint."""
     eval_episodes: int = 10
     """Episodes an evaluation, for each seed."""
+    eval_workers: int | None = None
+    """Processes that evaluate while training goes on; 0: training waits; by default as many as cores are left, at most
+    one a seed. No score depends on it."""
     log_every: int = 500
     """Steps between rows of metrics.csv."""
     device: str = "cpu"
@@ -64,6 +67,8 @@ class TrainConfig:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 1.")
         if self.workers is not None and self.workers < 1:
             raise UserError(f"--workers is {self.workers}; expected at least 1.")
+        if self.eval_workers is not None and self.eval_workers < 0:
+            raise UserError(f"--eval-workers is {self.eval_workers}; expected at least 0.")
         if self.rows is not None and self.rows < 2:
             raise UserError(f"--rows is {self.rows}; expected at least 2.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):

@@ -51,9 +51,10 @@ def start_crew(
     run: Run,
     names: Sequence[str],
     *,
+    log_name: str = "worker",
     files: Sequence[int] = (),
     hint: Callable[[], str] = lambda: "",
     say: Callable[[str], None] = lambda text: None,
 ) -> Crew:
     """Worker processes for a run, which write their logs into its folder."""
-    return Crew(WORKER, names, run.path / "logs", files=files, hint=hint, on_message=say)
+    return Crew(WORKER, names, run.path / "logs", log_name=log_name, files=files, hint=hint, on_message=say)

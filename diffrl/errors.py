@@ -25,6 +25,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{len(options)} are known, {options[0]!r} among them."
 
 
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory ran out, or followed on one that did: CUDA words it in several ways."""
+    import torch
+
+    while error is not None:
+        text = str(error).lower()
+        words = ("out of memory", "alloc_failed", "can't allocate memory")
+        if isinstance(error, torch.OutOfMemoryError) or any(word in text for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says; it may say nothing."""
     return (str(error).strip().splitlines() or [""])[0]

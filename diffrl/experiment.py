@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from agents.base import Agent
 from diffrl import compilation, report
@@ -24,12 +26,12 @@ from diffrl.errors import UserError, nearest
 from diffrl.machine import settle
 from diffrl.policy import load_stack
 from diffrl.preprocessing import Preprocessing, action_scaling
-from diffrl.run import Run, resolve_device
+from diffrl.run import Run, lowering_memory, resolve_device
 from diffrl.task import Task, open_task
-from diffrl.trainers import Say, build_trainer, choose_workers, group_seeds
+from diffrl.trainers import Say, build_pool, build_trainer, choose_eval_workers, choose_workers, group_seeds
 from diffrl.training import checkpoint
 from diffrl.training.logs import MetricsLog, Scores
-from diffrl.training.loop import Loop, Trainer
+from diffrl.training.loop import Evaluations, InLine, Loop, Trainer
 from diffrl.training.online import OnlineTrainer
 from diffrl.tuning import DPPOConfig
 from envs.datasets import FILE_SUFFIXES, load_dataset
@@ -60,7 +62,9 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
     dataset, task, env = _open(config, quiet)
     compiled = compilation.wanted(config.compile, config.steps, device)
     config = dataclasses.replace(config, workers=choose_workers(config, device, task), compile=compiled)
-    transitions, preprocessing = _prepare(config, dataset, env, device)
+    config = dataclasses.replace(config, eval_workers=choose_eval_workers(config, device, task))
+    with lowering_memory(config, None):
+        transitions, preprocessing = _prepare(config, dataset, env, device)
     if env is not None:
         env.close()
     largest = float(transitions.columns.rewards.abs().max()) / (1 - config.agent.discount)
@@ -76,13 +80,24 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
         digest(dataset.columns()),
     )
     del dataset  # as large as the transitions, which are all that is needed from here on
-    agent = run.build_agent(device)
+    with lowering_memory(config, None):
+        agent = run.build_agent(device)
     run.write()
     return _fit(run, agent, transitions, device, quiet)
 
 
-def resume(path: Path | str, *, steps: int | None = None, device: str | None = None, quiet: bool = False) -> Path:
-    """Go on with a run from its newest whole checkpoint, to `steps` steps in all (by default what it was made for)."""
+def resume(
+    path: Path | str,
+    *,
+    steps: int | None = None,
+    device: str | None = None,
+    eval_workers: int | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Go on with a run from its newest whole checkpoint, to `steps` steps in all (by default what it was made for).
+
+    eval_workers: another number than the run's, on which no score depends.
+    """
     run = Run.read(path)
     if run.finetune is not None:
         raise UserError(f"{path} fine-tunes a policy: `diffrl finetune policy --resume {path}` goes on with it.")
@@ -91,18 +106,24 @@ def resume(path: Path | str, *, steps: int | None = None, device: str | None = N
     saved, complaints = checkpoint.load_latest(run.path)
     for complaint in complaints:
         console.print(f"[yellow]{complaint}[/]")
-    if saved.step >= run.config.steps:
-        raise UserError(f"{run.path} has {saved.step} steps already; give a larger --steps to go on.")
+    check_unfinished(run, saved)
     settle()
     dataset = same_data(run, quiet)
-    transitions = run.preprocessing.transitions(dataset, run.config.agent.reward_tune, device)
+    with lowering_memory(run.config, run.path):
+        transitions = run.preprocessing.transitions(dataset, run.config.agent.reward_tune, device)
     del dataset
     workers = choose_workers(run.config, device, run.task, saved)
     compiled = compilation.wanted(run.config.compile, run.config.steps, device)
     if run.config.compile and not compiled:
         console.print("The run was compiled and goes on uncompiled: equal to rounding, so not bit for bit.")
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, workers=workers, compile=compiled))
-    agent = run.build_agent(device)
+    config = dataclasses.replace(run.config, workers=workers, compile=compiled)
+    if run.online is None:
+        asked = config if eval_workers is None else dataclasses.replace(config, eval_workers=eval_workers)
+        kept = saved if eval_workers is None else None
+        config = dataclasses.replace(config, eval_workers=choose_eval_workers(asked, device, run.task, kept))
+    run = dataclasses.replace(run, config=config)
+    with lowering_memory(config, run.path):
+        agent = run.build_agent(device)
     run.write_config()
     checkpoint.clean(run.path, saved.step)
     return _fit(run, agent, transitions, device, quiet, saved)
@@ -184,6 +205,7 @@ def online(
         device=device,
         compile=compilation.wanted(compile, steps, device),
         workers=1,  # the seeds learn as one stack, in this process
+        eval_workers=0,  # which evaluates it too
         out=None if out is None else Path(out),
     )
     settle()
@@ -250,18 +272,17 @@ def fit(
             "start_steps": start_steps,
         }
     scores = Scores(run.path, about, steps=range(start + 1))
+    go_on_with = f"Go on with `{go_on} {run.path}`."
 
     with contextlib.ExitStack() as held:
+        held.enter_context(lowering_memory(config, run.path, go_on))
         observer = held.enter_context(training_observer(config.steps, start, title, quiet))
         trainer = build(observer.message)
         held.callback(trainer.close)
         log = MetricsLog(run.path, config.seeds, start)
         held.callback(log.close)
 
-        def evaluate(step: int) -> None:
-            if run.task.env_id is None:
-                return
-            returns = trainer.evaluate(step, observer.rollout)
+        def record(step: int, returns: NDArray[np.float64]) -> None:
             entry = scores.add(step, returns, run.task.score if run.task.reference else None)
             values = entry.get("score", entry["mean_return"])
             log.scalars("score" if run.task.reference else "return", step, values)
@@ -269,25 +290,40 @@ def fit(
             with contextlib.suppress(OSError):  # a full disk is the next checkpoint's to report
                 report.learning_curve([run.path], run.path / "learning_curve.png")
 
+        def evaluate(step: int) -> None:
+            if run.task.env_id is not None:
+                record(step, trainer.evaluate(step, observer.rollout))
+
+        evaluations: Evaluations = InLine(evaluate)
+        if config.eval_workers:
+            evaluations = build_pool(run, record, observer.rollout, observer.message, go_on_with)
+        held.callback(evaluations.close)
+
         def value_limit() -> float:
             """Rewards may be met online that the data do not hold."""
             largest = trainer.largest_reward() if isinstance(trainer, OnlineTrainer) else 0.0
             return max(run.value_limit, EXPLODED * largest / (1 - config.agent.discount))
 
+        unscored, complaints = _unscored(run, start)
+        if run.online is not None or run.finetune is not None:
+            unscored = [step for step in unscored if step == start]  # what is evaluated is the learner as it stands
         loop = Loop(
             run.path,
             trainer,
             log,
             observer,
-            evaluate,
+            evaluations,
             lambda: {int(best["step"]) for best in scores.best()},
             config.log_every,
             config.eval_every,
             agent.value_metrics,
             value_limit,
             evaluate_first=run.online is not None or run.finetune is not None,
-            go_on=f"Go on with `{go_on} {run.path}`.",
+            go_on=go_on_with,
+            unscored=unscored,
         )
+        for complaint in complaints:
+            observer.message(f"[yellow]{complaint} Its evaluation is left out.[/]")
         if saved is not None:
             loop.restore(saved)
             if run.online is not None or isinstance(run.finetune, DPPOConfig):
@@ -304,6 +340,20 @@ def fit(
     if not quiet:
         report.print_run(run.path, scores)
     return run.path
+
+
+def check_unfinished(run: Run, saved: checkpoint.Checkpoint) -> None:
+    """Raise UserError where a run has nothing left to do from `saved` on: all steps made, all evaluations in."""
+    if saved.step > run.config.steps or (saved.step == run.config.steps and not _unscored(run, saved.step)[0]):
+        raise UserError(f"{run.path} has {saved.step} steps already; give a larger --steps to go on.")
+
+
+def _unscored(run: Run, last: int) -> tuple[list[int], list[str]]:
+    """See `checkpoint.unscored`."""
+    if run.task.env_id is None:
+        return [], []
+    scored = {int(entry["step"]) for entry in Scores(run.path, {}).evaluations}
+    return checkpoint.unscored(run.path, scored, last)
 
 
 def _open(config: TrainConfig, quiet: bool) -> tuple[OfflineDataset, Task, gymnasium.Env[Any, Any] | None]:
@@ -363,6 +413,8 @@ def _title(run: Run, n: int, groups: int) -> str:
         if synthetic:
             share += f", {synthetic:.0%} from SynthER once it is fitted"
         return f"{run.config.agent.name} goes on from {origin} in {run.task.env_id}; {share}. Run: {run.path}"
-    where = f", evaluated in {run.task.env_id}" if run.task.env_id else ". NO SCORES: no environment (--env ID)"
+    processes = run.config.eval_workers or 0
+    beside = f" by {processes} process{'es' * (processes > 1)} while training goes on" if processes else ""
+    where = f", evaluated in {run.task.env_id}{beside}" if run.task.env_id else ". NO SCORES: no environment (--env ID)"
     shared = f" {len(run.config.seeds)} seeds in {groups} processes." if groups > 1 else ""
     return f"{run.config.agent.name} on {run.config.dataset}: {n:,} transitions{where}.{shared} Run: {run.path}"

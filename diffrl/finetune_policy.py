@@ -11,7 +11,7 @@ import torch
 from agents.base import Agent
 from diffrl.console import console
 from diffrl.errors import UserError
-from diffrl.experiment import claim, fit, new_folder, same_data
+from diffrl.experiment import check_unfinished, claim, fit, new_folder, same_data
 from diffrl.finetune.policies import (
     DPPOTrainer,
     Environments,
@@ -94,6 +94,7 @@ def finetune_policy(
         device=device,
         compile=False,
         workers=1,  # the seeds learn as one stack, in this process
+        eval_workers=0,  # which evaluates it too
         out=None if out is None else Path(out),
     )
     settle()
@@ -136,8 +137,7 @@ def resume_finetune(
     saved, complaints = checkpoint.load_latest(run.path)
     for complaint in complaints:
         console.print(f"[yellow]{complaint}[/]")
-    if saved.step >= steps:
-        raise UserError(f"{run.path} has {saved.step} steps already; give a larger --steps to go on.")
+    check_unfinished(run, saved)
     settle()
     preferences = Preferences.read(run.path / PREFERENCES) if isinstance(run.finetune, DPOConfig) else None
     agent = run.build_agent(device)

@@ -123,6 +123,44 @@ def load_policy(run: Path | str, *, which: str = "last", seed: int | None = None
     return Policy(agent, opened.preprocessing)
 
 
+class CheckpointEvaluator:
+    """The evaluations during an offline run: a function of one seed's weights in a checkpoint, the seed and the step.
+
+    Each seed is a stack of one that acts on the CPU by one thread, uncompiled, whatever it is trained on and whichever
+    process this is: the returns are the same bit for bit.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._rollout = Evaluator(run.task.make, 1)
+
+    def __call__(self, step: int, seeds: Sequence[int], on_progress: Callable[[int, int], None]) -> NDArray[np.float64]:
+        """Returns (S, E) of some of the run's seeds at the checkpoint of `step`; on_progress as for `Trainer.evaluate`.
+
+        Raises CheckpointError where it is not whole.
+        """
+        run = self._run
+        saved, episodes = checkpoint.load(run.path, step), run.config.eval_episodes
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            returns = []
+            for i, seed in enumerate(seeds):
+
+                def note(done: int, total: int, before: int = i * episodes) -> None:
+                    on_progress(before + done, len(seeds) * total)
+
+                act = actor(_agent_at(run, saved, run.config.seeds.index(seed), "cpu"), run.preprocessing, step)
+                returns.append(self._rollout(act, episodes, (seed, step), note)[0][0])
+        finally:
+            torch.set_num_threads(threads)
+        return np.stack(returns)
+
+    def close(self) -> None:
+        """Close the simulators."""
+        self._rollout.close()
+
+
 def evaluate(
     path: Path | str,
     *,
@@ -135,7 +173,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Roll out a run's checkpoints: `{which: {"seeds": .., "step": [..], "returns": [[..]], "scores": ...}}`.
 
-    seed: what start states and noise are drawn from (not a training seed). record: keep so many episodes' observations
+    A protocol of its own, not that of the evaluations during training: seed: what start states and noise are drawn from
+    (not a training seed). device: what acts. record: keep so many episodes' observations
     of each training seed, under "paths". Raises UserError where the run has no environment.
     """
     run = Run.read(path)

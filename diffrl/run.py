@@ -5,7 +5,7 @@ import dataclasses
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,10 +18,11 @@ from agents.diffusion_policy import DiffusionPolicy
 from diffrl import config as configuration
 from diffrl import tuning
 from diffrl.config import OnlineConfig, TrainConfig
-from diffrl.errors import UserError
+from diffrl.errors import UserError, first_line, out_of_memory
 from diffrl.files import atomic_path
 from diffrl.preprocessing import Preprocessing
 from diffrl.task import Task
+from diffrl.training import checkpoint
 
 ONLINE = "online.yaml"
 """What the folder of an online run holds besides."""
@@ -138,6 +139,27 @@ def versions(*more: str) -> dict[str, str]:
             command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
             found["git"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return found
+
+
+@contextlib.contextmanager
+def lowering_memory(config: TrainConfig, run: Path | None, go_on: str = "diffrl train --resume") -> Iterator[None]:
+    """Tell, as a UserError, what to lower where memory runs out in the block. run: its folder, once there is one."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        n, sentences = len(config.seeds), first_line(error).rstrip(".").split(". ")
+        stack = f"the {n} seeds" if n > 1 else "the one seed"
+        text = (
+            f"Memory ran out with {stack} ({', '.join(map(str, config.seeds))}) in training: "
+            f"{'. '.join(sentences[:3])}. A new run needs less with "
+            f"{'fewer --seeds, ' if n > 1 else ''}a smaller --agent.batch-size or a smaller --agent.width."
+        )
+        kept = [] if run is None else checkpoint.steps(run)
+        if kept:
+            text += f" Nothing saved is lost: `{go_on} {run}` goes on from step {kept[-1]}, where more memory is free."
+        raise UserError(text) from error
 
 
 def resolve_device(name: str) -> str:

@@ -28,7 +28,7 @@ from diffrl.run import resolve_device, versions
 from diffrl.task import Task, open_task
 from diffrl.training import checkpoint
 from diffrl.training.logs import MetricsLog
-from diffrl.training.loop import Interrupted, Loop, stop_signals
+from diffrl.training.loop import InLine, Interrupted, Loop, stop_signals
 from diffrl.training.stack import StackTrainer
 from envs.datasets import load_dataset, locate
 
@@ -317,7 +317,7 @@ def _train(folder: Path, config: SynthesisConfig, source: Source, device: str, q
                 trainer,
                 log,
                 observer,
-                evaluate,
+                InLine(evaluate),
                 set,
                 log_every=100 if config.model.steps <= 10_000 else 500,
                 eval_every=SAVE_EVERY,

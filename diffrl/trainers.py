@@ -15,17 +15,18 @@ from torch import Tensor
 from agents.base import Agent
 from diffrl import crew
 from diffrl.augment.refit import Augmented, RefittingBuffer
-from diffrl.compilation import ACTING_PAYS_FROM, compile_agent
+from diffrl.compilation import compile_agent
 from diffrl.config import TrainConfig
 from diffrl.data.replay import Mixture, ReplayBuffer
 from diffrl.data.transitions import Source, Transitions
 from diffrl.errors import UserError
 from diffrl.machine import cores, settle_products
-from diffrl.policy import actor
+from diffrl.policy import CheckpointEvaluator, actor
 from diffrl.run import Run
 from diffrl.seeds import mix
 from diffrl.task import Task
 from diffrl.training import checkpoint
+from diffrl.training.evaluations import MOST_AT_ONCE, EvaluationPool
 from diffrl.training.loop import Trainer
 from diffrl.training.online import ENTROPY, Collector, OnlineTrainer
 from diffrl.training.rollout import Evaluator, rows_at_once
@@ -64,6 +65,29 @@ def choose_workers(
     if wanted > 1 and obstacle is not None:
         raise UserError(f"The run needs {wanted} workers, but {obstacle}. Start it anew with --workers 1.")
     return min(wanted, len(config.seeds))
+
+
+def choose_eval_workers(
+    config: TrainConfig, device: str, task: Task, saved: checkpoint.Checkpoint | None = None
+) -> int:
+    """How many processes evaluate while training goes on: what the user says, else one a seed where a core is left.
+
+    config: with its `workers` chosen. A run that goes on keeps its number, except on another kind of device. No score
+    depends on it. Raises UserError for what cannot be.
+    """
+    wanted, n_seeds, kind = config.eval_workers, len(config.seeds), torch.device(device).type
+    if task.env_id is None:
+        return 0
+    if saved is not None and saved.info["device"] != kind:
+        wanted = None
+    obstacle = crew.obstacle(task)
+    if wanted is None:
+        training = config.workers or 1 if kind == "cpu" else 1
+        pays = config.steps >= WORKERS_PAY_FROM and obstacle is None
+        return max(0, min(n_seeds, cores() - training)) if pays else 0
+    if wanted and obstacle is not None:
+        raise UserError(f"The run is to be evaluated by {wanted} processes, but {obstacle}: --eval-workers 0.")
+    return min(wanted, MOST_AT_ONCE * n_seeds)
 
 
 def group_seeds(config: TrainConfig, device: str, saved: checkpoint.Checkpoint | None = None) -> list[tuple[int, ...]]:
@@ -118,14 +142,31 @@ def build_trainer(run: Run, agent: Agent, transitions: Transitions, groups: list
             raise
 
 
+def build_pool(
+    run: Run,
+    record: Callable[[int, NDArray[np.float64]], None],
+    on_progress: Progress,
+    say: Say,
+    go_on: str,
+) -> EvaluationPool:
+    """The processes that evaluate an offline run's checkpoints. record: hears an evaluation's step and returns."""
+    n = run.config.eval_workers or 0
+    names = [f"evaluations ({i + 1} of {n})" for i in range(n)]
+    started = crew.start_crew(run, names, log_name="evaluation", hint=lambda: go_on, say=say)
+    request = {**crew.start_request(run), "do": "open"}
+    return EvaluationPool(started, request, run.config.seeds, run.config.eval_episodes, record, on_progress, say, go_on)
+
+
 def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> StackTrainer:
     """The seeds of `agent` as one stack in this process."""
-    config = run.config
-    if config.compile:
-        acting = config.steps >= ACTING_PAYS_FROM
-        act_rows = [rows_at_once(config.eval_episodes, agent.n_seeds)] if acting else []
-        compile_agent(agent, config.agent, transitions, act_rows=act_rows, say=say)
-    return _stack(run, agent, transitions, source_of_randomness(agent))
+    if run.config.compile:
+        compile_agent(agent, run.config.agent, transitions, say=say)
+    evaluator = CheckpointEvaluator(run)
+
+    def rollout(step: int, on_progress: Progress) -> NDArray[np.float64]:
+        return evaluator(step, agent.seeds, on_progress)
+
+    return _stack(run, agent, transitions, source_of_randomness(agent), rollout, evaluator.close)
 
 
 def build_online(run: Run, agent: Agent, transitions: Transitions, say: Say) -> OnlineTrainer:
@@ -165,7 +206,7 @@ def build_online(run: Run, agent: Agent, transitions: Transitions, say: Say) -> 
         synthetic = _synthetic(run, agent, transitions, buffer, real, say)
         source = Augmented(real, synthetic)
     return OnlineTrainer(
-        _stack(run, agent, source, generator),
+        _stack(run, agent, source, generator, *evaluation(run, agent)),
         collector,
         updates_per_step=online.updates_per_step,
         warm_up=online.warm_up,
@@ -211,7 +252,10 @@ def source_of_randomness(agent: Agent, *salt: int) -> torch.Generator:
 
 
 def evaluation(run: Run, agent: Agent) -> tuple[Rollout, Callable[[], None]]:
-    """What rolls the agent out as the run's configuration says, and what closes the simulators it holds."""
+    """What rolls out an agent as it stands, all seeds as one stack on its device, and what closes the simulators.
+
+    For runs that learn in the environment or fine-tune; an offline run has `CheckpointEvaluator`.
+    """
     evaluator = None if run.task.env_id is None else Evaluator(run.task.make, agent.n_seeds)
 
     def rollout(step: int, on_progress: Progress) -> NDArray[np.float64]:
@@ -222,7 +266,13 @@ def evaluation(run: Run, agent: Agent) -> tuple[Rollout, Callable[[], None]]:
     return rollout, lambda: None if evaluator is None else evaluator.close()
 
 
-def _stack(run: Run, agent: Agent, source: Source, generator: torch.Generator) -> StackTrainer:
-    rollout, close = evaluation(run, agent)
+def _stack(
+    run: Run,
+    agent: Agent,
+    source: Source,
+    generator: torch.Generator,
+    rollout: Rollout,
+    close: Callable[[], None],
+) -> StackTrainer:
     capture = run.config.capture
     return StackTrainer(agent, source, run.config.agent.batch_size, generator, rollout, capture=capture, on_close=close)

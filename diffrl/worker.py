@@ -34,10 +34,13 @@ def main(descriptor: int, parent: int) -> None:
         except (EOFError, OSError):  # the parent has closed the socket, or is gone
             break
         try:
-            reply = desk.answer(request)
-        except UserError as error:
-            reply = {"event": "error", "text": str(error), "exit_code": error.exit_code}, {}
-        channel.send(*reply)
+            try:
+                reply = desk.answer(request)
+            except UserError as error:
+                reply = {"event": "error", "text": str(error), "exit_code": error.exit_code}, {}
+            channel.send(*reply)
+        except BrokenPipeError:  # the parent did not wait for this
+            break
     desk.close()
 
 
@@ -55,6 +58,7 @@ class _Desk:
         self._channel = channel
         self._reported = 0.0
         self._trainer: Any = None
+        self._evaluator: Any = None
 
     def answer(self, request: Any) -> Any:
         from diffrl.training import workers
@@ -63,21 +67,50 @@ class _Desk:
         match header["do"]:
             case "start":
                 return self._start(header)
+            case "open":
+                return self._open(header)
+            case "score":
+                return self._score(header)
             case _:
                 return workers.answer(self._trainer, request, self._progress)
 
-    def _start(self, header: dict[str, Any]) -> Any:
+    def _run(self, header: dict[str, Any]) -> Any:
         import gymnasium
         from gymnasium.envs.registration import EnvSpec
 
-        from diffrl.data.transitions import Transitions
         from diffrl.run import Run
-        from diffrl.trainers import build_stack
 
         if header["environment"]:
             spec = EnvSpec.from_json(header["environment"])
             gymnasium.registry.setdefault(spec.id, spec)
-        run = Run.read(header["run"])
+        return Run.read(header["run"])
+
+    def _open(self, header: dict[str, Any]) -> Any:
+        """Be one who evaluates a run's checkpoints."""
+        from diffrl.policy import CheckpointEvaluator
+
+        self._evaluator = CheckpointEvaluator(self._run(header))
+        return {}, {}
+
+    def _score(self, header: dict[str, Any]) -> Any:
+        """The returns (E,) of one seed."""
+        import torch
+
+        from diffrl.errors import UserError
+
+        seed, step = header["seed"], header["step"]
+        try:
+            returns = self._evaluator(step, [seed], self._progress)
+        except UserError as error:
+            raise UserError(f"The evaluation of seed {seed} at step {step} failed: {error}") from error
+        return {}, {"returns": torch.from_numpy(returns[0])}
+
+    def _start(self, header: dict[str, Any]) -> Any:
+        """Be one who trains some of a run's seeds."""
+        from diffrl.data.transitions import Transitions
+        from diffrl.trainers import build_stack
+
+        run = self._run(header)
         agent = run.build_agent("cpu", header["seeds"])
         transitions = Transitions.mapped(header["rows"], run.observation_size, run.action_size)
         os.close(header["rows"])
@@ -99,8 +132,9 @@ class _Desk:
             self._reported = time.monotonic()
 
     def close(self) -> None:
-        if self._trainer is not None:
-            self._trainer.close()
+        for part in (self._trainer, self._evaluator):
+            if part is not None:
+                part.close()
 
 
 if __name__ == "__main__":

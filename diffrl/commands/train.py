@@ -18,7 +18,8 @@ USAGE = """Train an agent on an offline data set; evaluate, checkpoint and plot 
   diffrl train my.yaml --steps 200000 --seeds 0 1 2      a file of yours, with overrides
   diffrl train --agent diffusion_ql --dataset hopper-medium-v2
   diffrl train --agent bc --dataset rollouts.hdf5 --env Hopper-v4
-  diffrl train --resume runs/NAME [--steps N] [--device D]   go on, bit for bit; nothing else can change
+  diffrl train --resume runs/NAME [--steps N] [--device D] [--eval-workers N]
+                                                         go on, bit for bit; nothing else can change
 
 Agents (--agent): {agents}.
 Published configurations: {n}, for example {example}; `diffrl train list` prints them all.
@@ -123,11 +124,13 @@ class Resume:
     """Training steps in all; by default what the run was made for."""
     device: str | None = None
     """Another device than the run's."""
+    eval_workers: int | None = None
+    """Another number than the run's of processes that evaluate; no score depends on it."""
 
 
 def _resume(words: list[str]) -> int:
     given = tyro.cli(Resume, args=words, prog="diffrl train")
     from diffrl.experiment import resume
 
-    resume(given.resume, steps=given.steps, device=given.device)
+    resume(given.resume, steps=given.steps, device=given.device, eval_workers=given.eval_workers)
     return 0

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +19,9 @@ LEARNER = "learner."
 """What the names of the learner's tensors begin with in a checkpoint."""
 SUM = "sum."
 """What the names of the sums of metrics not yet logged begin with."""
+
+EVALUATE = "evaluate"
+"""Where a checkpoint says whether an evaluation of it is due."""
 
 
 class CheckpointError(UserError):
@@ -98,6 +101,20 @@ def load_latest(run: Path) -> tuple[Checkpoint, list[str]]:
             complaints.append(f"{error} Falling back to the one before.")
     detail = f" {len(complaints)} are damaged." if complaints else ""
     raise CheckpointError(f"{run} holds no usable checkpoint.{detail} Start again.")
+
+
+def unscored(run: Path, scored: Container[int], last: int) -> tuple[list[int], list[str]]:
+    """Steps up to `last` whose evaluation is due and not in `scored`, ascending; and a sentence on each damaged one."""
+    due: list[int] = []
+    complaints: list[str] = []
+    for step in steps(run):
+        if step <= last and step not in scored:
+            try:
+                if load(run, step).info.get(EVALUATE):
+                    due.append(step)
+            except CheckpointError as error:
+                complaints.append(str(error))
+    return due, complaints
 
 
 def prune(run: Path, keep: Collection[int], newest: int = 2) -> None:

@@ -5,12 +5,12 @@ The steps themselves are a `Trainer`'s: one stack of seeds in this process, or g
 
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -68,6 +68,52 @@ class Trainer(Protocol):
         """Let go of everything held."""
 
 
+class Evaluations(Protocol):
+    """Evaluations of the checkpoints of steps, made at once or beside the training, recorded in the order of steps."""
+
+    @property
+    def pending(self) -> Collection[int]:
+        """The steps submitted and not yet recorded: their checkpoints are needed."""
+
+    def submit(self, step: int, stop: Callable[[], bool]) -> None:
+        """Evaluate the checkpoint of `step`, which is on disk, or begin to.
+
+        May wait for earlier evaluations, and come back without having begun when told to `stop` in the meantime.
+        """
+
+    def poll(self) -> None:
+        """Record what has been finished. Raises UserError where an evaluation failed."""
+
+    def finish(self, stop: Callable[[], bool]) -> bool:
+        """Wait until all are recorded; False where told to `stop` before."""
+
+    def close(self) -> None:
+        """Let go of everything held."""
+
+
+class InLine:
+    """Evaluations for which training waits: `evaluate` makes and records that of a step."""
+
+    pending: tuple[int, ...] = ()
+
+    def __init__(self, evaluate: Callable[[int], None]) -> None:
+        self._evaluate = evaluate
+
+    def submit(self, step: int, stop: Callable[[], bool]) -> None:
+        """See `Evaluations`."""
+        self._evaluate(step)
+
+    def poll(self) -> None:
+        """See `Evaluations`."""
+
+    def finish(self, stop: Callable[[], bool]) -> bool:
+        """See `Evaluations`."""
+        return True
+
+    def close(self) -> None:
+        """See `Evaluations`."""
+
+
 class DivergedError(UserError):
     """Training that left the numbers' range. Its text names the step, the quantity and the last good checkpoint."""
 
@@ -107,8 +153,8 @@ class Loop:
     trainer: Trainer
     log: MetricsLog
     observer: Observer
-    evaluate: Callable[[int], None]
-    """Called with the step at each evaluation; records scores itself, and uses generators of its own."""
+    evaluations: Evaluations
+    """Told of the step of each evaluation once its checkpoint is written; records scores, changes nothing here."""
     best_steps: Callable[[], set[int]]
     """Steps whose checkpoints are to be kept besides the newest."""
     log_every: int = 500
@@ -119,6 +165,8 @@ class Loop:
     """A larger |mean| of one of the `value_metrics` counts as exploded; asked at every check."""
     evaluate_first: bool = False
     """Evaluate before the first step too, as is worth it for a learner that has been trained before."""
+    unscored: Sequence[int] = ()
+    """Steps of checkpoints whose evaluations a cut has left undone: they are made first."""
     go_on: str = ""
     """What to do to go on after a stop; by default `diffrl train --resume`."""
     step: int = 0
@@ -130,15 +178,21 @@ class Loop:
     def fit(self, steps: int) -> None:
         """Train until `steps` steps have been made in all; a checkpoint is always written at the end.
 
-        Raises Interrupted after a SIGINT or SIGTERM (saved first), DivergedError where no seed is left.
+        Comes back when all evaluations are recorded. Raises Interrupted after a SIGINT or SIGTERM (saved first),
+        DivergedError where no seed is left.
         """
         if self.step == 0 and not checkpoint.steps(self.run):
-            self.save()
+            self.save(evaluate=self.evaluate_first)
+            self.unscored = [0] if self.evaluate_first else []
         with stop_signals() as stopped:
-            if self.step == 0 and self.evaluate_first:
-                self.evaluate(0)
+
+            def stop() -> bool:
+                return bool(stopped)
+
+            for step in self.unscored:
+                self.evaluations.submit(step, stop)
             while self.step < steps:
-                made = self.trainer.advance(self._until_boundary(steps), lambda: bool(stopped))
+                made = self.trainer.advance(self._until_boundary(steps), stop)
                 self.step += made
                 self._count += made
                 if made and self.step % self.log_every == 0:
@@ -148,15 +202,34 @@ class Loop:
                     if self._count:
                         # Only on the evaluations' own grid do the sums start anew: where a run is cut changes no mean.
                         self._log(reset=self.step % self.eval_every == 0)
-                    self.evaluate(self.step)
-                    self.save()
+                    self.save(evaluate=True)
+                    self.evaluations.submit(self.step, stop)
                 elif stopped:
                     self._check()
                     self.save()
+                self._poll()
                 self.observer.progress(self.step)
                 if stopped and not last:
-                    go_on = self.go_on or f"Go on with `diffrl train --resume {self.run}`."
-                    raise Interrupted(f"Stopped after {self.step} steps; saved. {go_on}")
+                    self._interrupt(f"Stopped after {self.step} steps; saved.")
+            if not self.evaluations.finish(stop):
+                self._interrupt(f"All {self.step} steps are made and saved.")
+        self._prune()
+
+    def _interrupt(self, what: str) -> NoReturn:
+        go_on = self.go_on or f"Go on with `diffrl train --resume {self.run}`."
+        begun = ", ".join(map(str, self.evaluations.pending))
+        again = f" The evaluation of step {begun}, not finished, will be made again." if begun else ""
+        raise Interrupted(f"{what}{again} {go_on}")
+
+    def _poll(self) -> None:
+        """Record what evaluations are finished; save before an error of one ends the run."""
+        try:
+            self.evaluations.poll()
+        except UserError:
+            if self.step not in checkpoint.steps(self.run):
+                self._check()
+                self.save()
+            raise
 
     def _until_boundary(self, steps: int) -> int:
         """Steps from here to the next one at which something is logged, evaluated, or ends."""
@@ -211,17 +284,24 @@ class Loop:
         self.frozen.append(position)
         self.trainer.hold(self.frozen, last.learner)
 
-    def save(self) -> None:
-        """Write a checkpoint: learner, generators, unlogged means, frozen seeds. Then drop those no longer needed."""
+    def save(self, evaluate: bool = False) -> None:
+        """Write a checkpoint: learner, generators, unlogged means, frozen seeds. Then drop those no longer needed.
+
+        evaluate: an evaluation of it is due.
+        """
         tensors = {n: t for n, t in self.trainer.state().items() if self._count or not n.startswith(checkpoint.SUM)}
         info = {
             "count": self._count,
             "frozen": self.frozen,
             "device": self.trainer.device,
             "groups": list(self.trainer.groups),
+            checkpoint.EVALUATE: evaluate,
         }
         checkpoint.save(self.run, self.step, tensors, info)
-        checkpoint.prune(self.run, self.best_steps())
+        self._prune()
+
+    def _prune(self) -> None:
+        checkpoint.prune(self.run, self.best_steps() | set(self.evaluations.pending))
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go back to a checkpoint. Raises CheckpointError where it belongs to another configuration."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffrl.data.transitions import Batch, Source
-from diffrl.errors import UserError, first_line
+from diffrl.errors import UserError, first_line, out_of_memory
 from diffrl.training.checkpoint import LEARNER, SUM
 
 PULSE = 0.25
@@ -106,6 +106,8 @@ class Captured:
             with torch.cuda.graph(graph, stream=self._stream):
                 self._step(phase)
         except RuntimeError as error:
+            if out_of_memory(error):
+                raise
             raise UserError(
                 f"A training step could not be captured as a CUDA graph: {first_line(error)}. "
                 "Train without: --no-capture (for a run already begun, `capture: false` in its config.yaml)."

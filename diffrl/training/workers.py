@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,8 @@ class Crew:
     """Worker processes that answer requests.
 
     command: the program of a worker; it is given the number of its socket, and its parent's process id. names: what
-    each works on, for messages. logs: a folder for what they write to their standard streams. files: descriptors that
-    they may use, under the same numbers. hint: what to do when one dies.
+    each works on, for messages. logs: a folder for what they write to their standard streams, a file `log_name`-i each.
+    files: descriptors that they may use, under the same numbers. hint: what to do when one dies.
     """
 
     def __init__(
@@ -77,16 +77,17 @@ class Crew:
         names: Sequence[str],
         logs: Path,
         *,
+        log_name: str = "worker",
         files: Sequence[int] = (),
         hint: Callable[[], str] = lambda: "",
         on_message: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._names = list(names)
+        self.names = list(names)
         self._hint = hint
         self._on_message = on_message
         self._processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[Channel] = []
-        self._logs = [logs / f"worker-{i}.log" for i in range(len(names))]
+        self._logs = [logs / f"{log_name}-{i}.log" for i in range(len(names))]
         logs.mkdir(parents=True, exist_ok=True)
         # What can be imported here can be imported there; one thread a process, from the libraries' first moment.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
@@ -123,11 +124,31 @@ class Crew:
         that is gone.
         """
         for i, request in requests.items():
-            self._send(i, request)
-        waiting: dict[Any, int] = {self._channels[i].wire: i for i in requests}
+            self.post(i, request)
         answers: dict[int, Message] = {}
-        while waiting:
-            for wire in connection.wait(list(waiting), timeout=1.0):
+        while len(answers) < len(requests):
+            answers |= self.collect(requests.keys() - answers.keys(), 1.0, on_progress)
+        return dict(sorted(answers.items()))
+
+    def post(self, i: int, request: Message) -> None:
+        """Send worker i a request whose answer `collect` will give. Raises WorkerDied where it is gone."""
+        try:
+            self._channels[i].send(*request)
+        except OSError as error:
+            raise self._died(i) from error
+
+    def collect(
+        self,
+        owing: Collection[int],
+        timeout: float,
+        on_progress: Callable[[int, int, int], None] = lambda i, done, total: None,
+    ) -> dict[int, Message]:
+        """The answers that have come, or come within `timeout` seconds, from workers `owing` one each. See `ask`."""
+        waiting: dict[Any, int] = {self._channels[i].wire: i for i in owing}
+        answers: dict[int, Message] = {}
+        while waiting and (ready := connection.wait(list(waiting), timeout)):
+            timeout = 0.0  # whatever else has come, too
+            for wire in ready:
                 i = waiting[wire]
                 header, tensors = self._receive(i)
                 match header.get("event"):
@@ -143,17 +164,11 @@ class Crew:
                     case _:
                         answers[i] = header, tensors
                         del waiting[wire]
-            for i in waiting.values():
-                # A worker's own children may keep its socket open after its death.
-                if self._processes[i].poll() is not None and not self._channels[i].wire.poll():
-                    raise self._died(i)
-        return dict(sorted(answers.items()))
-
-    def _send(self, i: int, request: Message) -> None:
-        try:
-            self._channels[i].send(*request)
-        except OSError as error:
-            raise self._died(i) from error
+        for i in waiting.values():
+            # A worker's own children may keep its socket open after its death.
+            if self._processes[i].poll() is not None and not self._channels[i].wire.poll():
+                raise self._died(i)
+        return answers
 
     def _receive(self, i: int) -> Message:
         try:
@@ -171,8 +186,13 @@ class Crew:
             how = "it does not answer"
         tail = self._logs[i].read_text(errors="replace").strip().splitlines()[-5:]
         said = "\n".join([f"The end of {self._logs[i]}:", *(f"  {line}" for line in tail)]) if tail else ""
-        text = f"The process of {self._names[i]} has died ({how}). {self._hint()}"
+        text = f"The process of {self.names[i]} has died ({how}). {self._hint()}"
         return WorkerDied(f"{text}\n{said}".strip())
+
+    def kill(self) -> None:
+        """End the workers at once, whatever they are doing. `close` is still to be called."""
+        for process in self._processes:
+            process.kill()
 
     def close(self) -> None:
         """End the workers: they leave when their sockets close, or are killed."""

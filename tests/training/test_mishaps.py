@@ -15,14 +15,14 @@ from agents import BC, DiffusionBC, DiffusionQL
 from diffrl.cli import main
 from diffrl.config import TrainConfig
 from diffrl.data import d4rl
-from diffrl.errors import UserError
+from diffrl.errors import UserError, out_of_memory
 from diffrl.run import Run
 from diffrl.training import checkpoint
 from diffrl.training.logs import MetricsLog, Scores
 from diffrl.training.loop import DivergedError
 from diffrl.training.rollout import Evaluator
 from envs.datasets import load_dataset
-from tests.training.conftest import AGENT, tiny
+from tests.training.conftest import AGENT, assert_same_run, tiny
 from tests.training.test_runs import CountingEnv
 
 pytestmark = pytest.mark.usefixtures("own_data")
@@ -211,3 +211,92 @@ def test_the_environment_recorded_by_convert_is_the_one_evaluated_in(tmp_path: P
     assert main(["data", "convert", str(file), str(target), "--env", "maze2d-umaze-dense-v1"]) == 0
     config = TrainConfig(str(target), SMALL_BC, steps=5, eval_episodes=1, out=tmp_path / "run")
     assert Run.read(diffrl.train(config, quiet=True)).task.env_id == "maze2d-umaze-dense-v1"
+
+
+FULL = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB. Of the allocated memory"
+)
+
+
+def wrapped() -> RuntimeError:
+    """As CUDA reports memory that ran out in a capture: another error, raised while the first one is handled."""
+    try:
+        try:
+            raise torch.OutOfMemoryError(FULL)
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(FULL), wrapped()], ids=["step", "capture"])
+def test_memory_that_runs_out_names_what_to_lower_and_loses_nothing(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    from agents.diffusion_ql import DiffusionQLAgent
+
+    update = DiffusionQLAgent.update
+
+    def greedy(self, batch, generator, phase=0):  # type: ignore[no-untyped-def]
+        if int(self.step) == 130:
+            raise error
+        return update(self, batch, generator, phase)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionQLAgent, "update", greedy)
+        with pytest.raises(UserError, match=r"2 seeds \(0, 1\)") as caught:
+            diffrl.train(tiny(run), quiet=True)
+    text = str(caught.value)
+    for part in ("fewer --seeds", "--agent.batch-size", "--agent.width", f"--resume {run}", "step 100"):
+        assert part in text
+    assert "Of the allocated" not in text
+    diffrl.resume(run, quiet=True)
+    assert_same_run(straight, run)
+
+
+def test_data_too_large_for_the_memory_say_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffrl.preprocessing import Preprocessing
+
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError(FULL)
+
+    monkeypatch.setattr(Preprocessing, "transitions", refuse)
+    with pytest.raises(UserError, match="the one seed") as caught:
+        diffrl.train(tiny(tmp_path / "run", seeds=(0,)), quiet=True)
+    assert "--resume" not in str(caught.value)
+    assert "fewer --seeds" not in str(caught.value)
+
+
+def test_memory_is_told_from_other_errors() -> None:
+    """What PyTorch itself says where this machine has too little; and what it says of shapes."""
+    with pytest.raises(RuntimeError) as full:
+        torch.empty(2**52, dtype=torch.float64)
+    assert out_of_memory(full.value)
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    with pytest.raises(RuntimeError) as other:
+        torch.ones(2) @ torch.ones(3)
+    assert not out_of_memory(other.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train --agent bc --dataset maze2d-umaze-v1 --rows 500 --out {new}",
+        "train --resume {run} --steps 300",
+        "evaluate {run}",
+        "online {run} --out {new}",
+        "diagnose {run}",
+        "augment synther maze2d-umaze-v1 --rows 500 --out {new}.hdf5",
+        "finetune --out {new}",
+        "finetune policy {run} --out {new}",
+    ],
+)
+def test_a_gpu_that_is_not_there_is_said_in_one_line(
+    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    arguments = words.format(run=straight, new=tmp_path / "new").split()
+    assert main([*arguments, "--device", "cuda"]) == 2
+    assert "The device 'cuda' cannot be used" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,138 @@
+"""Evaluations of a run's checkpoints by worker processes, while training goes on."""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffrl.errors import UserError
+from diffrl.training.loop import WorkerDied
+from diffrl.training.workers import Crew
+
+MOST_AT_ONCE = 2
+"""Evaluations begun and not finished: with so many, training waits."""
+_PATIENCE = 0.2
+"""Seconds of waiting for a process before looking whether to stop."""
+
+
+class EvaluationPool:
+    """A queue of evaluations for a crew, a task a seed; recorded in the order in which they came. See `Evaluations`.
+
+    What is evaluated is the checkpoint of a step, which is on disk: the processes read it there, and an evaluation that
+    was cut is made again from it.
+
+    open: what a process is told first. seeds, episodes: of every evaluation. record: hears an evaluation's step and its
+    returns (S, E). on_progress: hears how many episodes of all begun evaluations are finished, of how many. go_on: what
+    to do where one fails.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        open: Mapping[str, Any],
+        seeds: Sequence[int],
+        episodes: int,
+        record: Callable[[int, NDArray[np.float64]], None],
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        say: Callable[[str], None] = lambda text: None,
+        go_on: str = "",
+    ) -> None:
+        self._crew = crew
+        self._seeds, self._episodes = tuple(seeds), episodes
+        self._record, self._on_progress, self._say, self._go_on = record, on_progress, say, go_on
+        self._open: dict[int, dict[int, NDArray[np.float64]]] = {}  # by step, in order: returns (E,) by seed
+        self._finished: dict[tuple[int, int], int] = {}  # by step and seed: episodes
+        self._queue: deque[tuple[int, int]] = deque()
+        # What each process owes: the returns of a step and a seed, or at first that it is there. None: nothing.
+        self._tasks: list[tuple[int, int] | None] = [None] * len(crew.names)
+        self._owing = set(range(len(crew.names)))
+        self._declined: list[int] = []
+        self._told_to_wait = False
+        for i in self._owing:
+            crew.post(i, (dict(open), {}))
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """See `Evaluations`."""
+        return (*self._open, *self._declined)
+
+    def submit(self, step: int, stop: Callable[[], bool]) -> None:
+        """See `Evaluations`. Waits where `MOST_AT_ONCE` are begun; told to `stop` meanwhile, begins none."""
+        self.poll()
+        if len(self._open) >= MOST_AT_ONCE and not self._told_to_wait:
+            self._told_to_wait = True
+            self._say(
+                "Training waits for evaluations, which take longer than the steps between them: a larger --eval-every, "
+                "fewer --eval-episodes or more --eval-workers would help."
+            )
+        while len(self._open) >= MOST_AT_ONCE:
+            if stop():
+                self._declined.append(step)
+                return
+            self._collect(_PATIENCE)
+        self._open[step] = {}
+        self._queue.extend((step, seed) for seed in self._seeds)
+        self._hand_out()
+
+    def poll(self) -> None:
+        """See `Evaluations`."""
+        if self._owing:
+            self._collect(0.0)
+
+    def finish(self, stop: Callable[[], bool]) -> bool:
+        """See `Evaluations`."""
+        while self._open:
+            if stop():
+                return False
+            self._collect(_PATIENCE)
+        return not self._declined
+
+    def close(self) -> None:
+        """See `Evaluations`. What is under way ends at once: it would have to be made again anyway."""
+        if self._open:
+            self._crew.kill()
+        self._crew.close()
+
+    def _hand_out(self) -> None:
+        for i in range(len(self._tasks)):
+            if self._queue and i not in self._owing:
+                self._tasks[i] = step, seed = self._queue.popleft()
+                self._crew.names[i] = f"the evaluation of seed {seed} at step {step}"
+                self._crew.post(i, ({"do": "score", "step": step, "seed": seed}, {}))
+                self._owing.add(i)
+
+    def _collect(self, timeout: float) -> None:
+        """Take what has come, hand out what is next, record what is whole."""
+        try:
+            answers = self._crew.collect(self._owing, timeout, self._note)
+        except WorkerDied:
+            raise
+        except UserError as error:
+            failure = UserError(f"{error} {self._go_on}")
+            failure.exit_code = error.exit_code
+            raise failure from error
+        for i, (_, tensors) in answers.items():
+            self._owing.discard(i)
+            if (task := self._tasks[i]) is not None:
+                self._open[task[0]][task[1]] = tensors["returns"].numpy()
+                self._finished[task] = self._episodes
+        if answers:
+            self._hand_out()
+            self._tell()
+        while self._open and len(first := next(iter(self._open.values()))) == len(self._seeds):
+            step = next(iter(self._open))
+            self._record(step, np.stack([first[seed] for seed in self._seeds]))
+            del self._open[step]
+            for seed in self._seeds:
+                del self._finished[step, seed]
+
+    def _note(self, i: int, done: int, total: int) -> None:
+        if (task := self._tasks[i]) is not None:
+            self._finished[task] = done
+            self._tell()
+
+    def _tell(self) -> None:
+        total = len(self._open) * len(self._seeds) * self._episodes
+        self._on_progress(sum(self._finished.values()), total)
