@@ -11,6 +11,7 @@ import io
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -167,7 +168,7 @@ class Driver:
             "rehearsal": self.rehearse,
             "date": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
             "machine": self.machine,
-            "commands": [" ".join(["python", *words[1:]]) for words in stage.kind.words(place)],
+            "commands": [shlex.join(["python", *words[1:]]) for words in stage.kind.words(place)],
             "box": round(box, 1),
         }
 

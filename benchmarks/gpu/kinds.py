@@ -137,6 +137,8 @@ class LongRun:
     seeds: tuple[int, ...] = tuple(range(8))
     steps: int = 1_000_000
     toy_steps: int = 40
+    published: str = ""
+    """CORL's last score on D4RL's own file (arXiv 2210.07105): mean ± standard deviation over four seeds."""
 
     @property
     def dataset(self) -> str:
@@ -177,12 +179,12 @@ class LongRun:
         if sessions:
             last = sessions[-1]
             last |= {"to": step, "seconds": round(seconds, 1)}
-            if not last["seen"] or last["seen"][-1][1] != step:
-                last["seen"].append([round(seconds, 1), step])
+            if step > max([last["from"], *(seen for _, seen in last["seen"])]):
+                written = (place.run / "checkpoints" / f"{step:09d}").stat().st_mtime
+                last["seen"].append([round(written, 1), step])
             _write(place.run / SESSIONS, sessions)
         scores = place.run / "scores.json"
         evaluations = json.loads(scores.read_text())["evaluations"] if scores.exists() else []
-        kept = ("step", "score", "mean_return")
         return {
             "config": self.config,
             "seeds": [0, 1] if place.rehearse else list(self.seeds),
@@ -190,7 +192,7 @@ class LongRun:
             "steps": step,
             "seconds": round(sum(session["seconds"] for session in sessions), 1),
             "steps_per_second": pace(sessions),
-            "evaluations": [{name: entry[name] for name in kept if name in entry} for entry in evaluations],
+            "evaluations": [_means(entry) for entry in evaluations],
             "sessions": sessions,
         }
 
@@ -214,6 +216,12 @@ def pace(sessions: list[dict[str, Any]]) -> float | None:
     steps = sum(s["seen"][-1][1] - s["seen"][0][1] for s in sessions if s["seen"])
     seconds = sum(s["seen"][-1][0] - s["seen"][0][0] for s in sessions if s["seen"])
     return round(steps / seconds, 2) if seconds > 0 else None
+
+
+def _means(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """An entry of scores.json without its episodes: a mean a seed."""
+    rounded = {name: [round(v, 2) for v in evaluation[name]] for name in ("score", "mean_return") if name in evaluation}
+    return {"step": evaluation["step"]} | rounded
 
 
 def _sessions(run: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,8 @@
-"""What stages find ready: `made.py digits STEPS` (tiny-digits and its classifiers), `made.py recording FILE` (a toy)."""
+"""What stages find ready.
+
+made.py digits STEPS        tiny-digits, trained for so many steps, and its classifiers
+made.py recording FILE      a toy's recording of hopper
+"""
 
 import sys
 from pathlib import Path
