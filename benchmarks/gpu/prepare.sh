@@ -22,7 +22,7 @@ done
 needed=(
   tyro docstring_parser typeguard                # the command line, and what it needs
   platformdirs
-  gymnasium Farama-Notifications mujoco          # mazes and hopper
+  gymnasium Farama-Notifications mujoco glfw     # mazes and hopper (gymnasium imports glfw to draw)
   diffusers importlib_metadata peft              # the stages of fine-tuning
 )
 mkdir -p "$to"

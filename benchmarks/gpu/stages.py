@@ -102,7 +102,7 @@ STAGES = (
         Script(
             "train_step.py",
             f"--device cuda --agents {OTHERS} --tasks hopper --seeds 1 8 32 --out {{folder}}/train_step.json",
-            f"{QUICK} td3_bc",
+            f"{QUICK} diffusion_bc",
             "train_step.json",
         ),
         TIMING,
