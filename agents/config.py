@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 RewardTuning = Literal["no", "normalize", "cql_antmaze", "iql_antmaze", "iql_locomotion"]
 Schedule = Literal["linear", "cosine", "sigmoid", "vp"]
 Solver = Literal["ddim", "dpm1", "dpm2", "dpm3", "dpmpp2m", "heun"]
+Aggregate = Literal["min", "mean", "lcb"]
+"""How the values of several critics become one: see `CriticConfig.q_agg`."""
 
 Rule = tuple[Callable[[float], bool], str]
 """Whether a number will do, and what to say where it will not."""
@@ -94,6 +96,23 @@ class AgentConfig:
 
 
 @dataclass(frozen=True)
+class CriticConfig(AgentConfig):
+    """What agents with critics share: how many there are, what counts of their values, how their target follows."""
+
+    n_critics: int = 2
+    """Number of critics, an ensemble whose members differ in their initialisation alone. Two in the papers."""
+    q_agg: Aggregate = "min"
+    """What counts of the critics' values in their own target, and in choosing between actions: their min, their mean,
+    or lcb, mean - q_spread times their standard deviation (a lower confidence bound; of two critics at 1, the min)."""
+    q_spread: float = 1.0
+    """Weight of the standard deviation under lcb."""
+    target_rate: float = 0.005
+    """tau: how far the target critics move to the critics each time."""
+    critic_layer_norm: bool = False
+    """Layer normalisation in the critics: bounds what they claim of states the data lack. FQL's; no other paper's."""
+
+
+@dataclass(frozen=True)
 class BC(AgentConfig):
     """Behaviour cloning: a deterministic MLP fitted to the data's actions by least squares."""
 
@@ -122,7 +141,7 @@ class DiffusionBC(AgentConfig):
 
 
 @dataclass(frozen=True)
-class TD3BC(AgentConfig):
+class TD3BC(CriticConfig):
     """TD3+BC (Fujimoto & Gu 2021, arXiv 2106.06860): a deterministic actor, Q + behaviour cloning. As CORL runs it."""
 
     name: ClassVar[str] = "td3_bc"
@@ -134,36 +153,30 @@ class TD3BC(AgentConfig):
     """Standardise the observations by the data's mean and deviation."""
     alpha: float = 2.5
     """Weight of the Q term, normalised by the mean |Q|, beside the behaviour-cloning term."""
+    actor_q: Literal["first", Aggregate] = "first"
+    """What the actor climbs: the first critic as in the paper, or the critics' min, mean or lcb."""
     policy_noise: float = 0.2
     """Deviation of the noise on the target's actions, in units of the action range's half."""
     noise_clip: float = 0.5
     """Largest noise on the target's actions."""
     policy_delay: int = 2
     """Steps of the critics for each step of the actor and of the target networks."""
-    target_rate: float = 0.005
-    """tau: how far the target networks move each time."""
     actor_lr: float = 3e-4
     """Adam's learning rate of the actor."""
     critic_lr: float = 3e-4
     """Adam's learning rate of the critics."""
-    critic_layer_norm: bool = False
-    """Layer normalisation in the critics. Not the paper's."""
 
 
 @dataclass(frozen=True)
-class ExpectileConfig(AgentConfig):
+class ExpectileConfig(CriticConfig):
     """What agents with IQL's critics share: values by expectile regression, no action outside the data."""
 
     expectile: float = 0.7
     """Which expectile of Q over the data's actions the state's value is; 0.9 on AntMaze."""
-    target_rate: float = 0.005
-    """tau: how far the target critics move to the critics each step."""
     actor_lr: float = 3e-4
     """Adam's learning rate of the actor."""
     critic_lr: float = 3e-4
     """Adam's learning rate of critics and value function."""
-    critic_layer_norm: bool = False
-    """Layer normalisation in critics and value function. Not the paper's."""
 
 
 @dataclass(frozen=True)
@@ -242,33 +255,34 @@ class QGuidance(ExpectileConfig):
 
 
 @dataclass(frozen=True)
-class QWeightedConfig(AgentConfig):
-    """What Diffusion-QL and its relatives share: a generative actor on behaviour cloning + Q, twin critics."""
+class QWeightedConfig(CriticConfig):
+    """What Diffusion-QL and its relatives share: a generative actor on behaviour cloning + Q."""
 
     q_weight: float = 1.0
     """Weight of the Q term beside the behaviour-cloning loss: the paper's eta, set per task."""
+    actor_q: Literal["random", Aggregate] = "random"
+    """What the actor climbs: a critic drawn at random at each step and scaled by another one, as in the paper, or the
+    critics' min, mean or lcb, scaled by its own mean size."""
     max_q_backup: bool = False
     """Bootstrap from the best of `backup_candidates` next actions instead of one (the paper's AntMaze settings)."""
     backup_candidates: int = 10
     """Next actions a transition under max_q_backup."""
-    target_rate: float = 0.005
-    """tau: how far the target critics move to the critics each step."""
     actor_lr: float = 3e-4
     """Adam's learning rate of the actor, set per task."""
     critic_lr: float = 3e-4
     """Adam's learning rate of the critics."""
     grad_clip: float = 9.0
     """Largest gradient norm of actor and critics, set per task; 0: no clipping."""
-    critic_layer_norm: bool = False
-    """Layer normalisation in the critics: bounds what they claim of states the data lack. Not the paper's."""
     ema_rate: float = 0.005
     """How far the averaged actor, which gives the target's actions, moves to the actor at an update."""
     ema_every: int = 5
     """Steps between updates of the averaged actor."""
     ema_start: int = 1000
     """Step of the first update of the averaged actor."""
+    act_with: Literal["actor", "average"] = "actor"
+    """Whose actions those are that are carried out: the actor's, as in the paper, or the averaged actor's."""
     act_candidates: int = 50
-    """Actions drawn when acting, from which the critics choose one."""
+    """Actions drawn when acting, from which the critics choose one; 1: they have no say."""
     act_temperature: float = 1.0
     """Temperature of the softmax over Q that chooses it; 0: the best."""
 
@@ -344,7 +358,7 @@ class ConsistencyAC(QWeightedConfig):
 
 
 @dataclass(frozen=True)
-class FQL(AgentConfig):
+class FQL(CriticConfig):
     """FQL (Park, Li & Levine 2025, arXiv 2502.02538): a flow clones, its one-step distillate climbs Q."""
 
     name: ClassVar[str] = "fql"
@@ -360,14 +374,14 @@ class FQL(AgentConfig):
     """Divide the Q term by the mean |Q|, so that alpha means the same on every scale of rewards."""
     flow_steps: int = 10
     """Euler steps of the flow."""
-    target_rate: float = 0.005
-    """tau: how far the target critics move to the critics each step."""
     learning_rate: float = 3e-4
     """Adam's learning rate of flow, policy and critics."""
     critic_layer_norm: bool = True
     """Layer normalisation in the critics."""
-    pessimistic: bool = False
-    """Bootstrap from the smaller of the two critics instead of their mean."""
+    q_agg: Aggregate = "mean"
+    """What counts of the critics' values in their target: see `CriticConfig`."""
+    actor_q: Aggregate = "mean"
+    """What the one-step policy climbs: the critics' mean as in the paper, their min or lcb."""
 
 
 AGENTS: dict[str, type[AgentConfig]] = {

@@ -1,48 +1,63 @@
-"""Critics: the twin Q that most agents share, its errors, a state's value, and the choice among candidate actions."""
+"""Critics: the ensemble of Q that most agents share, what counts of its values, and the choice among actions."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from agents.config import Aggregate, CriticConfig
 from diffrl.nets import MLP, mish
 
 
-class TwinCritic(nn.Module):
-    """Q_1 and Q_2 of a seed (Fujimoto et al. 2018, arXiv 1802.09477): (S, B, O), (S, B, A) -> (S, 2, B)."""
+class CriticEnsemble(nn.Module):
+    """Q_1 ... Q_n of a seed (two: Fujimoto et al. 2018, arXiv 1802.09477): (S, B, O), (S, B, A) -> (S, n, B)."""
 
     def __init__(
         self,
         observation_size: int,
         action_size: int,
         generators: Sequence[torch.Generator],
-        *,
-        width: int,
-        layers: int,
-        layer_norm: bool = False,
+        config: CriticConfig,
         activation: Callable[[Tensor], Tensor] = mish,
     ) -> None:
         super().__init__()
+        self.n_critics = config.n_critics
         self.mlp = MLP(
-            (len(generators), 2),
+            (len(generators), config.n_critics),
             observation_size + action_size,
             1,
             generators,
-            width=width,
-            layers=layers,
-            layer_norm=layer_norm,
+            width=config.width,
+            layers=config.layers,
+            layer_norm=config.critic_layer_norm,
             activation=activation,
         )
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Both critics' values (S, 2, B)."""
-        x = torch.cat([observations, actions], -1).unsqueeze(1).expand(-1, 2, -1, -1)
+        """All critics' values (S, n, B)."""
+        x = torch.cat([observations, actions], -1).unsqueeze(1).expand(-1, self.n_critics, -1, -1)
         values: Tensor = self.mlp(x)
         return values.squeeze(-1)
 
 
+def aggregate(q: Tensor, how: Aggregate, spread: float = 1.0) -> Tensor:
+    """One value of the critics' q (S, n, ...): their min, mean, or lcb, mean - spread * std: (S, ...).
+
+    std is that of the n values, sqrt(E (Q_i - E Q)^2), so that of two critics lcb at spread 1 is the min. As a lower
+    confidence bound on Q: Ghasemipour et al. 2022, arXiv 2205.13703 (MSG).
+    """
+    if how == "min":
+        return q.amin(1)
+    mean = q.mean(1)
+    if how == "mean":
+        return mean
+    # A norm, since the gradient of a square root is infinite where all critics agree.
+    std: Tensor = torch.linalg.vector_norm(q - mean.unsqueeze(1), dim=1) / q.shape[1] ** 0.5
+    return mean - spread * std
+
+
 def td_error(q: Tensor, y: Tensor) -> Tensor:
-    """E (y - Q_i(s, a))^2 summed over the critics i, of q (S, 2, B) and targets y (S, B): (S,)."""
+    """E (y - Q_i(s, a))^2 summed over the critics i, of q (S, n, B) and targets y (S, B): (S,)."""
     return (q - y.unsqueeze(1)).square().mean(-1).sum(1)
 
 
@@ -54,9 +69,9 @@ def gumbel_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 def choose(actions: Tensor, q: Tensor, gumbel: Tensor, temperature: float) -> Tensor:
     """One of K actions a state, drawn from softmax(Q / temperature); the best at temperature 0: (S, B, A).
 
-    actions: (S, B K, A), the K of a state in a row. q: (S, 2, B K), of which the smaller counts. gumbel: (S, B, K): the
-    draw is the argmax of Q + temperature * Gumbel noise.
+    actions: (S, B K, A), the K of a state in a row. q: (S, B K). gumbel: (S, B, K): the draw is the argmax of
+    Q + temperature * Gumbel noise.
     """
     S, B, K = gumbel.shape
-    best = (q.amin(1).view(S, B, K) + temperature * gumbel).argmax(-1)
+    best = (q.view(S, B, K) + temperature * gumbel).argmax(-1)
     return actions.view(S, B, K, -1).take_along_dim(best[..., None, None], dim=2).squeeze(2)

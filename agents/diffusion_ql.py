@@ -22,7 +22,7 @@ from torch import Tensor
 from agents.action_network import GenerativePolicy
 from agents.base import Agent, Metrics
 from agents.config import DiffusionQL, QWeightedConfig
-from agents.critic import TwinCritic, choose, gumbel_noise, td_error
+from agents.critic import CriticEnsemble, aggregate, choose, gumbel_noise, td_error
 from agents.diffusion_policy import DiffusionPolicy, build_policy
 from diffrl.data.transitions import Batch
 from diffrl.nets import Adam, average_, frozen
@@ -42,14 +42,7 @@ class QWeightedAgent(Agent):
         super().__init__(config, observation_size, action_size, seeds, device)
         self.backup_candidates = config.backup_candidates if config.max_q_backup else 1
         self.actor = self.make_actor()
-        self.critic = TwinCritic(
-            observation_size,
-            action_size,
-            self.generators,
-            width=config.width,
-            layers=config.layers,
-            layer_norm=config.critic_layer_norm,
-        ).to(self.device)
+        self.critic = CriticEnsemble(observation_size, action_size, self.generators, config).to(self.device)
         self.ema_actor = deepcopy(self.actor).requires_grad_(False)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
         self.frozen_critic = frozen(self.critic)
@@ -63,6 +56,11 @@ class QWeightedAgent(Agent):
             "actor": Adam(self.actor, config.actor_lr, config.grad_clip),
             "critic": Adam(self.critic, config.critic_lr, config.grad_clip),
         }
+
+    @property
+    def acting_policy(self) -> GenerativePolicy:
+        """Whose actions are carried out, see `act_with`."""
+        return self.ema_actor if self.config.act_with == "average" else self.actor
 
     @abstractmethod
     def make_actor(self) -> GenerativePolicy:
@@ -80,16 +78,17 @@ class QWeightedAgent(Agent):
     def target(self, batch: Batch, noise: Tensor) -> Tensor:
         """y = r + gamma (1 - terminal) min_i Q_phi'_i(s', a0'): (S, B), with the policy's sampling noise for B K rows.
 
-        With max_q_backup, each critic's best of K next actions before the minimum over critics.
+        With max_q_backup, each critic's best of K next actions before the minimum (or `q_agg`) over critics.
         """
         K = self.backup_candidates
         actions = self.ema_actor.sample(batch.next_observations, noise)
         q: Tensor = self.target_critic(batch.next_observations.repeat_interleave(K, dim=1), actions)
-        q = q.view(self.n_seeds, 2, -1, K).amax(-1).amin(1)
-        return batch.rewards + self.config.discount * (1 - batch.terminals) * q
+        q = q.view(*q.shape[:2], -1, K).amax(-1)
+        value = aggregate(q, self.config.q_agg, self.config.q_spread)
+        return batch.rewards + self.config.discount * (1 - batch.terminals) * value
 
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
-        """Eq. 5, summed over the two critics: (S,). noise: that of `target`."""
+        """Eq. 5, summed over the critics: (S,). noise: that of `target`."""
         y = self.target(batch, noise)
         q = self.critic(batch.observations, batch.actions)
         loss = td_error(q, y)
@@ -98,11 +97,18 @@ class QWeightedAgent(Agent):
     def weighted(self, bc_loss: Tensor, observations: Tensor, actions: Tensor, coin: Tensor) -> tuple[Tensor, Metrics]:
         """L_d + eta L_q (eq. 3) for a policy that acts by `actions` (S, B, A), through which the gradient runs.
 
-        coin: uniform on [0, 1], (S, 1): which critic is climbed and which one scales it.
+        coin: uniform on [0, 1), (S, 1): which critic is climbed and which one, the next, scales it. With `actor_q` one
+        value of all critics is climbed, and scaled by itself.
         """
-        q = self.frozen_critic(observations, actions)
-        heads = coin < 0.5
-        q_i, q_j = torch.where(heads, q[:, 0], q[:, 1]), torch.where(heads, q[:, 1], q[:, 0])
+        q: Tensor = self.frozen_critic(observations, actions)
+        if self.config.actor_q == "random":
+            n = self.critic.n_critics
+            numbers = torch.arange(n, device=q.device)
+            climbed = numbers == (n * coin).floor()  # (S, n)
+            scaling = climbed.roll(1, 1)
+            q_i, q_j = ((chosen.unsqueeze(-1) * q).sum(1) for chosen in (climbed, scaling))
+        else:
+            q_i = q_j = aggregate(q, self.config.actor_q, self.config.q_spread)
         q_loss = -q_i.mean(-1) / q_j.detach().abs().mean(-1)
         loss = bc_loss + self.config.q_weight * q_loss
         return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
@@ -131,15 +137,19 @@ class QWeightedAgent(Agent):
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Draw K actions a state from the actor and choose one by a softmax over min_i Q_phi'_i (section 3)."""
         K = self.config.act_candidates
-        noise = self.actor.sampling_noise(observations, generator, K)
+        noise = self.acting_policy.sampling_noise(observations, generator, K)
         gumbel = gumbel_noise((*observations.shape[:-1], K), generator)
         return self.choose(observations, noise, gumbel)
 
     def choose(self, observations: Tensor, noise: Tensor, gumbel: Tensor) -> Tensor:
-        """`act` as a function of its noise: the actor's for B K rows, (S, B, K) of the choice."""
-        actions = self.actor.sample(observations, noise)
-        q = self.target_critic(observations.repeat_interleave(gumbel.shape[-1], dim=1), actions)
-        return choose(actions, q, gumbel, self.config.act_temperature)
+        """`act` as a function of its noise: the policy's for B K rows, (S, B, K) of the choice."""
+        actions = self.acting_policy.sample(observations, noise)
+        K = gumbel.shape[-1]
+        if K == 1:
+            return actions
+        q: Tensor = self.target_critic(observations.repeat_interleave(K, dim=1), actions)
+        value = aggregate(q, self.config.q_agg, self.config.q_spread)
+        return choose(actions, value, gumbel, self.config.act_temperature)
 
 
 class DiffusionQLAgent(QWeightedAgent):

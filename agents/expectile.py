@@ -15,7 +15,7 @@ from torch import Tensor
 
 from agents.base import Agent, Metrics
 from agents.config import ExpectileConfig
-from agents.critic import TwinCritic, td_error
+from agents.critic import CriticEnsemble, aggregate, td_error
 from diffrl.data.transitions import Batch
 from diffrl.nets import MLP, Adam, average_, mish
 
@@ -47,7 +47,7 @@ class ExpectileAgent(Agent):
             "activation": activation,
         }
         self.value = MLP((self.n_seeds,), observation_size, 1, self.generators, **size).to(self.device)
-        self.critic = TwinCritic(observation_size, action_size, self.generators, **size).to(self.device)
+        self.critic = CriticEnsemble(observation_size, action_size, self.generators, config, activation).to(self.device)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
         self.networks = {"value": self.value, "critic": self.critic, "target_critic": self.target_critic}
         self.optimisers = {
@@ -55,17 +55,21 @@ class ExpectileAgent(Agent):
             "critic": Adam(self.critic, config.critic_lr),
         }
 
+    def aggregate(self, q: Tensor) -> Tensor:
+        """What counts of the target critics' values (S, n, B): min_i Q'_i, or as `q_agg` says: (S, B)."""
+        return aggregate(q, self.config.q_agg, self.config.q_spread)
+
     def value_loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """L_V (eq. 5): (S,); the advantages u of the data's actions, and V(s') before the step, both (S, B)."""
         with torch.no_grad():
-            q = self.target_critic(batch.observations, batch.actions).amin(1)
+            q = self.aggregate(self.target_critic(batch.observations, batch.actions))
             v_next = self.value(batch.next_observations).squeeze(-1)
         u = q - self.value(batch.observations).squeeze(-1)
         weight = torch.where(u < 0, 1 - self.config.expectile, self.config.expectile)
         return (weight * u.square()).mean(-1), u.detach(), v_next
 
     def critic_loss(self, batch: Batch, v_next: Tensor) -> tuple[Tensor, Metrics]:
-        """L_Q (eq. 6), summed over the two critics: (S,)."""
+        """L_Q (eq. 6), summed over the critics: (S,)."""
         y = batch.rewards + self.config.discount * (1 - batch.terminals) * v_next
         q = self.critic(batch.observations, batch.actions)
         loss = td_error(q, y)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from agents.action_network import GenerativePolicy
 from agents.base import Agent, Metrics
 from agents.config import FQL
-from agents.critic import TwinCritic, td_error
+from agents.critic import CriticEnsemble, aggregate, td_error
 from diffrl.data.transitions import Batch
 from diffrl.diffusion import Prediction, RectifiedFlow, Sampler, denoising_loss
 from diffrl.nets import MLP, Adam, average_, frozen
@@ -87,7 +87,7 @@ class FQLAgent(Agent):
         }
         self.flow = FlowPolicy(*sizes, steps=config.flow_steps, **size).to(self.device)
         self.actor = OneStepPolicy(*sizes, **size).to(self.device)
-        self.critic = TwinCritic(*sizes, layer_norm=config.critic_layer_norm, **size).to(self.device)
+        self.critic = CriticEnsemble(*sizes, config, activation=torch.nn.functional.gelu).to(self.device)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
         self.frozen_critic = frozen(self.critic)
         self.networks = {
@@ -101,14 +101,13 @@ class FQLAgent(Agent):
 
     @torch.no_grad()
     def target(self, batch: Batch, z: Tensor) -> Tensor:
-        """y = r + gamma (1 - terminal) mean_i Q'_i(s', mu_omega(s', z)), or min_i: (S, B)."""
+        """y = r + gamma (1 - terminal) mean_i Q'_i(s', mu_omega(s', z)), or as `q_agg` says: (S, B)."""
         actions = self.actor(batch.next_observations, z).clamp(-1, 1)
-        both: Tensor = self.target_critic(batch.next_observations, actions)
-        q = both.amin(1) if self.config.pessimistic else both.mean(1)
+        q = aggregate(self.target_critic(batch.next_observations, actions), self.config.q_agg, self.config.q_spread)
         return batch.rewards + self.config.discount * (1 - batch.terminals) * q
 
     def critic_loss(self, batch: Batch, z: Tensor) -> tuple[Tensor, Metrics]:
-        """L_Q, summed over the two critics: (S,). z: (S, B, A)."""
+        """L_Q, summed over the critics: (S,). z: (S, B, A)."""
         y = self.target(batch, z)
         q = self.critic(batch.observations, batch.actions)
         loss = td_error(q, y)
@@ -125,7 +124,8 @@ class FQLAgent(Agent):
             goal = self.flow.sample(batch.observations, z)
         actions = self.actor(batch.observations, z)
         distill_loss = (actions - goal).square().mean((-2, -1))
-        q = self.frozen_critic(batch.observations, actions.clamp(-1, 1)).mean(1)
+        q = self.frozen_critic(batch.observations, actions.clamp(-1, 1))
+        q = aggregate(q, self.config.actor_q, self.config.q_spread)
         q_loss = -q.mean(-1)
         if self.config.normalise_q:
             q_loss = q_loss / q.detach().abs().mean(-1)

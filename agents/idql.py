@@ -61,4 +61,4 @@ class IDQLAgent(ExpectileAgent):
         """`act` as a function of its noise."""
         actions = self.ema_actor.sample(observations, noise)
         q = self.target_critic(observations.repeat_interleave(gumbel.shape[-1], dim=1), actions)
-        return choose(actions, q, gumbel, self.config.act_temperature)
+        return choose(actions, self.aggregate(q), gumbel, self.config.act_temperature)

@@ -70,8 +70,7 @@ class QGuidanceAgent(ExpectileAgent):
         """One action a state, by the solver on the guided denoiser of the averaged policy."""
 
         def energy(a_0: Tensor, t: Tensor) -> Tensor:
-            q: Tensor = self.target_critic(observations, a_0.clamp(-1, 1)).amin(1)
-            return q
+            return self.aggregate(self.target_critic(observations, a_0.clamp(-1, 1)))
 
         def guide(denoise: Denoise) -> Denoise:
             if self.config.guidance_scale == 0:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from agents.base import Agent, Metrics
 from agents.config import TD3BC
-from agents.critic import TwinCritic, td_error
+from agents.critic import CriticEnsemble, aggregate, td_error
 from diffrl.data.transitions import Batch
 from diffrl.nets import MLP, Adam, average_, frozen
 
@@ -40,9 +40,8 @@ class TD3BCAgent(Agent):
         self.period = config.policy_delay
         size: dict[str, Any] = {"width": config.width, "layers": config.layers, "activation": torch.relu}
         self.actor = MLP((self.n_seeds,), observation_size, action_size, self.generators, **size).to(self.device)
-        self.critic = TwinCritic(
-            observation_size, action_size, self.generators, layer_norm=config.critic_layer_norm, **size
-        ).to(self.device)
+        sizes = (observation_size, action_size, self.generators)
+        self.critic = CriticEnsemble(*sizes, config, activation=torch.relu).to(self.device)
         self.target_actor = deepcopy(self.actor).requires_grad_(False)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
         self.frozen_critic = frozen(self.critic)
@@ -63,11 +62,11 @@ class TD3BCAgent(Agent):
         """y = r + gamma (1 - terminal) min_i Q'_i(s', clip(pi'(s') + eps)): (S, B). noise: (S, B, A), standard."""
         eps = (self.config.policy_noise * noise).clamp(-self.config.noise_clip, self.config.noise_clip)
         actions = (torch.tanh(self.target_actor(batch.next_observations)) + eps).clamp(-1, 1)
-        q: Tensor = self.target_critic(batch.next_observations, actions).amin(1)
+        q = aggregate(self.target_critic(batch.next_observations, actions), self.config.q_agg, self.config.q_spread)
         return batch.rewards + self.config.discount * (1 - batch.terminals) * q
 
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
-        """E (y - Q_i(s, a))^2, summed over the two critics: (S,). noise: that of `target`."""
+        """E (y - Q_i(s, a))^2, summed over the critics: (S,). noise: that of `target`."""
         q = self.critic(batch.observations, batch.actions)
         loss = td_error(q, self.target(batch, noise))
         return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
@@ -75,7 +74,9 @@ class TD3BCAgent(Agent):
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """-lambda E Q_1(s, pi(s)) + E |pi(s) - a|^2, the mean over action dimensions as in the authors' code: (S,)."""
         actions = torch.tanh(self.actor(batch.observations))
-        q = self.frozen_critic(batch.observations, actions)[:, 0]
+        q = self.frozen_critic(batch.observations, actions)
+        how = self.config.actor_q
+        q = q[:, 0] if how == "first" else aggregate(q, how, self.config.q_spread)
         q_loss = -q.mean(-1) / q.detach().abs().mean(-1)
         bc_loss = (actions - batch.actions).square().mean((-2, -1))
         loss = bc_loss + self.config.alpha * q_loss

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from agents.base import Agent
-from agents.critic import TwinCritic
+from agents.critic import CriticEnsemble, aggregate
 from diffrl.console import console, work
 from diffrl.data.d4rl import digest
 from diffrl.diffusion import Denoise, Process, sample
@@ -508,11 +508,11 @@ def _fine_tuning(
         result["kl_to_start_at_most"] = core.girsanov_kl(levels.process, errors.mean(-1), levels.times).tolist()
     picture: dict[str, Any] = {"data": few.actions[0, :, :2].tolist(), "policy": drawn[0, :FEW, :2].tolist()}
     critic = getattr(agent, "target_critic", getattr(agent, "critic", None))
-    if isinstance(critic, TwinCritic):
+    if isinstance(critic, CriticEnsemble):
         random = torch.rand(few.actions.shape, generator=generator, device=agent.device) * 2 - 1
         choices = {"data": few.actions, "policy": drawn[:, : few.actions.shape[1]], "acting": acted, "random": random}
         with torch.no_grad():
-            q = {name: critic(few.observations, actions).amin(1) for name, actions in choices.items()}
+            q = {name: aggregate(critic(few.observations, actions), "min") for name, actions in choices.items()}
         result["q"] = {name: values.mean(-1).tolist() for name, values in q.items()}
         picture["q"] = {name: (values[0] - q["data"][0]).tolist() for name, values in q.items() if name != "data"}
     tick()

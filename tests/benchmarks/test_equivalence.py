@@ -19,7 +19,7 @@ from agents import AGENTS, BC, DiffusionQL
 from agents.base import Agent
 from agents.bc import BCAgent, DiffusionBCAgent
 from agents.config import AgentConfig
-from agents.critic import TwinCritic
+from agents.critic import CriticEnsemble
 from agents.diffusion_policy import DiffusionPolicy
 from agents.diffusion_ql import DiffusionQLAgent
 from diffrl.data.transitions import Batch
@@ -117,7 +117,7 @@ def our_mlps(network: nn.Module, tensors: dict[str, Tensor]) -> Mlps:
 
     if isinstance(network, DiffusionPolicy):
         return [layers("embed_time.mlp."), layers("mlp.")]
-    return [layers("mlp.", 0), layers("mlp.", 1)] if isinstance(network, TwinCritic) else [layers("")]
+    return [layers("mlp.", 0), layers("mlp.", 1)] if isinstance(network, CriticEnsemble) else [layers("")]
 
 
 def our_weights(agent: Agent) -> dict[str, Mlps]:
