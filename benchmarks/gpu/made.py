@@ -26,7 +26,7 @@ def digits(steps: int) -> int:
         return cli.main(["finetune", *words])
 
 
-def recording(path: Path, rows: int = 600) -> int:
+def recording(path: Path, rows: int = 2_000) -> int:
     """Write a hopper recording of random actions, in the format of D4RL."""
     import gymnasium
 

@@ -6,7 +6,7 @@ from kinds import TOY_ROWS, LongRun, Place, Script, Stage, Tests, Words
 
 AGENTS = ("agents/*.py", "diffrl/nets/*.py", "diffrl/diffusion/*.py")
 TRAINING = (*AGENTS, "diffrl/training/stack.py", "diffrl/training/rollout.py", "diffrl/data/transitions.py")
-TIMED = ("train_step", "worker", "workload", "plain", "ours", "jax_version", "floor")
+TIMED = ("train_step*", "worker", "workload", "plain", "ours", "jax_version", "floor")
 TIMING = (*TRAINING, *(f"benchmarks/{name}.py" for name in TIMED))
 FINETUNING = ("diffrl/finetune/**/*.py", "diffrl/diffusion/*.py")
 SYNTHER = (*TRAINING, "diffrl/augment/*.py", "diffrl/synthesis.py", "benchmarks/synther.py")
@@ -102,7 +102,7 @@ STAGES = (
         Script(
             "train_step.py",
             f"--device cuda --agents {OTHERS} --tasks hopper --seeds 1 8 32 --out {{folder}}/train_step.json",
-            f"{QUICK} diffusion_bc",
+            f"{QUICK} bc",
             "train_step.json",
         ),
         TIMING,
