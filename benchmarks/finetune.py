@@ -60,6 +60,12 @@ class Options:
     """Seeds of everything random in a run; the pretrained model is one."""
     queries: int = 3072
     """Images scored, of each run."""
+    scale: int = 1
+    """So many times as many images, of each run, SETTINGS' too."""
+    batch: int | None = None
+    """Images a round, and in the network at once, instead of each algorithm's default."""
+    device: str = "cpu"
+    """Of the runs."""
     evaluations: int = 8
     """Evaluations of a run, after the first."""
     jobs: int = 2
@@ -74,12 +80,15 @@ class Options:
 
 def config_of(options: Options, algo: Algo, reward: str, seed: int) -> FinetuneConfig:
     """A cell's configuration, resolved."""
-    name = "".join(c if c.isalnum() or c in ".-" else "-" for c in f"{algo}-{reward}-{options.queries}-{seed}")
+    title = f"{algo}-{reward}-{options.queries * options.scale}-{seed}"
+    name = "".join(c if c.isalnum() or c in ".-" else "-" for c in title)
     folder = options.runs / name
     settings = {**SETTINGS.get(algo, {}), **SETTINGS.get(f"{algo} {reward}", {})}
-    config = FinetuneConfig(
-        algo=algo, reward=reward, seed=seed, out=folder, **{"queries": options.queries, **settings}
-    ).resolved()
+    settings = {"queries": options.queries, **settings, "device": options.device}
+    settings["queries"] *= options.scale
+    if options.batch is not None:
+        settings |= {"batch": options.batch, "micro_batch": options.batch}
+    config = FinetuneConfig(algo=algo, reward=reward, seed=seed, out=folder, **settings).resolved()
     assert config.rounds is not None
     return dataclasses.replace(config, eval_every=max(1, config.rounds // options.evaluations))
 
@@ -188,17 +197,22 @@ def draw(results: dict[str, Any], path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=110)
 
 
-def write(options: Options, results: dict[str, Any]) -> None:
-    """The results as JSON, a picture, and Markdown between the page's markers."""
+def save(options: Options, results: dict[str, Any]) -> None:
+    """The results as JSON, and as Markdown between the page's markers."""
     with atomic_path(options.out.with_suffix(".json")) as temporary:
         about = {"versions": versions("diffusers"), "queries": options.queries}
         temporary.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
-    draw(results, options.out.with_suffix(".png"))
     for reward, cells in results.items():
-        print_lines(table(cells), f"{reward}: last evaluation, {options.queries:,} images", console, left=1)
         commands = "".join(f"    {cell['command']}\n" for cell in cells.values())
         tables = f"{markdown(table(cells))}\n{commands}"
         _between(options.out.with_suffix(".md"), reward, tables)
+
+
+def show(options: Options, results: dict[str, Any]) -> None:
+    """The results as a picture, and on the terminal."""
+    draw(results, options.out.with_suffix(".png"))
+    for reward, cells in results.items():
+        print_lines(table(cells), f"{reward}: last evaluation", console, left=1)
 
 
 def _between(page: Path, marker: str, text: str) -> None:
@@ -213,7 +227,7 @@ def _between(page: Path, marker: str, text: str) -> None:
 
 
 def main(options: Options) -> None:
-    """Make the runs, `jobs` at a time, and write after all."""
+    """Make the runs, `jobs` at a time, and write what there is after each."""
     cells = [
         config_of(options, algo, reward, seed)
         for seed in options.seeds
@@ -226,8 +240,11 @@ def main(options: Options) -> None:
 
         tiny_digits_folder()
         with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(make, cells))
-    write(options, collect(options, cells))
+            for _ in pool.map(make, cells):
+                save(options, collect(options, cells))
+    results = collect(options, cells)
+    save(options, results)
+    show(options, results)
 
 
 if __name__ == "__main__":

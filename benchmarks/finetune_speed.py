@@ -399,8 +399,11 @@ SD_VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def stable_diffusion(options: FinetuneSpeed, console: Console) -> list[Row]:
-    """A round of each variant after one that is not timed; each with a model of its own. Out of memory: no rounds."""
+def stable_diffusion(options: FinetuneSpeed, console: Console) -> Iterator[list[Row]]:
+    """A round of each variant after one that is not timed; each with a model of its own. Out of memory: no rounds.
+
+    Gives all there are, after each.
+    """
     if not options.device.startswith("cuda") and not options.tiny:
         raise UserError(
             "--sd trains a network of 860 M parameters for 50 steps an image: on a CPU that takes hours and 16 GiB. "
@@ -408,7 +411,7 @@ def stable_diffusion(options: FinetuneSpeed, console: Console) -> list[Row]:
         )
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("--sd is for a GPU, and PyTorch sees none here: --sd --tiny --device cpu checks that it runs.")
-    rows = []
+    rows: list[Row] = []
     for name, changes in SD_VARIANTS.items():
         row = Row("ours", "lora", name, options.batch)
         if "micro_batch" in changes:
@@ -425,7 +428,7 @@ def stable_diffusion(options: FinetuneSpeed, console: Console) -> list[Row]:
             model = runner = None  # type: ignore[assignment]  # their memory is the next one's
         rows.append(row)
         console.print(f"[dim]{name}: done[/]")
-    return rows
+        yield rows
 
 
 @contextlib.contextmanager
@@ -474,10 +477,10 @@ def main(options: FinetuneSpeed) -> int:
     if options.sd:
         if not options.tiny and options.steps == FinetuneSpeed.steps:
             options = dataclasses.replace(options, steps=50)
-        rows = stable_diffusion(options, console)
-        gpu = torch.cuda.get_device_name() if options.device.startswith("cuda") else None
+        for rows in stable_diffusion(options, console):
+            gpu = torch.cuda.get_device_name() if options.device.startswith("cuda") else None
+            keep(options, "finetune_speed_sd" if gpu else None, rows, sd_table(rows), {"gpu": gpu}, console)
         print_lines(sd_table(rows), "Rounds of DDPO-IS at Stable Diffusion's size, s an image", console, 1)
-        keep(options, "finetune_speed_sd" if gpu else None, rows, sd_table(rows), {"gpu": gpu}, console)
         return 0
     for rows, about in beside_trl(options, console):
         print_lines(table(rows), "Rounds of DDPO-IS, ms an image", console, 3)

@@ -22,6 +22,7 @@ import itertools
 import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -106,6 +107,10 @@ class Options:
     """Episodes a seed, in each evaluation."""
     curve_rows: int = 10_000
     """Rows for each point of the solvers' curve."""
+    device: str = "cpu"
+    """Of the models, and of the agents."""
+    recording: Path = RECORDING
+    """Hopper's."""
     out: Path = Path("runs/synther")
     """Folder of everything."""
 
@@ -114,13 +119,13 @@ def real_file(options: Options, name: Name) -> str:
     """The real data: by name or path, as every command takes them."""
     if name == "maze2d":
         return "maze2d-umaze-v1"
-    if not RECORDING.is_file():
-        raise UserError(f"{RECORDING} is not here: leave out hopper (--datasets maze2d).")
+    if not options.recording.is_file():
+        raise UserError(f"{options.recording} is not here: leave out hopper (--datasets maze2d).")
     if name == "hopper":
-        return str(RECORDING)
+        return str(options.recording)
     path = options.out / f"{name}.hdf5"
     if not path.exists():
-        dataset = d4rl.read(RECORDING)
+        dataset = d4rl.read(options.recording)
         columns, returns = dataset.with_successors().columns(), dataset.episode_returns()
         n = len(columns["rewards"])
         chosen = np.sort(np.random.default_rng(0).choice(n, n // 10, replace=False))
@@ -147,6 +152,7 @@ def files(options: Options, name: Name) -> dict[str, str]:
                 batch_size=256 if name == "maze2d" else None,
                 learning_rate=options.learning_rate,
             ),
+            device=options.device,
         )
     if not both.exists():
         made = d4rl.read(synthetic)
@@ -154,8 +160,8 @@ def files(options: Options, name: Name) -> dict[str, str]:
     return {"real": real, "synthetic": str(synthetic), "both": str(both)}
 
 
-def train_agents(options: Options, name: Name, console: Console) -> list[dict[str, Any]]:
-    """A run for each variant and agent: its last evaluation, one mean score a seed."""
+def train_agents(options: Options, name: Name, console: Console) -> Iterator[list[dict[str, Any]]]:
+    """A run for each variant and agent: its last evaluation, one mean score a seed; all there are, after each."""
     rows = []
     paths = {"real": real_file(options, name)} if options.variants == ("real",) else files(options, name)
     for agent in options.agents:
@@ -176,6 +182,7 @@ def train_agents(options: Options, name: Name, console: Console) -> list[dict[st
                         eval_episodes=options.episodes,
                         workers=1,
                         compile=False,
+                        device=options.device,
                         out=folder,
                     )
                 )
@@ -185,7 +192,7 @@ def train_agents(options: Options, name: Name, console: Console) -> list[dict[st
             curve = [(entry["step"], entry["score"]) for entry in evaluations]
             rows.append({"data": name, "agent": agent, "variant": variant, "steps": curve[-1][0], "curve": curve})
             console.print(f"{name} {agent} {variant}: {estimate([[s] for s in curve[-1][1]])}")
-    return rows
+            yield rows
 
 
 def measured(options: Options, name: Name) -> tuple[TransitionDiffusion, Any, OfflineDataset, OfflineDataset]:
@@ -343,6 +350,19 @@ def speed_table(results: dict[str, Any]) -> Lines:
     return [["", "rows / CPU s", "x plain"], *([k, f"{v:,.0f}", f"{v / first:.2f}"] for k, v in rates.items())]
 
 
+def tables_of(results: dict[str, Any]) -> list[tuple[Lines, str, int]]:
+    """The tables of the parts there are: lines, title, columns that are aligned to the left."""
+    tables = []
+    if results.get("agents"):
+        title = "Normalised score x100 after training on real, synthetic, both"
+        tables.append((agents_table(results["agents"]), title, 2))
+    if results.get("solvers"):
+        tables.append((solver_table(results["solvers"]), "Rows by solver", 2))
+    if results.get("speed"):
+        tables.append((speed_table(results["speed"]), "Rows a CPU second", 1))
+    return tables
+
+
 def draw(results: dict[str, Any], path: Path) -> None:
     """Scores by variant, and the solvers' curve."""
     from matplotlib.figure import Figure
@@ -391,6 +411,8 @@ def main(options: Options) -> int:
         results[part] = rows if replaced is None else old + rows
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(results, indent=1))
+        with atomic_path(path.with_suffix(".md")) as temporary:
+            temporary.write_text("\n".join(markdown(lines) for lines, *_ in tables_of(results)))
 
     for name in options.datasets:
         if "data" in options.parts:
@@ -398,23 +420,14 @@ def main(options: Options) -> int:
         if "solvers" in options.parts:
             keep("solvers", solver_curve(options, name, console), lambda row, name=name: row["data"] == name)
         if "agents" in options.parts:
-            chosen = train_agents(options, name, console)
-            keep("agents", chosen, lambda row, name=name: row["data"] == name and row["agent"] in options.agents)
+            for chosen in train_agents(options, name, console):
+                keep("agents", chosen, lambda row, name=name: row["data"] == name and row["agent"] in options.agents)
     if "speed" in options.parts:
         keep("speed", speed(options, console))
-    tables = []
-    if results.get("agents"):
-        tables.append(agents_table(results["agents"]))
-        print_lines(tables[-1], "Normalised score x100 after training on real, synthetic, both", console)
+    for lines, title, left in tables_of(results):
+        print_lines(lines, title, console, left)
     if results.get("solvers"):
-        tables.append(solver_table(results["solvers"]))
-        print_lines(tables[-1], "Rows by solver", console)
         draw(results, options.out / "synther.png")
-    if results.get("speed"):
-        tables.append(speed_table(results["speed"]))
-        print_lines(tables[-1], "Rows a CPU second", console, left=1)
-    with atomic_path(path.with_suffix(".md")) as temporary:
-        temporary.write_text("\n".join(markdown(lines) for lines in tables))
     console.print(f"Numbers: {path}, .md")
     return 0
 

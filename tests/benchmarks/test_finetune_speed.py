@@ -18,7 +18,7 @@ def test_the_savings_save_what_they_should(
     names = ["as published: float32, all steps, guided", "no guidance in training", "a fifth of the steps"]
     names.append("bf16, no guidance, a fifth of the steps")
     monkeypatch.setattr(benchmark, "SD_VARIANTS", {name: benchmark.SD_VARIANTS[name] for name in names})
-    rows = benchmark.stable_diffusion(TINY, benchmark.Console(quiet=True))
+    *_, rows = benchmark.stable_diffusion(TINY, benchmark.Console(quiet=True))
     assert [row.rounds[0].rows for row in rows] == [(12, 10), (6, 5), (12, 2), (6, 1)]
     benchmark.save(tmp_path / "speed", rows, benchmark.sd_table(rows), TINY, {})
     page = tmp_path / "speed.md"
