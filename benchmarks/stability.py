@@ -52,12 +52,12 @@ CELLS: dict[str, dict[str, Any]] = {
     "five-min-backup": {**FIVE, "max_q_backup": True},
     "five-min-average": {**FIVE, **AVERAGE},
     "five-min-slow-average": {**FIVE, **AVERAGE, **SLOW},
+    "ten-min-average": {**FIVE, **AVERAGE, "n_critics": 10},
     "ten-min-slow-average": {**FIVE, **AVERAGE, **SLOW, "n_critics": 10},
+    "ten-lcb-2-average": {**FIVE, **AVERAGE, "n_critics": 10, "q_agg": "lcb", "actor_q": "lcb", "q_spread": 2.0},
 }
 """Fields of the agent by the cell's name; all else is the configuration's."""
 SEEDS = {"screen": tuple(range(8)), "final": tuple(range(100, 108))}
-EPISODES = {"screen": 20, "final": 50}
-Stage = Literal["screen", "final"]
 
 
 @dataclass(frozen=True)
@@ -68,48 +68,59 @@ class Stability:
     """Train what is missing."""
     cells: tuple[str, ...] = ()
     """Which cells to train; by default all."""
-    stage: Stage = "screen"
-    """Which seeds: 0 to 7, to choose by, or 100 to 107, to report."""
+    stage: Literal["screen", "final", "both"] = "screen"
+    """Which seeds: 0 to 7, to choose by, or 100 to 107, to report; both: side by side in one run, as suits a GPU."""
+    episodes: int = 50
+    """Episodes an evaluation, for each seed."""
     steps: int | None = None
     """Training steps, instead of the configuration's 20,000: for a first look, kept apart."""
-    device: str = "auto"
+    device: str = "cpu"
     """cpu or cuda."""
+    eval_workers: int | None = None
+    """Processes that evaluate, see `diffrl train --help`."""
     runs: Path = Path("runs/stability")
     """Folder of the runs."""
     results: Path = Path(__file__).parent / "results" / "stability"
     """Folder of what has been measured."""
 
 
-def train(options: Stability, cell: str) -> dict[str, Any]:
-    """A cell's run, new or gone on with; its evaluations."""
+def train(options: Stability, cell: str) -> None:
+    """A cell's run, new or gone on with; its evaluations go to a file a stage."""
     config = configuration.find(CONFIG)
     steps = options.steps or config.steps
-    config = replace(
-        config,
-        agent=replace(config.agent, **CELLS[cell]),
-        steps=steps,
-        eval_every=max(1, steps // 8),
-        eval_episodes=EPISODES[options.stage],
-        seeds=SEEDS[options.stage],
-        device=options.device,
-        out=options.runs / options.stage / cell,
-    )
-    there = checkpoint.steps(config.out) if config.out is not None else []
+    stages = tuple(SEEDS) if options.stage == "both" else (options.stage,)
+    out = options.runs / options.stage / cell
+    there = checkpoint.steps(out)
     if there and there[-1] < steps:
-        diffrl.resume(config.out, steps=steps, device=options.device)
+        diffrl.resume(out, steps=steps, device=options.device)
     elif not there:
-        diffrl.train(config)
-    assert config.out is not None
-    scores = json.loads((config.out / "scores.json").read_text())
-    return {
-        "cell": cell,
-        "stage": options.stage,
-        "fields": CELLS[cell],
-        "seeds": list(config.seeds),
-        "episodes": config.eval_episodes,
-        "device": options.device,
-        "evaluations": [{"step": entry["step"], "scores": entry["score"]} for entry in scores["evaluations"]],
-    }
+        diffrl.train(
+            replace(
+                config,
+                agent=replace(config.agent, **CELLS[cell]),
+                steps=steps,
+                eval_every=max(1, steps // 8),
+                eval_episodes=options.episodes,
+                seeds=tuple(seed for stage in stages for seed in SEEDS[stage]),
+                device=options.device,
+                eval_workers=options.eval_workers,
+                out=out,
+            )
+        )
+    evaluations = json.loads((out / "scores.json").read_text())["evaluations"]
+    for i, stage in enumerate(stages):
+        part = slice(8 * i, 8 * i + 8)
+        result = {
+            "cell": cell,
+            "stage": stage,
+            "fields": CELLS[cell],
+            "seeds": SEEDS[stage],
+            "episodes": options.episodes,
+            "device": options.device,
+            "evaluations": [{"step": entry["step"], "scores": entry["score"][part]} for entry in evaluations],
+        }
+        with atomic_path(options.results / f"{stage}-{cell}.json") as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def line(result: dict[str, Any]) -> list[str]:
@@ -133,12 +144,10 @@ def main(options: Stability) -> int:
         raise UserError(f"There is no cell {unknown[0]!r}; expected some of {', '.join(CELLS)}.")
     options.results.mkdir(parents=True, exist_ok=True)
     for cell in options.cells or CELLS if options.train else ():
-        path = options.results / f"{options.stage}-{cell}.json"
-        if not path.exists():
+        stage = "final" if options.stage == "both" else options.stage
+        if not (options.results / f"{stage}-{cell}.json").exists():
             console.print(f"[bold]{cell}[/], {options.stage}: {CELLS[cell]}")
-            result = train(options, cell)
-            with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(result, indent=1) + "\n")
+            train(options, cell)
     kept = [json.loads(path.read_text()) for path in sorted(options.results.glob("*.json"))]
     kept.sort(key=lambda result: list(CELLS).index(result["cell"]))
     for stage in SEEDS:
