@@ -280,7 +280,7 @@ def test_the_rehearsal_passes_in_a_bare_environment(tmp_path: Path) -> None:
     first = call("--rehearse", "--budget", "3600", OUT=str(out), DIFFRL_GPU_WORK=str(tmp_path / "one"), **environment)
     assert first.returncode == 0, first.stdout + first.stderr
     results = json.loads((out / "results.json").read_text())
-    assert list(results) == sorted(entry.name for entry in stages.STAGES)
+    assert set(results) == {entry.name for entry in stages.STAGES}
     states = {name: result["state"] for name, result in results.items()}
     assert states == dict.fromkeys(states, "whole") | {"diffusion_ql-umaze": "cut"}
     for result in results.values():
