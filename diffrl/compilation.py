@@ -1,5 +1,6 @@
 """Compiling an agent: whether it pays, how long it will take, where the result is kept, and what if it fails."""
 
+import gc
 import json
 import os
 import shutil
@@ -66,7 +67,7 @@ def compile_agent(
     say(f"Compiling the losses ({wait}; --no-compile: without) ...")
     before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
     generator = torch.Generator(device=agent.device).manual_seed(0)
-    start = time.monotonic()
+    start, failure = time.monotonic(), ""
     torch._dynamo.reset()  # its memory of a method is shared by all agents of a process, and limited to eight variants
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
@@ -78,13 +79,13 @@ def compile_agent(
         mark.touch()
     except Exception as error:  # compilers, linkers, full disks and PyTorch's own checks raise what they like
         agent.uncompile()
-        say(
-            f"[yellow]The losses could not be compiled ({type(error).__name__}: {escape(first_line(error))}): going on "
-            "uncompiled, which is slower.[/]"
-        )
-        return False
+        failure = f"{type(error).__name__}: {escape(first_line(error))}"
     finally:
         agent.load_state_dict(before)
+    if failure:
+        gc.collect()  # the failed step's graph is tied to this stream, and would break the capture of the next one
+        say(f"[yellow]The losses could not be compiled ({failure}): going on uncompiled, which is slower.[/]")
+        return False
     say(f"Compiled in {time.monotonic() - start:.0f} s; kept in {folder} for the next run.")
     return True
 

@@ -11,7 +11,7 @@ TIMING = (*TRAINING, *(f"benchmarks/{name}.py" for name in TIMED))
 FINETUNING = ("diffrl/finetune/**/*.py", "diffrl/diffusion/*.py")
 SYNTHER = (*TRAINING, "diffrl/augment/*.py", "diffrl/synthesis.py", "benchmarks/synther.py")
 
-OTHERS = "diffusion_ql td3_bc iql fql consistency_ac"
+OTHERS = "td3_bc iql fql consistency_ac"
 QUICK = "--quick --tasks hopper --out {folder}/train_step.json --agents"
 PAPERS = (
     "--parts data agents --width 1024 --learning-rate 3e-4 --model-steps 100000 --samples 5000000 "
@@ -53,11 +53,11 @@ STAGES = (
     ),
     Stage(
         "train-step",
-        "A training step of Diffusion-QL, hopper's sizes, 1 and 8 seeds",
+        "A training step of Diffusion-QL, hopper's sizes, 1, 8 and 32 seeds",
         150,
         Script(
             "train_step.py",
-            "--device cuda --agents diffusion_ql --tasks hopper --seeds 1 8 --out {folder}/train_step.json",
+            "--device cuda --quick --agents diffusion_ql --tasks hopper --seeds 1 8 32 --out {folder}/train_step.json",
             f"{QUICK} bc",
             "train_step.json",
         ),
@@ -97,11 +97,11 @@ STAGES = (
     ),
     Stage(
         "train-step-all",
-        "A training step of five agents, hopper's sizes, 1, 8 and 32 seeds",
+        "A training step of four other agents, hopper's sizes, 1, 8 and 32 seeds",
         540,
         Script(
             "train_step.py",
-            f"--device cuda --agents {OTHERS} --tasks hopper --seeds 1 8 32 --out {{folder}}/train_step.json",
+            f"--device cuda --quick --agents {OTHERS} --tasks hopper --seeds 1 8 32 --out {{folder}}/train_step.json",
             f"{QUICK} bc",
             "train_step.json",
         ),

@@ -89,7 +89,8 @@ class Adam:
 
         It is `step` after the gradients, written out (Kingma & Ba 2015, algorithm 1; eps is added to sqrt(v_hat)).
         """
-        parameters, gradients = list[Tensor](self.parameters), list(gradients)
+        parameters: list[Tensor] = [*self.parameters]
+        gradients = list(gradients)
         state = [self._adam.state[p] for p in self.parameters]
         steps, means, squares = ([s[key] for s in state] for key in ("step", "exp_avg", "exp_avg_sq"))
         beta1, beta2 = self._adam.defaults["betas"]

@@ -249,11 +249,11 @@ def test_adam_is_torchs_with_a_norm_clipped_seed_by_seed(seeds: tuple[int, ...],
 
 @pytest.mark.parametrize("schedule", [{}, {"decay_steps": 20}, {"decay_steps": 20, "warm_up": 5}])
 def test_adam_written_out_is_the_same_adam(schedule: dict[str, int]) -> None:
-    """`plain_step`, which a GPU compiles, and torch's fused one: weights, moments, counters and norms, in float64."""
+    """`plain_step`, which a GPU compiles whole, and torch's fused one: weights, moments, counters, norms; float64."""
     x, target = torch.randn(3, 5, 4, dtype=torch.float64), torch.randn(3, 5, 2, dtype=torch.float64)
     nets = [MLP((3,), 4, 2, [seed_generator(s) for s in range(3)], width=8, layers=2).double() for _ in range(2)]
     fused, plain = (Adam(net, 1e-2, 0.02, **schedule) for net in nets)
-    plain.fuse(lambda step: step)
+    plain.fuse(lambda step: torch.compile(step, fullgraph=True, backend="aot_eager"))
     for _ in range(15):
         norms = [
             adam.step((net(x) - target).square().mean((1, 2))) for adam, net in zip((fused, plain), nets, strict=True)
