@@ -116,6 +116,9 @@ class Worker:
             text=True,
             env=environment,
         )
+
+    def wait(self) -> None:
+        """Until it is ready to be asked."""
         self._answer()
 
     def ask(self, **request: Any) -> Any:
@@ -155,7 +158,7 @@ class Worker:
 
 @contextmanager
 def workers(jobs: Sequence[Job], options: TrainStep) -> Iterator[list[Worker]]:
-    """One process a job, started one after another."""
+    """One process a job. On a CPU, where all are pinned to one core, they start one after another."""
     with ExitStack() as stack:
         cache = stack.enter_context(tempfile.TemporaryDirectory()) if options.cold else None
         started = []
@@ -163,6 +166,11 @@ def workers(jobs: Sequence[Job], options: TrainStep) -> Iterator[list[Worker]]:
             errors = stack.enter_context(tempfile.TemporaryFile("w+"))
             started.append(Worker(job, options.core if options.device == "cpu" else None, cache, errors))
             stack.callback(started[-1].close)
+            if options.device == "cpu":
+                started[-1].wait()
+        if options.device == "cuda":
+            for worker in started:
+                worker.wait()
         yield started
 
 
