@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import tyro
 from rich.console import Console
-from tables import Lines, print_lines
+from tables import Lines, markdown, print_lines
 
 import diffrl
 from diffrl import config as configuration
@@ -136,6 +136,8 @@ def line(result: dict[str, Any]) -> list[str]:
     return [result["cell"], steps, *figures, f"{min(last):.1f}", f"{len(last)} x {result['episodes']}", where]
 
 
+BEGIN, END = "<!-- tables -->", "<!-- /tables -->"
+"""Between these the tables stand in the page of results."""
 HEADINGS = ["", "steps", "last", "last three", "best", "gap", "worst seed", "seeds x episodes", "on"]
 
 
@@ -152,12 +154,19 @@ def main(options: Stability) -> int:
             train(options, cell)
     kept = [json.loads(path.read_text()) for path in sorted(options.results.glob("*.json"))]
     kept.sort(key=lambda result: list(CELLS).index(result["cell"]))
+    tables = []
     for stage in SEEDS:
         rows = [line(result) for result in kept if result["stage"] == stage]
         if rows:
             lines: Lines = [HEADINGS, *rows]
             title = f"maze2d-umaze-v1, {stage}: seeds {SEEDS[stage][0]} to {SEEDS[stage][-1]}"
             print_lines(lines, title, console, left=1)
+            tables.append(f"{title}:\n\n{markdown(lines)}")
+    page = options.results.with_suffix(".md")
+    if page.exists():
+        before, _, rest = page.read_text().partition(BEGIN)
+        with atomic_path(page) as temporary:
+            temporary.write_text(before + BEGIN + "\n" + "\n".join(tables) + END + rest.partition(END)[2])
     return 0
 
 
