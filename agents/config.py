@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffrl.errors import UserError, nearest
 
@@ -85,6 +85,14 @@ class AgentConfig:
     def _check(self, field: str, good: bool, expected: str) -> None:
         if not good:
             raise UserError(f"agent.{field.replace('_', '-')} is {getattr(self, field)}; expected {expected}.")
+
+    @classmethod
+    def of_run(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields in a run's config.yaml, those added that are younger than the run: they mean what was done before.
+
+        Raises UserError where no field says what was done.
+        """
+        return dict(values)
 
     def going_online(self) -> AgentConfig:
         """The settings with which an agent trained offline goes on in the environment."""
@@ -241,6 +249,16 @@ class IDQL(ExpectileConfig):
         """See `AgentConfig`. As for IQL, the schedule ends."""
         return dataclasses.replace(self, lr_decay_steps=0)
 
+    @classmethod
+    def of_run(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """See `AgentConfig`: the critics had another activation."""
+        if "sampler" not in values:
+            raise UserError(
+                "This IDQL run was made when its critics had Mish for an activation; they have ReLU now, as the "
+                "paper's. Train it anew."
+            )
+        return dict(values)
+
 
 @dataclass(frozen=True)
 class QGuidance(ExpectileConfig):
@@ -335,6 +353,11 @@ class EDP(QWeightedConfig):
     solver: Solver = "dpmpp2m"
     """Solver, in acting and for the target's actions."""
 
+    @classmethod
+    def of_run(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """See `AgentConfig`: the form was x0."""
+        return {"form": "x0", "actor_q": "random", "act_critics": "target"} | dict(values)
+
 
 @dataclass(frozen=True)
 class ConsistencyAC(QWeightedConfig):
@@ -407,6 +430,14 @@ class FQL(CriticConfig):
     """What counts of the critics' values in their target: see `CriticConfig`."""
     actor_q: Aggregate = "mean"
     """What the one-step policy climbs: the critics' mean as in the paper, their min or lcb."""
+
+    @classmethod
+    def of_run(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """See `AgentConfig`: the networks were ours, and the rule for the target a flag."""
+        fields = {"networks": "ours"} | dict(values)
+        if "pessimistic" in fields:
+            fields["q_agg"] = "min" if fields.pop("pessimistic") else "mean"
+        return fields
 
 
 AGENTS: dict[str, type[AgentConfig]] = {

@@ -183,8 +183,11 @@ def dump(config: TrainConfig) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
-def from_dict(values: Mapping[str, Any], source: str) -> TrainConfig:
+def from_dict(values: Mapping[str, Any], source: str, of_run: bool = False) -> TrainConfig:
     """A configuration from what YAML holds. `source` is named in errors.
+
+    of_run: it is that of a run, which names every field there was: what it does not name is younger, and means what was
+    done before.
 
     Raises UserError for a key that is not known (the nearest is named), a value of the wrong type, a missing key.
     """
@@ -196,6 +199,9 @@ def from_dict(values: Mapping[str, Any], source: str) -> TrainConfig:
         raise UserError(f"{source}: `agent` needs a `name`, one of {', '.join(agents.AGENTS)}.")
     agent_values = dict(agent_values)
     schema = agents.get(str(agent_values.pop("name")))
+    if of_run:
+        agent_values = schema.of_run(agent_values)
+        values = {"tf32": False} | values
     agent = schema(**checked(schema, agent_values, f"{source}, agent"))
     fields = checked(TrainConfig, values, source)
     if "dataset" not in fields:
@@ -203,9 +209,9 @@ def from_dict(values: Mapping[str, Any], source: str) -> TrainConfig:
     return TrainConfig(agent=agent, **fields)
 
 
-def load(path: Path) -> TrainConfig:
-    """Read a YAML file strictly. Raises UserError for anything it should not hold."""
-    return from_dict(read_yaml(path), str(path))
+def load(path: Path, of_run: bool = False) -> TrainConfig:
+    """Read a YAML file strictly. Raises UserError for anything it should not hold. of_run: see `from_dict`."""
+    return from_dict(read_yaml(path), str(path), of_run)
 
 
 def published() -> list[str]:

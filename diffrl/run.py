@@ -110,7 +110,7 @@ class Run:
             tensors = safetensors.torch.load((path / "preprocessing.safetensors").read_bytes())
             return cls(
                 path,
-                configuration.load(path / "config.yaml"),
+                configuration.load(path / "config.yaml", of_run=True),
                 Task(**about["task"]),
                 about["observation_size"],
                 about["action_size"],
