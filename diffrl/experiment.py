@@ -23,7 +23,7 @@ from diffrl.data.normalise import normaliser, reward_tuning
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.errors import UserError, nearest
-from diffrl.machine import settle
+from diffrl.machine import settle, settle_products
 from diffrl.policy import load_stack
 from diffrl.preprocessing import Preprocessing, action_scaling
 from diffrl.run import Run, lowering_memory, resolve_device
@@ -259,6 +259,7 @@ def fit(
     title: said first. build: hears where sentences for the user go. go_on: the command that goes on with the run.
     """
     config = run.config
+    settle_products(str(agent.device), config.tf32)
     start = 0 if saved is None else saved.step
     task = {"env": run.task.env_id, "reference": run.task.reference, "comparable": run.task.comparable}
     about: dict[str, Any] = {"dataset": config.dataset, "seeds": list(config.seeds), **task}

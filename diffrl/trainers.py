@@ -20,7 +20,7 @@ from diffrl.config import TrainConfig
 from diffrl.data.replay import Mixture, ReplayBuffer
 from diffrl.data.transitions import Source, Transitions
 from diffrl.errors import UserError
-from diffrl.machine import cores, settle_products
+from diffrl.machine import cores
 from diffrl.policy import CheckpointEvaluator, actor
 from diffrl.run import Run
 from diffrl.seeds import mix
@@ -114,7 +114,6 @@ def build_trainer(run: Run, agent: Agent, transitions: Transitions, groups: list
 
     For workers the rows of `transitions` move to memory that all processes share.
     """
-    settle_products(str(agent.device), run.config.tf32)
     if run.online is not None:
         return build_online(run, agent, transitions, say)
     if len(groups) == 1:

@@ -25,6 +25,7 @@ import diffrl
 from agents import AGENTS, AgentConfig, DiffusionQL
 from diffrl.data.transitions import Transitions
 from diffrl.errors import UserError
+from diffrl.machine import settle_products
 from diffrl.training import checkpoint
 from diffrl.training.stack import Captured, StackTrainer
 from tests.training.conftest import AGENT, assert_same_run, final_state, tiny
@@ -370,3 +371,18 @@ def test_no_step_leaves_gpu_memory_behind() -> None:
     advance(subject, 200)
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() == before
+
+
+@pytest.mark.parametrize(("device", "tf32", "expected"), [("cuda:0", True, "high"), ("cuda", False, "highest")])
+def test_products_are_rounded_to_tf32_where_they_are_to_be(device: str, tf32: bool, expected: str) -> None:
+    """A run says either way, so that one run's choice does not stay for the next one of a process."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        for start in ("highest", "high"):
+            torch.set_float32_matmul_precision(start)
+            settle_products("cpu", not tf32)
+            assert torch.get_float32_matmul_precision() == start
+            settle_products(device, tf32)
+            assert torch.get_float32_matmul_precision() == expected
+    finally:
+        torch.set_float32_matmul_precision(before)
