@@ -309,7 +309,7 @@ class QWeightedConfig(CriticConfig):
     ema_start: int = 1000
     """Step of the first update of the averaged actor."""
     act_with: Literal["actor", "average"] = "actor"
-    """Whose actions those are that are carried out: the actor's, as in the paper, or the averaged actor's."""
+    """Which network acts: the actor, as in the paper, or the averaged actor, which is untrained before `ema_start`."""
     act_candidates: int = 50
     """Actions drawn when acting, from which the critics choose one; 1: they have no say."""
     act_critics: Literal["target", "online"] = "target"

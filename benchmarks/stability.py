@@ -2,7 +2,7 @@
 
     python benchmarks/stability.py                        the table of what has been measured
     python benchmarks/stability.py --train                first trains the cells that are missing, or were cut
-    python benchmarks/stability.py --train --cells shipped five-min --stage final --device cuda
+    python benchmarks/stability.py --train --cells two-coin five-min --stage final --device cuda
 
 A cell is the small configuration (`diffusion_ql/maze2d-umaze-v1-small`, 20,000 steps) with some of the agent's fields
 set. Two stages: `screen`, seeds 0 to 7, on which choices are made; and `final`, seeds 100 to 107, used for no choice.
