@@ -43,7 +43,7 @@ class Agent(ABC):
     """The same for `act`: what `compile(acting=True)` compiles besides."""
     period: int = 1
     """Steps after which the kinds of a step repeat: 2 where every second step moves the actor too. See `update`."""
-    generative: ClassVar[str] = "actor"
+    generative: str = "actor"
     """Which of the networks is a generative model of actions, if any is."""
     value_metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics that estimate returns: the training loop stops a seed whose estimate exceeds any possible return."""

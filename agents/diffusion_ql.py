@@ -43,6 +43,7 @@ class QWeightedAgent(Agent):
         self, config: QWeightedConfig, observation_size: int, action_size: int, seeds: Sequence[int], device: str
     ) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)
+        self.generative = "ema_actor" if config.act_with == "average" else "actor"
         self.backup_candidates = config.backup_candidates if config.max_q_backup else 1
         self.actor = self.make_actor()
         self.critic = CriticEnsemble(observation_size, action_size, self.generators, config).to(self.device)

@@ -34,7 +34,14 @@ from diffrl.training import checkpoint
 from diffrl.training.statistics import estimate
 
 CONFIG = "diffusion_ql/maze2d-umaze-v1-small"
-TWO: dict[str, Any] = {"n_critics": 2, "q_agg": "min", "actor_q": "random", "act_candidates": 4, "act_with": "actor"}
+TWO: dict[str, Any] = {
+    "n_critics": 2,
+    "q_agg": "min",
+    "actor_q": "random",
+    "act_candidates": 4,
+    "act_temperature": 0.0,
+    "act_with": "actor",
+}
 """As it was shipped until November 2026: two critics, one of them climbed by a coin's choice, the best of 4 acts."""
 FIVE: dict[str, Any] = {**TWO, "n_critics": 5, "actor_q": "min"}
 AVERAGE: dict[str, Any] = {"act_with": "average", "act_candidates": 1}

@@ -224,7 +224,7 @@ def find(name: str) -> TrainConfig:
     """A configuration by path, or by its name in `configs/`, such as diffusion_ql/maze2d-umaze-v1."""
     path = Path(name)
     if path.is_file():
-        return load(path)
+        return load(path, of_run=(path.parent / "run.json").is_file())
     short = name.removeprefix("configs/").removesuffix(".yaml")
     if short in published():
         return load(Path(str(resources.files("configs"))) / f"{short}.yaml")

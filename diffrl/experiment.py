@@ -259,7 +259,6 @@ def fit(
     title: said first. build: hears where sentences for the user go. go_on: the command that goes on with the run.
     """
     config = run.config
-    settle_products(str(agent.device), config.tf32)
     start = 0 if saved is None else saved.step
     task = {"env": run.task.env_id, "reference": run.task.reference, "comparable": run.task.comparable}
     about: dict[str, Any] = {"dataset": config.dataset, "seeds": list(config.seeds), **task}
@@ -276,6 +275,8 @@ def fit(
     go_on_with = f"Go on with `{go_on} {run.path}`."
 
     with contextlib.ExitStack() as held:
+        held.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())  # the caller's own
+        settle_products(str(agent.device), config.tf32)
         held.enter_context(lowering_memory(config, run.path, go_on))
         observer = held.enter_context(training_observer(config.steps, start, title, quiet))
         trainer = build(observer.message)

@@ -170,7 +170,9 @@ class LongRun:
             words = [sys.executable, "-m", "diffrl.cli", "train", "--resume", str(place.run), "--device", device]
         sessions = [*_sessions(place.run), {"from": step or 0, "to": step or 0, "seconds": 0.0, "seen": []}]
         _write(place.run / SESSIONS, sessions)
-        return [] if (step or 0) >= self.target(place) else [words]
+        scores = place.run / "scores.json"
+        scored = [entry["step"] for entry in json.loads(scores.read_text())["evaluations"]] if scores.exists() else []
+        return [] if self.target(place) in scored else [words]  # cut after the last step, its evaluation is due
 
     def collect(self, place: Place, seconds: float, log: Path) -> dict[str, Any]:
         """The steps reached, every evaluation's mean of each seed, and the sessions with their pace."""

@@ -12,6 +12,7 @@ from agents.config import Aggregate, CriticConfig
 from agents.critic import aggregate
 from agents.diffusion_ql import DiffusionQLAgent
 from agents.td3_bc import TD3BCAgent
+from diffrl.finetune.policies.target import chain_policy
 from tests.agents.agent_cases import assert_same_gradients, make_batch
 
 WITH_CRITICS = [config for _, config in sorted(AGENTS.items()) if issubclass(config, CriticConfig)]
@@ -156,6 +157,10 @@ def test_the_averaged_actor_acts_where_it_is_asked_to_and_one_draw_asks_no_criti
     drawn = agent.act(observations, torch.Generator().manual_seed(2))
     torch.testing.assert_close(drawn, agent.ema_actor.sample(observations, noise))
     assert not torch.allclose(drawn, agent.actor.sample(observations, noise))
+    assert chain_policy(agent) is agent.ema_actor  # what is fine-tuned and diagnosed is what acts
+    other_config = dataclasses.replace(config, act_with="actor")
+    plain = other_config.build(3, 2, (0,))
+    assert chain_policy(plain) is plain.networks["actor"]
 
 
 @pytest.mark.parametrize("config", WITH_CRITICS, ids=lambda config: config.name)
