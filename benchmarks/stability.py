@@ -80,7 +80,7 @@ class Stability:
     episodes: int = 50
     """Episodes an evaluation, for each seed."""
     steps: int | None = None
-    """Training steps, instead of the configuration's 20,000: for a first look, kept apart."""
+    """Training steps, instead of the configuration's 20,000. For a first look give other --runs and --results."""
     device: str = "cpu"
     """cpu or cuda."""
     eval_workers: int | None = None
@@ -97,10 +97,10 @@ def train(options: Stability, cell: str) -> None:
     steps = options.steps or config.steps
     stages = tuple(SEEDS) if options.stage == "both" else (options.stage,)
     out = options.runs / options.stage / cell
-    there = checkpoint.steps(out)
-    if there and there[-1] < steps:
-        diffrl.resume(out, steps=steps, device=options.device)
-    elif not there:
+    if checkpoint.steps(out):
+        if last_step(out / "scores.json") < steps:
+            diffrl.resume(out, steps=steps, device=options.device)
+    else:
         diffrl.train(
             replace(
                 config,
@@ -130,6 +130,12 @@ def train(options: Stability, cell: str) -> None:
             temporary.write_text(json.dumps(result, indent=1) + "\n")
 
 
+def last_step(path: Path) -> int:
+    """The step of the last evaluation in a file of results or scores; 0: there is none."""
+    evaluations = json.loads(path.read_text())["evaluations"] if path.exists() else []
+    return int(evaluations[-1]["step"]) if evaluations else 0
+
+
 def line(result: dict[str, Any]) -> list[str]:
     """A cell's row of the table."""
     curve = [evaluation["scores"] for evaluation in result["evaluations"]]
@@ -149,14 +155,15 @@ HEADINGS = ["", "steps", "last", "last three", "best", "gap", "worst seed", "see
 
 
 def main(options: Stability) -> int:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 150)
     unknown = [cell for cell in options.cells if cell not in CELLS]
     if unknown:
         raise UserError(f"There is no cell {unknown[0]!r}; expected some of {', '.join(CELLS)}.")
     options.results.mkdir(parents=True, exist_ok=True)
     for cell in options.cells or CELLS if options.train else ():
-        stage = "final" if options.stage == "both" else options.stage
-        if not (options.results / f"{stage}-{cell}.json").exists():
+        stages = SEEDS if options.stage == "both" else (options.stage,)
+        wanted = options.steps or configuration.find(CONFIG).steps
+        if any(last_step(options.results / f"{stage}-{cell}.json") < wanted for stage in stages):
             console.print(f"[bold]{cell}[/], {options.stage}: {CELLS[cell]}")
             train(options, cell)
     kept = [json.loads(path.read_text()) for path in sorted(options.results.glob("*.json"))]

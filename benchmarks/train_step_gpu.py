@@ -80,7 +80,7 @@ def measure(workers: Sequence[Any], rounds: int, block_seconds: float, console: 
         title = f"{job.agent}, {NAMES[job.implementation]}, S = {len(job.seeds)}"
         try:
             first_call = first[worker].result()["wall"]
-            calls = max(10, round(block_seconds / worker.run(work[worker], 50)))
+            calls = 10 * max(1, round(block_seconds / worker.run(work[worker], 50) / 10))  # JAX scans ten at a time
             ms = [1000 * worker.run(work[worker], calls) for _ in range(rounds)]
             allocated, busy, kernels = None, None, None
             if job.implementation != "jax":
