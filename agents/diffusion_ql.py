@@ -61,11 +61,6 @@ class QWeightedAgent(Agent):
             "critic": Adam(self.critic, config.critic_lr, config.grad_clip),
         }
 
-    @property
-    def acting_policy(self) -> GenerativePolicy:
-        """Whose actions are carried out, see `act_with`."""
-        return self.ema_actor if self.config.act_with == "average" else self.actor
-
     @abstractmethod
     def make_actor(self) -> GenerativePolicy:
         """The policy's network, initialised from `self.generators`, on the agent's device."""
@@ -144,13 +139,13 @@ class QWeightedAgent(Agent):
         `act_critics` says whether the target critics choose, as here, or the online ones.
         """
         K = self.config.act_candidates
-        noise = self.acting_policy.sampling_noise(observations, generator, K)
+        noise = self.policy.sampling_noise(observations, generator, K)
         gumbel = gumbel_noise((*observations.shape[:-1], K), generator)
         return self.choose(observations, noise, gumbel)
 
     def choose(self, observations: Tensor, noise: Tensor, gumbel: Tensor) -> Tensor:
         """`act` as a function of its noise: the policy's for B K rows, (S, B, K) of the choice."""
-        actions = self.acting_policy.sample(observations, noise)
+        actions = self.policy.sample(observations, noise)
         K = gumbel.shape[-1]
         if K == 1:
             return actions

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import tyro
 from rich.console import Console
-from tables import Lines, markdown, print_lines
+from tables import Lines, fill, markdown, print_lines
 
 from diffrl.files import atomic_path
 from diffrl.finetune.config import Algo, FinetuneConfig
@@ -205,7 +205,7 @@ def save(options: Options, results: dict[str, Any]) -> None:
     for reward, cells in results.items():
         commands = "".join(f"    {cell['command']}\n" for cell in cells.values())
         tables = f"{markdown(table(cells))}\n{commands}"
-        _between(options.out.with_suffix(".md"), reward, tables)
+        fill(options.out.with_suffix(".md"), reward, tables)
 
 
 def show(options: Options, results: dict[str, Any]) -> None:
@@ -213,17 +213,6 @@ def show(options: Options, results: dict[str, Any]) -> None:
     draw(results, options.out.with_suffix(".png"))
     for reward, cells in results.items():
         print_lines(table(cells), f"{reward}: last evaluation", console, left=1)
-
-
-def _between(page: Path, marker: str, text: str) -> None:
-    """Replace what stands between the page's markers of that name."""
-    begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
-    old = page.read_text() if page.exists() else ""
-    if begin not in old:
-        old += f"\n{begin}{end}\n"
-    head, rest = old.split(begin, 1)
-    with atomic_path(page) as temporary:
-        temporary.write_text(head + begin + text + end + rest.split(end, 1)[1])
 
 
 def main(options: Options) -> None:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import tyro
 from rich.console import Console
-from tables import Lines, markdown, print_lines
+from tables import Lines, fill, markdown, print_lines
 
 import diffrl
 from diffrl import config as configuration
@@ -90,16 +90,24 @@ class Stability:
     results: Path = Path(__file__).parent / "results" / "stability"
     """Folder of what has been measured."""
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Whose seeds a run has, in this order."""
+        return tuple(SEEDS) if self.stage == "both" else (self.stage,)
+
+    @property
+    def wanted(self) -> int:
+        """The steps of a whole cell."""
+        return self.steps or configuration.find(CONFIG).steps
+
 
 def train(options: Stability, cell: str) -> None:
     """A cell's run, new or gone on with; its evaluations go to a file a stage."""
-    config = configuration.find(CONFIG)
-    steps = options.steps or config.steps
-    stages = tuple(SEEDS) if options.stage == "both" else (options.stage,)
+    config, steps, stages = configuration.find(CONFIG), options.wanted, options.stages
     out = options.runs / options.stage / cell
     if checkpoint.steps(out):
         if last_step(out / "scores.json") < steps:
-            diffrl.resume(out, steps=steps, device=options.device)
+            diffrl.resume(out, steps=steps, device=options.device, eval_workers=options.eval_workers)
     else:
         diffrl.train(
             replace(
@@ -115,8 +123,9 @@ def train(options: Stability, cell: str) -> None:
             )
         )
     evaluations = json.loads((out / "scores.json").read_text())["evaluations"]
-    for i, stage in enumerate(stages):
-        part = slice(8 * i, 8 * i + 8)
+    start = 0
+    for stage in stages:
+        part = slice(start, start := start + len(SEEDS[stage]))
         result = {
             "cell": cell,
             "stage": stage,
@@ -149,8 +158,6 @@ def line(result: dict[str, Any]) -> list[str]:
     return [result["cell"], steps, *figures, f"{min(last):.1f}", f"{len(last)} x {result['episodes']}", where]
 
 
-BEGIN, END = "<!-- tables -->", "<!-- /tables -->"
-"""Between these the tables stand in the page of results."""
 HEADINGS = ["", "steps", "last", "last three", "best", "gap", "worst seed", "seeds x episodes", "on"]
 
 
@@ -161,9 +168,8 @@ def main(options: Stability) -> int:
         raise UserError(f"There is no cell {unknown[0]!r}; expected some of {', '.join(CELLS)}.")
     options.results.mkdir(parents=True, exist_ok=True)
     for cell in options.cells or CELLS if options.train else ():
-        stages = SEEDS if options.stage == "both" else (options.stage,)
-        wanted = options.steps or configuration.find(CONFIG).steps
-        if any(last_step(options.results / f"{stage}-{cell}.json") < wanted for stage in stages):
+        files = [options.results / f"{stage}-{cell}.json" for stage in options.stages]
+        if any(last_step(file) < options.wanted for file in files):
             console.print(f"[bold]{cell}[/], {options.stage}: {CELLS[cell]}")
             train(options, cell)
     kept = [json.loads(path.read_text()) for path in sorted(options.results.glob("*.json"))]
@@ -178,9 +184,7 @@ def main(options: Stability) -> int:
             tables.append(f"{title}:\n\n{markdown(lines)}")
     page = options.results.with_suffix(".md")
     if page.exists():
-        before, _, rest = page.read_text().partition(BEGIN)
-        with atomic_path(page) as temporary:
-            temporary.write_text(before + BEGIN + "\n" + "\n".join(tables) + END + rest.partition(END)[2])
+        fill(page, "tables", "\n".join(tables))
     return 0
 
 

@@ -1,7 +1,11 @@
 """Tables of the benchmarks: on the terminal, and in Markdown."""
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
+
+from diffrl.files import atomic_path
 
 Lines = list[list[str]]
 """A table, its head first."""
@@ -21,3 +25,14 @@ def markdown(lines: Lines) -> str:
     """The same as Markdown."""
     head, *body = lines
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body]) + "\n"
+
+
+def fill(page: Path, marker: str, text: str) -> None:
+    """Replace what stands between a page's markers of that name; markers that are missing are added at its end."""
+    begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
+    old = page.read_text() if page.exists() else ""
+    if begin not in old:
+        old += f"\n{begin}{end}\n"
+    head, rest = old.split(begin, 1)
+    with atomic_path(page) as temporary:
+        temporary.write_text(head + begin + text + end + rest.split(end, 1)[1])

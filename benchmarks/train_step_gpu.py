@@ -24,6 +24,8 @@ from rich.table import Table
 from worker import Job
 from workload import AGENTS_TIMED, TASKS, Work, config_of
 
+from diffrl.errors import UserError
+
 NAMES = {
     "plain": "plain",
     "eager": "ours, eager",
@@ -87,7 +89,7 @@ def measure(workers: Sequence[Any], rounds: int, block_seconds: float, console: 
                 allocated = worker.ask(do="memory")["allocated"]
                 seconds, count = worker.ask(do="kernels", work=asdict(work[worker]), calls=20)
                 busy, kernels = min(1.0, 1000 * seconds / 20 / statistics.median(ms)), count / 20
-        except Exception as error:
+        except UserError as error:
             console.print(f"[yellow]{title}: failed: {str(error)[-400:]}[/]")
             continue
         task = tasks[job.observation_size, job.action_size]

@@ -23,7 +23,7 @@ from diffrl.data.normalise import normaliser, reward_tuning
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.errors import UserError, nearest
-from diffrl.machine import settle, settle_products
+from diffrl.machine import products, settle
 from diffrl.policy import load_stack
 from diffrl.preprocessing import Preprocessing, action_scaling
 from diffrl.run import Run, lowering_memory, resolve_device
@@ -275,8 +275,7 @@ def fit(
     go_on_with = f"Go on with `{go_on} {run.path}`."
 
     with contextlib.ExitStack() as held:
-        held.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())  # the caller's own
-        settle_products(str(agent.device), config.tf32)
+        held.enter_context(products(str(agent.device), config.tf32))
         held.enter_context(lowering_memory(config, run.path, go_on))
         observer = held.enter_context(training_observer(config.steps, start, title, quiet))
         trainer = build(observer.message)

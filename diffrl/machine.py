@@ -1,6 +1,8 @@
 """What the machine offers a process, and how a process is set up for many small tensors. No torch until it is used."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +32,21 @@ def settle() -> None:
     settle_allocator()
 
 
-def settle_products(device: str, tf32: bool) -> None:
-    """Set how this process takes matrix products on a GPU: their factors rounded to TF32, or float32 throughout."""
+@contextmanager
+def products(device: str, tf32: bool) -> Iterator[None]:
+    """In the block, matrix products on a GPU have their factors rounded to TF32, or stay float32 throughout.
+
+    Afterwards they are taken as before: the setting is the whole process's, and its owner's.
+    """
     import torch
 
+    before = torch.get_float32_matmul_precision()
     if torch.device(device).type == "cuda":
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def compiled_code_folder() -> Path:

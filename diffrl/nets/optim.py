@@ -57,13 +57,12 @@ class Adam:
     def step(self, loss: Tensor) -> Tensor:
         """One step down the sum of `loss` (S,), one loss a seed. Returns the norms before clipping (S,)."""
         gradients = torch.autograd.grad(loss.sum(), self.parameters)
-        if self._fused is not None:
-            with torch.no_grad():
-                return self._fused(gradients)
         with torch.no_grad():
+            if self._fused is not None:
+                return self._fused(gradients)
             norms = seed_norms(gradients)
             if self.clip > 0:
-                factor = (self.clip / (norms + 1e-6)).clamp(max=1.0)
+                factor = self._clipping(norms)
                 if len(factor) == 1:
                     torch._foreach_mul_(gradients, factor.view(()))
                 else:
@@ -96,7 +95,7 @@ class Adam:
         beta1, beta2 = self._adam.defaults["betas"]
         norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
         if self.clip > 0:
-            factor = (self.clip / (norms + 1e-6)).clamp(max=1.0)
+            factor = self._clipping(norms)
             factors = [factor.view(-1, *[1] * (g.ndim - 1)) for g in gradients]
             gradients = list(torch._foreach_mul(gradients, factors))
         rate = self._scheduled(steps[0]) if isinstance(self._rate, Tensor) else self._rate
@@ -112,6 +111,10 @@ class Adam:
         torch._foreach_mul_(moves, (-rate / (1 - beta1**t)).to(norms.dtype))
         torch._foreach_add_(parameters, moves)
         return norms
+
+    def _clipping(self, norms: Tensor) -> Tensor:
+        """What the gradients of each seed, of these norms, are multiplied by: (S,)."""
+        return (self.clip / (norms + 1e-6)).clamp(max=1.0)
 
     def _scheduled(self, made: Tensor) -> Tensor:
         """The learning rate of the step after so many."""

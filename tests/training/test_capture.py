@@ -25,7 +25,7 @@ import diffrl
 from agents import AGENTS, AgentConfig, DiffusionQL
 from diffrl.data.transitions import Transitions
 from diffrl.errors import UserError
-from diffrl.machine import settle_products
+from diffrl.machine import products
 from diffrl.training import checkpoint
 from diffrl.training.stack import Captured, StackTrainer
 from tests.training.conftest import AGENT, assert_same_run, final_state, tiny
@@ -380,9 +380,10 @@ def test_products_are_rounded_to_tf32_where_they_are_to_be(device: str, tf32: bo
     try:
         for start in ("highest", "high"):
             torch.set_float32_matmul_precision(start)
-            settle_products("cpu", not tf32)
+            with products("cpu", not tf32):
+                assert torch.get_float32_matmul_precision() == start
+            with products(device, tf32):
+                assert torch.get_float32_matmul_precision() == expected
             assert torch.get_float32_matmul_precision() == start
-            settle_products(device, tf32)
-            assert torch.get_float32_matmul_precision() == expected
     finally:
         torch.set_float32_matmul_precision(before)
