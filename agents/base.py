@@ -11,8 +11,8 @@ from agents.action_network import GenerativePolicy
 from agents.config import AgentConfig
 from diffrl.data.transitions import Batch
 from diffrl.diffusion import Denoise, Process
-from diffrl.errors import UserError
 from diffrl.nets import Adam, copy_state_, seed_generator
+from diffrl.support.errors import UserError
 
 Metrics = dict[str, Tensor]
 """Quantities to log by name, each (S,), detached, left on the device."""
@@ -64,7 +64,7 @@ class Agent(ABC):
     def compile(self, acting: bool = False) -> None:
         """Compile the losses (`torch.compile`, whole graphs), and with `acting` what `act` consists of.
 
-        Nothing happens before the first call, which then takes a while: see `diffrl.compilation`.
+        Nothing happens before the first call, which then takes a while: see `diffrl.training.compilation`.
         """
         for name in (*self.compilable, *(self.acting if acting else ())):
             method = getattr(type(self), name).__get__(self)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from diffrl.errors import UserError, nearest
+from diffrl.support.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from agents.base import Agent

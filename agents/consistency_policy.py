@@ -16,7 +16,7 @@ from diffrl.diffusion import (
     consistency_sample,
     n_boundaries,
 )
-from diffrl.errors import UserError
+from diffrl.support.errors import UserError
 
 
 class ConsistencyPolicy(GenerativePolicy):

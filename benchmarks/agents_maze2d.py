@@ -30,16 +30,17 @@ from tables import Lines, markdown, print_lines
 
 import diffrl
 from agents import AGENTS, AgentConfig
-from diffrl import report
-from diffrl.compilation import compile_agent
 from diffrl.data.transitions import Transitions
-from diffrl.errors import UserError
-from diffrl.files import atomic_path
-from diffrl.machine import settle
-from diffrl.run import Run
+from diffrl.runs import report
+from diffrl.runs.run import Run
+from diffrl.support import plots
+from diffrl.support.errors import UserError
+from diffrl.support.files import atomic_path
+from diffrl.support.machine import settle
+from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
+from diffrl.training.compilation import compile_agent
 from diffrl.training.stack import StackTrainer
-from diffrl.training.statistics import estimate
 from envs.datasets import load_dataset
 
 DATASET = "maze2d-umaze-v1"
@@ -256,10 +257,10 @@ def draw(rows: list[Row], options: AgentsMaze2d) -> Path:
                 ax.plot(x, [scores[i] for _, scores in row.curve], color=colour, alpha=0.25, linewidth=0.8)
         ax.set_xscale("log")
         ax.set_xlabel("CPU minutes of one seed" if by_minutes else "training steps")
-        report.finish(ax, legend="upper left")
+        plots.finish(ax, legend="upper left")
     figure.axes[0].set_ylabel("normalised score x100")
     figure.suptitle(f"{DATASET}: means of {len(options.seeds)} seeds (thin lines: each)")
-    return report.save(figure, options.out / "agents_maze2d.png")
+    return plots.save(figure, options.out / "agents_maze2d.png")
 
 
 def main(options: AgentsMaze2d) -> int:

@@ -19,16 +19,17 @@ from rich.console import Console
 from rich.table import Table
 
 import diffrl
-from diffrl import config as configuration
-from diffrl import report
-from diffrl.errors import UserError
-from diffrl.files import atomic_path
-from diffrl.training.statistics import estimate
+from diffrl.runs import config as configuration
+from diffrl.runs import report
+from diffrl.support import plots
+from diffrl.support.errors import UserError
+from diffrl.support.files import atomic_path
+from diffrl.support.statistics import estimate
 from envs.datasets import load_dataset
 from envs.maze2d import parse_id
 
 CONFIGS = {"BC": "bc/maze2d-umaze-v1-small", "Diffusion-QL": "diffusion_ql/maze2d-umaze-v1-small"}
-COLOURS = {"BC": report.ORANGE, "Diffusion-QL": report.BLUE}
+COLOURS = {"BC": plots.ORANGE, "Diffusion-QL": plots.BLUE}
 PUBLISHED = {"BC": (0.4, 8.7), "TD3+BC": (29.4, 12.3), "IQL": (42.1, 0.6), "SAC-N": (130.6, 16.5)}
 """Last scores of CORL (Tarasov et al. 2023, arXiv 2210.07105) on D4RL's own data: 1,000,000 steps, mean, std."""
 
@@ -123,12 +124,12 @@ def _draw(demo: Demo, runs: dict[str, Path], paths: dict[str, list[np.ndarray]])
         report.draw_curves(curve, [run], name, COLOURS[name])
     for name, (mean, _) in PUBLISHED.items():
         if name != "BC":
-            curve.axhline(mean, color=report.GREY, linewidth=0.8, linestyle="--")
+            curve.axhline(mean, color=plots.GREY, linewidth=0.8, linestyle="--")
             curve.text(
                 0.995,
                 mean,
                 f"{name}, published",
-                color=report.GREY,
+                color=plots.GREY,
                 fontsize=8,
                 ha="right",
                 va="bottom",
@@ -136,12 +137,12 @@ def _draw(demo: Demo, runs: dict[str, Path], paths: dict[str, list[np.ndarray]])
             )
     curve.set_xlim(left=0)
     curve.set(xlabel="training steps", ylabel="normalised score x100", title="maze2d-umaze-v1")
-    report.finish(curve, legend="upper left")
+    plots.finish(curve, legend="upper left")
     maze, _ = parse_id("maze2d-umaze-v1")
     for ax, (name, trajectories) in zip(mazes, paths.items(), strict=True):
         report.draw_maze(ax, maze.grid, maze.goal, trajectories)
         ax.set_title(f"{name}: {len(trajectories)} episodes, from dark to bright", fontsize=10)
-    return report.save(figure, demo.out / "demo.png")
+    return plots.save(figure, demo.out / "demo.png")
 
 
 if __name__ == "__main__":

@@ -31,11 +31,11 @@ import tyro
 from rich.console import Console
 from tables import Lines, fill, markdown, print_lines
 
-from diffrl.files import atomic_path
-from diffrl.finetune.config import Algo, FinetuneConfig
-from diffrl.finetune.pictures import COLOURS
-from diffrl.finetune.run import FinetuneRun
-from diffrl.run import versions
+from diffrl.images.config import Algo, FinetuneConfig
+from diffrl.images.pictures import COLOURS
+from diffrl.images.run import FinetuneRun
+from diffrl.support.files import atomic_path
+from diffrl.support.machine import versions
 
 ALGOS: tuple[Algo, ...] = ("ddpo-is", "ddpo-sf", "grpo", "rwr", "d3po", "dpo", "draft")
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -225,7 +225,7 @@ def main(options: Options) -> None:
         if (algo == options.algos[0] or "+" not in reward) and (algo != "draft" or reward.startswith("digit"))
     ]
     if options.run:
-        from diffrl.finetune.models.digits import tiny_digits_folder
+        from diffrl.images.models.digits import tiny_digits_folder
 
         tiny_digits_folder()
         with ThreadPoolExecutor(options.jobs) as pool:

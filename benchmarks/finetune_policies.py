@@ -30,13 +30,13 @@ from tables import Lines, markdown, print_lines
 
 import diffrl
 from agents import DiffusionBC
-from diffrl.config import TrainConfig
-from diffrl.files import atomic_path
-from diffrl.finetune_policy import finetune_policy, resume_finetune
-from diffrl.run import Run
+from diffrl.runs.config import TrainConfig
+from diffrl.runs.run import Run
+from diffrl.runs.tune import finetune_policy, resume_finetune
+from diffrl.support.files import atomic_path
+from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
-from diffrl.training.statistics import estimate
-from diffrl.tuning import DPOConfig, DPPOConfig, TuningConfig
+from diffrl.tuning.config import DPOConfig, DPPOConfig, TuningConfig
 
 CELLS: dict[str, tuple[type[TuningConfig], dict[str, Any]]] = {
     "dppo": (DPPOConfig, {}),
@@ -108,7 +108,7 @@ def settings_of(options: FinetunePolicies, cell: str, start: Path) -> TuningConf
         return DPPOConfig(start_run=start, **fields)
     values: dict[str, Any] = {"segment": options.segment, "beta": options.beta, **fields}
     if values.get("preferences") == "reversed":
-        from diffrl.finetune.policies import Preferences
+        from diffrl.tuning import Preferences
 
         made = options.out / "dpo" / "preferences.safetensors"
         file = options.out / "reversed.safetensors"

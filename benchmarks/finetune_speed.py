@@ -40,20 +40,20 @@ from train_step import machine
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the tests' tiny pipelines
 
 from diffrl.diffusion.chain import DenoisingChain
-from diffrl.errors import UserError
-from diffrl.files import atomic_path
-from diffrl.finetune import algorithms
-from diffrl.finetune.algorithms.base import Setup
-from diffrl.finetune.config import FinetuneConfig
-from diffrl.finetune.model import Condition, ImageModel, Lora
-from diffrl.finetune.models import load_model
-from diffrl.finetune.models.loading import quiet
-from diffrl.finetune.models.pipelines import PRECISIONS, PipelineModel
-from diffrl.finetune.models.schedules import schedule_of
-from diffrl.finetune.prompts import plain
-from diffrl.finetune.trainer import Finetuner
-from diffrl.machine import settle
-from diffrl.seeds import generator_at
+from diffrl.images import algorithms
+from diffrl.images.algorithms.base import Setup
+from diffrl.images.config import FinetuneConfig
+from diffrl.images.model import Condition, ImageModel, Lora
+from diffrl.images.models import load_model
+from diffrl.images.models.loading import quiet
+from diffrl.images.models.pipelines import PRECISIONS, PipelineModel
+from diffrl.images.models.schedules import schedule_of
+from diffrl.images.prompts import plain
+from diffrl.images.trainer import Finetuner
+from diffrl.support.errors import UserError
+from diffrl.support.files import atomic_path
+from diffrl.support.machine import settle
+from diffrl.support.seeds import generator_at
 
 PROMPTS = ("cat", "dog", "horse", "monkey", "rabbit", "zebra", "spider", "bird")
 STABLE_DIFFUSION: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}
@@ -247,7 +247,7 @@ def save_pipeline(folder: Path, width: int) -> Path:
     """The tests' tiny Stable Diffusion, its tokenizer and text encoder in files that transformers 4 reads too."""
     from safetensors.torch import load_file, save_file
 
-    from tests.finetune.tiny import save_sd
+    from tests.images.tiny import save_sd
 
     with quiet():
         save_sd(folder, block_out_channels=(width, 2 * width))

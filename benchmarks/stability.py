@@ -27,11 +27,11 @@ from rich.console import Console
 from tables import Lines, fill, markdown, print_lines
 
 import diffrl
-from diffrl import config as configuration
-from diffrl.errors import UserError
-from diffrl.files import atomic_path
+from diffrl.runs import config as configuration
+from diffrl.support.errors import UserError
+from diffrl.support.files import atomic_path
+from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
-from diffrl.training.statistics import estimate
 
 CONFIG = "diffusion_ql/maze2d-umaze-v1-small"
 TWO: dict[str, Any] = {

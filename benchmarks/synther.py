@@ -34,20 +34,21 @@ from rich.console import Console
 from tables import Lines, markdown, print_lines
 
 import diffrl
-from diffrl import config as configuration
-from diffrl import report
-from diffrl.augment.codec import RowCodec
-from diffrl.augment.config import Sampling, SynthERConfig
-from diffrl.augment.fidelity import fidelity
-from diffrl.augment.synther import TransitionDiffusion, generator_of
+from diffrl.augment.fidelity.check import fidelity
+from diffrl.augment.job import as_columns, as_dataset, load_model, of_terminals, split, synther
+from diffrl.augment.synther.codec import RowCodec
+from diffrl.augment.synther.config import Sampling, SynthERConfig
+from diffrl.augment.synther.model import TransitionDiffusion, generator_of
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
-from diffrl.errors import UserError
-from diffrl.files import atomic_path
-from diffrl.machine import settle
-from diffrl.synthesis import as_columns, as_dataset, load_model, of_terminals, split, synther
+from diffrl.runs import config as configuration
+from diffrl.runs import report
+from diffrl.support import plots
+from diffrl.support.errors import UserError
+from diffrl.support.files import atomic_path
+from diffrl.support.machine import settle
+from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
-from diffrl.training.statistics import estimate
 from envs.datasets import load_dataset
 from envs.dynamics import dynamics_for
 
@@ -371,7 +372,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
     groups = compared(rows)
-    for j, (variant, colour) in enumerate(zip(VARIANTS, (report.GREY, report.BLUE, report.ORANGE), strict=True)):
+    for j, (variant, colour) in enumerate(zip(VARIANTS, (plots.GREY, plots.BLUE, plots.ORANGE), strict=True)):
         for i, (_, _, _, found, _) in enumerate(groups):
             if variant in found:
                 x, label = i + 0.26 * (j - 1), variant if i == 0 else None
@@ -382,18 +383,16 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for ax, key, title in ((middle, "w2", "sliced W2 to held-out rows"), (right, "dynamics", "median dynamics error")):
         shown = [r for r in curve if r["data"] == curve[0]["data"]]
         kinds = dict.fromkeys((r["solver"], r["churn"]) for r in shown)
-        for (solver, churn), colour in zip(
-            kinds, (report.GREY, report.BLUE, report.ORANGE, report.GREEN), strict=False
-        ):
+        for (solver, churn), colour in zip(kinds, (plots.GREY, plots.BLUE, plots.ORANGE, plots.GREEN), strict=False):
             points = sorted((r["calls"], r[key]) for r in shown if (r["solver"], r["churn"]) == (solver, churn))
             label = solver + (" + churn (published)" if churn else "")
             ax.plot(*zip(*points, strict=True), "o-", color=colour, label=label)
         if shown and key == "w2":
             ax.axhline(shown[0]["w2_floor"], color="black", linestyle=":", label="real against real")
         ax.set(xscale="log", yscale="log", xlabel="network calls a row", title=title)
-        report.finish(ax)
-    report.finish(left)
-    report.save(figure, path)
+        plots.finish(ax)
+    plots.finish(left)
+    plots.save(figure, path)
 
 
 def main(options: Options) -> int:

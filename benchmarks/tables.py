@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from diffrl.files import atomic_path
+from diffrl.support.files import atomic_path
 
 Lines = list[list[str]]
 """A table, its head first."""

@@ -45,8 +45,8 @@ from rich.table import Table
 from worker import Job
 from workload import AGENTS_TIMED, ROWS, TASKS, Work, config_of, works_of
 
-from diffrl.errors import UserError
-from diffrl.files import atomic_path
+from diffrl.support.errors import UserError
+from diffrl.support.files import atomic_path
 
 IMPLEMENTATIONS = {"plain": "plain", "eager": "ours, eager", "compiled": "ours, compiled", "jax": "JAX, jitted"}
 REFERENCE_GFLOPS, ORIGINAL_MS = 85.0, 111.0

@@ -24,7 +24,7 @@ from rich.table import Table
 from worker import Job
 from workload import AGENTS_TIMED, TASKS, Work, config_of
 
-from diffrl.errors import UserError
+from diffrl.support.errors import UserError
 
 NAMES = {
     "plain": "plain",

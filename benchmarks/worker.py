@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from workload import ROWS, Work, config_of
 
-from diffrl.machine import settle_allocator
+from diffrl.support.machine import settle_allocator
 
 
 @dataclass(frozen=True)

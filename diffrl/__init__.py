@@ -10,20 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffrl.config import TrainConfig
-    from diffrl.experiment import online, resume, train
-    from diffrl.policy import Policy, evaluate, load_policy
+    from diffrl.runs.config import TrainConfig
+    from diffrl.runs.policy import Policy, evaluate, load_policy
+    from diffrl.runs.train import online, resume, train
 
 __all__ = ["Policy", "TrainConfig", "evaluate", "load_policy", "online", "resume", "train"]
 
 _HOMES = {
-    "TrainConfig": "diffrl.config",
-    "online": "diffrl.experiment",
-    "resume": "diffrl.experiment",
-    "train": "diffrl.experiment",
-    "Policy": "diffrl.policy",
-    "evaluate": "diffrl.policy",
-    "load_policy": "diffrl.policy",
+    "TrainConfig": "diffrl.runs.config",
+    "online": "diffrl.runs.train",
+    "resume": "diffrl.runs.train",
+    "train": "diffrl.runs.train",
+    "Policy": "diffrl.runs.policy",
+    "evaluate": "diffrl.runs.policy",
+    "load_policy": "diffrl.runs.policy",
 }
 
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from diffrl.errors import UserError, nearest
+from diffrl.support.errors import UserError, nearest
 
 HELP = """diffrl: offline reinforcement learning on one diffusion core
 

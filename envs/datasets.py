@@ -18,8 +18,8 @@ from typing import Literal
 from diffrl.data import d4rl
 from diffrl.data import minari as minari_format
 from diffrl.data.offline import ACTION_LIMIT, OfflineDataset
-from diffrl.errors import DataError, UserError
-from diffrl.files import data_directory
+from diffrl.support.errors import DataError, UserError
+from diffrl.support.files import data_directory
 from envs import registry
 
 FILE_SUFFIXES = (".hdf5", ".h5", ".npz")

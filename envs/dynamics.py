@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 import envs
-from diffrl.errors import UserError
+from diffrl.support.errors import UserError
 from envs import registry
 from envs.maze2d import Maze2dEnv, reward
 

@@ -20,7 +20,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.errors import UserError
+from diffrl.support.errors import UserError
 
 GOAL_RADIUS = 0.5
 MAX_SPEED = 5.0

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffrl.errors import UserError, nearest
+from diffrl.support.errors import UserError, nearest
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ from agents import BC, FQL, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL
 from agents.base import Agent
 from agents.config import AgentConfig
 from agents.diffusion_ql import DiffusionQLAgent
-from diffrl.console import console, work
 from diffrl.data.transitions import Batch
-from diffrl.report import BLUE, GREEN, GREY, ORANGE, save
+from diffrl.support.console import console, work
+from diffrl.support.plots import BLUE, GREEN, GREY, ORANGE, save
 
 
 @dataclass(frozen=True)

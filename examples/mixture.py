@@ -29,7 +29,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from torch import Tensor, nn
 
-from diffrl.console import console, work
 from diffrl.diffusion import (
     VE,
     VP,
@@ -51,7 +50,8 @@ from diffrl.diffusion import (
 )
 from diffrl.diffusion.diagnostics import sliced_w2
 from diffrl.nets import MLP, Adam, TimeEmbedding, seed_generator
-from diffrl.report import BLUE, GREEN, GREY, ORANGE, save
+from diffrl.support.console import console, work
+from diffrl.support.plots import BLUE, GREEN, GREY, ORANGE, save
 
 
 @dataclass(frozen=True)

@@ -34,13 +34,13 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from diffrl.augment.config import Sampling, SynthERConfig
 from diffrl.augment.sb3 import SyntheticReplayBuffer
-from diffrl.console import console
-from diffrl.files import atomic_path
-from diffrl.report import BLUE, GREY, ORANGE, save
-from diffrl.run import versions
-from diffrl.training.statistics import estimate
+from diffrl.augment.synther.config import Sampling, SynthERConfig
+from diffrl.support.console import console
+from diffrl.support.files import atomic_path
+from diffrl.support.machine import versions
+from diffrl.support.plots import BLUE, GREY, ORANGE, save
+from diffrl.support.statistics import estimate
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffrl import config as configuration
 from diffrl.cli import main
-from diffrl.errors import UserError
+from diffrl.runs import config as configuration
+from diffrl.support.errors import UserError
 from envs import registry
 
 VERBS = [

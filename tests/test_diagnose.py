@@ -12,10 +12,10 @@ import torch
 import diffrl
 from agents import BC, DiffusionBC
 from diffrl.cli import main
-from diffrl.diagnose import diagnose
-from diffrl.errors import UserError
-from diffrl.policy import load_agent
-from diffrl.run import Run
+from diffrl.runs.diagnose.measures import diagnose
+from diffrl.runs.policy import load_agent
+from diffrl.runs.run import Run
+from diffrl.support.errors import UserError
 from envs.datasets import generate, load_dataset
 from tests.training.conftest import tiny
 

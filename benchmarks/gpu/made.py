@@ -15,8 +15,8 @@ def digits(steps: int) -> int:
     import tempfile
 
     from diffrl import cli
-    from diffrl.files import cache_directory
-    from diffrl.finetune.models import digits
+    from diffrl.images.models import digits
+    from diffrl.support.files import cache_directory
 
     folder = cache_directory() / "models" / f"tiny-digits-{digits.STEPS}"
     if not (folder / "model_index.json").exists():

@@ -20,9 +20,9 @@ from kinds import ROOT, LongRun, Script, Stage, Tests
 from stages import STAGES
 from tables import Lines, markdown
 
-from diffrl.errors import UserError
-from diffrl.files import atomic_path
-from diffrl.training.statistics import estimate
+from diffrl.support.errors import UserError
+from diffrl.support.files import atomic_path
+from diffrl.support.statistics import estimate
 
 RESULTS = ROOT / "benchmarks" / "results"
 Result = dict[str, Any]

@@ -1,6 +1,6 @@
 """A replay buffer for Stable-Baselines3 that trains SAC, TD3 or DDPG on synthetic experience beside the real.
 
-    from diffrl.augment.config import Sampling, SynthERConfig
+    from diffrl.augment.synther.config import Sampling, SynthERConfig
     from diffrl.augment.sb3 import SyntheticReplayBuffer
 
     SAC(
@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffrl.augment.config import RefitConfig, Sampling, SynthERConfig
-from diffrl.augment.refit import RefittingBuffer
-from diffrl.augment.synther import generator_of
+from diffrl.augment.synther.config import RefitConfig, Sampling, SynthERConfig
+from diffrl.augment.synther.model import generator_of
+from diffrl.augment.synther.refit import RefittingBuffer
 from diffrl.data.replay import split
 from diffrl.data.sb3 import real_action_space, to_dataset
 from diffrl.data.transitions import Transitions
-from diffrl.errors import UserError
+from diffrl.support.errors import UserError
 
 try:
     from stable_baselines3.common.buffers import ReplayBuffer

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from diffrl.augment.config import Sampling, SynthERConfig
+from diffrl.augment.synther.config import Sampling, SynthERConfig
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Synther:
 
     def run(self) -> int:
         """Do it."""
-        from diffrl.synthesis import synther
+        from diffrl.augment.job import synther
 
         synther(
             self.dataset,

@@ -24,9 +24,9 @@ class Compare:
 
     def run(self) -> int:
         """Do it."""
-        from diffrl.console import console
-        from diffrl.errors import UserError
-        from diffrl.finetune.compare import compare
+        from diffrl.images.compare import compare
+        from diffrl.support.console import console
+        from diffrl.support.errors import UserError
 
         if not self.runs:
             raise UserError("Which runs? diffrl compare RUN [RUN ...]")

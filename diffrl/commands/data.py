@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from diffrl.errors import UserError
+from diffrl.support.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np

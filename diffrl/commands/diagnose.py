@@ -45,10 +45,10 @@ class Diagnose:
         """Diagnose, print the tables, write JSON and picture."""
         import json
 
-        from diffrl.console import console
-        from diffrl.diagnose import diagnose
-        from diffrl.diagnosis import draw_diagnosis, print_diagnosis
-        from diffrl.files import atomic_path
+        from diffrl.runs.diagnose.measures import diagnose
+        from diffrl.runs.diagnose.report import draw_diagnosis, print_diagnosis
+        from diffrl.support.console import console
+        from diffrl.support.files import atomic_path
 
         result = diagnose(
             self.run_folder,

@@ -30,12 +30,12 @@ class Evaluate:
         """Evaluate, print the table, write the JSON."""
         import json
 
-        from diffrl import report
-        from diffrl.console import console
-        from diffrl.errors import UserError
-        from diffrl.files import atomic_path
-        from diffrl.policy import evaluate
-        from diffrl.run import Run
+        from diffrl.runs import report
+        from diffrl.runs.policy import evaluate
+        from diffrl.runs.run import Run
+        from diffrl.support.console import console
+        from diffrl.support.errors import UserError
+        from diffrl.support.files import atomic_path
 
         if self.episodes < 1:
             raise UserError(f"--episodes is {self.episodes}; expected at least 1.")

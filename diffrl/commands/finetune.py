@@ -11,9 +11,9 @@ from typing import Annotated
 
 import tyro
 
-from diffrl.errors import UserError
-from diffrl.finetune.config import ABOUT, FinetuneConfig
-from diffrl.finetune.run import FinetuneRun
+from diffrl.images.config import ABOUT, FinetuneConfig
+from diffrl.images.run import FinetuneRun
+from diffrl.support.errors import UserError
 
 USAGE = """Fine-tune an image model, or a policy, on a reward.
 
@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(f"`diffrl finetune {words[0]}`: options begin with --, such as --algo; or `policy RUN`.")
     if any(word.split("=")[0] == "--resume" for word in words):
         given = tyro.cli(Resume, args=words, prog="diffrl finetune")
-        from diffrl.finetune.experiment import resume
+        from diffrl.images.job import resume
 
         if _spread(FinetuneRun.read(given.resume).config.processes, words):
             return 0
@@ -69,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
     config.resolved()  # what is wrong is said once, and not by every process
     if config.out is not None:
         FinetuneRun.refuse(config.out)
-    from diffrl.finetune.experiment import finetune
+    from diffrl.images.job import finetune
 
     if not _spread(config.processes, words):
         finetune(config)
@@ -80,7 +80,7 @@ def _usage(words: Sequence[str]) -> str:
     """The description of --help; the rewards' names are imported where they are shown alone."""
     if not {"-h", "--help"} & set(words):
         return ""
-    from diffrl.finetune.catalogue import listing
+    from diffrl.images.catalogue import listing
 
     width = max(len(name) for name in ABOUT)
     algos = "\n".join(f"  {name:{width}}  {text}" for name, text in ABOUT.items())
@@ -95,7 +95,7 @@ def _spread(processes: int, words: Sequence[str]) -> bool:
     """
     if processes == 1 or "WORLD_SIZE" in os.environ:
         return False
-    launch = [sys.executable, *launcher(processes), "-m", "diffrl.finetune", *words]
+    launch = [sys.executable, *launcher(processes), "-m", "diffrl", "finetune", *words]
     started = subprocess.Popen(launch, env={"OMP_NUM_THREADS": "1", **os.environ})
     while started.returncode is None:
         # Ctrl-C reaches the processes too: they save and end, and are not to be killed meanwhile.
@@ -110,7 +110,7 @@ def launcher(processes: int) -> list[str]:
     """torchrun, which `accelerate launch` starts too on GPUs; on a CPU that would start a single process."""
     return [
         "-m",
-        "diffrl.finetune.launch",
+        "diffrl.images.launch",
         "--standalone",
         "--signals-to-handle=SIGTERM,SIGHUP,SIGQUIT",
         f"--nproc_per_node={processes}",

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from diffrl import tuning
 from diffrl.commands.train import take
-from diffrl.errors import UserError
-from diffrl.tuning import DPOConfig, DPPOConfig, TuningConfig
+from diffrl.support.errors import UserError
+from diffrl.tuning import config as tuning
+from diffrl.tuning.config import DPOConfig, DPPOConfig, TuningConfig
 
 USAGE = """Fine-tune a run's policy on its denoising chain: in its environment, or from preferences.
 
@@ -50,7 +50,7 @@ class FinetunePolicy:
 
     def start(self, settings: TuningConfig) -> int:
         """Fine-tune with these settings."""
-        from diffrl.finetune_policy import finetune_policy
+        from diffrl.runs.tune import finetune_policy
 
         options: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(FinetunePolicy)}
         finetune_policy(dataclasses.replace(settings, start_run=options.pop("run_folder")), **options)
@@ -104,7 +104,7 @@ def run(arguments: Sequence[str]) -> int:
     """Parse what stands after `diffrl finetune policy` and do it."""
     words = list(arguments)
     if any(word.split("=")[0] == "--resume" for word in words):
-        from diffrl.finetune_policy import resume_finetune
+        from diffrl.runs.tune import resume_finetune
 
         again = tyro.cli(Resume, args=words, prog="diffrl finetune policy")
         resume_finetune(again.resume, steps=again.steps, device=again.device)

@@ -9,10 +9,10 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from diffrl.augment.config import Solver
+from diffrl.augment.synther.config import Solver
 from diffrl.commands.train import flag_values
-from diffrl.config import ONLINE_EVAL_EVERY, ONLINE_STEPS, OnlineConfig
-from diffrl.errors import UserError
+from diffrl.runs.config import ONLINE_EVAL_EVERY, ONLINE_STEPS, OnlineConfig
+from diffrl.support.errors import UserError
 
 USAGE = """Go on from an offline run in its environment: act, keep what happens, learn from it.
 
@@ -98,7 +98,7 @@ def run(arguments: Sequence[str]) -> int:
     if any(word.split("=")[0] == "--resume" for word in words):
         return _resume(tyro.cli(Resume, args=words, prog="diffrl online"))
     given = tyro.cli(Online, args=flag_values(words), prog="diffrl online", description=USAGE)
-    from diffrl.experiment import online
+    from diffrl.runs.train import online
 
     options = dataclasses.asdict(given)
     online(options.pop("run_folder"), **options)
@@ -106,8 +106,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _resume(given: Resume) -> int:
-    from diffrl.experiment import resume
-    from diffrl.run import Run
+    from diffrl.runs.run import Run
+    from diffrl.runs.train import resume
 
     if Run.read(given.resume).online is None:
         raise UserError(

@@ -8,9 +8,9 @@ from typing import Annotated
 import tyro
 
 import agents
-from diffrl import config as configuration
-from diffrl.config import TrainConfig
-from diffrl.errors import UserError
+from diffrl.runs import config as configuration
+from diffrl.runs.config import TrainConfig
+from diffrl.support.errors import UserError
 
 USAGE = """Train an agent on an offline data set; evaluate, checkpoint and plot as it goes.
 
@@ -54,10 +54,10 @@ def run(arguments: Sequence[str]) -> int:
         config=(tyro.conf.AvoidSubcommands,),
     )
     if said:
-        from diffrl.console import console
+        from diffrl.support.console import console
 
         console.print(said)
-    from diffrl.experiment import train
+    from diffrl.runs.train import train
 
     train(config)
     return 0
@@ -130,7 +130,7 @@ class Resume:
 
 def _resume(words: list[str]) -> int:
     given = tyro.cli(Resume, args=words, prog="diffrl train")
-    from diffrl.experiment import resume
+    from diffrl.runs.train import resume
 
     resume(given.resume, steps=given.steps, device=given.device, eval_workers=given.eval_workers)
     return 0

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from diffrl.data.offline import ACTION_LIMIT, STAND_IN, OfflineDataset
-from diffrl.errors import DataError, UserError
-from diffrl.files import atomic_path
+from diffrl.support.errors import DataError, UserError
+from diffrl.support.files import atomic_path
 
 Array: TypeAlias = npt.NDArray[Any]
 Flatten: TypeAlias = Callable[[Any], tuple[Array, dict[str, Array]]]

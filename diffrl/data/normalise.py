@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffrl.data.transitions import episode_returns
-from diffrl.errors import DataError, UserError, nearest
+from diffrl.support.errors import DataError, UserError, nearest
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from diffrl.data import d4rl
 from diffrl.data.offline import STAND_IN, Floats, Ints, OfflineDataset
-from diffrl.errors import DataError, UserError
+from diffrl.support.errors import DataError, UserError
 
 if TYPE_CHECKING:
     from stable_baselines3.common.buffers import ReplayBuffer

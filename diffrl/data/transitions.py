@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffrl.data.offline import OfflineDataset
-from diffrl.errors import DataError
+from diffrl.support.errors import DataError
 
 
 class Batch(NamedTuple):

@@ -3,14 +3,7 @@
 from diffrl.nets.activation import mish
 from diffrl.nets.mlp import MLP, RawTime, ResidualMLP, TimeEmbedding, dropout_mask
 from diffrl.nets.optim import Adam, average_, seed_norms
-from diffrl.nets.stacked import (
-    StackedLinear,
-    affine,
-    copy_state_,
-    frozen,
-    initialise_fan_average_,
-    seed_generator,
-)
+from diffrl.nets.stacked import StackedLinear, affine, copy_state_, frozen, initialise_fan_average_, seed_generator
 
 __all__ = [
     "MLP",

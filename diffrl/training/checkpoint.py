@@ -12,8 +12,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from diffrl.errors import UserError
-from diffrl.files import atomic_path
+from diffrl.support.errors import UserError
+from diffrl.support.files import atomic_path
 
 LEARNER = "learner."
 """What the names of the learner's tensors begin with in a checkpoint."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.errors import UserError
+from diffrl.support.errors import UserError
 from diffrl.training.loop import WorkerDied
 from diffrl.training.workers import Crew
 

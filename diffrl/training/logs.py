@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.files import atomic_path
-from diffrl.training.statistics import estimate
+from diffrl.support.files import atomic_path
+from diffrl.support.statistics import estimate
 
 Column = dict[str, list[float]]
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffrl.errors import UserError
+from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.training.logs import MetricsLog
 

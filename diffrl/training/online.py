@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffrl.data.preprocessing import Preprocessing
 from diffrl.data.replay import ReplayBuffer
-from diffrl.errors import UserError
-from diffrl.preprocessing import Preprocessing
+from diffrl.support.errors import UserError
 from diffrl.training.stack import PULSE, Progress, StackTrainer
 
 ONLINE, SYNTHETIC = "online.", "synthetic."

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffrl.data.transitions import Batch, Source
-from diffrl.errors import UserError, first_line, out_of_memory
+from diffrl.support.errors import UserError, first_line, out_of_memory
 from diffrl.training.checkpoint import LEARNER, SUM
 
 PULSE = 0.25

@@ -1,7 +1,7 @@
 """Groups of seeds trained in processes of their own, joined along the seeds axis: both ends of the conversation.
 
 A worker is a Python process that talks to its parent over a socket inherited at its start: JSON and safetensors,
-nothing is ever pickled. It leaves by itself when its parent is gone. `diffrl.worker` is the program it runs.
+nothing is ever pickled. It leaves by itself when its parent is gone. `diffrl.runs.worker` is the program it runs.
 """
 
 import json
@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffrl.errors import UserError
+from diffrl.support.errors import UserError
 from diffrl.training.checkpoint import LEARNER, SUM
 from diffrl.training.loop import Trainer, WorkerDied
 

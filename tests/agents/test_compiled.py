@@ -10,8 +10,8 @@ import torch
 
 from agents import AGENTS, EDP, FQL, IDQL, ConsistencyAC, DiffusionQL
 from agents.diffusion_ql import DiffusionQLAgent
-from diffrl import compilation
 from diffrl.data.transitions import Transitions
+from diffrl.training import compilation
 from tests.agents.agent_cases import make_batch
 from tests.agents.test_diffusion_ql import build
 

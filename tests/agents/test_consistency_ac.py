@@ -9,7 +9,7 @@ import torch
 from agents import ConsistencyAC
 from agents.consistency_ac import ConsistencyACAgent
 from agents.consistency_policy import ConsistencyPolicy
-from diffrl.errors import UserError
+from diffrl.support.errors import UserError
 from tests.agents.agent_cases import assert_same_gradients, make_batch, reached
 
 SMALL = ConsistencyAC(width=16, layers=2, batch_size=8, q_weight=0.7)

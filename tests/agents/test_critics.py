@@ -12,7 +12,7 @@ from agents.config import Aggregate, CriticConfig
 from agents.critic import aggregate
 from agents.diffusion_ql import DiffusionQLAgent
 from agents.td3_bc import TD3BCAgent
-from diffrl.finetune.policies.target import chain_policy
+from diffrl.tuning.target import chain_policy
 from tests.agents.agent_cases import assert_same_gradients, make_batch
 
 WITH_CRITICS = [config for _, config in sorted(AGENTS.items()) if issubclass(config, CriticConfig)]
@@ -185,7 +185,7 @@ def test_every_agent_with_critics_trains_any_number_of_them_by_any_rule(config: 
 
 
 def test_a_number_of_critics_that_cannot_be_is_refused() -> None:
-    from diffrl.errors import UserError
+    from diffrl.support.errors import UserError
 
     with pytest.raises(UserError, match="n-critics is 0; expected at least 1"):
         dataclasses.replace(DiffusionQL(), n_critics=0)

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffrl.augment.fidelity import FidelityReport, fidelity
-from diffrl.augment.fidelity_report import write_report
-from diffrl.augment.measures import Pair, ks_statistic, nearest_distances
-from diffrl.augment.verdicts import look_first
+from diffrl.augment.fidelity.check import FidelityReport, fidelity
+from diffrl.augment.fidelity.measures import Pair, ks_statistic, nearest_distances
+from diffrl.augment.fidelity.report import write_report
+from diffrl.augment.fidelity.verdicts import look_first
 from diffrl.data.offline import STAND_IN, OfflineDataset
-from diffrl.errors import DataError, UserError
+from diffrl.support.errors import DataError, UserError
 from envs.dynamics import Dynamics, dynamics_for
 
 
@@ -111,7 +111,7 @@ def test_ks_counts_ties_once_and_takes_unequal_sizes() -> None:
 
 def test_nearest_distances_are_brute_forces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over many parts; a copy is at exactly 0, and not if its own row is excluded."""
-    monkeypatch.setattr("diffrl.augment.measures._ELEMENTS", 200)
+    monkeypatch.setattr("diffrl.augment.fidelity.measures._ELEMENTS", 200)
     rng = np.random.default_rng(0)
     base = rng.standard_normal((70, 5)).astype(np.float32)
     own = np.array([3, 69, 14])

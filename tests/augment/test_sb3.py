@@ -13,16 +13,16 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from diffrl.augment.config import RefitConfig, Sampling, SynthERConfig
-from diffrl.errors import UserError
+from diffrl.augment.synther.config import RefitConfig, Sampling, SynthERConfig
+from diffrl.support.errors import UserError
 
 pytest.importorskip("stable_baselines3", reason="needs the extra: pip install 'diffrl[sb3]'")
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from diffrl.augment.refit import RefittingBuffer
 from diffrl.augment.sb3 import SyntheticReplayBuffer
+from diffrl.augment.synther.refit import RefittingBuffer
 
 MODEL = SynthERConfig(steps=30, width=16, blocks=2, batch_size=32)
 SAMPLING = Sampling("dpmpp2m", 4)

@@ -5,11 +5,11 @@ import pytest
 import torch
 from synther import PlainDenoiser, plain_sample  # benchmarks/synther.py: the paper's, in PyTorch's own layers
 
-from diffrl.augment.codec import RowCodec
-from diffrl.augment.config import Sampling, SynthERConfig
-from diffrl.augment.synther import TransitionDiffusion, fit, generator_of, make_sampler, with_bins
+from diffrl.augment.synther.codec import RowCodec
+from diffrl.augment.synther.config import Sampling, SynthERConfig
+from diffrl.augment.synther.model import TransitionDiffusion, fit, generator_of, make_sampler, with_bins
 from diffrl.data.transitions import Transitions
-from diffrl.errors import DataError, UserError
+from diffrl.support.errors import DataError, UserError
 from diffrl.training.stack import StackTrainer
 
 

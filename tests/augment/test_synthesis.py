@@ -15,17 +15,17 @@ import torch
 
 import diffrl
 from agents import IQL
-from diffrl.augment import generate as generation
-from diffrl.augment.codec import RowCodec
-from diffrl.augment.config import Sampling, SynthERConfig
-from diffrl.augment.synther import TransitionDiffusion, with_bins
+from diffrl.augment.job import load_model, split, synther
+from diffrl.augment.synther import generate as generation
+from diffrl.augment.synther.codec import RowCodec
+from diffrl.augment.synther.config import Sampling, SynthERConfig
+from diffrl.augment.synther.model import TransitionDiffusion, with_bins
 from diffrl.cli import main
-from diffrl.config import TrainConfig
 from diffrl.data import d4rl, minari
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
-from diffrl.errors import UserError
-from diffrl.synthesis import load_model, split, synther
+from diffrl.runs.config import TrainConfig
+from diffrl.support.errors import UserError
 
 TINY: dict[str, Any] = {
     "model": SynthERConfig(width=16, blocks=1, steps=20, batch_size=32),

@@ -7,7 +7,7 @@ import pytest
 from agents_maze2d import AgentsMaze2d, Row, score_table
 
 import diffrl
-from diffrl.errors import UserError
+from diffrl.support.errors import UserError
 from tests.training.conftest import tiny
 
 pytestmark = pytest.mark.usefixtures("own_data")

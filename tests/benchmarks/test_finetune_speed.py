@@ -6,7 +6,7 @@ import finetune_speed as benchmark
 import pytest
 from finetune_speed import FinetuneSpeed, Round, Row
 
-from diffrl.errors import UserError
+from diffrl.support.errors import UserError
 
 TINY = FinetuneSpeed(sd=True, tiny=True, device="cpu", batch=2, micro_batch=2, updates=1, steps=6, rounds=1)
 

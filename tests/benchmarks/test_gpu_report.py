@@ -9,7 +9,7 @@ import pytest
 import report
 import stages
 
-from diffrl.errors import UserError
+from diffrl.support.errors import UserError
 
 
 def result(name: str, found: dict[str, Any], **changes: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
-from diffrl.errors import DataError, UserError
+from diffrl.support.errors import DataError, UserError
 
 
 def raw(path: Path, dataset: OfflineDataset, **changes: object) -> Path:

@@ -7,7 +7,7 @@ import pytest
 
 from diffrl.commands.data import Convert, Download, Generate, Info, ListData
 from diffrl.data import d4rl
-from diffrl.errors import UserError
+from diffrl.support.errors import UserError
 from envs import datasets
 
 

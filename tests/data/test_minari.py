@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffrl.data import minari as minari_format
-from diffrl.errors import DataError, UserError
+from diffrl.support.errors import DataError, UserError
 
 minari = pytest.importorskip("minari")
 spaces = pytest.importorskip("gymnasium").spaces

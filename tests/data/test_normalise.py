@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffrl.data.normalise import REWARD_TUNING, Normaliser, normaliser, tune_rewards
-from diffrl.errors import DataError, UserError
+from diffrl.support.errors import DataError, UserError
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffrl.data.offline import OfflineDataset, count_timeouts
-from diffrl.errors import DataError
+from diffrl.support.errors import DataError
 
 
 def test_episodes_end_at_terminals_timeouts_and_the_last_row(make):

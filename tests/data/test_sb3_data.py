@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from diffrl.cli import main
 from diffrl.data import d4rl, sb3
 from diffrl.data.offline import OfflineDataset
-from diffrl.errors import DataError, UserError
+from diffrl.support.errors import DataError, UserError
 
 pytest.importorskip("stable_baselines3", reason="needs the extra: pip install 'diffrl[sb3]'")
 from stable_baselines3 import SAC

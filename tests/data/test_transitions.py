@@ -6,7 +6,7 @@ import torch
 
 from diffrl.data.normalise import Normaliser
 from diffrl.data.transitions import Transitions
-from diffrl.errors import DataError
+from diffrl.support.errors import DataError
 
 
 def test_columns_are_the_data_set_s(make):

@@ -9,7 +9,7 @@ import pytest
 
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
-from diffrl.errors import DataError, UserError
+from diffrl.support.errors import DataError, UserError
 from envs import datasets, registry
 
 

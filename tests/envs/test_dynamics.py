@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diffrl.errors import UserError
+from diffrl.support.errors import UserError
 from envs.dynamics import dynamics_for, why_none
 from envs.maze2d import MAZES, reward, walk
 

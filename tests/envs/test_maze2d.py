@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import envs  # noqa: F401 (registers the environments)
-from diffrl.errors import UserError
+from diffrl.support.errors import UserError
 from envs import registry
 from envs.datasets import load_dataset
 from envs.maze2d import MAZES, Maze2dEnv, WaypointController, parse_id, reward, walk

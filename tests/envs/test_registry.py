@@ -5,7 +5,7 @@ from urllib.parse import urlparse
 import numpy as np
 import pytest
 
-from diffrl.errors import UserError
+from diffrl.support.errors import UserError
 from envs import registry
 
 

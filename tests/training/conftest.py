@@ -8,7 +8,7 @@ import torch
 
 import diffrl
 from agents import AgentConfig, DiffusionQL
-from diffrl.config import TrainConfig
+from diffrl.runs.config import TrainConfig
 from diffrl.training import checkpoint
 
 AGENT = DiffusionQL(width=16, layers=1, batch_size=16, act_candidates=3, ema_start=20)

@@ -29,7 +29,7 @@ class HeldEnv(gymnasium.Env):  # type: ignore[type-arg]
         if order.exists() and order.read_text() == "break":
             raise RuntimeError("the floor gave way")
         if order.exists() and order.read_text() == "refuse":
-            from diffrl.errors import UserError
+            from diffrl.support.errors import UserError
 
             raise UserError("The simulator wants a licence.")
         self.time += 1

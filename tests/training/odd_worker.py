@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from diffrl import worker
+from diffrl.runs import worker
 
 
 def diverges() -> None:
@@ -22,7 +22,7 @@ def diverges() -> None:
 
 def refuses() -> None:
     """Seed 2 cannot be trained, for a reason that the user can mend."""
-    from diffrl.errors import UserError
+    from diffrl.support.errors import UserError
 
     fails(UserError("Seed 2 would rather not: try another."))
 

@@ -9,7 +9,7 @@ import torch
 
 import diffrl
 from agents import AGENTS, AgentConfig
-from diffrl import config as configuration
+from diffrl.runs import config as configuration
 from tests.training.conftest import final_state, tiny
 
 pytestmark = pytest.mark.usefixtures("own_data")

@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_flatten
 import diffrl
 from agents import AGENTS, AgentConfig, DiffusionQL
 from diffrl.data.transitions import Transitions
-from diffrl.errors import UserError
-from diffrl.machine import products
+from diffrl.support.errors import UserError
+from diffrl.support.machine import products
 from diffrl.training import checkpoint
 from diffrl.training.stack import Captured, StackTrainer
 from tests.training.conftest import AGENT, assert_same_run, final_state, tiny

@@ -17,14 +17,14 @@ import torch
 
 import diffrl
 from agents import BC
-from diffrl.config import TrainConfig
-from diffrl.errors import UserError
-from diffrl.policy import CheckpointEvaluator, Policy, load_agent
-from diffrl.run import Run
-from diffrl.task import Task
-from diffrl.trainers import WORKERS_PAY_FROM, choose_eval_workers
+from diffrl.runs.build import WORKERS_PAY_FROM, choose_eval_workers
+from diffrl.runs.config import TrainConfig
+from diffrl.runs.policy import CheckpointEvaluator, Policy, load_agent
+from diffrl.runs.run import Run
+from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.training.workers import WorkerDied
+from envs.task import Task
 from tests.training.conftest import assert_same_run, tiny
 from tests.training.held_env import ORDER
 from tests.training.test_resume import start, wait_for
@@ -219,7 +219,7 @@ def test_an_environment_that_fails_is_reported_and_the_run_goes_on_after(
 
 
 def test_evaluations_go_where_cores_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffrl.trainers.cores", lambda: 8)
+    monkeypatch.setattr("diffrl.runs.build.cores", lambda: 8)
     task = Task("maze2d-umaze-v1", {}, None, False)
     long = TrainConfig("maze2d-umaze-v1", BC(), seeds=(0, 1, 2), workers=3, steps=WORKERS_PAY_FROM)
     cases: list[tuple[dict[str, Any], str, int]] = [

@@ -13,10 +13,10 @@ import torch
 import diffrl
 from agents import BC, DiffusionBC, DiffusionQL
 from diffrl.cli import main
-from diffrl.config import TrainConfig
 from diffrl.data import d4rl
-from diffrl.errors import UserError, out_of_memory
-from diffrl.run import Run
+from diffrl.runs.config import TrainConfig
+from diffrl.runs.run import Run
+from diffrl.support.errors import UserError, out_of_memory
 from diffrl.training import checkpoint
 from diffrl.training.logs import MetricsLog, Scores
 from diffrl.training.loop import DivergedError
@@ -171,7 +171,7 @@ def test_out_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_without_git_training_goes_on(tmp_path: Path) -> None:
     code = (
-        "import diffrl; from diffrl.config import TrainConfig; from agents import BC;"
+        "import diffrl; from diffrl.runs.config import TrainConfig; from agents import BC;"
         "diffrl.train(TrainConfig('maze2d-umaze-v1', BC(width=8, layers=1), rows=300, steps=5, env='none',"
         f" out={str(tmp_path / 'run')!r}), quiet=True)"
     )
@@ -256,7 +256,7 @@ def test_memory_that_runs_out_names_what_to_lower_and_loses_nothing(
 
 
 def test_data_too_large_for_the_memory_say_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffrl.preprocessing import Preprocessing
+    from diffrl.data.preprocessing import Preprocessing
 
     def refuse(*_: object) -> None:
         raise torch.OutOfMemoryError(FULL)

@@ -7,9 +7,9 @@ import yaml
 
 import diffrl
 from agents import AGENTS, EDP, FQL
-from diffrl import config as configuration
-from diffrl.errors import UserError
-from diffrl.run import Run
+from diffrl.runs import config as configuration
+from diffrl.runs.run import Run
+from diffrl.support.errors import UserError
 from tests.training.conftest import tiny
 
 SIZE = {"width": 8, "layers": 1, "batch_size": 4}

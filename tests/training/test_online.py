@@ -18,16 +18,16 @@ import agents
 import diffrl
 from agents import TD3BC, AgentConfig, DiffusionQL
 from diffrl.cli import main
-from diffrl.config import OnlineConfig, TrainConfig
 from diffrl.data import d4rl
 from diffrl.data.normalise import Normaliser, tune_rewards
 from diffrl.data.offline import OfflineDataset
+from diffrl.data.preprocessing import Preprocessing
 from diffrl.data.replay import Mixture, ReplayBuffer
 from diffrl.data.transitions import Batch, Transitions
-from diffrl.errors import UserError
-from diffrl.policy import load_stack
-from diffrl.preprocessing import Preprocessing
-from diffrl.run import Run
+from diffrl.runs.config import OnlineConfig, TrainConfig
+from diffrl.runs.policy import load_stack
+from diffrl.runs.run import Run
+from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.training.loop import Interrupted
 from diffrl.training.online import Collector, OnlineTrainer

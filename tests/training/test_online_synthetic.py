@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import diffrl
-from diffrl.augment.config import RefitConfig, Sampling, SynthERConfig
-from diffrl.augment.refit import Augmented, RefittingBuffer
+from diffrl.augment.synther.config import RefitConfig, Sampling, SynthERConfig
+from diffrl.augment.synther.refit import Augmented, RefittingBuffer
 from diffrl.cli import main
 from diffrl.data.replay import Mixture, ReplayBuffer
 from diffrl.data.transitions import Transitions
-from diffrl.run import Run
+from diffrl.runs.run import Run
 from diffrl.training import checkpoint
 from diffrl.training.loop import Interrupted
 from diffrl.training.online import Collector

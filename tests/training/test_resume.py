@@ -14,9 +14,9 @@ import torch
 import yaml
 
 import diffrl
-from diffrl import config as configuration
 from diffrl.cli import main
-from diffrl.errors import UserError
+from diffrl.runs import config as configuration
+from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from tests.training.conftest import assert_same_run, final_state, tiny
 

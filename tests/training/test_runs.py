@@ -13,10 +13,10 @@ import yaml
 
 import diffrl
 from agents import BC, DiffusionBC
-from diffrl.config import TrainConfig
-from diffrl.errors import UserError
-from diffrl.policy import load_agent
-from diffrl.run import Run
+from diffrl.runs.config import TrainConfig
+from diffrl.runs.policy import load_agent
+from diffrl.runs.run import Run
+from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.training.loop import DivergedError
 from diffrl.training.rollout import Evaluator

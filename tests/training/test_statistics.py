@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffrl.training.statistics import estimate
+from diffrl.support.statistics import estimate
 
 
 def test_one_seed_has_its_error_over_episodes() -> None:

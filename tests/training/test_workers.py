@@ -22,16 +22,16 @@ import torch
 
 import diffrl
 from agents import BC
-from diffrl import crew
-from diffrl.config import TrainConfig
 from diffrl.data.transitions import Transitions
-from diffrl.errors import UserError
-from diffrl.run import Run
-from diffrl.task import Task
-from diffrl.trainers import WORKERS_PAY_FROM, choose_workers, group_seeds
+from diffrl.runs import workers as crew
+from diffrl.runs.build import WORKERS_PAY_FROM, choose_workers, group_seeds
+from diffrl.runs.config import TrainConfig
+from diffrl.runs.run import Run
+from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.training.loop import Interrupted
 from diffrl.training.workers import WorkerDied
+from envs.task import Task
 from tests.training.conftest import assert_same_run, final_state, tiny
 from tests.training.test_resume import start, wait_for
 
@@ -58,7 +58,7 @@ def workers_of(parent: int) -> list[int]:
     """The process ids of a process's workers, in order of their groups."""
     table = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(maxsplit=2) for line in table.splitlines()]
-    return sorted(int(pid) for pid, ppid, *args in rows if int(ppid) == parent and "diffrl.worker" in args[-1])
+    return sorted(int(pid) for pid, ppid, *args in rows if int(ppid) == parent and "diffrl.runs.worker" in args[-1])
 
 
 def alive(pid: int) -> bool:
@@ -150,7 +150,7 @@ def test_a_run_ends_the_same_whatever_happens_to_its_processes(
     assert len(workers) == 2
     assert not any(map(alive, workers))
 
-    monkeypatch.setattr("diffrl.trainers.cores", lambda: 7)
+    monkeypatch.setattr("diffrl.runs.build.cores", lambda: 7)
     diffrl.resume(run, quiet=True)
     assert_same_run(shared, run)
 
@@ -197,7 +197,7 @@ def test_what_goes_wrong_in_a_worker_is_told_as_if_it_went_wrong_here(
 
 
 def test_workers_are_used_where_they_pay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("diffrl.trainers.cores", lambda: 4)
+    monkeypatch.setattr("diffrl.runs.build.cores", lambda: 4)
     task = Task("maze2d-umaze-v1", {}, None, False)
     long = TrainConfig("maze2d-umaze-v1", BC(), seeds=(0, 1, 2, 3, 4, 5), steps=WORKERS_PAY_FROM)
     for fields, workers, sizes in (

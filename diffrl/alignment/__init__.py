@@ -1,0 +1,1 @@
+"""What images, policies and trajectories share when they are aligned to rewards and preferences: losses, advantages."""

@@ -1,0 +1,1 @@
+"""How faithful generated transitions are to the real ones, and to the environment."""

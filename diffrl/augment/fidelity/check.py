@@ -1,0 +1,317 @@
+"""Are synthetic transitions what the real ones are? Measured column by column, jointly, and against the simulator.
+
+Each measure has its floor: the same between two sets of real rows, which sampling alone keeps from zero. Distances over
+whole rows [s, a, r, s', terminal] are in standardised units: mean 0 and deviation 1 of the rows the model was trained
+on, terminal as it is (0 or 1).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from diffrl.augment.fidelity import measures, verdicts
+from diffrl.augment.fidelity.measures import Doubles, DynamicsError, Neighbours, Pair
+from diffrl.data.offline import ACTION_LIMIT, Floats, Ints, OfflineDataset
+from diffrl.diffusion.diagnostics import sliced_w2
+from diffrl.support.errors import DataError, UserError
+from envs.dynamics import Dynamics
+
+PROJECTIONS = 128
+"""Random directions of the sliced W2."""
+
+
+@dataclass(frozen=True, eq=False)
+class FidelityReport:
+    """The measures of `fidelity`. W columns."""
+
+    names: tuple[str, ...]
+    """(W,) s1, ..., a1, ..., r, s'1, ..., terminal."""
+    rows: int
+    """How many were compared as whole rows, a side."""
+    floor: str
+    """What "real" is in every pair: in words."""
+    notes: tuple[str, ...]
+    """What was left out, one sentence each."""
+    ks: Doubles
+    """(W,) Kolmogorov-Smirnov statistic of every column, synthetic against real: 0 the same, 1 apart."""
+    ks_floor: Doubles
+    """(W,) real against real."""
+    correlations: Doubles
+    """(W, W) of the real rows; 0 where a column is constant."""
+    synthetic_correlations: Doubles
+    """(W, W)"""
+    correlation_largest: Pair
+    """The largest |difference| of two correlations, to those of the real rows."""
+    correlation_mean: Pair
+    """The mean |difference| over pairs of columns."""
+    sliced_w2: Pair
+    """Of standardised rows, equal numbers."""
+    neighbours: Neighbours
+    terminal_rate: Pair
+    """Here and in the next two, `real` is that of the training rows."""
+    actions_outside: Pair
+    """Share of rows with an action beyond its bounds."""
+    actions_at_bound: Pair
+    """Share of rows with an action on a bound (and none beyond)."""
+    dynamics: DynamicsError | None
+    """None where no simulator was given."""
+
+    @property
+    def ks_largest(self) -> Pair:
+        """Over columns."""
+        return Pair(float(self.ks.max()), float(self.ks_floor.max()))
+
+    @property
+    def ks_mean(self) -> Pair:
+        """Over columns."""
+        return Pair(float(self.ks.mean()), float(self.ks_floor.mean()))
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """A sentence a measure; there is no overall grade."""
+        return verdicts.of(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures, as JSON holds them: without the row-by-row distances and errors, whose quantiles they are."""
+        near, steps = self.neighbours, self.dynamics
+        return {
+            "rows": self.rows,
+            "floor": self.floor,
+            "notes": list(self.notes),
+            "verdicts": self.verdicts,
+            "marginals": {
+                "ks_largest": _as_json(self.ks_largest),
+                "ks_mean": _as_json(self.ks_mean),
+                "columns": {
+                    name: _as_json(Pair(*values))
+                    for name, *values in zip(self.names, self.ks.tolist(), self.ks_floor.tolist(), strict=True)
+                },
+            },
+            "correlations": {
+                "largest_difference": _as_json(self.correlation_largest),
+                "mean_difference": _as_json(self.correlation_mean),
+                "real": self.correlations.round(5).tolist(),
+                "synthetic": self.synthetic_correlations.round(5).tolist(),
+            },
+            "sliced_w2": _as_json(self.sliced_w2),
+            "nearest_neighbour": {
+                "rows": len(near.synthetic),
+                "median": _as_json(near.median),
+                "quantile_1_percent": _as_json(near.low),
+                "share_closer_than_1_percent_of_real": near.closer,
+            },
+            "terminal_rate": _as_json(self.terminal_rate),
+            "actions": {
+                "share_outside": _as_json(self.actions_outside),
+                "share_at_bound": _as_json(self.actions_at_bound),
+            },
+            "dynamics": None
+            if steps is None
+            else {
+                "rows": len(steps.synthetic),
+                "median": _as_json(steps.median),
+                "quantile_90_percent": _as_json(steps.high),
+                "standing_still": _finite(steps.standing_still),
+                "reward_median": _as_json(steps.reward),
+                "terminal_differs": _as_json(steps.terminal),
+                "share_left_out": _as_json(steps.left_out),
+                "share_blown_up": _as_json(steps.blown_up),
+            },
+        }
+
+
+def fidelity(
+    real: OfflineDataset,
+    synthetic: OfflineDataset,
+    held_out: OfflineDataset | None,
+    *,
+    dynamics: Dynamics | None,
+    seed: int = 0,
+    rows: int = 20_000,
+    action_bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+) -> FidelityReport:
+    """Compare synthetic transitions with real ones.
+
+    real: the rows the model was trained on. held_out: real rows it has not seen, which give the floor; without them
+    two halves of `real` do. rows: the most that are looked at a side, drawn by `seed`; nearest neighbours are looked
+    for among all of `real`. action_bounds: (low, high), numbers or (A,); [-1, 1] if None.
+
+    Terminal rows whose s' is a stand-in (`OfflineDataset.has_terminal_next`) are left out, on all sides, wherever s' is
+    compared.
+
+    Rows of unknown successor, or with values that are not finite, are left out too. Raises DataError where sizes
+    differ or a side is left with too few rows.
+    """
+    if rows < 2:
+        raise UserError(f"{rows} rows were asked for; comparing needs at least 2.")
+    sides = {"real": real, "synthetic": synthetic} | ({} if held_out is None else {"held out": held_out})
+    _check_sizes(sides)
+    stand_ins = any(
+        not side.has_terminal_next and side.terminals.any() for side in (real, held_out) if side is not None
+    )
+    notes = []
+    fit = {}
+    for name, side in sides.items():
+        fit[name], unfit = _fit_rows(side)
+        if unfit:
+            notes.append(f"{unfit:,} {name} rows hold values that are not finite, and are left out.")
+        if len(fit[name]) < 4:
+            raise DataError(
+                f"Only {len(fit[name])} {name} rows can be compared: finite, their successor known. Give more."
+            )
+    if stand_ins:
+        notes.append("The real data do not hold what follows a terminal row: those are left out where s' is compared.")
+
+    rng = np.random.default_rng(seed)
+    if held_out is None:
+        floor = (
+            "one half of the training rows against the other, as no rows were held out (nearest neighbours: a training "
+            "row's nearest other one)"
+        )
+        order = rng.permutation(fit["real"])
+        base_rows, fresh_rows = order[::2], order[1::2]
+    else:
+        floor = "held-out rows against training rows"
+        base_rows, fresh_rows = fit["real"], fit["held out"]
+    n = min(rows, len(base_rows), len(fresh_rows), len(fit["synthetic"]))
+    made, fresh, base = (
+        _gather(side, rng.choice(numbers, n, replace=False))
+        for side, numbers in (
+            (synthetic, fit["synthetic"]),
+            (real if held_out is None else held_out, fresh_rows),
+            (real, base_rows),
+        )
+    )
+    train = _gather(real, fit["real"])
+    o, a = real.observation_size, real.action_size
+    mean, scale = _scales(train)
+
+    steps = None
+    if dynamics is not None:
+        steps = measures.dynamics_error(dynamics, made, fresh, scale[o + a + 1 : -1], o, a, stand_ins)
+    ks = np.array([measures.ks_statistic(x, y) for x, y in zip(made.T, fresh.T, strict=True)])
+    ks_floor = np.array([measures.ks_statistic(x, y) for x, y in zip(base.T, fresh.T, strict=True)])
+    if stand_ins:  # of s' on its own too, terminal rows are no part
+        alive = [side[side[:, -1] == 0] for side in (made, fresh, base)]
+        for column in range(o + a + 1, 2 * o + a + 1):
+            ks[column] = measures.ks_statistic(alive[0][:, column], alive[1][:, column])
+            ks_floor[column] = measures.ks_statistic(alive[2][:, column], alive[1][:, column])
+        n = min(map(len, alive))
+        if n < 2:
+            counts = ", ".join(str(len(side)) for side in alive)
+            raise DataError(
+                f"Of the synthetic, held-out and training rows drawn, {counts} are not terminal: too few to compare s'."
+            )
+        made, fresh, base = (side[:n] for side in alive)
+        train = train[train[:, -1] == 0]
+
+    of_made, of_fresh, of_base = (measures.correlations(side) for side in (made, fresh, base))
+    pairs = ~np.eye(len(of_fresh), dtype=bool)
+    by_model, by_chance = np.abs(of_made - of_fresh)[pairs], np.abs(of_base - of_fresh)[pairs]
+    w2 = Pair(
+        *(
+            float(
+                sliced_w2(
+                    torch.from_numpy((side - mean) / scale),
+                    torch.from_numpy((fresh - mean) / scale),
+                    PROJECTIONS,
+                    torch.Generator().manual_seed(seed),
+                )
+            )
+            for side in (made, base)
+        )
+    )
+    low, high = (-ACTION_LIMIT, ACTION_LIMIT) if action_bounds is None else action_bounds
+    ends, outside, at_bound = zip(
+        *(
+            (float(side.terminals[numbers].mean()), *measures.at_bounds(side.actions[numbers], low, high))
+            for side, numbers in ((synthetic, fit["synthetic"]), (real, fit["real"]))
+        ),
+        strict=True,
+    )
+    return FidelityReport(
+        names=_names(o, a),
+        rows=n,
+        floor=floor,
+        notes=tuple(notes),
+        ks=ks,
+        ks_floor=ks_floor,
+        correlations=of_fresh,
+        synthetic_correlations=of_made,
+        correlation_largest=Pair(float(by_model.max()), float(by_chance.max())),
+        correlation_mean=Pair(float(by_model.mean()), float(by_chance.mean())),
+        sliced_w2=w2,
+        neighbours=measures.neighbours(train, made, None if held_out is None else fresh, mean, scale, rng),
+        terminal_rate=Pair(*ends),
+        actions_outside=Pair(*outside),
+        actions_at_bound=Pair(*at_bound),
+        dynamics=steps,
+    )
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+
+def _names(o: int, a: int) -> tuple[str, ...]:
+    states, actions = [f"s{i + 1}" for i in range(o)], [f"a{i + 1}" for i in range(a)]
+    following = [f"s'{i + 1}" for i in range(o)]
+    return (*states, *actions, "r", *following, "terminal")
+
+
+def _check_sizes(sides: dict[str, OfflineDataset]) -> None:
+    """Raise DataError where a data set is broken, or its observations or actions are of another size than real's."""
+    sizes = {name: (side.observation_size, side.action_size) for name, side in sides.items()}
+    for name, side in sides.items():
+        problems = side.structural_problems()
+        if problems:
+            raise DataError("\n".join(f"{name} rows: {problem}" for problem in problems))
+        if sizes[name] != sizes["real"]:
+            raise DataError(
+                f"The {name} rows have observations and actions of sizes {sizes[name]}, the real ones "
+                f"{sizes['real']}: not of one task."
+            )
+
+
+def table_of(dataset: OfflineDataset, most: int) -> Floats:
+    """Rows [s, a, r, s', terminal] (n, W) of known successor and finite: `most` at most, evenly spread."""
+    numbers, _ = _fit_rows(dataset)
+    return _gather(dataset, numbers[:: -(-len(numbers) // most)])
+
+
+def _fit_rows(dataset: OfflineDataset) -> tuple[Ints, int]:
+    """The numbers of rows whose successor is known and whose values are finite; how many others are not finite."""
+    following, known = dataset.successors()
+    finite = np.isfinite(dataset.rewards)
+    for values in (dataset.observations, dataset.actions, following):
+        finite &= np.isfinite(values).all(1)
+    return np.flatnonzero(known & finite), int((known & ~finite).sum())
+
+
+def _gather(dataset: OfflineDataset, numbers: Ints) -> Floats:
+    """Rows [s, a, r, s', terminal] (n, W)."""
+    following, _ = dataset.successors()
+    flat = (dataset.rewards, dataset.terminals)
+    reward, terminal = (column[numbers, None].astype(np.float32) for column in flat)
+    parts = (dataset.observations[numbers], dataset.actions[numbers], reward, following[numbers], terminal)
+    return np.concatenate(parts, axis=1)
+
+
+def _scales(train: Floats) -> tuple[Doubles, Doubles]:
+    """Mean and deviation (W,) of training rows; a constant column, and terminal, keep their unit."""
+    mean, scale = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
+    scale[scale <= 1e-6 * np.maximum(1, np.abs(mean))] = 1.0
+    mean[-1], scale[-1] = 0.0, 1.0
+    return mean, scale
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _as_json(pair: Sequence[float]) -> dict[str, float | None]:
+    return dict(zip(Pair._fields, map(_finite, pair), strict=True))

@@ -1,0 +1,250 @@
+"""SynthER: synthetic experience replay (Lu, Ball, Teh, Parker-Holder, NeurIPS 2023), arXiv 2303.06614.
+
+An EDM diffusion model (Karras et al. 2022, arXiv 2206.00364) of transitions, one row each. What is published:
+sigma 0.002 to 80, data standardised (sigma_data = 1), log sigma ~ N(-1.2, 1.2^2) in training, Adam with betas
+(0.9, 0.99) and gradient norms clipped at 1, averaged weights; 128 Heun steps with churn to sample, on rho = 7.
+
+What is not: rows are whitened (`RowCodec`), and whether a row is terminal is not one more column, 0 or 1 beside columns
+of deviation 1, which a rare end hardly moves. A small network of the row's s, a and s' says it (of s and a, where the
+data do not hold what followed a terminal row), trained on the real rows beside the model, and a row is terminal with
+that probability: as often as it should be, if not always where. (benchmarks/results/synther.md has the figures.)
+`terminals="modelled"` is the paper's way.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diffrl.augment.synther.codec import RowCodec
+from diffrl.augment.synther.config import Sampling, SynthERConfig
+from diffrl.augment.synther.network import TransitionNetwork
+from diffrl.data.transitions import Batch, Source, Transitions, episode_returns
+from diffrl.diffusion import (
+    VE,
+    Churn,
+    Denoise,
+    Prediction,
+    Sampler,
+    classifier_free,
+    denoising_loss,
+    drop_condition,
+    lognormal_times,
+)
+from diffrl.nets import Adam, average_, copy_state_, seed_generator
+from diffrl.support.errors import DataError, UserError
+from diffrl.training.stack import StackTrainer
+
+SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
+_MIX = 0x9E3779B97F4A7C15
+
+
+class TransitionDiffusion:
+    """S diffusion models of transitions, one a seed, trained as one stack: a `diffrl.training.stack.Learner`.
+
+    What it is given are batches of transitions in whatever units; `codec` standardises them. With a condition, the
+    batches' `episodes` column holds each row's bin (see `with_bins`).
+    """
+
+    period = 10
+
+    def __init__(self, config: SynthERConfig, codec: RowCodec, seeds: Sequence[int] = (0,), device: str = "cpu"):
+        self.config = config
+        self.device = torch.device(device)
+        self.codec = codec.to(self.device)
+        self.seeds = tuple(seeds)
+        self.n_seeds = len(self.seeds)
+        self.prediction = Prediction("edm", VE(), data_std=1.0)
+        self._head = config.terminals == "head"
+        self._conditions = 0 if config.condition == "none" else config.bins
+        # Which bins there are, and how full: equal values share one, so that some may be empty.
+        self._seen = torch.zeros(self.n_seeds, self._conditions, dtype=torch.float64, device=self.device)
+
+        def network() -> TransitionNetwork:
+            generators = [seed_generator(seed) for seed in self.seeds]
+            sizes = {"width": config.width, "blocks": config.blocks, "condition_size": self._conditions}
+            if self._head:
+                sizes["causes"] = codec.causes
+            return TransitionNetwork(codec.size, generators, **sizes).to(self.device)
+
+        self.network, self.average = network(), network().requires_grad_(False)
+        trained = nn.ParameterDict(
+            {n.replace(".", "_"): p for n, p in self.network.named_parameters() if p.requires_grad}
+        )
+        self.optimiser = Adam(trained, config.learning_rate, 1.0, decay_steps=config.steps, betas=(0.9, 0.99))
+        self.step = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    def losses(
+        self, network: TransitionNetwork, batch: Batch, t: Tensor, noise: Tensor, keep: Tensor | None
+    ) -> dict[str, Tensor]:
+        """By name, (S,) each, to be added: EDM's, |F - target|^2 at the times t (S, B), the mean over rows and columns;
+        and the cross entropy of the terminals, where a head tells them.
+
+        EDM's weight on |D - x_0|^2 is 1 on F. keep: uniform numbers (S, B), which conditions are dropped.
+        """
+        condition = None
+        if self._conditions:
+            condition = self.one_hot(batch.episodes.long())
+            null = torch.zeros_like(condition)
+            condition = drop_condition(condition, null, self.config.condition_dropout, noise=keep)
+        z = self.codec.standardise(self.codec.columns(batch))
+        x0 = z @ self.codec.whitening
+        loss = denoising_loss(self.prediction, lambda x, t: network(x, t, condition), x0, t, noise).mean(-1)
+        if not self._head:
+            return {"loss": loss}
+        logits = network.terminal(z[..., : self.codec.causes])
+        entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.terminals, reduction="none")
+        return {"loss": loss, "terminal_loss": entropy.mean(-1)}
+
+    def one_hot(self, bins: Tensor) -> Tensor:
+        """The condition (..., C) of bins (...)."""
+        # Not torch's one_hot, which looks at the values: a captured step may not.
+        classes = torch.arange(self._conditions, device=bins.device)
+        return (bins.unsqueeze(-1) == classes).to(torch.get_default_dtype())
+
+    def draw(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What `losses` needs: times (S, B), noise (S, B, D), and where there is a condition uniform numbers (S, B)."""
+        shape = batch.rewards.shape
+        t = lognormal_times(self.prediction.process, shape, generator)
+        noise = torch.randn((*shape, self.codec.size), generator=generator, device=self.device)
+        keep = torch.rand(shape, generator=generator, device=self.device) if self._conditions else None
+        return t, noise, keep
+
+    def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> dict[str, Tensor]:
+        """One training step; every tenth moves the averaged weights."""
+        losses = self.losses(self.network, batch, *self.draw(batch, generator))
+        norm = self.optimiser.step(torch.stack(list(losses.values())).sum(0))
+        self.step += 1
+        if self._conditions:
+            self._seen += self.one_hot(batch.episodes.long()).sum(-2)
+        if phase == self.period - 1:
+            # The first averages forget the initial weights: a short training would keep much of them.
+            n = self.step / self.period
+            average_(self.average, self.network, torch.clamp(9 / (9 + n), min=self.config.ema_rate).float())
+        return {name: loss.detach() for name, loss in losses.items()} | {"grad_norm": norm}
+
+    @torch.no_grad()
+    def held_out_loss(self, transitions: Transitions, seed: int = 0) -> list[float]:
+        """The averaged network's loss on given rows, one a seed; always with the same noise, so that it compares."""
+        generator = torch.Generator(device=self.device).manual_seed(seed)
+        batch = transitions.sample(min(4 * len(transitions), 4096), self.n_seeds, generator)
+        loss: list[float] = self.losses(self.average, batch, *self.draw(batch, generator))["loss"].tolist()
+        return loss
+
+    # --- sampling --------------------------------------------------------------------------------------------------
+
+    def denoiser(self, bins: Tensor | None = None, guidance: float = 1.0) -> Denoise:
+        """D(x, t) of the averaged networks, given bins (S, B) of the condition where they are conditional."""
+        if not self._conditions:
+            return self.prediction.denoiser(self.average)
+        if bins is None:
+            raise ValueError("the model is conditional: pass the bins to sample from")
+        condition = self.one_hot(bins)
+        return self.prediction.denoiser(classifier_free(self.average, condition, condition.new_zeros(()), guidance))
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator, sampling: Sampling) -> Tensor:
+        """n rows of each seed's model, decoded: (S, n, D), in the order of `Transitions`' first D columns."""
+        shape = (self.n_seeds, n, self.codec.size)
+        sampler = make_sampler(sampling)
+        bins = self.draw_bins(n, sampling.above, generator) if self._conditions else None
+        x = SIGMA_MAX * torch.randn(shape, generator=generator, device=self.device)
+        x = sampler(self.denoiser(bins, sampling.guidance), x, generator)
+        rows = self.codec.decode(x)
+        if self._head:
+            p = torch.sigmoid(self.average.terminal(self.codec.standardise(rows)[..., : self.codec.causes]))
+            u = torch.rand(p.shape, generator=generator, device=self.device)
+            self.codec.mark(rows, u < p)
+        return rows
+
+    def draw_bins(self, n: int, above: float, generator: torch.Generator) -> Tensor:
+        """(S, n) bins, of those from the quantile `above` up, each as often as its rows were met in training.
+
+        Raises UserError where none were: it has not been trained, or all values so high share a bin with lower ones.
+        """
+        seen = self._seen.clone()
+        seen[:, : int(above * self.config.bins + 1e-9)] = 0  # 0.29 * 100 is 28.999999999999996
+        if not bool(seen.any(1).all()):
+            raise UserError(
+                f"--above is {above}, but no row that the model was trained on has its {self.config.condition} in a "
+                "bin so high (equal values share one). Lower it."
+            )
+        return torch.multinomial(seen, n, replacement=True, generator=generator)
+
+    # --- state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that training changes, and the frequencies drawn once; counters () or the seeds axis first."""
+        state = {"step": self.step, **({"seen": self._seen} if self._conditions else {})}
+        parts = {"network": self.network.state_dict(), "average": self.average.state_dict()}
+        for name, part in {**parts, "optimiser": self.optimiser.state_dict()}.items():
+            state |= {f"{name}.{key}": value.detach() for key, value in part.items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Copy a `state_dict` back. Raises ValueError where names or shapes differ."""
+        copy_state_(self.state_dict(), state)
+
+
+def make_sampler(sampling: Sampling) -> Sampler:
+    """The sampler on EDM's grid, from sigma = 80 to 0.002 and then 0."""
+    process = VE()
+    times = process.grid(sampling.sampling_steps, SIGMA_MIN, SIGMA_MAX, RHO, to_zero=True, dtype=torch.float64)
+    churn = Churn(sampling.S_churn, 0.05, 50.0, 1.003) if sampling.S_churn else None
+    return Sampler(process, times, sampling.solver, churn=churn)
+
+
+def generator_of(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for one purpose of a seed's: `path` numbers it (which chunk, which refit)."""
+    number = seed
+    for part in path:
+        number = (number * _MIX + part + 1) % 2**63
+    return torch.Generator(device=device).manual_seed(number)
+
+
+def with_bins(transitions: Transitions, condition: str, bins: int) -> Transitions:
+    """The transitions with each row's bin, 0 to bins - 1, in the `episodes` column.
+
+    Bins are equally full, by rank: of the reward, or of the return of the row's episode. Equal values share a bin where
+    they can. Raises DataError where all are equal.
+    """
+    columns = transitions.columns
+    values = columns.rewards.double()
+    if condition == "return":
+        returns, number = episode_returns(values, columns.episodes)
+        values = returns[number]
+    elif condition != "reward":
+        raise UserError(f"Unknown condition {condition!r}: reward or return.")
+    if values.min() == values.max():
+        raise DataError(
+            f"All rows have the same {condition}, {float(values[0]):.4g}: there is nothing to condition on."
+        )
+    order = torch.sort(values).values
+    # The middle of the ranks of equal values.
+    low, high = torch.searchsorted(order, values), torch.searchsorted(order, values, right=True)
+    bin_of = ((low + high) * bins // (2 * len(values))).clamp_max(bins - 1)
+    new = Transitions(transitions.rows.clone(), transitions.observation_size, transitions.action_size)
+    new.columns.episodes.copy_(bin_of)
+    return new
+
+
+def fit(
+    config: SynthERConfig,
+    transitions: Source,
+    codec: RowCodec,
+    *,
+    batch_size: int,
+    seeds: Sequence[int] = (0,),
+    device: str = "cpu",
+    generator: torch.Generator | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> TransitionDiffusion:
+    """Train in memory, without a run's folder: what a replay buffer that refits its model as it grows needs."""
+    model = TransitionDiffusion(config, codec, seeds, device)
+    generator = generator or generator_of(seeds[0], device=model.device)
+    trainer = StackTrainer(model, transitions, batch_size, generator)
+    made = 0
+    while made < config.steps:
+        made += trainer.advance(config.steps - made, lambda: False)
+        on_progress(made, config.steps)
+    return model

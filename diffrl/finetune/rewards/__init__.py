@@ -1,6 +1,0 @@
-"""Rewards on images: `parse("jpeg + 0.5*digit:8")` gives one from what the command line's --reward says."""
-
-from diffrl.finetune.rewards.base import Metadata, Reward, RewardError, ask
-from diffrl.finetune.rewards.spec import Sum, ask_parts, companion, parse
-
-__all__ = ["Metadata", "Reward", "RewardError", "Sum", "ask", "ask_parts", "companion", "parse"]

@@ -1,0 +1,142 @@
+"""What a run is looked at by besides its reward: is it better, or has it only found how to please the scorer?
+
+All measures are of the same prompts and the same noise at every evaluation, so that what changes is the model.
+
+    reward           the one that is trained on; of a sum, each part beside it, without its weight
+    held_out         another one, which is not: what the reward gains and this does not is over-optimisation
+    kl               of the whole chain from the frozen model's, in nats an image: how far the model has moved
+    diversity        root mean square distance of two images of one prompt, averaged over pairs; 0: all alike
+    reference_error  the frozen model's denoising loss on the images: how odd they are to what was learned from data
+    class_accuracy   share that an independent judge takes for the class in the prompt (built-in models)
+    class_entropy    entropy of the judge's classes over all images, in nats; ln 10 = 2.30 is even (built-in models)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffrl.diffusion import denoising_loss
+from diffrl.diffusion.chain import DenoisingChain
+from diffrl.images.algorithms.base import EVALUATION, PROBE_NOISE, PROBE_TIMES, Setup
+from diffrl.images.model import rows
+from diffrl.images.rewards import Reward, ask, ask_parts
+from diffrl.images.samples import Samples, denoiser, noise_of, parts, roll_out
+
+Judge = Callable[[Tensor], Tensor]
+"""Images -> probabilities of classes (B, C); prompts name the class by its number."""
+NOISE_LEVELS = 4
+"""Times at which `reference_error` is taken for each image."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Images of the fixed prompts and noise (n, C, H, W) in [0, 1], on the CPU, and the measures above."""
+
+    images: Tensor
+    prompts: list[str]
+    measures: dict[str, float]
+
+
+@torch.no_grad()
+def evaluate(setup: Setup, held_out: Reward | None, judge: Judge | None) -> Evaluation:
+    """Sample and measure the model as it is; processes share the images, and all get the same measures."""
+    config, world, model = setup.config, setup.world, setup.model
+    assert config.guidance is not None
+    assert config.eval_samples is not None
+    n = config.eval_samples
+    # Of many prompts so few that each has two images: diversity is of images of one prompt.
+    group = 1 if n >= 2 * len(setup.prompts) else 2
+    chosen = setup.prompts.draw(n, group, setup.generator(EVALUATION)).sort().values
+    index = world.share(n)
+    prompts, metadata = setup.prompts.of(chosen[index])
+    samples = roll_out(
+        model,
+        setup.chain,
+        prompts,
+        metadata,
+        index,
+        setup.noise_path(EVALUATION),
+        guidance=config.guidance,
+        micro_batch=config.micro_batch,
+        on_progress=setup.on_progress,
+    )
+    measures: dict[str, float] = {}
+    if setup.reward is not None:
+        each = [
+            ask_parts(setup.reward, samples.images[part], samples.prompts[part], samples.metadata[part])
+            for part in parts(len(samples), config.micro_batch)
+        ]
+        measures["reward"] = float(world.merge(torch.cat([total for total, _ in each]), index, n).mean())
+        names = list(each[0][1]) if len(each[0][1]) > 1 else []
+        for name in names:
+            measures[f"reward: {name}"] = float(world.merge(torch.cat([p[name] for _, p in each]), index, n).mean())
+    if held_out is not None:
+        values = [
+            ask(held_out, samples.images[part], samples.prompts[part], samples.metadata[part])
+            for part in parts(len(samples), config.micro_batch)
+        ]
+        measures["held_out"] = float(world.merge(torch.cat(values), index, n).mean())
+    if setup.chain.n_decisions:
+        measures["kl"] = float(world.merge(chain_kl(setup, samples), index, n).mean())
+    images = world.merge(samples.images.float(), index, n).cpu()
+    measures["diversity"] = diversity(images, chosen)
+    measures["reference_error"] = float(world.merge(reference_error(setup, samples), index, n).mean())
+    texts, _ = setup.prompts.of(chosen)
+    if judge is not None:
+        probabilities = judge(images)
+        taken = probabilities.argmax(1)
+        classes = torch.tensor([int(text) for text in texts])
+        measures["class_accuracy"] = float((taken == classes).float().mean())
+        share = torch.bincount(taken, minlength=probabilities.shape[1]).double() / n
+        measures["class_entropy"] = float(-(share * share.clamp_min(1e-12).log()).sum())
+    return Evaluation(images, texts, measures)
+
+
+def chain_kl(setup: Setup, samples: Samples) -> Tensor:
+    """KL of the whole chain to the frozen model's, one value an image (n,): the sum over its decisions, in nats."""
+    chain: DenoisingChain = setup.chain
+    guidance = setup.config.guidance or 1.0
+    totals = []
+    for part in parts(len(samples), setup.config.micro_batch):
+        condition, states = rows(samples.condition, part), samples.states[:, part]
+        current = denoiser(setup.model, condition, guidance=guidance)
+        reference = denoiser(setup.model, condition, reference=True, guidance=guidance)
+        # Step by step: all at once would hold every mean of the chain.
+        steps = [chain.kl(current, reference, states, [k])[0] for k in range(chain.n_decisions)]
+        totals.append(torch.stack(steps).sum(0))
+    return torch.cat(totals)
+
+
+def reference_error(setup: Setup, samples: Samples) -> Tensor:
+    """The frozen model's denoising loss on the images' x_0 (n,), at times and with noise that never change."""
+    model = setup.model
+    errors = []
+    for part in parts(len(samples), setup.config.micro_batch):
+        x0, index = samples.states[-1, part], samples.index[part]
+        network = model.network(rows(samples.condition, part), reference=True)
+        noise = noise_of(model.shape, NOISE_LEVELS, setup.noise_path(PROBE_NOISE), index, model.device)
+        t = torch.stack(
+            [model.training_times(NOISE_LEVELS, setup.generator(PROBE_TIMES, i)) for i in index.tolist()], 1
+        )
+        each = [
+            denoising_loss(model.prediction, network, x0, t[level], noise[level], event_dims=len(model.shape))
+            for level in range(NOISE_LEVELS)
+        ]
+        errors.append(torch.stack(each).mean(0))
+    return torch.cat(errors)
+
+
+def diversity(images: Tensor, groups: Tensor) -> float:
+    """Root mean square distance a pixel of two images of one group (n,), averaged over pairs and then over groups.
+
+    nan where no group has two.
+    """
+    means = []
+    for group in torch.unique(groups):
+        x = images[groups == group].flatten(1).double()
+        if len(x) > 1:
+            distances = torch.pdist(x) / x.shape[1] ** 0.5
+            means.append(distances.mean())
+    return float(torch.stack(means).mean()) if means else float("nan")

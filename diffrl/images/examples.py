@@ -1,0 +1,288 @@
+"""Examples to learn from: images with prompts (and control or reference images beside them), videos, and pairs.
+
+A folder is laid out as Hugging Face's imagefolder: files, and a `metadata.jsonl` beside them with a line an example:
+
+    {"file_name": "a/1.png", "text": "a red cube", "control": "a/1-edges.png", "reference": "a/0.png"}
+    {"frames": ["b/0.png", "b/1.png"], "text": "a cube falls"}                       a video, frame by frame
+    {"file_name_w": "c/1.png", "file_name_l": "c/2.png", "text": "a red cube"}       a pair: the preferred, the other
+
+`control` and `reference` are optional, but either all examples of a folder have one or none has. Names are relative to
+the folder. In place of file_name_w and file_name_l, `preferred` and `rejected` are understood. Images of any size are
+scaled and cropped, about their centre, to the size that is asked for; transparency shows white.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffrl.images.digits import digits
+from diffrl.support.errors import DataError, first_line, nearest
+from diffrl.support.extra import images_extra
+
+METADATA = "metadata.jsonl"
+EXTRAS = ("control", "reference")
+"""What may stand beside an image, under these names in `Batch.extras` too."""
+_PAIR_KEYS = {"file_name_w": "preferred", "file_name_l": "rejected"}
+
+
+class Batch(NamedTuple):
+    """Some examples: images (B, C, H, W), of videos (B, F, C, H, W), in [0, 1], and what they go with."""
+
+    images: Tensor
+    prompts: list[str]
+    extras: dict[str, Tensor]
+    """By name, each (B, C, H, W) in [0, 1]."""
+
+
+class PairBatch(NamedTuple):
+    """Some pairs of one prompt each: the preferred images and the others, (B, C, H, W) in [0, 1]."""
+
+    images_w: Tensor
+    images_l: Tensor
+    prompts: list[str]
+
+
+class Source(Protocol):
+    """Where supervised fine-tuning takes its examples from."""
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """The prompts of all examples, in their order."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Tensor) -> Batch:
+        """The examples of an index (B,) of integers; float32, on the CPU."""
+
+
+class Examples:
+    """Examples of a folder, read when they are asked for.
+
+    folder: with a metadata.jsonl, see the top of this file.
+    size: (H, W) of the images given, in pixels.
+    channels: 3 or 1, of images and extras alike.
+    frames: F for videos, the first F of each example's; 0: images. The "reference" of a video, where the file names
+        none, is its first frame.
+
+    Raises DataError, which names the file and the line: no such folder or file, no metadata, a line that is no JSON
+    object, keys that are missing, no examples; and, from `batch`, an image that cannot be read.
+    """
+
+    def __init__(self, folder: Path | str, size: tuple[int, int], *, channels: int = 3, frames: int = 0) -> None:
+        self.folder, self.size, self.channels, self.frames = Path(folder), size, channels, frames
+        _check_format(size, channels)
+        self._images: list[list[Path]] = []
+        self.prompts: list[str] = []
+        self._extras: dict[str, list[Path]] = {}
+        named: dict[str, list[int]] = {}
+        for line, row in _rows(self.folder):
+            where = f"{self.folder / METADATA}, line {line}"
+            self._images.append(self._files(row, where))
+            self.prompts.append(_text(row, where, required=frames == 0))
+            for name in EXTRAS:
+                if row.get(name) is not None:
+                    self._extras.setdefault(name, []).append(_file(self.folder, row[name], name, where))
+                    named.setdefault(name, []).append(line)
+        for name, lines in named.items():
+            if len(lines) < len(self):
+                raise DataError(
+                    f"{self.folder / METADATA}: {len(lines)} of {len(self)} examples have a {name!r} image, line "
+                    f"{lines[0]} for one; give it to all of them or to none."
+                )
+        if frames > 0:
+            self._extras.setdefault("reference", [files[0] for files in self._images])
+
+    def _files(self, row: Mapping[str, Any], where: str) -> list[Path]:
+        if self.frames == 0:
+            if "file_name" not in row and "frames" in row:
+                raise DataError(f"{where}: this is a video, by its frames; the model makes images and needs file_name.")
+            return [_file(self.folder, _value(row, "file_name", where), "file_name", where)]
+        names = _value(row, "frames", where)
+        if not isinstance(names, list) or len(names) < self.frames:
+            got = f"{len(names)} names" if isinstance(names, list) else repr(names)
+            raise DataError(f"{where}: frames must list at least {self.frames} file names, in order; got {got}.")
+        return [_file(self.folder, name, "frames", where) for name in names[: self.frames]]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def metadata(self) -> list[dict[str, str]]:
+        """The files of what stands beside each example, as `extras_of` reads them."""
+        return [{name: str(files[i]) for name, files in self._extras.items()} for i in range(len(self))]
+
+    def batch(self, index: Tensor) -> Batch:
+        """The examples of an index (B,) of integers; float32, on the CPU."""
+        chosen = index.tolist()
+        images = torch.stack([torch.stack([self._read(file) for file in self._images[i]]) for i in chosen])
+        if self.frames == 0:
+            images = images[:, 0]
+        extras = {name: torch.stack([self._read(files[i]) for i in chosen]) for name, files in self._extras.items()}
+        return Batch(images, [self.prompts[i] for i in chosen], extras)
+
+    def _read(self, file: Path) -> Tensor:
+        return read_image(file, self.size, self.channels)
+
+
+class Pairs:
+    """Preference pairs of a folder, for offline Diffusion-DPO; arguments and errors are those of `Examples`."""
+
+    def __init__(self, folder: Path | str, size: tuple[int, int], *, channels: int = 3) -> None:
+        self.folder, self.size, self.channels = Path(folder), size, channels
+        _check_format(size, channels)
+        self._files: list[tuple[Path, Path]] = []
+        self.prompts: list[str] = []
+        for line, row in _rows(self.folder):
+            where = f"{self.folder / METADATA}, line {line}"
+            w, l = (  # noqa: E741
+                _file(self.folder, _value(row, other if other in row else key, where), key, where)
+                for key, other in _PAIR_KEYS.items()
+            )
+            self._files.append((w, l))
+            self.prompts.append(_text(row, where, required=True))
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def batch(self, index: Tensor) -> PairBatch:
+        """The pairs of an index (B,) of integers; float32, on the CPU."""
+        chosen = index.tolist()
+        w, l = (  # noqa: E741
+            torch.stack([read_image(self._files[i][side], self.size, self.channels) for i in chosen]) for side in (0, 1)
+        )
+        return PairBatch(w, l, [self.prompts[i] for i in chosen])
+
+
+class Digits:
+    """scikit-learn's 1,797 handwritten digits of 8x8, prompts "0" to "9": examples that need no file.
+
+    size: enlarged to (H, W) by bicubic interpolation. channels: 1, or 3 alike.
+    """
+
+    def __init__(self, size: tuple[int, int] = (8, 8), *, channels: int = 1) -> None:
+        _check_format(size, channels)
+        images, classes = digits()
+        if size != (8, 8):
+            images = F.interpolate(images, size, mode="bicubic").clamp(0, 1)
+        self.images = images.expand(-1, channels, -1, -1)
+        """All of them, (1797, C, H, W)."""
+        self.prompts = [str(label) for label in classes.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def batch(self, index: Tensor) -> Batch:
+        """The examples of an index (B,) of integers; float32, on the CPU."""
+        return Batch(self.images[index.cpu()], [self.prompts[i] for i in index.tolist()], {})
+
+
+def extras_of(
+    metadata: Sequence[Mapping[str, Any]], names: Sequence[str], size: tuple[int, int], channels: int = 3
+) -> dict[str, Tensor]:
+    """The images whose files the metadata of some prompts give under `names`: (B, C, H, W) each.
+
+    Raises DataError where some prompts have one and some do not, and as `read_image` does.
+    """
+    extras = {}
+    for name in names:
+        files = [_path(entry[name], name) for entry in metadata if entry.get(name) is not None]
+        if files and len(files) < len(metadata):
+            raise DataError(f"{len(files)} of {len(metadata)} prompts have a {name!r} image: give all one, or none.")
+        if files:
+            extras[name] = torch.stack([read_image(file, size, channels) for file in files])
+    return extras
+
+
+def _path(name: Any, key: str) -> Path:
+    if not isinstance(name, str):
+        raise DataError(f"a prompt's {key!r} must be the name of an image file, got {name!r}.")
+    return Path(name)
+
+
+def read_image(file: Path, size: tuple[int, int], channels: int = 3) -> Tensor:
+    """An image file, (C, H, W) in [0, 1], scaled and cropped about its centre to size (H, W).
+
+    Turned as its EXIF data says. Raises DataError where it cannot be read, or has more than 8 bits a channel.
+    """
+    with images_extra():
+        import numpy as np
+        from PIL import Image, ImageOps
+    try:
+        with Image.open(file) as opened:
+            image: Image.Image = ImageOps.exif_transpose(opened)
+            image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file} cannot be read as an image: {first_line(error)}") from error
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"{file} has more than 8 bits a channel (PIL's mode {image.mode}); save it with 8.")
+    if "A" in image.getbands() or "transparency" in image.info:
+        above = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
+    image = image.convert("RGB" if channels == 3 else "L")
+    image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(image)).reshape(*size, channels)
+    return pixels.permute(2, 0, 1).float() / 255
+
+
+def _check_format(size: tuple[int, int], channels: int) -> None:
+    if channels not in (1, 3) or min(size) < 1:
+        raise ValueError(f"need a size of at least 1x1 and 1 or 3 channels, got {size} and {channels}")
+
+
+def _rows(folder: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The lines of a folder's metadata, numbered from 1, blank ones left out."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder: examples are a folder of images with a {METADATA}.")
+    file = folder / METADATA
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # splitlines would split at U+2028 too
+    except FileNotFoundError:
+        raise DataError(
+            f'{folder} has no {METADATA}: one line an example, {{"file_name": "1.png", "text": "the prompt"}}.'
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {first_line(error)}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}, line {number}: no JSON ({first_line(error)}).") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{file}, line {number}: expected an object, {{...}}, got {line.strip()[:40]}.")
+        rows.append((number, row))
+    if not rows:
+        raise DataError(f"{file} is empty: it must have one line an example.")
+    return rows
+
+
+def _value(row: Mapping[str, Any], key: str, where: str) -> Any:
+    if key not in row:
+        raise DataError(f"{where}: no {key!r}; it has {', '.join(map(repr, row)) or 'nothing'}.")
+    return row[key]
+
+
+def _text(row: Mapping[str, Any], where: str, *, required: bool) -> str:
+    if not required and "text" not in row:
+        return ""
+    if "text" not in row:
+        raise DataError(f"{where}: no 'text', the prompt; {nearest('text', row)}")
+    if not isinstance(row["text"], str):
+        raise DataError(f"{where}: text must be a string, got {row['text']!r}.")
+    return row["text"]
+
+
+def _file(folder: Path, name: Any, key: str, where: str) -> Path:
+    if not isinstance(name, str) or not name:
+        raise DataError(f"{where}: {key} must be the name of a file, got {name!r}.")
+    file = folder / name
+    if not file.is_file():
+        raise DataError(f"{where}: {key} names {name}, and there is no such file in {folder}.")
+    return file

@@ -1,0 +1,173 @@
+"""What fine-tuning asks of an image model, and the network under training beside its frozen reference."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from diffrl.diffusion import Network, Prediction
+from diffrl.diffusion.prediction import Clip
+from diffrl.support.errors import UserError
+
+Condition = dict[str, Tensor]
+"""What a network is told beside x and t, an entry an argument, each with one row a sample (B, ...)."""
+
+
+class ImageModel(Protocol):
+    """A diffusion or flow model of images as the trainer sees it: pixel or latent space, U-Net or transformer.
+
+    States x are (B, *shape), float32; images (B, 3 or 1, H, W) in [0, 1], of a video (B, F, 3, H, W). Everything is on
+    `device`.
+    """
+
+    name: str
+    device: torch.device
+    prediction: Prediction
+    """What the network predicts, and on which process. Its times t are the process's own; `network` translates them."""
+    shape: tuple[int, ...]
+    """Of one state: (C, H, W); the latents' where the model has an autoencoder; of a video (F, C, H, W)."""
+    clip: Clip | None
+    """To what the model's own sampler clamps D(x, t); None: it does not."""
+    tuned: "Tuned"
+    """The network under training."""
+    extras: tuple[str, ...]
+    """Which images it takes beside prompts: "control", "reference"; of most models none."""
+
+    def times(self, steps: int) -> Tensor:
+        """The steps + 1 decreasing times of sampling, ending at 0: the grid that the model's own pipeline uses."""
+
+    def training_times(self, n: int, generator: torch.Generator) -> Tensor:
+        """n random times t > 0 as the model was trained with, on its device."""
+
+    def conditions(self, prompts: Sequence[str], extras: Mapping[str, Tensor] | None = None) -> Condition:
+        """The prompts, encoded, one row each, without a graph; `extras`: images beside them, by what they are for.
+
+        (B, 3, H, W) in [0, 1]. Raises UserError for a prompt it cannot take, and for
+        extras it has no use for or lacks.
+        """
+
+    def network(self, condition: Condition, *, reference: bool = False, guidance: float = 1.0) -> Network:
+        """The raw network with `condition` bound: (x, t) -> what `prediction` says, t a scalar or one value a row.
+
+        reference: the frozen one, without a graph. guidance: classifier-free, in one call of twice the batch; 1: none.
+        """
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Clean states (B, *shape) as images in [0, 1]; differentiable."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] as clean states, without a graph: the inverse of `decode`, to the autoencoder's error."""
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained into `folder` (it exists), so that plain diffusers or peft loads it."""
+
+
+def rows(condition: Condition, index: Tensor | slice) -> Condition:
+    """The condition of some of the samples."""
+    return {name: value[index] for name, value in condition.items()}
+
+
+@torch.no_grad()
+def image_shape(model: ImageModel) -> tuple[int, ...]:
+    """Of one image that the model makes: (C, H, W), of a video (F, C, H, W)."""
+    return tuple(model.decode(torch.zeros(1, *model.shape, device=model.device)).shape[1:])
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) by peft."""
+
+    rank: int = 4
+    alpha: int | None = None
+    """By default the rank: the adapters' output is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Ends of the names of the layers that get one: by default all projections of attention, as DDPO has it."""
+
+
+class Tuned:
+    """A network under training beside its frozen reference: itself with its adapters off, or, trained whole, a copy.
+
+    network: any module; it is put into evaluation mode (no dropout, so that ratios start at 1) and stays there.
+    lora: adapters, or None to train all of it. Adapters begin at zero, so the network begins as its reference.
+    seed: of the adapters' initial weights.
+    precision: of the network's inner computation: fp32, or bf16 and fp16 by autocast (parameters under training stay
+        float32; give a frozen network in half precision to save its memory too).
+
+    Raises UserError where no layer has a name that `lora.targets` ends.
+    """
+
+    def __init__(self, network: nn.Module, lora: Lora | None = None, precision: str = "fp32", seed: int = 0) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.lora = lora
+        self.precision = precision
+        self._copy: nn.Module | None = None
+        if lora is None:
+            self._copy = copy.deepcopy(network)
+            network.requires_grad_(True)
+        else:
+            with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
+                torch.manual_seed(seed)
+                _inject(network, lora)
+        for parameter in self.parameters().values():
+            parameter.data = parameter.data.float()
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name, in the network's order."""
+        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+
+    def __call__(self, *arguments: Any, reference: bool = False, **named: Any) -> Any:
+        """Call the network, or its reference (without a graph)."""
+        kind = next(self.network.parameters()).device.type
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
+        with torch.autocast(kind, dtype, enabled=self.precision != "fp32"):
+            if not reference:
+                return self.network(*arguments, **named)
+            with torch.no_grad():
+                if self._copy is not None:
+                    return self._copy(*arguments, **named)
+                switch_adapters(self.network, on=False)
+                try:
+                    return self.network(*arguments, **named)
+                finally:
+                    switch_adapters(self.network, on=True)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What is trained, copied."""
+        return {name: p.detach().clone() for name, p in self.parameters().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Copy a `state_dict` back. Raises UserError where names or shapes differ."""
+        own = self.parameters()
+        if {n: p.shape for n, p in own.items()} != {n: t.shape for n, t in state.items()}:
+            odd = sorted(set(own) ^ set(state)) or [n for n in own if own[n].shape != state[n].shape]
+            raise UserError(f"the saved parameters are another model's: {odd[0]} and {len(odd) - 1} more do not fit")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+
+
+def switch_adapters(network: nn.Module, *, on: bool) -> None:
+    """Turn all of a network's peft adapters on or off."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in network.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.enable_adapters(on)
+
+
+def _inject(network: nn.Module, lora: Lora) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = [n for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and n.endswith(lora.targets)]
+    if not names:
+        raise UserError(
+            f"{type(network).__name__} has no layer whose name ends in {', '.join(lora.targets)}, so there is nothing "
+            "to adapt: name others, or train the whole network."
+        )
+    alpha = lora.rank if lora.alpha is None else lora.alpha
+    settings = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=names, init_lora_weights="gaussian")
+    inject_adapter_in_model(settings, network)

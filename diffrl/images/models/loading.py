@@ -1,0 +1,153 @@
+"""Reading a diffusers pipeline part by part, so that no part is missing, random or unpickled."""
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffrl.images.hub import pickles, silence, unreachable
+from diffrl.support.errors import UserError, first_line
+from diffrl.support.extra import images_extra
+
+LIBRARIES = ("diffusers", "transformers")
+"""Whose classes a pipeline may name: no other code is imported for it."""
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of pipelines of text to image that are not read."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No bars, hints or warnings of diffusers and transformers meanwhile, but for downloads; errors are raised."""
+    with images_extra():
+        import peft  # noqa: F401 (adapters need it: missed here, not after minutes of reading)
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+    with silence(diffusers_logging, transformers_logging):
+        yield
+
+
+def read_index(name: str) -> dict[str, Any]:
+    """The `model_index.json` of a folder or hub id: its parts. Raises UserError where there is none."""
+    from diffusers import DiffusionPipeline
+
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"{name} holds no diffusers pipeline: it has no model_index.json. Expected a folder that `save_pretrained` "
+            "wrote."
+        )
+    try:
+        index: dict[str, Any] = DiffusionPipeline.load_config(name, **_where(name, "model_index.json"))
+    except UserError:
+        raise
+    except Exception as error:
+        raise _unreadable(name, "model_index.json", error) from None
+    return index
+
+
+def _where(name: str, file: str) -> dict[str, Any]:
+    """Whether to ask the hub, as an option of `from_pretrained`.
+
+    Raises UserError for what is neither a folder nor a hub id, and for an id whose `file` is not in the cache while the
+    hub is out of reach.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(name)
+    if folder.is_dir():
+        return {"local_files_only": True}
+    if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise UserError(
+            f"{name} is no folder. Expected the folder of a diffusers pipeline, or a hub id of the form owner/name."
+        )
+    reason = unreachable()
+    if reason is None:
+        return {}
+    if not isinstance(try_to_load_from_cache(name, file), str):
+        raise UserError(
+            f"{name!r} is no folder here, and the Hugging Face hub cannot be reached ({reason}): connect to the "
+            "network, or give the folder of a downloaded pipeline."
+        )
+    return {"local_files_only": True}
+
+
+def read_pipeline(
+    name: str, index: dict[str, Any], dtypes: dict[str, torch.dtype], without: Sequence[str] = UNUSED
+) -> Any:
+    """The pipeline, in evaluation mode; `dtypes`: of its parts, float32 where not named; `without` these parts.
+
+    Raises UserError for parts whose weights are missing, incomplete or in pickle format.
+    """
+    from diffusers import DiffusionPipeline
+
+    options = _where(name, "model_index.json")
+    parts: dict[str, Any] = {}
+    for part, entry in index.items():
+        if part.startswith("_") or not isinstance(entry, list):
+            continue
+        if entry[0] is None or part in without:
+            parts[part] = None
+        elif entry[0] not in LIBRARIES:
+            raise UserError(f"{name} asks for {entry[0]}.{entry[1]} as its {part}; only {' and '.join(LIBRARIES)} run.")
+        elif hasattr(_class(entry), "named_parameters"):
+            parts[part] = read_part(name, part, _class(entry), dtypes.get(part, torch.float32), options)
+    if "safety_checker" in parts:
+        parts["requires_safety_checker"] = False
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **options, **parts)
+    except Exception as error:
+        raise _unreadable(name, "the pipeline", error) from None
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _class(entry: list[str]) -> Any:
+    return getattr(importlib.import_module(entry[0]), entry[1], None)
+
+
+def read_part(name: str, part: str, kind: Any, dtype: torch.dtype, options: dict[str, Any] | None = None) -> Any:
+    """A model of the folder or hub id `name`, from its folder `part` ("": from itself), frozen, in evaluation mode.
+
+    Raises UserError for weights that are missing, incomplete or in pickle format.
+    """
+    options = _where(name, f"{part}/config.json" if part else "config.json") if options is None else options
+    folder = Path(name) / part
+    what = part or kind.__name__
+    if Path(name).is_dir() and not any(folder.glob("*.safetensors")):
+        if found := pickles(folder):
+            raise UserError(
+                f"{folder} holds its weights in pickle format alone ({found[0].name}), which may run code when read "
+                "and is not opened. Write them as safetensors first: pipeline.save_pretrained(folder)."
+            )
+        raise UserError(f"The weights of {what} are missing: no *.safetensors in {folder}.")
+    try:
+        model, report = kind.from_pretrained(
+            name, subfolder=part or None, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, **options
+        )
+    except Exception as error:
+        raise _unreadable(name, what, error) from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"The weights of {what} in {name} are incomplete: {_several(missing)} missing, "
+            "and would be random. Files of text encoders saved by another major version of transformers may look so: "
+            "save them again by the version in use."
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _several(names: list[str]) -> str:
+    return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more are"
+
+
+def _unreadable(name: str, what: str, error: Exception) -> UserError:
+    if Path(name).is_dir():
+        return UserError(f"{what} in {name} cannot be read: {first_line(error)}")
+    return UserError(
+        f"{name!r} is no folder, and {what} cannot be fetched from the Hugging Face hub: {first_line(error)} Check the "
+        "id and the network (a gated model needs HF_TOKEN), or give the folder of a downloaded pipeline."
+    )

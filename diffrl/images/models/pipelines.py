@@ -1,0 +1,318 @@
+"""diffusers pipelines as image models: U-Nets in pixels, Stable Diffusion 1, 2, XL and 3."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffrl.diffusion import Network, Prediction
+from diffrl.diffusion.prediction import Clip
+from diffrl.images.hub import tell_cut
+from diffrl.images.model import Condition, Lora, Tuned
+from diffrl.images.models.adapters import write_adapter
+from diffrl.images.models.loading import quiet, read_index, read_pipeline
+from diffrl.images.models.pixels import to_images
+from diffrl.images.models.schedules import Schedule, schedule_of
+from diffrl.images.models.text import PromptCache, class_of, encode_sd3
+from diffrl.support.errors import UserError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class PipelineModel:
+    """What all pipelines share; see `diffrl.images.model.ImageModel` for the methods.
+
+    pipeline: in evaluation mode, its parts on one device. `network_name`: which of its parts is trained.
+    """
+
+    network_name = "unet"
+    extras: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        name: str,
+        pipeline: Any,
+        schedule: Schedule,
+        shape: tuple[int, ...],
+        lora: Lora | None,
+        precision: str,
+        seed: int,
+    ) -> None:
+        network = getattr(pipeline, self.network_name)
+        self.name = name
+        self.pipeline = pipeline
+        self.device = next(network.parameters()).device
+        self.shape = shape
+        self.prediction: Prediction = schedule.prediction
+        self.clip: Clip | None = None
+        """To what the model's own sampler clamps D: for `DenoisingChain(clip=...)`; of pixel models alone."""
+        self._schedule = schedule
+        self._dtype = next(network.parameters()).dtype
+        self.tuned = Tuned(network, lora, precision, seed)
+        self._prompts = PromptCache(self._encode)
+
+    def times(self, steps: int) -> Tensor:
+        """See `schedules`."""
+        return self._schedule.times(steps)
+
+    def training_times(self, n: int, generator: torch.Generator) -> Tensor:
+        """Uniform over a discrete schedule's table; of a flow, logit-normal and shifted."""
+        return self._schedule.training_times(n, generator).to(self.device)
+
+    def conditions(self, prompts: Sequence[str], extras: Mapping[str, Tensor] | None = None) -> Condition:
+        """The prompts, each encoded once and alone, so that an encoding depends on no other prompt."""
+        if extras:
+            raise UserError(f"{self.name} takes prompts alone: it has no use for {', '.join(extras)}.")
+        return self._prompts.rows(prompts)
+
+    def network(self, condition: Condition, *, reference: bool = False, guidance: float = 1.0) -> Network:
+        """The guided network is m_u + guidance (m_c - m_u), unconditional rows first, as the pipelines have it."""
+        if guidance == 1:
+            return lambda x, t: self._call(x, self._schedule.label(t), condition, reference)
+        null = self._null()
+        both = {name: torch.cat([null[name].expand_as(value), value]) for name, value in condition.items()}
+
+        def guided(x: Tensor, t: Tensor) -> Tensor:
+            label = self._schedule.label(t)
+            label = label if label.ndim == 0 else torch.cat([label, label])
+            m_u, m_c = self._call(torch.cat([x, x]), label, both, reference).chunk(2)
+            return m_u + guidance * (m_c - m_u)
+
+        return guided
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Through the autoencoder, if there is one, then `to_images`, which says what becomes of gradients."""
+        return to_images(self._decoded(x0))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The mean of the autoencoder's posterior, if there is one."""
+        with torch.no_grad():
+            return self._encoded(2 * images.to(self.device) - 1)
+
+    def save(self, folder: Path) -> None:
+        """Adapters alone, for `pipeline.load_lora_weights(folder)`; trained whole, the whole pipeline.
+
+        The latter without its safety checker, its frozen parts in the precision they were loaded in.
+        """
+        with quiet():
+            if self.tuned.lora is not None:
+                write_adapter(self.pipeline, self.network_name, self.tuned, folder)
+            else:
+                self.pipeline.save_pretrained(folder, safe_serialization=True)
+
+    def _call(self, x: Tensor, label: Tensor, condition: Condition, reference: bool) -> Tensor:
+        m: Tensor = self.tuned(
+            x.to(self._dtype),
+            label.expand(len(x)),
+            reference=reference,
+            return_dict=False,
+            **self._arguments(condition),
+        )[0]
+        return m
+
+    def _arguments(self, condition: Condition) -> dict[str, Any]:
+        """The network's arguments that `condition` is."""
+        return dict(condition)
+
+    def _encode(self, prompt: str) -> Condition:
+        """One prompt, one row."""
+        raise NotImplementedError
+
+    def _null(self) -> Condition:
+        """What the pipeline takes for "no prompt", one row."""
+        return self._prompts.rows([""])
+
+    def _decoded(self, x0: Tensor) -> Tensor:
+        return x0
+
+    def _encoded(self, images: Tensor) -> Tensor:
+        return images
+
+
+class PixelModel(PipelineModel):
+    """DDPMPipeline and DDIMPipeline: a `UNet2DModel` in pixels. Prompts are "", or the number of a class."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        settings = self.pipeline.scheduler.config
+        if settings.get("clip_sample", False):
+            bound = float(settings.get("clip_sample_range", 1.0))
+            self.clip = (-bound, bound)
+        self._classes: int | None = self.pipeline.unet.config.num_class_embeds
+
+    def _encode(self, prompt: str) -> Condition:
+        if self._classes is None:
+            if prompt != "":
+                raise UserError(f"{self.name} takes no prompts: expected an empty one, got {prompt!r}.")
+            return {}
+        return {"class_labels": torch.tensor([class_of(prompt, self._classes, self.name)], device=self.device)}
+
+    def _null(self) -> Condition:
+        raise UserError(f"{self.name} knows no empty prompt, so that it cannot be guided: leave guidance at 1.")
+
+    def _call(self, x: Tensor, label: Tensor, condition: Condition, reference: bool) -> Tensor:
+        m = super()._call(x, label, condition, reference)
+        return m[:, : x.shape[1]]  # the rest, if any, is a learned variance
+
+
+class LatentModel(PipelineModel):
+    """A pipeline with an autoencoder (`AutoencoderKL`)."""
+
+    def _decoded(self, x0: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        mean, scale = self._latent_scale(x0)
+        decoded: Tensor = vae.decode((x0 * scale + mean).to(vae.dtype), return_dict=False)[0]
+        return decoded.float()
+
+    def _encoded(self, images: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        latents: Tensor = vae.encode(images.to(vae.dtype)).latent_dist.mode().float()
+        mean, scale = self._latent_scale(latents)
+        return (latents - mean) / scale
+
+    def _latent_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, scale) with latents = scale x + mean."""
+        settings = self.pipeline.vae.config
+        scale = 1 / x.new_tensor(settings.scaling_factor)
+        mean, std = settings.get("latents_mean"), settings.get("latents_std")
+        if mean is not None and std is not None:
+            return x.new_tensor(mean)[:, None, None], x.new_tensor(std)[:, None, None] * scale
+        return x.new_tensor(settings.get("shift_factor") or 0.0), scale
+
+
+class StableDiffusion(LatentModel):
+    """StableDiffusionPipeline, versions 1 and 2."""
+
+    def _encode(self, prompt: str) -> Condition:
+        tell_cut(self.pipeline.tokenizer, [prompt], self.pipeline.tokenizer.model_max_length, self.name)
+        with quiet():
+            states, _ = self.pipeline.encode_prompt([prompt], self.device, 1, False)
+        return {"encoder_hidden_states": states}
+
+
+class StableDiffusionXL(LatentModel):
+    """StableDiffusionXLPipeline: told too the pooled encoding and its size, uncropped."""
+
+    def _encode(self, prompt: str) -> Condition:
+        tokenizer = self.pipeline.tokenizer_2  # the refiner has this one alone
+        tell_cut(tokenizer, [prompt], tokenizer.model_max_length, self.name)
+        with quiet():
+            states, _, pooled, _ = self.pipeline.encode_prompt(
+                [prompt], device=self.device, do_classifier_free_guidance=False
+            )
+        height, width = (n * self.pipeline.vae_scale_factor for n in self.shape[1:])
+        time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=self.device)
+        return {"encoder_hidden_states": states, "text_embeds": pooled, "time_ids": time_ids}
+
+    def _null(self) -> Condition:
+        null = super()._null()
+        if not self.pipeline.config.force_zeros_for_empty_prompt:
+            return null
+        return {name: value if name == "time_ids" else torch.zeros_like(value) for name, value in null.items()}
+
+    def _arguments(self, condition: Condition) -> dict[str, Any]:
+        added = {name: condition[name] for name in ("text_embeds", "time_ids")}
+        return {"encoder_hidden_states": condition["encoder_hidden_states"], "added_cond_kwargs": added}
+
+
+class StableDiffusion3(LatentModel):
+    """StableDiffusion3Pipeline: a flow; any of its three text encoders may be absent."""
+
+    network_name = "transformer"
+
+    def _encode(self, prompt: str) -> Condition:
+        states, pooled = encode_sd3(self.pipeline, prompt, self.device, self.name)
+        return {"encoder_hidden_states": states, "pooled_projections": pooled}
+
+    def _call(self, x: Tensor, label: Tensor, condition: Condition, reference: bool) -> Tensor:
+        named = {"timestep": label.expand(len(x)), **condition}
+        m: Tensor = self.tuned(x.to(self._dtype), reference=reference, return_dict=False, **named)[0]
+        return m
+
+
+MODELS: dict[str, type[PipelineModel]] = {
+    "DDPMPipeline": PixelModel,
+    "DDIMPipeline": PixelModel,
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionImg2ImgPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+    "StableDiffusion3Pipeline": StableDiffusion3,
+}
+"""The pipelines that can be fine-tuned, by diffusers' class."""
+
+
+def load_pipeline(
+    name: str,
+    *,
+    lora: Lora | None,
+    precision: str = "fp32",
+    checkpointing: bool = False,
+    device: str = "cpu",
+    seed: int = 0,
+    size: int | None = None,
+    channels_last: bool = False,
+    vae_slicing: bool = False,
+) -> PipelineModel:
+    """A diffusers pipeline in a folder (of `save_pretrained`) or of a hub id, as an image model.
+
+    lora: adapters on its network, or None to train the network whole.
+    precision: of everything that is frozen: fp32, bf16 or fp16 (the autoencoder in float32 where its own configuration
+        asks for it); and of the network's inner computation. What is trained is float32.
+    checkpointing: recompute the network's and the autoencoder's blocks in the backward pass instead of keeping what
+        they hold.
+    size: of the images, in pixels; by default what the network was made for.
+    channels_last, vae_slicing: the network's memory format; images through the autoencoder one by one.
+
+    Raises UserError for a pipeline that is not there, incomplete, in pickle format or of another class.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+    with quiet():
+        index = read_index(name)
+        kind = MODELS.get(str(index.get("_class_name")))
+        if kind is None:
+            raise UserError(f"{name} is a {index.get('_class_name')}; what can be fine-tuned: {', '.join(MODELS)}.")
+        half = PRECISIONS[precision]
+        frozen = [part for part in index if part.startswith("text_encoder") or part == "vae"]
+        dtypes = dict.fromkeys(frozen + ([kind.network_name] if lora is not None else []), half)
+        pipeline = read_pipeline(name, index, dtypes)
+        if "vae" in index:
+            if half is torch.float16 and pipeline.vae.config.get("force_upcast", False):
+                pipeline.vae.to(torch.float32)
+            if checkpointing:  # DRaFT's gradient passes through it at full size
+                pipeline.vae.enable_gradient_checkpointing()
+            if vae_slicing:
+                pipeline.vae.enable_slicing()
+        pipeline.to(torch.device(device))
+        network = getattr(pipeline, kind.network_name)
+        shape = _shape(name, pipeline, network, size)
+        if channels_last:
+            network.to(memory_format=torch.channels_last)
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+        tokens = shape[1] * shape[2] // (network.config.get("patch_size") or 1) ** 2
+        schedule = schedule_of(pipeline.scheduler, tokens)
+        return kind(name, pipeline, schedule, shape, lora, precision, seed)
+
+
+def _shape(name: str, pipeline: Any, network: Any, size: int | None) -> tuple[int, ...]:
+    """The shape of a state. Raises UserError for a network that takes more than x, and a size that does not divide."""
+    settings = network.config
+    channels, out = settings.in_channels, settings.out_channels
+    if out not in (channels, 2 * channels) or (out != channels and hasattr(pipeline, "vae")):
+        raise UserError(f"The network of {name} maps {channels} channels to {out}: it needs inputs beside x.")
+    if settings.get("time_cond_proj_dim") is not None:
+        raise UserError(f"{name} is distilled with guidance as an input (time_cond_proj_dim): not supported.")
+    scale = getattr(pipeline, "vae_scale_factor", 1)
+    sides = settings.sample_size if isinstance(settings.sample_size, Sequence) else (settings.sample_size,) * 2
+    if size is not None:
+        blocks = 2 ** (len(settings.get("block_out_channels", [0])) - 1)
+        unit = scale * (settings.get("patch_size") or blocks)
+        if size < unit or size % unit:
+            raise UserError(f"A size of {size} pixels does not fit {name}: it must be a multiple of {unit}.")
+        sides = (size // scale,) * 2
+    if None in sides:
+        raise UserError(f"{name} does not say for what size it was made: give a size.")
+    return (channels, *sides)

@@ -1,0 +1,94 @@
+"""Prompts as a text encoder's states, each encoded once."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffrl.images.hub import tell_cut
+from diffrl.images.model import Condition
+from diffrl.support.errors import UserError
+
+T5_TOKENS = 256
+"""Of a prompt, by the pipeline's default."""
+
+KEPT = 512
+"""Prompts whose encodings are kept, each some megabytes of Stable Diffusion 3."""
+
+
+class PromptCache:
+    """The conditions of prompts, encoded without a graph when first asked for, one row each; the last `KEPT` of them.
+
+    A prompt is encoded alone: in a batch its encoding would depend, in the last digits, on the others, and a resumed
+    run would not go on bit for bit.
+    """
+
+    def __init__(self, encode: Callable[[str], Condition]) -> None:
+        self._encode = encode
+        self._known: dict[str, Condition] = {}
+
+    def rows(self, prompts: Sequence[str]) -> Condition:
+        """Each entry (B, ...), one row a prompt."""
+        if not prompts:
+            return {}
+        wanted = {}
+        for prompt in dict.fromkeys(prompts):
+            with torch.no_grad():
+                wanted[prompt] = self._known.pop(prompt) if prompt in self._known else self._encode(prompt)
+        self._known |= wanted  # at the end: the last that would be dropped
+        for prompt in list(self._known)[:-KEPT]:
+            del self._known[prompt]
+        known = [wanted[prompt] for prompt in prompts]
+        return {name: torch.cat([row[name] for row in known]) for name in known[0]}
+
+
+def class_of(prompt: str, classes: int, name: str, *, null: int | None = None) -> int:
+    """The class that a prompt numbers; null: the empty prompt's. Raises UserError, naming the model, for another."""
+    if prompt == "" and null is not None:
+        return null
+    if not (prompt.isascii() and prompt.isdigit() and int(prompt) < classes):
+        empty = "" if null is None else ", or empty"
+        raise UserError(f"The prompts of {name} are numbers of its classes, 0 to {classes - 1}{empty}; got {prompt!r}.")
+    return int(prompt)
+
+
+def encode_sd3(pipeline: Any, prompt: str, device: torch.device, name: str) -> tuple[Tensor, Tensor]:
+    """Stable Diffusion 3's states (1, tokens, joint_attention_dim) and pooled encoding (1, pooled_projection_dim).
+
+    As `StableDiffusion3Pipeline.encode_prompt`, which only T5 may be absent from; here each may be, and is 0, as it was
+    now and then in the model's training (Esser et al. 2024, arXiv 2403.03206, section 5.3.3).
+    """
+    settings = pipeline.transformer.config
+    dtype = next(pipeline.transformer.parameters()).dtype
+    encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
+    tokenizers = [pipeline.tokenizer, pipeline.tokenizer_2]
+    known = sum(0 if encoder is None else encoder.config.projection_dim for encoder in encoders)
+    left = settings.pooled_projection_dim - known
+    if all(encoder is None for encoder in encoders):
+        left //= 2  # how the two share it matters to nothing: both are 0
+    clip, pooled = [], []
+    if pipeline.text_encoder_3 is not None:  # it reads most: what the others miss of a prompt it sees
+        tell_cut(pipeline.tokenizer_3, [prompt], T5_TOKENS, name)
+    elif present := [t for e, t in zip(encoders, tokenizers, strict=True) if e is not None]:
+        tell_cut(present[0], [prompt], present[0].model_max_length, name)
+    tokens = next((t.model_max_length for t in tokenizers if t is not None), 77)
+    for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
+        if encoder is None:
+            clip.append(torch.zeros(1, tokens, left, dtype=dtype, device=device))
+            pooled.append(torch.zeros(1, left, dtype=dtype, device=device))
+            continue
+        ids = tokenizer([prompt], padding="max_length", max_length=tokens, truncation=True, return_tensors="pt")
+        output = encoder(ids.input_ids.to(device), output_hidden_states=True)
+        clip.append(output.hidden_states[-2])
+        pooled.append(output[0])
+    states = torch.cat(clip, -1)
+    states = torch.nn.functional.pad(states, (0, settings.joint_attention_dim - states.shape[-1]))
+    if pipeline.text_encoder_3 is None:
+        t5 = states.new_zeros(1, T5_TOKENS, settings.joint_attention_dim)
+    else:
+        ids = pipeline.tokenizer_3(
+            [prompt], padding="max_length", max_length=T5_TOKENS, truncation=True, return_tensors="pt"
+        )
+        t5 = pipeline.text_encoder_3(ids.input_ids.to(device))[0]
+    return torch.cat([states, t5.to(states.dtype)], 1).to(dtype), torch.cat(pooled, -1).to(dtype)

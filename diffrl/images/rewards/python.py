@@ -1,0 +1,68 @@
+"""Rewards of one's own: a function or an object of a Python file, by `python:FILE.py#NAME`."""
+
+import importlib.util
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffrl.images.rewards.base import Metadata, RewardError
+from diffrl.support.errors import UserError, first_line, nearest
+
+
+class Function:
+    """A function (images, prompts, metadata) -> one value an image, as a tensor, an array or a list, as a reward.
+
+    It has a gradient where the function says so, by an attribute `differentiable` that is true.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self.function, self.name = function, name
+        self.differentiable = bool(getattr(function, "differentiable", False))
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
+        """The values (B,)."""
+        try:
+            values = self.function(images, prompts, metadata)
+        except Exception as error:  # whatever a user's function may raise
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{last.filename}, line {last.lineno}"
+            raise RewardError(f"The reward {self.name} raised {type(error).__name__}: {error} ({where}).") from error
+        if isinstance(values, Tensor):
+            return values
+        try:
+            return torch.as_tensor(values, dtype=torch.float32, device=images.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"The reward {self.name} gave {type(values).__name__}, which is no tensor, array or list of numbers: "
+                f"{first_line(error)}"
+            ) from error
+
+
+def from_file(argument: str) -> Function:
+    """The reward of "FILE.py#NAME": the file is run, as `python FILE.py` would, and NAME is called.
+
+    Raises UserError where there is no such file or name, or the file fails when it is run.
+    """
+    file, _, attribute = argument.partition("#")
+    if not attribute:
+        raise UserError(f"python:{argument}: which function of it? Expected python:FILE.py#NAME.")
+    path = Path(file)
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(f"python:{argument}: there is no Python file {file}.")
+    specification = importlib.util.spec_from_file_location(f"diffrl_reward_{path.stem}", path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file may raise
+        raise UserError(f"python:{argument}: running {file} failed: {type(error).__name__}: {error}") from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise UserError(f"python:{argument}: {file} has no function {attribute!r}; {nearest(attribute, names)}")
+    return Function(function, f"python:{argument}")

@@ -1,0 +1,242 @@
+"""What a training run is made of: one frozen dataclass, strict YAML, and the published configurations. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import agents
+from agents import AgentConfig
+from diffrl.augment.synther.config import RefitConfig, Sampling, Solver, SynthERConfig
+from diffrl.support.errors import UserError, nearest
+from diffrl.support.schema import checked, read_yaml
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    dataset: str
+    """A D4RL id (`diffrl data list`), a Minari id, or a path to an HDF5 file."""
+    agent: AgentConfig
+    """The algorithm's hyper-parameters."""
+    env: str | None = None
+    """Gymnasium id of the environment to evaluate in, or none; by default the benchmark's, or what the file names."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds, trained side by side, each with networks of its own: on a GPU as one stack, on a CPU see workers."""
+    steps: int = 1_000_000
+    """Training steps in all, also when resuming."""
+    rows: int | None = None
+    """Use only the first rows of the data set (a maze2d set that is missing is generated with this many)."""
+    eval_every: int = 50_000
+    """Steps between evaluations, each followed by a checkpoint."""
+    eval_episodes: int = 10
+    """Episodes an evaluation, for each seed."""
+    eval_workers: int | None = None
+    """Processes that evaluate while training goes on; 0: training waits; by default as many as cores are left, at most
+    one a seed. No score depends on it."""
+    log_every: int = 500
+    """Steps between rows of metrics.csv."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N, or auto."""
+    compile: bool | None = None
+    """--compile, --no-compile: 1.4 times the speed after a minute's wait, once; by default from 10,000 steps up."""
+    workers: int | None = None
+    """Processes that share the seeds on a CPU; by default one a core where the run is long enough to pay, else 1."""
+    capture: bool = True
+    """On a GPU: capture the step as a CUDA graph and replay it; --no-capture for debugging."""
+    tf32: bool = True
+    """On a GPU: round the factors of matrix products to TF32 (10 bits), as JAX does: 1.5 times the speed. --no-tf32:
+    keep float32."""
+    out: Path | None = None
+    """The run's folder; by default runs/AGENT-DATASET-TIME."""
+
+    def __post_init__(self) -> None:
+        # From Python, paths come as text and seeds as lists.
+        object.__setattr__(self, "dataset", str(self.dataset))
+        object.__setattr__(self, "out", None if self.out is None else Path(self.out))
+        object.__setattr__(self, "seeds", tuple(self.seeds))
+        for name in ("steps", "eval_every", "eval_episodes", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 1.")
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"--workers is {self.workers}; expected at least 1.")
+        if self.eval_workers is not None and self.eval_workers < 0:
+            raise UserError(f"--eval-workers is {self.eval_workers}; expected at least 0.")
+        if self.rows is not None and self.rows < 2:
+            raise UserError(f"--rows is {self.rows}; expected at least 2.")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise UserError(f"--seeds is {list(self.seeds)}; expected one or more different numbers.")
+        if min(self.seeds) < 0:
+            raise UserError(f"--seeds holds {min(self.seeds)}; expected numbers from 0 up.")
+
+
+ONLINE_STEPS = 100_000
+"""Environment steps of an online run."""
+ONLINE_EVAL_EVERY = 5_000
+"""Environment steps between an online run's evaluations."""
+
+
+@dataclass(frozen=True)
+class OnlineConfig:
+    """How an online run, one that started from an offline run, collects and learns: its folder's `online.yaml`."""
+
+    offline_run: Path
+    """The folder of the run it started from, which is not needed any more."""
+    start_checkpoint: str = "last"
+    """The offline run's checkpoint to start from: last, best (each seed's), or a step."""
+    keep_offline: float = 0.5
+    """Share of each batch drawn from the offline data. Half (RLPD, arXiv 2302.02948) holds the critics to what was
+    learned while there is little else; 0, online data alone, is what the Consistency-AC paper does."""
+    capacity: int = 1_000_000
+    """Online transitions kept for each seed, the newest."""
+    updates_per_step: int = 1
+    """Training steps for each environment step."""
+    warm_up: int = 5_000
+    """First environment steps, without training: a batch is not to repeat one episode (RLPD and WSRL have 5,000)."""
+    exploration: float = 0.0
+    """Deviation of Gaussian noise on the actions taken, in units of half their range. Agents that draw their actions
+    need none; those whose actions are fixed by the state (bc, td3_bc, iql) need some, such as 0.1."""
+    synthetic_share: float = 0.0
+    """Share of each batch that SynthER generates (arXiv 2303.06614: half); 0: none. The rest is real, of which
+    keep_offline says how much is offline; the models are fitted to that mixture."""
+    refit_every: int = 10_000
+    """Environment steps between fits of a new SynthER model."""
+    first_fit: int | None = None
+    """Environment steps before the first fit; by default as many as between fits. Never within the warm-up."""
+    synthetic_samples: int = 1_000_000
+    """Synthetic transitions generated for each seed after every fit, in place of the last ones."""
+    synthetic_steps: int = SynthERConfig.steps
+    """Training steps of each SynthER model."""
+    synthetic_width: int = SynthERConfig.width
+    """Its network's width. On a CPU take 256."""
+    synthetic_solver: Solver = Sampling.solver
+    """dpmpp2m calls the network once a step; heun, the published one, twice (with 128 steps)."""
+    synthetic_sampling_steps: int = Sampling.sampling_steps
+    """Solver steps."""
+    start_steps: tuple[int, ...] = ()
+    """Filled in: the step of each seed's start checkpoint."""
+    reward_shift: float = 0.0
+    """Filled in: training rewards are (reward - shift) / scale, for online rewards as for the offline data's."""
+    reward_scale: float = 1.0
+    """Filled in: see reward_shift."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep_offline < 1:
+            raise UserError(f"--keep-offline is {self.keep_offline}; expected at least 0 and less than 1.")
+        numbers = ("capacity", "updates_per_step", "refit_every", "synthetic_samples", "synthetic_steps")
+        least_of = dict.fromkeys((*numbers, "synthetic_width", "synthetic_sampling_steps"), 1)
+        for name, least in {**least_of, "warm_up": 0, "exploration": 0, "first_fit": 0}.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least {least}.")
+        if not 0 <= self.synthetic_share < 1:
+            raise UserError(
+                f"--synthetic-share is {self.synthetic_share}; expected at least 0 and less than 1, so that what "
+                "happens is learned from too."
+            )
+
+    @property
+    def refit(self) -> RefitConfig:
+        """How synthetic experience is made."""
+        return RefitConfig(
+            self.synthetic_share,
+            self.refit_every,
+            self.first_fit,
+            self.synthetic_samples,
+            SynthERConfig(steps=self.synthetic_steps, width=self.synthetic_width),
+            Sampling(self.synthetic_solver, self.synthetic_sampling_steps),
+        )
+
+
+def dump_online(config: OnlineConfig) -> str:
+    """The text of `online.yaml`."""
+    plain = {**dataclasses.asdict(config), "offline_run": str(config.offline_run)}
+    return yaml.safe_dump({**plain, "start_steps": list(config.start_steps)}, sort_keys=False)
+
+
+def load_online(path: Path) -> OnlineConfig:
+    """Read an `online.yaml` strictly. Raises UserError for anything it should not hold."""
+    fields = checked(OnlineConfig, read_yaml(path), str(path))
+    if "offline_run" not in fields:
+        raise UserError(f"{path}: the key `offline_run` is missing.")
+    return OnlineConfig(**fields)
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """As YAML holds it: the agent's name stands among its fields."""
+    plain = dataclasses.asdict(config)
+    plain["agent"] = {"name": config.agent.name, **plain["agent"]}
+    plain["seeds"] = list(config.seeds)
+    plain["out"] = None if config.out is None else str(config.out)
+    return plain
+
+
+def dump(config: TrainConfig) -> str:
+    """The YAML text of `to_dict`."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def from_dict(values: Mapping[str, Any], source: str, of_run: bool = False) -> TrainConfig:
+    """A configuration from what YAML holds. `source` is named in errors.
+
+    of_run: it is that of a run, which names every field there was: what it does not name is younger, and means what was
+    done before.
+
+    Raises UserError for a key that is not known (the nearest is named), a value of the wrong type, a missing key.
+    """
+    values = dict(values)
+    agent_values = values.pop("agent", None)
+    if isinstance(agent_values, str):
+        agent_values = {"name": agent_values}
+    if not isinstance(agent_values, dict) or "name" not in agent_values:
+        raise UserError(f"{source}: `agent` needs a `name`, one of {', '.join(agents.AGENTS)}.")
+    agent_values = dict(agent_values)
+    schema = agents.get(str(agent_values.pop("name")))
+    if of_run:
+        agent_values = schema.of_run(agent_values)
+        values = {"tf32": False} | values
+    agent = schema(**checked(schema, agent_values, f"{source}, agent"))
+    fields = checked(TrainConfig, values, source)
+    if "dataset" not in fields:
+        raise UserError(f"{source}: the key `dataset` is missing.")
+    return TrainConfig(agent=agent, **fields)
+
+
+def load(path: Path, of_run: bool = False) -> TrainConfig:
+    """Read a YAML file strictly. Raises UserError for anything it should not hold. of_run: see `from_dict`."""
+    return from_dict(read_yaml(path), str(path), of_run)
+
+
+def published() -> list[str]:
+    """The configurations that ship with the package, as AGENT/DATASET."""
+    root = Path(str(resources.files("configs")))
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+
+
+def find(name: str) -> TrainConfig:
+    """A configuration by path, or by its name in `configs/`, such as diffusion_ql/maze2d-umaze-v1."""
+    path = Path(name)
+    if path.is_file():
+        return load(path, of_run=(path.parent / "run.json").is_file())
+    short = name.removeprefix("configs/").removesuffix(".yaml")
+    if short in published():
+        return load(Path(str(resources.files("configs"))) / f"{short}.yaml")
+    hint = nearest(short, published())
+    raise UserError(f"No configuration {name!r}: no such file, and of the published ones (`diffrl train list`) {hint}")
+
+
+def default(agent: str, dataset: str) -> tuple[TrainConfig, str]:
+    """The published configuration of the pair, else the defaults; and a sentence that says which."""
+    schema = agents.get(agent)
+    if f"{agent}/{dataset}" in published():
+        return find(f"{agent}/{dataset}"), f"Using the published configuration {agent}/{dataset}."
+    return TrainConfig(
+        dataset=dataset, agent=schema()
+    ), f"Using the defaults of {agent}: nothing is published for this data."

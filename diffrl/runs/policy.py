@@ -1,0 +1,207 @@
+"""Trained policies: loaded, called on observations, and scored."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.base import Agent, seed_slice
+from diffrl.data.preprocessing import Preprocessing
+from diffrl.runs.run import Run
+from diffrl.support.console import console, work
+from diffrl.support.errors import UserError
+from diffrl.support.machine import resolve_device, settle
+from diffrl.support.seeds import mix
+from diffrl.training import checkpoint
+from diffrl.training.logs import Scores
+from diffrl.training.rollout import Evaluator
+
+
+def actor(agent: Agent, preprocessing: Preprocessing, salt: int = 0) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """The agent as a function from observations (S, B, O) to actions (S, B, A), both the environment's."""
+    generator = torch.Generator(device=agent.device).manual_seed(mix([*agent.seeds, salt]))
+    parts = preprocessing.to(agent.device)
+
+    def act(observations: NDArray[Any]) -> NDArray[np.float32]:
+        x = torch.as_tensor(observations, dtype=torch.float32, device=agent.device)
+        actions: NDArray[np.float32] = parts.actions.inverse(agent.act(parts.observations(x), generator)).cpu().numpy()
+        return actions
+
+    return act
+
+
+class Policy:
+    """A trained policy as a function: `action = policy(observation)`, NumPy in and out, (O,) or (B, O)."""
+
+    def __init__(self, agent: Agent, preprocessing: Preprocessing, salt: int = 0) -> None:
+        self.agent = agent
+        self._act = actor(agent, preprocessing, salt)
+
+    def __repr__(self) -> str:
+        sizes = f"{self.agent.observation_size} observations -> {self.agent.action_size} actions"
+        return f"<Policy of {type(self.agent).__name__}, seed {self.agent.seeds[0]}: {sizes}>"
+
+    def __call__(self, observation: NDArray[Any]) -> NDArray[np.float32]:
+        """Actions (A,) or (B, A), within the environment's bounds. Raises ValueError for another size."""
+        x = np.asarray(observation, dtype=np.float32)
+        if x.ndim not in (1, 2) or x.shape[-1] != self.agent.observation_size:
+            raise ValueError(
+                f"expected observations of shape ({self.agent.observation_size},) or "
+                f"(B, {self.agent.observation_size}), got {x.shape}"
+            )
+        actions = self._act(np.atleast_2d(x)[None])[0]
+        return actions if x.ndim == 2 else np.asarray(actions[0])
+
+
+def _find_checkpoint(run: Run, which: str, seed_index: int) -> checkpoint.Checkpoint:
+    """The last checkpoint that is whole, the best evaluated one of a seed that is whole, or that of a step."""
+    steps = checkpoint.steps(run.path)
+    if which == "last":
+        saved, complaints = checkpoint.load_latest(run.path)
+        for complaint in complaints:
+            console.print(f"[yellow]{complaint}[/]")
+        return saved
+    if which == "best":
+        while best := Scores(run.path, {}, steps=steps).best():
+            step = int(best[seed_index]["step"])
+            try:
+                return checkpoint.load(run.path, step)
+            except checkpoint.CheckpointError:
+                steps.remove(step)
+        raise UserError(f"{run.path} has no evaluated checkpoint that is whole, so no best one: --which last.")
+    if which.isdigit() and int(which) in steps:
+        return checkpoint.load(run.path, int(which))
+    raise UserError(f"No checkpoint {which!r}: expected last, best, or one of {steps}.")
+
+
+def _agent_at(run: Run, saved: checkpoint.Checkpoint, seed_index: int, device: str) -> Agent:
+    """The agent of one seed alone, as a checkpoint of the stack has it."""
+    agent = run.build_agent(resolve_device(device), [run.config.seeds[seed_index]])
+    agent.load_state_dict(seed_slice(saved.learner, seed_index))
+    return agent
+
+
+def load_agent(run: Run, seed: int, which: str = "last", device: str = "cpu") -> Agent:
+    """The agent of one seed alone, from the `last` or `best` checkpoint or that of a step."""
+    if seed not in run.config.seeds:
+        raise UserError(f"{run.path} has no seed {seed}; it has {', '.join(map(str, run.config.seeds))}.")
+    index = run.config.seeds.index(seed)
+    return _agent_at(run, _find_checkpoint(run, which, index), index, device)
+
+
+def load_stack(run: Run, seeds: Sequence[int], which: str, device: str) -> tuple[Agent, tuple[int, ...]]:
+    """The agents of several of a run's seeds as one stack, each as its own checkpoint has it, and those steps.
+
+    which: as for `load_agent`. Where the checkpoints are of different steps, the counters that the stack shares are
+    those of the latest.
+    """
+    missing = [seed for seed in seeds if seed not in run.config.seeds]
+    if missing:
+        raise UserError(f"{run.path} has no seed {missing[0]}; it has {', '.join(map(str, run.config.seeds))}.")
+    positions = [run.config.seeds.index(seed) for seed in seeds]
+    found = [_find_checkpoint(run, which, position) for position in positions]
+    steps = tuple(saved.step for saved in found)
+    parts = [seed_slice(saved.learner, position) for saved, position in zip(found, positions, strict=True)]
+    latest = parts[steps.index(max(steps))]
+    agent = run.build_agent(device, seeds)
+    agent.load_state_dict(
+        {n: torch.cat([part[n] for part in parts]) if tensor.ndim else tensor for n, tensor in latest.items()}
+    )
+    return agent, steps
+
+
+def load_policy(run: Path | str, *, which: str = "last", seed: int | None = None, device: str = "cpu") -> Policy:
+    """The policy of a run, for a plain Gymnasium loop.
+
+    which: "last", "best" (by its evaluations), or a checkpoint's step. seed: by default the run's first.
+    """
+    opened = Run.read(run)
+    agent = load_agent(opened, opened.config.seeds[0] if seed is None else seed, which, device)
+    return Policy(agent, opened.preprocessing)
+
+
+class CheckpointEvaluator:
+    """The evaluations during an offline run: a function of one seed's weights in a checkpoint, the seed and the step.
+
+    Each seed is a stack of one that acts on the CPU by one thread, uncompiled, whatever it is trained on and whichever
+    process this is: the returns are the same bit for bit.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._rollout = Evaluator(run.task.make, 1)
+
+    def __call__(self, step: int, seeds: Sequence[int], on_progress: Callable[[int, int], None]) -> NDArray[np.float64]:
+        """Returns (S, E) of some of the run's seeds at the checkpoint of `step`; on_progress as for `Trainer.evaluate`.
+
+        Raises CheckpointError where it is not whole.
+        """
+        run = self._run
+        saved, episodes = checkpoint.load(run.path, step), run.config.eval_episodes
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            returns = []
+            for i, seed in enumerate(seeds):
+
+                def note(done: int, total: int, before: int = i * episodes) -> None:
+                    on_progress(before + done, len(seeds) * total)
+
+                act = actor(_agent_at(run, saved, run.config.seeds.index(seed), "cpu"), run.preprocessing, step)
+                returns.append(self._rollout(act, episodes, (seed, step), note)[0][0])
+        finally:
+            torch.set_num_threads(threads)
+        return np.stack(returns)
+
+    def close(self) -> None:
+        """Close the simulators."""
+        self._rollout.close()
+
+
+def evaluate(
+    path: Path | str,
+    *,
+    episodes: int = 100,
+    which: Sequence[str] = ("last", "best"),
+    seed: int = 0,
+    device: str = "cpu",
+    record: int = 0,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Roll out a run's checkpoints: `{which: {"seeds": .., "step": [..], "returns": [[..]], "scores": ...}}`.
+
+    A protocol of its own, not that of the evaluations during training: seed: what start states and noise are drawn from
+    (not a training seed). device: what acts. record: keep so many episodes' observations
+    of each training seed, under "paths". Raises UserError where the run has no environment.
+    """
+    run = Run.read(path)
+    if run.task.env_id is None:
+        raise UserError(f"{run.path} was trained without an environment: nothing to evaluate in.")
+    settle()
+    evaluator = Evaluator(run.task.make, 1)
+    result: dict[str, Any] = {}
+    known: dict[tuple[int, int], tuple[NDArray[np.float64], list[NDArray[np.float32]]]] = {}
+    try:
+        for name in which:
+            entry: dict[str, Any] = {"seeds": list(run.config.seeds), "step": [], "returns": [], "paths": []}
+            for index, training_seed in enumerate(run.config.seeds):
+                saved = _find_checkpoint(run, name, index)
+                step = saved.step
+                if (training_seed, step) not in known:  # the last checkpoint may be the best
+                    act = actor(_agent_at(run, saved, index, device), run.preprocessing, seed)
+                    with work(f"{name}, seed {training_seed}, step {step:,}", "episodes", quiet) as on_step:
+                        outcome = evaluator(act, episodes, (seed, training_seed), on_step, record)
+                    known[training_seed, step] = outcome
+                returns, paths = known[training_seed, step]
+                entry["step"].append(step)
+                entry["returns"].append(returns[0].tolist())
+                entry["paths"].append(paths)
+            if run.task.reference:
+                entry["scores"] = run.task.score(np.asarray(entry["returns"])).tolist()
+            result[name] = entry
+    finally:
+        evaluator.close()
+    return result

@@ -1,0 +1,103 @@
+"""What the machine offers a process, and how a process is set up for many small tensors. No torch until it is used."""
+
+import contextlib
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+
+from diffrl.support.errors import UserError
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def settle() -> None:
+    """Set this process up for training and acting on a CPU: one thread, and an allocator that keeps its memory.
+
+    The matrices are small: a second thread makes a step slower (`OMP_NUM_THREADS` overrides, but for workers, which
+    share the cores). Compiled code is to be kept in the user's cache folder: PyTorch's own choice is below /tmp, which
+    the next reboot clears.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled_code_folder()))
+
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    settle_allocator()
+
+
+@contextmanager
+def products(device: str, tf32: bool) -> Iterator[None]:
+    """In the block, matrix products on a GPU have their factors rounded to TF32, or stay float32 throughout.
+
+    Afterwards they are taken as before: the setting is the whole process's, and its owner's.
+    """
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    if torch.device(device).type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def compiled_code_folder() -> Path:
+    """Where torch.compile keeps what it makes: `$TORCHINDUCTOR_CACHE_DIR`, else in the user's cache folder."""
+    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or Path(platformdirs.user_cache_dir("diffrl")) / "compiled")
+
+
+def settle_allocator() -> None:
+    """Have glibc keep the memory that a step frees for the next step, by freeing one large block.
+
+    Until a process has once freed a block of some MiB, glibc gives the top of the heap back to the system whenever
+    that much is free, and faults it in again: up to 6,000 page faults and 20 ms in a training step. The limit follows
+    the largest block freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD), so that data sets are still given back.
+    """
+    np.empty(31 * 2**20, np.uint8)
+
+
+def resolve_device(name: str) -> str:
+    """A device that can be used; "auto" is CUDA where there is one. Raises UserError where `name` cannot be used."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"The device {name!r} cannot be used: {str(error).splitlines()[0]}. Try --device cpu."
+        ) from error
+    return name
+
+
+def versions(*more: str) -> dict[str, str]:
+    """What a run is made with: Python, packages (and `more`) and, in a checkout of ours, the git commit."""
+    names = ("diffrl", "torch", "numpy", "gymnasium", "mujoco", *more)
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    root = Path(__file__).parents[2]
+    if (root / ".git").exists():  # a checkout of ours; installed from a wheel, there is no commit to name
+        with contextlib.suppress(OSError):  # no git on this machine
+            command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+            found["git"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return found

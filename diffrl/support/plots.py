@@ -1,0 +1,53 @@
+"""The look of our pictures and pages: colours, axes, the style sheet; and writing them, whole or not at all."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from diffrl.support.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, GREY = "#2f6db5", "#d9822b", "#3c9d5f", "#8a8a8a"
+
+PAGE_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1200px; margin: 2em auto;
+  padding: 0 1em }
+h1 { font-size: 1.5em; margin-bottom: .2em }
+h2 { font-size: 1.1em; margin: 2em 0 0 }
+p.about { color: #555; margin-top: 0 }
+table { border-collapse: collapse; width: 100% }
+td, th { padding: .35em .8em .35em 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e4e4e4 }
+th { color: #666; font-weight: 600 }
+td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+img { width: 100%; margin-top: 1em }
+"""
+"""The style sheet that our HTML pages share."""
+
+
+def new_figure(width: float, height: float) -> tuple["Figure", "Axes"]:
+    """A figure of one plot, of so many inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def finish(ax: "Axes", legend: Literal["best", "upper left"] = "best") -> None:
+    """The house style of a plot with axes; `legend` is where Matplotlib is to put it."""
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, loc=legend)
+
+
+def save(figure: "Figure", path: Path, colours: int | None = None) -> Path:
+    """Write a figure as PNG, whole or not at all; `colours`: a palette of so many, a quarter of the size or so."""
+    from PIL import Image
+
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+        if colours is not None:
+            with Image.open(temporary) as image:
+                image.convert("RGB").quantize(colours).save(temporary, format="png", optimize=True)
+    return path

@@ -1,0 +1,101 @@
+"""Compiling an agent: whether it pays, how long it will take, where the result is kept, and what if it fails."""
+
+import gc
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from rich.markup import escape
+
+import agents
+import diffrl.diffusion
+import diffrl.nets
+from agents.base import Agent
+from agents.config import AgentConfig
+from diffrl.data.transitions import Transitions
+from diffrl.support.console import console
+from diffrl.support.errors import first_line
+from diffrl.support.machine import compiled_code_folder
+
+PAYS_FROM = 10_000
+"""Steps from which compiling pays although nothing is cached: a minute's wait against a third of a step's time."""
+
+
+def compiler_found(device: str) -> bool:
+    """Whether there is what torch.compile needs: on a CPU, a C++ compiler. (Triton, on a GPU, comes with PyTorch.)"""
+    if torch.device(device).type != "cpu":
+        return True
+    return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++"))
+
+
+def wanted(choice: bool | None, steps: int, device: str) -> bool:
+    """Whether a run of `steps` steps is to be compiled: as was said (`choice`), else where it pays.
+
+    Where it should be and cannot, says so.
+    """
+    compiling = steps >= PAYS_FROM if choice is None else choice
+    if compiling and not compiler_found(device):
+        console.print(
+            "[yellow]Compiling the losses needs a C++ compiler (g++ or clang++; for example `apt install g++`), and "
+            "none is found: going on without, which is slower.[/]"
+        )
+        return False
+    return compiling
+
+
+def compile_agent(
+    agent: Agent,
+    config: AgentConfig,
+    transitions: Transitions,
+    *,
+    act_rows: Collection[int] = (),
+    say: Callable[[str], None] = console.print,
+) -> bool:
+    """Compile the agent's losses now, by a step on a batch of `transitions` that is then undone. False if it failed.
+
+    act_rows: also compile `act`, for these numbers of states of each seed at once. Says beforehand how long it will
+    take, and where it fails, why; the agent then stays as it was, uncompiled.
+    """
+    folder = compiled_code_folder()
+    mark = folder / "diffrl" / _fingerprint(agent, config, act_rows)
+    wait = "some ten seconds: it has been compiled here before" if mark.exists() else "about a minute, the first time"
+    say(f"Compiling the losses ({wait}; --no-compile: without) ...")
+    before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
+    generator = torch.Generator(device=agent.device).manual_seed(0)
+    start, failure = time.monotonic(), ""
+    torch._dynamo.reset()  # its memory of a method is shared by all agents of a process, and limited to eight variants
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        agent.compile(acting=bool(act_rows))
+        for phase in range(agent.period):
+            agent.update(transitions.sample(config.batch_size, agent.n_seeds, generator), generator, phase)
+        for n in act_rows:
+            agent.act(torch.zeros(agent.n_seeds, n, agent.observation_size, device=agent.device), generator)
+        mark.touch()
+    except Exception as error:  # compilers, linkers, full disks and PyTorch's own checks raise what they like
+        agent.uncompile()
+        failure = f"{type(error).__name__}: {escape(first_line(error))}"
+    finally:
+        agent.load_state_dict(before)
+    if failure:
+        gc.collect()  # the failed step's graph is tied to this stream, and would break the capture of the next one
+        say(f"[yellow]The losses could not be compiled ({failure}): going on uncompiled, which is slower.[/]")
+        return False
+    say(f"Compiled in {time.monotonic() - start:.0f} s; kept in {folder} for the next run.")
+    return True
+
+
+def _fingerprint(agent: Agent, config: AgentConfig, act_rows: Collection[int]) -> str:
+    """What the compiled code depends on, our own sources included, as a file name."""
+    facts = [torch.__version__, str(config), str(agent.device), agent.n_seeds, list(act_rows)]
+    facts += [agent.observation_size, agent.action_size]
+    text = json.dumps(facts).encode()
+    for module in (agents, diffrl.nets, diffrl.diffusion):
+        for path in sorted(Path(str(module.__file__)).parent.glob("*.py")):
+            text += path.read_bytes()
+    return sha256(text).hexdigest()[:24]

@@ -1,0 +1,184 @@
+"""How a policy is fine-tuned, by PPO over its chain or from preferences: a folder's `finetune.yaml`. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import yaml
+
+from diffrl.support.errors import UserError, nearest
+from diffrl.support.schema import checked, read_yaml
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """What both ways share."""
+
+    algo: ClassVar[str]
+    """The name on the command line, `--algo NAME`."""
+
+    start_run: Path
+    """The folder of the run it started from, which is not needed any more."""
+    start_checkpoint: str = "last"
+    """The run's checkpoint to start from: last, best (each seed's), or a step."""
+    candidates: int = 1
+    """Actions drawn when acting of an agent whose critics choose one (diffusion_ql, idql). 1: none is chosen, what is
+    fine-tuned is what acts, from step 0 on; the critics are the offline ones."""
+    grad_clip: float = 1.0
+    """Largest gradient norm of the policy; 0: no clipping."""
+    warm_up: int = 50
+    """Updates over which the policy's learning rate rises to its full value."""
+    start_steps: tuple[int, ...] = ()
+    """Filled in: the step of each seed's start checkpoint."""
+
+    def __post_init__(self) -> None:
+        self._check("candidates", self.candidates >= 1, "at least 1")
+        self._check("grad_clip", self.grad_clip >= 0, "0 or more")
+        self._check("warm_up", self.warm_up >= 0, "0 or more")
+
+    def _check(self, field: str, good: bool, expected: str) -> None:
+        if not good:
+            raise UserError(f"--{field.replace('_', '-')} is {getattr(self, field)}; expected {expected}.")
+
+
+@dataclass(frozen=True)
+class DPPOConfig(TuningConfig):
+    """PPO over the denoising chain in the environment: DPPO (Ren et al. 2024, arXiv 2409.00588)."""
+
+    algo: ClassVar[str] = "dppo"
+
+    environments: int = 20
+    """Environments of each seed, stepped side by side (the paper: 40)."""
+    rollout_steps: int = 200
+    """Steps of each environment between updates (the paper: 500 on Hopper)."""
+    epochs: int = 5
+    """Passes over what was collected, at most (the paper: 5 to 10)."""
+    batch_size: int = 1000
+    """Environment steps a minibatch, each with all its tuned denoising steps."""
+    learning_rate: float = 3e-4
+    """Adam's learning rate of the policy (the paper: 1e-4, with ten times the environment steps)."""
+    critic_lr: float = 1e-3
+    """Adam's learning rate of the state-value critic."""
+    critic_width: int = 256
+    """Width of its hidden layers."""
+    critic_layers: int = 3
+    """Number of its hidden layers."""
+    critic_warm_up: int = 1
+    """First iterations, in which the critic learns alone."""
+    discount: float = 0.99
+    """Discount of environment steps."""
+    gae_lambda: float = 0.95
+    """Decay of GAE (Schulman et al. 2015, arXiv 1506.02438)."""
+    denoising_discount: float = 0.99
+    """Discount of denoising steps: a step j before the last has its advantage times denoising_discount^j."""
+    tuned_steps: int | None = None
+    """K', the last denoising steps, which are fine-tuned; a frozen copy makes the earlier ones. By default all."""
+    min_std: float = 0.1
+    """Least deviation of a denoising step, in exploring and in log-probabilities; evaluations sample without it."""
+    clip_nats: float = 0.2
+    """PPO's clip: the change of a denoising step's log-probability beyond which it is not pushed on, in nats, summed
+    over the action (the paper's .01 is on the mean over 12 dimensions on Hopper: .12)."""
+    target_kl: float = 0.1
+    """Stop an iteration's updates where the policy has moved so far, in nats a denoising step; 0: never."""
+    kl_weight: float = 0.0
+    """Weight of the divergence from the pretrained policy, in nats a denoising step."""
+    bc_weight: float = 0.0
+    """Weight of imitating the pretrained policy's chains in the states visited (the authors' BC loss), in nats."""
+    reward_scaling: bool = True
+    """Divide rewards by the running deviation of the discounted return."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = ("environments", "rollout_steps", "epochs", "batch_size", "critic_width", "critic_layers")
+        for name in counts:
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("critic_warm_up", "target_kl", "kl_weight", "bc_weight"):
+            self._check(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("learning_rate", "critic_lr", "min_std", "clip_nats"):
+            self._check(name, getattr(self, name) > 0, "more than 0")
+        for name in ("discount", "gae_lambda", "denoising_discount"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        self._check("tuned_steps", self.tuned_steps is None or self.tuned_steps >= 1, "at least 1")
+
+    @property
+    def iteration(self) -> int:
+        """Environment steps of a seed between updates."""
+        return self.environments * self.rollout_steps
+
+
+@dataclass(frozen=True)
+class DPOConfig(TuningConfig):
+    """Preferences of one trajectory segment over another, on the denoising loss: Diffusion-DPO (arXiv 2311.12908)."""
+
+    algo: ClassVar[str] = "dpo"
+
+    preferences: str = "auto"
+    """A file of preferences (`diffrl.tuning.Preferences`), or auto: pairs of segments of the run's own data,
+    judged by its rewards."""
+    pairs: int = 2000
+    """auto: pairs to draw."""
+    segment: int = 32
+    """auto: steps of a segment."""
+    judge: Literal["advantage", "return"] = "advantage"
+    """auto: what makes a segment the better one: how much better it went than its start promised, by a value function
+    fitted to the data, which is what the loss means; or its return, which disprefers what is done where little can be
+    earned, such as at an episode's start."""
+    temperature: float = 0.0
+    """auto: Bradley-Terry's: the first is preferred with probability sigmoid((J_1 - J_2) / temperature), J what it is
+    judged by; 0: the larger one always, and pairs of equal ones are left out."""
+    label_noise: float = 0.0
+    """auto: share of labels that are then turned round."""
+    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    """DPO's, SLiC's or IPO's."""
+    beta: float = 50.0
+    """How closely the policy is held to the pretrained one: the scale of the implicit reward, on denoising errors that
+    are summed over a segment and means over the action (see `diffusion_dpo_loss`)."""
+    bc_weight: float = 0.02
+    """Weight of cloning the preferred actions besides, in units of beta/2, the strongest pull that the implicit reward
+    has. 0: DPO alone, which may raise both segments' errors so long as the other's rises more, and does."""
+    batch_size: int = 32
+    """Pairs of segments an update."""
+    learning_rate: float = 3e-4
+    """Adam's learning rate of the policy."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("pairs", "segment", "batch_size"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("temperature", "bc_weight"):
+            self._check(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("beta", "learning_rate"):
+            self._check(name, getattr(self, name) > 0, "more than 0")
+        self._check("label_noise", 0 <= self.label_noise < 0.5, "at least 0 and less than .5")
+
+
+DEFAULT_STEPS = {"dppo": 400_000, "dpo": 1_000}
+"""Environment steps, and updates."""
+
+ALGORITHMS: dict[str, type[TuningConfig]] = {schema.algo: schema for schema in (DPPOConfig, DPOConfig)}
+
+
+def get(algo: str) -> type[TuningConfig]:
+    """The configuration class of `--algo`. Raises UserError naming the nearest known one."""
+    if algo not in ALGORITHMS:
+        raise UserError(f"There is no way {algo!r} to fine-tune a policy: {nearest(algo, ALGORITHMS)}")
+    return ALGORITHMS[algo]
+
+
+def dump(config: TuningConfig) -> str:
+    """The text of `finetune.yaml`."""
+    plain = {"algo": config.algo, **dataclasses.asdict(config), "start_run": str(config.start_run)}
+    return yaml.safe_dump({**plain, "start_steps": list(config.start_steps)}, sort_keys=False)
+
+
+def load(path: Path) -> TuningConfig:
+    """Read a `finetune.yaml` strictly. Raises UserError for anything it should not hold."""
+    values = read_yaml(path)
+    schema = get(str(values.pop("algo", None)))
+    fields = checked(schema, values, str(path))
+    if "start_run" not in fields:
+        raise UserError(f"{path}: the key `start_run` is missing.")
+    return schema(**fields)

@@ -1,0 +1,53 @@
+"""Which of an agent's networks is the policy that fine-tuning changes."""
+
+from copy import deepcopy
+
+import torch
+
+from agents.action_network import GenerativePolicy
+from agents.base import Agent
+from agents.diffusion_policy import DiffusionPolicy
+from agents.solver_policy import SolverPolicy
+from diffrl.support.errors import UserError
+
+WITH_CHAIN = "diffusion_bc, diffusion_ql and idql"
+WITH_LOSS = f"{WITH_CHAIN}, edp and q_guidance"
+
+
+def chain_policy(agent: Agent) -> DiffusionPolicy:
+    """The agent's policy, whose sampling is a chain of random decisions. Raises UserError where it is not."""
+    policy = agent.networks.get(agent.generative)
+    name = agent.config.name
+    if isinstance(policy, SolverPolicy):
+        raise UserError(
+            f"The agent {name} samples by a deterministic solver, whose steps have no probabilities for PPO to change: "
+            f"expected one of {WITH_CHAIN}; from preferences (--algo dpo) {name} can be fine-tuned."
+        )
+    if not isinstance(policy, DiffusionPolicy):
+        raise UserError(f"The agent {name} has no diffusion chain to fine-tune; those that have one are {WITH_CHAIN}.")
+    return policy
+
+
+def denoising_policy(agent: Agent) -> DiffusionPolicy | SolverPolicy:
+    """The agent's policy, where it is trained by a denoising loss and acts itself. Raises UserError where it is not."""
+    policy = agent.networks.get(agent.generative)
+    if not isinstance(policy, DiffusionPolicy | SolverPolicy):
+        raise UserError(
+            f"The agent {agent.config.name} does not act by a diffusion policy; those that do are {WITH_LOSS}."
+        )
+    return policy
+
+
+def reference(policy: GenerativePolicy) -> GenerativePolicy:
+    """A frozen copy."""
+    return deepcopy(policy).requires_grad_(False)
+
+
+@torch.no_grad()
+def copy_to_averages(agent: Agent, policy: GenerativePolicy) -> None:
+    """Give the policy's weights to its moving average in the agent too, or to what it is the moving average of."""
+    for name in ("actor", "ema_actor"):
+        other = agent.networks.get(name)
+        if other is not None and other is not policy:
+            for ours, theirs in zip(other.parameters(), policy.parameters(), strict=True):
+                ours.copy_(theirs)

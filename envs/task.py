@@ -1,0 +1,108 @@
+"""What a policy is evaluated on: the environment, and the references that make scores of its returns."""
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from diffrl.data.offline import OfflineDataset
+from diffrl.support.console import console
+from diffrl.support.errors import UserError, nearest
+from envs import registry
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a policy is evaluated on: the environment, and the references that make scores of its returns."""
+
+    env_id: str | None
+    env_kwargs: dict[str, Any]
+    reference: str | None
+    """The benchmark whose references normalise returns; None: there are none."""
+    comparable: bool
+    """Whether data and environment are that benchmark's, so that scores compare with published ones."""
+
+    def make(self) -> gymnasium.Env[Any, Any]:
+        """The environment. Raises UserError where it is unknown or not installed."""
+        assert self.env_id is not None
+        return make_env(self.env_id, self.env_kwargs)
+
+    def score(self, returns: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Normalised scores x100."""
+        assert self.reference is not None
+        return registry.normalised_score(self.reference, returns)
+
+
+def make_env(env_id: str, kwargs: dict[str, Any] | None = None) -> gymnasium.Env[Any, Any]:
+    """`gymnasium.make`, with errors that say what to do."""
+    if env_id.startswith(("Adroit", "Franka", "AntMaze", "PointMaze")):
+        try:
+            import gymnasium_robotics
+        except ImportError as error:
+            raise UserError(
+                f"{env_id} needs gymnasium-robotics: `pip install 'diffrl[robotics]'`; or `--env none`."
+            ) from error
+        gymnasium.register_envs(gymnasium_robotics)
+    try:
+        with warnings.catch_warnings():
+            # Gymnasium recommends v5; D4RL's scores belong to v4, chosen on purpose.
+            warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
+            return gymnasium.make(env_id, **(kwargs or {}))
+    except gymnasium.error.UnregisteredEnv as error:
+        raise UserError(
+            f"There is no environment {env_id!r} in Gymnasium: {nearest(env_id, gymnasium.registry)} "
+            "Without an environment: --env none."
+        ) from error
+    except (ImportError, gymnasium.error.Error) as error:
+        raise UserError(f"The environment {env_id!r} cannot be made: {error}. Without it: --env none.") from error
+
+
+def find_task(name: str, dataset: OfflineDataset, *, env: str | None = None, rows: int | None = None) -> Task:
+    """The environment: `env` ("none": there is none), else the benchmark's, else what the data file names.
+
+    name: the data set's, as the user gave it; rows: whether only the first so many are used.
+    """
+    benchmark = registry.get(name) if registry.known(name) else None
+    own = None if benchmark is None else benchmark.env_id
+    env_id = env or own or dataset.metadata.get("env_id")
+    env_id = None if env_id == "none" else env_id
+    kwargs = dict(benchmark.env_kwargs) if benchmark is not None and env_id == own else {}
+    if benchmark is not None and benchmark.ref_min is not None:
+        return Task(env_id, kwargs, benchmark.id, comparable=env_id == own and rows is None)
+    return Task(env_id, kwargs, registry.reference_of(env_id) if env_id else None, comparable=False)
+
+
+def open_task(
+    name: str, dataset: OfflineDataset, *, env: str | None = None, rows: int | None = None
+) -> tuple[Task, gymnasium.Env[Any, Any] | None]:
+    """`find_task` and its environment, checked against the data.
+
+    Raises UserError where their spaces do not fit, or the environment cannot be made; but where it was the data file's
+    idea and not the user's, says so and goes on without.
+    """
+    task = find_task(name, dataset, env=env, rows=rows)
+    try:
+        return task, _fitting_env(name, task, dataset)
+    except UserError as error:
+        if env is not None or registry.known(name):
+            raise
+        console.print(f"[yellow]Going on without an environment. {error}[/]")
+        return replace(task, env_id=None), None
+
+
+def _fitting_env(name: str, task: Task, dataset: OfflineDataset) -> gymnasium.Env[Any, Any] | None:
+    """The task's environment. Raises UserError where its spaces are not those of the data."""
+    if task.env_id is None:
+        return None
+    env = task.make()
+    for kind, size in (("observation", dataset.observation_size), ("action", dataset.action_size)):
+        space = getattr(env, f"{kind}_space")
+        if not isinstance(space, gymnasium.spaces.Box) or space.shape != (size,):
+            raise UserError(
+                f"{task.env_id} and {name} do not fit: the environment's {kind}s are {space}, the data's "
+                f"have {size} dimensions. Name the environment the data came from with --env."
+            )
+    return env

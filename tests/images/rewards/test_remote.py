@@ -1,0 +1,232 @@
+"""The remote scorer against real HTTP servers on this machine."""
+
+import base64
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffrl.images.rewards import RewardError, ask, parse, remote, serve
+from diffrl.images.rewards.codecs import to_uint8
+from diffrl.images.rewards.remote import Remote
+from diffrl.support.errors import UserError
+from tests.images.rewards.reward_cases import images
+
+Answer = Callable[[int, dict[str, Any]], tuple[int, bytes]]
+"""The number of the request and what it says -> status and body."""
+
+
+@contextmanager
+def running(http: ThreadingHTTPServer) -> Iterator[str]:
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{http.server_address[1]}"
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
+
+
+@contextmanager
+def scorer(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server that answers as told, its address, and the requests that it got."""
+    seen: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            status, body = answer(len(seen), seen[-1])
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
+        yield url, seen
+
+
+def scores(values: list[Any]) -> tuple[int, bytes]:
+    return 200, json.dumps({"scores": values}).encode()
+
+
+def test_images_prompts_and_metadata_arrive_in_order_and_in_batches() -> None:
+    batch = images(5, 3, 6, 4)
+
+    def brightness(count: int, request: dict[str, Any]) -> tuple[int, bytes]:
+        assert set(request) == {"images", "prompts", "metadata"}
+        return scores([m["weight"] * len(p) for p, m in zip(request["prompts"], request["metadata"], strict=True)])
+
+    prompts = ["a", "bb", "ccc", "dddd", "é日"]
+    metadata = [{"weight": w} for w in (1, 10, 100, 1000, 0.5)]
+    with scorer(brightness) as (url, seen):
+        values = ask(Remote(url, batch=2), batch, prompts, metadata)
+    assert values.tolist() == [1, 20, 300, 4000, 1]
+    assert [len(request["images"]) for request in seen] == [2, 2, 1]
+    sent = [serve.decode(image, 0) for request in seen for image in request["images"]]
+    assert all(
+        torch.equal(a, torch.from_numpy(b).permute(2, 0, 1) / 255) for a, b in zip(sent, to_uint8(batch), strict=True)
+    )
+    assert base64.b64decode(seen[0]["images"][0]).startswith(b"\x89PNG")
+
+
+class Mean:
+    """A reward that sees the pixels, the prompt and the metadata."""
+
+    name, differentiable = "mean", True
+
+    def __call__(self, images: Tensor, prompts: Any, metadata: Any) -> Tensor:
+        offset = torch.tensor([len(p) + m.get("more", 0) for p, m in zip(prompts, metadata, strict=True)])
+        return images.mean((1, 2, 3)) + offset
+
+
+def test_our_server_gives_what_the_reward_gives() -> None:
+    batch = images(4, 3, 8, 8)
+    prompts, metadata = ["a", "bb", "", "c"], [{}, {"more": 3}, {}, {}]
+    with running(serve.server(Mean())) as url:
+        far = parse(f"remote:{url}")
+        torch.testing.assert_close(ask(far, batch, prompts, metadata), ask(Mean(), batch, prompts, metadata))
+        assert not far.differentiable
+        assert far.name == f"remote:{url}"
+    jpeg = parse("jpeg + digit:3")
+    with running(serve.server(jpeg)) as url:
+        torch.testing.assert_close(ask(parse(f"remote:{url}"), batch, prompts), ask(jpeg, batch, prompts))
+
+
+def test_images_of_several_sizes_are_scored_one_by_one() -> None:
+    small, large = images(1, 3, 4, 4), images(1, 3, 8, 6, seed=1)
+    request: dict[str, Any] = {"images": [], "prompts": ["", ""], "metadata": [{}, {}]}
+
+    def keep(count: int, sent: dict[str, Any]) -> tuple[int, bytes]:
+        request["images"] += sent["images"]
+        return scores([0])
+
+    with scorer(keep) as (url, _):
+        for batch in (small, large):
+            ask(Remote(url), batch, [""])
+    assert serve.answer(Mean(), request)["scores"] == pytest.approx([small.mean().item(), large.mean().item()])
+    assert serve.answer(Mean(), {"images": [], "prompts": []}) == {"scores": []}
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"<html>", "no JSON but b'<html>'"),
+        (b"[1, 2]", 'no list "scores"'),
+        (b'{"score": [1, 2]}', 'no list "scores"'),
+        (b'{"scores": [1]}', "gave 1 scores for 2 images"),
+        (b'{"scores": [1, NaN]}', "score 1 of 2 is nan"),
+        (b'{"scores": [1e999, 1]}', "score 0 of 2 is inf"),
+        (b'{"scores": [1, "2"]}', "score 1 of 2 is '2'"),
+        (b'{"scores": [1, null]}', "score 1 of 2 is None"),
+        (b'{"scores": [true, 1]}', "score 0 of 2 is True"),
+    ],
+)
+def test_answers_that_are_none_are_named(body: bytes, said: str) -> None:
+    with scorer(lambda count, request: (200, body)) as (url, seen):
+        with pytest.raises(RewardError) as caught:
+            ask(Remote(url), images(2, 3, 4, 4), ["", ""])
+        assert said in str(caught.value)
+        assert len(seen) == 1, "what is wrong stays wrong"
+
+
+def test_a_busy_server_is_tried_again() -> None:
+    with scorer(lambda count, request: scores([7]) if count == 3 else (503 if count == 1 else 429, b"")) as (url, seen):
+        assert ask(Remote(url, pause=0.001), images(1, 3, 4, 4), [""]).tolist() == [7]
+        assert len(seen) == 3
+    with scorer(lambda count, request: (500, b'{"error": "out of memory"}')) as (url, seen):
+        with pytest.raises(RewardError, match=r"HTTP 500 out of memory \(3 attempts\)"):
+            ask(Remote(url, pause=0.001, retries=2), images(1, 3, 4, 4), [""])
+        assert len(seen) == 3
+
+
+def test_each_pause_is_twice_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", waited.append)
+    with scorer(lambda count, request: (503, b"")) as (url, _), pytest.raises(RewardError, match="HTTP 503"):
+        ask(Remote(url, pause=0.5, retries=3), images(1, 3, 4, 4), [""])
+    assert waited == [0.5, 1.0, 2.0]
+
+
+def test_a_refusal_is_told_and_not_repeated() -> None:
+    with scorer(lambda count, request: (400, b'{"error": "no such\\nprompt"}')) as (url, seen):
+        with pytest.raises(RewardError, match="refused the request: HTTP 400 no such prompt"):
+            ask(Remote(url, pause=0.001), images(1, 3, 4, 4), [""])
+        assert len(seen) == 1
+
+
+def test_no_server_and_a_silent_one_are_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(RewardError, match=r"no answer within 0\.05 s \(2 attempts\)"):
+            ask(Remote(f"http://127.0.0.1:{port}", timeout=0.05, retries=1, pause=0.001), images(1, 3, 4, 4), [""])
+    with pytest.raises(RewardError, match=r"cannot be reached: .*refused.*Is the scorer running"):
+        ask(Remote(f"http://127.0.0.1:{port}", retries=1, pause=0.001), images(1, 3, 4, 4), [""])
+
+
+def test_our_server_refuses_what_is_not_of_the_protocol() -> None:
+    png = base64.b64encode(b"no picture").decode()
+    for request, said in (
+        ([], "expected"),
+        ({"images": ["x"]}, "expected"),
+        ({"images": [png], "prompts": [""]}, "image 0 is no PNG"),
+        ({"images": ["%%"], "prompts": [""]}, "image 0 is no PNG"),
+        ({"images": [], "prompts": [""]}, "0 images, 1 prompts"),
+    ):
+        with pytest.raises(serve.BadRequest, match=said):
+            serve.answer(Mean(), request)
+    refusal = pytest.raises(RewardError, match="HTTP 400 the prompt 'seven' does not name one digit")
+    with running(serve.server(parse("digit"))) as url, refusal:
+        ask(parse(f"remote:{url}"), images(1, 3, 8, 8), ["seven"])
+
+
+def test_an_answer_that_breaks_off_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Remote("http://localhost:1", retries=1, pause=0)
+    answers = [http.client.IncompleteRead(b"{"), http.client.BadStatusLine("")]
+    monkeypatch.setattr(remote, "_post", lambda body: (_ for _ in ()).throw(answers.pop()))
+    with pytest.raises(RewardError, match="cannot be reached: IncompleteRead"):
+        ask(remote, images(1, 3, 4, 4), [""])
+    assert not answers
+
+
+def test_a_port_that_is_none_is_told() -> None:
+    with pytest.raises(UserError, match=r"cannot listen to 127\.0\.0\.1:70000"):
+        serve.server(Mean(), port=70_000)
+
+
+def test_addresses() -> None:
+    for url in ("localhost:80", "file:///etc/passwd", "http://"):
+        with pytest.raises(UserError, match="expected an address"):
+            Remote(url)
+    assert Remote("http://me:secret@host:1/score").name == "remote:http://host:1/score"
+
+
+def test_the_command_serves() -> None:
+    command = [sys.executable, "-m", "diffrl.images.rewards.serve", "jpeg", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            said = process.stdout.readline().split()
+            assert said[:2] == ["jpeg", "at"]
+            batch = images(2, 3, 16, 16)
+            torch.testing.assert_close(
+                ask(parse(f"remote:{said[2]}"), batch, ["", ""]), ask(parse("jpeg"), batch, ["", ""])
+            )
+        finally:
+            process.terminate()
+    assert serve.main(["jpgg"]) == 2
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert serve.main(["jpeg", "--port", str(taken.getsockname()[1])]) == 2

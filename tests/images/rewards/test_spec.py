@@ -1,0 +1,93 @@
+import pytest
+import torch
+from torch import Tensor
+
+from diffrl.images.catalogue import REWARDS as NAMED
+from diffrl.images.catalogue import listing
+from diffrl.images.rewards import Sum, ask, ask_parts, parse
+from diffrl.images.rewards.spec import REWARDS
+from diffrl.support.errors import UserError
+
+IMAGES = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+PROMPTS = ["1", "2", "3"]
+
+
+def test_a_sum_is_its_parts_with_their_weights() -> None:
+    reward = parse("2*jpeg + digit + -0.5*digit:8")
+    jpeg, digit, eight = (ask(parse(name), IMAGES, PROMPTS) for name in ("jpeg", "digit", "digit:8"))
+    total, parts = ask_parts(reward, IMAGES, PROMPTS)
+    torch.testing.assert_close(total, 2 * jpeg + digit - 0.5 * eight)
+    torch.testing.assert_close(ask(reward, IMAGES, PROMPTS), total)
+    assert reward.name == "2*jpeg + digit + -0.5*digit:8"
+    assert list(parts) == ["jpeg", "digit", "digit:8"]
+    assert torch.equal(parts["digit:8"], eight), "parts are without their weights"
+
+
+def test_one_reward_is_itself() -> None:
+    reward = parse(" jpeg ")
+    assert not isinstance(reward, Sum)
+    total, parts = ask_parts(reward, IMAGES, PROMPTS)
+    assert list(parts) == ["jpeg"]
+    assert torch.equal(parts["jpeg"], total)
+    assert torch.equal(ask(parse("-1*jpeg"), IMAGES, PROMPTS), ask(parse("incompressible"), IMAGES, PROMPTS))
+
+
+def test_a_sum_is_differentiable_where_all_of_it_is() -> None:
+    assert not parse("jpeg + digit").differentiable
+    reward = parse("3*digit:1 + digit:2")
+    assert reward.differentiable
+    x = IMAGES.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(ask(reward, x, PROMPTS).sum(), x)
+    parts = [torch.autograd.grad(ask(parse(f"digit:{d}"), x, PROMPTS).sum(), x)[0] for d in (1, 2)]
+    torch.testing.assert_close(gradient, 3 * parts[0] + parts[1])
+
+
+def test_a_part_that_is_not_finite_is_named() -> None:
+    class Broken:
+        name, differentiable = "broken", False
+
+        def __call__(self, images: Tensor, prompts: object, metadata: object) -> Tensor:
+            return torch.tensor([1.0, float("nan"), 1.0])
+
+    with pytest.raises(UserError, match="The reward broken is nan for image 1 of 3"):
+        ask(Sum([(1.0, parse("jpeg")), (0.0, Broken())]), IMAGES, PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("jpg", "did you mean 'jpeg'"),
+        ("pickscor:x", "did you mean 'pickscore'"),
+        ("", "not of the form"),
+        ("jpeg +", "not of the form"),
+        ("jpeg + + digit", "not of the form"),
+        ("two*jpeg", "weight 'two'"),
+        ("nan*jpeg", "weight 'nan'"),
+        ("inf*jpeg", "weight 'inf'"),
+        ("*jpeg", "weight ''"),
+        ("png:3", "'png' takes no argument"),
+        ("clip", "'clip' needs an argument: clip:PATH"),
+        ("digit:12", "one digit"),
+        ("jpeg + 2*jpeg", "stands twice"),
+        ("remote:ftp://x", "http://"),
+        ("richhf:/no/such/folder#nan", "the weight of artifacts, a number"),
+        ("clip:/no/such/folder", "'/no/such/folder' is no folder"),
+    ],
+)
+def test_mistakes_are_named(spec: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(spec)
+    assert said in str(caught.value)
+
+
+def test_an_argument_may_hold_anything() -> None:
+    assert parse("0.1*remote:http://localhost:8000/a*b?c=d + jpeg").name.startswith(
+        "0.1*remote:http://localhost:8000/a*b?c=d"
+    )
+
+
+def test_every_reward_has_its_line() -> None:
+    lines = listing().splitlines()
+    assert list(NAMED) == list(REWARDS)
+    assert all(line.startswith(name) for line, name in zip(lines, REWARDS, strict=True))
+    assert max(map(len, lines)) < 130

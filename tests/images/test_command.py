@@ -1,0 +1,223 @@
+"""`diffrl finetune` and `diffrl compare` as a user types them, small."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+from diffrl.cli import main
+from diffrl.images.config import ABOUT
+from tests.images import tiny
+
+UNSCORED = ["--batch", "16", "--steps", "3", "--eval-samples", "20", "--warm-up", "0"]
+SMALL = ["--queries", "32", *UNSCORED]
+
+
+def final(run: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a run's newest checkpoint."""
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    return safetensors.torch.load_file(newest / "state.safetensors")
+
+
+def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a mistake gives."""
+    assert main(["finetune", *words]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) >= 1
+    assert "Traceback" not in "".join(said)
+    return said[-1]
+
+
+@pytest.mark.parametrize("algo", [*ABOUT])
+def test_every_algorithm_runs(algo: str, quick: Path) -> None:
+    """To a picture, a table, a checkpoint and a model that diffusers loads; and it changes what it trains."""
+    reward = ["--reward", "digit:8"] if algo in ("draft", "refl") else []
+    more = ["--rounds", "2", "--updates", "2"] if algo in ("dpo", "supervised") else []
+    size = UNSCORED if algo == "supervised" else SMALL
+    assert main(["finetune", "--algo", algo, *reward, *size, *more, "--out", "run"]) == 0
+    run = quick / "run"
+    history = json.loads((run / "evaluations.json").read_text())
+    assert [entry["round"] for entry in history] == [0, 1, 2]
+    assert history[-1]["queries"] == (0 if algo == "supervised" else 32)
+    assert {"diversity", "reference_error", "class_accuracy", "kl"} <= set(history[0])
+    assert history[0]["kl"] == 0.0
+    assert history[-1]["kl"] > 0
+    for name in ("before_after.png", "metrics.csv", "finetune.yaml", "images/000000.png", "images/000002.png"):
+        assert (run / name).stat().st_size > 0
+    assert list((run / "tensorboard").iterdir())
+
+    from diffusers import DDIMPipeline
+
+    loaded = DDIMPipeline.from_pretrained(run / "model", use_safetensors=True).unet.state_dict()
+    trained = {name.removeprefix("parameter."): t for name, t in final(run).items() if name.startswith("parameter.")}
+    assert set(trained) == set(loaded)
+    assert all(torch.equal(trained[name], loaded[name]) for name in trained)
+
+
+def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four rounds, or two and two more: the same parameters, moments and rewards in memory, to the bit.
+
+    The two began anew, as after a kill before the first checkpoint; and when nothing is left to do, nothing is done.
+    """
+    options = [*SMALL, "--train-steps", "1", "--kl", "0.01"]
+    assert main(["finetune", *options, "--queries", "64", "--out", "whole"]) == 0
+    assert main(["finetune", *options, "--out", "cut"]) == 0
+    shutil.rmtree("cut/checkpoints")
+    assert main(["finetune", "--resume", "cut"]) == 0
+    shutil.rmtree("cut/model")
+    for more in ([], ["--queries", "64"]):
+        assert main(["finetune", "--resume", "cut", *more]) == 0
+        assert Path("cut/model/model_index.json").exists()
+    said = fails(["--resume", "cut", "--queries", "32"], capsys)
+    assert "4 rounds already" in said
+    history = [json.loads((quick / run / "evaluations.json").read_text()) for run in ("whole", "cut")]
+    assert history[0][-1] | {"seconds": 0} == history[1][-1] | {"seconds": 0}
+    assert [entry["round"] for entry in history[1]] == [0, 1, 2, 3, 4]
+    whole, cut = final(quick / "whole"), final(quick / "cut")
+    assert set(whole) == set(cut)
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    states = [json.loads((quick / run / "checkpoints/000000004/state.json").read_text()) for run in ("whole", "cut")]
+    assert states[0] == states[1]
+    rows = [(quick / run / "metrics.csv").read_text().splitlines() for run in ("whole", "cut")]
+    assert rows[0] == rows[1]
+    assert yaml.safe_load((quick / "cut/finetune.yaml").read_text())["queries"] == 64
+
+
+@pytest.mark.parametrize("algo", ["ddpo-is", "dpo"])
+def test_stable_diffusion_with_lora(algo: str, quick: Path) -> None:
+    """A tiny pipeline through DDPO and DPO with adapters: resumed, saved, and loaded by plain diffusers."""
+    from diffusers import StableDiffusionPipeline
+
+    model = tiny.save_sd(quick / "sd")
+    (quick / "prompts.txt").write_text("a cat\na dog\n")
+    words = ["--algo", algo, "--model", str(model), "--prompts", "prompts.txt", "--lora", "2", "--lr", "1e-2"]
+    words += ["--queries", "16", "--batch", "8", "--steps", "3", "--eval-samples", "4", "--out", "run"]
+    more = ["--rounds", "1", "--updates", "2", "--group", "4"] if algo == "dpo" else []
+    assert main(["finetune", *words, *more]) == 0
+    again = ["--rounds", "2"] if algo == "dpo" else ["--queries", "24"]
+    assert main(["finetune", "--resume", "run", *again]) == 0
+    run = quick / "run"
+    trained = {name: value for name, value in final(run).items() if name.startswith("parameter.")}
+    assert all("lora" in name for name in trained)
+    pipeline = StableDiffusionPipeline.from_pretrained(model, use_safetensors=True, safety_checker=None)
+    pipeline.load_lora_weights(run / "model")
+    loaded = {n: p for n, p in pipeline.unet.named_parameters() if "lora" in n}
+    assert len(loaded) == len(trained)
+    for name, value in loaded.items():
+        matching = [t for n, t in trained.items() if n.removeprefix("parameter.").split(".lora")[0] in name]
+        assert any(t.shape == value.shape and torch.equal(t, value) for t in matching), name
+
+
+def test_compare_makes_a_page(quick: Path) -> None:
+    """Of two runs, with both names, both pictures, and numbers that are those of the runs."""
+    for name, lr in (("a", "1e-4"), ("b<c", "1e-2")):
+        assert main(["finetune", *SMALL, "--lr", lr, "--out", name]) == 0
+    assert main(["compare", "a", "b<c", "--out", "page.html"]) == 0
+    text = (quick / "page.html").read_text()
+    assert text.count("data:image/png;base64,") == 5
+    assert "b&lt;c" in text
+    lines = (quick / "page.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 3
+    header, last = lines[0].split(","), lines[-1].split(",")
+    reward = json.loads((quick / "b<c/evaluations.json").read_text())[-1]["reward"]
+    assert float(last[header.index("reward")]) == reward
+
+
+def test_stop_kl_stops(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the first evaluation beyond it, with what was trained saved; and it stays there when resumed."""
+    words = [*SMALL, "--queries", "64", "--lr", "1e-2", "--stop-kl", "1e-3", "--out", "run"]
+    for command in (words, ["--resume", "run"]):
+        assert main(["finetune", *command]) == 0
+        assert "--stop-kl" in capsys.readouterr().err
+    assert len(json.loads((quick / "run/evaluations.json").read_text())) == 2
+    assert (quick / "run/model/model_index.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "tiny-digit"], "tiny-digits"),
+        (["--model", "nobody/nothing", "--prompts", "p.txt"], "nobody/nothing"),
+        (["--model", "absent/folder/of/model"], "absent/folder/of/model"),
+        (["--reward", "jpg"], "jpeg"),
+        (["--reward", "clip:absent"], "absent"),
+        (["--prompts", "empty.txt"], "empty"),
+        (["--prompts", "absent.txt"], "absent.txt"),
+        (["--prompts", "wrong.txt"], "0 to 9"),
+        (["--algo", "draft"], "gradient"),
+        (["--eta", "0"], "deterministic"),
+        (["--queries", "10"], "--batch"),
+        (["--batch", "0"], "--batch"),
+        (["--algo", "grpo", "--batch", "12"], "--group"),
+        (["--algo", "ddpo-sf", "--updates", "2"], "ddpo-is"),
+        (["--resume", "absent"], "absent"),
+        (["--out", "taken"], "--resume"),
+        (["--algo", "supervised", "--data", "absent"], "absent"),
+        (["--algo", "dpo", "--pairs", "absent"], "absent"),
+        (["--adapter", "absent"], "absent"),
+        (["--lora", "4", "--algo", "ddpo-is", "--guidance", "2"], "guid"),
+        (["pollicy"], "policy"),
+        (["--algo", "ddpo-sf", "--clip-nats", "1"], "--clip-nats is for"),
+        (["--algo", "supervised", "--kl", "0.1"], "--kl is for"),
+        (["--pairs", "p"], "--pairs is for dpo"),
+        (["--data", "digits"], "--data is for"),
+        (["--rounds", "3"], "--rounds is for"),
+        (["--group", "4"], "--group is for"),
+        (["--algo", "supervised", "--queries", "99"], "--queries is for"),
+        (["--algo", "dpo", "--pairs", "p", "--reward", "digit:8"], "on --pairs has no use"),
+        (["--algo", "dpo", "--queries", "4"], "--group"),
+        (["--algo", "draft", "--eta", "0", "--stop-kl", "1"], "--stop-kl"),
+        (["--train-steps", "10"], "9 have noise"),
+        (["--eta", "1e-9"], "--eta"),
+        (["--resume", "policy"], "run of a policy"),
+    ],
+)
+def test_mistakes_get_a_line(
+    words: list[str], said: str, quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was typed, what was expected, what to do; exit code 2; no traceback."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (quick / "empty.txt").write_text("\n  \n")
+    (quick / "p.txt").write_text("a cat\n")
+    (quick / "wrong.txt").write_text("7\neleven\n")
+    (quick / "taken").mkdir()
+    (quick / "taken/finetune.yaml").write_text("algo: ddpo-is\n")
+    (quick / "taken/checkpoints/000000000").mkdir(parents=True)
+    (quick / "policy").mkdir()
+    for name in ("finetune.yaml", "run.json"):
+        (quick / "policy" / name).write_text("")
+    assert said in fails(words, capsys)
+
+
+class Nonsense:
+    """A reward that answers as it should not."""
+
+    name = "nonsense"
+    differentiable = False
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def __call__(self, images: torch.Tensor, prompts: Any, metadata: Any) -> Any:
+        return self.answer(images)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda x: torch.full((len(x),), torch.nan), "is nan for image 0"),
+        (lambda x: torch.zeros(len(x), 1), "(20, 1) for 20 images; expected (20,)"),
+        (lambda x: 1.0, "gave float for 20 images"),
+    ],
+)
+def test_a_reward_of_nonsense_is_named(
+    answer: Any, said: str, quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN, a wrong shape, no tensor at all."""
+    monkeypatch.setattr("diffrl.images.rewards.parse", lambda spec, **options: Nonsense(answer))
+    assert said in fails([*SMALL, "--out", "run"], capsys)

@@ -1,0 +1,307 @@
+"""PPO over a policy's chain: its first update, what it converges to, and runs of it."""
+
+import dataclasses
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tests.images.policies.conftest import BEST, SMALL, Target, target_run
+
+import diffrl
+from agents import EDP, FQL, IDQL, TD3BC, DiffusionQL
+from agents.base import Agent
+from diffrl.commands.finetune_policy import run as command
+from diffrl.diffusion.chain import at_steps
+from diffrl.nets import seed_generator
+from diffrl.runs.policy import load_stack
+from diffrl.runs.run import Run
+from diffrl.runs.tune import finetune_policy, resume_finetune
+from diffrl.support.errors import UserError
+from diffrl.training import checkpoint
+from diffrl.training.loop import Interrupted
+from diffrl.tuning import DPPOTrainer, Environments
+from diffrl.tuning.config import DPPOConfig
+from diffrl.tuning.environments import MEMORY
+from tests.training.conftest import assert_same_run, final_state
+
+QUICK: dict[str, Any] = {"environments": 10, "rollout_steps": 4, "batch_size": 20, "epochs": 2, "critic_width": 16}
+
+
+def trainer(cloned: Path, **fields: Any) -> tuple[DPPOTrainer, Agent]:
+    """One on the cloned policies, outside a run."""
+    run = Run.read(cloned)
+    config = DPPOConfig(start_run=cloned, **(QUICK | {"critic_warm_up": 0, "warm_up": 0} | fields))
+    agent, _ = load_stack(run, run.config.seeds, "last", "cpu")
+    if config.tuned_steps is not None:
+        agent.networks["actor"].freeze_start(5 - config.tuned_steps)  # type: ignore[operator]
+    made = DPPOTrainer(
+        agent,
+        config,
+        Environments(Target, agent.seeds, config.environments),
+        run.preprocessing,
+        [seed_generator(seed) for seed in agent.seeds],
+        torch.Generator().manual_seed(0),
+        lambda step, on_progress: np.zeros((2, 1)),
+    )
+    return made, agent
+
+
+@pytest.mark.parametrize("tuned_steps", [None, 2])
+def test_ratios_are_1_before_the_first_update(cloned: Path, tuned_steps: int | None) -> None:
+    """Old and new log-probabilities agree on what was collected, and the policy's gradient is that of -A log pi."""
+    made, _ = trainer(cloned, tuned_steps=tuned_steps)
+    experience, _ = made.collect()
+    assert len(experience.log_probs) == (tuned_steps or 5)
+    now = made.transition(made.policy, experience)
+    log_prob = now.log_prob(made.chain.next_states(experience.states, made.steps))
+    torch.testing.assert_close(log_prob, experience.log_probs, rtol=0, atol=2e-5)
+    loss, metrics = made.policy_loss(experience)
+    assert float(metrics["approx_kl"].max()) < 1e-9
+    A = experience.advantages
+    A = (A - A.mean(-1, keepdim=True)) / A.std(-1, correction=0, keepdim=True)
+    discounts = 0.99 ** torch.arange(len(log_prob) - 1, -1, -1)
+    plain = -(discounts[:, None, None] * A * log_prob).mean((0, -1))
+    weights = made._optimisers["policy"].parameters
+    gradients = (torch.autograd.grad(x.sum(), weights, retain_graph=True) for x in (loss, plain))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_the_same_rows_give_ratios_of_exactly_1(cloned: Path) -> None:
+    made, _ = trainer(cloned)
+    observations = torch.randn(2, 30, 1, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(6, 2, 30, 2, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        rollout = made.chain.rollout(made.policy.step_denoiser(observations), noise[0], noise=noise[1:])
+        again = made.chain.log_prob(made.policy.step_denoiser(observations, 0), rollout.states, made.steps)
+    assert torch.equal(again, at_steps(rollout.log_probs, made.steps))
+
+
+@pytest.mark.parametrize("tuned_steps", [None, 2])
+def test_the_optimum_of_a_bandit_is_found(cloned: Path, tuned_steps: int | None) -> None:
+    """From .15 at best to within what exploration costs of 1; the mean action is the best one."""
+    fields = {"environments": 100, "rollout_steps": 1, "batch_size": 50, "learning_rate": 3e-3, "clip_nats": 0.2}
+    made, agent = trainer(cloned, tuned_steps=tuned_steps, epochs=4, reward_scaling=False, **fields)
+    states = torch.zeros(2, 200, 1)
+    before = agent.act(states, torch.Generator().manual_seed(0))
+    for _ in range(40):
+        made.advance(100, lambda: False)
+    after = agent.act(states, torch.Generator().manual_seed(0))
+    best = torch.from_numpy(BEST).float()
+    assert float(((before - best) ** 2).sum(-1).mean()) > 0.6
+    assert float(((after - best) ** 2).sum(-1).mean(-1).max()) < 0.03
+    assert float((after.mean(1) - best).abs().max()) < 0.1
+
+
+def test_the_pretrained_policy_holds_by_kl_and_by_imitation(cloned: Path) -> None:
+    """With either weight the policy ends nearer to where it began, and the divergence is what it says."""
+    ends = {}
+    for name in ("none", "kl_weight", "bc_weight"):
+        weight = {} if name == "none" else {name: 3.0}
+        made, _ = trainer(cloned, learning_rate=3e-3, epochs=4, **weight)
+        for _ in range(5):
+            made.advance(40, lambda: False)
+        ends[name] = float(made._divergence(made.collect()[0]).mean())
+    assert ends["kl_weight"] < ends["none"] / 2
+    assert ends["bc_weight"] < ends["none"] / 2
+
+
+def test_a_small_target_kl_stops_and_a_stopped_seed_stays(cloned: Path) -> None:
+    """After the update that goes too far there is none, of that seed alone."""
+    made, agent = trainer(cloned, learning_rate=1e-2, target_kl=1e-6, epochs=10)
+    metrics = made.learn(made.collect()[0])
+    assert metrics["updates"].tolist() == [1, 1]  # the first update is measured by the second minibatch
+    made.hold([1], agent.state_dict() | {})
+    held = {name: tensor[1].clone() for name, tensor in agent.state_dict().items() if tensor.ndim}
+    moved = agent.networks["actor"].mlp.first.weight[0].clone()  # type: ignore[union-attr, index]
+    made.learn(made.collect()[0])
+    assert all(torch.equal(tensor[1], held[n]) for n, tensor in agent.state_dict().items() if tensor.ndim)
+    assert not torch.equal(agent.networks["actor"].mlp.first.weight[0], moved)  # type: ignore[union-attr, index]
+
+
+def test_a_frozen_seed_learns_nothing_and_the_others_as_before(cloned: Path) -> None:
+    """The critic warms up alone; then a held seed's critic and optimisers stand still too."""
+    made, _ = trainer(cloned, critic_warm_up=1)
+    before = {name: tensor.clone() for name, tensor in made.policy.state_dict().items()}
+    critic = made.critic.first.weight.clone()
+    made.advance(40, lambda: False)
+    assert all(torch.equal(before[name], tensor) for name, tensor in made.policy.state_dict().items())
+    assert not torch.equal(made.critic.first.weight, critic)
+    made.advance(40, lambda: False)
+    assert not torch.equal(before["mlp.linears.0.weight"], made.policy.state_dict()["mlp.linears.0.weight"])
+
+
+class Clock(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+    """Observes the time; rewards it; terminal after 3 steps, or cut after 2 where the start says so."""
+
+    observation_space = gymnasium.spaces.Box(-1, 9, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.time, self.short, self.start = 0, self.np_random.random() < 0.5, seed
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: NDArray[np.float32]) -> Any:
+        self.time += 1
+        return np.full(1, self.time, np.float32), float(self.time), self.time == 3, self.short and self.time == 2, {}
+
+
+def test_environments_go_on_from_episode_to_episode() -> None:
+    """What is reached is of the episode that ends; returns are whole; starts are of seed, place and number."""
+    made = Environments(Clock, (5, 6), 3)
+    starts: dict[tuple[int, int], list[int]] = {}
+    for _ in range(12):
+        met = made.observe()
+        for s, row in enumerate(made._environments):
+            for e, env in enumerate(row):
+                if met[s, e, 0] == 0:
+                    starts.setdefault((s, e), []).append(env.start)  # type: ignore[attr-defined]
+        outcome = made.step(np.zeros((2, 3, 1), np.float32))
+        np.testing.assert_array_equal(outcome.reached, met + 1)
+        np.testing.assert_array_equal(outcome.rewards, outcome.reached[..., 0])
+        np.testing.assert_array_equal(outcome.terminals, outcome.reached[..., 0] == 3)
+        assert (outcome.ends[outcome.terminals == 1] == 1).all()
+    assert set(made.finished[0]) | set(made.finished[1]) == {3.0, 6.0}
+    every = [start for one in starts.values() for start in one]
+    assert len(set(every)) == len(every)
+    alone = Environments(Clock, (6,), 2)
+    alone.observe()
+    assert [env.start for env in alone._environments[0]] == [starts[1, e][0] for e in range(2)]  # type: ignore[attr-defined]
+    state = made.state_dict()
+    assert state["finished"].shape == (2, MEMORY)
+    again = Environments(Clock, (5, 6), 3)
+    again.load_state_dict(state)
+    assert again.finished == made.finished
+    assert (again.observe() == 0).all()
+
+
+def tuned(cloned: Path, out: Path, **fields: Any) -> Path:
+    settings = {name: fields.pop(name) for name in list(fields) if name in DPPOConfig.__dataclass_fields__}
+    config = DPPOConfig(start_run=cloned, **(QUICK | settings))
+    return finetune_policy(config, out=out, quiet=True, **({"steps": 200, "eval_every": 80} | fields))
+
+
+def test_a_policy_of_another_sampler_is_tuned_and_acts_by_the_posterior(tmp_path: Path) -> None:
+    """IDQL's own sampler clamps its states, which leaves PPO no probabilities; the run's configuration says so."""
+    start = target_run(tmp_path / "idql", IDQL(**SMALL, blocks=1), steps=20, eval_every=20, seeds=(0,))
+    assert Run.read(start).config.agent.sampler == "beta"  # type: ignore[attr-defined]
+    run = Run.read(tuned(start, tmp_path / "tuned", steps=40, eval_every=40))
+    assert run.config.agent.sampler == "posterior"  # type: ignore[attr-defined]
+    agent, _ = load_stack(run, (0,), "last", "cpu")
+    assert agent.policy.chain().n_decisions == 4  # type: ignore[attr-defined]
+
+
+def test_a_run_that_is_cut_goes_on_bit_for_bit(cloned: Path, tmp_path: Path) -> None:
+    """Episodes of one step end where the run is cut, so that nothing is lost: everything is as if it had not been."""
+    whole = tuned(cloned, tmp_path / "whole", tuned_steps=3)
+    cut = tuned(cloned, tmp_path / "cut", tuned_steps=3, steps=80)
+    resume_finetune(cut, steps=200, quiet=True)
+    assert_same_run(whole, cut)
+    with pytest.raises(UserError, match="has 200 steps already"):
+        resume_finetune(cut, quiet=True)
+    with pytest.raises(UserError, match="finetune policy --resume"):
+        diffrl.resume(cut)
+
+
+def test_a_run_is_like_any_other(cloned: Path, tmp_path: Path) -> None:
+    """Step 0 is the policy as it came; load_policy and evaluate take it; the files are there."""
+    run = tuned(cloned, tmp_path / "run", steps=190)  # five iterations of 40 steps
+    assert checkpoint.steps(run)[-1] == 200
+    for name in ("config.yaml", "finetune.yaml", "run.json", "metrics.csv", "scores.json", "learning_curve.png"):
+        assert (run / name).is_file()
+    first = json.loads((run / "scores.json").read_text())["evaluations"][0]
+    assert first["step"] == 0
+    start = checkpoint.load(cloned, 500).learner
+    moved = {n for n, t in checkpoint.load(run, 200).learner.items() if not torch.equal(t, start[n])}
+    assert moved
+    assert all(name.startswith("actor.") for name in moved)
+    observations = np.zeros((4, 1), np.float32)
+    policy, before = diffrl.load_policy(run, seed=1), diffrl.load_policy(cloned, seed=1)
+    assert policy(observations).shape == (4, 2)
+    assert not np.array_equal(policy(observations), before(observations))
+    assert len(diffrl.evaluate(run, episodes=3, which=["last"], quiet=True)["last"]["returns"]) == 2
+
+
+def test_a_frozen_start_is_loaded_with_the_policy(cloned: Path, tmp_path: Path) -> None:
+    run = tuned(cloned, tmp_path / "run", tuned_steps=2)
+    learner = final_state(run)
+    assert "learner.actor.early.mlp.linears.0.weight" in learner
+    start = checkpoint.load(cloned, 500).learner["actor.mlp.linears.0.weight"]
+    assert torch.equal(learner["learner.actor.early.mlp.linears.0.weight"], start)
+    assert not torch.equal(learner["learner.actor.mlp.linears.0.weight"], start)
+    assert diffrl.load_policy(run)(np.zeros(1, np.float32)).shape == (2,)
+    with pytest.raises(UserError, match="a second time"):
+        tuned(run, tmp_path / "again")
+
+
+def test_diffusion_ql_is_tuned_as_a_policy_alone(tmp_path: Path) -> None:
+    """Its critics choose no more, unless it is asked for; the averaged actor follows."""
+    start = target_run(tmp_path / "ql", DiffusionQL(**SMALL, ema_start=10), steps=40, eval_every=40, seeds=(3,))
+    run = tuned(start, tmp_path / "run", steps=80)
+    assert Run.read(run).config.agent == dataclasses.replace(DiffusionQL(**SMALL, ema_start=10), act_candidates=1)
+    state = checkpoint.load(run, 80).learner
+    assert torch.equal(state["actor.mlp.linears.0.weight"], state["ema_actor.mlp.linears.0.weight"])
+    kept = tuned(start, tmp_path / "kept", steps=40, candidates=7)
+    assert Run.read(kept).config.agent.act_candidates == 7  # type: ignore[attr-defined]
+
+
+def test_what_cannot_be_tuned_says_so(cloned: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected 1 to 5"):
+        tuned(cloned, tmp_path / "a", tuned_steps=6)
+    with pytest.raises(UserError, match="no seed 7"):
+        tuned(cloned, tmp_path / "a", seeds=(7,))
+    with pytest.raises(UserError, match="is not a run's folder"):
+        tuned(tmp_path / "none", tmp_path / "a")
+    with pytest.raises(UserError, match="--clip-nats is 0"):
+        DPPOConfig(start_run=cloned, clip_nats=0.0)
+    with pytest.raises(UserError, match="does not fine-tune"):
+        resume_finetune(cloned)
+    with pytest.raises(UserError, match="no way 'ppo'"):
+        command([str(cloned), "--algo", "ppo"])
+    quick: dict[str, Any] = {"steps": 2, "eval_every": 2, "eval_episodes": 1, "seeds": (0,)}
+    for agent, words in (
+        (TD3BC(**SMALL), "no diffusion chain"),
+        (FQL(**SMALL), "no diffusion chain"),
+        (EDP(**SMALL), "deterministic solver"),
+    ):
+        start = target_run(tmp_path / agent.name, agent, **quick)
+        with pytest.raises(UserError, match=words):
+            tuned(start, tmp_path / "a")
+    blind = target_run(tmp_path / "blind", steps=2, env="none", seeds=(0,))
+    with pytest.raises(UserError, match="without an environment"):
+        tuned(blind, tmp_path / "a")
+    assert not (tmp_path / "a" / "run.json").exists()
+
+
+def test_the_command(cloned: Path, tmp_path: Path) -> None:
+    words = "--environments 5 --rollout-steps 4 --batch-size 10 --epochs 1 --critic-width 16 --eval-every 20 --steps 40"
+    assert command([str(cloned), *words.split(), "--seeds", "1", "--out", str(tmp_path / "run")]) == 0
+    assert Run.read(tmp_path / "run").config.seeds == (1,)
+    assert command(["--resume", str(tmp_path / "run"), "--steps", "60"]) == 0
+    assert checkpoint.steps(tmp_path / "run")[-1] == 60
+
+
+def test_a_stop_is_saved_and_says_how_to_go_on(cloned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of the iteration that is under way; what goes on then is the run that was never stopped."""
+    whole = tuned(cloned, tmp_path / "whole", steps=120, eval_every=120)
+    advance = DPPOTrainer.advance
+    calls = []
+
+    def interrupted(self: DPPOTrainer, steps: int, stop: Any) -> int:
+        calls.append(steps)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return advance(self, steps, stop)
+
+    monkeypatch.setattr(DPPOTrainer, "advance", interrupted)
+    with pytest.raises(Interrupted, match=r"after 80 steps; saved\. Go on with `diffrl finetune policy --resume"):
+        tuned(cloned, tmp_path / "cut", steps=120, eval_every=120)
+    resume_finetune(tmp_path / "cut", quiet=True)
+    assert_same_run(whole, tmp_path / "cut")
