@@ -105,10 +105,14 @@ def _keys(values: Any) -> dict[str, str]:
 
 
 def _timeless(values: Any) -> Any:
-    """The same without wall times, versions, and the place of a pipeline's parts on disk."""
+    """The same without wall times, versions, and the place of a pipeline's parts on disk.
+
+    peft writes an adapter's `target_modules` in the order of a set, another one in each process: it is sorted.
+    """
     if isinstance(values, Mapping):
         left_out = (*TIMES, "versions", "_name_or_path")
-        return {key: _timeless(value) for key, value in values.items() if key not in left_out}
+        kept = {key: _timeless(value) for key, value in values.items() if key not in left_out}
+        return kept | {key: sorted(kept[key]) for key in ("target_modules",) if isinstance(kept.get(key), list)}
     return [_timeless(value) for value in values] if isinstance(values, list) else values
 
 
