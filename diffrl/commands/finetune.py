@@ -80,7 +80,7 @@ def _usage(words: Sequence[str]) -> str:
     """The description of --help; the rewards' names are imported where they are shown alone."""
     if not {"-h", "--help"} & set(words):
         return ""
-    from diffrl.images.catalogue import listing
+    from diffrl.images.rewards import listing
 
     width = max(len(name) for name in ABOUT)
     algos = "\n".join(f"  {name:{width}}  {text}" for name, text in ABOUT.items())

@@ -303,9 +303,9 @@ def _rewards(config: FinetuneConfig, device: str) -> tuple[Reward | None, Reward
 def _judge(config: FinetuneConfig) -> Judge | None:
     if not config.builtin:
         return None
-    from diffrl.images.rewards.digits import judge
+    from diffrl.images.rewards.digits import digit_classifier
 
-    return judge()
+    return digit_classifier()
 
 
 def _chain(config: FinetuneConfig, model: ImageModel) -> DenoisingChain:
