@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffrl.data.normalise import Normaliser, tune_rewards
+from diffrl.data.normalise import Normaliser, normaliser, tune_rewards
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import DataError
@@ -46,6 +46,17 @@ class Preprocessing:
             observations=parts.observations,
             rewards=lambda rewards: tune_rewards(reward_tune, rewards, episodes, returns),
         )
+
+
+def fit_preprocessing(
+    dataset: OfflineDataset, env: gymnasium.Env[Any, Any] | None, *, standardise: bool
+) -> Preprocessing:
+    """The preprocessing of a data set: observations standardised, if so said, and actions scaled to [-1, 1].
+
+    Raises DataError where the data's actions lie outside of their bounds.
+    """
+    kind = "standard" if standardise else "identity"
+    return Preprocessing(normaliser(kind, torch.from_numpy(dataset.observations)), action_scaling(env, dataset))
 
 
 def action_scaling(env: gymnasium.Env[Any, Any] | None, dataset: OfflineDataset) -> Normaliser:
