@@ -7,7 +7,7 @@ from torch import Tensor
 
 from agents.base import Agent, Metrics
 from agents.config import BC, DiffusionBC
-from agents.diffusion_policy import build_policy
+from agents.diffusion_policy import DiffusionNoise, build_policy
 from diffrl.data.transitions import Batch
 from diffrl.nets import MLP, Adam
 
@@ -46,7 +46,7 @@ class DiffusionBCAgent(Agent):
     """Actions drawn from a diffusion policy that models the data's."""
 
     compilable = ("bc_loss",)
-    acting = ("draw",)
+    acting = ("act_from",)
 
     def __init__(
         self, config: DiffusionBC, observation_size: int, action_size: int, seeds: Sequence[int], device: str
@@ -56,13 +56,13 @@ class DiffusionBCAgent(Agent):
         self.networks = {"actor": self.actor}
         self.optimisers = {"actor": Adam(self.actor, config.learning_rate, config.grad_clip)}
 
-    def bc_loss(self, batch: Batch, i: Tensor, eps: Tensor) -> Tensor:
+    def bc_loss(self, batch: Batch, noise: DiffusionNoise) -> Tensor:
         """Denoising score matching on actions: (S,)."""
-        return self.actor.bc_loss(batch.actions, batch.observations, i, eps)
+        return self.actor.bc_loss(batch.actions, batch.observations, noise)
 
     def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
         """One step of denoising score matching."""
-        loss = self.bc_loss(batch, *self.actor.bc_noise(batch.actions, generator))
+        loss = self.bc_loss(batch, self.actor.bc_noise(batch.actions, generator))
         norm = self.optimisers["actor"].step(loss)
         self.step += 1
         return {"bc_loss": loss.detach(), "actor_grad_norm": norm}
@@ -70,8 +70,8 @@ class DiffusionBCAgent(Agent):
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """One draw from the policy a state."""
-        return self.draw(observations, self.actor.sampling_noise(observations, generator))
+        return self.act_from(observations, self.actor.sampling_noise(observations, generator))
 
-    def draw(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """`act` as a function of its noise."""
+    def act_from(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """`act` as a function of its noise, the policy's `sampling_noise`."""
         return self.actor.sample(observations, noise)

@@ -1,6 +1,7 @@
 """The consistency policy: from noise to an action in one step, or a few (Ding & Jin 2024, arXiv 2309.16984)."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,17 @@ from diffrl.diffusion import (
     n_boundaries,
 )
 from diffrl.support.errors import UserError
+
+
+class ConsistencyNoise(NamedTuple):
+    """All that is random in `ConsistencyPolicy.bc_loss`."""
+
+    t: Tensor
+    """(S, B) noise levels."""
+    r: Tensor
+    """(S, B) the level next below each t."""
+    z: Tensor
+    """(S, B, A) standard normal noise on the actions."""
 
 
 class ConsistencyPolicy(GenerativePolicy):
@@ -89,27 +101,32 @@ class ConsistencyPolicy(GenerativePolicy):
 
     def bc_noise(
         self, actions: Tensor, generator: torch.Generator, step: Tensor, total: int, start: int, end: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Neighbouring levels t > r (S, B) among the N of training step `step`, a tensor (), and noise (S, B, A).
+    ) -> ConsistencyNoise:
+        """Draw what `bc_loss` needs for actions (S, B, A) at training step `step`, a tensor ().
 
-        N grows from `start` to `end` over `total` steps, see `n_boundaries`.
+        t and r are neighbours among N levels; N grows from `start` to `end` over `total` steps, see `n_boundaries`.
         """
         u = torch.rand(actions.shape[:-1], generator=generator, device=actions.device, dtype=actions.dtype)
         n = n_boundaries(step, total, start, end)
         lognormal = {"improved": (-1.1, 2.0), "angular": (-0.5, 1.0)}.get(self.form)
         t, r = self.boundaries.draw(u, n, lognormal=lognormal)
-        noise = torch.randn(actions.shape, generator=generator, device=actions.device, dtype=actions.dtype)
-        return t, r, noise
+        z = torch.randn(actions.shape, generator=generator, device=actions.device, dtype=actions.dtype)
+        return ConsistencyNoise(t, r, z)
 
     def bc_loss(
-        self, actions: Tensor, observations: Tensor, t: Tensor, r: Tensor, noise: Tensor, average: "ConsistencyPolicy"
+        self, actions: Tensor, observations: Tensor, noise: ConsistencyNoise, average: "ConsistencyPolicy"
     ) -> Tensor:
-        """The consistency loss, the mean over the batch: (S,). average: the averaged policy (form "published")."""
+        """The consistency loss, the mean over the batch: (S,).
+
+        actions: (S, B, A). observations: (S, B, O). noise: of `bc_noise`. average: the averaged policy, whose answer
+        is the goal in the form "published".
+        """
+        t, r, z = noise
         process, f = self.prediction.process, self.function(observations)
         if self.form == "angular":
-            loss = consistency_loss(process, f, actions, t, r, noise, weighting=self._angle_weight)
+            loss = consistency_loss(process, f, actions, t, r, z, weighting=self._angle_weight)
         elif self.form == "improved":
-            loss = consistency_loss(process, f, actions, t, r, noise, weighting="gap", metric="huber")
+            loss = consistency_loss(process, f, actions, t, r, z, weighting="gap", metric="huber")
         else:
             loss = consistency_loss(
                 process,
@@ -117,7 +134,7 @@ class ConsistencyPolicy(GenerativePolicy):
                 actions,
                 t,
                 r,
-                noise,
+                z,
                 target=average.function(observations),
                 weighting=lambda k_t, k_r: 100 / (k_t - k_r),
             )

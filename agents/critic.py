@@ -1,6 +1,7 @@
 """Critics: the ensemble of Q that most agents share, what counts of its values, and the choice among actions."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,15 @@ def td_error(q: Tensor, y: Tensor) -> Tensor:
 def gumbel_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Standard Gumbel noise, -log Exp(1), on the generator's device."""
     return -torch.empty(tuple(shape), device=generator.device).exponential_(generator=generator).log()
+
+
+class CandidateNoise(NamedTuple):
+    """All that is random in acting by the critics' choice among K actions a state."""
+
+    sampling: Tensor
+    """The policy's `sampling_noise` for K actions a state."""
+    gumbel: Tensor
+    """(S, B, K) standard Gumbel noise: the choice."""
 
 
 def choose(actions: Tensor, q: Tensor, gumbel: Tensor, temperature: float) -> Tensor:

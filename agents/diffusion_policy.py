@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,15 @@ from agents.base import Agent
 from agents.config import IDQL, DiffusionBC, DiffusionQL, ReverseVariance
 from diffrl.diffusion import VP, Denoise, Prediction, Sampler, denoising_loss, discrete_grid
 from diffrl.diffusion.chain import DenoisingChain
+
+
+class DiffusionNoise(NamedTuple):
+    """All that is random in `DiffusionPolicy.bc_loss`."""
+
+    i: Tensor
+    """(S, B) steps of the grid of times, uniform."""
+    eps: Tensor
+    """(S, B, A) standard normal noise on the actions."""
 
 
 class DiffusionPolicy(GenerativePolicy):
@@ -69,18 +79,20 @@ class DiffusionPolicy(GenerativePolicy):
         """The ratios k of its T times, rising."""
         return tuple(self.prediction.process.ratio(self.times.double()).flip(0).tolist())
 
-    def bc_noise(self, actions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What `bc_loss` needs: steps i (S, B), uniform over the grid of times, and noise eps (S, B, A)."""
+    def bc_noise(self, actions: Tensor, generator: torch.Generator) -> DiffusionNoise:
+        """Draw what `bc_loss` needs for actions (S, B, A)."""
         i = torch.randint(self.steps, actions.shape[:-1], generator=generator, device=actions.device)
-        return i, torch.randn(actions.shape, generator=generator, device=actions.device)
+        return DiffusionNoise(i, torch.randn(actions.shape, generator=generator, device=actions.device))
 
     def bc_loss(
-        self, actions: Tensor, observations: Tensor, i: Tensor, eps: Tensor, keep: Tensor | None = None
+        self, actions: Tensor, observations: Tensor, noise: DiffusionNoise, keep: Tensor | None = None
     ) -> Tensor:
         """L_d = E |eps - eps_theta(a_t, t, s)|^2 (eq. 2), the mean over batch and action dimensions: (S,).
 
-        keep: the dropout of a residual network, see `ResidualMLP`.
+        actions: (S, B, A). observations: (S, B, O). noise: of `bc_noise`. keep: the dropout of a residual network, see
+        `ResidualMLP`.
         """
+        i, eps = noise
         time_parts, state_part, w_a = self._parts(observations)
         one_hot = (i.unsqueeze(-1) == torch.arange(self.steps, device=i.device)).to(time_parts.dtype)
         # The row of each time, taken by a product: its backward pass is one too, and not a scatter.

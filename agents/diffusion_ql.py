@@ -18,26 +18,31 @@ step every 50 epochs and leaves .999 of the learning rate at the end.
 from abc import abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from agents.action_network import GenerativePolicy
 from agents.base import Agent, Metrics
 from agents.config import DiffusionQL, QWeightedConfig
-from agents.critic import CriticEnsemble, aggregate, choose, gumbel_noise, td_error
-from agents.diffusion_policy import DiffusionPolicy, build_policy
+from agents.critic import CandidateNoise, CriticEnsemble, aggregate, choose, gumbel_noise, td_error
+from agents.diffusion_policy import DiffusionNoise, DiffusionPolicy, build_policy
 from diffrl.data.transitions import Batch
 from diffrl.nets import Adam, average_, frozen
 
+ActorNoise = TypeVar("ActorNoise", bound=tuple[Any, ...])
+"""The NamedTuple of all that is random in an agent's `actor_loss`."""
 
-class QWeightedAgent(Agent):
+
+class QWeightedAgent(Agent, Generic[ActorNoise]):
     """Diffusion-QL but for its policy. Shapes: S seeds, B batch, K candidates, O observation size, A action size."""
 
     config: QWeightedConfig
     value_metrics = ("q",)
     compilable = ("critic_loss", "actor_loss")
-    acting = ("choose",)
+    acting = ("act_from",)
 
     def __init__(
         self, config: QWeightedConfig, observation_size: int, action_size: int, seeds: Sequence[int], device: str
@@ -66,12 +71,12 @@ class QWeightedAgent(Agent):
         """The policy's network, initialised from `self.generators`, on the agent's device."""
 
     @abstractmethod
-    def actor_noise(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """All that is random in `actor_loss`."""
+    def actor_noise(self, batch: Batch, generator: torch.Generator) -> ActorNoise:
+        """Draw what `actor_loss` needs."""
 
     @abstractmethod
-    def actor_loss(self, batch: Batch, *noise: Tensor) -> tuple[Tensor, Metrics]:
-        """L_d + eta L_q (eq. 3): (S,); its parts as metrics. noise: that of `actor_noise`."""
+    def actor_loss(self, batch: Batch, noise: ActorNoise) -> tuple[Tensor, Metrics]:
+        """L_d + eta L_q (eq. 3): (S,); its parts as metrics bc_loss and q_loss. noise: of `actor_noise`."""
 
     @torch.no_grad()
     def target(self, batch: Batch, noise: Tensor) -> Tensor:
@@ -122,7 +127,7 @@ class QWeightedAgent(Agent):
         critic_loss, critic_metrics = self.critic_loss(batch, target_noise)
         critic_norm = self.optimisers["critic"].step(critic_loss)
 
-        actor_loss, actor_metrics = self.actor_loss(batch, *self.actor_noise(batch, generator))
+        actor_loss, actor_metrics = self.actor_loss(batch, self.actor_noise(batch, generator))
         actor_norm = self.optimisers["actor"].step(actor_loss)
 
         # A rate of 0 between the updates of the averaged actor, as a tensor: no step branches on a counter.
@@ -141,21 +146,32 @@ class QWeightedAgent(Agent):
         K = self.config.act_candidates
         noise = self.policy.sampling_noise(observations, generator, K)
         gumbel = gumbel_noise((*observations.shape[:-1], K), generator)
-        return self.choose(observations, noise, gumbel)
+        return self.act_from(observations, CandidateNoise(noise, gumbel))
 
-    def choose(self, observations: Tensor, noise: Tensor, gumbel: Tensor) -> Tensor:
-        """`act` as a function of its noise: the policy's for B K rows, (S, B, K) of the choice."""
-        actions = self.policy.sample(observations, noise)
-        K = gumbel.shape[-1]
+    def act_from(self, observations: Tensor, noise: CandidateNoise) -> Tensor:
+        """`act` as a function of its noise."""
+        actions = self.policy.sample(observations, noise.sampling)
+        K = noise.gumbel.shape[-1]
         if K == 1:
             return actions
         critic = self.target_critic if self.config.act_critics == "target" else self.critic
         q: Tensor = critic(observations.repeat_interleave(K, dim=1), actions)
         value = aggregate(q, self.config.q_agg, self.config.q_spread)
-        return choose(actions, value, gumbel, self.config.act_temperature)
+        return choose(actions, value, noise.gumbel, self.config.act_temperature)
 
 
-class DiffusionQLAgent(QWeightedAgent):
+class DiffusionQLNoise(NamedTuple):
+    """All that is random in `DiffusionQLAgent.actor_loss`."""
+
+    cloning: DiffusionNoise
+    """Of the policy's `bc_loss`."""
+    sampling: Tensor
+    """(T + 1, S, B, A) of the policy's `sample`."""
+    coin: Tensor
+    """(S, 1) of `QWeightedAgent.coin`."""
+
+
+class DiffusionQLAgent(QWeightedAgent[DiffusionQLNoise]):
     """See the module."""
 
     config: DiffusionQL
@@ -165,13 +181,14 @@ class DiffusionQLAgent(QWeightedAgent):
         """See `QWeightedAgent`."""
         return build_policy(self, self.config)
 
-    def actor_noise(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """i, eps, noise, coin of `actor_loss`."""
-        i, eps = self.actor.bc_noise(batch.actions, generator)
-        return i, eps, self.actor.sampling_noise(batch.observations, generator), self.coin(generator)
+    @override
+    def actor_noise(self, batch: Batch, generator: torch.Generator) -> DiffusionQLNoise:
+        cloning = self.actor.bc_noise(batch.actions, generator)
+        sampling = self.actor.sampling_noise(batch.observations, generator)
+        return DiffusionQLNoise(cloning, sampling, self.coin(generator))
 
-    def actor_loss(self, batch: Batch, *noise: Tensor) -> tuple[Tensor, Metrics]:
-        """L_d + eta L_q (eq. 3): (S,). noise: i, eps of `DiffusionPolicy.bc_loss`, that of `.sample`, and the coin."""
-        i, eps, sampling, coin = noise
-        bc_loss = self.actor.bc_loss(batch.actions, batch.observations, i, eps)
-        return self.weighted(bc_loss, batch.observations, self.actor.sample(batch.observations, sampling), coin)
+    @override
+    def actor_loss(self, batch: Batch, noise: DiffusionQLNoise) -> tuple[Tensor, Metrics]:
+        bc_loss = self.actor.bc_loss(batch.actions, batch.observations, noise.cloning)
+        actions = self.actor.sample(batch.observations, noise.sampling)
+        return self.weighted(bc_loss, batch.observations, actions, noise.coin)

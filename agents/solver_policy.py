@@ -1,6 +1,7 @@
 """A diffusion policy in continuous time, sampled by any solver of the probability-flow ODE: EDP's and Q-guidance's."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +10,15 @@ from agents.action_network import GenerativePolicy
 from diffrl.diffusion import VP, Denoise, Kind, Prediction, Sampler, discrete_grid
 
 _TRAINING_STEPS = 1000
+
+
+class SolverNoise(NamedTuple):
+    """All that is random in a denoising loss of a `SolverPolicy`."""
+
+    t: Tensor
+    """(S, B) times, uniform over the schedule's."""
+    eps: Tensor
+    """(S, B, A) standard normal noise on the actions."""
 
 
 class SolverPolicy(GenerativePolicy):
@@ -50,10 +60,10 @@ class SolverPolicy(GenerativePolicy):
         ratio = (self._k_max / self._k_min) ** (1 / 7)
         return tuple(self._k_min * ratio**i for i in range(8))
 
-    def bc_noise(self, actions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Times t (S, B), uniform over the schedule's, and noise eps (S, B, A)."""
+    def bc_noise(self, actions: Tensor, generator: torch.Generator) -> SolverNoise:
+        """Draw what a denoising loss of actions (S, B, A) needs."""
         i = torch.randint(_TRAINING_STEPS, actions.shape[:-1], generator=generator, device=actions.device)
-        return self.times[i], torch.randn(actions.shape, generator=generator, device=actions.device)
+        return SolverNoise(self.times[i], torch.randn(actions.shape, generator=generator, device=actions.device))
 
     def sampling_noise(self, observations: Tensor, generator: torch.Generator, K: int = 1) -> Tensor:
         """The starts of K paths a state, (S, B K, A)."""
