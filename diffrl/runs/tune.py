@@ -20,9 +20,11 @@ from diffrl.support.machine import resolve_device, settle
 from diffrl.support.seeds import mix
 from diffrl.training import checkpoint
 from diffrl.training.loop import Trainer
-from diffrl.tuning import DPPOTrainer, Environments, Pairs, PreferenceLearner, Preferences, PreferenceTrainer, judge
 from diffrl.tuning.config import DEFAULT_STEPS, DPOConfig, DPPOConfig, TuningConfig
-from diffrl.tuning.environments import ENTROPY
+from diffrl.tuning.dpo import Pairs, PreferenceLearner, PreferenceTrainer
+from diffrl.tuning.environments import ENTROPY, Environments
+from diffrl.tuning.ppo import DPPOTrainer
+from diffrl.tuning.preferences import Preferences, judge
 from diffrl.tuning.target import chain_policy, denoising_policy
 
 PREFERENCES = "preferences.safetensors"

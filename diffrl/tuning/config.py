@@ -116,7 +116,7 @@ class DPOConfig(TuningConfig):
     algo: ClassVar[str] = "dpo"
 
     preferences: str = "auto"
-    """A file of preferences (`diffrl.tuning.Preferences`), or auto: pairs of segments of the run's own data,
+    """A file of preferences (`diffrl.tuning.preferences.Preferences`), or auto: pairs of segments of the run's own data,
     judged by its rewards."""
     pairs: int = 2000
     """auto: pairs to draw."""

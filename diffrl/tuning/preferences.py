@@ -97,7 +97,7 @@ class Preferences:
                 if header.get("format") != FORMAT or not names.issuperset(_COLUMNS):
                     raise UserError(
                         f"{path} is not a file of preferences: expected the format {FORMAT} and the tensors "
-                        f"{', '.join(_COLUMNS)}, as `diffrl.tuning.Preferences.write` has them."
+                        f"{', '.join(_COLUMNS)}, as `diffrl.tuning.preferences.Preferences.write` has them."
                     )
                 columns = [file.get_tensor(name).astype(np.float32) for name in _COLUMNS]
         except (SafetensorError, OSError) as error:

@@ -30,7 +30,7 @@ def test_two_processes_are_one(algo: str, cache: Path, tmp_path: Path) -> None:
 
     Saving does not hang; the run's evaluations, of images that both sampled, are one process's too.
     """
-    script = [str(ROOT / "tests/finetune/two_processes.py"), algo, str(tmp_path)]
+    script = [str(ROOT / "tests/images/two_processes.py"), algo, str(tmp_path)]
     for processes in (1, 2):
         launch(processes, script, cache)
     alone, first, second = (safetensors.torch.load_file(tmp_path / f"{n}.st") for n in ("1-0", "2-0", "2-1"))

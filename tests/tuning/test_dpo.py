@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.images.policies.conftest import SMALL, target_run
 
 import diffrl
 from agents import EDP, IDQL, IQL, AgentConfig
@@ -18,9 +17,11 @@ from diffrl.runs.run import Run
 from diffrl.runs.tune import PREFERENCES, finetune_policy, resume_finetune
 from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
-from diffrl.tuning import Pairs, PreferenceLearner, Preferences, PreferenceTrainer
 from diffrl.tuning.config import DPOConfig
+from diffrl.tuning.dpo import Pairs, PreferenceLearner, PreferenceTrainer
+from diffrl.tuning.preferences import Preferences
 from tests.training.conftest import assert_same_run
+from tests.tuning.conftest import SMALL, target_run
 
 QUICK: dict[str, Any] = {"pairs": 200, "segment": 3, "batch_size": 16, "beta": 5.0, "judge": "return"}
 

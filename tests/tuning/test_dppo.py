@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.images.policies.conftest import BEST, SMALL, Target, target_run
 
 import diffrl
 from agents import EDP, FQL, IDQL, TD3BC, DiffusionQL
@@ -25,10 +24,11 @@ from diffrl.runs.tune import finetune_policy, resume_finetune
 from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.training.loop import Interrupted
-from diffrl.tuning import DPPOTrainer, Environments
 from diffrl.tuning.config import DPPOConfig
-from diffrl.tuning.environments import MEMORY
+from diffrl.tuning.environments import MEMORY, Environments
+from diffrl.tuning.ppo import DPPOTrainer
 from tests.training.conftest import assert_same_run, final_state
+from tests.tuning.conftest import BEST, SMALL, Target, target_run
 
 QUICK: dict[str, Any] = {"environments": 10, "rollout_steps": 4, "batch_size": 20, "epochs": 2, "critic_width": 16}
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from agents.diffusion_policy import DiffusionPolicy
-from diffrl.alignment import gae
+from diffrl.alignment.gae import RewardScale, gae
 from diffrl.data.offline import OfflineDataset
 from diffrl.nets import seed_generator
 from diffrl.support.errors import UserError
-from diffrl.tuning import Preferences, RewardScale, judge, values
+from diffrl.tuning import values
+from diffrl.tuning.preferences import Preferences, judge
 from diffrl.tuning.values import segment_advantages
 
 

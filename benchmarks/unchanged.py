@@ -1,0 +1,219 @@
+"""Does this tree compute what another one does, to the byte? Fixed small runs of everything, compared by digests.
+
+    python benchmarks/unchanged.py --against 7a5e561         both trees on this machine, now: the answer that counts
+    python benchmarks/unchanged.py --against main --only bc dppo
+    python benchmarks/unchanged.py --check                   this tree with benchmarks/results/unchanged.json
+    python benchmarks/unchanged.py --record                  write that file
+
+The runs (`unchanged_runs.py`) are command lines: every agent, offline and online, evaluated, resumed, in several
+processes; SynthER; DPPO and preference DPO; every algorithm for images. What they write (`unchanged_digests.py`) is
+compared part by part: each tensor of each checkpoint and model, each column of metrics.csv, each key of scores.json,
+evaluations.json and the like, each array of generated HDF5 files, the pixels of sampled images. Left out is wall time,
+and what `LEFT_OUT` there lists. A difference that is meant stands in `ACCEPTED`, with its reason, and is listed.
+
+Another processor, or another version of PyTorch, rounds differently: a recorded file says on which it was made, and
+--check refuses on another. --against is for every machine. About three minutes of CPU time a tree. Exit code 1 where
+anything differs.
+"""
+
+import fnmatch
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from unchanged_digests import grouped
+from unchanged_runs import CACHE, DATA, RUNS, chosen
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "unchanged.json"
+
+ACCEPTED: dict[str, str] = {}
+"""Differences that are meant: a pattern of RUN/FILE:PART, as in "synther*/*.hdf5:*", and the reason."""
+
+Results = dict[str, dict[str, Any]]
+"""By run: seconds, cpu_seconds, error, and files, the digests by file and part."""
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """Compare this tree with another one, or with what was recorded."""
+
+    against: str | None = None
+    """A commit, tag or branch to compare with: it is checked out beside, and makes the same runs now."""
+    record: bool = False
+    """Write the digests of this tree to --file."""
+    check: bool = False
+    """Compare this tree with --file."""
+    file: Path = RESULTS
+    """What --record writes and --check reads."""
+    only: tuple[str, ...] = ()
+    """These runs, and those they start from; by default all."""
+    keep: Path | None = None
+    """A new folder for all that the runs write, to look at; by default it is deleted."""
+
+    def run(self) -> int:
+        """Do it; 1 where something differs or a run failed."""
+        unknown = [name for name in self.only if name not in RUNS]
+        if unknown or [self.against is not None, self.record, self.check].count(True) != 1:
+            what = f"Unknown: {', '.join(unknown)}. Runs: {', '.join(RUNS)}." if unknown else ""
+            print(what or "Give one of --against REV, --record, --check.", file=sys.stderr)
+            return 2
+        recorded = json.loads(self.file.read_text()) if self.check else {}
+        if recorded and (other := _other_machine(recorded["machine"])):
+            print(
+                f"{self.file} was recorded with {other}; digests are comparable on the same kind of machine alone. "
+                f"Compare with --against {recorded['machine']['git']}, which makes both here.",
+                file=sys.stderr,
+            )
+            return 2
+        names = [run.name for run in chosen(self.only)]
+        with ExitStack() as held:
+            work = self.keep or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="unchanged-")))
+            trees = [ROOT]
+            if self.against is not None:
+                trees.append(held.enter_context(_checked_out(self.against)))
+            mine, *others = _make(trees, names, work)
+        if self.record:
+            return self._write(mine)
+        if self.check:
+            return _report(_small(mine), {name: recorded["runs"][name] for name in names if name in recorded["runs"]})
+        return _report(mine, others[0])
+
+    def _write(self, mine: Results) -> int:
+        failed = [f"{name}: {result['error']}" for name, result in mine.items() if result["error"]]
+        if failed or self.only:
+            print("\n".join(failed) or "--record records all runs: leave out --only.", file=sys.stderr)
+            return 1
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps({"machine": machine(), "runs": _small(mine)}, indent=1) + "\n")
+        spent = sum(result["cpu_seconds"] for result in mine.values())
+        print(f"{len(mine)} runs in {spent:.0f} s of CPU time. Written: {self.file}")
+        return 0
+
+
+def machine() -> dict[str, str]:
+    """What digests depend on, and the commit."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        fields = dict(line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line)
+        cpu = {key.strip(): value.strip() for key, value in fields.items()}.get("model name", cpu)
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    names = ("torch", "numpy", "gymnasium", "mujoco", "diffusers", "scikit-learn", "pillow")
+    return {
+        "cpu": cpu,
+        "torch": metadata.version("torch"),
+        **{name: metadata.version(name) for name in names[1:]},
+        "git": subprocess.run(describe, capture_output=True, text=True).stdout.strip(),
+    }
+
+
+def _other_machine(recorded: Mapping[str, str]) -> str:
+    """What of a recorded machine is not this one's, as text; empty where digests are comparable."""
+    here = machine()
+    return ", ".join(f"{k} {v} (here {here.get(k)})" for k, v in recorded.items() if k != "git" and here.get(k) != v)
+
+
+@contextmanager
+def _checked_out(revision: str) -> Iterator[Path]:
+    """A worktree of a revision, for as long as the block lasts."""
+    git = ["git", "-C", str(ROOT), "worktree"]
+    with tempfile.TemporaryDirectory(prefix="unchanged-tree-") as folder:
+        tree = Path(folder) / "tree"
+        subprocess.run([*git, "add", "--detach", str(tree), revision], check=True, capture_output=True)
+        try:
+            yield tree
+        finally:
+            subprocess.run([*git, "remove", "--force", str(tree)], check=False, capture_output=True)
+
+
+def _make(trees: Sequence[Path], names: Sequence[str], work: Path) -> list[Results]:
+    """Make the runs with each tree, the trees side by side, each in a process of one thread."""
+    worker = Path(__file__).with_name("unchanged_worker.py")
+    started = []
+    for i, tree in enumerate(trees):
+        folder = (work / ("this" if i == 0 else "other")).resolve()
+        folder.mkdir(parents=True)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(tree),
+            "OMP_NUM_THREADS": "1",
+            "DIFFRL_DATA": DATA,
+            "DIFFRL_CACHE": CACHE,
+            "HF_HUB_OFFLINE": "1",
+        }
+        command = [sys.executable, str(worker), str(tree), *names]
+        with (folder / "log").open("w") as log:
+            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        started.append((folder, process))
+    results = []
+    for folder, process in started:
+        if process.wait() != 0:
+            sys.exit((folder / "log").read_text()[-3000:])
+        results.append(json.loads((folder / "digests.json").read_text()))
+    return results
+
+
+def _small(results: Results) -> Results:
+    """The same with one digest for the tensors of a group."""
+    files = {
+        name: {file: grouped(parts) for file, parts in result["files"].items()} for name, result in results.items()
+    }
+    return {name: {**result, "files": files[name]} for name, result in results.items()}
+
+
+def differences(name: str, mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The parts of a run that are not equal, or that one of the two lacks, as RUN/FILE:PART."""
+    found = []
+    for file in sorted({*mine["files"], *other["files"]}):
+        a, b = mine["files"].get(file, {}), other["files"].get(file, {})
+        found += [f"{name}/{file}:{part}" for part in sorted({*a, *b}) if a.get(part) != b.get(part)]
+    return found
+
+
+def _report(mine: Results, others: Results) -> int:
+    """Print the table; 1 where something differs that is not accepted."""
+    table = Table("run", "files", "parts", "seconds", "result")
+    accepted: dict[str, list[str]] = {}
+    bad = 0
+    for name, result in mine.items():
+        other = others.get(name)
+        files = result["files"]
+        counts = (str(len(files)), str(sum(map(len, files.values()))), f"{result['cpu_seconds']:g}")
+        errors = [f"failed: {r['error']}" for r in (result, other or {"error": "not recorded"}) if r["error"]]
+        if errors or other is None:
+            bad += 1
+            table.add_row(name, *counts, "\n".join(errors))
+            continue
+        unequal = []
+        for part in differences(name, result, other):
+            reason = next((why for pattern, why in ACCEPTED.items() if fnmatch.fnmatch(part, pattern)), None)
+            if reason is None:
+                unequal.append(part.removeprefix(f"{name}/"))
+            else:
+                accepted.setdefault(reason, []).append(part)
+        bad += bool(unequal)
+        more = f"\nand {len(unequal) - 8} more" if len(unequal) > 8 else ""
+        table.add_row(name, *counts, "DIFFERENT: " + "\n".join(unequal[:8]) + more if unequal else "equal")
+    console = Console(width=None if sys.stdout.isatty() else 160, markup=False)
+    console.print(table)
+    for reason, parts in accepted.items():
+        console.print(f"accepted: {reason}\n  " + "\n  ".join(parts))
+    console.print(f"{len(mine) - bad} of {len(mine)} runs equal." if bad else f"All {len(mine)} runs are equal.")
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(Unchanged, description=__doc__).run())

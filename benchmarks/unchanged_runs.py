@@ -1,0 +1,289 @@
+"""The fixed small runs that `unchanged.py` compares, as command lines, and the files they read.
+
+Everything is said in terms that outlive the package's inner layout: words after `diffrl`, an HDF5 file in D4RL's
+layout, a diffusers pipeline and classifiers in `$DIFFRL_CACHE`. All paths are relative to one working folder.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+DATA, CACHE = "data", "cache"
+"""The working folder's `$DIFFRL_DATA` and `$DIFFRL_CACHE`."""
+PENDULUM, UNIT = "pendulum.hdf5", "unit.hdf5"
+"""Data sets: random torques on a pendulum; and the same in units of the largest torque."""
+PENDULUM_ROWS = 2000
+
+
+@dataclass(frozen=True)
+class FixedRun:
+    """A run: commands in order. What they write stands in the folder of the run's name, and is compared."""
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    after: tuple[str, ...] = ()
+    """Runs that it starts from."""
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+def _run(name: str, *commands: str, after: Sequence[str] = ()) -> FixedRun:
+    return FixedRun(name, tuple(_words(command.replace("OUT", name)) for command in commands), tuple(after))
+
+
+_TRAIN = f"--dataset {PENDULUM} --env Pendulum-v1 --seeds 0 1 --workers 1 --eval-workers 0 --eval-episodes 1"
+_LENGTH = "--steps 200 --eval-every 100 --log-every 40"
+_SIZE = "--agent.width 16 --agent.batch-size 32"
+_LAYERS = f"{_SIZE} --agent.layers 1"
+_Q = f"{_LAYERS} --agent.act-candidates 4 --agent.ema-start 20"
+
+
+def _train(name: str, agent: str, options: str = _LAYERS, length: str = _LENGTH) -> FixedRun:
+    return _run(name, f"train --agent {agent} {_TRAIN} {length} {options} --out OUT")
+
+
+_OFFLINE = (
+    _train("bc", "bc"),
+    _train("diffusion_bc", "diffusion_bc"),
+    _train("td3_bc", "td3_bc"),
+    _train("iql", "iql", f"{_LAYERS} --agent.reward-tune iql_locomotion"),
+    _train("diffusion_ql", "diffusion_ql", _Q),
+    _train("edp", "edp", f"{_Q} --agent.sampling-steps 5"),
+    _train("consistency_ac", "consistency_ac", _Q),
+    _train("idql", "idql", f"{_LAYERS} --agent.blocks 1 --agent.act-candidates 4"),
+    _train("q_guidance", "q_guidance", f"{_LAYERS} --agent.sampling-steps 4"),
+    _train("fql", "fql", f"{_LAYERS} --agent.flow-steps 4"),
+)
+"""Every agent, as it is by default but for its size."""
+
+_SHORT = "--steps 60 --eval-every 60 --log-every 20"
+_MAZE = "--dataset maze2d-umaze-v1 --rows 3000 --seeds 3 1 --workers 1 --eval-workers 0 --eval-episodes 1"
+_VARIANTS = (
+    _run(
+        "diffusion_ql-maze2d",
+        f"train --agent diffusion_ql {_MAZE} {_SHORT} {_Q} --agent.n-critics 3 --agent.q-agg lcb --agent.actor-q min "
+        "--agent.max-q-backup --agent.backup-candidates 3 --agent.act-with average --agent.schedule cosine "
+        "--agent.reward-tune cql_antmaze --agent.normalise-observations --agent.critic-layer-norm --out OUT",
+    ),
+    _train("edp-x0", "edp", f"{_Q} --agent.form x0 --agent.solver dpm2 --agent.act-critics target", _SHORT),
+    _train("consistency_ac-angular", "consistency_ac", f"{_Q} --agent.form angular --agent.q-norm", _SHORT),
+    _train("consistency_ac-improved", "consistency_ac", f"{_Q} --agent.form improved", _SHORT),
+    _train("fql-ours", "fql", f"{_LAYERS} --agent.networks ours --agent.normalise-q --agent.q-agg min", _SHORT),
+    _train("iql-deterministic", "iql", f"{_LAYERS} --agent.deterministic --agent.reward-tune normalize", _SHORT),
+    _run(
+        "published",
+        "train diffusion_ql/maze2d-umaze-v1-small --rows 3000 --steps 30 --eval-every 30 --log-every 10 "
+        "--eval-episodes 1 --workers 1 --eval-workers 0 --no-compile --agent.width 16 --agent.batch-size 16 "
+        "--agent.act-candidates 2 --out OUT",
+    ),
+    _run(
+        "no-environment",
+        f"train --agent diffusion_bc --dataset {UNIT} {_LAYERS} {_SHORT} --seeds 0 --workers 1 --out OUT",
+    ),
+)
+_PROCESSES = (
+    _train("workers", "diffusion_ql", f"{_Q} --workers 2"),
+    _train("eval-workers", "td3_bc", f"{_LAYERS} --eval-workers 1"),
+    _run(
+        "cut-and-resumed",
+        f"train --agent diffusion_ql {_TRAIN} --steps 100 --eval-every 100 --log-every 40 {_Q} --out OUT",
+        "train --resume OUT --steps 200",
+    ),
+)
+_LOOKED_AT = (
+    _run(
+        "evaluate",
+        "evaluate diffusion_ql --episodes 2 --seed 3 --out OUT/evaluation.json",
+        after=("diffusion_ql",),
+    ),
+    _run(
+        "diagnose",
+        "diagnose diffusion_ql --rows 150 --steps-list 1 2 4 --solvers ddim dpmpp2m ddpm --out OUT",
+        after=("diffusion_ql",),
+    ),
+    _run("generate", "data generate maze2d-umaze-v1 --rows 3000 --seed 5 --output OUT/maze2d.hdf5"),
+)
+
+_SYNTHER = "--width 16 --blocks 1 --steps 60 --batch-size 32 --sampling-steps 4"
+_AUGMENT = (
+    _run("synther", f"augment synther maze2d-umaze-v1 --rows 3000 --samples 1200 {_SYNTHER} --out OUT/new.hdf5"),
+    _run(
+        "synther-conditioned",
+        f"augment synther {PENDULUM} --env Pendulum-v1 --ratio 0.5 --mix append {_SYNTHER} --solver heun --seed 4 "
+        "--terminals modelled --condition return --bins 4 --guidance 2 --above 0.5 --out OUT/new.hdf5",
+    ),
+)
+
+_ONLINE = "--steps 120 --eval-every 60 --eval-episodes 1 --warm-up 40 --log-every 20"
+_SYNTHETIC = (
+    "--synthetic-share 0.5 --refit-every 50 --synthetic-samples 60 --synthetic-steps 20 --synthetic-width 16 "
+    "--synthetic-solver dpmpp2m --synthetic-sampling-steps 4"
+)
+_ON = (
+    _run("online", f"online td3_bc {_ONLINE} --exploration 0.1 --out OUT", after=("td3_bc",)),
+    _run(
+        "online-resumed",
+        f"online diffusion_ql {_ONLINE} --keep-offline 0.25 --updates-per-step 2 --start-checkpoint best --out OUT",
+        "online --resume OUT --steps 180",
+        after=("diffusion_ql",),
+    ),
+    _run("online-synthetic", f"online iql {_ONLINE} {_SYNTHETIC} --exploration 0.1 --out OUT", after=("iql",)),
+)
+
+_POLICY = "--eval-episodes 1 --warm-up 3"
+_DPPO = (
+    f"--algo dppo {_POLICY} --environments 2 --rollout-steps 40 --steps 240 --eval-every 160 --epochs 2 "
+    "--batch-size 40 --critic-width 16 --critic-layers 1"
+)
+_DPO = f"--algo dpo {_POLICY} --steps 40 --eval-every 20 --log-every 10 --out OUT"
+_POLICIES = (
+    _run("dppo", f"finetune policy diffusion_bc {_DPPO} --out OUT", after=("diffusion_bc",)),
+    _run(
+        "dppo-resumed",
+        f"finetune policy diffusion_ql {_DPPO} --tuned-steps 3 --kl-weight 0.1 --bc-weight 0.1 "
+        "--candidates 3 --out OUT",
+        "finetune policy --resume OUT --steps 320",
+        after=("diffusion_ql",),
+    ),
+    _run("dppo-idql", f"finetune policy idql {_DPPO} --seeds 1 --out OUT", after=("idql",)),
+    _run("policy-dpo", f"finetune policy diffusion_bc {_DPO}", after=("diffusion_bc",)),
+    _run(
+        "policy-dpo-resumed",
+        f"finetune policy q_guidance {_DPO}",
+        "finetune policy --resume OUT --steps 60",
+        after=("q_guidance",),
+    ),
+)
+
+_UNSCORED = "--batch 16 --steps 3 --eval-samples 10 --warm-up 0"
+_IMAGES = f"--queries 32 {_UNSCORED}"
+_ROUNDS = "--rounds 2 --updates 2"
+_FINETUNE = (
+    _run("ddpo-is", f"finetune --algo ddpo-is {_IMAGES} --out OUT"),
+    _run("ddpo-sf", f"finetune --algo ddpo-sf {_IMAGES} --out OUT"),
+    _run("grpo", f"finetune --algo grpo {_IMAGES} --out OUT"),
+    _run("dpok", f"finetune --algo dpok {_IMAGES} --out OUT"),
+    _run("rwr", f"finetune --algo rwr {_IMAGES} --out OUT"),
+    _run("d3po", f"finetune --algo d3po {_IMAGES} --out OUT"),
+    _run("draft", f"finetune --algo draft --reward digit:8 {_IMAGES} --out OUT"),
+    _run("refl", f"finetune --algo refl --reward digit:8 {_IMAGES} --out OUT"),
+    _run("dpo", f"finetune --algo dpo {_IMAGES} {_ROUNDS} --out OUT"),
+    _run("supervised", f"finetune --algo supervised {_UNSCORED} {_ROUNDS} --out OUT"),
+    FixedRun(
+        "ddpo-is-resumed",
+        (
+            (
+                *_words("finetune --algo ddpo-is --reward"),
+                "jpeg + 0.5*digit:8",
+                *_words(
+                    f"{_IMAGES} --lora 2 --train-steps 2 --kl-target 0.1 --passes 2 --seed 3 --eta 0.7 "
+                    "--out ddpo-is-resumed"
+                ),
+            ),
+            _words("finetune --resume ddpo-is-resumed --queries 64"),
+        ),
+    ),
+)
+"""Every algorithm for images, as it is by default but for its size; and one resumed, with adapters."""
+
+RUNS: dict[str, FixedRun] = {
+    run.name: run for run in (*_OFFLINE, *_VARIANTS, *_PROCESSES, *_LOOKED_AT, *_AUGMENT, *_ON, *_POLICIES, *_FINETUNE)
+}
+"""All of them by name, each after those it starts from."""
+
+
+def chosen(names: Sequence[str]) -> list[FixedRun]:
+    """The runs of these names and those they start from, in the order of `RUNS`; all where none is named."""
+    wanted = set(names or RUNS)
+    for run in reversed(RUNS.values()):
+        if run.name in wanted:
+            wanted.update(run.after)
+    return [run for run in RUNS.values() if run.name in wanted]
+
+
+def write_inputs(folder: Path) -> None:
+    """Write all that the runs read into the working folder, the same bytes every time."""
+    write_pendulum(folder / PENDULUM)
+    write_pendulum(folder / UNIT, largest=1.0)
+    write_digits_model(folder / CACHE)
+    write_classifiers(folder / CACHE)
+
+
+def write_pendulum(path: Path, rows: int = PENDULUM_ROWS, largest: float = 2.0) -> None:
+    """Random torques on a pendulum (Gymnasium's equations, dt = .05), episodes of 50 steps, in D4RL's layout.
+
+    largest: what the actions are written in is such that the largest torque is this.
+    """
+    rng = np.random.default_rng(0)
+    angle, speed = 0.0, 0.0
+    columns: dict[str, list[Any]] = {"observations": [], "actions": [], "rewards": [], "terminals": [], "timeouts": []}
+    for i in range(rows):
+        if i % 50 == 0:
+            angle, speed = rng.uniform(-np.pi, np.pi), rng.uniform(-1, 1)
+        torque = rng.uniform(-2, 2)
+        columns["observations"].append([np.cos(angle), np.sin(angle), speed])
+        columns["actions"].append([torque * largest / 2])
+        wrapped = (angle + np.pi) % (2 * np.pi) - np.pi
+        columns["rewards"].append(-(wrapped**2 + 0.1 * speed**2 + 0.001 * torque**2))
+        columns["terminals"].append(i % 200 == 199)
+        columns["timeouts"].append(i % 50 == 49 and i % 200 != 199)
+        speed = np.clip(speed + (15 * np.sin(angle) + 3 * torque) * 0.05, -8, 8)
+        angle += speed * 0.05
+    with h5py.File(path, "w") as file:
+        for name, values in columns.items():
+            kind = np.bool_ if name in ("terminals", "timeouts") else np.float32
+            file.create_dataset(name, data=np.asarray(values, kind))
+
+
+def write_digits_model(cache: Path, channels: tuple[int, int] = (8, 16)) -> None:
+    """tiny-digits with a smaller network of random weights, where the built-in one is found once it is trained."""
+    import torch
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = UNet2DModel(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=channels,
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+            num_class_embeds=10,
+            norm_num_groups=4,
+            attention_head_dim=channels[0],
+        )
+    scheduler = DDIMScheduler(
+        1000,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+    DDIMPipeline(network, scheduler).save_pretrained(cache / "models" / "tiny-digits-1000", safe_serialization=True)
+
+
+def write_classifiers(cache: Path) -> None:
+    """The classifiers of digits with random weights, where they are found once they are trained."""
+    import safetensors.torch
+    import torch
+
+    shapes = {
+        "digit-1": {"0": (16, 1, 3, 3), "2": (32, 16, 3, 3), "5": (64, 32, 3, 3), "8": (10, 1024)},
+        "digit-held-out-1": {"0": (64, 1, 4, 4), "3": (128, 1024), "5": (10, 128)},
+    }
+    for name, layers in shapes.items():
+        generator = torch.Generator().manual_seed(len(name))
+        tensors = {}
+        for layer, shape in layers.items():
+            scale = float(np.prod(shape[1:])) ** -0.5
+            tensors[f"{layer}.weight"] = 2 * scale * torch.randn(shape, generator=generator)
+            tensors[f"{layer}.bias"] = 0.1 * torch.randn(shape[0], generator=generator)
+        safetensors.torch.save_file(tensors, cache / "models" / f"{name}.safetensors")
