@@ -1,20 +1,8 @@
 """The algorithms: hyper-parameters in `config.py`, then one file each."""
 
-from agents.config import (
-    AGENTS,
-    BC,
-    EDP,
-    FQL,
-    IDQL,
-    IQL,
-    TD3BC,
-    AgentConfig,
-    ConsistencyAC,
-    DiffusionBC,
-    DiffusionQL,
-    QGuidance,
-    get,
-)
+from agents.base_config import AgentConfig
+from agents.config import BC, EDP, FQL, IDQL, IQL, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL, QGuidance
+from agents.registry import AGENTS, get, names
 
 __all__ = [
     "AGENTS",
@@ -30,4 +18,5 @@ __all__ = [
     "DiffusionQL",
     "QGuidance",
     "get",
+    "names",
 ]

@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from agents import registry
 from agents.action_network import GenerativePolicy
-from agents.config import AgentConfig
+from agents.base_config import AgentConfig
 from diffrl.data.transitions import Batch
 from diffrl.diffusion import Denoise, Process
 from diffrl.nets import Adam, copy_state_, seed_generator
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, joined
 
 Metrics = dict[str, Tensor]
 """Quantities to log by name, each (S,), detached, left on the device."""
@@ -99,7 +100,7 @@ class Agent(ABC):
         if not isinstance(policy, GenerativePolicy):
             raise UserError(
                 f"The agent {self.config.name} has no generative model of actions to diagnose; those that have one are "
-                "diffusion_bc, diffusion_ql, edp, idql, q_guidance and fql."
+                f"{joined(registry.names('chain', 'solver', 'flow'))}."
             )
         return policy
 

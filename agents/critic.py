@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from agents.config import Aggregate, CriticConfig
+from agents.base_config import Aggregate, CriticConfig
 from diffrl.nets import MLP, mish
 
 

@@ -8,8 +8,9 @@ import torch
 
 from agents.base import Agent
 from agents.base import compiled as compile_function
+from agents.base_config import AgentConfig
 from agents.bc import DiffusionBCAgent
-from agents.config import AgentConfig, DiffusionQL
+from agents.config import DiffusionQL
 from agents.diffusion_ql import DiffusionQLAgent
 from diffrl.data.transitions import Batch, Transitions
 from diffrl.training.stack import StackTrainer

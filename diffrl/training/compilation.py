@@ -16,7 +16,7 @@ import agents
 import diffrl.diffusion
 import diffrl.nets
 from agents.base import Agent
-from agents.config import AgentConfig
+from agents.base_config import AgentConfig
 from diffrl.data.transitions import Transitions
 from diffrl.support.console import console
 from diffrl.support.errors import first_line

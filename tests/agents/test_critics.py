@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agents import AGENTS, TD3BC, DiffusionQL
-from agents.config import Aggregate, CriticConfig
+from agents.base_config import Aggregate, CriticConfig
 from agents.critic import CandidateNoise, aggregate
 from agents.diffusion_policy import DiffusionNoise
 from agents.diffusion_ql import DiffusionQLAgent, DiffusionQLNoise

@@ -17,8 +17,8 @@ from workload import AGENTS_TIMED
 
 from agents import AGENTS, BC, DiffusionQL
 from agents.base import Agent
+from agents.base_config import AgentConfig
 from agents.bc import BCAgent, DiffusionBCAgent
-from agents.config import AgentConfig
 from agents.critic import CriticEnsemble
 from agents.diffusion_policy import DiffusionNoise, DiffusionPolicy
 from agents.diffusion_ql import DiffusionQLAgent, DiffusionQLNoise
