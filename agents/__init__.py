@@ -4,6 +4,8 @@ from agents.base_config import AgentConfig
 from agents.config import BC, EDP, FQL, IDQL, IQL, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL, QGuidance
 from agents.registry import AGENTS, get, names
 
+__part_of__ = "diffrl"  # `diffrl.support.shadowing` looks for this line
+
 __all__ = [
     "AGENTS",
     "BC",

@@ -9,10 +9,14 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from diffrl.support.shadowing import check as _check_packages
+
 if TYPE_CHECKING:
     from diffrl.runs.config import TrainConfig
     from diffrl.runs.policy import Policy, evaluate, load_policy
     from diffrl.runs.train import online, resume, train
+
+_check_packages()
 
 __all__ = ["Policy", "TrainConfig", "evaluate", "load_policy", "online", "resume", "train"]
 
