@@ -2,7 +2,7 @@
 
 from agents.base_config import AgentConfig
 from agents.config import BC, EDP, FQL, IDQL, IQL, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL, QGuidance
-from agents.registry import AGENTS, get, names
+from agents.registry import AGENTS, get, listed, names
 
 __part_of__ = "diffrl"  # `diffrl.support.shadowing` looks for this line
 
@@ -20,5 +20,6 @@ __all__ = [
     "DiffusionQL",
     "QGuidance",
     "get",
+    "listed",
     "names",
 ]
