@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 RewardTuning = Literal["no", "normalize", "cql_antmaze", "iql_antmaze", "iql_locomotion"]
 Aggregate = Literal["min", "mean", "lcb"]
-"""How the values of several critics become one: see `CriticConfig.q_agg`."""
+"""How the values of several critics become one, see `CriticConfig.q_agg`."""
 PolicyKind = Literal["deterministic", "chain", "solver", "flow", "consistency"]
 """What an agent's policy is: one action a state ("deterministic": it explores by added noise alone), or a generative
 model of actions: a chain of random denoising steps (`DiffusionPolicy`), a deterministic solver (`SolverPolicy`), a flow
@@ -47,7 +47,7 @@ _MAY_BE_ZERO = ("ema_start", "lr_decay_steps")
 
 @dataclass(frozen=True)
 class AgentConfig(ABC):
-    """What all agents share."""
+    """The hyper-parameters that all agents share. An agent's own configuration derives from it."""
 
     name: ClassVar[str]
     """The name on the command line, `--agent NAME`."""
@@ -86,9 +86,10 @@ class AgentConfig(ABC):
 
     @classmethod
     def of_run(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields in a run's config.yaml, those added that are younger than the run: they mean what was done before.
+        """The fields of the agent of an old run, from those in its config.yaml.
 
-        Raises UserError where no field says what was done.
+        A field that is younger than the run gets the value that means what was done when the run was made. Raises
+        UserError where no value means that.
         """
         return dict(values)
 
@@ -97,26 +98,27 @@ class AgentConfig(ABC):
         return self
 
     def build(self, observation_size: int, action_size: int, seeds: Sequence[int], device: str = "cpu") -> Agent:
-        """The agent, its networks initialised seed by seed."""
+        """The agent, its networks initialised seed by seed, on `device`."""
         return self.implementation()(self, observation_size, action_size, seeds, device)
 
     @abstractmethod
     def implementation(self) -> type[Agent]:
-        """The agent's class. Its file is imported in here, since it imports PyTorch and this one does not."""
+        """The agent's class, imported in the method: its file imports PyTorch, a configuration does not."""
 
 
 @dataclass(frozen=True)
 class CriticConfig(AgentConfig):
-    """What agents with critics share: how many there are, what counts of their values, how their target follows."""
+    """The hyper-parameters that agents with critics share."""
 
     n_critics: int = 2
     """Number of critics, an ensemble whose members differ in their initialisation alone. Two in the papers."""
     q_agg: Aggregate = "min"
-    """What counts of the critics' values in their own target, and in choosing between actions: their min, their mean,
-    or lcb, mean - q_spread times their standard deviation (a lower confidence bound; of two critics at 1, the min)."""
+    """How the critics' values become one, in their own target and in choosing between actions: min, mean, or lcb, their
+    mean - q_spread times their standard deviation (a lower confidence bound; of two critics at 1, the min)."""
     q_spread: float = 1.0
     """Weight of the standard deviation under lcb."""
     target_rate: float = 0.005
     """tau: how far the target critics move to the critics each time."""
     critic_layer_norm: bool = False
-    """Layer normalisation in the critics: bounds what they claim of states the data lack. FQL's; no other paper's."""
+    """Layer normalisation in the critics, which bounds their values at states that the data lack. Of the papers here
+    only FQL has it."""

@@ -13,7 +13,7 @@ from diffrl.nets import MLP, Adam
 
 
 class BCAgent(Agent):
-    """a = tanh(f(s)), fitted by least squares."""
+    """Behaviour cloning with a = tanh(f(s)), fitted by least squares."""
 
     compilable = ("bc_loss",)
 
@@ -38,12 +38,12 @@ class BCAgent(Agent):
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """The policy's one action."""
+        """The policy's one action a state: tanh(f(s))."""
         return torch.tanh(self.actor(observations))
 
 
 class DiffusionBCAgent(Agent):
-    """Actions drawn from a diffusion policy that models the data's."""
+    """Behaviour cloning with a diffusion policy, from which actions are sampled."""
 
     compilable = ("bc_loss",)
     acting = ("act_from",)
@@ -57,7 +57,7 @@ class DiffusionBCAgent(Agent):
         self.optimisers = {"actor": Adam(self.actor, config.learning_rate, config.grad_clip)}
 
     def bc_loss(self, batch: Batch, noise: DiffusionNoise) -> Tensor:
-        """Denoising score matching on actions: (S,)."""
+        """Denoising score matching on actions: (S,). noise: of the policy's `bc_noise`."""
         return self.actor.bc_loss(batch.actions, batch.observations, noise)
 
     def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
@@ -69,9 +69,9 @@ class DiffusionBCAgent(Agent):
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """One draw from the policy a state."""
+        """One action a state, sampled from the policy."""
         return self.act_from(observations, self.actor.sampling_noise(observations, generator))
 
     def act_from(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """`act` as a function of its noise, the policy's `sampling_noise`."""
+        """The actions of `act` as a function of its noise, the policy's `sampling_noise`."""
         return self.actor.sample(observations, noise)

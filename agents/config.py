@@ -126,8 +126,9 @@ class IQL(ExpectileConfig):
     lr_decay_steps: int = 1_000_000
     """Steps over which the actor's learning rate falls to 0 along a cosine, however long the run is; 0: it stays."""
 
+    @override
     def going_online(self) -> IQL:
-        """See `AgentConfig`. The offline schedule has run out, or will: the actor goes on learning at its rate."""
+        """The settings online: without the schedule, so that the actor goes on learning at its full rate."""
         return dataclasses.replace(self, lr_decay_steps=0)
 
     @override
@@ -168,13 +169,15 @@ class IDQL(ExpectileConfig):
     act_temperature: float = 0.0
     """Temperature of the softmax over Q that chooses it; 0: the best."""
 
+    @override
     def going_online(self) -> IDQL:
-        """See `AgentConfig`. As for IQL, the schedule ends."""
+        """The settings online: without the schedule, so that the policy goes on learning at its full rate."""
         return dataclasses.replace(self, lr_decay_steps=0)
 
     @classmethod
+    @override
     def of_run(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """See `AgentConfig`: the critics had another activation."""
+        """The fields of a run as they are. Raises UserError where its critics had another activation than today's."""
         if "sampler" not in values:
             raise UserError(
                 "This IDQL run was made when its critics had Mish for an activation; they have ReLU now, as the "
@@ -295,8 +298,9 @@ class EDP(QWeightedConfig):
     """Solver, in acting and for the target's actions."""
 
     @classmethod
+    @override
     def of_run(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """See `AgentConfig`: the form was x0."""
+        """The fields of a run; one that names no form had x0, a random critic, and chose by the target critics."""
         return {"form": "x0", "actor_q": "random", "act_critics": "target"} | dict(values)
 
     @override
@@ -385,8 +389,9 @@ class FQL(CriticConfig):
     """What the one-step policy climbs: the critics' mean as in the paper, their min or lcb."""
 
     @classmethod
+    @override
     def of_run(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """See `AgentConfig`: the networks were ours, and the rule for the target a flag."""
+        """The fields of a run; one that names no networks had ours, and `pessimistic` said what `q_agg` says now."""
         fields = {"networks": "ours"} | dict(values)
         if "pessimistic" in fields:
             fields["q_agg"] = "min" if fields.pop("pessimistic") else "mean"

@@ -37,14 +37,14 @@ class ConsistencyACNoise(NamedTuple):
 
 
 class ConsistencyACAgent(QWeightedAgent[ConsistencyACNoise]):
-    """See the module, and `QWeightedAgent`."""
+    """Consistency-AC. Shapes: S seeds, B batch, O observation size, A action size."""
 
     config: ConsistencyAC
     actor: ConsistencyPolicy
     ema_actor: ConsistencyPolicy
 
+    @override
     def make_actor(self) -> ConsistencyPolicy:
-        """See `QWeightedAgent`."""
         sigma_min, sigma_max = self.config.noise_range
         return ConsistencyPolicy(
             self.observation_size,
@@ -59,8 +59,9 @@ class ConsistencyACAgent(QWeightedAgent[ConsistencyACNoise]):
         ).to(self.device)
 
     @torch.no_grad()
+    @override
     def target(self, batch: Batch, noise: Tensor) -> Tensor:
-        """See `QWeightedAgent`; with q_norm divided by its deviation over the batch."""
+        """Diffusion-QL's target y (S, B); with q_norm divided by its standard deviation over the batch."""
         y = super().target(batch, noise)
         return y / (y.std(-1, keepdim=True) + 1e-6) if self.config.q_norm else y
 

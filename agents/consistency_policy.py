@@ -45,12 +45,12 @@ class ConsistencyPolicy(GenerativePolicy):
         N(-0.5, 1), and the loss is the mean square over theta_t - theta_r, tan(theta) = k / c_d, the angle of TrigFlow
         (arXiv 2410.11081): every level bears the same rate of change df/dtheta, however many levels there are.
 
-    Why another form. Q's gradient enters where the function is sampled, first of all at sigma_max, and cloning has to
-    hold the function there. With iCT's weight and levels up to 80, one row in a hundred lies near the top, a
-    ten-thousandth as heavy as at the lowest; Q pushes such a function out of [-1, 1], where the clamp of the action
-    leaves it no gradient to come back by. The square, not the pseudo-Huber distance, because its pull grows with the
-    departure from the data, as that of Diffusion-QL's loss does. The price: clouds of actions as narrow as the levels
-    that are seldom drawn, 0.05 say, come out blurred.
+    Why there is a third form: Q's gradient enters where the function is sampled, first of all at sigma_max, and cloning
+    has to hold the function there. With iCT's weight and levels up to 80, one row in a hundred lies near the top, and
+    weighs a ten-thousandth of one at the lowest level; Q pushes such a function out of [-1, 1], where the clamp of the
+    action leaves it no gradient to come back by. It uses the square, not the pseudo-Huber distance, because the
+    square's pull grows with the departure from the data, as that of Diffusion-QL's loss does. The price: clouds of
+    actions as narrow as the levels that are seldom drawn, 0.05 say, come out blurred.
     """
 
     times: Tensor
@@ -83,7 +83,7 @@ class ConsistencyPolicy(GenerativePolicy):
         self.register_buffer("times", times, persistent=False)
 
     def function(self, observations: Tensor, K: int = 1) -> Denoise:
-        """f_theta(a_t, t) -> a_0 with the observations (S, B, O) bound: a_t (S, B K, A), t () or (S, B K)."""
+        """f_theta with its observations (S, B, O) bound: a function of a_t (S, B K, A) and t () or (S, B K)."""
         network = self.bound(observations, K)
         return self.prediction.denoiser(network) if self.improved else self.boundary.denoiser(network)
 
@@ -146,13 +146,13 @@ class ConsistencyPolicy(GenerativePolicy):
         return 1 / torch.atan(c * (k_t - k_r) / (c**2 + k_t * k_r))
 
     def sampling_noise(self, observations: Tensor, generator: torch.Generator, K: int = 1) -> Tensor:
-        """What `sample` needs for K actions a state: (T, S, B K, A), the start first."""
+        """Draw what `sample` needs for K actions a state: (T, S, B K, A), the start first."""
         S, B, _ = observations.shape
         shape = (self.steps, S, B * K, self.action_size)
         return torch.randn(shape, generator=generator, device=observations.device)
 
     def sample(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Actions (S, B K, A), clamped to [-1, 1] at the end, by T calls of the function; differentiable."""
+        """Sample actions (S, B K, A) by T calls of the function, clamped to [-1, 1] at the end; differentiable."""
         f = self.function(observations, self._candidates(observations, noise))
         start = self.boundaries.k_max * noise[0]
         clip = (-1.0, 1.0) if self.improved else None

@@ -9,10 +9,10 @@ the critics on
     E (r + gamma min_i Q_phi'_i(s', a0') - Q_phi_i(s, a))^2,    a0' ~ pi_theta'                            (eq. 5)
 
 with theta' and phi' moving averages. `config.q_weight` is the paper's eta. `QWeightedAgent` is all of it but the policy
-and what L_d is; the agents that say of themselves "as Diffusion-QL, but ..." derive from it too.
+and the loss L_d: the base of all agents that are Diffusion-QL with another policy.
 
-The original's `--lr_decay` is left out. It is inert: a cosine over as many steps as there are epochs, which makes one
-step every 50 epochs and leaves .999 of the learning rate at the end.
+The original's `--lr_decay` is left out. It does nothing: a cosine over as many steps as there are epochs, which makes
+one step every 50 epochs and leaves .999 of the learning rate at the end.
 """
 
 from abc import abstractmethod
@@ -37,7 +37,10 @@ ActorNoise = TypeVar("ActorNoise", bound=tuple[Any, ...])
 
 
 class QWeightedAgent(Agent, Generic[ActorNoise]):
-    """Diffusion-QL but for its policy. Shapes: S seeds, B batch, K candidates, O observation size, A action size."""
+    """Diffusion-QL with any generative policy.
+
+    Shapes: S seeds, B batch, K candidates, O observation size, A action size.
+    """
 
     config: QWeightedConfig
     value_metrics = ("q",)
@@ -80,9 +83,10 @@ class QWeightedAgent(Agent, Generic[ActorNoise]):
 
     @torch.no_grad()
     def target(self, batch: Batch, noise: Tensor) -> Tensor:
-        """y = r + gamma (1 - terminal) min_i Q_phi'_i(s', a0'): (S, B), with the policy's sampling noise for B K rows.
+        """y = r + gamma (1 - terminal) min_i Q_phi'_i(s', a0'): (S, B).
 
-        With max_q_backup, each critic's best of K next actions before the minimum (or `q_agg`) over critics.
+        noise: the policy's `sampling_noise`, for K = `backup_candidates` actions of each next observation.
+        With max_q_backup each critic takes its best of K next actions, before the minimum (or `q_agg`) over critics.
         """
         K = self.backup_candidates
         actions = self.ema_actor.sample(batch.next_observations, noise)
@@ -92,17 +96,18 @@ class QWeightedAgent(Agent, Generic[ActorNoise]):
         return batch.rewards + self.config.discount * (1 - batch.terminals) * value
 
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
-        """Eq. 5, summed over the critics: (S,). noise: that of `target`."""
+        """The temporal-difference loss (eq. 5), summed over the critics: (S,). noise: as in `target`."""
         y = self.target(batch, noise)
         q = self.critic(batch.observations, batch.actions)
         loss = td_error(q, y)
         return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
 
     def weighted(self, bc_loss: Tensor, observations: Tensor, actions: Tensor, coin: Tensor) -> tuple[Tensor, Metrics]:
-        """L_d + eta L_q (eq. 3) for a policy that acts by `actions` (S, B, A), through which the gradient runs.
+        """L_d + eta L_q (eq. 3): (S,), and its parts as metrics, from L_d, `bc_loss` (S,), and the policy's actions.
 
-        coin: uniform on [0, 1), (S, 1): which critic is climbed. The next one scales it, or with `actor_q` random_own
-        itself. With min, mean or lcb one value of all critics is climbed, and scaled by itself.
+        actions: (S, B, A), through which the gradient runs. coin: (S, 1), uniform on [0, 1): which critic is climbed.
+        The next critic scales it, or with `actor_q` random_own the same one. With min, mean or lcb one value of all
+        critics is climbed, and scaled by itself.
         """
         q: Tensor = self.frozen_critic(observations, actions)
         if self.config.actor_q == "random" or self.config.actor_q == "random_own":
@@ -118,7 +123,7 @@ class QWeightedAgent(Agent, Generic[ActorNoise]):
         return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
 
     def coin(self, generator: torch.Generator) -> Tensor:
-        """The coin of `weighted`, one a seed."""
+        """Draw the coin of `weighted`: (S, 1), uniform on [0, 1)."""
         return torch.rand((self.n_seeds, 1), generator=generator, device=self.device)
 
     def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
@@ -139,9 +144,9 @@ class QWeightedAgent(Agent, Generic[ActorNoise]):
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw K actions a state from the actor and choose one by a softmax over min_i Q_phi'_i (section 3).
+        """Sample K actions a state from the policy and choose one by a softmax over min_i Q_phi'_i (section 3).
 
-        `act_critics` says whether the target critics choose, as here, or the online ones.
+        `act_critics` says whether the target critics choose, as in this equation, or the online ones.
         """
         K = self.config.act_candidates
         noise = self.policy.sampling_noise(observations, generator, K)
@@ -149,7 +154,7 @@ class QWeightedAgent(Agent, Generic[ActorNoise]):
         return self.act_from(observations, CandidateNoise(noise, gumbel))
 
     def act_from(self, observations: Tensor, noise: CandidateNoise) -> Tensor:
-        """`act` as a function of its noise."""
+        """The actions of `act` as a function of its noise."""
         actions = self.policy.sample(observations, noise.sampling)
         K = noise.gumbel.shape[-1]
         if K == 1:
@@ -172,13 +177,13 @@ class DiffusionQLNoise(NamedTuple):
 
 
 class DiffusionQLAgent(QWeightedAgent[DiffusionQLNoise]):
-    """See the module."""
+    """Diffusion-QL. Shapes: S seeds, B batch, K candidates, O observation size, A action size."""
 
     config: DiffusionQL
     actor: DiffusionPolicy
 
+    @override
     def make_actor(self) -> DiffusionPolicy:
-        """See `QWeightedAgent`."""
         return build_policy(self, self.config)
 
     @override

@@ -38,13 +38,13 @@ class EDPNoise(NamedTuple):
 
 
 class EDPAgent(QWeightedAgent[EDPNoise]):
-    """See the module, and `QWeightedAgent`."""
+    """EDP. Shapes: S seeds, B batch, O observation size, A action size."""
 
     config: EDP
     actor: SolverPolicy
 
+    @override
     def make_actor(self) -> SolverPolicy:
-        """See `QWeightedAgent`."""
         return SolverPolicy(
             self.observation_size,
             self.action_size,

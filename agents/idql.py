@@ -1,7 +1,7 @@
 """IDQL: Implicit Q-Learning as an Actor-Critic Method with Diffusion Policies (Hansen-Estruch et al. 2023).
 
 arXiv 2304.10573. A diffusion policy clones the data's, by itself; IQL's critics (`expectile.py`) learn beside it, and
-meet it only in acting: of N actions drawn, the one with the largest min_i Q'_i is taken (algorithm 2).
+meet it only in acting: of N sampled actions, the one with the largest min_i Q'_i is taken (algorithm 2).
 
 As the authors run it: ReLU in critics and value function, Mish in the policy; the policy's learning rate on a cosine
 (`lr_decay_steps`); their sampler (`sampler="beta"`), whose wider noise spreads the candidates. Their AdamW has no
@@ -39,7 +39,7 @@ class IDQLNoise(NamedTuple):
 
 
 class IDQLAgent(ExpectileAgent):
-    """See the module. Shapes: S seeds, B batch, K candidates, O observation size, A action size."""
+    """IDQL. Shapes: S seeds, B batch, K candidates, O observation size, A action size."""
 
     config: IDQL
     acting = ("act_from",)
@@ -61,7 +61,7 @@ class IDQLAgent(ExpectileAgent):
         return IDQLNoise(cloning, dropout_mask(shape, self.config.dropout, generator))
 
     def actor_loss(self, batch: Batch, noise: IDQLNoise) -> Tensor:
-        """Denoising score matching on actions, with dropout: (S,)."""
+        """Denoising score matching on actions, with dropout: (S,). noise: of `actor_noise`."""
         return self.actor.bc_loss(batch.actions, batch.observations, noise.cloning, noise.keep)
 
     def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
@@ -75,14 +75,14 @@ class IDQLAgent(ExpectileAgent):
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """The best of N actions drawn from the averaged policy, by min_i Q'_i."""
+        """The best of N actions sampled from the averaged policy, by min_i Q'_i."""
         K = self.config.act_candidates
         noise = self.ema_actor.sampling_noise(observations, generator, K)
         gumbel = gumbel_noise((*observations.shape[:-1], K), generator)
         return self.act_from(observations, CandidateNoise(noise, gumbel))
 
     def act_from(self, observations: Tensor, noise: CandidateNoise) -> Tensor:
-        """`act` as a function of its noise."""
+        """The actions of `act` as a function of its noise."""
         actions = self.ema_actor.sample(observations, noise.sampling)
         q = self.target_critic(observations.repeat_interleave(noise.gumbel.shape[-1], dim=1), actions)
         return choose(actions, self.aggregate(q), noise.gumbel, self.config.act_temperature)

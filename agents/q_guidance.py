@@ -27,7 +27,7 @@ from diffrl.nets import Adam, average_
 
 
 class QGuidanceAgent(ExpectileAgent):
-    """See the module. Shapes: S seeds, B batch, O observation size, A action size."""
+    """Q-guided diffusion. Shapes: S seeds, B batch, O observation size, A action size."""
 
     config: QGuidance
     generative = "ema_actor"
@@ -52,7 +52,7 @@ class QGuidanceAgent(ExpectileAgent):
         self.optimisers["actor"] = Adam(self.actor, config.actor_lr, config.grad_clip)
 
     def actor_loss(self, batch: Batch, noise: SolverNoise) -> Tensor:
-        """Denoising score matching on actions: (S,)."""
+        """Denoising score matching on actions: (S,). noise: of the policy's `bc_noise`."""
         network = self.actor.bound(batch.observations)
         return denoising_loss(self.actor.prediction, network, batch.actions, noise.t, noise.eps).mean(-1)
 

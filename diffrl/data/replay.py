@@ -110,7 +110,7 @@ class ReplayBuffer:
         self._size.fill_(self._filled)
 
 
-class Mixture:
+class MixedSource:
     """Batches of which every source gives a fixed share, each batch exactly so, in the order of the sources.
 
     Shares are of the batch's rows, to the nearest row (the largest remainders win). A source without a row in the batch
@@ -126,7 +126,7 @@ class Mixture:
 
     def counts(self, batch_size: int) -> list[int]:
         """Rows from each source in a batch of B = `batch_size`."""
-        return split(batch_size, self.shares)
+        return row_counts(batch_size, self.shares)
 
     def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
         """Draw B = `batch_size` transitions for each of S = `n_seeds` seeds: (S, B, ...).
@@ -146,7 +146,7 @@ class Mixture:
         return self.sources[0].view(rows)
 
 
-def split(batch_size: int, shares: Sequence[float]) -> list[int]:
+def row_counts(batch_size: int, shares: Sequence[float]) -> list[int]:
     """`batch_size` rows in these shares, whose sum is 1, to the nearest row: the largest remainders win."""
     exact = [share * batch_size for share in shares]
     counts = [int(value + 1e-9) for value in exact]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agents.base import Agent
 from diffrl.augment.synther.refit import Augmented, RefittingBuffer
-from diffrl.data.replay import Mixture, ReplayBuffer
+from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Source, Transitions
 from diffrl.runs import workers as crew
 from diffrl.runs.config import TrainConfig
@@ -179,7 +179,7 @@ def build_online(run: Run, agent: Agent, transitions: Transitions, say: Say) -> 
     generator = source_of_randomness(agent, ENTROPY)  # not the numbers of the offline run again
     sizes = transitions.observation_size, transitions.action_size
     buffer = ReplayBuffer(agent.n_seeds, min(online.capacity, config.steps), *sizes, agent.device)
-    real = Mixture([transitions, buffer], [online.keep_offline, 1 - online.keep_offline])
+    real = MixedSource([transitions, buffer], [online.keep_offline, 1 - online.keep_offline])
 
     def draw(observations: Tensor) -> Tensor:
         actions = agent.act(observations, generator)
@@ -214,7 +214,7 @@ def build_online(run: Run, agent: Agent, transitions: Transitions, say: Say) -> 
 
 
 def _synthetic(
-    run: Run, agent: Agent, transitions: Transitions, buffer: ReplayBuffer, real: Mixture, say: Say
+    run: Run, agent: Agent, transitions: Transitions, buffer: ReplayBuffer, real: MixedSource, say: Say
 ) -> RefittingBuffer:
     """SynthER of the rows as the agent sees them; each seed's model learns from the batches that its agent would."""
     assert run.online is not None

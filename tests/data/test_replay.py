@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffrl.data.replay import Mixture, ReplayBuffer
+from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Batch
 
 WIDTH = 2 * 3 + 2 + 4
@@ -90,12 +90,12 @@ def test_what_cannot_be_is_told() -> None:
         ReplayBuffer(2, 2, 3, 2).load_state_dict(filled(7, 3).state_dict())
     for shares in ([0.5, 0.6], [1.5, -0.5], [1.0], []):
         with pytest.raises(ValueError, match="shares"):
-            Mixture([filled(7, 3)] * 2, shares)
+            MixedSource([filled(7, 3)] * 2, shares)
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.25, 0.75), (0.1, 0.2, 0.7), (1 / 3, 1 / 3, 1 / 3), (0.0, 1.0)])
 def test_counts_add_up_and_are_the_shares_to_within_a_row(shares: tuple[float, ...]) -> None:
-    mixture = Mixture([filled(7, 3)] * len(shares), shares)
+    mixture = MixedSource([filled(7, 3)] * len(shares), shares)
     for batch_size in (*range(1, 40), 256, 1000):
         counts = mixture.counts(batch_size)
         assert sum(counts) == batch_size
@@ -108,7 +108,7 @@ def test_counts_add_up_and_are_the_shares_to_within_a_row(shares: tuple[float, .
 def test_every_batch_holds_each_source_by_its_share_in_order() -> None:
     low, high = filled(50, 50), ReplayBuffer(2, 50, 3, 2)
     high.add(rows(500, 50))
-    batch: Batch = Mixture([low, high], [0.25, 0.75]).sample(12, 2, torch.Generator().manual_seed(0))
+    batch: Batch = MixedSource([low, high], [0.25, 0.75]).sample(12, 2, torch.Generator().manual_seed(0))
     assert batch.next_observations.shape == (2, 12, 3)
     within = batch.rewards - torch.tensor([[0.0], [1000.0]])
     assert ((within >= 500) == (torch.arange(12) >= 3)).all()
@@ -119,5 +119,5 @@ def test_every_batch_holds_each_source_by_its_share_in_order() -> None:
 
 def test_a_source_without_a_share_is_not_asked() -> None:
     empty = ReplayBuffer(2, 5, 3, 2)
-    batch = Mixture([empty, filled(7, 7)], [0.0, 1.0]).sample(8, 2, torch.Generator().manual_seed(0))
+    batch = MixedSource([empty, filled(7, 7)], [0.0, 1.0]).sample(8, 2, torch.Generator().manual_seed(0))
     assert batch.rewards.shape == (2, 8)

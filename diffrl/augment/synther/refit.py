@@ -12,7 +12,7 @@ from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import RefitConfig
 from diffrl.augment.synther.generate import chunk_size, draw
 from diffrl.augment.synther.model import TransitionDiffusion, fit, generator_of, with_bins
-from diffrl.data.replay import Mixture, ReplayBuffer
+from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Batch, RowSource, Transitions
 from diffrl.support.errors import UserError
 
@@ -157,7 +157,7 @@ class Augmented:
     def __init__(self, real: RowSource, synthetic: RefittingBuffer) -> None:
         self._real, self._synthetic = real, synthetic
         share = synthetic.config.share
-        self._mixture = Mixture([real, synthetic], [1 - share, share])
+        self._mixture = MixedSource([real, synthetic], [1 - share, share])
 
     def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
         """See `Source`. The real rows come first."""
