@@ -49,7 +49,8 @@ class Origin:
 def cached_path(benchmark_id: str, rows: int | None = None, seed: int = 0) -> Path:
     """Where a D4RL data set is kept: `<data directory>/d4rl/ID.hdf5`.
 
-    One generated with fewer rows or another seed is not D4RL's: the name says so, and the id alone never means it.
+    A data set generated with fewer rows or another seed is not D4RL's: the file's name says so, and the id alone never
+    means it.
     """
     name = benchmark_id + ("" if rows is None else f".{rows}-rows") + ("" if seed == 0 else f".seed-{seed}")
     return data_directory() / "d4rl" / f"{name}.hdf5"
@@ -210,7 +211,7 @@ def download(name: str, force: bool = False, progress: bool = True) -> Path:
 
 
 class DownloadError(UserError):
-    """A file that could not be fetched. What is there so far is kept beside the target, to be resumed."""
+    """A file could not be fetched. What has arrived is kept beside the target, and a later download resumes it."""
 
 
 def _alternatives(benchmark: registry.Benchmark) -> str:
@@ -294,7 +295,10 @@ def fetch(
 
 
 def _fetch_once(url: str, part: Path, timeout: float, progress: bool) -> None:
-    """Append what is missing to `part`, or start it anew where the host cannot resume. Raises where it is cut."""
+    """Append what is missing to `part`, or start it anew where the host cannot resume.
+
+    Raises ConnectionError where the connection is cut, and what urllib raises.
+    """
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:

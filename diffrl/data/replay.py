@@ -12,7 +12,7 @@ class ReplayBuffer:
     """A ring of `capacity` rows for each of S seeds, in the layout of `Transitions`; the oldest are overwritten.
 
     All seeds are given rows at the same time, so they hold equally many. Shapes never change, and the number of rows
-    to draw from is a tensor: a captured step draws from all that is there when it is replayed.
+    to draw from is a tensor: a captured step, when it is replayed, draws from all rows there are then.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class ReplayBuffer:
         return self._flat.rows.view(self.n_seeds, self.capacity, -1)
 
     def __len__(self) -> int:
-        """Rows of each seed."""
+        """The number of rows of each seed."""
         return self._filled
 
     @property
     def rows(self) -> Tensor:
-        """(S, len, W) what is there, in the ring's own order; a view."""
+        """(S, len, W) the rows there are, in the ring's own order; a view."""
         return self._rows[:, : self._filled]
 
     @property
@@ -53,7 +53,10 @@ class ReplayBuffer:
         return self._flat.view(self.rows)
 
     def add(self, rows: Tensor) -> None:
-        """Add rows (S, n, W), oldest first, over the oldest ones where there is no room; of more, the last stay."""
+        """Add rows (S, n, W), oldest first. Where there is no room they overwrite the oldest rows.
+
+        Of more than `capacity` rows the last ones are kept.
+        """
         rows = rows[:, -self.capacity :]
         n = rows.shape[1]
         head = min(n, self.capacity - self._next)
@@ -70,7 +73,7 @@ class ReplayBuffer:
         self._size.zero_()
 
     def sample(self, batch_size: int, n_seeds: int | None = None, generator: torch.Generator | None = None) -> Batch:
-        """Draw B = `batch_size` rows for each of the S seeds from its own, uniformly and with replacement.
+        """Draw B = `batch_size` rows for each of the S seeds from its own rows, uniformly and with replacement.
 
         Raises ValueError where nothing has been added yet, or for another number of seeds.
         """
@@ -92,11 +95,11 @@ class ReplayBuffer:
         return self._flat.gather_rows((u * self._size).long() + self._first)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The rows there are (S, len, W), where they lie, and `next`, the place of the next one: ()."""
+        """`rows`, those there are (S, len, W) in the ring's order, and `next`, the place of the next one: ()."""
         return {"rows": self.rows, "next": torch.tensor(self._next)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put a `state_dict` back. Raises ValueError where it is not of such a buffer."""
+        """Restore a `state_dict`. Raises ValueError where it has other seeds, another width or too many rows."""
         rows = state["rows"]
         if (rows.shape[0], rows.shape[2]) != (self.n_seeds, self._rows.shape[2]) or rows.shape[1] > self.capacity:
             raise ValueError(
@@ -111,10 +114,10 @@ class ReplayBuffer:
 
 
 class MixedSource:
-    """Batches of which every source gives a fixed share, each batch exactly so, in the order of the sources.
+    """Batches of which every source gives a fixed share of the rows, in the order of the sources.
 
-    Shares are of the batch's rows, to the nearest row (the largest remainders win). A source without a row in the batch
-    is never asked.
+    Each batch holds exactly the shares, to the nearest row (the largest remainders win). A source without a row in the
+    batch is never asked.
     """
 
     def __init__(self, sources: Sequence[RowSource], shares: Sequence[float]) -> None:
@@ -131,7 +134,7 @@ class MixedSource:
     def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
         """Draw B = `batch_size` transitions for each of S = `n_seeds` seeds: (S, B, ...).
 
-        Laid out in memory as every other batch, views of one tensor of rows: to a compiler it is the same.
+        Its columns are views of one tensor of rows, as those of every other batch: a compiler sees no difference.
         """
         return self.view(self.draw(batch_size, n_seeds, generator))
 
@@ -147,7 +150,10 @@ class MixedSource:
 
 
 def row_counts(batch_size: int, shares: Sequence[float]) -> list[int]:
-    """`batch_size` rows in these shares, whose sum is 1, to the nearest row: the largest remainders win."""
+    """How many of `batch_size` rows each share is, to the nearest row: the largest remainders win.
+
+    shares: their sum is 1.
+    """
     exact = [share * batch_size for share in shares]
     counts = [int(value + 1e-9) for value in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
