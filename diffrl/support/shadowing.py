@@ -81,5 +81,5 @@ def _others(package: str) -> str:
 def _is_command_line() -> bool:
     """Whether this process is `diffrl ...` or `python -m diffrl ...`."""
     if sys.argv[:1] == ["-m"]:  # so while Python looks for the module, which is when our package is imported
-        return not {"diffrl", "diffrl.cli"}.isdisjoint(sys.orig_argv)
+        return any(word.split(".")[0] == "diffrl" for word in sys.orig_argv)
     return Path(sys.argv[0]).stem == "diffrl"
