@@ -1,8 +1,8 @@
 """The algorithms: hyper-parameters in `config.py`, then one file each."""
 
 from agents.base_config import AgentConfig
-from agents.config import BC, EDP, FQL, IDQL, IQL, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL, QGuidance
-from agents.registry import AGENTS, get, listed, names
+from agents.config import AGENTS, BC, EDP, FQL, IDQL, IQL, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL, QGuidance
+from agents.registry import get, listed, names
 
 __part_of__ = "diffrl"  # `diffrl.support.shadowing` looks for this line
 

@@ -402,3 +402,10 @@ class FQL(CriticConfig):
         from agents.fql import FQLAgent
 
         return FQLAgent
+
+
+AGENTS: dict[str, type[AgentConfig]] = {
+    config.name: config
+    for config in (BC, DiffusionBC, TD3BC, IQL, DiffusionQL, EDP, ConsistencyAC, IDQL, QGuidance, FQL)
+}
+"""Every algorithm of ours by its name."""

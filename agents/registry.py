@@ -3,16 +3,10 @@
 import inspect
 
 from agents.base_config import AgentConfig, PolicyKind
-from agents.config import BC, EDP, FQL, IDQL, IQL, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL, QGuidance
+from agents.config import AGENTS
 from diffrl.support import plugins
 from diffrl.support.errors import UserError, nearest
 from diffrl.support.plugins import Plugin
-
-AGENTS: dict[str, type[AgentConfig]] = {
-    config.name: config
-    for config in (BC, DiffusionBC, TD3BC, IQL, DiffusionQL, EDP, ConsistencyAC, IDQL, QGuidance, FQL)
-}
-"""Every algorithm of ours by its name."""
 
 
 def get(name: str) -> type[AgentConfig]:
