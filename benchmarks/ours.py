@@ -54,7 +54,7 @@ class Runner:
 
     def draw_batch(self) -> Batch:
         """A batch for every seed."""
-        return self.transitions.sample(self.config.batch_size, self.agent.n_seeds, self.generator)
+        return self.transitions.draw(self.config.batch_size, self.agent.n_seeds, self.generator)
 
     def train(self, calls: int) -> None:
         """Steps as `diffrl train` makes them, each with the drawing of its batch; on a GPU, captured."""

@@ -133,7 +133,7 @@ class SyntheticReplayBuffer(ReplayBuffer):
 
     def _synthetic(self, n: int, env: VecNormalize | None) -> ReplayBufferSamples:
         """n synthetic rows in the form of SB3's batches: types, shapes, normalisation."""
-        batch = self.synthetic.view(self.synthetic.draw(n, 1, self._generator)[0])
+        batch = self.synthetic.view(self.synthetic.draw_rows(n, 1, self._generator)[0])
 
         def observations(values: torch.Tensor) -> NDArray[Any]:
             array = values.cpu().numpy().reshape(n, *self.obs_shape).astype(self.observations.dtype)

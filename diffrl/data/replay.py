@@ -72,19 +72,21 @@ class ReplayBuffer:
         self._filled = self._next = 0
         self._size.zero_()
 
-    def sample(self, batch_size: int, n_seeds: int | None = None, generator: torch.Generator | None = None) -> Batch:
+    def draw(self, batch_size: int, n_seeds: int | None = None, generator: torch.Generator | None = None) -> Batch:
         """Draw B = `batch_size` rows for each of the S seeds from its own rows, uniformly and with replacement.
 
         Raises ValueError where nothing has been added yet, or for another number of seeds.
         """
-        return self.view(self.draw(batch_size, n_seeds, generator))
+        return self.view(self.draw_rows(batch_size, n_seeds, generator))
 
     def view(self, rows: Tensor) -> Batch:
         """Name the columns of rows (..., W); no copy."""
         return self._flat.view(rows)
 
-    def draw(self, batch_size: int, n_seeds: int | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """The rows (S, B, W) of `sample`."""
+    def draw_rows(
+        self, batch_size: int, n_seeds: int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The rows (S, B, W) of `draw`."""
         if not self._filled:
             raise ValueError("the replay buffer is empty; expected rows to draw from")
         if n_seeds not in (None, self.n_seeds):
@@ -131,17 +133,17 @@ class MixedSource:
         """Rows from each source in a batch of B = `batch_size`."""
         return row_counts(batch_size, self.shares)
 
-    def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
+    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
         """Draw B = `batch_size` transitions for each of S = `n_seeds` seeds: (S, B, ...).
 
         Its columns are views of one tensor of rows, as those of every other batch: a compiler sees no difference.
         """
-        return self.view(self.draw(batch_size, n_seeds, generator))
+        return self.view(self.draw_rows(batch_size, n_seeds, generator))
 
-    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """The rows (S, B, W) of `sample`."""
+    def draw_rows(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """The rows (S, B, W) of `draw`."""
         pairs = zip(self.sources, self.counts(batch_size), strict=True)
-        parts = [source.draw(n, n_seeds, generator) for source, n in pairs if n]
+        parts = [source.draw_rows(n, n_seeds, generator) for source, n in pairs if n]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def view(self, rows: Tensor) -> Batch:

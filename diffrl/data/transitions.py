@@ -39,14 +39,14 @@ class Batch(NamedTuple):
 class Source(Protocol):
     """What batches are drawn from: a data set, a replay buffer, or several of them."""
 
-    def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
+    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
         """Draw B = `batch_size` transitions for each of S = `n_seeds` seeds."""
 
 
 class RowSource(Source, Protocol):
     """A source whose batches are views of row tensors, which can be joined."""
 
-    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
+    def draw_rows(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """The rows (S, B, W) of a batch."""
 
     def view(self, rows: Tensor) -> Batch:
@@ -153,16 +153,16 @@ class Transitions:
         """The rows (..., W) at `indices` (any shape), in one `index_select`."""
         return self.rows.index_select(0, indices.reshape(-1)).view(*indices.shape, -1)
 
-    def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
+    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
         """Draw B = `batch_size` rows for each of S = `n_seeds` seeds, uniformly and with replacement.
 
         One call draws the (S, B) indices for the whole stack from `generator`, which lives on `device`: a stack with
         its list of seeds reproduces itself, and seed i alone draws other rows than as part of a stack.
         """
-        return self.view(self.draw(batch_size, n_seeds, generator))
+        return self.view(self.draw_rows(batch_size, n_seeds, generator))
 
-    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """The rows (S, B, W) of `sample`."""
+    def draw_rows(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """The rows (S, B, W) of `draw`."""
         indices = torch.randint(len(self), (n_seeds, batch_size), generator=generator, device=self.device)
         return self.gather_rows(indices)
 

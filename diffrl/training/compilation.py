@@ -73,7 +73,7 @@ def compile_agent(
         mark.parent.mkdir(parents=True, exist_ok=True)
         agent.compile(acting=bool(act_rows))
         for phase in range(agent.period):
-            agent.update(transitions.sample(config.batch_size, agent.n_seeds, generator), generator, phase)
+            agent.update(transitions.draw(config.batch_size, agent.n_seeds, generator), generator, phase)
         for n in act_rows:
             agent.act(torch.zeros(agent.n_seeds, n, agent.observation_size, device=agent.device), generator)
         mark.touch()

@@ -61,12 +61,12 @@ def test_batches_are_real_until_the_first_fit_and_then_of_the_mixture_s_parts() 
     sizes: dict[str, Any] = {"observation_size": 1, "action_size": 1}
     synthetic = RefittingBuffer(config, (0, 1), 5, lambda: offline, real, **sizes)
     source, generator = Augmented(real, synthetic), torch.Generator().manual_seed(0)
-    batch = source.sample(16, 2, generator)
+    batch = source.draw(16, 2, generator)
     assert (batch.rewards.view(2, 16) > 15).sum(1).tolist() == [12, 12]
     assert not synthetic.due(9)
     assert synthetic.due(10)
     assert synthetic.refit(10)
-    batch = source.sample(16, 2, generator)
+    batch = source.draw(16, 2, generator)
     assert (batch.rewards[:, :3] < 15).all()
     assert (batch.rewards[:, 3:12] >= 20).all()
     for seed in range(2):  # each seed's synthetic rows are of its own model

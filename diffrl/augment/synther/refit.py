@@ -125,17 +125,17 @@ class RefittingBuffer:
         """(S, len, W) what there is."""
         return self._rows.rows
 
-    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
+    def draw_rows(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """See `RowSource`."""
-        return self._rows.draw(batch_size, n_seeds, generator)
+        return self._rows.draw_rows(batch_size, n_seeds, generator)
 
     def view(self, rows: Tensor) -> Batch:
         """See `RowSource`."""
         return self._rows.view(rows)
 
-    def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
+    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
         """See `Source`."""
-        return self.view(self.draw(batch_size, n_seeds, generator))
+        return self.view(self.draw_rows(batch_size, n_seeds, generator))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The rows and the fit they are from."""
@@ -159,7 +159,7 @@ class Augmented:
         share = synthetic.config.share
         self._mixture = MixedSource([real, synthetic], [1 - share, share])
 
-    def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
+    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
         """See `Source`. The real rows come first."""
         source = self._mixture if self._synthetic.number else self._real
-        return source.sample(batch_size, n_seeds, generator)
+        return source.draw(batch_size, n_seeds, generator)
