@@ -8,12 +8,16 @@
 
 from typing import TYPE_CHECKING, Any
 
+from diffrl.support.shadowing import check as _check_packages
+
 if TYPE_CHECKING:
     from diffrl.runs.config import TrainConfig
     from diffrl.runs.online import online
     from diffrl.runs.policy import Policy, evaluate, load_policy
     from diffrl.runs.resume import resume
     from diffrl.runs.train import train
+
+_check_packages()
 
 __all__ = ["Policy", "TrainConfig", "evaluate", "load_policy", "online", "resume", "train"]
 

@@ -173,7 +173,8 @@ class _Target:
     def spare(self, source: str) -> None:
         """Raise UserError where writing would replace the data set `source`."""
         place = self.path if self.to_file else minari.store() / self.id
-        if locate(source).path.resolve() == place.resolve():
+        path = locate(source).path
+        if path is not None and path.resolve() == place.resolve():
             raise UserError(f"--out {self.out} is the data set itself, which would be lost: choose another --out.")
 
     def write(self, blocks: Iterator[dict[str, NDArray[Any]]], metadata: dict[str, Any], source: Source) -> Path:

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
+import agents
 from diffrl.commands import resume
 from diffrl.commands.words import take
 from diffrl.runs.config import RunOptions
@@ -25,8 +26,8 @@ USAGE = """Fine-tune a run's policy on its denoising chain: in its environment, 
   diffrl resume runs/TUNED [--steps N]
 
 Makes a run of its own, which `diffrl evaluate` and `load_policy` take like any other; its step 0 is the policy as it
-came. dppo: diffusion_bc, diffusion_ql, idql; dpo: these, edp and q_guidance. Options below are those of --algo {algo};
---algo {other} --help shows the other's."""
+came. Agents for dppo: {chain}; for dpo: these, {solver}.
+Options below are those of --algo {algo}; --algo {other} --help shows the other's."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def run(arguments: Sequence[str]) -> int:
     algo = take(words, "--algo") or DPPOConfig.algo
     tuning.get(algo)
     other = next(name for name in tuning.ALGORITHMS if name != algo)
-    description = USAGE.format(algo=algo, other=other)
+    chain, solver = (", ".join(agents.names(kind)) for kind in ("chain", "solver"))
+    description = USAGE.format(algo=algo, other=other, chain=chain, solver=solver)
     if not words:
         raise UserError("Which run's policy shall be fine-tuned? `diffrl finetune policy --help` shows how to say.")
     schema: type[FinetuneDPPO] | type[FinetuneDPO] = FinetuneDPPO if algo == DPPOConfig.algo else FinetuneDPO

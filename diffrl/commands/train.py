@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
         args=words,
         prog="diffrl train",
         description=USAGE.format(
-            agents=", ".join(agents.AGENTS),
+            agents=", ".join(agents.listed()),
             n=len(configuration.published()),
             example="diffusion_ql/maze2d-umaze-v1",
             shown=config.agent.name,

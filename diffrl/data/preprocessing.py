@@ -16,19 +16,19 @@ from diffrl.support.errors import DataError
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Between the environment and the agent: observations normalised, actions scaled to [-1, 1]."""
+    """The scales between an environment and an agent: observations are normalised, actions scaled to [-1, 1]."""
 
     observations: Normaliser
     actions: Normaliser
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors by name."""
+        """The normalisers' tensors by name, for safetensors."""
         parts = {"observations": self.observations, "actions": self.actions}
         return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Tensor]) -> "Preprocessing":
-        """The inverse of `state_dict`."""
+        """The preprocessing that `state_dict` came from."""
         names = ("observations", "actions")
         return cls(*(Normaliser(state[f"{name}.shift"], state[f"{name}.scale"]) for name in names))
 
@@ -60,9 +60,10 @@ def fit_preprocessing(
 
 
 def action_scaling(env: gymnasium.Env[Any, Any] | None, dataset: OfflineDataset) -> Normaliser:
-    """To [-1, 1] from the environment's bounds, else those in the file's metadata, else [-1, 1] as it is.
+    """The scaling of actions to [-1, 1], from the environment's bounds, else from those in the data's metadata.
 
-    Raises DataError where the data's actions lie outside.
+    Where neither has bounds, [-1, 1] is assumed and nothing is scaled. Raises DataError where the data's actions lie
+    outside the bounds, or these are not finite.
     """
     size = dataset.action_size
     low: Any

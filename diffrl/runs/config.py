@@ -226,7 +226,7 @@ def from_dict(values: Mapping[str, Any], source: str, of_run: bool = False) -> T
     if isinstance(agent_values, str):
         agent_values = {"name": agent_values}
     if not isinstance(agent_values, dict) or "name" not in agent_values:
-        raise UserError(f"{source}: `agent` needs a `name`, one of {', '.join(agents.AGENTS)}.")
+        raise UserError(f"{source}: `agent` needs a `name`, one of {', '.join(agents.listed())}.")
     agent_values = dict(agent_values)
     schema = agents.get(str(agent_values.pop("name")))
     if of_run:

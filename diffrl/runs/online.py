@@ -10,7 +10,7 @@ from torch import Tensor
 from agents.base import Agent
 from diffrl.augment.synther.refit import Augmented, RefittingBuffer
 from diffrl.data.normalise import reward_tuning
-from diffrl.data.replay import Mixture, ReplayBuffer
+from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Source, Transitions
 from diffrl.runs import run as runs
 from diffrl.runs.build import Say, source_of_randomness
@@ -177,7 +177,7 @@ def _trainer(run: Run, online: OnlineConfig, agent: Agent, transitions: Transiti
     generator = source_of_randomness(agent, ENTROPY)  # not the numbers of the offline run again
     sizes = transitions.observation_size, transitions.action_size
     buffer = ReplayBuffer(agent.n_seeds, min(online.capacity, config.steps), *sizes, agent.device)
-    real = Mixture([transitions, buffer], [online.keep_offline, 1 - online.keep_offline])
+    real = MixedSource([transitions, buffer], [online.keep_offline, 1 - online.keep_offline])
 
     collector = Collector(
         run.task.make,
@@ -221,7 +221,7 @@ def _synthetic(
     agent: Agent,
     transitions: Transitions,
     buffer: ReplayBuffer,
-    real: Mixture,
+    real: MixedSource,
     say: Say,
 ) -> RefittingBuffer:
     """SynthER of the rows as the agent sees them; each seed's model learns from the batches that its agent would."""

@@ -164,7 +164,7 @@ class StackTrainer:
 
     def step(self, phase: int = 0) -> None:
         """One step as it is written: draw a batch, update, add to the sums, put frozen seeds back."""
-        batch = self._transitions.sample(self._batch_size, self.learner.n_seeds, self._generator)
+        batch = self._transitions.draw(self._batch_size, self.learner.n_seeds, self._generator)
         metrics = self.learner.update(batch, self._generator, phase)
         if self._names != list(metrics):  # the first step, or the first after a checkpoint
             self._names = list(metrics)

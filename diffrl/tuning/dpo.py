@@ -52,7 +52,7 @@ class Pairs:
         self._observations = parts.observations(both("observations"))
         self._actions = parts.actions(both("actions")).clamp(-1, 1)
 
-    def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
+    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
         """`batch_size` pairs for each seed."""
         n = self._observations.shape[1]
         index = torch.randint(n, (n_seeds, batch_size), generator=generator, device=self._observations.device)

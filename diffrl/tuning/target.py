@@ -4,15 +4,16 @@ from copy import deepcopy
 
 import torch
 
+import agents
 from agents.action_network import GenerativePolicy
 from agents.base import Agent
 from agents.diffusion_policy import DiffusionPolicy
 from agents.solver_policy import SolverPolicy
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, joined
 from diffrl.tuning.config import DPPOConfig, TuningConfig
 
-WITH_CHAIN = "diffusion_bc, diffusion_ql and idql"
-WITH_LOSS = f"{WITH_CHAIN}, edp and q_guidance"
+WITH_CHAIN = joined(agents.names("chain"))
+WITH_LOSS = joined(agents.names("chain", "solver"))
 
 
 def chain_policy(agent: Agent) -> DiffusionPolicy:

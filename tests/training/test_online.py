@@ -22,7 +22,7 @@ from diffrl.data import d4rl
 from diffrl.data.normalise import Normaliser, tune_rewards
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import Preprocessing
-from diffrl.data.replay import Mixture, ReplayBuffer
+from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Batch, Transitions
 from diffrl.runs.config import OnlineConfig, TrainConfig
 from diffrl.runs.policy import load_stack
@@ -189,7 +189,7 @@ class Counter:
 
 def counting(updates_per_step: int, warm_up: int) -> tuple[OnlineTrainer, Counter]:
     learner, buffer = Counter(), ReplayBuffer(2, 50, 2, 1)
-    stack = StackTrainer(learner, Mixture([buffer], [1.0]), 4, torch.Generator().manual_seed(0))
+    stack = StackTrainer(learner, MixedSource([buffer], [1.0]), 4, torch.Generator().manual_seed(0))
     trainer = OnlineTrainer(stack, scripted(buffer)[0], updates_per_step=updates_per_step, warm_up=warm_up)
     return trainer, learner
 

@@ -50,7 +50,7 @@ def test_errors_are_of_one_noise_and_time_a_pair_summed_over_the_segment(cloned:
     made, agent, run = learner(cloned, bc_weight=0.0)
     pairs = toy(4)
     source = Pairs(pairs, run.preprocessing, agent.device)
-    batch = source.sample(5, 2, torch.Generator().manual_seed(0))
+    batch = source.draw(5, 2, torch.Generator().manual_seed(0))
     chosen = torch.randint(4, (2, 5), generator=torch.Generator().manual_seed(0))
     t = made.policy.times[torch.randint(5, (2, 15), generator=torch.Generator().manual_seed(1))]
     noise = torch.randn(2, 15, 2, generator=torch.Generator().manual_seed(2))
