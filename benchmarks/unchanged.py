@@ -83,7 +83,7 @@ class Unchanged:
             work = self.keep or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="unchanged-")))
             trees = [ROOT]
             if self.against is not None:
-                trees.append(held.enter_context(_checked_out(self.against)))
+                trees.append(held.enter_context(checked_out(self.against)))
             mine, *others = _make(trees, names, work)
         if self.record:
             return self._write(mine)
@@ -127,7 +127,7 @@ def _other_machine(recorded: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def _checked_out(revision: str) -> Iterator[Path]:
+def checked_out(revision: str) -> Iterator[Path]:
     """A worktree of a revision, for as long as the block lasts."""
     git = ["git", "-C", str(ROOT), "worktree"]
     with tempfile.TemporaryDirectory(prefix="unchanged-tree-") as folder:

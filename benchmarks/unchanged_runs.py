@@ -69,7 +69,8 @@ _VARIANTS = (
         "diffusion_ql-maze2d",
         f"train --agent diffusion_ql {_MAZE} {_SHORT} {_Q} --agent.n-critics 3 --agent.q-agg lcb --agent.actor-q min "
         "--agent.max-q-backup --agent.backup-candidates 3 --agent.act-with average --agent.schedule cosine "
-        "--agent.reward-tune cql_antmaze --agent.normalise-observations --agent.critic-layer-norm --out OUT",
+        "--agent.reward-tune cql_antmaze --agent.normalise-observations --agent.critic-layer-norm --no-compile "
+        "--out OUT",
     ),
     _train("edp-x0", "edp", f"{_Q} --agent.form x0 --agent.solver dpm2 --agent.act-critics target", _SHORT),
     _train("consistency_ac-angular", "consistency_ac", f"{_Q} --agent.form angular --agent.q-norm", _SHORT),
@@ -88,6 +89,7 @@ _VARIANTS = (
     ),
 )
 _PROCESSES = (
+    _train("compiled", "diffusion_bc", f"{_LAYERS} --compile --agent.denoising-steps 2", _SHORT),
     _train("workers", "diffusion_ql", f"{_Q} --workers 2"),
     _train("eval-workers", "td3_bc", f"{_LAYERS} --eval-workers 1"),
     _run(
