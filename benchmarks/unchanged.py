@@ -5,18 +5,20 @@
     python benchmarks/unchanged.py --check                   this tree with benchmarks/results/unchanged.json
     python benchmarks/unchanged.py --record                  write that file
 
-The runs (`unchanged_runs.py`) are command lines: every agent, offline and online, evaluated, resumed, in several
-processes; SynthER; DPPO and preference DPO; every algorithm for images. What they write (`unchanged_digests.py`) is
-compared part by part: each tensor of each checkpoint and model, each column of metrics.csv, each key of scores.json,
-evaluations.json and the like, each array of generated HDF5 files, the pixels of sampled images. Left out is wall time,
-and what `LEFT_OUT` there lists. A difference that is meant stands in `ACCEPTED`, with its reason, and is listed.
+The runs (`unchanged_runs.py`) are command lines on small files (`unchanged_inputs.py`): every agent, offline and
+online, evaluated, resumed, in several processes; SynthER; DPPO and preference DPO; every algorithm for images. What
+they write is compared part by part (`unchanged_digests.py`): each tensor of each checkpoint and model, each column of
+metrics.csv, each key of scores.json, evaluations.json and the like, each array of generated HDF5 files, the pixels of
+sampled images. Left out is wall time, and what `LEFT_OUT` there lists. A difference that is meant stands in `ACCEPTED`,
+with its reason, and is listed.
 
 Another processor, or another version of PyTorch, rounds differently: a recorded file says on which it was made, and
---check refuses on another. --against is for every machine. About three minutes of CPU time a tree. Exit code 1 where
+--check refuses on another. --against is for every machine. About two minutes of CPU time a tree. Exit code 1 where
 anything differs.
 """
 
 import fnmatch
+import hashlib
 import json
 import os
 import platform
@@ -34,7 +36,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from unchanged_digests import grouped
-from unchanged_runs import CACHE, DATA, RUNS, chosen
+from unchanged_inputs import CACHE, DATA
+from unchanged_runs import RUNS, chosen
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "unchanged.json"
@@ -88,8 +91,8 @@ class Unchanged:
         if self.record:
             return self._write(mine)
         if self.check:
-            return _report(_small(mine), {name: recorded["runs"][name] for name in names if name in recorded["runs"]})
-        return _report(mine, others[0])
+            return report(small(mine), {name: recorded["runs"][name] for name in names if name in recorded["runs"]})
+        return report(mine, others[0])
 
     def _write(self, mine: Results) -> int:
         failed = [f"{name}: {result['error']}" for name, result in mine.items() if result["error"]]
@@ -97,27 +100,35 @@ class Unchanged:
             print("\n".join(failed) or "--record records all runs: leave out --only.", file=sys.stderr)
             return 1
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(json.dumps({"machine": machine(), "runs": _small(mine)}, indent=1) + "\n")
+        self.file.write_text(json.dumps({"machine": machine(), "runs": small(mine)}, indent=1) + "\n")
         spent = sum(result["cpu_seconds"] for result in mine.values())
         print(f"{len(mine)} runs in {spent:.0f} s of CPU time. Written: {self.file}")
         return 0
 
 
 def machine() -> dict[str, str]:
-    """What digests depend on, and the commit."""
-    cpu = platform.processor() or platform.machine()
+    """What digests depend on: processor and packages; and the last commit that changed the code."""
+    cpu = {"cpu": platform.processor() or platform.machine()}
     info = Path("/proc/cpuinfo")
     if info.exists():
-        fields = dict(line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line)
-        cpu = {key.strip(): value.strip() for key, value in fields.items()}.get("model name", cpu)
-    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    names = ("torch", "numpy", "gymnasium", "mujoco", "diffusers", "scikit-learn", "pillow")
-    return {
-        "cpu": cpu,
-        "torch": metadata.version("torch"),
-        **{name: metadata.version(name) for name in names[1:]},
-        "git": subprocess.run(describe, capture_output=True, text=True).stdout.strip(),
-    }
+        lines = info.read_text().split("\n\n")[0].splitlines()
+        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        names = ("model name", "cpu family", "model", "stepping")
+        cpu["cpu"] = ", ".join(f"{name} {fields[name]}" for name in names if name in fields) or cpu["cpu"]
+        instructions = fields.get("flags", fields.get("Features", ""))  # x86; ARM
+        cpu["instructions"] = hashlib.sha256(" ".join(sorted(instructions.split())).encode()).hexdigest()[:16]
+    packages = ("torch", "numpy", "gymnasium", "mujoco", "diffusers", "transformers", "peft", "scikit-learn", "pillow")
+    return {**cpu, **{name: metadata.version(name) for name in packages}, "git": _commit()}
+
+
+def _commit() -> str:
+    """The last commit that changed the packages; with -dirty where they hold changes that are not committed."""
+    code = ("--", "diffrl", "agents", "envs", "configs")
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *words, *code], capture_output=True, text=True).stdout.strip()
+
+    return git("log", "-1", "--format=%h") + ("-dirty" if git("status", "--porcelain") else "")
 
 
 def _other_machine(recorded: Mapping[str, str]) -> str:
@@ -166,7 +177,7 @@ def _make(trees: Sequence[Path], names: Sequence[str], work: Path) -> list[Resul
     return results
 
 
-def _small(results: Results) -> Results:
+def small(results: Results) -> Results:
     """The same with one digest for the tensors of a group."""
     files = {
         name: {file: grouped(parts) for file, parts in result["files"].items()} for name, result in results.items()
@@ -183,7 +194,7 @@ def differences(name: str, mine: Mapping[str, Any], other: Mapping[str, Any]) ->
     return found
 
 
-def _report(mine: Results, others: Results) -> int:
+def report(mine: Results, others: Results) -> int:
     """Print the table; 1 where something differs that is not accepted."""
     table = Table("run", "files", "parts", "seconds", "result")
     accepted: dict[str, list[str]] = {}
