@@ -68,10 +68,8 @@ class Unchanged:
 
     def run(self) -> int:
         """Do it; 1 where something differs or a run failed."""
-        unknown = [name for name in self.only if name not in RUNS]
-        if unknown or [self.against is not None, self.record, self.check].count(True) != 1:
-            what = f"Unknown: {', '.join(unknown)}. Runs: {', '.join(RUNS)}." if unknown else ""
-            print(what or "Give one of --against REV, --record, --check.", file=sys.stderr)
+        if mistake := self._mistake():
+            print(mistake, file=sys.stderr)
             return 2
         recorded = json.loads(self.file.read_text()) if self.check else {}
         if recorded and (other := _other_machine(recorded["machine"])):
@@ -94,10 +92,27 @@ class Unchanged:
             return report(small(mine), {name: recorded["runs"][name] for name in names if name in recorded["runs"]})
         return report(mine, others[0])
 
+    def _mistake(self) -> str:
+        """What is wrong with what was asked for; empty where nothing is."""
+        unknown = [name for name in self.only if name not in RUNS]
+        if unknown:
+            return f"Unknown: {', '.join(unknown)}. Runs: {', '.join(RUNS)}."
+        if [self.against is not None, self.record, self.check].count(True) != 1:
+            return "Give one of --against REV, --record, --check."
+        if self.record and self.only:
+            return "--record records all runs: leave out --only."
+        if self.check and not self.file.is_file():
+            return f"{self.file} does not exist: --record writes it."
+        if self.keep is not None and self.keep.exists():
+            return f"--keep {self.keep} exists: expected a new folder."
+        if self.against is not None and not _git("rev-parse", "--verify", "--quiet", f"{self.against}^{{commit}}"):
+            return f"--against {self.against} is no commit of {ROOT}."
+        return ""
+
     def _write(self, mine: Results) -> int:
         failed = [f"{name}: {result['error']}" for name, result in mine.items() if result["error"]]
-        if failed or self.only:
-            print("\n".join(failed) or "--record records all runs: leave out --only.", file=sys.stderr)
+        if failed:
+            print("\n".join(failed), file=sys.stderr)
             return 1
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.file.write_text(json.dumps({"machine": machine(), "runs": small(mine)}, indent=1) + "\n")
@@ -121,14 +136,15 @@ def machine() -> dict[str, str]:
     return {**cpu, **{name: metadata.version(name) for name in packages}, "git": _commit()}
 
 
+def _git(*words: str) -> str:
+    """What git says in this tree; empty where it fails."""
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+
+
 def _commit() -> str:
     """The last commit that changed the packages; with -dirty where they hold changes that are not committed."""
     code = ("--", "diffrl", "agents", "envs", "configs")
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *words, *code], capture_output=True, text=True).stdout.strip()
-
-    return git("log", "-1", "--format=%h") + ("-dirty" if git("status", "--porcelain") else "")
+    return _git("log", "-1", "--format=%h", *code) + ("-dirty" if _git("status", "--porcelain", *code) else "")
 
 
 def _other_machine(recorded: Mapping[str, str]) -> str:

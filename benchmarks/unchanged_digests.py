@@ -19,6 +19,7 @@ RUN_JSON = ("task", "observation_size", "action_size", "value_limit", "fingerpri
 """What is compared of run.json; the rest is versions and what kind of run it is."""
 LEFT_OUT = {
     "*.yaml": "a configuration is written in the words of the version that wrote it; tests/test_old_runs.py reads it",
+    "versions.json": "packages and commit, as run.json's versions are",
     "tensorboard": "events carry wall times; metrics.csv holds the same numbers",
     "*.html, *.png but images/": "pages and plots: drawn from the numbers that are compared",
 }
@@ -44,7 +45,7 @@ def of_file(path: Path) -> dict[str, str] | None:
         return _arrays(path)
     if path.suffix == ".csv":
         return _columns(path)
-    if path.suffix == ".json":
+    if path.suffix == ".json" and path.name != "versions.json":
         values = json.loads(path.read_text())
         if path.name == "run.json":
             values = {key: values.get(key) for key in RUN_JSON}
