@@ -33,7 +33,7 @@ Algorithms (--algo):
 Rewards (--reward), added up by " + ", each with a weight if wanted ("jpeg + 0.5*digit:8"):
 {rewards}
 
-The options below and their defaults are those of --algo {algo} with --model {model}."""
+The options below are those of --algo {algo}, their defaults those with --model {model}."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +78,25 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _configuration(words: list[str]) -> FinetuneConfig:
+def _configuration(words: Sequence[str]) -> FinetuneConfig:
     """The configuration that the words say. Raises UserError for an option that the algorithm does not have.
 
-    Defaults depend on the algorithm and the model, which are looked for first: so --help shows them.
+    --help prints it, and ends: the defaults that it shows are what the other words make of them.
     """
     given = _options(words)
     schema = schema_of(given.get("algo", FinetuneConfig.algo))
-    known = {name for other in ALGORITHMS.values() for name in other.__dataclass_fields__}
-    for name in given:
-        if name in known:
-            schema.require(name)
-    default = schema(model=given.get("model", schema.model))
-    parsed = tyro.cli(schema, default=default, args=words, prog="diffrl finetune", description=_usage(words, default))
-    # Made anew of what was given alone, for some defaults depend on more than the model.
-    return schema(**{name: getattr(parsed, name) for name in given if name in known})
+    known = {name for other in ALGORITHMS.values() for name in other.options()}
+    for name in known.intersection(given):
+        schema.require(name)
+
+    def parsed(words: Sequence[str], default: FinetuneConfig, description: str = "") -> FinetuneConfig:
+        return tyro.cli(schema, default=default, args=words, prog="diffrl finetune", description=description)
+
+    rest = [word for word in words if word not in ("-h", "--help")]
+    values = parsed(rest, schema(model=given.get("model", schema.model)))
+    # Made of what was given alone: some defaults depend on other fields.
+    config = schema(**{name: getattr(values, name) for name in known.intersection(given)})
+    return config if len(rest) == len(words) else parsed(["--help"], config, _usage(config))
 
 
 def _options(words: Sequence[str]) -> dict[str, str]:
@@ -105,10 +109,8 @@ def _options(words: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _usage(words: Sequence[str], default: FinetuneConfig) -> str:
+def _usage(config: FinetuneConfig) -> str:
     """The description of --help; the rewards' names are imported where they are shown alone."""
-    if not {"-h", "--help"} & set(words):
-        return ""
     from diffrl.images.catalogue import listing
 
     width = max(len(name) for name in ALGORITHMS)
@@ -116,8 +118,8 @@ def _usage(words: Sequence[str], default: FinetuneConfig) -> str:
     return USAGE.format(
         algos="\n".join(f"  {name:{width}}  {text}" for name, text in about.items()),
         rewards="\n".join(f"  {line}" for line in listing().splitlines()),
-        algo=default.algo,
-        model=default.model,
+        algo=config.algo,
+        model=config.model,
     )
 
 

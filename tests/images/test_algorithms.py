@@ -185,7 +185,7 @@ def test_parts_do_not_change_a_gradient(algo: str) -> None:
     each = []
     for micro_batch in (64, 24):
         own: dict[str, Any] = {"data": "digits"} if algo == "supervised" else {"queries": 128}
-        own |= {"train_steps": 2} if "train_steps" in ALGORITHMS[algo].__dataclass_fields__ else {}
+        own |= {"train_steps": 2} if "train_steps" in ALGORITHMS[algo].options() else {}
         setup = toy_setup(algo=algo, micro_batch=micro_batch, **own)
         setup.model.tuned.network.m.data.fill_(0.1)
         each.append(gradients(setup)["m"])
@@ -253,7 +253,7 @@ def test_the_penalty_is_the_steps_divergence() -> None:
 
 @pytest.mark.parametrize("weight", [0.0, 0.25])
 def test_dpoks_terms_are_its_loss(weight: float) -> None:
-    """The hard-clamped ratio and the penalty, step by step, are `dpok_loss` to the bit; KL is measured at weight 0 too."""
+    """The hard-clamped ratio and the penalty are `dpok_loss` to the bit; the KL is measured at weight 0 too."""
     setup = toy_setup(algo="dpok", kl=weight, clip_nats=0.02)
     algorithm, _ = begin(setup)
     algorithm.collect(0)
@@ -330,7 +330,7 @@ def test_random_numbers_of_purposes_differ() -> None:
             return super().noise_path(*path)
 
     for algo in ("ddpo-is", "d3po", "rwr", "dpo"):
-        own = {"train_steps": 2} if "train_steps" in ALGORITHMS[algo].__dataclass_fields__ else {}
+        own = {"train_steps": 2} if "train_steps" in ALGORITHMS[algo].options() else {}
         usual = toy_setup(algo=algo, **own)
         setup = Noting(usual.config, usual.model, usual.chain, usual.prompts, usual.reward)
         evaluate(setup, RunState(), None, None)

@@ -56,6 +56,5 @@ def load(path: Path) -> FinetuneConfig:
     """
     values = read_yaml(path)
     schema = schema_of(values.get("algo"))
-    others = {name for other in ALGORITHMS.values() for name in other.__dataclass_fields__}
-    unread = others.difference(schema.__dataclass_fields__)
+    unread = {name for other in ALGORITHMS.values() for name in other.options()}.difference(schema.options())
     return schema(**checked(schema, {n: v for n, v in values.items() if v is not None and n not in unread}, str(path)))

@@ -159,12 +159,17 @@ class FinetuneConfig(metaclass=_Presets):
     @classmethod
     def require(cls, name: str) -> None:
         """Raise UserError where the algorithm has no option of this name, naming those that have it."""
-        if name in cls.__dataclass_fields__:
+        if name in cls.options():
             return
-        having = [algo for algo, schema in algorithms().items() if name in schema.__dataclass_fields__]
+        having = [algo for algo, schema in algorithms().items() if name in schema.options()]
         if having:
             raise UserError(f"{flag(name)} is for {', '.join(having)}: {cls.algo} has no use for it.")
-        raise UserError(f"There is no option {flag(name)}: {nearest(name, cls.__dataclass_fields__)}")
+        raise UserError(f"There is no option {flag(name)}: {nearest(name, cls.options())}")
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """The names of all fields."""
+        return [field.name for field in dataclasses.fields(cls)]
 
     @classmethod
     def defaults(cls, model: str) -> Mapping[str, Any]:
