@@ -89,7 +89,7 @@ def config_of(options: Options, algo: Algo, reward: str, seed: int) -> FinetuneC
     settings["queries"] *= options.scale
     if options.batch is not None:
         settings |= {"batch": options.batch, "micro_batch": options.batch}
-    config: FinetuneConfig = FinetuneConfig(**{"algo": algo, "reward": reward, "seed": seed, "out": folder, **settings})
+    config = FinetuneConfig(algo=algo, reward=reward, seed=seed, out=folder, **settings)
     return dataclasses.replace(config, eval_every=max(1, config.rounds // options.evaluations))
 
 

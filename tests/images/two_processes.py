@@ -30,7 +30,7 @@ def recording(self: Any, chosen: torch.Tensor, turn: int) -> dict[str, float]:
 Finetuner._update = recording  # type: ignore[method-assign]
 finetune(
     FinetuneConfig(
-        algo=ALGO,  # type: ignore[arg-type]
+        algo=ALGO,
         queries=24,
         batch=24,
         updates=3,

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from diffrl.images.catalogue import companion
 from diffrl.support.errors import UserError, nearest
@@ -137,6 +137,10 @@ class FinetuneConfig(metaclass=_Presets):
     """Processes that share the images (accelerate); the result is the same to rounding."""
     out: Path | None = None
     """The run's folder; by default runs/ALGO-MODEL-TIME."""
+
+    if TYPE_CHECKING:  # of an algorithm that is named, all options are taken
+
+        def __init__(self, **given: Any) -> None: ...
 
     def __post_init__(self) -> None:
         for name in (field.name for field in dataclasses.fields(self)):
