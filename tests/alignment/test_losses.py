@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffrl.diffusion import VP, DenoisingChain, Prediction, at_steps, denoising_loss
-from diffrl.images import (
+from diffrl.alignment import (
     PairErrors,
     PromptStatistics,
     d3po_loss,

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +11,47 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffrl.alignment.advantages import PromptStatistics
-from diffrl.images.algorithms import build
-from diffrl.images.algorithms.base import EVALUATION, LOSS, NOISE, ORDER, PAIRS, PROMPTS, ROLL_OUT, STEPS, Setup, sample
+from diffrl.alignment import PromptStatistics, dpok_loss
+from diffrl.diffusion.chain import at_steps
+from diffrl.images.algorithms.base import Finetuner
 from diffrl.images.algorithms.dpo import ROUND as PAIRS_ROUND
 from diffrl.images.algorithms.dpo import SampledPairs
-from diffrl.images.config import READ_BY
+from diffrl.images.config import ALGORITHMS
 from diffrl.images.evaluation import chain_kl, diversity, evaluate
-from diffrl.images.prompts import plain
-from diffrl.images.report import warnings
-from diffrl.images.samples import denoiser, noise_of
-from diffrl.images.trainer import Finetuner
+from diffrl.images.samples import (
+    EVALUATION,
+    LOSS,
+    NOISE,
+    ORDER,
+    PAIRS,
+    PROMPTS,
+    ROLL_OUT,
+    STEPS,
+    RunState,
+    Samples,
+    Setup,
+    denoiser,
+    noise_of,
+    plain,
+    sample_round,
+)
+from diffrl.images.show import warnings
 from diffrl.support.errors import UserError
 from diffrl.training.loop import DivergedError
-from tests.images.toy import STD, Target, Toy, toy_setup
+from tests.images.toy import STD, Target, Toy, begin, toy_setup
 
 
 def trained(setup: Setup, rounds: int) -> Finetuner:
-    algorithm = build(setup)
-    tuner = Finetuner(setup, algorithm)
+    algorithm, state = begin(setup)
+    tuner = Finetuner(setup, state, algorithm)
     for _ in range(rounds):
         tuner.advance()
     return tuner
+
+
+def sample(setup: Setup, *arguments: Any, **named: Any) -> Samples:
+    """A round's samples, as an algorithm of a run that has just begun draws them."""
+    return sample_round(setup, RunState(), *arguments, **named)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +87,7 @@ def test_the_others_move_towards_it(algo: str) -> None:
 def test_refl_is_its_formula() -> None:
     """w relu(m - r(D(x_t, t))) of one of the last quarter's steps, and the denoising loss of the data."""
     setup = toy_setup(algo="refl", data="digits", steps=12, refl_weight=0.5, refl_margin=0.25)
-    algorithm = build(setup)
+    algorithm, _ = begin(setup)
     algorithm.collect(0)
     units = torch.arange(64)
     (loss, metrics), (error, _) = algorithm.losses(units, 0, 0)
@@ -87,8 +107,8 @@ def test_refl_is_its_formula() -> None:
 def test_sampled_pairs_are_ranked_and_read_again(tmp_path: Path) -> None:
     """Preferred is nearer the target, both of one group; what is kept in the folder is not made again."""
     setup = toy_setup(algo="dpo", queries=70)
-    pairs = SampledPairs(setup, tmp_path)
-    assert pairs.queries == 64
+    pairs = SampledPairs(setup, RunState(), tmp_path)
+    assert RunState.of(setup.config).queries == 64
     assert len(pairs) == 32
     x_w, x_l, _ = pairs.states(torch.arange(32))
     assert ((x_w - 1).abs() < (x_l - 1).abs()).all()
@@ -100,22 +120,20 @@ def test_sampled_pairs_are_ranked_and_read_again(tmp_path: Path) -> None:
     torch.testing.assert_close(x_l[::4], samples.states[-1, worst])
     chosen = setup.prompts.draw(64, 8, setup.generator(PROMPTS, PAIRS_ROUND))
     assert torch.equal(pairs.prompts, chosen[::8].repeat_interleave(4))
-    setup.reward = None
-    again = SampledPairs(setup, tmp_path)
+    again = SampledPairs(replace(setup, reward=None), RunState(), tmp_path)
     assert torch.equal(again.x_w, pairs.x_w)
-    assert again.queries == 64
 
 
 def test_advantages_belong_to_their_samples() -> None:
     """DDPO's: the reward of the sample itself, over the round of all; GRPO's within the group."""
     setup = toy_setup(algo="ddpo-is")
-    algorithm = build(setup)
+    algorithm, _ = begin(setup)
     algorithm.collect(0)
     rewards = setup.scored(sample(setup, 0))
     prompts = sample(setup, 0).prompts
     expected = PromptStatistics().advantages(prompts, rewards)
     torch.testing.assert_close(algorithm.advantages, expected)  # type: ignore[attr-defined]
-    grouped = build(toy_setup(algo="grpo"))
+    grouped, _ = begin(toy_setup(algo="grpo"))
     grouped.collect(0)
     own = sample(setup, 0, 8)
     assert all(len(set(own.prompts[i : i + 8])) == 1 for i in range(0, 64, 8))
@@ -128,7 +146,7 @@ def test_advantages_belong_to_their_samples() -> None:
 def test_d3po_compares_the_best_with_the_worst() -> None:
     """Of each group; groups of equal rewards have no gradient; a unit is two images to the network."""
     setup = toy_setup(algo="d3po", group=8)
-    algorithm = build(setup)
+    algorithm, _ = begin(setup)
     algorithm.collect(0)
     rewards = setup.scored(sample(setup, 0, 8, 8))
     w, l = algorithm.pairs  # type: ignore[attr-defined]  # noqa: E741
@@ -144,16 +162,15 @@ def test_d3po_compares_the_best_with_the_worst() -> None:
 def test_supervised_finds_the_data() -> None:
     """The mean of the digits' grey, of one pixel: the denoising loss is least there."""
     setup = toy_setup(algo="supervised", data="digits", lr=0.1)
-    algorithm = build(setup)
-    trained(setup, 8)
-    data = algorithm.source.images.mean() - 0.5  # type: ignore[attr-defined]
+    tuner = trained(setup, 8)
+    data = tuner.algorithm.source.images.mean() - 0.5  # type: ignore[attr-defined]
     assert isinstance(setup.model, Toy)
     assert setup.model.mean == pytest.approx(float(data), abs=0.1)
 
 
 def gradients(setup: Setup) -> dict[str, Tensor]:
     """The gradient of the first update, unclipped."""
-    algorithm = build(setup)
+    algorithm, _ = begin(setup)
     algorithm.collect(0)
     chosen = torch.arange(algorithm.units)
     for part in chosen.split(setup.config.micro_batch):
@@ -167,8 +184,8 @@ def test_parts_do_not_change_a_gradient(algo: str) -> None:
     """Noise, times and steps belong to a sample: micro-batches of 64 and of 24 say the same."""
     each = []
     for micro_batch in (64, 24):
-        own = {"data": "digits"} if algo == "supervised" else {"queries": 128}
-        own |= {"train_steps": 2} if algo in READ_BY["train_steps"] else {}
+        own: dict[str, Any] = {"data": "digits"} if algo == "supervised" else {"queries": 128}
+        own |= {"train_steps": 2} if "train_steps" in ALGORITHMS[algo].options() else {}
         setup = toy_setup(algo=algo, micro_batch=micro_batch, **own)
         setup.model.tuned.network.m.data.fill_(0.1)
         each.append(gradients(setup)["m"])
@@ -224,7 +241,7 @@ def test_the_penalty_is_the_steps_divergence() -> None:
     for kl in (0.0, 2.0):
         setup = toy_setup(algo="ddpo-is", kl=kl)
         setup.model.tuned.network.m.data.fill_(0.3)
-        algorithm = build(setup)
+        algorithm, _ = begin(setup)
         algorithm.collect(0)
         terms = list(algorithm.losses(torch.arange(64), 0, 0))
         losses.append(sum(loss.item() for loss, _ in terms))
@@ -234,27 +251,53 @@ def test_the_penalty_is_the_steps_divergence() -> None:
     assert losses[1] - losses[0] == pytest.approx(2.0 * mean, rel=1e-4)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+def test_dpoks_terms_are_its_loss(weight: float) -> None:
+    """The hard-clamped ratio and the penalty are `dpok_loss` to the bit; the KL is measured at weight 0 too."""
+    setup = toy_setup(algo="dpok", kl=weight, clip_nats=0.02)
+    algorithm, _ = begin(setup)
+    algorithm.collect(0)
+    samples = sample(setup, 0)
+    setup.model.tuned.network.m.data.fill_(0.05)
+    terms = list(algorithm.losses(torch.arange(64), 0, 0))
+    assert len(terms) == setup.chain.n_decisions
+    current, reference = denoiser(setup.model, {}), denoiser(setup.model, {}, reference=True)
+    for step, (loss, metrics) in enumerate(terms):
+        expected, its_metrics = dpok_loss(
+            setup.chain.log_prob(current, samples.states, [step]),
+            at_steps(samples.log_probs, [step]),
+            algorithm.advantages,  # type: ignore[attr-defined]
+            setup.chain.kl(current, reference, samples.states, [step]),
+            0.02,
+            kl_weight=weight,
+        )
+        assert loss.item() == (expected / len(terms)).item()
+        assert {name: value.item() for name, value in metrics.items()} == {n: v.item() for n, v in its_metrics.items()}
+        assert metrics["kl"] > 0
+    assert 0 < sum(metrics["clip_fraction"].item() for _, metrics in terms) < len(terms)
+
+
 @pytest.mark.parametrize(("measured", "weight"), [(100.0, 0.2), (1.0, 0.05), (11.0, 0.1)])
 def test_adaptive_kl(measured: float, weight: float) -> None:
     """Twice the weight beyond 1.5 targets, half below two thirds, else as it is."""
     setup = toy_setup(algo="ddpo-is", kl=0.1, kl_target=10.0)
-    tuner = Finetuner(setup, build(setup))
+    tuner = trained(setup, 0)
     tuner._adapt({"kl": measured / setup.chain.n_decisions})
-    assert setup.kl_weight == pytest.approx(weight)
+    assert tuner.state.kl_weight == pytest.approx(weight)
 
 
 def test_a_resumed_run_goes_on_bit_for_bit() -> None:
     """Parameters, moments, counters, and the rewards of each prompt: four rounds, or two and two."""
     whole = trained(toy_setup(algo="ddpo-is", warm_up=6), 4)
     first = trained(toy_setup(algo="ddpo-is", warm_up=6), 2)
-    tensors, info = first.state()
+    tensors, info = first.state_dict()
     tensors = {name: value.clone() for name, value in tensors.items()}
     setup = toy_setup(algo="ddpo-is", warm_up=6)
-    second = Finetuner(setup, build(setup))
-    second.load(2, tensors, info)
+    second = trained(setup, 0)
+    second.load_state_dict(2, tensors, info)
     for _ in range(2):
         second.advance()
-    (a, about_a), (b, about_b) = whole.state(), second.state()
+    (a, about_a), (b, about_b) = whole.state_dict(), second.state_dict()
     assert {n: v.tolist() for n, v in a.items()} == {n: v.tolist() for n, v in b.items()}
     assert about_a == about_b
     assert len(about_a["algorithm"]["statistics"]["a"]) == 32
@@ -264,13 +307,13 @@ def test_what_a_checkpoint_counts() -> None:
     """AdamW's own steps, which fp16's scaler may skip, and not the updates; the rate of the warm-up by the updates."""
     first = trained(toy_setup(algo="ddpo-is", warm_up=9, lr=0.1), 2)
     assert first.optimiser.param_groups[0]["lr"] == pytest.approx(0.1 * 4 / 10)
-    tensors, info = first.state()
+    tensors, info = first.state_dict()
     assert (info["updates"], info["optimiser_steps"], info["queries"]) == (4, 4, 128)
     setup = toy_setup(algo="ddpo-is")
-    second = Finetuner(setup, build(setup))
-    second.load(2, tensors, info | {"optimiser_steps": 3})
-    assert second.state()[1]["optimiser_steps"] == 3
-    assert second.state()[1]["updates"] == 4
+    second = trained(setup, 0)
+    second.load_state_dict(2, tensors, info | {"optimiser_steps": 3})
+    assert second.state_dict()[1]["optimiser_steps"] == 3
+    assert second.state_dict()[1]["updates"] == 4
 
 
 def test_random_numbers_of_purposes_differ() -> None:
@@ -287,13 +330,13 @@ def test_random_numbers_of_purposes_differ() -> None:
             return super().noise_path(*path)
 
     for algo in ("ddpo-is", "d3po", "rwr", "dpo"):
-        own = {"train_steps": 2} if algo in READ_BY["train_steps"] else {}
-        plain = toy_setup(algo=algo, **own)
-        setup = Noting(plain.config, plain.model, plain.chain, plain.prompts, plain.reward)
-        evaluate(setup, None, None)
+        own = {"train_steps": 2} if "train_steps" in ALGORITHMS[algo].options() else {}
+        usual = toy_setup(algo=algo, **own)
+        setup = Noting(usual.config, usual.model, usual.chain, usual.prompts, usual.reward)
+        evaluate(setup, RunState(), None, None)
         assert (EVALUATION, 0, 0, 0) in seen
         seen.clear()
-        algorithm = build(setup)
+        algorithm, _ = begin(setup)
         for number in range(3):
             algorithm.collect(number)
             list(algorithm.losses(torch.arange(4), number, 0))
@@ -302,9 +345,8 @@ def test_random_numbers_of_purposes_differ() -> None:
 
 def test_many_prompts_are_evaluated_in_pairs() -> None:
     """So that diversity, of images of one prompt, is known."""
-    setup = toy_setup(eval_samples=8)
-    setup.prompts = plain([str(i) for i in range(100)])
-    found = evaluate(setup, None, None)
+    setup = replace(toy_setup(eval_samples=8), prompts=plain([str(i) for i in range(100)]))
+    found = evaluate(setup, RunState(), None, None)
     assert found.prompts[::2] == found.prompts[1::2]
     assert found.measures["diversity"] > 0
     assert warnings({}, {"diversity": 0.1}) == []
@@ -317,16 +359,16 @@ def test_chains_too_short_to_learn_from(settings: dict[str, Any], said: str) -> 
     """The last step is no decision."""
     setup = toy_setup(algo="ddpo-is", **settings)
     if not said:
-        build(setup)
+        begin(setup)
         return
     with pytest.raises(UserError, match=said):
-        build(setup)
+        begin(setup)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     """And says what to try."""
     setup = toy_setup(algo="ddpo-is")
-    tuner = Finetuner(setup, build(setup))
+    tuner = trained(setup, 0)
     tuner.algorithm.collect(0)
     setup.model.tuned.network.m.data.fill_(torch.inf)
     with pytest.raises(DivergedError, match="--lr"):
@@ -338,13 +380,13 @@ def test_backpropagation_needs_a_gradient() -> None:
     reward = Target(1.0)
     reward.differentiable = False
     with pytest.raises(UserError, match="gradient"):
-        build(toy_setup(reward, algo="draft"))
+        begin(toy_setup(reward, algo="draft"))
 
 
 def test_evaluation_is_of_the_same_noise() -> None:
     """Two evaluations of one model agree to the bit, and measure what the Gaussian's formulas say."""
     setup = toy_setup(eval_samples=400)
-    first, second = evaluate(setup, Target(0.0), None), evaluate(setup, Target(0.0), None)
+    first, second = (evaluate(setup, RunState(), Target(0.0), None) for _ in range(2))
     assert first.measures == second.measures
     assert torch.equal(first.images, second.images)
     assert first.measures["kl"] == 0.0
@@ -363,7 +405,7 @@ def test_diversity_of_known_images() -> None:
 def test_steps_are_each_images_own() -> None:
     """With --train-steps every image draws its decisions, none twice, and another pass draws others."""
     setup = toy_setup(algo="ddpo-is", train_steps=2, steps=8)
-    algorithm = build(setup)
+    algorithm, _ = begin(setup)
     steps = algorithm._steps(torch.arange(64), 0, 0)  # type: ignore[attr-defined]
     counts: dict[int, int] = defaultdict(int)
     for pair in steps.T.tolist():
@@ -388,10 +430,9 @@ def test_what_warns_of_hacking() -> None:
         assert said in found
 
 
-def test_a_judges_classes() -> None:
+def test_classes_of_images() -> None:
     """Accuracy is agreement with the prompt's number; entropy that of the classes it sees: ln 2 for two, evenly."""
-    setup = toy_setup(eval_samples=40)
-    setup.prompts = plain(["0", "1"])
+    setup = replace(toy_setup(eval_samples=40), prompts=plain(["0", "1"]))
 
     def all_ones(images: Tensor) -> Tensor:
         return torch.tensor([0.1, 0.9]).expand(len(images), 2)
@@ -402,7 +443,7 @@ def test_a_judges_classes() -> None:
     def wrong(images: Tensor) -> Tensor:
         return right(images).flip(1)
 
-    measures = [evaluate(setup, None, judge).measures for judge in (all_ones, right, wrong)]
+    measures = [evaluate(setup, RunState(), None, classify).measures for classify in (all_ones, right, wrong)]
     assert [m["class_accuracy"] for m in measures] == [0.5, 1.0, 0.0]
     assert [m["class_entropy"] for m in measures] == pytest.approx([0.0, math.log(2), math.log(2)])
 
@@ -429,7 +470,7 @@ def test_prompts_are_dropped_at_the_rate(rate: float, empty: int) -> None:
         return plain_conditions(prompts, extras)
 
     setup.model.conditions = noting  # type: ignore[method-assign]
-    algorithm = build(setup)
+    algorithm, _ = begin(setup)
     algorithm.collect(0)
     list(algorithm.losses(torch.arange(64), 0, 0))
     assert abs(seen.count("") - empty) <= 3 * (64 * rate * (1 - rate)) ** 0.5
