@@ -39,7 +39,14 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError("Which run? `diffrl resume RUN`, such as runs/NAME; `diffrl resume --help` shows more.")
     given = tyro.cli(Resume, args=words, prog="diffrl resume")
     from diffrl.runs.resume import resume
+    from diffrl.runs.run import IMAGES, kind_of
 
+    if kind_of(given.run_folder) == IMAGES:
+        from diffrl.commands.finetune import spread
+        from diffrl.images.run import FinetuneRun
+
+        if spread(FinetuneRun.read(given.run_folder).config.processes, ["resume", *words]):
+            return 0
     resume(
         given.run_folder,
         steps=given.steps,

@@ -13,6 +13,7 @@ from diffrl.augment.synther.refit import Augmented, RefittingBuffer
 from diffrl.cli import main
 from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Transitions
+from diffrl.runs.config import OnlineConfig
 from diffrl.runs.run import Run
 from diffrl.training import checkpoint
 from diffrl.training.loop import Interrupted
@@ -110,8 +111,7 @@ def test_a_run_s_synthetic_rows_are_in_its_checkpoint_and_in_bounds(straight: Pa
     early = checkpoint.load(straight, 30).tensors
     assert int(early["online.synthetic.number"]) == 1
     assert not torch.equal(early["online.synthetic.rows"], rows)
-    online = Run.read(straight).online
-    assert online is not None
+    online = OnlineConfig.from_dict(Run.read(straight).settings or {}, "")
     assert online.refit == RefitConfig(
         0.5, 20, None, 30, SynthERConfig(steps=20, width=16), Sampling("dpmpp2m", sampling_steps=4)
     )

@@ -14,7 +14,7 @@ from diffrl.commands.finetune_policy import run as command
 from diffrl.diffusion import denoising_loss
 from diffrl.runs.policy import load_stack
 from diffrl.runs.run import Run
-from diffrl.runs.tune import PREFERENCES, finetune_policy, resume_finetune
+from diffrl.runs.tune import PREFERENCES, finetune_policy
 from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.tuning.config import DPOConfig
@@ -109,7 +109,7 @@ def test_a_run_that_is_cut_goes_on_bit_for_bit(cloned: Path, tmp_path: Path) -> 
     """Also without the data that its preferences came from."""
     whole = tuned(cloned, tmp_path / "whole")
     cut = tuned(cloned, tmp_path / "cut", steps=30)
-    resume_finetune(cut, steps=60, quiet=True)
+    diffrl.resume(cut, steps=60, quiet=True)
     assert_same_run(whole, cut)
     start = checkpoint.load(cloned, 500).learner
     moved = {n for n, t in checkpoint.load(whole, 60).learner.items() if not torch.equal(t, start[n])}
