@@ -165,7 +165,7 @@ class _Session:
                 if log is not None:
                     log.write(state.round, {n: [v] for n, v in {**metrics, "queries": state.queries}.items()})
                 last = state.round == config.rounds
-                stop = world.any(bool(stopped))
+                stop = world.any(stopped())
                 if state.round % config.eval_every == 0 or last:
                     measures = self._evaluate(log, before + time.monotonic() - began)
                     self._save()

@@ -134,7 +134,7 @@ def test_a_run_ends_the_same_whatever_happens_to_its_processes(
         for pid in (*pids, os.getpid()):
             os.kill(pid, signal.SIGTERM)
 
-    with meanwhile(run, stop) as workers, pytest.raises(Interrupted, match=f"--resume {run}"):
+    with meanwhile(run, stop) as workers, pytest.raises(Interrupted, match=f"resume {run}"):
         diffrl.train(shared_out(run), quiet=True)
     stopped = checkpoint.steps(run)[-1]
     assert 0 < stopped < 200
