@@ -135,7 +135,7 @@ def build_trainer(run: Run, agent: Agent, transitions: Transitions, groups: list
         names = [f"seed{'s' * (len(group) > 1)} {', '.join(map(str, group))}" for group in groups]
         started = crew.start_crew(run, names, files=[rows], hint=hint, say=say)
         try:
-            return WorkerTrainer(started, groups, {**crew.start_request(run), "rows": rows})
+            return WorkerTrainer(started, crew.training_requests(run, groups, rows))
         except BaseException:
             started.close()
             raise
@@ -152,8 +152,8 @@ def build_pool(
     n = run.config.eval_workers or 0
     names = [f"evaluations ({i + 1} of {n})" for i in range(n)]
     started = crew.start_crew(run, names, log_name="evaluation", hint=lambda: go_on, say=say)
-    request = {**crew.start_request(run), "do": "open"}
-    return EvaluationPool(started, request, run.config.seeds, run.config.eval_episodes, record, on_progress, say, go_on)
+    start = crew.scoring_request(run)
+    return EvaluationPool(started, start, run.config.seeds, run.config.eval_episodes, record, on_progress, say, go_on)
 
 
 def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> StackTrainer:
