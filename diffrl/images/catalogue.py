@@ -27,3 +27,14 @@ def listing() -> str:
     """A line each, for --help."""
     width = max(len(usage) for usage, _ in REWARDS.values())
     return "\n".join(f"{usage:{width}}  {line}" for usage, line in REWARDS.values())
+
+
+COMPANIONS = {"jpeg": "png", "jpeg-file": "png", "incompressible": "-1*png", "digit": "digit-held-out"}
+"""What to look at while another is trained on: the same, by other means."""
+
+
+def companion(spec: str) -> str | None:
+    """The held-out reward of one that has a companion, of the same digit; else None."""
+    name, colon, argument = spec.partition(":")
+    found = COMPANIONS.get(name)
+    return found if found is None or name != "digit" else found + colon + argument

@@ -173,9 +173,10 @@ class _Worker:
     def _start_training(self, request: StartTraining) -> None:
         from diffrl.data.transitions import Transitions
         from diffrl.runs.build import build_stack
+        from diffrl.runs.policy import build_agent
 
         run = self._run(request)
-        agent = run.build_agent("cpu", request.seeds)
+        agent = build_agent(run, "cpu", request.seeds)
         transitions = Transitions.mapped(request.rows, run.observation_size, run.action_size)
         os.close(request.rows)
         self._trainer = build_stack(run, agent, transitions, self._say if request.speaks else self._warn)
@@ -203,7 +204,7 @@ class _Worker:
 
         assert self._evaluator is not None
         try:
-            returns = self._evaluator(request.step, [request.seed], self._progress)
+            returns = self._evaluator(request.step, self._progress, [request.seed])
         except UserError as error:
             raise UserError(f"The evaluation of seed {request.seed} at step {request.step} failed: {error}") from error
         return {"returns": torch.from_numpy(returns[0])}

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from diffrl.support.errors import UserError
-from diffrl.training.loop import Evaluations, WorkerDied
+from diffrl.training.loop import Evaluations, Record, WorkerDied
 from diffrl.training.messages import ScoreSeed, StartScoring
 from diffrl.training.workers import Crew
 
@@ -24,9 +24,9 @@ class EvaluationPool(Evaluations):
     What is evaluated is the checkpoint of a step, which is on disk: the processes read it there, and an evaluation that
     was cut is made again from it.
 
-    crew: the processes. start: what each of them is told first. seeds, episodes: of every evaluation. record: hears an
-    evaluation's step and its returns (S, E). on_progress: hears how many episodes of all begun evaluations are
-    finished, of how many. say: hears sentences for the user. go_on: what to do where an evaluation fails.
+    crew: the processes. start: what each of them is told first. seeds, episodes: of every evaluation. record: where the
+    returns are written down. on_progress: hears how many episodes of all begun evaluations are finished, of how many.
+    say: hears sentences for the user. go_on: what to do where an evaluation fails.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class EvaluationPool(Evaluations):
         start: StartScoring,
         seeds: Sequence[int],
         episodes: int,
-        record: Callable[[int, NDArray[np.float64]], None],
+        record: Record,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
         say: Callable[[str], None] = lambda text: None,
         go_on: str = "",
@@ -125,7 +125,7 @@ class EvaluationPool(Evaluations):
             self._tell()
         while self._open and len(first := next(iter(self._open.values()))) == len(self._seeds):
             step = next(iter(self._open))
-            self._record(step, np.stack([first[seed] for seed in self._seeds]))
+            self._record.add(step, np.stack([first[seed] for seed in self._seeds]))
             del self._open[step]
             for seed in self._seeds:
                 del self._finished[step, seed]

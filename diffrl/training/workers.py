@@ -209,14 +209,21 @@ class WorkerTrainer(Trainer):
     """Groups of seeds, each a stack in a worker of its own, as one trainer. starts: what each worker is told first."""
 
     device = "cpu"
+    new_episodes = False
 
-    def __init__(self, crew: Crew, starts: Sequence[StartTraining]) -> None:
+    def __init__(self, crew: Crew, starts: Sequence[StartTraining], value_limit: float = math.inf) -> None:
+        self._value_limit = value_limit
         self.seeds = tuple(seed for start in starts for seed in start.seeds)
         self.groups = tuple(len(start.seeds) for start in starts)
         self._crew = crew
         self._live = list(range(len(starts)))
         self._chunk = 1
         self._crew.ask(dict(enumerate(starts)))
+
+    @property
+    @override
+    def value_limit(self) -> float:
+        return self._value_limit
 
     def _ask_all(self, request: Request) -> dict[int, Mapping[str, Tensor]]:
         return self._crew.ask(dict.fromkeys(range(len(self.groups)), request))

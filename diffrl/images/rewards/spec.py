@@ -78,17 +78,6 @@ def parse(spec: str, *, device: str | torch.device = "cpu", timeout: float = 60.
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else Sum(terms)
 
 
-COMPANIONS = {"jpeg": "png", "jpeg-file": "png", "incompressible": "-1*png", "digit": "digit-held-out"}
-"""What to look at while another is trained on: the same, by other means."""
-
-
-def companion(spec: str) -> str | None:
-    """The held-out reward of one that has a companion, of the same digit; else None."""
-    name, colon, argument = spec.partition(":")
-    found = COMPANIONS.get(name)
-    return found if found is None or name != "digit" else found + colon + argument
-
-
 def _term(text: str, spec: str, options: Options) -> tuple[float, Reward]:
     match = re.fullmatch(r"\s*(?:([^*:\s]*)\s*\*)?\s*([a-z0-9-]+)(?::(.*\S))?\s*", text, re.DOTALL)
     if match is None:
