@@ -32,8 +32,9 @@ from rich.console import Console
 from tables import Lines, fill, markdown, print_lines
 
 from diffrl.images.config import Algo, FinetuneConfig
-from diffrl.images.pictures import COLOURS
+from diffrl.images.config.base import flag
 from diffrl.images.run import FinetuneRun
+from diffrl.images.show import COLOURS
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import versions
 
@@ -79,7 +80,7 @@ class Options:
 
 
 def config_of(options: Options, algo: Algo, reward: str, seed: int) -> FinetuneConfig:
-    """A cell's configuration, resolved."""
+    """A cell's configuration."""
     title = f"{algo}-{reward}-{options.queries * options.scale}-{seed}"
     name = "".join(c if c.isalnum() or c in ".-" else "-" for c in title)
     folder = options.runs / name
@@ -88,21 +89,18 @@ def config_of(options: Options, algo: Algo, reward: str, seed: int) -> FinetuneC
     settings["queries"] *= options.scale
     if options.batch is not None:
         settings |= {"batch": options.batch, "micro_batch": options.batch}
-    config = FinetuneConfig(algo=algo, reward=reward, seed=seed, out=folder, **settings).resolved()
-    assert config.rounds is not None
+    config = FinetuneConfig(algo=algo, reward=reward, seed=seed, out=folder, **settings)
     return dataclasses.replace(config, eval_every=max(1, config.rounds // options.evaluations))
 
 
 def words_of(config: FinetuneConfig) -> list[str]:
     """The command of a cell: what differs from the defaults of its algorithm."""
-    plain = FinetuneConfig(algo=config.algo, model=config.model, reward=config.reward).resolved()
+    plain = FinetuneConfig(algo=config.algo, model=config.model, reward=config.scored_by)
     words = []
-    for field in dataclasses.fields(FinetuneConfig):
+    for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name in ("algo", "reward") or (value != getattr(plain, field.name) and field.name != "rounds"):
-            words += ["--" + field.name.replace("_", "-"), str(value)]
-    if config.algo == "dpo":
-        words += ["--rounds", str(config.rounds)]
+        if field.name in ("algo", "reward") or value != getattr(plain, field.name):
+            words += [flag(field.name), str(value)]
     return words
 
 
@@ -127,7 +125,7 @@ def collect(options: Options, cells: Sequence[FinetuneConfig]) -> dict[str, Any]
     for config in cells:
         assert config.out is not None
         if (config.out / "model").exists():
-            cell = found.setdefault(config.reward, {}).setdefault(config.algo, {"seeds": [], "runs": []})
+            cell = found.setdefault(config.scored_by, {}).setdefault(config.algo, {"seeds": [], "runs": []})
             cell["command"] = shlex.join(
                 ["diffrl", "finetune", *words_of(dataclasses.replace(config, seed=0, out=None))]
             )
@@ -157,7 +155,7 @@ def table(cells: dict[str, Any]) -> Lines:
     return lines
 
 
-def draw(results: dict[str, Any], path: Path) -> None:
+def plot(results: dict[str, Any], path: Path) -> None:
     """Reward and class accuracy against images scored, and one against the other; a line an algorithm."""
     from matplotlib.figure import Figure
 
@@ -210,7 +208,7 @@ def save(options: Options, results: dict[str, Any]) -> None:
 
 def show(options: Options, results: dict[str, Any]) -> None:
     """The results as a picture, and on the terminal."""
-    draw(results, options.out.with_suffix(".png"))
+    plot(results, options.out.with_suffix(".png"))
     for reward, cells in results.items():
         print_lines(table(cells), f"{reward}: last evaluation", console, left=1)
 

@@ -39,17 +39,14 @@ from train_step import machine
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the tests' tiny pipelines
 
-from diffrl.diffusion.chain import DenoisingChain
-from diffrl.images import algorithms
-from diffrl.images.algorithms.base import Setup
+from diffrl.images.algorithms import ALGORITHMS, Finetuner
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.model import Condition, ImageModel, Lora
 from diffrl.images.models import load_model
 from diffrl.images.models.loading import quiet
 from diffrl.images.models.pipelines import PRECISIONS, PipelineModel
 from diffrl.images.models.schedules import schedule_of
-from diffrl.images.prompts import plain
-from diffrl.images.trainer import Finetuner
+from diffrl.images.samples import RunState, Setup, chain_of, plain
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
@@ -148,13 +145,10 @@ class Ours:
     """Our trainer, a round at a time."""
 
     def __init__(self, model: ImageModel, config: FinetuneConfig) -> None:
-        config = config.resolved()
-        assert config.steps is not None
-        times = model.times(config.steps)
-        chain = DenoisingChain(model.prediction.process, times, config.eta, clip=model.clip, event_dims=3)
-        self.setup = Setup(config, model, chain, plain(PROMPTS), Brightness())
-        self.algorithm = algorithms.build(self.setup)
-        self.tuner = Finetuner(self.setup, self.algorithm)
+        self.setup = Setup(config, model, chain_of(model, config), plain(PROMPTS), Brightness())
+        state = RunState.of(config)
+        self.algorithm = ALGORITHMS[config.algo](self.setup, state)
+        self.tuner = Finetuner(self.setup, state, self.algorithm)
         self.rows = [0, 0]
         self.memory = (0.0, 0.0)
         model.tuned.network.register_forward_hook(self._count)

@@ -70,15 +70,27 @@ def dpok_loss(
 ) -> tuple[Tensor, Metrics]:
     """DPOK (Fan et al. 2023, arXiv 2305.16381): E[-w_r A clamp(r) + w_kl KL(pi || pi_ref)], r = exp(L/d).
 
-    The clamp is hard: a sample with |L| > clip_nats has no gradient, on either side; PPO's lets it come back.
+    The first term is `hard_clipped_loss`, the second `kl_loss`.
 
     log_prob, old_log_prob, advantages, clip_nats, dims: as for `ddpo_is_loss`; DPOK's advantages are r - V(x_t, t, c).
     kl: (K, ..., B), `DenoisingChain.kl` to the pretrained model, in nats; it is divided by `dims` as L is.
     """
-    log_ratio = _log_ratio(log_prob, old_log_prob, advantages, clip_nats)
-    policy = _mean(-advantages * torch.exp(log_ratio.clamp(-clip_nats, clip_nats) / dims))
+    policy, metrics = hard_clipped_loss(log_prob, old_log_prob, advantages, clip_nats, dims=dims)
     penalty, kl_metrics = kl_loss(kl, dims=dims)
-    return reward_weight * policy + kl_weight * penalty, _ratio_metrics(log_ratio, clip_nats) | kl_metrics
+    return reward_weight * policy + kl_weight * penalty, metrics | kl_metrics
+
+
+def hard_clipped_loss(
+    log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, clip_nats: float, *, dims: int = 1
+) -> tuple[Tensor, Metrics]:
+    """DPOK's policy term: E[-A clamp(r)], r = exp(L/d), with a hard clamp.
+
+    A sample with |L| > clip_nats has no gradient, on either side; PPO's clip lets it come back. Arguments are those of
+    `ddpo_is_loss`.
+    """
+    log_ratio = _log_ratio(log_prob, old_log_prob, advantages, clip_nats)
+    loss = _mean(-advantages * torch.exp(log_ratio.clamp(-clip_nats, clip_nats) / dims))
+    return loss, _ratio_metrics(log_ratio, clip_nats)
 
 
 def kl_loss(kl: Tensor, *, dims: int = 1) -> tuple[Tensor, Metrics]:

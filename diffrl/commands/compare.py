@@ -23,8 +23,8 @@ class Compare:
     """The page."""
 
     def run(self) -> int:
-        """Do it."""
-        from diffrl.images.compare import compare
+        """Write the page; say where it and what stands beside it are."""
+        from diffrl.images.show import compare
         from diffrl.support.console import console
         from diffrl.support.errors import UserError
 

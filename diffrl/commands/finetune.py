@@ -1,6 +1,7 @@
 """`diffrl finetune`."""
 
 import contextlib
+import inspect
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from diffrl.images.config import ABOUT, FinetuneConfig
+from diffrl.images.config import ALGORITHMS, FinetuneConfig, schema_of
 from diffrl.images.run import FinetuneRun
 from diffrl.support.errors import UserError
 
@@ -26,10 +27,13 @@ USAGE = """Fine-tune an image model, or a policy, on a reward.
   diffrl finetune --resume runs/NAME [--queries N] [--device D]     go on, bit for bit
   diffrl finetune policy runs/NAME --algo dppo          a trained policy, in its environment: see policy --help
 
+Algorithms (--algo):
 {algos}
 
 Rewards (--reward), added up by " + ", each with a weight if wanted ("jpeg + 0.5*digit:8"):
-{rewards}"""
+{rewards}
+
+The options below are those of --algo {algo}, their defaults those with --model {model}."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,9 @@ class Resume:
     queries: int | None = None
     """Images to be scored in all; by default what the run was made for."""
     rounds: int | None = None
-    """The same for dpo and supervised."""
+    """Rounds of dpo and supervised in all; by default what the run was made for."""
     stop_kl: float | None = None
-    """Another bound than the run's, where that has stopped it."""
+    """Another bound on the divergence than the run's, where that has stopped it."""
     device: str | None = None
     """Another device than the run's."""
 
@@ -61,41 +65,72 @@ def run(arguments: Sequence[str]) -> int:
         given = tyro.cli(Resume, args=words, prog="diffrl finetune")
         from diffrl.images.job import resume
 
-        if _spread(FinetuneRun.read(given.resume).config.processes, words):
-            return 0
-        resume(given.resume, queries=given.queries, rounds=given.rounds, stop_kl=given.stop_kl, device=given.device)
+        if not spread(FinetuneRun.read(given.resume).config.processes, ["finetune", *words]):
+            resume(given.resume, queries=given.queries, rounds=given.rounds, stop_kl=given.stop_kl, device=given.device)
         return 0
-    config = tyro.cli(FinetuneConfig, args=words, prog="diffrl finetune", description=_usage(words))
-    config.resolved()  # what is wrong is said once, and not by every process
+    config = _configuration(words)  # what is wrong is said once, and not by every process
     if config.out is not None:
         FinetuneRun.refuse(config.out)
     from diffrl.images.job import finetune
 
-    if not _spread(config.processes, words):
+    if not spread(config.processes, ["finetune", *words]):
         finetune(config)
     return 0
 
 
-def _usage(words: Sequence[str]) -> str:
+def _configuration(words: Sequence[str]) -> FinetuneConfig:
+    """The configuration that the words say. Raises UserError for an option that the algorithm does not have.
+
+    --help prints it, and ends: the defaults that it shows are what the other words make of them.
+    """
+    given = _options(words)
+    schema = schema_of(given.get("algo", FinetuneConfig.algo))
+    known = {name for other in ALGORITHMS.values() for name in other.options()}
+    for name in known.intersection(given):
+        schema.require(name)
+
+    def parsed(words: Sequence[str], default: FinetuneConfig, description: str = "") -> FinetuneConfig:
+        return tyro.cli(schema, default=default, args=words, prog="diffrl finetune", description=description)
+
+    rest = [word for word in words if word not in ("-h", "--help")]
+    values = parsed(rest, schema(model=given.get("model", schema.model)))
+    # Made of what was given alone: some defaults depend on other fields.
+    config = schema(**{name: getattr(values, name) for name in known.intersection(given)})
+    return config if len(rest) == len(words) else parsed(["--help"], config, _usage(config))
+
+
+def _options(words: Sequence[str]) -> dict[str, str]:
+    """The options among the words, as fields are named, and the word that follows each."""
+    found = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            found[name.replace("-", "_").removeprefix("no_")] = value if equals else following
+    return found
+
+
+def _usage(config: FinetuneConfig) -> str:
     """The description of --help; the rewards' names are imported where they are shown alone."""
-    if not {"-h", "--help"} & set(words):
-        return ""
     from diffrl.images.rewards import listing
 
-    width = max(len(name) for name in ABOUT)
-    algos = "\n".join(f"  {name:{width}}  {text}" for name, text in ABOUT.items())
-    rewards = "\n".join(f"  {line}" for line in listing().splitlines())
-    return USAGE.format(algos=f"Algorithms (--algo):\n{algos}", rewards=rewards)
+    width = max(len(name) for name in ALGORITHMS)
+    about = {name: (inspect.getdoc(schema) or "").splitlines()[0].rstrip(".") for name, schema in ALGORITHMS.items()}
+    return USAGE.format(
+        algos="\n".join(f"  {name:{width}}  {text}" for name, text in about.items()),
+        rewards="\n".join(f"  {line}" for line in listing().splitlines()),
+        algo=config.algo,
+        model=config.model,
+    )
 
 
-def _spread(processes: int, words: Sequence[str]) -> bool:
-    """Start the same command in several processes and wait for them; False where there is one, or this is one of them.
+def spread(processes: int, words: Sequence[str]) -> bool:
+    """Start `diffrl WORDS` in several processes and wait for them; False where there is one, or this is one of them.
 
     Raises UserError, with their exit code, where they failed: the main process has said why.
     """
     if processes == 1 or "WORLD_SIZE" in os.environ:
         return False
-    launch = [sys.executable, *launcher(processes), "-m", "diffrl", "finetune", *words]
+    launch = [sys.executable, *launcher(processes), "-m", "diffrl", *words]
     started = subprocess.Popen(launch, env={"OMP_NUM_THREADS": "1", **os.environ})
     while started.returncode is None:
         # Ctrl-C reaches the processes too: they save and end, and are not to be killed meanwhile.

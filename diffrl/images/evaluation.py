@@ -7,8 +7,8 @@ All measures are of the same prompts and the same noise at every evaluation, so 
     kl               of the whole chain from the frozen model's, in nats an image: how far the model has moved
     diversity        root mean square distance of two images of one prompt, averaged over pairs; 0: all alike
     reference_error  the frozen model's denoising loss on the images: how odd they are to what was learned from data
-    class_accuracy   share that an independent judge takes for the class in the prompt (built-in models)
-    class_entropy    entropy of the judge's classes over all images, in nats; ln 10 = 2.30 is even (built-in models)
+    class_accuracy   share that an independent classifier takes for the class in the prompt (built-in models)
+    class_entropy    entropy of its classes over all images, in nats; ln 10 = 2.30 is even (built-in models)
 """
 
 from collections.abc import Callable
@@ -17,14 +17,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffrl.diffusion import denoising_loss
-from diffrl.diffusion.chain import DenoisingChain
-from diffrl.images.algorithms.base import EVALUATION, PROBE_NOISE, PROBE_TIMES, Setup
-from diffrl.images.model import rows
 from diffrl.images.rewards import Reward, ask, ask_parts
-from diffrl.images.samples import Samples, denoiser, noise_of, parts, roll_out
+from diffrl.images.samples import (
+    EVALUATION,
+    PROBE_NOISE,
+    PROBE_TIMES,
+    RunState,
+    Samples,
+    Setup,
+    denoiser,
+    denoising_errors,
+    noise_of,
+    parts,
+    roll_out,
+    rows,
+)
 
-Judge = Callable[[Tensor], Tensor]
+Classify = Callable[[Tensor], Tensor]
 """Images -> probabilities of classes (B, C); prompts name the class by its number."""
 NOISE_LEVELS = 4
 """Times at which `reference_error` is taken for each image."""
@@ -40,52 +49,37 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(setup: Setup, held_out: Reward | None, judge: Judge | None) -> Evaluation:
+def evaluate(setup: Setup, state: RunState, held_out: Reward | None, classify: Classify | None) -> Evaluation:
     """Sample and measure the model as it is; processes share the images, and all get the same measures."""
-    config, world, model = setup.config, setup.world, setup.model
-    assert config.guidance is not None
-    assert config.eval_samples is not None
-    n = config.eval_samples
+    config, n = setup.config, setup.config.eval_samples
     # Of many prompts so few that each has two images: diversity is of images of one prompt.
     group = 1 if n >= 2 * len(setup.prompts) else 2
     chosen = setup.prompts.draw(n, group, setup.generator(EVALUATION)).sort().values
-    index = world.share(n)
-    prompts, metadata = setup.prompts.of(chosen[index])
-    samples = roll_out(
-        model,
-        setup.chain,
-        prompts,
-        metadata,
-        index,
-        setup.noise_path(EVALUATION),
-        guidance=config.guidance,
-        micro_batch=config.micro_batch,
-        on_progress=setup.on_progress,
-    )
+    samples = roll_out(setup, state, chosen, setup.noise_path(EVALUATION), guidance=config.guidance)
     measures: dict[str, float] = {}
     if setup.reward is not None:
         each = [
             ask_parts(setup.reward, samples.images[part], samples.prompts[part], samples.metadata[part])
             for part in parts(len(samples), config.micro_batch)
         ]
-        measures["reward"] = float(world.merge(torch.cat([total for total, _ in each]), index, n).mean())
+        measures["reward"] = float(samples.whole(torch.cat([total for total, _ in each])).mean())
         names = list(each[0][1]) if len(each[0][1]) > 1 else []
         for name in names:
-            measures[f"reward: {name}"] = float(world.merge(torch.cat([p[name] for _, p in each]), index, n).mean())
+            measures[f"reward: {name}"] = float(samples.whole(torch.cat([p[name] for _, p in each])).mean())
     if held_out is not None:
         values = [
             ask(held_out, samples.images[part], samples.prompts[part], samples.metadata[part])
             for part in parts(len(samples), config.micro_batch)
         ]
-        measures["held_out"] = float(world.merge(torch.cat(values), index, n).mean())
+        measures["held_out"] = float(samples.whole(torch.cat(values)).mean())
     if setup.chain.n_decisions:
-        measures["kl"] = float(world.merge(chain_kl(setup, samples), index, n).mean())
-    images = world.merge(samples.images.float(), index, n).cpu()
+        measures["kl"] = float(samples.whole(chain_kl(setup, samples)).mean())
+    images = samples.whole(samples.images.float()).cpu()
     measures["diversity"] = diversity(images, chosen)
-    measures["reference_error"] = float(world.merge(reference_error(setup, samples), index, n).mean())
+    measures["reference_error"] = float(samples.whole(reference_error(setup, samples)).mean())
     texts, _ = setup.prompts.of(chosen)
-    if judge is not None:
-        probabilities = judge(images)
+    if classify is not None:
+        probabilities = classify(images)
         taken = probabilities.argmax(1)
         classes = torch.tensor([int(text) for text in texts])
         measures["class_accuracy"] = float((taken == classes).float().mean())
@@ -96,8 +90,7 @@ def evaluate(setup: Setup, held_out: Reward | None, judge: Judge | None) -> Eval
 
 def chain_kl(setup: Setup, samples: Samples) -> Tensor:
     """KL of the whole chain to the frozen model's, one value an image (n,): the sum over its decisions, in nats."""
-    chain: DenoisingChain = setup.chain
-    guidance = setup.config.guidance or 1.0
+    chain, guidance = setup.chain, setup.config.guidance
     totals = []
     for part in parts(len(samples), setup.config.micro_batch):
         condition, states = rows(samples.condition, part), samples.states[:, part]
@@ -115,13 +108,13 @@ def reference_error(setup: Setup, samples: Samples) -> Tensor:
     errors = []
     for part in parts(len(samples), setup.config.micro_batch):
         x0, index = samples.states[-1, part], samples.index[part]
-        network = model.network(rows(samples.condition, part), reference=True)
+        condition = rows(samples.condition, part)
         noise = noise_of(model.shape, NOISE_LEVELS, setup.noise_path(PROBE_NOISE), index, model.device)
         t = torch.stack(
             [model.training_times(NOISE_LEVELS, setup.generator(PROBE_TIMES, i)) for i in index.tolist()], 1
         )
         each = [
-            denoising_loss(model.prediction, network, x0, t[level], noise[level], event_dims=len(model.shape))
+            denoising_errors(model, condition, x0, t[level], noise[level], reference=True)
             for level in range(NOISE_LEVELS)
         ]
         errors.append(torch.stack(each).mean(0))

@@ -1,4 +1,4 @@
-"""Examples to learn from: images with prompts (and control or reference images beside them), videos, and pairs.
+"""What a run reads: examples (images with prompts, control or reference images beside them), videos, pairs, prompts.
 
 A folder is laid out as Hugging Face's imagefolder: files, and a `metadata.jsonl` beside them with a line an example:
 
@@ -21,16 +21,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffrl.images.digits import digits
-from diffrl.support.errors import DataError, first_line, nearest
+from diffrl.images.model import ImageModel, image_shape
+from diffrl.support.errors import DataError, UserError, first_line, nearest
 from diffrl.support.extra import images_extra
 
 METADATA = "metadata.jsonl"
 EXTRAS = ("control", "reference")
-"""What may stand beside an image, under these names in `Batch.extras` too."""
+"""What may stand beside an image, under these names in `ImageBatch.extras` too."""
 _PAIR_KEYS = {"file_name_w": "preferred", "file_name_l": "rejected"}
 
 
-class Batch(NamedTuple):
+class ImageBatch(NamedTuple):
     """Some examples: images (B, C, H, W), of videos (B, F, C, H, W), in [0, 1], and what they go with."""
 
     images: Tensor
@@ -39,7 +40,7 @@ class Batch(NamedTuple):
     """By name, each (B, C, H, W) in [0, 1]."""
 
 
-class PairBatch(NamedTuple):
+class ImagePairBatch(NamedTuple):
     """Some pairs of one prompt each: the preferred images and the others, (B, C, H, W) in [0, 1]."""
 
     images_w: Tensor
@@ -47,8 +48,8 @@ class PairBatch(NamedTuple):
     prompts: list[str]
 
 
-class Source(Protocol):
-    """Where supervised fine-tuning takes its examples from."""
+class ImageSource(Protocol):
+    """Examples that are drawn by their number: what supervised fine-tuning learns from."""
 
     @property
     def prompts(self) -> Sequence[str]:
@@ -56,7 +57,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, index: Tensor) -> Batch:
+    def batch(self, index: Tensor) -> ImageBatch:
         """The examples of an index (B,) of integers; float32, on the CPU."""
 
 
@@ -116,20 +117,20 @@ class Examples:
         """The files of what stands beside each example, as `extras_of` reads them."""
         return [{name: str(files[i]) for name, files in self._extras.items()} for i in range(len(self))]
 
-    def batch(self, index: Tensor) -> Batch:
+    def batch(self, index: Tensor) -> ImageBatch:
         """The examples of an index (B,) of integers; float32, on the CPU."""
         chosen = index.tolist()
         images = torch.stack([torch.stack([self._read(file) for file in self._images[i]]) for i in chosen])
         if self.frames == 0:
             images = images[:, 0]
         extras = {name: torch.stack([self._read(files[i]) for i in chosen]) for name, files in self._extras.items()}
-        return Batch(images, [self.prompts[i] for i in chosen], extras)
+        return ImageBatch(images, [self.prompts[i] for i in chosen], extras)
 
     def _read(self, file: Path) -> Tensor:
         return read_image(file, self.size, self.channels)
 
 
-class Pairs:
+class ImagePairs:
     """Preference pairs of a folder, for offline Diffusion-DPO; arguments and errors are those of `Examples`."""
 
     def __init__(self, folder: Path | str, size: tuple[int, int], *, channels: int = 3) -> None:
@@ -149,13 +150,13 @@ class Pairs:
     def __len__(self) -> int:
         return len(self._files)
 
-    def batch(self, index: Tensor) -> PairBatch:
+    def batch(self, index: Tensor) -> ImagePairBatch:
         """The pairs of an index (B,) of integers; float32, on the CPU."""
         chosen = index.tolist()
         w, l = (  # noqa: E741
             torch.stack([read_image(self._files[i][side], self.size, self.channels) for i in chosen]) for side in (0, 1)
         )
-        return PairBatch(w, l, [self.prompts[i] for i in chosen])
+        return ImagePairBatch(w, l, [self.prompts[i] for i in chosen])
 
 
 class Digits:
@@ -176,9 +177,60 @@ class Digits:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def batch(self, index: Tensor) -> Batch:
+    def batch(self, index: Tensor) -> ImageBatch:
         """The examples of an index (B,) of integers; float32, on the CPU."""
-        return Batch(self.images[index.cpu()], [self.prompts[i] for i in index.tolist()], {})
+        return ImageBatch(self.images[index.cpu()], [self.prompts[i] for i in index.tolist()], {})
+
+
+def examples_of(data: str | None, model: ImageModel) -> ImageSource:
+    """The examples that `--data` names, of the model's size: "digits", or a folder. Raises UserError for none."""
+    if data is None:
+        raise UserError("Which images? --data FOLDER, with a metadata.jsonl: one {file_name, text} a line.")
+    *_, c, h, w = image_shape(model)
+    return Digits((h, w), channels=c) if data == "digits" else folder_examples(data, model)
+
+
+def folder_examples(folder: str, model: ImageModel) -> Examples:
+    """The examples of a folder, of the model's size; of a model of videos so many frames as it makes."""
+    *frames, c, h, w = image_shape(model)
+    return Examples(folder, (h, w), channels=c, frames=frames[0] if frames else 0)
+
+
+def folder_pairs(folder: Path, model: ImageModel) -> ImagePairs:
+    """The pairs of a folder, of the model's size."""
+    *_, c, h, w = image_shape(model)
+    return ImagePairs(folder, (h, w), channels=c)
+
+
+def read_prompts(path: Path, files: Sequence[str] = ()) -> tuple[list[str], list[Mapping[str, Any]]]:
+    """The texts and metadata of a file with a prompt a line, or, ending in .jsonl, {"prompt": ..., anything else}.
+
+    files: which of the metadata name files, relative to the prompts' folder.
+
+    Empty lines are skipped. Raises UserError for a file that cannot be read or holds none, with the line's number.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The prompts {path} cannot be read: {first_line(error)}.") from error
+    kept = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not kept:
+        raise UserError(f"The prompts file {path} is empty; expected one prompt a line.")
+    if path.suffix != ".jsonl":
+        return [line for _, line in kept], [{} for _ in kept]
+    texts: list[str] = []
+    metadata: list[Mapping[str, Any]] = []
+    for number, line in kept:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}: not JSON ({first_line(error)}).") from error
+        if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
+            raise UserError(f'{path}, line {number}: expected an object with a "prompt", got {line[:60]}.')
+        texts.append(entry.pop("prompt"))
+        entry |= {name: str(path.parent / str(entry[name])) for name in files if entry.get(name) is not None}
+        metadata.append(entry)
+    return texts, metadata
 
 
 def extras_of(

@@ -44,10 +44,10 @@ class ImageModel(Protocol):
         """n random times t > 0 as the model was trained with, on its device."""
 
     def conditions(self, prompts: Sequence[str], extras: Mapping[str, Tensor] | None = None) -> Condition:
-        """The prompts, encoded, one row each, without a graph; `extras`: images beside them, by what they are for.
+        """The prompts, encoded, one row each, without a graph.
 
-        (B, 3, H, W) in [0, 1]. Raises UserError for a prompt it cannot take, and for
-        extras it has no use for or lacks.
+        extras: images (B, 3, H, W) in [0, 1] beside the prompts, by what they are for. Raises UserError for a prompt
+        that the model cannot take, and for extras that it has no use for or lacks.
         """
 
     def network(self, condition: Condition, *, reference: bool = False, guidance: float = 1.0) -> Network:
@@ -64,11 +64,6 @@ class ImageModel(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write what was trained into `folder` (it exists), so that plain diffusers or peft loads it."""
-
-
-def rows(condition: Condition, index: Tensor | slice) -> Condition:
-    """The condition of some of the samples."""
-    return {name: value[index] for name, value in condition.items()}
 
 
 @torch.no_grad()

@@ -1,35 +1,32 @@
 """A fine-tuning run's folder: its configuration, its evaluations, how it is opened again."""
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from diffrl.images import config as configuration
 from diffrl.images.config import FinetuneConfig
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
-from diffrl.support.schema import checked, read_yaml
 
 CONFIG, ABOUT, EVALUATIONS = "finetune.yaml", "finetune.json", "evaluations.json"
 
 
 @dataclass
 class FinetuneRun:
-    """The folder: `finetune.yaml` (resolved), `finetune.json` (versions), `evaluations.json`, what training adds."""
+    """The folder: `finetune.yaml`, `finetune.json` (versions), `evaluations.json`, and what training adds."""
 
     path: Path
     config: FinetuneConfig
     history: list[dict[str, Any]] = field(default_factory=list)
-    """An entry an evaluation: round, queries, seconds, and the measures of `honesty`."""
+    """An entry an evaluation: round, queries, seconds, and the measures of `evaluation`."""
 
     def write(self, about: dict[str, Any]) -> None:
         """Create the folder, if need be, and write the configuration and `about`, such as versions."""
         self.path.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.path / CONFIG) as temporary:
-            temporary.write_text(dump(self.config))
+            temporary.write_text(configuration.dump(self.config))
         with atomic_path(self.path / ABOUT) as temporary:
             temporary.write_text(json.dumps(about, indent=1))
 
@@ -56,16 +53,10 @@ class FinetuneRun:
             raise UserError(
                 f"{path} is the run of a policy, not of an image model: see `diffrl finetune policy --help`."
             )
-        config = FinetuneConfig(**checked(FinetuneConfig, read_yaml(path / CONFIG), str(path / CONFIG)))
+        config = configuration.load(path / CONFIG)
         file = path / EVALUATIONS
         try:
             history = json.loads(file.read_text()) if file.exists() else []
         except ValueError as error:
             raise UserError(f"{file} is damaged: {error}.") from error
         return cls(path, config, history)
-
-
-def dump(config: FinetuneConfig) -> str:
-    """The text of `finetune.yaml`."""
-    plain = {n: str(v) if isinstance(v, Path) else v for n, v in dataclasses.asdict(config).items()}
-    return yaml.safe_dump(plain, sort_keys=False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffrl.images import PromptStatistics, group_advantages
+from diffrl.alignment import PromptStatistics, group_advantages
 from diffrl.support.errors import UserError
 
 F64 = torch.float64

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffrl.diffusion import VP, DenoisingChain, Prediction, at_steps, denoising_loss
-from diffrl.images import (
+from diffrl.alignment import (
     PairErrors,
     PromptStatistics,
     d3po_loss,
@@ -25,6 +24,7 @@ from diffrl.images import (
     rwr_loss,
     rwr_weights,
 )
+from diffrl.diffusion import VP, DenoisingChain, Prediction, at_steps, denoising_loss
 
 F64 = torch.float64
 SD = 16_384

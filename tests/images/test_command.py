@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from diffrl.cli import main
-from diffrl.images.config import ABOUT
+from diffrl.images.config import ALGORITHMS
 from tests.images import tiny
 
 UNSCORED = ["--batch", "16", "--steps", "3", "--eval-samples", "20", "--warm-up", "0"]
@@ -33,7 +33,7 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return said[-1]
 
 
-@pytest.mark.parametrize("algo", [*ABOUT])
+@pytest.mark.parametrize("algo", [*ALGORITHMS])
 def test_every_algorithm_runs(algo: str, quick: Path) -> None:
     """To a picture, a table, a checkpoint and a model that diffusers loads; and it changes what it trains."""
     reward = ["--reward", "digit:8"] if algo in ("draft", "refl") else []

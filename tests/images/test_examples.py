@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffrl.images.examples import METADATA, Digits, Examples, Pairs, extras_of
+from diffrl.images.examples import METADATA, Digits, Examples, ImagePairs, extras_of
 from diffrl.support.errors import DataError
 
 pytest.importorskip("PIL")
@@ -88,7 +88,7 @@ def test_videos_have_their_frames_in_order_and_begin_at_their_reference(tmp_path
 def test_pairs_keep_their_sides(tmp_path: Path, w: str, l: str) -> None:  # noqa: E741
     images = [picture(tmp_path / f"{i}.png", i) for i in range(4)]
     rows = [{w: "0.png", l: "1.png", "text": "a"}, {w: "3.png", l: "2.png", "text": "b"}]
-    pairs = Pairs(describe(tmp_path, *rows), (6, 8))
+    pairs = ImagePairs(describe(tmp_path, *rows), (6, 8))
     batch = pairs.batch(torch.tensor([1, 0]))
     assert len(pairs) == 2
     assert batch.prompts == ["b", "a"]

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from diffrl.diffusion import VP, Network, Prediction
-from diffrl.diffusion.chain import DenoisingChain
-from diffrl.images.algorithms import Setup
+from diffrl.images.algorithms import ALGORITHMS, Algorithm
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.model import Condition, Tuned
-from diffrl.images.prompts import plain
 from diffrl.images.rewards.base import Metadata, Reward
+from diffrl.images.samples import RunState, Setup, chain_of, plain
 
 STD = 0.5
 """c, the deviation of the data."""
@@ -91,7 +90,7 @@ class Target:
 
 
 def toy_setup(reward: Reward | None = None, **settings: Any) -> Setup:
-    """A toy and what works on it."""
+    """A toy and what works on it. settings: of the configuration."""
     defaults: dict[str, Any] = {
         "model": "toy/",
         "steps": 5,
@@ -100,11 +99,14 @@ def toy_setup(reward: Reward | None = None, **settings: Any) -> Setup:
         "batch": 64,
         "eval_samples": 64,
     }
-    config = FinetuneConfig(**{**defaults, **settings}).resolved()
+    config = FinetuneConfig(**{**defaults, **settings})
     model = Toy()
-    assert config.steps is not None
-    chain = DenoisingChain(VP(), model.times(config.steps), config.eta, event_dims=3)
-    setup = Setup(config, model, chain, plain(["a", "b"]), reward or Target(1.0))
-    assert config.kl is not None
-    setup.kl_weight = config.kl
-    return setup
+    return Setup(config, model, chain_of(model, config), plain(["a", "b"]), reward or Target(1.0))
+
+
+def begin(setup: Setup) -> tuple[Algorithm, RunState]:
+    """The setup's algorithm before its first round, and the run's state."""
+    state = RunState.of(setup.config)
+    algorithm = ALGORITHMS[setup.config.algo](setup, state)
+    algorithm.prepare(None)
+    return algorithm, state

@@ -8,13 +8,13 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from diffrl.images import trainer
+from diffrl.images.algorithms import Finetuner
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.job import finetune
 
 ALGO, OUT = sys.argv[1], Path(sys.argv[2])
 recorded: dict[str, torch.Tensor] = {}
-update = trainer.Finetuner._update
+update = Finetuner._update
 
 
 def recording(self: Any, chosen: torch.Tensor, turn: int) -> dict[str, float]:
@@ -22,21 +22,20 @@ def recording(self: Any, chosen: torch.Tensor, turn: int) -> dict[str, float]:
     result = update(self, chosen, turn)
     for name, parameter in self.parameters.items():
         assert parameter.grad is not None
-        recorded[f"{self.updates}.gradient.{name}"] = parameter.grad.clone()
-        recorded[f"{self.updates}.parameter.{name}"] = parameter.detach().clone()
+        recorded[f"{self.state.updates}.gradient.{name}"] = parameter.grad.clone()
+        recorded[f"{self.state.updates}.parameter.{name}"] = parameter.detach().clone()
     return result
 
 
-trainer.Finetuner._update = recording  # type: ignore[method-assign]
+Finetuner._update = recording  # type: ignore[method-assign]
 finetune(
     FinetuneConfig(
-        algo=ALGO,  # type: ignore[arg-type]
+        algo=ALGO,
         queries=24,
         batch=24,
         updates=3,
         steps=3,
         eval_samples=21,
-        group=4 if ALGO == "d3po" else 8,
         lr=1e-3,
         kl=0.01 if ALGO == "ddpo-is" else None,
         out=OUT / f"run-of-{os.environ.get('WORLD_SIZE', '1')}",

@@ -1,81 +1,50 @@
-"""What an algorithm of fine-tuning is to the trainer, and what it is given."""
+"""A round of fine-tuning: an algorithm samples and says what the loss is, a trainer makes the steps of it."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator, Sized
+from pathlib import Path
+from typing import Any, Generic, Protocol
 
 import torch
 from torch import Tensor
 
+from diffrl.alignment.advantages import PromptStatistics
 from diffrl.alignment.losses import kl_loss
-from diffrl.diffusion.chain import DenoisingChain
-from diffrl.images.config import FinetuneConfig
-from diffrl.images.model import Condition, ImageModel
-from diffrl.images.prompts import Prompts
-from diffrl.images.rewards.base import Reward, ask
-from diffrl.images.samples import Samples, denoiser, noise_of, parts, roll_out
-from diffrl.images.world import World
-from diffrl.support.seeds import generator_at
-
-# What random numbers are for: the second entry of a generator's path, after the run's seed. Paths of one purpose must
-# differ by more than zeros at their end, which numpy's SeedSequence does not see.
-EVALUATION, PROMPTS, ROLL_OUT, ORDER, STEPS, LOSS, NOISE, PAIRS, PROBE_TIMES, PROBE_NOISE = range(10)
+from diffrl.images.examples import ImageBatch
+from diffrl.images.model import Condition
+from diffrl.images.samples import (
+    LOSS,
+    NOISE,
+    ORDER,
+    PAIRS,
+    PROMPTS,
+    Config,
+    RunState,
+    Setup,
+    denoiser,
+    denoising_errors,
+    noise_of,
+)
+from diffrl.support.errors import UserError
+from diffrl.training.loop import DivergedError
 
 Metrics = dict[str, float]
 Term = tuple[Tensor, dict[str, Tensor]]
 """A part of a loss, to be added to the other parts, and metrics, to be averaged; both means over the rows asked for."""
 
-
-@dataclass
-class Setup:
-    """What every algorithm works with."""
-
-    config: FinetuneConfig
-    """Resolved."""
-    model: ImageModel
-    chain: DenoisingChain
-    prompts: Prompts
-    reward: Reward | None
-    world: World = field(default_factory=World)
-    on_progress: Callable[[int], None] = lambda n: None
-    """Hears of images sampled, or trained on."""
-    kl_weight: float = 0.0
-    """Of the penalty now: the adaptive one changes it."""
-
-    @property
-    def dims(self) -> int:
-        """d, the dimensions of a state: log-ratios are divided by it, as published, but for their clip."""
-        return math.prod(self.model.shape)
-
-    @property
-    def train_guidance(self) -> float:
-        """The scale of guidance in training."""
-        config = self.config
-        assert config.guidance is not None
-        return config.guidance if config.train_guidance else 1.0
-
-    def generator(self, *path: int) -> torch.Generator:
-        """On the CPU, for what `path` numbers."""
-        return generator_at(self.config.seed, *path)
-
-    def noise_path(self, *path: int) -> tuple[int, ...]:
-        """The path of the noise of samples, to which `noise_of` appends the sample's number."""
-        return (self.config.seed, *path)
-
-    def scored(self, samples: Samples) -> Tensor:
-        """The reward of samples (n,), in parts; on the model's device."""
-        assert self.reward is not None
-        with torch.no_grad():
-            values = [
-                ask(self.reward, samples.images[part], samples.prompts[part], samples.metadata[part])
-                for part in parts(len(samples), self.config.micro_batch)
-            ]
-        return torch.cat(values).to(self.model.device)
+PARAMETER, FIRST, SECOND = "parameter.", "first_moment.", "second_moment."
+"""What the names of a checkpoint's tensors begin with."""
+ADAPT = 1.5
+"""PPO's adaptive penalty (Schulman et al. 2017, arXiv 1707.06347, section 4): beyond this factor from the target the
+weight doubles, or halves."""
 
 
-class Algorithm(ABC):
+# --- What an algorithm is ------------------------------------------------------------------------------------------
+
+
+class Algorithm(ABC, Generic[Config]):
     """How a round is sampled, and the loss of some of it.
 
     A round has `units` that are shuffled, shared among updates, and shared among processes: samples, or what belongs
@@ -84,12 +53,10 @@ class Algorithm(ABC):
 
     units: int
     images: int = 1
-    """Of a unit, that are in the network at once."""
-    prepared: int = 0
-    """Images that were scored before the first round."""
+    """Images of a unit, that are in the network at once."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
+    def __init__(self, setup: Setup[Config], state: RunState) -> None:
+        self.setup, self.state = setup, state
 
     @abstractmethod
     def collect(self, number: int) -> Metrics:
@@ -107,12 +74,20 @@ class Algorithm(ABC):
         """How many images a round has scored: by default one a unit."""
         return self.units
 
-    def state(self) -> dict[str, Any]:
+    @property
+    def sampled(self) -> int:
+        """How many images `collect` samples, in all processes: by default those that are scored."""
+        return self.queries
+
+    def prepare(self, folder: Path | None) -> None:
+        """Make what is made once, before the first round; it may be kept in the run's folder."""
+
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides the network and the optimiser, as JSON."""
         return {}
 
-    def load(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Take up a `state`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a `state_dict`."""
 
     def penalties(self, condition: Condition, states: Tensor) -> Iterator[Term]:
         """With --kl, its weight times the mean over steps of KL/d to the frozen model, in the states of a roll-out.
@@ -120,14 +95,14 @@ class Algorithm(ABC):
         condition: of n images; states: (T + 1, n, *shape). A term a decision. For algorithms that do not go through the
         decisions themselves.
         """
-        setup = self.setup
-        if setup.kl_weight == 0:
+        setup, weight = self.setup, self.state.kl_weight
+        if weight == 0:
             return
         current = denoiser(setup.model, condition, guidance=setup.train_guidance)
         reference = denoiser(setup.model, condition, reference=True, guidance=setup.train_guidance)
         for step in range(setup.chain.n_decisions):
             loss, metrics = kl_loss(setup.chain.kl(current, reference, states, [step]), dims=setup.dims)
-            yield setup.kl_weight * loss / setup.chain.n_decisions, metrics
+            yield weight * loss / setup.chain.n_decisions, metrics
 
     def corruption(self, units: Tensor, *path: int) -> tuple[Tensor, Tensor]:
         """For denoising losses: a time (n,) and noise (n, *shape) for each of the units, its own."""
@@ -135,35 +110,217 @@ class Algorithm(ABC):
         t = torch.cat([model.training_times(1, setup.generator(LOSS, *path, i)) for i in units.tolist()])
         return t, noise_of(model.shape, 1, setup.noise_path(NOISE, *path), units, model.device)[0]
 
+    def denoising_term(self, batch: ImageBatch, prompts: list[str], units: Tensor, *path: int) -> Term:
+        """The denoising loss on a batch of examples with these prompts, a time and a noise for each of the `units`."""
+        model = self.setup.model
+        condition = model.conditions(prompts, {name: images.to(model.device) for name, images in batch.extras.items()})
+        x0 = model.encode(batch.images.to(model.device))
+        errors = denoising_errors(model, condition, x0, *self.corruption(units, *path))
+        return errors.mean(), {"error": errors.detach().mean()}
 
-def sample(
-    setup: Setup, number: int, group: int = 1, unit: int = 1, *, n: int | None = None, reference: bool = False
-) -> Samples:
-    """Sample this process's share of round `number`: n images (by default a batch), prompts in groups of `group`.
 
-    unit: so many images in turn stay in one process. reference: by the frozen model.
-    """
-    config = setup.config
-    assert config.batch is not None
-    n = config.batch if n is None else n
-    chosen = setup.prompts.draw(n, group, setup.generator(PROMPTS, number))
-    own = setup.world.share(n // unit)
-    index = (own[:, None] * unit + torch.arange(unit)).flatten()
-    prompts, metadata = setup.prompts.of(chosen[index])
-    return roll_out(
-        setup.model,
-        setup.chain,
-        prompts,
-        metadata,
-        index,
-        setup.noise_path(ROLL_OUT, number),
-        guidance=setup.train_guidance,
-        reference=reference,
-        micro_batch=config.micro_batch,
-        on_progress=setup.on_progress,
-    )
+class OfData(Algorithm[Config]):
+    """Learns from data: a round is `updates` batches of what `source` holds, drawn with replacement. Scores nothing."""
+
+    source: Sized
+
+    def __init__(self, setup: Setup[Config], state: RunState) -> None:
+        super().__init__(setup, state)
+        self.units = setup.config.batch * setup.config.updates
+        self.index = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def queries(self) -> int:
+        """No image is scored."""
+        return 0
+
+    def collect(self, number: int) -> Metrics:
+        """Draw the round's data."""
+        self.index = torch.randint(len(self.source), (self.units,), generator=self.setup.generator(PAIRS, number))
+        return {}
+
+
+class AdvantageRule(Protocol):
+    """How the rewards of a round become advantages."""
+
+    group: int
+    """Images of one prompt that stand side by side in a round."""
+
+    def advantages(self, number: int, rewards: Tensor) -> Tensor:
+        """Advantages (n,) of the rewards (n,) of all images of round `number`, in their order."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the rule remembers, as JSON."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a `state_dict`."""
+
+
+class WithinPrompts:
+    """Advantages within what each prompt has earned of late: `PromptStatistics`, which are kept from round to round."""
+
+    group = 1
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.statistics = PromptStatistics()
+
+    def advantages(self, number: int, rewards: Tensor) -> Tensor:
+        """Advantages (n,) of the rewards (n,) of round `number`, which are added to those of their prompts."""
+        prompts = self.setup.prompts
+        chosen = prompts.draw(len(rewards), self.group, self.setup.generator(PROMPTS, number))
+        return self.statistics.advantages(prompts.of(chosen)[0], rewards)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rewards of each prompt."""
+        return self.statistics.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the rewards of each prompt."""
+        self.statistics.load_state_dict(state)
+
+
+def require_decisions(setup: Setup, train_steps: int) -> None:
+    """Raise UserError for a chain that has fewer decisions than `train_steps`, or none."""
+    decisions = setup.chain.n_decisions
+    if max(train_steps, 1) > decisions:
+        what = "--steps 1" if decisions == 0 else f"--train-steps {train_steps}"
+        raise UserError(
+            f"{what}: of {setup.config.steps} denoising steps {decisions} have noise to learn from, all but the last."
+        )
 
 
 def summary(rewards: Tensor) -> Metrics:
-    """Of the rewards of a round (n,): mean and standard deviation."""
+    """Mean and standard deviation of the rewards (n,) of a round."""
     return {"reward": float(rewards.mean()), "reward_std": float(rewards.std(correction=0))}
+
+
+# --- Who makes the steps -------------------------------------------------------------------------------------------
+
+
+class Finetuner:
+    """AdamW on what an algorithm's losses say, over the processes of `setup.world`.
+
+    The gradient of an update is the mean over its units, whichever process and part they are in. A checkpoint holds the
+    parameters, AdamW's moments, the counts of `RunState` and its KL weight, and the algorithm's own state: no generator
+    has one.
+    """
+
+    def __init__(self, setup: Setup, state: RunState, algorithm: Algorithm) -> None:
+        config = setup.config
+        self.setup, self.state, self.algorithm = setup, state, algorithm
+        self.parameters = setup.model.tuned.parameters()
+        self.optimiser = torch.optim.AdamW(self.parameters.values(), config.lr, weight_decay=config.weight_decay)
+        fp16 = config.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(setup.model.device.type, enabled=fp16)
+
+    def advance(self) -> Metrics:
+        """Make one round; its metrics, alike on all processes. Raises DivergedError where the loss is not finite."""
+        setup, state, algorithm = self.setup, self.state, self.algorithm
+        metrics = algorithm.collect(state.round)
+        each: dict[str, list[float]] = defaultdict(list)
+        for turn in range(setup.config.passes):
+            order = torch.randperm(algorithm.units, generator=setup.generator(ORDER, state.round, turn))
+            for chosen in order.tensor_split(setup.config.updates):
+                for name, value in self._update(chosen.sort().values, turn).items():
+                    each[name].append(value)
+        state.round += 1
+        state.queries += algorithm.queries
+        metrics |= {name: sum(values) / len(values) for name, values in each.items()}
+        self._adapt(metrics)
+        return metrics
+
+    def _update(self, chosen: Tensor, turn: int) -> Metrics:
+        """Make one step of the optimiser on some of the round's units."""
+        setup, config, state = self.setup, self.setup.config, self.state
+        self._warm_up()
+        self.optimiser.zero_grad(set_to_none=True)
+        own = chosen[chosen % setup.world.size == setup.world.rank]
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=setup.model.device))
+        at_once = max(1, config.micro_batch // self.algorithm.images)
+        for part in own.split(at_once) if len(own) else ():  # type: ignore[no-untyped-call]
+            share = len(part) / len(chosen)
+            terms: dict[str, list[Tensor]] = defaultdict(list)
+            for loss, metrics in self.algorithm.losses(part, state.round, turn):
+                self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+                sums["loss"] += loss.detach() * share
+                for name, value in metrics.items():
+                    terms[name].append(value.detach().double())
+            for name, values in terms.items():
+                sums[name] += torch.stack(values).mean() * share
+            state.passed(len(part))
+        setup.world.sum_gradients(self.parameters.values())
+        self.scaler.unscale_(self.optimiser)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip_norm)
+        result = self._summed(sums)
+        # fp16's scaler skips a step that overflows and lowers its scale; nothing else may be infinite.
+        if not math.isfinite(result["loss"]) or not (self.scaler.is_enabled() or bool(torch.isfinite(norm))):
+            raise DivergedError(
+                f"Round {state.round}: the loss is {result['loss']:.4g} and its gradient's norm {float(norm):.4g}. "
+                "Training has diverged and stops; a lower --lr or a smaller --clip-nats usually helps."
+            )
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        state.updates += 1
+        return {**result, "gradient_norm": float(norm)}
+
+    def _summed(self, sums: dict[str, Tensor]) -> Metrics:
+        """The sums over all processes, as numbers; a process that had no units has no names of its own."""
+        names = self.setup.world.union(sums)
+        total = torch.stack([sums[name] for name in names])
+        self.setup.world.sum_([total])
+        return dict(zip(names, total.tolist(), strict=True))
+
+    def _warm_up(self) -> None:
+        config = self.setup.config
+        for group in self.optimiser.param_groups:
+            group["lr"] = config.lr * min(1.0, (self.state.updates + 1) / (config.warm_up + 1))
+
+    def _adapt(self, metrics: Metrics) -> None:
+        """Record the penalty's weight, and change it where there is a target: nats an image over the whole chain."""
+        state, target = self.state, self.setup.config.kl_target
+        if state.kl_weight > 0:
+            metrics["kl_weight"] = state.kl_weight
+        if target is not None and "kl" in metrics:
+            whole = metrics["kl"] * self.setup.chain.n_decisions
+            if whole > ADAPT * target:
+                state.kl_weight *= 2
+            elif whole < target / ADAPT:
+                state.kl_weight /= 2
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON, for a checkpoint."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            tensors[PARAMETER + name] = parameter.detach()
+            moments = self.optimiser.state.get(parameter)
+            if moments:
+                tensors[FIRST + name], tensors[SECOND + name] = moments["exp_avg"], moments["exp_avg_sq"]
+        # AdamW's own count: fp16's scaler skips updates that overflow.
+        steps = max((int(moments["step"]) for moments in self.optimiser.state.values()), default=0)
+        info = {
+            "updates": self.state.updates,
+            "optimiser_steps": steps,
+            "queries": self.state.queries,
+            "kl_weight": self.state.kl_weight,
+            "scaler": self.scaler.state_dict(),
+            "algorithm": self.algorithm.state_dict(),
+        }
+        return tensors, info
+
+    def load_state_dict(self, step: int, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
+        """Take up the `state_dict` after `step` rounds. Raises UserError where it is another model's."""
+        starting = len(PARAMETER)
+        self.setup.model.tuned.load_state_dict({n[starting:]: t for n, t in tensors.items() if n.startswith(PARAMETER)})
+        for name, parameter in self.parameters.items():
+            if FIRST + name in tensors:
+                self.optimiser.state[parameter] = {
+                    "step": torch.tensor(float(info["optimiser_steps"])),
+                    "exp_avg": tensors[FIRST + name].to(parameter),
+                    "exp_avg_sq": tensors[SECOND + name].to(parameter),
+                }
+        state = self.state
+        state.round, state.updates, state.queries = step, info["updates"], info["queries"]
+        state.kl_weight = info["kl_weight"]
+        self.scaler.load_state_dict(info["scaler"])
+        self.algorithm.load_state_dict(info["algorithm"])

@@ -7,13 +7,14 @@ from typing import Protocol
 import safetensors.torch
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffrl.alignment.losses import diffusion_dpo_loss, pair_errors
-from diffrl.images.algorithms.base import PROMPTS, Setup, Term, sample
-from diffrl.images.algorithms.shared import OfData
-from diffrl.images.examples import Pairs
-from diffrl.images.model import Condition
-from diffrl.images.samples import conditions
+from diffrl.images.algorithms.base import OfData, Term
+from diffrl.images.config import DPOConfig
+from diffrl.images.examples import folder_pairs
+from diffrl.images.model import Condition, ImageModel
+from diffrl.images.samples import PROMPTS, RunState, Setup, conditions, sample_round
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 
@@ -26,32 +27,26 @@ ROUND = 2**31 - 1
 class PairSource(Protocol):
     """Pairs as clean states."""
 
-    queries: int
-    """Images that were scored to make them."""
-
     def __len__(self) -> int: ...
 
     def states(self, index: Tensor) -> tuple[Tensor, Tensor, Condition]:
-        """Of an index (n,): preferred and other x_0 (n, *shape), and the condition of their prompts."""
+        """The pairs of an index (n,): preferred and other x_0 (n, *shape), and the condition of their prompts."""
 
 
-class SampledPairs:
+class SampledPairs(PairSource):
     """Pairs of the reference model's own images, ranked by the reward within groups of a prompt.
 
     Of a group of G the best stands beside the worst, the second best beside the second worst, and so on: G / 2 pairs,
     less those of equal reward. They are kept in the run's folder: a resumed run reads them.
     """
 
-    def __init__(self, setup: Setup, folder: Path | None) -> None:
+    def __init__(self, setup: Setup[DPOConfig], state: RunState, folder: Path | None) -> None:
         self.setup = setup
-        assert setup.config.group is not None
-        self.group = setup.config.group
-        self.queries = setup.config.queries // self.group * self.group
         file = None if folder is None else folder / FILE
         if file is not None and file.exists():
             stored = safetensors.torch.load(file.read_bytes())
         else:
-            stored = self._make()
+            stored = self._make(state)
             if file is not None and setup.world.main:
                 with atomic_path(file) as temporary:
                     temporary.write_bytes(safetensors.torch.save(stored))
@@ -59,13 +54,12 @@ class SampledPairs:
         if not len(self.x_w):
             raise UserError("All images of each prompt have the same reward, so there is no pair to learn from.")
 
-    def _make(self) -> dict[str, Tensor]:
-        setup, group = self.setup, self.group
-        samples = sample(setup, ROUND, group, group, n=self.queries, reference=True)
-        merge = setup.world.merge
-        rewards = merge(setup.scored(samples), samples.index, self.queries).cpu()
-        x0 = merge(samples.states[-1], samples.index, self.queries).cpu()
-        number = setup.prompts.draw(self.queries, group, setup.generator(PROMPTS, ROUND))
+    def _make(self, state: RunState) -> dict[str, Tensor]:
+        setup, group, n = self.setup, self.setup.config.group, self.setup.config.scored_before
+        samples = sample_round(setup, state, ROUND, group, group, n=n, reference=True)
+        rewards = samples.whole(setup.scored(samples)).cpu()
+        x0 = samples.whole(samples.states[-1]).cpu()
+        number = setup.prompts.draw(n, group, setup.generator(PROMPTS, ROUND))
         groups = rewards.reshape(-1, group)
         order = groups.argsort(dim=1, descending=True, stable=True) + torch.arange(len(groups))[:, None] * group
         w, l = order[:, : group // 2].flatten(), order.flip(1)[:, : group // 2].flatten()  # noqa: E741
@@ -76,49 +70,49 @@ class SampledPairs:
     def __len__(self) -> int:
         return len(self.x_w)
 
+    @override
     def states(self, index: Tensor) -> tuple[Tensor, Tensor, Condition]:
-        """See `PairSource`."""
         model = self.setup.model
         condition = conditions(model, *self.setup.prompts.of(self.prompts[index]))
         return self.x_w[index].to(model.device), self.x_l[index].to(model.device), condition
 
 
-class FolderPairs:
+class FolderPairs(PairSource):
     """Pairs of images from a folder, encoded when they are asked for."""
 
-    queries = 0
-
-    def __init__(self, setup: Setup, pairs: Pairs) -> None:
-        self.setup, self.pairs = setup, pairs
+    def __init__(self, model: ImageModel, folder: Path) -> None:
+        self.model = model
+        self.pairs = folder_pairs(folder, model)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @override
     def states(self, index: Tensor) -> tuple[Tensor, Tensor, Condition]:
-        """See `PairSource`."""
-        batch, model = self.pairs.batch(index), self.setup.model
+        batch, model = self.pairs.batch(index), self.model
         w, l = (model.encode(images.to(model.device)) for images in (batch.images_w, batch.images_l))  # noqa: E741
         return w, l, model.conditions(batch.prompts)
 
 
-class DPO(OfData):
-    """Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908) on the pairs of `source`, drawn with replacement.
+class DPO(OfData[DPOConfig]):
+    """Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908) on pairs, drawn with replacement.
 
-    A round is `updates` batches of pairs. The implicit reward's accuracy is of pairs as they are drawn.
+    The pairs are those of `--pairs`, or sampled before the first round. A round is `updates` batches of them. The
+    implicit reward's accuracy is of pairs as they are drawn.
     """
 
-    def __init__(self, setup: Setup, source: PairSource) -> None:
-        super().__init__(setup, source)
-        self.source = source
-        self.prepared = source.queries
+    source: PairSource
+
+    @override
+    def prepare(self, folder: Path | None) -> None:
+        setup, pairs = self.setup, self.setup.config.pairs
+        self.source = SampledPairs(setup, self.state, folder) if pairs is None else FolderPairs(setup.model, pairs)
 
     def losses(self, units: Tensor, number: int, turn: int) -> Iterator[Term]:
         """One term: a time and a noise for each pair, the same for both of it."""
         setup, model = self.setup, self.setup.model
-        config = setup.config
-        assert config.beta is not None
         x_w, x_l, condition = self.source.states(self.index[units])
         t, noise = self.corruption(units, number, turn)
         network, reference = model.network(condition), model.network(condition, reference=True)
         errors = pair_errors(model.prediction, network, reference, x_w, x_l, t, noise, event_dims=len(model.shape))
-        yield diffusion_dpo_loss(errors, beta=config.beta, kind=config.preference)
+        yield diffusion_dpo_loss(errors, beta=setup.config.beta, kind=setup.config.preference)

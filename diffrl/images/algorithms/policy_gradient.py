@@ -1,80 +1,87 @@
-"""Policy gradients on the denoising chain: DDPO-SF, DDPO-IS, GRPO and DPOK differ in advantage and loss alone."""
+"""Policy gradients on the denoising chain: DDPO-IS, DDPO-SF, GRPO and DPOK differ in loss and advantage rule alone."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffrl.alignment.advantages import group_advantages
-from diffrl.alignment.losses import ddpo_is_loss, ddpo_sf_loss, dpok_loss, kl_loss
+from diffrl.alignment.losses import ddpo_is_loss, ddpo_sf_loss, hard_clipped_loss, kl_loss
 from diffrl.diffusion.chain import Transition, at_steps
-from diffrl.images.algorithms.base import STEPS, Metrics, Setup, Term, sample, summary
-from diffrl.images.algorithms.shared import OfSamples
-from diffrl.images.model import rows
-from diffrl.images.samples import denoiser
+from diffrl.images.algorithms.base import (
+    AdvantageRule,
+    Algorithm,
+    Metrics,
+    Term,
+    WithinPrompts,
+    require_decisions,
+    summary,
+)
+from diffrl.images.config import DDPOISConfig, DDPOSFConfig, DPOKConfig, GRPOConfig
+from diffrl.images.config.base import ChainConfig
+from diffrl.images.samples import STEPS, RunState, Samples, Setup, denoiser, rows, sample_round
+
+PolicyLoss = Callable[[Tensor, Tensor, Tensor], Term]
+"""log pi and log pi_old of decisions (K, n), in nats, and advantages (n,) -> the loss to be minimised, and metrics."""
 
 
-class PolicyGradient(OfSamples):
+class PolicyGradient(Algorithm[ChainConfig]):
     """Sample, score, and push each step's log-probability by the advantage of the image it ends in.
 
-    Advantages are normalised per prompt over the last rewards (`PromptStatistics`), for GRPO within the groups of a
-    round. The reference of DPOK, and of `--kl` for all, is the pretrained model: its KL is taken step by step in the
-    states that were sampled. DPOK's value function is here, as in DDPO, the mean of the prompt's rewards.
+    loss: what a step's log-probabilities and the advantages make of it.
+    rule: what an image's advantage is.
+    measure_kl: take the KL to the pretrained model, step by step in the states that were sampled, even where its weight
+        is 0. With a weight, `--kl`, a penalty is added to the loss: the weight times KL/d.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        config = setup.config
-        self.group = config.group or 1 if config.algo == "grpo" else 1
-        self.advantages = torch.empty(0)
+    samples: Samples
+    """Of the round, once it is collected."""
+    advantages: Tensor
+    """Of this process's samples (n,)."""
+
+    def __init__(
+        self,
+        setup: Setup[ChainConfig],
+        state: RunState,
+        loss: PolicyLoss,
+        rule: AdvantageRule,
+        *,
+        measure_kl: bool = False,
+    ) -> None:
+        super().__init__(setup, state)
+        require_decisions(setup, setup.config.train_steps)
+        self.units = setup.config.batch
+        self.loss, self.rule, self.measure_kl = loss, rule, measure_kl
 
     def collect(self, number: int) -> Metrics:
         """Sample and score; advantages are of the whole round."""
         setup = self.setup
-        self.samples = samples = sample(setup, number, self.group)
-        rewards = setup.world.merge(setup.scored(samples), samples.index, self.units)
-        if self.group > 1:
-            advantages = group_advantages(rewards.reshape(-1, self.group), clip=5.0).flatten()
-        else:
-            advantages = self.normalised(number, rewards)
+        self.samples = samples = sample_round(setup, self.state, number, self.rule.group)
+        rewards = samples.whole(setup.scored(samples))
+        advantages = self.rule.advantages(number, rewards)
         self.advantages = advantages[samples.index.to(advantages.device)]
         return summary(rewards)
 
     def losses(self, units: Tensor, number: int, turn: int) -> Iterator[Term]:
         """A term a denoising step: memory is one step's, whatever their number."""
         setup, samples = self.setup, self.samples
-        assert samples is not None
-        config = setup.config
         local = torch.searchsorted(samples.index, units)
         condition = rows(samples.condition, local.to(setup.model.device))
         states, old = samples.states[:, local], samples.log_probs[:, local]
         steps = self._steps(units, number, turn)
-        penalised = config.algo == "dpok" or setup.kl_weight > 0
         for step in steps:
             step = step[None]
             transition = setup.chain.transition(
                 denoiser(setup.model, condition, guidance=setup.train_guidance), states, step
             )
             log_prob = transition.log_prob(setup.chain.next_states(states, step))
-            kl = self._kl(transition, condition, states, step) if penalised else None
-            loss, metrics = self._loss(log_prob, at_steps(old, step), self.advantages[local], kl)
+            loss, metrics = self.loss(log_prob, at_steps(old, step), self.advantages[local])
+            if self.measure_kl or self.state.kl_weight > 0:
+                penalty, more = kl_loss(self._kl(transition, condition, states, step), dims=setup.dims)
+                loss, metrics = loss + self.state.kl_weight * penalty, metrics | more
             yield loss / len(steps), metrics
-
-    def _loss(self, log_prob: Tensor, old: Tensor, advantages: Tensor, kl: Tensor | None) -> Term:
-        setup, clip, d = self.setup, self.setup.config.clip_nats, self.setup.dims
-        if setup.config.algo == "dpok":
-            assert kl is not None
-            assert clip is not None
-            return dpok_loss(log_prob, old, advantages, kl, clip, kl_weight=setup.kl_weight, dims=d)
-        if setup.config.algo == "ddpo-sf":
-            loss, metrics = ddpo_sf_loss(log_prob, advantages, dims=d)
-        else:
-            assert clip is not None
-            loss, metrics = ddpo_is_loss(log_prob, old, advantages, clip, dims=d)
-        if kl is None:
-            return loss, metrics
-        penalty, more = kl_loss(kl, dims=d)
-        return loss + setup.kl_weight * penalty, metrics | more
 
     def _kl(self, transition: Transition, condition: dict[str, Tensor], states: Tensor, step: Tensor) -> Tensor:
         setup = self.setup
@@ -87,8 +94,64 @@ class PolicyGradient(OfSamples):
         """The decisions to train on: (K,), all of them, or (K, n), some, each image's own."""
         setup = self.setup
         k, of = setup.config.train_steps, setup.chain.n_decisions
-        if k is None or k == of:
+        if k in (0, of):
             return torch.arange(of)
         return torch.stack(
             [setup.chain.draw_steps(k, setup.generator(STEPS, number, turn, i)) for i in units.tolist()], 1
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the advantage rule remembers."""
+        return {"statistics": self.rule.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what the advantage rule remembered."""
+        self.rule.load_state_dict(state["statistics"])
+
+
+class WithinGroups:
+    """Advantages within groups of `group` images of one prompt, side by side in a round: GRPO's, which keep nothing."""
+
+    def __init__(self, group: int) -> None:
+        self.group = group
+
+    def advantages(self, number: int, rewards: Tensor) -> Tensor:
+        """Advantages (n,) of the rewards (n,) of whole groups, limited to +-5 as within prompts."""
+        return group_advantages(rewards.reshape(-1, self.group), clip=5.0).flatten()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up nothing."""
+
+
+def ddpo_is(setup: Setup[DDPOISConfig], state: RunState) -> PolicyGradient:
+    """DDPO-IS (arXiv 2305.13301): PPO's clipped ratio on each step, advantages within prompts."""
+    loss = functools.partial(ddpo_is_loss, clip_nats=setup.config.clip_nats, dims=setup.dims)
+    return PolicyGradient(setup, state, loss, WithinPrompts(setup))
+
+
+def ddpo_sf(setup: Setup[DDPOSFConfig], state: RunState) -> PolicyGradient:
+    """DDPO-SF (arXiv 2305.13301): the score function, advantages within prompts."""
+
+    def loss(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor) -> Term:
+        return ddpo_sf_loss(log_prob, advantages, dims=setup.dims)
+
+    return PolicyGradient(setup, state, loss, WithinPrompts(setup))
+
+
+def grpo(setup: Setup[GRPOConfig], state: RunState) -> PolicyGradient:
+    """Flow-GRPO (arXiv 2505.05470): DDPO-IS's loss, advantages within the groups of a round."""
+    loss = functools.partial(ddpo_is_loss, clip_nats=setup.config.clip_nats, dims=setup.dims)
+    return PolicyGradient(setup, state, loss, WithinGroups(setup.config.group))
+
+
+def dpok(setup: Setup[DPOKConfig], state: RunState) -> PolicyGradient:
+    """DPOK (arXiv 2305.16381): the hard-clamped ratio, held to the pretrained model by the KL: together `dpok_loss`.
+
+    DPOK's value function is here, as in DDPO, the mean of the prompt's rewards.
+    """
+    loss = functools.partial(hard_clipped_loss, clip_nats=setup.config.clip_nats, dims=setup.dims)
+    return PolicyGradient(setup, state, loss, WithinPrompts(setup), measure_kl=True)

@@ -5,20 +5,23 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from diffrl.images.algorithms.base import STEPS, Setup, Term
-from diffrl.images.algorithms.shared import OfData, denoising_term
-from diffrl.images.examples import Source
+from diffrl.images.algorithms.base import OfData, Term
+from diffrl.images.config import SupervisedConfig
+from diffrl.images.examples import ImageSource, examples_of
+from diffrl.images.samples import STEPS, RunState, Setup
 
 
-class Supervised(OfData):
-    """Denoising score matching or flow matching, as the model was trained, on the examples of `source`.
+class Supervised(OfData[SupervisedConfig]):
+    """Denoising score matching or flow matching, as the model was trained, on the examples of `--data`.
 
     A round is `updates` batches. With `--drop-prompts` the prompt is left out now and then, for guidance.
     """
 
-    def __init__(self, setup: Setup, source: Source) -> None:
-        super().__init__(setup, source)
-        self.source = source
+    source: ImageSource
+
+    def __init__(self, setup: Setup[SupervisedConfig], state: RunState) -> None:
+        super().__init__(setup, state)
+        self.source = examples_of(setup.config.data, setup.model)
 
     def losses(self, units: Tensor, number: int, turn: int) -> Iterator[Term]:
         """One term: a time and a noise for each image."""
@@ -28,4 +31,4 @@ class Supervised(OfData):
         if setup.config.drop_prompts:
             u = [torch.rand((), generator=setup.generator(STEPS, number, turn, i)).item() for i in units.tolist()]
             prompts = ["" if v < setup.config.drop_prompts else p for p, v in zip(prompts, u, strict=True)]
-        yield denoising_term(self, batch, prompts, units, number, turn)
+        yield self.denoising_term(batch, prompts, units, number, turn)

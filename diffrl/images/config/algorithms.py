@@ -1,0 +1,247 @@
+"""The settings of each algorithm that fine-tunes image models: one frozen dataclass each. Imports no torch.
+
+The first line of a class's docstring is what `diffrl finetune --help` says of the algorithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from diffrl.images.config.base import Algo, ChainConfig, FinetuneConfig, OfflineConfig, OnlineConfig, flag
+from diffrl.support.errors import UserError
+
+CLIP_NATS = 1.64
+"""DDPO's published clip, 1e-4 on the mean over Stable Diffusion's 16,384 dimensions, in nats."""
+
+
+@dataclass(frozen=True)
+class ClippedConfig(ChainConfig):
+    """The settings of algorithms that clip the likelihood ratio of each denoising step."""
+
+    pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "kl": 0.0}
+
+    kl: float = 0.2
+    """Weight of the divergence from the frozen reference, step by step."""
+    clip_nats: float = CLIP_NATS
+    """Trust region on each step's log-ratio, in nats, the same at every image size. The published clip of 1e-4 on the
+    mean over Stable Diffusion's 16,384 dimensions is 1.64."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.clip_nats > 0:
+            self.refuse("clip_nats", "more than 0")
+
+
+@dataclass(frozen=True)
+class DDPOISConfig(ClippedConfig):
+    """PPO on each denoising step (DDPO-IS, arXiv 2305.13301)."""
+
+    algo: Algo = "ddpo-is"
+
+
+@dataclass(frozen=True)
+class DDPOSFConfig(ChainConfig):
+    """The score-function gradient, one update a round (DDPO-SF, arXiv 2305.13301)."""
+
+    pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "updates": 1, "lr": 3e-4, "kl": 0.0}
+
+    algo: Algo = "ddpo-sf"
+    updates: int = 1
+    """Optimiser steps a round: one, for the gradient is that of the policy that sampled."""
+    passes: int = 1
+    """Times that a round's images are gone through: once."""
+    lr: float = 6e-4
+    """AdamW's learning rate."""
+    kl: float = 0.2
+    """Weight of the divergence from the frozen reference, step by step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.updates, self.passes) != (1, 1):
+            raise UserError("ddpo-sf learns once from each image: --updates 1 and --passes 1, or --algo ddpo-is.")
+
+
+@dataclass(frozen=True)
+class GRPOConfig(ClippedConfig):
+    """PPO on each step, advantages within groups of one prompt (Flow-GRPO, arXiv 2505.05470)."""
+
+    algo: Algo = "grpo"
+    group: int = 8
+    """Images of one prompt that are compared."""
+
+    def __post_init__(self) -> None:
+        _whole_groups(self, self.group)
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class DPOKConfig(ClippedConfig):
+    """Hard-clamped ratio and KL to the pretrained model (DPOK, arXiv 2305.16381)."""
+
+    pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "kl": 0.1}
+
+    algo: Algo = "dpok"
+
+
+@dataclass(frozen=True)
+class RWRConfig(OnlineConfig):
+    """Denoising loss on its own samples, weighted by reward (RWR, arXiv 2302.12192)."""
+
+    pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "lr": 3e-4, "beta": 1.0}
+
+    algo: Algo = "rwr"
+    lr: float = 3e-5
+    """AdamW's learning rate."""
+    beta: float = 2.0
+    """Inverse temperature of the weights, on normalised rewards."""
+
+
+@dataclass(frozen=True)
+class D3POConfig(ChainConfig):
+    """DPO on each step of pairs of chains, ranked by the reward (D3PO, arXiv 2311.13231)."""
+
+    pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "lr": 3e-4}
+
+    algo: Algo = "d3po"
+    lr: float = 5e-5
+    """AdamW's learning rate."""
+    group: int = 4
+    """Images of one prompt, of which the best and the worst are compared."""
+    beta: float = 0.1
+    """Strength of the reference."""
+    clip_nats: float = 0.0
+    """Clamp of each step's log-ratios, in nats; 0: the authors', .1 nats for each dimension of a sample."""
+
+    def __post_init__(self) -> None:
+        _whole_groups(self, self.group)
+        super().__post_init__()
+        if not self.clip_nats >= 0:
+            self.refuse("clip_nats", "0 or more")
+
+    @property
+    def units(self) -> int:
+        """The groups of a round."""
+        return self.batch // self.group
+
+
+@dataclass(frozen=True)
+class BackpropagationConfig(OnlineConfig):
+    """The settings of algorithms that need a reward with a gradient."""
+
+    pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "batch": 64, "updates": 1}
+
+    updates: int = 1
+    """Optimiser steps a round, each on its share of the images."""
+
+
+@dataclass(frozen=True)
+class DRaFTConfig(BackpropagationConfig):
+    """The reward's gradient through the last K steps (DRaFT-K, AlignProp; arXiv 2309.17400)."""
+
+    algo: Algo = "draft"
+    draft_steps: int = 2
+    """K, the last steps, which carry the gradient."""
+
+
+@dataclass(frozen=True)
+class ReFLConfig(BackpropagationConfig):
+    """The reward's gradient through one late step (ReFL, arXiv 2304.05977)."""
+
+    pipeline: ClassVar[Mapping[str, Any]] = {**BackpropagationConfig.pipeline, "data": None}
+
+    algo: Algo = "refl"
+    data: str | None = "digits"
+    """Images for the denoising loss: a folder with a metadata.jsonl; the built-in models have the digits."""
+    refl_margin: float = 2.0
+    """m of relu(m - reward); the published 2 is ImageReward's, in deviations."""
+    refl_weight: float = 1e-3
+    """Weight of the reward beside the denoising loss."""
+
+
+@dataclass(frozen=True)
+class DPOConfig(OfflineConfig):
+    """Diffusion-DPO on pairs, made once or read (arXiv 2311.12908)."""
+
+    algo: Algo = "dpo"
+    reward: str = "jpeg"
+    """What ranks the images that pairs are made of, such as jpeg, digit:8, "clip:ID + 0.1*jpeg", remote:URL."""
+    queries: int = 3072
+    """Images to be scored, once, to make pairs of them."""
+    group: int = 8
+    """Images of one prompt of which pairs are made: the best with the worst, and so on."""
+    pairs: Path | None = None
+    """A folder of preferred and rejected images; by default pairs are sampled and ranked by the reward."""
+    beta: float = 5000.0
+    """Strength of the reference."""
+    preference: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    """The loss on a pair: DPO's, SLiC's or IPO's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pairs is None and self.queries < self.group:
+            raise UserError(f"--queries is {self.queries}, less than one --group of {self.group} to make pairs of.")
+        for name in ("reward", "queries", "group"):
+            if self.pairs is not None and getattr(self, name) != getattr(type(self), name):
+                raise UserError(f"{flag(name)} is for pairs that are sampled: dpo on --pairs has no use for it.")
+
+    @property
+    def scored_by(self) -> str | None:
+        """The reward, where it ranks pairs."""
+        return self.reward if self.pairs is None else None
+
+    @property
+    def scored_before(self) -> int:
+        """The images of all whole groups."""
+        return self.queries // self.group * self.group if self.pairs is None else 0
+
+    @property
+    def units(self) -> int:
+        """The pairs of an update, or the groups that pairs are made of, whichever are fewer."""
+        return self.batch if self.pairs is not None else min(self.batch, self.queries // self.group)
+
+
+@dataclass(frozen=True)
+class SupervisedConfig(OfflineConfig):
+    """The denoising loss on images of yours."""
+
+    pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "batch": 64, "updates": 10, "data": None}
+
+    algo: Algo = "supervised"
+    updates: int = 10
+    """Optimiser steps a round."""
+    data: str | None = "digits"
+    """The images: a folder with a metadata.jsonl; the built-in models have the digits."""
+    drop_prompts: float = 0.0
+    """Share of the prompts that are left out, for models that are sampled with guidance (0.1)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.drop_prompts < 1:
+            self.refuse("drop_prompts", "at least 0 and less than 1")
+
+
+def _whole_groups(config: FinetuneConfig, group: int) -> None:
+    """Raise UserError where a round's images are not whole groups."""
+    if group >= 2 and config.batch % group:
+        raise UserError(f"--batch is {config.batch}; expected a multiple of --group, {group}.")
+
+
+ALGORITHMS: dict[str, type[FinetuneConfig]] = {
+    schema.algo: schema
+    for schema in (
+        DDPOISConfig,
+        DDPOSFConfig,
+        GRPOConfig,
+        DPOKConfig,
+        RWRConfig,
+        D3POConfig,
+        DRaFTConfig,
+        ReFLConfig,
+        DPOConfig,
+        SupervisedConfig,
+    )
+}
+"""The configuration class of each `--algo`."""

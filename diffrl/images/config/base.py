@@ -1,0 +1,308 @@
+"""The settings that fine-tuning runs of image models share: a frozen dataclass, from which each algorithm's derives.
+
+`FinetuneConfig(algo="grpo", model="my/pipeline", queries=512)` makes the configuration of that algorithm. Fields that
+are not given have the algorithm's defaults for the model: those that stand in its class are for the built-in models,
+and `pipeline` says what a diffusers pipeline changes of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from diffrl.images.rewards import companion
+from diffrl.support.errors import UserError, nearest
+from diffrl.support.schema import checked
+
+Algo = Literal["ddpo-is", "ddpo-sf", "grpo", "dpok", "rwr", "d3po", "draft", "refl", "dpo", "supervised"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_AT_LEAST = {
+    "queries": 1,
+    "batch": 1,
+    "updates": 1,
+    "passes": 1,
+    "rounds": 1,
+    "micro_batch": 1,
+    "steps": 1,
+    "train_steps": 0,
+    "warm_up": 0,
+    "group": 2,
+    "draft_steps": 1,
+    "eval_every": 1,
+    "eval_samples": 2,
+    "processes": 1,
+    "lora": 0,
+    "seed": 0,
+    "eta": 0,
+    "weight_decay": 0,
+    "kl": 0,
+}
+"""The least that a field of this name may hold."""
+_POSITIVE = ("lr", "clip_norm", "kl_target", "stop_kl", "beta")
+
+
+class _Presets(type):
+    """Makes configurations: of the algorithm that is named, with the defaults that depend on what is given."""
+
+    def __call__(cls, **given: Any) -> Any:
+        """The configuration. A field that is None counts as not given.
+
+        Raises UserError for a value that will not do, and for an option that the algorithm does not have.
+        """
+        given = {name: value for name, value in given.items() if value is not None}
+        schema = schema_of(given.get("algo", getattr(cls, "algo", None)))
+        if cls not in schema.__mro__:
+            raise UserError(f"--algo is {schema.algo!r}; {cls.__name__} has the settings of another algorithm.")
+        for name in given:
+            schema.require(name)
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+        given = checked(schema, plain, cls.__name__)
+        config = type.__call__(schema, **{**schema.defaults(given.get("model", schema.model)), **given})
+        late = {"held_out": companion(config.scored_by or ""), "eval_every": max(1, round(config.rounds / 6))}
+        late = {name: value for name, value in late.items() if name not in given and value != getattr(config, name)}
+        return dataclasses.replace(config, **late) if late else config
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(metaclass=_Presets):
+    """A fine-tuning run of an image model."""
+
+    pipeline: ClassVar[Mapping[str, Any]] = {
+        "lora": 4,
+        "batch": 256,
+        "updates": 2,
+        "steps": 50,
+        "guidance": 5.0,
+        "eval_samples": 32,
+    }
+    """The defaults with a diffusers pipeline, where they are not those of the built-in models."""
+
+    algo: Algo = "ddpo-is"
+    """The algorithm: see the list above."""
+    model: str = "tiny-digits"
+    """tiny-digits, tiny-latents (both trained at first use), or a diffusers pipeline: a folder or a hub id. control:ID,
+    reference:ID: with a ControlNet, reference attention; video:ID, a video pipeline (docs/supervised.md)."""
+    held_out: str | None = None
+    """A reward that is only looked at, to see the other one hacked; by default its companion, where it has one."""
+    prompts: Path | None = None
+    """A file of prompts, one a line, or of JSON lines with a "prompt" and metadata; built-in models have their own."""
+    lora: int = 0
+    """Rank of the adapters, 0 to train the whole network."""
+    adapter: Path | None = None
+    """A folder with a LoRA adapter (diffusers' or peft's) to start from; of control:ID the ControlNet to go on from."""
+    batch: int = 64
+    """Images a round."""
+    updates: int = 4
+    """Optimiser steps a round, each on its share of the images."""
+    passes: int = 1
+    """Times that a round's images are gone through."""
+    micro_batch: int = 64
+    """Images that are in the network at once; changes memory, not the result."""
+    steps: int = 10
+    """Denoising steps."""
+    eta: float = 1.0
+    """Noise of each denoising step: 1 is DDPM's, 0 none, which algorithms that learn from the chain's decisions cannot
+    do without; for flow models 0.495 is Flow-GRPO's."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance in sampling; 1: none."""
+    train_guidance: bool = True
+    """--no-train-guidance: sample for training, and train, without guidance, at half the cost; evaluations keep it."""
+    lr: float = 3e-4
+    """AdamW's learning rate."""
+    warm_up: int = 5
+    """Optimiser steps over which the learning rate rises."""
+    weight_decay: float = 1e-4
+    """AdamW's weight decay."""
+    clip_norm: float = 1.0
+    """Largest norm of a gradient."""
+    stop_kl: float | None = None
+    """Stop when the divergence of a whole chain, in nats an image, is larger at an evaluation."""
+    eval_every: int = 8
+    """Rounds between evaluations; by default a sixth of all."""
+    eval_samples: int = 200
+    """Images of an evaluation, always of the same prompts and noise."""
+    seed: int = 0
+    """Seed of all random numbers."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N, or auto."""
+    precision: Precision = "fp32"
+    """Of the network's inner computation; log-probabilities are always float32 and summed in float64."""
+    checkpointing: bool = False
+    """Gradient checkpointing: less memory, a third more time."""
+    processes: int = 1
+    """Processes that share the images (accelerate); the result is the same to rounding."""
+    out: Path | None = None
+    """The run's folder; by default runs/ALGO-MODEL-TIME."""
+
+    if TYPE_CHECKING:  # of an algorithm that is named, all options are taken
+
+        def __init__(self, **given: Any) -> None: ...
+
+    def __post_init__(self) -> None:
+        for name in (field.name for field in dataclasses.fields(self)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if name in _AT_LEAST and not value >= _AT_LEAST[name]:
+                self.refuse(name, f"at least {_AT_LEAST[name]}")
+            if name in _POSITIVE and not value > 0:
+                self.refuse(name, "more than 0")
+        if self.eta > 1:
+            self.refuse("eta", "from 0 to 1")
+        if self.stop_kl is not None and self.eta == 0:
+            raise UserError("--stop-kl needs --eta above 0: a deterministic chain has no divergence to stop at.")
+
+    def refuse(self, field: str, expected: str) -> None:
+        """Raise UserError for the value of a field, saying what was expected."""
+        raise UserError(f"{flag(field)} is {getattr(self, field)}; expected {expected}.")
+
+    @classmethod
+    def require(cls, name: str) -> None:
+        """Raise UserError where the algorithm has no option of this name, naming those that have it."""
+        if name in cls.options():
+            return
+        having = [algo for algo, schema in algorithms().items() if name in schema.options()]
+        if having:
+            raise UserError(f"{flag(name)} is for {', '.join(having)}: {cls.algo} has no use for it.")
+        raise UserError(f"There is no option {flag(name)}: {nearest(name, cls.options())}")
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """The names of all fields."""
+        return [field.name for field in dataclasses.fields(cls)]
+
+    @classmethod
+    def defaults(cls, model: str) -> Mapping[str, Any]:
+        """What fields are by default with this model, where that is not what stands in the class."""
+        return {} if is_builtin(model) else cls.pipeline
+
+    @property
+    def builtin(self) -> bool:
+        """Whether the model is one of ours, at a laptop's size."""
+        return is_builtin(self.model)
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of the whole run."""
+        raise NotImplementedError
+
+    @property
+    def scored_by(self) -> str | None:
+        """The reward that is asked; None: the run scores no images."""
+        return None
+
+    @property
+    def scored_before(self) -> int:
+        """Images that are scored before the first round."""
+        return 0
+
+    @property
+    def units(self) -> int:
+        """How many parts there are, at the least, to share among processes: images, or groups of them."""
+        return self.batch
+
+    @property
+    def kl_weight(self) -> float:
+        """Weight of the divergence from the frozen reference at the start."""
+        return 0.0
+
+    @property
+    def kl_target(self) -> float | None:
+        """Nats an image to hold that divergence at, by changing its weight; None: the weight stays."""
+        return None
+
+
+@dataclass(frozen=True)
+class OnlineConfig(FinetuneConfig):
+    """The settings of algorithms that sample and ask the reward in every round."""
+
+    reward: str = "jpeg"
+    """What to raise, such as jpeg, incompressible, digit:8, aesthetic:FOLDER, "clip:ID + 0.1*jpeg", remote:URL."""
+    queries: int = 3072
+    """Images to be scored in all."""
+    kl: float = 0.0
+    """Weight of the divergence from the frozen reference, step by step."""
+    kl_target: float | None = None
+    """Nats an image to hold the divergence at, by raising and lowering its weight (adaptive)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eta == 0 and (self.kl or self.kl_target is not None):
+            raise UserError("--kl and --kl-target need --eta above 0: a deterministic chain has no divergence.")
+        if self.updates > self.units:
+            raise UserError(f"--updates is {self.updates}, more than the {self.units} images or pairs of a round.")
+        if self.queries < self.batch:
+            default = " (the default)" if self.batch == self.defaults(self.model).get("batch", type(self).batch) else ""
+            raise UserError(f"--queries is {self.queries}, less than a round of --batch {self.batch}{default}.")
+
+    @property
+    def rounds(self) -> int:
+        """As many whole rounds as `queries` images make."""
+        return self.queries // self.batch
+
+    @property
+    def scored_by(self) -> str | None:
+        """The reward."""
+        return self.reward
+
+    @property
+    def kl_weight(self) -> float:
+        """Weight of the divergence from the frozen reference at the start: with a target not 0, which stays 0."""
+        return self.kl if self.kl_target is None else self.kl or 0.01
+
+
+@dataclass(frozen=True)
+class ChainConfig(OnlineConfig):
+    """The settings of algorithms that learn from the decisions of the denoising chain, so from its noise."""
+
+    train_steps: int = 0
+    """Of the denoising steps, so many (drawn anew for each image) are trained on; 0: all that have noise."""
+
+    def __post_init__(self) -> None:
+        if self.eta == 0:
+            raise UserError(f"--eta 0 is a deterministic chain, which {self.algo} cannot learn from: give more than 0.")
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class OfflineConfig(FinetuneConfig):
+    """The settings of algorithms that learn from data: they score nothing as they go on."""
+
+    batch: int = 64
+    """Examples an update."""
+    updates: int = 4
+    """Optimiser steps a round."""
+    passes: int = 1
+    """Times that a round's examples are gone through."""
+    eval_every: int = 7
+    """Rounds between evaluations; by default a sixth of all."""
+    rounds: int = 40
+    """Rounds of the whole run, each of `updates` steps."""
+
+
+def flag(field: str) -> str:
+    """A field as the command line spells it."""
+    return "--" + field.replace("_", "-")
+
+
+def is_builtin(model: str) -> bool:
+    """Whether a model's name is that of one of ours."""
+    return model.startswith("tiny-") and not Path(model).exists()
+
+
+def algorithms() -> Mapping[str, type[FinetuneConfig]]:
+    """The configuration classes by algorithm."""
+    from diffrl.images.config.algorithms import ALGORITHMS
+
+    return ALGORITHMS
+
+
+def schema_of(algo: object) -> type[FinetuneConfig]:
+    """The configuration class of an algorithm. Raises UserError for one that is not known."""
+    if algo not in algorithms():
+        raise UserError(f"--algo is {algo!r}; known: {', '.join(get_args(Algo))}.")
+    return algorithms()[str(algo)]

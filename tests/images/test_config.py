@@ -1,0 +1,168 @@
+"""Configurations: what an algorithm's defaults are, what it refuses, and files that older runs left."""
+
+import dataclasses
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from diffrl.cli import main
+from diffrl.images.algorithms import ALGORITHMS as IMPLEMENTATIONS
+from diffrl.images.config import ALGORITHMS, Algo, FinetuneConfig, GRPOConfig, OnlineConfig, dump, load
+from diffrl.support.errors import UserError
+
+OLD = [json.loads(line) for line in (Path(__file__).parent / "old_configurations.jsonl").read_text().splitlines()]
+"""What `finetune.yaml` held at commit 7a5e561 of a run with nothing but these --algo and --model: all 43 options."""
+
+
+@pytest.mark.parametrize("old", OLD, ids=lambda old: f"{old['algo']}-{old['model']}")
+def test_defaults_and_files_mean_what_they_did(old: dict[str, Any], tmp_path: Path) -> None:
+    """Each algorithm's defaults with a built-in model and with a pipeline; an old file reads as the same."""
+    config = FinetuneConfig(algo=old["algo"], model=old["model"])
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(old))
+    assert load(tmp_path / "old.yaml") == config
+    now = {**dataclasses.asdict(config), "rounds": config.rounds}
+    # What was filled in as the run went on stands in the configuration now.
+    was = {**old, "held_out": "png" if config.scored_by == "jpeg" else None, "train_steps": 0}
+    was["data"] = "digits" if config.builtin else None
+    was["clip_nats"] = 0.0 if config.algo == "d3po" else old["clip_nats"]
+    assert now == {name: was[name] for name in now}
+    assert config.kl_weight == (old["kl"] if isinstance(config, OnlineConfig) else 0.0)
+
+
+def test_what_an_old_run_was_told_is_kept(tmp_path: Path) -> None:
+    old = next(old for old in OLD if old["algo"] == "d3po")
+    told = {"kl": 0.5, "train_steps": 3, "clip_nats": 2.5, "held_out": "jpeg:10", "out": "runs/x", "eval_every": 5}
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(old | told))
+    config = load(tmp_path / "old.yaml")
+    assert {name: getattr(config, name) for name in told} == told | {"out": Path("runs/x")}
+    (tmp_path / "new.yaml").write_text(dump(config))
+    assert load(tmp_path / "new.yaml") == config
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(old | {"clip_nat": 1.0}))
+    with pytest.raises(UserError, match=r"clip_nat.*clip_nats"):
+        load(tmp_path / "old.yaml")
+
+
+def test_every_algorithm_has_settings_and_an_implementation() -> None:
+    assert [*ALGORITHMS] == [*IMPLEMENTATIONS] == [*get_args(Algo)]
+    assert all(FinetuneConfig(algo=algo) == schema() for algo, schema in ALGORITHMS.items())
+    assert all(type(FinetuneConfig(algo=algo)) is schema for algo, schema in ALGORITHMS.items())
+
+
+@pytest.mark.parametrize("algo", [*ALGORITHMS])
+def test_the_built_in_defaults_stand_in_the_class(algo: str) -> None:
+    """What is read in the file is what a run has: none is changed when a configuration is made, but for companions."""
+    config = ALGORITHMS[algo]()
+    for field in dataclasses.fields(config):
+        expected = "png" if field.name == "held_out" and config.scored_by else field.default
+        assert getattr(config, field.name) == expected, field.name
+
+
+def test_defaults_follow_what_is_given() -> None:
+    assert FinetuneConfig(queries=512, batch=16).eval_every == 5
+    assert FinetuneConfig(algo="dpo", rounds=2).eval_every == 1
+    assert FinetuneConfig(reward="digit:8").held_out == "digit-held-out:8"
+    assert FinetuneConfig(reward="python:a.py#b").held_out is None
+    assert FinetuneConfig(algo="dpo", pairs="folder").held_out is None
+    assert FinetuneConfig(algo="supervised", held_out="png").held_out == "png"
+    config = FinetuneConfig(model="a/pipeline", eval_every=3)
+    assert (config.lora, config.steps, config.guidance, config.eval_every) == (4, 50, 5.0, 3)
+    assert dataclasses.replace(config, queries=9999).eval_every == 3
+
+
+def test_values_are_of_their_types() -> None:
+    """From Python paths come as text, and whole numbers for others; None is what is not given."""
+    config = FinetuneConfig(out="x", prompts="p.txt", lr=1, batch=None, model=Path("a/pipeline"))
+    assert (config.out, config.prompts, config.batch, config.model) == (Path("x"), Path("p.txt"), 256, "a/pipeline")
+    assert isinstance(config.lr, float)
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_an_option_of_others_is_refused() -> None:
+    """Every option that an algorithm lacks, by a sentence that names all those that have it."""
+    refused = 0
+    for algo, schema in ALGORITHMS.items():
+        for name in {name for other in ALGORITHMS.values() for name in other.options()}:
+            having = [a for a, other in ALGORITHMS.items() if name in other.options()]
+            if algo in having:
+                continue
+            refused += 1
+            with pytest.raises(UserError) as caught:
+                schema(**{name: 3})
+            flag = "--" + name.replace("_", "-")
+            assert str(caught.value) == f"{flag} is for {', '.join(having)}: {algo} has no use for it."
+    assert refused > 50
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"algo": "ddpo"}, "known: ddpo-is"),
+        ({"quries": 3}, "did you mean 'queries'"),
+        ({"pipeline": {}}, "no option --pipeline"),
+        ({"batch": "many"}, "expected int"),
+        ({"eta": 1.5}, "from 0 to 1"),
+        ({"lr": 0}, "--lr is 0.0; expected more than 0"),
+        ({"clip_nats": 0}, "--clip-nats is 0.0; expected more than 0"),
+        ({"algo": "d3po", "clip_nats": -1}, "--clip-nats is -1.0; expected 0 or more"),
+        ({"algo": "d3po", "group": 0}, "--group is 0; expected at least 2"),
+        ({"algo": "d3po", "group": 32}, "more than the 2 images or pairs of a round"),
+        ({"algo": "supervised", "drop_prompts": 1}, "less than 1"),
+        ({"queries": 10}, r"--batch 64 \(the default\)"),
+        ({"queries": 10, "batch": 32}, r"--batch 32\."),
+        ({"algo": "rwr", "eta": 0, "kl": 0.1}, "no divergence"),
+        ({"algo": "ddpo-sf", "passes": 2}, "--algo ddpo-is"),
+    ],
+)
+def test_mistakes_are_named(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        FinetuneConfig(**given)
+
+
+def test_a_class_has_its_own_algorithm() -> None:
+    assert GRPOConfig(algo="grpo").group == 8
+    with pytest.raises(UserError, match="GRPOConfig"):
+        GRPOConfig(algo="dpo")
+
+
+def help_of(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What --help prints, with the lines of an option joined."""
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as caught:
+        main(["finetune", *words, "--help"])
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("algo", [*ALGORITHMS])
+def test_help_shows_the_algorithms_own(
+    algo: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its options and no other's, with the values that a run of these words has."""
+    words = ["--algo", algo, "--model", "a/pipeline"]
+    said = help_of(words, capsys, monkeypatch)
+    config = FinetuneConfig(algo=algo, model="a/pipeline")
+    options = said[said.index("show this help message") :]
+    for name in {name for schema in ALGORITHMS.values() for name in schema.options()}:
+        flag = "--" + name.replace("_", "-") + " "
+        assert (flag in options.replace(",", " ")) == (name in config.options()), name
+    none = [name for name, value in dataclasses.asdict(config).items() if value is None]
+    assert options.count("(default: None)") == len(none)
+    assert set(none) <= {"held_out", "prompts", "adapter", "stop_kl", "out", "kl_target", "pairs", "data"}
+
+
+def test_help_shows_what_the_words_say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    said = help_of(["--queries=6144", "--reward", "digit:8", "--no-train-guidance"], capsys, monkeypatch)
+    for flag, value in (("--eval-every", "16"), ("--held-out", "digit-held-out:8"), ("--train-guidance,", "False")):
+        rest = said[said.index(f" {flag} ") :]
+        assert rest[rest.index("(default: ") :].startswith(f"(default: {value})"), flag
+
+
+def test_configurations_import_no_torch() -> None:
+    code = "import sys, diffrl.images.config, diffrl.commands.finetune; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
