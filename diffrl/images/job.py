@@ -290,9 +290,9 @@ def _classifier(config: FinetuneConfig) -> Classify | None:
     """What tells the classes of built-in models' images apart, beside any reward."""
     if not config.builtin:
         return None
-    from diffrl.images.rewards.digits import judge
+    from diffrl.images.rewards.digits import digit_classifier
 
-    return judge()
+    return digit_classifier()
 
 
 def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
