@@ -1,20 +1,10 @@
 """The algorithms: hyper-parameters in `config.py`, then one file each."""
 
-from agents.config import (
-    AGENTS,
-    BC,
-    EDP,
-    FQL,
-    IDQL,
-    IQL,
-    TD3BC,
-    AgentConfig,
-    ConsistencyAC,
-    DiffusionBC,
-    DiffusionQL,
-    QGuidance,
-    get,
-)
+from agents.base_config import AgentConfig
+from agents.config import AGENTS, BC, EDP, FQL, IDQL, IQL, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL, QGuidance
+from agents.registry import get, listed, names
+
+__part_of__ = "diffrl"  # `diffrl.support.shadowing` looks for this line
 
 __all__ = [
     "AGENTS",
@@ -30,4 +20,6 @@ __all__ = [
     "DiffusionQL",
     "QGuidance",
     "get",
+    "listed",
+    "names",
 ]

@@ -1,4 +1,4 @@
-"""The network of every generative policy, m_theta(a_t, t, s), and what agents and diagnosis ask of such a policy."""
+"""The network of every generative policy, m_theta(a_t, t, s), and the interface that agents and diagnosis use."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -11,13 +11,13 @@ from diffrl.nets import MLP, RawTime, ResidualMLP, TimeEmbedding, affine, mish
 
 
 class ActionNetwork(nn.Module):
-    """m_theta(a_t, t, s): an MLP on [a_t, time embedding, s], whose answer has the action's size (arXiv 2208.06193).
+    """m_theta(a_t, t, s): an MLP on [a_t, time embedding, s], whose output has the action's size (arXiv 2208.06193).
 
     The first layer is linear in the three parts of its input, and two of them repeat: the state's part is computed
     once for all steps of a chain and all candidates of a state.
 
-    blocks: 0 is the plain MLP; else a residual network of so many blocks, with layer normalisation (IDQL's).
-    time_size: size of the time embedding; 0: the network receives the time itself.
+    blocks: 0 is the plain MLP; any other number is that of the blocks of a residual network with layer normalisation
+    (IDQL's). time_size: size of the time embedding; 0: the network receives the time itself.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class ActionNetwork(nn.Module):
             self.mlp = MLP(stack, size, action_size, generators, width=width, layers=layers, activation=activation)
 
     def forward(self, actions: Tensor, t: Tensor, observations: Tensor) -> Tensor:
-        """m_theta: actions (S, B, A), t () or (S, B), observations (S, B, O) -> (S, B, A)."""
+        """m_theta(a_t, t, s): actions (S, B, A), t () or (S, B), observations (S, B, O) -> (S, B, A)."""
         return self.bound(observations)(actions, t)
 
     def bound(self, observations: Tensor, K: int = 1) -> Network:
-        """The network with its observations (S, B, O) bound: a (S, B K, A), t () or (S, B K) -> (S, B K, A).
+        """m_theta with its observations (S, B, O) bound: a function of a (S, B K, A) and t () or (S, B K).
 
-        Of K actions a state, which stand in a row, the state's part of the first layer is computed once.
+        The K actions of a state stand in a row; the state's part of the first layer is computed once for them.
         """
         w_a, w_t, w_s = self.first_layer()
         state_part = self.state_part(observations, w_s, K)
@@ -66,12 +66,18 @@ class ActionNetwork(nn.Module):
         return torch.split(self.mlp.first.weight, list(self._sizes), dim=1)
 
     def state_part(self, observations: Tensor, w_s: Tensor, K: int = 1) -> Tensor:
-        """The first layer's state part with its bias (S, B K, width)."""
+        """What the first layer makes of observations (S, B, O), its bias included: (S, B K, width).
+
+        w_s: of `first_layer`. K: how often each state is repeated, in a row.
+        """
         part = affine(observations, w_s, self.mlp.first.bias)
         return part.repeat_interleave(K, dim=1) if K > 1 else part
 
     def from_parts(self, h: Tensor, actions: Tensor, w_a: Tensor, keep: Tensor | None = None) -> Tensor:
-        """m_theta, where h holds the first layer's time and state parts. keep: see `ResidualMLP`."""
+        """m_theta at actions (S, B, A), where h (S, B, width) holds the first layer's time and state parts.
+
+        w_a: of `first_layer`. keep: the dropout of a residual network, see `ResidualMLP`.
+        """
         h = affine(actions, w_a, h)
         if keep is None:
             return self.mlp.after_first(h)
@@ -90,20 +96,20 @@ class GenerativePolicy(ActionNetwork):
 
     @abstractmethod
     def sampling_noise(self, observations: Tensor, generator: torch.Generator, K: int = 1) -> Tensor:
-        """What `sample` needs for K actions of each of the observations (S, B, O), drawn in one call."""
+        """Draw the noise that `sample` needs for K actions of each of the observations (S, B, O)."""
 
     @abstractmethod
     def sample(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Actions (S, B K, A), the K of a state in a row; differentiable. noise: that of `sampling_noise`."""
+        """Sample actions (S, B K, A), the K of a state in a row; differentiable. noise: of `sampling_noise`."""
 
     @abstractmethod
     def noise_levels(self) -> tuple[float, ...]:
-        """The ratios k = sigma/alpha, rising, to look at the model at: where it was trained, never 0 or infinite."""
+        """Ratios k = sigma/alpha, rising, at which to diagnose the model: within its training, never 0 or infinite."""
 
     def denoiser(self, observations: Tensor) -> Denoise:
         """D(a_t, t) = E[a_0 | a_t, s] for a_t (S, B, A), t () or (S, B), clamped to [-1, 1]."""
         return self.prediction.denoiser(self.bound(observations), clip=(-1.0, 1.0))
 
     def _candidates(self, observations: Tensor, noise: Tensor) -> int:
-        """K, of noise (..., S, B K, A)."""
+        """K, from observations (S, B, O) and noise (..., S, B K, A)."""
         return noise.shape[-2] // observations.shape[1]

@@ -1,4 +1,4 @@
-"""What the training loop and the evaluation ask of an agent."""
+"""The interface of an agent, which the training loop and the evaluation use."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from agents import registry
 from agents.action_network import GenerativePolicy
-from agents.config import AgentConfig
+from agents.base_config import AgentConfig
 from diffrl.data.transitions import Batch
 from diffrl.diffusion import Denoise, Process
 from diffrl.nets import Adam, copy_state_, seed_generator
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, joined
 
 Metrics = dict[str, Tensor]
 """Quantities to log by name, each (S,), detached, left on the device."""
@@ -38,13 +39,14 @@ class Agent(ABC):
     """
 
     compilable: ClassVar[tuple[str, ...]] = ()
-    """Methods that are plain functions of tensors and take most of a step's time: what `compile` compiles."""
+    """Methods that are plain functions of tensors and take most of a training step's time: `compile` compiles them."""
     acting: ClassVar[tuple[str, ...]] = ()
-    """The same for `act`: what `compile(acting=True)` compiles besides."""
+    """Methods that are plain functions of tensors and take most of the time of `act`: `compile(acting=True)` compiles
+    them too."""
     period: int = 1
     """Steps after which the kinds of a step repeat: 2 where every second step moves the actor too. See `update`."""
     generative: str = "actor"
-    """Which of the networks is a generative model of actions, if any is."""
+    """The key, in `networks`, of the generative model of actions, where the agent has one."""
     value_metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics that estimate returns: the training loop stops a seed whose estimate exceeds any possible return."""
 
@@ -62,9 +64,9 @@ class Agent(ABC):
         self.step = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def compile(self, acting: bool = False) -> None:
-        """Compile the losses (`torch.compile`, whole graphs), and with `acting` what `act` consists of.
+        """Compile the methods named in `compilable`, and with `acting` those in `acting`, each as one graph.
 
-        Nothing happens before the first call, which then takes a while: see `diffrl.training.compilation`.
+        Nothing happens before the first call of each, which then takes a while: see `diffrl.training.compilation`.
         """
         for name in (*self.compilable, *(self.acting if acting else ())):
             method = getattr(type(self), name).__get__(self)
@@ -74,7 +76,7 @@ class Agent(ABC):
                 optimiser.fuse(lambda step: compiled(step, self.device))
 
     def uncompile(self) -> None:
-        """Go back to the plain methods."""
+        """Undo `compile`: the methods and optimisers are the plain ones again."""
         for name in (*self.compilable, *self.acting):
             self.__dict__.pop(name, None)
         for optimiser in self.optimisers.values():
@@ -99,28 +101,31 @@ class Agent(ABC):
         if not isinstance(policy, GenerativePolicy):
             raise UserError(
                 f"The agent {self.config.name} has no generative model of actions to diagnose; those that have one are "
-                "diffusion_bc, diffusion_ql, edp, idql, q_guidance and fql."
+                f"{joined(registry.names('chain', 'solver', 'flow'))}."
             )
         return policy
 
     def generative_model(self, observations: Tensor) -> tuple[Process, Denoise]:
-        """It as a model of actions x (S, B, A) in [-1, 1] given observations (S, B, O): process and denoiser.
+        """The policy as a model of actions x (S, B, A) in [-1, 1] given observations (S, B, O): process and denoiser.
 
-        Raises UserError where the agent has none.
+        Raises UserError where the agent has no generative model of actions, or one without a denoiser.
         """
         return self.policy.prediction.process, self.policy.denoiser(observations)
 
     def noise_levels(self) -> tuple[float, ...]:
-        """The ratios k = sigma/alpha, rising, to look at that model at: where it was trained, never 0 or infinite."""
+        """The policy's `GenerativePolicy.noise_levels`. Raises UserError where it has no generative model."""
         return self.policy.noise_levels()
 
     @torch.no_grad()
     def sample_actions(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """One action a state, (S, B, A), drawn from that model, without a choice between several."""
+        """One action (S, B, A) for each observation (S, B, O), sampled from the policy without a choice by critics.
+
+        Raises UserError where the agent has no generative model of actions.
+        """
         return self.policy.sample(observations, self.policy.sampling_noise(observations, generator))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every tensor that training changes, by name; all but counters have the seeds axis first."""
+        """Every tensor that training changes, by name, itself and not a copy; all but counters are (S, ...)."""
         state = {"step": self.step}
         for kind in (self.networks, self.optimisers):
             for name, part in kind.items():
@@ -134,5 +139,8 @@ class Agent(ABC):
 
 
 def seed_slice(state: dict[str, Tensor], index: int) -> dict[str, Tensor]:
-    """One seed of a stack's `state_dict`, as the state of a stack of one. Counters, of shape (), are shared."""
+    """The part of one seed in a stack's `state_dict`, as the state of a stack of one; its index is among the seeds.
+
+    Tensors are copied; counters, of shape (), are shared by all seeds and stay as they are.
+    """
     return {name: tensor if tensor.ndim == 0 else tensor[index : index + 1].clone() for name, tensor in state.items()}

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from agents.base import Agent, Metrics
 from agents.config import BC, DiffusionBC
-from agents.diffusion_policy import build_policy
+from agents.diffusion_policy import DiffusionNoise, build_policy
 from diffrl.data.transitions import Batch
 from diffrl.nets import MLP, Adam
 
 
 class BCAgent(Agent):
-    """a = tanh(f(s)), fitted by least squares."""
+    """Behaviour cloning with a = tanh(f(s)), fitted by least squares."""
 
     compilable = ("bc_loss",)
 
@@ -38,15 +38,15 @@ class BCAgent(Agent):
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """The policy's one action."""
+        """The policy's one action a state: tanh(f(s))."""
         return torch.tanh(self.actor(observations))
 
 
 class DiffusionBCAgent(Agent):
-    """Actions drawn from a diffusion policy that models the data's."""
+    """Behaviour cloning with a diffusion policy, from which actions are sampled."""
 
     compilable = ("bc_loss",)
-    acting = ("draw",)
+    acting = ("act_from",)
 
     def __init__(
         self, config: DiffusionBC, observation_size: int, action_size: int, seeds: Sequence[int], device: str
@@ -56,22 +56,22 @@ class DiffusionBCAgent(Agent):
         self.networks = {"actor": self.actor}
         self.optimisers = {"actor": Adam(self.actor, config.learning_rate, config.grad_clip)}
 
-    def bc_loss(self, batch: Batch, i: Tensor, eps: Tensor) -> Tensor:
-        """Denoising score matching on actions: (S,)."""
-        return self.actor.bc_loss(batch.actions, batch.observations, i, eps)
+    def bc_loss(self, batch: Batch, noise: DiffusionNoise) -> Tensor:
+        """Denoising score matching on actions: (S,). noise: of the policy's `bc_noise`."""
+        return self.actor.bc_loss(batch.actions, batch.observations, noise)
 
     def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
         """One step of denoising score matching."""
-        loss = self.bc_loss(batch, *self.actor.bc_noise(batch.actions, generator))
+        loss = self.bc_loss(batch, self.actor.bc_noise(batch.actions, generator))
         norm = self.optimisers["actor"].step(loss)
         self.step += 1
         return {"bc_loss": loss.detach(), "actor_grad_norm": norm}
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """One draw from the policy a state."""
-        return self.draw(observations, self.actor.sampling_noise(observations, generator))
+        """One action a state, sampled from the policy."""
+        return self.act_from(observations, self.actor.sampling_noise(observations, generator))
 
-    def draw(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """`act` as a function of its noise."""
+    def act_from(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """The actions of `act` as a function of its noise, the policy's `sampling_noise`."""
         return self.actor.sample(observations, noise)

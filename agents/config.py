@@ -6,120 +6,22 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from diffrl.support.errors import UserError, nearest
+from typing_extensions import override
+
+from agents.base_config import AgentConfig, Aggregate, CriticConfig, PolicyKind
+from diffrl.support.errors import UserError
 
 if TYPE_CHECKING:
     from agents.base import Agent
 
-RewardTuning = Literal["no", "normalize", "cql_antmaze", "iql_antmaze", "iql_locomotion"]
 Schedule = Literal["linear", "cosine", "sigmoid", "vp"]
 Solver = Literal["ddim", "dpm1", "dpm2", "dpm3", "dpmpp2m", "heun"]
-Aggregate = Literal["min", "mean", "lcb"]
-"""How the values of several critics become one: see `CriticConfig.q_agg`."""
 ReverseVariance = Literal["posterior", "beta"]
 """The noise of a diffusion policy's reverse process, and what is clamped: see `IDQL.sampler`."""
-
-Rule = tuple[Callable[[float], bool], str]
-"""Whether a number will do, and what to say where it will not."""
-_POSITIVE: Rule = (lambda x: x > 0, "more than 0")
-_NOT_NEGATIVE: Rule = (lambda x: x >= 0, "0 or more")
-_AT_LEAST_ONE: Rule = (lambda x: x >= 1, "at least 1")
-_RATE: Rule = (lambda x: 0 < x <= 1, "in (0, 1]")
-_SHARE: Rule = (lambda x: 0 <= x < 1, "in [0, 1)")
-_RULES: dict[str, Rule] = {
-    "learning_rate": _POSITIVE,
-    "actor_lr": _POSITIVE,
-    "critic_lr": _POSITIVE,
-    "discount": _SHARE,
-    "dropout": _SHARE,
-    "expectile": (lambda x: 0 < x < 1, "in (0, 1)"),
-    "target_rate": _RATE,
-    "ema_rate": _RATE,
-    "sigma_min": _POSITIVE,
-    "sigma_max": _POSITIVE,
-}
-"""What the fields of a name must hold. Other floats are 0 or more, other whole numbers at least 1."""
-_MAY_BE_ZERO = ("ema_start", "lr_decay_steps")
-
-
-@dataclass(frozen=True)
-class AgentConfig:
-    """What all agents share."""
-
-    name: ClassVar[str]
-    """The name on the command line, `--agent NAME`."""
-    implementation: ClassVar[str]
-    """The agent's class, as MODULE:CLASS, imported when it is built."""
-
-    batch_size: int = 256
-    """Transitions a step."""
-    width: int = 256
-    """Width of the hidden layers."""
-    layers: int = 3
-    """Number of hidden layers."""
-    normalise_observations: bool = False
-    """Standardise the observations by the data's mean and deviation."""
-    reward_tune: RewardTuning = "no"
-    """Rewards in training: normalize (r - mean) / std, cql_antmaze 4 (r - .5), iql_antmaze r - 1, iql_locomotion
-    1000 r / (largest - smallest return)."""
-    discount: float = 0.99
-    """Discount factor of returns."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            if isinstance(value, float):
-                self._check(name, math.isfinite(value), "a finite number")
-            otherwise = _NOT_NEGATIVE if isinstance(value, float) or name in _MAY_BE_ZERO else _AT_LEAST_ONE
-            good, expected = _RULES.get(name, otherwise)
-            self._check(name, good(value), expected)
-
-    def _check(self, field: str, good: bool, expected: str) -> None:
-        if not good:
-            raise UserError(f"agent.{field.replace('_', '-')} is {getattr(self, field)}; expected {expected}.")
-
-    @classmethod
-    def of_run(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields in a run's config.yaml, those added that are younger than the run: they mean what was done before.
-
-        Raises UserError where no field says what was done.
-        """
-        return dict(values)
-
-    def going_online(self) -> AgentConfig:
-        """The settings with which an agent trained offline goes on in the environment."""
-        return self
-
-    def build(self, observation_size: int, action_size: int, seeds: Sequence[int], device: str = "cpu") -> Agent:
-        """The agent, its networks initialised seed by seed."""
-        module, _, name = self.implementation.partition(":")
-        agent: Agent = getattr(import_module(module), name)(self, observation_size, action_size, seeds, device)
-        return agent
-
-
-@dataclass(frozen=True)
-class CriticConfig(AgentConfig):
-    """What agents with critics share: how many there are, what counts of their values, how their target follows."""
-
-    n_critics: int = 2
-    """Number of critics, an ensemble whose members differ in their initialisation alone. Two in the papers."""
-    q_agg: Aggregate = "min"
-    """What counts of the critics' values in their own target, and in choosing between actions: their min, their mean,
-    or lcb, mean - q_spread times their standard deviation (a lower confidence bound; of two critics at 1, the min)."""
-    q_spread: float = 1.0
-    """Weight of the standard deviation under lcb."""
-    target_rate: float = 0.005
-    """tau: how far the target critics move to the critics each time."""
-    critic_layer_norm: bool = False
-    """Layer normalisation in the critics: bounds what they claim of states the data lack. FQL's; no other paper's."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +29,15 @@ class BC(AgentConfig):
     """Behaviour cloning: a deterministic MLP fitted to the data's actions by least squares."""
 
     name: ClassVar[str] = "bc"
-    implementation: ClassVar[str] = "agents.bc:BCAgent"
 
     learning_rate: float = 3e-4
     """Adam's learning rate."""
+
+    @override
+    def implementation(self) -> type[Agent]:
+        from agents.bc import BCAgent
+
+        return BCAgent
 
 
 @dataclass(frozen=True)
@@ -138,7 +45,7 @@ class DiffusionBC(AgentConfig):
     """Behaviour cloning with a diffusion policy: Diffusion-QL's actor without its Q term."""
 
     name: ClassVar[str] = "diffusion_bc"
-    implementation: ClassVar[str] = "agents.bc:DiffusionBCAgent"
+    policy_kind: ClassVar[PolicyKind] = "chain"
 
     learning_rate: float = 3e-4
     """Adam's learning rate."""
@@ -149,13 +56,18 @@ class DiffusionBC(AgentConfig):
     schedule: Schedule = "vp"
     """Noise schedule of the diffusion policy."""
 
+    @override
+    def implementation(self) -> type[Agent]:
+        from agents.bc import DiffusionBCAgent
+
+        return DiffusionBCAgent
+
 
 @dataclass(frozen=True)
 class TD3BC(CriticConfig):
     """TD3+BC (Fujimoto & Gu 2021, arXiv 2106.06860): a deterministic actor, Q + behaviour cloning. As CORL runs it."""
 
     name: ClassVar[str] = "td3_bc"
-    implementation: ClassVar[str] = "agents.td3_bc:TD3BCAgent"
 
     layers: int = 2
     """Number of hidden layers."""
@@ -176,6 +88,12 @@ class TD3BC(CriticConfig):
     critic_lr: float = 3e-4
     """Adam's learning rate of the critics."""
 
+    @override
+    def implementation(self) -> type[Agent]:
+        from agents.td3_bc import TD3BCAgent
+
+        return TD3BCAgent
+
 
 @dataclass(frozen=True)
 class ExpectileConfig(CriticConfig):
@@ -194,7 +112,6 @@ class IQL(ExpectileConfig):
     """IQL (Kostrikov et al. 2021, arXiv 2110.06169): cloning weighted by advantages. As CORL runs it."""
 
     name: ClassVar[str] = "iql"
-    implementation: ClassVar[str] = "agents.iql:IQLAgent"
 
     layers: int = 2
     """Number of hidden layers."""
@@ -209,9 +126,16 @@ class IQL(ExpectileConfig):
     lr_decay_steps: int = 1_000_000
     """Steps over which the actor's learning rate falls to 0 along a cosine, however long the run is; 0: it stays."""
 
+    @override
     def going_online(self) -> IQL:
-        """See `AgentConfig`. The offline schedule has run out, or will: the actor goes on learning at its rate."""
+        """The settings online: without the schedule, so that the actor goes on learning at its full rate."""
         return dataclasses.replace(self, lr_decay_steps=0)
+
+    @override
+    def implementation(self) -> type[Agent]:
+        from agents.iql import IQLAgent
+
+        return IQLAgent
 
 
 @dataclass(frozen=True)
@@ -219,7 +143,7 @@ class IDQL(ExpectileConfig):
     """IDQL (Hansen-Estruch et al. 2023, arXiv 2304.10573): a diffusion policy clones, IQL's critics pick its best."""
 
     name: ClassVar[str] = "idql"
-    implementation: ClassVar[str] = "agents.idql:IDQLAgent"
+    policy_kind: ClassVar[PolicyKind] = "chain"
 
     layers: int = 2
     """Number of hidden layers of critics and value function."""
@@ -245,19 +169,27 @@ class IDQL(ExpectileConfig):
     act_temperature: float = 0.0
     """Temperature of the softmax over Q that chooses it; 0: the best."""
 
+    @override
     def going_online(self) -> IDQL:
-        """See `AgentConfig`. As for IQL, the schedule ends."""
+        """The settings online: without the schedule, so that the policy goes on learning at its full rate."""
         return dataclasses.replace(self, lr_decay_steps=0)
 
     @classmethod
+    @override
     def of_run(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """See `AgentConfig`: the critics had another activation."""
+        """The fields of a run as they are. Raises UserError where its critics had another activation than today's."""
         if "sampler" not in values:
             raise UserError(
                 "This IDQL run was made when its critics had Mish for an activation; they have ReLU now, as the "
                 "paper's. Train it anew."
             )
         return dict(values)
+
+    @override
+    def implementation(self) -> type[Agent]:
+        from agents.idql import IDQLAgent
+
+        return IDQLAgent
 
 
 @dataclass(frozen=True)
@@ -269,7 +201,7 @@ class QGuidance(ExpectileConfig):
     """
 
     name: ClassVar[str] = "q_guidance"
-    implementation: ClassVar[str] = "agents.q_guidance:QGuidanceAgent"
+    policy_kind: ClassVar[PolicyKind] = "solver"
 
     grad_clip: float = 9.0
     """Largest gradient norm; 0: no clipping."""
@@ -281,6 +213,12 @@ class QGuidance(ExpectileConfig):
     """Weight of Q beside the log-likelihood of the data's policy: the paper's scale times beta; 0: cloning alone."""
     ema_rate: float = 0.005
     """How far the averaged policy, which acts, moves to the policy each step."""
+
+    @override
+    def implementation(self) -> type[Agent]:
+        from agents.q_guidance import QGuidanceAgent
+
+        return QGuidanceAgent
 
 
 @dataclass(frozen=True)
@@ -323,12 +261,18 @@ class DiffusionQL(QWeightedConfig):
     """Diffusion-QL (Wang, Hunt & Zhou 2023, arXiv 2208.06193): a diffusion policy, behaviour cloning + Q."""
 
     name: ClassVar[str] = "diffusion_ql"
-    implementation: ClassVar[str] = "agents.diffusion_ql:DiffusionQLAgent"
+    policy_kind: ClassVar[PolicyKind] = "chain"
 
     denoising_steps: int = 5
     """T, the steps of the diffusion policy."""
     schedule: Schedule = "vp"
     """Noise schedule of the diffusion policy."""
+
+    @override
+    def implementation(self) -> type[Agent]:
+        from agents.diffusion_ql import DiffusionQLAgent
+
+        return DiffusionQLAgent
 
 
 @dataclass(frozen=True)
@@ -336,7 +280,7 @@ class EDP(QWeightedConfig):
     """EDP (Kang et al. 2023, arXiv 2305.20081): Diffusion-QL with the action guessed in one step from a noised one."""
 
     name: ClassVar[str] = "edp"
-    implementation: ClassVar[str] = "agents.edp:EDPAgent"
+    policy_kind: ClassVar[PolicyKind] = "solver"
 
     form: Literal["published", "x0"] = "published"
     """What the network predicts, and its cloning loss is on: the noise, as the authors have it, or the action."""
@@ -354,9 +298,16 @@ class EDP(QWeightedConfig):
     """Solver, in acting and for the target's actions."""
 
     @classmethod
+    @override
     def of_run(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """See `AgentConfig`: the form was x0."""
+        """The fields of a run; one that names no form had x0, a random critic, and chose by the target critics."""
         return {"form": "x0", "actor_q": "random", "act_critics": "target"} | dict(values)
+
+    @override
+    def implementation(self) -> type[Agent]:
+        from agents.edp import EDPAgent
+
+        return EDPAgent
 
 
 @dataclass(frozen=True)
@@ -364,7 +315,7 @@ class ConsistencyAC(QWeightedConfig):
     """Consistency-AC (Ding & Jin 2024, arXiv 2309.16984): Diffusion-QL with a consistency policy of T steps."""
 
     name: ClassVar[str] = "consistency_ac"
-    implementation: ClassVar[str] = "agents.consistency_ac:ConsistencyACAgent"
+    policy_kind: ClassVar[PolicyKind] = "consistency"
 
     denoising_steps: int = 2
     """T, the steps of the consistency policy."""
@@ -400,13 +351,19 @@ class ConsistencyAC(QWeightedConfig):
         low, high = (0.02, 5.0) if self.form == "angular" else (0.002, 80.0)
         return low if self.sigma_min is None else self.sigma_min, high if self.sigma_max is None else self.sigma_max
 
+    @override
+    def implementation(self) -> type[Agent]:
+        from agents.consistency_ac import ConsistencyACAgent
+
+        return ConsistencyACAgent
+
 
 @dataclass(frozen=True)
 class FQL(CriticConfig):
     """FQL (Park, Li & Levine 2025, arXiv 2502.02538): a flow clones, its one-step distillate climbs Q."""
 
     name: ClassVar[str] = "fql"
-    implementation: ClassVar[str] = "agents.fql:FQLAgent"
+    policy_kind: ClassVar[PolicyKind] = "flow"
 
     width: int = 512
     """Width of the hidden layers."""
@@ -432,23 +389,23 @@ class FQL(CriticConfig):
     """What the one-step policy climbs: the critics' mean as in the paper, their min or lcb."""
 
     @classmethod
+    @override
     def of_run(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """See `AgentConfig`: the networks were ours, and the rule for the target a flag."""
+        """The fields of a run; one that names no networks had ours, and `pessimistic` said what `q_agg` says now."""
         fields = {"networks": "ours"} | dict(values)
         if "pessimistic" in fields:
             fields["q_agg"] = "min" if fields.pop("pessimistic") else "mean"
         return fields
+
+    @override
+    def implementation(self) -> type[Agent]:
+        from agents.fql import FQLAgent
+
+        return FQLAgent
 
 
 AGENTS: dict[str, type[AgentConfig]] = {
     config.name: config
     for config in (BC, DiffusionBC, TD3BC, IQL, DiffusionQL, EDP, ConsistencyAC, IDQL, QGuidance, FQL)
 }
-"""Every algorithm by its name."""
-
-
-def get(name: str) -> type[AgentConfig]:
-    """The configuration class of the algorithm called `name`. Raises UserError naming the nearest known one."""
-    if name not in AGENTS:
-        raise UserError(f"Unknown agent {name!r}: {nearest(name, AGENTS)}")
-    return AGENTS[name]
+"""Every algorithm of ours by its name."""

@@ -12,25 +12,39 @@ What the published code leaves open, and what is done here:
   an option, for the published settings.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from agents.base import Metrics
 from agents.config import ConsistencyAC
-from agents.consistency_policy import ConsistencyPolicy
+from agents.consistency_policy import ConsistencyNoise, ConsistencyPolicy
 from agents.diffusion_ql import QWeightedAgent
 from diffrl.data.transitions import Batch
 
 
-class ConsistencyACAgent(QWeightedAgent):
-    """See the module, and `QWeightedAgent`."""
+class ConsistencyACNoise(NamedTuple):
+    """All that is random in `ConsistencyACAgent.actor_loss`."""
+
+    cloning: ConsistencyNoise
+    """Of the policy's `bc_loss`."""
+    sampling: Tensor
+    """(T, S, B, A) of the policy's `sample`."""
+    coin: Tensor
+    """(S, 1) of `QWeightedAgent.coin`."""
+
+
+class ConsistencyACAgent(QWeightedAgent[ConsistencyACNoise]):
+    """Consistency-AC. Shapes: S seeds, B batch, O observation size, A action size."""
 
     config: ConsistencyAC
     actor: ConsistencyPolicy
     ema_actor: ConsistencyPolicy
 
+    @override
     def make_actor(self) -> ConsistencyPolicy:
-        """See `QWeightedAgent`."""
         sigma_min, sigma_max = self.config.noise_range
         return ConsistencyPolicy(
             self.observation_size,
@@ -45,15 +59,16 @@ class ConsistencyACAgent(QWeightedAgent):
         ).to(self.device)
 
     @torch.no_grad()
+    @override
     def target(self, batch: Batch, noise: Tensor) -> Tensor:
-        """See `QWeightedAgent`; with q_norm divided by its deviation over the batch."""
+        """Diffusion-QL's target y (S, B); with q_norm divided by its standard deviation over the batch."""
         y = super().target(batch, noise)
         return y / (y.std(-1, keepdim=True) + 1e-6) if self.config.q_norm else y
 
-    def actor_noise(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """t, r, z, noise, coin of `actor_loss`."""
+    @override
+    def actor_noise(self, batch: Batch, generator: torch.Generator) -> ConsistencyACNoise:
         config = self.config
-        t, r, z = self.actor.bc_noise(
+        cloning = self.actor.bc_noise(
             batch.actions,
             generator,
             self.step,
@@ -61,10 +76,12 @@ class ConsistencyACAgent(QWeightedAgent):
             config.boundaries_start,
             config.boundaries_end,
         )
-        return t, r, z, self.actor.sampling_noise(batch.observations, generator), self.coin(generator)
+        sampling = self.actor.sampling_noise(batch.observations, generator)
+        return ConsistencyACNoise(cloning, sampling, self.coin(generator))
 
-    def actor_loss(self, batch: Batch, *noise: Tensor) -> tuple[Tensor, Metrics]:
-        """Consistency loss + eta L_q: (S,). noise: t, r, z of the policy's `bc_loss`, that of `sample`, the coin."""
-        t, r, z, sampling, coin = noise
-        bc_loss = self.actor.bc_loss(batch.actions, batch.observations, t, r, z, self.ema_actor)
-        return self.weighted(bc_loss, batch.observations, self.actor.sample(batch.observations, sampling), coin)
+    @override
+    def actor_loss(self, batch: Batch, noise: ConsistencyACNoise) -> tuple[Tensor, Metrics]:
+        """Consistency loss + eta L_q: (S,), with bc_loss and q_loss as metrics."""
+        bc_loss = self.actor.bc_loss(batch.actions, batch.observations, noise.cloning, self.ema_actor)
+        actions = self.actor.sample(batch.observations, noise.sampling)
+        return self.weighted(bc_loss, batch.observations, actions, noise.coin)

@@ -1,6 +1,7 @@
 """The consistency policy: from noise to an action in one step, or a few (Ding & Jin 2024, arXiv 2309.16984)."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,17 @@ from diffrl.diffusion import (
 from diffrl.support.errors import UserError
 
 
+class ConsistencyNoise(NamedTuple):
+    """All that is random in `ConsistencyPolicy.bc_loss`."""
+
+    t: Tensor
+    """(S, B) noise levels."""
+    r: Tensor
+    """(S, B) the level next below each t."""
+    z: Tensor
+    """(S, B, A) standard normal noise on the actions."""
+
+
 class ConsistencyPolicy(GenerativePolicy):
     """f_theta(a_t, t, s) on VE, the noise levels sigma_min to sigma_max, trained by consistency training.
 
@@ -33,12 +45,12 @@ class ConsistencyPolicy(GenerativePolicy):
         N(-0.5, 1), and the loss is the mean square over theta_t - theta_r, tan(theta) = k / c_d, the angle of TrigFlow
         (arXiv 2410.11081): every level bears the same rate of change df/dtheta, however many levels there are.
 
-    Why another form. Q's gradient enters where the function is sampled, first of all at sigma_max, and cloning has to
-    hold the function there. With iCT's weight and levels up to 80, one row in a hundred lies near the top, a
-    ten-thousandth as heavy as at the lowest; Q pushes such a function out of [-1, 1], where the clamp of the action
-    leaves it no gradient to come back by. The square, not the pseudo-Huber distance, because its pull grows with the
-    departure from the data, as that of Diffusion-QL's loss does. The price: clouds of actions as narrow as the levels
-    that are seldom drawn, 0.05 say, come out blurred.
+    Why there is a third form: Q's gradient enters where the function is sampled, first of all at sigma_max, and cloning
+    has to hold the function there. With iCT's weight and levels up to 80, one row in a hundred lies near the top, and
+    weighs a ten-thousandth of one at the lowest level; Q pushes such a function out of [-1, 1], where the clamp of the
+    action leaves it no gradient to come back by. It uses the square, not the pseudo-Huber distance, because the
+    square's pull grows with the departure from the data, as that of Diffusion-QL's loss does. The price: clouds of
+    actions as narrow as the levels that are seldom drawn, 0.05 say, come out blurred.
     """
 
     times: Tensor
@@ -71,7 +83,7 @@ class ConsistencyPolicy(GenerativePolicy):
         self.register_buffer("times", times, persistent=False)
 
     def function(self, observations: Tensor, K: int = 1) -> Denoise:
-        """f_theta(a_t, t) -> a_0 with the observations (S, B, O) bound: a_t (S, B K, A), t () or (S, B K)."""
+        """f_theta with its observations (S, B, O) bound: a function of a_t (S, B K, A) and t () or (S, B K)."""
         network = self.bound(observations, K)
         return self.prediction.denoiser(network) if self.improved else self.boundary.denoiser(network)
 
@@ -89,27 +101,32 @@ class ConsistencyPolicy(GenerativePolicy):
 
     def bc_noise(
         self, actions: Tensor, generator: torch.Generator, step: Tensor, total: int, start: int, end: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Neighbouring levels t > r (S, B) among the N of training step `step`, a tensor (), and noise (S, B, A).
+    ) -> ConsistencyNoise:
+        """Draw what `bc_loss` needs for actions (S, B, A) at training step `step`, a tensor ().
 
-        N grows from `start` to `end` over `total` steps, see `n_boundaries`.
+        t and r are neighbours among N levels; N grows from `start` to `end` over `total` steps, see `n_boundaries`.
         """
         u = torch.rand(actions.shape[:-1], generator=generator, device=actions.device, dtype=actions.dtype)
         n = n_boundaries(step, total, start, end)
         lognormal = {"improved": (-1.1, 2.0), "angular": (-0.5, 1.0)}.get(self.form)
         t, r = self.boundaries.draw(u, n, lognormal=lognormal)
-        noise = torch.randn(actions.shape, generator=generator, device=actions.device, dtype=actions.dtype)
-        return t, r, noise
+        z = torch.randn(actions.shape, generator=generator, device=actions.device, dtype=actions.dtype)
+        return ConsistencyNoise(t, r, z)
 
     def bc_loss(
-        self, actions: Tensor, observations: Tensor, t: Tensor, r: Tensor, noise: Tensor, average: "ConsistencyPolicy"
+        self, actions: Tensor, observations: Tensor, noise: ConsistencyNoise, average: "ConsistencyPolicy"
     ) -> Tensor:
-        """The consistency loss, the mean over the batch: (S,). average: the averaged policy (form "published")."""
+        """The consistency loss, the mean over the batch: (S,).
+
+        actions: (S, B, A). observations: (S, B, O). noise: of `bc_noise`. average: the averaged policy, whose answer
+        is the goal in the form "published".
+        """
+        t, r, z = noise
         process, f = self.prediction.process, self.function(observations)
         if self.form == "angular":
-            loss = consistency_loss(process, f, actions, t, r, noise, weighting=self._angle_weight)
+            loss = consistency_loss(process, f, actions, t, r, z, weighting=self._angle_weight)
         elif self.form == "improved":
-            loss = consistency_loss(process, f, actions, t, r, noise, weighting="gap", metric="huber")
+            loss = consistency_loss(process, f, actions, t, r, z, weighting="gap", metric="huber")
         else:
             loss = consistency_loss(
                 process,
@@ -117,7 +134,7 @@ class ConsistencyPolicy(GenerativePolicy):
                 actions,
                 t,
                 r,
-                noise,
+                z,
                 target=average.function(observations),
                 weighting=lambda k_t, k_r: 100 / (k_t - k_r),
             )
@@ -129,13 +146,13 @@ class ConsistencyPolicy(GenerativePolicy):
         return 1 / torch.atan(c * (k_t - k_r) / (c**2 + k_t * k_r))
 
     def sampling_noise(self, observations: Tensor, generator: torch.Generator, K: int = 1) -> Tensor:
-        """What `sample` needs for K actions a state: (T, S, B K, A), the start first."""
+        """Draw what `sample` needs for K actions a state: (T, S, B K, A), the start first."""
         S, B, _ = observations.shape
         shape = (self.steps, S, B * K, self.action_size)
         return torch.randn(shape, generator=generator, device=observations.device)
 
     def sample(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Actions (S, B K, A), clamped to [-1, 1] at the end, by T calls of the function; differentiable."""
+        """Sample actions (S, B K, A) by T calls of the function, clamped to [-1, 1] at the end; differentiable."""
         f = self.function(observations, self._candidates(observations, noise))
         start = self.boundaries.k_max * noise[0]
         clip = (-1.0, 1.0) if self.improved else None

@@ -1,16 +1,20 @@
-"""Critics: the ensemble of Q that most agents share, what counts of its values, and the choice among actions."""
+"""Critics: the ensemble of Q functions that most agents share, one value of many, and the choice among actions."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from agents.config import Aggregate, CriticConfig
+from agents.base_config import Aggregate, CriticConfig
 from diffrl.nets import MLP, mish
 
 
 class CriticEnsemble(nn.Module):
-    """Q_1 ... Q_n of a seed (two: Fujimoto et al. 2018, arXiv 1802.09477): (S, B, O), (S, B, A) -> (S, n, B)."""
+    """n critics Q_1 ... Q_n for each seed (two: Fujimoto et al. 2018, arXiv 1802.09477).
+
+    (S, B, O), (S, B, A) -> (S, n, B).
+    """
 
     def __init__(
         self,
@@ -36,17 +40,17 @@ class CriticEnsemble(nn.Module):
         )
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """All critics' values (S, n, B)."""
+        """All critics' values (S, n, B) of actions (S, B, A) at observations (S, B, O)."""
         x = torch.cat([observations, actions], -1).unsqueeze(1).expand(-1, self.n_critics, -1, -1)
         values: Tensor = self.mlp(x)
         return values.squeeze(-1)
 
 
 def aggregate(q: Tensor, how: Aggregate, spread: float = 1.0) -> Tensor:
-    """One value of the critics' q (S, n, ...): their min, mean, or lcb, mean - spread * std: (S, ...).
+    """One value (S, ...) of the critics' q (S, n, ...): their min, their mean, or lcb, mean - spread * std.
 
-    std is that of the n values, sqrt(E (Q_i - E Q)^2), so that of two critics lcb at spread 1 is the min. As a lower
-    confidence bound on Q: Ghasemipour et al. 2022, arXiv 2205.13703 (MSG).
+    std is the standard deviation of the n values, sqrt(E (Q_i - E Q)^2), so that lcb of two critics at spread 1 is
+    their min. A lower confidence bound on Q: Ghasemipour et al. 2022, arXiv 2205.13703 (MSG).
     """
     if how == "min":
         return q.amin(1)
@@ -64,15 +68,24 @@ def td_error(q: Tensor, y: Tensor) -> Tensor:
 
 
 def gumbel_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise, -log Exp(1), on the generator's device."""
+    """Draw standard Gumbel noise, -log Exp(1), on the generator's device."""
     return -torch.empty(tuple(shape), device=generator.device).exponential_(generator=generator).log()
 
 
-def choose(actions: Tensor, q: Tensor, gumbel: Tensor, temperature: float) -> Tensor:
-    """One of K actions a state, drawn from softmax(Q / temperature); the best at temperature 0: (S, B, A).
+class CandidateNoise(NamedTuple):
+    """All that is random in acting by the critics' choice among K actions a state."""
 
-    actions: (S, B K, A), the K of a state in a row. q: (S, B K). gumbel: (S, B, K): the draw is the argmax of
-    Q + temperature * Gumbel noise.
+    sampling: Tensor
+    """The policy's `sampling_noise` for K actions a state."""
+    gumbel: Tensor
+    """(S, B, K) standard Gumbel noise: the choice."""
+
+
+def choose(actions: Tensor, q: Tensor, gumbel: Tensor, temperature: float) -> Tensor:
+    """Choose one of K actions for each state, by softmax(Q / temperature); the best at temperature 0: (S, B, A).
+
+    actions: (S, B K, A), the K of a state in a row. q: (S, B K). gumbel: (S, B, K): the choice is the argmax
+    of Q + temperature * Gumbel noise.
     """
     S, B, K = gumbel.shape
     best = (q.view(S, B, K) + temperature * gumbel).argmax(-1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,15 @@ from diffrl.diffusion import VP, Denoise, Prediction, Sampler, denoising_loss, d
 from diffrl.diffusion.chain import DenoisingChain
 
 
+class DiffusionNoise(NamedTuple):
+    """All that is random in `DiffusionPolicy.bc_loss`."""
+
+    i: Tensor
+    """(S, B) steps of the grid of times, uniform."""
+    eps: Tensor
+    """(S, B, A) standard normal noise on the actions."""
+
+
 class DiffusionPolicy(GenerativePolicy):
     """A conditional DDPM of T steps over actions in [-1, 1] (arXiv 2208.06193, section 3).
 
@@ -20,11 +30,11 @@ class DiffusionPolicy(GenerativePolicy):
     T = 5) where the original code has the step's index (0 to 4): about the same numbers, and with a meaning for any
     other grid or solver. The first layer's time part is computed once for each of the T times.
 
-    sampler: the reverse process in sampling. "posterior": D clamped to [-1, 1], the noise of the DDPM posterior.
-    "beta": D as it is, noise sqrt(beta_t), and the state clamped to [-1, 1] after each step, as IDQL's authors sample.
-    The mean of a step is the posterior's in both, and the last step has no noise.
+    sampler: the reverse process in sampling. "posterior": D is clamped to [-1, 1], and the noise is that of the DDPM
+    posterior. "beta": D is taken as it is, the noise is sqrt(beta_t), and the state is clamped to [-1, 1] after each
+    step, as IDQL's authors sample. The mean of a step is the posterior's in both, and the last step has no noise.
 
-    The first steps of its chain may be another network's, frozen: see `freeze_start`.
+    The first steps of the chain may belong to another, frozen network: see `freeze_start`.
     """
 
     times: Tensor
@@ -56,7 +66,7 @@ class DiffusionPolicy(GenerativePolicy):
         self._preconditioning = torch.stack(self.prediction.preconditioning(times[:-1].double()), 1).tolist()
         self.register_buffer("times", times[:-1], persistent=False)
         self.early: DiffusionPolicy | None = None
-        """The network of the first `n_early` steps, where it is another one; its weights are of this module's state."""
+        """The frozen network of the first `n_early` steps, if they have their own; part of this module's state."""
         self.n_early = 0
 
     def _parts(self, observations: Tensor, K: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,21 +76,23 @@ class DiffusionPolicy(GenerativePolicy):
         return torch.bmm(self.embed_time(labels), w_t), self.state_part(observations, w_s, K), w_a
 
     def noise_levels(self) -> tuple[float, ...]:
-        """The ratios k of its T times, rising."""
+        """The ratios k of the T times of training, rising."""
         return tuple(self.prediction.process.ratio(self.times.double()).flip(0).tolist())
 
-    def bc_noise(self, actions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What `bc_loss` needs: steps i (S, B), uniform over the grid of times, and noise eps (S, B, A)."""
+    def bc_noise(self, actions: Tensor, generator: torch.Generator) -> DiffusionNoise:
+        """Draw what `bc_loss` needs for actions (S, B, A)."""
         i = torch.randint(self.steps, actions.shape[:-1], generator=generator, device=actions.device)
-        return i, torch.randn(actions.shape, generator=generator, device=actions.device)
+        return DiffusionNoise(i, torch.randn(actions.shape, generator=generator, device=actions.device))
 
     def bc_loss(
-        self, actions: Tensor, observations: Tensor, i: Tensor, eps: Tensor, keep: Tensor | None = None
+        self, actions: Tensor, observations: Tensor, noise: DiffusionNoise, keep: Tensor | None = None
     ) -> Tensor:
         """L_d = E |eps - eps_theta(a_t, t, s)|^2 (eq. 2), the mean over batch and action dimensions: (S,).
 
-        keep: the dropout of a residual network, see `ResidualMLP`.
+        actions: (S, B, A). observations: (S, B, O). noise: of `bc_noise`. keep: the dropout of a residual network, see
+        `ResidualMLP`.
         """
+        i, eps = noise
         time_parts, state_part, w_a = self._parts(observations)
         one_hot = (i.unsqueeze(-1) == torch.arange(self.steps, device=i.device)).to(time_parts.dtype)
         # The row of each time, taken by a product: its backward pass is one too, and not a scatter.
@@ -89,13 +101,13 @@ class DiffusionPolicy(GenerativePolicy):
         return denoising_loss(self.prediction, lambda a, t: self.from_parts(h, a, w_a, keep), actions, t, eps).mean(-1)
 
     def sampling_noise(self, observations: Tensor, generator: torch.Generator, K: int = 1) -> Tensor:
-        """What `sample` needs for K actions a state: (T + 1, S, B K, A), the start a_T first, in one draw."""
+        """Draw what `sample` needs for K actions a state: (T + 1, S, B K, A), the start a_T first."""
         S, B, _ = observations.shape
         shape = (self.steps + 1, S, B * K, self.action_size)
         return torch.randn(shape, generator=generator, device=observations.device)
 
     def sample(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Actions (S, B K, A) by the T steps of the reverse process (eq. 1), see `sampler`; differentiable.
+        """Sample actions (S, B K, A) by the T steps of the reverse process (eq. 1), see `sampler`; differentiable.
 
         observations: (S, B, O). noise: (T + 1, S, B K, A), of `sampling_noise`; the K actions of a state in a row.
         """
@@ -108,9 +120,9 @@ class DiffusionPolicy(GenerativePolicy):
         return a
 
     def step_denoiser(self, observations: Tensor, first: int = 0, K: int = 1) -> Denoise:
-        """The denoiser of one chain, not clamped: called once at each time of the grid, in order, from step `first` on.
+        """The denoiser of one chain, not clamped: to be called once at each time of the grid from step `first` on.
 
-        observations: (S, B, O); of K actions a state, which stand in a row, the state's part is computed once.
+        observations: (S, B, O). K: actions a state, which stand in a row; the state's part is computed once for them.
         """
         own = self._parts(observations, K)
         early = self.early._parts(observations, K) if self.early is not None and first < self.n_early else own
@@ -128,7 +140,7 @@ class DiffusionPolicy(GenerativePolicy):
         return denoise
 
     def chain(self, min_std: float = 0.0) -> DenoisingChain:
-        """Its sampling as a decision process over x (S, B, A): with min_std = 0 `sample`, step for step.
+        """The policy's sampling as a decision process over x (S, B, A); with min_std = 0 it is `sample`, step for step.
 
         Raises ValueError for the sampler "beta", whose clamped states have no probability density.
         """
@@ -138,7 +150,7 @@ class DiffusionPolicy(GenerativePolicy):
         return DenoisingChain(self.prediction.process, grid, eta=1.0, min_std=min_std, clip=(-1.0, 1.0))
 
     def freeze_start(self, n: int) -> None:
-        """Give the first n steps of the chain to a frozen copy of the network as it is; 0: to none.
+        """Give the first n steps of the chain to a frozen copy of the network as it stands; n = 0: to none.
 
         Raises ValueError where no step would be left.
         """
@@ -150,7 +162,7 @@ class DiffusionPolicy(GenerativePolicy):
         self.n_early = n
 
     def denoiser(self, observations: Tensor) -> Denoise:
-        """D(a_t, t), see `GenerativePolicy`; that of each time's own network."""
+        """D(a_t, t) = E[a_0 | a_t, s], clamped to [-1, 1]; at times of the first `n_early` steps, by `early`."""
         own = super().denoiser(observations)
         if self.early is None:
             return own

@@ -9,35 +9,43 @@ the critics on
     E (r + gamma min_i Q_phi'_i(s', a0') - Q_phi_i(s, a))^2,    a0' ~ pi_theta'                            (eq. 5)
 
 with theta' and phi' moving averages. `config.q_weight` is the paper's eta. `QWeightedAgent` is all of it but the policy
-and what L_d is; the agents that say of themselves "as Diffusion-QL, but ..." derive from it too.
+and the loss L_d: the base of all agents that are Diffusion-QL with another policy.
 
-The original's `--lr_decay` is left out. It is inert: a cosine over as many steps as there are epochs, which makes one
-step every 50 epochs and leaves .999 of the learning rate at the end.
+The original's `--lr_decay` is left out. It does nothing: a cosine over as many steps as there are epochs, which makes
+one step every 50 epochs and leaves .999 of the learning rate at the end.
 """
 
 from abc import abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from agents.action_network import GenerativePolicy
 from agents.base import Agent, Metrics
 from agents.config import DiffusionQL, QWeightedConfig
-from agents.critic import CriticEnsemble, aggregate, choose, gumbel_noise, td_error
-from agents.diffusion_policy import DiffusionPolicy, build_policy
+from agents.critic import CandidateNoise, CriticEnsemble, aggregate, choose, gumbel_noise, td_error
+from agents.diffusion_policy import DiffusionNoise, DiffusionPolicy, build_policy
 from diffrl.data.transitions import Batch
 from diffrl.nets import Adam, average_, frozen
 
+ActorNoise = TypeVar("ActorNoise", bound=tuple[Any, ...])
+"""The NamedTuple of all that is random in an agent's `actor_loss`."""
 
-class QWeightedAgent(Agent):
-    """Diffusion-QL but for its policy. Shapes: S seeds, B batch, K candidates, O observation size, A action size."""
+
+class QWeightedAgent(Agent, Generic[ActorNoise]):
+    """Diffusion-QL with any generative policy.
+
+    Shapes: S seeds, B batch, K candidates, O observation size, A action size.
+    """
 
     config: QWeightedConfig
     value_metrics = ("q",)
     compilable = ("critic_loss", "actor_loss")
-    acting = ("choose",)
+    acting = ("act_from",)
 
     def __init__(
         self, config: QWeightedConfig, observation_size: int, action_size: int, seeds: Sequence[int], device: str
@@ -66,18 +74,19 @@ class QWeightedAgent(Agent):
         """The policy's network, initialised from `self.generators`, on the agent's device."""
 
     @abstractmethod
-    def actor_noise(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """All that is random in `actor_loss`."""
+    def actor_noise(self, batch: Batch, generator: torch.Generator) -> ActorNoise:
+        """Draw what `actor_loss` needs."""
 
     @abstractmethod
-    def actor_loss(self, batch: Batch, *noise: Tensor) -> tuple[Tensor, Metrics]:
-        """L_d + eta L_q (eq. 3): (S,); its parts as metrics. noise: that of `actor_noise`."""
+    def actor_loss(self, batch: Batch, noise: ActorNoise) -> tuple[Tensor, Metrics]:
+        """L_d + eta L_q (eq. 3): (S,); its parts as metrics bc_loss and q_loss. noise: of `actor_noise`."""
 
     @torch.no_grad()
     def target(self, batch: Batch, noise: Tensor) -> Tensor:
-        """y = r + gamma (1 - terminal) min_i Q_phi'_i(s', a0'): (S, B), with the policy's sampling noise for B K rows.
+        """y = r + gamma (1 - terminal) min_i Q_phi'_i(s', a0'): (S, B).
 
-        With max_q_backup, each critic's best of K next actions before the minimum (or `q_agg`) over critics.
+        noise: the policy's `sampling_noise`, for K = `backup_candidates` actions of each next observation.
+        With max_q_backup each critic takes its best of K next actions, before the minimum (or `q_agg`) over critics.
         """
         K = self.backup_candidates
         actions = self.ema_actor.sample(batch.next_observations, noise)
@@ -87,17 +96,18 @@ class QWeightedAgent(Agent):
         return batch.rewards + self.config.discount * (1 - batch.terminals) * value
 
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
-        """Eq. 5, summed over the critics: (S,). noise: that of `target`."""
+        """The temporal-difference loss (eq. 5), summed over the critics: (S,). noise: as in `target`."""
         y = self.target(batch, noise)
         q = self.critic(batch.observations, batch.actions)
         loss = td_error(q, y)
         return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
 
     def weighted(self, bc_loss: Tensor, observations: Tensor, actions: Tensor, coin: Tensor) -> tuple[Tensor, Metrics]:
-        """L_d + eta L_q (eq. 3) for a policy that acts by `actions` (S, B, A), through which the gradient runs.
+        """L_d + eta L_q (eq. 3): (S,), and its parts as metrics, from L_d, `bc_loss` (S,), and the policy's actions.
 
-        coin: uniform on [0, 1), (S, 1): which critic is climbed. The next one scales it, or with `actor_q` random_own
-        itself. With min, mean or lcb one value of all critics is climbed, and scaled by itself.
+        actions: (S, B, A), through which the gradient runs. coin: (S, 1), uniform on [0, 1): which critic is climbed.
+        The next critic scales it, or with `actor_q` random_own the same one. With min, mean or lcb one value of all
+        critics is climbed, and scaled by itself.
         """
         q: Tensor = self.frozen_critic(observations, actions)
         if self.config.actor_q == "random" or self.config.actor_q == "random_own":
@@ -113,7 +123,7 @@ class QWeightedAgent(Agent):
         return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
 
     def coin(self, generator: torch.Generator) -> Tensor:
-        """The coin of `weighted`, one a seed."""
+        """Draw the coin of `weighted`: (S, 1), uniform on [0, 1)."""
         return torch.rand((self.n_seeds, 1), generator=generator, device=self.device)
 
     def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
@@ -122,7 +132,7 @@ class QWeightedAgent(Agent):
         critic_loss, critic_metrics = self.critic_loss(batch, target_noise)
         critic_norm = self.optimisers["critic"].step(critic_loss)
 
-        actor_loss, actor_metrics = self.actor_loss(batch, *self.actor_noise(batch, generator))
+        actor_loss, actor_metrics = self.actor_loss(batch, self.actor_noise(batch, generator))
         actor_norm = self.optimisers["actor"].step(actor_loss)
 
         # A rate of 0 between the updates of the averaged actor, as a tensor: no step branches on a counter.
@@ -134,44 +144,56 @@ class QWeightedAgent(Agent):
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw K actions a state from the actor and choose one by a softmax over min_i Q_phi'_i (section 3).
+        """Sample K actions a state from the policy and choose one by a softmax over min_i Q_phi'_i (section 3).
 
-        `act_critics` says whether the target critics choose, as here, or the online ones.
+        `act_critics` says whether the target critics choose, as in this equation, or the online ones.
         """
         K = self.config.act_candidates
         noise = self.policy.sampling_noise(observations, generator, K)
         gumbel = gumbel_noise((*observations.shape[:-1], K), generator)
-        return self.choose(observations, noise, gumbel)
+        return self.act_from(observations, CandidateNoise(noise, gumbel))
 
-    def choose(self, observations: Tensor, noise: Tensor, gumbel: Tensor) -> Tensor:
-        """`act` as a function of its noise: the policy's for B K rows, (S, B, K) of the choice."""
-        actions = self.policy.sample(observations, noise)
-        K = gumbel.shape[-1]
+    def act_from(self, observations: Tensor, noise: CandidateNoise) -> Tensor:
+        """The actions of `act` as a function of its noise."""
+        actions = self.policy.sample(observations, noise.sampling)
+        K = noise.gumbel.shape[-1]
         if K == 1:
             return actions
         critic = self.target_critic if self.config.act_critics == "target" else self.critic
         q: Tensor = critic(observations.repeat_interleave(K, dim=1), actions)
         value = aggregate(q, self.config.q_agg, self.config.q_spread)
-        return choose(actions, value, gumbel, self.config.act_temperature)
+        return choose(actions, value, noise.gumbel, self.config.act_temperature)
 
 
-class DiffusionQLAgent(QWeightedAgent):
-    """See the module."""
+class DiffusionQLNoise(NamedTuple):
+    """All that is random in `DiffusionQLAgent.actor_loss`."""
+
+    cloning: DiffusionNoise
+    """Of the policy's `bc_loss`."""
+    sampling: Tensor
+    """(T + 1, S, B, A) of the policy's `sample`."""
+    coin: Tensor
+    """(S, 1) of `QWeightedAgent.coin`."""
+
+
+class DiffusionQLAgent(QWeightedAgent[DiffusionQLNoise]):
+    """Diffusion-QL. Shapes: S seeds, B batch, K candidates, O observation size, A action size."""
 
     config: DiffusionQL
     actor: DiffusionPolicy
 
+    @override
     def make_actor(self) -> DiffusionPolicy:
-        """See `QWeightedAgent`."""
         return build_policy(self, self.config)
 
-    def actor_noise(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """i, eps, noise, coin of `actor_loss`."""
-        i, eps = self.actor.bc_noise(batch.actions, generator)
-        return i, eps, self.actor.sampling_noise(batch.observations, generator), self.coin(generator)
+    @override
+    def actor_noise(self, batch: Batch, generator: torch.Generator) -> DiffusionQLNoise:
+        cloning = self.actor.bc_noise(batch.actions, generator)
+        sampling = self.actor.sampling_noise(batch.observations, generator)
+        return DiffusionQLNoise(cloning, sampling, self.coin(generator))
 
-    def actor_loss(self, batch: Batch, *noise: Tensor) -> tuple[Tensor, Metrics]:
-        """L_d + eta L_q (eq. 3): (S,). noise: i, eps of `DiffusionPolicy.bc_loss`, that of `.sample`, and the coin."""
-        i, eps, sampling, coin = noise
-        bc_loss = self.actor.bc_loss(batch.actions, batch.observations, i, eps)
-        return self.weighted(bc_loss, batch.observations, self.actor.sample(batch.observations, sampling), coin)
+    @override
+    def actor_loss(self, batch: Batch, noise: DiffusionQLNoise) -> tuple[Tensor, Metrics]:
+        bc_loss = self.actor.bc_loss(batch.actions, batch.observations, noise.cloning)
+        actions = self.actor.sample(batch.observations, noise.sampling)
+        return self.weighted(bc_loss, batch.observations, actions, noise.coin)

@@ -15,24 +15,36 @@ Acting, and the target's actions, come from a solver of the ODE in 15 steps: the
 DPM-Solver++, with the guesses clamped in both.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from agents.base import Metrics
 from agents.config import EDP
 from agents.diffusion_ql import QWeightedAgent
-from agents.solver_policy import SolverPolicy
+from agents.solver_policy import SolverNoise, SolverPolicy
 from diffrl.data.transitions import Batch
 
 
-class EDPAgent(QWeightedAgent):
-    """See the module, and `QWeightedAgent`."""
+class EDPNoise(NamedTuple):
+    """All that is random in `EDPAgent.actor_loss`."""
+
+    cloning: SolverNoise
+    """Times and noise of the noised actions."""
+    coin: Tensor
+    """(S, 1) of `QWeightedAgent.coin`."""
+
+
+class EDPAgent(QWeightedAgent[EDPNoise]):
+    """EDP. Shapes: S seeds, B batch, O observation size, A action size."""
 
     config: EDP
     actor: SolverPolicy
 
+    @override
     def make_actor(self) -> SolverPolicy:
-        """See `QWeightedAgent`."""
         return SolverPolicy(
             self.observation_size,
             self.action_size,
@@ -45,16 +57,17 @@ class EDPAgent(QWeightedAgent):
             solver=self.config.solver,
         ).to(self.device)
 
-    def actor_noise(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """t, eps, coin of `actor_loss`."""
-        return *self.actor.bc_noise(batch.actions, generator), self.coin(generator)
+    @override
+    def actor_noise(self, batch: Batch, generator: torch.Generator) -> EDPNoise:
+        return EDPNoise(self.actor.bc_noise(batch.actions, generator), self.coin(generator))
 
-    def actor_loss(self, batch: Batch, *noise: Tensor) -> tuple[Tensor, Metrics]:
-        """The loss above: (S,). noise: t, eps of `SolverPolicy.bc_noise`, and the coin."""
-        t, eps, coin = noise
+    @override
+    def actor_loss(self, batch: Batch, noise: EDPNoise) -> tuple[Tensor, Metrics]:
+        """L(theta) of the module's docstring: (S,), with bc_loss and q_loss as metrics."""
+        t, eps = noise.cloning
         prediction = self.actor.prediction
         a_t = prediction.process.perturb(batch.actions, t, eps)
         m = self.actor.bound(batch.observations)(a_t, t)
         bc_loss = (m - prediction.target(batch.actions, eps, t)).square().mean((-2, -1))
         guess = prediction.to_x0(m, a_t, t)
-        return self.weighted(bc_loss, batch.observations, guess.clamp(-1, 1), coin)
+        return self.weighted(bc_loss, batch.observations, guess.clamp(-1, 1), noise.coin)

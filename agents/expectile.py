@@ -56,11 +56,11 @@ class ExpectileAgent(Agent):
         }
 
     def aggregate(self, q: Tensor) -> Tensor:
-        """What counts of the target critics' values (S, n, B): min_i Q'_i, or as `q_agg` says: (S, B)."""
+        """One value (S, B) of the target critics' (S, n, B): min_i Q'_i, or as `q_agg` says."""
         return aggregate(q, self.config.q_agg, self.config.q_spread)
 
     def value_loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """L_V (eq. 5): (S,); the advantages u of the data's actions, and V(s') before the step, both (S, B)."""
+        """L_V (eq. 5) (S,), the advantages u of the data's actions (S, B), and V(s') before the step (S, B)."""
         with torch.no_grad():
             q = self.aggregate(self.target_critic(batch.observations, batch.actions))
             v_next = self.value(batch.next_observations).squeeze(-1)
@@ -69,14 +69,14 @@ class ExpectileAgent(Agent):
         return (weight * u.square()).mean(-1), u.detach(), v_next
 
     def critic_loss(self, batch: Batch, v_next: Tensor) -> tuple[Tensor, Metrics]:
-        """L_Q (eq. 6), summed over the critics: (S,)."""
+        """L_Q (eq. 6), summed over the critics: (S,). v_next: V(s') (S, B)."""
         y = batch.rewards + self.config.discount * (1 - batch.terminals) * v_next
         q = self.critic(batch.observations, batch.actions)
         loss = td_error(q, y)
         return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
 
     def update_critics(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """One step of V, Q and the target's average, as CORL orders them; the advantages (S, B) of before it."""
+        """Make one step of V, Q and the target's average, in CORL's order; give the advantages (S, B) before it."""
         value_loss, advantages, v_next = self.value_loss(batch)
         self.optimisers["value"].step(value_loss)
         critic_loss, metrics = self.critic_loss(batch, v_next)

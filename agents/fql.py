@@ -54,12 +54,12 @@ class FlowPolicy(GenerativePolicy):
         return tuple(t / (1 - t) for t in ((2 * i + 1) / 16 for i in range(8)))
 
     def sampling_noise(self, observations: Tensor, generator: torch.Generator, K: int = 1) -> Tensor:
-        """The starts z (S, B K, A)."""
+        """Draw the starts z of K paths a state: (S, B K, A)."""
         S, B, _ = observations.shape
         return torch.randn((S, B * K, self.action_size), generator=generator, device=observations.device)
 
     def sample(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """mu_theta(s, z): actions (S, B K, A), clamped to [-1, 1] at the end."""
+        """Sample actions mu_theta(s, z) (S, B K, A), clamped to [-1, 1] at the end; noise is z."""
         network = self.bound(observations, self._candidates(observations, noise))
         return self.sampler(self.prediction.denoiser(network), noise).clamp(-1, 1)
 
@@ -74,13 +74,13 @@ class OneStepPolicy(nn.Module):
         self.mlp = MLP((len(generators),), observation_size + action_size, action_size, generators, **size)
 
     def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """The actions."""
+        """Actions mu_omega(s, z) (S, B, A); noise is z."""
         actions: Tensor = self.mlp(torch.cat([observations, noise], -1))
         return actions
 
 
 class FQLAgent(Agent):
-    """See the module. Shapes: S seeds, B batch, O observation size, A action size."""
+    """FQL. Shapes: S seeds, B batch, O observation size, A action size."""
 
     config: FQL
     value_metrics = ("q",)
@@ -122,19 +122,19 @@ class FQLAgent(Agent):
         return batch.rewards + self.config.discount * (1 - batch.terminals) * q
 
     def critic_loss(self, batch: Batch, z: Tensor) -> tuple[Tensor, Metrics]:
-        """L_Q, summed over the critics: (S,). z: (S, B, A)."""
+        """L_Q, summed over the critics: (S,). z: (S, B, A), standard normal."""
         y = self.target(batch, z)
         q = self.critic(batch.observations, batch.actions)
         loss = td_error(q, y)
         return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
 
     def flow_loss(self, batch: Batch, t: Tensor, z: Tensor) -> Tensor:
-        """L_BC: (S,). t: (S, B), z: (S, B, A)."""
+        """L_BC: (S,). t: (S, B), uniform on (0, 1]; z: (S, B, A), standard normal."""
         network = self.flow.bound(batch.observations)
         return denoising_loss(self.flow.prediction, network, batch.actions, t, z).mean(-1)
 
     def actor_loss(self, batch: Batch, z: Tensor) -> tuple[Tensor, Metrics]:
-        """L_pi: (S,). z: (S, B, A), the same for both policies."""
+        """L_pi: (S,). z: (S, B, A), standard normal, the same for both policies."""
         with torch.no_grad():
             goal = self.flow.sample(batch.observations, z)
         actions = self.actor(batch.observations, z)
@@ -164,6 +164,6 @@ class FQLAgent(Agent):
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """One draw from the one-step policy."""
+        """One action a state, sampled from the one-step policy."""
         actions: Tensor = self.actor(observations, self.flow.sampling_noise(observations, generator))
         return actions.clamp(-1, 1)

@@ -41,7 +41,7 @@ class GaussianActor(nn.Module):
         self.log_std = nn.Parameter(torch.zeros(*stack, 1, action_size))
 
     def forward(self, observations: Tensor) -> Tensor:
-        """The means."""
+        """The means tanh(f(s)) (S, B, A) at observations (S, B, O)."""
         return torch.tanh(self.mlp(observations))
 
     def log_prob(self, means: Tensor, actions: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class GaussianActor(nn.Module):
 
 
 class IQLAgent(ExpectileAgent):
-    """See the module. Shapes: S seeds, B batch, O observation size, A action size."""
+    """IQL. Shapes: S seeds, B batch, O observation size, A action size."""
 
     config: IQL
 
@@ -68,7 +68,10 @@ class IQLAgent(ExpectileAgent):
         self.optimisers["actor"] = Adam(trained, config.actor_lr, decay_steps=config.lr_decay_steps)
 
     def actor_loss(self, batch: Batch, advantages: Tensor) -> tuple[Tensor, Metrics]:
-        """L_pi (eq. 7): (S,). Deterministic: |mean - a|^2 in the place of -log pi, as in CORL."""
+        """L_pi (eq. 7): (S,). With `deterministic`, |mean - a|^2 takes the place of -log pi, as in CORL.
+
+        advantages: u (S, B).
+        """
         weight = torch.exp(self.config.beta * advantages).clamp(max=self.config.max_weight)
         means = self.actor(batch.observations)
         if self.config.deterministic:
@@ -88,6 +91,6 @@ class IQLAgent(ExpectileAgent):
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """The policy's mean, as it is evaluated."""
+        """The policy's mean at each state: the policy is evaluated without its noise."""
         actions: Tensor = self.actor(observations)
         return actions

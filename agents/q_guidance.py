@@ -20,14 +20,14 @@ from torch import Tensor
 from agents.base import Metrics
 from agents.config import QGuidance
 from agents.expectile import ExpectileAgent
-from agents.solver_policy import SolverPolicy
+from agents.solver_policy import SolverNoise, SolverPolicy
 from diffrl.data.transitions import Batch
 from diffrl.diffusion import Denoise, classifier_guided, denoising_loss
 from diffrl.nets import Adam, average_
 
 
 class QGuidanceAgent(ExpectileAgent):
-    """See the module. Shapes: S seeds, B batch, O observation size, A action size."""
+    """Q-guided diffusion. Shapes: S seeds, B batch, O observation size, A action size."""
 
     config: QGuidance
     generative = "ema_actor"
@@ -51,15 +51,15 @@ class QGuidanceAgent(ExpectileAgent):
         self.networks |= {"actor": self.actor, "ema_actor": self.ema_actor}
         self.optimisers["actor"] = Adam(self.actor, config.actor_lr, config.grad_clip)
 
-    def actor_loss(self, batch: Batch, t: Tensor, eps: Tensor) -> Tensor:
-        """Denoising score matching on actions: (S,)."""
+    def actor_loss(self, batch: Batch, noise: SolverNoise) -> Tensor:
+        """Denoising score matching on actions: (S,). noise: of the policy's `bc_noise`."""
         network = self.actor.bound(batch.observations)
-        return denoising_loss(self.actor.prediction, network, batch.actions, t, eps).mean(-1)
+        return denoising_loss(self.actor.prediction, network, batch.actions, noise.t, noise.eps).mean(-1)
 
     def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
         """One step of V, the critics and the policy."""
         _, metrics = self.update_critics(batch)
-        loss = self.actor_loss(batch, *self.actor.bc_noise(batch.actions, generator))
+        loss = self.actor_loss(batch, self.actor.bc_noise(batch.actions, generator))
         norm = self.optimisers["actor"].step(loss)
         average_(self.ema_actor, self.actor, self.config.ema_rate)
         self.step += 1

@@ -27,7 +27,7 @@ from diffrl.nets import MLP, Adam, average_, frozen
 
 
 class TD3BCAgent(Agent):
-    """See the module. Shapes: S seeds, B batch, O observation size, A action size."""
+    """TD3+BC. Shapes: S seeds, B batch, O observation size, A action size."""
 
     config: TD3BC
     value_metrics = ("q",)
@@ -59,14 +59,17 @@ class TD3BCAgent(Agent):
 
     @torch.no_grad()
     def target(self, batch: Batch, noise: Tensor) -> Tensor:
-        """y = r + gamma (1 - terminal) min_i Q'_i(s', clip(pi'(s') + eps)): (S, B). noise: (S, B, A), standard."""
+        """y = r + gamma (1 - terminal) min_i Q'_i(s', clip(pi'(s') + eps)): (S, B).
+
+        noise: (S, B, A), standard normal; eps is made of it.
+        """
         eps = (self.config.policy_noise * noise).clamp(-self.config.noise_clip, self.config.noise_clip)
         actions = (torch.tanh(self.target_actor(batch.next_observations)) + eps).clamp(-1, 1)
         q = aggregate(self.target_critic(batch.next_observations, actions), self.config.q_agg, self.config.q_spread)
         return batch.rewards + self.config.discount * (1 - batch.terminals) * q
 
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
-        """E (y - Q_i(s, a))^2, summed over the critics: (S,). noise: that of `target`."""
+        """E (y - Q_i(s, a))^2, summed over the critics: (S,). noise: as in `target`."""
         q = self.critic(batch.observations, batch.actions)
         loss = td_error(q, self.target(batch, noise))
         return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
@@ -83,7 +86,7 @@ class TD3BCAgent(Agent):
         return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
 
     def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
-        """One step of the critics; in the period's last phase one of the actor and of the averages too."""
+        """One step of the critics; in the period's last phase also one of the actor and of the averages."""
         noise = torch.randn(batch.actions.shape, generator=generator, device=self.device)
         critic_loss, metrics = self.critic_loss(batch, noise)
         metrics = {**metrics, "critic_grad_norm": self.optimisers["critic"].step(critic_loss)}

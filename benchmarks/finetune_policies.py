@@ -32,7 +32,7 @@ import diffrl
 from agents import DiffusionBC
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.run import Run
-from diffrl.runs.tune import finetune_policy, resume_finetune
+from diffrl.runs.tune import finetune_policy
 from diffrl.support.files import atomic_path
 from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
@@ -127,7 +127,7 @@ def tune(options: FinetunePolicies, cell: str, start: Path) -> Path:
     if not (path / "run.json").exists():
         finetune_policy(settings, steps=steps, out=path, eval_every=max(steps // 8, 1), eval_episodes=20, log_every=100)
     elif checkpoint.steps(path)[-1] < steps:
-        resume_finetune(path, steps=steps)
+        diffrl.resume(path, steps=steps)
     else:
         return path
     timing.write_text(json.dumps(spent + time.process_time() - began))
@@ -147,7 +147,7 @@ def row(options: FinetunePolicies, cell: str, path: Path, before: list[float]) -
     return {
         "cell": cell,
         "steps": checkpoint.steps(path)[-1],
-        "unit": "environment steps" if isinstance(run.finetune, DPPOConfig) else "updates",
+        "unit": "environment steps" if run.kind == DPPOConfig.algo else "updates",
         "before": before,
         "after": score(options, path, "last"),
         "cpu": json.loads(timing.read_text()) / len(run.config.seeds) if timing.exists() else None,

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from agents.config import BC, AgentConfig, DiffusionBC, DiffusionQL
+from agents.base_config import AgentConfig
+from agents.config import BC, DiffusionBC, DiffusionQL
 
 Layers = list[tuple[Array, Array]]
 """An MLP: weights (in, out) and biases (out,)."""

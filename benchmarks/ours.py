@@ -8,8 +8,9 @@ import torch
 
 from agents.base import Agent
 from agents.base import compiled as compile_function
+from agents.base_config import AgentConfig
 from agents.bc import DiffusionBCAgent
-from agents.config import AgentConfig, DiffusionQL
+from agents.config import DiffusionQL
 from agents.diffusion_ql import DiffusionQLAgent
 from diffrl.data.transitions import Batch, Transitions
 from diffrl.training.stack import StackTrainer
@@ -53,7 +54,7 @@ class Runner:
 
     def draw_batch(self) -> Batch:
         """A batch for every seed."""
-        return self.transitions.sample(self.config.batch_size, self.agent.n_seeds, self.generator)
+        return self.transitions.draw(self.config.batch_size, self.agent.n_seeds, self.generator)
 
     def train(self, calls: int) -> None:
         """Steps as `diffrl train` makes them, each with the drawing of its batch; on a GPU, captured."""

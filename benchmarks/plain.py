@@ -27,7 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.config import BC, AgentConfig, DiffusionBC, DiffusionQL
+from agents.base_config import AgentConfig
+from agents.config import BC, DiffusionBC, DiffusionQL
 
 
 class Batch(NamedTuple):

@@ -5,18 +5,20 @@
     python benchmarks/unchanged.py --check                   this tree with benchmarks/results/unchanged.json
     python benchmarks/unchanged.py --record                  write that file
 
-The runs (`unchanged_runs.py`) are command lines: every agent, offline and online, evaluated, resumed, in several
-processes; SynthER; DPPO and preference DPO; every algorithm for images. What they write (`unchanged_digests.py`) is
-compared part by part: each tensor of each checkpoint and model, each column of metrics.csv, each key of scores.json,
-evaluations.json and the like, each array of generated HDF5 files, the pixels of sampled images. Left out is wall time,
-and what `LEFT_OUT` there lists. A difference that is meant stands in `ACCEPTED`, with its reason, and is listed.
+The runs (`unchanged_runs.py`) are command lines on small files (`unchanged_inputs.py`): every agent, offline and
+online, evaluated, resumed, in several processes; SynthER; DPPO and preference DPO; every algorithm for images. What
+they write is compared part by part (`unchanged_digests.py`): each tensor of each checkpoint and model, each column of
+metrics.csv, each key of scores.json, evaluations.json and the like, each array of generated HDF5 files, the pixels of
+sampled images. Left out is wall time, and what `LEFT_OUT` there lists. A difference that is meant stands in `ACCEPTED`,
+with its reason, and is listed.
 
 Another processor, or another version of PyTorch, rounds differently: a recorded file says on which it was made, and
---check refuses on another. --against is for every machine. About three minutes of CPU time a tree. Exit code 1 where
+--check refuses on another. --against is for every machine. About two minutes of CPU time a tree. Exit code 1 where
 anything differs.
 """
 
 import fnmatch
+import hashlib
 import json
 import os
 import platform
@@ -34,7 +36,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from unchanged_digests import grouped
-from unchanged_runs import CACHE, DATA, RUNS, chosen
+from unchanged_inputs import CACHE, DATA
+from unchanged_runs import RUNS, chosen
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "unchanged.json"
@@ -65,10 +68,8 @@ class Unchanged:
 
     def run(self) -> int:
         """Do it; 1 where something differs or a run failed."""
-        unknown = [name for name in self.only if name not in RUNS]
-        if unknown or [self.against is not None, self.record, self.check].count(True) != 1:
-            what = f"Unknown: {', '.join(unknown)}. Runs: {', '.join(RUNS)}." if unknown else ""
-            print(what or "Give one of --against REV, --record, --check.", file=sys.stderr)
+        if mistake := self._mistake():
+            print(mistake, file=sys.stderr)
             return 2
         recorded = json.loads(self.file.read_text()) if self.check else {}
         if recorded and (other := _other_machine(recorded["machine"])):
@@ -83,41 +84,67 @@ class Unchanged:
             work = self.keep or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="unchanged-")))
             trees = [ROOT]
             if self.against is not None:
-                trees.append(held.enter_context(_checked_out(self.against)))
+                trees.append(held.enter_context(checked_out(self.against)))
             mine, *others = _make(trees, names, work)
         if self.record:
             return self._write(mine)
         if self.check:
-            return _report(_small(mine), {name: recorded["runs"][name] for name in names if name in recorded["runs"]})
-        return _report(mine, others[0])
+            return report(small(mine), {name: recorded["runs"][name] for name in names if name in recorded["runs"]})
+        return report(mine, others[0])
+
+    def _mistake(self) -> str:
+        """What is wrong with what was asked for; empty where nothing is."""
+        unknown = [name for name in self.only if name not in RUNS]
+        if unknown:
+            return f"Unknown: {', '.join(unknown)}. Runs: {', '.join(RUNS)}."
+        if [self.against is not None, self.record, self.check].count(True) != 1:
+            return "Give one of --against REV, --record, --check."
+        if self.record and self.only:
+            return "--record records all runs: leave out --only."
+        if self.check and not self.file.is_file():
+            return f"{self.file} does not exist: --record writes it."
+        if self.keep is not None and self.keep.exists():
+            return f"--keep {self.keep} exists: expected a new folder."
+        if self.against is not None and not _git("rev-parse", "--verify", "--quiet", f"{self.against}^{{commit}}"):
+            return f"--against {self.against} is no commit of {ROOT}."
+        return ""
 
     def _write(self, mine: Results) -> int:
         failed = [f"{name}: {result['error']}" for name, result in mine.items() if result["error"]]
-        if failed or self.only:
-            print("\n".join(failed) or "--record records all runs: leave out --only.", file=sys.stderr)
+        if failed:
+            print("\n".join(failed), file=sys.stderr)
             return 1
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(json.dumps({"machine": machine(), "runs": _small(mine)}, indent=1) + "\n")
+        self.file.write_text(json.dumps({"machine": machine(), "runs": small(mine)}, indent=1) + "\n")
         spent = sum(result["cpu_seconds"] for result in mine.values())
         print(f"{len(mine)} runs in {spent:.0f} s of CPU time. Written: {self.file}")
         return 0
 
 
 def machine() -> dict[str, str]:
-    """What digests depend on, and the commit."""
-    cpu = platform.processor() or platform.machine()
+    """What digests depend on: processor and packages; and the last commit that changed the code."""
+    cpu = {"cpu": platform.processor() or platform.machine()}
     info = Path("/proc/cpuinfo")
     if info.exists():
-        fields = dict(line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line)
-        cpu = {key.strip(): value.strip() for key, value in fields.items()}.get("model name", cpu)
-    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    names = ("torch", "numpy", "gymnasium", "mujoco", "diffusers", "scikit-learn", "pillow")
-    return {
-        "cpu": cpu,
-        "torch": metadata.version("torch"),
-        **{name: metadata.version(name) for name in names[1:]},
-        "git": subprocess.run(describe, capture_output=True, text=True).stdout.strip(),
-    }
+        lines = info.read_text().split("\n\n")[0].splitlines()
+        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        names = ("model name", "cpu family", "model", "stepping")
+        cpu["cpu"] = ", ".join(f"{name} {fields[name]}" for name in names if name in fields) or cpu["cpu"]
+        instructions = fields.get("flags", fields.get("Features", ""))  # x86; ARM
+        cpu["instructions"] = hashlib.sha256(" ".join(sorted(instructions.split())).encode()).hexdigest()[:16]
+    packages = ("torch", "numpy", "gymnasium", "mujoco", "diffusers", "transformers", "peft", "scikit-learn", "pillow")
+    return {**cpu, **{name: metadata.version(name) for name in packages}, "git": _commit()}
+
+
+def _git(*words: str) -> str:
+    """What git says in this tree; empty where it fails."""
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+
+
+def _commit() -> str:
+    """The last commit that changed the packages; with -dirty where they hold changes that are not committed."""
+    code = ("--", "diffrl", "agents", "envs", "configs")
+    return _git("log", "-1", "--format=%h", *code) + ("-dirty" if _git("status", "--porcelain", *code) else "")
 
 
 def _other_machine(recorded: Mapping[str, str]) -> str:
@@ -127,7 +154,7 @@ def _other_machine(recorded: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def _checked_out(revision: str) -> Iterator[Path]:
+def checked_out(revision: str) -> Iterator[Path]:
     """A worktree of a revision, for as long as the block lasts."""
     git = ["git", "-C", str(ROOT), "worktree"]
     with tempfile.TemporaryDirectory(prefix="unchanged-tree-") as folder:
@@ -166,7 +193,7 @@ def _make(trees: Sequence[Path], names: Sequence[str], work: Path) -> list[Resul
     return results
 
 
-def _small(results: Results) -> Results:
+def small(results: Results) -> Results:
     """The same with one digest for the tensors of a group."""
     files = {
         name: {file: grouped(parts) for file, parts in result["files"].items()} for name, result in results.items()
@@ -183,7 +210,7 @@ def differences(name: str, mine: Mapping[str, Any], other: Mapping[str, Any]) ->
     return found
 
 
-def _report(mine: Results, others: Results) -> int:
+def report(mine: Results, others: Results) -> int:
     """Print the table; 1 where something differs that is not accepted."""
     table = Table("run", "files", "parts", "seconds", "result")
     accepted: dict[str, list[str]] = {}

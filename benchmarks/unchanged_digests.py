@@ -19,6 +19,7 @@ RUN_JSON = ("task", "observation_size", "action_size", "value_limit", "fingerpri
 """What is compared of run.json; the rest is versions and what kind of run it is."""
 LEFT_OUT = {
     "*.yaml": "a configuration is written in the words of the version that wrote it; tests/test_old_runs.py reads it",
+    "versions.json": "packages and commit, as run.json's versions are",
     "tensorboard": "events carry wall times; metrics.csv holds the same numbers",
     "*.html, *.png but images/": "pages and plots: drawn from the numbers that are compared",
 }
@@ -44,7 +45,7 @@ def of_file(path: Path) -> dict[str, str] | None:
         return _arrays(path)
     if path.suffix == ".csv":
         return _columns(path)
-    if path.suffix == ".json":
+    if path.suffix == ".json" and path.name != "versions.json":
         values = json.loads(path.read_text())
         if path.name == "run.json":
             values = {key: values.get(key) for key in RUN_JSON}
@@ -70,9 +71,17 @@ def _tensors(path: Path) -> dict[str, str]:
 
     with safe_open(path, "numpy") as file:
         found = {name: of_array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if file.metadata():
-            found["__metadata__"] = _of_text(json.dumps(file.metadata(), sort_keys=True))
+        about = {key: _timeless(_as_json(value)) for key, value in (file.metadata() or {}).items()}
+        found |= {f"@{key}": _of_text(json.dumps(value, sort_keys=True)) for key, value in about.items()}
     return found
+
+
+def _as_json(text: str) -> Any:
+    """What a text holds as JSON, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _arrays(path: Path) -> dict[str, str]:
@@ -112,7 +121,8 @@ def _timeless(values: Any) -> Any:
     if isinstance(values, Mapping):
         left_out = (*TIMES, "versions", "_name_or_path")
         kept = {key: _timeless(value) for key, value in values.items() if key not in left_out}
-        return kept | {key: sorted(kept[key]) for key in ("target_modules",) if isinstance(kept.get(key), list)}
+        sets = [key for key, value in kept.items() if key.endswith("target_modules") and isinstance(value, list)]
+        return kept | {key: sorted(kept[key]) for key in sets}
     return [_timeless(value) for value in values] if isinstance(values, list) else values
 
 

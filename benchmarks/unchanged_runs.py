@@ -1,22 +1,12 @@
-"""The fixed small runs that `unchanged.py` compares, as command lines, and the files they read.
+"""The fixed small runs that `unchanged.py` compares, as command lines: the words after `diffrl`.
 
-Everything is said in terms that outlive the package's inner layout: words after `diffrl`, an HDF5 file in D4RL's
-layout, a diffusers pipeline and classifiers in `$DIFFRL_CACHE`. All paths are relative to one working folder.
+All paths are relative to one working folder, where `unchanged_inputs.py` has written what they read.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import h5py
-import numpy as np
-
-DATA, CACHE = "data", "cache"
-"""The working folder's `$DIFFRL_DATA` and `$DIFFRL_CACHE`."""
-PENDULUM, UNIT = "pendulum.hdf5", "unit.hdf5"
-"""Data sets: random torques on a pendulum; and the same in units of the largest torque."""
-PENDULUM_ROWS = 2000
+from unchanged_inputs import EXAMPLES, FLOW, LATENT, PAIRS, PENDULUM, PROMPTS, UNIT
 
 
 @dataclass(frozen=True)
@@ -69,7 +59,8 @@ _VARIANTS = (
         "diffusion_ql-maze2d",
         f"train --agent diffusion_ql {_MAZE} {_SHORT} {_Q} --agent.n-critics 3 --agent.q-agg lcb --agent.actor-q min "
         "--agent.max-q-backup --agent.backup-candidates 3 --agent.act-with average --agent.schedule cosine "
-        "--agent.reward-tune cql_antmaze --agent.normalise-observations --agent.critic-layer-norm --out OUT",
+        "--agent.reward-tune cql_antmaze --agent.normalise-observations --agent.critic-layer-norm --no-compile "
+        "--out OUT",
     ),
     _train("edp-x0", "edp", f"{_Q} --agent.form x0 --agent.solver dpm2 --agent.act-critics target", _SHORT),
     _train("consistency_ac-angular", "consistency_ac", f"{_Q} --agent.form angular --agent.q-norm", _SHORT),
@@ -88,6 +79,7 @@ _VARIANTS = (
     ),
 )
 _PROCESSES = (
+    _train("compiled", "diffusion_bc", f"{_LAYERS} --compile --agent.denoising-steps 2", _SHORT),
     _train("workers", "diffusion_ql", f"{_Q} --workers 2"),
     _train("eval-workers", "td3_bc", f"{_LAYERS} --eval-workers 1"),
     _run(
@@ -163,6 +155,7 @@ _POLICIES = (
 
 _UNSCORED = "--batch 16 --steps 3 --eval-samples 10 --warm-up 0"
 _IMAGES = f"--queries 32 {_UNSCORED}"
+_FEW = "--batch 4 --updates 2 --steps 3 --eval-samples 2 --warm-up 0"
 _ROUNDS = "--rounds 2 --updates 2"
 _FINETUNE = (
     _run("ddpo-is", f"finetune --algo ddpo-is {_IMAGES} --out OUT"),
@@ -174,6 +167,20 @@ _FINETUNE = (
     _run("draft", f"finetune --algo draft --reward digit:8 {_IMAGES} --out OUT"),
     _run("refl", f"finetune --algo refl --reward digit:8 {_IMAGES} --out OUT"),
     _run("dpo", f"finetune --algo dpo {_IMAGES} {_ROUNDS} --out OUT"),
+    _run("dpo-pairs", f"finetune --algo dpo --pairs {PAIRS} --preference ipo {_UNSCORED} {_ROUNDS} --out OUT"),
+    _run(
+        "supervised-folder",
+        f"finetune --algo supervised --model {LATENT} --data {EXAMPLES} {_ROUNDS} --batch 4 --steps 3 --eval-samples 2 "
+        "--lora 0 --drop-prompts 0.2 --checkpointing --out OUT",
+    ),
+    _run(
+        "latent",
+        f"finetune --algo ddpo-is --model {LATENT} --prompts {PROMPTS} --queries 8 {_FEW} --train-steps 1 --out OUT",
+        "finetune --resume OUT --queries 12",
+    ),
+    _run("flow", f"finetune --algo grpo --model {FLOW} --prompts {PROMPTS} --queries 8 {_FEW} --group 2 --out OUT"),
+    _run("compare", "compare ddpo-is grpo --out OUT/page.html", after=("ddpo-is", "grpo")),
+    _run("image-processes", f"finetune --algo ddpo-is {_IMAGES} --processes 2 --out OUT"),
     _run("supervised", f"finetune --algo supervised {_UNSCORED} {_ROUNDS} --out OUT"),
     FixedRun(
         "ddpo-is-resumed",
@@ -205,85 +212,3 @@ def chosen(names: Sequence[str]) -> list[FixedRun]:
         if run.name in wanted:
             wanted.update(run.after)
     return [run for run in RUNS.values() if run.name in wanted]
-
-
-def write_inputs(folder: Path) -> None:
-    """Write all that the runs read into the working folder, the same bytes every time."""
-    write_pendulum(folder / PENDULUM)
-    write_pendulum(folder / UNIT, largest=1.0)
-    write_digits_model(folder / CACHE)
-    write_classifiers(folder / CACHE)
-
-
-def write_pendulum(path: Path, rows: int = PENDULUM_ROWS, largest: float = 2.0) -> None:
-    """Random torques on a pendulum (Gymnasium's equations, dt = .05), episodes of 50 steps, in D4RL's layout.
-
-    largest: what the actions are written in is such that the largest torque is this.
-    """
-    rng = np.random.default_rng(0)
-    angle, speed = 0.0, 0.0
-    columns: dict[str, list[Any]] = {"observations": [], "actions": [], "rewards": [], "terminals": [], "timeouts": []}
-    for i in range(rows):
-        if i % 50 == 0:
-            angle, speed = rng.uniform(-np.pi, np.pi), rng.uniform(-1, 1)
-        torque = rng.uniform(-2, 2)
-        columns["observations"].append([np.cos(angle), np.sin(angle), speed])
-        columns["actions"].append([torque * largest / 2])
-        wrapped = (angle + np.pi) % (2 * np.pi) - np.pi
-        columns["rewards"].append(-(wrapped**2 + 0.1 * speed**2 + 0.001 * torque**2))
-        columns["terminals"].append(i % 200 == 199)
-        columns["timeouts"].append(i % 50 == 49 and i % 200 != 199)
-        speed = np.clip(speed + (15 * np.sin(angle) + 3 * torque) * 0.05, -8, 8)
-        angle += speed * 0.05
-    with h5py.File(path, "w") as file:
-        for name, values in columns.items():
-            kind = np.bool_ if name in ("terminals", "timeouts") else np.float32
-            file.create_dataset(name, data=np.asarray(values, kind))
-
-
-def write_digits_model(cache: Path, channels: tuple[int, int] = (8, 16)) -> None:
-    """tiny-digits with a smaller network of random weights, where the built-in one is found once it is trained."""
-    import torch
-    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = UNet2DModel(
-            sample_size=8,
-            in_channels=1,
-            out_channels=1,
-            block_out_channels=channels,
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"),
-            num_class_embeds=10,
-            norm_num_groups=4,
-            attention_head_dim=channels[0],
-        )
-    scheduler = DDIMScheduler(
-        1000,
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
-        clip_sample=False,
-        timestep_spacing="trailing",
-    )
-    DDIMPipeline(network, scheduler).save_pretrained(cache / "models" / "tiny-digits-1000", safe_serialization=True)
-
-
-def write_classifiers(cache: Path) -> None:
-    """The classifiers of digits with random weights, where they are found once they are trained."""
-    import safetensors.torch
-    import torch
-
-    shapes = {
-        "digit-1": {"0": (16, 1, 3, 3), "2": (32, 16, 3, 3), "5": (64, 32, 3, 3), "8": (10, 1024)},
-        "digit-held-out-1": {"0": (64, 1, 4, 4), "3": (128, 1024), "5": (10, 128)},
-    }
-    for name, layers in shapes.items():
-        generator = torch.Generator().manual_seed(len(name))
-        tensors = {}
-        for layer, shape in layers.items():
-            scale = float(np.prod(shape[1:])) ** -0.5
-            tensors[f"{layer}.weight"] = 2 * scale * torch.randn(shape, generator=generator)
-            tensors[f"{layer}.bias"] = 0.1 * torch.randn(shape[0], generator=generator)
-        safetensors.torch.save_file(tensors, cache / "models" / f"{name}.safetensors")

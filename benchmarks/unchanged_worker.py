@@ -7,6 +7,7 @@ Started by `unchanged.py`. What was written and how long each took is left in `d
 
 import json
 import random
+import resource
 import sys
 import time
 import traceback
@@ -15,8 +16,11 @@ from typing import Any
 
 import numpy as np
 import unchanged_digests
+import unchanged_inputs
 import unchanged_runs
 from unchanged_runs import FixedRun
+
+_WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 
 
 def make(run: FixedRun) -> dict[str, Any]:
@@ -25,7 +29,7 @@ def make(run: FixedRun) -> dict[str, Any]:
 
     from diffrl.cli import main
 
-    began = time.monotonic(), time.process_time()
+    began = time.monotonic(), _cpu()
     error = None
     for command in run.commands:
         # Nothing is to depend on the global generators, or a run would depend on those before it; if something does,
@@ -44,9 +48,14 @@ def make(run: FixedRun) -> dict[str, Any]:
         if code not in (0, None):
             error = f"diffrl {' '.join(command)} ended with {code}"
             break
-    seconds, cpu = time.monotonic() - began[0], time.process_time() - began[1]
+    seconds, cpu = time.monotonic() - began[0], _cpu() - began[1]
     files = {} if error else unchanged_digests.of_folder(Path(run.name))
     return {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "error": error, "files": files}
+
+
+def _cpu() -> float:
+    """Seconds of CPU time of this process and of those it started that have ended."""
+    return sum(times.ru_utime + times.ru_stime for times in map(resource.getrusage, _WHO))
 
 
 def main(tree: str, *names: str) -> None:
@@ -58,7 +67,7 @@ def main(tree: str, *names: str) -> None:
     for module in (diffrl, agents, envs):
         if not Path(str(module.__file__)).resolve().is_relative_to(Path(tree).resolve()):
             sys.exit(f"{module.__name__} is imported from {module.__file__}, not from {tree}")
-    unchanged_runs.write_inputs(Path())
+    unchanged_inputs.write_inputs(Path())
     results: dict[str, Any] = {}
     for name in names:
         results[name] = make(unchanged_runs.RUNS[name])

@@ -7,7 +7,8 @@ from diffrl.support.errors import UserError, nearest
 
 HELP = """diffrl: offline reinforcement learning on one diffusion core
 
-  diffrl train CONFIG [--steps N --seeds 0 1 2 ...]   train an agent; resumes with --resume RUN
+  diffrl train CONFIG [--steps N --seeds 0 1 2 ...]   train an agent
+  diffrl resume RUN [--steps N]                       go on with a run of any kind that was cut, or make it longer
   diffrl online RUN [--steps N --keep-offline 0.5 ...]  go on from an offline run in its environment
   diffrl evaluate RUN [--episodes 100]                score its last and best checkpoint
   diffrl diagnose RUN                                 is its diffusion policy well trained, sampled, tuned?
@@ -34,6 +35,12 @@ def _train(words: Sequence[str]) -> int:
     from diffrl.commands import train
 
     return train.run(words)
+
+
+def _resume(words: Sequence[str]) -> int:
+    from diffrl.commands import resume
+
+    return resume.run(words)
 
 
 def _online(words: Sequence[str]) -> int:
@@ -105,6 +112,7 @@ def _subcommand(name: str, description: str, verbs: Mapping[str, type], words: S
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
+    "resume": _resume,
     "online": _online,
     "evaluate": _evaluate,
     "diagnose": _diagnose,

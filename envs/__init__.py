@@ -6,6 +6,8 @@ entry point for plugins is gone since its version 1.0.)
 
 import gymnasium
 
+__part_of__ = "diffrl"  # `diffrl.support.shadowing` looks for this line
+
 
 def register() -> None:
     """Register the maze2d environments with Gymnasium."""

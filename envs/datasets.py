@@ -1,4 +1,4 @@
-"""Data sets by name: a D4RL id, a Minari id, or a path. Finds, generates, downloads and loads them."""
+"""Data sets by name: a D4RL id, another package's, a Minari id, or a path. Finds, makes, downloads, loads them."""
 
 from __future__ import annotations
 
@@ -23,70 +23,98 @@ from diffrl.support.files import data_directory
 from envs import registry
 
 FILE_SUFFIXES = (".hdf5", ".h5", ".npz")
+_OF_PACKAGE = "{0} is a data set of another package, which makes or fetches it itself: use it as --dataset {0}."
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """Where a named data set is, or would be."""
 
     name: str
-    """A D4RL id, a Minari id without `minari:`, or a path."""
-    kind: Literal["d4rl", "minari", "file"]
-    """d4rl: a benchmark of the registry; minari: in Minari's store, or a folder in its format; file: HDF5 or npz."""
-    path: Path
-    """The file, or Minari's folder."""
+    """A D4RL id, an id of another package, a Minari id without `minari:`, or a path."""
+    kind: Literal["d4rl", "package", "minari", "file"]
+    """d4rl: a benchmark of D4RL's; package: one of another package; minari: in Minari's store, or a folder in its
+    format; file: HDF5 or npz."""
+    path: Path | None
+    """The file, or Minari's folder; None for kind package, which knows itself where its data are."""
     benchmark: registry.Benchmark | None = None
-    """The registry's entry, for kind d4rl."""
+    """The registry's entry, for kinds d4rl and package."""
 
     @property
     def exists(self) -> bool:
-        """Whether it is on this machine."""
-        return self.path.exists()
+        """Whether it is on this machine; of another package's it is taken for granted."""
+        return self.path is None or self.path.exists()
 
 
 def cached_path(benchmark_id: str, rows: int | None = None, seed: int = 0) -> Path:
     """Where a D4RL data set is kept: `<data directory>/d4rl/ID.hdf5`.
 
-    One generated with fewer rows or another seed is not D4RL's: the name says so, and the id alone never means it.
+    A data set generated with fewer rows or another seed is not D4RL's: the file's name says so, and the id alone never
+    means it.
     """
     name = benchmark_id + ("" if rows is None else f".{rows}-rows") + ("" if seed == 0 else f".seed-{seed}")
     return data_directory() / "d4rl" / f"{name}.hdf5"
 
 
-def locate(name: str) -> Source:
-    """Find out what `name` means, reading nothing: an existing path, else a D4RL id, else a Minari id.
+@dataclass(frozen=True)
+class Generated:
+    """A generated file that is not D4RL's data set whole: fewer rows, or another seed."""
+
+    path: Path
+    rows: int | None
+    """The number it was generated with; None: D4RL's."""
+    seed: int
+
+
+def generated(benchmark_id: str) -> list[Generated]:
+    """The files of a benchmark's data in the data directory that its id alone does not mean, see `cached_path`."""
+    pattern = re.compile(rf"{re.escape(benchmark_id)}(?:\.(\d+)-rows)?(?:\.seed-(\d+))?\.hdf5")
+    matches = [(path, pattern.fullmatch(path.name)) for path in cached_path(benchmark_id).parent.glob("*.hdf5")]
+    found = [
+        Generated(path, int(match[1]) if match[1] else None, int(match[2] or 0))
+        for path, match in matches
+        if match and match.lastindex
+    ]
+    return sorted(found, key=lambda one: (one.seed, one.rows or 0))
+
+
+def locate(name: str) -> Origin:
+    """Find out what `name` means, reading nothing: an existing path, else a D4RL id, another package's, or Minari's.
 
     A D4RL file is looked for in our data directory, then in D4RL's own (`$D4RL_DATASET_DIR` or ~/.d4rl/datasets).
-    `minari:ID` always means Minari. Raises UserError, naming the nearest known id, where `name` is none of these.
+    `minari:ID` always means Minari. Raises UserError, naming the nearest known id, where `name` is none of these, and
+    where the package whose id it would be is broken.
     """
     if name.startswith("minari:"):
-        return _minari_source(name.removeprefix("minari:"))
+        return _minari_origin(name.removeprefix("minari:"))
     path = Path(name).expanduser()
     if path.is_dir() and minari_format.is_folder(path):
-        return Source(name, "minari", path)
+        return Origin(name, "minari", path)
     if registry.known(name):
         benchmark = registry.get(name)
+        if not registry.is_d4rl(name):
+            return Origin(name, "package", None, benchmark)
         theirs = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser() / Path(benchmark.url).name
         ours = cached_path(name)
-        return Source(name, "d4rl", theirs if theirs.is_file() and not ours.is_file() else ours, benchmark)
+        return Origin(name, "d4rl", theirs if theirs.is_file() and not ours.is_file() else ours, benchmark)
     if path.suffix in FILE_SUFFIXES or path.is_file():
-        return Source(name, "file", path)
+        return Origin(name, "file", path)
     if path.is_dir():
         raise DataError(f"{name} is a folder, but not a Minari data set (data/metadata.json is missing).")
     if "/" in name and minari_format.is_id(name):
-        return _minari_source(name)
+        return _minari_origin(name)
     raise UserError(
         f"Unknown data set {name!r}: {registry.hint(name)} Expected a D4RL id (`diffrl data list`), a Minari id such "
         f"as mujoco/hopper/medium-v0 or minari:ID, or a path ending in {', '.join(FILE_SUFFIXES)}."
     )
 
 
-def _minari_source(dataset_id: str) -> Source:
+def _minari_origin(dataset_id: str) -> Origin:
     if not minari_format.is_id(dataset_id):
         raise UserError(
             f"{dataset_id!r} is no Minari id; expected e.g. mujoco/hopper/medium-v0 (it ends in -v and a number)."
         )
-    return Source(dataset_id, "minari", minari_format.store() / dataset_id)
+    return Origin(dataset_id, "minari", minari_format.store() / dataset_id)
 
 
 def load_dataset(
@@ -97,25 +125,29 @@ def load_dataset(
     action_limit: float | None = ACTION_LIMIT,
     check: bool = True,
 ) -> OfflineDataset:
-    """Load a data set by D4RL id, Minari id or path; `rows` keeps its first rows.
+    """Load a data set by D4RL id, another package's id, Minari id or path; `rows` keeps its first rows.
 
     A maze2d data set that is not on this machine is generated first (with `rows`, only as many). Nothing is
     downloaded: where the file is missing the DataError says how to get it. `check` and `action_limit` are those of
-    `diffrl.data.d4rl.read`. The metadata gets `dataset`, the name, and for a D4RL id `env_id`.
+    `diffrl.data.d4rl.read`. The metadata gets `dataset`, the name, and `env_id` for a benchmark that has one.
     """
-    source = locate(str(name))
-    benchmark = source.benchmark
-    if source.kind == "minari":
-        is_path = source.name == str(source.path)
-        dataset = minari_format.read(source.path if is_path else source.name, action_limit=action_limit, check=check)
+    origin = locate(str(name))
+    benchmark = origin.benchmark
+    if origin.path is None:
+        dataset = registry.load_of_package(origin.name)
+        dataset = dataset.validate(origin.name, action_limit) if check else dataset
+        dataset = dataset if rows is None else dataset.head(rows)
+    elif origin.kind == "minari":
+        is_path = origin.name == str(origin.path)
+        dataset = minari_format.read(origin.path if is_path else origin.name, action_limit=action_limit, check=check)
         dataset = dataset if rows is None else dataset.head(rows)
     else:
-        path = source.path
-        if benchmark is not None and not source.exists:
+        path = origin.path
+        if benchmark is not None and not origin.exists:
             path = _generate_missing(benchmark, rows, progress)
         steps = None if benchmark is None else benchmark.max_episode_steps
         dataset = d4rl.read(path, max_episode_steps=steps, action_limit=action_limit, rows=rows, check=check)
-    dataset.metadata["dataset"] = source.name
+    dataset.metadata["dataset"] = origin.name
     if benchmark is not None and benchmark.env_id is not None:
         dataset.metadata["env_id"] = benchmark.env_id
     return dataset
@@ -139,6 +171,8 @@ def generate(
     `rows=None` means as many as D4RL's (1, 2 or 4 million). Raises UserError for any other benchmark.
     """
     benchmark = registry.get(benchmark_id)
+    if not registry.is_d4rl(benchmark_id):
+        raise UserError(_OF_PACKAGE.format(benchmark_id))
     if not benchmark.generated:
         can = ", ".join(i for i in registry.ids() if registry.get(i).generated)
         raise UserError(
@@ -158,24 +192,26 @@ def download(name: str, force: bool = False, progress: bool = True) -> Path:
     A D4RL file is resumed where an earlier try was cut, verified, given a checksum, and only then put in place.
     Raises UserError where the host cannot be reached, saying what else can be done.
     """
-    source = locate(name)
-    if source.kind == "file":
+    origin = locate(name)
+    if origin.kind == "file":
         raise UserError(f"{name!r} is a path; expected a D4RL id (`diffrl data list`) or a Minari id.")
-    if source.exists and not force:
-        return source.path
-    if source.benchmark is None:
-        minari_format.download(source.name, force)
-        return source.path
-    target = cached_path(source.benchmark.id)
+    if origin.path is None:
+        raise UserError(_OF_PACKAGE.format(name))
+    if origin.exists and not force:
+        return origin.path
+    if origin.benchmark is None:
+        minari_format.download(origin.name, force)
+        return origin.path
+    target = cached_path(origin.benchmark.id)
     try:
-        fetch(source.benchmark.url, target, verify=_verify(source.benchmark), progress=progress)
+        fetch(origin.benchmark.url, target, verify=_verify(origin.benchmark), progress=progress)
     except DownloadError as error:
-        raise UserError(f"{error}\n{_alternatives(source.benchmark)}") from error
+        raise UserError(f"{error}\n{_alternatives(origin.benchmark)}") from error
     return target
 
 
 class DownloadError(UserError):
-    """A file that could not be fetched. What is there so far is kept beside the target, to be resumed."""
+    """A file could not be fetched. What has arrived is kept beside the target, and a later download resumes it."""
 
 
 def _alternatives(benchmark: registry.Benchmark) -> str:
@@ -259,7 +295,10 @@ def fetch(
 
 
 def _fetch_once(url: str, part: Path, timeout: float, progress: bool) -> None:
-    """Append what is missing to `part`, or start it anew where the host cannot resume. Raises where it is cut."""
+    """Append what is missing to `part`, or start it anew where the host cannot resume.
+
+    Raises ConnectionError where the connection is cut, and what urllib raises.
+    """
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:

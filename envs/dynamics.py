@@ -1,7 +1,7 @@
-"""The simulator as a function: set it to s, apply a, read s', reward and end. What checks synthetic transitions.
+"""The simulator as a function: set it to s, apply a, read s', reward and end. Synthetic transitions are checked by it.
 
-MuJoCo's Hopper, HalfCheetah and Walker2d (Gymnasium's v4 and v5) and maze2d: tasks whose observation is the state, but
-for a root position x that nothing depends on. Rewards and terminals are the environment's own.
+MuJoCo's Hopper, HalfCheetah and Walker2d (Gymnasium's v4 and v5) and maze2d: in these tasks the observation is the
+state, but for a root position x on which nothing depends. Rewards and terminals are the environment's own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import gymnasium
 import mujoco
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 import envs
 from diffrl.support.errors import UserError
@@ -33,7 +34,7 @@ _SHOWN_SPEED = {"Hopper": 10.0, "Walker2d": 10.0}  # the observation clips veloc
 
 
 class Dynamics:
-    """One step of a task from given states."""
+    """The simulator of a task, which makes one step from each of given states."""
 
     env_id: str
     """Gymnasium's."""
@@ -43,15 +44,15 @@ class Dynamics:
     """A."""
 
     def reproducible(self, observations: Floats, margin: float = 0.0) -> Bools:
-        """(N,) whether observations (N, O) tell the whole state: finite, and no velocity shown clipped.
+        """(N,) whether observations (N, O) give the whole state: all values are finite, and no velocity is clipped.
 
-        margin: the share of the clipped range, at its ends, that counts as clipped too: for rows whose values are a
-        little off, such as a model's.
+        margin: the share of the range of velocities, at its ends, that counts as clipped too: for rows whose values are
+        a little off, such as a model's.
         """
         raise NotImplementedError
 
     def step(self, observations: Floats, actions: Floats) -> Steps:
-        """Set the simulator to each of observations (N, O), apply its action (N, A) once; see `Steps`.
+        """Set the simulator to each of the observations (N, O) and apply its action of (N, A) once; gives `Steps`.
 
         Rows do not depend on each other, nor on their order. Raises UserError for shapes that do not fit.
         """
@@ -74,14 +75,14 @@ class Dynamics:
         return successors, rewards, terminals
 
     def _step(self, observation: npt.NDArray[np.float64], action: Floats) -> tuple[Any, float, bool] | None:
-        """One row of `step`; None where the simulator blew up."""
+        """The next observation, reward and end of one row; None where the simulator blew up."""
         raise NotImplementedError
 
 
 class MujocoDynamics(Dynamics):
-    """Hopper, HalfCheetah, Walker2d. The root x that the observation leaves out is set to 0.
+    """The dynamics of Hopper, HalfCheetah and Walker2d. The root x that the observation leaves out is set to 0.
 
-    Hopper and Walker2d show velocities clipped to [-10, 10]: a row at such a bound is not `reproducible`.
+    Hopper and Walker2d clip the velocities they show to [-10, 10]: a row at such a bound is not `reproducible`.
     """
 
     def __init__(self, env_id: str, **kwargs: Any) -> None:
@@ -95,8 +96,8 @@ class MujocoDynamics(Dynamics):
         self._speeds = slice(self._nq - len(self._hidden), None)
         self._shown = _SHOWN_SPEED.get(env_id.split("-")[0], np.inf)
 
+    @override
     def reproducible(self, observations: Floats, margin: float = 0.0) -> Bools:
-        """(N,) whether all is finite and every velocity below what the observation clips it to, less the margin."""
         shown = np.abs(observations[:, self._speeds]) < (1 - margin) * self._shown
         told: Bools = np.all(np.isfinite(observations), axis=1) & np.all(shown, axis=1)
         return told
@@ -111,7 +112,11 @@ class MujocoDynamics(Dynamics):
 
 
 class MazeDynamics(Dynamics):
-    """maze2d. reward_at: whose reward a row has; D4RL's data that of s, a roll-out in the environment that of s'."""
+    """The dynamics of maze2d.
+
+    reward_at: the state whose reward a row has, s in D4RL's data ("observation"), s' in a roll-out in the environment
+    ("next_observation").
+    """
 
     def __init__(self, env_id: str, reward_at: RewardAt = "observation", **kwargs: Any) -> None:
         if reward_at not in ("observation", "next_observation"):
@@ -122,8 +127,8 @@ class MazeDynamics(Dynamics):
         self._env = env
         self.observation_size, self.action_size = 4, 2
 
+    @override
     def reproducible(self, observations: Floats, margin: float = 0.0) -> Bools:
-        """(N,) whether all is finite."""
         finite: Bools = np.all(np.isfinite(observations), axis=1)
         return finite
 
@@ -137,7 +142,7 @@ class MazeDynamics(Dynamics):
 
 
 def dynamics_for(name: str, **kwargs: Any) -> Dynamics | None:
-    """The dynamics of a Gymnasium id or a benchmark's id (hopper-medium-v2); None where there is none: `why_none`.
+    """The dynamics of a Gymnasium id or a benchmark's id (hopper-medium-v2); None where there are none, see `why_none`.
 
     kwargs: further arguments of `gymnasium.make`, before the benchmark's own; for maze2d also `reward_at`.
     """
@@ -150,12 +155,12 @@ def dynamics_for(name: str, **kwargs: Any) -> Dynamics | None:
 
 
 def why_none(name: str) -> str | None:
-    """Why `dynamics_for(name)` is None, a sentence; None where it is not."""
+    """A sentence that says why `dynamics_for(name)` is None; None where it is not."""
     return _reason(name, _environment(name)[0])
 
 
 def _environment(name: str) -> tuple[str | None, dict[str, Any]]:
-    """Gymnasium's id and arguments for the id of a benchmark or an environment; no id where a benchmark has none."""
+    """Gymnasium's id and arguments for the id of an environment or a benchmark; None for a benchmark without one."""
     if not registry.known(name):
         return name, {}
     benchmark = registry.get(name)
@@ -177,7 +182,7 @@ def _reason(name: str, env_id: str | None) -> str | None:
 
 
 def _blown_up(data: Any) -> bool:
-    """Whether MuJoCo met a huge or undefined number since its data were reset; it then starts over, silently wrong."""
+    """Whether MuJoCo met a huge or undefined number since its data were reset: it then starts over without a word."""
     kinds = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
     return any(data.warning[kind].number > 0 for kind in kinds)
 

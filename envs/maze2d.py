@@ -149,8 +149,8 @@ def reward(observations: NDArray[Any], goal: tuple[float, float], kind: str) -> 
 class Maze2dEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     """One maze. Observation [row, column, velocities] (4,), action: force on both joints in [-1, 1] (2,).
 
-    The reward is that of the state reached; nothing is ever terminal (the episode limit is Gymnasium's TimeLimit,
-    set at registration). `reset(options={"state": array})` starts at a given [qpos, qvel].
+    The reward is that of the state reached; no state is terminal (the episode limit is Gymnasium's TimeLimit, set at
+    registration). `reset(options={"state": array})` starts at a given [qpos, qvel].
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 100}  # noqa: RUF012 (Gymnasium's own form)
@@ -175,7 +175,7 @@ class Maze2dEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Start an episode at a random location with velocity N(0, .1)."""
+        """Start an episode at a random location with velocity N(0, .1), or at `options["state"]`."""
         super().reset(seed=seed)
         mujoco.mj_resetData(self._model, self._data)
         self._data.qpos[:] = self.draw_location(self.np_random)
@@ -196,7 +196,7 @@ class Maze2dEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         mujoco.mj_step(self._model, self._data)
 
     def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Advance once; see the class."""
+        """Advance once. The reward is that of the state reached; no state ends an episode."""
         self.advance(action)
         state = self.state()
         return state.astype(np.float32), float(reward(state, self.goal, self.reward_kind)), False, False, {}
@@ -220,8 +220,8 @@ class Maze2dEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 class WaypointController:
     """D4RL's planner: a PD controller that follows the cells of a shortest way to the target's cell.
 
-    It plans when the target's *cell* changes and at no other time: D4RL's reference score is that of this controller
-    with episodes reset under it (161.86 on umaze), and with a new plan each episode it would be higher (about 221).
+    It plans when the target's *cell* changes and at no other time, not even when an episode is reset: D4RL's reference
+    score on umaze is that of this controller (161.86), and with a new plan each episode it would be higher (about 221).
     """
 
     def __init__(self, maze: Maze, rng: np.random.Generator, threshold: float = 0.1, p_gain: float = 10.0) -> None:
@@ -271,7 +271,7 @@ def _clip(value: float) -> float:
 def walk(
     maze: str, rows: int, seed: int = 0, noise: float = NOISE, chunk: int = 10_000
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """D4RL's data collection: one continuous walk from target to target, yielded in chunks of `chunk` rows.
+    """Collect data as D4RL does, in one continuous walk from target to target; yields chunks of `chunk` rows.
 
     Each chunk holds observations (n, 4), actions (n, 2), timeouts (n,) (a target reached or the episode limit: the
     next row has a new target, but the ball is not reset) and goals (n, 2), the target pursued. Actions carry Gaussian

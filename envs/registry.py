@@ -1,12 +1,13 @@
-"""D4RL's benchmarks: reference scores, download addresses, step limits, and which environment evaluates them.
+"""Benchmarks by id: D4RL's, and those of other packages, entry points of the group `diffrl.datasets`.
 
-Ids, reference scores and addresses are in `d4rl.csv` beside this file; what holds for whole families is here.
+Reference scores, download addresses, step limits, and which environment evaluates them. D4RL's ids, reference scores
+and addresses are in `d4rl.csv` beside this file; what holds for whole families of it is here.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -15,29 +16,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffrl.support.errors import UserError, nearest
+from diffrl.data.offline import OfflineDataset
+from diffrl.support import plugins
+from diffrl.support.errors import UserError, first_line, nearest
+from diffrl.support.plugins import Plugin
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A D4RL task: a data set and the environment that evaluates policies trained on it."""
+    """A named data set, and the environment that evaluates policies trained on it: D4RL's or another package's."""
 
     id: str
-    """D4RL's name, such as hopper-medium-v2."""
-    domain: str
-    """The robot or task: hopper, maze2d, pen, ..."""
-    env_id: str | None
-    """The Gymnasium environment whose scores compare with D4RL's; None where there is none (`note` says why)."""
-    max_episode_steps: int
-    """Steps after which an episode is cut."""
-    ref_min: float | None
-    """Mean return of a random policy; None where D4RL has no reference."""
-    ref_max: float | None
+    """The name, such as hopper-medium-v2."""
+    env_id: str | None = None
+    """The Gymnasium environment whose returns compare with the references, perhaps as MODULE:ID; None: there is none
+    (`note` says why)."""
+    max_episode_steps: int | None = None
+    """Steps after which an episode is cut; None: not known."""
+    ref_min: float | None = None
+    """Mean return of a random policy; None where there is no reference."""
+    ref_max: float | None = None
     """Mean return of an expert."""
-    url: str
+    domain: str = ""
+    """The robot or task of a D4RL id: hopper, maze2d, pen, ..."""
+    url: str = ""
     """Where D4RL's file is, when the host is up."""
     note: str = ""
-    """How faithful data and environment are to D4RL's, and what to use instead."""
+    """How faithful data and environment are to the original, and what to use instead."""
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of `gymnasium.make(env_id, ...)`."""
     env_extra: str | None = None
@@ -49,19 +54,30 @@ class Benchmark:
 
     @property
     def reference_scores(self) -> tuple[float, float] | None:
-        """(ref_min, ref_max), or None where D4RL has none."""
+        """(ref_min, ref_max), or None where there are none."""
         return None if self.ref_min is None or self.ref_max is None else (self.ref_min, self.ref_max)
 
     def normalised_score(self, returns: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """100 (return - ref_min) / (ref_max - ref_min), elementwise: 0 a random policy, 100 an expert.
 
-        Raises UserError where D4RL has no reference scores.
+        Raises UserError where there are no reference scores.
         """
         if self.reference_scores is None:
-            raise UserError(f"D4RL has no reference scores for {self.id!r}; report plain returns instead.")
+            raise UserError(f"There are no reference scores for {self.id!r}; report plain returns instead.")
         low, high = self.reference_scores
         values: npt.NDArray[np.float64] = np.asarray(returns, np.float64)
         return 100.0 * (values - low) / (high - low)
+
+
+@dataclass(frozen=True)
+class DataFamily:
+    """Data sets of another package: what an entry point of the group `diffrl.datasets` names."""
+
+    benchmarks: Sequence[Benchmark]
+    """Its data sets. Each id begins with the name of the entry point and a hyphen."""
+    load: Callable[[str], OfflineDataset]
+    """Gives the whole data set of an id. Where it is not on this machine and cannot be made or fetched, it raises
+    `diffrl.support.errors.DataError`, saying what to do."""
 
 
 def ids() -> list[str]:
@@ -69,22 +85,74 @@ def ids() -> list[str]:
     return list(_table())
 
 
-def known(benchmark_id: str) -> bool:
+def is_d4rl(benchmark_id: str) -> bool:
     """Whether D4RL has a benchmark of that id."""
     return benchmark_id in _table()
+
+
+def known(benchmark_id: str) -> bool:
+    """Whether D4RL or another package has a benchmark of that id. Raises UserError for a package that is broken."""
+    return is_d4rl(benchmark_id) or benchmark_id in of_package(benchmark_id)
 
 
 def get(benchmark_id: str) -> Benchmark:
     """The benchmark of that id. Raises UserError naming the nearest one where there is none."""
     if not known(benchmark_id):
         raise UserError(f"Unknown benchmark {benchmark_id!r}: {hint(benchmark_id)} `diffrl data list` shows all.")
-    return _table()[benchmark_id]
+    return _table().get(benchmark_id) or of_package(benchmark_id)[benchmark_id]
 
 
 def hint(benchmark_id: str) -> str:
     """Half a sentence naming the known id nearest to `benchmark_id`; the newest version where only that is missing."""
     versions = [known_id for known_id in ids() if known_id.rsplit("-", 1)[0] == benchmark_id]
-    return f"did you mean {versions[-1]!r}?" if versions else nearest(benchmark_id, ids())
+    return f"did you mean {versions[-1]!r}?" if versions else nearest(benchmark_id, of_package(benchmark_id) or ids())
+
+
+def of_package(benchmark_id: str) -> dict[str, Benchmark]:
+    """The benchmarks of the other package's family that the id would belong to, by id; none where there is no family.
+
+    Raises UserError where the package is broken, or calls its family as one of D4RL's is called.
+    """
+    plugin = _plugin(benchmark_id)
+    return {} if plugin is None else {benchmark.id: benchmark for benchmark in family(plugin).benchmarks}
+
+
+def packages() -> list[Plugin]:
+    """The families of other packages."""
+    return plugins.found("diffrl.datasets")
+
+
+def family(plugin: Plugin) -> DataFamily:
+    """The family that another package brings. Raises UserError where it is none, or its name or an id is refused."""
+    plugins.find("diffrl.datasets", plugin.name, {own.split("-")[0] for own in ids()})
+    found = plugin.load()
+    if not isinstance(found, DataFamily):
+        raise plugin.broken(f"it is {found!r}; expected an envs.registry.DataFamily")
+    for benchmark in found.benchmarks:
+        if not benchmark.id.startswith(f"{plugin.name}-"):
+            raise plugin.broken(f"its id {benchmark.id!r} does not begin with {plugin.name + '-'!r}")
+    return found
+
+
+def load_of_package(benchmark_id: str) -> OfflineDataset:
+    """The data set of an id of another package, as it gives it. Raises UserError where it does not."""
+    plugin = _plugin(benchmark_id)
+    assert plugin is not None
+    try:
+        dataset = family(plugin).load(benchmark_id)
+    except UserError:
+        raise
+    except Exception as error:
+        raise plugin.broken(f"load({benchmark_id!r}) fails with {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(dataset, OfflineDataset):
+        raise plugin.broken(f"load({benchmark_id!r}) gives {type(dataset).__name__}; expected OfflineDataset")
+    return dataset
+
+
+def _plugin(benchmark_id: str) -> Plugin | None:
+    """The family that an id would belong to: FAMILY-REST."""
+    name, hyphen, _ = benchmark_id.partition("-")
+    return next((plugin for plugin in packages() if hyphen and plugin.name == name), None)
 
 
 def normalised_score(benchmark_id: str, returns: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -116,7 +184,7 @@ def _table() -> dict[str, Benchmark]:
 
 def _benchmark(line: dict[str, str]) -> Benchmark:
     benchmark_id = line["id"]
-    domain, task = _split(benchmark_id)
+    domain, task = _parse_id(benchmark_id)
     version = benchmark_id.rsplit("-", 1)[1]
     return Benchmark(
         id=benchmark_id,
@@ -128,7 +196,7 @@ def _benchmark(line: dict[str, str]) -> Benchmark:
     )
 
 
-def _split(benchmark_id: str) -> tuple[str, str]:
+def _parse_id(benchmark_id: str) -> tuple[str, str]:
     """The domain and the rest of the name: `hopper`, `medium-v2`; `bullet-ant`, `expert-v0`."""
     words = benchmark_id.split("-")
     length = 2 if words[0] in ("bullet", "flow") or words[1] == "eval" else 1

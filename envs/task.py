@@ -1,4 +1,4 @@
-"""What a policy is evaluated on: the environment, and the references that make scores of its returns."""
+"""Tasks: the environment that a policy is evaluated in, and the references that make scores of its returns."""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -16,28 +16,30 @@ from envs import registry
 
 @dataclass(frozen=True)
 class Task:
-    """What a policy is evaluated on: the environment, and the references that make scores of its returns."""
+    """The environment that a policy is evaluated in, and the references that make scores of its returns."""
 
     env_id: str | None
+    """Gymnasium's id, or MODULE:ID; None: there is no environment."""
     env_kwargs: dict[str, Any]
+    """Further arguments of `gymnasium.make`."""
     reference: str | None
     """The benchmark whose references normalise returns; None: there are none."""
     comparable: bool
     """Whether data and environment are that benchmark's, so that scores compare with published ones."""
 
     def make(self) -> gymnasium.Env[Any, Any]:
-        """The environment. Raises UserError where it is unknown or not installed."""
+        """Make the environment. Raises UserError where it is unknown or not installed."""
         assert self.env_id is not None
         return make_env(self.env_id, self.env_kwargs)
 
     def score(self, returns: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Normalised scores x100."""
+        """The normalised scores (x100) of returns, elementwise."""
         assert self.reference is not None
         return registry.normalised_score(self.reference, returns)
 
 
 def make_env(env_id: str, kwargs: dict[str, Any] | None = None) -> gymnasium.Env[Any, Any]:
-    """`gymnasium.make`, with errors that say what to do."""
+    """Make an environment as `gymnasium.make` does. Raises UserError, saying what to do, where that fails."""
     if env_id.startswith(("Adroit", "Franka", "AntMaze", "PointMaze")):
         try:
             import gymnasium_robotics
@@ -61,9 +63,10 @@ def make_env(env_id: str, kwargs: dict[str, Any] | None = None) -> gymnasium.Env
 
 
 def find_task(name: str, dataset: OfflineDataset, *, env: str | None = None, rows: int | None = None) -> Task:
-    """The environment: `env` ("none": there is none), else the benchmark's, else what the data file names.
+    """The task of a data set: in `env` ("none": without one), else the benchmark's environment, else the data file's.
 
-    name: the data set's, as the user gave it; rows: whether only the first so many are used.
+    name: the data set's, as the user gave it. rows: the number of first rows used, or None for all: scores of a part
+    do not compare with published ones.
     """
     benchmark = registry.get(name) if registry.known(name) else None
     own = None if benchmark is None else benchmark.env_id
@@ -78,10 +81,10 @@ def find_task(name: str, dataset: OfflineDataset, *, env: str | None = None, row
 def open_task(
     name: str, dataset: OfflineDataset, *, env: str | None = None, rows: int | None = None
 ) -> tuple[Task, gymnasium.Env[Any, Any] | None]:
-    """`find_task` and its environment, checked against the data.
+    """The task of a data set (`find_task`) and its environment, whose spaces are checked against the data.
 
-    Raises UserError where their spaces do not fit, or the environment cannot be made; but where it was the data file's
-    idea and not the user's, says so and goes on without.
+    Raises UserError where the spaces do not fit, or the environment cannot be made. Where it was the data file and not
+    the user that named it, prints the reason instead and goes on without an environment.
     """
     task = find_task(name, dataset, env=env, rows=rows)
     try:

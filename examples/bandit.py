@@ -29,7 +29,7 @@ from torch import Tensor
 
 from agents import BC, FQL, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL
 from agents.base import Agent
-from agents.config import AgentConfig
+from agents.base_config import AgentConfig
 from agents.diffusion_ql import DiffusionQLAgent
 from diffrl.data.transitions import Batch
 from diffrl.support.console import console, work

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from diffrl.augment.synther import generate as generation
 from diffrl.augment.synther.codec import RowCodec
@@ -26,7 +27,7 @@ from diffrl.support.files import atomic_path
 from diffrl.support.machine import resolve_device, settle, versions
 from diffrl.training import checkpoint
 from diffrl.training.logs import MetricsLog
-from diffrl.training.loop import InLine, Interrupted, Loop, stop_signals
+from diffrl.training.loop import Interrupted, Loop, NoEvaluations, NoRecord, stop_signals
 from diffrl.training.stack import StackTrainer
 from envs.datasets import load_dataset, locate
 from envs.task import Task, open_task
@@ -172,7 +173,8 @@ class _Target:
     def spare(self, source: str) -> None:
         """Raise UserError where writing would replace the data set `source`."""
         place = self.path if self.to_file else minari.store() / self.id
-        if locate(source).path.resolve() == place.resolve():
+        path = locate(source).path
+        if path is not None and path.resolve() == place.resolve():
             raise UserError(f"--out {self.out} is the data set itself, which would be lost: choose another --out.")
 
     def write(self, blocks: Iterator[dict[str, NDArray[Any]]], metadata: dict[str, Any], source: Source) -> Path:
@@ -281,6 +283,17 @@ def _claim(folder: Path, config: SynthesisConfig) -> None:
         temporary.write_text(json.dumps(wanted, indent=1))
 
 
+class _HeldOut(NoEvaluations):
+    """In the place of evaluations: the model's loss on the rows held out, as it stands at their steps."""
+
+    def __init__(self, model: TransitionDiffusion, held_out: Transitions, log: MetricsLog) -> None:
+        self._model, self._held_out, self._log = model, held_out, log
+
+    @override
+    def submit(self, step: int, stop: Callable[[], bool]) -> None:
+        self._log.scalars("held_out_loss", step, self._model.held_out_loss(self._held_out))
+
+
 def _train(folder: Path, config: SynthesisConfig, source: Source, device: str, quiet: bool) -> TransitionDiffusion:
     """Train to the end, from the newest checkpoint if there is one."""
     model = TransitionDiffusion(config.model, source.codec, (config.seed,), device)
@@ -307,17 +320,13 @@ def _train(folder: Path, config: SynthesisConfig, source: Source, device: str, q
     log = MetricsLog(folder, model.seeds, start)
     try:
         with training_observer(config.model.steps, start, title, quiet) as observer:
-
-            def evaluate(step: int) -> None:
-                log.scalars("held_out_loss", step, model.held_out_loss(source.held_out))
-
             loop = Loop(
                 folder,
                 trainer,
                 log,
                 observer,
-                InLine(evaluate),
-                set,
+                _HeldOut(model, source.held_out, log),
+                NoRecord(),
                 log_every=100 if config.model.steps <= 10_000 else 500,
                 eval_every=SAVE_EVERY,
                 go_on="The same command goes on.",

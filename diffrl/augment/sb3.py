@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from diffrl.augment.synther.config import RefitConfig, Sampling, SynthERConfig
 from diffrl.augment.synther.model import generator_of
 from diffrl.augment.synther.refit import RefittingBuffer
-from diffrl.data.replay import split
+from diffrl.data.replay import row_counts
 from diffrl.data.sb3 import real_action_space, to_dataset
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import UserError
@@ -121,7 +121,7 @@ class SyntheticReplayBuffer(ReplayBuffer):
         if self.synthetic.due(self.steps):
             self.synthetic.refit(self.steps)
         share = self.synthetic.config.share if self.synthetic.number else 0.0
-        n_real, n = split(batch_size, (1 - share, share))
+        n_real, n = row_counts(batch_size, (1 - share, share))
         if not n:
             return super().sample(batch_size, env)
         synthetic = self._synthetic(n, env)
@@ -133,7 +133,7 @@ class SyntheticReplayBuffer(ReplayBuffer):
 
     def _synthetic(self, n: int, env: VecNormalize | None) -> ReplayBufferSamples:
         """n synthetic rows in the form of SB3's batches: types, shapes, normalisation."""
-        batch = self.synthetic.view(self.synthetic.draw(n, 1, self._generator)[0])
+        batch = self.synthetic.view(self.synthetic.draw_rows(n, 1, self._generator)[0])
 
         def observations(values: torch.Tensor) -> NDArray[Any]:
             array = values.cpu().numpy().reshape(n, *self.obs_shape).astype(self.observations.dtype)

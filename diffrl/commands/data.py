@@ -21,49 +21,55 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from diffrl.data.offline import OfflineDataset
-    from envs.datasets import Source
+    from envs.datasets import Generated, Origin
     from envs.registry import Benchmark
 
 
 @dataclass(frozen=True)
 class ListData:
-    """List D4RL's data sets, and Minari's on this machine: rows, environment, reference scores, where they are."""
+    """List D4RL's data sets, those of other packages, and Minari's here: rows, environment, scores, where they are."""
 
     pattern: Positional[str] = ""
     """Show only ids that contain this text."""
 
     def run(self) -> int:
         """Print the table; the notes too where few data sets match. 1 if none does."""
+        from rich.markup import escape
+
         from diffrl.data import minari as minari_format
         from envs import registry
-        from envs.datasets import locate
+        from envs.datasets import cached_path, generated, locate
 
         chosen = [registry.get(benchmark_id) for benchmark_id in registry.ids() if self.pattern in benchmark_id]
         local = {name: steps for name, steps in minari_format.local_ids().items() if self.pattern in name}
+        others, broken = _of_packages(self.pattern)
         console = _console()
-        if not chosen and not local:
+        for problem in broken:
+            console.print(f"[yellow]{escape(problem)}[/]", highlight=False)
+        if not chosen and not local and not others:
             console.print(f"No data set has {self.pattern!r} in its id: {registry.hint(self.pattern)}")
             return 1
         table = _table("data set", "status", ">rows", "environment for scores", ">random", ">expert")
         for benchmark in chosen:
-            source = locate(benchmark.id)
-            table.add_row(
-                benchmark.id,
-                _status(source),
-                _rows_of(source),
-                benchmark.env_id or "-",
-                *("-" if score is None else f"{score:.2f}" for score in (benchmark.ref_min, benchmark.ref_max)),
-            )
+            origin = locate(benchmark.id)
+            table.add_row(benchmark.id, _status(origin), _rows_of(origin.path), *_scores_of(benchmark))
+            for piece in generated(benchmark.id):
+                name = piece.path.name if piece.seed else _option(piece, benchmark)
+                table.add_row(name, "[green]here[/]", _rows_of(piece.path), "", "", "")
+        for benchmark, distribution in others:
+            table.add_row(benchmark.id, f"[green]here[/] ({distribution})", "-", *_scores_of(benchmark))
         for name, steps in local.items():
             table.add_row(name, "[green]here[/] (Minari)", f"{steps:,}", "-", "-", "-")
         console.print(table)
         console.print(
-            f"{len(chosen) + len(local)} data sets. [green]here[/]: on this machine; [cyan]generate[/]: `diffrl data "
-            "generate ID`, or at first use; download: `diffrl data download ID`. random, expert: D4RL's mean returns, "
-            "scored 0 and 100. Minari ids such as mujoco/hopper/medium-v0 can be downloaded too."
+            f"{len(chosen) + len(others) + len(local)} data sets. [green]here[/]: on this machine; [cyan]generate[/]: "
+            "`diffrl data generate ID`, or at first use; download: `diffrl data download ID`. random, expert: the mean "
+            "returns that are scored 0 and 100. Minari ids such as mujoco/hopper/medium-v0 can be downloaded too. "
+            f"Names ending in .hdf5 are files in {cached_path('').parent}."
         )
-        if len(chosen) <= 8:
-            for note in dict.fromkeys(benchmark.note for benchmark in chosen if benchmark.note):
+        if len(chosen) + len(others) <= 8:
+            shown = [*chosen, *(benchmark for benchmark, _ in others)]
+            for note in dict.fromkeys(benchmark.note for benchmark in shown if benchmark.note):
                 console.print(f"- {note}")
         return 0
 
@@ -73,7 +79,7 @@ class Info:
     """Describe a data set: rows, episodes, returns, ranges, and what is wrong with it, if anything."""
 
     dataset: Positional[str]
-    """A D4RL id, a Minari id, or the path of an HDF5 or npz file or of a Minari folder."""
+    """A D4RL id, another package's id, a Minari id, or the path of an HDF5 or npz file or of a Minari folder."""
     picture: Path | None = None
     """Save a picture (PNG) of returns, lengths, and positions or actions here."""
     scores_of: str | None = None
@@ -84,22 +90,26 @@ class Info:
     def run(self) -> int:
         """Print the description. 1 if the data set has problems."""
         from envs import registry
-        from envs.datasets import load_dataset, locate
+        from envs.datasets import cached_path, load_dataset, locate
 
-        source = locate(self.dataset)
+        origin = locate(self.dataset)
         console = _console()
-        if source.benchmark is not None and not source.exists:
-            _print_benchmark(console, source.benchmark)
-            console.print(f"Not on this machine. Get it with: diffrl data {_verb(source.benchmark)} {source.name}")
+        if (
+            origin.benchmark is not None
+            and not origin.exists
+            and not (self.rows is not None and cached_path(origin.name, self.rows).is_file())
+        ):
+            _print_benchmark(console, origin.benchmark)
+            _print_missing(console, origin.benchmark)
             return 0
         dataset = load_dataset(self.dataset, rows=self.rows, check=False)
-        benchmark, env_id = source.benchmark, str(dataset.metadata.get("env_id", ""))
+        benchmark, env_id = origin.benchmark, str(dataset.metadata.get("env_id", ""))
         if self.scores_of is not None:
             benchmark = registry.get(self.scores_of)
         elif benchmark is None and registry.known(env_id):  # maze2d: environments have the ids of the data sets
             benchmark = registry.get(env_id)
-        if source.benchmark is not None:
-            _print_benchmark(console, source.benchmark)
+        if origin.benchmark is not None:
+            _print_benchmark(console, origin.benchmark)
         for key, value in dataset.metadata.items():
             if key != "dataset":  # what was just typed
                 console.print(f"{key}: {value}", markup=False, highlight=False)
@@ -110,7 +120,7 @@ class Info:
                 console.print(part)
             console.print()
             if self.picture is not None:
-                save_picture(self.picture, dataset, benchmark, self.dataset)
+                plot_dataset(self.picture, dataset, benchmark, self.dataset)
                 console.print(f"Picture: {self.picture}", highlight=False)
         if problems:
             console.print("[bold red]Problems:[/]")
@@ -220,8 +230,11 @@ class Convert:
         _console().print(f"Written: {path}, {written:,} steps{dropped}", highlight=False)
 
 
-def save_picture(path: Path, dataset: OfflineDataset, benchmark: Benchmark | None, title: str) -> None:
-    """Save returns, lengths, and positions (of mazes) or actions as one PNG."""
+def plot_dataset(path: Path, dataset: OfflineDataset, benchmark: Benchmark | None, title: str) -> None:
+    """Plot a data set's returns, lengths, and positions (of mazes) or actions, as one PNG at `path`.
+
+    benchmark: whose reference returns give a scale of scores. Raises UserError where the file cannot be written.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -230,7 +243,7 @@ def save_picture(path: Path, dataset: OfflineDataset, benchmark: Benchmark | Non
     returns_axes, lengths_axes, last_axes = figure.subplots(1, 3)
     figure.suptitle(f"{title}: {len(dataset):,} rows, {dataset.n_episodes:,} episodes")
     returns = dataset.episode_returns()
-    _histogram(returns_axes, returns, "return")
+    _plot_histogram(returns_axes, returns, "return")
     scored = _scored(benchmark)
     if scored is not None:
         low, high = scored.reference_scores or (0.0, 1.0)
@@ -238,9 +251,11 @@ def save_picture(path: Path, dataset: OfflineDataset, benchmark: Benchmark | Non
             "top", functions=(scored.normalised_score, lambda x: x * (high - low) / 100 + low)
         )
         top.set_xlabel(f"normalised score ({scored.id})")
-    _histogram(lengths_axes, dataset.episode_lengths(), "steps in an episode")
+    _plot_histogram(lengths_axes, dataset.episode_lengths(), "steps in an episode")
     if _is_maze(dataset, benchmark):
-        _positions(last_axes, dataset, rows_downwards=benchmark is not None and benchmark.domain.startswith("maze2d"))
+        _plot_positions(
+            last_axes, dataset, rows_downwards=benchmark is not None and benchmark.domain.startswith("maze2d")
+        )
     else:
         last_axes.hist(dataset.actions, bins=40, histtype="step", density=True)
         last_axes.set(xlabel="action, one line a dimension", ylabel="density")
@@ -262,7 +277,7 @@ def _scored(benchmark: Benchmark | None) -> Benchmark | None:
     return benchmark
 
 
-def _histogram(axes: Axes, values: npt.NDArray[np.generic], label: str) -> None:
+def _plot_histogram(axes: Axes, values: npt.NDArray[np.generic], label: str) -> None:
     axes.hist(values, bins=40, color="#4477aa")
     axes.set(xlabel=label, ylabel="episodes")
     axes.locator_params("y", integer=True)
@@ -273,8 +288,8 @@ def _is_maze(dataset: OfflineDataset, benchmark: Benchmark | None) -> bool:
     return any("maze" in name.lower() for name in (*names, benchmark.id if benchmark else ""))
 
 
-def _positions(axes: Axes, dataset: OfflineDataset, rows_downwards: bool) -> None:
-    """How often each position was visited. maze2d's coordinates are (row, column): drawn as its maps are written."""
+def _plot_positions(axes: Axes, dataset: OfflineDataset, rows_downwards: bool) -> None:
+    """How often each position was visited. maze2d's coordinates are (row, column): plotted as its maps are written."""
     first, second = dataset.observations[:, 0], dataset.observations[:, 1]
     x, y = (second, first) if rows_downwards else (first, second)
     image = axes.hexbin(x, y, gridsize=60, bins="log", mincnt=1, cmap="viridis")
@@ -305,23 +320,59 @@ def _verb(benchmark: Benchmark) -> str:
     return "generate" if benchmark.generated else "download"
 
 
-def _status(source: Source) -> str:
-    if source.exists:
+def _of_packages(pattern: str) -> tuple[list[tuple[Benchmark, str]], list[str]]:
+    """Other packages' data sets with `pattern` in the id, each with its distribution; and what cannot be used, why."""
+    from envs import registry
+
+    chosen, broken = [], []
+    for plugin in registry.packages():
+        try:
+            benchmarks = registry.family(plugin).benchmarks
+        except UserError as error:
+            broken.append(str(error))
+            continue
+        chosen += [(benchmark, plugin.distribution) for benchmark in benchmarks if pattern in benchmark.id]
+    return chosen, broken
+
+
+def _status(origin: Origin) -> str:
+    if origin.exists:
         return "[green]here[/]"
-    assert source.benchmark is not None
-    return "[cyan]generate[/]" if source.benchmark.generated else "download"
+    assert origin.benchmark is not None
+    return "[cyan]generate[/]" if origin.benchmark.generated else "download"
 
 
-def _rows_of(source: Source) -> str:
+def _rows_of(path: Path | None) -> str:
     from diffrl.data import d4rl
 
-    rows = d4rl.count_rows(source.path) if source.exists else None
+    rows = d4rl.count_rows(path) if path is not None else None
     return "-" if rows is None else f"{rows:,}"
+
+
+def _scores_of(benchmark: Benchmark) -> tuple[str, str, str]:
+    """Environment, and the returns of a random policy and an expert."""
+    low, high = ("-" if score is None else f"{score:.2f}" for score in (benchmark.ref_min, benchmark.ref_max))
+    return benchmark.env_id or "-", low, high
+
+
+def _option(piece: Generated, benchmark: Benchmark) -> str:
+    """What names a generated file on the command line, after `--dataset` or `diffrl data info`."""
+    return str(piece.path) if piece.seed else f"{benchmark.id} --rows {piece.rows}"
+
+
+def _print_missing(console: Console, benchmark: Benchmark) -> None:
+    """Say that a data set is not here whole, how to get it, and what of it is here."""
+    from envs.datasets import generated
+
+    console.print(f"Not on this machine. Get it with: diffrl data {_verb(benchmark)} {benchmark.id}")
+    for piece in generated(benchmark.id):
+        console.print(f"Generated here with fewer rows or another seed: {_option(piece, benchmark)}", highlight=False)
 
 
 def _print_benchmark(console: Console, benchmark: Benchmark) -> None:
     console.print(f"[bold]{benchmark.id}[/]", highlight=False)
-    console.print(f"environment for scores: {benchmark.env_id or 'none'}, {benchmark.max_episode_steps} steps")
+    steps = "" if benchmark.max_episode_steps is None else f", {benchmark.max_episode_steps} steps"
+    console.print(f"environment for scores: {benchmark.env_id or 'none'}{steps}")
     if benchmark.reference_scores is not None:
         console.print("reference returns: random {:g}, expert {:g}".format(*benchmark.reference_scores))
     if benchmark.note:

@@ -4,12 +4,15 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from diffrl.commands.train import take
+import agents
+from diffrl.commands import resume
+from diffrl.commands.words import take
+from diffrl.runs.config import RunOptions
 from diffrl.support.errors import UserError
 from diffrl.tuning import config as tuning
 from diffrl.tuning.config import DPOConfig, DPPOConfig, TuningConfig
@@ -20,40 +23,38 @@ USAGE = """Fine-tune a run's policy on its denoising chain: in its environment, 
   diffrl finetune policy runs/NAME --tuned-steps 3       the last 3 denoising steps alone
   diffrl finetune policy runs/NAME --algo dpo            preferences by the returns of the run's own data
   diffrl finetune policy runs/NAME --algo dpo --preferences pairs.safetensors
-  diffrl finetune policy --resume runs/TUNED [--steps N]
+  diffrl resume runs/TUNED [--steps N]
 
 Makes a run of its own, which `diffrl evaluate` and `load_policy` take like any other; its step 0 is the policy as it
-came. dppo: diffusion_bc, diffusion_ql, idql; dpo: these, edp and q_guidance. Options below are those of --algo {algo};
---algo {other} --help shows the other's."""
+came. Agents for dppo: {chain}; for dpo: these, {solver}.
+Options below are those of --algo {algo}; --algo {other} --help shows the other's."""
+
+
+@dataclass(frozen=True)
+class _Options(RunOptions):
+    steps: int | None = None
+    """dppo: environment steps of each seed (400,000), rounded up to whole iterations; dpo: updates (1,000)."""
+    eval_every: int | None = None
+    """Steps between evaluations, each followed by a checkpoint; by default a tenth of the steps."""
+    log_every: int | None = None
+    """dpo: updates between rows of metrics.csv; by default the run's. dppo writes one an iteration."""
+    compile: tyro.conf.Suppress[bool | None] = None
 
 
 @dataclass(frozen=True)
 class FinetunePolicy:
     """What both algorithms are told besides their own settings."""
 
-    run_folder: Positional[Path]
+    run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """The folder of the run whose policy is fine-tuned."""
-    steps: int | None = None
-    """dppo: environment steps of each seed (400,000), rounded up to whole iterations; dpo: updates (1,000)."""
-    out: Path | None = None
-    """The new run's folder; by default runs/AGENT-ALGO-DATASET-TIME."""
-    seeds: tuple[int, ...] | None = None
-    """Those of the run's seeds to go on with, each from its own networks; by default all."""
-    eval_every: int | None = None
-    """Steps between evaluations, each followed by a checkpoint; by default a tenth of the steps."""
-    eval_episodes: int | None = None
-    """Episodes an evaluation, for each seed; by default the run's."""
-    log_every: int | None = None
-    """dpo: updates between rows of metrics.csv; by default the run's. dppo writes one an iteration."""
-    device: str | None = None
-    """cpu, cuda, cuda:N, or auto; by default the run's."""
+    options: OmitArgPrefixes[_Options] = _Options()
 
     def start(self, settings: TuningConfig) -> int:
         """Fine-tune with these settings."""
         from diffrl.runs.tune import finetune_policy
 
-        options: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(FinetunePolicy)}
-        finetune_policy(dataclasses.replace(settings, start_run=options.pop("run_folder")), **options)
+        options = {f.name: getattr(self.options, f.name) for f in dataclasses.fields(RunOptions)}
+        finetune_policy(dataclasses.replace(settings, start_run=self.run_folder), **options)
         return 0
 
 
@@ -88,31 +89,16 @@ class FinetuneDPO(FinetunePolicy):
     settings: OmitArgPrefixes[_DPO] = _DPO()
 
 
-@dataclass(frozen=True)
-class Resume:
-    """Go on with a fine-tuning run from its newest checkpoint; DPPO's environments begin new episodes."""
-
-    resume: Annotated[Path, tyro.conf.arg(metavar="RUN")]
-    """The run's folder."""
-    steps: int | None = None
-    """Steps in all; by default what the run was made for."""
-    device: str | None = None
-    """Another device than the run's."""
-
-
 def run(arguments: Sequence[str]) -> int:
     """Parse what stands after `diffrl finetune policy` and do it."""
     words = list(arguments)
-    if any(word.split("=")[0] == "--resume" for word in words):
-        from diffrl.runs.tune import resume_finetune
-
-        again = tyro.cli(Resume, args=words, prog="diffrl finetune policy")
-        resume_finetune(again.resume, steps=again.steps, device=again.device)
-        return 0
+    if resume.asked(words):
+        return resume.spelled(words)
     algo = take(words, "--algo") or DPPOConfig.algo
     tuning.get(algo)
     other = next(name for name in tuning.ALGORITHMS if name != algo)
-    description = USAGE.format(algo=algo, other=other)
+    chain, solver = (", ".join(agents.names(kind)) for kind in ("chain", "solver"))
+    description = USAGE.format(algo=algo, other=other, chain=chain, solver=solver)
     if not words:
         raise UserError("Which run's policy shall be fine-tuned? `diffrl finetune policy --help` shows how to say.")
     schema: type[FinetuneDPPO] | type[FinetuneDPO] = FinetuneDPPO if algo == DPPOConfig.algo else FinetuneDPO

@@ -1,13 +1,12 @@
 """`diffrl train`: which configuration is meant, what overrides it, and the run itself."""
 
-import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated
 
 import tyro
 
 import agents
+from diffrl.commands import resume
+from diffrl.commands.words import flag_values, take
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError
@@ -18,8 +17,7 @@ USAGE = """Train an agent on an offline data set; evaluate, checkpoint and plot 
   diffrl train my.yaml --steps 200000 --seeds 0 1 2      a file of yours, with overrides
   diffrl train --agent diffusion_ql --dataset hopper-medium-v2
   diffrl train --agent bc --dataset rollouts.hdf5 --env Hopper-v4
-  diffrl train --resume runs/NAME [--steps N] [--device D] [--eval-workers N]
-                                                         go on, bit for bit; nothing else can change
+  diffrl resume runs/NAME [--steps N] [--device D]       go on with a run that was cut, bit for bit, or make it longer
 
 Agents (--agent): {agents}.
 Published configurations: {n}, for example {example}; `diffrl train list` prints them all.
@@ -32,8 +30,8 @@ def run(arguments: Sequence[str]) -> int:
     if words[:1] == ["list"]:
         print("\n".join(configuration.published()))
         return 0
-    if any(word.split("=")[0] == "--resume" for word in words):
-        return _resume(words)
+    if resume.asked(words):
+        return resume.spelled(words)
     config, said = _base(words)
     given = "--dataset" in {word.split("=")[0] for word in words} or config.dataset
     helping = bool({"-h", "--help"} & set(words))
@@ -46,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
         args=words,
         prog="diffrl train",
         description=USAGE.format(
-            agents=", ".join(agents.AGENTS),
+            agents=", ".join(agents.listed()),
             n=len(configuration.published()),
             example="diffusion_ql/maze2d-umaze-v1",
             shown=config.agent.name,
@@ -61,34 +59,6 @@ def run(arguments: Sequence[str]) -> int:
 
     train(config)
     return 0
-
-
-def take(words: list[str], flag: str) -> str | None:
-    """Remove `flag VALUE` or `flag=VALUE` from the words and give the value."""
-    for i, word in enumerate(words):
-        if word == flag:
-            if i + 1 == len(words) or words[i + 1].startswith("--"):
-                raise UserError(f"{flag} needs a value.")
-            value = words[i + 1]
-            del words[i : i + 2]
-            return value
-        if word.startswith(flag + "="):
-            del words[i]
-            return word.split("=", 1)[1]
-    return None
-
-
-def flag_values(words: list[str]) -> list[str]:
-    """`--compile` and `--no-compile` as the values of a field that has a third one, None: wherever it pays."""
-    result: list[str] = []
-    for word, following in zip(words, [*words, ""][1:], strict=True):
-        if word in ("--no-compile", "--no_compile"):
-            result += ["--compile", "False"]
-        elif word == "--compile" and following not in ("True", "False", "None"):
-            result += ["--compile", "True"]
-        else:
-            result.append(word)
-    return result
 
 
 def _base(words: list[str]) -> tuple[TrainConfig, str]:
@@ -112,25 +82,3 @@ def _base(words: list[str]) -> tuple[TrainConfig, str]:
     if dataset is None:
         return TrainConfig(dataset="", agent=agents.get(agent)()), ""
     return configuration.default(agent, dataset)
-
-
-@dataclasses.dataclass(frozen=True)
-class Resume:
-    """Go on with a run from its newest checkpoint, bit for bit as if it had not been cut."""
-
-    resume: Annotated[Path, tyro.conf.arg(metavar="RUN")]
-    """The run's folder."""
-    steps: int | None = None
-    """Training steps in all; by default what the run was made for."""
-    device: str | None = None
-    """Another device than the run's."""
-    eval_workers: int | None = None
-    """Another number than the run's of processes that evaluate; no score depends on it."""
-
-
-def _resume(words: list[str]) -> int:
-    given = tyro.cli(Resume, args=words, prog="diffrl train")
-    from diffrl.runs.train import resume
-
-    resume(given.resume, steps=given.steps, device=given.device, eval_workers=given.eval_workers)
-    return 0

@@ -1,1 +1,1 @@
-"""Data sets: transitions, normalisers; D4RL HDF5 and Minari in and out. Modules are imported where they are used."""
+"""Data sets: transitions, replay buffers, normalisers; D4RL's HDF5, Minari and Stable-Baselines3 in and out."""

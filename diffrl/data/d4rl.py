@@ -95,9 +95,10 @@ def write(path: Path | str, dataset: OfflineDataset) -> Path:
 
 
 def write_blocks(path: Path | str, blocks: Iterable[Mapping[str, Array]], metadata: Mapping[str, Any]) -> Path:
-    """`write` for data that come in parts, of which one at a time is in memory: arrays by name, rows first.
+    """Write data that come in parts as one file, as `write` does; one part at a time is in memory.
 
-    All parts have the same names, types and shapes of a row. Raises UserError where the place cannot be written.
+    blocks: the parts, each a table of arrays by name with the rows first; names, types and shapes of a row are the same
+    in all. Returns the path. Raises UserError where the place cannot be written.
     """
     path = Path(path).expanduser()
     try:
@@ -123,7 +124,7 @@ def write_blocks(path: Path | str, blocks: Iterable[Mapping[str, Array]], metada
 
 
 def _datasets(file: h5py.File) -> dict[str, Any]:
-    """All arrays of an open file by name, none of them read."""
+    """All arrays of an open file by name, without reading their values."""
     found: dict[str, Any] = {}
     file.visititems(lambda name, item: found.__setitem__(name, item) if isinstance(item, h5py.Dataset) else None)
     return found
@@ -142,7 +143,7 @@ def seal(path: Path) -> str:
 def digest(arrays: Mapping[str, Any]) -> str:
     """SHA-256, in hexadecimal, over names, types, shapes and values of all arrays, in the order of their names.
 
-    They may be an open file's, larger than memory: their rows are read in turn.
+    The arrays may be those of an open file and larger than memory: their rows are read in turn.
     """
     total = hashlib.sha256()
     for key in sorted(arrays):

@@ -26,7 +26,7 @@ Array: TypeAlias = npt.NDArray[Any]
 Flatten: TypeAlias = Callable[[Any], tuple[Array, dict[str, Array]]]
 
 _OURS = "diffrl"
-"""Key, in Minari's metadata, of what ours say beyond them: where the data come from, the range of returns."""
+"""Key, in Minari's metadata, of ours that Minari has no field for: where the data come from, the range of returns."""
 _INSTALL = "Reading and writing Minari data needs an extra: pip install 'diffrl[minari]'"
 
 
@@ -239,7 +239,7 @@ def _flattener(space: Any) -> Flatten:
 
 
 def _leaves(space: Any, values: Any) -> Array:
-    """All Box parts of a dictionary or tuple side by side, in the space's order."""
+    """All Box parts of a dictionary or tuple as the columns of one array, in the space's order."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Box):
@@ -296,7 +296,7 @@ def _environment(env_id: str | None) -> Any:
 
 
 def _our_metadata(dataset: OfflineDataset) -> dict[str, Any]:
-    """The metadata as JSON holds them: arrays as lists, what it has no form for as text."""
+    """The metadata as JSON holds them: arrays as lists, and what JSON cannot hold as text."""
     stand_in = {} if dataset.has_terminal_next else {"terminal_successors": STAND_IN}
     told = ("path", "sha256", "dataset", "minari_id", "env_id", "timeouts")  # elsewhere, or of the file that was read
     kept = {key: value for key, value in dataset.metadata.items() if key not in told}

@@ -23,7 +23,7 @@ class Normaliser:
 
     @classmethod
     def identity(cls, size: int) -> Normaliser:
-        """Leave x (..., `size`) as it is."""
+        """The normaliser that leaves x (..., `size`) as it is."""
         return cls(torch.zeros(size), torch.ones(size))
 
     @classmethod
@@ -40,11 +40,11 @@ class Normaliser:
         return cls((low + half).float(), torch.where(half > 0, half, 1.0).float())
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Normalise (..., O)."""
+        """z (..., O) from values x (..., O)."""
         return (values - self.shift) / self.scale
 
     def inverse(self, values: Tensor) -> Tensor:
-        """Undo `__call__`."""
+        """x (..., O) from normalised values (..., O): scale z + shift."""
         return values * self.scale + self.shift
 
     def to(self, device: torch.device | str) -> Normaliser:
@@ -105,10 +105,10 @@ REWARD_TUNING: dict[str, Tuning] = {
     "iql_antmaze": lambda rewards, episodes, return_range: (1.0, 1.0),
     "iql_locomotion": _by_return_range,
 }
-"""Shift and scale of (reward - shift) / scale, from the data's rewards and their episodes: Diffusion-QL's, by the names
-of its configurations, and IQL's for MuJoCo, 1000 r / (largest - smallest return).
+"""Functions of the data's rewards and their episodes that give shift and scale of (reward - shift) / scale, by name.
 
-They are for training only: scores use the environment's rewards.
+They are Diffusion-QL's, by the names of its configurations, and IQL's for MuJoCo, 1000 r / (largest - smallest return).
+For training only: scores use the environment's rewards.
 """
 
 
@@ -117,8 +117,8 @@ def reward_tuning(
 ) -> tuple[float, float]:
     """Shift and scale of the tuning called `name`, a key of `REWARD_TUNING`, for data with these rewards (N,).
 
-    iql_locomotion needs episodes (N,), each reward's from 0, or the range of their returns, where the rows have lost
-    their episodes (synthetic data, which say so in their metadata).
+    iql_locomotion needs episodes (N,), the number of each reward's episode, or the range of the episodes' returns:
+    synthetic rows have lost their episodes, and their metadata hold that range.
     """
     if name not in REWARD_TUNING:
         raise UserError(f"Unknown reward tuning {name!r}: {nearest(name, REWARD_TUNING)}")

@@ -18,7 +18,7 @@ ACTION_LIMIT = 1.0
 """The action range of every D4RL task and of our agents is [-1, 1]."""
 
 STAND_IN = "stand-in: the row's own observation"
-"""What the metadata say of `terminal_successors` where they were not recorded."""
+"""The value of `terminal_successors` in the metadata of data that do not hold what follows a terminal row."""
 _ACTION_SLACK = 1e-5  # a tanh in float32, stored and read again
 
 
@@ -44,19 +44,19 @@ class OfflineDataset:
     infos: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     """Further columns of N rows, such as `qpos`, `qvel`, `goal`."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """About the whole: source, env_id, generator, sha256, ..."""
+    """About the data set as a whole: source, env_id, generator, sha256, ..."""
 
     def __len__(self) -> int:
         return len(self.rewards)
 
     @property
     def observation_size(self) -> int:
-        """O."""
+        """O, the number of dimensions of an observation."""
         return int(self.observations.shape[1])
 
     @property
     def action_size(self) -> int:
-        """A."""
+        """A, the number of dimensions of an action."""
         return int(self.actions.shape[1])
 
     @property
@@ -65,7 +65,7 @@ class OfflineDataset:
         return self.next_observations is not None
 
     def episodes(self) -> Ints:
-        """(E, 2) first row and one past the last row of every episode. The last row always closes one."""
+        """(E, 2) first row and one past the last row of every episode. The last row always ends an episode."""
         if len(self) == 0:
             return np.zeros((0, 2), np.int64)
         ends = self.terminals | self.timeouts
@@ -76,13 +76,15 @@ class OfflineDataset:
 
     @property
     def has_terminal_next(self) -> bool:
-        """Whether what follows a terminal row is stored, and not a stand-in (as the metadata of a file derived from
-        one without next observations says)."""
+        """Whether the observation that follows a terminal row is stored, and is not a stand-in.
+
+        A file derived from one without next observations has stand-ins there, and its metadata say so.
+        """
         return self.has_next and self.metadata.get("terminal_successors") != STAND_IN
 
     @property
     def n_episodes(self) -> int:
-        """E."""
+        """E, the number of episodes."""
         return len(self.episodes())
 
     def episode_lengths(self) -> Ints:
@@ -97,8 +99,10 @@ class OfflineDataset:
         return np.add.reduceat(self.rewards.astype(np.float64), self.episodes()[:, 0])
 
     def return_range(self) -> tuple[float, float] | None:
-        """The smallest and the largest return of the episodes that these rows came from, as the metadata says; None:
-        it says nothing, and the episodes are these."""
+        """The smallest and the largest return of the episodes that these rows came from, as the metadata say.
+
+        None: the metadata say nothing, and the rows' own episodes are those.
+        """
         stored = self.metadata.get("return_range")
         return None if stored is None else (float(stored[0]), float(stored[1]))
 
@@ -124,7 +128,10 @@ class OfflineDataset:
         return following, known
 
     def with_successors(self) -> OfflineDataset:
-        """The rows whose successors are known, which are then stored; a row before one left out ends its episode."""
+        """The data set of the rows whose successors are known, with these stored as next observations.
+
+        A row before one that is left out becomes the end of its episode, by a timeout.
+        """
         following, known = self.successors()
         timeouts = self.timeouts.copy()
         timeouts[:-1] |= ~known[1:] & ~self.terminals[:-1]
@@ -220,8 +227,10 @@ class OfflineDataset:
 
 
 def count_timeouts(terminals: Bools, max_episode_steps: int) -> Bools:
-    """(N,) timeouts where a file holds none: every row that is step `max_episode_steps` of its episode, unless it
-    is terminal. An episode starts after a terminal or after such a row."""
+    """(N,) timeouts for a file that holds none: every row that is step `max_episode_steps` of its episode.
+
+    A terminal row is none. An episode starts after a terminal row or after a timeout.
+    """
     rows = np.arange(len(terminals))
     starts = np.concatenate([[0], np.flatnonzero(terminals) + 1])
     since_start = rows - starts[np.searchsorted(starts, rows, side="right") - 1]
@@ -230,6 +239,6 @@ def count_timeouts(terminals: Bools, max_episode_steps: int) -> Bools:
 
 
 def _first(bad: Bools, values: npt.NDArray[Any]) -> tuple[int, float]:
-    """The first row of (N, ...) where `bad` holds a True, and the value there."""
+    """The number of the first row of values (N, ...) at which `bad` (N, ...) is True, and the value there."""
     index = int(np.flatnonzero(bad)[0])
     return index // (bad.size // len(bad)), float(values.flat[index])

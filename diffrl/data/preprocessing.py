@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffrl.data.normalise import Normaliser, tune_rewards
+from diffrl.data.normalise import Normaliser, normaliser, tune_rewards
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import DataError
@@ -16,19 +16,19 @@ from diffrl.support.errors import DataError
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Between the environment and the agent: observations normalised, actions scaled to [-1, 1]."""
+    """The scales between an environment and an agent: observations are normalised, actions scaled to [-1, 1]."""
 
     observations: Normaliser
     actions: Normaliser
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors by name."""
+        """The normalisers' tensors by name, for safetensors."""
         parts = {"observations": self.observations, "actions": self.actions}
         return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Tensor]) -> "Preprocessing":
-        """The inverse of `state_dict`."""
+        """The preprocessing that `state_dict` came from."""
         names = ("observations", "actions")
         return cls(*(Normaliser(state[f"{name}.shift"], state[f"{name}.scale"]) for name in names))
 
@@ -48,10 +48,22 @@ class Preprocessing:
         )
 
 
-def action_scaling(env: gymnasium.Env[Any, Any] | None, dataset: OfflineDataset) -> Normaliser:
-    """To [-1, 1] from the environment's bounds, else those in the file's metadata, else [-1, 1] as it is.
+def fit_preprocessing(
+    dataset: OfflineDataset, env: gymnasium.Env[Any, Any] | None, *, standardise: bool
+) -> Preprocessing:
+    """The preprocessing of a data set: observations standardised, if so said, and actions scaled to [-1, 1].
 
-    Raises DataError where the data's actions lie outside.
+    Raises DataError where the data's actions lie outside of their bounds.
+    """
+    kind = "standard" if standardise else "identity"
+    return Preprocessing(normaliser(kind, torch.from_numpy(dataset.observations)), action_scaling(env, dataset))
+
+
+def action_scaling(env: gymnasium.Env[Any, Any] | None, dataset: OfflineDataset) -> Normaliser:
+    """The scaling of actions to [-1, 1], from the environment's bounds, else from those in the data's metadata.
+
+    Where neither has bounds, [-1, 1] is assumed and nothing is scaled. Raises DataError where the data's actions lie
+    outside the bounds, or these are not finite.
     """
     size = dataset.action_size
     low: Any

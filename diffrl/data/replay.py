@@ -12,7 +12,7 @@ class ReplayBuffer:
     """A ring of `capacity` rows for each of S seeds, in the layout of `Transitions`; the oldest are overwritten.
 
     All seeds are given rows at the same time, so they hold equally many. Shapes never change, and the number of rows
-    to draw from is a tensor: a captured step draws from all that is there when it is replayed.
+    to draw from is a tensor: a captured step, when it is replayed, draws from all rows there are then.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class ReplayBuffer:
         return self._flat.rows.view(self.n_seeds, self.capacity, -1)
 
     def __len__(self) -> int:
-        """Rows of each seed."""
+        """The number of rows of each seed."""
         return self._filled
 
     @property
     def rows(self) -> Tensor:
-        """(S, len, W) what is there, in the ring's own order; a view."""
+        """(S, len, W) the rows there are, in the ring's own order; a view."""
         return self._rows[:, : self._filled]
 
     @property
@@ -53,7 +53,10 @@ class ReplayBuffer:
         return self._flat.view(self.rows)
 
     def add(self, rows: Tensor) -> None:
-        """Add rows (S, n, W), oldest first, over the oldest ones where there is no room; of more, the last stay."""
+        """Add rows (S, n, W), oldest first. Where there is no room they overwrite the oldest rows.
+
+        Of more than `capacity` rows the last ones are kept.
+        """
         rows = rows[:, -self.capacity :]
         n = rows.shape[1]
         head = min(n, self.capacity - self._next)
@@ -69,19 +72,21 @@ class ReplayBuffer:
         self._filled = self._next = 0
         self._size.zero_()
 
-    def sample(self, batch_size: int, n_seeds: int | None = None, generator: torch.Generator | None = None) -> Batch:
-        """Draw B = `batch_size` rows for each of the S seeds from its own, uniformly and with replacement.
+    def draw(self, batch_size: int, n_seeds: int | None = None, generator: torch.Generator | None = None) -> Batch:
+        """Draw B = `batch_size` rows for each of the S seeds from its own rows, uniformly and with replacement.
 
         Raises ValueError where nothing has been added yet, or for another number of seeds.
         """
-        return self.view(self.draw(batch_size, n_seeds, generator))
+        return self.view(self.draw_rows(batch_size, n_seeds, generator))
 
     def view(self, rows: Tensor) -> Batch:
         """Name the columns of rows (..., W); no copy."""
         return self._flat.view(rows)
 
-    def draw(self, batch_size: int, n_seeds: int | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """The rows (S, B, W) of `sample`."""
+    def draw_rows(
+        self, batch_size: int, n_seeds: int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The rows (S, B, W) of `draw`."""
         if not self._filled:
             raise ValueError("the replay buffer is empty; expected rows to draw from")
         if n_seeds not in (None, self.n_seeds):
@@ -92,11 +97,11 @@ class ReplayBuffer:
         return self._flat.gather_rows((u * self._size).long() + self._first)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The rows there are (S, len, W), where they lie, and `next`, the place of the next one: ()."""
+        """`rows`, those there are (S, len, W) in the ring's order, and `next`, the place of the next one: ()."""
         return {"rows": self.rows, "next": torch.tensor(self._next)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put a `state_dict` back. Raises ValueError where it is not of such a buffer."""
+        """Restore a `state_dict`. Raises ValueError where it has other seeds, another width or too many rows."""
         rows = state["rows"]
         if (rows.shape[0], rows.shape[2]) != (self.n_seeds, self._rows.shape[2]) or rows.shape[1] > self.capacity:
             raise ValueError(
@@ -110,11 +115,11 @@ class ReplayBuffer:
         self._size.fill_(self._filled)
 
 
-class Mixture:
-    """Batches of which every source gives a fixed share, each batch exactly so, in the order of the sources.
+class MixedSource:
+    """Batches of which every source gives a fixed share of the rows, in the order of the sources.
 
-    Shares are of the batch's rows, to the nearest row (the largest remainders win). A source without a row in the batch
-    is never asked.
+    Each batch holds exactly the shares, to the nearest row (the largest remainders win). A source without a row in the
+    batch is never asked.
     """
 
     def __init__(self, sources: Sequence[RowSource], shares: Sequence[float]) -> None:
@@ -126,19 +131,19 @@ class Mixture:
 
     def counts(self, batch_size: int) -> list[int]:
         """Rows from each source in a batch of B = `batch_size`."""
-        return split(batch_size, self.shares)
+        return row_counts(batch_size, self.shares)
 
-    def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
+    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
         """Draw B = `batch_size` transitions for each of S = `n_seeds` seeds: (S, B, ...).
 
-        Laid out in memory as every other batch, views of one tensor of rows: to a compiler it is the same.
+        Its columns are views of one tensor of rows, as those of every other batch: a compiler sees no difference.
         """
-        return self.view(self.draw(batch_size, n_seeds, generator))
+        return self.view(self.draw_rows(batch_size, n_seeds, generator))
 
-    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """The rows (S, B, W) of `sample`."""
+    def draw_rows(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """The rows (S, B, W) of `draw`."""
         pairs = zip(self.sources, self.counts(batch_size), strict=True)
-        parts = [source.draw(n, n_seeds, generator) for source, n in pairs if n]
+        parts = [source.draw_rows(n, n_seeds, generator) for source, n in pairs if n]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def view(self, rows: Tensor) -> Batch:
@@ -146,8 +151,11 @@ class Mixture:
         return self.sources[0].view(rows)
 
 
-def split(batch_size: int, shares: Sequence[float]) -> list[int]:
-    """`batch_size` rows in these shares, whose sum is 1, to the nearest row: the largest remainders win."""
+def row_counts(batch_size: int, shares: Sequence[float]) -> list[int]:
+    """How many of `batch_size` rows each share is, to the nearest row: the largest remainders win.
+
+    shares: their sum is 1.
+    """
     exact = [share * batch_size for share in shares]
     counts = [int(value + 1e-9) for value in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])

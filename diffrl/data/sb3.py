@@ -71,14 +71,14 @@ def to_dataset(buffer: ReplayBuffer, *, scaled_actions: bool = True, env_id: str
 
 
 def fill_buffer(buffer: ReplayBuffer, dataset: OfflineDataset, *, scaled_actions: bool = True) -> int:
-    """Put a data set into a buffer in place of what it holds; give the number of rows stored.
+    """Replace what a buffer holds by a data set; give the number of rows stored.
 
     The inverse of `to_dataset`, exact but for the rounding of actions whose bounds are not symmetric. Rows whose
-    successors are not known are left out. With several environments the rows are dealt in as many parts of equal
-    length, in order; a remainder is left out, and of a part that does not fit the newest rows are kept. A buffer
-    without `handle_timeout_termination` has no place for cuts: only terminals are done.
+    successors are not known are left out. With several environments the rows are split in order into as many parts of
+    equal length; a remainder is left out, and where a part does not fit its newest rows are kept. A buffer without
+    `handle_timeout_termination` has no place for cuts: only terminal rows are done.
 
-    scaled_actions: the data's actions are the environment's and are scaled to [-1, 1], as SB3's algorithms expect.
+    scaled_actions: the data's actions are the environment's, and are scaled to [-1, 1] as SB3's algorithms expect.
     Raises UserError where the sizes differ, or for a buffer with `optimize_memory_usage`, which cannot hold what a cut
     step reached; DataError for actions outside the action space, or with fewer rows than environments.
     """
@@ -121,17 +121,20 @@ def fill_buffer(buffer: ReplayBuffer, dataset: OfflineDataset, *, scaled_actions
 
 
 def write(path: Path | str, buffer: ReplayBuffer, *, scaled_actions: bool = True, env_id: str | None = None) -> Path:
-    """Write a buffer as HDF5 in D4RL's layout: `to_dataset` and `diffrl.data.d4rl.write`."""
+    """Write a buffer as HDF5 in D4RL's layout, by `to_dataset` and `diffrl.data.d4rl.write`. Returns the path."""
     return d4rl.write(path, to_dataset(buffer, scaled_actions=scaled_actions, env_id=env_id))
 
 
 def read(path: Path | str, buffer: ReplayBuffer, *, scaled_actions: bool = True) -> int:
-    """Read an HDF5 file in D4RL's layout into a buffer: `diffrl.data.d4rl.read` and `fill_buffer`."""
+    """Read an HDF5 file in D4RL's layout into a buffer, by `diffrl.data.d4rl.read` and `fill_buffer`.
+
+    Gives the number of rows stored.
+    """
     return fill_buffer(buffer, d4rl.read(path, action_limit=None), scaled_actions=scaled_actions)
 
 
 def real_action_space(buffer: ReplayBuffer) -> gymnasium.spaces.Box:
-    """The action space of a buffer that can be a table of real numbers. Raises UserError for another."""
+    """The action space of a buffer. Raises UserError where observations or actions are not arrays of real numbers."""
     if not isinstance(buffer.observation_space, gymnasium.spaces.Box):
         kind = type(buffer.observation_space).__name__
         raise UserError(
@@ -145,7 +148,7 @@ def real_action_space(buffer: ReplayBuffer) -> gymnasium.spaces.Box:
 
 
 def _steps(buffer: ReplayBuffer) -> Ints:
-    """Positions in the ring of the steps there are, oldest first."""
+    """The positions, in the buffer's ring, of the steps it holds, oldest first."""
     if not buffer.full:
         return np.arange(buffer.pos)
     # With one array for both, the newest step's next observation lies where the oldest step's observation was.

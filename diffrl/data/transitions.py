@@ -37,16 +37,16 @@ class Batch(NamedTuple):
 
 
 class Source(Protocol):
-    """What batches are drawn from: a data set, a replay buffer, a mixture of them."""
+    """What batches are drawn from: a data set, a replay buffer, or several of them."""
 
-    def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
+    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
         """Draw B = `batch_size` transitions for each of S = `n_seeds` seeds."""
 
 
 class RowSource(Source, Protocol):
     """A source whose batches are views of row tensors, which can be joined."""
 
-    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
+    def draw_rows(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """The rows (S, B, W) of a batch."""
 
     def view(self, rows: Tensor) -> Batch:
@@ -73,10 +73,9 @@ class Transitions:
     def from_dataset(cls, dataset: OfflineDataset, device: torch.device | str = "cpu") -> Transitions:
         """Put every row whose successor is known on `device`.
 
-        Terminal rows stay. Rows that were cut off (a timeout, the last row) stay too where the data set holds their
-        next observation: a whole transition, from which to bootstrap as from any other. D4RL's `qlearning_dataset`
-        drops them even then; here they are dropped only where the data set does not hold it. Raises DataError where no
-        row is left.
+        Terminal rows stay. Rows that were cut off (a timeout, the last row) stay where the data set holds their next
+        observation: each is then a whole transition, from which to bootstrap as from any other. D4RL's
+        `qlearning_dataset` drops them even then. Raises DataError where no row is left.
         """
         next_observations, known = dataset.successors()
         if not known.any():
@@ -97,10 +96,10 @@ class Transitions:
 
     @contextmanager
     def shared(self) -> Iterator[int]:
-        """Move the rows (on the CPU) to a temporary file for other processes to map, so that all hold them once.
+        """Move the rows (on the CPU) to a temporary file that other processes can map, so that memory holds them once.
 
-        Yields the file's descriptor. It has no name: it is gone with the last process that has it open or mapped,
-        however that ends. Raises OSError where the temporary folder has no room.
+        Yields the file's descriptor. The file has no name: it is gone with the last process that has it open or mapped,
+        however that process ends. Raises OSError where the temporary folder has no room.
         """
         with tempfile.TemporaryFile(prefix="diffrl-") as file:
             self.rows.numpy().tofile(file)
@@ -110,7 +109,7 @@ class Transitions:
 
     @classmethod
     def mapped(cls, descriptor: int, observation_size: int, action_size: int) -> Transitions:
-        """The transitions in a file of `shared`, in memory shared with whoever maps it too."""
+        """The transitions in the file of `shared`, in memory shared with the other processes that map it."""
         # Copy on write: nobody writes to the rows, and PyTorch wants memory that could be written to.
         memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
         rows = torch.frombuffer(memory, dtype=torch.float32).view(-1, 2 * observation_size + action_size + 4)
@@ -121,7 +120,7 @@ class Transitions:
 
     @property
     def device(self) -> torch.device:
-        """Where the rows are."""
+        """The device that the rows are on."""
         return self.rows.device
 
     def to(self, device: torch.device | str) -> Transitions:
@@ -147,23 +146,23 @@ class Transitions:
         return self.view(self.rows)
 
     def gather(self, indices: Tensor) -> Batch:
-        """The rows at `indices` (any shape), in one `index_select`."""
+        """The batch of the rows at `indices` (any shape), in one `index_select`."""
         return self.view(self.gather_rows(indices))
 
     def gather_rows(self, indices: Tensor) -> Tensor:
-        """`gather` before its columns are named: (..., W)."""
+        """The rows (..., W) at `indices` (any shape), in one `index_select`."""
         return self.rows.index_select(0, indices.reshape(-1)).view(*indices.shape, -1)
 
-    def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
+    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
         """Draw B = `batch_size` rows for each of S = `n_seeds` seeds, uniformly and with replacement.
 
         One call draws the (S, B) indices for the whole stack from `generator`, which lives on `device`: a stack with
         its list of seeds reproduces itself, and seed i alone draws other rows than as part of a stack.
         """
-        return self.view(self.draw(batch_size, n_seeds, generator))
+        return self.view(self.draw_rows(batch_size, n_seeds, generator))
 
-    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """The rows (S, B, W) of `sample`."""
+    def draw_rows(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """The rows (S, B, W) of `draw`."""
         indices = torch.randint(len(self), (n_seeds, batch_size), generator=generator, device=self.device)
         return self.gather_rows(indices)
 
@@ -172,8 +171,11 @@ class Transitions:
         observations: Callable[[Tensor], Tensor] | None = None,
         rewards: Callable[[Tensor], Tensor] | None = None,
     ) -> Transitions:
-        """New transitions with a function applied to the rewards (N,), and one to observations and next
-        observations (N, O) alike: normalisers, reward tuning. Shapes stay."""
+        """New transitions with a function applied to the rewards (N,) and one to the observations (N, O).
+
+        The latter is applied to observations and next observations alike. Shapes must stay as they are. For normalisers
+        and the tuning of rewards.
+        """
         new = replace(self, rows=self.rows.clone())
         columns = new.columns
         if rewards is not None:
@@ -185,9 +187,9 @@ class Transitions:
 
 
 def episode_returns(rewards: Tensor, episodes: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums of rewards (N,) over each episode, (E,) in double precision, and each row's place among these (N,).
+    """The sums (E,) of rewards (N,) over each episode, in double precision, and the index (N,) of each row's sum.
 
-    episodes: (N,), each reward's, any numbers.
+    episodes: (N,), the number of each reward's episode; the numbers may have gaps.
     """
     _, number = torch.unique(episodes, return_inverse=True)
     returns = torch.zeros(int(number.max()) + 1, dtype=torch.float64, device=rewards.device)

@@ -14,7 +14,7 @@ def mish(x: Tensor) -> Tensor:
     With e = exp(x) and n = e (e + 2), tanh(log(1 + e)) = n / (n + 2): one exponential instead of ATen's three
     transcendental functions. x is clamped at 20 in the exponential, where the ratio is 1 in float64 too. ATen's one
     kernel is used where starting several costs more than the functions: eagerly on a GPU, or on few numbers; and under
-    the transforms of torch.func (jvp, vmap), which what is in place here, and `_Mish`, do not bear.
+    the transforms of torch.func (jvp, vmap), which allow neither operations in place nor `_Mish`.
     """
     eager = not torch.compiler.is_compiling()
     if eager and (x.device.type != "cpu" or x.numel() < _FEW or torch._C._are_functorch_transforms_active()):
@@ -26,13 +26,13 @@ def mish(x: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         n = e * (e + 2.0)
         return x * (n / (n + 2.0))
-    # In place, as all that is eager here: a new tensor costs more than the arithmetic on it.
+    # In place, as everything eager here: a new tensor costs more than the arithmetic on it.
     n = e.add(2.0).mul_(e)
     return n.div_(torch.add(n, 2.0, out=e)).mul_(x)
 
 
 class _Mish(torch.autograd.Function):
-    """The backward pass needs one saved tensor, the derivative n / m + 4 x e (e + 1) / m^2, with m = n + 2."""
+    """Mish with a backward pass that needs one saved tensor, n / m + 4 x e (e + 1) / m^2, with m = n + 2."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from diffrl.nets.stacked import StackedLayerNorm, StackedLinear
 class MLP(nn.Module):
     """`layers` hidden layers of `width` and a linear one: x (*stack, B, in) -> (*stack, B, out).
 
-    layer_norm: normalise every hidden layer before its activation (Ba et al. 2016, arXiv 1607.06450).
-    norm_after: the same after its activation.
+    layer_norm: normalise every hidden layer (Ba et al. 2016, arXiv 1607.06450), before its activation, or with
+    norm_after after it.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class MLP(nn.Module):
 
     @property
     def first(self) -> StackedLinear:
-        """The first layer."""
+        """The first layer, in -> width."""
         layer = self.linears[0]
         assert isinstance(layer, StackedLinear)
         return layer
@@ -51,7 +51,7 @@ class MLP(nn.Module):
         return self.after_first(self.first(x))
 
     def after_first(self, h: Tensor) -> Tensor:
-        """The network from h = x W + b of its first layer on: (*stack, B, width) -> (*stack, B, out).
+        """The network without its first layer, whose h = x W + b is given: (*stack, B, width) -> (*stack, B, out).
 
         For callers who know parts of x beforehand, and so parts of h.
         """
@@ -64,8 +64,8 @@ class ResidualMLP(nn.Module):
     """A linear layer, `blocks` residual blocks of `width`, and a linear layer: x (*stack, B, in) -> (*stack, B, out).
 
     A block is h + W_2 mish(W_1 norm(dropout(h))), four times as wide within, with layer normalisation: IDQL's network
-    (Hansen-Estruch et al. 2023, arXiv 2304.10573, appendix). Dropout is given from outside, so that the network is a
-    plain function of tensors: `dropout_mask` draws it.
+    (Hansen-Estruch et al. 2023, arXiv 2304.10573, appendix). The mask of dropout is an argument, drawn by
+    `dropout_mask`, so that the network is a plain function of tensors.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class ResidualMLP(nn.Module):
         self.last = StackedLinear(stack, width, out_features, generators)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """x (*stack, B, in) -> (*stack, B, out)."""
+        """x (*stack, B, in) -> (*stack, B, out). keep: see `after_first`."""
         return self.after_first(self.first(x), keep)
 
     def after_first(self, h: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The network from h = x W + b of its first layer on, see `MLP.after_first`.
+        """The network without its first layer, whose h = x W + b is given: (*stack, B, width) -> (*stack, B, out).
 
         keep: (blocks, *h.shape), the factors of dropout on the blocks' inputs (`dropout_mask`); None: no dropout.
         """
@@ -101,8 +101,10 @@ class ResidualMLP(nn.Module):
 
 
 def dropout_mask(shape: Sequence[int], rate: float, generator: torch.Generator) -> Tensor:
-    """Factors of dropout (Srivastava et al. 2014): 0 with probability `rate`, else 1 / (1 - rate), so that the mean
-    is 1; on the generator's device."""
+    """Draw factors of dropout (Srivastava et al. 2014): 0 with probability `rate`, else 1 / (1 - rate).
+
+    Their mean is 1. They are on the generator's device.
+    """
     uniform = torch.rand(tuple(shape), generator=generator, device=generator.device)
     return (uniform >= rate) / (1 - rate)
 
@@ -124,7 +126,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = MLP((n_seeds,), 2 * half, size, generators, width=2 * size, layers=1)
 
     def forward(self, t: Tensor) -> Tensor:
-        """The embedding of t, see the class."""
+        """The embedding of t () or (S, B): (S, 1, size) or (S, B, size)."""
         angles = t.unsqueeze(-1) * self.frequencies
         if t.ndim == 0:
             angles = angles.expand(self.n_seeds, 1, -1)
@@ -133,12 +135,12 @@ class TimeEmbedding(nn.Module):
 
 
 class RawTime(nn.Module):
-    """The time label itself, in the place of an embedding: t () or (S, B) -> (S, 1, 1) or (S, B, 1)."""
+    """The time label itself instead of an embedding: t () or (S, B) -> (S, 1, 1) or (S, B, 1)."""
 
     def __init__(self, n_seeds: int) -> None:
         super().__init__()
         self.n_seeds = n_seeds
 
     def forward(self, t: Tensor) -> Tensor:
-        """The label, see the class."""
+        """t () or (S, B) as (S, 1, 1) or (S, B, 1)."""
         return t.expand(self.n_seeds, 1, 1) if t.ndim == 0 else t.unsqueeze(-1)

@@ -22,9 +22,9 @@ class Adam:
 
     The gradient norm of each seed is clipped to `clip` (0: never). Gradients are taken with respect to these
     parameters alone, so that a loss may run through other networks without a gradient for their weights.
-    decay_steps: the learning rate falls to 0 along half a cosine over so many steps (Loshchilov & Hutter 2017,
+    decay_steps: the learning rate falls to 0 along half a cosine over this number of steps (Loshchilov & Hutter 2017,
     arXiv 1608.03983, without restarts), by the optimiser's own counter, and stays there; 0: it does not change.
-    warm_up: the learning rate rises to its full value in equal parts over the first so many steps.
+    warm_up: over this number of first steps the learning rate rises to its full value in equal parts.
     """
 
     def __init__(
@@ -77,16 +77,16 @@ class Adam:
         return norms
 
     def fuse(self, compiled: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None) -> None:
-        """Have `step` clip and move in few kernels, those that `compiled` makes of `plain_step`: for a GPU.
+        """Let `step` use `compiled(plain_step)`, which clips and moves the parameters in few kernels; None: undo that.
 
-        There the norms and factors of twenty tensors are sixty kernels, each shorter than its start. None: as before.
+        For a GPU, where the norms and factors of twenty tensors are sixty kernels, each shorter than its start.
         """
         self._fused = None if compiled is None else compiled(self.plain_step)
 
     def plain_step(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Clip the gradients and move the parameters down them, as a plain function of tensors; the norms (S,).
+        """Clip the gradients and move the parameters down them, as a plain function of tensors; gives the norms (S,).
 
-        It is `step` after the gradients, written out (Kingma & Ba 2015, algorithm 1; eps is added to sqrt(v_hat)).
+        This is what `step` does once it has gradients (Kingma & Ba 2015, algorithm 1; eps is added to sqrt(v_hat)).
         """
         parameters: list[Tensor] = [*self.parameters]
         gradients = list(gradients)
@@ -113,11 +113,11 @@ class Adam:
         return norms
 
     def _clipping(self, norms: Tensor) -> Tensor:
-        """What the gradients of each seed, of these norms, are multiplied by: (S,)."""
+        """The factors (S,) by which gradients of these norms (S,) are clipped."""
         return (self.clip / (norms + 1e-6)).clamp(max=1.0)
 
     def _scheduled(self, made: Tensor) -> Tensor:
-        """The learning rate of the step after so many."""
+        """The learning rate () of the step after `made` () steps."""
         rate = torch.full_like(made, self.learning_rate)
         if self.decay_steps:
             rate = rate * (1 + torch.cos(math.pi * (made / self.decay_steps).clamp(max=1.0))) / 2

@@ -83,8 +83,11 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def few_products(x: Tensor, weight: Tensor) -> Tensor:
-    """x W of few columns in or out, written as sums of products: a GPU's compiler joins them with what stands beside
-    them, where a matrix product would be a kernel by itself that hardly works."""
+    """x W for a W with few rows or few columns, written as sums of products: (*stack, B, in) -> (*stack, B, out).
+
+    A GPU's compiler joins them with the operations beside them; a matrix product would be a kernel of its own that
+    leaves the GPU idle.
+    """
     if weight.shape[-1] <= x.shape[-1]:
         columns = [(x * column.unsqueeze(-2)).sum(-1) for column in weight.unbind(-1)]
         return torch.stack(columns, -1)
@@ -93,7 +96,7 @@ def few_products(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """x W, the leading dimensions as one: `torch.matmul` would expand and copy."""
+    """x W with all leading dimensions made one, where `torch.matmul` would expand and copy."""
     n = x.ndim - 3
     y = torch.bmm(x.flatten(0, n), weight.flatten(0, n))
     return y.view(*x.shape[:-1], weight.shape[-1])
@@ -102,8 +105,8 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 def frozen(module: nn.Module) -> nn.Module:
     """The same network with the same weights in the same memory, without gradients for them.
 
-    For losses that run through a network they do not train: the compiler computes the gradients of all that asks for
-    one, wanted or not.
+    For losses that run through a network they do not train: the compiler computes the gradient of every tensor that
+    requires one, used or not.
     """
     twin = deepcopy(module).requires_grad_(False)
     for ours, theirs in zip(twin.parameters(), module.parameters(), strict=True):
@@ -113,7 +116,7 @@ def frozen(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def copy_state_(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Copy tensors into those of the same names, in their place. Raises ValueError where names or shapes differ."""
+    """Copy each tensor of `state` into that of its name in `own`. Raises ValueError where names or shapes differ."""
     if own.keys() != state.keys():
         raise ValueError(f"names differ: {sorted(own.keys() ^ state.keys())[:3]} ...")
     for name, tensor in own.items():
@@ -123,7 +126,7 @@ def copy_state_(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
 
 
 class StackedLayerNorm(nn.Module):
-    """Layer normalisation over the features of x (*stack, B, size), gain and shift one a network."""
+    """Layer normalisation over the features of x (*stack, B, size), with a gain and a shift for each network."""
 
     def __init__(self, stack: Sequence[int], size: int) -> None:
         super().__init__()

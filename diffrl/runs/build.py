@@ -5,31 +5,23 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from agents.base import Agent
-from diffrl.augment.synther.refit import Augmented, RefittingBuffer
-from diffrl.data.replay import Mixture, ReplayBuffer
-from diffrl.data.transitions import Source, Transitions
+from diffrl.data.transitions import Transitions
 from diffrl.runs import workers as crew
 from diffrl.runs.config import TrainConfig
-from diffrl.runs.policy import CheckpointEvaluator, actor
+from diffrl.runs.policy import CheckpointEvaluator
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
 from diffrl.support.machine import cores
 from diffrl.support.seeds import mix
-from diffrl.training import checkpoint
+from diffrl.training import checkpoint, compilation
 from diffrl.training.compilation import compile_agent
 from diffrl.training.evaluations import MOST_AT_ONCE, EvaluationPool
-from diffrl.training.loop import Trainer
-from diffrl.training.online import ENTROPY, Collector, OnlineTrainer
-from diffrl.training.rollout import Evaluator, rows_at_once
-from diffrl.training.stack import Progress, Rollout, StackTrainer
+from diffrl.training.loop import Record, Trainer
+from diffrl.training.stack import Progress, StackTrainer
 from diffrl.training.workers import WorkerTrainer
 from envs.task import Task
 
@@ -90,6 +82,25 @@ def choose_eval_workers(
     return min(wanted, MOST_AT_ONCE * n_seeds)
 
 
+def chosen(
+    config: TrainConfig,
+    device: str,
+    task: Task,
+    saved: checkpoint.Checkpoint | None = None,
+    eval_workers: int | None = None,
+) -> TrainConfig:
+    """The configuration with what it leaves to the machine: compiling, and the processes that train and evaluate.
+
+    saved: of a run that goes on. eval_workers: another number than that run's. Raises UserError for what cannot be.
+    """
+    workers = choose_workers(config, device, task, saved)
+    compiled = compilation.wanted(config.compile, config.steps, device)
+    config = replace(config, workers=workers, compile=compiled)
+    if eval_workers is not None:
+        config, saved = replace(config, eval_workers=eval_workers), None
+    return replace(config, eval_workers=choose_eval_workers(config, device, task, saved))
+
+
 def group_seeds(config: TrainConfig, device: str, saved: checkpoint.Checkpoint | None = None) -> list[tuple[int, ...]]:
     """The seeds in groups of nearly equal size, each a stack of its own, one a worker.
 
@@ -114,14 +125,12 @@ def build_trainer(run: Run, agent: Agent, transitions: Transitions, groups: list
 
     For workers the rows of `transitions` move to memory that all processes share.
     """
-    if run.online is not None:
-        return build_online(run, agent, transitions, say)
     if len(groups) == 1:
         return build_stack(run, agent, transitions, say)
 
     def hint() -> str:
         if checkpoint.steps(run.path):
-            return f"Go on from the last checkpoint with `diffrl train --resume {run.path}`."
+            return f"Go on from the last checkpoint with `diffrl resume {run.path}`."
         return f"Nothing was saved yet: remove {run.path} and start the run again."
 
     with ExitStack() as held:  # until the workers have started: then they have the rows open themselves
@@ -135,143 +144,41 @@ def build_trainer(run: Run, agent: Agent, transitions: Transitions, groups: list
         names = [f"seed{'s' * (len(group) > 1)} {', '.join(map(str, group))}" for group in groups]
         started = crew.start_crew(run, names, files=[rows], hint=hint, say=say)
         try:
-            return WorkerTrainer(started, groups, {**crew.start_request(run), "rows": rows})
+            start = {**crew.start_request(run), "rows": rows}
+            return WorkerTrainer(started, groups, start, value_limit=run.value_limit)
         except BaseException:
             started.close()
             raise
 
 
-def build_pool(
-    run: Run,
-    record: Callable[[int, NDArray[np.float64]], None],
-    on_progress: Progress,
-    say: Say,
-    go_on: str,
-) -> EvaluationPool:
-    """The processes that evaluate an offline run's checkpoints. record: hears an evaluation's step and returns."""
+def build_pool(run: Run, record: Record, on_progress: Progress, say: Say, go_on: str) -> EvaluationPool:
+    """The processes that evaluate an offline run's checkpoints. record: where an evaluation's returns are written."""
     n = run.config.eval_workers or 0
     names = [f"evaluations ({i + 1} of {n})" for i in range(n)]
     started = crew.start_crew(run, names, log_name="evaluation", hint=lambda: go_on, say=say)
     request = {**crew.start_request(run), "do": "open"}
-    return EvaluationPool(started, request, run.config.seeds, run.config.eval_episodes, record, on_progress, say, go_on)
+    seeds, episodes = run.config.seeds, run.config.eval_episodes
+    return EvaluationPool(started, request, seeds, episodes, record.add, on_progress, say, go_on)
 
 
 def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> StackTrainer:
     """The seeds of `agent` as one stack in this process."""
-    if run.config.compile:
-        compile_agent(agent, run.config.agent, transitions, say=say)
-    evaluator = CheckpointEvaluator(run)
-
-    def rollout(step: int, on_progress: Progress) -> NDArray[np.float64]:
-        return evaluator(step, agent.seeds, on_progress)
-
-    return _stack(run, agent, transitions, source_of_randomness(agent), rollout, evaluator.close)
-
-
-def build_online(run: Run, agent: Agent, transitions: Transitions, say: Say) -> OnlineTrainer:
-    """The seeds of `agent` as one stack in this process that learns in the environment: `transitions` are offline."""
-    config, online = run.config, run.online
-    assert online is not None
+    config = run.config
     if config.compile:
-        # Every step acts, on one state a seed.
-        act_rows = {1, rows_at_once(config.eval_episodes, agent.n_seeds)}
-        compile_agent(agent, config.agent, transitions, act_rows=sorted(act_rows), say=say)
-    generator = source_of_randomness(agent, ENTROPY)  # not the numbers of the offline run again
-    sizes = transitions.observation_size, transitions.action_size
-    buffer = ReplayBuffer(agent.n_seeds, min(online.capacity, config.steps), *sizes, agent.device)
-    real = Mixture([transitions, buffer], [online.keep_offline, 1 - online.keep_offline])
-
-    def draw(observations: Tensor) -> Tensor:
-        actions = agent.act(observations, generator)
-        if online.exploration:
-            noise = torch.randn(actions.shape, generator=generator, device=actions.device)
-            actions = (actions + online.exploration * noise).clamp(-1, 1)
-        return actions
-
-    collector = Collector(
-        run.task.make,
-        draw,
-        buffer,
-        agent.seeds,
-        run.preprocessing,
-        reward_shift=online.reward_shift,
-        reward_scale=online.reward_scale,
-        first_episode=int(transitions.columns.episodes.max()) + 1,
-        device=agent.device,
-    )
-    source: Source = real
-    synthetic = None
-    if online.synthetic_share:
-        synthetic = _synthetic(run, agent, transitions, buffer, real, say)
-        source = Augmented(real, synthetic)
-    return OnlineTrainer(
-        _stack(run, agent, source, generator, *evaluation(run, agent)),
-        collector,
-        updates_per_step=online.updates_per_step,
-        warm_up=online.warm_up,
-        refitter=synthetic,
-    )
-
-
-def _synthetic(
-    run: Run, agent: Agent, transitions: Transitions, buffer: ReplayBuffer, real: Mixture, say: Say
-) -> RefittingBuffer:
-    """SynthER of the rows as the agent sees them; each seed's model learns from the batches that its agent would."""
-    assert run.online is not None
-
-    def rows() -> Transitions:
-        """Offline, where they are used, and online, of all seeds."""
-        offline = [transitions.rows] if real.shares[0] else []
-        return replace(transitions, rows=torch.cat([*offline, buffer.rows.flatten(0, 1)]))
-
-    if agent.device.type == "cpu" and run.online.synthetic_width >= 1024:
-        say("On a CPU each fit of the published size takes hours: --synthetic-width 256 --synthetic-steps 10000.")
-    env = run.task.make()
-    space: Any = env.observation_space
-    env.close()
-    scaled = run.preprocessing.observations
-    bounds = [scaled(torch.as_tensor(bound, dtype=torch.float32)).numpy() for bound in (space.low, space.high)]
-    return RefittingBuffer(
-        run.online.refit,
-        agent.seeds,
-        mix([*agent.seeds, _SYNTHETIC]),
-        rows,
-        real,
-        observation_size=transitions.observation_size,
-        action_size=transitions.action_size,
-        observation_bounds=(bounds[0], bounds[1]),
-        device=agent.device,
-        say=say,
+        compile_agent(agent, config.agent, transitions, say=say)
+    evaluator = CheckpointEvaluator(run, agent.seeds)
+    return StackTrainer(
+        agent,
+        transitions,
+        config.agent.batch_size,
+        source_of_randomness(agent),
+        evaluator,
+        capture=config.capture,
+        value_limit=run.value_limit,
+        on_close=evaluator.close,
     )
 
 
 def source_of_randomness(agent: Agent, *salt: int) -> torch.Generator:
     """The list of seeds is the stack's one source of randomness: its batches and noise come from it."""
     return torch.Generator(device=agent.device).manual_seed(mix([*agent.seeds, *salt]))
-
-
-def evaluation(run: Run, agent: Agent) -> tuple[Rollout, Callable[[], None]]:
-    """What rolls out an agent as it stands, all seeds as one stack on its device, and what closes the simulators.
-
-    For runs that learn in the environment or fine-tune; an offline run has `CheckpointEvaluator`.
-    """
-    evaluator = None if run.task.env_id is None else Evaluator(run.task.make, agent.n_seeds)
-
-    def rollout(step: int, on_progress: Progress) -> NDArray[np.float64]:
-        assert evaluator is not None
-        act = actor(agent, run.preprocessing, step)
-        return evaluator(act, run.config.eval_episodes, (*agent.seeds, step), on_progress)[0]
-
-    return rollout, lambda: None if evaluator is None else evaluator.close()
-
-
-def _stack(
-    run: Run,
-    agent: Agent,
-    source: Source,
-    generator: torch.Generator,
-    rollout: Rollout,
-    close: Callable[[], None],
-) -> StackTrainer:
-    capture = run.config.capture
-    return StackTrainer(agent, source, run.config.agent.batch_size, generator, rollout, capture=capture, on_close=close)

@@ -77,6 +77,34 @@ class TrainConfig:
             raise UserError(f"--seeds holds {min(self.seeds)}; expected numbers from 0 up.")
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """What is said of a run that starts from another one, beside how it learns. None: as in the run it starts from."""
+
+    steps: int | None = None
+    """Steps in all, for each seed."""
+    out: Path | None = None
+    """The new run's folder; by default runs/AGENT-KIND-DATASET-TIME."""
+    seeds: tuple[int, ...] | None = None
+    """Those of the run's seeds to go on with, each from its own networks; by default all."""
+    eval_every: int | None = None
+    """Steps between evaluations, each followed by a checkpoint."""
+    eval_episodes: int | None = None
+    """Episodes an evaluation, for each seed; by default the run's."""
+    log_every: int | None = None
+    """Steps between rows of metrics.csv; by default the run's."""
+    device: str | None = None
+    """cpu, cuda, cuda:N, or auto; by default the run's."""
+    compile: bool | None = None
+    """--compile, --no-compile: as for `diffrl train`, by default from 10,000 steps up."""
+
+    def applied(self, old: TrainConfig) -> TrainConfig:
+        """The configuration of the new run, from that of the run it starts from. Its seeds learn as one stack."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        given = {name: value for name, value in given.items() if value is not None and name != "compile"}
+        return dataclasses.replace(old, **{"out": None, **given, "workers": 1, "eval_workers": 0})
+
+
 ONLINE_STEPS = 100_000
 """Environment steps of an online run."""
 ONLINE_EVAL_EVERY = 5_000
@@ -85,7 +113,7 @@ ONLINE_EVAL_EVERY = 5_000
 
 @dataclass(frozen=True)
 class OnlineConfig:
-    """How an online run, one that started from an offline run, collects and learns: its folder's `online.yaml`."""
+    """How an online run, one that started from an offline run, collects and learns: its folder's `settings.yaml`."""
 
     offline_run: Path
     """The folder of the run it started from, which is not needed any more."""
@@ -142,6 +170,22 @@ class OnlineConfig:
                 "happens is learned from too."
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """As YAML holds it."""
+        return {
+            **dataclasses.asdict(self),
+            "offline_run": str(self.offline_run),
+            "start_steps": list(self.start_steps),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> OnlineConfig:
+        """From what YAML holds. `source` is named in errors. Raises UserError for anything it should not hold."""
+        fields = checked(cls, values, source)
+        if "offline_run" not in fields:
+            raise UserError(f"{source}: the key `offline_run` is missing.")
+        return cls(**fields)
+
     @property
     def refit(self) -> RefitConfig:
         """How synthetic experience is made."""
@@ -153,20 +197,6 @@ class OnlineConfig:
             SynthERConfig(steps=self.synthetic_steps, width=self.synthetic_width),
             Sampling(self.synthetic_solver, self.synthetic_sampling_steps),
         )
-
-
-def dump_online(config: OnlineConfig) -> str:
-    """The text of `online.yaml`."""
-    plain = {**dataclasses.asdict(config), "offline_run": str(config.offline_run)}
-    return yaml.safe_dump({**plain, "start_steps": list(config.start_steps)}, sort_keys=False)
-
-
-def load_online(path: Path) -> OnlineConfig:
-    """Read an `online.yaml` strictly. Raises UserError for anything it should not hold."""
-    fields = checked(OnlineConfig, read_yaml(path), str(path))
-    if "offline_run" not in fields:
-        raise UserError(f"{path}: the key `offline_run` is missing.")
-    return OnlineConfig(**fields)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -196,7 +226,7 @@ def from_dict(values: Mapping[str, Any], source: str, of_run: bool = False) -> T
     if isinstance(agent_values, str):
         agent_values = {"name": agent_values}
     if not isinstance(agent_values, dict) or "name" not in agent_values:
-        raise UserError(f"{source}: `agent` needs a `name`, one of {', '.join(agents.AGENTS)}.")
+        raise UserError(f"{source}: `agent` needs a `name`, one of {', '.join(agents.listed())}.")
     agent_values = dict(agent_values)
     schema = agents.get(str(agent_values.pop("name")))
     if of_run:

@@ -1,6 +1,7 @@
 """Trained policies: loaded, called on observations, and scored."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from diffrl.support.seeds import mix
 from diffrl.training import checkpoint
 from diffrl.training.logs import Scores
 from diffrl.training.rollout import Evaluator
+from diffrl.tuning import config as tuning
+from diffrl.tuning.target import prepare
 
 
 def actor(agent: Agent, preprocessing: Preprocessing, salt: int = 0) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
@@ -56,6 +59,15 @@ class Policy:
         return actions if x.ndim == 2 else np.asarray(actions[0])
 
 
+def build_agent(run: Run, device: str, seeds: Sequence[int] | None = None) -> Agent:
+    """A run's agent with freshly initialised networks, for some of its seeds or all."""
+    seeds = run.config.seeds if seeds is None else seeds
+    agent = run.config.agent.build(run.observation_size, run.action_size, seeds, device)
+    if run.kind in tuning.ALGORITHMS:
+        prepare(agent, tuning.from_dict(run.settings or {}, str(run.path)))
+    return agent
+
+
 def _find_checkpoint(run: Run, which: str, seed_index: int) -> checkpoint.Checkpoint:
     """The last checkpoint that is whole, the best evaluated one of a seed that is whole, or that of a step."""
     steps = checkpoint.steps(run.path)
@@ -79,7 +91,7 @@ def _find_checkpoint(run: Run, which: str, seed_index: int) -> checkpoint.Checkp
 
 def _agent_at(run: Run, saved: checkpoint.Checkpoint, seed_index: int, device: str) -> Agent:
     """The agent of one seed alone, as a checkpoint of the stack has it."""
-    agent = run.build_agent(resolve_device(device), [run.config.seeds[seed_index]])
+    agent = build_agent(run, device, [run.config.seeds[seed_index]])
     agent.load_state_dict(seed_slice(saved.learner, seed_index))
     return agent
 
@@ -89,7 +101,7 @@ def load_agent(run: Run, seed: int, which: str = "last", device: str = "cpu") ->
     if seed not in run.config.seeds:
         raise UserError(f"{run.path} has no seed {seed}; it has {', '.join(map(str, run.config.seeds))}.")
     index = run.config.seeds.index(seed)
-    return _agent_at(run, _find_checkpoint(run, which, index), index, device)
+    return _agent_at(run, _find_checkpoint(run, which, index), index, resolve_device(device))
 
 
 def load_stack(run: Run, seeds: Sequence[int], which: str, device: str) -> tuple[Agent, tuple[int, ...]]:
@@ -106,20 +118,20 @@ def load_stack(run: Run, seeds: Sequence[int], which: str, device: str) -> tuple
     steps = tuple(saved.step for saved in found)
     parts = [seed_slice(saved.learner, position) for saved, position in zip(found, positions, strict=True)]
     latest = parts[steps.index(max(steps))]
-    agent = run.build_agent(device, seeds)
+    agent = build_agent(run, device, seeds)
     agent.load_state_dict(
         {n: torch.cat([part[n] for part in parts]) if tensor.ndim else tensor for n, tensor in latest.items()}
     )
     return agent, steps
 
 
-def load_policy(run: Path | str, *, which: str = "last", seed: int | None = None, device: str = "cpu") -> Policy:
+def load_policy(run: Path | str, *, which: str | int = "last", seed: int | None = None, device: str = "cpu") -> Policy:
     """The policy of a run, for a plain Gymnasium loop.
 
     which: "last", "best" (by its evaluations), or a checkpoint's step. seed: by default the run's first.
     """
     opened = Run.read(run)
-    agent = load_agent(opened, opened.config.seeds[0] if seed is None else seed, which, device)
+    agent = load_agent(opened, opened.config.seeds[0] if seed is None else seed, str(which), device)
     return Policy(agent, opened.preprocessing)
 
 
@@ -128,29 +140,31 @@ class CheckpointEvaluator:
 
     Each seed is a stack of one that acts on the CPU by one thread, uncompiled, whatever it is trained on and whichever
     process this is: the returns are the same bit for bit.
+
+    seeds: those of the run's that are evaluated, by default all.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, seeds: Sequence[int] | None = None) -> None:
         self._run = run
+        self._seeds = run.config.seeds if seeds is None else tuple(seeds)
         self._rollout = Evaluator(run.task.make, 1)
 
-    def __call__(self, step: int, seeds: Sequence[int], on_progress: Callable[[int, int], None]) -> NDArray[np.float64]:
-        """Returns (S, E) of some of the run's seeds at the checkpoint of `step`; on_progress as for `Trainer.evaluate`.
+    def __call__(
+        self, step: int, on_progress: Callable[[int, int], None], seeds: Sequence[int] | None = None
+    ) -> NDArray[np.float64]:
+        """Returns (S, E) of the seeds, or of these, at the checkpoint of `step`; on_progress as `Trainer.evaluate`'s.
 
         Raises CheckpointError where it is not whole.
         """
-        run = self._run
+        run, seeds = self._run, self._seeds if seeds is None else seeds
         saved, episodes = checkpoint.load(run.path, step), run.config.eval_episodes
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             returns = []
             for i, seed in enumerate(seeds):
-
-                def note(done: int, total: int, before: int = i * episodes) -> None:
-                    on_progress(before + done, len(seeds) * total)
-
                 act = actor(_agent_at(run, saved, run.config.seeds.index(seed), "cpu"), run.preprocessing, step)
+                note = _Share(on_progress, i * episodes, len(seeds))
                 returns.append(self._rollout(act, episodes, (seed, step), note)[0][0])
         finally:
             torch.set_num_threads(threads)
@@ -159,6 +173,37 @@ class CheckpointEvaluator:
     def close(self) -> None:
         """Close the simulators."""
         self._rollout.close()
+
+
+class StackEvaluator:
+    """The evaluations of a run that started from another one: of its agent as it stands, all seeds as one stack."""
+
+    def __init__(self, run: Run, agent: Agent) -> None:
+        self._run, self._agent = run, agent
+        self._rollout = None if run.task.env_id is None else Evaluator(run.task.make, agent.n_seeds)
+
+    def __call__(self, step: int, on_progress: Callable[[int, int], None]) -> NDArray[np.float64]:
+        """Returns (S, E) after `step` steps; on_progress as `Trainer.evaluate`'s."""
+        assert self._rollout is not None
+        act = actor(self._agent, self._run.preprocessing, step)
+        return self._rollout(act, self._run.config.eval_episodes, (*self._agent.seeds, step), on_progress)[0]
+
+    def close(self) -> None:
+        """Close the simulators."""
+        if self._rollout is not None:
+            self._rollout.close()
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Hears of the episodes of one of `n` seeds, and tells of all: `before` were finished before."""
+
+    on_progress: Callable[[int, int], None]
+    before: int
+    n: int
+
+    def __call__(self, done: int, total: int) -> None:
+        self.on_progress(self.before + done, self.n * total)
 
 
 def evaluate(
@@ -191,7 +236,7 @@ def evaluate(
                 saved = _find_checkpoint(run, name, index)
                 step = saved.step
                 if (training_seed, step) not in known:  # the last checkpoint may be the best
-                    act = actor(_agent_at(run, saved, index, device), run.preprocessing, seed)
+                    act = actor(_agent_at(run, saved, index, resolve_device(device)), run.preprocessing, seed)
                     with work(f"{name}, seed {training_seed}, step {step:,}", "episodes", quiet) as on_step:
                         outcome = evaluator(act, episodes, (seed, training_seed), on_step, record)
                     known[training_seed, step] = outcome

@@ -1,17 +1,21 @@
 """Tables and pictures of runs."""
 
+import contextlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffrl.runs.run import Run
 from diffrl.support.console import console
 from diffrl.support.plots import BLUE, GREEN, GREY, ORANGE, finish, new_figure, save
 from diffrl.support.statistics import estimate
-from diffrl.training.logs import Scores
+from diffrl.training.logs import MetricsLog, Scores
+from diffrl.training.loop import Observer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +28,29 @@ def evaluation_line(step: int, entry: dict[str, Any], episodes: int) -> str:
     returns = f", mean return {np.mean(entry['mean_return']):.1f}" if kind == "score" else ""
     score = f"[bold]{np.mean(values):.1f}[/]{_plus_minus(entry)}"
     return f"step {step:>9,}  {kind} {score}{each}{returns}, {episodes} episodes a seed"
+
+
+@dataclass
+class ScoreBook:
+    """What a run's evaluations leave behind: scores.json, TensorBoard's curve, a line for the user, the picture."""
+
+    run: Run
+    scores: Scores
+    log: MetricsLog
+    observer: Observer
+
+    def add(self, step: int, returns: NDArray[np.float64]) -> None:
+        """Write down the returns (S, E) of the evaluation of a step."""
+        run, reference = self.run, self.run.task.reference
+        entry = self.scores.add(step, returns, run.task.score if reference else None)
+        self.log.scalars("score" if reference else "return", step, entry.get("score", entry["mean_return"]))
+        self.observer.message(evaluation_line(step, entry, run.config.eval_episodes))
+        with contextlib.suppress(OSError):  # a full disk is the next checkpoint's to report
+            learning_curve([run.path], run.path / "learning_curve.png")
+
+    def best_steps(self) -> set[int]:
+        """The step of each seed's best evaluation."""
+        return {int(best["step"]) for best in self.scores.best()}
 
 
 def _plus_minus(entry: dict[str, Any]) -> str:

@@ -3,28 +3,70 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
+import yaml
 
 from agents.base import Agent
-from agents.diffusion_policy import DiffusionPolicy
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.runs import config as configuration
-from diffrl.runs.config import OnlineConfig, TrainConfig
+from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError, first_line, out_of_memory
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import versions
+from diffrl.support.schema import read_yaml
 from diffrl.training import checkpoint
-from diffrl.tuning import config as tuning
 from envs.task import Task
 
-ONLINE = "online.yaml"
-"""What the folder of an online run holds besides."""
-FINETUNE = "finetune.yaml"
-"""What the folder of a fine-tuning run holds besides."""
+OFFLINE, ONLINE, IMAGES = "offline", "online", "images"
+"""What `kind` in a folder's run.json may say; of a policy that is fine-tuned it says the algorithm, such as dppo."""
+SETTINGS = "settings.yaml"
+"""What the folder of a run that goes on from another one holds besides: how it does."""
+OLD_SETTINGS = {"online": "online.yaml", "finetune": "finetune.yaml"}
+"""The same in folders from before there were kinds, by the entry of run.json that says so."""
+
+
+def read_about(path: Path | str) -> dict[str, Any]:
+    """What a folder's run.json says. Raises UserError where there is none that can be read."""
+    file = Path(path) / "run.json"
+    try:
+        about = json.loads(file.read_text())
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+    if not isinstance(about, dict):
+        raise UserError(f"{path} is damaged: run.json holds no entries.")
+    return about
+
+
+def kind_of(path: Path | str) -> str:
+    """The kind of run in a folder: offline, online, images, or the algorithm that fine-tunes a policy.
+
+    Raises UserError where the folder holds no run.
+    """
+    path = Path(path)
+    if not (path / "run.json").is_file():
+        if (path / "finetune.yaml").is_file():  # of images, from before there were kinds
+            return IMAGES
+        raise UserError(_no_run(path, ["run.json"]))
+    about = read_about(path)
+    if "kind" in about:
+        return str(about["kind"])
+    if about.get("finetune"):
+        return str(read_yaml(path / OLD_SETTINGS["finetune"]).get("algo"))
+    return ONLINE if about.get("online") else OFFLINE
+
+
+def _no_run(path: Path, missing: Sequence[str]) -> str:
+    what = "has no " + ", ".join(missing) if path.is_dir() else "does not exist"
+    known = sorted(str(p.parent) for p in path.parent.glob("*/run.json")) if path.parent.is_dir() else []
+    hint = f" Runs beside it: {', '.join(known[-3:])}." if known else ""
+    return f"{path} is not a run's folder: it {what}.{hint}"
 
 
 @dataclass(frozen=True)
@@ -41,43 +83,34 @@ class Run:
     """A larger mean of the critics' values counts as exploded."""
     fingerprint: str
     """SHA-256 of the data's arrays, so that a resumed run meets the same."""
-    online: OnlineConfig | None = None
-    """How the run learns in the environment, where it is one that started from an offline run; else None."""
-    finetune: tuning.TuningConfig | None = None
-    """How the run fine-tunes the policy of another run, where it is one that does; else None."""
+    kind: str = OFFLINE
+    """offline, or how a run that started from another one learns: online, or the algorithm that fine-tunes it."""
+    settings: Mapping[str, Any] | None = None
+    """Of a run that started from another one: the fields of the configuration of its kind, as YAML has them."""
 
     def build_agent(self, device: str, seeds: Sequence[int] | None = None) -> Agent:
         """The agent with freshly initialised networks."""
         seeds = self.config.seeds if seeds is None else seeds
-        agent = self.config.agent.build(self.observation_size, self.action_size, seeds, device)
-        if isinstance(self.finetune, tuning.DPPOConfig) and self.finetune.tuned_steps is not None:
-            for network in agent.networks.values():
-                if isinstance(network, DiffusionPolicy):
-                    network.freeze_start(max(network.steps - self.finetune.tuned_steps, 0))
-        return agent
+        return self.config.agent.build(self.observation_size, self.action_size, seeds, device)
 
     def write(self) -> None:
         """Create the folder and write what never changes: configuration, sizes, preprocessing, versions."""
         about = {
+            "kind": self.kind,
             "task": dataclasses.asdict(self.task),
             "observation_size": self.observation_size,
             "action_size": self.action_size,
             "value_limit": self.value_limit,
             "fingerprint": self.fingerprint,
-            "online": self.online is not None,
-            "finetune": self.finetune is not None,
             "versions": versions(),
         }
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_config()
         with atomic_path(self.path / "preprocessing.safetensors") as temporary:
             temporary.write_bytes(safetensors.torch.save(self.preprocessing.state_dict()))
-        if self.online is not None:
-            with atomic_path(self.path / ONLINE) as temporary:
-                temporary.write_text(configuration.dump_online(self.online))
-        if self.finetune is not None:
-            with atomic_path(self.path / FINETUNE) as temporary:
-                temporary.write_text(tuning.dump(self.finetune))
+        if self.settings is not None:
+            with atomic_path(self.path / SETTINGS) as temporary:
+                temporary.write_text(yaml.safe_dump(dict(self.settings), sort_keys=False))
         with atomic_path(self.path / "run.json") as temporary:
             temporary.write_text(json.dumps(about, indent=1))
 
@@ -92,19 +125,18 @@ class Run:
         path = Path(path)
         needed = ("config.yaml", "run.json", "preprocessing.safetensors")
         missing = [name for name in needed if not (path / name).is_file()]
-        if (path / "finetune.yaml").is_file() and "config.yaml" in missing:
+        if "config.yaml" in missing and (path / "finetune.yaml").is_file():
             raise UserError(
-                f"{path} is a fine-tuning run of an image model: `diffrl finetune --resume {path}`, or "
-                f"`diffrl compare {path}`."
+                f"{path} is a fine-tuning run of an image model: `diffrl resume {path}` goes on with it, "
+                f"`diffrl compare {path}` shows it."
             )
         if missing:
-            what = "has no " + ", ".join(missing) if path.is_dir() else "does not exist"
-            known = sorted(str(p.parent) for p in path.parent.glob("*/run.json")) if path.parent.is_dir() else []
-            hint = f" Runs beside it: {', '.join(known[-3:])}." if known else ""
-            raise UserError(f"{path} is not a run's folder: it {what}.{hint}")
+            raise UserError(_no_run(path, missing))
+        about, kind = read_about(path), kind_of(path)
         try:
-            about = json.loads((path / "run.json").read_text())
             tensors = safetensors.torch.load((path / "preprocessing.safetensors").read_bytes())
+            old = next((file for name, file in OLD_SETTINGS.items() if about.get(name)), None)
+            file = old if "kind" not in about else SETTINGS if kind != OFFLINE else None
             return cls(
                 path,
                 configuration.load(path / "config.yaml", of_run=True),
@@ -114,15 +146,15 @@ class Run:
                 Preprocessing.from_state_dict(tensors),
                 about["value_limit"],
                 about["fingerprint"],
-                configuration.load_online(path / ONLINE) if about.get("online") else None,
-                tuning.load(path / FINETUNE) if about.get("finetune") else None,
+                kind,
+                None if file is None else read_yaml(path / file),
             )
         except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise UserError(f"{path} is damaged: {error}.") from error
 
 
 @contextlib.contextmanager
-def lowering_memory(config: TrainConfig, run: Path | None, go_on: str = "diffrl train --resume") -> Iterator[None]:
+def lowering_memory(config: TrainConfig, run: Path | None) -> Iterator[None]:
     """Tell, as a UserError, what to lower where memory runs out in the block. run: its folder, once there is one."""
     try:
         yield
@@ -138,5 +170,6 @@ def lowering_memory(config: TrainConfig, run: Path | None, go_on: str = "diffrl 
         )
         kept = [] if run is None else checkpoint.steps(run)
         if kept:
-            text += f" Nothing saved is lost: `{go_on} {run}` goes on from step {kept[-1]}, where more memory is free."
+            text += f" Nothing saved is lost: `diffrl resume {run}` goes on from step {kept[-1]}"
+            text += ", where more memory is free."
         raise UserError(text) from error

@@ -1,8 +1,7 @@
-"""Fine-tuning runs of policies from start to end: the run they start from, the trainer, the loop."""
+"""Fine-tuning runs of policies: the run they start from, the trainer, the loop."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,17 @@ import torch
 
 from agents.base import Agent
 from diffrl.nets import seed_generator
-from diffrl.runs.build import Say, evaluation, source_of_randomness
-from diffrl.runs.policy import load_stack
-from diffrl.runs.run import Run
-from diffrl.runs.train import check_unfinished, claim, fit, new_folder, same_data
-from diffrl.support.console import console
+from diffrl.runs.build import source_of_randomness
+from diffrl.runs.config import RunOptions
+from diffrl.runs.policy import StackEvaluator, build_agent, load_stack
+from diffrl.runs.run import OFFLINE, Run
+from diffrl.runs.train import claim, finished, fit, new_folder, newest, same_data, watched
 from diffrl.support.errors import UserError
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.seeds import mix
 from diffrl.training import checkpoint
 from diffrl.training.loop import Trainer
+from diffrl.tuning import config as tuning
 from diffrl.tuning.config import DEFAULT_STEPS, DPOConfig, DPPOConfig, TuningConfig
 from diffrl.tuning.dpo import Pairs, PreferenceLearner, PreferenceTrainer
 from diffrl.tuning.environments import ENTROPY, Environments
@@ -29,126 +29,100 @@ from diffrl.tuning.target import chain_policy, denoising_policy
 
 PREFERENCES = "preferences.safetensors"
 """The preferences that a run learns from, in its folder."""
-GO_ON = "diffrl finetune policy --resume"
 _CRITIC = 0xC217
 """Sets the critic's initial weights apart from the agent's."""
 
 
-def finetune_policy(
-    settings: TuningConfig,
-    *,
-    steps: int | None = None,
-    out: Path | str | None = None,
-    seeds: Sequence[int] | None = None,
-    eval_every: int | None = None,
-    eval_episodes: int | None = None,
-    log_every: int | None = None,
-    device: str | None = None,
-    quiet: bool = False,
-) -> Path:
+def finetune_policy(settings: TuningConfig, *, quiet: bool = False, **options: Any) -> Path:
     """Fine-tune the policies of `settings.start_run` in a run of its own; give that run's folder.
 
     settings: `DPPOConfig` (in the environment; steps are each seed's environment steps) or `DPOConfig` (from
-    preferences; steps are updates). steps, eval_every: by default `DEFAULT_STEPS` (diffrl.tuning.config) and a tenth of
-    the steps; DPPO rounds both up to whole iterations. seeds: of the run's, by default all. eval_episodes, log_every,
-    device: by default the run's; DPPO logs every iteration. Step 0 is the policy as it came.
+    preferences; steps are updates). options: fields of `RunOptions`; steps are by default `DEFAULT_STEPS`
+    (diffrl.tuning.config) and eval_every a tenth of them; DPPO rounds both up to whole iterations, and logs every
+    iteration. Step 0 is the policy as it came.
     """
-    start = Run.read(settings.start_run)
-    steps = DEFAULT_STEPS[settings.algo] if steps is None else steps
-    eval_every = max(steps // 10, 1) if eval_every is None else eval_every
-    log_every = start.config.log_every if log_every is None else log_every
+    asked = RunOptions(**options)
+    start = _start(settings)
+    steps = DEFAULT_STEPS[settings.algo] if asked.steps is None else asked.steps
+    eval_every = max(steps // 10, 1) if asked.eval_every is None else asked.eval_every
+    log_every = asked.log_every
     if isinstance(settings, DPPOConfig):
-        if start.task.env_id is None:
-            raise UserError(
-                f"{start.path} was trained without an environment, so there is nothing for DPPO to act in. Train it "
-                "with --env ID, or fine-tune from preferences: --algo dpo."
-            )
         steps, eval_every = (_whole(n, settings.iteration) for n in (steps, eval_every))
         log_every = settings.iteration
-    if start.finetune is not None and getattr(start.finetune, "tuned_steps", None) is not None:
-        raise UserError(
-            f"{start.path} has a policy whose first denoising steps are frozen (--tuned-steps), which cannot be "
-            "fine-tuned a second time; go on with it (--resume), or start from the run it came from."
-        )
     old = start.config
-    device = resolve_device(device or old.device)
+    device = resolve_device(asked.device or old.device)
     agent_config: Any = old.agent
     if hasattr(agent_config, "act_candidates"):
         agent_config = dataclasses.replace(agent_config, act_candidates=settings.candidates)
     if hasattr(agent_config, "sampler"):  # whose steps have probabilities
         agent_config = dataclasses.replace(agent_config, sampler="posterior")
-    config = dataclasses.replace(
-        old,
-        agent=agent_config,
-        steps=steps,
-        seeds=old.seeds if seeds is None else tuple(seeds),
-        eval_every=eval_every,
-        eval_episodes=old.eval_episodes if eval_episodes is None else eval_episodes,
-        log_every=log_every,
-        device=device,
-        compile=False,
-        workers=1,  # the seeds learn as one stack, in this process
-        eval_workers=0,  # which evaluates it too
-        out=None if out is None else Path(out),
-    )
+    asked = dataclasses.replace(asked, steps=steps, eval_every=eval_every, log_every=log_every, device=device)
+    config = dataclasses.replace(asked.applied(old), agent=agent_config, compile=False)
     settle()
-    start = dataclasses.replace(start, config=dataclasses.replace(old, agent=agent_config), online=None, finetune=None)
+    start = dataclasses.replace(start, config=dataclasses.replace(old, agent=agent_config), kind=OFFLINE, settings=None)
     agent, start_steps = load_stack(start, config.seeds, settings.start_checkpoint, device)
     _check(agent, settings)
     preferences = _preferences(start, settings, quiet)
     claim(config.out)
     folder = config.out or new_folder(config, f"{config.agent.name}-{settings.algo}")
+    settings = dataclasses.replace(settings, start_steps=start_steps)
     run = dataclasses.replace(
         start,
         path=folder,
         config=dataclasses.replace(config, out=folder),
-        finetune=dataclasses.replace(settings, start_steps=start_steps),
+        kind=settings.algo,
+        settings=tuning.to_dict(settings),
     )
     if preferences is not None:
         preferences.write(folder / PREFERENCES, {"from": getattr(settings, "preferences", ""), "run": str(start.path)})
     run.write()
     state = agent.state_dict()
-    agent = run.build_agent(device)  # which has a frozen start, if it is to
+    agent = build_agent(run, device)  # which has a frozen start, if it is to
     _load_start(agent, state)
-    return _fit(run, agent, preferences, quiet)
+    return _fit(run, settings, agent, preferences, quiet)
 
 
-def resume_finetune(
-    path: Path | str, *, steps: int | None = None, device: str | None = None, quiet: bool = False
-) -> Path:
-    """Go on with a fine-tuning run from its newest whole checkpoint, to `steps` steps in all.
-
-    Bit for bit as if it had not been cut, but that DPPO's environments begin new episodes.
-    """
-    run = Run.read(path)
-    if run.finetune is None:
-        raise UserError(f"{path} does not fine-tune a policy: `diffrl train --resume {path}` goes on with it.")
+def resume_tuning(run: Run, *, steps: int | None, device: str | None, quiet: bool = False) -> Path:
+    """Go on with a fine-tuning run from its newest whole checkpoint: see `diffrl.resume`."""
+    settings = tuning.from_dict(run.settings or {}, str(run.path))
     device = resolve_device(device or run.config.device)
     steps = run.config.steps if steps is None else steps
-    if isinstance(run.finetune, DPPOConfig):
-        steps = _whole(steps, run.finetune.iteration)
+    if isinstance(settings, DPPOConfig):
+        steps = _whole(steps, settings.iteration)
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, steps=steps, device=device))
-    saved, complaints = checkpoint.load_latest(run.path)
-    for complaint in complaints:
-        console.print(f"[yellow]{complaint}[/]")
-    check_unfinished(run, saved)
+    saved = newest(run)
     settle()
-    preferences = Preferences.read(run.path / PREFERENCES) if isinstance(run.finetune, DPOConfig) else None
-    agent = run.build_agent(device)
+    preferences = Preferences.read(run.path / PREFERENCES) if isinstance(settings, DPOConfig) else None
+    agent = build_agent(run, device)
     run.write_config()
     checkpoint.clean(run.path, saved.step)
-    return _fit(run, agent, preferences, quiet, saved)
+    return _fit(run, settings, agent, preferences, quiet, saved)
+
+
+def _start(settings: TuningConfig) -> Run:
+    """The run to start from. Raises UserError where its policy cannot be fine-tuned so."""
+    start = Run.read(settings.start_run)
+    if isinstance(settings, DPPOConfig) and start.task.env_id is None:
+        raise UserError(
+            f"{start.path} was trained without an environment, so there is nothing for DPPO to act in. Train it with "
+            "--env ID, or fine-tune from preferences: --algo dpo."
+        )
+    if (start.settings or {}).get("tuned_steps") is not None:
+        raise UserError(
+            f"{start.path} has a policy whose first denoising steps are frozen (--tuned-steps), which cannot be "
+            "fine-tuned a second time; go on with it (`diffrl resume`), or start from the run it came from."
+        )
+    return start
 
 
 def _fit(
     run: Run,
+    settings: TuningConfig,
     agent: Agent,
     preferences: Preferences | None,
     quiet: bool,
     saved: checkpoint.Checkpoint | None = None,
 ) -> Path:
-    assert run.finetune is not None
-    settings = run.finetune
     at = ", ".join(f"{step:,}" for step in sorted(set(settings.start_steps)))
     title = f"{run.config.agent.name} of {settings.start_run} (step {at}) is fine-tuned "
     if isinstance(settings, DPPOConfig):
@@ -157,32 +131,32 @@ def _fit(
         assert preferences is not None
         title += f"from {len(preferences):,} preferences of segments of {preferences.horizon} steps"
         title += f", evaluated in {run.task.env_id}" if run.task.env_id else ". NO SCORES: no environment"
+    origin = {"algo": settings.algo, "start_run": str(settings.start_run), "start_steps": list(settings.start_steps)}
+    with watched(run, f"{title}. Run: {run.path}", quiet, saved) as observer:
+        fit(run, agent, _trainer(run, settings, agent, preferences), observer, saved, {"finetune": origin})
+    return finished(run, quiet)
 
-    def build(say: Say) -> Trainer:
-        return _trainer(run, agent, preferences)
 
-    return fit(run, agent, f"{title}. Run: {run.path}", build, quiet, saved, GO_ON)
-
-
-def _trainer(run: Run, agent: Agent, preferences: Preferences | None) -> Trainer:
+def _trainer(run: Run, settings: TuningConfig, agent: Agent, preferences: Preferences | None) -> Trainer:
     generator = source_of_randomness(agent, ENTROPY)
-    rollout, close = evaluation(run, agent)
-    if isinstance(run.finetune, DPPOConfig):
+    evaluator = StackEvaluator(run, agent)
+    if isinstance(settings, DPPOConfig):
         return DPPOTrainer(
             agent,
-            run.finetune,
-            Environments(run.task.make, agent.seeds, run.finetune.environments),
+            settings,
+            Environments(run.task.make, agent.seeds, settings.environments),
             run.preprocessing,
             [seed_generator(mix([seed, _CRITIC])) for seed in agent.seeds],
             generator,
-            rollout,
-            on_close=close,
+            evaluator,
+            on_close=evaluator.close,
         )
-    assert isinstance(run.finetune, DPOConfig)
+    assert isinstance(settings, DPOConfig)
     assert preferences is not None
     pairs = Pairs(preferences, run.preprocessing, agent.device)
-    learner = PreferenceLearner(agent, run.finetune, preferences.horizon)
-    return PreferenceTrainer(learner, pairs, generator, rollout, capture=run.config.capture, on_close=close)
+    learner = PreferenceLearner(agent, settings, preferences.horizon)
+    capture = run.config.capture
+    return PreferenceTrainer(learner, pairs, generator, evaluator, capture=capture, on_close=evaluator.close)
 
 
 def _check(agent: Agent, settings: TuningConfig) -> None:

@@ -100,7 +100,7 @@ class _Desk:
 
         seed, step = header["seed"], header["step"]
         try:
-            returns = self._evaluator(step, [seed], self._progress)
+            returns = self._evaluator(step, self._progress, [seed])
         except UserError as error:
             raise UserError(f"The evaluation of seed {seed} at step {step} failed: {error}") from error
         return {}, {"returns": torch.from_numpy(returns[0])}

@@ -1,7 +1,7 @@
 """Errors a user can cause, and the help they get: what was typed, what was expected, what to do next."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -23,6 +23,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if len(options) <= 12:
         return "known: " + ", ".join(options) + "."
     return f"{len(options)} are known, {options[0]!r} among them."
+
+
+def joined(words: Sequence[str]) -> str:
+    """The words as a sentence lists them: "a, b and c"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def out_of_memory(error: BaseException | None) -> bool:

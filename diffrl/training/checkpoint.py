@@ -70,7 +70,7 @@ def save(run: Path, step: int, tensors: Mapping[str, Tensor], info: Mapping[str,
         last = f"The last one, of step {kept[-1]}, is untouched." if kept else "There is no earlier one."
         raise CheckpointError(
             f"The checkpoint of step {step} could not be written to {path}: {error.strerror or error}. {last} "
-            f"Free some space, then go on with --resume {run}."
+            f"Free some space, then `diffrl resume {run}`."
         ) from error
     return path
 

@@ -16,7 +16,7 @@ import agents
 import diffrl.diffusion
 import diffrl.nets
 from agents.base import Agent
-from agents.config import AgentConfig
+from agents.base_config import AgentConfig
 from diffrl.data.transitions import Transitions
 from diffrl.support.console import console
 from diffrl.support.errors import first_line
@@ -73,7 +73,7 @@ def compile_agent(
         mark.parent.mkdir(parents=True, exist_ok=True)
         agent.compile(acting=bool(act_rows))
         for phase in range(agent.period):
-            agent.update(transitions.sample(config.batch_size, agent.n_seeds, generator), generator, phase)
+            agent.update(transitions.draw(config.batch_size, agent.n_seeds, generator), generator, phase)
         for n in act_rows:
             agent.act(torch.zeros(agent.n_seeds, n, agent.observation_size, device=agent.device), generator)
         mark.touch()

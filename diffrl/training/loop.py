@@ -5,6 +5,7 @@ The steps themselves are a `Trainer`'s: one stack of seeds in this process, or g
 
 import math
 import signal
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
@@ -33,6 +35,12 @@ class Trainer(Protocol):
     """How many seeds in turn share a generator: (S,) for one stack."""
     device: str
     """The kind of device, cpu or cuda, that random numbers are drawn on."""
+    new_episodes: bool
+    """Whether it acts in environments, which begin new episodes when a run goes on: their state cannot be saved."""
+
+    @property
+    def value_limit(self) -> float:
+        """A larger |mean| of a metric that estimates returns counts as exploded."""
 
     def advance(self, steps: int, stop: Callable[[], bool]) -> int:
         """Make up to `steps` steps, at least one; after a fraction of a second, or when told to `stop`, come back.
@@ -91,27 +99,59 @@ class Evaluations(Protocol):
         """Let go of everything held."""
 
 
-class InLine:
-    """Evaluations for which training waits: `evaluate` makes and records that of a step."""
+class Record(Protocol):
+    """Where evaluations are written down."""
+
+    def add(self, step: int, returns: NDArray[np.float64]) -> None:
+        """Write down the returns (S, E) of the evaluation of a step."""
+
+    def best_steps(self) -> set[int]:
+        """The step of each seed's best evaluation."""
+
+
+class NoRecord(Record):
+    """Where no evaluation is written down, and none is best."""
+
+    @override
+    def add(self, step: int, returns: NDArray[np.float64]) -> None:
+        pass
+
+    @override
+    def best_steps(self) -> set[int]:
+        return set()
+
+
+class NoEvaluations(Evaluations):
+    """Where there is nothing to evaluate in."""
 
     pending: tuple[int, ...] = ()
 
-    def __init__(self, evaluate: Callable[[int], None]) -> None:
-        self._evaluate = evaluate
-
+    @override
     def submit(self, step: int, stop: Callable[[], bool]) -> None:
-        """See `Evaluations`."""
-        self._evaluate(step)
+        pass
 
+    @override
     def poll(self) -> None:
-        """See `Evaluations`."""
+        pass
 
+    @override
     def finish(self, stop: Callable[[], bool]) -> bool:
-        """See `Evaluations`."""
         return True
 
+    @override
     def close(self) -> None:
-        """See `Evaluations`."""
+        pass
+
+
+class InLine(NoEvaluations):
+    """Evaluations for which training waits: the trainer makes that of a step, and it is written down."""
+
+    def __init__(self, trainer: Trainer, record: Record, on_progress: Callable[[int, int], None]) -> None:
+        self._trainer, self._record, self._on_progress = trainer, record, on_progress
+
+    @override
+    def submit(self, step: int, stop: Callable[[], bool]) -> None:
+        self._record.add(step, self._trainer.evaluate(step, self._on_progress))
 
 
 class DivergedError(UserError):
@@ -154,21 +194,19 @@ class Loop:
     log: MetricsLog
     observer: Observer
     evaluations: Evaluations
-    """Told of the step of each evaluation once its checkpoint is written; records scores, changes nothing here."""
-    best_steps: Callable[[], set[int]]
-    """Steps whose checkpoints are to be kept besides the newest."""
+    """Told of the step of each evaluation once its checkpoint is written; changes nothing here."""
+    record: Record
+    """Where evaluations are written down: the best ones' checkpoints are kept besides the newest."""
     log_every: int = 500
     eval_every: int = 50_000
     value_metrics: tuple[str, ...] = ()
     """Metrics that estimate returns."""
-    value_limit: Callable[[], float] = lambda: math.inf
-    """A larger |mean| of one of the `value_metrics` counts as exploded; asked at every check."""
     evaluate_first: bool = False
     """Evaluate before the first step too, as is worth it for a learner that has been trained before."""
     unscored: Sequence[int] = ()
     """Steps of checkpoints whose evaluations a cut has left undone: they are made first."""
     go_on: str = ""
-    """What to do to go on after a stop; by default `diffrl train --resume`."""
+    """What to do to go on after a stop; by default `diffrl resume`."""
     step: int = 0
     frozen: list[int] = field(default_factory=list)
     """Positions of seeds that have diverged: they keep the state of their last good checkpoint."""
@@ -184,11 +222,7 @@ class Loop:
         if self.step == 0 and not checkpoint.steps(self.run):
             self.save(evaluate=self.evaluate_first)
             self.unscored = [0] if self.evaluate_first else []
-        with stop_signals() as stopped:
-
-            def stop() -> bool:
-                return bool(stopped)
-
+        with stop_signals() as stop:
             for step in self.unscored:
                 self.evaluations.submit(step, stop)
             while self.step < steps:
@@ -204,19 +238,19 @@ class Loop:
                         self._log(reset=self.step % self.eval_every == 0)
                     self.save(evaluate=True)
                     self.evaluations.submit(self.step, stop)
-                elif stopped:
+                elif stop():
                     self._check()
                     self.save()
                 self._poll()
                 self.observer.progress(self.step)
-                if stopped and not last:
+                if stop() and not last:
                     self._interrupt(f"Stopped after {self.step} steps; saved.")
             if not self.evaluations.finish(stop):
                 self._interrupt(f"All {self.step} steps are made and saved.")
         self._prune()
 
     def _interrupt(self, what: str) -> NoReturn:
-        go_on = self.go_on or f"Go on with `diffrl train --resume {self.run}`."
+        go_on = self.go_on or f"Go on with `diffrl resume {self.run}`."
         begun = ", ".join(map(str, self.evaluations.pending))
         again = f" The evaluation of step {begun}, not finished, will be made again." if begun else ""
         raise Interrupted(f"{what}{again} {go_on}")
@@ -241,7 +275,7 @@ class Loop:
         Called before every checkpoint, so that each one that is written is good. A frozen seed's means are nan.
         """
         sums = self.trainer.sums() if self._count else {}
-        limit = self.value_limit()
+        limit = self.trainer.value_limit
         table = (torch.stack(list(sums.values())) / self._count).tolist() if sums else []
         means = dict(zip(sums, table, strict=True))
         for position, seed in enumerate(self.trainer.seeds):
@@ -301,7 +335,7 @@ class Loop:
         self._prune()
 
     def _prune(self) -> None:
-        checkpoint.prune(self.run, self.best_steps() | set(self.evaluations.pending))
+        checkpoint.prune(self.run, self.record.best_steps() | set(self.evaluations.pending))
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go back to a checkpoint. Raises CheckpointError where it belongs to another configuration."""
@@ -328,13 +362,13 @@ class Loop:
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Yield a list that SIGINT and SIGTERM append to; a second signal has its usual effect."""
-    received: list[int] = []
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Yield what says whether SIGINT or SIGTERM has come; a second signal has its usual effect."""
+    received = threading.Event()
     previous: dict[signal.Signals, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+        received.set()
         signal.signal(number, previous[signal.Signals(number)])
 
     try:
@@ -343,7 +377,7 @@ def stop_signals() -> Iterator[list[int]]:
     except ValueError:  # not in the main thread: whoever runs us there handles signals
         pass
     try:
-        yield received
+        yield received.is_set
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -144,8 +144,9 @@ class OnlineTrainer:
     """A stack of S seeds that learns from what it collects. A `Trainer`, whose steps are the environment's.
 
     stack: makes the training steps, on a source that holds the collector's buffer. Each environment step after the
-    first `warm_up` ones is followed by `updates_per_step` training steps. refitter: where the source holds one; it is
-    refitted before the environment's next step, from the end of the warm-up on.
+    first `warm_up` ones is followed by `updates_per_step` training steps. value_scale: a value estimate so many times
+    the largest reward collected counts as exploded, where the stack's limit is not larger. refitter: where the source
+    holds one; it is refitted before the environment's next step, from the end of the warm-up on.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class OnlineTrainer:
         *,
         updates_per_step: int = 1,
         warm_up: int = 0,
+        value_scale: float = 0.0,
         refitter: Refitter | None = None,
     ) -> None:
         self.seeds, self.groups, self.device = stack.seeds, stack.groups, stack.device
@@ -162,6 +164,8 @@ class OnlineTrainer:
         self._collector = collector
         self._refitter = refitter
         self._updates_per_step, self._warm_up = updates_per_step, warm_up
+        self._value_scale = value_scale
+        self.new_episodes = True
         self._made = 0
         self._since = 0
 
@@ -240,10 +244,12 @@ class OnlineTrainer:
         """See `Trainer`."""
         return self._stack.evaluate(step, on_progress)
 
-    def largest_reward(self) -> float:
-        """The largest |training reward| collected."""
+    @property
+    def value_limit(self) -> float:
+        """See `Trainer`. Rewards may be met online that the data do not hold."""
         rewards = self._collector.buffer.columns.rewards
-        return float(rewards.abs().max()) if rewards.numel() else 0.0
+        largest = float(rewards.abs().max()) if rewards.numel() else 0.0
+        return max(self._stack.value_limit, self._value_scale * largest)
 
     def close(self) -> None:
         """See `Trainer`."""

@@ -1,5 +1,6 @@
 """One stack of seeds, trained in this process; on a GPU its step is captured once as a CUDA graph and replayed."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -18,7 +19,7 @@ PULSE = 0.25
 
 Progress = Callable[[int, int], None]
 """Hears how many episodes of an evaluation are finished, of how many."""
-Rollout = Callable[[int, Progress], NDArray[np.float64]]
+Evaluate = Callable[[int, Progress], NDArray[np.float64]]
 """Evaluates the learner as it stands after so many steps: returns (S, E)."""
 
 
@@ -42,7 +43,7 @@ class Learner(Protocol):
         """Copy a `state_dict` back into the learner's own tensors."""
 
 
-class Step(Protocol):
+class TrainingStep(Protocol):
     """Something that makes a training step when called."""
 
     def __call__(self, phase: int) -> None:
@@ -122,6 +123,8 @@ class Captured:
 class StackTrainer:
     """A stack of S seeds in training: learner, data, randomness, sums of metrics, frozen seeds. A `Trainer`.
 
+    evaluate: what scores the learner. value_limit: see `Trainer`.
+
     generator: all of training's randomness, on the learner's device, where the data are too. A step is static: it
     performs the same operations on the same memory every time, reads no tensor's value and waits for nothing, which is
     what lets a GPU repeat it from a recording.
@@ -133,32 +136,35 @@ class StackTrainer:
         transitions: Source,
         batch_size: int,
         generator: torch.Generator,
-        rollout: Rollout | None = None,
+        evaluate: Evaluate | None = None,
         *,
         capture: bool = True,
+        value_limit: float = math.inf,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self.learner = learner
         self.seeds = learner.seeds
         self.groups: tuple[int, ...] = (learner.n_seeds,)
+        self.new_episodes = False
         self.device = generator.device.type
         self._transitions = transitions
         self._batch_size = batch_size
         self._generator = generator
-        self._rollout = rollout
+        self._evaluate = evaluate
+        self.value_limit = value_limit
         self.close = on_close
         self._sums: dict[str, Tensor] = {}
         self._names: list[str] = []
         self._held: list[tuple[Tensor, Tensor, Tensor]] = []
         on_gpu = generator.device.type == "cuda"
-        self._make_step: Step = Eager(self.step)
+        self._make_step: TrainingStep = Eager(self.step)
         if capture and on_gpu:
             self._make_step = Captured(self.step, generator, learner.period)
         self._made = 0
 
     def step(self, phase: int = 0) -> None:
         """One step as it is written: draw a batch, update, add to the sums, put frozen seeds back."""
-        batch = self._transitions.sample(self._batch_size, self.learner.n_seeds, self._generator)
+        batch = self._transitions.draw(self._batch_size, self.learner.n_seeds, self._generator)
         metrics = self.learner.update(batch, self._generator, phase)
         if self._names != list(metrics):  # the first step, or the first after a checkpoint
             self._names = list(metrics)
@@ -237,5 +243,5 @@ class StackTrainer:
 
     def evaluate(self, step: int, on_progress: Progress) -> NDArray[np.float64]:
         """See `Trainer`."""
-        assert self._rollout is not None
-        return self._rollout(step, on_progress)
+        assert self._evaluate is not None
+        return self._evaluate(step, on_progress)

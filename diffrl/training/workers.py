@@ -220,8 +220,12 @@ class WorkerTrainer:
     """
 
     device = "cpu"
+    new_episodes = False
 
-    def __init__(self, crew: Crew, seeds: Sequence[Sequence[int]], start: Mapping[str, Any]) -> None:
+    def __init__(
+        self, crew: Crew, seeds: Sequence[Sequence[int]], start: Mapping[str, Any], value_limit: float = math.inf
+    ) -> None:
+        self.value_limit = value_limit
         self.seeds = tuple(seed for group in seeds for seed in group)
         self.groups = tuple(len(group) for group in seeds)
         self._crew = crew

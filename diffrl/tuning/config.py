@@ -1,16 +1,15 @@
-"""How a policy is fine-tuned, by PPO over its chain or from preferences: a folder's `finetune.yaml`. No torch."""
+"""How a policy is fine-tuned, by PPO over its chain or from preferences. No torch."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
-
-import yaml
+from typing import Any, ClassVar, Literal
 
 from diffrl.support.errors import UserError, nearest
-from diffrl.support.schema import checked, read_yaml
+from diffrl.support.schema import checked
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,8 @@ class DPOConfig(TuningConfig):
     algo: ClassVar[str] = "dpo"
 
     preferences: str = "auto"
-    """A file of preferences (`diffrl.tuning.preferences.Preferences`), or auto: pairs of segments of the run's own data,
-    judged by its rewards."""
+    """A file of preferences (`diffrl.tuning.preferences.Preferences`), or auto: pairs of segments of the run's own
+    data, judged by its rewards."""
     pairs: int = 2000
     """auto: pairs to draw."""
     segment: int = 32
@@ -168,17 +167,17 @@ def get(algo: str) -> type[TuningConfig]:
     return ALGORITHMS[algo]
 
 
-def dump(config: TuningConfig) -> str:
-    """The text of `finetune.yaml`."""
+def to_dict(config: TuningConfig) -> dict[str, Any]:
+    """As a run's folder holds it: the algorithm's name stands among its fields."""
     plain = {"algo": config.algo, **dataclasses.asdict(config), "start_run": str(config.start_run)}
-    return yaml.safe_dump({**plain, "start_steps": list(config.start_steps)}, sort_keys=False)
+    return {**plain, "start_steps": list(config.start_steps)}
 
 
-def load(path: Path) -> TuningConfig:
-    """Read a `finetune.yaml` strictly. Raises UserError for anything it should not hold."""
-    values = read_yaml(path)
+def from_dict(values: Mapping[str, Any], source: str) -> TuningConfig:
+    """From what `to_dict` gives. `source` is named in errors. Raises UserError for anything it should not hold."""
+    values = dict(values)
     schema = get(str(values.pop("algo", None)))
-    fields = checked(schema, values, str(path))
+    fields = checked(schema, values, source)
     if "start_run" not in fields:
-        raise UserError(f"{path}: the key `start_run` is missing.")
+        raise UserError(f"{source}: the key `start_run` is missing.")
     return schema(**fields)

@@ -27,7 +27,7 @@ from diffrl.data.transitions import Batch
 from diffrl.diffusion import denoising_loss
 from diffrl.nets import Adam, copy_state_
 from diffrl.support.errors import UserError
-from diffrl.training.stack import Progress, Rollout, StackTrainer
+from diffrl.training.stack import Evaluate, Progress, StackTrainer
 from diffrl.tuning.config import DPOConfig
 from diffrl.tuning.ppo import OWN, part
 from diffrl.tuning.preferences import Preferences
@@ -52,7 +52,7 @@ class Pairs:
         self._observations = parts.observations(both("observations"))
         self._actions = parts.actions(both("actions")).clamp(-1, 1)
 
-    def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
+    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
         """`batch_size` pairs for each seed."""
         n = self._observations.shape[1]
         index = torch.randint(n, (n_seeds, batch_size), generator=generator, device=self._observations.device)
@@ -133,16 +133,17 @@ class PreferenceTrainer:
         learner: PreferenceLearner,
         pairs: Pairs,
         generator: torch.Generator,
-        rollout: Rollout,
+        evaluate: Evaluate,
         *,
         capture: bool = True,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self._learner = learner
         self._stack = StackTrainer(
-            learner, pairs, learner.config.batch_size, generator, rollout, capture=capture, on_close=on_close
+            learner, pairs, learner.config.batch_size, generator, evaluate, capture=capture, on_close=on_close
         )
         self.seeds, self.groups, self.device = self._stack.seeds, self._stack.groups, self._stack.device
+        self.new_episodes, self.value_limit = self._stack.new_episodes, self._stack.value_limit
         self.advance, self.sums, self.reset = self._stack.advance, self._stack.sums, self._stack.reset
 
     def state(self) -> dict[str, Tensor]:

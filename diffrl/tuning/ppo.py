@@ -12,6 +12,7 @@ not clipped; an episode that is cut is bootstrapped from the state that it reach
 their Gym settings have it); actions are single ones, not chunks.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from diffrl.diffusion.chain import Transition
 from diffrl.nets import MLP, Adam, copy_state_
 from diffrl.support.errors import UserError
 from diffrl.training.checkpoint import LEARNER, SUM
-from diffrl.training.stack import Progress, Rollout
+from diffrl.training.stack import Evaluate, Progress
 from diffrl.tuning.config import DPPOConfig
 from diffrl.tuning.environments import Environments
 from diffrl.tuning.target import chain_policy, copy_to_averages, reference
@@ -81,12 +82,13 @@ class DPPOTrainer:
         preprocessing: Preprocessing,
         critic_generators: Sequence[torch.Generator],
         generator: torch.Generator,
-        rollout: Rollout,
+        evaluate: Evaluate,
         *,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self.agent, self.config = agent, config
         self.seeds, self.device = agent.seeds, generator.device.type
+        self.new_episodes, self.value_limit = True, math.inf
         self.groups: tuple[int, ...] = (agent.n_seeds,)
         self.policy = chain_policy(agent).requires_grad_(True)
         if self.policy.early is not None:
@@ -102,7 +104,7 @@ class DPPOTrainer:
             width=config.critic_width,
             layers=config.critic_layers,
         ).to(agent.device)
-        self._environments, self._generator, self._rollout = environments, generator, rollout
+        self._environments, self._generator, self._evaluate = environments, generator, evaluate
         self._on_close = on_close
         self._scaling = preprocessing.to(agent.device)
         self._reference = reference(self.policy)
@@ -333,7 +335,7 @@ class DPPOTrainer:
 
     def evaluate(self, step: int, on_progress: Progress) -> NDArray[np.float64]:
         """See `Trainer`."""
-        return self._rollout(step, on_progress)
+        return self._evaluate(step, on_progress)
 
     def close(self) -> None:
         """See `Trainer`."""

@@ -4,14 +4,16 @@ from copy import deepcopy
 
 import torch
 
+import agents
 from agents.action_network import GenerativePolicy
 from agents.base import Agent
 from agents.diffusion_policy import DiffusionPolicy
 from agents.solver_policy import SolverPolicy
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, joined
+from diffrl.tuning.config import DPPOConfig, TuningConfig
 
-WITH_CHAIN = "diffusion_bc, diffusion_ql and idql"
-WITH_LOSS = f"{WITH_CHAIN}, edp and q_guidance"
+WITH_CHAIN = joined(agents.names("chain"))
+WITH_LOSS = joined(agents.names("chain", "solver"))
 
 
 def chain_policy(agent: Agent) -> DiffusionPolicy:
@@ -36,6 +38,14 @@ def denoising_policy(agent: Agent) -> DiffusionPolicy | SolverPolicy:
             f"The agent {agent.config.name} does not act by a diffusion policy; those that do are {WITH_LOSS}."
         )
     return policy
+
+
+def prepare(agent: Agent, config: TuningConfig) -> None:
+    """Give the agent's policies the networks that fine-tuning adds: DPPO's frozen copy for the earlier steps."""
+    if isinstance(config, DPPOConfig) and config.tuned_steps is not None:
+        for network in agent.networks.values():
+            if isinstance(network, DiffusionPolicy):
+                network.freeze_start(max(network.steps - config.tuned_steps, 0))
 
 
 def reference(policy: GenerativePolicy) -> GenerativePolicy:

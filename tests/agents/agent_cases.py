@@ -5,10 +5,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+import agents
 from agents.base import Agent
 from diffrl.data.transitions import Batch
 
-DETERMINISTIC = ("bc", "td3_bc", "iql")
+DETERMINISTIC = agents.names("deterministic")
 """Agents whose policy has one action a state."""
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from agents import AGENTS, EDP, FQL, IDQL, ConsistencyAC, DiffusionQL
-from agents.diffusion_ql import DiffusionQLAgent
+from agents.diffusion_ql import DiffusionQLAgent, DiffusionQLNoise
 from diffrl.data.transitions import Transitions
 from diffrl.training import compilation
 from tests.agents.agent_cases import make_batch
@@ -29,9 +29,9 @@ def losses(agent: DiffusionQLAgent) -> list[list[torch.Tensor]]:
     """The gradients of both losses at one batch, with the same noise."""
     g, batch = torch.Generator().manual_seed(3), make_batch()
     noise = torch.randn(3, 1, 8, 2, generator=g)
-    i, eps = agent.actor.bc_noise(batch.actions, g)
+    cloning = agent.actor.bc_noise(batch.actions, g)
     critic = agent.critic_loss(batch, noise)[0]
-    actor = agent.actor_loss(batch, i, eps, noise, torch.tensor([[0.3]]))[0]
+    actor = agent.actor_loss(batch, DiffusionQLNoise(cloning, noise, torch.tensor([[0.3]])))[0]
     pairs = ((critic, agent.critic), (actor, agent.actor))
     return [list(torch.autograd.grad(loss.sum(), list(network.parameters()))) for loss, network in pairs]
 
@@ -78,6 +78,27 @@ CONFIGS = {name: schema(**SIZE) for name, schema in AGENTS.items()} | {
     "fql": FQL(**SIZE, flow_steps=2),
 }
 QUICK = ("diffusion_ql", "td3_bc")
+
+
+@pytest.mark.parametrize("name", [n if n == "idql" else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
+@pytest.mark.usefixtures("double")
+def test_losses_and_acting_are_one_graph_each(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced whole, whatever structure their noise comes in; a step and an action are the eager ones to rounding."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(
+        "agents.base.compiled", lambda function, device: torch.compile(function, fullgraph=True, backend="aot_eager")
+    )
+    results = []
+    for traced in (False, True):
+        agent, g = CONFIGS[name].build(3, 2, (0,)), torch.Generator().manual_seed(0)
+        if traced:
+            agent.compile(acting=True)
+            assert {*agent.compilable, *agent.acting} <= vars(agent).keys()
+        for phase in range(agent.period):
+            agent.update(make_batch(seed=phase), g, phase)
+        results.append({**agent.state_dict(), "action": agent.act(torch.ones(1, 2, 3), g)})
+    for key, value in results[0].items():
+        torch.testing.assert_close(results[1][key], value, rtol=1e-12, atol=1e-12, msg=lambda t, k=key: f"{k}: {t}")
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])

@@ -8,7 +8,7 @@ import torch
 
 from agents import ConsistencyAC
 from agents.consistency_ac import ConsistencyACAgent
-from agents.consistency_policy import ConsistencyPolicy
+from agents.consistency_policy import ConsistencyNoise, ConsistencyPolicy
 from diffrl.support.errors import UserError
 from tests.agents.agent_cases import assert_same_gradients, make_batch, reached
 
@@ -35,14 +35,15 @@ def test_the_published_loss() -> None:
     agent, batch, g = build(), make_batch(), torch.Generator().manual_seed(0)
     agent.ema_actor.load_state_dict(build(seeds=(1,)).actor.state_dict())
     agent.step.fill_(40_000)
-    t, r, z, sampling, coin = agent.actor_noise(batch, g)
-    loss, metrics = agent.actor_loss(batch, t, r, z, sampling, coin)
+    noise = agent.actor_noise(batch, g)
+    t, r, z = noise.cloning
+    loss, metrics = agent.actor_loss(batch, noise)
     s, a = batch.observations, batch.actions
     f = published(agent.actor, a + t[..., None] * z, t, s)
     goal = published(agent.ema_actor, a + r[..., None] * z, r, s).detach()
     consistency = (100 / (t - r) * ((f - goal) ** 2).mean(-1)).mean()
-    q = agent.critic(s, agent.actor.sample(s, sampling))[0]
-    i = 0 if coin.item() < 0.5 else 1
+    q = agent.critic(s, agent.actor.sample(s, noise.sampling))[0]
+    i = 0 if noise.coin.item() < 0.5 else 1
     plain = consistency - 0.7 * q[i].mean() / q[1 - i].abs().mean().detach()
     assert_same_gradients(loss, plain[None], agent.actor)
     assert reached(loss, agent.networks) == {"actor"}
@@ -67,9 +68,10 @@ def test_the_loss_of_the_other_forms(form: str) -> None:
     batch, g = make_batch(), torch.Generator().manual_seed(0)
     agent.step.fill_(40_000)
     policy = agent.actor.double()
-    t, r, z = (x.double() for x in agent.actor_noise(batch, g)[:3])
+    noise = ConsistencyNoise(*(x.double() for x in agent.actor_noise(batch, g).cloning))
+    t, r, z = noise
     s, a = batch.observations.double(), batch.actions.double()
-    ours = policy.bc_loss(a, s, t, r, z, agent.ema_actor)
+    ours = policy.bc_loss(a, s, noise, agent.ema_actor)
     goal = improved(policy, a + r[..., None] * z, r, s).detach()
     square = (improved(policy, a + t[..., None] * z, t, s) - goal) ** 2
     if form == "improved":
@@ -95,7 +97,7 @@ def test_the_angular_loss_pulls_as_hard_however_many_levels_there_are() -> None:
 
     def gradient(k: float, gap: float) -> torch.Tensor:
         t, r = (torch.full(a.shape[:-1], math.tan(math.atan(2 * k) - x) / 2, dtype=a.dtype) for x in (0.0, gap))
-        loss = policy.bc_loss(a, s, t, r, z, agent.ema_actor)
+        loss = policy.bc_loss(a, s, ConsistencyNoise(t, r, z), agent.ema_actor)
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss.sum(), list(policy.parameters()))])
 
     sizes = []
@@ -143,7 +145,7 @@ def test_neighbouring_levels_are_those_of_the_step(step: int, form: str) -> None
     low, high = (x ** (1 / 7) for x in ((0.02, 5) if form == "angular" else (0.002, 80)))
     levels = torch.tensor([(low + i / (n - 1) * (high - low)) ** 7 for i in range(n)])
     rows = 20_000
-    t, r, *_ = agent.actor_noise(make_batch(size=rows), torch.Generator().manual_seed(0))
+    t, r, _ = agent.actor_noise(make_batch(size=rows), torch.Generator().manual_seed(0)).cloning
     upper, lower = ((x[0, :, None] - levels).abs().argmin(1) for x in (t, r))
     torch.testing.assert_close(t[0], levels[upper], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(r[0], levels[lower], rtol=1e-4, atol=1e-6)

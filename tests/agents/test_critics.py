@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from agents import AGENTS, TD3BC, DiffusionQL
-from agents.config import Aggregate, CriticConfig
-from agents.critic import aggregate
-from agents.diffusion_ql import DiffusionQLAgent
+from agents.base_config import Aggregate, CriticConfig
+from agents.critic import CandidateNoise, aggregate
+from agents.diffusion_policy import DiffusionNoise
+from agents.diffusion_ql import DiffusionQLAgent, DiffusionQLNoise
 from agents.td3_bc import TD3BCAgent
 from diffrl.tuning.target import chain_policy
 from tests.agents.agent_cases import assert_same_gradients, make_batch
@@ -79,10 +80,10 @@ def test_diffusion_ql_bootstraps_climbs_and_chooses_by_what_it_is_told(how: Aggr
     errors = [((value - expected.detach()) ** 2).mean() for value in values]
     assert_same_gradients(loss, sum(errors[1:], start=errors[0])[None], agent.critic)
 
-    eps, steps = torch.randn(1, 8, 2), (torch.arange(8) % 5)[None]
-    actor_loss, _ = agent.actor_loss(batch, steps, eps, noise, torch.tensor([[0.3]]))
+    cloning = DiffusionNoise(i=(torch.arange(8) % 5)[None], eps=torch.randn(1, 8, 2))
+    actor_loss, _ = agent.actor_loss(batch, DiffusionQLNoise(cloning, noise, torch.tensor([[0.3]])))
     climbed = plainly(agent.critic(batch.observations, agent.actor.sample(batch.observations, noise))[0], how, 1.5)
-    bc_loss = agent.actor.bc_loss(batch.actions, batch.observations, steps, eps)
+    bc_loss = agent.actor.bc_loss(batch.actions, batch.observations, cloning)
     plain = bc_loss - climbed.mean() / climbed.abs().mean().detach()
     assert_same_gradients(actor_loss, plain, agent.actor)
 
@@ -123,7 +124,7 @@ def test_candidates_are_ranked_by_the_critics_that_are_named(which: Literal["tar
     agent.target_critic.load_state_dict(other.networks["critic"].state_dict())
     observations = torch.randn(1, 9, 3)
     repeated, noise = observations.repeat_interleave(16, 1), torch.randn(6, 1, 144, 2)
-    chosen = agent.choose(observations, noise, torch.zeros(1, 9, 16))
+    chosen = agent.act_from(observations, CandidateNoise(noise, gumbel=torch.zeros(1, 9, 16)))
     drawn = agent.actor.sample(observations, noise)
     picks = {
         name: drawn[0, 16 * torch.arange(9) + critic(repeated, drawn)[0].amin(0).view(9, 16).argmax(1)]

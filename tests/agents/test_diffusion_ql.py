@@ -7,7 +7,8 @@ import torch
 
 from agents import AGENTS, BC, DiffusionBC, DiffusionQL
 from agents.base import seed_slice
-from agents.diffusion_ql import DiffusionQLAgent
+from agents.diffusion_policy import DiffusionNoise
+from agents.diffusion_ql import DiffusionQLAgent, DiffusionQLNoise
 from tests.agents.agent_cases import DETERMINISTIC, bandit, make_batch
 
 SMALL = DiffusionQL(width=16, layers=2, batch_size=8)
@@ -49,9 +50,10 @@ def test_max_q_backup_takes_each_critics_best_candidate_then_the_minimum() -> No
 def test_the_q_term_climbs_q_and_is_scaled_by_the_other_critic(coin: float) -> None:
     """L_q = -mean Q_i / mean |Q_j|, i != j, the denominator without gradient."""
     agent, batch = build(), make_batch()
-    eps, noise, steps = torch.randn(1, 8, 2), torch.randn(6, 1, 8, 2), (torch.arange(8) % 5)[None]
-    loss, metrics = agent.actor_loss(batch, steps, eps, noise, torch.tensor([[coin]]))
-    bc = agent.actor.bc_loss(batch.actions, batch.observations, steps, eps)
+    cloning = DiffusionNoise(i=(torch.arange(8) % 5)[None], eps=torch.randn(1, 8, 2))
+    noise = torch.randn(6, 1, 8, 2)
+    loss, metrics = agent.actor_loss(batch, DiffusionQLNoise(cloning, noise, torch.tensor([[coin]])))
+    bc = agent.actor.bc_loss(batch.actions, batch.observations, cloning)
     q = agent.critic(batch.observations, agent.actor.sample(batch.observations, noise))[0]
     i = 0 if coin < 0.5 else 1
     expected = bc - q[i].mean() / q[1 - i].abs().mean().detach()

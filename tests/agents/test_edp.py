@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agents import EDP
-from agents.edp import EDPAgent
+from agents.edp import EDPAgent, EDPNoise
 from diffrl.diffusion import VP, discrete_grid, sample
 from tests.agents.agent_cases import assert_same_gradients, make_batch, reached
 
@@ -30,7 +30,8 @@ def test_one_pass_serves_cloning_and_q(config: EDP, coin: float) -> None:
     agent, batch = build(config), make_batch()
     for p in agent.actor.mlp.linears[-1].parameters():
         p.data *= 8  # some guesses outside the box
-    t, eps = agent.actor.bc_noise(batch.actions, torch.Generator().manual_seed(0))
+    noise = agent.actor.bc_noise(batch.actions, torch.Generator().manual_seed(0))
+    t, eps = noise.t, noise.eps
     alpha, sigma = torch.exp(-t / 2)[..., None], torch.sqrt(1 - torch.exp(-t))[..., None]
     a_t = alpha * batch.actions + sigma * eps
     answer = agent.actor(a_t, t, batch.observations)
@@ -45,7 +46,7 @@ def test_one_pass_serves_cloning_and_q(config: EDP, coin: float) -> None:
     plain = cloning - 0.7 * q[i].mean() / scale
     calls = []
     handle = agent.actor.mlp.linears[-1].register_forward_hook(lambda *_: calls.append(1))
-    loss, metrics = agent.actor_loss(batch, t, eps, torch.tensor([[coin]]))
+    loss, metrics = agent.actor_loss(batch, EDPNoise(noise, torch.tensor([[coin]])))
     handle.remove()
     assert len(calls) == 1
     assert_same_gradients(loss, plain[None], agent.actor)

@@ -10,7 +10,7 @@ import torch
 from agents import IDQL
 from agents.idql import IDQLAgent
 from diffrl.diffusion import discrete_grid
-from diffrl.nets import ResidualMLP, dropout_mask
+from diffrl.nets import ResidualMLP
 from tests.agents.agent_cases import (
     assert_moved,
     assert_same_gradients,
@@ -33,15 +33,17 @@ def build(config: IDQL = SMALL, seeds: tuple[int, ...] = (0,)) -> IDQLAgent:
 def test_the_policy_is_cloned_with_dropout() -> None:
     """E |eps - eps_theta(a_t, t, s)|^2, dropout on each block's input; no gradient but the policy's."""
     agent, batch, g = build(), make_batch(), torch.Generator().manual_seed(0)
-    i, eps = agent.actor.bc_noise(batch.actions, g)
-    keep = dropout_mask((2, 1, 8, 16), 0.4, g)
+    noise = agent.actor_noise(batch, g)
+    (i, eps), keep = noise.cloning, noise.keep
+    assert keep.shape == (2, 1, 8, 16)
+    assert keep.unique().tolist() == pytest.approx([0, 1 / 0.6])
     t = discrete_grid("vp", 5)[:-1][i]
     a_t = torch.exp(-t / 2)[..., None] * batch.actions + torch.sqrt(1 - torch.exp(-t))[..., None] * eps
     network = agent.actor.mlp
     assert isinstance(network, ResidualMLP)
     x = torch.cat([a_t, agent.actor.embed_time(t), batch.observations], -1)
     plain = ((network(x, keep) - eps) ** 2).mean((-2, -1))
-    loss = agent.actor_loss(batch, i, eps, keep)
+    loss = agent.actor_loss(batch, noise)
     assert_same_gradients(loss, plain, agent.actor)
     assert reached(loss, agent.networks) == {"actor"}
     assert not torch.allclose(loss, ((network(x) - eps) ** 2).mean())

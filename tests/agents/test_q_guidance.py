@@ -49,14 +49,15 @@ def gaussian_agent(q: Callable[[Tensor], Tensor], **fields: object) -> QGuidance
 def test_the_policy_is_cloned_by_denoising_score_matching() -> None:
     """E |F(c_in a_t, log(k)/4, s) - F*|^2 with EDM's F* = (a - c_skip a_t) / c_out, data of deviation 0.5."""
     agent, batch = build(), make_batch()
-    t, eps = agent.actor.bc_noise(batch.actions, torch.Generator().manual_seed(0))
+    noise = agent.actor.bc_noise(batch.actions, torch.Generator().manual_seed(0))
+    t, eps = noise.t, noise.eps
     alpha, sigma = torch.exp(-t / 2)[..., None], torch.sqrt(-torch.expm1(-t))[..., None]
     scale = torch.sqrt(C * alpha**2 + sigma**2)
     a_t = alpha * batch.actions + sigma * eps
     answer = agent.actor(a_t / scale, (sigma / alpha)[..., 0].log() / 4, batch.observations)
     goal = (batch.actions - alpha * C / scale**2 * a_t) / (0.5 * sigma / scale)
     plain = ((answer - goal) ** 2).mean((-2, -1))
-    loss = agent.actor_loss(batch, t, eps)
+    loss = agent.actor_loss(batch, noise)
     assert_same_gradients(loss, plain, agent.actor)
     assert reached(loss, agent.networks) == {"actor"}
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffrl.diffusion import VP, DenoisingChain, Prediction, at_steps, denoising_loss
 from diffrl.alignment import (
     PairErrors,
     PromptStatistics,
@@ -25,6 +24,7 @@ from diffrl.alignment import (
     rwr_loss,
     rwr_weights,
 )
+from diffrl.diffusion import VP, DenoisingChain, Prediction, at_steps, denoising_loss
 
 F64 = torch.float64
 SD = 16_384

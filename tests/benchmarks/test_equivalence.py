@@ -17,11 +17,11 @@ from workload import AGENTS_TIMED
 
 from agents import AGENTS, BC, DiffusionQL
 from agents.base import Agent
+from agents.base_config import AgentConfig
 from agents.bc import BCAgent, DiffusionBCAgent
-from agents.config import AgentConfig
 from agents.critic import CriticEnsemble
-from agents.diffusion_policy import DiffusionPolicy
-from agents.diffusion_ql import DiffusionQLAgent
+from agents.diffusion_policy import DiffusionNoise, DiffusionPolicy
+from agents.diffusion_ql import DiffusionQLAgent, DiffusionQLNoise
 from diffrl.data.transitions import Batch
 
 try:
@@ -69,27 +69,22 @@ def make_batch(seed: int) -> Batch:
 class Draws:
     """All that is random in a step of ours, with the axis of seeds."""
 
-    i: Tensor
-    """Steps of the grid of times."""
+    cloning: DiffusionNoise
     t: Tensor
-    """The times themselves."""
-    eps: Tensor
+    """The times of `cloning`, whose numbers it has."""
     target_noise: Tensor | None = None
-    actor_noise: Tensor | None = None
-    coin: Tensor | None = None
+    actor: DiffusionQLNoise | None = None
 
 
 def our_draws(agent: Agent, batch: Batch, generator: torch.Generator) -> Draws | None:
     """The draws that `agent.update(batch, generator)` would make, in its order."""
     if isinstance(agent, DiffusionBCAgent):
-        i, eps = agent.actor.bc_noise(batch.actions, generator)
-        return Draws(i, agent.actor.times[i], eps)
+        cloning = agent.actor.bc_noise(batch.actions, generator)
+        return Draws(cloning, agent.actor.times[cloning.i])
     if isinstance(agent, DiffusionQLAgent):
         target_noise = agent.actor.sampling_noise(batch.next_observations, generator)
-        i, eps = agent.actor.bc_noise(batch.actions, generator)
-        actor_noise = agent.actor.sampling_noise(batch.observations, generator)
-        coin = torch.rand((1, 1), generator=generator)
-        return Draws(i, agent.actor.times[i], eps, target_noise, actor_noise, coin)
+        actor = agent.actor_noise(batch, generator)
+        return Draws(actor.cloning, agent.actor.times[actor.cloning.i], target_noise, actor)
     return None
 
 
@@ -99,10 +94,10 @@ def our_losses(agent: Agent, batch: Batch, draws: Draws | None) -> dict[str, Ten
         case BCAgent():
             return {"actor": agent.bc_loss(batch)}
         case DiffusionBCAgent():
-            return {"actor": agent.bc_loss(batch, draws.i, draws.eps)}
+            return {"actor": agent.bc_loss(batch, draws.cloning)}
         case DiffusionQLAgent():
             critic, _ = agent.critic_loss(batch, draws.target_noise)
-            actor, _ = agent.actor_loss(batch, draws.i, draws.eps, draws.actor_noise, draws.coin)
+            actor, _ = agent.actor_loss(batch, draws.actor)
             return {"critic": critic, "actor": actor}
     raise TypeError(type(agent))
 
@@ -183,9 +178,9 @@ def plain_draws(agent: plain.PlainAgent, draws: Draws | None) -> dict[str, Any]:
     assert not isinstance(agent, plain.BehaviourCloning)
     t = (agent.actor.labels - draws.t[0][:, None]).abs().argmin(1)
     if isinstance(agent, plain.DiffusionCloning):
-        return {"t": t, "eps": draws.eps[0]}
-    coin = float(draws.coin)
-    return {"draws": plain.Draws(draws.target_noise[:, 0], t, draws.eps[0], draws.actor_noise[:, 0], coin)}
+        return {"t": t, "eps": draws.cloning.eps[0]}
+    eps, sampling = draws.cloning.eps[0], draws.actor.sampling[:, 0]
+    return {"draws": plain.Draws(draws.target_noise[:, 0], t, eps, sampling, float(draws.actor.coin))}
 
 
 def plain_losses(agent: plain.PlainAgent, batch: plain.Batch, draws: dict[str, Any]) -> dict[str, Tensor]:
@@ -241,11 +236,11 @@ def jax_batch(batch: Batch) -> Any:
 def jax_draws(draws: Draws | None) -> Any:
     if draws is None:
         return ()
-    t, eps = jnp.asarray(draws.t[0].numpy()), jnp.asarray(draws.eps[0].numpy())
-    if draws.coin is None:
+    t, eps = jnp.asarray(draws.t[0].numpy()), jnp.asarray(draws.cloning.eps[0].numpy())
+    if draws.actor is None:
         return jax_version.CloningDraws(t, eps)
-    target_noise, actor_noise = (jnp.asarray(z[:, 0].numpy()) for z in (draws.target_noise, draws.actor_noise))
-    return jax_version.QLDraws(target_noise, t, eps, actor_noise, jnp.float32(draws.coin.item()))
+    target_noise, actor_noise = (jnp.asarray(z[:, 0].numpy()) for z in (draws.target_noise, draws.actor.sampling))
+    return jax_version.QLDraws(target_noise, t, eps, actor_noise, jnp.float32(draws.actor.coin.item()))
 
 
 def jax_losses_and_gradients(
@@ -291,8 +286,8 @@ def test_losses_and_gradients_are_ours(version: str, name: str, coin: float) -> 
     config, batch = config_of(name), make_batch(0)
     agent = config.build(OBS, ACT, (0,))
     draws = our_draws(agent, batch, torch.Generator().manual_seed(0))
-    if draws is not None and draws.coin is not None:
-        draws.coin.fill_(coin)
+    if draws is not None and draws.actor is not None:
+        draws.actor.coin.fill_(coin)
     losses = our_losses(agent, batch, draws)
     if version == "plain":
         twin = plain_twin(config, our_weights(agent))
@@ -323,7 +318,7 @@ def test_whole_steps_are_ours(version: str, name: str) -> None:
     for step in range(6):
         batch = make_batch(step)
         draws = our_draws(agent, batch, same)
-        coins += [] if draws is None or draws.coin is None else [float(draws.coin) < 0.5]
+        coins += [] if draws is None or draws.actor is None else [float(draws.actor.coin) < 0.5]
         agent.update(batch, generator)
         if version == "plain":
             twin.train_step(plain_batch(batch), **plain_draws(twin, draws))

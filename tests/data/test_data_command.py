@@ -57,6 +57,30 @@ def test_info_of_a_data_set_that_is_not_here_neither_makes_nor_fetches_it(capsys
     assert not datasets.cached_path("maze2d-large-v1").exists()
 
 
+def test_what_was_generated_with_fewer_rows_or_another_seed_is_found(tmp_path, capsys):
+    """Under the words that name it; the id alone still means D4RL's."""
+    for rows, seed in ((300, 0), (200, 0), (200, 7)):
+        Generate("maze2d-umaze-v1", rows, seed).run()
+    other = datasets.cached_path("maze2d-umaze-v1", 200, 7)
+    datasets.cached_path("maze2d-umaze-v12", 5).touch()
+    capsys.readouterr()
+    assert ListData("maze2d-umaze-v1").run() == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    start = lines.index(["maze2d-umaze-v1", "generate", "-", "maze2d-umaze-v1", "23.85", "161.86"])
+    assert lines[start + 1] == ["maze2d-umaze-v1", "--rows", "200", "here", "200"]
+    assert lines[start + 2] == ["maze2d-umaze-v1", "--rows", "300", "here", "300"]
+    assert lines[start + 3] == [other.name, "here", "200"]
+    assert Info("maze2d-umaze-v1", rows=300).run() == 0
+    assert "300 rows" in capsys.readouterr().out
+    for rows in (None, 100):
+        assert Info("maze2d-umaze-v1", rows=rows).run() == 0
+        out = capsys.readouterr().out
+        assert "Not on this machine" in out
+        assert "maze2d-umaze-v1 --rows 300" in out
+        assert str(other) in out.replace("\n", "")
+        assert "v12" not in out
+
+
 def test_generate_writes_a_maze_once_and_its_picture_shows_positions(tmp_path, capsys):
     Generate("maze2d-umaze-v1", rows=300).run()
     path = datasets.cached_path("maze2d-umaze-v1", 300)

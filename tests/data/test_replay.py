@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffrl.data.replay import Mixture, ReplayBuffer
+from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Batch
 
 WIDTH = 2 * 3 + 2 + 4
@@ -38,7 +38,7 @@ def test_the_ring_holds_the_newest_rows_of_each_seed(chunks: tuple[int, ...]) ->
 def test_rows_are_drawn_uniformly_from_what_is_there_and_from_the_own_seed(chunks: tuple[int, ...]) -> None:
     """Pearson's statistic of 20,000 draws stays under its .999 quantile: one generator, so no chance of failing."""
     buffer = filled(20, *chunks)
-    batch = buffer.sample(20_000, 2, torch.Generator().manual_seed(0))
+    batch = buffer.draw(20_000, 2, torch.Generator().manual_seed(0))
     assert batch.observations.shape == (2, 20_000, 3)
     assert torch.equal(batch.observations[..., 1], batch.rewards)
     n, first = len(buffer), sum(chunks) - len(buffer)
@@ -68,7 +68,7 @@ def test_a_restored_ring_goes_on_as_the_one_that_was_saved(chunks: tuple[int, ..
     for buffer in (one, other):
         buffer.add(rows(100, 3))
     assert torch.equal(one.rows, other.rows)
-    draws = [buffer.sample(50, 2, torch.Generator().manual_seed(1)).rewards for buffer in (one, other)]
+    draws = [buffer.draw(50, 2, torch.Generator().manual_seed(1)).rewards for buffer in (one, other)]
     assert torch.equal(*draws)
 
 
@@ -81,21 +81,21 @@ def test_a_full_buffer_restored_into_a_larger_one_keeps_its_rows() -> None:
 
 def test_what_cannot_be_is_told() -> None:
     with pytest.raises(ValueError, match="empty"):
-        ReplayBuffer(2, 7, 3, 2).sample(4, 2)
+        ReplayBuffer(2, 7, 3, 2).draw(4, 2)
     with pytest.raises(ValueError, match="of 2 seeds, 3"):
-        filled(7, 3).sample(4, 3)
+        filled(7, 3).draw(4, 3)
     with pytest.raises(ValueError, match="expected at least 1"):
         ReplayBuffer(2, 0, 3, 2)
     with pytest.raises(ValueError, match=r"expected \(2, up to 2, 12\)"):
         ReplayBuffer(2, 2, 3, 2).load_state_dict(filled(7, 3).state_dict())
     for shares in ([0.5, 0.6], [1.5, -0.5], [1.0], []):
         with pytest.raises(ValueError, match="shares"):
-            Mixture([filled(7, 3)] * 2, shares)
+            MixedSource([filled(7, 3)] * 2, shares)
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.25, 0.75), (0.1, 0.2, 0.7), (1 / 3, 1 / 3, 1 / 3), (0.0, 1.0)])
 def test_counts_add_up_and_are_the_shares_to_within_a_row(shares: tuple[float, ...]) -> None:
-    mixture = Mixture([filled(7, 3)] * len(shares), shares)
+    mixture = MixedSource([filled(7, 3)] * len(shares), shares)
     for batch_size in (*range(1, 40), 256, 1000):
         counts = mixture.counts(batch_size)
         assert sum(counts) == batch_size
@@ -108,16 +108,16 @@ def test_counts_add_up_and_are_the_shares_to_within_a_row(shares: tuple[float, .
 def test_every_batch_holds_each_source_by_its_share_in_order() -> None:
     low, high = filled(50, 50), ReplayBuffer(2, 50, 3, 2)
     high.add(rows(500, 50))
-    batch: Batch = Mixture([low, high], [0.25, 0.75]).sample(12, 2, torch.Generator().manual_seed(0))
+    batch: Batch = MixedSource([low, high], [0.25, 0.75]).draw(12, 2, torch.Generator().manual_seed(0))
     assert batch.next_observations.shape == (2, 12, 3)
     within = batch.rewards - torch.tensor([[0.0], [1000.0]])
     assert ((within >= 500) == (torch.arange(12) >= 3)).all()
     assert torch.equal(batch.actions[..., 1], batch.rewards)
-    plain = low._flat.sample(12, 2)
+    plain = low._flat.draw(12, 2)
     assert [column.stride() for column in batch] == [column.stride() for column in plain]  # compiled code fits both
 
 
 def test_a_source_without_a_share_is_not_asked() -> None:
     empty = ReplayBuffer(2, 5, 3, 2)
-    batch = Mixture([empty, filled(7, 7)], [0.0, 1.0]).sample(8, 2, torch.Generator().manual_seed(0))
+    batch = MixedSource([empty, filled(7, 7)], [0.0, 1.0]).draw(8, 2, torch.Generator().manual_seed(0))
     assert batch.rewards.shape == (2, 8)

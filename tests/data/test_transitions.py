@@ -45,7 +45,7 @@ def test_no_row_left_is_an_error(make):
 
 def test_a_batch_holds_whole_rows_for_every_seed(make):
     transitions = Transitions.from_dataset(make([50, 50], "tt", has_next=True))
-    batch = transitions.sample(32, 3, torch.Generator().manual_seed(0))
+    batch = transitions.draw(32, 3, torch.Generator().manual_seed(0))
     assert batch.observations.shape == batch.next_observations.shape == (3, 32, 3)
     assert batch.actions.shape == (3, 32, 2)
     assert batch.rewards.shape == batch.terminals.shape == batch.episodes.shape == batch.steps.shape == (3, 32)
@@ -58,7 +58,7 @@ def test_a_batch_holds_whole_rows_for_every_seed(make):
 
 def test_the_generator_decides_the_batch_and_seeds_differ(make):
     transitions = Transitions.from_dataset(make([1000], "t"))
-    first, again, other = (transitions.sample(64, 2, torch.Generator().manual_seed(s)) for s in (5, 5, 6))
+    first, again, other = (transitions.draw(64, 2, torch.Generator().manual_seed(s)) for s in (5, 5, 6))
     assert torch.equal(first.observations, again.observations)
     assert not torch.equal(first.observations, other.observations)
     assert not torch.equal(first.observations[0], first.observations[1])
@@ -66,7 +66,7 @@ def test_the_generator_decides_the_batch_and_seeds_differ(make):
 
 def test_sampling_is_uniform(make):
     transitions = Transitions.from_dataset(make([20], "t"))
-    rows = transitions.sample(20_000, 2, torch.Generator().manual_seed(0)).steps.long()
+    rows = transitions.draw(20_000, 2, torch.Generator().manual_seed(0)).steps.long()
     for seed in range(2):
         counts = torch.bincount(rows[seed], minlength=20).double()
         chi_squared = ((counts - 1000) ** 2 / 1000).sum()
@@ -94,5 +94,5 @@ def test_a_row_that_is_both_terminal_and_timeout_is_a_terminal(make):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_rows_and_indices_stay_on_the_device(make):
     transitions = Transitions.from_dataset(make([100], "t"), "cuda")
-    batch = transitions.sample(8, 2, torch.Generator("cuda").manual_seed(0))
+    batch = transitions.draw(8, 2, torch.Generator("cuda").manual_seed(0))
     assert batch.observations.device.type == "cuda"

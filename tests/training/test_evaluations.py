@@ -76,7 +76,7 @@ def test_scores_do_not_depend_on_who_evaluates(in_line: Path, tmp_path: Path, n:
 def test_workers_that_train_evaluate_their_own_seeds_by_the_same_rule(tmp_path: Path) -> None:
     run = diffrl.train(evaluated(tmp_path / "run", workers=2, eval_workers=0, eval_every=150), quiet=True)
     last = json.loads((run / "scores.json").read_text())["evaluations"][-1]
-    again = CheckpointEvaluator(Run.read(run))(200, (0, 1, 2), lambda done, total: None)
+    again = CheckpointEvaluator(Run.read(run))(200, lambda done, total: None, (0, 1, 2))
     assert np.round(again, 4).tolist() == last["returns"]
 
 
@@ -97,7 +97,7 @@ def test_an_evaluation_is_what_a_plain_loop_makes_of_one_seed(in_line: Path) -> 
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        ours = CheckpointEvaluator(run)(step, (1, seed), lambda done, total: heard.append((done, total)))
+        ours = CheckpointEvaluator(run)(step, lambda done, total: heard.append((done, total)), (1, seed))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
@@ -211,7 +211,7 @@ def test_an_environment_that_fails_is_reported_and_the_run_goes_on_after(
     with pytest.raises(error, match=text) as caught:
         diffrl.train(evaluated(run, eval_workers=1), quiet=True)
     assert caught.type is error
-    assert f"diffrl train --resume {run}" in str(caught.value)
+    assert f"diffrl resume {run}" in str(caught.value)
     assert not workers_of(os.getpid())
     order.unlink()
     diffrl.resume(run, eval_workers=0, quiet=True)

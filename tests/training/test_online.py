@@ -22,7 +22,7 @@ from diffrl.data import d4rl
 from diffrl.data.normalise import Normaliser, tune_rewards
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import Preprocessing
-from diffrl.data.replay import Mixture, ReplayBuffer
+from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Batch, Transitions
 from diffrl.runs.config import OnlineConfig, TrainConfig
 from diffrl.runs.policy import load_stack
@@ -189,7 +189,7 @@ class Counter:
 
 def counting(updates_per_step: int, warm_up: int) -> tuple[OnlineTrainer, Counter]:
     learner, buffer = Counter(), ReplayBuffer(2, 50, 2, 1)
-    stack = StackTrainer(learner, Mixture([buffer], [1.0]), 4, torch.Generator().manual_seed(0))
+    stack = StackTrainer(learner, MixedSource([buffer], [1.0]), 4, torch.Generator().manual_seed(0))
     trainer = OnlineTrainer(stack, scripted(buffer)[0], updates_per_step=updates_per_step, warm_up=warm_up)
     return trainer, learner
 
@@ -330,7 +330,7 @@ def test_online_training_finds_what_the_data_lack(tmp_path: Path) -> None:
 
 
 def test_rewards_are_tuned_as_the_data_s_were(tmp_path: Path, own_data: Path) -> None:
-    """`normalize` takes mean and deviation of the offline rewards; these go into online.yaml."""
+    """`normalize` takes mean and deviation of the offline rewards; these go into settings.yaml."""
     from envs.datasets import load_dataset
 
     dataset = load_dataset("maze2d-umaze-v1", rows=3000, progress=False)
@@ -339,8 +339,7 @@ def test_rewards_are_tuned_as_the_data_s_were(tmp_path: Path, own_data: Path) ->
         "maze2d-umaze-v1", agent, rows=3000, steps=5, eval_episodes=1, env="maze2d-umaze-dense-v1", out=tmp_path / "off"
     )
     run = diffrl.online(diffrl.train(config, quiet=True), out=tmp_path / "on", steps=20, warm_up=19, quiet=True)
-    online = Run.read(run).online
-    assert online is not None
+    online = OnlineConfig.from_dict(Run.read(run).settings or {}, "")
     raw = Transitions.from_dataset(dataset).columns.rewards  # of the rows that are trained on
     tuned = tune_rewards("normalize", raw)
     torch.testing.assert_close((raw - online.reward_shift) / online.reward_scale, tuned)
@@ -383,10 +382,11 @@ def test_mistakes_are_a_few_lines_and_exit_code_2(
         assert "Traceback" not in said
 
 
-def test_online_yaml_is_read_strictly(offline: dict[str, Path], tmp_path: Path) -> None:
+def test_the_settings_are_read_strictly(offline: dict[str, Path], tmp_path: Path) -> None:
     run = diffrl.online(offline["td3_bc"], out=tmp_path / "run", steps=10, warm_up=0, keep_offline=0.25, quiet=True)
-    assert Run.read(run).online == OnlineConfig(offline["td3_bc"], keep_offline=0.25, warm_up=0, start_steps=(40, 40))
-    file = run / "online.yaml"
+    settings = OnlineConfig(offline["td3_bc"], keep_offline=0.25, warm_up=0, start_steps=(40, 40))
+    assert OnlineConfig.from_dict(Run.read(run).settings or {}, "") == settings
+    file = run / "settings.yaml"
     whole = file.read_text()
     for text, expected in (
         (whole + "keep_ofline: 0.5", "did you mean 'keep_offline'"),
@@ -396,7 +396,7 @@ def test_online_yaml_is_read_strictly(offline: dict[str, Path], tmp_path: Path) 
     ):
         file.write_text(text)
         with pytest.raises(UserError, match=expected):
-            Run.read(run)
+            diffrl.resume(run, steps=20, quiet=True)
     file.unlink()
-    with pytest.raises(UserError, match=r"online\.yaml cannot be read"):
+    with pytest.raises(UserError, match=r"settings\.yaml cannot be read"):
         diffrl.resume(run, steps=20, quiet=True)

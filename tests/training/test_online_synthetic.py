@@ -11,8 +11,9 @@ import diffrl
 from diffrl.augment.synther.config import RefitConfig, Sampling, SynthERConfig
 from diffrl.augment.synther.refit import Augmented, RefittingBuffer
 from diffrl.cli import main
-from diffrl.data.replay import Mixture, ReplayBuffer
+from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Transitions
+from diffrl.runs.config import OnlineConfig
 from diffrl.runs.run import Run
 from diffrl.training import checkpoint
 from diffrl.training.loop import Interrupted
@@ -56,17 +57,17 @@ def test_batches_are_real_until_the_first_fit_and_then_of_the_mixture_s_parts() 
     """Of 16 rows of each seed: 12 real, of which 3 offline, and 4 synthetic."""
     offline, online = marked(50, 10.0), ReplayBuffer(2, 40, 1, 1)
     online.add(marked(60, 20.0).rows.view(2, 30, 7))
-    real = Mixture([offline, online], [0.25, 0.75])
+    real = MixedSource([offline, online], [0.25, 0.75])
     config = RefitConfig(0.25, 10, None, 25, SynthERConfig(steps=10, width=16, blocks=1), Sampling("dpmpp2m", 4))
     sizes: dict[str, Any] = {"observation_size": 1, "action_size": 1}
     synthetic = RefittingBuffer(config, (0, 1), 5, lambda: offline, real, **sizes)
     source, generator = Augmented(real, synthetic), torch.Generator().manual_seed(0)
-    batch = source.sample(16, 2, generator)
+    batch = source.draw(16, 2, generator)
     assert (batch.rewards.view(2, 16) > 15).sum(1).tolist() == [12, 12]
     assert not synthetic.due(9)
     assert synthetic.due(10)
     assert synthetic.refit(10)
-    batch = source.sample(16, 2, generator)
+    batch = source.draw(16, 2, generator)
     assert (batch.rewards[:, :3] < 15).all()
     assert (batch.rewards[:, 3:12] >= 20).all()
     for seed in range(2):  # each seed's synthetic rows are of its own model
@@ -84,7 +85,7 @@ def test_each_seed_s_model_learns_from_its_own_mixture() -> None:
     """
     offline, online = marked(50, 10.0), ReplayBuffer(2, 50, 1, 1)
     online.add(torch.stack([marked(50, 20.0).rows, marked(50, 30.0).rows]))
-    real = Mixture([offline, online], [0.25, 0.75])
+    real = MixedSource([offline, online], [0.25, 0.75])
     model = SynthERConfig(steps=600, width=64, blocks=2, batch_size=128)
     config = RefitConfig(0.5, 10, None, 400, model, Sampling("dpmpp2m", 16))
 
@@ -110,8 +111,7 @@ def test_a_run_s_synthetic_rows_are_in_its_checkpoint_and_in_bounds(straight: Pa
     early = checkpoint.load(straight, 30).tensors
     assert int(early["online.synthetic.number"]) == 1
     assert not torch.equal(early["online.synthetic.rows"], rows)
-    online = Run.read(straight).online
-    assert online is not None
+    online = OnlineConfig.from_dict(Run.read(straight).settings or {}, "")
     assert online.refit == RefitConfig(
         0.5, 20, None, 30, SynthERConfig(steps=20, width=16), Sampling("dpmpp2m", sampling_steps=4)
     )

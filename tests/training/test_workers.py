@@ -146,7 +146,7 @@ def test_a_run_ends_the_same_whatever_happens_to_its_processes(
     with meanwhile(run, kill) as workers, pytest.raises(WorkerDied, match="seeds 0, 1 has died") as caught:
         diffrl.resume(run, quiet=True)
     assert "killed by SIGKILL" in str(caught.value)
-    assert f"diffrl train --resume {run}" in str(caught.value)
+    assert f"diffrl resume {run}" in str(caught.value)
     assert len(workers) == 2
     assert not any(map(alive, workers))
 

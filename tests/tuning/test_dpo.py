@@ -14,7 +14,7 @@ from diffrl.commands.finetune_policy import run as command
 from diffrl.diffusion import denoising_loss
 from diffrl.runs.policy import load_stack
 from diffrl.runs.run import Run
-from diffrl.runs.tune import PREFERENCES, finetune_policy, resume_finetune
+from diffrl.runs.tune import PREFERENCES, finetune_policy
 from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.tuning.config import DPOConfig
@@ -50,7 +50,7 @@ def test_errors_are_of_one_noise_and_time_a_pair_summed_over_the_segment(cloned:
     made, agent, run = learner(cloned, bc_weight=0.0)
     pairs = toy(4)
     source = Pairs(pairs, run.preprocessing, agent.device)
-    batch = source.sample(5, 2, torch.Generator().manual_seed(0))
+    batch = source.draw(5, 2, torch.Generator().manual_seed(0))
     chosen = torch.randint(4, (2, 5), generator=torch.Generator().manual_seed(0))
     t = made.policy.times[torch.randint(5, (2, 15), generator=torch.Generator().manual_seed(1))]
     noise = torch.randn(2, 15, 2, generator=torch.Generator().manual_seed(2))
@@ -109,7 +109,7 @@ def test_a_run_that_is_cut_goes_on_bit_for_bit(cloned: Path, tmp_path: Path) -> 
     """Also without the data that its preferences came from."""
     whole = tuned(cloned, tmp_path / "whole")
     cut = tuned(cloned, tmp_path / "cut", steps=30)
-    resume_finetune(cut, steps=60, quiet=True)
+    diffrl.resume(cut, steps=60, quiet=True)
     assert_same_run(whole, cut)
     start = checkpoint.load(cloned, 500).learner
     moved = {n for n, t in checkpoint.load(whole, 60).learner.items() if not torch.equal(t, start[n])}

@@ -20,7 +20,7 @@ from diffrl.diffusion.chain import at_steps
 from diffrl.nets import seed_generator
 from diffrl.runs.policy import load_stack
 from diffrl.runs.run import Run
-from diffrl.runs.tune import finetune_policy, resume_finetune
+from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.training.loop import Interrupted
@@ -202,19 +202,17 @@ def test_a_run_that_is_cut_goes_on_bit_for_bit(cloned: Path, tmp_path: Path) -> 
     """Episodes of one step end where the run is cut, so that nothing is lost: everything is as if it had not been."""
     whole = tuned(cloned, tmp_path / "whole", tuned_steps=3)
     cut = tuned(cloned, tmp_path / "cut", tuned_steps=3, steps=80)
-    resume_finetune(cut, steps=200, quiet=True)
+    diffrl.resume(cut, steps=200, quiet=True)
     assert_same_run(whole, cut)
     with pytest.raises(UserError, match="has 200 steps already"):
-        resume_finetune(cut, quiet=True)
-    with pytest.raises(UserError, match="finetune policy --resume"):
-        diffrl.resume(cut)
+        diffrl.resume(cut, quiet=True)
 
 
 def test_a_run_is_like_any_other(cloned: Path, tmp_path: Path) -> None:
     """Step 0 is the policy as it came; load_policy and evaluate take it; the files are there."""
     run = tuned(cloned, tmp_path / "run", steps=190)  # five iterations of 40 steps
     assert checkpoint.steps(run)[-1] == 200
-    for name in ("config.yaml", "finetune.yaml", "run.json", "metrics.csv", "scores.json", "learning_curve.png"):
+    for name in ("config.yaml", "settings.yaml", "run.json", "metrics.csv", "scores.json", "learning_curve.png"):
         assert (run / name).is_file()
     first = json.loads((run / "scores.json").read_text())["evaluations"][0]
     assert first["step"] == 0
@@ -261,8 +259,6 @@ def test_what_cannot_be_tuned_says_so(cloned: Path, tmp_path: Path) -> None:
         tuned(tmp_path / "none", tmp_path / "a")
     with pytest.raises(UserError, match="--clip-nats is 0"):
         DPPOConfig(start_run=cloned, clip_nats=0.0)
-    with pytest.raises(UserError, match="does not fine-tune"):
-        resume_finetune(cloned)
     with pytest.raises(UserError, match="no way 'ppo'"):
         command([str(cloned), "--algo", "ppo"])
     quick: dict[str, Any] = {"steps": 2, "eval_every": 2, "eval_episodes": 1, "seeds": (0,)}
@@ -301,7 +297,7 @@ def test_a_stop_is_saved_and_says_how_to_go_on(cloned: Path, tmp_path: Path, mon
         return advance(self, steps, stop)
 
     monkeypatch.setattr(DPPOTrainer, "advance", interrupted)
-    with pytest.raises(Interrupted, match=r"after 80 steps; saved\. Go on with `diffrl finetune policy --resume"):
+    with pytest.raises(Interrupted, match=r"after 80 steps; saved\. Go on with `diffrl resume"):
         tuned(cloned, tmp_path / "cut", steps=120, eval_every=120)
-    resume_finetune(tmp_path / "cut", quiet=True)
+    diffrl.resume(tmp_path / "cut", quiet=True)
     assert_same_run(whole, tmp_path / "cut")

@@ -127,7 +127,7 @@ class TransitionDiffusion:
     def held_out_loss(self, transitions: Transitions, seed: int = 0) -> list[float]:
         """The averaged network's loss on given rows, one a seed; always with the same noise, so that it compares."""
         generator = torch.Generator(device=self.device).manual_seed(seed)
-        batch = transitions.sample(min(4 * len(transitions), 4096), self.n_seeds, generator)
+        batch = transitions.draw(min(4 * len(transitions), 4096), self.n_seeds, generator)
         loss: list[float] = self.losses(self.average, batch, *self.draw(batch, generator))["loss"].tolist()
         return loss
 

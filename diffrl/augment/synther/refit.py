@@ -12,7 +12,7 @@ from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import RefitConfig
 from diffrl.augment.synther.generate import chunk_size, draw
 from diffrl.augment.synther.model import TransitionDiffusion, fit, generator_of, with_bins
-from diffrl.data.replay import Mixture, ReplayBuffer
+from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Batch, RowSource, Transitions
 from diffrl.support.errors import UserError
 
@@ -125,17 +125,17 @@ class RefittingBuffer:
         """(S, len, W) what there is."""
         return self._rows.rows
 
-    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
+    def draw_rows(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """See `RowSource`."""
-        return self._rows.draw(batch_size, n_seeds, generator)
+        return self._rows.draw_rows(batch_size, n_seeds, generator)
 
     def view(self, rows: Tensor) -> Batch:
         """See `RowSource`."""
         return self._rows.view(rows)
 
-    def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
+    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
         """See `Source`."""
-        return self.view(self.draw(batch_size, n_seeds, generator))
+        return self.view(self.draw_rows(batch_size, n_seeds, generator))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The rows and the fit they are from."""
@@ -157,9 +157,9 @@ class Augmented:
     def __init__(self, real: RowSource, synthetic: RefittingBuffer) -> None:
         self._real, self._synthetic = real, synthetic
         share = synthetic.config.share
-        self._mixture = Mixture([real, synthetic], [1 - share, share])
+        self._mixture = MixedSource([real, synthetic], [1 - share, share])
 
-    def sample(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
+    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
         """See `Source`. The real rows come first."""
         source = self._mixture if self._synthetic.number else self._real
-        return source.sample(batch_size, n_seeds, generator)
+        return source.draw(batch_size, n_seeds, generator)

@@ -1,0 +1,252 @@
+"""Online runs: the agents of an offline run go on in their environment, and learn from what they do there."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.base import Agent
+from diffrl.augment.synther.refit import Augmented, RefittingBuffer
+from diffrl.data.normalise import reward_tuning
+from diffrl.data.replay import MixedSource, ReplayBuffer
+from diffrl.data.transitions import Source, Transitions
+from diffrl.runs import run as runs
+from diffrl.runs.build import Say, source_of_randomness
+from diffrl.runs.config import ONLINE_EVAL_EVERY, ONLINE_STEPS, OnlineConfig, RunOptions
+from diffrl.runs.policy import StackEvaluator, build_agent, load_stack
+from diffrl.runs.run import Run, lowering_memory
+from diffrl.runs.train import EXPLODED, claim, finished, fit, new_folder, newest, same_data, watched
+from diffrl.support.console import console
+from diffrl.support.errors import UserError, nearest
+from diffrl.support.machine import resolve_device, settle
+from diffrl.support.seeds import mix
+from diffrl.training import checkpoint, compilation
+from diffrl.training.compilation import compile_agent
+from diffrl.training.online import ENTROPY, Collector, OnlineTrainer
+from diffrl.training.rollout import rows_at_once
+from diffrl.training.stack import StackTrainer
+
+_SYNTHETIC = 0x5E7
+"""Sets SynthER's noise apart from the agent's."""
+
+
+def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool = False, **overrides: Any) -> Path:
+    """Go on with the agents of an offline run in its environment, in a run of its own; give that run's folder.
+
+    path: the offline run's folder. config: how it learns, by default as `OnlineConfig` says. overrides: fields of
+    `OnlineConfig`, and of `RunOptions`: steps (of the environment, by default 100,000), out, seeds, eval_every,
+    eval_episodes, log_every, device, compile. Each seed goes on from its own networks and optimisers, in an environment
+    of its own. Such a run goes on by `resume`, and its step 0 is the offline agent.
+    """
+    options = RunOptions(**_own(overrides, RunOptions))
+    settings = OnlineConfig(Path(path)) if config is None else config
+    settings = dataclasses.replace(settings, offline_run=Path(path), **_own(overrides, OnlineConfig))
+    if overrides:
+        known = [f.name for schema in (OnlineConfig, RunOptions) for f in dataclasses.fields(schema)]
+        name = next(iter(overrides))
+        raise UserError(f"There is no field {name!r} of an online run; {nearest(name, known)}")
+    settings = dataclasses.replace(settings, start_checkpoint=str(settings.start_checkpoint))
+    steps = ONLINE_STEPS if options.steps is None else options.steps
+    every = ONLINE_EVAL_EVERY if options.eval_every is None else options.eval_every
+    if steps <= settings.warm_up:
+        raise UserError(
+            f"--steps is {steps}, and the first {settings.warm_up} only collect (--warm-up): expected more steps, or a "
+            "shorter warm-up."
+        )
+    offline = _offline(Path(path))
+    old = dataclasses.replace(offline.config, agent=offline.config.agent.going_online())
+    device = resolve_device(options.device or old.device)
+    options = dataclasses.replace(options, steps=steps, eval_every=every, device=device)
+    new = dataclasses.replace(options.applied(old), compile=compilation.wanted(options.compile, steps, device))
+    settle()
+
+    # The agents as the offline run left them, and its data.
+    offline = dataclasses.replace(offline, config=old)
+    agent, start_steps = load_stack(offline, new.seeds, settings.start_checkpoint, device)
+    claim(new.out)
+    dataset = same_data(offline, quiet)
+    raw = Transitions.from_dataset(dataset).columns
+    shift, scale = reward_tuning(old.agent.reward_tune, raw.rewards, raw.episodes, dataset.return_range())
+    del raw
+    transitions = offline.preprocessing.transitions(dataset, old.agent.reward_tune, device)
+    del dataset
+
+    # The new run's folder.
+    folder = new.out or new_folder(new, f"{old.agent.name}-online")
+    settings = dataclasses.replace(settings, start_steps=start_steps, reward_shift=shift, reward_scale=scale)
+    run = dataclasses.replace(
+        offline,
+        path=folder,
+        config=dataclasses.replace(new, out=folder),
+        kind=runs.ONLINE,
+        settings=settings.to_dict(),
+    )
+    run.write()
+    return _fit(run, settings, agent, transitions, quiet)
+
+
+def _own(overrides: dict[str, Any], schema: type) -> dict[str, Any]:
+    """Take those that are fields of `schema` out of the overrides."""
+    return {f.name: overrides.pop(f.name) for f in dataclasses.fields(schema) if f.name in overrides}
+
+
+def _offline(path: Path) -> Run:
+    """The run to start from. Raises UserError where an online run cannot start from it."""
+    run = Run.read(path)
+    if run.kind == runs.ONLINE:
+        raise UserError(f"{path} is an online run already: `diffrl resume {path}`.")
+    if run.task.env_id is None:
+        raise UserError(
+            f"{path} was trained without an environment, so there is nothing to go on in. Train it with --env ID."
+        )
+    return run
+
+
+def resume_online(run: Run, *, steps: int | None, device: str | None, quiet: bool = False) -> Path:
+    """Go on with an online run from its newest whole checkpoint: see `diffrl.resume`."""
+    settings = OnlineConfig.from_dict(run.settings or {}, str(run.path))
+    device = resolve_device(device or run.config.device)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, steps=steps or run.config.steps))
+    saved = newest(run)
+    settle()
+    dataset = same_data(run, quiet)
+    with lowering_memory(run.config, run.path):
+        transitions = run.preprocessing.transitions(dataset, run.config.agent.reward_tune, device)
+    del dataset
+    compiled = compilation.wanted(run.config.compile, run.config.steps, device)
+    if run.config.compile and not compiled:
+        console.print("The run was compiled and goes on uncompiled: equal to rounding, so not bit for bit.")
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, compile=compiled))
+    with lowering_memory(run.config, run.path):
+        agent = build_agent(run, device)
+    run.write_config()
+    checkpoint.clean(run.path, saved.step)
+    return _fit(run, settings, agent, transitions, quiet, saved)
+
+
+def _fit(
+    run: Run,
+    settings: OnlineConfig,
+    agent: Agent,
+    transitions: Transitions,
+    quiet: bool,
+    saved: checkpoint.Checkpoint | None = None,
+) -> Path:
+    origin = {"online": {"offline_run": str(settings.offline_run), "start_steps": list(settings.start_steps)}}
+    with watched(run, _title(run, settings, len(transitions)), quiet, saved) as observer:
+        trainer = _trainer(run, settings, agent, transitions, observer.message)
+        fit(run, agent, trainer, observer, saved, origin)
+    return finished(run, quiet)
+
+
+def _title(run: Run, settings: OnlineConfig, n: int) -> str:
+    steps = ", ".join(f"{step:,}" for step in sorted(set(settings.start_steps)))
+    synthetic = settings.synthetic_share
+    share = f"{(1 - synthetic) * settings.keep_offline:.0%} of each batch from its {n:,} offline transitions"
+    if synthetic:
+        share += f", {synthetic:.0%} from SynthER once it is fitted"
+    origin = f"{settings.offline_run} (step {steps})"
+    return f"{run.config.agent.name} goes on from {origin} in {run.task.env_id}; {share}. Run: {run.path}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Explorer:
+    """Acts in training: the agent's actions, with Gaussian noise of deviation `exploration` added."""
+
+    agent: Agent
+    generator: torch.Generator
+    exploration: float
+
+    def __call__(self, observations: Tensor) -> Tensor:
+        actions = self.agent.act(observations, self.generator)
+        if self.exploration:
+            noise = torch.randn(actions.shape, generator=self.generator, device=actions.device)
+            actions = (actions + self.exploration * noise).clamp(-1, 1)
+        return actions
+
+
+def _trainer(run: Run, online: OnlineConfig, agent: Agent, transitions: Transitions, say: Say) -> OnlineTrainer:
+    """The seeds of `agent` as one stack in this process that learns in the environment: `transitions` are offline."""
+    config = run.config
+    if config.compile:
+        # Every step acts, on one state a seed.
+        act_rows = {1, rows_at_once(config.eval_episodes, agent.n_seeds)}
+        compile_agent(agent, config.agent, transitions, act_rows=sorted(act_rows), say=say)
+    generator = source_of_randomness(agent, ENTROPY)  # not the numbers of the offline run again
+    sizes = transitions.observation_size, transitions.action_size
+    buffer = ReplayBuffer(agent.n_seeds, min(online.capacity, config.steps), *sizes, agent.device)
+    real = MixedSource([transitions, buffer], [online.keep_offline, 1 - online.keep_offline])
+
+    collector = Collector(
+        run.task.make,
+        _Explorer(agent, generator, online.exploration),
+        buffer,
+        agent.seeds,
+        run.preprocessing,
+        reward_shift=online.reward_shift,
+        reward_scale=online.reward_scale,
+        first_episode=int(transitions.columns.episodes.max()) + 1,
+        device=agent.device,
+    )
+    source: Source = real
+    synthetic = None
+    if online.synthetic_share:
+        synthetic = _synthetic(run, online, agent, transitions, buffer, real, say)
+        source = Augmented(real, synthetic)
+    evaluator = StackEvaluator(run, agent)
+    return OnlineTrainer(
+        StackTrainer(
+            agent,
+            source,
+            config.agent.batch_size,
+            generator,
+            evaluator,
+            capture=config.capture,
+            value_limit=run.value_limit,
+            on_close=evaluator.close,
+        ),
+        collector,
+        updates_per_step=online.updates_per_step,
+        warm_up=online.warm_up,
+        value_scale=EXPLODED / (1 - config.agent.discount),
+        refitter=synthetic,
+    )
+
+
+def _synthetic(
+    run: Run,
+    online: OnlineConfig,
+    agent: Agent,
+    transitions: Transitions,
+    buffer: ReplayBuffer,
+    real: MixedSource,
+    say: Say,
+) -> RefittingBuffer:
+    """SynthER of the rows as the agent sees them; each seed's model learns from the batches that its agent would."""
+
+    def rows() -> Transitions:
+        """Offline, where they are used, and online, of all seeds."""
+        offline = [transitions.rows] if real.shares[0] else []
+        return dataclasses.replace(transitions, rows=torch.cat([*offline, buffer.rows.flatten(0, 1)]))
+
+    if agent.device.type == "cpu" and online.synthetic_width >= 1024:
+        say("On a CPU each fit of the published size takes hours: --synthetic-width 256 --synthetic-steps 10000.")
+    env = run.task.make()
+    space: Any = env.observation_space
+    env.close()
+    scaled = run.preprocessing.observations
+    bounds = [scaled(torch.as_tensor(bound, dtype=torch.float32)).numpy() for bound in (space.low, space.high)]
+    return RefittingBuffer(
+        online.refit,
+        agent.seeds,
+        mix([*agent.seeds, _SYNTHETIC]),
+        rows,
+        real,
+        observation_size=transitions.observation_size,
+        action_size=transitions.action_size,
+        observation_bounds=(bounds[0], bounds[1]),
+        device=agent.device,
+        say=say,
+    )

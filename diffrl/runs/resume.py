@@ -1,0 +1,51 @@
+"""Going on with a run of any kind from its newest checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+from diffrl.runs import run as kinds
+from diffrl.runs.run import Run
+from diffrl.support.errors import UserError
+from diffrl.tuning import config as tuning
+
+
+def resume(
+    path: Path | str,
+    *,
+    steps: int | None = None,
+    device: str | None = None,
+    eval_workers: int | None = None,
+    stop_kl: float | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Go on with a run, bit for bit as if it had not been cut, to `steps` steps in all; give its folder.
+
+    steps: by default what the run was made for; of a run of images in what its algorithm counts by, images scored or
+    rounds. device: another than the run's. eval_workers: for an offline run, another number than its own, on which no
+    score depends. stop_kl: for a run of images that stopped at its own, another bound. Where a run acts in
+    environments, each begins a new episode.
+    """
+    kind = kinds.kind_of(path)
+    if stop_kl is not None and kind != kinds.IMAGES:
+        raise UserError(f"--stop-kl is for runs of images, and {path} is none.")
+    if eval_workers is not None and kind != kinds.OFFLINE:
+        raise UserError(f"--eval-workers is for offline runs, and {path} is evaluated in the process that trains.")
+    options: dict[str, Any] = {"steps": steps, "device": device, "quiet": quiet}
+    if kind == kinds.IMAGES:
+        from diffrl.images import job
+
+        return job.resume(path, stop_kl=stop_kl, **options)
+    run = Run.read(path)
+    if kind == kinds.OFFLINE:
+        from diffrl.runs.train import resume_offline
+
+        return resume_offline(run, eval_workers=eval_workers, **options)
+    if kind == kinds.ONLINE:
+        from diffrl.runs.online import resume_online
+
+        return resume_online(run, **options)
+    if kind in tuning.ALGORITHMS:
+        from diffrl.runs.tune import resume_tuning
+
+        return resume_tuning(run, **options)
+    raise UserError(f"{path} is a run of the kind {kind!r}, which this version of diffrl does not know.")

@@ -1,0 +1,95 @@
+"""What other packages bring to diffrl: the entry points of three groups.
+
+A package says in its pyproject.toml what it brings, by name, and where the object is:
+
+    [project.entry-points."diffrl.agents"]
+    my_agent = "my_package.config:MyAgent"
+
+Entry points are found where Python finds packages, in worker processes as in the first one. Only an object that is
+asked for by its name is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+from diffrl.support.errors import UserError, first_line
+
+Group = Literal["diffrl.agents", "diffrl.rewards", "diffrl.datasets"]
+WHAT: dict[Group, str] = {
+    "diffrl.agents": "agent",
+    "diffrl.rewards": "reward",
+    "diffrl.datasets": "family of data sets",
+}
+"""What the objects of a group are."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An entry point of another package."""
+
+    group: Group
+    entry: EntryPoint
+
+    @property
+    def name(self) -> str:
+        """What the object is called on the command line."""
+        return self.entry.name
+
+    @property
+    def distribution(self) -> str:
+        """The name of the package's distribution, as pip knows it."""
+        return self.entry.dist.name if self.entry.dist is not None else "another package"
+
+    def load(self) -> Any:
+        """The object. Raises UserError where it cannot be imported, whatever the import raises."""
+        try:
+            return self.entry.load()
+        except Exception as error:
+            raise self.broken(f"its import fails with {type(error).__name__}: {first_line(error)}") from error
+
+    def broken(self, why: str) -> UserError:
+        """An error that says why the object cannot be used, and whose it is."""
+        return UserError(
+            f"The {WHAT[self.group]} {self.name!r} of {self.distribution} ({self.entry.value}) cannot be used: "
+            f"{why.rstrip('.')}. Mend, update or uninstall {self.distribution}."
+        )
+
+
+def found(group: Group) -> list[Plugin]:
+    """All of a group by name, those that cannot be used among them; nothing is loaded."""
+    return [Plugin(group, entry) for entry in sorted(entry_points(group=group), key=lambda entry: entry.name)]
+
+
+def find(group: Group, name: str, own: Collection[str]) -> Plugin | None:
+    """The plugin of that name; None where there is none. own: the names of diffrl's own.
+
+    Raises UserError where the name is one of `own` too, or several packages bring it: which is meant is not guessed.
+    """
+    same = [plugin for plugin in found(group) if plugin.name == name]
+    conflict = _conflict(same, own)
+    if conflict:
+        raise same[0].broken(conflict)
+    return same[0] if same else None
+
+
+def listed(group: Group, own: Collection[str]) -> list[str]:
+    """The plugins of a group for a list that people read: NAME (DISTRIBUTION), and why one is refused."""
+    by_name: dict[str, list[Plugin]] = {}
+    for plugin in found(group):
+        by_name.setdefault(plugin.name, []).append(plugin)
+    result = []
+    for name, same in by_name.items():
+        conflict = _conflict(same, own)
+        result.append(f"{name} ({same[0].distribution}{f'; refused: {conflict}' if conflict else ''})")
+    return result
+
+
+def _conflict(same: list[Plugin], own: Collection[str]) -> str | None:
+    """Why plugins of one name cannot be used, where that is because of the name."""
+    if same and same[0].name in own:
+        return "the name is that of one of diffrl's own"
+    return f"{same[1].distribution} brings one of the same name" if len(same) > 1 else None

@@ -1,0 +1,64 @@
+"""The agents by name, and what their configurations say of their policies."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+import agents
+from agents import AGENTS
+from agents.action_network import GenerativePolicy
+from agents.base import Agent
+from agents.consistency_policy import ConsistencyPolicy
+from agents.diffusion_policy import DiffusionPolicy
+from agents.fql import FlowPolicy
+from agents.solver_policy import SolverPolicy
+from diffrl.support.errors import UserError
+from diffrl.tuning.target import chain_policy, denoising_policy
+
+KINDS = {"chain": DiffusionPolicy, "solver": SolverPolicy, "flow": FlowPolicy, "consistency": ConsistencyPolicy}
+
+
+def build(name: str, **fields: Any) -> Agent:
+    return AGENTS[name](width=16, layers=1, batch_size=8, **fields).build(3, 2, (0,))
+
+
+@pytest.mark.parametrize("name", sorted(AGENTS))
+def test_the_kind_of_policy_is_that_of_the_agents_network(name: str) -> None:
+    """And so says rightly what can be fine-tuned, and diagnosed."""
+    agent, kind = build(name), AGENTS[name].policy_kind
+    policy = agent.networks[agent.generative]
+    assert type(policy) is KINDS[kind] if kind in KINDS else not isinstance(policy, GenerativePolicy)
+
+    def works(use: Any) -> bool:
+        try:
+            use(agent)
+        except UserError:
+            return False
+        return True
+
+    assert works(chain_policy) == (kind == "chain")
+    assert works(denoising_policy) == (kind in ("chain", "solver"))
+    assert works(lambda agent: agent.generative_model(torch.zeros(1, 1, 3))) == (kind in ("chain", "solver", "flow"))
+
+
+def test_the_agents_of_a_kind_are_named_in_order() -> None:
+    assert agents.names("chain", "solver") == ["diffusion_bc", "diffusion_ql", "edp", "idql", "q_guidance"]
+    assert agents.names("deterministic") == ["bc", "td3_bc", "iql"]
+    with pytest.raises(UserError, match="those that have one are diffusion_bc, diffusion_ql and idql"):
+        chain_policy(build("bc"))
+    with pytest.raises(UserError, match="diffusion_bc, diffusion_ql, edp, idql, q_guidance and fql"):
+        build("bc").generative_model(torch.zeros(1, 1, 3))
+
+
+def test_an_unknown_name_gets_the_nearest_one() -> None:
+    with pytest.raises(UserError, match="did you mean 'diffusion_ql'"):
+        agents.get("difusion_ql")
+    assert agents.get("fql") is agents.FQL
+
+
+def test_configurations_import_no_torch() -> None:
+    code = "import sys, agents; agents.FQL(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,224 @@
+"""An agent and a family of data sets from another package: on the command line, in worker processes, from its folder.
+
+The package is one module beside a `.dist-info`, on PYTHONPATH, and knows diffrl's public names only.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import agents
+from agents import AgentConfig
+from diffrl.commands.data import ListData
+from diffrl.support.errors import DataError, UserError
+from envs import datasets, registry
+from tests.support.plugin_cases import install
+
+CONFIG = """
+from dataclasses import dataclass
+from typing import ClassVar
+from agents import AgentConfig
+
+@dataclass(frozen=True)
+class Toy(AgentConfig):
+    '''A linear policy fitted by least squares.'''
+    name: ClassVar[str] = "toy"
+    learning_rate: float = 0.03
+    '''Adam's learning rate.'''
+
+    def implementation(self):
+        from toy_agent import ToyAgent
+        return ToyAgent
+"""
+AGENT = """
+import torch
+from agents.base import Agent
+from diffrl.nets import Adam, StackedLinear
+
+class ToyAgent(Agent):
+    def __init__(self, config, observation_size, action_size, seeds, device):
+        super().__init__(config, observation_size, action_size, seeds, device)
+        self.actor = StackedLinear((self.n_seeds,), observation_size, action_size, self.generators).to(self.device)
+        self.networks = {"actor": self.actor}
+        self.optimisers = {"actor": Adam(self.actor, config.learning_rate)}
+
+    def update(self, batch, generator, phase=0):
+        loss = (self.actor(batch.observations) - batch.actions).square().mean((-2, -1))
+        self.optimisers["actor"].step(loss)
+        self.step += 1
+        return {"bc_loss": loss.detach()}
+
+    @torch.no_grad()
+    def act(self, observations, generator):
+        return self.actor(observations).clamp(-1, 1)
+"""
+WORLD = """
+import gymnasium
+import numpy as np
+from diffrl.data.offline import OfflineDataset
+from envs.registry import Benchmark, DataFamily
+
+class Halve(gymnasium.Env):
+    '''The reward is -|a - s / 2|; the state is drawn anew at each step.'''
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def draw(self):
+        self.s = self.np_random.uniform(-1, 1, 1).astype(np.float32)
+        return self.s
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.draw(), {}
+
+    def step(self, action):
+        reward = -abs(float(action[0]) - float(self.s[0]) / 2)
+        return self.draw(), reward, False, False, {}
+
+gymnasium.register("Halve-v0", Halve, max_episode_steps=5)
+
+def load(name):
+    rng = np.random.default_rng(0)
+    n = {"toyfam-small": 400, "toyfam-large": 4000}[name]
+    s = rng.uniform(-1, 1, (n, 1)).astype(np.float32)
+    none = np.zeros(n, np.bool_)
+    return OfflineDataset(s, s / 2, np.zeros(n, np.float32), none, np.arange(n) % 5 == 4)
+
+NAMES = ("toyfam-small", "toyfam-large")
+FAMILY = DataFamily([Benchmark(n, "toy_world:Halve-v0", 5, -2.5, 0.0, note="A toy.") for n in NAMES], load)
+"""
+GROUPS = {"diffrl.agents": {"toy": "toy_config:Toy"}, "diffrl.datasets": {"toyfam": "toy_world:FAMILY"}}
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that packages are installed into."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    for variable in ("DIFFRL_DATA", "MINARI_DATASETS_PATH", "D4RL_DATASET_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    return folder
+
+
+def diffrl(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "diffrl", *words]
+    environment = os.environ | {"PYTHONPATH": path, "COLUMNS": "200"}
+    return subprocess.run(command, env=environment, cwd=site.parent, capture_output=True, text=True, check=False)
+
+
+def test_a_toy_agent_trains_on_a_toy_family_and_is_evaluated(site: Path) -> None:
+    """By two training workers and one that evaluates; it learns a = s / 2, whose score is 100."""
+    install(site, "toy-package", GROUPS, toy_config=CONFIG, toy_agent=AGENT, toy_world=WORLD)
+    run = site.parent / "run"
+    trained = diffrl(
+        site, "train", "--agent", "toy", "--dataset", "toyfam-small", "--steps", "300", "--eval-every", "150",
+        "--eval-episodes", "2", "--seeds", "0", "1", "--workers", "2", "--eval-workers", "1", "--out", str(run),
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["agent"]["name"], config["workers"], config["eval_workers"]) == ("toy", 2, 1)
+    evaluated = diffrl(site, "evaluate", str(run), "--episodes", "3", "--which", "last")
+    assert evaluated.returncode == 0, evaluated.stderr
+    result = json.loads((run / "evaluation.json").read_text())["last"]
+    returns, scores = np.asarray(result["returns"]), np.asarray(result["scores"])
+    assert returns.shape == (2, 3)
+    np.testing.assert_allclose(scores, 100 * (returns + 2.5) / 2.5)
+    assert scores.min() > 95
+    gone = diffrl(site.parent, "evaluate", str(run))
+    assert gone.returncode == 2
+    assert "Unknown agent 'toy'" in gone.stderr
+
+
+def test_listings_name_what_other_packages_bring(site: Path) -> None:
+    install(site, "toy-package", GROUPS, toy_config=CONFIG, toy_agent=AGENT, toy_world=WORLD)
+    assert "fql, toy (toy-package)." in diffrl(site, "train", "--help").stdout
+    assert "--agent.learning-rate" in diffrl(site, "train", "--agent", "toy", "--help").stdout
+    shown = diffrl(site, "data", "list", "toyfam").stdout.splitlines()
+    lines = [line.split() for line in shown if line.startswith("toyfam")]
+    assert lines[0] == ["toyfam-small", "here", "(toy-package)", "-", "toy_world:Halve-v0", "-2.50", "0.00"]
+    assert len(lines) == 2
+    assert "- A toy." in shown
+    described = diffrl(site, "data", "info", "toyfam-small")
+    assert described.returncode == 0, described.stderr
+    assert "400 rows, 80 episodes" in described.stdout
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "why"),
+    [
+        ("raise ImportError('of no use')", "Toy", "its import fails with ImportError: of no use"),
+        ("Toy = 3", "Toy", "it is 3; expected a subclass of agents.AgentConfig"),
+        (CONFIG.replace("@dataclass(frozen=True)", ""), "Toy", r"not a @dataclass\(frozen=True\)"),
+        (CONFIG.replace("implementation", "other"), "Toy", "no method `implementation`"),
+        (CONFIG.replace('"toy"', '"boy"'), "Toy", "called 'boy'; expected name = 'toy'"),
+    ],
+)
+def test_an_agent_that_cannot_be_used_is_refused_with_the_reason(site: Path, source: str, name: str, why: str) -> None:
+    module = f"broken_{abs(hash(source))}"
+    install(site, "toy-package", {"diffrl.agents": {"toy": f"{module}:{name}"}}, **{module: source})
+    with pytest.raises(UserError, match=f"The agent 'toy' of toy-package .* cannot be used: .*{why}"):
+        agents.get("toy")
+    assert issubclass(agents.get("bc"), AgentConfig)
+
+
+def test_a_name_of_our_own_is_refused(site: Path) -> None:
+    """There is no telling which of the two is meant."""
+    install(site, "toy-package", {"diffrl.agents": {"bc": "toy:Toy"}, "diffrl.datasets": {"hopper": "toy:FAMILY"}})
+    with pytest.raises(UserError, match=r"The agent 'bc' of toy-package .* one of diffrl's own"):
+        agents.get("bc")
+    with pytest.raises(UserError, match=r"family of data sets 'hopper' of toy-package .* one of diffrl's own"):
+        datasets.locate("hopper-mine-v0")
+    assert datasets.locate("hopper-medium-v2").kind == "d4rl"
+    assert agents.listed()[-1] == "bc (toy-package; refused: the name is that of one of diffrl's own)"
+
+
+def family(site: Path, source: str) -> Any:
+    module = f"broken_{abs(hash(source))}"
+    return install(site, "toy-package", {"diffrl.datasets": {"toyfam": f"{module}:FAMILY"}}, **{module: source})
+
+
+@pytest.mark.parametrize(
+    ("source", "why", "listed"),
+    [
+        ("FAMILY = []", r"it is \[\]; expected an envs.registry.DataFamily", False),
+        (WORLD.replace('"toyfam-large")', '"large")'), "its id 'large' does not begin with 'toyfam-'", False),
+        (WORLD.replace("rng = ", "1 / 0; rng = "), r"load\('toyfam-small'\) fails with ZeroDivisionError", True),
+        (WORLD.replace("return Offline", "return ['a list'] or Offline"), "gives list; expected", True),
+    ],
+)
+def test_a_family_that_cannot_be_used_is_refused_with_the_reason(
+    site: Path, source: str, why: str, listed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a list of data sets says so, and goes on, where it can tell."""
+    family(site, source)
+    with pytest.raises(UserError, match=f"data sets 'toyfam' of toy-package .* cannot be used: .*{why}"):
+        datasets.load_dataset("toyfam-small")
+    assert ListData("-small" if listed else "maze2d-umaze-v1").run() == 0
+    shown = capsys.readouterr().out
+    assert ("cannot be used" in shown) == (not listed)
+    assert ("toyfam-small" in shown) == listed
+
+
+def test_a_familys_data_are_checked_and_cut_as_any_other(site: Path) -> None:
+    family(site, WORLD.replace("s / 2,", "s * 3,"))
+    with pytest.raises(DataError, match="toyfam-small: actions: row"):
+        datasets.load_dataset("toyfam-small")
+    loaded = datasets.load_dataset("toyfam-small", rows=7, action_limit=None)
+    assert len(loaded) == 7
+    assert loaded.timeouts[-1]
+    assert loaded.metadata == {"dataset": "toyfam-small", "env_id": "toy_world:Halve-v0"}
+    for act in (datasets.download, datasets.generate):
+        with pytest.raises(UserError, match="makes or fetches it itself"):
+            act("toyfam-small")
+    with pytest.raises(UserError, match="did you mean 'toyfam-small'"):
+        datasets.load_dataset("toyfam-smal")
+    assert registry.get("toyfam-large").normalised_score([-1.25]).tolist() == [50.0]
