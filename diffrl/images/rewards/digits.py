@@ -157,7 +157,7 @@ def train(held_out: bool) -> nn.Module:
 
 @functools.cache
 def digit_classifier() -> Classify:
-    """Tells digits apart, to measure fidelity: support vectors on both halves, probabilities by Platt's sigmoids.
+    """Tells digits apart for the measures of fidelity: support vectors on both halves, with Platt's sigmoids.
 
     Fitted at use, in a fraction of a second; nothing is kept on disk. No reward: nothing is ever optimised against it.
     """
