@@ -61,7 +61,7 @@ class DiffusionPolicy(GenerativePolicy):
         if sampler == "beta":  # on VP 1 - beta_t, the square of a step's alpha_t / alpha_r, is e^(r - t)
             betas = -torch.expm1(times[1:].double() - times[:-1].double())
             stds = [*betas[:-1].sqrt().tolist(), 0.0]
-            self._beta_steps = [(f, g, s) for (_, f, g, _), s in zip(self.sampler.transitions, stds, strict=True)]
+            self._beta_steps = [(step.f, step.g, s) for step, s in zip(self.sampler.plan, stds, strict=True)]
         # (c_skip, c_out) of the denoiser at each time of the grid.
         self._preconditioning = torch.stack(self.prediction.preconditioning(times[:-1].double()), 1).tolist()
         self.register_buffer("times", times[:-1], persistent=False)

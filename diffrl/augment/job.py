@@ -131,7 +131,7 @@ def synther(
             seed,
             {"fingerprint": config.fingerprint, "model": dataclasses.asdict(model)},
             on_progress=on_progress,
-            stopped=lambda: bool(stopped),
+            stopped=stopped,
         )
     if len(generated) < n:
         raise Interrupted(f"Stopped after {len(generated):,} of {n:,} rows, which are kept. The same command goes on.")

@@ -111,7 +111,7 @@ def _options(words: Sequence[str]) -> dict[str, str]:
 
 def _usage(config: FinetuneConfig) -> str:
     """The text above the options that --help prints."""
-    from diffrl.images.catalogue import listing
+    from diffrl.images.rewards import listing
 
     width = max(len(name) for name in ALGORITHMS)
     about = {name: (inspect.getdoc(schema) or "").splitlines()[0].rstrip(".") for name, schema in ALGORITHMS.items()}

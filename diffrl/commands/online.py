@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     """Parse what stands after `diffrl online` and do it."""
     words = list(arguments)
     if resume.asked(words):
-        return resume.spelled(words)
+        return resume.spelled(words, online=True)
     given = tyro.cli(Online, args=flag_values(words), prog="diffrl online", description=USAGE)
     from diffrl.runs.online import online
 

@@ -62,10 +62,18 @@ def asked(words: Sequence[str]) -> bool:
     return any(word.split("=")[0] == "--resume" for word in words)
 
 
-def spelled(words: Sequence[str]) -> int:
-    """Do what `--resume RUN ...` says after another verb."""
+def spelled(words: Sequence[str], online: bool = False) -> int:
+    """Do what `--resume RUN ...` says after another verb. online: which is for online runs alone."""
     rest = list(words)
     folder = take(rest, "--resume")
     if {"-h", "--help"} & set(words) or folder is None:
         return run(["--help"])
+    if online:
+        from diffrl.runs.run import OFFLINE, kind_of
+
+        if kind_of(folder) == OFFLINE:
+            raise UserError(
+                f"{folder} is an offline run: `diffrl resume {folder}` goes on with it offline, "
+                f"`diffrl online {folder}` in its environment."
+            )
     return run([folder, *rest])

@@ -118,8 +118,8 @@ class DenoisingChain:
             raise ValueError(f"min_std must be finite and not negative, got {min_std}")
         if event_dims < 1:
             raise ValueError(f"event_dims must be at least 1, got {event_dims}")
-        transitions = Sampler(process, times, eta=eta).transitions
-        self._steps = [(t, f, g, max(n, min_std)) for t, f, g, n in transitions]
+        plan = Sampler(process, times, eta=eta).plan
+        self._steps = [(step.t, step.f, step.g, max(step.n, min_std)) for step in plan]
         self.stds = tuple(n for _, _, _, n in self._steps)
         """The deviation of each step, the clamp applied."""
         self.times = tuple(t for t, _, _, _ in self._steps)

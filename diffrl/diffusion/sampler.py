@@ -82,22 +82,50 @@ class Langevin:
             raise ValueError(f"need steps >= 1, a finite snr >= 0 and event_dims >= 1, got {self}")
 
 
-class Step(NamedTuple):
-    """The scalars of reverse steps, in the letters above, each of the shape of the times."""
+class Trial(NamedTuple):
+    """A trial point, x_j = a D + s e + weight (e_last - e) at the time t, where e_last is of the trial before."""
 
-    a: Tensor
-    s: Tensor
-    b: Tensor
-    c: Tensor
-    n: Tensor
+    t: float
+    a: float
+    s: float
+    weight: float
 
 
-def _step(process: Process, t: Tensor, r: Tensor, eta: float) -> Step:
+class SolverStep(NamedTuple):
+    """One step of a `Sampler` from t to r, in numbers; the letters are those at the top of this file."""
+
+    t: float
+    """The time of x_t; with `Churn` the raised one."""
+    a: float
+    s: float
+    f: float
+    """b - c a/s: without its correction the step is x_r = f D + g x_t + n z."""
+    g: float
+    """c/s."""
+    n: float
+    weight: float
+    """The correction is weight (e_j - e), with e_j found at the last of the `trials`."""
+    history: float
+    """Of dpmpp2m alone: the correction is history (D - D_last)."""
+    lift: float
+    """Of `Churn`: x_t = lift x + spread z, with x where the last step ended. Without churn 1 and 0."""
+    spread: float
+    r: float
+    b: float
+    w: float
+    trials: tuple[Trial, ...]
+    """None for a first-order step, as every step to data is."""
+    to_data: bool
+    """Whether k_r = 0: the step has no correction, and no `Langevin` steps follow it."""
+
+
+def _scalars(process: Process, t: Tensor, r: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(a, s, b, c, n) of reverse steps from t to r, each of the shape of the times."""
     a, s, b, w = process.alpha(t), process.sigma(t), process.alpha(r), process.sigma(r)
     q = (a * w) / (b * s)  # k_r / k_t; written so, it is 0 and not nan at a = 0
     c = w * torch.sqrt((1 - eta**2) + (eta * q) ** 2)  # never the root of a negative number, as w^2 - n^2 might be
     n = eta * w * torch.sqrt(((1 - q) * (1 + q)).clamp_min(0))
-    return Step(a, s, b, c, n)
+    return a, s, b, c, n
 
 
 def reverse_step(
@@ -110,42 +138,38 @@ def reverse_step(
     outside [0, 1].
     """
     _check_eta(eta)
-    a, s, b, c, n = _step(process, expand(t, x), expand(r, x), eta)
+    a, s, b, c, n = _scalars(process, expand(t, x), expand(r, x), eta)
     return b * x0 + c * (x - a * x0) / s, n
 
 
-class Trial(NamedTuple):
-    """A trial point of a step, at the ratio k: (a_j D + s_j e) + a_j weight (e_last - e), e_last the trial before."""
-
-    k: Tensor
-    weight: Tensor
+Rule = tuple[list[tuple[Tensor, Tensor]], Tensor]
+"""A solver's trial points, each as (k_j, weight / a_j), and the weight over b of the correction's e_j - e."""
 
 
 def _phi(h: Tensor) -> Tensor:
     return torch.expm1(h) / h
 
 
-def _dpm2(k: Tensor, k_r: Tensor) -> tuple[list[Trial], Tensor]:
-    return [Trial(torch.sqrt(k * k_r), torch.zeros_like(k))], k_r - k
+def _dpm2(k: Tensor, k_r: Tensor) -> Rule:
+    return [(torch.sqrt(k * k_r), torch.zeros_like(k))], k_r - k
 
 
-def _dpm3(k: Tensor, k_r: Tensor) -> tuple[list[Trial], Tensor]:
+def _dpm3(k: Tensor, k_r: Tensor) -> Rule:
     h = torch.log(k / k_r)
     k_2, k_3 = k * torch.exp(-h / 3), k * torch.exp(-2 * h / 3)
-    trials = [Trial(k_2, torch.zeros_like(k)), Trial(k_3, 2 * k_3 * (1 - _phi(2 * h / 3)))]
+    trials = [(k_2, torch.zeros_like(k)), (k_3, 2 * k_3 * (1 - _phi(2 * h / 3)))]
     return trials, 1.5 * k_r * (1 - _phi(h))
 
 
-def _heun(k: Tensor, k_r: Tensor) -> tuple[list[Trial], Tensor]:
-    return [Trial(k_r, torch.zeros_like(k))], (k_r - k) / 2
+def _heun(k: Tensor, k_r: Tensor) -> Rule:
+    return [(k_r, torch.zeros_like(k))], (k_r - k) / 2
 
 
-def _first_order(k: Tensor, k_r: Tensor) -> tuple[list[Trial], Tensor]:
+def _first_order(k: Tensor, k_r: Tensor) -> Rule:
     return [], torch.zeros_like(k)
 
 
-# A solver's rule: from (k_t, k_r), its trial points and the weight, over b, of the last (e_j - e) in the correction.
-_SOLVERS: dict[str, Callable[[Tensor, Tensor], tuple[list[Trial], Tensor]]] = {
+_SOLVERS: dict[str, Callable[[Tensor, Tensor], Rule]] = {
     "ddim": _first_order,
     "dpm1": _first_order,
     "dpm2": _dpm2,
@@ -193,29 +217,16 @@ class Sampler:
         times = times.detach().to("cpu", torch.float64)
         if not bool((times[1:] < times[:-1]).all()):
             raise ValueError("times must decrease strictly, from noise to data")
+        own_noise = int(eta > 0 or churn is not None)
         self.n_steps = len(times) - 1
-        self._own_noise = int(eta > 0 or churn is not None)
-        self._noise_per_step = self._own_noise + (0 if corrector is None else corrector.steps)
-        self.n_noise = self.n_steps * self._noise_per_step
+        self.n_noise = self.n_steps * (own_noise + (0 if corrector is None else corrector.steps))
         self.draws_noise = self.n_noise > 0
-        self._solver = solver
-        self._ends_at_data = float(times[-1]) == 0
-
-        t, r = times[:-1], times[1:]
-        self._lifts: list[list[float]] = []
-        if churn is not None:
-            t, lift, spread = _churn(process, t, churn)
-            self._lifts = _per_step(lift, spread)
-        step = _step(process, t, r, eta)
-        self._steps = _per_step(t, *step)
-        # The step without its correction in two numbers: x_r = (b - c a/s) D + (c/s) x + n z.
-        self._direct = _per_step(step.b - step.c * step.a / step.s, step.c / step.s)
-        self._history = _per_step(_history(process, t, r)) if solver == "dpmpp2m" else []
-        points, weight = _corrections(process, solver, t, r)
-        self._trials = [_per_step(*point) for point in points]
-        self._weights = _per_step(weight)
+        self.plan = _plan(process, times[:-1], times[1:], solver, eta, churn)
+        """The steps in their order."""
+        self._ancestral = eta > 0
+        self._churned = churn is not None
+        self._two_step = solver == "dpmpp2m"
         self._corrector = corrector
-        self._ends = _per_step(r, process.alpha(r), process.sigma(r)) if corrector is not None else []
 
     def __call__(
         self,
@@ -229,7 +240,7 @@ class Sampler:
     ) -> Tensor:
         """Carry `x` at times[0] down to times[-1]; see `sample` for the arguments."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        z = step_noise(x, self.n_noise, generator, noise).unbind() if self.draws_noise else ()
+        z = iter(step_noise(x, self.n_noise, generator, noise).unbind() if self.draws_noise else ())
 
         def denoised(x: Tensor, t: float) -> Tensor:
             """D(x, t)."""
@@ -238,42 +249,26 @@ class Sampler:
 
         chain = [x]
         D_last: Tensor | None = None
-        ancestral = self._own_noise and not self._lifts
-        corrector, stride = self._corrector, self._noise_per_step
-        for i, (t, a, s, _, _, n) in enumerate(self._steps):
-            if self._lifts:
-                lift, spread = self._lifts[i]
-                x = lift * x + spread * z[i * stride]
-            D = denoised(x, t)
+        for step in self.plan:
+            if self._churned:
+                x = step.lift * x + step.spread * next(z)
+            D = denoised(x, step.t)
             x_t = x
-            on_D, on_x = self._direct[i]
-            x = on_D * D + on_x * x
-            if ancestral:
-                x = x + n * z[i * stride]
-            if self._solver == "dpmpp2m":
-                x = x if D_last is None else x + self._history[i][0] * (D - D_last)
+            x = step.f * D + step.g * x_t
+            if self._ancestral:
+                x = x + step.n * next(z)
+            if self._two_step:
+                x = x if D_last is None else x + step.history * (D - D_last)
                 D_last = D
-            elif self._trials and not self._at_data(i):
-                e = (x_t - a * D) / s
-                trials = [trial[i] for trial in self._trials]
-                x = x + self._weights[i][0] * _change(denoised, D, e, trials)
-            if corrector is not None and not self._at_data(i):
-                r, b, w = self._ends[i]
-                for j in range(i * stride + self._own_noise, (i + 1) * stride):
-                    score = (b * denoised(x, r) - x) / w**2
-                    x = _langevin(corrector, x, score, z[j])
+            elif step.trials:
+                e = (x_t - step.a * D) / step.s
+                x = x + step.weight * _change(denoised, D, e, step.trials)
+            if self._corrector is not None and not step.to_data:
+                for _ in range(self._corrector.steps):
+                    score = (step.b * denoised(x, step.r) - x) / step.w**2
+                    x = _langevin(self._corrector, x, score, next(z))
             chain.append(x)
         return torch.stack(chain) if return_chain else x
-
-    @property
-    def transitions(self) -> list[tuple[float, float, float, float]]:
-        """The ddim step from each time t as (t, f, g, n): x_r = f D(x_t, t) + g x_t + n z, D clamped to a clip."""
-        times, n = (step[0] for step in self._steps), (step[-1] for step in self._steps)
-        return [(t_i, f, g, n_i) for t_i, (f, g), n_i in zip(times, self._direct, n, strict=True)]
-
-    def _at_data(self, i: int) -> bool:
-        """Whether step i leads to k = 0."""
-        return self._ends_at_data and i == self.n_steps - 1
 
 
 def sample(
@@ -330,7 +325,7 @@ def solver_step(process: Process, denoise: Denoise, x: Tensor, t: Tensor, r: Ten
     def denoised(x: Tensor, t: Tensor) -> Tensor:
         return denoise(x, t).to(x.dtype)
 
-    a, s, b, c, _ = (on_rows(scalar) for scalar in _step(process, t, r, 0.0))
+    a, s, b, c, _ = (on_rows(scalar) for scalar in _scalars(process, t, r, 0.0))
     points, weight = _corrections(process, solver, t, r)
     D = denoised(x, t)
     e = (x - a * D) / s
@@ -389,10 +384,23 @@ def step_noise(x: Tensor, draws: int, generator: torch.Generator | None, noise: 
     return torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
-def _per_step(*vectors: Tensor) -> list[list[float]]:
-    """Vectors over the grid as one list of numbers a step."""
-    table: list[list[float]] = torch.stack(vectors, 1).tolist()
-    return table
+def _plan(
+    process: Process, t: Tensor, r: Tensor, solver: str, eta: float, churn: Churn | None
+) -> tuple[SolverStep, ...]:
+    """The steps from the times t (T,) to the times r (T,)."""
+    lift, spread = torch.ones_like(t), torch.zeros_like(t)
+    if churn is not None:
+        t, lift, spread = _churn(process, t, churn)
+    a, s, b, c, n = _scalars(process, t, r, eta)
+    history = _history(process, t, r) if solver == "dpmpp2m" else torch.zeros_like(t)
+    points, weight = _corrections(process, solver, t, r)
+    numbers = (t, a, s, b - c * a / s, c / s, n, weight, history, lift, spread, r, b, process.sigma(r))
+    steps = []
+    for i, row in enumerate(torch.stack(numbers, 1).tolist()):
+        to_data = float(r[i]) == 0
+        trials = () if to_data else tuple(Trial(*torch.stack(point)[:, i].tolist()) for point in points)
+        steps.append(SolverStep._make((*row, trials, to_data)))
+    return tuple(steps)
 
 
 def _churn(process: Process, t: Tensor, churn: Churn) -> tuple[Tensor, Tensor, Tensor]:
@@ -422,10 +430,10 @@ def _corrections(
     regular = (k < PURE_NOISE) & (k_r > 0)
     trials, weight = _SOLVERS[solver](torch.where(regular, k, 2.0), torch.where(regular, k_r, 1.0))
     points = []
-    for trial in trials:
-        t_j = process.time(trial.k)
+    for k_j, weight_j in trials:
+        t_j = process.time(k_j)
         a_j = process.alpha(t_j)
-        points.append((t_j, a_j, process.sigma(t_j), torch.where(regular, a_j * trial.weight, 0.0)))
+        points.append((t_j, a_j, process.sigma(t_j), torch.where(regular, a_j * weight_j, 0.0)))
     return points, torch.where(regular, process.alpha(r) * weight, 0.0)
 
 

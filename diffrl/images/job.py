@@ -290,9 +290,9 @@ def _classifier(config: FinetuneConfig) -> Classify | None:
     """A classifier of the built-in models' images that is no part of any reward; None for other models."""
     if not config.builtin:
         return None
-    from diffrl.images.rewards.digits import judge
+    from diffrl.images.rewards.digits import digit_classifier
 
-    return judge()
+    return digit_classifier()
 
 
 def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:

@@ -144,8 +144,8 @@ def build_trainer(run: Run, agent: Agent, transitions: Transitions, groups: list
         names = [f"seed{'s' * (len(group) > 1)} {', '.join(map(str, group))}" for group in groups]
         started = crew.start_crew(run, names, files=[rows], hint=hint, say=say)
         try:
-            start = {**crew.start_request(run), "rows": rows}
-            return WorkerTrainer(started, groups, start, value_limit=run.value_limit)
+            starts = crew.training_requests(run, groups, rows)
+            return WorkerTrainer(started, starts, value_limit=run.value_limit)
         except BaseException:
             started.close()
             raise
@@ -156,9 +156,8 @@ def build_pool(run: Run, record: Record, on_progress: Progress, say: Say, go_on:
     n = run.config.eval_workers or 0
     names = [f"evaluations ({i + 1} of {n})" for i in range(n)]
     started = crew.start_crew(run, names, log_name="evaluation", hint=lambda: go_on, say=say)
-    request = {**crew.start_request(run), "do": "open"}
     seeds, episodes = run.config.seeds, run.config.eval_episodes
-    return EvaluationPool(started, request, seeds, episodes, record.add, on_progress, say, go_on)
+    return EvaluationPool(started, crew.scoring_request(run), seeds, episodes, record, on_progress, say, go_on)
 
 
 def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> StackTrainer:

@@ -137,8 +137,8 @@ def _fit(
     origin = {"online": {"offline_run": str(settings.offline_run), "start_steps": list(settings.start_steps)}}
     with watched(run, _title(run, settings, len(transitions)), quiet, saved) as observer:
         trainer = _trainer(run, settings, agent, transitions, observer.message)
-        fit(run, agent, trainer, observer, saved, origin)
-    return finished(run, quiet)
+        scores = fit(run, agent, trainer, observer, saved, origin)
+    return finished(run, scores, quiet)
 
 
 def _title(run: Run, settings: OnlineConfig, n: int) -> str:

@@ -108,8 +108,8 @@ def _fit_seeds(
     groups = group_seeds(run.config, agent.device.type, saved)
     with watched(run, _title(run, len(transitions), len(groups)), quiet, saved) as observer:
         trainer = build_trainer(run, agent, transitions, groups, observer.message)
-        fit(run, agent, trainer, observer, saved)
-    return finished(run, quiet)
+        scores = fit(run, agent, trainer, observer, saved)
+    return finished(run, scores, quiet)
 
 
 @contextlib.contextmanager
@@ -136,8 +136,10 @@ def fit(
     observer: TrainingObserver,
     saved: checkpoint.Checkpoint | None = None,
     origin: Mapping[str, Any] | None = None,
-) -> None:
-    """Make the trainer's steps, from the beginning or from `saved` on; log, evaluate, save. Closes the trainer.
+) -> Scores:
+    """Make the trainer's steps, from the beginning or from `saved` on; log, evaluate, save; the scores of the run.
+
+    The trainer is closed at the end.
 
     origin: of a run that started from another one, what scores.json says of that; such a run is evaluated before its
     first step.
@@ -186,12 +188,13 @@ def fit(
             raise UserError(
                 f"Writing to {run.path} failed: {error.strerror or error}; {last}. Mend that, then {go_on(run)}."
             ) from error
+    return book.scores
 
 
-def finished(run: Run, quiet: bool) -> Path:
+def finished(run: Run, scores: Scores, quiet: bool) -> Path:
     """Say how a run that has made its steps scored, and what to do next; give its folder."""
     if not quiet:
-        report.print_run(run.path, Scores(run.path, {}))
+        report.print_run(run.path, scores)
     return run.path
 
 

@@ -133,8 +133,9 @@ def _fit(
         title += f", evaluated in {run.task.env_id}" if run.task.env_id else ". NO SCORES: no environment"
     origin = {"algo": settings.algo, "start_run": str(settings.start_run), "start_steps": list(settings.start_steps)}
     with watched(run, f"{title}. Run: {run.path}", quiet, saved) as observer:
-        fit(run, agent, _trainer(run, settings, agent, preferences), observer, saved, {"finetune": origin})
-    return finished(run, quiet)
+        trainer = _trainer(run, settings, agent, preferences)
+        scores = fit(run, agent, trainer, observer, saved, {"finetune": origin})
+    return finished(run, scores, quiet)
 
 
 def _trainer(run: Run, settings: TuningConfig, agent: Agent, preferences: Preferences | None) -> Trainer:

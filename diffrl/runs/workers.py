@@ -1,19 +1,35 @@
-"""Worker processes for a run: how many a machine has room for, how they are started, what they must be told."""
+"""Worker processes for a run, from both ends: how a run starts them, and the program that each of them is.
+
+The program is `python -m diffrl.runs.workers SOCKET PARENT`, started by `start_crew` and never by a person. It trains
+seeds of a run or scores them, at the requests of `diffrl.training.messages`, until its parent is gone. It imports what
+takes seconds only once signals can no longer end it, so nothing heavy stands at the top of this file.
+"""
+
+from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import gymnasium
-from gymnasium.envs.registration import EnvSpec
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from diffrl.runs.run import Run
-from diffrl.training.workers import Crew
-from envs.task import Task
+    from diffrl.runs.policy import CheckpointEvaluator
+    from diffrl.runs.run import Run
+    from diffrl.training.loop import Trainer
+    from diffrl.training.messages import Channel, Message, ScoreSeed, StartScoring, StartTraining
+    from diffrl.training.workers import Crew
+    from envs.task import Task
 
-WORKER = (sys.executable, "-P", "-m", "diffrl.runs.worker")
-"""The program of a worker process (-P: what lies in the current folder hides no library)."""
+PROGRAM = (sys.executable, "-P", "-m", "diffrl.runs.workers")
+"""The command of a worker process (-P: what lies in the current folder hides no library)."""
+
+
+# --- the run's end -------------------------------------------------------------------------------------------------
 
 
 def obstacle(task: Task) -> str | None:
@@ -25,10 +41,16 @@ def obstacle(task: Task) -> str | None:
     return None
 
 
-def _environment(env_id: str) -> str | None:
-    """What another process needs to register an environment, as JSON; None where its class is this program's own."""
-    spec = gymnasium.registry.get(env_id)
-    if spec is None:  # MODULE:ID, which imports the module
+def _environment(env_id: str | None) -> str | None:
+    """What another process needs to register an environment, as JSON; "" where it needs nothing.
+
+    None where it cannot, as the environment's class is this program's own.
+    """
+    import gymnasium
+    from gymnasium.envs.registration import EnvSpec
+
+    spec = gymnasium.registry.get(env_id) if env_id else None
+    if spec is None:  # no environment; or MODULE:ID, which imports the module
         return ""
     own = not isinstance(spec.entry_point, str) or spec.entry_point.startswith("__main__")
     if own or spec.additional_wrappers:
@@ -41,12 +63,6 @@ def _environment(env_id: str) -> str | None:
     return text if same else None
 
 
-def start_request(run: Run) -> dict[str, Any]:
-    """What every worker for a run is told first."""
-    task = run.task
-    return {"do": "start", "run": str(run.path), "environment": _environment(task.env_id) if task.env_id else ""}
-
-
 def start_crew(
     run: Run,
     names: Sequence[str],
@@ -56,5 +72,167 @@ def start_crew(
     hint: Callable[[], str] = lambda: "",
     say: Callable[[str], None] = lambda text: None,
 ) -> Crew:
-    """Worker processes for a run, which write their logs into its folder."""
-    return Crew(WORKER, names, run.path / "logs", log_name=log_name, files=files, hint=hint, on_message=say)
+    """Worker processes for a run, which write their logs into its folder; the arguments are those of `Crew`."""
+    from diffrl.training.workers import Crew
+
+    return Crew(PROGRAM, names, run.path / "logs", log_name=log_name, files=files, hint=hint, on_message=say)
+
+
+def training_requests(run: Run, groups: Sequence[Sequence[int]], rows: int) -> list[StartTraining]:
+    """What the workers that train a run's seeds, in these groups, are told first. rows: as in `StartTraining`."""
+    from diffrl.training.messages import StartTraining
+
+    path, environment = _whereabouts(run)
+    return [StartTraining(path, environment, tuple(group), rows, speaks=i == 0) for i, group in enumerate(groups)]
+
+
+def scoring_request(run: Run) -> StartScoring:
+    """What every worker that evaluates a run's checkpoints is told first."""
+    from diffrl.training.messages import StartScoring
+
+    return StartScoring(*_whereabouts(run))
+
+
+def _whereabouts(run: Run) -> tuple[str, str]:
+    """The run's folder and environment, as messages have them; the task has no `obstacle`."""
+    environment = _environment(run.task.env_id)
+    assert environment is not None
+    return str(run.path), environment
+
+
+# --- the program ---------------------------------------------------------------------------------------------------
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Answer the requests that come over the socket `descriptor`; leave with the process `parent`."""
+    # Whoever stops a run may signal all its processes: the parent decides, saves, and closes the socket.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # SIG_IGN would be inherited by compilers that we start
+    os.set_inheritable(descriptor, False)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+    # Only now what takes seconds to import.
+
+    from diffrl.support.errors import UserError
+    from diffrl.support.machine import settle
+    from diffrl.training.messages import Channel, Done, Failed
+
+    settle()
+    channel = Channel.of(descriptor)
+    worker = _Worker(channel)
+    while True:
+        try:
+            request = channel.receive()
+        except (EOFError, OSError):  # the parent has closed the socket, or is gone
+            break
+        try:
+            try:
+                reply: Done | Failed = Done(worker.carry_out(request))
+            except UserError as error:
+                reply = Failed(str(error), error.exit_code)
+            channel.send(reply)
+        except BrokenPipeError:  # the parent did not wait for this
+            break
+    worker.close()
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when its parent is gone, also in the middle of a computation."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+class _Worker:
+    """What a worker process is after its first request: the trainer of some seeds, or an evaluator of checkpoints."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._reported = 0.0
+        self._trainer: Trainer | None = None
+        self._evaluator: CheckpointEvaluator | None = None
+
+    def carry_out(self, request: Message) -> Mapping[str, Tensor]:
+        """Do what the parent asks for; the tensors to reply with."""
+        from diffrl.training import messages, workers
+
+        match request:
+            case messages.StartTraining():
+                self._start_training(request)
+            case messages.StartScoring():
+                self._start_scoring(request)
+            case messages.ScoreSeed():
+                return self._score(request)
+            case messages.Done() | messages.Failed() | messages.Progressed() | messages.Said():
+                raise ValueError(f"the parent sent a reply: {request}")
+            case _:
+                assert self._trainer is not None
+                return workers.carry_out(self._trainer, request, self._progress)
+        return {}
+
+    def _start_training(self, request: StartTraining) -> None:
+        from diffrl.data.transitions import Transitions
+        from diffrl.runs.build import build_stack
+        from diffrl.runs.policy import build_agent
+
+        run = self._run(request)
+        agent = build_agent(run, "cpu", request.seeds)
+        transitions = Transitions.mapped(request.rows, run.observation_size, run.action_size)
+        os.close(request.rows)
+        self._trainer = build_stack(run, agent, transitions, self._say if request.speaks else self._warn)
+
+    def _start_scoring(self, request: StartScoring) -> None:
+        from diffrl.runs.policy import CheckpointEvaluator
+
+        self._evaluator = CheckpointEvaluator(self._run(request))
+
+    def _run(self, request: StartTraining | StartScoring) -> Run:
+        import gymnasium
+        from gymnasium.envs.registration import EnvSpec
+
+        from diffrl.runs.run import Run
+
+        if request.environment:
+            spec = EnvSpec.from_json(request.environment)
+            gymnasium.registry.setdefault(spec.id, spec)
+        return Run.read(request.run)
+
+    def _score(self, request: ScoreSeed) -> Mapping[str, Tensor]:
+        import torch
+
+        from diffrl.support.errors import UserError
+
+        assert self._evaluator is not None
+        try:
+            returns = self._evaluator(request.step, self._progress, [request.seed])
+        except UserError as error:
+            raise UserError(f"The evaluation of seed {request.seed} at step {request.step} failed: {error}") from error
+        return {"returns": torch.from_numpy(returns[0])}
+
+    def _say(self, text: str) -> None:
+        from diffrl.training.messages import Said
+
+        self._channel.send(Said(text))
+
+    def _warn(self, text: str) -> None:
+        """What every worker says in the same words, one says for all; but a failure is each one's own."""
+        if text.startswith("[yellow]"):
+            self._say(text)
+
+    def _progress(self, done: int, total: int) -> None:
+        """Ten times a second at most."""
+        from diffrl.training.messages import Progressed
+
+        if time.monotonic() - self._reported > 0.1:
+            self._channel.send(Progressed(done, total))
+            self._reported = time.monotonic()
+
+    def close(self) -> None:
+        """Let go of what is held."""
+        for part in (self._trainer, self._evaluator):
+            if part is not None:
+                part.close()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

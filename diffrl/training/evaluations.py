@@ -1,14 +1,15 @@
 """Evaluations of a run's checkpoints by worker processes, while training goes on."""
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from diffrl.support.errors import UserError
-from diffrl.training.loop import WorkerDied
+from diffrl.training.loop import Evaluations, Record, WorkerDied
+from diffrl.training.messages import ScoreSeed, StartScoring
 from diffrl.training.workers import Crew
 
 MOST_AT_ONCE = 2
@@ -17,24 +18,24 @@ _PATIENCE = 0.2
 """Seconds of waiting for a process before looking whether to stop."""
 
 
-class EvaluationPool:
-    """A queue of evaluations for a crew, a task a seed; recorded in the order in which they came. See `Evaluations`.
+class EvaluationPool(Evaluations):
+    """A queue of evaluations for worker processes, a task a seed; recorded in the order in which they came.
 
     What is evaluated is the checkpoint of a step, which is on disk: the processes read it there, and an evaluation that
     was cut is made again from it.
 
-    open: what a process is told first. seeds, episodes: of every evaluation. record: hears an evaluation's step and its
-    returns (S, E). on_progress: hears how many episodes of all begun evaluations are finished, of how many. go_on: what
-    to do where one fails.
+    crew: the processes. start: what each of them is told first. seeds, episodes: of every evaluation. record: where the
+    returns are written down. on_progress: hears how many episodes of all begun evaluations are finished, of how many.
+    say: hears sentences for the user. go_on: what to do where an evaluation fails.
     """
 
     def __init__(
         self,
         crew: Crew,
-        open: Mapping[str, Any],
+        start: StartScoring,
         seeds: Sequence[int],
         episodes: int,
-        record: Callable[[int, NDArray[np.float64]], None],
+        record: Record,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
         say: Callable[[str], None] = lambda text: None,
         go_on: str = "",
@@ -51,15 +52,16 @@ class EvaluationPool:
         self._declined: list[int] = []
         self._told_to_wait = False
         for i in self._owing:
-            crew.post(i, (dict(open), {}))
+            crew.post(i, start)
 
     @property
+    @override
     def pending(self) -> tuple[int, ...]:
-        """See `Evaluations`."""
         return (*self._open, *self._declined)
 
+    @override
     def submit(self, step: int, stop: Callable[[], bool]) -> None:
-        """See `Evaluations`. Waits where `MOST_AT_ONCE` are begun; told to `stop` meanwhile, begins none."""
+        # Waits where `MOST_AT_ONCE` are begun.
         self.poll()
         if len(self._open) >= MOST_AT_ONCE and not self._told_to_wait:
             self._told_to_wait = True
@@ -76,22 +78,22 @@ class EvaluationPool:
         self._queue.extend((step, seed) for seed in self._seeds)
         self._hand_out()
 
+    @override
     def poll(self) -> None:
-        """See `Evaluations`."""
         if self._owing:
             self._collect(0.0)
 
+    @override
     def finish(self, stop: Callable[[], bool]) -> bool:
-        """See `Evaluations`."""
         while self._open:
             if stop():
                 return False
             self._collect(_PATIENCE)
         return not self._declined
 
+    @override
     def close(self) -> None:
-        """See `Evaluations`. What is under way ends at once: it would have to be made again anyway."""
-        if self._open:
+        if self._open:  # what is under way ends at once: it would have to be made again anyway
             self._crew.kill()
         self._crew.close()
 
@@ -100,30 +102,30 @@ class EvaluationPool:
             if self._queue and i not in self._owing:
                 self._tasks[i] = step, seed = self._queue.popleft()
                 self._crew.names[i] = f"the evaluation of seed {seed} at step {step}"
-                self._crew.post(i, ({"do": "score", "step": step, "seed": seed}, {}))
+                self._crew.post(i, ScoreSeed(step, seed))
                 self._owing.add(i)
 
     def _collect(self, timeout: float) -> None:
         """Take what has come, hand out what is next, record what is whole."""
         try:
-            answers = self._crew.collect(self._owing, timeout, self._note)
+            replies = self._crew.collect(self._owing, timeout, self._note)
         except WorkerDied:
             raise
         except UserError as error:
             failure = UserError(f"{error} {self._go_on}")
             failure.exit_code = error.exit_code
             raise failure from error
-        for i, (_, tensors) in answers.items():
+        for i, tensors in replies.items():
             self._owing.discard(i)
             if (task := self._tasks[i]) is not None:
                 self._open[task[0]][task[1]] = tensors["returns"].numpy()
                 self._finished[task] = self._episodes
-        if answers:
+        if replies:
             self._hand_out()
             self._tell()
         while self._open and len(first := next(iter(self._open.values()))) == len(self._seeds):
             step = next(iter(self._open))
-            self._record(step, np.stack([first[seed] for seed in self._seeds]))
+            self._record.add(step, np.stack([first[seed] for seed in self._seeds]))
             del self._open[step]
             for seed in self._seeds:
                 del self._finished[step, seed]

@@ -1,10 +1,9 @@
-"""Groups of seeds trained in processes of their own, joined along the seeds axis: both ends of the conversation.
+"""Groups of seeds trained in processes of their own and joined along the seeds axis; the parent's end and the worker's.
 
-A worker is a Python process that talks to its parent over a socket inherited at its start: JSON and safetensors,
-nothing is ever pickled. It leaves by itself when its parent is gone. `diffrl.runs.worker` is the program it runs.
+A worker is a Python process that answers the requests of `diffrl.training.messages`, which come over a socket that it
+inherits at its start. It leaves by itself when its parent is gone. `diffrl.runs.workers` is the program that it runs.
 """
 
-import json
 import math
 import os
 import signal
@@ -15,60 +14,49 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from diffrl.support.errors import UserError
 from diffrl.training.checkpoint import LEARNER, SUM
 from diffrl.training.loop import Trainer, WorkerDied
+from diffrl.training.messages import (
+    Advance,
+    Channel,
+    Done,
+    Failed,
+    HoldSeeds,
+    LoadState,
+    Message,
+    Progressed,
+    ReadState,
+    ReadSums,
+    Request,
+    ResetSums,
+    Said,
+    ScoreSeeds,
+    StartTraining,
+    TrainerRequest,
+)
 
 CHUNK = 0.5
 """Seconds of steps that workers are asked for at a time: all of them then stand at the same step."""
 PATIENCE = 5.0
 """Seconds that a worker may take to leave."""
 
-Message = tuple[dict[str, Any], dict[str, Tensor]]
-"""What is said (JSON), and the tensors with it."""
-
-
-class Channel:
-    """Messages over a socket, in both directions. Raises EOFError or OSError where the other end is gone."""
-
-    def __init__(self, wire: "connection.Connection[bytes, bytes]") -> None:
-        self.wire = wire
-
-    @classmethod
-    def of(cls, descriptor: int) -> "Channel":
-        """The channel over an open socket, which is this channel's from now on."""
-        return cls(connection.Connection(descriptor))
-
-    def send(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Send a message."""
-        tensors = tensors or {}
-        self.wire.send_bytes(json.dumps({**header, "tensors": list(tensors)}).encode())
-        if tensors:
-            plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            self.wire.send_bytes(safetensors.torch.save(plain))
-
-    def receive(self) -> Message:
-        """Wait for a message."""
-        header = json.loads(self.wire.recv_bytes())
-        names = header.pop("tensors")
-        tensors = safetensors.torch.load(self.wire.recv_bytes()) if names else {}
-        return header, {name: tensors[name] for name in names}
-
 
 class Crew:
     """Worker processes that answer requests.
 
     command: the program of a worker; it is given the number of its socket, and its parent's process id. names: what
-    each works on, for messages. logs: a folder for what they write to their standard streams, a file `log_name`-i each.
-    files: descriptors that they may use, under the same numbers. hint: what to do when one dies.
+    each works on, for errors. logs: a folder for what they write to their standard streams, a file `log_name`-i each.
+    files: descriptors that they may use, under the same numbers. hint: what to do when one dies. on_message: hears the
+    sentences that they have for the user.
     """
 
     def __init__(
@@ -115,25 +103,25 @@ class Crew:
 
     def ask(
         self,
-        requests: Mapping[int, Message],
+        requests: Mapping[int, Request],
         on_progress: Callable[[int, int, int], None] = lambda i, done, total: None,
-    ) -> dict[int, Message]:
-        """Send worker i its request, for all i at once, and wait for the answers, which come in order of i.
+    ) -> dict[int, Mapping[str, Tensor]]:
+        """Send worker i its request, for all i at once, and wait; give the tensors they reply with, in order of i.
 
-        on_progress hears (i, done, total) in the meantime. Raises the UserError that a worker met, WorkerDied for one
-        that is gone.
+        on_progress hears (i, done, total) of an evaluation in the meantime. Raises the UserError that a worker met,
+        WorkerDied for one that is gone.
         """
         for i, request in requests.items():
             self.post(i, request)
-        answers: dict[int, Message] = {}
-        while len(answers) < len(requests):
-            answers |= self.collect(requests.keys() - answers.keys(), 1.0, on_progress)
-        return dict(sorted(answers.items()))
+        done: dict[int, Mapping[str, Tensor]] = {}
+        while len(done) < len(requests):
+            done |= self.collect(requests.keys() - done.keys(), 1.0, on_progress)
+        return dict(sorted(done.items()))
 
-    def post(self, i: int, request: Message) -> None:
-        """Send worker i a request whose answer `collect` will give. Raises WorkerDied where it is gone."""
+    def post(self, i: int, request: Request) -> None:
+        """Send worker i a request whose reply `collect` will give. Raises WorkerDied where it is gone."""
         try:
-            self._channels[i].send(*request)
+            self._channels[i].send(request)
         except OSError as error:
             raise self._died(i) from error
 
@@ -142,33 +130,37 @@ class Crew:
         owing: Collection[int],
         timeout: float,
         on_progress: Callable[[int, int, int], None] = lambda i, done, total: None,
-    ) -> dict[int, Message]:
-        """The answers that have come, or come within `timeout` seconds, from workers `owing` one each. See `ask`."""
+    ) -> dict[int, Mapping[str, Tensor]]:
+        """The tensors of the requests that have been carried out, or are within `timeout` seconds, by worker.
+
+        owing: the workers that have each a request to carry out. on_progress and errors are those of `ask`.
+        """
         waiting: dict[Any, int] = {self._channels[i].wire: i for i in owing}
-        answers: dict[int, Message] = {}
+        done: dict[int, Mapping[str, Tensor]] = {}
         while waiting and (ready := connection.wait(list(waiting), timeout)):
             timeout = 0.0  # whatever else has come, too
             for wire in ready:
                 i = waiting[wire]
-                header, tensors = self._receive(i)
-                match header.get("event"):
-                    case "progress":
-                        on_progress(i, header["done"], header["total"])
-                    case "message":
-                        self._on_message(header["text"])
-                    case "error":
-                        error = UserError(header["text"])
-                        error.exit_code = header["exit_code"]
-                        self.close()  # answers that others still owe would be taken for those to later requests
-                        raise error
-                    case _:
-                        answers[i] = header, tensors
+                match self._receive(i):
+                    case Done(tensors):
+                        done[i] = tensors
                         del waiting[wire]
+                    case Progressed(finished, total):
+                        on_progress(i, finished, total)
+                    case Said(text):
+                        self._on_message(text)
+                    case Failed(text, exit_code):
+                        error = UserError(text)
+                        error.exit_code = exit_code
+                        self.close()  # replies that others still owe would be taken for those to later requests
+                        raise error
+                    case request:
+                        raise ValueError(f"a worker sent a request: {request}")
         for i in waiting.values():
             # A worker's own children may keep its socket open after its death.
             if self._processes[i].poll() is not None and not self._channels[i].wire.poll():
                 raise self._died(i)
-        return answers
+        return done
 
     def _receive(self, i: int) -> Message:
         try:
@@ -213,52 +205,52 @@ class Crew:
                 folder.rmdir()
 
 
-class WorkerTrainer:
-    """Groups of seeds, each a stack in a worker of its own, as one `Trainer`.
-
-    seeds: those of each group. start: what a worker needs to build its `StackTrainer`, besides its seeds.
-    """
+class WorkerTrainer(Trainer):
+    """Groups of seeds, each a stack in a worker of its own, as one trainer. starts: what each worker is told first."""
 
     device = "cpu"
     new_episodes = False
 
-    def __init__(
-        self, crew: Crew, seeds: Sequence[Sequence[int]], start: Mapping[str, Any], value_limit: float = math.inf
-    ) -> None:
-        self.value_limit = value_limit
-        self.seeds = tuple(seed for group in seeds for seed in group)
-        self.groups = tuple(len(group) for group in seeds)
+    def __init__(self, crew: Crew, starts: Sequence[StartTraining], value_limit: float = math.inf) -> None:
+        self._value_limit = value_limit
+        self.seeds = tuple(seed for start in starts for seed in start.seeds)
+        self.groups = tuple(len(start.seeds) for start in starts)
         self._crew = crew
-        self._live = list(range(len(self.groups)))
+        self._live = list(range(len(starts)))
         self._chunk = 1
-        request = {i: {"do": "start", **start, "seeds": list(group)} for i, group in enumerate(seeds)}
-        self._crew.ask({i: ({**header, "speaks": i == 0}, {}) for i, header in request.items()})
+        self._crew.ask(dict(enumerate(starts)))
 
-    def _ask(self, do: str, groups: Sequence[int] | None = None, **values: Any) -> dict[int, Message]:
-        chosen = range(len(self.groups)) if groups is None else groups
-        return self._crew.ask({i: ({"do": do, **values}, {}) for i in chosen})
+    @property
+    @override
+    def value_limit(self) -> float:
+        return self._value_limit
 
+    def _ask_all(self, request: Request) -> dict[int, Mapping[str, Tensor]]:
+        return self._crew.ask(dict.fromkeys(range(len(self.groups)), request))
+
+    @override
     def advance(self, steps: int, stop: Callable[[], bool]) -> int:
-        """See `Trainer`. Groups that have a seed left make the same steps at the same time."""
+        # Groups that have a seed left make the same steps at the same time.
         n = min(steps, self._chunk)
         began = time.monotonic()
-        self._ask("advance", self._live, steps=n)
+        self._crew.ask(dict.fromkeys(self._live, Advance(n)))
         seconds = time.monotonic() - began
         # By the measured rate, but only by and by: the first step may have waited for the compiler.
         self._chunk = max(1, min(round(n * CHUNK / seconds), 4 * self._chunk))
         return n
 
+    @override
     def sums(self) -> dict[str, Tensor]:
-        """See `Trainer`. A group of frozen seeds alone makes no steps: its sums stand still, or are nan."""
-        return self._join({i: tensors for i, (_, tensors) in self._ask("sums").items()})
+        # A group of frozen seeds alone makes no steps: its sums stand still, or are nan.
+        return self._join(self._ask_all(ReadSums()))
 
+    @override
     def reset(self) -> None:
-        """See `Trainer`."""
-        self._ask("reset")
+        self._ask_all(ResetSums())
 
+    @override
     def state(self) -> dict[str, Tensor]:
-        """See `Trainer`."""
-        return self._join({i: tensors for i, (_, tensors) in self._ask("state").items()})
+        return self._join(self._ask_all(ReadState()))
 
     def _join(self, parts: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Tensors of the groups as the stack of all seeds has them; counters, and which names there are, from a live
@@ -274,8 +266,8 @@ class WorkerTrainer:
                 result[name] = torch.cat([lacking[i] if i in lacking else parts[i][name] for i in parts])
         return result
 
-    def _split(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """The inverse of `_join`."""
+    def _part(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Tensors of the stack of all seeds as those of the groups: the inverse of `_join`."""
         parts: list[dict[str, Tensor]] = [{} for _ in self.groups]
         for name, tensor in tensors.items():
             if name == "generator":
@@ -286,64 +278,64 @@ class WorkerTrainer:
                 part[name] = piece
         return parts
 
+    @override
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
-        """See `Trainer`."""
         total = len(self.seeds)
         for name, tensor in state.items():
             if name.startswith((LEARNER, SUM)) and tensor.ndim and len(tensor) != total:
                 raise UserError(f"{name} holds {len(tensor)} seeds, expected {total}")
-        self._crew.ask({i: ({"do": "load", "step": step}, part) for i, part in enumerate(self._split(state))})
+        self._crew.ask({i: LoadState(step, part) for i, part in enumerate(self._part(state))})
 
+    @override
     def hold(self, positions: Sequence[int], good: Mapping[str, Tensor]) -> None:
-        """See `Trainer`."""
-        requests: dict[int, Message] = {}
+        requests: dict[int, HoldSeeds] = {}
         start = 0
-        for i, (n, part) in enumerate(zip(self.groups, self._split(good), strict=True)):
-            own = [position - start for position in positions if start <= position < start + n]
+        for i, (n, part) in enumerate(zip(self.groups, self._part(good), strict=True)):
+            own = tuple(position - start for position in positions if start <= position < start + n)
             if own:
-                requests[i] = {"do": "hold", "positions": own}, part
+                requests[i] = HoldSeeds(own, part)
             if len(own) == n and i in self._live:
                 self._live.remove(i)
             start += n
         self._crew.ask(requests)
 
+    @override
     def evaluate(self, step: int, on_progress: Callable[[int, int], None]) -> NDArray[np.float64]:
-        """See `Trainer`. Each group by itself, as if it were a run of its own."""
+        # Each group by itself, as if it were a run of its own.
         finished = [0] * len(self.groups)
 
         def note(i: int, done: int, total: int) -> None:
             finished[i] = done
             on_progress(sum(finished), total // self.groups[i] * len(self.seeds))
 
-        requests: dict[int, Message] = {i: ({"do": "evaluate", "step": step}, {}) for i in range(len(self.groups))}
-        answers = self._crew.ask(requests, note)
-        return np.concatenate([answers[i][1]["returns"].numpy() for i in requests])
+        replies = self._crew.ask(dict.fromkeys(range(len(self.groups)), ScoreSeeds(step)), note)
+        return np.concatenate([tensors["returns"].numpy() for tensors in replies.values()])
 
+    @override
     def close(self) -> None:
-        """See `Trainer`."""
         self._crew.close()
 
 
-def answer(trainer: Trainer, request: Message, on_progress: Callable[[int, int], None]) -> Message:
-    """What a worker's trainer does at a `WorkerTrainer`'s request, and what it answers."""
-    header, tensors = request
-    match header["do"]:
-        case "advance":
-            left = header["steps"]
+def carry_out(
+    trainer: Trainer, request: TrainerRequest, on_progress: Callable[[int, int], None]
+) -> Mapping[str, Tensor]:
+    """The worker's end of a `WorkerTrainer`: what its own trainer does at a request, and the tensors to reply with."""
+    match request:
+        case Advance(left):
             while left:
                 left -= trainer.advance(left, lambda: False)
-        case "sums":
-            return {}, trainer.sums()
-        case "reset":
+        case ReadSums():
+            return trainer.sums()
+        case ResetSums():
             trainer.reset()
-        case "state":
-            return {}, trainer.state()
-        case "load":
-            trainer.load(tensors, header["step"])
-        case "hold":
-            trainer.hold(header["positions"], tensors)
-        case "evaluate":
-            return {}, {"returns": torch.from_numpy(trainer.evaluate(header["step"], on_progress))}
-        case other:
-            raise ValueError(f"unknown request {other!r}")
-    return {}, {}
+        case ReadState():
+            return trainer.state()
+        case LoadState(step, tensors):
+            trainer.load(tensors, step)
+        case HoldSeeds(positions, tensors):
+            trainer.hold(positions, tensors)
+        case ScoreSeeds(step):
+            return {"returns": torch.from_numpy(trainer.evaluate(step, on_progress))}
+        case _:
+            assert_never(request)
+    return {}

@@ -232,7 +232,7 @@ def test_the_score_has_no_mean() -> None:
         assert scores.mean().abs() < 5 * error
         # and it is what autograd makes of log_prob, whose mean over the batch is thus 0 within noise, too
         (gradient,) = torch.autograd.grad(chain.log_prob(denoise, rollout.states, [i]).mean(), denoise.b)
-        f = Sampler(VP(), VP().grid(3, 0.05, 10.0, to_zero=True, dtype=F64), eta=1.0).transitions[i][1]
+        f = Sampler(VP(), VP().grid(3, 0.05, 10.0, to_zero=True, dtype=F64), eta=1.0).plan[i].f
         torch.testing.assert_close(gradient, f * scores.mean(), rtol=1e-8, atol=1e-10)
 
 

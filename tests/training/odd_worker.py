@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from diffrl.runs import worker
+from diffrl.runs import workers
 
 
 def diverges() -> None:
@@ -33,15 +33,14 @@ def crashes() -> None:
 
 
 def fails(error: Exception) -> None:
-    def start(self: Any, header: dict[str, Any]) -> Any:
-        if 2 in header["seeds"]:
+    def start(self: Any, request: Any) -> None:
+        if 2 in request.seeds:
             raise error
-        return {}, {}
 
-    worker._Desk._start = start  # type: ignore[method-assign]
+    workers._Worker._start_training = start  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
     what, descriptor, parent = sys.argv[1:]
     {"diverges": diverges, "refuses": refuses, "crashes": crashes}[what]()
-    worker.main(int(descriptor), int(parent))
+    workers.main(int(descriptor), int(parent))

@@ -172,14 +172,14 @@ def test_the_steps_made_but_not_the_evaluations_is_not_the_end(in_line: Path, or
 
     config = evaluated(run, eval_workers=1, eval_every=150)
     thread = after(lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(UserError, match=f"All 200 steps .* step 150, 200, not .* again.* --resume {run}") as caught:
+    with pytest.raises(UserError, match=f"All 200 steps .* step 150, 200, not .* again.* resume {run}") as caught:
         diffrl.train(config, quiet=True)
     thread.join()
     assert caught.value.exit_code == 130
     assert not workers_of(os.getpid())
 
     thread = after(lambda: [os.kill(pid, signal.SIGKILL) for pid in workers_of(os.getpid())])
-    with pytest.raises(WorkerDied, match=rf"died \(killed by SIGKILL.*--resume {run}"):
+    with pytest.raises(WorkerDied, match=rf"died \(killed by SIGKILL.*resume {run}"):
         diffrl.resume(run, quiet=True)
     thread.join()
 

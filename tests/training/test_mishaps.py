@@ -248,7 +248,7 @@ def test_memory_that_runs_out_names_what_to_lower_and_loses_nothing(
         with pytest.raises(UserError, match=r"2 seeds \(0, 1\)") as caught:
             diffrl.train(tiny(run), quiet=True)
     text = str(caught.value)
-    for part in ("fewer --seeds", "--agent.batch-size", "--agent.width", f"--resume {run}", "step 100"):
+    for part in ("fewer --seeds", "--agent.batch-size", "--agent.width", f"resume {run}", "step 100"):
         assert part in text
     assert "Of the allocated" not in text
     diffrl.resume(run, quiet=True)
@@ -264,7 +264,7 @@ def test_data_too_large_for_the_memory_say_so_too(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Preprocessing, "transitions", refuse)
     with pytest.raises(UserError, match="the one seed") as caught:
         diffrl.train(tiny(tmp_path / "run", seeds=(0,)), quiet=True)
-    assert "--resume" not in str(caught.value)
+    assert "resume" not in str(caught.value)
     assert "fewer --seeds" not in str(caught.value)
 
 
@@ -284,7 +284,7 @@ def test_memory_is_told_from_other_errors() -> None:
     "words",
     [
         "train --agent bc --dataset maze2d-umaze-v1 --rows 500 --out {new}",
-        "train --resume {run} --steps 300",
+        "train resume {run} --steps 300",
         "evaluate {run}",
         "online {run} --out {new}",
         "diagnose {run}",

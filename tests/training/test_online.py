@@ -247,7 +247,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_one_that_was_not(
         step(self)
 
     monkeypatch.setattr(Collector, "step", stopping)
-    with pytest.raises(Interrupted, match=f"Stopped after 5 steps.*--resume {run}"):
+    with pytest.raises(Interrupted, match=f"Stopped after 5 steps.*resume {run}"):
         diffrl.online(begun, out=run, **ONLINE)
     with pytest.raises(Interrupted, match="Stopped after 35 steps"):
         diffrl.resume(run, quiet=True)
@@ -371,7 +371,7 @@ def test_mistakes_are_a_few_lines_and_exit_code_2(
         (words(straight, "--seeds", "2"), "has no seed 2"),
         (words(straight, "--start-checkpoint", "7"), "expected last, best, or one of"),
         (words(straight, "--out", run), "holds a run already"),
-        (words(run), f"diffrl online --resume {run}"),
+        (words(run), f"diffrl resume {run}"),
         (words("--resume", run), "larger --steps"),
         (words("--resume", straight), "is an offline run"),
     ]

@@ -76,7 +76,7 @@ def test_a_signal_saves_and_leaves_cleanly(straight: Path, tmp_path: Path, numbe
         pytest.skip("the run was faster than the signal")
     assert process.returncode == 130
     assert "Traceback" not in said
-    assert f"--resume {run}" in said
+    assert f"resume {run}" in said
     assert 0 < checkpoint.steps(run)[-1] < 200
     diffrl.resume(run, quiet=True)
     assert_same_run(straight, run)
@@ -134,5 +134,5 @@ def test_resume_of_nothing_says_what_is_missing(
 
 
 def test_a_run_is_never_overwritten(straight: Path) -> None:
-    with pytest.raises(UserError, match="--resume"):
+    with pytest.raises(UserError, match="diffrl resume"):
         diffrl.train(tiny(straight), quiet=True)

@@ -58,7 +58,7 @@ def workers_of(parent: int) -> list[int]:
     """The process ids of a process's workers, in order of their groups."""
     table = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(maxsplit=2) for line in table.splitlines()]
-    return sorted(int(pid) for pid, ppid, *args in rows if int(ppid) == parent and "diffrl.runs.worker" in args[-1])
+    return sorted(int(pid) for pid, ppid, *args in rows if int(ppid) == parent and "-m diffrl.runs.workers" in args[-1])
 
 
 def alive(pid: int) -> bool:
@@ -134,7 +134,7 @@ def test_a_run_ends_the_same_whatever_happens_to_its_processes(
         for pid in (*pids, os.getpid()):
             os.kill(pid, signal.SIGTERM)
 
-    with meanwhile(run, stop) as workers, pytest.raises(Interrupted, match=f"--resume {run}"):
+    with meanwhile(run, stop) as workers, pytest.raises(Interrupted, match=f"resume {run}"):
         diffrl.train(shared_out(run), quiet=True)
     stopped = checkpoint.steps(run)[-1]
     assert 0 < stopped < 200
@@ -157,7 +157,7 @@ def test_a_run_ends_the_same_whatever_happens_to_its_processes(
 
 def odd(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """Workers to which something happens in training seed 2."""
-    monkeypatch.setattr(crew, "WORKER", (sys.executable, "-P", "-m", "tests.training.odd_worker", what))
+    monkeypatch.setattr(crew, "PROGRAM", (sys.executable, "-P", "-m", "tests.training.odd_worker", what))
 
 
 def test_a_seed_that_diverges_in_a_worker_is_frozen_and_the_others_go_on(

@@ -19,7 +19,7 @@ from agents.critic import CriticEnsemble, aggregate
 from diffrl.data.d4rl import digest
 from diffrl.diffusion import Denoise, Process, sample
 from diffrl.diffusion import diagnostics as core
-from diffrl.runs.policy import load_agent
+from diffrl.runs.policy import build_agent, load_agent
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, nearest
@@ -206,7 +206,7 @@ def _agents(run: Run, checkpoints: str, device: str) -> list[tuple[int, Agent]]:
         console.print(f"[yellow]{complaint}[/]")
     agents = []
     for saved in found:
-        agent = run.build_agent(device)
+        agent = build_agent(run, device)
         agent.load_state_dict(saved.learner)
         agents.append((saved.step, agent))
     return agents
