@@ -24,7 +24,7 @@ USAGE = """Fine-tune an image model, or a policy, on a reward.
   diffrl finetune --model FOLDER-or-hub-id --prompts prompts.txt --reward aesthetic:FOLDER --device cuda
   diffrl finetune --algo dpo --pairs FOLDER --model ID
   diffrl finetune --algo supervised --data FOLDER --model ID
-  diffrl finetune --resume runs/NAME [--queries N] [--device D]     go on, bit for bit
+  diffrl resume runs/NAME [--steps N] [--device D]      go on, bit for bit, to N images scored (or N rounds) in all
   diffrl finetune policy runs/NAME --algo dppo          a trained policy, in its environment: see policy --help
 
 Algorithms (--algo):

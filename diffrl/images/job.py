@@ -130,7 +130,7 @@ class _Session:
             if saved.step > config.rounds:
                 raise UserError(f"{path} has {saved.step} rounds already, more than the {config.rounds} asked for.")
             if saved.step == config.rounds:
-                self._say(f"{path} has all of its {saved.step} rounds; give more --queries (or --rounds) to go on.")
+                self._say(f"{path} has all of its {saved.step} rounds; give more --steps to go on.")
         done = -1 if saved is None else saved.step
         history = [] if resumed is None else [entry for entry in resumed.history if entry["round"] <= done]
         self.folder = FinetuneRun(path, config, history)
@@ -176,8 +176,7 @@ class _Session:
                     saved_at = time.monotonic()
                 if stop and not last:
                     raise Interrupted(
-                        f"Stopped after {state.round} rounds; saved. "
-                        f"Go on with `diffrl finetune --resume {self.folder.path}`."
+                        f"Stopped after {state.round} rounds; saved. Go on with `diffrl resume {self.folder.path}`."
                     )
 
     def _evaluate(self, log: MetricsLog | None, seconds: float) -> dict[str, float]:

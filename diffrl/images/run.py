@@ -43,7 +43,7 @@ class FinetuneRun:
     def refuse(path: Path) -> None:
         """Raise UserError where a folder holds a run that could be resumed: a new run must not overwrite it."""
         if (path / CONFIG).exists() and any((path / "checkpoints").glob("[0-9]*")):
-            raise UserError(f"{path} holds a run already: `diffrl finetune --resume {path}`, or another --out.")
+            raise UserError(f"{path} holds a run already: `diffrl resume {path}`, or another --out.")
 
     @classmethod
     def read(cls, path: Path | str) -> "FinetuneRun":

@@ -172,7 +172,7 @@ def test_stop_kl_stops(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--algo", "grpo", "--batch", "12"], "--group"),
         (["--algo", "ddpo-sf", "--updates", "2"], "ddpo-is"),
         (["--resume", "absent"], "absent"),
-        (["--out", "taken"], "--resume"),
+        (["--out", "taken"], "diffrl resume taken"),
         (["--algo", "supervised", "--data", "absent"], "absent"),
         (["--algo", "dpo", "--pairs", "absent"], "absent"),
         (["--adapter", "absent"], "absent"),
