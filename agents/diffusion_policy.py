@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from agents.action_network import GenerativePolicy
-from agents.base import Agent
+from agents.base import Agent, GenerativePolicy
 from agents.config import IDQL, DiffusionBC, DiffusionQL, ReverseVariance
 from diffrl.diffusion import VP, Denoise, Prediction, Sampler, denoising_loss, discrete_grid
 from diffrl.diffusion.chain import DenoisingChain

@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from agents.action_network import GenerativePolicy
-from agents.base import Agent, Metrics
+from agents.base import Agent, GenerativePolicy, Metrics
 from agents.config import DiffusionQL, QWeightedConfig
 from agents.critic import CandidateNoise, CriticEnsemble, aggregate, choose, gumbel_noise, td_error
 from agents.diffusion_policy import DiffusionNoise, DiffusionPolicy, build_policy

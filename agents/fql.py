@@ -29,8 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.action_network import GenerativePolicy
-from agents.base import Agent, Metrics
+from agents.base import Agent, GenerativePolicy, Metrics
 from agents.config import FQL
 from agents.critic import CriticEnsemble, aggregate, td_error
 from diffrl.data.transitions import Batch

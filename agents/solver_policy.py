@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from agents.action_network import GenerativePolicy
+from agents.base import GenerativePolicy
 from diffrl.diffusion import VP, Denoise, Kind, Prediction, Sampler, discrete_grid
 
 _TRAINING_STEPS = 1000

@@ -146,7 +146,7 @@ class Ours:
 
     def __init__(self, model: ImageModel, config: FinetuneConfig) -> None:
         self.setup = Setup(config, model, chain_of(model, config), plain(PROMPTS), Brightness())
-        state = RunState.of(config)
+        state = RunState(kl_weight=config.kl_weight)
         self.algorithm = ALGORITHMS[config.algo](self.setup, state)
         self.tuner = Finetuner(self.setup, state, self.algorithm)
         self.rows = [0, 0]

@@ -53,11 +53,11 @@ class PromptStatistics:
         return batch if len(seen) < self.least else _moments(torch.tensor(seen, dtype=torch.float64))
 
     def state_dict(self) -> dict[str, list[float]]:
-        """The rewards in memory, oldest first, by prompt."""
+        """The remembered rewards by prompt, oldest first."""
         return {prompt: list(rewards) for prompt, rewards in self._rewards.items()}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        """Take up a `state_dict`, in place of what is in memory; of more than `size` rewards the last are kept."""
+        """Restore a `state_dict` in place of what is remembered; of more than `size` rewards the last are kept."""
         self._rewards = {prompt: deque(rewards, maxlen=self.size) for prompt, rewards in state.items()}
 
 
@@ -66,9 +66,9 @@ def _moments(values: Tensor) -> tuple[float, float]:
 
 
 def group_advantages(rewards: Tensor, *, scale: bool = True, clip: float | None = None) -> Tensor:
-    """GRPO's (Shao et al. 2024, arXiv 2402.03300, section 4.1.2): A = (r - mean) / std within a group of one prompt.
+    """GRPO's advantages (Shao et al. 2024, arXiv 2402.03300, section 4.1.2): A = (r - mean) / std within each group.
 
-    rewards: (..., G), a group along the last axis: G samples of one prompt; the advantages are of its shape.
+    rewards: (..., G), along the last axis the G samples of one prompt, a group; the advantages are of its shape.
     scale: divide by the deviation; without, A = r - mean (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783), whose policy
         gradient is unbiased up to a factor (G - 1)/G.
     clip: limits |A|, where given.

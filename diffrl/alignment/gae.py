@@ -43,11 +43,14 @@ class RewardScale:
         self._running = torch.zeros(n_seeds, environments, dtype=torch.float64)
         self._mean = torch.zeros(n_seeds, dtype=torch.float64)
         self._squares = torch.zeros(n_seeds, dtype=torch.float64)
-        """Sum of the squared distances from the mean."""
+        """The sum of squared distances from the mean, seed by seed."""
         self._count = torch.zeros((), dtype=torch.float64)
 
     def __call__(self, rewards: Tensor, ends: Tensor) -> Tensor:
-        """Rewards (N, S, E) of N more steps, scaled by what is known after all of them. ends: as for `gae`."""
+        """Scale the rewards (N, S, E) of N more steps by what is known after all of them.
+
+        ends: 1.0 where the next row is of another episode, else 0.0; (N, S, E).
+        """
         returns = []
         for reward, end in zip(rewards.double(), ends.double(), strict=True):
             self._running = reward + self._discount * self._running
@@ -64,10 +67,10 @@ class RewardScale:
         return (rewards / std.to(rewards)[:, None]).clamp(-10, 10)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The moments; returns that run end with the checkpoint, as their episodes do."""
+        """The moments of the returns; running returns are left out: their episodes end with the checkpoint."""
         return {"mean": self._mean, "squares": self._squares, "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put a `state_dict` back."""
+        """Restore what `state_dict` gave, with running returns at 0."""
         self._mean, self._squares, self._count = (state[name].clone() for name in ("mean", "squares", "count"))
         self._running.zero_()

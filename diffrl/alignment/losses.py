@@ -244,12 +244,12 @@ def diffusion_dpo_loss(
 
 
 def _mean(values: Tensor) -> Tensor:
-    """Over the steps and the batch of (K, ..., B)."""
+    """The mean of values (K, ..., B) over steps and batch."""
     return values.mean(0).mean(-1)
 
 
 def _right(margin: Tensor) -> Tensor:
-    """1 where a pair is told apart as it should be, 1/2 where it is not told apart."""
+    """How right a pair's margin is: 1 for a positive one, 1/2 for 0, 0 for a negative one."""
     return (1 + torch.sign(margin)) / 2
 
 
@@ -264,7 +264,7 @@ def _check(log_prob: Tensor, advantages: Tensor) -> None:
 
 
 def _log_ratio(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, clip_nats: float) -> Tensor:
-    """L, the arguments checked."""
+    """The log-ratio L; raises ValueError for arguments that do not fit."""
     _check(log_prob, advantages)
     if old_log_prob.shape != log_prob.shape:
         raise ValueError(f"old log-probabilities of shape {tuple(old_log_prob.shape)} beside {tuple(log_prob.shape)}")
@@ -274,6 +274,6 @@ def _log_ratio(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, clip_
 
 
 def _ratio_metrics(log_ratio: Tensor, clip_nats: float) -> Metrics:
-    """How far the policy has moved since it made the samples; `approx_kl`, to second order, in nats a step."""
+    """How far the policy has moved since it made the samples: `approx_kl` is to second order, in nats a step."""
     L = log_ratio.detach()
     return {"clip_fraction": _mean((L.abs() > clip_nats).to(L.dtype)), "approx_kl": _mean(L**2) / 2}

@@ -24,7 +24,7 @@ USAGE = """Fine-tune an image model, or a policy, on a reward.
   diffrl finetune --model FOLDER-or-hub-id --prompts prompts.txt --reward aesthetic:FOLDER --device cuda
   diffrl finetune --algo dpo --pairs FOLDER --model ID
   diffrl finetune --algo supervised --data FOLDER --model ID
-  diffrl finetune --resume runs/NAME [--queries N] [--device D]     go on, bit for bit
+  diffrl resume runs/NAME [--steps N] [--device D]      go on, bit for bit, to N images scored (or N rounds) in all
   diffrl finetune policy runs/NAME --algo dppo          a trained policy, in its environment: see policy --help
 
 Algorithms (--algo):
@@ -79,9 +79,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _configuration(words: Sequence[str]) -> FinetuneConfig:
-    """The configuration that the words say. Raises UserError for an option that the algorithm does not have.
+    """The configuration that the words ask for. Raises UserError for an option that the algorithm does not have.
 
-    --help prints it, and ends: the defaults that it shows are what the other words make of them.
+    With --help the options are printed instead, and the defaults shown are what the other words make of them.
     """
     given = _options(words)
     schema = schema_of(given.get("algo", FinetuneConfig.algo))
@@ -110,8 +110,8 @@ def _options(words: Sequence[str]) -> dict[str, str]:
 
 
 def _usage(config: FinetuneConfig) -> str:
-    """The description of --help; the rewards' names are imported where they are shown alone."""
-    from diffrl.images.catalogue import listing
+    """The text above the options that --help prints."""
+    from diffrl.images.rewards import listing
 
     width = max(len(name) for name in ALGORITHMS)
     about = {name: (inspect.getdoc(schema) or "").splitlines()[0].rstrip(".") for name, schema in ALGORITHMS.items()}
@@ -142,7 +142,10 @@ def spread(processes: int, words: Sequence[str]) -> bool:
 
 
 def launcher(processes: int) -> list[str]:
-    """torchrun, which `accelerate launch` starts too on GPUs; on a CPU that would start a single process."""
+    """Python's arguments that start a program in several processes, by torchrun.
+
+    `accelerate launch` starts torchrun too, but on a CPU a single process.
+    """
     return [
         "-m",
         "diffrl.images.launch",
@@ -153,7 +156,7 @@ def launcher(processes: int) -> list[str]:
 
 
 class _Failed(UserError):
-    """Processes that ended with an exit code, which is handed on where it says that the user made a mistake."""
+    """Processes that failed; their exit code is handed on where it says that the user made a mistake."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"The processes ended with code {code}; what went wrong is said above.")

@@ -73,7 +73,7 @@ def spelled(words: Sequence[str], online: bool = False) -> int:
 
         if kind_of(folder) == OFFLINE:
             raise UserError(
-                f"{folder} is an offline run: `diffrl resume {folder}` goes on with it offline, `diffrl online {folder}` "
-                "in its environment."
+                f"{folder} is an offline run: `diffrl resume {folder}` goes on with it offline, "
+                f"`diffrl online {folder}` in its environment."
             )
     return run([folder, *rest])

@@ -1,5 +1,8 @@
-"""Between an environment and an agent: observations normalised, actions scaled to [-1, 1]."""
+"""Between an environment and an agent: observations normalised, actions scaled to [-1, 1], rewards tuned."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +11,130 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffrl.data.normalise import Normaliser, normaliser, tune_rewards
 from diffrl.data.offline import OfflineDataset
-from diffrl.data.transitions import Transitions
-from diffrl.support.errors import DataError
+from diffrl.data.transitions import Transitions, episode_returns
+from diffrl.support.errors import DataError, UserError, nearest
+
+
+@dataclass(frozen=True, eq=False)
+class Normaliser:
+    """z = (x - shift) / scale for every dimension of x (..., O)."""
+
+    shift: Tensor
+    """(O,)"""
+    scale: Tensor
+    """(O,), positive"""
+
+    @classmethod
+    def identity(cls, size: int) -> Normaliser:
+        """The normaliser that leaves x (..., `size`) as it is."""
+        return cls(torch.zeros(size), torch.ones(size))
+
+    @classmethod
+    def standard(cls, values: Tensor, eps: float = 1e-3) -> Normaliser:
+        """Mean 0 and deviation 1 over the rows of `values` (N, O): shift = mean, scale = std + eps, as in TD3+BC."""
+        exact = values.double()
+        return cls(exact.mean(0).float(), (exact.std(0, correction=0) + eps).float())
+
+    @classmethod
+    def min_max(cls, values: Tensor) -> Normaliser:
+        """The range of every dimension of `values` (N, O) becomes [-1, 1]; a constant dimension becomes 0."""
+        low, high = values.double().aminmax(dim=0)
+        half = (high - low) / 2
+        return cls((low + half).float(), torch.where(half > 0, half, 1.0).float())
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """z (..., O) from values x (..., O)."""
+        return (values - self.shift) / self.scale
+
+    def inverse(self, values: Tensor) -> Tensor:
+        """x (..., O) from normalised values (..., O): scale z + shift."""
+        return values * self.scale + self.shift
+
+    def to(self, device: torch.device | str) -> Normaliser:
+        """The same normaliser on another device."""
+        return Normaliser(self.shift.to(device), self.scale.to(device))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors by name, for safetensors."""
+        return {"shift": self.shift, "scale": self.scale}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> Normaliser:
+        """The normaliser that `state_dict` came from."""
+        return cls(state["shift"], state["scale"])
+
+
+def normaliser(name: str, observations: Tensor) -> Normaliser:
+    """The normaliser called `name` (identity, standard, min_max), fitted to `observations` (N, O), on their device."""
+    makers: dict[str, Callable[[], Normaliser]] = {
+        "identity": lambda: Normaliser.identity(observations.shape[1]).to(observations.device),
+        "standard": lambda: Normaliser.standard(observations),
+        "min_max": lambda: Normaliser.min_max(observations),
+    }
+    if name not in makers:
+        raise UserError(f"Unknown observation normaliser {name!r}: {nearest(name, makers)}")
+    return makers[name]()
+
+
+Range = tuple[float, float]
+"""The smallest and the largest return."""
+Tuning = Callable[[Tensor, Tensor | None, Range | None], tuple[float, float]]
+
+
+def _standardised(rewards: Tensor, episodes: Tensor | None, return_range: Range | None) -> tuple[float, float]:
+    exact = rewards.double()
+    std = exact.std(correction=0)
+    if std == 0:
+        raise DataError("rewards: all are equal, so `normalize` cannot divide by their deviation; use `no`.")
+    return float(exact.mean()), float(std)
+
+
+def _by_return_range(rewards: Tensor, episodes: Tensor | None, return_range: Range | None) -> tuple[float, float]:
+    if return_range is None:
+        if episodes is None:
+            raise DataError("rewards: `iql_locomotion` needs to know which episode each belongs to.")
+        returns, _ = episode_returns(rewards.cpu(), episodes.cpu())
+        return_range = float(returns.min()), float(returns.max())
+    spread = return_range[1] - return_range[0]
+    if spread == 0:
+        raise DataError("rewards: all episodes return the same, so `iql_locomotion` cannot divide by their range.")
+    return 0.0, spread / 1000
+
+
+REWARD_TUNING: dict[str, Tuning] = {
+    "no": lambda rewards, episodes, return_range: (0.0, 1.0),
+    "normalize": _standardised,
+    "cql_antmaze": lambda rewards, episodes, return_range: (0.5, 0.25),
+    "iql_antmaze": lambda rewards, episodes, return_range: (1.0, 1.0),
+    "iql_locomotion": _by_return_range,
+}
+"""Functions of the data's rewards and their episodes that give shift and scale of (reward - shift) / scale, by name.
+
+They are Diffusion-QL's, by the names of its configurations, and IQL's for MuJoCo, 1000 r / (largest - smallest return).
+For training only: scores use the environment's rewards.
+"""
+
+
+def reward_tuning(
+    name: str, rewards: Tensor, episodes: Tensor | None = None, return_range: Range | None = None
+) -> tuple[float, float]:
+    """Shift and scale of the tuning called `name`, a key of `REWARD_TUNING`, for data with these rewards (N,).
+
+    iql_locomotion needs episodes (N,), the number of each reward's episode, or the range of the episodes' returns:
+    synthetic rows have lost their episodes, and their metadata hold that range.
+    """
+    if name not in REWARD_TUNING:
+        raise UserError(f"Unknown reward tuning {name!r}: {nearest(name, REWARD_TUNING)}")
+    return REWARD_TUNING[name](rewards, episodes, return_range)
+
+
+def tune_rewards(
+    name: str, rewards: Tensor, episodes: Tensor | None = None, return_range: Range | None = None
+) -> Tensor:
+    """Rewards (N,) after the tuning called `name`: (reward - shift) / scale, in double precision on the way."""
+    shift, scale = reward_tuning(name, rewards, episodes, return_range)
+    return ((rewards.double() - shift) / scale).to(rewards.dtype)
 
 
 @dataclass(frozen=True)
@@ -27,12 +150,12 @@ class Preprocessing:
         return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Tensor]) -> "Preprocessing":
+    def from_state_dict(cls, state: dict[str, Tensor]) -> Preprocessing:
         """The preprocessing that `state_dict` came from."""
         names = ("observations", "actions")
         return cls(*(Normaliser(state[f"{name}.shift"], state[f"{name}.scale"]) for name in names))
 
-    def to(self, device: torch.device) -> "Preprocessing":
+    def to(self, device: torch.device) -> Preprocessing:
         """The same on another device."""
         return Preprocessing(self.observations.to(device), self.actions.to(device))
 

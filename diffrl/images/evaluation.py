@@ -31,17 +31,18 @@ from diffrl.images.samples import (
     parts,
     roll_out,
     rows,
+    times_of,
 )
 
 Classify = Callable[[Tensor], Tensor]
-"""Images -> probabilities of classes (B, C); prompts name the class by its number."""
+"""Images (B, ...) -> probabilities of classes (B, C); prompts name the class by its number."""
 NOISE_LEVELS = 4
-"""Times at which `reference_error` is taken for each image."""
+"""How many times t `reference_error` takes for each image."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Images of the fixed prompts and noise (n, C, H, W) in [0, 1], on the CPU, and the measures above."""
+    """Images (n, C, H, W) in [0, 1] of the fixed prompts and noise, on the CPU, and the measures of this module."""
 
     images: Tensor
     prompts: list[str]
@@ -110,9 +111,7 @@ def reference_error(setup: Setup, samples: Samples) -> Tensor:
         x0, index = samples.states[-1, part], samples.index[part]
         condition = rows(samples.condition, part)
         noise = noise_of(model.shape, NOISE_LEVELS, setup.noise_path(PROBE_NOISE), index, model.device)
-        t = torch.stack(
-            [model.training_times(NOISE_LEVELS, setup.generator(PROBE_TIMES, i)) for i in index.tolist()], 1
-        )
+        t = times_of(setup, NOISE_LEVELS, index, PROBE_TIMES)
         each = [
             denoising_errors(model, condition, x0, t[level], noise[level], reference=True)
             for level in range(NOISE_LEVELS)

@@ -27,21 +27,21 @@ from diffrl.support.extra import images_extra
 
 METADATA = "metadata.jsonl"
 EXTRAS = ("control", "reference")
-"""What may stand beside an image, under these names in `ImageBatch.extras` too."""
+"""The images that may stand beside an example's own, by their keys in a folder's metadata and in a batch."""
 _PAIR_KEYS = {"file_name_w": "preferred", "file_name_l": "rejected"}
 
 
 class ImageBatch(NamedTuple):
-    """Some examples: images (B, C, H, W), of videos (B, F, C, H, W), in [0, 1], and what they go with."""
+    """B examples: images (B, C, H, W), of videos (B, F, C, H, W), in [0, 1], their prompts and extras."""
 
     images: Tensor
     prompts: list[str]
     extras: dict[str, Tensor]
-    """By name, each (B, C, H, W) in [0, 1]."""
+    """The images beside them, by name, each (B, C, H, W) in [0, 1]."""
 
 
 class ImagePairBatch(NamedTuple):
-    """Some pairs of one prompt each: the preferred images and the others, (B, C, H, W) in [0, 1]."""
+    """B pairs of one prompt each: the preferred images and the others, (B, C, H, W) in [0, 1]."""
 
     images_w: Tensor
     images_l: Tensor
@@ -183,7 +183,7 @@ class Digits:
 
 
 def examples_of(data: str | None, model: ImageModel) -> ImageSource:
-    """The examples that `--data` names, of the model's size: "digits", or a folder. Raises UserError for none."""
+    """The examples that `--data` names, "digits" or a folder, at the model's size. Raises UserError for None."""
     if data is None:
         raise UserError("Which images? --data FOLDER, with a metadata.jsonl: one {file_name, text} a line.")
     *_, c, h, w = image_shape(model)
@@ -191,19 +191,19 @@ def examples_of(data: str | None, model: ImageModel) -> ImageSource:
 
 
 def folder_examples(folder: str, model: ImageModel) -> Examples:
-    """The examples of a folder, of the model's size; of a model of videos so many frames as it makes."""
+    """The examples of a folder at the model's size; for a video model, with as many frames as it makes."""
     *frames, c, h, w = image_shape(model)
     return Examples(folder, (h, w), channels=c, frames=frames[0] if frames else 0)
 
 
 def folder_pairs(folder: Path, model: ImageModel) -> ImagePairs:
-    """The pairs of a folder, of the model's size."""
+    """The pairs of a folder at the model's size."""
     *_, c, h, w = image_shape(model)
     return ImagePairs(folder, (h, w), channels=c)
 
 
 def read_prompts(path: Path, files: Sequence[str] = ()) -> tuple[list[str], list[Mapping[str, Any]]]:
-    """The texts and metadata of a file with a prompt a line, or, ending in .jsonl, {"prompt": ..., anything else}.
+    """The texts and the metadata in a prompts file: a prompt a line or, in .jsonl, {"prompt": ..., metadata} a line.
 
     files: which of the metadata name files, relative to the prompts' folder.
 

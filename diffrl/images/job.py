@@ -17,8 +17,7 @@ from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import load_model
 from diffrl.images.run import FinetuneRun
-from diffrl.images.samples import Prompts, RunState, Setup, chain_of, conditions, plain
-from diffrl.images.world import World
+from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError
 from diffrl.support.machine import resolve_device, settle, versions
@@ -82,7 +81,7 @@ def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Pa
 
 
 class _Session:
-    """A run under way."""
+    """A run in progress: what it works with, its folder, its loop, and what it says."""
 
     folder: FinetuneRun
 
@@ -96,12 +95,12 @@ class _Session:
             self.held_out = None if config.held_out is None else rewards.parse(config.held_out, device=device)
             self.classify = _classifier(config)
         self.setup = Setup(config, model, chain_of(model, config), _prompts(config, model), reward, world)
-        self.state = RunState.of(config)
+        self.state = RunState(queries=config.scored_before, kl_weight=config.kl_weight)
         self.algorithm = ALGORITHMS[config.algo](self.setup, self.state)
         self.tuner = Finetuner(self.setup, self.state, self.algorithm)
 
     def run(self, resumed: FinetuneRun | None) -> Path:
-        """Open the folder, make the rounds, write what came of them; the folder."""
+        """Open the folder, make the rounds, write the results; give the folder."""
         saved = self._open(resumed)
         path = self.folder.path
         self._say(self._title())
@@ -120,7 +119,7 @@ class _Session:
         return path
 
     def _open(self, resumed: FinetuneRun | None) -> Checkpoint | None:
-        """Make the run's folder, or clean what a resumed run left behind; the checkpoint to go on from."""
+        """Make the run's folder, or clean what a resumed run left behind; give the checkpoint to go on from."""
         config, world = self.config, self.world
         path = config.out or Path(world.told(str(_new_folder(config)) if world.main else ""))
         saved = None
@@ -131,10 +130,10 @@ class _Session:
             if saved.step > config.rounds:
                 raise UserError(f"{path} has {saved.step} rounds already, more than the {config.rounds} asked for.")
             if saved.step == config.rounds:
-                self._say(f"{path} has all of its {saved.step} rounds; give more --queries (or --rounds) to go on.")
+                self._say(f"{path} has all of its {saved.step} rounds; give more --steps to go on.")
         done = -1 if saved is None else saved.step
         history = [] if resumed is None else [entry for entry in resumed.history if entry["round"] <= done]
-        self.folder = FinetuneRun(path, dataclasses.replace(config, out=path), history)
+        self.folder = FinetuneRun(path, config, history)
         world.barrier()  # all have read what is cleaned away now
         if world.main:
             self.folder.write({"versions": versions("diffusers", "transformers", "peft", "accelerate")})
@@ -146,7 +145,7 @@ class _Session:
         return saved
 
     def _train(self, log: MetricsLog | None) -> None:
-        """Make the rounds that are left, and evaluate and save between them; before the first too."""
+        """Make the remaining rounds; evaluate and save before the first one and between them."""
         config, world, state = self.config, self.world, self.state
         history = self.folder.history
         began = saved_at = time.monotonic()
@@ -177,12 +176,11 @@ class _Session:
                     saved_at = time.monotonic()
                 if stop and not last:
                     raise Interrupted(
-                        f"Stopped after {state.round} rounds; saved. "
-                        f"Go on with `diffrl finetune --resume {self.folder.path}`."
+                        f"Stopped after {state.round} rounds; saved. Go on with `diffrl resume {self.folder.path}`."
                     )
 
     def _evaluate(self, log: MetricsLog | None, seconds: float) -> dict[str, float]:
-        """Evaluate, write it down, plot it; the measures."""
+        """Evaluate, record and plot the evaluation, and give its measures."""
         state, path = self.state, self.folder.path
         with self._progress("Evaluating", self.config.eval_samples):
             result = evaluate(self.setup, state, self.held_out, self.classify)
@@ -197,7 +195,7 @@ class _Session:
         return result.measures
 
     def _too_far(self, measures: Mapping[str, float]) -> bool:
-        """Whether an evaluation is beyond --stop-kl, and say so."""
+        """Whether an evaluation's divergence is beyond --stop-kl; if so, say it."""
         bound, kl = self.config.stop_kl, measures.get("kl", 0.0)
         if bound is None or kl <= bound:
             return False
@@ -220,7 +218,9 @@ class _Session:
             target = self.folder.path / "model"
             target.mkdir(exist_ok=True)
             self.setup.model.save(target)
-            show.plot_before_after(self.folder, self.folder.path / "before_after.png")
+            reward = "" if self.config.scored_by is None else f", reward: {self.config.scored_by}"
+            title = f"{self.config.algo} on {self.config.model}{reward}"
+            show.plot_before_after(self.folder, self.folder.path / "before_after.png", title)
             if not self.quiet:
                 show.print_run(self.folder)
         self.world.barrier()
@@ -237,7 +237,7 @@ class _Session:
         )
 
     def _work_of_round(self) -> int:
-        """Images that pass in a round: those sampled, and those trained on."""
+        """How many images pass through the model in a round: those sampled, and those trained on."""
         own = len(self.world.share(self.algorithm.units))
         return self.algorithm.sampled // self.world.size + own * self.config.passes
 
@@ -268,7 +268,7 @@ class _Session:
 
 @contextlib.contextmanager
 def _waiting_for(world: World) -> Iterator[None]:
-    """Let the main process go first, and the others after it."""
+    """Around what the main process must do before the others do it."""
     if not world.main:
         world.barrier()
     yield
@@ -287,18 +287,18 @@ def _model(config: FinetuneConfig, device: str, quiet: bool) -> ImageModel:
 
 
 def _classifier(config: FinetuneConfig) -> Classify | None:
-    """What tells the classes of built-in models' images apart, beside any reward."""
+    """A classifier of the built-in models' images that is no part of any reward; None for other models."""
     if not config.builtin:
         return None
-    from diffrl.images.rewards.digits import judge
+    from diffrl.images.rewards.digits import digit_classifier
 
-    return judge()
+    return digit_classifier()
 
 
 def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
-    """The prompts of the file; else those of the images or pairs, or a built-in model's classes.
+    """The prompts of --prompts; else those of the images or pairs; else a built-in model's classes.
 
-    All are encoded once, so that a bad one is found now.
+    All are encoded once, so that a bad one is found before training.
     """
     if config.prompts is not None:
         texts, metadata = read_prompts(config.prompts, files=model.extras)
@@ -322,7 +322,7 @@ def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
 
 
 def _new_folder(config: FinetuneConfig) -> Path:
-    """A folder of its own for the run."""
+    """Make a new folder for a run that was given none."""
     model = Path(config.model).name
     stem = f"{config.algo}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
     for suffix in ("", *(f"-{i}" for i in range(2, 1000))):

@@ -29,13 +29,13 @@ class ImageModel(Protocol):
     prediction: Prediction
     """What the network predicts, and on which process. Its times t are the process's own; `network` translates them."""
     shape: tuple[int, ...]
-    """Of one state: (C, H, W); the latents' where the model has an autoencoder; of a video (F, C, H, W)."""
+    """The shape of one state: (C, H, W), of latents where the model has an autoencoder; of a video (F, C, H, W)."""
     clip: Clip | None
-    """To what the model's own sampler clamps D(x, t); None: it does not."""
+    """The bounds to which the model's own sampler clamps D(x, t); None: it does not clamp."""
     tuned: "Tuned"
     """The network under training."""
     extras: tuple[str, ...]
-    """Which images it takes beside prompts: "control", "reference"; of most models none."""
+    """Which images the model takes beside prompts: "control", "reference"; most take none."""
 
     def times(self, steps: int) -> Tensor:
         """The steps + 1 decreasing times of sampling, ending at 0: the grid that the model's own pipeline uses."""
@@ -68,7 +68,7 @@ class ImageModel(Protocol):
 
 @torch.no_grad()
 def image_shape(model: ImageModel) -> tuple[int, ...]:
-    """Of one image that the model makes: (C, H, W), of a video (F, C, H, W)."""
+    """The shape of one image that the model makes: (C, H, W); of a video (F, C, H, W)."""
     return tuple(model.decode(torch.zeros(1, *model.shape, device=model.device)).shape[1:])
 
 
@@ -78,7 +78,7 @@ class Lora:
 
     rank: int = 4
     alpha: int | None = None
-    """By default the rank: the adapters' output is scaled by alpha / rank."""
+    """The adapters' output is scaled by alpha / rank; None: alpha is the rank."""
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Ends of the names of the layers that get one: by default all projections of attention, as DDPO has it."""
 
@@ -111,7 +111,7 @@ class Tuned:
             parameter.data = parameter.data.float()
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by name, in the network's order."""
+        """The parameters under training, by name, in the network's order."""
         return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
 
     def __call__(self, *arguments: Any, reference: bool = False, **named: Any) -> Any:
@@ -131,7 +131,7 @@ class Tuned:
                     switch_adapters(self.network, on=True)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What is trained, copied."""
+        """Copies of the parameters under training, by name."""
         return {name: p.detach().clone() for name, p in self.parameters().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

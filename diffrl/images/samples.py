@@ -1,12 +1,14 @@
-"""What a run samples: of which prompts, with whose noise, by which chain; and what every part of it works with."""
+"""What a run samples: of which prompts, in which process, with whose noise, by which chain."""
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffrl.diffusion import Denoise, denoising_loss
 from diffrl.diffusion.chain import DenoisingChain
@@ -14,7 +16,6 @@ from diffrl.images.config import FinetuneConfig
 from diffrl.images.examples import extras_of
 from diffrl.images.model import Condition, ImageModel, image_shape
 from diffrl.images.rewards.base import Reward, ask
-from diffrl.images.world import World
 from diffrl.support.errors import UserError
 from diffrl.support.seeds import generator_at
 
@@ -24,6 +25,9 @@ EVALUATION, PROMPTS, ROLL_OUT, ORDER, STEPS, LOSS, NOISE, PAIRS, PROBE_TIMES, PR
 
 Config = TypeVar("Config", bound=FinetuneConfig, covariant=True)
 """The settings of the run's algorithm."""
+
+
+# --- Of which prompts ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -56,27 +60,141 @@ def plain(texts: Sequence[str]) -> Prompts:
     return Prompts(tuple(texts), ({},) * len(texts))
 
 
+# --- In which process ----------------------------------------------------------------------------------------------
+
+
+class World:
+    """The processes of a run, each with its share of every round's units; one process by default.
+
+    All random numbers belong to a sample and not to a process, and gradients are sums over samples: so the number of
+    processes changes a run by rounding alone.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.device = torch.device(device)
+        self._accelerator: Any = None
+        if self.size > 1:
+            try:
+                from accelerate import Accelerator
+            except ImportError as error:
+                raise UserError("Several processes need accelerate: pip install 'diffrl[images]'.") from error
+            self._accelerator = Accelerator(cpu=self.device.type == "cpu")
+            self.device = self._accelerator.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.rank == 0
+
+    def share(self, n: int) -> Tensor:
+        """The numbers, of n units, of those that are this process's: every size-th."""
+        return torch.arange(self.rank, n, self.size)
+
+    def merge(self, values: Tensor, index: Tensor, n: int) -> Tensor:
+        """The values (n, ...) of all units, from each process's own at `index`; the same on all processes."""
+        whole = values.new_zeros(n, *values.shape[1:])
+        whole[index.to(values.device)] = values
+        return whole if self.size == 1 else self._sum(whole)
+
+    def sum_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over the processes, all of them in one exchange."""
+        tensors = list(tensors)
+        if self.size == 1 or not tensors:
+            return
+        flat = self._sum(torch.cat([tensor.flatten() for tensor in tensors]))
+        start = 0
+        for tensor in tensors:
+            tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+            start += tensor.numel()
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum gradients over the processes; a parameter that had none here takes part as zero."""
+        parameters = list(parameters)
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.sum_([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+    def union(self, names: Iterable[str]) -> list[str]:
+        """The names that any of the processes has, sorted."""
+        if self.size == 1:
+            return sorted(names)
+        from accelerate.utils import gather_object
+
+        with _together():
+            return sorted(set(gather_object(list(names))))
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true in any of the processes."""
+        count = torch.tensor([float(flag)], device=self.device)
+        self.sum_([count])
+        return bool(count > 0)
+
+    def told(self, text: str) -> str:
+        """The text that the main process passes, in all processes."""
+        if self.size == 1:
+            return text
+        from accelerate.utils import broadcast_object_list
+
+        with _together():
+            result: str = broadcast_object_list([text])[0]
+        return result
+
+    def barrier(self) -> None:
+        """Wait until all processes have come here."""
+        if self._accelerator is not None:
+            with _together():
+                self._accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Leave the group of processes in order."""
+        if self._accelerator is not None:
+            self._accelerator.end_training()
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        with _together():
+            result: Tensor = self._accelerator.reduce(tensor, reduction="sum")
+        return result
+
+
+class LostProcess(UserError):
+    """Another process of the run has ended: what went wrong is said there."""
+
+    exit_code = 1
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Around an exchange between processes. Raises LostProcess where another one is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostProcess("Another process of this run has ended, and so this one does; see above for why.") from error
+
+
+# --- By what and how -----------------------------------------------------------------------------------------------
+
+
 @dataclass
 class RunState:
     """What changes in the course of a run, besides the network and its optimiser."""
 
     round: int = 0
-    """Rounds made."""
+    """Rounds finished."""
     updates: int = 0
-    """Steps of the optimiser asked for."""
+    """Updates made, counting those that fp16's scaler skips."""
     queries: int = 0
     """Images scored."""
     kl_weight: float = 0.0
-    """Weight of the divergence from the frozen model: the adaptive one changes it."""
+    """Weight of the divergence from the frozen model; with --kl-target it is adapted."""
     images: int = 0
-    """Images that have been sampled or trained on, in what `on_progress` follows."""
+    """Images sampled or trained on so far in the task that `on_progress` follows."""
     on_progress: Callable[[int], None] = lambda images: None
-    """Hears how many `images` there have been."""
-
-    @classmethod
-    def of(cls, config: FinetuneConfig) -> "RunState":
-        """The state of a run before its first round."""
-        return cls(queries=config.scored_before, kl_weight=config.kl_weight)
+    """Called with `images` whenever the count rises."""
 
     def passed(self, n: int) -> None:
         """Count n more images."""
@@ -86,14 +204,14 @@ class RunState:
 
 @dataclass(frozen=True)
 class Setup(Generic[Config]):
-    """What a run works with, and what does not change in its course."""
+    """What a run works with: all that does not change in its course."""
 
     config: Config
     model: ImageModel
     chain: DenoisingChain
     prompts: Prompts
     reward: Reward | None
-    """None: the run scores no images."""
+    """The reward that is learned from; None: the run scores no images."""
     world: World = field(default_factory=World)
 
     @property
@@ -132,19 +250,19 @@ class Setup(Generic[Config]):
 
 @dataclass
 class Samples:
-    """What a process has sampled of a round, n samples: x_T ... x_0, and what is known of each."""
+    """The n samples of a round that one process has made: the states x_T ... x_0, and what is known of each."""
 
     index: Tensor
-    """Their numbers in the round (n,)."""
+    """The samples' numbers in the round (n,)."""
     prompts: list[str]
     metadata: list[Mapping[str, Any]]
     condition: Condition
     states: Tensor
-    """(T + 1, n, *shape)."""
+    """x_T ... x_0: (T + 1, n, *shape)."""
     log_probs: Tensor
-    """(n_decisions, n), in nats."""
+    """log pi of each decision when it was made: (n_decisions, n), in nats."""
     images: Tensor
-    """(n, C, H, W) in [0, 1]."""
+    """x_0 decoded: (n, C, H, W) in [0, 1]."""
     total: int
     """Samples of the round, in all processes."""
     world: World
@@ -169,9 +287,10 @@ def chain_of(model: ImageModel, config: FinetuneConfig) -> DenoisingChain:
 def noise_of(
     shape: Sequence[int], draws: int, path: Sequence[int], index: Tensor, device: torch.device | str
 ) -> Tensor:
-    """Standard normal noise (draws, n, *shape), each sample's its own, by its number in `index`; `path`: what for.
+    """Standard normal noise (draws, n, *shape): each sample has its own, by its number in `index` (n,).
 
-    So neither the size of the parts that go through the network, nor who samples what, changes any image.
+    path: what the noise is for. So neither the size of the parts that go through the network, nor which process samples
+    what, changes any image.
     """
     each = [
         torch.randn(draws, *shape, generator=generator_at(*path, i, device=device), device=device)
@@ -181,13 +300,13 @@ def noise_of(
 
 
 def parts(n: int, size: int) -> Iterator[slice]:
-    """0 ... n - 1 in slices of at most `size`."""
+    """Slices of at most `size` that cover 0 ... n - 1."""
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
 
 
 def rows(condition: Condition, index: Tensor | slice) -> Condition:
-    """The condition of some of the samples."""
+    """The rows at `index` of a condition: that of some of the samples."""
     return {name: value[index] for name, value in condition.items()}
 
 
@@ -205,6 +324,15 @@ def denoiser(model: ImageModel, condition: Condition, *, reference: bool = False
     return model.prediction.denoiser(model.network(condition, reference=reference, guidance=guidance))
 
 
+def times_of(setup: Setup, draws: int, index: Tensor, *path: int) -> Tensor:
+    """Random times (draws, n) as the model was trained with: each sample has its own, by its number in `index` (n,).
+
+    path: what the times are for.
+    """
+    each = [setup.model.training_times(draws, setup.generator(*path, i)) for i in index.tolist()]
+    return torch.stack(each, 1)
+
+
 def denoising_errors(
     model: ImageModel, condition: Condition, x0: Tensor, t: Tensor, noise: Tensor, *, reference: bool = False
 ) -> Tensor:
@@ -214,7 +342,7 @@ def denoising_errors(
 
 
 def pure(model: ImageModel, chain: DenoisingChain, noise: Tensor) -> Tensor:
-    """x_T of standard normal noise: the noise itself, but on processes whose deviation goes beyond 1, VE's."""
+    """x_T made of standard normal noise: the noise itself, or, on processes whose deviation exceeds 1 (VE), scaled."""
     return max(1.0, float(model.prediction.process.sigma(torch.tensor(chain.times[0])))) * noise
 
 

@@ -31,10 +31,10 @@ SAID: dict[str, str] = {
     "class_entropy": "class entropy, nats",
     "reference_error": "the reference's error on the images",
 }
-"""The measures, as the table names them."""
+"""The measures of an evaluation, by what tables call them."""
 COLOURS = (BLUE, ORANGE, GREEN, "#a64d9c", "#c0392b", "#5d6d7e", "#7d6608", "#17a2a2")
 SHOWN = 40
-"""Images of a grid, at most."""
+"""The most images that a grid shows."""
 
 PANELS: dict[str, str] = {
     "reward": "reward",
@@ -58,7 +58,7 @@ def evaluation_line(entry: dict[str, Any]) -> str:
 
 
 def print_run(run: FinetuneRun) -> None:
-    """The measures before and after, what they warn of, where everything is, and what to do next."""
+    """Print a run's measures before and after, what they warn of, where its files are, and what to do next."""
     from rich.table import Table
 
     first, last = run.history[0], run.history[-1]
@@ -80,7 +80,7 @@ def print_run(run: FinetuneRun) -> None:
 
 
 def warnings(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
-    """Signs that the reward has been hacked, in words."""
+    """Sentences on signs that the reward has been hacked, from the first and the last evaluation."""
     found = []
     if last.get("class_accuracy", 1.0) < 0.8 * first.get("class_accuracy", 1.0):
         found.append(
@@ -140,19 +140,18 @@ def plot_grid(images: Tensor, prompts: Sequence[str], path: Path, shown: int = S
 
 
 def grid_path(folder: Path, number: int) -> Path:
-    """Where the grid of an evaluation is, after so many rounds."""
+    """The path of the grid of the evaluation after `number` rounds."""
     return folder / "images" / f"{number:06d}.png"
 
 
-def plot_before_after(run: FinetuneRun, path: Path) -> None:
+def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
     """Write a run as one picture: images of the same prompts and noise before and after, and the measures' curves."""
     from matplotlib.figure import Figure
     from PIL import Image
 
-    config, history = run.config, run.history
+    history = run.history
     figure = Figure(figsize=(13, 7), layout="constrained")
-    reward = "" if config.scored_by is None else f", reward: {config.scored_by}"
-    figure.suptitle(f"{config.algo} on {config.model}{reward}", fontsize=13)
+    figure.suptitle(title, fontsize=13)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     top, bottom = halves
     for axes, entry, name in zip(top.subplots(1, 2), (history[0], history[-1]), ("before", "after"), strict=True):
@@ -187,7 +186,7 @@ def plot_curve(
 
 
 def compare(paths: Sequence[Path], out: Path) -> list[Path]:
-    """Write the page `out` (HTML, self-contained) and its curves beside it, as PNG and CSV; their paths.
+    """Write the page `out` (HTML, self-contained) and its curves beside it, as PNG and CSV; give their paths.
 
     Raises UserError for a folder that is no fine-tuning run's, or holds no evaluation yet.
     """

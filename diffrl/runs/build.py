@@ -72,6 +72,8 @@ def choose_eval_workers(
         return 0
     if saved is not None and saved.info["device"] != kind:
         wanted = None
+    if wanted == 0:
+        return 0
     obstacle = crew.obstacle(task)
     if wanted is None:
         training = config.workers or 1 if kind == "cpu" else 1

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from agents.base import Agent
 from diffrl.augment.synther.refit import Augmented, RefittingBuffer
-from diffrl.data.normalise import reward_tuning
+from diffrl.data.preprocessing import reward_tuning
 from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Source, Transitions
 from diffrl.runs import run as runs

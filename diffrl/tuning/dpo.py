@@ -19,8 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.action_network import GenerativePolicy
-from agents.base import Agent
+from agents.base import Agent, GenerativePolicy
 from diffrl.alignment.losses import PairErrors, diffusion_dpo_loss
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.data.transitions import Batch

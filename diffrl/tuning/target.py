@@ -5,8 +5,7 @@ from copy import deepcopy
 import torch
 
 import agents
-from agents.action_network import GenerativePolicy
-from agents.base import Agent
+from agents.base import Agent, GenerativePolicy
 from agents.diffusion_policy import DiffusionPolicy
 from agents.solver_policy import SolverPolicy
 from diffrl.support.errors import UserError, joined

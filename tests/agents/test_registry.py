@@ -9,8 +9,7 @@ import torch
 
 import agents
 from agents import AGENTS
-from agents.action_network import GenerativePolicy
-from agents.base import Agent
+from agents.base import Agent, GenerativePolicy
 from agents.consistency_policy import ConsistencyPolicy
 from agents.diffusion_policy import DiffusionPolicy
 from agents.fql import FlowPolicy

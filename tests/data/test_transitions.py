@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffrl.data.normalise import Normaliser
+from diffrl.data.preprocessing import Normaliser
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import DataError
 

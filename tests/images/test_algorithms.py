@@ -108,7 +108,7 @@ def test_sampled_pairs_are_ranked_and_read_again(tmp_path: Path) -> None:
     """Preferred is nearer the target, both of one group; what is kept in the folder is not made again."""
     setup = toy_setup(algo="dpo", queries=70)
     pairs = SampledPairs(setup, RunState(), tmp_path)
-    assert RunState.of(setup.config).queries == 64
+    assert setup.config.scored_before == 64
     assert len(pairs) == 32
     x_w, x_l, _ = pairs.states(torch.arange(32))
     assert ((x_w - 1).abs() < (x_l - 1).abs()).all()

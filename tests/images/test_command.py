@@ -11,7 +11,9 @@ import torch
 import yaml
 
 from diffrl.cli import main
+from diffrl.images import FinetuneConfig, finetune, resume
 from diffrl.images.config import ALGORITHMS
+from diffrl.support.errors import UserError
 from tests.images import tiny
 
 UNSCORED = ["--batch", "16", "--steps", "3", "--eval-samples", "20", "--warm-up", "0"]
@@ -88,6 +90,20 @@ def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[s
     assert yaml.safe_load((quick / "cut/finetune.yaml").read_text())["queries"] == 64
 
 
+def test_steps_are_what_the_algorithm_counts_in(quick: Path) -> None:
+    """Images to be scored, or rounds where none are; the other one is refused by its name."""
+    settings: dict[str, Any] = {"batch": 16, "steps": 2, "eval_samples": 4, "warm_up": 0}
+    scored = finetune(FinetuneConfig(queries=16, out="scored", **settings), quiet=True)
+    read = finetune(FinetuneConfig(algo="supervised", rounds=1, updates=1, out="read", **settings), quiet=True)
+    for run, steps in ((scored, 48), (read, 3)):
+        assert resume(run, steps=steps, quiet=True) == run
+        assert json.loads((run / "evaluations.json").read_text())[-1]["round"] == 3
+    with pytest.raises(UserError, match="give --queries"):
+        resume(scored, rounds=4)
+    with pytest.raises(UserError, match="give --rounds"):
+        resume(read, queries=64)
+
+
 @pytest.mark.parametrize("algo", ["ddpo-is", "dpo"])
 def test_stable_diffusion_with_lora(algo: str, quick: Path) -> None:
     """A tiny pipeline through DDPO and DPO with adapters: resumed, saved, and loaded by plain diffusers."""
@@ -156,7 +172,7 @@ def test_stop_kl_stops(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--algo", "grpo", "--batch", "12"], "--group"),
         (["--algo", "ddpo-sf", "--updates", "2"], "ddpo-is"),
         (["--resume", "absent"], "absent"),
-        (["--out", "taken"], "--resume"),
+        (["--out", "taken"], "diffrl resume taken"),
         (["--algo", "supervised", "--data", "absent"], "absent"),
         (["--algo", "dpo", "--pairs", "absent"], "absent"),
         (["--adapter", "absent"], "absent"),

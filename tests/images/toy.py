@@ -106,7 +106,7 @@ def toy_setup(reward: Reward | None = None, **settings: Any) -> Setup:
 
 def begin(setup: Setup) -> tuple[Algorithm, RunState]:
     """The setup's algorithm before its first round, and the run's state."""
-    state = RunState.of(setup.config)
+    state = RunState(queries=setup.config.scored_before, kl_weight=setup.config.kl_weight)
     algorithm = ALGORITHMS[setup.config.algo](setup, state)
     algorithm.prepare(None)
     return algorithm, state

@@ -1,4 +1,4 @@
-"""What each process of `test_world` runs: three updates of tiny-digits; its gradients and parameters go to OUT."""
+"""What each process of `test_processes` runs: three updates of tiny-digits; its gradients and parameters go to OUT."""
 
 import os
 import sys

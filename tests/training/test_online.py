@@ -19,9 +19,8 @@ import diffrl
 from agents import TD3BC, AgentConfig, DiffusionQL
 from diffrl.cli import main
 from diffrl.data import d4rl
-from diffrl.data.normalise import Normaliser, tune_rewards
 from diffrl.data.offline import OfflineDataset
-from diffrl.data.preprocessing import Preprocessing
+from diffrl.data.preprocessing import Normaliser, Preprocessing, tune_rewards
 from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Batch, Transitions
 from diffrl.runs.config import OnlineConfig, TrainConfig

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from diffrl.data.normalise import Normaliser
+from diffrl.data.preprocessing import Normaliser
 from diffrl.data.transitions import Batch, Transitions
 from diffrl.support.errors import DataError
 

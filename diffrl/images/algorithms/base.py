@@ -26,13 +26,14 @@ from diffrl.images.samples import (
     denoiser,
     denoising_errors,
     noise_of,
+    times_of,
 )
 from diffrl.support.errors import UserError
 from diffrl.training.loop import DivergedError
 
 Metrics = dict[str, float]
 Term = tuple[Tensor, dict[str, Tensor]]
-"""A part of a loss, to be added to the other parts, and metrics, to be averaged; both means over the rows asked for."""
+"""A part of a loss, to be added to its other parts, and metrics, to be averaged; both means over the rows asked for."""
 
 PARAMETER, FIRST, SECOND = "parameter.", "first_moment.", "second_moment."
 """What the names of a checkpoint's tensors begin with."""
@@ -53,7 +54,7 @@ class Algorithm(ABC, Generic[Config]):
 
     units: int
     images: int = 1
-    """Images of a unit, that are in the network at once."""
+    """How many images of a unit are in the network at once."""
 
     def __init__(self, setup: Setup[Config], state: RunState) -> None:
         self.setup, self.state = setup, state
@@ -71,29 +72,29 @@ class Algorithm(ABC, Generic[Config]):
 
     @property
     def queries(self) -> int:
-        """How many images a round has scored: by default one a unit."""
+        """How many images are scored in a round: one a unit, unless the algorithm says otherwise."""
         return self.units
 
     @property
     def sampled(self) -> int:
-        """How many images `collect` samples, in all processes: by default those that are scored."""
+        """How many images `collect` samples in all processes: those that are scored, unless the algorithm differs."""
         return self.queries
 
     def prepare(self, folder: Path | None) -> None:
-        """Make what is made once, before the first round; it may be kept in the run's folder."""
+        """Do what is done once before the first round, such as sampling pairs; `folder` may keep the result."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs besides the network and the optimiser, as JSON."""
+        """What a resumed run needs of the algorithm, as JSON."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a `state_dict`."""
+        """Restore what `state_dict` gave."""
 
     def penalties(self, condition: Condition, states: Tensor) -> Iterator[Term]:
-        """With --kl, its weight times the mean over steps of KL/d to the frozen model, in the states of a roll-out.
+        """The penalty of --kl: its weight times the mean over steps of KL/d to the frozen model, a term a decision.
 
-        condition: of n images; states: (T + 1, n, *shape). A term a decision. For algorithms that do not go through the
-        decisions themselves.
+        condition: of n images. states: of their roll-out, (T + 1, n, *shape). For algorithms whose own loss does not go
+        through the decisions.
         """
         setup, weight = self.setup, self.state.kl_weight
         if weight == 0:
@@ -105,10 +106,10 @@ class Algorithm(ABC, Generic[Config]):
             yield weight * loss / setup.chain.n_decisions, metrics
 
     def corruption(self, units: Tensor, *path: int) -> tuple[Tensor, Tensor]:
-        """For denoising losses: a time (n,) and noise (n, *shape) for each of the units, its own."""
+        """Times (n,) and noise (n, *shape) of a denoising loss: each of the units has its own."""
         setup, model = self.setup, self.setup.model
-        t = torch.cat([model.training_times(1, setup.generator(LOSS, *path, i)) for i in units.tolist()])
-        return t, noise_of(model.shape, 1, setup.noise_path(NOISE, *path), units, model.device)[0]
+        noise = noise_of(model.shape, 1, setup.noise_path(NOISE, *path), units, model.device)
+        return times_of(setup, 1, units, LOSS, *path)[0], noise[0]
 
     def denoising_term(self, batch: ImageBatch, prompts: list[str], units: Tensor, *path: int) -> Term:
         """The denoising loss on a batch of examples with these prompts, a time and a noise for each of the `units`."""
@@ -153,11 +154,11 @@ class AdvantageRule(Protocol):
         """What the rule remembers, as JSON."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a `state_dict`."""
+        """Restore what `state_dict` gave."""
 
 
 class WithinPrompts:
-    """Advantages within what each prompt has earned of late: `PromptStatistics`, which are kept from round to round."""
+    """Advantages beside what each prompt has earned of late: `PromptStatistics`, kept from round to round."""
 
     group = 1
 
@@ -172,11 +173,11 @@ class WithinPrompts:
         return self.statistics.advantages(prompts.of(chosen)[0], rewards)
 
     def state_dict(self) -> dict[str, Any]:
-        """The rewards of each prompt."""
+        """The latest rewards of each prompt."""
         return self.statistics.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the rewards of each prompt."""
+        """Restore the rewards of each prompt."""
         self.statistics.load_state_dict(state)
 
 
@@ -215,7 +216,7 @@ class Finetuner:
         self.scaler = torch.amp.GradScaler(setup.model.device.type, enabled=fp16)
 
     def advance(self) -> Metrics:
-        """Make one round; its metrics, alike on all processes. Raises DivergedError where the loss is not finite."""
+        """Make one round; give its metrics, alike everywhere. Raises DivergedError where the loss is not finite."""
         setup, state, algorithm = self.setup, self.state, self.algorithm
         metrics = algorithm.collect(state.round)
         each: dict[str, list[float]] = defaultdict(list)
@@ -289,7 +290,7 @@ class Finetuner:
                 state.kl_weight /= 2
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON, for a checkpoint."""
+        """What a checkpoint holds: tensors, and the rest as JSON."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             tensors[PARAMETER + name] = parameter.detach()
@@ -309,7 +310,7 @@ class Finetuner:
         return tensors, info
 
     def load_state_dict(self, step: int, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
-        """Take up the `state_dict` after `step` rounds. Raises UserError where it is another model's."""
+        """Restore what `state_dict` gave after `step` rounds. Raises UserError where it is another model's."""
         starting = len(PARAMETER)
         self.setup.model.tuned.load_state_dict({n[starting:]: t for n, t in tensors.items() if n.startswith(PARAMETER)})
         for name, parameter in self.parameters.items():

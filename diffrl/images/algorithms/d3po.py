@@ -22,11 +22,11 @@ class D3PO(Algorithm[D3POConfig]):
     images = 2
 
     samples: Samples
-    """Of the round, once it is collected."""
+    """This process's samples of the round, after `collect`."""
     pairs: Tensor
-    """Where the best and the worst of each of this process's groups are among `samples`: (2, groups)."""
+    """The places among `samples` of the best and the worst of each group: (2, groups), after `collect`."""
     told_apart: Tensor
-    """Whether a group's rewards differ: (groups,)."""
+    """Whether the rewards of a group differ: (groups,), after `collect`."""
 
     def __init__(self, setup: Setup[D3POConfig], state: RunState) -> None:
         super().__init__(setup, state)
@@ -40,7 +40,7 @@ class D3PO(Algorithm[D3POConfig]):
         return self.units * self.group
 
     def collect(self, number: int) -> Metrics:
-        """Sample groups and score them; of each, note where the best and the worst are."""
+        """Sample groups and score them; note where the best and the worst of each are."""
         setup = self.setup
         self.samples = samples = sample_round(setup, self.state, number, self.group, self.group)
         own = setup.scored(samples)

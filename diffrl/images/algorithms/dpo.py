@@ -25,12 +25,12 @@ ROUND = 2**31 - 1
 
 
 class PairSource(Protocol):
-    """Pairs as clean states."""
+    """Pairs that are drawn by their number, as clean states."""
 
     def __len__(self) -> int: ...
 
     def states(self, index: Tensor) -> tuple[Tensor, Tensor, Condition]:
-        """The pairs of an index (n,): preferred and other x_0 (n, *shape), and the condition of their prompts."""
+        """Of the pairs at an index (n,): preferred and other x_0 (n, *shape), and the condition of their prompts."""
 
 
 class SampledPairs(PairSource):

@@ -30,16 +30,16 @@ PolicyLoss = Callable[[Tensor, Tensor, Tensor], Term]
 class PolicyGradient(Algorithm[ChainConfig]):
     """Sample, score, and push each step's log-probability by the advantage of the image it ends in.
 
-    loss: what a step's log-probabilities and the advantages make of it.
-    rule: what an image's advantage is.
+    loss: of the log-probabilities of a step and the advantages.
+    rule: how rewards become advantages.
     measure_kl: take the KL to the pretrained model, step by step in the states that were sampled, even where its weight
         is 0. With a weight, `--kl`, a penalty is added to the loss: the weight times KL/d.
     """
 
     samples: Samples
-    """Of the round, once it is collected."""
+    """This process's samples of the round, after `collect`."""
     advantages: Tensor
-    """Of this process's samples (n,)."""
+    """The advantages of these samples (n,), after `collect`."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class PolicyGradient(Algorithm[ChainConfig]):
         self.loss, self.rule, self.measure_kl = loss, rule, measure_kl
 
     def collect(self, number: int) -> Metrics:
-        """Sample and score; advantages are of the whole round."""
+        """Sample and score the round, and take advantages over all of it."""
         setup = self.setup
         self.samples = samples = sample_round(setup, self.state, number, self.rule.group)
         rewards = samples.whole(setup.scored(samples))
@@ -91,7 +91,7 @@ class PolicyGradient(Algorithm[ChainConfig]):
         return transition.kl(anchor)
 
     def _steps(self, units: Tensor, number: int, turn: int) -> Tensor:
-        """The decisions to train on: (K,), all of them, or (K, n), some, each image's own."""
+        """The decisions to train on: all of them, (K,), or some for each image, (K, n)."""
         setup = self.setup
         k, of = setup.config.train_steps, setup.chain.n_decisions
         if k in (0, of):
@@ -105,12 +105,12 @@ class PolicyGradient(Algorithm[ChainConfig]):
         return {"statistics": self.rule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what the advantage rule remembered."""
+        """Restore what the advantage rule remembered."""
         self.rule.load_state_dict(state["statistics"])
 
 
 class WithinGroups:
-    """Advantages within groups of `group` images of one prompt, side by side in a round: GRPO's, which keep nothing."""
+    """Advantages within groups of `group` images of one prompt, side by side in a round: GRPO's. They keep nothing."""
 
     def __init__(self, group: int) -> None:
         self.group = group
@@ -120,11 +120,11 @@ class WithinGroups:
         return group_advantages(rewards.reshape(-1, self.group), clip=5.0).flatten()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
+        """An empty state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up nothing."""
+        """Restore an empty state."""
 
 
 def ddpo_is(setup: Setup[DDPOISConfig], state: RunState) -> PolicyGradient:

@@ -20,9 +20,9 @@ class RWR(Algorithm[RWRConfig]):
     """
 
     samples: Samples
-    """Of the round, once it is collected."""
+    """This process's samples of the round, after `collect`."""
     weights: Tensor
-    """Of this process's samples (n,)."""
+    """The weights of these samples (n,), after `collect`."""
 
     def __init__(self, setup: Setup[RWRConfig], state: RunState) -> None:
         super().__init__(setup, state)
@@ -30,7 +30,7 @@ class RWR(Algorithm[RWRConfig]):
         self.rule = WithinPrompts(setup)
 
     def collect(self, number: int) -> Metrics:
-        """Sample, score, weigh."""
+        """Sample and score the round, and weigh its samples."""
         setup = self.setup
         self.samples = samples = sample_round(setup, self.state, number)
         rewards = samples.whole(setup.scored(samples))
@@ -50,9 +50,9 @@ class RWR(Algorithm[RWRConfig]):
         yield from self.penalties(condition, samples.states[:, local])
 
     def state_dict(self) -> dict[str, Any]:
-        """The rewards of each prompt."""
+        """The latest rewards of each prompt."""
         return {"statistics": self.rule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the rewards of each prompt."""
+        """Restore the rewards of each prompt."""
         self.rule.load_state_dict(state["statistics"])

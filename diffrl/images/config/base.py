@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from diffrl.images.catalogue import companion
+from diffrl.images.rewards.registry import companion
 from diffrl.support.errors import UserError, nearest
 from diffrl.support.schema import checked
 

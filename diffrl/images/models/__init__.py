@@ -1,8 +1,8 @@
 """Image models that can be fine-tuned: built-in ones, and diffusers pipelines."""
 
 import functools
-import importlib
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,49 @@ from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models.adapters import read_adapter
 from diffrl.support.errors import UserError, nearest
 
-BUILT_IN = {
-    "tiny-digits": ("diffrl.images.models.digits", "tiny_digits"),
-    "tiny-latents": ("diffrl.images.models.latents", "tiny_latents"),
-}
-"""The models that need no download, trained at first use: the module and its function."""
-VARIANTS = {
-    "control": ("diffrl.images.models.control", "control_model"),
-    "reference": ("diffrl.images.models.reference", "reference_model"),
-    "video": ("diffrl.images.models.video", "Video"),
-}
+Build = Callable[..., ImageModel]
+"""What makes a model."""
+
+
+def _tiny_digits() -> Build:
+    from diffrl.images.models.digits import tiny_digits
+
+    return tiny_digits
+
+
+def _tiny_latents() -> Build:
+    from diffrl.images.models.latents import tiny_latents
+
+    return tiny_latents
+
+
+def _pipeline() -> Build:
+    from diffrl.images.models.pipelines import load_pipeline
+
+    return load_pipeline
+
+
+def _control() -> Build:
+    from diffrl.images.models.control import control_model
+
+    return control_model
+
+
+def _reference() -> Build:
+    from diffrl.images.models.reference import reference_model
+
+    return reference_model
+
+
+def _video() -> Build:
+    from diffrl.images.models.video import Video
+
+    return Video
+
+
+BUILT_IN: dict[str, Callable[[], Build]] = {"tiny-digits": _tiny_digits, "tiny-latents": _tiny_latents}
+"""The models that need no download, trained at first use: what imports the function that makes one."""
+VARIANTS: dict[str, Callable[[], Build]] = {"control": _control, "reference": _reference, "video": _video}
 """What "VARIANT:NAME" makes of the pipeline NAME: with a ControlNet, with reference attention; a video pipeline."""
 
 
@@ -51,12 +84,9 @@ def load_model(
             f"There is no model {name!r}: {nearest(name, BUILT_IN)} Else give the folder of a diffusers pipeline, or a "
             "hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'."
         )
-    module, function = BUILT_IN.get(name, ("diffrl.images.models.pipelines", "load_pipeline"))
-    if special:
-        module, function = VARIANTS[variant]
     if special and variant == "control":
         options["controlnet"], adapter = adapter, None
-    build = getattr(importlib.import_module(module), function)
+    build = (VARIANTS[variant] if special else BUILT_IN.get(name, _pipeline))()
     if name in BUILT_IN:
         known = inspect.signature(build).parameters.values()
         odd = sorted(set(options) - {parameter.name for parameter in known})

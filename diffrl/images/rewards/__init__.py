@@ -1,6 +1,22 @@
-"""Rewards on images: `parse("jpeg + 0.5*digit:8")` gives one from what the command line's --reward says."""
+"""Rewards on images: `parse("jpeg + 0.5*digit:8")` gives one from what the command line's --reward says.
+
+Importing this package loads no torch; building a reward or asking one does.
+"""
 
 from diffrl.images.rewards.base import Metadata, Reward, RewardError, ask
+from diffrl.images.rewards.registry import Entry, Options, companion, listing
 from diffrl.images.rewards.spec import Sum, ask_parts, parse
 
-__all__ = ["Metadata", "Reward", "RewardError", "Sum", "ask", "ask_parts", "parse"]
+__all__ = [
+    "Entry",
+    "Metadata",
+    "Options",
+    "Reward",
+    "RewardError",
+    "Sum",
+    "ask",
+    "ask_parts",
+    "companion",
+    "listing",
+    "parse",
+]

@@ -1,12 +1,14 @@
 """What a reward is: a function of images, their prompts and whatever else is known of them."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from diffrl.support.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Metadata = Sequence[Mapping[str, Any]]
 """What a prompts file says of each prompt beside its text."""
@@ -32,9 +34,11 @@ class RewardError(UserError):
 
 def ask(reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
     """The reward's values as float32 (B,). Raises RewardError where they are of a wrong shape, or not finite."""
+    import torch
+
     values = reward(images, prompts, [{}] * len(prompts) if metadata is None else metadata)
-    if not isinstance(values, Tensor) or values.shape != (len(images),):
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+    if not isinstance(values, torch.Tensor) or values.shape != (len(images),):
+        got = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
         raise RewardError(f"The reward {reward.name} gave {got} for {len(images)} images; expected ({len(images)},).")
     bad = ~torch.isfinite(values)
     if bool(bad.any()):

@@ -1,11 +1,11 @@
 """Rewards on handwritten digits: does the image look like a given one? For `tiny-digits`, and to see rewards hacked.
 
 scikit-learn's 1,797 digits of 8x8 pixels, in [0, 1] (grey levels / 16), in a fixed random order: the first 750 train
-`digit`, the next 750 train `digit-held-out`, both together the judge, and the last 297 test all three. What a run gains
-on `digit` and not on the others is not likeness but error of one network (over-optimisation).
+`digit`, the next 750 train `digit-held-out`, both together the digit classifier, and the last 297 test all three. What
+a run gains on `digit` and not on the others is not likeness but error of one network (over-optimisation).
 
 Accuracy on the 297, as measured: digit .976 (three layers of 3x3 convolutions), digit-held-out .970 (patches of 4x4,
-then dense layers), the judge .987 (a support vector machine: no network, no gradient).
+then dense layers), the digit classifier .987 (a support vector machine: no network, no gradient).
 """
 
 import functools
@@ -156,12 +156,12 @@ def train(held_out: bool) -> nn.Module:
 
 
 @functools.cache
-def judge() -> Classify:
-    """The third judge, for fidelity: support vectors on both halves; probabilities by Platt's sigmoids.
+def digit_classifier() -> Classify:
+    """Tells digits apart for the measures of fidelity: support vectors on both halves, with Platt's sigmoids.
 
     Fitted at use, in a fraction of a second; nothing is kept on disk. No reward: nothing is ever optimised against it.
     """
-    with images_extra("The judge of digits"):
+    with images_extra("The digit classifier"):
         from sklearn.calibration import CalibratedClassifierCV
         from sklearn.svm import SVC
     images, labels = (part[: 2 * HALF] for part in shuffled())

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffrl.images.catalogue import listing
 from diffrl.images.rewards.base import Reward, ask
+from diffrl.images.rewards.registry import listing
 from diffrl.images.rewards.spec import GRAMMAR, parse
 from diffrl.support.errors import UserError, first_line
 from diffrl.support.extra import images_extra

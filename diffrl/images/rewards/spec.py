@@ -1,34 +1,21 @@
 """Rewards by name, as `--reward` takes them: [WEIGHT*]NAME[:ARGUMENT], several joined by " + "."""
 
-import functools
+from __future__ import annotations
+
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from diffrl.images import catalogue
-from diffrl.images.rewards import clip, codecs, digits, python, remote
+from diffrl.images.rewards import registry
 from diffrl.images.rewards.base import Metadata, Reward, ask
-from diffrl.images.rewards.classifier import Classifier
-from diffrl.images.rewards.imagereward import ImageReward
-from diffrl.images.rewards.richhf import RichReward
+from diffrl.images.rewards.registry import Options
 from diffrl.support.errors import UserError, nearest
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 GRAMMAR = "[WEIGHT*]NAME[:ARGUMENT], several joined by ' + ', such as 'jpeg + 0.5*digit:8'"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `parse` is told beside the text. device: of networks. timeout: seconds for an answer of a remote scorer."""
-
-    device: str | torch.device
-    timeout: float
-
-
-Build = Callable[[str, Options], Reward]
-"""What makes a reward of its argument ("" for none)."""
 
 
 class Sum:
@@ -48,6 +35,8 @@ class Sum:
 
     def combine(self, values: Mapping[str, Tensor]) -> Tensor:
         """The sum of what `values` gave, with the weights."""
+        import torch
+
         return torch.stack([weight * values[part.name] for weight, part in self.terms]).sum(0)
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
@@ -89,55 +78,11 @@ def _term(text: str, spec: str, options: Options) -> tuple[float, Reward]:
         weight = float("nan")
     if not abs(weight) < float("inf"):
         raise UserError(f"--reward {spec!r}: the weight {number!r} of {name!r} is not a number")
-    if name not in REWARDS:
-        raise UserError(f"--reward {spec!r}: there is no reward {name!r}; {nearest(name, REWARDS)}")
-    usage, _ = catalogue.REWARDS[name]
-    if argument and ":" not in usage:
+    entry = registry.get(name)
+    if entry is None:
+        raise UserError(f"--reward {spec!r}: there is no reward {name!r}; {nearest(name, registry.names())}")
+    if argument and entry.argument == "none":
         raise UserError(f"--reward {spec!r}: {name!r} takes no argument, got {argument!r}")
-    if not argument and ":" in usage and "[:" not in usage:
-        raise UserError(f"--reward {spec!r}: {name!r} needs an argument: {usage}")
-    return weight, REWARDS[name](argument, options)
-
-
-def _jpeg(name: str, size: Callable[..., int], sign: int = -1) -> Build:
-    def build(argument: str, options: Options) -> Reward:
-        if argument and not (argument.isdecimal() and 1 <= int(argument) <= 100):
-            raise UserError(f"{name}:{argument}: the argument is JPEG's quality, a whole number from 1 to 100")
-        quality = int(argument) if argument else codecs.QUALITY
-        full = f"{name}:{argument}" if argument else name
-        return codecs.CodecSize(full, functools.partial(size, quality=quality), sign)
-
-    return build
-
-
-def _digit(held_out: bool) -> Build:
-    def build(argument: str, options: Options) -> Reward:
-        if argument and argument not in list("0123456789"):
-            raise UserError(f"digit:{argument}: the argument is one digit, 0 to 9")
-        return digits.Digit(int(argument) if argument else None, held_out=held_out, device=options.device)
-
-    return build
-
-
-def _clip(kind: type[clip.ClipReward]) -> Build:
-    return lambda argument, options: kind(argument, device=options.device)
-
-
-REWARDS: dict[str, Build] = {
-    "jpeg": _jpeg("jpeg", codecs.jpeg_bytes),
-    "jpeg-file": _jpeg("jpeg-file", codecs.jpeg_file_bytes),
-    "incompressible": _jpeg("incompressible", codecs.jpeg_bytes, 1),
-    "png": lambda a, o: codecs.CodecSize("png", codecs.png_bytes),
-    "digit": _digit(False),
-    "digit-held-out": _digit(True),
-    "classifier": lambda a, o: Classifier(a, device=o.device),
-    "classifier-probability": lambda a, o: Classifier(a, log=False, device=o.device),
-    "clip": _clip(clip.ClipScore),
-    "pickscore": _clip(clip.PickScore),
-    "hps": _clip(clip.HPS),
-    "aesthetic": _clip(clip.Aesthetic),
-    "imagereward": lambda a, o: ImageReward(a, device=o.device),
-    "richhf": lambda a, o: RichReward(a, device=o.device),
-    "python": lambda a, o: python.from_file(a),
-    "remote": lambda a, o: remote.Remote(a, timeout=o.timeout),
-}
+    if not argument and entry.argument == "required":
+        raise UserError(f"--reward {spec!r}: {name!r} needs an argument: {entry.usage}")
+    return weight, entry.build(argument, options)

@@ -26,8 +26,8 @@ def test_classifiers_know_digits_they_never_saw(held_out: bool, cache: Path) -> 
     assert wrong.mean() < 0.02
 
 
-def test_the_judge_is_a_third_and_gives_probabilities() -> None:
-    classify = digits.judge()
+def test_the_digit_classifier_is_a_third_and_gives_probabilities() -> None:
+    classify = digits.digit_classifier()
     assert digits.accuracy(classify) > 0.97
     images, _ = digits.unseen()
     probabilities = classify(images)

@@ -2,10 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffrl.images.catalogue import REWARDS as NAMED
-from diffrl.images.catalogue import listing
 from diffrl.images.rewards import Sum, ask, ask_parts, parse
-from diffrl.images.rewards.spec import REWARDS
 from diffrl.support.errors import UserError
 
 IMAGES = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -84,10 +81,3 @@ def test_an_argument_may_hold_anything() -> None:
     assert parse("0.1*remote:http://localhost:8000/a*b?c=d + jpeg").name.startswith(
         "0.1*remote:http://localhost:8000/a*b?c=d"
     )
-
-
-def test_every_reward_has_its_line() -> None:
-    lines = listing().splitlines()
-    assert list(NAMED) == list(REWARDS)
-    assert all(line.startswith(name) for line, name in zip(lines, REWARDS, strict=True))
-    assert max(map(len, lines)) < 130

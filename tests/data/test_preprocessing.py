@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffrl.data.normalise import REWARD_TUNING, Normaliser, normaliser, tune_rewards
+from diffrl.data.preprocessing import REWARD_TUNING, Normaliser, normaliser, tune_rewards
 from diffrl.support.errors import DataError, UserError
 
 

@@ -1,0 +1,157 @@
+"""The rewards that have a name: what is said of each, and those that another package brings."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffrl.images.rewards import ask, companion, listing, parse
+from diffrl.images.rewards.registry import REWARDS
+from diffrl.support.errors import UserError
+from tests.support.plugin_cases import install
+
+TOY = """
+from diffrl.images.rewards import Entry
+
+class Brightness:
+    differentiable = True
+
+    def __init__(self, power):
+        self.power, self.name = power, f"toy:{power}"
+
+    def __call__(self, images, prompts, metadata):
+        return images.flatten(1).mean(1) ** self.power
+
+def build(argument, options):
+    return Brightness(int(argument or 1))
+
+TOY = Entry("toy[:POWER]", "mean brightness to a power", "optional", build, companion="-1*toy[:ARGUMENT]")
+"""
+BARE = "from diffrl.images.rewards import Entry\n"
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on Python's path that packages are installed into."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    return folder
+
+
+def bring(site: Path, source: str, name: str = "toy") -> None:
+    """Install a package whose module, of a name used once, has the reward TOY."""
+    module = f"toy_{abs(hash((source, str(site))))}"
+    install(site, "toy-package", {"diffrl.rewards": {name: f"{module}:TOY"}}, **{module: source})
+
+
+def test_every_reward_has_its_line() -> None:
+    lines = listing().splitlines()
+    assert all(line.startswith(name) for line, name in zip(lines, REWARDS, strict=True))
+    assert max(map(len, lines)) < 130
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_usage_says_whether_there_is_an_argument(name: str) -> None:
+    entry = REWARDS[name]
+    rest = entry.usage.removeprefix(name)
+    assert entry.argument == ("none" if not rest else "optional" if rest.startswith("[:") else "required")
+    assert rest[:1] in ("", "[", ":")
+
+
+@pytest.mark.parametrize(
+    ("spec", "held_out"),
+    [
+        ("jpeg:50", "png"),
+        ("jpeg-file", "png"),
+        ("incompressible", "-1*png"),
+        ("digit", "digit-held-out"),
+        ("digit:8", "digit-held-out:8"),
+        ("png", None),
+        ("jpg", None),
+        ("0.5*jpeg", None),
+    ],
+)
+def test_a_companion_is_of_the_same_digit(spec: str, held_out: str | None) -> None:
+    assert companion(spec) == held_out
+    if held_out is not None:
+        parse(held_out)
+
+
+def test_a_package_brings_a_reward_to_the_command_line(site: Path, quick: Path) -> None:
+    """It is trained on, its companion is looked at, --help names it, and a run where the package is gone is told."""
+    bring(site, TOY)
+    environment = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+
+    def diffrl(*words: str, path: Path = site) -> subprocess.CompletedProcess[str]:
+        paths = os.pathsep.join([str(path), *filter(None, [os.environ.get("PYTHONPATH")])])
+        command = [sys.executable, "-m", "diffrl", "finetune", *words]
+        return subprocess.run(
+            command, env=environment | {"PYTHONPATH": paths}, cwd=quick, capture_output=True, text=True, check=False
+        )
+
+    small = ["--queries", "16", "--batch", "16", "--steps", "3", "--eval-samples", "20", "--warm-up", "0"]
+    trained = diffrl("--algo", "draft", "--reward", "toy:2", *small, "--out", "run")
+    assert trained.returncode == 0, trained.stderr
+    last = json.loads((quick / "run/evaluations.json").read_text())[-1]
+    assert 0 < last["reward"] < 1
+    assert last["held_out"] == pytest.approx(-last["reward"])
+    shown = diffrl("--help").stdout
+    assert "toy[:POWER] mean brightness to a power (toy-package)" in " ".join(shown.split())
+    gone = diffrl("--reward", "toy:2", *small, "--out", "gone", path=quick)
+    assert gone.returncode == 2
+    assert "there is no reward 'toy'" in gone.stderr
+    assert "Traceback" not in gone.stderr
+
+
+def test_a_packages_reward_is_one_as_any(site: Path) -> None:
+    bring(site, TOY)
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    reward = parse("2*toy:3 + toy")
+    assert reward.differentiable
+    mean = images.flatten(1).mean(1)
+    torch.testing.assert_close(ask(reward, images, ["1"] * 3), 2 * mean**3 + mean)
+    with pytest.raises(UserError, match="did you mean 'toy'"):
+        parse("toi")
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("raise ImportError('of no use')", "its import fails with ImportError: of no use"),
+        ("TOY = 3", "it is 3; expected a diffrl.images.rewards.Entry"),
+        (BARE + "TOY = Entry('toy', 'a toy', 'maybe', print)", "its argument is 'maybe'; expected one of none, "),
+        (BARE + "TOY = Entry('toy', 'a toy', 'none', 3)", "a function for build"),
+        (BARE + "TOY = Entry('toy', None, 'none', print)", "texts for usage, help"),
+        (BARE + "TOY = Entry('toy', 'a toy', 'none', lambda a, o: 1 / 0)", "fails with ZeroDivisionError: division"),
+        (
+            BARE + "TOY = Entry('toy', 'a toy', 'none', lambda a, o: 5)",
+            "gives 5; expected a diffrl.images.rewards.Reward",
+        ),
+    ],
+)
+def test_a_reward_that_cannot_be_used_is_refused_with_the_reason(site: Path, source: str, why: str) -> None:
+    bring(site, source)
+    with pytest.raises(UserError, match=f"The reward 'toy' of toy-package .* cannot be used: .*{why}"):
+        parse("toy")
+    assert len(listing().splitlines()) == len(REWARDS) + 1
+    parse("png")
+
+
+def test_what_a_packages_reward_raises_is_said_in_a_line(site: Path) -> None:
+    bring(site, TOY.replace("images.flatten(1)", "images.flaten(1)"))
+    with pytest.raises(UserError, match=r"The reward toy:1 raised AttributeError: .*flaten.*, line 11\)"):
+        ask(parse("toy"), torch.rand(2, 1, 8, 8), ["1", "2"])
+
+
+@pytest.mark.parametrize(("name", "why"), [("jpeg", "one of diffrl's own"), ("Toy_2", "lower-case letters")])
+def test_a_name_that_cannot_be_had_is_refused_in_the_list(site: Path, name: str, why: str) -> None:
+    """Ours goes on to mean ours."""
+    ours = type(parse("jpeg"))
+    bring(site, TOY, name)
+    assert why in listing().splitlines()[-1]
+    assert type(parse("jpeg")) is ours
