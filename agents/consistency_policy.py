@@ -109,7 +109,7 @@ class ConsistencyPolicy(GenerativePolicy):
         u = torch.rand(actions.shape[:-1], generator=generator, device=actions.device, dtype=actions.dtype)
         n = n_boundaries(step, total, start, end)
         lognormal = {"improved": (-1.1, 2.0), "angular": (-0.5, 1.0)}.get(self.form)
-        t, r = self.boundaries.draw(u, n, lognormal=lognormal)
+        t, r = self.boundaries.draw_times(u, n, lognormal=lognormal)
         z = torch.randn(actions.shape, generator=generator, device=actions.device, dtype=actions.dtype)
         return ConsistencyNoise(t, r, z)
 

@@ -47,7 +47,7 @@ class Options:
     steps: int = 1000
     """Training steps of each agent."""
     samples: int = 1000
-    """Actions drawn from each policy."""
+    """Actions sampled from each policy."""
 
 
 # --- The bandit ------------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def train(name: str, config: AgentConfig, options: Options) -> Agent:
 # --- Drawing ---------------------------------------------------------------------------------------------------------
 
 
-def draw_plane(ax: Axes, title: str) -> None:
+def plot_plane(ax: Axes, title: str) -> None:
     """The clouds as circles, the good one's bold."""
     for i, (x, y) in enumerate(CENTRES.tolist()):
         colour, width = (GREEN, 1.6) if i == GOOD else (GREY, 0.8)
@@ -138,26 +138,26 @@ def draw_plane(ax: Axes, title: str) -> None:
     ax.spines[:].set_color("#c8c8c8")
 
 
-def draw_policy(ax: Axes, name: str, actions: Tensor, colour: str) -> None:
+def plot_policy(ax: Axes, name: str, actions: Tensor, colour: str) -> None:
     """Actions (n, 2), and their shares, which are printed too."""
     good, off = shares(actions)
     print(f"{name:26} good {good:.3f}   off {off:.3f}")
-    draw_plane(ax, f"{name}\ngood {good:.0%}, off {off:.0%}")
+    plot_plane(ax, f"{name}\ngood {good:.0%}, off {off:.0%}")
     ax.scatter(actions[:, 0], actions[:, 1], s=5, color=colour, alpha=0.6, linewidths=0)
 
 
-def draw_data(ax: Axes, actions: Tensor) -> None:
+def plot_data(ax: Axes, actions: Tensor) -> None:
     """The data's actions, and what each cloud earns."""
-    draw_plane(ax, "data\nmean rewards")
+    plot_plane(ax, "data\nmean rewards")
     ax.scatter(actions[:, 0], actions[:, 1], s=5, color=GREY, alpha=0.6, linewidths=0)
     for (x, y), reward in zip(CENTRES.tolist(), REWARDS.tolist(), strict=True):
         ax.text(0.6 * x, 0.55 * y, f"{reward:g}", ha="center", va="center", fontsize=9)
 
 
 @torch.no_grad()
-def draw_q(ax: Axes, agent: DiffusionQLAgent) -> None:
+def plot_q(ax: Axes, agent: DiffusionQLAgent) -> None:
     """The smaller of the two critics over the plane: right at the clouds, a guess elsewhere."""
-    draw_plane(ax, "the Q that is learnt\n(Diffusion-QL's)")
+    plot_plane(ax, "the Q that is learnt\n(Diffusion-QL's)")
     line = torch.linspace(-1.15, 1.15, 93)
     points = torch.cartesian_prod(line, line)[None]
     q = agent.critic(torch.zeros(1, points.shape[1], 1), points)[0].amin(0).reshape(93, 93).T
@@ -165,7 +165,7 @@ def draw_q(ax: Axes, agent: DiffusionQLAgent) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Train seven agents, draw eight policies, print their shares."""
+    """Train seven agents, plot eight policies, print their shares."""
     options = tyro.cli(Options, args=words)
     torch.set_num_threads(1)
     agents = {name: train(name, c, options) for name, c in configurations(options.steps).items()}
@@ -177,18 +177,18 @@ def main(words: Sequence[str] | None = None) -> None:
 
     figure = Figure(figsize=(10, 4.7), layout="constrained")
     axes = figure.subplots(2, 5)
-    draw_data(axes[0, 0], next(batches(generator, options.samples)).actions[0])
+    plot_data(axes[0, 0], next(batches(generator, options.samples)).actions[0])
     ql = agents["Diffusion-QL"]
     assert isinstance(ql, DiffusionQLAgent)
-    draw_q(axes[1, 0], ql)
+    plot_q(axes[1, 0], ql)
     with torch.no_grad():
         flow = agents["FQL"].policy  # never sees Q: it is what the one-step policy that acts is distilled from
         cloned = flow.sample(states, flow.sampling_noise(states, generator))[0]
     above = {"MLP": act("MLP"), "diffusion": act("diffusion"), "consistency": act("consistency"), "flow": cloned}
     for ax, (name, actions) in zip(axes[0, 1:], above.items(), strict=True):
-        draw_policy(ax, f"cloning: {name}", actions, ORANGE)
+        plot_policy(ax, f"cloning: {name}", actions, ORANGE)
     for ax, name in zip(axes[1, 1:], ("TD3+BC", "Diffusion-QL", "Consistency-AC", "FQL"), strict=True):
-        draw_policy(ax, f"with Q: {name}", act(name), BLUE)
+        plot_policy(ax, f"with Q: {name}", act(name), BLUE)
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     console.print(f"picture: {save(figure, options.out)}")

@@ -1,4 +1,4 @@
-"""The diffusion core in one picture: train on a mixture in the plane, and draw what every part of it does.
+"""The diffusion core in one picture: train on a mixture in the plane, and plot what every part of it does.
 
     python examples/mixture.py [--out docs/mixture.png] [--steps 3000] [--samples 10000] [--seed 0]
 
@@ -34,7 +34,7 @@ from diffrl.diffusion import (
     VP,
     Boundaries,
     Denoise,
-    Mixture,
+    GaussianMixture,
     Prediction,
     Process,
     RectifiedFlow,
@@ -56,7 +56,7 @@ from diffrl.support.plots import BLUE, GREEN, GREY, ORANGE, save
 
 @dataclass(frozen=True)
 class Options:
-    """Train on a two-dimensional mixture and draw the diffusion core in one picture."""
+    """Train on a two-dimensional mixture and plot the diffusion core in one picture."""
 
     out: Path = Path("docs/mixture.png")
     """Where the picture goes."""
@@ -76,10 +76,12 @@ K_MIN, K_MAX = 0.02, 20.0
 """Noise-to-signal ratios k = sigma/alpha between which we sample: next to no noise, and next to no data."""
 
 
-def mixture() -> Mixture:
+def mixture() -> GaussianMixture:
     """Five Gaussians on a pentagon, of different widths. About .8 is its standard deviation."""
     angle = 2 * math.pi * (torch.arange(5) / 5 + 0.05)
-    return Mixture(1.1 * torch.stack([angle.cos(), angle.sin()], 1), torch.linspace(0.06, 0.22, 5), torch.ones(5))
+    return GaussianMixture(
+        1.1 * torch.stack([angle.cos(), angle.sin()], 1), torch.linspace(0.06, 0.22, 5), torch.ones(5)
+    )
 
 
 class Network(nn.Module):
@@ -108,7 +110,7 @@ def train(title: str, network: nn.Module, steps: int, loss: Callable[[], Tensor]
 
 
 class Tutorial:
-    """The data, the noise's generator, what is drawn on, and the distances measured on the way."""
+    """The data, the noise's generator, what is plotted on, and the distances measured on the way."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -144,7 +146,7 @@ def forward_processes(tutorial: Tutorial, axes: Sequence[Axes]) -> None:
     x_0, e = tutorial.truth[:10], tutorial.start[0, :10]
     for ax, (name, process, k_max) in zip(axes, processes, strict=True):
         times = torch.linspace(1e-3, 1, 200) * process.time(torch.tensor(k_max))
-        draw_density(ax, tutorial.data, process, times, times, 3.2)
+        plot_density(ax, tutorial.data, process, times, times, 3.2)
         paths = torch.stack([process.perturb(x_0, t, e) for t in times])
         ax.plot(times, paths[..., 0], color=ORANGE, linewidth=0.7, alpha=0.8)
         ax.set(title=name, xlabel="t", xlim=(0, times[-1]), ylim=(-3.2, 3.2))
@@ -178,9 +180,9 @@ def sde_and_ode(tutorial: Tutorial, denoise: Denoise, axes: Sequence[Axes]) -> N
     log_k = PROCESS.ratio(times).log()
     for i, (name, eta, colour) in enumerate([("ODE", 0.0, BLUE), ("SDE", 1.0, ORANGE)]):
         chain = sample(PROCESS, denoise, x_T, times, eta=eta, generator=tutorial.generator, return_chain=True)[:, 0]
-        draw_paths(axes[i], tutorial.data, chain if eta == 0 else chain[:, :3], colour)  # three fill the plane
+        plot_paths(axes[i], tutorial.data, chain if eta == 0 else chain[:, :3], colour)  # three fill the plane
         axes[i].set_title(f"{name}: paths in the plane")
-        draw_density(axes[2 + i], tutorial.data, PROCESS, times, log_k, 2.6)
+        plot_density(axes[2 + i], tutorial.data, PROCESS, times, log_k, 2.6)
         axes[2 + i].plot(log_k, chain[..., 0], color=colour, linewidth=0.7)
         axes[2 + i].set(title=f"{name}: first coordinate", xlabel="log k, from noise to data")
         axes[2 + i].set(xlim=(log_k[0], log_k[-1]), ylim=(-2.6, 2.6))
@@ -208,7 +210,7 @@ def solvers(tutorial: Tutorial, denoise: Denoise, axes: Sequence[Sequence[Axes]]
     floors = [tutorial.distance(*(tutorial.data.sample(len(x), tutorial.generator) for _ in "ab")) for _ in range(10)]
     mean, most = torch.stack(floors).mean().item(), torch.stack(floors).max().item()
     tutorial.figures |= {"floor: data against data": mean, "floor, worst of ten": most}
-    draw_samples(axes[0][3], tutorial.data, tutorial.truth, GREY, f"floor {mean:.3f} (worst {most:.3f})")
+    plot_samples(axes[0][3], tutorial.data, tutorial.truth, GREY, f"floor {mean:.3f} (worst {most:.3f})")
     axes[0][3].set_title("data")
     axes[1][3].axhspan(mean / 2, most, color=GREY, alpha=0.2, linewidth=0, label="floor")
     axes[1][3].set(title="sliced W2 over network calls", xticks=counts, xticklabels=map(str, counts))
@@ -230,7 +232,7 @@ def train_consistency(tutorial: Tutorial, teacher: nn.Module, prediction: Predic
 
     def loss() -> Tensor:
         x_0 = tutorial.data.sample(ROWS, tutorial.generator)[None]
-        t, r = boundaries.draw(torch.rand(1, ROWS, generator=tutorial.generator), n=24)
+        t, r = boundaries.draw_times(torch.rand(1, ROWS, generator=tutorial.generator), n=24)
         e = tutorial.noise(ROWS)
         return consistency_loss(PROCESS, f, x_0, t, r, e, teacher=D, solver="heun", weighting="gap", metric="huber")
 
@@ -307,7 +309,7 @@ def reflow(tutorial: Tutorial, networks: Sequence[nn.Module], axes: Sequence[Axe
         chain = sample(FLOW, v, tutorial.start, times, "heun", return_chain=True)
         bend = curvature(chain, times).mean().item()
         tutorial.figures[f"{i + 1}-rectified flow, curvature"] = bend
-        draw_paths(axes[2 * i], tutorial.data, chain[:, 0, :30], colour)
+        plot_paths(axes[2 * i], tutorial.data, chain[:, 0, :30], colour)
         axes[2 * i].set_title(f"{i + 1}-rectified flow: paths")
         note(axes[2 * i], f"curvature {bend:.2g}")
         x = sample(FLOW, v, tutorial.start, times[[0, -1]])[0]
@@ -317,9 +319,11 @@ def reflow(tutorial: Tutorial, networks: Sequence[nn.Module], axes: Sequence[Axe
 # --- Drawing ---------------------------------------------------------------------------------------------------------
 
 
-def draw_density(ax: Axes, data: Mixture, process: Process, times: Tensor, abscissa: Tensor, reach: float) -> None:
+def plot_density(
+    ax: Axes, data: GaussianMixture, process: Process, times: Tensor, abscissa: Tensor, reach: float
+) -> None:
     """The density of x_t's first coordinate, from its largest at each time (dark) to 0 (white)."""
-    first = Mixture(data.means[:, :1], data.stds, data.weights)
+    first = GaussianMixture(data.means[:, :1], data.stds, data.weights)
     x = torch.linspace(-reach, reach, 160)
     density = torch.stack([first.log_prob(process, x[:, None], t).exp() for t in times], 1)
     shades = LinearSegmentedColormap.from_list("shades", ["white", "#9fb9d8"])
@@ -327,7 +331,7 @@ def draw_density(ax: Axes, data: Mixture, process: Process, times: Tensor, absci
     ax.set_yticks([-2, 0, 2])
 
 
-def draw_paths(ax: Axes, data: Mixture, chain: Tensor, colour: str) -> None:
+def plot_paths(ax: Axes, data: GaussianMixture, chain: Tensor, colour: str) -> None:
     """Paths (T + 1, n, 2) in the plane, from noise (open dots) to data (full ones)."""
     plane(ax, data)
     ax.plot(chain[..., 0], chain[..., 1], color=colour, linewidth=0.7, alpha=0.8)
@@ -338,11 +342,11 @@ def draw_paths(ax: Axes, data: Mixture, chain: Tensor, colour: str) -> None:
 def panel(tutorial: Tutorial, ax: Axes, name: str, x: Tensor, colour: str) -> None:
     """Samples (n, 2), and how far they are from the data."""
     distance = tutorial.figures[name] = tutorial.distance(x, tutorial.truth).item()
-    draw_samples(ax, tutorial.data, x, colour, f"W2 {distance:.3f}")
+    plot_samples(ax, tutorial.data, x, colour, f"W2 {distance:.3f}")
     ax.set_title(name)
 
 
-def draw_samples(ax: Axes, data: Mixture, x: Tensor, colour: str, text: str) -> None:
+def plot_samples(ax: Axes, data: GaussianMixture, x: Tensor, colour: str, text: str) -> None:
     """2,500 of the samples (n, 2), and a line of text below them."""
     plane(ax, data)
     ax.scatter(x[:2500, 0], x[:2500, 1], s=1.2, color=colour, alpha=0.45, linewidths=0)
@@ -355,7 +359,7 @@ def note(ax: Axes, text: str) -> None:
     ax.text(0.5, 0.03, text, transform=ax.transAxes, ha="center", fontsize=7.5, zorder=5, bbox=white)
 
 
-def plane(ax: Axes, data: Mixture) -> None:
+def plane(ax: Axes, data: GaussianMixture) -> None:
     """Axes of the plane, a circle at two deviations around each of the Gaussians."""
     for mean, std in zip(data.means.tolist(), data.stds.tolist(), strict=True):
         ax.add_patch(Circle((mean[0], mean[1]), 2 * std, fill=False, color=GREY, linewidth=0.6, zorder=2))
@@ -384,7 +388,7 @@ def canvas() -> tuple[Figure, list[list[Axes]]]:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Train, draw row by row, print the figures."""
+    """Train, plot row by row, print the figures."""
     options = tyro.cli(Options, args=words)
     torch.set_num_threads(1)
     matplotlib.rcParams["axes.titlesize"] = 8

@@ -15,7 +15,7 @@ class Diagnose:
     TRAINING: denoising loss by noise level over the kept checkpoints, score error between models, generalisation gap.
     SAMPLING: W2 of actions to a fine grid's by solver and steps (how many steps are enough), the error of starting from
     pure noise, the log-likelihood of data actions. FINE-TUNING: distance of the policy from the data and from an
-    earlier policy, and what the critics think of either. Writes diagnosis.json and a page of pictures, diagnosis.png.
+    earlier policy, and what the critics think of either. Writes diagnosis.json and a page of plots, diagnosis.png.
     """
 
     run_folder: Positional[Path]
@@ -35,7 +35,7 @@ class Diagnose:
     deltas: tuple[float, ...] = (0.1, 0.03, 0.01)
     """Distances for which the smallest sufficient number of steps is given; actions lie in [-1, 1]."""
     seed: int = 0
-    """What rows and noise are drawn from."""
+    """The seed that rows and noise are drawn from."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto."""
     out: Path | None = None
@@ -46,7 +46,7 @@ class Diagnose:
         import json
 
         from diffrl.runs.diagnose.measures import diagnose
-        from diffrl.runs.diagnose.report import draw_diagnosis, print_diagnosis
+        from diffrl.runs.diagnose.report import plot_diagnosis, print_diagnosis
         from diffrl.support.console import console
         from diffrl.support.files import atomic_path
 
@@ -64,7 +64,7 @@ class Diagnose:
         )
         print_diagnosis(result)
         folder = self.out or self.run_folder
-        picture = draw_diagnosis(result, folder / "diagnosis.png")
+        picture = plot_diagnosis(result, folder / "diagnosis.png")
         plain = {name: part for name, part in result.items() if name != "picture"}
         with atomic_path(folder / "diagnosis.json") as temporary:
             temporary.write_text(json.dumps(_finite(plain), indent=1, allow_nan=False))

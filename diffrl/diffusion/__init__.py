@@ -17,7 +17,7 @@ from diffrl.diffusion.consistency import (
     pseudo_huber,
     scm_loss,
 )
-from diffrl.diffusion.exact import Gaussian, Mixture
+from diffrl.diffusion.exact import Gaussian, GaussianMixture
 from diffrl.diffusion.guidance import ConditionalNetwork, LogProb, classifier_free, classifier_guided, drop_condition
 from diffrl.diffusion.loss import (
     Weighting,
@@ -44,11 +44,11 @@ __all__ = [
     "Denoise",
     "DenoisingChain",
     "Gaussian",
+    "GaussianMixture",
     "KarrasBoundary",
     "Kind",
     "Langevin",
     "LogProb",
-    "Mixture",
     "Network",
     "Prediction",
     "Process",

@@ -142,7 +142,9 @@ class Boundaries:
             k = (low + u * (high - low)) ** self.rho
         return self.process.time(k).to(dtype)
 
-    def draw(self, u: Tensor, n: int | Tensor, lognormal: tuple[float, float] | None = None) -> tuple[Tensor, Tensor]:
+    def draw_times(
+        self, u: Tensor, n: int | Tensor, lognormal: tuple[float, float] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Neighbouring times (t, r), t > r, of u's shape and dtype, from u uniform in [0, 1): `torch.rand`, say.
 
         Every interval is as likely (CT), or with `lognormal` = (mean, std) as likely as log k ~ N(mean, std^2) is to
@@ -205,7 +207,7 @@ def consistency_loss(
     """w(t, r) d(f(x_t, t), f_target(x_r, r)), row by row: shape x0.shape[:-event_dims].
 
     x0, noise: (S, B, d), or (B, *image*) with `event_dims` to match; t > r: scalars or one value a row, as
-        `Boundaries.draw` gives them.
+        `Boundaries.draw_times` gives them.
     target: the network the answer of which is the goal, f itself by default (iCT), or its average (CT, CD). No gradient
         runs through it, nor through a teacher.
     teacher: None is consistency training, x_r = perturb(x0, r, noise) (arXiv 2303.01469, algorithm 3). A denoiser is

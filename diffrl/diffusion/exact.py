@@ -39,7 +39,7 @@ class Gaussian:
 
 
 @dataclass(frozen=True, eq=False)
-class Mixture:
+class GaussianMixture:
     """sum_i w_i N(m_i, diag(std_i^2)): `means` (M, d), `stds` (M,) or (M, d), `weights` (M,), scaled to sum to 1.
 
     x is (..., d), t a scalar or one value a row. Raises ValueError for shapes that do not fit, weights that are not

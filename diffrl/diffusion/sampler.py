@@ -133,7 +133,7 @@ def reverse_step(
 ) -> tuple[Tensor, Tensor]:
     """One step from x at t to r <= t, given x0 = D(x, t): the mean, of x's shape, and standard deviation n of x_r.
 
-    t, r: scalars or one value a row of `x`, t > 0; n broadcasts against x. A draw is mean + n z; at eta = 1 this is
+    t, r: scalars or one value a row of `x`, t > 0; n broadcasts against x. x_r is mean + n z; at eta = 1 this is
     the DDPM posterior q(x_r | x_t, x_0) (Ho et al. 2020, arXiv 2006.11239, eq. 6 and 7). Raises ValueError for eta
     outside [0, 1].
     """

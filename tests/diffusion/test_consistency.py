@@ -14,8 +14,8 @@ from diffrl.diffusion import (
     VP,
     Boundaries,
     Denoise,
+    GaussianMixture,
     KarrasBoundary,
-    Mixture,
     Prediction,
     Process,
     RectifiedFlow,
@@ -194,7 +194,7 @@ def test_intervals_are_drawn_with_their_probabilities(n: int | Tensor, rho: floa
     phi = torch.erf((sigmas.log() - mean) / (math.sqrt(2) * std))
     discretised = phi.diff() / (phi[-1] - phi[0])
     for lognormal, expected in ((None, torch.full_like(discretised, 1 / (n - 1))), ((mean, std), discretised)):
-        t, r = boundaries.draw(u, n, lognormal)
+        t, r = boundaries.draw_times(u, n, lognormal)
         i = torch.searchsorted(sigmas, r - 1e-9)
         close(r, sigmas[i], atol=1e-12)
         close(t, sigmas[i + 1], atol=1e-12)
@@ -206,7 +206,7 @@ def test_ends_of_the_uniform_noise_draw_the_ends_of_the_boundaries() -> None:
     boundaries = Boundaries(VE())
     first, last = (boundaries.times(torch.arange(i, i + 2), 150, F64) for i in (0, 148))
     for lognormal in (None, *((mean / 4, 2.0) for mean in range(-20, 5))):
-        t, r = boundaries.draw(torch.tensor([0.0, 1.0], dtype=F64), 150, lognormal)
+        t, r = boundaries.draw_times(torch.tensor([0.0, 1.0], dtype=F64), 150, lognormal)
         close(torch.stack([r, t]), torch.stack([first, last], 1), atol=1e-10)
 
 
@@ -483,7 +483,7 @@ def test_trained_on_a_mixture(method: str, process: Process, steps: int, figure:
     """
     generator = torch.Generator().manual_seed(0)
     means = torch.tensor([[1.0, 0.0], [-0.6, 1.0], [-0.6, -1.0]])
-    data = Mixture(means, torch.tensor([0.15, 0.3, 0.2]), torch.tensor([0.3, 0.4, 0.3]))
+    data = GaussianMixture(means, torch.tensor([0.15, 0.3, 0.2]), torch.tensor([0.3, 0.4, 0.3]))
     net, prediction = Trained(), Prediction("edm", process, 0.75)
     f = prediction.denoiser(net)
     teacher = data.denoiser(process) if method in ("cd", "scd") else None
@@ -498,7 +498,7 @@ def test_trained_on_a_mixture(method: str, process: Process, steps: int, figure:
             loss = scm_loss(prediction, net, x0, t, noise, teacher=teacher, warmup=warmup, log_weight=net.log_weight)
         else:
             n = n_boundaries(step, steps, 11, 41, "doubling") if method == "ict" else 21
-            t, r = boundaries.draw(torch.rand(1, 256, generator=generator), n, (-1.1, 2.0))
+            t, r = boundaries.draw_times(torch.rand(1, 256, generator=generator), n, (-1.1, 2.0))
             options = {"teacher": teacher, "solver": "heun", "weighting": "gap", "metric": "huber"}
             loss = consistency_loss(process, f, x0, t, r, noise, **options)
         adam.param_groups[0]["lr"] = 3e-3 * min(1.0, 2 * (1 - step / steps))
@@ -525,8 +525,8 @@ def test_a_training_step_is_one_graph_for_every_step(generator: torch.Generator)
     u = torch.rand(8, dtype=F64, generator=generator)
 
     def losses(step: Tensor) -> Tensor:
-        t, r = boundaries.draw(u, n_boundaries(step, 100, 11, 81, "doubling"), (-1.1, 2.0))
-        t_2, r_2 = boundaries.draw(u, n_boundaries(step, 100))
+        t, r = boundaries.draw_times(u, n_boundaries(step, 100, 11, 81, "doubling"), (-1.1, 2.0))
+        t_2, r_2 = boundaries.draw_times(u, n_boundaries(step, 100))
         f = prediction.denoiser(net)
         return (
             consistency_loss(process, f, x0, t, r, noise, weighting="gap", metric="huber")

@@ -8,7 +8,7 @@ from diffusion_cases import F64, PROCESSES, close, gaussian
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from diffrl.diffusion import VE, VP, Gaussian, Mixture, Process, RectifiedFlow, TrigFlow, sample
+from diffrl.diffusion import VE, VP, Gaussian, GaussianMixture, Process, RectifiedFlow, TrigFlow, sample
 from diffrl.diffusion.diagnostics import (
     bits_per_dim,
     denoising_losses,
@@ -43,11 +43,11 @@ def levels(process: Process, n: int = 4, k_min: float = 0.1, k_max: float = 5.0)
     return process.grid(n - 1, k_min, k_max, dtype=F64).flip(0)
 
 
-def mixture() -> Mixture:
+def mixture() -> GaussianMixture:
     """Three components in the plane, none of them round."""
     means = torch.tensor([[0.0, 1.0], [-1.0, -0.5], [1.0, -0.5]], dtype=F64)
     stds = torch.tensor([[0.2, 0.3], [0.4, 0.1], [0.2, 0.2]], dtype=F64)
-    return Mixture(means, stds, torch.tensor([0.5, 0.3, 0.2], dtype=F64))
+    return GaussianMixture(means, stds, torch.tensor([0.5, 0.3, 0.2], dtype=F64))
 
 
 def quadrature(data: Gaussian) -> tuple[Tensor, Tensor]:
@@ -122,7 +122,7 @@ def test_girsanov_gives_the_kl_of_noised_mixtures(process: Process, generator: t
     """
     p = mixture()
     q = Gaussian(torch.tensor([0.1, 0.2], dtype=F64), torch.tensor([0.8, 0.9], dtype=F64))
-    as_mixture = Mixture(q.mean[None], q.std[None], torch.ones(1, dtype=F64))
+    as_mixture = GaussianMixture(q.mean[None], q.std[None], torch.ones(1, dtype=F64))
     x0 = p.sample(4000, generator)
     e = torch.randn(x0.shape, generator=generator, dtype=F64)
     times = levels(process, 60, 0.05, 20.0)
@@ -161,7 +161,7 @@ def test_a_memorising_denoiser_has_a_gap_and_the_exact_one_has_none(generator: t
     """
     process, data = VP(), mixture()
     train, held_out = data.sample(50, generator), data.sample(2000, generator)
-    memory = Mixture(train, torch.zeros(50, dtype=F64), torch.ones(50, dtype=F64))
+    memory = GaussianMixture(train, torch.zeros(50, dtype=F64), torch.ones(50, dtype=F64))
     times = levels(process, 4, 0.05, 1.0)
     noise = [torch.randn(x.shape, generator=generator, dtype=F64) for x in (train, held_out)]
 

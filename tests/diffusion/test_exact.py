@@ -8,7 +8,7 @@ from diffusion_cases import F64, PROCESSES, close, gaussian
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from diffrl.diffusion import VP, Mixture, Process
+from diffrl.diffusion import VP, GaussianMixture, Process
 
 
 @pytest.fixture(autouse=True)
@@ -19,13 +19,13 @@ def _seeded() -> None:
 process_parameter = pytest.mark.parametrize("process", PROCESSES, ids=str)
 
 
-def mixture(shared_std: bool = False) -> Mixture:
+def mixture(shared_std: bool = False) -> GaussianMixture:
     means = torch.tensor([[1.0, -1.0], [-2.0, 0.5], [0.3, 2.0]], dtype=F64)
     stds = torch.tensor([[0.5, 0.2], [0.3, 0.3], [0.1, 0.7]], dtype=F64)
-    return Mixture(means, stds[:, 0] if shared_std else stds, torch.tensor([1.0, 2.0, 1.0], dtype=F64))
+    return GaussianMixture(means, stds[:, 0] if shared_std else stds, torch.tensor([1.0, 2.0, 1.0], dtype=F64))
 
 
-def noised(data: Mixture, process: Process, t: Tensor) -> MixtureSameFamily:
+def noised(data: GaussianMixture, process: Process, t: Tensor) -> MixtureSameFamily:
     """The distribution of x_t at a scalar time, by torch."""
     a, s = process.alpha(t), process.sigma(t)
     std = torch.sqrt(a**2 * data.stds.reshape(3, -1) ** 2 + s**2).expand(3, 2)
@@ -60,7 +60,7 @@ def test_denoiser_is_tweedies(process: Process) -> None:
 
 def test_one_component_is_the_gaussian() -> None:
     one = gaussian()
-    data = Mixture(one.mean[None], one.std[None], torch.ones(1, dtype=F64))
+    data = GaussianMixture(one.mean[None], one.std[None], torch.ones(1, dtype=F64))
     x, t = torch.randn(5, 2, dtype=F64), torch.tensor(0.7, dtype=F64)
     close(data.denoiser(VP())(x, t), one.denoiser(VP())(x, t))
 
@@ -81,8 +81,8 @@ def test_samples_are_from_their_components(generator: torch.Generator) -> None:
 def test_mistakes_are_named() -> None:
     means, weights = torch.zeros(3, 2), torch.ones(3)
     with pytest.raises(ValueError, match="need means"):
-        Mixture(means, torch.ones(2), weights)
+        GaussianMixture(means, torch.ones(2), weights)
     with pytest.raises(ValueError, match="must be positive"):
-        Mixture(means, torch.ones(3), torch.tensor([1.0, 0.0, 1.0]))
+        GaussianMixture(means, torch.ones(3), torch.tensor([1.0, 0.0, 1.0]))
     with pytest.raises(ValueError, match="not negative"):
-        Mixture(means, -torch.ones(3), weights)
+        GaussianMixture(means, -torch.ones(3), weights)

@@ -10,7 +10,7 @@ from diffrl.diffusion import (
     VP,
     Denoise,
     Gaussian,
-    Mixture,
+    GaussianMixture,
     Prediction,
     Process,
     RectifiedFlow,
@@ -29,18 +29,18 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-def mixture() -> Mixture:
+def mixture() -> GaussianMixture:
     means = torch.tensor([[1.0, -1.0], [-2.0, 0.5], [0.3, 2.0]], dtype=F64)
     stds = torch.tensor([[0.5, 0.2], [0.3, 0.3], [0.1, 0.7]], dtype=F64)
-    return Mixture(means, stds, torch.tensor([0.25, 0.5, 0.25], dtype=F64))
+    return GaussianMixture(means, stds, torch.tensor([0.25, 0.5, 0.25], dtype=F64))
 
 
-def classifier(data: Mixture, process: Process, y: int):
+def classifier(data: GaussianMixture, process: Process, y: int):
     """log p(y | x_t)."""
     return lambda x, t: data.posterior(process, x, t)[..., y].log()
 
 
-def component(data: Mixture, y: int) -> Gaussian:
+def component(data: GaussianMixture, y: int) -> Gaussian:
     return Gaussian(data.means[y], data.stds[y])
 
 

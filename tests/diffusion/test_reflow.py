@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffrl.diffusion import (
     VP,
     Denoise,
-    Mixture,
+    GaussianMixture,
     Prediction,
     Process,
     RectifiedFlow,
@@ -264,7 +264,7 @@ def test_trained_on_a_mixture(base: Process) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     means = torch.tensor([[1.0, 0.0], [-0.6, 1.0], [-0.6, -1.0]])
-    data = Mixture(means, torch.tensor([0.15, 0.3, 0.2]), torch.tensor([0.3, 0.4, 0.3]))
+    data = GaussianMixture(means, torch.tensor([0.15, 0.3, 0.2]), torch.tensor([0.3, 0.4, 0.3]))
     velocity = Prediction("velocity", RF)
     times = torch.linspace(1, 0, 33)
     rows, steps = 256, 600

@@ -1,4 +1,4 @@
-"""What `diffrl diagnose` shows of its answers: tables, and one page of pictures."""
+"""What `diffrl diagnose` shows of its answers: tables, and one page of plots."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ def _over_seeds(values: Sequence[float], digits: int = 3) -> str:
 
 
 def print_diagnosis(result: dict[str, Any]) -> None:
-    """The three questions' tables, and what to do where an answer is missing."""
+    """Print the three questions' tables, and what to do where an answer is missing."""
     from rich.console import Console
 
     out = Console(width=None if console.is_terminal else 120, highlight=False)
@@ -51,7 +51,7 @@ def _table(title: str, *columns: str, header: bool = True) -> "Table":
 
 
 def _training(result: dict[str, Any]) -> tuple["Table", str]:
-    """Losses by noise level, and remarks."""
+    """The table of losses by noise level, and remarks on it."""
     about, training = result["about"], result["training"]
     gap = training.get("generalisation_gap")
     columns = [f"step {step:,}" for step in training["checkpoints"]]
@@ -84,7 +84,7 @@ def _training(result: dict[str, Any]) -> tuple["Table", str]:
 
 
 def _complexity(result: dict[str, Any]) -> tuple["Table", str]:
-    """W2 by solver and steps, and the discretisation complexity; remarks."""
+    """The table of W2 by solver and steps, with the discretisation complexity; and remarks on it."""
     sampling = result["sampling"]
     steps = next(iter(sampling["w2"].values()))["steps"]
     deltas = next(iter(sampling["complexity"].values()))
@@ -112,7 +112,7 @@ def _complexity(result: dict[str, Any]) -> tuple["Table", str]:
 
 
 def _sampling(result: dict[str, Any]) -> tuple["Table", str]:
-    """Start and likelihood; remarks."""
+    """The table of the start's error and of likelihoods, and remarks on it."""
     start, likelihood = result["sampling"]["start"], result["sampling"]["log_likelihood"]
     table = _table("SAMPLING: start and likelihood", "", "", header=False)
     table.add_row(
@@ -131,7 +131,7 @@ def _sampling(result: dict[str, Any]) -> tuple["Table", str]:
 
 
 def _tuning(result: dict[str, Any]) -> tuple["Table", str]:
-    """Distances from the data and from the start, and the critics' view; remarks."""
+    """The table of distances from data and start, and of the critics' view; and remarks on it."""
     about, tuning = result["about"], result["fine_tuning"]
     table = _table("FINE-TUNING: how far the policy is from data and start", "", "", header=False)
     for name, key in (("all actions", ""), ("of neighbouring states", "_nearby")):
@@ -164,8 +164,8 @@ def _tuning(result: dict[str, Any]) -> tuple["Table", str]:
 # --- the page ------------------------------------------------------------------------------------------------------
 
 
-def draw_diagnosis(result: dict[str, Any], path: Path) -> Path:
-    """Draw the page, two pictures a question, as PNG."""
+def plot_diagnosis(result: dict[str, Any], path: Path) -> Path:
+    """Write the page as PNG: a column a question, two plots each. Gives `path`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 8), layout="constrained")
@@ -173,18 +173,18 @@ def draw_diagnosis(result: dict[str, Any], path: Path) -> Path:
     about = result["about"]
     figure.suptitle(f"{about['agent']} on {about['dataset']}, step {about['step']:,}", fontsize=13)
     pages = {
-        "Training": (_draw_losses, _draw_errors),
-        "Sampling": (_draw_solvers, _draw_likelihoods),
-        "Fine-tuning": (_draw_actions, _draw_q),
+        "Training": (_plot_losses, _plot_errors),
+        "Sampling": (_plot_solvers, _plot_likelihoods),
+        "Fine-tuning": (_plot_actions, _plot_q),
     }
-    for (question, draws), column in zip(pages.items(), axes.T, strict=True):
+    for (question, plots), column in zip(pages.items(), axes.T, strict=True):
         column[0].text(0, 1.1, question, transform=column[0].transAxes, fontsize=13, fontweight="bold")
-        for draw, ax in zip(draws, column, strict=True):
-            draw(ax, result)
+        for plot, ax in zip(plots, column, strict=True):
+            plot(ax, result)
     return save(figure, path)
 
 
-def _draw_losses(ax: "Axes", result: dict[str, Any]) -> None:
+def _plot_losses(ax: "Axes", result: dict[str, Any]) -> None:
     """Denoising loss by noise level, a line a checkpoint, the later the darker."""
     training, levels = result["training"], result["about"]["noise_levels"]
     n = len(training["checkpoints"])
@@ -204,13 +204,13 @@ def _draw_losses(ax: "Axes", result: dict[str, Any]) -> None:
 
 
 def _noise_axis(ax: "Axes", levels: Sequence[float]) -> None:
-    """The noise levels, each marked."""
+    """The noise levels as the horizontal axis, each of them marked."""
     ax.set(xscale="log", xlabel="noise k = sigma/alpha")
     ax.set_xticks(levels, [f"{k:.2g}" for k in levels])
     ax.minorticks_off()
 
 
-def _draw_errors(ax: "Axes", result: dict[str, Any]) -> None:
+def _plot_errors(ax: "Axes", result: dict[str, Any]) -> None:
     """Score errors between models, and the generalisation gap, by noise level."""
     training, levels = result["training"], result["about"]["noise_levels"]
     for key, label, colour in (
@@ -232,7 +232,7 @@ def _draw_errors(ax: "Axes", result: dict[str, Any]) -> None:
         _absent(ax, "one checkpoint, one seed, no held-out rows:\nnothing to compare with")
 
 
-def _draw_solvers(ax: "Axes", result: dict[str, Any]) -> None:
+def _plot_solvers(ax: "Axes", result: dict[str, Any]) -> None:
     """W2 to the fine grid over calls of the network."""
     sampling = result["sampling"]
     for (solver, entry), colour in zip(sampling["w2"].items(), COLOURS, strict=False):
@@ -250,7 +250,7 @@ def _draw_solvers(ax: "Axes", result: dict[str, Any]) -> None:
     finish(ax)
 
 
-def _draw_likelihoods(ax: "Axes", result: dict[str, Any]) -> None:
+def _plot_likelihoods(ax: "Axes", result: dict[str, Any]) -> None:
     """The likelihoods of data actions, of the first seed."""
     likelihood = result["sampling"]["log_likelihood"]
     values = np.array(result["picture"]["likelihoods"])
@@ -263,7 +263,7 @@ def _draw_likelihoods(ax: "Axes", result: dict[str, Any]) -> None:
     finish(ax, "upper left")
 
 
-def _draw_actions(ax: "Axes", result: dict[str, Any]) -> None:
+def _plot_actions(ax: "Axes", result: dict[str, Any]) -> None:
     """Actions of data and policy: the first two dimensions, or the only one."""
     data, policy = (np.array(result["picture"][name]) for name in ("data", "policy"))
     if data.shape[1] == 1:
@@ -280,7 +280,7 @@ def _draw_actions(ax: "Axes", result: dict[str, Any]) -> None:
     ax.legend(loc="center", framealpha=0.9, markerscale=2)  # among points that leave no room
 
 
-def _draw_q(ax: "Axes", result: dict[str, Any]) -> None:
+def _plot_q(ax: "Axes", result: dict[str, Any]) -> None:
     """What the critics think of actions, beside the data's action at the same state."""
     if "q" not in result["picture"]:
         ax.set_title("The critics' view")
@@ -298,7 +298,7 @@ def _draw_q(ax: "Axes", result: dict[str, Any]) -> None:
 
 
 def _absent(ax: "Axes", why: str) -> None:
-    """An empty picture that says why it is."""
+    """A plot that holds nothing but why it is empty."""
     ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color=GREY)
     ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
     for spine in ax.spines.values():

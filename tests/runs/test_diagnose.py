@@ -17,6 +17,7 @@ from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
 from envs.datasets import generate, load_dataset
+from tests.fixtures.make_old_runs import FOLDER
 from tests.training.conftest import tiny
 
 CLONING = DiffusionBC(width=16, layers=1, batch_size=16)
@@ -193,3 +194,16 @@ def test_changed_data_are_noticed(run: Path, tmp_path: Path) -> None:
     (copy / "run.json").write_text(json.dumps({**about, "fingerprint": "0"}))
     with pytest.raises(UserError, match="contents have changed"):
         diagnose(copy, **QUICK)
+
+
+def test_a_tuned_policy_is_measured_from_the_one_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DPPO trains the last two of three denoising steps: at the largest noise the network is still the old one."""
+    copytree(FOLDER, tmp_path / "old")
+    monkeypatch.chdir(tmp_path / "old")
+    tuned = diagnose("dppo", reference=Path("offline"), rows=64, steps=(1, 2), solvers=("ddim",), quiet=True)
+    before = diagnose("offline", checkpoints="last", rows=64, steps=(1, 2), solvers=("ddim",), quiet=True)
+    losses, old_losses = (np.array(result["training"]["loss"][-1]) for result in (tuned, before))
+    assert losses.shape == (3, 2)
+    assert np.array_equal(losses[-1], old_losses[-1])
+    assert (losses[:2] != old_losses[:2]).all()
+    assert min(tuned["fine_tuning"]["kl_to_start_at_most"]) > 0
