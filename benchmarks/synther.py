@@ -35,7 +35,7 @@ from tables import Lines, markdown, print_lines
 
 import diffrl
 from diffrl.augment.fidelity.check import fidelity
-from diffrl.augment.job import as_columns, as_dataset, load_model, of_terminals, split, synther
+from diffrl.augment.job import as_columns, as_dataset, hold_out, load_model, of_terminals, synther
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import Sampling, SynthERConfig
 from diffrl.augment.synther.model import TransitionDiffusion, generator_of
@@ -203,7 +203,7 @@ def measured(options: Options, name: Name) -> tuple[TransitionDiffusion, Any, Of
         raise UserError(f"There is no model in {folder}: run --parts data first.")
     model = load_model(folder)
     dataset = load_dataset(real_file(options, name))
-    train, held_out = (as_dataset(rows, of_terminals(dataset)) for rows in split(dataset, 0.05, 0))
+    train, held_out = (as_dataset(rows, of_terminals(dataset)) for rows in hold_out(dataset, 0.05, 0))
     return model, dynamics_for(ENVS[name]), train, held_out
 
 

@@ -60,7 +60,7 @@ class SynthesisConfig:
 
 
 @dataclass(frozen=True)
-class Source:
+class SynthesisData:
     """The data of a synthesis: real rows whose successors are known, in the environment's units."""
 
     dataset: OfflineDataset
@@ -113,15 +113,15 @@ def synther(
     target.spare(dataset)
     device = resolve_device(device)
     settle()
-    source = _open(dataset, model, env=env, rows=rows, held_out=held_out, seed=seed, device=device, quiet=quiet)
-    n = _samples(samples, ratio, source.rows)
+    data = _open(dataset, model, env=env, rows=rows, held_out=held_out, seed=seed, device=device, quiet=quiet)
+    n = _samples(samples, ratio, data.rows)
     path = Path(folder) if folder is not None else target.folder
     config = SynthesisConfig(
-        dataset, rows, held_out, seed, source.task.env_id, model, d4rl.digest(source.dataset.columns())
+        dataset, rows, held_out, seed, data.task.env_id, model, d4rl.digest(data.dataset.columns())
     )
     _claim(path, config)
-    trained = _train(path, config, source, device, quiet)
-    settings = provenance(config, sampling, n, mix, source)
+    trained = _train(path, config, data, device, quiet)
+    settings = provenance(config, sampling, n, mix, data)
     with work("Generating", "rows", quiet) as on_progress, stop_signals() as stopped:
         generated = generation.generate(
             path,
@@ -136,12 +136,12 @@ def synther(
     if len(generated) < n:
         raise Interrupted(f"Stopped after {len(generated):,} of {n:,} rows, which are kept. The same command goes on.")
     # The data set comes last: where it is, nothing is left to do.
-    report = report and _report(path, config, source, generated, quiet)
+    report = report and _report(path, config, data, generated, quiet)
     with work("Writing", "rows", quiet) as on_progress:
-        written = target.write(_blocks(source, generated, mix, on_progress), settings, source)
+        written = target.write(_blocks(data, generated, mix, on_progress), settings, data)
     generation.clear(path)
     if not quiet:
-        _say(written, str(written) if target.to_file else target.id, path, n, mix, source, report)
+        _say(written, str(written) if target.to_file else target.id, path, n, mix, data, report)
     return written
 
 
@@ -177,13 +177,13 @@ class _Target:
         if path is not None and path.resolve() == place.resolve():
             raise UserError(f"--out {self.out} is the data set itself, which would be lost: choose another --out.")
 
-    def write(self, blocks: Iterator[dict[str, NDArray[Any]]], metadata: dict[str, Any], source: Source) -> Path:
+    def write(self, blocks: Iterator[dict[str, NDArray[Any]]], metadata: dict[str, Any], data: SynthesisData) -> Path:
         """Write all blocks. Minari's writer takes whole data sets: there all rows are in memory."""
         if self.to_file:
             return d4rl.write_blocks(self.path, blocks, metadata)
         parts = list(blocks)
         arrays: dict[str, Any] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        benchmark = locate(str(source.dataset.metadata["dataset"])).benchmark
+        benchmark = locate(str(data.dataset.metadata["dataset"])).benchmark
         return minari.write(
             self.id,
             OfflineDataset(**arrays, metadata=metadata),
@@ -215,7 +215,7 @@ def _open(
     seed: int,
     device: str,
     quiet: bool,
-) -> Source:
+) -> SynthesisData:
     if not 0 < held_out < 1:
         raise UserError(f"--held-out is {held_out}; expected a share between 0 and 1.")
     if rows is not None and rows < 1:
@@ -228,15 +228,15 @@ def _open(
         space: Any = simulator.observation_space
         low, high = space.low, space.high
         simulator.close()
-    train, out = split(dataset, held_out, seed, model)
+    train, out = hold_out(dataset, held_out, seed, model)
     if len(train) + len(out) < LEAST_ROWS:
         raise DataError(f"{name} has {len(train) + len(out)} rows of known successor; expected {LEAST_ROWS} or more.")
     bounds = scaling.inverse(torch.tensor(-1.0)).numpy(), scaling.inverse(torch.tensor(1.0)).numpy()
     codec = RowCodec.fit(train, bounds, (low, high), not dataset.has_terminal_next)
-    return Source(dataset, task, train.to(device), out.to(device), codec)
+    return SynthesisData(dataset, task, train.to(device), out.to(device), codec)
 
 
-def split(
+def hold_out(
     dataset: OfflineDataset, held_out: float, seed: int, model: SynthERConfig | None = None
 ) -> tuple[Transitions, Transitions]:
     """The rows of known successor in random order: those to train on, and the share that is held out, at least one.
@@ -294,11 +294,11 @@ class _HeldOut(NoEvaluations):
         self._log.scalars("held_out_loss", step, self._model.held_out_loss(self._held_out))
 
 
-def _train(folder: Path, config: SynthesisConfig, source: Source, device: str, quiet: bool) -> TransitionDiffusion:
+def _train(folder: Path, config: SynthesisConfig, data: SynthesisData, device: str, quiet: bool) -> TransitionDiffusion:
     """Train to the end, from the newest checkpoint if there is one."""
-    model = TransitionDiffusion(config.model, source.codec, (config.seed,), device)
+    model = TransitionDiffusion(config.model, data.codec, (config.seed,), device)
     with atomic_path(folder / "codec.safetensors") as temporary:
-        temporary.write_bytes(safetensors.torch.save(source.codec.to("cpu").state_dict()))
+        temporary.write_bytes(safetensors.torch.save(data.codec.to("cpu").state_dict()))
     there = checkpoint.steps(folder)
     saved = None
     if there:
@@ -311,12 +311,12 @@ def _train(folder: Path, config: SynthesisConfig, source: Source, device: str, q
         if not quiet:
             console.print(f"The model in {folder} is trained.")
         return model
-    sizes = f"{len(source.train):,} transitions, {len(source.held_out):,} held out"
+    sizes = f"{len(data.train):,} transitions, {len(data.held_out):,} held out"
     title = f"SynthER on {config.dataset}: {sizes}. Model: {folder}"
     if not quiet and model.device.type == "cpu" and config.model.width >= 1024 and not start:
         console.print("[yellow]On a CPU the published size takes hours; --width 256 --steps 20000 takes minutes.[/]")
     generator = generator_of(config.seed, _TRAINING, device=model.device)
-    trainer = StackTrainer(model, source.train, config.model.batch(len(source.train)), generator)
+    trainer = StackTrainer(model, data.train, config.model.batch(len(data.train)), generator)
     log = MetricsLog(folder, model.seeds, start)
     try:
         with training_observer(config.model.steps, start, title, quiet) as observer:
@@ -325,7 +325,7 @@ def _train(folder: Path, config: SynthesisConfig, source: Source, device: str, q
                 trainer,
                 log,
                 observer,
-                _HeldOut(model, source.held_out, log),
+                _HeldOut(model, data.held_out, log),
                 NoRecord(),
                 log_every=100 if config.model.steps <= 10_000 else 500,
                 eval_every=SAVE_EVERY,
@@ -353,28 +353,28 @@ def load_model(folder: Path | str, device: str = "cpu") -> TransitionDiffusion:
     return model
 
 
-def provenance(config: SynthesisConfig, sampling: Sampling, n: int, mix: Mix, source: Source) -> dict[str, Any]:
+def provenance(config: SynthesisConfig, sampling: Sampling, n: int, mix: Mix, data: SynthesisData) -> dict[str, Any]:
     """What the data set says of its making."""
-    returns = source.dataset.return_range()
+    returns = data.dataset.return_range()
     if returns is None:
-        each = source.dataset.episode_returns()
+        each = data.dataset.episode_returns()
         returns = float(each.min()), float(each.max())
     return {
         "algorithm": "SynthER (arXiv 2303.06614), diffrl",
         "description": f"{n} synthetic transitions, each an episode of its own"
-        + (f", after {source.rows} real ones" if mix == "append" else ""),
+        + (f", after {data.rows} real ones" if mix == "append" else ""),
         "synthetic_rows": n,
-        "real_rows": source.rows if mix == "append" else 0,
+        "real_rows": data.rows if mix == "append" else 0,
         "source": config.dataset,
-        "source_rows": source.rows,
+        "source_rows": data.rows,
         "source_sha256": config.fingerprint,
         "return_range": np.array(returns),
         "model": dataclasses.asdict(config.model),
         "sampling": {**dataclasses.asdict(sampling), "S_churn": sampling.S_churn, "calls": sampling.calls},
         "seed": config.seed,
-        "action_low": source.codec.action_bounds[0].numpy(),
-        "action_high": source.codec.action_bounds[1].numpy(),
-        **of_terminals(source.dataset),
+        "action_low": data.codec.action_bounds[0].numpy(),
+        "action_high": data.codec.action_bounds[1].numpy(),
+        **of_terminals(data.dataset),
         **({"env_id": config.env_id} if config.env_id else {}),
     }
 
@@ -398,10 +398,12 @@ def as_columns(rows: NDArray[np.float32], observation_size: int, action_size: in
     }
 
 
-def _blocks(source: Source, generated: NDArray[np.float32], mix: Mix, on_progress: Any) -> Iterator[dict[str, Any]]:
-    o, a = source.codec.observation_size, source.codec.action_size
+def _blocks(
+    data: SynthesisData, generated: NDArray[np.float32], mix: Mix, on_progress: Any
+) -> Iterator[dict[str, Any]]:
+    o, a = data.codec.observation_size, data.codec.action_size
     if mix == "append":
-        yield source.dataset.with_successors().columns()
+        yield data.dataset.with_successors().columns()
     for start in range(0, len(generated), BLOCK):
         yield as_columns(np.array(generated[start : start + BLOCK]), o, a)
         on_progress(min(start + BLOCK, len(generated)), len(generated))
@@ -415,16 +417,17 @@ def as_dataset(transitions: Transitions, metadata: dict[str, Any]) -> OfflineDat
     return OfflineDataset(**columns, metadata=metadata)
 
 
-def _report(folder: Path, config: SynthesisConfig, source: Source, generated: NDArray[np.float32], quiet: bool) -> bool:
+def _report(
+    folder: Path, config: SynthesisConfig, data: SynthesisData, generated: NDArray[np.float32], quiet: bool
+) -> bool:
     """Fidelity of the rows: fidelity.html, .png and .json in `folder`. False where there are too few to compare."""
-    from diffrl.augment.fidelity.check import fidelity
+    from diffrl.augment.fidelity.check import fidelity, look_first
     from diffrl.augment.fidelity.report import write_report
-    from diffrl.augment.fidelity.verdicts import look_first
     from envs.dynamics import dynamics_for, why_none
 
     env_id = config.env_id
-    o, a = source.codec.observation_size, source.codec.action_size
-    train, held_out = (as_dataset(rows, of_terminals(source.dataset)) for rows in (source.train, source.held_out))
+    o, a = data.codec.observation_size, data.codec.action_size
+    train, held_out = (as_dataset(rows, of_terminals(data.dataset)) for rows in (data.train, data.held_out))
     # Rows of one model are alike: the first ones stand for all.
     columns: dict[str, Any] = as_columns(np.array(generated[:REPORTED]), o, a)
     synthetic = OfflineDataset(**columns)
@@ -437,7 +440,7 @@ def _report(folder: Path, config: SynthesisConfig, source: Source, generated: ND
             held_out,
             dynamics=dynamics_for(env_id) if env_id else None,
             seed=config.seed,
-            action_bounds=source.codec.action_bounds,
+            action_bounds=data.codec.action_bounds,
         )
     except DataError as error:
         console.print(f"[yellow]No fidelity report: {error}[/]")
@@ -445,7 +448,7 @@ def _report(folder: Path, config: SynthesisConfig, source: Source, generated: ND
     why = why_none(env_id) if env_id else None
     if why:
         found = dataclasses.replace(found, notes=(*found.notes, f"No dynamics error: {why}"))
-    title = f"{len(columns['rewards']):,} synthetic transitions beside {source.dataset.metadata['dataset']}"
+    title = f"{len(columns['rewards']):,} synthetic transitions beside {data.dataset.metadata['dataset']}"
     write_report(found, train, synthetic, folder, title)
     if not quiet:
         for note in found.notes:
@@ -463,9 +466,9 @@ def _report(folder: Path, config: SynthesisConfig, source: Source, generated: ND
     return True
 
 
-def _say(written: Path, name: str, folder: Path, n: int, mix: Mix, source: Source, report: bool) -> None:
+def _say(written: Path, name: str, folder: Path, n: int, mix: Mix, data: SynthesisData, report: bool) -> None:
     """Where everything is. name: what commands call the data set."""
-    real = f"{source.rows:,} real transitions, then " if mix == "append" else ""
+    real = f"{data.rows:,} real transitions, then " if mix == "append" else ""
     console.print(f"Written: {written}, {real}{n:,} synthetic ones, each an episode of its own.")
     if report:
         console.print(f"Fidelity:    {folder / 'fidelity.html'}")

@@ -21,10 +21,10 @@ from diffrl.training import checkpoint
 from diffrl.training.loop import Trainer
 from diffrl.tuning import config as tuning
 from diffrl.tuning.config import DEFAULT_STEPS, DPOConfig, DPPOConfig, TuningConfig
-from diffrl.tuning.dpo import Pairs, PreferenceLearner, PreferenceTrainer
+from diffrl.tuning.dpo import PreferenceLearner, PreferenceTrainer, SegmentPairs
 from diffrl.tuning.environments import ENTROPY, Environments
 from diffrl.tuning.ppo import DPPOTrainer
-from diffrl.tuning.preferences import Preferences, judge
+from diffrl.tuning.preferences import Preferences, label_segments
 from diffrl.tuning.target import chain_policy, denoising_policy
 
 PREFERENCES = "preferences.safetensors"
@@ -154,7 +154,7 @@ def _trainer(run: Run, settings: TuningConfig, agent: Agent, preferences: Prefer
         )
     assert isinstance(settings, DPOConfig)
     assert preferences is not None
-    pairs = Pairs(preferences, run.preprocessing, agent.device)
+    pairs = SegmentPairs(preferences, run.preprocessing, agent.device)
     learner = PreferenceLearner(agent, settings, preferences.horizon)
     capture = run.config.capture
     return PreferenceTrainer(learner, pairs, generator, evaluator, capture=capture, on_close=evaluator.close)
@@ -182,7 +182,7 @@ def _preferences(start: Run, settings: TuningConfig, quiet: bool) -> Preferences
         found.check_sizes(start.observation_size, start.action_size, settings.preferences)
         return found
     # One set for all seeds, of the first of the run's: what they are told is not what seeds are to differ in.
-    return judge(
+    return label_segments(
         same_data(start, quiet),
         settings.pairs,
         settings.segment,

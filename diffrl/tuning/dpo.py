@@ -33,7 +33,7 @@ from diffrl.tuning.preferences import Preferences
 from diffrl.tuning.target import copy_to_averages, denoising_policy, reference
 
 
-class Pairs:
+class SegmentPairs:
     """Preferences on the training device, in the agent's units. A `Source`, whose rows are pairs of segments.
 
     A batch has the preferred segments in its first half: observations (S, 2 B H, O), the steps of a segment in a row,
@@ -130,7 +130,7 @@ class PreferenceTrainer:
     def __init__(
         self,
         learner: PreferenceLearner,
-        pairs: Pairs,
+        pairs: SegmentPairs,
         generator: torch.Generator,
         evaluate: Evaluate,
         *,

@@ -108,7 +108,7 @@ class Preferences:
             raise UserError(f"{path}: {error}") from error
 
 
-def judge(
+def label_segments(
     dataset: OfflineDataset,
     pairs: int,
     segment: int,

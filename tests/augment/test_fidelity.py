@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffrl.augment.fidelity.check import FidelityReport, fidelity
+from diffrl.augment.fidelity.check import FidelityReport, fidelity, look_first
 from diffrl.augment.fidelity.measures import Pair, ks_statistic, nearest_distances
 from diffrl.augment.fidelity.report import write_report
-from diffrl.augment.fidelity.verdicts import look_first
 from diffrl.data.offline import STAND_IN, OfflineDataset
 from diffrl.support.errors import DataError, UserError
 from envs.dynamics import Dynamics, dynamics_for

@@ -15,7 +15,7 @@ import torch
 
 import diffrl
 from agents import IQL
-from diffrl.augment.job import load_model, split, synther
+from diffrl.augment.job import hold_out, load_model, synther
 from diffrl.augment.synther import generate as generation
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import Sampling, SynthERConfig
@@ -132,7 +132,9 @@ def test_a_condition_is_of_whole_episodes_before_rows_are_held_out() -> None:
     """Half of each episode is held out: bins are of all its rows' rewards, and the held-out rows have them too."""
     data = Transitions.from_dataset(hopper_like())
     expected = with_bins(data, "return", 4).rows
-    found = torch.cat([side.rows for side in split(hopper_like(), 0.5, 0, SynthERConfig(condition="return", bins=4))])
+    found = torch.cat(
+        [side.rows for side in hold_out(hopper_like(), 0.5, 0, SynthERConfig(condition="return", bins=4))]
+    )
     assert torch.equal(found[found[:, 0].argsort()], expected[expected[:, 0].argsort()])
 
 

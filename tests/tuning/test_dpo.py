@@ -18,7 +18,7 @@ from diffrl.runs.tune import PREFERENCES, finetune_policy
 from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.tuning.config import DPOConfig
-from diffrl.tuning.dpo import Pairs, PreferenceLearner, PreferenceTrainer
+from diffrl.tuning.dpo import PreferenceLearner, PreferenceTrainer, SegmentPairs
 from diffrl.tuning.preferences import Preferences
 from tests.training.conftest import assert_same_run
 from tests.tuning.conftest import SMALL, target_run
@@ -49,7 +49,7 @@ def test_errors_are_of_one_noise_and_time_a_pair_summed_over_the_segment(cloned:
     """Against a loop over pairs and steps; at the start the policy is its own reference, and the loss log 2."""
     made, agent, run = learner(cloned, bc_weight=0.0)
     pairs = toy(4)
-    source = Pairs(pairs, run.preprocessing, agent.device)
+    source = SegmentPairs(pairs, run.preprocessing, agent.device)
     batch = source.draw(5, 2, torch.Generator().manual_seed(0))
     chosen = torch.randint(4, (2, 5), generator=torch.Generator().manual_seed(0))
     t = made.policy.times[torch.randint(5, (2, 15), generator=torch.Generator().manual_seed(1))]
@@ -86,7 +86,7 @@ def test_the_policy_moves_to_the_winners_and_with_flipped_labels_away(cloned: Pa
     for name, pairs in (("winners", toy()), ("losers", toy().flipped())):
         made, agent, run = learner(cloned, loss=loss, learning_rate=1e-3)
         means["before"] = agent.act(states, torch.Generator().manual_seed(0)).mean(1)[:, 0]
-        source = Pairs(pairs, run.preprocessing, agent.device)
+        source = SegmentPairs(pairs, run.preprocessing, agent.device)
         rollout: Any = None
         trainer = PreferenceTrainer(made, source, torch.Generator().manual_seed(0), rollout)
         left = 150

@@ -13,7 +13,7 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.nets import seed_generator
 from diffrl.support.errors import UserError
 from diffrl.tuning import values
-from diffrl.tuning.preferences import Preferences, judge
+from diffrl.tuning.preferences import Preferences, label_segments
 from diffrl.tuning.values import segment_advantages
 
 
@@ -129,7 +129,7 @@ def walk(lengths: list[int]) -> OfflineDataset:
 def test_judged_pairs_are_whole_segments_and_the_better_is_preferred() -> None:
     """No segment crosses an episode's end; at temperature 0 the preferred return is larger, always."""
     data = walk([5, 3, 9, 4])
-    pairs = judge(data, 300, 4, 0, by="return")
+    pairs = label_segments(data, 300, 4, 0, by="return")
     episodes, _ = data.episode_indices()
     both = [side[..., 0].astype(int) for side in (pairs.observations_w, pairs.observations_l)]
     for rows in both:
@@ -142,16 +142,16 @@ def test_judged_pairs_are_whole_segments_and_the_better_is_preferred() -> None:
 
 def test_labels_are_bradley_terrys_and_turned_round_at_the_rate_said() -> None:
     data = walk([2, 2])  # two segments of 2: returns 1 and 5
-    share = np.mean(judge(data, 20_000, 2, 0, by="return", label_noise=0.2).observations_w[:, 0, 0] == 2)
+    share = np.mean(label_segments(data, 20_000, 2, 0, by="return", label_noise=0.2).observations_w[:, 0, 0] == 2)
     assert share == pytest.approx(0.8, abs=0.01)
-    pairs = judge(data, 40_000, 2, 0, by="return", temperature=3.0)
+    pairs = label_segments(data, 40_000, 2, 0, by="return", temperature=3.0)
     differ = pairs.observations_w[:, 0, 0] != pairs.observations_l[:, 0, 0]
     share = np.mean(pairs.observations_w[differ, 0, 0] == 2)
     assert share == pytest.approx(1 / (1 + np.exp(-4 / 3)), abs=0.01)
 
 
 def test_preferences_are_read_as_they_were_written(tmp_path: Path) -> None:
-    pairs = judge(walk([6, 6]), 10, 3, 0, by="return")
+    pairs = label_segments(walk([6, 6]), 10, 3, 0, by="return")
     read = Preferences.read(pairs.write(tmp_path / "pairs.safetensors", {"by": "hand"}))
     for name in ("observations_w", "actions_w", "observations_l", "actions_l"):
         np.testing.assert_array_equal(getattr(read, name), getattr(pairs, name))
@@ -159,7 +159,7 @@ def test_preferences_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_of_preferences_says_so(tmp_path: Path) -> None:
-    pairs = judge(walk([6, 6]), 10, 3, 0, by="return")
+    pairs = label_segments(walk([6, 6]), 10, 3, 0, by="return")
     with pytest.raises(UserError, match="no file of preferences"):
         Preferences.read(tmp_path / "none")
     (tmp_path / "pickle").write_bytes(b"\x80\x04nonsense")
@@ -181,11 +181,11 @@ def test_what_is_no_file_of_preferences_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the same of both"):
         Preferences(pairs.observations_w, pairs.actions_w, pairs.observations_l[:9], pairs.actions_l)
     with pytest.raises(UserError, match="longest episode has 6"):
-        judge(walk([6, 6]), 10, 7, 0)
+        label_segments(walk([6, 6]), 10, 7, 0)
     still = walk([6, 6])
     still.rewards[:] = 0
     with pytest.raises(UserError, match="differ in return"):
-        judge(still, 10, 3, 0, by="return")
+        label_segments(still, 10, 3, 0, by="return")
 
 
 def test_advantages_are_of_what_was_done_and_not_of_where(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,9 +197,9 @@ def test_advantages_are_of_what_was_done_and_not_of_where(monkeypatch: pytest.Mo
     data = OfflineDataset(states[:, None], done[:, None], 2 * states + done, ends, ~ends)
     gained = segment_advantages(data, np.arange(2000), 1, 0.9, 0)
     np.testing.assert_allclose(gained, done, atol=0.3)
-    pairs = judge(data, 1000, 1, 0)
+    pairs = label_segments(data, 1000, 1, 0)
     assert np.mean(pairs.actions_w > pairs.actions_l) > 0.9
-    by_return = judge(data, 1000, 1, 0, by="return")
+    by_return = label_segments(data, 1000, 1, 0, by="return")
     assert np.mean(by_return.actions_w > by_return.actions_l) < 0.75
 
 
@@ -215,5 +215,5 @@ def test_a_terminal_state_is_worth_nothing_and_an_unknown_one_is_left_out(monkey
     )
     np.testing.assert_allclose(segment_advantages(data, np.arange(40), 1, 0.9, 0), 0, atol=0.05)
     cut = dataclasses.replace(walk([4, 4, 4]), terminals=np.zeros(12, np.bool_), timeouts=np.arange(12) % 4 == 3)
-    pairs = judge(cut, 100, 2, 0)
+    pairs = label_segments(cut, 100, 2, 0)
     assert set(pairs.observations_w[:, 0, 0]) | set(pairs.observations_l[:, 0, 0]) <= {0, 1, 4, 5, 8, 9}

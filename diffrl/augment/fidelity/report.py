@@ -35,7 +35,7 @@ def write_report(
     folder = Path(folder)
     paths = [folder / "fidelity.json", folder / "fidelity.png", folder / "fidelity.html"]
     _write(paths[0], json.dumps({"title": title, **report.to_json()}, indent=1, allow_nan=False) + "\n")
-    draw(report, real, synthetic, paths[1], title)
+    plot_report(report, real, synthetic, paths[1], title)
     _write(paths[2], page(report, paths[1].read_bytes(), title))
     return paths
 
@@ -142,7 +142,9 @@ def _number(value: float, form: str) -> str:
 # --- the picture ---------------------------------------------------------------------------------------------------
 
 
-def draw(report: FidelityReport, real: OfflineDataset, synthetic: OfflineDataset, path: Path, title: str) -> Path:
+def plot_report(
+    report: FidelityReport, real: OfflineDataset, synthetic: OfflineDataset, path: Path, title: str
+) -> Path:
     """Histograms, correlation matrices, and what the distances and errors look like, as one PNG."""
     from matplotlib.figure import Figure
 
@@ -152,12 +154,12 @@ def draw(report: FidelityReport, real: OfflineDataset, synthetic: OfflineDataset
     heights = [1.75 * lines + 0.4, 3.9, 3.3]
     figure = Figure(figsize=(12, sum(heights) + 0.4), layout="constrained")
     histograms, correlations, others = figure.subfigures(3, 1, squeeze=False, height_ratios=heights, hspace=0.03)[:, 0]
-    _draw_histograms(histograms, report, tables, shown)
-    _draw_correlations(correlations, report)
+    _plot_histograms(histograms, report, tables, shown)
+    _plot_correlations(correlations, report)
     axes = others.subplots(1, 3)
-    _draw_ks(axes[0], report)
-    _draw_neighbours(axes[1], report)
-    _draw_dynamics(axes[2], report)
+    _plot_ks(axes[0], report)
+    _plot_neighbours(axes[1], report)
+    _plot_dynamics(axes[2], report)
     figure.suptitle(title, fontsize=14, fontweight="bold")
     return save(figure, path)
 
@@ -169,7 +171,7 @@ def _most_different(report: FidelityReport) -> list[int]:
     return sorted(np.argsort(-excess)[:HISTOGRAMS].tolist())
 
 
-def _draw_histograms(part: "SubFigure", report: FidelityReport, tables: list[Floats], shown: list[int]) -> None:
+def _plot_histograms(part: "SubFigure", report: FidelityReport, tables: list[Floats], shown: list[int]) -> None:
     """Densities of columns, real behind synthetic."""
     axes = part.subplots(-(-len(shown) // 4), 4, squeeze=False).ravel()
     for ax, column in zip(axes, shown, strict=False):
@@ -196,7 +198,7 @@ def _draw_histograms(part: "SubFigure", report: FidelityReport, tables: list[Flo
     )
 
 
-def _draw_correlations(part: "SubFigure", report: FidelityReport) -> None:
+def _plot_correlations(part: "SubFigure", report: FidelityReport) -> None:
     """The matrices of both, and their difference."""
     axes = part.subplots(1, 3)
     difference = report.synthetic_correlations - report.correlations
@@ -224,7 +226,7 @@ def _draw_correlations(part: "SubFigure", report: FidelityReport) -> None:
     part.suptitle("Correlations of columns", fontsize=11, x=0.01, ha="left")
 
 
-def _draw_ks(ax: "Axes", report: FidelityReport) -> None:
+def _plot_ks(ax: "Axes", report: FidelityReport) -> None:
     """The statistic of every column, and the floor's."""
     at = np.arange(len(report.names))
     ax.bar(at, report.ks_floor, color=GREY, alpha=0.55, width=0.9, label="real against real")
@@ -236,7 +238,7 @@ def _draw_ks(ax: "Axes", report: FidelityReport) -> None:
     finish(ax)
 
 
-def _draw_neighbours(ax: "Axes", report: FidelityReport) -> None:
+def _plot_neighbours(ax: "Axes", report: FidelityReport) -> None:
     """Distances to the nearest training row."""
     near = report.neighbours
     high = float(np.quantile(np.concatenate([near.synthetic, near.real]), 0.99)) or 1.0
@@ -248,7 +250,7 @@ def _draw_neighbours(ax: "Axes", report: FidelityReport) -> None:
     finish(ax)
 
 
-def _draw_dynamics(ax: "Axes", report: FidelityReport) -> None:
+def _plot_dynamics(ax: "Axes", report: FidelityReport) -> None:
     """Errors of s' against the simulator, on a log scale."""
     ax.set_title("Error of s' against the simulator", fontsize=10)
     steps = report.dynamics

@@ -27,7 +27,7 @@ def chunk_size(device: torch.device) -> int:
     return CHUNK.get(device.type, CHUNK["cuda"])
 
 
-def draw(model: TransitionDiffusion, n: int, generator: torch.Generator, sampling: Sampling) -> Tensor:
+def sample_rows(model: TransitionDiffusion, n: int, generator: torch.Generator, sampling: Sampling) -> Tensor:
     """`model.sample`: (S, n, D). Raises UserError where the model gives numbers that are not finite."""
     rows = model.sample(n, generator, sampling)
     if not bool(torch.isfinite(rows).all()):
@@ -77,7 +77,7 @@ def generate(
             on_progress(min(i * chunk, n), n)
             if stopped():
                 break
-            rows = draw(model, chunk, generator_of(seed, _CHUNKS, i, device=model.device), sampling)
+            rows = sample_rows(model, chunk, generator_of(seed, _CHUNKS, i, device=model.device), sampling)
             file.write(rows[0].cpu().numpy().tobytes())
             file.flush()
             done = i + 1

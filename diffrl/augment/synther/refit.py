@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import RefitConfig
-from diffrl.augment.synther.generate import chunk_size, draw
+from diffrl.augment.synther.generate import chunk_size, sample_rows
 from diffrl.augment.synther.model import TransitionDiffusion, fit, generator_of, with_bins
 from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Batch, RowSource, Transitions
@@ -111,7 +111,7 @@ class RefittingBuffer:
             if stop():
                 raise _Stopped
             generator = generator_of(self._seed, number, _GENERATE, i, device=self.device)
-            rows = draw(model, min(chunk, self.config.samples - start), generator, self.config.sampling)
+            rows = sample_rows(model, min(chunk, self.config.samples - start), generator, self.config.sampling)
             episode = torch.tensor([-1.0, 0.0], device=self.device).expand(*rows.shape[:2], 2)
             self._rows.add(torch.cat([rows, episode], dim=-1))
 
