@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from diffrl.support.files import atomic_path
 from diffrl.support.statistics import estimate
 
-Column = dict[str, list[float]]
+SHOWN = ("loss", "bc_loss", "critic_loss", "q", "episode_return", "kl", "accuracy")
+"""Metrics that are shown while a run goes on."""
 
 
 class MetricsLog:
