@@ -1,4 +1,4 @@
-"""What a person sees while something runs: a live bar on a terminal, plain lines elsewhere."""
+"""What a person sees while something runs: a live bar on a terminal, plain lines of text elsewhere."""
 
 import math
 import time
@@ -45,7 +45,7 @@ def _bar(unit: str, quiet: bool) -> Progress:
 
 @contextmanager
 def work(title: str, unit: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A bar for a loop, or lines where there is no terminal; yields a function to call with (done, total)."""
+    """Show how far some work is, as a bar or as lines; yields the function that is told (done, total), in `unit`s."""
     with _bar(unit, quiet) as bar:
         task = bar.add_task(title, total=None, note="")
         began = written = time.monotonic()
