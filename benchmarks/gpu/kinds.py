@@ -167,7 +167,7 @@ class LongRun:
             words = self.words(place)[0]
         else:
             device = "cpu" if place.rehearse else "cuda"
-            words = [sys.executable, "-m", "diffrl.cli", "train", "--resume", str(place.run), "--device", device]
+            words = [sys.executable, "-m", "diffrl.cli", "resume", str(place.run), "--device", device]
         sessions = [*_sessions(place.run), {"from": step or 0, "to": step or 0, "seconds": 0.0, "seen": []}]
         _write(place.run / SESSIONS, sessions)
         scores = place.run / "scores.json"

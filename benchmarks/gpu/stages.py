@@ -5,11 +5,17 @@ import sys
 from kinds import TOY_ROWS, LongRun, Place, Script, Stage, Tests, Words
 
 AGENTS = ("agents/*.py", "diffrl/nets/*.py", "diffrl/diffusion/*.py")
-TRAINING = (*AGENTS, "diffrl/training/stack.py", "diffrl/training/rollout.py", "diffrl/data/transitions.py")
+TRAINING = (
+    *AGENTS,
+    "diffrl/training/*.py",
+    "diffrl/runs/*.py",
+    "diffrl/support/machine.py",
+    "diffrl/data/transitions.py",
+)
 TIMED = ("train_step*", "worker", "workload", "plain", "ours", "jax_version", "floor")
 TIMING = (*TRAINING, *(f"benchmarks/{name}.py" for name in TIMED))
-FINETUNING = ("diffrl/finetune/**/*.py", "diffrl/diffusion/*.py")
-SYNTHER = (*TRAINING, "diffrl/augment/*.py", "diffrl/synthesis.py", "benchmarks/synther.py")
+FINETUNING = ("diffrl/images/**/*.py", "diffrl/alignment/*.py", "diffrl/diffusion/*.py")
+SYNTHER = (*TRAINING, "diffrl/augment/**/*.py", "benchmarks/synther.py")
 
 OTHERS = "td3_bc iql fql consistency_ac"
 QUICK = "--quick --tasks hopper --out {folder}/train_step.json --agents"
@@ -49,7 +55,7 @@ STAGES = (
         "The CUDA tests: captured = eager, stacked = single, exact resume",
         90,
         Tests('tests/training/test_capture.py -k "captured or gpu or compiled or frozen"', workers=6),
-        (*TRAINING, "diffrl/training/*.py", "diffrl/*.py", "tests/training/*.py"),
+        (*TRAINING, "tests/training/*.py"),
     ),
     Stage(
         "train-step",

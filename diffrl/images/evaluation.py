@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffrl.images.rewards import Reward, ask, ask_parts
+from diffrl.images.rewards import Reward
 from diffrl.images.samples import (
     EVALUATION,
     PROBE_NOISE,
@@ -31,6 +31,7 @@ from diffrl.images.samples import (
     parts,
     roll_out,
     rows,
+    score,
     times_of,
 )
 
@@ -59,20 +60,12 @@ def evaluate(setup: Setup, state: RunState, held_out: Reward | None, classify: C
     samples = roll_out(setup, state, chosen, setup.noise_path(EVALUATION), guidance=config.guidance)
     measures: dict[str, float] = {}
     if setup.reward is not None:
-        each = [
-            ask_parts(setup.reward, samples.images[part], samples.prompts[part], samples.metadata[part])
-            for part in parts(len(samples), config.micro_batch)
-        ]
-        measures["reward"] = float(samples.whole(torch.cat([total for total, _ in each])).mean())
-        names = list(each[0][1]) if len(each[0][1]) > 1 else []
-        for name in names:
-            measures[f"reward: {name}"] = float(samples.whole(torch.cat([p[name] for _, p in each])).mean())
+        total, each = score(setup.reward, samples, config.micro_batch)
+        measures["reward"] = float(samples.whole(total).mean())
+        if len(each) > 1:
+            measures |= {f"reward: {name}": float(samples.whole(v).mean()) for name, v in each.items()}
     if held_out is not None:
-        values = [
-            ask(held_out, samples.images[part], samples.prompts[part], samples.metadata[part])
-            for part in parts(len(samples), config.micro_batch)
-        ]
-        measures["held_out"] = float(samples.whole(torch.cat(values)).mean())
+        measures["held_out"] = float(samples.whole(score(held_out, samples, config.micro_batch)[0]).mean())
     if setup.chain.n_decisions:
         measures["kl"] = float(samples.whole(chain_kl(setup, samples)).mean())
     images = samples.whole(samples.images.float()).cpu()

@@ -13,12 +13,14 @@ from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.schema import checked, read_yaml
 
-CONFIG, ABOUT, EVALUATIONS = "finetune.yaml", "finetune.json", "evaluations.json"
+CONFIG, ABOUT, EVALUATIONS = "finetune.yaml", "run.json", "evaluations.json"
+KIND = "images"
+"""What run.json says of such a run; of a policy's it says another kind, or, in old folders, none."""
 
 
 @dataclass
 class FinetuneRun:
-    """A run's folder: `finetune.yaml`, `finetune.json` (versions), `evaluations.json`, and what training adds."""
+    """A run's folder: `finetune.yaml`, `run.json` (its kind, versions), `evaluations.json`, and what training adds."""
 
     path: Path
     config: FinetuneConfig
@@ -31,7 +33,7 @@ class FinetuneRun:
         with atomic_path(self.path / CONFIG) as temporary:
             temporary.write_text(dump(self.config, self.path))
         with atomic_path(self.path / ABOUT) as temporary:
-            temporary.write_text(json.dumps(about, indent=1))
+            temporary.write_text(json.dumps({"kind": KIND, **about}, indent=1))
 
     def add(self, entry: dict[str, Any]) -> None:
         """Record an evaluation, in place of an older one of the same round."""
@@ -52,17 +54,19 @@ class FinetuneRun:
         if not (path / CONFIG).is_file():
             what = f"has no {CONFIG}" if path.is_dir() else "does not exist"
             raise UserError(f"{path} is not the folder of a fine-tuning run of images: it {what}.")
-        if (path / "run.json").exists():
+        if (path / ABOUT).exists() and _read_json(path / ABOUT).get("kind") != KIND:
             raise UserError(
                 f"{path} is the run of a policy, not of an image model: see `diffrl finetune policy --help`."
             )
-        config = load(path / CONFIG)
         file = path / EVALUATIONS
-        try:
-            history = json.loads(file.read_text()) if file.exists() else []
-        except ValueError as error:
-            raise UserError(f"{file} is damaged: {error}.") from error
-        return cls(path, config, history)
+        return cls(path, load(path / CONFIG), _read_json(file) if file.exists() else [])
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}.") from error
 
 
 def dump(config: FinetuneConfig, folder: Path) -> str:

@@ -15,7 +15,7 @@ from diffrl.diffusion.chain import DenoisingChain
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.examples import extras_of
 from diffrl.images.model import Condition, ImageModel, image_shape
-from diffrl.images.rewards.base import Reward, ask
+from diffrl.images.rewards import Reward, ask, ask_parts
 from diffrl.support.errors import UserError
 from diffrl.support.seeds import generator_at
 
@@ -234,18 +234,16 @@ class Setup(Generic[Config]):
 
     def ask(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
         """The reward of images (n,), with a graph where it has one. Raises ValueError for a run without a reward."""
-        if self.reward is None:
-            raise ValueError(f"{self.config.algo} has been set up without a reward, and asks for one")
-        return ask(self.reward, images, prompts, metadata)
+        return ask(self._asked(), images, prompts, metadata)
 
     def scored(self, samples: "Samples") -> Tensor:
-        """The reward of this process's samples (n,), asked in parts; on the model's device."""
-        with torch.no_grad():
-            values = [
-                self.ask(samples.images[part], samples.prompts[part], samples.metadata[part])
-                for part in parts(len(samples), self.config.micro_batch)
-            ]
-        return torch.cat(values).to(self.model.device)
+        """The reward of this process's samples (n,), on the model's device. Raises ValueError as `ask` does."""
+        return score(self._asked(), samples, self.config.micro_batch)[0].to(self.model.device)
+
+    def _asked(self) -> Reward:
+        if self.reward is None:
+            raise ValueError(f"{self.config.algo} has been set up without a reward, and asks for one")
+        return self.reward
 
 
 @dataclass
@@ -273,6 +271,16 @@ class Samples:
     def whole(self, values: Tensor) -> Tensor:
         """Values (total, ...) of all samples of the round, from those of each process's own (n, ...)."""
         return self.world.merge(values, self.index, self.total)
+
+
+@torch.no_grad()
+def score(reward: Reward, samples: Samples, micro_batch: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """The reward of a process's samples (n,), asked in parts, and, of a sum, of each of its parts by name (n,)."""
+    each = [
+        ask_parts(reward, samples.images[part], samples.prompts[part], samples.metadata[part])
+        for part in parts(len(samples), micro_batch)
+    ]
+    return torch.cat([total for total, _ in each]), {n: torch.cat([p[n] for _, p in each]) for n in each[0][1]}
 
 
 def chain_of(model: ImageModel, config: FinetuneConfig) -> DenoisingChain:

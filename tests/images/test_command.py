@@ -206,7 +206,7 @@ def test_mistakes_get_a_line(
     (quick / "taken/checkpoints/000000000").mkdir(parents=True)
     (quick / "policy").mkdir()
     for name in ("finetune.yaml", "run.json"):
-        (quick / "policy" / name).write_text("")
+        (quick / "policy" / name).write_text("{}")
     assert said in fails(words, capsys)
 
 

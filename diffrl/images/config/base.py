@@ -62,7 +62,8 @@ class _Presets(type):
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
         given = checked(schema, plain, cls.__name__)
         config = type.__call__(schema, **{**schema.defaults(given.get("model", schema.model)), **given})
-        late = {"held_out": companion(config.scored_by or ""), "eval_every": max(1, round(config.rounds / 6))}
+        held_out = None if config.scored_by is None else companion(config.scored_by)
+        late = {"held_out": held_out, "eval_every": max(1, round(config.rounds / 6))}
         late = {name: value for name, value in late.items() if name not in given and value != getattr(config, name)}
         return dataclasses.replace(config, **late) if late else config
 
