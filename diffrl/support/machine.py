@@ -1,4 +1,4 @@
-"""What the machine offers a process, and how a process is set up for many small tensors. Imports torch only when used."""
+"""What the machine offers a process, and how a process is set up for many small tensors; torch comes in when used."""
 
 import contextlib
 import os
