@@ -21,12 +21,12 @@ from diffrl.data import d4rl, minari
 from diffrl.data.offline import STAND_IN, OfflineDataset
 from diffrl.data.preprocessing import action_scaling
 from diffrl.data.transitions import Transitions
-from diffrl.support.console import console, training_observer, work
+from diffrl.support.console import console, steps_bar, work
 from diffrl.support.errors import DataError, UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import resolve_device, settle, versions
 from diffrl.training import checkpoint
-from diffrl.training.logs import MetricsLog
+from diffrl.training.logs import SHOWN, MetricsLog
 from diffrl.training.loop import Interrupted, Loop, NoEvaluations, NoRecord, stop_signals
 from diffrl.training.stack import StackTrainer
 from envs.datasets import load_dataset, locate
@@ -319,7 +319,7 @@ def _train(folder: Path, config: SynthesisConfig, data: SynthesisData, device: s
     trainer = StackTrainer(model, data.train, config.model.batch(len(data.train)), generator)
     log = MetricsLog(folder, model.seeds, start)
     try:
-        with training_observer(config.model.steps, start, title, quiet) as observer:
+        with steps_bar(config.model.steps, start, title, SHOWN, quiet) as observer:
             loop = Loop(
                 folder,
                 trainer,

@@ -21,7 +21,7 @@ class Diagnose:
     run_folder: Positional[Path]
     """The run's folder, such as runs/NAME."""
     rows: int = 2000
-    """Rows of data to ask with; more take longer and know better."""
+    """Rows of data to ask with; more take longer and give smaller errors."""
     held_out: str | None = None
     """Data the run was not trained on; by default the rows beyond its --rows, if they are on this machine."""
     reference: Path | None = None
@@ -42,7 +42,7 @@ class Diagnose:
     """The folder to write to; by default the run's."""
 
     def run(self) -> int:
-        """Diagnose, print the tables, write JSON and picture."""
+        """Diagnose, print the tables, write the JSON and the page of plots."""
         import json
 
         from diffrl.runs.diagnose.measures import diagnose

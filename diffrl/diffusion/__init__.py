@@ -1,4 +1,4 @@
-"""The generative core: forward processes, predictions, one loss, one sampler. Tensors only.
+"""The generative core: forward processes, predictions, one loss, one sampler. It knows tensors and no other folder.
 
 process = VP()
 prediction = Prediction("eps", process)

@@ -49,7 +49,7 @@ class Rollout(NamedTuple):
 
     @property
     def x(self) -> Tensor:
-        """The result, the last state."""
+        """The last state: the sample."""
         return self.states[-1]
 
 
@@ -121,7 +121,7 @@ class DenoisingChain:
         plan = Sampler(process, times, eta=eta).plan
         self._steps = [(step.t, step.f, step.g, max(step.n, min_std)) for step in plan]
         self.stds = tuple(n for _, _, _, n in self._steps)
-        """The deviation of each step, the clamp applied."""
+        """The deviation n of each step, clamped to `min_std`."""
         self.times = tuple(t for t, _, _, _ in self._steps)
         """The time that each step starts from."""
         self.n_steps = len(self._steps)

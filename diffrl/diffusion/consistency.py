@@ -145,7 +145,7 @@ class Boundaries:
     def draw_times(
         self, u: Tensor, n: int | Tensor, lognormal: tuple[float, float] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Neighbouring times (t, r), t > r, of u's shape and dtype, from u uniform in [0, 1): `torch.rand`, say.
+        """Neighbouring times (t, r), t > r, of u's shape and dtype, from u uniform in [0, 1), as `torch.rand` gives it.
 
         Every interval is as likely (CT), or with `lognormal` = (mean, std) as likely as log k ~ N(mean, std^2) is to
         fall into it (iCT, whose mean is -1.1 and std 2.0; arXiv 2310.14189, section 3.5). The interval is found in

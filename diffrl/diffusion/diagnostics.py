@@ -120,7 +120,7 @@ def learning_dynamics(
     noise: Tensor,
     unit: Unit = "eps",
 ) -> Tensor:
-    """`denoising_losses` of models in turn, those of a run's checkpoints say: (M, L, ...), for `estimate`.
+    """`denoising_losses` of several models, such as a run's checkpoints, stacked for `estimate`: (M, L, ...).
 
     The denoisers may be made as they are asked for. All see the same noise, so that the error of the *difference* of
     two models, `estimate(losses[1] - losses[0])`, is far below that of either.

@@ -64,8 +64,8 @@ def choose_eval_workers(
 ) -> int:
     """How many processes evaluate while training goes on: what the user says, else one a seed where a core is left.
 
-    config: with its `workers` chosen. A run that goes on keeps its number, except on another kind of device. No score
-    depends on it. Raises UserError for what cannot be.
+    config: with its `workers` chosen. A run that goes on keeps its number where it can, except on another kind of
+    device. No score depends on it. Raises UserError for what is asked for and cannot be.
     """
     wanted, n_seeds, kind = config.eval_workers, len(config.seeds), torch.device(device).type
     if task.env_id is None:
@@ -80,6 +80,8 @@ def choose_eval_workers(
         pays = config.steps >= WORKERS_PAY_FROM and obstacle is None
         return max(0, min(n_seeds, cores() - training)) if pays else 0
     if wanted and obstacle is not None:
+        if saved is not None:  # recorded on a machine, or by a program, that had no obstacle
+            return 0
         raise UserError(f"The run is to be evaluated by {wanted} processes, but {obstacle}: --eval-workers 0.")
     return min(wanted, MOST_AT_ONCE * n_seeds)
 

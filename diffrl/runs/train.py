@@ -19,11 +19,11 @@ from diffrl.runs.build import build_pool, build_trainer, chosen, group_seeds
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.policy import build_agent
 from diffrl.runs.run import Run, lowering_memory
-from diffrl.support.console import TrainingObserver, console, training_observer
+from diffrl.support.console import StepsBar, console, steps_bar
 from diffrl.support.errors import UserError, nearest
 from diffrl.support.machine import products, resolve_device, settle
 from diffrl.training import checkpoint
-from diffrl.training.logs import MetricsLog, Scores
+from diffrl.training.logs import SHOWN, MetricsLog, Scores
 from diffrl.training.loop import Evaluations, InLine, Loop, NoEvaluations, Trainer
 from envs.datasets import FILE_SUFFIXES, load_dataset
 from envs.task import open_task
@@ -113,9 +113,7 @@ def _fit_seeds(
 
 
 @contextlib.contextmanager
-def watched(
-    run: Run, title: str, quiet: bool, saved: checkpoint.Checkpoint | None = None
-) -> Iterator[TrainingObserver]:
+def watched(run: Run, title: str, quiet: bool, saved: checkpoint.Checkpoint | None = None) -> Iterator[StepsBar]:
     """In the block, a run is trained: matrix products are as its configuration says, and progress is shown.
 
     title: said first. Raises UserError, with what to lower, where memory runs out in the block.
@@ -124,7 +122,7 @@ def watched(
     with (
         products(run.config.device, run.config.tf32),
         lowering_memory(run.config, run.path),
-        training_observer(run.config.steps, start, title, quiet) as observer,
+        steps_bar(run.config.steps, start, title, SHOWN, quiet) as observer,
     ):
         yield observer
 
@@ -133,7 +131,7 @@ def fit(
     run: Run,
     agent: Agent,
     trainer: Trainer,
-    observer: TrainingObserver,
+    observer: StepsBar,
     saved: checkpoint.Checkpoint | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Scores:
@@ -154,9 +152,9 @@ def fit(
         book = report.ScoreBook(run, Scores(run.path, about, steps=range(start + 1)), log, observer)
         evaluations: Evaluations = NoEvaluations()
         if config.eval_workers:
-            evaluations = build_pool(run, book, observer.rollout, observer.message, f"Go on with {go_on(run)}.")
+            evaluations = build_pool(run, book, observer.episodes, observer.message, f"Go on with {go_on(run)}.")
         elif run.task.env_id is not None:
-            evaluations = InLine(trainer, book, observer.rollout)
+            evaluations = InLine(trainer, book, observer.episodes)
         held.callback(evaluations.close)
         unscored, complaints = _unscored(run, start)
         if origin:

@@ -215,12 +215,12 @@ class _Worker:
         self._channel.send(Said(text))
 
     def _warn(self, text: str) -> None:
-        """What every worker says in the same words, one says for all; but a failure is each one's own."""
+        """Say a warning alone: the rest is what another worker says for all, in the same words."""
         if text.startswith("[yellow]"):
             self._say(text)
 
     def _progress(self, done: int, total: int) -> None:
-        """Ten times a second at most."""
+        """Tell the parent how far an evaluation is, ten times a second at most."""
         from diffrl.training.messages import Progressed
 
         if time.monotonic() - self._reported > 0.1:

@@ -1,1 +1,1 @@
-"""What every other folder leans on, and what knows none of them: errors, files, seeds, the machine, the console."""
+"""What all other folders use and what knows none of them: errors, files, seeds, schemas, the machine, the console."""

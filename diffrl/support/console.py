@@ -1,8 +1,8 @@
-"""What a person sees while something runs: a live bar on a terminal, plain lines elsewhere."""
+"""What a person sees while something runs: a live bar on a terminal, plain lines of text elsewhere."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -11,21 +11,19 @@ from rich.text import Text
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-SHOWN = ("loss", "bc_loss", "critic_loss", "q", "episode_return", "kl", "accuracy")
-"""Metrics shown beside the bar."""
 LINE_EVERY = 20.0
 """Seconds between lines, where there is no terminal to draw a bar on."""
 
 
 class _Speed(ProgressColumn):
-    """Rate, as `123 steps/s`."""
+    """A column of the bar that says how fast it goes, as `123 steps/s`."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
         self.unit = unit
 
     def render(self, task: Task) -> Text:
-        """The rate of the last while, or of the whole."""
+        """The rate of the last minute; once all is done, that of the whole."""
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:,.0f} {self.unit}/s", style="cyan")
 
@@ -47,7 +45,7 @@ def _bar(unit: str, quiet: bool) -> Progress:
 
 @contextmanager
 def work(title: str, unit: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A bar for a loop, or lines where there is no terminal; yields a function to call with (done, total)."""
+    """Show how far some work is, as a bar or as lines; yields the function that is told (done, total), in `unit`s."""
     with _bar(unit, quiet) as bar:
         task = bar.add_task(title, total=None, note="")
         began = written = time.monotonic()
@@ -67,58 +65,61 @@ def work(title: str, unit: str, quiet: bool = False) -> Iterator[Callable[[int, 
         yield update
 
 
-def _short(means: dict[str, list[float]]) -> str:
-    """The means over the seeds that are still trained: a frozen one's are nan."""
-    finite = {name: [value for value in means[name] if math.isfinite(value)] for name in SHOWN if name in means}
-    shown = {name: sum(values) / len(values) for name, values in finite.items() if values}
-    return "  ".join(f"{name} {value:.3g}" for name, value in shown.items())
+class StepsBar:
+    """What is shown of a long loop of steps: a bar with numbers beside it on a terminal; elsewhere lines of text.
 
+    bar: in which to show it. total, start: the steps in all, and those made before. shown: the names of the numbers
+    beside the bar. quiet: show nothing.
+    """
 
-class TrainingObserver:
-    """Who watches a training run (`training.loop.Observer`): a bar on a terminal; elsewhere lines."""
-
-    def __init__(self, bar: Progress, total: int, start: int, quiet: bool) -> None:
-        self.bar, self.total, self.start, self.quiet = bar, total, start, quiet
-        self.task = bar.add_task("Training", total=total, completed=start, note="")
-        self.episodes = bar.add_task("Evaluating", total=None, note="", visible=False)
-        self.began = self.drawn = self.written = time.monotonic()
-        self.underway = False
+    def __init__(self, bar: Progress, total: int, start: int, shown: Sequence[str], quiet: bool) -> None:
+        self._bar, self._total, self._start, self._shown, self._quiet = bar, total, start, shown, quiet
+        self._steps = bar.add_task("Training", total=total, completed=start, note="")
+        self._episodes = bar.add_task("Evaluating", total=None, note="", visible=False)
+        self._began = self._drawn = self._written = time.monotonic()
+        self._underway = False
 
     def progress(self, step: int) -> None:
-        """Drawn ten times a second at most: a step is much shorter."""
+        """So many steps have been made; drawn ten times a second at most, as a step is much shorter."""
         now = time.monotonic()
-        if not self.underway:  # rates are of steps, not of workers starting and losses compiling
-            self.start, self.began, self.underway = step, now, True
-        if now - self.drawn > 0.1 or step == self.total:
-            self.bar.update(self.task, completed=step)
-            self.drawn = now
+        if not self._underway:  # the rate is of steps, not of what was made ready before the first
+            self._start, self._began, self._underway = step, now, True
+        if now - self._drawn > 0.1 or step == self._total:
+            self._bar.update(self._steps, completed=step)
+            self._drawn = now
 
     def metrics(self, step: int, means: dict[str, list[float]]) -> None:
-        """Beside the bar, or as a line."""
-        self.bar.update(self.task, note=_short(means))
+        """Numbers by name, each a list of values to be averaged: shown beside the bar, or as a line."""
+        note = self._short(means)
+        self._bar.update(self._steps, note=note)
         now = time.monotonic()
-        if not self.quiet and not console.is_terminal and now - self.written > LINE_EVERY:
-            rate = max(step - self.start, 1) / (now - self.began)
-            left = (self.total - step) / rate / 60
-            console.print(f"step {step:,}/{self.total:,}  {rate:.0f} steps/s  {left:.1f} min left  {_short(means)}")
-            self.written = now
+        if not self._quiet and not console.is_terminal and now - self._written > LINE_EVERY:
+            rate = max(step - self._start, 1) / (now - self._began)
+            left = (self._total - step) / rate / 60
+            console.print(f"step {step:,}/{self._total:,}  {rate:.0f} steps/s  {left:.1f} min left  {note}")
+            self._written = now
+
+    def _short(self, means: dict[str, list[float]]) -> str:
+        """The means of the finite values, of what is shown."""
+        finite = {name: [x for x in means[name] if math.isfinite(x)] for name in self._shown if name in means}
+        return "  ".join(f"{name} {sum(values) / len(values):.3g}" for name, values in finite.items() if values)
 
     def message(self, text: str) -> None:
-        """Above the bar."""
-        if not self.quiet:
-            self.bar.console.print(text)
+        """A sentence, above the bar."""
+        if not self._quiet:
+            self._bar.console.print(text)
 
-    def rollout(self, finished: int, total: int) -> None:
-        """Episodes of an evaluation under way."""
-        self.bar.update(self.episodes, completed=finished, total=total, visible=finished < total)
+    def episodes(self, finished: int, total: int) -> None:
+        """So many episodes of `total` are finished: a bar of its own, while there are any left."""
+        self._bar.update(self._episodes, completed=finished, total=total, visible=finished < total)
 
 
 @contextmanager
-def training_observer(steps: int, start: int, title: str, quiet: bool) -> Iterator[TrainingObserver]:
-    """The observer of a training run, its bar shown while the block runs."""
+def steps_bar(steps: int, start: int, title: str, shown: Sequence[str], quiet: bool) -> Iterator[StepsBar]:
+    """Show a `StepsBar` while the block runs; print `title` first, and how many steps were made before."""
     if not quiet:
         console.print(title)
         if start:
             console.print(f"Resuming after {start:,} steps.")
     with _bar("steps", quiet) as bar:
-        yield TrainingObserver(bar, steps, start, quiet)
+        yield StepsBar(bar, steps, start, shown, quiet)

@@ -1,4 +1,4 @@
-"""What is said where the packages of the extra `images` are missing."""
+"""What a user is told where the packages of the extra `images` are missing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from diffrl.support.errors import UserError
 
 @contextmanager
 def images_extra(what: str = "Fine-tuning image models") -> Iterator[None]:
-    """Around imports of diffusers, transformers, peft, accelerate, scikit-learn or Pillow, which `what` needs.
+    """A block of imports of diffusers, transformers, peft, accelerate, scikit-learn or Pillow, which `what` needs.
 
     Raises UserError, naming the package and the extra, where one is not installed.
     """

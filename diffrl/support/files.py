@@ -1,4 +1,4 @@
-"""Writing that survives a kill at any moment: a temporary name, fsync, then a rename. And checksums."""
+"""Files: writing that survives a kill at any moment, checksums, and where data and caches are kept."""
 
 import hashlib
 import os
@@ -15,7 +15,8 @@ import platformdirs
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path (a file or a folder to be) beside `path`; rename it to `path` when the block succeeds.
 
-    Whatever stood at `path` stays untouched until then, and a failed block leaves nothing behind.
+    Whatever stood at `path` stays untouched until then, and a failed block leaves nothing behind: what is written is on
+    the disk (fsync) before it is renamed.
     A folder cannot replace a non-empty folder: remove the old one first.
     """
     path = Path(path)
@@ -53,6 +54,6 @@ def data_directory() -> Path:
 
 
 def cache_directory() -> Path:
-    """Where what can be made again is kept: `$DIFFRL_CACHE`, else the user's cache folder of the platform."""
+    """Where things that can be made again are kept: `$DIFFRL_CACHE`, else the user's cache folder of the platform."""
     chosen = os.environ.get("DIFFRL_CACHE")
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("diffrl"))

@@ -1,4 +1,4 @@
-"""What the machine offers a process, and how a process is set up for many small tensors. No torch until it is used."""
+"""What the machine offers a process, and how a process is set up for many small tensors; torch comes in when used."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, first_line
 
 
 def cores() -> int:
@@ -71,23 +71,25 @@ def settle_allocator() -> None:
 
 
 def resolve_device(name: str) -> str:
-    """A device that can be used; "auto" is CUDA where there is one. Raises UserError where `name` cannot be used."""
+    """A device that can be used, by name: "auto" is CUDA where there is one. Raises UserError for any other."""
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros((), device=device)
+    except RuntimeError as error:
+        raise UserError(f"There is no device {name!r}: expected --device cpu, cuda, cuda:N or auto.") from error
+    try:
+        torch.zeros((), device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"The device {name!r} cannot be used: {str(error).splitlines()[0]}. Try --device cpu."
-        ) from error
+        why = first_line(error).split(". ")[0].rstrip(".")
+        raise UserError(f"The device {name!r} cannot be used: {why}. Try --device cpu.") from error
     return name
 
 
 def versions(*more: str) -> dict[str, str]:
-    """What a run is made with: Python, packages (and `more`) and, in a checkout of ours, the git commit."""
+    """The versions a run is made with: Python's, those of packages and of `more`; in a checkout of ours the commit."""
     names = ("diffrl", "torch", "numpy", "gymnasium", "mujoco", *more)
     found = {"python": platform.python_version()}
     for name in names:

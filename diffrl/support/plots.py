@@ -1,4 +1,4 @@
-"""The look of our pictures and pages: colours, axes, the style sheet; and writing them, whole or not at all."""
+"""The look of our plots and pages: colours, axes, the style sheet; and writing them, whole or not at all."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -27,7 +27,7 @@ img { width: 100%; margin-top: 1em }
 
 
 def new_figure(width: float, height: float) -> tuple["Figure", "Axes"]:
-    """A figure of one plot, of so many inches."""
+    """A figure with one plot, `width` by `height` inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -35,14 +35,14 @@ def new_figure(width: float, height: float) -> tuple["Figure", "Axes"]:
 
 
 def finish(ax: "Axes", legend: Literal["best", "upper left"] = "best") -> None:
-    """The house style of a plot with axes; `legend` is where Matplotlib is to put it."""
+    """Give a plot our grid, frame and legend; `legend` says where that is, in Matplotlib's words."""
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, loc=legend)
 
 
 def save(figure: "Figure", path: Path, colours: int | None = None) -> Path:
-    """Write a figure as PNG, whole or not at all; `colours`: a palette of so many, a quarter of the size or so."""
+    """Write a figure as PNG, whole or not at all; with a palette of so many `colours` a quarter of the size or so."""
     from PIL import Image
 
     with atomic_path(path) as temporary:

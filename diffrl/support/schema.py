@@ -1,4 +1,4 @@
-"""YAML that is read strictly: into the fields of a dataclass, with an error for all that does not belong."""
+"""Values read strictly into the fields of a dataclass, from YAML or JSON: what does not belong is an error."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from diffrl.support.errors import UserError, nearest
 
 
 def checked(schema: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The values converted to the types of the fields of `schema`, a dataclass. `source` is named in errors.
+    """The values, by the name of a field of the dataclass `schema`, converted to the fields' types.
 
-    Raises UserError for a key that is not known (the nearest is named), or a value of the wrong type.
+    A list becomes a tuple, an int a float, text a path, where the field is one. source: where the values are from, for
+    errors. Raises UserError for a key that is no field (the nearest is named), or a value of the wrong type.
     """
     hints = typing.get_type_hints(schema)
     known = {f.name for f in dataclasses.fields(schema)}
@@ -51,7 +52,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """What a YAML file holds. Raises UserError where it is none."""
+    """The keys and values of a YAML file. Raises UserError where it cannot be read, or holds something else."""
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Random numbers that do not depend on what was drawn before: a generator for every purpose, made from its numbers."""
+"""Random numbers that do not depend on what was drawn before: a generator for each purpose, seeded by its numbers."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ import torch
 
 
 def mix(seeds: Sequence[int]) -> int:
-    """One number for a list of seeds."""
+    """One seed, 63 bits, made of several: other seeds or another order give another one."""
     return int(np.random.SeedSequence(list(seeds)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def generator_at(*path: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for what `path` numbers: the seed, the round, what for, which sample."""
+    """A generator for one purpose, told by the numbers of `path`: a run's seed, a round, what for, which sample."""
     return torch.Generator(device=device).manual_seed(mix(path))

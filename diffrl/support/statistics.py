@@ -1,4 +1,4 @@
-"""Means with an interval that says what it is taken over."""
+"""Means with their standard errors, which say what they are taken over."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Estimate:
     mean: float
     error: float
     over: str
-    """What the error is taken over: seeds or episodes."""
+    """"seeds" or "episodes": what the error is taken over."""
 
     def __str__(self) -> str:
         """For example `43.1 ± 2.0`."""
@@ -22,7 +22,10 @@ class Estimate:
 
 
 def estimate(values: NDArray[np.float64] | Sequence[Sequence[float]]) -> Estimate:
-    """The mean of values (S, E). Several seeds: the error over seeds' means; one seed: over its episodes."""
+    """The mean of values (S, E), its error taken over the means of S > 1 seeds, or over the episodes of one seed.
+
+    The error is nan for a single value.
+    """
     array = np.asarray(values, dtype=np.float64)
     samples = array.mean(1) if len(array) > 1 else array[0]
     error = float(samples.std(ddof=1) / np.sqrt(len(samples))) if len(samples) > 1 else float("nan")

@@ -21,7 +21,7 @@ SUM = "sum."
 """What the names of the sums of metrics not yet logged begin with."""
 
 EVALUATE = "evaluate"
-"""Where a checkpoint says whether an evaluation of it is due."""
+"""The key of a checkpoint's JSON that says whether an evaluation of it is due."""
 
 
 class CheckpointError(UserError):
@@ -34,13 +34,13 @@ class Checkpoint:
 
     step: int
     tensors: dict[str, Tensor]
-    """By name; on the CPU."""
+    """All tensors by name, on the CPU."""
     info: dict[str, Any]
-    """Whatever else belongs to it, as JSON."""
+    """What else belongs to the state, as JSON has it."""
 
     @property
     def learner(self) -> dict[str, Tensor]:
-        """The learner's `state_dict` among the tensors."""
+        """The learner's tensors, by the names of its `state_dict`."""
         return {n.removeprefix(LEARNER): tensor for n, tensor in self.tensors.items() if n.startswith(LEARNER)}
 
 

@@ -91,7 +91,7 @@ def compile_agent(
 
 
 def _fingerprint(agent: Agent, config: AgentConfig, act_rows: Collection[int]) -> str:
-    """What the compiled code depends on, our own sources included, as a file name."""
+    """A file name that stands for all that the compiled code depends on, our own sources included."""
     facts = [torch.__version__, str(config), str(agent.device), agent.n_seeds, list(act_rows)]
     facts += [agent.observation_size, agent.action_size]
     text = json.dumps(facts).encode()

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from diffrl.support.files import atomic_path
 from diffrl.support.statistics import estimate
 
-Column = dict[str, list[float]]
+SHOWN = ("loss", "bc_loss", "critic_loss", "q", "episode_return", "kl", "accuracy")
+"""Metrics that are shown while a run goes on."""
 
 
 class MetricsLog:
@@ -40,7 +41,7 @@ class MetricsLog:
         self._tensorboard = SummaryWriter(log_dir=str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, metrics: Mapping[str, Sequence[float]]) -> None:
-        """Append the metrics of every seed, each a list (S,)."""
+        """Append the metrics at `step`, each a list (S,): a row a seed, and TensorBoard events."""
         new = [name for name in metrics if name not in self._columns]
         if new or not self._columns:
             self._widen(new)
@@ -63,12 +64,12 @@ class MetricsLog:
             csv.writer(file).writerows([self._columns, *([*row, *[""] * len(names)] for row in rows)])
 
     def scalars(self, name: str, step: int, values: Sequence[float]) -> None:
-        """One value a seed to TensorBoard alone."""
+        """Write a number of each seed, (S,), to TensorBoard alone."""
         for seed, value in zip(self.seeds, values, strict=True):
             self._tensorboard.add_scalar(f"{name}/seed{seed}", value, step)
 
     def close(self) -> None:
-        """Flush and close."""
+        """Write what TensorBoard has not written yet, and close its file."""
         self._tensorboard.close()
 
 
@@ -81,7 +82,10 @@ class Scores:
     """
 
     def __init__(self, run: Path, about: Mapping[str, Any], steps: Container[int] | None = None) -> None:
-        """Read what is there; with `steps`, only the evaluations made at these."""
+        """Read the evaluations that the folder `run` has; with `steps`, only those made at these steps.
+
+        about: what else the file says of the run.
+        """
         self.path = run / "scores.json"
         self.about = dict(about)
         self.evaluations: list[dict[str, Any]] = []
@@ -95,7 +99,10 @@ class Scores:
         returns: NDArray[np.float64],
         normalise: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None,
     ) -> dict[str, Any]:
-        """Record the returns (S, E) of an evaluation after `step` steps; give its entry."""
+        """Write down the returns (S, E) of an evaluation after `step` steps; give its entry.
+
+        normalise: returns to scores, where the environment has references.
+        """
         entry: dict[str, Any] = {"step": step, "returns": np.round(returns, 4).tolist()}
         entry["mean_return"] = [float(v) for v in returns.mean(1)]
         if normalise is not None:

@@ -1,4 +1,4 @@
-"""Evaluation: the returns of S policies in an environment, all their episodes side by side."""
+"""Evaluation: the returns of S policies in an environment, their episodes side by side."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Observations (S, E, O) as the environment gives them -> actions (S, E, A) as it takes them."""
 
 MAX_ENVIRONMENTS = 400
+"""How many simulators an evaluation holds at once."""
 
 
 def rows_at_once(episodes: int, n_seeds: int, max_environments: int = MAX_ENVIRONMENTS) -> int:
@@ -23,7 +24,7 @@ def rows_at_once(episodes: int, n_seeds: int, max_environments: int = MAX_ENVIRO
 
 @dataclass
 class Evaluator:
-    """Rolls out S policies for a number of episodes each.
+    """Lets S policies act in environments of their own, for a number of episodes each.
 
     At most `max_environments` simulators are held at once, reused from one evaluation to the next; more episodes are
     run in turns. Only episodes that go on are stepped; the batch keeps its shape, so `act` is called the same way

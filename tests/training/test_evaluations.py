@@ -248,5 +248,9 @@ def test_evaluations_go_where_cores_are_left(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(gymnasium.registry, "Own-v0", spec)
     own = Task("Own-v0", {}, None, False)
     assert choose_eval_workers(long, "cpu", own) == 0
+    asked = dataclasses.replace(long, eval_workers=2)
     with pytest.raises(UserError, match="--eval-workers 0"):
-        choose_eval_workers(dataclasses.replace(long, eval_workers=2), "cpu", own)
+        choose_eval_workers(asked, "cpu", own)
+    assert choose_eval_workers(asked, "cpu", own, saved) == 0
+    monkeypatch.setattr("diffrl.runs.build.cores", lambda: 1)
+    assert choose_eval_workers(asked, "cpu", task, saved) == 2

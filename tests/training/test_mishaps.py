@@ -284,7 +284,7 @@ def test_memory_is_told_from_other_errors() -> None:
     "words",
     [
         "train --agent bc --dataset maze2d-umaze-v1 --rows 500 --out {new}",
-        "train resume {run} --steps 300",
+        "resume {run} --steps 300",
         "evaluate {run}",
         "online {run} --out {new}",
         "diagnose {run}",
