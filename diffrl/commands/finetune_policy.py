@@ -47,13 +47,13 @@ class FinetunePolicy:
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """The folder of the run whose policy is fine-tuned."""
-    options: OmitArgPrefixes[_Options] = _Options()
+    run: OmitArgPrefixes[_Options] = _Options()
 
     def start(self, settings: TuningConfig) -> int:
         """Fine-tune with these settings."""
         from diffrl.runs.tune import finetune_policy
 
-        options = {f.name: getattr(self.options, f.name) for f in dataclasses.fields(RunOptions)}
+        options = {f.name: getattr(self.run, f.name) for f in dataclasses.fields(RunOptions)}
         finetune_policy(dataclasses.replace(settings, start_run=self.run_folder), **options)
         return 0
 
@@ -79,14 +79,14 @@ class _DPO(DPOConfig):
 class FinetuneDPPO(FinetunePolicy):
     """In the environment."""
 
-    settings: OmitArgPrefixes[_DPPO] = _DPPO()
+    learning: OmitArgPrefixes[_DPPO] = _DPPO()
 
 
 @dataclass(frozen=True)
 class FinetuneDPO(FinetunePolicy):
     """From preferences."""
 
-    settings: OmitArgPrefixes[_DPO] = _DPO()
+    learning: OmitArgPrefixes[_DPO] = _DPO()
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -103,5 +103,5 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError("Which run's policy shall be fine-tuned? `diffrl finetune policy --help` shows how to say.")
     schema: type[FinetuneDPPO] | type[FinetuneDPO] = FinetuneDPPO if algo == DPPOConfig.algo else FinetuneDPO
     given = tyro.cli(schema, args=words, prog=f"diffrl finetune policy --algo {algo}", description=description)
-    plain = {f.name: getattr(given.settings, f.name) for f in dataclasses.fields(given.settings)}
+    plain = {f.name: getattr(given.learning, f.name) for f in dataclasses.fields(given.learning)}
     return given.start(tuning.get(algo)(**plain))

@@ -48,8 +48,8 @@ class Online:
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """The offline run's folder."""
-    options: OmitArgPrefixes[_Options] = _Options()
-    settings: OmitArgPrefixes[_Settings] = _Settings()
+    run: OmitArgPrefixes[_Options] = _Options()
+    learning: OmitArgPrefixes[_Settings] = _Settings()
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     given = tyro.cli(Online, args=flag_values(words), prog="diffrl online", description=USAGE)
     from diffrl.runs.online import online
 
-    fields = {f.name: getattr(given.settings, f.name) for f in dataclasses.fields(OnlineConfig)}
-    options = {f.name: getattr(given.options, f.name) for f in dataclasses.fields(RunOptions)}
+    fields = {f.name: getattr(given.learning, f.name) for f in dataclasses.fields(OnlineConfig)}
+    options = {f.name: getattr(given.run, f.name) for f in dataclasses.fields(RunOptions)}
     online(given.run_folder, OnlineConfig(**fields), **options)
     return 0
