@@ -218,7 +218,7 @@ def test_consistency_ac_loss_as_its_code_has_it(rows: tuple[Tensor, Tensor, Tens
     x, z, _ = rows
     online, average = Small(), Small()
     nn.init.normal_(average.slope)
-    t2, t1 = Boundaries(VE()).draw(torch.rand(8, dtype=F64), 18)
+    t2, t1 = Boundaries(VE()).draw_times(torch.rand(8, dtype=F64), 18)
     f, f_target = (KarrasBoundary().denoiser(net) for net in (online, average))
     loss = consistency_loss(VE(), f, x, t2, t1, z, target=f_target, weighting=lambda k_t, k_r: 100 / (k_t - k_r))
     difference = f(x + z * t2[:, None], t2) - f_target(x + z * t1[:, None], t1).detach()
