@@ -48,6 +48,8 @@ def of_file(path: Path) -> dict[str, str] | None:
     if path.suffix == ".json" and path.name != "versions.json":
         values = json.loads(path.read_text())
         if path.name == "run.json":
+            if values.get("kind") == "images":  # holds its kind and versions alone
+                return None
             values = {key: values.get(key) for key in RUN_JSON}
         return _keys(values)
     if path.suffix == ".png" and path.parent.name == "images":
