@@ -24,9 +24,33 @@ __all__ = ["Policy", "TrainConfig", "evaluate", "load_policy", "online", "resume
 
 def __getattr__(name: str) -> Any:
     """Resolved when asked for: `import diffrl.diffusion` loads no agent and no simulator."""
-    if name not in __all__:
-        raise AttributeError(f"module 'diffrl' has no attribute {name!r}")
-    from diffrl.runs import config, online, policy, resume, train
+    match name:
+        case "TrainConfig":
+            from diffrl.runs.config import TrainConfig
 
-    homes = (config, online, policy, resume, train)
-    return next(getattr(home, name) for home in homes if hasattr(home, name))
+            return TrainConfig
+        case "train":
+            from diffrl.runs.train import train
+
+            return train
+        case "resume":
+            from diffrl.runs.resume import resume
+
+            return resume
+        case "online":
+            from diffrl.runs.online import online
+
+            return online
+        case "Policy":
+            from diffrl.runs.policy import Policy
+
+            return Policy
+        case "evaluate":
+            from diffrl.runs.policy import evaluate
+
+            return evaluate
+        case "load_policy":
+            from diffrl.runs.policy import load_policy
+
+            return load_policy
+    raise AttributeError(f"module 'diffrl' has no attribute {name!r}")

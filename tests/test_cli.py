@@ -65,6 +65,11 @@ def test_importing_the_core_loads_no_agent_and_no_simulator() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_a_configuration_by_its_public_name_loads_no_torch() -> None:
+    code = "import sys, diffrl\ndiffrl.TrainConfig\nassert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 MISTAKES = {
     "verb": (["trian"], "did you mean 'train'"),
     "data verb": (["data", "lst"], "did you mean 'list'"),

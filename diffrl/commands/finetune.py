@@ -12,6 +12,7 @@ from typing import Annotated
 
 import tyro
 
+from diffrl.commands.resume import asked
 from diffrl.images.config import ALGORITHMS, FinetuneConfig, schema_of
 from diffrl.images.run import FinetuneRun
 from diffrl.support.errors import UserError
@@ -61,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
         return finetune_policy.run(words[1:])
     if words and not words[0].startswith("-"):
         raise UserError(f"`diffrl finetune {words[0]}`: options begin with --, such as --algo; or `policy RUN`.")
-    if any(word.split("=")[0] == "--resume" for word in words):
+    if asked(words):
         given = tyro.cli(Resume, args=words, prog="diffrl finetune")
         from diffrl.images.job import resume
 

@@ -15,10 +15,9 @@ from diffrl.data.transitions import Source, Transitions
 from diffrl.runs import run as runs
 from diffrl.runs.build import Say, source_of_randomness
 from diffrl.runs.config import ONLINE_EVAL_EVERY, ONLINE_STEPS, OnlineConfig, RunOptions
-from diffrl.runs.policy import StackEvaluator, build_agent, load_stack
-from diffrl.runs.run import Run, lowering_memory
-from diffrl.runs.train import EXPLODED, claim, finished, fit, new_folder, newest, same_data, watched
-from diffrl.support.console import console
+from diffrl.runs.policy import StackEvaluator, load_stack, refuse_frozen
+from diffrl.runs.run import Run
+from diffrl.runs.train import EXPLODED, claim, finished, fit, new_folder, reopened, same_data, watched
 from diffrl.support.errors import UserError, nearest
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.seeds import mix
@@ -101,28 +100,14 @@ def _offline(path: Path) -> Run:
         raise UserError(
             f"{path} was trained without an environment, so there is nothing to go on in. Train it with --env ID."
         )
+    refuse_frozen(run)
     return run
 
 
 def resume_online(run: Run, *, steps: int | None, device: str | None, quiet: bool = False) -> Path:
     """Go on with an online run from its newest whole checkpoint: see `diffrl.resume`."""
     settings = OnlineConfig.from_dict(run.settings or {}, str(run.path))
-    device = resolve_device(device or run.config.device)
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, steps=steps or run.config.steps))
-    saved = newest(run)
-    settle()
-    dataset = same_data(run, quiet)
-    with lowering_memory(run.config, run.path):
-        transitions = run.preprocessing.transitions(dataset, run.config.agent.reward_tune, device)
-    del dataset
-    compiled = compilation.wanted(run.config.compile, run.config.steps, device)
-    if run.config.compile and not compiled:
-        console.print("The run was compiled and goes on uncompiled: equal to rounding, so not bit for bit.")
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, compile=compiled))
-    with lowering_memory(run.config, run.path):
-        agent = build_agent(run, device)
-    run.write_config()
-    checkpoint.clean(run.path, saved.step)
+    run, agent, transitions, saved = reopened(run, steps, device, 0, quiet)  # evaluated as it stands, by this process
     return _fit(run, settings, agent, transitions, quiet, saved)
 
 

@@ -68,6 +68,15 @@ def build_agent(run: Run, device: str, seeds: Sequence[int] | None = None) -> Ag
     return agent
 
 
+def refuse_frozen(run: Run) -> None:
+    """Raise UserError where part of a run's policy is frozen, which a run that starts from it would not keep so."""
+    if (run.settings or {}).get("tuned_steps") is not None:
+        raise UserError(
+            f"{run.path} has a policy whose first denoising steps are frozen (--tuned-steps), which cannot be "
+            "trained a second time; go on with it (`diffrl resume`), or start from the run it came from."
+        )
+
+
 def _find_checkpoint(run: Run, which: str, seed_index: int) -> checkpoint.Checkpoint:
     """The last checkpoint that is whole, the best evaluated one of a seed that is whole, or that of a step."""
     steps = checkpoint.steps(run.path)

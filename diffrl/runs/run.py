@@ -30,9 +30,9 @@ OLD_SETTINGS = {"online": "online.yaml", "finetune": "finetune.yaml"}
 """The same in folders from before there were kinds, by the entry of run.json that says so."""
 
 
-def read_about(path: Path | str) -> dict[str, Any]:
+def _read_about(path: Path) -> dict[str, Any]:
     """What a folder's run.json says. Raises UserError where there is none that can be read."""
-    file = Path(path) / "run.json"
+    file = path / "run.json"
     try:
         about = json.loads(file.read_text())
     except OSError as error:
@@ -54,7 +54,11 @@ def kind_of(path: Path | str) -> str:
         if (path / "finetune.yaml").is_file():  # of images, from before there were kinds
             return IMAGES
         raise UserError(_no_run(path, ["run.json"]))
-    about = read_about(path)
+    return _kind(path, _read_about(path))
+
+
+def _kind(path: Path, about: Mapping[str, Any]) -> str:
+    """The kind by `about`, a folder's run.json; from before there were kinds, other entries tell it."""
     if "kind" in about:
         return str(about["kind"])
     if about.get("finetune"):
@@ -132,7 +136,8 @@ class Run:
             )
         if missing:
             raise UserError(_no_run(path, missing))
-        about, kind = read_about(path), kind_of(path)
+        about = _read_about(path)
+        kind = _kind(path, about)
         try:
             tensors = safetensors.torch.load((path / "preprocessing.safetensors").read_bytes())
             old = next((file for name, file in OLD_SETTINGS.items() if about.get(name)), None)

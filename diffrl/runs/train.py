@@ -81,6 +81,17 @@ def resume_offline(
     run: Run, *, steps: int | None, device: str | None, eval_workers: int | None, quiet: bool = False
 ) -> Path:
     """Go on with a run of `train` from its newest whole checkpoint: see `diffrl.resume`."""
+    run, agent, transitions, saved = reopened(run, steps, device, eval_workers, quiet)
+    return _fit_seeds(run, agent, transitions, quiet, saved)
+
+
+def reopened(
+    run: Run, steps: int | None, device: str | None, eval_workers: int | None, quiet: bool
+) -> tuple[Run, Agent, Transitions, checkpoint.Checkpoint]:
+    """A run that learns from data, ready to go on: as it is configured here and now, its agent, data and checkpoint.
+
+    What a cut has left behind the checkpoint is cleaned away. Raises UserError where the run cannot go on.
+    """
     device = resolve_device(device or run.config.device)
     config = dataclasses.replace(run.config, steps=steps or run.config.steps)
     run = dataclasses.replace(run, config=config)
@@ -98,7 +109,7 @@ def resume_offline(
         agent = build_agent(run, device)
     run.write_config()
     checkpoint.clean(run.path, saved.step)
-    return _fit_seeds(run, agent, transitions, quiet, saved)
+    return run, agent, transitions, saved
 
 
 def _fit_seeds(

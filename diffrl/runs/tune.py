@@ -11,7 +11,7 @@ from agents.base import Agent
 from diffrl.nets import seed_generator
 from diffrl.runs.build import source_of_randomness
 from diffrl.runs.config import RunOptions
-from diffrl.runs.policy import StackEvaluator, build_agent, load_stack
+from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_frozen
 from diffrl.runs.run import OFFLINE, Run
 from diffrl.runs.train import claim, finished, fit, new_folder, newest, same_data, watched
 from diffrl.support.errors import UserError
@@ -107,11 +107,7 @@ def _start(settings: TuningConfig) -> Run:
             f"{start.path} was trained without an environment, so there is nothing for DPPO to act in. Train it with "
             "--env ID, or fine-tune from preferences: --algo dpo."
         )
-    if (start.settings or {}).get("tuned_steps") is not None:
-        raise UserError(
-            f"{start.path} has a policy whose first denoising steps are frozen (--tuned-steps), which cannot be "
-            "fine-tuned a second time; go on with it (`diffrl resume`), or start from the run it came from."
-        )
+    refuse_frozen(start)
     return start
 
 

@@ -237,6 +237,8 @@ def test_a_frozen_start_is_loaded_with_the_policy(cloned: Path, tmp_path: Path) 
     assert diffrl.load_policy(run)(np.zeros(1, np.float32)).shape == (2,)
     with pytest.raises(UserError, match="a second time"):
         tuned(run, tmp_path / "again")
+    with pytest.raises(UserError, match="a second time"):
+        diffrl.online(run, out=tmp_path / "online", steps=20, warm_up=0)
 
 
 def test_diffusion_ql_is_tuned_as_a_policy_alone(tmp_path: Path) -> None:
