@@ -1,7 +1,8 @@
-"""Adam with the gradient norm clipped seed by seed, and moving averages of weights."""
+"""Adam with the gradient norm clipped seed by seed; moving averages, frozen twins and copies of weights."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -140,3 +141,26 @@ def average_(average: nn.Module, online: nn.Module, rate: float | Tensor) -> Non
         torch._foreach_lerp_(targets, sources, [rate] * len(targets))
     else:
         torch._foreach_lerp_(targets, sources, rate)
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """The same network with the same weights in the same memory, without gradients for them.
+
+    For losses that run through a network they do not train: the compiler computes the gradient of every tensor that
+    requires one, used or not.
+    """
+    twin = deepcopy(module).requires_grad_(False)
+    for ours, theirs in zip(twin.parameters(), module.parameters(), strict=True):
+        ours.data = theirs.data
+    return twin
+
+
+@torch.no_grad()
+def copy_state_(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy each tensor of `state` into that of its name in `own`. Raises ValueError where names or shapes differ."""
+    if own.keys() != state.keys():
+        raise ValueError(f"names differ: {sorted(own.keys() ^ state.keys())[:3]} ...")
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            raise ValueError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
+        tensor.copy_(state[name])

@@ -16,7 +16,7 @@ from diffrl.nets import (
     seed_generator,
     seed_norms,
 )
-from diffrl.nets.stacked import few_products
+from diffrl.nets.mlp import few_products
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
