@@ -116,9 +116,7 @@ def synther(
     data = _open(dataset, model, env=env, rows=rows, held_out=held_out, seed=seed, device=device, quiet=quiet)
     n = _samples(samples, ratio, data.rows)
     path = Path(folder) if folder is not None else target.folder
-    config = SynthesisConfig(
-        dataset, rows, held_out, seed, data.task.env_id, model, d4rl.digest(data.dataset.columns())
-    )
+    config = SynthesisConfig(dataset, rows, held_out, seed, data.task.env_id, model, d4rl.fingerprint(data.dataset))
     _claim(path, config)
     trained = _train(path, config, data, device, quiet)
     settings = provenance(config, sampling, n, mix, data)

@@ -140,6 +140,11 @@ def seal(path: Path) -> str:
     return stored
 
 
+def fingerprint(dataset: OfflineDataset) -> str:
+    """The `digest` of a data set's columns: the same for the same data, wherever they were read from."""
+    return digest(dataset.columns())
+
+
 def digest(arrays: Mapping[str, Any]) -> str:
     """SHA-256, in hexadecimal, over names, types, shapes and values of all arrays, in the order of their names.
 

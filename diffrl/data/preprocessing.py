@@ -162,13 +162,12 @@ class Preprocessing:
     def transitions(self, dataset: OfflineDataset, reward_tune: str, device: str) -> Transitions:
         """A data set as an agent sees it: observations, actions and rewards in the agent's units, on `device`."""
         transitions = Transitions.from_dataset(dataset, device)
-        parts = self.to(transitions.device)
-        transitions.columns.actions.copy_(parts.actions(transitions.columns.actions).clamp(-1, 1))
-        episodes, returns = transitions.columns.episodes, dataset.return_range()
-        return transitions.map(
-            observations=parts.observations,
-            rewards=lambda rewards: tune_rewards(reward_tune, rewards, episodes, returns),
-        )
+        parts, columns = self.to(transitions.device), transitions.columns
+        columns.actions.copy_(parts.actions(columns.actions).clamp(-1, 1))
+        columns.rewards.copy_(tune_rewards(reward_tune, columns.rewards, columns.episodes, dataset.return_range()))
+        for observations in (columns.observations, columns.next_observations):
+            observations.copy_(parts.observations(observations))
+        return transitions
 
 
 def fit_preprocessing(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -165,25 +165,6 @@ class Transitions:
         """The rows (S, B, W) of `draw`."""
         indices = torch.randint(len(self), (n_seeds, batch_size), generator=generator, device=self.device)
         return self.gather_rows(indices)
-
-    def map(
-        self,
-        observations: Callable[[Tensor], Tensor] | None = None,
-        rewards: Callable[[Tensor], Tensor] | None = None,
-    ) -> Transitions:
-        """New transitions with a function applied to the rewards (N,) and one to the observations (N, O).
-
-        The latter is applied to observations and next observations alike. Shapes must stay as they are. For normalisers
-        and the tuning of rewards.
-        """
-        new = replace(self, rows=self.rows.clone())
-        columns = new.columns
-        if rewards is not None:
-            columns.rewards.copy_(rewards(columns.rewards))
-        if observations is not None:
-            columns.observations.copy_(observations(columns.observations))
-            columns.next_observations.copy_(observations(columns.next_observations))
-        return new
 
 
 def episode_returns(rewards: Tensor, episodes: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from agents import AgentConfig
 from agents.base import Agent
-from diffrl.data.d4rl import digest
+from diffrl.data.d4rl import fingerprint
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import fit_preprocessing
 from diffrl.data.transitions import Transitions
@@ -62,11 +62,11 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
         path,
         dataclasses.replace(config, out=path),
         task,
-        dataset.observation_size,
-        dataset.action_size,
+        transitions.observation_size,
+        transitions.action_size,
         preprocessing,
         EXPLODED * max(largest, 1.0),  # of data without rewards the estimates are the critics' own noise
-        digest(dataset.columns()),
+        fingerprint(dataset),
     )
     del dataset  # as large as the transitions, which are all that is needed from here on
     with lowering_memory(config, None):
@@ -258,7 +258,7 @@ def claim(out: Path | None) -> None:
 def same_data(run: Run, quiet: bool) -> OfflineDataset:
     """The data set that a run was trained on. Raises UserError where it has changed."""
     dataset = load_dataset(run.config.dataset, rows=run.config.rows, progress=not quiet, action_limit=None)
-    if digest(dataset.columns()) != run.fingerprint:
+    if fingerprint(dataset) != run.fingerprint:
         raise UserError(
             f"The data set {run.config.dataset} is not the one that {run.path} was trained on (its contents have "
             "changed), so the run cannot go on as if it had not been cut. Restore the data, or start a new run."

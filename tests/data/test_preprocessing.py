@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from diffrl.data.preprocessing import REWARD_TUNING, Normaliser, normaliser, tune_rewards
+from diffrl.data.preprocessing import REWARD_TUNING, Normaliser, Preprocessing, normaliser, tune_rewards
+from diffrl.data.transitions import Transitions
 from diffrl.support.errors import DataError, UserError
 
 
@@ -55,3 +56,21 @@ def test_unknown_names_and_impossible_tunings_say_what_to_do(values):
         normaliser("standart", values)
     with pytest.raises(DataError, match="all are equal"):
         tune_rewards("normalize", torch.ones(5))
+
+
+def test_transitions_are_in_the_agents_units_and_the_data_set_stays_as_it_is(make):
+    dataset = make([6], "t", has_next=True)
+    raw = Transitions.from_dataset(dataset).columns
+    observations, actions = (
+        Normaliser.standard(raw.observations),
+        Normaliser(torch.full((2,), 0.5), torch.full((2,), 2.0)),
+    )
+    columns = Preprocessing(observations, actions).transitions(dataset, "cql_antmaze", "cpu").columns
+    assert torch.equal(columns.observations, observations(raw.observations))
+    assert torch.equal(columns.next_observations, observations(raw.next_observations))
+    assert torch.equal(columns.actions, actions(raw.actions))
+    assert torch.equal(columns.rewards, tune_rewards("cql_antmaze", raw.rewards))
+    for name in ("terminals", "episodes", "steps"):
+        assert torch.equal(getattr(columns, name), getattr(raw, name)), name
+    for column, same in zip(Transitions.from_dataset(dataset).columns, raw, strict=True):
+        assert torch.equal(column, same)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from diffrl.data.preprocessing import Normaliser
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import DataError
 
@@ -71,18 +70,6 @@ def test_sampling_is_uniform(make):
         counts = torch.bincount(rows[seed], minlength=20).double()
         chi_squared = ((counts - 1000) ** 2 / 1000).sum()
         assert chi_squared < 43.8  # 19 degrees of freedom, p = .001
-
-
-def test_map_gives_new_transitions_and_leaves_the_old_alone(make):
-    old = Transitions.from_dataset(make([6], "t", has_next=True))
-    before = old.rows.clone()
-    scale = Normaliser.standard(old.columns.observations)
-    new = old.map(observations=scale, rewards=lambda rewards: 2 * rewards)
-    assert torch.equal(old.rows, before)
-    torch.testing.assert_close(new.columns.rewards, 2 * old.columns.rewards)
-    torch.testing.assert_close(new.columns.observations, scale(old.columns.observations))
-    torch.testing.assert_close(new.columns.next_observations, scale(old.columns.next_observations))
-    assert torch.equal(new.columns.actions, old.columns.actions)
 
 
 def test_a_row_that_is_both_terminal_and_timeout_is_a_terminal(make):

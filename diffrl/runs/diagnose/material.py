@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.base import Agent
-from diffrl.data.d4rl import digest
+from diffrl.data.d4rl import fingerprint
 from diffrl.diffusion import Denoise, Process
 from diffrl.runs.policy import build_agent, load_agent
 from diffrl.runs.run import Run
@@ -123,7 +123,7 @@ def choose_rows(
         dataset = whole.head(config.rows)
     else:
         dataset = load_dataset(config.dataset, rows=config.rows, progress=not quiet, action_limit=None)
-    if digest(dataset.columns()) != run.fingerprint:
+    if fingerprint(dataset) != run.fingerprint:
         raise UserError(
             f"The data set {config.dataset} is not the one that {run.path} was trained on: its contents have changed. "
             "Restore the data, or say what else to compare with by --held-out."
