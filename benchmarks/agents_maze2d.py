@@ -31,7 +31,7 @@ from tables import Lines, markdown, print_lines
 import diffrl
 from agents import AGENTS, AgentConfig
 from diffrl.data.transitions import Transitions
-from diffrl.runs import report
+from diffrl.runs.policy import build_agent
 from diffrl.runs.run import Run
 from diffrl.support import plots
 from diffrl.support.errors import UserError
@@ -40,6 +40,7 @@ from diffrl.support.machine import settle
 from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
+from diffrl.training.logs import read_scores
 from diffrl.training.stack import StackTrainer
 from envs.datasets import load_dataset
 
@@ -146,7 +147,7 @@ def train(options: AgentsMaze2d, agent: str, console: Console) -> Path | None:
 
 def ms_a_step(run: Run, transitions: Transitions, steps: int = 150) -> float:
     """CPU time of a training step of one seed, as the run makes it: the median of three blocks."""
-    agent = run.build_agent("cpu", run.config.seeds[:1])
+    agent = build_agent(run, "cpu", run.config.seeds[:1])
     if run.config.compile:
         compile_agent(agent, run.config.agent, transitions, say=lambda text: None)
     trainer = StackTrainer(agent, transitions, run.config.agent.batch_size, torch.Generator().manual_seed(0))
@@ -185,7 +186,7 @@ def score(options: AgentsMaze2d, agent: str, path: Path, transitions: dict[bool,
     if kind not in transitions:
         transitions[kind] = run.preprocessing.transitions(load_dataset(DATASET), "no", "cpu")
     ms = ms_a_step(run, transitions[kind])
-    curve = [(entry["step"], entry["score"]) for entry in report.read_scores(path)["evaluations"]]
+    curve = [(entry["step"], entry["score"]) for entry in read_scores(path)["evaluations"]]
     by_minutes = options.equal_minutes * 60e3 / ms
 
     def at(limit: float) -> tuple[int, list[float]]:

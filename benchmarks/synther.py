@@ -42,13 +42,13 @@ from diffrl.augment.synther.model import TransitionDiffusion, generator_of
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.runs import config as configuration
-from diffrl.runs import report
 from diffrl.support import plots
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
 from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
+from diffrl.training.logs import read_scores
 from envs.datasets import load_dataset
 from envs.dynamics import dynamics_for
 
@@ -189,7 +189,7 @@ def train_agents(options: Options, name: Name, console: Console) -> Iterator[lis
                 )
             elif there[-1] < options.agent_steps:
                 diffrl.resume(folder, steps=options.agent_steps)
-            evaluations = report.read_scores(folder)["evaluations"]
+            evaluations = read_scores(folder)["evaluations"]
             curve = [(entry["step"], entry["score"]) for entry in evaluations]
             rows.append({"data": name, "agent": agent, "variant": variant, "steps": curve[-1][0], "curve": curve})
             console.print(f"{name} {agent} {variant}: {estimate([[s] for s in curve[-1][1]])}")

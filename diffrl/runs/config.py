@@ -1,21 +1,34 @@
-"""What a training run is made of: one frozen dataclass, strict YAML, and the published configurations. No torch."""
+"""What a training run is made of: one frozen dataclass, strict YAML, the published configurations. No torch.
+
+What the user leaves open, a field that is None, is chosen by the machine: see `chosen`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 import agents
 from agents import AgentConfig
 from diffrl.augment.synther.config import RefitConfig, Sampling, Solver, SynthERConfig
+from diffrl.runs import workers as crew
+from diffrl.support.console import console
 from diffrl.support.errors import UserError, nearest
+from diffrl.support.machine import cores
 from diffrl.support.schema import checked, read_yaml
+
+if TYPE_CHECKING:
+    from diffrl.training.checkpoint import Checkpoint
+    from envs.task import Task
 
 
 @dataclass(frozen=True)
@@ -105,6 +118,10 @@ class RunOptions:
         return dataclasses.replace(old, **{"out": None, **given, "workers": 1, "eval_workers": 0})
 
 
+WORKERS_PAY_FROM = 5_000
+"""Steps from which a run is long enough to pay for starting workers, which takes some seconds."""
+COMPILING_PAYS_FROM = 10_000
+"""Steps from which compiling pays although nothing is cached: a minute's wait against a third of a step's time."""
 ONLINE_STEPS = 100_000
 """Environment steps of an online run."""
 ONLINE_EVAL_EVERY = 5_000
@@ -270,3 +287,120 @@ def default(agent: str, dataset: str) -> tuple[TrainConfig, str]:
     return TrainConfig(
         dataset=dataset, agent=schema()
     ), f"Using the defaults of {agent}: nothing is published for this data."
+
+
+# --- What a configuration leaves to the machine ---------------------------------------------------------------------
+
+
+def _kind(device: str) -> str:
+    """The kind of a device: cpu or cuda."""
+    return device.partition(":")[0]
+
+
+def chosen(
+    config: TrainConfig,
+    device: str,
+    task: Task,
+    saved: Checkpoint | None = None,
+    eval_workers: int | None = None,
+) -> TrainConfig:
+    """The configuration with what it leaves to the machine: compiling, and the processes that train and evaluate.
+
+    saved: of a run that goes on. eval_workers: another number than that run's. Raises UserError for what cannot be.
+    """
+    workers = choose_workers(config, device, task, saved)
+    compiled = choose_compiling(config.compile, config.steps, device)
+    config = dataclasses.replace(config, workers=workers, compile=compiled)
+    if eval_workers is not None:
+        config, saved = dataclasses.replace(config, eval_workers=eval_workers), None
+    return dataclasses.replace(config, eval_workers=choose_eval_workers(config, device, task, saved))
+
+
+def choose_workers(config: TrainConfig, device: str, task: Task, saved: Checkpoint | None = None) -> int | None:
+    """How many processes share the seeds: what the user says, else one a core where that pays and is possible.
+
+    A run that goes on keeps those of its checkpoint. On a GPU all seeds are one stack, and the configuration's word
+    stays, for the day the run moves to a CPU. The answer is recorded in the run's configuration, so that another
+    machine trains it the same. Raises UserError for what cannot be.
+    """
+    if _kind(device) != "cpu":
+        return config.workers
+    obstacle = crew.obstacle(task) if len(config.seeds) > 1 else None
+    if saved is not None and saved.info["device"] == "cpu":
+        wanted: int | None = len(_saved_sizes(saved, config))
+    else:
+        wanted = config.workers
+    if wanted is None:
+        pays = config.steps >= WORKERS_PAY_FROM and obstacle is None
+        return min(len(config.seeds), cores()) if pays else 1
+    if wanted > 1 and obstacle is not None:
+        raise UserError(f"The run needs {wanted} workers, but {obstacle}. Start it anew with --workers 1.")
+    return min(wanted, len(config.seeds))
+
+
+def choose_eval_workers(config: TrainConfig, device: str, task: Task, saved: Checkpoint | None = None) -> int:
+    """How many processes evaluate while training goes on: what the user says, else one a seed where a core is left.
+
+    config: with its `workers` chosen. A run that goes on keeps its number where it can, except on another kind of
+    device. No score depends on it. Raises UserError for what is asked for and cannot be.
+    """
+    wanted, n_seeds, kind = config.eval_workers, len(config.seeds), _kind(device)
+    if task.env_id is None:
+        return 0
+    if saved is not None and saved.info["device"] != kind:
+        wanted = None
+    if wanted == 0:
+        return 0
+    obstacle = crew.obstacle(task)
+    if wanted is None:
+        training = config.workers or 1 if kind == "cpu" else 1
+        pays = config.steps >= WORKERS_PAY_FROM and obstacle is None
+        return max(0, min(n_seeds, cores() - training)) if pays else 0
+    if wanted and obstacle is not None:
+        if saved is not None:  # recorded on a machine, or by a program, that had no obstacle
+            return 0
+        raise UserError(f"The run is to be evaluated by {wanted} processes, but {obstacle}: --eval-workers 0.")
+    from diffrl.training.evaluations import MOST_AT_ONCE
+
+    return min(wanted, MOST_AT_ONCE * n_seeds)
+
+
+def _compiler_found(device: str) -> bool:
+    """Whether there is what torch.compile needs: on a CPU, a C++ compiler. (Triton, on a GPU, comes with PyTorch.)"""
+    if _kind(device) != "cpu":
+        return True
+    return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++"))
+
+
+def choose_compiling(choice: bool | None, steps: int, device: str) -> bool:
+    """Whether a run of `steps` steps is to be compiled: as was said (`choice`), else where it pays.
+
+    Where it should be and cannot, says so.
+    """
+    compiling = steps >= COMPILING_PAYS_FROM if choice is None else choice
+    if compiling and not _compiler_found(device):
+        console.print(
+            "[yellow]Compiling the losses needs a C++ compiler (g++ or clang++; for example `apt install g++`), and "
+            "none is found: going on without, which is slower.[/]"
+        )
+        return False
+    return compiling
+
+
+def group_seeds(config: TrainConfig, device: str, saved: Checkpoint | None = None) -> list[tuple[int, ...]]:
+    """The seeds in groups of nearly equal size, each a stack of its own, one a worker.
+
+    A run that goes on keeps the groups of its checkpoint, each of which has a generator of its own.
+    """
+    kind, n_seeds = _kind(device), len(config.seeds)
+    if saved is not None and saved.info["device"] == kind:
+        sizes = _saved_sizes(saved, config)
+    else:
+        n = 1 if kind != "cpu" else min(config.workers or 1, n_seeds)
+        sizes = [n_seeds // n + (i < n_seeds % n) for i in range(n)]
+    return [config.seeds[end - size : end] for end, size in zip(accumulate(sizes), sizes, strict=True)]
+
+
+def _saved_sizes(saved: Checkpoint, config: TrainConfig) -> list[int]:
+    """The groups' sizes; runs from before there were groups are one."""
+    return list(saved.info.get("groups", [len(config.seeds)]))

@@ -13,18 +13,16 @@ from diffrl.data.preprocessing import reward_tuning
 from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Source, Transitions
 from diffrl.runs import run as runs
-from diffrl.runs.build import Say, source_of_randomness
-from diffrl.runs.config import ONLINE_EVAL_EVERY, ONLINE_STEPS, OnlineConfig, RunOptions
-from diffrl.runs.policy import StackEvaluator, load_stack, refuse_frozen
+from diffrl.runs.config import ONLINE_EVAL_EVERY, ONLINE_STEPS, OnlineConfig, RunOptions, choose_compiling
+from diffrl.runs.policy import StackEvaluator, load_stack, refuse_frozen, rows_at_once, source_of_randomness
 from diffrl.runs.run import Run
-from diffrl.runs.train import EXPLODED, claim, finished, fit, new_folder, reopened, same_data, watched
+from diffrl.runs.train import EXPLODED, Say, claim, finished, fit, new_folder, reopened, same_data, watched
 from diffrl.support.errors import UserError, nearest
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.seeds import mix
-from diffrl.training import checkpoint, compilation
+from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
 from diffrl.training.online import ENTROPY, Collector, OnlineTrainer
-from diffrl.training.rollout import rows_at_once
 from diffrl.training.stack import StackTrainer
 
 _SYNTHETIC = 0x5E7
@@ -58,7 +56,7 @@ def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool 
     old = dataclasses.replace(offline.config, agent=offline.config.agent.going_online())
     device = resolve_device(options.device or old.device)
     options = dataclasses.replace(options, steps=steps, eval_every=every, device=device)
-    new = dataclasses.replace(options.applied(old), compile=compilation.wanted(options.compile, steps, device))
+    new = dataclasses.replace(options.applied(old), compile=choose_compiling(options.compile, steps, device))
     settle()
 
     # The agents as the offline run left them, and its data.

@@ -11,7 +11,6 @@ from typing import Any
 import safetensors.torch
 import yaml
 
-from agents.base import Agent
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
@@ -91,11 +90,6 @@ class Run:
     """offline, or how a run that started from another one learns: online, or the algorithm that fine-tunes it."""
     settings: Mapping[str, Any] | None = None
     """Of a run that started from another one: the fields of the configuration of its kind, as YAML has them."""
-
-    def build_agent(self, device: str, seeds: Sequence[int] | None = None) -> Agent:
-        """The agent with freshly initialised networks."""
-        seeds = self.config.seeds if seeds is None else seeds
-        return self.config.agent.build(self.observation_size, self.action_size, seeds, device)
 
     def write(self) -> None:
         """Create the folder and write what never changes: configuration, sizes, preprocessing, versions."""

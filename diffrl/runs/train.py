@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from agents import AgentConfig
 from agents.base import Agent
@@ -14,22 +16,26 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import fit_preprocessing
 from diffrl.data.transitions import Transitions
 from diffrl.runs import config as configuration
-from diffrl.runs import report
-from diffrl.runs.build import build_pool, build_trainer, chosen, group_seeds
-from diffrl.runs.config import TrainConfig
-from diffrl.runs.policy import build_agent
+from diffrl.runs import workers
+from diffrl.runs.config import TrainConfig, chosen, group_seeds
+from diffrl.runs.policy import CheckpointEvaluator, build_agent, source_of_randomness
 from diffrl.runs.run import Run, lowering_memory
 from diffrl.support.console import StepsBar, console, steps_bar
 from diffrl.support.errors import UserError, nearest
 from diffrl.support.machine import products, resolve_device, settle
 from diffrl.training import checkpoint
-from diffrl.training.logs import SHOWN, MetricsLog, Scores
+from diffrl.training.compilation import compile_agent
+from diffrl.training.logs import SHOWN, MetricsLog, ScoreBook, Scores, benchmark_family, plus_minus
 from diffrl.training.loop import Evaluations, InLine, Loop, NoEvaluations, Trainer
+from diffrl.training.stack import StackTrainer
 from envs.datasets import FILE_SUFFIXES, load_dataset
 from envs.task import open_task
 
 EXPLODED = 10.0
 """A value estimate counts as exploded at this many times the largest return the data's rewards allow."""
+
+Say = Callable[[str], None]
+"""Where sentences for the user go."""
 
 
 def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides: Any) -> Path:
@@ -118,9 +124,36 @@ def _fit_seeds(
     """Train the seeds on the transitions, from the beginning or from `saved` on, as one stack or in groups."""
     groups = group_seeds(run.config, agent.device.type, saved)
     with watched(run, _title(run, len(transitions), len(groups)), quiet, saved) as observer:
-        trainer = build_trainer(run, agent, transitions, groups, observer.message)
+        trainer = make_trainer(run, agent, transitions, groups, observer.message)
         scores = fit(run, agent, trainer, observer, saved)
     return finished(run, scores, quiet)
+
+
+def make_trainer(
+    run: Run, agent: Agent, transitions: Transitions, groups: Sequence[Sequence[int]], say: Say
+) -> Trainer:
+    """The trainer of a run: `agent`, which holds all seeds, itself where they are one group, else workers."""
+    if len(groups) == 1:
+        return build_stack(run, agent, transitions, say)
+    return workers.start_training(run, groups, transitions, say)
+
+
+def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> StackTrainer:
+    """The seeds of `agent` as one stack in this process."""
+    config = run.config
+    if config.compile:
+        compile_agent(agent, config.agent, transitions, say=say)
+    evaluator = CheckpointEvaluator(run, agent.seeds)
+    return StackTrainer(
+        agent,
+        transitions,
+        config.agent.batch_size,
+        source_of_randomness(agent),
+        evaluator,
+        capture=config.capture,
+        value_limit=run.value_limit,
+        on_close=evaluator.close,
+    )
 
 
 @contextlib.contextmanager
@@ -160,16 +193,14 @@ def fit(
         held.callback(log.close)
         task = {"env": run.task.env_id, "reference": run.task.reference, "comparable": run.task.comparable}
         about = {"dataset": config.dataset, "seeds": list(config.seeds), **task, **(origin or {})}
-        book = report.ScoreBook(run, Scores(run.path, about, steps=range(start + 1)), log, observer)
+        book = ScoreBook(run.path, run.task, Scores(run.path, about, steps=range(start + 1)), log, observer.message)
         evaluations: Evaluations = NoEvaluations()
         if config.eval_workers:
-            evaluations = build_pool(run, book, observer.episodes, observer.message, f"Go on with {go_on(run)}.")
+            then = f"Go on with {go_on(run)}."
+            evaluations = workers.start_evaluations(run, book, observer.episodes, observer.message, then)
         elif run.task.env_id is not None:
             evaluations = InLine(trainer, book, observer.episodes)
         held.callback(evaluations.close)
-        unscored, complaints = _unscored(run, start)
-        if origin:
-            unscored = [step for step in unscored if step == start]  # what is evaluated is the learner as it stands
         loop = Loop(
             run.path,
             trainer,
@@ -181,11 +212,13 @@ def fit(
             config.eval_every,
             agent.value_metrics,
             evaluate_first=bool(origin),
-            unscored=unscored,
         )
-        for complaint in complaints:
-            observer.message(f"[yellow]{complaint} Its evaluation is left out.[/]")
         if saved is not None:
+            unscored, complaints = _unscored(run, start)
+            # With an origin what is evaluated is the learner as it stands, so no step but this one.
+            loop.unscored = [step for step in unscored if step == start] if origin else unscored
+            for complaint in complaints:
+                observer.message(f"[yellow]{complaint} Its evaluation is left out.[/]")
             loop.restore(saved)
             if trainer.new_episodes:
                 observer.message("The environment begins a new episode (its state cannot be saved); all else goes on.")
@@ -201,10 +234,31 @@ def fit(
 
 
 def finished(run: Run, scores: Scores, quiet: bool) -> Path:
-    """Say how a run that has made its steps scored, and what to do next; give its folder."""
-    if not quiet:
-        report.print_run(run.path, scores)
-    return run.path
+    """Say where a run that has made its steps is, how it scored, and what to do next; give its folder."""
+    path = run.path
+    if quiet:
+        return path
+    if scores.evaluations:
+        last = scores.evaluations[-1]
+        kind = "score" if "score" in last else "mean_return"
+        best = scores.best()
+        what = "normalised score x100" if kind == "score" else "return"
+        console.print(
+            f"[bold]{what}[/]: last {np.mean(last[kind]):.1f}{plus_minus(last)}, best "
+            f"{np.mean([b['value'] for b in best]):.1f} (each seed's best evaluation); {len(best)} seed(s), "
+            f"{len(last['returns'][0])} episodes each, ± standard error over {'seeds' if len(best) > 1 else 'episodes'}"
+        )
+        if kind == "score" and not scores.about["comparable"]:
+            console.print(
+                f"Scaled by D4RL's reference returns for {benchmark_family(scores.about['reference'])}, but data or "
+                "environment are not D4RL's: do not report it under a D4RL name."
+            )
+        console.print(f"learning curve: {path / 'learning_curve.png'}")
+        console.print(f"evaluate:       diffrl evaluate {path} --episodes 100")
+    else:
+        console.print(f"Done. The policy: diffrl.load_policy({str(path)!r}) in Python.")
+    console.print(f"TensorBoard:    tensorboard --logdir {path}")
+    return path
 
 
 def go_on(run: Run) -> str:

@@ -9,9 +9,8 @@ import torch
 
 from agents.base import Agent
 from diffrl.nets import seed_generator
-from diffrl.runs.build import source_of_randomness
 from diffrl.runs.config import RunOptions
-from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_frozen
+from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_frozen, source_of_randomness
 from diffrl.runs.run import OFFLINE, Run
 from diffrl.runs.train import claim, finished, fit, new_folder, newest, same_data, watched
 from diffrl.support.errors import UserError

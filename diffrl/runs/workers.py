@@ -1,6 +1,6 @@
 """Worker processes for a run, from both ends: how a run starts them, and the program that each of them is.
 
-The program is `python -m diffrl.runs.workers SOCKET PARENT`, started by `start_crew` and never by a person. It trains
+The program is `python -m diffrl.runs.workers SOCKET PARENT`, started by a run and never by a person. It trains
 seeds of a run or scores them, at the requests of `diffrl.training.messages`, until its parent is gone. It imports what
 takes seconds only once signals can no longer end it, so nothing heavy stands at the top of this file.
 """
@@ -10,19 +10,23 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from diffrl.data.transitions import Transitions
     from diffrl.runs.policy import CheckpointEvaluator
     from diffrl.runs.run import Run
-    from diffrl.training.loop import Trainer
+    from diffrl.training.evaluations import EvaluationPool
+    from diffrl.training.loop import Record, Trainer
     from diffrl.training.messages import Channel, Message, ScoreSeed, StartScoring, StartTraining
-    from diffrl.training.workers import Crew
+    from diffrl.training.workers import WorkerTrainer
     from envs.task import Task
 
 PROGRAM = (sys.executable, "-P", "-m", "diffrl.runs.workers")
@@ -63,34 +67,58 @@ def _environment(env_id: str | None) -> str | None:
     return text if same else None
 
 
-def start_crew(
-    run: Run,
-    names: Sequence[str],
-    *,
-    log_name: str = "worker",
-    files: Sequence[int] = (),
-    hint: Callable[[], str] = lambda: "",
-    say: Callable[[str], None] = lambda text: None,
-) -> Crew:
-    """Worker processes for a run, which write their logs into its folder; the arguments are those of `Crew`."""
+def start_training(
+    run: Run, groups: Sequence[Sequence[int]], transitions: Transitions, say: Callable[[str], None]
+) -> WorkerTrainer:
+    """The trainer of a run's seeds in these groups, each a stack in a worker process.
+
+    The rows of `transitions` move to memory that all processes share. say: hears sentences for the user.
+    """
+    from diffrl.support.errors import UserError
+    from diffrl.training import checkpoint
+    from diffrl.training.messages import StartTraining
+    from diffrl.training.workers import Crew, WorkerTrainer
+
+    def hint() -> str:
+        if checkpoint.steps(run.path):
+            return f"Go on from the last checkpoint with `diffrl resume {run.path}`."
+        return f"Nothing was saved yet: remove {run.path} and start the run again."
+
+    with ExitStack() as held:  # until the workers have started: then they have the rows open themselves
+        try:
+            rows = held.enter_context(transitions.shared())
+        except OSError as error:
+            raise UserError(
+                f"The data ({transitions.rows.nbytes / 2**20:.0f} MiB) could not be written to {tempfile.gettempdir()} "
+                f"for the workers: {error}. Free some space, set TMPDIR to a folder that has it, or use --workers 1."
+            ) from error
+        names = [f"seed{'s' * (len(group) > 1)} {', '.join(map(str, group))}" for group in groups]
+        crew = Crew(PROGRAM, names, run.path / "logs", files=[rows], hint=hint, on_message=say)
+        try:
+            path, environment = _whereabouts(run)
+            starts = [
+                StartTraining(path, environment, tuple(group), rows, speaks=i == 0) for i, group in enumerate(groups)
+            ]
+            return WorkerTrainer(crew, starts, value_limit=run.value_limit)
+        except BaseException:
+            crew.close()
+            raise
+
+
+def start_evaluations(
+    run: Run, record: Record, on_progress: Callable[[int, int], None], say: Callable[[str], None], go_on: str
+) -> EvaluationPool:
+    """The processes that evaluate an offline run's checkpoints; the arguments are those of `EvaluationPool`."""
+    from diffrl.training.evaluations import EvaluationPool
+    from diffrl.training.messages import StartScoring
     from diffrl.training.workers import Crew
 
-    return Crew(PROGRAM, names, run.path / "logs", log_name=log_name, files=files, hint=hint, on_message=say)
-
-
-def training_requests(run: Run, groups: Sequence[Sequence[int]], rows: int) -> list[StartTraining]:
-    """What the workers that train a run's seeds, in these groups, are told first. rows: as in `StartTraining`."""
-    from diffrl.training.messages import StartTraining
-
-    path, environment = _whereabouts(run)
-    return [StartTraining(path, environment, tuple(group), rows, speaks=i == 0) for i, group in enumerate(groups)]
-
-
-def scoring_request(run: Run) -> StartScoring:
-    """What every worker that evaluates a run's checkpoints is told first."""
-    from diffrl.training.messages import StartScoring
-
-    return StartScoring(*_whereabouts(run))
+    config, n = run.config, run.config.eval_workers or 0
+    names = [f"evaluations ({i + 1} of {n})" for i in range(n)]
+    logs = run.path / "logs"
+    crew = Crew(PROGRAM, names, logs, log_name="evaluation", hint=lambda: go_on, on_message=say)
+    start = StartScoring(*_whereabouts(run))
+    return EvaluationPool(crew, start, config.seeds, config.eval_episodes, record, on_progress, say, go_on)
 
 
 def _whereabouts(run: Run) -> tuple[str, str]:
@@ -172,8 +200,8 @@ class _Worker:
 
     def _start_training(self, request: StartTraining) -> None:
         from diffrl.data.transitions import Transitions
-        from diffrl.runs.build import build_stack
         from diffrl.runs.policy import build_agent
+        from diffrl.runs.train import build_stack
 
         run = self._run(request)
         agent = build_agent(run, "cpu", request.seeds)

@@ -1,4 +1,4 @@
-"""What the machine offers a process, and how a process is set up for many small tensors; torch comes in when used."""
+"""What the machine offers a process, and how it is set up for many small tensors; NumPy and torch come in when used."""
 
 import contextlib
 import os
@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import platformdirs
 
 from diffrl.support.errors import UserError, first_line
@@ -67,6 +66,8 @@ def settle_allocator() -> None:
     that much is free, and faults it in again: up to 6,000 page faults and 20 ms in a training step. The limit follows
     the largest block freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD), so that data sets are still given back.
     """
+    import numpy as np
+
     np.empty(31 * 2**20, np.uint8)
 
 

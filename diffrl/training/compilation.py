@@ -1,9 +1,7 @@
-"""Compiling an agent: whether it pays, how long it will take, where the result is kept, and what if it fails."""
+"""Compiling an agent: how long it will take, where the result is kept, and what if it fails."""
 
 import gc
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Collection
 from hashlib import sha256
@@ -21,31 +19,6 @@ from diffrl.data.transitions import Transitions
 from diffrl.support.console import console
 from diffrl.support.errors import first_line
 from diffrl.support.machine import compiled_code_folder
-
-PAYS_FROM = 10_000
-"""Steps from which compiling pays although nothing is cached: a minute's wait against a third of a step's time."""
-
-
-def compiler_found(device: str) -> bool:
-    """Whether there is what torch.compile needs: on a CPU, a C++ compiler. (Triton, on a GPU, comes with PyTorch.)"""
-    if torch.device(device).type != "cpu":
-        return True
-    return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++"))
-
-
-def wanted(choice: bool | None, steps: int, device: str) -> bool:
-    """Whether a run of `steps` steps is to be compiled: as was said (`choice`), else where it pays.
-
-    Where it should be and cannot, says so.
-    """
-    compiling = steps >= PAYS_FROM if choice is None else choice
-    if compiling and not compiler_found(device):
-        console.print(
-            "[yellow]Compiling the losses needs a C++ compiler (g++ or clang++; for example `apt install g++`), and "
-            "none is found: going on without, which is slower.[/]"
-        )
-        return False
-    return compiling
 
 
 def compile_agent(

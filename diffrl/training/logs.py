@@ -1,17 +1,24 @@
-"""What a run writes down as it goes: `metrics.csv`, TensorBoard events, `scores.json`."""
+"""What a run writes down as it goes: `metrics.csv`, TensorBoard events, `scores.json`, the learning curve."""
 
+import contextlib
 import csv
 import json
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffrl.support.files import atomic_path
+from diffrl.support.plots import BLUE, GREEN, GREY, ORANGE, finish, new_figure, save
 from diffrl.support.statistics import estimate
+from envs.task import Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SHOWN = ("loss", "bc_loss", "critic_loss", "q", "episode_return", "kl", "accuracy")
 """Metrics that are shown while a run goes on."""
@@ -127,3 +134,88 @@ class Scores:
             step, values = max(judged, key=lambda item: -math.inf if math.isnan(item[1][i]) else item[1][i])
             result.append({"step": step, "value": values[i]})
         return result
+
+
+@dataclass
+class ScoreBook:
+    """What a run's evaluations leave behind: scores.json, TensorBoard's curve, a line for the user, the picture."""
+
+    run: Path
+    task: Task
+    scores: Scores
+    log: MetricsLog
+    say: Callable[[str], None]
+    """Hears the line for the user."""
+
+    def add(self, step: int, returns: NDArray[np.float64]) -> None:
+        """Write down the returns (S, E) of the evaluation of a step."""
+        reference = self.task.reference
+        entry = self.scores.add(step, returns, self.task.score if reference else None)
+        self.log.scalars("score" if reference else "return", step, entry.get("score", entry["mean_return"]))
+        self.say(evaluation_line(step, entry, returns.shape[1]))
+        with contextlib.suppress(OSError):  # a full disk is the next checkpoint's to report
+            learning_curve([self.run], self.run / "learning_curve.png")
+
+    def best_steps(self) -> set[int]:
+        """The step of each seed's best evaluation."""
+        return {int(best["step"]) for best in self.scores.best()}
+
+
+def evaluation_line(step: int, entry: dict[str, Any], episodes: int) -> str:
+    """One evaluation as a line: score or return with its standard error, each seed's where there are several."""
+    kind, values = ("score", entry["score"]) if "score" in entry else ("return", entry["mean_return"])
+    each = f"  (seeds: {', '.join(f'{v:.1f}' for v in values)})" if len(values) > 1 else ""
+    returns = f", mean return {np.mean(entry['mean_return']):.1f}" if kind == "score" else ""
+    score = f"[bold]{np.mean(values):.1f}[/]{plus_minus(entry)}"
+    return f"step {step:>9,}  {kind} {score}{each}{returns}, {episodes} episodes a seed"
+
+
+def plus_minus(entry: dict[str, Any]) -> str:
+    """The standard error of an evaluation, where it has one."""
+    return "" if entry["error"] is None else f" ± {entry['error']:.1f}"
+
+
+def benchmark_family(reference: str) -> str:
+    """What the references belong to: the environment of a benchmark's id, such as hopper or maze2d-umaze."""
+    words = reference.split("-")
+    return "-".join(words[:2]) if words[0] == "maze2d" else words[0]
+
+
+def read_scores(run: Path) -> dict[str, Any]:
+    """A run's `scores.json`."""
+    content: dict[str, Any] = json.loads((run / "scores.json").read_text())
+    return content
+
+
+def draw_curves(ax: "Axes", runs: Sequence[Path], label: str, colour: str) -> None:
+    """Evaluations over steps of runs of one kind: thin lines for their seeds, a thick one for the mean."""
+    lines: dict[int, list[float]] = {}
+    for run in runs:
+        for entry in read_scores(run)["evaluations"]:
+            lines.setdefault(entry["step"], []).extend(entry.get("score", entry["mean_return"]))
+    most = max(len(values) for values in lines.values())
+    complete = {step: values for step, values in sorted(lines.items()) if len(values) == most}
+    steps, values = np.array(list(complete)), np.array(list(complete.values()))
+    if most > 1:
+        ax.plot(steps, values, color=colour, alpha=0.35, linewidth=1)
+    ax.plot(steps, values.mean(1), color=colour, linewidth=2, label=label, marker="o", markersize=3)
+
+
+def learning_curve(runs: Sequence[Path], path: Path) -> Path:
+    """Draw the evaluations of runs over training steps, as PNG."""
+    figure, ax = new_figure(7, 4)
+    for run, colour in zip(runs, (BLUE, ORANGE, GREEN, GREY) * len(runs), strict=False):
+        draw_curves(ax, [run], run.name, colour)
+    about = read_scores(runs[0])
+    tuned = about.get("finetune", {}).get("algo")
+    ax.set(
+        xlabel="environment steps" if about.get("online") or tuned == "dppo" else "training steps",
+        ylabel="normalised score x100" if about["reference"] else "return",
+        title=f"{about['dataset']}, evaluated in {about['env']}",
+    )
+    # From nothing on: a swing between 100 and 140 should not look like one between failure and success.
+    ax.set_xlim(left=0)
+    if about["reference"]:
+        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+    finish(ax)
+    return save(figure, path)

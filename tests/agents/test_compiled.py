@@ -11,6 +11,7 @@ import torch
 from agents import AGENTS, EDP, FQL, IDQL, ConsistencyAC, DiffusionQL
 from agents.diffusion_ql import DiffusionQLAgent, DiffusionQLNoise
 from diffrl.data.transitions import Transitions
+from diffrl.runs.config import choose_compiling
 from diffrl.training import compilation
 from tests.agents.agent_cases import make_batch
 from tests.agents.test_diffusion_ql import build
@@ -130,14 +131,14 @@ def transitions() -> Transitions:
 def test_without_a_compiler_a_run_goes_on_and_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert compilation.wanted(None, 1_000_000, "cpu")
-    assert not compilation.wanted(None, 100, "cpu")
-    assert compilation.wanted(True, 100, "cpu")
+    assert choose_compiling(None, 1_000_000, "cpu")
+    assert not choose_compiling(None, 100, "cpu")
+    assert choose_compiling(True, 100, "cpu")
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert not compilation.wanted(None, 100, "cpu")
+    assert not choose_compiling(None, 100, "cpu")
     assert capsys.readouterr().err == ""
     for choice in (None, True):
-        assert not compilation.wanted(choice, 1_000_000, "cpu")
+        assert not choose_compiling(choice, 1_000_000, "cpu")
         assert "C++ compiler" in capsys.readouterr().err
 
 

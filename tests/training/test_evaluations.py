@@ -17,8 +17,7 @@ import torch
 
 import diffrl
 from agents import BC
-from diffrl.runs.build import WORKERS_PAY_FROM, choose_eval_workers
-from diffrl.runs.config import TrainConfig
+from diffrl.runs.config import WORKERS_PAY_FROM, TrainConfig, choose_eval_workers
 from diffrl.runs.policy import CheckpointEvaluator, Policy, load_agent
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
@@ -219,7 +218,7 @@ def test_an_environment_that_fails_is_reported_and_the_run_goes_on_after(
 
 
 def test_evaluations_go_where_cores_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffrl.runs.build.cores", lambda: 8)
+    monkeypatch.setattr("diffrl.runs.config.cores", lambda: 8)
     task = Task("maze2d-umaze-v1", {}, None, False)
     long = TrainConfig("maze2d-umaze-v1", BC(), seeds=(0, 1, 2), workers=3, steps=WORKERS_PAY_FROM)
     cases: list[tuple[dict[str, Any], str, int]] = [
@@ -252,5 +251,5 @@ def test_evaluations_go_where_cores_are_left(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UserError, match="--eval-workers 0"):
         choose_eval_workers(asked, "cpu", own)
     assert choose_eval_workers(asked, "cpu", own, saved) == 0
-    monkeypatch.setattr("diffrl.runs.build.cores", lambda: 1)
+    monkeypatch.setattr("diffrl.runs.config.cores", lambda: 1)
     assert choose_eval_workers(asked, "cpu", task, saved) == 2

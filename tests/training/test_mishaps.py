@@ -15,12 +15,12 @@ from agents import BC, DiffusionBC, DiffusionQL
 from diffrl.cli import main
 from diffrl.data import d4rl
 from diffrl.runs.config import TrainConfig
+from diffrl.runs.policy import Evaluator
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError, out_of_memory
 from diffrl.training import checkpoint
 from diffrl.training.logs import MetricsLog, Scores
 from diffrl.training.loop import DivergedError
-from diffrl.training.rollout import Evaluator
 from envs.datasets import load_dataset
 from tests.training.conftest import AGENT, assert_same_run, tiny
 from tests.training.test_runs import CountingEnv

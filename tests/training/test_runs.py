@@ -14,12 +14,11 @@ import yaml
 import diffrl
 from agents import BC, DiffusionBC
 from diffrl.runs.config import TrainConfig
-from diffrl.runs.policy import load_agent
+from diffrl.runs.policy import Evaluator, build_agent, load_agent
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.training.loop import DivergedError
-from diffrl.training.rollout import Evaluator
 from envs import registry
 from tests.training.conftest import AGENT, final_state, tiny
 
@@ -73,7 +72,7 @@ def test_a_policy_acts_in_a_plain_gymnasium_loop(straight: Path) -> None:
 
 def test_one_seed_of_a_stack_is_that_seeds_policy(straight: Path) -> None:
     run = Run.read(straight)
-    stack = run.build_agent("cpu")
+    stack = build_agent(run, "cpu")
     stack.load_state_dict(checkpoint.load_latest(straight)[0].learner)
     alone = load_agent(run, 1)
     x, t, a = torch.randn(2, 5, 4), torch.tensor(0.8), torch.randn(2, 5, 2)

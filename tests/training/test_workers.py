@@ -24,8 +24,7 @@ import diffrl
 from agents import BC
 from diffrl.data.transitions import Transitions
 from diffrl.runs import workers as crew
-from diffrl.runs.build import WORKERS_PAY_FROM, choose_workers, group_seeds
-from diffrl.runs.config import TrainConfig
+from diffrl.runs.config import WORKERS_PAY_FROM, TrainConfig, choose_workers, group_seeds
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
@@ -150,7 +149,7 @@ def test_a_run_ends_the_same_whatever_happens_to_its_processes(
     assert len(workers) == 2
     assert not any(map(alive, workers))
 
-    monkeypatch.setattr("diffrl.runs.build.cores", lambda: 7)
+    monkeypatch.setattr("diffrl.runs.config.cores", lambda: 7)
     diffrl.resume(run, quiet=True)
     assert_same_run(shared, run)
 
@@ -197,7 +196,7 @@ def test_what_goes_wrong_in_a_worker_is_told_as_if_it_went_wrong_here(
 
 
 def test_workers_are_used_where_they_pay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("diffrl.runs.build.cores", lambda: 4)
+    monkeypatch.setattr("diffrl.runs.config.cores", lambda: 4)
     task = Task("maze2d-umaze-v1", {}, None, False)
     long = TrainConfig("maze2d-umaze-v1", BC(), seeds=(0, 1, 2, 3, 4, 5), steps=WORKERS_PAY_FROM)
     for fields, workers, sizes in (
