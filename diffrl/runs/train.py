@@ -1,9 +1,9 @@
-"""Training from a data set: `train` is a run from top to bottom, `resume_offline` goes on, `fit` makes the steps."""
+"""Training from a data set: `train` is a run from top to bottom, `fit` makes its steps; `resume_offline` goes on."""
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,59 +83,19 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
     return _fit_seeds(run, agent, transitions, quiet)
 
 
-def resume_offline(
-    run: Run, *, steps: int | None, device: str | None, eval_workers: int | None, quiet: bool = False
-) -> Path:
-    """Go on with a run of `train` from its newest whole checkpoint: see `diffrl.resume`."""
-    run, agent, transitions, saved = reopened(run, steps, device, eval_workers, quiet)
-    return _fit_seeds(run, agent, transitions, quiet, saved)
-
-
-def reopened(
-    run: Run, steps: int | None, device: str | None, eval_workers: int | None, quiet: bool
-) -> tuple[Run, Agent, Transitions, checkpoint.Checkpoint]:
-    """A run that learns from data, ready to go on: as it is configured here and now, its agent, data and checkpoint.
-
-    What a cut has left behind the checkpoint is cleaned away. Raises UserError where the run cannot go on.
-    """
-    device = resolve_device(device or run.config.device)
-    config = dataclasses.replace(run.config, steps=steps or run.config.steps)
-    run = dataclasses.replace(run, config=config)
-    saved = newest(run)
-    settle()
-    dataset = same_data(run, quiet)
-    with lowering_memory(config, run.path):
-        transitions = run.preprocessing.transitions(dataset, config.agent.reward_tune, device)
-    del dataset
-    config = chosen(config, device, run.task, saved, eval_workers)
-    if run.config.compile and not config.compile:
-        console.print("The run was compiled and goes on uncompiled: equal to rounding, so not bit for bit.")
-    run = dataclasses.replace(run, config=config)
-    with lowering_memory(config, run.path):
-        agent = build_agent(run, device)
-    run.write_config()
-    checkpoint.clean(run.path, saved.step)
-    return run, agent, transitions, saved
-
-
 def _fit_seeds(
     run: Run, agent: Agent, transitions: Transitions, quiet: bool, saved: checkpoint.Checkpoint | None = None
 ) -> Path:
     """Train the seeds on the transitions, from the beginning or from `saved` on, as one stack or in groups."""
     groups = group_seeds(run.config, agent.device.type, saved)
     with watched(run, _title(run, len(transitions), len(groups)), quiet, saved) as observer:
-        trainer = make_trainer(run, agent, transitions, groups, observer.message)
+        trainer: Trainer
+        if len(groups) == 1:
+            trainer = build_stack(run, agent, transitions, observer.message)
+        else:
+            trainer = workers.start_training(run, groups, transitions, observer.message)
         scores = fit(run, agent, trainer, observer, saved)
     return finished(run, scores, quiet)
-
-
-def make_trainer(
-    run: Run, agent: Agent, transitions: Transitions, groups: Sequence[Sequence[int]], say: Say
-) -> Trainer:
-    """The trainer of a run: `agent`, which holds all seeds, itself where they are one group, else workers."""
-    if len(groups) == 1:
-        return build_stack(run, agent, transitions, say)
-    return workers.start_training(run, groups, transitions, say)
 
 
 def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> StackTrainer:
@@ -261,9 +221,42 @@ def finished(run: Run, scores: Scores, quiet: bool) -> Path:
     return path
 
 
-def go_on(run: Run) -> str:
-    """The command that goes on with a run, in backticks."""
-    return f"`diffrl resume {run.path}`"
+# --- Going on -------------------------------------------------------------------------------------------------------
+
+
+def resume_offline(
+    run: Run, *, steps: int | None, device: str | None, eval_workers: int | None, quiet: bool = False
+) -> Path:
+    """Go on with a run of `train` from its newest whole checkpoint: see `diffrl.resume`."""
+    run, agent, transitions, saved = reopened(run, steps, device, eval_workers, quiet)
+    return _fit_seeds(run, agent, transitions, quiet, saved)
+
+
+def reopened(
+    run: Run, steps: int | None, device: str | None, eval_workers: int | None, quiet: bool
+) -> tuple[Run, Agent, Transitions, checkpoint.Checkpoint]:
+    """A run that learns from data, ready to go on: as it is configured here and now, its agent, data and checkpoint.
+
+    What a cut has left behind the checkpoint is cleaned away. Raises UserError where the run cannot go on.
+    """
+    device = resolve_device(device or run.config.device)
+    config = dataclasses.replace(run.config, steps=steps or run.config.steps)
+    run = dataclasses.replace(run, config=config)
+    saved = newest(run)
+    settle()
+    dataset = same_data(run, quiet)
+    with lowering_memory(config, run.path):
+        transitions = run.preprocessing.transitions(dataset, config.agent.reward_tune, device)
+    del dataset
+    config = chosen(config, device, run.task, saved, eval_workers)
+    if run.config.compile and not config.compile:
+        console.print("The run was compiled and goes on uncompiled: equal to rounding, so not bit for bit.")
+    run = dataclasses.replace(run, config=config)
+    with lowering_memory(config, run.path):
+        agent = build_agent(run, device)
+    run.write_config()
+    checkpoint.clean(run.path, saved.step)
+    return run, agent, transitions, saved
 
 
 def newest(run: Run) -> checkpoint.Checkpoint:
@@ -287,6 +280,25 @@ def _unscored(run: Run, last: int) -> tuple[list[int], list[str]]:
     return checkpoint.unscored(run.path, scored, last)
 
 
+def same_data(run: Run, quiet: bool) -> OfflineDataset:
+    """The data set that a run was trained on. Raises UserError where it has changed."""
+    dataset = load_dataset(run.config.dataset, rows=run.config.rows, progress=not quiet, action_limit=None)
+    if fingerprint(dataset) != run.fingerprint:
+        raise UserError(
+            f"The data set {run.config.dataset} is not the one that {run.path} was trained on (its contents have "
+            "changed), so the run cannot go on as if it had not been cut. Restore the data, or start a new run."
+        )
+    return dataset
+
+
+def go_on(run: Run) -> str:
+    """The command that goes on with a run, in backticks."""
+    return f"`diffrl resume {run.path}`"
+
+
+# --- What is meant, where it goes, what is said first ---------------------------------------------------------------
+
+
 def _overridden(config: TrainConfig | str | Path, overrides: Mapping[str, Any]) -> TrainConfig:
     """The configuration that is meant, with some of its fields replaced."""
     if not isinstance(config, TrainConfig):
@@ -307,17 +319,6 @@ def claim(out: Path | None) -> None:
         if (out / "run.json").exists():
             raise UserError(f"{out} holds a run already: `diffrl resume {out}`, or choose another --out.")
         out.mkdir(parents=True, exist_ok=True)
-
-
-def same_data(run: Run, quiet: bool) -> OfflineDataset:
-    """The data set that a run was trained on. Raises UserError where it has changed."""
-    dataset = load_dataset(run.config.dataset, rows=run.config.rows, progress=not quiet, action_limit=None)
-    if fingerprint(dataset) != run.fingerprint:
-        raise UserError(
-            f"The data set {run.config.dataset} is not the one that {run.path} was trained on (its contents have "
-            "changed), so the run cannot go on as if it had not been cut. Restore the data, or start a new run."
-        )
-    return dataset
 
 
 def new_folder(config: TrainConfig, kind: str) -> Path:

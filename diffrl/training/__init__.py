@@ -1,1 +1,1 @@
-"""The training loop, checkpoints, logging, roll-outs: knows agents as protocols only."""
+"""The training loop, checkpoints, logging: knows agents as protocols only."""
