@@ -118,10 +118,6 @@ class RunOptions:
         return dataclasses.replace(old, **{"out": None, **given, "workers": 1, "eval_workers": 0})
 
 
-WORKERS_PAY_FROM = 5_000
-"""Steps from which a run is long enough to pay for starting workers, which takes some seconds."""
-COMPILING_PAYS_FROM = 10_000
-"""Steps from which compiling pays although nothing is cached: a minute's wait against a third of a step's time."""
 ONLINE_STEPS = 100_000
 """Environment steps of an online run."""
 ONLINE_EVAL_EVERY = 5_000
@@ -290,6 +286,11 @@ def default(agent: str, dataset: str) -> tuple[TrainConfig, str]:
 
 
 # --- What a configuration leaves to the machine ---------------------------------------------------------------------
+
+WORKERS_PAY_FROM = 5_000
+"""Steps from which a run is long enough to pay for starting workers, which takes some seconds."""
+COMPILING_PAYS_FROM = 10_000
+"""Steps from which compiling pays although nothing is cached: a minute's wait against a third of a step's time."""
 
 
 def _kind(device: str) -> str:

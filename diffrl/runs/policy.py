@@ -25,9 +25,6 @@ from diffrl.tuning.target import prepare
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Observations (S, E, O) as the environment gives them -> actions (S, E, A) as it takes them."""
 
-MAX_ENVIRONMENTS = 400
-"""How many simulators an evaluation holds at once."""
-
 
 def source_of_randomness(agent: Agent, *salt: int) -> torch.Generator:
     """The list of seeds is the stack's one source of randomness: its batches and noise come from it."""
@@ -153,6 +150,12 @@ def load_policy(run: Path | str, *, which: str | int = "last", seed: int | None 
     opened = Run.read(run)
     agent = load_agent(opened, opened.config.seeds[0] if seed is None else seed, str(which), device)
     return Policy(agent, opened.preprocessing)
+
+
+# --- Scored: episodes in an environment -----------------------------------------------------------------------------
+
+MAX_ENVIRONMENTS = 400
+"""How many simulators an evaluation holds at once."""
 
 
 def rows_at_once(episodes: int, n_seeds: int, max_environments: int = MAX_ENVIRONMENTS) -> int:
