@@ -160,7 +160,9 @@ def test_the_steps_made_but_not_the_evaluations_is_not_the_end(in_line: Path, or
     def after(act: Any) -> threading.Thread:
         def watch() -> None:
             deadline = time.monotonic() + 60
-            while not checkpoint.folder(run, 200).exists() and time.monotonic() < deadline:
+            while time.monotonic() < deadline:
+                if checkpoint.folder(run, 200).exists() and workers_of(os.getpid()):
+                    break
                 time.sleep(0.02)
             time.sleep(0.3)
             act()
