@@ -39,9 +39,10 @@ class Learner(Protocol[BatchT_contra]):
     period: int
 
     def update(self, batch: BatchT_contra, generator: torch.Generator, phase: int = 0) -> dict[str, Tensor]:
-        """One step; metrics (S,) on the device. Waits for no device, branches on no tensor, rebinds no state.
+        """Make one step; give its metrics (S,), on the device.
 
-        phase: the number of steps before it modulo `period`, the one thing that a step may branch on.
+        A step waits for no device, branches on no tensor and rebinds no state. phase: the number of steps before it
+        modulo `period`, the one thing that a step may branch on.
         """
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -55,10 +56,10 @@ class TrainingStep(Protocol):
     """Something that makes a training step when called."""
 
     def __call__(self, phase: int) -> None:
-        """Make one step of this phase."""
+        """Make one training step of this phase."""
 
     def forget(self) -> None:
-        """Rely on no earlier step: the next ones do other work."""
+        """Drop what was kept of earlier steps: the next ones will do other work."""
 
 
 class Eager(TrainingStep):
