@@ -203,7 +203,7 @@ def measured(options: Options, name: Name) -> tuple[TransitionDiffusion, Any, Of
         raise UserError(f"There is no model in {folder}: run --parts data first.")
     model = load_model(folder)
     dataset = load_dataset(real_file(options, name))
-    train, held_out = (as_dataset(rows, of_terminals(dataset)) for rows in hold_out(dataset, 0.05, 0))
+    train, held_out = (as_dataset(rows.transitions, of_terminals(dataset)) for rows in hold_out(dataset, 0.05, 0))
     return model, dynamics_for(ENVS[name]), train, held_out
 
 

@@ -16,7 +16,7 @@ from typing_extensions import override
 from diffrl.augment.synther import generate as generation
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import Sampling, SynthERConfig
-from diffrl.augment.synther.model import TransitionDiffusion, generator_of, with_bins
+from diffrl.augment.synther.model import ModelRows, TransitionDiffusion, generator_of
 from diffrl.data import d4rl, minari
 from diffrl.data.offline import STAND_IN, OfflineDataset
 from diffrl.data.preprocessing import action_scaling
@@ -65,9 +65,9 @@ class SynthesisData:
 
     dataset: OfflineDataset
     task: Task
-    train: Transitions
+    train: ModelRows
     """What the model learns from."""
-    held_out: Transitions
+    held_out: ModelRows
     codec: RowCodec
 
     @property
@@ -230,24 +230,21 @@ def _open(
     if len(train) + len(out) < LEAST_ROWS:
         raise DataError(f"{name} has {len(train) + len(out)} rows of known successor; expected {LEAST_ROWS} or more.")
     bounds = scaling.inverse(torch.tensor(-1.0)).numpy(), scaling.inverse(torch.tensor(1.0)).numpy()
-    codec = RowCodec.fit(train, bounds, (low, high), not dataset.has_terminal_next)
+    codec = RowCodec.fit(train.transitions, bounds, (low, high), not dataset.has_terminal_next)
     return SynthesisData(dataset, task, train.to(device), out.to(device), codec)
 
 
 def hold_out(
     dataset: OfflineDataset, held_out: float, seed: int, model: SynthERConfig | None = None
-) -> tuple[Transitions, Transitions]:
+) -> tuple[ModelRows, ModelRows]:
     """The rows of known successor in random order: those to train on, and the share that is held out, at least one.
 
-    model: where it has a condition, the rows come with their bins (`with_bins`), of whole episodes' returns.
+    model: where it has a condition, the rows come with their bins, of whole episodes' returns.
     """
-    rows = Transitions.from_dataset(dataset)
-    if model is not None and model.condition != "none":
-        rows = with_bins(rows, model.condition, model.bins)
+    rows = ModelRows.of(Transitions.from_dataset(dataset), model or SynthERConfig())
     order = torch.randperm(len(rows), generator=generator_of(seed, _HELD_OUT))
     n = min(max(round(held_out * len(rows)), 1), len(rows) - 1)
-    train, out = (dataclasses.replace(rows, rows=rows.rows[index]) for index in (order[n:], order[:n]))
-    return train, out
+    return rows.take(order[n:]), rows.take(order[:n])
 
 
 def _claim(folder: Path, config: SynthesisConfig) -> None:
@@ -284,7 +281,7 @@ def _claim(folder: Path, config: SynthesisConfig) -> None:
 class _HeldOut(NoEvaluations):
     """In the place of evaluations: the model's loss on the rows held out, as it stands at their steps."""
 
-    def __init__(self, model: TransitionDiffusion, held_out: Transitions, log: MetricsLog) -> None:
+    def __init__(self, model: TransitionDiffusion, held_out: ModelRows, log: MetricsLog) -> None:
         self._model, self._held_out, self._log = model, held_out, log
 
     @override
@@ -425,7 +422,7 @@ def _report(
 
     env_id = config.env_id
     o, a = data.codec.observation_size, data.codec.action_size
-    train, held_out = (as_dataset(rows, of_terminals(data.dataset)) for rows in (data.train, data.held_out))
+    train, held_out = (as_dataset(rows.transitions, of_terminals(data.dataset)) for rows in (data.train, data.held_out))
     # Rows of one model are alike: the first ones stand for all.
     columns: dict[str, Any] = as_columns(np.array(generated[:REPORTED]), o, a)
     synthetic = OfflineDataset(**columns)
