@@ -1,6 +1,7 @@
 """diffusers pipelines as image models: U-Nets in pixels, Stable Diffusion 1, 2, XL and 3."""
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,19 @@ from torch import Tensor
 
 from diffrl.diffusion import Network, Prediction
 from diffrl.diffusion.prediction import Clip
-from diffrl.images.hub import tell_cut
 from diffrl.images.model import Condition, Lora, Tuned
 from diffrl.images.models.adapters import write_adapter
-from diffrl.images.models.loading import quiet, read_index, read_pipeline
-from diffrl.images.models.pixels import to_images
+from diffrl.images.models.loading import quiet, read_index, read_pipeline, tell_cut
 from diffrl.images.models.schedules import Schedule, schedule_of
-from diffrl.images.models.text import PromptCache, class_of, encode_sd3
 from diffrl.support.errors import UserError
+from diffrl.support.seeds import generator_at
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+T5_TOKENS = 256
+"""Of a prompt, by the pipeline's default."""
+
+KEPT = 512
+"""Prompts whose encodings are kept, each some megabytes of Stable Diffusion 3."""
 
 
 class PipelineModel:
@@ -316,3 +320,122 @@ def _shape(name: str, pipeline: Any, network: Any, size: int | None) -> tuple[in
     if None in sides:
         raise UserError(f"{name} does not say for what size it was made: give a size.")
     return (channels, *sides)
+
+
+# --- Prompts as a text encoder's states ----------------------------------------------------------------------------
+
+
+class PromptCache:
+    """The conditions of prompts, encoded without a graph when first asked for, one row each; the last `KEPT` of them.
+
+    A prompt is encoded alone: in a batch its encoding would depend, in the last digits, on the others, and a resumed
+    run would not go on bit for bit.
+    """
+
+    def __init__(self, encode: Callable[[str], Condition]) -> None:
+        self._encode = encode
+        self._known: dict[str, Condition] = {}
+
+    def rows(self, prompts: Sequence[str]) -> Condition:
+        """Each entry (B, ...), one row a prompt."""
+        if not prompts:
+            return {}
+        wanted = {}
+        for prompt in dict.fromkeys(prompts):
+            with torch.no_grad():
+                wanted[prompt] = self._known.pop(prompt) if prompt in self._known else self._encode(prompt)
+        self._known |= wanted  # at the end: the last that would be dropped
+        for prompt in list(self._known)[:-KEPT]:
+            del self._known[prompt]
+        known = [wanted[prompt] for prompt in prompts]
+        return {name: torch.cat([row[name] for row in known]) for name in known[0]}
+
+
+def class_of(prompt: str, classes: int, name: str, *, null: int | None = None) -> int:
+    """The class that a prompt numbers; null: the empty prompt's. Raises UserError, naming the model, for another."""
+    if prompt == "" and null is not None:
+        return null
+    if not (prompt.isascii() and prompt.isdigit() and int(prompt) < classes):
+        empty = "" if null is None else ", or empty"
+        raise UserError(f"The prompts of {name} are numbers of its classes, 0 to {classes - 1}{empty}; got {prompt!r}.")
+    return int(prompt)
+
+
+def encode_sd3(pipeline: Any, prompt: str, device: torch.device, name: str) -> tuple[Tensor, Tensor]:
+    """Stable Diffusion 3's states (1, tokens, joint_attention_dim) and pooled encoding (1, pooled_projection_dim).
+
+    As `StableDiffusion3Pipeline.encode_prompt`, which only T5 may be absent from; here each may be, and is 0, as it was
+    now and then in the model's training (Esser et al. 2024, arXiv 2403.03206, section 5.3.3).
+    """
+    settings = pipeline.transformer.config
+    dtype = next(pipeline.transformer.parameters()).dtype
+    encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
+    tokenizers = [pipeline.tokenizer, pipeline.tokenizer_2]
+    known = sum(0 if encoder is None else encoder.config.projection_dim for encoder in encoders)
+    left = settings.pooled_projection_dim - known
+    if all(encoder is None for encoder in encoders):
+        left //= 2  # how the two share it matters to nothing: both are 0
+    clip, pooled = [], []
+    if pipeline.text_encoder_3 is not None:  # it reads most: what the others miss of a prompt it sees
+        tell_cut(pipeline.tokenizer_3, [prompt], T5_TOKENS, name)
+    elif present := [t for e, t in zip(encoders, tokenizers, strict=True) if e is not None]:
+        tell_cut(present[0], [prompt], present[0].model_max_length, name)
+    tokens = next((t.model_max_length for t in tokenizers if t is not None), 77)
+    for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
+        if encoder is None:
+            clip.append(torch.zeros(1, tokens, left, dtype=dtype, device=device))
+            pooled.append(torch.zeros(1, left, dtype=dtype, device=device))
+            continue
+        ids = tokenizer([prompt], padding="max_length", max_length=tokens, truncation=True, return_tensors="pt")
+        output = encoder(ids.input_ids.to(device), output_hidden_states=True)
+        clip.append(output.hidden_states[-2])
+        pooled.append(output[0])
+    states = torch.cat(clip, -1)
+    states = torch.nn.functional.pad(states, (0, settings.joint_attention_dim - states.shape[-1]))
+    if pipeline.text_encoder_3 is None:
+        t5 = states.new_zeros(1, T5_TOKENS, settings.joint_attention_dim)
+    else:
+        ids = pipeline.tokenizer_3(
+            [prompt], padding="max_length", max_length=T5_TOKENS, truncation=True, return_tensors="pt"
+        )
+        t5 = pipeline.text_encoder_3(ids.input_ids.to(device))[0]
+    return torch.cat([states, t5.to(states.dtype)], 1).to(dtype), torch.cat(pooled, -1).to(dtype)
+
+
+# --- Images in [0, 1], and noise that belongs to one ---------------------------------------------------------------
+
+
+class _Clamp(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        context.save_for_backward(x)
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        (x,) = context.saved_tensors
+        outward = ((x > 1) & (gradient < 0)) | ((x < 0) & (gradient > 0))
+        return gradient.masked_fill(outward, 0)
+
+
+def to_images(x: Tensor) -> Tensor:
+    """(x + 1)/2 clamped to [0, 1].
+
+    The gradient of a loss, to be minimised, passes inside [0, 1], and outside where descent leads back to it; what
+    would lead further out is 0. A plain clamp is 0 outside altogether: a pixel once too white stays so, whatever the
+    reward.
+    """
+    images: Tensor = _Clamp.apply(x / 2 + 0.5)  # type: ignore[no-untyped-call]
+    return images
+
+
+def noise_by_image(images: Tensor, shape: Sequence[int], seed: int) -> Tensor:
+    """Standard normal noise (B, *shape) drawn from the seed and each image, so that it is an image's own.
+
+    On the images' device and of their dtype.
+    """
+    each = []
+    for image in images:
+        checksum = zlib.crc32(image.cpu().contiguous().numpy().tobytes())
+        each.append(torch.randn(*shape, generator=generator_at(seed, checksum)))
+    return torch.stack(each).to(images)
