@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffrl.images.digits import digits
 from diffrl.images.model import ImageModel, image_shape
+from diffrl.images.models.digits import digits
 from diffrl.support.errors import DataError, UserError, first_line, nearest
 from diffrl.support.extra import images_extra
 

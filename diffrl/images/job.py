@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffrl.images import rewards, show
+from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner
 from diffrl.images.algorithms.dpo import FILE as PAIRS_FILE
 from diffrl.images.config import DPOConfig, FinetuneConfig, OnlineConfig, SupervisedConfig
@@ -16,7 +16,7 @@ from diffrl.images.evaluation import Classify, evaluate
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import load_model
-from diffrl.images.run import FinetuneRun
+from diffrl.images.run import FinetuneRun, evaluation_line, grid_path, plot_before_after, plot_grid, print_run
 from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError
@@ -190,8 +190,8 @@ class _Session:
             self.folder.add(entry)
             for name, value in finite.items():
                 log.scalars(f"evaluation/{name}", state.round, [value])
-            show.plot_grid(result.images, result.prompts, show.grid_path(path, state.round))
-            self._say(show.evaluation_line(entry))
+            plot_grid(result.images, result.prompts, grid_path(path, state.round))
+            self._say(evaluation_line(entry))
         return result.measures
 
     def _too_far(self, measures: Mapping[str, float]) -> bool:
@@ -220,9 +220,9 @@ class _Session:
             self.setup.model.save(target)
             reward = "" if self.config.scored_by is None else f", reward: {self.config.scored_by}"
             title = f"{self.config.algo} on {self.config.model}{reward}"
-            show.plot_before_after(self.folder, self.folder.path / "before_after.png", title)
+            plot_before_after(self.folder, self.folder.path / "before_after.png", title)
             if not self.quiet:
-                show.print_run(self.folder)
+                print_run(self.folder)
         self.world.barrier()
 
     def _title(self) -> str:

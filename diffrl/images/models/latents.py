@@ -21,9 +21,8 @@ from diffrl.diffusion import denoising_loss
 from diffrl.images.examples import Digits
 from diffrl.images.model import Condition, Lora
 from diffrl.images.models.adapters import save_network
-from diffrl.images.models.pipelines import LatentModel
+from diffrl.images.models.pipelines import LatentModel, class_of
 from diffrl.images.models.schedules import schedule_of
-from diffrl.images.models.text import class_of
 from diffrl.images.models.training import OnProgress, optimise
 from diffrl.support.console import work
 from diffrl.support.extra import images_extra

@@ -1,5 +1,6 @@
 """diffusers pipelines as image models: U-Nets in pixels, Stable Diffusion 1, 2, XL and 3."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,13 @@ from torch import Tensor
 
 from diffrl.diffusion import Network, Prediction
 from diffrl.diffusion.prediction import Clip
-from diffrl.images.hub import tell_cut
 from diffrl.images.model import Condition, Lora, Tuned
 from diffrl.images.models.adapters import write_adapter
 from diffrl.images.models.loading import quiet, read_index, read_pipeline
-from diffrl.images.models.pixels import to_images
 from diffrl.images.models.schedules import Schedule, schedule_of
-from diffrl.images.models.text import PromptCache, class_of, encode_sd3
+from diffrl.images.models.text import PromptCache, encode_sd3, tell_cut
 from diffrl.support.errors import UserError
+from diffrl.support.seeds import generator_at
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -316,3 +316,52 @@ def _shape(name: str, pipeline: Any, network: Any, size: int | None) -> tuple[in
     if None in sides:
         raise UserError(f"{name} does not say for what size it was made: give a size.")
     return (channels, *sides)
+
+
+def class_of(prompt: str, classes: int, name: str, *, null: int | None = None) -> int:
+    """The class that a prompt numbers; null: the empty prompt's. Raises UserError, naming the model, for another."""
+    if prompt == "" and null is not None:
+        return null
+    if not (prompt.isascii() and prompt.isdigit() and int(prompt) < classes):
+        empty = "" if null is None else ", or empty"
+        raise UserError(f"The prompts of {name} are numbers of its classes, 0 to {classes - 1}{empty}; got {prompt!r}.")
+    return int(prompt)
+
+
+# --- Images in [0, 1], and noise that belongs to one ---------------------------------------------------------------
+
+
+class _Clamp(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        context.save_for_backward(x)
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        (x,) = context.saved_tensors
+        outward = ((x > 1) & (gradient < 0)) | ((x < 0) & (gradient > 0))
+        return gradient.masked_fill(outward, 0)
+
+
+def to_images(x: Tensor) -> Tensor:
+    """(x + 1)/2 clamped to [0, 1].
+
+    The gradient of a loss, to be minimised, passes inside [0, 1], and outside where descent leads back to it; what
+    would lead further out is 0. A plain clamp is 0 outside altogether: a pixel once too white stays so, whatever the
+    reward.
+    """
+    images: Tensor = _Clamp.apply(x / 2 + 0.5)  # type: ignore[no-untyped-call]
+    return images
+
+
+def noise_by_image(images: Tensor, shape: Sequence[int], seed: int) -> Tensor:
+    """Standard normal noise (B, *shape) drawn from the seed and each image, so that it is an image's own.
+
+    On the images' device and of their dtype.
+    """
+    each = []
+    for image in images:
+        checksum = zlib.crc32(image.cpu().contiguous().numpy().tobytes())
+        each.append(torch.randn(*shape, generator=generator_at(seed, checksum)))
+    return torch.stack(each).to(images)

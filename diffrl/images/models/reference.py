@@ -20,8 +20,7 @@ from torch.nn import functional as F
 
 from diffrl.diffusion import Network
 from diffrl.images.model import Condition, ImageModel, Lora, Tuned
-from diffrl.images.models.pipelines import load_pipeline
-from diffrl.images.models.pixels import noise_by_image
+from diffrl.images.models.pipelines import load_pipeline, noise_by_image
 from diffrl.support.errors import UserError
 
 

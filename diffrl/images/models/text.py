@@ -1,4 +1,4 @@
-"""Prompts as a text encoder's states, each encoded once."""
+"""Prompts as a text encoder's states: Stable Diffusion 3's, those that are kept, and those that are too long."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffrl.images.hub import tell_cut
 from diffrl.images.model import Condition
-from diffrl.support.errors import UserError
+from diffrl.support.console import console
 
 T5_TOKENS = 256
 """Of a prompt, by the pipeline's default."""
 
 KEPT = 512
 """Prompts whose encodings are kept, each some megabytes of Stable Diffusion 3."""
+_told: set[tuple[str, int]] = set()
 
 
 class PromptCache:
@@ -41,16 +41,6 @@ class PromptCache:
             del self._known[prompt]
         known = [wanted[prompt] for prompt in prompts]
         return {name: torch.cat([row[name] for row in known]) for name in known[0]}
-
-
-def class_of(prompt: str, classes: int, name: str, *, null: int | None = None) -> int:
-    """The class that a prompt numbers; null: the empty prompt's. Raises UserError, naming the model, for another."""
-    if prompt == "" and null is not None:
-        return null
-    if not (prompt.isascii() and prompt.isdigit() and int(prompt) < classes):
-        empty = "" if null is None else ", or empty"
-        raise UserError(f"The prompts of {name} are numbers of its classes, 0 to {classes - 1}{empty}; got {prompt!r}.")
-    return int(prompt)
 
 
 def encode_sd3(pipeline: Any, prompt: str, device: torch.device, name: str) -> tuple[Tensor, Tensor]:
@@ -92,3 +82,20 @@ def encode_sd3(pipeline: Any, prompt: str, device: torch.device, name: str) -> t
         )
         t5 = pipeline.text_encoder_3(ids.input_ids.to(device))[0]
     return torch.cat([states, t5.to(states.dtype)], 1).to(dtype), torch.cat(pooled, -1).to(dtype)
+
+
+def tell_cut(tokenizer: Any, prompts: Sequence[str], length: int, what: str) -> None:
+    """Say, once for each `what`, that a prompt has more tokens than the `length` that are read."""
+    if (what, length) in _told:
+        return
+    for prompt in prompts:
+        count = len(tokenizer(prompt, verbose=False)["input_ids"])
+        if count > length:
+            _told.add((what, length))
+            console.print(
+                f"{what} reads {length} tokens of a prompt, and {prompt[:60]!r}... has {count}: the rest says nothing "
+                "to it. Prompts after this one are cut without a word.",
+                style="yellow",
+                markup=False,
+            )
+            return

@@ -18,8 +18,7 @@ from diffrl.diffusion.prediction import Clip
 from diffrl.images.model import Condition, Lora, Tuned
 from diffrl.images.models.adapters import save_network
 from diffrl.images.models.loading import quiet, read_index, read_pipeline
-from diffrl.images.models.pipelines import PRECISIONS
-from diffrl.images.models.pixels import noise_by_image, to_images
+from diffrl.images.models.pipelines import PRECISIONS, noise_by_image, to_images
 from diffrl.support.errors import UserError
 
 LOG_SIGMA = (0.7, 1.6)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from diffrl.images.hub import tell_cut
+from diffrl.images.models.text import tell_cut
 from diffrl.images.rewards import preprocess, pretrained
 from diffrl.images.rewards.base import Metadata
 from diffrl.support.errors import UserError

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from diffrl.images.digits import digits
+from diffrl.images.models.digits import digits
 from diffrl.images.rewards.base import Metadata
 from diffrl.support.errors import UserError
 from diffrl.support.extra import images_extra

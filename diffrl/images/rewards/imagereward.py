@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffrl.images.hub import tell_cut
+from diffrl.images.models.text import tell_cut
 from diffrl.images.rewards import preprocess, pretrained
 from diffrl.images.rewards.base import Metadata
 from diffrl.images.rewards.clip import chain, read_head

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from diffrl.images.hub import pickles, silence
+from diffrl.images.models.loading import pickles, silence
 from diffrl.support.errors import UserError, first_line
 from diffrl.support.extra import images_extra
 

@@ -1,4 +1,4 @@
-"""The rewards that have a name: diffrl's own, and those that other packages bring (entry points of "diffrl.rewards").
+"""Rewards by name, as --reward takes them: diffrl's own, and other packages' (entry points of "diffrl.rewards").
 
 Listing them imports no torch: the functions that build a reward import its module when they are called.
 """
@@ -12,14 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from diffrl.images.rewards.base import Reward
+from diffrl.images.rewards.base import Reward, Sum
 from diffrl.support import plugins
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, nearest
 from diffrl.support.plugins import Plugin
 
 if TYPE_CHECKING:
     import torch
 
+GRAMMAR = "[WEIGHT*]NAME[:ARGUMENT], several joined by ' + ', such as 'jpeg + 0.5*digit:8'"
 Argument = Literal["none", "optional", "required"]
 """Whether a name is followed by :ARGUMENT."""
 
@@ -53,6 +54,38 @@ class Entry:
     argument: Argument
     build: Build
     companion: str | None = None
+
+
+def parse(spec: str, *, device: str | torch.device = "cpu", timeout: float = 60.0) -> Reward:
+    """The reward that `spec` says, its networks loaded on `device`.
+
+    A single reward of weight 1 is that reward; anything else a `Sum`. Raises UserError for what does not follow
+    `GRAMMAR`, an unknown name (naming the nearest known), and for what an argument names and cannot be loaded.
+    """
+    options = Options(device, timeout)
+    terms = [_term(text, spec, options) for text in spec.split(" + ")]
+    return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else Sum(terms)
+
+
+def _term(text: str, spec: str, options: Options) -> tuple[float, Reward]:
+    match = re.fullmatch(r"\s*(?:([^*:\s]*)\s*\*)?\s*([a-z0-9-]+)(?::(.*\S))?\s*", text, re.DOTALL)
+    if match is None:
+        raise UserError(f"--reward {spec!r}: {text.strip()!r} is not of the form {GRAMMAR}")
+    number, name, argument = match.group(1), match.group(2), match.group(3) or ""
+    try:
+        weight = 1.0 if number is None else float(number)
+    except ValueError:
+        weight = float("nan")
+    if not abs(weight) < float("inf"):
+        raise UserError(f"--reward {spec!r}: the weight {number!r} of {name!r} is not a number")
+    entry = get(name)
+    if entry is None:
+        raise UserError(f"--reward {spec!r}: there is no reward {name!r}; {nearest(name, names())}")
+    if argument and entry.argument == "none":
+        raise UserError(f"--reward {spec!r}: {name!r} takes no argument, got {argument!r}")
+    if not argument and entry.argument == "required":
+        raise UserError(f"--reward {spec!r}: {name!r} needs an argument: {entry.usage}")
+    return weight, entry.build(argument, options)
 
 
 def get(name: str) -> Entry | None:

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from diffrl.images.rewards.base import Reward, ask
-from diffrl.images.rewards.registry import listing
-from diffrl.images.rewards.spec import GRAMMAR, parse
+from diffrl.images.rewards.registry import GRAMMAR, listing, parse
 from diffrl.support.errors import UserError, first_line
 from diffrl.support.extra import images_extra
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from diffrl.diffusion import DenoisingChain, sample
-from diffrl.images import hub
 from diffrl.images.model import Lora
 from diffrl.images.models import text
 from diffrl.images.models.pipelines import load_pipeline
@@ -140,7 +139,7 @@ def test_the_encodings_asked_for_last_are_kept(monkeypatch: pytest.MonkeyPatch) 
 def test_a_prompt_that_is_cut_is_told_once(
     kind: str, folders: dict[str, Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "_told", set())
+    monkeypatch.setattr(text, "_told", set())
     model = load_pipeline(str(folders[kind]), lora=Lora())
     capfd.readouterr()
     model.conditions(["a cat"])
