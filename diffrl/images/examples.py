@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from diffrl.images.model import ImageModel, image_shape
 from diffrl.images.models.digits import digits
-from diffrl.support.errors import DataError, UserError, first_line, nearest
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import DataError, UserError, first_line, images_extra, nearest
 
 METADATA = "metadata.jsonl"
 EXTRAS = ("control", "reference")

@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from diffrl.images.model import Lora, Tuned
-from diffrl.support.errors import UserError, first_line
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import UserError, first_line, images_extra
 
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 PEFT = "adapter_model.safetensors"

@@ -19,7 +19,7 @@ from diffrl.diffusion import VP, Prediction, denoising_loss
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models.training import OnProgress, optimise
 from diffrl.support.console import work
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import images_extra
 from diffrl.support.files import atomic_path, cache_directory
 from diffrl.support.seeds import generator_at
 

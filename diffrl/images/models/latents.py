@@ -25,7 +25,7 @@ from diffrl.images.models.pipelines import LatentModel, class_of
 from diffrl.images.models.schedules import schedule_of
 from diffrl.images.models.training import OnProgress, optimise
 from diffrl.support.console import work
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import images_extra
 from diffrl.support.files import atomic_path, cache_directory
 from diffrl.support.seeds import generator_at
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from diffrl.support.errors import UserError, first_line
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import UserError, first_line, images_extra
 
 LIBRARIES = ("diffusers", "transformers")
 """Whose classes a pipeline may name: no other code is imported for it."""

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from diffrl.images.rewards import preprocess, pretrained
 from diffrl.images.rewards.base import Metadata
-from diffrl.support.errors import UserError, nearest
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import UserError, images_extra, nearest
 
 
 class Classifier:

@@ -27,8 +27,7 @@ from torch.nn.functional import linear, normalize
 from diffrl.images.models.text import tell_cut
 from diffrl.images.rewards import preprocess, pretrained
 from diffrl.images.rewards.base import Metadata
-from diffrl.support.errors import UserError
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import UserError, images_extra
 
 HEAD = "aesthetic.safetensors"
 

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffrl.images.rewards.base import Metadata
-from diffrl.support.errors import UserError
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import UserError, images_extra
 
 QUALITY = 95
 """Of JPEG, as DDPO has it."""

@@ -20,8 +20,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from diffrl.images.models.digits import digits
 from diffrl.images.rewards.base import Metadata
-from diffrl.support.errors import UserError
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import UserError, images_extra
 from diffrl.support.files import atomic_path, cache_directory
 
 HALF = 750

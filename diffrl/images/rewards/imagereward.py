@@ -28,8 +28,7 @@ from diffrl.images.models.text import tell_cut
 from diffrl.images.rewards import preprocess, pretrained
 from diffrl.images.rewards.base import Metadata
 from diffrl.images.rewards.clip import chain, read_head
-from diffrl.support.errors import UserError
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import UserError, images_extra
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the head's values on the validation prompts, as published."""

@@ -13,8 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from diffrl.images.models.loading import pickles, silence
-from diffrl.support.errors import UserError, first_line
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import UserError, first_line, images_extra
 
 PATTERNS = ["*.json", "*.txt", "*.model", "model*.safetensors", "head.safetensors"]
 """What is fetched of a hub's repository: no pickles, and no second copy of the weights in another library's format."""

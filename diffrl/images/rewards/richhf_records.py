@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffrl.support.errors import DataError
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import DataError, images_extra
 
 SCORES = ("aesthetics_score", "artifact_score", "misalignment_score", "overall_score")
 """In the order of `Feedback.scores`."""

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from diffrl.images.rewards.base import Reward, ask
 from diffrl.images.rewards.registry import GRAMMAR, listing, parse
-from diffrl.support.errors import UserError, first_line
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import UserError, first_line, images_extra
 
 LIMIT = 1 << 28
 """Bytes of a request at most."""
