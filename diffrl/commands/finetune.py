@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import tyro
 
 from diffrl.commands import resume
+from diffrl.images import rewards
 from diffrl.images.config import ALGORITHMS, FinetuneConfig, schema_of
 from diffrl.images.run import FinetuneRun
+from diffrl.support.console import console
 from diffrl.support.errors import UserError
 
 USAGE = """Fine-tune an image model, or a policy, on a reward.
@@ -48,6 +50,8 @@ def run(arguments: Sequence[str]) -> int:
     config = _configuration(words)  # what is wrong is said once, and not by every process
     if config.out is not None:
         FinetuneRun.refuse(config.out)
+    for note in [] if config.scored_by is None else rewards.refused(config.scored_by):
+        console.print(note, style="yellow", markup=False)
     from diffrl.images.job import finetune
 
     if not spread(config.processes, ["finetune", *words]):
@@ -88,13 +92,11 @@ def _options(words: Sequence[str]) -> dict[str, str]:
 
 def _usage(config: FinetuneConfig) -> str:
     """The text above the options that --help prints."""
-    from diffrl.images.rewards import listing
-
     width = max(len(name) for name in ALGORITHMS)
     about = {name: (inspect.getdoc(schema) or "").splitlines()[0].rstrip(".") for name, schema in ALGORITHMS.items()}
     return USAGE.format(
         algos="\n".join(f"  {name:{width}}  {text}" for name, text in about.items()),
-        rewards="\n".join(f"  {line}" for line in listing().splitlines()),
+        rewards="\n".join(f"  {line}" for line in rewards.listing().splitlines()),
         algo=config.algo,
         model=config.model,
     )
