@@ -30,9 +30,9 @@ class Resume:
     """Steps in all, to make the run longer; by default what it was made for. A run of images counts the images that are
     scored; of dpo and supervised, rounds."""
     queries: int | None = None
-    """Runs of images that count the images scored: --steps by the name it has in `diffrl finetune`."""
+    """Runs of images that count the images scored: the same as --steps, by its name in `diffrl finetune`."""
     rounds: int | None = None
-    """Runs of images by dpo and supervised: --steps by the name it has in `diffrl finetune`."""
+    """Runs of images by dpo and supervised: the same as --steps, by its name in `diffrl finetune`."""
     device: str | None = None
     """Another device than the run's."""
     eval_workers: int | None = None
@@ -96,7 +96,7 @@ def asked(words: Sequence[str]) -> bool:
 
 
 def spelled(words: Sequence[str], online: bool = False) -> int:
-    """Do what `--resume RUN ...` says after another verb. online: which is for online runs alone."""
+    """Do what `--resume RUN ...` says after another verb. online: that verb is for online runs alone."""
     rest = list(words)
     folder = take(rest, "--resume")
     if {"-h", "--help"} & set(words) or folder is None:

@@ -170,7 +170,7 @@ class Digits:
         if size != (8, 8):
             images = F.interpolate(images, size, mode="bicubic").clamp(0, 1)
         self.images = images.expand(-1, channels, -1, -1)
-        """All of them, (1797, C, H, W)."""
+        """All images, (1797, C, H, W)."""
         self.prompts = [str(label) for label in classes.tolist()]
 
     def __len__(self) -> int:

@@ -1,5 +1,6 @@
 """`diffrl finetune` and `diffrl compare` as a user types them, small."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,9 @@ import yaml
 
 from diffrl.cli import main
 from diffrl.images import FinetuneConfig, finetune, resume
+from diffrl.images.algorithms import Finetuner
 from diffrl.images.config import ALGORITHMS
+from diffrl.images.job import _less_memory
 from tests.images import tiny
 
 UNSCORED = ["--batch", "16", "--steps", "3", "--eval-samples", "20", "--warm-up", "0"]
@@ -92,6 +95,41 @@ def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[s
     rows = [(quick / run / "metrics.csv").read_text().splitlines() for run in ("whole", "cut")]
     assert rows[0] == rows[1]
     assert yaml.safe_load((quick / "cut/finetune.yaml").read_text())["queries"] == 64
+
+
+def test_memory_that_runs_out_names_what_to_lower_and_loses_nothing(
+    quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second round: the run goes on to what one has that was never stopped. At the start nothing is saved."""
+    advance = Finetuner.advance
+
+    def greedy(self: Finetuner) -> dict[str, float]:
+        if self.state.round == 1:
+            torch.empty(2**52, dtype=torch.float64)
+        return advance(self)
+
+    options = [*SMALL, "--micro-batch", "16"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Finetuner, "advance", greedy)
+        said = fails([*options, "--out", "cut"], capsys)
+    for part in (
+        "Memory ran out in fine-tuning tiny-digits: ",
+        "a --micro-batch below 16, which changes no result",
+        "`diffrl resume cut` goes on after round 1",
+    ):
+        assert part in said
+    assert main(["resume", "cut"]) == 0
+    assert main(["finetune", *options, "--out", "whole"]) == 0
+    whole, cut = final(quick / "whole"), final(quick / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    with monkeypatch.context() as patch:
+        patch.setattr("diffrl.images.job.load_model", lambda *_, **__: torch.empty(2**52, dtype=torch.float64))
+        said = fails([*options, "--micro-batch", "1", "--out", "new"], capsys)
+    assert "a smaller model" in said
+    assert "resume" not in said
+    pipeline = FinetuneConfig(model="a/pipeline", micro_batch=1, lora=0)
+    assert _less_memory(pipeline).startswith("--checkpointing; or --precision bf16; or --lora 4, adapters")
+    assert _less_memory(dataclasses.replace(pipeline, lora=2, checkpointing=True)) == "--precision bf16"
 
 
 def test_steps_are_what_the_algorithm_counts_in(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:

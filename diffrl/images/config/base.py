@@ -133,7 +133,7 @@ class FinetuneConfig(metaclass=_Presets):
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto."""
     precision: Precision = "fp32"
-    """Of the network's inner computation; log-probabilities are always float32 and summed in float64."""
+    """Precision of the network's inner computation; log-probabilities are always float32 and summed in float64."""
     checkpointing: bool = False
     """Gradient checkpointing: less memory, a third more time."""
     processes: int = 1
@@ -246,12 +246,12 @@ class OnlineConfig(FinetuneConfig):
 
     @property
     def rounds(self) -> int:
-        """As many whole rounds as `queries` images make."""
+        """Rounds of the whole run: as many whole ones as `queries` images make."""
         return self.queries // self.batch
 
     @property
     def scored_by(self) -> str | None:
-        """The reward."""
+        """The reward that is asked in every round."""
         return self.reward
 
     @property

@@ -24,13 +24,13 @@ from diffrl.support.files import atomic_path, cache_directory
 from diffrl.support.seeds import generator_at
 
 STEPS = 1_000
-"""Of training."""
+"""Steps of training."""
 BATCH = 64
 
 
 @functools.cache
 def digits() -> tuple[Tensor, Tensor]:
-    """All 1,797, (1797, 1, 8, 8) in [0, 1] (grey levels / 16), and their classes (1797,), in scikit-learn's order."""
+    """scikit-learn's 1,797 digits, (1797, 1, 8, 8) in [0, 1] (grey levels / 16), and their classes (1797,)."""
     with images_extra("The data set of digits"):
         from sklearn.datasets import load_digits
     data = load_digits()
@@ -55,7 +55,7 @@ def tiny_digits(
     quiet: bool = False,
     **options: Any,
 ) -> ImageModel:
-    """tiny-digits, trained now if it is not in the cache; arguments as for `load_pipeline`."""
+    """The model tiny-digits, trained now if it is not in the cache; arguments as for `load_pipeline`."""
     from diffrl.images.models.pipelines import load_pipeline
 
     folder = str(tiny_digits_folder(quiet))

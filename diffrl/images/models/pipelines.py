@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffrl.diffusion import Network, Prediction
 from diffrl.diffusion.prediction import Clip
-from diffrl.images.model import Condition, Lora, Tuned
+from diffrl.images.model import Condition, ImageModel, Lora, Tuned
 from diffrl.images.models.adapters import write_adapter
 from diffrl.images.models.loading import quiet, read_index, read_pipeline
 from diffrl.images.models.schedules import Schedule, schedule_of
@@ -21,8 +22,8 @@ from diffrl.support.seeds import generator_at
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class PipelineModel:
-    """What all pipelines share; see `diffrl.images.model.ImageModel` for the methods.
+class PipelineModel(ImageModel):
+    """What the image models that are diffusers pipelines share.
 
     pipeline: in evaluation mode, its parts on one device. `network_name`: which of its parts is trained.
     """
@@ -47,18 +48,18 @@ class PipelineModel:
         self.shape = shape
         self.prediction: Prediction = schedule.prediction
         self.clip: Clip | None = None
-        """To what the model's own sampler clamps D: for `DenoisingChain(clip=...)`; of pixel models alone."""
+        """The bounds to which the model's own sampler clamps D(x, t); only pixel models have them."""
         self._schedule = schedule
         self._dtype = next(network.parameters()).dtype
         self.tuned = Tuned(network, lora, precision, seed)
         self._prompts = PromptCache(self._encode)
 
+    @override
     def times(self, steps: int) -> Tensor:
-        """See `schedules`."""
         return self._schedule.times(steps)
 
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:
-        """Uniform over a discrete schedule's table; of a flow, logit-normal and shifted."""
+        """n random times t > 0: uniform over a discrete schedule's table; of a flow, logit-normal and shifted."""
         return self._schedule.training_times(n, generator).to(self.device)
 
     def conditions(self, prompts: Sequence[str], extras: Mapping[str, Tensor] | None = None) -> Condition:
@@ -68,7 +69,7 @@ class PipelineModel:
         return self._prompts.rows(prompts)
 
     def network(self, condition: Condition, *, reference: bool = False, guidance: float = 1.0) -> Network:
-        """The guided network is m_u + guidance (m_c - m_u), unconditional rows first, as the pipelines have it."""
+        """The raw network; guided, m_u + guidance (m_c - m_u), the unconditional rows first, as diffusers has it."""
         if guidance == 1:
             return lambda x, t: self._call(x, self._schedule.label(t), condition, reference)
         null = self._null()
@@ -83,18 +84,18 @@ class PipelineModel:
         return guided
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Through the autoencoder, if there is one, then `to_images`, which says what becomes of gradients."""
+        """Clean states as images in [0, 1]: through the autoencoder, if there is one, then `to_images`."""
         return to_images(self._decoded(x0))
 
     def encode(self, images: Tensor) -> Tensor:
-        """The mean of the autoencoder's posterior, if there is one."""
+        """Images as clean states: the mean of the autoencoder's posterior, or, without one, the images themselves."""
         with torch.no_grad():
             return self._encoded(2 * images.to(self.device) - 1)
 
     def save(self, folder: Path) -> None:
-        """Adapters alone, for `pipeline.load_lora_weights(folder)`; trained whole, the whole pipeline.
+        """Write adapters alone, for `pipeline.load_lora_weights(folder)`, or, trained whole, the whole pipeline.
 
-        The latter without its safety checker, its frozen parts in the precision they were loaded in.
+        A whole pipeline has no safety checker, and its frozen parts are in the precision they were loaded in.
         """
         with quiet():
             if self.tuned.lora is not None:
@@ -117,11 +118,11 @@ class PipelineModel:
         return dict(condition)
 
     def _encode(self, prompt: str) -> Condition:
-        """One prompt, one row."""
+        """The condition of one prompt: one row."""
         raise NotImplementedError
 
     def _null(self) -> Condition:
-        """What the pipeline takes for "no prompt", one row."""
+        """The condition that the pipeline takes for "no prompt": one row."""
         return self._prompts.rows([""])
 
     def _decoded(self, x0: Tensor) -> Tensor:
@@ -173,7 +174,7 @@ class LatentModel(PipelineModel):
         return (latents - mean) / scale
 
     def _latent_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, scale) with latents = scale x + mean."""
+        """The autoencoder's (mean, scale): its latents are scale x + mean."""
         settings = self.pipeline.vae.config
         scale = 1 / x.new_tensor(settings.scaling_factor)
         mean, std = settings.get("latents_mean"), settings.get("latents_std")
@@ -193,7 +194,7 @@ class StableDiffusion(LatentModel):
 
 
 class StableDiffusionXL(LatentModel):
-    """StableDiffusionXLPipeline: told too the pooled encoding and its size, uncropped."""
+    """StableDiffusionXLPipeline, whose network is told the pooled encoding and the image's size too, uncropped."""
 
     def _encode(self, prompt: str) -> Condition:
         tokenizer = self.pipeline.tokenizer_2  # the refiner has this one alone

@@ -10,7 +10,7 @@ from diffrl.images.model import Condition
 from diffrl.support.console import console
 
 T5_TOKENS = 256
-"""Of a prompt, by the pipeline's default."""
+"""Tokens of a prompt that T5 reads, by the pipeline's default."""
 
 KEPT = 512
 """Prompts whose encodings are kept, each some megabytes of Stable Diffusion 3."""
@@ -29,7 +29,7 @@ class PromptCache:
         self._known: dict[str, Condition] = {}
 
     def rows(self, prompts: Sequence[str]) -> Condition:
-        """Each entry (B, ...), one row a prompt."""
+        """The condition of B prompts: each entry (B, ...), one row a prompt."""
         if not prompts:
             return {}
         wanted = {}

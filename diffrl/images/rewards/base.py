@@ -25,7 +25,7 @@ class Reward(Protocol):
     """Whether the values carry a gradient to the images, for DRaFT, AlignProp and ReFL."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
-        """The values (B,)."""
+        """The reward's values (B,), one an image."""
 
 
 class RewardError(UserError):
@@ -72,7 +72,7 @@ class Sum:
         return torch.stack([weight * values[part.name] for weight, part in self.terms]).sum(0)
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
-        """The values (B,)."""
+        """The reward's values (B,), one an image."""
         return self.combine(self.values(images, prompts, metadata))
 
 

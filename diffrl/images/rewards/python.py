@@ -24,7 +24,7 @@ class Function:
         self.differentiable = bool(getattr(function, "differentiable", False))
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
-        """The values (B,)."""
+        """The reward's values (B,), one an image."""
         try:
             values = self.function(images, prompts, metadata)
         except UserError:
