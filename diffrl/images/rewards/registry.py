@@ -204,9 +204,12 @@ def _check_words(plugin: Plugin, entry: Entry) -> None:
     if not callable(entry.build):
         raise plugin.broken(f"its build is {shown(entry.build)}; expected a function of (argument, options)")
     if entry.companion is not None:
-        terms = str(entry.companion).replace("[:ARGUMENT]", "").split(" + ")
-        if not isinstance(entry.companion, str) or not all(TERM.fullmatch(term) for term in terms):
+        if not isinstance(entry.companion, str):
             raise plugin.broken(f"its companion is {shown(entry.companion)}; expected {GRAMMAR}")
+        for term in entry.companion.replace("[:ARGUMENT]", "").split(" + "):
+            match = TERM.fullmatch(term)
+            if match is None or match["name"] not in names():
+                raise plugin.broken(f"its companion is {shown(entry.companion)}; expected a reward that there is")
 
 
 def _jpeg(name: str, sign: int = -1, *, whole_file: bool = False) -> Build:

@@ -146,7 +146,12 @@ def test_a_packages_reward_is_one_as_any(site: Path) -> None:
         (BARE + "TOY = Entry('top', 'a toy', 'none', print)", "usage is 'top'.*expected 'toy', "),
         (BARE + "TOY = Entry('toy', 'a\\ntoy', 'none', print)", "its help is 'a.*toy'; expected a line of text"),
         (BARE + "TOY = Entry('toy', ' ', 'none', print)", "its help is ' '; expected a line of text"),
-        (BARE + "TOY = Entry('toy', 'a toy', 'none', print, 'a toy')", "its companion is 'a toy'; expected .WEIGHT"),
+        (BARE + "TOY = Entry('toy', 'a toy', 'none', print, 'a toy')", "its companion is 'a toy'; expected a reward"),
+        (
+            BARE + "TOY = Entry('toy', 'a toy', 'none', print, 'png + 2*jpg')",
+            "its companion is .*jpg'; expected a reward",
+        ),
+        (BARE + "TOY = Entry('toy', 'a toy', 'none', print, 3)", "its companion is 3; expected .WEIGHT"),
         (
             BARE + "import sys\nTOY = Entry('toy', 'a toy', 'none', lambda a, o: sys.exit())",
             "fails with SystemExit. Mend",
