@@ -1,7 +1,7 @@
 """diffusers pipelines as image models: U-Nets in pixels, Stable Diffusion 1, 2, XL and 3."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from diffrl.images.model import Condition, ImageModel, Lora, Tuned
 from diffrl.images.models.adapters import write_adapter
 from diffrl.images.models.loading import quiet, read_index, read_pipeline
 from diffrl.images.models.schedules import Schedule, schedule_of
-from diffrl.images.models.text import PromptCache, encode_sd3, tell_cut
+from diffrl.images.models.text import encode_sd3, tell_cut
 from diffrl.support.errors import UserError
 from diffrl.support.seeds import generator_at
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KEPT = 512
+"""Prompts whose encodings are kept, each some megabytes of Stable Diffusion 3."""
 
 
 class PipelineModel(ImageModel):
@@ -317,6 +319,32 @@ def _shape(name: str, pipeline: Any, network: Any, size: int | None) -> tuple[in
     if None in sides:
         raise UserError(f"{name} does not say for what size it was made: give a size.")
     return (channels, *sides)
+
+
+class PromptCache:
+    """The conditions of prompts, encoded without a graph when first asked for, one row each; the last `KEPT` of them.
+
+    A prompt is encoded alone: in a batch its encoding would depend, in the last digits, on the others, and a resumed
+    run would not go on bit for bit.
+    """
+
+    def __init__(self, encode: Callable[[str], Condition]) -> None:
+        self._encode = encode
+        self._known: dict[str, Condition] = {}
+
+    def rows(self, prompts: Sequence[str]) -> Condition:
+        """The condition of B prompts: each entry (B, ...), one row a prompt."""
+        if not prompts:
+            return {}
+        wanted = {}
+        for prompt in dict.fromkeys(prompts):
+            with torch.no_grad():
+                wanted[prompt] = self._known.pop(prompt) if prompt in self._known else self._encode(prompt)
+        self._known |= wanted  # at the end: the last that would be dropped
+        for prompt in list(self._known)[:-KEPT]:
+            del self._known[prompt]
+        known = [wanted[prompt] for prompt in prompts]
+        return {name: torch.cat([row[name] for row in known]) for name in known[0]}
 
 
 def class_of(prompt: str, classes: int, name: str, *, null: int | None = None) -> int:

@@ -1,46 +1,16 @@
-"""Prompts as a text encoder's states: Stable Diffusion 3's, those that are kept, and those that are too long."""
+"""Prompts through text encoders: all three of Stable Diffusion 3, and what is said of a prompt that is too long."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffrl.images.model import Condition
 from diffrl.support.console import console
 
 T5_TOKENS = 256
 """Tokens of a prompt that T5 reads, by the pipeline's default."""
-
-KEPT = 512
-"""Prompts whose encodings are kept, each some megabytes of Stable Diffusion 3."""
 _told: set[tuple[str, int]] = set()
-
-
-class PromptCache:
-    """The conditions of prompts, encoded without a graph when first asked for, one row each; the last `KEPT` of them.
-
-    A prompt is encoded alone: in a batch its encoding would depend, in the last digits, on the others, and a resumed
-    run would not go on bit for bit.
-    """
-
-    def __init__(self, encode: Callable[[str], Condition]) -> None:
-        self._encode = encode
-        self._known: dict[str, Condition] = {}
-
-    def rows(self, prompts: Sequence[str]) -> Condition:
-        """The condition of B prompts: each entry (B, ...), one row a prompt."""
-        if not prompts:
-            return {}
-        wanted = {}
-        for prompt in dict.fromkeys(prompts):
-            with torch.no_grad():
-                wanted[prompt] = self._known.pop(prompt) if prompt in self._known else self._encode(prompt)
-        self._known |= wanted  # at the end: the last that would be dropped
-        for prompt in list(self._known)[:-KEPT]:
-            del self._known[prompt]
-        known = [wanted[prompt] for prompt in prompts]
-        return {name: torch.cat([row[name] for row in known]) for name in known[0]}
 
 
 def encode_sd3(pipeline: Any, prompt: str, device: torch.device, name: str) -> tuple[Tensor, Tensor]:
