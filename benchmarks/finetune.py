@@ -31,10 +31,10 @@ import tyro
 from rich.console import Console
 from tables import Lines, fill, markdown, print_lines
 
+from diffrl.images.compare import COLOURS
 from diffrl.images.config import Algo, FinetuneConfig
 from diffrl.images.config.base import flag
 from diffrl.images.run import FinetuneRun
-from diffrl.images.show import COLOURS
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import versions
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from diffrl.data.offline import OfflineDataset
 from diffrl.support import plugins
-from diffrl.support.errors import UserError, first_line, nearest
+from diffrl.support.errors import UserError, nearest
 from diffrl.support.plugins import Plugin
 
 
@@ -138,12 +138,8 @@ def load_of_package(benchmark_id: str) -> OfflineDataset:
     """The data set of an id of another package, as it gives it. Raises UserError where it does not."""
     plugin = _plugin(benchmark_id)
     assert plugin is not None
-    try:
+    with plugin.blamed(f"load({benchmark_id!r})"):
         dataset = family(plugin).load(benchmark_id)
-    except UserError:
-        raise
-    except Exception as error:
-        raise plugin.broken(f"load({benchmark_id!r}) fails with {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(dataset, OfflineDataset):
         raise plugin.broken(f"load({benchmark_id!r}) gives {type(dataset).__name__}; expected OfflineDataset")
     return dataset

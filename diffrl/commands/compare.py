@@ -24,7 +24,7 @@ class Compare:
 
     def run(self) -> int:
         """Write the page; say where it and what stands beside it are."""
-        from diffrl.images.show import compare
+        from diffrl.images.compare import compare
         from diffrl.support.console import console
         from diffrl.support.errors import UserError
 

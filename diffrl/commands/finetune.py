@@ -6,15 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
 import tyro
 
-from diffrl.commands.resume import asked
+from diffrl.commands import resume
+from diffrl.images import rewards
 from diffrl.images.config import ALGORITHMS, FinetuneConfig, schema_of
 from diffrl.images.run import FinetuneRun
+from diffrl.support.console import console
 from diffrl.support.errors import UserError
 
 USAGE = """Fine-tune an image model, or a policy, on a reward.
@@ -37,22 +36,6 @@ Rewards (--reward), added up by " + ", each with a weight if wanted ("jpeg + 0.5
 The options below are those of --algo {algo}, their defaults those with --model {model}."""
 
 
-@dataclass(frozen=True)
-class Resume:
-    """Go on with a run from its newest checkpoint, bit for bit as if it had not been cut."""
-
-    resume: Annotated[Path, tyro.conf.arg(metavar="RUN")]
-    """The run's folder."""
-    queries: int | None = None
-    """Images to be scored in all; by default what the run was made for."""
-    rounds: int | None = None
-    """Rounds of dpo and supervised in all; by default what the run was made for."""
-    stop_kl: float | None = None
-    """Another bound on the divergence than the run's, where that has stopped it."""
-    device: str | None = None
-    """Another device than the run's."""
-
-
 def run(arguments: Sequence[str]) -> int:
     """Parse what stands after `diffrl finetune` and do it."""
     words = list(arguments)
@@ -62,16 +45,13 @@ def run(arguments: Sequence[str]) -> int:
         return finetune_policy.run(words[1:])
     if words and not words[0].startswith("-"):
         raise UserError(f"`diffrl finetune {words[0]}`: options begin with --, such as --algo; or `policy RUN`.")
-    if asked(words):
-        given = tyro.cli(Resume, args=words, prog="diffrl finetune")
-        from diffrl.images.job import resume
-
-        if not spread(FinetuneRun.read(given.resume).config.processes, ["finetune", *words]):
-            resume(given.resume, queries=given.queries, rounds=given.rounds, stop_kl=given.stop_kl, device=given.device)
-        return 0
+    if resume.asked(words):
+        return resume.spelled(words)
     config = _configuration(words)  # what is wrong is said once, and not by every process
     if config.out is not None:
         FinetuneRun.refuse(config.out)
+    for note in [] if config.scored_by is None else rewards.refused(config.scored_by):
+        console.print(note, style="yellow", markup=False)
     from diffrl.images.job import finetune
 
     if not spread(config.processes, ["finetune", *words]):
@@ -112,13 +92,11 @@ def _options(words: Sequence[str]) -> dict[str, str]:
 
 def _usage(config: FinetuneConfig) -> str:
     """The text above the options that --help prints."""
-    from diffrl.images.rewards import listing
-
     width = max(len(name) for name in ALGORITHMS)
     about = {name: (inspect.getdoc(schema) or "").splitlines()[0].rstrip(".") for name, schema in ALGORITHMS.items()}
     return USAGE.format(
         algos="\n".join(f"  {name:{width}}  {text}" for name, text in about.items()),
-        rewards="\n".join(f"  {line}" for line in listing().splitlines()),
+        rewards="\n".join(f"  {line}" for line in rewards.listing().splitlines()),
         algo=config.algo,
         model=config.model,
     )

@@ -1,15 +1,20 @@
 """`diffrl resume`, of which `--resume RUN` of the other verbs is a spelling."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import Positional
 
 from diffrl.commands.words import take
 from diffrl.support.errors import UserError
+
+if TYPE_CHECKING:
+    from diffrl.images.config import FinetuneConfig
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,12 @@ class Resume:
     run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """The run's folder."""
     steps: int | None = None
-    """Steps in all, to make the run longer; by default what it was made for. Of a run of images: images scored (or
-    rounds, for an algorithm that scores none)."""
+    """Steps in all, to make the run longer; by default what it was made for. A run of images counts the images that are
+    scored; of dpo and supervised, rounds."""
+    queries: int | None = None
+    """Runs of images that count the images scored: the same as --steps, by its name in `diffrl finetune`."""
+    rounds: int | None = None
+    """Runs of images by dpo and supervised: the same as --steps, by its name in `diffrl finetune`."""
     device: str | None = None
     """Another device than the run's."""
     eval_workers: int | None = None
@@ -41,20 +50,44 @@ def run(arguments: Sequence[str]) -> int:
     from diffrl.runs.resume import resume
     from diffrl.runs.run import IMAGES, kind_of
 
+    steps, names = given.steps, {"--queries": given.queries, "--rounds": given.rounds}
     if kind_of(given.run_folder) == IMAGES:
         from diffrl.commands.finetune import spread
         from diffrl.images.run import FinetuneRun
 
-        if spread(FinetuneRun.read(given.run_folder).config.processes, ["resume", *words]):
+        config = FinetuneRun.read(given.run_folder).config
+        steps = _in_all(steps, names, config)
+        if spread(config.processes, ["resume", *words]):
             return 0
+    elif told := next((name for name, value in names.items() if value is not None), None):
+        raise UserError(f"{told} is for runs of images, and {given.run_folder} is none: give --steps.")
     resume(
         given.run_folder,
-        steps=given.steps,
+        steps=steps,
         device=given.device,
         eval_workers=given.eval_workers,
         stop_kl=given.stop_kl,
     )
     return 0
+
+
+def _in_all(steps: int | None, names: Mapping[str, int | None], config: FinetuneConfig) -> int | None:
+    """What a run of images is to reach in all: `steps`, or what was given by its own `names`, --queries and --rounds.
+
+    Raises UserError for a name that the run's algorithm does not count by, and for two numbers.
+    """
+    from diffrl.images.config.base import flag
+
+    for name, value in names.items():
+        if value is None:
+            continue
+        if name != flag(config.counts):
+            scores = "runs by the images it scores" if config.counts == "queries" else "scores no images as it goes on"
+            raise UserError(f"{config.algo} {scores}: give {flag(config.counts)}.")
+        if steps is not None:
+            raise UserError(f"--steps and {name} are the same: give one of them.")
+        steps = value
+    return steps
 
 
 def asked(words: Sequence[str]) -> bool:
@@ -63,7 +96,7 @@ def asked(words: Sequence[str]) -> bool:
 
 
 def spelled(words: Sequence[str], online: bool = False) -> int:
-    """Do what `--resume RUN ...` says after another verb. online: which is for online runs alone."""
+    """Do what `--resume RUN ...` says after another verb. online: that verb is for online runs alone."""
     rest = list(words)
     folder = take(rest, "--resume")
     if {"-h", "--help"} & set(words) or folder is None:

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffrl.images.digits import digits
 from diffrl.images.model import ImageModel, image_shape
-from diffrl.support.errors import DataError, UserError, first_line, nearest
-from diffrl.support.extra import images_extra
+from diffrl.images.models.digits import digits
+from diffrl.support.errors import DataError, UserError, first_line, images_extra, nearest
 
 METADATA = "metadata.jsonl"
 EXTRAS = ("control", "reference")
@@ -171,7 +170,7 @@ class Digits:
         if size != (8, 8):
             images = F.interpolate(images, size, mode="bicubic").clamp(0, 1)
         self.images = images.expand(-1, channels, -1, -1)
-        """All of them, (1797, C, H, W)."""
+        """All images, (1797, C, H, W)."""
         self.prompts = [str(label) for label in classes.tolist()]
 
     def __len__(self) -> int:

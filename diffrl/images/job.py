@@ -8,18 +8,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffrl.images import rewards, show
+from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner
 from diffrl.images.algorithms.dpo import FILE as PAIRS_FILE
-from diffrl.images.config import DPOConfig, FinetuneConfig, OnlineConfig, SupervisedConfig
+from diffrl.images.config import DPOConfig, FinetuneConfig, SupervisedConfig
 from diffrl.images.evaluation import Classify, evaluate
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import load_model
-from diffrl.images.run import FinetuneRun
+from diffrl.images.run import FinetuneRun, evaluation_line, grid_path, plot_before_after, plot_grid, print_run
 from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
 from diffrl.support.console import console, work
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, explaining_memory
 from diffrl.support.machine import resolve_device, settle, versions
 from diffrl.training import checkpoint
 from diffrl.training.checkpoint import Checkpoint
@@ -45,8 +45,6 @@ def resume(
     path: Path | str,
     *,
     steps: int | None = None,
-    queries: int | None = None,
-    rounds: int | None = None,
     stop_kl: float | None = None,
     device: str | None = None,
     quiet: bool = False,
@@ -54,19 +52,11 @@ def resume(
     """Go on with a run from its newest whole checkpoint, bit for bit as if it had not been cut.
 
     A run that was cut before its first checkpoint begins anew; one with nothing left to do writes its model and picture
-    again. queries, rounds: in all, to make it longer: images to be scored, or, of dpo and supervised, rounds; `steps`
-    is whichever of the two the algorithm counts in. stop_kl: another bound, for a run that stopped at its own. device:
-    another than the run's.
+    again. steps: in all, to make the run longer, in what its algorithm counts by: images scored, or, of dpo and
+    supervised, rounds. stop_kl: another bound, for a run that stopped at its own. device: another than the run's.
     """
     run = FinetuneRun.read(path)
-    online = isinstance(run.config, OnlineConfig)
-    if queries is not None and not online:
-        raise UserError(f"{run.config.algo} scores no images as it goes on: give --rounds.")
-    if rounds is not None and online:
-        raise UserError(f"{run.config.algo} runs by the images it scores: give --queries.")
-    given: dict[str, Any] = {"queries": queries, "rounds": rounds, "stop_kl": stop_kl, "device": device}
-    if steps is not None:
-        given["queries" if online else "rounds"] = steps
+    given: dict[str, Any] = {run.config.counts: steps, "stop_kl": stop_kl, "device": device}
     changes = {name: value for name, value in given.items() if value is not None}
     return _run(dataclasses.replace(run.config, **{**changes, "out": run.path}), run, quiet)
 
@@ -74,10 +64,24 @@ def resume(
 def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Path:
     settle()
     world = World(resolve_device(config.device))
+    doing, less = f"fine-tuning {config.model}", _less_memory(config)
     try:
-        return _Session(config, world, quiet or not world.main).run(resumed)
+        with explaining_memory(doing, less):
+            session = _Session(config, world, quiet or not world.main)
+        with explaining_memory(doing, less, session.kept):
+            return session.run(resumed)
     finally:
         world.close()
+
+
+def _less_memory(config: FinetuneConfig) -> str:
+    """What makes a new run of these settings need less memory, the cheapest first."""
+    options = [f"a --micro-batch below {config.micro_batch}, which changes no result"] if config.micro_batch > 1 else []
+    if not config.builtin:
+        options += [] if config.checkpointing else ["--checkpointing"]
+        options += ["--precision bf16"] if config.precision == "fp32" else []
+        options += [] if config.lora else ["--lora 4, adapters in place of the whole network"]
+    return "; or ".join(options) or "a smaller model"
 
 
 class _Session:
@@ -117,6 +121,13 @@ class _Session:
                 log.close()
         self._finish()
         return path
+
+    def kept(self) -> str:
+        """What is not lost where a run ends early; nothing where no checkpoint is saved yet."""
+        saved = checkpoint.steps(self.folder.path) if hasattr(self, "folder") else []
+        if not saved:
+            return ""
+        return f"Nothing saved is lost: `diffrl resume {self.folder.path}` goes on after round {saved[-1]}"
 
     def _open(self, resumed: FinetuneRun | None) -> Checkpoint | None:
         """Make the run's folder, or clean what a resumed run left behind; give the checkpoint to go on from."""
@@ -190,8 +201,8 @@ class _Session:
             self.folder.add(entry)
             for name, value in finite.items():
                 log.scalars(f"evaluation/{name}", state.round, [value])
-            show.plot_grid(result.images, result.prompts, show.grid_path(path, state.round))
-            self._say(show.evaluation_line(entry))
+            plot_grid(result.images, result.prompts, grid_path(path, state.round))
+            self._say(evaluation_line(entry))
         return result.measures
 
     def _too_far(self, measures: Mapping[str, float]) -> bool:
@@ -220,9 +231,9 @@ class _Session:
             self.setup.model.save(target)
             reward = "" if self.config.scored_by is None else f", reward: {self.config.scored_by}"
             title = f"{self.config.algo} on {self.config.model}{reward}"
-            show.plot_before_after(self.folder, self.folder.path / "before_after.png", title)
+            plot_before_after(self.folder, self.folder.path / "before_after.png", title)
             if not self.quiet:
-                show.print_run(self.folder)
+                print_run(self.folder)
         self.world.barrier()
 
     def _title(self) -> str:

@@ -1,21 +1,54 @@
-"""A fine-tuning run's folder: its configuration, its evaluations, how it is opened again."""
+"""A fine-tuning run's folder: its configuration and evaluations, its pictures, and what is printed of it."""
 
 import dataclasses
 import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from diffrl.images.config import ALGORITHMS, FinetuneConfig, schema_of
+from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
+from diffrl.support.plots import BLUE, GREY
 from diffrl.support.schema import checked, read_yaml
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+    from torch import Tensor
 
 CONFIG, ABOUT, EVALUATIONS = "finetune.yaml", "run.json", "evaluations.json"
 KIND = "images"
 """What run.json says of such a run; of a policy's it says another kind, or, in old folders, none."""
+
+SAID: dict[str, str] = {
+    "reward": "reward",
+    "held_out": "held-out reward",
+    "class_accuracy": "class accuracy",
+    "kl": "KL to the reference, nats an image",
+    "diversity": "diversity, RMS distance",
+    "class_entropy": "class entropy, nats",
+    "reference_error": "the reference's error on the images",
+}
+"""The measures of an evaluation, by what tables call them."""
+SHOWN = 40
+"""The most images that a grid shows."""
+
+PANELS: dict[str, str] = {
+    "reward": "reward",
+    "held_out": "held-out reward",
+    "kl": "KL to the reference\n(nats an image)",
+    "class_accuracy": "class accuracy",
+    "diversity": "diversity\n(RMS distance)",
+    "reference_error": "reference's error",
+}
+"""The measures that are plotted, and what stands beside them."""
 
 
 @dataclass
@@ -85,3 +118,142 @@ def load(path: Path) -> FinetuneConfig:
     schema = schema_of(values.get("algo"))
     unread = {name for other in ALGORITHMS.values() for name in other.options()}.difference(schema.options())
     return schema(**checked(schema, {n: v for n, v in values.items() if v is not None and n not in unread}, str(path)))
+
+
+# --- In words ------------------------------------------------------------------------------------------------------
+
+
+def evaluation_line(entry: dict[str, Any]) -> str:
+    """The line of an evaluation: after how many rounds and images, and what was measured."""
+    names = ("reward", "held_out", "class_accuracy", "kl", "diversity")
+    shown = "  ".join(f"{name.replace('_', ' ')} [bold]{entry[name]:.3f}[/]" for name in names if name in entry)
+    return f"round {entry['round']:>4}  {entry['queries']:>6,} images scored  {shown}"
+
+
+def print_run(run: FinetuneRun) -> None:
+    """Print a run's measures before and after, what they warn of, where its files are, and what to do next."""
+    from rich.table import Table
+
+    first, last = run.history[0], run.history[-1]
+    table = Table(title=f"{run.config.eval_samples} images of the same prompts and noise", title_justify="left")
+    for name, justify in (("", "left"), ("before", "right"), ("after", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    parts = {name: f"  {name.removeprefix('reward: ')}" for name in last if name.startswith("reward: ")}
+    for name, text in {"reward": SAID["reward"], **parts, **SAID}.items():
+        if name in last:
+            table.add_row(text, f"{first[name]:.3f}" if name in first else "", f"{last[name]:.3f}")
+    console.print(table)
+    for warning in warnings(first, last):
+        console.print(f"[yellow]{warning}[/]")
+    console.print(f"images scored:  {last['queries']:,} in {last['seconds']:,.0f} s")
+    console.print(f"picture:        {run.path / 'before_after.png'}")
+    console.print(f"what was trained: {run.path / 'model'} (diffusers' format)")
+    console.print(f"compare runs:   diffrl compare {run.path} RUN ...")
+    console.print(f"TensorBoard:    tensorboard --logdir {run.path}")
+
+
+def warnings(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
+    """Sentences on signs that the reward has been hacked, from the first and the last evaluation."""
+    found = []
+    if last.get("class_accuracy", 1.0) < 0.8 * first.get("class_accuracy", 1.0):
+        found.append(
+            f"Class accuracy fell from {first['class_accuracy']:.2f} to {last['class_accuracy']:.2f}: part of the "
+            "reward was paid for with what the images are of. A smaller --clip-nats or --lr, or --kl, holds them."
+        )
+    if last.get("diversity", 1.0) < 0.5 * first.get("diversity", 0.0):
+        found.append("Images of one prompt are less than half as different as they were: --kl, or stop earlier.")
+    if last.get("reference_error", 0.0) > 2 * first.get("reference_error", math.inf):
+        found.append(
+            "The pretrained model finds the images more than twice as odd as its own: they are leaving what it learned "
+            "from data. Look at before_after.png."
+        )
+    both = "held_out" in last and "reward" in last
+    if both and last["reward"] > first["reward"] and last["held_out"] < first["held_out"]:
+        found.append("The reward rose while the held-out one fell: what was gained is in the eye of that scorer.")
+    return found
+
+
+# --- In pictures ---------------------------------------------------------------------------------------------------
+
+
+def tiles(images: "Tensor", columns: int) -> "NDArray[np.float64]":
+    """Images (n, C, H, W) in [0, 1], the first frame of videos, as one array (rows H, columns W, 3), a pixel apart."""
+    import numpy as np
+
+    x = images[:, 0] if images.ndim == 5 else images
+    pixels = x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).double().numpy()
+    n, h, w, _ = pixels.shape
+    rows = -(-n // columns)
+    canvas = np.ones((rows * (h + 1) - 1, columns * (w + 1) - 1, 3))
+    for i, image in enumerate(pixels):
+        top, left = i // columns * (h + 1), i % columns * (w + 1)
+        canvas[top : top + h, left : left + w] = image
+    return canvas
+
+
+def choose(prompts: Sequence[str], shown: int = SHOWN) -> tuple[list[int], int]:
+    """Which images of an evaluation to show, and in how many columns: as many of each prompt, a column a prompt."""
+    by_prompt: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_prompt.setdefault(prompt, []).append(i)
+    columns = list(by_prompt.values())[: min(len(by_prompt), 10)]
+    each = max(1, min(shown // len(columns), min(len(column) for column in columns)))
+    return [column[row] for row in range(each) for column in columns], len(columns)
+
+
+def plot_grid(images: "Tensor", prompts: Sequence[str], path: Path, shown: int = SHOWN) -> None:
+    """Write some images of an evaluation as a PNG, small ones enlarged, a column a prompt."""
+    import numpy as np
+    from PIL import Image
+
+    chosen, columns = choose(prompts, shown)
+    canvas = (tiles(images[chosen], columns) * 255).round().astype(np.uint8)
+    scale = max(1, 640 // canvas.shape[1])
+    size = canvas.shape[1] * scale, canvas.shape[0] * scale
+    picture = Image.fromarray(canvas).resize(size, Image.Resampling.NEAREST)
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def grid_path(folder: Path, number: int) -> Path:
+    """The path of the grid of the evaluation after `number` rounds."""
+    return folder / "images" / f"{number:06d}.png"
+
+
+def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
+    """Write a run as one picture: images of the same prompts and noise before and after, and the measures' curves."""
+    import numpy as np
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    history = run.history
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    figure.suptitle(title, fontsize=13)
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    top, bottom = halves
+    for axes, entry, name in zip(top.subplots(1, 2), (history[0], history[-1]), ("before", "after"), strict=True):
+        with Image.open(grid_path(run.path, entry["round"])) as picture:
+            axes.imshow(np.asarray(picture), interpolation="nearest")
+        axes.set_title(name, fontsize=11)
+        axes.set_axis_off()
+    plotted = [name for name in PANELS if any(name in entry for entry in history)]
+    for axes, name in zip(bottom.subplots(1, len(plotted), squeeze=False)[0], plotted, strict=True):
+        plot_curve(axes, history, name, BLUE)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def plot_curve(
+    axes: "Axes", history: Sequence[Mapping[str, float]], name: str, colour: str, label: str | None = None
+) -> None:
+    """Plot a measure of a run's evaluations against the images scored; where none were on the way, against rounds."""
+    asked = history[-1]["queries"] > history[0]["queries"]
+    points = [(entry["queries"] if asked else entry["round"], entry[name]) for entry in history if name in entry]
+    axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=label)
+    axes.set_title(PANELS.get(name, name), fontsize=10)
+    axes.set_xlabel("images scored" if asked else "rounds", fontsize=9)
+    axes.tick_params(labelsize=8, colors=GREY)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if name == "class_accuracy":
+        axes.set_ylim(0, 1.02)

@@ -16,7 +16,7 @@ from diffrl.images.config import FinetuneConfig
 from diffrl.images.examples import extras_of
 from diffrl.images.model import Condition, ImageModel, image_shape
 from diffrl.images.rewards import Reward, ask, ask_parts
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, out_of_memory
 from diffrl.support.seeds import generator_at
 
 # What random numbers are for: the second entry of a generator's path, after the run's seed. Paths of one purpose must
@@ -173,6 +173,8 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         raise LostProcess("Another process of this run has ended, and so this one does; see above for why.") from error
 
 

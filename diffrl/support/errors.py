@@ -1,7 +1,8 @@
 """Errors a user can cause, and the help they get: what was typed, what was expected, what to do next."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 
 class UserError(Exception):
@@ -37,12 +38,49 @@ def out_of_memory(error: BaseException | None) -> bool:
     while error is not None:
         text = str(error).lower()
         words = ("out of memory", "alloc_failed", "can't allocate memory")
-        if isinstance(error, torch.OutOfMemoryError) or any(word in text for word in words):
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in text for word in words):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
+@contextlib.contextmanager
+def explaining_memory(doing: str, less: str, kept: Callable[[], str] = str) -> Iterator[None]:
+    """A block that needs much memory. Raises UserError, in two or three sentences, where it runs out.
+
+    doing: what the block does, such as "training". less: what to change so that it needs less. kept: says, when memory
+    has run out, what is not lost and how to go on; "" for nothing.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        said = ". ".join(first_line(error).rstrip(".").split(". ")[:3])  # CUDA goes on with advice of its own
+        sentences = (f"Memory ran out in {doing}{f': {said}' if said else ''}", f"It needs less with {less}", kept())
+        raise UserError(" ".join(f"{sentence}." for sentence in sentences if sentence)) from error
+
+
+@contextlib.contextmanager
+def images_extra(what: str = "Fine-tuning image models") -> Iterator[None]:
+    """A block of imports of diffusers, transformers, peft, accelerate, scikit-learn or Pillow, which `what` needs.
+
+    Raises UserError, naming the package and the extra, where one is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{what} needs {error.name}, which is not installed: pip install 'diffrl[images]' brings it."
+        ) from error
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says; it may say nothing."""
     return (str(error).strip().splitlines() or [""])[0]
+
+
+def said_by(error: BaseException) -> str:
+    """What an error of somebody else's code is, in one line: its type, and the first line of what it says, if any."""
+    line = first_line(error)
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__

@@ -11,12 +11,14 @@ asked for by its name is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+import reprlib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
-from diffrl.support.errors import UserError, first_line
+from diffrl.support.errors import UserError, out_of_memory, said_by
 
 Group = Literal["diffrl.agents", "diffrl.rewards", "diffrl.datasets"]
 WHAT: dict[Group, str] = {
@@ -45,11 +47,25 @@ class Plugin:
         return self.entry.dist.name if self.entry.dist is not None else "another package"
 
     def load(self) -> Any:
-        """The object. Raises UserError where it cannot be imported, whatever the import raises."""
-        try:
+        """The object. Raises UserError where it cannot be imported, whatever the import raises, or if it calls exit."""
+        with self.blamed("its import"):
             return self.entry.load()
-        except Exception as error:
-            raise self.broken(f"its import fails with {type(error).__name__}: {first_line(error)}") from error
+
+    @contextlib.contextmanager
+    def blamed(self, what: str) -> Iterator[None]:
+        """A block that runs the package's code. Raises UserError for all that it raises, and where it calls sys.exit.
+
+        what: which of the package's code runs, such as "build('', ...)". Two kinds of errors pass: a UserError, which
+        says of itself what to do, and that of memory that runs out, which is no fault of the package.
+        """
+        try:
+            yield
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            if isinstance(error, RuntimeError | MemoryError) and out_of_memory(error):
+                raise
+            raise self.broken(f"{what} fails with {said_by(error)}") from error
 
     def broken(self, why: str) -> UserError:
         """An error that says why the object cannot be used, and whose it is."""
@@ -86,6 +102,11 @@ def listed(group: Group, own: Collection[str]) -> list[str]:
         conflict = _conflict(same, own)
         result.append(f"{name} ({same[0].distribution}{f'; refused: {conflict}' if conflict else ''})")
     return result
+
+
+def shown(value: Any) -> str:
+    """What another package's object is, for an error: its `repr`, in one line of some length at most."""
+    return " ".join(reprlib.repr(value).split())
 
 
 def _conflict(same: list[Plugin], own: Collection[str]) -> str | None:

@@ -18,6 +18,7 @@ from diffrl.images.algorithms.dpo import ROUND as PAIRS_ROUND
 from diffrl.images.algorithms.dpo import SampledPairs
 from diffrl.images.config import ALGORITHMS
 from diffrl.images.evaluation import chain_kl, diversity, evaluate
+from diffrl.images.run import warnings
 from diffrl.images.samples import (
     EVALUATION,
     LOSS,
@@ -35,7 +36,6 @@ from diffrl.images.samples import (
     plain,
     sample_round,
 )
-from diffrl.images.show import warnings
 from diffrl.support.errors import UserError
 from diffrl.training.loop import DivergedError
 from tests.images.toy import STD, Target, Toy, begin, toy_setup

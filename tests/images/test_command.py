@@ -1,5 +1,6 @@
 """`diffrl finetune` and `diffrl compare` as a user types them, small."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,8 +13,9 @@ import yaml
 
 from diffrl.cli import main
 from diffrl.images import FinetuneConfig, finetune, resume
+from diffrl.images.algorithms import Finetuner
 from diffrl.images.config import ALGORITHMS
-from diffrl.support.errors import UserError
+from diffrl.images.job import _less_memory
 from tests.images import tiny
 
 UNSCORED = ["--batch", "16", "--steps", "3", "--eval-samples", "20", "--warm-up", "0"]
@@ -27,8 +29,13 @@ def final(run: Path) -> dict[str, torch.Tensor]:
 
 
 def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a mistake after `diffrl finetune` gives."""
+    return mistake(["finetune", *words], capsys)
+
+
+def mistake(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a mistake gives."""
-    assert main(["finetune", *words]) == 2
+    assert main(words) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) >= 1
     assert "Traceback" not in "".join(said)
@@ -90,18 +97,63 @@ def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[s
     assert yaml.safe_load((quick / "cut/finetune.yaml").read_text())["queries"] == 64
 
 
-def test_steps_are_what_the_algorithm_counts_in(quick: Path) -> None:
-    """Images to be scored, or rounds where none are; the other one is refused by its name."""
+def test_memory_that_runs_out_names_what_to_lower_and_loses_nothing(
+    quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second round: the run goes on to what one has that was never stopped. At the start nothing is saved."""
+    advance = Finetuner.advance
+
+    def greedy(self: Finetuner) -> dict[str, float]:
+        if self.state.round == 1:
+            torch.empty(2**52, dtype=torch.float64)
+        return advance(self)
+
+    options = [*SMALL, "--micro-batch", "16"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Finetuner, "advance", greedy)
+        said = fails([*options, "--out", "cut"], capsys)
+    for part in (
+        "Memory ran out in fine-tuning tiny-digits: ",
+        "a --micro-batch below 16, which changes no result",
+        "`diffrl resume cut` goes on after round 1",
+    ):
+        assert part in said
+    assert main(["resume", "cut"]) == 0
+    assert main(["finetune", *options, "--out", "whole"]) == 0
+    whole, cut = final(quick / "whole"), final(quick / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    with monkeypatch.context() as patch:
+        patch.setattr("diffrl.images.job.load_model", lambda *_, **__: torch.empty(2**52, dtype=torch.float64))
+        said = fails([*options, "--micro-batch", "1", "--out", "new"], capsys)
+    assert "a smaller model" in said
+    assert "resume" not in said
+    pipeline = FinetuneConfig(model="a/pipeline", micro_batch=1, lora=0)
+    assert _less_memory(pipeline).startswith("--checkpointing; or --precision bf16; or --lora 4, adapters")
+    assert _less_memory(dataclasses.replace(pipeline, lora=2, checkpointing=True)) == "--precision bf16"
+
+
+def test_steps_are_what_the_algorithm_counts_in(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images to be scored, or rounds where none are, by `--steps` or by their own name; the other one is refused."""
     settings: dict[str, Any] = {"batch": 16, "steps": 2, "eval_samples": 4, "warm_up": 0}
     scored = finetune(FinetuneConfig(queries=16, out="scored", **settings), quiet=True)
     read = finetune(FinetuneConfig(algo="supervised", rounds=1, updates=1, out="read", **settings), quiet=True)
     for run, steps in ((scored, 48), (read, 3)):
         assert resume(run, steps=steps, quiet=True) == run
         assert json.loads((run / "evaluations.json").read_text())[-1]["round"] == 3
-    with pytest.raises(UserError, match="give --queries"):
-        resume(scored, rounds=4)
-    with pytest.raises(UserError, match="give --rounds"):
-        resume(read, queries=64)
+    (quick / "policy").mkdir()
+    (quick / "policy/run.json").write_text('{"kind": "offline"}')
+    for old in (["finetune", "--resume"], ["resume"]):
+        for words, told in (
+            (["scored", "--rounds", "4"], "runs by the images it scores: give --queries"),
+            (["read", "--queries", "64"], "scores no images as it goes on: give --rounds"),
+            (["scored", "--queries", "64", "--steps", "64"], "are the same: give one"),
+            (["scored", "--queries", "16"], "3 rounds already"),
+            (["policy", "--queries", "64"], "--queries is for runs of images"),
+        ):
+            assert told in mistake([*old, *words], capsys)
+    for words, rounds in ((["resume", "scored", "--queries", "64"], 4), (["resume", "read", "--rounds", "4"], 4)):
+        assert main(words) == 0
+        assert json.loads((quick / words[1] / "evaluations.json").read_text())[-1]["round"] == rounds
 
 
 @pytest.mark.parametrize("algo", ["ddpo-is", "dpo"])
@@ -190,7 +242,6 @@ def test_stop_kl_stops(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--algo", "draft", "--eta", "0", "--stop-kl", "1"], "--stop-kl"),
         (["--train-steps", "10"], "9 have noise"),
         (["--eta", "1e-9"], "--eta"),
-        (["--resume", "policy"], "run of a policy"),
     ],
 )
 def test_mistakes_get_a_line(
@@ -204,9 +255,6 @@ def test_mistakes_get_a_line(
     (quick / "taken").mkdir()
     (quick / "taken/finetune.yaml").write_text("algo: ddpo-is\n")
     (quick / "taken/checkpoints/000000000").mkdir(parents=True)
-    (quick / "policy").mkdir()
-    for name in ("finetune.yaml", "run.json"):
-        (quick / "policy" / name).write_text("{}")
     assert said in fails(words, capsys)
 
 

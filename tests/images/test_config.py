@@ -1,8 +1,8 @@
 """Configurations: what an algorithm's defaults are, what it refuses, and files that older runs left."""
 
+import copy
 import dataclasses
 import json
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_values_are_of_their_types() -> None:
     config = FinetuneConfig(out="x", prompts="p.txt", lr=1, batch=None, model=Path("a/pipeline"))
     assert (config.out, config.prompts, config.batch, config.model) == (Path("x"), Path("p.txt"), 256, "a/pipeline")
     assert isinstance(config.lr, float)
-    assert pickle.loads(pickle.dumps(config)) == config
+    assert copy.deepcopy(config) == dataclasses.replace(config) == config
 
 
 def test_an_option_of_others_is_refused() -> None:

@@ -42,12 +42,12 @@ class Backpropagation(Algorithm[Config]):
 
     @property
     def queries(self) -> int:
-        """Every pass makes its images anew."""
+        """How many images are scored in a round: every pass makes its images anew."""
         return self.units * self.setup.config.passes
 
     @property
     def sampled(self) -> int:
-        """No image is sampled before the loss."""
+        """0: no image is sampled before the loss."""
         return 0
 
     def collect(self, number: int) -> Metrics:

@@ -132,7 +132,7 @@ class OfData(Algorithm[Config]):
 
     @property
     def queries(self) -> int:
-        """No image is scored."""
+        """0: no image is scored."""
         return 0
 
     def collect(self, number: int) -> Metrics:

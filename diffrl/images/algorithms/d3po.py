@@ -36,7 +36,7 @@ class D3PO(Algorithm[D3POConfig]):
 
     @property
     def queries(self) -> int:
-        """All images of the groups are scored."""
+        """How many images are scored in a round: all of the groups."""
         return self.units * self.group
 
     def collect(self, number: int) -> Metrics:

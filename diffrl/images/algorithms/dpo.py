@@ -30,7 +30,7 @@ class PairSource(Protocol):
     def __len__(self) -> int: ...
 
     def states(self, index: Tensor) -> tuple[Tensor, Tensor, Condition]:
-        """Of the pairs at an index (n,): preferred and other x_0 (n, *shape), and the condition of their prompts."""
+        """The pairs at an index (n,): preferred and other x_0 (n, *shape), and the condition of their prompts."""
 
 
 class SampledPairs(PairSource):

@@ -120,11 +120,11 @@ class WithinGroups:
         return group_advantages(rewards.reshape(-1, self.group), clip=5.0).flatten()
 
     def state_dict(self) -> dict[str, Any]:
-        """An empty state."""
+        """Nothing: such advantages depend on no earlier round."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore an empty state."""
+        """Do nothing: there is nothing to restore."""
 
 
 def ddpo_is(setup: Setup[DDPOISConfig], state: RunState) -> PolicyGradient:

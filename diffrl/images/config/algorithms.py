@@ -123,7 +123,7 @@ class D3POConfig(ChainConfig):
 
     @property
     def units(self) -> int:
-        """The groups of a round."""
+        """How many groups a round has."""
         return self.batch // self.group
 
 
@@ -194,12 +194,12 @@ class DPOConfig(OfflineConfig):
 
     @property
     def scored_before(self) -> int:
-        """The images of all whole groups."""
+        """How many images are scored to make pairs: those of all whole groups."""
         return self.queries // self.group * self.group if self.pairs is None else 0
 
     @property
     def units(self) -> int:
-        """The pairs of an update, or the groups that pairs are made of, whichever are fewer."""
+        """What processes share at the least: the pairs of an update, or the groups that make pairs, if fewer."""
         return self.batch if self.pairs is not None else min(self.batch, self.queries // self.group)
 
 

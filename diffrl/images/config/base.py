@@ -81,6 +81,8 @@ class FinetuneConfig(metaclass=_Presets):
         "eval_samples": 32,
     }
     """The defaults with a diffusers pipeline, where they are not those of the built-in models."""
+    counts: ClassVar[Literal["queries", "rounds"]]
+    """The option that says how long a run is: images scored in all, or rounds."""
 
     algo: Algo = "ddpo-is"
     """The algorithm: see the list above."""
@@ -131,7 +133,7 @@ class FinetuneConfig(metaclass=_Presets):
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto."""
     precision: Precision = "fp32"
-    """Of the network's inner computation; log-probabilities are always float32 and summed in float64."""
+    """Precision of the network's inner computation; log-probabilities are always float32 and summed in float64."""
     checkpointing: bool = False
     """Gradient checkpointing: less memory, a third more time."""
     processes: int = 1
@@ -221,6 +223,8 @@ class FinetuneConfig(metaclass=_Presets):
 class OnlineConfig(FinetuneConfig):
     """The settings of algorithms that sample and ask the reward in every round."""
 
+    counts = "queries"
+
     reward: str = "jpeg"
     """What to raise, such as jpeg, incompressible, digit:8, aesthetic:FOLDER, "clip:ID + 0.1*jpeg", remote:URL."""
     queries: int = 3072
@@ -242,12 +246,12 @@ class OnlineConfig(FinetuneConfig):
 
     @property
     def rounds(self) -> int:
-        """As many whole rounds as `queries` images make."""
+        """Rounds of the whole run: as many whole ones as `queries` images make."""
         return self.queries // self.batch
 
     @property
     def scored_by(self) -> str | None:
-        """The reward."""
+        """The reward that is asked in every round."""
         return self.reward
 
     @property
@@ -272,6 +276,8 @@ class ChainConfig(OnlineConfig):
 @dataclass(frozen=True)
 class OfflineConfig(FinetuneConfig):
     """The settings of algorithms that learn from data: they score nothing as they go on."""
+
+    counts = "rounds"
 
     batch: int = 64
     """Examples an update."""

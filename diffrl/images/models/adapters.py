@@ -9,13 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from diffrl.images.model import Lora, Tuned
-from diffrl.support.errors import UserError, first_line
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import UserError, first_line, images_extra
 
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 PEFT = "adapter_model.safetensors"
 PREFIXES = ("unet.", "transformer.", "base_model.model.")
-"""Of the layers' names in such files: diffusers' part, or peft's wrapper."""
+"""What the layers' names in files of adapters begin with: diffusers' part, or peft's wrapper."""
 _KEY = re.compile(r"(?P<layer>.+)\.(?P<half>lora_[AB])\.weight")
 
 
@@ -28,7 +27,7 @@ class Adapter:
     matrices: dict[tuple[str, str], Tensor]
 
     def parameters(self, tuned: Tuned) -> dict[str, Tensor]:
-        """The same as `tuned.state_dict()` names them. Raises UserError where the layers are not the network's."""
+        """The matrices, named as in `tuned.state_dict()`. Raises UserError where the layers are not the network's."""
         known = {f"{layer}.{half}.default.weight": matrix for (layer, half), matrix in self.matrices.items()}
         own = tuned.parameters()
         odd = sorted(set(known) ^ set(own)) or [n for n, p in own.items() if p.shape != known[n].shape]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffrl.diffusion import Network
 from diffrl.images.model import Condition, ImageModel, Lora, Tuned
@@ -18,14 +19,13 @@ from diffrl.images.models.adapters import save_network
 from diffrl.images.models.loading import quiet, read_part
 from diffrl.images.models.pipelines import load_pipeline
 from diffrl.images.models.reference import unet_of
-from diffrl.support.errors import UserError
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import UserError, images_extra
 
 EMBEDDING = (16, 32, 96, 256)
 """Channels of the convolutions that take a control image to the latents' size, each after the first halving it."""
 
 
-class Control:
+class Control(ImageModel):
     """An `ImageModel` that follows the image `extras["control"]`, (B, 3, H, W) in [0, 1], by a ControlNet branch.
 
     base: a latent model with a UNet2DConditionModel (Stable Diffusion 1.x, 2.x, XL), without adapters. It is taken
@@ -68,7 +68,7 @@ class Control:
         self._control: Tensor | None = None
 
     def _call(self, x: Tensor, label: Tensor, *, reference: bool = False, **named: Any) -> Any:
-        """The U-Net as the base model calls it, the branch beside it."""
+        """The U-Net as the base model calls it, with what the branch adds to it."""
         if self._control is None:
             raise ValueError("a ControlNet's network is called with its condition bound, by `network`")
         beside = {name: value for name, value in named.items() if name != "return_dict"}
@@ -83,16 +83,16 @@ class Control:
                 x, label, down_block_additional_residuals=down, mid_block_additional_residual=middle, **named
             )
 
+    @override
     def times(self, steps: int) -> Tensor:
-        """The base model's."""
         return self.base.times(steps)
 
+    @override
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:
-        """The base model's."""
         return self.base.training_times(n, generator)
 
     def conditions(self, prompts: Sequence[str], extras: Mapping[str, Tensor] | None = None) -> Condition:
-        """The base model's, and the control images as they are."""
+        """The base model's condition of the prompts, and the control images as they are."""
         others = dict(extras or {})
         images = others.pop("control", None)
         size = tuple(self._factor * side for side in self.shape[1:])
@@ -119,12 +119,12 @@ class Control:
 
         return network
 
+    @override
     def decode(self, x0: Tensor) -> Tensor:
-        """The base model's."""
         return self.base.decode(x0)
 
+    @override
     def encode(self, images: Tensor) -> Tensor:
-        """The base model's."""
         return self.base.encode(images)
 
     def save(self, folder: Path) -> None:

@@ -8,6 +8,7 @@ As trained (1,000 steps of batch 64, about a minute on one CPU thread), an indep
 samples for their class, at 10 steps with eta = 1 as at 20 (the digits themselves: 99 %).
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,25 @@ import torch
 from torch import Tensor
 
 from diffrl.diffusion import VP, Prediction, denoising_loss
-from diffrl.images.digits import digits
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models.training import OnProgress, optimise
 from diffrl.support.console import work
+from diffrl.support.errors import images_extra
 from diffrl.support.files import atomic_path, cache_directory
 from diffrl.support.seeds import generator_at
 
 STEPS = 1_000
-"""Of training."""
+"""Steps of training."""
 BATCH = 64
+
+
+@functools.cache
+def digits() -> tuple[Tensor, Tensor]:
+    """scikit-learn's 1,797 digits, (1797, 1, 8, 8) in [0, 1] (grey levels / 16), and their classes (1797,)."""
+    with images_extra("The data set of digits"):
+        from sklearn.datasets import load_digits
+    data = load_digits()
+    return torch.as_tensor(data.images, dtype=torch.float32)[:, None] / 16, torch.as_tensor(data.target)
 
 
 def tiny_digits_folder(quiet: bool = False) -> Path:
@@ -45,7 +55,7 @@ def tiny_digits(
     quiet: bool = False,
     **options: Any,
 ) -> ImageModel:
-    """tiny-digits, trained now if it is not in the cache; arguments as for `load_pipeline`."""
+    """The model tiny-digits, trained now if it is not in the cache; arguments as for `load_pipeline`."""
     from diffrl.images.models.pipelines import load_pipeline
 
     folder = str(tiny_digits_folder(quiet))

@@ -21,12 +21,11 @@ from diffrl.diffusion import denoising_loss
 from diffrl.images.examples import Digits
 from diffrl.images.model import Condition, Lora
 from diffrl.images.models.adapters import save_network
-from diffrl.images.models.pipelines import LatentModel
+from diffrl.images.models.pipelines import LatentModel, class_of
 from diffrl.images.models.schedules import schedule_of
-from diffrl.images.models.text import class_of
 from diffrl.images.models.training import OnProgress, optimise
 from diffrl.support.console import work
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import images_extra
 from diffrl.support.files import atomic_path, cache_directory
 from diffrl.support.seeds import generator_at
 
@@ -35,7 +34,7 @@ STEPS = 1_000
 SIZE = (32, 32)
 CLASSES = 10
 KL_WEIGHT = 1e-4
-"""Of the autoencoder's divergence from N(0, I), beside the squared error, both a mean over what they are a sum of."""
+"""Weight of the autoencoder's divergence from N(0, I) beside the squared error; both are means over dimensions."""
 DROP = 0.1
 """How often a prompt is left out in training, for classifier-free guidance."""
 
@@ -70,7 +69,7 @@ def read_latents(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Latents:
-    """What `train_latents` wrote."""
+    """The model in a folder that `train_latents` wrote."""
     with images_extra():
         from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
     vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True).to(device)
@@ -131,7 +130,7 @@ def train_latents(
 
 
 def _fit_vae(vae: Any, images: Tensor, steps: int, generator: torch.Generator, progress: OnProgress) -> None:
-    """Squared error and a little divergence from N(0, I); then the latents' scale, so that their deviation is 1."""
+    """Train the autoencoder: squared error, a little divergence from N(0, I); then scale latents to deviation 1."""
     x = images * 2 - 1
 
     def loss() -> Tensor:
@@ -149,7 +148,7 @@ def _fit_vae(vae: Any, images: Tensor, steps: int, generator: torch.Generator, p
 
 
 def _fit_unet(model: Latents, examples: Digits, steps: int, generator: torch.Generator, progress: OnProgress) -> None:
-    """`denoising_loss` on the encoded examples; what is left is the running mean of the weights."""
+    """Train the U-Net on `denoising_loss` of encoded examples; what is left is the running mean of the weights."""
     x0 = torch.cat([model.encode(part) for part in torch.split(examples.images, 64)])
 
     def loss() -> Tensor:

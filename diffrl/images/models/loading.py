@@ -1,6 +1,8 @@
-"""Reading a diffusers pipeline part by part, so that no part is missing, random or unpickled."""
+"""Reading models of diffusers and transformers part by part, so that no part is missing, random or unpickled."""
 
 import importlib
+import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,14 +10,14 @@ from typing import Any
 
 import torch
 
-from diffrl.images.hub import pickles, silence, unreachable
-from diffrl.support.errors import UserError, first_line
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import UserError, first_line, images_extra
 
 LIBRARIES = ("diffusers", "transformers")
 """Whose classes a pipeline may name: no other code is imported for it."""
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of pipelines of text to image that are not read."""
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+"""Ends of the names of files that are not opened: reading one may run code."""
 
 
 @contextmanager
@@ -151,3 +153,40 @@ def _unreadable(name: str, what: str, error: Exception) -> UserError:
         f"{name!r} is no folder, and {what} cannot be fetched from the Hugging Face hub: {first_line(error)} Check the "
         "id and the network (a gated model needs HF_TOKEN), or give the folder of a downloaded pipeline."
     )
+
+
+def pickles(folder: Path) -> list[Path]:
+    """The files of a folder that are not opened."""
+    return sorted(path for path in folder.glob("*") if path.suffix in PICKLES)
+
+
+def unreachable() -> str | None:
+    """Why the Hugging Face hub is not to be asked; None: it answers. Asked while unreachable, it tries for minutes."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as error:  # whatever its HTTP client raises
+        return first_line(error)
+    return None
+
+
+@contextmanager
+def silence(*libraries: Any) -> Iterator[None]:
+    """No bars, hints or warnings meanwhile of diffusers or transformers, given by their `utils.logging`."""
+    before = [library.get_verbosity() for library in libraries]
+    bars = [library.is_progress_bar_enabled() for library in libraries]
+    for library in libraries:
+        library.set_verbosity(logging.CRITICAL)
+        library.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for library, level, bar in zip(libraries, before, bars, strict=True):
+            library.set_verbosity(level)
+            if bar:
+                library.enable_progress_bar()

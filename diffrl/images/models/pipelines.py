@@ -1,28 +1,31 @@
 """diffusers pipelines as image models: U-Nets in pixels, Stable Diffusion 1, 2, XL and 3."""
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffrl.diffusion import Network, Prediction
 from diffrl.diffusion.prediction import Clip
-from diffrl.images.hub import tell_cut
-from diffrl.images.model import Condition, Lora, Tuned
+from diffrl.images.model import Condition, ImageModel, Lora, Tuned
 from diffrl.images.models.adapters import write_adapter
 from diffrl.images.models.loading import quiet, read_index, read_pipeline
-from diffrl.images.models.pixels import to_images
 from diffrl.images.models.schedules import Schedule, schedule_of
-from diffrl.images.models.text import PromptCache, class_of, encode_sd3
+from diffrl.images.models.text import encode_sd3, tell_cut
 from diffrl.support.errors import UserError
+from diffrl.support.seeds import generator_at
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KEPT = 512
+"""Prompts whose encodings are kept, each some megabytes of Stable Diffusion 3."""
 
 
-class PipelineModel:
-    """What all pipelines share; see `diffrl.images.model.ImageModel` for the methods.
+class PipelineModel(ImageModel):
+    """What the image models that are diffusers pipelines share.
 
     pipeline: in evaluation mode, its parts on one device. `network_name`: which of its parts is trained.
     """
@@ -47,18 +50,18 @@ class PipelineModel:
         self.shape = shape
         self.prediction: Prediction = schedule.prediction
         self.clip: Clip | None = None
-        """To what the model's own sampler clamps D: for `DenoisingChain(clip=...)`; of pixel models alone."""
+        """The bounds to which the model's own sampler clamps D(x, t); only pixel models have them."""
         self._schedule = schedule
         self._dtype = next(network.parameters()).dtype
         self.tuned = Tuned(network, lora, precision, seed)
         self._prompts = PromptCache(self._encode)
 
+    @override
     def times(self, steps: int) -> Tensor:
-        """See `schedules`."""
         return self._schedule.times(steps)
 
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:
-        """Uniform over a discrete schedule's table; of a flow, logit-normal and shifted."""
+        """n random times t > 0: uniform over a discrete schedule's table; of a flow, logit-normal and shifted."""
         return self._schedule.training_times(n, generator).to(self.device)
 
     def conditions(self, prompts: Sequence[str], extras: Mapping[str, Tensor] | None = None) -> Condition:
@@ -68,7 +71,7 @@ class PipelineModel:
         return self._prompts.rows(prompts)
 
     def network(self, condition: Condition, *, reference: bool = False, guidance: float = 1.0) -> Network:
-        """The guided network is m_u + guidance (m_c - m_u), unconditional rows first, as the pipelines have it."""
+        """The raw network; guided, m_u + guidance (m_c - m_u), the unconditional rows first, as diffusers has it."""
         if guidance == 1:
             return lambda x, t: self._call(x, self._schedule.label(t), condition, reference)
         null = self._null()
@@ -83,18 +86,18 @@ class PipelineModel:
         return guided
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Through the autoencoder, if there is one, then `to_images`, which says what becomes of gradients."""
+        """Clean states as images in [0, 1]: through the autoencoder, if there is one, then `to_images`."""
         return to_images(self._decoded(x0))
 
     def encode(self, images: Tensor) -> Tensor:
-        """The mean of the autoencoder's posterior, if there is one."""
+        """Images as clean states: the mean of the autoencoder's posterior, or, without one, the images themselves."""
         with torch.no_grad():
             return self._encoded(2 * images.to(self.device) - 1)
 
     def save(self, folder: Path) -> None:
-        """Adapters alone, for `pipeline.load_lora_weights(folder)`; trained whole, the whole pipeline.
+        """Write adapters alone, for `pipeline.load_lora_weights(folder)`, or, trained whole, the whole pipeline.
 
-        The latter without its safety checker, its frozen parts in the precision they were loaded in.
+        A whole pipeline has no safety checker, and its frozen parts are in the precision they were loaded in.
         """
         with quiet():
             if self.tuned.lora is not None:
@@ -117,11 +120,11 @@ class PipelineModel:
         return dict(condition)
 
     def _encode(self, prompt: str) -> Condition:
-        """One prompt, one row."""
+        """The condition of one prompt: one row."""
         raise NotImplementedError
 
     def _null(self) -> Condition:
-        """What the pipeline takes for "no prompt", one row."""
+        """The condition that the pipeline takes for "no prompt": one row."""
         return self._prompts.rows([""])
 
     def _decoded(self, x0: Tensor) -> Tensor:
@@ -173,7 +176,7 @@ class LatentModel(PipelineModel):
         return (latents - mean) / scale
 
     def _latent_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, scale) with latents = scale x + mean."""
+        """The autoencoder's (mean, scale): its latents are scale x + mean."""
         settings = self.pipeline.vae.config
         scale = 1 / x.new_tensor(settings.scaling_factor)
         mean, std = settings.get("latents_mean"), settings.get("latents_std")
@@ -193,7 +196,7 @@ class StableDiffusion(LatentModel):
 
 
 class StableDiffusionXL(LatentModel):
-    """StableDiffusionXLPipeline: told too the pooled encoding and its size, uncropped."""
+    """StableDiffusionXLPipeline, whose network is told the pooled encoding and the image's size too, uncropped."""
 
     def _encode(self, prompt: str) -> Condition:
         tokenizer = self.pipeline.tokenizer_2  # the refiner has this one alone
@@ -316,3 +319,78 @@ def _shape(name: str, pipeline: Any, network: Any, size: int | None) -> tuple[in
     if None in sides:
         raise UserError(f"{name} does not say for what size it was made: give a size.")
     return (channels, *sides)
+
+
+class PromptCache:
+    """The conditions of prompts, encoded without a graph when first asked for, one row each; the last `KEPT` of them.
+
+    A prompt is encoded alone: in a batch its encoding would depend, in the last digits, on the others, and a resumed
+    run would not go on bit for bit.
+    """
+
+    def __init__(self, encode: Callable[[str], Condition]) -> None:
+        self._encode = encode
+        self._known: dict[str, Condition] = {}
+
+    def rows(self, prompts: Sequence[str]) -> Condition:
+        """The condition of B prompts: each entry (B, ...), one row a prompt."""
+        if not prompts:
+            return {}
+        wanted = {}
+        for prompt in dict.fromkeys(prompts):
+            with torch.no_grad():
+                wanted[prompt] = self._known.pop(prompt) if prompt in self._known else self._encode(prompt)
+        self._known |= wanted  # at the end: the last that would be dropped
+        for prompt in list(self._known)[:-KEPT]:
+            del self._known[prompt]
+        known = [wanted[prompt] for prompt in prompts]
+        return {name: torch.cat([row[name] for row in known]) for name in known[0]}
+
+
+def class_of(prompt: str, classes: int, name: str, *, null: int | None = None) -> int:
+    """The class that a prompt numbers; null: the empty prompt's. Raises UserError, naming the model, for another."""
+    if prompt == "" and null is not None:
+        return null
+    if not (prompt.isascii() and prompt.isdigit() and int(prompt) < classes):
+        empty = "" if null is None else ", or empty"
+        raise UserError(f"The prompts of {name} are numbers of its classes, 0 to {classes - 1}{empty}; got {prompt!r}.")
+    return int(prompt)
+
+
+# --- Images in [0, 1], and noise that belongs to one ---------------------------------------------------------------
+
+
+class _Clamp(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        context.save_for_backward(x)
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        (x,) = context.saved_tensors
+        outward = ((x > 1) & (gradient < 0)) | ((x < 0) & (gradient > 0))
+        return gradient.masked_fill(outward, 0)
+
+
+def to_images(x: Tensor) -> Tensor:
+    """(x + 1)/2 clamped to [0, 1].
+
+    The gradient of a loss, to be minimised, passes inside [0, 1], and outside where descent leads back to it; what
+    would lead further out is 0. A plain clamp is 0 outside altogether: a pixel once too white stays so, whatever the
+    reward.
+    """
+    images: Tensor = _Clamp.apply(x / 2 + 0.5)  # type: ignore[no-untyped-call]
+    return images
+
+
+def noise_by_image(images: Tensor, shape: Sequence[int], seed: int) -> Tensor:
+    """Standard normal noise (B, *shape) drawn from the seed and each image, so that it is an image's own.
+
+    On the images' device and of their dtype.
+    """
+    each = []
+    for image in images:
+        checksum = zlib.crc32(image.cpu().contiguous().numpy().tobytes())
+        each.append(torch.randn(*shape, generator=generator_at(seed, checksum)))
+    return torch.stack(each).to(images)

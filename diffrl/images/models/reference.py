@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from diffrl.diffusion import Network
 from diffrl.images.model import Condition, ImageModel, Lora, Tuned
-from diffrl.images.models.pipelines import load_pipeline
-from diffrl.images.models.pixels import noise_by_image
+from diffrl.images.models.pipelines import load_pipeline, noise_by_image
 from diffrl.support.errors import UserError
 
 
@@ -81,7 +81,7 @@ class ReferenceAttention:
         return answer
 
 
-class Reference:
+class Reference(ImageModel):
     """An `ImageModel` that also attends to the image `extras["reference"]`, (B, 3, H, W), where there is one.
 
     base: a latent or pixel model with a UNet2DConditionModel (Stable Diffusion 1.x, 2.x, XL), to be trained whole or by
@@ -117,16 +117,16 @@ class Reference:
             named["cross_attention_kwargs"] = {"bank": self._bank}
         return self.tuned(*arguments, reference=reference, **named)
 
+    @override
     def times(self, steps: int) -> Tensor:
-        """The base model's."""
         return self.base.times(steps)
 
+    @override
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:
-        """The base model's."""
         return self.base.training_times(n, generator)
 
     def conditions(self, prompts: Sequence[str], extras: Mapping[str, Tensor] | None = None) -> Condition:
-        """The base model's, and the reference encoded, with its noise."""
+        """The base model's condition of the prompts, and the reference image encoded, with its noise."""
         others = dict(extras or {})
         images = others.pop("reference", None)
         condition = self.base.conditions(prompts, others or None)
@@ -166,16 +166,16 @@ class Reference:
 
         return network
 
+    @override
     def decode(self, x0: Tensor) -> Tensor:
-        """The base model's."""
         return self.base.decode(x0)
 
+    @override
     def encode(self, images: Tensor) -> Tensor:
-        """The base model's."""
         return self.base.encode(images)
 
     def save(self, folder: Path) -> None:
-        """As the base model is saved: reference attention has no weights of its own."""
+        """Write the base model: reference attention has no weights of its own."""
         inside: Any = self.base
         inside.tuned = self.tuned
         try:

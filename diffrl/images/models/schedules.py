@@ -80,12 +80,12 @@ class DiscreteSchedule:
         return torch.cat([self._table[index], self._table.new_zeros(1)])
 
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:
-        """Uniform over the table."""
+        """n random times, uniform over the table."""
         index = torch.randint(len(self._table), (n,), generator=generator, device=generator.device)
         return self._on(generator.device)[index]
 
     def label(self, t: Tensor) -> Tensor:
-        """i at t_i, to the bit; linear between."""
+        """What the network is told of t: i at t_i, to the bit; linear between."""
         table, t = self._on(t.device), t.float()
         low = (torch.searchsorted(table, t.contiguous(), right=True) - 1).clamp(0, len(table) - 2)
         t_low, t_high = table[low], table[low + 1]
@@ -132,12 +132,12 @@ class FlowSchedule:
         return sigmas.float().cpu()
 
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:
-        """The logistic of a standard normal (arXiv 2403.03206, section 3.1), shifted as the grid is."""
+        """n random times: the logistic of a standard normal (arXiv 2403.03206, section 3.1), shifted as the grid is."""
         u = torch.sigmoid(torch.randn(n, generator=generator, device=generator.device))
         return self._shift * u / (1 + (self._shift - 1) * u)
 
     def label(self, t: Tensor) -> Tensor:
-        """N t, N = 1000."""
+        """What the network is told of t: N t, N = 1000."""
         return t.float() * self._labels
 
 

@@ -1,56 +1,16 @@
-"""Prompts as a text encoder's states, each encoded once."""
+"""Prompts through text encoders: all three of Stable Diffusion 3, and what is said of a prompt that is too long."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffrl.images.hub import tell_cut
-from diffrl.images.model import Condition
-from diffrl.support.errors import UserError
+from diffrl.support.console import console
 
 T5_TOKENS = 256
-"""Of a prompt, by the pipeline's default."""
-
-KEPT = 512
-"""Prompts whose encodings are kept, each some megabytes of Stable Diffusion 3."""
-
-
-class PromptCache:
-    """The conditions of prompts, encoded without a graph when first asked for, one row each; the last `KEPT` of them.
-
-    A prompt is encoded alone: in a batch its encoding would depend, in the last digits, on the others, and a resumed
-    run would not go on bit for bit.
-    """
-
-    def __init__(self, encode: Callable[[str], Condition]) -> None:
-        self._encode = encode
-        self._known: dict[str, Condition] = {}
-
-    def rows(self, prompts: Sequence[str]) -> Condition:
-        """Each entry (B, ...), one row a prompt."""
-        if not prompts:
-            return {}
-        wanted = {}
-        for prompt in dict.fromkeys(prompts):
-            with torch.no_grad():
-                wanted[prompt] = self._known.pop(prompt) if prompt in self._known else self._encode(prompt)
-        self._known |= wanted  # at the end: the last that would be dropped
-        for prompt in list(self._known)[:-KEPT]:
-            del self._known[prompt]
-        known = [wanted[prompt] for prompt in prompts]
-        return {name: torch.cat([row[name] for row in known]) for name in known[0]}
-
-
-def class_of(prompt: str, classes: int, name: str, *, null: int | None = None) -> int:
-    """The class that a prompt numbers; null: the empty prompt's. Raises UserError, naming the model, for another."""
-    if prompt == "" and null is not None:
-        return null
-    if not (prompt.isascii() and prompt.isdigit() and int(prompt) < classes):
-        empty = "" if null is None else ", or empty"
-        raise UserError(f"The prompts of {name} are numbers of its classes, 0 to {classes - 1}{empty}; got {prompt!r}.")
-    return int(prompt)
+"""Tokens of a prompt that T5 reads, by the pipeline's default."""
+_told: set[tuple[str, int]] = set()
 
 
 def encode_sd3(pipeline: Any, prompt: str, device: torch.device, name: str) -> tuple[Tensor, Tensor]:
@@ -92,3 +52,20 @@ def encode_sd3(pipeline: Any, prompt: str, device: torch.device, name: str) -> t
         )
         t5 = pipeline.text_encoder_3(ids.input_ids.to(device))[0]
     return torch.cat([states, t5.to(states.dtype)], 1).to(dtype), torch.cat(pooled, -1).to(dtype)
+
+
+def tell_cut(tokenizer: Any, prompts: Sequence[str], length: int, what: str) -> None:
+    """Say, once for each `what`, that a prompt has more tokens than the `length` that are read."""
+    if (what, length) in _told:
+        return
+    for prompt in prompts:
+        count = len(tokenizer(prompt, verbose=False)["input_ids"])
+        if count > length:
+            _told.add((what, length))
+            console.print(
+                f"{what} reads {length} tokens of a prompt, and {prompt[:60]!r}... has {count}: the rest says nothing "
+                "to it. Prompts after this one are cut without a word.",
+                style="yellow",
+                markup=False,
+            )
+            return

@@ -13,7 +13,7 @@ WARM_UP = 50
 EMA = 0.995
 
 OnProgress = Callable[[int, int], None]
-"""Hears of (steps done, of how many)."""
+"""Called with (steps done, of how many)."""
 
 
 def optimise(

@@ -15,18 +15,17 @@ from torch import Tensor
 
 from diffrl.diffusion import VE, Network, Prediction, lognormal_times
 from diffrl.diffusion.prediction import Clip
-from diffrl.images.model import Condition, Lora, Tuned
+from diffrl.images.model import Condition, ImageModel, Lora, Tuned
 from diffrl.images.models.adapters import save_network
 from diffrl.images.models.loading import quiet, read_index, read_pipeline
-from diffrl.images.models.pipelines import PRECISIONS
-from diffrl.images.models.pixels import noise_by_image, to_images
+from diffrl.images.models.pipelines import PRECISIONS, noise_by_image, to_images
 from diffrl.support.errors import UserError
 
 LOG_SIGMA = (0.7, 1.6)
 """Mean and deviation of log sigma in training, as public scripts that fine-tune SVD have it."""
 
 
-class Video:
+class Video(ImageModel):
     """A StableVideoDiffusionPipeline, an `ImageModel` of videos (B, F, 3, H, W) that begin at a reference image.
 
     Its condition is the image `extras["reference"]`, (B, 3, H, W): its CLIP embedding, for cross-attention, and its
@@ -88,13 +87,13 @@ class Video:
         self.fps, self.motion, self.noise, self.log_sigma, self.seed = fps, motion, noise, log_sigma, seed
 
     def times(self, steps: int) -> Tensor:
-        """The scheduler's sigmas, steps + 1, ending at 0."""
+        """The steps + 1 times of sampling: the scheduler's sigmas, ending at 0."""
         self.scheduler.set_timesteps(steps)
         sigmas: Tensor = self.scheduler.sigmas.float()
         return sigmas
 
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:
-        """n times, log-normal."""
+        """n random times, log-normal."""
         return lognormal_times(VE(), (n,), generator, *self.log_sigma).to(self.device)
 
     def conditions(self, prompts: Sequence[str], extras: Mapping[str, Tensor] | None = None) -> Condition:

@@ -3,9 +3,8 @@
 Importing this package loads no torch; building a reward or asking one does.
 """
 
-from diffrl.images.rewards.base import Metadata, Reward, RewardError, ask
-from diffrl.images.rewards.registry import Entry, Options, companion, listing
-from diffrl.images.rewards.spec import Sum, ask_parts, parse
+from diffrl.images.rewards.base import Metadata, Reward, RewardError, Sum, ask, ask_parts
+from diffrl.images.rewards.registry import Entry, Options, companion, listing, parse, refused
 
 __all__ = [
     "Entry",
@@ -19,4 +18,5 @@ __all__ = [
     "companion",
     "listing",
     "parse",
+    "refused",
 ]

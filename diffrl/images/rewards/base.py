@@ -1,4 +1,4 @@
-"""What a reward is: a function of images, their prompts and whatever else is known of them."""
+"""What a reward is: a function of images, their prompts and whatever else is known of them; and sums of rewards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Reward(Protocol):
     """Whether the values carry a gradient to the images, for DRaFT, AlignProp and ReFL."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
-        """The values (B,)."""
+        """The reward's values (B,), one an image."""
 
 
 class RewardError(UserError):
@@ -48,3 +48,41 @@ def ask(reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Metada
             f"(prompt {prompts[i]!r}); it must be finite."
         )
     return values.float()
+
+
+class Sum:
+    """The weighted sum of rewards, itself one, in `terms` order; differentiable where all its parts are."""
+
+    def __init__(self, terms: Sequence[tuple[float, Reward]]) -> None:
+        names = [part.name for _, part in terms]
+        if len(set(names)) < len(names):
+            raise UserError(f"a reward stands twice in {' + '.join(names)!r}; add up its weights instead")
+        self.terms = list(terms)
+        self.name = " + ".join(part.name if w == 1 else f"{w:g}*{part.name}" for w, part in terms)
+        self.differentiable = all(part.differentiable for _, part in terms)
+
+    def values(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> dict[str, Tensor]:
+        """Each part's values (B,) by its name, without their weights, checked as `ask` does."""
+        return {part.name: ask(part, images, prompts, metadata) for _, part in self.terms}
+
+    def combine(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The sum of what `values` gave, with the weights."""
+        import torch
+
+        return torch.stack([weight * values[part.name] for weight, part in self.terms]).sum(0)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
+        """The reward's values (B,), one an image."""
+        return self.combine(self.values(images, prompts, metadata))
+
+
+def ask_parts(
+    reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """As `ask`, with the values of each part of a sum beside it, for the log: (B,), and (B,) by name."""
+    metadata = [{}] * len(prompts) if metadata is None else metadata
+    if not isinstance(reward, Sum):
+        total = ask(reward, images, prompts, metadata)
+        return total, {reward.name: total}
+    parts = reward.values(images, prompts, metadata)
+    return reward.combine(parts), parts

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from diffrl.images.rewards import preprocess, pretrained
 from diffrl.images.rewards.base import Metadata
-from diffrl.support.errors import UserError, nearest
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import UserError, images_extra, nearest
 
 
 class Classifier:
@@ -44,7 +43,7 @@ class Classifier:
         raise UserError(f"{self.name}: the classifier has no label {label!r}; {nearest(label, self.labels)}")
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
-        """The values (B,)."""
+        """The reward's values (B,), one an image."""
         wanted = [self.index(p.strip()) for p in prompts] if self.label is None else [self.label] * len(images)
         logits: Tensor = self.model(pixel_values=self.preprocess(images.to(self.device))).logits
         values = logits.float().log_softmax(-1).gather(1, torch.tensor(wanted, device=self.device)[:, None])[:, 0]

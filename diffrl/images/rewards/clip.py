@@ -24,11 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from diffrl.images.hub import tell_cut
+from diffrl.images.models.text import tell_cut
 from diffrl.images.rewards import preprocess, pretrained
 from diffrl.images.rewards.base import Metadata
-from diffrl.support.errors import UserError
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import UserError, images_extra
 
 HEAD = "aesthetic.safetensors"
 
@@ -55,14 +54,14 @@ class ClipReward:
         self.model = pretrained.load(CLIPModel, self.folder, self.name, device)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """u, (B, d), of length 1."""
+        """The images' embeddings u, (B, d), of length 1."""
         pixels = self.preprocess(images.to(self.device))
         return normalize(
             self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output), dim=-1
         )
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
-        """The values (B,)."""
+        """The reward's values (B,), one an image."""
         return self.values(self.embed_images(images), prompts).to(images.device)
 
     def values(self, image: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -85,7 +84,10 @@ class ClipScore(ClipReward):
 
     @torch.no_grad()
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """w, (B, d), of length 1; each text is encoded once, and cut where it is longer than the model's limit."""
+        """The prompts' embeddings w, (B, d), of length 1.
+
+        Each text is encoded once, and cut where it is longer than the model's limit.
+        """
         texts = list(dict.fromkeys(prompts))
         tell_cut(self.tokenizer, texts, self.length, self.name)
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.length, return_tensors="pt")
@@ -95,7 +97,7 @@ class ClipScore(ClipReward):
         return w[[texts.index(prompt) for prompt in prompts]]
 
     def values(self, image: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The values (B,)."""
+        """The reward's values (B,), one an image."""
         return self.scale * (image * self.embed_prompts(prompts)).sum(-1)
 
 
@@ -106,7 +108,7 @@ class PickScore(ClipScore):
 
     @property
     def scale(self) -> float | Tensor:
-        """exp of the model's own, some 100."""
+        """What the cosine is multiplied by: exp of the model's own logit scale, some 100."""
         scale: Tensor = self.model.logit_scale.exp()
         return scale
 
@@ -118,7 +120,7 @@ class HPS(ClipScore):
 
     @property
     def scale(self) -> float | Tensor:
-        """None."""
+        """1: the cosine is not scaled."""
         return 1.0
 
 
@@ -145,7 +147,7 @@ class Aesthetic(ClipReward):
             )
 
     def values(self, image: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The values (B,)."""
+        """The reward's values (B,), one an image."""
         for weight, bias in self.layers:
             image = linear(image, weight, bias)
         return image[:, 0]
@@ -173,7 +175,7 @@ def read_head(state: Mapping[str, Tensor], file: Path, what: str) -> list[tuple[
 
 
 def chain(layers: Sequence[tuple[Tensor, Tensor]]) -> nn.Sequential:
-    """The layers as a module."""
+    """The layers of a head as a module."""
     modules = []
     for weight, bias in layers:
         layer = nn.Linear(weight.shape[1], weight.shape[0])

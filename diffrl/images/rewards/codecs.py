@@ -9,17 +9,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffrl.images.rewards.base import Metadata
-from diffrl.support.errors import UserError
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import UserError, images_extra
 
 QUALITY = 95
-"""Of JPEG, as DDPO has it."""
+"""JPEG's quality, as DDPO has it."""
 
 UNIT = 16
 """The side of the blocks, in pixels, that JPEG codes with its chroma halved."""
 
 Pixels = NDArray[np.uint8]
-"""Of one image, (H, W, 3)."""
+"""The bytes of one image, (H, W, 3)."""
 
 
 class CodecSize:
@@ -35,7 +34,7 @@ class CodecSize:
         self.name, self.size, self.sign = name, size, sign
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
-        """The values (B,)."""
+        """The reward's values (B,), one an image."""
         sizes = [self.size(pixels) for pixels in to_uint8(images)]
         return self.sign * torch.tensor(sizes, dtype=torch.float32, device=images.device) / 1000
 

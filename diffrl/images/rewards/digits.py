@@ -18,16 +18,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from diffrl.images.digits import digits
+from diffrl.images.models.digits import digits
 from diffrl.images.rewards.base import Metadata
-from diffrl.support.errors import UserError
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import UserError, images_extra
 from diffrl.support.files import atomic_path, cache_directory
 
 HALF = 750
 """Digits in either half that trains; the rest, 297, is the test."""
 STEPS = {False: 700, True: 1500}
-"""Of training: `digit`, `digit-held-out`."""
+"""Steps of training by whether the classifier is held out: `digit`, `digit-held-out`."""
 BATCH, LR = 48, 2e-3
 NOISE = 0.1
 """Deviation of the Gaussian noise on images in training: samples are never as clean as scans."""
@@ -52,7 +51,7 @@ class Digit:
         self.device = torch.device(device)
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
-        """The values (B,)."""
+        """The reward's values (B,), one an image."""
         wanted = [named_digit(p) for p in prompts] if self.digit is None else [self.digit] * len(images)
         probabilities: Tensor = self.classifier(to_8x8(images).to(self.device)).softmax(-1)
         return probabilities.gather(1, torch.tensor(wanted, device=self.device)[:, None])[:, 0].to(images.device)
@@ -157,7 +156,7 @@ def train(held_out: bool) -> nn.Module:
 
 @functools.cache
 def digit_classifier() -> Classify:
-    """Tells digits apart for the measures of fidelity: support vectors on both halves, with Platt's sigmoids.
+    """The classifier for the measures of fidelity: support vectors on both halves, with Platt's sigmoids.
 
     Fitted at use, in a fraction of a second; nothing is kept on disk. No reward: nothing is ever optimised against it.
     """
@@ -176,6 +175,6 @@ def digit_classifier() -> Classify:
 
 
 def accuracy(classify: Classify) -> float:
-    """Of a classifier on the test digits."""
+    """The share of the test digits that a classifier takes for what they are."""
     images, labels = unseen()
     return (classify(images).argmax(-1) == labels).float().mean().item()

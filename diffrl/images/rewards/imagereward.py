@@ -24,17 +24,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffrl.images.hub import tell_cut
+from diffrl.images.models.text import tell_cut
 from diffrl.images.rewards import preprocess, pretrained
 from diffrl.images.rewards.base import Metadata
 from diffrl.images.rewards.clip import chain, read_head
-from diffrl.support.errors import UserError
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import UserError, images_extra
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-"""Of the head's values on the validation prompts, as published."""
+"""Mean and deviation of the head's values on the validation prompts, as published."""
 LENGTH = 35
-"""Tokens of a prompt at most, as published."""
+"""How many tokens of a prompt are read at most, as published."""
 
 PUBLISHED = (
     (r"^blip\.text_encoder\.", "text_encoder."),
@@ -85,7 +84,7 @@ class ImageReward:
         self.head = pretrained.freeze(chain(read_head(head, path, self.name)), device)
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
-        """The values (B,)."""
+        """The reward's values (B,), one an image."""
         seen = self.vision(pixel_values=self.preprocess(images.to(self.device))).last_hidden_state
         tell_cut(self.tokenizer, prompts, LENGTH, self.name)
         tokens = self.tokenizer(
@@ -102,7 +101,7 @@ class ImageReward:
 
 
 def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under transformers' names; those that have them already keep them."""
+    """The published tensors under transformers' names; those that have such names keep them."""
     renamed = {}
     for key, value in state.items():
         for pattern, replacement in PUBLISHED:

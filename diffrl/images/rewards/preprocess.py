@@ -102,7 +102,7 @@ def _read(config: Mapping[str, Any]) -> Preprocess:
 
 
 def _size(value: int | Mapping[str, int], *, square: bool) -> tuple[int, int] | int:
-    """Old files say a number: of both sides, CLIP's of the shorter one."""
+    """A size as a configuration file says it; in old files a number: of both sides, CLIP's of the shorter one."""
     if isinstance(value, int):
         return (value, value) if square else value
     if value.get("height") and value.get("width"):

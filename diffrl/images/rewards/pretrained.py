@@ -12,9 +12,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from diffrl.images.hub import pickles, silence
-from diffrl.support.errors import UserError, first_line
-from diffrl.support.extra import images_extra
+from diffrl.images.models.loading import pickles, silence
+from diffrl.support.errors import UserError, first_line, images_extra
 
 PATTERNS = ["*.json", "*.txt", "*.model", "model*.safetensors", "head.safetensors"]
 """What is fetched of a hub's repository: no pickles, and no second copy of the weights in another library's format."""
@@ -124,7 +123,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path, what: str) 
 
 
 def freeze(module: nn.Module, device: str | torch.device) -> Any:
-    """In evaluation mode, float32, on `device`, without gradients to its parameters."""
+    """Put a module into evaluation mode, float32, on `device`, without gradients to its parameters."""
     return module.float().eval().requires_grad_(False).to(device)
 
 
@@ -146,7 +145,7 @@ def tokenizer(path: Path, what: str) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bars and warnings of transformers: what they would say is checked."""
+    """Within the block, no bars and warnings of transformers: what they would say is checked."""
     from transformers.utils import logging
 
     with silence(logging):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffrl.images.rewards.base import Metadata, RewardError
-from diffrl.support.errors import UserError, first_line, nearest
+from diffrl.support.errors import UserError, first_line, nearest, out_of_memory, said_by
 
 
 class Function:
@@ -24,13 +24,17 @@ class Function:
         self.differentiable = bool(getattr(function, "differentiable", False))
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
-        """The values (B,)."""
+        """The reward's values (B,), one an image."""
         try:
             values = self.function(images, prompts, metadata)
-        except Exception as error:  # whatever a user's function may raise
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever a user's function may raise
+            if out_of_memory(error):
+                raise
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{last.filename}, line {last.lineno}"
-            raise RewardError(f"The reward {self.name} raised {type(error).__name__}: {error} ({where}).") from error
+            raise RewardError(f"The reward {self.name} raised {said_by(error)} ({where}).") from error
         if isinstance(values, Tensor):
             return values
         try:
@@ -59,8 +63,8 @@ def from_file(argument: str) -> Function:
     module = importlib.util.module_from_spec(specification)
     try:
         specification.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file may raise
-        raise UserError(f"python:{argument}: running {file} failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
+        raise UserError(f"python:{argument}: running {file} failed: {said_by(error)}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]

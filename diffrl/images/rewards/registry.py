@@ -1,4 +1,4 @@
-"""The rewards that have a name: diffrl's own, and those that other packages bring (entry points of "diffrl.rewards").
+"""Rewards by name, as --reward takes them: diffrl's own, and other packages' (entry points of "diffrl.rewards").
 
 Listing them imports no torch: the functions that build a reward import its module when they are called.
 """
@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from diffrl.images.rewards.base import Reward
+from diffrl.images.rewards.base import Reward, Sum
 from diffrl.support import plugins
-from diffrl.support.errors import UserError
-from diffrl.support.plugins import Plugin
+from diffrl.support.errors import UserError, nearest
+from diffrl.support.plugins import Plugin, shown
 
 if TYPE_CHECKING:
     import torch
 
+NAME = "[a-z0-9-]+"
+TERM = re.compile(rf"\s*(?:(?P<weight>[^*:\s]*)\s*\*)?\s*(?P<name>{NAME})(?::(?P<argument>.*\S))?\s*", re.DOTALL)
+"""One of the rewards that are added up."""
+GRAMMAR = "[WEIGHT*]NAME[:ARGUMENT], several joined by ' + ', such as 'jpeg + 0.5*digit:8'"
 Argument = Literal["none", "optional", "required"]
 """Whether a name is followed by :ARGUMENT."""
 
@@ -53,6 +58,38 @@ class Entry:
     argument: Argument
     build: Build
     companion: str | None = None
+
+
+def parse(spec: str, *, device: str | torch.device = "cpu", timeout: float = 60.0) -> Reward:
+    """The reward that `spec` says, its networks loaded on `device`.
+
+    A single reward of weight 1 is that reward; anything else a `Sum`. Raises UserError for what does not follow
+    `GRAMMAR`, an unknown name (naming the nearest known), and for what an argument names and cannot be loaded.
+    """
+    options = Options(device, timeout)
+    terms = [_term(text, spec, options) for text in spec.split(" + ")]
+    return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else Sum(terms)
+
+
+def _term(text: str, spec: str, options: Options) -> tuple[float, Reward]:
+    match = TERM.fullmatch(text)
+    if match is None:
+        raise UserError(f"--reward {spec!r}: {text.strip()!r} is not of the form {GRAMMAR}")
+    number, name, argument = match["weight"], match["name"], match["argument"] or ""
+    try:
+        weight = 1.0 if number is None else float(number)
+    except ValueError:
+        weight = float("nan")
+    if not abs(weight) < float("inf"):
+        raise UserError(f"--reward {spec!r}: the weight {number!r} of {name!r} is not a number")
+    entry = get(name)
+    if entry is None:
+        raise UserError(f"--reward {spec!r}: there is no reward {name!r}; {nearest(name, names())}")
+    if argument and entry.argument == "none":
+        raise UserError(f"--reward {spec!r}: {name!r} takes no argument, got {argument!r}")
+    if not argument and entry.argument == "required":
+        raise UserError(f"--reward {spec!r}: {name!r} needs an argument: {entry.usage}")
+    return weight, entry.build(argument, options)
 
 
 def get(name: str) -> Entry | None:
@@ -94,33 +131,85 @@ def companion(spec: str) -> str | None:
     return entry.companion.replace("[:ARGUMENT]", colon + argument)
 
 
+def refused(spec: str) -> list[str]:
+    """For each reward that `spec` names and diffrl has itself: why another package's of the same name is not used."""
+    named = {match["name"] for text in spec.split(" + ") if (match := TERM.fullmatch(text))} & set(REWARDS)
+    same = [plugin for plugin in plugins.found("diffrl.rewards") if plugin.name in named]
+    return [str(plugin.broken("the name is that of one of diffrl's own, which is used instead")) for plugin in same]
+
+
 def _checked(plugin: Plugin) -> Entry:
     """The entry that another package brings, whose `build` says whose it is where it fails. Raises UserError."""
-    entry = plugin.load()
-    if re.fullmatch("[a-z0-9-]+", plugin.name) is None:
+    if re.fullmatch(NAME, plugin.name) is None:
         raise plugin.broken("its name is not of lower-case letters, digits and hyphens")
-    if not isinstance(entry, Entry):
-        raise plugin.broken(f"it is {entry!r}; expected a diffrl.images.rewards.Entry")
-    texts = (entry.usage, entry.help, "" if entry.companion is None else entry.companion)
-    if not all(isinstance(text, str) for text in texts) or not callable(entry.build):
-        raise plugin.broken(f"expected texts for usage, help and companion, and a function for build, got {entry!r}")
-    if entry.argument not in get_args(Argument):
-        raise plugin.broken(f"its argument is {entry.argument!r}; expected one of {', '.join(get_args(Argument))}")
+    brought = plugin.load()
+    entry = brought if isinstance(brought, Entry) else _of_function(plugin, brought)
+    _check_words(plugin, entry)
 
     def build(argument: str, options: Options) -> Reward:
         from diffrl.images.rewards.python import Function
 
-        try:
+        call = f"build({argument!r}, ...)"
+        with plugin.blamed(call):
             reward = entry.build(argument, options)
-        except UserError:
-            raise
-        except Exception as error:  # whatever another package may raise
-            raise plugin.broken(f"build({argument!r}, ...) fails with {type(error).__name__}: {error}") from error
         if not callable(reward) or not isinstance(getattr(reward, "name", None), str):
-            raise plugin.broken(f"build({argument!r}, ...) gives {reward!r}; expected a diffrl.images.rewards.Reward")
+            raise plugin.broken(f"{call} gives {shown(reward)}; expected a diffrl.images.rewards.Reward")
         return Function(reward, reward.name)  # says in a line what is raised, instead of a traceback
 
     return dataclasses.replace(entry, build=build)
+
+
+def _of_function(plugin: Plugin, function: Any) -> Entry:
+    """The entry of a plain function that a package brings: without an argument, its docstring for help.
+
+    Raises UserError for what is no function of (images, prompts, metadata), saying what to write.
+    """
+    expected = (
+        "expected a function of (images, prompts, metadata) that gives one value an image, or, for a reward with "
+        f"an argument, diffrl.images.rewards.Entry({plugin.name + '[:ARGUMENT]'!r}, HELP, 'optional', BUILD), where "
+        "BUILD(argument, options) gives such a function with a `name`"
+    )
+    if isinstance(function, type) or not callable(function):
+        raise plugin.broken(f"it is {shown(function)}; {expected}")
+    try:
+        inspect.signature(function).bind(None, None, None)
+    except TypeError as error:
+        raise plugin.broken(f"it takes {inspect.signature(function)}; {expected}") from error
+    except ValueError:  # of a function in C nothing is known
+        pass
+
+    def build(argument: str, options: Options) -> Reward:
+        from diffrl.images.rewards.python import Function
+
+        return Function(function, plugin.name)
+
+    about = (inspect.getdoc(function) or "").splitlines() or [f"a function, {plugin.entry.value}"]
+    return Entry(plugin.name, about[0].rstrip("."), "none", build)
+
+
+def _check_words(plugin: Plugin, entry: Entry) -> None:
+    """Raise UserError for an entry whose fields do not say how it is written, what it does, and what makes it."""
+    if entry.argument not in get_args(Argument):
+        raise plugin.broken(f"its argument is {shown(entry.argument)}; expected one of {', '.join(get_args(Argument))}")
+    for what, text in (("usage", entry.usage), ("help", entry.help)):
+        if not isinstance(text, str) or len(text.splitlines()) != 1 or not text.strip():
+            raise plugin.broken(f"its {what} is {shown(text)}; expected a line of text")
+    ends = {"none": "", "optional": r"\[:.+\]", "required": ":.+"}[entry.argument]
+    if re.fullmatch(re.escape(plugin.name) + ends, entry.usage) is None:
+        example = plugin.name + {"none": "", "optional": "[:ARGUMENT]", "required": ":ARGUMENT"}[entry.argument]
+        raise plugin.broken(
+            f"its usage is {entry.usage!r}, which --help would print; expected {example!r}, its argument "
+            f"being {entry.argument!r}"
+        )
+    if not callable(entry.build):
+        raise plugin.broken(f"its build is {shown(entry.build)}; expected a function of (argument, options)")
+    if entry.companion is not None:
+        if not isinstance(entry.companion, str):
+            raise plugin.broken(f"its companion is {shown(entry.companion)}; expected {GRAMMAR}")
+        for term in entry.companion.replace("[:ARGUMENT]", "").split(" + "):
+            match = TERM.fullmatch(term)
+            if match is None or match["name"] not in names():
+                raise plugin.broken(f"its companion is {shown(entry.companion)}; expected a reward that there is")
 
 
 def _jpeg(name: str, sign: int = -1, *, whole_file: bool = False) -> Build:

@@ -52,7 +52,7 @@ class Remote:
         self.url, self.batch, self.timeout, self.retries, self.pause = url, batch, timeout, retries, pause
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
-        """The values (B,)."""
+        """The reward's values (B,), one an image."""
         files = [base64.b64encode(encode(pixels, "PNG")).decode("ascii") for pixels in to_uint8(images)]
         scores: list[float] = []
         for first in range(0, len(files), self.batch):

@@ -76,13 +76,13 @@ class RichModel(nn.Module):
         self.to(device)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Rich:
-        """What people would say."""
+        """Predict what people would say of images (B, 3 or 1, H, W) with these prompts."""
         h = self.trunk(self._encode(images, prompts))
         maps = interpolate(self.maps(h).sigmoid(), size=images.shape[2:], mode="bilinear", align_corners=False)
         return Rich(self.scores(h.mean((2, 3))).sigmoid(), maps)
 
     def _encode(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Features (B, width, h, w)."""
+        """Features (B, width, h, w) of images and prompts."""
         if self._clip is None:
             features: Tensor = self.features(images.float().expand(-1, 3, -1, -1))
             return features
@@ -113,7 +113,7 @@ class RichModel(nn.Module):
         return scores + map_weight * torch.stack(errors).mean()
 
     def save(self, folder: Path) -> None:
-        """Write it into `folder`, whole files only."""
+        """Write the model into `folder`, whole files only."""
         with atomic_path(folder / "model.safetensors") as temporary:
             safetensors.torch.save_file({k: v.cpu().contiguous() for k, v in self.state_dict().items()}, temporary)
         with atomic_path(folder / "config.json") as temporary:
@@ -121,7 +121,10 @@ class RichModel(nn.Module):
 
     @classmethod
     def load(cls, name: str, *, device: str | torch.device = "cpu") -> "RichModel":
-        """What `save` wrote, frozen, by folder or hub id. Raises UserError where it is none, or lacks its backbone."""
+        """The model that `save` wrote, frozen, by folder or hub id.
+
+        Raises UserError where it is none, or lacks its backbone.
+        """
         what = f"richhf:{name}"
         folder = pretrained.folder(name, what)
         content = pretrained.read_json(folder / "config.json", what)
@@ -163,6 +166,6 @@ class RichReward:
         self.model = RichModel.load(path, device=device)
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
-        """The values (B,)."""
+        """The reward's values (B,), one an image."""
         rich: Rich = self.model(images.to(self.device), prompts)
         return (rich.scores[:, OVERALL] - self.weight * rich.maps[:, 0].mean((1, 2))).to(images.device)

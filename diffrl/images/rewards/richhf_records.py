@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffrl.support.errors import DataError
-from diffrl.support.extra import images_extra
+from diffrl.support.errors import DataError, images_extra
 
 SCORES = ("aesthetics_score", "artifact_score", "misalignment_score", "overall_score")
-"""In the order of `Feedback.scores`."""
+"""The names of the scores, in the order of `Feedback.scores`."""
 MAPS = ("artifact_map", "misalignment_map")
 
 Values = list[bytes] | list[float] | list[int]
@@ -95,7 +94,7 @@ def crc32c(data: bytes) -> int:
 
 
 def masked_crc32c(data: bytes) -> int:
-    """As TFRecord files hold it: turned right by 15 bits, plus a constant."""
+    """The checksum as TFRecord files hold it: CRC-32C turned right by 15 bits, plus a constant."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17 & 0xFFFFFFFF) + 0xA282EAD8) & 0xFFFFFFFF
 

@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 
 from diffrl.images.rewards.base import Reward, ask
-from diffrl.images.rewards.registry import listing
-from diffrl.images.rewards.spec import GRAMMAR, parse
-from diffrl.support.errors import UserError, first_line
-from diffrl.support.extra import images_extra
+from diffrl.images.rewards.registry import GRAMMAR, listing, parse
+from diffrl.support.errors import UserError, first_line, images_extra
 
 LIMIT = 1 << 28
 """Bytes of a request at most."""
@@ -63,7 +61,7 @@ def decode(image: Any, index: int) -> Tensor:
 def _scores(
     reward: Reward, images: Sequence[Tensor], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
 ) -> list[float]:
-    """In one call where all images are of one size, else one by one."""
+    """The scores of images: in one call where all are of one size, else one by one."""
     if not images:
         return []
     if len({image.shape for image in images}) == 1:
@@ -84,7 +82,7 @@ def server(reward: Reward, host: str = "127.0.0.1", port: int = 0) -> ThreadingH
         """Answers POST, at any path."""
 
         def do_POST(self) -> None:
-            """One request."""
+            """Answer one request."""
             try:
                 length = int(self.headers.get("Content-Length", ""))
                 if not 0 <= length <= LIMIT:
@@ -105,7 +103,7 @@ def server(reward: Reward, host: str = "127.0.0.1", port: int = 0) -> ThreadingH
             self.wfile.write(body)
 
         def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-            """Requests are many; only errors are written."""
+            """Write nothing: requests are many, and errors are written elsewhere."""
 
     try:
         return ThreadingHTTPServer((host, port), Handler)

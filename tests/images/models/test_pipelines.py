@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from diffrl.diffusion import DenoisingChain, sample
-from diffrl.images import hub
 from diffrl.images.model import Lora
-from diffrl.images.models import text
+from diffrl.images.models import pipelines, text
 from diffrl.images.models.pipelines import load_pipeline
 from tests.images import tiny
 from tests.images.models.pipeline_cases import PROMPTS, TEXT, diffusers_pipeline, noise, ours, theirs
@@ -119,14 +118,14 @@ def test_prompts_are_encoded_once_without_a_graph(folders: dict[str, Path]) -> N
 
 
 def test_the_encodings_asked_for_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "KEPT", 2)
+    monkeypatch.setattr(pipelines, "KEPT", 2)
     calls: list[str] = []
 
     def encode(prompt: str) -> dict[str, torch.Tensor]:
         calls.append(prompt)
         return {"length": torch.tensor([len(prompt)])}
 
-    cache = text.PromptCache(encode)
+    cache = pipelines.PromptCache(encode)
     assert cache.rows(["a", "bb", "ccc", "a"])["length"].tolist() == [1, 2, 3, 1]
     cache.rows(["bb"])
     cache.rows(["dddd"])
@@ -140,7 +139,7 @@ def test_the_encodings_asked_for_last_are_kept(monkeypatch: pytest.MonkeyPatch) 
 def test_a_prompt_that_is_cut_is_told_once(
     kind: str, folders: dict[str, Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "_told", set())
+    monkeypatch.setattr(text, "_told", set())
     model = load_pipeline(str(folders[kind]), lora=Lora())
     capfd.readouterr()
     model.conditions(["a cat"])

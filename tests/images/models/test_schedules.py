@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffrl.images.models.pixels import to_images
+from diffrl.images.models.pipelines import to_images
 from diffrl.images.models.schedules import DiscreteSchedule, FlowSchedule, schedule_of
 from diffrl.support.errors import UserError
 

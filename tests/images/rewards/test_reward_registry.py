@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffrl.images.rewards import ask, companion, listing, parse
+from diffrl.cli import main
+from diffrl.images.rewards import ask, companion, listing, parse, refused
 from diffrl.images.rewards.registry import REWARDS
 from diffrl.support.errors import UserError
 from tests.support.plugin_cases import install
@@ -30,6 +32,16 @@ def build(argument, options):
     return Brightness(int(argument or 1))
 
 TOY = Entry("toy[:POWER]", "mean brightness to a power", "optional", build, companion="-1*toy[:ARGUMENT]")
+"""
+FUNCTION = """
+def TOY(images, prompts, metadata):
+    '''Mean brightness, and what the metadata add.
+
+    Darker images have less of it.
+    '''
+    return images.flatten(1).mean(1) + sum(entry.get("more", 0.0) for entry in metadata)
+
+TOY.differentiable = True
 """
 BARE = "from diffrl.images.rewards import Entry\n"
 
@@ -123,10 +135,31 @@ def test_a_packages_reward_is_one_as_any(site: Path) -> None:
     ("source", "why"),
     [
         ("raise ImportError('of no use')", "its import fails with ImportError: of no use"),
-        ("TOY = 3", "it is 3; expected a diffrl.images.rewards.Entry"),
+        ("import sys\nsys.exit(3)", "its import fails with SystemExit: 3"),
+        ("raise ValueError('of no use\\nand more')", r"its import fails with ValueError: of no use\. Mend, "),
+        ("TOY = 3", r"it is 3; expected a function of \(images, prompts, metadata\).*diffrl.images.rewards.Entry"),
+        ("class TOY:\n    def __call__(self, i, p, m): ...", "it is <class .*; expected a function"),
+        ("def TOY(images): ...", r"it takes \(images\); expected a function of \(images, prompts, metadata\)"),
+        (BARE + "TOY = Entry('toy[:POWER]', 'a toy', 'none', print)", r"'toy\[:POWER\]'.*expected 'toy', "),
+        (BARE + "TOY = Entry('toy', 'a toy', 'optional', print)", r"usage is 'toy'.*expected 'toy\[:ARGUMENT\]'"),
+        (BARE + "TOY = Entry('toy', 'a toy', 'required', print)", "usage is 'toy'.*expected 'toy:ARGUMENT'"),
+        (BARE + "TOY = Entry('top', 'a toy', 'none', print)", "usage is 'top'.*expected 'toy', "),
+        (BARE + "TOY = Entry('toy', 'a\\ntoy', 'none', print)", "its help is 'a.*toy'; expected a line of text"),
+        (BARE + "TOY = Entry('toy', ' ', 'none', print)", "its help is ' '; expected a line of text"),
+        (BARE + "TOY = Entry('toy', 'a toy', 'none', print, 'a toy')", "its companion is 'a toy'; expected a reward"),
+        (
+            BARE + "TOY = Entry('toy', 'a toy', 'none', print, 'png + 2*jpg')",
+            "its companion is .*jpg'; expected a reward",
+        ),
+        (BARE + "TOY = Entry('toy', 'a toy', 'none', print, 3)", "its companion is 3; expected .WEIGHT"),
+        (
+            BARE + "import sys\nTOY = Entry('toy', 'a toy', 'none', lambda a, o: sys.exit())",
+            "fails with SystemExit. Mend",
+        ),
+        (BARE + "TOY = Entry('toy', 'a toy', 'none', lambda a, o: {}['a\\nb'])", "fails with KeyError: 'a.*b'. Mend"),
         (BARE + "TOY = Entry('toy', 'a toy', 'maybe', print)", "its argument is 'maybe'; expected one of none, "),
-        (BARE + "TOY = Entry('toy', 'a toy', 'none', 3)", "a function for build"),
-        (BARE + "TOY = Entry('toy', None, 'none', print)", "texts for usage, help"),
+        (BARE + "TOY = Entry('toy', 'a toy', 'none', 3)", "its build is 3; expected a function of"),
+        (BARE + "TOY = Entry('toy', None, 'none', print)", "its help is None; expected a line of text"),
         (BARE + "TOY = Entry('toy', 'a toy', 'none', lambda a, o: 1 / 0)", "fails with ZeroDivisionError: division"),
         (
             BARE + "TOY = Entry('toy', 'a toy', 'none', lambda a, o: 5)",
@@ -136,10 +169,39 @@ def test_a_packages_reward_is_one_as_any(site: Path) -> None:
 )
 def test_a_reward_that_cannot_be_used_is_refused_with_the_reason(site: Path, source: str, why: str) -> None:
     bring(site, source)
-    with pytest.raises(UserError, match=f"The reward 'toy' of toy-package .* cannot be used: .*{why}"):
+    with pytest.raises(UserError, match=f"The reward 'toy' of toy-package .* cannot be used: .*{why}") as caught:
         parse("toy")
+    assert len(str(caught.value).splitlines()) == 1
     assert len(listing().splitlines()) == len(REWARDS) + 1
     parse("png")
+
+
+def test_a_plain_function_is_a_reward(site: Path) -> None:
+    """Its docstring is its line of help, it takes no argument, and it has a gradient where it says so."""
+    bring(site, FUNCTION)
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    reward = parse("toy")
+    assert (reward.name, reward.differentiable) == ("toy", True)
+    values = ask(reward, images, ["1"] * 3, [{"more": 1.0}, {}, {"more": 2.0}])
+    torch.testing.assert_close(values, images.flatten(1).mean(1) + 3)
+    assert listing().splitlines()[-1].split(None, 1) == [
+        "toy",
+        "Mean brightness, and what the metadata add (toy-package)",
+    ]
+    with pytest.raises(UserError, match="'toy' takes no argument"):
+        parse("toy:2")
+    plain = "half = lambda images, prompts, metadata: [0.5] * len(images)"
+    install(site, "plain-package", {"diffrl.rewards": {"half": "plain_module:half"}}, plain_module=plain)
+    reward = parse("half")
+    assert not reward.differentiable
+    assert ask(reward, images, ["1"] * 3).tolist() == [0.5] * 3
+    assert companion("half") is None
+
+
+def test_a_reward_that_calls_exit_is_named(site: Path) -> None:
+    bring(site, "import sys\ndef TOY(images, prompts, metadata):\n    sys.exit('enough')")
+    with pytest.raises(UserError, match=r"The reward toy raised SystemExit: enough \(.*, line 3\)"):
+        ask(parse("toy"), torch.rand(2, 1, 8, 8), ["1", "2"])
 
 
 def test_what_a_packages_reward_raises_is_said_in_a_line(site: Path) -> None:
@@ -155,3 +217,23 @@ def test_a_name_that_cannot_be_had_is_refused_in_the_list(site: Path, name: str,
     bring(site, TOY, name)
     assert why in listing().splitlines()[-1]
     assert type(parse("jpeg")) is ours
+
+
+def test_a_name_that_is_ours_too_is_said_where_it_is_asked_for(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the run begins; a run that does not ask for it hears nothing."""
+    bring(site, FUNCTION, "jpeg")
+    assert refused("png + 2*digit:8") == []
+    (sentence,) = refused("png + 2*jpeg:50")
+    assert "'jpeg' of toy-package" in sentence
+    for reward, said in (("jpeg:50", True), ("png", False)):
+        assert main(["finetune", "--model", "absent/model", "--prompts", "absent", "--reward", reward]) == 2
+        assert ("diffrl's own, which is used instead" in " ".join(capsys.readouterr().err.split())) == said
+
+
+def test_two_packages_of_one_name_are_both_named(site: Path) -> None:
+    bring(site, FUNCTION)
+    install(site, "other-package", {"diffrl.rewards": {"toy": "other_module:TOY"}}, other_module=FUNCTION)
+    with pytest.raises(UserError) as caught:
+        parse("toy")
+    for said in (str(caught.value), listing().splitlines()[-1]):
+        assert {"toy-package", "other-package"} <= set(re.findall(r"[a-z]+-package", said))

@@ -1,0 +1,129 @@
+"""Several fine-tuning runs side by side on one page: the reward, and what was paid for it."""
+
+import base64
+import csv
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffrl.images.run import PANELS, SAID, FinetuneRun, grid_path, plot_curve, warnings
+from diffrl.support.errors import UserError
+from diffrl.support.files import atomic_path
+from diffrl.support.plots import BLUE, GREEN, ORANGE, PAGE_STYLE
+
+COLOURS = (BLUE, ORANGE, GREEN, "#a64d9c", "#c0392b", "#5d6d7e", "#7d6608", "#17a2a2")
+"""The colours of runs, in turn."""
+
+
+def compare(paths: Sequence[Path], out: Path) -> list[Path]:
+    """Write the page `out` (HTML, self-contained) and its curves beside it, as PNG and CSV; give their paths.
+
+    Raises UserError for a folder that is no fine-tuning run's, or holds no evaluation yet.
+    """
+    runs = [FinetuneRun.read(path) for path in paths]
+    for run in runs:
+        if not run.history:
+            raise UserError(f"{run.path} has no evaluation yet.")
+    curves, table = out.with_suffix(".png"), out.with_suffix(".csv")
+    plot_curves(runs, curves)
+    with atomic_path(table) as temporary:
+        temporary.write_text(_csv(runs), encoding="utf-8")
+    with atomic_path(out) as temporary:
+        temporary.write_text(page(runs, curves.read_bytes()), encoding="utf-8")
+    return [out, curves, table]
+
+
+def measures_of(runs: Sequence[FinetuneRun]) -> list[str]:
+    """The measures that any of the runs has, in the report's order."""
+    return [name for name in SAID if any(name in entry for run in runs for entry in run.history)]
+
+
+def plot_curves(runs: Sequence[FinetuneRun], path: Path) -> None:
+    """Write every measure against images scored as a picture, a line a run."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in PANELS if name in measures_of(runs)]
+    columns = min(len(names), 3)
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(4.3 * columns, 3 * lines + 0.25 * len(runs)), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes, name in zip(panels, names, strict=False):
+        for i, run in enumerate(runs):
+            if any(name in entry for entry in run.history):
+                plot_curve(axes, run.history, name, COLOURS[i % len(COLOURS)], run.path.name)
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    # A run need not be in every panel: supervised ones have no reward.
+    lines_of = [line for axes in panels for line in axes.get_lines()]
+    legend = {str(line.get_label()): line for line in lines_of}
+    figure.legend(
+        list(legend.values()),
+        list(legend),
+        loc="outside lower center",
+        ncols=min(3, len(runs)),
+        frameon=False,
+        fontsize=9,
+    )
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
+    """The page's HTML: a table of the last evaluations beside the first, the curves, the grids before and after."""
+    names = measures_of(runs)
+    head = "".join(f"<th class=n>{html.escape(SAID[name])}</th>" for name in names)
+    rows, grids = [], []
+    for run in runs:
+        first, last, config = run.history[0], run.history[-1], run.config
+        cells = "".join(
+            f"<td class=n>{_number(first.get(name))} &rarr; <b>{_number(last.get(name))}</b></td>" for name in names
+        )
+        title = html.escape(run.path.name)
+        known = (config.algo, config.model, config.scored_by, f"seed {config.seed}")
+        what = html.escape(", ".join(word for word in known if word is not None))
+        rows.append(
+            f"<tr><td><b>{title}</b><br>{what}</td><td class=n>{last['queries']:,}</td>"
+            f"<td class=n>{last['seconds']:,.0f}</td>{cells}</tr>"
+        )
+        notes = "".join(f"<p class=warning>{html.escape(note)}</p>" for note in warnings(first, last))
+        pair = "".join(
+            f"<figure>{_image(grid_path(run.path, entry['round']).read_bytes())}"
+            f"<figcaption>{label}</figcaption></figure>"
+            for label, entry in (("before", first), (f"after {last['queries']:,} images scored", last))
+        )
+        grids.append(f"<h2>{title}</h2><p class=about>{what}</p>{notes}<div class=pair>{pair}</div>")
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>diffrl compare</title><style>{PAGE_STYLE}
+.pair {{ display: flex; gap: 1em; flex-wrap: wrap }} .pair figure {{ margin: 0; max-width: 48% }}
+.pair img {{ width: 100%; image-rendering: pixelated }} figcaption {{ color: #666 }} .warning {{ color: #a04000 }}
+</style></head><body>
+<h1>Fine-tuning runs side by side</h1>
+<p class=about>Measured on the same prompts and noise at every evaluation: first &rarr; last. A reward that rises while
+the held-out reward, class accuracy or diversity fall has been hacked.</p>
+<table><tr><th>run</th><th class=n>images scored</th><th class=n>seconds</th>{head}</tr>{"".join(rows)}</table>
+{_image(curves)}
+{"".join(grids)}
+</body></html>
+"""
+
+
+def _number(value: float | None) -> str:
+    return "&ndash;" if value is None else f"{value:.3g}"
+
+
+def _image(data: bytes) -> str:
+    return f'<img src="data:image/png;base64,{base64.b64encode(data).decode()}" alt="">'
+
+
+def _csv(runs: Sequence[FinetuneRun]) -> str:
+    named = ["run", "algo", "model", "reward_name", "seed"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*named, "round", "queries", "seconds", *measures_of(runs)], lineterminator="\n")
+    writer.writeheader()
+    for run in runs:
+        config = run.config
+        values = (run.path.name, config.algo, config.model, config.scored_by, config.seed)
+        about = dict(zip(named, values, strict=True))
+        writer.writerows({**about, **entry} for entry in run.history)
+    return text.getvalue()

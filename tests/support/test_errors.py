@@ -1,0 +1,46 @@
+"""Errors of other people's code, and memory that runs out, in a sentence."""
+
+import pytest
+import torch
+
+from diffrl.support.errors import UserError, explaining_memory, said_by
+
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79.10 GiB. Of the allocated memory 1 GiB is used"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("a\nb"), "ValueError: a"),
+        (ValueError(" \n b "), "ValueError: b"),
+        (ValueError(), "ValueError"),
+        (SystemExit(3), "SystemExit: 3"),
+        (SystemExit(), "SystemExit"),
+    ],
+)
+def test_an_error_is_said_in_one_line(error: BaseException, said: str) -> None:
+    assert said_by(error) == said
+
+
+def test_memory_that_runs_out_is_told_with_what_to_lower() -> None:
+    """As PyTorch says it of this machine, as CUDA does, and as NumPy, whose error may say nothing."""
+    with (
+        pytest.raises(UserError, match=r"memory.*\. It needs less with less data"),
+        explaining_memory("x", "less data"),
+    ):
+        torch.empty(2**52, dtype=torch.float64)
+    with pytest.raises(UserError) as caught, explaining_memory("training", "less data", lambda: "Nothing is lost"):
+        raise torch.OutOfMemoryError(FULL)
+    assert str(caught.value) == (
+        "Memory ran out in training: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79.10 GiB. "
+        "It needs less with less data. Nothing is lost."
+    )
+    with pytest.raises(UserError, match=r"^Memory ran out in training\. It needs"), explaining_memory("training", "x"):
+        raise MemoryError
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), UserError("no such file"), KeyboardInterrupt()])
+def test_other_errors_pass(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, explaining_memory("training", "less data"):
+        raise error
+    assert caught.value is error
