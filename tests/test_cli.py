@@ -47,6 +47,19 @@ def test_help_teaches_and_needs_no_torch(verb: list[str]) -> None:
     assert len(done.stdout.splitlines()) > 5
 
 
+@pytest.mark.parametrize("words", ["--help", "--version", "train --help", "data --help", "data list maze2d", "train list"])
+def test_a_reader_that_has_gone_ends_the_command_without_a_word(words: str) -> None:
+    """As after `| head -1`, but surely: the pipe has no reader from the beginning."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", "diffrl.cli", *words.split()]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
 def test_help_answers_in_under_two_seconds(verb: list[str]) -> None:
