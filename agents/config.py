@@ -255,6 +255,11 @@ class QWeightedConfig(CriticConfig):
     act_temperature: float = 1.0
     """Temperature of the softmax over Q that chooses it; 0: the best."""
 
+    @property
+    @override
+    def untrained_steps(self) -> int:
+        return self.ema_start if self.act_with == "average" else 0
+
 
 @dataclass(frozen=True)
 class DiffusionQL(QWeightedConfig):

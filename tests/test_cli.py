@@ -11,6 +11,7 @@ import yaml
 
 from diffrl.cli import main
 from diffrl.runs import config as configuration
+from diffrl.runs.build import WORKERS_PAY_FROM
 from diffrl.support.errors import UserError
 from envs import registry
 
@@ -58,6 +59,11 @@ def test_a_reader_that_has_gone_ends_the_command_without_a_word(words: str) -> N
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_the_help_gives_the_length_from_which_a_run_is_shared_among_processes() -> None:
+    text = " ".join(run("train", "--help").stdout.replace("│", " ").split())
+    assert text.count(f"in a run of {WORKERS_PAY_FROM:,} steps or more") == 2  # --workers, --eval-workers
 
 
 @pytest.mark.slow
@@ -157,8 +163,8 @@ def test_yaml_is_read_strictly(text: str, expected: str, tmp_path: Path) -> None
     assert expected in str(caught.value)
 
 
-@pytest.mark.parametrize("name", configuration.published())
-def test_published_configurations_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", configuration.shipped())
+def test_shipped_configurations_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
     config = configuration.find(name)
     agent, dataset = name.split("/")
     assert config.agent.name == agent
@@ -169,10 +175,21 @@ def test_published_configurations_load_and_survive_a_round_trip(name: str, tmp_p
     assert configuration.load(file) == config
 
 
-def test_overrides_apply_to_a_published_configuration(tmp_path: Path, own_data: Path) -> None:
+def test_overrides_apply_to_a_shipped_configuration(tmp_path: Path, own_data: Path) -> None:
     words = "bc/maze2d-umaze-v1 --steps 5 --rows 500 --eval-episodes 1 --seeds 4 5 --agent.width 8 --agent.layers 1"
     assert main(["train", *words.split(), "--out", str(tmp_path / "run")]) == 0
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (config["steps"], config["seeds"], config["agent"]["width"]) == (5, [4, 5], 8)
     assert main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
     assert (tmp_path / "run" / "evaluation.json").is_file()
+
+
+@pytest.mark.usefixtures("own_data")
+@pytest.mark.parametrize(("start", "warned"), [(4, False), (5, True)])
+def test_an_evaluation_of_an_untrained_average_is_announced(
+    start: int, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "diffusion_ql/maze2d-umaze-v1-small --steps 5 --rows 500 --eval-episodes 1 --seeds 0 --agent.width 8"
+    start_words = ["--agent.ema-start", str(start), "--out", str(tmp_path / "run")]
+    assert main(["train", *words.split(), *start_words]) == 0
+    assert ("Up to step 5 the policy that acts is untrained" in capsys.readouterr().err) == warned

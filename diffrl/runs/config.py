@@ -1,4 +1,4 @@
-"""What a training run is made of: one frozen dataclass, strict YAML, and the published configurations. No torch."""
+"""What a training run is made of: one frozen dataclass, strict YAML, and the shipped configurations. No torch."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class TrainConfig:
     eval_episodes: int = 10
     """Episodes an evaluation, for each seed."""
     eval_workers: int | None = None
-    """Processes that evaluate while training goes on; 0: training waits; by default as many as cores are left, at most
-    one a seed. No score depends on it."""
+    """Processes that evaluate while training goes on; 0: training waits for each evaluation. By default, in a run of
+    5,000 steps or more: as many as cores are left, at most one a seed; in a shorter run 0. No score depends on it."""
     log_every: int = 500
     """Steps between rows of metrics.csv."""
     device: str = "cpu"
@@ -48,7 +48,7 @@ class TrainConfig:
     compile: bool | None = None
     """--compile, --no-compile: 1.4 times the speed after a minute's wait, once; by default from 10,000 steps up."""
     workers: int | None = None
-    """Processes that share the seeds on a CPU; by default one a core where the run is long enough to pay, else 1."""
+    """Processes that share the seeds on a CPU; by default one a core in a run of 5,000 steps or more, else 1."""
     capture: bool = True
     """On a GPU: capture the step as a CUDA graph and replay it; --no-capture for debugging."""
     tf32: bool = True
@@ -244,8 +244,8 @@ def load(path: Path, of_run: bool = False) -> TrainConfig:
     return from_dict(read_yaml(path), str(path), of_run)
 
 
-def published() -> list[str]:
-    """The configurations that ship with the package, as AGENT/DATASET."""
+def shipped() -> list[str]:
+    """The names of the configurations that ship with the package, AGENT/DATASET. Some are published, some are ours."""
     root = Path(str(resources.files("configs")))
     return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
 
@@ -256,17 +256,17 @@ def find(name: str) -> TrainConfig:
     if path.is_file():
         return load(path, of_run=(path.parent / "run.json").is_file())
     short = name.removeprefix("configs/").removesuffix(".yaml")
-    if short in published():
+    if short in shipped():
         return load(Path(str(resources.files("configs"))) / f"{short}.yaml")
-    hint = nearest(short, published())
-    raise UserError(f"No configuration {name!r}: no such file, and of the published ones (`diffrl train list`) {hint}")
+    hint = nearest(short, shipped())
+    raise UserError(f"No configuration {name!r}: no such file, and of the shipped ones (`diffrl train list`) {hint}")
 
 
 def default(agent: str, dataset: str) -> tuple[TrainConfig, str]:
-    """The published configuration of the pair, else the defaults; and a sentence that says which."""
+    """The shipped configuration of an agent and a data set, else the defaults; and a sentence that says which."""
     schema = agents.get(agent)
-    if f"{agent}/{dataset}" in published():
-        return find(f"{agent}/{dataset}"), f"Using the published configuration {agent}/{dataset}."
+    if f"{agent}/{dataset}" in shipped():
+        return find(f"{agent}/{dataset}"), f"Using the shipped configuration {agent}/{dataset}."
     return TrainConfig(
         dataset=dataset, agent=schema()
-    ), f"Using the defaults of {agent}: nothing is published for this data."
+    ), f"Using the defaults of {agent}: no configuration ships for this data."

@@ -35,7 +35,7 @@ EXPLODED = 10.0
 def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides: Any) -> Path:
     """Train, evaluate and save as `config` says; give the run's folder.
 
-    config: a `TrainConfig`, a YAML file, or the name of a published one such as "diffusion_ql/maze2d-umaze-v1".
+    config: a `TrainConfig`, a YAML file, or the name of a shipped one such as "diffusion_ql/maze2d-umaze-v1".
     overrides: fields of `TrainConfig`, e.g. steps=10_000, seeds=(0, 1).
     """
     config = _overridden(config, overrides)
@@ -118,6 +118,9 @@ def _fit_seeds(
     """Train the seeds on the transitions, from the beginning or from `saved` on, as one stack or in groups."""
     groups = group_seeds(run.config, agent.device.type, saved)
     with watched(run, _title(run, len(transitions), len(groups)), quiet, saved) as observer:
+        untrained = run.config.agent.untrained_steps
+        if min(run.config.eval_every, run.config.steps) <= untrained:
+            observer.message(f"[yellow]Up to step {untrained:,} the policy that acts is untrained (--agent.ema-start).[/]")
         trainer = build_trainer(run, agent, transitions, groups, observer.message)
         scores = fit(run, agent, trainer, observer, saved)
     return finished(run, scores, quiet)
