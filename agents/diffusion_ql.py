@@ -26,7 +26,7 @@ from typing_extensions import override
 
 from agents.base import Agent, GenerativePolicy, Metrics
 from agents.config import DiffusionQL, QWeightedConfig
-from agents.critic import CandidateNoise, CriticEnsemble, aggregate, choose, gumbel_noise, td_error
+from agents.critic import CandidateNoise, CriticEnsemble, aggregate, choose, gumbel_noise, td_error, td_target
 from agents.diffusion_policy import DiffusionNoise, DiffusionPolicy, build_policy
 from diffrl.data.transitions import Batch
 from diffrl.nets import Adam, average_, frozen
@@ -92,7 +92,7 @@ class QWeightedAgent(Agent, Generic[ActorNoise]):
         q: Tensor = self.target_critic(batch.next_observations.repeat_interleave(K, dim=1), actions)
         q = q.view(*q.shape[:2], -1, K).amax(-1)
         value = aggregate(q, self.config.q_agg, self.config.q_spread)
-        return batch.rewards + self.config.discount * (1 - batch.terminals) * value
+        return td_target(batch, value, self.config.discount)
 
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
         """The temporal-difference loss (eq. 5), summed over the critics: (S,). noise: as in `target`."""

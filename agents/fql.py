@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from agents.base import Agent, GenerativePolicy, Metrics
 from agents.config import FQL
-from agents.critic import CriticEnsemble, aggregate, td_error
+from agents.critic import CriticEnsemble, aggregate, td_error, td_target
 from diffrl.data.transitions import Batch
 from diffrl.diffusion import Prediction, RectifiedFlow, Sampler, denoising_loss
 from diffrl.nets import MLP, Adam, average_, frozen, initialise_fan_average_
@@ -118,7 +118,7 @@ class FQLAgent(Agent):
         """y = r + gamma (1 - terminal) mean_i Q'_i(s', mu_omega(s', z)), or as `q_agg` says: (S, B)."""
         actions = self.actor(batch.next_observations, z).clamp(-1, 1)
         q = aggregate(self.target_critic(batch.next_observations, actions), self.config.q_agg, self.config.q_spread)
-        return batch.rewards + self.config.discount * (1 - batch.terminals) * q
+        return td_target(batch, q, self.config.discount)
 
     def critic_loss(self, batch: Batch, z: Tensor) -> tuple[Tensor, Metrics]:
         """L_Q, summed over the critics: (S,). z: (S, B, A), standard normal."""
