@@ -64,7 +64,10 @@ def aggregate(q: Tensor, how: Aggregate, spread: float = 1.0) -> Tensor:
 
 
 def td_target(batch: Batch, value: Tensor, discount: float) -> Tensor:
-    """y = r + gamma (1 - terminal) V(s'): (S, B), of V(s') (S, B), `value`. A row cut off by a time limit bootstraps."""
+    """y = r + gamma (1 - terminal) V(s'): (S, B).
+
+    value: V(s') (S, B). A row that a time limit cut off is not terminal, and bootstraps.
+    """
     return batch.rewards + discount * (1 - batch.terminals) * value
 
 

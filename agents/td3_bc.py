@@ -61,7 +61,7 @@ class TD3BCAgent(Agent):
     def target(self, batch: Batch, noise: Tensor) -> Tensor:
         """y = r + gamma (1 - terminal) min_i Q'_i(s', clip(pi'(s') + eps)): (S, B).
 
-        noise: (S, B, A), standard normal; eps is made of it.
+        noise: (S, B, A), standard normal; eps is that noise, scaled and clipped.
         """
         eps = (self.config.policy_noise * noise).clamp(-self.config.noise_clip, self.config.noise_clip)
         actions = (torch.tanh(self.target_actor(batch.next_observations)) + eps).clamp(-1, 1)
@@ -103,5 +103,5 @@ class TD3BCAgent(Agent):
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """The actor's one action."""
+        """The actor's one action a state, tanh of its output: (S, B, A) for observations (S, B, O)."""
         return torch.tanh(self.actor(observations))

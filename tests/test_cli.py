@@ -48,7 +48,9 @@ def test_help_teaches_and_needs_no_torch(verb: list[str]) -> None:
     assert len(done.stdout.splitlines()) > 5
 
 
-@pytest.mark.parametrize("words", ["--help", "--version", "train --help", "data --help", "data list maze2d", "train list"])
+@pytest.mark.parametrize(
+    "words", ["--help", "--version", "train --help", "data --help", "data list maze2d", "train list"]
+)
 def test_a_reader_that_has_gone_ends_the_command_without_a_word(words: str) -> None:
     """As after `| head -1`, but surely: the pipe has no reader from the beginning."""
     reader, writer = os.pipe()

@@ -1,4 +1,4 @@
-"""`diffrl compare`."""
+"""`diffrl compare`: fine-tuning runs of image models side by side."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ class Compare:
     """The page."""
 
     def run(self) -> int:
-        """Write the page; say where it and what stands beside it are."""
+        """Write the page, its curves and its numbers; print where they are."""
         from diffrl.images.show import compare
         from diffrl.support.console import console
         from diffrl.support.errors import UserError

@@ -33,7 +33,7 @@ class ListData:
     """Show only ids that contain this text."""
 
     def run(self) -> int:
-        """Print the table; the notes too where few data sets match. 1 if none does."""
+        """Print the table, and the notes where few data sets match. Gives 1 if none does."""
         from rich.markup import escape
 
         from diffrl.data import minari as minari_format
@@ -88,7 +88,7 @@ class Info:
     """Read only so many rows from the beginning."""
 
     def run(self) -> int:
-        """Print the description. 1 if the data set has problems."""
+        """Print the description. Gives 1 if the data set has problems."""
         from envs import registry
         from envs.datasets import cached_path, load_dataset, locate
 
@@ -147,7 +147,7 @@ class Generate:
     """Replace the file if it exists."""
 
     def run(self) -> None:
-        """Generate it and say where it is."""
+        """Generate the data set and print where it is."""
         from envs import datasets
 
         path = self.output or datasets.cached_path(self.benchmark, self.rows, self.seed)
@@ -169,7 +169,7 @@ class Download:
     """Fetch it even if it is on this machine."""
 
     def run(self) -> None:
-        """Fetch it and say where it is."""
+        """Fetch the data set and print where it is."""
         from envs.datasets import download
 
         _console().print(f"Here: {download(self.dataset, self.force)}", highlight=False)
@@ -195,7 +195,7 @@ class Convert:
     """Replace the target if it exists."""
 
     def run(self) -> None:
-        """Read, check, write, and say what was written."""
+        """Read and check the data set, write the copy, and print what was written."""
         from diffrl.data import d4rl
         from diffrl.data import minari as minari_format
         from envs.datasets import load_dataset, locate
@@ -268,9 +268,9 @@ def plot_dataset(path: Path, dataset: OfflineDataset, benchmark: Benchmark | Non
 
 
 def _scored(benchmark: Benchmark | None) -> Benchmark | None:
-    """The benchmark if returns of its data set's episodes compare with those of an evaluation.
+    """The benchmark, if the returns of its data set's episodes compare with those of an evaluation; else None.
 
-    maze2d's do not: its data are cut where a target is reached, an evaluation lasts to the step limit.
+    Those of maze2d do not: its data are cut where a target is reached, while an evaluation lasts to the step limit.
     """
     if benchmark is None or benchmark.reference_scores is None or "maze2d" in benchmark.domain:
         return None
@@ -350,7 +350,7 @@ def _rows_of(path: Path | None) -> str:
 
 
 def _scores_of(benchmark: Benchmark) -> tuple[str, str, str]:
-    """Environment, and the returns of a random policy and an expert."""
+    """A benchmark's environment, and its reference returns of a random policy and an expert, as text."""
     low, high = ("-" if score is None else f"{score:.2f}" for score in (benchmark.ref_min, benchmark.ref_max))
     return benchmark.env_id or "-", low, high
 
@@ -403,7 +403,7 @@ def _distributions(dataset: OfflineDataset, benchmark: Benchmark | None) -> Tabl
 
 
 def _ranges(dataset: OfflineDataset, most: int = 24) -> Table:
-    """Range of every column, of the first `most` dimensions each."""
+    """The range of every column as text, dimension by dimension; of many dimensions the first `most`."""
     table = _table("column", *(f">{name}" for name in ("min", "max", "mean", "std")))
     columns = {"observations": dataset.observations, "actions": dataset.actions, "rewards": dataset.rewards[:, None]}
     for key, values in columns.items():

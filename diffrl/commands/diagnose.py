@@ -1,4 +1,4 @@
-"""`diffrl diagnose`."""
+"""`diffrl diagnose`: is a run's diffusion policy well trained, well sampled, well tuned?"""
 
 import math
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ class Diagnose:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for numbers that JSON does not have: a badly trained policy has infinite likelihoods."""
+    """`value`, with None for numbers that JSON does not have: a badly trained policy has infinite likelihoods."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""`diffrl evaluate`."""
+"""`diffrl evaluate`: score a run's checkpoints."""
 
 from dataclasses import dataclass
 from pathlib import Path

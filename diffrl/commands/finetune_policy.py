@@ -1,4 +1,4 @@
-"""`diffrl finetune policy`."""
+"""`diffrl finetune policy`: fine-tune a run's policy by DPPO or by preference DPO."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -43,14 +43,14 @@ class _Options(RunOptions):
 
 @dataclass(frozen=True)
 class FinetunePolicy:
-    """What both algorithms are told besides their own settings."""
+    """The options that DPPO and preference DPO share."""
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """The folder of the run whose policy is fine-tuned."""
     run: OmitArgPrefixes[_Options] = _Options()
 
     def start(self, settings: TuningConfig) -> int:
-        """Fine-tune with these settings."""
+        """Fine-tune the run's policy as the algorithm's settings say; give the exit code."""
         from diffrl.runs.tune import finetune_policy
 
         options = {f.name: getattr(self.run, f.name) for f in dataclasses.fields(RunOptions)}
@@ -77,14 +77,14 @@ class _DPO(DPOConfig):
 
 @dataclass(frozen=True)
 class FinetuneDPPO(FinetunePolicy):
-    """In the environment."""
+    """Fine-tune a policy in its environment, by DPPO."""
 
     learning: OmitArgPrefixes[_DPPO] = _DPPO()
 
 
 @dataclass(frozen=True)
 class FinetuneDPO(FinetunePolicy):
-    """From preferences."""
+    """Fine-tune a policy from preferences, by DPO."""
 
     learning: OmitArgPrefixes[_DPO] = _DPO()
 

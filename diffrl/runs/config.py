@@ -79,7 +79,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What is said of a run that starts from another one, beside how it learns. None: as in the run it starts from."""
+    """Options of a run that starts from another run, apart from how it learns. None: as in the run it starts from."""
 
     steps: int | None = None
     """Steps in all, for each seed."""
@@ -171,7 +171,7 @@ class OnlineConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As YAML holds it."""
+        """The settings as plain values for YAML."""
         return {
             **dataclasses.asdict(self),
             "offline_run": str(self.offline_run),
@@ -180,7 +180,7 @@ class OnlineConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str) -> OnlineConfig:
-        """From what YAML holds. `source` is named in errors. Raises UserError for anything it should not hold."""
+        """The settings from what YAML holds. Raises UserError, naming `source`, for anything it should not hold."""
         fields = checked(cls, values, source)
         if "offline_run" not in fields:
             raise UserError(f"{source}: the key `offline_run` is missing.")
@@ -188,7 +188,7 @@ class OnlineConfig:
 
     @property
     def refit(self) -> RefitConfig:
-        """How synthetic experience is made."""
+        """How synthetic experience is made: the `synthetic_` fields and those of the fits, as SynthER takes them."""
         return RefitConfig(
             self.synthetic_share,
             self.refit_every,
@@ -200,7 +200,7 @@ class OnlineConfig:
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """As YAML holds it: the agent's name stands among its fields."""
+    """The configuration as plain values for YAML; the agent's name becomes the first of the agent's fields."""
     plain = dataclasses.asdict(config)
     plain["agent"] = {"name": config.agent.name, **plain["agent"]}
     plain["seeds"] = list(config.seeds)
@@ -216,8 +216,8 @@ def dump(config: TrainConfig) -> str:
 def from_dict(values: Mapping[str, Any], source: str, of_run: bool = False) -> TrainConfig:
     """A configuration from what YAML holds. `source` is named in errors.
 
-    of_run: it is that of a run, which names every field there was: what it does not name is younger, and means what was
-    done before.
+    of_run: the configuration is a run's, which names every field that there was when the run was made. A field that it
+    does not name is younger, and gets the value that means what was done before.
 
     Raises UserError for a key that is not known (the nearest is named), a value of the wrong type, a missing key.
     """

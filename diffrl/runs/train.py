@@ -120,7 +120,9 @@ def _fit_seeds(
     with watched(run, _title(run, len(transitions), len(groups)), quiet, saved) as observer:
         untrained = run.config.agent.untrained_steps
         if min(run.config.eval_every, run.config.steps) <= untrained:
-            observer.message(f"[yellow]Up to step {untrained:,} the policy that acts is untrained (--agent.ema-start).[/]")
+            observer.message(
+                f"[yellow]Up to step {untrained:,} the policy that acts is untrained (--agent.ema-start).[/]"
+            )
         trainer = build_trainer(run, agent, transitions, groups, observer.message)
         scores = fit(run, agent, trainer, observer, saved)
     return finished(run, scores, quiet)
@@ -130,7 +132,7 @@ def _fit_seeds(
 def watched(run: Run, title: str, quiet: bool, saved: checkpoint.Checkpoint | None = None) -> Iterator[StepsBar]:
     """In the block, a run is trained: matrix products are as its configuration says, and progress is shown.
 
-    title: said first. Raises UserError, with what to lower, where memory runs out in the block.
+    title: the first line shown. Raises UserError, with what to lower, where memory runs out in the block.
     """
     start = 0 if saved is None else saved.step
     with (
@@ -153,8 +155,8 @@ def fit(
 
     The trainer is closed at the end.
 
-    origin: of a run that started from another one, what scores.json says of that; such a run is evaluated before its
-    first step.
+    origin: what scores.json says of the start of a run that started from another one. Such a run is evaluated before
+    its first step.
     """
     config, start = run.config, 0 if saved is None else saved.step
     with contextlib.ExitStack() as held:

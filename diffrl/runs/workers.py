@@ -79,7 +79,7 @@ def start_crew(
 
 
 def training_requests(run: Run, groups: Sequence[Sequence[int]], rows: int) -> list[StartTraining]:
-    """What the workers that train a run's seeds, in these groups, are told first. rows: as in `StartTraining`."""
+    """The first request to each worker that trains seeds of a run, one worker a group. rows: as in `StartTraining`."""
     from diffrl.training.messages import StartTraining
 
     path, environment = _whereabouts(run)
@@ -87,14 +87,14 @@ def training_requests(run: Run, groups: Sequence[Sequence[int]], rows: int) -> l
 
 
 def scoring_request(run: Run) -> StartScoring:
-    """What every worker that evaluates a run's checkpoints is told first."""
+    """The first request to every worker that evaluates a run's checkpoints."""
     from diffrl.training.messages import StartScoring
 
     return StartScoring(*_whereabouts(run))
 
 
 def _whereabouts(run: Run) -> tuple[str, str]:
-    """The run's folder and environment, as messages have them; the task has no `obstacle`."""
+    """The run's folder and environment, as requests name them; the run's task must have no `obstacle`."""
     environment = _environment(run.task.env_id)
     assert environment is not None
     return str(run.path), environment
@@ -153,7 +153,7 @@ class _Worker:
         self._evaluator: CheckpointEvaluator | None = None
 
     def carry_out(self, request: Message) -> Mapping[str, Tensor]:
-        """Do what the parent asks for; the tensors to reply with."""
+        """Carry out a request of the parent; give the tensors to reply with."""
         from diffrl.training import messages, workers
 
         match request:
@@ -215,7 +215,7 @@ class _Worker:
         self._channel.send(Said(text))
 
     def _warn(self, text: str) -> None:
-        """Say a warning alone: the rest is what another worker says for all, in the same words."""
+        """Pass on warnings alone: the other messages are the same in all workers, and one of them sends those."""
         if text.startswith("[yellow]"):
             self._say(text)
 
@@ -228,7 +228,7 @@ class _Worker:
             self._reported = time.monotonic()
 
     def close(self) -> None:
-        """Let go of what is held."""
+        """Close the trainer and the evaluator."""
         for part in (self._trainer, self._evaluator):
             if part is not None:
                 part.close()

@@ -167,7 +167,9 @@ def test_the_averaged_actor_acts_where_it_is_asked_to_and_one_draw_asks_no_criti
 
 
 @pytest.mark.parametrize("act_with", ["actor", "average"])
-def test_the_first_steps_that_do_not_reach_the_acting_network_are_counted(act_with: Literal["actor", "average"]) -> None:
+def test_the_first_steps_that_do_not_reach_the_acting_network_are_counted(
+    act_with: Literal["actor", "average"],
+) -> None:
     config = DiffusionQL(**SIZE, act_with=act_with, ema_start=3, ema_every=1)
     agent, batch, generator = config.build(3, 2, (0,)), make_batch(), torch.Generator().manual_seed(0)
     before = [p.detach().clone() for p in agent.policy.parameters()]
