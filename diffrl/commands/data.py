@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import tyro
 from tyro.conf import Positional
 
 from diffrl.support.errors import UserError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 class ListData:
     """List D4RL's data sets, those of other packages, and Minari's here: rows, environment, scores, where they are."""
 
-    pattern: Positional[str] = ""
+    pattern: Annotated[Positional[str], tyro.conf.arg(metavar="[TEXT]")] = ""
     """Show only ids that contain this text."""
 
     def run(self) -> int:
@@ -78,7 +79,7 @@ class ListData:
 class Info:
     """Describe a data set: rows, episodes, returns, ranges, and what is wrong with it, if anything."""
 
-    dataset: Positional[str]
+    dataset: Annotated[Positional[str], tyro.conf.arg(metavar="DATASET")]
     """A D4RL id, another package's id, a Minari id, or the path of an HDF5 or npz file or of a Minari folder."""
     picture: Path | None = None
     """Save a picture (PNG) of returns, lengths, and positions or actions here."""
@@ -135,7 +136,7 @@ class Info:
 class Generate:
     """Rebuild a maze2d data set on this machine with D4RL's own recipe: under a minute a million rows."""
 
-    benchmark: Positional[str]
+    benchmark: Annotated[Positional[str], tyro.conf.arg(metavar="ID")]
     """The id, such as maze2d-umaze-v1."""
     rows: int | None = None
     """Number of rows. Default: D4RL's own, 1, 2 or 4 million."""
@@ -163,7 +164,7 @@ class Generate:
 class Download:
     """Fetch a D4RL or Minari data set; an interrupted download is resumed, the file checked before it is used."""
 
-    dataset: Positional[str]
+    dataset: Annotated[Positional[str], tyro.conf.arg(metavar="DATASET")]
     """A D4RL id (`diffrl data list`) or a Minari id such as mujoco/hopper/medium-v0."""
     force: bool = False
     """Fetch it even if it is on this machine."""
@@ -179,16 +180,16 @@ class Download:
 class Convert:
     """Copy a data set into another format: D4RL's HDF5 or Minari."""
 
-    source: Positional[str]
+    source: Annotated[Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """A D4RL id, a Minari id, or a path (HDF5, npz, a Minari folder)."""
-    target: Positional[str]
+    target: Annotated[Positional[str], tyro.conf.arg(metavar="TARGET")]
     """A path ending in .hdf5 or .h5, or a Minari id such as minari:maze2d/umaze-v1."""
     format: Literal["hdf5", "arrow"] = "hdf5"
     """Minari's storage format, where the target is Minari."""
     rows: int | None = None
     """Copy only so many rows from the beginning."""
     clip_actions: bool = False
-    """Clip actions to [-1, 1], as an environment does that clips them itself."""
+    """Clip actions to [-1, 1], as environments do that clip actions themselves."""
     env: str | None = None
     """Record this Gymnasium id as the environment of the data: `diffrl train` then evaluates there by itself."""
     force: bool = False

@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 from tyro.conf import Positional
 
 
@@ -18,7 +19,7 @@ class Diagnose:
     earlier policy, and what the critics think of either. Writes diagnosis.json and a page of plots, diagnosis.png.
     """
 
-    run_folder: Positional[Path]
+    run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """The run's folder, such as runs/NAME."""
     rows: int = 2000
     """Rows of data to ask with; more take longer and give smaller errors."""

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from tyro.conf import Positional
 
 
@@ -13,14 +15,14 @@ class Evaluate:
     "best" is the checkpoint whose evaluation during training was highest, chosen seed by seed; it is scored anew here.
     """
 
-    run_folder: Positional[Path]
+    run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """The run's folder, such as runs/NAME."""
     episodes: int = 100
     """Episodes for each seed."""
     which: tuple[str, ...] = ("last", "best")
     """Checkpoints: last, best, or steps."""
     seed: int = 0
-    """What start states and the policy's noise are drawn from."""
+    """The seed that start states and the policy's noise are drawn from."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto."""
     out: Path | None = None

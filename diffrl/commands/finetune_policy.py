@@ -21,7 +21,7 @@ USAGE = """Fine-tune a run's policy on its denoising chain: in its environment, 
 
   diffrl finetune policy runs/NAME                       DPPO: PPO over the denoising steps, in the environment
   diffrl finetune policy runs/NAME --tuned-steps 3       the last 3 denoising steps alone
-  diffrl finetune policy runs/NAME --algo dpo            preferences by the returns of the run's own data
+  diffrl finetune policy runs/NAME --algo dpo            preferences between segments of the run's own data
   diffrl finetune policy runs/NAME --algo dpo --preferences pairs.safetensors
   diffrl resume runs/TUNED [--steps N]
 

@@ -139,15 +139,15 @@ class OnlineConfig:
     first_fit: int | None = None
     """Environment steps before the first fit; by default as many as between fits. Never within the warm-up."""
     synthetic_samples: int = 1_000_000
-    """Synthetic transitions generated for each seed after every fit, in place of the last ones."""
+    """Synthetic transitions generated for each seed after every fit, which replace the last ones."""
     synthetic_steps: int = SynthERConfig.steps
     """Training steps of each SynthER model."""
     synthetic_width: int = SynthERConfig.width
-    """Its network's width. On a CPU take 256."""
+    """Width of the SynthER network. On a CPU take 256."""
     synthetic_solver: Solver = Sampling.solver
     """dpmpp2m calls the network once a step; heun, the published one, twice (with 128 steps)."""
     synthetic_sampling_steps: int = Sampling.sampling_steps
-    """Solver steps."""
+    """Solver steps in sampling from SynthER."""
     start_steps: tuple[int, ...] = ()
     """Filled in: the step of each seed's start checkpoint."""
     reward_shift: float = 0.0
