@@ -50,7 +50,7 @@ class DiffusionBC(AgentConfig):
     learning_rate: float = 3e-4
     """Adam's learning rate."""
     grad_clip: float = 9.0
-    """Largest gradient norm; 0: no clipping."""
+    """Largest norm of the policy's gradient; 0: no clipping."""
     denoising_steps: int = 5
     """T, the steps of the diffusion policy."""
     schedule: Schedule = "vp"
@@ -152,7 +152,7 @@ class IDQL(ExpectileConfig):
     dropout: float = 0.1
     """Share of a block's inputs left out in training."""
     grad_clip: float = 0.0
-    """Largest gradient norm; 0: no clipping."""
+    """Largest norm of the policy's gradient; 0: no clipping."""
     lr_decay_steps: int = 3_000_000
     """Steps over which the policy's learning rate falls to 0 along a cosine, however long the run is; 0: it stays."""
     denoising_steps: int = 5
@@ -167,7 +167,7 @@ class IDQL(ExpectileConfig):
     act_candidates: int = 64
     """Actions drawn when acting, from which the critics choose one; the paper's sets have 16 to 256."""
     act_temperature: float = 0.0
-    """Temperature of the softmax over Q that chooses it; 0: the best."""
+    """Temperature of the softmax over Q by which one candidate is chosen; 0: the best one."""
 
     @override
     def going_online(self) -> IDQL:
@@ -204,11 +204,11 @@ class QGuidance(ExpectileConfig):
     policy_kind: ClassVar[PolicyKind] = "solver"
 
     grad_clip: float = 9.0
-    """Largest gradient norm; 0: no clipping."""
+    """Largest norm of the policy's gradient; 0: no clipping."""
     sampling_steps: int = 15
     """Steps of the solver when acting."""
     solver: Solver = "dpmpp2m"
-    """Solver when acting."""
+    """Solver of the denoising ODE when acting."""
     guidance_scale: float = 3.0
     """Weight of Q beside the log-likelihood of the data's policy: the paper's scale times beta; 0: cloning alone."""
     ema_rate: float = 0.005
@@ -253,7 +253,7 @@ class QWeightedConfig(CriticConfig):
     act_critics: Literal["target", "online"] = "target"
     """Which critics choose: the target ones, as in Diffusion-QL, or the online ones, as in EDP."""
     act_temperature: float = 1.0
-    """Temperature of the softmax over Q that chooses it; 0: the best."""
+    """Temperature of the softmax over Q by which one candidate is chosen; 0: the best one."""
 
     @property
     @override
@@ -292,15 +292,16 @@ class EDP(QWeightedConfig):
     q_weight: float = 2.0
     """Weight of the Q term beside the behaviour-cloning loss: the authors' alpha."""
     actor_q: Literal["random", "random_own", Aggregate] = "random_own"
-    """What the actor climbs: see `QWeightedConfig`."""
+    """What the actor climbs: a critic drawn at random and scaled by its own mean size (random_own, as in the paper) or
+    by another one's (random), or the critics' min, mean or lcb, scaled by its own."""
     act_critics: Literal["target", "online"] = "online"
-    """Which critics choose among the candidates: see `QWeightedConfig`."""
+    """Which critics choose among the candidates: the online ones, as the authors', or the target ones."""
     schedule: Schedule = "linear"
     """Noise schedule of training, of 1,000 steps."""
     sampling_steps: int = 15
     """Steps of the solver, in acting and for the target's actions."""
     solver: Solver = "dpmpp2m"
-    """Solver, in acting and for the target's actions."""
+    """Solver of the denoising ODE, in acting and for the target's actions."""
 
     @classmethod
     @override
@@ -334,11 +335,11 @@ class ConsistencyAC(QWeightedConfig):
     sigma_max: float | None = None
     """Largest noise level; by default 80, and 5 for angular."""
     boundaries_start: int = 2
-    """Noise levels at the first step of training ..."""
+    """Number of noise levels at the first step of training."""
     boundaries_end: int = 150
-    """... and from step `boundaries_steps` on."""
+    """Number of noise levels from step `boundaries_steps` on."""
     boundaries_steps: int = 50_000
-    """Steps over which their number grows (the published code then starts over, every 50,000 steps)."""
+    """Steps over which the number of noise levels grows (the published code starts over every 50,000 steps)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -389,7 +390,7 @@ class FQL(CriticConfig):
     critic_layer_norm: bool = True
     """Layer normalisation in the critics."""
     q_agg: Aggregate = "mean"
-    """What counts of the critics' values in their target: see `CriticConfig`."""
+    """How the critics' values become one in their target: min, mean, or lcb, mean - q_spread times their deviation."""
     actor_q: Aggregate = "mean"
     """What the one-step policy climbs: the critics' mean as in the paper, their min or lcb."""
 

@@ -62,7 +62,7 @@ class Generated:
 
     path: Path
     rows: int | None
-    """The number it was generated with; None: D4RL's."""
+    """The number of rows that the file was generated with; None: D4RL's."""
     seed: int
 
 

@@ -37,7 +37,7 @@ class Dynamics:
     """The simulator of a task, which makes one step from each of given states."""
 
     env_id: str
-    """Gymnasium's."""
+    """Gymnasium's id of the environment."""
     observation_size: int
     """O."""
     action_size: int

@@ -74,7 +74,7 @@ class DataFamily:
     """Data sets of another package: what an entry point of the group `diffrl.datasets` names."""
 
     benchmarks: Sequence[Benchmark]
-    """Its data sets. Each id begins with the name of the entry point and a hyphen."""
+    """The family's data sets. Each id begins with the name of the entry point and a hyphen."""
     load: Callable[[str], OfflineDataset]
     """Gives the whole data set of an id. Where it is not on this machine and cannot be made or fetched, it raises
     `diffrl.support.errors.DataError`, saying what to do."""

@@ -31,7 +31,7 @@ from diffrl.diffusion.sampler import sample
 
 Unit = Literal["x0", "eps", "score"]
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""Between two samples, such as `sliced_w2` with its generator bound."""
+"""A distance between two samples, such as `sliced_w2` with its generator bound."""
 
 
 class Estimate(NamedTuple):

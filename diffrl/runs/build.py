@@ -32,7 +32,7 @@ _SYNTHETIC = 0x5E7
 """Sets SynthER's noise apart from the agent's."""
 
 Say = Callable[[str], None]
-"""Where sentences for the user go."""
+"""A function that shows the user a sentence."""
 
 
 def choose_workers(

@@ -116,7 +116,7 @@ class OnlineConfig:
     """How an online run, one that started from an offline run, collects and learns: its folder's `settings.yaml`."""
 
     offline_run: Path
-    """The folder of the run it started from, which is not needed any more."""
+    """The folder of the offline run that the online run started from. It is not needed any more."""
     start_checkpoint: str = "last"
     """The offline run's checkpoint to start from: last, best (each seed's), or a step."""
     keep_offline: float = 0.5
@@ -153,7 +153,7 @@ class OnlineConfig:
     reward_shift: float = 0.0
     """Filled in: training rewards are (reward - shift) / scale, for online rewards as for the offline data's."""
     reward_scale: float = 1.0
-    """Filled in: see reward_shift."""
+    """Filled in: the scale in (reward - shift) / scale, see reward_shift."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep_offline < 1:
