@@ -50,7 +50,7 @@ class DiffusionBC(AgentConfig):
     learning_rate: float = 3e-4
     """Adam's learning rate."""
     grad_clip: float = 9.0
-    """Largest norm of the policy's gradient; 0: no clipping."""
+    """Largest gradient norm; 0: no clipping."""
     denoising_steps: int = 5
     """T, the steps of the diffusion policy."""
     schedule: Schedule = "vp"
@@ -152,7 +152,7 @@ class IDQL(ExpectileConfig):
     dropout: float = 0.1
     """Share of a block's inputs left out in training."""
     grad_clip: float = 0.0
-    """Largest norm of the policy's gradient; 0: no clipping."""
+    """Largest gradient norm; 0: no clipping."""
     lr_decay_steps: int = 3_000_000
     """Steps over which the policy's learning rate falls to 0 along a cosine, however long the run is; 0: it stays."""
     denoising_steps: int = 5
@@ -167,7 +167,7 @@ class IDQL(ExpectileConfig):
     act_candidates: int = 64
     """Actions drawn when acting, from which the critics choose one; the paper's sets have 16 to 256."""
     act_temperature: float = 0.0
-    """Temperature of the softmax over Q by which one candidate is chosen; 0: the best one."""
+    """Temperature of the softmax over Q that chooses it; 0: the best."""
 
     @override
     def going_online(self) -> IDQL:
@@ -204,11 +204,11 @@ class QGuidance(ExpectileConfig):
     policy_kind: ClassVar[PolicyKind] = "solver"
 
     grad_clip: float = 9.0
-    """Largest norm of the policy's gradient; 0: no clipping."""
+    """Largest gradient norm; 0: no clipping."""
     sampling_steps: int = 15
     """Steps of the solver when acting."""
     solver: Solver = "dpmpp2m"
-    """Solver of the denoising ODE when acting."""
+    """Solver when acting."""
     guidance_scale: float = 3.0
     """Weight of Q beside the log-likelihood of the data's policy: the paper's scale times beta; 0: cloning alone."""
     ema_rate: float = 0.005
@@ -253,7 +253,7 @@ class QWeightedConfig(CriticConfig):
     act_critics: Literal["target", "online"] = "target"
     """Which critics choose: the target ones, as in Diffusion-QL, or the online ones, as in EDP."""
     act_temperature: float = 1.0
-    """Temperature of the softmax over Q by which one candidate is chosen; 0: the best one."""
+    """Temperature of the softmax over Q that chooses it; 0: the best."""
 
     @property
     @override

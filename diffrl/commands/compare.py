@@ -25,7 +25,7 @@ class Compare:
     """The page to write."""
 
     def run(self) -> int:
-        """Write the page, its curves and its numbers; print where they are."""
+        """Write the page; say where it and what stands beside it are."""
         from diffrl.images.show import compare
         from diffrl.support.console import console
         from diffrl.support.errors import UserError

@@ -22,7 +22,7 @@ class Evaluate:
     which: tuple[str, ...] = ("last", "best")
     """Checkpoints: last, best, or steps."""
     seed: int = 0
-    """The seed that start states and the policy's noise are drawn from."""
+    """What start states and the policy's noise are drawn from."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto."""
     out: Path | None = None

@@ -1,4 +1,4 @@
-"""`diffrl resume RUN`: go on with a run of any kind. `--resume RUN` of the other verbs is another spelling of it."""
+"""`diffrl resume`, of which `--resume RUN` of the other verbs is a spelling."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ def asked(words: Sequence[str]) -> bool:
 
 
 def spelled(words: Sequence[str], online: bool = False) -> int:
-    """Resume as `--resume RUN ...` after another verb says. online: the verb is `online`; it takes no offline run."""
+    """Do what `--resume RUN ...` says after another verb. online: which is for online runs alone."""
     rest = list(words)
     folder = take(rest, "--resume")
     if {"-h", "--help"} & set(words) or folder is None:

@@ -32,7 +32,7 @@ _SYNTHETIC = 0x5E7
 """Sets SynthER's noise apart from the agent's."""
 
 Say = Callable[[str], None]
-"""A function that shows the user a sentence."""
+"""Where sentences for the user go."""
 
 
 def choose_workers(
@@ -95,8 +95,7 @@ def chosen(
 ) -> TrainConfig:
     """The configuration with what it leaves to the machine: compiling, and the processes that train and evaluate.
 
-    saved: the checkpoint of a run that goes on. eval_workers: another number than that run's. Raises UserError for
-    what cannot be.
+    saved: of a run that goes on. eval_workers: another number than that run's. Raises UserError for what cannot be.
     """
     workers = choose_workers(config, device, task, saved)
     compiled = compilation.wanted(config.compile, config.steps, device)
@@ -121,7 +120,7 @@ def group_seeds(config: TrainConfig, device: str, saved: checkpoint.Checkpoint |
 
 
 def _saved_sizes(saved: checkpoint.Checkpoint, config: TrainConfig) -> list[int]:
-    """The sizes of a checkpoint's groups of seeds; a run from before there were groups is one group."""
+    """The groups' sizes; runs from before there were groups are one."""
     return list(saved.info.get("groups", [len(config.seeds)]))
 
 
@@ -184,5 +183,5 @@ def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> S
 
 
 def source_of_randomness(agent: Agent, *salt: int) -> torch.Generator:
-    """The generator of a stack's batches and noise. The list of its seeds (with `salt`) determines all it draws."""
+    """The list of seeds is the stack's one source of randomness: its batches and noise come from it."""
     return torch.Generator(device=agent.device).manual_seed(mix([*agent.seeds, *salt]))

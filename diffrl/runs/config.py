@@ -1,4 +1,4 @@
-"""What a training run is made of: one frozen dataclass, strict YAML, and the shipped configurations. No torch."""
+"""What a training run is made of: one frozen dataclass, strict YAML, and the published configurations. No torch."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class OnlineConfig:
     first_fit: int | None = None
     """Environment steps before the first fit; by default as many as between fits. Never within the warm-up."""
     synthetic_samples: int = 1_000_000
-    """Synthetic transitions generated for each seed after every fit, which replace the last ones."""
+    """Synthetic transitions generated for each seed after every fit, in place of the last ones."""
     synthetic_steps: int = SynthERConfig.steps
     """Training steps of each SynthER model."""
     synthetic_width: int = SynthERConfig.width
@@ -269,4 +269,4 @@ def default(agent: str, dataset: str) -> tuple[TrainConfig, str]:
         return find(f"{agent}/{dataset}"), f"Using the shipped configuration {agent}/{dataset}."
     return TrainConfig(
         dataset=dataset, agent=schema()
-    ), f"Using the defaults of {agent}: no configuration ships for this data."
+    ), f"Using the defaults of {agent}: nothing is published for this data."

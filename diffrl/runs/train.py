@@ -118,11 +118,6 @@ def _fit_seeds(
     """Train the seeds on the transitions, from the beginning or from `saved` on, as one stack or in groups."""
     groups = group_seeds(run.config, agent.device.type, saved)
     with watched(run, _title(run, len(transitions), len(groups)), quiet, saved) as observer:
-        untrained = run.config.agent.untrained_steps
-        if min(run.config.eval_every, run.config.steps) <= untrained:
-            observer.message(
-                f"[yellow]Up to step {untrained:,} the policy that acts is untrained (--agent.ema-start).[/]"
-            )
         trainer = build_trainer(run, agent, transitions, groups, observer.message)
         scores = fit(run, agent, trainer, observer, saved)
     return finished(run, scores, quiet)
@@ -194,6 +189,11 @@ def fit(
             loop.restore(saved)
             if trainer.new_episodes:
                 observer.message("The environment begins a new episode (its state cannot be saved); all else goes on.")
+        untrained = 0 if origin else config.agent.untrained_steps
+        if start < untrained and min(config.eval_every, config.steps) <= untrained:
+            observer.message(
+                f"[yellow]Up to step {untrained:,} the policy that acts is untrained (--agent.ema-start).[/]"
+            )
         try:
             loop.fit(config.steps)
         except OSError as error:

@@ -79,7 +79,7 @@ def start_crew(
 
 
 def training_requests(run: Run, groups: Sequence[Sequence[int]], rows: int) -> list[StartTraining]:
-    """The first request to each worker that trains seeds of a run, one worker a group. rows: as in `StartTraining`."""
+    """What the workers that train a run's seeds, in these groups, are told first. rows: as in `StartTraining`."""
     from diffrl.training.messages import StartTraining
 
     path, environment = _whereabouts(run)
@@ -87,14 +87,14 @@ def training_requests(run: Run, groups: Sequence[Sequence[int]], rows: int) -> l
 
 
 def scoring_request(run: Run) -> StartScoring:
-    """The first request to every worker that evaluates a run's checkpoints."""
+    """What every worker that evaluates a run's checkpoints is told first."""
     from diffrl.training.messages import StartScoring
 
     return StartScoring(*_whereabouts(run))
 
 
 def _whereabouts(run: Run) -> tuple[str, str]:
-    """The run's folder and environment, as requests name them; the run's task must have no `obstacle`."""
+    """The run's folder and environment, as messages have them; the task has no `obstacle`."""
     environment = _environment(run.task.env_id)
     assert environment is not None
     return str(run.path), environment
