@@ -11,7 +11,6 @@ import yaml
 
 from diffrl.cli import main
 from diffrl.runs import config as configuration
-from diffrl.runs.build import WORKERS_PAY_FROM
 from diffrl.support.errors import UserError
 from envs import registry
 
@@ -61,11 +60,6 @@ def test_a_reader_that_has_gone_ends_the_command_without_a_word(words: str) -> N
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
-
-
-def test_the_help_gives_the_length_from_which_a_run_is_shared_among_processes() -> None:
-    text = " ".join(run("train", "--help").stdout.replace("│", " ").split())
-    assert text.count(f"in a run of {WORKERS_PAY_FROM:,} steps or more") == 2  # --workers, --eval-workers
 
 
 @pytest.mark.slow
