@@ -93,6 +93,11 @@ class AgentConfig(ABC):
         """
         return dict(values)
 
+    @property
+    def untrained_steps(self) -> int:
+        """Number of first training steps that leave the network that acts as it was initialised."""
+        return 0
+
     def going_online(self) -> AgentConfig:
         """The settings with which an agent trained offline goes on in the environment."""
         return self

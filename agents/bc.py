@@ -38,7 +38,7 @@ class BCAgent(Agent):
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """The policy's one action a state: tanh(f(s))."""
+        """The policy's one action a state, tanh(f(s)): (S, B, A) for observations (S, B, O)."""
         return torch.tanh(self.actor(observations))
 
 
@@ -69,9 +69,9 @@ class DiffusionBCAgent(Agent):
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """One action a state, sampled from the policy."""
+        """One action a state, sampled from the policy: (S, B, A) for observations (S, B, O)."""
         return self.act_from(observations, self.actor.sampling_noise(observations, generator))
 
     def act_from(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """The actions of `act` as a function of its noise, the policy's `sampling_noise`."""
+        """The actions (S, B, A) of `act`, as a plain function of tensors. noise: of the policy's `sampling_noise`."""
         return self.actor.sample(observations, noise)

@@ -255,6 +255,11 @@ class QWeightedConfig(CriticConfig):
     act_temperature: float = 1.0
     """Temperature of the softmax over Q that chooses it; 0: the best."""
 
+    @property
+    @override
+    def untrained_steps(self) -> int:
+        return self.ema_start if self.act_with == "average" else 0
+
 
 @dataclass(frozen=True)
 class DiffusionQL(QWeightedConfig):
@@ -287,15 +292,16 @@ class EDP(QWeightedConfig):
     q_weight: float = 2.0
     """Weight of the Q term beside the behaviour-cloning loss: the authors' alpha."""
     actor_q: Literal["random", "random_own", Aggregate] = "random_own"
-    """What the actor climbs: see `QWeightedConfig`."""
+    """What the actor climbs: a critic drawn at random and scaled by its own mean size (random_own, as in the paper) or
+    by another one's (random), or the critics' min, mean or lcb, scaled by its own."""
     act_critics: Literal["target", "online"] = "online"
-    """Which critics choose among the candidates: see `QWeightedConfig`."""
+    """Which critics choose among the candidates: the online ones, as the authors', or the target ones."""
     schedule: Schedule = "linear"
     """Noise schedule of training, of 1,000 steps."""
     sampling_steps: int = 15
     """Steps of the solver, in acting and for the target's actions."""
     solver: Solver = "dpmpp2m"
-    """Solver, in acting and for the target's actions."""
+    """Solver of the denoising ODE, in acting and for the target's actions."""
 
     @classmethod
     @override
@@ -329,11 +335,11 @@ class ConsistencyAC(QWeightedConfig):
     sigma_max: float | None = None
     """Largest noise level; by default 80, and 5 for angular."""
     boundaries_start: int = 2
-    """Noise levels at the first step of training ..."""
+    """Number of noise levels at the first step of training."""
     boundaries_end: int = 150
-    """... and from step `boundaries_steps` on."""
+    """Number of noise levels from step `boundaries_steps` on."""
     boundaries_steps: int = 50_000
-    """Steps over which their number grows (the published code then starts over, every 50,000 steps)."""
+    """Steps over which the number of noise levels grows (the published code starts over every 50,000 steps)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -384,7 +390,7 @@ class FQL(CriticConfig):
     critic_layer_norm: bool = True
     """Layer normalisation in the critics."""
     q_agg: Aggregate = "mean"
-    """What counts of the critics' values in their target: see `CriticConfig`."""
+    """How the critics' values become one in their target: min, mean, or lcb, mean - q_spread times their deviation."""
     actor_q: Aggregate = "mean"
     """What the one-step policy climbs: the critics' mean as in the paper, their min or lcb."""
 

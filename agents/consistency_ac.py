@@ -1,7 +1,7 @@
 """Consistency-AC: Consistency Models as a Rich and Efficient Policy Class (Ding & Jin, ICLR 2024), arXiv 2309.16984.
 
 Diffusion-QL with a consistency policy in the place of the diffusion policy: L_d is the consistency loss, and an action
-takes T = 2 calls of the network instead of 5. See `ConsistencyPolicy` for the two forms of it.
+takes T = 2 calls of the network instead of 5. See `ConsistencyPolicy` for the three forms of that loss.
 
 What the published code leaves open, and what is done here:
 - its number of noise levels grows from 2 to 150 within each call of its `train`, which makes 50,000 steps, and starts
@@ -29,11 +29,11 @@ class ConsistencyACNoise(NamedTuple):
     """All that is random in `ConsistencyACAgent.actor_loss`."""
 
     cloning: ConsistencyNoise
-    """Of the policy's `bc_loss`."""
+    """What is random in the policy's `bc_loss`."""
     sampling: Tensor
-    """(T, S, B, A) of the policy's `sample`."""
+    """(T, S, B, A) noise of the policy's `sample`."""
     coin: Tensor
-    """(S, 1) of `QWeightedAgent.coin`."""
+    """(S, 1), drawn by `QWeightedAgent.coin`."""
 
 
 class ConsistencyACAgent(QWeightedAgent[ConsistencyACNoise]):
@@ -81,7 +81,7 @@ class ConsistencyACAgent(QWeightedAgent[ConsistencyACNoise]):
 
     @override
     def actor_loss(self, batch: Batch, noise: ConsistencyACNoise) -> tuple[Tensor, Metrics]:
-        """Consistency loss + eta L_q: (S,), with bc_loss and q_loss as metrics."""
+        """The consistency loss + eta L_q (Diffusion-QL's eq. 3): (S,), its parts as metrics bc_loss and q_loss."""
         bc_loss = self.actor.bc_loss(batch.actions, batch.observations, noise.cloning, self.ema_actor)
         actions = self.actor.sample(batch.observations, noise.sampling)
         return self.weighted(bc_loss, batch.observations, actions, noise.coin)

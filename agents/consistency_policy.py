@@ -95,7 +95,7 @@ class ConsistencyPolicy(GenerativePolicy):
         )
 
     def noise_levels(self) -> tuple[float, ...]:
-        """Eight levels over the range it is trained on, evenly in log k."""
+        """Eight ratios k over the range of training, evenly spaced in log k."""
         low, high = self.boundaries.k_min, self.boundaries.k_max
         return tuple(low * (high / low) ** (i / 7) for i in range(8))
 

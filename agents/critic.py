@@ -1,4 +1,4 @@
-"""Critics: the ensemble of Q functions that most agents share, one value of many, and the choice among actions."""
+"""Critics: the ensemble of Q functions that most agents share, their target and loss, and the choice among actions."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.base_config import Aggregate, CriticConfig
+from diffrl.data.transitions import Batch
 from diffrl.nets import MLP, mish
 
 
@@ -60,6 +61,14 @@ def aggregate(q: Tensor, how: Aggregate, spread: float = 1.0) -> Tensor:
     # A norm, since the gradient of a square root is infinite where all critics agree.
     std: Tensor = torch.linalg.vector_norm(q - mean.unsqueeze(1), dim=1) / q.shape[1] ** 0.5
     return mean - spread * std
+
+
+def td_target(batch: Batch, value: Tensor, discount: float) -> Tensor:
+    """y = r + gamma (1 - terminal) V(s'): (S, B).
+
+    value: V(s') (S, B). A row that a time limit cut off is not terminal, and bootstraps.
+    """
+    return batch.rewards + discount * (1 - batch.terminals) * value
 
 
 def td_error(q: Tensor, y: Tensor) -> Tensor:

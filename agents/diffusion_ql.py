@@ -26,7 +26,7 @@ from typing_extensions import override
 
 from agents.base import Agent, GenerativePolicy, Metrics
 from agents.config import DiffusionQL, QWeightedConfig
-from agents.critic import CandidateNoise, CriticEnsemble, aggregate, choose, gumbel_noise, td_error
+from agents.critic import CandidateNoise, CriticEnsemble, aggregate, choose, gumbel_noise, td_error, td_target
 from agents.diffusion_policy import DiffusionNoise, DiffusionPolicy, build_policy
 from diffrl.data.transitions import Batch
 from diffrl.nets import Adam, average_, frozen
@@ -74,7 +74,7 @@ class QWeightedAgent(Agent, Generic[ActorNoise]):
 
     @abstractmethod
     def actor_noise(self, batch: Batch, generator: torch.Generator) -> ActorNoise:
-        """Draw what `actor_loss` needs."""
+        """Draw all that is random in `actor_loss` for a batch (S, B, ...)."""
 
     @abstractmethod
     def actor_loss(self, batch: Batch, noise: ActorNoise) -> tuple[Tensor, Metrics]:
@@ -92,7 +92,7 @@ class QWeightedAgent(Agent, Generic[ActorNoise]):
         q: Tensor = self.target_critic(batch.next_observations.repeat_interleave(K, dim=1), actions)
         q = q.view(*q.shape[:2], -1, K).amax(-1)
         value = aggregate(q, self.config.q_agg, self.config.q_spread)
-        return batch.rewards + self.config.discount * (1 - batch.terminals) * value
+        return td_target(batch, value, self.config.discount)
 
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
         """The temporal-difference loss (eq. 5), summed over the critics: (S,). noise: as in `target`."""
@@ -122,11 +122,11 @@ class QWeightedAgent(Agent, Generic[ActorNoise]):
         return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach()}
 
     def coin(self, generator: torch.Generator) -> Tensor:
-        """Draw the coin of `weighted`: (S, 1), uniform on [0, 1)."""
+        """Draw the coin that chooses, in `weighted`, the critic to climb: (S, 1), uniform on [0, 1)."""
         return torch.rand((self.n_seeds, 1), generator=generator, device=self.device)
 
     def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
-        """One step of the critics, one of the actor, then the averages."""
+        """One step of the critics, one of the actor, then the moving averages of both."""
         target_noise = self.actor.sampling_noise(batch.next_observations, generator, self.backup_candidates)
         critic_loss, critic_metrics = self.critic_loss(batch, target_noise)
         critic_norm = self.optimisers["critic"].step(critic_loss)
@@ -153,7 +153,7 @@ class QWeightedAgent(Agent, Generic[ActorNoise]):
         return self.act_from(observations, CandidateNoise(noise, gumbel))
 
     def act_from(self, observations: Tensor, noise: CandidateNoise) -> Tensor:
-        """The actions of `act` as a function of its noise."""
+        """The actions (S, B, A) of `act`, as a plain function of tensors: of observations (S, B, O) and its noise."""
         actions = self.policy.sample(observations, noise.sampling)
         K = noise.gumbel.shape[-1]
         if K == 1:
@@ -168,11 +168,11 @@ class DiffusionQLNoise(NamedTuple):
     """All that is random in `DiffusionQLAgent.actor_loss`."""
 
     cloning: DiffusionNoise
-    """Of the policy's `bc_loss`."""
+    """What is random in the policy's `bc_loss`."""
     sampling: Tensor
-    """(T + 1, S, B, A) of the policy's `sample`."""
+    """(T + 1, S, B, A) noise of the policy's `sample`."""
     coin: Tensor
-    """(S, 1) of `QWeightedAgent.coin`."""
+    """(S, 1), drawn by `QWeightedAgent.coin`."""
 
 
 class DiffusionQLAgent(QWeightedAgent[DiffusionQLNoise]):

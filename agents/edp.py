@@ -34,7 +34,7 @@ class EDPNoise(NamedTuple):
     cloning: SolverNoise
     """Times and noise of the noised actions."""
     coin: Tensor
-    """(S, 1) of `QWeightedAgent.coin`."""
+    """(S, 1), drawn by `QWeightedAgent.coin`."""
 
 
 class EDPAgent(QWeightedAgent[EDPNoise]):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from agents.base import Agent, Metrics
 from agents.config import ExpectileConfig
-from agents.critic import CriticEnsemble, aggregate, td_error
+from agents.critic import CriticEnsemble, aggregate, td_error, td_target
 from diffrl.data.transitions import Batch
 from diffrl.nets import MLP, Adam, average_, mish
 
@@ -70,7 +70,7 @@ class ExpectileAgent(Agent):
 
     def critic_loss(self, batch: Batch, v_next: Tensor) -> tuple[Tensor, Metrics]:
         """L_Q (eq. 6), summed over the critics: (S,). v_next: V(s') (S, B)."""
-        y = batch.rewards + self.config.discount * (1 - batch.terminals) * v_next
+        y = td_target(batch, v_next, self.config.discount)
         q = self.critic(batch.observations, batch.actions)
         loss = td_error(q, y)
         return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}

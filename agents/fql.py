@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from agents.base import Agent, GenerativePolicy, Metrics
 from agents.config import FQL
-from agents.critic import CriticEnsemble, aggregate, td_error
+from agents.critic import CriticEnsemble, aggregate, td_error, td_target
 from diffrl.data.transitions import Batch
 from diffrl.diffusion import Prediction, RectifiedFlow, Sampler, denoising_loss
 from diffrl.nets import MLP, Adam, average_, frozen, initialise_fan_average_
@@ -118,22 +118,22 @@ class FQLAgent(Agent):
         """y = r + gamma (1 - terminal) mean_i Q'_i(s', mu_omega(s', z)), or as `q_agg` says: (S, B)."""
         actions = self.actor(batch.next_observations, z).clamp(-1, 1)
         q = aggregate(self.target_critic(batch.next_observations, actions), self.config.q_agg, self.config.q_spread)
-        return batch.rewards + self.config.discount * (1 - batch.terminals) * q
+        return td_target(batch, q, self.config.discount)
 
     def critic_loss(self, batch: Batch, z: Tensor) -> tuple[Tensor, Metrics]:
-        """L_Q, summed over the critics: (S,). z: (S, B, A), standard normal."""
+        """L_Q(phi), the temporal-difference loss, summed over the critics: (S,). z: (S, B, A), standard normal."""
         y = self.target(batch, z)
         q = self.critic(batch.observations, batch.actions)
         loss = td_error(q, y)
         return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
 
     def flow_loss(self, batch: Batch, t: Tensor, z: Tensor) -> Tensor:
-        """L_BC: (S,). t: (S, B), uniform on (0, 1]; z: (S, B, A), standard normal."""
+        """L_BC(theta), flow matching: (S,). t: (S, B), uniform on (0, 1]; z: (S, B, A), standard normal."""
         network = self.flow.bound(batch.observations)
         return denoising_loss(self.flow.prediction, network, batch.actions, t, z).mean(-1)
 
     def actor_loss(self, batch: Batch, z: Tensor) -> tuple[Tensor, Metrics]:
-        """L_pi: (S,). z: (S, B, A), standard normal, the same for both policies."""
+        """L_pi(omega), distillation loss and -Q: (S,). z: (S, B, A), standard normal, the same for both policies."""
         with torch.no_grad():
             goal = self.flow.sample(batch.observations, z)
         actions = self.actor(batch.observations, z)
@@ -147,7 +147,7 @@ class FQLAgent(Agent):
         return loss, {"distill_loss": distill_loss.detach(), "q_loss": q_loss.detach()}
 
     def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
-        """One step of the critics, the flow and the policy."""
+        """One step of the critics, the flow and the one-step policy."""
         target_z, flow_z, z = torch.randn((3, *batch.actions.shape), generator=generator, device=self.device)
         t = torch.rand(batch.actions.shape[:-1], generator=generator, device=self.device)
         critic_loss, metrics = self.critic_loss(batch, target_z)

@@ -33,7 +33,7 @@ class IDQLNoise(NamedTuple):
     """All that is random in `IDQLAgent.actor_loss`."""
 
     cloning: DiffusionNoise
-    """Of the policy's `bc_loss`."""
+    """What is random in the policy's `bc_loss`."""
     keep: Tensor
     """(blocks, S, B, width) factors of dropout, see `dropout_mask`."""
 
@@ -55,7 +55,7 @@ class IDQLAgent(ExpectileAgent):
         self.optimisers["actor"] = Adam(self.actor, config.actor_lr, config.grad_clip, config.lr_decay_steps)
 
     def actor_noise(self, batch: Batch, generator: torch.Generator) -> IDQLNoise:
-        """Draw what `actor_loss` needs."""
+        """Draw all that is random in `actor_loss` for a batch (S, B, ...)."""
         cloning = self.actor.bc_noise(batch.actions, generator)
         shape = (self.config.blocks, *batch.actions.shape[:-1], self.config.width)
         return IDQLNoise(cloning, dropout_mask(shape, self.config.dropout, generator))
@@ -82,7 +82,7 @@ class IDQLAgent(ExpectileAgent):
         return self.act_from(observations, CandidateNoise(noise, gumbel))
 
     def act_from(self, observations: Tensor, noise: CandidateNoise) -> Tensor:
-        """The actions of `act` as a function of its noise."""
+        """The actions (S, B, A) of `act`, as a plain function of tensors: of observations (S, B, O) and its noise."""
         actions = self.ema_actor.sample(observations, noise.sampling)
         q = self.target_critic(observations.repeat_interleave(noise.gumbel.shape[-1], dim=1), actions)
         return choose(actions, self.aggregate(q), noise.gumbel, self.config.act_temperature)

@@ -43,5 +43,5 @@ def listed() -> list[str]:
 
 
 def names(*kinds: PolicyKind) -> list[str]:
-    """The names of our agents whose policies are of these kinds."""
+    """The names of our agents whose policies are of one of the given kinds, see `PolicyKind`."""
     return [name for name, config in AGENTS.items() if config.policy_kind in kinds]

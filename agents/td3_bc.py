@@ -21,7 +21,7 @@ from torch import Tensor
 
 from agents.base import Agent, Metrics
 from agents.config import TD3BC
-from agents.critic import CriticEnsemble, aggregate, td_error
+from agents.critic import CriticEnsemble, aggregate, td_error, td_target
 from diffrl.data.transitions import Batch
 from diffrl.nets import MLP, Adam, average_, frozen
 
@@ -61,12 +61,12 @@ class TD3BCAgent(Agent):
     def target(self, batch: Batch, noise: Tensor) -> Tensor:
         """y = r + gamma (1 - terminal) min_i Q'_i(s', clip(pi'(s') + eps)): (S, B).
 
-        noise: (S, B, A), standard normal; eps is made of it.
+        noise: (S, B, A), standard normal; eps is that noise, scaled and clipped.
         """
         eps = (self.config.policy_noise * noise).clamp(-self.config.noise_clip, self.config.noise_clip)
         actions = (torch.tanh(self.target_actor(batch.next_observations)) + eps).clamp(-1, 1)
         q = aggregate(self.target_critic(batch.next_observations, actions), self.config.q_agg, self.config.q_spread)
-        return batch.rewards + self.config.discount * (1 - batch.terminals) * q
+        return td_target(batch, q, self.config.discount)
 
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
         """E (y - Q_i(s, a))^2, summed over the critics: (S,). noise: as in `target`."""
@@ -103,5 +103,5 @@ class TD3BCAgent(Agent):
 
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """The actor's one action."""
+        """The actor's one action a state, tanh of its output: (S, B, A) for observations (S, B, O)."""
         return torch.tanh(self.actor(observations))

@@ -54,7 +54,7 @@ class FinetunePolicies:
     """Fine-tune a cloned policy, and score it before and after."""
 
     cells: tuple[str, ...] = tuple(CELLS)
-    """Which."""
+    """Which cells to run: see CELLS."""
     data: str = "maze2d-umaze-v1"
     """What is cloned, and what preferences are of; for other data than the maze give --env."""
     env: str | None = None
@@ -66,13 +66,13 @@ class FinetunePolicies:
     clone_steps: int = 10_000
     """Training steps of the clone."""
     dppo_steps: int = 200_000
-    """Environment steps a seed."""
+    """Environment steps a seed of DPPO."""
     dpo_steps: int = 1_000
-    """Updates."""
+    """Updates of preference DPO."""
     segment: int = 32
     """Steps of a judged segment."""
     beta: float = DPOConfig.beta
-    """See `DPOConfig`."""
+    """Preference DPO's beta: how closely the policy is held to the pretrained one."""
     episodes: int = 100
     """Episodes a seed in each score."""
     train: bool = True
@@ -135,13 +135,13 @@ def tune(options: FinetunePolicies, cell: str, start: Path) -> Path:
 
 
 def score(options: FinetunePolicies, path: Path, which: str) -> list[float]:
-    """Of each seed, x100 where there are references, else returns."""
+    """The score of each seed, x100 where there are references, else its mean return."""
     entry = diffrl.evaluate(path, episodes=options.episodes, which=[which], seed=1, quiet=True)[which]
     return [float(np.mean(values)) for values in entry.get("scores", entry["returns"])]
 
 
 def row(options: FinetunePolicies, cell: str, path: Path, before: list[float]) -> dict[str, Any]:
-    """What the table says of a cell."""
+    """A cell's line of the table."""
     run = Run.read(path)
     timing = path / "cpu_seconds.json"
     return {
@@ -155,7 +155,7 @@ def row(options: FinetunePolicies, cell: str, path: Path, before: list[float]) -
 
 
 def table(rows: list[dict[str, Any]]) -> Lines:
-    """A line a cell."""
+    """The table, one line for each cell."""
     lines: Lines = [["cell", "budget a seed", "before", "after", "changed", "CPU s a seed"]]
     for r in rows:
         changed = [b - a for a, b in zip(r["before"], r["after"], strict=True)]

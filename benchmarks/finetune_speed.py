@@ -134,7 +134,7 @@ class Row:
 
     @property
     def best(self) -> Round:
-        """The fastest."""
+        """The fastest round."""
         return min(self.rounds, key=lambda r: r.seconds)
 
 
@@ -156,7 +156,7 @@ class Ours:
         self.algorithm.collect = self._timed  # type: ignore[method-assign]
 
     def round(self) -> Round:
-        """Make one; CPU seconds, on a GPU by the clock."""
+        """Make one round; give its CPU seconds, on a GPU those of the clock."""
         self.rows = [0, 0]
         began = self._now()
         self.tuner.advance()
@@ -213,7 +213,7 @@ class Trl:
         self.about = self._answer()
 
     def round(self) -> Round:
-        """Make one."""
+        """Make one round."""
         assert self._process.stdin is not None
         print("round", file=self._process.stdin, flush=True)
         answer = self._answer()
@@ -437,7 +437,7 @@ def _out_of_memory(row: Row, console: Console) -> Iterator[None]:
 
 
 def sd_table(rows: Sequence[Row]) -> Lines:
-    """A line a variant; speed-ups are over the first."""
+    """The table, one line for each variant; speed-ups are over the first."""
     lines: Lines = [["settings", "samples/s", "x first", "sampling s", "training s", "rows a sample", "peak GiB"]]
     for row in rows:
         if not row.rounds:

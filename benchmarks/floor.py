@@ -60,7 +60,7 @@ class EmbedOnce(nn.Module):
         self.embed = embed
 
     def forward(self, t: Tensor) -> Tensor:
-        """See the class."""
+        """The embedding (B, size) of times t (B,); of equal times one row is computed."""
         rows = t[:1] if bool((t == t[0]).all()) else t
         embedding: Tensor = self.embed(rows)
         return embedding.expand(len(t), -1)

@@ -139,7 +139,7 @@ def q_values(critic: Critic, observations: Array, actions: Array) -> tuple[Array
 
 
 def adam_init(parameters: Tree) -> AdamState:
-    """Before the first step."""
+    """Adam's state before the first step."""
     zeros = functools.partial(jax.tree.map, jnp.zeros_like)
     return AdamState(zeros(parameters), zeros(parameters), jnp.zeros((), jnp.int32))
 

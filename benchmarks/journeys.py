@@ -101,7 +101,7 @@ class Journey:
 
     @property
     def files(self) -> list[str]:
-        """Those touched, in the order of their first visits."""
+        """The files touched, in the order of their first visits."""
         return list(dict.fromkeys(call.file for call in self.calls))
 
     @property
@@ -145,7 +145,7 @@ class Recorder:
             sys.setprofile(None)
 
     def _file(self, code: CodeType) -> str:
-        """Its path below the root; "" of what is not ours."""
+        """The path of a code's file below the root; "" for code that is not ours."""
         if code not in self._files:
             name = code.co_filename
             self._files[code] = Path(name[len(self._root) :]).as_posix() if name.startswith(self._ours) else ""

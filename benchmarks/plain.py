@@ -76,7 +76,7 @@ class Sinusoids(nn.Module):
         self.size = size
 
     def forward(self, t: Tensor) -> Tensor:
-        """See the class."""
+        """The sinusoids (B, size) of labels t (B,)."""
         half = self.size // 2
         frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10_000) / (half - 1)))
         angles = t[:, None] * frequencies[None, :]
@@ -174,7 +174,7 @@ class Critic(nn.Module):
         self.q2 = mlp(observation_size + action_size, 1, config.width, config.layers)
 
     def forward(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
+        """Q_1 and Q_2, each (B, 1), of states (B, O) and actions (B, A)."""
         x = torch.cat([state, action], dim=-1)
         return self.q1(x), self.q2(x)
 
@@ -214,7 +214,7 @@ class DiffusionCloning:
         self.optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.learning_rate)
 
     def loss(self, batch: Batch, t: Tensor | None = None, eps: Tensor | None = None) -> Tensor:
-        """L_d (eq. 2)."""
+        """L_d = E |eps - eps_theta(a_t, t, s)|^2 (eq. 2)."""
         return self.actor.loss(batch.action, batch.state, t, eps)
 
     def train_step(self, batch: Batch, t: Tensor | None = None, eps: Tensor | None = None) -> dict[str, float]:
@@ -269,7 +269,7 @@ class DiffusionQLearning:
         return (batch.reward + self.config.discount * batch.not_done * q).detach()
 
     def critic_loss(self, batch: Batch, noise: Tensor | None = None) -> Tensor:
-        """Eq. 5, summed over both critics."""
+        """The temporal-difference loss (eq. 5), summed over both critics."""
         q1, q2 = self.critic(batch.state, batch.action)
         y = self.target(batch, noise)
         return F.mse_loss(q1, y) + F.mse_loss(q2, y)
@@ -286,7 +286,7 @@ class DiffusionQLearning:
         return bc_loss + self.config.q_weight * q_loss, bc_loss, q_loss
 
     def train_step(self, batch: Batch, draws: Draws | None = None) -> dict[str, float]:
-        """One step of everything."""
+        """One step of the critics and of the actor, then of their averages."""
         critic_loss = self.critic_loss(batch, None if draws is None else draws.target_noise)
         self.critic_optimizer.zero_grad()
         critic_loss.backward()

@@ -5,14 +5,15 @@
     python benchmarks/stability.py --train --cells two-coin five-min --stage final --device cuda
 
 A cell is the small configuration (`diffusion_ql/maze2d-umaze-v1-small`, 20,000 steps) with some of the agent's fields
-set. Two stages: `screen`, seeds 0 to 7, on which choices are made; and `final`, seeds 100 to 107, used for no choice.
-Cells that are whole are left alone, cut ones go on; what is measured is kept, a file a cell, in
-benchmarks/results/stability/.
+set. There are two stages: `screen`, seeds 0 to 7, on which choices are made, and `final`, seeds 100 to 107, which
+influence no choice. Cells that are whole are left alone, and cells that were cut are continued. What is measured is
+kept in benchmarks/results/stability/, one file a cell.
 
-How to read it. Scores are normalised, x100. "last" is the evaluation at the end; a cell that was cut for want of time
-says under "steps" where. "last three" is the mean of the last three evaluations, 2,500 steps apart; "best" each seed's
-best evaluation, chosen on the test environment; "gap" best minus last: what a user loses who keeps the last checkpoint.
-"worst seed" is of the last. ± is the standard error over seeds. No checkpoint is chosen by its score but for "best".
+How to read the table. Scores are normalised, x100. "last" is the evaluation at the end; of a cell that was cut early,
+"steps" says where. "last three" is the mean of the last three evaluations, 2,500 steps apart. "best" is each seed's
+best evaluation, chosen on the test environment. "gap" is best minus last: what a user loses who keeps the last
+checkpoint. "worst seed" is of the last evaluation. ± is the standard error over seeds. Only "best" chooses a checkpoint
+by its score.
 """
 
 import json

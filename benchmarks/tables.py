@@ -1,5 +1,6 @@
 """Tables of the benchmarks: on the terminal, and in Markdown."""
 
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -12,17 +13,21 @@ Lines = list[list[str]]
 
 
 def print_lines(lines: Lines, title: str, console: Console, left: int = 2) -> None:
-    """A table on the terminal, its first `left` columns aligned to the left."""
+    """A table on the terminal, its first `left` columns aligned to the left.
+
+    No cell is cut: where the terminal is narrower than the table, the console is made as wide as the table.
+    """
     table = Table(title=title)
     for i, column in enumerate(lines[0]):
-        table.add_column(column, justify="left" if i < left else "right")
+        table.add_column(column, justify="left" if i < left else "right", no_wrap=True)
     for line in lines[1:]:
         table.add_row(*line)
+    console.width = max(console.width, Console(width=sys.maxsize).measure(table).maximum)
     console.print(table)
 
 
 def markdown(lines: Lines) -> str:
-    """The same as Markdown."""
+    """A table as Markdown."""
     head, *body = lines
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body]) + "\n"
 

@@ -118,7 +118,7 @@ class Worker:
         )
 
     def wait(self) -> None:
-        """Until it is ready to be asked."""
+        """Wait until the worker is ready for requests."""
         self._answer()
 
     def ask(self, **request: Any) -> Any:
@@ -140,7 +140,7 @@ class Worker:
         return first, max(3, round(block_seconds / self.run(work, calls)))
 
     def close(self) -> None:
-        """Let the process end."""
+        """Let the worker process end."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -209,7 +209,7 @@ class Measurement:
         )
 
     def floor_ms(self, peak: float) -> float:
-        """The arithmetic alone, at `peak` GFLOP/s."""
+        """Milliseconds of the arithmetic alone, at `peak` GFLOP/s."""
         return self.flops / peak / 1e6
 
 
@@ -239,7 +239,7 @@ class Results:
 
     @property
     def gflops(self) -> list[float]:
-        """Of the 1024 x 1024 product, in every round of everything."""
+        """GFLOP/s of the 1024 x 1024 product, in every round."""
         return [value for measurement in self.measurements for value in measurement.gflops]
 
     @property
@@ -253,7 +253,7 @@ class Results:
 
 
 def measure(options: TrainStep, implementations: Sequence[str], console: Console) -> Results:
-    """Everything, on a CPU."""
+    """Measure everything, on a CPU."""
     results = Results()
     pairs = [(agent, task) for agent in options.agents for task in options.tasks]
     total = sum(len(works_of(config_of(agent))) for agent, _ in pairs) * (options.rounds + 1)
@@ -328,7 +328,7 @@ class Target:
 
     @property
     def text(self) -> str:
-        """What it asks."""
+        """What the target asks, as text."""
         what = {"train": "training step", "sample": "sampling without gradient"}[self.kind]
         bound = {
             "plain": f"at least {self.limit:.2f} times as fast as plain",
@@ -338,7 +338,7 @@ class Target:
         return f"{what}, {IMPLEMENTATIONS[self.implementation]}: {bound}"
 
     def figure(self, results: Results) -> float:
-        """What has been measured."""
+        """The measured figure."""
         measurement = results.find("diffusion_ql", "hopper", self.kind)
         if self.against == "plain":
             return measurement.ratio("plain", self.implementation)
@@ -445,7 +445,7 @@ def print_memory(results: Results, console: Console) -> None:
 
 
 def _short(ms: float) -> str:
-    """Three digits."""
+    """A number with three digits."""
     return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}" if ms >= 1 else f"{ms:.3f}"
 
 

@@ -126,7 +126,7 @@ def print_rows(rows: Sequence[GpuRow], console: Console) -> None:
 
 
 def card() -> dict[str, str]:
-    """Which GPU."""
+    """The name of the GPU."""
     import torch
 
     return {"name": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda), "torch": torch.__version__}

@@ -67,7 +67,7 @@ class Unchanged:
     """A new folder for all that the runs write, to look at; by default it is deleted."""
 
     def run(self) -> int:
-        """Do it; 1 where something differs or a run failed."""
+        """Make the runs and compare them. Gives 1 where something differs or a run failed."""
         if mistake := self._mistake():
             print(mistake, file=sys.stderr)
             return 2
@@ -194,7 +194,7 @@ def _make(trees: Sequence[Path], names: Sequence[str], work: Path) -> list[Resul
 
 
 def small(results: Results) -> Results:
-    """The same with one digest for the tensors of a group."""
+    """The results with one digest for all tensors of a group."""
     files = {
         name: {file: grouped(parts) for file, parts in result["files"].items()} for name, result in results.items()
     }

@@ -116,7 +116,7 @@ def _keys(values: Any) -> dict[str, str]:
 
 
 def _timeless(values: Any) -> Any:
-    """The same without wall times, versions, and the place of a pipeline's parts on disk.
+    """A value of JSON without wall times, versions, and the place of a pipeline's parts on disk.
 
     peft writes an adapter's `target_modules` in the order of a set, another one in each process: it is sorted.
     """

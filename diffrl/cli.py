@@ -1,5 +1,6 @@
 """The command line, `diffrl VERB ...`. Each verb's code is imported when it is called."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -124,25 +125,38 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; give its exit code. A user's mistake prints a few lines and gives 2."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP)
-        return 0
-    if words[0] in ("-V", "--version"):
-        from importlib.metadata import version
+    """Run one command; give its exit code. A user's mistake prints a few lines and gives 2.
 
-        print(f"diffrl {version('diffrl')}")
-        return 0
+    Where the reader of our output has gone, as after `| head -1`, the command ends without a word and gives 1.
+    """
     try:
+        try:
+            return _command(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()  # so that what is still buffered fails here, not while Python shuts down
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _command(words: Sequence[str]) -> int:
+    try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(HELP)
+            return 0
+        if words[0] in ("-V", "--version"):
+            from importlib.metadata import version
+
+            print(f"diffrl {version('diffrl')}")
+            return 0
         if words[0] not in VERBS:
             raise UserError(f"There is no `diffrl {words[0]}`: {nearest(words[0], VERBS)}")
         return VERBS[words[0]](words[1:])
     except UserError as error:
         print(f"diffrl: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:
-        return 0
+    except BrokenPipeError:  # see `main`
+        raise
     except OSError as error:  # a disk that is full, a folder that may not be written
         print(f"diffrl: {error}", file=sys.stderr)
         return 2

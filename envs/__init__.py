@@ -1,6 +1,6 @@
 """Benchmarks: ids, reference scores, environments, data generators. Importing it registers our environments.
 
-`import envs; gymnasium.make("maze2d-umaze-v1")`, or in one, `gymnasium.make("envs:maze2d-umaze-v1")`. (Gymnasium's
+`import envs; gymnasium.make("maze2d-umaze-v1")`, or in one step, `gymnasium.make("envs:maze2d-umaze-v1")`. (Gymnasium's
 entry point for plugins is gone since its version 1.0.)
 """
 

@@ -42,15 +42,15 @@ class Origin:
 
     @property
     def exists(self) -> bool:
-        """Whether it is on this machine; of another package's it is taken for granted."""
+        """Whether the data set is on this machine; one of another package is taken to be."""
         return self.path is None or self.path.exists()
 
 
 def cached_path(benchmark_id: str, rows: int | None = None, seed: int = 0) -> Path:
     """Where a D4RL data set is kept: `<data directory>/d4rl/ID.hdf5`.
 
-    A data set generated with fewer rows or another seed is not D4RL's: the file's name says so, and the id alone never
-    means it.
+    A data set generated with fewer rows or another seed is not D4RL's: its file's name says so, and the id alone never
+    means that file.
     """
     name = benchmark_id + ("" if rows is None else f".{rows}-rows") + ("" if seed == 0 else f".seed-{seed}")
     return data_directory() / "d4rl" / f"{name}.hdf5"
@@ -58,11 +58,11 @@ def cached_path(benchmark_id: str, rows: int | None = None, seed: int = 0) -> Pa
 
 @dataclass(frozen=True)
 class Generated:
-    """A generated file that is not D4RL's data set whole: fewer rows, or another seed."""
+    """A generated file that is not the whole of D4RL's data set: it has fewer rows, or another seed."""
 
     path: Path
     rows: int | None
-    """The number it was generated with; None: D4RL's."""
+    """The number of rows that the file was generated with; None: D4RL's."""
     seed: int
 
 

@@ -37,7 +37,7 @@ class Dynamics:
     """The simulator of a task, which makes one step from each of given states."""
 
     env_id: str
-    """Gymnasium's."""
+    """Gymnasium's id of the environment."""
     observation_size: int
     """O."""
     action_size: int
@@ -155,7 +155,7 @@ def dynamics_for(name: str, **kwargs: Any) -> Dynamics | None:
 
 
 def why_none(name: str) -> str | None:
-    """A sentence that says why `dynamics_for(name)` is None; None where it is not."""
+    """A sentence that says why `dynamics_for(name)` is None; None where it gives dynamics."""
     return _reason(name, _environment(name)[0])
 
 
@@ -182,7 +182,7 @@ def _reason(name: str, env_id: str | None) -> str | None:
 
 
 def _blown_up(data: Any) -> bool:
-    """Whether MuJoCo met a huge or undefined number since its data were reset: it then starts over without a word."""
+    """Whether MuJoCo met a huge or undefined number since its data were reset, and so silently reset them itself."""
     kinds = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
     return any(data.warning[kind].number > 0 for kind in kinds)
 

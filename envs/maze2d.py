@@ -45,17 +45,17 @@ class Maze:
         object.__setattr__(self, "grid", tuple(row.strip() for row in self.text.split("/")))
 
     def cells(self, kinds: str) -> list[Cell]:
-        """All (row, column) whose letter is one of `kinds`, row by row."""
+        """The cells (row, column) whose letter is one of `kinds`, row by row."""
         return [(r, c) for r, row in enumerate(self.grid) for c, letter in enumerate(row) if letter in kinds]
 
     @property
     def goal(self) -> Cell:
-        """The fixed goal's cell."""
+        """The cell (row, column) of the fixed goal."""
         return self.cells("G")[0]
 
     @property
     def free(self) -> list[Cell]:
-        """Free cells, then the goal: the order in which D4RL draws them."""
+        """The free cells (row, column) and after them the goal: the order in which D4RL draws from them."""
         return self.cells("O") + self.cells("G")
 
     def next_cells(self, target: Cell) -> dict[Cell, Cell]:
@@ -111,7 +111,7 @@ def parse_id(benchmark_id: str) -> tuple[Maze, str]:
 
 
 def model_xml(maze: Maze) -> str:
-    """The maze as a MuJoCo model; D4RL's constants."""
+    """The maze as a MuJoCo model in XML, with D4RL's constants."""
     walls = "\n".join(
         f'<geom type="box" pos="{r + 1} {c + 1} 0" size=".5 .5 .2" rgba=".6 .5 .4 1"/>' for r, c in maze.cells("#")
     )
@@ -186,7 +186,7 @@ class Maze2dEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         return self.state().astype(np.float32), {}
 
     def state(self) -> NDArray[np.float64]:
-        """[qpos, qvel] (4,) in full precision."""
+        """The simulator's state [qpos, qvel] (4,) in full precision."""
         return np.concatenate([self._data.qpos, self._data.qvel])
 
     def advance(self, action: NDArray[Any]) -> None:
@@ -196,7 +196,7 @@ class Maze2dEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         mujoco.mj_step(self._model, self._data)
 
     def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Advance once. The reward is that of the state reached; no state ends an episode."""
+        """Apply an action (2,) for one step. The reward is that of the state reached; no state ends an episode."""
         self.advance(action)
         state = self.state()
         return state.astype(np.float32), float(reward(state, self.goal, self.reward_kind)), False, False, {}

@@ -54,7 +54,7 @@ class Benchmark:
 
     @property
     def reference_scores(self) -> tuple[float, float] | None:
-        """(ref_min, ref_max), or None where there are none."""
+        """The reference returns (ref_min, ref_max) of a random policy and an expert; None where there are none."""
         return None if self.ref_min is None or self.ref_max is None else (self.ref_min, self.ref_max)
 
     def normalised_score(self, returns: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -74,7 +74,7 @@ class DataFamily:
     """Data sets of another package: what an entry point of the group `diffrl.datasets` names."""
 
     benchmarks: Sequence[Benchmark]
-    """Its data sets. Each id begins with the name of the entry point and a hyphen."""
+    """The family's data sets. Each id begins with the name of the entry point and a hyphen."""
     load: Callable[[str], OfflineDataset]
     """Gives the whole data set of an id. Where it is not on this machine and cannot be made or fetched, it raises
     `diffrl.support.errors.DataError`, saying what to do."""
@@ -86,17 +86,17 @@ def ids() -> list[str]:
 
 
 def is_d4rl(benchmark_id: str) -> bool:
-    """Whether D4RL has a benchmark of that id."""
+    """Whether D4RL has a benchmark called `benchmark_id`."""
     return benchmark_id in _table()
 
 
 def known(benchmark_id: str) -> bool:
-    """Whether D4RL or another package has a benchmark of that id. Raises UserError for a package that is broken."""
+    """Whether D4RL or another package has a benchmark called `benchmark_id`. Raises UserError for a broken package."""
     return is_d4rl(benchmark_id) or benchmark_id in of_package(benchmark_id)
 
 
 def get(benchmark_id: str) -> Benchmark:
-    """The benchmark of that id. Raises UserError naming the nearest one where there is none."""
+    """The benchmark called `benchmark_id`. Raises UserError, naming the nearest known id, where there is none."""
     if not known(benchmark_id):
         raise UserError(f"Unknown benchmark {benchmark_id!r}: {hint(benchmark_id)} `diffrl data list` shows all.")
     return _table().get(benchmark_id) or of_package(benchmark_id)[benchmark_id]
@@ -109,21 +109,21 @@ def hint(benchmark_id: str) -> str:
 
 
 def of_package(benchmark_id: str) -> dict[str, Benchmark]:
-    """The benchmarks of the other package's family that the id would belong to, by id; none where there is no family.
+    """The benchmarks, by id, of the family of another package that `benchmark_id` would belong to; {} without one.
 
-    Raises UserError where the package is broken, or calls its family as one of D4RL's is called.
+    Raises UserError where the package is broken, or has given its family the name of one of D4RL's.
     """
     plugin = _plugin(benchmark_id)
     return {} if plugin is None else {benchmark.id: benchmark for benchmark in family(plugin).benchmarks}
 
 
 def packages() -> list[Plugin]:
-    """The families of other packages."""
+    """The entry points by which other packages bring a data family."""
     return plugins.found("diffrl.datasets")
 
 
 def family(plugin: Plugin) -> DataFamily:
-    """The family that another package brings. Raises UserError where it is none, or its name or an id is refused."""
+    """The data family behind an entry point. Raises UserError where it is none, or its name or an id is refused."""
     plugins.find("diffrl.datasets", plugin.name, {own.split("-")[0] for own in ids()})
     found = plugin.load()
     if not isinstance(found, DataFamily):
@@ -135,7 +135,7 @@ def family(plugin: Plugin) -> DataFamily:
 
 
 def load_of_package(benchmark_id: str) -> OfflineDataset:
-    """The data set of an id of another package, as it gives it. Raises UserError where it does not."""
+    """The data set that another package loads for one of its ids. Raises UserError where the package fails to."""
     plugin = _plugin(benchmark_id)
     assert plugin is not None
     with plugin.blamed(f"load({benchmark_id!r})"):
@@ -146,13 +146,13 @@ def load_of_package(benchmark_id: str) -> OfflineDataset:
 
 
 def _plugin(benchmark_id: str) -> Plugin | None:
-    """The family that an id would belong to: FAMILY-REST."""
+    """The entry point of the family that an id, FAMILY-REST, would belong to; None where no package brings it."""
     name, hyphen, _ = benchmark_id.partition("-")
     return next((plugin for plugin in packages() if hyphen and plugin.name == name), None)
 
 
 def normalised_score(benchmark_id: str, returns: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """`Benchmark.normalised_score` by id: x100, elementwise."""
+    """The normalised scores (x100) of returns in the benchmark called `benchmark_id`, elementwise."""
     return get(benchmark_id).normalised_score(returns)
 
 
@@ -193,7 +193,7 @@ def _benchmark(line: dict[str, str]) -> Benchmark:
 
 
 def _parse_id(benchmark_id: str) -> tuple[str, str]:
-    """The domain and the rest of the name: `hopper`, `medium-v2`; `bullet-ant`, `expert-v0`."""
+    """The domain and the rest of a D4RL id: `hopper`, `medium-v2`; `bullet-ant`, `expert-v0`."""
     words = benchmark_id.split("-")
     length = 2 if words[0] in ("bullet", "flow") or words[1] == "eval" else 1
     return "-".join(words[:length]), "-".join(words[length:])
@@ -212,7 +212,7 @@ _OLD_ENGINE = "Data of the mujoco_py era do not replay exactly on today's engine
 
 
 def _family(benchmark_id: str, domain: str, task: str, version: str) -> dict[str, Any]:
-    """What holds for a whole family: environment, step limit, note on fidelity."""
+    """What holds for a whole family of D4RL's ids: environment, step limit, note on fidelity."""
     quality = task.removesuffix(f"-{version}")
     maze = quality.split("-")[0]
     if domain in _LOCOMOTION:

@@ -47,6 +47,21 @@ def test_help_teaches_and_needs_no_torch(verb: list[str]) -> None:
     assert len(done.stdout.splitlines()) > 5
 
 
+@pytest.mark.parametrize(
+    "words", ["--help", "--version", "train --help", "data --help", "data list maze2d", "train list"]
+)
+def test_a_reader_that_has_gone_ends_the_command_without_a_word(words: str) -> None:
+    """As after `| head -1`, but surely: the pipe has no reader from the beginning."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", "diffrl.cli", *words.split()]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
 def test_help_answers_in_under_two_seconds(verb: list[str]) -> None:
@@ -144,8 +159,8 @@ def test_yaml_is_read_strictly(text: str, expected: str, tmp_path: Path) -> None
     assert expected in str(caught.value)
 
 
-@pytest.mark.parametrize("name", configuration.published())
-def test_published_configurations_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", configuration.shipped())
+def test_shipped_configurations_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
     config = configuration.find(name)
     agent, dataset = name.split("/")
     assert config.agent.name == agent
@@ -156,10 +171,21 @@ def test_published_configurations_load_and_survive_a_round_trip(name: str, tmp_p
     assert configuration.load(file) == config
 
 
-def test_overrides_apply_to_a_published_configuration(tmp_path: Path, own_data: Path) -> None:
+def test_overrides_apply_to_a_shipped_configuration(tmp_path: Path, own_data: Path) -> None:
     words = "bc/maze2d-umaze-v1 --steps 5 --rows 500 --eval-episodes 1 --seeds 4 5 --agent.width 8 --agent.layers 1"
     assert main(["train", *words.split(), "--out", str(tmp_path / "run")]) == 0
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (config["steps"], config["seeds"], config["agent"]["width"]) == (5, [4, 5], 8)
     assert main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
     assert (tmp_path / "run" / "evaluation.json").is_file()
+
+
+@pytest.mark.usefixtures("own_data")
+@pytest.mark.parametrize(("start", "warned"), [(4, False), (5, True)])
+def test_an_evaluation_of_an_untrained_average_is_announced(
+    start: int, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "diffusion_ql/maze2d-umaze-v1-small --steps 5 --rows 500 --eval-episodes 1 --seeds 0 --agent.width 8"
+    start_words = ["--agent.ema-start", str(start), "--out", str(tmp_path / "run")]
+    assert main(["train", *words.split(), *start_words]) == 0
+    assert ("Up to step 5 the policy that acts is untrained" in capsys.readouterr().err) == warned

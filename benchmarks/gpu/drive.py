@@ -89,7 +89,7 @@ class Driver:
         return {path.stem: json.loads(path.read_text()) for path in sorted((self.work / "results").glob("*.json"))}
 
     def is_whole(self, stage: Stage) -> bool:
-        """Whether its result for this code is there: from this machine, or in the repository."""
+        """Whether a stage's whole result for this code is there: from this machine, or in the repository."""
         found = [self.results().get(stage.name)]
         path = ROOT / "benchmarks" / "results" / "gpu" / f"{stage.name}.json"
         if not self.rehearse and path.exists():

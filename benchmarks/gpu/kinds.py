@@ -232,7 +232,7 @@ def _sessions(run: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, content: Any) -> None:
-    """Whole, or not at all."""
+    """Write a JSON file whole, or not at all."""
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     temporary.replace(path)
@@ -275,5 +275,5 @@ class Clock:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Seconds that are left."""
         return self.budget - (time.monotonic() - self.began)

@@ -2,14 +2,15 @@
 
     python benchmarks/gpu/report.py [results.tar.gz | results.json | FOLDER ...]      without any: only the page
 
-A result replaces the one that is there unless it is less: a whole one is replaced only by a whole one, and of a run
-that was cut, by the same code, the one that is further stays. A rehearsal's results are refused.
+A result replaces the one that is there unless it is less. A whole result is replaced only by a whole one. Of a run that
+was cut, the result that is further stays, if both are of the same code. Results of a rehearsal are refused.
 """
 
+import argparse
 import json
 import sys
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,9 +31,11 @@ ABSENT = "not yet run"
 HEAD = """# On a GPU
 
 Written by `python benchmarks/gpu/report.py` from the JSON files in [gpu/](gpu), which `benchmarks/gpu/run.sh` makes on
-a machine with a GPU ([how](../gpu/README.md)). What has not been run stands as "{absent}". *cut*: stopped when its time
-was up, so its figures are of a part. *code*: a hash of the commands and sources that decide the result.
+a machine with a GPU ([how](../gpu/README.md)). A stage that has not been run says "{absent}". *cut*: the stage was
+stopped when its time was up, so its figures are of a part of it. *code*: a hash of the commands and sources that decide
+the result; *older*: these had changed when this page was written.
 """
+OLDER = ", older"
 
 
 # --- Merging --------------------------------------------------------------------------------------------------------
@@ -40,6 +43,8 @@ was up, so its figures are of a part. *code*: a hash of the commands and sources
 
 def read(path: Path) -> dict[str, Result]:
     """Results by stage, of an archive, of results.json, of a folder with either, or of a folder with a file a stage."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist. Expected results.tar.gz or results.json of run.sh, or their folder.")
     if path.is_dir():
         for name in ("results.tar.gz", "results.json"):
             if (path / name).exists():
@@ -89,8 +94,11 @@ def merge(found: Mapping[str, Result], folder: Path) -> list[str]:
 # --- The page -------------------------------------------------------------------------------------------------------
 
 
-def page(results: Mapping[str, Result], stages: Sequence[Stage] = STAGES) -> str:
-    """gpu.md: an overview of all stages, then the figures of each that has some."""
+def page(results: Mapping[str, Result], stages: Sequence[Stage] = STAGES, older: Collection[str] = ()) -> str:
+    """gpu.md: an overview of all stages, then the figures of each that has some.
+
+    older: the names of stages whose results are of code that has changed since.
+    """
     lines: Lines = [["stage", "", "state", "card", "date (UTC)", "minutes", "code"]]
     for stage in stages:
         result = results.get(stage.name)
@@ -100,7 +108,8 @@ def page(results: Mapping[str, Result], stages: Sequence[Stage] = STAGES) -> str
         seconds = result.get("result", {}).get("seconds")
         minutes = "" if seconds is None else f"{seconds / 60:.1f}"
         date, card = result["date"][:10], result["machine"]["card"]
-        lines.append([f"`{stage.name}`", stage.title, result["state"], card, date, minutes, result["digest"][:8]])
+        code = result["digest"][:8] + (OLDER if stage.name in older else "")
+        lines.append([f"`{stage.name}`", stage.title, result["state"], card, date, minutes, code])
     parts = [HEAD.format(absent=ABSENT), markdown(lines)]
     runs = [stage for stage in stages if isinstance(stage.kind, LongRun)]
     if runs:
@@ -189,6 +198,12 @@ def _cell(value: Any) -> str:
 FIGURES: dict[type, Callable[[Result], list[str]]] = {Tests: outcomes, Script: measured}
 
 
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="*", help="what came back; without any, only the page is written")
+    return parser.parse_args()
+
+
 def main(paths: Sequence[Path]) -> int:
     folder = RESULTS / "gpu"
     for path in paths:
@@ -198,14 +213,14 @@ def main(paths: Sequence[Path]) -> int:
     if older:
         print(f"Of code that has changed since: {', '.join(older)}")
     with atomic_path(RESULTS / "gpu.md") as temporary:
-        temporary.write_text(page(results))
+        temporary.write_text(page(results, older=older))
     print(f"Page: {RESULTS / 'gpu.md'}")
     return 0
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main([Path(word) for word in sys.argv[1:]]))
+        sys.exit(main(arguments().results))
     except UserError as error:
         print(f"report: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

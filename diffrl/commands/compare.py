@@ -1,8 +1,10 @@
-"""`diffrl compare`."""
+"""`diffrl compare`: fine-tuning runs of image models side by side."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from tyro.conf import Positional
 
 
@@ -17,10 +19,10 @@ class Compare:
     Writes one page that needs no other file, with its curves (PNG) and numbers (CSV) beside it.
     """
 
-    runs: Positional[tuple[Path, ...]]
+    runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Folders of runs that `diffrl finetune` made."""
     out: Path = Path("compare.html")
-    """The page."""
+    """The page to write."""
 
     def run(self) -> int:
         """Write the page; say where it and what stands beside it are."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import tyro
 from tyro.conf import Positional
 
 from diffrl.support.errors import UserError
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
 class ListData:
     """List D4RL's data sets, those of other packages, and Minari's here: rows, environment, scores, where they are."""
 
-    pattern: Positional[str] = ""
+    pattern: Annotated[Positional[str], tyro.conf.arg(metavar="[TEXT]")] = ""
     """Show only ids that contain this text."""
 
     def run(self) -> int:
-        """Print the table; the notes too where few data sets match. 1 if none does."""
+        """Print the table, and the notes where few data sets match. Gives 1 if none does."""
         from rich.markup import escape
 
         from diffrl.data import minari as minari_format
@@ -78,7 +79,7 @@ class ListData:
 class Info:
     """Describe a data set: rows, episodes, returns, ranges, and what is wrong with it, if anything."""
 
-    dataset: Positional[str]
+    dataset: Annotated[Positional[str], tyro.conf.arg(metavar="DATASET")]
     """A D4RL id, another package's id, a Minari id, or the path of an HDF5 or npz file or of a Minari folder."""
     picture: Path | None = None
     """Save a picture (PNG) of returns, lengths, and positions or actions here."""
@@ -88,7 +89,7 @@ class Info:
     """Read only so many rows from the beginning."""
 
     def run(self) -> int:
-        """Print the description. 1 if the data set has problems."""
+        """Print the description. Gives 1 if the data set has problems."""
         from envs import registry
         from envs.datasets import cached_path, load_dataset, locate
 
@@ -135,7 +136,7 @@ class Info:
 class Generate:
     """Rebuild a maze2d data set on this machine with D4RL's own recipe: under a minute a million rows."""
 
-    benchmark: Positional[str]
+    benchmark: Annotated[Positional[str], tyro.conf.arg(metavar="ID")]
     """The id, such as maze2d-umaze-v1."""
     rows: int | None = None
     """Number of rows. Default: D4RL's own, 1, 2 or 4 million."""
@@ -147,7 +148,7 @@ class Generate:
     """Replace the file if it exists."""
 
     def run(self) -> None:
-        """Generate it and say where it is."""
+        """Generate the data set and print where it is."""
         from envs import datasets
 
         path = self.output or datasets.cached_path(self.benchmark, self.rows, self.seed)
@@ -163,13 +164,13 @@ class Generate:
 class Download:
     """Fetch a D4RL or Minari data set; an interrupted download is resumed, the file checked before it is used."""
 
-    dataset: Positional[str]
+    dataset: Annotated[Positional[str], tyro.conf.arg(metavar="DATASET")]
     """A D4RL id (`diffrl data list`) or a Minari id such as mujoco/hopper/medium-v0."""
     force: bool = False
     """Fetch it even if it is on this machine."""
 
     def run(self) -> None:
-        """Fetch it and say where it is."""
+        """Fetch the data set and print where it is."""
         from envs.datasets import download
 
         _console().print(f"Here: {download(self.dataset, self.force)}", highlight=False)
@@ -179,23 +180,23 @@ class Download:
 class Convert:
     """Copy a data set into another format: D4RL's HDF5 or Minari."""
 
-    source: Positional[str]
+    source: Annotated[Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """A D4RL id, a Minari id, or a path (HDF5, npz, a Minari folder)."""
-    target: Positional[str]
+    target: Annotated[Positional[str], tyro.conf.arg(metavar="TARGET")]
     """A path ending in .hdf5 or .h5, or a Minari id such as minari:maze2d/umaze-v1."""
     format: Literal["hdf5", "arrow"] = "hdf5"
     """Minari's storage format, where the target is Minari."""
     rows: int | None = None
     """Copy only so many rows from the beginning."""
     clip_actions: bool = False
-    """Clip actions to [-1, 1], as an environment does that clips them itself."""
+    """Clip actions to [-1, 1], as environments do that clip actions themselves."""
     env: str | None = None
     """Record this Gymnasium id as the environment of the data: `diffrl train` then evaluates there by itself."""
     force: bool = False
     """Replace the target if it exists."""
 
     def run(self) -> None:
-        """Read, check, write, and say what was written."""
+        """Read and check the data set, write the copy, and print what was written."""
         from diffrl.data import d4rl
         from diffrl.data import minari as minari_format
         from envs.datasets import load_dataset, locate
@@ -268,9 +269,9 @@ def plot_dataset(path: Path, dataset: OfflineDataset, benchmark: Benchmark | Non
 
 
 def _scored(benchmark: Benchmark | None) -> Benchmark | None:
-    """The benchmark if returns of its data set's episodes compare with those of an evaluation.
+    """The benchmark, if the returns of its data set's episodes compare with those of an evaluation; else None.
 
-    maze2d's do not: its data are cut where a target is reached, an evaluation lasts to the step limit.
+    Those of maze2d do not: its data are cut where a target is reached, while an evaluation lasts to the step limit.
     """
     if benchmark is None or benchmark.reference_scores is None or "maze2d" in benchmark.domain:
         return None
@@ -350,7 +351,7 @@ def _rows_of(path: Path | None) -> str:
 
 
 def _scores_of(benchmark: Benchmark) -> tuple[str, str, str]:
-    """Environment, and the returns of a random policy and an expert."""
+    """A benchmark's environment, and its reference returns of a random policy and an expert, as text."""
     low, high = ("-" if score is None else f"{score:.2f}" for score in (benchmark.ref_min, benchmark.ref_max))
     return benchmark.env_id or "-", low, high
 
@@ -403,7 +404,7 @@ def _distributions(dataset: OfflineDataset, benchmark: Benchmark | None) -> Tabl
 
 
 def _ranges(dataset: OfflineDataset, most: int = 24) -> Table:
-    """Range of every column, of the first `most` dimensions each."""
+    """The range of every column as text, dimension by dimension; of many dimensions the first `most`."""
     table = _table("column", *(f">{name}" for name in ("min", "max", "mean", "std")))
     columns = {"observations": dataset.observations, "actions": dataset.actions, "rewards": dataset.rewards[:, None]}
     for key, values in columns.items():

@@ -1,10 +1,11 @@
-"""`diffrl diagnose`."""
+"""`diffrl diagnose`: is a run's diffusion policy well trained, well sampled, well tuned?"""
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 from tyro.conf import Positional
 
 
@@ -18,7 +19,7 @@ class Diagnose:
     earlier policy, and what the critics think of either. Writes diagnosis.json and a page of plots, diagnosis.png.
     """
 
-    run_folder: Positional[Path]
+    run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """The run's folder, such as runs/NAME."""
     rows: int = 2000
     """Rows of data to ask with; more take longer and give smaller errors."""
@@ -73,7 +74,7 @@ class Diagnose:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for numbers that JSON does not have: a badly trained policy has infinite likelihoods."""
+    """`value`, with None for numbers that JSON does not have: a badly trained policy has infinite likelihoods."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

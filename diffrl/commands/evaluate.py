@@ -1,8 +1,10 @@
-"""`diffrl evaluate`."""
+"""`diffrl evaluate`: score a run's checkpoints."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from tyro.conf import Positional
 
 
@@ -13,7 +15,7 @@ class Evaluate:
     "best" is the checkpoint whose evaluation during training was highest, chosen seed by seed; it is scored anew here.
     """
 
-    run_folder: Positional[Path]
+    run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """The run's folder, such as runs/NAME."""
     episodes: int = 100
     """Episodes for each seed."""

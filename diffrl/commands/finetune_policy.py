@@ -1,4 +1,4 @@
-"""`diffrl finetune policy`."""
+"""`diffrl finetune policy`: fine-tune a run's policy by DPPO or by preference DPO."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ USAGE = """Fine-tune a run's policy on its denoising chain: in its environment, 
 
   diffrl finetune policy runs/NAME                       DPPO: PPO over the denoising steps, in the environment
   diffrl finetune policy runs/NAME --tuned-steps 3       the last 3 denoising steps alone
-  diffrl finetune policy runs/NAME --algo dpo            preferences by the returns of the run's own data
+  diffrl finetune policy runs/NAME --algo dpo            preferences between segments of the run's own data
   diffrl finetune policy runs/NAME --algo dpo --preferences pairs.safetensors
   diffrl resume runs/TUNED [--steps N]
 
@@ -43,14 +43,14 @@ class _Options(RunOptions):
 
 @dataclass(frozen=True)
 class FinetunePolicy:
-    """What both algorithms are told besides their own settings."""
+    """The options that DPPO and preference DPO share."""
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """The folder of the run whose policy is fine-tuned."""
     run: OmitArgPrefixes[_Options] = _Options()
 
     def start(self, settings: TuningConfig) -> int:
-        """Fine-tune with these settings."""
+        """Fine-tune the run's policy as the algorithm's settings say; give the exit code."""
         from diffrl.runs.tune import finetune_policy
 
         options = {f.name: getattr(self.run, f.name) for f in dataclasses.fields(RunOptions)}
@@ -77,14 +77,14 @@ class _DPO(DPOConfig):
 
 @dataclass(frozen=True)
 class FinetuneDPPO(FinetunePolicy):
-    """In the environment."""
+    """Fine-tune a policy in its environment, by DPPO."""
 
     learning: OmitArgPrefixes[_DPPO] = _DPPO()
 
 
 @dataclass(frozen=True)
 class FinetuneDPO(FinetunePolicy):
-    """From preferences."""
+    """Fine-tune a policy from preferences, by DPO."""
 
     learning: OmitArgPrefixes[_DPO] = _DPO()
 

@@ -1,4 +1,4 @@
-"""`diffrl online`."""
+"""`diffrl online`: go on from an offline run in its environment."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -13,14 +13,14 @@ from diffrl.support.errors import UserError
 
 USAGE = """Train an agent on an offline data set; evaluate, checkpoint and plot as it goes.
 
-  diffrl train diffusion_ql/maze2d-umaze-v1              a published configuration, by name
+  diffrl train diffusion_ql/maze2d-umaze-v1              a configuration that ships with diffrl, by name
   diffrl train my.yaml --steps 200000 --seeds 0 1 2      a file of yours, with overrides
   diffrl train --agent diffusion_ql --dataset hopper-medium-v2
   diffrl train --agent bc --dataset rollouts.hdf5 --env Hopper-v4
   diffrl resume runs/NAME [--steps N] [--device D]       go on with a run that was cut, bit for bit, or make it longer
 
 Agents (--agent): {agents}.
-Published configurations: {n}, for example {example}; `diffrl train list` prints them all.
+Shipped configurations: {n}, for example {example}; `diffrl train list` prints them all.
 Fields of the agent below are those of {shown}: give --agent NAME --help for another's."""
 
 
@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
     """Parse what stands after `diffrl train` and do it."""
     words = list(arguments)
     if words[:1] == ["list"]:
-        print("\n".join(configuration.published()))
+        print("\n".join(configuration.shipped()))
         return 0
     if resume.asked(words):
         return resume.spelled(words)
@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
         prog="diffrl train",
         description=USAGE.format(
             agents=", ".join(agents.listed()),
-            n=len(configuration.published()),
+            n=len(configuration.shipped()),
             example="diffusion_ql/maze2d-umaze-v1",
             shown=config.agent.name,
         ),

@@ -19,7 +19,7 @@ def take(words: list[str], flag: str) -> str | None:
 
 
 def flag_values(words: list[str]) -> list[str]:
-    """`--compile` and `--no-compile` as the values of a field that has a third one, None: wherever it pays."""
+    """The words with `--compile` and `--no-compile` as values True and False of a field that may also be None."""
     result: list[str] = []
     for word, following in zip(words, [*words, ""][1:], strict=True):
         if word in ("--no-compile", "--no_compile"):

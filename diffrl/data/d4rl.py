@@ -267,12 +267,12 @@ def _from_arrays(arrays: Mapping[str, Array], path: Path, max_episode_steps: int
 
 
 def _column(values: Array) -> Array:
-    """(N, 1) as (N,); everything else as it is, for `problems()` to report."""
+    """A column (N, 1) as (N,); everything else unchanged, for `problems()` to report."""
     return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
 
 
 def _rows(values: Array) -> npt.NDArray[np.float32]:
-    """(N,) as (N, 1), in float32; a number too large for float32 becomes infinite, which `problems()` reports."""
+    """A column (N,) as (N, 1), in float32; a number too large becomes infinite, which `problems()` reports."""
     with np.errstate(over="ignore"):
         return (values[:, None] if values.ndim == 1 else values).astype(np.float32, copy=False)
 

@@ -190,7 +190,7 @@ class OfflineDataset:
     def problems(self, action_limit: float | None = ACTION_LIMIT) -> list[str]:
         """What makes this data set unfit for training, one sentence each: key, row, found, expected, what to do.
 
-        Besides `structural_problems()`, values that are not finite and |action| > `action_limit` (None: any).
+        These are `structural_problems()`, values that are not finite, and |action| > `action_limit` (None: no limit).
         """
         found = self.structural_problems()
         if found:
@@ -222,7 +222,7 @@ class OfflineDataset:
         return self
 
     def clip_actions(self, limit: float = ACTION_LIMIT) -> OfflineDataset:
-        """The same data with actions clipped to [-limit, limit], as an environment does that clips them itself."""
+        """This data set with actions clipped to [-limit, limit], as environments do that clip actions themselves."""
         return replace(self, actions=np.clip(self.actions, -limit, limit))
 
 

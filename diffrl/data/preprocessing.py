@@ -52,11 +52,11 @@ class Normaliser:
         return values * self.scale + self.shift
 
     def to(self, device: torch.device | str) -> Normaliser:
-        """The same normaliser on another device."""
+        """This normaliser on another device."""
         return Normaliser(self.shift.to(device), self.scale.to(device))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors by name, for safetensors."""
+        """The shift and the scale by name, for safetensors."""
         return {"shift": self.shift, "scale": self.scale}
 
     @classmethod
@@ -156,7 +156,7 @@ class Preprocessing:
         return cls(*(Normaliser(state[f"{name}.shift"], state[f"{name}.scale"]) for name in names))
 
     def to(self, device: torch.device) -> Preprocessing:
-        """The same on another device."""
+        """This preprocessing on another device."""
         return Preprocessing(self.observations.to(device), self.actions.to(device))
 
     def transitions(self, dataset: OfflineDataset, reward_tune: str, device: str) -> Transitions:

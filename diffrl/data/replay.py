@@ -80,13 +80,13 @@ class ReplayBuffer:
         return self.view(self.draw_rows(batch_size, n_seeds, generator))
 
     def view(self, rows: Tensor) -> Batch:
-        """Name the columns of rows (..., W); no copy."""
+        """The batch whose columns are views of rows (..., W); no copy."""
         return self._flat.view(rows)
 
     def draw_rows(
         self, batch_size: int, n_seeds: int | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The rows (S, B, W) of `draw`."""
+        """Draw the rows (S, B, W) of a batch: the same rows as `draw`, as one tensor."""
         if not self._filled:
             raise ValueError("the replay buffer is empty; expected rows to draw from")
         if n_seeds not in (None, self.n_seeds):
@@ -141,13 +141,13 @@ class MixedSource:
         return self.view(self.draw_rows(batch_size, n_seeds, generator))
 
     def draw_rows(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """The rows (S, B, W) of `draw`."""
+        """Draw the rows (S, B, W) of a batch: the same rows as `draw`, as one tensor."""
         pairs = zip(self.sources, self.counts(batch_size), strict=True)
         parts = [source.draw_rows(n, n_seeds, generator) for source, n in pairs if n]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def view(self, rows: Tensor) -> Batch:
-        """Name the columns of rows (..., W); no copy."""
+        """The batch whose columns are views of rows (..., W); no copy."""
         return self.sources[0].view(rows)
 
 

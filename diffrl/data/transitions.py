@@ -54,10 +54,10 @@ class RowSource(Source[Batch], Protocol):
     """A source of transitions whose batches are views of row tensors, which can be joined."""
 
     def draw_rows(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """The rows (S, B, W) of a batch."""
+        """Draw the rows (S, B, W) of a batch, one tensor whose columns `view` names."""
 
     def view(self, rows: Tensor) -> Batch:
-        """Name the columns of rows (..., W); no copy."""
+        """The batch whose columns are views of rows (..., W); no copy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,11 +131,11 @@ class Transitions:
         return self.rows.device
 
     def to(self, device: torch.device | str) -> Transitions:
-        """The same transitions on another device."""
+        """These transitions on another device."""
         return replace(self, rows=self.rows.to(device))
 
     def view(self, rows: Tensor) -> Batch:
-        """Name the columns of a tensor (..., W) of rows; no copy."""
+        """The batch whose columns are views of rows (..., W); no copy."""
         o, a = self.observation_size, self.action_size
         return Batch(
             observations=rows[..., :o],
@@ -169,7 +169,7 @@ class Transitions:
         return self.view(self.draw_rows(batch_size, n_seeds, generator))
 
     def draw_rows(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """The rows (S, B, W) of `draw`."""
+        """Draw the rows (S, B, W) of a batch: the same rows as `draw`, as one tensor."""
         indices = torch.randint(len(self), (n_seeds, batch_size), generator=generator, device=self.device)
         return self.gather_rows(indices)
 

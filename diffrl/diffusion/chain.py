@@ -57,8 +57,8 @@ class Rollout(NamedTuple):
 class Transition:
     """The Gaussians N(mean, std^2 I) of K steps: mean (K, *x.shape), std broadcasts against it.
 
-    All of what follows is (K, *rows), rows the dimensions of x before its last `event_dims`; float64 (on Apple's MPS,
-    which has none, float32).
+    Every method gives (K, *rows), rows being the dimensions of x before its last `event_dims`, in float64 (on Apple's
+    MPS, which has none, in float32).
     """
 
     mean: Tensor
@@ -216,7 +216,7 @@ class DenoisingChain:
     def draw_steps(self, k: int, generator: torch.Generator, rows: Sequence[int] = ()) -> Tensor:
         """k of the decisions, none twice, in random order: (k, *rows), each row its own; without rows one draw for all.
 
-        On the generator's device. Raises ValueError for k outside 1 ... n_decisions.
+        The steps are on the generator's device. Raises ValueError for k outside 1 ... n_decisions.
         """
         if not 1 <= k <= self.n_decisions:
             raise ValueError(f"k must be from 1 to the {self.n_decisions} decisions of this chain, got {k}")

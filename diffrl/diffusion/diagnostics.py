@@ -31,7 +31,7 @@ from diffrl.diffusion.sampler import sample
 
 Unit = Literal["x0", "eps", "score"]
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""Between two samples, such as `sliced_w2` with its generator bound."""
+"""A distance between two samples, such as `sliced_w2` with its generator bound."""
 
 
 class Estimate(NamedTuple):
@@ -131,7 +131,8 @@ def learning_dynamics(
 def generalisation_gap(train: Tensor, held_out: Tensor) -> Estimate:
     """The mean of `held_out` (..., B') less that of `train` (..., B), and its standard error: (...).
 
-    Losses of rows the model was trained on, and of rows of the same origin it was not; rows count as independent.
+    train: losses of rows that the model was trained on. held_out: losses of rows of the same origin that it was not
+    trained on. Rows count as independent.
     """
     seen, new = estimate(train), estimate(held_out)
     return Estimate(new.mean - seen.mean, torch.hypot(new.error, seen.error))

@@ -79,9 +79,9 @@ def _weight(prediction: Prediction, t: Tensor, weighting: str | Weighting) -> Te
 
 
 def grid_times(times: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Times drawn uniformly from a sampling grid (as `discrete_grid` gives it), its last, the end, left out.
+    """Times drawn uniformly from a sampling grid (as `discrete_grid` gives it), without its last, the end.
 
-    On the device of `times`, which must be the generator's; dtype of `times`.
+    They have the dtype of `times` and are on its device, which must be the generator's.
     """
     return times[torch.randint(len(times) - 1, tuple(shape), generator=generator, device=times.device)]
 
@@ -110,7 +110,7 @@ def lognormal_times(
 ) -> Tensor:
     """Times at which log k ~ N(mean, std^2), EDM's P_mean and P_std (arXiv 2206.00364, table 1), on any process.
 
-    On the generator's device.
+    The times are on the generator's device.
     """
     z = torch.randn(tuple(shape), generator=generator, device=generator.device, dtype=dtype)
     return process.time(torch.exp(mean + std * z))

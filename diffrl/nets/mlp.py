@@ -271,7 +271,7 @@ class ResidualMLP(nn.Module):
 def dropout_mask(shape: Sequence[int], rate: float, generator: torch.Generator) -> Tensor:
     """Draw factors of dropout (Srivastava et al. 2014): 0 with probability `rate`, else 1 / (1 - rate).
 
-    Their mean is 1. They are on the generator's device.
+    The factors' mean is 1. They are on the generator's device.
     """
     uniform = torch.rand(tuple(shape), generator=generator, device=generator.device)
     return (uniform >= rate) / (1 - rate)

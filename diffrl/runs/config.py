@@ -52,8 +52,8 @@ class TrainConfig:
     eval_episodes: int = 10
     """Episodes an evaluation, for each seed."""
     eval_workers: int | None = None
-    """Processes that evaluate while training goes on; 0: training waits; by default as many as cores are left, at most
-    one a seed. No score depends on it."""
+    """Processes that evaluate while training goes on; 0: training waits for each evaluation. By default, in a run of
+    5,000 steps or more: as many as cores are left, at most one a seed; in a shorter run 0. No score depends on it."""
     log_every: int = 500
     """Steps between rows of metrics.csv."""
     device: str = "cpu"
@@ -61,7 +61,7 @@ class TrainConfig:
     compile: bool | None = None
     """--compile, --no-compile: 1.4 times the speed after a minute's wait, once; by default from 10,000 steps up."""
     workers: int | None = None
-    """Processes that share the seeds on a CPU; by default one a core where the run is long enough to pay, else 1."""
+    """Processes that share the seeds on a CPU; by default one a core in a run of 5,000 steps or more, else 1."""
     capture: bool = True
     """On a GPU: capture the step as a CUDA graph and replay it; --no-capture for debugging."""
     tf32: bool = True
@@ -92,7 +92,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What is said of a run that starts from another one, beside how it learns. None: as in the run it starts from."""
+    """Options of a run that starts from another run, apart from how it learns. None: as in the run it starts from."""
 
     steps: int | None = None
     """Steps in all, for each seed."""
@@ -129,7 +129,7 @@ class OnlineConfig:
     """How an online run, one that started from an offline run, collects and learns: its folder's `settings.yaml`."""
 
     offline_run: Path
-    """The folder of the run it started from, which is not needed any more."""
+    """The folder of the offline run that the online run started from. It is not needed any more."""
     start_checkpoint: str = "last"
     """The offline run's checkpoint to start from: last, best (each seed's), or a step."""
     keep_offline: float = 0.5
@@ -156,17 +156,17 @@ class OnlineConfig:
     synthetic_steps: int = SynthERConfig.steps
     """Training steps of each SynthER model."""
     synthetic_width: int = SynthERConfig.width
-    """Its network's width. On a CPU take 256."""
+    """Width of the SynthER network. On a CPU take 256."""
     synthetic_solver: Solver = Sampling.solver
     """dpmpp2m calls the network once a step; heun, the published one, twice (with 128 steps)."""
     synthetic_sampling_steps: int = Sampling.sampling_steps
-    """Solver steps."""
+    """Solver steps in sampling from SynthER."""
     start_steps: tuple[int, ...] = ()
     """Filled in: the step of each seed's start checkpoint."""
     reward_shift: float = 0.0
     """Filled in: training rewards are (reward - shift) / scale, for online rewards as for the offline data's."""
     reward_scale: float = 1.0
-    """Filled in: see reward_shift."""
+    """Filled in: the scale in (reward - shift) / scale, see reward_shift."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep_offline < 1:
@@ -184,7 +184,7 @@ class OnlineConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As YAML holds it."""
+        """The settings as plain values for YAML."""
         return {
             **dataclasses.asdict(self),
             "offline_run": str(self.offline_run),
@@ -193,7 +193,7 @@ class OnlineConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str) -> OnlineConfig:
-        """From what YAML holds. `source` is named in errors. Raises UserError for anything it should not hold."""
+        """The settings from what YAML holds. Raises UserError, naming `source`, for anything it should not hold."""
         fields = checked(cls, values, source)
         if "offline_run" not in fields:
             raise UserError(f"{source}: the key `offline_run` is missing.")
@@ -201,7 +201,7 @@ class OnlineConfig:
 
     @property
     def refit(self) -> RefitConfig:
-        """How synthetic experience is made."""
+        """How synthetic experience is made: the `synthetic_` fields and those of the fits, as SynthER takes them."""
         return RefitConfig(
             self.synthetic_share,
             self.refit_every,
@@ -213,7 +213,7 @@ class OnlineConfig:
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """As YAML holds it: the agent's name stands among its fields."""
+    """The configuration as plain values for YAML; the agent's name becomes the first of the agent's fields."""
     plain = dataclasses.asdict(config)
     plain["agent"] = {"name": config.agent.name, **plain["agent"]}
     plain["seeds"] = list(config.seeds)
@@ -229,8 +229,8 @@ def dump(config: TrainConfig) -> str:
 def from_dict(values: Mapping[str, Any], source: str, of_run: bool = False) -> TrainConfig:
     """A configuration from what YAML holds. `source` is named in errors.
 
-    of_run: it is that of a run, which names every field there was: what it does not name is younger, and means what was
-    done before.
+    of_run: the configuration is a run's, which names every field that there was when the run was made. A field that it
+    does not name is younger, and gets the value that means what was done before.
 
     Raises UserError for a key that is not known (the nearest is named), a value of the wrong type, a missing key.
     """
@@ -257,8 +257,8 @@ def load(path: Path, of_run: bool = False) -> TrainConfig:
     return from_dict(read_yaml(path), str(path), of_run)
 
 
-def published() -> list[str]:
-    """The configurations that ship with the package, as AGENT/DATASET."""
+def shipped() -> list[str]:
+    """The names of the configurations that ship with the package, AGENT/DATASET. Some are published, some are ours."""
     root = Path(str(resources.files("configs")))
     return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
 
@@ -269,17 +269,17 @@ def find(name: str) -> TrainConfig:
     if path.is_file():
         return load(path, of_run=(path.parent / "run.json").is_file())
     short = name.removeprefix("configs/").removesuffix(".yaml")
-    if short in published():
+    if short in shipped():
         return load(Path(str(resources.files("configs"))) / f"{short}.yaml")
-    hint = nearest(short, published())
-    raise UserError(f"No configuration {name!r}: no such file, and of the published ones (`diffrl train list`) {hint}")
+    hint = nearest(short, shipped())
+    raise UserError(f"No configuration {name!r}: no such file, and of the shipped ones (`diffrl train list`) {hint}")
 
 
 def default(agent: str, dataset: str) -> tuple[TrainConfig, str]:
-    """The published configuration of the pair, else the defaults; and a sentence that says which."""
+    """The shipped configuration of an agent and a data set, else the defaults; and a sentence that says which."""
     schema = agents.get(agent)
-    if f"{agent}/{dataset}" in published():
-        return find(f"{agent}/{dataset}"), f"Using the published configuration {agent}/{dataset}."
+    if f"{agent}/{dataset}" in shipped():
+        return find(f"{agent}/{dataset}"), f"Using the shipped configuration {agent}/{dataset}."
     return TrainConfig(
         dataset=dataset, agent=schema()
     ), f"Using the defaults of {agent}: nothing is published for this data."

@@ -210,7 +210,7 @@ def _synthetic(
     """SynthER of the rows as the agent sees them; each seed's model learns from the batches that its agent would."""
 
     def rows() -> Transitions:
-        """Offline, where they are used, and online, of all seeds."""
+        """The rows to fit to: the online rows of all seeds, and before them the offline rows where batches have any."""
         offline = [transitions.rows] if real.shares[0] else []
         return dataclasses.replace(transitions, rows=torch.cat([*offline, buffer.rows.flatten(0, 1)]))
 

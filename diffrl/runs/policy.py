@@ -286,7 +286,7 @@ class StackEvaluator:
 
 @dataclass(frozen=True)
 class _Share:
-    """Hears of the episodes of one of `n` seeds, and tells of all: `before` were finished before."""
+    """Turns the progress of one seed's episodes into that of all `n` seeds, of which `before` episodes are finished."""
 
     on_progress: Callable[[int, int], None]
     before: int
@@ -308,9 +308,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Roll out a run's checkpoints: `{which: {"seeds": .., "step": [..], "returns": [[..]], "scores": ...}}`.
 
-    A protocol of its own, not that of the evaluations during training: seed: what start states and noise are drawn from
-    (not a training seed). device: what acts. record: keep so many episodes' observations
-    of each training seed, under "paths". Raises UserError where the run has no environment.
+    Start states and noise are other ones than in the evaluations during training. seed: what they are drawn from, not a
+    training seed. device: where the policy acts. record: of each training seed, the number of episodes whose
+    observations are kept, under "paths". Raises UserError where the run has no environment.
     """
     run = Run.read(path)
     if run.task.env_id is None:

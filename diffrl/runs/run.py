@@ -24,9 +24,9 @@ from envs.task import Task
 OFFLINE, ONLINE, IMAGES = "offline", "online", "images"
 """What `kind` in a folder's run.json may say; of a policy that is fine-tuned it says the algorithm, such as dppo."""
 SETTINGS = "settings.yaml"
-"""What the folder of a run that goes on from another one holds besides: how it does."""
+"""The file that only a run that started from another run has: how it goes on from there."""
 OLD_SETTINGS = {"online": "online.yaml", "finetune": "finetune.yaml"}
-"""The same in folders from before there were kinds, by the entry of run.json that says so."""
+"""That file's names in folders from before there were kinds, by the entry of run.json that tells the kind."""
 
 
 def _read_about(path: Path) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def kind_of(path: Path | str) -> str:
 
 
 def _kind(path: Path, about: Mapping[str, Any]) -> str:
-    """The kind by `about`, a folder's run.json; from before there were kinds, other entries tell it."""
+    """The kind that `about`, a folder's run.json, names; in folders older than kinds other entries tell it."""
     if "kind" in about:
         return str(about["kind"])
     if about.get("finetune"):

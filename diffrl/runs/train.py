@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides: Any) -> Path:
     """Train, evaluate and save as `config` says; give the run's folder.
 
-    config: a `TrainConfig`, a YAML file, or the name of a published one such as "diffusion_ql/maze2d-umaze-v1".
+    config: a `TrainConfig`, a YAML file, or the name of a shipped one such as "diffusion_ql/maze2d-umaze-v1".
     overrides: fields of `TrainConfig`, e.g. steps=10_000, seeds=(0, 1).
     """
     config = _overridden(config, overrides)
@@ -120,7 +120,7 @@ def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> S
 def watched(run: Run, title: str, quiet: bool, saved: checkpoint.Checkpoint | None = None) -> Iterator[StepsBar]:
     """In the block, a run is trained: matrix products are as its configuration says, and progress is shown.
 
-    title: said first. Raises UserError, with what to lower, where memory runs out in the block.
+    title: the first line shown. Raises UserError, with what to lower, where memory runs out in the block.
     """
     start = 0 if saved is None else saved.step
     with (
@@ -143,8 +143,8 @@ def fit(
 
     The trainer is closed at the end.
 
-    origin: of a run that started from another one, what scores.json says of that; such a run is evaluated before its
-    first step.
+    origin: what scores.json says of the start of a run that started from another one. Such a run is evaluated before
+    its first step.
     """
     config, start = run.config, 0 if saved is None else saved.step
     with contextlib.ExitStack() as held:
@@ -182,6 +182,11 @@ def fit(
             loop.restore(saved)
             if trainer.new_episodes:
                 observer.message("The environment begins a new episode (its state cannot be saved); all else goes on.")
+        untrained = 0 if origin else config.agent.untrained_steps
+        if start < untrained and min(config.eval_every, config.steps) <= untrained:
+            observer.message(
+                f"[yellow]Up to step {untrained:,} the policy that acts is untrained (--agent.ema-start).[/]"
+            )
         try:
             loop.fit(config.steps)
         except OSError as error:

@@ -99,7 +99,7 @@ def resume_tuning(run: Run, *, steps: int | None, device: str | None, quiet: boo
 
 
 def _start(settings: TuningConfig) -> Run:
-    """The run to start from. Raises UserError where its policy cannot be fine-tuned so."""
+    """The run to start from. Raises UserError where its policy cannot be fine-tuned as the settings say."""
     start = Run.read(settings.start_run)
     if isinstance(settings, DPPOConfig) and start.task.env_id is None:
         raise UserError(
@@ -156,7 +156,7 @@ def _trainer(run: Run, settings: TuningConfig, agent: Agent, preferences: Prefer
 
 
 def _check(agent: Agent, settings: TuningConfig) -> None:
-    """Raise UserError where the agent's policy is none that can be fine-tuned so."""
+    """Raise UserError where the agent's policy cannot be fine-tuned as the settings say."""
     if not isinstance(settings, DPPOConfig):
         denoising_policy(agent)
         return
@@ -169,7 +169,7 @@ def _check(agent: Agent, settings: TuningConfig) -> None:
 
 
 def _preferences(start: Run, settings: TuningConfig, quiet: bool) -> Preferences | None:
-    """Those that the settings name or make; None where they are of no use."""
+    """The preferences that the settings name, or that are made from the run's data; None for DPPO, which uses none."""
     if not isinstance(settings, DPOConfig):
         return None
     if settings.preferences != "auto":
@@ -198,5 +198,5 @@ def _load_start(agent: Agent, state: dict[str, torch.Tensor]) -> None:
 
 
 def _whole(steps: int, iteration: int) -> int:
-    """The steps as whole iterations."""
+    """The steps, rounded up to whole iterations."""
     return math.ceil(steps / iteration) * iteration

@@ -181,7 +181,7 @@ class _Worker:
         self._evaluator: CheckpointEvaluator | None = None
 
     def carry_out(self, request: Message) -> Mapping[str, Tensor]:
-        """Do what the parent asks for; the tensors to reply with."""
+        """Carry out a request of the parent; give the tensors to reply with."""
         from diffrl.training import messages, workers
 
         match request:
@@ -243,7 +243,7 @@ class _Worker:
         self._channel.send(Said(text))
 
     def _warn(self, text: str) -> None:
-        """Say a warning alone: the rest is what another worker says for all, in the same words."""
+        """Pass on warnings alone: the other messages are the same in all workers, and one of them sends those."""
         if text.startswith("[yellow]"):
             self._say(text)
 
@@ -256,7 +256,7 @@ class _Worker:
             self._reported = time.monotonic()
 
     def close(self) -> None:
-        """Let go of what is held."""
+        """Close the trainer and the evaluator."""
         for part in (self._trainer, self._evaluator):
             if part is not None:
                 part.close()

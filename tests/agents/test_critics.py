@@ -166,6 +166,20 @@ def test_the_averaged_actor_acts_where_it_is_asked_to_and_one_draw_asks_no_criti
     assert chain_policy(plain) is plain.networks["actor"]
 
 
+@pytest.mark.parametrize("act_with", ["actor", "average"])
+def test_the_first_steps_that_do_not_reach_the_acting_network_are_counted(
+    act_with: Literal["actor", "average"],
+) -> None:
+    config = DiffusionQL(**SIZE, act_with=act_with, ema_start=3, ema_every=1)
+    agent, batch, generator = config.build(3, 2, (0,)), make_batch(), torch.Generator().manual_seed(0)
+    before = [p.detach().clone() for p in agent.policy.parameters()]
+    steps = 0
+    while all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True)):
+        agent.update(batch, generator)
+        steps += 1
+    assert steps == config.untrained_steps + 1
+
+
 @pytest.mark.parametrize("config", WITH_CRITICS, ids=lambda config: config.name)
 def test_every_agent_with_critics_trains_any_number_of_them_by_any_rule(config: type[CriticConfig]) -> None:
     """The members differ, all of them move, and a step by the mean is another one than by the min."""

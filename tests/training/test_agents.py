@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("own_data")
 
 def small(name: str) -> AgentConfig:
     """The agent as its configuration for maze2d has it, where there is one, with networks that take no time."""
-    found = [c for c in configuration.published() if c == f"{name}/maze2d-umaze-v1"]
+    found = [c for c in configuration.shipped() if c == f"{name}/maze2d-umaze-v1"]
     config = configuration.find(found[0]).agent if found else AGENTS[name]()
     return dataclasses.replace(config, width=8, layers=1, batch_size=8)
 
@@ -46,4 +46,4 @@ def test_a_run_cut_anywhere_is_the_run_that_was_not(name: str, tmp_path: Path) -
 
 def test_every_agent_ships_configurations_for_maze2d_and_hopper() -> None:
     for name in AGENTS:
-        assert {f"{name}/maze2d-umaze-v1", f"{name}/hopper-medium-v2"} <= set(configuration.published())
+        assert {f"{name}/maze2d-umaze-v1", f"{name}/hopper-medium-v2"} <= set(configuration.shipped())

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -217,6 +218,12 @@ def test_an_environment_that_fails_is_reported_and_the_run_goes_on_after(
     order.unlink()
     diffrl.resume(run, eval_workers=0, quiet=True)
     assert_same_run(in_line, run)
+
+
+def test_the_help_gives_the_length_from_which_a_run_is_shared_among_processes() -> None:
+    command = [sys.executable, "-m", "diffrl", "train", "--help"]
+    text = " ".join(subprocess.run(command, capture_output=True, text=True).stdout.replace("│", " ").split())
+    assert text.count(f"in a run of {WORKERS_PAY_FROM:,} steps or more") == 2  # --workers, --eval-workers
 
 
 def test_evaluations_go_where_cores_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
