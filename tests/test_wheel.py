@@ -10,12 +10,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+"""Without what would let a checkout be imported in the place of the wheel."""
+
+
+def run(*words: str, cwd: Path | None = None) -> str:
+    """What a command that must succeed prints."""
+    return subprocess.run(words, check=True, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT).stdout
 
 
 def build_wheel(folder: Path) -> Path:
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)], check=True, capture_output=True
-    )
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT))
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -24,8 +29,7 @@ def exercise(bin_folder: Path, folder: Path) -> None:
     """Help, the registry, and five steps of training, away from the checkout."""
 
     def diffrl(*words: str) -> str:
-        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-        environment |= {"DIFFRL_DATA": str(folder / "data"), "OMP_NUM_THREADS": "1"}
+        environment = ENVIRONMENT | {"DIFFRL_DATA": str(folder / "data"), "OMP_NUM_THREADS": "1"}
         command = [str(bin_folder / "diffrl"), *words]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
         assert done.returncode == 0, done.stderr
@@ -47,15 +51,11 @@ def test_the_wheel_works_beside_installed_dependencies(wheel: Path, tmp_path: Pa
     """A new environment with the wheel; its dependencies are those of this one, by path."""
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / "bin" / "python"
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--quiet", str(wheel)]
-    subprocess.run(install, check=True, capture_output=True)
+    run(sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--quiet", str(wheel))
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = tmp_path / "venv" / "lib" / version / "site-packages"
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    where = subprocess.run(
-        [str(python), "-c", "import diffrl; print(diffrl.__file__)"], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert where.stdout.startswith(str(tmp_path))
+    assert run(str(python), "-c", "import diffrl; print(diffrl.__file__)", cwd=tmp_path).startswith(str(tmp_path))
     exercise(python.parent, tmp_path)
 
 
@@ -64,15 +64,6 @@ def test_the_wheel_installs_into_an_empty_environment(wheel: Path, tmp_path: Pat
     """With everything it needs, from the index, and nothing else."""
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
-    command = [
-        str(python),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--constraint",
-        str(ROOT / "constraints.txt"),
-        str(wheel),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
+    constraints = str(ROOT / "constraints.txt")
+    run(str(python), "-m", "pip", "install", "--quiet", "--constraint", constraints, str(wheel))
     exercise(python.parent, tmp_path)

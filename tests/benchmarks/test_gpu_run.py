@@ -96,10 +96,11 @@ def test_a_failure_is_shown_by_the_end_of_its_log(tmp_path: Path) -> None:
 
 
 def test_the_budget_bounds_every_box(tmp_path: Path) -> None:
-    """What is left after the grace of a stop and the packing: .5 s."""
+    """What is left after the grace of a stop and the packing: .5 s, less what it took to come to the stage."""
+    began = time.monotonic()
     result = driver(tmp_path, drive.GRACE + drive.RESERVE + 0.5).run(stage("import time; time.sleep(600)"))
     assert result["state"] == "cut"
-    assert result["box"] == 0.5
+    assert 0.5 - (time.monotonic() - began) <= result["box"] <= 0.5
 
 
 def test_the_digest_is_of_commands_and_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from diffrl.diffusion import (
     sample,
     solver_step,
 )
+from tests.rounding import assert_equal_to_rounding
 
 process_parameter = pytest.mark.parametrize("process", PROCESSES, ids=str)
 solver_parameter = pytest.mark.parametrize("solver", SOLVERS)
@@ -608,7 +609,7 @@ def test_float32_is_float64_to_rounding(process: Process, solver: str) -> None:
     single = sample(process, gaussian(torch.float32).denoiser(process), x, times, solver)
     double = sample(process, gaussian().denoiser(process), x.double(), times.double(), solver)
     assert single.dtype == torch.float32
-    close(single.double(), double, atol=2e-5)
+    assert_equal_to_rounding(single, double, 2 * 64)  # the steps
 
 
 def test_the_state_is_at_least_float32() -> None:

@@ -39,6 +39,7 @@ from diffrl.images.samples import (
 from diffrl.support.errors import UserError
 from diffrl.training.loop import DivergedError
 from tests.images.toy import STD, Target, Toy, begin, toy_setup
+from tests.rounding import rounding
 
 
 def trained(setup: Setup, rounds: int) -> Finetuner:
@@ -99,7 +100,7 @@ def test_refl_is_its_formula() -> None:
     for step in (9, 10, 11):
         rewards = -((denoise(states[step], torch.tensor(chain.times[step])) - 1) ** 2).flatten()
         expected.append((0.5 * torch.relu(0.25 - rewards).mean()).item())
-    assert min(abs(loss.item() - value) for value in expected) < 1e-6
+    assert min(abs(loss.item() - value) for value in expected) < rounding(torch.float32, 64)  # 12 steps
     assert error.item() > 0
     assert metrics["reward"] < 0
 

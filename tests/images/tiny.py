@@ -11,6 +11,8 @@ import torch
 
 TOKENS = 16
 """Of a prompt: the tokenizers' length."""
+ROUNDINGS = 256
+"""Of what a network or an autoencoder gives: some 16 sums in a row, each of about 300 products (`tests.rounding`)."""
 CHARACTERS = string.ascii_lowercase + string.digits + string.punctuation
 SCHEDULE = {
     "num_train_timesteps": 1000,

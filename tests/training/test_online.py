@@ -31,6 +31,7 @@ from diffrl.training import checkpoint
 from diffrl.training.loop import Interrupted
 from diffrl.training.online import Collector, OnlineTrainer
 from diffrl.training.stack import StackTrainer
+from tests.rounding import rounding
 from tests.training.conftest import AGENT, assert_same_run, final_state
 
 pytestmark = pytest.mark.usefixtures("own_data")
@@ -297,7 +298,7 @@ def test_the_actions_taken_are_the_agent_s_with_noise_if_asked(
     assert rows[..., 1].abs().max() <= 1
     assert abs(float(difference.std()) - noise) < 0.03
     if not noise:
-        assert difference.abs().max() < 1e-6  # rounding of a product with other sizes
+        assert difference.abs().max() < rounding(torch.float32, 64)  # three sums of at most 256, in another order
 
 
 def test_each_seed_starts_from_its_own_best_checkpoint(straight: Path, tmp_path: Path) -> None:
@@ -342,7 +343,7 @@ def test_rewards_are_tuned_as_the_data_s_were(tmp_path: Path, own_data: Path) ->
     raw = Transitions.from_dataset(dataset).columns.rewards  # of the rows that are trained on
     tuned = tune_rewards("normalize", raw)
     torch.testing.assert_close((raw - online.reward_shift) / online.reward_scale, tuned)
-    assert abs(online.reward_shift - float(raw.mean())) < 1e-6
+    assert abs(online.reward_shift - float(raw.mean())) < rounding(torch.float32, 64)  # a sum of 3,000 in float32
     rows = checkpoint.load(run, 20).tensors["online.replay.rows"][0]
     distance = (rows[:, 6:8] - torch.tensor([1.0, 1.0])).norm(dim=-1)  # the reward is that of the state reached
     torch.testing.assert_close(rows[:, -4], (torch.exp(-distance) - online.reward_shift) / online.reward_scale)

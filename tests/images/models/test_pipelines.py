@@ -12,6 +12,8 @@ from diffrl.images.models import pipelines, text
 from diffrl.images.models.pipelines import load_pipeline
 from tests.images import tiny
 from tests.images.models.pipeline_cases import PROMPTS, TEXT, diffusers_pipeline, noise, ours, theirs
+from tests.images.tiny import ROUNDINGS
+from tests.rounding import assert_equal_to_rounding
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -22,7 +24,7 @@ def test_a_deterministic_sample_is_the_pipelines_own(kind: str, guidance: float,
     images = ours(model, x, guidance=guidance)
     expected = theirs(diffusers_pipeline(folders[kind]), x, guidance=guidance)
     assert images.shape == expected.shape
-    assert torch.allclose(images, expected, atol=5e-6)
+    assert_equal_to_rounding(images, expected, ROUNDINGS)
     assert images.std() > 0.05
 
 
@@ -34,7 +36,7 @@ def test_a_sample_with_noise_is_the_pipelines_own(kind: str, folders: dict[str, 
     expected = theirs(pipeline, x, guidance=3.0, eta=1.0, generator=torch.Generator().manual_seed(7))
     z = torch.Generator().manual_seed(7)
     steps = torch.stack([torch.randn(x.shape, generator=z) for _ in range(4)])
-    assert torch.allclose(ours(model, x, guidance=3.0, eta=1.0, noise=steps), expected, atol=5e-6)
+    assert_equal_to_rounding(ours(model, x, guidance=3.0, eta=1.0, noise=steps), expected, ROUNDINGS)
 
 
 def test_the_pipelines_last_alpha_is_all_that_differs(folders: dict[str, Path]) -> None:
@@ -48,7 +50,7 @@ def test_the_pipelines_last_alpha_is_all_that_differs(folders: dict[str, Path]) 
     times = torch.cat([model.times(4)[:-1], table[None]])
     with torch.no_grad():
         mine = sample(model.prediction.process, model.prediction.denoiser(network), x, times)
-    assert torch.allclose(mine, latents.images, atol=2e-5)
+    assert_equal_to_rounding(mine, latents.images, ROUNDINGS)
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
@@ -59,7 +61,7 @@ def test_other_predictions(prediction: str, tmp_path: Path) -> None:
     folder = tiny.save_sd(tmp_path / "sd", scheduler=scheduler)
     model = load_pipeline(str(folder), lora=Lora())
     x = noise(model, 2)
-    assert torch.allclose(ours(model, x), theirs(diffusers_pipeline(folder), x), atol=5e-6)
+    assert_equal_to_rounding(ours(model, x), theirs(diffusers_pipeline(folder), x), ROUNDINGS)
 
 
 def test_pixels_without_prompts_are_the_pipelines_own(folders: dict[str, Path]) -> None:
@@ -75,7 +77,7 @@ def test_pixels_without_prompts_are_the_pipelines_own(folders: dict[str, Path]) 
         x0 = sample(
             model.prediction.process, model.prediction.denoiser(network), noise(model, 2), model.times(5), eta=0
         )
-        assert torch.allclose(model.decode(x0), expected, atol=5e-6)
+        assert_equal_to_rounding(model.decode(x0), expected, ROUNDINGS)
 
 
 def test_pixels_of_ddpm_are_the_chain_with_the_models_clip(folders: dict[str, Path]) -> None:
@@ -92,7 +94,7 @@ def test_pixels_of_ddpm_are_the_chain_with_the_models_clip(folders: dict[str, Pa
     denoise = model.prediction.denoiser(model.network(model.conditions(["", ""])))
     with torch.no_grad():
         rollout = chain.rollout(denoise, x, noise=torch.stack([*steps, torch.zeros_like(x)]))
-        assert torch.allclose(model.decode(rollout.x), expected, atol=2e-5)
+        assert_equal_to_rounding(model.decode(rollout.x), expected, ROUNDINGS)
 
 
 def test_classes(folders: dict[str, Path]) -> None:
@@ -100,7 +102,7 @@ def test_classes(folders: dict[str, Path]) -> None:
     x, t = noise(model, 2), model.times(4)[1]
     m = model.network(model.conditions(["3", "7"]))(x, t)
     swapped = model.network(model.conditions(["7", "3"]))(x.flip(0), t)
-    assert torch.allclose(m, swapped.flip(0), atol=1e-5)
+    assert_equal_to_rounding(m, swapped.flip(0), ROUNDINGS)
     assert not torch.allclose(m, model.network(model.conditions(["7", "3"]))(x, t), atol=1e-3)
 
 
@@ -161,7 +163,7 @@ def test_guidance_of_one_calls_the_network_once_on_one_batch(folders: dict[str, 
     m = model.network(condition, guidance=2.0)(x, t)
     assert sizes == [2, 4]
     one = model.network({name: value[1:] for name, value in condition.items()}, guidance=2.0)(x[1:], t[1])
-    assert torch.allclose(m[1:], one, atol=1e-5)  # a time a row goes with its row
+    assert_equal_to_rounding(m[1:], one, ROUNDINGS)  # a time a row goes with its row
 
 
 @pytest.mark.parametrize("kind", TEXT)
@@ -177,10 +179,10 @@ def test_decoding_is_differentiable_and_encoding_is_the_posteriors_mean(kind: st
     with torch.no_grad():
         mean = vae.encode(2 * images - 1).latent_dist.mean
         expected = (mean - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
-    assert torch.allclose(latents, expected, atol=1e-6)
+    assert_equal_to_rounding(latents, expected, ROUNDINGS)
     assert not any(p.requires_grad for p in vae.parameters())
     inside = vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)).sample / 2 + 0.5
-    assert torch.allclose(model.decode(latents), inside.clamp(0, 1), atol=1e-6)
+    assert_equal_to_rounding(model.decode(latents), inside.clamp(0, 1), ROUNDINGS)
 
 
 def test_another_size(folders: dict[str, Path]) -> None:
@@ -189,7 +191,7 @@ def test_another_size(folders: dict[str, Path]) -> None:
     assert model.conditions(["a"])["time_ids"].tolist() == [[64, 64, 0, 0, 64, 64]]
     x = noise(model, 2)
     expected = theirs(diffusers_pipeline(folders["sdxl"]), x, steps=2, height=64, width=64)
-    assert torch.allclose(ours(model, x, steps=2), expected, atol=5e-6)
+    assert_equal_to_rounding(ours(model, x, steps=2), expected, ROUNDINGS)
 
 
 @pytest.mark.parametrize("absent", [(3,), (1,), (2, 3), (1, 2, 3)])
@@ -218,4 +220,4 @@ def test_text_encoders_of_stable_diffusion_3_may_be_absent(absent: tuple[int, ..
             assert torch.equal(pooled, whole["pooled_projections"][..., part])
     if absent == (3,):
         x = noise(model, 2)
-        assert torch.allclose(ours(model, x), theirs(diffusers_pipeline(folder), x), atol=5e-6)
+        assert_equal_to_rounding(ours(model, x), theirs(diffusers_pipeline(folder), x), ROUNDINGS)

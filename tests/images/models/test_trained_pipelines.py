@@ -12,6 +12,8 @@ from diffrl.images.models import load_model
 from diffrl.images.models.pipelines import load_pipeline
 from tests.images import tiny
 from tests.images.models.pipeline_cases import PROMPTS, TEXT, diffusers_pipeline, noise, ours, stir, theirs
+from tests.images.tiny import ROUNDINGS
+from tests.rounding import assert_equal_to_rounding
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_saved_adapters_load_in_plain_diffusers_and_back(
     pipeline = diffusers_pipeline(folders[kind])
     plain = theirs(pipeline, x)
     pipeline.load_lora_weights(tmp_path)
-    assert torch.allclose(images, theirs(pipeline, x), atol=1e-5)
+    assert_equal_to_rounding(images, theirs(pipeline, x), ROUNDINGS)
     assert (images - plain).abs().max() > 1e-3
 
     again = load_model(str(folders[kind]), lora=Lora(rank=7), adapter=tmp_path)
@@ -76,7 +78,7 @@ def test_adapters_that_diffusers_saved_are_read(folders: dict[str, Path], tmp_pa
     StableDiffusionPipeline.save_lora_weights(tmp_path, state, unet_lora_adapter_metadata=configuration)
     model = load_model(str(folders["sd"]), lora=None, adapter=tmp_path)
     x = noise(model, 2)
-    assert torch.allclose(ours(model, x), theirs(pipeline, x), atol=5e-6)
+    assert_equal_to_rounding(ours(model, x), theirs(pipeline, x), ROUNDINGS)
 
 
 def test_adapters_of_a_pixel_network_load_in_peft(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -89,7 +91,7 @@ def test_adapters_of_a_pixel_network_load_in_peft(folders: dict[str, Path], tmp_
     condition = model.conditions(["", ""])
     network = PeftModel.from_pretrained(diffusers_pipeline(folders["ddpm"]).unet, tmp_path)
     with torch.no_grad():
-        assert torch.allclose(model.network(condition)(x, t), network(x, 500).sample, atol=1e-5)
+        assert_equal_to_rounding(model.network(condition)(x, t), network(x, 500).sample, ROUNDINGS)
         again = load_model(str(folders["ddpm"]), lora=None, adapter=tmp_path)
         assert torch.equal(again.network(condition)(x, t), model.network(condition)(x, t))
 
@@ -119,7 +121,7 @@ def test_checkpointing_covers_the_autoencoder(folders: dict[str, Path]) -> None:
         x0 = noise(model, 1).requires_grad_()
         gradients.append(torch.autograd.grad(model.decode(x0).square().sum(), x0)[0])
         assert len(calls) == (2 if checkpointing else 1)
-    assert torch.allclose(*gradients, rtol=1e-5, atol=1e-8)
+    assert_equal_to_rounding(*gradients, ROUNDINGS)
     assert gradients[0].abs().max() > 0
 
 
@@ -144,7 +146,7 @@ def test_checkpointing_changes_no_gradient_and_is_active(
         hook.remove()
         assert len(calls) == (2 if checkpointing else 1)
     for plain, checkpointed in zip(*gradients, strict=True):
-        assert torch.allclose(plain, checkpointed, rtol=1e-5, atol=1e-8)
+        assert_equal_to_rounding(plain, checkpointed, ROUNDINGS)
         assert plain.abs().max() > 0
 
 
