@@ -11,7 +11,7 @@ import yaml
 from diffrl.images.config import ALGORITHMS, FinetuneConfig, schema_of
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
-from diffrl.support.schema import checked, read_yaml
+from diffrl.support.schema import read, read_yaml
 
 CONFIG, ABOUT, EVALUATIONS = "finetune.yaml", "run.json", "evaluations.json"
 KIND = "images"
@@ -84,4 +84,4 @@ def load(path: Path) -> FinetuneConfig:
     values = read_yaml(path)
     schema = schema_of(values.get("algo"))
     unread = {name for other in ALGORITHMS.values() for name in other.options()}.difference(schema.options())
-    return schema(**checked(schema, {n: v for n, v in values.items() if v is not None and n not in unread}, str(path)))
+    return read(schema, {n: v for n, v in values.items() if v is not None and n not in unread}, str(path))
