@@ -95,7 +95,7 @@ class TD3BC(CriticConfig):
     """Deviation of the noise on the target's actions, in units of the action range's half."""
     noise_clip: NotNegative = 0.5
     """Largest noise on the target's actions."""
-    policy_delay: Count = 2
+    policy_delay: Several = 2
     """Steps of the critics for each step of the actor and of the target networks."""
     actor_lr: Positive = 3e-4
     """Adam's learning rate of the actor."""

@@ -85,7 +85,10 @@ MISTAKES = {
     "agent's flag": (["train", "--agent", "bc", "--dataset", "x", "--agent.widht", "3"], "--agent.width"),
     "type": (["train", "--agent", "bc", "--dataset", "x", "--steps", "many"], "--steps"),
     "value": (["train", "--agent", "bc", "--dataset", "x", "--steps", "0"], "expected at least 1"),
-    "agent's value": (["train", "--agent", "bc", "--dataset", "x", "--agent.discount", "1.5"], "expected at least 0 and less than 1"),
+    "agent's value": (
+        ["train", "--agent", "bc", "--dataset", "x", "--agent.discount", "1.5"],
+        "expected at least 0 and less than 1",
+    ),
     "choice": (["train", "--agent", "bc", "--dataset", "x", "--agent.reward-tune", "normalise"], "normalize"),
     "seeds": (["train", "--agent", "bc", "--dataset", "x", "--seeds", "1", "1"], "different"),
     "run": (["evaluate", "runs/none"], "not a run's folder"),

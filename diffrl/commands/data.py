@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from diffrl.support.errors import UserError
+from diffrl.support.schema import Rows, Seed, check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,14 +138,17 @@ class Generate:
 
     benchmark: Positional[str]
     """The id, such as maze2d-umaze-v1."""
-    rows: int | None = None
+    rows: Rows | None = None
     """Number of rows. Default: D4RL's own, 1, 2 or 4 million."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the walk."""
     output: Path | None = None
     """The file to write. Default: in the data directory, where the id finds it if rows and seed are the default."""
     force: bool = False
     """Replace the file if it exists."""
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def run(self) -> None:
         """Generate it and say where it is."""

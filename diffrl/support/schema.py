@@ -2,16 +2,17 @@
 
 `steps: Count = 1000` is a whole number in `Count`'s range; `Annotated[int, Range(2, 10)]` states a range of its own. To
 mypy and to tyro's --help both are an int. `check(self)` in `__post_init__` holds a configuration to its annotations;
-`read` makes one of what a file holds; what concerns several fields is said in `__post_init__`, through `refusal`.
+`read` makes one of what a file holds; `held` is for the arguments of functions. What concerns several fields is said in
+`__post_init__`, through `refusal`.
 
-The upper ends are there to catch slips of the finger: a thousand times what anyone has trained with, and small enough
-that nothing hangs or is killed for memory before the sentence is printed.
+The upper ends catch slips of the finger: they lie far above what anyone trains with, and keep `layers: 200000` or a batch
+of 10^12 from hanging or filling the memory. Each is of one field alone: a network of the greatest width and depth still
+does not fit, and running out of memory has a sentence of its own.
 
-Why no library does this. pydantic would: but its import takes as long again as all of tyro's (0.24 to 0.32 s beside a
-verb's one second, on the machine of the tests when busy), it refuses a list for a tuple or takes text for a number,
-and every sentence would be made here from its error codes all the same. msgspec and cattrs check what they decode, not
-what is made in Python or by tyro. annotated-types is the usual vocabulary for ranges; it costs 0.03 s to say what
-`Range` says in ten lines.
+Why no library does this. pydantic would: but importing it takes 0.24 to 0.32 s on a busy machine, where a verb's --help
+has 1 s in all; its strict mode refuses a list for a tuple, its other one takes text for a number; and each sentence would
+be made here from its error codes. msgspec and cattrs check what they decode, not what is made in Python or by tyro.
+annotated-types, the usual vocabulary for ranges, takes 0.03 s to say what `Range` says in ten lines.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def checked(schema: type, values: Mapping[str, Any], source: str = "", group: st
     for key, value in values.items():
         if key not in hints:
             raise UserError(f"{source}: unknown key {_shown(f'{group}{key}')}; {nearest(str(key)[:60], hints)}")
-        result[key] = _convert(value, hints[key], _named(key, source, group))
+        result[key] = held(value, hints[key], _named(key, source, group))
     return result
 
 
@@ -171,19 +172,22 @@ def _shown(value: object) -> str:
     writer.maxstring = writer.maxother = writer.maxlong = 60
     try:
         return writer.repr(value)
-    except ValueError:  # a number of more digits than Python prints
-        return f"a {type(value).__name__} of too many digits"
+    except ValueError:  # of more digits than Python prints
+        return "a number too long to print"
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
 
 
-def _convert(value: Any, hint: Any, where: str, allowed: Range | None = None) -> Any:
-    """The value as `hint` has it, in the range `allowed`. Raises UserError where it is not of that type and range."""
+def held(value: Any, hint: Any, where: str, allowed: Range | None = None) -> Any:
+    """The value, converted to the type `hint`, such as `Count | None`. where: its full name, such as --agent.width.
+
+    allowed: the range of a number whose hint names none. Raises UserError where it is not of that type and range.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         ranges = (extra for extra in arguments[1:] if isinstance(extra, Range))
-        return _convert(value, arguments[0], where, next(ranges, allowed))
+        return held(value, arguments[0], where, next(ranges, allowed))
     if origin in (types.UnionType, typing.Union):
         return _one_of(value, arguments, where)
     if origin is Literal:
@@ -192,9 +196,10 @@ def _convert(value: Any, hint: Any, where: str, allowed: Range | None = None) ->
         raise UserError(f"{where} is {_shown(value)}; {nearest(str(value)[:60], map(str, arguments))}")
     if origin is tuple:
         return _tuple(value, arguments, where, allowed or Range())
-    if hint in (int, float) and isinstance(value, numbers.Real) and type(value) is not bool:
-        if hint is float or isinstance(value, numbers.Integral):
-            return _number(value, hint, where, allowed or (FINITE if hint is float else Range()))
+    if hint in (int, float):
+        kind = numbers.Integral if hint is int else numbers.Real
+        if not isinstance(value, bool) and isinstance(value, kind):  # NumPy's numbers too
+            return _number(value, hint, where, allowed or (Range() if hint is int else FINITE))
     elif hint is str and isinstance(value, PurePath):
         return str(value)
     elif hint is Path and isinstance(value, str):
@@ -230,10 +235,10 @@ def _one_of(value: Any, members: tuple[Any, ...], where: str) -> Any:
         return None
     members = tuple(member for member in members if member is not type(None))
     if len(members) == 1:
-        return _convert(value, members[0], where)
+        return held(value, members[0], where)
     for member in members:
         try:
-            return _convert(value, member, where)
+            return held(value, member, where)
         except UserError:
             continue
     raise refusal(where, value, " or ".join(map(_name, members)))
@@ -250,4 +255,4 @@ def _tuple(value: Any, kinds: tuple[Any, ...], where: str, allowed: Range) -> tu
         allowed = Range(len(kinds), len(kinds))
     if not allowed.holds(len(items)):
         raise refusal(where, value, f"{allowed.expected(len(items))} entries")
-    return tuple(_convert(item, kind, f"{where}[{i}]") for i, (item, kind) in enumerate(zip(items, kinds, strict=True)))
+    return tuple(held(item, kind, f"{where}[{i}]") for i, (item, kind) in enumerate(zip(items, kinds, strict=True)))

@@ -16,6 +16,7 @@ from diffrl.support.schema import (
     Batch,
     Count,
     Limit,
+    Many,
     NotNegative,
     Positive,
     PositiveLimit,
@@ -173,7 +174,7 @@ class DPOConfig(OfflineConfig):
     algo: Algo = "dpo"
     reward: str = "jpeg"
     """What ranks the images that pairs are made of, such as jpeg, digit:8, "clip:ID + 0.1*jpeg", remote:URL."""
-    queries: Count = 3072
+    queries: Many = 3072
     """Images to be scored, once, to make pairs of them."""
     group: Annotated[int, Range(2, 10**7)] = 8
     """Images of one prompt of which pairs are made: the best with the worst, and so on."""
