@@ -135,6 +135,14 @@ def read(schema: type[T], values: Mapping[str, Any], source: str, group: str = "
         raise UserError(f"{source}: {error}" if source else str(error)) from error
 
 
+def refuse_others(names: Iterable[str], what: str, *schemas: type) -> None:
+    """Raise UserError for a name that none of the dataclasses has for a field, naming the nearest. what: of what."""
+    known = {name for schema in schemas for name in _hints(schema)}
+    for name in names:
+        if name not in known:
+            raise UserError(f"There is no field {_shown(name)} of {what}; {nearest(name, known)}")
+
+
 def refusal(field: str, value: object, expected: str) -> UserError:
     """The error for a value that will not do. field: its full name, such as --agent.width."""
     return UserError(f"{field} is {_shown(value)}; expected {expected}.")
@@ -215,7 +223,7 @@ def held(value: Any, hint: Any, where: str, allowed: Range | None = None) -> Any
 def _name(hint: Any) -> str:
     """What an error calls a type."""
     hint = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
-    return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+    return _NAMES.get(hint) or f"an instance of {getattr(hint, '__name__', hint)}"
 
 
 def _number(value: Any, kind: type, where: str, allowed: Range) -> Any:

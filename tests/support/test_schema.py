@@ -15,12 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import diffrl
 from agents import AGENTS
 from diffrl.augment.synther.config import RefitConfig, Sampling, SynthERConfig
 from diffrl.cli import main
 from diffrl.images.config import ALGORITHMS as IMAGES
 from diffrl.runs import config as configuration
 from diffrl.runs.config import OnlineConfig, RunOptions, TrainConfig
+from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
 from diffrl.support.schema import Count, Positive, Range, Share, check, held, read, read_yaml
 from diffrl.tuning.config import ALGORITHMS as TUNING
@@ -55,7 +57,7 @@ def refused(schema: type, base: Mapping[str, Any], field: str, value: Any) -> st
 
 
 def absurd(field: str, value: Any) -> bool:
-    """What was taken and is refused now: NaN, infinity where it bounds nothing, and networks of more than 1,000 layers."""
+    """What was taken and is refused now: NaN, infinity where it bounds nothing, and more than 1,000 layers."""
     if isinstance(value, float) and not math.isfinite(value):
         return not (value == math.inf and field in BOUNDS)
     return field in ("layers", "critic_layers", "blocks") and value == 4096
@@ -247,6 +249,20 @@ def test_what_a_dataclass_itself_raises_is_the_user_s_error_in_its_file() -> Non
         assert str(caught.value) == said
     with pytest.raises(UserError, match=r"^--size is '3'; expected a whole number\.$"):
         Own("3")  # type: ignore[arg-type]
+
+
+def test_an_override_that_is_no_field_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    for call, said in (
+        (lambda: diffrl.train("bc/maze2d-umaze-v1", stepz=3), r"'stepz' of a run .*did you mean 'steps'"),
+        (
+            lambda: diffrl.train("bc/maze2d-umaze-v1", agent="bc"),
+            "--agent is 'bc'; expected an instance of AgentConfig",
+        ),
+        (lambda: diffrl.online(tmp_path, capcity=3), "'capcity' of an online run; did you mean 'capacity'"),
+        (lambda: finetune_policy(TUNING["dppo"](tmp_path), sedes=(0,)), "'sedes' of a fine-.*did you mean 'seeds'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            call()
 
 
 def test_a_number_of_more_digits_than_python_reads_is_no_traceback(tmp_path: Path) -> None:
