@@ -29,8 +29,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-import yaml
-
 from diffrl.support.errors import UserError, nearest
 
 T = TypeVar("T")
@@ -150,6 +148,8 @@ def refusal(field: str, value: object, expected: str) -> UserError:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file. Raises UserError where it cannot be read, or holds something else."""
+    import yaml  # most verbs' --help needs no file's
+
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
