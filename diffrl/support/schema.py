@@ -201,7 +201,9 @@ def held(value: Any, hint: Any, where: str, allowed: Range | None = None) -> Any
     if origin is Literal:
         if value in arguments:
             return value
-        raise UserError(f"{where} is {_shown(value)}; {nearest(str(value)[:60], map(str, arguments))}")
+        shown = _shown(value)
+        word = nearest(shown.strip("'"), map(str, arguments))
+        raise UserError(f"{where} is {shown}; {word}")
     if origin is tuple:
         return _tuple(value, arguments, where, allowed or Range())
     if hint in (int, float):

@@ -216,6 +216,7 @@ def test_values_become_of_their_types_without_loss() -> None:
         (0, Count | Share | None, None),
         (3, dict[str, int], "dict"),
         ("b", Literal["aa", "ab"], "did you mean"),
+        (10**5000, Literal["aa", "ab"], "known: aa, ab"),
     ):
         if words is None:
             assert held(value, hint, "x") == 0.0  # the second of the types takes it
