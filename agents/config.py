@@ -8,12 +8,26 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from typing_extensions import override
 
 from agents.base_config import AgentConfig, Aggregate, CriticConfig, PolicyKind
 from diffrl.support.errors import UserError
+from diffrl.support.schema import (
+    Count,
+    Depth,
+    Natural,
+    NotNegative,
+    Positive,
+    Range,
+    Rate,
+    SamplingSteps,
+    Several,
+    Share,
+    Width,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from agents.base import Agent
@@ -30,7 +44,7 @@ class BC(AgentConfig):
 
     name: ClassVar[str] = "bc"
 
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     """Adam's learning rate."""
 
     @override
@@ -47,11 +61,11 @@ class DiffusionBC(AgentConfig):
     name: ClassVar[str] = "diffusion_bc"
     policy_kind: ClassVar[PolicyKind] = "chain"
 
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     """Adam's learning rate."""
-    grad_clip: float = 9.0
+    grad_clip: NotNegative = 9.0
     """Largest gradient norm; 0: no clipping."""
-    denoising_steps: int = 5
+    denoising_steps: SamplingSteps = 5
     """T, the steps of the diffusion policy."""
     schedule: Schedule = "vp"
     """Noise schedule of the diffusion policy."""
@@ -69,23 +83,23 @@ class TD3BC(CriticConfig):
 
     name: ClassVar[str] = "td3_bc"
 
-    layers: int = 2
+    layers: Depth = 2
     """Number of hidden layers."""
     normalise_observations: bool = True
     """Standardise the observations by the data's mean and deviation."""
-    alpha: float = 2.5
+    alpha: NotNegative = 2.5
     """Weight of the Q term, normalised by the mean |Q|, beside the behaviour-cloning term."""
     actor_q: Literal["first", Aggregate] = "first"
     """What the actor climbs: the first critic as in the paper, or the critics' min, mean or lcb."""
-    policy_noise: float = 0.2
+    policy_noise: NotNegative = 0.2
     """Deviation of the noise on the target's actions, in units of the action range's half."""
-    noise_clip: float = 0.5
+    noise_clip: NotNegative = 0.5
     """Largest noise on the target's actions."""
-    policy_delay: int = 2
+    policy_delay: Several = 2
     """Steps of the critics for each step of the actor and of the target networks."""
-    actor_lr: float = 3e-4
+    actor_lr: Positive = 3e-4
     """Adam's learning rate of the actor."""
-    critic_lr: float = 3e-4
+    critic_lr: Positive = 3e-4
     """Adam's learning rate of the critics."""
 
     @override
@@ -99,11 +113,11 @@ class TD3BC(CriticConfig):
 class ExpectileConfig(CriticConfig):
     """What agents with IQL's critics share: values by expectile regression, no action outside the data."""
 
-    expectile: float = 0.7
+    expectile: Annotated[float, Range(0, 1, "()")] = 0.7
     """Which expectile of Q over the data's actions the state's value is; 0.9 on AntMaze."""
-    actor_lr: float = 3e-4
+    actor_lr: Positive = 3e-4
     """Adam's learning rate of the actor."""
-    critic_lr: float = 3e-4
+    critic_lr: Positive = 3e-4
     """Adam's learning rate of critics and value function."""
 
 
@@ -113,17 +127,17 @@ class IQL(ExpectileConfig):
 
     name: ClassVar[str] = "iql"
 
-    layers: int = 2
+    layers: Depth = 2
     """Number of hidden layers."""
     normalise_observations: bool = True
     """Standardise the observations by the data's mean and deviation."""
-    beta: float = 3.0
+    beta: NotNegative = 3.0
     """Inverse temperature of the advantage weights; 10 on AntMaze."""
-    max_weight: float = 100.0
+    max_weight: NotNegative = 100.0
     """Largest advantage weight."""
     deterministic: bool = False
     """A deterministic actor (least squares) instead of a Gaussian one (log-likelihood)."""
-    lr_decay_steps: int = 1_000_000
+    lr_decay_steps: Natural = 1_000_000
     """Steps over which the actor's learning rate falls to 0 along a cosine, however long the run is; 0: it stays."""
 
     @override
@@ -145,28 +159,28 @@ class IDQL(ExpectileConfig):
     name: ClassVar[str] = "idql"
     policy_kind: ClassVar[PolicyKind] = "chain"
 
-    layers: int = 2
+    layers: Depth = 2
     """Number of hidden layers of critics and value function."""
-    blocks: int = 3
+    blocks: Depth = 3
     """Residual blocks of the policy's network."""
-    dropout: float = 0.1
+    dropout: Share = 0.1
     """Share of a block's inputs left out in training."""
-    grad_clip: float = 0.0
+    grad_clip: NotNegative = 0.0
     """Largest gradient norm; 0: no clipping."""
-    lr_decay_steps: int = 3_000_000
+    lr_decay_steps: Natural = 3_000_000
     """Steps over which the policy's learning rate falls to 0 along a cosine, however long the run is; 0: it stays."""
-    denoising_steps: int = 5
+    denoising_steps: SamplingSteps = 5
     """T, the steps of the diffusion policy."""
     schedule: Schedule = "vp"
     """Noise schedule of the diffusion policy."""
     sampler: ReverseVariance = "beta"
     """The policy's sampling: beta, the authors', with noise sqrt(beta_t) and the action clamped after each step; or
     posterior, with less noise, and the guess of the clean action clamped instead."""
-    ema_rate: float = 0.001
+    ema_rate: Rate = 0.001
     """How far the averaged policy, which acts, moves to the policy each step."""
-    act_candidates: int = 64
+    act_candidates: Several = 64
     """Actions drawn when acting, from which the critics choose one; the paper's sets have 16 to 256."""
-    act_temperature: float = 0.0
+    act_temperature: NotNegative = 0.0
     """Temperature of the softmax over Q that chooses it; 0: the best."""
 
     @override
@@ -203,15 +217,15 @@ class QGuidance(ExpectileConfig):
     name: ClassVar[str] = "q_guidance"
     policy_kind: ClassVar[PolicyKind] = "solver"
 
-    grad_clip: float = 9.0
+    grad_clip: NotNegative = 9.0
     """Largest gradient norm; 0: no clipping."""
-    sampling_steps: int = 15
+    sampling_steps: SamplingSteps = 15
     """Steps of the solver when acting."""
     solver: Solver = "dpmpp2m"
     """Solver when acting."""
-    guidance_scale: float = 3.0
+    guidance_scale: NotNegative = 3.0
     """Weight of Q beside the log-likelihood of the data's policy: the paper's scale times beta; 0: cloning alone."""
-    ema_rate: float = 0.005
+    ema_rate: Rate = 0.005
     """How far the averaged policy, which acts, moves to the policy each step."""
 
     @override
@@ -225,34 +239,34 @@ class QGuidance(ExpectileConfig):
 class QWeightedConfig(CriticConfig):
     """What Diffusion-QL and its relatives share: a generative actor on behaviour cloning + Q."""
 
-    q_weight: float = 1.0
+    q_weight: NotNegative = 1.0
     """Weight of the Q term beside the behaviour-cloning loss: the paper's eta, set per task."""
     actor_q: Literal["random", "random_own", Aggregate] = "random"
     """What the actor climbs: a critic drawn at random at each step and scaled by another one's mean size (random, as
     in Diffusion-QL) or by its own (random_own, as in EDP), or the critics' min, mean or lcb, scaled by its own."""
     max_q_backup: bool = False
     """Bootstrap from the best of `backup_candidates` next actions instead of one (the paper's AntMaze settings)."""
-    backup_candidates: int = 10
+    backup_candidates: Several = 10
     """Next actions a transition under max_q_backup."""
-    actor_lr: float = 3e-4
+    actor_lr: Positive = 3e-4
     """Adam's learning rate of the actor, set per task."""
-    critic_lr: float = 3e-4
+    critic_lr: Positive = 3e-4
     """Adam's learning rate of the critics."""
-    grad_clip: float = 9.0
+    grad_clip: NotNegative = 9.0
     """Largest gradient norm of actor and critics, set per task; 0: no clipping."""
-    ema_rate: float = 0.005
+    ema_rate: Rate = 0.005
     """How far the averaged actor, which gives the target's actions, moves to the actor at an update."""
-    ema_every: int = 5
+    ema_every: Count = 5
     """Steps between updates of the averaged actor."""
-    ema_start: int = 1000
+    ema_start: Natural = 1000
     """Step of the first update of the averaged actor."""
     act_with: Literal["actor", "average"] = "actor"
     """Which network acts: the actor, as in the paper, or the averaged actor, which is untrained before `ema_start`."""
-    act_candidates: int = 50
+    act_candidates: Several = 50
     """Actions drawn when acting, from which the critics choose one; 1: they have no say."""
     act_critics: Literal["target", "online"] = "target"
     """Which critics choose: the target ones, as in Diffusion-QL, or the online ones, as in EDP."""
-    act_temperature: float = 1.0
+    act_temperature: NotNegative = 1.0
     """Temperature of the softmax over Q that chooses it; 0: the best."""
 
     @property
@@ -268,7 +282,7 @@ class DiffusionQL(QWeightedConfig):
     name: ClassVar[str] = "diffusion_ql"
     policy_kind: ClassVar[PolicyKind] = "chain"
 
-    denoising_steps: int = 5
+    denoising_steps: SamplingSteps = 5
     """T, the steps of the diffusion policy."""
     schedule: Schedule = "vp"
     """Noise schedule of the diffusion policy."""
@@ -289,7 +303,7 @@ class EDP(QWeightedConfig):
 
     form: Literal["published", "x0"] = "published"
     """What the network predicts, and its cloning loss is on: the noise, as the authors have it, or the action."""
-    q_weight: float = 2.0
+    q_weight: NotNegative = 2.0
     """Weight of the Q term beside the behaviour-cloning loss: the authors' alpha."""
     actor_q: Literal["random", "random_own", Aggregate] = "random_own"
     """What the actor climbs: a critic drawn at random and scaled by its own mean size (random_own, as in the paper) or
@@ -298,7 +312,7 @@ class EDP(QWeightedConfig):
     """Which critics choose among the candidates: the online ones, as the authors', or the target ones."""
     schedule: Schedule = "linear"
     """Noise schedule of training, of 1,000 steps."""
-    sampling_steps: int = 15
+    sampling_steps: SamplingSteps = 15
     """Steps of the solver, in acting and for the target's actions."""
     solver: Solver = "dpmpp2m"
     """Solver of the denoising ODE, in acting and for the target's actions."""
@@ -323,33 +337,35 @@ class ConsistencyAC(QWeightedConfig):
     name: ClassVar[str] = "consistency_ac"
     policy_kind: ClassVar[PolicyKind] = "consistency"
 
-    denoising_steps: int = 2
+    denoising_steps: SamplingSteps = 2
     """T, the steps of the consistency policy."""
     form: Literal["published", "improved", "angular"] = "published"
     """Consistency training as published; "improved", with iCT's loss, weights and levels on EDM's preconditioning; or
     "angular", ours, which holds against Q at every level. See `ConsistencyPolicy`."""
     q_norm: bool = False
     """Divide the critics' targets by their deviation over the batch, as the published settings of some tasks do."""
-    sigma_min: float | None = None
+    sigma_min: Positive | None = None
     """Smallest noise level; by default 0.002, and 0.02 for angular."""
-    sigma_max: float | None = None
+    sigma_max: Positive | None = None
     """Largest noise level; by default 80, and 5 for angular."""
-    boundaries_start: int = 2
+    boundaries_start: Annotated[int, Range(2, 10**7)] = 2
     """Number of noise levels at the first step of training."""
-    boundaries_end: int = 150
+    boundaries_end: Annotated[int, Range(2, 10**7)] = 150
     """Number of noise levels from step `boundaries_steps` on."""
-    boundaries_steps: int = 50_000
+    boundaries_steps: Count = 50_000
     """Steps over which the number of noise levels grows (the published code starts over every 50,000 steps)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = self.noise_range
-        if self.sigma_min is not None:
-            self._check("sigma_min", low < high, f"less than sigma-max, {high:g}")
+        if self.sigma_min is not None and not low < high:
+            raise refusal("--agent.sigma-min", low, f"less than --agent.sigma-max, {high:g}")
         lowest = 2.0 if self.form == "published" and self.denoising_steps > 1 else low
-        self._check("sigma_max", high > lowest, f"more than {lowest:g}, the lowest level sampled at")
-        good = 2 <= self.boundaries_start <= self.boundaries_end
-        self._check("boundaries_start", good, f"2 to boundaries-end, {self.boundaries_end}")
+        if not high > lowest:
+            raise refusal("--agent.sigma-max", high, f"more than {lowest:g}, the lowest level sampled at")
+        if self.boundaries_start > self.boundaries_end:
+            most = f"at most --agent.boundaries-end, {self.boundaries_end:,}"
+            raise refusal("--agent.boundaries-start", self.boundaries_start, most)
 
     @property
     def noise_range(self) -> tuple[float, float]:
@@ -371,21 +387,21 @@ class FQL(CriticConfig):
     name: ClassVar[str] = "fql"
     policy_kind: ClassVar[PolicyKind] = "flow"
 
-    width: int = 512
+    width: Width = 512
     """Width of the hidden layers."""
-    layers: int = 4
+    layers: Depth = 4
     """Number of hidden layers."""
     networks: Literal["published", "ours"] = "published"
     """The authors' networks, which normalise after the activation, take the time as it is and start from weights scaled
     by the average of the fans; or ours, with the layers of the other agents. See `agents.fql`."""
-    alpha: float = 10.0
+    alpha: NotNegative = 10.0
     """Weight of the distillation beside Q, set per task."""
     normalise_q: bool = False
     """Divide the Q term by the mean |Q|, so that alpha means the same on every scale of rewards; where an action moves
     the normalised Q little, as on maze2d, alpha has to be far smaller than the authors' .03 to 10: see `agents.fql`."""
-    flow_steps: int = 10
+    flow_steps: SamplingSteps = 10
     """Euler steps of the flow."""
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     """Adam's learning rate of flow, policy and critics."""
     critic_layer_norm: bool = True
     """Layer normalisation in the critics."""

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import safetensors.torch
@@ -25,6 +25,7 @@ from diffrl.support.console import console, steps_bar, work
 from diffrl.support.errors import DataError, UserError, explaining_memory
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import resolve_device, settle, versions
+from diffrl.support.schema import Positive, Range, Rows, held
 from diffrl.training import checkpoint
 from diffrl.training.logs import SHOWN, MetricsLog
 from diffrl.training.loop import Interrupted, Loop, NoEvaluations, NoRecord, stop_signals
@@ -199,13 +200,8 @@ def _samples(samples: int | None, ratio: float | None, rows: int) -> int:
     if samples is not None and ratio is not None:
         raise UserError("--samples and --ratio both say how many rows to generate: give one of them.")
     if ratio is not None:
-        if not 0 < ratio < float("inf"):
-            raise UserError(f"--ratio is {ratio}; expected more than 0.")
-        samples = max(round(ratio * rows), 1)
-    samples = 1_000_000 if samples is None else samples
-    if samples < 1:
-        raise UserError(f"--samples is {samples}; expected at least 1.")
-    return samples
+        samples = max(round(held(ratio, Positive, "--ratio") * rows), 1)
+    return int(held(1_000_000 if samples is None else samples, Rows, "--samples"))
 
 
 def _open(
@@ -219,10 +215,8 @@ def _open(
     device: str,
     quiet: bool,
 ) -> SynthesisData:
-    if not 0 < held_out < 1:
-        raise UserError(f"--held-out is {held_out}; expected a share between 0 and 1.")
-    if rows is not None and rows < 1:
-        raise UserError(f"--rows is {rows}; expected at least 1.")
+    held(held_out, Annotated[float, Range(0, 1, "()")], "--held-out")
+    held(rows, Rows | None, "--rows")
     dataset = load_dataset(name, rows=rows, progress=not quiet, action_limit=None)
     task, simulator = open_task(name, dataset, env=env, rows=rows)
     scaling = action_scaling(simulator, dataset)

@@ -13,6 +13,7 @@ import tyro
 from tyro.conf import Positional
 
 from diffrl.support.errors import UserError
+from diffrl.support.schema import Rows, Seed, check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,14 +139,17 @@ class Generate:
 
     benchmark: Annotated[Positional[str], tyro.conf.arg(metavar="ID")]
     """The id, such as maze2d-umaze-v1."""
-    rows: int | None = None
+    rows: Rows | None = None
     """Number of rows. Default: D4RL's own, 1, 2 or 4 million."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the walk."""
     output: Path | None = None
     """The file to write. Default: in the data directory, where the id finds it if rows and seed are the default."""
     force: bool = False
     """Replace the file if it exists."""
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def run(self) -> None:
         """Generate the data set and print where it is."""

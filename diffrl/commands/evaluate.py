@@ -7,6 +7,8 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
+from diffrl.support.schema import Many, Seed, check
+
 
 @dataclass(frozen=True)
 class Evaluate:
@@ -17,16 +19,19 @@ class Evaluate:
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """The run's folder, such as runs/NAME."""
-    episodes: int = 100
+    episodes: Many = 100
     """Episodes for each seed."""
     which: tuple[str, ...] = ("last", "best")
     """Checkpoints: last, best, or steps."""
-    seed: int = 0
+    seed: Seed = 0
     """What start states and the policy's noise are drawn from."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto."""
     out: Path | None = None
     """Where to write the result as JSON; by default evaluation.json in the run's folder."""
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def run(self) -> int:
         """Evaluate, print the table, write the JSON."""
@@ -36,13 +41,8 @@ class Evaluate:
         from diffrl.runs.policy import evaluate
         from diffrl.runs.run import Run
         from diffrl.support.console import console
-        from diffrl.support.errors import UserError
         from diffrl.support.files import atomic_path
 
-        if self.episodes < 1:
-            raise UserError(f"--episodes is {self.episodes}; expected at least 1.")
-        if self.seed < 0:
-            raise UserError(f"--seed is {self.seed}; expected 0 or more.")
         task = Run.read(self.run_folder).task
         result = evaluate(self.run_folder, episodes=self.episodes, which=self.which, seed=self.seed, device=self.device)
         report.print_evaluation(result, task.reference, task.comparable, self.episodes)

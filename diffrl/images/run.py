@@ -15,7 +15,7 @@ from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.plots import BLUE, GREY
-from diffrl.support.schema import checked, read_yaml
+from diffrl.support.schema import read, read_yaml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +117,7 @@ def load(path: Path) -> FinetuneConfig:
     values = read_yaml(path)
     schema = schema_of(values.get("algo"))
     unread = {name for other in ALGORITHMS.values() for name in other.options()}.difference(schema.options())
-    return schema(**checked(schema, {n: v for n, v in values.items() if v is not None and n not in unread}, str(path)))
+    return read(schema, {n: v for n, v in values.items() if v is not None and n not in unread}, str(path))
 
 
 # --- In words ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 
@@ -24,11 +24,29 @@ from diffrl.runs import workers as crew
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, nearest
 from diffrl.support.machine import cores
-from diffrl.support.schema import checked, read_yaml
+from diffrl.support.schema import (
+    Count,
+    Many,
+    Natural,
+    NotNegative,
+    Range,
+    Rows,
+    SamplingSteps,
+    Seed,
+    Several,
+    Share,
+    Width,
+    check,
+    read,
+    read_yaml,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from diffrl.training.checkpoint import Checkpoint
     from envs.task import Task
+
+Seeds = Annotated[tuple[Seed, ...], Range(1, 10_000)]
 
 
 @dataclass(frozen=True)
@@ -41,26 +59,26 @@ class TrainConfig:
     """The algorithm's hyper-parameters."""
     env: str | None = None
     """Gymnasium id of the environment to evaluate in, or none; by default the benchmark's, or what the file names."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: Seeds = (0,)
     """Seeds, trained side by side, each with networks of its own: on a GPU as one stack, on a CPU see workers."""
-    steps: int = 1_000_000
+    steps: Count = 1_000_000
     """Training steps in all, also when resuming."""
-    rows: int | None = None
+    rows: Annotated[int, Range(2, 10**10)] | None = None
     """Use only the first rows of the data set (a maze2d set that is missing is generated with this many)."""
-    eval_every: int = 50_000
+    eval_every: Count = 50_000
     """Steps between evaluations, each followed by a checkpoint."""
-    eval_episodes: int = 10
+    eval_episodes: Many = 10
     """Episodes an evaluation, for each seed."""
-    eval_workers: int | None = None
+    eval_workers: Annotated[int, Range(0, 10_000)] | None = None
     """Processes that evaluate while training goes on; 0: training waits for each evaluation. By default, in a run of
     5,000 steps or more: as many as cores are left, at most one a seed; in a shorter run 0. No score depends on it."""
-    log_every: int = 500
+    log_every: Count = 500
     """Steps between rows of metrics.csv."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto."""
     compile: bool | None = None
     """--compile, --no-compile: 1.4 times the speed after a minute's wait, once; by default from 10,000 steps up."""
-    workers: int | None = None
+    workers: Several | None = None
     """Processes that share the seeds on a CPU; by default one a core in a run of 5,000 steps or more, else 1."""
     capture: bool = True
     """On a GPU: capture the step as a CUDA graph and replay it; --no-capture for debugging."""
@@ -71,45 +89,34 @@ class TrainConfig:
     """The run's folder; by default runs/AGENT-DATASET-TIME."""
 
     def __post_init__(self) -> None:
-        # From Python, paths come as text and seeds as lists.
-        object.__setattr__(self, "dataset", str(self.dataset))
-        object.__setattr__(self, "out", None if self.out is None else Path(self.out))
-        object.__setattr__(self, "seeds", tuple(self.seeds))
-        for name in ("steps", "eval_every", "eval_episodes", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 1.")
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"--workers is {self.workers}; expected at least 1.")
-        if self.eval_workers is not None and self.eval_workers < 0:
-            raise UserError(f"--eval-workers is {self.eval_workers}; expected at least 0.")
-        if self.rows is not None and self.rows < 2:
-            raise UserError(f"--rows is {self.rows}; expected at least 2.")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise UserError(f"--seeds is {list(self.seeds)}; expected one or more different numbers.")
-        if min(self.seeds) < 0:
-            raise UserError(f"--seeds holds {min(self.seeds)}; expected numbers from 0 up.")
+        check(self)
+        if len(set(self.seeds)) != len(self.seeds):
+            raise refusal("--seeds", list(self.seeds), "different numbers")
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """Options of a run that starts from another run, apart from how it learns. None: as in the run it starts from."""
 
-    steps: int | None = None
+    steps: Count | None = None
     """Steps in all, for each seed."""
     out: Path | None = None
     """The new run's folder; by default runs/AGENT-KIND-DATASET-TIME."""
-    seeds: tuple[int, ...] | None = None
+    seeds: Seeds | None = None
     """Those of the run's seeds to go on with, each from its own networks; by default all."""
-    eval_every: int | None = None
+    eval_every: Count | None = None
     """Steps between evaluations, each followed by a checkpoint."""
-    eval_episodes: int | None = None
+    eval_episodes: Many | None = None
     """Episodes an evaluation, for each seed; by default the run's."""
-    log_every: int | None = None
+    log_every: Count | None = None
     """Steps between rows of metrics.csv; by default the run's."""
     device: str | None = None
     """cpu, cuda, cuda:N, or auto; by default the run's."""
     compile: bool | None = None
     """--compile, --no-compile: as for `diffrl train`, by default from 10,000 steps up."""
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def applied(self, old: TrainConfig) -> TrainConfig:
         """The configuration of the new run, from that of the run it starts from. Its seeds learn as one stack."""
@@ -132,34 +139,34 @@ class OnlineConfig:
     """The folder of the offline run that the online run started from. It is not needed any more."""
     start_checkpoint: str = "last"
     """The offline run's checkpoint to start from: last, best (each seed's), or a step."""
-    keep_offline: float = 0.5
+    keep_offline: Share = 0.5
     """Share of each batch drawn from the offline data. Half (RLPD, arXiv 2302.02948) holds the critics to what was
     learned while there is little else; 0, online data alone, is what the Consistency-AC paper does."""
-    capacity: int = 1_000_000
+    capacity: Count = 1_000_000
     """Online transitions kept for each seed, the newest."""
-    updates_per_step: int = 1
+    updates_per_step: Count = 1
     """Training steps for each environment step."""
-    warm_up: int = 5_000
+    warm_up: Natural = 5_000
     """First environment steps, without training: a batch is not to repeat one episode (RLPD and WSRL have 5,000)."""
-    exploration: float = 0.0
+    exploration: NotNegative = 0.0
     """Deviation of Gaussian noise on the actions taken, in units of half their range. Agents that draw their actions
     need none; those whose actions are fixed by the state (bc, td3_bc, iql) need some, such as 0.1."""
-    synthetic_share: float = 0.0
+    synthetic_share: Share = 0.0
     """Share of each batch that SynthER generates (arXiv 2303.06614: half); 0: none. The rest is real, of which
     keep_offline says how much is offline; the models are fitted to that mixture."""
-    refit_every: int = 10_000
+    refit_every: Count = 10_000
     """Environment steps between fits of a new SynthER model."""
-    first_fit: int | None = None
+    first_fit: Natural | None = None
     """Environment steps before the first fit; by default as many as between fits. Never within the warm-up."""
-    synthetic_samples: int = 1_000_000
+    synthetic_samples: Rows = 1_000_000
     """Synthetic transitions generated for each seed after every fit, in place of the last ones."""
-    synthetic_steps: int = SynthERConfig.steps
+    synthetic_steps: Count = SynthERConfig.steps
     """Training steps of each SynthER model."""
-    synthetic_width: int = SynthERConfig.width
+    synthetic_width: Width = SynthERConfig.width
     """Width of the SynthER network. On a CPU take 256."""
     synthetic_solver: Solver = Sampling.solver
     """dpmpp2m calls the network once a step; heun, the published one, twice (with 128 steps)."""
-    synthetic_sampling_steps: int = Sampling.sampling_steps
+    synthetic_sampling_steps: SamplingSteps = Sampling.sampling_steps
     """Solver steps in sampling from SynthER."""
     start_steps: tuple[int, ...] = ()
     """Filled in: the step of each seed's start checkpoint."""
@@ -169,19 +176,8 @@ class OnlineConfig:
     """Filled in: the scale in (reward - shift) / scale, see reward_shift."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.keep_offline < 1:
-            raise UserError(f"--keep-offline is {self.keep_offline}; expected at least 0 and less than 1.")
-        numbers = ("capacity", "updates_per_step", "refit_every", "synthetic_samples", "synthetic_steps")
-        least_of = dict.fromkeys((*numbers, "synthetic_width", "synthetic_sampling_steps"), 1)
-        for name, least in {**least_of, "warm_up": 0, "exploration": 0, "first_fit": 0}.items():
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least {least}.")
-        if not 0 <= self.synthetic_share < 1:
-            raise UserError(
-                f"--synthetic-share is {self.synthetic_share}; expected at least 0 and less than 1, so that what "
-                "happens is learned from too."
-            )
+        object.__setattr__(self, "start_checkpoint", str(self.start_checkpoint))  # from Python, a step
+        check(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values for YAML."""
@@ -194,10 +190,7 @@ class OnlineConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str) -> OnlineConfig:
         """The settings from what YAML holds. Raises UserError, naming `source`, for anything it should not hold."""
-        fields = checked(cls, values, source)
-        if "offline_run" not in fields:
-            raise UserError(f"{source}: the key `offline_run` is missing.")
-        return cls(**fields)
+        return read(cls, values, source)
 
     @property
     def refit(self) -> RefitConfig:
@@ -245,11 +238,7 @@ def from_dict(values: Mapping[str, Any], source: str, of_run: bool = False) -> T
     if of_run:
         agent_values = schema.of_run(agent_values)
         values = {"tf32": False} | values
-    agent = schema(**checked(schema, agent_values, f"{source}, agent"))
-    fields = checked(TrainConfig, values, source)
-    if "dataset" not in fields:
-        raise UserError(f"{source}: the key `dataset` is missing.")
-    return TrainConfig(agent=agent, **fields)
+    return read(TrainConfig, {**values, "agent": read(schema, agent_values, source, "agent.")}, source)
 
 
 def load(path: Path, of_run: bool = False) -> TrainConfig:

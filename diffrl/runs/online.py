@@ -17,8 +17,9 @@ from diffrl.runs.config import ONLINE_EVAL_EVERY, ONLINE_STEPS, OnlineConfig, Ru
 from diffrl.runs.policy import StackEvaluator, load_stack, refuse_frozen, rows_at_once, source_of_randomness
 from diffrl.runs.run import Run
 from diffrl.runs.train import EXPLODED, Say, claim, finished, fit, new_folder, reopened, same_data, watched
-from diffrl.support.errors import UserError, nearest
+from diffrl.support.errors import UserError
 from diffrl.support.machine import resolve_device, settle
+from diffrl.support.schema import refuse_others
 from diffrl.support.seeds import mix
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
@@ -37,14 +38,10 @@ def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool 
     eval_episodes, log_every, device, compile. Each seed goes on from its own networks and optimisers, in an environment
     of its own. Such a run goes on by `resume`, and its step 0 is the offline agent.
     """
+    refuse_others(overrides, "an online run", OnlineConfig, RunOptions)
     options = RunOptions(**_own(overrides, RunOptions))
     settings = OnlineConfig(Path(path)) if config is None else config
     settings = dataclasses.replace(settings, offline_run=Path(path), **_own(overrides, OnlineConfig))
-    if overrides:
-        known = [f.name for schema in (OnlineConfig, RunOptions) for f in dataclasses.fields(schema)]
-        name = next(iter(overrides))
-        raise UserError(f"There is no field {name!r} of an online run; {nearest(name, known)}")
-    settings = dataclasses.replace(settings, start_checkpoint=str(settings.start_checkpoint))
     steps = ONLINE_STEPS if options.steps is None else options.steps
     every = ONLINE_EVAL_EVERY if options.eval_every is None else options.eval_every
     if steps <= settings.warm_up:
@@ -85,8 +82,8 @@ def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool 
 
 
 def _own(overrides: dict[str, Any], schema: type) -> dict[str, Any]:
-    """Take those that are fields of `schema` out of the overrides."""
-    return {f.name: overrides.pop(f.name) for f in dataclasses.fields(schema) if f.name in overrides}
+    """Those of the overrides that are fields of `schema`."""
+    return {f.name: overrides[f.name] for f in dataclasses.fields(schema) if f.name in overrides}
 
 
 def _offline(path: Path) -> Run:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from agents import AgentConfig
 from agents.base import Agent
 from diffrl.data.d4rl import fingerprint
 from diffrl.data.offline import OfflineDataset
@@ -21,8 +20,9 @@ from diffrl.runs.config import TrainConfig, chosen, group_seeds
 from diffrl.runs.policy import CheckpointEvaluator, build_agent, source_of_randomness
 from diffrl.runs.run import Run, lowering_memory
 from diffrl.support.console import StepsBar, console, steps_bar
-from diffrl.support.errors import UserError, nearest
+from diffrl.support.errors import UserError
 from diffrl.support.machine import products, resolve_device, settle
+from diffrl.support.schema import refuse_others
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
 from diffrl.training.logs import SHOWN, MetricsLog, ScoreBook, Scores, benchmark_family, plus_minus
@@ -308,13 +308,7 @@ def _overridden(config: TrainConfig | str | Path, overrides: Mapping[str, Any]) 
     """The configuration that is meant, with some of its fields replaced."""
     if not isinstance(config, TrainConfig):
         config = configuration.find(str(config))
-    known = TrainConfig.__dataclass_fields__
-    unknown = [name for name in overrides if name not in known]
-    how = "An agent's fields are set by agent=dataclasses.replace(config.agent, ...)."
-    if unknown:
-        raise UserError(f"There is no field {unknown[0]!r} of a run; {nearest(unknown[0], known)} {how}")
-    if not isinstance(overrides.get("agent", config.agent), AgentConfig):
-        raise UserError(f"agent is {overrides['agent']!r}; expected an agent's configuration. {how}")
+    refuse_others(overrides, "a run (an agent's are set by agent=dataclasses.replace(config.agent, ...))", TrainConfig)
     return dataclasses.replace(config, **overrides)
 
 

@@ -15,6 +15,7 @@ from diffrl.runs.run import OFFLINE, Run
 from diffrl.runs.train import claim, finished, fit, new_folder, newest, same_data, watched
 from diffrl.support.errors import UserError
 from diffrl.support.machine import resolve_device, settle
+from diffrl.support.schema import refuse_others
 from diffrl.support.seeds import mix
 from diffrl.training import checkpoint
 from diffrl.training.loop import Trainer
@@ -40,6 +41,7 @@ def finetune_policy(settings: TuningConfig, *, quiet: bool = False, **options: A
     (diffrl.tuning.config) and eval_every a tenth of them; DPPO rounds both up to whole iterations, and logs every
     iteration. Step 0 is the policy as it came.
     """
+    refuse_others(options, "a fine-tuning run, beside its settings", RunOptions)
     asked = RunOptions(**options)
     start = _start(settings)
     steps = DEFAULT_STEPS[settings.algo] if asked.steps is None else asked.steps

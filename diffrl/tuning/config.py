@@ -6,10 +6,26 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from diffrl.support.errors import UserError, nearest
-from diffrl.support.schema import checked
+from diffrl.support.schema import (
+    Batch,
+    Count,
+    Depth,
+    Fraction,
+    Limit,
+    Many,
+    Natural,
+    NotNegative,
+    Positive,
+    PositiveLimit,
+    Range,
+    Several,
+    Width,
+    check,
+    read,
+)
 
 
 @dataclass(frozen=True)
@@ -23,24 +39,19 @@ class TuningConfig:
     """The folder of the run it started from, which is not needed any more."""
     start_checkpoint: str = "last"
     """The run's checkpoint to start from: last, best (each seed's), or a step."""
-    candidates: int = 1
+    candidates: Several = 1
     """Actions drawn when acting of an agent whose critics choose one (diffusion_ql, idql). 1: none is chosen, what is
     fine-tuned is what acts, from step 0 on; the critics are the offline ones."""
-    grad_clip: float = 1.0
+    grad_clip: Limit = 1.0
     """Largest gradient norm of the policy; 0: no clipping."""
-    warm_up: int = 50
+    warm_up: Natural = 50
     """Updates over which the policy's learning rate rises to its full value."""
     start_steps: tuple[int, ...] = ()
     """Filled in: the step of each seed's start checkpoint."""
 
     def __post_init__(self) -> None:
-        self._check("candidates", self.candidates >= 1, "at least 1")
-        self._check("grad_clip", self.grad_clip >= 0, "0 or more")
-        self._check("warm_up", self.warm_up >= 0, "0 or more")
-
-    def _check(self, field: str, good: bool, expected: str) -> None:
-        if not good:
-            raise UserError(f"--{field.replace('_', '-')} is {getattr(self, field)}; expected {expected}.")
+        object.__setattr__(self, "start_checkpoint", str(self.start_checkpoint))  # from Python, a step
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -49,58 +60,45 @@ class DPPOConfig(TuningConfig):
 
     algo: ClassVar[str] = "dppo"
 
-    environments: int = 20
+    environments: Several = 20
     """Environments of each seed, stepped side by side (the paper: 40)."""
-    rollout_steps: int = 200
+    rollout_steps: Many = 200
     """Steps of each environment between updates (the paper: 500 on Hopper)."""
-    epochs: int = 5
+    epochs: Count = 5
     """Passes over what was collected, at most (the paper: 5 to 10)."""
-    batch_size: int = 1000
+    batch_size: Batch = 1000
     """Environment steps a minibatch, each with all its tuned denoising steps."""
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     """Adam's learning rate of the policy (the paper: 1e-4, with ten times the environment steps)."""
-    critic_lr: float = 1e-3
+    critic_lr: Positive = 1e-3
     """Adam's learning rate of the state-value critic."""
-    critic_width: int = 256
+    critic_width: Width = 256
     """Width of the critic's hidden layers."""
-    critic_layers: int = 3
+    critic_layers: Depth = 3
     """Number of the critic's hidden layers."""
-    critic_warm_up: int = 1
+    critic_warm_up: Natural = 1
     """Iterations at the start in which the critic learns alone."""
-    discount: float = 0.99
+    discount: Fraction = 0.99
     """Discount of environment steps."""
-    gae_lambda: float = 0.95
+    gae_lambda: Fraction = 0.95
     """Decay of GAE (Schulman et al. 2015, arXiv 1506.02438)."""
-    denoising_discount: float = 0.99
+    denoising_discount: Fraction = 0.99
     """Discount of denoising steps: a step j before the last has its advantage times denoising_discount^j."""
-    tuned_steps: int | None = None
+    tuned_steps: Count | None = None
     """K', the last denoising steps, which are fine-tuned; a frozen copy makes the earlier ones. By default all."""
-    min_std: float = 0.1
+    min_std: Positive = 0.1
     """Least deviation of a denoising step, in exploring and in log-probabilities; evaluations sample without it."""
-    clip_nats: float = 0.2
+    clip_nats: PositiveLimit = 0.2
     """PPO's clip: the change of a denoising step's log-probability beyond which it is not pushed on, in nats, summed
     over the action (the paper's .01 is on the mean over 12 dimensions on Hopper: .12)."""
-    target_kl: float = 0.1
+    target_kl: Limit = 0.1
     """Stop an iteration's updates where the policy has moved so far, in nats a denoising step; 0: never."""
-    kl_weight: float = 0.0
+    kl_weight: NotNegative = 0.0
     """Weight of the divergence from the pretrained policy, in nats a denoising step."""
-    bc_weight: float = 0.0
+    bc_weight: NotNegative = 0.0
     """Weight of imitating the pretrained policy's chains in the states visited (the authors' BC loss), in nats."""
     reward_scaling: bool = True
     """Divide rewards by the running deviation of the discounted return."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        counts = ("environments", "rollout_steps", "epochs", "batch_size", "critic_width", "critic_layers")
-        for name in counts:
-            self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("critic_warm_up", "target_kl", "kl_weight", "bc_weight"):
-            self._check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("learning_rate", "critic_lr", "min_std", "clip_nats"):
-            self._check(name, getattr(self, name) > 0, "more than 0")
-        for name in ("discount", "gae_lambda", "denoising_discount"):
-            self._check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        self._check("tuned_steps", self.tuned_steps is None or self.tuned_steps >= 1, "at least 1")
 
     @property
     def iteration(self) -> int:
@@ -117,42 +115,32 @@ class DPOConfig(TuningConfig):
     preferences: str = "auto"
     """A file of preferences (`diffrl.tuning.preferences.Preferences`), or auto: pairs of segments of the run's own
     data, judged by its rewards."""
-    pairs: int = 2000
+    pairs: Many = 2000
     """Pairs to draw, where preferences are made (auto)."""
-    segment: int = 32
+    segment: Many = 32
     """Steps of a segment, where preferences are made (auto)."""
     judge: Literal["advantage", "return"] = "advantage"
     """What makes a segment the better one, where preferences are made (auto): how much better it went than its start
     promised, by a value function fitted to the data, which is what the loss means; or its return, which disprefers what
     is done where little can be earned, such as at an episode's start."""
-    temperature: float = 0.0
+    temperature: NotNegative = 0.0
     """Bradley-Terry's, where preferences are made (auto): the first segment is preferred with probability
     sigmoid((J_1 - J_2) / temperature), J what it is judged by; 0: always the one of the larger J, and pairs of equal
     ones are left out."""
-    label_noise: float = 0.0
+    label_noise: Annotated[float, Range(0, 0.5, "[)")] = 0.0
     """Share of the labels that are then swapped, where preferences are made (auto)."""
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     """The loss on the implicit reward: sigmoid is DPO's, hinge SLiC's, ipo IPO's."""
-    beta: float = 50.0
+    beta: Positive = 50.0
     """How closely the policy is held to the pretrained one: the scale of the implicit reward, on denoising errors that
     are summed over a segment and means over the action (see `diffusion_dpo_loss`)."""
-    bc_weight: float = 0.02
+    bc_weight: NotNegative = 0.02
     """Weight of cloning the preferred actions besides, in units of beta/2, the strongest pull that the implicit reward
     has. 0: DPO alone, which may raise both segments' errors so long as the other's rises more, and does."""
-    batch_size: int = 32
+    batch_size: Batch = 32
     """Pairs of segments an update."""
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     """Adam's learning rate of the policy."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("pairs", "segment", "batch_size"):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("temperature", "bc_weight"):
-            self._check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("beta", "learning_rate"):
-            self._check(name, getattr(self, name) > 0, "more than 0")
-        self._check("label_noise", 0 <= self.label_noise < 0.5, "at least 0 and less than .5")
 
 
 DEFAULT_STEPS = {"dppo": 400_000, "dpo": 1_000}
@@ -178,7 +166,4 @@ def from_dict(values: Mapping[str, Any], source: str) -> TuningConfig:
     """The configuration that `to_dict` made `values` of. Raises UserError, naming `source`, where they are not so."""
     values = dict(values)
     schema = get(str(values.pop("algo", None)))
-    fields = checked(schema, values, source)
-    if "start_run" not in fields:
-        raise UserError(f"{source}: the key `start_run` is missing.")
-    return schema(**fields)
+    return read(schema, values, source)

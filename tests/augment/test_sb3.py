@@ -289,7 +289,7 @@ def test_what_cannot_be_modelled_is_refused() -> None:
         with pytest.raises(UserError, match=words):
             SyntheticReplayBuffer(10, observations, actions, "cpu", **SMALL)
     for options, words in (
-        ({"synthetic_share": 1.5}, "from 0 to 1"),
+        ({"synthetic_share": 1.5}, "share is 1.5; expected at least 0 and at most 1"),
         ({"refit_every": 0}, "refit_every is 0; expected at least 1"),
         ({"samples": 0}, "samples is 0"),
         ({"sampling": Sampling(above=0.5)}, "set the model's `condition`"),

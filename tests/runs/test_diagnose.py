@@ -169,9 +169,9 @@ def test_agents_without_a_generative_model_are_turned_away(
     [
         (["--rows", "5"], "expected at least 64"),
         (["--solvers", "dpm4"], "did you mean 'dpm3'"),
-        (["--steps-list", "0", "2"], "steps of at least 1"),
-        (["--deltas", "-1"], "distances above 0"),
-        (["--seed", "-1"], "expected 0 or more"),
+        (["--steps-list", "0", "2"], "--steps-list[0] is 0; expected at least 1"),
+        (["--deltas", "-1"], "--deltas[0] is -1.0; expected more than 0"),
+        (["--seed", "-1"], "--seed is -1; expected at least 0"),
         (["--checkpoints", "best"], "last"),
         (["--reference", "runs/none"], "not a run's folder"),
         (["--held-out", "maze2d-umase-v1"], "did you mean 'maze2d-umaze-v1'"),

@@ -390,7 +390,7 @@ def test_the_settings_are_read_strictly(offline: dict[str, Path], tmp_path: Path
     whole = file.read_text()
     for text, expected in (
         (whole + "keep_ofline: 0.5", "did you mean 'keep_offline'"),
-        (whole.replace("keep_offline: 0.25", "keep_offline: half"), "expected float"),
+        (whole.replace("keep_offline: 0.25", "keep_offline: half"), "expected a number"),
         (whole.replace("keep_offline: 0.25", "keep_offline: 2.0"), "less than 1"),
         (yaml.safe_dump({"warm_up": 0}), "`offline_run` is missing"),
     ):

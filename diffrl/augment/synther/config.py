@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from diffrl.support.errors import UserError
+from diffrl.support.schema import (
+    Batch,
+    Count,
+    Depth,
+    Fraction,
+    Natural,
+    NotNegative,
+    Positive,
+    Range,
+    Rate,
+    Rows,
+    SamplingSteps,
+    Share,
+    Width,
+    check,
+)
 
 Solver = Literal["heun", "dpmpp2m", "ddim", "dpm2", "dpm3"]
 Condition = Literal["none", "reward", "return"]
@@ -20,41 +35,30 @@ MANY_ROWS = 800_000
 class SynthERConfig:
     """The model and its training, as published (Lu et al. 2023, arXiv 2303.06614)."""
 
-    steps: int = 100_000
+    steps: Count = 100_000
     """Training steps; the learning rate falls to 0 over them along half a cosine."""
-    width: int = 1024
+    width: Width = 1024
     """Width of the residual network (published: 2048, or 1024 for some data sets). On a CPU take 256."""
-    blocks: int = 6
+    blocks: Depth = 6
     """Residual blocks."""
-    batch_size: int | None = None
+    batch_size: Batch | None = None
     """Rows a step; by default as published, 256, and 1024 for data sets of 800,000 rows or more."""
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     """Adam's learning rate at the beginning (published as AdamW, without decay: the same)."""
-    ema_rate: float = 0.005
+    ema_rate: Rate = 0.005
     """Rate of the averaged weights, which generate: every 10 steps so much of the way to the online ones."""
     terminals: Terminals = "head"
     """Which rows are terminal: by the probability that a network gives the row's s, a (and s'), trained beside the
     model; or modelled as one more column, as published."""
     condition: Condition = "none"
     """Tell the model in which quantile bin a row's reward, or its episode's return, lies: classifier-free guidance."""
-    bins: int = 10
+    bins: Annotated[int, Range(2, 10_000)] = 10
     """Quantile bins of the condition."""
-    condition_dropout: float = 0.25
+    condition_dropout: Share = 0.25
     """Share of rows trained without their condition."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "width", "blocks", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least 1.")
-        if not 0 < self.learning_rate < math.inf:
-            raise UserError(f"--learning-rate is {self.learning_rate}; expected more than 0.")
-        if not 0 < self.ema_rate <= 1:
-            raise UserError(f"--ema-rate is {self.ema_rate}; expected a number in (0, 1].")
-        if self.bins < 2:
-            raise UserError(f"--bins is {self.bins}; expected at least 2.")
-        if not 0 <= self.condition_dropout < 1:
-            raise UserError(f"--condition-dropout is {self.condition_dropout}; expected at least 0 and less than 1.")
+        check(self)
 
     def batch(self, rows: int) -> int:
         """Rows of a training step on a data set of so many."""
@@ -70,27 +74,20 @@ class Sampling:
 
     solver: Solver = "dpmpp2m"
     """dpmpp2m calls the network once a step; heun, the published one, twice (with --sampling-steps 128)."""
-    sampling_steps: int = 32
+    sampling_steps: SamplingSteps = 32
     """Solver steps. What 32 of dpmpp2m lose against the published 255 calls: benchmarks/results/synther.md."""
-    churn: float | None = None
+    churn: NotNegative | None = None
     """EDM's S_churn, noise added on the way; by default 80 with heun, as published, and 0 with the others."""
     guidance: float = 1.0
     """Scale of classifier-free guidance towards the condition: 1 samples given the condition, 0 ignores it."""
-    above: float = 0.0
+    above: Share = 0.0
     """Condition on quantiles from this one up, in whole bins: 0.7 draws the top 30 % alone, 0 draws all. Each bin is
     drawn as often as its rows occur."""
 
     def __post_init__(self) -> None:
-        if self.sampling_steps < 1:
-            raise UserError(f"--sampling-steps is {self.sampling_steps}; expected at least 1.")
-        if self.churn is not None and not 0 <= self.churn < math.inf:
-            raise UserError(f"--churn is {self.churn}; expected 0 or more.")
+        check(self)
         if self.churn and self.solver == "dpmpp2m":
             raise UserError("--churn does not go with --solver dpmpp2m, which looks back to its last step: use heun.")
-        if not math.isfinite(self.guidance):
-            raise UserError(f"--guidance is {self.guidance}; expected a finite number.")
-        if not 0 <= self.above < 1:
-            raise UserError(f"--above is {self.above}; expected at least 0 and less than 1.")
 
     @property
     def steers(self) -> bool:
@@ -113,13 +110,13 @@ class Sampling:
 class RefitConfig:
     """Synthetic experience online: a model fitted anew as the real rows grow, its rows mixed into every batch."""
 
-    share: float = 0.5
+    share: Fraction = 0.5
     """Share of each batch that is synthetic, from the first fit on (published: 1 : 1)."""
-    refit_every: int = 10_000
+    refit_every: Count = 10_000
     """Environment steps between fits, each of a new model to all real rows."""
-    first_fit: int | None = None
+    first_fit: Natural | None = None
     """Environment steps before the first fit; by default as many as between fits."""
-    samples: int = 1_000_000
+    samples: Rows = 1_000_000
     """Synthetic rows generated after each fit, in place of the last ones."""
     model: SynthERConfig = field(default_factory=SynthERConfig)
     """The model and its training."""
@@ -127,12 +124,7 @@ class RefitConfig:
     """How its rows are drawn."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise UserError(f"The synthetic share is {self.share}; expected a number from 0 to 1.")
-        for name, least in (("refit_every", 1), ("first_fit", 0), ("samples", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{name} is {value}; expected at least {least}.")
+        check(self, source="RefitConfig")
         if self.sampling.steers and self.model.condition == "none":
             raise UserError("`above` and `guidance` steer a conditional model: set the model's `condition`.")
 

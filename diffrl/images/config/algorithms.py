@@ -8,10 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from diffrl.images.config.base import Algo, ChainConfig, FinetuneConfig, OfflineConfig, OnlineConfig, flag
 from diffrl.support.errors import UserError
+from diffrl.support.schema import (
+    Batch,
+    Count,
+    Limit,
+    Many,
+    NotNegative,
+    Positive,
+    PositiveLimit,
+    Range,
+    SamplingSteps,
+    Share,
+    refusal,
+)
 
 CLIP_NATS = 1.64
 """DDPO's published clip, 1e-4 on the mean over Stable Diffusion's 16,384 dimensions, in nats."""
@@ -23,16 +36,11 @@ class ClippedConfig(ChainConfig):
 
     pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "kl": 0.0}
 
-    kl: float = 0.2
+    kl: NotNegative = 0.2
     """Weight of the divergence from the frozen reference, step by step."""
-    clip_nats: float = CLIP_NATS
+    clip_nats: PositiveLimit = CLIP_NATS
     """Trust region on each step's log-ratio, in nats, the same at every image size. The published clip of 1e-4 on the
     mean over Stable Diffusion's 16,384 dimensions is 1.64."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.clip_nats > 0:
-            self.refuse("clip_nats", "more than 0")
 
 
 @dataclass(frozen=True)
@@ -49,13 +57,13 @@ class DDPOSFConfig(ChainConfig):
     pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "updates": 1, "lr": 3e-4, "kl": 0.0}
 
     algo: Algo = "ddpo-sf"
-    updates: int = 1
+    updates: Batch = 1
     """Optimiser steps a round: one, for the gradient is that of the policy that sampled."""
-    passes: int = 1
+    passes: Count = 1
     """Times that a round's images are gone through: once."""
-    lr: float = 6e-4
+    lr: Positive = 6e-4
     """AdamW's learning rate."""
-    kl: float = 0.2
+    kl: NotNegative = 0.2
     """Weight of the divergence from the frozen reference, step by step."""
 
     def __post_init__(self) -> None:
@@ -69,7 +77,7 @@ class GRPOConfig(ClippedConfig):
     """PPO on each step, advantages within groups of one prompt (Flow-GRPO, arXiv 2505.05470)."""
 
     algo: Algo = "grpo"
-    group: int = 8
+    group: Annotated[int, Range(2, 10**7)] = 8
     """Images of one prompt that are compared."""
 
     def __post_init__(self) -> None:
@@ -93,9 +101,9 @@ class RWRConfig(OnlineConfig):
     pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "lr": 3e-4, "beta": 1.0}
 
     algo: Algo = "rwr"
-    lr: float = 3e-5
+    lr: Positive = 3e-5
     """AdamW's learning rate."""
-    beta: float = 2.0
+    beta: Positive = 2.0
     """Inverse temperature of the weights, on normalised rewards."""
 
 
@@ -106,20 +114,18 @@ class D3POConfig(ChainConfig):
     pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "lr": 3e-4}
 
     algo: Algo = "d3po"
-    lr: float = 5e-5
+    lr: Positive = 5e-5
     """AdamW's learning rate."""
-    group: int = 4
+    group: Annotated[int, Range(2, 10**7)] = 4
     """Images of one prompt, of which the best and the worst are compared."""
-    beta: float = 0.1
+    beta: Positive = 0.1
     """Strength of the reference."""
-    clip_nats: float = 0.0
+    clip_nats: Limit = 0.0
     """Clamp of each step's log-ratios, in nats; 0: the authors', .1 nats for each dimension of a sample."""
 
     def __post_init__(self) -> None:
         _whole_groups(self, self.group)
         super().__post_init__()
-        if not self.clip_nats >= 0:
-            self.refuse("clip_nats", "0 or more")
 
     @property
     def units(self) -> int:
@@ -133,7 +139,7 @@ class BackpropagationConfig(OnlineConfig):
 
     pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "batch": 64, "updates": 1}
 
-    updates: int = 1
+    updates: Batch = 1
     """Optimiser steps a round, each on its share of the images."""
 
 
@@ -142,7 +148,7 @@ class DRaFTConfig(BackpropagationConfig):
     """The reward's gradient through the last K steps (DRaFT-K, AlignProp; arXiv 2309.17400)."""
 
     algo: Algo = "draft"
-    draft_steps: int = 2
+    draft_steps: SamplingSteps = 2
     """K, the last steps, which carry the gradient."""
 
 
@@ -168,13 +174,13 @@ class DPOConfig(OfflineConfig):
     algo: Algo = "dpo"
     reward: str = "jpeg"
     """What ranks the images that pairs are made of, such as jpeg, digit:8, "clip:ID + 0.1*jpeg", remote:URL."""
-    queries: int = 3072
+    queries: Many = 3072
     """Images to be scored, once, to make pairs of them."""
-    group: int = 8
+    group: Annotated[int, Range(2, 10**7)] = 8
     """Images of one prompt of which pairs are made: the best with the worst, and so on."""
     pairs: Path | None = None
     """A folder of preferred and rejected images; by default pairs are sampled and ranked by the reward."""
-    beta: float = 5000.0
+    beta: Positive = 5000.0
     """Strength of the reference."""
     preference: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     """The loss on a pair: DPO's, SLiC's or IPO's."""
@@ -210,23 +216,18 @@ class SupervisedConfig(OfflineConfig):
     pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "batch": 64, "updates": 10, "data": None}
 
     algo: Algo = "supervised"
-    updates: int = 10
+    updates: Batch = 10
     """Optimiser steps a round."""
     data: str | None = "digits"
     """The images: a folder with a metadata.jsonl; the built-in models have the digits."""
-    drop_prompts: float = 0.0
+    drop_prompts: Share = 0.0
     """Share of the prompts that are left out, for models that are sampled with guidance (0.1)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.drop_prompts < 1:
-            self.refuse("drop_prompts", "at least 0 and less than 1")
 
 
 def _whole_groups(config: FinetuneConfig, group: int) -> None:
     """Raise UserError where a round's images are not whole groups."""
     if group >= 2 and config.batch % group:
-        raise UserError(f"--batch is {config.batch}; expected a multiple of --group, {group}.")
+        raise refusal("--batch", config.batch, f"a multiple of --group, {group}")
 
 
 ALGORITHMS: dict[str, type[FinetuneConfig]] = {

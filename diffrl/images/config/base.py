@@ -11,38 +11,28 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from diffrl.images.rewards.registry import companion
 from diffrl.support.errors import UserError, nearest
-from diffrl.support.schema import checked
+from diffrl.support.schema import (
+    Batch,
+    Count,
+    Fraction,
+    Natural,
+    NotNegative,
+    Positive,
+    PositiveLimit,
+    Range,
+    SamplingSteps,
+    Seed,
+    Several,
+    check,
+    checked,
+)
 
 Algo = Literal["ddpo-is", "ddpo-sf", "grpo", "dpok", "rwr", "d3po", "draft", "refl", "dpo", "supervised"]
 Precision = Literal["fp32", "bf16", "fp16"]
-
-_AT_LEAST = {
-    "queries": 1,
-    "batch": 1,
-    "updates": 1,
-    "passes": 1,
-    "rounds": 1,
-    "micro_batch": 1,
-    "steps": 1,
-    "train_steps": 0,
-    "warm_up": 0,
-    "group": 2,
-    "draft_steps": 1,
-    "eval_every": 1,
-    "eval_samples": 2,
-    "processes": 1,
-    "lora": 0,
-    "seed": 0,
-    "eta": 0,
-    "weight_decay": 0,
-    "kl": 0,
-}
-"""The least that a field of this name may hold."""
-_POSITIVE = ("lr", "clip_norm", "kl_target", "stop_kl", "beta")
 
 
 class _Presets(type):
@@ -59,8 +49,7 @@ class _Presets(type):
             raise UserError(f"--algo is {schema.algo!r}; {cls.__name__} has the settings of another algorithm.")
         for name in given:
             schema.require(name)
-        plain = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-        given = checked(schema, plain, cls.__name__)
+        given = checked(schema, given)
         config = type.__call__(schema, **{**schema.defaults(given.get("model", schema.model)), **given})
         held_out = None if config.scored_by is None else companion(config.scored_by)
         late = {"held_out": held_out, "eval_every": max(1, round(config.rounds / 6))}
@@ -93,42 +82,42 @@ class FinetuneConfig(metaclass=_Presets):
     """A reward that is only looked at, to see the other one hacked; by default its companion, where it has one."""
     prompts: Path | None = None
     """A file of prompts, one a line, or of JSON lines with a "prompt" and metadata; built-in models have their own."""
-    lora: int = 0
+    lora: Annotated[int, Range(0, 2**16)] = 0
     """Rank of the adapters, 0 to train the whole network."""
     adapter: Path | None = None
     """A folder with a LoRA adapter (diffusers' or peft's) to start from; of control:ID the ControlNet to go on from."""
-    batch: int = 64
+    batch: Batch = 64
     """Images a round."""
-    updates: int = 4
+    updates: Batch = 4
     """Optimiser steps a round, each on its share of the images."""
-    passes: int = 1
+    passes: Count = 1
     """Times that a round's images are gone through."""
-    micro_batch: int = 64
+    micro_batch: Batch = 64
     """Images that are in the network at once; changes memory, not the result."""
-    steps: int = 10
+    steps: SamplingSteps = 10
     """Denoising steps."""
-    eta: float = 1.0
+    eta: Fraction = 1.0
     """Noise of each denoising step: 1 is DDPM's, 0 none, which algorithms that learn from the chain's decisions cannot
     do without; for flow models 0.495 is Flow-GRPO's."""
     guidance: float = 1.0
     """Scale of classifier-free guidance in sampling; 1: none."""
     train_guidance: bool = True
     """--no-train-guidance: sample for training, and train, without guidance, at half the cost; evaluations keep it."""
-    lr: float = 3e-4
+    lr: Positive = 3e-4
     """AdamW's learning rate."""
-    warm_up: int = 5
+    warm_up: Natural = 5
     """Optimiser steps over which the learning rate rises."""
-    weight_decay: float = 1e-4
+    weight_decay: NotNegative = 1e-4
     """AdamW's weight decay."""
-    clip_norm: float = 1.0
+    clip_norm: PositiveLimit = 1.0
     """Largest norm of a gradient."""
-    stop_kl: float | None = None
+    stop_kl: PositiveLimit | None = None
     """Stop when the divergence of a whole chain, in nats an image, is larger at an evaluation."""
-    eval_every: int = 8
+    eval_every: Count = 8
     """Rounds between evaluations; by default a sixth of all."""
-    eval_samples: int = 200
+    eval_samples: Annotated[int, Range(2, 10**7)] = 200
     """Images of an evaluation, always of the same prompts and noise."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all random numbers."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto."""
@@ -136,7 +125,7 @@ class FinetuneConfig(metaclass=_Presets):
     """Precision of the network's inner computation; log-probabilities are always float32 and summed in float64."""
     checkpointing: bool = False
     """Gradient checkpointing: less memory, a third more time."""
-    processes: int = 1
+    processes: Several = 1
     """Processes that share the images (accelerate); the result is the same to rounding."""
     out: Path | None = None
     """The run's folder; by default runs/ALGO-MODEL-TIME."""
@@ -146,22 +135,9 @@ class FinetuneConfig(metaclass=_Presets):
         def __init__(self, **given: Any) -> None: ...
 
     def __post_init__(self) -> None:
-        for name in (field.name for field in dataclasses.fields(self)):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if name in _AT_LEAST and not value >= _AT_LEAST[name]:
-                self.refuse(name, f"at least {_AT_LEAST[name]}")
-            if name in _POSITIVE and not value > 0:
-                self.refuse(name, "more than 0")
-        if self.eta > 1:
-            self.refuse("eta", "from 0 to 1")
+        check(self)
         if self.stop_kl is not None and self.eta == 0:
             raise UserError("--stop-kl needs --eta above 0: a deterministic chain has no divergence to stop at.")
-
-    def refuse(self, field: str, expected: str) -> None:
-        """Raise UserError for the value of a field, saying what was expected."""
-        raise UserError(f"{flag(field)} is {getattr(self, field)}; expected {expected}.")
 
     @classmethod
     def require(cls, name: str) -> None:
@@ -227,11 +203,11 @@ class OnlineConfig(FinetuneConfig):
 
     reward: str = "jpeg"
     """What to raise, such as jpeg, incompressible, digit:8, aesthetic:FOLDER, "clip:ID + 0.1*jpeg", remote:URL."""
-    queries: int = 3072
+    queries: Count = 3072
     """Images to be scored in all."""
-    kl: float = 0.0
+    kl: NotNegative = 0.0
     """Weight of the divergence from the frozen reference, step by step."""
-    kl_target: float | None = None
+    kl_target: PositiveLimit | None = None
     """Nats an image to hold the divergence at, by raising and lowering its weight (adaptive)."""
 
     def __post_init__(self) -> None:
@@ -264,7 +240,7 @@ class OnlineConfig(FinetuneConfig):
 class ChainConfig(OnlineConfig):
     """The settings of algorithms that learn from the decisions of the denoising chain, so from its noise."""
 
-    train_steps: int = 0
+    train_steps: Annotated[int, Range(0, 10_000)] = 0
     """Of the denoising steps, so many (drawn anew for each image) are trained on; 0: all that have noise."""
 
     def __post_init__(self) -> None:
@@ -279,15 +255,15 @@ class OfflineConfig(FinetuneConfig):
 
     counts = "rounds"
 
-    batch: int = 64
+    batch: Batch = 64
     """Examples an update."""
-    updates: int = 4
+    updates: Batch = 4
     """Optimiser steps a round."""
-    passes: int = 1
+    passes: Count = 1
     """Times that a round's examples are gone through."""
-    eval_every: int = 7
+    eval_every: Count = 7
     """Rounds between evaluations; by default a sixth of all."""
-    rounds: int = 40
+    rounds: Count = 40
     """Rounds of the whole run, each of `updates` steps."""
 
 

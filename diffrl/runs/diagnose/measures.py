@@ -4,10 +4,9 @@ The answers are numbers by name, as JSON holds them; one a seed, (S,), or one a 
 score errors are means over the action's dimensions, as `bc_loss` in metrics.csv; actions lie in [-1, 1].
 """
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,9 +27,10 @@ from diffrl.runs.diagnose.material import (
 )
 from diffrl.runs.run import Run
 from diffrl.support.console import work
-from diffrl.support.errors import UserError, nearest
 from diffrl.support.machine import resolve_device, settle
+from diffrl.support.schema import Positive, Range, SamplingSteps, Seed, held
 
+Solver = Literal["ddim", "ddpm", "dpm1", "dpm2", "dpm3", "dpmpp2m", "heun"]
 CALLS = {"ddim": 1, "ddpm": 1, "dpm1": 1, "dpm2": 2, "dpm3": 3, "dpmpp2m": 1, "heun": 2}
 """The solvers to choose from, with their calls of the network a step. ddpm is ddim with eta = 1, fresh noise a step."""
 FEW = 512
@@ -119,19 +119,13 @@ def _check(
     seed: int,
 ) -> tuple[list[int], list[float]]:
     """The steps, rising, and the deltas, falling. Raises UserError for a value that cannot be meant."""
-    if rows < MIN_ROWS:
-        raise UserError(f"--rows is {rows}; expected at least {MIN_ROWS}.")
-    if checkpoints not in ("all", "last"):
-        raise UserError(f"--checkpoints is {checkpoints!r}; expected all or last.")
-    for solver in solvers:
-        if solver not in CALLS:
-            raise UserError(f"Unknown solver {solver!r}: {nearest(solver, CALLS)}")
-    if not solvers or not steps or min(steps) < 1:
-        raise UserError("--solvers and --steps-list need one entry or more, steps of at least 1.")
-    if not deltas or not all(0 < delta < math.inf for delta in deltas):
-        raise UserError(f"--deltas is {list(deltas)}; expected distances above 0.")
-    if seed < 0:
-        raise UserError(f"--seed is {seed}; expected 0 or more.")
+    held(rows, Annotated[int, Range(MIN_ROWS, 10**7)], "--rows")
+    held(checkpoints, Literal["all", "last"], "--checkpoints")
+    held(seed, Seed, "--seed")
+    few = Range(1, 1000)
+    held(solvers, Annotated[tuple[Solver, ...], few], "--solvers")
+    steps = held(steps, Annotated[tuple[SamplingSteps, ...], few], "--steps-list")
+    deltas = held(deltas, Annotated[tuple[Positive, ...], few], "--deltas")
     return sorted(set(steps)), sorted(set(deltas), reverse=True)
 
 
