@@ -21,7 +21,6 @@ import agents
 from agents import AgentConfig
 from diffrl.augment.synther.config import RefitConfig, Sampling, Solver, SynthERConfig
 from diffrl.runs import workers as crew
-from diffrl.support.console import console
 from diffrl.support.errors import UserError, nearest
 from diffrl.support.machine import cores
 from diffrl.support.schema import (
@@ -369,6 +368,8 @@ def choose_compiling(choice: bool | None, steps: int, device: str) -> bool:
     """
     compiling = steps >= COMPILING_PAYS_FROM if choice is None else choice
     if compiling and not _compiler_found(device):
+        from diffrl.support.console import console
+
         console.print(
             "[yellow]Compiling the losses needs a C++ compiler (g++ or clang++; for example `apt install g++`), and "
             "none is found: going on without, which is slower.[/]"
