@@ -15,6 +15,7 @@ from diffrl.support.errors import UserError
 from diffrl.tuning import values
 from diffrl.tuning.preferences import Preferences, label_segments
 from diffrl.tuning.values import segment_advantages
+from tests.rounding import assert_equal_to_rounding
 
 
 def policy(steps: int = 5) -> DiffusionPolicy:
@@ -46,7 +47,7 @@ def test_the_chain_is_the_policys_own_sampling(early: int) -> None:
             actor.step_denoiser(observations), noise[0], noise=noise[1:], clip=(-1.0, 1.0), return_chain=True
         )
     assert torch.equal(rollout.states, states)
-    torch.testing.assert_close(general.states, states, rtol=1e-5, atol=1e-6)
+    assert_equal_to_rounding(general.states, states, 64)  # five steps of a network of sums of some 32
 
 
 def test_a_frozen_start_is_the_network_as_it_was() -> None:
