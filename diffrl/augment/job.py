@@ -22,7 +22,7 @@ from diffrl.data.offline import STAND_IN, OfflineDataset
 from diffrl.data.preprocessing import action_scaling
 from diffrl.data.transitions import Transitions
 from diffrl.support.console import console, steps_bar, work
-from diffrl.support.errors import DataError, UserError, explaining_memory
+from diffrl.support.errors import DataError, UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import resolve_device, settle, versions
 from diffrl.support.schema import Positive, Range, Rows, held
@@ -77,11 +77,6 @@ class SynthesisData:
         return len(self.train) + len(self.held_out)
 
 
-@explaining_memory(
-    "SynthER's training or sampling",
-    "a smaller --batch-size, --width or --rows (a model of other settings needs another --folder)",
-    lambda: "What is saved is kept: the same command goes on, where more memory is free",
-)
 def synther(
     dataset: str,
     out: str | Path,

@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import Positional
 
 from diffrl.augment.synther.config import Sampling, SynthERConfig
+from diffrl.support.errors import explaining_memory
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Synther:
     force: bool = False
     """Replace the data set if it exists."""
 
+    @explaining_memory(
+        "SynthER's training or sampling",
+        "a smaller --batch-size, --width or --rows (a model of other settings needs another --folder)",
+        lambda: "What is saved is kept: the same command goes on, where more memory is free",
+    )
     def run(self) -> int:
         """Do it."""
         from diffrl.augment.job import synther

@@ -109,6 +109,6 @@ def test_a_resumed_video_run_goes_on_bit_for_bit(models: dict[str, Path], data: 
     name = f"video:{models['video']}"
     whole = run(name, data, tmp_path / "whole", lora=2)
     cut = run(name, data, tmp_path / "cut", lora=2, rounds=1)
-    resume(cut, rounds=2, quiet=True)
+    resume(cut, steps=2, quiet=True)
     one, two = (load_file(path / "model" / "adapter_model.safetensors") for path in (whole, cut))
     assert all(torch.equal(one[name], two[name]) for name in one)
