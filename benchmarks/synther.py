@@ -38,7 +38,7 @@ from diffrl.augment.fidelity.check import fidelity
 from diffrl.augment.job import as_columns, as_dataset, hold_out, load_model, of_terminals, synther
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import Sampling, SynthERConfig
-from diffrl.augment.synther.model import TransitionDiffusion, generator_of
+from diffrl.augment.synther.model import TransitionDiffusion
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.runs import config as configuration
@@ -47,6 +47,7 @@ from diffrl.support import plots
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
+from diffrl.support.seeds import generator_at
 from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
 from envs.datasets import load_dataset
@@ -214,7 +215,7 @@ def solver_curve(options: Options, name: Name, console: Console) -> list[dict[st
     for solver, steps, churn in CURVE:
         sampling = Sampling(solver=solver, sampling_steps=steps, churn=churn)  # type: ignore[arg-type]
         start = time.process_time()
-        parts = [model.sample(1024, generator_of(1, i), sampling)[0] for i in range(-(-options.curve_rows // 1024))]
+        parts = [model.sample(1024, generator_at(1, i), sampling)[0] for i in range(-(-options.curve_rows // 1024))]
         seconds = time.process_time() - start
         drawn = torch.cat(parts).numpy()
         synthetic = OfflineDataset(**as_columns(drawn, train.observation_size, train.action_size))
@@ -294,8 +295,8 @@ def speed(options: Options, console: Console) -> dict[str, Any]:
     makers = {
         "plain, one batch of 10,000 rows": lambda: plain_sample(plain, 10_000, codec.size),
         "plain, batches of 1,024": lambda: plain_sample(plain, 1024, codec.size),
-        "ours, the same sampler (255 calls)": lambda: model.sample(1024, generator_of(0, 0), published)[0],
-        "ours, dpmpp2m (32 calls)": lambda: model.sample(1024, generator_of(0, 0), fast)[0],
+        "ours, the same sampler (255 calls)": lambda: model.sample(1024, generator_at(0, 0), published)[0],
+        "ours, dpmpp2m (32 calls)": lambda: model.sample(1024, generator_at(0, 0), fast)[0],
     }
     rates: dict[str, list[float]] = {title: [] for title in makers}
     for _ in range(3):

@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from diffrl.augment import streams
 from diffrl.augment.synther import generate as generation
 from diffrl.augment.synther.codec import RowCodec
-from diffrl.augment.synther.config import Sampling, SynthERConfig
-from diffrl.augment.synther.model import TransitionDiffusion, generator_of, with_bins
+from diffrl.augment.synther.config import ROWS_VERSION, Sampling, SynthERConfig
+from diffrl.augment.synther.model import TransitionDiffusion, with_bins
 from diffrl.data import d4rl, minari
 from diffrl.data.offline import STAND_IN, OfflineDataset
 from diffrl.data.preprocessing import action_scaling
@@ -25,6 +26,7 @@ from diffrl.support.console import console, steps_bar, work
 from diffrl.support.errors import DataError, UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import resolve_device, settle, versions
+from diffrl.support.seeds import check_seed, generator_at
 from diffrl.training import checkpoint
 from diffrl.training.logs import SHOWN, MetricsLog
 from diffrl.training.loop import Interrupted, Loop, NoEvaluations, NoRecord, stop_signals
@@ -40,7 +42,8 @@ REPORTED = 50_000
 """Synthetic rows that the report looks at, at most."""
 BLOCK = 2**16
 """Rows written at once."""
-_HELD_OUT, _TRAINING = 1, 2
+
+CODEC = "codec.safetensors"
 
 Mix = Literal["replace", "append"]
 
@@ -57,6 +60,8 @@ class SynthesisConfig:
     model: SynthERConfig
     fingerprint: str
     """SHA-256 of the data's arrays."""
+    rows_version: int = ROWS_VERSION
+    """Of the rows that were held out and drawn in training; in a folder that does not say it, 1."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ def synther(
         raise UserError(
             "--above and --guidance steer a conditional model: train one with --condition reward or return."
         )
+    check_seed(seed, "--seed")
     target = _Target(str(out), force)
     target.spare(dataset)
     device = resolve_device(device)
@@ -119,7 +125,7 @@ def synther(
     config = SynthesisConfig(
         dataset, rows, held_out, seed, data.task.env_id, model, d4rl.digest(data.dataset.columns())
     )
-    _claim(path, config)
+    config = _claim(path, config)
     trained = _train(path, config, data, device, quiet)
     settings = provenance(config, sampling, n, mix, data)
     with work("Generating", "rows", quiet) as on_progress, stop_signals() as stopped:
@@ -246,22 +252,27 @@ def hold_out(
     rows = Transitions.from_dataset(dataset)
     if model is not None and model.condition != "none":
         rows = with_bins(rows, model.condition, model.bins)
-    order = torch.randperm(len(rows), generator=generator_of(seed, _HELD_OUT))
+    order = torch.randperm(len(rows), generator=generator_at(seed, streams.HELD_OUT))
     n = min(max(round(held_out * len(rows)), 1), len(rows) - 1)
     train, out = (dataclasses.replace(rows, rows=rows.rows[index]) for index in (order[n:], order[:n]))
     return train, out
 
 
-def _claim(folder: Path, config: SynthesisConfig) -> None:
-    """Make the folder, or see that what is there was begun with the same settings. Raises UserError where not."""
+def _claim(folder: Path, config: SynthesisConfig) -> SynthesisConfig:
+    """Make the folder, or see that what is there was begun with the same settings; give them as they stand there.
+
+    Of another version of rows is what is there, where a checkpoint is. Raises UserError for other settings.
+    """
     path = folder / "config.json"
     wanted = json.loads(json.dumps(dataclasses.asdict(config)))
     if path.exists():
         try:
             found = json.loads(path.read_text())
             SynthERConfig(**found["model"])
+            version = int(found.pop("rows_version", 1))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no synthesis' of ours: choose another --folder, or another --out.") from error
+        del wanted["rows_version"]
         if found != wanted:
             flat_found, flat_wanted = ({**c, **c["model"]} for c in (found, wanted))
             differ = [k for k in flat_wanted if k != "model" and flat_found.get(k) != flat_wanted[k]]
@@ -275,12 +286,14 @@ def _claim(folder: Path, config: SynthesisConfig) -> None:
                 f"{folder} holds a model with other settings ({'; '.join(texts)}). Ask for the same to go on with it, "
                 "or choose another --out or --folder, or remove it."
             )
-        return
+        if checkpoint.steps(folder):
+            return dataclasses.replace(config, rows_version=version)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "versions.json") as temporary:
         temporary.write_text(json.dumps(versions(), indent=1))
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(wanted, indent=1))
+        temporary.write_text(json.dumps(dataclasses.asdict(config), indent=1))
+    return config
 
 
 class _HeldOut(NoEvaluations):
@@ -296,10 +309,15 @@ class _HeldOut(NoEvaluations):
 
 def _train(folder: Path, config: SynthesisConfig, data: SynthesisData, device: str, quiet: bool) -> TransitionDiffusion:
     """Train to the end, from the newest checkpoint if there is one."""
-    model = TransitionDiffusion(config.model, data.codec, (config.seed,), device)
-    with atomic_path(folder / "codec.safetensors") as temporary:
-        temporary.write_bytes(safetensors.torch.save(data.codec.to("cpu").state_dict()))
     there = checkpoint.steps(folder)
+    if there:
+        # Fitted to the rows that the model was trained on, which another version of rows does not find again.
+        codec = _read_codec(folder)
+    else:
+        codec = data.codec
+        with atomic_path(folder / CODEC) as temporary:
+            temporary.write_bytes(safetensors.torch.save(codec.to("cpu").state_dict()))
+    model = TransitionDiffusion(config.model, codec, (config.seed,), device)
     saved = None
     if there:
         saved, complaints = checkpoint.load_latest(folder)
@@ -311,11 +329,17 @@ def _train(folder: Path, config: SynthesisConfig, data: SynthesisData, device: s
         if not quiet:
             console.print(f"The model in {folder} is trained.")
         return model
+    if there and config.rows_version != ROWS_VERSION:
+        raise UserError(
+            f"{folder} holds a model that another version of diffrl began to train (version {config.rows_version} of "
+            f"rows, here {ROWS_VERSION}), with other rows held out: it cannot be trained on. Remove the folder, or "
+            "choose another --folder or --out."
+        )
     sizes = f"{len(data.train):,} transitions, {len(data.held_out):,} held out"
     title = f"SynthER on {config.dataset}: {sizes}. Model: {folder}"
     if not quiet and model.device.type == "cpu" and config.model.width >= 1024 and not start:
         console.print("[yellow]On a CPU the published size takes hours; --width 256 --steps 20000 takes minutes.[/]")
-    generator = generator_of(config.seed, _TRAINING, device=model.device)
+    generator = generator_at(config.seed, streams.TRAINING, device=model.device)
     trainer = StackTrainer(model, data.train, config.model.batch(len(data.train)), generator)
     log = MetricsLog(folder, model.seeds, start)
     try:
@@ -344,13 +368,21 @@ def load_model(folder: Path | str, device: str = "cpu") -> TransitionDiffusion:
     folder = Path(folder)
     try:
         about = json.loads((folder / "config.json").read_text())
-        codec = RowCodec.from_state_dict(safetensors.torch.load((folder / "codec.safetensors").read_bytes()))
         config, seed = SynthERConfig(**about["model"]), int(about["seed"])
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no model of transitions ({error}).") from error
+    codec = _read_codec(folder)
     model = TransitionDiffusion(config, codec, (seed,), device)
     model.load_state_dict(checkpoint.load_latest(folder)[0].learner)
     return model
+
+
+def _read_codec(folder: Path) -> RowCodec:
+    """The codec of a model's rows, from its folder. Raises UserError where there is none."""
+    try:
+        return RowCodec.from_state_dict(safetensors.torch.load((folder / CODEC).read_bytes()))
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise UserError(f"{folder} holds no model of transitions ({error}).") from error
 
 
 def provenance(config: SynthesisConfig, sampling: Sampling, n: int, mix: Mix, data: SynthesisData) -> dict[str, Any]:
@@ -372,6 +404,7 @@ def provenance(config: SynthesisConfig, sampling: Sampling, n: int, mix: Mix, da
         "model": dataclasses.asdict(config.model),
         "sampling": {**dataclasses.asdict(sampling), "S_churn": sampling.S_churn, "calls": sampling.calls},
         "seed": config.seed,
+        "rows_version": ROWS_VERSION,
         "action_low": data.codec.action_bounds[0].numpy(),
         "action_high": data.codec.action_bounds[1].numpy(),
         **of_terminals(data.dataset),
@@ -448,6 +481,9 @@ def _report(
     why = why_none(env_id) if env_id else None
     if why:
         found = dataclasses.replace(found, notes=(*found.notes, f"No dynamics error: {why}"))
+    if config.rows_version != ROWS_VERSION:
+        seen = "Another version of diffrl trained the model: most of the rows that are held out here it has seen."
+        found = dataclasses.replace(found, notes=(*found.notes, seen))
     title = f"{len(columns['rewards']):,} synthetic transitions beside {data.dataset.metadata['dataset']}"
     write_report(found, train, synthetic, folder, title)
     if not quiet:

@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from diffrl.augment import streams
 from diffrl.augment.synther.config import RefitConfig, Sampling, SynthERConfig
-from diffrl.augment.synther.model import generator_of
 from diffrl.augment.synther.refit import RefittingBuffer
 from diffrl.data.replay import row_counts
 from diffrl.data.sb3 import real_action_space, to_dataset
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import UserError
+from diffrl.support.seeds import check_seed, generator_at
 
 try:
     from stable_baselines3.common.buffers import ReplayBuffer
@@ -35,8 +36,6 @@ try:
     from stable_baselines3.common.vec_env import VecNormalize
 except ImportError as error:
     raise UserError("Replay buffers for Stable-Baselines3 need an extra: pip install 'diffrl[sb3]'") from error
-
-_DRAW = 2
 
 
 class SyntheticReplayBuffer(ReplayBuffer):
@@ -81,6 +80,7 @@ class SyntheticReplayBuffer(ReplayBuffer):
         self.verbose = verbose
         self._added = 0
         seed = torch.initial_seed() % 2**63 if seed is None else seed
+        check_seed(seed, "`seed`")
         space: Any = self.observation_space
         self.synthetic = RefittingBuffer(
             config,
@@ -93,7 +93,7 @@ class SyntheticReplayBuffer(ReplayBuffer):
             device=self.device if model_device is None else model_device,
             say=self._say,
         )
-        self._generator = generator_of(seed, _DRAW, device=self.synthetic.device)
+        self._generator = generator_at(seed, streams.DRAW, device=self.synthetic.device)
 
     @property
     def steps(self) -> int:

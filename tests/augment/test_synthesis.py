@@ -1,6 +1,7 @@
 """`diffrl augment synther`: from data of every kind to a file that trains, however often it is cut."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import diffrl
@@ -18,7 +20,7 @@ from agents import IQL
 from diffrl.augment.job import hold_out, load_model, synther
 from diffrl.augment.synther import generate as generation
 from diffrl.augment.synther.codec import RowCodec
-from diffrl.augment.synther.config import Sampling, SynthERConfig
+from diffrl.augment.synther.config import ROWS_VERSION, Sampling, SynthERConfig
 from diffrl.augment.synther.model import TransitionDiffusion, with_bins
 from diffrl.cli import main
 from diffrl.data import d4rl, minari
@@ -217,9 +219,82 @@ def test_a_model_is_kept_and_other_settings_are_refused(source: Path, tmp_path: 
         load_model(tmp_path)
 
 
+def first_version(folder: Path, name: str) -> dict[str, Any]:
+    """Write a file of a model's folder as the first version of rows left it: without a version; give what it holds."""
+    about: dict[str, Any] = json.loads((folder / name).read_text())
+    assert about.pop("rows_version") == ROWS_VERSION
+    (folder / name).write_text(json.dumps(about))
+    return about
+
+
+def test_rows_say_their_version_and_a_trained_model_of_an_older_one_is_kept(source: Path, tmp_path: Path) -> None:
+    """Its folder stays as it is, codec included, which was fitted to the rows that were its training's."""
+    out, folder = tmp_path / "new.hdf5", tmp_path / "new-synther"
+    synther(str(source), out, samples=300, **TINY)
+    assert d4rl.read(out).metadata["rows_version"] == ROWS_VERSION == 2
+    first_version(folder, "config.json")
+    codec = RowCodec.from_state_dict(safetensors.torch.load_file(folder / "codec.safetensors"))
+    codec.low[0] -= 1  # as of other rows
+    safetensors.torch.save_file(codec.state_dict(), folder / "codec.safetensors")
+    files = [folder / "config.json", folder / "codec.safetensors", *folder.glob("checkpoints/*/*")]
+    before = [path.read_bytes() for path in files]
+    again = synther(str(source), out, samples=300, force=True, **TINY)
+    assert [path.read_bytes() for path in files] == before
+    assert d4rl.read(again).metadata["rows_version"] == 2
+    notes = json.loads((folder / "fidelity.json").read_text())["notes"]
+    assert any("Another version of diffrl trained the model" in note for note in notes)
+
+
+def test_a_training_begun_by_an_older_version_is_not_gone_on_with(source: Path, tmp_path: Path) -> None:
+    """Without a checkpoint nothing was begun, and the version is the new one."""
+    out, folder = tmp_path / "new.hdf5", tmp_path / "new-synther"
+    synther(str(source), out, samples=100, report=False, **TINY)
+    about = first_version(folder, "config.json")
+    shutil.rmtree(folder / "checkpoints" / "000000020")
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+    with pytest.raises(UserError, match=r"began to train \(version 1 of rows, here 2\)"):
+        synther(str(source), out, samples=100, report=False, force=True, **TINY)
+    assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
+    shutil.rmtree(folder / "checkpoints")
+    synther(str(source), out, samples=100, report=False, force=True, **TINY)
+    assert json.loads((folder / "config.json").read_text()) == {**about, "rows_version": 2}
+
+
+def test_rows_of_two_versions_are_not_mixed(source: Path, tmp_path: Path) -> None:
+    """What is half generated is refused in a sentence and left as it is; without it all rows are generated."""
+    model = model_of(source)
+
+    def generate(chunks: int) -> np.ndarray:
+        asked = iter(range(99))
+        about: dict[str, Any] = {}
+        rows = generation.generate(
+            tmp_path,
+            model,
+            2500,
+            Sampling("heun", 2),
+            0,
+            about,
+            on_progress=lambda done, total: None,
+            stopped=lambda: next(asked) == chunks,
+        )
+        return np.array(rows)
+
+    whole = generate(99)
+    (tmp_path / generation.ROWS).unlink()
+    generate(1)
+    first_version(tmp_path, generation.ABOUT)
+    rows = (tmp_path / generation.ROWS).read_bytes()
+    with pytest.raises(UserError, match=r"began to generate \(version 1 of rows, here 2\)"):
+        generate(99)
+    assert (tmp_path / generation.ROWS).read_bytes() == rows
+    (tmp_path / generation.ROWS).unlink()
+    assert np.array_equal(generate(99), whole)
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
+        (["--out", "new.hdf5", "--seed", "-1"], "--seed is -1; expected a whole number from 0 up"),
         (["--out", "new.csv"], "expected a path ending in .hdf5"),
         (["--out", "minari:nonsense"], "no Minari id"),
         (["--out", "folder.hdf5"], "is a folder"),

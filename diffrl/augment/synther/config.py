@@ -12,6 +12,11 @@ Solver = Literal["heun", "dpmpp2m", "ddim", "dpm2", "dpm3"]
 Condition = Literal["none", "reward", "return"]
 Terminals = Literal["head", "modelled"]
 
+ROWS_VERSION = 2
+"""Of how a seed becomes rows, held-out rows and batches included: another number, other rows from the same command.
+
+1: SynthER's own hash of seeds. 2: the hash of `diffrl.support.seeds`, which everything shares.
+"""
 MANY_ROWS = 800_000
 """Rows from which the published batch is the large one."""
 

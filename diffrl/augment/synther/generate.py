@@ -10,16 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffrl.augment.synther.config import Sampling
-from diffrl.augment.synther.model import TransitionDiffusion, generator_of
+from diffrl.augment import streams
+from diffrl.augment.synther.config import ROWS_VERSION, Sampling
+from diffrl.augment.synther.model import TransitionDiffusion
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
+from diffrl.support.seeds import generator_at
 
 CHUNK = {"cpu": 1024, "cuda": 2**16}
 """Rows sampled at once, from a generator of their own: what fits a core's cache is fastest on a CPU."""
 ROWS, ABOUT = "generated.f32", "generated.json"
-_CHUNKS = 3
-"""Sets the chunks' generators apart from those of `synthesis`, 1 and 2."""
 
 
 def chunk_size(device: torch.device) -> int:
@@ -55,14 +55,23 @@ def generate(
     number alone. about: what besides the sampling they depend on. `stopped` is asked after each chunk; where it says
     so, fewer rows come back.
 
-    Raises UserError as `draw` does.
+    Raises UserError where the rows that are there are of another `ROWS_VERSION`, and where the model gives numbers that
+    are not finite.
     """
     chunk = chunk_size(model.device)
     columns = model.codec.size
     settings = {**about, "sampling": vars(sampling), "seed": seed, "chunk": chunk, "columns": columns}
+    settings |= {"rows_version": ROWS_VERSION}
     settings = json.loads(json.dumps(settings))
     path, written = folder / ROWS, folder / ABOUT
-    if not (path.exists() and written.exists() and json.loads(written.read_text()) == settings):
+    there = json.loads(written.read_text()) if path.exists() and written.exists() else {}
+    version = there.get("rows_version", 1)
+    if there and version != ROWS_VERSION:
+        raise UserError(
+            f"{path} holds rows that another version of diffrl began to generate (version {version} of rows, here "
+            f"{ROWS_VERSION}): no more can be added to them. Remove it to generate all rows anew."
+        )
+    if there != settings:
         path.unlink(missing_ok=True)
         with atomic_path(written) as temporary:
             temporary.write_text(json.dumps(settings, indent=1))
@@ -77,7 +86,7 @@ def generate(
             on_progress(min(i * chunk, n), n)
             if stopped():
                 break
-            rows = sample_rows(model, chunk, generator_of(seed, _CHUNKS, i, device=model.device), sampling)
+            rows = sample_rows(model, chunk, generator_at(seed, i, streams.CHUNK, device=model.device), sampling)
             file.write(rows[0].cpu().numpy().tobytes())
             file.flush()
             done = i + 1

@@ -8,15 +8,15 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from diffrl.augment import streams
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import RefitConfig
 from diffrl.augment.synther.generate import chunk_size, sample_rows
-from diffrl.augment.synther.model import TransitionDiffusion, fit, generator_of, with_bins
+from diffrl.augment.synther.model import TransitionDiffusion, fit, with_bins
 from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Batch, RowSource, Transitions
 from diffrl.support.errors import UserError
-
-_FIT, _GENERATE = 0, 1
+from diffrl.support.seeds import generator_at
 
 
 class RefittingBuffer:
@@ -100,7 +100,7 @@ class RefittingBuffer:
             batch_size=model.batch(len(rows)),
             seeds=self._seeds,
             device=str(self.device),
-            generator=generator_of(self._seed, number, _FIT, device=self.device),
+            generator=generator_at(self._seed, number, streams.REFIT_TRAINING, device=self.device),
             on_progress=heed,
         )
 
@@ -110,7 +110,7 @@ class RefittingBuffer:
         for i, start in enumerate(range(0, self.config.samples, chunk)):
             if stop():
                 raise _Stopped
-            generator = generator_of(self._seed, number, _GENERATE, i, device=self.device)
+            generator = generator_at(self._seed, number, i, streams.REFIT_CHUNK, device=self.device)
             rows = sample_rows(model, min(chunk, self.config.samples - start), generator, self.config.sampling)
             episode = torch.tensor([-1.0, 0.0], device=self.device).expand(*rows.shape[:2], 2)
             self._rows.add(torch.cat([rows, episode], dim=-1))
