@@ -34,8 +34,9 @@ from rich.console import Console
 from tables import Lines, markdown, print_lines
 
 import diffrl
+from diffrl.augment.columns import as_columns, as_dataset, of_terminals
 from diffrl.augment.fidelity.check import fidelity
-from diffrl.augment.job import as_columns, as_dataset, hold_out, load_model, of_terminals, synther
+from diffrl.augment.synther.augmenter import hold_out, load_model, synther
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import Sampling, SynthERConfig
 from diffrl.augment.synther.model import TransitionDiffusion
@@ -204,7 +205,9 @@ def measured(options: Options, name: Name) -> tuple[TransitionDiffusion, Any, Of
         raise UserError(f"There is no model in {folder}: run --parts data first.")
     model = load_model(folder)
     dataset = load_dataset(real_file(options, name))
-    train, held_out = (as_dataset(rows, of_terminals(dataset)) for rows in hold_out(dataset, 0.05, 0))
+    train, held_out = (
+        as_dataset(rows, of_terminals(dataset)) for rows in hold_out(Transitions.from_dataset(dataset), 0.05, 0)
+    )
     return model, dynamics_for(ENVS[name]), train, held_out
 
 

@@ -17,8 +17,9 @@ import torch
 
 import diffrl
 from agents import IQL
-from diffrl.augment.job import hold_out, load_model, synther
+from diffrl.augment import chunks
 from diffrl.augment.synther import generate as generation
+from diffrl.augment.synther.augmenter import hold_out, load_model, synther
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import ROWS_VERSION, Sampling, SynthERConfig
 from diffrl.augment.synther.model import TransitionDiffusion, with_bins
@@ -77,7 +78,7 @@ def test_a_file_becomes_a_file_that_trains_iql(source: Path, tmp_path: Path) -> 
     assert (run / "learning_curve.png").exists()
     names = {path.name for path in (tmp_path / "new-synther").iterdir()}
     assert {"config.json", "codec.safetensors", "checkpoints", "metrics.csv", "fidelity.html"} <= names
-    assert not names & {generation.ROWS, generation.ABOUT}
+    assert not names & {chunks.ROWS, chunks.ABOUT}
 
 
 def test_too_few_rows_for_a_report_are_written_without(source: Path, tmp_path: Path) -> None:
@@ -134,9 +135,7 @@ def test_a_condition_is_of_whole_episodes_before_rows_are_held_out() -> None:
     """Half of each episode is held out: bins are of all its rows' rewards, and the held-out rows have them too."""
     data = Transitions.from_dataset(hopper_like())
     expected = with_bins(data, "return", 4).rows
-    found = torch.cat(
-        [side.rows for side in hold_out(hopper_like(), 0.5, 0, SynthERConfig(condition="return", bins=4))]
-    )
+    found = torch.cat([side.rows for side in hold_out(data, 0.5, 0, SynthERConfig(condition="return", bins=4))])
     assert torch.equal(found[found[:, 0].argsort()], expected[expected[:, 0].argsort()])
 
 
@@ -145,31 +144,36 @@ def model_of(source: Path) -> TransitionDiffusion:
     return TransitionDiffusion(SynthERConfig(width=16, blocks=1), RowCodec.fit(transitions))
 
 
-def test_generation_cut_anywhere_gives_the_same_rows(source: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setitem(generation.CHUNK, "cpu", 64)
+def generated(
+    folder: Path, model: TransitionDiffusion, sampling: Sampling, n: int, seed: int, stop_after: int
+) -> np.ndarray:
+    """n rows of a model in chunks of 64, of which `stop_after` are made at most."""
+    asked = iter(range(99))
+    about = {"seed": seed, "chunk": 64, "columns": model.codec.size, "rows_version": ROWS_VERSION}
+    return np.array(
+        chunks.generate(
+            folder,
+            n,
+            lambda generator: generation.sample_rows(model, 64, generator, sampling)[0].numpy(),
+            about,
+            on_progress=lambda done, total: None,
+            stopped=lambda: next(asked) == stop_after,
+        )
+    )
+
+
+def test_generation_cut_anywhere_gives_the_same_rows(source: Path, tmp_path: Path) -> None:
     model, sampling = model_of(source), Sampling("heun", 3)
 
     def generate(folder: str, stop_after: int = 99, n: int = 500, seed: int = 5) -> np.ndarray:
         (tmp_path / folder).mkdir(exist_ok=True)
-        chunks = iter(range(99))
-        return np.array(
-            generation.generate(
-                tmp_path / folder,
-                model,
-                n,
-                sampling,
-                seed,
-                {},
-                on_progress=lambda done, total: None,
-                stopped=lambda: next(chunks) == stop_after,
-            )
-        )
+        return generated(tmp_path / folder, model, sampling, n, seed, stop_after)
 
     straight = generate("straight")
     assert straight.shape == (500, model.codec.size)
     assert len(np.unique(straight, axis=0)) == 500
     assert len(generate("cut", stop_after=3)) == 192
-    with (tmp_path / "cut" / generation.ROWS).open("ab") as file:
+    with (tmp_path / "cut" / chunks.ROWS).open("ab") as file:
         file.write(b"torn by a kill")
     assert np.array_equal(generate("cut"), straight)
     assert np.array_equal(generate("cut", n=300), straight[:300])
@@ -194,7 +198,7 @@ def test_killed_and_run_again_gives_the_same_file(source: Path, tmp_path: Path) 
 
     kill_when(folder / "metrics.csv")
     assert not (folder / "checkpoints" / "000000500").exists()
-    kill_when(folder / generation.ROWS)
+    kill_when(folder / chunks.ROWS)
     assert not cut.exists()
     subprocess.run([*command, str(cut)], check=True, capture_output=True)
     assert straight.read_bytes() == cut.read_bytes()
@@ -264,30 +268,18 @@ def test_rows_of_two_versions_are_not_mixed(source: Path, tmp_path: Path) -> Non
     """What is half generated is refused in a sentence and left as it is; without it all rows are generated."""
     model = model_of(source)
 
-    def generate(chunks: int) -> np.ndarray:
-        asked = iter(range(99))
-        about: dict[str, Any] = {}
-        rows = generation.generate(
-            tmp_path,
-            model,
-            2500,
-            Sampling("heun", 2),
-            0,
-            about,
-            on_progress=lambda done, total: None,
-            stopped=lambda: next(asked) == chunks,
-        )
-        return np.array(rows)
+    def generate(stop_after: int) -> np.ndarray:
+        return generated(tmp_path, model, Sampling("heun", 2), 150, 0, stop_after)
 
     whole = generate(99)
-    (tmp_path / generation.ROWS).unlink()
+    (tmp_path / chunks.ROWS).unlink()
     generate(1)
-    first_version(tmp_path, generation.ABOUT)
-    rows = (tmp_path / generation.ROWS).read_bytes()
+    first_version(tmp_path, chunks.ABOUT)
+    rows = (tmp_path / chunks.ROWS).read_bytes()
     with pytest.raises(UserError, match=r"began to generate \(version 1 of rows, here 2\)"):
         generate(99)
-    assert (tmp_path / generation.ROWS).read_bytes() == rows
-    (tmp_path / generation.ROWS).unlink()
+    assert (tmp_path / chunks.ROWS).read_bytes() == rows
+    (tmp_path / chunks.ROWS).unlink()
     assert np.array_equal(generate(99), whole)
 
 
