@@ -35,7 +35,7 @@ from tables import Lines, markdown, print_lines
 
 import diffrl
 from diffrl.augment.columns import as_columns, as_dataset, of_terminals
-from diffrl.augment.fidelity.check import fidelity
+from diffrl.augment.fidelity.comparison import fidelity
 from diffrl.augment.synther.augmenter import hold_out, load_model, synther
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import Sampling, SynthERConfig

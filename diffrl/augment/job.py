@@ -325,7 +325,7 @@ def _report(
     quiet: bool,
 ) -> bool:
     """Fidelity of the rows: fidelity.html, .png and .json in `folder`. False where there are too few to compare."""
-    from diffrl.augment.fidelity.check import fidelity, look_first
+    from diffrl.augment.fidelity.comparison import fidelity, look_first, uselessness
     from diffrl.augment.fidelity.report import write_report
     from envs.dynamics import dynamics_for, why_none
 
@@ -360,14 +360,17 @@ def _report(
     if not quiet:
         for note in found.notes:
             console.print(f"  {note}")
-        for measure, verdict in found.verdicts.items():
+        verdicts = found.verdicts
+        overall = verdicts.pop("overall")
+        for measure, verdict in verdicts.items():
             console.print(f"  [bold]{measure.replace('_', ' ')}[/]: {verdict}")
         console.print(
             "  (The floor is the same measure between real rows and others, held out: what chance alone gives.)"
         )
-        odd = look_first(found)
-        if odd:
-            console.print(f"[yellow]Look first: {'; '.join(odd)}. More --steps or --width usually helps.[/]")
+        if uselessness(found) or look_first(found):
+            console.print(f"[yellow]{overall} More --steps or --width usually helps.[/]")
+        else:
+            console.print(f"  {overall}")
         if augmenter.remark():
             console.print(f"  ({augmenter.remark()})")
     return True

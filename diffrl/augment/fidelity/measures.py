@@ -43,6 +43,8 @@ class Neighbours:
     """1 % quantiles."""
     closer: float
     """Share of synthetic rows nearer to a training row than the real side's 1 % quantile; .01 is expected."""
+    shuffled: float
+    """The median distance of `shuffled` rows: what a model gets that knows each column, and nothing else."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +105,27 @@ def at_bounds(actions: Floats, low: npt.ArrayLike, high: npt.ArrayLike) -> tuple
     return float(outside.mean()), float(at.mean())
 
 
+def shuffled(rows: Floats, rng: np.random.Generator) -> Floats:
+    """The rows (n, W) with each column in a random order of its own: what is joint is lost, the marginals stay."""
+    return rng.permuted(rows, axis=0)
+
+
 # --- nearest neighbours --------------------------------------------------------------------------------------------
 
 
 def neighbours(
-    train: Floats, made: Floats, fresh: Floats | None, mean: Doubles, scale: Doubles, rng: np.random.Generator
+    train: Floats,
+    made: Floats,
+    fresh: Floats | None,
+    noise: Floats,
+    mean: Doubles,
+    scale: Doubles,
+    rng: np.random.Generator,
 ) -> Neighbours:
-    """Of rows made and fresh (real, unseen; None: training rows themselves) to training rows, all (n, W)."""
+    """Distances of rows made, fresh (real, unseen; None: training rows themselves) and noise (`shuffled`) to train.
+
+    All are (n, W); mean, scale: (W,), those of the training rows.
+    """
     shift, width = mean.astype(np.float32), scale.astype(np.float32)
     base = (train - shift) / width
     of_made = nearest_distances((made[:QUERIES] - shift) / width, base)
@@ -125,7 +141,18 @@ def neighbours(
         median=Pair(float(np.median(of_made)), float(np.median(of_real))),
         low=Pair(float(np.quantile(of_made, 0.01)), low),
         closer=float((of_made <= low).mean()),
+        shuffled=float(np.median(nearest_distances((noise[:QUERIES] - shift) / width, base))),
     )
+
+
+def variety(rows: Floats, mean: Doubles, scale: Doubles) -> float:
+    """The median distance of rows (n, W) to the nearest other one of them, in standardised units: 0 if all are alike.
+
+    It falls with n: compare sets of one size.
+    """
+    base = (rows - mean.astype(np.float32)) / scale.astype(np.float32)
+    own = np.arange(min(QUERIES, len(base)))
+    return float(np.median(nearest_distances(base[own], base, exclude=own)))
 
 
 def nearest_distances(rows: Floats, base: Floats, exclude: Ints | None = None) -> Doubles:

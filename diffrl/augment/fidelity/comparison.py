@@ -51,6 +51,10 @@ class FidelityReport:
     """The mean |difference| over pairs of columns."""
     sliced_w2: Pair
     """Of standardised rows, equal numbers."""
+    shuffled_w2: float
+    """The same of real rows whose columns are shuffled (`measures.shuffled`)."""
+    variety: Pair
+    """How far rows are from one another (`measures.variety`), equal numbers."""
     neighbours: Neighbours
     terminal_rate: Pair
     """Here and in the next two, `real` is that of the training rows."""
@@ -73,7 +77,7 @@ class FidelityReport:
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """A sentence a measure; there is no overall grade."""
+        """A sentence a measure, and before them, as `overall`, whether the rows are of any use."""
         return verdicts_of(self)
 
     def to_json(self) -> dict[str, Any]:
@@ -99,11 +103,14 @@ class FidelityReport:
                 "synthetic": self.synthetic_correlations.round(5).tolist(),
             },
             "sliced_w2": _as_json(self.sliced_w2),
+            "sliced_w2_of_shuffled_columns": self.shuffled_w2,
+            "variety": _as_json(self.variety),
             "nearest_neighbour": {
                 "rows": len(near.synthetic),
                 "median": _as_json(near.median),
                 "quantile_1_percent": _as_json(near.low),
                 "share_closer_than_1_percent_of_real": near.closer,
+                "median_of_shuffled_columns": near.shuffled,
             },
             "terminal_rate": _as_json(self.terminal_rate),
             "actions": {
@@ -213,19 +220,19 @@ def fidelity(
     of_made, of_fresh, of_base = (measures.correlations(side) for side in (made, fresh, base))
     pairs = ~np.eye(len(of_fresh), dtype=bool)
     by_model, by_chance = np.abs(of_made - of_fresh)[pairs], np.abs(of_base - of_fresh)[pairs]
-    w2 = Pair(
-        *(
-            float(
-                sliced_w2(
-                    torch.from_numpy((side - mean) / scale),
-                    torch.from_numpy((fresh - mean) / scale),
-                    PROJECTIONS,
-                    torch.Generator().manual_seed(seed),
-                )
+    shuffle = np.random.default_rng((seed, 1))
+    made_w2, base_w2, shuffled_w2 = (
+        float(
+            sliced_w2(
+                torch.from_numpy((side - mean) / scale),
+                torch.from_numpy((fresh - mean) / scale),
+                PROJECTIONS,
+                torch.Generator().manual_seed(seed),
             )
-            for side in (made, base)
         )
+        for side in (made, base, measures.shuffled(base, shuffle))
     )
+    unseen, noise = None if held_out is None else fresh, measures.shuffled(fresh, shuffle)
     low, high = (-ACTION_LIMIT, ACTION_LIMIT) if action_bounds is None else action_bounds
     ends, outside, at_bound = zip(
         *(
@@ -245,8 +252,10 @@ def fidelity(
         synthetic_correlations=of_made,
         correlation_largest=Pair(float(by_model.max()), float(by_chance.max())),
         correlation_mean=Pair(float(by_model.mean()), float(by_chance.mean())),
-        sliced_w2=w2,
-        neighbours=measures.neighbours(train, made, None if held_out is None else fresh, mean, scale, rng),
+        sliced_w2=Pair(made_w2, base_w2),
+        shuffled_w2=shuffled_w2,
+        variety=Pair(*(measures.variety(side, mean, scale) for side in (made, fresh))),
+        neighbours=measures.neighbours(train, made, unseen, noise, mean, scale, rng),
         terminal_rate=Pair(*ends),
         actions_outside=Pair(*outside),
         actions_at_bound=Pair(*at_bound),
@@ -327,17 +336,64 @@ def _against_floor(pair: Pair) -> str:
     return f"{pair.synthetic / pair.real:,.0f}x the real-against-real floor" if pair.real else "above a floor of 0"
 
 
+def unlikeness(pair: Pair, shuffled: float) -> float:
+    """Where a distance of synthetic rows stands between that of real rows, 0, and that of shuffled columns, 1.
+
+    NaN where these two hardly differ: columns that are independent, or too few rows to tell.
+    """
+    synthetic, real = pair
+    return (synthetic - real) / (shuffled - real) if shuffled > 1.25 * real else math.nan
+
+
+def uselessness(report: FidelityReport) -> str:
+    """What rows are that no agent should learn from: collapsed, copies, noise; empty where they are none of these.
+
+    The limits are rough, and far from what a trained model gives. Collapsed: a quarter of the real rows' variety. Copies:
+    half of the rows are nearer to a training row than 1 % of real ones are. Noise: beyond half of the way from real rows
+    to those whose columns are shuffled, or columns that differ by a KS statistic of .25 in the mean, clear of the floor.
+    """
+    near, w2, ks = report.neighbours, report.sliced_w2, report.ks_mean
+    if report.variety.synthetic < report.variety.real / 4:
+        alike = f"{report.variety.synthetic:.2g} from one another, real rows {report.variety.real:.2g}"
+        copies = f", and {near.closer:.0%} are copies of training rows" if near.closer >= 0.5 else ""
+        return f"Collapsed: the model makes nearly the same rows again and again ({alike}){copies}."
+    if near.closer >= 0.5:
+        return f"Copies: {near.closer:.0%} of the rows are training rows again, and add nothing to them."
+    distances = {
+        "sliced W2": (w2, report.shuffled_w2),
+        "nearest neighbour": (near.median, near.shuffled),
+    }
+    signs = [
+        f"{name} {pair.synthetic:.2g}, of real rows {pair.real:.2g}, with their columns shuffled {noise:.2g}"
+        for name, (pair, noise) in distances.items()
+        if unlikeness(pair, noise) > 0.5
+    ]
+    if ks.synthetic > max(0.25, 2 * ks.real):
+        signs.append(f"mean KS of columns {ks.synthetic:.2f}, of real rows {ks.real:.2f}")
+    return f"Noise: the rows are not like the data ({'; '.join(signs)}). Is the model trained?" if signs else ""
+
+
+def _overall(report: FidelityReport) -> str:
+    useless, odd = uselessness(report), look_first(report)
+    if useless:
+        return f"Do not train on these rows. {useless}"
+    if odd:
+        return f"Look first: {'; '.join(odd)}."
+    return f"No fault found in {report.rows:,} rows, which is no proof that an agent learns from them."
+
+
 def verdicts_of(report: FidelityReport) -> dict[str, str]:
-    """What the measures say, a sentence a measure; no overall grade."""
+    """What the measures say, a sentence each; before them, as `overall`, whether the rows are of any use."""
     worst = report.names[int(np.argmax(report.ks))]
     near, rate, outside = report.neighbours, report.terminal_rate, report.actions_outside
     lines = {
+        "overall": _overall(report),
         "marginals": f"The mean KS over columns is {_against_floor(report.ks_mean)}, the largest (of {worst}) "
         f"{_against_floor(report.ks_largest)}.",
         "correlations": f"The mean difference is {_against_floor(report.correlation_mean)}, the largest "
         f"{_against_floor(report.correlation_largest)}.",
         "sliced_w2": f"The distance is {_against_floor(report.sliced_w2)}.",
-        "nearest_neighbour": f"{_nearness(near.closer)} The median distance is "
+        "nearest_neighbour": f"{_nearness(near)} The median distance is "
         f"{near.median.synthetic:.3g}, of real rows {near.median.real:.3g}.",
         "terminal_rate": f"{rate.synthetic:.3%} of synthetic rows are terminal, {rate.real:.3%} of the training rows.",
         "actions": "No action is outside its bounds."
@@ -373,8 +429,11 @@ def look_first(report: FidelityReport) -> list[str]:
     return found
 
 
-def _nearness(closer: float) -> str:
+def _nearness(near: Neighbours) -> str:
+    closer = near.closer
     share = f"{closer:.1%} of synthetic rows are nearer to a training row than 1 % of real rows are"
+    if closer <= 0.02 and unlikeness(near.median, near.shuffled) > 0.5:
+        return f"Far from all training rows, as far as noise, so that memorisation is no question: {share}."
     if closer <= 0.02:
         return f"No sign of memorisation: {share}."
     return f"Near-copies of training rows: {share}." if closer < 0.5 else f"Training rows are memorised: {share}."
@@ -389,6 +448,8 @@ def _obeys(steps: DynamicsError) -> str:
         f"The median row misses the simulator's s' by {model / step:.2g} of a step's change (s' - s) and its "
         f"reward by {steps.reward.synthetic:.2g}; terminal is another in {steps.terminal.synthetic:.2%}."
     )
+    if model > step / 3 and world <= 0.1 * step:
+        line = f"Does not obey the simulator. {line}"
     if world > 0.1 * step:
         return f"{line} But real rows miss it by {world / step:.2g}: it is not the simulator they come from."
     return f"{line} Real rows miss it by {world / step:.1g}."
