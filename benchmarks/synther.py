@@ -42,6 +42,7 @@ from diffrl.augment.synther.config import Sampling, SynthERConfig
 from diffrl.augment.synther.model import TransitionDiffusion
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
+from diffrl.data.transitions import Transitions
 from diffrl.runs import config as configuration
 from diffrl.runs import report
 from diffrl.support import plots
@@ -288,8 +289,6 @@ def plain_sample(network: PlainDenoiser, n: int, size: int, steps: int = 128) ->
 def speed(options: Options, console: Console) -> dict[str, Any]:
     """Rows a CPU second, in rounds that take turns: the median of three."""
     transitions = torch.randn(1000, 26)
-    from diffrl.data.transitions import Transitions
-
     rows = Transitions(torch.cat([transitions, torch.rand(1000, 3)], 1), 11, 3)
     codec = RowCodec.fit(rows)
     model = TransitionDiffusion(SynthERConfig(width=options.width), codec)

@@ -29,9 +29,9 @@ class RealData:
     transitions: Transitions
     """Its rows of known successor, on the CPU."""
     action_bounds: Bounds
-    """(A,) each."""
+    """Lowest and highest actions (A,)."""
     observation_bounds: Bounds
-    """(O,) each; infinite where no environment is known."""
+    """Lowest and highest observations (O,); infinite where no environment is known."""
 
 
 class Augmenter(ABC):
@@ -47,13 +47,15 @@ class Augmenter(ABC):
     paper: ClassVar[str]
     """Where it was published, for the data set's provenance."""
     rows_version: ClassVar[int]
-    """Of how a seed becomes rows: raise it with every change that gives other rows for the same command."""
+    """The version of how a seed becomes rows: raised with every change that gives other rows for the same command."""
     steps: int
     """Training steps."""
     model_settings: dict[str, Any]
-    """Of the model and its training, as JSON holds them: a folder's model is gone on with for the same ones alone."""
+    """Settings of the model and its training, as JSON holds them. A folder's model is used for the same ones alone."""
     sampling_settings: dict[str, Any]
     """All else that generated rows depend on, as JSON holds it."""
+    steered: bool = False
+    """Whether the rows are meant to be like a part of the real ones alone, such as those of high reward."""
 
     # Set by `open`.
     train: Transitions

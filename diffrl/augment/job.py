@@ -59,7 +59,7 @@ class Begun:
     fingerprint: str
     """SHA-256 of the data's arrays."""
     rows_version: int
-    """Of the rows that were held out and drawn in training; in a folder that does not say it, 1."""
+    """The version of the rows held out and drawn in training (`Augmenter.rows_version`); 1 in a folder without it."""
 
 
 def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> Path:
@@ -344,6 +344,7 @@ def _report(
             dynamics=dynamics_for(env_id) if env_id else None,
             seed=begun.seed,
             action_bounds=data.action_bounds,
+            steered=augmenter.steered,
         )
     except DataError as error:
         console.print(f"[yellow]No fidelity report: {error}[/]")

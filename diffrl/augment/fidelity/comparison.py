@@ -27,52 +27,55 @@ PROJECTIONS = 128
 
 @dataclass(frozen=True, eq=False)
 class FidelityReport:
-    """The measures of `fidelity`. W columns."""
+    """What `fidelity` has measured, of rows of W columns."""
 
     names: tuple[str, ...]
-    """(W,) s1, ..., a1, ..., r, s'1, ..., terminal."""
+    """The names (W,) of the columns: s1, ..., a1, ..., r, s'1, ..., terminal."""
     rows: int
-    """How many were compared as whole rows, a side."""
+    """How many rows of each side were compared as a whole."""
     floor: str
-    """What "real" is in every pair: in words."""
+    """What `real` is in the pairs, in words."""
+    steered: bool
+    """Whether the synthetic rows are meant to be like a part of the real ones alone."""
     notes: tuple[str, ...]
     """What was left out, one sentence each."""
     ks: Doubles
-    """(W,) Kolmogorov-Smirnov statistic of every column, synthetic against real: 0 the same, 1 apart."""
+    """Kolmogorov-Smirnov statistic (W,) of every column, synthetic against real: 0 the same, 1 apart."""
     ks_floor: Doubles
-    """(W,) real against real."""
+    """Kolmogorov-Smirnov statistic (W,) of every column, real against real."""
     correlations: Doubles
-    """(W, W) of the real rows; 0 where a column is constant."""
+    """Correlations (W, W) of the real rows; 0 where a column is constant."""
     synthetic_correlations: Doubles
-    """(W, W)"""
+    """Correlations (W, W) of the synthetic rows."""
     correlation_largest: Pair
-    """The largest |difference| of two correlations, to those of the real rows."""
+    """The largest |difference| between a correlation and that of the real rows."""
     correlation_mean: Pair
-    """The mean |difference| over pairs of columns."""
+    """The mean |difference| between correlations and those of the real rows."""
     sliced_w2: Pair
-    """Of standardised rows, equal numbers."""
+    """Sliced W2 of standardised rows to real ones, equal numbers."""
     shuffled_w2: float
-    """The same of real rows whose columns are shuffled (`measures.shuffled`)."""
+    """Sliced W2 to real ones of real rows whose columns are shuffled (`measures.shuffled`)."""
     variety: Pair
     """How far rows are from one another (`measures.variety`), equal numbers."""
     neighbours: Neighbours
+    """Distances to the nearest training row."""
     terminal_rate: Pair
-    """Here and in the next two, `real` is that of the training rows."""
+    """Share of terminal rows; `real`: of the training rows."""
     actions_outside: Pair
-    """Share of rows with an action beyond its bounds."""
+    """Share of rows with an action beyond its bounds; `real`: of the training rows."""
     actions_at_bound: Pair
-    """Share of rows with an action on a bound (and none beyond)."""
+    """Share of rows with an action on a bound and none beyond; `real`: of the training rows."""
     dynamics: DynamicsError | None
-    """None where no simulator was given."""
+    """Errors against the simulator; None where none was given."""
 
     @property
     def ks_largest(self) -> Pair:
-        """Over columns."""
+        """The largest Kolmogorov-Smirnov statistic of a column."""
         return Pair(float(self.ks.max()), float(self.ks_floor.max()))
 
     @property
     def ks_mean(self) -> Pair:
-        """Over columns."""
+        """The mean Kolmogorov-Smirnov statistic of the columns."""
         return Pair(float(self.ks.mean()), float(self.ks_floor.mean()))
 
     @property
@@ -141,12 +144,14 @@ def fidelity(
     seed: int = 0,
     rows: int = 20_000,
     action_bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    steered: bool = False,
 ) -> FidelityReport:
     """Compare synthetic transitions with real ones.
 
     real: the rows the model was trained on. held_out: real rows it has not seen, which give the floor; without them
     two halves of `real` do. rows: the most that are looked at a side, drawn by `seed`; nearest neighbours are looked
-    for among all of `real`. action_bounds: (low, high), numbers or (A,); [-1, 1] if None.
+    for among all of `real`. action_bounds: (low, high), numbers or (A,); [-1, 1] if None. steered: the synthetic rows
+    are meant to be like a part of the real ones, such as those of high reward: another distribution is no fault.
 
     Terminal rows whose s' is a stand-in (`OfflineDataset.has_terminal_next`) are left out, on all sides, wherever s' is
     compared.
@@ -245,6 +250,7 @@ def fidelity(
         names=_names(o, a),
         rows=n,
         floor=floor,
+        steered=steered,
         notes=tuple(notes),
         ks=ks,
         ks_floor=ks_floor,
@@ -302,7 +308,7 @@ def _fit_rows(dataset: OfflineDataset) -> tuple[Ints, int]:
 
 
 def _gather(dataset: OfflineDataset, numbers: Ints) -> Floats:
-    """Rows [s, a, r, s', terminal] (n, W)."""
+    """Gather the rows [s, a, r, s', terminal] (n, W) at `numbers` (n,)."""
     following, _ = dataset.successors()
     flat = (dataset.rewards, dataset.terminals)
     reward, terminal = (column[numbers, None].astype(np.float32) for column in flat)
@@ -311,7 +317,7 @@ def _gather(dataset: OfflineDataset, numbers: Ints) -> Floats:
 
 
 def _scales(train: Floats) -> tuple[Doubles, Doubles]:
-    """Mean and deviation (W,) of training rows; a constant column, and terminal, keep their unit."""
+    """The mean and the deviation (W,) of training rows; constant columns, and terminal, are not rescaled."""
     mean, scale = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
     scale[scale <= 1e-6 * np.maximum(1, np.abs(mean))] = 1.0
     mean[-1], scale[-1] = 0.0, 1.0
@@ -327,7 +333,7 @@ def _as_json(pair: Sequence[float]) -> dict[str, float | None]:
 
 
 def _against_floor(pair: Pair) -> str:
-    """How far a measure is above its floor."""
+    """Say how far a measure is above its floor."""
     if pair.synthetic <= 1.5 * pair.real:
         return "at the real-against-real floor"
     for factor in (2, 5):
@@ -346,11 +352,12 @@ def unlikeness(pair: Pair, shuffled: float) -> float:
 
 
 def uselessness(report: FidelityReport) -> str:
-    """What rows are that no agent should learn from: collapsed, copies, noise; empty where they are none of these.
+    """What rows are that no agent should learn from; empty where they are none of these, each with a rough limit.
 
-    The limits are rough, and far from what a trained model gives. Collapsed: a quarter of the real rows' variety. Copies:
-    half of the rows are nearer to a training row than 1 % of real ones are. Noise: beyond half of the way from real rows
-    to those whose columns are shuffled, or columns that differ by a KS statistic of .25 in the mean, clear of the floor.
+    Collapsed: less than a quarter of the real rows' variety. Copies: half of the rows are nearer to a training row than
+    1 % of real ones are. Noise: the distance to the nearest training row is beyond half of the way from real rows to
+    rows with shuffled columns. Another distribution: sliced W2 is, or the mean KS is above 0.25 and twice its floor;
+    rows that are steered may be of another one.
     """
     near, w2, ks = report.neighbours, report.sliced_w2, report.ks_mean
     if report.variety.synthetic < report.variety.real / 4:
@@ -359,18 +366,21 @@ def uselessness(report: FidelityReport) -> str:
         return f"Collapsed: the model makes nearly the same rows again and again ({alike}){copies}."
     if near.closer >= 0.5:
         return f"Copies: {near.closer:.0%} of the rows are training rows again, and add nothing to them."
-    distances = {
-        "sliced W2": (w2, report.shuffled_w2),
-        "nearest neighbour": (near.median, near.shuffled),
-    }
-    signs = [
-        f"{name} {pair.synthetic:.2g}, of real rows {pair.real:.2g}, with their columns shuffled {noise:.2g}"
-        for name, (pair, noise) in distances.items()
-        if unlikeness(pair, noise) > 0.5
-    ]
+    if unlikeness(near.median, near.shuffled) > 0.5:
+        distances = _beside_shuffled(near.median, near.shuffled)
+        return f"Noise: the rows lie far from all training rows ({distances}). Is the model trained?"
+    signs = []
+    if unlikeness(w2, report.shuffled_w2) > 0.5:
+        signs.append(f"sliced W2 {_beside_shuffled(w2, report.shuffled_w2)}")
     if ks.synthetic > max(0.25, 2 * ks.real):
-        signs.append(f"mean KS of columns {ks.synthetic:.2f}, of real rows {ks.real:.2f}")
-    return f"Noise: the rows are not like the data ({'; '.join(signs)}). Is the model trained?" if signs else ""
+        signs.append(f"mean KS {ks.synthetic:.2g}, of real rows {ks.real:.2g}")
+    if signs and not report.steered:
+        return f"Another distribution: the rows are not spread as the data are ({'; '.join(signs)})."
+    return ""
+
+
+def _beside_shuffled(pair: Pair, shuffled: float) -> str:
+    return f"{pair.synthetic:.2g}, of real rows {pair.real:.2g}, of real rows with shuffled columns {shuffled:.2g}"
 
 
 def _overall(report: FidelityReport) -> str:
@@ -408,7 +418,7 @@ def verdicts_of(report: FidelityReport) -> dict[str, str]:
 
 
 def look_first(report: FidelityReport) -> list[str]:
-    """What is so far off that one should not train on the rows before it is understood; nothing is no proof of quality.
+    """What is so far off that it should be understood before an agent is trained on the rows; empty where nothing is.
 
     The limits are rough: twice the floor of the mean KS or of W2, a third of a step's change, twice or half the rate of
     terminals, near-copies.

@@ -65,7 +65,7 @@ class SynthER(Augmenter):
                 "--above and --guidance steer a conditional model: train one with --condition reward or return."
             )
         self.config, self.sampling = config, sampling
-        self.steps = config.steps
+        self.steps, self.steered = config.steps, sampling.steers
         self.model_settings, self.sampling_settings = dataclasses.asdict(config), dataclasses.asdict(sampling)
 
     @override
