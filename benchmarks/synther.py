@@ -207,7 +207,8 @@ def measured(options: Options, name: Name) -> tuple[TransitionDiffusion, Any, Of
     model = load_model(folder)
     dataset = load_dataset(real_file(options, name))
     train, held_out = (
-        as_dataset(rows, of_terminals(dataset)) for rows in hold_out(Transitions.from_dataset(dataset), 0.05, 0)
+        as_dataset(rows.transitions, of_terminals(dataset))
+        for rows in hold_out(Transitions.from_dataset(dataset), 0.05, 0)
     )
     return model, dynamics_for(ENVS[name]), train, held_out
 

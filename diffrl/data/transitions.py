@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.errors import DataError
@@ -36,15 +37,21 @@ class Batch(NamedTuple):
     """(S, B) the time within the episode, from 0, as a float"""
 
 
-class Source(Protocol):
-    """What batches are drawn from: a data set, a replay buffer, or several of them."""
-
-    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
-        """Draw B = `batch_size` transitions for each of S = `n_seeds` seeds."""
+BatchT_co = TypeVar("BatchT_co", covariant=True, default=Batch)
 
 
-class RowSource(Source, Protocol):
-    """A source whose batches are views of row tensors, which can be joined."""
+class Source(Protocol[BatchT_co]):
+    """What training draws its batches from: a data set, a replay buffer, a mixture of them, pairs of segments.
+
+    A batch is of the type `BatchT_co`, by default transitions, `Batch`: a tuple of tensors whose first axes are (S, B).
+    """
+
+    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> BatchT_co:
+        """Draw a batch of B = `batch_size` examples for each of S = `n_seeds` seeds."""
+
+
+class RowSource(Source[Batch], Protocol):
+    """A source of transitions whose batches are views of row tensors, which can be joined."""
 
     def draw_rows(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """The rows (S, B, W) of a batch."""

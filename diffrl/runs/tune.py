@@ -151,7 +151,7 @@ def _trainer(run: Run, settings: TuningConfig, agent: Agent, preferences: Prefer
     assert isinstance(settings, DPOConfig)
     assert preferences is not None
     pairs = SegmentPairs(preferences, run.preprocessing, agent.device)
-    learner = PreferenceLearner(agent, settings, preferences.horizon)
+    learner = PreferenceLearner(agent, settings)
     capture = run.config.capture
     return PreferenceTrainer(learner, pairs, generator, evaluator, capture=capture, on_close=evaluator.close)
 

@@ -176,13 +176,13 @@ class Observer(Protocol):
     """Who watches a run: a progress bar, or lines of text."""
 
     def progress(self, step: int) -> None:
-        """So many steps have been made."""
+        """Hear that `step` steps have been made."""
 
     def metrics(self, step: int, means: dict[str, list[float]]) -> None:
-        """Means (S,) since the last logging point."""
+        """Hear the means (S,) of all metrics since the last logging point, by name."""
 
     def message(self, text: str) -> None:
-        """Something worth saying."""
+        """Hear a sentence that the user should read."""
 
 
 @dataclass

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.data.replay import ReplayBuffer
 from diffrl.support.errors import UserError
+from diffrl.training.loop import Trainer
 from diffrl.training.stack import PULSE, Progress, StackTrainer
 
 ONLINE, SYNTHETIC = "online.", "synthetic."
@@ -27,7 +29,7 @@ Draw = Callable[[Tensor], Tensor]
 class Collector:
     """One environment a seed, all a step further at each call; every step is a row of the replay buffer.
 
-    The rows are as those of the offline data: observations normalised, actions scaled to [-1, 1], rewards tuned. A row
+    The rows are like the offline data's: observations normalised, actions scaled to [-1, 1], rewards tuned. A row
     holds the observation that the step led to, also at an episode's end (not the next episode's first one); it is
     terminal where the environment says `terminated`, not where it says `truncated`. Episodes are numbered from
     `first_episode`, seed by seed, and start from what seed and number say: those of a seed do not depend on the others.
@@ -56,9 +58,9 @@ class Collector:
         self.episodes = np.full(len(self._seeds), first_episode)
         """(S,) the number of each seed's episode."""
         self.steps = np.zeros(len(self._seeds), np.int64)
-        """(S,) the time in it; at 0 it is yet to begin."""
+        """(S,) the time in each seed's episode; at 0 the episode is yet to begin."""
         self.rewards = np.zeros(len(self._seeds))
-        """(S,) the environments' own rewards, summed; whoever reads them starts them anew."""
+        """(S,) the environments' own rewards, summed since whoever reads them last set them to 0."""
         size = preprocessing.observations.shift.numel()
         self._observations = torch.zeros(len(self._seeds), 1, size, device=self.device)
         # What comes from the simulators in a step: the observation reached, then the row's last four columns.
@@ -66,7 +68,7 @@ class Collector:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One step of every environment."""
+        """Make one step in every environment, and add it to the buffer."""
         for i in np.flatnonzero(self.steps == 0).tolist():
             self._observations[i, 0] = self._normalised(self._begin(i))
         actions = self._draw(self._observations)
@@ -128,10 +130,10 @@ class Refitter(Protocol):
     """Something in the training steps' source that is brought up to date with what was collected, now and then."""
 
     def due(self, step: int) -> bool:
-        """Whether to refit after so many environment steps."""
+        """Whether to refit after `step` environment steps."""
 
     def refit(self, step: int, stop: Callable[[], bool]) -> bool:
-        """Do it. False where `stop` said so on the way: it is still due, and from the beginning."""
+        """Refit after `step` environment steps. False where `stop` said so on the way: it is still due, all of it."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint needs."""
@@ -140,14 +142,16 @@ class Refitter(Protocol):
         """Put a `state_dict` back. Raises ValueError where it does not fit."""
 
 
-class OnlineTrainer:
-    """A stack of S seeds that learns from what it collects. A `Trainer`, whose steps are the environment's.
+class OnlineTrainer(Trainer):
+    """A stack of S seeds that learns from what it collects; its steps are the environment's.
 
     stack: makes the training steps, on a source that holds the collector's buffer. Each environment step after the
     first `warm_up` ones is followed by `updates_per_step` training steps. value_scale: a value estimate so many times
     the largest reward collected counts as exploded, where the stack's limit is not larger. refitter: where the source
     holds one; it is refitted before the environment's next step, from the end of the warm-up on.
     """
+
+    new_episodes = True
 
     def __init__(
         self,
@@ -165,12 +169,11 @@ class OnlineTrainer:
         self._refitter = refitter
         self._updates_per_step, self._warm_up = updates_per_step, warm_up
         self._value_scale = value_scale
-        self.new_episodes = True
         self._made = 0
         self._since = 0
 
+    @override
     def advance(self, steps: int, stop: Callable[[], bool]) -> int:
-        """See `Trainer`."""
         end = time.monotonic() + PULSE
         for made in range(1, steps + 1):
             if not self._refit(stop):
@@ -196,8 +199,9 @@ class OnlineTrainer:
         """Environment steps after step `since` that were followed by training."""
         return max(self._made - max(since, self._warm_up), 0)
 
+    @override
     def sums(self) -> dict[str, Tensor]:
-        """See `Trainer`. The reward is the environment's; the learner's metrics are means over the updates made."""
+        # The reward is the environment's; the learner's metrics are means over the updates made.
         learning = self._learning_steps(self._since)
         rewards = torch.from_numpy(self._collector.rewards).float().to(self._collector.device)
         if not learning:
@@ -206,21 +210,22 @@ class OnlineTrainer:
         weight = (self._made - self._since) / (learning * self._updates_per_step)
         return {"reward": rewards} | {name: weight * total for name, total in self._stack.sums().items()}
 
+    @override
     def reset(self) -> None:
-        """See `Trainer`."""
         self._stack.reset()
         self._collector.rewards[:] = 0
         self._since = self._made
 
+    @override
     def state(self) -> dict[str, Tensor]:
-        """See `Trainer`."""
         own = {**self._collector.state_dict(), "since": torch.tensor(self._since)}
         if self._refitter is not None:
             own |= {f"{SYNTHETIC}{name}": tensor for name, tensor in self._refitter.state_dict().items()}
         return self._stack.state() | {f"{ONLINE}{name}": tensor for name, tensor in own.items()}
 
+    @override
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
-        """See `Trainer`. Environments cannot be saved: every seed begins a new episode."""
+        # Environments cannot be saved: every seed begins a new episode.
         own = {n.removeprefix(ONLINE): tensor for n, tensor in state.items() if n.startswith(ONLINE)}
         self._made = step
         learner = {n: tensor for n, tensor in state.items() if not n.startswith(ONLINE)}
@@ -236,22 +241,24 @@ class OnlineTrainer:
         except ValueError as error:
             raise UserError(str(error)) from error
 
+    @override
     def hold(self, positions: Sequence[int], good: Mapping[str, Tensor]) -> None:
-        """See `Trainer`. A frozen seed goes on collecting."""
+        # A frozen seed goes on collecting.
         self._stack.hold(positions, good)
 
+    @override
     def evaluate(self, step: int, on_progress: Progress) -> NDArray[np.float64]:
-        """See `Trainer`."""
         return self._stack.evaluate(step, on_progress)
 
     @property
+    @override
     def value_limit(self) -> float:
-        """See `Trainer`. Rewards may be met online that the data do not hold."""
+        # Rewards may be met online that the data do not hold.
         rewards = self._collector.buffer.columns.rewards
         largest = float(rewards.abs().max()) if rewards.numel() else 0.0
         return max(self._stack.value_limit, self._value_scale * largest)
 
+    @override
     def close(self) -> None:
-        """See `Trainer`."""
         self._stack.close()
         self._collector.close()

@@ -3,16 +3,18 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Generic, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import TypeVar, override
 
 from diffrl.data.transitions import Batch, Source
 from diffrl.support.errors import UserError, first_line, out_of_memory
 from diffrl.training.checkpoint import LEARNER, SUM
+from diffrl.training.loop import Trainer
 
 PULSE = 0.25
 """Seconds after which `advance` comes back, so that progress is shown and signals are served."""
@@ -22,18 +24,25 @@ Progress = Callable[[int, int], None]
 Evaluate = Callable[[int, Progress], NDArray[np.float64]]
 """Evaluates the learner as it stands after so many steps: returns (S, E)."""
 
+BatchT = TypeVar("BatchT", default=Batch)
+BatchT_contra = TypeVar("BatchT_contra", contravariant=True, default=Batch)
 
-class Learner(Protocol):
-    """What training asks of an agent; `agents.base.Agent` has it."""
+
+class Learner(Protocol[BatchT_contra]):
+    """What training asks of whatever learns; `agents.base.Agent`, which learns from transitions, has it.
+
+    `BatchT_contra` is the type of the batches it learns from, any tuple of tensors, by default `Batch`.
+    """
 
     n_seeds: int
     seeds: tuple[int, ...]
     period: int
 
-    def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> dict[str, Tensor]:
-        """One step; metrics (S,) on the device. Waits for no device, branches on no tensor, rebinds no state.
+    def update(self, batch: BatchT_contra, generator: torch.Generator, phase: int = 0) -> dict[str, Tensor]:
+        """Make one step; give its metrics (S,), on the device.
 
-        phase: the number of steps before it modulo `period`, the one thing that a step may branch on.
+        A step waits for no device, branches on no tensor and rebinds no state. phase: the number of steps before it
+        modulo `period`, the one thing that a step may branch on.
         """
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -47,27 +56,28 @@ class TrainingStep(Protocol):
     """Something that makes a training step when called."""
 
     def __call__(self, phase: int) -> None:
-        """Make one step of this phase."""
+        """Make one training step of this phase."""
 
     def forget(self) -> None:
-        """Another kind of step is to be made from now on."""
+        """Drop what was kept of earlier steps: the next ones will do other work."""
 
 
-class Eager:
-    """Runs the step as it is written."""
+class Eager(TrainingStep):
+    """Runs the step as it is written, and remembers nothing."""
 
     def __init__(self, step: Callable[[int], None]) -> None:
         self._step = step
 
+    @override
     def __call__(self, phase: int) -> None:
-        """Make one step."""
         self._step(phase)
 
+    @override
     def forget(self) -> None:
-        """Nothing is remembered."""
+        pass
 
 
-class Captured:
+class Captured(TrainingStep):
     """Runs the step on a GPU as one CUDA graph (one for each phase): hundreds of small kernels started by one call.
 
     The first steps are made eagerly, on a side stream: memory is taken, libraries are initialised and compiled
@@ -85,8 +95,8 @@ class Captured:
         self._eager_steps = 0
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
+    @override
     def __call__(self, phase: int) -> None:
-        """Make one step: eagerly at first, then by replay."""
         with torch.cuda.device(self._generator.device):
             if self._eager_steps < self._warm_up:
                 self._eager_steps += 1
@@ -115,25 +125,30 @@ class Captured:
             ) from error
         return graph
 
+    @override
     def forget(self) -> None:
-        """Capture anew from the next step on."""
         self._graphs.clear()
 
 
-class StackTrainer:
-    """A stack of S seeds in training: learner, data, randomness, sums of metrics, frozen seeds. A `Trainer`.
+class StackTrainer(Trainer, Generic[BatchT]):
+    """A stack of S seeds in training: learner, data, randomness, sums of metrics, frozen seeds.
 
-    evaluate: what scores the learner. value_limit: see `Trainer`.
+    learner, source: what learns, and what its batches of `batch_size` are drawn from. The type of a batch, `BatchT`, is
+    theirs to agree on: the trainer only hands it on. generator: all of training's randomness, on the learner's device,
+    where the data are too. evaluate: what scores the learner. capture: whether a GPU records the step and repeats it.
+    value_limit: a larger |mean| of a metric that estimates returns counts as exploded. on_close: lets go of what the
+    caller holds for this trainer.
 
-    generator: all of training's randomness, on the learner's device, where the data are too. A step is static: it
-    performs the same operations on the same memory every time, reads no tensor's value and waits for nothing, which is
-    what lets a GPU repeat it from a recording.
+    A step is static: it performs the same operations on the same memory every time, reads no tensor's value and waits
+    for nothing, which is what lets a GPU repeat it from a recording.
     """
+
+    new_episodes = False
 
     def __init__(
         self,
-        learner: Learner,
-        transitions: Source,
+        learner: Learner[BatchT],
+        source: Source[BatchT],
         batch_size: int,
         generator: torch.Generator,
         evaluate: Evaluate | None = None,
@@ -145,14 +160,13 @@ class StackTrainer:
         self.learner = learner
         self.seeds = learner.seeds
         self.groups: tuple[int, ...] = (learner.n_seeds,)
-        self.new_episodes = False
         self.device = generator.device.type
-        self._transitions = transitions
+        self._source = source
         self._batch_size = batch_size
         self._generator = generator
         self._evaluate = evaluate
-        self.value_limit = value_limit
-        self.close = on_close
+        self._value_limit = value_limit
+        self._on_close = on_close
         self._sums: dict[str, Tensor] = {}
         self._names: list[str] = []
         self._held: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -162,9 +176,14 @@ class StackTrainer:
             self._make_step = Captured(self.step, generator, learner.period)
         self._made = 0
 
+    @property
+    @override
+    def value_limit(self) -> float:
+        return self._value_limit
+
     def step(self, phase: int = 0) -> None:
         """One step as it is written: draw a batch, update, add to the sums, put frozen seeds back."""
-        batch = self._transitions.draw(self._batch_size, self.learner.n_seeds, self._generator)
+        batch = self._source.draw(self._batch_size, self.learner.n_seeds, self._generator)
         metrics = self.learner.update(batch, self._generator, phase)
         if self._names != list(metrics):  # the first step, or the first after a checkpoint
             self._names = list(metrics)
@@ -177,8 +196,8 @@ class StackTrainer:
         for tensor, good, frozen in self._held:
             tensor.copy_(torch.where(frozen, good, tensor))
 
+    @override
     def advance(self, steps: int, stop: Callable[[], bool]) -> int:
-        """See `Trainer`."""
         end = time.monotonic() + PULSE
         for made in range(1, steps + 1):
             self._make_step(self._made % self.learner.period)
@@ -188,28 +207,29 @@ class StackTrainer:
         return steps
 
     def forget(self) -> None:
-        """The batches will be of another kind: a captured step is captured anew."""
+        """Capture the step anew: it will draw its batches otherwise than before."""
         self._make_step.forget()
 
+    @override
     def sums(self) -> dict[str, Tensor]:
-        """See `Trainer`."""
         return self._sums
 
+    @override
     def reset(self) -> None:
-        """See `Trainer`."""
         for total in self._sums.values():
             total.zero_()
 
+    @override
     def state(self) -> dict[str, Tensor]:
-        """See `Trainer`."""
         return {
             **{f"{LEARNER}{name}": tensor for name, tensor in self.learner.state_dict().items()},
             **{f"{SUM}{name}": total for name, total in self._sums.items()},
             "generator": self._generator.get_state(),
         }
 
+    @override
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
-        """See `Trainer`. Every tensor keeps its place in memory, so that a captured step stays valid."""
+        # Every tensor keeps its place in memory, so that a captured step stays valid.
         try:
             self.learner.load_state_dict(
                 {n.removeprefix(LEARNER): tensor for n, tensor in state.items() if n.startswith(LEARNER)}
@@ -227,9 +247,9 @@ class StackTrainer:
         else:
             self._generator.manual_seed(self._generator.initial_seed() + step)
 
+    @override
     @torch.no_grad()
     def hold(self, positions: Sequence[int], good: Mapping[str, Tensor]) -> None:
-        """See `Trainer`."""
         frozen = torch.zeros(self.learner.n_seeds, dtype=torch.bool)
         frozen[list(positions)] = True
         frozen = frozen.to(self._generator.device)
@@ -241,7 +261,11 @@ class StackTrainer:
         self._put_back()
         self._make_step.forget()
 
+    @override
     def evaluate(self, step: int, on_progress: Progress) -> NDArray[np.float64]:
-        """See `Trainer`."""
         assert self._evaluate is not None
         return self._evaluate(step, on_progress)
+
+    @override
+    def close(self) -> None:
+        self._on_close()

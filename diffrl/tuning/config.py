@@ -14,7 +14,7 @@ from diffrl.support.schema import checked
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """What both ways share."""
+    """The settings that every way to fine-tune a policy has."""
 
     algo: ClassVar[str]
     """The name on the command line, `--algo NAME`."""
@@ -62,11 +62,11 @@ class DPPOConfig(TuningConfig):
     critic_lr: float = 1e-3
     """Adam's learning rate of the state-value critic."""
     critic_width: int = 256
-    """Width of its hidden layers."""
+    """Width of the critic's hidden layers."""
     critic_layers: int = 3
-    """Number of its hidden layers."""
+    """Number of the critic's hidden layers."""
     critic_warm_up: int = 1
-    """First iterations, in which the critic learns alone."""
+    """Iterations at the start in which the critic learns alone."""
     discount: float = 0.99
     """Discount of environment steps."""
     gae_lambda: float = 0.95
@@ -118,20 +118,21 @@ class DPOConfig(TuningConfig):
     """A file of preferences (`diffrl.tuning.preferences.Preferences`), or auto: pairs of segments of the run's own
     data, judged by its rewards."""
     pairs: int = 2000
-    """auto: pairs to draw."""
+    """Pairs to draw, where preferences are made (auto)."""
     segment: int = 32
-    """auto: steps of a segment."""
+    """Steps of a segment, where preferences are made (auto)."""
     judge: Literal["advantage", "return"] = "advantage"
-    """auto: what makes a segment the better one: how much better it went than its start promised, by a value function
-    fitted to the data, which is what the loss means; or its return, which disprefers what is done where little can be
-    earned, such as at an episode's start."""
+    """What makes a segment the better one, where preferences are made (auto): how much better it went than its start
+    promised, by a value function fitted to the data, which is what the loss means; or its return, which disprefers what
+    is done where little can be earned, such as at an episode's start."""
     temperature: float = 0.0
-    """auto: Bradley-Terry's: the first is preferred with probability sigmoid((J_1 - J_2) / temperature), J what it is
-    judged by; 0: the larger one always, and pairs of equal ones are left out."""
+    """Bradley-Terry's, where preferences are made (auto): the first segment is preferred with probability
+    sigmoid((J_1 - J_2) / temperature), J what it is judged by; 0: always the one of the larger J, and pairs of equal
+    ones are left out."""
     label_noise: float = 0.0
-    """auto: share of labels that are then turned round."""
+    """Share of the labels that are then swapped, where preferences are made (auto)."""
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
-    """DPO's, SLiC's or IPO's."""
+    """The loss on the implicit reward: sigmoid is DPO's, hinge SLiC's, ipo IPO's."""
     beta: float = 50.0
     """How closely the policy is held to the pretrained one: the scale of the implicit reward, on denoising errors that
     are summed over a segment and means over the action (see `diffusion_dpo_loss`)."""
@@ -155,7 +156,7 @@ class DPOConfig(TuningConfig):
 
 
 DEFAULT_STEPS = {"dppo": 400_000, "dpo": 1_000}
-"""Environment steps, and updates."""
+"""How long a run is by default: environment steps for dppo, updates for dpo."""
 
 ALGORITHMS: dict[str, type[TuningConfig]] = {schema.algo: schema for schema in (DPPOConfig, DPOConfig)}
 
@@ -168,13 +169,13 @@ def get(algo: str) -> type[TuningConfig]:
 
 
 def to_dict(config: TuningConfig) -> dict[str, Any]:
-    """As a run's folder holds it: the algorithm's name stands among its fields."""
+    """The configuration as a run's folder holds it, with the algorithm's name among its fields."""
     plain = {"algo": config.algo, **dataclasses.asdict(config), "start_run": str(config.start_run)}
     return {**plain, "start_steps": list(config.start_steps)}
 
 
 def from_dict(values: Mapping[str, Any], source: str) -> TuningConfig:
-    """From what `to_dict` gives. `source` is named in errors. Raises UserError for anything it should not hold."""
+    """The configuration that `to_dict` made `values` of. Raises UserError, naming `source`, where they are not so."""
     values = dict(values)
     schema = get(str(values.pop("algo", None)))
     fields = checked(schema, values, source)

@@ -49,7 +49,7 @@ class Environments:
         self._observations = np.zeros((len(seeds), each, *space.shape), np.float32)
 
     def observe(self) -> Floats:
-        """Observations (S, E, O), beginning the episodes that are yet to begin."""
+        """The observations (S, E, O) to act on; where an episode is over, the first of a new one, which it begins."""
         for s, e in zip(*np.nonzero(~self._begun), strict=True):
             entropy = np.random.SeedSequence((ENTROPY, self._seeds[s], int(e), int(self._episodes[s, e])))
             self._observations[s, e] = self._environments[s][e].reset(seed=int(entropy.generate_state(1)[0]))[0]
@@ -57,7 +57,7 @@ class Environments:
         return self._observations.copy()
 
     def step(self, actions: Floats) -> Outcome:
-        """Act (S, E, A), as the environments take actions."""
+        """Make one step in every environment, with actions (S, E, A) in the environments' own units."""
         shape = self._begun.shape
         rewards, terminals, ends = (np.zeros(shape, np.float32) for _ in range(3))
         for s, row in enumerate(self._environments):
@@ -72,7 +72,10 @@ class Environments:
         return Outcome(rewards, terminals, ends, self._observations.copy())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The number of each next episode: simulators cannot be saved, so one under way ends with the checkpoint."""
+        """The number of each environment's next episode, (S, E), and the returns of each seed's last finished ones.
+
+        Simulators cannot be saved: an episode under way ends with the checkpoint.
+        """
         table = torch.full((len(self._seeds), MEMORY), torch.nan, dtype=torch.float64)
         for row, returns in zip(table, self.finished, strict=True):
             row[: len(returns)] = torch.tensor(list(returns), dtype=torch.float64)

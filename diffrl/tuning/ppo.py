@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import override
 
 from agents.base import Agent
 from agents.diffusion_policy import DiffusionPolicy
@@ -30,6 +31,7 @@ from diffrl.diffusion.chain import Transition
 from diffrl.nets import MLP, Adam, copy_state_
 from diffrl.support.errors import UserError
 from diffrl.training.checkpoint import LEARNER, SUM
+from diffrl.training.loop import Trainer
 from diffrl.training.stack import Evaluate, Progress
 from diffrl.tuning.config import DPPOConfig
 from diffrl.tuning.environments import Environments
@@ -53,10 +55,10 @@ class Experience(NamedTuple):
     advantages: Tensor
     """(S, M)"""
     returns: Tensor
-    """(S, M): what the critic is to say of the observations."""
+    """(S, M): the critic's targets."""
 
     def rows(self, index: Tensor) -> "Experience":
-        """Those at `index` (S, B)."""
+        """The environment steps at `index` (S, B) of each seed."""
         s = torch.arange(len(index), device=index.device)[:, None]
         return Experience(
             self.observations[s, index],
@@ -67,12 +69,16 @@ class Experience(NamedTuple):
         )
 
 
-class DPPOTrainer:
-    """A stack of S seeds, each in environments of its own. A `Trainer`, whose steps are one seed's environment steps.
+class DPPOTrainer(Trainer):
+    """DPPO of a stack of S seeds, each in environments of its own; its steps are one seed's environment steps.
 
-    It makes whole iterations alone, of `config.iteration` steps: the loop's boundaries must be multiples of that.
-    generator: all of the training's randomness. rollout: evaluates the agent as it stands.
+    It makes whole iterations only, of `config.iteration` steps: the loop's boundaries must be multiples of that.
+    generator: all of the training's randomness. evaluate: scores the agent as it stands. on_close: lets go of what the
+    caller holds for this trainer.
     """
+
+    new_episodes = True
+    value_limit = math.inf
 
     def __init__(
         self,
@@ -88,7 +94,6 @@ class DPPOTrainer:
     ) -> None:
         self.agent, self.config = agent, config
         self.seeds, self.device = agent.seeds, generator.device.type
-        self.new_episodes, self.value_limit = True, math.inf
         self.groups: tuple[int, ...] = (agent.n_seeds,)
         self.policy = chain_policy(agent).requires_grad_(True)
         if self.policy.early is not None:
@@ -125,7 +130,7 @@ class DPPOTrainer:
 
     @torch.no_grad()
     def collect(self) -> tuple[Experience, dict[str, Tensor]]:
-        """An iteration's environment steps with the policy as it stands; metrics (S,) of them."""
+        """Act for one iteration with the policy as it stands: what it met, and metrics (S,) of that."""
         observations, reached, states, log_probs = [], [], [], []
         outcomes: list[list[Tensor]] = [[], [], []]
         for _ in range(self.config.rollout_steps):
@@ -181,7 +186,10 @@ class DPPOTrainer:
         return self.chain.transition(policy.step_denoiser(batch.observations, self.first), batch.states, self.steps)
 
     def policy_loss(self, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss above with its regularisers: (S,)."""
+        """The module's loss L, plus the weighted divergence from the pretrained policy and imitation of it: (S,).
+
+        Gives metrics (S,) of it besides.
+        """
         config = self.config
         now = self.transition(self.policy, batch)
         log_prob = now.log_prob(self.chain.next_states(batch.states, self.steps))
@@ -212,12 +220,12 @@ class DPPOTrainer:
         return -self.chain.log_prob(denoise, chains.states, self.steps).mean((0, -1))
 
     def value_loss(self, batch: Experience) -> Tensor:
-        """Half the mean square of what the critic is wrong by: (S,)."""
+        """Half the critic's mean squared error: (S,)."""
         values: Tensor = self.critic(batch.observations)
         return (values.squeeze(-1) - batch.returns).square().mean(-1) / 2
 
     def learn(self, experience: Experience) -> dict[str, Tensor]:
-        """The iteration's updates; metrics (S,), means over those that a seed has made."""
+        """Make the iteration's updates; give metrics (S,), means over the updates that each seed made."""
         S, M = experience.advantages.shape
         going = self._live.clone()
         learning = int(self._iterations) >= self.config.critic_warm_up
@@ -247,7 +255,7 @@ class DPPOTrainer:
         return means | {"updates": made, "kl": self._divergence(experience)}
 
     def _step(self, name: str, loss: Tensor, going: Tensor) -> Tensor:
-        """A step of one of the optimisers, for the seeds that are still `going` (S,) alone."""
+        """Step the optimiser `name` for the seeds that are still `going` (S,) alone; give the gradient's norm (S,)."""
         optimiser = self._optimisers[name]
         if bool(going.all()):
             return optimiser.step(loss)
@@ -270,8 +278,8 @@ class DPPOTrainer:
 
     # --- a `Trainer` -----------------------------------------------------------------------------------------------
 
+    @override
     def advance(self, steps: int, stop: Callable[[], bool]) -> int:
-        """See `Trainer`: one iteration."""
         size = self.config.iteration
         if steps < size:
             raise ValueError(f"the loop's boundaries must be multiples of an iteration's {size} steps, got {steps}")
@@ -282,12 +290,12 @@ class DPPOTrainer:
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + size * value
         return size
 
+    @override
     def sums(self) -> dict[str, Tensor]:
-        """See `Trainer`."""
         return {name: total.float() for name, total in self._sums.items()}
 
+    @override
     def reset(self) -> None:
-        """See `Trainer`."""
         self._sums = {}
 
     def _own(self) -> dict[str, Tensor]:
@@ -297,8 +305,8 @@ class DPPOTrainer:
             own |= {f"optimiser.{kind}.{name}": t for name, t in optimiser.state_dict().items()}
         return own | {"iterations": self._iterations}
 
+    @override
     def state(self) -> dict[str, Tensor]:
-        """See `Trainer`."""
         rest = {f"environments.{name}": t for name, t in self._environments.state_dict().items()}
         rest |= {f"rewards.{name}": t for name, t in self._scale.state_dict().items()}
         return {
@@ -308,8 +316,9 @@ class DPPOTrainer:
             "generator": self._generator.get_state(),
         }
 
+    @override
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
-        """See `Trainer`. Environments cannot be saved: each begins a new episode."""
+        # Environments cannot be saved: each begins a new episode.
         own = part(state, OWN)
         environments, rewards = part(own, "environments."), part(own, "rewards.")
         tensors = {n: t for n, t in own.items() if not n.startswith(("environments.", "rewards."))}
@@ -325,26 +334,27 @@ class DPPOTrainer:
         self._sums = {name: t.to(self.agent.device) for name, t in part(state, SUM).items()}
         restore_generator(self._generator, state, step)
 
+    @override
     @torch.no_grad()
     def hold(self, positions: Sequence[int], good: Mapping[str, Tensor]) -> None:
-        """See `Trainer`. A frozen seed goes on acting, and learns nothing."""
+        # A frozen seed goes on acting, and learns nothing.
         self._live[list(positions)] = False
         for name, tensor in self.agent.state_dict().items():
             if tensor.ndim:
                 tensor[list(positions)] = good[name].to(tensor.device)[list(positions)]
 
+    @override
     def evaluate(self, step: int, on_progress: Progress) -> NDArray[np.float64]:
-        """See `Trainer`."""
         return self._evaluate(step, on_progress)
 
+    @override
     def close(self) -> None:
-        """See `Trainer`."""
         self._environments.close()
         self._on_close()
 
 
 def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 

@@ -18,10 +18,10 @@ from diffrl.tuning.values import segment_advantages, segment_returns
 Floats = NDArray[np.float32]
 
 FORMAT = "diffrl-preferences-1"
-"""What the header of a file says of itself."""
+"""The entry `format` of a file's header."""
 _COLUMNS = ("observations_w", "actions_w", "observations_l", "actions_l")
 _ATTEMPTS = 100
-"""Draws for every pair that is wanted, of which some are of equal returns."""
+"""How often pairs of equal worth are drawn again before all segments are taken to be equal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +61,11 @@ class Preferences:
 
     @property
     def horizon(self) -> int:
-        """H."""
+        """H, the steps of a segment."""
         return int(self.observations_w.shape[1])
 
     def flipped(self) -> "Preferences":
-        """The opposite preferences."""
+        """The same pairs with the opposite preferences."""
         return Preferences(self.observations_l, self.actions_l, self.observations_w, self.actions_w)
 
     def check_sizes(self, observation_size: int, action_size: int, source: str) -> None:
@@ -78,7 +78,7 @@ class Preferences:
             )
 
     def write(self, path: Path | str, about: dict[str, object] | None = None) -> Path:
-        """Write them as safetensors."""
+        """Write the pairs to a safetensors file and give its path. about: where they come from, kept in its header."""
         tensors = {name: np.ascontiguousarray(getattr(self, name), np.float32) for name in _COLUMNS}
         header = {"format": FORMAT, "about": json.dumps(about or {})}
         with atomic_path(path) as temporary:
@@ -87,7 +87,7 @@ class Preferences:
 
     @classmethod
     def read(cls, path: Path | str) -> "Preferences":
-        """Read a file of `write`'s. Raises UserError where it is none."""
+        """Read the pairs in a file that `write` made. Raises UserError where it is not one."""
         path = Path(path)
         if not path.is_file():
             raise UserError(f"There is no file of preferences {path}; `--preferences auto` makes them from the data.")
@@ -119,18 +119,18 @@ def label_segments(
     temperature: float = 0.0,
     label_noise: float = 0.0,
 ) -> Preferences:
-    """Pairs of segments drawn from a data set's episodes, the better one preferred.
+    """Draw pairs of segments from a data set's episodes and prefer the better one of each.
 
-    A segment's worth J is its undiscounted return, or how much better it went than its start promised
+    by: what a segment's worth J is, its undiscounted return, or how much better it went than its start promised
     (`segment_advantages`, with `discount`). The latter is what the loss means: contrastive preference learning models
-    preferences by regret. Judged by returns, what is done where little can be earned, as at the start of an episode, is
-    dispreferred whatever it is.
+    preferences by regret. By returns, whatever is done where little can be earned, as at the start of an episode, is
+    dispreferred.
 
     The segments start anywhere from which `segment` steps are left in the episode (and, for advantages, the state after
     them is known), uniformly. The first is preferred with probability sigmoid((J_1 - J_2) / temperature) (Bradley &
     Terry 1952); at temperature 0 the one with the larger J is, and pairs of equal ones, which say nothing, are drawn
-    again. Then a share `label_noise` of the labels is turned round. Raises UserError where no episode is so long, or
-    (almost) all are equal.
+    again. Then a share `label_noise` of the labels is swapped. Raises UserError where no episode is long enough, or
+    where (almost) all segments are of equal worth.
     """
     rng = np.random.default_rng((seed, 0x9EF))
     starts = np.concatenate([np.arange(a, b - segment + 1) for a, b in dataset.episodes()])

@@ -48,13 +48,13 @@ def prepare(agent: Agent, config: TuningConfig) -> None:
 
 
 def reference(policy: GenerativePolicy) -> GenerativePolicy:
-    """A frozen copy."""
+    """A copy of the policy whose weights are frozen: what fine-tuning holds the policy to."""
     return deepcopy(policy).requires_grad_(False)
 
 
 @torch.no_grad()
 def copy_to_averages(agent: Agent, policy: GenerativePolicy) -> None:
-    """Give the policy's weights to its moving average in the agent too, or to what it is the moving average of."""
+    """Copy the weights of the policy to its moving average in the agent or, where it is one, to what it averages."""
     for name in ("actor", "ema_actor"):
         other = agent.networks.get(name)
         if other is not None and other is not policy:

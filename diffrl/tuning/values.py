@@ -10,11 +10,11 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.nets import MLP, Adam, average_, seed_generator
 
 STEPS, BATCH, WIDTH, RATE, AVERAGE = 2_000, 256, 64, 1e-3, 0.02
-"""Of the value function's training: updates, rows of each, width of its two layers, learning rate, target's rate."""
+"""How the value function is trained: updates, rows of each, width of two layers, learning rate, its average's rate."""
 
 
 def segment_returns(dataset: OfflineDataset, starts: NDArray[np.int64], segment: int, discount: float) -> NDArray[Any]:
-    """sum_h discount^h r of the `segment` rows from each of `starts` on: (n,)."""
+    """The returns sum_h discount^h r_h of the segments of `segment` rows from each of `starts` on: (n,)."""
     total = np.zeros(len(starts))
     for h in range(segment):
         total += discount**h * dataset.rewards[starts + h]
@@ -24,7 +24,7 @@ def segment_returns(dataset: OfflineDataset, starts: NDArray[np.int64], segment:
 def segment_advantages(
     dataset: OfflineDataset, starts: NDArray[np.int64], segment: int, discount: float, seed: int
 ) -> NDArray[np.float64]:
-    """sum_h discount^h r_h + discount^H V(s_H) - V(s_0) of the segments of H rows from `starts` on: (n,).
+    """Advantages sum_h discount^h r_h + discount^H V(s_H) - V(s_0) of the segments of H rows from `starts` on: (n,).
 
     V is the value of the data's own behaviour, fitted to the same segments: to V(s_0) = sum_h discount^h r_h +
     discount^H V'(s_H) in the mean square, V' its moving average, 0 where the last row is terminal. s_H is the state

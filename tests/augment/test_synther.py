@@ -7,8 +7,15 @@ from synther import PlainDenoiser, plain_sample  # benchmarks/synther.py: the pa
 
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import Sampling, SynthERConfig
-from diffrl.augment.synther.model import TransitionDiffusion, fit, make_sampler, with_bins
-from diffrl.data.transitions import Transitions
+from diffrl.augment.synther.model import (
+    BinnedBatch,
+    ModelRows,
+    TransitionDiffusion,
+    bins_of,
+    fit,
+    make_sampler,
+)
+from diffrl.data.transitions import Batch, Transitions
 from diffrl.support.errors import DataError, UserError
 from diffrl.support.seeds import generator_at
 from diffrl.training.stack import StackTrainer
@@ -209,29 +216,49 @@ def test_training_resumes_bit_for_bit() -> None:
 def test_bins_are_equally_full_and_ordered() -> None:
     data = transitions(1000)
     data.columns.rewards.copy_(torch.randn(1000, generator=torch.Generator().manual_seed(0)))
-    bins = with_bins(data, "reward", 10).columns.episodes
-    assert torch.bincount(bins.long()).tolist() == [100] * 10
+    bins = bins_of(data, "reward", 10)
+    assert torch.bincount(bins).tolist() == [100] * 10
     order = torch.argsort(data.columns.rewards)
     assert torch.equal(bins[order], bins.sort().values)
-    returns = with_bins(data, "return", 10)
-    by_episode = returns.columns.episodes.view(-1, 4)
+    by_episode = bins_of(data, "return", 10).view(-1, 4)
     assert torch.equal(by_episode, by_episode[:, :1].expand(-1, 4))
     top = data.columns.rewards.view(-1, 4).sum(1).argmax()
     assert int(by_episode[top, 0]) == 9
+
+
+def test_a_row_comes_with_its_bin_and_is_the_one_drawn_without() -> None:
+    """Rewards count the rows: a batch's bins are those of its rewards. Taken and moved, rows keep their bins."""
+    data = transitions(1000)
+    data.columns.rewards.copy_(torch.randperm(1000, generator=torch.Generator().manual_seed(0)))
+    config = SynthERConfig(width=8, blocks=1, condition="reward", bins=10)
+    rows = ModelRows.of(data, config)
+    batch = rows.take(torch.arange(300, 900)).to("cpu").draw(64, 2, torch.Generator().manual_seed(1))
+    assert isinstance(batch, BinnedBatch)
+    assert torch.equal(batch.bins, batch.transitions.rewards.long() // 100)
+    plain = ModelRows(data).take(torch.arange(300, 900)).draw(64, 2, torch.Generator().manual_seed(1))
+    assert isinstance(plain, Batch)
+    assert all(torch.equal(a, b) for a, b in zip(batch.transitions, plain, strict=True))
+    conditional, other = (
+        TransitionDiffusion(c, RowCodec.fit(data), (0, 1)) for c in (config, SynthERConfig(width=8, blocks=1))
+    )
+    with pytest.raises(ValueError, match="condition reward learns from a BinnedBatch"):
+        conditional.update(plain, torch.Generator())
+    with pytest.raises(ValueError, match="condition none learns from a Batch"):
+        other.update(batch, torch.Generator())
 
 
 def test_nothing_to_condition_on_is_said() -> None:
     data = transitions(100)
     data.columns.rewards.fill_(1.0)
     with pytest.raises(DataError, match="same reward, 1"):
-        with_bins(data, "reward", 10)
+        bins_of(data, "reward", 10)
 
 
 def test_conditional_rows_are_those_asked_for() -> None:
     """Rewards are 0 or 1 by the sign of a: the upper bins alone give positive actions, all bins both."""
     data = transitions()
     config = SynthERConfig(steps=1500, width=64, blocks=3, condition="reward", bins=2)
-    model = fit(config, with_bins(data, "reward", 2), RowCodec.fit(data), batch_size=256)
+    model = fit(config, ModelRows.of(data, config), RowCodec.fit(data), batch_size=256)
     drawn = {}
     for above in (0.0, 0.5):
         sampling = Sampling(solver="dpmpp2m", sampling_steps=16, above=above)
@@ -260,7 +287,7 @@ def test_bins_are_drawn_as_often_as_their_rows_occur() -> None:
     data = transitions(1000)
     data.columns.rewards.copy_((torch.arange(1000) % 4 == 0).float())
     config = SynthERConfig(steps=600, width=8, blocks=1, condition="reward", bins=10)
-    model = fit(config, with_bins(data, "reward", 10), RowCodec.fit(data), batch_size=32)
+    model = fit(config, ModelRows.of(data, config), RowCodec.fit(data), batch_size=32)
     bins = model.draw_bins(4096, 0.0, generator_at(0))
     assert bins.shape == (1, 4096)
     assert set(bins.unique().tolist()) == {3, 8}

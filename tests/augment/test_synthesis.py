@@ -22,7 +22,7 @@ from diffrl.augment.synther import generate as generation
 from diffrl.augment.synther.augmenter import hold_out, load_model, synther
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import ROWS_VERSION, Sampling, SynthERConfig
-from diffrl.augment.synther.model import TransitionDiffusion, with_bins
+from diffrl.augment.synther.model import TransitionDiffusion, bins_of
 from diffrl.cli import main
 from diffrl.data import d4rl, minari
 from diffrl.data.offline import OfflineDataset
@@ -135,9 +135,12 @@ def test_real_columns_end_an_episode_where_its_last_row_is_left_out() -> None:
 def test_a_condition_is_of_whole_episodes_before_rows_are_held_out() -> None:
     """Half of each episode is held out: bins are of all its rows' rewards, and the held-out rows have them too."""
     data = Transitions.from_dataset(hopper_like())
-    expected = with_bins(data, "return", 4).rows
-    found = torch.cat([side.rows for side in hold_out(data, 0.5, 0, SynthERConfig(condition="return", bins=4))])
-    assert torch.equal(found[found[:, 0].argsort()], expected[expected[:, 0].argsort()])
+    expected = bins_of(data, "return", 4)
+    sides = hold_out(data, 0.5, 0, SynthERConfig(condition="return", bins=4))
+    rows, bins = (torch.cat(parts) for parts in zip(*((s.transitions.rows, s.bins) for s in sides), strict=True))
+    order, of_data = rows[:, 0].argsort(), data.rows[:, 0].argsort()
+    assert torch.equal(rows[order], data.rows[of_data])
+    assert torch.equal(bins[order], expected[of_data])
 
 
 def model_of(source: Path) -> TransitionDiffusion:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,11 +24,18 @@ from torch.utils._pytree import tree_flatten
 
 import diffrl
 from agents import AGENTS, AgentConfig, DiffusionQL
+from diffrl.augment.synther.codec import RowCodec
+from diffrl.augment.synther.config import SynthERConfig
+from diffrl.augment.synther.model import ModelRows, TransitionDiffusion
+from diffrl.data.preprocessing import Normaliser, Preprocessing
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import UserError
 from diffrl.support.machine import products
 from diffrl.training import checkpoint
 from diffrl.training.stack import Captured, StackTrainer
+from diffrl.tuning.config import DPOConfig
+from diffrl.tuning.dpo import PreferenceLearner, PreferenceTrainer, SegmentPairs
+from diffrl.tuning.preferences import Preferences
 from tests.training.conftest import AGENT, assert_same_run, final_state, tiny
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -45,7 +53,34 @@ def trainer(config: AgentConfig, n_seeds: int = 1, device: str = "cpu", capture:
     return StackTrainer(agent, Transitions(rows.to(device), 3, 2), config.batch_size, generator, capture=capture)
 
 
-def snapshot(trainer: StackTrainer) -> dict[str, Tensor]:
+def binned(n_seeds: int = 1, device: str = "cpu", capture: bool = False) -> StackTrainer[Any]:
+    """A conditional model of transitions: its batches hold a `Batch` and bins, a tuple in a tuple."""
+    rows = torch.rand(64, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    rows[:, -3] = (rows[:, -3] > 0).float()
+    config = SynthERConfig(width=8, blocks=1, condition="reward", bins=4)
+    data = ModelRows.of(Transitions(rows, 3, 2), config)
+    model = TransitionDiffusion(config, RowCodec.fit(data.transitions), tuple(range(n_seeds)), device)
+    generator = torch.Generator(device=device).manual_seed(1)
+    return StackTrainer(model, data.to(device), 4, generator, capture=capture)
+
+
+def pairs(n_seeds: int = 1, device: str = "cpu", capture: bool = False) -> StackTrainer[Any]:
+    """A policy that learns from preferences: its batches are pairs of segments."""
+    g = torch.Generator().manual_seed(0)
+    columns = (torch.rand(16, 3, size, generator=g).numpy() for size in (3, 2, 3, 2))
+    as_they_are = Preprocessing(*(Normaliser(torch.zeros(size), torch.ones(size)) for size in (3, 2)))
+    agent = AGENTS["diffusion_bc"](width=8, layers=1).build(3, 2, tuple(range(n_seeds)), device)
+    learner = PreferenceLearner(agent, DPOConfig(start_run=Path(), batch_size=4))
+    source = SegmentPairs(Preferences(*columns), as_they_are, torch.device(device))
+    generator = torch.Generator(device=device).manual_seed(1)
+    return PreferenceTrainer(learner, source, generator, lambda step, on_progress: np.zeros(0), capture=capture)
+
+
+OTHERS = pytest.mark.parametrize("make", [binned, pairs])
+"""Of learners whose batches are not transitions alone."""
+
+
+def snapshot(trainer: StackTrainer[Any]) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.state().items()}
 
 
@@ -55,7 +90,7 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         assert torch.equal(one[name], other[name]), name
 
 
-def advance(trainer: StackTrainer, steps: int) -> None:
+def advance(trainer: StackTrainer[Any], steps: int) -> None:
     while steps:
         steps -= trainer.advance(steps, lambda: False)
 
@@ -88,8 +123,8 @@ class Tape(TorchDispatchMode):
 class Taped:
     """A trainer whose steps are `Captured`, with tapes in the place of graphs. Counts what it records."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, config: AgentConfig, n_seeds: int) -> None:
-        self.trainer = trainer(config, n_seeds)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, eager: StackTrainer[Any]) -> None:
+        self.trainer = eager
         self.recorded = 0
         stream = SimpleNamespace(wait_stream=lambda other: None)
         for name, stand_in in {
@@ -123,9 +158,21 @@ class Taped:
 def test_a_recorded_step_repeated_blindly_is_training(
     config: AgentConfig, n_seeds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    eager, taped = trainer(config, n_seeds), Taped(monkeypatch, config, n_seeds)
+    eager, taped = trainer(config, n_seeds), Taped(monkeypatch, trainer(config, n_seeds))
     for each in (eager, taped.trainer):
         advance(each, 12)
+    assert taped.recorded == eager.learner.period
+    assert_equal(snapshot(eager), snapshot(taped.trainer))
+
+
+@OTHERS
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_a_recorded_step_is_training_whatever_a_batch_is(
+    make: Callable[..., StackTrainer[Any]], n_seeds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager, taped = make(n_seeds), Taped(monkeypatch, make(n_seeds))
+    for each in (eager, taped.trainer):
+        advance(each, 23)
     assert taped.recorded == eager.learner.period
     assert_equal(snapshot(eager), snapshot(taped.trainer))
 
@@ -133,7 +180,7 @@ def test_a_recorded_step_repeated_blindly_is_training(
 def test_the_tape_tells_a_step_that_is_not_static(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that puts its counter into a new tensor ends elsewhere when it is repeated blindly."""
     config = CONFIGS[0]
-    eager, taped = trainer(config), Taped(monkeypatch, config, 1)
+    eager, taped = trainer(config), Taped(monkeypatch, trainer(config))
     update = type(eager.learner).update
 
     def rebinding(self: Any, batch: Any, generator: torch.Generator, phase: int) -> Any:
@@ -151,7 +198,7 @@ def test_the_tape_tells_a_step_that_is_not_static(monkeypatch: pytest.MonkeyPatc
 def test_a_recording_survives_checkpoints_resets_and_a_seed_that_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that happens between steps happens in place: a recording stays valid, and is made anew for a frozen seed."""
     config = CONFIGS[-1]
-    eager, taped = trainer(config, 3), Taped(monkeypatch, config, 3)
+    eager, taped = trainer(config, 3), Taped(monkeypatch, trainer(config, 3))
     for each in (eager, taped.trainer):
         advance(each, 5)
         saved = snapshot(each)
@@ -170,7 +217,7 @@ def test_a_recording_survives_checkpoints_resets_and_a_seed_that_is_frozen(monke
 
 
 def test_a_step_that_cannot_be_captured_says_how_to_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    taped = Taped(monkeypatch, CONFIGS[0], 1)
+    taped = Taped(monkeypatch, trainer(CONFIGS[0]))
     advance(taped.trainer, 3)
 
     def waiting(phase: int) -> None:
@@ -256,9 +303,18 @@ def watched() -> Iterator[list[str]]:
 @pytest.mark.parametrize("n_seeds", [1, 3])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.name}-{config.layers}")
 def test_a_step_waits_for_no_device_and_keeps_every_state_in_its_place(config: AgentConfig, n_seeds: int) -> None:
-    subject = trainer(config, n_seeds)
+    check_static(trainer(config, n_seeds))
+
+
+@OTHERS
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_a_step_waits_for_no_device_whatever_a_batch_is(make: Callable[..., StackTrainer[Any]], n_seeds: int) -> None:
+    check_static(make(n_seeds))
+
+
+def check_static(subject: StackTrainer[Any]) -> None:
     advance(subject, 1)
-    if n_seeds > 1:
+    if subject.learner.n_seeds > 1:
         subject.hold([1], subject.learner.state_dict())
     places = {name: tensor.data_ptr() for name, tensor in subject.state().items() if name != "generator"}
     with watched() as found:
@@ -305,6 +361,17 @@ def test_captured_steps_are_the_eager_ones(config: AgentConfig, n_seeds: int) ->
     assert int(captured["learner.step"]) == 50
     for name in eager:
         torch.testing.assert_close(captured[name], eager[name], rtol=1e-4, atol=1e-5, msg=lambda text, n=name: n + text)
+
+
+@needs_gpu
+@OTHERS
+def test_captured_steps_are_the_eager_ones_whatever_a_batch_is(make: Callable[..., StackTrainer[Any]]) -> None:
+    eager, captured = make(3, "cuda", False), make(3, "cuda", True)
+    for each in (eager, captured):
+        advance(each, 50)
+    expected = snapshot(eager)
+    for name, found in snapshot(captured).items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-5, msg=lambda text, n=name: n + text)
 
 
 @needs_gpu

@@ -38,11 +38,11 @@ def toy(pairs: int = 300, horizon: int = 3) -> Preferences:
     return Preferences(o_w, w, o_l, l)
 
 
-def learner(cloned: Path, horizon: int = 3, **fields: Any) -> tuple[PreferenceLearner, Agent, Run]:
+def learner(cloned: Path, **fields: Any) -> tuple[PreferenceLearner, Agent, Run]:
     run = Run.read(cloned)
     agent, _ = load_stack(run, run.config.seeds, "last", "cpu")
     config = DPOConfig(start_run=cloned, **(QUICK | {"warm_up": 0} | fields))
-    return PreferenceLearner(agent, config, horizon), agent, run
+    return PreferenceLearner(agent, config), agent, run
 
 
 def test_errors_are_of_one_noise_and_time_a_pair_summed_over_the_segment(cloned: Path) -> None:
@@ -51,9 +51,10 @@ def test_errors_are_of_one_noise_and_time_a_pair_summed_over_the_segment(cloned:
     pairs = toy(4)
     source = SegmentPairs(pairs, run.preprocessing, agent.device)
     batch = source.draw(5, 2, torch.Generator().manual_seed(0))
+    assert [column.shape for column in batch] == [(2, 2, 5, 3, 1), (2, 2, 5, 3, 2)]
     chosen = torch.randint(4, (2, 5), generator=torch.Generator().manual_seed(0))
-    t = made.policy.times[torch.randint(5, (2, 15), generator=torch.Generator().manual_seed(1))]
-    noise = torch.randn(2, 15, 2, generator=torch.Generator().manual_seed(2))
+    t = made.policy.times[torch.randint(5, (2, 5, 3), generator=torch.Generator().manual_seed(1))]
+    noise = torch.randn(2, 5, 3, 2, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         errors = made.errors(batch, t, noise)
     for seed in range(2):
@@ -65,10 +66,9 @@ def test_errors_are_of_one_noise_and_time_a_pair_summed_over_the_segment(cloned:
                 total = 0.0
                 for h in range(3):
                     i = int(chosen[seed, b])
-                    at = 3 * b + h
                     observation = torch.tensor(o[i, h]).expand(2, 1, 1)
                     action = torch.tensor(a[i, h]).expand(2, 1, 2)
-                    time, z = (x[seed, at].expand(2, 1, *x.shape[2:]) for x in (t, noise))
+                    time, z = (x[seed, b, h].expand(2, 1, *x.shape[3:]) for x in (t, noise))
                     network = made.policy.bound(observation)
                     error = denoising_loss(made.policy.prediction, network, action, time, z).detach()
                     total += float(error[seed, 0])

@@ -20,12 +20,13 @@ from diffrl.augment.job import augment
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import ROWS_VERSION, Sampling, SynthERConfig
 from diffrl.augment.synther.generate import chunk_size, sample_rows
-from diffrl.augment.synther.model import TransitionDiffusion, with_bins
+from diffrl.augment.synther.model import ModelRows, TransitionDiffusion
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.seeds import generator_at
 from diffrl.training import checkpoint
+from diffrl.training.loop import Trainer
 from diffrl.training.stack import StackTrainer
 
 CODEC = "codec.safetensors"
@@ -74,11 +75,12 @@ class SynthER(Augmenter):
         self.chunk = chunk_size(torch.device(device))
         train, out = hold_out(data.transitions, held_out, seed, self.config)
         stand_ins = not data.dataset.has_terminal_next
-        self._codec = RowCodec.fit(train, data.action_bounds, data.observation_bounds, stand_ins)
-        self.train, self.held_out = train.to(device), out.to(device)
+        self._codec = RowCodec.fit(train.transitions, data.action_bounds, data.observation_bounds, stand_ins)
+        self._train, self._held_out = train.to(device), out.to(device)
+        self.train, self.held_out = self._train.transitions, self._held_out.transitions
 
     @override
-    def trainer(self, folder: Path, begun: bool) -> StackTrainer:
+    def trainer(self, folder: Path, begun: bool) -> Trainer:
         if begun:
             # Fitted to the rows that the model was trained on, which another version of rows does not find again.
             self._codec = _read_codec(folder)
@@ -87,11 +89,11 @@ class SynthER(Augmenter):
                 temporary.write_bytes(safetensors.torch.save(self._codec.to("cpu").state_dict()))
         self._model = TransitionDiffusion(self.config, self._codec, (self._seed,), self._device)
         generator = generator_at(self._seed, streams.TRAINING, device=self._model.device)
-        return StackTrainer(self._model, self.train, self.config.batch(len(self.train)), generator)
+        return StackTrainer(self._model, self._train, self.config.batch(len(self._train)), generator)
 
     @override
     def held_out_loss(self) -> list[float]:
-        return self._model.held_out_loss(self.held_out)
+        return self._model.held_out_loss(self._held_out)
 
     @override
     def load(self, learner: Mapping[str, Tensor]) -> None:
@@ -118,18 +120,16 @@ class SynthER(Augmenter):
 
 
 def hold_out(
-    rows: Transitions, held_out: float, seed: int, model: SynthERConfig | None = None
-) -> tuple[Transitions, Transitions]:
+    transitions: Transitions, held_out: float, seed: int, model: SynthERConfig | None = None
+) -> tuple[ModelRows, ModelRows]:
     """The rows in random order: those to train on, and the share that is held out, at least one.
 
-    model: where it has a condition, the rows come with their bins (`with_bins`), of whole episodes' returns.
+    model: where it has a condition, the rows come with their bins, of whole episodes' returns.
     """
-    if model is not None and model.condition != "none":
-        rows = with_bins(rows, model.condition, model.bins)
+    rows = ModelRows.of(transitions, model or SynthERConfig())
     order = torch.randperm(len(rows), generator=generator_at(seed, streams.HELD_OUT))
     n = min(max(round(held_out * len(rows)), 1), len(rows) - 1)
-    train, out = (dataclasses.replace(rows, rows=rows.rows[index]) for index in (order[n:], order[:n]))
-    return train, out
+    return rows.take(order[n:]), rows.take(order[:n])
 
 
 def load_model(folder: Path | str, device: str = "cpu") -> TransitionDiffusion:

@@ -11,7 +11,11 @@ that probability: as often as it should be, if not always where. (benchmarks/res
 `terminals="modelled"` is the paper's way.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +44,61 @@ from diffrl.training.stack import StackTrainer
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
 
 
+class BinnedBatch(NamedTuple):
+    """Transitions drawn for S seeds, B each, and which bin of the condition each is in."""
+
+    transitions: Batch
+    bins: Tensor
+    """(S, B) integers from 0 to C - 1"""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelRows:
+    """N transitions that a model learns from or is tested on, with their bins where it has a condition: a `Source`."""
+
+    transitions: Transitions
+    bins: Tensor | None = None
+    """(N,) integers from 0 to C - 1; None: the model has no condition."""
+
+    @classmethod
+    def of(cls, transitions: Transitions, config: SynthERConfig) -> ModelRows:
+        """The transitions with the bins that the configuration's condition asks for, if it asks for any.
+
+        Raises DataError where all transitions are alike in it.
+        """
+        if config.condition == "none":
+            return cls(transitions)
+        return cls(transitions, bins_of(transitions, config.condition, config.bins))
+
+    def __len__(self) -> int:
+        return len(self.transitions)
+
+    def take(self, index: Tensor) -> ModelRows:
+        """The rows at `index` (n,)."""
+        rows = replace(self.transitions, rows=self.transitions.rows[index])
+        return ModelRows(rows, None if self.bins is None else self.bins[index])
+
+    def to(self, device: torch.device | str) -> ModelRows:
+        """The same rows on another device."""
+        return ModelRows(self.transitions.to(device), None if self.bins is None else self.bins.to(device))
+
+    def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch | BinnedBatch:
+        """Draw B = `batch_size` rows for each of S = `n_seeds` seeds, uniformly and with replacement.
+
+        A `BinnedBatch` where there are bins, else a `Batch`: the same transitions in either case.
+        """
+        if self.bins is None:
+            return self.transitions.draw(batch_size, n_seeds, generator)
+        shape, device = (n_seeds, batch_size), self.transitions.device
+        index = torch.randint(len(self), shape, generator=generator, device=device)
+        return BinnedBatch(self.transitions.gather(index), self.bins[index])
+
+
 class TransitionDiffusion:
     """S diffusion models of transitions, one a seed, trained as one stack: a `diffrl.training.stack.Learner`.
 
-    What it is given are batches of transitions in whatever units; `codec` standardises them. With a condition, the
-    batches' `episodes` column holds each row's bin (see `with_bins`).
+    It learns from batches of transitions in whatever units, which `codec` standardises: a `Batch`, or with a condition
+    a `BinnedBatch`.
     """
 
     period = 10
@@ -76,26 +130,32 @@ class TransitionDiffusion:
         self.step = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def losses(
-        self, network: TransitionNetwork, batch: Batch, t: Tensor, noise: Tensor, keep: Tensor | None
+        self, network: TransitionNetwork, batch: Batch | BinnedBatch, t: Tensor, noise: Tensor, keep: Tensor | None
     ) -> dict[str, Tensor]:
         """By name, (S,) each, to be added: EDM's, |F - target|^2 at the times t (S, B), the mean over rows and columns;
         and the cross entropy of the terminals, where a head tells them.
 
         EDM's weight on |D - x_0|^2 is 1 on F. keep: uniform numbers (S, B), which conditions are dropped.
         """
-        condition = None
-        if self._conditions:
-            condition = self.one_hot(batch.episodes.long())
+        transitions, condition = self._parts(batch)
+        if condition is not None:
             null = torch.zeros_like(condition)
             condition = drop_condition(condition, null, self.config.condition_dropout, noise=keep)
-        z = self.codec.standardise(self.codec.columns(batch))
+        z = self.codec.standardise(self.codec.columns(transitions))
         x0 = z @ self.codec.whitening
         loss = denoising_loss(self.prediction, lambda x, t: network(x, t, condition), x0, t, noise).mean(-1)
         if not self._head:
             return {"loss": loss}
         logits = network.terminal(z[..., : self.codec.causes])
-        entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.terminals, reduction="none")
+        entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, transitions.terminals, reduction="none")
         return {"loss": loss, "terminal_loss": entropy.mean(-1)}
+
+    def _parts(self, batch: Batch | BinnedBatch) -> tuple[Batch, Tensor | None]:
+        """The transitions of a batch, and for a conditional model their condition (S, B, C)."""
+        kind = BinnedBatch if self._conditions else Batch
+        if not isinstance(batch, kind):
+            raise ValueError(f"a model with the condition {self.config.condition} learns from a {kind.__name__}")
+        return (batch.transitions, self.one_hot(batch.bins)) if isinstance(batch, BinnedBatch) else (batch, None)
 
     def one_hot(self, bins: Tensor) -> Tensor:
         """The condition (..., C) of bins (...)."""
@@ -103,21 +163,22 @@ class TransitionDiffusion:
         classes = torch.arange(self._conditions, device=bins.device)
         return (bins.unsqueeze(-1) == classes).to(torch.get_default_dtype())
 
-    def draw(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+    def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
         """What `losses` needs: times (S, B), noise (S, B, D), and where there is a condition uniform numbers (S, B)."""
-        shape = batch.rewards.shape
+        shape = (self.n_seeds, batch_size)
         t = lognormal_times(self.prediction.process, shape, generator)
         noise = torch.randn((*shape, self.codec.size), generator=generator, device=self.device)
         keep = torch.rand(shape, generator=generator, device=self.device) if self._conditions else None
         return t, noise, keep
 
-    def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> dict[str, Tensor]:
+    def update(self, batch: Batch | BinnedBatch, generator: torch.Generator, phase: int = 0) -> dict[str, Tensor]:
         """One training step; every tenth moves the averaged weights."""
-        losses = self.losses(self.network, batch, *self.draw(batch, generator))
+        transitions, condition = self._parts(batch)
+        losses = self.losses(self.network, batch, *self.draw(transitions.rewards.shape[1], generator))
         norm = self.optimiser.step(torch.stack(list(losses.values())).sum(0))
         self.step += 1
-        if self._conditions:
-            self._seen += self.one_hot(batch.episodes.long()).sum(-2)
+        if condition is not None:
+            self._seen += condition.sum(-2)
         if phase == self.period - 1:
             # The first averages forget the initial weights: a short training would keep much of them.
             n = self.step / self.period
@@ -125,11 +186,12 @@ class TransitionDiffusion:
         return {name: loss.detach() for name, loss in losses.items()} | {"grad_norm": norm}
 
     @torch.no_grad()
-    def held_out_loss(self, transitions: Transitions, seed: int = 0) -> list[float]:
-        """The averaged network's loss on given rows, one a seed; always with the same noise, so that it compares."""
+    def held_out_loss(self, rows: Transitions | ModelRows, seed: int = 0) -> list[float]:
+        """The averaged network's loss on these rows, one a seed; always with the same noise, so that it compares."""
         generator = torch.Generator(device=self.device).manual_seed(seed)
-        batch = transitions.draw(min(4 * len(transitions), 4096), self.n_seeds, generator)
-        loss: list[float] = self.losses(self.average, batch, *self.draw(batch, generator))["loss"].tolist()
+        n = min(4 * len(rows), 4096)
+        batch = rows.draw(n, self.n_seeds, generator)
+        loss: list[float] = self.losses(self.average, batch, *self.draw(n, generator))["loss"].tolist()
         return loss
 
     # --- sampling --------------------------------------------------------------------------------------------------
@@ -195,11 +257,11 @@ def make_sampler(sampling: Sampling) -> Sampler:
     return Sampler(process, times, sampling.solver, churn=churn)
 
 
-def with_bins(transitions: Transitions, condition: str, bins: int) -> Transitions:
-    """The transitions with each row's bin, 0 to bins - 1, in the `episodes` column.
+def bins_of(transitions: Transitions, condition: str, bins: int) -> Tensor:
+    """The bin of each of N transitions, from 0 to bins - 1: (N,).
 
-    Bins are equally full, by rank: of the reward, or of the return of the row's episode. Equal values share a bin where
-    they can. Raises DataError where all are equal.
+    condition: what the bins are of, `reward` or `return`, that of the transition's episode. They are equally full, by
+    rank; equal values share a bin where they can. Raises DataError where all are equal.
     """
     columns = transitions.columns
     values = columns.rewards.double()
@@ -215,15 +277,12 @@ def with_bins(transitions: Transitions, condition: str, bins: int) -> Transition
     order = torch.sort(values).values
     # The middle of the ranks of equal values.
     low, high = torch.searchsorted(order, values), torch.searchsorted(order, values, right=True)
-    bin_of = ((low + high) * bins // (2 * len(values))).clamp_max(bins - 1)
-    new = Transitions(transitions.rows.clone(), transitions.observation_size, transitions.action_size)
-    new.columns.episodes.copy_(bin_of)
-    return new
+    return ((low + high) * bins // (2 * len(values))).clamp_max(bins - 1)
 
 
 def fit(
     config: SynthERConfig,
-    transitions: Source,
+    source: Source[Batch | BinnedBatch],
     codec: RowCodec,
     *,
     batch_size: int,
@@ -235,7 +294,7 @@ def fit(
     """Train in memory, without a run's folder: what a replay buffer that refits its model as it grows needs."""
     model = TransitionDiffusion(config, codec, seeds, device)
     generator = generator or generator_at(seeds[0], streams.TRAINING, device=model.device)
-    trainer = StackTrainer(model, transitions, batch_size, generator)
+    trainer = StackTrainer(model, source, batch_size, generator)
     made = 0
     while made < config.steps:
         made += trainer.advance(config.steps - made, lambda: False)

@@ -13,7 +13,7 @@ from diffrl.augment import streams
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import RefitConfig
 from diffrl.augment.synther.generate import chunk_size, sample_rows
-from diffrl.augment.synther.model import TransitionDiffusion, fit, with_bins
+from diffrl.augment.synther.model import ModelRows, TransitionDiffusion, fit
 from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Batch, RowSource, Source, Transitions
 from diffrl.support.errors import UserError
@@ -73,9 +73,7 @@ class RefittingBuffer(RowSource):
         """
         number = self.config.fits(step)
         began = time.monotonic()
-        rows, condition = self._real_rows(), self.config.model.condition
-        if condition != "none":
-            rows = with_bins(rows, condition, self.config.model.bins)
+        rows = ModelRows.of(self._real_rows(), self.config.model)
         self._say(f"SynthER after {step:,} steps: fitting to {len(rows):,} rows ...")
         try:
             model = self._fit(rows, number, stop)
@@ -92,7 +90,7 @@ class RefittingBuffer(RowSource):
         )
         return True
 
-    def _fit(self, rows: Transitions, number: int, stop: Callable[[], bool]) -> TransitionDiffusion:
+    def _fit(self, rows: ModelRows, number: int, stop: Callable[[], bool]) -> TransitionDiffusion:
         def heed(done: int, total: int) -> None:
             if stop():
                 raise _Stopped
@@ -101,7 +99,7 @@ class RefittingBuffer(RowSource):
         return fit(
             model,
             rows if self._real is None else self._real,
-            RowCodec.fit(rows, *self._bounds),
+            RowCodec.fit(rows.transitions, *self._bounds),
             batch_size=model.batch(len(rows)),
             seeds=self._seeds,
             device=str(self.device),
