@@ -45,7 +45,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "unchanged.json"
 _ROWS_2 = (
     "SynthER's seeds are hashed as all others are: other rows held out, other batches and noise (version 2 of rows)"
 )
-_FIDELITY = "useless rows are told by two more measures: those of shuffled columns, and the distance of rows to one another"
+_FIDELITY = "useless rows are told by two more measures: of shuffled columns, and the distance of rows to one another"
 ACCEPTED: dict[str, str] = {
     "synther*/new-synther/fidelity.json:sliced_w2_of_shuffled_columns": _FIDELITY,
     "synther*/new-synther/fidelity.json:variety": _FIDELITY,
