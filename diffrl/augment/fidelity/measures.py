@@ -153,7 +153,7 @@ def variety(rows: Floats, mean: Doubles, scale: Doubles) -> float:
 
     It falls with n: compare sets of one size.
     """
-    base = (rows - mean.astype(np.float32)) / scale.astype(np.float32)
+    base: Floats = np.asarray((rows - mean) / scale, np.float32)
     own = np.arange(min(QUERIES, len(base)))
     return float(np.median(nearest_distances(base[own], base, exclude=own)))
 
