@@ -34,18 +34,21 @@ from rich.console import Console
 from tables import Lines, markdown, print_lines
 
 import diffrl
-from diffrl.augment.fidelity.check import fidelity
-from diffrl.augment.job import as_columns, as_dataset, hold_out, load_model, of_terminals, synther
+from diffrl.augment.columns import as_columns, as_dataset, of_terminals
+from diffrl.augment.fidelity.comparison import fidelity
+from diffrl.augment.synther.augmenter import hold_out, load_model, synther
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import Sampling, SynthERConfig
-from diffrl.augment.synther.model import TransitionDiffusion, generator_of
+from diffrl.augment.synther.model import TransitionDiffusion
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
+from diffrl.data.transitions import Transitions
 from diffrl.runs import config as configuration
 from diffrl.support import plots
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
+from diffrl.support.seeds import generator_at
 from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
 from diffrl.training.logs import read_scores
@@ -203,7 +206,10 @@ def measured(options: Options, name: Name) -> tuple[TransitionDiffusion, Any, Of
         raise UserError(f"There is no model in {folder}: run --parts data first.")
     model = load_model(folder)
     dataset = load_dataset(real_file(options, name))
-    train, held_out = (as_dataset(rows.transitions, of_terminals(dataset)) for rows in hold_out(dataset, 0.05, 0))
+    train, held_out = (
+        as_dataset(rows.transitions, of_terminals(dataset))
+        for rows in hold_out(Transitions.from_dataset(dataset), 0.05, 0)
+    )
     return model, dynamics_for(ENVS[name]), train, held_out
 
 
@@ -214,7 +220,7 @@ def solver_curve(options: Options, name: Name, console: Console) -> list[dict[st
     for solver, steps, churn in CURVE:
         sampling = Sampling(solver=solver, sampling_steps=steps, churn=churn)  # type: ignore[arg-type]
         start = time.process_time()
-        parts = [model.sample(1024, generator_of(1, i), sampling)[0] for i in range(-(-options.curve_rows // 1024))]
+        parts = [model.sample(1024, generator_at(1, i), sampling)[0] for i in range(-(-options.curve_rows // 1024))]
         seconds = time.process_time() - start
         drawn = torch.cat(parts).numpy()
         synthetic = OfflineDataset(**as_columns(drawn, train.observation_size, train.action_size))
@@ -284,8 +290,6 @@ def plain_sample(network: PlainDenoiser, n: int, size: int, steps: int = 128) ->
 def speed(options: Options, console: Console) -> dict[str, Any]:
     """Rows a CPU second, in rounds that take turns: the median of three."""
     transitions = torch.randn(1000, 26)
-    from diffrl.data.transitions import Transitions
-
     rows = Transitions(torch.cat([transitions, torch.rand(1000, 3)], 1), 11, 3)
     codec = RowCodec.fit(rows)
     model = TransitionDiffusion(SynthERConfig(width=options.width), codec)
@@ -294,8 +298,8 @@ def speed(options: Options, console: Console) -> dict[str, Any]:
     makers = {
         "plain, one batch of 10,000 rows": lambda: plain_sample(plain, 10_000, codec.size),
         "plain, batches of 1,024": lambda: plain_sample(plain, 1024, codec.size),
-        "ours, the same sampler (255 calls)": lambda: model.sample(1024, generator_of(0, 0), published)[0],
-        "ours, dpmpp2m (32 calls)": lambda: model.sample(1024, generator_of(0, 0), fast)[0],
+        "ours, the same sampler (255 calls)": lambda: model.sample(1024, generator_at(0, 0), published)[0],
+        "ours, dpmpp2m (32 calls)": lambda: model.sample(1024, generator_at(0, 0), fast)[0],
     }
     rates: dict[str, list[float]] = {title: [] for title in makers}
     for _ in range(3):

@@ -42,7 +42,26 @@ from unchanged_runs import RUNS, chosen
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "unchanged.json"
 
-ACCEPTED: dict[str, str] = {}
+_ROWS_2 = (
+    "SynthER's seeds are hashed as all others are: other rows held out, other batches and noise (version 2 of rows)"
+)
+_FIDELITY = "useless rows are told by two more measures: of shuffled columns, and the distance of rows to one another"
+ACCEPTED: dict[str, str] = {
+    "synther*/new-synther/fidelity.json:sliced_w2_of_shuffled_columns": _FIDELITY,
+    "synther*/new-synther/fidelity.json:variety": _FIDELITY,
+    "synther*/new-synther/fidelity.json:verdicts": _FIDELITY,
+    "synther*/new-synther/fidelity.json:*": _ROWS_2,
+    "synther*/new.hdf5:*": _ROWS_2,
+    "synther*/new-synther/config.json:rows_version": _ROWS_2,
+    "synther*/new-synther/codec.safetensors:*": _ROWS_2,
+    "synther*/new-synther/checkpoints/000000000/state.json:*": _ROWS_2,
+    "synther*/new-synther/checkpoints/000000000/state.safetensors:generator": _ROWS_2,
+    "synther*/new-synther/checkpoints/000000060/*": _ROWS_2,
+    "synther*/new-synther/metrics.csv:*": _ROWS_2,
+    "online-synthetic/checkpoints/*": _ROWS_2,
+    "online-synthetic/metrics.csv:*": _ROWS_2,
+    "online-synthetic/scores.json:*": _ROWS_2,
+}
 """Differences that are meant: a pattern of RUN/FILE:PART, as in "synther*/*.hdf5:*", and the reason."""
 
 Results = dict[str, dict[str, Any]]

@@ -1,24 +1,27 @@
-"""From a data set to a synthetic one: train the model, generate, mix, write, report. Each part goes on where it was."""
+"""From a data set to a larger one: open it, train, generate, report, write. Each part goes on where it was cut.
+
+`augment` has the steps that all augmenters share; what is a method's own stands behind `Augmenter`.
+"""
 
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from diffrl.augment.synther import generate as generation
-from diffrl.augment.synther.codec import RowCodec
-from diffrl.augment.synther.config import Sampling, SynthERConfig
-from diffrl.augment.synther.model import ModelRows, TransitionDiffusion, generator_of
-from diffrl.data import d4rl, minari
-from diffrl.data.offline import STAND_IN, OfflineDataset
+from diffrl.augment import chunks
+from diffrl.augment.augmenter import Augmenter, RealData
+from diffrl.augment.columns import as_columns, as_dataset, of_terminals
+from diffrl.augment.config import Request
+from diffrl.augment.target import Target
+from diffrl.data import d4rl
+from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import action_scaling
 from diffrl.data.transitions import Transitions
 from diffrl.support.console import console, steps_bar, work
@@ -26,12 +29,12 @@ from diffrl.support.errors import DataError, UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import resolve_device, settle, versions
 from diffrl.support.schema import Positive, Range, Rows, held
+from diffrl.support.seeds import check_seed
 from diffrl.training import checkpoint
 from diffrl.training.logs import SHOWN, MetricsLog
 from diffrl.training.loop import Interrupted, Loop, NoEvaluations, NoRecord, stop_signals
-from diffrl.training.stack import StackTrainer
-from envs.datasets import load_dataset, locate
-from envs.task import Task, open_task
+from envs.datasets import load_dataset
+from envs.task import open_task
 
 SAVE_EVERY = 2_500
 """Training steps between checkpoints."""
@@ -41,157 +44,83 @@ REPORTED = 50_000
 """Synthetic rows that the report looks at, at most."""
 BLOCK = 2**16
 """Rows written at once."""
-_HELD_OUT, _TRAINING = 1, 2
-
-Mix = Literal["replace", "append"]
 
 
 @dataclass(frozen=True)
-class SynthesisConfig:
-    """What the model in a folder was trained on and how: its `config.json`, which never changes."""
+class Begun:
+    """What the model in a folder is trained on and how: its `config.json`, which never changes."""
 
     dataset: str
     rows: int | None
     held_out: float
     seed: int
     env_id: str | None
-    model: SynthERConfig
+    model: dict[str, Any]
+    """The method's settings of the model and its training."""
     fingerprint: str
     """SHA-256 of the data's arrays."""
+    rows_version: int
+    """The version of the rows held out and drawn in training (`Augmenter.rows_version`); 1 in a folder without it."""
 
 
-@dataclass(frozen=True)
-class SynthesisData:
-    """The data of a synthesis: real rows whose successors are known, in the environment's units."""
+def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> Path:
+    """Train an augmenter's model on a data set and write what it generates; give the path of the new data set.
 
-    dataset: OfflineDataset
-    task: Task
-    train: ModelRows
-    """What the model learns from."""
-    held_out: ModelRows
-    codec: RowCodec
-
-    @property
-    def rows(self) -> int:
-        """How many there are."""
-        return len(self.train) + len(self.held_out)
-
-
-def synther(
-    dataset: str,
-    out: str | Path,
-    *,
-    samples: int | None = None,
-    ratio: float | None = None,
-    mix: Mix = "replace",
-    model: SynthERConfig | None = None,
-    sampling: Sampling | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    env: str | None = None,
-    rows: int | None = None,
-    held_out: float = 0.05,
-    folder: str | Path | None = None,
-    report: bool = True,
-    force: bool = False,
-    quiet: bool = False,
-) -> Path:
-    """Train SynthER's model on a data set and write what it generates; give the path of the new data set.
-
-    dataset: a D4RL id, a Minari id or a path; `rows`: only its first so many. out: a path ending in .hdf5, or
-    minari:ID. samples: synthetic rows, 1,000,000 by default; or `ratio`, so many for each real row. mix: replace, the
-    synthetic rows alone, or append, the real ones before them. held_out: share of the real rows that the model does not
-    see, for the report. folder: of model, logs and report, by default beside `out`.
-
-    The same call again goes on where it was cut, in training or generating, and gives the same file.
+    The same call again goes on where it was cut, in training or generating, and gives the same file. Raises UserError
+    for a request that cannot be met, DataError for data that cannot be used, Interrupted when told to stop.
     """
-    model, sampling = model or SynthERConfig(), sampling or Sampling()
-    if sampling.steers and model.condition == "none":
-        raise UserError(
-            "--above and --guidance steer a conditional model: train one with --condition reward or return."
-        )
-    target = _Target(str(out), force)
-    target.spare(dataset)
-    device = resolve_device(device)
+    check_seed(request.seed, "--seed")
+    target = Target(str(request.out), request.force, augmenter.verb)
+    target.spare(request.dataset)
+    device = resolve_device(request.device)
     settle()
-    data = _open(dataset, model, env=env, rows=rows, held_out=held_out, seed=seed, device=device, quiet=quiet)
-    n = _samples(samples, ratio, data.rows)
-    path = Path(folder) if folder is not None else target.folder
-    config = SynthesisConfig(dataset, rows, held_out, seed, data.task.env_id, model, d4rl.fingerprint(data.dataset))
-    _claim(path, config)
-    trained = _train(path, config, data, device, quiet)
-    settings = provenance(config, sampling, n, mix, data)
-    with work("Generating", "rows", quiet) as on_progress, stop_signals() as stopped:
-        generated = generation.generate(
-            path,
-            trained,
-            n,
-            sampling,
-            seed,
-            {"fingerprint": config.fingerprint, "model": dataclasses.asdict(model)},
-            on_progress=on_progress,
-            stopped=stopped,
-        )
-    if len(generated) < n:
-        raise Interrupted(f"Stopped after {len(generated):,} of {n:,} rows, which are kept. The same command goes on.")
+    data = open_data(request, quiet)
+    augmenter.open(data, request.held_out, request.seed, device)
+    n = _samples(request, len(data.transitions))
+    folder = target.folder if request.folder is None else Path(request.folder)
+    begun = _claim(folder, _begun(request, augmenter, data))
+    _train(folder, begun, augmenter, quiet)
+    generated = _generate(folder, begun, augmenter, n, device, quiet)
     # The data set comes last: where it is, nothing is left to do.
-    report = report and _report(path, config, data, generated, quiet)
+    reported = request.report and _report(folder, begun, data, augmenter, generated, quiet)
     with work("Writing", "rows", quiet) as on_progress:
-        written = target.write(_blocks(data, generated, mix, on_progress), settings, data)
-    generation.clear(path)
+        about = provenance(request, augmenter, data, begun.fingerprint, n)
+        written = target.write(_blocks(request, data, generated, on_progress), about, data.dataset)
+    chunks.clear(folder)
     if not quiet:
-        _say(written, str(written) if target.to_file else target.id, path, n, mix, data, report)
+        real = f"{len(data.transitions):,} real transitions, then " if request.mix == "append" else ""
+        console.print(f"Written: {written}, {real}{n:,} synthetic ones, each an episode of its own.")
+        console.print(f"Fidelity:    {folder / 'fidelity.html' if reported else 'not measured.'}")
+        console.print(f"Train on it: diffrl train --agent iql --dataset {target.name(written)}")
     return written
 
 
-class _Target:
-    """Where the data set goes: an HDF5 file, or Minari's store."""
-
-    def __init__(self, out: str, force: bool) -> None:
-        self.out, self.force = out, force
-        self.path = Path(out).expanduser()
-        self.to_file = self.path.suffix in (".hdf5", ".h5")
-        if self.to_file:
-            exists = self.path.exists()
-            self.folder = self.path.with_name(f"{self.path.stem}-synther")
-        elif out.startswith("minari:"):
-            self.id = out.removeprefix("minari:")
-            if not minari.is_id(self.id):
-                raise UserError(f"{out!r} is no Minari id; expected e.g. minari:hopper/synthetic-v0.")
-            exists = (minari.store() / self.id).exists()
-            self.folder = Path("runs") / f"{self.id.replace('/', '-')}-synther"
-        else:
-            raise UserError(f"Cannot write {out!r}: expected a path ending in .hdf5 or .h5, or minari:ID.")
-        if self.to_file and self.path.is_dir():
-            raise UserError(f"{out} is a folder; expected the path of a file: choose another --out.")
-        if exists and not force:
-            raise UserError(
-                f"{out} exists; what wrote it is finished. Use --force to replace it, or choose another --out."
-            )
-
-    def spare(self, source: str) -> None:
-        """Raise UserError where writing would replace the data set `source`."""
-        place = self.path if self.to_file else minari.store() / self.id
-        path = locate(source).path
-        if path is not None and path.resolve() == place.resolve():
-            raise UserError(f"--out {self.out} is the data set itself, which would be lost: choose another --out.")
-
-    def write(self, blocks: Iterator[dict[str, NDArray[Any]]], metadata: dict[str, Any], data: SynthesisData) -> Path:
-        """Write all blocks. Minari's writer takes whole data sets: there all rows are in memory."""
-        if self.to_file:
-            return d4rl.write_blocks(self.path, blocks, metadata)
-        parts = list(blocks)
-        arrays: dict[str, Any] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        benchmark = locate(str(data.dataset.metadata["dataset"])).benchmark
-        return minari.write(
-            self.id,
-            OfflineDataset(**arrays, metadata=metadata),
-            reference_scores=None if benchmark is None else benchmark.reference_scores,
-            force=self.force,
-        )
+def open_data(request: Request, quiet: bool) -> RealData:
+    """Load the data set and find its environment's bounds."""
+    held(request.held_out, Annotated[float, Range(0, 1, "()")], "--held-out")
+    held(request.rows, Rows | None, "--rows")
+    name, rows = request.dataset, request.rows
+    if rows is not None and rows < 1:
+        raise UserError(f"--rows is {rows}; expected at least 1.")
+    dataset = load_dataset(name, rows=rows, progress=not quiet, action_limit=None)
+    task, simulator = open_task(name, dataset, env=request.env, rows=rows)
+    scaling = action_scaling(simulator, dataset)
+    low, high = (np.full(dataset.observation_size, bound, np.float32) for bound in (-np.inf, np.inf))
+    if simulator is not None:
+        space: Any = simulator.observation_space
+        low, high = space.low, space.high
+        simulator.close()
+    transitions = Transitions.from_dataset(dataset)
+    if len(transitions) < LEAST_ROWS:
+        raise DataError(f"{name} has {len(transitions)} rows of known successor; expected {LEAST_ROWS} or more.")
+    ends = torch.tensor([[-1.0], [1.0]]).expand(2, dataset.action_size)
+    lowest, highest = scaling.inverse(ends).numpy()
+    return RealData(dataset, task, transitions, (lowest, highest), (low, high))
 
 
-def _samples(samples: int | None, ratio: float | None, rows: int) -> int:
+def _samples(request: Request, rows: int) -> int:
+    """How many rows to generate for so many real ones."""
+    samples, ratio = request.samples, request.ratio
     if samples is not None and ratio is not None:
         raise UserError("--samples and --ratio both say how many rows to generate: give one of them.")
     if ratio is not None:
@@ -199,60 +128,40 @@ def _samples(samples: int | None, ratio: float | None, rows: int) -> int:
     return int(held(1_000_000 if samples is None else samples, Rows, "--samples"))
 
 
-def _open(
-    name: str,
-    model: SynthERConfig,
-    *,
-    env: str | None,
-    rows: int | None,
-    held_out: float,
-    seed: int,
-    device: str,
-    quiet: bool,
-) -> SynthesisData:
-    held(held_out, Annotated[float, Range(0, 1, "()")], "--held-out")
-    held(rows, Rows | None, "--rows")
-    dataset = load_dataset(name, rows=rows, progress=not quiet, action_limit=None)
-    task, simulator = open_task(name, dataset, env=env, rows=rows)
-    scaling = action_scaling(simulator, dataset)
-    low, high = -np.inf, np.inf
-    if simulator is not None:
-        space: Any = simulator.observation_space
-        low, high = space.low, space.high
-        simulator.close()
-    train, out = hold_out(dataset, held_out, seed, model)
-    if len(train) + len(out) < LEAST_ROWS:
-        raise DataError(f"{name} has {len(train) + len(out)} rows of known successor; expected {LEAST_ROWS} or more.")
-    bounds = scaling.inverse(torch.tensor(-1.0)).numpy(), scaling.inverse(torch.tensor(1.0)).numpy()
-    codec = RowCodec.fit(train.transitions, bounds, (low, high), not dataset.has_terminal_next)
-    return SynthesisData(dataset, task, train.to(device), out.to(device), codec)
+# --- the model's folder --------------------------------------------------------------------------------------------
 
 
-def hold_out(
-    dataset: OfflineDataset, held_out: float, seed: int, model: SynthERConfig | None = None
-) -> tuple[ModelRows, ModelRows]:
-    """The rows of known successor in random order: those to train on, and the share that is held out, at least one.
+def _begun(request: Request, augmenter: Augmenter, data: RealData) -> Begun:
+    return Begun(
+        request.dataset,
+        request.rows,
+        request.held_out,
+        request.seed,
+        data.task.env_id,
+        augmenter.model_settings,
+        d4rl.fingerprint(data.dataset),
+        augmenter.rows_version,
+    )
 
-    model: where it has a condition, the rows come with their bins, of whole episodes' returns.
+
+def _claim(folder: Path, wanted: Begun) -> Begun:
+    """Make the folder, or see that what is there was begun with the same settings; give them as they stand there.
+
+    Only the version of rows may be another one, where the folder has checkpoints. Raises UserError for other settings.
     """
-    rows = ModelRows.of(Transitions.from_dataset(dataset), model or SynthERConfig())
-    order = torch.randperm(len(rows), generator=generator_of(seed, _HELD_OUT))
-    n = min(max(round(held_out * len(rows)), 1), len(rows) - 1)
-    return rows.take(order[n:]), rows.take(order[:n])
-
-
-def _claim(folder: Path, config: SynthesisConfig) -> None:
-    """Make the folder, or see that what is there was begun with the same settings. Raises UserError where not."""
     path = folder / "config.json"
-    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
     if path.exists():
+        settings = json.loads(json.dumps(dataclasses.asdict(wanted)))
         try:
             found = json.loads(path.read_text())
-            SynthERConfig(**found["model"])
-        except (ValueError, KeyError, TypeError) as error:
+            version = int(found.pop("rows_version", 1))
+            found["rows_version"] = settings["rows_version"]
+            if set(found["model"]) != set(settings["model"]):
+                raise ValueError("a model of another kind")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is no synthesis' of ours: choose another --folder, or another --out.") from error
-        if found != wanted:
-            flat_found, flat_wanted = ({**c, **c["model"]} for c in (found, wanted))
+        if found != settings:
+            flat_found, flat_wanted = ({**values, **values["model"]} for values in (found, settings))
             differ = [k for k in flat_wanted if k != "model" and flat_found.get(k) != flat_wanted[k]]
             texts = [
                 "other data"
@@ -264,161 +173,162 @@ def _claim(folder: Path, config: SynthesisConfig) -> None:
                 f"{folder} holds a model with other settings ({'; '.join(texts)}). Ask for the same to go on with it, "
                 "or choose another --out or --folder, or remove it."
             )
-        return
+        if checkpoint.steps(folder):
+            return dataclasses.replace(wanted, rows_version=version)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "versions.json") as temporary:
         temporary.write_text(json.dumps(versions(), indent=1))
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(wanted, indent=1))
+        temporary.write_text(json.dumps(dataclasses.asdict(wanted), indent=1))
+    return wanted
+
+
+# --- training and generating ---------------------------------------------------------------------------------------
 
 
 class _HeldOut(NoEvaluations):
     """In the place of evaluations: the model's loss on the rows held out, as it stands at their steps."""
 
-    def __init__(self, model: TransitionDiffusion, held_out: ModelRows, log: MetricsLog) -> None:
-        self._model, self._held_out, self._log = model, held_out, log
+    def __init__(self, augmenter: Augmenter, log: MetricsLog) -> None:
+        self._augmenter, self._log = augmenter, log
 
     @override
     def submit(self, step: int, stop: Callable[[], bool]) -> None:
-        self._log.scalars("held_out_loss", step, self._model.held_out_loss(self._held_out))
+        self._log.scalars("held_out_loss", step, self._augmenter.held_out_loss())
 
 
-def _train(folder: Path, config: SynthesisConfig, data: SynthesisData, device: str, quiet: bool) -> TransitionDiffusion:
-    """Train to the end, from the newest checkpoint if there is one."""
-    model = TransitionDiffusion(config.model, data.codec, (config.seed,), device)
-    with atomic_path(folder / "codec.safetensors") as temporary:
-        temporary.write_bytes(safetensors.torch.save(data.codec.to("cpu").state_dict()))
-    there = checkpoint.steps(folder)
+def _train(folder: Path, begun: Begun, augmenter: Augmenter, quiet: bool) -> None:
+    """Train to the end, from the newest checkpoint if there is one.
+
+    Raises UserError where another version of rows began a training that is not finished.
+    """
+    steps = augmenter.steps
+    there = bool(checkpoint.steps(folder))
+    trainer = augmenter.trainer(folder, there)
     saved = None
     if there:
         saved, complaints = checkpoint.load_latest(folder)
         for complaint in complaints:
             console.print(f"[yellow]{complaint}[/]")
     start = 0 if saved is None else saved.step
-    if saved is not None and saved.step >= config.model.steps:
-        model.load_state_dict(saved.learner)
+    if saved is not None and saved.step >= steps:
+        augmenter.load(saved.learner)
         if not quiet:
             console.print(f"The model in {folder} is trained.")
-        return model
-    sizes = f"{len(data.train):,} transitions, {len(data.held_out):,} held out"
-    title = f"SynthER on {config.dataset}: {sizes}. Model: {folder}"
-    if not quiet and model.device.type == "cpu" and config.model.width >= 1024 and not start:
-        console.print("[yellow]On a CPU the published size takes hours; --width 256 --steps 20000 takes minutes.[/]")
-    generator = generator_of(config.seed, _TRAINING, device=model.device)
-    trainer = StackTrainer(model, data.train, config.model.batch(len(data.train)), generator)
-    log = MetricsLog(folder, model.seeds, start)
+        return
+    if begun.rows_version != augmenter.rows_version:
+        raise UserError(
+            f"{folder} holds a model that another version of diffrl began to train (version {begun.rows_version} of "
+            f"rows, here {augmenter.rows_version}), with other rows held out: it cannot be trained on. Remove the "
+            "folder, or choose another --folder or --out."
+        )
+    sizes = f"{len(augmenter.train):,} transitions, {len(augmenter.held_out):,} held out"
+    title = f"{augmenter.name} on {begun.dataset}: {sizes}. Model: {folder}"
+    if not quiet and not start and augmenter.warning():
+        console.print(f"[yellow]{augmenter.warning()}[/]")
+    log = MetricsLog(folder, trainer.seeds, start)
     try:
-        with steps_bar(config.model.steps, start, title, SHOWN, quiet) as observer:
+        with steps_bar(steps, start, title, SHOWN, quiet) as observer:
             loop = Loop(
                 folder,
                 trainer,
                 log,
                 observer,
-                _HeldOut(model, data.held_out, log),
+                _HeldOut(augmenter, log),
                 NoRecord(),
-                log_every=100 if config.model.steps <= 10_000 else 500,
+                log_every=100 if steps <= 10_000 else 500,
                 eval_every=SAVE_EVERY,
                 go_on="The same command goes on.",
             )
             if saved is not None:
                 loop.restore(saved)
-            loop.fit(config.model.steps)
+            loop.fit(steps)
     finally:
         log.close()
-    return model
 
 
-def load_model(folder: Path | str, device: str = "cpu") -> TransitionDiffusion:
-    """The trained model of a synthesis' folder. Raises UserError where there is none."""
-    folder = Path(folder)
-    try:
-        about = json.loads((folder / "config.json").read_text())
-        codec = RowCodec.from_state_dict(safetensors.torch.load((folder / "codec.safetensors").read_bytes()))
-        config, seed = SynthERConfig(**about["model"]), int(about["seed"])
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise UserError(f"{folder} holds no model of transitions ({error}).") from error
-    model = TransitionDiffusion(config, codec, (seed,), device)
-    model.load_state_dict(checkpoint.load_latest(folder)[0].learner)
-    return model
+def _generate(
+    folder: Path, begun: Begun, augmenter: Augmenter, n: int, device: str, quiet: bool
+) -> NDArray[np.float32]:
+    """n rows (n, D), in a file of the folder. Raises Interrupted where it was told to stop before all were there."""
+    size = augmenter.train.rows.shape[1] - 2  # a row without its episode and time
+    about = {
+        "fingerprint": begun.fingerprint,
+        "model": augmenter.model_settings,
+        "sampling": augmenter.sampling_settings,
+        "seed": begun.seed,
+        "chunk": augmenter.chunk,
+        "columns": size,
+        "rows_version": augmenter.rows_version,
+    }
+    with work("Generating", "rows", quiet) as on_progress, stop_signals() as stopped:
+        generated = chunks.generate(
+            folder, n, augmenter.sample, about, device=device, on_progress=on_progress, stopped=stopped
+        )
+    if len(generated) < n:
+        raise Interrupted(f"Stopped after {len(generated):,} of {n:,} rows, which are kept. The same command goes on.")
+    return generated
 
 
-def provenance(config: SynthesisConfig, sampling: Sampling, n: int, mix: Mix, data: SynthesisData) -> dict[str, Any]:
-    """What the data set says of its making."""
+# --- what is written -----------------------------------------------------------------------------------------------
+
+
+def provenance(request: Request, augmenter: Augmenter, data: RealData, fingerprint: str, n: int) -> dict[str, Any]:
+    """What the data set says of its making: n synthetic rows, from which data, by which model, of which version."""
     returns = data.dataset.return_range()
     if returns is None:
         each = data.dataset.episode_returns()
         returns = float(each.min()), float(each.max())
+    appended, real = request.mix == "append", len(data.transitions)
     return {
-        "algorithm": "SynthER (arXiv 2303.06614), diffrl",
+        "algorithm": f"{augmenter.name} ({augmenter.paper}), diffrl",
         "description": f"{n} synthetic transitions, each an episode of its own"
-        + (f", after {data.rows} real ones" if mix == "append" else ""),
+        + (f", after {real} real ones" if appended else ""),
         "synthetic_rows": n,
-        "real_rows": data.rows if mix == "append" else 0,
-        "source": config.dataset,
-        "source_rows": data.rows,
-        "source_sha256": config.fingerprint,
+        "real_rows": real if appended else 0,
+        "source": request.dataset,
+        "source_rows": real,
+        "source_sha256": fingerprint,
         "return_range": np.array(returns),
-        "model": dataclasses.asdict(config.model),
-        "sampling": {**dataclasses.asdict(sampling), "S_churn": sampling.S_churn, "calls": sampling.calls},
-        "seed": config.seed,
-        "action_low": data.codec.action_bounds[0].numpy(),
-        "action_high": data.codec.action_bounds[1].numpy(),
+        **augmenter.provenance(),
+        "seed": request.seed,
+        "rows_version": augmenter.rows_version,
+        "action_low": data.action_bounds[0],
+        "action_high": data.action_bounds[1],
         **of_terminals(data.dataset),
-        **({"env_id": config.env_id} if config.env_id else {}),
-    }
-
-
-def of_terminals(dataset: OfflineDataset) -> dict[str, Any]:
-    """What the metadata of data derived from these say of the next observations of terminal rows."""
-    return {} if dataset.has_terminal_next else {"terminal_successors": STAND_IN}
-
-
-def as_columns(rows: NDArray[np.float32], observation_size: int, action_size: int) -> dict[str, NDArray[Any]]:
-    """Decoded rows (n, D) as the columns of a data set, each row an episode of its own: cut, unless it is terminal."""
-    o, a = observation_size, action_size
-    terminals = rows[:, -1] > 0.5
-    return {
-        "observations": rows[:, :o],
-        "actions": rows[:, o : o + a],
-        "rewards": rows[:, -2],
-        "terminals": terminals,
-        "timeouts": ~terminals,
-        "next_observations": rows[:, o + a : -2],
+        **({"env_id": data.task.env_id} if data.task.env_id else {}),
     }
 
 
 def _blocks(
-    data: SynthesisData, generated: NDArray[np.float32], mix: Mix, on_progress: Any
+    request: Request, data: RealData, generated: NDArray[np.float32], on_progress: Callable[[int, int], None]
 ) -> Iterator[dict[str, Any]]:
-    o, a = data.codec.observation_size, data.codec.action_size
-    if mix == "append":
+    """The columns of the new data set: the real rows where they are wanted, then the generated ones, part by part."""
+    if request.mix == "append":
         yield data.dataset.with_successors().columns()
     for start in range(0, len(generated), BLOCK):
-        yield as_columns(np.array(generated[start : start + BLOCK]), o, a)
+        rows = np.array(generated[start : start + BLOCK])
+        yield as_columns(rows, data.dataset.observation_size, data.dataset.action_size)
         on_progress(min(start + BLOCK, len(generated)), len(generated))
 
 
-def as_dataset(transitions: Transitions, metadata: dict[str, Any]) -> OfflineDataset:
-    """Transitions, in whatever order, as a data set of episodes of one row."""
-    columns: dict[str, Any] = as_columns(
-        transitions.rows[:, :-2].cpu().numpy(), transitions.observation_size, transitions.action_size
-    )
-    return OfflineDataset(**columns, metadata=metadata)
-
-
 def _report(
-    folder: Path, config: SynthesisConfig, data: SynthesisData, generated: NDArray[np.float32], quiet: bool
+    folder: Path,
+    begun: Begun,
+    data: RealData,
+    augmenter: Augmenter,
+    generated: NDArray[np.float32],
+    quiet: bool,
 ) -> bool:
     """Fidelity of the rows: fidelity.html, .png and .json in `folder`. False where there are too few to compare."""
-    from diffrl.augment.fidelity.check import fidelity, look_first
+    from diffrl.augment.fidelity.comparison import fidelity, look_first, uselessness
     from diffrl.augment.fidelity.report import write_report
     from envs.dynamics import dynamics_for, why_none
 
-    env_id = config.env_id
-    o, a = data.codec.observation_size, data.codec.action_size
-    train, held_out = (as_dataset(rows.transitions, of_terminals(data.dataset)) for rows in (data.train, data.held_out))
+    env_id, real = data.task.env_id, data.dataset
+    train, held_out = (as_dataset(rows, of_terminals(real)) for rows in (augmenter.train, augmenter.held_out))
     # Rows of one model are alike: the first ones stand for all.
-    columns: dict[str, Any] = as_columns(np.array(generated[:REPORTED]), o, a)
+    columns: dict[str, Any] = as_columns(np.array(generated[:REPORTED]), real.observation_size, real.action_size)
     synthetic = OfflineDataset(**columns)
     if not quiet:
         console.print("Comparing synthetic rows with real ones ...")
@@ -428,39 +338,36 @@ def _report(
             synthetic,
             held_out,
             dynamics=dynamics_for(env_id) if env_id else None,
-            seed=config.seed,
-            action_bounds=data.codec.action_bounds,
+            seed=begun.seed,
+            action_bounds=data.action_bounds,
+            steered=augmenter.steered,
         )
     except DataError as error:
         console.print(f"[yellow]No fidelity report: {error}[/]")
         return False
     why = why_none(env_id) if env_id else None
-    if why:
-        found = dataclasses.replace(found, notes=(*found.notes, f"No dynamics error: {why}"))
-    title = f"{len(columns['rewards']):,} synthetic transitions beside {data.dataset.metadata['dataset']}"
+    notes = [f"No dynamics error: {why}"] if why else []
+    if begun.rows_version != augmenter.rows_version:
+        notes.append(
+            "Another version of diffrl trained the model: most of the rows that are held out here it has seen."
+        )
+    found = dataclasses.replace(found, notes=(*found.notes, *notes))
+    title = f"{len(columns['rewards']):,} synthetic transitions beside {real.metadata['dataset']}"
     write_report(found, train, synthetic, folder, title)
     if not quiet:
         for note in found.notes:
             console.print(f"  {note}")
-        for measure, verdict in found.verdicts.items():
+        verdicts = found.verdicts
+        overall = verdicts.pop("overall")
+        for measure, verdict in verdicts.items():
             console.print(f"  [bold]{measure.replace('_', ' ')}[/]: {verdict}")
         console.print(
             "  (The floor is the same measure between real rows and others, held out: what chance alone gives.)"
         )
-        odd = look_first(found)
-        if odd:
-            console.print(f"[yellow]Look first: {'; '.join(odd)}. More --steps or --width usually helps.[/]")
-        if config.model.condition != "none":
-            console.print("  (Real rows are all rows: those drawn by a condition are meant to differ.)")
+        if uselessness(found) or look_first(found):
+            console.print(f"[yellow]{overall} More --steps or --width usually helps.[/]")
+        else:
+            console.print(f"  {overall}")
+        if augmenter.remark():
+            console.print(f"  ({augmenter.remark()})")
     return True
-
-
-def _say(written: Path, name: str, folder: Path, n: int, mix: Mix, data: SynthesisData, report: bool) -> None:
-    """Where everything is. name: what commands call the data set."""
-    real = f"{data.rows:,} real transitions, then " if mix == "append" else ""
-    console.print(f"Written: {written}, {real}{n:,} synthetic ones, each an episode of its own.")
-    if report:
-        console.print(f"Fidelity:    {folder / 'fidelity.html'}")
-    else:
-        console.print("Fidelity:    not measured.")
-    console.print(f"Train on it: diffrl train --agent iql --dataset {name}")

@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import override
 
+from diffrl.augment import streams
 from diffrl.augment.synther.config import RefitConfig, Sampling, SynthERConfig
-from diffrl.augment.synther.model import generator_of
 from diffrl.augment.synther.refit import RefittingBuffer
 from diffrl.data.replay import row_counts
 from diffrl.data.sb3 import real_action_space, to_dataset
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import UserError
+from diffrl.support.seeds import check_seed, generator_at
 
 try:
     from stable_baselines3.common.buffers import ReplayBuffer
@@ -35,8 +37,6 @@ try:
     from stable_baselines3.common.vec_env import VecNormalize
 except ImportError as error:
     raise UserError("Replay buffers for Stable-Baselines3 need an extra: pip install 'diffrl[sb3]'") from error
-
-_DRAW = 2
 
 
 class SyntheticReplayBuffer(ReplayBuffer):
@@ -47,11 +47,13 @@ class SyntheticReplayBuffer(ReplayBuffer):
     Synthetic rows are in the buffer's units (observations before `VecNormalize`, actions in [-1, 1]) and drawn through
     the same normalisation; terminal are those that the model says are true ends, never cuts.
 
-    All randomness of models and synthetic rows is the buffer's own, by `seed`; by default that of PyTorch, which SB3's
-    algorithms have set to theirs by the time they make a buffer. first_fit, share, ...: `RefitConfig`. model_device:
-    where the model is fitted, by default where the algorithm is. verbose: 1 prints a line a fit.
+    synthetic_share, refit_every, first_fit, samples, model, sampling: the fields of `RefitConfig`. model_device: where
+    the model is fitted, by default where the algorithm is. verbose: 1 prints a line a fit. seed: what all random
+    numbers of models and synthetic rows come from; by default PyTorch's seed, which SB3's algorithms have set to their
+    own by the time they make a buffer.
 
-    Raises UserError for observations that are no Box of real numbers, and for actions that are no Box.
+    Raises UserError for observations that are no Box of real numbers, for actions that are no Box, and for a negative
+    seed.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class SyntheticReplayBuffer(ReplayBuffer):
         self.verbose = verbose
         self._added = 0
         seed = torch.initial_seed() % 2**63 if seed is None else seed
+        check_seed(seed, "`seed`")
         space: Any = self.observation_space
         self.synthetic = RefittingBuffer(
             config,
@@ -93,31 +96,33 @@ class SyntheticReplayBuffer(ReplayBuffer):
             device=self.device if model_device is None else model_device,
             say=self._say,
         )
-        self._generator = generator_of(seed, _DRAW, device=self.synthetic.device)
+        self._generator = generator_at(seed, streams.DRAW, device=self.synthetic.device)
 
     @property
     def steps(self) -> int:
-        """Environment steps added, of all environments; at least the rows there are, however they came."""
+        """Steps added so far, of all environments; at least as many as the buffer holds, however these came there."""
         return max(self._added, self.size() * self.n_envs)
 
     def real(self) -> Transitions:
-        """The real rows, actions as the buffer holds them; a copy."""
+        """A copy of the real rows, with actions as the buffer holds them."""
         return Transitions.from_dataset(to_dataset(self, scaled_actions=False), self.synthetic.device)
 
+    @override
     def add(self, *args: Any, **kwargs: Any) -> None:
-        """See SB3's `ReplayBuffer`."""
         before = self.steps
         super().add(*args, **kwargs)
         self._added = before + self.n_envs
 
+    @override
     def reset(self) -> None:
         """Forget all rows, the synthetic ones too."""
         super().reset()
         self._added = 0
         self.synthetic.clear()
 
+    @override
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
-        """A batch, the real rows first; a fit that is due is made now."""
+        """Draw a batch, the real rows first. A fit that is due is made before."""
         if self.synthetic.due(self.steps):
             self.synthetic.refit(self.steps)
         share = self.synthetic.config.share if self.synthetic.number else 0.0
@@ -132,7 +137,7 @@ class SyntheticReplayBuffer(ReplayBuffer):
         return ReplayBufferSamples(*(torch.cat(pair) for pair in parts))
 
     def _synthetic(self, n: int, env: VecNormalize | None) -> ReplayBufferSamples:
-        """n synthetic rows in the form of SB3's batches: types, shapes, normalisation."""
+        """Draw n synthetic rows, in the types, shapes and normalisation of SB3's batches."""
         batch = self.synthetic.view(self.synthetic.draw_rows(n, 1, self._generator)[0])
 
         def observations(values: torch.Tensor) -> NDArray[Any]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from tyro.conf import Positional
 
+from diffrl.augment.config import Request
 from diffrl.augment.synther.config import Sampling, SynthERConfig
 from diffrl.support.errors import explaining_memory
 
 
 @dataclass(frozen=True)
-class Synther:
+class Synther(Request):
     """Train a diffusion model of a data set's transitions (SynthER) and write what it generates as a new data set.
 
     For example,
@@ -30,32 +31,8 @@ class Synther:
 
     dataset: Positional[str]
     """A D4RL id, a Minari id, or a path (HDF5, npz, a Minari folder)."""
-    out: str
-    """A path ending in .hdf5, or minari:ID, where every transition becomes an episode (14 KB and 2 ms each)."""
-    samples: int | None = None
-    """Synthetic rows; by default a million (the paper: 5 million)."""
-    ratio: float | None = None
-    """Instead of --samples: synthetic rows for each real row."""
-    mix: Literal["replace", "append"] = "replace"
-    """replace: the file holds synthetic rows alone, as in the paper; append: the real rows, then the synthetic."""
     model: Annotated[SynthERConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=SynthERConfig)
     sampling: Annotated[Sampling, tyro.conf.OmitArgPrefixes] = field(default_factory=Sampling)
-    seed: int = 0
-    """Seed of the model, its training and the samples."""
-    device: str = "cpu"
-    """cpu, cuda, cuda:N, or auto."""
-    env: str | None = None
-    """Gymnasium id of the environment the data are from: bounds, the simulator in the report; recorded in the file."""
-    rows: int | None = None
-    """Use only the first rows of the data set."""
-    held_out: float = 0.05
-    """Share of the real rows that the model does not see: the report compares with them."""
-    folder: Path | None = None
-    """Folder of the model and the report; by default beside the data set."""
-    report: bool = True
-    """Write the fidelity report."""
-    force: bool = False
-    """Replace the data set if it exists."""
 
     @explaining_memory(
         "SynthER's training or sampling",
@@ -64,23 +41,8 @@ class Synther:
     )
     def run(self) -> int:
         """Do it."""
-        from diffrl.augment.job import synther
+        from diffrl.augment.synther.augmenter import synther
 
-        synther(
-            self.dataset,
-            self.out,
-            samples=self.samples,
-            ratio=self.ratio,
-            mix=self.mix,
-            model=self.model,
-            sampling=self.sampling,
-            seed=self.seed,
-            device=self.device,
-            env=self.env,
-            rows=self.rows,
-            held_out=self.held_out,
-            folder=self.folder,
-            report=self.report,
-            force=self.force,
-        )
+        asked = {f.name: getattr(self, f.name) for f in dataclasses.fields(Request)}
+        synther(model=self.model, sampling=self.sampling, **asked)
         return 0

@@ -43,7 +43,7 @@ def to_dataset(buffer: ReplayBuffer, *, scaled_actions: bool = True, env_id: str
     n = len(steps) * buffer.n_envs
 
     def rows(values: NDArray[Any], at: Ints = steps) -> NDArray[Any]:
-        """(buffer_size, n_envs, ...) -> (N, ...)."""
+        """Bring an array (buffer_size, n_envs, ...) into the order of rows, (N, ...)."""
         ordered = values[at].swapaxes(0, 1)
         return ordered.reshape(n, *ordered.shape[2:])
 
@@ -157,18 +157,23 @@ def _steps(buffer: ReplayBuffer) -> Ints:
 
 
 def _bounds(space: gymnasium.spaces.Box) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(A,) lowest and highest actions, in the precision that makes scaling and its inverse exact where they can be."""
+    """The lowest and the highest actions (A,), in double precision, so that scaling is exact where it can be.
+
+    Raises UserError where a bound is not finite.
+    """
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise UserError(f"The action space {space} has no finite bounds to scale by. Use scaled_actions=False.")
     return space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
 
 
 def _unscaled(actions: NDArray[Any], space: gymnasium.spaces.Box) -> Floats:
+    """Map actions (N, A) from [-1, 1] to the action space."""
     low, high = _bounds(space)
     return (low + 0.5 * (actions.astype(np.float64) + 1) * (high - low)).astype(np.float32)
 
 
 def _scaled(actions: NDArray[Any], space: gymnasium.spaces.Box) -> Floats:
+    """Map actions (N, A) from the action space to [-1, 1]. Raises DataError for an action outside of the space."""
     low, high = _bounds(space)
     outside = (actions < low - 1e-4) | (actions > high + 1e-4)
     if outside.any():

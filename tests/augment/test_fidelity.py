@@ -1,7 +1,9 @@
 """The report says of each broken data set what is wrong with it, and of real rows that nothing is."""
 
 import base64
+import html
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -13,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffrl.augment.fidelity.check import FidelityReport, fidelity, look_first
-from diffrl.augment.fidelity.measures import Pair, ks_statistic, nearest_distances
-from diffrl.augment.fidelity.report import write_report
+from diffrl.augment.fidelity.comparison import FidelityReport, fidelity, look_first, uselessness
+from diffrl.augment.fidelity.measures import Pair, ks_statistic, nearest_distances, shuffled, variety
+from diffrl.augment.fidelity.report import page, write_report
 from diffrl.data.offline import STAND_IN, OfflineDataset
 from diffrl.support.errors import DataError, UserError
 from envs.dynamics import Dynamics, dynamics_for
@@ -179,6 +181,100 @@ def test_an_untrained_model_fails_everywhere(parts: Parts, dynamics: Dynamics) -
     first = " ".join(look_first(report))
     for word in ("marginals", "sliced W2", "of a step", "0.00% terminal rows instead of"):
         assert word in first
+
+
+def table(dataset: OfflineDataset) -> np.ndarray:
+    """[s, a, r, s', terminal] (n, W)."""
+    following, terminals = dataset.next_observations, dataset.terminals[:, None]
+    assert following is not None
+    return np.concatenate(
+        [dataset.observations, dataset.actions, dataset.rewards[:, None], following, terminals], 1, dtype=np.float32
+    )
+
+
+def from_table(rows: np.ndarray) -> OfflineDataset:
+    """The inverse, of Hopper's columns."""
+    rows = rows.astype(np.float32)
+    ends = rows[:, -1] > 0.5
+    return OfflineDataset(rows[:, :11], rows[:, 11:14], rows[:, 14], ends, ~ends, rows[:, 15:-1])
+
+
+def of_one_covariance(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian rows with the mean and the covariance of others."""
+    values, vectors = np.linalg.eigh(np.cov(rows.T))
+    noise: np.ndarray = rng.standard_normal(rows.shape) * np.sqrt(values.clip(0)) @ vectors.T
+    return rows.mean(0) + noise
+
+
+USELESS: dict[str, tuple[Callable[[np.ndarray, np.random.Generator], np.ndarray], str]] = {
+    "one row, the mean": (lambda rows, rng: np.repeat(rows.mean(0, keepdims=True), 500, 0), "Collapsed"),
+    "one row of the data": (lambda rows, rng: rows[np.zeros(500, int)], "Collapsed.*100% are copies"),
+    "ten rows": (lambda rows, rng: rows[rng.integers(10, size=1000)], "Collapsed.*100% are copies"),
+    "around the mean": (
+        lambda rows, rng: rows.mean(0) + 0.02 * rows.std(0) * rng.standard_normal(rows.shape),
+        "Collapsed",
+    ),
+    "wide Gaussians": (lambda rows, rng: rows.mean(0) + 2 * rows.std(0) * rng.standard_normal(rows.shape), "Noise"),
+    "standard Gaussians": (lambda rows, rng: rng.standard_normal(rows.shape), "Noise"),
+    "Gaussians of the data's covariance": (of_one_covariance, "Another distribution: .*sliced W2"),
+    "the right columns, by themselves": (lambda rows, rng: rng.permuted(rows, axis=0), "Noise"),
+    "copies": (lambda rows, rng: rows, "Copies"),
+    "copies of a half": (lambda rows, rng: rows[::2], "Copies"),
+}
+
+
+@pytest.mark.parametrize(("make", "says"), USELESS.values(), ids=USELESS)
+def test_useless_rows_are_called_what_they_are(parts: Parts, make: Any, says: str, tmp_path: Path) -> None:
+    """And in no sentence is there anything to be reassured by."""
+    made = from_table(make(table(parts.train).astype(np.float64), np.random.default_rng(1)))
+    report = fidelity(parts.train, made, parts.held_out, dynamics=None)
+    assert re.match(f"Do not train on these rows. {says}", report.verdicts["overall"])
+    assert next(iter(report.verdicts)) == "overall"
+    if says == "Noise":
+        assert "No sign of memorisation" not in report.verdicts["nearest_neighbour"]
+    assert report.verdicts["overall"] in html.unescape(page(report, b"", "useless"))
+
+
+def test_rows_that_are_good_or_nearly_so_are_not_called_useless(parts: Parts) -> None:
+    """Real rows, many and few, and with a fifth of each column's deviation of noise added."""
+    rows = table(parts.fresh)
+    noisy = from_table(rows + 0.2 * rows.std(0) * np.random.default_rng(1).standard_normal(rows.shape))
+    for made in (parts.fresh, take(parts.fresh, slice(100)), noisy):
+        for held_out in (parts.held_out, None):
+            report = fidelity(parts.train, made, held_out, dynamics=None)
+            assert uselessness(report) == ""
+            assert "Do not train" not in report.verdicts["overall"]
+    assert (
+        fidelity(parts.train, parts.fresh, None, dynamics=None).verdicts["overall"].startswith("No fault found in 1,0")
+    )
+
+
+def test_rows_that_are_steered_may_differ_but_not_be_noise(parts: Parts) -> None:
+    """Real rows of the lowest tenth of s_1 alone: another distribution, near the data; and wide Gaussians."""
+    rows = table(parts.fresh)
+    part = from_table(rows[rows[:, 0] < np.quantile(rows[:, 0], 0.1)])
+    noise = noise_like(parts.train, np.random.default_rng(1))
+    found = [
+        uselessness(fidelity(parts.train, made, parts.held_out, dynamics=None, steered=steered))
+        for made in (part, noise)
+        for steered in (False, True)
+    ]
+    assert [text.partition(":")[0] for text in found] == ["Another distribution", "", "Noise", "Noise"]
+
+
+def test_variety_of_a_lattice_is_its_spacing() -> None:
+    """In standardised units; a row is not its own neighbour, and a second copy of it is."""
+    rows = np.arange(12, dtype=np.float32)[:, None] * np.array([3, 0], np.float32)
+    mean, scale = np.array([4.0, 7.0]), np.array([2.0, 1.0])
+    assert variety(rows, mean, scale) == pytest.approx(1.5)
+    assert variety(np.repeat(rows, 2, 0), mean, scale) == 0
+
+
+def test_shuffled_columns_keep_marginals_and_lose_all_else(parts: Parts) -> None:
+    rows = table(parts.train)
+    found = shuffled(rows, np.random.default_rng(0))
+    assert np.array_equal(np.sort(found, axis=0), np.sort(rows, axis=0))
+    assert np.abs(np.corrcoef(found[:, :14].T) - np.eye(14)).max() < 5 / len(rows) ** 0.5
 
 
 def test_real_rows_leave_nothing_to_look_at_first(parts: Parts, dynamics: Dynamics) -> None:

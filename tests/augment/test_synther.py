@@ -13,11 +13,11 @@ from diffrl.augment.synther.model import (
     TransitionDiffusion,
     bins_of,
     fit,
-    generator_of,
     make_sampler,
 )
 from diffrl.data.transitions import Batch, Transitions
 from diffrl.support.errors import DataError, UserError
+from diffrl.support.seeds import generator_at
 from diffrl.training.stack import StackTrainer
 
 
@@ -141,7 +141,7 @@ def test_a_trained_model_obeys_the_data(trained: TransitionDiffusion) -> None:
 
     Means over 4,096 rows have a noise of 0.016; the rate of terminals, 0.067, one of 0.004.
     """
-    rows = trained.sample(4096, generator_of(3), Sampling(solver="dpmpp2m", sampling_steps=24))[0]
+    rows = trained.sample(4096, generator_at(3), Sampling(solver="dpmpp2m", sampling_steps=24))[0]
     s, a, s_next, r, terminal = rows[:, :2], rows[:, 2:3], rows[:, 3:5], rows[:, 5], rows[:, 6]
     assert float((s_next - s - 0.5 * a).abs().median()) < 0.06
     assert float(((a[:, 0] > 0) == (r > 0.5)).float().mean()) > 0.93
@@ -167,7 +167,7 @@ def test_rare_ends_are_told(stand_ins: bool) -> None:
         columns.next_observations[ends] = columns.observations[ends]
     codec = RowCodec.fit(data, stand_ins=stand_ins)
     model = fit(SynthERConfig(steps=800, width=32, blocks=2), data, codec, batch_size=256)
-    rows = model.sample(16_384, generator_of(3), Sampling(sampling_steps=12))[0]
+    rows = model.sample(16_384, generator_at(3), Sampling(sampling_steps=12))[0]
     terminal, far = rows[:, -1] > 0.5, rows[:, 0] > 2.33
     assert 0.005 < float(terminal.float().mean()) < 0.02
     assert float(far[terminal].float().mean()) > 0.3  # by chance 0.01
@@ -262,7 +262,7 @@ def test_conditional_rows_are_those_asked_for() -> None:
     drawn = {}
     for above in (0.0, 0.5):
         sampling = Sampling(solver="dpmpp2m", sampling_steps=16, above=above)
-        drawn[above] = model.sample(1024, generator_of(0), sampling)[0]
+        drawn[above] = model.sample(1024, generator_at(0), sampling)[0]
     assert float((drawn[0.5][:, 2] > 0).float().mean()) > 0.9
     assert float(drawn[0.5][:, 5].mean()) > 0.9
     assert 0.4 < float((drawn[0.0][:, 2] > 0).float().mean()) < 0.6
@@ -288,11 +288,11 @@ def test_bins_are_drawn_as_often_as_their_rows_occur() -> None:
     data.columns.rewards.copy_((torch.arange(1000) % 4 == 0).float())
     config = SynthERConfig(steps=600, width=8, blocks=1, condition="reward", bins=10)
     model = fit(config, ModelRows.of(data, config), RowCodec.fit(data), batch_size=32)
-    bins = model.draw_bins(4096, 0.0, generator_of(0))
+    bins = model.draw_bins(4096, 0.0, generator_at(0))
     assert bins.shape == (1, 4096)
     assert set(bins.unique().tolist()) == {3, 8}
     assert abs(float((bins == 8).float().mean()) - 0.25) < 0.04
-    assert model.draw_bins(100, 0.3, generator_of(0)).unique().tolist() == [3, 8]
-    assert model.draw_bins(100, 0.4, generator_of(0)).unique().tolist() == [8]
+    assert model.draw_bins(100, 0.3, generator_at(0)).unique().tolist() == [3, 8]
+    assert model.draw_bins(100, 0.4, generator_at(0)).unique().tolist() == [8]
     with pytest.raises(UserError, match=r"above is 0\.9"):
-        model.draw_bins(100, 0.9, generator_of(0))
+        model.draw_bins(100, 0.9, generator_at(0))

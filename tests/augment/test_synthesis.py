@@ -1,6 +1,7 @@
 """`diffrl augment synther`: from data of every kind to a file that trains, however often it is cut."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -11,14 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import diffrl
 from agents import IQL
-from diffrl.augment.job import hold_out, load_model, synther
+from diffrl.augment import chunks
 from diffrl.augment.synther import generate as generation
+from diffrl.augment.synther.augmenter import hold_out, load_model, synther
 from diffrl.augment.synther.codec import RowCodec
-from diffrl.augment.synther.config import Sampling, SynthERConfig
+from diffrl.augment.synther.config import ROWS_VERSION, Sampling, SynthERConfig
 from diffrl.augment.synther.model import TransitionDiffusion, bins_of
 from diffrl.cli import main
 from diffrl.data import d4rl, minari
@@ -75,7 +78,7 @@ def test_a_file_becomes_a_file_that_trains_iql(source: Path, tmp_path: Path) -> 
     assert (run / "learning_curve.png").exists()
     names = {path.name for path in (tmp_path / "new-synther").iterdir()}
     assert {"config.json", "codec.safetensors", "checkpoints", "metrics.csv", "fidelity.html"} <= names
-    assert not names & {generation.ROWS, generation.ABOUT}
+    assert not names & {chunks.ROWS, chunks.ABOUT}
 
 
 def test_too_few_rows_for_a_report_are_written_without(source: Path, tmp_path: Path) -> None:
@@ -93,6 +96,7 @@ def test_the_report_shows_an_untrained_model(own_data: Path, tmp_path: Path) -> 
     # The maze is nearly linear, and the rows are whitened: even without training s' is a tenth of a step off, no more.
     assert found["dynamics"]["median"]["synthetic"] > 1000 * found["dynamics"]["median"]["real"]
     assert found["terminal_rate"]["synthetic"] == 0  # there are none in the data
+    assert found["verdicts"]["overall"].startswith("Do not train on these rows.")
 
 
 def test_a_benchmark_and_minari(own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +136,7 @@ def test_a_condition_is_of_whole_episodes_before_rows_are_held_out() -> None:
     """Half of each episode is held out: bins are of all its rows' rewards, and the held-out rows have them too."""
     data = Transitions.from_dataset(hopper_like())
     expected = bins_of(data, "return", 4)
-    sides = hold_out(hopper_like(), 0.5, 0, SynthERConfig(condition="return", bins=4))
+    sides = hold_out(data, 0.5, 0, SynthERConfig(condition="return", bins=4))
     rows, bins = (torch.cat(parts) for parts in zip(*((s.transitions.rows, s.bins) for s in sides), strict=True))
     order, of_data = rows[:, 0].argsort(), data.rows[:, 0].argsort()
     assert torch.equal(rows[order], data.rows[of_data])
@@ -144,31 +148,36 @@ def model_of(source: Path) -> TransitionDiffusion:
     return TransitionDiffusion(SynthERConfig(width=16, blocks=1), RowCodec.fit(transitions))
 
 
-def test_generation_cut_anywhere_gives_the_same_rows(source: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setitem(generation.CHUNK, "cpu", 64)
+def generated(
+    folder: Path, model: TransitionDiffusion, sampling: Sampling, n: int, seed: int, stop_after: int
+) -> np.ndarray:
+    """n rows of a model in chunks of 64, of which `stop_after` are made at most."""
+    asked = iter(range(99))
+    about = {"seed": seed, "chunk": 64, "columns": model.codec.size, "rows_version": ROWS_VERSION}
+    return np.array(
+        chunks.generate(
+            folder,
+            n,
+            lambda generator: generation.sample_rows(model, 64, generator, sampling)[0].numpy(),
+            about,
+            on_progress=lambda done, total: None,
+            stopped=lambda: next(asked) == stop_after,
+        )
+    )
+
+
+def test_generation_cut_anywhere_gives_the_same_rows(source: Path, tmp_path: Path) -> None:
     model, sampling = model_of(source), Sampling("heun", 3)
 
     def generate(folder: str, stop_after: int = 99, n: int = 500, seed: int = 5) -> np.ndarray:
         (tmp_path / folder).mkdir(exist_ok=True)
-        chunks = iter(range(99))
-        return np.array(
-            generation.generate(
-                tmp_path / folder,
-                model,
-                n,
-                sampling,
-                seed,
-                {},
-                on_progress=lambda done, total: None,
-                stopped=lambda: next(chunks) == stop_after,
-            )
-        )
+        return generated(tmp_path / folder, model, sampling, n, seed, stop_after)
 
     straight = generate("straight")
     assert straight.shape == (500, model.codec.size)
     assert len(np.unique(straight, axis=0)) == 500
     assert len(generate("cut", stop_after=3)) == 192
-    with (tmp_path / "cut" / generation.ROWS).open("ab") as file:
+    with (tmp_path / "cut" / chunks.ROWS).open("ab") as file:
         file.write(b"torn by a kill")
     assert np.array_equal(generate("cut"), straight)
     assert np.array_equal(generate("cut", n=300), straight[:300])
@@ -193,7 +202,7 @@ def test_killed_and_run_again_gives_the_same_file(source: Path, tmp_path: Path) 
 
     kill_when(folder / "metrics.csv")
     assert not (folder / "checkpoints" / "000000500").exists()
-    kill_when(folder / generation.ROWS)
+    kill_when(folder / chunks.ROWS)
     assert not cut.exists()
     subprocess.run([*command, str(cut)], check=True, capture_output=True)
     assert straight.read_bytes() == cut.read_bytes()
@@ -218,9 +227,70 @@ def test_a_model_is_kept_and_other_settings_are_refused(source: Path, tmp_path: 
         load_model(tmp_path)
 
 
+def first_version(folder: Path, name: str) -> dict[str, Any]:
+    """Write a file of a model's folder as the first version of rows left it: without a version; give what it holds."""
+    about: dict[str, Any] = json.loads((folder / name).read_text())
+    assert about.pop("rows_version") == ROWS_VERSION
+    (folder / name).write_text(json.dumps(about))
+    return about
+
+
+def test_rows_say_their_version_and_a_trained_model_of_an_older_one_is_kept(source: Path, tmp_path: Path) -> None:
+    """Its folder stays as it is, codec included, which was fitted to the rows that were its training's."""
+    out, folder = tmp_path / "new.hdf5", tmp_path / "new-synther"
+    synther(str(source), out, samples=300, **TINY)
+    assert d4rl.read(out).metadata["rows_version"] == ROWS_VERSION == 2
+    first_version(folder, "config.json")
+    codec = RowCodec.from_state_dict(safetensors.torch.load_file(folder / "codec.safetensors"))
+    codec.low[0] -= 1  # as of other rows
+    safetensors.torch.save_file(codec.state_dict(), folder / "codec.safetensors")
+    files = [folder / "config.json", folder / "codec.safetensors", *folder.glob("checkpoints/*/*")]
+    before = [path.read_bytes() for path in files]
+    again = synther(str(source), out, samples=300, force=True, **TINY)
+    assert [path.read_bytes() for path in files] == before
+    assert d4rl.read(again).metadata["rows_version"] == 2
+    notes = json.loads((folder / "fidelity.json").read_text())["notes"]
+    assert any("Another version of diffrl trained the model" in note for note in notes)
+
+
+def test_a_training_begun_by_an_older_version_is_not_gone_on_with(source: Path, tmp_path: Path) -> None:
+    """Without a checkpoint nothing was begun, and the version is the new one."""
+    out, folder = tmp_path / "new.hdf5", tmp_path / "new-synther"
+    synther(str(source), out, samples=100, report=False, **TINY)
+    about = first_version(folder, "config.json")
+    shutil.rmtree(folder / "checkpoints" / "000000020")
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+    with pytest.raises(UserError, match=r"began to train \(version 1 of rows, here 2\)"):
+        synther(str(source), out, samples=100, report=False, force=True, **TINY)
+    assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
+    shutil.rmtree(folder / "checkpoints")
+    synther(str(source), out, samples=100, report=False, force=True, **TINY)
+    assert json.loads((folder / "config.json").read_text()) == {**about, "rows_version": 2}
+
+
+def test_rows_of_two_versions_are_not_mixed(source: Path, tmp_path: Path) -> None:
+    """What is half generated is refused in a sentence and left as it is; without it all rows are generated."""
+    model = model_of(source)
+
+    def generate(stop_after: int) -> np.ndarray:
+        return generated(tmp_path, model, Sampling("heun", 2), 150, 0, stop_after)
+
+    whole = generate(99)
+    (tmp_path / chunks.ROWS).unlink()
+    generate(1)
+    first_version(tmp_path, chunks.ABOUT)
+    rows = (tmp_path / chunks.ROWS).read_bytes()
+    with pytest.raises(UserError, match=r"began to generate \(version 1 of rows, here 2\)"):
+        generate(99)
+    assert (tmp_path / chunks.ROWS).read_bytes() == rows
+    (tmp_path / chunks.ROWS).unlink()
+    assert np.array_equal(generate(99), whole)
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
+        (["--out", "new.hdf5", "--seed", "-1"], "--seed is -1; expected a whole number from 0 up"),
         (["--out", "new.csv"], "expected a path ending in .hdf5"),
         (["--out", "minari:nonsense"], "no Minari id"),
         (["--out", "folder.hdf5"], "is a folder"),

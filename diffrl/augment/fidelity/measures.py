@@ -35,14 +35,17 @@ class Neighbours:
     """Distances to the nearest training row, in standardised units: too near is memorised."""
 
     synthetic: Doubles
-    """(Q,)"""
+    """From synthetic rows (Q,)."""
     real: Doubles
-    """(Q',) from rows the model has not seen; without such, from training rows to the nearest other one."""
+    """From rows the model has not seen (Q',); without such, from training rows to the nearest other one."""
     median: Pair
+    """The medians of the distances."""
     low: Pair
-    """1 % quantiles."""
+    """The 1 % quantiles of the distances."""
     closer: float
     """Share of synthetic rows nearer to a training row than the real side's 1 % quantile; .01 is expected."""
+    shuffled: float
+    """The median distance of `shuffled` rows: what a model gets that knows each column, and nothing else."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +53,13 @@ class DynamicsError:
     """What the simulator says of s, a -> s', r, terminal. Errors of s' are RMS over its columns, standardised."""
 
     synthetic: Doubles
-    """(Q,) error of s', row by row."""
+    """The error of s' of each synthetic row (Q,)."""
     real: Doubles
-    """(Q',) the same of real rows; what the simulator itself is off by."""
+    """The error of s' of each real row (Q',): what the simulator itself is off by."""
     median: Pair
+    """The medians of the errors of s'."""
     high: Pair
-    """90 % quantiles."""
+    """The 90 % quantiles of the errors of s'."""
     standing_still: float
     """Median error of "s' = s" on the real rows: the scale."""
     reward: Pair
@@ -65,16 +69,17 @@ class DynamicsError:
     left_out: Pair
     """Share of rows whose observation does not give the whole state (clipped velocities)."""
     blown_up: Pair
-    """Share of the others on which the simulator breaks down: in no figure above but left_out."""
+    """Share of the rows not left out on which the simulator breaks down; such rows are in no other figure."""
 
 
 # --- distributions -------------------------------------------------------------------------------------------------
 
 
 def ks_statistic(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
-    """The largest difference of two empirical distribution functions, of samples (n,) and (m,), ties and all.
+    """The Kolmogorov-Smirnov statistic: the largest difference of two samples' empirical distribution functions.
 
-    Of n rows each from one distribution it is about .87 sqrt(2/n); in 1 % of cases above 1.63 sqrt(2/n).
+    x, y: (n,) and (m,); ties count once. For two samples of n from one distribution it is about 0.87 sqrt(2/n), and in
+    1 % of cases above 1.63 sqrt(2/n).
     """
     x, y = np.sort(x), np.sort(y)
     both = np.concatenate([x, y])
@@ -83,7 +88,7 @@ def ks_statistic(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
 
 
 def correlations(rows: Floats) -> Doubles:
-    """(W, W) Pearson's; 0 between a constant column and others."""
+    """Pearson's correlations (W, W) of the columns of rows (n, W); 0 between a constant column and others."""
     centred = rows - rows.mean(0, dtype=np.float64)
     norms = np.sqrt((centred**2).sum(0))
     constant = norms <= 1e-6 * np.sqrt(len(rows)) * np.maximum(1, np.abs(rows).max(0))
@@ -103,13 +108,27 @@ def at_bounds(actions: Floats, low: npt.ArrayLike, high: npt.ArrayLike) -> tuple
     return float(outside.mean()), float(at.mean())
 
 
+def shuffled(rows: Floats, rng: np.random.Generator) -> Floats:
+    """The rows (n, W) with each column in a random order of its own: what is joint is lost, the marginals stay."""
+    return rng.permuted(rows, axis=0)
+
+
 # --- nearest neighbours --------------------------------------------------------------------------------------------
 
 
 def neighbours(
-    train: Floats, made: Floats, fresh: Floats | None, mean: Doubles, scale: Doubles, rng: np.random.Generator
+    train: Floats,
+    made: Floats,
+    fresh: Floats | None,
+    noise: Floats,
+    mean: Doubles,
+    scale: Doubles,
+    rng: np.random.Generator,
 ) -> Neighbours:
-    """Of rows made and fresh (real, unseen; None: training rows themselves) to training rows, all (n, W)."""
+    """Distances of rows made, fresh (real, unseen; None: training rows themselves) and noise (`shuffled`) to train.
+
+    All are (n, W); mean, scale: (W,), those of the training rows.
+    """
     shift, width = mean.astype(np.float32), scale.astype(np.float32)
     base = (train - shift) / width
     of_made = nearest_distances((made[:QUERIES] - shift) / width, base)
@@ -125,14 +144,25 @@ def neighbours(
         median=Pair(float(np.median(of_made)), float(np.median(of_real))),
         low=Pair(float(np.quantile(of_made, 0.01)), low),
         closer=float((of_made <= low).mean()),
+        shuffled=float(np.median(nearest_distances((noise[:QUERIES] - shift) / width, base))),
     )
 
 
-def nearest_distances(rows: Floats, base: Floats, exclude: Ints | None = None) -> Doubles:
-    """(n,) Euclidean distance of each of rows (n, W) to the nearest of base (m, W).
+def variety(rows: Floats, mean: Doubles, scale: Doubles) -> float:
+    """The median distance of rows (n, W) to the nearest other one of them, in standardised units: 0 if all are alike.
 
-    exclude: (n,) the row of base that does not count, for each row. The nearest is found by float32 products, and its
-    distance then taken exactly: copies are at 0.
+    It falls with n: compare sets of one size.
+    """
+    base: Floats = np.asarray((rows - mean) / scale, np.float32)
+    own = np.arange(min(QUERIES, len(base)))
+    return float(np.median(nearest_distances(base[own], base, exclude=own)))
+
+
+def nearest_distances(rows: Floats, base: Floats, exclude: Ints | None = None) -> Doubles:
+    """The Euclidean distance (n,) of each of rows (n, W) to the nearest of base (m, W).
+
+    exclude: for each row the number (n,) of the row of base that does not count. The nearest is found by float32
+    products; its distance is then computed in double precision, so that copies are at 0.
     """
     queries, others = torch.from_numpy(rows), torch.from_numpy(base)
     best = torch.full((len(queries),), math.inf)
@@ -159,7 +189,10 @@ def nearest_distances(rows: Floats, base: Floats, exclude: Ints | None = None) -
 def dynamics_error(
     dynamics: Dynamics, made: Floats, fresh: Floats, scale: Doubles, o: int, a: int, stand_ins: bool
 ) -> DynamicsError:
-    """Of rows made and fresh (n, W); scale: (O,) that of s'. stand_ins: s' of terminal rows is not compared."""
+    """Compare rows made and fresh (n, W) with the simulator.
+
+    scale: the deviation of s' (O,), which its errors are in units of. stand_ins: s' of terminal rows is not compared.
+    """
     model, world = (_steps(dynamics, side[:STEPS], scale, o, a, stand_ins) for side in (made, fresh))
     return DynamicsError(
         synthetic=model.errors,
@@ -175,7 +208,7 @@ def dynamics_error(
 
 
 class _Steps(NamedTuple):
-    """Rows (n, W) against the simulator; see `DynamicsError`."""
+    """What the simulator says of one set of rows: the fields of `DynamicsError`, of which this is a half."""
 
     errors: Doubles
     still: Doubles
@@ -186,7 +219,7 @@ class _Steps(NamedTuple):
 
 
 def _steps(dynamics: Dynamics, rows: Floats, scale: Doubles, o: int, a: int, stand_ins: bool) -> _Steps:
-    """stand_ins: s' of terminal rows is none and not compared; their r and terminal are."""
+    """Compare rows (n, W) with the simulator. stand_ins: of terminal rows r and terminal are compared, but not s'."""
     told = dynamics.reproducible(rows[:, :o], CLIPPED_MARGIN)
     left_out, rows = _share(~told), rows[told]
     following, rewards, terminals = dynamics.step(rows[:, :o], rows[:, o : o + a])
@@ -211,7 +244,7 @@ def _share(flags: Bools) -> float:
 
 
 def _rms(differences: npt.NDArray[Any], scale: Doubles) -> Doubles:
-    """(n,) root mean square over columns, (n, O), in units of `scale` (O,)."""
+    """The root mean square (n,) over the columns of differences (n, O), in units of `scale` (O,)."""
     rms: Doubles = np.sqrt(((differences / scale) ** 2).mean(1))
     return rms
 

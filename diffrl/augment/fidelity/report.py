@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.augment.fidelity.check import FidelityReport, table_of
+from diffrl.augment.fidelity.comparison import FidelityReport, table_of
 from diffrl.augment.fidelity.measures import Doubles, Pair
 from diffrl.data.offline import Floats, OfflineDataset
 from diffrl.support.files import atomic_path
@@ -108,13 +108,16 @@ def _measures(report: FidelityReport) -> list[tuple[str, str, Pair, str]]:
     """Rows of the table: the verdict's key, what is measured, the pair, its format."""
     near, steps = report.neighbours, report.dynamics
     rows = [
+        ("overall", "distance to the nearest row of the same set, median", report.variety, ".3f"),
         ("marginals", "KS statistic, mean over columns", report.ks_mean, ".3f"),
         ("marginals", "KS statistic, largest", report.ks_largest, ".3f"),
         ("correlations", "correlation difference, mean", report.correlation_mean, ".3f"),
         ("correlations", "correlation difference, largest", report.correlation_largest, ".3f"),
         ("sliced_w2", "sliced W2", report.sliced_w2, ".3f"),
+        ("sliced_w2", "the same of real rows with shuffled columns", Pair(np.nan, report.shuffled_w2), ".3f"),
         ("nearest_neighbour", "distance to the nearest training row, median", near.median, ".3f"),
         ("nearest_neighbour", "the same, 1 % quantile", near.low, ".3f"),
+        ("nearest_neighbour", "the same of shuffled columns, median", Pair(np.nan, near.shuffled), ".3f"),
         ("nearest_neighbour", "share nearer than real rows' 1 %", Pair(near.closer, 0.01), ".2%"),
         ("terminal_rate", "terminal rows", report.terminal_rate, ".3%"),
         ("actions", "rows with an action outside its bounds", report.actions_outside, ".2%"),

@@ -1,4 +1,4 @@
-"""Between transitions and the rows that the diffusion model learns."""
+"""Transitions as the rows that the diffusion model learns, and back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,34 +22,38 @@ _LEAST_VARIANCE = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class RowCodec:
-    """x = W [s, a, s' - s, r, terminal] standardised, D = 2 O + A + 2 columns: of mean 0 and covariance I on the data.
+    """The map from transitions to rows x = W [s, a, s' - s, r, terminal], standardised and whitened, and its inverse.
 
-    A model is off by about as much in every direction of x. So what varies little, and matters, is to be as large there
-    as all else: the change s' - s beside s, and after W, which whitens (ZCA: C^(-1/2), the rotation that leaves columns
-    most like themselves), the deviation from every linear law, such as that of the reward from the velocity. Published
-    is [s, a, s', r, terminal], each column by itself. `terminal` stays 0 or 1, apart.
+    A row has D = 2 O + A + 2 columns, of mean 0 and covariance I on the data.
 
-    `decode` undoes it, thresholds `terminal` at one half, and clips: actions to their bounds, all else to what the data
-    hold (and observations to their bounds); of data without an end no row is one. Rewards that take a few values only,
-    such as 0 and 1, are rounded to them: a network's 0.98 is no reward that the task can give.
+    A model is off by about as much in every direction of x. So a quantity that varies little, and matters, must be as
+    large in x as all others. One is the change s' - s, which is small beside s. Another is the deviation from each
+    linear law, such as that between reward and velocity: W enlarges it, since it whitens (ZCA: C^(-1/2), of all
+    whitenings the one that leaves columns most like themselves). The paper standardises each column of
+    [s, a, s', r, terminal] by itself. `terminal` stays 0 or 1, and W leaves it alone.
+
+    `decode` is the inverse. It takes rows as terminal where that column is above one half, and clips actions to their
+    bounds, observations to theirs and to what the data hold, rewards to what the data hold. Where no row of the data is
+    terminal, no decoded row is. Rewards that take a few values only, such as 0 and 1, are rounded to the nearest: a
+    network's 0.98 is no reward that the task can give.
     """
 
     scale: Normaliser
-    """Of D columns."""
+    """The mean and the deviation of the D columns, before W."""
     whitening: Tensor
     """W (D, D), symmetric."""
     unwhitening: Tensor
-    """Its inverse."""
+    """The inverse of W (D, D)."""
     observation_size: int
-    """O."""
+    """The number O of columns of s."""
     action_size: int
-    """A."""
+    """The number A of columns of a."""
     low: Tensor
-    """(D) lower bounds of the columns."""
+    """Lower bounds (D,) of decoded columns."""
     high: Tensor
-    """(D) upper bounds."""
+    """Upper bounds (D,) of decoded columns."""
     reward_values: Tensor
-    """(K,) the values of a discrete reward, ascending; empty for a continuous one."""
+    """The values (K,) of a discrete reward, ascending; none for a continuous one."""
     stand_ins: bool = False
     """Whether s' of terminal rows is not what followed, but s itself."""
 
@@ -61,7 +65,11 @@ class RowCodec:
         observation_bounds: tuple[ArrayLike, ArrayLike] = (-np.inf, np.inf),
         stand_ins: bool = False,
     ) -> "RowCodec":
-        """The codec of data with these rows, on their device. Raises DataError for values that are not finite."""
+        """Fit a codec to transitions, on their device.
+
+        action_bounds, observation_bounds: (low, high), numbers or one a column, that decoded rows stay within.
+        stand_ins: see the field. Raises DataError for values that are not finite.
+        """
         o, a = transitions.observation_size, transitions.action_size
         exact = _changes(cls.columns(transitions.columns).double(), o, a)
         if not bool(torch.isfinite(exact).all()):
@@ -75,7 +83,7 @@ class RowCodec:
         states = torch.cat([columns.observations, columns.next_observations])
 
         def bounds(i: int, least: Tensor, r: Tensor) -> Tensor:
-            """The i-th of the pairs, within which observations have reached `least` and rewards r."""
+            """Lower (i = 0) or upper bounds (D,); `least`, r: of the data's observations and rewards."""
             given, actions = (
                 torch.from_numpy(np.broadcast_to(np.asarray(pair[i], np.float32), (n,)).copy()).to(transitions.device)
                 for pair, n in ((observation_bounds, o), (action_bounds, a))
@@ -96,13 +104,13 @@ class RowCodec:
 
     @property
     def action_bounds(self) -> tuple[Tensor, Tensor]:
-        """(A,) and (A,)"""
+        """The lowest and the highest actions, (A,) each."""
         actions = slice(self.observation_size, self.observation_size + self.action_size)
         return self.low[actions], self.high[actions]
 
     @property
     def size(self) -> int:
-        """D."""
+        """The number D of columns of a row."""
         return 2 * self.observation_size + self.action_size + 2
 
     @property
@@ -112,24 +120,24 @@ class RowCodec:
 
     @staticmethod
     def columns(batch: Batch) -> Tensor:
-        """[s, a, s', r, terminal] of a batch (..., *), side by side and in its own units: (..., D)."""
+        """The columns [s, a, s', r, terminal] (..., D) of a batch, in the batch's units."""
         flat = (batch.rewards.unsqueeze(-1), batch.terminals.unsqueeze(-1))
         return torch.cat([batch.observations, batch.actions, batch.next_observations, *flat], dim=-1)
 
     def encode(self, batch: Batch) -> Tensor:
-        """The rows x (..., D) of a batch."""
+        """The encoded rows x (..., D) of a batch."""
         return self.encode_rows(self.columns(batch))
 
     def encode_rows(self, rows: Tensor) -> Tensor:
-        """x (..., D) of rows as `columns` and `decode` give them."""
+        """The encoded rows x (..., D) of rows (..., D) in the data's units, as `columns` and `decode` give them."""
         return self.standardise(rows) @ self.whitening
 
     def standardise(self, rows: Tensor) -> Tensor:
-        """`encode_rows` without W."""
+        """Rows (..., D) in the data's units with s' - s in the place of s', each column standardised; W comes after."""
         return self.scale(_changes(rows, self.observation_size, self.action_size))
 
     def decode(self, x: Tensor) -> Tensor:
-        """Rows (..., D) in the data's units, in the order of `Transitions`' first D columns."""
+        """Rows [s, a, s', r, terminal] (..., D) in the data's units, of encoded rows x (..., D)."""
         o, following = self.observation_size, self.observation_size + self.action_size
         rows = self.scale.inverse(x @ self.unwhitening)
         rows[..., :o].clamp_(self.low[:o], self.high[:o])
@@ -142,23 +150,23 @@ class RowCodec:
         return rows
 
     def mark(self, rows: Tensor, terminal: Tensor) -> None:
-        """Set which rows (..., D) are terminal (...), so far as the data have such and others."""
+        """Set which rows (..., D) are terminal (...); where all of the data's rows are alike in it, so are these."""
         rows[..., -1] = terminal.to(rows.dtype).clamp(self.low[-1], self.high[-1])
 
     def to(self, device: torch.device | str) -> "RowCodec":
-        """The same on another device."""
+        """The same codec on another device."""
         tensors = {name: getattr(self, name).to(device) for name in _TENSORS}
         return replace(self, scale=self.scale.to(device), **tensors)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors by name, for safetensors."""
+        """The codec as tensors by name, for safetensors."""
         own = {name: getattr(self, name) for name in _TENSORS}
         sizes = {"sizes": torch.tensor([self.observation_size, self.action_size, int(self.stand_ins)])}
         return own | sizes | {f"scale.{name}": tensor for name, tensor in self.scale.state_dict().items()}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> "RowCodec":
-        """The inverse of `state_dict`."""
+        """The codec whose `state_dict` gave these tensors. Raises KeyError where one is missing."""
         scale = Normaliser(state["scale.shift"], state["scale.scale"])
         o, a, stand_ins = (int(size) for size in state["sizes"])
         tensors = {name: state[name] for name in _TENSORS}

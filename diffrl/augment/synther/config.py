@@ -27,6 +27,11 @@ Solver = Literal["heun", "dpmpp2m", "ddim", "dpm2", "dpm3"]
 Condition = Literal["none", "reward", "return"]
 Terminals = Literal["head", "modelled"]
 
+ROWS_VERSION = 2
+"""The version of how a seed becomes rows, held-out rows and batches included: raised where a command gives others.
+
+1: SynthER had a hash of seeds of its own. 2: the hash is that of `diffrl.support.seeds`, which everything shares.
+"""
 MANY_ROWS = 800_000
 """Rows from which the published batch is the large one."""
 
@@ -61,13 +66,13 @@ class SynthERConfig:
         check(self)
 
     def batch(self, rows: int) -> int:
-        """Rows of a training step on a data set of so many."""
+        """Rows of a training step, on a data set of so many rows."""
         return self.batch_size or (1024 if rows >= MANY_ROWS else 256)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How rows are drawn from the model: `diffrl.diffusion.Sampler` on EDM's grid of noise levels.
+    """How rows are sampled from the model: `diffrl.diffusion.Sampler` on EDM's grid of noise levels.
 
     The one default that is not the paper's, which is `Sampling("heun", 128)`.
     """
@@ -96,7 +101,7 @@ class Sampling:
 
     @property
     def S_churn(self) -> float:
-        """The churn in effect."""
+        """EDM's S_churn as the sampler uses it: the one given, or the solver's default."""
         return (80.0 if self.solver == "heun" else 0.0) if self.churn is None else self.churn
 
     @property
@@ -121,7 +126,7 @@ class RefitConfig:
     model: SynthERConfig = field(default_factory=SynthERConfig)
     """The model and its training."""
     sampling: Sampling = field(default_factory=Sampling)
-    """How its rows are drawn."""
+    """How rows are sampled from the model."""
 
     def __post_init__(self) -> None:
         check(self, source="RefitConfig")

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffrl.augment import streams
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import Sampling, SynthERConfig
 from diffrl.augment.synther.network import TransitionNetwork
@@ -37,10 +38,10 @@ from diffrl.diffusion import (
 )
 from diffrl.nets import Adam, average_, copy_state_, seed_generator
 from diffrl.support.errors import DataError, UserError
+from diffrl.support.seeds import generator_at
 from diffrl.training.stack import StackTrainer
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
-_MIX = 0x9E3779B97F4A7C15
 
 
 class BinnedBatch(NamedTuple):
@@ -256,14 +257,6 @@ def make_sampler(sampling: Sampling) -> Sampler:
     return Sampler(process, times, sampling.solver, churn=churn)
 
 
-def generator_of(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for one purpose of a seed's: `path` numbers it (which chunk, which refit)."""
-    number = seed
-    for part in path:
-        number = (number * _MIX + part + 1) % 2**63
-    return torch.Generator(device=device).manual_seed(number)
-
-
 def bins_of(transitions: Transitions, condition: str, bins: int) -> Tensor:
     """The bin of each of N transitions, from 0 to bins - 1: (N,).
 
@@ -300,7 +293,7 @@ def fit(
 ) -> TransitionDiffusion:
     """Train in memory, without a run's folder: what a replay buffer that refits its model as it grows needs."""
     model = TransitionDiffusion(config, codec, seeds, device)
-    generator = generator or generator_of(seeds[0], device=model.device)
+    generator = generator or generator_at(seeds[0], streams.TRAINING, device=model.device)
     trainer = StackTrainer(model, source, batch_size, generator)
     made = 0
     while made < config.steps:

@@ -5,18 +5,20 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from diffrl.nets import MLP, StackedLinear, affine
 
 
 class TransitionNetwork(nn.Module):
-    """F(x, t, condition): x (S, B, D), t () or (S, B), condition (S, B, C) or None -> (S, B, D).
+    """The network F(x, t, condition) of S seeds: x (S, B, D), t () or (S, B), condition (S, B, C) or None -> (S, B, D).
 
     As published (Lu et al. 2023, arXiv 2303.06614, appendix B): row and condition are mapped to 128 dimensions, to
     which the embedding of the noise level is added (16 random Fourier features and the level itself through a two-layer
     SiLU network); then a linear layer to `width`, `blocks` times h + W relu(h), and a linear layer back.
 
-    causes: of so many first columns of a clean row a second, small network tells whether the row is terminal; 0: none.
+    causes: how many of a clean row's first columns tell whether it is terminal, by a second, small network; 0: there is
+    no such network.
     """
 
     def __init__(
@@ -48,8 +50,8 @@ class TransitionNetwork(nn.Module):
         self.last = StackedLinear(stack, width, row_size, generators)
         self.head = MLP(stack, causes, 1, generators, width=128, layers=2, activation=torch.relu) if causes else None
 
+    @override
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """See the class."""
         h = self.embed_row(x if condition is None else torch.cat([x, condition], -1)) + self._time(t)
         h = self.first(h)
         for block in self.blocks:
@@ -59,13 +61,13 @@ class TransitionNetwork(nn.Module):
         return out
 
     def terminal(self, causes: Tensor) -> Tensor:
-        """The logit of a row's being terminal, of its first columns (S, B, causes): (S, B)."""
+        """The logit (S, B) that a row is terminal, from its first columns (S, B, causes)."""
         assert self.head is not None
         logit: Tensor = self.head(causes).squeeze(-1)
         return logit
 
     def _time(self, t: Tensor) -> Tensor:
-        """(S, 1, 128) of t (), (S, B, 128) of t (S, B)."""
+        """The embedding of the noise level: (S, 1, 128) of t (), (S, B, 128) of t (S, B)."""
         label = t.expand(len(self.frequencies), 1, 1) if t.ndim == 0 else t.unsqueeze(-1)
         angles = 2 * math.pi * label * self.frequencies
         first, second = self.embed_time

@@ -7,27 +7,31 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+from typing_extensions import override
 
+from diffrl.augment import streams
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import RefitConfig
 from diffrl.augment.synther.generate import chunk_size, sample_rows
-from diffrl.augment.synther.model import ModelRows, TransitionDiffusion, fit, generator_of
+from diffrl.augment.synther.model import ModelRows, TransitionDiffusion, fit
 from diffrl.data.replay import MixedSource, ReplayBuffer
-from diffrl.data.transitions import Batch, RowSource, Transitions
+from diffrl.data.transitions import Batch, RowSource, Source, Transitions
 from diffrl.support.errors import UserError
+from diffrl.support.seeds import generator_at
 
-_FIT, _GENERATE = 0, 1
 
+class RefittingBuffer(RowSource):
+    """A source of `config.samples` synthetic rows for each of S seeds, all from the newest model.
 
-class RefittingBuffer:
-    """`config.samples` synthetic rows for each of S seeds, all from the newest model. A `RowSource`.
+    rows: a function that gives the real rows of all seeds as they are now. It is called at every fit, and they set the
+    scale of the model's rows. real: what the models train on, each seed on its own; by default the same rows. seeds:
+    (S,) of the models' initial weights. seed: of their training and of what they generate; no other random numbers
+    have a part in it. The n-th fit depends on these seeds, on n and on the real rows alone, so that it can be made
+    again. observation_bounds, action_bounds: (low, high) of generated rows. say: is told of each fit in a sentence.
 
-    rows: gives the real rows of all seeds as they are now, which set the scale of the model's; it is asked at every
-    fit. real: what the models train on, each seed on its own; by default those rows. seed: of the models' training and
-    of what they generate, apart from every other generator. seeds: of their initial weights. The n-th fit depends on
-    these, on n and on the real rows alone, so that it can be made again.
+    Nothing can be drawn before the first fit. Synthetic rows belong to no episode: number -1, time 0.
 
-    Nothing is drawn from it before the first fit. Its rows belong to no episode: number -1, time 0.
+    Raises UserError for a model with a condition and a `real` of its own.
     """
 
     def __init__(
@@ -50,7 +54,7 @@ class RefittingBuffer:
         self.config = config
         self.device = torch.device(device)
         self.number = 0
-        """The fit that the rows are from; 0: there is none yet."""
+        """Which fit the rows are from; 0 before the first one."""
         self._seeds, self._seed = tuple(seeds), seed
         self._real_rows, self._real = rows, real
         self._bounds = action_bounds, observation_bounds
@@ -58,13 +62,14 @@ class RefittingBuffer:
         self._say = say
 
     def due(self, step: int) -> bool:
-        """Whether a fit is, after so many environment steps."""
+        """Whether a fit is due after `step` environment steps."""
         return self.config.fits(step) > self.number
 
     def refit(self, step: int, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Fit a new model to the real rows and replace the synthetic ones by its own.
+        """Fit a new model to the real rows, and replace the synthetic rows by what it generates.
 
-        False where `stop` said so on the way: the fit is still due. Raises UserError where the model has diverged.
+        Gives False where `stop` ended it on the way: the fit is still due. Raises UserError where the model has
+        diverged.
         """
         number = self.config.fits(step)
         began = time.monotonic()
@@ -98,7 +103,7 @@ class RefittingBuffer:
             batch_size=model.batch(len(rows)),
             seeds=self._seeds,
             device=str(self.device),
-            generator=generator_of(self._seed, number, _FIT, device=self.device),
+            generator=generator_at(self._seed, number, streams.REFIT_TRAINING, device=self.device),
             on_progress=heed,
         )
 
@@ -108,56 +113,59 @@ class RefittingBuffer:
         for i, start in enumerate(range(0, self.config.samples, chunk)):
             if stop():
                 raise _Stopped
-            generator = generator_of(self._seed, number, _GENERATE, i, device=self.device)
+            generator = generator_at(self._seed, number, i, streams.REFIT_CHUNK, device=self.device)
             rows = sample_rows(model, min(chunk, self.config.samples - start), generator, self.config.sampling)
             episode = torch.tensor([-1.0, 0.0], device=self.device).expand(*rows.shape[:2], 2)
             self._rows.add(torch.cat([rows, episode], dim=-1))
 
     def clear(self) -> None:
-        """Forget the synthetic rows and how often they have been made."""
+        """Forget the synthetic rows, and how often a model has been fitted."""
         self._rows.clear()
         self.number = 0
 
     @property
     def rows(self) -> Tensor:
-        """(S, len, W) what there is."""
+        """The synthetic rows there are (S, len, W)."""
         return self._rows.rows
 
+    @override
     def draw_rows(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """See `RowSource`."""
         return self._rows.draw_rows(batch_size, n_seeds, generator)
 
+    @override
     def view(self, rows: Tensor) -> Batch:
-        """See `RowSource`."""
         return self._rows.view(rows)
 
+    @override
     def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
-        """See `Source`."""
         return self.view(self.draw_rows(batch_size, n_seeds, generator))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The rows and the fit they are from."""
+        """The synthetic rows and the number of the fit that they are from."""
         return {**self._rows.state_dict(), "number": torch.tensor(self.number)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put a `state_dict` back. Raises ValueError where it does not fit."""
+        """Put a `state_dict` back. Raises ValueError where its shapes are not this buffer's."""
         self._rows.load_state_dict(state)
         self.number = int(state["number"])
 
 
 class _Stopped(Exception):
-    """Told to stop within a fit."""
+    """A fit was told to stop."""
 
 
-class Augmented:
-    """Batches of real rows alone until the first fit, then of real and synthetic ones at the share. A `Source`."""
+class Augmented(Source):
+    """A source of real rows alone until the first fit, then of real and synthetic rows, the real ones first.
+
+    The share of synthetic rows in a batch is that of the buffer's configuration.
+    """
 
     def __init__(self, real: RowSource, synthetic: RefittingBuffer) -> None:
         self._real, self._synthetic = real, synthetic
         share = synthetic.config.share
         self._mixture = MixedSource([real, synthetic], [1 - share, share])
 
+    @override
     def draw(self, batch_size: int, n_seeds: int = 1, generator: torch.Generator | None = None) -> Batch:
-        """See `Source`. The real rows come first."""
         source = self._mixture if self._synthetic.number else self._real
         return source.draw(batch_size, n_seeds, generator)

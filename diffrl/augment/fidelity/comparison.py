@@ -27,53 +27,60 @@ PROJECTIONS = 128
 
 @dataclass(frozen=True, eq=False)
 class FidelityReport:
-    """The measures of `fidelity`. W columns."""
+    """What `fidelity` has measured, of rows of W columns."""
 
     names: tuple[str, ...]
-    """(W,) s1, ..., a1, ..., r, s'1, ..., terminal."""
+    """The names (W,) of the columns: s1, ..., a1, ..., r, s'1, ..., terminal."""
     rows: int
-    """How many were compared as whole rows, a side."""
+    """How many rows of each side were compared as a whole."""
     floor: str
-    """What "real" is in every pair: in words."""
+    """What `real` is in the pairs, in words."""
+    steered: bool
+    """Whether the synthetic rows are meant to be like a part of the real ones alone."""
     notes: tuple[str, ...]
     """What was left out, one sentence each."""
     ks: Doubles
-    """(W,) Kolmogorov-Smirnov statistic of every column, synthetic against real: 0 the same, 1 apart."""
+    """Kolmogorov-Smirnov statistic (W,) of every column, synthetic against real: 0 the same, 1 apart."""
     ks_floor: Doubles
-    """(W,) real against real."""
+    """Kolmogorov-Smirnov statistic (W,) of every column, real against real."""
     correlations: Doubles
-    """(W, W) of the real rows; 0 where a column is constant."""
+    """Correlations (W, W) of the real rows; 0 where a column is constant."""
     synthetic_correlations: Doubles
-    """(W, W)"""
+    """Correlations (W, W) of the synthetic rows."""
     correlation_largest: Pair
-    """The largest |difference| of two correlations, to those of the real rows."""
+    """The largest |difference| between a correlation and that of the real rows."""
     correlation_mean: Pair
-    """The mean |difference| over pairs of columns."""
+    """The mean |difference| between correlations and those of the real rows."""
     sliced_w2: Pair
-    """Of standardised rows, equal numbers."""
+    """Sliced W2 of standardised rows to real ones, equal numbers."""
+    shuffled_w2: float
+    """Sliced W2 to real ones of real rows whose columns are shuffled (`measures.shuffled`)."""
+    variety: Pair
+    """How far rows are from one another (`measures.variety`), equal numbers."""
     neighbours: Neighbours
+    """Distances to the nearest training row."""
     terminal_rate: Pair
-    """Here and in the next two, `real` is that of the training rows."""
+    """Share of terminal rows; `real`: of the training rows."""
     actions_outside: Pair
-    """Share of rows with an action beyond its bounds."""
+    """Share of rows with an action beyond its bounds; `real`: of the training rows."""
     actions_at_bound: Pair
-    """Share of rows with an action on a bound (and none beyond)."""
+    """Share of rows with an action on a bound and none beyond; `real`: of the training rows."""
     dynamics: DynamicsError | None
-    """None where no simulator was given."""
+    """Errors against the simulator; None where none was given."""
 
     @property
     def ks_largest(self) -> Pair:
-        """Over columns."""
+        """The largest Kolmogorov-Smirnov statistic of a column."""
         return Pair(float(self.ks.max()), float(self.ks_floor.max()))
 
     @property
     def ks_mean(self) -> Pair:
-        """Over columns."""
+        """The mean Kolmogorov-Smirnov statistic of the columns."""
         return Pair(float(self.ks.mean()), float(self.ks_floor.mean()))
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """A sentence a measure; there is no overall grade."""
+        """A sentence a measure, and before them, as `overall`, whether the rows are of any use."""
         return verdicts_of(self)
 
     def to_json(self) -> dict[str, Any]:
@@ -99,11 +106,14 @@ class FidelityReport:
                 "synthetic": self.synthetic_correlations.round(5).tolist(),
             },
             "sliced_w2": _as_json(self.sliced_w2),
+            "sliced_w2_of_shuffled_columns": self.shuffled_w2,
+            "variety": _as_json(self.variety),
             "nearest_neighbour": {
                 "rows": len(near.synthetic),
                 "median": _as_json(near.median),
                 "quantile_1_percent": _as_json(near.low),
                 "share_closer_than_1_percent_of_real": near.closer,
+                "median_of_shuffled_columns": near.shuffled,
             },
             "terminal_rate": _as_json(self.terminal_rate),
             "actions": {
@@ -134,12 +144,14 @@ def fidelity(
     seed: int = 0,
     rows: int = 20_000,
     action_bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    steered: bool = False,
 ) -> FidelityReport:
     """Compare synthetic transitions with real ones.
 
     real: the rows the model was trained on. held_out: real rows it has not seen, which give the floor; without them
     two halves of `real` do. rows: the most that are looked at a side, drawn by `seed`; nearest neighbours are looked
-    for among all of `real`. action_bounds: (low, high), numbers or (A,); [-1, 1] if None.
+    for among all of `real`. action_bounds: (low, high), numbers or (A,); [-1, 1] if None. steered: the synthetic rows
+    are meant to be like a part of the real ones, such as those of high reward: another distribution is no fault.
 
     Terminal rows whose s' is a stand-in (`OfflineDataset.has_terminal_next`) are left out, on all sides, wherever s' is
     compared.
@@ -213,19 +225,19 @@ def fidelity(
     of_made, of_fresh, of_base = (measures.correlations(side) for side in (made, fresh, base))
     pairs = ~np.eye(len(of_fresh), dtype=bool)
     by_model, by_chance = np.abs(of_made - of_fresh)[pairs], np.abs(of_base - of_fresh)[pairs]
-    w2 = Pair(
-        *(
-            float(
-                sliced_w2(
-                    torch.from_numpy((side - mean) / scale),
-                    torch.from_numpy((fresh - mean) / scale),
-                    PROJECTIONS,
-                    torch.Generator().manual_seed(seed),
-                )
+    shuffle = np.random.default_rng((seed, 1))
+    made_w2, base_w2, shuffled_w2 = (
+        float(
+            sliced_w2(
+                torch.from_numpy((side - mean) / scale),
+                torch.from_numpy((fresh - mean) / scale),
+                PROJECTIONS,
+                torch.Generator().manual_seed(seed),
             )
-            for side in (made, base)
         )
+        for side in (made, base, measures.shuffled(base, shuffle))
     )
+    unseen, noise = None if held_out is None else fresh, measures.shuffled(fresh, shuffle)
     low, high = (-ACTION_LIMIT, ACTION_LIMIT) if action_bounds is None else action_bounds
     ends, outside, at_bound = zip(
         *(
@@ -238,6 +250,7 @@ def fidelity(
         names=_names(o, a),
         rows=n,
         floor=floor,
+        steered=steered,
         notes=tuple(notes),
         ks=ks,
         ks_floor=ks_floor,
@@ -245,8 +258,10 @@ def fidelity(
         synthetic_correlations=of_made,
         correlation_largest=Pair(float(by_model.max()), float(by_chance.max())),
         correlation_mean=Pair(float(by_model.mean()), float(by_chance.mean())),
-        sliced_w2=w2,
-        neighbours=measures.neighbours(train, made, None if held_out is None else fresh, mean, scale, rng),
+        sliced_w2=Pair(made_w2, base_w2),
+        shuffled_w2=shuffled_w2,
+        variety=Pair(*(measures.variety(side, mean, scale) for side in (made, fresh))),
+        neighbours=measures.neighbours(train, made, unseen, noise, mean, scale, rng),
         terminal_rate=Pair(*ends),
         actions_outside=Pair(*outside),
         actions_at_bound=Pair(*at_bound),
@@ -293,7 +308,7 @@ def _fit_rows(dataset: OfflineDataset) -> tuple[Ints, int]:
 
 
 def _gather(dataset: OfflineDataset, numbers: Ints) -> Floats:
-    """Rows [s, a, r, s', terminal] (n, W)."""
+    """Gather the rows [s, a, r, s', terminal] (n, W) at `numbers` (n,)."""
     following, _ = dataset.successors()
     flat = (dataset.rewards, dataset.terminals)
     reward, terminal = (column[numbers, None].astype(np.float32) for column in flat)
@@ -302,7 +317,7 @@ def _gather(dataset: OfflineDataset, numbers: Ints) -> Floats:
 
 
 def _scales(train: Floats) -> tuple[Doubles, Doubles]:
-    """Mean and deviation (W,) of training rows; a constant column, and terminal, keep their unit."""
+    """The mean and the deviation (W,) of training rows; constant columns, and terminal, are not rescaled."""
     mean, scale = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
     scale[scale <= 1e-6 * np.maximum(1, np.abs(mean))] = 1.0
     mean[-1], scale[-1] = 0.0, 1.0
@@ -318,7 +333,7 @@ def _as_json(pair: Sequence[float]) -> dict[str, float | None]:
 
 
 def _against_floor(pair: Pair) -> str:
-    """How far a measure is above its floor."""
+    """Say how far a measure is above its floor."""
     if pair.synthetic <= 1.5 * pair.real:
         return "at the real-against-real floor"
     for factor in (2, 5):
@@ -327,17 +342,68 @@ def _against_floor(pair: Pair) -> str:
     return f"{pair.synthetic / pair.real:,.0f}x the real-against-real floor" if pair.real else "above a floor of 0"
 
 
+def unlikeness(pair: Pair, shuffled: float) -> float:
+    """Where a distance of synthetic rows stands between that of real rows, 0, and that of shuffled columns, 1.
+
+    NaN where these two hardly differ: columns that are independent, or too few rows to tell.
+    """
+    synthetic, real = pair
+    return (synthetic - real) / (shuffled - real) if shuffled > 1.25 * real else math.nan
+
+
+def uselessness(report: FidelityReport) -> str:
+    """What rows are that no agent should learn from; empty where they are none of these, each with a rough limit.
+
+    Collapsed: less than a quarter of the real rows' variety. Copies: half of the rows are nearer to a training row than
+    1 % of real ones are. Noise: the distance to the nearest training row is beyond half of the way from real rows to
+    rows with shuffled columns. Another distribution: sliced W2 is, or the mean KS is above 0.25 and twice its floor;
+    rows that are steered may be of another one.
+    """
+    near, w2, ks = report.neighbours, report.sliced_w2, report.ks_mean
+    if report.variety.synthetic < report.variety.real / 4:
+        alike = f"{report.variety.synthetic:.2g} from one another, real rows {report.variety.real:.2g}"
+        copies = f", and {near.closer:.0%} are copies of training rows" if near.closer >= 0.5 else ""
+        return f"Collapsed: the model makes nearly the same rows again and again ({alike}){copies}."
+    if near.closer >= 0.5:
+        return f"Copies: {near.closer:.0%} of the rows are training rows again, and add nothing to them."
+    if unlikeness(near.median, near.shuffled) > 0.5:
+        distances = _beside_shuffled(near.median, near.shuffled)
+        return f"Noise: the rows lie far from all training rows ({distances}). Is the model trained?"
+    signs = []
+    if unlikeness(w2, report.shuffled_w2) > 0.5:
+        signs.append(f"sliced W2 {_beside_shuffled(w2, report.shuffled_w2)}")
+    if ks.synthetic > max(0.25, 2 * ks.real):
+        signs.append(f"mean KS {ks.synthetic:.2g}, of real rows {ks.real:.2g}")
+    if signs and not report.steered:
+        return f"Another distribution: the rows are not spread as the data are ({'; '.join(signs)})."
+    return ""
+
+
+def _beside_shuffled(pair: Pair, shuffled: float) -> str:
+    return f"{pair.synthetic:.2g}, of real rows {pair.real:.2g}, of real rows with shuffled columns {shuffled:.2g}"
+
+
+def _overall(report: FidelityReport) -> str:
+    useless, odd = uselessness(report), look_first(report)
+    if useless:
+        return f"Do not train on these rows. {useless}"
+    if odd:
+        return f"Look first: {'; '.join(odd)}."
+    return f"No fault found in {report.rows:,} rows, which is no proof that an agent learns from them."
+
+
 def verdicts_of(report: FidelityReport) -> dict[str, str]:
-    """What the measures say, a sentence a measure; no overall grade."""
+    """What the measures say, a sentence each; before them, as `overall`, whether the rows are of any use."""
     worst = report.names[int(np.argmax(report.ks))]
     near, rate, outside = report.neighbours, report.terminal_rate, report.actions_outside
     lines = {
+        "overall": _overall(report),
         "marginals": f"The mean KS over columns is {_against_floor(report.ks_mean)}, the largest (of {worst}) "
         f"{_against_floor(report.ks_largest)}.",
         "correlations": f"The mean difference is {_against_floor(report.correlation_mean)}, the largest "
         f"{_against_floor(report.correlation_largest)}.",
         "sliced_w2": f"The distance is {_against_floor(report.sliced_w2)}.",
-        "nearest_neighbour": f"{_nearness(near.closer)} The median distance is "
+        "nearest_neighbour": f"{_nearness(near)} The median distance is "
         f"{near.median.synthetic:.3g}, of real rows {near.median.real:.3g}.",
         "terminal_rate": f"{rate.synthetic:.3%} of synthetic rows are terminal, {rate.real:.3%} of the training rows.",
         "actions": "No action is outside its bounds."
@@ -352,7 +418,7 @@ def verdicts_of(report: FidelityReport) -> dict[str, str]:
 
 
 def look_first(report: FidelityReport) -> list[str]:
-    """What is so far off that one should not train on the rows before it is understood; nothing is no proof of quality.
+    """What is so far off that it should be understood before an agent is trained on the rows; empty where nothing is.
 
     The limits are rough: twice the floor of the mean KS or of W2, a third of a step's change, twice or half the rate of
     terminals, near-copies.
@@ -373,8 +439,11 @@ def look_first(report: FidelityReport) -> list[str]:
     return found
 
 
-def _nearness(closer: float) -> str:
+def _nearness(near: Neighbours) -> str:
+    closer = near.closer
     share = f"{closer:.1%} of synthetic rows are nearer to a training row than 1 % of real rows are"
+    if closer <= 0.02 and unlikeness(near.median, near.shuffled) > 0.5:
+        return f"Far from all training rows, as far as noise, so that memorisation is no question: {share}."
     if closer <= 0.02:
         return f"No sign of memorisation: {share}."
     return f"Near-copies of training rows: {share}." if closer < 0.5 else f"Training rows are memorised: {share}."
@@ -389,6 +458,8 @@ def _obeys(steps: DynamicsError) -> str:
         f"The median row misses the simulator's s' by {model / step:.2g} of a step's change (s' - s) and its "
         f"reward by {steps.reward.synthetic:.2g}; terminal is another in {steps.terminal.synthetic:.2%}."
     )
+    if model > step / 3 and world <= 0.1 * step:
+        line = f"Does not obey the simulator. {line}"
     if world > 0.1 * step:
         return f"{line} But real rows miss it by {world / step:.2g}: it is not the simulator they come from."
     return f"{line} Real rows miss it by {world / step:.1g}."

@@ -1,0 +1,41 @@
+"""What every augmenter can be asked for. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Mix = Literal["replace", "append"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A data set to enlarge, and where the larger one goes: the options that all verbs of `diffrl augment` share."""
+
+    dataset: str
+    """A D4RL id, a Minari id, or a path (HDF5, npz, a Minari folder)."""
+    out: str
+    """A path ending in .hdf5, or minari:ID, where every transition becomes an episode (14 KB and 2 ms each)."""
+    samples: int | None = None
+    """Synthetic rows; by default a million (the paper: 5 million)."""
+    ratio: float | None = None
+    """Instead of --samples: synthetic rows for each real row."""
+    mix: Mix = "replace"
+    """replace: the file holds synthetic rows alone, as in the paper; append: the real rows, then the synthetic."""
+    seed: int = 0
+    """Seed of the model, its training and the samples."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N, or auto."""
+    env: str | None = None
+    """Gymnasium id of the environment the data are from: bounds, the simulator in the report; recorded in the file."""
+    rows: int | None = None
+    """Use only the first rows of the data set."""
+    held_out: float = 0.05
+    """Share of the real rows that the model does not see: the report compares with them."""
+    folder: Path | None = None
+    """Folder of the model and the report; by default beside the data set."""
+    report: bool = True
+    """Write the fidelity report."""
+    force: bool = False
+    """Replace the data set if it exists."""

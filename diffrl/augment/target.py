@@ -1,0 +1,73 @@
+"""Where an enlarged data set goes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffrl.data import d4rl, minari
+from diffrl.data.offline import OfflineDataset
+from diffrl.support.errors import UserError
+from envs.datasets import locate
+
+
+class Target:
+    """Where a data set is written: an HDF5 file, or Minari's store.
+
+    out: a path ending in .hdf5 or .h5, or minari:ID. verb: names the model's folder, by default beside the data set.
+    Raises UserError for another `out`, and where something is there, unless it is to be replaced (force).
+    """
+
+    def __init__(self, out: str, force: bool, verb: str) -> None:
+        self.out, self.force = out, force
+        self.path = Path(out).expanduser()
+        self.to_file = self.path.suffix in (".hdf5", ".h5")
+        if self.to_file:
+            exists = self.path.exists()
+            self.folder = self.path.with_name(f"{self.path.stem}-{verb}")
+        elif out.startswith("minari:"):
+            self.id = out.removeprefix("minari:")
+            if not minari.is_id(self.id):
+                raise UserError(f"{out!r} is no Minari id; expected e.g. minari:hopper/synthetic-v0.")
+            exists = (minari.store() / self.id).exists()
+            self.folder = Path("runs") / f"{self.id.replace('/', '-')}-{verb}"
+        else:
+            raise UserError(f"Cannot write {out!r}: expected a path ending in .hdf5 or .h5, or minari:ID.")
+        if self.to_file and self.path.is_dir():
+            raise UserError(f"{out} is a folder; expected the path of a file: choose another --out.")
+        if exists and not force:
+            raise UserError(
+                f"{out} exists; what wrote it is finished. Use --force to replace it, or choose another --out."
+            )
+
+    def spare(self, source: str) -> None:
+        """Raise UserError where writing would replace the data set `source`."""
+        place = self.path if self.to_file else minari.store() / self.id
+        path = locate(source).path
+        if path is not None and path.resolve() == place.resolve():
+            raise UserError(f"--out {self.out} is the data set itself, which would be lost: choose another --out.")
+
+    def write(
+        self, blocks: Iterator[dict[str, NDArray[Any]]], metadata: dict[str, Any], source: OfflineDataset
+    ) -> Path:
+        """Write blocks of columns that were made from `source`; give the path of the data set.
+
+        A file is written block by block. Minari's writer takes whole data sets: there all rows are in memory.
+        """
+        if self.to_file:
+            return d4rl.write_blocks(self.path, blocks, metadata)
+        parts = list(blocks)
+        arrays: dict[str, Any] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        benchmark = locate(str(source.metadata["dataset"])).benchmark
+        return minari.write(
+            self.id,
+            OfflineDataset(**arrays, metadata=metadata),
+            reference_scores=None if benchmark is None else benchmark.reference_scores,
+            force=self.force,
+        )
+
+    def name(self, written: Path) -> str:
+        """What commands call the data set that was written to a path."""
+        return str(written) if self.to_file else self.id
