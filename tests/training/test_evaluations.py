@@ -38,8 +38,7 @@ pytestmark = [
 
 def evaluated(out: Path, **fields: Any) -> TrainConfig:
     """Three seeds as one stack, evaluated at 50, 100, 150 and 200."""
-    held = {"seeds": (0, 1, 2), "eval_every": 50, "workers": 1, "env": "tests.training.held_env:Held-v0"}
-    return tiny(out, **(held | fields))
+    return tiny(out, **({"seeds": (0, 1, 2), "eval_every": 50, "workers": 1} | fields))
 
 
 @pytest.fixture
