@@ -235,7 +235,7 @@ def test_nothing_to_condition_on_is_said() -> None:
 def test_conditional_rows_are_those_asked_for() -> None:
     """Rewards are 0 or 1 by the sign of a: the upper bins alone give positive actions, all bins both."""
     data = transitions()
-    config = SynthERConfig(steps=1500, width=64, blocks=3, condition="reward", bins=2)
+    config = SynthERConfig(steps=500, width=64, blocks=3, condition="reward", bins=2, **QUICK)
     model = fit(config, with_bins(data, "reward", 2), RowCodec.fit(data), batch_size=256)
     drawn = {}
     for above in (0.0, 0.5):

@@ -13,8 +13,10 @@ ORDER = "DIFFRL_TEST_ORDER"
 
 def ordered() -> str:
     """What the file says, "" if there is none."""
-    file = os.environ.get(ORDER)
-    return Path(file).read_text() if file and Path(file).exists() else ""
+    try:
+        return Path(os.environ[ORDER]).read_text()
+    except (KeyError, FileNotFoundError):
+        return ""
 
 
 class HeldEnv(gymnasium.Env):  # type: ignore[type-arg]
