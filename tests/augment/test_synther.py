@@ -164,7 +164,7 @@ def test_rare_ends_are_told(stand_ins: bool) -> None:
         ends = columns.terminals.bool()
         columns.next_observations[ends] = columns.observations[ends]
     codec = RowCodec.fit(data, stand_ins=stand_ins)
-    model = fit(SynthERConfig(steps=800, width=32, blocks=2), data, codec, batch_size=256)
+    model = fit(SynthERConfig(steps=600, width=32, blocks=2, **QUICK), data, codec, batch_size=256)
     rows = model.sample(16_384, generator_of(3), Sampling(sampling_steps=12))[0]
     terminal, far = rows[:, -1] > 0.5, rows[:, 0] > 2.33
     assert 0.005 < float(terminal.float().mean()) < 0.02
@@ -260,11 +260,11 @@ def test_settings_that_cannot_be() -> None:
 def test_bins_are_drawn_as_often_as_their_rows_occur() -> None:
     """Three quarters of rewards are 0 and share bin 3 of 10 (ranks 0 to 0.75), the others are 1, in bin 8; no others.
 
-    4,096 draws know a share to 0.007, 600 training steps of 32 rows to 0.003.
+    4,096 draws know a share to 0.007, 300 training steps of 32 rows to 0.005.
     """
     data = transitions(1000)
     data.columns.rewards.copy_((torch.arange(1000) % 4 == 0).float())
-    config = SynthERConfig(steps=600, width=8, blocks=1, condition="reward", bins=10)
+    config = SynthERConfig(steps=300, width=8, blocks=1, condition="reward", bins=10)
     model = fit(config, with_bins(data, "reward", 10), RowCodec.fit(data), batch_size=32)
     bins = model.draw_bins(4096, 0.0, generator_of(0))
     assert bins.shape == (1, 4096)
