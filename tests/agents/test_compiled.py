@@ -113,7 +113,8 @@ def test_losses_and_acting_are_one_graph_each(name: str, monkeypatch: pytest.Mon
         torch.testing.assert_close(results[1][key], value, rtol=1e-12, atol=1e-12, msg=lambda t, k=key: f"{k}: {t}")
 
 
-@pytest.mark.parametrize("name", [n if n == "bc" else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.usefixtures("double")
 def test_twenty_compiled_steps_are_twenty_eager_ones(name: str) -> None:
     """In float64, where rounding is far below 1e-9 even after Adam has amplified it."""
@@ -162,8 +163,8 @@ def test_a_failed_compilation_leaves_the_agent_as_it_was(
     fake.write_text("#!/bin/sh\nexit 1\n")
     fake.chmod(0o755)
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(fake)))
-    agent, twin = build(CONFIG), build(CONFIG)
-    assert not compilation.compile_agent(agent, CONFIG, transitions())
+    agent, twin = (CLONING.build(3, 2, (0,)) for _ in range(2))
+    assert not compilation.compile_agent(agent, CLONING, transitions())
     assert "could not be compiled" in capsys.readouterr().err
     for a in (agent, twin):
         a.update(make_batch(), torch.Generator().manual_seed(0))
