@@ -113,8 +113,7 @@ def test_losses_and_acting_are_one_graph_each(name: str, monkeypatch: pytest.Mon
         torch.testing.assert_close(results[1][key], value, rtol=1e-12, atol=1e-12, msg=lambda t, k=key: f"{k}: {t}")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [n if n == "bc" else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
 @pytest.mark.usefixtures("double")
 def test_twenty_compiled_steps_are_twenty_eager_ones(name: str) -> None:
     """In float64, where rounding is far below 1e-9 even after Adam has amplified it."""
