@@ -8,11 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = re.compile(r"See (`[\w.]+`|the class|[\w.]+'s `[\w.]+`)\.")
-FOLDERS = (
-    "agents",
-    "envs",
-    *(f"diffrl/{name}" for name in ("alignment", "commands", "data", "diffusion", "nets", "runs", "support")),
-)
+FOLDERS = ("agents", "envs", "diffrl")
 FILES = [file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.py"))]
 
 

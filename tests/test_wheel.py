@@ -38,7 +38,7 @@ def exercise(bin_folder: Path, folder: Path) -> None:
     assert "diffrl train" in diffrl("--help")
     assert "maze2d-umaze-v1" in diffrl("data", "list", "maze2d")
     assert "diffusion_ql/maze2d-umaze-v1" in diffrl("train", "list")
-    diffrl("train", "diffusion_ql/maze2d-umaze-v1", "--steps=5", "--rows=500", "--eval-episodes=1", "--out=run")
+    diffrl("train", "bc/maze2d-umaze-v1", "--steps=5", "--rows=500", "--eval-episodes=1", "--out=run")
     assert (folder / "run" / "learning_curve.png").is_file()
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from agents import AGENTS, EDP, FQL, IDQL, ConsistencyAC, DiffusionQL
+from agents import AGENTS, EDP, FQL, IDQL, AgentConfig, ConsistencyAC, DiffusionBC, DiffusionQL
+from agents.base import Agent
+from agents.bc import DiffusionBCAgent
 from agents.diffusion_ql import DiffusionQLAgent, DiffusionQLNoise
 from diffrl.data.transitions import Transitions
 from diffrl.runs.config import choose_compiling
@@ -17,6 +19,8 @@ from tests.agents.agent_cases import make_batch
 from tests.agents.test_diffusion_ql import build
 
 CONFIG = DiffusionQL(width=16, layers=1, batch_size=8, denoising_steps=2, critic_layer_norm=True, act_candidates=4)
+CLONING = DiffusionBC(width=16, layers=1, batch_size=8, denoising_steps=2)
+"""Compiled in a third of the time: one loss, no critic."""
 
 
 @pytest.fixture
@@ -26,9 +30,13 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def losses(agent: DiffusionQLAgent) -> list[list[torch.Tensor]]:
-    """The gradients of both losses at one batch, with the same noise."""
+def losses(agent: Agent) -> list[list[torch.Tensor]]:
+    """The gradients of each loss at one batch, with the same noise."""
     g, batch = torch.Generator().manual_seed(3), make_batch()
+    if isinstance(agent, DiffusionBCAgent):
+        loss = agent.bc_loss(batch, agent.actor.bc_noise(batch.actions, g))
+        return [list(torch.autograd.grad(loss.sum(), list(agent.actor.parameters())))]
+    assert isinstance(agent, DiffusionQLAgent)
     noise = torch.randn(3, 1, 8, 2, generator=g)
     cloning = agent.actor.bc_noise(batch.actions, g)
     critic = agent.critic_loss(batch, noise)[0]
@@ -43,11 +51,14 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("config", [CLONING, pytest.param(CONFIG, marks=pytest.mark.slow)], ids=lambda c: c.name)
 @pytest.mark.usefixtures("own_cache")
-def test_the_gradients_of_a_compiled_step_are_the_eager_ones(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_gradients_of_a_compiled_step_are_the_eager_ones(
+    config: AgentConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     """To 1e-5 of their size in float32. Compiling itself trains nothing, and says what it takes."""
-    eager, compiled = build(CONFIG), build(CONFIG)
-    assert compilation.compile_agent(compiled, CONFIG, transitions())
+    eager, compiled = (config.build(3, 2, (0,)) for _ in range(2))
+    assert compilation.compile_agent(compiled, config, transitions())
     assert "about a minute" in capsys.readouterr().err
     for key, value in eager.state_dict().items():
         assert torch.equal(compiled.state_dict()[key], value), key
@@ -78,10 +89,11 @@ CONFIGS = {name: schema(**SIZE) for name, schema in AGENTS.items()} | {
     "idql": IDQL(**SIZE, blocks=1, denoising_steps=2),
     "fql": FQL(**SIZE, flow_steps=2),
 }
-QUICK = ("diffusion_ql", "td3_bc")
+TRACED = ("idql", "td3_bc")
+"""Of these the fast tier traces the losses; td3_bc has phases."""
 
 
-@pytest.mark.parametrize("name", [n if n == "idql" else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
+@pytest.mark.parametrize("name", [n if n in TRACED else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
 @pytest.mark.usefixtures("double")
 def test_losses_and_acting_are_one_graph_each(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced whole, whatever structure their noise comes in; a step and an action are the eager ones to rounding."""
@@ -102,7 +114,7 @@ def test_losses_and_acting_are_one_graph_each(name: str, monkeypatch: pytest.Mon
         torch.testing.assert_close(results[1][key], value, rtol=1e-12, atol=1e-12, msg=lambda t, k=key: f"{k}: {t}")
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
+@pytest.mark.parametrize("name", [n if n == "bc" else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
 @pytest.mark.usefixtures("double")
 def test_twenty_compiled_steps_are_twenty_eager_ones(name: str) -> None:
     """In float64, where rounding is far below 1e-9 even after Adam has amplified it."""
@@ -151,8 +163,8 @@ def test_a_failed_compilation_leaves_the_agent_as_it_was(
     fake.write_text("#!/bin/sh\nexit 1\n")
     fake.chmod(0o755)
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(fake)))
-    agent, twin = build(CONFIG), build(CONFIG)
-    assert not compilation.compile_agent(agent, CONFIG, transitions())
+    agent, twin = (CLONING.build(3, 2, (0,)) for _ in range(2))
+    assert not compilation.compile_agent(agent, CLONING, transitions())
     assert "could not be compiled" in capsys.readouterr().err
     for a in (agent, twin):
         a.update(make_batch(), torch.Generator().manual_seed(0))

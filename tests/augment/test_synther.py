@@ -1,5 +1,7 @@
 """The diffusion model of transitions: its rows, its network, what it learns, what it draws."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -130,10 +132,14 @@ def test_the_sampler_is_the_papers_algorithm() -> None:
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
 
 
+QUICK: dict[str, Any] = {"learning_rate": 2e-3, "ema_rate": 0.05}
+"""What a few hundred steps need; averages of the published rate span 2,000."""
+
+
 @pytest.fixture(scope="module")
 def trained() -> TransitionDiffusion:
     data = transitions()
-    return fit(SynthERConfig(steps=2000, width=64, blocks=3), data, RowCodec.fit(data), batch_size=256)
+    return fit(SynthERConfig(steps=600, width=64, blocks=3, **QUICK), data, RowCodec.fit(data), batch_size=256)
 
 
 def test_a_trained_model_obeys_the_data(trained: TransitionDiffusion) -> None:
@@ -166,7 +172,7 @@ def test_rare_ends_are_told(stand_ins: bool) -> None:
         ends = columns.terminals.bool()
         columns.next_observations[ends] = columns.observations[ends]
     codec = RowCodec.fit(data, stand_ins=stand_ins)
-    model = fit(SynthERConfig(steps=800, width=32, blocks=2), data, codec, batch_size=256)
+    model = fit(SynthERConfig(steps=600, width=32, blocks=2, **QUICK), data, codec, batch_size=256)
     rows = model.sample(16_384, generator_at(3), Sampling(sampling_steps=12))[0]
     terminal, far = rows[:, -1] > 0.5, rows[:, 0] > 2.33
     assert 0.005 < float(terminal.float().mean()) < 0.02
@@ -257,7 +263,7 @@ def test_nothing_to_condition_on_is_said() -> None:
 def test_conditional_rows_are_those_asked_for() -> None:
     """Rewards are 0 or 1 by the sign of a: the upper bins alone give positive actions, all bins both."""
     data = transitions()
-    config = SynthERConfig(steps=1500, width=64, blocks=3, condition="reward", bins=2)
+    config = SynthERConfig(steps=500, width=64, blocks=3, condition="reward", bins=2, **QUICK)
     model = fit(config, ModelRows.of(data, config), RowCodec.fit(data), batch_size=256)
     drawn = {}
     for above in (0.0, 0.5):
@@ -282,11 +288,11 @@ def test_settings_that_cannot_be() -> None:
 def test_bins_are_drawn_as_often_as_their_rows_occur() -> None:
     """Three quarters of rewards are 0 and share bin 3 of 10 (ranks 0 to 0.75), the others are 1, in bin 8; no others.
 
-    4,096 draws know a share to 0.007, 600 training steps of 32 rows to 0.003.
+    4,096 draws know a share to 0.007, 300 training steps of 32 rows to 0.005.
     """
     data = transitions(1000)
     data.columns.rewards.copy_((torch.arange(1000) % 4 == 0).float())
-    config = SynthERConfig(steps=600, width=8, blocks=1, condition="reward", bins=10)
+    config = SynthERConfig(steps=300, width=8, blocks=1, condition="reward", bins=10)
     model = fit(config, ModelRows.of(data, config), RowCodec.fit(data), batch_size=32)
     bins = model.draw_bins(4096, 0.0, generator_at(0))
     assert bins.shape == (1, 4096)

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from diffrl.commands.finetune import launcher
+from tests.images.two_processes import record
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,16 +25,15 @@ def launch(processes: int, words: list[str], cache: Path, code: int = 0) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("algo", ["ddpo-is", "d3po"])
-def test_two_processes_are_one(algo: str, cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("algo", ["ddpo-is", pytest.param("d3po", marks=pytest.mark.slow)])
+def test_two_processes_are_one(algo: str, cache: Path, quick: Path) -> None:
     """After three updates by gloo both have equal gradients and parameters, to the bit, and one process's to rounding.
 
     Saving does not hang; the run's evaluations, of images that both sampled, are one process's too.
     """
-    script = [str(ROOT / "tests/images/two_processes.py"), algo, str(tmp_path)]
-    for processes in (1, 2):
-        launch(processes, script, cache)
-    alone, first, second = (safetensors.torch.load_file(tmp_path / f"{n}.st") for n in ("1-0", "2-0", "2-1"))
+    record(algo, quick)
+    launch(2, [str(ROOT / "tests/images/two_processes.py"), algo, str(quick)], cache)
+    alone, first, second = (safetensors.torch.load_file(quick / f"{n}.st") for n in ("1-0", "2-0", "2-1"))
     assert any(name.startswith("3.gradient") for name in first)
     assert set(alone) == set(first) == set(second)
     for name, value in first.items():
@@ -41,11 +41,11 @@ def test_two_processes_are_one(algo: str, cache: Path, tmp_path: Path) -> None:
         scale = float(alone[name].abs().max())
         if ".gradient." in name:
             torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-3 * scale + 1e-9)
-    one, two = (json.loads((tmp_path / f"run-of-{n}/evaluations.json").read_text()) for n in (1, 2))
+    one, two = (json.loads((quick / f"run-of-{n}/evaluations.json").read_text()) for n in (1, 2))
     for measure in ("reward", "diversity", "reference_error", "class_accuracy"):
         assert two[0][measure] == pytest.approx(one[0][measure], rel=1e-5)
-    assert (tmp_path / "run-of-2/model/model_index.json").exists()
-    assert [p.name for p in sorted((tmp_path / "run-of-2/checkpoints").iterdir())] == ["000000000", "000000001"]
+    assert (quick / "run-of-2/model/model_index.json").exists()
+    assert [p.name for p in sorted((quick / "run-of-2/checkpoints").iterdir())] == ["000000000", "000000001"]
 
 
 def test_processes_from_the_command_line(cache: Path, tmp_path: Path) -> None:

@@ -38,8 +38,7 @@ pytestmark = [
 
 def evaluated(out: Path, **fields: Any) -> TrainConfig:
     """Three seeds as one stack, evaluated at 50, 100, 150 and 200."""
-    held = {"seeds": (0, 1, 2), "eval_every": 50, "workers": 1, "env": "tests.training.held_env:Held-v0"}
-    return tiny(out, **(held | fields))
+    return tiny(out, **({"seeds": (0, 1, 2), "eval_every": 50, "workers": 1} | fields))
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def in_line(tmp_path_factory: pytest.TempPathFactory, data_directory: Path) -> P
 
 
 @pytest.mark.usefixtures("order")
-@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("n", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
 def test_scores_do_not_depend_on_who_evaluates(in_line: Path, tmp_path: Path, n: int) -> None:
     """Every return, every logged number and every tensor, which checkpoints are kept; and nothing is left behind."""
     run = diffrl.train(evaluated(tmp_path / "run", eval_workers=n), quiet=True)
