@@ -54,8 +54,8 @@ def check_rebuilt(spec: EnvSpec) -> None:
     module, _, env_id = spec.id.rpartition(":")
     if module not in ("", "envs"):
         raise CannotRebuild(
-            f"The data name the environment {spec.id[:80]!r}, which would import the module {module[:60]!r}: a file may "
-            f"not. If you trust it, say so: --env {spec.id[:80]}; without an environment: --env none."
+            f"The data name the environment {spec.id[:80]!r}, which would import the module {module[:60]!r}: a file "
+            f"may not. If you trust it, say so: --env {spec.id[:80]}; without an environment: --env none."
         )
     registered = gymnasium.registry.get(env_id)
     known = {} if registered is None else registered.kwargs
@@ -192,7 +192,8 @@ class FlatObservation(gymnasium.ObservationWrapper[NDArray[np.float32], Any, Any
         self._space, self._parts = env.observation_space, parts
         if parts is not None and not isinstance(self._space, gymnasium.spaces.Dict):
             raise DataError("the observations have no parts")
-        self.observation_space = flattening.flat_space(self._space, parts)
+        flat: gymnasium.spaces.Space[Any] = flattening.flat_space(self._space, parts)
+        self.observation_space = flat
 
     @override
     def observation(self, observation: Any) -> NDArray[np.float32]:

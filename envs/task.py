@@ -135,7 +135,7 @@ def find_task(
     own = None if benchmark is None else benchmark.env_id
     base = Task(None, {}, None, False, observation_parts=parts_in(dataset.metadata))
     if benchmark is not None and own is not None and env in (None, own):
-        spec = EnvSpec(own, dict(benchmark.env_kwargs), origin=BENCHMARK if env is None else USER)
+        spec: EnvSpec | None = EnvSpec(own, dict(benchmark.env_kwargs), origin=BENCHMARK if env is None else USER)
         changed = asked_spec(None, env_kwargs, max_episode_steps, spec)
     else:
         of_data = EnvSpec.of(dataset.metadata) if env is None else None
@@ -166,12 +166,11 @@ def open_task(
     the user that named it, and it is not here, prints the reason instead and goes on without an environment; what is
     here but cannot be rebuilt as the file says is refused.
     """
-    asked = {"env_kwargs": env_kwargs, "max_episode_steps": max_episode_steps}
-    task = find_task(name, dataset, env=env, rows=rows, **asked)  # type: ignore[arg-type]
+    task = find_task(name, dataset, env=env, rows=rows, env_kwargs=env_kwargs, max_episode_steps=max_episode_steps)
     if env not in (None, "none") and (said := _otherwise(task, dataset)):
         console.print(said, style="yellow", markup=False)
     try:
-        return task, _fitting_env(name, task, dataset)
+        return task, fitting_env(name, task, dataset.observation_size, dataset.action_size)
     except CannotRebuild:
         raise
     except UserError as error:
@@ -192,12 +191,15 @@ def _otherwise(task: Task, dataset: OfflineDataset) -> str | None:
     return f"The data's own environment is {of_data}, and --env asks for {task.spec}: leave --env out for the data's."
 
 
-def _fitting_env(name: str, task: Task, dataset: OfflineDataset) -> gymnasium.Env[Any, Any] | None:
-    """The task's environment. Raises UserError where its spaces are not those of the data."""
+def fitting_env(name: str, task: Task, observation_size: int, action_size: int) -> gymnasium.Env[Any, Any] | None:
+    """The task's environment; None: it has none. Raises UserError where its spaces are not of these sizes.
+
+    name: what the sizes are of, a data set or a run.
+    """
     if task.env_id is None:
         return None
     env = task.make()
-    for kind, size in (("observation", dataset.observation_size), ("action", dataset.action_size)):
+    for kind, size in (("observation", observation_size), ("action", action_size)):
         space = getattr(env, f"{kind}_space")
         if not isinstance(space, gymnasium.spaces.Box) or space.shape != (size,):
             raise UserError(
@@ -205,7 +207,7 @@ def _fitting_env(name: str, task: Task, dataset: OfflineDataset) -> gymnasium.En
                 f"have {size} dimensions. Name the environment the data came from with --env."
             )
     if isinstance(env, making.FlatObservation) and task.observation_parts is None:
-        inner = env.env.observation_space
+        inner: Any = env.env.observation_space
         if isinstance(inner, gymnasium.spaces.Dict):
             keys = ", ".join(inner.spaces)
             console.print(f"Observations of {task.env_id} are flattened in Gymnasium's order: {keys}.", markup=False)

@@ -16,6 +16,10 @@ from diffrl.support.errors import DataError, UserError
 
 USER, BENCHMARK, FILE = "--env", "the benchmark", "the file's metadata"
 """Where a specification may come from; of a Minari data set it is the name of Minari's field."""
+SPECS = ("eval_env_spec", "env_spec")
+"""Minari's entries for a data set's environment, the one to evaluate in first."""
+ENV_KEYS = ("env_id", "env_spec", "env_origin")
+"""What of a data set's metadata is about its environment."""
 NO_LIMIT = -1
 """As `max_episode_steps`: episodes have no time limit. `gymnasium.make` has the same number for it."""
 _SHOWN = 40
@@ -38,11 +42,6 @@ class EnvSpec:
     """The environment's class as the file names it. It is never imported."""
     origin: str = FILE
     """Where this is from: USER, BENCHMARK, or what holds it."""
-
-    @property
-    def of_file(self) -> bool:
-        """Whether a file names the environment, and neither the user nor a benchmark."""
-        return self.origin not in (USER, BENCHMARK)
 
     @classmethod
     def from_json(cls, text: str, where: str, origin: str = FILE) -> EnvSpec:
@@ -84,13 +83,15 @@ class EnvSpec:
         env_id, stored = metadata.get("env_id"), metadata.get("env_spec")
         if stored is not None:
             text = stored if isinstance(stored, str) else json.dumps(stored, default=str)
-            spec = cls.from_json(text, "env_spec in the metadata", str(metadata.get("env_origin", FILE)))
+            origin = metadata.get("env_origin")
+            known = origin in [of_minari(key) for key in SPECS]
+            spec = cls.from_json(text, "env_spec in the metadata", str(origin) if known else FILE)
             if env_id in (None, spec.id):  # else somebody has named another environment since
                 return spec
         return cls(str(env_id)) if env_id else None
 
     def metadata(self) -> dict[str, Any]:
-        """What a data set's metadata say of this environment: `env_id`, and `env_spec` where the id does not tell all."""
+        """What a data set's metadata say of this environment: `env_id`, and `env_spec` where that does not tell all."""
         plain = not (self.kwargs or self.max_episode_steps or self.wrappers)
         return {"env_id": self.id} | ({} if plain else {"env_spec": self.to_json()})
 
@@ -118,7 +119,7 @@ class EnvSpec:
         )
 
     def changed(self, kwargs: Mapping[str, Any], max_episode_steps: int | None) -> EnvSpec:
-        """This environment with some arguments and the time limit replaced, as the user says; itself where nothing is."""
+        """This environment with some arguments and the time limit replaced; itself where nothing is to be."""
         if not kwargs and max_episode_steps is None:
             return self
         limit = self.max_episode_steps if max_episode_steps is None else max_episode_steps
@@ -142,6 +143,11 @@ class EnvSpec:
         if self.wrappers:
             parts.append("in " + ", ".join(str(wrapper["name"])[:_SHOWN] for wrapper in self.wrappers))
         return f"{self.id}({', '.join(parts)})" if parts else self.id
+
+
+def of_minari(key: str) -> str:
+    """The origin of a specification that is in Minari's entry `key`."""
+    return f"the data's {key}"
 
 
 def _registered(env_id: str) -> Any:

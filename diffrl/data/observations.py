@@ -60,7 +60,8 @@ def flatten(space: spaces.Space[Any], values: Any, parts: Sequence[str] | None =
 
 def flatten_one(space: spaces.Space[Any], value: Any, parts: Sequence[str] | None = None) -> Array:
     """One observation of `space` as (O,) float32: the row that `flatten` makes of it."""
-    return flatten(space, _stacked(space, value), parts)[0]
+    one: Array = flatten(space, _stacked(space, value), parts)[0]
+    return one
 
 
 def _stacked(space: spaces.Space[Any], value: Any) -> Any:
@@ -73,7 +74,7 @@ def _stacked(space: spaces.Space[Any], value: Any) -> Any:
 
 
 def flat_space(space: spaces.Space[Any], parts: Sequence[str] | None = None) -> spaces.Box:
-    """The space of the vectors that `flatten` makes: their bounds are those of the parts. Raises DataError as it does."""
+    """The space of the vectors that `flatten` makes, with the parts' bounds. Raises DataError as it does."""
     low, high = (flatten_one(space, _bound(space, end), parts) for end in ("low", "high"))
     return spaces.Box(low, high, dtype=np.float32)
 
