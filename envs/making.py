@@ -160,7 +160,7 @@ def make(spec: EnvSpec, parts: Sequence[str] | None = None) -> gymnasium.Env[Any
                 f"The wrapper {wrapper['name']} of {spec.id} cannot be rebuilt: {said_by(error)[:200]}. {_INSTEAD}"
             ) from error
     space = env.observation_space
-    if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 and parts is None:
+    if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
         return env
     try:
         return FlatObservation(env, parts)

@@ -8,10 +8,11 @@ import gymnasium
 from numpy.typing import NDArray
 
 from diffrl.data.env_spec import BENCHMARK, USER, EnvSpec, parse_kwargs
-from diffrl.data.observations import parts_in
+from diffrl.data.observations import goal_left_out, parts_in
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.console import console
 from diffrl.support.errors import DataError, UserError
+from diffrl.support.schema import Count, held
 from envs import making, registry
 from envs.making import CannotRebuild, make_env
 
@@ -102,6 +103,7 @@ def asked_spec(
     Raises UserError for arguments without an environment.
     """
     kwargs = parse_kwargs(env_kwargs)
+    held(max_episode_steps, Count | None, "--max-episode-steps")
     spec = otherwise if env is None else None if env == "none" else EnvSpec(env, origin=USER)
     if spec is None:
         if kwargs or max_episode_steps is not None:
@@ -167,6 +169,8 @@ def open_task(
     here but cannot be rebuilt as the file says is refused.
     """
     task = find_task(name, dataset, env=env, rows=rows, env_kwargs=env_kwargs, max_episode_steps=max_episode_steps)
+    if remark := goal_left_out(dataset.metadata):
+        console.print(remark, markup=False)
     if env not in (None, "none") and (said := _otherwise(task, dataset)):
         console.print(said, style="yellow", markup=False)
     try:

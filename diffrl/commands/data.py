@@ -92,6 +92,7 @@ class Info:
     def run(self) -> int:
         """Print the description. Gives 1 if the data set has problems."""
         from diffrl.data.env_spec import EnvSpec
+        from diffrl.data.observations import goal_left_out
         from envs import registry
         from envs.datasets import cached_path, load_dataset, locate
 
@@ -116,6 +117,8 @@ class Info:
         spec = EnvSpec.of(dataset.metadata)
         if spec is not None:
             console.print(f"environment: {spec}, from {spec.origin}", markup=False, highlight=False)
+        if remark := goal_left_out(dataset.metadata):
+            console.print(remark, markup=False, highlight=False)
         for key, value in dataset.metadata.items():
             if key not in ("dataset", "env_spec", "env_origin"):  # what was just typed; what was just said
                 console.print(f"{key}: {value}", markup=False, highlight=False)

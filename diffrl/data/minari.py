@@ -118,18 +118,19 @@ def read(source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check
         )
     arrays = {key: np.concatenate(values) for key, values in parts.items()}
     taken = _taken(space, arrays, str(data.id))
+    metadata = {
+        **ours,
+        "path": str(folder),
+        "minari_id": data.id,
+        **({"observation_parts": ",".join(taken)} if taken else {}),
+        **_env_metadata(theirs, folder),
+    }
     dataset = OfflineDataset(
         observations=_joined(arrays, "from", taken),
         next_observations=_joined(arrays, "to", taken),
         **{key: arrays[key] for key in ("actions", "rewards", "terminals", "timeouts")},
         infos=_goal(space, arrays),
-        metadata={
-            **ours,
-            "path": str(folder),
-            "minari_id": data.id,
-            **({"observation_parts": ",".join(taken)} if taken else {}),
-            **_env_metadata(theirs, folder),
-        },
+        metadata=metadata,
     )
     return dataset.validate(str(folder), action_limit) if check else dataset
 
@@ -188,6 +189,8 @@ def write(
             create_namespace(namespace)
     except ImportError as error:
         raise UserError(f"{_INSTALL} ({error})") from error
+    except ValueError as error:  # such as a namespace of one letter
+        raise UserError(f"Minari does not take {dataset_id!r}: {error} Choose another id.") from error
     except OSError as error:
         raise UserError(f"Cannot write {target}: {error}. Choose another place, or make room there.") from error
     return target

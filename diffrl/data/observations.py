@@ -87,6 +87,14 @@ def _bound(space: Any, end: str) -> Any:
     return getattr(space, end, None)
 
 
+def goal_left_out(metadata: Mapping[str, Any]) -> str | None:
+    """A sentence that says that a data set's observations lack the goal, though its file has it; None: they do not."""
+    parts, dataset_id = parts_in(metadata), str(metadata.get("minari_id", ""))
+    if parts is None or GOAL in parts or not leaves_goal_out(dataset_id):
+        return None
+    return f"{dataset_id}: {GOAL} is no part of the observations, as D4RL defines them: the policy does not see goals."
+
+
 def parts_in(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The parts that a data set's observations are made of, as its metadata say; None: they say nothing."""
     stored = metadata.get("observation_parts")
