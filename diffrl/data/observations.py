@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from diffrl.data.offline import OfflineDataset
 from diffrl.support.errors import DataError
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -93,6 +95,15 @@ def goal_left_out(metadata: Mapping[str, Any]) -> str | None:
     if parts is None or GOAL in parts or not leaves_goal_out(dataset_id):
         return None
     return f"{dataset_id}: {GOAL} is no part of the observations, as D4RL defines them: the policy does not see goals."
+
+
+def without_goal(dataset: OfflineDataset, observation_size: int) -> OfflineDataset:
+    """A data set as runs of this size of observations see it: in old ones the goal, now last, was left out."""
+    following = dataset.next_observations
+    if GOAL not in (parts_in(dataset.metadata) or ()) or following is None or observation_size >= following.shape[1]:
+        return dataset
+    seen = dataset.observations[:, :observation_size]
+    return replace(dataset, observations=seen, next_observations=following[:, :observation_size])
 
 
 def parts_in(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from agents.base import Agent
 from diffrl.data.d4rl import fingerprint
-from diffrl.data.observations import GOAL, parts_in
+from diffrl.data.observations import without_goal
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import fit_preprocessing
 from diffrl.data.transitions import Transitions
@@ -297,12 +297,7 @@ def _unscored(run: Run, last: int) -> tuple[list[int], list[str]]:
 def same_data(run: Run, quiet: bool) -> OfflineDataset:
     """The data set that a run was trained on. Raises UserError where it has changed."""
     dataset = load_dataset(run.config.dataset, rows=run.config.rows, progress=not quiet, action_limit=None)
-    if GOAL in (parts_in(dataset.metadata) or ()) and run.observation_size < dataset.observation_size:
-        # A run from before goals were in the observations, whose last columns they are.
-        size, following = run.observation_size, dataset.next_observations
-        assert following is not None
-        cut = dataset.observations[:, :size]
-        dataset = dataclasses.replace(dataset, observations=cut, next_observations=following[:, :size])
+    dataset = without_goal(dataset, run.observation_size)
     if fingerprint(dataset) != run.fingerprint:
         raise UserError(
             f"The data set {run.config.dataset} is not the one that {run.path} was trained on (its contents have "

@@ -18,6 +18,7 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.policy import evaluate
 from diffrl.runs.run import Run
+from diffrl.runs.train import same_data
 from diffrl.support.errors import DataError, UserError
 from envs import making
 from envs.datasets import load_dataset
@@ -175,6 +176,14 @@ def test_a_copy_of_another_run_starts_in_the_environment_asked_for(tmp_path: Pat
         diffrl.online(agent, steps=4, warm_up=1, out=tmp_path / "c", env_kwargs=("gravity=7",), quiet=True)
 
 
+def test_augmented_data_keep_the_environment(tmp_path: Path) -> None:
+    record("own/light-v0", gymnasium.make("Pendulum-v1", g=2.0, max_episode_steps=50), episodes=3)
+    out = tmp_path / "more.hdf5"
+    small = ["--steps", "2", "--width", "8", "--samples", "5", "--sampling-steps", "2", "--no-report"]
+    assert main(["augment", "synther", "own/light-v0", "--out", str(out), "--max-episode-steps", "40", *small]) == 0
+    assert str(find_task(str(out), load_dataset(str(out), action_limit=None)).spec) == "Pendulum-v1(g=2, 40 steps)"
+
+
 def wrapper(name: str, entry_point: str, kwargs: object) -> dict[str, object]:
     return {"name": name, "entry_point": entry_point, "kwargs": kwargs}
 
@@ -288,12 +297,26 @@ def test_a_clone_of_goal_conditioned_data_sees_its_goal(tmp_path: Path) -> None:
     # The expert's distances are 3/4, 2/4, 1/4 and 0; whoever stays at 0 gets -4.
     assert len(scores) == 8
     assert min(scores) > -3
+    online = diffrl.online(run, steps=6, warm_up=1, eval_every=6, eval_episodes=1, out=tmp_path / "o", quiet=True)
+    assert np.isfinite(json.loads((online / "scores.json").read_text())["evaluations"][-1]["returns"]).all()
     again = d4rl.write(tmp_path / "walk.hdf5", load_dataset("own/walk-v0"))
     assert main(["data", "convert", str(again), "minari:own/walk-v1"]) == 0
     for name in (str(again), "own/walk-v1"):
         task, env = open_task(name, load_dataset(name))
         assert list(task.observation_parts) == list(opened.task.observation_parts)
         assert env.observation_space.shape == (4,)
+
+
+def test_a_run_from_before_goals_were_observed_meets_its_data_again(tmp_path: Path, monkeypatch) -> None:
+    goal_world.register()
+    record("own/walk-v0", gymnasium.make("GoalWalk-v0"))
+    config = TrainConfig("own/walk-v0", SMALL, steps=2, env="none", out=tmp_path / "r")
+    with monkeypatch.context() as before:
+        before.setattr("diffrl.data.observations.leaves_goal_out", lambda name: True)
+        old = load_dataset("own/walk-v0")
+        run = Run.read(diffrl.train(config, quiet=True))
+    assert run.observation_size == 3
+    np.testing.assert_array_equal(same_data(run, quiet=True).observations, old.observations)
 
 
 def test_a_file_of_a_dictionary_environment_is_taken_in_gymnasium_s_order(tmp_path: Path, capsys) -> None:
