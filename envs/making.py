@@ -111,7 +111,7 @@ def _class(entry_point: str) -> str:
 
 def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gymnasium.Env[Any, Any]:
     """Make an environment as `gymnasium.make` does. Raises UserError, saying what to do, where that fails."""
-    if env_id.startswith(("Adroit", "Franka", "AntMaze", "PointMaze")):
+    if env_id.startswith(("Adroit", "AntMaze", "Fetch", "Franka", "Hand", "PointMaze")):
         try:
             import gymnasium_robotics
         except ImportError as error:

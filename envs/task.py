@@ -40,6 +40,19 @@ class Task:
     observation_parts: Sequence[str] | None = None
     """Of dictionary observations, the keys that make the policy's vector; None: all, or there are no dictionaries."""
 
+    def __post_init__(self) -> None:
+        # What a damaged run.json may hold.
+        wrappers, parts = self.wrappers, self.observation_parts
+        limited = self.max_episode_steps is None or isinstance(self.max_episode_steps, int)
+        if not (isinstance(self.env_id, str | None) and isinstance(self.env_kwargs, dict) and limited):
+            raise TypeError("the environment in its task is no id with arguments and a time limit")
+        if not (
+            isinstance(wrappers, list | tuple) and all(isinstance(one, Mapping) and "name" in one for one in wrappers)
+        ):
+            raise TypeError("the wrappers in its task are no list of wrappers")
+        if parts is not None and not (isinstance(parts, list | tuple) and all(isinstance(key, str) for key in parts)):
+            raise TypeError("the observation_parts in its task are no list of names")
+
     @property
     def spec(self) -> EnvSpec | None:
         """The environment as one value; None: there is none."""
@@ -190,7 +203,12 @@ def _otherwise(task: Task, dataset: OfflineDataset) -> str | None:
         of_data = EnvSpec.of(dataset.metadata)
     except DataError:
         return None
-    if of_data is None or of_data.id != task.env_id or str(of_data) == str(task.spec):
+    if (
+        of_data is None
+        or "env_spec" not in dataset.metadata
+        or of_data.id != task.env_id
+        or str(of_data) == str(task.spec)
+    ):
         return None
     return f"The data's own environment is {of_data}, and --env asks for {task.spec}: leave --env out for the data's."
 

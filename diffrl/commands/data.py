@@ -95,6 +95,7 @@ class Info:
         from diffrl.data.observations import goal_left_out
         from envs import registry
         from envs.datasets import cached_path, load_dataset, locate
+        from envs.making import CannotRebuild, check_rebuilt
 
         origin = locate(self.dataset)
         console = _console()
@@ -117,6 +118,10 @@ class Info:
         spec = EnvSpec.of(dataset.metadata)
         if spec is not None:
             console.print(f"environment: {spec}, from {spec.origin}", markup=False, highlight=False)
+            try:
+                check_rebuilt(spec)
+            except CannotRebuild as error:
+                console.print(str(error), style="yellow", markup=False, highlight=False)
         if remark := goal_left_out(dataset.metadata):
             console.print(remark, markup=False, highlight=False)
         for key, value in dataset.metadata.items():

@@ -43,6 +43,13 @@ class EnvSpec:
     origin: str = FILE
     """Where this is from: USER, BENCHMARK, or what holds it."""
 
+    def __post_init__(self) -> None:
+        limit = self.kwargs.get("max_episode_steps")
+        if isinstance(limit, int) and not isinstance(limit, bool):  # an argument of `gymnasium.make`: one place for it
+            kwargs = {key: value for key, value in self.kwargs.items() if key != "max_episode_steps"}
+            object.__setattr__(self, "kwargs", kwargs)
+            object.__setattr__(self, "max_episode_steps", self.max_episode_steps or limit)
+
     @classmethod
     def from_json(cls, text: str, where: str, origin: str = FILE) -> EnvSpec:
         """The specification from Gymnasium's JSON text. where: what holds it, for errors. Raises DataError."""
@@ -81,14 +88,16 @@ class EnvSpec:
     def of(cls, metadata: Mapping[str, Any]) -> EnvSpec | None:
         """The specification in a data set's metadata; None where they name no environment. Raises DataError."""
         env_id, stored = metadata.get("env_id"), metadata.get("env_spec")
+        if not isinstance(env_id, str | None):
+            raise DataError(f"env_id in the metadata is {str(env_id)[:60]}; expected text, Gymnasium's id.")
         if stored is not None:
             text = stored if isinstance(stored, str) else json.dumps(stored, default=str)
             origin = metadata.get("env_origin")
-            known = origin in [of_minari(key) for key in SPECS]
+            known = isinstance(origin, str) and origin in map(of_minari, SPECS)
             spec = cls.from_json(text, "env_spec in the metadata", str(origin) if known else FILE)
             if env_id in (None, spec.id):  # else somebody has named another environment since
                 return spec
-        return cls(str(env_id)) if env_id else None
+        return cls(env_id) if env_id else None
 
     def metadata(self) -> dict[str, Any]:
         """What a data set's metadata say of this environment: `env_id`, and `env_spec` where that does not tell all."""
@@ -122,7 +131,8 @@ class EnvSpec:
         """This environment with some arguments and the time limit replaced; itself where nothing is to be."""
         if not kwargs and max_episode_steps is None:
             return self
-        limit = self.max_episode_steps if max_episode_steps is None else max_episode_steps
+        limit = kwargs.get("max_episode_steps") if max_episode_steps is None else max_episode_steps
+        limit = self.max_episode_steps if limit is None else limit
         return replace(self, kwargs={**self.kwargs, **kwargs}, max_episode_steps=limit)
 
     def arguments(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from diffrl.runs.train import same_data
 from diffrl.support.errors import DataError, UserError
 from envs import making
 from envs.datasets import load_dataset
-from envs.task import find_task, open_task
+from envs.task import Task, find_task, open_task
 from tests.envs import goal_world
 
 minari = pytest.importorskip("minari")
@@ -261,6 +261,31 @@ def test_gymnasium_reads_and_writes_the_same_text() -> None:
     env = making.make(unlimited)
     env.reset(seed=0)
     assert not any(env.step(np.zeros(1, np.float32))[3] for _ in range(201))
+
+
+def test_a_time_limit_is_said_in_one_place() -> None:
+    """As an argument of `gymnasium.make`, as in D4RL's Adroit tasks, it is the same limit."""
+    spec = EnvSpec("Pendulum-v1", {"max_episode_steps": 9, "g": 1.0})
+    assert (spec.kwargs, spec.max_episode_steps) == ({"g": 1.0}, 9)
+    assert spec.changed({"max_episode_steps": 8}, None).max_episode_steps == 8
+    assert spec.changed({"g": 2.0}, 7) == EnvSpec("Pendulum-v1", {"g": 2.0}, 7)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"env_kwargs": None}, {"env_id": 3}, {"wrappers": [3]}, {"max_episode_steps": "x"}, {"observation_parts": [3]}],
+)
+def test_a_damaged_task_of_a_run_is_a_sentence(tmp_path: Path, damage: dict) -> None:
+    file = str(d4rl.write(tmp_path / "a.hdf5", pendulum_data()))
+    run = diffrl.train(TrainConfig(file, SMALL, steps=1, env="none", out=tmp_path / "run"), quiet=True)
+    about = json.loads((run / "run.json").read_text())
+    about["task"] |= damage
+    (run / "run.json").write_text(json.dumps(about))
+    assert main(["evaluate", str(run), "--episodes", "1"]) == 2
+    with pytest.raises(UserError):
+        Run.read(run)
+    with pytest.raises(TypeError, match="in its task"):
+        Task(**{"env_id": None, "env_kwargs": {}, "reference": None, "comparable": False} | damage)
 
 
 def test_arguments_are_read_as_json_else_as_text() -> None:
