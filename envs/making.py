@@ -152,8 +152,8 @@ def make(spec: EnvSpec, parts: Sequence[str] | None = None) -> gymnasium.Env[Any
     for wrapper in spec.wrappers[done:]:
         if wrapper["name"] in _ONLY_WATCH:
             continue
-        build: Callable[..., gymnasium.Env[Any, Any]] = getattr(gymnasium.wrappers, wrapper["name"])
         try:
+            build: Callable[..., gymnasium.Env[Any, Any]] = getattr(gymnasium.wrappers, wrapper["name"])
             env = build(env, **wrapper["kwargs"])
         except Exception as error:
             raise CannotRebuild(
