@@ -150,6 +150,7 @@ def load_dataset(
     dataset.metadata["dataset"] = origin.name
     if benchmark is not None and benchmark.env_id is not None:
         dataset.metadata["env_id"] = benchmark.env_id
+        dataset.metadata.pop("env_spec", None)
     return dataset
 
 

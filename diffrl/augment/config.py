@@ -29,6 +29,10 @@ class Request:
     """cpu, cuda, cuda:N, or auto."""
     env: str | None = None
     """Gymnasium id of the environment the data are from: bounds, the simulator in the report; recorded in the file."""
+    env_kwargs: tuple[str, ...] = ()
+    """Further arguments of that environment, KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
+    max_episode_steps: int | None = None
+    """Another time limit of its episodes than its own, recorded in the file."""
     rows: int | None = None
     """Use only the first rows of the data set."""
     held_out: float = 0.05

@@ -103,7 +103,14 @@ def open_data(request: Request, quiet: bool) -> RealData:
     if rows is not None and rows < 1:
         raise UserError(f"--rows is {rows}; expected at least 1.")
     dataset = load_dataset(name, rows=rows, progress=not quiet, action_limit=None)
-    task, simulator = open_task(name, dataset, env=request.env, rows=rows)
+    task, simulator = open_task(
+        name,
+        dataset,
+        env=request.env,
+        rows=rows,
+        env_kwargs=request.env_kwargs,
+        max_episode_steps=request.max_episode_steps,
+    )
     scaling = action_scaling(simulator, dataset)
     low, high = (np.full(dataset.observation_size, bound, np.float32) for bound in (-np.inf, np.inf))
     if simulator is not None:
@@ -296,7 +303,8 @@ def provenance(request: Request, augmenter: Augmenter, data: RealData, fingerpri
         "action_low": data.action_bounds[0],
         "action_high": data.action_bounds[1],
         **of_terminals(data.dataset),
-        **({"env_id": data.task.env_id} if data.task.env_id else {}),
+        **({} if data.task.spec is None else data.task.spec.metadata()),
+        **{key: value for key, value in data.dataset.metadata.items() if key == "observation_parts"},
     }
 
 
@@ -325,7 +333,10 @@ def _report(
     from diffrl.augment.fidelity.report import write_report
     from envs.dynamics import dynamics_for, why_none
 
-    env_id, real = data.task.env_id, data.dataset
+    env_id, kwargs, real = data.task.env_id, data.task.env_kwargs, data.dataset
+    why = why_none(env_id) if env_id else None
+    if why is None and data.task.wrappers:
+        why = f"its wrappers are not simulated: {data.task.spec}."
     train, held_out = (as_dataset(rows, of_terminals(real)) for rows in (augmenter.train, augmenter.held_out))
     # Rows of one model are alike: the first ones stand for all.
     columns: dict[str, Any] = as_columns(np.array(generated[:REPORTED]), real.observation_size, real.action_size)
@@ -337,7 +348,7 @@ def _report(
             train,
             synthetic,
             held_out,
-            dynamics=dynamics_for(env_id) if env_id else None,
+            dynamics=dynamics_for(env_id, **kwargs) if env_id and why is None else None,
             seed=begun.seed,
             action_bounds=data.action_bounds,
             steered=augmenter.steered,
@@ -345,7 +356,6 @@ def _report(
     except DataError as error:
         console.print(f"[yellow]No fidelity report: {error}[/]")
         return False
-    why = why_none(env_id) if env_id else None
     notes = [f"No dynamics error: {why}"] if why else []
     if begun.rows_version != augmenter.rows_version:
         notes.append(

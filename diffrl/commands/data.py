@@ -13,7 +13,7 @@ import tyro
 from tyro.conf import Positional
 
 from diffrl.support.errors import UserError
-from diffrl.support.schema import Rows, Seed, check
+from diffrl.support.schema import Count, Rows, Seed, check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,8 +91,11 @@ class Info:
 
     def run(self) -> int:
         """Print the description. Gives 1 if the data set has problems."""
+        from diffrl.data.env_spec import EnvSpec
+        from diffrl.data.observations import goal_left_out
         from envs import registry
         from envs.datasets import cached_path, load_dataset, locate
+        from envs.making import CannotRebuild, check_rebuilt
 
         origin = locate(self.dataset)
         console = _console()
@@ -112,8 +115,17 @@ class Info:
             benchmark = registry.get(env_id)
         if origin.benchmark is not None:
             _print_benchmark(console, origin.benchmark)
+        spec = EnvSpec.of(dataset.metadata)
+        if spec is not None:
+            console.print(f"environment: {spec}, from {spec.origin}", markup=False, highlight=False)
+            try:
+                check_rebuilt(spec)
+            except CannotRebuild as error:
+                console.print(str(error), style="yellow", markup=False, highlight=False)
+        if remark := goal_left_out(dataset.metadata):
+            console.print(remark, markup=False, highlight=False)
         for key, value in dataset.metadata.items():
-            if key != "dataset":  # what was just typed
+            if key not in ("dataset", "env_spec", "env_origin"):  # what was just typed; what was just said
                 console.print(f"{key}: {value}", markup=False, highlight=False)
         problems = dataset.problems()
         if not dataset.structural_problems():
@@ -196,14 +208,23 @@ class Convert:
     """Clip actions to [-1, 1], as environments do that clip actions themselves."""
     env: str | None = None
     """Record this Gymnasium id as the environment of the data: `diffrl train` then evaluates there by itself."""
+    env_kwargs: tuple[str, ...] = ()
+    """Record these arguments of the environment, KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
+    max_episode_steps: Count | None = None
+    """Record this time limit of the environment's episodes."""
     force: bool = False
     """Replace the target if it exists."""
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def run(self) -> None:
         """Read and check the data set, write the copy, and print what was written."""
         from diffrl.data import d4rl
         from diffrl.data import minari as minari_format
+        from diffrl.data.env_spec import ENV_KEYS, EnvSpec
         from envs.datasets import load_dataset, locate
+        from envs.task import asked_spec
 
         path = Path(self.target).expanduser()
         to_file = path.suffix in (".hdf5", ".h5")
@@ -214,8 +235,12 @@ class Convert:
         dataset = load_dataset(self.source, self.rows, action_limit=None if self.clip_actions else 1.0)
         if self.clip_actions:
             dataset = dataset.clip_actions()
-        if self.env is not None:
-            dataset.metadata["env_id"] = self.env
+        if self.env is not None or self.env_kwargs or self.max_episode_steps is not None:
+            spec = EnvSpec.of(dataset.metadata) if self.env is None else None
+            spec = asked_spec(self.env, self.env_kwargs, self.max_episode_steps, spec)
+            for key in ENV_KEYS:
+                dataset.metadata.pop(key, None)
+            dataset.metadata.update({} if spec is None else spec.metadata())
         if to_file:
             d4rl.write(path, dataset)
             written = len(dataset)

@@ -20,6 +20,7 @@ import yaml
 import agents
 from agents import AgentConfig
 from diffrl.augment.synther.config import RefitConfig, Sampling, Solver, SynthERConfig
+from diffrl.data.env_spec import parse_kwargs
 from diffrl.runs import workers as crew
 from diffrl.support.errors import UserError, nearest
 from diffrl.support.machine import cores
@@ -58,6 +59,10 @@ class TrainConfig:
     """The algorithm's hyper-parameters."""
     env: str | None = None
     """Gymnasium id of the environment to evaluate in, or none; by default the benchmark's, or what the file names."""
+    env_kwargs: tuple[str, ...] = ()
+    """Further arguments of that environment, KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
+    max_episode_steps: Count | None = None
+    """Another time limit of its episodes than its own."""
     seeds: Seeds = (0,)
     """Seeds, trained side by side, each with networks of its own: on a GPU as one stack, on a CPU see workers."""
     steps: Count = 1_000_000
@@ -89,6 +94,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        parse_kwargs(self.env_kwargs)
         if len(set(self.seeds)) != len(self.seeds):
             raise refusal("--seeds", list(self.seeds), "different numbers")
 
@@ -103,6 +109,10 @@ class RunOptions:
     """The new run's folder; by default runs/AGENT-KIND-DATASET-TIME."""
     seeds: Seeds | None = None
     """Those of the run's seeds to go on with, each from its own networks; by default all."""
+    env_kwargs: tuple[str, ...] = ()
+    """Other arguments of the run's environment, KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
+    max_episode_steps: Count | None = None
+    """Another time limit of its episodes than the run's."""
     eval_every: Count | None = None
     """Steps between evaluations, each followed by a checkpoint."""
     eval_episodes: Many | None = None
@@ -116,11 +126,12 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        parse_kwargs(self.env_kwargs)
 
     def applied(self, old: TrainConfig) -> TrainConfig:
         """The configuration of the new run, from that of the run it starts from. Its seeds learn as one stack."""
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        given = {name: value for name, value in given.items() if value is not None and name != "compile"}
+        given = {name: value for name, value in given.items() if value not in (None, ()) and name != "compile"}
         return dataclasses.replace(old, **{"out": None, **given, "workers": 1, "eval_workers": 0})
 
 
@@ -208,7 +219,7 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     """The configuration as plain values for YAML; the agent's name becomes the first of the agent's fields."""
     plain = dataclasses.asdict(config)
     plain["agent"] = {"name": config.agent.name, **plain["agent"]}
-    plain["seeds"] = list(config.seeds)
+    plain["seeds"], plain["env_kwargs"] = list(config.seeds), list(config.env_kwargs)
     plain["out"] = None if config.out is None else str(config.out)
     return plain
 

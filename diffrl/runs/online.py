@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from torch import Tensor
 
 from agents.base import Agent
@@ -49,7 +50,7 @@ def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool 
             f"--steps is {steps}, and the first {settings.warm_up} only collect (--warm-up): expected more steps, or a "
             "shorter warm-up."
         )
-    offline = _offline(Path(path))
+    offline = _offline(Path(path)).within(None, options.env_kwargs, options.max_episode_steps)
     old = dataclasses.replace(offline.config, agent=offline.config.agent.going_online())
     device = resolve_device(options.device or old.device)
     options = dataclasses.replace(options, steps=steps, eval_every=every, device=device)
@@ -128,7 +129,7 @@ def _title(run: Run, settings: OnlineConfig, n: int) -> str:
     if synthetic:
         share += f", {synthetic:.0%} from SynthER once it is fitted"
     origin = f"{settings.offline_run} (step {steps})"
-    return f"{run.config.agent.name} goes on from {origin} in {run.task.env_id}; {share}. Run: {run.path}"
+    return f"{run.config.agent.name} goes on from {origin} in {escape(run.task.env_text)}; {share}. Run: {run.path}"
 
 
 @dataclasses.dataclass(frozen=True)

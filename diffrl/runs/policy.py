@@ -305,16 +305,20 @@ def evaluate(
     device: str = "cpu",
     record: int = 0,
     quiet: bool = False,
+    env: str | None = None,
+    env_kwargs: Sequence[str] = (),
+    max_episode_steps: int | None = None,
 ) -> dict[str, Any]:
     """Roll out a run's checkpoints: `{which: {"seeds": .., "step": [..], "returns": [[..]], "scores": ...}}`.
 
     Start states and noise are other ones than in the evaluations during training. seed: what they are drawn from, not a
     training seed. device: where the policy acts. record: of each training seed, the number of episodes whose
-    observations are kept, under "paths". Raises UserError where the run has no environment.
+    observations are kept, under "paths". env, env_kwargs, max_episode_steps: another environment than the run's, or
+    other arguments, KEY=VALUE each, or another time limit. Raises UserError where there is no environment.
     """
-    run = Run.read(path)
+    run = Run.read(path).within(env, env_kwargs, max_episode_steps)
     if run.task.env_id is None:
-        raise UserError(f"{run.path} was trained without an environment: nothing to evaluate in.")
+        raise UserError(f"{run.path} was trained without an environment: name one to evaluate in with --env ID.")
     settle()
     evaluator = Evaluator(run.task.make, 1)
     result: dict[str, Any] = {}

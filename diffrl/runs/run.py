@@ -19,7 +19,7 @@ from diffrl.support.files import atomic_path
 from diffrl.support.machine import versions
 from diffrl.support.schema import read_yaml
 from diffrl.training import checkpoint
-from envs.task import Task
+from envs.task import Task, fitting_env
 
 OFFLINE, ONLINE, IMAGES = "offline", "online", "images"
 """What `kind` in a folder's run.json may say; of a policy that is fine-tuned it says the algorithm, such as dppo."""
@@ -90,6 +90,18 @@ class Run:
     """offline, or how a run that started from another one learns: online, or the algorithm that fine-tunes it."""
     settings: Mapping[str, Any] | None = None
     """Of a run that started from another one: the fields of the configuration of its kind, as YAML has them."""
+
+    def within(self, env: str | None, env_kwargs: Sequence[str], max_episode_steps: int | None) -> "Run":
+        """This run in the environment that --env, --env-kwargs and --max-episode-steps name; itself without them.
+
+        Raises UserError where that environment cannot be made, or does not fit the run's policies.
+        """
+        task = self.task.changed(env, env_kwargs, max_episode_steps)
+        if task is self.task:
+            return self
+        if (opened := fitting_env(str(self.path), task, self.observation_size, self.action_size)) is not None:
+            opened.close()
+        return dataclasses.replace(self, task=task)
 
     def write(self) -> None:
         """Create the folder and write what never changes: configuration, sizes, preprocessing, versions."""

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 
 from agents.base import Agent
 from diffrl.data.d4rl import fingerprint
+from diffrl.data.observations import without_goal
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import fit_preprocessing
 from diffrl.data.transitions import Transitions
@@ -51,7 +53,14 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
 
     # The data, and the environment that they fit.
     dataset = load_dataset(config.dataset, rows=config.rows, progress=not quiet, action_limit=None)
-    task, env = open_task(config.dataset, dataset, env=config.env, rows=config.rows)
+    task, env = open_task(
+        config.dataset,
+        dataset,
+        env=config.env,
+        rows=config.rows,
+        env_kwargs=config.env_kwargs,
+        max_episode_steps=config.max_episode_steps,
+    )
     config = chosen(config, device, task)  # what it leaves to the machine
 
     # What the agent sees of them.
@@ -288,6 +297,7 @@ def _unscored(run: Run, last: int) -> tuple[list[int], list[str]]:
 def same_data(run: Run, quiet: bool) -> OfflineDataset:
     """The data set that a run was trained on. Raises UserError where it has changed."""
     dataset = load_dataset(run.config.dataset, rows=run.config.rows, progress=not quiet, action_limit=None)
+    dataset = without_goal(dataset, run.observation_size)
     if fingerprint(dataset) != run.fingerprint:
         raise UserError(
             f"The data set {run.config.dataset} is not the one that {run.path} was trained on (its contents have "
@@ -336,6 +346,7 @@ def new_folder(config: TrainConfig, kind: str) -> Path:
 def _title(run: Run, n: int, groups: int) -> str:
     processes = run.config.eval_workers or 0
     beside = f" by {processes} process{'es' * (processes > 1)} while training goes on" if processes else ""
-    where = f", evaluated in {run.task.env_id}{beside}" if run.task.env_id else ". NO SCORES: no environment (--env ID)"
+    env = escape(run.task.env_text)
+    where = f", evaluated in {env}{beside}" if run.task.env_id else ". NO SCORES: no environment (--env ID)"
     shared = f" {len(run.config.seeds)} seeds in {groups} processes." if groups > 1 else ""
     return f"{run.config.agent.name} on {run.config.dataset}: {n:,} transitions{where}.{shared} Run: {run.path}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 from agents.base import Agent
 from diffrl.nets import seed_generator
@@ -43,7 +44,7 @@ def finetune_policy(settings: TuningConfig, *, quiet: bool = False, **options: A
     """
     refuse_others(options, "a fine-tuning run, beside its settings", RunOptions)
     asked = RunOptions(**options)
-    start = _start(settings)
+    start = _start(settings).within(None, asked.env_kwargs, asked.max_episode_steps)
     steps = DEFAULT_STEPS[settings.algo] if asked.steps is None else asked.steps
     eval_every = max(steps // 10, 1) if asked.eval_every is None else asked.eval_every
     log_every = asked.log_every
@@ -123,11 +124,11 @@ def _fit(
     at = ", ".join(f"{step:,}" for step in sorted(set(settings.start_steps)))
     title = f"{run.config.agent.name} of {settings.start_run} (step {at}) is fine-tuned "
     if isinstance(settings, DPPOConfig):
-        title += f"in {run.task.env_id} by PPO over its chain, {settings.iteration:,} steps an iteration"
+        title += f"in {escape(run.task.env_text)} by PPO over its chain, {settings.iteration:,} steps an iteration"
     else:
         assert preferences is not None
         title += f"from {len(preferences):,} preferences of segments of {preferences.horizon} steps"
-        title += f", evaluated in {run.task.env_id}" if run.task.env_id else ". NO SCORES: no environment"
+        title += f", evaluated in {escape(run.task.env_text)}" if run.task.env_id else ". NO SCORES: no environment"
     origin = {"algo": settings.algo, "start_run": str(settings.start_run), "start_steps": list(settings.start_steps)}
     with watched(run, f"{title}. Run: {run.path}", quiet, saved) as observer:
         trainer = _trainer(run, settings, agent, preferences)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from diffrl.data import minari as minari_format
+from diffrl.data.observations import goal_left_out
 from diffrl.support.errors import DataError, UserError
 
 minari = pytest.importorskip("minari")
@@ -79,7 +80,9 @@ def goal_space(observation: int, nested: bool = False) -> object:
     return spaces.Dict({"observation": whole, "achieved_goal": goal, "desired_goal": goal})
 
 
-def write_foreign(observations: object, space: object, action_space: object = None, **changes: object) -> None:
+def write_foreign(
+    observations: object, space: object, action_space: object = None, name: str = "foreign-v0", **changes: object
+) -> None:
     from minari.data_collector import EpisodeBuffer
 
     columns = {
@@ -89,7 +92,7 @@ def write_foreign(observations: object, space: object, action_space: object = No
         "truncations": np.array([False, False, True]),
     }
     minari.create_dataset_from_buffers(
-        "foreign-v0",
+        name,
         [EpisodeBuffer(observations=observations, **columns | changes)],
         observation_space=space,
         action_space=action_space or spaces.Box(-1, 1, (1,), np.float32),
@@ -99,25 +102,42 @@ def write_foreign(observations: object, space: object, action_space: object = No
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-def test_a_goal_is_put_first_as_d4rl_does_and_the_desired_one_into_infos():
+def test_a_goal_is_put_first_as_d4rl_does_and_the_desired_one_last():
     place, rest = np.ones((4, 2), np.float32), np.full((4, 3), 5, np.float32)
     write_foreign({"observation": rest, "achieved_goal": place, "desired_goal": 2 * place}, goal_space(3))
     found = minari_format.read("foreign-v0")
-    np.testing.assert_array_equal(found.observations, np.concatenate([place, rest], 1)[:3])
+    np.testing.assert_array_equal(found.observations, np.concatenate([place, rest, 2 * place], 1)[:3])
+    np.testing.assert_array_equal(found.next_observations, found.observations)
     np.testing.assert_array_equal(found.infos["goal"], 2 * place[:3])
+    assert found.metadata["observation_parts"] == "achieved_goal,observation,desired_goal"
+
+
+@pytest.mark.parametrize(("name", "parts"), [("pointmaze/umaze", "observation"), ("antmaze/umaze", "observation")])
+def test_d4rl_s_mazes_are_as_published_without_the_goal(name, parts):
+    whole = np.arange(16, dtype=np.float32).reshape(4, 4)
+    values = {"observation": whole, "achieved_goal": whole[:, :2], "desired_goal": whole[:, 2:]}
+    write_foreign(values, goal_space(4), name=f"D4RL/{name}-v2")
+    found = minari_format.read(f"D4RL/{name}-v2")
+    np.testing.assert_array_equal(found.observations, whole[:3])
+    np.testing.assert_array_equal(found.infos["goal"], whole[:3, 2:])
+    assert found.metadata["observation_parts"] == parts
+    assert "the policy does not see goals" in goal_left_out(found.metadata)
 
 
 def test_a_goal_that_the_observation_begins_with_is_not_repeated():
     whole = np.arange(16, dtype=np.float32).reshape(4, 4)
     write_foreign({"observation": whole, "achieved_goal": whole[:, :2], "desired_goal": whole[:, 2:]}, goal_space(4))
-    np.testing.assert_array_equal(minari_format.read("foreign-v0").observations, whole[:3])
+    found = minari_format.read("foreign-v0")
+    np.testing.assert_array_equal(found.observations, np.concatenate([whole, whole[:, 2:]], 1)[:3])
+    assert goal_left_out(found.metadata) is None
 
 
-def test_goals_that_are_dictionaries_are_left_out():
+def test_of_goals_that_are_dictionaries_the_desired_one_is_taken():
+    """FrankaKitchen's: what is achieved is in the observation."""
     whole, goal = np.zeros((4, 3), np.float32), {"kettle": np.ones((4, 2), np.float32)}
     write_foreign({"observation": whole, "achieved_goal": goal, "desired_goal": goal}, goal_space(3, nested=True))
     found = minari_format.read("foreign-v0")
-    assert found.observation_size == 3
+    np.testing.assert_array_equal(found.observations, np.concatenate([whole, goal["kettle"]], 1)[:3])
     assert found.infos == {}
 
 

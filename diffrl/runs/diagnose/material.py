@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agents.base import Agent
 from diffrl.data.d4rl import fingerprint
+from diffrl.data.observations import without_goal
 from diffrl.diffusion import Denoise, Process
 from diffrl.runs.policy import build_agent, load_agent
 from diffrl.runs.run import Run
@@ -120,9 +121,11 @@ def choose_rows(
     whole = None
     if held_out is None and config.rows is not None and locate(config.dataset).exists:
         whole = load_dataset(config.dataset, progress=not quiet, action_limit=None)
+        whole = without_goal(whole, run.observation_size)
         dataset = whole.head(config.rows)
     else:
         dataset = load_dataset(config.dataset, rows=config.rows, progress=not quiet, action_limit=None)
+        dataset = without_goal(dataset, run.observation_size)
     if fingerprint(dataset) != run.fingerprint:
         raise UserError(
             f"The data set {config.dataset} is not the one that {run.path} was trained on: its contents have changed. "
@@ -140,7 +143,7 @@ def choose_rows(
     seen = prepare(dataset)
     train = choose(seen.columns, agent.n_seeds)
     if held_out is not None:
-        other = load_dataset(held_out, progress=not quiet, action_limit=None)
+        other = without_goal(load_dataset(held_out, progress=not quiet, action_limit=None), run.observation_size)
         sizes = (other.observation_size, other.action_size)
         if sizes != (run.observation_size, run.action_size):
             raise UserError(
