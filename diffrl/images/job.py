@@ -16,7 +16,16 @@ from diffrl.images.evaluation import Classify, evaluate
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import load_model
-from diffrl.images.run import FinetuneRun, evaluation_line, grid_path, plot_before_after, plot_grid, print_run
+from diffrl.images.run import (
+    FinetuneRun,
+    alarm,
+    evaluation_line,
+    grid_path,
+    no_signal,
+    plot_before_after,
+    plot_grid,
+    print_run,
+)
 from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, explaining_memory
@@ -167,11 +176,14 @@ class _Session:
             self._save()
         if here and self._too_far(here[0]):
             return
-        per_round = self._work_of_round()
+        per_round, silent = self._work_of_round(), state.silent
         whole = per_round * config.rounds
         with stop_signals() as stopped, self._progress("Fine-tuning", whole, per_round * state.round):
             while state.round < config.rounds:
                 metrics = self.tuner.advance()
+                if state.silent and not silent:
+                    self._say(f"[yellow]{no_signal(state.round, self.algorithm.queries, metrics)}[/]")
+                silent = state.silent
                 if log is not None:
                     log.write(state.round, {n: [v] for n, v in {**metrics, "queries": state.queries}.items()})
                 last = state.round == config.rounds
@@ -198,11 +210,15 @@ class _Session:
         if log is not None:
             finite = {name: value for name, value in result.measures.items() if math.isfinite(value)}
             entry = {"round": state.round, "queries": state.queries, "seconds": round(seconds, 1), **finite}
+            if state.silent:
+                entry["silent_rounds"] = state.silent
             self.folder.add(entry)
             for name, value in finite.items():
                 log.scalars(f"evaluation/{name}", state.round, [value])
             plot_grid(result.images, result.prompts, grid_path(path, state.round))
             self._say(evaluation_line(entry))
+            if state.round == 0 and (odd := alarm(entry)):
+                self._say(f"[bold red]{odd}[/]")
         return result.measures
 
     def _too_far(self, measures: Mapping[str, float]) -> bool:

@@ -191,6 +191,8 @@ class RunState:
     """Updates made, counting those that fp16's scaler skips."""
     queries: int = 0
     """Images scored."""
+    silent: int = 0
+    """Rounds in which no update was made, as the rewards said nothing."""
     kl_weight: float = 0.0
     """Weight of the divergence from the frozen model; with --kl-target it is adapted."""
     images: int = 0

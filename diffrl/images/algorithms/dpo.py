@@ -20,6 +20,7 @@ from diffrl.support.files import atomic_path
 
 FILE = "pairs.safetensors"
 """Where sampled pairs are kept in a run's folder."""
+NO_PAIR = "All images of each prompt have the same reward"
 ROUND = 2**31 - 1
 """The number of the round in which pairs are sampled."""
 
@@ -52,7 +53,7 @@ class SampledPairs(PairSource):
                     temporary.write_bytes(safetensors.torch.save(stored))
         self.x_w, self.x_l, self.prompts = stored["x_w"], stored["x_l"], stored["prompts"]
         if not len(self.x_w):
-            raise UserError("All images of each prompt have the same reward, so there is no pair to learn from.")
+            raise UserError(f"{NO_PAIR}: there is no pair to learn from.")
 
     def _make(self, state: RunState) -> dict[str, Tensor]:
         setup, group, n = self.setup, self.setup.config.group, self.setup.config.scored_before
@@ -65,6 +66,9 @@ class SampledPairs(PairSource):
         w, l = order[:, : group // 2].flatten(), order.flip(1)[:, : group // 2].flatten()  # noqa: E741
         apart = rewards[w] > rewards[l]
         w, l = w[apart], l[apart]  # noqa: E741
+        if not len(w):
+            what = f"All {n} rewards are {rewards[0]:g}" if (rewards == rewards[0]).all() else NO_PAIR
+            raise UserError(f"{what}: there is no pair to learn from. Does the reward look at the images?")
         return {"x_w": x0[w], "x_l": x0[l], "prompts": number[w]}
 
     def __len__(self) -> int:
