@@ -62,7 +62,11 @@ class Campaign:
                 raise RuntimeError(f"undamaged, diffrl {case.words}: {whole.ended}\n{whole.output}\n{whole.where}")
             self._references[name, case.words] = whole.loaded
             case = self._placed(name, number, folder)
-        damage = kind.damage(folder, kind.rng(number, 1), self.outside, self.sound)
+        try:
+            damage = kind.damage(folder, kind.rng(number, 1), self.outside, self.sound)
+        except Exception as error:
+            error.add_note(f"in damaging {name}:{number}")
+            raise
         outcome = forked.run(case.words.split(), folder, look=case.look, watch=self._watch)
         became = outcome.classify(self._references[name, case.words])
         return Result(

@@ -113,7 +113,7 @@ class Filler:
 
     def fill(self, name: str, room: int, whole: Any) -> Filled:
         """A command where there is so much room; and then, where there is enough."""
-        begin, resume, out = WORDS[name]
+        begin, resume, _ = WORDS[name]
         self._disk.mount(room)
         try:
             first = forked.run(begin.split(), self._folder, look=lambda: True)

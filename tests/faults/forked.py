@@ -7,6 +7,7 @@ inotify, which sees those of the HDF5 library too.
 
 import contextlib
 import ctypes
+import faulthandler
 import json
 import os
 import random
@@ -213,6 +214,7 @@ def _child(
     told: dict[str, Any] = {}
     try:
         os.setpgid(0, 0)
+        faulthandler.disable()
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(descriptor, 1)

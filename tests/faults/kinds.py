@@ -63,7 +63,12 @@ def _of_data(name: str, sealed: bool) -> Callable[[Path, Path, Rng], Case]:
 
 
 def _data_case(name: str, rng: Rng, sealed: bool = False) -> Case:
-    words = (f"data info {name}", f"data info {name} --rows 50", f"data convert {name} out.h5", f"train --dataset {name} {_TRAIN}")
+    words = (
+        f"data info {name}",
+        f"data info {name} --rows 50",
+        f"data convert {name} out.h5",
+        f"train --dataset {name} {_TRAIN}",
+    )
     return Case(words[int(rng.choice(4, p=[0.5, 0.1, 0.2, 0.2]))], sound.dataset(name), sealed)
 
 
@@ -178,7 +183,18 @@ def _minari_hdf5(path: Path, rng: Rng, outside: Path) -> str:
             episode.create_group(name)
         else:
             episode[name] = h5py.SoftLink("/nowhere" if rng.random() < 0.5 else episode.name)
-    actions = ("", "", "an external link", "stored outside", "virtual", "a row less", "of odd values", "huge", "a group", "a soft link")
+    actions = (
+        "",
+        "",
+        "an external link",
+        "stored outside",
+        "virtual",
+        "a row less",
+        "of odd values",
+        "huge",
+        "a group",
+        "a soft link",
+    )
     return f"{name} of an episode: {actions[action]}"
 
 
@@ -212,7 +228,11 @@ def _tensors(path: Path, rng: Rng) -> str:
 # --- Runs -----------------------------------------------------------------------------------------------------------
 
 _GO_ON: dict[str, tuple[str, ...]] = {
-    "train": ("evaluate train --episodes 1", "resume train --steps 6", "online train --steps 4 --warm-up 2 --eval-every 4 --eval-episodes 1 --capacity 64 --out out"),
+    "train": (
+        "evaluate train --episodes 1",
+        "resume train --steps 6",
+        "online train --steps 4 --warm-up 2 --eval-every 4 --eval-episodes 1 --capacity 64 --out out",
+    ),
     "online": ("evaluate online --episodes 1", "resume online --steps 12"),
     "dppo": ("evaluate dppo --episodes 1", "resume dppo --steps 30"),
     "dpo": ("evaluate dpo --episodes 1", "resume dpo --steps 6"),

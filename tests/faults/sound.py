@@ -22,7 +22,7 @@ from unchanged_inputs import write_digits_model, write_pendulum
 from tests.faults import forked
 
 DATA, SEALED, NPZ, WIDE = "unit.hdf5", "sealed.hdf5", "unit.npz", "wide.hdf5"
-"""Data sets: without and with our checksum, as npz; and one of the pendulum's own actions, which the runs learn from."""
+"""Data sets: without and with our checksum, as npz; one of the pendulum's own actions, which runs learn from."""
 MINARI = {"hdf5": "small/rows-v0", "arrow": "small/arrow-v0"}
 """The ids of Minari's sets, which lie below `minari/`, by format."""
 SECRET, PIPE = "secret.h5", "pipe"
