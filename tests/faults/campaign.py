@@ -42,11 +42,14 @@ class Campaign:
     def __init__(self, work: Path, kinds: Iterable[str] = KINDS) -> None:
         self._kinds = {name: KINDS[name] for name in kinds}
         self.work = work.resolve()
-        sound.preload()
+        sound.preload("run, images" in self._kinds)
         runs = {name.removeprefix("run, ") for name in self._kinds if name.startswith("run, ")}
-        runs |= {"train"} & ({"train"} if {"configuration", "run, online"} & set(self._kinds) else set())
-        runs |= {"diffusion"} if {"dppo", "dpo"} & runs else set()
-        self.sound = sound.build(self.work / "sound", tuple(kind for kind in sound.RUNS if kind in runs))
+        if "online" in runs or "configuration" in self._kinds:
+            runs.add("train")
+        if {"dppo", "dpo"} & runs:
+            runs.add("diffusion")
+        minari = any(name.startswith("Minari") for name in self._kinds)
+        self.sound = sound.build(self.work / "sound", tuple(kind for kind in sound.RUNS if kind in runs), minari)
         self.outside = sound.write_outside(self.work / "outside")
         self._watch = forked.Watch(self.outside)
         self._references: dict[tuple[str, str], Any] = {}

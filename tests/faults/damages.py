@@ -248,7 +248,7 @@ def change_yaml(path: Path, rng: np.random.Generator) -> str:
     import yaml
 
     text = path.read_text()
-    if rng.random() < 0.35:
+    if rng.random() < 0.5:
         said, odd = _ODD_YAML[int(rng.integers(len(_ODD_YAML)))]
         path.write_text(odd(text))
         return said

@@ -203,7 +203,6 @@ def _huge(file: h5py.File, rng: np.random.Generator, outside: Path) -> str:
         (2**40,),
         (2**40, 3),
         (2**62,),
-        (ROWS, 480, 640, 3, 8),
         (ROWS, 2**20, 2**20),
     )
     shape = shapes[int(rng.integers(len(shapes)))]
@@ -217,6 +216,13 @@ def _huge(file: h5py.File, rng: np.random.Generator, outside: Path) -> str:
         options["compression"] = "gzip"
     file.create_dataset(name, shape, "f4", **options)
     return f"{name} declared {shape}{' contiguous' if contiguous else ''}"
+
+
+def _camera(file: h5py.File, rng: np.random.Generator, outside: Path) -> str:
+    """Pictures, 1.5 GB of them, that nobody needs."""
+    name = ("infos/camera", "images", "infos/qpos")[int(rng.integers(3))]
+    file.create_dataset(name, (ROWS, 480, 640, 3, 8), "u1", chunks=(1, 480, 640, 3, 1), compression="gzip")
+    return f"{name} of 1.5 GB"
 
 
 def _all_huge(file: h5py.File, rng: np.random.Generator, outside: Path) -> str:
@@ -299,6 +305,7 @@ STRUCTURE: tuple[Odd, ...] = (
     _filters,
     _huge,
     _huge,
+    _camera,
     _all_huge,
     _attributes,
     _metadata,

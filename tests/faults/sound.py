@@ -71,37 +71,36 @@ def folder_of(kind: str) -> str:
     return "new-synther" if kind == "augment" else kind
 
 
-def preload() -> None:
-    """Import what commands import, so that forked children need not."""
+def preload(images: bool = True) -> None:
+    """Import what commands import, so that forked children need not. images: also what image models need."""
     import torch
 
     torch.set_num_threads(1)
-    others = (
+    others = [
         "tensorboard.summary.writer.event_file_writer",
         "torch.utils.tensorboard",
         "matplotlib.backends.backend_agg",
         "matplotlib.figure",
-        "minari",
         "minari.dataset._storages.hdf5_storage",
         "minari.dataset._storages.arrow_storage",
         "gymnasium.envs.classic_control.pendulum",
-        "diffusers",
-        "diffusers.pipelines.ddim.pipeline_ddim",
-        "diffusers.models.unets.unet_2d",
-        "peft",
-        "peft.tuners.lora",
-        "torch._dynamo",
-        "PIL.Image",
         "rich.progress",
-        "rich.progress_bar",
         "rich.markup",
         "rich.table",
-    )
+    ]
+    if images:
+        others += [
+            "diffusers.pipelines.ddim.pipeline_ddim",
+            "diffusers.models.unets.unet_2d",
+            "peft.tuners.lora",
+            "torch._dynamo",
+            "PIL.Image",
+        ]
     ours = [
         module.name
         for package in ("diffrl", "agents", "envs")
         for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}.")
-        if not module.name.endswith("__main__")
+        if not module.name.endswith("__main__") and (images or not module.name.startswith("diffrl.images"))
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -121,8 +120,8 @@ def settle(folder: Path) -> None:
     }
 
 
-def build(folder: Path, kinds: tuple[str, ...] = tuple(RUNS)) -> Path:
-    """Write the sound inputs below `folder`, those of these kinds of runs; give the folder."""
+def build(folder: Path, kinds: tuple[str, ...] = tuple(RUNS), minari: bool = True) -> Path:
+    """Write the sound inputs below `folder`, those of these kinds of runs; give the folder. minari: its sets too."""
     folder = folder.resolve()
     settle(folder)
     whole = folder / "whole"
@@ -135,10 +134,10 @@ def build(folder: Path, kinds: tuple[str, ...] = tuple(RUNS)) -> Path:
         np.savez(folder / NPZ, **{name: file[name][()] for name in file})
     if {"images"} & set(kinds):
         write_digits_model(folder / "cache", (4, 4))
+    to_minari = (f"data convert {DATA} minari:{name} --format {form}" for form, name in MINARI.items())
     for words in (
         f"data convert {DATA} {SEALED}",
-        f"data convert {DATA} minari:{MINARI['hdf5']}",
-        f"data convert {DATA} minari:{MINARI['arrow']} --format arrow",
+        *(to_minari if minari else ()),
         *(RUNS[kind] for kind in kinds),
         *(OTHER[kind] for kind in kinds),
     ):
