@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-all lint setup clean
+.PHONY: demo test test-all campaign lint setup clean
 
 # The demo needs no development extras: where nothing is set up yet, it waits for less.
 demo: $(if $(wildcard $(VENV)/.ready),$(VENV)/.ready,$(VENV)/.runs)
@@ -15,6 +15,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What damaged files, kill -9 and full disks do to it: half an hour on two idle cores; rewrites benchmarks/results/faults.md.
+campaign: $(VENV)/.ready
+	$(BIN)/python benchmarks/faults.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
