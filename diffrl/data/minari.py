@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from diffrl.data.minari_episodes import INSTALL, door, episodes, read_metadata
 from diffrl.data.offline import ACTION_LIMIT, STAND_IN, OfflineDataset
 from diffrl.support.errors import DataError, UserError
 from diffrl.support.files import atomic_path
@@ -27,7 +28,6 @@ Flatten: TypeAlias = Callable[[Any], tuple[Array, dict[str, Array]]]
 
 _OURS = "diffrl"
 """Key, in Minari's metadata, of ours that Minari has no field for: where the data come from, the range of returns."""
-_INSTALL = "Reading and writing Minari data needs an extra: pip install 'diffrl[minari]'"
 
 
 def store() -> Path:
@@ -52,17 +52,24 @@ def local_ids() -> dict[str, int]:
     for path in sorted(store().glob("**/data/metadata.json")):
         name = path.parent.parent.relative_to(store()).as_posix()
         if not any(part.startswith(".") for part in name.split("/")):
-            found[name] = int(json.loads(path.read_text()).get("total_steps", 0))
+            try:
+                found[name] = int(read_metadata(path.parent.parent)["total_steps"])
+            except DataError:
+                continue  # one that is damaged does not hide the others; `read` says why
     return found
 
 
-def read(source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check: bool = True) -> OfflineDataset:
+def read(
+    source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check: bool = True, rows: int | None = None
+) -> OfflineDataset:
     """Read a Minari data set by its id (from `store()`) or from its folder (a Path).
 
     Observations are (T + 1, O). A dictionary of goal-conditioned tasks becomes one vector as in D4RL: `observation`,
     preceded by `achieved_goal` unless the observation begins with it already (so AntMaze has D4RL's 29, PointMaze 4);
     `desired_goal` goes to `infos["goal"]`. Parts that are dictionaries themselves (FrankaKitchen's goals) are left
     out. Any other dictionary or tuple is flattened whole, in Gymnasium's order.
+
+    `rows` reads no more episodes than hold so many. Columns beside these, `infos`, are not read.
 
     Raises DataError: not on this machine, discrete actions, damaged, or as in `OfflineDataset.validate`; UserError
     where Minari is not installed.
@@ -75,11 +82,13 @@ def read(source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check
             f"download {source}`, or set MINARI_DATASETS_PATH to the folder that holds it."
         )
     parts: dict[str, list[Array]] = {}
-    try:
+    n = 0
+    theirs = read_metadata(folder)
+    with door(folder):
         data = minari.MinariDataset(folder / "data")
         _check_actions(data.action_space, folder)
         flatten = _flattener(data.observation_space)
-        for episode in data.iterate_episodes():
+        for episode in episodes(folder, data):
             observations, infos = flatten(episode.observations)
             steps = len(episode.rewards)
             if len(observations) != steps + 1 or len(episode.actions) != steps:
@@ -100,18 +109,15 @@ def read(source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check
             }
             for key, values in columns.items():
                 parts.setdefault(key, []).append(values)
-        rows, expected = sum(map(len, parts.get("rewards", []))), int(data.total_steps)
+            n += steps
+            if rows is not None and n > rows:
+                break
         env_id = None if data.env_spec is None else data.env_spec.id
-        ours = dict(json.loads((folder / "data" / "metadata.json").read_text()).get(_OURS, {}))
-    except DataError:
-        raise
-    except ImportError as error:
-        raise UserError(f"{_INSTALL} ({error})") from error
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise DataError(f"{folder} cannot be read as Minari data ({error}). Download or write it again.") from error
-    if rows != expected or rows == 0:
+        ours = dict(theirs.get(_OURS, {}))
+    whole = rows is None or n <= rows
+    if (whole and n != theirs["total_steps"]) or n == 0:
         raise DataError(
-            f"{folder}: {rows} steps were read; its metadata.json says {expected}. Write or fetch it again."
+            f"{folder}: {n} steps were read; its metadata.json says {theirs['total_steps']}. Write or fetch it again."
         )
     arrays = {key: np.concatenate(values) for key, values in parts.items()}
     metadata = {**ours, "path": str(folder), "minari_id": data.id, **({"env_id": env_id} if env_id else {})}
@@ -120,6 +126,7 @@ def read(source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check
         infos={key.removeprefix("infos/"): values for key, values in arrays.items() if key.startswith("infos/")},
         metadata=metadata,
     )
+    dataset = dataset if rows is None else dataset.head(rows)
     return dataset.validate(str(folder), action_limit) if check else dataset
 
 
@@ -180,7 +187,7 @@ def write(
         if namespace and namespace not in list_local_namespaces():
             create_namespace(namespace)
     except ImportError as error:
-        raise UserError(f"{_INSTALL} ({error})") from error
+        raise UserError(f"{INSTALL} ({error})") from error
     except OSError as error:
         raise UserError(f"Cannot write {target}: {error}. Choose another place, or make room there.") from error
     return target
@@ -204,7 +211,7 @@ def _import() -> Any:
     try:
         import minari
     except ImportError as error:
-        raise UserError(f"{_INSTALL} ({error})") from error
+        raise UserError(f"{INSTALL} ({error})") from error
     return minari
 
 

@@ -88,7 +88,10 @@ class Preferences:
     @classmethod
     def read(cls, path: Path | str) -> "Preferences":
         """Read the pairs in a file that `write` made. Raises UserError where it is not one."""
-        path = regular_file(path, "a file of preferences", "`--preferences auto` makes them from the data.")
+        path = Path(path)
+        if not path.exists():
+            raise UserError(f"There is no file of preferences {path}; `--preferences auto` makes them from the data.")
+        regular_file(path, "a file of preferences")
         with reading(f"{path} is not a safetensors file"), safe_open(path, "np") as file:
             header, names = file.metadata() or {}, set(file.keys())
             if header.get("format") != FORMAT or not names.issuperset(_COLUMNS):
