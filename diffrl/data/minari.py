@@ -54,8 +54,8 @@ def local_ids() -> dict[str, int]:
         if not any(part.startswith(".") for part in name.split("/")):
             try:
                 found[name] = int(read_metadata(path.parent.parent)["total_steps"])
-            except DataError:
-                continue  # one that is damaged does not hide the others; `read` says why
+            except DataError:  # `read` says why
+                found[name] = 0
     return found
 
 
