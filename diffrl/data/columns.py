@@ -31,6 +31,8 @@ _PICKLED = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 FETCH_AGAIN = "Write it again, or if it is D4RL's: `diffrl data download ID --force` (maze2d: `generate`)."
 _LINKS = 16
 """Soft links that may follow on one another, HDF5's own number."""
+_DEPTH = 32
+"""Groups in one another at most."""
 _LARGE, _DENSEST = 2**28, 1100
 """Bytes from which on a column must be there: stored in 1/1100 of its size at least, as gzip stores zeros."""
 
@@ -160,30 +162,18 @@ class Hdf5Table(Table):
     def below(self, group: str) -> dict[str, Column]:
         """All columns in a group; see `Table`."""
         top = find(self.file, group, str(self.path))
-        found: dict[str, Column] = {}
-
-        def visit(name: str, item: Any) -> None:
-            if isinstance(item, h5py.Dataset) and item.shape is not None:
-                column = self._column(f"{group}/{name}", item)
-                if column.dtype.kind in "biufS":
-                    found[column.name] = column
-
-        if isinstance(top, h5py.Group):
-            top.visititems(visit)
-        return found
+        items = walk(top, f"{self.path}: {group}") if isinstance(top, h5py.Group) else ()
+        columns = (self._column(f"{group}/{name}", item) for name, item in items)
+        return {column.name: column for column in columns if column.dtype.kind in "biufS"}
 
     def contents(self) -> dict[str, Any]:
         """All arrays by name, for the checksum over them: none that leads out of the file, links only if `linked`."""
-        found: dict[str, Any] = {}
-
-        def visit(name: str, item: Any) -> None:
-            if isinstance(item, h5py.Dataset) and item.shape is not None:
-                column = self._column(name, item)
-                if column.dtype.kind in "biufS":
-                    found[name] = column.values(None) if column.source is None else item
-
-        self.file.visititems(visit)
-        return found
+        columns = (self._column(name, item) for name, item in walk(self.file, str(self.path)))
+        return {
+            column.name: column.values(None) if column.source is None else column.source
+            for column in columns
+            if column.dtype.kind in "biufS"
+        }
 
     def _column(self, name: str, item: h5py.Dataset) -> Column:
         check_inside(item, f"{self.path}: {name}")
@@ -227,6 +217,37 @@ def _follow(start: h5py.Group, path: str, where: str, links: int) -> Any:
         else:
             raise DataError(f"{where} is a link to another file, which is not followed. Copy the values into this one.")
     return item
+
+
+def walk(top: h5py.Group, where: str) -> Iterator[tuple[str, h5py.Dataset]]:
+    """All arrays in a group and the groups in it, by name, each once, and no links, as `Group.visititems` gives them.
+
+    That takes minutes for thousands of groups in one another, which a damaged or hostile file may say it has.
+    where: the file, for the DataError where there are more than `_DEPTH`.
+    """
+    seen = set()
+
+    def visit(group: h5py.Group, prefix: str, depth: int) -> Iterator[tuple[str, h5py.Dataset]]:
+        if depth > _DEPTH:
+            raise DataError(f"{where} has more than {_DEPTH} groups in one another; expected arrays. Flatten it.")
+        keys: list[bytes] = []
+        group.id.links.iterate(keys.append)
+        for key in sorted(keys):
+            if group.id.links.get_info(key).type != h5py.h5l.TYPE_HARD:
+                continue
+            item = group[key]
+            place = h5py.h5o.get_info(item.id).addr
+            if place in seen:
+                continue
+            seen.add(place)
+            name = prefix + key.decode(errors="surrogateescape")
+            if isinstance(item, h5py.Group):
+                yield from visit(item, f"{name}/", depth + 1)
+            elif isinstance(item, h5py.Dataset) and item.shape is not None:
+                yield name, item
+
+    seen.add(h5py.h5o.get_info(top.id).addr)
+    return visit(top, "", 1)
 
 
 def check_inside(item: h5py.Dataset, where: str) -> None:

@@ -200,6 +200,24 @@ def test_pipes_and_devices_are_refused_before_they_are_opened(tmp_path, capsys):
         assert d4rl.count_rows(tmp_path / name) is None
 
 
+def test_groups_are_walked_as_h5py_walks_them_but_not_without_an_end(file):
+    with h5py.File(file, "r+", track_order=True) as opened:
+        opened["b/z"], opened["b/a/x"], opened["a/y"], opened["b/empty"] = 1, 2, [3.0], h5py.Empty("f4")
+        opened["b/again"], opened["a/cycle"], opened["c"] = opened["b/z"], opened["b"], opened["/"]
+        opened["b/soft"] = h5py.SoftLink("/a/y")
+        expected: list[str] = []
+        opened.visititems(
+            lambda name, item: expected.append(name) if getattr(item, "shape", None) is not None else None
+        )
+        assert [name for name, _ in columns.walk(opened, "file")] == expected
+        assert len(expected) == 4 + 3
+        group = opened.id
+        for _ in range(2000):
+            group = h5py.h5g.create(group, b"g")
+    with pytest.raises(DataError, match=r"file\.hdf5 has more than 32 groups in one another"):
+        d4rl.seal(file)
+
+
 def test_a_file_of_many_keys_names_ten(tmp_path):
     with h5py.File(tmp_path / "file.hdf5", "w") as opened:
         for i in range(200):
