@@ -18,12 +18,17 @@ from typing import Literal
 from diffrl.data import d4rl
 from diffrl.data import minari as minari_format
 from diffrl.data.offline import ACTION_LIMIT, OfflineDataset
+from diffrl.support.console import console
 from diffrl.support.errors import DataError, UserError
 from diffrl.support.files import data_directory
 from envs import registry
 
 FILE_SUFFIXES = (".hdf5", ".h5", ".npz")
 _OF_PACKAGE = "{0} is a data set of another package, which makes or fetches it itself: use it as --dataset {0}."
+
+
+_told: set[Path] = set()
+"""The files that have been said to have no checksum."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +129,12 @@ def load_dataset(
     *,
     action_limit: float | None = ACTION_LIMIT,
     check: bool = True,
+    infos: bool = False,
 ) -> OfflineDataset:
     """Load a data set by D4RL id, another package's id, Minari id or path; `rows` keeps its first rows.
+
+    infos: of an HDF5 file or npz, load `infos/*` too, which no training needs and which may be larger than all else.
+    A file without a checksum is said to have none, with `progress`, once in a process.
 
     A maze2d data set that is not on this machine is generated first (with `rows`, only as many). Nothing is
     downloaded: where the file is missing the DataError says how to get it. `check` and `action_limit` are those of
@@ -139,14 +148,20 @@ def load_dataset(
         dataset = dataset if rows is None else dataset.head(rows)
     elif origin.kind == "minari":
         is_path = origin.name == str(origin.path)
-        dataset = minari_format.read(origin.path if is_path else origin.name, action_limit=action_limit, check=check)
-        dataset = dataset if rows is None else dataset.head(rows)
+        source = origin.path if is_path else origin.name
+        dataset = minari_format.read(source, action_limit=action_limit, check=check, rows=rows)
     else:
         path = origin.path
         if benchmark is not None and not origin.exists:
             path = _generate_missing(benchmark, rows, progress)
         steps = None if benchmark is None else benchmark.max_episode_steps
-        dataset = d4rl.read(path, max_episode_steps=steps, action_limit=action_limit, rows=rows, check=check)
+        dataset = d4rl.read(
+            path, max_episode_steps=steps, action_limit=action_limit, rows=rows, check=check, infos=infos
+        )
+        if progress and path.suffix != ".npz" and path not in _told and not d4rl.has_checksum(path):
+            _told.add(path)
+            advice = f"`diffrl data info {name} --add-checksum` adds one."
+            console.print(f"{path} has no checksum: damage to it would go unseen. {advice}", markup=False)
     dataset.metadata["dataset"] = origin.name
     if benchmark is not None and benchmark.env_id is not None:
         dataset.metadata["env_id"] = benchmark.env_id

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from diffrl.augment import streams
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path
+from diffrl.support.files import atomic_path, read_json
 from diffrl.support.seeds import generator_at
 
 ROWS, ABOUT = "generated.f32", "generated.json"
@@ -38,7 +38,9 @@ def generate(
     """
     chunk, columns = int(about["chunk"]), int(about["columns"])
     path, written = folder / ROWS, folder / ABOUT
-    there = json.loads(written.read_text()) if path.exists() and written.exists() else {}
+    there = (
+        read_json(written, advice="Remove it to generate all rows anew.") if path.exists() and written.exists() else {}
+    )
     version = there.get("rows_version", 1)
     if there and version != about["rows_version"]:
         raise UserError(

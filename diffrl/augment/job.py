@@ -26,7 +26,7 @@ from diffrl.data.preprocessing import action_scaling
 from diffrl.data.transitions import Transitions
 from diffrl.support.console import console, steps_bar, work
 from diffrl.support.errors import DataError, UserError
-from diffrl.support.files import atomic_path
+from diffrl.support.files import atomic_path, read_json
 from diffrl.support.machine import resolve_device, settle, versions
 from diffrl.support.schema import Positive, Range, Rows, held
 from diffrl.support.seeds import check_seed
@@ -160,7 +160,7 @@ def _claim(folder: Path, wanted: Begun) -> Begun:
     if path.exists():
         settings = json.loads(json.dumps(dataclasses.asdict(wanted)))
         try:
-            found = json.loads(path.read_text())
+            found = read_json(path)
             version = int(found.pop("rows_version", 1))
             found["rows_version"] = settings["rows_version"]
             if set(found["model"]) != set(settings["model"]):

@@ -88,9 +88,13 @@ class Info:
     """The D4RL id whose reference scores normalise the returns, where the data set is not D4RL's itself."""
     rows: int | None = None
     """Read only so many rows from the beginning."""
+    add_checksum: bool = False
+    """Add a checksum of the contents to an HDF5 file that has none: from then on damage to it is seen at each reading.
+    All else in the file stays as it is."""
 
     def run(self) -> int:
         """Print the description. Gives 1 if the data set has problems."""
+        from diffrl.data import d4rl
         from diffrl.data.env_spec import EnvSpec
         from diffrl.data.observations import goal_left_out
         from envs import registry
@@ -107,6 +111,10 @@ class Info:
             _print_benchmark(console, origin.benchmark)
             _print_missing(console, origin.benchmark)
             return 0
+        if self.add_checksum:
+            if origin.kind not in ("file", "d4rl") or origin.path is None:
+                raise UserError(f"{self.dataset} has no place for a checksum; convert it: `diffrl data convert`.")
+            d4rl.seal(origin.path)
         dataset = load_dataset(self.dataset, rows=self.rows, check=False)
         benchmark, env_id = origin.benchmark, str(dataset.metadata.get("env_id", ""))
         if self.scores_of is not None:
@@ -126,7 +134,7 @@ class Info:
             console.print(remark, markup=False, highlight=False)
         for key, value in dataset.metadata.items():
             if key not in ("dataset", "env_spec", "env_origin"):  # what was just typed; what was just said
-                console.print(f"{key}: {value}", markup=False, highlight=False)
+                console.print(f"{key}: {_cut(value)}", markup=False, highlight=False)
         problems = dataset.problems()
         if not dataset.structural_problems():
             for part in (_summary(dataset), _distributions(dataset, benchmark), _ranges(dataset)):
@@ -232,7 +240,7 @@ class Convert:
             raise UserError(f"Cannot write {self.target!r}: expected a path ending in .hdf5 or .h5, or minari:ID.")
         if to_file and path.exists() and not self.force:
             raise UserError(f"{path} exists. Use --force to replace it.")
-        dataset = load_dataset(self.source, self.rows, action_limit=None if self.clip_actions else 1.0)
+        dataset = load_dataset(self.source, self.rows, action_limit=None if self.clip_actions else 1.0, infos=True)
         if self.clip_actions:
             dataset = dataset.clip_actions()
         if self.env is not None or self.env_kwargs or self.max_episode_steps is not None:
@@ -327,6 +335,12 @@ def _plot_positions(axes: Axes, dataset: OfflineDataset, rows_downwards: bool) -
     axes.set(xlabel="column" if rows_downwards else "x", ylabel="row" if rows_downwards else "y", aspect="equal")
     if rows_downwards:
         axes.invert_yaxis()
+
+
+def _cut(value: object, most: int = 2000) -> str:
+    """A value of the metadata as text, cut where it is long."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
 def _console() -> Console:

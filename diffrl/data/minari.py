@@ -19,6 +19,7 @@ import numpy as np
 
 from diffrl.data import observations as flattening
 from diffrl.data.env_spec import ENV_KEYS, SPECS, EnvSpec, of_minari
+from diffrl.data.minari_episodes import INSTALL, door, episodes, read_metadata
 from diffrl.data.observations import Array
 from diffrl.data.offline import ACTION_LIMIT, STAND_IN, OfflineDataset
 from diffrl.support.errors import DataError, UserError
@@ -26,7 +27,6 @@ from diffrl.support.files import atomic_path
 
 _OURS = "diffrl"
 """Key, in Minari's metadata, of ours that Minari has no field for: where the data come from, the range of returns."""
-_INSTALL = "Reading and writing Minari data needs an extra: pip install 'diffrl[minari]'"
 
 
 def store() -> Path:
@@ -51,11 +51,16 @@ def local_ids() -> dict[str, int]:
     for path in sorted(store().glob("**/data/metadata.json")):
         name = path.parent.parent.relative_to(store()).as_posix()
         if not any(part.startswith(".") for part in name.split("/")):
-            found[name] = int(json.loads(path.read_text()).get("total_steps", 0))
+            try:
+                found[name] = int(read_metadata(path.parent.parent)["total_steps"])
+            except DataError:  # `read` says why
+                found[name] = 0
     return found
 
 
-def read(source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check: bool = True) -> OfflineDataset:
+def read(
+    source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check: bool = True, rows: int | None = None
+) -> OfflineDataset:
     """Read a Minari data set by its id (from `store()`) or from its folder (a Path).
 
     Observations are (T + 1, O). A dictionary of goal-conditioned tasks becomes one vector as in D4RL: `observation`,
@@ -66,6 +71,8 @@ def read(source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check
     which keys were taken, so that an environment's observations are flattened alike: see `diffrl.data.observations`.
 
     The environment is Minari's `eval_env_spec`, else its `env_spec`: `env_id` and `env_spec` in the metadata.
+
+    `rows` reads no more episodes than hold so many. Columns beside these, `infos`, are not read.
 
     Raises DataError: not on this machine, discrete actions, damaged, or as in `OfflineDataset.validate`; UserError
     where Minari is not installed.
@@ -78,11 +85,13 @@ def read(source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check
             f"download {source}`, or set MINARI_DATASETS_PATH to the folder that holds it."
         )
     parts: dict[str, list[Array]] = {}
-    try:
+    n = 0
+    theirs = read_metadata(folder)
+    with door(folder):
         data = minari.MinariDataset(folder / "data")
         _check_actions(data.action_space, folder)
         space = data.observation_space
-        for episode in data.iterate_episodes():
+        for episode in episodes(folder, data):
             pieces = _pieces(space, episode.observations)
             observations = next(iter(pieces.values()))
             steps = len(episode.rewards)
@@ -103,18 +112,14 @@ def read(source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check
             }
             for key, values in columns.items():
                 parts.setdefault(key, []).append(values)
-        rows, expected = sum(map(len, parts.get("rewards", []))), int(data.total_steps)
-        theirs = json.loads((folder / "data" / "metadata.json").read_text())
+            n += steps
+            if rows is not None and n > rows:
+                break
         ours = dict(theirs.get(_OURS, {}))
-    except DataError:
-        raise
-    except ImportError as error:
-        raise UserError(f"{_INSTALL} ({error})") from error
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise DataError(f"{folder} cannot be read as Minari data ({error}). Download or write it again.") from error
-    if rows != expected or rows == 0:
+    whole = rows is None or n <= rows
+    if (whole and n != theirs["total_steps"]) or n == 0:
         raise DataError(
-            f"{folder}: {rows} steps were read; its metadata.json says {expected}. Write or fetch it again."
+            f"{folder}: {n} steps were read; its metadata.json says {theirs['total_steps']}. Write or fetch it again."
         )
     arrays = {key: np.concatenate(values) for key, values in parts.items()}
     taken = _taken(space, arrays, str(data.id))
@@ -132,6 +137,7 @@ def read(source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check
         infos=_goal(space, arrays),
         metadata=metadata,
     )
+    dataset = dataset if rows is None else dataset.head(rows)
     return dataset.validate(str(folder), action_limit) if check else dataset
 
 
@@ -188,7 +194,7 @@ def write(
         if namespace and namespace not in list_local_namespaces():
             create_namespace(namespace)
     except ImportError as error:
-        raise UserError(f"{_INSTALL} ({error})") from error
+        raise UserError(f"{INSTALL} ({error})") from error
     except ValueError as error:  # such as a namespace of one letter
         raise UserError(f"Minari does not take {dataset_id!r}: {error} Choose another id.") from error
     except OSError as error:
@@ -214,7 +220,7 @@ def _import() -> Any:
     try:
         import minari
     except ImportError as error:
-        raise UserError(f"{_INSTALL} ({error})") from error
+        raise UserError(f"{INSTALL} ({error})") from error
     return minari
 
 

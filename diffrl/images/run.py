@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from diffrl.images.config import ALGORITHMS, FinetuneConfig, schema_of
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path
+from diffrl.support.files import atomic_path, read_json
 from diffrl.support.plots import BLUE, GREY
-from diffrl.support.schema import read, read_yaml
+from diffrl.support.schema import read, read_yaml, to_yaml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,26 +85,19 @@ class FinetuneRun:
         if not (path / CONFIG).is_file():
             what = f"has no {CONFIG}" if path.is_dir() else "does not exist"
             raise UserError(f"{path} is not the folder of a fine-tuning run of images: it {what}.")
-        if (path / ABOUT).exists() and _read_json(path / ABOUT).get("kind") != KIND:
+        if (path / ABOUT).exists() and read_json(path / ABOUT).get("kind") != KIND:
             raise UserError(
                 f"{path} is the run of a policy, not of an image model: see `diffrl finetune policy --help`."
             )
         file = path / EVALUATIONS
-        return cls(path, load(path / CONFIG), _read_json(file) if file.exists() else [])
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}.") from error
+        return cls(path, load(path / CONFIG), read_json(file) if file.exists() else [])
 
 
 def dump(config: FinetuneConfig, folder: Path) -> str:
     """The text of the `finetune.yaml` of a run's folder."""
     values = {**dataclasses.asdict(config), "out": folder}
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-    return yaml.safe_dump(plain, sort_keys=False)
+    return to_yaml(plain)
 
 
 def load(path: Path) -> FinetuneConfig:
@@ -168,9 +159,7 @@ def warnings(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
             "from data. Look at before_after.png."
         )
     if last.get("silent_rounds"):
-        found.append(
-            f"{last['silent_rounds']} of {last['round']} rounds made no update: their rewards said nothing."
-        )
+        found.append(f"{last['silent_rounds']} of {last['round']} rounds made no update: their rewards said nothing.")
     both = "held_out" in last and "reward" in last
     if both and last["reward"] > first["reward"] and last["held_out"] < first["held_out"]:
         found.append("The reward rose while the held-out one fell: what was gained is in the eye of that scorer.")

@@ -15,8 +15,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
-
 import agents
 from agents import AgentConfig
 from diffrl.augment.synther.config import RefitConfig, Sampling, Solver, SynthERConfig
@@ -40,6 +38,7 @@ from diffrl.support.schema import (
     read,
     read_yaml,
     refusal,
+    to_yaml,
 )
 
 if TYPE_CHECKING:
@@ -226,7 +225,7 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 def dump(config: TrainConfig) -> str:
     """The YAML text of `to_dict`."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    return to_yaml(to_dict(config))
 
 
 def from_dict(values: Mapping[str, Any], source: str, of_run: bool = False) -> TrainConfig:

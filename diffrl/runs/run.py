@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import yaml
 
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.runs import config as configuration
@@ -17,7 +16,7 @@ from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError, first_line, out_of_memory
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import versions
-from diffrl.support.schema import read_yaml
+from diffrl.support.schema import read_yaml, to_yaml
 from diffrl.training import checkpoint
 from envs.task import Task, fitting_env
 
@@ -120,7 +119,7 @@ class Run:
             temporary.write_bytes(safetensors.torch.save(self.preprocessing.state_dict()))
         if self.settings is not None:
             with atomic_path(self.path / SETTINGS) as temporary:
-                temporary.write_text(yaml.safe_dump(dict(self.settings), sort_keys=False))
+                temporary.write_text(to_yaml(self.settings))
         with atomic_path(self.path / "run.json") as temporary:
             temporary.write_text(json.dumps(about, indent=1))
 

@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from diffrl.data.offline import OfflineDataset
-from diffrl.support.errors import UserError, first_line
-from diffrl.support.files import atomic_path
+from diffrl.support.errors import UserError
+from diffrl.support.files import atomic_path, reading, regular_file
 from diffrl.tuning.values import segment_advantages, segment_returns
 
 Floats = NDArray[np.float32]
@@ -89,19 +89,17 @@ class Preferences:
     def read(cls, path: Path | str) -> "Preferences":
         """Read the pairs in a file that `write` made. Raises UserError where it is not one."""
         path = Path(path)
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"There is no file of preferences {path}; `--preferences auto` makes them from the data.")
-        try:
-            with safe_open(path, "np") as file:
-                header, names = file.metadata() or {}, set(file.keys())
-                if header.get("format") != FORMAT or not names.issuperset(_COLUMNS):
-                    raise UserError(
-                        f"{path} is not a file of preferences: expected the format {FORMAT} and the tensors "
-                        f"{', '.join(_COLUMNS)}, as `diffrl.tuning.preferences.Preferences.write` has them."
-                    )
-                columns = [file.get_tensor(name).astype(np.float32) for name in _COLUMNS]
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is not a safetensors file: {first_line(error)}.") from error
+        regular_file(path, "a file of preferences")
+        with reading(f"{path} is not a safetensors file"), safe_open(path, "np") as file:
+            header, names = file.metadata() or {}, set(file.keys())
+            if header.get("format") != FORMAT or not names.issuperset(_COLUMNS):
+                raise UserError(
+                    f"{path} is not a file of preferences: expected the format {FORMAT} and the tensors "
+                    f"{', '.join(_COLUMNS)}, as `diffrl.tuning.preferences.Preferences.write` has them."
+                )
+            columns = [file.get_tensor(name).astype(np.float32) for name in _COLUMNS]
         try:
             return cls(*columns)
         except UserError as error:

@@ -1,5 +1,8 @@
+import json
+import os
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 
@@ -162,7 +165,7 @@ def test_bad_values_and_damage_are_named(make, store):
         minari_format.read("walk-v0")
     main = store / "walk-v0" / "data" / "main_data.hdf5"
     main.write_bytes(main.read_bytes()[:500])
-    with pytest.raises(DataError, match="cannot be read as Minari data"):
+    with pytest.raises(DataError, match=r"main_data\.hdf5 cannot be read to its end.*Download or write it again"):
         minari_format.read("walk-v0")
 
 
@@ -199,3 +202,75 @@ def test_a_host_that_cannot_be_reached_is_the_user_s_error(monkeypatch):
     monkeypatch.setattr(minari, "download_dataset", refuse)
     with pytest.raises(UserError, match="could not be reached"):
         minari_format.download("mujoco/hopper/medium-v0")
+
+
+@pytest.mark.parametrize("way", ["link", "storage", "virtual"])
+@pytest.mark.parametrize("name", ["rewards", "observations"])
+def test_what_leads_out_of_the_folder_is_refused_before_it_is_opened(make, store, way, name):
+    """It leads to a named pipe: whoever opened it would wait for ever."""
+    main = minari_format.write("walk-v0", make([3], "t", has_next=True)) / "data" / "main_data.hdf5"
+    pipe = str(store / "pipe")
+    os.mkfifo(pipe)
+    with h5py.File(main, "r+") as file:
+        episode = file["episode_0"]
+        shape = episode[name].shape
+        del episode[name]
+        if way == "link":
+            episode[name] = h5py.ExternalLink(pipe, "/x")
+        elif way == "storage":
+            episode.create_dataset(name, shape, "f4", external=[(pipe, 0, 4 * int(np.prod(shape)))])
+        else:
+            layout = h5py.VirtualLayout(shape, "f4")
+            layout[:] = h5py.VirtualSource(pipe, "x", shape)
+            episode.create_virtual_dataset(name, layout)
+    with pytest.raises(DataError, match=f"episode_0: {name} is (a link to another|kept outside|a virtual)"):
+        minari_format.read("walk-v0")
+
+
+@pytest.mark.parametrize(("data_format", "name"), [("hdf5", "main_data.hdf5"), ("arrow", "0/part-0.arrow")])
+def test_a_pipe_in_the_place_of_a_file_is_refused(make, data_format, name):
+    path = minari_format.write("walk-v0", make([3], "t", has_next=True), data_format) / "data" / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="is a named pipe"):
+        minari_format.read("walk-v0")
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+def test_rows_reads_no_more_episodes_than_it_needs(make, data_format):
+    dataset = make([3, 4, 5], "tot", has_next=True)
+    folder = minari_format.write("walk-v0", dataset, data_format) / "data"
+    if data_format == "hdf5":
+        with h5py.File(folder / "main_data.hdf5", "r+") as file:
+            del file["episode_2"]
+    else:
+        (folder / "2" / "part-0.arrow").unlink()
+    for rows in (2, 3, 6):
+        found, expected = minari_format.read("walk-v0", rows=rows), dataset.head(rows)
+        for key, values in expected.columns().items():
+            np.testing.assert_array_equal(found.columns()[key], values, err_msg=key)
+    with pytest.raises(DataError):
+        minari_format.read("walk-v0")
+
+
+def test_infos_are_not_read(make):
+    """They are damaged here, and what is needed of the file is not."""
+    folder = minari_format.write("walk-v0", make([3], "t", has_next=True)) / "data"
+    with h5py.File(folder / "main_data.hdf5", "r+") as file:
+        file["episode_0/infos/camera"] = h5py.SoftLink("/nothing")
+    assert len(minari_format.read("walk-v0")) == 3
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"), [("observation_space", None), ("data_format", "pickle"), ("total_steps", "3")]
+)
+def test_metadata_that_are_not_minari_s_are_named(make, entry, value):
+    """Without a space Minari would make the environment that the file names, and run what it says."""
+    path = minari_format.write("walk-v0", make([3], "t", has_next=True)) / "data" / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {entry: value}))
+    with pytest.raises(DataError, match=f"walk-v0: metadata.json has no {entry}"):
+        minari_format.read("walk-v0")
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="is damaged, or no JSON"):
+        minari_format.read("walk-v0")
+    assert minari_format.local_ids() == {"walk-v0": 0}

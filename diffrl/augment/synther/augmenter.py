@@ -1,7 +1,6 @@
 """SynthER as an augmenter of data sets: its model, its rows, `diffrl augment synther`."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from diffrl.augment.synther.generate import chunk_size, sample_rows
 from diffrl.augment.synther.model import ModelRows, TransitionDiffusion
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path
+from diffrl.support.files import atomic_path, read_json
 from diffrl.support.seeds import generator_at
 from diffrl.training import checkpoint
 from diffrl.training.loop import Trainer
@@ -136,7 +135,7 @@ def load_model(folder: Path | str, device: str = "cpu") -> TransitionDiffusion:
     """The trained model of a folder that `synther` wrote. Raises UserError where there is none."""
     folder = Path(folder)
     try:
-        about = json.loads((folder / "config.json").read_text())
+        about = read_json(folder / "config.json")
         config, seed = SynthERConfig(**about["model"]), int(about["seed"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no model of transitions ({error}).") from error

@@ -98,7 +98,7 @@ class Remote:
         """The scores an answer holds. Raises RewardError where it is not of the protocol."""
         try:
             content = json.loads(answer)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RewardError(
                 f"{self.name}: the answer is no JSON but {answer[:60]!r}; see diffrl's protocol"
             ) from error
