@@ -7,21 +7,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
 
+from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError
 from diffrl.support.schema import Rows, Seed, check
 
 if TYPE_CHECKING:
+    import gymnasium
     import numpy as np
     import numpy.typing as npt
     from matplotlib.axes import Axes
     from rich.console import Console
     from rich.table import Table
 
+    from diffrl.data.checks import Finding
     from diffrl.data.offline import OfflineDataset
     from envs.datasets import Generated, Origin
     from envs.registry import Benchmark
@@ -86,6 +89,9 @@ class Info:
     """Save a picture (PNG) of returns, lengths, and positions or actions here."""
     scores_of: str | None = None
     """The D4RL id whose reference scores normalise the returns, where the data set is not D4RL's itself."""
+    env: str | None = None
+    """Gymnasium id of the environment that the data are checked against; none: without one. By default the benchmark's,
+    or what the file names."""
     rows: int | None = None
     """Read only so many rows from the beginning."""
 
@@ -115,7 +121,7 @@ class Info:
         for key, value in dataset.metadata.items():
             if key != "dataset":  # what was just typed
                 console.print(f"{key}: {value}", markup=False, highlight=False)
-        problems = dataset.problems()
+        findings = self._examine(dataset)
         if not dataset.structural_problems():
             for part in (_summary(dataset), _distributions(dataset, benchmark), _ranges(dataset)):
                 console.print()
@@ -124,13 +130,28 @@ class Info:
             if self.picture is not None:
                 plot_dataset(self.picture, dataset, benchmark, self.dataset)
                 console.print(f"Picture: {self.picture}", highlight=False)
-        if problems:
-            console.print("[bold red]Problems:[/]")
-            for problem in problems:
-                console.print(f"- {problem}", markup=False, highlight=False)
-            return 1
-        console.print("[green]No problems found.[/]")
-        return 0
+        for severity, heading in (("problem", "[bold red]Problems:[/]"), ("warning", "[bold yellow]Warnings:[/]")):
+            if chosen := [finding for finding in findings if finding.severity == severity]:
+                console.print(heading)
+                for finding in chosen:
+                    console.print(f"- {finding}", markup=False, highlight=False)
+        for finding in findings:
+            if finding.severity == "note":
+                console.print(str(finding), markup=False, highlight=False)
+        if not any(finding.severity != "note" for finding in findings):
+            console.print("[green]No problems found.[/]")
+        return int(any(finding.severity == "problem" for finding in findings))
+
+    def _examine(self, dataset: OfflineDataset) -> list[Finding]:
+        """What is found in the data set, also against its environment, where that can be made."""
+        from diffrl.data.checks import Finding, Known, counted_limit, examine
+        from diffrl.data.config import Taken
+
+        if broken := dataset.structural_problems():
+            return [Finding(problem, "problem") for problem in broken]
+        env = _environment_of(self.dataset, dataset, self.env, self.rows)
+        known = Known.of(dataset, env)
+        return examine(dataset, known, Taken(counted=counted_limit(dataset, known, Taken())))
 
 
 @dataclass(frozen=True)
@@ -195,7 +216,16 @@ class Convert:
     clip_actions: bool = False
     """Clip actions to [-1, 1], as environments do that clip actions themselves."""
     env: str | None = None
-    """Record this Gymnasium id as the environment of the data: `diffrl train` then evaluates there by itself."""
+    """Record this Gymnasium id as the environment of the data: `diffrl train` then evaluates there by itself. The
+    bounds of its actions are recorded too."""
+    time_limit_terminals: TimeLimitTerminals | None = None
+    """timeouts: terminal rows at exactly the environment's limit of steps, or marked as timeouts too, are timeouts;
+    terminals: they are true ends. By default they are taken as true ends, and what looks odd is said."""
+    actions: ActionUnits | None = None
+    """normalised: the data's actions are scaled to [-1, 1], where its environment has other bounds; environment: they
+    are in its units. By default they are taken to be in its units, and what looks odd is said."""
+    cut_contradictions: bool = False
+    """Cut an episode where a stored next observation contradicts the next row."""
     force: bool = False
     """Replace the target if it exists."""
 
@@ -203,6 +233,7 @@ class Convert:
         """Read and check the data set, write the copy, and print what was written."""
         from diffrl.data import d4rl
         from diffrl.data import minari as minari_format
+        from diffrl.data.checks import understand
         from envs.datasets import load_dataset, locate
 
         path = Path(self.target).expanduser()
@@ -211,9 +242,12 @@ class Convert:
             raise UserError(f"Cannot write {self.target!r}: expected a path ending in .hdf5 or .h5, or minari:ID.")
         if to_file and path.exists() and not self.force:
             raise UserError(f"{path} exists. Use --force to replace it.")
-        dataset = load_dataset(self.source, self.rows, action_limit=None if self.clip_actions else 1.0)
+        dataset = load_dataset(self.source, self.rows, action_limit=None)
+        env = _environment_of(self.source, dataset, self.env, self.rows)
         if self.clip_actions:
             dataset = dataset.clip_actions()
+        dataset, known, _ = understand(dataset, env, self)
+        dataset.metadata.update(known.bounds.metadata)
         if self.env is not None:
             dataset.metadata["env_id"] = self.env
         if to_file:
@@ -302,6 +336,19 @@ def _plot_positions(axes: Axes, dataset: OfflineDataset, rows_downwards: bool) -
     axes.set(xlabel="column" if rows_downwards else "x", ylabel="row" if rows_downwards else "y", aspect="equal")
     if rows_downwards:
         axes.invert_yaxis()
+
+
+def _environment_of(
+    name: str, dataset: OfflineDataset, env_id: str | None, rows: int | None
+) -> gymnasium.Env[Any, Any] | None:
+    """The environment of a data set, for its limits; None, and why, where it cannot be made here."""
+    from envs.task import open_task
+
+    try:
+        return open_task(name, dataset, env=env_id, rows=rows)[1]
+    except UserError as error:
+        _console().print(f"Not checked against its environment. {error}", markup=False, highlight=False)
+        return None
 
 
 def _console() -> Console:

@@ -114,7 +114,13 @@ def read(source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check
             f"{folder}: {rows} steps were read; its metadata.json says {expected}. Write or fetch it again."
         )
     arrays = {key: np.concatenate(values) for key, values in parts.items()}
-    metadata = {**ours, "path": str(folder), "minari_id": data.id, **({"env_id": env_id} if env_id else {})}
+    metadata = {
+        **_bounds(data.action_space),
+        **ours,
+        "path": str(folder),
+        "minari_id": data.id,
+        **({"env_id": env_id} if env_id else {}),
+    }
     dataset = OfflineDataset(
         **{key: values for key, values in arrays.items() if not key.startswith("infos/")},
         infos={key.removeprefix("infos/"): values for key, values in arrays.items() if key.startswith("infos/")},
@@ -135,6 +141,7 @@ def write(
 
     Where next observations are not stored, the last step of an episode that was cut has no known successor and is
     left out, its predecessor being marked as the truncation; a terminal step's last observation is repeated.
+    The action space has the bounds in the metadata, `action_low` and `action_high`, where they are there.
     The metadata are kept: `env_id`, `algorithm` and `description` as Minari's own, all others under the key `diffrl`.
     `infos` are not. `reference_scores` are the returns (random, expert) of Minari's normalised score.
 
@@ -154,7 +161,8 @@ def write(
     buffers = [EpisodeBuffer(id=number, **episode) for number, episode in enumerate(_episodes(dataset))]
     if not buffers:
         raise DataError("No step has a known successor: there is nothing to write. Check `timeouts`.")
-    bound = np.full(dataset.action_size, max(1.0, float(np.abs(dataset.actions).max())), np.float32)
+    largest = np.full(dataset.action_size, max(1.0, float(np.abs(dataset.actions).max())), np.float32)
+    low, high = dataset.stored_bounds() or (-largest, largest)
     minimum, maximum = reference_scores or (None, None)
     try:
         with atomic_path(target) as temporary, _store_at(temporary.parent / "store"):
@@ -165,7 +173,7 @@ def write(
                     buffers,
                     env=_environment(dataset.metadata.get("env_id")),
                     observation_space=Box(-np.inf, np.inf, (dataset.observation_size,), np.float32),
-                    action_space=Box(-bound, bound, dtype=np.float32),
+                    action_space=Box(low, high, dtype=np.float32),
                     ref_min_score=minimum,
                     ref_max_score=maximum,
                     algorithm_name=_text(dataset.metadata.get("algorithm")),
@@ -213,6 +221,12 @@ def _check_actions(space: Any, folder: Path) -> None:
 
     if not isinstance(space, Box) or len(space.shape) != 1:
         raise DataError(f"{folder}: the action space is {space}; expected Box with one axis (real-valued actions).")
+
+
+def _bounds(space: Any) -> dict[str, Array]:
+    """The bounds of an action space as our metadata have them; nothing where one is infinite."""
+    finite = np.isfinite(space.low).all() and np.isfinite(space.high).all()
+    return {"action_low": space.low.astype(np.float32), "action_high": space.high.astype(np.float32)} if finite else {}
 
 
 def _flattener(space: Any) -> Flatten:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 import yaml
 
-from diffrl.data.preprocessing import Preprocessing
+from diffrl.data.offline import OfflineDataset
+from diffrl.data.preprocessing import ActionBounds, Preprocessing
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError, first_line, out_of_memory
@@ -90,6 +92,10 @@ class Run:
     """offline, or how a run that started from another one learns: online, or the algorithm that fine-tunes it."""
     settings: Mapping[str, Any] | None = None
     """Of a run that started from another one: the fields of the configuration of its kind, as YAML has them."""
+    limit: int | None = None
+    """The steps after which the environment cuts an episode; None: not known, as in old folders."""
+    counted: int | None = None
+    """The limit by which the episodes of the data were counted (`diffrl.data.config.Taken`); None: they were not."""
 
     def write(self) -> None:
         """Create the folder and write what never changes: configuration, sizes, preprocessing, versions."""
@@ -100,6 +106,8 @@ class Run:
             "action_size": self.action_size,
             "value_limit": self.value_limit,
             "fingerprint": self.fingerprint,
+            "limit": self.limit,
+            "counted": self.counted,
             "versions": versions(),
         }
         self.path.mkdir(parents=True, exist_ok=True)
@@ -111,6 +119,13 @@ class Run:
                 temporary.write_text(yaml.safe_dump(dict(self.settings), sort_keys=False))
         with atomic_path(self.path / "run.json") as temporary:
             temporary.write_text(json.dumps(about, indent=1))
+
+    def action_bounds(self, dataset: OfflineDataset) -> ActionBounds:
+        """The bounds of actions that the run scales by; known where its environment or the data have any."""
+        ends = torch.tensor([[-1.0], [1.0]]).expand(2, self.action_size)
+        low, high = self.preprocessing.actions.inverse(ends).numpy()
+        known = self.task.env_id is not None or dataset.stored_bounds() is not None
+        return ActionBounds(low, high, f"the bounds of {self.task.env_id or 'the data set'}", known)
 
     def write_config(self) -> None:
         """Write `config.yaml`: at the beginning, and when a resumed run is given more steps."""
@@ -147,6 +162,8 @@ class Run:
                 about["fingerprint"],
                 kind,
                 None if file is None else read_yaml(path / file),
+                about.get("limit"),
+                about.get("counted"),
             )
         except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise UserError(f"{path} is damaged: {error}.") from error
