@@ -214,7 +214,7 @@ class Convert:
     rows: int | None = None
     """Copy only so many rows from the beginning."""
     clip_actions: bool = False
-    """Clip actions to [-1, 1], as environments do that clip actions themselves."""
+    """Clip actions to the bounds of the environment, else in the file, else [-1, 1], for environments that do so."""
     env: str | None = None
     """Record this Gymnasium id as the environment of the data: `diffrl train` then evaluates there by itself. The
     bounds of its actions are recorded too."""
@@ -234,6 +234,7 @@ class Convert:
         from diffrl.data import d4rl
         from diffrl.data import minari as minari_format
         from diffrl.data.checks import understand
+        from diffrl.data.preprocessing import action_bounds
         from envs.datasets import load_dataset, locate
 
         path = Path(self.target).expanduser()
@@ -244,10 +245,10 @@ class Convert:
             raise UserError(f"{path} exists. Use --force to replace it.")
         dataset = load_dataset(self.source, self.rows, action_limit=None)
         env = _environment_of(self.source, dataset, self.env, self.rows)
+        dataset.metadata.update(action_bounds(env, dataset).metadata)
         if self.clip_actions:
             dataset = dataset.clip_actions()
-        dataset, known, _ = understand(dataset, env, self)
-        dataset.metadata.update(known.bounds.metadata)
+        dataset, _, _ = understand(dataset, env, self)
         if self.env is not None:
             dataset.metadata["env_id"] = self.env
         if to_file:

@@ -127,7 +127,7 @@ def write_blocks(path: Path | str, blocks: Iterable[Mapping[str, Array]], metada
                     column.resize(len(column) + len(values), axis=0)
                     column[len(column) - len(values) :] = values
             for key, value in metadata.items():
-                if key not in ("path", "sha256"):
+                if key not in ("path", "sha256", "timeouts"):  # of the file that was read
                     file[f"metadata/{key}"] = _encode(value)
             file.attrs["sha256"] = digest(_datasets(file))
     except OSError as error:

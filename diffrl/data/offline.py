@@ -287,8 +287,10 @@ class OfflineDataset:
                     "numbers. Remove the episode, or write the file again."
                 )
         if action_limit is not None:
-            low, high = self.stored_bounds() or (np.float32(-action_limit), np.float32(action_limit))
-            complaint = outside_bounds(self.actions, low, high, _ACTION_SLACK)
+            stored = self.stored_bounds()
+            low, high = stored or (np.float32(-action_limit), np.float32(action_limit))
+            source = "as its metadata say" if stored else ""
+            complaint = outside_bounds(self.actions, low, high, _ACTION_SLACK, source, known=bool(stored))
             found += [complaint] if complaint else []
         return found
 
@@ -300,8 +302,12 @@ class OfflineDataset:
         return self
 
     def clip_actions(self, limit: float = ACTION_LIMIT) -> OfflineDataset:
-        """This data set with actions clipped to [-limit, limit], as environments do that clip actions themselves."""
-        return replace(self, actions=np.clip(self.actions, -limit, limit))
+        """This data set with actions clipped, as environments do that clip actions themselves.
+
+        They are clipped to `stored_bounds()`, or where there are none to [-limit, limit].
+        """
+        low, high = self.stored_bounds() or (np.float32(-limit), np.float32(limit))
+        return replace(self, actions=np.clip(self.actions, low, high))
 
 
 def count_timeouts(terminals: Bools, max_episode_steps: int) -> Bools:
@@ -317,11 +323,12 @@ def count_timeouts(terminals: Bools, max_episode_steps: int) -> Bools:
 
 
 def outside_bounds(
-    actions: Floats, low: npt.ArrayLike, high: npt.ArrayLike, slack: float, source: str = ""
+    actions: Floats, low: npt.ArrayLike, high: npt.ArrayLike, slack: float, source: str = "", *, known: bool = False
 ) -> str | None:
     """What is wrong with actions (N, A) that exceed their bounds by `slack` of the larger one; None where none does.
 
-    low, high: scalars or (A,). source: what the bounds are, as "the bounds of Pendulum-v1".
+    low, high: scalars or (A,). source: what the bounds are, as "the bounds of Pendulum-v1". known: whether they are so,
+    and not only assumed.
     """
     low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
     most = slack * np.maximum(1, np.maximum(np.abs(low), np.abs(high)))
@@ -335,10 +342,8 @@ def outside_bounds(
     elif np.abs(actions).max() <= 1 + _ACTION_SLACK:
         remedy = "Where they are scaled to [-1, 1]: --actions normalised."
     else:
-        remedy = (
-            "Name the environment they are from (--env ID), whose bounds then hold; only if it clips actions itself, "
-            "clip the file too: `diffrl data convert SOURCE NEW.hdf5 --clip-actions`."
-        )
+        remedy = "" if known else "Name the environment they are from (--env ID), whose bounds then hold. "
+        remedy += "Only if it clips actions itself: `diffrl data convert SOURCE NEW.hdf5 --clip-actions`."
     return (
         f"actions: row {row} holds {actions[row, column]:.6g} ({outside.any(axis=1).sum():,} such rows in all); "
         f"expected {shown_bounds(low, high)}{source and ', '}{source}. {remedy}"
