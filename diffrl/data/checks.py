@@ -49,7 +49,10 @@ class Known:
         """What the environment says, or where there is none the data set's metadata."""
         spec = None if env is None else env.spec
         bounds = action_bounds(env, dataset)
-        return cls(bounds) if spec is None else cls(bounds, spec.max_episode_steps, spec.id)
+        if spec is None:
+            return cls(bounds)
+        limit = spec.max_episode_steps
+        return cls(bounds, limit if limit is not None and limit > 0 else None, spec.id)  # Gymnasium's -1: never
 
 
 Severity = Literal["problem", "warning", "note"]
