@@ -342,14 +342,17 @@ def _plot_positions(axes: Axes, dataset: OfflineDataset, rows_downwards: bool) -
 def _environment_of(
     name: str, dataset: OfflineDataset, env_id: str | None, rows: int | None
 ) -> gymnasium.Env[Any, Any] | None:
-    """The environment of a data set, for its limits; None, and why, where it cannot be made here."""
+    """The environment of a data set, closed, for what it says of itself; where it cannot be made, None: why is said."""
     from envs.task import open_task
 
     try:
-        return open_task(name, dataset, env=env_id, rows=rows)[1]
+        env = open_task(name, dataset, env=env_id, rows=rows)[1]
     except UserError as error:
         _console().print(f"Not checked against its environment. {error}", markup=False, highlight=False)
         return None
+    if env is not None:
+        env.close()
+    return env
 
 
 def _console() -> Console:

@@ -116,7 +116,7 @@ def take(dataset: OfflineDataset, known: Known, taken: Taken, scaling: Normalise
     if taken.counted is not None and not dataset.timeouts.any():
         timeouts = timeouts | count_timeouts(terminals | timeouts, taken.counted)
     if taken.time_limit_terminals == "timeouts":
-        at_limit = terminals & (timeouts | _at_limit(replace(dataset, timeouts=timeouts), known))
+        at_limit = terminals & (timeouts | _at_limit(replace(dataset, timeouts=timeouts), known)[1])
         terminals, timeouts = terminals & ~at_limit, timeouts | at_limit
     if taken.actions == "normalised":
         if not known.bounds.known:
@@ -161,7 +161,7 @@ def _units(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding]
             Finding(f"actions: only the values {listed(values)} occur, as of discrete actions;", "warning", DISCRETE)
         )
     wider = bool((bounds.high > _UNIT).any() or (bounds.low < -_UNIT).any())
-    if bounds.known and wider and taken.actions is None and 0 < np.abs(actions).max() <= _UNIT:
+    if bounds.metadata and wider and taken.actions is None and 0 < np.abs(actions).max() <= _UNIT:
         remedy = "If they are scaled: --actions normalised. If they are in its units: --actions environment."
         found.append(Finding(f"actions: all lie in [-1, 1]; expected {shown}.", "warning", remedy))
     return found
@@ -180,43 +180,47 @@ def _both(dataset: OfflineDataset, taken: Taken) -> list[Finding]:
     return [Finding(f"{sentence}terminal: nothing is bootstrapped there.", "warning", _OFFER)]
 
 
-def _at_limit(dataset: OfflineDataset, known: Known) -> Bools:
-    """(N,) the terminal rows at exactly the limit of steps, where that is no chance: see `_terminal_limits`."""
-    none = np.zeros(len(dataset), np.bool_)
-    episodes = dataset.episodes()
-    lasts, lengths = episodes[:, 1] - 1, episodes[:, 1] - episodes[:, 0]
-    terminal = dataset.terminals[lasts]
-    limit = known.limit
-    if limit is None:  # of all episodes but one that the file's end cuts
-        whole = lengths[:-1] if not terminal[-1] else lengths
-        ends = terminal[: len(whole)]
-        if len(whole) < 2 or whole[0] < _LONG or (whole != whole[0]).any() or not ends.all():
-            return none
-        limit = int(whole[0])
-    at_limit = terminal & (lengths == limit)
-    if limit < 2 or (dataset.timeouts[lasts] & ~terminal & (lengths == limit))[: len(lasts) - 1].any():
-        return none  # where the limit is marked as what it is, the rest are true ends
-    n = int(at_limit.sum())
-    if n and (n == terminal.sum() or (n >= 2 and 100 * n >= len(lasts))):
-        none[lasts[at_limit]] = True
-    return none
+def _at_limit(dataset: OfflineDataset, known: Known) -> tuple[int | None, Bools]:
+    """The limit of steps, and (N,) the terminal rows at exactly that many steps of their episodes.
+
+    Where no limit is known, it is the length that all episodes have which end in a terminal row, `_LONG` at least; the
+    last one may be cut by the end of the data.
+    """
+    rows = np.zeros(len(dataset), np.bool_)
+    lasts, lengths = dataset.episodes()[:, 1] - 1, dataset.episode_lengths()
+    terminal, limit = dataset.terminals[lasts], known.limit
+    if limit is None:
+        whole = len(lasts) if terminal[-1] else len(lasts) - 1
+        alike = whole > 1 and terminal[:whole].all() and (lengths[:whole] == lengths[0]).all()
+        limit = int(lengths[0]) if alike and lengths[0] >= _LONG else None
+    if limit is not None:
+        rows[lasts[terminal & (lengths == limit)]] = True
+    return limit, rows
 
 
 def _terminal_limits(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding]:
     """Of episodes that a limit of steps ended, but whose last rows are marked as terminal.
 
-    That is so where all terminal rows are at exactly the limit, or two and a hundredth of all episodes are, and no
+    It looks so where all terminal rows are at exactly the limit, or two and a hundredth of all episodes are, and no
     timeout is marked there. A true end falls on the limit by chance alone.
     """
-    rows = np.flatnonzero(_at_limit(dataset, known) & ~dataset.timeouts)
-    if not len(rows) or taken.time_limit_terminals == "terminals":
-        return []
-    steps = int(dataset.episode_indices()[1][rows[0]]) + 1
-    limit = f"{steps:,} steps, the limit of {known.name}" if known.limit else f"{steps:,} steps"
-    n, ends = len(rows), int(dataset.terminals.sum())
-    sentence = f"terminals: {'all' if n == ends else f'{n:,} of'} {ends:,} are at exactly {limit}"
-    if taken.time_limit_terminals == "timeouts":
+    limit, at_limit = _at_limit(dataset, known)
+    at_limit &= ~dataset.timeouts
+    n, ends, said = int(at_limit.sum()), int(dataset.terminals.sum()), taken.time_limit_terminals
+    whose = f", the limit of {known.name}" if known.limit else ""
+    sentence = f"terminals: {'all' if n == ends else f'{n:,} of'} {ends:,} are at exactly {limit} steps{whose}"
+    if said == "timeouts" and limit is None:
+        return [
+            Finding("terminals: no limit of steps is known, and none are taken as timeouts.", "warning", "Name --env.")
+        ]
+    if said == "timeouts" and n:
         return [Finding(f"{sentence}; taken as timeouts.", "note")]
+    cuts = dataset.timeouts & ~dataset.terminals
+    marked = (dataset.episode_indices()[1][:-1][cuts[:-1]] + 1 == limit).any()
+    if said is not None or not n or limit == 1 or marked:
+        return []
+    if n < ends and (n < 2 or 100 * n < dataset.n_episodes):
+        return []
     severity: Severity = "warning" if known.limit else "note"
     return [Finding(f"{sentence}: nothing is bootstrapped there.", severity, _OFFER)]
 

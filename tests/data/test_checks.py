@@ -218,6 +218,31 @@ def test_true_ends_stay_terminal_where_time_limits_are_taken_as_timeouts(written
     np.testing.assert_array_equal(np.flatnonzero(taken.terminals), [50, 199, 1250, 1399])
 
 
+def test_a_true_end_at_the_limit_is_no_finding_but_is_taken_as_said(written, data, env):
+    """One of many that are marked as time-outs; and one alone among other true ends."""
+    ends = {"terminals": data["timeouts"].copy(), "timeouts": data["timeouts"].copy()}
+    ends["terminals"][ENDS[1:]], ends["timeouts"][199] = False, False
+    dataset = written(data | ends)
+    assert found(dataset, env) == []
+    assert not as_taken(dataset, env, Taken("timeouts")).terminals.any()
+    ends["terminals"][ENDS[:-1] + 51] = True
+    assert found(written(data | ends), env) == []
+
+
+def test_time_limits_need_a_limit(written, data):
+    """Where no environment is known, it is the length that all episodes have."""
+    unit = {"actions": data["actions"] / 2}
+    dataset = written(cases(data)["done_is_either"] | unit)
+    assert [(f.severity, f.remedy) for f in found(dataset, None)] == [("note", found(dataset, None)[0].remedy)]
+    np.testing.assert_array_equal(np.flatnonzero(as_taken(dataset, None, Taken("timeouts")).timeouts), ENDS)
+    early = cases(data)["done_is_either"]["terminals"].copy()
+    early[50] = True
+    dataset = written(cases(data)["done_is_either"] | unit | {"terminals": early})
+    assert found(dataset, None) == []
+    assert "no limit of steps is known" in found(dataset, None, Taken("timeouts"))[0].sentence
+    assert not as_taken(dataset, None, Taken("timeouts")).timeouts.any()
+
+
 # --- units of actions ----------------------------------------------------------------------------------------------
 
 
