@@ -151,7 +151,8 @@ def _units(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding]
     bounds, actions = known.bounds, dataset.actions
     shown = f"{shown_bounds(bounds.low, bounds.high)}, {bounds.source}"
     if taken.actions == "normalised":
-        return [Finding(f"actions: taken as normalised, and scaled from [-1, 1] to {shown}.", "note")]
+        said = Finding(f"actions: taken as normalised, and scaled from [-1, 1] to {shown}.", "note")
+        return [said] if bounds.known else []  # `take` refuses
     complaint = bounds.complaint(actions)
     if complaint:
         return [Finding(complaint, "problem")]
