@@ -21,6 +21,7 @@ from diffrl.augment.columns import as_columns, as_dataset, of_terminals
 from diffrl.augment.config import Request
 from diffrl.augment.target import Target
 from diffrl.data import d4rl
+from diffrl.data.checks import understand
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import action_scaling
 from diffrl.data.transitions import Transitions
@@ -111,6 +112,7 @@ def open_data(request: Request, quiet: bool) -> RealData:
         env_kwargs=request.env_kwargs,
         max_episode_steps=request.max_episode_steps,
     )
+    dataset, _, _ = understand(dataset, simulator, request, quiet)
     scaling = action_scaling(simulator, dataset)
     low, high = (np.full(dataset.observation_size, bound, np.float32) for bound in (-np.inf, np.inf))
     if simulator is not None:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffrl.data.columns import FETCH_AGAIN, Column, Hdf5Table, Table, open_table
-from diffrl.data.offline import ACTION_LIMIT, OfflineDataset, count_timeouts
+from diffrl.data.offline import ACTION_LIMIT, DISCRETE, OfflineDataset, count_timeouts, listed_numbers
 from diffrl.support.errors import DataError, UserError, listed, nearest
 from diffrl.support.files import atomic_path
 
@@ -27,11 +27,16 @@ Array: TypeAlias = npt.NDArray[Any]
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("timeouts", "next_observations")
-BOUNDARIES = (
-    *("truncations", "truncation", "truncated", "timeout", "dones", "done", "is_last", "episode_terminals"),
-    *("episode_ends", "is_first", "episode_starts", "terminal", "terminations", "terminated", "is_terminal"),
-)
-"""Names under which other programs keep what begins and ends an episode, whether in capitals or not."""
+CUTS = ("truncations", "truncation", "truncated", "timeout")
+"""Other names of `timeouts`."""
+ENDS = ("dones", "done", "is_last", "episode_terminals", "episode_ends")
+"""Names of a column that marks every end of an episode, `terminals` and `timeouts` alike."""
+STARTS = ("is_first", "episode_starts")
+"""Names of a column that marks the first row of every episode."""
+TERMINALS = ("terminal", "terminations", "terminated", "is_terminal")
+"""Other names of `terminals`, which must be there too, with the same contents."""
+BOUNDARIES = CUTS + ENDS + STARTS + TERMINALS
+"""All columns that say where episodes end, beside `terminals` and `timeouts`."""
 _METADATA = 2**24
 """Bytes of an entry of the metadata at most."""
 _BLOCK, _MOST = 2**22, 2**28
@@ -51,15 +56,17 @@ def read(
 ) -> OfflineDataset:
     """Read an HDF5 file (or an `.npz`) in D4RL's layout.
 
-    Columns may be (N, 1) where (N,) is meant, of any numeric type. Where `timeouts` is missing, episodes are counted
-    out by `max_episode_steps` if that is given, as D4RL does; else only terminals end them. `rows` reads no more than
-    the first rows. `infos=False` leaves `infos/*` unread. Shapes are compared before any value is read, and columns
-    that are not D4RL's are never read but for a stored checksum, which is verified part by part whatever is read.
-    `check=False` leaves out `OfflineDataset.validate`, for `diffrl data info`.
+    Columns may be (N, 1) where (N,) is meant, of any numeric type. For `timeouts` any of `BOUNDARIES` is taken. Where
+    there is none of them, episodes are counted out by `max_episode_steps` if that is given, as D4RL does; else only
+    terminals end them. `rows` reads no more than the first rows. `infos=False` leaves `infos/*` unread. Shapes are
+    compared before any value is read, and columns that are not D4RL's are never read but for a stored checksum, which
+    is verified part by part whatever is read. `check=False` leaves out `OfflineDataset.validate`, for `diffrl data
+    info`.
 
     Raises DataError naming file, key and row: file missing, no HDF5, cut short, a key missing or not numeric, shapes
-    or lengths that do not fit, NaN or infinity, actions outside [-action_limit, action_limit], a wrong checksum, a
-    column that leads out of the file, more than fits into memory.
+    or lengths that do not fit, NaN or infinity, actions outside the bounds in the file's metadata (where it has none,
+    [-action_limit, action_limit]), columns that contradict one another about ends, a wrong checksum, a column that
+    leads out of the file, more than fits into memory.
     """
     path = Path(path).expanduser()
     if rows is not None and rows < 1:
@@ -211,7 +218,7 @@ def write_blocks(path: Path | str, blocks: Iterable[Mapping[str, Array]], metada
                     column.resize(len(column) + len(values), axis=0)
                     column[len(column) - len(values) :] = values
             for key, value in metadata.items():
-                if key not in ("path", "sha256"):
+                if key not in ("path", "sha256", "timeouts"):  # of the file that was read
                     file[f"metadata/{key}"] = _encode(value)
             file.attrs["sha256"] = digest(Hdf5Table(path, file).contents())
     except OSError as error:
@@ -283,15 +290,19 @@ def _from_arrays(arrays: Mapping[str, Array], path: Path, max_episode_steps: int
             raise DataError(f"{path}: {key} has type {arrays[key].dtype}; expected numbers.")
         if key in arrays and arrays[key].ndim == 0:
             raise DataError(f"{path}: {key}: shape (), a single value; expected one row a time step.")
-    if arrays["actions"].dtype.kind in "iu":
+    if arrays["actions"].dtype.kind in "biu":
+        kind = "booleans" if arrays["actions"].dtype.kind == "b" else f"whole numbers ({arrays['actions'].dtype})"
         raise DataError(
-            f"{path}: actions are whole numbers ({arrays['actions'].dtype}); expected real-valued (N, A) actions. "
-            "Discrete actions are not supported."
+            f"{path}: actions are {kind}, {listed_numbers(np.unique(arrays['actions']))}; expected real-valued (N, A) "
+            f"actions: {DISCRETE}"
         )
     terminals = _flags(arrays["terminals"], "terminals", path)
     metadata = {key.removeprefix("metadata/"): _decode(v) for key, v in arrays.items() if key.startswith("metadata/")}
-    if "timeouts" in arrays:
-        timeouts = _flags(arrays["timeouts"], "timeouts", path)
+    found = _timeouts(arrays, terminals, path)
+    if found is not None:
+        timeouts, column = found
+        if column != "timeouts":
+            metadata["timeouts"] = f"from the file's column {column!r}"
     elif max_episode_steps is not None and terminals.ndim == 1:
         timeouts = count_timeouts(terminals, max_episode_steps)
         metadata["timeouts"] = f"not in the file: every {max_episode_steps} steps"
@@ -313,6 +324,49 @@ def _from_arrays(arrays: Mapping[str, Array], path: Path, max_episode_steps: int
         },
         metadata=metadata,
     )
+
+
+def _timeouts(
+    arrays: Mapping[str, Array], terminals: npt.NDArray[np.bool_], path: Path
+) -> tuple[npt.NDArray[np.bool_], str] | None:
+    """The rows at which an episode was cut, and the column that says so: `timeouts`, or one of another name.
+
+    None where no column says so. Raises DataError for columns that contradict one another, or do not fit.
+    """
+    timeouts, named = None, ""
+    if "timeouts" in arrays:
+        timeouts, named = _flags(arrays["timeouts"], "timeouts", path), "timeouts"
+    for key in (key for name in BOUNDARIES for key in arrays if key.lower() == name):
+        if arrays[key].ndim == 0:
+            continue  # a setting, such as the number of steps after which episodes were cut
+        if arrays[key].dtype.kind not in "biuf" or _column(arrays[key]).shape != terminals.shape:
+            raise DataError(
+                f"{path}: {key} has type {arrays[key].dtype} and shape {arrays[key].shape}; expected a mark for each "
+                f"row as in terminals, {terminals.shape}. Write it as `timeouts`, or leave it out."
+            )
+        marks, name = _flags(arrays[key], key, path), key.lower()
+        ends, ends_named = (
+            (terminals, "terminals") if timeouts is None else (terminals | timeouts, f"terminals, {named}")
+        )
+        if name in STARTS:
+            marks = np.concatenate([marks[1:], ends[-1:]])  # nothing here tells what came after the last row
+        if name in TERMINALS:
+            ends, ends_named, odd = terminals, "terminals", marks != terminals
+        elif name not in CUTS and (marks == terminals).all():
+            continue  # the same column once more: it tells nothing of cuts
+        elif timeouts is not None:
+            odd = (marks != timeouts) & ~terminals if name in CUTS else marks != ends
+        elif name in CUTS:
+            timeouts, named, odd = marks, key, np.zeros_like(marks)
+        else:
+            timeouts, named, odd = marks & ~terminals, key, terminals & ~marks
+        if odd.any():
+            row = int(np.flatnonzero(odd)[0])
+            raise DataError(
+                f"{path}: {key} contradicts {ends_named}: row {row} is {'an' if marks[row] else 'no'} end by {key}, "
+                f"{'an' if ends[row] else 'no'} end by {ends_named}. Leave out the one that is wrong."
+            )
+    return None if timeouts is None else (timeouts, named)
 
 
 def _column(values: Array) -> Array:

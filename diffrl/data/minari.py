@@ -124,6 +124,7 @@ def read(
     arrays = {key: np.concatenate(values) for key, values in parts.items()}
     taken = _taken(space, arrays, str(data.id))
     metadata = {
+        **_bounds(data.action_space),
         **ours,
         "path": str(folder),
         "minari_id": data.id,
@@ -153,6 +154,7 @@ def write(
 
     Where next observations are not stored, the last step of an episode that was cut has no known successor and is
     left out, its predecessor being marked as the truncation; a terminal step's last observation is repeated.
+    The action space has the bounds in the metadata, `action_low` and `action_high`, where they are there.
     The metadata are kept: `env_id`, `algorithm` and `description` as Minari's own, all others under the key `diffrl`.
     `infos` are not. `reference_scores` are the returns (random, expert) of Minari's normalised score.
 
@@ -172,7 +174,8 @@ def write(
     buffers = [EpisodeBuffer(id=number, **episode) for number, episode in enumerate(_episodes(dataset))]
     if not buffers:
         raise DataError("No step has a known successor: there is nothing to write. Check `timeouts`.")
-    bound = np.full(dataset.action_size, max(1.0, float(np.abs(dataset.actions).max())), np.float32)
+    largest = np.full(dataset.action_size, max(1.0, float(np.abs(dataset.actions).max())), np.float32)
+    low, high = dataset.stored_bounds() or (-largest, largest)
     try:
         with atomic_path(target) as temporary, _store_at(temporary.parent / "store"):
             with warnings.catch_warnings():
@@ -181,7 +184,7 @@ def write(
                     dataset_id,
                     buffers,
                     observation_space=Box(-np.inf, np.inf, (dataset.observation_size,), np.float32),
-                    action_space=Box(-bound, bound, dtype=np.float32),
+                    action_space=Box(low, high, dtype=np.float32),
                     algorithm_name=_text(dataset.metadata.get("algorithm")),
                     description=_text(dataset.metadata.get("description")),
                     data_format=data_format,
@@ -229,6 +232,12 @@ def _check_actions(space: Any, folder: Path) -> None:
 
     if not isinstance(space, Box) or len(space.shape) != 1:
         raise DataError(f"{folder}: the action space is {space}; expected Box with one axis (real-valued actions).")
+
+
+def _bounds(space: Any) -> dict[str, Array]:
+    """The bounds of an action space as our metadata have them; nothing where one is infinite."""
+    finite = np.isfinite(space.low).all() and np.isfinite(space.high).all()
+    return {"action_low": space.low.astype(np.float32), "action_high": space.high.astype(np.float32)} if finite else {}
 
 
 def _pieces(space: Any, values: Any) -> dict[str, Array]:

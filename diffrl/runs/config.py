@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import agents
 from agents import AgentConfig
 from diffrl.augment.synther.config import RefitConfig, Sampling, Solver, SynthERConfig
+from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.data.env_spec import parse_kwargs
 from diffrl.runs import workers as crew
 from diffrl.support.errors import UserError, nearest
@@ -68,6 +69,14 @@ class TrainConfig:
     """Training steps in all, also when resuming."""
     rows: Annotated[int, Range(2, 10**10)] | None = None
     """Use only the first rows of the data set (a maze2d set that is missing is generated with this many)."""
+    time_limit_terminals: TimeLimitTerminals | None = None
+    """timeouts: terminal rows at exactly the environment's limit of steps, or marked as timeouts too, are timeouts;
+    terminals: they are true ends. By default they are taken as true ends, and what looks odd is said."""
+    actions: ActionUnits | None = None
+    """normalised: the data's actions are scaled to [-1, 1], where its environment has other bounds; environment: they
+    are in its units. By default they are taken to be in its units, and what looks odd is said."""
+    cut_contradictions: bool = False
+    """Cut an episode where a stored next observation contradicts the next row."""
     eval_every: Count = 50_000
     """Steps between evaluations, each followed by a checkpoint."""
     eval_episodes: Many = 10

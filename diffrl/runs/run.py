@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 
-from diffrl.data.preprocessing import Preprocessing
+from diffrl.data.offline import OfflineDataset
+from diffrl.data.preprocessing import ActionBounds, Preprocessing
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError, first_line, out_of_memory
@@ -89,6 +91,10 @@ class Run:
     """offline, or how a run that started from another one learns: online, or the algorithm that fine-tunes it."""
     settings: Mapping[str, Any] | None = None
     """Of a run that started from another one: the fields of the configuration of its kind, as YAML has them."""
+    limit: int | None = None
+    """The steps after which the environment cuts an episode; None: not known, as in old folders."""
+    counted: int | None = None
+    """The limit by which the episodes of the data were counted (`diffrl.data.config.Taken`); None: they were not."""
 
     def within(self, env: str | None, env_kwargs: Sequence[str], max_episode_steps: int | None) -> "Run":
         """This run in the environment that --env, --env-kwargs and --max-episode-steps name; itself without them.
@@ -111,6 +117,8 @@ class Run:
             "action_size": self.action_size,
             "value_limit": self.value_limit,
             "fingerprint": self.fingerprint,
+            "limit": self.limit,
+            "counted": self.counted,
             "versions": versions(),
         }
         self.path.mkdir(parents=True, exist_ok=True)
@@ -122,6 +130,13 @@ class Run:
                 temporary.write_text(to_yaml(self.settings))
         with atomic_path(self.path / "run.json") as temporary:
             temporary.write_text(json.dumps(about, indent=1))
+
+    def action_bounds(self, dataset: OfflineDataset) -> ActionBounds:
+        """The bounds of actions that the run scales by; known where its environment or the data have any."""
+        ends = torch.tensor([[-1.0], [1.0]]).expand(2, self.action_size)
+        low, high = self.preprocessing.actions.inverse(ends).numpy()
+        known = self.task.env_id is not None or dataset.stored_bounds() is not None
+        return ActionBounds(low, high, f"the bounds of {self.task.env_id or 'the data set'}", known)
 
     def write_config(self) -> None:
         """Write `config.yaml`: at the beginning, and when a resumed run is given more steps."""
@@ -158,6 +173,8 @@ class Run:
                 about["fingerprint"],
                 kind,
                 None if file is None else read_yaml(path / file),
+                about.get("limit"),
+                about.get("counted"),
             )
         except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise UserError(f"{path} is damaged: {error}.") from error

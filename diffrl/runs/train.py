@@ -11,6 +11,8 @@ import numpy as np
 from rich.markup import escape
 
 from agents.base import Agent
+from diffrl.data.checks import Known, examine, take, tell, understand
+from diffrl.data.config import Taken
 from diffrl.data.d4rl import fingerprint
 from diffrl.data.observations import without_goal
 from diffrl.data.offline import OfflineDataset
@@ -61,6 +63,8 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
         env_kwargs=config.env_kwargs,
         max_episode_steps=config.max_episode_steps,
     )
+    digest = fingerprint(dataset)
+    dataset, known, taken = understand(dataset, env, config, quiet)
     config = chosen(config, device, task)  # what it leaves to the machine
 
     # What the agent sees of them.
@@ -81,7 +85,9 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
         transitions.action_size,
         preprocessing,
         EXPLODED * max(largest, 1.0),  # of data without rewards the estimates are the critics' own noise
-        fingerprint(dataset),
+        digest,
+        limit=known.limit,
+        counted=taken.counted,
     )
     del dataset  # as large as the transitions, which are all that is needed from here on
     with lowering_memory(config, None):
@@ -295,7 +301,10 @@ def _unscored(run: Run, last: int) -> tuple[list[int], list[str]]:
 
 
 def same_data(run: Run, quiet: bool) -> OfflineDataset:
-    """The data set that a run was trained on. Raises UserError where it has changed."""
+    """The data set that a run was trained on, its rows taken as they were; says what is odd about them.
+
+    Raises UserError where it has changed.
+    """
     dataset = load_dataset(run.config.dataset, rows=run.config.rows, progress=not quiet, action_limit=None)
     dataset = without_goal(dataset, run.observation_size)
     if fingerprint(dataset) != run.fingerprint:
@@ -303,7 +312,17 @@ def same_data(run: Run, quiet: bool) -> OfflineDataset:
             f"The data set {run.config.dataset} is not the one that {run.path} was trained on (its contents have "
             "changed), so the run cannot go on as if it had not been cut. Restore the data, or start a new run."
         )
-    return dataset
+    return taken_by(run, dataset, quiet)
+
+
+def taken_by(run: Run, dataset: OfflineDataset, quiet: bool = True) -> OfflineDataset:
+    """Data of a run's kind with their rows taken as the run takes its own; says what is odd about them."""
+    known, taken = (
+        Known(run.action_bounds(dataset), run.limit, run.task.env_id or ""),
+        Taken.by(run.config, run.counted),
+    )
+    tell(examine(dataset, known, taken), run.config.dataset, quiet)
+    return take(dataset, known, taken, run.preprocessing.actions)
 
 
 def go_on(run: Run) -> str:

@@ -157,6 +157,22 @@ def test_discrete_actions_are_refused():
         minari_format.read("foreign-v0")
 
 
+def test_bounds_of_actions_are_the_action_spaces():
+    """Read from it, so that wide actions need no environment, and written to it."""
+    box = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    actions = np.float32([[-1.5], [0], [2]])
+    write_foreign(np.zeros((4, 2), np.float32), box, spaces.Box(-2, 3, (1,), np.float64), actions=actions)
+    found = minari_format.read("foreign-v0")
+    assert [bound.tolist() for bound in found.stored_bounds()] == [[-2], [3]]
+    minari_format.write("again-v0", found)
+    space = minari.load_dataset("again-v0").action_space
+    assert (space.low.tolist(), space.high.tolist()) == ([-2], [3])
+    np.testing.assert_array_equal(minari_format.read("again-v0").actions, actions)
+    minari.delete_dataset("foreign-v0")
+    write_foreign(np.zeros((4, 2), np.float32), box, spaces.Box(-np.inf, np.inf, (1,), np.float32))
+    assert minari_format.read("foreign-v0").stored_bounds() is None
+
+
 def test_bad_values_and_damage_are_named(make, store):
     dataset = make([3], "t", has_next=True)
     dataset.rewards[1] = np.nan

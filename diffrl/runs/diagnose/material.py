@@ -15,6 +15,7 @@ from diffrl.data.observations import without_goal
 from diffrl.diffusion import Denoise, Process
 from diffrl.runs.policy import build_agent, load_agent
 from diffrl.runs.run import Run
+from diffrl.runs.train import taken_by
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
@@ -132,6 +133,8 @@ def choose_rows(
             "Restore the data, or say what else to compare with by --held-out."
         )
 
+    dataset, whole = taken_by(run, dataset), None if whole is None else taken_by(run, whole)
+
     def choose(columns: Any, n_seeds: int) -> Material:
         n = len(columns.actions)
         if n < MIN_ROWS:
@@ -150,7 +153,7 @@ def choose_rows(
                 f"--held-out {held_out} has {sizes[0]} observations and {sizes[1]} actions; the run has "
                 f"{run.observation_size} and {run.action_size}."
             )
-        return train, choose(prepare(other).columns, agent.n_seeds), held_out
+        return train, choose(prepare(taken_by(run, other)).columns, agent.n_seeds), held_out
     if whole is not None and config.rows is not None and len(whole) - config.rows > MIN_ROWS:
         both = prepare(whole)
         columns = both.view(both.rows[len(seen) + 1 :])  # one more: the row that the cut left without a successor
