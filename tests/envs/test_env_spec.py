@@ -89,7 +89,7 @@ def test_a_minari_set_is_evaluated_in_the_environment_it_was_recorded_in(tmp_pat
     run = diffrl.train(
         TrainConfig("cases/lightpend-v0", SMALL, steps=2, eval_every=2, eval_episodes=1, out=tmp_path / "run")
     )
-    assert "evaluated in Pendulum-v1(g=2, 50 steps), from the data's env_spec" in capsys.readouterr().err
+    assert "evaluated in Pendulum-v1(g=2, 50 steps) (the data's env_spec)" in capsys.readouterr().err
     task = Run.read(run).task
     assert (task.env_kwargs, task.max_episode_steps, task.env_origin) == ({"g": 2.0}, 50, "the data's env_spec")
     assert task.make().spec.max_episode_steps == 50
@@ -322,6 +322,8 @@ def test_a_clone_of_goal_conditioned_data_sees_its_goal(tmp_path: Path) -> None:
     # The expert's distances are 3/4, 2/4, 1/4 and 0; whoever stays at 0 gets -4.
     assert len(scores) == 8
     assert min(scores) > -3
+    with pytest.raises(ValueError, match="expected observations as vectors"):
+        diffrl.load_policy(run)(gymnasium.make("GoalWalk-v0").reset()[0])
     online = diffrl.online(run, steps=6, warm_up=1, eval_every=6, eval_episodes=1, out=tmp_path / "o", quiet=True)
     assert np.isfinite(json.loads((online / "scores.json").read_text())["evaluations"][-1]["returns"]).all()
     again = d4rl.write(tmp_path / "walk.hdf5", load_dataset("own/walk-v0"))
