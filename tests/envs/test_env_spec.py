@@ -246,6 +246,14 @@ def test_a_damaged_specification_is_a_sentence(tmp_path: Path, text: str) -> Non
     assert find_task(str(file), load_dataset(str(file)), env="Pendulum-v1").env_id == "Pendulum-v1"
 
 
+@pytest.mark.parametrize("env_id", [np.arange(3), 3.5])
+def test_an_id_that_is_no_text_is_a_sentence(tmp_path: Path, env_id: object) -> None:
+    file = str(d4rl.write(tmp_path / "a.hdf5", pendulum_data(env_id=env_id)))
+    assert main(["train", "--agent", "bc", "--dataset", file, "--steps", "1", "--out", str(tmp_path / "r")]) == 2
+    with pytest.raises(DataError, match="env_id in the metadata is"):
+        find_task(file, load_dataset(file))
+
+
 def test_gymnasium_reads_and_writes_the_same_text() -> None:
     """An independent reader: Gymnasium makes of our text what we made of its text."""
     made = gymnasium.make("Pendulum-v1", g=2.0, max_episode_steps=50)
