@@ -64,12 +64,12 @@ class Task:
 
     @property
     def env_text(self) -> str:
-        """The environment in words, such as Pendulum-v1(g=2, 50 steps), and where that is from if it is not plain."""
+        """The environment in words, such as Pendulum-v1(g=2, 50 steps) (--env); where from, only if it is not plain."""
         spec = self.spec
         if spec is None:
             return "none"
         text = str(spec)
-        return text if text == spec.id or not self.env_origin else f"{text}, from {self.env_origin}"
+        return text if text == spec.id or not self.env_origin else f"{text} ({self.env_origin})"
 
     def make(self) -> gymnasium.Env[Any, Any]:
         """Make the environment. Raises UserError where it is unknown or not installed."""

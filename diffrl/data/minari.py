@@ -93,12 +93,12 @@ def read(
         space = data.observation_space
         for episode in episodes(folder, data):
             pieces = _pieces(space, episode.observations)
-            observations = next(iter(pieces.values()))
             steps = len(episode.rewards)
-            if len(observations) != steps + 1 or len(episode.actions) != steps:
+            seen = next((len(values) for values in pieces.values() if len(values) != steps + 1), steps + 1)
+            if seen != steps + 1 or len(episode.actions) != steps:
                 raise DataError(
                     f"{folder}: episode {episode.id} has {steps} rewards, {len(episode.actions)} actions and "
-                    f"{len(observations)} observations; expected T, T and T + 1. Download or write it again."
+                    f"{seen} observations; expected T, T and T + 1. Download or write it again."
                 )
             timeouts = np.asarray(episode.truncations, np.bool_).copy()
             timeouts[-1:] |= ~np.asarray(episode.terminations[-1:], np.bool_)
@@ -267,7 +267,8 @@ def _taken(space: Any, arrays: Mapping[str, Array], dataset_id: str) -> tuple[st
 
 def _joined(arrays: Mapping[str, Array], end: str, taken: tuple[str, ...]) -> Array:
     """The observations (N, O) at one end of the steps, of the parts that are taken."""
-    return np.concatenate([arrays[f"{end}/{key}"] for key in taken or ("",)], axis=1)
+    columns = [arrays[f"{end}/{key}"] for key in taken or ("",)]
+    return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
 
 
 def _goal(space: Any, arrays: Mapping[str, Array]) -> dict[str, Array]:

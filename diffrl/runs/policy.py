@@ -1,6 +1,6 @@
 """Trained policies: loaded, called on observations, and scored."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,11 @@ class Policy:
 
     def __call__(self, observation: NDArray[Any]) -> NDArray[np.float32]:
         """Actions (A,) or (B, A), within the environment's bounds. Raises ValueError for another size."""
+        if isinstance(observation, Mapping | tuple):
+            raise ValueError(
+                "expected observations as vectors, got parts: `diffrl.runs.run.Run.read(RUN).task.make()` is the "
+                "run's environment, whose observations are flattened as its data were"
+            )
         x = np.asarray(observation, dtype=np.float32)
         if x.ndim not in (1, 2) or x.shape[-1] != self.agent.observation_size:
             raise ValueError(

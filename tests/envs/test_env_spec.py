@@ -89,7 +89,7 @@ def test_a_minari_set_is_evaluated_in_the_environment_it_was_recorded_in(tmp_pat
     run = diffrl.train(
         TrainConfig("cases/lightpend-v0", SMALL, steps=2, eval_every=2, eval_episodes=1, out=tmp_path / "run")
     )
-    assert "evaluated in Pendulum-v1(g=2, 50 steps), from the data's env_spec" in capsys.readouterr().err
+    assert "evaluated in Pendulum-v1(g=2, 50 steps) (the data's env_spec)" in capsys.readouterr().err
     task = Run.read(run).task
     assert (task.env_kwargs, task.max_episode_steps, task.env_origin) == ({"g": 2.0}, 50, "the data's env_spec")
     assert task.make().spec.max_episode_steps == 50
@@ -246,6 +246,14 @@ def test_a_damaged_specification_is_a_sentence(tmp_path: Path, text: str) -> Non
     assert find_task(str(file), load_dataset(str(file)), env="Pendulum-v1").env_id == "Pendulum-v1"
 
 
+@pytest.mark.parametrize("env_id", [np.arange(3), 3.5])
+def test_an_id_that_is_no_text_is_a_sentence(tmp_path: Path, env_id: object) -> None:
+    file = str(d4rl.write(tmp_path / "a.hdf5", pendulum_data(env_id=env_id)))
+    assert main(["train", "--agent", "bc", "--dataset", file, "--steps", "1", "--out", str(tmp_path / "r")]) == 2
+    with pytest.raises(DataError, match="env_id in the metadata is"):
+        find_task(file, load_dataset(file))
+
+
 def test_gymnasium_reads_and_writes_the_same_text() -> None:
     """An independent reader: Gymnasium makes of our text what we made of its text."""
     made = gymnasium.make("Pendulum-v1", g=2.0, max_episode_steps=50)
@@ -322,6 +330,8 @@ def test_a_clone_of_goal_conditioned_data_sees_its_goal(tmp_path: Path) -> None:
     # The expert's distances are 3/4, 2/4, 1/4 and 0; whoever stays at 0 gets -4.
     assert len(scores) == 8
     assert min(scores) > -3
+    with pytest.raises(ValueError, match="expected observations as vectors"):
+        diffrl.load_policy(run)(gymnasium.make("GoalWalk-v0").reset()[0])
     online = diffrl.online(run, steps=6, warm_up=1, eval_every=6, eval_episodes=1, out=tmp_path / "o", quiet=True)
     assert np.isfinite(json.loads((online / "scores.json").read_text())["evaluations"][-1]["returns"]).all()
     again = d4rl.write(tmp_path / "walk.hdf5", load_dataset("own/walk-v0"))
