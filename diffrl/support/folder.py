@@ -57,8 +57,8 @@ def steps(folder: Path) -> list[int]:
 def what_works(folder: Path) -> str:
     """What to do about a run that could not be written on: a sentence."""
     if kept := steps(folder):
-        return f"Then `diffrl resume {folder}` goes on from the checkpoint of step {kept[-1]}, which is untouched."
-    return "Then give the same command again: nothing was saved yet, and the folder may be used anew."
+        return f"The last checkpoint, of step {kept[-1]}, is untouched: `diffrl resume {folder}` goes on from it."
+    return "There is no checkpoint yet: then give the same command again, whose folder may be used anew."
 
 
 @contextlib.contextmanager
@@ -107,19 +107,23 @@ def claimed(out: Path | None, stem: str, files: Collection[str]) -> Iterator[Pat
     """
     folder = _new(stem) if out is None else Path(out)
     with held(folder):
-        if steps(folder) or any((folder / ABOUT).exists() and (folder / name).exists() for name in _OF_PROGRESS):
-            raise UserError(f"{folder} holds a run already: `diffrl resume {folder}`, or choose another --out.")
-        ours = (folder / ABOUT).exists()
-        for name in files:
-            if (folder / name).exists() and not ours:
-                raise UserError(
-                    f"{folder / name} is there already, and belongs to no run: it is not overwritten. Move it away, or "
-                    "choose another --out."
-                )
+        refuse(folder, files)
         for name in (SUMS, *files, ABOUT):  # in this order, so that a cut leaves it ours
             (folder / name).unlink(missing_ok=True)
         yield folder
-        return
+
+
+def refuse(folder: Path, files: Collection[str]) -> None:
+    """Raise UserError where `claimed` would refuse a folder for what is in it."""
+    ours = (folder / ABOUT).exists()
+    if steps(folder) or (ours and any((folder / name).exists() for name in _OF_PROGRESS)):
+        raise UserError(f"{folder} holds a run already: `diffrl resume {folder}`, or choose another --out.")
+    for name in files:
+        if (folder / name).exists() and not ours:
+            raise UserError(
+                f"{folder / name} is there already, and belongs to no run: it is not overwritten. Move it away, or "
+                "choose another --out."
+            )
 
 
 _OF_PROGRESS = ("scores.json", "metrics.csv")
