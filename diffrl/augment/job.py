@@ -84,6 +84,8 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
     with held(folder, GO_ON):
         begun = _claim(folder, _begun(request, augmenter, data))
         _train(folder, begun, augmenter, quiet)
+        if not sealed(folder):  # begun by an older version
+            seal(folder, ["config.json", *(file.name for file in folder.glob("*.safetensors"))])
         generated = _generate(folder, begun, augmenter, n, device, quiet)
         # The data set comes last: where it is, nothing is left to do.
         reported = request.report and _report(folder, begun, data, augmenter, generated, quiet)
@@ -180,8 +182,6 @@ def _claim(folder: Path, wanted: Begun) -> Begun:
                 "or choose another --out or --folder, or remove it."
             )
         if checkpoint.steps(folder):
-            if not sealed(folder):  # made by an older version
-                seal(folder, [file.name for pattern in ("*.json", "*.safetensors") for file in folder.glob(pattern)])
             return dataclasses.replace(wanted, rows_version=version)
     (folder / SUMS).unlink(missing_ok=True)
     write_json(path, dataclasses.asdict(wanted))

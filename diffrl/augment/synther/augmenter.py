@@ -133,6 +133,8 @@ def hold_out(
 def load_model(folder: Path | str, device: str = "cpu") -> TransitionDiffusion:
     """The trained model of a folder that `synther` wrote. Raises UserError where there is none."""
     folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no model of transitions: it has no config.json.")
     try:
         about = read_json(folder / "config.json")
         config, seed = SynthERConfig(**about["model"]), int(about["seed"])
