@@ -104,7 +104,8 @@ def load(run: Path, step: int, needs: Mapping[str, type] | None = None) -> Check
     except CheckpointError:
         raise
     except folders.Damaged as error:
-        raise CheckpointError(f"The checkpoint {path} is damaged: {error.file.name} {error.why}.") from error
+        why = error.why.removeprefix("is damaged: ")
+        raise CheckpointError(f"The checkpoint {path} is damaged: {error.file.name}: {why}.") from error
     except KeyError as error:
         raise CheckpointError(f"The checkpoint {path} is damaged: state.json has no {error}.") from error
     except Exception as error:  # whatever json and safetensors make of damage

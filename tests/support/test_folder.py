@@ -78,11 +78,11 @@ def test_an_edited_configuration_is_told_and_may_be_accepted(tmp_path: Path) -> 
     folders.seal(tmp_path, ("config.yaml", "run.json"))
     for name in ("config.yaml", "run.json"):
         (tmp_path / name).write_text("{ }")
-    with pytest.raises(Damaged, match=r"config.yaml was changed .* --accept-changes`"):
+    with pytest.raises(Damaged, match=r"config\.yaml was changed .* --accept-changes`"):
         folders.verified(tmp_path / "config.yaml")
     folders.accept(tmp_path)
     assert folders.verified(tmp_path / "config.yaml") == b"{ }"
-    with pytest.raises(Damaged, match="run.json is damaged"):  # which nobody edits on purpose
+    with pytest.raises(Damaged, match=r"run\.json is damaged"):  # which nobody edits on purpose
         folders.verified(tmp_path / "run.json")
 
 
@@ -141,7 +141,7 @@ def test_one_process_cannot_be_in_a_folder_twice(tmp_path: Path) -> None:
 
 def test_a_file_of_the_users_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("mine")
-    with pytest.raises(UserError, match=r"config.yaml is there already"), claimed(tmp_path, "", ("config.yaml",)):
+    with pytest.raises(UserError, match=r"config\.yaml is there already"), claimed(tmp_path, "", ("config.yaml",)):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
