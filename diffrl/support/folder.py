@@ -27,6 +27,7 @@ ABOUT = "run.json"
 EDITED = ("config.yaml", "settings.yaml", "finetune.yaml")
 """Files that people edit on purpose."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_WITHOUT = "Restore it from a copy; or, if you know the other files to be sound, delete it."
 _said: set[str] = set()
 
 
@@ -158,7 +159,7 @@ def verified(path: Path, say: bool = True) -> bytes:
         if say:
             say_once(f"{folder} has no checksums ({SUMS}; older versions wrote none): it is read unchecked.")
     elif path.name not in sums:
-        raise Damaged(folder / SUMS, f"is damaged: it does not tell of {path.name}")
+        raise Damaged(folder / SUMS, f"is damaged: it does not tell of {path.name}", _WITHOUT)
     elif _digest(data) not in sums[path.name]:
         if path.name in EDITED:
             raise Damaged(
@@ -271,6 +272,6 @@ def _read_sums(folder: Path) -> dict[str, list[str]] | None:
     for line in data.decode(errors="replace").splitlines():
         digest, _, name = line.partition("  ")
         if len(digest) != 64 or not name:
-            raise Damaged(path, "is damaged: it has a line that is no checksum")
+            raise Damaged(path, "is damaged: it has a line that is no checksum", _WITHOUT)
         found.setdefault(name, []).append(digest)
     return found
