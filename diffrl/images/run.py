@@ -120,6 +120,10 @@ def _read_history(file: Path) -> list[dict[str, Any]]:
 def dump(config: FinetuneConfig, path: Path) -> str:
     """The text of the `finetune.yaml` of a run's folder: its paths are absolute, so that it goes on from any folder."""
     values = {**dataclasses.asdict(config), "out": path}
+    for name in ("model", "data"):  # a folder, or a name
+        value = values.get(name)
+        if isinstance(value, str) and value != "digits" and Path(value).is_dir():
+            values[name] = Path(value)
     plain = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
     return yaml.safe_dump(plain, sort_keys=False)
 
