@@ -27,9 +27,10 @@ from diffrl.data.preprocessing import action_scaling
 from diffrl.data.transitions import Transitions
 from diffrl.support.console import console, steps_bar, work
 from diffrl.support.errors import DataError, UserError
-from diffrl.support.files import atomic_path, read_json
+from diffrl.support.folder import SUMS, Damaged, held, read_json, seal, sealed, write_json
 from diffrl.support.machine import resolve_device, settle, versions
-from diffrl.support.schema import Positive, Range, Rows, held
+from diffrl.support.schema import Positive, Range, Rows
+from diffrl.support.schema import held as checked
 from diffrl.support.seeds import check_seed
 from diffrl.training import checkpoint
 from diffrl.training.logs import SHOWN, MetricsLog
@@ -37,6 +38,8 @@ from diffrl.training.loop import Interrupted, Loop, NoEvaluations, NoRecord, sto
 from envs.datasets import load_dataset
 from envs.task import open_task
 
+GO_ON = "The same command goes on."
+"""What to do after a stop, or once the disk has space again."""
 SAVE_EVERY = 2_500
 """Training steps between checkpoints."""
 LEAST_ROWS = 100
@@ -79,15 +82,18 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
     augmenter.open(data, request.held_out, request.seed, device)
     n = _samples(request, len(data.transitions))
     folder = target.folder if request.folder is None else Path(request.folder)
-    begun = _claim(folder, _begun(request, augmenter, data))
-    _train(folder, begun, augmenter, quiet)
-    generated = _generate(folder, begun, augmenter, n, device, quiet)
-    # The data set comes last: where it is, nothing is left to do.
-    reported = request.report and _report(folder, begun, data, augmenter, generated, quiet)
-    with work("Writing", "rows", quiet) as on_progress:
-        about = provenance(request, augmenter, data, begun.fingerprint, n)
-        written = target.write(_blocks(request, data, generated, on_progress), about, data.dataset)
-    chunks.clear(folder)
+    with held(folder, GO_ON):
+        begun = _claim(folder, _begun(request, augmenter, data))
+        _train(folder, begun, augmenter, quiet)
+        if not sealed(folder):  # begun by an older version
+            seal(folder, ["config.json", *(file.name for file in folder.glob("*.safetensors"))])
+        generated = _generate(folder, begun, augmenter, n, device, quiet)
+        # The data set comes last: where it is, nothing is left to do.
+        reported = request.report and _report(folder, begun, data, augmenter, generated, quiet)
+        with work("Writing", "rows", quiet) as on_progress:
+            about = provenance(request, augmenter, data, begun.fingerprint, n)
+            written = target.write(_blocks(request, data, generated, on_progress), about, data.dataset)
+        chunks.clear(folder)
     if not quiet:
         real = f"{len(data.transitions):,} real transitions, then " if request.mix == "append" else ""
         console.print(f"Written: {written}, {real}{n:,} synthetic ones, each an episode of its own.")
@@ -98,8 +104,8 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
 
 def open_data(request: Request, quiet: bool) -> RealData:
     """Load the data set and find its environment's bounds."""
-    held(request.held_out, Annotated[float, Range(0, 1, "()")], "--held-out")
-    held(request.rows, Rows | None, "--rows")
+    checked(request.held_out, Annotated[float, Range(0, 1, "()")], "--held-out")
+    checked(request.rows, Rows | None, "--rows")
     name, rows = request.dataset, request.rows
     if rows is not None and rows < 1:
         raise UserError(f"--rows is {rows}; expected at least 1.")
@@ -133,8 +139,8 @@ def _samples(request: Request, rows: int) -> int:
     if samples is not None and ratio is not None:
         raise UserError("--samples and --ratio both say how many rows to generate: give one of them.")
     if ratio is not None:
-        samples = max(round(held(ratio, Positive, "--ratio") * rows), 1)
-    return int(held(1_000_000 if samples is None else samples, Rows, "--samples"))
+        samples = max(round(checked(ratio, Positive, "--ratio") * rows), 1)
+    return int(checked(1_000_000 if samples is None else samples, Rows, "--samples"))
 
 
 # --- the model's folder --------------------------------------------------------------------------------------------
@@ -162,11 +168,13 @@ def _claim(folder: Path, wanted: Begun) -> Begun:
     if path.exists():
         settings = json.loads(json.dumps(dataclasses.asdict(wanted)))
         try:
-            found = read_json(path)
+            found = dict(read_json(path))
             version = int(found.pop("rows_version", 1))
             found["rows_version"] = settings["rows_version"]
             if set(found["model"]) != set(settings["model"]):
                 raise ValueError("a model of another kind")
+        except Damaged:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is no synthesis' of ours: choose another --folder, or another --out.") from error
         if found != settings:
@@ -184,11 +192,10 @@ def _claim(folder: Path, wanted: Begun) -> Begun:
             )
         if checkpoint.steps(folder):
             return dataclasses.replace(wanted, rows_version=version)
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / "versions.json") as temporary:
-        temporary.write_text(json.dumps(versions(), indent=1))
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(wanted), indent=1))
+    (folder / SUMS).unlink(missing_ok=True)
+    write_json(path, dataclasses.asdict(wanted))
+    write_json(folder / "versions.json", versions())
+    seal(folder, (path.name, "versions.json"))
     return wanted
 
 
@@ -216,7 +223,7 @@ def _train(folder: Path, begun: Begun, augmenter: Augmenter, quiet: bool) -> Non
     trainer = augmenter.trainer(folder, there)
     saved = None
     if there:
-        saved, complaints = checkpoint.load_latest(folder)
+        saved, complaints = checkpoint.load_latest(folder, checkpoint.LOOP)
         for complaint in complaints:
             console.print(f"[yellow]{complaint}[/]")
     start = 0 if saved is None else saved.step
@@ -247,7 +254,7 @@ def _train(folder: Path, begun: Begun, augmenter: Augmenter, quiet: bool) -> Non
                 NoRecord(),
                 log_every=100 if steps <= 10_000 else 500,
                 eval_every=SAVE_EVERY,
-                go_on="The same command goes on.",
+                go_on=GO_ON,
             )
             if saved is not None:
                 loop.restore(saved)
@@ -275,7 +282,7 @@ def _generate(
             folder, n, augmenter.sample, about, device=device, on_progress=on_progress, stopped=stopped
         )
     if len(generated) < n:
-        raise Interrupted(f"Stopped after {len(generated):,} of {n:,} rows, which are kept. The same command goes on.")
+        raise Interrupted(f"Stopped after {len(generated):,} of {n:,} rows, which are kept. {GO_ON}")
     return generated
 
 

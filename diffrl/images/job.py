@@ -10,13 +10,14 @@ from typing import Any
 
 from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner
-from diffrl.images.algorithms.dpo import FILE as PAIRS_FILE
 from diffrl.images.config import DPOConfig, FinetuneConfig, SupervisedConfig
 from diffrl.images.evaluation import Classify, evaluate
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import load_model
 from diffrl.images.run import (
+    CONFIG,
+    FILES,
     FinetuneRun,
     alarm,
     evaluation_line,
@@ -27,8 +28,10 @@ from diffrl.images.run import (
     print_run,
 )
 from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
+from diffrl.support import folder as folders
 from diffrl.support.console import console, work
-from diffrl.support.errors import UserError, explaining_memory
+from diffrl.support.errors import UserError, explaining_memory, said_by
+from diffrl.support.folder import claimed
 from diffrl.support.machine import resolve_device, settle, versions
 from diffrl.training import checkpoint
 from diffrl.training.checkpoint import Checkpoint
@@ -45,8 +48,6 @@ def finetune(config: FinetuneConfig, *, quiet: bool = False) -> Path:
     Raises UserError for all that a user can get wrong, RewardError for a reward that answers with nonsense,
     DivergedError for training that does, Interrupted when told to stop (saved).
     """
-    if config.out is not None:
-        FinetuneRun.refuse(config.out)
     return _run(config, None, quiet)
 
 
@@ -74,13 +75,25 @@ def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Pa
     settle()
     world = World(resolve_device(config.device))
     doing, less = f"fine-tuning {config.model}", _less_memory(config)
-    try:
+    with contextlib.ExitStack() as held:
+        held.callback(world.close)
+        path = held.enter_context(_alone(config, resumed)) if world.main else Path()
+        path = Path(world.told(str(path)))
         with explaining_memory(doing, less):
             session = _Session(config, world, quiet or not world.main)
         with explaining_memory(doing, less, session.kept):
-            return session.run(resumed)
-    finally:
-        world.close()
+            return session.run(path, resumed)
+
+
+@contextlib.contextmanager
+def _alone(config: FinetuneConfig, resumed: FinetuneRun | None) -> Iterator[Path]:
+    """Yield the folder of a new run or of one that goes on, in which the main process is alone."""
+    if resumed is None:
+        with claimed(config.out, f"{config.algo}-{Path(config.model).name}", FILES) as path:
+            yield path
+    else:
+        with folders.held(resumed.path):
+            yield resumed.path
 
 
 def _less_memory(config: FinetuneConfig) -> str:
@@ -112,15 +125,19 @@ class _Session:
         self.algorithm = ALGORITHMS[config.algo](self.setup, self.state)
         self.tuner = Finetuner(self.setup, self.state, self.algorithm)
 
-    def run(self, resumed: FinetuneRun | None) -> Path:
+    def run(self, path: Path, resumed: FinetuneRun | None) -> Path:
         """Open the folder, make the rounds, write the results; give the folder."""
-        saved = self._open(resumed)
-        path = self.folder.path
+        saved = self._open(path, resumed)
         self._say(self._title())
         with self._progress("Preparing", self.config.scored_before):
             self.algorithm.prepare(path)
         if saved is not None:
-            self.tuner.load_state_dict(saved.step, saved.tensors, saved.info)
+            try:
+                self.tuner.load_state_dict(saved.step, saved.tensors, saved.info)
+            except (KeyError, TypeError, ValueError) as error:
+                raise checkpoint.CheckpointError(
+                    f"The checkpoint of round {saved.step} in {path} does not fit its {CONFIG}: {said_by(error)}."
+                ) from error
             self._say(f"Resuming after {saved.step:,} rounds.")
         log = MetricsLog(path, [self.config.seed], self.state.round) if self.world.main else None
         try:
@@ -138,10 +155,9 @@ class _Session:
             return ""
         return f"Nothing saved is lost: `diffrl resume {self.folder.path}` goes on after round {saved[-1]}"
 
-    def _open(self, resumed: FinetuneRun | None) -> Checkpoint | None:
-        """Make the run's folder, or clean what a resumed run left behind; give the checkpoint to go on from."""
+    def _open(self, path: Path, resumed: FinetuneRun | None) -> Checkpoint | None:
+        """Begin the run's folder, or clean what a resumed run left behind; give the checkpoint to go on from."""
         config, world = self.config, self.world
-        path = config.out or Path(world.told(str(_new_folder(config)) if world.main else ""))
         saved = None
         if resumed is not None and checkpoint.steps(path):
             saved, complaints = checkpoint.load_latest(path)
@@ -153,13 +169,11 @@ class _Session:
                 self._say(f"{path} has all of its {saved.step} rounds; give more --steps to go on.")
         done = -1 if saved is None else saved.step
         history = [] if resumed is None else [entry for entry in resumed.history if entry["round"] <= done]
-        self.folder = FinetuneRun(path, config, history)
+        self.folder = FinetuneRun(path, config, history, resumed is not None and resumed.damaged)
         world.barrier()  # all have read what is cleaned away now
         if world.main:
             self.folder.write({"versions": versions("diffusers", "transformers", "peft", "accelerate")})
-            if resumed is None:
-                (path / PAIRS_FILE).unlink(missing_ok=True)  # of a run that was cut before its first checkpoint
-            else:
+            if resumed is not None:
                 checkpoint.clean(path, done)
         world.barrier()
         return saved
@@ -346,15 +360,3 @@ def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
         once = list(dict.fromkeys(prompts.texts))
         conditions(model, once, [{}] * len(once))
     return prompts
-
-
-def _new_folder(config: FinetuneConfig) -> Path:
-    """Make a new folder for a run that was given none."""
-    model = Path(config.model).name
-    stem = f"{config.algo}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
-        path = Path("runs") / f"{stem}{suffix}"
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(parents=True)
-            return path
-    raise UserError(f"runs/{stem} exists a thousand times; choose another --out.")

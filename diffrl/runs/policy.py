@@ -15,6 +15,7 @@ from diffrl.data.preprocessing import Preprocessing
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError
+from diffrl.support.folder import say_once
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.seeds import generator_at
 from diffrl.training import checkpoint
@@ -103,7 +104,8 @@ def _find_checkpoint(run: Run, which: str, seed_index: int) -> checkpoint.Checkp
             step = int(best[seed_index]["step"])
             try:
                 return checkpoint.load(run.path, step)
-            except checkpoint.CheckpointError:
+            except checkpoint.CheckpointError as error:
+                say_once(f"{error} The best of the others is taken.")
                 steps.remove(step)
         raise UserError(f"{run.path} has no evaluated checkpoint that is whole, so no best one: --which last.")
     if which.isdigit() and int(which) in steps:

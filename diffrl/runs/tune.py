@@ -12,9 +12,10 @@ from agents.base import Agent
 from diffrl.nets import seed_generator
 from diffrl.runs.config import RunOptions
 from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_frozen, source_of_randomness
-from diffrl.runs.run import OFFLINE, Run
-from diffrl.runs.train import claim, finished, fit, new_folder, newest, same_data, watched
+from diffrl.runs.run import FILES, OFFLINE, Run
+from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.support.errors import UserError
+from diffrl.support.folder import add, claimed, verified
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.schema import refuse_others
 from diffrl.support.seeds import mix
@@ -65,23 +66,24 @@ def finetune_policy(settings: TuningConfig, *, quiet: bool = False, **options: A
     agent, start_steps = load_stack(start, config.seeds, settings.start_checkpoint, device)
     _check(agent, settings)
     preferences = _preferences(start, settings, quiet)
-    claim(config.out)
-    folder = config.out or new_folder(config, f"{config.agent.name}-{settings.algo}")
-    settings = dataclasses.replace(settings, start_steps=start_steps)
-    run = dataclasses.replace(
-        start,
-        path=folder,
-        config=dataclasses.replace(config, out=folder),
-        kind=settings.algo,
-        settings=tuning.to_dict(settings),
-    )
-    if preferences is not None:
-        preferences.write(folder / PREFERENCES, {"from": getattr(settings, "preferences", ""), "run": str(start.path)})
-    run.write()
-    state = agent.state_dict()
-    agent = build_agent(run, device)  # which has a frozen start, if it is to
-    _load_start(agent, state)
-    return _fit(run, settings, agent, preferences, quiet)
+    stem = folder_stem(config, f"{config.agent.name}-{settings.algo}")
+    with claimed(config.out, stem, (*FILES, PREFERENCES)) as folder:
+        settings = dataclasses.replace(settings, start_steps=start_steps)
+        run = dataclasses.replace(
+            start,
+            path=folder,
+            config=dataclasses.replace(config, out=folder),
+            kind=settings.algo,
+            settings=tuning.to_dict(settings),
+        )
+        run.write()
+        if preferences is not None:
+            about = {"from": getattr(settings, "preferences", ""), "run": str(start.path)}
+            add(preferences.write(folder / PREFERENCES, about))
+        state = agent.state_dict()
+        agent = build_agent(run, device)  # which has a frozen start, if it is to
+        _load_start(agent, state)
+        return _fit(run, settings, agent, preferences, quiet)
 
 
 def resume_tuning(run: Run, *, steps: int | None, device: str | None, quiet: bool = False) -> Path:
@@ -94,8 +96,12 @@ def resume_tuning(run: Run, *, steps: int | None, device: str | None, quiet: boo
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, steps=steps, device=device))
     saved = newest(run)
     settle()
-    preferences = Preferences.read(run.path / PREFERENCES) if isinstance(settings, DPOConfig) else None
+    preferences = None
+    if isinstance(settings, DPOConfig):
+        verified(run.path / PREFERENCES)
+        preferences = Preferences.read(run.path / PREFERENCES)
     agent = build_agent(run, device)
+    run.seal()
     run.write_config()
     checkpoint.clean(run.path, saved.step)
     return _fit(run, settings, agent, preferences, quiet, saved)

@@ -1,5 +1,6 @@
 """Files: reading that a damaged one cannot harm, writing that survives a kill, checksums, where data are kept."""
 
+import glob
 import hashlib
 import json
 import os
@@ -7,13 +8,18 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
 from diffrl.support.errors import UserError, first_line, said_by
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing is locked
+    fcntl = None  # type: ignore[assignment]
 
 _KINDS = {
     stat.S_IFDIR: "is a folder",
@@ -109,12 +115,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path (a file or a folder to be) beside `path`; rename it to `path` when the block succeeds.
 
     Whatever stood at `path` stays untouched until then, and a failed block leaves nothing behind: what is written is on
-    the disk (fsync) before it is renamed.
+    the disk (fsync) before it is renamed. What a killed process left behind in the same place is removed.
     A folder cannot replace a non-empty folder: remove the old one first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    clear_abandoned(path.parent, path.name)
+    temporary, lock = _temporary(path)
     inner = temporary / path.name
     try:
         yield inner
@@ -124,6 +131,72 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         _fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+_MARK = ".tmp"
+"""What the names of temporary folders end with."""
+
+
+def _temporary(path: Path) -> tuple[Path, int | None]:
+    """A new folder beside `path`, and what holds its lock: while its owner lives it is not `clear_abandoned`."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_MARK, dir=path.parent))
+        try:
+            lock = _lock(folder)
+        except OSError:  # a file system, or a machine, that locks no folders: there nothing is cleared
+            return folder, None
+        if lock is not None:
+            return folder, lock
+        shutil.rmtree(folder, ignore_errors=True)  # somebody has just taken it for an abandoned one
+
+
+def clear_abandoned(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary folders in `folder` (of files of this name) that killed processes have left there."""
+    for temporary in folder.glob(f".{'*' if name is None else glob.escape(name)}.*{_MARK}"):
+        with suppress(OSError):  # its owner has just removed it; or see `_temporary`
+            if (lock := _lock(temporary)) is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+                os.close(lock)
+
+
+def lock_file(path: Path) -> int | None:
+    """Make a file and lock it, until the descriptor that comes back is closed; None where somebody has locked it.
+
+    The lock ends with the process. Whoever holds it may remove the file. Raises OSError where none can be made. On a
+    file system without locks nobody is kept out.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except FileNotFoundError:  # its owner has removed it in between
+            pass
+        except OSError:
+            return descriptor
+        os.close(descriptor)
+
+
+def _lock(folder: Path) -> int | None:
+    """Open and lock a folder; None where another process, or another opening of this one, has locked it."""
+    if fcntl is None:
+        raise OSError("no locks")
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return descriptor
 
 
 def _fsync(path: Path) -> None:

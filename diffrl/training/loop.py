@@ -331,7 +331,7 @@ class Loop:
             "groups": list(self.trainer.groups),
             checkpoint.EVALUATE: evaluate,
         }
-        checkpoint.save(self.run, self.step, tensors, info)
+        checkpoint.save(self.run, self.step, tensors, info, self.go_on)
         self._prune()
 
     def _prune(self) -> None:

@@ -16,7 +16,7 @@ from diffrl.images.examples import folder_pairs
 from diffrl.images.model import Condition, ImageModel
 from diffrl.images.samples import PROMPTS, RunState, Setup, conditions, sample_round
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path
+from diffrl.support.folder import Damaged, read_tensors, write
 
 FILE = "pairs.safetensors"
 """Where sampled pairs are kept in a run's folder."""
@@ -45,12 +45,14 @@ class SampledPairs(PairSource):
         self.setup = setup
         file = None if folder is None else folder / FILE
         if file is not None and file.exists():
-            stored = safetensors.torch.load(file.read_bytes())
+            stored = read_tensors(file)
         else:
             stored = self._make(state)
             if file is not None and setup.world.main:
-                with atomic_path(file) as temporary:
-                    temporary.write_bytes(safetensors.torch.save(stored))
+                write(file, safetensors.torch.save(stored))
+        missing = [name for name in ("x_w", "x_l", "prompts") if name not in stored]
+        if file is not None and missing:
+            raise Damaged(file, f"is damaged: it has no {missing[0]}")
         self.x_w, self.x_l, self.prompts = stored["x_w"], stored["x_l"], stored["prompts"]
         if not len(self.x_w):
             raise UserError(f"{NO_PAIR}: there is no pair to learn from.")
