@@ -168,9 +168,7 @@ def warnings(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
             "from data. Look at before_after.png."
         )
     if last.get("silent_rounds"):
-        found.append(
-            f"{last['silent_rounds']} of {last['round']} rounds made no update: their rewards said nothing."
-        )
+        found.append(f"{last['silent_rounds']} of {last['round']} rounds made no update: their rewards said nothing.")
     both = "held_out" in last and "reward" in last
     if both and last["reward"] > first["reward"] and last["held_out"] < first["held_out"]:
         found.append("The reward rose while the held-out one fell: what was gained is in the eye of that scorer.")
