@@ -179,7 +179,7 @@ def write_outside(folder: Path) -> Path:
 
 
 def dataset(name: str, rows: int | None = None) -> Callable[[], Any]:
-    """The data set of that name, or its first rows, as `train` would get it: digests of its columns; its environment."""
+    """A data set, or its first rows, as `train` would get it: digests of its columns; and its environment."""
 
     def look() -> Any:
         from envs.datasets import load_dataset
