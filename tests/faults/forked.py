@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 10.0
-"""A command that needs longer hangs."""
+"""A command that needs longer hangs; the time that it waits for a processor, which others have, is not counted."""
 MEMORY = 10**9
 """Bytes that a command may add to the process, at most."""
 _ADDRESSES = 16 * 2**30
@@ -140,9 +140,9 @@ def run(
     began = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        _child(words, folder, look, report, output, kill_at)
+        _child(words, folder, look, report, output, kill_at, seconds)
     limit = seconds if kill_after is None else kill_after
-    status, verdict, grown = _watched(pid, began + limit, memory)
+    status, verdict, grown = _watched(pid, began, limit, memory)
     spent = time.monotonic() - began
     if verdict == "hang" and kill_after is not None:
         verdict = "killed"
@@ -166,7 +166,7 @@ def run(
     )
 
 
-def _watched(pid: int, deadline: float, memory: int) -> tuple[int, str | None, int]:
+def _watched(pid: int, began: float, limit: float, memory: int) -> tuple[int, str | None, int]:
     """Wait for a child, and kill it where it takes too long or too much: status, verdict, growth of its memory."""
     first, grown, verdict = _anonymous(pid), 0, None
     with _descriptor_of(pid) as descriptor:
@@ -174,7 +174,8 @@ def _watched(pid: int, deadline: float, memory: int) -> tuple[int, str | None, i
         poll.register(descriptor, select.POLLIN)
         while not poll.poll(1000 * _LOOK):
             grown = max(grown, _anonymous(pid) - first)
-            if grown > memory or time.monotonic() > deadline:
+            late = time.monotonic() - began > limit and time.monotonic() - began - _waited(pid) > limit
+            if grown > memory or late:
                 verdict = "memory" if grown > memory else "hang"
                 break
     with contextlib.suppress(ProcessLookupError):  # what the child started dies with it
@@ -202,6 +203,13 @@ def _anonymous(pid: int) -> int:
     return 0
 
 
+def _waited(pid: int) -> float:
+    """Seconds that a process was ready and had no processor."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    return 0.0
+
+
 def _child(
     words: Sequence[str],
     folder: Path,
@@ -209,6 +217,7 @@ def _child(
     report: Path,
     output: Path,
     kill_at: int | None,
+    seconds: float,
 ) -> None:
     """Never returns."""
     told: dict[str, Any] = {}
@@ -223,6 +232,7 @@ def _child(
         size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (size + _ADDRESSES, size + _ADDRESSES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        faulthandler.dump_traceback_later(0.9 * seconds, repeat=True, file=sys.stderr)
         os.chdir(folder)
         events = _count_events(kill_at)
         _seed()
@@ -230,7 +240,7 @@ def _child(
             told["ended"] = str(command(words))
             told["events"] = events[0]
             if told["ended"] == "0":
-                told["loaded"] = look()
+                told |= _looked(look)
         except BaseException as error:
             told |= {"ended": "exception", "where": _raised(error)}
             traceback.print_exc()
@@ -239,6 +249,17 @@ def _child(
         report.write_text(json.dumps(told))
     finally:
         os._exit(0)
+
+
+def _looked(look: Callable[[], Any]) -> dict[str, Any]:
+    """What was loaded; it may be refused in a sentence, where the command read less."""
+    from diffrl.support.errors import UserError
+
+    try:
+        return {"loaded": look()}
+    except UserError as error:
+        print(error)
+        return {"ended": "2"}
 
 
 def _seed() -> None:
@@ -278,7 +299,12 @@ def _raised(error: BaseException) -> str:
 
 
 def _printed(output: str) -> str:
-    """Where a traceback that was printed, such as a thread's, comes from."""
+    """Where a traceback that was printed, such as a thread's, comes from; or where a command was that hangs."""
+    if "Timeout (" in output:  # the last of faulthandler's
+        frames = re.findall(r'File "(.*)", line (\d+) in', output.split("Timeout (")[-1])
+        at = [f"{'/'.join(Path(name).parts[-3:])}:{line}" for name, line in frames]
+        inner = [place for place, (name, _) in zip(at, frames, strict=True) if set(_OURS) & set(Path(name).parts)]
+        return "hangs @ " + " < ".join(dict.fromkeys([*inner[:1], *at[:1]]))
     if "Traceback (most recent call last)" not in output:
         return ""
     lines = output.split("Traceback (most recent call last)")[-1].strip().splitlines()

@@ -69,7 +69,8 @@ def _data_case(name: str, rng: Rng, sealed: bool = False) -> Case:
         f"data convert {name} out.h5",
         f"train --dataset {name} {_TRAIN}",
     )
-    return Case(words[int(rng.choice(4, p=[0.5, 0.1, 0.2, 0.2]))], sound.dataset(name), sealed)
+    chosen = words[int(rng.choice(4, p=[0.5, 0.1, 0.2, 0.2]))]
+    return Case(chosen, sound.dataset(name, 50 if "--rows" in chosen else None), sealed)
 
 
 def _bytes_of(name: str) -> Callable[[Path, Rng, Path, Path], str]:

@@ -79,6 +79,7 @@ def preload(images: bool = True) -> None:
     others = [
         "tensorboard.summary.writer.event_file_writer",
         "torch.utils.tensorboard",
+        "torch._dynamo",  # what PyTorch's optimisers import
         "matplotlib.backends.backend_agg",
         "matplotlib.figure",
         "minari.dataset._storages.hdf5_storage",
@@ -87,14 +88,23 @@ def preload(images: bool = True) -> None:
         "rich.progress",
         "rich.markup",
         "rich.table",
+        "rich._emoji_codes",
+        "yaml",
+        "tyro.extras",
+        "tyro.constructors",
+        "configs",
+        "torch.profiler",
+        "PIL.PngImagePlugin",
+        "PIL.JpegImagePlugin",
+        "PIL.BmpImagePlugin",
+        "PIL.GifImagePlugin",
+        "PIL.PpmImagePlugin",
     ]
     if images:
         others += [
             "diffusers.pipelines.ddim.pipeline_ddim",
             "diffusers.models.unets.unet_2d",
             "peft.tuners.lora",
-            "torch._dynamo",
-            "PIL.Image",
         ]
     ours = [
         module.name
@@ -168,13 +178,13 @@ def write_outside(folder: Path) -> Path:
 # --- What was loaded: run in the child, after the command, in the folder of the case --------------------------------
 
 
-def dataset(name: str) -> Callable[[], Any]:
-    """The data set of that name as `train` would get it: digests of its columns, and its metadata."""
+def dataset(name: str, rows: int | None = None) -> Callable[[], Any]:
+    """A data set, or its first rows, as `train` would get it: digests of its columns; and its environment."""
 
     def look() -> Any:
         from envs.datasets import load_dataset
 
-        found = load_dataset(name, progress=False, action_limit=None)
+        found = load_dataset(name, rows, False, action_limit=None)
         return [
             {key: unchanged_digests.of_array(values) for key, values in found.columns().items()},
             str(found.metadata.get("env_id")),
