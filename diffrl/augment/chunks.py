@@ -13,6 +13,7 @@ from diffrl.augment import streams
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.seeds import generator_at
+from diffrl.support.stopping import Stopped, at_once
 
 ROWS, ABOUT = "generated.f32", "generated.json"
 
@@ -31,8 +32,8 @@ def generate(
 
     sample: one chunk of rows (chunk, columns) from a generator, which depends on the seed and the chunk's number alone.
     about: all that the rows depend on, as JSON holds it; `seed`, `chunk`, `columns` and `rows_version` are among it.
-    Rows that are there already of the same are kept, of other settings replaced. `stopped` is asked after each chunk;
-    where it says so, fewer rows come back.
+    Rows that are there already of the same are kept, of other settings replaced. `stopped` is asked before each chunk,
+    and a signal ends the chunk that is being sampled: fewer rows come back then.
 
     Raises UserError where the rows that are there are of another version, and what `sample` raises.
     """
@@ -60,7 +61,12 @@ def generate(
             on_progress(min(i * chunk, n), n)
             if stopped():
                 break
-            file.write(sample(generator_at(about["seed"], i, streams.CHUNK, device=device)).tobytes())
+            try:
+                with at_once():
+                    rows = sample(generator_at(about["seed"], i, streams.CHUNK, device=device))
+            except Stopped:
+                break
+            file.write(rows.tobytes())
             file.flush()
             done = i + 1
     rows_there = min(done * chunk, n)

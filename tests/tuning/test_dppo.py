@@ -22,8 +22,8 @@ from diffrl.runs.policy import load_stack
 from diffrl.runs.run import Run
 from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
+from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
-from diffrl.training.loop import Interrupted
 from diffrl.tuning.config import DPPOConfig
 from diffrl.tuning.environments import MEMORY, Environments
 from diffrl.tuning.ppo import DPPOTrainer
@@ -287,7 +287,7 @@ def test_the_command(cloned: Path, tmp_path: Path) -> None:
 
 
 def test_a_stop_is_saved_and_says_how_to_go_on(cloned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the end of the iteration that is under way; what goes on then is the run that was never stopped."""
+    """Before the iteration that is under way; what goes on then is the run that was never stopped."""
     whole = tuned(cloned, tmp_path / "whole", steps=120, eval_every=120)
     advance = DPPOTrainer.advance
     calls = []
@@ -299,7 +299,7 @@ def test_a_stop_is_saved_and_says_how_to_go_on(cloned: Path, tmp_path: Path, mon
         return advance(self, steps, stop)
 
     monkeypatch.setattr(DPPOTrainer, "advance", interrupted)
-    with pytest.raises(Interrupted, match=r"after 80 steps; saved\. Go on with `diffrl resume"):
+    with pytest.raises(Interrupted, match=r"after 40 steps; saved\. Go on with `diffrl resume"):
         tuned(cloned, tmp_path / "cut", steps=120, eval_every=120)
     diffrl.resume(tmp_path / "cut", quiet=True)
     assert_same_run(whole, tmp_path / "cut")
