@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 from diffrl.support.errors import UserError, nearest
 from diffrl.support.stopping import Interrupted, stop_signals
@@ -169,5 +170,15 @@ def _command(words: Sequence[str]) -> int:
         return Interrupted.exit_code
 
 
+def script() -> NoReturn:
+    """Run one command as a process of its own: `diffrl` on the command line."""
+    code = main()
+    if code == Interrupted.exit_code:
+        # All is saved and said; what libraries do at a process's end, such as waiting for compilers, takes seconds.
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    script()
