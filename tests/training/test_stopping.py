@@ -6,6 +6,8 @@ What is made after the signal is counted, and no time is measured.
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,3 +184,42 @@ def test_sigterm_to_a_training_in_its_evaluation(tmp_path: Path) -> None:
     assert "Traceback" not in said
     assert f"resume {run}" in said.splitlines()[-1]
     assert checkpoint.steps(run)[-1] == 5
+
+
+SYNTHER = ["augment", "synther", "maze2d-umaze-v1", "--rows", "300", "--width", "64", "--blocks", "1"]
+IMAGES = ["finetune", "--batch", "16", "--queries", "160000", "--steps", "20", "--eval-samples", "20"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "ready", "last"),
+    [
+        (["data", "generate", "maze2d-open-v0"], "", "Begin again with `diffrl data generate maze2d-open-v0`."),
+        ([*SYNTHER, "--steps", "90000", "--out", "s.hdf5"], "s-synther/checkpoints", "The same command goes on."),
+        ([*SYNTHER, "--steps", "9", "--out", "s.hdf5"], "s-synther/generated.f32", "The same command goes on."),
+        ([*IMAGES, "--out", "images"], "images/checkpoints/000000000", "Go on with `diffrl resume images`."),
+        ([*IMAGES, "--out", "images"], "images/images/000000.png", "Go on with `diffrl resume images`."),
+        (["online", "run", "--out", "o"], "o/checkpoints", "Go on with `diffrl resume o`."),
+        (["evaluate", "run", "--episodes", "90000"], "", "Begin again with `diffrl evaluate run --episodes 90000`."),
+        (
+            ["finetune", "--algo", "dppo", "--run", "run", "--out", "d"],
+            "d/checkpoints",
+            "Go on with `diffrl resume d`.",
+        ),
+    ],
+    ids=["generate", "synther-training", "synther-generating", "images", "rounds", "online", "evaluate", "dppo"],
+)
+def test_sigterm_to_any_verb(words: list[str], ready: str, last: str, tmp_path: Path) -> None:
+    """A process of its own each: exit code, last line, no traceback; it ends within a minute on a busy machine."""
+    if "run" in words:
+        agent = {"env": ENDLESS, "rows": 300, "steps": 4, "eval_every": 4, "seeds": (0,)}
+        diffrl.train(tiny(tmp_path / "run", **agent), quiet=True)
+    command = [sys.executable, "-m", "diffrl", *words]
+    path = {"PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env={**os.environ, **path})
+    wait_for(lambda: bool(ready) and (tmp_path / ready).exists(), process, seconds=90 if ready else 8)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].endswith(last)
