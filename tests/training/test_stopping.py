@@ -202,7 +202,7 @@ IMAGES = ["finetune", "--batch", "16", "--queries", "160000", "--steps", "20", "
         (["online", "run", "--out", "o"], "o/checkpoints", "Go on with `diffrl resume o`."),
         (["evaluate", "run", "--episodes", "90000"], "", "Begin again with `diffrl evaluate run --episodes 90000`."),
         (
-            ["finetune", "--algo", "dppo", "--run", "run", "--out", "d"],
+            ["finetune", "policy", "run", "--out", "d"],
             "d/checkpoints",
             "Go on with `diffrl resume d`.",
         ),
