@@ -59,7 +59,7 @@ def stop_signals(at_once: bool = False, deadly: bool = False) -> Iterator[Callab
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    block, outermost = _Block(at_once), not _blocks
+    block, outermost = _Block(at_once, bool(_blocks) and _blocks[-1].received), not _blocks
     previous: dict[signal.Signals, Any] = {}
     try:
         if outermost:
