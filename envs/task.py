@@ -119,7 +119,8 @@ def capped(task: Task, env: gymnasium.Env[Any, Any] | None, dataset: OfflineData
     """The task with a time limit, where its environment `env` has none of its own: else an episode may never end.
 
     The limit is the data's longest episode; where no episode of theirs was cut, which says nothing of a limit, at
-    least 1,000 steps, as where there are no data. It is part of the task, so that every evaluation has the same, and is said.
+    least 1,000 steps, as where there are no data. It is part of the task, so that every evaluation has the same, and is
+    said.
     """
     if env is None or _time_limit(env) is not None:
         return task
