@@ -14,6 +14,7 @@ from diffrl.augment import streams
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.seeds import generator_at
+from diffrl.support.stopping import Stopped, at_once
 
 ROWS, ABOUT, SUMS = "generated.f32", "generated.json", "generated.sha256"
 """The rows; all that they depend on; the digest of each chunk of them, a line a chunk."""
@@ -34,8 +35,8 @@ def generate(
     sample: one chunk of rows (chunk, columns) from a generator, which depends on the seed and the chunk's number alone.
     about: all that the rows depend on, as JSON holds it; `seed`, `chunk`, `columns` and `rows_version` are among it.
     Rows that are there already of the same are kept, as far as they are what was written; of other settings they are
-    replaced. `stopped` is asked after each chunk;
-    where it says so, fewer rows come back.
+    replaced. `stopped` is asked before each chunk, and a signal ends the chunk that is being sampled: fewer rows come
+    back then.
 
     Raises UserError where the rows that are there are of another version, and what `sample` raises.
     """
@@ -65,7 +66,11 @@ def generate(
             on_progress(min(i * chunk, n), n)
             if stopped():
                 break
-            data = sample(generator_at(about["seed"], i, streams.CHUNK, device=device)).tobytes()
+            try:
+                with at_once():
+                    data = sample(generator_at(about["seed"], i, streams.CHUNK, device=device)).tobytes()
+            except Stopped:
+                break
             file.write(data)
             file.flush()
             lines.write(f"{hashlib.sha256(data).hexdigest()}\n")

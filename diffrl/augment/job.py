@@ -32,9 +32,10 @@ from diffrl.support.machine import resolve_device, settle, versions
 from diffrl.support.schema import Positive, Range, Rows
 from diffrl.support.schema import held as checked
 from diffrl.support.seeds import check_seed
+from diffrl.support.stopping import Interrupted, stop_signals
 from diffrl.training import checkpoint
 from diffrl.training.logs import SHOWN, MetricsLog
-from diffrl.training.loop import Interrupted, Loop, NoEvaluations, NoRecord, stop_signals
+from diffrl.training.loop import Loop, NoEvaluations, NoRecord
 from envs.datasets import load_dataset
 from envs.task import open_task
 

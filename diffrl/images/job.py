@@ -1,6 +1,7 @@
 """Fine-tuning runs of image models from start to end: model, reward, rounds, evaluations, checkpoints, pictures."""
 
 import contextlib
+import copy
 import dataclasses
 import math
 import time
@@ -8,8 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner
+from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import DPOConfig, FinetuneConfig, SupervisedConfig
 from diffrl.images.evaluation import Classify, evaluate
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
@@ -33,10 +37,10 @@ from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, explaining_memory, said_by
 from diffrl.support.folder import claimed
 from diffrl.support.machine import resolve_device, settle, versions
+from diffrl.support.stopping import Stopped, at_once, going_on, stop_signals
 from diffrl.training import checkpoint
 from diffrl.training.checkpoint import Checkpoint
 from diffrl.training.logs import MetricsLog
-from diffrl.training.loop import Interrupted, stop_signals
 
 SAVE_EVERY = 120.0
 """Seconds between checkpoints, besides those of evaluations."""
@@ -81,7 +85,7 @@ def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Pa
         path = Path(world.told(str(path)))
         with explaining_memory(doing, less):
             session = _Session(config, world, quiet or not world.main)
-        with explaining_memory(doing, less, session.kept):
+        with explaining_memory(doing, less, session.kept), going_on(session.stopped):
             return session.run(path, resumed)
 
 
@@ -155,6 +159,15 @@ class _Session:
             return ""
         return f"Nothing saved is lost: `diffrl resume {self.folder.path}` goes on after round {saved[-1]}"
 
+    def stopped(self) -> str:
+        """What is said where the run is told to stop, once it has a folder."""
+        if not hasattr(self, "folder"):
+            return ""
+        saved = checkpoint.steps(self.folder.path)
+        return (
+            f"Stopped after {saved[-1] if saved else 0} rounds; saved. Go on with `diffrl resume {self.folder.path}`."
+        )
+
     def _open(self, path: Path, resumed: FinetuneRun | None) -> Checkpoint | None:
         """Begin the run's folder, or clean what a resumed run left behind; give the checkpoint to go on from."""
         config, world = self.config, self.world
@@ -179,47 +192,58 @@ class _Session:
         return saved
 
     def _train(self, log: MetricsLog | None) -> None:
-        """Make the remaining rounds; evaluate and save before the first one and between them."""
+        """Make the remaining rounds; save and evaluate before the first one and between them.
+
+        What is evaluated has been saved, and a stop in an evaluation or a round is at once: it is made again.
+        """
         config, world, state = self.config, self.world, self.state
         history = self.folder.history
         began = saved_at = time.monotonic()
         before = float(history[-1]["seconds"]) if history else 0.0
-        here = [entry for entry in history if entry["round"] == state.round]
-        if state.round == 0 or (state.round == config.rounds and not here):
-            self._evaluate(log, before)
-            self._save()
-        if here and self._too_far(here[0]):
-            return
+        saved = state.round if checkpoint.steps(self.folder.path) else -1
         per_round, silent = self._work_of_round(), state.silent
         whole = per_round * config.rounds
         with stop_signals() as stopped, self._progress("Fine-tuning", whole, per_round * state.round):
-            while state.round < config.rounds:
-                metrics = self.tuner.advance()
+            while True:
+                last = state.round == config.rounds
+                due = state.round % config.eval_every == 0 or last
+                stop = world.any(stopped()) and not last
+                if state.round != saved and (due or stop or world.any(time.monotonic() - saved_at > SAVE_EVERY)):
+                    self._save(state.round, *self.tuner.state_dict())
+                    saved, saved_at = state.round, time.monotonic()
+                if stop:
+                    raise Stopped
+                measures = next((entry for entry in history if entry["round"] == state.round), None)
+                if due and measures is None:
+                    measures = self._evaluate(log, before + time.monotonic() - began)
+                if last or (measures is not None and self._too_far(measures)):
+                    break
+                metrics = self._round(state.round == saved)
                 if state.silent and not silent:
                     self._say(f"[yellow]{no_signal(state.round, self.algorithm.queries, metrics)}[/]")
                 silent = state.silent
                 if log is not None:
                     log.write(state.round, {n: [v] for n, v in {**metrics, "queries": state.queries}.items()})
-                last = state.round == config.rounds
-                stop = world.any(stopped())
-                if state.round % config.eval_every == 0 or last:
-                    measures = self._evaluate(log, before + time.monotonic() - began)
-                    self._save()
-                    saved_at = time.monotonic()
-                    if self._too_far(measures):
-                        break
-                elif stop or world.any(time.monotonic() - saved_at > SAVE_EVERY):
-                    self._save()
-                    saved_at = time.monotonic()
-                if stop and not last:
-                    raise Interrupted(
-                        f"Stopped after {state.round} rounds; saved. Go on with `diffrl resume {self.folder.path}`."
-                    )
+
+    def _round(self, saved: bool) -> Metrics:
+        """Make a round. A stop in it leaves a checkpoint of before; there is one already where it is `saved`."""
+        if self.world.size > 1:  # which stop between rounds, all after the same one
+            return self.tuner.advance()
+        number = self.state.round
+        tensors, info = ({}, {}) if saved else self.tuner.state_dict()
+        tensors, info = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}, copy.deepcopy(info)
+        try:
+            with at_once():
+                return self.tuner.advance()
+        except Stopped:
+            if not saved:
+                self._save(number, tensors, info)
+            raise
 
     def _evaluate(self, log: MetricsLog | None, seconds: float) -> dict[str, float]:
         """Evaluate, record and plot the evaluation, and give its measures."""
         state, path = self.state, self.folder.path
-        with self._progress("Evaluating", self.config.eval_samples):
+        with self._progress("Evaluating", self.config.eval_samples), self._alone():
             result = evaluate(self.setup, state, self.held_out, self.classify)
         if log is not None:
             finite = {name: value for name, value in result.measures.items() if math.isfinite(value)}
@@ -235,6 +259,10 @@ class _Session:
                 self._say(f"[bold red]{odd}[/]")
         return result.measures
 
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        """What ends at once where a signal comes; of several processes none may, as the others would wait for it."""
+        return at_once() if self.world.size == 1 else contextlib.nullcontext()
+
     def _too_far(self, measures: Mapping[str, float]) -> bool:
         """Whether an evaluation's divergence is beyond --stop-kl; if so, say it."""
         bound, kl = self.config.stop_kl, measures.get("kl", 0.0)
@@ -246,11 +274,10 @@ class _Session:
         )
         return True
 
-    def _save(self) -> None:
-        """Write a checkpoint, by the main process; the others need not wait: all have the same."""
+    def _save(self, number: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+        """Write the checkpoint after `number` rounds, by the main process: the others have the same, and go on."""
         if self.world.main:
-            tensors, info = self.tuner.state_dict()
-            checkpoint.save(self.folder.path, self.state.round, tensors, info)
+            checkpoint.save(self.folder.path, number, tensors, info)
             checkpoint.prune(self.folder.path, ())
 
     def _finish(self) -> None:

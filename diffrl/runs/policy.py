@@ -18,6 +18,7 @@ from diffrl.support.errors import UserError
 from diffrl.support.folder import say_once
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.seeds import generator_at
+from diffrl.support.stopping import check
 from diffrl.training import checkpoint
 from diffrl.training.logs import Scores
 from diffrl.tuning import config as tuning
@@ -210,6 +211,7 @@ class Evaluator:
             first = {where: env.reset(seed=int(seeds[where]))[0] for where, env in grid.items()}
             observations = np.array([[first[s, e] for e in range(n)] for s in range(self.n_seeds)], dtype=np.float32)
             while grid:
+                check()
                 for e in range(start, min(start + n, len(paths))):
                     if (0, e - start) in grid:
                         paths[e].append(observations[0, e - start].copy())

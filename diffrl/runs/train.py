@@ -27,13 +27,14 @@ from diffrl.support.errors import UserError
 from diffrl.support.folder import claimed, what_works
 from diffrl.support.machine import products, resolve_device, settle
 from diffrl.support.schema import refuse_others
+from diffrl.support.stopping import going_on
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
 from diffrl.training.logs import SHOWN, MetricsLog, ScoreBook, Scores, benchmark_family, plus_minus
 from diffrl.training.loop import Evaluations, InLine, Loop, NoEvaluations, Trainer
 from diffrl.training.stack import StackTrainer
 from envs.datasets import FILE_SUFFIXES, load_dataset, locate
-from envs.task import open_task
+from envs.task import capped, open_task
 
 EXPLODED = 10.0
 """A value estimate counts as exploded at this many times the largest return the data's rewards allow."""
@@ -64,6 +65,7 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
         )
         digest = fingerprint(dataset)
         dataset, known, taken = understand(dataset, env, config, quiet)
+        task = capped(task, env, dataset)
         config = chosen(config, device, task)  # what it leaves to the machine
 
         # What the agent sees of them.
@@ -136,7 +138,15 @@ def watched(run: Run, title: str, quiet: bool, saved: checkpoint.Checkpoint | No
     title: the first line shown. Raises UserError, with what to lower, where memory runs out in the block.
     """
     start = 0 if saved is None else saved.step
+
+    def kept() -> str:
+        saved = checkpoint.steps(run.path)
+        if not saved:  # the command itself begins anew
+            return ""
+        return f"Stopped after {saved[-1]} steps; saved. Go on with {go_on(run)}."
+
     with (
+        going_on(kept),
         products(run.config.device, run.config.tf32),
         lowering_memory(run.config, run.path),
         steps_bar(run.config.steps, start, title, SHOWN, quiet) as observer,

@@ -100,7 +100,8 @@ def start_training(
                 StartTraining(path, environment, tuple(group), rows, speaks=i == 0) for i, group in enumerate(groups)
             ]
             return WorkerTrainer(crew, starts, value_limit=run.value_limit)
-        except BaseException:
+        except BaseException:  # a signal, too: a worker that imports or compiles would not leave
+            crew.kill()
             crew.close()
             raise
 

@@ -30,6 +30,7 @@ from diffrl.data.preprocessing import Preprocessing
 from diffrl.diffusion.chain import Transition
 from diffrl.nets import MLP, Adam, copy_state_
 from diffrl.support.errors import UserError
+from diffrl.support.stopping import Stopped
 from diffrl.training.checkpoint import LEARNER, SUM
 from diffrl.training.loop import Trainer
 from diffrl.training.stack import Evaluate, Progress
@@ -41,6 +42,15 @@ OWN = "finetune."
 """What the names of a fine-tuning trainer's own tensors begin with in a checkpoint."""
 MEASURED = 1000
 """Environment steps of an iteration on which the divergence from the pretrained policy is measured."""
+
+
+def _never() -> bool:
+    return False
+
+
+def _heed(stop: Callable[[], bool]) -> None:
+    if stop():
+        raise Stopped
 
 
 class Experience(NamedTuple):
@@ -72,7 +82,8 @@ class Experience(NamedTuple):
 class DPPOTrainer(Trainer):
     """DPPO of a stack of S seeds, each in environments of its own; its steps are one seed's environment steps.
 
-    It makes whole iterations only, of `config.iteration` steps: the loop's boundaries must be multiples of that.
+    It makes whole iterations only, of `config.iteration` steps: the loop's boundaries must be multiples of that. One
+    that is told to stop leaves everything as it was before it, but for the environments, which begin new episodes.
     generator: all of the training's randomness. evaluate: scores the agent as it stands. on_close: lets go of what the
     caller holds for this trainer.
     """
@@ -129,11 +140,15 @@ class DPPOTrainer(Trainer):
     # --- acting ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def collect(self) -> tuple[Experience, dict[str, Tensor]]:
-        """Act for one iteration with the policy as it stands: what it met, and metrics (S,) of that."""
+    def collect(self, stop: Callable[[], bool] = _never) -> tuple[Experience, dict[str, Tensor]]:
+        """Act for one iteration with the policy as it stands: what it met, and metrics (S,) of that.
+
+        Raises Stopped where told to stop.
+        """
         observations, reached, states, log_probs = [], [], [], []
         outcomes: list[list[Tensor]] = [[], [], []]
         for _ in range(self.config.rollout_steps):
+            _heed(stop)
             here = self._normalised(self._environments.observe())
             shape = (self.policy.steps + 1, *here.shape[:-1], self.policy.action_size)
             noise = torch.randn(shape, generator=self._generator, device=here.device)
@@ -224,8 +239,11 @@ class DPPOTrainer(Trainer):
         values: Tensor = self.critic(batch.observations)
         return (values.squeeze(-1) - batch.returns).square().mean(-1) / 2
 
-    def learn(self, experience: Experience) -> dict[str, Tensor]:
-        """Make the iteration's updates; give metrics (S,), means over the updates that each seed made."""
+    def learn(self, experience: Experience, stop: Callable[[], bool] = _never) -> dict[str, Tensor]:
+        """Make the iteration's updates; give metrics (S,), means over the updates that each seed made.
+
+        Raises Stopped where told to stop.
+        """
         S, M = experience.advantages.shape
         going = self._live.clone()
         learning = int(self._iterations) >= self.config.critic_warm_up
@@ -234,6 +252,7 @@ class DPPOTrainer(Trainer):
         for _ in range(self.config.epochs):
             order = torch.rand(S, M, generator=self._generator, device=self._generator.device).argsort(-1)
             for index in torch.split(order, self.config.batch_size, dim=1):
+                _heed(stop)
                 batch = experience.rows(index)
                 loss, metrics = self.policy_loss(batch)
                 if self.config.target_kl and learning:
@@ -283,8 +302,13 @@ class DPPOTrainer(Trainer):
         size = self.config.iteration
         if steps < size:
             raise ValueError(f"the loop's boundaries must be multiples of an iteration's {size} steps, got {steps}")
-        experience, metrics = self.collect()
-        metrics |= self.learn(experience)
+        before = {name: tensor.clone() for name, tensor in self.state().items()}
+        try:
+            experience, metrics = self.collect(stop)
+            metrics |= self.learn(experience, stop)
+        except Stopped:
+            self.load(before, step=0)
+            return 0
         self._iterations += 1
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + size * value

@@ -27,8 +27,8 @@ from diffrl.runs.config import OnlineConfig, TrainConfig
 from diffrl.runs.policy import load_stack
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
+from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
-from diffrl.training.loop import Interrupted
 from diffrl.training.online import Collector, OnlineTrainer
 from diffrl.training.stack import StackTrainer
 from tests.rounding import rounding

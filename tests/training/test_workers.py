@@ -27,8 +27,8 @@ from diffrl.runs import workers as crew
 from diffrl.runs.config import WORKERS_PAY_FROM, TrainConfig, choose_workers, group_seeds
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
+from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
-from diffrl.training.loop import Interrupted
 from diffrl.training.workers import WorkerDied
 from envs.task import Task
 from tests.training.conftest import assert_same_run, final_state, tiny

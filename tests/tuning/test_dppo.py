@@ -22,8 +22,8 @@ from diffrl.runs.policy import load_stack
 from diffrl.runs.run import Run
 from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
+from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
-from diffrl.training.loop import Interrupted
 from diffrl.tuning.config import DPPOConfig
 from diffrl.tuning.environments import MEMORY, Environments
 from diffrl.tuning.ppo import DPPOTrainer
@@ -286,20 +286,27 @@ def test_the_command(cloned: Path, tmp_path: Path) -> None:
     assert checkpoint.steps(tmp_path / "run")[-1] == 60
 
 
-def test_a_stop_is_saved_and_says_how_to_go_on(cloned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the end of the iteration that is under way; what goes on then is the run that was never stopped."""
+@pytest.mark.parametrize(("owner", "method", "number"), [(Environments, "step", 6), (DPPOTrainer, "value_loss", 6)])
+def test_a_stop_within_an_iteration_is_saved_as_before_it_and_says_how_to_go_on(
+    owner: type, method: str, number: int, cloned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second iteration, in acting or in learning: what goes on then is the run that was never stopped.
+
+    An iteration acts four times and learns from four minibatches; of these no further one is made.
+    """
     whole = tuned(cloned, tmp_path / "whole", steps=120, eval_every=120)
-    advance = DPPOTrainer.advance
-    calls = []
+    original, calls = getattr(owner, method), 0
 
-    def interrupted(self: DPPOTrainer, steps: int, stop: Any) -> int:
-        calls.append(steps)
-        if len(calls) == 2:
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
             signal.raise_signal(signal.SIGINT)
-        return advance(self, steps, stop)
+        return original(*arguments)
 
-    monkeypatch.setattr(DPPOTrainer, "advance", interrupted)
-    with pytest.raises(Interrupted, match=r"after 80 steps; saved\. Go on with `diffrl resume"):
+    monkeypatch.setattr(owner, method, interrupted)
+    with pytest.raises(Interrupted, match=r"after 40 steps; saved\. Go on with `diffrl resume"):
         tuned(cloned, tmp_path / "cut", steps=120, eval_every=120)
+    assert calls == number
     diffrl.resume(tmp_path / "cut", quiet=True)
     assert_same_run(whole, tmp_path / "cut")
