@@ -255,7 +255,7 @@ def capped(task: Task, env: gymnasium.Env[Any, Any] | None, dataset: OfflineData
     steps = longest if cut else max(longest, NO_DATA_LIMIT)
     why = "as long as the data's longest" if steps == longest else "as the data say of no limit either"
     console.print(f"{task.env_id} has no time limit: its episodes are cut after {steps:,} steps, {why}.")
-    return replace(task, env_kwargs={**task.env_kwargs, "max_episode_steps": steps})
+    return replace(task, max_episode_steps=steps)
 
 
 def _time_limit(env: gymnasium.Env[Any, Any]) -> int | None:
