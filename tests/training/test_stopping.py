@@ -65,7 +65,7 @@ def test_an_environment_that_never_ends_is_evaluated_in_bounded_time(
     said = capsys.readouterr().err
     assert said.count("no time limit") == 1
     assert f"cut after {limit:,} steps" in said
-    assert Run.read(run).task.env_kwargs == {"max_episode_steps": limit}
+    assert Run.read(run).task.max_episode_steps == limit
     assert main(["evaluate", str(run), "--episodes", "3", "--which", "last"]) == 0
     assert endless_env.made == (2 + 3) * limit
     returns = json.loads((run / "evaluation.json").read_text())["last"]["returns"]
@@ -85,7 +85,7 @@ def test_a_stop_in_an_evaluation_ends_it_and_it_is_made_again(tmp_path: Path, st
         diffrl.train(tiny(run, **config), quiet=True)
     assert endless_env.made == 25
     assert checkpoint.steps(run) == [0, 10]
-    per_evaluation = 2 * 2 * Run.read(run).task.env_kwargs["max_episode_steps"]
+    per_evaluation = 2 * 2 * Run.read(run).task.max_episode_steps
     stop_at(per_evaluation + 3)
     with pytest.raises(Interrupted, match=f"All 20 steps.*evaluation of step 20.*resume {run}"):
         diffrl.resume(run, quiet=True)
