@@ -41,6 +41,7 @@ def generate(
     there = (
         read_json(written, advice="Remove it to generate all rows anew.") if path.exists() and written.exists() else {}
     )
+    there = there if isinstance(there, dict) else {}
     version = there.get("rows_version", 1)
     if there and version != about["rows_version"]:
         raise UserError(

@@ -158,7 +158,7 @@ def _claim(folder: Path, wanted: Begun) -> Begun:
             found["rows_version"] = settings["rows_version"]
             if set(found["model"]) != set(settings["model"]):
                 raise ValueError("a model of another kind")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is no synthesis' of ours: choose another --folder, or another --out.") from error
         if found != settings:
             flat_found, flat_wanted = ({**values, **values["model"]} for values in (found, settings))

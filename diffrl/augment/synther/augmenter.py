@@ -137,7 +137,7 @@ def load_model(folder: Path | str, device: str = "cpu") -> TransitionDiffusion:
     try:
         about = read_json(folder / "config.json")
         config, seed = SynthERConfig(**about["model"]), int(about["seed"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (UserError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no model of transitions ({error}).") from error
     model = TransitionDiffusion(config, _read_codec(folder), (seed,), device)
     model.load_state_dict(checkpoint.load_latest(folder)[0].learner)
