@@ -246,7 +246,7 @@ def _alternatives(benchmark: registry.Benchmark) -> str:
 
 def _verify(benchmark: registry.Benchmark) -> Callable[[Path], None]:
     def verify(path: Path) -> None:
-        d4rl.read(path, max_episode_steps=benchmark.max_episode_steps)
+        d4rl.read(path, max_episode_steps=benchmark.max_episode_steps, infos=False)  # `seal` reads them, in parts
         d4rl.seal(path)
 
     return verify

@@ -2,6 +2,7 @@
 
 import os
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -93,6 +94,10 @@ def test_a_column_that_is_not_needed_is_not_touched_and_not_copied(file, tmp_pat
         (lambda opened: opened.create_dataset("timeouts", data=h5py.Empty("f4")), "timeouts is an empty data set"),
         (lambda opened: opened.__setitem__("timeouts", h5py.SoftLink("/nothing")), "where there is nothing"),
         (lambda opened: opened.__setitem__("timeouts", h5py.SoftLink("/timeouts")), "without an end"),
+        (
+            lambda opened: opened.create_dataset("timeouts", (10,), "?", chunks=(2**29,), maxshape=(None,)),
+            "timeouts, 0.0 KiB, is stored in parts of 512.0 MiB: it is damaged",
+        ),
         (lambda opened: opened.__setitem__("done", np.zeros(9)), r"done: shape \(9,\); expected a mark for each row"),
     ],
 )
@@ -171,6 +176,18 @@ def test_a_column_of_an_npz_in_the_order_of_columns_is_read(make, tmp_path):
     for rows in (None, 4):
         found = d4rl.read(tmp_path / "f.npz", rows=rows)
         np.testing.assert_array_equal(found.observations, dataset.observations[:rows])
+
+
+def test_an_npz_whose_array_is_not_what_its_header_says_is_refused(make, tmp_path):
+    np.savez(tmp_path / "f.npz", **make([3], "t").columns())
+    with zipfile.ZipFile(tmp_path / "f.npz") as whole, zipfile.ZipFile(tmp_path / "g.npz", "w") as changed:
+        for name in whole.namelist():
+            content = whole.read(name)
+            if name == "rewards.npy":
+                content = content.replace(b"(3,), ", b"(3000000000,), ".ljust(6))[: len(content) + 9]
+            changed.writestr(name, content)
+    with pytest.raises(DataError, match=r"g\.npz, key 'rewards': cannot be read as a plain array"):
+        d4rl.read(tmp_path / "g.npz")
 
 
 def test_a_checksum_is_added_once_and_asked_for_once(file, capsys, monkeypatch):
