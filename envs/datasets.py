@@ -20,7 +20,7 @@ from diffrl.data import minari as minari_format
 from diffrl.data.offline import ACTION_LIMIT, OfflineDataset
 from diffrl.support.console import console
 from diffrl.support.errors import DataError, UserError
-from diffrl.support.files import data_directory
+from diffrl.support.files import alone, data_directory
 from envs import registry
 
 FILE_SUFFIXES = (".hdf5", ".h5", ".npz")
@@ -176,15 +176,21 @@ def _generate_missing(benchmark: registry.Benchmark, rows: int | None, progress:
             f"`diffrl data download {benchmark.id}`, or give the path of a local file instead."
         )
     path = cached_path(benchmark.id, rows)
-    return path if path.is_file() else generate(benchmark.id, rows=rows, progress=progress)
+    return path if path.is_file() else generate(benchmark.id, rows=rows, progress=progress, again=False)
 
 
 def generate(
-    benchmark_id: str, path: Path | None = None, rows: int | None = None, seed: int = 0, progress: bool = True
+    benchmark_id: str,
+    path: Path | None = None,
+    rows: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    again: bool = True,
 ) -> Path:
     """Generate a maze2d data set with D4RL's own recipe and return its file, `cached_path(...)` unless given.
 
-    `rows=None` means as many as D4RL's (1, 2 or 4 million). Raises UserError for any other benchmark.
+    Where another process is generating that file, this one waits. again: then generate it nevertheless. `rows=None`
+    means as many as D4RL's (1, 2 or 4 million). Raises UserError for any other benchmark.
     """
     benchmark = registry.get(benchmark_id)
     if not registry.is_d4rl(benchmark_id):
@@ -199,7 +205,10 @@ def generate(
     from envs import maze2d
 
     target = path or cached_path(benchmark_id, rows, seed)
-    return maze2d.generate(benchmark_id, target, rows, seed=seed, progress=progress)
+    with alone(target, lambda: console.print(f"Waiting for another process, which is generating {target}.")):
+        if target.is_file() and not again:
+            return target
+        return maze2d.generate(benchmark_id, target, rows, seed=seed, progress=progress)
 
 
 def download(name: str, force: bool = False, progress: bool = True) -> Path:

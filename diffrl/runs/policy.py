@@ -14,7 +14,7 @@ from agents.base import Agent, seed_slice
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, first_line
 from diffrl.support.folder import say_once
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.seeds import generator_at
@@ -117,7 +117,12 @@ def _find_checkpoint(run: Run, which: str, seed_index: int) -> checkpoint.Checkp
 def _agent_at(run: Run, saved: checkpoint.Checkpoint, seed_index: int, device: str) -> Agent:
     """The agent of one seed alone, as a checkpoint of the stack has it."""
     agent = build_agent(run, device, [run.config.seeds[seed_index]])
-    agent.load_state_dict(seed_slice(saved.learner, seed_index))
+    try:
+        agent.load_state_dict(seed_slice(saved.learner, seed_index))
+    except (ValueError, IndexError, KeyError) as error:
+        raise checkpoint.CheckpointError(
+            f"The checkpoint of step {saved.step} in {run.path} does not fit its config.yaml: {first_line(error)}."
+        ) from error
     return agent
 
 

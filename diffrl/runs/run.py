@@ -137,7 +137,8 @@ class Run:
 
     def write_config(self) -> None:
         """Write `config.yaml`: at the beginning, and when a resumed run is given more steps."""
-        write(self.path / "config.yaml", configuration.dump(self.config).encode())
+        config = dataclasses.replace(self.config, out=self.path.absolute())
+        write(self.path / "config.yaml", configuration.dump(config).encode())
 
     def seal(self) -> None:
         """Give the folder checksums, where an older version has made it without."""

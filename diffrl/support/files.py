@@ -7,7 +7,8 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,22 @@ def lock_file(path: Path) -> int | None:
             pass
         except OSError:
             return descriptor
+        os.close(descriptor)
+
+
+@contextmanager
+def alone(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """In the block this process alone makes the file `path`: while another one is at it, wait. waiting: hears of it."""
+    lock = path.with_name(f".{path.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if (descriptor := lock_file(lock)) is None:
+        waiting()
+        while (descriptor := lock_file(lock)) is None:
+            time.sleep(0.2)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
         os.close(descriptor)
 
 

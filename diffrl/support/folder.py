@@ -63,14 +63,16 @@ def what_works(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def held(folder: Path, then: str = "") -> Iterator[None]:
+def held(folder: Path, then: str = "", made: bool = False) -> Iterator[None]:
     """In the block this process alone works in the folder, which is made if need be; and removed if it stays empty.
 
     What a killed process left half-written in it is cleared. The lock is the system's, so that it ends with a process,
     however that ends. then: what to do once there is space again, where the disk fills up in the block; by default
-    `what_works`. Raises UserError where another process is in the folder, where it is none, and where the disk is full.
+    `what_works`. made: the folder has just been made for this.
+
+    Raises UserError where another process is in the folder, where it is none, and where the disk is full.
     """
-    made = not folder.exists()
+    made = made or not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = lock_file(folder / LOCK)
@@ -107,7 +109,7 @@ def claimed(out: Path | None, stem: str, files: Collection[str]) -> Iterator[Pat
     its first checkpoint is cleared away. Raises UserError where there is a run that can go on, or a file of the user's.
     """
     folder = _new(stem) if out is None else Path(out)
-    with held(folder):
+    with held(folder, made=out is None):
         refuse(folder, files)
         for name in (SUMS, *files, ABOUT):  # in this order, so that a cut leaves it ours
             (folder / name).unlink(missing_ok=True)
@@ -150,25 +152,32 @@ def verified(path: Path, say: bool = True) -> bytes:
 
     say: whether a folder without one is said to have none. Raises Damaged for other content, and where there is none.
     """
-    sums, folder = _read_sums(path.parent), path.parent
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise Damaged(path, f"cannot be read: {error.strerror or error}", "") from error
-    if sums is None:
-        if say:
-            say_once(f"{folder} has no checksums ({SUMS}; older versions wrote none): it is read unchecked.")
-    elif path.name not in sums:
+    folder, sums = path.parent, None
+    for _ in range(_ATTEMPTS):
+        sums = _read_sums(folder)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise Damaged(path, f"cannot be read: {error.strerror or error}", "") from error
+        if sums is None:
+            if say:
+                say_once(f"{folder} has no checksums ({SUMS}; older versions wrote none): it is read unchecked.")
+            return data
+        if _digest(data) in sums.get(path.name, ()):
+            return data
+    if sums is None or path.name not in sums:
         raise Damaged(folder / SUMS, f"is damaged: it does not tell of {path.name}", _WITHOUT)
-    elif _digest(data) not in sums[path.name]:
-        if path.name in EDITED:
-            raise Damaged(
-                path,
-                f"was changed since the run was made (its checksum in {SUMS} is another one)",
-                f"On purpose? `diffrl resume {folder} --accept-changes`. Otherwise restore it from a copy.",
-            )
-        raise Damaged(path, f"is damaged: its checksum does not match {SUMS}")
-    return data
+    if path.name in EDITED:
+        raise Damaged(
+            path,
+            f"was changed since the run was made (its checksum in {SUMS} is another one)",
+            f"On purpose? `diffrl resume {folder} --accept-changes`. Otherwise restore it from a copy.",
+        )
+    raise Damaged(path, f"is damaged: its checksum does not match {SUMS}")
+
+
+_ATTEMPTS = 3
+"""How often a file is compared with its checksum: another process may be replacing both."""
 
 
 def read_json(path: Path, say: bool = True) -> Any:

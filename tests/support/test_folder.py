@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,35 @@ def test_a_full_disk_says_what_will_work(tmp_path: Path, steps: tuple[int, ...],
         (folder / "checkpoints" / f"{step:09d}").mkdir(parents=True)
     with pytest.raises(UserError, match=f"No space left.*{works}"), held(folder):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_reader_beside_a_writer_sees_the_old_content_or_the_new(tmp_path: Path) -> None:
+    """A thread replaces the file, and its checksum with it, as fast as it can."""
+    file, done = tmp_path / "scores.json", threading.Event()
+    file.write_bytes(b"0")
+    folders.seal(tmp_path, (file.name,))
+
+    def write() -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            folders.write_json(file, number)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        seen = [folders.read_json(file)]
+        while seen[-1] < seen[0] + 10:
+            seen.append(folders.read_json(file))
+    finally:
+        done.set()
+        writer.join()
+    assert seen == sorted(seen)
+
+
+def test_a_folder_in_which_nothing_came_to_be_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (None, Path("mine")):
+        with claimed(out, "bc", ()) as folder:
+            assert folder.is_dir()
+        assert not folder.exists()

@@ -216,6 +216,15 @@ def test_an_edited_configuration_is_not_taken_unseen(run: Path, capsys: pytest.C
     assert np.shape(json.loads((run / "scores.json").read_text())["evaluations"][-1]["returns"]) == (2, 2)
 
 
+def test_an_accepted_change_that_does_not_fit_the_checkpoints_is_a_sentence(run: Path) -> None:
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("width: 8", "width: 9"))
+    with pytest.raises(UserError, match=r"does not fit its config\.yaml"):
+        diffrl.resume(run, steps=30, accept_changes=True, quiet=True)
+    with pytest.raises(UserError, match=r"does not fit its config\.yaml"):
+        diffrl.load_policy(run)
+
+
 def test_an_older_folder_is_sealed_when_it_goes_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unsealed(run)
     assert main(["resume", str(run), "--steps", "22"]) == 0
