@@ -199,7 +199,7 @@ IMAGES = ["finetune", "--batch", "16", "--queries", "160000", "--steps", "20", "
         ([*SYNTHER, "--steps", "9", "--out", "s.hdf5"], "s-synther/generated.f32", "The same command goes on."),
         ([*IMAGES, "--out", "images"], "images/checkpoints/000000000", "Go on with `diffrl resume images`."),
         ([*IMAGES, "--out", "images"], "images/images/000000.png", "Go on with `diffrl resume images`."),
-        (["online", "run", "--out", "o"], "o/checkpoints", "Go on with `diffrl resume o`."),
+        (["online", "run", "--no-compile", "--out", "o"], "o/checkpoints", "Go on with `diffrl resume o`."),
         (["evaluate", "run", "--episodes", "90000"], "", "Begin again with `diffrl evaluate run --episodes 90000`."),
         (
             ["finetune", "policy", "run", "--out", "d"],
