@@ -12,20 +12,11 @@ from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner
 from diffrl.images.algorithms.dpo import FILE as PAIRS_FILE
 from diffrl.images.config import DPOConfig, FinetuneConfig, SupervisedConfig
-from diffrl.images.evaluation import Classify, evaluate
+from diffrl.images.evaluation import Classify, alarm, evaluate
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import load_model
-from diffrl.images.run import (
-    FinetuneRun,
-    alarm,
-    evaluation_line,
-    grid_path,
-    no_signal,
-    plot_before_after,
-    plot_grid,
-    print_run,
-)
+from diffrl.images.run import FinetuneRun, evaluation_line, grid_path, plot_before_after, plot_grid, print_run
 from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, explaining_memory
@@ -108,7 +99,7 @@ class _Session:
             self.held_out = None if config.held_out is None else rewards.parse(config.held_out, device=device)
             self.classify = _classifier(config)
         self.setup = Setup(config, model, chain_of(model, config), _prompts(config, model), reward, world)
-        self.state = RunState(queries=config.scored_before, kl_weight=config.kl_weight)
+        self.state = RunState(queries=config.scored_before, kl_weight=config.kl_weight, say=self._say)
         self.algorithm = ALGORITHMS[config.algo](self.setup, self.state)
         self.tuner = Finetuner(self.setup, self.state, self.algorithm)
 
@@ -176,14 +167,11 @@ class _Session:
             self._save()
         if here and self._too_far(here[0]):
             return
-        per_round, silent = self._work_of_round(), state.silent
+        per_round = self._work_of_round()
         whole = per_round * config.rounds
         with stop_signals() as stopped, self._progress("Fine-tuning", whole, per_round * state.round):
             while state.round < config.rounds:
                 metrics = self.tuner.advance()
-                if state.silent and not silent:
-                    self._say(f"[yellow]{no_signal(state.round, self.algorithm.queries, metrics)}[/]")
-                silent = state.silent
                 if log is not None:
                     log.write(state.round, {n: [v] for n, v in {**metrics, "queries": state.queries}.items()})
                 last = state.round == config.rounds
