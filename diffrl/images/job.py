@@ -15,7 +15,7 @@ from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner
 from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import DPOConfig, FinetuneConfig, SupervisedConfig
-from diffrl.images.evaluation import Classify, evaluate
+from diffrl.images.evaluation import Classify, alarm, evaluate
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import load_model
@@ -23,10 +23,8 @@ from diffrl.images.run import (
     CONFIG,
     FILES,
     FinetuneRun,
-    alarm,
     evaluation_line,
     grid_path,
-    no_signal,
     plot_before_after,
     plot_grid,
     print_run,
@@ -125,7 +123,7 @@ class _Session:
             self.held_out = None if config.held_out is None else rewards.parse(config.held_out, device=device)
             self.classify = _classifier(config)
         self.setup = Setup(config, model, chain_of(model, config), _prompts(config, model), reward, world)
-        self.state = RunState(queries=config.scored_before, kl_weight=config.kl_weight)
+        self.state = RunState(queries=config.scored_before, kl_weight=config.kl_weight, say=self._say)
         self.algorithm = ALGORITHMS[config.algo](self.setup, self.state)
         self.tuner = Finetuner(self.setup, self.state, self.algorithm)
 
@@ -201,7 +199,7 @@ class _Session:
         began = saved_at = time.monotonic()
         before = float(history[-1]["seconds"]) if history else 0.0
         saved = state.round if checkpoint.steps(self.folder.path) else -1
-        per_round, silent = self._work_of_round(), state.silent
+        per_round = self._work_of_round()
         whole = per_round * config.rounds
         with stop_signals() as stopped, self._progress("Fine-tuning", whole, per_round * state.round):
             while True:
@@ -219,9 +217,6 @@ class _Session:
                 if last or (measures is not None and self._too_far(measures)):
                     break
                 metrics = self._round(state.round == saved)
-                if state.silent and not silent:
-                    self._say(f"[yellow]{no_signal(state.round, self.algorithm.queries, metrics)}[/]")
-                silent = state.silent
                 if log is not None:
                     log.write(state.round, {n: [v] for n, v in {**metrics, "queries": state.queries}.items()})
 

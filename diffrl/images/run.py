@@ -192,36 +192,6 @@ def warnings(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
     return found
 
 
-def no_signal(number: int, images: int, metrics: Mapping[str, float]) -> str:
-    """The sentence on the first round, `number`, whose rewards of so many images said nothing."""
-    if "reward_std" not in metrics:
-        said = "the reward's gradient is 0 at every image"
-    elif metrics["reward_std"] == 0:
-        said = f"all {images} rewards are {metrics['reward']:g}"
-    else:
-        said = "all images of each prompt have the same reward"
-    return (
-        f"Round {number}: {said}, so there is nothing to learn and no update is made (said once). "
-        "Does the reward look at the images?"
-    )
-
-
-def alarm(first: Mapping[str, float]) -> str | None:
-    """A sentence where the measures of the evaluation before the first round have all collapsed: no model is so bad.
-
-    Images that hardly differ, or all of one class: what is measured is then hardly what the model sampled.
-    """
-    limits = {"diversity": 1e-3, "class_entropy": 0.05}
-    measured = {name: limit for name, limit in limits.items() if math.isfinite(first.get(name, math.nan))}
-    if not measured or any(first[name] > limit for name, limit in measured.items()):
-        return None
-    found = ", ".join(f"{SAID[name]} {first[name]:.3g}" for name in measured)
-    return (
-        f"Before the first round the images are all alike ({found}): the model is broken, or its images were changed "
-        f"before they were measured. Look at {grid_path(Path(), 0)} in the run's folder before you go on."
-    )
-
-
 # --- In pictures ---------------------------------------------------------------------------------------------------
 
 

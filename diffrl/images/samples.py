@@ -199,6 +199,8 @@ class RunState:
     """Images sampled or trained on so far in the task that `on_progress` follows."""
     on_progress: Callable[[int], None] = lambda images: None
     """Called with `images` whenever the count rises."""
+    say: Callable[[str], None] = lambda text: None
+    """Hears a sentence for the user."""
 
     def passed(self, n: int) -> None:
         """Count n more images."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +138,14 @@ def _fit(
         title += f", evaluated in {escape(run.task.env_text)}" if run.task.env_id else ". NO SCORES: no environment"
     origin = {"algo": settings.algo, "start_run": str(settings.start_run), "start_steps": list(settings.start_steps)}
     with watched(run, f"{title}. Run: {run.path}", quiet, saved) as observer:
-        trainer = _trainer(run, settings, agent, preferences)
+        trainer = _trainer(run, settings, agent, preferences, observer.message)
         scores = fit(run, agent, trainer, observer, saved, {"finetune": origin})
     return finished(run, scores, quiet)
 
 
-def _trainer(run: Run, settings: TuningConfig, agent: Agent, preferences: Preferences | None) -> Trainer:
+def _trainer(
+    run: Run, settings: TuningConfig, agent: Agent, preferences: Preferences | None, say: Callable[[str], None]
+) -> Trainer:
     generator = source_of_randomness(agent, ENTROPY)
     evaluator = StackEvaluator(run, agent)
     if isinstance(settings, DPPOConfig):
@@ -155,6 +158,7 @@ def _trainer(run: Run, settings: TuningConfig, agent: Agent, preferences: Prefer
             generator,
             evaluator,
             on_close=evaluator.close,
+            say=say,
         )
     assert isinstance(settings, DPOConfig)
     assert preferences is not None
@@ -184,6 +188,7 @@ def _preferences(start: Run, settings: TuningConfig, quiet: bool) -> Preferences
     if settings.preferences != "auto":
         found = Preferences.read(settings.preferences)
         found.check_sizes(start.observation_size, start.action_size, settings.preferences)
+        found.check_preferred(settings.preferences)
         return found
     # One set for all seeds, of the first of the run's: what they are told is not what seeds are to differ in.
     return label_segments(

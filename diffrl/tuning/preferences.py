@@ -20,6 +20,7 @@ Floats = NDArray[np.float32]
 FORMAT = "diffrl-preferences-1"
 """The entry `format` of a file's header."""
 _COLUMNS = ("observations_w", "actions_w", "observations_l", "actions_l")
+_KINDS = ("observations", "actions")
 _ATTEMPTS = 100
 """How often pairs of equal worth are drawn again before all segments are taken to be equal."""
 
@@ -48,7 +49,7 @@ class Preferences:
                 raise UserError(f"{name} has shape {column.shape}; expected (pairs, steps, size).")
             if not np.isfinite(column).all():
                 raise UserError(f"{name} of pair {np.argwhere(~np.isfinite(column))[0, 0]} is not finite.")
-        for kind in ("observations", "actions"):
+        for kind in _KINDS:
             w, l = getattr(self, f"{kind}_w"), getattr(self, f"{kind}_l")  # noqa: E741
             if w.shape != l.shape or w.shape[:2] != self.observations_w.shape[:2]:
                 raise UserError(
@@ -75,6 +76,14 @@ class Preferences:
             raise UserError(
                 f"{source} holds observations of {sizes[0]} and actions of {sizes[1]} dimensions; the run's have "
                 f"{observation_size} and {action_size}."
+            )
+
+    def check_preferred(self, source: str) -> None:
+        """Raise UserError where both segments of every pair are the same: nothing is preferred. `source` is named."""
+        if all(np.array_equal(getattr(self, f"{kind}_w"), getattr(self, f"{kind}_l")) for kind in _KINDS):
+            raise UserError(
+                f"In {source} the preferred segment of each of the {len(self)} pairs is the other one too, so there is "
+                "nothing to learn; expected two segments that differ."
             )
 
     def write(self, path: Path | str, about: dict[str, object] | None = None) -> Path:
@@ -161,5 +170,5 @@ def label_segments(
     w, l = starts[np.where(first, drawn.T, drawn.T[::-1])]  # noqa: E741
     steps = np.arange(segment)
     rows = {"w": w[:, None] + steps, "l": l[:, None] + steps}
-    columns = [getattr(dataset, kind)[rows[side]] for side in "wl" for kind in ("observations", "actions")]
+    columns = [getattr(dataset, kind)[rows[side]] for side in "wl" for kind in _KINDS]
     return Preferences(*columns)
