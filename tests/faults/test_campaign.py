@@ -10,6 +10,8 @@ import pytest
 from tests.faults import disks, forked, kills
 from tests.faults.campaign import Campaign, numbers
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are watched by Linux's /proc and inotify")
+
 WRONG = (forked.UNCLEAR, forked.TRACEBACK, forked.HANG, forked.BLOWUP, forked.OUTSIDE)
 QUICK = {
     "HDF5 of ours, bytes": (0, 1),
