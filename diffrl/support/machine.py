@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import reprlib
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,7 +107,9 @@ def resolve_device(name: str) -> str:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"There is no device {name!r}: expected --device cpu, cuda, cuda:N or auto.") from error
+        raise UserError(
+            f"There is no device {reprlib.repr(name)}: expected --device cpu, cuda, cuda:N or auto."
+        ) from error
     try:
         torch.zeros((), device=device).item()
     except (RuntimeError, AssertionError) as error:

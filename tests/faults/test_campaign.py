@@ -9,21 +9,29 @@ import pytest
 
 from tests.faults import disks, forked, kills
 from tests.faults.campaign import Campaign, numbers
-from tests.faults.kinds import KINDS
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are watched by Linux's /proc and inotify")
 
 WRONG = (forked.UNCLEAR, forked.TRACEBACK, forked.HANG, forked.BLOWUP, forked.OUTSIDE)
-QUICK = tuple(name for name in KINDS if name.startswith(("HDF5", "npz")) or name == "run, train")
+QUICK = {
+    "HDF5 of ours, bytes": (0, 1),
+    "HDF5, structure": (0, 4),
+    "HDF5, links": (4, 14, 15),
+    "npz, members": (3, 35),
+    "run, train": (2, 17),
+}
+"""Of some kinds the numbers of cases; all but the first kind's went wrong on the commit before."""
 
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    return Campaign(tmp_path_factory.mktemp("campaign"), QUICK)
+    return Campaign(tmp_path_factory.mktemp("campaign"), tuple(QUICK))
 
 
 @pytest.mark.parametrize("kind", QUICK)
 def test_a_few_damages(kind: str, campaign: Campaign) -> None:
-    """The first of each kind; the rest are slow."""
-    for number in range(3):
+    """Huge sizes, links to elsewhere, odd archives, a damaged best checkpoint; the rest are slow."""
+    for number in QUICK[kind]:
         made = campaign.make(kind, number)
         assert made.became not in WRONG, made
         assert not made.silent, made

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 from tests.faults import forked, hdf5, kinds, sound
 from tests.faults.campaign import numbers
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are watched by Linux's /proc and inotify")
 
 
 @pytest.fixture

@@ -19,6 +19,12 @@ def test_a_mistyped_device_is_told_what_is_expected(name: str) -> None:
     assert str(caught.value) == f"There is no device {name!r}: expected --device cpu, cuda, cuda:N or auto."
 
 
+def test_a_very_long_name_is_cut() -> None:
+    with pytest.raises(UserError, match="There is no device 'xxx") as caught:
+        resolve_device("x" * 100_000)
+    assert len(str(caught.value)) < 120
+
+
 @pytest.mark.parametrize("name", ["cuda:99", "mps", "meta"])
 def test_a_device_that_is_not_there_is_told_in_one_line(name: str) -> None:
     """Also where PyTorch's own reason is long; "meta" is a device that holds no numbers."""
