@@ -254,7 +254,9 @@ def capped(task: Task, env: gymnasium.Env[Any, Any] | None, dataset: OfflineData
     cut = dataset is not None and bool(dataset.timeouts[:-1].any())
     steps = longest if cut else max(longest, NO_DATA_LIMIT)
     why = "as long as the data's longest" if steps == longest else "as the data say of no limit either"
-    console.print(f"{task.env_id} has no time limit: its episodes are cut after {steps:,} steps, {why}.")
+    console.print(
+        f"{task.env_id} has no time limit: its episodes are cut after {steps:,} steps, {why} (--max-episode-steps)."
+    )
     return replace(task, max_episode_steps=steps)
 
 

@@ -19,7 +19,7 @@ from diffrl.support.folder import ABOUT, read_json, read_tensors, seal, sealed, 
 from diffrl.support.machine import versions
 from diffrl.support.schema import read_yaml, to_yaml
 from diffrl.training import checkpoint
-from envs.task import Task, fitting_env
+from envs.task import Task, capped, fitting_env
 
 OFFLINE, ONLINE, IMAGES = "offline", "online", "images"
 """What `kind` in a folder's run.json may say; of a policy that is fine-tuned it says the algorithm, such as dppo."""
@@ -104,6 +104,7 @@ class Run:
         if task is self.task:
             return self
         if (opened := fitting_env(str(self.path), task, self.observation_size, self.action_size)) is not None:
+            task = capped(task, opened, None)
             opened.close()
         return dataclasses.replace(self, task=task)
 
