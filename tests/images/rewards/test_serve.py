@@ -291,3 +291,36 @@ def test_a_png_is_what_it_was() -> None:
     pixels = protocol.decode(base64.b64encode(file.getvalue()).decode(), 0)
     assert pixels.shape == (3, 2, 3)
     assert pixels[:, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_it_listens_to_this_machine_alone() -> None:
+    """Another address of this machine than the loopback's reaches nothing."""
+    with serve.server(Mean()) as http:
+        assert http.server_address[0] == "127.0.0.1"
+        address = http.socket.getsockname()
+        with pytest.raises(OSError, match=r"refused"):
+            socket.create_connection(("127.0.0.2", address[1]), timeout=5).close()
+
+
+def test_an_answer_that_comes_byte_by_byte_is_given_up() -> None:
+    """The limit is of the whole answer: a socket's own begins anew with every byte."""
+    with socket.create_server(("127.0.0.1", 0)) as slow:
+
+        def drip() -> None:
+            connection, _ = slow.accept()
+            with connection:
+                connection.recv(1 << 16)
+                try:
+                    connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                    for _ in range(100):
+                        connection.sendall(b" ")
+                        time.sleep(0.05)
+                except OSError:
+                    pass
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        url = f"http://127.0.0.1:{slow.getsockname()[1]}"
+        with pytest.raises(RewardError, match=r"gave no answer within 0\.2 s"):
+            ask(Remote(url, timeout=0.2, retries=0), torch.zeros(1, 1, 8, 8), [""])
+        thread.join()
