@@ -46,6 +46,9 @@ _ROWS_2 = (
     "SynthER's seeds are hashed as all others are: other rows held out, other batches and noise (version 2 of rows)"
 )
 _FIDELITY = "useless rows are told by two more measures: of shuffled columns, and the distance of rows to one another"
+_WHOLE_ENVIRONMENT = (
+    "an environment is recorded with its time limit, wrappers and origin, not by id and arguments alone"
+)
 ACCEPTED: dict[str, str] = {
     "synther*/new-synther/fidelity.json:sliced_w2_of_shuffled_columns": _FIDELITY,
     "synther*/new-synther/fidelity.json:variety": _FIDELITY,
@@ -61,6 +64,8 @@ ACCEPTED: dict[str, str] = {
     "online-synthetic/checkpoints/*": _ROWS_2,
     "online-synthetic/metrics.csv:*": _ROWS_2,
     "online-synthetic/scores.json:*": _ROWS_2,
+    "*/run.json:task": _WHOLE_ENVIRONMENT,
+    "*/evaluation.json:env": _WHOLE_ENVIRONMENT,
 }
 """Differences that are meant: a pattern of RUN/FILE:PART, as in "synther*/*.hdf5:*", and the reason."""
 

@@ -1,8 +1,6 @@
 """`python -m diffrl VERB ...`: the command line where no script is at hand, as under `accelerate launch`."""
 
-import sys
-
-from diffrl.cli import main
+from diffrl.cli import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

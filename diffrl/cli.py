@@ -1,10 +1,13 @@
 """The command line, `diffrl VERB ...`. Each verb's code is imported when it is called."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 from diffrl.support.errors import UserError, nearest
+from diffrl.support.stopping import Interrupted, stop_signals
 
 HELP = """diffrl: offline reinforcement learning on one diffusion core
 
@@ -128,10 +131,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; give its exit code. A user's mistake prints a few lines and gives 2.
 
     Where the reader of our output has gone, as after `| head -1`, the command ends without a word and gives 1.
+    SIGINT and SIGTERM end it within seconds, saved, by 130; a second one at once.
     """
     try:
         try:
-            return _command(list(sys.argv[1:] if arguments is None else arguments))
+            with stop_signals(at_once=True, deadly=True):
+                return _command(list(sys.argv[1:] if arguments is None else arguments))
         finally:
             sys.stdout.flush()  # so that what is still buffered fails here, not while Python shuts down
     except BrokenPipeError:
@@ -161,9 +166,19 @@ def _command(words: Sequence[str]) -> int:
         print(f"diffrl: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("diffrl: interrupted.", file=sys.stderr)
-        return 130
+        print(f"diffrl: Stopped. Begin again with `{shlex.join(['diffrl', *words])}`.", file=sys.stderr)
+        return Interrupted.exit_code
+
+
+def script() -> NoReturn:
+    """Run one command as a process of its own: `diffrl` on the command line."""
+    code = main()
+    if code == Interrupted.exit_code:
+        # All is saved and said; what libraries do at a process's end, such as waiting for compilers, takes seconds.
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

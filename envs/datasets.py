@@ -18,12 +18,17 @@ from typing import Literal
 from diffrl.data import d4rl
 from diffrl.data import minari as minari_format
 from diffrl.data.offline import ACTION_LIMIT, OfflineDataset
+from diffrl.support.console import console
 from diffrl.support.errors import DataError, UserError
-from diffrl.support.files import data_directory
+from diffrl.support.files import alone, data_directory
 from envs import registry
 
 FILE_SUFFIXES = (".hdf5", ".h5", ".npz")
 _OF_PACKAGE = "{0} is a data set of another package, which makes or fetches it itself: use it as --dataset {0}."
+
+
+_told: set[Path] = set()
+"""The files that have been said to have no checksum."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +129,12 @@ def load_dataset(
     *,
     action_limit: float | None = ACTION_LIMIT,
     check: bool = True,
+    infos: bool = False,
 ) -> OfflineDataset:
     """Load a data set by D4RL id, another package's id, Minari id or path; `rows` keeps its first rows.
+
+    infos: of an HDF5 file or npz, load `infos/*` too, which no training needs and which may be larger than all else.
+    A file without a checksum is said to have none, with `progress`, once in a process.
 
     A maze2d data set that is not on this machine is generated first (with `rows`, only as many). Nothing is
     downloaded: where the file is missing the DataError says how to get it. `check` and `action_limit` are those of
@@ -139,17 +148,24 @@ def load_dataset(
         dataset = dataset if rows is None else dataset.head(rows)
     elif origin.kind == "minari":
         is_path = origin.name == str(origin.path)
-        dataset = minari_format.read(origin.path if is_path else origin.name, action_limit=action_limit, check=check)
-        dataset = dataset if rows is None else dataset.head(rows)
+        source = origin.path if is_path else origin.name
+        dataset = minari_format.read(source, action_limit=action_limit, check=check, rows=rows)
     else:
         path = origin.path
         if benchmark is not None and not origin.exists:
             path = _generate_missing(benchmark, rows, progress)
         steps = None if benchmark is None else benchmark.max_episode_steps
-        dataset = d4rl.read(path, max_episode_steps=steps, action_limit=action_limit, rows=rows, check=check)
+        dataset = d4rl.read(
+            path, max_episode_steps=steps, action_limit=action_limit, rows=rows, check=check, infos=infos
+        )
+        if progress and path.suffix != ".npz" and path not in _told and not d4rl.has_checksum(path):
+            _told.add(path)
+            advice = f"`diffrl data info {name} --add-checksum` adds one."
+            console.print(f"{path} has no checksum: damage to it would go unseen. {advice}", markup=False)
     dataset.metadata["dataset"] = origin.name
     if benchmark is not None and benchmark.env_id is not None:
         dataset.metadata["env_id"] = benchmark.env_id
+        dataset.metadata.pop("env_spec", None)
     return dataset
 
 
@@ -160,15 +176,21 @@ def _generate_missing(benchmark: registry.Benchmark, rows: int | None, progress:
             f"`diffrl data download {benchmark.id}`, or give the path of a local file instead."
         )
     path = cached_path(benchmark.id, rows)
-    return path if path.is_file() else generate(benchmark.id, rows=rows, progress=progress)
+    return path if path.is_file() else generate(benchmark.id, rows=rows, progress=progress, again=False)
 
 
 def generate(
-    benchmark_id: str, path: Path | None = None, rows: int | None = None, seed: int = 0, progress: bool = True
+    benchmark_id: str,
+    path: Path | None = None,
+    rows: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    again: bool = True,
 ) -> Path:
     """Generate a maze2d data set with D4RL's own recipe and return its file, `cached_path(...)` unless given.
 
-    `rows=None` means as many as D4RL's (1, 2 or 4 million). Raises UserError for any other benchmark.
+    Where another process is generating that file, this one waits. again: then generate it nevertheless. `rows=None`
+    means as many as D4RL's (1, 2 or 4 million). Raises UserError for any other benchmark.
     """
     benchmark = registry.get(benchmark_id)
     if not registry.is_d4rl(benchmark_id):
@@ -183,7 +205,10 @@ def generate(
     from envs import maze2d
 
     target = path or cached_path(benchmark_id, rows, seed)
-    return maze2d.generate(benchmark_id, target, rows, seed=seed, progress=progress)
+    with alone(target, lambda: console.print(f"Waiting for another process, which is generating {target}.")):
+        if target.is_file() and not again:
+            return target
+        return maze2d.generate(benchmark_id, target, rows, seed=seed, progress=progress)
 
 
 def download(name: str, force: bool = False, progress: bool = True) -> Path:
@@ -230,7 +255,7 @@ def _alternatives(benchmark: registry.Benchmark) -> str:
 
 def _verify(benchmark: registry.Benchmark) -> Callable[[Path], None]:
     def verify(path: Path) -> None:
-        d4rl.read(path, max_episode_steps=benchmark.max_episode_steps)
+        d4rl.read(path, max_episode_steps=benchmark.max_episode_steps, infos=False)  # `seal` reads them, in parts
         d4rl.seal(path)
 
     return verify

@@ -1,17 +1,22 @@
 """Tasks: the environment that a policy is evaluated in, and the references that make scores of its returns."""
 
-import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
-import numpy as np
 from numpy.typing import NDArray
 
+from diffrl.data.env_spec import BENCHMARK, USER, EnvSpec, parse_kwargs
+from diffrl.data.observations import goal_left_out, parts_in
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.console import console
-from diffrl.support.errors import UserError, nearest
-from envs import registry
+from diffrl.support.errors import DataError, UserError
+from diffrl.support.schema import Count, held
+from envs import making, registry
+from envs.making import CannotRebuild, make_env
+
+__all__ = ["Task", "find_task", "make_env", "open_task"]
 
 
 @dataclass(frozen=True)
@@ -26,86 +31,237 @@ class Task:
     """The benchmark whose references normalise returns; None: there are none."""
     comparable: bool
     """Whether data and environment are that benchmark's, so that scores compare with published ones."""
+    max_episode_steps: int | None = None
+    """Steps after which an episode is cut; None: as the id is registered; -1: never."""
+    wrappers: Sequence[Mapping[str, Any]] = ()
+    """Gymnasium's specifications of the environment's wrappers, as Minari stores them."""
+    env_origin: str = ""
+    """Where the environment is from: --env, the benchmark, or the entry of the data that names it; "": not recorded."""
+    observation_parts: Sequence[str] | None = None
+    """Of dictionary observations, the keys that make the policy's vector; None: all, or there are no dictionaries."""
+
+    def __post_init__(self) -> None:
+        # What a damaged run.json may hold.
+        wrappers, parts = self.wrappers, self.observation_parts
+        limited = self.max_episode_steps is None or isinstance(self.max_episode_steps, int)
+        if not (isinstance(self.env_id, str | None) and isinstance(self.env_kwargs, dict) and limited):
+            raise TypeError("the environment in its task is no id with arguments and a time limit")
+        if not (
+            isinstance(wrappers, list | tuple) and all(isinstance(one, Mapping) and "name" in one for one in wrappers)
+        ):
+            raise TypeError("the wrappers in its task are no list of wrappers")
+        if parts is not None and not (isinstance(parts, list | tuple) and all(isinstance(key, str) for key in parts)):
+            raise TypeError("the observation_parts in its task are no list of names")
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """The environment as one value; None: there is none."""
+        if self.env_id is None:
+            return None
+        return EnvSpec(
+            self.env_id, self.env_kwargs, self.max_episode_steps, tuple(self.wrappers), origin=self.env_origin
+        )
+
+    @property
+    def env_text(self) -> str:
+        """The environment in words, such as Pendulum-v1(g=2, 50 steps) (--env); where from, only if it is not plain."""
+        spec = self.spec
+        if spec is None:
+            return "none"
+        text = str(spec)
+        return text if text == spec.id or not self.env_origin else f"{text} ({self.env_origin})"
 
     def make(self) -> gymnasium.Env[Any, Any]:
         """Make the environment. Raises UserError where it is unknown or not installed."""
-        assert self.env_id is not None
-        return make_env(self.env_id, self.env_kwargs)
+        assert self.spec is not None
+        return making.make(self.spec, self.observation_parts)
 
-    def score(self, returns: NDArray[np.float64]) -> NDArray[np.float64]:
+    def within(self, spec: EnvSpec | None) -> "Task":
+        """This task in another environment; None: in none."""
+        if spec is None:
+            return replace(self, env_id=None, env_kwargs={}, max_episode_steps=None, wrappers=(), env_origin="")
+        return replace(
+            self,
+            env_id=spec.id,
+            env_kwargs=dict(spec.kwargs),
+            max_episode_steps=spec.max_episode_steps,
+            wrappers=tuple(spec.wrappers),
+            env_origin=spec.origin,
+        )
+
+    def changed(self, env: str | None, env_kwargs: Sequence[str], max_episode_steps: int | None) -> "Task":
+        """This task as the options --env, --env-kwargs and --max-episode-steps change it; itself without them.
+
+        Raises UserError where they do not fit together.
+        """
+        if env is None and not env_kwargs and max_episode_steps is None:
+            return self
+        spec = asked_spec(env, env_kwargs, max_episode_steps, self.spec)
+        reference = self.reference
+        if spec is not None and spec.id != self.env_id:
+            reference = registry.reference_of(spec.id)
+        return replace(self.within(spec), reference=reference, comparable=False)
+
+    def score(self, returns: NDArray[Any]) -> NDArray[Any]:
         """The normalised scores (x100) of returns, elementwise."""
         assert self.reference is not None
         return registry.normalised_score(self.reference, returns)
 
 
-def make_env(env_id: str, kwargs: dict[str, Any] | None = None) -> gymnasium.Env[Any, Any]:
-    """Make an environment as `gymnasium.make` does. Raises UserError, saying what to do, where that fails."""
-    if env_id.startswith(("Adroit", "Franka", "AntMaze", "PointMaze")):
-        try:
-            import gymnasium_robotics
-        except ImportError as error:
-            raise UserError(
-                f"{env_id} needs gymnasium-robotics: `pip install 'diffrl[robotics]'`; or `--env none`."
-            ) from error
-        gymnasium.register_envs(gymnasium_robotics)
-    try:
-        with warnings.catch_warnings():
-            # Gymnasium recommends v5; D4RL's scores belong to v4, chosen on purpose.
-            warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
-            return gymnasium.make(env_id, **(kwargs or {}))
-    except gymnasium.error.UnregisteredEnv as error:
-        raise UserError(
-            f"There is no environment {env_id!r} in Gymnasium: {nearest(env_id, gymnasium.registry)} "
-            "Without an environment: --env none."
-        ) from error
-    except (ImportError, gymnasium.error.Error) as error:
-        raise UserError(f"The environment {env_id!r} cannot be made: {error}. Without it: --env none.") from error
+def asked_spec(
+    env: str | None, env_kwargs: Sequence[str], max_episode_steps: int | None, otherwise: EnvSpec | None
+) -> EnvSpec | None:
+    """The environment of --env, else `otherwise`, with --env-kwargs and --max-episode-steps; None: none is wanted.
+
+    Raises UserError for arguments without an environment.
+    """
+    kwargs = parse_kwargs(env_kwargs)
+    held(max_episode_steps, Count | None, "--max-episode-steps")
+    spec = otherwise if env is None else None if env == "none" else EnvSpec(env, origin=USER)
+    if spec is None:
+        if kwargs or max_episode_steps is not None:
+            flag = "--env-kwargs" if kwargs else "--max-episode-steps"
+            raise UserError(f"{flag} is given, but there is no environment: name one with --env ID.")
+        return None
+    changed = spec.changed(kwargs, max_episode_steps)
+    if changed is spec:
+        return spec
+    words = [*(f"--env-kwargs {key}" for key in kwargs), *(["--max-episode-steps"] if max_episode_steps else [])]
+    return replace(changed, origin=f"{spec.origin}, changed by {', '.join(words)}" if env is None else USER)
 
 
-def find_task(name: str, dataset: OfflineDataset, *, env: str | None = None, rows: int | None = None) -> Task:
+def find_task(
+    name: str,
+    dataset: OfflineDataset,
+    *,
+    env: str | None = None,
+    rows: int | None = None,
+    env_kwargs: Sequence[str] = (),
+    max_episode_steps: int | None = None,
+) -> Task:
     """The task of a data set: in `env` ("none": without one), else the benchmark's environment, else the data file's.
 
     name: the data set's, as the user gave it. rows: the number of first rows used, or None for all: scores of a part
-    do not compare with published ones.
+    do not compare with published ones. env_kwargs: words KEY=VALUE, further arguments of the environment.
+    max_episode_steps: another time limit. Raises UserError where these do not fit together, or the environment that the
+    file names cannot be rebuilt.
     """
     benchmark = registry.get(name) if registry.known(name) else None
     own = None if benchmark is None else benchmark.env_id
-    env_id = env or own or dataset.metadata.get("env_id")
-    env_id = None if env_id == "none" else env_id
-    kwargs = dict(benchmark.env_kwargs) if benchmark is not None and env_id == own else {}
+    base = Task(None, {}, None, False, observation_parts=parts_in(dataset.metadata))
+    if benchmark is not None and own is not None and env in (None, own):
+        spec: EnvSpec | None = EnvSpec(own, dict(benchmark.env_kwargs), origin=BENCHMARK if env is None else USER)
+        changed = asked_spec(None, env_kwargs, max_episode_steps, spec)
+    else:
+        of_data = EnvSpec.of(dataset.metadata) if env is None else None
+        if of_data is not None:
+            given = parse_kwargs(env_kwargs)  # what the user says of an argument is the user's
+            making.check_rebuilt(replace(of_data, kwargs={k: v for k, v in of_data.kwargs.items() if k not in given}))
+        changed = spec = asked_spec(env, env_kwargs, max_episode_steps, of_data)
+    env_id = None if changed is None else changed.id
+    task = base.within(changed)
     if benchmark is not None and benchmark.ref_min is not None:
-        return Task(env_id, kwargs, benchmark.id, comparable=env_id == own and rows is None)
-    return Task(env_id, kwargs, registry.reference_of(env_id) if env_id else None, comparable=False)
+        comparable = env_id == own and rows is None and changed is spec
+        return replace(task, reference=benchmark.id, comparable=comparable)
+    return replace(task, reference=registry.reference_of(env_id) if env_id else None)
 
 
 def open_task(
-    name: str, dataset: OfflineDataset, *, env: str | None = None, rows: int | None = None
+    name: str,
+    dataset: OfflineDataset,
+    *,
+    env: str | None = None,
+    rows: int | None = None,
+    env_kwargs: Sequence[str] = (),
+    max_episode_steps: int | None = None,
 ) -> tuple[Task, gymnasium.Env[Any, Any] | None]:
     """The task of a data set (`find_task`) and its environment, whose spaces are checked against the data.
 
     Raises UserError where the spaces do not fit, or the environment cannot be made. Where it was the data file and not
-    the user that named it, prints the reason instead and goes on without an environment.
+    the user that named it, and it is not here, prints the reason instead and goes on without an environment; what is
+    here but cannot be rebuilt as the file says is refused.
     """
-    task = find_task(name, dataset, env=env, rows=rows)
+    task = find_task(name, dataset, env=env, rows=rows, env_kwargs=env_kwargs, max_episode_steps=max_episode_steps)
+    if remark := goal_left_out(dataset.metadata):
+        console.print(remark, markup=False)
+    if env not in (None, "none") and (said := _otherwise(task, dataset)):
+        console.print(said, style="yellow", markup=False)
     try:
-        return task, _fitting_env(name, task, dataset)
+        return task, fitting_env(name, task, dataset.observation_size, dataset.action_size)
+    except CannotRebuild:
+        raise
     except UserError as error:
-        if env is not None or registry.known(name):
+        if env is not None or env_kwargs or max_episode_steps is not None or registry.known(name):
             raise
-        console.print(f"[yellow]Going on without an environment. {error}[/]")
-        return replace(task, env_id=None), None
+        console.print(f"Going on without an environment. {error}", style="yellow", markup=False)
+        return task.within(None), None
 
 
-def _fitting_env(name: str, task: Task, dataset: OfflineDataset) -> gymnasium.Env[Any, Any] | None:
-    """The task's environment. Raises UserError where its spaces are not those of the data."""
+def _otherwise(task: Task, dataset: OfflineDataset) -> str | None:
+    """What to say where --env names the data's environment, but not as the data have it; None: nothing."""
+    try:
+        of_data = EnvSpec.of(dataset.metadata)
+    except DataError:
+        return None
+    if (
+        of_data is None
+        or "env_spec" not in dataset.metadata
+        or of_data.id != task.env_id
+        or str(of_data) == str(task.spec)
+    ):
+        return None
+    return f"The data's own environment is {of_data}, and --env asks for {task.spec}: leave --env out for the data's."
+
+
+def fitting_env(name: str, task: Task, observation_size: int, action_size: int) -> gymnasium.Env[Any, Any] | None:
+    """The task's environment; None: it has none. Raises UserError where its spaces are not of these sizes.
+
+    name: what the sizes are of, a data set or a run.
+    """
     if task.env_id is None:
         return None
     env = task.make()
-    for kind, size in (("observation", dataset.observation_size), ("action", dataset.action_size)):
+    for kind, size in (("observation", observation_size), ("action", action_size)):
         space = getattr(env, f"{kind}_space")
         if not isinstance(space, gymnasium.spaces.Box) or space.shape != (size,):
             raise UserError(
-                f"{task.env_id} and {name} do not fit: the environment's {kind}s are {space}, the data's "
+                f"{task.env_id} and {name} do not fit: the environment's {kind}s are {str(space)[:200]}, the data's "
                 f"have {size} dimensions. Name the environment the data came from with --env."
             )
+    if isinstance(env, making.FlatObservation) and task.observation_parts is None:
+        inner: Any = env.env.observation_space
+        if isinstance(inner, gymnasium.spaces.Dict):
+            keys = ", ".join(inner.spaces)
+            console.print(f"Observations of {task.env_id} are flattened in Gymnasium's order: {keys}.", markup=False)
     return env
+
+
+NO_DATA_LIMIT = 1000
+"""Steps after which an episode is cut where neither environment nor data say."""
+
+
+def capped(task: Task, env: gymnasium.Env[Any, Any] | None, dataset: OfflineDataset | None) -> Task:
+    """The task with a time limit, where its environment `env` has none of its own: else an episode may never end.
+
+    The limit is the data's longest episode; where no episode of theirs was cut, which says nothing of a limit, at
+    least 1,000 steps, as where there are no data. It is part of the task, so that every evaluation has the same, and is
+    said.
+    """
+    if env is None or _time_limit(env) is not None:
+        return task
+    longest = 0 if dataset is None else int(dataset.episode_lengths().max())
+    # The last row ends an episode too, and says nothing.
+    cut = dataset is not None and bool(dataset.timeouts[:-1].any())
+    steps = longest if cut else max(longest, NO_DATA_LIMIT)
+    why = "as long as the data's longest" if steps == longest else "as the data say of no limit either"
+    console.print(f"{task.env_id} has no time limit: its episodes are cut after {steps:,} steps, {why}.")
+    return replace(task, max_episode_steps=steps)
+
+
+def _time_limit(env: gymnasium.Env[Any, Any]) -> int | None:
+    """The steps after which an environment cuts an episode, by a wrapper; None: it has none."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, gymnasium.wrappers.TimeLimit):
+            return int(env._max_episode_steps)
+        env = env.env
+    return None

@@ -189,6 +189,6 @@ def test_an_evaluation_of_an_untrained_average_is_announced(
     start: int, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = "diffusion_ql/maze2d-umaze-v1-small --steps 5 --rows 500 --eval-episodes 1 --seeds 0 --agent.width 8"
-    start_words = ["--agent.ema-start", str(start), "--out", str(tmp_path / "run")]
+    start_words = ["--agent.denoising-steps", "2", "--agent.ema-start", str(start), "--out", str(tmp_path / "run")]
     assert main(["train", *words.split(), *start_words]) == 0
     assert ("Up to step 5 the policy that acts is untrained" in capsys.readouterr().err) == warned

@@ -10,7 +10,8 @@ from kinds import SESSIONS, newest_step
 
 PART = 15 * 2**20
 """Bytes of a part: a file that comes back has at most 16 MiB."""
-RUN_FILES = ("config.yaml", "run.json", "preprocessing.safetensors", "scores.json", "metrics.csv", SESSIONS)
+_NEVER_CHANGE = ("config.yaml", "run.json", "preprocessing.safetensors", "SHA256SUMS")
+RUN_FILES = (*_NEVER_CHANGE, "scores.json", "metrics.csv", SESSIONS)
 
 
 def files_of(run: Path) -> list[Path]:

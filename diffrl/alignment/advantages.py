@@ -15,7 +15,8 @@ class PromptStatistics:
 
     Mean and deviation are of the last `size` rewards of the same prompt, those just seen among them. A prompt with
     fewer than `least` of them takes those of the whole batch instead, and so does every prompt with size = 0. `clip`
-    limits |A| (None: no limit). Defaults as published.
+    limits |A| (None: no limit). Defaults as published. Of
+    equal rewards they are exactly 0, and not rounding.
 
     `state_dict` is plain JSON: a run that is resumed with it goes on as if it had not stopped.
     """
@@ -62,6 +63,9 @@ class PromptStatistics:
 
 
 def _moments(values: Tensor) -> tuple[float, float]:
+    """Mean and deviation; of equal values exactly these and 0: the mean of ten .1 is not .1."""
+    if values.numel() and values.min() == values.max():
+        return values[0].item(), 0.0
     return values.mean().item(), values.std(correction=0).item()
 
 
@@ -73,12 +77,13 @@ def group_advantages(rewards: Tensor, *, scale: bool = True, clip: float | None 
         gradient is unbiased up to a factor (G - 1)/G.
     clip: limits |A|, where given.
 
-    1e-4 is added to the deviation (Flow-GRPO): a group of equal rewards teaches nothing, and not its rounding.
+    1e-4 is added to the deviation (Flow-GRPO). A group of equal rewards teaches nothing: its advantages are exactly 0.
     Raises ValueError for groups of one.
     """
     if rewards.ndim == 0 or rewards.shape[-1] < 2:
         raise ValueError(f"a group needs at least two samples of its prompt, got shape {tuple(rewards.shape)}")
-    advantages = rewards - rewards.mean(-1, keepdim=True)
+    equal = rewards.amax(-1, keepdim=True) == rewards.amin(-1, keepdim=True)
+    advantages = torch.where(equal, 0.0, rewards - rewards.mean(-1, keepdim=True))
     if scale:
         advantages = advantages / (rewards.std(-1, correction=0, keepdim=True) + 1e-4)
     return advantages if clip is None else advantages.clamp(-clip, clip)

@@ -1,5 +1,6 @@
 """Generated rows to disk, chunk by chunk: bounded memory, and the same rows however often it is cut."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ from diffrl.augment import streams
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.seeds import generator_at
+from diffrl.support.stopping import Stopped, at_once
 
-ROWS, ABOUT = "generated.f32", "generated.json"
+ROWS, ABOUT, SUMS = "generated.f32", "generated.json", "generated.sha256"
+"""The rows; all that they depend on; the digest of each chunk of them, a line a chunk."""
 
 
 def generate(
@@ -31,14 +34,15 @@ def generate(
 
     sample: one chunk of rows (chunk, columns) from a generator, which depends on the seed and the chunk's number alone.
     about: all that the rows depend on, as JSON holds it; `seed`, `chunk`, `columns` and `rows_version` are among it.
-    Rows that are there already of the same are kept, of other settings replaced. `stopped` is asked after each chunk;
-    where it says so, fewer rows come back.
+    Rows that are there already of the same are kept, as far as they are what was written; of other settings they are
+    replaced. `stopped` is asked before each chunk, and a signal ends the chunk that is being sampled: fewer rows come
+    back then.
 
     Raises UserError where the rows that are there are of another version, and what `sample` raises.
     """
     chunk, columns = int(about["chunk"]), int(about["columns"])
-    path, written = folder / ROWS, folder / ABOUT
-    there = json.loads(written.read_text()) if path.exists() and written.exists() else {}
+    path, written, sums = folder / ROWS, folder / ABOUT, folder / SUMS
+    there = _about(written) if path.exists() else {}
     version = there.get("rows_version", 1)
     if there and version != about["rows_version"]:
         raise UserError(
@@ -47,21 +51,30 @@ def generate(
         )
     if there != json.loads(json.dumps(about)):
         path.unlink(missing_ok=True)
+        sums.write_text("")
         with atomic_path(written) as temporary:
             temporary.write_text(json.dumps(about, indent=1))
     chunk_bytes = 4 * columns * chunk
     total = -(-n // chunk)
-    with path.open("ab") as file:
-        # A kill may have torn the last chunk.
-        done = file.tell() // chunk_bytes
+    digests = _whole(path, sums, chunk_bytes)
+    done = len(digests)
+    with path.open("ab") as file, sums.open("w") as lines:
         file.truncate(done * chunk_bytes)
-    with path.open("ab") as file:
+        lines.writelines(f"{digest}\n" for digest in digests)
+        lines.flush()
         for i in range(done, total):
             on_progress(min(i * chunk, n), n)
             if stopped():
                 break
-            file.write(sample(generator_at(about["seed"], i, streams.CHUNK, device=device)).tobytes())
+            try:
+                with at_once():
+                    data = sample(generator_at(about["seed"], i, streams.CHUNK, device=device)).tobytes()
+            except Stopped:
+                break
+            file.write(data)
             file.flush()
+            lines.write(f"{hashlib.sha256(data).hexdigest()}\n")
+            lines.flush()
             done = i + 1
     rows_there = min(done * chunk, n)
     on_progress(rows_there, n)
@@ -70,7 +83,29 @@ def generate(
     return np.memmap(path, np.float32, mode="r", shape=(rows_there, columns))
 
 
+def _about(path: Path) -> dict[str, Any]:
+    """What the rows that are there depend on; nothing where that is unknown."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _whole(path: Path, sums: Path, chunk_bytes: int) -> list[str]:
+    """The digests of the first chunks that are there, up to one that a kill has torn or that is damaged."""
+    known = sums.read_text(errors="replace").split() if sums.exists() else None  # older versions wrote none
+    digests: list[str] = []
+    if path.exists():
+        with path.open("rb") as file:
+            while len(data := file.read(chunk_bytes)) == chunk_bytes:
+                digests.append(hashlib.sha256(data).hexdigest())
+                if known is not None and known[len(digests) - 1 : len(digests)] != digests[-1:]:
+                    return digests[:-1]
+    return digests
+
+
 def clear(folder: Path) -> None:
     """Remove the rows: they are in the data set that was written from them."""
-    for name in (ROWS, ABOUT):
+    for name in (ROWS, ABOUT, SUMS):
         (folder / name).unlink(missing_ok=True)

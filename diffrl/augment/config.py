@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from diffrl.data.config import ActionUnits, TimeLimitTerminals
+
 Mix = Literal["replace", "append"]
 
 
@@ -29,8 +31,20 @@ class Request:
     """cpu, cuda, cuda:N, or auto."""
     env: str | None = None
     """Gymnasium id of the environment the data are from: bounds, the simulator in the report; recorded in the file."""
+    env_kwargs: tuple[str, ...] = ()
+    """Further arguments of that environment, KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
+    max_episode_steps: int | None = None
+    """Another time limit of its episodes than its own, recorded in the file."""
     rows: int | None = None
     """Use only the first rows of the data set."""
+    time_limit_terminals: TimeLimitTerminals | None = None
+    """timeouts: terminal rows at exactly the environment's limit of steps, or marked as timeouts too, are timeouts;
+    terminals: they are true ends. By default they are taken as true ends, and what looks odd is said."""
+    actions: ActionUnits | None = None
+    """normalised: the data's actions are scaled to [-1, 1], where its environment has other bounds; environment: they
+    are in its units. By default they are taken to be in its units, and what looks odd is said."""
+    cut_contradictions: bool = False
+    """Cut an episode where a stored next observation contradicts the next row."""
     held_out: float = 0.05
     """Share of the real rows that the model does not see: the report compares with them."""
     folder: Path | None = None

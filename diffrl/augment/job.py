@@ -21,21 +21,26 @@ from diffrl.augment.columns import as_columns, as_dataset, of_terminals
 from diffrl.augment.config import Request
 from diffrl.augment.target import Target
 from diffrl.data import d4rl
+from diffrl.data.checks import understand
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import action_scaling
 from diffrl.data.transitions import Transitions
 from diffrl.support.console import console, steps_bar, work
 from diffrl.support.errors import DataError, UserError
-from diffrl.support.files import atomic_path
+from diffrl.support.folder import SUMS, Damaged, held, read_json, seal, sealed, write_json
 from diffrl.support.machine import resolve_device, settle, versions
-from diffrl.support.schema import Positive, Range, Rows, held
+from diffrl.support.schema import Positive, Range, Rows
+from diffrl.support.schema import held as checked
 from diffrl.support.seeds import check_seed
+from diffrl.support.stopping import Interrupted, stop_signals
 from diffrl.training import checkpoint
 from diffrl.training.logs import SHOWN, MetricsLog
-from diffrl.training.loop import Interrupted, Loop, NoEvaluations, NoRecord, stop_signals
+from diffrl.training.loop import Loop, NoEvaluations, NoRecord
 from envs.datasets import load_dataset
 from envs.task import open_task
 
+GO_ON = "The same command goes on."
+"""What to do after a stop, or once the disk has space again."""
 SAVE_EVERY = 2_500
 """Training steps between checkpoints."""
 LEAST_ROWS = 100
@@ -78,15 +83,18 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
     augmenter.open(data, request.held_out, request.seed, device)
     n = _samples(request, len(data.transitions))
     folder = target.folder if request.folder is None else Path(request.folder)
-    begun = _claim(folder, _begun(request, augmenter, data))
-    _train(folder, begun, augmenter, quiet)
-    generated = _generate(folder, begun, augmenter, n, device, quiet)
-    # The data set comes last: where it is, nothing is left to do.
-    reported = request.report and _report(folder, begun, data, augmenter, generated, quiet)
-    with work("Writing", "rows", quiet) as on_progress:
-        about = provenance(request, augmenter, data, begun.fingerprint, n)
-        written = target.write(_blocks(request, data, generated, on_progress), about, data.dataset)
-    chunks.clear(folder)
+    with held(folder, GO_ON):
+        begun = _claim(folder, _begun(request, augmenter, data))
+        _train(folder, begun, augmenter, quiet)
+        if not sealed(folder):  # begun by an older version
+            seal(folder, ["config.json", *(file.name for file in folder.glob("*.safetensors"))])
+        generated = _generate(folder, begun, augmenter, n, device, quiet)
+        # The data set comes last: where it is, nothing is left to do.
+        reported = request.report and _report(folder, begun, data, augmenter, generated, quiet)
+        with work("Writing", "rows", quiet) as on_progress:
+            about = provenance(request, augmenter, data, begun.fingerprint, n)
+            written = target.write(_blocks(request, data, generated, on_progress), about, data.dataset)
+        chunks.clear(folder)
     if not quiet:
         real = f"{len(data.transitions):,} real transitions, then " if request.mix == "append" else ""
         console.print(f"Written: {written}, {real}{n:,} synthetic ones, each an episode of its own.")
@@ -97,13 +105,21 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
 
 def open_data(request: Request, quiet: bool) -> RealData:
     """Load the data set and find its environment's bounds."""
-    held(request.held_out, Annotated[float, Range(0, 1, "()")], "--held-out")
-    held(request.rows, Rows | None, "--rows")
+    checked(request.held_out, Annotated[float, Range(0, 1, "()")], "--held-out")
+    checked(request.rows, Rows | None, "--rows")
     name, rows = request.dataset, request.rows
     if rows is not None and rows < 1:
         raise UserError(f"--rows is {rows}; expected at least 1.")
     dataset = load_dataset(name, rows=rows, progress=not quiet, action_limit=None)
-    task, simulator = open_task(name, dataset, env=request.env, rows=rows)
+    task, simulator = open_task(
+        name,
+        dataset,
+        env=request.env,
+        rows=rows,
+        env_kwargs=request.env_kwargs,
+        max_episode_steps=request.max_episode_steps,
+    )
+    dataset, _, _ = understand(dataset, simulator, request, quiet)
     scaling = action_scaling(simulator, dataset)
     low, high = (np.full(dataset.observation_size, bound, np.float32) for bound in (-np.inf, np.inf))
     if simulator is not None:
@@ -124,8 +140,8 @@ def _samples(request: Request, rows: int) -> int:
     if samples is not None and ratio is not None:
         raise UserError("--samples and --ratio both say how many rows to generate: give one of them.")
     if ratio is not None:
-        samples = max(round(held(ratio, Positive, "--ratio") * rows), 1)
-    return int(held(1_000_000 if samples is None else samples, Rows, "--samples"))
+        samples = max(round(checked(ratio, Positive, "--ratio") * rows), 1)
+    return int(checked(1_000_000 if samples is None else samples, Rows, "--samples"))
 
 
 # --- the model's folder --------------------------------------------------------------------------------------------
@@ -153,11 +169,13 @@ def _claim(folder: Path, wanted: Begun) -> Begun:
     if path.exists():
         settings = json.loads(json.dumps(dataclasses.asdict(wanted)))
         try:
-            found = json.loads(path.read_text())
+            found = dict(read_json(path))
             version = int(found.pop("rows_version", 1))
             found["rows_version"] = settings["rows_version"]
             if set(found["model"]) != set(settings["model"]):
                 raise ValueError("a model of another kind")
+        except Damaged:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is no synthesis' of ours: choose another --folder, or another --out.") from error
         if found != settings:
@@ -175,11 +193,10 @@ def _claim(folder: Path, wanted: Begun) -> Begun:
             )
         if checkpoint.steps(folder):
             return dataclasses.replace(wanted, rows_version=version)
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / "versions.json") as temporary:
-        temporary.write_text(json.dumps(versions(), indent=1))
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(wanted), indent=1))
+    (folder / SUMS).unlink(missing_ok=True)
+    write_json(path, dataclasses.asdict(wanted))
+    write_json(folder / "versions.json", versions())
+    seal(folder, (path.name, "versions.json"))
     return wanted
 
 
@@ -207,7 +224,7 @@ def _train(folder: Path, begun: Begun, augmenter: Augmenter, quiet: bool) -> Non
     trainer = augmenter.trainer(folder, there)
     saved = None
     if there:
-        saved, complaints = checkpoint.load_latest(folder)
+        saved, complaints = checkpoint.load_latest(folder, checkpoint.LOOP)
         for complaint in complaints:
             console.print(f"[yellow]{complaint}[/]")
     start = 0 if saved is None else saved.step
@@ -238,7 +255,7 @@ def _train(folder: Path, begun: Begun, augmenter: Augmenter, quiet: bool) -> Non
                 NoRecord(),
                 log_every=100 if steps <= 10_000 else 500,
                 eval_every=SAVE_EVERY,
-                go_on="The same command goes on.",
+                go_on=GO_ON,
             )
             if saved is not None:
                 loop.restore(saved)
@@ -266,7 +283,7 @@ def _generate(
             folder, n, augmenter.sample, about, device=device, on_progress=on_progress, stopped=stopped
         )
     if len(generated) < n:
-        raise Interrupted(f"Stopped after {len(generated):,} of {n:,} rows, which are kept. The same command goes on.")
+        raise Interrupted(f"Stopped after {len(generated):,} of {n:,} rows, which are kept. {GO_ON}")
     return generated
 
 
@@ -296,7 +313,8 @@ def provenance(request: Request, augmenter: Augmenter, data: RealData, fingerpri
         "action_low": data.action_bounds[0],
         "action_high": data.action_bounds[1],
         **of_terminals(data.dataset),
-        **({"env_id": data.task.env_id} if data.task.env_id else {}),
+        **({} if data.task.spec is None else data.task.spec.metadata()),
+        **{key: value for key, value in data.dataset.metadata.items() if key == "observation_parts"},
     }
 
 
@@ -325,7 +343,10 @@ def _report(
     from diffrl.augment.fidelity.report import write_report
     from envs.dynamics import dynamics_for, why_none
 
-    env_id, real = data.task.env_id, data.dataset
+    env_id, kwargs, real = data.task.env_id, data.task.env_kwargs, data.dataset
+    why = why_none(env_id) if env_id else None
+    if why is None and data.task.wrappers:
+        why = f"its wrappers are not simulated: {data.task.spec}."
     train, held_out = (as_dataset(rows, of_terminals(real)) for rows in (augmenter.train, augmenter.held_out))
     # Rows of one model are alike: the first ones stand for all.
     columns: dict[str, Any] = as_columns(np.array(generated[:REPORTED]), real.observation_size, real.action_size)
@@ -337,7 +358,7 @@ def _report(
             train,
             synthetic,
             held_out,
-            dynamics=dynamics_for(env_id) if env_id else None,
+            dynamics=dynamics_for(env_id, **kwargs) if env_id and why is None else None,
             seed=begun.seed,
             action_bounds=data.action_bounds,
             steered=augmenter.steered,
@@ -345,7 +366,6 @@ def _report(
     except DataError as error:
         console.print(f"[yellow]No fidelity report: {error}[/]")
         return False
-    why = why_none(env_id) if env_id else None
     notes = [f"No dynamics error: {why}"] if why else []
     if begun.rows_version != augmenter.rows_version:
         notes.append(

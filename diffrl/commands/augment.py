@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from diffrl.augment.config import Request
 from diffrl.augment.synther.config import Sampling, SynthERConfig
 from diffrl.support.errors import explaining_memory
+from diffrl.support.stopping import going_on
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Synther(Request):
         "a smaller --batch-size, --width or --rows (a model of other settings needs another --folder)",
         lambda: "What is saved is kept: the same command goes on, where more memory is free",
     )
+    @going_on(lambda: "Stopped. What is trained and generated is kept: the same command goes on.")
     def run(self) -> int:
         """Do it."""
         from diffrl.augment.synther.augmenter import synther

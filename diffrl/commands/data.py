@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
 
+from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError
-from diffrl.support.schema import Rows, Seed, check
+from diffrl.support.schema import Count, Rows, Seed, check
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from matplotlib.axes import Axes
+    import gymnasium
     from rich.console import Console
     from rich.table import Table
 
+    from diffrl.data.checks import Finding
     from diffrl.data.offline import OfflineDataset
     from envs.datasets import Generated, Origin
     from envs.registry import Benchmark
@@ -86,13 +86,24 @@ class Info:
     """Save a picture (PNG) of returns, lengths, and positions or actions here."""
     scores_of: str | None = None
     """The D4RL id whose reference scores normalise the returns, where the data set is not D4RL's itself."""
+    env: str | None = None
+    """Gymnasium id of the environment that the data are checked against; none: without one. By default the benchmark's,
+    or what the file names."""
     rows: int | None = None
     """Read only so many rows from the beginning."""
+    add_checksum: bool = False
+    """Add a checksum of the contents to an HDF5 file that has none: from then on damage to it is seen at each reading.
+    All else in the file stays as it is."""
 
     def run(self) -> int:
         """Print the description. Gives 1 if the data set has problems."""
+        from diffrl.data import d4rl
+        from diffrl.data.env_spec import EnvSpec
+        from diffrl.data.observations import goal_left_out
         from envs import registry
         from envs.datasets import cached_path, load_dataset, locate
+        from envs.making import CannotRebuild, check_rebuilt
+        from envs.plots import plot_dataset
 
         origin = locate(self.dataset)
         console = _console()
@@ -104,6 +115,10 @@ class Info:
             _print_benchmark(console, origin.benchmark)
             _print_missing(console, origin.benchmark)
             return 0
+        if self.add_checksum:
+            if origin.kind not in ("file", "d4rl") or origin.path is None:
+                raise UserError(f"{self.dataset} has no place for a checksum; convert it: `diffrl data convert`.")
+            d4rl.seal(origin.path)
         dataset = load_dataset(self.dataset, rows=self.rows, check=False)
         benchmark, env_id = origin.benchmark, str(dataset.metadata.get("env_id", ""))
         if self.scores_of is not None:
@@ -112,10 +127,19 @@ class Info:
             benchmark = registry.get(env_id)
         if origin.benchmark is not None:
             _print_benchmark(console, origin.benchmark)
+        spec = EnvSpec.of(dataset.metadata)
+        if spec is not None:
+            console.print(f"environment: {spec}, from {spec.origin}", markup=False, highlight=False)
+            try:
+                check_rebuilt(spec)
+            except CannotRebuild as error:
+                console.print(str(error), style="yellow", markup=False, highlight=False)
+        if remark := goal_left_out(dataset.metadata):
+            console.print(remark, markup=False, highlight=False)
         for key, value in dataset.metadata.items():
-            if key != "dataset":  # what was just typed
-                console.print(f"{key}: {value}", markup=False, highlight=False)
-        problems = dataset.problems()
+            if key not in ("dataset", "env_spec", "env_origin"):  # what was just typed; what was just said
+                console.print(f"{key}: {_cut(value)}", markup=False, highlight=False)
+        findings = self._examine(dataset)
         if not dataset.structural_problems():
             for part in (_summary(dataset), _distributions(dataset, benchmark), _ranges(dataset)):
                 console.print()
@@ -124,13 +148,28 @@ class Info:
             if self.picture is not None:
                 plot_dataset(self.picture, dataset, benchmark, self.dataset)
                 console.print(f"Picture: {self.picture}", highlight=False)
-        if problems:
-            console.print("[bold red]Problems:[/]")
-            for problem in problems:
-                console.print(f"- {problem}", markup=False, highlight=False)
-            return 1
-        console.print("[green]No problems found.[/]")
-        return 0
+        for severity, heading in (("problem", "[bold red]Problems:[/]"), ("warning", "[bold yellow]Warnings:[/]")):
+            if chosen := [finding for finding in findings if finding.severity == severity]:
+                console.print(heading)
+                for finding in chosen:
+                    console.print(f"- {finding}", markup=False, highlight=False)
+        for finding in findings:
+            if finding.severity == "note":
+                console.print(str(finding), markup=False, highlight=False)
+        if not any(finding.severity != "note" for finding in findings):
+            console.print("[green]No problems found.[/]")
+        return int(any(finding.severity == "problem" for finding in findings))
+
+    def _examine(self, dataset: OfflineDataset) -> list[Finding]:
+        """What is found in the data set, also against its environment, where that can be made."""
+        from diffrl.data.checks import Finding, Known, counted_limit, examine
+        from diffrl.data.config import Taken
+
+        if broken := dataset.structural_problems():
+            return [Finding(problem, "problem") for problem in broken]
+        env = _environment_of(self.dataset, dataset, self.env, self.rows)
+        known = Known.of(dataset, env)
+        return examine(dataset, known, Taken(counted=counted_limit(dataset, known, Taken())))
 
 
 @dataclass(frozen=True)
@@ -193,17 +232,37 @@ class Convert:
     rows: int | None = None
     """Copy only so many rows from the beginning."""
     clip_actions: bool = False
-    """Clip actions to [-1, 1], as environments do that clip actions themselves."""
+    """Clip actions to the bounds of the environment, else in the file, else [-1, 1], for environments that do so."""
     env: str | None = None
-    """Record this Gymnasium id as the environment of the data: `diffrl train` then evaluates there by itself."""
+    """Record this Gymnasium id as the environment of the data: `diffrl train` then evaluates there by itself. The
+    bounds of its actions are recorded too."""
+    env_kwargs: tuple[str, ...] = ()
+    """Record these arguments of the environment, KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
+    max_episode_steps: Count | None = None
+    """Record this time limit of the environment's episodes."""
+    time_limit_terminals: TimeLimitTerminals | None = None
+    """timeouts: terminal rows at exactly the environment's limit of steps, or marked as timeouts too, are timeouts;
+    terminals: they are true ends. By default they are taken as true ends, and what looks odd is said."""
+    actions: ActionUnits | None = None
+    """normalised: the data's actions are scaled to [-1, 1], where its environment has other bounds; environment: they
+    are in its units. By default they are taken to be in its units, and what looks odd is said."""
+    cut_contradictions: bool = False
+    """Cut an episode where a stored next observation contradicts the next row."""
     force: bool = False
     """Replace the target if it exists."""
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def run(self) -> None:
         """Read and check the data set, write the copy, and print what was written."""
         from diffrl.data import d4rl
         from diffrl.data import minari as minari_format
+        from diffrl.data.checks import understand
+        from diffrl.data.env_spec import ENV_KEYS, EnvSpec
+        from diffrl.data.preprocessing import action_bounds
         from envs.datasets import load_dataset, locate
+        from envs.task import asked_spec
 
         path = Path(self.target).expanduser()
         to_file = path.suffix in (".hdf5", ".h5")
@@ -211,11 +270,25 @@ class Convert:
             raise UserError(f"Cannot write {self.target!r}: expected a path ending in .hdf5 or .h5, or minari:ID.")
         if to_file and path.exists() and not self.force:
             raise UserError(f"{path} exists. Use --force to replace it.")
-        dataset = load_dataset(self.source, self.rows, action_limit=None if self.clip_actions else 1.0)
+        dataset = load_dataset(self.source, self.rows, action_limit=None, infos=True)
+        if self.env is not None or self.env_kwargs or self.max_episode_steps is not None:
+            spec = EnvSpec.of(dataset.metadata) if self.env is None else None
+            spec = asked_spec(self.env, self.env_kwargs, self.max_episode_steps, spec)
+            for key in ENV_KEYS:
+                dataset.metadata.pop(key, None)
+            dataset.metadata.update({} if spec is None else spec.metadata())
+        env = _environment_of(
+            self.source,
+            dataset,
+            self.env,
+            self.rows,
+            env_kwargs=self.env_kwargs,
+            max_episode_steps=self.max_episode_steps,
+        )
+        dataset.metadata.update(action_bounds(env, dataset).metadata)
         if self.clip_actions:
             dataset = dataset.clip_actions()
-        if self.env is not None:
-            dataset.metadata["env_id"] = self.env
+        dataset, _, _ = understand(dataset, env, self)
         if to_file:
             d4rl.write(path, dataset)
             written = len(dataset)
@@ -235,73 +308,29 @@ class Convert:
         _console().print(f"Written: {path}, {written:,} steps{dropped}", highlight=False)
 
 
-def plot_dataset(path: Path, dataset: OfflineDataset, benchmark: Benchmark | None, title: str) -> None:
-    """Plot a data set's returns, lengths, and positions (of mazes) or actions, as one PNG at `path`.
+def _cut(value: object, most: int = 2000) -> str:
+    """A value of the metadata as text, cut where it is long."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
-    benchmark: whose reference returns give a scale of scores. Raises UserError where the file cannot be written.
+
+def _environment_of(
+    name: str, dataset: OfflineDataset, env_id: str | None, rows: int | None, **changes: Any
+) -> gymnasium.Env[Any, Any] | None:
+    """The environment of a data set, closed, for what it says of itself; where it cannot be made, None: why is said.
+
+    changes: `env_kwargs` and `max_episode_steps` of `open_task`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from envs.task import open_task
 
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    returns_axes, lengths_axes, last_axes = figure.subplots(1, 3)
-    figure.suptitle(f"{title}: {len(dataset):,} rows, {dataset.n_episodes:,} episodes")
-    returns = dataset.episode_returns()
-    _plot_histogram(returns_axes, returns, "return")
-    scored = _scored(benchmark)
-    if scored is not None:
-        low, high = scored.reference_scores or (0.0, 1.0)
-        top = returns_axes.secondary_xaxis(
-            "top", functions=(scored.normalised_score, lambda x: x * (high - low) / 100 + low)
-        )
-        top.set_xlabel(f"normalised score ({scored.id})")
-    _plot_histogram(lengths_axes, dataset.episode_lengths(), "steps in an episode")
-    if _is_maze(dataset, benchmark):
-        _plot_positions(
-            last_axes, dataset, rows_downwards=benchmark is not None and benchmark.domain.startswith("maze2d")
-        )
-    else:
-        last_axes.hist(dataset.actions, bins=40, histtype="step", density=True)
-        last_axes.set(xlabel="action, one line a dimension", ylabel="density")
-        last_axes.locator_params("x", nbins=5)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise UserError(f"Cannot save the picture as {path}: {error}. Give a path ending in .png.") from error
-
-
-def _scored(benchmark: Benchmark | None) -> Benchmark | None:
-    """The benchmark, if the returns of its data set's episodes compare with those of an evaluation; else None.
-
-    Those of maze2d do not: its data are cut where a target is reached, while an evaluation lasts to the step limit.
-    """
-    if benchmark is None or benchmark.reference_scores is None or "maze2d" in benchmark.domain:
+        env = open_task(name, dataset, env=env_id, rows=rows, **changes)[1]
+    except UserError as error:
+        _console().print(f"Not checked against its environment. {error}", markup=False, highlight=False)
         return None
-    return benchmark
-
-
-def _plot_histogram(axes: Axes, values: npt.NDArray[np.generic], label: str) -> None:
-    axes.hist(values, bins=40, color="#4477aa")
-    axes.set(xlabel=label, ylabel="episodes")
-    axes.locator_params("y", integer=True)
-
-
-def _is_maze(dataset: OfflineDataset, benchmark: Benchmark | None) -> bool:
-    names = [str(dataset.metadata.get(key, "")) for key in ("env_id", "dataset", "minari_id")]
-    return any("maze" in name.lower() for name in (*names, benchmark.id if benchmark else ""))
-
-
-def _plot_positions(axes: Axes, dataset: OfflineDataset, rows_downwards: bool) -> None:
-    """How often each position was visited. maze2d's coordinates are (row, column): plotted as its maps are written."""
-    first, second = dataset.observations[:, 0], dataset.observations[:, 1]
-    x, y = (second, first) if rows_downwards else (first, second)
-    image = axes.hexbin(x, y, gridsize=60, bins="log", mincnt=1, cmap="viridis")
-    axes.figure.colorbar(image, ax=axes, label="rows")
-    axes.set(xlabel="column" if rows_downwards else "x", ylabel="row" if rows_downwards else "y", aspect="equal")
-    if rows_downwards:
-        axes.invert_yaxis()
+    if env is not None:
+        env.close()
+    return env
 
 
 def _console() -> Console:
@@ -396,11 +425,13 @@ def _summary(dataset: OfflineDataset) -> str:
 def _distributions(dataset: OfflineDataset, benchmark: Benchmark | None) -> Table:
     import numpy as np
 
+    from envs.plots import scored
+
     table = _table("per episode", *(f">{name}" for name in ("min", "25%", "median", "75%", "max", "mean", "std")))
     rows = {"steps": dataset.episode_lengths(), "return": dataset.episode_returns()}
-    scored = _scored(benchmark)
-    if scored is not None:
-        rows[f"score ({scored.id})"] = scored.normalised_score(rows["return"])
+    reference = scored(benchmark)
+    if reference is not None:
+        rows[f"score ({reference.id})"] = reference.normalised_score(rows["return"])
     for label, values in rows.items():
         numbers = [*np.quantile(values, [0, 0.25, 0.5, 0.75, 1]), values.mean(), values.std()]
         table.add_row(label, *(f"{number:.1f}" for number in numbers))

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from diffrl.support.schema import Many, Seed, check
+from diffrl.support.schema import Count, Many, Seed, check
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,12 @@ class Evaluate:
     """Episodes for each seed."""
     which: tuple[str, ...] = ("last", "best")
     """Checkpoints: last, best, or steps."""
+    env: str | None = None
+    """Another environment than the run's, by Gymnasium's id."""
+    env_kwargs: tuple[str, ...] = ()
+    """Other arguments of the environment, KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
+    max_episode_steps: Count | None = None
+    """Another time limit of its episodes."""
     seed: Seed = 0
     """What start states and the policy's noise are drawn from."""
     device: str = "cpu"
@@ -43,12 +49,25 @@ class Evaluate:
         from diffrl.support.console import console
         from diffrl.support.files import atomic_path
 
-        task = Run.read(self.run_folder).task
-        result = evaluate(self.run_folder, episodes=self.episodes, which=self.which, seed=self.seed, device=self.device)
+        task = Run.read(self.run_folder).within(self.env, self.env_kwargs, self.max_episode_steps).task
+        if task.env_id is not None:
+            console.print(f"In {task.env_text}.", markup=False, highlight=False)
+        result = evaluate(
+            self.run_folder,
+            episodes=self.episodes,
+            which=self.which,
+            seed=self.seed,
+            device=self.device,
+            env=self.env,
+            env_kwargs=self.env_kwargs,
+            max_episode_steps=self.max_episode_steps,
+        )
         report.print_evaluation(result, task.reference, task.comparable, self.episodes)
         plain = {name: {k: v for k, v in entry.items() if k != "paths"} for name, entry in result.items()}
         path = self.out or self.run_folder / "evaluation.json"
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps({"episodes": self.episodes, "seed": self.seed, **plain}, indent=1))
+            temporary.write_text(
+                json.dumps({"env": task.env_text, "episodes": self.episodes, "seed": self.seed, **plain}, indent=1)
+            )
         console.print(f"Written: {path}")
         return 0

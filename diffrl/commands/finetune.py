@@ -12,7 +12,8 @@ import tyro
 from diffrl.commands import resume
 from diffrl.images import rewards
 from diffrl.images.config import ALGORITHMS, FinetuneConfig, schema_of
-from diffrl.images.run import FinetuneRun
+from diffrl.images.run import FILES
+from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
 
@@ -49,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
         return resume.spelled(words)
     config = _configuration(words)  # what is wrong is said once, and not by every process
     if config.out is not None:
-        FinetuneRun.refuse(config.out)
+        folder.refuse(config.out, FILES)
     for note in [] if config.scored_by is None else rewards.refused(config.scored_by):
         console.print(note, style="yellow", markup=False)
     from diffrl.images.job import finetune

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,10 @@ class Resume:
     """Offline runs: another number of processes that evaluate than the run's; no score depends on it."""
     stop_kl: float | None = None
     """Runs of images: another bound than the run's, where that has stopped it."""
+    dataset: str | None = None
+    """Where the run's data set is now, if it has moved; its contents must be the same."""
+    accept_changes: bool = False
+    """Take config.yaml (or settings.yaml, finetune.yaml) as you have edited it since the run was made."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -49,7 +54,12 @@ def run(arguments: Sequence[str]) -> int:
     given = tyro.cli(Resume, args=words, prog="diffrl resume")
     from diffrl.runs.resume import resume
     from diffrl.runs.run import IMAGES, kind_of
+    from diffrl.support import folder
 
+    accepting = given.accept_changes and "WORLD_SIZE" not in os.environ  # else the process that started this one did
+    if accepting and given.run_folder.is_dir():
+        with folder.held(given.run_folder):
+            folder.accept(given.run_folder)
     steps, names = given.steps, {"--queries": given.queries, "--rounds": given.rounds}
     if kind_of(given.run_folder) == IMAGES:
         from diffrl.commands.finetune import spread
@@ -67,6 +77,7 @@ def run(arguments: Sequence[str]) -> int:
         device=given.device,
         eval_workers=given.eval_workers,
         stop_kl=given.stop_kl,
+        dataset=given.dataset,
     )
     return 0
 

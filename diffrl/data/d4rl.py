@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,22 +18,31 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from diffrl.data.offline import ACTION_LIMIT, OfflineDataset, count_timeouts
-from diffrl.support.errors import DataError, UserError, nearest
+from diffrl.data.columns import FETCH_AGAIN, Column, Hdf5Table, Table, open_table
+from diffrl.data.offline import ACTION_LIMIT, DISCRETE, OfflineDataset, count_timeouts, listed_numbers
+from diffrl.support.errors import DataError, UserError, listed, nearest
 from diffrl.support.files import atomic_path
 
 Array: TypeAlias = npt.NDArray[Any]
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("timeouts", "next_observations")
-PICKLES = (".pkl", ".pickle")
-"""How the names of pickled files end."""
-_PICKLED = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
-_BLOCK = 2**22
-"""Bytes of an array that are read at once for its checksum."""
+CUTS = ("truncations", "truncation", "truncated", "timeout")
+"""Other names of `timeouts`."""
+ENDS = ("dones", "done", "is_last", "episode_terminals", "episode_ends")
+"""Names of a column that marks every end of an episode, `terminals` and `timeouts` alike."""
+STARTS = ("is_first", "episode_starts")
+"""Names of a column that marks the first row of every episode."""
+TERMINALS = ("terminal", "terminations", "terminated", "is_terminal")
+"""Other names of `terminals`, which must be there too, with the same contents."""
+BOUNDARIES = CUTS + ENDS + STARTS + TERMINALS
+"""All columns that say where episodes end, beside `terminals` and `timeouts`."""
+_METADATA = 2**24
+"""Bytes of an entry of the metadata at most."""
+_BLOCK, _MOST = 2**22, 2**28
+"""Bytes of an array that are read at once for its checksum, and at most where it is stored in larger parts."""
 _CHUNK = 2**18
 """Bytes that HDF5 compresses as one: h5py's own guess for a column that grows is a few kilobytes, slow to read."""
-_FETCH_AGAIN = "Write it again, or if it is D4RL's: `diffrl data download ID --force` (maze2d: `generate`)."
 
 
 def read(
@@ -43,40 +52,134 @@ def read(
     action_limit: float | None = ACTION_LIMIT,
     rows: int | None = None,
     check: bool = True,
+    infos: bool = True,
 ) -> OfflineDataset:
     """Read an HDF5 file (or an `.npz`) in D4RL's layout.
 
-    Columns may be (N, 1) where (N,) is meant, of any numeric type. Where `timeouts` is missing, episodes are counted
-    out by `max_episode_steps` if that is given, as D4RL does; else only terminals end them. `rows` keeps the first
-    rows. A stored checksum is verified. `check=False` leaves out `OfflineDataset.validate`, for `diffrl data info`.
+    Columns may be (N, 1) where (N,) is meant, of any numeric type. For `timeouts` any of `BOUNDARIES` is taken. Where
+    there is none of them, episodes are counted out by `max_episode_steps` if that is given, as D4RL does; else only
+    terminals end them. `rows` reads no more than the first rows. `infos=False` leaves `infos/*` unread. Shapes are
+    compared before any value is read, and columns that are not D4RL's are never read but for a stored checksum, which
+    is verified part by part whatever is read. `check=False` leaves out `OfflineDataset.validate`, for `diffrl data
+    info`.
 
     Raises DataError naming file, key and row: file missing, no HDF5, cut short, a key missing or not numeric, shapes
-    or lengths that do not fit, NaN or infinity, actions outside [-action_limit, action_limit], a wrong checksum.
+    or lengths that do not fit, NaN or infinity, actions outside the bounds in the file's metadata (where it has none,
+    [-action_limit, action_limit]), columns that contradict one another about ends, a wrong checksum, a column that
+    leads out of the file, more than fits into memory.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(f"{path} {what}; expected an HDF5 file in D4RL's layout. Check the path.")
-    arrays, stored = _read_npz(path) if path.suffix == ".npz" else _read_hdf5(path)
-    found = digest(arrays) if stored is not None else None
-    if found != stored:
-        raise DataError(
-            f"{path}: the contents have SHA-256 {found}; the file says {stored}. It was damaged or changed "
-            f"after it was written. {_FETCH_AGAIN}"
-        )
+    if rows is not None and rows < 1:
+        raise DataError(f"{rows} rows were asked for; ask for at least 1.")
+    with open_table(path) as table:
+        columns = _needed(table)
+        shapes = _shapes(columns)
+        problems = shapes.structural_problems()
+        if problems and check:
+            raise DataError("\n".join(f"{path}: {problem}" for problem in problems))
+        if problems:  # there is nothing to read that would fit together
+            return shapes
+        if infos:
+            n = len(shapes)
+            columns |= {k: c for k, c in table.below("infos").items() if c.shape[:1] == (n,) and c.dtype.kind in "biuf"}
+        columns |= _metadata(table)
+        more = None if rows is None else rows + 1  # the row after tells nothing but that there is one
+        table.check_memory(columns, more)
+        arrays = {key: table.read(column, more) for key, column in columns.items()}
+        if table.sha256 is not None:
+            whole = {key: values for key, values in arrays.items() if values.shape == columns[key].shape}
+            _verify(table, whole)
     dataset = _from_arrays(arrays, path, max_episode_steps)
-    dataset.metadata.update({"path": str(path)} | ({"sha256": stored} if stored else {}))
-    if check:
-        dataset.validate(str(path), action_limit)
-    return dataset if rows is None else dataset.head(rows)
+    dataset.metadata.update({"path": str(path)} | ({"sha256": table.sha256} if table.sha256 else {}))
+    dataset = dataset if rows is None else dataset.head(rows)
+    return dataset.validate(str(path), action_limit) if check else dataset
+
+
+def _needed(table: Table) -> dict[str, Column]:
+    """The columns that a data set is made of. Raises DataError for one that is missing or not numeric."""
+    have = table.names()
+    names = [name for name in have if name in REQUIRED + OPTIONAL or name.lower() in BOUNDARIES]
+    columns = {name: column for name in names if (column := table.get(name)) is not None}
+    for key in REQUIRED:
+        if key not in columns:
+            hint = nearest(key, have) if have else "the file is empty"
+            raise DataError(
+                f"{table.path}: the key {key!r} is missing ({hint}); it holds: {listed(have) or 'none'}. Expected "
+                f"{', '.join(REQUIRED)}: rename the keys to D4RL's."
+            )
+    for key, column in columns.items():
+        if column.dtype.kind not in "biuf":
+            raise DataError(
+                f"{table.path}: {key} has type {column.dtype}; expected numbers. Write it as float32 or bool."
+            )
+        if column.shape == () and key in REQUIRED + OPTIONAL:
+            raise DataError(f"{table.path}: {key}: shape (), a single value; expected one row a time step.")
+        if key.lower() in BOUNDARIES and column.shape[:1] not in ((), columns["rewards"].shape[:1]):
+            raise DataError(
+                f"{table.path}: {key}: shape {column.shape}; expected a mark for each row, as many as rewards has, "
+                f"{columns['rewards'].shape}. Leave it out."
+            )
+    return columns
+
+
+def _shapes(columns: Mapping[str, Column]) -> OfflineDataset:
+    """A data set of the columns' shapes, which holds one zero for all values and so takes no memory."""
+    arrays: dict[str, Any] = {}
+    for key in dict.fromkeys((*REQUIRED, "timeouts", *OPTIONAL)):
+        shape = columns[key].shape if key in columns else columns["rewards"].shape
+        if key in ("observations", "actions", "next_observations"):
+            if key not in columns:
+                continue
+            shape = (*shape, 1) if len(shape) == 1 else shape
+        elif len(shape) == 2 and shape[1] == 1:
+            shape = shape[:1]
+        arrays[key] = np.broadcast_to(np.zeros((), np.bool_ if key in ("terminals", "timeouts") else np.float32), shape)
+    return OfflineDataset(**arrays)
+
+
+def _metadata(table: Table) -> dict[str, Column]:
+    columns = table.below("metadata")
+    for key, column in columns.items():
+        if column.nbytes() > _METADATA:
+            raise DataError(
+                f"{table.path}: {key} has {column.nbytes():,} bytes; expected at most {_METADATA:,}. Move it elsewhere."
+            )
+    return columns
+
+
+def _verify(table: Table, arrays: Mapping[str, Array]) -> None:
+    """Raise DataError where a file's contents do not have its checksum. arrays: what has been read already, whole."""
+    found = digest({**_contents(table), **arrays})
+    if found != table.sha256:
+        raise DataError(
+            f"{table.path}: the contents have SHA-256 {found}; the file says {str(table.sha256)[:70]}. It was damaged "
+            f"or changed after it was written. {FETCH_AGAIN}"
+        )
+
+
+def _contents(table: Table) -> dict[str, Any]:
+    """All that the checksum is over: every array of an HDF5 file, and the columns of a data set also where linked."""
+    assert isinstance(table, Hdf5Table)
+    found = table.contents()
+    for name in (*REQUIRED, *OPTIONAL):
+        if name not in found and (column := table.get(name)) is not None:
+            found[name] = column.source
+    return found
+
+
+def has_checksum(path: Path) -> bool:
+    """Whether a file holds a checksum of its contents. Raises DataError where it cannot be read."""
+    with open_table(path) as table:
+        return table.sha256 is not None
 
 
 def count_rows(path: Path) -> int | None:
-    """The number of rows of an HDF5 file, reading none of them; None where it has no rewards or is no HDF5."""
+    """The number of rows of a file, reading none of them; None where it has no rewards or cannot be read."""
     try:
-        with h5py.File(path, "r") as file:
-            return int(file["rewards"].shape[0])
-    except (OSError, KeyError, AttributeError):
+        with open_table(path) as table:
+            column = table.get("rewards")
+            return None if column is None or not column.shape else column.shape[0]
+    except DataError:
         return None
 
 
@@ -115,30 +218,37 @@ def write_blocks(path: Path | str, blocks: Iterable[Mapping[str, Array]], metada
                     column.resize(len(column) + len(values), axis=0)
                     column[len(column) - len(values) :] = values
             for key, value in metadata.items():
-                if key not in ("path", "sha256"):
+                if key not in ("path", "sha256", "timeouts"):  # of the file that was read
                     file[f"metadata/{key}"] = _encode(value)
-            file.attrs["sha256"] = digest(_datasets(file))
+            file.attrs["sha256"] = digest(Hdf5Table(path, file).contents())
     except (OSError, RuntimeError) as error:  # HDF5 closes a file on a full disk with the second
         why = "No space left on device" if "No space left" in str(error) else str(error)
         raise UserError(f"Cannot write {path}: {why}. Choose another place, or make room there.") from error
     return path
 
 
-def _datasets(file: h5py.File) -> dict[str, Any]:
-    """All arrays of an open file by name, without reading their values."""
-    found: dict[str, Any] = {}
-    file.visititems(lambda name, item: found.__setitem__(name, item) if isinstance(item, h5py.Dataset) else None)
-    return found
-
-
 def seal(path: Path) -> str:
-    """Add the checksum of its contents to an HDF5 file that has none, such as one just downloaded; return it."""
-    arrays, stored = _read_hdf5(path)
-    if stored is None:
-        stored = digest(arrays)
-        with h5py.File(path, "r+") as file:
-            file.attrs["sha256"] = stored
-    return stored
+    """Add the checksum of its contents to an HDF5 file that has none, such as one just downloaded; return it.
+
+    The file is replaced by a copy with the checksum, so that nothing is lost where the disk is full or the process
+    dies. Raises DataError where it cannot be read, or is an `.npz`, which has no place for one; UserError where it
+    cannot be written.
+    """
+    path = Path(path).expanduser().resolve()
+    with open_table(path) as table:
+        if not isinstance(table, Hdf5Table):
+            raise DataError(f"{path} has no place for a checksum: `diffrl data convert {path} NEW.hdf5` writes one.")
+        if table.sha256 is not None:
+            return table.sha256
+        found = digest(_contents(table))
+    try:
+        with atomic_path(path) as temporary:
+            shutil.copy(path, temporary)
+            with h5py.File(temporary, "r+") as file:
+                file.attrs["sha256"] = found
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error}. It is as it was.") from error
+    return found
 
 
 def fingerprint(dataset: OfflineDataset) -> str:
@@ -159,67 +269,13 @@ def digest(arrays: Mapping[str, Any]) -> str:
             total.update(np.asarray(values[()]).reshape(-1).view(np.uint8).data)
             continue
         rows = max(_BLOCK * len(values) // max(values.nbytes, 1), 1)
+        chunk = (getattr(values, "chunks", None) or (1,))[0]  # whole ones: a part of one costs as much to read
+        if chunk * values.nbytes <= _MOST * len(values):
+            rows = max(rows // chunk, 1) * chunk
         for start in range(0, len(values), rows):
             part = np.asarray(values[start : start + rows], order="C")
             total.update(part.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
-
-
-def _read_hdf5(path: Path) -> tuple[dict[str, Array], str | None]:
-    """Every numeric or fixed-length text array of the file by name, and its checksum if it has one.
-
-    Links to other files are not followed; types that would need unpickling are left out.
-    """
-    if not h5py.is_hdf5(path):
-        with path.open("rb") as file:
-            beginning = file.read(24)
-        if path.suffix in PICKLES or beginning[:2] in _PICKLED:
-            raise DataError(
-                f"{path} is a pickle, as Stable-Baselines3's save_replay_buffer writes: it is refused, because reading "
-                "one runs whatever code it holds. Export the buffer from the program that has it: "
-                "`diffrl.data.sb3.write('buffer.hdf5', model.replay_buffer)`."
-            )
-        what = f"it begins with {beginning!r}" if beginning else "it has 0 bytes"
-        raise DataError(f"{path} is not an HDF5 file: {what}. {_FETCH_AGAIN}")
-    arrays: dict[str, Array] = {}
-    key = ""
-
-    def visit(name: str, item: Any) -> None:
-        nonlocal key
-        key = name
-        if not isinstance(item, h5py.Dataset) or item.shape is None:
-            return
-        if item.dtype.kind in "biufS":
-            arrays[name] = np.asarray(item[()])
-        elif h5py.check_string_dtype(item.dtype) is not None and item.shape == ():
-            arrays[name] = _encode(item.asstr()[()])
-        elif name in REQUIRED + OPTIONAL:
-            raise DataError(f"{path}: {name} has type {item.dtype}; expected numbers. Write it as float32 or bool.")
-
-    try:
-        with h5py.File(path, "r") as file:
-            file.visititems(visit)
-            stored = file.attrs.get("sha256")
-    except (OSError, RuntimeError) as error:
-        where = f", at key {key!r}" if key else ""
-        raise DataError(
-            f"{path} cannot be read to its end{where} ({error}); it has {path.stat().st_size} bytes and may be cut "
-            f"short or damaged. {_FETCH_AGAIN}"
-        ) from error
-    return arrays, None if stored is None else str(stored)
-
-
-def _read_npz(path: Path) -> tuple[dict[str, Array], str | None]:
-    key = ""
-    arrays = {}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for key in file.files:
-                arrays[key] = file[key]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        where = f", key {key!r}" if key else ""
-        raise DataError(f"{path}{where}: cannot be read as an .npz file of plain arrays ({error}).") from error
-    return arrays, None
 
 
 def _from_arrays(arrays: Mapping[str, Array], path: Path, max_episode_steps: int | None) -> OfflineDataset:
@@ -235,15 +291,19 @@ def _from_arrays(arrays: Mapping[str, Array], path: Path, max_episode_steps: int
             raise DataError(f"{path}: {key} has type {arrays[key].dtype}; expected numbers.")
         if key in arrays and arrays[key].ndim == 0:
             raise DataError(f"{path}: {key}: shape (), a single value; expected one row a time step.")
-    if arrays["actions"].dtype.kind in "iu":
+    if arrays["actions"].dtype.kind in "biu":
+        kind = "booleans" if arrays["actions"].dtype.kind == "b" else f"whole numbers ({arrays['actions'].dtype})"
         raise DataError(
-            f"{path}: actions are whole numbers ({arrays['actions'].dtype}); expected real-valued (N, A) actions. "
-            "Discrete actions are not supported."
+            f"{path}: actions are {kind}, {listed_numbers(np.unique(arrays['actions']))}; expected real-valued (N, A) "
+            f"actions: {DISCRETE}"
         )
     terminals = _flags(arrays["terminals"], "terminals", path)
     metadata = {key.removeprefix("metadata/"): _decode(v) for key, v in arrays.items() if key.startswith("metadata/")}
-    if "timeouts" in arrays:
-        timeouts = _flags(arrays["timeouts"], "timeouts", path)
+    found = _timeouts(arrays, terminals, path)
+    if found is not None:
+        timeouts, column = found
+        if column != "timeouts":
+            metadata["timeouts"] = f"from the file's column {column!r}"
     elif max_episode_steps is not None and terminals.ndim == 1:
         timeouts = count_timeouts(terminals, max_episode_steps)
         metadata["timeouts"] = f"not in the file: every {max_episode_steps} steps"
@@ -265,6 +325,49 @@ def _from_arrays(arrays: Mapping[str, Array], path: Path, max_episode_steps: int
         },
         metadata=metadata,
     )
+
+
+def _timeouts(
+    arrays: Mapping[str, Array], terminals: npt.NDArray[np.bool_], path: Path
+) -> tuple[npt.NDArray[np.bool_], str] | None:
+    """The rows at which an episode was cut, and the column that says so: `timeouts`, or one of another name.
+
+    None where no column says so. Raises DataError for columns that contradict one another, or do not fit.
+    """
+    timeouts, named = None, ""
+    if "timeouts" in arrays:
+        timeouts, named = _flags(arrays["timeouts"], "timeouts", path), "timeouts"
+    for key in (key for name in BOUNDARIES for key in arrays if key.lower() == name):
+        if arrays[key].ndim == 0:
+            continue  # a setting, such as the number of steps after which episodes were cut
+        if arrays[key].dtype.kind not in "biuf" or _column(arrays[key]).shape != terminals.shape:
+            raise DataError(
+                f"{path}: {key} has type {arrays[key].dtype} and shape {arrays[key].shape}; expected a mark for each "
+                f"row as in terminals, {terminals.shape}. Write it as `timeouts`, or leave it out."
+            )
+        marks, name = _flags(arrays[key], key, path), key.lower()
+        ends, ends_named = (
+            (terminals, "terminals") if timeouts is None else (terminals | timeouts, f"terminals, {named}")
+        )
+        if name in STARTS:
+            marks = np.concatenate([marks[1:], ends[-1:]])  # nothing here tells what came after the last row
+        if name in TERMINALS:
+            ends, ends_named, odd = terminals, "terminals", marks != terminals
+        elif name not in CUTS and (marks == terminals).all():
+            continue  # the same column once more: it tells nothing of cuts
+        elif timeouts is not None:
+            odd = (marks != timeouts) & ~terminals if name in CUTS else marks != ends
+        elif name in CUTS:
+            timeouts, named, odd = marks, key, np.zeros_like(marks)
+        else:
+            timeouts, named, odd = marks & ~terminals, key, terminals & ~marks
+        if odd.any():
+            row = int(np.flatnonzero(odd)[0])
+            raise DataError(
+                f"{path}: {key} contradicts {ends_named}: row {row} is {'an' if marks[row] else 'no'} end by {key}, "
+                f"{'an' if ends[row] else 'no'} end by {ends_named}. Leave out the one that is wrong."
+            )
+    return None if timeouts is None else (timeouts, named)
 
 
 def _column(values: Array) -> Array:

@@ -10,24 +10,23 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from diffrl.data import observations as flattening
+from diffrl.data.env_spec import ENV_KEYS, SPECS, EnvSpec, of_minari
+from diffrl.data.minari_episodes import INSTALL, door, episodes, read_metadata
+from diffrl.data.observations import Array
 from diffrl.data.offline import ACTION_LIMIT, STAND_IN, OfflineDataset
 from diffrl.support.errors import DataError, UserError
 from diffrl.support.files import atomic_path
 
-Array: TypeAlias = npt.NDArray[Any]
-Flatten: TypeAlias = Callable[[Any], tuple[Array, dict[str, Array]]]
-
 _OURS = "diffrl"
 """Key, in Minari's metadata, of ours that Minari has no field for: where the data come from, the range of returns."""
-_INSTALL = "Reading and writing Minari data needs an extra: pip install 'diffrl[minari]'"
 
 
 def store() -> Path:
@@ -52,17 +51,28 @@ def local_ids() -> dict[str, int]:
     for path in sorted(store().glob("**/data/metadata.json")):
         name = path.parent.parent.relative_to(store()).as_posix()
         if not any(part.startswith(".") for part in name.split("/")):
-            found[name] = int(json.loads(path.read_text()).get("total_steps", 0))
+            try:
+                found[name] = int(read_metadata(path.parent.parent)["total_steps"])
+            except DataError:  # `read` says why
+                found[name] = 0
     return found
 
 
-def read(source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check: bool = True) -> OfflineDataset:
+def read(
+    source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check: bool = True, rows: int | None = None
+) -> OfflineDataset:
     """Read a Minari data set by its id (from `store()`) or from its folder (a Path).
 
     Observations are (T + 1, O). A dictionary of goal-conditioned tasks becomes one vector as in D4RL: `observation`,
-    preceded by `achieved_goal` unless the observation begins with it already (so AntMaze has D4RL's 29, PointMaze 4);
-    `desired_goal` goes to `infos["goal"]`. Parts that are dictionaries themselves (FrankaKitchen's goals) are left
-    out. Any other dictionary or tuple is flattened whole, in Gymnasium's order.
+    preceded by `achieved_goal` unless the observation begins with it already; then `desired_goal`, without which a
+    policy would not know where to go. D4RL's antmaze and maze2d (Minari's pointmaze) are defined without it: there it
+    is left out (so AntMaze has D4RL's 29 numbers, PointMaze 4). It is in `infos["goal"]` too, where it is a vector.
+    Any other dictionary or tuple is flattened whole, in Gymnasium's order. `observation_parts` in the metadata says
+    which keys were taken, so that an environment's observations are flattened alike: see `diffrl.data.observations`.
+
+    The environment is Minari's `eval_env_spec`, else its `env_spec`: `env_id` and `env_spec` in the metadata.
+
+    `rows` reads no more episodes than hold so many. Columns beside these, `infos`, are not read.
 
     Raises DataError: not on this machine, discrete actions, damaged, or as in `OfflineDataset.validate`; UserError
     where Minari is not installed.
@@ -75,51 +85,60 @@ def read(source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check
             f"download {source}`, or set MINARI_DATASETS_PATH to the folder that holds it."
         )
     parts: dict[str, list[Array]] = {}
-    try:
+    n = 0
+    theirs = read_metadata(folder)
+    with door(folder):
         data = minari.MinariDataset(folder / "data")
         _check_actions(data.action_space, folder)
-        flatten = _flattener(data.observation_space)
-        for episode in data.iterate_episodes():
-            observations, infos = flatten(episode.observations)
+        space = data.observation_space
+        for episode in episodes(folder, data):
+            pieces = _pieces(space, episode.observations)
             steps = len(episode.rewards)
-            if len(observations) != steps + 1 or len(episode.actions) != steps:
+            seen = next((len(values) for values in pieces.values() if len(values) != steps + 1), steps + 1)
+            if seen != steps + 1 or len(episode.actions) != steps:
                 raise DataError(
                     f"{folder}: episode {episode.id} has {steps} rewards, {len(episode.actions)} actions and "
-                    f"{len(observations)} observations; expected T, T and T + 1. Download or write it again."
+                    f"{seen} observations; expected T, T and T + 1. Download or write it again."
                 )
             timeouts = np.asarray(episode.truncations, np.bool_).copy()
             timeouts[-1:] |= ~np.asarray(episode.terminations[-1:], np.bool_)
             columns = {
-                "observations": observations[:-1],
-                "next_observations": observations[1:],
+                **{f"from/{key}": values[:-1] for key, values in pieces.items()},
+                **{f"to/{key}": values[1:] for key, values in pieces.items()},
                 "actions": np.asarray(episode.actions, np.float32),
                 "rewards": np.asarray(episode.rewards, np.float32),
                 "terminals": np.asarray(episode.terminations, np.bool_),
                 "timeouts": timeouts,
-                **{f"infos/{key}": values[:-1] for key, values in infos.items()},
             }
             for key, values in columns.items():
                 parts.setdefault(key, []).append(values)
-        rows, expected = sum(map(len, parts.get("rewards", []))), int(data.total_steps)
-        env_id = None if data.env_spec is None else data.env_spec.id
-        ours = dict(json.loads((folder / "data" / "metadata.json").read_text()).get(_OURS, {}))
-    except DataError:
-        raise
-    except ImportError as error:
-        raise UserError(f"{_INSTALL} ({error})") from error
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise DataError(f"{folder} cannot be read as Minari data ({error}). Download or write it again.") from error
-    if rows != expected or rows == 0:
+            n += steps
+            if rows is not None and n > rows:
+                break
+        ours = dict(theirs.get(_OURS, {}))
+    whole = rows is None or n <= rows
+    if (whole and n != theirs["total_steps"]) or n == 0:
         raise DataError(
-            f"{folder}: {rows} steps were read; its metadata.json says {expected}. Write or fetch it again."
+            f"{folder}: {n} steps were read; its metadata.json says {theirs['total_steps']}. Write or fetch it again."
         )
     arrays = {key: np.concatenate(values) for key, values in parts.items()}
-    metadata = {**ours, "path": str(folder), "minari_id": data.id, **({"env_id": env_id} if env_id else {})}
+    taken = _taken(space, arrays, str(data.id))
+    metadata = {
+        **_bounds(data.action_space),
+        **ours,
+        "path": str(folder),
+        "minari_id": data.id,
+        **({"observation_parts": ",".join(taken)} if taken else {}),
+        **_env_metadata(theirs, folder),
+    }
     dataset = OfflineDataset(
-        **{key: values for key, values in arrays.items() if not key.startswith("infos/")},
-        infos={key.removeprefix("infos/"): values for key, values in arrays.items() if key.startswith("infos/")},
+        observations=_joined(arrays, "from", taken),
+        next_observations=_joined(arrays, "to", taken),
+        **{key: arrays[key] for key in ("actions", "rewards", "terminals", "timeouts")},
+        infos=_goal(space, arrays),
         metadata=metadata,
     )
+    dataset = dataset if rows is None else dataset.head(rows)
     return dataset.validate(str(folder), action_limit) if check else dataset
 
 
@@ -135,6 +154,7 @@ def write(
 
     Where next observations are not stored, the last step of an episode that was cut has no known successor and is
     left out, its predecessor being marked as the truncation; a terminal step's last observation is repeated.
+    The action space has the bounds in the metadata, `action_low` and `action_high`, where they are there.
     The metadata are kept: `env_id`, `algorithm` and `description` as Minari's own, all others under the key `diffrl`.
     `infos` are not. `reference_scores` are the returns (random, expert) of Minari's normalised score.
 
@@ -154,8 +174,8 @@ def write(
     buffers = [EpisodeBuffer(id=number, **episode) for number, episode in enumerate(_episodes(dataset))]
     if not buffers:
         raise DataError("No step has a known successor: there is nothing to write. Check `timeouts`.")
-    bound = np.full(dataset.action_size, max(1.0, float(np.abs(dataset.actions).max())), np.float32)
-    minimum, maximum = reference_scores or (None, None)
+    largest = np.full(dataset.action_size, max(1.0, float(np.abs(dataset.actions).max())), np.float32)
+    low, high = dataset.stored_bounds() or (-largest, largest)
     try:
         with atomic_path(target) as temporary, _store_at(temporary.parent / "store"):
             with warnings.catch_warnings():
@@ -163,16 +183,13 @@ def write(
                 written = minari.create_dataset_from_buffers(
                     dataset_id,
                     buffers,
-                    env=_environment(dataset.metadata.get("env_id")),
                     observation_space=Box(-np.inf, np.inf, (dataset.observation_size,), np.float32),
-                    action_space=Box(-bound, bound, dtype=np.float32),
-                    ref_min_score=minimum,
-                    ref_max_score=maximum,
+                    action_space=Box(low, high, dtype=np.float32),
                     algorithm_name=_text(dataset.metadata.get("algorithm")),
                     description=_text(dataset.metadata.get("description")),
                     data_format=data_format,
                 )
-                written.storage.update_metadata({_OURS: _our_metadata(dataset)})
+                written.storage.update_metadata(_their_metadata(dataset, reference_scores))
             (store() / dataset_id).replace(temporary)
             if target.exists():
                 target.replace(temporary.parent / "old")  # removed with the temporary folder
@@ -180,7 +197,9 @@ def write(
         if namespace and namespace not in list_local_namespaces():
             create_namespace(namespace)
     except ImportError as error:
-        raise UserError(f"{_INSTALL} ({error})") from error
+        raise UserError(f"{INSTALL} ({error})") from error
+    except ValueError as error:  # such as a namespace of one letter
+        raise UserError(f"Minari does not take {dataset_id!r}: {error} Choose another id.") from error
     except OSError as error:
         raise UserError(f"Cannot write {target}: {error}. Choose another place, or make room there.") from error
     return target
@@ -204,7 +223,7 @@ def _import() -> Any:
     try:
         import minari
     except ImportError as error:
-        raise UserError(f"{_INSTALL} ({error})") from error
+        raise UserError(f"{INSTALL} ({error})") from error
     return minari
 
 
@@ -215,45 +234,60 @@ def _check_actions(space: Any, folder: Path) -> None:
         raise DataError(f"{folder}: the action space is {space}; expected Box with one axis (real-valued actions).")
 
 
-def _flattener(space: Any) -> Flatten:
-    """A function from an episode's observations to (T + 1, O) float32 and further columns."""
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Box):
-        return lambda values: (_two_axes(values), {})
-    if isinstance(space, spaces.Dict) and isinstance(space.spaces.get("observation"), spaces.Box):
-        boxes = {key for key, part in space.spaces.items() if isinstance(part, spaces.Box)}
-
-        def goal_conditioned(values: Mapping[str, Any]) -> tuple[Array, dict[str, Array]]:
-            observations = _two_axes(values["observation"])
-            if "achieved_goal" in boxes:
-                achieved = _two_axes(values["achieved_goal"])
-                if not np.array_equal(observations[:, : achieved.shape[1]], achieved):
-                    observations = np.concatenate([achieved, observations], axis=1)
-            return observations, {"goal": _two_axes(values["desired_goal"])} if "desired_goal" in boxes else {}
-
-        return goal_conditioned
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        return lambda values: (_leaves(space, values), {})
-    raise DataError(f"The observation space is {space}; expected Box, or a dictionary of Box.")
+def _bounds(space: Any) -> dict[str, Array]:
+    """The bounds of an action space as our metadata have them; nothing where one is infinite."""
+    finite = np.isfinite(space.low).all() and np.isfinite(space.high).all()
+    return {"action_low": space.low.astype(np.float32), "action_high": space.high.astype(np.float32)} if finite else {}
 
 
-def _leaves(space: Any, values: Any) -> Array:
-    """All Box parts of a dictionary or tuple as the columns of one array, in the space's order."""
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Box):
-        return _two_axes(values)
-    if isinstance(space, spaces.Dict):
-        return np.concatenate([_leaves(part, values[key]) for key, part in space.spaces.items()], axis=1)
-    if isinstance(space, spaces.Tuple):
-        return np.concatenate([_leaves(part, values[i]) for i, part in enumerate(space.spaces)], axis=1)
-    raise DataError(f"A part of the observation space is {space}; expected Box.")
+def _pieces(space: Any, values: Any) -> dict[str, Array]:
+    """An episode's observations as arrays (T + 1, ...) by part; of no goal-conditioned task one part, "" ."""
+    if not flattening.is_goal_conditioned(space):
+        return {"": flattening.flatten(space, values)}
+    parts = flattening.goal_parts(space, begins_with_achieved=False, with_goal=True)
+    return {key: flattening.flatten(space.spaces[key], values[key]) for key in parts}
 
 
-def _two_axes(values: Any) -> Array:
-    array = np.asarray(values, np.float32)
-    return array.reshape(len(array), -1)
+def _taken(space: Any, arrays: Mapping[str, Array], dataset_id: str) -> tuple[str, ...]:
+    """The parts of goal-conditioned observations that make the vector; () where there are none.
+
+    Whether the observation begins with the achieved goal is seen in all rows, so that it is the same for each.
+    """
+    if not flattening.is_goal_conditioned(space):
+        return ()
+    begins = False
+    if "from/achieved_goal" in arrays:
+        size = arrays["from/achieved_goal"].shape[1]
+        begins = all(
+            np.array_equal(arrays[f"{end}/observation"][:, :size], arrays[f"{end}/achieved_goal"])
+            for end in ("from", "to")
+        )
+    return flattening.goal_parts(space, begins, with_goal=not flattening.leaves_goal_out(dataset_id))
+
+
+def _joined(arrays: Mapping[str, Array], end: str, taken: tuple[str, ...]) -> Array:
+    """The observations (N, O) at one end of the steps, of the parts that are taken."""
+    columns = [arrays[f"{end}/{key}"] for key in taken or ("",)]
+    return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+
+
+def _goal(space: Any, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The goal that each row strives for, where it is a vector."""
+    from gymnasium.spaces import Box
+
+    is_vector = flattening.is_goal_conditioned(space) and isinstance(space.spaces.get(flattening.GOAL), Box)
+    return {"goal": arrays[f"from/{flattening.GOAL}"]} if is_vector else {}
+
+
+def _env_metadata(theirs: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What the data set's metadata say of its environment: the one to evaluate in, else the one of the recording."""
+    for key in SPECS:
+        text = theirs.get(key)
+        if text is not None:
+            where = f"{folder / 'data' / 'metadata.json'}: {key}"
+            spec = EnvSpec.from_json(text if isinstance(text, str) else "", where, of_minari(key))
+            return {"env_id": spec.id, "env_spec": text, "env_origin": spec.origin}
+    return {}
 
 
 def _episodes(dataset: OfflineDataset) -> Iterator[dict[str, Any]]:
@@ -283,22 +317,25 @@ def _episodes(dataset: OfflineDataset) -> Iterator[dict[str, Any]]:
         }
 
 
-def _environment(env_id: str | None) -> Any:
-    """The environment the data belong to, so that `recover_environment()` works; None where it is not installed."""
-    import gymnasium
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # D4RL's data belong to v4
-            return None if env_id is None else gymnasium.make(env_id)
-    except (gymnasium.error.Error, ImportError):
-        return None
+def _their_metadata(dataset: OfflineDataset, reference_scores: tuple[float, float] | None) -> dict[str, Any]:
+    """Entries of Minari's metadata that are written without making the environment, which may not be installed."""
+    found: dict[str, Any] = {_OURS: _our_metadata(dataset)}
+    spec = EnvSpec.of(dataset.metadata)
+    if spec is not None:
+        found["env_spec"] = spec.to_json()
+        if "eval" in spec.origin:
+            found["eval_env_spec"] = found["env_spec"]
+    if reference_scores is not None:
+        found |= dict(zip(("ref_min_score", "ref_max_score"), reference_scores, strict=True))
+        found["num_episodes_average_score"] = 100  # D4RL's
+    return found
 
 
 def _our_metadata(dataset: OfflineDataset) -> dict[str, Any]:
     """The metadata as JSON holds them: arrays as lists, and what JSON cannot hold as text."""
     stand_in = {} if dataset.has_terminal_next else {"terminal_successors": STAND_IN}
-    told = ("path", "sha256", "dataset", "minari_id", "env_id", "timeouts")  # elsewhere, or of the file that was read
+    of_file = ("path", "sha256", "dataset", "minari_id", "timeouts")
+    told = (*of_file, *ENV_KEYS)  # elsewhere, or of the file that was read
     kept = {key: value for key, value in dataset.metadata.items() if key not in told}
 
     def plain(value: Any) -> Any:

@@ -20,6 +20,10 @@ ACTION_LIMIT = 1.0
 STAND_IN = "stand-in: the row's own observation"
 """The value of `terminal_successors` in the metadata of data that do not hold what follows a terminal row."""
 _ACTION_SLACK = 1e-5  # a tanh in float32, stored and read again
+_SAME, _ROUNDING = 1e-3, 1e-5
+"""Two observations are equal within `_SAME` deviations of each dimension, and `_ROUNDING` of its value."""
+_SAMPLE = 10_000
+"""Rows that deviations and steps are estimated from, evenly spread."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +84,7 @@ class OfflineDataset:
 
         A file derived from one without next observations has stand-ins there, and its metadata say so.
         """
-        return self.has_next and self.metadata.get("terminal_successors") != STAND_IN
+        return self.has_next and self.metadata.get("terminal_successors") != STAND_IN and not self.shifted_rows().any()
 
     @property
     def n_episodes(self) -> int:
@@ -117,15 +121,93 @@ class OfflineDataset:
 
         Where the file holds none they are the next row's observations, never taken across a timeout: such a row,
         and a last row that is cut off, have no known successor. A terminal row needs none, since nothing is
-        bootstrapped from it: its own observation stands in. The values of unknown successors mean nothing.
+        bootstrapped from it: its own observation stands in. Stored ones are known, but for `shifted_rows()`. The values
+        of unknown successors mean nothing.
         """
         if self.next_observations is not None:
-            return self.next_observations, np.ones(len(self), np.bool_)
+            return self.next_observations, ~self.shifted_rows()
         following = np.concatenate([self.observations[1:], self.observations[-1:]])
         following[self.terminals] = self.observations[self.terminals]
         known = self.terminals | ~self.timeouts
         known[-1:] = self.terminals[-1:]
         return following, known
+
+    def shifted_rows(self) -> Bools:
+        """(N,) cut rows whose stored next observation is not theirs: it was taken across the reset.
+
+        Who stores the observations moved up by one row as next observations stores, at a timeout, the first observation
+        of the next episode. It is judged so where that is equal at most timeouts (see `follows`), and a reset lies
+        between: the step there is longer than nine in ten others, or episodes start much alike. Without either the
+        environment goes on after a cut, as maze2d's does, and what is stored is true.
+        """
+        shifted = np.zeros(len(self), np.bool_)
+        cuts = np.flatnonzero(self.timeouts & ~self.terminals)
+        if self.next_observations is None or not len(cuts):
+            return shifted
+        inner = cuts[cuts < len(self) - 1]
+        some = inner[:: len(inner) // _SAMPLE + 1]
+        if 2 * self.follows(some).sum() > len(some) and self._resets_after(some):
+            shifted[inner[self.follows(inner)]] = True
+            shifted[-1] = not self.terminals[-1]  # of which there is nothing true to store either
+        return shifted
+
+    def contradicted_rows(self) -> Ints:
+        """The rows inside episodes whose stored next observation is not the next row's, by number: see `follows`."""
+        inside = np.flatnonzero(~(self.terminals | self.timeouts)[:-1])
+        return inside[:0] if self.next_observations is None else inside[~self.follows(inside)]
+
+    def follows(self, rows: Ints) -> Bools:
+        """(n,) whether the stored next observation of each of the rows (n,), none the last, is the next row's.
+
+        Equal is what differs in no dimension by more than a thousandth of its deviation and 1e-5 of its value.
+        """
+        assert self.next_observations is not None
+        result = np.ones(len(rows), np.bool_)
+        with np.errstate(invalid="ignore", over="ignore"):
+            deviations = self._deviations()
+            for start in range(0, len(rows), 2**16):  # in blocks: the columns may be large
+                block = rows[start : start + 2**16]
+                stored, following = self.next_observations[block], self.observations[block + 1]
+                slack = _SAME * deviations + _ROUNDING * np.abs(following)
+                result[start : start + 2**16] = ~(np.abs(stored - following) > slack).any(axis=1)
+        return result
+
+    def _deviations(self) -> Floats:
+        """(O,) standard deviations of the observations, of a sample."""
+        deviations: Floats = self.observations[:: len(self) // _SAMPLE + 1].std(axis=0, dtype=np.float64)
+        return deviations.astype(np.float32)
+
+    def _resets_after(self, cuts: Ints) -> bool:
+        """Whether the environment was reset after the rows `cuts`, none the last, as far as observations tell."""
+        inside = np.flatnonzero(~(self.terminals | self.timeouts)[:-1])
+        inside = inside[:: len(inside) // _SAMPLE + 1]
+        scale = self._deviations()
+        scale[scale == 0] = 1
+        if not len(inside):
+            return False  # every row is an episode of its own: nothing tells
+        jumps, steps = (
+            np.linalg.norm((self.observations[rows + 1] - self.observations[rows]) / scale, axis=1)
+            for rows in (cuts, inside)
+        )
+        ranks = np.searchsorted(np.sort(steps), jumps) / len(steps)
+        starts = (self.observations[cuts + 1] / scale).var(axis=0)
+        return bool(np.median(ranks) > 0.9 or (len(cuts) >= 3 and starts.mean() < 0.5))
+
+    def stored_bounds(self) -> tuple[Floats, Floats] | None:
+        """(A,) the lowest and (A,) the highest action, where the metadata have them, as `action_low`, `action_high`.
+
+        Raises DataError where they do not fit the actions.
+        """
+        low, high = self.metadata.get("action_low"), self.metadata.get("action_high")
+        if low is None or high is None:
+            return None
+        try:
+            both = [np.broadcast_to(np.asarray(bound, np.float32), (self.action_size,)) for bound in (low, high)]
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"action_low and action_high do not fit actions of {self.action_size} dimensions: {low}, {high}."
+            ) from error
+        return both[0], both[1]
 
     def with_successors(self) -> OfflineDataset:
         """The data set of the rows whose successors are known, with these stored as next observations.
@@ -190,7 +272,8 @@ class OfflineDataset:
     def problems(self, action_limit: float | None = ACTION_LIMIT) -> list[str]:
         """What makes this data set unfit for training, one sentence each: key, row, found, expected, what to do.
 
-        These are `structural_problems()`, values that are not finite, and |action| > `action_limit` (None: no limit).
+        These are `structural_problems()`, values that are not finite, and actions outside `stored_bounds()`, or where
+        there are none outside [-`action_limit`, `action_limit`] (None: actions are not looked at).
         """
         found = self.structural_problems()
         if found:
@@ -204,14 +287,11 @@ class OfflineDataset:
                     "numbers. Remove the episode, or write the file again."
                 )
         if action_limit is not None:
-            outside = (np.abs(self.actions) > action_limit * (1 + _ACTION_SLACK)) & np.isfinite(self.actions)
-            if outside.any():
-                row, value = _first(outside, self.actions)
-                found.append(
-                    f"actions: row {row} holds {value:.6g} ({outside.any(axis=1).sum()} such rows in all); expected "
-                    f"[{-action_limit:g}, {action_limit:g}]. If the environment clips actions, clip the file too: "
-                    "`diffrl data convert SOURCE NEW.hdf5 --clip-actions`."
-                )
+            stored = self.stored_bounds()
+            low, high = stored or (np.float32(-action_limit), np.float32(action_limit))
+            source = "as its metadata say" if stored else ""
+            complaint = outside_bounds(self.actions, low, high, _ACTION_SLACK, source, known=bool(stored))
+            found += [complaint] if complaint else []
         return found
 
     def validate(self, name: str, action_limit: float | None = ACTION_LIMIT) -> OfflineDataset:
@@ -222,8 +302,12 @@ class OfflineDataset:
         return self
 
     def clip_actions(self, limit: float = ACTION_LIMIT) -> OfflineDataset:
-        """This data set with actions clipped to [-limit, limit], as environments do that clip actions themselves."""
-        return replace(self, actions=np.clip(self.actions, -limit, limit))
+        """This data set with actions clipped, as environments do that clip actions themselves.
+
+        They are clipped to `stored_bounds()`, or where there are none to [-limit, limit].
+        """
+        low, high = self.stored_bounds() or (np.float32(-limit), np.float32(limit))
+        return replace(self, actions=np.clip(self.actions, low, high))
 
 
 def count_timeouts(terminals: Bools, max_episode_steps: int) -> Bools:
@@ -236,6 +320,69 @@ def count_timeouts(terminals: Bools, max_episode_steps: int) -> Bools:
     since_start = rows - starts[np.searchsorted(starts, rows, side="right") - 1]
     timeouts: Bools = (since_start % max_episode_steps == max_episode_steps - 1) & ~terminals
     return timeouts
+
+
+def outside_bounds(
+    actions: Floats, low: npt.ArrayLike, high: npt.ArrayLike, slack: float, source: str = "", *, known: bool = False
+) -> str | None:
+    """What is wrong with actions (N, A) that exceed their bounds by `slack` of the larger one; None where none does.
+
+    low, high: scalars or (A,). source: what the bounds are, as "the bounds of Pendulum-v1". known: whether they are so,
+    and not only assumed.
+    """
+    low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    most = slack * np.maximum(1, np.maximum(np.abs(low), np.abs(high)))
+    outside = ((actions < low - most) | (actions > high + most)) & np.isfinite(actions)
+    if not outside.any():
+        return None
+    row, column = (int(i[0]) for i in np.nonzero(outside))
+    values = discrete_values(actions)
+    if values is not None:
+        remedy = f"Their values are {listed_numbers(values)} alone: {DISCRETE}"
+    elif np.abs(actions).max() <= 1 + _ACTION_SLACK:
+        remedy = "Where they are scaled to [-1, 1]: --actions normalised."
+    else:
+        remedy = "" if known else "Name the environment they are from (--env ID), whose bounds then hold. "
+        remedy += "Only if it clips actions itself: `diffrl data convert SOURCE NEW.hdf5 --clip-actions`."
+    return (
+        f"actions: row {row} holds {actions[row, column]:.6g} ({outside.any(axis=1).sum():,} such rows in all); "
+        f"expected {shown_bounds(low, high)}{source and ', '}{source}. {remedy}"
+    )
+
+
+DISCRETE = (
+    "discrete actions are not supported. If they are real-valued, write them as float32, in their environment's units."
+)
+"""What is said of actions that are not real numbers."""
+_FEW = 16
+"""Whole-valued actions of no more values than this look discrete."""
+
+
+def discrete_values(actions: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+    """The values of actions that are few and whole, as those of a discrete space; None for all others.
+
+    Not discrete are a single value, and the two or three of a controller that only switches: -u, u, and perhaps 0.
+    """
+    for part in (actions[:1000], actions):
+        if not (np.isfinite(part).all() and (part == np.rint(part)).all()):
+            return None
+        values = np.unique(part)
+        if len(values) > _FEW:
+            return None
+    switching = len(values) <= 3 and values[0] == -values[-1] and (len(values) < 3 or values[1] == 0)
+    return None if len(values) < 2 or switching else values
+
+
+def shown_bounds(low: npt.ArrayLike, high: npt.ArrayLike) -> str:
+    """Bounds of actions as text: [-2, 2], or where dimensions differ [-2, 2] or [0, 1]."""
+    pairs = dict.fromkeys(f"[{a:.4g}, {b:.4g}]" for a, b in np.broadcast(np.atleast_1d(low), np.atleast_1d(high)))
+    return " or ".join(list(pairs)[:3]) + (" ..." if len(pairs) > 3 else "")
+
+
+def listed_numbers(numbers: npt.NDArray[Any]) -> str:
+    """The first five numbers as text, and how many more there are."""
+    rest = f" and {len(numbers) - 5:,} more" if len(numbers) > 5 else ""
+    return ", ".join(f"{number:g}" if numbers.dtype.kind == "f" else str(number) for number in numbers[:5]) + rest
 
 
 def _first(bad: Bools, values: npt.NDArray[Any]) -> tuple[int, float]:

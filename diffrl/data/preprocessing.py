@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffrl.data.offline import OfflineDataset
+from diffrl.data.offline import Floats, OfflineDataset, outside_bounds
 from diffrl.data.transitions import Transitions, episode_returns
 from diffrl.support.errors import DataError, UserError, nearest
 
@@ -181,36 +181,61 @@ def fit_preprocessing(
     return Preprocessing(normaliser(kind, torch.from_numpy(dataset.observations)), action_scaling(env, dataset))
 
 
-def action_scaling(env: gymnasium.Env[Any, Any] | None, dataset: OfflineDataset) -> Normaliser:
-    """The scaling of actions to [-1, 1], from the environment's bounds, else from those in the data's metadata.
+@dataclass(frozen=True, eq=False)
+class ActionBounds:
+    """The lowest and the highest actions."""
 
-    Where neither has bounds, [-1, 1] is assumed and nothing is scaled. Raises DataError where the data's actions lie
-    outside the bounds, or these are not finite.
+    low: Floats
+    """(A,)"""
+    high: Floats
+    """(A,)"""
+    source: str
+    """Whose they are, as "the bounds of Pendulum-v1"."""
+    known: bool = True
+    """False: nothing says what they are, and [-1, 1] is assumed."""
+
+    def complaint(self, actions: Floats) -> str | None:
+        """What is wrong with actions (N, A) that lie outside; None where none does. Rounding is forgiven, 1e-4."""
+        return outside_bounds(actions, self.low, self.high, 1e-4, self.source, known=self.known)
+
+    def scaling(self) -> Normaliser:
+        """The scaling of actions to [-1, 1]. Raises DataError where the bounds are not finite."""
+        if not (np.isfinite(self.low).all() and np.isfinite(self.high).all() and (self.low < self.high).all()):
+            raise DataError(f"The actions have no finite range in {self.source}; agents need one.")
+        return Normaliser(torch.tensor((self.low + self.high) / 2), torch.tensor((self.high - self.low) / 2))
+
+    @property
+    def metadata(self) -> dict[str, Floats]:
+        """The bounds as a data set's metadata have them; nothing where they are only assumed, or infinite."""
+        finite = np.isfinite(self.low).all() and np.isfinite(self.high).all()
+        return {"action_low": self.low, "action_high": self.high} if self.known and finite else {}
+
+
+def action_bounds(env: gymnasium.Env[Any, Any] | None, dataset: OfflineDataset) -> ActionBounds:
+    """The bounds of a data set's actions: the environment's, else those in its metadata, else [-1, 1].
+
+    A Minari data set has those of its action space in its metadata. Raises DataError where they do not fit the actions.
     """
     size = dataset.action_size
-    low: Any
-    high: Any
     if env is not None:
         space = env.action_space
         assert isinstance(space, gymnasium.spaces.Box)
-        low, high, source = space.low, space.high, f"the bounds of {env.spec.id if env.spec else 'the environment'}"
-    elif "action_low" in dataset.metadata and "action_high" in dataset.metadata:
-        low, high, source = dataset.metadata["action_low"], dataset.metadata["action_high"], "the file's action bounds"
-    else:
-        low, high, source = -1.0, 1.0, "[-1, 1], assumed as no environment and no bounds in the file say otherwise"
-    try:
-        low = np.broadcast_to(np.asarray(low, dtype=np.float32), (size,))
-        high = np.broadcast_to(np.asarray(high, dtype=np.float32), (size,))
-    except ValueError as error:
-        raise DataError(f"{source} do not fit actions of {size} dimensions: {low}, {high}.") from error
-    outside = (dataset.actions < low - 1e-4) | (dataset.actions > high + 1e-4)
-    if outside.any():
-        row, column = np.argwhere(outside)[0]
-        raise DataError(
-            f"{dataset.metadata.get('source', 'The data set')}: actions, row {row}, column {column} is "
-            f"{dataset.actions[row, column]:.4g}, outside {source}. Name the environment of the data with --env, or "
-            "clip the actions: `diffrl data convert SRC NEW.hdf5 --clip-actions`."
-        )
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        raise DataError(f"The actions have no finite range in {source}; agents need one.")
-    return Normaliser(torch.tensor((low + high) / 2), torch.tensor((high - low) / 2))
+        low, high = (np.asarray(bound, np.float32).reshape(size) for bound in (space.low, space.high))
+        return ActionBounds(low, high, f"the bounds of {env.spec.id if env.spec else 'the environment'}")
+    stored = dataset.stored_bounds()
+    if stored is not None:
+        return ActionBounds(*stored, "the bounds in the data set's metadata")
+    one = np.ones(size, np.float32)
+    return ActionBounds(-one, one, "assumed as no environment and no bounds in the data set say otherwise", known=False)
+
+
+def action_scaling(env: gymnasium.Env[Any, Any] | None, dataset: OfflineDataset) -> Normaliser:
+    """The scaling of actions to [-1, 1] from their `action_bounds`.
+
+    Raises DataError where the data's actions lie outside the bounds, or these are not finite.
+    """
+    bounds = action_bounds(env, dataset)
+    complaint = bounds.complaint(dataset.actions)
+    if complaint:
+        raise DataError(f"{dataset.metadata.get('dataset', 'The data set')}: {complaint}")
+    return bounds.scaling()

@@ -130,7 +130,7 @@ def read(path: Path | str, buffer: ReplayBuffer, *, scaled_actions: bool = True)
 
     Gives the number of rows stored.
     """
-    return fill_buffer(buffer, d4rl.read(path, action_limit=None), scaled_actions=scaled_actions)
+    return fill_buffer(buffer, d4rl.read(path, action_limit=None, infos=False), scaled_actions=scaled_actions)
 
 
 def real_action_space(buffer: ReplayBuffer) -> gymnasium.spaces.Box:

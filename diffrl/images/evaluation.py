@@ -11,7 +11,8 @@ All measures are of the same prompts and the same noise at every evaluation, so 
     class_entropy    entropy of its classes over all images, in nats; ln 10 = 2.30 is even (built-in models)
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,8 @@ from diffrl.images.samples import (
 
 Classify = Callable[[Tensor], Tensor]
 """Images (B, ...) -> probabilities of classes (B, C); prompts name the class by its number."""
+COLLAPSED = {"diversity": 1e-3, "class_entropy": 0.05}
+"""Measures, and values of theirs that no working model has before training."""
 NOISE_LEVELS = 4
 """How many times t `reference_error` takes for each image."""
 
@@ -80,6 +83,21 @@ def evaluate(setup: Setup, state: RunState, held_out: Reward | None, classify: C
         share = torch.bincount(taken, minlength=probabilities.shape[1]).double() / n
         measures["class_entropy"] = float(-(share * share.clamp_min(1e-12).log()).sum())
     return Evaluation(images, texts, measures)
+
+
+def alarm(first: Mapping[str, float]) -> str | None:
+    """A sentence where the measures of the evaluation before the first round have all collapsed; else None.
+
+    Images that hardly differ, and all of one class: what was measured is then hardly what the model sampled.
+    """
+    measured = {name: limit for name, limit in COLLAPSED.items() if math.isfinite(first.get(name, math.nan))}
+    if not measured or any(first[name] > limit for name, limit in measured.items()):
+        return None
+    found = ", ".join(f"{name.replace('_', ' ')} {first[name]:.3g}" for name in measured)
+    return (
+        f"Before the first round the images are all alike ({found}): the model is broken, or its images were changed "
+        "before they were measured. Look at images/000000.png in the run's folder before you go on."
+    )
 
 
 def chain_kl(setup: Setup, samples: Samples) -> Tensor:

@@ -11,7 +11,6 @@ the folder. In place of file_name_w and file_name_l, `preferred` and `rejected` 
 scaled and cropped, about their centre, to the size that is asked for; transparency shows white.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 from diffrl.images.model import ImageModel, image_shape
 from diffrl.images.models.digits import digits
 from diffrl.support.errors import DataError, UserError, first_line, images_extra, nearest
+from diffrl.support.files import parse_json
 
 METADATA = "metadata.jsonl"
 EXTRAS = ("control", "reference")
@@ -220,10 +220,7 @@ def read_prompts(path: Path, files: Sequence[str] = ()) -> tuple[list[str], list
     texts: list[str] = []
     metadata: list[Mapping[str, Any]] = []
     for number, line in kept:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({first_line(error)}).") from error
+        entry = parse_json(line, f"{path}, line {number}: not JSON")
         if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
             raise UserError(f'{path}, line {number}: expected an object with a "prompt", got {line[:60]}.')
         texts.append(entry.pop("prompt"))
@@ -302,10 +299,7 @@ def _rows(folder: Path) -> list[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file}, line {number}: no JSON ({first_line(error)}).") from None
+        row = parse_json(line, f"{file}, line {number}: no JSON", error=DataError)
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {number}: expected an object, {{...}}, got {line.strip()[:40]}.")
         rows.append((number, row))

@@ -1,6 +1,7 @@
 """Fine-tuning runs of image models from start to end: model, reward, rounds, evaluations, checkpoints, pictures."""
 
 import contextlib
+import copy
 import dataclasses
 import math
 import time
@@ -8,23 +9,36 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner
-from diffrl.images.algorithms.dpo import FILE as PAIRS_FILE
+from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import DPOConfig, FinetuneConfig, SupervisedConfig
-from diffrl.images.evaluation import Classify, evaluate
+from diffrl.images.evaluation import Classify, alarm, evaluate
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import load_model
-from diffrl.images.run import FinetuneRun, evaluation_line, grid_path, plot_before_after, plot_grid, print_run
+from diffrl.images.run import (
+    CONFIG,
+    FILES,
+    FinetuneRun,
+    evaluation_line,
+    grid_path,
+    plot_before_after,
+    plot_grid,
+    print_run,
+)
 from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
+from diffrl.support import folder as folders
 from diffrl.support.console import console, work
-from diffrl.support.errors import UserError, explaining_memory
+from diffrl.support.errors import UserError, explaining_memory, said_by
+from diffrl.support.folder import claimed
 from diffrl.support.machine import resolve_device, settle, versions
+from diffrl.support.stopping import Stopped, at_once, going_on, stop_signals
 from diffrl.training import checkpoint
 from diffrl.training.checkpoint import Checkpoint
 from diffrl.training.logs import MetricsLog
-from diffrl.training.loop import Interrupted, stop_signals
 
 SAVE_EVERY = 120.0
 """Seconds between checkpoints, besides those of evaluations."""
@@ -36,8 +50,6 @@ def finetune(config: FinetuneConfig, *, quiet: bool = False) -> Path:
     Raises UserError for all that a user can get wrong, RewardError for a reward that answers with nonsense,
     DivergedError for training that does, Interrupted when told to stop (saved).
     """
-    if config.out is not None:
-        FinetuneRun.refuse(config.out)
     return _run(config, None, quiet)
 
 
@@ -65,13 +77,25 @@ def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Pa
     settle()
     world = World(resolve_device(config.device))
     doing, less = f"fine-tuning {config.model}", _less_memory(config)
-    try:
+    with contextlib.ExitStack() as held:
+        held.callback(world.close)
+        path = held.enter_context(_alone(config, resumed)) if world.main else Path()
+        path = Path(world.told(str(path)))
         with explaining_memory(doing, less):
             session = _Session(config, world, quiet or not world.main)
-        with explaining_memory(doing, less, session.kept):
-            return session.run(resumed)
-    finally:
-        world.close()
+        with explaining_memory(doing, less, session.kept), going_on(session.stopped):
+            return session.run(path, resumed)
+
+
+@contextlib.contextmanager
+def _alone(config: FinetuneConfig, resumed: FinetuneRun | None) -> Iterator[Path]:
+    """Yield the folder of a new run or of one that goes on, in which the main process is alone."""
+    if resumed is None:
+        with claimed(config.out, f"{config.algo}-{Path(config.model).name}", FILES) as path:
+            yield path
+    else:
+        with folders.held(resumed.path):
+            yield resumed.path
 
 
 def _less_memory(config: FinetuneConfig) -> str:
@@ -99,19 +123,23 @@ class _Session:
             self.held_out = None if config.held_out is None else rewards.parse(config.held_out, device=device)
             self.classify = _classifier(config)
         self.setup = Setup(config, model, chain_of(model, config), _prompts(config, model), reward, world)
-        self.state = RunState(queries=config.scored_before, kl_weight=config.kl_weight)
+        self.state = RunState(queries=config.scored_before, kl_weight=config.kl_weight, say=self._say)
         self.algorithm = ALGORITHMS[config.algo](self.setup, self.state)
         self.tuner = Finetuner(self.setup, self.state, self.algorithm)
 
-    def run(self, resumed: FinetuneRun | None) -> Path:
+    def run(self, path: Path, resumed: FinetuneRun | None) -> Path:
         """Open the folder, make the rounds, write the results; give the folder."""
-        saved = self._open(resumed)
-        path = self.folder.path
+        saved = self._open(path, resumed)
         self._say(self._title())
         with self._progress("Preparing", self.config.scored_before):
             self.algorithm.prepare(path)
         if saved is not None:
-            self.tuner.load_state_dict(saved.step, saved.tensors, saved.info)
+            try:
+                self.tuner.load_state_dict(saved.step, saved.tensors, saved.info)
+            except (KeyError, TypeError, ValueError) as error:
+                raise checkpoint.CheckpointError(
+                    f"The checkpoint of round {saved.step} in {path} does not fit its {CONFIG}: {said_by(error)}."
+                ) from error
             self._say(f"Resuming after {saved.step:,} rounds.")
         log = MetricsLog(path, [self.config.seed], self.state.round) if self.world.main else None
         try:
@@ -129,10 +157,18 @@ class _Session:
             return ""
         return f"Nothing saved is lost: `diffrl resume {self.folder.path}` goes on after round {saved[-1]}"
 
-    def _open(self, resumed: FinetuneRun | None) -> Checkpoint | None:
-        """Make the run's folder, or clean what a resumed run left behind; give the checkpoint to go on from."""
+    def stopped(self) -> str:
+        """What is said where the run is told to stop, once it has a folder."""
+        if not hasattr(self, "folder"):
+            return ""
+        saved = checkpoint.steps(self.folder.path)
+        return (
+            f"Stopped after {saved[-1] if saved else 0} rounds; saved. Go on with `diffrl resume {self.folder.path}`."
+        )
+
+    def _open(self, path: Path, resumed: FinetuneRun | None) -> Checkpoint | None:
+        """Begin the run's folder, or clean what a resumed run left behind; give the checkpoint to go on from."""
         config, world = self.config, self.world
-        path = config.out or Path(world.told(str(_new_folder(config)) if world.main else ""))
         saved = None
         if resumed is not None and checkpoint.steps(path):
             saved, complaints = checkpoint.load_latest(path)
@@ -144,66 +180,83 @@ class _Session:
                 self._say(f"{path} has all of its {saved.step} rounds; give more --steps to go on.")
         done = -1 if saved is None else saved.step
         history = [] if resumed is None else [entry for entry in resumed.history if entry["round"] <= done]
-        self.folder = FinetuneRun(path, config, history)
+        self.folder = FinetuneRun(path, config, history, resumed is not None and resumed.damaged)
         world.barrier()  # all have read what is cleaned away now
         if world.main:
             self.folder.write({"versions": versions("diffusers", "transformers", "peft", "accelerate")})
-            if resumed is None:
-                (path / PAIRS_FILE).unlink(missing_ok=True)  # of a run that was cut before its first checkpoint
-            else:
+            if resumed is not None:
                 checkpoint.clean(path, done)
         world.barrier()
         return saved
 
     def _train(self, log: MetricsLog | None) -> None:
-        """Make the remaining rounds; evaluate and save before the first one and between them."""
+        """Make the remaining rounds; save and evaluate before the first one and between them.
+
+        What is evaluated has been saved, and a stop in an evaluation or a round is at once: it is made again.
+        """
         config, world, state = self.config, self.world, self.state
         history = self.folder.history
         began = saved_at = time.monotonic()
         before = float(history[-1]["seconds"]) if history else 0.0
-        here = [entry for entry in history if entry["round"] == state.round]
-        if state.round == 0 or (state.round == config.rounds and not here):
-            self._evaluate(log, before)
-            self._save()
-        if here and self._too_far(here[0]):
-            return
+        saved = state.round if checkpoint.steps(self.folder.path) else -1
         per_round = self._work_of_round()
         whole = per_round * config.rounds
         with stop_signals() as stopped, self._progress("Fine-tuning", whole, per_round * state.round):
-            while state.round < config.rounds:
-                metrics = self.tuner.advance()
+            while True:
+                last = state.round == config.rounds
+                due = state.round % config.eval_every == 0 or last
+                stop = world.any(stopped()) and not last
+                if state.round != saved and (due or stop or world.any(time.monotonic() - saved_at > SAVE_EVERY)):
+                    self._save(state.round, *self.tuner.state_dict())
+                    saved, saved_at = state.round, time.monotonic()
+                if stop:
+                    raise Stopped
+                measures = next((entry for entry in history if entry["round"] == state.round), None)
+                if due and measures is None:
+                    measures = self._evaluate(log, before + time.monotonic() - began)
+                if last or (measures is not None and self._too_far(measures)):
+                    break
+                metrics = self._round(state.round == saved)
                 if log is not None:
                     log.write(state.round, {n: [v] for n, v in {**metrics, "queries": state.queries}.items()})
-                last = state.round == config.rounds
-                stop = world.any(stopped())
-                if state.round % config.eval_every == 0 or last:
-                    measures = self._evaluate(log, before + time.monotonic() - began)
-                    self._save()
-                    saved_at = time.monotonic()
-                    if self._too_far(measures):
-                        break
-                elif stop or world.any(time.monotonic() - saved_at > SAVE_EVERY):
-                    self._save()
-                    saved_at = time.monotonic()
-                if stop and not last:
-                    raise Interrupted(
-                        f"Stopped after {state.round} rounds; saved. Go on with `diffrl resume {self.folder.path}`."
-                    )
+
+    def _round(self, saved: bool) -> Metrics:
+        """Make a round. A stop in it leaves a checkpoint of before; there is one already where it is `saved`."""
+        if self.world.size > 1:  # which stop between rounds, all after the same one
+            return self.tuner.advance()
+        number = self.state.round
+        tensors, info = ({}, {}) if saved else self.tuner.state_dict()
+        tensors, info = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}, copy.deepcopy(info)
+        try:
+            with at_once():
+                return self.tuner.advance()
+        except Stopped:
+            if not saved:
+                self._save(number, tensors, info)
+            raise
 
     def _evaluate(self, log: MetricsLog | None, seconds: float) -> dict[str, float]:
         """Evaluate, record and plot the evaluation, and give its measures."""
         state, path = self.state, self.folder.path
-        with self._progress("Evaluating", self.config.eval_samples):
+        with self._progress("Evaluating", self.config.eval_samples), self._alone():
             result = evaluate(self.setup, state, self.held_out, self.classify)
         if log is not None:
             finite = {name: value for name, value in result.measures.items() if math.isfinite(value)}
             entry = {"round": state.round, "queries": state.queries, "seconds": round(seconds, 1), **finite}
+            if state.silent:
+                entry["silent_rounds"] = state.silent
             self.folder.add(entry)
             for name, value in finite.items():
                 log.scalars(f"evaluation/{name}", state.round, [value])
             plot_grid(result.images, result.prompts, grid_path(path, state.round))
             self._say(evaluation_line(entry))
+            if state.round == 0 and (odd := alarm(entry)):
+                self._say(f"[bold red]{odd}[/]")
         return result.measures
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        """What ends at once where a signal comes; of several processes none may, as the others would wait for it."""
+        return at_once() if self.world.size == 1 else contextlib.nullcontext()
 
     def _too_far(self, measures: Mapping[str, float]) -> bool:
         """Whether an evaluation's divergence is beyond --stop-kl; if so, say it."""
@@ -216,11 +269,10 @@ class _Session:
         )
         return True
 
-    def _save(self) -> None:
-        """Write a checkpoint, by the main process; the others need not wait: all have the same."""
+    def _save(self, number: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+        """Write the checkpoint after `number` rounds, by the main process: the others have the same, and go on."""
         if self.world.main:
-            tensors, info = self.tuner.state_dict()
-            checkpoint.save(self.folder.path, self.state.round, tensors, info)
+            checkpoint.save(self.folder.path, number, tensors, info)
             checkpoint.prune(self.folder.path, ())
 
     def _finish(self) -> None:
@@ -330,15 +382,3 @@ def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
         once = list(dict.fromkeys(prompts.texts))
         conditions(model, once, [{}] * len(once))
     return prompts
-
-
-def _new_folder(config: FinetuneConfig) -> Path:
-    """Make a new folder for a run that was given none."""
-    model = Path(config.model).name
-    stem = f"{config.algo}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
-        path = Path("runs") / f"{stem}{suffix}"
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(parents=True)
-            return path
-    raise UserError(f"runs/{stem} exists a thousand times; choose another --out.")

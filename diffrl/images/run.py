@@ -1,21 +1,20 @@
 """A fine-tuning run's folder: its configuration and evaluations, its pictures, and what is printed of it."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from diffrl.images.config import ALGORITHMS, FinetuneConfig, schema_of
+from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
+from diffrl.support.folder import ABOUT
 from diffrl.support.plots import BLUE, GREY
-from diffrl.support.schema import read, read_yaml
+from diffrl.support.schema import read, read_yaml, to_yaml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-CONFIG, ABOUT, EVALUATIONS = "finetune.yaml", "run.json", "evaluations.json"
+CONFIG, EVALUATIONS = "finetune.yaml", "evaluations.json"
+FILES = (CONFIG, EVALUATIONS, "pairs.safetensors")
+"""What a run's folder has, besides run.json, that checksums cover."""
 KIND = "images"
 """What run.json says of such a run; of a policy's it says another kind, or, in old folders, none."""
 
@@ -59,26 +60,26 @@ class FinetuneRun:
     config: FinetuneConfig
     history: list[dict[str, Any]] = field(default_factory=list)
     """One entry an evaluation: round, queries, seconds, and the measures that `images.evaluation` lists."""
+    damaged: bool = False
+    """Whether `evaluations.json` is damaged, so that there is no history: the next evaluation sets it aside."""
 
     def write(self, about: dict[str, Any]) -> None:
         """Create the folder, if need be, and write the configuration and `about`, such as versions."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self.path / CONFIG) as temporary:
-            temporary.write_text(dump(self.config, self.path))
-        with atomic_path(self.path / ABOUT) as temporary:
-            temporary.write_text(json.dumps({"kind": KIND, **about}, indent=1))
+        if (self.path / CONFIG).exists() and not folder.sealed(self.path):  # made by an older version
+            folder.seal(self.path, (ABOUT, *FILES))
+        folder.write_json(self.path / ABOUT, {"kind": KIND, **about})
+        folder.write(self.path / CONFIG, dump(self.config, self.path).encode())
+        if not folder.sealed(self.path):
+            folder.seal(self.path, (ABOUT, *FILES))
 
     def add(self, entry: dict[str, Any]) -> None:
         """Record an evaluation, in place of an older one of the same round."""
         self.history = [e for e in self.history if e["round"] != entry["round"]] + [entry]
-        with atomic_path(self.path / EVALUATIONS) as temporary:
-            temporary.write_text(json.dumps(self.history, indent=1))
-
-    @staticmethod
-    def refuse(path: Path) -> None:
-        """Raise UserError where a folder holds a run that could be resumed: a new run must not overwrite it."""
-        if (path / CONFIG).exists() and any((path / "checkpoints").glob("[0-9]*")):
-            raise UserError(f"{path} holds a run already: `diffrl resume {path}`, or another --out.")
+        if self.damaged:
+            folder.set_aside(self.path / EVALUATIONS)
+            self.damaged = False
+        folder.write_json(self.path / EVALUATIONS, self.history)
 
     @classmethod
     def read(cls, path: Path | str) -> "FinetuneRun":
@@ -87,26 +88,42 @@ class FinetuneRun:
         if not (path / CONFIG).is_file():
             what = f"has no {CONFIG}" if path.is_dir() else "does not exist"
             raise UserError(f"{path} is not the folder of a fine-tuning run of images: it {what}.")
-        if (path / ABOUT).exists() and _read_json(path / ABOUT).get("kind") != KIND:
+        about = folder.read_json(path / ABOUT) if (path / ABOUT).exists() else {"kind": KIND}
+        if not isinstance(about, dict) or about.get("kind") != KIND:
             raise UserError(
                 f"{path} is the run of a policy, not of an image model: see `diffrl finetune policy --help`."
             )
-        file = path / EVALUATIONS
-        return cls(path, load(path / CONFIG), _read_json(file) if file.exists() else [])
+        folder.verified(path / CONFIG)
+        config, file = load(path / CONFIG), path / EVALUATIONS
+        try:
+            return cls(path, config, _read_history(file) if file.exists() else [])
+        except folder.Damaged as error:
+            folder.say_once(f"{error.file} {error.why}. The run goes on without the evaluations in it.")
+            return cls(path, config, damaged=True)
 
 
-def _read_json(file: Path) -> Any:
+def _read_history(file: Path) -> list[dict[str, Any]]:
+    """The entries of `evaluations.json`. Raises Damaged where it is not as `FinetuneRun.add` writes it."""
+    history = folder.read_json(file)
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}.") from error
+        for entry in history:
+            if type(entry["round"]) is not int or not all(isinstance(value, int | float) for value in entry.values()):
+                raise TypeError("a measure is no number")
+            entry["queries"], entry["seconds"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise folder.Damaged(file, f"is damaged: it is no record of evaluations ({error})") from error
+    return list(history)
 
 
-def dump(config: FinetuneConfig, folder: Path) -> str:
-    """The text of the `finetune.yaml` of a run's folder."""
-    values = {**dataclasses.asdict(config), "out": folder}
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-    return yaml.safe_dump(plain, sort_keys=False)
+def dump(config: FinetuneConfig, path: Path) -> str:
+    """The text of the `finetune.yaml` of a run's folder: its paths are absolute, so that it goes on from any folder."""
+    values = {**dataclasses.asdict(config), "out": path}
+    for name in ("model", "data"):  # a folder, or a name
+        value = values.get(name)
+        if isinstance(value, str) and value != "digits" and Path(value).is_dir():
+            values[name] = Path(value)
+    plain = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
+    return to_yaml(plain)
 
 
 def load(path: Path) -> FinetuneConfig:
@@ -167,6 +184,8 @@ def warnings(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
             "The pretrained model finds the images more than twice as odd as its own: they are leaving what it learned "
             "from data. Look at before_after.png."
         )
+    if last.get("silent_rounds"):
+        found.append(f"{last['silent_rounds']} of {last['round']} rounds made no update: their rewards said nothing.")
     both = "held_out" in last and "reward" in last
     if both and last["reward"] > first["reward"] and last["held_out"] < first["held_out"]:
         found.append("The reward rose while the held-out one fell: what was gained is in the eye of that scorer.")

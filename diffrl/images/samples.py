@@ -191,12 +191,16 @@ class RunState:
     """Updates made, counting those that fp16's scaler skips."""
     queries: int = 0
     """Images scored."""
+    silent: int = 0
+    """Rounds in which no update was made, as the rewards said nothing."""
     kl_weight: float = 0.0
     """Weight of the divergence from the frozen model; with --kl-target it is adapted."""
     images: int = 0
     """Images sampled or trained on so far in the task that `on_progress` follows."""
     on_progress: Callable[[int], None] = lambda images: None
     """Called with `images` whenever the count rises."""
+    say: Callable[[str], None] = lambda text: None
+    """Hears a sentence for the user."""
 
     def passed(self, n: int) -> None:
         """Count n more images."""

@@ -6,6 +6,10 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
+
+EPS = 1e-8
+"""What Adam adds to sqrt(v_hat), as in Kingma & Ba 2015 and torch.optim.Adam."""
 
 
 def seed_norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -40,20 +44,16 @@ class Adam:
         self.names = [name for name, _ in module.named_parameters()]
         self.parameters = list(module.parameters())
         self.clip = clip
-        on_gpu = self.parameters[0].is_cuda
+        self.betas = betas
         self.learning_rate, self.decay_steps, self.warm_up = learning_rate, decay_steps, warm_up
         # One that changes is a tensor, so that a captured step reads what it is now.
         changes = decay_steps or warm_up
         self._rate = torch.tensor(learning_rate, device=self.parameters[0].device) if changes else learning_rate
-        self._adam = torch.optim.Adam(self.parameters, lr=self._rate, betas=betas, fused=True, capturable=on_gpu)
-        self._adam._warned_capturable_if_run_uncaptured = True  # the first steps on a GPU are eager, and meant to be
         self._fused: Callable[[Sequence[Tensor]], Tensor] | None = None
-        for parameter in self.parameters:  # all state exists from the start, so that any checkpoint can be loaded
-            self._adam.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+        # All state exists from the start, so that any checkpoint can be loaded.
+        self._steps = [torch.zeros((), dtype=torch.float32, device=parameter.device) for parameter in self.parameters]
+        self._means = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self._squares = [torch.zeros_like(parameter) for parameter in self.parameters]
 
     def step(self, loss: Tensor) -> Tensor:
         """One step down the sum of `loss` (S,), one loss a seed. Returns the norms before clipping (S,)."""
@@ -68,13 +68,26 @@ class Adam:
                     torch._foreach_mul_(gradients, factor.view(()))
                 else:
                     gradients = tuple(g * factor.view(-1, *[1] * (g.ndim - 1)) for g in gradients)
-        if isinstance(self._rate, Tensor):
-            self._rate.copy_(self._scheduled(self._adam.state[self.parameters[0]]["step"]))
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        self._adam.step()
-        for parameter in self.parameters:
-            parameter.grad = None
+            if isinstance(self._rate, Tensor):
+                self._rate.copy_(self._scheduled(self._steps[0]))
+            # The function, not the class: an object of torch.optim.Adam imports the compiler, which takes a second.
+            adam(
+                [*self.parameters],
+                list(gradients),
+                self._means,
+                self._squares,
+                [],
+                self._steps,
+                fused=True,
+                capturable=self.parameters[0].is_cuda,
+                amsgrad=False,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                lr=self._rate,
+                weight_decay=0.0,
+                eps=EPS,
+                maximize=False,
+            )
         return norms
 
     def fuse(self, compiled: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None) -> None:
@@ -91,9 +104,8 @@ class Adam:
         """
         parameters: list[Tensor] = [*self.parameters]
         gradients = list(gradients)
-        state = [self._adam.state[p] for p in self.parameters]
-        steps, means, squares = ([s[key] for s in state] for key in ("step", "exp_avg", "exp_avg_sq"))
-        beta1, beta2 = self._adam.defaults["betas"]
+        steps, means, squares = self._steps, self._means, self._squares
+        beta1, beta2 = self.betas
         norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
         if self.clip > 0:
             factor = self._clipping(norms)
@@ -107,7 +119,7 @@ class Adam:
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
         denominators = torch._foreach_sqrt(squares)
         torch._foreach_mul_(denominators, (1 - beta2**t).rsqrt().to(norms.dtype))
-        torch._foreach_add_(denominators, self._adam.defaults["eps"])
+        torch._foreach_add_(denominators, EPS)
         moves = torch._foreach_div(means, denominators)
         torch._foreach_mul_(moves, (-rate / (1 - beta1**t)).to(norms.dtype))
         torch._foreach_add_(parameters, moves)
@@ -128,8 +140,10 @@ class Adam:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor of the state by name: `NAME.exp_avg` (S, ...), ..., `NAME.step` ()."""
-        pairs = zip(self.names, self.parameters, strict=True)
-        return {f"{name}.{key}": value for name, p in pairs for key, value in self._adam.state[p].items()}
+        state: dict[str, Tensor] = {}
+        for name, step, mean, square in zip(self.names, self._steps, self._means, self._squares, strict=True):
+            state |= {f"{name}.step": step, f"{name}.exp_avg": mean, f"{name}.exp_avg_sq": square}
+        return state
 
 
 @torch.no_grad()

@@ -15,11 +15,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
-
 import agents
 from agents import AgentConfig
 from diffrl.augment.synther.config import RefitConfig, Sampling, Solver, SynthERConfig
+from diffrl.data.config import ActionUnits, TimeLimitTerminals
+from diffrl.data.env_spec import parse_kwargs
 from diffrl.runs import workers as crew
 from diffrl.support.errors import UserError, nearest
 from diffrl.support.machine import cores
@@ -39,6 +39,7 @@ from diffrl.support.schema import (
     read,
     read_yaml,
     refusal,
+    to_yaml,
 )
 
 if TYPE_CHECKING:
@@ -58,12 +59,24 @@ class TrainConfig:
     """The algorithm's hyper-parameters."""
     env: str | None = None
     """Gymnasium id of the environment to evaluate in, or none; by default the benchmark's, or what the file names."""
+    env_kwargs: tuple[str, ...] = ()
+    """Further arguments of that environment, KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
+    max_episode_steps: Count | None = None
+    """Another time limit of its episodes than its own."""
     seeds: Seeds = (0,)
     """Seeds, trained side by side, each with networks of its own: on a GPU as one stack, on a CPU see workers."""
     steps: Count = 1_000_000
     """Training steps in all, also when resuming."""
     rows: Annotated[int, Range(2, 10**10)] | None = None
     """Use only the first rows of the data set (a maze2d set that is missing is generated with this many)."""
+    time_limit_terminals: TimeLimitTerminals | None = None
+    """timeouts: terminal rows at exactly the environment's limit of steps, or marked as timeouts too, are timeouts;
+    terminals: they are true ends. By default they are taken as true ends, and what looks odd is said."""
+    actions: ActionUnits | None = None
+    """normalised: the data's actions are scaled to [-1, 1], where its environment has other bounds; environment: they
+    are in its units. By default they are taken to be in its units, and what looks odd is said."""
+    cut_contradictions: bool = False
+    """Cut an episode where a stored next observation contradicts the next row."""
     eval_every: Count = 50_000
     """Steps between evaluations, each followed by a checkpoint."""
     eval_episodes: Many = 10
@@ -89,6 +102,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        parse_kwargs(self.env_kwargs)
         if len(set(self.seeds)) != len(self.seeds):
             raise refusal("--seeds", list(self.seeds), "different numbers")
 
@@ -103,6 +117,10 @@ class RunOptions:
     """The new run's folder; by default runs/AGENT-KIND-DATASET-TIME."""
     seeds: Seeds | None = None
     """Those of the run's seeds to go on with, each from its own networks; by default all."""
+    env_kwargs: tuple[str, ...] = ()
+    """Other arguments of the run's environment, KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
+    max_episode_steps: Count | None = None
+    """Another time limit of its episodes than the run's."""
     eval_every: Count | None = None
     """Steps between evaluations, each followed by a checkpoint."""
     eval_episodes: Many | None = None
@@ -116,11 +134,12 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        parse_kwargs(self.env_kwargs)
 
     def applied(self, old: TrainConfig) -> TrainConfig:
         """The configuration of the new run, from that of the run it starts from. Its seeds learn as one stack."""
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        given = {name: value for name, value in given.items() if value is not None and name != "compile"}
+        given = {name: value for name, value in given.items() if value not in (None, ()) and name != "compile"}
         return dataclasses.replace(old, **{"out": None, **given, "workers": 1, "eval_workers": 0})
 
 
@@ -208,14 +227,14 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     """The configuration as plain values for YAML; the agent's name becomes the first of the agent's fields."""
     plain = dataclasses.asdict(config)
     plain["agent"] = {"name": config.agent.name, **plain["agent"]}
-    plain["seeds"] = list(config.seeds)
+    plain["seeds"], plain["env_kwargs"] = list(config.seeds), list(config.env_kwargs)
     plain["out"] = None if config.out is None else str(config.out)
     return plain
 
 
 def dump(config: TrainConfig) -> str:
     """The YAML text of `to_dict`."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    return to_yaml(to_dict(config))
 
 
 def from_dict(values: Mapping[str, Any], source: str, of_run: bool = False) -> TrainConfig:

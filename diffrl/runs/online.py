@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from torch import Tensor
 
 from agents.base import Agent
@@ -15,9 +16,10 @@ from diffrl.data.transitions import Source, Transitions
 from diffrl.runs import run as runs
 from diffrl.runs.config import ONLINE_EVAL_EVERY, ONLINE_STEPS, OnlineConfig, RunOptions, choose_compiling
 from diffrl.runs.policy import StackEvaluator, load_stack, refuse_frozen, rows_at_once, source_of_randomness
-from diffrl.runs.run import Run
-from diffrl.runs.train import EXPLODED, Say, claim, finished, fit, new_folder, reopened, same_data, watched
+from diffrl.runs.run import FILES, Run
+from diffrl.runs.train import EXPLODED, Say, finished, fit, folder_stem, reopened, same_data, watched
 from diffrl.support.errors import UserError
+from diffrl.support.folder import claimed
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.schema import refuse_others
 from diffrl.support.seeds import mix
@@ -49,7 +51,7 @@ def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool 
             f"--steps is {steps}, and the first {settings.warm_up} only collect (--warm-up): expected more steps, or a "
             "shorter warm-up."
         )
-    offline = _offline(Path(path))
+    offline = _offline(Path(path)).within(None, options.env_kwargs, options.max_episode_steps)
     old = dataclasses.replace(offline.config, agent=offline.config.agent.going_online())
     device = resolve_device(options.device or old.device)
     options = dataclasses.replace(options, steps=steps, eval_every=every, device=device)
@@ -59,26 +61,25 @@ def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool 
     # The agents as the offline run left them, and its data.
     offline = dataclasses.replace(offline, config=old)
     agent, start_steps = load_stack(offline, new.seeds, settings.start_checkpoint, device)
-    claim(new.out)
-    dataset = same_data(offline, quiet)
-    raw = Transitions.from_dataset(dataset).columns
-    shift, scale = reward_tuning(old.agent.reward_tune, raw.rewards, raw.episodes, dataset.return_range())
-    del raw
-    transitions = offline.preprocessing.transitions(dataset, old.agent.reward_tune, device)
-    del dataset
+    with claimed(new.out, folder_stem(new, f"{old.agent.name}-online"), FILES) as folder:
+        dataset = same_data(offline, quiet)
+        raw = Transitions.from_dataset(dataset).columns
+        shift, scale = reward_tuning(old.agent.reward_tune, raw.rewards, raw.episodes, dataset.return_range())
+        del raw
+        transitions = offline.preprocessing.transitions(dataset, old.agent.reward_tune, device)
+        del dataset
 
-    # The new run's folder.
-    folder = new.out or new_folder(new, f"{old.agent.name}-online")
-    settings = dataclasses.replace(settings, start_steps=start_steps, reward_shift=shift, reward_scale=scale)
-    run = dataclasses.replace(
-        offline,
-        path=folder,
-        config=dataclasses.replace(new, out=folder),
-        kind=runs.ONLINE,
-        settings=settings.to_dict(),
-    )
-    run.write()
-    return _fit(run, settings, agent, transitions, quiet)
+        # The new run's folder.
+        settings = dataclasses.replace(settings, start_steps=start_steps, reward_shift=shift, reward_scale=scale)
+        run = dataclasses.replace(
+            offline,
+            path=folder,
+            config=dataclasses.replace(new, out=folder),
+            kind=runs.ONLINE,
+            settings=settings.to_dict(),
+        )
+        run.write()
+        return _fit(run, settings, agent, transitions, quiet)
 
 
 def _own(overrides: dict[str, Any], schema: type) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def _title(run: Run, settings: OnlineConfig, n: int) -> str:
     if synthetic:
         share += f", {synthetic:.0%} from SynthER once it is fitted"
     origin = f"{settings.offline_run} (step {steps})"
-    return f"{run.config.agent.name} goes on from {origin} in {run.task.env_id}; {share}. Run: {run.path}"
+    return f"{run.config.agent.name} goes on from {origin} in {escape(run.task.env_text)}; {share}. Run: {run.path}"
 
 
 @dataclasses.dataclass(frozen=True)

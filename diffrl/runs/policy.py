@@ -1,6 +1,6 @@
 """Trained policies: loaded, called on observations, and scored."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from agents.base import Agent, seed_slice
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, first_line
+from diffrl.support.folder import say_once
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.seeds import generator_at
+from diffrl.support.stopping import check
 from diffrl.training import checkpoint
 from diffrl.training.logs import Scores
 from diffrl.tuning import config as tuning
@@ -57,6 +59,11 @@ class Policy:
 
     def __call__(self, observation: NDArray[Any]) -> NDArray[np.float32]:
         """Actions (A,) or (B, A), within the environment's bounds. Raises ValueError for another size."""
+        if isinstance(observation, Mapping | tuple):
+            raise ValueError(
+                "expected observations as vectors, got parts: `diffrl.runs.run.Run.read(RUN).task.make()` is the "
+                "run's environment, whose observations are flattened as its data were"
+            )
         x = np.asarray(observation, dtype=np.float32)
         if x.ndim not in (1, 2) or x.shape[-1] != self.agent.observation_size:
             raise ValueError(
@@ -98,7 +105,8 @@ def _find_checkpoint(run: Run, which: str, seed_index: int) -> checkpoint.Checkp
             step = int(best[seed_index]["step"])
             try:
                 return checkpoint.load(run.path, step)
-            except checkpoint.CheckpointError:
+            except checkpoint.CheckpointError as error:
+                say_once(f"{error} The best of the others is taken.")
                 steps.remove(step)
         raise UserError(f"{run.path} has no evaluated checkpoint that is whole, so no best one: --which last.")
     if which.isdigit() and int(which) in steps:
@@ -109,7 +117,12 @@ def _find_checkpoint(run: Run, which: str, seed_index: int) -> checkpoint.Checkp
 def _agent_at(run: Run, saved: checkpoint.Checkpoint, seed_index: int, device: str) -> Agent:
     """The agent of one seed alone, as a checkpoint of the stack has it."""
     agent = build_agent(run, device, [run.config.seeds[seed_index]])
-    agent.load_state_dict(seed_slice(saved.learner, seed_index))
+    try:
+        agent.load_state_dict(seed_slice(saved.learner, seed_index))
+    except (ValueError, IndexError, KeyError) as error:
+        raise checkpoint.CheckpointError(
+            f"The checkpoint of step {saved.step} in {run.path} does not fit its config.yaml: {first_line(error)}."
+        ) from error
     return agent
 
 
@@ -203,6 +216,7 @@ class Evaluator:
             first = {where: env.reset(seed=int(seeds[where]))[0] for where, env in grid.items()}
             observations = np.array([[first[s, e] for e in range(n)] for s in range(self.n_seeds)], dtype=np.float32)
             while grid:
+                check()
                 for e in range(start, min(start + n, len(paths))):
                     if (0, e - start) in grid:
                         paths[e].append(observations[0, e - start].copy())
@@ -305,16 +319,20 @@ def evaluate(
     device: str = "cpu",
     record: int = 0,
     quiet: bool = False,
+    env: str | None = None,
+    env_kwargs: Sequence[str] = (),
+    max_episode_steps: int | None = None,
 ) -> dict[str, Any]:
     """Roll out a run's checkpoints: `{which: {"seeds": .., "step": [..], "returns": [[..]], "scores": ...}}`.
 
     Start states and noise are other ones than in the evaluations during training. seed: what they are drawn from, not a
     training seed. device: where the policy acts. record: of each training seed, the number of episodes whose
-    observations are kept, under "paths". Raises UserError where the run has no environment.
+    observations are kept, under "paths". env, env_kwargs, max_episode_steps: another environment than the run's, or
+    other arguments, KEY=VALUE each, or another time limit. Raises UserError where there is no environment.
     """
-    run = Run.read(path)
+    run = Run.read(path).within(env, env_kwargs, max_episode_steps)
     if run.task.env_id is None:
-        raise UserError(f"{run.path} was trained without an environment: nothing to evaluate in.")
+        raise UserError(f"{run.path} was trained without an environment: name one to evaluate in with --env ID.")
     settle()
     evaluator = Evaluator(run.task.make, 1)
     result: dict[str, Any] = {}

@@ -2,24 +2,24 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import yaml
+import torch
 
-from diffrl.data.preprocessing import Preprocessing
+from diffrl.data.offline import OfflineDataset
+from diffrl.data.preprocessing import ActionBounds, Preprocessing
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
-from diffrl.support.errors import UserError, first_line, out_of_memory
-from diffrl.support.files import atomic_path
+from diffrl.support.errors import UserError, first_line, out_of_memory, said_by
+from diffrl.support.folder import ABOUT, read_json, read_tensors, seal, sealed, steps, verified, write, write_json
 from diffrl.support.machine import versions
-from diffrl.support.schema import read_yaml
+from diffrl.support.schema import read_yaml, to_yaml
 from diffrl.training import checkpoint
-from envs.task import Task
+from envs.task import Task, fitting_env
 
 OFFLINE, ONLINE, IMAGES = "offline", "online", "images"
 """What `kind` in a folder's run.json may say; of a policy that is fine-tuned it says the algorithm, such as dppo."""
@@ -29,15 +29,13 @@ OLD_SETTINGS = {"online": "online.yaml", "finetune": "finetune.yaml"}
 """That file's names in folders from before there were kinds, by the entry of run.json that tells the kind."""
 
 
+FILES = ("config.yaml", "preprocessing.safetensors", SETTINGS)
+"""What a run's folder has from the beginning, besides run.json."""
+
+
 def _read_about(path: Path) -> dict[str, Any]:
     """What a folder's run.json says. Raises UserError where there is none that can be read."""
-    file = path / "run.json"
-    try:
-        about = json.loads(file.read_text())
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
+    about = read_json(path / ABOUT)
     if not isinstance(about, dict):
         raise UserError(f"{path} is damaged: run.json holds no entries.")
     return about
@@ -49,10 +47,10 @@ def kind_of(path: Path | str) -> str:
     Raises UserError where the folder holds no run.
     """
     path = Path(path)
-    if not (path / "run.json").is_file():
+    if not (path / ABOUT).is_file():
         if (path / "finetune.yaml").is_file():  # of images, from before there were kinds
             return IMAGES
-        raise UserError(_no_run(path, ["run.json"]))
+        raise UserError(_no_run(path, [ABOUT]))
     return _kind(path, _read_about(path))
 
 
@@ -66,6 +64,8 @@ def _kind(path: Path, about: Mapping[str, Any]) -> str:
 
 
 def _no_run(path: Path, missing: Sequence[str]) -> str:
+    if (path / ABOUT).exists() and not steps(path):
+        return f"{path} was cut before its first checkpoint. {checkpoint.AGAIN}"
     what = "has no " + ", ".join(missing) if path.is_dir() else "does not exist"
     known = sorted(str(p.parent) for p in path.parent.glob("*/run.json")) if path.parent.is_dir() else []
     hint = f" Runs beside it: {', '.join(known[-3:])}." if known else ""
@@ -90,6 +90,22 @@ class Run:
     """offline, or how a run that started from another one learns: online, or the algorithm that fine-tunes it."""
     settings: Mapping[str, Any] | None = None
     """Of a run that started from another one: the fields of the configuration of its kind, as YAML has them."""
+    limit: int | None = None
+    """The steps after which the environment cuts an episode; None: not known, as in old folders."""
+    counted: int | None = None
+    """The limit by which the episodes of the data were counted (`diffrl.data.config.Taken`); None: they were not."""
+
+    def within(self, env: str | None, env_kwargs: Sequence[str], max_episode_steps: int | None) -> "Run":
+        """This run in the environment that --env, --env-kwargs and --max-episode-steps name; itself without them.
+
+        Raises UserError where that environment cannot be made, or does not fit the run's policies.
+        """
+        task = self.task.changed(env, env_kwargs, max_episode_steps)
+        if task is self.task:
+            return self
+        if (opened := fitting_env(str(self.path), task, self.observation_size, self.action_size)) is not None:
+            opened.close()
+        return dataclasses.replace(self, task=task)
 
     def write(self) -> None:
         """Create the folder and write what never changes: configuration, sizes, preprocessing, versions."""
@@ -100,22 +116,35 @@ class Run:
             "action_size": self.action_size,
             "value_limit": self.value_limit,
             "fingerprint": self.fingerprint,
+            "limit": self.limit,
+            "counted": self.counted,
             "versions": versions(),
         }
-        self.path.mkdir(parents=True, exist_ok=True)
+        # What run.json stands beside is the run's own; with its checksums the folder is whole.
+        write_json(self.path / ABOUT, about)
         self.write_config()
-        with atomic_path(self.path / "preprocessing.safetensors") as temporary:
-            temporary.write_bytes(safetensors.torch.save(self.preprocessing.state_dict()))
+        write(self.path / "preprocessing.safetensors", safetensors.torch.save(self.preprocessing.state_dict()))
         if self.settings is not None:
-            with atomic_path(self.path / SETTINGS) as temporary:
-                temporary.write_text(yaml.safe_dump(dict(self.settings), sort_keys=False))
-        with atomic_path(self.path / "run.json") as temporary:
-            temporary.write_text(json.dumps(about, indent=1))
+            write(self.path / SETTINGS, to_yaml(self.settings).encode())
+        seal(self.path, (ABOUT, *FILES))
+
+    def action_bounds(self, dataset: OfflineDataset) -> ActionBounds:
+        """The bounds of actions that the run scales by; known where its environment or the data have any."""
+        ends = torch.tensor([[-1.0], [1.0]]).expand(2, self.action_size)
+        low, high = self.preprocessing.actions.inverse(ends).numpy()
+        known = self.task.env_id is not None or dataset.stored_bounds() is not None
+        return ActionBounds(low, high, f"the bounds of {self.task.env_id or 'the data set'}", known)
 
     def write_config(self) -> None:
         """Write `config.yaml`: at the beginning, and when a resumed run is given more steps."""
-        with atomic_path(self.path / "config.yaml") as temporary:
-            temporary.write_text(configuration.dump(self.config))
+        config = dataclasses.replace(self.config, out=self.path.absolute())
+        write(self.path / "config.yaml", configuration.dump(config).encode())
+
+    def seal(self) -> None:
+        """Give the folder checksums, where an older version has made it without."""
+        if not sealed(self.path):
+            own = (*FILES, *OLD_SETTINGS.values(), "scores.json", "preferences.safetensors")
+            seal(self.path, (ABOUT, *own))
 
     @classmethod
     def read(cls, path: Path | str) -> "Run":
@@ -132,13 +161,16 @@ class Run:
             raise UserError(_no_run(path, missing))
         about = _read_about(path)
         kind = _kind(path, about)
+        verified(path / "config.yaml")
+        tensors = read_tensors(path / "preprocessing.safetensors")
+        old = next((file for name, file in OLD_SETTINGS.items() if about.get(name)), None)
+        file = old if "kind" not in about else SETTINGS if kind != OFFLINE else None
+        if file is not None and (path / file).exists():
+            verified(path / file)
         try:
-            tensors = safetensors.torch.load((path / "preprocessing.safetensors").read_bytes())
-            old = next((file for name, file in OLD_SETTINGS.items() if about.get(name)), None)
-            file = old if "kind" not in about else SETTINGS if kind != OFFLINE else None
             return cls(
                 path,
-                configuration.load(path / "config.yaml", of_run=True),
+                dataclasses.replace(configuration.load(path / "config.yaml", of_run=True), out=path),
                 Task(**about["task"]),
                 about["observation_size"],
                 about["action_size"],
@@ -147,9 +179,13 @@ class Run:
                 about["fingerprint"],
                 kind,
                 None if file is None else read_yaml(path / file),
+                about.get("limit"),
+                about.get("counted"),
             )
-        except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-            raise UserError(f"{path} is damaged: {error}.") from error
+        except UserError:
+            raise
+        except Exception as error:  # whatever a damaged file without a checksum leads to
+            raise UserError(f"{path} is damaged: {said_by(error)}. Restore its files from a copy.") from error
 
 
 @contextlib.contextmanager

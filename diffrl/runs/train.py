@@ -2,15 +2,18 @@
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 
 from agents.base import Agent
+from diffrl.data.checks import Known, examine, take, tell, understand
+from diffrl.data.config import Taken
 from diffrl.data.d4rl import fingerprint
+from diffrl.data.observations import without_goal
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import fit_preprocessing
 from diffrl.data.transitions import Transitions
@@ -18,18 +21,20 @@ from diffrl.runs import config as configuration
 from diffrl.runs import workers
 from diffrl.runs.config import TrainConfig, chosen, group_seeds
 from diffrl.runs.policy import CheckpointEvaluator, build_agent, source_of_randomness
-from diffrl.runs.run import Run, lowering_memory
+from diffrl.runs.run import FILES, Run, lowering_memory
 from diffrl.support.console import StepsBar, console, steps_bar
 from diffrl.support.errors import UserError
+from diffrl.support.folder import claimed, what_works
 from diffrl.support.machine import products, resolve_device, settle
 from diffrl.support.schema import refuse_others
+from diffrl.support.stopping import going_on
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
 from diffrl.training.logs import SHOWN, MetricsLog, ScoreBook, Scores, benchmark_family, plus_minus
 from diffrl.training.loop import Evaluations, InLine, Loop, NoEvaluations, Trainer
 from diffrl.training.stack import StackTrainer
-from envs.datasets import FILE_SUFFIXES, load_dataset
-from envs.task import open_task
+from envs.datasets import FILE_SUFFIXES, load_dataset, locate
+from envs.task import capped, open_task
 
 EXPLODED = 10.0
 """A value estimate counts as exploded at this many times the largest return the data's rewards allow."""
@@ -47,40 +52,50 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
     config = _overridden(config, overrides)
     device = resolve_device(config.device)
     settle()
-    claim(config.out)
+    with claimed(config.out, folder_stem(config, config.agent.name), FILES) as path:
+        # The data, and the environment that they fit.
+        dataset = load_dataset(config.dataset, rows=config.rows, progress=not quiet, action_limit=None)
+        task, env = open_task(
+            config.dataset,
+            dataset,
+            env=config.env,
+            rows=config.rows,
+            env_kwargs=config.env_kwargs,
+            max_episode_steps=config.max_episode_steps,
+        )
+        digest = fingerprint(dataset)
+        dataset, known, taken = understand(dataset, env, config, quiet)
+        task = capped(task, env, dataset)
+        config = chosen(config, device, task)  # what it leaves to the machine
 
-    # The data, and the environment that they fit.
-    dataset = load_dataset(config.dataset, rows=config.rows, progress=not quiet, action_limit=None)
-    task, env = open_task(config.dataset, dataset, env=config.env, rows=config.rows)
-    config = chosen(config, device, task)  # what it leaves to the machine
+        # What the agent sees of them.
+        with lowering_memory(config, None):
+            preprocessing = fit_preprocessing(dataset, env, standardise=config.agent.normalise_observations)
+            transitions = preprocessing.transitions(dataset, config.agent.reward_tune, device)
+        if env is not None:
+            env.close()
 
-    # What the agent sees of them.
-    with lowering_memory(config, None):
-        preprocessing = fit_preprocessing(dataset, env, standardise=config.agent.normalise_observations)
-        transitions = preprocessing.transitions(dataset, config.agent.reward_tune, device)
-    if env is not None:
-        env.close()
+        # What the run's folder holds, and the agent.
+        largest = float(transitions.columns.rewards.abs().max()) / (1 - config.agent.discount)
+        run = Run(
+            path,
+            dataclasses.replace(config, dataset=whereabouts(config.dataset), out=path),
+            task,
+            transitions.observation_size,
+            transitions.action_size,
+            preprocessing,
+            EXPLODED * max(largest, 1.0),  # of data without rewards the estimates are the critics' own noise
+            digest,
+            limit=known.limit,
+            counted=taken.counted,
+        )
+        del dataset  # as large as the transitions, which are all that is needed from here on
+        with lowering_memory(config, None):
+            agent = build_agent(run, device)
+        run.write()
 
-    # The run's folder, and the agent.
-    path = config.out or new_folder(config, config.agent.name)
-    largest = float(transitions.columns.rewards.abs().max()) / (1 - config.agent.discount)
-    run = Run(
-        path,
-        dataclasses.replace(config, out=path),
-        task,
-        transitions.observation_size,
-        transitions.action_size,
-        preprocessing,
-        EXPLODED * max(largest, 1.0),  # of data without rewards the estimates are the critics' own noise
-        fingerprint(dataset),
-    )
-    del dataset  # as large as the transitions, which are all that is needed from here on
-    with lowering_memory(config, None):
-        agent = build_agent(run, device)
-    run.write()
-
-    # Steps, evaluations and checkpoints, to the end.
-    return _fit_seeds(run, agent, transitions, quiet)
+        # Steps, evaluations and checkpoints, to the end.
+        return _fit_seeds(run, agent, transitions, quiet)
 
 
 def _fit_seeds(
@@ -123,7 +138,15 @@ def watched(run: Run, title: str, quiet: bool, saved: checkpoint.Checkpoint | No
     title: the first line shown. Raises UserError, with what to lower, where memory runs out in the block.
     """
     start = 0 if saved is None else saved.step
+
+    def kept() -> str:
+        saved = checkpoint.steps(run.path)
+        if not saved:  # the command itself begins anew
+            return ""
+        return f"Stopped after {saved[-1]} steps; saved. Go on with {go_on(run)}."
+
     with (
+        going_on(kept),
         products(run.config.device, run.config.tf32),
         lowering_memory(run.config, run.path),
         steps_bar(run.config.steps, start, title, SHOWN, quiet) as observer,
@@ -152,7 +175,7 @@ def fit(
         log = MetricsLog(run.path, config.seeds, start)
         held.callback(log.close)
         task = {"env": run.task.env_id, "reference": run.task.reference, "comparable": run.task.comparable}
-        about = {"dataset": config.dataset, "seeds": list(config.seeds), **task, **(origin or {})}
+        about = {"dataset": called(config.dataset), "seeds": list(config.seeds), **task, **(origin or {})}
         book = ScoreBook(run.path, run.task, Scores(run.path, about, steps=range(start + 1)), log, observer.message)
         evaluations: Evaluations = NoEvaluations()
         if config.eval_workers:
@@ -190,10 +213,8 @@ def fit(
         try:
             loop.fit(config.steps)
         except OSError as error:
-            kept = checkpoint.steps(run.path)
-            last = f"the checkpoint of step {kept[-1]} is untouched" if kept else "there is no checkpoint yet"
             raise UserError(
-                f"Writing to {run.path} failed: {error.strerror or error}; {last}. Mend that, then {go_on(run)}."
+                f"Writing to {run.path} failed: {error.strerror or error}. Mend that. {what_works(run.path)}"
             ) from error
     return book.scores
 
@@ -259,6 +280,7 @@ def reopened(
     run = dataclasses.replace(run, config=config)
     with lowering_memory(config, run.path):
         agent = build_agent(run, device)
+    run.seal()
     run.write_config()
     checkpoint.clean(run.path, saved.step)
     return run, agent, transitions, saved
@@ -269,7 +291,7 @@ def newest(run: Run) -> checkpoint.Checkpoint:
 
     Raises UserError where nothing is left to do: all steps are made, and all evaluations in.
     """
-    saved, complaints = checkpoint.load_latest(run.path)
+    saved, complaints = checkpoint.load_latest(run.path, checkpoint.LOOP)
     for complaint in complaints:
         console.print(f"[yellow]{complaint}[/]")
     if saved.step > run.config.steps or (saved.step == run.config.steps and not _unscored(run, saved.step)[0]):
@@ -286,14 +308,48 @@ def _unscored(run: Run, last: int) -> tuple[list[int], list[str]]:
 
 
 def same_data(run: Run, quiet: bool) -> OfflineDataset:
-    """The data set that a run was trained on. Raises UserError where it has changed."""
-    dataset = load_dataset(run.config.dataset, rows=run.config.rows, progress=not quiet, action_limit=None)
-    if fingerprint(dataset) != run.fingerprint:
+    """The data set that a run was trained on, its rows taken as they were; says what is odd about them.
+
+    Raises UserError where it has changed, or is no longer there.
+    """
+    name = run.config.dataset
+    try:
+        dataset = load_dataset(name, rows=run.config.rows, progress=not quiet, action_limit=None)
+        dataset = without_goal(dataset, run.observation_size)
+    except UserError as error:
         raise UserError(
-            f"The data set {run.config.dataset} is not the one that {run.path} was trained on (its contents have "
-            "changed), so the run cannot go on as if it had not been cut. Restore the data, or start a new run."
+            f"{error} {run.path / 'config.yaml'} says that the run's data are {name}. Where they have moved: "
+            f"`diffrl resume {run.path} --dataset PATH`."
+        ) from error
+    if (found := fingerprint(dataset)) != run.fingerprint:
+        raise UserError(
+            f"The data set {name} is not the one that {run.path} was trained on (its contents have changed: SHA-256 "
+            f"{found[:12]}, stored {run.fingerprint[:12]}), so the run cannot go on as if it had not been cut. Restore "
+            "the data, or start a new run."
         )
-    return dataset
+    return taken_by(run, dataset, quiet)
+
+
+def taken_by(run: Run, dataset: OfflineDataset, quiet: bool = True) -> OfflineDataset:
+    """Data of a run's kind with their rows taken as the run takes its own; says what is odd about them."""
+    known, taken = (
+        Known(run.action_bounds(dataset), run.limit, run.task.env_id or ""),
+        Taken.by(run.config, run.counted),
+    )
+    tell(examine(dataset, known, taken), run.config.dataset, quiet)
+    return take(dataset, known, taken, run.preprocessing.actions)
+
+
+def moved(run: Run, dataset: str, quiet: bool) -> Run:
+    """The run with its data where they are now, as its folder says from now on.
+
+    Raises UserError where the contents of `dataset` are not those that the run was trained on.
+    """
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, dataset=whereabouts(dataset)))
+    same_data(run, quiet)
+    run.seal()
+    run.write_config()
+    return run
 
 
 def go_on(run: Run) -> str:
@@ -312,30 +368,29 @@ def _overridden(config: TrainConfig | str | Path, overrides: Mapping[str, Any]) 
     return dataclasses.replace(config, **overrides)
 
 
-def claim(out: Path | None) -> None:
-    """Make the folder that a new run is to have. Raises UserError where there is a run in it."""
-    if out is not None:
-        if (out / "run.json").exists():
-            raise UserError(f"{out} holds a run already: `diffrl resume {out}`, or choose another --out.")
-        out.mkdir(parents=True, exist_ok=True)
-
-
-def new_folder(config: TrainConfig, kind: str) -> Path:
-    """A folder of its own for the run, made here, so that two runs of the same second do not share one."""
+def folder_stem(config: TrainConfig, kind: str) -> str:
+    """What the name of a run's folder begins with, where the user gives none."""
     is_path = Path(config.dataset).suffix in FILE_SUFFIXES
     name = Path(config.dataset).stem if is_path else config.dataset.replace("/", "-").replace(":", "-")
-    stem = f"{kind}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
-        with contextlib.suppress(FileExistsError):
-            path = Path("runs") / f"{stem}{suffix}"
-            path.mkdir(parents=True)
-            return path
-    raise UserError(f"runs/{stem} exists a thousand times; choose another --out.")
+    return f"{kind}-{name}"
+
+
+def whereabouts(dataset: str) -> str:
+    """A data set's name as a run stores it: a path is absolute, so that the run goes on from any folder."""
+    origin = locate(dataset)
+    is_path = origin.path is not None and (origin.kind == "file" or Path(origin.name) == origin.path)
+    return str(Path(dataset).expanduser().absolute()) if is_path else dataset
+
+
+def called(dataset: str) -> str:
+    """A data set's name as results show it: of a path, what it ends in."""
+    return Path(dataset).name if Path(dataset).is_absolute() else dataset
 
 
 def _title(run: Run, n: int, groups: int) -> str:
     processes = run.config.eval_workers or 0
     beside = f" by {processes} process{'es' * (processes > 1)} while training goes on" if processes else ""
-    where = f", evaluated in {run.task.env_id}{beside}" if run.task.env_id else ". NO SCORES: no environment (--env ID)"
+    env = escape(run.task.env_text)
+    where = f", evaluated in {env}{beside}" if run.task.env_id else ". NO SCORES: no environment (--env ID)"
     shared = f" {len(run.config.seeds)} seeds in {groups} processes." if groups > 1 else ""
     return f"{run.config.agent.name} on {run.config.dataset}: {n:,} transitions{where}.{shared} Run: {run.path}"

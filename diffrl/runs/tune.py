@@ -2,18 +2,21 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 from agents.base import Agent
 from diffrl.nets import seed_generator
 from diffrl.runs.config import RunOptions
 from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_frozen, source_of_randomness
-from diffrl.runs.run import OFFLINE, Run
-from diffrl.runs.train import claim, finished, fit, new_folder, newest, same_data, watched
+from diffrl.runs.run import FILES, OFFLINE, Run
+from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.support.errors import UserError
+from diffrl.support.folder import add, claimed, verified
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.schema import refuse_others
 from diffrl.support.seeds import mix
@@ -43,7 +46,7 @@ def finetune_policy(settings: TuningConfig, *, quiet: bool = False, **options: A
     """
     refuse_others(options, "a fine-tuning run, beside its settings", RunOptions)
     asked = RunOptions(**options)
-    start = _start(settings)
+    start = _start(settings).within(None, asked.env_kwargs, asked.max_episode_steps)
     steps = DEFAULT_STEPS[settings.algo] if asked.steps is None else asked.steps
     eval_every = max(steps // 10, 1) if asked.eval_every is None else asked.eval_every
     log_every = asked.log_every
@@ -64,23 +67,24 @@ def finetune_policy(settings: TuningConfig, *, quiet: bool = False, **options: A
     agent, start_steps = load_stack(start, config.seeds, settings.start_checkpoint, device)
     _check(agent, settings)
     preferences = _preferences(start, settings, quiet)
-    claim(config.out)
-    folder = config.out or new_folder(config, f"{config.agent.name}-{settings.algo}")
-    settings = dataclasses.replace(settings, start_steps=start_steps)
-    run = dataclasses.replace(
-        start,
-        path=folder,
-        config=dataclasses.replace(config, out=folder),
-        kind=settings.algo,
-        settings=tuning.to_dict(settings),
-    )
-    if preferences is not None:
-        preferences.write(folder / PREFERENCES, {"from": getattr(settings, "preferences", ""), "run": str(start.path)})
-    run.write()
-    state = agent.state_dict()
-    agent = build_agent(run, device)  # which has a frozen start, if it is to
-    _load_start(agent, state)
-    return _fit(run, settings, agent, preferences, quiet)
+    stem = folder_stem(config, f"{config.agent.name}-{settings.algo}")
+    with claimed(config.out, stem, (*FILES, PREFERENCES)) as folder:
+        settings = dataclasses.replace(settings, start_steps=start_steps)
+        run = dataclasses.replace(
+            start,
+            path=folder,
+            config=dataclasses.replace(config, out=folder),
+            kind=settings.algo,
+            settings=tuning.to_dict(settings),
+        )
+        run.write()
+        if preferences is not None:
+            about = {"from": getattr(settings, "preferences", ""), "run": str(start.path)}
+            add(preferences.write(folder / PREFERENCES, about))
+        state = agent.state_dict()
+        agent = build_agent(run, device)  # which has a frozen start, if it is to
+        _load_start(agent, state)
+        return _fit(run, settings, agent, preferences, quiet)
 
 
 def resume_tuning(run: Run, *, steps: int | None, device: str | None, quiet: bool = False) -> Path:
@@ -93,8 +97,12 @@ def resume_tuning(run: Run, *, steps: int | None, device: str | None, quiet: boo
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, steps=steps, device=device))
     saved = newest(run)
     settle()
-    preferences = Preferences.read(run.path / PREFERENCES) if isinstance(settings, DPOConfig) else None
+    preferences = None
+    if isinstance(settings, DPOConfig):
+        verified(run.path / PREFERENCES)
+        preferences = Preferences.read(run.path / PREFERENCES)
     agent = build_agent(run, device)
+    run.seal()
     run.write_config()
     checkpoint.clean(run.path, saved.step)
     return _fit(run, settings, agent, preferences, quiet, saved)
@@ -123,19 +131,21 @@ def _fit(
     at = ", ".join(f"{step:,}" for step in sorted(set(settings.start_steps)))
     title = f"{run.config.agent.name} of {settings.start_run} (step {at}) is fine-tuned "
     if isinstance(settings, DPPOConfig):
-        title += f"in {run.task.env_id} by PPO over its chain, {settings.iteration:,} steps an iteration"
+        title += f"in {escape(run.task.env_text)} by PPO over its chain, {settings.iteration:,} steps an iteration"
     else:
         assert preferences is not None
         title += f"from {len(preferences):,} preferences of segments of {preferences.horizon} steps"
-        title += f", evaluated in {run.task.env_id}" if run.task.env_id else ". NO SCORES: no environment"
+        title += f", evaluated in {escape(run.task.env_text)}" if run.task.env_id else ". NO SCORES: no environment"
     origin = {"algo": settings.algo, "start_run": str(settings.start_run), "start_steps": list(settings.start_steps)}
     with watched(run, f"{title}. Run: {run.path}", quiet, saved) as observer:
-        trainer = _trainer(run, settings, agent, preferences)
+        trainer = _trainer(run, settings, agent, preferences, observer.message)
         scores = fit(run, agent, trainer, observer, saved, {"finetune": origin})
     return finished(run, scores, quiet)
 
 
-def _trainer(run: Run, settings: TuningConfig, agent: Agent, preferences: Preferences | None) -> Trainer:
+def _trainer(
+    run: Run, settings: TuningConfig, agent: Agent, preferences: Preferences | None, say: Callable[[str], None]
+) -> Trainer:
     generator = source_of_randomness(agent, ENTROPY)
     evaluator = StackEvaluator(run, agent)
     if isinstance(settings, DPPOConfig):
@@ -148,6 +158,7 @@ def _trainer(run: Run, settings: TuningConfig, agent: Agent, preferences: Prefer
             generator,
             evaluator,
             on_close=evaluator.close,
+            say=say,
         )
     assert isinstance(settings, DPOConfig)
     assert preferences is not None
@@ -177,6 +188,7 @@ def _preferences(start: Run, settings: TuningConfig, quiet: bool) -> Preferences
     if settings.preferences != "auto":
         found = Preferences.read(settings.preferences)
         found.check_sizes(start.observation_size, start.action_size, settings.preferences)
+        found.check_preferred(settings.preferences)
         return found
     # One set for all seeds, of the first of the run's: what they are told is not what seeds are to differ in.
     return label_segments(

@@ -82,7 +82,7 @@ def start_training(
     def hint() -> str:
         if checkpoint.steps(run.path):
             return f"Go on from the last checkpoint with `diffrl resume {run.path}`."
-        return f"Nothing was saved yet: remove {run.path} and start the run again."
+        return "Nothing was saved yet: give the same command again; the folder may be used anew."
 
     with ExitStack() as held:  # until the workers have started: then they have the rows open themselves
         try:
@@ -100,7 +100,8 @@ def start_training(
                 StartTraining(path, environment, tuple(group), rows, speaks=i == 0) for i, group in enumerate(groups)
             ]
             return WorkerTrainer(crew, starts, value_limit=run.value_limit)
-        except BaseException:
+        except BaseException:  # a signal, too: a worker that imports or compiles would not leave
+            crew.kill()
             crew.close()
             raise
 

@@ -2,13 +2,22 @@
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+import reprlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+_LONGEST = 4000
+"""Characters of an error's text, whatever a file made of it."""
 
 
 class UserError(Exception):
     """A mistake in what the user asked for. The command line prints its text and exits, no traceback."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} characters)"
 
 
 class DataError(UserError, ValueError):
@@ -17,13 +26,31 @@ class DataError(UserError, ValueError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A half sentence naming the known entry nearest to `name`, or all of them where there are few."""
-    options = sorted(known)
-    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    options = [
+        option[:60] for option in sorted(itertools.islice(known, 1000))
+    ]  # a file may hold any number of any size
+    close = difflib.get_close_matches(name[:60], options, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
     if len(options) <= 12:
         return "known: " + ", ".join(options) + "."
     return f"{len(options)} are known, {options[0]!r} among them."
+
+
+def listed(names: Collection[str], most: int = 10) -> str:
+    """The names in order, of many the first `most` and how many there are; each is cut where it is long."""
+    shown = ", ".join(name if len(name) <= 60 else f"{name[:57]}..." for name in sorted(names)[:most])
+    return shown if len(names) <= most else f"{shown}, ... ({len(names):,} in all)"
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, cut where it is long."""
+    writer = reprlib.Repr()
+    writer.maxstring = writer.maxother = writer.maxlong = 60
+    try:
+        return writer.repr(value)
+    except ValueError:  # of more digits than Python prints
+        return "a number too long to print"
 
 
 def joined(words: Sequence[str]) -> str:
@@ -76,8 +103,9 @@ def images_extra(what: str = "Fine-tuning image models") -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says; it may say nothing."""
-    return (str(error).strip().splitlines() or [""])[0]
+    """The first line of what an error says, cut where it is long; it may say nothing."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 def said_by(error: BaseException) -> str:

@@ -1,14 +1,114 @@
-"""Files: writing that survives a kill at any moment, checksums, and where data and caches are kept."""
+"""Files: reading that a damaged one cannot harm, writing that survives a kill, checksums, where data are kept."""
 
+import glob
 import hashlib
+import json
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import platformdirs
+
+from diffrl.support.errors import UserError, first_line, said_by
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
+_KINDS = {
+    stat.S_IFDIR: "is a folder",
+    stat.S_IFIFO: "is a named pipe",
+    stat.S_IFSOCK: "is a socket",
+    stat.S_IFCHR: "is a device",
+    stat.S_IFBLK: "is a device",
+}
+
+
+def regular_file(
+    path: str | os.PathLike[str], expected: str, advice: str = "Check the path.", error: type[UserError] = UserError
+) -> Path:
+    """The path, which is that of a file, opening nothing: a named pipe would hang who opens it, a device never ends.
+
+    expected: what kind of file, for the error. Raises `error`, with `advice`, where it is no file or cannot be seen.
+    """
+    path = Path(path)
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+        what = "" if kind == stat.S_IFREG else _KINDS.get(kind, "is no file")
+    except (FileNotFoundError, NotADirectoryError):
+        what = "does not exist"
+    except (OSError, ValueError) as problem:  # ValueError: a null byte in the name
+        what = f"cannot be opened ({getattr(problem, 'strerror', None) or problem})"
+    if what:
+        raise error(f"{path} {what}; expected {expected}. {advice}".rstrip())
+    return path
+
+
+@contextmanager
+def reading(what: str, advice: str = "", error: type[UserError] = UserError) -> Iterator[None]:
+    """The door for a kind of file: in the block, whatever its parser raises becomes `error`, in one line.
+
+    What a parser raises on damaged input cannot be listed: from h5py, NumPy, zipfile, json and yaml came KeyError,
+    TypeError, RecursionError, EOFError, NotImplementedError and others. So the block holds calls of the parser and
+    no other code, and every Exception that is no UserError counts as damage.
+
+    what: the beginning of the sentence, such as "FILE cannot be read". advice: its end.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except MemoryError as problem:
+        raise error(
+            f"{what}: it does not fit into memory, or is damaged and says so of itself. {advice}".rstrip()
+        ) from problem
+    except Exception as problem:
+        own = isinstance(problem, OSError | RuntimeError | ValueError) and first_line(problem)
+        raise error(f"{what}: {(own or said_by(problem)).rstrip('.')}. {advice}".rstrip()) from problem
+
+
+def read_text(
+    path: str | os.PathLike[str], expected: str, limit: int = 2**26, error: type[UserError] = UserError
+) -> str:
+    """The text of a file in UTF-8. Raises `error` where it is no file, larger than `limit` bytes, or no text.
+
+    expected: what kind of file, for the error, such as "a JSON file".
+    """
+    path = regular_file(path, expected, error=error)
+    with reading(f"{path} cannot be read", error=error):
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise error(f"{path} has more than {limit:,} bytes; expected {expected}. Check the path.")
+        return content.decode()
+
+
+def read_json(
+    path: str | os.PathLike[str],
+    what: str = "",
+    advice: str = "",
+    limit: int = 2**26,
+    error: type[UserError] = UserError,
+) -> Any:
+    """What a JSON file holds. Raises `error` where it cannot be read, is larger than `limit` bytes, or is no JSON.
+
+    what: the beginning of the sentence where it is no JSON; by default it names the path. advice: the sentence's end.
+    """
+    text = read_text(path, "a JSON file", limit, error)
+    return parse_json(text, what or f"{path} is damaged, or no JSON", advice, error)
+
+
+def parse_json(text: str | bytes, what: str, advice: str = "", error: type[UserError] = UserError) -> Any:
+    """The value of a text in JSON. Raises `error`, beginning with `what`, for any other, however deep it nests."""
+    with reading(what, advice, error):
+        return json.loads(text)
 
 
 @contextmanager
@@ -16,12 +116,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path (a file or a folder to be) beside `path`; rename it to `path` when the block succeeds.
 
     Whatever stood at `path` stays untouched until then, and a failed block leaves nothing behind: what is written is on
-    the disk (fsync) before it is renamed.
+    the disk (fsync) before it is renamed. What a killed process left behind in the same place is removed.
     A folder cannot replace a non-empty folder: remove the old one first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    clear_abandoned(path.parent, path.name)
+    temporary, lock = _temporary(path)
     inner = temporary / path.name
     try:
         yield inner
@@ -31,6 +132,88 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         _fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+_MARK = ".tmp"
+"""What the names of temporary folders end with."""
+
+
+def _temporary(path: Path) -> tuple[Path, int | None]:
+    """A new folder beside `path`, and what holds its lock: while its owner lives it is not `clear_abandoned`."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_MARK, dir=path.parent))
+        try:
+            lock = _lock(folder)
+        except OSError:  # a file system, or a machine, that locks no folders: there nothing is cleared
+            return folder, None
+        if lock is not None:
+            return folder, lock
+        shutil.rmtree(folder, ignore_errors=True)  # somebody has just taken it for an abandoned one
+
+
+def clear_abandoned(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary folders in `folder` (of files of this name) that killed processes have left there."""
+    for temporary in folder.glob(f".{'*' if name is None else glob.escape(name)}.*{_MARK}"):
+        with suppress(OSError):  # its owner has just removed it; or see `_temporary`
+            if (lock := _lock(temporary)) is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+                os.close(lock)
+
+
+def lock_file(path: Path) -> int | None:
+    """Make a file and lock it, until the descriptor that comes back is closed; None where somebody has locked it.
+
+    The lock ends with the process. Whoever holds it may remove the file. Raises OSError where none can be made. On a
+    file system without locks nobody is kept out.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except FileNotFoundError:  # its owner has removed it in between
+            pass
+        except OSError:
+            return descriptor
+        os.close(descriptor)
+
+
+@contextmanager
+def alone(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """In the block this process alone makes the file `path`: while another one is at it, wait. waiting: hears of it."""
+    lock = path.with_name(f".{path.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if (descriptor := lock_file(lock)) is None:
+        waiting()
+        while (descriptor := lock_file(lock)) is None:
+            time.sleep(0.2)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(folder: Path) -> int | None:
+    """Open and lock a folder; None where another process, or another opening of this one, has locked it."""
+    if fcntl is None:
+        raise OSError("no locks")
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return descriptor
 
 
 def _fsync(path: Path) -> None:

@@ -22,6 +22,32 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def free_memory() -> int:
+    """The bytes of memory that this process may still take: the machine's, its control group's, its own limit.
+
+    Each is counted where the system tells it; on Linux all are.
+    """
+    found = []
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # AttributeError: Windows has no sysconf
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(OSError, ValueError, StopIteration, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        found.append(limit - used + int(cached.get("inactive_file", 0)))
+    with contextlib.suppress(ImportError, OSError, ValueError, IndexError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            found.append(limit - used)
+    return max(min(found, default=2**63), 0)
+
+
 def settle() -> None:
     """Set this process up for training and acting on a CPU: one thread, and an allocator that keeps its memory.
 

@@ -22,14 +22,14 @@ import functools
 import itertools
 import math
 import numbers
-import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from diffrl.support.errors import UserError, nearest
+from diffrl.support.errors import UserError, nearest, shown
+from diffrl.support.files import read_text, reading
 
 T = TypeVar("T")
 
@@ -112,7 +112,7 @@ def checked(schema: type, values: Mapping[str, Any], source: str = "", group: st
     result = {}
     for key, value in values.items():
         if key not in hints:
-            raise UserError(f"{source}: unknown key {_shown(f'{group}{key}')}; {nearest(str(key)[:60], hints)}")
+            raise UserError(f"{source}: unknown key {shown(f'{group}{key}')}; {nearest(str(key)[:60], hints)}")
         result[key] = held(value, hints[key], _named(key, source, group))
     return result
 
@@ -138,28 +138,74 @@ def refuse_others(names: Iterable[str], what: str, *schemas: type) -> None:
     known = {name for schema in schemas for name in _hints(schema)}
     for name in names:
         if name not in known:
-            raise UserError(f"There is no field {_shown(name)} of {what}; {nearest(name, known)}")
+            raise UserError(f"There is no field {shown(name)} of {what}; {nearest(name, known)}")
 
 
 def refusal(field: str, value: object, expected: str) -> UserError:
     """The error for a value that will not do. field: its full name, such as --agent.width."""
-    return UserError(f"{field} is {_shown(value)}; expected {expected}.")
+    return UserError(f"{field} is {shown(value)}; expected {expected}.")
+
+
+_YAML = 2**18
+"""Bytes of a configuration at most: it takes seconds to read as many."""
+_DEPTH = 50
+"""How deep lists and mappings of a configuration may lie in one another."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file. Raises UserError where it cannot be read, or holds something else."""
+    """The keys and values of a YAML file.
+
+    Aliases (`*name`), anchors (`&name`) and merges (`<<`) are refused: ten lines of them stand for a billion values.
+    Raises UserError where it cannot be read, is larger or nests deeper than any configuration, or is none.
+    """
     import yaml  # most verbs' --help needs no file's
 
+    def refused(at: Any, what: str) -> UserError:
+        return UserError(f"{path} is not valid YAML: line {at.start_mark.line + 1} has {what}.")
+
+    class Loader(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            if getattr(event, "anchor", None) is not None:  # of an alias too
+                raise refused(event, "an anchor or an alias: write the value out")
+            self.depth += 1
+            if self.depth > _DEPTH:
+                raise refused(event, f"more than {_DEPTH} levels in one another")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+        def flatten_mapping(self, node: Any) -> None:
+            if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+                raise refused(node, "a merge, <<: write the values out")
+
     try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"The configuration {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as a date's 31st of June
-        hint = f" For a data set: --agent NAME --dataset {path}." if path.suffix not in (".yaml", ".yml") else ""
-        raise UserError(f"{path} is not valid YAML: {error}.{hint}") from error
+        text = read_text(path, "a configuration in YAML", _YAML)
+    except UserError as error:
+        raise UserError(f"The configuration {error}") from error
+    hint = f"For a data set: --agent NAME --dataset {path}." if path.suffix not in (".yaml", ".yml") else ""
+    with reading(f"{path} is not valid YAML", hint):
+        try:
+            values = yaml.load(text, Loader)
+        except yaml.MarkedYAMLError as error:
+            place = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+            raise UserError(f"{path} is not valid YAML: {error.problem}{place}. {hint}".rstrip()) from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a configuration: expected keys such as `dataset` and `agent`.")
     return values
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """The values as YAML that `read_yaml` takes: what stands twice is written twice, without an alias."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    return str(yaml.dump(dict(values), Dumper=Dumper, sort_keys=False))
 
 
 @functools.cache
@@ -172,16 +218,6 @@ def _hints(schema: type) -> dict[str, Any]:
 def _named(field: object, source: str, group: str) -> str:
     """A field's full name: as its file has it, or as the command line does."""
     return f"{source}: {group}{field}" if source else f"--{group}{field}".replace("_", "-")
-
-
-def _shown(value: object) -> str:
-    """A value as Python writes it, cut where it is long."""
-    writer = reprlib.Repr()
-    writer.maxstring = writer.maxother = writer.maxlong = 60
-    try:
-        return writer.repr(value)
-    except ValueError:  # of more digits than Python prints
-        return "a number too long to print"
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
@@ -201,9 +237,9 @@ def held(value: Any, hint: Any, where: str, allowed: Range | None = None) -> Any
     if origin is Literal:
         if value in arguments:
             return value
-        shown = _shown(value)
-        word = nearest(shown.strip("'"), map(str, arguments))
-        raise UserError(f"{where} is {shown}; {word}")
+        text = shown(value)
+        word = nearest(text.strip("'"), map(str, arguments))
+        raise UserError(f"{where} is {text}; {word}")
     if origin is tuple:
         return _tuple(value, arguments, where, allowed or Range())
     if hint in (int, float):

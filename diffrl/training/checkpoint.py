@@ -1,4 +1,7 @@
-"""Checkpoints: a folder of `state.safetensors` and `state.json`, written whole or not at all, verified when read."""
+"""Checkpoints: a folder of `state.safetensors` and `state.json`, written whole or not at all, verified when read.
+
+`SHA256SUMS` (`support.folder`) covers both files. Checkpoints of older versions have a digest of their tensors alone.
+"""
 
 import json
 import shutil
@@ -9,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from diffrl.support.errors import UserError
+from diffrl.support import folder as folders
+from diffrl.support.errors import UserError, first_line
 from diffrl.support.files import atomic_path
+from diffrl.support.folder import steps as steps
 
 LEARNER = "learner."
 """What the names of the learner's tensors begin with in a checkpoint."""
@@ -22,6 +26,12 @@ SUM = "sum."
 
 EVALUATE = "evaluate"
 """The key of a checkpoint's JSON that says whether an evaluation of it is due."""
+
+
+AGAIN = "Give the command that began it again; its folder may be used anew."
+"""What to do about a run that was cut before its first checkpoint."""
+LOOP: dict[str, type] = {"count": int, "frozen": list, "device": str}
+"""What the JSON of a checkpoint of `training.loop` has, and of which types."""
 
 
 class CheckpointError(UserError):
@@ -49,58 +59,77 @@ def folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"{step:09d}"
 
 
-def steps(run: Path) -> list[int]:
-    """The steps of a run's checkpoints, ascending; damaged ones included."""
-    return sorted(int(path.name) for path in (run / "checkpoints").glob("?????????") if path.name.isdigit())
+def save(run: Path, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any], go_on: str = "") -> Path:
+    """Write the checkpoint of `step`. Raises CheckpointError where the disk refuses; older ones are untouched.
 
-
-def save(run: Path, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Path:
-    """Write the checkpoint of `step`. Raises CheckpointError where the disk refuses; older ones are untouched."""
+    go_on: what to do then, where it is not `diffrl resume`.
+    """
     path = folder(run, step)
     data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    text = json.dumps({"step": step, "sha256": sha256(data).hexdigest(), **info}, indent=1)
+    text = json.dumps({"step": step, "sha256": sha256(data).hexdigest(), **info}, indent=1).encode()
+    files = {"state.safetensors": data, "state.json": text}
     try:
         shutil.rmtree(path, ignore_errors=True)  # the same step again, after a resume
         with atomic_path(path) as temporary:
             temporary.mkdir()
-            (temporary / "state.safetensors").write_bytes(data)
-            (temporary / "state.json").write_text(text)
+            for name, content in files.items():
+                (temporary / name).write_bytes(content)
+            (temporary / folders.SUMS).write_text(folders.sums_of(files))
     except OSError as error:
-        kept = steps(run)
-        last = f"The last one, of step {kept[-1]}, is untouched." if kept else "There is no earlier one."
         raise CheckpointError(
-            f"The checkpoint of step {step} could not be written to {path}: {error.strerror or error}. {last} "
-            f"Free some space, then `diffrl resume {run}`."
+            f"The checkpoint of step {step} could not be written to {path}: {error.strerror or error}. "
+            f"Free some space. {go_on or folders.what_works(run)}"
         ) from error
     return path
 
 
-def load(run: Path, step: int) -> Checkpoint:
-    """Read the checkpoint of `step`. Raises CheckpointError where it is not whole."""
+def load(run: Path, step: int, needs: Mapping[str, type] | None = None) -> Checkpoint:
+    """Read the checkpoint of `step`. Raises CheckpointError where it is not whole.
+
+    needs: keys that its JSON must have, and the types of their values.
+    """
     path = folder(run, step)
     try:
-        info = json.loads((path / "state.json").read_text())
-        data = (path / "state.safetensors").read_bytes()
+        info = folders.read_json(path / "state.json", say=False)
+        found = info.pop("step")
+        if type(found) is not int or found != step:
+            raise CheckpointError(f"The checkpoint {path} is damaged: it says that it is of step {str(found)[:20]}.")
+        for key, kind in (needs or {}).items():
+            if type(info[key]) is not kind:
+                raise CheckpointError(f"The checkpoint {path} is damaged: its {key} is no {kind.__name__}.")
+        data = folders.verified(path / "state.safetensors", say=False)
         if sha256(data).hexdigest() != info.pop("sha256"):
             raise CheckpointError(f"The checkpoint {path} is damaged: its checksum does not match.")
-        return Checkpoint(info.pop("step"), safetensors.torch.load(data), info)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"The checkpoint {path} is damaged: {error}.") from error
+        return Checkpoint(step, safetensors.torch.load(data), info)
+    except CheckpointError:
+        raise
+    except folders.Damaged as error:
+        why = error.why.removeprefix("is damaged: ")
+        raise CheckpointError(f"The checkpoint {path} is damaged: {error.file.name}: {why}.") from error
+    except KeyError as error:
+        raise CheckpointError(f"The checkpoint {path} is damaged: state.json has no {error}.") from error
+    except Exception as error:  # whatever json and safetensors make of damage
+        raise CheckpointError(f"The checkpoint {path} is damaged: {first_line(error)}.") from error
 
 
-def load_latest(run: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest checkpoint that is whole, and a sentence on each newer one that is not.
+def load_latest(run: Path, needs: Mapping[str, type] | None = None) -> tuple[Checkpoint, list[str]]:
+    """The newest checkpoint that is whole, and a sentence on each newer one that is not. needs: as for `load`.
 
     Raises CheckpointError where none is whole.
     """
     complaints: list[str] = []
     for step in reversed(steps(run)):
         try:
-            return load(run, step), complaints
+            return load(run, step, needs), complaints
         except CheckpointError as error:
             complaints.append(f"{error} Falling back to the one before.")
-    detail = f" {len(complaints)} are damaged." if complaints else ""
-    raise CheckpointError(f"{run} holds no usable checkpoint.{detail} Start again.")
+    if complaints:
+        first = complaints[0].removesuffix(" Falling back to the one before.")
+        raise CheckpointError(
+            f"{run} holds no usable checkpoint: {len(complaints)} are damaged. The newest: {first} Restore one from a "
+            "copy, or start a new run in another folder."
+        )
+    raise CheckpointError(f"{run} holds no checkpoint: it was cut before its first. {AGAIN}")
 
 
 def unscored(run: Path, scored: Container[int], last: int) -> tuple[list[int], list[str]]:

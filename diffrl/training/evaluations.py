@@ -93,7 +93,7 @@ class EvaluationPool(Evaluations):
 
     @override
     def close(self) -> None:
-        if self._open:  # what is under way ends at once: it would have to be made again anyway
+        if self._owing:  # what is under way ends at once: it would have to be made again anyway
             self._crew.kill()
         self._crew.close()
 

@@ -2,9 +2,9 @@
 
 import contextlib
 import csv
-import json
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+import threading
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffrl.support import folder
 from diffrl.support.files import atomic_path
 from diffrl.support.plots import BLUE, GREEN, GREY, ORANGE, finish, new_figure, save
 from diffrl.support.statistics import estimate
@@ -27,7 +28,8 @@ SHOWN = ("loss", "bc_loss", "critic_loss", "q", "episode_return", "kl", "accurac
 class MetricsLog:
     """`metrics.csv` (one row a logging point and seed) and TensorBoard events, which a resumed run continues.
 
-    Rows after `step`, left by a run that was killed past its last checkpoint, are dropped.
+    Rows after `step`, left by a run that was killed past its last checkpoint, are dropped. A file that is damaged is
+    set aside. Where events cannot be written, training goes on without them: metrics.csv has the same numbers.
     """
 
     def __init__(self, run: Path, seeds: Sequence[int], step: int = 0) -> None:
@@ -35,17 +37,53 @@ class MetricsLog:
 
         self.seeds = list(seeds)
         self.path = run / "metrics.csv"
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                header, *rows = list(csv.reader(file)) or [[]]
+        self._columns: list[str] = []
+        if self.path.exists() and (rows := self._read()):
+            header, *rows = rows
             # A row may have been torn by a kill or a full disk.
-            whole = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
+            whole = [row for row in rows if len(row) == len(header) and _is_step(row[0]) and int(row[0]) <= step]
             with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
-                csv.writer(file).writerows([header, *whole] if header else [])
+                csv.writer(file).writerows([header, *whole])
             self._columns = header
-        else:
-            self._columns = []
-        self._tensorboard = SummaryWriter(log_dir=str(run / "tensorboard"), purge_step=step + 1 if step else None)
+        self._except_hook = threading.excepthook
+        threading.excepthook = self._quietly
+        self._tensorboard: SummaryWriter | None = None
+        with self._optional():
+            self._tensorboard = SummaryWriter(log_dir=str(run / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def _read(self) -> list[list[str]]:
+        """The rows of metrics.csv, the header first; none where it is empty, or damaged and so set aside."""
+        try:
+            with self.path.open(newline="") as file:
+                rows = list(csv.reader(file))
+            if not rows:
+                return []
+            if rows[0][:2] == ["step", "seed"] and len(set(rows[0])) == len(rows[0]):
+                return rows
+            why = "its header is not `step,seed,...`"
+        except (csv.Error, UnicodeDecodeError) as error:
+            why = str(error)
+        aside = folder.set_aside(self.path)
+        folder.say_once(f"{self.path} is damaged ({why}): it is kept as {aside.name}, and a new one begins.")
+        return []
+
+    @contextlib.contextmanager
+    def _optional(self) -> Iterator[None]:
+        """Let the disk refuse TensorBoard's events in the block, and say so: a full one is the checkpoint's to report.
+
+        An error of theirs would hide the one that ends a run.
+        """
+        try:
+            yield
+        except OSError as error:
+            self._tensorboard = None
+            reason = error.strerror or error
+            folder.say_once(f"TensorBoard's events cannot be written: {reason}. metrics.csv has the same numbers.")
+
+    def _quietly(self, failed: threading.ExceptHookArgs) -> None:
+        """Show no traceback of the thread that writes TensorBoard's events where the disk refuses."""
+        if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard")):
+            self._except_hook(failed)
 
     def write(self, step: int, metrics: Mapping[str, Sequence[float]]) -> None:
         """Append the metrics at `step`, each a list (S,): a row a seed, and TensorBoard events."""
@@ -72,12 +110,22 @@ class MetricsLog:
 
     def scalars(self, name: str, step: int, values: Sequence[float]) -> None:
         """Write a number of each seed, (S,), to TensorBoard alone."""
-        for seed, value in zip(self.seeds, values, strict=True):
-            self._tensorboard.add_scalar(f"{name}/seed{seed}", value, step)
+        with self._optional():
+            for seed, value in zip(self.seeds, values, strict=True):
+                if self._tensorboard is not None:
+                    self._tensorboard.add_scalar(f"{name}/seed{seed}", value, step)
 
     def close(self) -> None:
         """Write what TensorBoard has not written yet, and close its file."""
-        self._tensorboard.close()
+        with self._optional():
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+        if threading.excepthook == self._quietly:
+            threading.excepthook = self._except_hook
+
+
+def _is_step(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 19
 
 
 class Scores:
@@ -91,13 +139,20 @@ class Scores:
     def __init__(self, run: Path, about: Mapping[str, Any], steps: Container[int] | None = None) -> None:
         """Read the evaluations that the folder `run` has; with `steps`, only those made at these steps.
 
+        A damaged file counts as having none, which is said; the next evaluation sets it aside.
+
         about: what else the file says of the run.
         """
         self.path = run / "scores.json"
         self.about = dict(about)
         self.evaluations: list[dict[str, Any]] = []
+        self._damaged = False
         if self.path.exists():
-            stored = json.loads(self.path.read_text())["evaluations"]
+            try:
+                stored = read_scores(run)["evaluations"]
+            except folder.Damaged as error:
+                self._damaged, stored = True, []
+                folder.say_once(f"{error.file} {error.why}. The run goes on without the evaluations in it.")
             self.evaluations = [e for e in stored if steps is None or e["step"] in steps]
 
     def add(
@@ -117,10 +172,10 @@ class Scores:
         error = estimate(returns if normalise is None else normalise(returns)).error
         entry["error"] = None if math.isnan(error) else error
         self.evaluations = [e for e in self.evaluations if e["step"] != step] + [entry]
-        with atomic_path(self.path) as temporary:
-            temporary.write_text(
-                json.dumps({**self.about, "best": self.best(), "evaluations": self.evaluations}, indent=1)
-            )
+        if self._damaged:
+            folder.set_aside(self.path)
+            self._damaged = False
+        folder.write_json(self.path, {**self.about, "best": self.best(), "evaluations": self.evaluations})
         return entry
 
     def best(self) -> list[dict[str, Any]]:
@@ -182,9 +237,30 @@ def benchmark_family(reference: str) -> str:
 
 
 def read_scores(run: Path) -> dict[str, Any]:
-    """A run's `scores.json`."""
-    content: dict[str, Any] = json.loads((run / "scores.json").read_text())
-    return content
+    """A run's `scores.json`. Raises Damaged where it is not as `Scores` writes it."""
+    path = run / "scores.json"
+    content = folder.read_json(path)
+    try:
+        sizes = {_seeds_of(entry) for entry in content["evaluations"]}
+    except (KeyError, TypeError) as error:
+        raise folder.Damaged(path, f"is damaged: it is no record of evaluations ({error})") from error
+    if len(sizes) > 1:
+        raise folder.Damaged(path, "is damaged: its evaluations are of different numbers of seeds")
+    return dict(content)
+
+
+def _seeds_of(entry: Mapping[str, Any]) -> int:
+    """How many seeds an evaluation is of. Raises KeyError or TypeError unless it has what `Scores.add` writes."""
+    if type(entry["step"]) is not int or not isinstance(entry["error"], float | int | None):
+        raise TypeError("a step or an error is no number")
+    judged = entry["mean_return"], entry.get("score", entry["mean_return"])
+    for values in (*entry["returns"], *judged):
+        if not values or not all(isinstance(value, float | int) for value in values):
+            raise TypeError("a list of numbers is none")
+    n = len(entry["returns"])
+    if any(len(values) != n for values in judged):
+        raise TypeError("an evaluation has different numbers of seeds")
+    return n
 
 
 def draw_curves(ax: "Axes", runs: Sequence[Path], label: str, colour: str) -> None:

@@ -4,14 +4,10 @@ The steps themselves are a `Trainer`'s: one stack of seeds in this process, or g
 """
 
 import math
-import signal
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffrl.support.errors import UserError
+from diffrl.support.stopping import Interrupted, Stopped, at_once, stop_signals
 from diffrl.training import checkpoint
 from diffrl.training.logs import MetricsLog
 
@@ -45,7 +42,8 @@ class Trainer(Protocol):
     def advance(self, steps: int, stop: Callable[[], bool]) -> int:
         """Make up to `steps` steps, at least one; after a fraction of a second, or when told to `stop`, come back.
 
-        Gives the number of steps made, the same for all seeds.
+        Gives the number of steps made, the same for all seeds: 0 where told to stop within a step that takes long,
+        of which nothing is kept.
         """
 
     def sums(self) -> dict[str, Tensor]:
@@ -144,14 +142,27 @@ class NoEvaluations(Evaluations):
 
 
 class InLine(NoEvaluations):
-    """Evaluations for which training waits: the trainer makes that of a step, and it is written down."""
+    """Evaluations for which training waits: the trainer makes that of a step, and it is written down.
+
+    A stop ends one at once: it is made again from its checkpoint.
+    """
 
     def __init__(self, trainer: Trainer, record: Record, on_progress: Callable[[int, int], None]) -> None:
         self._trainer, self._record, self._on_progress = trainer, record, on_progress
 
     @override
     def submit(self, step: int, stop: Callable[[], bool]) -> None:
-        self._record.add(step, self._trainer.evaluate(step, self._on_progress))
+        try:
+            with at_once():
+                returns = self._trainer.evaluate(step, self._on_progress)
+        except Stopped:
+            self.pending = (*self.pending, step)
+        else:
+            self._record.add(step, returns)
+
+    @override
+    def finish(self, stop: Callable[[], bool]) -> bool:
+        return not self.pending
 
 
 class DivergedError(UserError):
@@ -164,12 +175,6 @@ class WorkerDied(UserError):
     """A worker process that crashed or was killed."""
 
     exit_code = 1
-
-
-class Interrupted(UserError):
-    """A run that was told to stop and has been saved."""
-
-    exit_code = 130
 
 
 class Observer(Protocol):
@@ -219,13 +224,13 @@ class Loop:
         Comes back when all evaluations are recorded. Raises Interrupted after a SIGINT or SIGTERM (saved first),
         DivergedError where no seed is left.
         """
-        if self.step == 0 and not checkpoint.steps(self.run):
-            self.save(evaluate=self.evaluate_first)
-            self.unscored = [0] if self.evaluate_first else []
         with stop_signals() as stop:
+            if self.step == 0 and not checkpoint.steps(self.run):
+                self.save(evaluate=self.evaluate_first)
+                self.unscored = [0] if self.evaluate_first else []
             for step in self.unscored:
                 self.evaluations.submit(step, stop)
-            while self.step < steps:
+            while self.step < steps and not stop():
                 made = self.trainer.advance(self._until_boundary(steps), stop)
                 self.step += made
                 self._count += made
@@ -238,13 +243,13 @@ class Loop:
                         self._log(reset=self.step % self.eval_every == 0)
                     self.save(evaluate=True)
                     self.evaluations.submit(self.step, stop)
-                elif stop():
+                elif stop() and self.step not in checkpoint.steps(self.run):
                     self._check()
                     self.save()
                 self._poll()
                 self.observer.progress(self.step)
-                if stop() and not last:
-                    self._interrupt(f"Stopped after {self.step} steps; saved.")
+            if self.step < steps:
+                self._interrupt(f"Stopped after {self.step} steps; saved.")
             if not self.evaluations.finish(stop):
                 self._interrupt(f"All {self.step} steps are made and saved.")
         self._prune()
@@ -331,7 +336,7 @@ class Loop:
             "groups": list(self.trainer.groups),
             checkpoint.EVALUATE: evaluate,
         }
-        checkpoint.save(self.run, self.step, tensors, info)
+        checkpoint.save(self.run, self.step, tensors, info, self.go_on)
         self._prune()
 
     def _prune(self) -> None:
@@ -359,25 +364,3 @@ class Loop:
         self.frozen = list(saved.info["frozen"])
         if self.frozen:
             self.trainer.hold(self.frozen, saved.learner)
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Yield what says whether SIGINT or SIGTERM has come; a second signal has its usual effect."""
-    received = threading.Event()
-    previous: dict[signal.Signals, Any] = {}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.set()
-        signal.signal(number, previous[signal.Signals(number)])
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
-    except ValueError:  # not in the main thread: whoever runs us there handles signals
-        pass
-    try:
-        yield received.is_set
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

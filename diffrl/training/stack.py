@@ -121,7 +121,8 @@ class Captured(TrainingStep):
                 raise
             raise UserError(
                 f"A training step could not be captured as a CUDA graph: {first_line(error)}. "
-                "Train without: --no-capture (for a run already begun, `capture: false` in its config.yaml)."
+                "Train without: --no-capture (for a run already begun, `capture: false` in its config.yaml, then "
+                "`diffrl resume RUN --accept-changes`)."
             ) from error
         return graph
 

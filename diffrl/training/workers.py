@@ -308,7 +308,11 @@ class WorkerTrainer(Trainer):
             finished[i] = done
             on_progress(sum(finished), total // self.groups[i] * len(self.seeds))
 
-        replies = self._crew.ask(dict.fromkeys(range(len(self.groups)), ScoreSeeds(step)), note)
+        try:
+            replies = self._crew.ask(dict.fromkeys(range(len(self.groups)), ScoreSeeds(step)), note)
+        except BaseException:  # a signal, too: the workers are in the middle of something, and would not leave
+            self._crew.kill()
+            raise
         return np.concatenate([tensors["returns"].numpy() for tensors in replies.values()])
 
     @override

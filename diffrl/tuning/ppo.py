@@ -30,6 +30,7 @@ from diffrl.data.preprocessing import Preprocessing
 from diffrl.diffusion.chain import Transition
 from diffrl.nets import MLP, Adam, copy_state_
 from diffrl.support.errors import UserError
+from diffrl.support.stopping import Stopped
 from diffrl.training.checkpoint import LEARNER, SUM
 from diffrl.training.loop import Trainer
 from diffrl.training.stack import Evaluate, Progress
@@ -41,6 +42,15 @@ OWN = "finetune."
 """What the names of a fine-tuning trainer's own tensors begin with in a checkpoint."""
 MEASURED = 1000
 """Environment steps of an iteration on which the divergence from the pretrained policy is measured."""
+
+
+def _never() -> bool:
+    return False
+
+
+def _heed(stop: Callable[[], bool]) -> None:
+    if stop():
+        raise Stopped
 
 
 class Experience(NamedTuple):
@@ -72,9 +82,13 @@ class Experience(NamedTuple):
 class DPPOTrainer(Trainer):
     """DPPO of a stack of S seeds, each in environments of its own; its steps are one seed's environment steps.
 
-    It makes whole iterations only, of `config.iteration` steps: the loop's boundaries must be multiples of that.
+    It makes whole iterations only, of `config.iteration` steps: the loop's boundaries must be multiples of that. One
+    that is told to stop leaves everything as it was before it, but for the environments, which begin new episodes.
     generator: all of the training's randomness. evaluate: scores the agent as it stands. on_close: lets go of what the
-    caller holds for this trainer.
+    caller holds for this trainer. say: hears a sentence for the user.
+
+    Until rewards tell anything apart, a seed's policy and its optimiser stay as they are: all advantages are then the
+    critic's own errors, which Adam would follow in full steps. Its critic learns.
     """
 
     new_episodes = True
@@ -91,8 +105,10 @@ class DPPOTrainer(Trainer):
         evaluate: Evaluate,
         *,
         on_close: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.agent, self.config = agent, config
+        self._say, self._said = say, False
         self.seeds, self.device = agent.seeds, generator.device.type
         self.groups: tuple[int, ...] = (agent.n_seeds,)
         self.policy = chain_policy(agent).requires_grad_(True)
@@ -124,16 +140,23 @@ class DPPOTrainer(Trainer):
         self._scale = RewardScale(agent.n_seeds, config.environments, config.discount)
         self._live = torch.ones(agent.n_seeds, dtype=torch.bool, device=agent.device)
         self._iterations = torch.zeros((), dtype=torch.int64)
+        # The least and the largest reward and terminal flag that each seed has met, (4, S).
+        start = torch.tensor([math.inf, -math.inf, math.inf, -math.inf], dtype=torch.float64)
+        self._met = start[:, None].repeat(1, agent.n_seeds)
         self._sums: dict[str, Tensor] = {}
 
     # --- acting ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def collect(self) -> tuple[Experience, dict[str, Tensor]]:
-        """Act for one iteration with the policy as it stands: what it met, and metrics (S,) of that."""
+    def collect(self, stop: Callable[[], bool] = _never) -> tuple[Experience, dict[str, Tensor]]:
+        """Act for one iteration with the policy as it stands: what it met, and metrics (S,) of that.
+
+        Raises Stopped where told to stop.
+        """
         observations, reached, states, log_probs = [], [], [], []
         outcomes: list[list[Tensor]] = [[], [], []]
         for _ in range(self.config.rollout_steps):
+            _heed(stop)
             here = self._normalised(self._environments.observe())
             shape = (self.policy.steps + 1, *here.shape[:-1], self.policy.action_size)
             noise = torch.randn(shape, generator=self._generator, device=here.device)
@@ -149,6 +172,7 @@ class DPPOTrainer(Trainer):
                 kept.append(torch.from_numpy(column).to(here.device))
         met, there = torch.stack(observations), torch.stack(reached)
         rewards, terminals, ends = (torch.stack(kept) for kept in outcomes)
+        self._note(rewards, terminals)
         scaled = self._scale(rewards.cpu(), ends.cpu()).to(rewards) if self.config.reward_scaling else rewards
         values, next_values = self._values(met), self._values(there)
         decays = self.config.discount, self.config.gae_lambda
@@ -169,6 +193,20 @@ class DPPOTrainer(Trainer):
             _flat(returns),
         )
         return experience, metrics
+
+    def _note(self, rewards: Tensor, terminals: Tensor) -> None:
+        """Widen what has been met by rewards and terminal flags (N, S, E)."""
+        least, most = self._met[::2], self._met[1::2]
+        met = torch.stack([rewards, terminals]).double().cpu()
+        torch.minimum(least, met.amin((1, 3)), out=least)
+        torch.maximum(most, met.amax((1, 3)), out=most)
+
+    @property
+    def signal(self) -> Tensor:
+        """Whether what a seed has met so far tells anything apart, (S,): rewards that differ, or when they end."""
+        least, most, unended, ended = self._met
+        heard: Tensor = (most > least) | ((ended > unended) & (most != 0))
+        return heard.to(self.agent.device)
 
     def _normalised(self, observations: NDArray[np.float32]) -> Tensor:
         return self._scaling.observations(torch.from_numpy(observations).to(self.agent.device))
@@ -195,6 +233,7 @@ class DPPOTrainer(Trainer):
         log_prob = now.log_prob(self.chain.next_states(batch.states, self.steps))
         spread = batch.advantages.std(-1, correction=0, keepdim=True)
         normalised = (batch.advantages - batch.advantages.mean(-1, keepdim=True)) / (spread + 1e-8)
+        normalised = torch.where(_differ(batch.advantages)[:, None], normalised, 0.0)  # and not rounding over rounding
         after = torch.arange(len(log_prob) - 1, -1, -1, device=normalised.device)
         discounts: Tensor = config.denoising_discount**after
         advantages = discounts[:, None, None] * normalised
@@ -224,16 +263,22 @@ class DPPOTrainer(Trainer):
         values: Tensor = self.critic(batch.observations)
         return (values.squeeze(-1) - batch.returns).square().mean(-1) / 2
 
-    def learn(self, experience: Experience) -> dict[str, Tensor]:
-        """Make the iteration's updates; give metrics (S,), means over the updates that each seed made."""
+    def learn(self, experience: Experience, stop: Callable[[], bool] = _never) -> dict[str, Tensor]:
+        """Make the iteration's updates; give metrics (S,), means over the updates that each seed made.
+
+        Raises Stopped where told to stop.
+        """
         S, M = experience.advantages.shape
         going = self._live.clone()
         learning = int(self._iterations) >= self.config.critic_warm_up
+        signal = self.signal
+        self._tell(signal)
         totals: dict[str, Tensor] = {}
         made = torch.zeros(S, device=self.agent.device)
         for _ in range(self.config.epochs):
             order = torch.rand(S, M, generator=self._generator, device=self._generator.device).argsort(-1)
             for index in torch.split(order, self.config.batch_size, dim=1):
+                _heed(stop)
                 batch = experience.rows(index)
                 loss, metrics = self.policy_loss(batch)
                 if self.config.target_kl and learning:
@@ -244,7 +289,7 @@ class DPPOTrainer(Trainer):
                 metrics["value_loss"] = value_loss.detach()
                 metrics["critic_grad_norm"] = self._step("critic", value_loss, going)
                 if learning:
-                    metrics["policy_grad_norm"] = self._step("policy", loss, going)
+                    metrics["policy_grad_norm"] = self._step("policy", loss, going & signal & _differ(batch.advantages))
                 for name, value in metrics.items():
                     totals[name] = totals.get(name, 0) + torch.where(going, value.to(made), 0.0)
                 made += going
@@ -252,11 +297,25 @@ class DPPOTrainer(Trainer):
                 break
         copy_to_averages(self.agent, self.policy)
         means = {name: total / made.clamp_min(1) for name, total in totals.items()}
-        return means | {"updates": made, "kl": self._divergence(experience)}
+        unheard = {} if bool(signal.all()) else {"no_signal": (~signal).to(made)}
+        return means | {"updates": made, "kl": self._divergence(experience)} | unheard
+
+    def _tell(self, signal: Tensor) -> None:
+        """Say once that there are seeds without a signal (S,)."""
+        silent = [i for i, heard in enumerate(signal.tolist()) if not heard]
+        if silent and not self._said:
+            self._said = True
+            seeds = ", ".join(str(self.seeds[i]) for i in silent)
+            self._say(
+                f"All rewards so far are {float(self._met[0, silent[0]]):g} (seed {seeds}), so there is nothing to "
+                "learn: until they differ, the policy stays as it is (said once; `no_signal` in metrics.csv)."
+            )
 
     def _step(self, name: str, loss: Tensor, going: Tensor) -> Tensor:
         """Step the optimiser `name` for the seeds that are still `going` (S,) alone; give the gradient's norm (S,)."""
         optimiser = self._optimisers[name]
+        if not bool(going.any()):
+            return torch.zeros_like(loss.detach())
         if bool(going.all()):
             return optimiser.step(loss)
         tensors = [t for t in (*optimiser.parameters, *optimiser.state_dict().values()) if t.ndim]
@@ -283,8 +342,13 @@ class DPPOTrainer(Trainer):
         size = self.config.iteration
         if steps < size:
             raise ValueError(f"the loop's boundaries must be multiples of an iteration's {size} steps, got {steps}")
-        experience, metrics = self.collect()
-        metrics |= self.learn(experience)
+        before = {name: tensor.clone() for name, tensor in self.state().items()}
+        try:
+            experience, metrics = self.collect(stop)
+            metrics |= self.learn(experience, stop)
+        except Stopped:
+            self.load(before, step=0)
+            return 0
         self._iterations += 1
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + size * value
@@ -303,7 +367,7 @@ class DPPOTrainer(Trainer):
         own |= {f"pretrained.{name}": t for name, t in self._pretrained.state_dict().items()}
         for kind, optimiser in self._optimisers.items():
             own |= {f"optimiser.{kind}.{name}": t for name, t in optimiser.state_dict().items()}
-        return own | {"iterations": self._iterations}
+        return own | {"iterations": self._iterations, "met": self._met}
 
     @override
     def state(self) -> dict[str, Tensor]:
@@ -322,6 +386,7 @@ class DPPOTrainer(Trainer):
         own = part(state, OWN)
         environments, rewards = part(own, "environments."), part(own, "rewards.")
         tensors = {n: t for n, t in own.items() if not n.startswith(("environments.", "rewards."))}
+        tensors.setdefault("met", torch.tensor([[-1.0], [1.0], [0.0], [1.0]]).expand_as(self._met))  # of older versions
         try:
             self.agent.load_state_dict(part(state, LEARNER))
             copy_state_(self._own(), tensors)
@@ -364,6 +429,11 @@ def restore_generator(generator: torch.Generator, state: Mapping[str, Tensor], s
         generator.set_state(state["generator"])
     else:
         generator.manual_seed(generator.initial_seed() + step)
+
+
+def _differ(advantages: Tensor) -> Tensor:
+    """Whether the advantages (S, B) of a seed are not all the same: (S,)."""
+    return advantages.amax(-1) > advantages.amin(-1)
 
 
 def _flat(values: Tensor) -> Tensor:

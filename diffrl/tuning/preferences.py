@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from diffrl.data.offline import OfflineDataset
-from diffrl.support.errors import UserError, first_line
-from diffrl.support.files import atomic_path
+from diffrl.support.errors import UserError
+from diffrl.support.files import atomic_path, reading, regular_file
 from diffrl.tuning.values import segment_advantages, segment_returns
 
 Floats = NDArray[np.float32]
@@ -20,6 +20,7 @@ Floats = NDArray[np.float32]
 FORMAT = "diffrl-preferences-1"
 """The entry `format` of a file's header."""
 _COLUMNS = ("observations_w", "actions_w", "observations_l", "actions_l")
+_KINDS = ("observations", "actions")
 _ATTEMPTS = 100
 """How often pairs of equal worth are drawn again before all segments are taken to be equal."""
 
@@ -48,7 +49,7 @@ class Preferences:
                 raise UserError(f"{name} has shape {column.shape}; expected (pairs, steps, size).")
             if not np.isfinite(column).all():
                 raise UserError(f"{name} of pair {np.argwhere(~np.isfinite(column))[0, 0]} is not finite.")
-        for kind in ("observations", "actions"):
+        for kind in _KINDS:
             w, l = getattr(self, f"{kind}_w"), getattr(self, f"{kind}_l")  # noqa: E741
             if w.shape != l.shape or w.shape[:2] != self.observations_w.shape[:2]:
                 raise UserError(
@@ -77,6 +78,14 @@ class Preferences:
                 f"{observation_size} and {action_size}."
             )
 
+    def check_preferred(self, source: str) -> None:
+        """Raise UserError where both segments of every pair are the same: nothing is preferred. `source` is named."""
+        if all(np.array_equal(getattr(self, f"{kind}_w"), getattr(self, f"{kind}_l")) for kind in _KINDS):
+            raise UserError(
+                f"In {source} the preferred segment of each of the {len(self)} pairs is the other one too, so there is "
+                "nothing to learn; expected two segments that differ."
+            )
+
     def write(self, path: Path | str, about: dict[str, object] | None = None) -> Path:
         """Write the pairs to a safetensors file and give its path. about: where they come from, kept in its header."""
         tensors = {name: np.ascontiguousarray(getattr(self, name), np.float32) for name in _COLUMNS}
@@ -89,19 +98,17 @@ class Preferences:
     def read(cls, path: Path | str) -> "Preferences":
         """Read the pairs in a file that `write` made. Raises UserError where it is not one."""
         path = Path(path)
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"There is no file of preferences {path}; `--preferences auto` makes them from the data.")
-        try:
-            with safe_open(path, "np") as file:
-                header, names = file.metadata() or {}, set(file.keys())
-                if header.get("format") != FORMAT or not names.issuperset(_COLUMNS):
-                    raise UserError(
-                        f"{path} is not a file of preferences: expected the format {FORMAT} and the tensors "
-                        f"{', '.join(_COLUMNS)}, as `diffrl.tuning.preferences.Preferences.write` has them."
-                    )
-                columns = [file.get_tensor(name).astype(np.float32) for name in _COLUMNS]
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is not a safetensors file: {first_line(error)}.") from error
+        regular_file(path, "a file of preferences")
+        with reading(f"{path} is not a safetensors file"), safe_open(path, "np") as file:
+            header, names = file.metadata() or {}, set(file.keys())
+            if header.get("format") != FORMAT or not names.issuperset(_COLUMNS):
+                raise UserError(
+                    f"{path} is not a file of preferences: expected the format {FORMAT} and the tensors "
+                    f"{', '.join(_COLUMNS)}, as `diffrl.tuning.preferences.Preferences.write` has them."
+                )
+            columns = [file.get_tensor(name).astype(np.float32) for name in _COLUMNS]
         try:
             return cls(*columns)
         except UserError as error:
@@ -163,5 +170,5 @@ def label_segments(
     w, l = starts[np.where(first, drawn.T, drawn.T[::-1])]  # noqa: E741
     steps = np.arange(segment)
     rows = {"w": w[:, None] + steps, "l": l[:, None] + steps}
-    columns = [getattr(dataset, kind)[rows[side]] for side in "wl" for kind in ("observations", "actions")]
+    columns = [getattr(dataset, kind)[rows[side]] for side in "wl" for kind in _KINDS]
     return Preferences(*columns)

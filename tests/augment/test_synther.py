@@ -172,7 +172,7 @@ def test_rare_ends_are_told(stand_ins: bool) -> None:
         ends = columns.terminals.bool()
         columns.next_observations[ends] = columns.observations[ends]
     codec = RowCodec.fit(data, stand_ins=stand_ins)
-    model = fit(SynthERConfig(steps=600, width=32, blocks=2, **QUICK), data, codec, batch_size=256)
+    model = fit(SynthERConfig(steps=800, width=32, blocks=2), data, codec, batch_size=256)
     rows = model.sample(16_384, generator_at(3), Sampling(sampling_steps=12))[0]
     terminal, far = rows[:, -1] > 0.5, rows[:, 0] > 2.33
     assert 0.005 < float(terminal.float().mean()) < 0.02

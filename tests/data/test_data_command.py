@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from diffrl.commands.data import Convert, Download, Generate, Info, ListData
 from diffrl.data import d4rl
 from diffrl.support.errors import UserError
 from envs import datasets
+from tests.data.pendulum import cases, pendulum
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +127,64 @@ def test_convert_to_an_unknown_kind_is_the_user_s_error(make, tmp_path, target):
     source = d4rl.write(tmp_path / "a.hdf5", make([5], "t"))
     with pytest.raises(UserError, match="Cannot write"):
         Convert(str(source), target).run()
+
+
+def odd(folder: Path, name: str) -> Path:
+    """One of the odd files of `tests.data.pendulum`, of two episodes."""
+    with h5py.File(folder / f"{name}.hdf5", "w") as file:
+        for key, values in cases(pendulum(2))[name].items():
+            file[key] = values
+    return folder / f"{name}.hdf5"
+
+
+@pytest.mark.parametrize(
+    ("name", "env", "code", "text"),
+    [
+        ("wide_actions", None, 1, "Name the environment they are from (--env ID)"),
+        ("wide_actions", "Pendulum-v1", 0, "No problems found"),
+        ("unit_actions", "Pendulum-v1", 0, "--actions normalised"),
+        ("no_marks_next", "Pendulum-v1", 0, "counted by the limit, 2 episodes"),
+        ("done_is_either", "Pendulum-v1", 0, "--time-limit-terminals timeouts"),
+        ("wide_actions", "Pendulun-v1", 1, "Not checked against its environment. There is no environment"),
+    ],
+)
+def test_info_checks_a_file_against_its_environment(tmp_path, capsys, name, env, code, text):
+    assert Info(str(odd(tmp_path, name)), env=env).run() == code
+    out = capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
+    assert text in out
+    assert ("No problems found" in out) == (code == 0 and name in ("wide_actions", "no_marks_next"))
+
+
+@pytest.mark.parametrize("target", ["new.hdf5", "minari:ours/pendulum-v0"])
+def test_convert_records_bounds_and_keeps_actions_as_they_are(tmp_path, target):
+    """Of the environment once, then of the file: a copy needs no environment any more, and nothing is clipped."""
+    if "minari" in target:
+        pytest.importorskip("minari")
+    source, bounded = odd(tmp_path, "wide_actions"), tmp_path / "bounded.hdf5"
+    right = d4rl.read(source, action_limit=None)
+    with pytest.raises(UserError, match="--env ID"):
+        Convert(str(source), str(bounded)).run()
+    Convert(str(source), str(bounded), env="Pendulum-v1").run()
+    new = str(tmp_path / target) if "hdf5" in target else target
+    Convert(str(bounded), new).run()
+    found = datasets.load_dataset(new)
+    assert [bound.tolist() for bound in found.stored_bounds()] == [[-2], [2]]
+    np.testing.assert_array_equal(found.actions, right.actions)
+    assert Info(new, env="none").run() == 0
+
+
+def test_convert_writes_rows_as_they_are_to_be_taken(tmp_path):
+    right = d4rl.read(odd(tmp_path, "wide_actions"), action_limit=None).columns()
+    options = {"actions": "normalised", "time_limit_terminals": "timeouts", "env": "Pendulum-v1"}
+    for name in ("unit_actions", "done_is_either", "no_marks_next"):
+        source, target = odd(tmp_path, name), tmp_path / f"new-{name}.hdf5"
+        chosen = {key: value for key, value in options.items() if name == "unit_actions" or key != "actions"}
+        Convert(str(source), str(target), **chosen).run()
+        for key, values in d4rl.read(target).columns().items():
+            if (name, key) == ("no_marks_next", "timeouts"):
+                assert np.flatnonzero(values).tolist() == [199, 399]
+            np.testing.assert_array_equal(values, right[key], err_msg=f"{name}: {key}")
+        assert "timeouts" not in d4rl.read(target).metadata
 
 
 def test_download_says_where_a_data_set_is(make, capsys):

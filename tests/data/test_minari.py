@@ -1,9 +1,13 @@
+import json
+import os
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 
 from diffrl.data import minari as minari_format
+from diffrl.data.observations import goal_left_out
 from diffrl.support.errors import DataError, UserError
 
 minari = pytest.importorskip("minari")
@@ -79,7 +83,9 @@ def goal_space(observation: int, nested: bool = False) -> object:
     return spaces.Dict({"observation": whole, "achieved_goal": goal, "desired_goal": goal})
 
 
-def write_foreign(observations: object, space: object, action_space: object = None, **changes: object) -> None:
+def write_foreign(
+    observations: object, space: object, action_space: object = None, name: str = "foreign-v0", **changes: object
+) -> None:
     from minari.data_collector import EpisodeBuffer
 
     columns = {
@@ -89,7 +95,7 @@ def write_foreign(observations: object, space: object, action_space: object = No
         "truncations": np.array([False, False, True]),
     }
     minari.create_dataset_from_buffers(
-        "foreign-v0",
+        name,
         [EpisodeBuffer(observations=observations, **columns | changes)],
         observation_space=space,
         action_space=action_space or spaces.Box(-1, 1, (1,), np.float32),
@@ -99,25 +105,42 @@ def write_foreign(observations: object, space: object, action_space: object = No
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-def test_a_goal_is_put_first_as_d4rl_does_and_the_desired_one_into_infos():
+def test_a_goal_is_put_first_as_d4rl_does_and_the_desired_one_last():
     place, rest = np.ones((4, 2), np.float32), np.full((4, 3), 5, np.float32)
     write_foreign({"observation": rest, "achieved_goal": place, "desired_goal": 2 * place}, goal_space(3))
     found = minari_format.read("foreign-v0")
-    np.testing.assert_array_equal(found.observations, np.concatenate([place, rest], 1)[:3])
+    np.testing.assert_array_equal(found.observations, np.concatenate([place, rest, 2 * place], 1)[:3])
+    np.testing.assert_array_equal(found.next_observations, found.observations)
     np.testing.assert_array_equal(found.infos["goal"], 2 * place[:3])
+    assert found.metadata["observation_parts"] == "achieved_goal,observation,desired_goal"
+
+
+@pytest.mark.parametrize(("name", "parts"), [("pointmaze/umaze", "observation"), ("antmaze/umaze", "observation")])
+def test_d4rl_s_mazes_are_as_published_without_the_goal(name, parts):
+    whole = np.arange(16, dtype=np.float32).reshape(4, 4)
+    values = {"observation": whole, "achieved_goal": whole[:, :2], "desired_goal": whole[:, 2:]}
+    write_foreign(values, goal_space(4), name=f"D4RL/{name}-v2")
+    found = minari_format.read(f"D4RL/{name}-v2")
+    np.testing.assert_array_equal(found.observations, whole[:3])
+    np.testing.assert_array_equal(found.infos["goal"], whole[:3, 2:])
+    assert found.metadata["observation_parts"] == parts
+    assert "the policy does not see goals" in goal_left_out(found.metadata)
 
 
 def test_a_goal_that_the_observation_begins_with_is_not_repeated():
     whole = np.arange(16, dtype=np.float32).reshape(4, 4)
     write_foreign({"observation": whole, "achieved_goal": whole[:, :2], "desired_goal": whole[:, 2:]}, goal_space(4))
-    np.testing.assert_array_equal(minari_format.read("foreign-v0").observations, whole[:3])
+    found = minari_format.read("foreign-v0")
+    np.testing.assert_array_equal(found.observations, np.concatenate([whole, whole[:, 2:]], 1)[:3])
+    assert goal_left_out(found.metadata) is None
 
 
-def test_goals_that_are_dictionaries_are_left_out():
+def test_of_goals_that_are_dictionaries_the_desired_one_is_taken():
+    """FrankaKitchen's: what is achieved is in the observation."""
     whole, goal = np.zeros((4, 3), np.float32), {"kettle": np.ones((4, 2), np.float32)}
     write_foreign({"observation": whole, "achieved_goal": goal, "desired_goal": goal}, goal_space(3, nested=True))
     found = minari_format.read("foreign-v0")
-    assert found.observation_size == 3
+    np.testing.assert_array_equal(found.observations, np.concatenate([whole, goal["kettle"]], 1)[:3])
     assert found.infos == {}
 
 
@@ -134,6 +157,22 @@ def test_discrete_actions_are_refused():
         minari_format.read("foreign-v0")
 
 
+def test_bounds_of_actions_are_the_action_spaces():
+    """Read from it, so that wide actions need no environment, and written to it."""
+    box = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    actions = np.float32([[-1.5], [0], [2]])
+    write_foreign(np.zeros((4, 2), np.float32), box, spaces.Box(-2, 3, (1,), np.float64), actions=actions)
+    found = minari_format.read("foreign-v0")
+    assert [bound.tolist() for bound in found.stored_bounds()] == [[-2], [3]]
+    minari_format.write("again-v0", found)
+    space = minari.load_dataset("again-v0").action_space
+    assert (space.low.tolist(), space.high.tolist()) == ([-2], [3])
+    np.testing.assert_array_equal(minari_format.read("again-v0").actions, actions)
+    minari.delete_dataset("foreign-v0")
+    write_foreign(np.zeros((4, 2), np.float32), box, spaces.Box(-np.inf, np.inf, (1,), np.float32))
+    assert minari_format.read("foreign-v0").stored_bounds() is None
+
+
 def test_bad_values_and_damage_are_named(make, store):
     dataset = make([3], "t", has_next=True)
     dataset.rewards[1] = np.nan
@@ -142,7 +181,7 @@ def test_bad_values_and_damage_are_named(make, store):
         minari_format.read("walk-v0")
     main = store / "walk-v0" / "data" / "main_data.hdf5"
     main.write_bytes(main.read_bytes()[:500])
-    with pytest.raises(DataError, match="cannot be read as Minari data"):
+    with pytest.raises(DataError, match=r"main_data\.hdf5 cannot be read to its end.*Download or write it again"):
         minari_format.read("walk-v0")
 
 
@@ -179,3 +218,75 @@ def test_a_host_that_cannot_be_reached_is_the_user_s_error(monkeypatch):
     monkeypatch.setattr(minari, "download_dataset", refuse)
     with pytest.raises(UserError, match="could not be reached"):
         minari_format.download("mujoco/hopper/medium-v0")
+
+
+@pytest.mark.parametrize("way", ["link", "storage", "virtual"])
+@pytest.mark.parametrize("name", ["rewards", "observations"])
+def test_what_leads_out_of_the_folder_is_refused_before_it_is_opened(make, store, way, name):
+    """It leads to a named pipe: whoever opened it would wait for ever."""
+    main = minari_format.write("walk-v0", make([3], "t", has_next=True)) / "data" / "main_data.hdf5"
+    pipe = str(store / "pipe")
+    os.mkfifo(pipe)
+    with h5py.File(main, "r+") as file:
+        episode = file["episode_0"]
+        shape = episode[name].shape
+        del episode[name]
+        if way == "link":
+            episode[name] = h5py.ExternalLink(pipe, "/x")
+        elif way == "storage":
+            episode.create_dataset(name, shape, "f4", external=[(pipe, 0, 4 * int(np.prod(shape)))])
+        else:
+            layout = h5py.VirtualLayout(shape, "f4")
+            layout[:] = h5py.VirtualSource(pipe, "x", shape)
+            episode.create_virtual_dataset(name, layout)
+    with pytest.raises(DataError, match=f"episode_0: {name} is (a link to another|kept outside|a virtual)"):
+        minari_format.read("walk-v0")
+
+
+@pytest.mark.parametrize(("data_format", "name"), [("hdf5", "main_data.hdf5"), ("arrow", "0/part-0.arrow")])
+def test_a_pipe_in_the_place_of_a_file_is_refused(make, data_format, name):
+    path = minari_format.write("walk-v0", make([3], "t", has_next=True), data_format) / "data" / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="is a named pipe"):
+        minari_format.read("walk-v0")
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+def test_rows_reads_no_more_episodes_than_it_needs(make, data_format):
+    dataset = make([3, 4, 5], "tot", has_next=True)
+    folder = minari_format.write("walk-v0", dataset, data_format) / "data"
+    if data_format == "hdf5":
+        with h5py.File(folder / "main_data.hdf5", "r+") as file:
+            del file["episode_2"]
+    else:
+        (folder / "2" / "part-0.arrow").unlink()
+    for rows in (2, 3, 6):
+        found, expected = minari_format.read("walk-v0", rows=rows), dataset.head(rows)
+        for key, values in expected.columns().items():
+            np.testing.assert_array_equal(found.columns()[key], values, err_msg=key)
+    with pytest.raises(DataError):
+        minari_format.read("walk-v0")
+
+
+def test_infos_are_not_read(make):
+    """They are damaged here, and what is needed of the file is not."""
+    folder = minari_format.write("walk-v0", make([3], "t", has_next=True)) / "data"
+    with h5py.File(folder / "main_data.hdf5", "r+") as file:
+        file["episode_0/infos/camera"] = h5py.SoftLink("/nothing")
+    assert len(minari_format.read("walk-v0")) == 3
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"), [("observation_space", None), ("data_format", "pickle"), ("total_steps", "3")]
+)
+def test_metadata_that_are_not_minari_s_are_named(make, entry, value):
+    """Without a space Minari would make the environment that the file names, and run what it says."""
+    path = minari_format.write("walk-v0", make([3], "t", has_next=True)) / "data" / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {entry: value}))
+    with pytest.raises(DataError, match=f"walk-v0: metadata.json has no {entry}"):
+        minari_format.read("walk-v0")
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="is damaged, or no JSON"):
+        minari_format.read("walk-v0")
+    assert minari_format.local_ids() == {"walk-v0": 0}

@@ -1,8 +1,11 @@
 import http.server
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -255,3 +258,27 @@ def test_a_host_that_is_down_leaves_the_user_with_something_to_do(monkeypatch):
 def test_a_path_cannot_be_downloaded():
     with pytest.raises(UserError, match="is a path"):
         datasets.download("here.hdf5")
+
+
+def test_of_two_who_need_a_data_set_that_is_missing_one_generates_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other waits, and reads what the first has made."""
+    monkeypatch.setenv("DIFFRL_DATA", str(tmp_path))
+    path, made = datasets.cached_path("maze2d-umaze-v1", 50), []
+    from envs import maze2d
+
+    generate = maze2d.generate
+
+    def slow(*words: Any, **options: Any) -> Path:
+        made.append(words[0])
+        time.sleep(0.5)
+        return generate(*words, **options)
+
+    monkeypatch.setattr(maze2d, "generate", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: datasets.load_dataset("maze2d-umaze-v1", rows=50, progress=False), range(2))
+    assert made == ["maze2d-umaze-v1"]
+    assert np.array_equal(first.observations, second.observations)
+    assert "Waiting for another process" in capsys.readouterr().err
+    assert [file.name for file in path.parent.iterdir()] == [path.name]

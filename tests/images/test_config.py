@@ -43,7 +43,7 @@ def test_what_an_old_run_was_told_is_kept(tmp_path: Path) -> None:
     config = load(tmp_path / "old.yaml")
     assert {name: getattr(config, name) for name in told} == told | {"out": Path("runs/x")}
     (tmp_path / "new.yaml").write_text(dump(config, Path("elsewhere")))
-    assert load(tmp_path / "new.yaml") == dataclasses.replace(config, out=Path("elsewhere"))
+    assert load(tmp_path / "new.yaml") == dataclasses.replace(config, out=Path("elsewhere").absolute())
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(old | {"clip_nat": 1.0}))
     with pytest.raises(UserError, match=r"clip_nat.*clip_nats"):
         load(tmp_path / "old.yaml")

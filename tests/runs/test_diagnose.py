@@ -191,6 +191,7 @@ def test_mistakes_are_named(run: Path, words: list[str], expected: str, capsys: 
 def test_changed_data_are_noticed(run: Path, tmp_path: Path) -> None:
     copy = Path(copytree(run, tmp_path / "copy"))
     about = json.loads((copy / "run.json").read_text())
+    (copy / "SHA256SUMS").unlink()
     (copy / "run.json").write_text(json.dumps({**about, "fingerprint": "0"}))
     with pytest.raises(UserError, match="contents have changed"):
         diagnose(copy, **QUICK)

@@ -18,6 +18,7 @@ from diffrl.runs.config import TrainConfig
 from diffrl.runs.policy import Evaluator
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError, out_of_memory
+from diffrl.support.folder import SUMS
 from diffrl.training import checkpoint
 from diffrl.training.logs import MetricsLog, Scores
 from diffrl.training.loop import DivergedError
@@ -186,6 +187,7 @@ def test_a_run_of_another_device_goes_on_with_other_noise(straight: Path, tmp_pa
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     state = checkpoint.folder(run, 200) / "state.json"
+    (state.parent / SUMS).unlink()
     state.write_text(state.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     diffrl.resume(run, steps=210, quiet=True)
     assert torch.isfinite(checkpoint.load(run, 210).tensors["learner.critic.mlp.linears.0.weight"]).all()

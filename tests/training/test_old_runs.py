@@ -10,6 +10,7 @@ from agents import AGENTS, EDP, FQL
 from diffrl.runs import config as configuration
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
+from diffrl.support.folder import SUMS
 from tests.training.conftest import tiny
 
 SIZE = {"width": 8, "layers": 1, "batch_size": 4}
@@ -17,6 +18,7 @@ SIZE = {"width": 8, "layers": 1, "batch_size": 4}
 
 def aged(run: Path, *fields: str, **added: object) -> Path:
     """The run as an earlier version wrote it: without some of the agent's fields, with others."""
+    (run / SUMS).unlink(missing_ok=True)
     path = run / "config.yaml"
     values = yaml.safe_load(path.read_text())
     values["agent"] = {name: value for name, value in values["agent"].items() if name not in fields} | added

@@ -27,8 +27,8 @@ from diffrl.runs.config import OnlineConfig, TrainConfig
 from diffrl.runs.policy import load_stack
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
+from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
-from diffrl.training.loop import Interrupted
 from diffrl.training.online import Collector, OnlineTrainer
 from diffrl.training.stack import StackTrainer
 from tests.rounding import rounding
@@ -304,6 +304,7 @@ def test_the_actions_taken_are_the_agent_s_with_noise_if_asked(
 def test_each_seed_starts_from_its_own_best_checkpoint(straight: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(straight, run)
+    (run / "SHA256SUMS").unlink()
     scores = json.loads((run / "scores.json").read_text())
     for entry in scores["evaluations"]:
         entry["score"] = [1.0, 0.0] if entry["step"] == 100 else [0.0, 1.0]
@@ -386,6 +387,7 @@ def test_the_settings_are_read_strictly(offline: dict[str, Path], tmp_path: Path
     run = diffrl.online(offline["td3_bc"], out=tmp_path / "run", steps=10, warm_up=0, keep_offline=0.25, quiet=True)
     settings = OnlineConfig(offline["td3_bc"], keep_offline=0.25, warm_up=0, start_steps=(40, 40))
     assert OnlineConfig.from_dict(Run.read(run).settings or {}, "") == settings
+    (run / "SHA256SUMS").unlink()
     file = run / "settings.yaml"
     whole = file.read_text()
     for text, expected in (

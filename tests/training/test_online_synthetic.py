@@ -15,8 +15,8 @@ from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Transitions
 from diffrl.runs.config import OnlineConfig
 from diffrl.runs.run import Run
+from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
-from diffrl.training.loop import Interrupted
 from diffrl.training.online import Collector
 from tests.training.conftest import assert_same_run, final_state
 from tests.training.test_online import AGENTS, bandit, bandit_run  # noqa: F401 - the fixture registers the bandit

@@ -27,8 +27,8 @@ from diffrl.runs import workers as crew
 from diffrl.runs.config import WORKERS_PAY_FROM, TrainConfig, choose_workers, group_seeds
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
+from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
-from diffrl.training.loop import Interrupted
 from diffrl.training.workers import WorkerDied
 from envs.task import Task
 from tests.training.conftest import assert_same_run, final_state, tiny
@@ -252,6 +252,8 @@ def test_a_run_of_workers_can_be_read_like_any_other(shared: Path, tmp_path: Pat
     copy = tmp_path / "copy"
     shutil.copytree(shared, copy)
     state = checkpoint.folder(copy, 200) / "state.json"
+    for folder in (copy, state.parent):
+        (folder / "SHA256SUMS").unlink()
     state.write_text(state.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace("workers: 2", "workers: 1"))
     diffrl.resume(copy, steps=210, quiet=True)  # as if it came from a GPU: in this process, with other random numbers

@@ -22,8 +22,8 @@ from diffrl.runs.policy import load_stack
 from diffrl.runs.run import Run
 from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
+from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
-from diffrl.training.loop import Interrupted
 from diffrl.tuning.config import DPPOConfig
 from diffrl.tuning.environments import MEMORY, Environments
 from diffrl.tuning.ppo import DPPOTrainer
@@ -286,20 +286,77 @@ def test_the_command(cloned: Path, tmp_path: Path) -> None:
     assert checkpoint.steps(tmp_path / "run")[-1] == 60
 
 
-def test_a_stop_is_saved_and_says_how_to_go_on(cloned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the end of the iteration that is under way; what goes on then is the run that was never stopped."""
+@pytest.mark.parametrize(("owner", "method", "number"), [(Environments, "step", 6), (DPPOTrainer, "value_loss", 6)])
+def test_a_stop_within_an_iteration_is_saved_as_before_it_and_says_how_to_go_on(
+    owner: type, method: str, number: int, cloned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second iteration, in acting or in learning: what goes on then is the run that was never stopped.
+
+    An iteration acts four times and learns from four minibatches; of these no further one is made.
+    """
     whole = tuned(cloned, tmp_path / "whole", steps=120, eval_every=120)
-    advance = DPPOTrainer.advance
-    calls = []
+    original, calls = getattr(owner, method), 0
 
-    def interrupted(self: DPPOTrainer, steps: int, stop: Any) -> int:
-        calls.append(steps)
-        if len(calls) == 2:
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
             signal.raise_signal(signal.SIGINT)
-        return advance(self, steps, stop)
+        return original(*arguments)
 
-    monkeypatch.setattr(DPPOTrainer, "advance", interrupted)
-    with pytest.raises(Interrupted, match=r"after 80 steps; saved\. Go on with `diffrl resume"):
+    monkeypatch.setattr(owner, method, interrupted)
+    with pytest.raises(Interrupted, match=r"after 40 steps; saved\. Go on with `diffrl resume"):
         tuned(cloned, tmp_path / "cut", steps=120, eval_every=120)
+    assert calls == number
     diffrl.resume(tmp_path / "cut", quiet=True)
     assert_same_run(whole, tmp_path / "cut")
+
+
+@pytest.mark.parametrize("reward", [0.0, 0.1, -3.0])
+def test_without_a_signal_the_policy_stays_to_the_bit(cloned: Path, reward: float) -> None:
+    """Optimiser too, whatever the critic's errors say; it is said once, and learning begins with the first signal."""
+    made, _ = trainer(cloned, kl_weight=0.1, bc_weight=0.1)
+    told: list[str] = []
+    made._say = told.append
+    earned = [reward]
+    step = made._environments.step
+    made._environments.step = lambda actions: step(actions)._replace(  # type: ignore[method-assign]
+        rewards=np.full(made._environments._begun.shape, earned[-1], np.float32)
+    )
+    before = {n: t.clone() for n, t in made.state().items()}
+    for _ in range(2):
+        made.advance(40, lambda: False)
+    after = made.state()
+    policy = [n for n in before if n.startswith(("learner.", "finetune.optimiser.policy"))]
+    assert len(policy) > 10
+    assert all(torch.equal(after[n], before[n]) for n in policy)
+    assert any(not torch.equal(after[n], before[n]) for n in before if n.startswith("finetune.critic"))
+    assert len(told) == 1
+    assert f"All rewards so far are {np.float32(reward):g} (seed 0, 1)" in told[0]
+    assert made.sums()["no_signal"].tolist() == [80, 80]
+
+    saved = {n: t.clone() for n, t in made.state().items()}
+    again, _ = trainer(cloned)
+    again.load(saved, 80)
+    assert again.signal.tolist() == [False, False]
+    earned.append(reward + 1)
+    made.reset()
+    made.advance(40, lambda: False)
+    assert any(not torch.equal(made.state()[n], before[n]) for n in policy)
+    assert "no_signal" not in made.sums()
+    del saved["finetune.met"]  # of a run of before 2026-11-28: it goes on as it did
+    again.load(saved, 80)
+    assert again.signal.tolist() == [True, True]
+
+
+def test_what_a_signal_is(cloned: Path) -> None:
+    """Rewards that differ; and when they end, unless they are all 0."""
+    flags = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
+    for rewards, heard in (
+        (torch.zeros(1, 2, 2), [False, False]),
+        (torch.full((1, 2, 2), 2.0), [True, False]),
+        (torch.tensor([[[0.0, 0.0], [0.0, 1.0]]]), [False, True]),
+    ):
+        made, _ = trainer(cloned)
+        made._note(rewards, flags)
+        assert made.signal.tolist() == heard

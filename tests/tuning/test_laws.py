@@ -218,3 +218,13 @@ def test_a_terminal_state_is_worth_nothing_and_an_unknown_one_is_left_out(monkey
     cut = dataclasses.replace(walk([4, 4, 4]), terminals=np.zeros(12, np.bool_), timeouts=np.arange(12) % 4 == 3)
     pairs = label_segments(cut, 100, 2, 0)
     assert set(pairs.observations_w[:, 0, 0]) | set(pairs.observations_l[:, 0, 0]) <= {0, 1, 4, 5, 8, 9}
+
+
+def test_pairs_that_are_all_ties_are_refused() -> None:
+    """A loss of them has no gradient but rounding; one pair that differs is enough to begin with."""
+    segments = np.random.default_rng(0).standard_normal((3, 4, 2)).astype(np.float32)
+    with pytest.raises(UserError, match="In mine the preferred segment of each of the 3 pairs is the other one too"):
+        Preferences(segments, segments, segments.copy(), segments.copy()).check_preferred("mine")
+    other = segments.copy()
+    other[2, 3, 1] += 1
+    Preferences(segments, segments, segments, other).check_preferred("mine")

@@ -1,7 +1,6 @@
 """SynthER as an augmenter of data sets: its model, its rows, `diffrl augment synther`."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from diffrl.augment.synther.generate import chunk_size, sample_rows
 from diffrl.augment.synther.model import ModelRows, TransitionDiffusion
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path
+from diffrl.support.folder import read_json, read_tensors, write
 from diffrl.support.seeds import generator_at
 from diffrl.training import checkpoint
 from diffrl.training.loop import Trainer
@@ -85,8 +84,7 @@ class SynthER(Augmenter):
             # Fitted to the rows that the model was trained on, which another version of rows does not find again.
             self._codec = _read_codec(folder)
         else:
-            with atomic_path(folder / CODEC) as temporary:
-                temporary.write_bytes(safetensors.torch.save(self._codec.to("cpu").state_dict()))
+            write(folder / CODEC, safetensors.torch.save(self._codec.to("cpu").state_dict()))
         self._model = TransitionDiffusion(self.config, self._codec, (self._seed,), self._device)
         generator = generator_at(self._seed, streams.TRAINING, device=self._model.device)
         return StackTrainer(self._model, self._train, self.config.batch(len(self._train)), generator)
@@ -135,10 +133,12 @@ def hold_out(
 def load_model(folder: Path | str, device: str = "cpu") -> TransitionDiffusion:
     """The trained model of a folder that `synther` wrote. Raises UserError where there is none."""
     folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no model of transitions: it has no config.json.")
     try:
-        about = json.loads((folder / "config.json").read_text())
+        about = read_json(folder / "config.json")
         config, seed = SynthERConfig(**about["model"]), int(about["seed"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no model of transitions ({error}).") from error
     model = TransitionDiffusion(config, _read_codec(folder), (seed,), device)
     model.load_state_dict(checkpoint.load_latest(folder)[0].learner)
@@ -148,6 +148,6 @@ def load_model(folder: Path | str, device: str = "cpu") -> TransitionDiffusion:
 def _read_codec(folder: Path) -> RowCodec:
     """The codec of a model's rows, from its folder. Raises UserError where there is none."""
     try:
-        return RowCodec.from_state_dict(safetensors.torch.load((folder / CODEC).read_bytes()))
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        return RowCodec.from_state_dict(read_tensors(folder / CODEC))
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{folder} holds no model of transitions ({error}).") from error

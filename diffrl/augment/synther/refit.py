@@ -18,6 +18,7 @@ from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Batch, RowSource, Source, Transitions
 from diffrl.support.errors import UserError
 from diffrl.support.seeds import generator_at
+from diffrl.support.stopping import Stopped, at_once
 
 
 class RefittingBuffer(RowSource):
@@ -79,7 +80,7 @@ class RefittingBuffer(RowSource):
             model = self._fit(rows, number, stop)
             fitted = time.monotonic()
             self._generate(model, number, stop)
-        except _Stopped:
+        except Stopped:
             return False
         self.number = number
         loss = ", ".join(f"{value:.3g}" for value in model.held_out_loss(rows))
@@ -93,7 +94,7 @@ class RefittingBuffer(RowSource):
     def _fit(self, rows: ModelRows, number: int, stop: Callable[[], bool]) -> TransitionDiffusion:
         def heed(done: int, total: int) -> None:
             if stop():
-                raise _Stopped
+                raise Stopped
 
         model = self.config.model
         return fit(
@@ -112,9 +113,10 @@ class RefittingBuffer(RowSource):
         self._rows.clear()
         for i, start in enumerate(range(0, self.config.samples, chunk)):
             if stop():
-                raise _Stopped
+                raise Stopped
             generator = generator_at(self._seed, number, i, streams.REFIT_CHUNK, device=self.device)
-            rows = sample_rows(model, min(chunk, self.config.samples - start), generator, self.config.sampling)
+            with at_once():
+                rows = sample_rows(model, min(chunk, self.config.samples - start), generator, self.config.sampling)
             episode = torch.tensor([-1.0, 0.0], device=self.device).expand(*rows.shape[:2], 2)
             self._rows.add(torch.cat([rows, episode], dim=-1))
 
@@ -148,10 +150,6 @@ class RefittingBuffer(RowSource):
         """Put a `state_dict` back. Raises ValueError where its shapes are not this buffer's."""
         self._rows.load_state_dict(state)
         self.number = int(state["number"])
-
-
-class _Stopped(Exception):
-    """A fit was told to stop."""
 
 
 class Augmented(Source):

@@ -70,6 +70,13 @@ class Algorithm(ABC, Generic[Config]):
         turn: which of the round's passes. The terms add up to the mean over `units`.
         """
 
+    def has_signal(self, units: Tensor) -> bool:
+        """Whether the round's rewards say anything of these units, numbered over all processes; the same in all.
+
+        Without a signal no step is made, with --kl neither: Adam would make a full one of what is left, rounding.
+        """
+        return True
+
     @property
     def queries(self) -> int:
         """How many images are scored in a round: one a unit, unless the algorithm says otherwise."""
@@ -192,15 +199,30 @@ def require_decisions(setup: Setup, train_steps: int) -> None:
 
 
 def summary(rewards: Tensor) -> Metrics:
-    """Mean and standard deviation of the rewards (n,) of a round."""
-    return {"reward": float(rewards.mean()), "reward_std": float(rewards.std(correction=0))}
+    """Mean and standard deviation of the rewards (n,) of a round; of equal ones exactly 0."""
+    mean, std = rewards.mean(), rewards.std(correction=0)
+    return {"reward": float(mean), "reward_std": 0.0 if rewards.min() == rewards.max() else float(std)}
+
+
+def no_signal(number: int, images: int, metrics: Metrics) -> str:
+    """The sentence on the first round, `number`, whose rewards of so many images said nothing."""
+    if "reward_std" not in metrics:
+        said = "the gradient is 0 at every image"
+    elif metrics["reward_std"] == 0:
+        said = f"all {images} rewards are {metrics['reward']:g}"
+    else:
+        said = "all images of each prompt have the same reward"
+    return (
+        f"Round {number}: {said}, so there is nothing to learn and no update is made (said once). "
+        "Does the reward look at the images?"
+    )
 
 
 # --- Who makes the steps -------------------------------------------------------------------------------------------
 
 
 class Finetuner:
-    """AdamW on what an algorithm's losses say, over the processes of `setup.world`.
+    """AdamW on what an algorithm's losses say, over the processes of `setup.world`; no step where they say nothing.
 
     The gradient of an update is the mean over its units, whichever process and part they are in. A checkpoint holds the
     parameters, AdamW's moments, the counts of `RunState` and its KL weight, and the algorithm's own state: no generator
@@ -216,18 +238,28 @@ class Finetuner:
         self.scaler = torch.amp.GradScaler(setup.model.device.type, enabled=fp16)
 
     def advance(self) -> Metrics:
-        """Make one round; give its metrics, alike everywhere. Raises DivergedError where the loss is not finite."""
+        """Make one round; give its metrics, alike everywhere: of the round, and means over the updates that it made.
+
+        Raises DivergedError where the loss is not finite.
+        """
         setup, state, algorithm = self.setup, self.state, self.algorithm
         metrics = algorithm.collect(state.round)
+        updates = state.updates
         each: dict[str, list[float]] = defaultdict(list)
         for turn in range(setup.config.passes):
             order = torch.randperm(algorithm.units, generator=setup.generator(ORDER, state.round, turn))
             for chosen in order.tensor_split(setup.config.updates):
+                if not algorithm.has_signal(chosen):
+                    continue
                 for name, value in self._update(chosen.sort().values, turn).items():
                     each[name].append(value)
         state.round += 1
         state.queries += algorithm.queries
         metrics |= {name: sum(values) / len(values) for name, values in each.items()}
+        if state.updates == updates:
+            state.silent += 1
+            if state.silent == 1:
+                state.say(f"[yellow]{no_signal(state.round, algorithm.queries, metrics)}[/]")
         self._adapt(metrics)
         return metrics
 
@@ -260,9 +292,10 @@ class Finetuner:
                 f"Round {state.round}: the loss is {result['loss']:.4g} and its gradient's norm {float(norm):.4g}. "
                 "Training has diverged and stops; a lower --lr or a smaller --clip-nats usually helps."
             )
-        self.scaler.step(self.optimiser)
+        if float(norm) != 0:  # else AdamW would still move by its momentum and its weight decay
+            self.scaler.step(self.optimiser)
+            state.updates += 1
         self.scaler.update()
-        state.updates += 1
         return {**result, "gradient_norm": float(norm)}
 
     def _summed(self, sums: dict[str, Tensor]) -> Metrics:
@@ -303,6 +336,7 @@ class Finetuner:
             "updates": self.state.updates,
             "optimiser_steps": steps,
             "queries": self.state.queries,
+            "silent": self.state.silent,
             "kl_weight": self.state.kl_weight,
             "scaler": self.scaler.state_dict(),
             "algorithm": self.algorithm.state_dict(),
@@ -323,5 +357,6 @@ class Finetuner:
         state = self.state
         state.round, state.updates, state.queries = step, info["updates"], info["queries"]
         state.kl_weight = info["kl_weight"]
+        state.silent = info.get("silent", 0)  # runs of before 2026-11-28 counted none
         self.scaler.load_state_dict(info["scaler"])
         self.algorithm.load_state_dict(info["algorithm"])

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffrl.alignment.losses import d3po_loss
 from diffrl.images.algorithms.base import Algorithm, Metrics, Term, require_decisions, summary
@@ -26,7 +27,7 @@ class D3PO(Algorithm[D3POConfig]):
     pairs: Tensor
     """The places among `samples` of the best and the worst of each group: (2, groups), after `collect`."""
     told_apart: Tensor
-    """Whether the rewards of a group differ: (groups,), after `collect`."""
+    """Whether the rewards of a group differ, of the round's in all processes: (groups,), after `collect`."""
 
     def __init__(self, setup: Setup[D3POConfig], state: RunState) -> None:
         super().__init__(setup, state)
@@ -47,8 +48,14 @@ class D3PO(Algorithm[D3POConfig]):
         groups = own.reshape(-1, self.group)
         first = torch.arange(len(groups), device=own.device) * self.group
         self.pairs = torch.stack([first + groups.argmax(1), first + groups.argmin(1)]).cpu()
-        self.told_apart = groups.amax(1) > groups.amin(1)
-        return summary(samples.whole(own))
+        rewards = samples.whole(own)
+        whole = rewards.reshape(-1, self.group)
+        self.told_apart = whole.amax(1) > whole.amin(1)
+        return summary(rewards)
+
+    @override
+    def has_signal(self, units: Tensor) -> bool:
+        return bool(self.told_apart[units.to(self.told_apart.device)].any())
 
     def losses(self, units: Tensor, number: int, turn: int) -> Iterator[Term]:
         """A term a denoising step; and, with --kl, the penalty's."""
@@ -56,7 +63,7 @@ class D3PO(Algorithm[D3POConfig]):
         chain, d = setup.chain, setup.dims
         local = units // setup.world.size
         index = self.pairs[:, local].flatten()
-        keep = self.told_apart[local]
+        keep = self.told_apart[units.to(self.told_apart.device)]
         states, condition = samples.states[:, index], rows(samples.condition, index.to(setup.model.device))
         k = config.train_steps or chain.n_decisions
         for step in self._steps(k, number, turn):

@@ -16,10 +16,11 @@ from diffrl.images.examples import folder_pairs
 from diffrl.images.model import Condition, ImageModel
 from diffrl.images.samples import PROMPTS, RunState, Setup, conditions, sample_round
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path
+from diffrl.support.folder import Damaged, read_tensors, write
 
 FILE = "pairs.safetensors"
 """Where sampled pairs are kept in a run's folder."""
+NO_PAIR = "All images of each prompt have the same reward"
 ROUND = 2**31 - 1
 """The number of the round in which pairs are sampled."""
 
@@ -44,15 +45,17 @@ class SampledPairs(PairSource):
         self.setup = setup
         file = None if folder is None else folder / FILE
         if file is not None and file.exists():
-            stored = safetensors.torch.load(file.read_bytes())
+            stored = read_tensors(file)
         else:
             stored = self._make(state)
             if file is not None and setup.world.main:
-                with atomic_path(file) as temporary:
-                    temporary.write_bytes(safetensors.torch.save(stored))
+                write(file, safetensors.torch.save(stored))
+        missing = [name for name in ("x_w", "x_l", "prompts") if name not in stored]
+        if file is not None and missing:
+            raise Damaged(file, f"is damaged: it has no {missing[0]}")
         self.x_w, self.x_l, self.prompts = stored["x_w"], stored["x_l"], stored["prompts"]
         if not len(self.x_w):
-            raise UserError("All images of each prompt have the same reward, so there is no pair to learn from.")
+            raise UserError(f"{NO_PAIR}: there is no pair to learn from.")
 
     def _make(self, state: RunState) -> dict[str, Tensor]:
         setup, group, n = self.setup, self.setup.config.group, self.setup.config.scored_before
@@ -65,6 +68,9 @@ class SampledPairs(PairSource):
         w, l = order[:, : group // 2].flatten(), order.flip(1)[:, : group // 2].flatten()  # noqa: E741
         apart = rewards[w] > rewards[l]
         w, l = w[apart], l[apart]  # noqa: E741
+        if not len(w):
+            what = f"All {n} rewards are {rewards[0]:g}" if (rewards == rewards[0]).all() else NO_PAIR
+            raise UserError(f"{what}: there is no pair to learn from. Does the reward look at the images?")
         return {"x_w": x0[w], "x_l": x0[l], "prompts": number[w]}
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffrl.alignment.advantages import group_advantages
 from diffrl.alignment.losses import ddpo_is_loss, ddpo_sf_loss, hard_clipped_loss, kl_loss
@@ -40,6 +41,8 @@ class PolicyGradient(Algorithm[ChainConfig]):
     """This process's samples of the round, after `collect`."""
     advantages: Tensor
     """The advantages of these samples (n,), after `collect`."""
+    told_apart: Tensor
+    """Whether the advantage is other than 0 of each sample of the round, in all processes (batch,), after `collect`."""
 
     def __init__(
         self,
@@ -62,7 +65,12 @@ class PolicyGradient(Algorithm[ChainConfig]):
         rewards = samples.whole(setup.scored(samples))
         advantages = self.rule.advantages(number, rewards)
         self.advantages = advantages[samples.index.to(advantages.device)]
+        self.told_apart = (advantages != 0).cpu()
         return summary(rewards)
+
+    @override
+    def has_signal(self, units: Tensor) -> bool:
+        return bool(self.told_apart[units].any())
 
     def losses(self, units: Tensor, number: int, turn: int) -> Iterator[Term]:
         """A term a denoising step: memory is one step's, whatever their number."""

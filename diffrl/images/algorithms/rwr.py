@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffrl.alignment.losses import rwr_weights
 from diffrl.images.algorithms.base import Algorithm, Metrics, Term, WithinPrompts, summary
@@ -23,6 +24,8 @@ class RWR(Algorithm[RWRConfig]):
     """This process's samples of the round, after `collect`."""
     weights: Tensor
     """The weights of these samples (n,), after `collect`."""
+    told_apart: bool
+    """Whether any advantage of the round is other than 0: else all weights are alike, and it learns from itself."""
 
     def __init__(self, setup: Setup[RWRConfig], state: RunState) -> None:
         super().__init__(setup, state)
@@ -36,9 +39,15 @@ class RWR(Algorithm[RWRConfig]):
         rewards = samples.whole(setup.scored(samples))
         if self.state.kl_weight == 0:
             samples.states = samples.states[-1:].clone()  # of the chain x_0 is all that is learnt from
-        w = rwr_weights(self.rule.advantages(number, rewards), setup.config.beta)
+        advantages = self.rule.advantages(number, rewards)
+        self.told_apart = bool((advantages != 0).any())
+        w = rwr_weights(advantages, setup.config.beta)
         self.weights = self.units * w[samples.index.to(w.device)]
         return {**summary(rewards), "effective_samples": float(1 / (w**2).sum())}
+
+    @override
+    def has_signal(self, units: Tensor) -> bool:
+        return self.told_apart
 
     def losses(self, units: Tensor, number: int, turn: int) -> Iterator[Term]:
         """One term, with a time and a noise for each image; and, with --kl, the penalty's."""

@@ -1,6 +1,5 @@
 """Adapters in files: diffusers' format for the pipelines that have it, peft's for the rest; and back."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from diffrl.images.model import Lora, Tuned
 from diffrl.support.errors import UserError, first_line, images_extra
+from diffrl.support.files import parse_json, read_json
 
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 PEFT = "adapter_model.safetensors"
@@ -86,9 +86,9 @@ def _settings(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
     beside = file.parent / "adapter_config.json"
     try:
         if "lora_adapter_metadata" in metadata:
-            entries = json.loads(metadata["lora_adapter_metadata"])
+            entries = parse_json(metadata["lora_adapter_metadata"], f"The adapters' settings of {file} cannot be read")
             return {name.split(".", 1)[1]: value for name, value in entries.items() if name.startswith(PREFIXES)}
-        settings = json.loads(beside.read_text()) if beside.is_file() else {}
+        settings = read_json(beside) if beside.is_file() else {}
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"The adapters' settings of {file} cannot be read: {first_line(error)}") from None
     if not isinstance(settings, dict):

@@ -33,13 +33,22 @@ class RewardError(UserError):
 
 
 def ask(reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
-    """The reward's values as float32 (B,). Raises RewardError where they are of a wrong shape, or not finite."""
+    """The reward's values as float32 (B,), the caller's own.
+
+    A reward may be anybody's code: it gets copies of the images, prompts and metadata, so that whatever it does to them
+    reaches neither the other rewards nor the measures. Raises RewardError where its values are of a wrong shape or not
+    finite, and, of images that carry a gradient, where it changes them in place or its values have no gradient.
+    """
     import torch
 
-    values = reward(images, prompts, [{}] * len(prompts) if metadata is None else metadata)
+    given = images.clone()
+    version = given._version
+    values = reward(given, list(prompts), [{}] * len(prompts) if metadata is None else _copied(metadata))
     if not isinstance(values, torch.Tensor) or values.shape != (len(images),):
         got = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
         raise RewardError(f"The reward {reward.name} gave {got} for {len(images)} images; expected ({len(images)},).")
+    if images.requires_grad and torch.is_grad_enabled() and reward.differentiable:
+        _check_gradient(reward, values, changed=given._version != version)
     bad = ~torch.isfinite(values)
     if bool(bad.any()):
         i = int(bad.nonzero()[0])
@@ -47,7 +56,28 @@ def ask(reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Metada
             f"The reward {reward.name} is {values[i].item()} for image {i} of {len(images)} "
             f"(prompt {prompts[i]!r}); it must be finite."
         )
-    return values.float()
+    return values.to(torch.float32, copy=True)  # it may keep the tensor, and fill it again next time
+
+
+def _check_gradient(reward: Reward, values: Tensor, changed: bool) -> None:
+    """Raise RewardError where a gradient would be that of other images than the model's, or is none."""
+    if changed:
+        raise RewardError(
+            f"The reward {reward.name} changes the images in place (mul_, clamp_, Normalize(inplace=True) and the "
+            "like), so its gradient is not that of the model's images: let it work on images.clone()."
+        )
+    if not values.requires_grad:
+        raise RewardError(
+            f"The reward {reward.name} says that it is differentiable, and its values carry no gradient to the images: "
+            "compute them by torch's operations, without detach(), no_grad() or NumPy."
+        )
+
+
+def _copied(value: Any) -> Any:
+    """Metadata with lists and dictionaries of their own, at every depth; what else is in them is the same."""
+    if isinstance(value, Mapping):
+        return {key: _copied(entry) for key, entry in value.items()}
+    return [_copied(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 class Sum:

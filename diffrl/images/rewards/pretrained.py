@@ -1,6 +1,5 @@
 """Pretrained transformers models for rewards: found, verified, never unpickled."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from diffrl.images.models.loading import pickles, silence
+from diffrl.support import files
 from diffrl.support.errors import UserError, first_line, images_extra
 
 PATTERNS = ["*.json", "*.txt", "*.model", "model*.safetensors", "head.safetensors"]
@@ -43,12 +43,9 @@ def folder(name: str, what: str) -> Path:
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """A JSON object of a model's folder. Raises UserError where it is missing or none."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{what}: {path.parent} has no {path.name}; is it the folder of such a model?") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{what}: {path} cannot be read as JSON: {first_line(error)}") from error
+    if not path.exists():
+        raise UserError(f"{what}: {path.parent} has no {path.name}; is it the folder of such a model?")
+    content = files.read_json(path, f"{what}: {path} cannot be read as JSON")
     if not isinstance(content, dict):
         raise UserError(f"{what}: {path} holds no JSON object")
     return content

@@ -1,112 +1,235 @@
 """A server for any reward in the protocol of `remote`: python -m diffrl.images.rewards.serve REWARD --port N.
 
-It answers whoever reaches it, so it listens to this machine only unless `--host` says otherwise; put a proxy with
-passwords before it where others share the network.
+It listens to this machine only unless `--host` says otherwise. What a request may cost is bounded before it is read or
+decoded: `Limits`. Pages of a browser are refused (by their Origin, and by a Host that is no address and no name of this
+machine), and with `--token`, or $DIFFRL_SCORER_TOKEN, everybody who does not send it.
 """
 
 import argparse
-import base64
+import contextlib
+import hmac
 import io
+import ipaddress
 import json
+import os
+import socket
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Sequence
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
+from typing_extensions import override
 
-from diffrl.images.rewards.base import Reward, ask
+from diffrl.images.rewards.base import Reward
+from diffrl.images.rewards.protocol import BadRequest, Budget, Limits, Refused, TimedReader, read, scores
 from diffrl.images.rewards.registry import GRAMMAR, listing, parse
-from diffrl.support.errors import UserError, first_line, images_extra
+from diffrl.images.rewards.remote import TOKEN, check_token
+from diffrl.support.errors import UserError, first_line
 
-LIMIT = 1 << 28
-"""Bytes of a request at most."""
+LINGER = 2.0
+"""Seconds for the rest of a request that has been refused."""
+_TURNS: weakref.WeakValueDictionary[int, threading.Lock] = weakref.WeakValueDictionary()
+"""The lock of each reward that is served, by its identity; alive as long as a server of it."""
 
 
-class BadRequest(UserError):
-    """A request that is not of the protocol."""
-
-
-def answer(reward: Reward, request: Any) -> dict[str, list[float]]:
+def answer(reward: Reward, request: Any, limits: Limits | None = None) -> dict[str, list[float]]:
     """The answer to a request. Raises BadRequest where it is not of the protocol, UserError where the reward does."""
-    keys = ("images", "prompts", "metadata")
-    if not isinstance(request, dict) or not all(isinstance(request.get(key), list) for key in keys[:2]):
-        raise BadRequest('expected {"images": [...], "prompts": [...], "metadata": [...]}')
-    images = [decode(image, i) for i, image in enumerate(request["images"])]
-    prompts = request["prompts"]
-    metadata = request.get("metadata") or [{}] * len(images)
-    if not len(images) == len(prompts) == len(metadata):
-        raise BadRequest(f"{len(images)} images, {len(prompts)} prompts and {len(metadata)} metadata; one each")
-    if not all(isinstance(p, str) for p in prompts) or not all(isinstance(m, dict) for m in metadata):
-        raise BadRequest("prompts are texts, metadata objects")
-    return {"scores": _scores(reward, images, prompts, metadata)}
+    checked = read(request, limits or Limits())
+    return {"scores": scores(reward, checked, checked.decoded())}
 
 
-def decode(image: Any, index: int) -> Tensor:
-    """A base64 PNG as a tensor (3, H, W) in [0, 1]. Raises BadRequest, naming the image, for anything else."""
-    with images_extra("A server of rewards"):
-        from PIL import Image
+class Server(ThreadingHTTPServer):
+    """A server of `reward`: at most `limits.connections` at a time, each a thread; the next ones are told 503.
+
+    hosts: names by which a request may call it beside addresses, localhost and this machine's name. token: what a
+    request must send; "": nothing. A reward is asked by one request at a time, whatever number of servers it has.
+    """
+
+    request_queue_size = 128  # of connections that wait to be accepted: beyond, they try again after a second
+
+    def __init__(
+        self, address: tuple[str, int], reward: Reward, token: str, hosts: Sequence[str], limits: Limits
+    ) -> None:
+        self.reward, self.token, self.limits = reward, token, limits
+        self.names = {name.lower() for name in ("localhost", socket.gethostname(), address[0], *hosts)}
+        self.turn = _TURNS.setdefault(id(reward), threading.Lock())
+        self.bytes, self.pixels = Budget(2 * limits.body), Budget(2 * limits.pixels)
+        self._free = threading.BoundedSemaphore(limits.connections)
+        super().__init__(address, Handler)
+
+    @override
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+            return
+        with contextlib.suppress(OSError):  # it may have gone
+            request.sendall(b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+        self.shutdown_request(request)
+
+    @override
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    @override
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is its own affair; say the rest in a line, without a traceback."""
+        error = sys.exc_info()[1]
+        if error is not None and not isinstance(error, OSError):
+            print(f"{client_address[0]}: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
+
+    def knows(self, host: str) -> bool:
+        """Whether a request may call this server by the `host` of its header, which may end in :PORT.
+
+        An address is always right: what a hostile page needs is a name of its own that leads here.
+        """
+        name = host.strip().lower()
+        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return name in self.names
+        return True
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers POST, at any path."""
+
+    server: Server
+
+    @override
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.reader = TimedReader(self.connection, self.server.limits.headers_s)
+        self.rfile = io.BufferedReader(self.reader)
+
+    def do_POST(self) -> None:
+        """Answer one request."""
+        content: dict[str, Any]
+        try:
+            status, content = HTTPStatus.OK, {"scores": self._scores()}
+        except Refused as error:
+            status, content = error.status, {"error": str(error)}
+        except TimeoutError:
+            status, content = HTTPStatus.REQUEST_TIMEOUT, {"error": "the request did not arrive in time"}
+        except UserError as error:
+            status, content = HTTPStatus.BAD_REQUEST, {"error": str(error)}
+        except OSError:  # the client has gone
+            self.close_connection = True
+            return
+        except Exception as error:  # a fault of the reward's: told to the client, and the server goes on
+            self.log_error("%s: %s", type(error).__name__, first_line(error))
+            said = f"{type(error).__name__}: {first_line(error)}"
+            status, content = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": said}
+        self._send(status, content)
+        if status not in (HTTPStatus.OK, HTTPStatus.REQUEST_TIMEOUT):
+            self._discard()
+
+    def do_GET(self) -> None:
+        """Say what is expected instead."""
+        self._send(HTTPStatus.METHOD_NOT_ALLOWED, {"error": "a scorer answers POST; see diffrl's protocol"})
+
+    def _scores(self) -> list[float]:
+        """The scores that the request asks for: read and decoded beside others, scored when it is its turn."""
+        served, limits = self.server, self.server.limits
+        self._check_sender()
+        length = self._length()
+        with served.bytes.spent(length, limits.read_s):
+            self.reader.allow(limits.read_s)
+            body = self.rfile.read(length)
+            if len(body) < length:
+                raise BadRequest(f"the request broke off after {len(body)} of {length} bytes")
+            request = read(_json(body), limits)
+            with served.pixels.spent(request.pixels, limits.read_s):
+                images = request.decoded()
+                with served.turn:
+                    return scores(served.reward, request, images)
+
+    def _check_sender(self) -> None:
+        """Raise Refused for a page of a browser, another name than this machine's, and without the token."""
+        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
+        if origin is not None:
+            raise Refused(HTTPStatus.FORBIDDEN, f"requests of web pages are refused; this one is of {origin[:100]!r}")
+        if not self.server.knows(host):
+            raise Refused(
+                HTTPStatus.FORBIDDEN,
+                f"this scorer is not called {host[:100]!r}; where it is, start it with --allow-host NAME",
+            )
+        if self.server.token:
+            sent = self.headers.get("Authorization", "")
+            if not hmac.compare_digest(sent.encode(), f"Bearer {self.server.token}".encode()):
+                what = "a wrong token" if sent else "no token"
+                raise Refused(HTTPStatus.UNAUTHORIZED, f"{what}: set ${TOKEN} to the one that the scorer has")
+
+    def _length(self) -> int:
+        """The body's bytes. Raises Refused where they are not said, or too many."""
+        said, limit = self.headers.get("Content-Length", ""), self.server.limits.body
+        if not (said.isascii() and said.isdecimal()):
+            raise Refused(HTTPStatus.LENGTH_REQUIRED, f"expected a Content-Length in bytes, got {said[:100]!r}")
+        if len(said) > 18 or int(said) > limit:
+            raise Refused(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"a request of {said[:30]} bytes; {limit} at most: send fewer images",
+            )
+        return int(said)
+
+    def _send(self, status: HTTPStatus, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.connection.settimeout(self.server.limits.read_s)
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _discard(self) -> None:
+        """Read what is still on its way: closed before that, the connection would be reset, and the answer lost."""
+        self.reader.allow(LINGER)
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            while self.rfile.read1(1 << 16):
+                pass
+
+    @override
+    def log_error(self, format: str, *args: Any) -> None:
+        if not format.startswith("Request timed out"):  # silent connections may be many
+            super().log_error(format, *args)
+
+    @override
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Write nothing: requests are many, and errors are written elsewhere."""
+
+
+def _json(body: bytes) -> Any:
+    """What a body says. Raises BadRequest where it is no JSON, or too deep for a parser."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(image, validate=True)), formats=["PNG"]) as file:
-            pixels = np.asarray(file.convert("RGB"))
-    except Exception as error:  # Pillow raises what it likes for a broken file, its limit on pixels among that
-        raise BadRequest(f"image {index} is no PNG in base64: {first_line(error)}") from error
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        said = "nested too deeply" if isinstance(error, RecursionError) else first_line(error)
+        raise BadRequest(f"the request is no JSON in UTF-8: {said}") from error
 
 
-@torch.no_grad()
-def _scores(
-    reward: Reward, images: Sequence[Tensor], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
-) -> list[float]:
-    """The scores of images: in one call where all are of one size, else one by one."""
-    if not images:
-        return []
-    if len({image.shape for image in images}) == 1:
-        scores: list[float] = ask(reward, torch.stack(list(images)), prompts, metadata).tolist()
-        return scores
-    triples = zip(images, prompts, metadata, strict=True)
-    return [ask(reward, image[None], [prompt], [meta]).item() for image, prompt, meta in triples]
-
-
-def server(reward: Reward, host: str = "127.0.0.1", port: int = 0) -> ThreadingHTTPServer:
+def server(
+    reward: Reward,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    token: str = "",
+    hosts: Sequence[str] = (),
+    limits: Limits | None = None,
+) -> Server:
     """A server of `reward`, to be run by `serve_forever`. port 0: any free one; `server_address` tells which.
 
-    A reward is asked by one request at a time. Raises UserError where the address cannot be listened to.
+    token, hosts, limits: as `Server` takes them. Raises UserError where the address cannot be listened to.
     """
-    turn = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        """Answers POST, at any path."""
-
-        def do_POST(self) -> None:
-            """Answer one request."""
-            try:
-                length = int(self.headers.get("Content-Length", ""))
-                if not 0 <= length <= LIMIT:
-                    raise BadRequest(f"a request of {length} bytes; {LIMIT} at most")
-                request = json.loads(self.rfile.read(length))
-                with turn:
-                    status, content = 200, json.dumps(answer(reward, request))
-            except (UserError, ValueError) as error:
-                status, content = 400, json.dumps({"error": str(error)})
-            except Exception as error:  # a fault of ours: told to the client, and the server goes on
-                self.log_error("%s: %s", type(error).__name__, error)
-                status, content = 500, json.dumps({"error": f"{type(error).__name__}: {first_line(error)}"})
-            body = content.encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-            """Write nothing: requests are many, and errors are written elsewhere."""
-
     try:
-        return ThreadingHTTPServer((host, port), Handler)
+        return Server((host, port), reward, token, hosts, limits or Limits())
     except (OSError, OverflowError) as error:  # the latter: no port has such a number
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot listen to {host}:{port}: {reason}; choose another --port") from error
@@ -122,13 +245,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("reward", metavar="REWARD")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen to (this machine only)")
+    parser.add_argument(
+        "--token",
+        default=os.environ.get(TOKEN, ""),
+        help=f"a secret that requests must send; by default ${TOKEN}, which other users do not see in the list of "
+        "processes; clients send theirs",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which it may be called, beside addresses and this machine's own; may be given again",
+    )
+    parser.add_argument(
+        "--max-pixels", type=int, default=Limits.pixels, help="pixels of a request's images in all (%(default)s)"
+    )
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     try:
+        if options.max_pixels < 1:
+            raise UserError(f"--max-pixels is {options.max_pixels}; expected at least 1")
         reward = parse(options.reward, device=options.device)
-        with server(reward, options.host, options.port) as http:
+        check_token(options.token, "--token")
+        limits = Limits(pixels=options.max_pixels)
+        with server(
+            reward, options.host, options.port, token=options.token, hosts=options.allow_host, limits=limits
+        ) as http:
             host, port = http.server_address[:2]
             print(f"{reward.name} at http://{host!s}:{port}", flush=True)
+            if not options.token and not ipaddress.ip_address(str(host)).is_loopback:
+                print(f"It answers whoever reaches it: --token, or ${TOKEN}, keeps others out.", file=sys.stderr)
             http.serve_forever()
     except UserError as error:
         print(error, file=sys.stderr)

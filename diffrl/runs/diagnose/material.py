@@ -11,9 +11,11 @@ from torch import Tensor
 
 from agents.base import Agent
 from diffrl.data.d4rl import fingerprint
+from diffrl.data.observations import without_goal
 from diffrl.diffusion import Denoise, Process
 from diffrl.runs.policy import build_agent, load_agent
 from diffrl.runs.run import Run
+from diffrl.runs.train import taken_by
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
@@ -120,14 +122,18 @@ def choose_rows(
     whole = None
     if held_out is None and config.rows is not None and locate(config.dataset).exists:
         whole = load_dataset(config.dataset, progress=not quiet, action_limit=None)
+        whole = without_goal(whole, run.observation_size)
         dataset = whole.head(config.rows)
     else:
         dataset = load_dataset(config.dataset, rows=config.rows, progress=not quiet, action_limit=None)
+        dataset = without_goal(dataset, run.observation_size)
     if fingerprint(dataset) != run.fingerprint:
         raise UserError(
             f"The data set {config.dataset} is not the one that {run.path} was trained on: its contents have changed. "
             "Restore the data, or say what else to compare with by --held-out."
         )
+
+    dataset, whole = taken_by(run, dataset), None if whole is None else taken_by(run, whole)
 
     def choose(columns: Any, n_seeds: int) -> Material:
         n = len(columns.actions)
@@ -140,14 +146,14 @@ def choose_rows(
     seen = prepare(dataset)
     train = choose(seen.columns, agent.n_seeds)
     if held_out is not None:
-        other = load_dataset(held_out, progress=not quiet, action_limit=None)
+        other = without_goal(load_dataset(held_out, progress=not quiet, action_limit=None), run.observation_size)
         sizes = (other.observation_size, other.action_size)
         if sizes != (run.observation_size, run.action_size):
             raise UserError(
                 f"--held-out {held_out} has {sizes[0]} observations and {sizes[1]} actions; the run has "
                 f"{run.observation_size} and {run.action_size}."
             )
-        return train, choose(prepare(other).columns, agent.n_seeds), held_out
+        return train, choose(prepare(taken_by(run, other)).columns, agent.n_seeds), held_out
     if whole is not None and config.rows is not None and len(whole) - config.rows > MIN_ROWS:
         both = prepare(whole)
         columns = both.view(both.rows[len(seen) + 1 :])  # one more: the row that the cut left without a successor

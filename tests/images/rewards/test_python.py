@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffrl.images.rewards import RewardError, ask, parse
+from diffrl.images.rewards import RewardError, ask, ask_parts, parse
 from diffrl.support.errors import UserError
 
 FILE = """
@@ -77,3 +77,75 @@ def test_nonsense_is_named(file: Path) -> None:
         ask(parse(f"python:{file}#fails"), images, ["p"] * 3)
     with pytest.raises(RewardError, match="expected"):
         ask(parse(f"python:{file}#short"), images, ["p"] * 3)
+
+
+IN_PLACE = """
+import torch
+
+def mul(images, prompts, metadata):
+    images.mul_(0)
+    prompts.clear()
+    for row in metadata:
+        row["deep"]["list"].append(1)
+    return torch.arange(len(images)).float()
+
+def view(images, prompts, metadata):
+    images.numpy()[:] = 0
+    return [0.0] * len(images)
+
+def gradient(images, prompts, metadata):
+    return images.sub_(0.5).mean((1, 2, 3))
+
+gradient.differentiable = True
+
+def constant(images, prompts, metadata):
+    return torch.ones(len(images))
+
+constant.differentiable = True
+
+kept = torch.zeros(2)
+
+def buffer(images, prompts, metadata):
+    kept[:] = images.mean((1, 2, 3))
+    return kept
+"""
+
+
+@pytest.fixture
+def in_place(tmp_path: Path) -> Path:
+    path = tmp_path / "in_place.py"
+    path.write_text(IN_PLACE)
+    return path
+
+
+@pytest.mark.parametrize("name", ["mul", "view"])
+def test_a_reward_that_works_in_place_changes_nothing_of_ours(in_place: Path, name: str) -> None:
+    """Images, prompts and metadata are its own copies, so the other terms of a sum are what they are without it."""
+    images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    before, prompts, metadata = images.clone(), ["a", "b", "c"], [{"deep": {"list": [0]}} for _ in range(3)]
+    alone = ask(parse("png"), images, prompts, metadata)
+    _, parts = ask_parts(parse(f"python:{in_place}#{name} + png"), images, prompts, metadata)
+    assert torch.equal(parts["png"], alone)
+    assert torch.equal(images, before)
+    assert prompts == ["a", "b", "c"]
+    assert metadata == [{"deep": {"list": [0]}}] * 3
+
+
+def test_a_gradient_through_changed_images_is_refused(in_place: Path) -> None:
+    """By name, where it is asked for a gradient; and values without one, which backward() would trip over."""
+    images = torch.rand(2, 1, 4, 4)
+    changing, constant = (parse(f"python:{in_place}#{name}") for name in ("gradient", "constant"))
+    torch.testing.assert_close(ask(changing, images, ["", ""]), images.mean((1, 2, 3)) - 0.5)
+    images.requires_grad_()
+    with pytest.raises(RewardError, match=r"in_place.py#gradient changes the images in place.*images.clone"):
+        ask(changing, images, ["", ""])
+    with pytest.raises(RewardError, match=r"in_place.py#constant says that it is differentiable.*no gradient"):
+        ask(constant, images, ["", ""])
+
+
+def test_values_that_a_reward_fills_again_are_copied(in_place: Path) -> None:
+    """Answers of two calls that share memory would both be the second."""
+    reward = parse(f"python:{in_place}#buffer")
+    first = ask(reward, torch.zeros(2, 1, 4, 4), ["", ""])
+    ask(reward, torch.ones(2, 1, 4, 4), ["", ""])
+    assert first.tolist() == [0, 0]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffrl.images.rewards import RewardError, ask, parse, remote, serve
+from diffrl.images.rewards import RewardError, ask, parse, protocol, remote, serve
 from diffrl.images.rewards.codecs import to_uint8
 from diffrl.images.rewards.remote import Remote
 from diffrl.support.errors import UserError
@@ -76,10 +76,8 @@ def test_images_prompts_and_metadata_arrive_in_order_and_in_batches() -> None:
         values = ask(Remote(url, batch=2), batch, prompts, metadata)
     assert values.tolist() == [1, 20, 300, 4000, 1]
     assert [len(request["images"]) for request in seen] == [2, 2, 1]
-    sent = [serve.decode(image, 0) for request in seen for image in request["images"]]
-    assert all(
-        torch.equal(a, torch.from_numpy(b).permute(2, 0, 1) / 255) for a, b in zip(sent, to_uint8(batch), strict=True)
-    )
+    sent = [protocol.decode(image, 0) for request in seen for image in request["images"]]
+    assert all(torch.equal(a, torch.from_numpy(b).permute(2, 0, 1)) for a, b in zip(sent, to_uint8(batch), strict=True))
     assert base64.b64decode(seen[0]["images"][0]).startswith(b"\x89PNG")
 
 
@@ -186,7 +184,7 @@ def test_our_server_refuses_what_is_not_of_the_protocol() -> None:
         ({"images": ["%%"], "prompts": [""]}, "image 0 is no PNG"),
         ({"images": [], "prompts": [""]}, "0 images, 1 prompts"),
     ):
-        with pytest.raises(serve.BadRequest, match=said):
+        with pytest.raises(protocol.BadRequest, match=said):
             serve.answer(Mean(), request)
     refusal = pytest.raises(RewardError, match="HTTP 400 the prompt 'seven' does not name one digit")
     with running(serve.server(parse("digit"))) as url, refusal:
@@ -208,10 +206,16 @@ def test_a_port_that_is_none_is_told() -> None:
 
 
 def test_addresses() -> None:
-    for url in ("localhost:80", "file:///etc/passwd", "http://"):
+    for url in ("localhost:80", "file:///etc/passwd", "http://", "http://host:x", "http://[::1"):
         with pytest.raises(UserError, match="expected an address"):
             Remote(url)
-    assert Remote("http://me:secret@host:1/score").name == "remote:http://host:1/score"
+    with pytest.raises(
+        UserError, match=r"http://\.\.\.@host:1.*written into the run's folder.*\$DIFFRL_SCORER_TOKEN"
+    ) as caught:
+        Remote("http://me:secret@host:1/score")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(UserError, match=r"\$DIFFRL_SCORER_TOKEN is to be of ASCII"):
+        Remote("http://host:1", token="a\r\nHost: b")
 
 
 def test_the_command_serves() -> None:

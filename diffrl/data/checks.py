@@ -1,0 +1,281 @@
+"""What data say against themselves, or against their environment: ends of episodes, and units of actions.
+
+`examine` finds it, `take` gives the rows as they are to be taken. Both follow `Taken`, what the user decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+
+from diffrl.data.config import Taken
+from diffrl.data.offline import (
+    DISCRETE,
+    Bools,
+    Ints,
+    OfflineDataset,
+    count_timeouts,
+    discrete_values,
+    listed_numbers,
+    shown_bounds,
+)
+from diffrl.data.preprocessing import ActionBounds, Normaliser, action_bounds
+from diffrl.support.console import console
+from diffrl.support.errors import DataError, UserError
+
+_UNIT = 1 + 1e-5
+"""Actions up to here count as in [-1, 1]: a tanh in float32 may round to more than 1."""
+_LONG = 20
+"""Steps from which a length that all episodes share looks like a limit, where none is known."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the environment that a data set is from."""
+
+    bounds: ActionBounds
+    """Of its actions."""
+    limit: int | None = None
+    """The steps after which it cuts an episode; None: not known."""
+    name: str = "the environment"
+
+    @classmethod
+    def of(cls, dataset: OfflineDataset, env: gymnasium.Env[Any, Any] | None) -> Known:
+        """What the environment says, or where there is none the data set's metadata."""
+        spec = None if env is None else env.spec
+        bounds = action_bounds(env, dataset)
+        if spec is None:
+            return cls(bounds)
+        limit = spec.max_episode_steps
+        return cls(bounds, limit if limit is not None and limit > 0 else None, spec.id)  # Gymnasium's -1: never
+
+
+Severity = Literal["problem", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that data say against themselves, or against their environment."""
+
+    sentence: str
+    severity: Severity
+    """problem: the data cannot be used; warning: results would be wrong; note: how the rows are taken."""
+    remedy: str = ""
+    """What to do about it."""
+
+    def __str__(self) -> str:
+        return f"{self.sentence} {self.remedy}".rstrip()
+
+
+def counted_limit(dataset: OfflineDataset, known: Known, taken: Taken) -> int | None:
+    """The limit by which to count episodes: the environment's, where no timeout is marked and an episode is longer."""
+    if known.limit is None or dataset.timeouts.any():
+        return None
+    whole = take(dataset, known, replace(taken, counted=None, actions=None))
+    return known.limit if whole.episode_lengths().max() > known.limit else None
+
+
+def understand(
+    dataset: OfflineDataset, env: gymnasium.Env[Any, Any] | None, options: Any, quiet: bool = False
+) -> tuple[OfflineDataset, Known, Taken]:
+    """A data set with its rows taken as they are to be; what is known of its environment; and how they are taken.
+
+    options: has the fields of `Taken`, but for `counted`. Says what `examine` finds, unless quiet. Raises DataError for
+    data that cannot be used.
+    """
+    known, taken = Known.of(dataset, env), Taken.by(options)
+    taken = replace(taken, counted=counted_limit(dataset, known, taken))
+    tell(examine(dataset, known, taken), str(dataset.metadata.get("dataset", "The data set")), quiet)
+    return take(dataset, known, taken), known, taken
+
+
+def tell(findings: Sequence[Finding], name: str, quiet: bool = False) -> None:
+    """Print what was found in the data set `name`, a line each. Raises DataError where there are problems."""
+    problems = [finding for finding in findings if finding.severity == "problem"]
+    if problems:
+        raise DataError("\n".join(f"{name}: {problem}" for problem in problems))
+    for finding in () if quiet else findings:
+        console.print(str(finding), markup=False, style="yellow" if finding.severity == "warning" else None)
+
+
+def take(dataset: OfflineDataset, known: Known, taken: Taken, scaling: Normaliser | None = None) -> OfflineDataset:
+    """The data set with its rows taken as `taken` says; the columns that need no change are the same arrays.
+
+    scaling: of actions to [-1, 1], by default that of the known bounds. Raises UserError where normalised actions have
+    no known bounds, DataError where they are not in [-1, 1].
+    """
+    terminals, timeouts, actions = dataset.terminals, dataset.timeouts, dataset.actions
+    if taken.cut_contradictions:
+        timeouts = timeouts.copy()
+        timeouts[dataset.contradicted_rows()] = True
+    if taken.counted is not None and not dataset.timeouts.any():
+        timeouts = timeouts | count_timeouts(terminals | timeouts, taken.counted)
+    if taken.time_limit_terminals == "timeouts":
+        at_limit = terminals & (timeouts | _at_limit(replace(dataset, timeouts=timeouts), known)[1])
+        terminals, timeouts = terminals & ~at_limit, timeouts | at_limit
+    if taken.actions == "normalised":
+        if not known.bounds.known:
+            raise UserError(
+                "--actions normalised needs the bounds that actions are scaled to: name the environment with --env."
+            )
+        largest = np.abs(actions).max(axis=1)
+        if largest.max() > _UNIT:
+            row = int(np.argmax(largest > _UNIT))
+            raise DataError(
+                f"actions: row {row} holds {largest[row]:.6g}; expected [-1, 1], as --actions normalised says."
+            )
+        scaling = known.bounds.scaling() if scaling is None else scaling
+        actions = scaling.inverse(torch.from_numpy(actions).double()).float().numpy()
+    return replace(dataset, terminals=terminals, timeouts=timeouts, actions=actions)
+
+
+def examine(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding]:
+    """What a data set, as it was read, says against itself or its environment, and how its rows are taken.
+
+    Observations are compared within a thousandth of their deviation, see `OfflineDataset.follows`. What makes the data
+    unfit comes first; broken shapes and values come alone.
+    """
+    problems = dataset.problems(action_limit=None)
+    if problems:
+        return [Finding(problem, "problem") for problem in problems]
+    found = [*_units(dataset, known, taken), *_both(dataset, taken), *_terminal_limits(dataset, known, taken)]
+    return [*found, *_cuts(dataset, known, taken), *_shifted(take(dataset, known, replace(taken, actions=None)))]
+
+
+def _units(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding]:
+    bounds, actions = known.bounds, dataset.actions
+    shown = f"{shown_bounds(bounds.low, bounds.high)}, {bounds.source}"
+    if taken.actions == "normalised":
+        said = Finding(f"actions: taken as normalised, and scaled from [-1, 1] to {shown}.", "note")
+        return [said] if bounds.known else []  # `take` refuses
+    complaint = bounds.complaint(actions)
+    if complaint:
+        return [Finding(complaint, "problem")]
+    found, values = [], discrete_values(actions)
+    if values is not None:
+        found.append(
+            Finding(
+                f"actions: only the values {listed_numbers(values)} occur, as of discrete actions;", "warning", DISCRETE
+            )
+        )
+    wider = bool((bounds.high > _UNIT).any() or (bounds.low < -_UNIT).any())
+    if bounds.metadata and wider and taken.actions is None and 0 < np.abs(actions).max() <= _UNIT:
+        remedy = "If they are scaled: --actions normalised. If they are in its units: --actions environment."
+        found.append(Finding(f"actions: all lie in [-1, 1]; expected {shown}.", "warning", remedy))
+    return found
+
+
+_OFFER = "If time limits end episodes there: --time-limit-terminals timeouts."
+
+
+def _both(dataset: OfflineDataset, taken: Taken) -> list[Finding]:
+    both = np.flatnonzero(dataset.terminals & dataset.timeouts)
+    if not len(both) or taken.time_limit_terminals == "terminals":
+        return []
+    sentence = f"terminals: {_rows(both)} marked as timeouts too; taken as "
+    if taken.time_limit_terminals == "timeouts":
+        return [Finding(f"{sentence}timeouts.", "note")]
+    return [Finding(f"{sentence}terminal: nothing is bootstrapped there.", "warning", _OFFER)]
+
+
+def _at_limit(dataset: OfflineDataset, known: Known) -> tuple[int | None, Bools]:
+    """The limit of steps, and (N,) the terminal rows at exactly that many steps of their episodes.
+
+    Where no limit is known, it is the length that all episodes have which end in a terminal row, `_LONG` at least; the
+    last one may be cut by the end of the data.
+    """
+    rows = np.zeros(len(dataset), np.bool_)
+    lasts, lengths = dataset.episodes()[:, 1] - 1, dataset.episode_lengths()
+    terminal, limit = dataset.terminals[lasts], known.limit
+    if limit is None:
+        whole = len(lasts) if terminal[-1] else len(lasts) - 1
+        alike = whole > 1 and terminal[:whole].all() and (lengths[:whole] == lengths[0]).all()
+        limit = int(lengths[0]) if alike and lengths[0] >= _LONG else None
+    if limit is not None:
+        rows[lasts[terminal & (lengths == limit)]] = True
+    return limit, rows
+
+
+def _terminal_limits(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding]:
+    """Of episodes that a limit of steps ended, but whose last rows are marked as terminal.
+
+    It looks so where all terminal rows are at exactly the limit, or two and a hundredth of all episodes are, and no
+    timeout is marked there. A true end falls on the limit by chance alone.
+    """
+    limit, at_limit = _at_limit(dataset, known)
+    at_limit &= ~dataset.timeouts
+    n, ends, said = int(at_limit.sum()), int(dataset.terminals.sum()), taken.time_limit_terminals
+    whose = f", the limit of {known.name}" if known.limit else ""
+    sentence = f"terminals: {'all' if n == ends else f'{n:,} of'} {ends:,} are at exactly {limit} steps{whose}"
+    if said == "timeouts" and limit is None:
+        return [
+            Finding("terminals: no limit of steps is known, and none are taken as timeouts.", "warning", "Name --env.")
+        ]
+    if said == "timeouts" and n:
+        return [Finding(f"{sentence}; taken as timeouts.", "note")]
+    cuts = dataset.timeouts & ~dataset.terminals
+    marked = (dataset.episode_indices()[1][:-1][cuts[:-1]] + 1 == limit).any()
+    if said is not None or not n or limit == 1 or marked:
+        return []
+    if n < ends and (n < 2 or 100 * n < dataset.n_episodes):
+        return []
+    severity: Severity = "warning" if known.limit else "note"
+    return [Finding(f"{sentence}: nothing is bootstrapped there.", severity, _OFFER)]
+
+
+def _cuts(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding]:
+    found, against = [], dataset.contradicted_rows()
+    lengths = take(dataset, known, replace(taken, counted=None, actions=None)).episode_lengths()
+    longest, unmarked = int(lengths.max()), not dataset.timeouts.any()
+    differ = "stored next observation is not the next row's observation"
+    if taken.cut_contradictions and len(against):
+        found.append(Finding(f"next_observations: {_rows(against)} cut: the {differ}.", "note"))
+    if unmarked and taken.counted is not None and longest > taken.counted:
+        counted = take(dataset, known, replace(taken, actions=None))
+        met = against[counted.timeouts[against]]
+        against = against[~counted.timeouts[against]]
+        agree = (
+            f" The next observations agree: at {len(met):,} of these cuts (rows {listed_numbers(met)}) the {differ}."
+            if len(met)
+            else ""
+        )
+        found.append(
+            Finding(
+                f"timeouts: none are marked, and the longest episode has {longest:,} steps, more than the limit of "
+                f"{taken.counted:,} of {known.name}: counted by the limit, {counted.n_episodes:,} episodes.{agree}",
+                "note" if len(met) else "warning",
+                "" if len(met) else "Mark the rows where episodes were cut in `timeouts` if that is wrong.",
+            )
+        )
+    elif known.limit is not None and longest > known.limit:
+        marks = "no timeouts are marked" if unmarked else "timeouts may be missing"
+        sentence = f"timeouts: the longest episode has {longest:,} steps, more than the limit of {known.limit:,} of "
+        found.append(Finding(f"{sentence}{known.name}: {marks}, or it was recorded with another limit.", "note"))
+    elif unmarked and known.limit is None and not dataset.terminals.any() and not len(against):
+        sentence = f"timeouts: no ends are marked, so that all {len(dataset):,} rows are one episode."
+        found.append(Finding(sentence, "note", "If they are several, name the environment, whose limit counts: --env."))
+    if len(against) and not taken.cut_contradictions:
+        sentence = f"next_observations: {_rows(against)} contradicted by the next: the {differ}, and no end is marked."
+        found.append(Finding(sentence, "warning", "To cut episodes there: --cut-contradictions."))
+    return found
+
+
+def _shifted(dataset: OfflineDataset) -> list[Finding]:
+    rows = np.flatnonzero(dataset.shifted_rows())
+    if not len(rows):
+        return []
+    sentence = (
+        f"next_observations: {len(rows):,} cut rows ({listed_numbers(rows)}) hold the next episode's first "
+        "observation; what followed is taken as unknown, and the rows are left out."
+    )
+    return [Finding(sentence, "warning", "Store the observation before the reset there to keep them.")]
+
+
+def _rows(rows: Ints) -> str:
+    """The rows as the beginning of a sentence: row 7 is, or 9 rows (199, 399, ...) are."""
+    return f"row {rows[0]} is" if len(rows) == 1 else f"{len(rows):,} rows ({listed_numbers(rows)}) are"

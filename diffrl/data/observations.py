@@ -1,0 +1,114 @@
+"""Observations of several parts as one vector: the same for the episodes of a file and for an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from diffrl.data.offline import OfflineDataset
+from diffrl.support.errors import DataError
+
+Array: TypeAlias = npt.NDArray[Any]
+
+GOAL = "desired_goal"
+"""The part of a goal-conditioned task's observation that says where to go."""
+_D4RL_WITHOUT_GOAL = ("D4RL/antmaze/", "D4RL/pointmaze/")
+"""How the ids of Minari's data sets begin whose definition in D4RL (antmaze, maze2d) keeps the goal from the policy."""
+
+
+def is_goal_conditioned(space: spaces.Space[Any]) -> bool:
+    """Whether observations are a dictionary of `observation`, a vector, and goals, as in Gymnasium-Robotics."""
+    return isinstance(space, spaces.Dict) and isinstance(space.spaces.get("observation"), spaces.Box)
+
+
+def leaves_goal_out(dataset_id: str) -> bool:
+    """Whether the benchmark behind a Minari id is defined without the goal in the observation."""
+    return dataset_id.startswith(_D4RL_WITHOUT_GOAL)
+
+
+def goal_parts(space: spaces.Space[Any], begins_with_achieved: bool, with_goal: bool) -> tuple[str, ...]:
+    """The parts of a goal-conditioned observation that make the vector, in D4RL's order and then the goal.
+
+    `achieved_goal` comes first, unless the observation begins with it already (so AntMaze has D4RL's 29 numbers, and
+    PointMaze 4) or it is a dictionary itself (FrankaKitchen's, which the observation holds); `desired_goal` is last.
+    """
+    assert isinstance(space, spaces.Dict)
+    achieved = isinstance(space.spaces.get("achieved_goal"), spaces.Box) and not begins_with_achieved
+    goal = with_goal and GOAL in space.spaces
+    return (*(["achieved_goal"] if achieved else []), "observation", *([GOAL] if goal else []))
+
+
+def flatten(space: spaces.Space[Any], values: Any, parts: Sequence[str] | None = None) -> Array:
+    """Observations of `space`, T of them, as (T, O) float32; each part's columns in Gymnasium's order.
+
+    parts: of a dictionary, those of its keys that are taken, in this order; None: all. Raises DataError for a part
+    that is no Box.
+    """
+    if isinstance(space, spaces.Box):
+        array = np.asarray(values, np.float32)
+        return array.reshape(len(array), -1)
+    if isinstance(space, spaces.Dict):
+        keys = list(space.spaces) if parts is None else list(parts)
+        return np.concatenate([flatten(space.spaces[key], values[key]) for key in keys], axis=1)
+    if isinstance(space, spaces.Tuple):
+        return np.concatenate([flatten(part, values[i]) for i, part in enumerate(space.spaces)], axis=1)
+    raise DataError(f"An observation, or a part of it, is {str(space)[:200]}; expected Box, or a dictionary of Box.")
+
+
+def flatten_one(space: spaces.Space[Any], value: Any, parts: Sequence[str] | None = None) -> Array:
+    """One observation of `space` as (O,) float32: the row that `flatten` makes of it."""
+    one: Array = flatten(space, _stacked(space, value), parts)[0]
+    return one
+
+
+def _stacked(space: spaces.Space[Any], value: Any) -> Any:
+    """One observation as `flatten` takes several."""
+    if isinstance(space, spaces.Dict):
+        return {key: _stacked(part, value[key]) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_stacked(part, value[i]) for i, part in enumerate(space.spaces))
+    return np.asarray(value)[None]
+
+
+def flat_space(space: spaces.Space[Any], parts: Sequence[str] | None = None) -> spaces.Box:
+    """The space of the vectors that `flatten` makes, with the parts' bounds. Raises DataError as it does."""
+    low, high = (flatten_one(space, _bound(space, end), parts) for end in ("low", "high"))
+    return spaces.Box(low, high, dtype=np.float32)
+
+
+def _bound(space: Any, end: str) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: _bound(part, end) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_bound(part, end) for part in space.spaces)
+    return getattr(space, end, None)
+
+
+def goal_left_out(metadata: Mapping[str, Any]) -> str | None:
+    """A sentence that says that a data set's observations lack the goal, though its file has it; None: they do not."""
+    parts, dataset_id = parts_in(metadata), str(metadata.get("minari_id", ""))
+    if parts is None or GOAL in parts or not leaves_goal_out(dataset_id):
+        return None
+    return f"{dataset_id}: {GOAL} is no part of the observations, as D4RL defines them: the policy does not see goals."
+
+
+def without_goal(dataset: OfflineDataset, observation_size: int) -> OfflineDataset:
+    """A data set as runs of this size of observations see it: in old ones the goal, now last, was left out."""
+    following = dataset.next_observations
+    if GOAL not in (parts_in(dataset.metadata) or ()) or following is None or observation_size >= following.shape[1]:
+        return dataset
+    seen = dataset.observations[:, :observation_size]
+    return replace(dataset, observations=seen, next_observations=following[:, :observation_size])
+
+
+def parts_in(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The parts that a data set's observations are made of, as its metadata say; None: they say nothing."""
+    stored = metadata.get("observation_parts")
+    if isinstance(stored, str):  # HDF5 holds text, arrays and numbers
+        stored = stored.split(",")
+    return tuple(map(str, stored)) if isinstance(stored, list | tuple) and stored else None

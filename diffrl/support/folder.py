@@ -1,0 +1,286 @@
+"""Folders of runs and of models: one process at a time works in one, checksums tell damage, what is cut is cleared.
+
+`SHA256SUMS` in a folder has the digests of its files, as `sha256sum` writes and checks them. It is written last, and is
+compared with at every read: `verified` is the one door. Folders of older versions have none, which is said once.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import time
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffrl.support.console import console
+from diffrl.support.errors import UserError, first_line
+from diffrl.support.files import atomic_path, clear_abandoned, lock_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUMS, LOCK = "SHA256SUMS", ".lock"
+ABOUT = "run.json"
+"""The first file that a run writes: what stands beside it is the run's."""
+EDITED = ("config.yaml", "settings.yaml", "finetune.yaml")
+"""Files that people edit on purpose."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_WITHOUT = "Restore it from a copy; or, if you know the other files to be sound, delete it."
+_said: set[str] = set()
+
+
+class Damaged(UserError):
+    """A file that is not as it was written, or cannot be read. The text is file, why, remedy: a sentence each."""
+
+    def __init__(self, file: Path, why: str, remedy: str = "Restore it from a copy.") -> None:
+        super().__init__(f"{file} {why}. {remedy}".rstrip())
+        self.file, self.why = file, why
+
+
+def say_once(text: str) -> None:
+    """Print a warning, unless this process has printed it before."""
+    if text not in _said:
+        _said.add(text)
+        console.print(f"[yellow]{text}[/]")
+
+
+# --- one process at a time -----------------------------------------------------------------------------------------
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, ascending; damaged ones included."""
+    names = (path.name for path in (folder / "checkpoints").glob("[0-9]*"))
+    return sorted(int(name) for name in names if len(name) == 9 and name.isascii() and name.isdigit())
+
+
+def what_works(folder: Path) -> str:
+    """What to do about a run that could not be written on: a sentence."""
+    if kept := steps(folder):
+        return f"The last checkpoint, of step {kept[-1]}, is untouched: `diffrl resume {folder}` goes on from it."
+    return "There is no checkpoint yet: then give the same command again, whose folder may be used anew."
+
+
+@contextlib.contextmanager
+def held(folder: Path, then: str = "", made: bool = False) -> Iterator[None]:
+    """In the block this process alone works in the folder, which is made if need be; and removed if it stays empty.
+
+    What a killed process left half-written in it is cleared. The lock is the system's, so that it ends with a process,
+    however that ends. then: what to do once there is space again, where the disk fills up in the block; by default
+    `what_works`. made: the folder has just been made for this.
+
+    Raises UserError where another process is in the folder, where it is none, and where the disk is full.
+    """
+    made = made or not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_file(folder / LOCK)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(part for part in (folder, *folder.parents) if part.exists())
+        raise UserError(f"{file} is a file, and {folder} is to be a folder: choose another path.") from error
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be written to: {error.strerror or error}.") from error
+    if lock is None:
+        raise UserError(f"Another process is working in {folder}: wait until it has ended, or choose another folder.")
+    try:
+        for part in (folder, folder / "checkpoints"):
+            clear_abandoned(part)
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise UserError(
+            f"{folder} cannot be written to: {error.strerror}. Free some space. {then or what_works(folder)}"
+        ) from error
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        os.close(lock)
+        if made:
+            with contextlib.suppress(OSError):  # there is something in it
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def claimed(out: Path | None, stem: str, files: Collection[str]) -> Iterator[Path]:
+    """Yield the folder of a new run, `out` or a new one runs/STEM-TIME, in which it is alone: see `held`.
+
+    files: what the run will write at its beginning, besides `ABOUT`, which it writes first. A run that was cut before
+    its first checkpoint is cleared away. Raises UserError where there is a run that can go on, or a file of the user's.
+    """
+    folder = _new(stem) if out is None else Path(out)
+    with held(folder, made=out is None):
+        refuse(folder, files)
+        for name in (SUMS, *files, ABOUT):  # in this order, so that a cut leaves it ours
+            (folder / name).unlink(missing_ok=True)
+        yield folder
+
+
+def refuse(folder: Path, files: Collection[str]) -> None:
+    """Raise UserError where `claimed` would refuse a folder for what is in it."""
+    ours = (folder / ABOUT).exists()
+    if steps(folder) or (ours and any((folder / name).exists() for name in _OF_PROGRESS)):
+        raise UserError(f"{folder} holds a run already: `diffrl resume {folder}`, or choose another --out.")
+    for name in files:
+        if (folder / name).exists() and not ours:
+            raise UserError(
+                f"{folder / name} is there already, and belongs to no run: it is not overwritten. Move it away, or "
+                "choose another --out."
+            )
+
+
+_OF_PROGRESS = ("scores.json", "metrics.csv")
+"""Files that a run writes after its first checkpoint."""
+
+
+def _new(stem: str) -> Path:
+    """A folder of its own, made here, so that two runs of the same second do not share one."""
+    stem = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
+        with contextlib.suppress(FileExistsError):
+            path = Path("runs") / f"{stem}{suffix}"
+            path.mkdir(parents=True)
+            return path
+    raise UserError(f"runs/{stem} exists a thousand times; choose another --out.")
+
+
+# --- checksums -----------------------------------------------------------------------------------------------------
+
+
+def verified(path: Path, say: bool = True) -> bytes:
+    """The content of a file of a folder, which is as it was written: its digest is in the folder's `SHA256SUMS`.
+
+    say: whether a folder without one is said to have none. Raises Damaged for other content, and where there is none.
+    """
+    folder, sums = path.parent, None
+    for _ in range(_ATTEMPTS):
+        sums = _read_sums(folder)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise Damaged(path, f"cannot be read: {error.strerror or error}", "") from error
+        if sums is None:
+            if say:
+                say_once(f"{folder} has no checksums ({SUMS}; older versions wrote none): it is read unchecked.")
+            return data
+        if _digest(data) in sums.get(path.name, ()):
+            return data
+    if sums is None or path.name not in sums:
+        raise Damaged(folder / SUMS, f"is damaged: it does not tell of {path.name}", _WITHOUT)
+    if path.name in EDITED:
+        raise Damaged(
+            path,
+            f"was changed since the run was made (its checksum in {SUMS} is another one)",
+            f"On purpose? `diffrl resume {folder} --accept-changes`. Otherwise restore it from a copy.",
+        )
+    raise Damaged(path, f"is damaged: its checksum does not match {SUMS}")
+
+
+_ATTEMPTS = 3
+"""How often a file is compared with its checksum: another process may be replacing both."""
+
+
+def read_json(path: Path, say: bool = True) -> Any:
+    """What a JSON file of a folder holds: see `verified`. Raises Damaged where it is no JSON."""
+    data = verified(path, say)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(path, f"is damaged: {first_line(error)[:200]}") from error
+
+
+def read_tensors(path: Path, say: bool = True) -> "dict[str, Tensor]":
+    """The tensors of a safetensors file of a folder: see `verified`. Raises Damaged where it is none."""
+    import safetensors.torch
+
+    data = verified(path, say)
+    try:
+        return safetensors.torch.load(data)
+    except Exception as error:  # of damaged headers: SafetensorError, KeyError, ValueError, OverflowError, TypeError
+        raise Damaged(path, f"is damaged: {first_line(error)[:200]}") from error
+
+
+def sealed(folder: Path) -> bool:
+    """Whether the folder has checksums."""
+    return (folder / SUMS).exists()
+
+
+def seal(folder: Path, names: Collection[str]) -> None:
+    """Write the checksums of these files, of those that there are: when they have just been written, or had none."""
+    there = [name for name in names if (folder / name).is_file()]
+    _write_sums(folder, {name: [_digest((folder / name).read_bytes())] for name in there})
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file of a folder, whole or not at all, with its checksum where the folder has them.
+
+    A kill at any moment leaves a folder that can be read: for a moment, the old content and the new one are both right.
+    """
+    sums = _read_sums(path.parent)
+    if sums is not None:
+        _write_sums(path.parent, {**sums, path.name: [*sums.get(path.name, []), _digest(data)]})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+    if sums is not None:
+        _write_sums(path.parent, {**sums, path.name: [_digest(data)]})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file of a folder: see `write`."""
+    write(path, json.dumps(value, indent=1).encode())
+
+
+def add(path: Path) -> None:
+    """Take a file that has just been written into its folder's checksums, where the folder has them."""
+    sums = _read_sums(path.parent)
+    if sums is not None:
+        _write_sums(path.parent, {**sums, path.name: [_digest(path.read_bytes())]})
+
+
+def accept(folder: Path) -> None:
+    """Take the files that people edit (`EDITED`) as they stand now into the folder's checksums."""
+    for name in EDITED:
+        if sealed(folder) and (folder / name).is_file():
+            add(folder / name)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file, so that a new one can be begun; give its new path."""
+    aside = path.with_name(f"{path.name}.damaged")
+    path.replace(aside)
+    sums = _read_sums(path.parent)
+    if sums is not None:
+        _write_sums(path.parent, {name: digests for name, digests in sums.items() if name != path.name})
+    return aside
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sums_of(files: Mapping[str, bytes]) -> str:
+    """The text of a `SHA256SUMS` of files, by their names."""
+    return "".join(f"{_digest(data)}  {name}\n" for name, data in sorted(files.items()))
+
+
+def _write_sums(folder: Path, sums: Mapping[str, Collection[str]]) -> None:
+    with atomic_path(folder / SUMS) as temporary:
+        temporary.write_text("".join(f"{one}  {name}\n" for name, each in sorted(sums.items()) for one in each))
+
+
+def _read_sums(folder: Path) -> dict[str, list[str]] | None:
+    """The digests of a folder's files by name, of each file one, or two while it is replaced; None: it has none."""
+    path = folder / SUMS
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise Damaged(path, f"cannot be read: {error.strerror or error}", "") from error
+    found: dict[str, list[str]] = {}
+    for line in data.decode(errors="replace").splitlines():
+        digest, _, name = line.partition("  ")
+        if len(digest) != 64 or not name:
+            raise Damaged(path, "is damaged: it has a line that is no checksum", _WITHOUT)
+        found.setdefault(name, []).append(digest)
+    return found

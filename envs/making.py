@@ -1,0 +1,201 @@
+"""Environments made as their specifications say; what cannot be made so is refused by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from diffrl.data import observations as flattening
+from diffrl.data.env_spec import NO_LIMIT, EnvSpec
+from diffrl.support.errors import DataError, UserError, nearest, said_by
+
+_INSTEAD = "Name an environment with --env ID, or go on without: --env none."
+_REBUILT = (
+    "ClipAction",
+    "ClipReward",
+    "DelayObservation",
+    "DtypeObservation",
+    "FilterObservation",
+    "FlattenObservation",
+    "FrameStackObservation",
+    "MaxAndSkipObservation",
+    "OrderEnforcing",
+    "PassiveEnvChecker",
+    "RepeatAction",
+    "RescaleAction",
+    "RescaleObservation",
+    "ReshapeObservation",
+    "StickyAction",
+    "TimeAwareObservation",
+    "TimeLimit",
+)
+"""Gymnasium's wrappers whose arguments tell all that they do."""
+_ONLY_WATCH = ("HumanRendering", "RecordEpisodeStatistics", "RecordVideo", "RenderCollection")
+"""Gymnasium's wrappers that change no observation, reward or end: they are left out."""
+_STATISTICS = ("NormalizeObservation", "NormalizeReward")
+
+
+class CannotRebuild(UserError):
+    """The environment that a file names cannot be rebuilt from what the file says."""
+
+
+def check_rebuilt(spec: EnvSpec) -> None:
+    """Raise CannotRebuild for what a file must not say, or what does not suffice, naming it and what to do.
+
+    A file imports no module (MODULE:ID, but for ours), reads no other file (an argument with a path), and is not taken
+    for another environment (a class of another name behind a known id).
+    """
+    module, _, env_id = spec.id.rpartition(":")
+    if module not in ("", "envs"):
+        raise CannotRebuild(
+            f"The data name the environment {spec.id[:80]!r}, which would import the module {module[:60]!r}: a file "
+            f"may not. If you trust it, say so: --env {spec.id[:80]}; without an environment: --env none."
+        )
+    registered = gymnasium.registry.get(env_id)
+    known = {} if registered is None else registered.kwargs
+    for key, value in spec.kwargs.items():
+        path = next((text for text in _texts(value) if "/" in text or "\\" in text or text.startswith("~")), None)
+        if path is not None and known.get(key) != value:
+            raise CannotRebuild(
+                f"The data's environment {spec.id} has {key}={path[:60]!r}, a file's name, which is not followed from "
+                f"data. If you trust it: --env-kwargs {key}=PATH; or --env ID, or --env none."
+            )
+    ours = None if registered is None else registered.entry_point
+    if spec.entry_point and isinstance(ours, str) and _class(ours) != _class(spec.entry_point):
+        raise CannotRebuild(
+            f"The data's environment {spec.id} was {spec.entry_point[:80]!r}; here that id is {ours!r}. {_INSTEAD}"
+        )
+    check_wrappers(spec.id, spec.wrappers)
+
+
+def check_wrappers(env_id: str, wrappers: Sequence[Mapping[str, Any]]) -> None:
+    """Raise CannotRebuild for a wrapper that cannot be put around an environment again, naming it."""
+    for wrapper in wrappers:
+        name, kwargs = str(wrapper.get("name")), wrapper.get("kwargs")
+        theirs = str(wrapper.get("entry_point", "")).startswith("gymnasium.wrappers.")
+        if theirs and name in _ONLY_WATCH:
+            continue
+        why = "holds code of its own"
+        if theirs and name in _STATISTICS:
+            why = "has running statistics, which are not stored"
+        elif theirs and name in _REBUILT:
+            if isinstance(kwargs, dict):
+                continue
+            why = "has no recorded arguments"
+        raise CannotRebuild(
+            f"The data's environment {env_id} cannot be rebuilt: its wrapper {name[:60]} {why}. {_INSTEAD}"
+        )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value as JSON holds it."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(part)
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from (*_texts(key), *_texts(part))
+
+
+def _class(entry_point: str) -> str:
+    return entry_point.rpartition(":")[2]
+
+
+def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gymnasium.Env[Any, Any]:
+    """Make an environment as `gymnasium.make` does. Raises UserError, saying what to do, where that fails."""
+    if env_id.startswith(("Adroit", "AntMaze", "Fetch", "Franka", "Hand", "PointMaze")):
+        try:
+            import gymnasium_robotics
+        except ImportError as error:
+            raise UserError(
+                f"{env_id} needs gymnasium-robotics: `pip install 'diffrl[robotics]'`; or `--env none`."
+            ) from error
+        gymnasium.register_envs(gymnasium_robotics)
+    try:
+        with warnings.catch_warnings():
+            # Gymnasium recommends v5; D4RL's scores belong to v4, chosen on purpose.
+            warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
+            return gymnasium.make(env_id, **(kwargs or {}))
+    except gymnasium.error.UnregisteredEnv as error:
+        raise UserError(
+            f"There is no environment {env_id!r} in Gymnasium: {nearest(env_id, gymnasium.registry)} "
+            "Without an environment: --env none."
+        ) from error
+    except Exception as error:
+        if not kwargs and not isinstance(error, ImportError | gymnasium.error.Error):
+            raise
+        given = ", ".join(kwargs or ())
+        hint = f" Check its arguments ({given[:200]}): --env-kwargs KEY=VALUE." if given else ""
+        said = str(error) if isinstance(error, ImportError | gymnasium.error.Error) else said_by(error)[:300]
+        raise UserError(f"The environment {env_id!r} cannot be made: {said}.{hint} Without it: --env none.") from error
+
+
+def make(spec: EnvSpec, parts: Sequence[str] | None = None) -> gymnasium.Env[Any, Any]:
+    """Make the environment of a specification, with its wrappers; observations that are no vectors are flattened.
+
+    parts: those of dictionary observations that are taken, see `diffrl.data.observations.flatten`. Raises UserError
+    where the environment is unknown, not installed, or cannot be made as the specification says.
+    """
+    check_wrappers(spec.id, spec.wrappers)
+    env = make_env(spec.id, spec.arguments())
+    already = () if env.spec is None else env.spec.additional_wrappers  # what the id itself brings
+    names = [wrapper["name"] for wrapper in spec.wrappers]
+    done = len(already) if names[: len(already)] == [wrapper.name for wrapper in already] else 0
+    for wrapper in spec.wrappers[done:]:
+        if wrapper["name"] in _ONLY_WATCH:
+            continue
+        try:
+            build: Callable[..., gymnasium.Env[Any, Any]] = getattr(gymnasium.wrappers, wrapper["name"])
+            env = build(env, **wrapper["kwargs"])
+        except Exception as error:
+            raise CannotRebuild(
+                f"The wrapper {wrapper['name']} of {spec.id} cannot be rebuilt: {said_by(error)[:200]}. {_INSTEAD}"
+            ) from error
+    space = env.observation_space
+    if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
+        return env
+    try:
+        return FlatObservation(env, parts)
+    except (DataError, KeyError, TypeError, ValueError) as error:
+        if parts is None:
+            return env  # such as discrete observations, which the caller refuses
+        raise UserError(
+            f"The data's observations are made of {', '.join(parts)[:200]}, but those of {spec.id} are "
+            f"{str(space)[:200]}. Name the environment the data came from with --env ID."
+        ) from error
+
+
+def time_limit(spec: EnvSpec) -> int | None:
+    """Steps after which an episode of the environment is cut; None: never, or not known here. Nothing is imported."""
+    if spec.max_episode_steps is not None:
+        return None if spec.max_episode_steps == NO_LIMIT else spec.max_episode_steps
+    registered = gymnasium.registry.get(spec.id.rpartition(":")[2])
+    return None if registered is None else registered.max_episode_steps
+
+
+class FlatObservation(gymnasium.ObservationWrapper[NDArray[np.float32], Any, Any]):
+    """Observations as vectors (O,) float32, as `diffrl.data.observations.flatten` makes them of a file's.
+
+    parts: of a dictionary, the keys that are taken, in this order; None: all, in Gymnasium's order.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], parts: Sequence[str] | None = None) -> None:
+        super().__init__(env)
+        self._space, self._parts = env.observation_space, parts
+        if parts is not None and not isinstance(self._space, gymnasium.spaces.Dict):
+            raise DataError("the observations have no parts")
+        flat: gymnasium.spaces.Space[Any] = flattening.flat_space(self._space, parts)
+        self.observation_space = flat
+
+    @override
+    def observation(self, observation: Any) -> NDArray[np.float32]:
+        flat: NDArray[np.float32] = flattening.flatten_one(self._space, observation, self._parts)
+        return flat

@@ -1,0 +1,85 @@
+"""A data set as one picture: its returns and lengths, and where it has been."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from diffrl.data.offline import OfflineDataset
+from diffrl.support.errors import UserError
+from envs.registry import Benchmark
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def plot_dataset(path: Path, dataset: OfflineDataset, benchmark: Benchmark | None, title: str) -> None:
+    """Plot a data set's returns, lengths, and positions (of mazes) or actions, as one PNG at `path`.
+
+    benchmark: whose reference returns give a scale of scores. Raises UserError where the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    returns_axes, lengths_axes, last_axes = figure.subplots(1, 3)
+    figure.suptitle(f"{title}: {len(dataset):,} rows, {dataset.n_episodes:,} episodes")
+    returns = dataset.episode_returns()
+    _plot_histogram(returns_axes, returns, "return")
+    reference = scored(benchmark)
+    if reference is not None:
+        low, high = reference.reference_scores or (0.0, 1.0)
+        top = returns_axes.secondary_xaxis(
+            "top", functions=(reference.normalised_score, lambda x: x * (high - low) / 100 + low)
+        )
+        top.set_xlabel(f"normalised score ({reference.id})")
+    _plot_histogram(lengths_axes, dataset.episode_lengths(), "steps in an episode")
+    if _is_maze(dataset, benchmark):
+        _plot_positions(
+            last_axes, dataset, rows_downwards=benchmark is not None and benchmark.domain.startswith("maze2d")
+        )
+    else:
+        last_axes.hist(dataset.actions, bins=40, histtype="step", density=True)
+        last_axes.set(xlabel="action, one line a dimension", ylabel="density")
+        last_axes.locator_params("x", nbins=5)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot save the picture as {path}: {error}. Give a path ending in .png.") from error
+
+
+def scored(benchmark: Benchmark | None) -> Benchmark | None:
+    """The benchmark, if the returns of its data set's episodes compare with those of an evaluation; else None.
+
+    Those of maze2d do not: its data are cut where a target is reached, while an evaluation lasts to the step limit.
+    """
+    if benchmark is None or benchmark.reference_scores is None or "maze2d" in benchmark.domain:
+        return None
+    return benchmark
+
+
+def _plot_histogram(axes: Axes, values: npt.NDArray[np.generic], label: str) -> None:
+    axes.hist(values, bins=40, color="#4477aa")
+    axes.set(xlabel=label, ylabel="episodes")
+    axes.locator_params("y", integer=True)
+
+
+def _is_maze(dataset: OfflineDataset, benchmark: Benchmark | None) -> bool:
+    names = [str(dataset.metadata.get(key, "")) for key in ("env_id", "dataset", "minari_id")]
+    return any("maze" in name.lower() for name in (*names, benchmark.id if benchmark else ""))
+
+
+def _plot_positions(axes: Axes, dataset: OfflineDataset, rows_downwards: bool) -> None:
+    """How often each position was visited. maze2d's coordinates are (row, column): plotted as its maps are written."""
+    first, second = dataset.observations[:, 0], dataset.observations[:, 1]
+    x, y = (second, first) if rows_downwards else (first, second)
+    image = axes.hexbin(x, y, gridsize=60, bins="log", mincnt=1, cmap="viridis")
+    axes.figure.colorbar(image, ax=axes, label="rows")
+    axes.set(xlabel="column" if rows_downwards else "x", ylabel="row" if rows_downwards else "y", aspect="equal")
+    if rows_downwards:
+        axes.invert_yaxis()

@@ -1,0 +1,261 @@
+"""Runs' folders on real machines: damaged, cut, full, moved, edited, or asked for by two. Nothing changes unseen."""
+
+import io
+import json
+import os
+import resource
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import diffrl
+from agents import BC
+from diffrl.cli import main
+from diffrl.data import d4rl
+from diffrl.runs.config import TrainConfig
+from diffrl.support.errors import UserError
+from diffrl.support.folder import SUMS, held
+from diffrl.training import checkpoint
+from diffrl.training.logs import MetricsLog
+from envs.datasets import load_dataset
+from tests.training.conftest import assert_same_run
+
+pytestmark = pytest.mark.usefixtures("own_data")
+AT = np.zeros((3, 4), np.float32)
+"""Observations that policies are asked of."""
+
+
+def config(out: Path, dataset: str = "maze2d-umaze-v1") -> TrainConfig:
+    short = {"rows": 400, "steps": 20, "eval_every": 10, "eval_episodes": 1, "log_every": 5, "seeds": (0, 1)}
+    env = "tests.training.held_env:Held-v0"
+    return TrainConfig(dataset, BC(width=8, layers=1), env=env, workers=1, eval_workers=0, out=out, **short)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data_directory: Path) -> Path:
+    """A run of 20 steps that nothing has happened to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFRL_DATA", str(data_directory))
+        return diffrl.train(config(tmp_path_factory.mktemp("runs") / "whole"), quiet=True)
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+def unsealed(run: Path) -> None:
+    """Leave the folder as older versions wrote it: without checksums."""
+    for sums in run.rglob(SUMS):
+        sums.unlink()
+
+
+def mutated(data: bytes, kind: str) -> bytes:
+    middle = len(data) // 2
+    if kind == "flipped":
+        return data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
+    return {"cut": data[:middle], "empty": b"", "deep": b"[" * 50_000, "other": b"null"}[kind]
+
+
+@pytest.mark.parametrize("file", ["run.json", "config.yaml", "preprocessing.safetensors", SUMS])
+def test_damage_to_what_never_changes_ends_in_a_sentence(
+    run: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With checksums each damage is refused; without them nonsense is, in a sentence too."""
+    sound, policy = (run / file).read_bytes(), diffrl.load_policy(run)(AT)
+    for kind in ("flipped", "cut", "empty", "deep", "other"):
+        (run / file).write_bytes(mutated(sound, kind))
+        with pytest.raises(UserError, match=f"{file}|{SUMS}"):
+            diffrl.load_policy(run)
+        assert main(["resume", str(run), "--steps", "21"]) == 2
+    unsealed(run)
+    for kind in ("empty", "deep", "other") if file != SUMS else ():
+        (run / file).write_bytes(mutated(sound, kind))
+        with pytest.raises(UserError):
+            diffrl.load_policy(run)
+    (run / file).write_bytes(sound)
+    if file == SUMS:
+        (run / file).unlink()
+    assert np.array_equal(diffrl.load_policy(run)(AT), policy)
+    assert "has no checksums" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["state.json", "state.safetensors", SUMS])
+@pytest.mark.parametrize("kind", ["flipped", "cut", "deep", "other"])
+def test_a_damaged_checkpoint_of_any_file_is_fallen_back_from(
+    whole: Path, run: Path, file: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To the one before, from which the same run comes out."""
+    damaged = checkpoint.folder(run, 20) / file
+    damaged.write_bytes(mutated(damaged.read_bytes(), kind))
+    assert main(["resume", str(run)]) == 0
+    assert "000000020 is damaged" in capsys.readouterr().err
+    assert_same_run(whole, run)
+
+
+def test_a_checkpoint_in_the_folder_of_another_step_is_damaged(whole: Path, run: Path) -> None:
+    shutil.rmtree(checkpoint.folder(run, 20))
+    shutil.copytree(checkpoint.folder(run, 10), checkpoint.folder(run, 20))
+    with pytest.raises(checkpoint.CheckpointError, match="says that it is of step 10"):
+        checkpoint.load(run, 20)
+    assert checkpoint.load_latest(run)[0].step == 10
+    unsealed(run)
+    state = checkpoint.folder(run, 10) / "state.json"
+    state.write_text(state.read_text().replace('"count": ', '"cuont": '))
+    with pytest.raises(checkpoint.CheckpointError, match=r"state\.json has no 'count'"):
+        checkpoint.load(run, 10, checkpoint.LOOP)
+
+
+@pytest.mark.parametrize("text", ['{"evaluations": [{"step": 10}]}', "[]", "{", None])
+def test_damaged_scores_do_not_block_whole_checkpoints(
+    whole: Path, run: Path, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are set aside, and the evaluations of the checkpoints that are kept are made again: the same numbers."""
+    file = run / "scores.json"
+    if text is None:
+        file.write_text(file.read_text().replace('"step": 10', '"step": 11'))
+    else:
+        unsealed(run)
+        file.write_text(text)
+    assert main(["resume", str(run), "--steps", "30"]) == 0
+    assert "scores.json is damaged" in capsys.readouterr().err
+    assert (run / "scores.json.damaged").exists()
+    evaluations = json.loads(file.read_text())["evaluations"]
+    kept = [entry for entry in json.loads((whole / "scores.json").read_text())["evaluations"] if entry["step"] == 20]
+    assert kept[0] in evaluations
+    assert evaluations[-1]["step"] == 30
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe\x00", b"stfp,seed,loss\n1,2,3\n", b"step,seed,a,a\n"])
+def test_a_damaged_log_is_set_aside(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "metrics.csv").write_bytes(data)
+    log = MetricsLog(tmp_path, [0], 20)
+    log.write(30, {"loss": [0.5]})
+    log.close()
+    assert (tmp_path / "metrics.csv").read_text().split() == ["step,seed,loss", "30,0,0.5"]
+    assert (tmp_path / "metrics.csv.damaged").read_bytes() == data
+
+
+def test_a_step_of_odd_digits_is_a_torn_row(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,seed,loss\n\u00b2,0,1\n" + "9" * 5000 + ",0,1\n10,0,2\n")
+    MetricsLog(tmp_path, [0], 20).close()
+    assert (tmp_path / "metrics.csv").read_text().split() == ["step,seed,loss", "10,0,2"]
+
+
+def test_a_run_cut_before_its_first_checkpoint_is_begun_anew(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the same command, to the same run; resuming it says so."""
+    out = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", lambda *_: os.kill(os.getpid(), 2))
+        with pytest.raises(KeyboardInterrupt):
+            diffrl.train(config(out), quiet=True)
+    assert (out / "run.json").exists()
+    with pytest.raises(UserError, match="cut before its first"):
+        diffrl.resume(out, quiet=True)
+    assert_same_run(whole, diffrl.train(config(out), quiet=True))
+    with pytest.raises(UserError, match="holds a run already"):
+        diffrl.train(config(out), quiet=True)
+
+
+def test_two_never_work_in_one_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the verb: the second is told, in a line, and changes nothing."""
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    train = "train --agent bc --dataset maze2d-umaze-v1 --rows 400 --env none --steps 5 --out"
+    with held(run), held(run.with_name("new")):
+        for words in (
+            f"resume {run} --steps 30",
+            f"{train} {run.with_name('new')}",
+            f"online {run} --out {run.with_name('new')} --steps 9000",
+            f"finetune policy {run} --algo dpo --out {run.with_name('new')}",
+            f"augment synther maze2d-umaze-v1 --rows 400 --out {run}.hdf5 --folder {run}",
+            f"finetune --out {run.with_name('new')}",
+        ):
+            code = main(words.split())
+            said = capsys.readouterr().err
+            if "policy" not in words:  # BC has no diffusion policy, which is said first
+                assert "Another process is working in" in said, said
+            assert code == 2
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_run_goes_on_from_another_folder_and_with_data_that_have_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    d4rl.write(Path("data.hdf5"), load_dataset("maze2d-umaze-v1", rows=400, progress=False))
+    path = diffrl.train(config(Path("run"), "data.hdf5"), quiet=True).absolute()
+    assert json.loads((path / "scores.json").read_text())["dataset"] == "data.hdf5"
+    monkeypatch.chdir(tmp_path)
+    diffrl.resume(path, steps=22, quiet=True)
+    moved = shutil.move(tmp_path / "a", tmp_path / "b") / Path("run")
+    stored = str(tmp_path / "a/data.hdf5")
+    assert main(["resume", str(moved), "--steps", "24"]) == 2
+    said = capsys.readouterr().err
+    assert f"the run's data are {stored}" in said
+    assert "--dataset PATH" in said
+    d4rl.write(Path("other.hdf5"), load_dataset("maze2d-umaze-v1", rows=500, progress=False).head(399))
+    assert main(["resume", str(moved), "--steps", "24", "--dataset", "other.hdf5"]) == 2
+    assert "contents have changed" in capsys.readouterr().err
+    assert main(["resume", str(moved), "--steps", "24", "--dataset", "b/data.hdf5"]) == 0
+    assert main(["resume", str(moved), "--steps", "26"]) == 0  # the new place is stored
+
+
+def test_an_edited_configuration_is_not_taken_unseen(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("eval_episodes: 1", "eval_episodes: 2"))
+    assert main(["evaluate", str(run)]) == 2
+    assert "--accept-changes" in capsys.readouterr().err
+    assert main(["resume", str(run), "--steps", "30", "--accept-changes"]) == 0
+    assert np.shape(json.loads((run / "scores.json").read_text())["evaluations"][-1]["returns"]) == (2, 2)
+
+
+def test_an_accepted_change_that_does_not_fit_the_checkpoints_is_a_sentence(run: Path) -> None:
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("width: 8", "width: 9"))
+    with pytest.raises(UserError, match=r"does not fit its config\.yaml"):
+        diffrl.resume(run, steps=30, accept_changes=True, quiet=True)
+    with pytest.raises(UserError, match=r"does not fit its config\.yaml"):
+        diffrl.load_policy(run)
+
+
+def test_an_older_folder_is_sealed_when_it_goes_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unsealed(run)
+    assert main(["resume", str(run), "--steps", "22"]) == 0
+    assert capsys.readouterr().err.count("has no checksums") == 1
+    assert main(["resume", str(run), "--steps", "24"]) == 0
+    assert "has no checksums" not in capsys.readouterr().err
+
+
+def test_a_configuration_in_the_new_runs_folder_is_not_overwritten(whole: Path, tmp_path: Path) -> None:
+    shutil.copy(whole / "config.yaml", tmp_path)
+    with pytest.raises(UserError, match=r"config\.yaml is there already"):
+        diffrl.train(tmp_path / "config.yaml", out=tmp_path, quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_events_that_cannot_be_written_end_in_no_traceback(tmp_path: Path) -> None:
+    """The system lets a child write no file beyond 2 kB: the events' thread fails, and the numbers are logged."""
+    if (child := os.fork()) == 0:
+        said = sys.stderr = io.StringIO()
+        code = 1
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
+            log = MetricsLog(tmp_path, [0])
+            for step in range(100):
+                log.scalars("loss", step, [1.0])
+            log.write(1, {"loss": [0.5]})
+            log.close()
+            code = 2 if "Traceback" in said.getvalue() else 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (tmp_path / "metrics.csv").read_text().split() == ["step,seed,loss", "1,0,0.5"]
+    events = next((tmp_path / "tensorboard").iterdir())
+    assert events.stat().st_size == 2_000
