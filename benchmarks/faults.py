@@ -263,7 +263,7 @@ def _of_disks(figures: Figures) -> list[str]:
     return [
         f"- {name}: {', '.join(f'{n} {key}' for key, n in sorted(counts.items()))}"
         for name, counts in figures["disks"].items()
-    ] or ["- no file system could be mounted: not made"]
+    ] or ["- no disk was filled: --disks 0, or no file system can be mounted here"]
 
 
 def _of_fault(fault: dict[str, Any]) -> str:

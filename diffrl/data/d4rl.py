@@ -221,8 +221,9 @@ def write_blocks(path: Path | str, blocks: Iterable[Mapping[str, Array]], metada
                 if key not in ("path", "sha256", "timeouts"):  # of the file that was read
                     file[f"metadata/{key}"] = _encode(value)
             file.attrs["sha256"] = digest(Hdf5Table(path, file).contents())
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error}. Choose another place, or make room there.") from error
+    except (OSError, RuntimeError) as error:  # HDF5 closes a file on a full disk with the second
+        why = "No space left on device" if "No space left" in str(error) else str(error)
+        raise UserError(f"Cannot write {path}: {why}. Choose another place, or make room there.") from error
     return path
 
 

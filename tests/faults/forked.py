@@ -151,8 +151,10 @@ def run(
         verdict = "killed" if number == signal.SIGKILL and kill_at is not None else f"signal {number}"
     said = output.read_text(errors="replace") if output.exists() else ""
     told: dict[str, Any] = json.loads(report.read_text()) if verdict is None and report.exists() else {}
-    output.unlink(missing_ok=True)
-    report.unlink(missing_ok=True)
+    stuck = report.with_suffix(".stuck")
+    at = stuck.read_text() if verdict in ("hang", "memory") and stuck.exists() else ""
+    for path in (output, report, stuck):
+        path.unlink(missing_ok=True)
     opened = () if watch is None else watch.opened()
     return Outcome(
         verdict or told.get("ended", "no report"),
@@ -160,7 +162,7 @@ def run(
         spent,
         grown,
         opened,
-        told.get("where", "") or _printed(said),
+        told.get("where", "") or _printed(said + at),
         told.get("loaded"),
         told.get("events", 0),
     )
@@ -232,7 +234,8 @@ def _child(
         size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (size + _ADDRESSES, size + _ADDRESSES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        faulthandler.dump_traceback_later(0.9 * seconds, repeat=True, file=sys.stderr)
+        stuck = report.with_suffix(".stuck").open("w")
+        faulthandler.dump_traceback_later(0.9 * seconds, repeat=True, file=stuck)
         os.chdir(folder)
         events = _count_events(kill_at)
         _seed()

@@ -2,8 +2,8 @@
 
     python -m tests.faults.kills WORK RESULTS.jsonl KILLS [NAME ...]
 
-Half of the kills come at a moment of time, half at an operation on files (an open, a renaming, a removal), where they
-do most harm; both are drawn from fixed seeds, and the second are the same on every machine.
+A quarter of the kills comes at a moment of time, the others at an operation on files (an open, a renaming, a removal),
+where they do most harm; all are drawn from fixed seeds, and the latter are the same on every machine.
 """
 
 import json
@@ -116,10 +116,10 @@ class Killer:
         while True:
             last = kills == most
             moment: dict[str, Any] = {}
-            if not last and rng.random() < 0.5:
+            if not last and rng.random() < 0.75:
                 moment = {"kill_at": int(rng.integers(1, events + 1))}
             elif not last:
-                moment = {"kill_after": float(rng.uniform(0.02, seconds))}
+                moment = {"kill_after": float(rng.uniform(0.02, seconds / 2))}
             outcome = self._go_on(chain, moment)
             if outcome.ended == "0" or _DONE in outcome.output:
                 became = "equal" if self._digests(chain) == uncut else "unequal"
