@@ -154,7 +154,6 @@ def fit(
         task = {"env": run.task.env_id, "reference": run.task.reference, "comparable": run.task.comparable}
         about = {"dataset": config.dataset, "seeds": list(config.seeds), **task, **(origin or {})}
         book = ScoreBook(run.path, run.task, Scores(run.path, about, steps=range(start + 1)), log, observer.message)
-        held.callback(book.draw)
         evaluations: Evaluations = NoEvaluations()
         if config.eval_workers:
             then = f"Go on with {go_on(run)}."

@@ -4,9 +4,8 @@ import contextlib
 import csv
 import json
 import math
-import time
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 
 SHOWN = ("loss", "bc_loss", "critic_loss", "q", "episode_return", "kl", "accuracy")
 """Metrics that are shown while a run goes on."""
-
-REDRAW_EVERY = 10.0
-"""Seconds that pass at least between two pictures of a learning curve, which take 0.2 s each; the last is drawn too."""
 
 
 class MetricsLog:
@@ -150,9 +146,6 @@ class ScoreBook:
     log: MetricsLog
     say: Callable[[str], None]
     """Hears the line for the user."""
-    _drawn: float = field(default_factory=time.monotonic, init=False)
-    _stale: bool = field(default=False, init=False)
-    """Whether there are evaluations that the picture lacks."""
 
     def add(self, step: int, returns: NDArray[np.float64]) -> None:
         """Write down the returns (S, E) of the evaluation of a step."""
@@ -160,16 +153,8 @@ class ScoreBook:
         entry = self.scores.add(step, returns, self.task.score if reference else None)
         self.log.scalars("score" if reference else "return", step, entry.get("score", entry["mean_return"]))
         self.say(evaluation_line(step, entry, returns.shape[1]))
-        self._stale = True
-        if time.monotonic() - self._drawn >= REDRAW_EVERY:
-            self.draw()
-
-    def draw(self) -> None:
-        """Draw the learning curve, if there are evaluations that the picture lacks; to be called at the end, too."""
-        if self._stale:
-            with contextlib.suppress(OSError):  # a full disk is the next checkpoint's to report
-                learning_curve([self.run], self.run / "learning_curve.png")
-            self._drawn, self._stale = time.monotonic(), False
+        with contextlib.suppress(OSError):  # a full disk is the next checkpoint's to report
+            learning_curve([self.run], self.run / "learning_curve.png")
 
     def best_steps(self) -> set[int]:
         """The step of each seed's best evaluation."""
