@@ -188,7 +188,7 @@ def test_overrides_apply_to_a_shipped_configuration(tmp_path: Path, own_data: Pa
 def test_an_evaluation_of_an_untrained_average_is_announced(
     start: int, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = "diffusion_ql/maze2d-umaze-v1-small --steps 5 --rows 500 --eval-episodes 1 --seeds 0 --agent.width 8"
-    start_words = ["--agent.denoising-steps", "2", "--agent.ema-start", str(start), "--out", str(tmp_path / "run")]
+    words = "diffusion_ql/maze2d-umaze-v1-small --steps 5 --rows 500 --eval-episodes 1 --seeds 0 --no-compile"
+    start_words = ["--agent.width", "8", "--agent.ema-start", str(start), "--out", str(tmp_path / "run")]
     assert main(["train", *words.split(), *start_words]) == 0
     assert ("Up to step 5 the policy that acts is untrained" in capsys.readouterr().err) == warned

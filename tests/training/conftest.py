@@ -11,7 +11,7 @@ from agents import AgentConfig, DiffusionQL
 from diffrl.runs.config import TrainConfig
 from diffrl.training import checkpoint
 
-AGENT = DiffusionQL(width=16, layers=1, batch_size=16, denoising_steps=2, act_candidates=3, ema_start=20)
+AGENT = DiffusionQL(width=16, layers=1, batch_size=16, act_candidates=3, ema_start=20)
 
 
 def tiny(out: Path, agent: AgentConfig = AGENT, **fields: Any) -> TrainConfig:
