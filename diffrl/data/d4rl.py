@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -205,8 +206,9 @@ def write_blocks(path: Path | str, blocks: Iterable[Mapping[str, Array]], metada
     """
     path = Path(path).expanduser()
     try:
-        with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        with atomic_path(path) as temporary, _new_file(temporary) as (file, check):
             for block in blocks:
+                check()
                 for key, values in block.items():
                     if key not in file:
                         rest, n = values.shape[1:], len(values)
@@ -221,10 +223,74 @@ def write_blocks(path: Path | str, blocks: Iterable[Mapping[str, Array]], metada
                 if key not in ("path", "sha256", "timeouts"):  # of the file that was read
                     file[f"metadata/{key}"] = _encode(value)
             file.attrs["sha256"] = digest(Hdf5Table(path, file).contents())
-    except (OSError, RuntimeError) as error:  # HDF5 closes a file on a full disk with the second
-        why = "No space left on device" if "No space left" in str(error) else str(error)
-        raise UserError(f"Cannot write {path}: {why}. Choose another place, or make room there.") from error
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {path}: {error.strerror or error}. Choose another place, or make room there."
+        ) from error
     return path
+
+
+class _Kept:
+    """A file that HDF5 writes through, and that keeps the first error of writing instead of telling HDF5 of it.
+
+    Told of a full disk, HDF5 leaves objects that cannot be closed, and each prints a traceback of its own as it dies.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def _try(self, method: Callable[..., Any], *arguments: Any) -> None:
+        if self.error is None:
+            try:
+                method(*arguments)
+            except OSError as error:
+                self.error = error
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        while len(left) and self.error is None:
+            try:
+                left = left[self._file.write(left) :]
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        self._try(self._file.truncate, size)
+        return size
+
+    def flush(self) -> None:
+        self._try(self._file.flush)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+    def readinto(self, buffer: Any) -> int:
+        return self._file.readinto(buffer)  # type: ignore[attr-defined,no-any-return]
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    """A new HDF5 file to write on, and what raises OSError where it could not be written so far; so does the end."""
+
+    def check() -> None:
+        if kept.error is not None:
+            raise kept.error
+
+    with path.open("w+b", buffering=0) as raw:
+        kept = _Kept(raw)
+        try:
+            with h5py.File(kept, "w") as file:
+                yield file, check
+        finally:
+            check()  # what HDF5 raises besides comes of it
 
 
 def seal(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Samples of the campaign, whose whole is `make campaign`: no traceback, no hang, nothing silent, nothing outside."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,9 @@ def test_full_disks(name: str, tmp_path: Path) -> None:
         "6",
         name,
     ]
-    made = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    root = Path(__file__).parents[2]
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join((str(root), str(root / "benchmarks")))}
+    made = subprocess.run(command, cwd=root, env=paths, capture_output=True, text=True, check=False)
     if made.returncode == disks.NOT_POSSIBLE:
         pytest.skip("no file system can be mounted here")
     assert made.returncode == 0, made.stderr
