@@ -181,11 +181,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
             if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
                 raise refused(node, "a merge, <<: write the values out")
 
+    hint = f"For a data set: --agent NAME --dataset {path}." if path.suffix not in (".yaml", ".yml") else ""
     try:
         text = read_text(path, "a configuration in YAML", _YAML)
     except UserError as error:
-        raise UserError(f"The configuration {error}") from error
-    hint = f"For a data set: --agent NAME --dataset {path}." if path.suffix not in (".yaml", ".yml") else ""
+        raise UserError(f"The configuration {error} {hint}".rstrip()) from error
     with reading(f"{path} is not valid YAML", hint):
         try:
             values = yaml.load(text, Loader)

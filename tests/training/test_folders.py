@@ -151,9 +151,16 @@ def test_a_run_cut_before_its_first_checkpoint_is_begun_anew(
 ) -> None:
     """By the same command, to the same run; resuming it says so."""
     out = tmp_path / "cut"
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", lambda *_: os.kill(os.getpid(), 2))
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "save", killed)
+        with pytest.raises(Killed):
             diffrl.train(config(out), quiet=True)
     assert (out / "run.json").exists()
     with pytest.raises(UserError, match="cut before its first"):

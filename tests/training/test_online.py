@@ -400,5 +400,5 @@ def test_the_settings_are_read_strictly(offline: dict[str, Path], tmp_path: Path
         with pytest.raises(UserError, match=expected):
             diffrl.resume(run, steps=20, quiet=True)
     file.unlink()
-    with pytest.raises(UserError, match=r"settings\.yaml cannot be read"):
+    with pytest.raises(UserError, match=r"settings\.yaml does not exist"):
         diffrl.resume(run, steps=20, quiet=True)
