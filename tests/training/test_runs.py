@@ -217,5 +217,5 @@ def test_without_an_environment_a_run_trains_and_says_so(tmp_path: Path, own_dat
     run = diffrl.train(config, quiet=True)
     assert checkpoint.steps(run)[-1] == 20
     assert not (run / "scores.json").exists()
-    with pytest.raises(UserError, match="nothing to evaluate"):
+    with pytest.raises(UserError, match="trained without an environment"):
         diffrl.evaluate(run, quiet=True)
