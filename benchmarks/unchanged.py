@@ -49,6 +49,8 @@ _FIDELITY = "useless rows are told by two more measures: of shuffled columns, an
 _WHOLE_ENVIRONMENT = (
     "an environment is recorded with its time limit, wrappers and origin, not by id and arguments alone"
 )
+_SILENT = "rounds without a signal are counted, and DPPO keeps which seeds have met one: new entries"
+_ABSOLUTE = "the data's path is stored absolute"
 ACCEPTED: dict[str, str] = {
     "synther*/new-synther/fidelity.json:sliced_w2_of_shuffled_columns": _FIDELITY,
     "synther*/new-synther/fidelity.json:variety": _FIDELITY,
@@ -66,6 +68,10 @@ ACCEPTED: dict[str, str] = {
     "online-synthetic/scores.json:*": _ROWS_2,
     "*/run.json:task": _WHOLE_ENVIRONMENT,
     "*/evaluation.json:env": _WHOLE_ENVIRONMENT,
+    "*/checkpoints/*/state.json:silent": _SILENT,
+    "dppo*/checkpoints/*/state.safetensors:finetune.met": _SILENT,
+    "dppo*/checkpoints/*/state.json:sha256": _SILENT,
+    "diagnose/diagnosis.json:about": _ABSOLUTE,
 }
 """Differences that are meant: a pattern of RUN/FILE:PART, as in "synther*/*.hdf5:*", and the reason."""
 

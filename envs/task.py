@@ -243,16 +243,16 @@ NO_DATA_LIMIT = 1000
 def capped(task: Task, env: gymnasium.Env[Any, Any] | None, dataset: OfflineDataset | None) -> Task:
     """The task with a time limit, where its environment `env` has none of its own: else an episode may never end.
 
-    The limit is the data's longest episode; where no episode of theirs was cut, which says nothing of a limit, at
-    least 1,000 steps, as where there are no data. It is part of the task, so that every evaluation has the same, and is
-    said.
+    The limit is the data's longest episode; where no episode of theirs was cut, which says nothing of a limit, or each
+    is of one row, as generated ones are, at least 1,000 steps, as where there are no data. It is part of the task, so
+    that every evaluation has the same, and is said.
     """
     if env is None or _time_limit(env) is not None:
         return task
     longest = 0 if dataset is None else int(dataset.episode_lengths().max())
     # The last row ends an episode too, and says nothing.
     cut = dataset is not None and bool(dataset.timeouts[:-1].any())
-    steps = longest if cut else max(longest, NO_DATA_LIMIT)
+    steps = longest if cut and longest > 1 else max(longest, NO_DATA_LIMIT)
     why = "as long as the data's longest" if steps == longest else "as the data say of no limit either"
     console.print(
         f"{task.env_id} has no time limit: its episodes are cut after {steps:,} steps, {why} (--max-episode-steps)."

@@ -58,10 +58,10 @@ def generate(
     total = -(-n // chunk)
     digests = _whole(path, sums, chunk_bytes)
     done = len(digests)
-    with path.open("ab") as file, sums.open("w") as lines:
+    with atomic_path(sums) as temporary:  # where the disk is full, those that are there stay
+        temporary.write_text("".join(f"{digest}\n" for digest in digests))
+    with path.open("ab") as file, sums.open("a") as lines:
         file.truncate(done * chunk_bytes)
-        lines.writelines(f"{digest}\n" for digest in digests)
-        lines.flush()
         for i in range(done, total):
             on_progress(min(i * chunk, n), n)
             if stopped():

@@ -37,7 +37,7 @@ from diffrl.training import checkpoint
 from diffrl.training.logs import SHOWN, MetricsLog
 from diffrl.training.loop import Loop, NoEvaluations, NoRecord
 from envs.datasets import load_dataset
-from envs.task import open_task
+from envs.task import capped, open_task
 
 GO_ON = "The same command goes on."
 """What to do after a stop, or once the disk has space again."""
@@ -120,6 +120,7 @@ def open_data(request: Request, quiet: bool) -> RealData:
         max_episode_steps=request.max_episode_steps,
     )
     dataset, _, _ = understand(dataset, simulator, request, quiet)
+    task = capped(task, simulator, dataset)
     scaling = action_scaling(simulator, dataset)
     low, high = (np.full(dataset.observation_size, bound, np.float32) for bound in (-np.inf, np.inf))
     if simulator is not None:
@@ -193,6 +194,10 @@ def _claim(folder: Path, wanted: Begun) -> Begun:
             )
         if checkpoint.steps(folder):
             return dataclasses.replace(wanted, rows_version=version)
+    elif (folder / "versions.json").exists():
+        raise UserError(
+            f"{folder / 'versions.json'} is no synthesis' of ours, and is not overwritten: choose another --folder."
+        )
     (folder / SUMS).unlink(missing_ok=True)
     write_json(path, dataclasses.asdict(wanted))
     write_json(folder / "versions.json", versions())

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from diffrl.data.config import Taken
+from diffrl.data.env_spec import EnvSpec
 from diffrl.data.offline import (
     DISCRETE,
     Bools,
@@ -45,14 +46,31 @@ class Known:
     name: str = "the environment"
 
     @classmethod
-    def of(cls, dataset: OfflineDataset, env: gymnasium.Env[Any, Any] | None) -> Known:
-        """What the environment says, or where there is none the data set's metadata."""
+    def of(cls, dataset: OfflineDataset, env: gymnasium.Env[Any, Any] | None, asked: int | None = None) -> Known:
+        """What the environment says, or where there is none the data set's metadata.
+
+        asked: the limit of steps that the user wants in evaluations: not that of the data.
+        """
         spec = None if env is None else env.spec
         bounds = action_bounds(env, dataset)
         if spec is None:
             return cls(bounds)
-        limit = spec.max_episode_steps
+        limit = spec.max_episode_steps if asked is None else _own_limit(dataset, spec.id)
         return cls(bounds, limit if limit is not None and limit > 0 else None, spec.id)  # Gymnasium's -1: never
+
+
+def _own_limit(dataset: OfflineDataset, env_id: str) -> int | None:
+    """The limit of steps of an environment as the data have it, else as it is registered."""
+    of_data = EnvSpec.of(dataset.metadata)
+    if of_data is not None and of_data.id == env_id and of_data.max_episode_steps is not None:
+        return of_data.max_episode_steps
+    registered = gymnasium.registry.get(env_id)
+    return None if registered is None else registered.max_episode_steps
+
+
+def marks_timeouts(dataset: OfflineDataset) -> bool:
+    """Whether a row is marked as a timeout. The last one says nothing: it ends an episode whatever happened there."""
+    return bool(dataset.timeouts[:-1].any())
 
 
 Severity = Literal["problem", "warning", "note"]
@@ -74,7 +92,7 @@ class Finding:
 
 def counted_limit(dataset: OfflineDataset, known: Known, taken: Taken) -> int | None:
     """The limit by which to count episodes: the environment's, where no timeout is marked and an episode is longer."""
-    if known.limit is None or dataset.timeouts.any():
+    if known.limit is None or marks_timeouts(dataset):
         return None
     whole = take(dataset, known, replace(taken, counted=None, actions=None))
     return known.limit if whole.episode_lengths().max() > known.limit else None
@@ -85,10 +103,10 @@ def understand(
 ) -> tuple[OfflineDataset, Known, Taken]:
     """A data set with its rows taken as they are to be; what is known of its environment; and how they are taken.
 
-    options: has the fields of `Taken`, but for `counted`. Says what `examine` finds, unless quiet. Raises DataError for
-    data that cannot be used.
+    options: has the fields of `Taken`, but for `counted`, and `max_episode_steps`, a limit for evaluations alone. Says
+    what `examine` finds, unless quiet. Raises DataError for data that cannot be used.
     """
-    known, taken = Known.of(dataset, env), Taken.by(options)
+    known, taken = Known.of(dataset, env, options.max_episode_steps), Taken.by(options)
     taken = replace(taken, counted=counted_limit(dataset, known, taken))
     tell(examine(dataset, known, taken), str(dataset.metadata.get("dataset", "The data set")), quiet)
     return take(dataset, known, taken), known, taken
@@ -113,7 +131,7 @@ def take(dataset: OfflineDataset, known: Known, taken: Taken, scaling: Normalise
     if taken.cut_contradictions:
         timeouts = timeouts.copy()
         timeouts[dataset.contradicted_rows()] = True
-    if taken.counted is not None and not dataset.timeouts.any():
+    if taken.counted is not None and not marks_timeouts(dataset):
         timeouts = timeouts | count_timeouts(terminals | timeouts, taken.counted)
     if taken.time_limit_terminals == "timeouts":
         at_limit = terminals & (timeouts | _at_limit(replace(dataset, timeouts=timeouts), known)[1])
@@ -231,7 +249,7 @@ def _terminal_limits(dataset: OfflineDataset, known: Known, taken: Taken) -> lis
 def _cuts(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding]:
     found, against = [], dataset.contradicted_rows()
     lengths = take(dataset, known, replace(taken, counted=None, actions=None)).episode_lengths()
-    longest, unmarked = int(lengths.max()), not dataset.timeouts.any()
+    longest, unmarked = int(lengths.max()), not marks_timeouts(dataset)
     differ = "stored next observation is not the next row's observation"
     if taken.cut_contradictions and len(against):
         found.append(Finding(f"next_observations: {_rows(against)} cut: the {differ}.", "note"))

@@ -150,7 +150,7 @@ def _metadata(table: Table) -> dict[str, Column]:
 
 def _verify(table: Table, arrays: Mapping[str, Array]) -> None:
     """Raise DataError where a file's contents do not have its checksum. arrays: what has been read already, whole."""
-    found = digest({**_contents(table), **arrays})
+    found = digest({name: arrays.get(name, values) for name, values in _contents(table).items()})
     if found != table.sha256:
         raise DataError(
             f"{table.path}: the contents have SHA-256 {found}; the file says {str(table.sha256)[:70]}. It was damaged "

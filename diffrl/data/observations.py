@@ -22,8 +22,10 @@ _D4RL_WITHOUT_GOAL = ("D4RL/antmaze/", "D4RL/pointmaze/")
 
 
 def is_goal_conditioned(space: spaces.Space[Any]) -> bool:
-    """Whether observations are a dictionary of `observation`, a vector, and goals, as in Gymnasium-Robotics."""
-    return isinstance(space, spaces.Dict) and isinstance(space.spaces.get("observation"), spaces.Box)
+    """Whether observations are a dictionary of `observation`, a vector, and goals alone, as in Gymnasium-Robotics."""
+    if not isinstance(space, spaces.Dict) or not isinstance(space.spaces.get("observation"), spaces.Box):
+        return False
+    return {"observation"} < set(space.spaces) <= {"observation", "achieved_goal", GOAL}
 
 
 def leaves_goal_out(dataset_id: str) -> bool:

@@ -191,7 +191,7 @@ class OfflineDataset:
         )
         ranks = np.searchsorted(np.sort(steps), jumps) / len(steps)
         starts = (self.observations[cuts + 1] / scale).var(axis=0)
-        return bool(np.median(ranks) > 0.9 or (len(cuts) >= 3 and starts.mean() < 0.5))
+        return bool(np.median(ranks) > 0.9 or (len(cuts) >= 8 and starts.mean() < 0.5))
 
     def stored_bounds(self) -> tuple[Floats, Floats] | None:
         """(A,) the lowest and (A,) the highest action, where the metadata have them, as `action_low`, `action_high`.

@@ -307,18 +307,19 @@ def _unscored(run: Run, last: int) -> tuple[list[int], list[str]]:
     return checkpoint.unscored(run.path, scored, last)
 
 
-def same_data(run: Run, quiet: bool) -> OfflineDataset:
+def same_data(run: Run, quiet: bool, now_at: str | None = None) -> OfflineDataset:
     """The data set that a run was trained on, its rows taken as they were; says what is odd about them.
 
-    Raises UserError where it has changed, or is no longer there.
+    now_at: where it is now, if not where the run's folder says. Raises UserError where it has changed, or is not there.
     """
-    name = run.config.dataset
+    stored = run.config.dataset
+    name = now_at or stored
     try:
         dataset = load_dataset(name, rows=run.config.rows, progress=not quiet, action_limit=None)
         dataset = without_goal(dataset, run.observation_size)
     except UserError as error:
         raise UserError(
-            f"{error} {run.path / 'config.yaml'} says that the run's data are {name}. Where they have moved: "
+            f"{error} {run.path / 'config.yaml'} says that the run's data are {stored}. Where they have moved: "
             f"`diffrl resume {run.path} --dataset PATH`."
         ) from error
     if (found := fingerprint(dataset)) != run.fingerprint:
@@ -345,8 +346,9 @@ def moved(run: Run, dataset: str, quiet: bool) -> Run:
 
     Raises UserError where the contents of `dataset` are not those that the run was trained on.
     """
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, dataset=whereabouts(dataset)))
-    same_data(run, quiet)
+    now_at = whereabouts(dataset)
+    same_data(run, quiet, now_at)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, dataset=now_at))
     run.seal()
     run.write_config()
     return run

@@ -3,6 +3,7 @@
 `SHA256SUMS` (`support.folder`) covers both files. Checkpoints of older versions have a digest of their tensors alone.
 """
 
+import errno
 import json
 import shutil
 from collections.abc import Collection, Container, Mapping
@@ -28,6 +29,8 @@ EVALUATE = "evaluate"
 """The key of a checkpoint's JSON that says whether an evaluation of it is due."""
 
 
+_NOT_OF_THE_FILE = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM)
+"""Errors of reading that say nothing of what a file holds, and may pass."""
 AGAIN = "Give the command that began it again; its folder may be used anew."
 """What to do about a run that was cut before its first checkpoint."""
 LOOP: dict[str, type] = {"count": int, "frozen": list, "device": str}
@@ -104,10 +107,14 @@ def load(run: Path, step: int, needs: Mapping[str, type] | None = None) -> Check
     except CheckpointError:
         raise
     except folders.Damaged as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NOT_OF_THE_FILE:
+            raise UserError(f"The checkpoint {path} cannot be read now: {error.__cause__.strerror}.") from error
         why = error.why.removeprefix("is damaged: ")
         raise CheckpointError(f"The checkpoint {path} is damaged: {error.file.name}: {why}.") from error
     except KeyError as error:
         raise CheckpointError(f"The checkpoint {path} is damaged: state.json has no {error}.") from error
+    except MemoryError as error:  # no damage: to fall back on an older one would be to lose this one
+        raise UserError(f"The checkpoint {path} does not fit into the memory that is free. Free some.") from error
     except Exception as error:  # whatever json and safetensors make of damage
         raise CheckpointError(f"The checkpoint {path} is damaged: {first_line(error)}.") from error
 

@@ -125,6 +125,23 @@ def test_without_marks_the_environments_limit_counts_and_that_is_said(written, e
     assert finding.severity == "warning"
 
 
+def test_a_first_part_of_data_without_marks_is_counted_too(written, env):
+    """The last row of a part is marked, since it ends an episode; that marks no other."""
+    whole = written("no_marks")
+    for rows in (1201, 1999):
+        part = whole.head(rows)
+        assert counted_limit(part, Known.of(part, env), AS_THEY_STAND) == 200
+        assert as_taken(part, env).n_episodes == -(-rows // 200)
+
+
+def test_a_limit_for_evaluations_is_not_that_of_the_data(written):
+    dataset = written("no_marks")
+    longer = gymnasium.make("Pendulum-v1", max_episode_steps=1000)
+    assert Known.of(dataset, longer).limit == 1000
+    assert Known.of(dataset, longer, asked=1000).limit == 200
+    longer.close()
+
+
 def test_without_marks_and_without_an_environment_it_is_said_that_all_is_one_episode(written, data):
     dataset = written(cases(data)["no_marks"] | {"actions": data["actions"] / 2})
     assert [(f.severity, "all 2,000 rows are one episode" in f.sentence) for f in found(dataset, None)] == [

@@ -207,6 +207,23 @@ def test_a_checksum_is_added_once_and_asked_for_once(file, capsys, monkeypatch):
     assert "checksum" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("linked", ["column", "hard", "infos"])
+def test_a_file_with_links_is_read_after_it_was_sealed(file, linked):
+    with h5py.File(file, "r+") as data:
+        ends = np.zeros(len(data["rewards"]), bool)
+        if linked == "infos":
+            data["stuff/goal"] = ends.astype("f4")
+            data.pop("infos", None)
+            data["infos"] = h5py.SoftLink("/stuff")
+        else:
+            data.pop("timeouts", None)
+            data["extra/x"] = ends
+            data["truncations"] = h5py.SoftLink("/extra/x") if linked == "column" else data["extra/x"]
+    before = d4rl.read(file)
+    d4rl.seal(file)
+    assert d4rl.fingerprint(d4rl.read(file)) == d4rl.fingerprint(before)
+
+
 def test_pipes_and_devices_are_refused_before_they_are_opened(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.hdf5")
     os.mkfifo(tmp_path / "pipe.npz")

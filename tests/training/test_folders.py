@@ -1,5 +1,6 @@
 """Runs' folders on real machines: damaged, cut, full, moved, edited, or asked for by two. Nothing changes unseen."""
 
+import errno
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from agents import BC
 from diffrl.cli import main
 from diffrl.data import d4rl
 from diffrl.runs.config import TrainConfig
+from diffrl.support import folder as folders
 from diffrl.support.errors import UserError
 from diffrl.support.folder import SUMS, held
 from diffrl.training import checkpoint
@@ -95,6 +97,25 @@ def test_a_damaged_checkpoint_of_any_file_is_fallen_back_from(
     assert main(["resume", str(run)]) == 0
     assert "000000020 is damaged" in capsys.readouterr().err
     assert_same_run(whole, run)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error")])
+def test_what_says_nothing_of_the_file_is_no_damage(
+    run: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """To fall back to an older checkpoint would be to delete the newest, which may be sound."""
+    before = checkpoint.steps(run)
+
+    def fails(*_: object, **__: object) -> bytes:
+        if isinstance(error, MemoryError):
+            raise error
+        raise folders.Damaged(run, "cannot be read", "") from error
+
+    monkeypatch.setattr(folders, "verified", fails)
+    with pytest.raises(UserError) as caught:
+        checkpoint.load_latest(run)
+    assert not isinstance(caught.value, checkpoint.CheckpointError)
+    assert checkpoint.steps(run) == before
 
 
 def test_a_checkpoint_in_the_folder_of_another_step_is_damaged(whole: Path, run: Path) -> None:
