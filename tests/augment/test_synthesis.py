@@ -1,5 +1,6 @@
 """`diffrl augment synther`: from data of every kind to a file that trains, however often it is cut."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -268,6 +269,32 @@ def test_a_training_begun_by_an_older_version_is_not_gone_on_with(source: Path, 
     shutil.rmtree(folder / "checkpoints")
     synther(str(source), out, samples=100, report=False, force=True, **TINY)
     assert json.loads((folder / "config.json").read_text()) == {**about, "rows_version": 2}
+
+
+def test_rows_that_are_there_survive_a_full_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be written when generating goes on takes nothing of what there is."""
+    model, made = model_of(source), []
+    first = generated(tmp_path, model, Sampling("heun", 2), 150, 0, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(chunks, "atomic_path", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            generated(tmp_path, model, Sampling("heun", 2), 150, 0, 99)
+    monkeypatch.setattr(generation, "sample_rows", counted(generation.sample_rows, made))
+    whole = generated(tmp_path, model, Sampling("heun", 2), 150, 0, 99)
+    assert np.array_equal(whole[: len(first)], first)
+    assert len(made) == -(-150 // 64) - 1  # the first chunk was there
+
+
+def full_disk(path: Path) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def counted(function: Any, made: list[int]) -> Any:
+    def one(*arguments: Any) -> Any:
+        made.append(1)
+        return function(*arguments)
+
+    return one
 
 
 def test_rows_of_two_versions_are_not_mixed(source: Path, tmp_path: Path) -> None:

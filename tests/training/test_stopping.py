@@ -42,16 +42,19 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return order
 
 
-@pytest.mark.parametrize(("cut", "limit"), [(True, 7), (False, 1000)])
+@pytest.mark.parametrize(("lengths", "limit"), [("five", 7), ("one", 1000), ("uncut", 1000)])
 def test_an_environment_that_never_ends_is_evaluated_in_bounded_time(
-    cut: bool, limit: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    lengths: str, limit: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every episode has as many steps as the data's longest; 1,000 where none of theirs was cut."""
+    """Every episode has as many steps as the data's longest; 1,000 where none of theirs was cut, or each has one."""
+    cut = lengths != "uncut"
     data = load_dataset("maze2d-umaze-v1", rows=300, progress=False)
+    data = data.with_successors() if lengths == "one" else data
     ends = data.timeouts.copy()
     ends[:] = False
     ends[[4, 11, 15]] = True  # 5, 7 and 4 steps; then every 5
     ends[20::5] = True
+    ends[:] |= lengths == "one"
     object.__setattr__(data, "timeouts" if cut else "terminals", ends)
     if not cut:
         data.timeouts[:] = False
