@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
+import numpy as np
 from numpy.typing import NDArray
 
 from diffrl.data.env_spec import BENCHMARK, USER, EnvSpec, parse_kwargs
 from diffrl.data.observations import goal_left_out, parts_in
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.console import console
-from diffrl.support.errors import DataError, UserError
+from diffrl.support.errors import DataError, UserError, said_by
 from diffrl.support.schema import Count, held
 from envs import making, registry
 from envs.making import CannotRebuild, make_env
@@ -228,12 +229,25 @@ def fitting_env(name: str, task: Task, observation_size: int, action_size: int) 
                 f"{task.env_id} and {name} do not fit: the environment's {kind}s are {str(space)[:200]}, the data's "
                 f"have {size} dimensions. Name the environment the data came from with --env."
             )
+    if task.env_kwargs:
+        _try_out(env, str(task.spec))
     if isinstance(env, making.FlatObservation) and task.observation_parts is None:
         inner: Any = env.env.observation_space
         if isinstance(inner, gymnasium.spaces.Dict):
             keys = ", ".join(inner.spaces)
             console.print(f"Observations of {task.env_id} are flattened in Gymnasium's order: {keys}.", markup=False)
     return env
+
+
+def _try_out(env: gymnasium.Env[Any, Any], text: str) -> None:
+    """Make a step: arguments that the environment takes may be of no use to it. Raises UserError where they are not."""
+    try:
+        env.reset(seed=0)
+        env.step(np.zeros(env.action_space.shape or (), env.action_space.dtype))
+    except Exception as error:  # whatever an environment makes of its arguments
+        raise UserError(
+            f"{text} cannot make a step ({said_by(error)}). Change its arguments (--env-kwargs), or --env none."
+        ) from error
 
 
 NO_DATA_LIMIT = 1000

@@ -139,7 +139,7 @@ class Info:
         for key, value in dataset.metadata.items():
             if key not in ("dataset", "env_spec", "env_origin"):  # what was just typed; what was just said
                 console.print(f"{key}: {_cut(value)}", markup=False, highlight=False)
-        findings = self._examine(dataset)
+        dataset, findings = self._examine(dataset)
         if not dataset.structural_problems():
             for part in (_summary(dataset), _distributions(dataset, benchmark), _ranges(dataset)):
                 console.print()
@@ -160,16 +160,17 @@ class Info:
             console.print("[green]No problems found.[/]")
         return int(any(finding.severity == "problem" for finding in findings))
 
-    def _examine(self, dataset: OfflineDataset) -> list[Finding]:
-        """What is found in the data set, also against its environment, where that can be made."""
-        from diffrl.data.checks import Finding, Known, counted_limit, examine
+    def _examine(self, dataset: OfflineDataset) -> tuple[OfflineDataset, list[Finding]]:
+        """The data set, its episodes counted where they have to be; and what is found in it."""
+        from diffrl.data.checks import Finding, Known, counted_limit, examine, take
         from diffrl.data.config import Taken
 
         if broken := dataset.structural_problems():
-            return [Finding(problem, "problem") for problem in broken]
+            return dataset, [Finding(problem, "problem") for problem in broken]
         env = _environment_of(self.dataset, dataset, self.env, self.rows)
         known = Known.of(dataset, env)
-        return examine(dataset, known, Taken(counted=counted_limit(dataset, known, Taken())))
+        taken = Taken(counted=counted_limit(dataset, known, Taken()))
+        return take(dataset, known, taken), examine(dataset, known, taken)
 
 
 @dataclass(frozen=True)

@@ -144,9 +144,8 @@ def take(dataset: OfflineDataset, known: Known, taken: Taken, scaling: Normalise
         largest = np.abs(actions).max(axis=1)
         if largest.max() > _UNIT:
             row = int(np.argmax(largest > _UNIT))
-            raise DataError(
-                f"actions: row {row} holds {largest[row]:.6g}; expected [-1, 1], as --actions normalised says."
-            )
+            value = actions[row, np.abs(actions[row]).argmax()]
+            raise DataError(f"actions: row {row} holds {value:.6g}; expected [-1, 1], as --actions normalised says.")
         scaling = known.bounds.scaling() if scaling is None else scaling
         actions = scaling.inverse(torch.from_numpy(actions).double()).float().numpy()
     return replace(dataset, terminals=terminals, timeouts=timeouts, actions=actions)

@@ -351,6 +351,7 @@ def moved(run: Run, dataset: str, quiet: bool) -> Run:
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, dataset=now_at))
     run.seal()
     run.write_config()
+    console.print(f"{run.path}: its data are at {now_at} from now on.", markup=False)
     return run
 
 

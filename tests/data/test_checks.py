@@ -277,7 +277,7 @@ def test_actions_in_the_unit_range_of_wider_bounds_are_told_and_scaled_when_said
 def test_normalised_actions_need_bounds_and_the_unit_range(written, env):
     with pytest.raises(UserError, match="name the environment with --env"):
         as_taken(written("unit_actions"), None, Taken(actions="normalised"))
-    with pytest.raises(DataError, match=r"row 8 holds 1\.4\d+; expected \[-1, 1\]"):
+    with pytest.raises(DataError, match=r"row 8 holds -1\.4\d+; expected \[-1, 1\]"):
         as_taken(written("wide_actions"), env, Taken(actions="normalised"))
 
 

@@ -22,7 +22,7 @@ from diffrl.runs.train import same_data
 from diffrl.support.errors import DataError, UserError
 from envs import making
 from envs.datasets import load_dataset
-from envs.task import Task, find_task, open_task
+from envs.task import Task, find_task, fitting_env, open_task
 from tests.envs import goal_world
 
 minari = pytest.importorskip("minari")
@@ -294,6 +294,12 @@ def test_a_damaged_task_of_a_run_is_a_sentence(tmp_path: Path, damage: dict) -> 
         Run.read(run)
     with pytest.raises(TypeError, match="in its task"):
         Task(**{"env_id": None, "env_kwargs": {}, "reference": None, "comparable": False} | damage)
+
+
+def test_arguments_that_the_environment_cannot_step_with_are_refused_before_training() -> None:
+    task = Task("Pendulum-v1", {"g": "abc"}, None, False)
+    with pytest.raises(UserError, match=r"Pendulum-v1\(g=abc\) cannot make a step \(.*--env-kwargs"):
+        fitting_env("the data", task, 3, 1)
 
 
 def test_arguments_are_read_as_json_else_as_text() -> None:
