@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from diffrl.cli import main
+from diffrl.images.models import digits
 from diffrl.images.rewards import ask, companion, listing, parse, refused
 from diffrl.images.rewards.registry import REWARDS
 from diffrl.support.errors import UserError
@@ -94,8 +95,9 @@ def test_a_companion_is_of_the_same_digit(spec: str, held_out: str | None) -> No
         parse(held_out)
 
 
-def test_a_package_brings_a_reward_to_the_command_line(site: Path, quick: Path) -> None:
+def test_a_package_brings_a_reward_to_the_command_line(site: Path, cache: Path, quick: Path) -> None:
     """It is trained on, its companion is looked at, --help names it, and a run where the package is gone is told."""
+    digits.train_digits(cache / "models" / f"tiny-digits-{digits.STEPS}", steps=3)  # what the model is does not count
     bring(site, TOY)
     environment = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
