@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
             seal(folder, ["config.json", *(file.name for file in folder.glob("*.safetensors"))])
         generated = _generate(folder, begun, augmenter, n, device, quiet)
         # The data set comes last: where it is, nothing is left to do.
-        reported = request.report and _report(folder, begun, data, augmenter, generated, quiet)
+        reported = _report(folder, begun, data, augmenter, generated, quiet) if request.report else "none"
         with work("Writing", "rows", quiet) as on_progress:
             about = provenance(request, augmenter, data, begun.fingerprint, n)
             written = target.write(_blocks(request, data, generated, on_progress), about, data.dataset)
@@ -98,8 +98,9 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
     if not quiet:
         real = f"{len(data.transitions):,} real transitions, then " if request.mix == "append" else ""
         console.print(f"Written: {written}, {real}{n:,} synthetic ones, each an episode of its own.")
-        console.print(f"Fidelity:    {folder / 'fidelity.html' if reported else 'not measured.'}")
-        console.print(f"Train on it: diffrl train --agent iql --dataset {target.name(written)}")
+        console.print(f"Fidelity:    {'not measured.' if reported == 'none' else folder / 'fidelity.html'}")
+        if reported != "useless":
+            console.print(f"Train on it: diffrl train --agent iql --dataset {target.name(written)}")
     return written
 
 
@@ -342,8 +343,11 @@ def _report(
     augmenter: Augmenter,
     generated: NDArray[np.float32],
     quiet: bool,
-) -> bool:
-    """Fidelity of the rows: fidelity.html, .png and .json in `folder`. False where there are too few to compare."""
+) -> Literal["none", "fit", "useless"]:
+    """Fidelity of the rows: fidelity.html, .png and .json in `folder`; what it says of the rows.
+
+    none: nothing, they are too few to compare, and that is printed.
+    """
     from diffrl.augment.fidelity.comparison import fidelity, look_first, uselessness
     from diffrl.augment.fidelity.report import write_report
     from envs.dynamics import dynamics_for, why_none
@@ -370,7 +374,7 @@ def _report(
         )
     except DataError as error:
         console.print(f"[yellow]No fidelity report: {error}[/]")
-        return False
+        return "none"
     notes = [f"No dynamics error: {why}"] if why else []
     if begun.rows_version != augmenter.rows_version:
         notes.append(
@@ -395,4 +399,4 @@ def _report(
             console.print(f"  {overall}")
         if augmenter.remark():
             console.print(f"  ({augmenter.remark()})")
-    return True
+    return "useless" if uselessness(found) else "fit"
