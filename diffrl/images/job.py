@@ -241,6 +241,8 @@ class _Session:
         with self._progress("Evaluating", self.config.eval_samples), self._alone():
             result = evaluate(self.setup, state, self.held_out, self.classify)
         if log is not None:
+            # The record comes after the picture: an evaluation that is recorded is not made again.
+            plot_grid(result.images, result.prompts, grid_path(path, state.round))
             finite = {name: value for name, value in result.measures.items() if math.isfinite(value)}
             entry = {"round": state.round, "queries": state.queries, "seconds": round(seconds, 1), **finite}
             if state.silent:
@@ -248,7 +250,6 @@ class _Session:
             self.folder.add(entry)
             for name, value in finite.items():
                 log.scalars(f"evaluation/{name}", state.round, [value])
-            plot_grid(result.images, result.prompts, grid_path(path, state.round))
             self._say(evaluation_line(entry))
             if state.round == 0 and (odd := alarm(entry)):
                 self._say(f"[bold red]{odd}[/]")

@@ -11,7 +11,7 @@ from diffrl.images.config import ALGORITHMS, FinetuneConfig, schema_of
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path
+from diffrl.support.files import atomic_path, reading
 from diffrl.support.folder import ABOUT
 from diffrl.support.plots import BLUE, GREY
 from diffrl.support.schema import read, read_yaml, to_yaml
@@ -251,8 +251,13 @@ def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     top, bottom = halves
     for axes, entry, name in zip(top.subplots(1, 2), (history[0], history[-1]), ("before", "after"), strict=True):
-        with Image.open(grid_path(run.path, entry["round"])) as picture:
-            axes.imshow(np.asarray(picture), interpolation="nearest")
+        grid = grid_path(run.path, entry["round"])
+        try:
+            with reading(f"{grid} cannot be read"), Image.open(grid, formats=["PNG"]) as picture:
+                pixels = np.asarray(picture)
+            axes.imshow(pixels, interpolation="nearest")
+        except UserError:  # somebody has deleted it, say: no reason to refuse the rest
+            axes.text(0.5, 0.5, f"{grid.name} is gone, or damaged", ha="center", transform=axes.transAxes)
         axes.set_title(name, fontsize=11)
         axes.set_axis_off()
     plotted = [name for name in PANELS if any(name in entry for entry in history)]

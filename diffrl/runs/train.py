@@ -30,7 +30,7 @@ from diffrl.support.schema import refuse_others
 from diffrl.support.stopping import going_on
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
-from diffrl.training.logs import SHOWN, MetricsLog, ScoreBook, Scores, benchmark_family, plus_minus
+from diffrl.training.logs import SHOWN, MetricsLog, ScoreBook, Scores, benchmark_family, plus_minus, tidy
 from diffrl.training.loop import Evaluations, InLine, Loop, NoEvaluations, Trainer
 from diffrl.training.stack import StackTrainer
 from envs.datasets import FILE_SUFFIXES, load_dataset, locate
@@ -289,12 +289,15 @@ def reopened(
 def newest(run: Run) -> checkpoint.Checkpoint:
     """The newest whole checkpoint of a run, to go on from; says which later ones are damaged.
 
-    Raises UserError where nothing is left to do: all steps are made, and all evaluations in.
+    Raises UserError where nothing is left to do: all steps are made, and all evaluations in. What a kill after the last
+    of them left undone is done first.
     """
     saved, complaints = checkpoint.load_latest(run.path, checkpoint.LOOP)
     for complaint in complaints:
         console.print(f"[yellow]{complaint}[/]")
     if saved.step > run.config.steps or (saved.step == run.config.steps and not _unscored(run, saved.step)[0]):
+        if saved.step == run.config.steps:
+            tidy(run.path)
         raise UserError(f"{run.path} has {saved.step} steps already; give a larger --steps to go on.")
     return saved
 

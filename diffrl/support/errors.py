@@ -2,12 +2,14 @@
 
 import contextlib
 import difflib
+import errno
 import itertools
+import os
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-_LONGEST = 4000
-"""Characters of an error's text, whatever a file made of it."""
+_LONGEST, _END = 1200, 300
+"""Characters of an error's text, whatever a file made of it, and how many of them are its end: it says what to do."""
 
 
 class UserError(Exception):
@@ -17,7 +19,9 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         text = super().__str__()
-        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} characters)"
+        if len(text) <= _LONGEST:
+            return text
+        return f"{text[: _LONGEST - _END]} [... {len(text) - _LONGEST:,} characters ...] {text[-_END:]}"
 
 
 class DataError(UserError, ValueError):
@@ -69,6 +73,18 @@ def out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def disk_full(error: BaseException) -> str:
+    """The system's word for a full disk, where an error says that one is; "" for another.
+
+    A library may say so in words alone: safetensors writes by an extension that raises no OSError.
+    """
+    words = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)}
+    number = error.errno if isinstance(error, OSError) else None
+    if number is not None:
+        return words.get(number, "")
+    return next((word for word in words.values() if word in str(error)), "")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ compared with at every read: `verified` is the one door. Folders of older versio
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffrl.support.console import console
-from diffrl.support.errors import UserError, first_line
+from diffrl.support.errors import UserError, disk_full, first_line
 from diffrl.support.files import atomic_path, clear_abandoned, lock_file
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ ABOUT = "run.json"
 """The first file that a run writes: what stands beside it is the run's."""
 EDITED = ("config.yaml", "settings.yaml", "finetune.yaml")
 """Files that people edit on purpose."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _WITHOUT = "Restore it from a copy; or, if you know the other files to be sound, delete it."
 _said: set[str] = set()
 
@@ -87,11 +85,11 @@ def held(folder: Path, then: str = "", made: bool = False) -> Iterator[None]:
         for part in (folder, folder / "checkpoints"):
             clear_abandoned(part)
         yield
-    except OSError as error:
-        if error.errno not in _FULL:
+    except Exception as error:
+        if not (reason := disk_full(error)):
             raise
         raise UserError(
-            f"{folder} cannot be written to: {error.strerror}. Free some space. {then or what_works(folder)}"
+            f"{folder} cannot be written to: {reason}. Free some space. {then or what_works(folder)}"
         ) from error
     finally:
         (folder / LOCK).unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from diffrl.support import folder
 from diffrl.support.files import atomic_path
 from diffrl.support.plots import BLUE, GREEN, GREY, ORANGE, finish, new_figure, save
 from diffrl.support.statistics import estimate
+from diffrl.training import checkpoint
 from envs.task import Task
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 SHOWN = ("loss", "bc_loss", "critic_loss", "q", "episode_return", "kl", "accuracy")
 """Metrics that are shown while a run goes on."""
+LEARNING_CURVE = "learning_curve.png"
+"""The picture of a run's evaluations in its folder."""
 
 
 class MetricsLog:
@@ -190,6 +193,10 @@ class Scores:
             result.append({"step": step, "value": values[i]})
         return result
 
+    def best_steps(self) -> set[int]:
+        """The step of each seed's best evaluation."""
+        return {int(best["step"]) for best in self.best()}
+
 
 @dataclass
 class ScoreBook:
@@ -209,11 +216,20 @@ class ScoreBook:
         self.log.scalars("score" if reference else "return", step, entry.get("score", entry["mean_return"]))
         self.say(evaluation_line(step, entry, returns.shape[1]))
         with contextlib.suppress(OSError):  # a full disk is the next checkpoint's to report
-            learning_curve([self.run], self.run / "learning_curve.png")
+            learning_curve([self.run], self.run / LEARNING_CURVE)
 
     def best_steps(self) -> set[int]:
         """The step of each seed's best evaluation."""
-        return {int(best["step"]) for best in self.scores.best()}
+        return self.scores.best_steps()
+
+
+def tidy(run: Path) -> None:
+    """Do what a kill after a run's last write has left undone: drop checkpoints that none needs, draw the picture."""
+    scores, picture = Scores(run, {}), run / LEARNING_CURVE
+    checkpoint.prune(run, scores.best_steps())
+    if scores.evaluations and (not picture.exists() or picture.stat().st_mtime_ns < scores.path.stat().st_mtime_ns):
+        with contextlib.suppress(OSError):
+            learning_curve([run], picture)
 
 
 def evaluation_line(step: int, entry: dict[str, Any], episodes: int) -> str:

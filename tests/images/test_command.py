@@ -79,9 +79,12 @@ def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[s
     shutil.rmtree("cut/checkpoints")
     assert main(["finetune", "--resume", "cut"]) == 0
     shutil.rmtree("cut/model")
+    Path("cut/before_after.png").unlink()
+    Path("cut/images/000000.png").unlink()  # a user may: it is a picture
     for more in ([], ["--queries", "64"]):
         assert main(["finetune", "--resume", "cut", *more]) == 0
         assert Path("cut/model/model_index.json").exists()
+        assert Path("cut/before_after.png").exists()
     said = fails(["--resume", "cut", "--queries", "32"], capsys)
     assert "4 rounds already" in said
     history = [json.loads((quick / run / "evaluations.json").read_text()) for run in ("whole", "cut")]
@@ -285,3 +288,26 @@ def test_a_reward_of_nonsense_is_named(
     """NaN, a wrong shape, no tensor at all."""
     monkeypatch.setattr("diffrl.images.rewards.parse", lambda spec, **options: Nonsense(answer))
     assert said in fails([*SMALL, "--out", "run"], capsys)
+
+
+def test_an_evaluation_that_is_recorded_has_its_picture(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill while the picture is drawn: the evaluation is made again, and the run ends as if it had not been cut."""
+    from diffrl.images import job
+
+    options = ["finetune", *SMALL, "--queries", "32"]
+    assert main([*options, "--out", "whole"]) == 0
+    plot = job.plot_grid
+
+    def killed(*arguments: Any) -> None:
+        if arguments[-1].stem == "000001":
+            raise KeyboardInterrupt
+        plot(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "plot_grid", killed)
+        assert main([*options, "--out", "cut"]) == 130
+    assert main(["resume", "cut"]) == 0
+    for name in ("images/000001.png", "before_after.png"):
+        assert (quick / "cut" / name).exists()
+    entries = [json.loads((quick / run / "evaluations.json").read_text()) for run in ("whole", "cut")]
+    assert [e | {"seconds": 0} for e in entries[0]] == [e | {"seconds": 0} for e in entries[1]]

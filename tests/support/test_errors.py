@@ -44,3 +44,12 @@ def test_other_errors_pass(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, explaining_memory("training", "less data"):
         raise error
     assert caught.value is error
+
+
+def test_a_long_text_keeps_its_beginning_and_its_end() -> None:
+    """What a file made of it is cut; what was wrong, and what to do, is still said."""
+    said = str(UserError(f"my.yaml: agent.name is {'x' * 50_000}; expected one of these. Mend that."))
+    assert said.startswith("my.yaml: agent.name is xxx")
+    assert said.endswith("x; expected one of these. Mend that.")
+    assert len(said) < 1_300
+    assert str(UserError("x" * 1_200)) == "x" * 1_200

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from diffrl.support import folder as folders
 from diffrl.support.errors import UserError
@@ -172,6 +173,12 @@ def test_a_full_disk_says_what_will_work(tmp_path: Path, steps: tuple[int, ...],
         (folder / "checkpoints" / f"{step:09d}").mkdir(parents=True)
     with pytest.raises(UserError, match=f"No space left.*{works}"), held(folder):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    text = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(UserError, match=f"No space left.*{works}"), held(folder):
+        raise SafetensorError(text)
+    other = OSError(errno.EIO, "No space left, it says, but the number says another")
+    with pytest.raises(OSError, match="another"), held(folder):
+        raise other
 
 
 def test_a_reader_beside_a_writer_sees_the_old_content_or_the_new(tmp_path: Path) -> None:

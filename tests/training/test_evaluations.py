@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +150,18 @@ def test_training_waits_for_the_third_and_a_kill_loses_none(in_line: Path, order
     diffrl.resume(run, eval_workers=1, quiet=True)
     assert_same_run(in_line, run)
     assert checkpoint.steps(run) == checkpoint.steps(in_line)
+
+
+def test_a_kill_after_the_last_evaluation_is_tidied_by_resume(in_line: Path, tmp_path: Path) -> None:
+    """Between scores.json and the picture, and before a checkpoint that none needs is dropped."""
+    run = tmp_path / "run"
+    shutil.copytree(in_line, run)
+    shutil.copytree(checkpoint.folder(run, checkpoint.steps(run)[-1]), checkpoint.folder(run, 0))
+    (run / "learning_curve.png").unlink()
+    with pytest.raises(UserError, match="200 steps already"):
+        diffrl.resume(run, quiet=True)
+    assert checkpoint.steps(run) == checkpoint.steps(in_line)
+    assert (run / "learning_curve.png").exists()
 
 
 def test_the_steps_made_but_not_the_evaluations_is_not_the_end(in_line: Path, order: Path, tmp_path: Path) -> None:
