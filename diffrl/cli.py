@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
-from diffrl.support.errors import UserError, nearest
+from diffrl.support.errors import UserError, nearest, shortened
 from diffrl.support.stopping import Interrupted, stop_signals
 
 HELP = """diffrl: offline reinforcement learning on one diffusion core
@@ -163,7 +163,7 @@ def _command(words: Sequence[str]) -> int:
     except BrokenPipeError:  # see `main`
         raise
     except OSError as error:  # a disk that is full, a folder that may not be written
-        print(f"diffrl: {error}", file=sys.stderr)
+        print(f"diffrl: {shortened(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"diffrl: Stopped. Begin again with `{shlex.join(['diffrl', *words])}`.", file=sys.stderr)

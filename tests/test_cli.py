@@ -192,3 +192,12 @@ def test_an_evaluation_of_an_untrained_average_is_announced(
     start_words = ["--agent.width", "8", "--agent.ema-start", str(start), "--out", str(tmp_path / "run")]
     assert main(["train", *words.split(), *start_words]) == 0
     assert ("Up to step 5 the policy that acts is untrained" in capsys.readouterr().err) == warned
+
+
+def test_a_name_that_the_system_finds_too_long_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "info", f"{'x' * 50_000}.hdf5"]) == 2
+    assert len(capsys.readouterr().err) < 1_500
+    assert main(["train", "bc/maze2d-umaze-v1", "--dataset", "x" * 50_000]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("diffrl: [Errno 36]")
+    assert len(said) < 1_500

@@ -12,16 +12,20 @@ _LONGEST, _END = 1200, 300
 """Characters of an error's text, whatever a file made of it, and how many of them are its end: it says what to do."""
 
 
+def shortened(text: str) -> str:
+    """The text of an error, of a long one the beginning and the end."""
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST - _END]} [... {len(text) - _LONGEST:,} characters ...] {text[-_END:]}"
+
+
 class UserError(Exception):
     """A mistake in what the user asked for. The command line prints its text and exits, no traceback."""
 
     exit_code = 2
 
     def __str__(self) -> str:
-        text = super().__str__()
-        if len(text) <= _LONGEST:
-            return text
-        return f"{text[: _LONGEST - _END]} [... {len(text) - _LONGEST:,} characters ...] {text[-_END:]}"
+        return shortened(super().__str__())
 
 
 class DataError(UserError, ValueError):
