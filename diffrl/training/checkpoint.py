@@ -53,7 +53,12 @@ class Checkpoint:
     @property
     def learner(self) -> dict[str, Tensor]:
         """The learner's tensors, by the names of its `state_dict`."""
-        return {n.removeprefix(LEARNER): tensor for n, tensor in self.tensors.items() if n.startswith(LEARNER)}
+        return part(self.tensors, LEARNER)
+
+
+def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def folder(run: Path, step: int) -> Path:
