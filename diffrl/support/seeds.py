@@ -10,7 +10,7 @@ from diffrl.support.schema import SEEDS, refusal
 
 def check_seed(seed: int, name: str) -> None:
     """Raise UserError unless `seed` can be a seed anywhere: a whole number from 0 to 2^64 - 1. name: what it is."""
-    if not SEEDS.holds(seed):
+    if not SEEDS.low <= seed <= SEEDS.high:
         raise refusal(name, seed, "a whole number from 0 up, below 2^64")
 
 
