@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, first_line
-from diffrl.support.files import atomic_path, clear_abandoned, lock_file
+from diffrl.support.files import atomic_path, clear_abandoned, lock_file, sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -208,7 +208,7 @@ def sealed(folder: Path) -> bool:
 def seal(folder: Path, names: Collection[str]) -> None:
     """Write the checksums of these files, of those that there are: when they have just been written, or had none."""
     there = [name for name in names if (folder / name).is_file()]
-    _write_sums(folder, {name: [digest((folder / name).read_bytes())] for name in there})
+    _write_sums(folder, {name: [sha256(folder / name)] for name in there})
 
 
 def write(path: Path, data: bytes) -> None:
@@ -235,7 +235,7 @@ def add(path: Path) -> None:
     """Take a file that has just been written into its folder's checksums, where the folder has them."""
     sums = _read_sums(path.parent)
     if sums is not None:
-        _write_sums(path.parent, {**sums, path.name: [digest(path.read_bytes())]})
+        _write_sums(path.parent, {**sums, path.name: [sha256(path)]})
 
 
 def accept(folder: Path) -> None:
