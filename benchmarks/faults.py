@@ -14,15 +14,13 @@ random choices come from kind and number, so that both trees meet the same damag
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +28,12 @@ from typing import Any
 import tyro
 from rich.console import Console
 from tables import Lines, markdown, print_lines
-from unchanged import machine
+from trees import ROOT, environment, git, machine, packages
 
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 
-ROOT = Path(__file__).resolve().parents[1]
 FIGURES, PAGE = (ROOT / "benchmarks" / "results" / name for name in ("faults.json", "faults.md"))
-PACKAGES = ("diffrl", "agents", "envs", "configs")
 CASES, KILLS, DISKS = 5_000, 100, 80
 CLASSES = (
     "clear error",
@@ -85,7 +81,8 @@ class Faults:
 
     def run(self) -> int:
         """Do it. Gives 1 where a goal is missed."""
-        with tempfile.TemporaryDirectory(prefix="faults-") as temporary, packages(self.before) as tree:
+        of = nullcontext(ROOT) if self.before is None else packages(self.before)
+        with tempfile.TemporaryDirectory(prefix="faults-") as temporary, of as tree:
             work = (self.work or Path(temporary)).resolve()
             work.mkdir(parents=True, exist_ok=True)
             if self.case is not None:
@@ -122,30 +119,13 @@ class Faults:
         results: dict[str, list[dict[str, Any]]] = {"campaign": [], "kills": [], "disks": []}
         for task, lines in zip(tasks, made, strict=True):
             results[task[0]] += lines
-        about = {**machine(), "git": _git("rev-parse", "--short", self.before or "HEAD")}
+        about = {**machine(), "git": git("rev-parse", "--short", self.before or "HEAD")}
         return summary(results) | {"about": about | {"seconds": round(time.monotonic() - began)}}
 
 
-@contextmanager
-def packages(revision: str | None) -> Iterator[Path]:
-    """A folder that holds the packages of a commit, or this tree."""
-    if revision is None:
-        yield ROOT
-        return
-    with tempfile.TemporaryDirectory(prefix="faults-tree-") as folder:
-        archive = subprocess.run(
-            ["git", "-C", str(ROOT), "archive", revision, *PACKAGES], check=False, capture_output=True
-        )
-        if archive.returncode:
-            raise UserError(f"--before {revision}: {archive.stderr.decode().strip()}")
-        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
-        yield Path(folder)
-
-
-def _environment(tree: Path) -> dict[str, str]:
-    """That of a process whose packages are the tree's, and whose tests are ours."""
-    path = os.pathsep.join(map(str, (tree, ROOT, ROOT / "benchmarks")))
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+def _variables(tree: Path) -> dict[str, str]:
+    """The environment of a process whose packages are the tree's, and whose tests are ours."""
+    return environment(tree, ROOT, ROOT / "benchmarks")
 
 
 def _process(tree: Path, work: Path, module: str, *words: str) -> list[dict[str, Any]]:
@@ -154,7 +134,7 @@ def _process(tree: Path, work: Path, module: str, *words: str) -> list[dict[str,
     folder, to = work / name, work / f"{name}.jsonl"
     command = [sys.executable, "-W", "ignore", "-m", f"tests.faults.{module}", str(folder), str(to), *words]
     with (work / f"{name}.log").open("w") as log:
-        code = subprocess.run(command, cwd=work, env=_environment(tree), stdout=log, stderr=log, check=False).returncode
+        code = subprocess.run(command, cwd=work, env=_variables(tree), stdout=log, stderr=log, check=False).returncode
     if code == NOT_POSSIBLE and module == "disks":
         return []
     if code:
@@ -172,11 +152,7 @@ def _one(tree: Path, work: Path, case: str) -> int:
         "print('\\n'.join(f'{key}: {value}' for key, value in made.items()))"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, str(work / "one"), kind, number]
-    return subprocess.run(command, cwd=work, env=_environment(tree), check=False).returncode
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False).stdout.strip()
+    return subprocess.run(command, cwd=work, env=_variables(tree), check=False).returncode
 
 
 def summary(results: dict[str, list[dict[str, Any]]]) -> Figures:

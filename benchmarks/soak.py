@@ -10,7 +10,6 @@ samples after the first tenth (imports, first evaluations), with its standard er
 """
 
 import contextlib
-import os
 import signal
 import statistics
 import subprocess
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from unchanged import ROOT, machine
+from trees import ROOT, environment, machine
 from unchanged_inputs import write_pendulum
 
 from diffrl.support.files import atomic_path
@@ -76,11 +75,10 @@ Sample = tuple[float, float, int, int]
 def watched(folder: Path, seconds: float, every: float) -> tuple[list[Sample], int, int]:
     """The samples of a run of so many seconds in a folder, the steps it made, and its exit code when told to stop."""
     write_pendulum(folder / "data.hdf5")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "diffrl", *WORDS.split()]
     samples: list[Sample] = []
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=folder, env=environment(ROOT), stdout=log, stderr=log)
         began = time.monotonic()
         try:
             while time.monotonic() - began < seconds and process.poll() is None:

@@ -18,28 +18,24 @@ anything differs.
 """
 
 import fnmatch
-import hashlib
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
+from trees import ROOT, environment, git, machine, packages
 from unchanged_digests import grouped
 from unchanged_inputs import CACHE, DATA
 from unchanged_runs import RUNS, chosen
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "unchanged.json"
 
 _ROWS_2 = (
@@ -84,7 +80,7 @@ class Unchanged:
     """Compare this tree with another one, or with what was recorded."""
 
     against: str | None = None
-    """A commit, tag or branch to compare with: it is checked out beside, and makes the same runs now."""
+    """A commit, tag or branch to compare with: its packages make the same runs now."""
     record: bool = False
     """Write the digests of this tree to --file."""
     check: bool = False
@@ -114,7 +110,7 @@ class Unchanged:
             work = self.keep or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="unchanged-")))
             trees = [ROOT]
             if self.against is not None:
-                trees.append(held.enter_context(checked_out(self.against)))
+                trees.append(held.enter_context(packages(self.against)))
             mine, *others = _make(trees, names, work)
         if self.record:
             return self._write(mine)
@@ -135,7 +131,7 @@ class Unchanged:
             return f"{self.file} does not exist: --record writes it."
         if self.keep is not None and self.keep.exists():
             return f"--keep {self.keep} exists: expected a new folder."
-        if self.against is not None and not _git("rev-parse", "--verify", "--quiet", f"{self.against}^{{commit}}"):
+        if self.against is not None and not git("rev-parse", "--verify", "--quiet", f"{self.against}^{{commit}}"):
             return f"--against {self.against} is no commit of {ROOT}."
         return ""
 
@@ -151,49 +147,10 @@ class Unchanged:
         return 0
 
 
-def machine() -> dict[str, str]:
-    """What digests depend on: processor and packages; and the last commit that changed the code."""
-    cpu = {"cpu": platform.processor() or platform.machine()}
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().split("\n\n")[0].splitlines()
-        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-        names = ("model name", "cpu family", "model", "stepping")
-        cpu["cpu"] = ", ".join(f"{name} {fields[name]}" for name in names if name in fields) or cpu["cpu"]
-        instructions = fields.get("flags", fields.get("Features", ""))  # x86; ARM
-        cpu["instructions"] = hashlib.sha256(" ".join(sorted(instructions.split())).encode()).hexdigest()[:16]
-    packages = ("torch", "numpy", "gymnasium", "mujoco", "diffusers", "transformers", "peft", "scikit-learn", "pillow")
-    return {**cpu, **{name: metadata.version(name) for name in packages}, "git": _commit()}
-
-
-def _git(*words: str) -> str:
-    """What git says in this tree; empty where it fails."""
-    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
-
-
-def _commit() -> str:
-    """The last commit that changed the packages; with -dirty where they hold changes that are not committed."""
-    code = ("--", "diffrl", "agents", "envs", "configs")
-    return _git("log", "-1", "--format=%h", *code) + ("-dirty" if _git("status", "--porcelain", *code) else "")
-
-
 def _other_machine(recorded: Mapping[str, str]) -> str:
     """What of a recorded machine is not this one's, as text; empty where digests are comparable."""
     here = machine()
     return ", ".join(f"{k} {v} (here {here.get(k)})" for k, v in recorded.items() if k != "git" and here.get(k) != v)
-
-
-@contextmanager
-def checked_out(revision: str) -> Iterator[Path]:
-    """A worktree of a revision, for as long as the block lasts."""
-    git = ["git", "-C", str(ROOT), "worktree"]
-    with tempfile.TemporaryDirectory(prefix="unchanged-tree-") as folder:
-        tree = Path(folder) / "tree"
-        subprocess.run([*git, "add", "--detach", str(tree), revision], check=True, capture_output=True)
-        try:
-            yield tree
-        finally:
-            subprocess.run([*git, "remove", "--force", str(tree)], check=False, capture_output=True)
 
 
 def _make(trees: Sequence[Path], names: Sequence[str], work: Path) -> list[Results]:
@@ -203,17 +160,10 @@ def _make(trees: Sequence[Path], names: Sequence[str], work: Path) -> list[Resul
     for i, tree in enumerate(trees):
         folder = (work / ("this" if i == 0 else "other")).resolve()
         folder.mkdir(parents=True)
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(tree),
-            "OMP_NUM_THREADS": "1",
-            "DIFFRL_DATA": DATA,
-            "DIFFRL_CACHE": CACHE,
-            "HF_HUB_OFFLINE": "1",
-        }
+        variables = environment(tree) | {"DIFFRL_DATA": DATA, "DIFFRL_CACHE": CACHE}
         command = [sys.executable, str(worker), str(tree), *names]
         with (folder / "log").open("w") as log:
-            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+            process = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log)
         started.append((folder, process))
     results = []
     for folder, process in started:

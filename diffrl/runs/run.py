@@ -1,8 +1,8 @@
 """A run's folder: what is written once, at its beginning, and how it is opened again; and what it runs on."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import ActionBounds, Preprocessing
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
-from diffrl.support.errors import UserError, first_line, out_of_memory, said_by
+from diffrl.support.errors import UserError, explaining_memory, said_by
 from diffrl.support.folder import ABOUT, read_json, read_tensors, seal, sealed, steps, verified, write, write_json
 from diffrl.support.machine import versions
 from diffrl.support.schema import read_yaml, to_yaml
@@ -189,23 +189,20 @@ class Run:
             raise UserError(f"{path} is damaged: {said_by(error)}. Restore its files from a copy.") from error
 
 
-@contextlib.contextmanager
-def lowering_memory(config: TrainConfig, run: Path | None) -> Iterator[None]:
+def lowering_memory(config: TrainConfig, run: Path | None) -> AbstractContextManager[None]:
     """Tell, as a UserError, what to lower where memory runs out in the block. run: its folder, once there is one."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        n, sentences = len(config.seeds), first_line(error).rstrip(".").split(". ")
-        stack = f"the {n} seeds" if n > 1 else "the one seed"
-        text = (
-            f"Memory ran out with {stack} ({', '.join(map(str, config.seeds))}) in training: "
-            f"{'. '.join(sentences[:3])}. A new run needs less with "
-            f"{'fewer --seeds, ' if n > 1 else ''}a smaller --agent.batch-size or a smaller --agent.width."
-        )
-        kept = [] if run is None else checkpoint.steps(run)
-        if kept:
-            text += f" Nothing saved is lost: `diffrl resume {run}` goes on from step {kept[-1]}"
-            text += ", where more memory is free."
-        raise UserError(text) from error
+    n = len(config.seeds)
+    stack = f"the {n} seeds" if n > 1 else "the one seed"
+    fewer = "fewer --seeds, " if n > 1 else ""
+
+    def kept() -> str:
+        saved = [] if run is None else checkpoint.steps(run)
+        if not saved:
+            return ""
+        return f"Nothing saved is lost: `diffrl resume {run}` goes on from step {saved[-1]}, where more memory is free"
+
+    return explaining_memory(
+        f"training {stack} ({', '.join(map(str, config.seeds))})",
+        f"{fewer}a smaller --agent.batch-size or a smaller --agent.width in a new run",
+        kept,
+    )

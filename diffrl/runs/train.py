@@ -143,7 +143,7 @@ def watched(run: Run, title: str, quiet: bool, saved: checkpoint.Checkpoint | No
         saved = checkpoint.steps(run.path)
         if not saved:  # the command itself begins anew
             return ""
-        return f"Stopped after {saved[-1]} steps; saved. Go on with {go_on(run)}."
+        return f"Stopped after {saved[-1]} steps; saved. Go on with `diffrl resume {run.path}`."
 
     with (
         going_on(kept),
@@ -179,7 +179,7 @@ def fit(
         book = ScoreBook(run.path, run.task, Scores(run.path, about, steps=range(start + 1)), log, observer.message)
         evaluations: Evaluations = NoEvaluations()
         if config.eval_workers:
-            then = f"Go on with {go_on(run)}."
+            then = f"Go on with `diffrl resume {run.path}`."
             evaluations = workers.start_evaluations(run, book, observer.episodes, observer.message, then)
         elif run.task.env_id is not None:
             evaluations = InLine(trainer, book, observer.episodes)
@@ -356,11 +356,6 @@ def moved(run: Run, dataset: str, quiet: bool) -> Run:
     run.write_config()
     console.print(f"{run.path}: its data are at {now_at} from now on.", markup=False)
     return run
-
-
-def go_on(run: Run) -> str:
-    """The command that goes on with a run, in backticks."""
-    return f"`diffrl resume {run.path}`"
 
 
 # --- What is meant, where it goes, what is said first ---------------------------------------------------------------

@@ -52,11 +52,11 @@ def listed(names: Collection[str], most: int = 10) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as Python writes it, cut where it is long."""
+    """A value as Python writes it, in one line, cut where it is long."""
     writer = reprlib.Repr()
     writer.maxstring = writer.maxother = writer.maxlong = 60
     try:
-        return writer.repr(value)
+        return " ".join(line.strip() for line in writer.repr(value).splitlines())
     except ValueError:  # of more digits than Python prints
         return "a number too long to print"
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, disk_full, first_line
-from diffrl.support.files import atomic_path, clear_abandoned, lock_file
+from diffrl.support.files import atomic_path, clear_abandoned, lock_file, sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,7 +161,7 @@ def verified(path: Path, say: bool = True) -> bytes:
             if say:
                 say_once(f"{folder} has no checksums ({SUMS}; older versions wrote none): it is read unchecked.")
             return data
-        if _digest(data) in sums.get(path.name, ()):
+        if digest(data) in sums.get(path.name, ()):
             return data
     if sums is None or path.name not in sums:
         raise Damaged(folder / SUMS, f"is damaged: it does not tell of {path.name}", _WITHOUT)
@@ -206,7 +206,7 @@ def sealed(folder: Path) -> bool:
 def seal(folder: Path, names: Collection[str]) -> None:
     """Write the checksums of these files, of those that there are: when they have just been written, or had none."""
     there = [name for name in names if (folder / name).is_file()]
-    _write_sums(folder, {name: [_digest((folder / name).read_bytes())] for name in there})
+    _write_sums(folder, {name: [sha256(folder / name)] for name in there})
 
 
 def write(path: Path, data: bytes) -> None:
@@ -216,11 +216,12 @@ def write(path: Path, data: bytes) -> None:
     """
     sums = _read_sums(path.parent)
     if sums is not None:
-        _write_sums(path.parent, {**sums, path.name: [*sums.get(path.name, []), _digest(data)]})
+        new = digest(data)
+        _write_sums(path.parent, {**sums, path.name: [*sums.get(path.name, []), new]})
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
     if sums is not None:
-        _write_sums(path.parent, {**sums, path.name: [_digest(data)]})
+        _write_sums(path.parent, {**sums, path.name: [new]})
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -232,7 +233,7 @@ def add(path: Path) -> None:
     """Take a file that has just been written into its folder's checksums, where the folder has them."""
     sums = _read_sums(path.parent)
     if sums is not None:
-        _write_sums(path.parent, {**sums, path.name: [_digest(path.read_bytes())]})
+        _write_sums(path.parent, {**sums, path.name: [sha256(path)]})
 
 
 def accept(folder: Path) -> None:
@@ -256,18 +257,19 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """The SHA-256 digest of a file's content, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
-def sums_of(files: Mapping[str, bytes]) -> str:
-    """The text of a `SHA256SUMS` of files, by their names."""
-    return "".join(f"{_digest(data)}  {name}\n" for name, data in sorted(files.items()))
+def sums_text(sums: Mapping[str, Collection[str]]) -> str:
+    """The text of a `SHA256SUMS` of files with these digests, by their names."""
+    return "".join(f"{one}  {name}\n" for name, each in sorted(sums.items()) for one in each)
 
 
 def _write_sums(folder: Path, sums: Mapping[str, Collection[str]]) -> None:
     with atomic_path(folder / SUMS) as temporary:
-        temporary.write_text("".join(f"{one}  {name}\n" for name, each in sorted(sums.items()) for one in each))
+        temporary.write_text(sums_text(sums))
 
 
 def _read_sums(folder: Path) -> dict[str, list[str]] | None:
@@ -281,8 +283,8 @@ def _read_sums(folder: Path) -> dict[str, list[str]] | None:
         raise Damaged(path, f"cannot be read: {error.strerror or error}", "") from error
     found: dict[str, list[str]] = {}
     for line in data.decode(errors="replace").splitlines():
-        digest, _, name = line.partition("  ")
-        if len(digest) != 64 or not name:
+        one, _, name = line.partition("  ")
+        if len(one) != 64 or not name:
             raise Damaged(path, "is damaged: it has a line that is no checksum", _WITHOUT)
-        found.setdefault(name, []).append(digest)
+        found.setdefault(name, []).append(one)
     return found

@@ -12,7 +12,6 @@ asked for by its name is loaded.
 from __future__ import annotations
 
 import contextlib
-import reprlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -102,11 +101,6 @@ def listed(group: Group, own: Collection[str]) -> list[str]:
         conflict = _conflict(same, own)
         result.append(f"{name} ({same[0].distribution}{f'; refused: {conflict}' if conflict else ''})")
     return result
-
-
-def shown(value: Any) -> str:
-    """What another package's object is, for an error: its `repr`, in one line of some length at most."""
-    return " ".join(reprlib.repr(value).split())
 
 
 def _conflict(same: list[Plugin], own: Collection[str]) -> str | None:

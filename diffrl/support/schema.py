@@ -79,8 +79,9 @@ Many = Annotated[int, Range(1, 10**7)]
 """What is held in memory as one piece for each, but small: steps of a segment, noise levels."""
 Several = Annotated[int, Range(1, 10_000)]
 """Networks, actions, environments or processes side by side."""
-Seed = Annotated[int, Range(0, 2**64 - 1)]
+SEEDS = Range(0, 2**64 - 1)
 """What PyTorch's generators take."""
+Seed = Annotated[int, SEEDS]
 Positive = Annotated[float, Range(0, ends="()")]
 NotNegative = Annotated[float, Range(0, ends="[)")]
 Limit = Annotated[float, Range(0, ends="[]")]

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from diffrl.support.errors import UserError
+from diffrl.support.schema import SEEDS, refusal
 
 
 def check_seed(seed: int, name: str) -> None:
     """Raise UserError unless `seed` can be a seed anywhere: a whole number from 0 to 2^64 - 1. name: what it is."""
-    if not 0 <= seed < 2**64:
-        raise UserError(f"{name} is {seed}; expected a whole number from 0 up, below 2^64.")
+    if not SEEDS.low <= seed <= SEEDS.high:
+        raise refusal(name, seed, "a whole number from 0 up, below 2^64")
 
 
 def mix(path: Sequence[int]) -> int:

@@ -8,7 +8,6 @@ import json
 import shutil
 from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,12 @@ class Checkpoint:
     @property
     def learner(self) -> dict[str, Tensor]:
         """The learner's tensors, by the names of its `state_dict`."""
-        return {n.removeprefix(LEARNER): tensor for n, tensor in self.tensors.items() if n.startswith(LEARNER)}
+        return part(self.tensors, LEARNER)
+
+
+def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def folder(run: Path, step: int) -> Path:
@@ -69,15 +73,16 @@ def save(run: Path, step: int, tensors: Mapping[str, Tensor], info: Mapping[str,
     """
     path = folder(run, step)
     data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    text = json.dumps({"step": step, "sha256": sha256(data).hexdigest(), **info}, indent=1).encode()
-    files = {"state.safetensors": data, "state.json": text}
+    digest = folders.digest(data)
+    text = json.dumps({"step": step, "sha256": digest, **info}, indent=1).encode()
     try:
         shutil.rmtree(path, ignore_errors=True)  # the same step again, after a resume
         with atomic_path(path) as temporary:
             temporary.mkdir()
-            for name, content in files.items():
-                (temporary / name).write_bytes(content)
-            (temporary / folders.SUMS).write_text(folders.sums_of(files))
+            (temporary / "state.safetensors").write_bytes(data)
+            (temporary / "state.json").write_bytes(text)
+            sums = {"state.safetensors": [digest], "state.json": [folders.digest(text)]}
+            (temporary / folders.SUMS).write_text(folders.sums_text(sums))
     except OSError as error:
         raise CheckpointError(
             f"The checkpoint of step {step} could not be written to {path}: {error.strerror or error}. "
@@ -101,7 +106,8 @@ def load(run: Path, step: int, needs: Mapping[str, type] | None = None) -> Check
             if type(info[key]) is not kind:
                 raise CheckpointError(f"The checkpoint {path} is damaged: its {key} is no {kind.__name__}.")
         data = folders.verified(path / "state.safetensors", say=False)
-        if sha256(data).hexdigest() != info.pop("sha256"):
+        own = info.pop("sha256")
+        if not folders.sealed(path) and folders.digest(data) != own:  # `verified` has compared it with SHA256SUMS
             raise CheckpointError(f"The checkpoint {path} is damaged: its checksum does not match.")
         return Checkpoint(step, safetensors.torch.load(data), info)
     except CheckpointError:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from diffrl.support import folder
 from diffrl.support.files import atomic_path
-from diffrl.support.plots import BLUE, GREEN, GREY, ORANGE, finish, new_figure, save
+from diffrl.support.plots import BLUE, finish, new_figure, save
 from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
 from envs.task import Task
@@ -216,7 +216,7 @@ class ScoreBook:
         self.log.scalars("score" if reference else "return", step, entry.get("score", entry["mean_return"]))
         self.say(evaluation_line(step, entry, returns.shape[1]))
         with contextlib.suppress(OSError):  # a full disk is the next checkpoint's to report
-            learning_curve([self.run], self.run / LEARNING_CURVE)
+            learning_curve(self.scores, self.run.name, self.run / LEARNING_CURVE)
 
     def best_steps(self) -> set[int]:
         """The step of each seed's best evaluation."""
@@ -229,7 +229,7 @@ def tidy(run: Path) -> None:
     checkpoint.prune(run, scores.best_steps())
     if scores.evaluations and (not picture.exists() or picture.stat().st_mtime_ns < scores.path.stat().st_mtime_ns):
         with contextlib.suppress(OSError):
-            learning_curve([run], picture)
+            learning_curve(Scores(run, read_scores(run)), run.name, picture)
 
 
 def evaluation_line(step: int, entry: dict[str, Any], episodes: int) -> str:
@@ -279,26 +279,21 @@ def _seeds_of(entry: Mapping[str, Any]) -> int:
     return n
 
 
-def draw_curves(ax: "Axes", runs: Sequence[Path], label: str, colour: str) -> None:
-    """Evaluations over steps of runs of one kind: thin lines for their seeds, a thick one for the mean."""
-    lines: dict[int, list[float]] = {}
-    for run in runs:
-        for entry in read_scores(run)["evaluations"]:
-            lines.setdefault(entry["step"], []).extend(entry.get("score", entry["mean_return"]))
-    most = max(len(values) for values in lines.values())
-    complete = {step: values for step, values in sorted(lines.items()) if len(values) == most}
-    steps, values = np.array(list(complete)), np.array(list(complete.values()))
-    if most > 1:
+def draw_curves(ax: "Axes", evaluations: Sequence[Mapping[str, Any]], label: str, colour: str) -> None:
+    """A run's evaluations over steps: thin lines for its seeds, a thick one for their mean."""
+    entries = sorted(evaluations, key=lambda entry: int(entry["step"]))
+    steps = np.array([entry["step"] for entry in entries])
+    values = np.array([entry.get("score", entry["mean_return"]) for entry in entries])
+    if values.shape[1] > 1:
         ax.plot(steps, values, color=colour, alpha=0.35, linewidth=1)
     ax.plot(steps, values.mean(1), color=colour, linewidth=2, label=label, marker="o", markersize=3)
 
 
-def learning_curve(runs: Sequence[Path], path: Path) -> Path:
-    """Draw the evaluations of runs over training steps, as PNG."""
+def learning_curve(scores: Scores, label: str, path: Path) -> Path:
+    """Draw a run's evaluations over training steps, as PNG."""
     figure, ax = new_figure(7, 4)
-    for run, colour in zip(runs, (BLUE, ORANGE, GREEN, GREY) * len(runs), strict=False):
-        draw_curves(ax, [run], run.name, colour)
-    about = read_scores(runs[0])
+    about = scores.about
+    draw_curves(ax, scores.evaluations, label, BLUE)
     tuned = about.get("finetune", {}).get("algo")
     ax.set(
         xlabel="environment steps" if about.get("online") or tuned == "dppo" else "training steps",

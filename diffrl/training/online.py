@@ -14,6 +14,7 @@ from typing_extensions import override
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.data.replay import ReplayBuffer
 from diffrl.support.errors import UserError
+from diffrl.training.checkpoint import part
 from diffrl.training.loop import Trainer
 from diffrl.training.stack import PULSE, Progress, StackTrainer
 
@@ -114,8 +115,7 @@ class Collector:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Put a `state_dict` back; every seed begins a new episode. Raises ValueError where it does not fit."""
-        prefix = "replay."
-        self.buffer.load_state_dict({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
+        self.buffer.load_state_dict(part(state, "replay."))
         self.episodes = state["episodes"].numpy().copy()
         self.rewards = state["rewards"].numpy().copy()
         self.steps[:] = 0
@@ -226,7 +226,7 @@ class OnlineTrainer(Trainer):
     @override
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
         # Environments cannot be saved: every seed begins a new episode.
-        own = {n.removeprefix(ONLINE): tensor for n, tensor in state.items() if n.startswith(ONLINE)}
+        own = part(state, ONLINE)
         self._made = step
         learner = {n: tensor for n, tensor in state.items() if not n.startswith(ONLINE)}
         self._stack.load(learner, self._learning_steps() * self._updates_per_step)
@@ -234,8 +234,7 @@ class OnlineTrainer(Trainer):
             self._since = int(own["since"])
             self._collector.load_state_dict(own)
             if self._refitter is not None:
-                synthetic = {n.removeprefix(SYNTHETIC): t for n, t in own.items() if n.startswith(SYNTHETIC)}
-                self._refitter.load_state_dict(synthetic)
+                self._refitter.load_state_dict(part(own, SYNTHETIC))
         except KeyError as error:
             raise UserError(f"it is not an online run's: {ONLINE}{error.args[0]} is missing") from error
         except ValueError as error:

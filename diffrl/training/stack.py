@@ -13,7 +13,7 @@ from typing_extensions import TypeVar, override
 
 from diffrl.data.transitions import Batch, Source
 from diffrl.support.errors import UserError, first_line, out_of_memory
-from diffrl.training.checkpoint import LEARNER, SUM
+from diffrl.training.checkpoint import LEARNER, SUM, part
 from diffrl.training.loop import Trainer
 
 PULSE = 0.25
@@ -232,21 +232,15 @@ class StackTrainer(Trainer, Generic[BatchT]):
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
         # Every tensor keeps its place in memory, so that a captured step stays valid.
         try:
-            self.learner.load_state_dict(
-                {n.removeprefix(LEARNER): tensor for n, tensor in state.items() if n.startswith(LEARNER)}
-            )
+            self.learner.load_state_dict(part(state, LEARNER))
         except ValueError as error:
             raise UserError(str(error)) from error
         self._made = step
         self.reset()
-        for name, total in state.items():
-            if name.startswith(SUM):
-                new = torch.zeros_like(total, device=self._generator.device)
-                self._sums.setdefault(name.removeprefix(SUM), new).copy_(total)
-        if "generator" in state:
-            self._generator.set_state(state["generator"])
-        else:
-            self._generator.manual_seed(self._generator.initial_seed() + step)
+        for name, total in part(state, SUM).items():
+            new = torch.zeros_like(total, device=self._generator.device)
+            self._sums.setdefault(name, new).copy_(total)
+        restore_generator(self._generator, state, step)
 
     @override
     @torch.no_grad()
@@ -270,3 +264,11 @@ class StackTrainer(Trainer, Generic[BatchT]):
     @override
     def close(self) -> None:
         self._on_close()
+
+
+def restore_generator(generator: torch.Generator, state: Mapping[str, Tensor], step: int) -> None:
+    """Put a checkpoint's generator back, or, where it has none that fits this device, seed it afresh."""
+    if "generator" in state:
+        generator.set_state(state["generator"])
+    else:
+        generator.manual_seed(generator.initial_seed() + step)

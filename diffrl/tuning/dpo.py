@@ -25,9 +25,10 @@ from diffrl.data.preprocessing import Preprocessing
 from diffrl.diffusion import denoising_loss
 from diffrl.nets import Adam, copy_state_
 from diffrl.support.errors import UserError
+from diffrl.training.checkpoint import part
 from diffrl.training.stack import Evaluate, StackTrainer
 from diffrl.tuning.config import DPOConfig
-from diffrl.tuning.ppo import OWN, part
+from diffrl.tuning.ppo import OWN
 from diffrl.tuning.preferences import Preferences
 from diffrl.tuning.target import copy_to_averages, denoising_policy, reference
 

@@ -31,9 +31,9 @@ from diffrl.diffusion.chain import Transition
 from diffrl.nets import MLP, Adam, copy_state_
 from diffrl.support.errors import UserError
 from diffrl.support.stopping import Stopped
-from diffrl.training.checkpoint import LEARNER, SUM
+from diffrl.training.checkpoint import LEARNER, SUM, part
 from diffrl.training.loop import Trainer
-from diffrl.training.stack import Evaluate, Progress
+from diffrl.training.stack import Evaluate, Progress, restore_generator
 from diffrl.tuning.config import DPPOConfig
 from diffrl.tuning.environments import Environments
 from diffrl.tuning.target import chain_policy, copy_to_averages, reference
@@ -416,19 +416,6 @@ class DPPOTrainer(Trainer):
     def close(self) -> None:
         self._environments.close()
         self._on_close()
-
-
-def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, by the rest of their names."""
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def restore_generator(generator: torch.Generator, state: Mapping[str, Tensor], step: int) -> None:
-    """Put a checkpoint's generator back, or, where it has none that fits this device, seed it afresh."""
-    if "generator" in state:
-        generator.set_state(state["generator"])
-    else:
-        generator.manual_seed(generator.initial_seed() + step)
 
 
 def _differ(advantages: Tensor) -> Tensor:

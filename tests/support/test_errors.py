@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffrl.support.errors import UserError, explaining_memory, said_by
+from diffrl.support.errors import UserError, explaining_memory, said_by, shown
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79.10 GiB. Of the allocated memory 1 GiB is used"
 
@@ -20,6 +20,14 @@ FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79.10 GiB. Of 
 )
 def test_an_error_is_said_in_one_line(error: BaseException, said: str) -> None:
     assert said_by(error) == said
+
+
+def test_a_value_is_shown_in_one_short_line() -> None:
+    """As Python writes it, where that is short; what breaks its lines is another package's `repr`."""
+    for value in (3, "a  b", "a\nb", ["x", 2.5], None):
+        assert shown(value) == repr(value)
+    assert shown(torch.zeros(2, 1)) == "tensor([[0.], [0.]])"
+    assert len(shown("x" * 1000)) == len(shown(torch.zeros(1000))) == 60
 
 
 def test_memory_that_runs_out_is_told_with_what_to_lower() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import diffrl
 from agents import BC
@@ -97,6 +98,18 @@ def test_a_damaged_checkpoint_of_any_file_is_fallen_back_from(
     assert main(["resume", str(run)]) == 0
     assert "000000020 is damaged" in capsys.readouterr().err
     assert_same_run(whole, run)
+
+
+def test_a_checkpoint_without_checksums_is_held_to_the_digest_of_its_tensors(tmp_path: Path) -> None:
+    """As older versions wrote it; with checksums the tensors are hashed once, by the digests of both files."""
+    path = checkpoint.save(tmp_path, 1, {"x": torch.arange(4.0)}, {})
+    digest = json.loads((path / "state.json").read_text())["sha256"]
+    assert f"{digest}  state.safetensors\n" in (path / SUMS).read_text()
+    unsealed(tmp_path)
+    assert torch.equal(checkpoint.load(tmp_path, 1).tensors["x"], torch.arange(4.0))
+    (path / "state.safetensors").write_bytes(mutated((path / "state.safetensors").read_bytes(), "flipped"))
+    with pytest.raises(checkpoint.CheckpointError, match="its checksum does not match"):
+        checkpoint.load(tmp_path, 1)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error")])

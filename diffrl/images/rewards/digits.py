@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from diffrl.images.models.digits import digits
 from diffrl.images.rewards.base import Metadata
-from diffrl.support.errors import UserError, images_extra
+from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path, cache_directory
 
 HALF = 750
@@ -160,10 +160,10 @@ def digit_classifier() -> Classify:
 
     Fitted at use, in a fraction of a second; nothing is kept on disk. No reward: nothing is ever optimised against it.
     """
-    with images_extra("The digit classifier"):
-        from sklearn.calibration import CalibratedClassifierCV
-        from sklearn.svm import SVC
-    images, labels = (part[: 2 * HALF] for part in shuffled())
+    images, labels = (part[: 2 * HALF] for part in shuffled())  # scikit-learn's, which is there after this
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.svm import SVC
+
     machine = CalibratedClassifierCV(SVC(gamma=0.1, C=10.0), ensemble=False)
     machine.fit(images.flatten(1).numpy(), labels.numpy())
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from diffrl.images.rewards.base import Reward, Sum
 from diffrl.support import plugins
-from diffrl.support.errors import UserError, nearest
-from diffrl.support.plugins import Plugin, shown
+from diffrl.support.errors import UserError, nearest, shown
+from diffrl.support.plugins import Plugin
 
 if TYPE_CHECKING:
     import torch

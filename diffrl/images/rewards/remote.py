@@ -31,11 +31,12 @@ from typing_extensions import override
 
 from diffrl.images.rewards.base import Metadata, RewardError
 from diffrl.images.rewards.codecs import encode, to_uint8
+from diffrl.images.rewards.protocol import Limits
 from diffrl.support.errors import UserError, first_line
 
 TOKEN = "DIFFRL_SCORER_TOKEN"
 """The environment variable with what a scorer asks for, of the client and of the server."""
-PIXELS = 1 << 25
+PIXELS = Limits.pixels
 """Pixels of a request, at most, where that takes more than one image: what our server takes."""
 ANSWER = 1 << 20
 """Bytes of an answer at most, beside 100 an image."""
