@@ -62,10 +62,8 @@ class Known:
 def _own_limit(dataset: OfflineDataset, env_id: str) -> int | None:
     """The limit of steps of an environment as the data have it, else as it is registered."""
     of_data = EnvSpec.of(dataset.metadata)
-    if of_data is not None and of_data.id == env_id and of_data.max_episode_steps is not None:
-        return of_data.max_episode_steps
-    registered = gymnasium.registry.get(env_id)
-    return None if registered is None else registered.max_episode_steps
+    spec = of_data if of_data is not None and of_data.id == env_id else EnvSpec(env_id)
+    return spec.time_limit()
 
 
 def marks_timeouts(dataset: OfflineDataset) -> bool:
