@@ -109,8 +109,6 @@ def open_data(request: Request, quiet: bool) -> RealData:
     checked(request.held_out, Annotated[float, Range(0, 1, "()")], "--held-out")
     checked(request.rows, Rows | None, "--rows")
     name, rows = request.dataset, request.rows
-    if rows is not None and rows < 1:
-        raise UserError(f"--rows is {rows}; expected at least 1.")
     dataset = load_dataset(name, rows=rows, progress=not quiet, action_limit=None)
     task, simulator = open_task(
         name,
