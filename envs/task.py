@@ -264,8 +264,7 @@ def capped(task: Task, env: gymnasium.Env[Any, Any] | None, dataset: OfflineData
     if env is None or _time_limit(env) is not None:
         return task
     longest = 0 if dataset is None else int(dataset.episode_lengths().max())
-    # The last row ends an episode too, and says nothing.
-    cut = dataset is not None and bool(dataset.timeouts[:-1].any())
+    cut = dataset is not None and dataset.marks_timeouts
     steps = longest if cut and longest > 1 else max(longest, NO_DATA_LIMIT)
     why = "as long as the data's longest" if steps == longest else "as the data say of no limit either"
     console.print(
