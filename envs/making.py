@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from diffrl.data import observations as flattening
-from diffrl.data.env_spec import NO_LIMIT, EnvSpec
+from diffrl.data.env_spec import EnvSpec
 from diffrl.support.errors import DataError, UserError, nearest, said_by
 
 _INSTEAD = "Name an environment with --env ID, or go on without: --env none."
@@ -171,14 +171,6 @@ def make(spec: EnvSpec, parts: Sequence[str] | None = None) -> gymnasium.Env[Any
             f"The data's observations are made of {', '.join(parts)[:200]}, but those of {spec.id} are "
             f"{str(space)[:200]}. Name the environment the data came from with --env ID."
         ) from error
-
-
-def time_limit(spec: EnvSpec) -> int | None:
-    """Steps after which an episode of the environment is cut; None: never, or not known here. Nothing is imported."""
-    if spec.max_episode_steps is not None:
-        return None if spec.max_episode_steps == NO_LIMIT else spec.max_episode_steps
-    registered = gymnasium.registry.get(spec.id.rpartition(":")[2])
-    return None if registered is None else registered.max_episode_steps
 
 
 class FlatObservation(gymnasium.ObservationWrapper[NDArray[np.float32], Any, Any]):

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from diffrl.data.env_spec import BENCHMARK, USER, EnvSpec, parse_kwargs
 from diffrl.data.observations import goal_left_out, parts_in
@@ -131,50 +132,48 @@ def asked_spec(
     return replace(changed, origin=f"{spec.origin}, changed by {', '.join(words)}" if env is None else USER)
 
 
-def find_task(
-    name: str,
-    dataset: OfflineDataset,
-    *,
-    env: str | None = None,
-    rows: int | None = None,
-    env_kwargs: Sequence[str] = (),
-    max_episode_steps: int | None = None,
-) -> Task:
-    """The task of a data set: in `env` ("none": without one), else the benchmark's environment, else the data file's.
+class Asked(TypedDict, total=False):
+    """What a user may ask of a task, by the names of the options; what is left out is not asked for."""
 
-    name: the data set's, as the user gave it. rows: the number of first rows used, or None for all: scores of a part
-    do not compare with published ones. env_kwargs: words KEY=VALUE, further arguments of the environment.
-    max_episode_steps: another time limit. Raises UserError where these do not fit together, or the environment that the
-    file names cannot be rebuilt.
+    env: str | None
+    """Gymnasium's id of the environment, or "none": without one; None: the benchmark's, else the data file's."""
+    rows: int | None
+    """The number of first rows used; None: all. Scores of a part do not compare with published ones."""
+    env_kwargs: Sequence[str]
+    """Words KEY=VALUE, further arguments of the environment."""
+    max_episode_steps: int | None
+    """Another time limit than the environment's own."""
+
+
+def find_task(name: str, dataset: OfflineDataset, **asked: Unpack[Asked]) -> Task:
+    """The task of a data set, in the environment that is asked for, else the benchmark's, else the data file's.
+
+    name: the data set's, as the user gave it. asked: see `Asked`. Raises UserError where these do not fit together, or
+    the environment that the file names cannot be rebuilt.
     """
+    env, env_kwargs, limit = asked.get("env"), asked.get("env_kwargs", ()), asked.get("max_episode_steps")
     benchmark = registry.get(name) if registry.known(name) else None
     own = None if benchmark is None else benchmark.env_id
     base = Task(None, {}, None, False, observation_parts=parts_in(dataset.metadata))
     if benchmark is not None and own is not None and env in (None, own):
         spec: EnvSpec | None = EnvSpec(own, dict(benchmark.env_kwargs), origin=BENCHMARK if env is None else USER)
-        changed = asked_spec(None, env_kwargs, max_episode_steps, spec)
+        changed = asked_spec(None, env_kwargs, limit, spec)
     else:
         of_data = EnvSpec.of(dataset.metadata) if env is None else None
         if of_data is not None:
             given = parse_kwargs(env_kwargs)  # what the user says of an argument is the user's
             making.check_rebuilt(replace(of_data, kwargs={k: v for k, v in of_data.kwargs.items() if k not in given}))
-        changed = spec = asked_spec(env, env_kwargs, max_episode_steps, of_data)
+        changed = spec = asked_spec(env, env_kwargs, limit, of_data)
     env_id = None if changed is None else changed.id
     task = base.within(changed)
     if benchmark is not None and benchmark.ref_min is not None:
-        comparable = env_id == own and rows is None and changed is spec
+        comparable = env_id == own and asked.get("rows") is None and changed is spec
         return replace(task, reference=benchmark.id, comparable=comparable)
     return replace(task, reference=registry.reference_of(env_id) if env_id else None)
 
 
 def open_task(
-    name: str,
-    dataset: OfflineDataset,
-    *,
-    env: str | None = None,
-    rows: int | None = None,
-    env_kwargs: Sequence[str] = (),
-    max_episode_steps: int | None = None,
+    name: str, dataset: OfflineDataset, **asked: Unpack[Asked]
 ) -> tuple[Task, gymnasium.Env[Any, Any] | None]:
     """The task of a data set (`find_task`) and its environment, whose spaces are checked against the data.
 
@@ -182,7 +181,7 @@ def open_task(
     the user that named it, and it is not here, prints the reason instead and goes on without an environment; what is
     here but cannot be rebuilt as the file says is refused.
     """
-    task = find_task(name, dataset, env=env, rows=rows, env_kwargs=env_kwargs, max_episode_steps=max_episode_steps)
+    task, env = find_task(name, dataset, **asked), asked.get("env")
     if remark := goal_left_out(dataset.metadata):
         console.print(remark, markup=False)
     if env not in (None, "none") and (said := _otherwise(task, dataset)):
@@ -192,7 +191,8 @@ def open_task(
     except CannotRebuild:
         raise
     except UserError as error:
-        if env is not None or env_kwargs or max_episode_steps is not None or registry.known(name):
+        changed = asked.get("env_kwargs") or asked.get("max_episode_steps") is not None
+        if env is not None or changed or registry.known(name):
             raise
         console.print(f"Going on without an environment. {error}", style="yellow", markup=False)
         return task.within(None), None
@@ -264,8 +264,7 @@ def capped(task: Task, env: gymnasium.Env[Any, Any] | None, dataset: OfflineData
     if env is None or _time_limit(env) is not None:
         return task
     longest = 0 if dataset is None else int(dataset.episode_lengths().max())
-    # The last row ends an episode too, and says nothing.
-    cut = dataset is not None and bool(dataset.timeouts[:-1].any())
+    cut = dataset is not None and dataset.marks_timeouts
     steps = longest if cut and longest > 1 else max(longest, NO_DATA_LIMIT)
     why = "as long as the data's longest" if steps == longest else "as the data say of no limit either"
     console.print(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from diffrl.augment import streams
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path
+from diffrl.support.files import atomic_path, read_json
 from diffrl.support.seeds import generator_at
 from diffrl.support.stopping import Stopped, at_once
 
@@ -86,8 +86,8 @@ def generate(
 def _about(path: Path) -> dict[str, Any]:
     """What the rows that are there depend on; nothing where that is unknown."""
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        values = read_json(path)
+    except UserError:
         return {}
     return values if isinstance(values, dict) else {}
 

@@ -23,7 +23,6 @@ from diffrl.augment.target import Target
 from diffrl.data import d4rl
 from diffrl.data.checks import understand
 from diffrl.data.offline import OfflineDataset
-from diffrl.data.preprocessing import action_scaling
 from diffrl.data.transitions import Transitions
 from diffrl.support.console import console, steps_bar, work
 from diffrl.support.errors import DataError, UserError
@@ -109,8 +108,6 @@ def open_data(request: Request, quiet: bool) -> RealData:
     checked(request.held_out, Annotated[float, Range(0, 1, "()")], "--held-out")
     checked(request.rows, Rows | None, "--rows")
     name, rows = request.dataset, request.rows
-    if rows is not None and rows < 1:
-        raise UserError(f"--rows is {rows}; expected at least 1.")
     dataset = load_dataset(name, rows=rows, progress=not quiet, action_limit=None)
     task, simulator = open_task(
         name,
@@ -120,9 +117,9 @@ def open_data(request: Request, quiet: bool) -> RealData:
         env_kwargs=request.env_kwargs,
         max_episode_steps=request.max_episode_steps,
     )
-    dataset, _, _ = understand(dataset, simulator, request, quiet)
+    dataset, known, _ = understand(dataset, simulator, request, quiet)
     task = capped(task, simulator, dataset)
-    scaling = action_scaling(simulator, dataset)
+    scaling = known.bounds.scaling()
     low, high = (np.full(dataset.observation_size, bound, np.float32) for bound in (-np.inf, np.inf))
     if simulator is not None:
         space: Any = simulator.observation_space

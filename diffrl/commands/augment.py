@@ -30,7 +30,7 @@ class Synther(Request):
     train. The model is the paper's, for a GPU; on a CPU take --width 256 --steps 20000.
     """
 
-    dataset: Positional[str]
+    dataset: Annotated[Positional[str], tyro.conf.arg(metavar="DATASET")]
     """A D4RL id, a Minari id, or a path (HDF5, npz, a Minari folder)."""
     model: Annotated[SynthERConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=SynthERConfig)
     sampling: Annotated[Sampling, tyro.conf.OmitArgPrefixes] = field(default_factory=Sampling)

@@ -62,15 +62,8 @@ class Known:
 def _own_limit(dataset: OfflineDataset, env_id: str) -> int | None:
     """The limit of steps of an environment as the data have it, else as it is registered."""
     of_data = EnvSpec.of(dataset.metadata)
-    if of_data is not None and of_data.id == env_id and of_data.max_episode_steps is not None:
-        return of_data.max_episode_steps
-    registered = gymnasium.registry.get(env_id)
-    return None if registered is None else registered.max_episode_steps
-
-
-def marks_timeouts(dataset: OfflineDataset) -> bool:
-    """Whether a row is marked as a timeout. The last one says nothing: it ends an episode whatever happened there."""
-    return bool(dataset.timeouts[:-1].any())
+    spec = of_data if of_data is not None and of_data.id == env_id else EnvSpec(env_id)
+    return spec.time_limit()
 
 
 Severity = Literal["problem", "warning", "note"]
@@ -92,7 +85,7 @@ class Finding:
 
 def counted_limit(dataset: OfflineDataset, known: Known, taken: Taken) -> int | None:
     """The limit by which to count episodes: the environment's, where no timeout is marked and an episode is longer."""
-    if known.limit is None or marks_timeouts(dataset):
+    if known.limit is None or dataset.marks_timeouts:
         return None
     whole = take(dataset, known, replace(taken, counted=None, actions=None))
     return known.limit if whole.episode_lengths().max() > known.limit else None
@@ -131,7 +124,7 @@ def take(dataset: OfflineDataset, known: Known, taken: Taken, scaling: Normalise
     if taken.cut_contradictions:
         timeouts = timeouts.copy()
         timeouts[dataset.contradicted_rows()] = True
-    if taken.counted is not None and not marks_timeouts(dataset):
+    if taken.counted is not None and not dataset.marks_timeouts:
         timeouts = timeouts | count_timeouts(terminals | timeouts, taken.counted)
     if taken.time_limit_terminals == "timeouts":
         at_limit = terminals & (timeouts | _at_limit(replace(dataset, timeouts=timeouts), known)[1])
@@ -248,7 +241,7 @@ def _terminal_limits(dataset: OfflineDataset, known: Known, taken: Taken) -> lis
 def _cuts(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding]:
     found, against = [], dataset.contradicted_rows()
     lengths = take(dataset, known, replace(taken, counted=None, actions=None)).episode_lengths()
-    longest, unmarked = int(lengths.max()), not marks_timeouts(dataset)
+    longest, unmarked = int(lengths.max()), not dataset.marks_timeouts
     differ = "stored next observation is not the next row's observation"
     if taken.cut_contradictions and len(against):
         found.append(Finding(f"next_observations: {_rows(against)} cut: the {differ}.", "note"))

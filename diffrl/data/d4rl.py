@@ -345,18 +345,7 @@ def digest(arrays: Mapping[str, Any]) -> str:
 
 
 def _from_arrays(arrays: Mapping[str, Array], path: Path, max_episode_steps: int | None) -> OfflineDataset:
-    for key in REQUIRED:
-        if key not in arrays:
-            have = ", ".join(sorted(arrays)) or "none"
-            raise DataError(
-                f"{path}: the key {key!r} is missing ({nearest(key, arrays) if arrays else 'the file is empty'}); "
-                f"it holds: {have}. Expected {', '.join(REQUIRED)}: rename the keys to D4RL's."
-            )
-    for key in REQUIRED + OPTIONAL:
-        if key in arrays and arrays[key].dtype.kind not in "biuf":
-            raise DataError(f"{path}: {key} has type {arrays[key].dtype}; expected numbers.")
-        if key in arrays and arrays[key].ndim == 0:
-            raise DataError(f"{path}: {key}: shape (), a single value; expected one row a time step.")
+    """The data set of the columns that `_needed` has let through, with their infos and metadata."""
     if arrays["actions"].dtype.kind in "biu":
         kind = "booleans" if arrays["actions"].dtype.kind == "b" else f"whole numbers ({arrays['actions'].dtype})"
         raise DataError(
@@ -376,19 +365,14 @@ def _from_arrays(arrays: Mapping[str, Array], path: Path, max_episode_steps: int
     else:
         timeouts = np.zeros_like(terminals)
         metadata["timeouts"] = "not in the file: none"
-    rewards = _column(arrays["rewards"]).astype(np.float32, copy=False)
     return OfflineDataset(
         observations=_rows(arrays["observations"]),
         actions=_rows(arrays["actions"]),
-        rewards=rewards,
+        rewards=_column(arrays["rewards"]).astype(np.float32, copy=False),
         terminals=terminals,
         timeouts=timeouts,
         next_observations=_rows(arrays["next_observations"]) if "next_observations" in arrays else None,
-        infos={
-            key.removeprefix("infos/"): values
-            for key, values in arrays.items()
-            if key.startswith("infos/") and values.shape[:1] == rewards.shape[:1] and values.dtype.kind in "biuf"
-        },
+        infos={key.removeprefix("infos/"): v for key, v in arrays.items() if key.startswith("infos/")},
         metadata=metadata,
     )
 
@@ -406,7 +390,7 @@ def _timeouts(
     for key in (key for name in BOUNDARIES for key in arrays if key.lower() == name):
         if arrays[key].ndim == 0:
             continue  # a setting, such as the number of steps after which episodes were cut
-        if arrays[key].dtype.kind not in "biuf" or _column(arrays[key]).shape != terminals.shape:
+        if _column(arrays[key]).shape != terminals.shape:
             raise DataError(
                 f"{path}: {key} has type {arrays[key].dtype} and shape {arrays[key].shape}; expected a mark for each "
                 f"row as in terminals, {terminals.shape}. Write it as `timeouts`, or leave it out."

@@ -140,6 +140,13 @@ class EnvSpec:
         limit = {} if self.max_episode_steps is None else {"max_episode_steps": self.max_episode_steps}
         return {**self.kwargs, **limit}
 
+    def time_limit(self) -> int | None:
+        """Steps after which an episode is cut; None: never, or not known here. Nothing is imported."""
+        if self.max_episode_steps is not None:
+            return None if self.max_episode_steps == NO_LIMIT else self.max_episode_steps
+        registered = _registered(self.id)
+        return None if registered is None else registered.max_episode_steps
+
     def __str__(self) -> str:
         """The id, and in brackets what differs from what is registered: Pendulum-v1(g=2, 50 steps)."""
         registered = _registered(self.id)

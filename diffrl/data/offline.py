@@ -87,6 +87,11 @@ class OfflineDataset:
         return self.has_next and self.metadata.get("terminal_successors") != STAND_IN and not self.shifted_rows().any()
 
     @property
+    def marks_timeouts(self) -> bool:
+        """Whether a row is marked as a timeout. The last one says nothing: it ends an episode whatever happened."""
+        return bool(self.timeouts[:-1].any())
+
+    @property
     def n_episodes(self) -> int:
         """E, the number of episodes."""
         return len(self.episodes())

@@ -170,15 +170,13 @@ class Preprocessing:
         return transitions
 
 
-def fit_preprocessing(
-    dataset: OfflineDataset, env: gymnasium.Env[Any, Any] | None, *, standardise: bool
-) -> Preprocessing:
+def fit_preprocessing(dataset: OfflineDataset, bounds: ActionBounds, *, standardise: bool) -> Preprocessing:
     """The preprocessing of a data set: observations standardised, if so said, and actions scaled to [-1, 1].
 
-    Raises DataError where the data's actions lie outside of their bounds.
+    bounds: of its actions. Raises DataError where they are not finite.
     """
     kind = "standard" if standardise else "identity"
-    return Preprocessing(normaliser(kind, torch.from_numpy(dataset.observations)), action_scaling(env, dataset))
+    return Preprocessing(normaliser(kind, torch.from_numpy(dataset.observations)), bounds.scaling())
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,15 +225,3 @@ def action_bounds(env: gymnasium.Env[Any, Any] | None, dataset: OfflineDataset) 
         return ActionBounds(*stored, "the bounds in the data set's metadata")
     one = np.ones(size, np.float32)
     return ActionBounds(-one, one, "assumed as no environment and no bounds in the data set say otherwise", known=False)
-
-
-def action_scaling(env: gymnasium.Env[Any, Any] | None, dataset: OfflineDataset) -> Normaliser:
-    """The scaling of actions to [-1, 1] from their `action_bounds`.
-
-    Raises DataError where the data's actions lie outside the bounds, or these are not finite.
-    """
-    bounds = action_bounds(env, dataset)
-    complaint = bounds.complaint(dataset.actions)
-    if complaint:
-        raise DataError(f"{dataset.metadata.get('dataset', 'The data set')}: {complaint}")
-    return bounds.scaling()

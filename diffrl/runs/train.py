@@ -70,7 +70,7 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
 
         # What the agent sees of them.
         with lowering_memory(config, None):
-            preprocessing = fit_preprocessing(dataset, env, standardise=config.agent.normalise_observations)
+            preprocessing = fit_preprocessing(dataset, known.bounds, standardise=config.agent.normalise_observations)
             transitions = preprocessing.transitions(dataset, config.agent.reward_tune, device)
         if env is not None:
             env.close()
