@@ -160,8 +160,9 @@ class CrossAttention(nn.Module):
 def places(rows: int, size: int, like: Tensor) -> Tensor:
     """Sinusoids (rows, size) of the places 0, 1, ... (Vaswani et al. 2017), with the device and dtype of `like`."""
     half = (size + 1) // 2
-    frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, device=like.device))
-    angles = torch.arange(rows, device=like.device).unsqueeze(-1) * frequencies
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, device=like.device, dtype=dtype))
+    angles = torch.arange(rows, device=like.device, dtype=dtype).unsqueeze(-1) * frequencies
     return torch.cat([angles.sin(), angles.cos()], -1)[:, :size].to(like.dtype)
 
 
