@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/trajectory_solvers.py [--minutes 3] [--rows 100000] [--batch 64]
 
-One small temporal U-Net learns segments of 64 rows of maze2d-umaze, first and last observation known and shown clean, as
-in Diffuser, for `--minutes` of CPU time. Then every solver fills in the same `--batch` segments, whose ends are those of
-real ones, from the same noise. Two figures a solver, each ± its standard error over the segments:
+One small temporal U-Net learns segments of 64 rows of maze2d-umaze, first and last observation known and shown clean,
+as in Diffuser, for `--minutes` of CPU time. Then every solver fills in the same `--batch` segments, whose ends are
+those of real ones, from the same noise. Two figures a solver, each ± its standard error over the segments:
 
     distance    the root mean square difference to the ODE's own solution (DPM-Solver++(2M), 1,000 steps), of data
                 normalised to [-1, 1]: what a deterministic solver of few steps loses
@@ -97,6 +97,7 @@ class Dynamics:
         return torch.cat([x[:, :, :-1], torch.ones_like(x[:, :, :-1, :1])], -1), x[:, :, 1:, self.action_size :]
 
     def __call__(self, x: Tensor) -> Tensor:
+        """The errors (B,) of segments x (1, B, H, A + O)."""
         inputs, following = self._pairs(x)
         return (inputs @ self.weight - following).square().mean((-1, -2)).sqrt().flatten() / self.unit
 
@@ -154,8 +155,8 @@ def main() -> None:
     with atomic_path(RESULTS / "trajectory_solvers.json") as temporary:
         temporary.write_text(json.dumps({"about": about, "cpus": os.cpu_count(), "figures": found}, indent=1) + "\n")
     sentence = (
-        f"`python benchmarks/trajectory_solvers.py --minutes {options.minutes:g}`: {steps:,} steps of training, one model "
-        f"(seed 0), {options.batch} segments of {HORIZON} rows, ± the standard error over segments, one CPU thread.\n\n"
+        f"`python benchmarks/trajectory_solvers.py --minutes {options.minutes:g} --batch {options.batch}`: {steps:,} steps of "
+        f"training, one model (seed 0), {options.batch} segments of {HORIZON} rows, ± the standard error over segments, one CPU thread.\n\n"
     )
     fill(RESULTS / "trajectory_solvers.md", "table", sentence + markdown(lines))
 
