@@ -155,8 +155,9 @@ def main() -> None:
     with atomic_path(RESULTS / "trajectory_solvers.json") as temporary:
         temporary.write_text(json.dumps({"about": about, "cpus": os.cpu_count(), "figures": found}, indent=1) + "\n")
     sentence = (
-        f"`python benchmarks/trajectory_solvers.py --minutes {options.minutes:g} --batch {options.batch}`: {steps:,} steps of "
-        f"training, one model (seed 0), {options.batch} segments of {HORIZON} rows, ± the standard error over segments, one CPU thread.\n\n"
+        f"`python benchmarks/trajectory_solvers.py --minutes {options.minutes:g} --batch {options.batch}`: {steps:,} "
+        f"steps of training, one model (seed 0), {options.batch} segments of {HORIZON} rows, ± the standard error over "
+        "segments, one CPU thread.\n\n"
     )
     fill(RESULTS / "trajectory_solvers.md", "table", sentence + markdown(lines))
 
