@@ -19,6 +19,7 @@ from diffrl.diffusion.consistency import (
 )
 from diffrl.diffusion.exact import Gaussian, GaussianMixture
 from diffrl.diffusion.guidance import ConditionalNetwork, LogProb, classifier_free, classifier_guided, drop_condition
+from diffrl.diffusion.inpainting import Known, reconstruction_guided
 from diffrl.diffusion.loss import (
     Weighting,
     denoising_loss,
@@ -47,6 +48,7 @@ __all__ = [
     "GaussianMixture",
     "KarrasBoundary",
     "Kind",
+    "Known",
     "Langevin",
     "LogProb",
     "Network",
@@ -77,6 +79,7 @@ __all__ = [
     "min_snr_weight",
     "n_boundaries",
     "pseudo_huber",
+    "reconstruction_guided",
     "reverse_step",
     "sample",
     "scm_loss",

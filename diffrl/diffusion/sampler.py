@@ -33,6 +33,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from diffrl.diffusion.inpainting import Known
 from diffrl.diffusion.prediction import Clip, Denoise
 from diffrl.diffusion.process import PURE_NOISE, Process, expand, unknown
 
@@ -221,6 +222,7 @@ class Sampler:
         self.n_steps = len(times) - 1
         self.n_noise = self.n_steps * (own_noise + (0 if corrector is None else corrector.steps))
         self.draws_noise = self.n_noise > 0
+        self._alpha = float(process.alpha(times[0]))
         self.plan = _plan(process, times[:-1], times[1:], solver, eta, churn)
         """The steps in their order."""
         self._ancestral = eta > 0
@@ -236,16 +238,19 @@ class Sampler:
         *,
         noise: Tensor | None = None,
         clip: Clip | None = None,
+        inpaint: Known | None = None,
         return_chain: bool = False,
     ) -> Tensor:
         """Carry `x` at times[0] down to times[-1]; see `sample` for the arguments."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = x if inpaint is None else inpaint.start(x, self._alpha)
         z = iter(step_noise(x, self.n_noise, generator, noise).unbind() if self.draws_noise else ())
 
         def denoised(x: Tensor, t: float) -> Tensor:
             """D(x, t)."""
-            D = denoise(x, x.new_full((), t)).to(x.dtype)
-            return D if clip is None else D.clamp(*clip)
+            D = denoise(x if inpaint is None else inpaint.seen(x), x.new_full((), t)).to(x.dtype)
+            D = D if clip is None else D.clamp(*clip)
+            return D if inpaint is None else inpaint.insert(D)
 
         chain = [x]
         D_last: Tensor | None = None
@@ -268,6 +273,9 @@ class Sampler:
                     score = (step.b * denoised(x, step.r) - x) / step.w**2
                     x = _langevin(self._corrector, x, score, next(z))
             chain.append(x)
+        if inpaint is not None:
+            x = inpaint.insert(x)
+            chain = [*map(inpaint.seen, chain[:-1]), x]
         return torch.stack(chain) if return_chain else x
 
 
@@ -284,6 +292,7 @@ def sample(
     clip: Clip | None = None,
     churn: Churn | None = None,
     corrector: Langevin | None = None,
+    inpaint: Known | None = None,
     return_chain: bool = False,
 ) -> Tensor:
     """Carry `x` at times[0] down the reverse process to times[-1]: a tensor of x's shape, at least float32.
@@ -297,12 +306,14 @@ def sample(
         and 0 without: step by step, its own draw and then those of its corrections (a last step to k = 0 leaves them
         unused). Under torch.compile pass the noise.
     clip: (low, high), to which D is clamped, as Diffusion-QL and DDPM do. e = (x - a D)/s follows the clamped D.
+    inpaint: entries that are known (`diffusion.inpainting`): they are set at every step, behind the clip, and the
+        result holds them to the bit. At them x is noise alone, s e at times[0].
     return_chain: give all states, (T + 1, *x.shape), from `x` to the result.
 
     Raises ValueError as `Sampler` does, and for noise that is missing or of a wrong shape.
     """
     sampler = Sampler(process, times, solver, eta, churn, corrector)
-    return sampler(denoise, x, generator, noise=noise, clip=clip, return_chain=return_chain)
+    return sampler(denoise, x, generator, noise=noise, clip=clip, inpaint=inpaint, return_chain=return_chain)
 
 
 def solver_step(process: Process, denoise: Denoise, x: Tensor, t: Tensor, r: Tensor, solver: str = "ddim") -> Tensor:
