@@ -230,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
         return parts[2]
 
     def _body(self) -> bytes:
-        """The JSON that was sent. Raises Refused: 411 for no length, 413 for too long a one, 415 for what is no JSON."""
+        """The JSON that was sent. Raises Refused: 411 without a length, 413 for too much, 415 for other kinds."""
         lengths = self.headers.get_all("Content-Length", [])
         if len(lengths) != 1 or not re.fullmatch(r"[0-9]{1,18}", lengths[0].strip(), re.ASCII):
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "A request states its length.")

@@ -1,7 +1,7 @@
 """What a segment looks like: a maze from above, a robot from the side, else its columns over time. As JSON.
 
-The pictures are vectors that the browser draws, so that they need no graphics card and no OpenGL here. A robot's are the
-capsules of its MuJoCo model, placed by MuJoCo's kinematics, where the observation gives the simulator's state: for
+The pictures are vectors that the browser draws, so that they need no graphics card and no OpenGL here. A robot's are
+the capsules of its MuJoCo model, placed by MuJoCo's kinematics, where the observation gives the simulator's state: for
 Hopper, HalfCheetah and Walker2d, which is tested. Nothing is simulated: what is seen is what is in the data.
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,7 +45,8 @@ class Judge:
         if len(labels) < LEAST:
             return None
         every = slice(None, None, len(self.dataset) // _ROWS + 1)
-        some = replace(self.dataset, **{k: v[every] for k, v in self.dataset.columns().items()}, infos={})
+        columns: dict[str, Any] = {key: values[every] for key, values in self.dataset.columns().items()}
+        some = replace(self.dataset, **columns, infos={})
         try:
             model, report = fit_reward_model(some, labels.segments(self.dataset), self.config, self.seed)
         except UserError:  # nothing is preferred
@@ -57,7 +58,7 @@ class Judge:
     def most_disputed(self, model: RewardModel, pairs: Ints, segment: int, number: int) -> Ints:
         """Those (number, 2) of some pairs (n, 2) of segments that the model's members disagree on most, most first."""
         rows = (pairs.reshape(-1, 1) + np.arange(segment)).reshape(-1)
-        columns = {key: values[rows] for key, values in self.dataset.columns().items()}
+        columns: dict[str, Any] = {key: values[rows] for key, values in self.dataset.columns().items()}
         of_pairs = replace(self.dataset, **columns, infos={})  # 40,000 rows are scored, and not a million
         at = np.arange(len(pairs) * 2).reshape(-1, 2) * segment
         return pairs[np.argsort(-disagreement(model, of_pairs, at, segment), kind="stable")[:number]]
