@@ -1,8 +1,8 @@
 """Headless Chromium for tests of pages: real keys and clicks, and what is on the screen.
 
-Driven by its DevTools protocol over a pipe (--remote-debugging-pipe): messages of JSON, each ended by a null byte, on the
-child's descriptors 3 and 4. That needs no package, no driver of the browser's version, and opens no port. Selenium wants
-a chromedriver and thirteen packages, Playwright a Node.js and 40 MB, for what are two functions here.
+Driven by its DevTools protocol over a pipe (--remote-debugging-pipe): messages of JSON, each ended by a null byte, on
+the child's descriptors 3 and 4. That needs no package, no driver of the browser's version, and opens no port. Selenium
+wants a chromedriver and a dozen packages, Playwright a Node.js, for what are two functions here.
 """
 
 import base64
@@ -21,10 +21,19 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 """The browser, where there is one: `apt-get install chromium`."""
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars --remote-debugging-pipe"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+]
 PATIENCE = 60.0
 """Seconds after which what does not happen is a failure."""
 KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Backspace": 8, " ": 32}
@@ -37,9 +46,7 @@ class Browser:
         assert CHROMIUM is not None
         ours_in, theirs_out = os.pipe()
         theirs_in, ours_out = os.pipe()
-        high = [
-            fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 20) for end in (theirs_in, theirs_out)
-        ]  # not 3 and 4 themselves
+        high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 20) for end in (theirs_in, theirs_out)]
         self._log = folder / "chromium.log"
         actions = [
             (os.POSIX_SPAWN_DUP2, high[0], 3),

@@ -21,7 +21,7 @@ from diffrl.support.errors import UserError
 from diffrl.support.files import lock_file, regular_file
 from diffrl.support.machine import settle
 from diffrl.support.page import Page, open_browser, static
-from diffrl.support.stopping import Stopped, check
+from diffrl.support.stopping import check
 from envs.datasets import load_dataset
 
 FILES = ("diffrl.augment.label", "page")
@@ -65,7 +65,7 @@ def label(config: LabelConfig, ready: Callable[[str], None] | None = None) -> Pa
                     open_browser(address)
                 while not session.finished.wait(1.0):
                     check()
-        except Stopped:  # the usual end: nothing is lost, and nothing has gone wrong
+        except KeyboardInterrupt:  # the usual end: nothing is lost, and nothing has gone wrong
             print(file=sys.stderr)
         finally:
             session.close()

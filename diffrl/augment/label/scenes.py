@@ -58,7 +58,7 @@ class MazeScene(Scene):
         self._maze = MAZES[maze]
 
     def about(self) -> JSON:
-        """Walls, by their cell's (column, row); the goal's centre and radius; the ball's radius."""
+        """Walls, by their cell's (column, row); the goal's centre and radius; the ball's radius; a note for the eye."""
         row, column = self._maze.goal
         return {
             "kind": "maze",
@@ -66,6 +66,7 @@ class MazeScene(Scene):
             "walls": [[column, row] for row, column in self._maze.cells("#")],
             "goal": [column + _EDGE, row + _EDGE, GOAL_RADIUS],
             "ball": 0.1,
+            "note": "green: the goal; ring: the start",
         }
 
     def frames(self, observations: Floats) -> JSON:
@@ -76,7 +77,7 @@ class MazeScene(Scene):
 class RobotScene(Scene):
     """A planar robot of MuJoCo's from the side: its capsules, where the observation says that they are.
 
-    The observation leaves out how far the robot has come; that is the sum of its forward velocities.
+    The observation leaves out how far the robot has come; that is the integral of its forward velocity, by trapezoids.
     """
 
     def __init__(self, env_id: str, **kwargs: Any) -> None:
@@ -109,7 +110,8 @@ class RobotScene(Scene):
     def frames(self, observations: Floats) -> JSON:
         """Per step the ends (x, z, x, z) of each capsule, in metres, and the root's x, which the picture follows."""
         nq, hidden = self._model.nq, self._hidden
-        forward = np.cumsum(observations[:, nq - hidden].astype(np.float64)) * self._dt
+        speed = observations[:, nq - hidden].astype(np.float64)
+        forward = np.append(0, np.cumsum((speed[1:] + speed[:-1]) / 2 * self._dt))
         frames, roots = [], []
         for step, observation in enumerate(observations):
             self._data.qpos[:] = np.concatenate([forward[step : step + 1][:hidden], observation[: nq - hidden]])

@@ -62,7 +62,7 @@ class Session:
         self._chosen: dict[bytes, Ints] = {}
         self._models: dict[bytes, Learned] = {}
         self._worth = {n: Worth(n, asked, accuracy) for n, asked, accuracy in _points(labels.about)}
-        self._unsaved, self._points_lock = False, Lock()
+        self._unsaved, self._points_lock, self._closing = False, Lock(), Event()
         self._thread = ThreadPoolExecutor(1, "reward-model")
         self.finished = Event()
         """Set when the person says on the page that it is enough."""
@@ -130,7 +130,8 @@ class Session:
         return {name: getattr(self, name) for name in names}
 
     def close(self) -> None:
-        """Wait for the model that is learning, and save what it says of the labels."""
+        """Stop the model that is learning, and save what those before have said of the labels."""
+        self._closing.set()
         self._thread.shutdown(wait=True, cancel_futures=True)
         if self._unsaved and len(self.labels):
             self._save(self.labels)
@@ -181,7 +182,7 @@ class Session:
         return self._models[key]
 
     def _learned(self, labels: LabelledPairs) -> tuple[Any, Worth | None] | None:
-        learned = None if self._judge is None else self._judge.learn(labels)
+        learned = None if self._judge is None else self._judge.learn(labels, self._closing)
         if learned is not None and learned[1] is not None:
             with self._points_lock:
                 self._worth[len(labels)], self._unsaved = learned[1], True

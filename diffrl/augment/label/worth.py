@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
+from threading import Event
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +29,7 @@ class Worth(NamedTuple):
     labels: int
     """The labels that it learned from, and is asked about: each member about those that it has not seen."""
     asked: int
-    """Held-out preferences."""
+    """Held-out preferences, each member's counted."""
     accuracy: float
     """The share of them that is foretold."""
 
@@ -40,20 +42,31 @@ class Judge:
     config: RewardConfig
     seed: int
 
-    def learn(self, labels: LabelledPairs) -> tuple[RewardModel, Worth | None] | None:
-        """The model of these labels, and what they are worth; None where they are too few, or all equal."""
+    def learn(self, labels: LabelledPairs, stop: Event) -> tuple[RewardModel, Worth | None] | None:
+        """The model of these labels, and what they are worth; None where they are too few, or all equal.
+
+        It takes seconds. Raises CancelledError once `stop` is set.
+        """
+
+        def go_on(done: int, total: int) -> None:
+            if stop.is_set():
+                raise CancelledError
+
         if len(labels) < LEAST:
             return None
         every = slice(None, None, len(self.dataset) // _ROWS + 1)
         columns: dict[str, Any] = {key: values[every] for key, values in self.dataset.columns().items()}
         some = replace(self.dataset, **columns, infos={})
         try:
-            model, report = fit_reward_model(some, labels.segments(self.dataset), self.config, self.seed)
+            model, report = fit_reward_model(
+                some, labels.segments(self.dataset), self.config, self.seed, on_progress=go_on
+            )
         except UserError:  # nothing is preferred
             return None
         if report.accuracy is None:
             return model, None
-        return model, Worth(len(labels), report.held_out * model.members, report.accuracy)
+        told = report.pairs / (report.pairs + report.equal)
+        return model, Worth(len(labels), round(report.held_out * model.members * told), report.accuracy)
 
     def most_disputed(self, model: RewardModel, pairs: Ints, segment: int, number: int) -> Ints:
         """Those (number, 2) of some pairs (n, 2) of segments that the model's members disagree on most, most first."""

@@ -112,7 +112,7 @@ async function poll() {
 function show(next) {
   state = next;
   showProgress(next);
-  byId("dataset").textContent = next.dataset;
+  byId("dataset").textContent = [next.drawing?.scene.note, next.dataset].filter(Boolean).join(" · ");
   byId("pair").hidden = byId("choices").hidden = byId("player").hidden = !next.pair;
   byId("done").hidden = Boolean(next.pair);
   byId("more").textContent = `More are asked for by a larger number than --pairs ${next.pairs}.`;
@@ -123,7 +123,7 @@ function show(next) {
   const draw = { maze, robot, columns: () => () => {} }[drawing.scene.kind];
   views = drawing.segments.map((segment, i) => {
     const card = sides[i];
-    card.querySelector(".place").textContent = `episode ${segment.episode + 1}, from step ${segment.time + 1}`;
+    card.querySelector(".place").textContent = `episode ${segment.episode + 1}, step ${segment.time + 1}`;
     const picture = draw(card.querySelector(".picture"), drawing, segment.frames);
     const plotted = plots(card.querySelector(".columns"), drawing, segment.values);
     return (step) => {
@@ -226,14 +226,17 @@ function robot(place, { scene, segments }, { frames, root }) {
   const svg = canvas(place, -width / 2, -high, width, high - low);
   const world = shape("g");
   const ends = minmax(root);
-  for (let metre = Math.floor(ends[0] - width); metre <= ends[1] + width; metre++) {
+  const box = svg.getBoundingClientRect();
+  const pixel = 1 / (Math.min(box.width / width, box.height / (high - low)) || 100);
+  world.style.fontSize = `${12 * pixel}px`; // of the picture's own pixels, which are metres
+  for (let metre = Math.floor(ends[0] - 3 * width); metre <= ends[1] + 3 * width; metre++) {
     for (let part = 0; part < 4; part++) {
       const x = metre + part / 4;
-      world.append(shape("line", { class: "floor", x1: x, x2: x, y1: 0, y2: part ? 0.04 : 0.1 }));
+      world.append(shape("line", { class: "floor", x1: x, x2: x, y1: 0, y2: (part ? 4 : 9) * pixel }));
     }
-    world.append(shape("text", { class: "mark", x: metre, y: 0.25 }, `${metre} m`));
+    world.append(shape("text", { class: "mark", x: metre, y: 24 * pixel }, `${metre} m`));
   }
-  const x = { x1: ends[0] - 2 * width, x2: ends[1] + 2 * width };
+  const x = { x1: ends[0] - 4 * width, x2: ends[1] + 4 * width };
   world.append(shape("line", { class: "floor", ...x, y1: 0, y2: 0 }));
   const limbs = scene.radii.map((radius, i) =>
     shape("line", { class: scene.behind[i] ? "limb behind" : "limb", "stroke-width": 2 * radius })
