@@ -514,7 +514,7 @@ def test_a_person_labels_in_a_browser(maze_file: Path, tmp_path: Path) -> None:
                 page.press(["ArrowLeft", "ArrowRight"][value])
                 labels.append(value)
                 after(labels)
-            page.until("document.querySelector('#accuracy').textContent.includes('foretold')")
+            page.until("document.querySelector('#accuracy').textContent.includes('% accuracy')")
             process.kill()
             process.wait()
             page.press("ArrowLeft")  # nobody hears it, and the page says so

@@ -115,6 +115,7 @@ function show(next) {
   byId("dataset").textContent = [next.drawing?.scene.note, next.dataset].filter(Boolean).join(" · ");
   byId("pair").hidden = byId("choices").hidden = byId("player").hidden = !next.pair;
   byId("done").hidden = Boolean(next.pair);
+  document.body.classList.toggle("done", !next.pair);
   byId("more").textContent = `More are asked for by a larger number than --pairs ${next.pairs}.`;
   const drawing = next.drawing;
   views = [];
@@ -158,8 +159,8 @@ function showProgress(progress) {
   }
   const last = points[points.length - 1];
   const percent = (x) => Math.round(100 * x);
-  byId("accuracy").textContent = `${percent(last[2])} ± ${Math.max(1, percent(deviation(last)))} % foretold`;
-  byId("verdict").textContent = `after ${last[0]} labels${progress.learning ? ", measuring …" : trend(points)}`;
+  byId("accuracy").textContent = `${percent(last[2])} ± ${Math.max(1, percent(deviation(last)))} % accuracy`;
+  byId("verdict").textContent = `held-out, ${last[0]} labels${progress.learning ? ", measuring …" : trend(points)}`;
   curve(points);
 }
 
