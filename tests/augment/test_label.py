@@ -71,7 +71,7 @@ def test_a_robot_is_drawn_where_the_simulator_has_it(env_id: str) -> None:
         env: Any = gymnasium.make(env_id).unwrapped
     observations, forward = rollout(env, 12)
     capsules = env.model.geom_type == mujoco.mjtGeom.mjGEOM_CAPSULE
-    scene = RobotScene(env_id)
+    scene = RobotScene(env)
     found = scene.frames(observations)
     ends, root = np.array(found["frames"]), np.array(found["root"])
     # MuJoCo's geometry after a step is that before its last integration: it is taken of the state again.
@@ -94,7 +94,7 @@ def test_a_robot_is_drawn_where_the_simulator_has_it(env_id: str) -> None:
 @pytest.mark.parametrize("maze", ["umaze", "large"])
 def test_a_maze_is_drawn_as_the_environment_renders_it(maze: str) -> None:
     """Walls and goal cover the pixels that they cover there, and the ball is in the same place."""
-    scene, env = MazeScene(maze), Maze2dEnv(maze)
+    scene, env = MazeScene(MAZES[maze]), Maze2dEnv(maze)
     about = scene.about()
     env.reset(seed=0, options={"state": [*MAZES[maze].free[-2], 0, 0]})
     picture = env.render()
@@ -139,13 +139,25 @@ def test_plots_share_their_range_and_show_where_segments_differ() -> None:
 
 def test_what_cannot_be_drawn_is_plotted_and_why() -> None:
     data = dataset()
+    one_force = replace(data, actions=data.actions[:, :1])
     for env, why in ((None, "no environment"), ("none", "--env none"), ("Pendulum-v1", "its simulator's state")):
-        scene, said = scene_of("walks.hdf5", data, env)
+        scene, said = scene_of("walks.hdf5", one_force, env)
         assert type(scene) is Scene
         assert why in said
-    assert "is not one of Hopper-v4" in scene_of("walks.hdf5", data, "Hopper-v4")[1]
-    assert isinstance(scene_of("walks.hdf5", dataset(size=11), "Hopper-v4")[0], RobotScene)
-    assert isinstance(scene_of("walks.hdf5", dataset(size=4), "maze2d-medium-v1")[0], MazeScene)
+    with pytest.raises(UserError, match="Hopper-v4"):
+        scene_of("walks.hdf5", data, "Hopper-v4")  # whose observation has 11 entries
+    of_file = replace(data, metadata={"env_id": "Hopper-v4"})
+    assert "no environment" in scene_of("walks.hdf5", of_file, None)[1]
+    maze = dataset(size=4)
+    assert isinstance(scene_of("walks.hdf5", maze, "maze2d-medium-v1")[0], MazeScene)
+    wrapper = {"name": "RescaleObservation", "entry_point": "gymnasium.wrappers:RescaleObservation"}
+    wrapper |= {"kwargs": {"min_obs": -1.0, "max_obs": 1.0}}  # type: ignore[dict-item]
+    stored = json.dumps({"id": "Hopper-v5", "additional_wrappers": [wrapper]})
+    hopper = replace(dataset(size=11), actions=np.zeros((400, 3), np.float32), metadata={})
+    assert isinstance(scene_of("walks.hdf5", hopper, "Hopper-v5")[0], RobotScene)
+    hopper.metadata.update(env_id="Hopper-v5", env_spec=stored)
+    scene, said = scene_of("walks.hdf5", hopper, None)
+    assert type(scene) is Scene, said
     with pytest.raises(UserError, match="Nonsense-v0"):
         scene_of("walks.hdf5", data, "Nonsense-v0")
 
@@ -369,7 +381,7 @@ def test_what_cannot_be_labelled_is_a_sentence(maze_file: Path, tmp_path: Path) 
             label(LabelConfig(**words), ready=lambda address: pytest.fail("it began"))
 
     refused(r"preferences.json", out="preferences.yaml")
-    refused(r"--segment is 900, and the longest episode", segment=900)
+    refused("900( rows)?, and the longest episode", segment=900)
     refused(r"are left of", pairs=100, rows=H + 1)
     (tmp_path / "folder.json").mkdir()
     refused("is a folder", out=str(tmp_path / "folder.json"))

@@ -7,21 +7,18 @@ Hopper, HalfCheetah and Walker2d, which is tested. Nothing is simulated: what is
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-import gymnasium
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from diffrl.data.offline import Floats, OfflineDataset
-from diffrl.support.errors import UserError
 from envs.dynamics import why_none
 from envs.making import CannotRebuild
-from envs.maze2d import BODY, GOAL_RADIUS, MAZES, Maze2dEnv
-from envs.task import find_task
+from envs.maze2d import BODY, GOAL_RADIUS, Maze, Maze2dEnv
+from envs.task import open_task
 
 JSON: TypeAlias = dict[str, Any]
 
@@ -54,8 +51,8 @@ class MazeScene(Scene):
     observations = ("row", "column", "row velocity", "column velocity")
     actions = ("row force", "column force")
 
-    def __init__(self, maze: str) -> None:
-        self._maze = MAZES[maze]
+    def __init__(self, maze: Maze) -> None:
+        self._maze = maze
 
     def about(self) -> JSON:
         """Walls, by their cell's (column, row); the goal's centre and radius; the ball's radius; a note for the eye."""
@@ -77,25 +74,19 @@ class MazeScene(Scene):
 class RobotScene(Scene):
     """A planar robot of MuJoCo's from the side: its capsules, where the observation says that they are.
 
-    The observation leaves out how far the robot has come; that is the integral of its forward velocity, by trapezoids.
+    env: its environment, whose observation is its state (`envs.dynamics.why_none`), but for how far the robot has come;
+    that is the integral of its forward velocity, by trapezoids.
     """
 
-    def __init__(self, env_id: str, **kwargs: Any) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # v4 is out of date, and what D4RL's data need
-            env: Any = gymnasium.make(env_id, **kwargs).unwrapped
+    def __init__(self, env: Any) -> None:
         self._model, self._dt = env.model, float(env.dt)
         self._data = mujoco.MjData(self._model)
-        self.size = int(env.observation_space.shape[0])
-        self._hidden = self._model.nq + self._model.nv - self.size  # the forward position, or nothing
-        if self._hidden not in (0, 1):
-            raise UserError(f"The observation of {env_id} is not the state of its simulator.")
+        self._hidden = self._model.nq + self._model.nv - env.observation_space.shape[0]  # the forward position, if any
         kinds = self._model.geom_type
         self._capsules = np.flatnonzero(kinds == mujoco.mjtGeom.mjGEOM_CAPSULE)
         joints = [self._model.joint(i).name for i in range(self._model.njnt)]
         self.observations = [*joints[self._hidden :], *(f"{name} velocity" for name in joints)]
         self.actions = [self._model.actuator(i).name or f"action {i}" for i in range(self._model.nu)]
-        env.close()
 
     def about(self) -> JSON:
         """The capsules' radii, in metres, and which belong to the limbs behind."""
@@ -128,32 +119,25 @@ def scene_of(name: str, dataset: OfflineDataset, env: str | None) -> tuple[Scene
     """How segments of a data set are drawn, and why so, as half a sentence.
 
     env: the id of its environment, "none" for plots alone; None: the one that the data belong to. Raises UserError for
-    an `env` that does not exist.
+    an `env` that does not exist, or is not that of such data.
     """
     if env == "none":
         return Scene(), "plots of the columns, as --env none asks"
     try:
-        task = find_task(name, dataset, env=env)
+        task, simulator = open_task(name, dataset, env=env)
     except CannotRebuild:
+        if env is not None:
+            raise
         return Scene(), "plots of the columns, since the environment that the data name cannot be rebuilt"
-    if task.env_id is None:
-        return Scene(), "plots of the columns, since the data name no environment (--env ID does)"
-    env_id = task.env_id.removeprefix("envs:")
-    if why_none(env_id) is not None:
-        if env is not None and env_id not in gymnasium.registry:
-            raise UserError(f"Gymnasium has no environment {env_id!r} here: name another --env, or none.")
+    if simulator is None or task.env_id is None:
+        return Scene(), "plots of the columns, since there is no environment (--env ID names one)"
+    env_id, own = task.env_id.removeprefix("envs:"), simulator.unwrapped
+    # A wrapper may show something else than the state.
+    if why_none(env_id) is not None or any("Observation" in str(wrapper["name"]) for wrapper in task.wrappers):
         return Scene(), f"plots of the columns, since the observation of {env_id} does not give its simulator's state"
-    if env_id.startswith("maze2d"):
-        made: Any = gymnasium.make(env_id).unwrapped
-        assert isinstance(made, Maze2dEnv)
-        maze = next(key for key, known in MAZES.items() if known is made.maze)
-        if dataset.observation_size == 4:
-            return MazeScene(maze), f"the maze of {env_id} from above"
-    else:
-        robot = RobotScene(env_id, **task.env_kwargs)
-        if robot.size == dataset.observation_size:
-            return robot, f"{env_id} from the side"
-    return Scene(), f"plots of the columns, since the observation is not one of {env_id}"
+    if isinstance(own, Maze2dEnv):
+        return MazeScene(own.maze), f"the maze of {env_id} from above"
+    return RobotScene(own), f"{env_id} from the side"
 
 
 def drawn(dataset: OfflineDataset, scene: Scene, pair: Sequence[int], steps: int) -> JSON:
@@ -163,7 +147,8 @@ def drawn(dataset: OfflineDataset, scene: Scene, pair: Sequence[int], steps: int
     column's name, kind and range, which is that of both segments, so that they compare. Of many observation columns
     those are plotted in which the segments differ most, in units of the data's deviation.
     """
-    episodes, times = dataset.episode_indices()
+    begins = dataset.episodes()[:, 0]
+    episodes = [int(np.searchsorted(begins, start, "right")) - 1 for start in pair]
     rows = [slice(start, start + steps) for start in pair]
     seen, done = ([getattr(dataset, kind)[r] for r in rows] for kind in ("observations", "actions"))
     chosen = _chosen(dataset, *seen)
@@ -184,12 +169,12 @@ def drawn(dataset: OfflineDataset, scene: Scene, pair: Sequence[int], steps: int
         "segments": [
             {
                 "row": int(start),
-                "episode": int(episodes[start]),
-                "time": int(times[start]),
+                "episode": episode,
+                "time": int(start - begins[episode]),
                 "frames": scene.frames(o),
                 "values": [[float(f"{x:.5g}") for x in column] for column in v],
             }
-            for start, o, v in zip(pair, seen, values, strict=True)
+            for start, episode, o, v in zip(pair, episodes, seen, values, strict=True)
         ],
     }
 
