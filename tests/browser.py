@@ -87,14 +87,15 @@ class Browser:
         self._send("Page.navigate", {"url": address})
         self.until(f"location.href == {json.dumps(address)} && document.readyState == 'complete'")
 
-    def press(self, key: str, *, held: int = 0) -> None:
-        """Press a key and let it go. held: how often it repeats before."""
+    def press(self, key: str) -> None:
+        """Press a key and let it go."""
+        self.down(key)
+        self._send("Input.dispatchKeyEvent", _about(key) | {"type": "keyUp"})
+
+    def down(self, key: str, *, repeat: bool = False) -> None:
+        """Press a key, or let it repeat, as one does that is held."""
         text = {"text": key} if len(key) == 1 else {}
-        code = KEYS.get(key) or ord(key.upper())
-        about: dict[str, Any] = {"key": key, "windowsVirtualKeyCode": code}
-        for repeat in range(1 + held):
-            self._send("Input.dispatchKeyEvent", about | text | {"type": "keyDown", "autoRepeat": repeat > 0})
-        self._send("Input.dispatchKeyEvent", about | {"type": "keyUp"})
+        self._send("Input.dispatchKeyEvent", _about(key) | text | {"type": "keyDown", "autoRepeat": repeat})
 
     def click(self, selector: str) -> None:
         """Click into the middle of an element, where a person could: what covers it is clicked instead."""
@@ -156,6 +157,10 @@ class Browser:
         message, _, self._buffer = self._buffer.partition(b"\0")
         found: dict[str, Any] = json.loads(message)
         return found
+
+
+def _about(key: str) -> dict[str, Any]:
+    return {"key": key, "windowsVirtualKeyCode": KEYS.get(key) or ord(key.upper())}
 
 
 def _found(selector: str) -> str:

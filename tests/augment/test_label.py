@@ -512,8 +512,13 @@ def test_a_person_labels_in_a_browser(maze_file: Path, tmp_path: Path) -> None:
                 page.click(selector)
                 labels.append(value)
                 after(labels)
-            page.press("ArrowLeft", held=20)  # a key that is held down
+            page.down("ArrowLeft")  # and held
             labels.append(0)
+            after(labels)
+            for _ in range(5):
+                page.down("ArrowLeft", repeat=True)
+                time.sleep(0.05)
+            page.press("x")
             after(labels)
             for key in ("ArrowUp", "Backspace"):
                 page.press(key)
