@@ -37,6 +37,8 @@ def exercise(bin_folder: Path, folder: Path) -> None:
 
     assert "diffrl train" in diffrl("--help")
     assert "maze2d-umaze-v1" in diffrl("data", "list", "maze2d")
+    page = "from diffrl.support.page import static; print(*static('diffrl.augment.label', 'page'))"
+    assert "index.html" in run(str(bin_folder / "python"), "-c", page, cwd=folder)
     assert "diffusion_ql/maze2d-umaze-v1" in diffrl("train", "list")
     diffrl("train", "bc/maze2d-umaze-v1", "--steps=5", "--rows=500", "--eval-episodes=1", "--out=run")
     assert (folder / "run" / "learning_curve.png").is_file()

@@ -1,4 +1,4 @@
-"""`diffrl augment ...`: enlarge an offline data set."""
+"""`diffrl augment ...`: enlarge an offline data set, and label what it is enlarged by."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import Positional
 
 from diffrl.augment.config import Request
+from diffrl.augment.label.config import LabelConfig
 from diffrl.augment.synther.config import Sampling, SynthERConfig
 from diffrl.support.errors import explaining_memory
 from diffrl.support.stopping import going_on
@@ -47,4 +48,30 @@ class Synther(Request):
 
         asked = {f.name: getattr(self, f.name) for f in dataclasses.fields(Request)}
         synther(model=self.model, sampling=self.sampling, **asked)
+        return 0
+
+
+@dataclass(frozen=True)
+class Label(LabelConfig):
+    """Compare pairs of a data set's segments on a page in your browser; the labels are saved as you give them.
+
+    For example,
+      diffrl augment label maze2d-umaze-v1 --pairs 100 --out preferences.json
+      diffrl augment label rollouts.hdf5 --env Hopper-v4 --segment 50 --active
+      diffrl augment flow-to-better maze2d-umaze-v1 --preferences preferences.json --out better.hdf5
+
+    Left and right arrow choose the better segment, down or space calls both equal, up or Backspace takes the last
+    label back. Each ten labels it measures how many labels a reward model foretells that it has not seen. Ctrl-C, or
+    Finish on the page, ends it; the same command goes on. The page is for this machine alone; from another one:
+    ssh -L PORT:127.0.0.1:PORT, with --port PORT --no-browser here.
+    """
+
+    dataset: Positional[str]
+    """A D4RL id, a Minari id, or a path (HDF5, npz, a Minari folder)."""
+
+    def run(self) -> int:
+        """Do it."""
+        from diffrl.augment.label.job import label
+
+        label(self)
         return 0

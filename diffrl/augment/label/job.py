@@ -1,0 +1,122 @@
+"""The command: open the data, go on with the file of labels, serve the page until it is enough."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffrl.augment.label.config import LabelConfig
+from diffrl.augment.label.scenes import scene_of
+from diffrl.augment.label.session import Session
+from diffrl.augment.label.worth import Judge
+from diffrl.data.offline import OfflineDataset
+from diffrl.data.preferences import LabelledPairs
+from diffrl.support.console import console
+from diffrl.support.errors import UserError
+from diffrl.support.files import lock_file, regular_file
+from diffrl.support.machine import settle
+from diffrl.support.page import Page, open_browser, static
+from diffrl.support.stopping import check
+from envs.datasets import load_dataset
+
+FILES = ("diffrl.augment.label", "page")
+"""The package and its folder that hold the page."""
+
+
+def label(config: LabelConfig, ready: Callable[[str], None] | None = None) -> Path:
+    """Let a person label pairs of a data set's segments in a browser; give the path of the labels' file.
+
+    It ends when the person says so on the page, or by SIGINT or SIGTERM; each label was saved when it was given. The
+    same call goes on. ready: hears the page's address, in place of the person. Raises UserError for data without
+    segments of that length, for a file that is not of these data, and where another process is labelling into it.
+    """
+    out = Path(config.out).expanduser()
+    if out.suffix.lower() != ".json":
+        raise UserError(f"--out is {config.out}; expected the path of a JSON file, such as preferences.json.")
+    settle()
+    dataset = load_dataset(config.dataset, rows=config.rows, action_limit=None)
+    with _alone(out):
+        labels, before = _labels(config, dataset, out)
+        scene, why = scene_of(config.dataset, dataset, config.env)
+        session = Session(
+            dataset,
+            labels,
+            out,
+            pairs=config.pairs,
+            seed=config.seed,
+            scene=scene,
+            judge=Judge(dataset, config.reward, config.seed),
+            active=config.active,
+        )
+        page = Page(static(*FILES), session.calls())
+        try:
+            with page.serving(config.port) as address:
+                console.print(f"{before} Shown: {why}.", markup=False)
+                print(f"Label at:  {address}", flush=True)
+                console.print("Ctrl-C ends it; every label is saved at once.")
+                if ready is not None:
+                    ready(address)
+                elif config.browser:
+                    open_browser(address)
+                while not session.finished.wait(1.0):
+                    check()
+        except KeyboardInterrupt:  # the usual end: nothing is lost, and nothing has gone wrong
+            print(file=sys.stderr)
+        finally:
+            session.close()
+    _say(config, session.labels)
+    return out
+
+
+def _labels(config: LabelConfig, dataset: OfflineDataset, out: Path) -> tuple[LabelledPairs, str]:
+    """The labels that are there already, or none, and a sentence about them."""
+    about: dict[str, Any] = {
+        "labelled by": "a person, with `diffrl augment label`",
+        "seed": config.seed,
+        "active": config.active,
+    }
+    if not out.exists():
+        return LabelledPairs.empty(dataset, config.segment, about), f"Labels go to {out}."
+    regular_file(out, "a file of labels", "Choose another --out.")
+    labels = LabelledPairs.read(out, dataset, empty=True)
+    if labels.segment != config.segment:
+        raise UserError(
+            f"{out} labels segments of {labels.segment} rows, and --segment is {config.segment}: go on with --segment "
+            f"{labels.segment}, or choose another --out."
+        )
+    more = "" if len(labels) < config.pairs else f" That is all of --pairs {config.pairs}: a larger number asks more."
+    return labels, f"Going on after {len(labels)} labels in {out}.{more}"
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """In the block no other process labels into this file."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = out.with_name(f".{out.name}.lock")
+    descriptor = lock_file(lock)
+    if descriptor is None:
+        raise UserError(f"Another process is labelling into {out}: end it, or choose another --out.")
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _say(config: LabelConfig, labels: LabelledPairs) -> None:
+    """What was saved, and what to do with it."""
+    if not len(labels):
+        console.print("No label was given.")
+        return
+    equal = int((labels.labels == 0.5).sum())
+    console.print(f"{len(labels)} labels ({equal} of them equal) are saved in {config.out}.", markup=False)
+    words = ["diffrl", "augment", "flow-to-better", config.dataset, "--preferences", config.out]
+    rows = [] if config.rows is None else ["--rows", str(config.rows)]
+    console.print(f"Use them: {shlex.join([*words, *rows, '--out', 'better.hdf5'])}", markup=False)
+    if len(labels) < config.pairs:
+        console.print(f"The same command goes on, with the other {config.pairs - len(labels)} pairs.", markup=False)
