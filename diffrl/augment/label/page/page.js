@@ -117,9 +117,16 @@ function show(next) {
   byId("done").hidden = Boolean(next.pair);
   document.body.classList.toggle("done", !next.pair);
   byId("more").textContent = `More are asked for by a larger number than --pairs ${next.pairs}.`;
-  const drawing = next.drawing;
   views = [];
-  if (!drawing) return;
+  if (!next.drawing) return;
+  build(next.drawing);
+  byId("at").max = next.drawing.steps - 1;
+  clock = 0;
+  before = null;
+  drawAt(playing ? 0 : next.drawing.steps - 1);
+}
+
+function build(drawing) {
   document.body.classList.toggle("drawn", drawing.scene.kind !== "columns");
   const draw = { maze, robot, columns: () => () => {} }[drawing.scene.kind];
   views = drawing.segments.map((segment, i) => {
@@ -132,10 +139,6 @@ function show(next) {
       plotted(step);
     };
   });
-  byId("at").max = drawing.steps - 1;
-  clock = 0;
-  before = null;
-  drawAt(playing ? 0 : drawing.steps - 1);
 }
 
 function showProgress(progress) {
@@ -324,6 +327,14 @@ function faster() {
 
 function toggleColumns() {
   byId("plots").setAttribute("aria-pressed", document.body.classList.toggle("plots"));
+  rebuild();
+}
+
+// Labels in a picture have the size of the page's text, whatever the size of the picture.
+function rebuild() {
+  if (!state?.drawing) return;
+  build(state.drawing);
+  drawAt(Number(byId("at").value));
 }
 
 // --- the person ---
@@ -375,6 +386,7 @@ byId("at").addEventListener("input", (event) => {
   play(false);
   drawAt(Number(event.target.value));
 });
+addEventListener("resize", rebuild);
 byId("at").addEventListener("pointerup", (event) => event.target.blur());
 
 play(playing);
