@@ -95,8 +95,8 @@ class TrainConfig:
     capture: bool = True
     """On a GPU: capture the step as a CUDA graph and replay it; --no-capture for debugging."""
     tf32: bool = True
-    """On a GPU: round the factors of matrix products to TF32 (10 bits), as JAX does: 1.5 times the speed. --no-tf32:
-    keep float32."""
+    """On a GPU: round the factors of products and convolutions to TF32 (10 bits), as JAX does: 1.5 times the speed.
+    --no-tf32: keep float32."""
     out: Path | None = None
     """The run's folder; by default runs/AGENT-DATASET-TIME."""
 

@@ -66,19 +66,21 @@ def settle() -> None:
 
 @contextmanager
 def products(device: str, tf32: bool) -> Iterator[None]:
-    """In the block, matrix products on a GPU have their factors rounded to TF32, or stay float32 throughout.
+    """In the block, matrix products and convolutions on a GPU have their factors rounded to TF32, or stay float32.
 
     Afterwards they are taken as before: the setting is the whole process's, and its owner's.
     """
     import torch
 
-    before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     if torch.device(device).type == "cuda":
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32  # which is on unless somebody says otherwise
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def compiled_code_folder() -> Path:

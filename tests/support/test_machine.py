@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffrl.support.errors import UserError
-from diffrl.support.machine import resolve_device
+from diffrl.support.machine import products, resolve_device
 
 
 def test_a_device_that_can_be_used_is_itself() -> None:
@@ -35,3 +35,16 @@ def test_a_device_that_is_not_there_is_told_in_one_line(name: str) -> None:
     ) as caught:
         resolve_device(name)
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_products_and_convolutions_are_rounded_as_asked_and_afterwards_as_before(tf32: bool) -> None:
+    def found() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = found()
+    with products("cuda", tf32):
+        assert found() == ("high" if tf32 else "highest", tf32)
+    with products("cpu", tf32):
+        assert found() == before
+    assert found() == before
