@@ -22,8 +22,8 @@ from tests.faults import forked, sound
 IN_A_ROW = 5
 """Kills of one chain, at most; then it is left to end."""
 _SECONDS = 120.0
-_DONE = "steps already"
-"""What a resume says where nothing is left to do: the kill came after the last write."""
+_DONE = ("steps already", "what wrote it is finished")
+"""What a command says where nothing is left to do: the kill came after the last write."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Killer:
             elif not last:
                 moment = {"kill_after": float(rng.uniform(0.02, seconds / 2))}
             outcome = self._go_on(chain, moment)
-            if outcome.ended == "0" or _DONE in outcome.output:
+            if outcome.ended == "0" or _done(outcome):
                 became = "equal" if self._digests(chain) == uncut else "unequal"
                 break
             if outcome.ended != "killed":
@@ -137,7 +137,7 @@ class Killer:
         limit = {"seconds": _SECONDS, "memory": 4 * forked.MEMORY}
         if chain.resume is not None and (self._folder / chain.out).exists():
             outcome = forked.run(chain.resume.split(), self._folder, **limit, **moment)  # type: ignore[arg-type]
-            if outcome.ended in ("0", "killed") or _DONE in outcome.output:
+            if outcome.ended in ("0", "killed") or _done(outcome):
                 return outcome
         return forked.run(chain.begin.split(), self._folder, **limit, **moment)  # type: ignore[arg-type]
 
@@ -151,6 +151,10 @@ class Killer:
     def _digests(self, chain: Chain) -> Any:
         path = self._folder / chain.out
         return unchanged_digests.of_folder(path) if path.is_dir() else unchanged_digests.of_file(path)
+
+
+def _done(outcome: forked.Outcome) -> bool:
+    return any(words in outcome.output for words in _DONE)
 
 
 def main(work: str, to: str, kills: str, *names: str) -> None:
