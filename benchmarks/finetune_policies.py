@@ -108,7 +108,7 @@ def settings_of(options: FinetunePolicies, cell: str, start: Path) -> TuningConf
         return DPPOConfig(start_run=start, **fields)
     values: dict[str, Any] = {"segment": options.segment, "beta": options.beta, **fields}
     if values.get("preferences") == "reversed":
-        from diffrl.tuning.preferences import Preferences
+        from diffrl.data.preferences import Preferences
 
         made = options.out / "dpo" / "preferences.safetensors"
         file = options.out / "reversed.safetensors"

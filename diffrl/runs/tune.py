@@ -10,6 +10,7 @@ import torch
 from rich.markup import escape
 
 from agents.base import Agent
+from diffrl.data.preferences import Preferences, label_segments
 from diffrl.nets import seed_generator
 from diffrl.runs.config import RunOptions
 from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_frozen, source_of_randomness
@@ -27,7 +28,6 @@ from diffrl.tuning.config import DEFAULT_STEPS, DPOConfig, DPPOConfig, TuningCon
 from diffrl.tuning.dpo import PreferenceLearner, PreferenceTrainer, SegmentPairs
 from diffrl.tuning.environments import ENTROPY, Environments
 from diffrl.tuning.ppo import DPPOTrainer
-from diffrl.tuning.preferences import Preferences, label_segments
 from diffrl.tuning.target import chain_policy, denoising_policy
 
 PREFERENCES = "preferences.safetensors"

@@ -113,7 +113,7 @@ class DPOConfig(TuningConfig):
     algo: ClassVar[str] = "dpo"
 
     preferences: str = "auto"
-    """A file of preferences (`diffrl.tuning.preferences.Preferences`), or auto: pairs of segments of the run's own
+    """A file of preferences (`diffrl.data.preferences.Preferences`), or auto: pairs of segments of the run's own
     data, judged by its rewards."""
     pairs: Many = 2000
     """Pairs to draw, where preferences are made (auto)."""

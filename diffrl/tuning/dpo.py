@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from agents.base import Agent, GenerativePolicy
 from diffrl.alignment.losses import PairErrors, diffusion_dpo_loss
+from diffrl.data.preferences import Preferences
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.diffusion import denoising_loss
 from diffrl.nets import Adam, copy_state_
@@ -28,7 +29,6 @@ from diffrl.support.errors import UserError
 from diffrl.training.stack import Evaluate, StackTrainer
 from diffrl.tuning.config import DPOConfig
 from diffrl.tuning.ppo import OWN, part
-from diffrl.tuning.preferences import Preferences
 from diffrl.tuning.target import copy_to_averages, denoising_policy, reference
 
 

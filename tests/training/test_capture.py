@@ -27,6 +27,7 @@ from agents import AGENTS, AgentConfig, DiffusionQL
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import SynthERConfig
 from diffrl.augment.synther.model import ModelRows, TransitionDiffusion
+from diffrl.data.preferences import Preferences
 from diffrl.data.preprocessing import Normaliser, Preprocessing
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import UserError
@@ -35,7 +36,6 @@ from diffrl.training import checkpoint
 from diffrl.training.stack import Captured, StackTrainer
 from diffrl.tuning.config import DPOConfig
 from diffrl.tuning.dpo import PreferenceLearner, PreferenceTrainer, SegmentPairs
-from diffrl.tuning.preferences import Preferences
 from tests.training.conftest import AGENT, assert_same_run, final_state, tiny
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -11,6 +11,7 @@ import diffrl
 from agents import EDP, IDQL, IQL, AgentConfig
 from agents.base import Agent
 from diffrl.commands.finetune_policy import run as command
+from diffrl.data.preferences import Preferences
 from diffrl.diffusion import denoising_loss
 from diffrl.runs.policy import load_stack
 from diffrl.runs.run import Run
@@ -19,7 +20,6 @@ from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.tuning.config import DPOConfig
 from diffrl.tuning.dpo import PreferenceLearner, PreferenceTrainer, SegmentPairs
-from diffrl.tuning.preferences import Preferences
 from tests.training.conftest import assert_same_run
 from tests.tuning.conftest import SMALL, target_run
 

@@ -9,12 +9,12 @@ import torch
 
 from agents.diffusion_policy import DiffusionPolicy
 from diffrl.alignment.gae import RewardScale, gae
+from diffrl.data import values
 from diffrl.data.offline import OfflineDataset
+from diffrl.data.preferences import Preferences, label_segments
+from diffrl.data.values import segment_advantages
 from diffrl.nets import seed_generator
 from diffrl.support.errors import UserError
-from diffrl.tuning import values
-from diffrl.tuning.preferences import Preferences, label_segments
-from diffrl.tuning.values import segment_advantages
 from tests.rounding import assert_equal_to_rounding
 
 
