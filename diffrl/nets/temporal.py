@@ -150,10 +150,10 @@ class CrossAttention(nn.Module):
         value = self.value(c).view(n_seeds * batch, length, channels)
 
         def heads(v: Tensor) -> Tensor:
-            return v.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return v.view(*v.shape[:2], self.heads, -1).transpose(1, 2)
 
         found = functional.scaled_dot_product_attention(heads(query), heads(key), heads(value))
-        out = self.out(found.transpose(1, 2).reshape(n_seeds, batch * rows, channels))
+        out: Tensor = self.out(found.transpose(1, 2).reshape(n_seeds, batch * rows, channels))
         return x + out.view(n_seeds, batch, rows, channels).permute(1, 0, 3, 2).reshape(x.shape)
 
 
@@ -254,8 +254,8 @@ class TemporalUNet(nn.Module):
         h = _level(self.middle, h, embedding, context)
         for level, lengthen in zip(self.up, self.lengthen, strict=True):
             h = lengthen(_level(level, _joined(h, skips.pop(), n_seeds), embedding, context))
-        m = self.out(self.last(h))[..., :rows]
-        return m.unflatten(1, (n_seeds, -1)).permute(1, 0, 3, 2)
+        m: Tensor = self.out(self.last(h))[..., :rows]
+        return m.view(batch, n_seeds, self.in_features, rows).permute(1, 0, 3, 2)
 
     def _conditions(
         self, x: Tensor, t: Tensor, trajectory: Tensor | None, vector: Tensor | None
@@ -280,11 +280,13 @@ class TemporalUNet(nn.Module):
 def _level(level: nn.Module, h: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
     """A level's two blocks, and its attention where it has one."""
     assert isinstance(level, nn.ModuleDict)
-    h = level["second"](level["first"](h, embedding), embedding)
-    return h if context is None else level["attention"](h, context)  # type: ignore[no-any-return]
+    out: Tensor = level["second"](level["first"](h, embedding), embedding)
+    if context is not None:
+        out = level["attention"](out, context)
+    return out
 
 
 def _joined(h: Tensor, skip: Tensor, n_seeds: int) -> Tensor:
     """The channels of h and of a skip (B, S C, H), side by side in each seed: (B, S 2 C, H)."""
-    both = [v.unflatten(1, (n_seeds, -1)) for v in (h, skip)]
+    both = [v.view(len(v), n_seeds, -1, v.shape[-1]) for v in (h, skip)]
     return torch.cat(both, 2).flatten(1, 2)
