@@ -17,6 +17,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl evaluate RUN [--episodes 100]                score its last and best checkpoint
   diffrl diagnose RUN                                 is its diffusion policy well trained, sampled, tuned?
   diffrl augment synther DATASET --out NEW.hdf5       synthetic transitions by a diffusion model of the data's
+  diffrl augment flow-to-better DATASET --preferences 500 --out NEW.hdf5   better trajectories, from preferences
   diffrl finetune [--algo ddpo-is --reward jpeg ...]  an image model, or a policy, on a reward or preferences
   diffrl compare RUN [RUN ...]                        fine-tuning runs on one page: reward, and what it cost
   diffrl data list | info | generate | download | convert   data sets
@@ -83,9 +84,10 @@ def _data(words: Sequence[str]) -> int:
 
 
 def _augment(words: Sequence[str]) -> int:
-    from diffrl.commands.augment import Synther
+    from diffrl.commands.augment import FlowToBetter, Synther
 
-    return _subcommand("augment", "Enlarge a data set by synthetic experience.", {"synther": Synther}, words)
+    verbs = {"synther": Synther, "flow-to-better": FlowToBetter}
+    return _subcommand("augment", "Enlarge a data set by synthetic experience.", verbs, words)
 
 
 def _finetune(words: Sequence[str]) -> int:

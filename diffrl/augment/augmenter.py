@@ -51,8 +51,8 @@ class RealData:
 class Augmenter(ABC):
     """A method that enlarges a data set: what `augment` asks of it. It is made of its settings alone, for one call.
 
-    Its model has one seed. Generated rows are [s, a, s', r, terminal], in the environment's units, each an episode of its
-    own, unless `columns`, `together` and `table` say otherwise.
+    Its model has one seed. Generated rows are [s, a, s', r, terminal], in the environment's units, each an episode of
+    its own, unless `columns`, `together` and `table` say otherwise.
     """
 
     name: ClassVar[str]
@@ -117,7 +117,7 @@ class Augmenter(ABC):
         return self.train.rows.shape[1] - 2  # a real row has its episode and time besides
 
     def table(self, rows: Floats) -> dict[str, NDArray[Any]]:
-        """The columns of a data set of generated rows (n, W), whole groups of `together`: all, or what is to be kept."""
+        """The columns of a data set of generated rows (n, W), in whole groups of `together`: all, or what is kept."""
         return as_columns(rows, self.train.observation_size, self.train.action_size)
 
     def look(self, generated: Floats) -> int:

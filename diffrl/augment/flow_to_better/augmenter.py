@@ -17,7 +17,7 @@ from diffrl.augment.columns import as_columns
 from diffrl.augment.config import Request
 from diffrl.augment.fidelity.measures import CLIPPED_MARGIN
 from diffrl.augment.flow_to_better import generate
-from diffrl.augment.flow_to_better.blocks import BlockPairs, Blocks, make_blocks
+from diffrl.augment.flow_to_better.blocks import BlockPairs, make_blocks
 from diffrl.augment.flow_to_better.config import (
     TRAJECTORIES,
     BlockConfig,
@@ -49,7 +49,7 @@ from diffrl.augment.flow_to_better.windows import (
 )
 from diffrl.augment.job import augment
 from diffrl.data import d4rl
-from diffrl.data.offline import Floats, Ints, OfflineDataset
+from diffrl.data.offline import Floats, OfflineDataset
 from diffrl.data.preferences import Preferences, read_preferences, teach
 from diffrl.data.segments import SegmentSource, Windows
 from diffrl.data.transitions import Transitions
@@ -173,7 +173,9 @@ class FlowToBetter(Augmenter):
         )
         self._dynamics, why = data.dynamics()
         if self._dynamics is None and self._bound is not None:
-            raise UserError(f"--max-dynamics-error needs the simulator. {why or 'No environment is known: give --env.'}")
+            raise UserError(
+                f"--max-dynamics-error needs the simulator. {why or 'No environment is known: give --env.'}"
+            )
         self.together = horizon - 1
         self.samples = TRAJECTORIES * self.together
         self.chunk = generate.CHUNK.get(torch.device(device).type, generate.CHUNK["cuda"]) * self.together
@@ -191,8 +193,8 @@ class FlowToBetter(Augmenter):
             labelled = teach(dataset, asked.pairs, segment, seed, noise=asked.label_noise, ties=asked.ties)
             found = labelled.segments(dataset)
             text = (
-                f"{asked.pairs:,} pairs of segments of {segment} rows, labelled by the synthetic teacher, who knows the "
-                f"data's own rewards ({labelled.about['turned round']} labels turned round, {labelled.about['equal']} "
+                f"{asked.pairs:,} pairs of segments of {segment} rows, labelled by the synthetic teacher by the data's "
+                f"own rewards ({labelled.about['turned round']} labels turned round, {labelled.about['equal']} "
                 "equal). Nothing else looks at these."
             )
             about = {"source": "synthetic teacher", **labelled.about}
@@ -242,9 +244,7 @@ class FlowToBetter(Augmenter):
         self._say_blocks(len(apart))
         generator = generator_at(self._seed, streams.TRAINING, device=self._model.device)
         pairs = BlockPairs(self._blocks, self._device)
-        return StackTrainer(
-            self._model, PairSource(self._segments, pairs, codec), self.diffuser.batch_size, generator
-        )
+        return StackTrainer(self._model, PairSource(self._segments, pairs, codec), self.diffuser.batch_size, generator)
 
     def _reward_model(self, folder: Path, begun: bool) -> tuple[RewardModel, RewardReport]:
         """The reward model of the folder, or where training has not begun, a new one, which is written there."""
