@@ -123,6 +123,9 @@ class DiffuserConfig:
     """Rate of the averaged weights, which generate: every 10 steps so much of the way to the online ones."""
     condition_dropout: Share = 0.25
     """Share of pairs trained without the trajectory to improve."""
+    prediction: Literal["v", "x0", "eps"] = "v"
+    """What the network says (published: eps). What tells blocks apart, such as a level, shows through little noise, and
+    at much noise eps hardly depends on x_0: so by eps the condition is learned late, or not at all."""
     diffusion_steps: Annotated[int, Range(2, 10_000)] = 1_000
     """Steps of the cosine schedule that the model is trained on."""
 
