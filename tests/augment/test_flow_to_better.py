@@ -14,7 +14,7 @@ from torch import Tensor
 from diffrl.augment import chunks, job
 from diffrl.augment.config import Request
 from diffrl.augment.flow_to_better import augmenter as augmenting
-from diffrl.augment.flow_to_better import generate, windows
+from diffrl.augment.flow_to_better import counts, generate, windows
 from diffrl.augment.flow_to_better.augmenter import FlowToBetter, flow_to_better
 from diffrl.augment.flow_to_better.blocks import BlockPairs, make_blocks
 from diffrl.augment.flow_to_better.config import (
@@ -35,26 +35,14 @@ from diffrl.support.seeds import generator_at
 
 H, LEVELS = 8, 5
 SETTINGS: dict[str, Any] = {
-    "diffuser": DiffuserConfig(steps=160, width=8, multipliers=(1, 2), batch_size=32, learning_rate=5e-3),
+    "diffuser": DiffuserConfig(steps=160, width=16, multipliers=(1,), batch_size=32, learning_rate=5e-3),
     "flow": FlowConfig(sampling_steps=8, flow_steps=3, top=0.2, improvement=0.01),
     "reward": RewardConfig(members=2, width=16, steps=120),
     "blocks": BlockConfig(blocks=LEVELS, restarts=2),
 }
 FLAGS = [
-    "--steps",
-    "2",
-    "--width",
-    "4",
-    "--multipliers",
-    "1",
-    "--blocks",
-    "5",
-    "--reward.steps",
-    "2",
-    "--reward.width",
-    "4",
-    "--samples",
-    "7",
+    *("--steps", "2", "--width", "4", "--multipliers", "1", "--blocks", "5", "--samples", "7"),
+    *("--reward.steps", "2", "--reward.width", "4"),
 ]
 
 
@@ -266,6 +254,12 @@ def test_trajectories_move_up(source: Path, better: Path) -> None:
     assert dataset.observations.mean() > 3.6
 
 
+def told(dataset: OfflineDataset) -> dict[str, Any]:
+    """What a data set's metadata say, where they are JSON read as that."""
+    values = dict(dataset.metadata)
+    return {key: json.loads(value) if str(value).startswith("{") else value for key, value in values.items()}
+
+
 def opened(source: Path, out: Path) -> FlowToBetter:
     """The augmenter of a finished run, its trained model loaded."""
     folder = out.with_name(f"{out.stem}-flow-to-better")
@@ -292,7 +286,7 @@ def test_the_file_is_of_episodes_with_the_learned_reward_and_says_where_it_comes
     augmenter = opened(source, better)
     assert dataset.rewards == pytest.approx(augmenter._reward.row_rewards(dataset), abs=1e-4)
 
-    about = dataset.metadata
+    about = told(dataset)
     assert about["preferences"]["source"] == "synthetic teacher"
     assert about["preferences"]["noise"] == about["preferences"]["ties"] == 0
     assert about["preferences"]["pairs"] == 80
@@ -332,9 +326,8 @@ def test_flipped_labels_make_trajectories_worse(source: Path, tmp_path: Path, fe
     made(source, tmp_path / "worse.hdf5", str(tmp_path / "flipped.json"))
     worse = d4rl.read(tmp_path / "worse.hdf5")
     assert worse.observations.mean() < 0.5
-    assert worse.metadata["preferences"] == {
-        "source": "file", "file": "flipped.json", "pairs": 80, "segment": H, "equal": 0,
-    }  # fmt: skip
+    source_of = {"source": "file", "file": "flipped.json", "pairs": 80, "segment": H, "equal": 0}
+    assert told(worse)["preferences"] == source_of
 
 
 def test_it_goes_on_where_it_was_cut_and_makes_the_same_file(
@@ -376,10 +369,10 @@ def test_it_goes_on_where_it_was_cut_and_makes_the_same_file(
 
 def test_memory_holds_a_part_at_a_time(better: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts are whole trajectories, of no more rows than a bound, and together all rows; so are those written."""
-    monkeypatch.setattr(augmenting, "_BLOCK", 50)
+    monkeypatch.setattr(counts, "BLOCK", 50)
     monkeypatch.setattr(job, "BLOCK", 50)
     generated = np.arange(21 * 7 * 11, dtype=np.float32).reshape(-1, 11)
-    parts = list(augmenting._parts(generated, 7))
+    parts = list(counts.parts(generated, 7))
     assert [len(part) for part in parts] == [49, 49, 49]
     assert np.array_equal(np.concatenate(parts), generated)
 
@@ -396,7 +389,8 @@ def test_memory_holds_a_part_at_a_time(better: Path, monkeypatch: pytest.MonkeyP
 def short_rows(path: Path) -> Path:
     """Rows that are episodes of their own, as SynthER's are."""
     dataset = world()
-    return d4rl.write(path, dataclasses.replace(dataset, timeouts=np.ones(len(dataset), np.bool_)))
+    ends, following = np.ones(len(dataset), np.bool_), dataset.observations + 1
+    return d4rl.write(path, dataclasses.replace(dataset, timeouts=ends, next_observations=following))
 
 
 def constant(path: Path) -> Path:
@@ -454,12 +448,13 @@ def test_bad_input_gets_one_clear_line(
 
 
 def test_where_nothing_improves_nothing_is_lost(source: Path, tmp_path: Path, few: None) -> None:
+    barely = dataclasses.replace(SETTINGS["diffuser"], steps=5)
     with pytest.raises(UserError, match="None of 16 trajectories was improved") as caught:
-        made(source, tmp_path / "new.hdf5", flow=FlowConfig(sampling_steps=2, improvement=1e6))
+        made(source, tmp_path / "new.hdf5", flow=FlowConfig(sampling_steps=2, improvement=1e6), diffuser=barely)
     assert "What is trained and generated is kept" in str(caught.value)
     assert (tmp_path / "new-flow-to-better" / "checkpoints").is_dir()
     # The same model goes on with another rule.
-    made(source, tmp_path / "new.hdf5", flow=FlowConfig(sampling_steps=8, improvement=0.0, top=0.5))
+    made(source, tmp_path / "new.hdf5", flow=FlowConfig(improvement=0.0, top=1.0), diffuser=barely)
     assert len(d4rl.read(tmp_path / "new.hdf5"))
 
 

@@ -12,7 +12,8 @@ The authors' code differs where it errs: it never updates its average. What is o
 whole episodes, a small U-Net by default, DDIM in 20 steps in place of 1,000, D clamped to the data's range, and by
 default m = v = a e - s x in place of m = e. An error of x_0 weighs (a/s)^2 in the loss of e, nothing where noise is
 large; and there alone does the condition matter, where x_t itself does not tell the block. So by e it is hardly
-learned (tests/augment/test_flow_to_better.py: five levels are told apart after 160 steps by v, not after 600 by e).
+learned (in the world of tests/augment/test_flow_to_better.py a step of the flow rises by one level after 160 training
+steps by v, and goes anywhere after 600 by e).
 """
 
 from __future__ import annotations
