@@ -76,6 +76,8 @@ class FlowToBetter(Request):
 
     dataset: Positional[str]
     """A D4RL id, a Minari id, or a path (HDF5, npz, a Minari folder)."""
+    out: str
+    """A path ending in .hdf5, or minari:ID."""
     samples: int | None = None
     """Rows to generate, before those are left out whose trajectory was not improved; by default 300 trajectories."""
     preference: Annotated[PreferenceConfig, tyro.conf.OmitArgPrefixes] = field(kw_only=True)

@@ -11,6 +11,8 @@ from diffrl.data.offline import Floats
 
 BLOCK = 2**16
 """Generated rows looked at once."""
+MOST_ERRORS = 100_000
+"""Dynamics errors that the median is taken of: the first ones, which stand for all."""
 
 
 class Counts:
@@ -35,7 +37,8 @@ class Counts:
         written, _ = generate.written(told, self._together, bound)
         self.rows += int(written.sum())
         self.left_out += int(((told.kept > 0) & ~written).sum())
-        self._errors.append(told.dynamics_error[(told.kept > 0) & ~np.isnan(told.dynamics_error)])
+        left = MOST_ERRORS - sum(map(len, self._errors))
+        self._errors.append(told.dynamics_error[(told.kept > 0) & ~np.isnan(told.dynamics_error)][:left])
 
     @property
     def start_return(self) -> float:

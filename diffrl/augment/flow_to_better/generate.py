@@ -11,8 +11,9 @@ from torch import Tensor
 from diffrl.augment.flow_to_better.config import FlowConfig
 from diffrl.data.offline import Bools, Floats
 
-CHUNK = {"cpu": 64, "cuda": 512}
-"""Trajectories that flow together, from a generator of their own."""
+CHUNK = {"cpu": 32, "cuda": 512}
+"""Trajectories that flow together, from a generator of their own: what a kill costs at most. The share of them that
+improves ends their flow."""
 EXTRA = 6
 """Columns of a generated row behind those of its transition: see `Columns`."""
 
