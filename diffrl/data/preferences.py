@@ -97,7 +97,9 @@ class Preferences:
             )
 
     def check_preferred(self, source: str) -> None:
-        """Raise UserError where both segments of every pair are the same: nothing is preferred. `source` is named."""
+        """Raise UserError where no pair has a preference between segments that differ. `source` is named in it."""
+        if self.equal.all():
+            raise UserError(f"All {len(self)} pairs of {source} are labelled equal, so there is nothing to learn.")
         told = ~self.equal
         if all(np.array_equal(getattr(self, f"{kind}_w")[told], getattr(self, f"{kind}_l")[told]) for kind in _KINDS):
             raise UserError(
@@ -292,13 +294,14 @@ class LabelledPairs:
                 f"{source} labels segments of another data set: of {self.dataset[:60]} with SHA-256 "
                 f"{self.fingerprint[:12]}; {_name(dataset)} has {found[:12]}. Give the data set that was labelled."
             )
-        starts = segment_starts(dataset, self.segment)
+        try:
+            starts = segment_starts(dataset, self.segment)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
         if (outside := ~np.isin(self.pairs, starts)).any():
             pair, id = int(np.argwhere(outside)[0, 0]), int(self.pairs[outside][0])
             if not 0 <= id < len(dataset):
-                raise UserError(
-                    f"{source}, pair {pair}: there is no segment {id}; expected rows 0 to {len(dataset) - 1}."
-                )
+                raise UserError(f"{source}, pair {pair}: there is no segment {id}; expected 0 to {len(dataset) - 1}.")
             last = int(dataset.episodes()[dataset.episode_indices()[0][id], 1]) - 1
             raise UserError(
                 f"{source}, pair {pair}: segment {id} crosses its episode's end; {self.segment} rows from row {id} on "
@@ -375,13 +378,17 @@ def _pair(pair: Any, number: int) -> tuple[list[int], float]:
     raise UserError(f'pair {number}: the label is {shown(label)}; expected 0, 1 or "equal".')
 
 
+def is_labelled(path: Path | str) -> bool:
+    """Whether a file holds `LabelledPairs`, by its name, which ends in .json; any other has `Preferences`."""
+    return Path(path).suffix.lower() == ".json"
+
+
 def read_preferences(path: Path | str, dataset: OfflineDataset) -> Preferences:
     """Read preferences from either kind of file, of labelled segments of this data set or of whole segments.
 
-    A file that ends in .json holds `LabelledPairs`, any other is one that `Preferences.write` made. Raises UserError
-    where it is neither, or is not of data like these.
+    See `is_labelled` for which it is. Raises UserError where it is neither, or is not of data like these.
     """
-    if Path(path).suffix.lower() == ".json":
+    if is_labelled(path):
         return LabelledPairs.read(path, dataset).segments(dataset)
     found = Preferences.read(path)
     found.check_sizes(dataset.observation_size, dataset.action_size, str(path))
@@ -409,7 +416,7 @@ def segment_starts(dataset: OfflineDataset, segment: int) -> Ints:
         )
     starts = np.concatenate([np.arange(a, b - segment + 1) for a, b in dataset.episodes()])
     if len(starts) < 2:
-        raise UserError(f"--segment is {segment}, and the longest episode has {longest} steps; expected fewer.")
+        raise UserError(f"Segments have {segment} rows, and the longest episode has {longest} steps; expected fewer.")
     return starts
 
 

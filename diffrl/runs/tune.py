@@ -10,7 +10,7 @@ import torch
 from rich.markup import escape
 
 from agents.base import Agent
-from diffrl.data.preferences import Preferences, label_segments
+from diffrl.data.preferences import Preferences, is_labelled, label_segments, read_preferences
 from diffrl.nets import seed_generator
 from diffrl.runs.config import RunOptions
 from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_frozen, source_of_randomness
@@ -186,10 +186,13 @@ def _preferences(start: Run, settings: TuningConfig, quiet: bool) -> Preferences
     if not isinstance(settings, DPOConfig):
         return None
     if settings.preferences != "auto":
-        found = Preferences.read(settings.preferences)
+        if is_labelled(settings.preferences):
+            found = read_preferences(settings.preferences, same_data(start, quiet))
+        else:
+            found = Preferences.read(settings.preferences)
         found.check_sizes(start.observation_size, start.action_size, settings.preferences)
         found.check_preferred(settings.preferences)
-        return found
+        return found.take(~found.equal)  # DPO learns from a preference, of which equal ones have none
     # One set for all seeds, of the first of the run's: what they are told is not what seeds are to differ in.
     return label_segments(
         same_data(start, quiet),

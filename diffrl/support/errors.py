@@ -90,7 +90,7 @@ def explaining_memory(doing: str, less: str, kept: Callable[[], str] = str) -> I
 
 @contextlib.contextmanager
 def images_extra(what: str = "Fine-tuning image models") -> Iterator[None]:
-    """A block of imports of diffusers, transformers, peft, accelerate, scikit-learn or Pillow, which `what` needs.
+    """A block of imports of diffusers, transformers, peft, accelerate or Pillow, which `what` needs.
 
     Raises UserError, naming the package and the extra, where one is not installed.
     """

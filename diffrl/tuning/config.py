@@ -113,8 +113,9 @@ class DPOConfig(TuningConfig):
     algo: ClassVar[str] = "dpo"
 
     preferences: str = "auto"
-    """A file of preferences (`diffrl.data.preferences.Preferences`), or auto: pairs of segments of the run's own
-    data, judged by its rewards."""
+    """A file of preferences: of labelled segments of the run's own data (.json, as `diffrl augment label` writes them),
+    or of pairs of segments (`diffrl.data.preferences.Preferences`); or auto: pairs of segments of the run's own data,
+    judged by its rewards."""
     pairs: Many = 2000
     """Pairs to draw, where preferences are made (auto)."""
     segment: Many = 32

@@ -1,5 +1,6 @@
 """Preference DPO of a policy: its loss to the letter, which way it moves the policy, and runs of it."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import diffrl
 from agents import EDP, IDQL, IQL, AgentConfig
 from agents.base import Agent
 from diffrl.commands.finetune_policy import run as command
-from diffrl.data.preferences import Preferences
+from diffrl.data.preferences import Preferences, teach
 from diffrl.diffusion import denoising_loss
 from diffrl.runs.policy import load_stack
 from diffrl.runs.run import Run
@@ -21,7 +22,7 @@ from diffrl.training import checkpoint
 from diffrl.tuning.config import DPOConfig
 from diffrl.tuning.dpo import PreferenceLearner, PreferenceTrainer, SegmentPairs
 from tests.training.conftest import assert_same_run
-from tests.tuning.conftest import SMALL, target_run
+from tests.tuning.conftest import SMALL, target_data, target_run
 
 QUICK: dict[str, Any] = {"pairs": 200, "segment": 3, "batch_size": 16, "beta": 5.0, "judge": "return"}
 
@@ -128,6 +129,23 @@ def test_a_file_of_preferences_is_learned_from(cloned: Path, tmp_path: Path) -> 
         tuned(cloned, tmp_path / "a", preferences=str(other.write(tmp_path / "other.safetensors")))
     with pytest.raises(UserError, match="no file of preferences"):
         tuned(cloned, tmp_path / "a", preferences="none.safetensors")
+
+
+def test_labelled_pairs_of_the_runs_own_data_are_learned_from(cloned: Path, tmp_path: Path) -> None:
+    """As the same segments in the other kind of file are; equal ones are left out, other data refused."""
+    data = target_data()
+    labels = teach(data, 100, 3, 0, ties=0.3)
+    told = tuned(cloned, tmp_path / "told", preferences=str(labels.write(tmp_path / "labels.json")))
+    pairs = labels.segments(data)
+    assert len(Preferences.read(told / PREFERENCES)) == 70
+    same = pairs.take(~pairs.equal).write(tmp_path / "pairs.safetensors")
+    assert_same_run(told, tuned(cloned, tmp_path / "same", preferences=str(same)))
+    other = dataclasses.replace(labels, fingerprint="0" * 64)
+    with pytest.raises(UserError, match="another data set"):
+        tuned(cloned, tmp_path / "a", preferences=str(other.write(tmp_path / "other.json")))
+    nobody = dataclasses.replace(labels, labels=np.full(100, 0.5))
+    with pytest.raises(UserError, match="labelled equal"):
+        tuned(cloned, tmp_path / "a", preferences=str(nobody.write(tmp_path / "nobody.json")))
 
 
 @pytest.mark.parametrize("agent", [EDP(**SMALL), IDQL(**SMALL)])

@@ -1,7 +1,4 @@
-"""What a policy's chain, its advantages and its preferences are: identities, without training."""
-
-import dataclasses
-from pathlib import Path
+"""What a policy's chain and its advantages are: identities, without training."""
 
 import numpy as np
 import pytest
@@ -9,12 +6,7 @@ import torch
 
 from agents.diffusion_policy import DiffusionPolicy
 from diffrl.alignment.gae import RewardScale, gae
-from diffrl.data import values
-from diffrl.data.offline import OfflineDataset
-from diffrl.data.preferences import Preferences, label_segments
-from diffrl.data.values import segment_advantages
 from diffrl.nets import seed_generator
-from diffrl.support.errors import UserError
 from tests.rounding import assert_equal_to_rounding
 
 
@@ -116,115 +108,3 @@ def test_reward_scale_is_the_deviation_of_all_discounted_returns() -> None:
         G = G * (1 - ends[t].numpy())
     std = np.sqrt(np.array(returns).transpose(1, 0, 2).reshape(2, -1).var(1) + 1e-8)
     np.testing.assert_allclose(last, rewards[5:].numpy() / std[:, None], rtol=1e-5)
-
-
-def walk(lengths: list[int]) -> OfflineDataset:
-    """Every row is told by its number, which is its reward too."""
-    n = sum(lengths)
-    ends = np.zeros(n, np.bool_)
-    ends[np.cumsum(lengths) - 1] = True
-    number = np.arange(n, dtype=np.float32)
-    return OfflineDataset(number[:, None], number[:, None] / n, number, ends, np.zeros(n, np.bool_))
-
-
-def test_judged_pairs_are_whole_segments_and_the_better_is_preferred() -> None:
-    """No segment crosses an episode's end; at temperature 0 the preferred return is larger, always."""
-    data = walk([5, 3, 9, 4])
-    pairs = label_segments(data, 300, 4, 0, by="return")
-    episodes, _ = data.episode_indices()
-    both = [side[..., 0].astype(int) for side in (pairs.observations_w, pairs.observations_l)]
-    for rows in both:
-        assert (np.diff(rows, axis=1) == 1).all()
-        assert (episodes[rows] == episodes[rows[:, :1]]).all()
-    assert set(np.concatenate(both)[:, 0]) == {0, 1, 8, 9, 10, 11, 12, 13, 17}
-    assert (pairs.observations_w.sum((1, 2)) > pairs.observations_l.sum((1, 2))).all()
-    np.testing.assert_allclose(pairs.actions_w, pairs.observations_w / 21, rtol=1e-6)
-
-
-def test_labels_are_bradley_terrys_and_turned_round_at_the_rate_said() -> None:
-    data = walk([2, 2])  # two segments of 2: returns 1 and 5
-    share = np.mean(label_segments(data, 20_000, 2, 0, by="return", label_noise=0.2).observations_w[:, 0, 0] == 2)
-    assert share == pytest.approx(0.8, abs=0.01)
-    pairs = label_segments(data, 40_000, 2, 0, by="return", temperature=3.0)
-    differ = pairs.observations_w[:, 0, 0] != pairs.observations_l[:, 0, 0]
-    share = np.mean(pairs.observations_w[differ, 0, 0] == 2)
-    assert share == pytest.approx(1 / (1 + np.exp(-4 / 3)), abs=0.01)
-
-
-def test_preferences_are_read_as_they_were_written(tmp_path: Path) -> None:
-    pairs = label_segments(walk([6, 6]), 10, 3, 0, by="return")
-    read = Preferences.read(pairs.write(tmp_path / "pairs.safetensors", {"by": "hand"}))
-    for name in ("observations_w", "actions_w", "observations_l", "actions_l"):
-        np.testing.assert_array_equal(getattr(read, name), getattr(pairs, name))
-    np.testing.assert_array_equal(pairs.flipped().actions_w, pairs.actions_l)
-
-
-def test_what_is_no_file_of_preferences_says_so(tmp_path: Path) -> None:
-    pairs = label_segments(walk([6, 6]), 10, 3, 0, by="return")
-    with pytest.raises(UserError, match="no file of preferences"):
-        Preferences.read(tmp_path / "none")
-    (tmp_path / "pickle").write_bytes(b"\x80\x04nonsense")
-    with pytest.raises(UserError, match="not a safetensors file"):
-        Preferences.read(tmp_path / "pickle")
-    import safetensors.numpy
-
-    safetensors.numpy.save_file({"x": np.zeros(3, np.float32)}, tmp_path / "other")
-    with pytest.raises(UserError, match="expected the format"):
-        Preferences.read(tmp_path / "other")
-    with pytest.raises(UserError, match="2 and"):
-        pairs.check_sizes(2, 1, "it")
-    with pytest.raises(UserError, match=r"shape \(10, 3\)"):
-        Preferences(pairs.observations_w[..., 0], pairs.actions_w, pairs.observations_l, pairs.actions_l)
-    bad = pairs.actions_w.copy()
-    bad[4, 0, 0] = np.nan
-    with pytest.raises(UserError, match="pair 4 is not finite"):
-        Preferences(pairs.observations_w, bad, pairs.observations_l, pairs.actions_l)
-    with pytest.raises(UserError, match="the same of both"):
-        Preferences(pairs.observations_w, pairs.actions_w, pairs.observations_l[:9], pairs.actions_l)
-    with pytest.raises(UserError, match="longest episode has 6"):
-        label_segments(walk([6, 6]), 10, 7, 0)
-    still = walk([6, 6])
-    still.rewards[:] = 0
-    with pytest.raises(UserError, match="differ in return"):
-        label_segments(still, 10, 3, 0, by="return")
-
-
-def test_advantages_are_of_what_was_done_and_not_of_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A state s is worth 2 s whatever is done; an action adds its own size. V takes the former away."""
-    monkeypatch.setattr(values, "STEPS", 400)
-    rng = np.random.default_rng(0)
-    states, done = rng.integers(0, 5, 2000).astype(np.float32), rng.uniform(-1, 1, 2000).astype(np.float32)
-    ends = np.ones(2000, np.bool_)
-    data = OfflineDataset(states[:, None], done[:, None], 2 * states + done, ends, ~ends)
-    gained = segment_advantages(data, np.arange(2000), 1, 0.9, 0)
-    np.testing.assert_allclose(gained, done, atol=0.3)
-    pairs = label_segments(data, 1000, 1, 0)
-    assert np.mean(pairs.actions_w > pairs.actions_l) > 0.9
-    by_return = label_segments(data, 1000, 1, 0, by="return")
-    assert np.mean(by_return.actions_w > by_return.actions_l) < 0.75
-
-
-def test_a_terminal_state_is_worth_nothing_and_an_unknown_one_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One row an episode, 1 a row: advantages are 0. Where the state after a cut is not known, no segment ends."""
-    monkeypatch.setattr(values, "STEPS", 400)
-    data = OfflineDataset(
-        np.zeros((40, 1), np.float32),
-        np.zeros((40, 1), np.float32),
-        np.ones(40, np.float32),
-        np.ones(40, np.bool_),
-        np.zeros(40, np.bool_),
-    )
-    np.testing.assert_allclose(segment_advantages(data, np.arange(40), 1, 0.9, 0), 0, atol=0.05)
-    cut = dataclasses.replace(walk([4, 4, 4]), terminals=np.zeros(12, np.bool_), timeouts=np.arange(12) % 4 == 3)
-    pairs = label_segments(cut, 100, 2, 0)
-    assert set(pairs.observations_w[:, 0, 0]) | set(pairs.observations_l[:, 0, 0]) <= {0, 1, 4, 5, 8, 9}
-
-
-def test_pairs_that_are_all_ties_are_refused() -> None:
-    """A loss of them has no gradient but rounding; one pair that differs is enough to begin with."""
-    segments = np.random.default_rng(0).standard_normal((3, 4, 2)).astype(np.float32)
-    with pytest.raises(UserError, match="In mine the preferred segment of each of the 3 pairs is the other one too"):
-        Preferences(segments, segments, segments.copy(), segments.copy()).check_preferred("mine")
-    other = segments.copy()
-    other[2, 3, 1] += 1
-    Preferences(segments, segments, segments, other).check_preferred("mine")

@@ -43,7 +43,7 @@ class RewardConfig:
     """Training steps."""
     batch_size: Batch = 32
     """Pairs a step, of each member."""
-    rows: Many = 20
+    rows: Many = 8
     """Rows a step of each segment, drawn from it: their mean score stands for the segment's (its expectation). Segments
     are no longer than that, or they are whole: then nothing is drawn."""
     learning_rate: Positive = 1e-3

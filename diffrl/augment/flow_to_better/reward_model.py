@@ -197,7 +197,7 @@ class RewardModel(nn.Module):
             report = schema.read(RewardReport, about["report"], str(path))
             model = cls(config, int(about["observation_size"]), int(about["action_size"]), int(about["seed"]))
             model.load_state_dict(tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise Damaged(path, f"does not describe the reward model beside it: {first_line(error)[:200]}") from error
         return model.to(device), report
 
@@ -217,8 +217,6 @@ def fit_reward_model(
     sizes of the segments' rows are not the data's, or nothing is preferred.
     """
     preferences.check_sizes(dataset.observation_size, dataset.action_size, "The file of preferences")
-    if preferences.equal.all():
-        raise UserError(f"All {len(preferences)} pairs are labelled equal, so there is nothing to learn from them.")
     preferences.check_preferred("the preferences")
     model = RewardModel(config, dataset.observation_size, dataset.action_size, seed)
     rows = np.concatenate([dataset.observations, dataset.actions], 1)
@@ -231,9 +229,9 @@ def fit_reward_model(
     out, own = _split(len(preferences), config, seed)
     generator = generator_at(seed, streams.REWARD_TRAINING, device=torch.device(device))
     optimiser = Adam(model.network, config.learning_rate, decay_steps=config.steps)
-    own = own.to(device)
+    own, batch = own.to(device), min(config.batch_size, own.shape[1])
     for step in range(config.steps):
-        columns = torch.randint(own.shape[1], (config.members, config.batch_size), generator=generator, device=device)
+        columns = torch.randint(own.shape[1], (config.members, batch), generator=generator, device=device)
         drawn = own.gather(1, columns)
         x = _some_rows(segments, drawn, config.rows, generator)
         first, second = _means(model, x).unbind(-1)
