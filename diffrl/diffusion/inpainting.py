@@ -10,8 +10,10 @@ So x_t needs no replacement and no noise of its own, and eta = 0 stays determini
 known entries is one of
 
     "noised"   x_t itself: for a model that was trained without known entries (RePaint, Lugmayr et al. 2022, 2201.09865,
-               without its resampling). D_u = E[u_0 | u_t, a v + s e] knows v only through its noise, so that samples
-               err where u depends on v: `reconstruction_guided` mends it.
+               without its resampling). D_u = E[u_0 | u_t, a v + s e] knows v only through its noise, so that u depends
+               on v too little: of two standard normal entries of correlation .8 and v = 1, u has the mean .35 (eta = 0)
+               or .50 (eta = 1) instead of .8, and the deviation .82 or .73 instead of .6, however many the steps.
+               `reconstruction_guided` mends it: .8 and .6.
     "clean"    v: for a model that was trained with v in the known entries of x_t and its loss on the others alone
                (Diffuser, Janner et al. 2022, 2205.09991). D_u = E[u_0 | u_t, v] is the conditional denoiser, and
                sampling is exact but for the solver.
@@ -53,7 +55,17 @@ class Known:
         return torch.where(self.mask.bool(), self.values.to(x.dtype), x)
 
     def start(self, x: Tensor, a: float) -> Tensor:
-        """x at a time of alpha = a, its known entries, noise s e alone so far, made a v + s e."""
+        """x at a time of alpha = a, its known entries, noise s e alone so far, made a v + s e.
+
+        Raises ValueError where mask or values do not broadcast against x.
+        """
+        for name, tensor in (("mask", self.mask), ("values", self.values)):
+            sizes = zip(tensor.shape[::-1], x.shape[::-1], strict=False)
+            if tensor.ndim > x.ndim or any(n not in (1, m) for n, m in sizes):
+                raise ValueError(
+                    f"the {name} of known entries has shape {tuple(tensor.shape)}, which does not broadcast to x's "
+                    f"{tuple(x.shape)}"
+                )
         return torch.where(self.mask.bool(), a * self.values.to(x.dtype) + x, x)
 
     def seen(self, x: Tensor) -> Tensor:

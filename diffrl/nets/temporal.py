@@ -2,7 +2,9 @@
 
 Convolutions run along the rows of a trajectory. Inside, all seeds stand side by side as channels, (B, S C, H), and
 every operation is a grouped one: a convolution has S groups, a group normalisation S times as many. So S = 1 is
-PyTorch's plain network, without one operation more.
+PyTorch's plain network, without one operation more. On a CPU, where nine tenths of the time are convolutions, grouped
+ones take as long as one a seed or less, and matrix products of gathered rows a quarter longer; on a GPU they are one
+kernel for all seeds.
 """
 
 import itertools
@@ -160,8 +162,9 @@ class CrossAttention(nn.Module):
 def places(rows: int, size: int, like: Tensor) -> Tensor:
     """Sinusoids (rows, size) of the places 0, 1, ... (Vaswani et al. 2017), with the device and dtype of `like`."""
     half = (size + 1) // 2
-    frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, device=like.device))
-    angles = torch.arange(rows, device=like.device).unsqueeze(-1) * frequencies
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, device=like.device, dtype=dtype))
+    angles = torch.arange(rows, device=like.device, dtype=dtype).unsqueeze(-1) * frequencies
     return torch.cat([angles.sin(), angles.cos()], -1)[:, :size].to(like.dtype)
 
 
