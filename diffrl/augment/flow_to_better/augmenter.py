@@ -414,7 +414,7 @@ class FlowToBetter(Augmenter):
     @override
     def warning(self) -> str:
         slow = torch.device(self._device).type == "cpu" and self.diffuser.width * max(self.diffuser.multipliers) > 512
-        return "On a CPU the published size takes days; --width 32 --multipliers 1 2 4 takes minutes." if slow else ""
+        return "On a CPU the published size takes days; the default size takes minutes." if slow else ""
 
     @override
     def remark(self) -> str:
