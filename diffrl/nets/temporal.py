@@ -3,8 +3,8 @@
 Convolutions run along the rows of a trajectory. Inside, all seeds stand side by side as channels, (B, S C, H), and
 every operation is a grouped one: a convolution has S groups, a group normalisation S times as many. So S = 1 is
 PyTorch's plain network, without one operation more. On a CPU, where nine tenths of the time are convolutions, grouped
-ones take as long as one a seed or less, and matrix products of gathered rows a quarter longer; on a GPU they are one
-kernel for all seeds.
+ones take as long as one a seed or less, and matrix products of gathered rows a quarter longer or more; on a GPU they
+are one call for all seeds.
 """
 
 import itertools
