@@ -165,19 +165,26 @@ def test_transitions_of_a_trajectory() -> None:
 # --- windows and pairs ---------------------------------------------------------------------------------------------
 
 
-def test_windows_have_returns_and_the_best_do_not_overlap() -> None:
+def test_returns_of_windows() -> None:
     rewards = np.random.default_rng(0).normal(size=50).astype(np.float32)
     all_of = Windows.of(np.array([[0, 20], [20, 50]]), 6)
     returns = windows.window_returns(rewards, all_of)
     assert returns == pytest.approx([rewards[i : i + 6].sum() for i in all_of.starts], abs=1e-5)
-    best = windows.best_apart(all_of, returns)
-    assert best[0] == returns.argmax()
-    assert (np.diff(returns[best]) <= 0).all()
-    rows = (all_of.starts[best][:, None] + np.arange(6)).ravel()
-    assert len(np.unique(rows)) == len(rows)
-    left = np.setdiff1d(np.arange(len(all_of)), best)
-    taken = np.isin(all_of.starts[left][:, None] + np.arange(6), rows)
-    assert taken.any(1).all()  # there is no place for one more
+
+
+def test_a_flow_starts_from_all_parts_of_the_best_episodes() -> None:
+    """Of four episodes one is too short for a window; the others have 2, 1 and 4, which lie end to end."""
+    episodes, returns = np.array([[0, 7], [7, 10], [10, 12], [12, 25]]), np.array([3.0, 9, 2, 5])
+
+    def found(share: float) -> list[int]:
+        chosen = windows.best_episodes(episodes, returns, 3, share)
+        assert (chosen.starts + 3 <= chosen.lasts + 1).all()
+        return chosen.starts.tolist()
+
+    assert found(1.0) == [7, 12, 15, 18, 21, 0, 3]
+    assert found(0.1) == [7]
+    assert found(0.5) == found(5 / 7) == [7, 12, 15, 18, 21]
+    assert found(5 / 7 + 1e-6) == found(1.0)
 
 
 def test_held_out_rows_are_whole_episodes() -> None:
@@ -416,7 +423,7 @@ def contradictory(path: Path) -> Path:
         (["--preferences", "none.json"], r"none.json does not exist; expected a file of preferences"),
         (["--preferences", "CONTRADICTORY"], "pairs 0 and 1 contradict each other"),
         (["--preferences", "CONTRADICTORY", "--label-noise", "0.1"], "the synthetic teacher's"),
-        (["--preferences", "80"], "--segment is 100, and the longest episode has 8"),
+        (["--preferences", "80"], "have 100 rows, and the longest episode has 8"),
         (["--preferences", "80", "--segment", "8", "--horizon", "9"], "No episode has the 9 rows"),
         (["--preferences", "80", "--segment", "8", "--horizon", "1"], "--horizon is 1"),
         (["--preferences", "80", "--segment", "8", "--max-dynamics-error", "1"], "needs the simulator"),

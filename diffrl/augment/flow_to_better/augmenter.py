@@ -42,7 +42,7 @@ from diffrl.augment.flow_to_better.reward_model import (
     relabelled,
 )
 from diffrl.augment.flow_to_better.windows import (
-    best_apart,
+    best_episodes,
     horizon_of,
     rows_held_out,
     thinned,
@@ -105,8 +105,8 @@ class FlowToBetter(Augmenter):
     """Trajectories better than the data's, by preferences (Zhang et al. 2024, ICLR).
 
     A reward is learned from preferences between segments. The data's windows are put into blocks by their predicted
-    returns, a diffuser learns to make a trajectory of each block from one of the block below, and the best ones of the
-    data flow on from there, as long as their predicted return rises.
+    returns, a diffuser learns to make a trajectory of each block from one of the block below, and the windows of the
+    best episodes flow on from there, as long as their predicted return rises.
 
     Generated rows have the learned reward and are never terminal: windows lie within episodes, so an end is nothing
     that the diffuser has seen. A trajectory of H rows gives H - 1 transitions, the last of which is cut off.
@@ -165,7 +165,7 @@ class FlowToBetter(Augmenter):
             raise UserError(f"--horizon is {horizon}; expected 2 or more, so that a row has one that follows.")
         windows = thinned(Windows.of(episodes, horizon))
         out = rows_held_out(dataset, windows, held_out, mix((seed, streams.HELD_OUT)))
-        self._rows_out = out[dataset.successors()[1]]
+        self._out = out
         self._windows, self._windows_out = (
             Windows(windows.starts[which], windows.lasts[which], horizon)
             for which in (~out[windows.starts], out[windows.starts])
@@ -203,7 +203,7 @@ class FlowToBetter(Augmenter):
 
     def _split(self, transitions: Transitions) -> None:
         """Set the rows that are learned from and those held out."""
-        out = torch.from_numpy(self._rows_out)
+        out = torch.from_numpy(self._out[self._data.dataset.successors()[1]])
         self.train, self.held_out = (
             dataclasses.replace(transitions, rows=transitions.rows[which]) for which in (~out, out)
         )
@@ -235,12 +235,15 @@ class FlowToBetter(Augmenter):
         self._returns = window_returns(self._relabelled.rewards, self._windows)
         self._deviation = float(self._returns.std())
         self._blocks = make_blocks(self._returns, self.blocks, self._seed)
-        apart = best_apart(self._windows, self._returns)
-        self._starts = torch.from_numpy(apart[: max(round(self.flow.top * len(apart)), 1)]).to(self._device)
+        episodes = dataset.episodes()
+        returns = self._relabelled.episode_returns()
+        seen = ~np.logical_and.reduceat(self._out, episodes[:, 0])  # an episode that is held out is no start
+        best = best_episodes(episodes[seen], returns[seen], self._windows.horizon, self.flow.top)
+        self._starts = SegmentSource(rows, rewards, dataset.observation_size, best)
         self._model = TrajectoryDiffuser(self.diffuser, codec, (self._seed,), self._device)
         self._sampler = self._model.sampler(self.flow)
         self._unseen = self._held_out_pairs(out, codec)
-        self._say_blocks(len(apart))
+        self._say_blocks()
         generator = generator_at(self._seed, streams.TRAINING, device=self._model.device)
         pairs = BlockPairs(self._blocks, self._device)
         return StackTrainer(self._model, PairSource(self._segments, pairs, codec), self.diffuser.batch_size, generator)
@@ -277,14 +280,14 @@ class FlowToBetter(Augmenter):
             )
         )
 
-    def _say_blocks(self, apart: int) -> None:
+    def _say_blocks(self) -> None:
         if self._quiet:
             return
         sizes, centres = self._blocks.sizes(), self._blocks.centres
         console.print(
             f"Blocks:      {len(sizes)} of {sizes.min():,} to {sizes.max():,} windows of {self._windows.horizon} rows, "
-            f"mean predicted returns {centres[0]:.3g} to {centres[-1]:.3g}. The flow starts from the best "
-            f"{len(self._starts):,} of {apart:,} that do not overlap."
+            f"mean predicted returns {centres[0]:.3g} to {centres[-1]:.3g}. The flow starts from "
+            f"{len(self._starts):,} windows that make the best episodes."
         )
 
     @override
@@ -315,7 +318,7 @@ class FlowToBetter(Augmenter):
             return self._reward.rewards(rows[..., :size], rows[..., size:])
 
         found = generate.flow(
-            trajectories(self._segments, numbers[None], codec),
+            trajectories(self._starts, numbers[None], codec),
             lambda x: model.sample(x, generator, self._sampler, self.flow.guidance),
             lambda x: rewards(x).sum(-1),
             self.flow,
@@ -332,10 +335,10 @@ class FlowToBetter(Augmenter):
         return np.concatenate([flat, told, errors], 1)
 
     def _draw_starts(self, n: int, generator: torch.Generator) -> Tensor:
-        """The numbers (n,) of windows to start from: none comes again before all have come."""
+        """The numbers (n,) of starts: none comes again before all have come."""
         k, device = len(self._starts), self._starts.device
         orders = [torch.randperm(k, generator=generator, device=device) for _ in range(-(-n // k))]
-        return self._starts[torch.cat(orders)[:n]]
+        return torch.cat(orders)[:n]
 
     def _dynamics_errors(self, rows: Floats) -> Floats:
         """(n,) of transitions (n, D): see `generate.Columns`. Infinite where the simulator breaks down."""
@@ -387,7 +390,7 @@ class FlowToBetter(Augmenter):
         return (
             f"None of {counts.trajectories:,} trajectories was improved by the flow: nothing is left to write. What is "
             "trained and generated is kept. Train longer (--steps), ask for a smaller --improvement, or start lower "
-            "(--top 0.5)."
+            "(--top 1)."
         )
 
     def _with_environment(self) -> OfflineDataset:

@@ -22,7 +22,7 @@ class Columns(NamedTuple):
     """What rows of generated trajectories hold behind [s, a, s', r, terminal]; all but the last alike in one."""
 
     start: NDArray[np.float32]
-    """The number of the data's trajectory from which the flow started."""
+    """The number of the window from which the flow started, among the starts."""
     tried: NDArray[np.float32]
     """Steps of the flow that were tried."""
     kept: NDArray[np.float32]

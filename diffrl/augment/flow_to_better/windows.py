@@ -52,15 +52,18 @@ def window_returns(rewards: NDArray[np.float32], windows: Windows) -> NDArray[np
     return returns
 
 
-def best_apart(windows: Windows, returns: NDArray[np.float64]) -> Ints:
-    """The numbers (n,) of windows that do not overlap, the highest return first: each the best of those left."""
+def best_episodes(episodes: Ints, returns: NDArray[np.float64], horizon: int, share: float) -> Windows:
+    """Windows of `horizon` rows that lie end to end, from row 0, in the episodes (E, 2) of the highest returns (E,).
+
+    They are of so many episodes, the best one first, that they are `share` of all such windows, or a little more. So a
+    flow starts from all parts of an episode, its beginning too. The best windows would all be of an episode's middle,
+    and a policy cloned from there does not know how to get there.
+    """
+    first, stop = episodes.T
+    count = (stop - first) // horizon
     order = np.argsort(-returns, kind="stable")
-    taken = np.zeros(int(windows.starts.max()) + windows.horizon, np.bool_)
-    found = []
-    for number in order.tolist():
-        start = windows.starts[number]
-        rows = slice(start, start + windows.horizon)
-        if not (taken[start] or taken[rows.stop - 1]):  # taken rows come in whole windows
-            taken[rows] = True
-            found.append(number)
-    return np.array(found, np.int64)
+    order = order[count[order] > 0]
+    total = count[order].cumsum()
+    order = order[: int(np.searchsorted(total, share * total[-1])) + 1]
+    starts = [first[i] + horizon * np.arange(count[i]) for i in order]
+    return Windows(np.concatenate(starts), np.repeat(stop[order] - 1, count[order]), horizon)
