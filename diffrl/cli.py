@@ -17,6 +17,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl evaluate RUN [--episodes 100]                score its last and best checkpoint
   diffrl diagnose RUN                                 is its diffusion policy well trained, sampled, tuned?
   diffrl augment synther DATASET --out NEW.hdf5       synthetic transitions by a diffusion model of the data's
+  diffrl augment flow-to-better DATASET --preferences 500 --out NEW.hdf5   better trajectories, from preferences
   diffrl augment label DATASET --out PREFERENCES.json  compare its segments on a page, for a reward from preferences
   diffrl finetune [--algo ddpo-is --reward jpeg ...]  an image model, or a policy, on a reward or preferences
   diffrl compare RUN [RUN ...]                        fine-tuning runs on one page: reward, and what it cost
@@ -84,9 +85,9 @@ def _data(words: Sequence[str]) -> int:
 
 
 def _augment(words: Sequence[str]) -> int:
-    from diffrl.commands.augment import Label, Synther
+    from diffrl.commands.augment import FlowToBetter, Label, Synther
 
-    verbs = {"synther": Synther, "label": Label}
+    verbs = {"synther": Synther, "flow-to-better": FlowToBetter, "label": Label}
     return _subcommand("augment", "Enlarge a data set by synthetic experience.", verbs, words)
 
 

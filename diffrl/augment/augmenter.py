@@ -4,17 +4,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffrl.data.offline import OfflineDataset
+from diffrl.augment.columns import as_columns
+from diffrl.data.offline import Floats, OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.training.loop import Trainer
 from envs.task import Task
+
+if TYPE_CHECKING:
+    from envs.dynamics import Dynamics
 
 Bounds = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Lowest and highest values of some columns."""
@@ -33,11 +37,22 @@ class RealData:
     observation_bounds: Bounds
     """Lowest and highest observations (O,); infinite where no environment is known."""
 
+    def dynamics(self) -> "tuple[Dynamics | None, str]":
+        """The simulator of the environment; None where there is none, and why, in a sentence ("": none is known)."""
+        from envs.dynamics import dynamics_for, why_none  # MuJoCo
+
+        env_id = self.task.env_id
+        why = (why_none(env_id) or "") if env_id else ""
+        if env_id and not why and self.task.wrappers:
+            why = f"its wrappers are not simulated: {self.task.spec}."
+        return (dynamics_for(env_id, **self.task.env_kwargs) if env_id and not why else None), why
+
 
 class Augmenter(ABC):
     """A method that enlarges a data set: what `augment` asks of it. It is made of its settings alone, for one call.
 
-    Its model has one seed. Generated rows are [s, a, s', r, terminal], in the environment's units.
+    Its model has one seed. Generated rows are [s, a, s', r, terminal], in the environment's units, each an episode of
+    its own, unless `columns`, `together` and `table` say otherwise.
     """
 
     name: ClassVar[str]
@@ -56,6 +71,14 @@ class Augmenter(ABC):
     """All else that generated rows depend on, as JSON holds it."""
     steered: bool = False
     """Whether the rows are meant to be like a part of the real ones alone, such as those of high reward."""
+    samples: int = 1_000_000
+    """Rows to generate where nobody says how many."""
+    together: int = 1
+    """How many generated rows in turn belong together, as those of a trajectory: parts are never cut within them."""
+    described: str = "each an episode of its own"
+    """What synthetic transitions are, in words."""
+    agent: str = "iql"
+    """An agent that is trained on such data."""
 
     # Set by `open`.
     train: Transitions
@@ -63,7 +86,7 @@ class Augmenter(ABC):
     held_out: Transitions
     """The real rows that it does not see."""
     chunk: int
-    """Rows that `sample` gives."""
+    """Rows that `sample` gives: whole groups of `together`."""
 
     @abstractmethod
     def open(self, data: RealData, held_out: float, seed: int, device: str) -> None:
@@ -86,7 +109,27 @@ class Augmenter(ABC):
 
     @abstractmethod
     def sample(self, generator: torch.Generator) -> NDArray[np.float32]:
-        """Rows (chunk, D) of the trained model. Raises UserError where they are not finite."""
+        """Rows (chunk, columns) of the trained model. Raises UserError where they are not finite."""
+
+    @property
+    def columns(self) -> int:
+        """W, the columns of a generated row: those of its transition, and what else the method keeps of it."""
+        return self.train.rows.shape[1] - 2  # a real row has its episode and time besides
+
+    def table(self, rows: Floats) -> dict[str, NDArray[Any]]:
+        """The columns of a data set of generated rows (n, W), in whole groups of `together`: all, or what is kept."""
+        return as_columns(rows, self.train.observation_size, self.train.action_size)
+
+    def look(self, generated: Floats) -> int:
+        """Look at all generated rows (n, W), a map of a file, before they are written: how many `table` will keep.
+
+        Raises UserError where there are none.
+        """
+        return len(generated)
+
+    def real(self, data: RealData) -> RealData:
+        """The real data as they stand beside generated rows, once the model is trained; the same rows."""
+        return data
 
     def provenance(self) -> dict[str, Any]:
         """What the data set says of the model and its sampling."""

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from diffrl.augment import chunks
 from diffrl.augment.augmenter import Augmenter, RealData
-from diffrl.augment.columns import as_columns, as_dataset, of_terminals
+from diffrl.augment.columns import as_dataset, of_terminals
 from diffrl.augment.config import Request
 from diffrl.augment.target import Target
 from diffrl.data import d4rl
@@ -80,26 +80,28 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
     settle()
     data = open_data(request, quiet)
     augmenter.open(data, request.held_out, request.seed, device)
-    n = _samples(request, len(data.transitions))
+    n = _samples(request, len(data.transitions), augmenter)
     folder = target.folder if request.folder is None else Path(request.folder)
     with held(folder, GO_ON):
         begun = _claim(folder, _begun(request, augmenter, data))
         _train(folder, begun, augmenter, quiet)
         if not sealed(folder):  # begun by an older version
             seal(folder, ["config.json", *(file.name for file in folder.glob("*.safetensors"))])
+        data = augmenter.real(data)
         generated = _generate(folder, begun, augmenter, n, device, quiet)
+        n = augmenter.look(generated)
         # The data set comes last: where it is, nothing is left to do.
         reported = _report(folder, begun, data, augmenter, generated, quiet) if request.report else "none"
         with work("Writing", "rows", quiet) as on_progress:
             about = provenance(request, augmenter, data, begun.fingerprint, n)
-            written = target.write(_blocks(request, data, generated, on_progress), about, data.dataset)
+            written = target.write(_blocks(request, data, augmenter, generated, on_progress), about, data.dataset)
         chunks.clear(folder)
     if not quiet:
         real = f"{len(data.transitions):,} real transitions, then " if request.mix == "append" else ""
-        console.print(f"Written: {written}, {real}{n:,} synthetic ones, each an episode of its own.")
+        console.print(f"Written: {written}, {real}{n:,} synthetic ones, {augmenter.described}.")
         console.print(f"Fidelity:    {'not measured.' if reported == 'none' else folder / 'fidelity.html'}")
         if reported != "useless":
-            console.print(f"Train on it: diffrl train --agent iql --dataset {target.name(written)}")
+            console.print(f"Train on it: diffrl train --agent {augmenter.agent} --dataset {target.name(written)}")
     return written
 
 
@@ -133,14 +135,15 @@ def open_data(request: Request, quiet: bool) -> RealData:
     return RealData(dataset, task, transitions, (lowest, highest), (low, high))
 
 
-def _samples(request: Request, rows: int) -> int:
-    """How many rows to generate for so many real ones."""
+def _samples(request: Request, rows: int, augmenter: Augmenter) -> int:
+    """How many rows to generate for so many real ones: whole groups of those that belong together."""
     samples, ratio = request.samples, request.ratio
     if samples is not None and ratio is not None:
         raise UserError("--samples and --ratio both say how many rows to generate: give one of them.")
     if ratio is not None:
         samples = max(round(checked(ratio, Positive, "--ratio") * rows), 1)
-    return int(checked(1_000_000 if samples is None else samples, Rows, "--samples"))
+    n = int(checked(augmenter.samples if samples is None else samples, Rows, "--samples"))
+    return -(-n // augmenter.together) * augmenter.together
 
 
 # --- the model's folder --------------------------------------------------------------------------------------------
@@ -271,14 +274,13 @@ def _generate(
     folder: Path, begun: Begun, augmenter: Augmenter, n: int, device: str, quiet: bool
 ) -> NDArray[np.float32]:
     """n rows (n, D), in a file of the folder. Raises Interrupted where it was told to stop before all were there."""
-    size = augmenter.train.rows.shape[1] - 2  # a row without its episode and time
     about = {
         "fingerprint": begun.fingerprint,
         "model": augmenter.model_settings,
         "sampling": augmenter.sampling_settings,
         "seed": begun.seed,
         "chunk": augmenter.chunk,
-        "columns": size,
+        "columns": augmenter.columns,
         "rows_version": augmenter.rows_version,
     }
     with work("Generating", "rows", quiet) as on_progress, stop_signals() as stopped:
@@ -302,7 +304,7 @@ def provenance(request: Request, augmenter: Augmenter, data: RealData, fingerpri
     appended, real = request.mix == "append", len(data.transitions)
     return {
         "algorithm": f"{augmenter.name} ({augmenter.paper}), diffrl",
-        "description": f"{n} synthetic transitions, each an episode of its own"
+        "description": f"{n} synthetic transitions, {augmenter.described}"
         + (f", after {real} real ones" if appended else ""),
         "synthetic_rows": n,
         "real_rows": real if appended else 0,
@@ -322,15 +324,24 @@ def provenance(request: Request, augmenter: Augmenter, data: RealData, fingerpri
 
 
 def _blocks(
-    request: Request, data: RealData, generated: NDArray[np.float32], on_progress: Callable[[int, int], None]
+    request: Request,
+    data: RealData,
+    augmenter: Augmenter,
+    generated: NDArray[np.float32],
+    on_progress: Callable[[int, int], None],
 ) -> Iterator[dict[str, Any]]:
     """The columns of the new data set: the real rows where they are wanted, then the generated ones, part by part."""
     if request.mix == "append":
         yield data.dataset.with_successors().columns()
-    for start in range(0, len(generated), BLOCK):
-        rows = np.array(generated[start : start + BLOCK])
-        yield as_columns(rows, data.dataset.observation_size, data.dataset.action_size)
-        on_progress(min(start + BLOCK, len(generated)), len(generated))
+    size = _whole(BLOCK, augmenter)
+    for start in range(0, len(generated), size):
+        yield augmenter.table(np.array(generated[start : start + size]))
+        on_progress(min(start + size, len(generated)), len(generated))
+
+
+def _whole(rows: int, augmenter: Augmenter) -> int:
+    """So many rows or a little fewer, in whole groups of those that belong together."""
+    return max(rows // augmenter.together, 1) * augmenter.together
 
 
 def _report(
@@ -347,15 +358,12 @@ def _report(
     """
     from diffrl.augment.fidelity.comparison import fidelity, look_first, uselessness
     from diffrl.augment.fidelity.report import write_report
-    from envs.dynamics import dynamics_for, why_none
 
-    env_id, kwargs, real = data.task.env_id, data.task.env_kwargs, data.dataset
-    why = why_none(env_id) if env_id else None
-    if why is None and data.task.wrappers:
-        why = f"its wrappers are not simulated: {data.task.spec}."
+    real = data.dataset
+    dynamics, why = data.dynamics()
     train, held_out = (as_dataset(rows, of_terminals(real)) for rows in (augmenter.train, augmenter.held_out))
     # Rows of one model are alike: the first ones stand for all.
-    columns: dict[str, Any] = as_columns(np.array(generated[:REPORTED]), real.observation_size, real.action_size)
+    columns: dict[str, Any] = augmenter.table(np.array(generated[: _whole(REPORTED, augmenter)]))
     synthetic = OfflineDataset(**columns)
     if not quiet:
         console.print("Comparing synthetic rows with real ones ...")
@@ -364,7 +372,7 @@ def _report(
             train,
             synthetic,
             held_out,
-            dynamics=dynamics_for(env_id, **kwargs) if env_id and why is None else None,
+            dynamics=dynamics,
             seed=begun.seed,
             action_bounds=data.action_bounds,
             steered=augmenter.steered,

@@ -1,4 +1,4 @@
-"""`diffrl augment ...`: enlarge an offline data set, and label what it is enlarged by."""
+"""`diffrl augment ...`: enlarge an offline data set."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ import tyro
 from tyro.conf import Positional
 
 from diffrl.augment.config import Request
+from diffrl.augment.flow_to_better.config import (
+    BlockConfig,
+    DiffuserConfig,
+    FlowConfig,
+    PreferenceConfig,
+    RewardConfig,
+)
 from diffrl.augment.label.config import LabelConfig
 from diffrl.augment.synther.config import Sampling, SynthERConfig
 from diffrl.support.errors import explaining_memory
+from diffrl.support.schema import NotNegative
 from diffrl.support.stopping import going_on
 
 
@@ -66,7 +74,7 @@ class Label(LabelConfig):
     ssh -L PORT:127.0.0.1:PORT, with --port PORT --no-browser here.
     """
 
-    dataset: Positional[str]
+    dataset: Annotated[Positional[str], tyro.conf.arg(metavar="DATASET")]
     """A D4RL id, a Minari id, or a path (HDF5, npz, a Minari folder)."""
 
     def run(self) -> int:
@@ -74,4 +82,63 @@ class Label(LabelConfig):
         from diffrl.augment.label.job import label
 
         label(self)
+        return 0
+
+
+@dataclass(frozen=True)
+class FlowToBetter(Request):
+    """Improve a data set's best trajectories by preferences (Flow-to-Better), and write them as a new data set.
+
+    A reward is learned from pairs of segments of which one is preferred. The data's windows are put into blocks by it,
+    and a diffusion model learns to make a trajectory of each block from one of the block below. The windows of
+    the best episodes flow on from there, as long as their predicted return rises. For example,
+      diffrl augment flow-to-better rollouts.hdf5 --env Hopper-v4 --preferences 500 --out better.hdf5
+      diffrl augment label maze2d-umaze-v1 --out labels.json
+      diffrl augment flow-to-better maze2d-umaze-v1 --preferences labels.json --out better.hdf5 --relabel
+      diffrl train --agent bc --dataset better.hdf5
+
+    The same command again goes on where it was cut. Beside the data set, in OUT-flow-to-better: the reward model, the
+    diffuser, their curves (TensorBoard), and fidelity.html, with how far the rows are from what the simulator does.
+    """
+
+    dataset: Annotated[Positional[str], tyro.conf.arg(metavar="DATASET")]
+    """A D4RL id, a Minari id, or a path (HDF5, npz, a Minari folder)."""
+    out: str
+    """A path ending in .hdf5, or minari:ID."""
+    samples: int | None = None
+    """Rows to generate, before those are left out whose trajectory was not improved; by default 300 trajectories."""
+    preference: Annotated[PreferenceConfig, tyro.conf.OmitArgPrefixes] = field(kw_only=True)
+    diffuser: Annotated[DiffuserConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=DiffuserConfig)
+    flow: Annotated[FlowConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=FlowConfig)
+    grouping: Annotated[BlockConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=BlockConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    max_dynamics_error: NotNegative | None = None
+    """Leave out rows whose next observation misses the simulator's by more, RMS in deviations of the data's; the
+    episode is cut there."""
+    relabel: bool = False
+    """Write the data set itself as well, with the learned reward in place of its own, for agents that learn values:
+    OUT-flow-to-better/relabelled.hdf5. (Generated rows always have the learned reward, and with --mix append the real
+    rows do too.)"""
+
+    @explaining_memory(
+        "Flow-to-Better's training or sampling",
+        "a smaller --batch-size, --width or --rows (a model of other settings needs another --folder)",
+        lambda: "What is saved is kept: the same command goes on, where more memory is free",
+    )
+    @going_on(lambda: "Stopped. What is trained and generated is kept: the same command goes on.")
+    def run(self) -> int:
+        """Do it."""
+        from diffrl.augment.flow_to_better.augmenter import flow_to_better
+
+        asked = {f.name: getattr(self, f.name) for f in dataclasses.fields(Request)}
+        flow_to_better(
+            preferences=self.preference,
+            diffuser=self.diffuser,
+            flow=self.flow,
+            reward=self.reward,
+            blocks=self.grouping,
+            max_dynamics_error=self.max_dynamics_error,
+            relabel=self.relabel,
+            **asked,
+        )
         return 0

@@ -1,19 +1,25 @@
-"""Settings of the reward model that is learned from preferences, and of the blocks of trajectories. No torch."""
+"""Settings of Flow-to-Better: preferences, the reward model, blocks, the diffuser and the flow. No torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
+from diffrl.support.errors import UserError
 from diffrl.support.schema import (
     Batch,
     Count,
     Depth,
+    Fraction,
     Many,
     NotNegative,
     Positive,
+    PositiveLimit,
     Range,
+    Rate,
+    SamplingSteps,
     Several,
+    Share,
     Width,
     check,
 )
@@ -62,3 +68,100 @@ class BlockConfig:
 
     def __post_init__(self) -> None:
         check(self, "blocks.")
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """Which of a data set's trajectories are better than others: who says so, and of how many pairs."""
+
+    preferences: str
+    """A file of labelled pairs (JSON of `diffrl augment label`, or safetensors), or a number N: a synthetic teacher
+    labels N pairs of segments by the data's own rewards, which nothing else looks at."""
+    segment: Many | None = None
+    """Rows of a segment that the teacher labels, 100 by default as published; a file says it itself."""
+    label_noise: Fraction = 0.0
+    """Share of the teacher's labels that are turned round."""
+    ties: Share = 0.0
+    """Share of the pairs, those of the most similar returns, that the teacher calls equal."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.pairs is None and (self.segment is not None or self.label_noise or self.ties):
+            raise UserError(
+                f"--segment, --label-noise and --ties are the synthetic teacher's, and --preferences "
+                f"{self.preferences} is a file, whose labels are taken as they are. Leave them out, or give a number."
+            )
+
+    @property
+    def pairs(self) -> int | None:
+        """How many pairs the synthetic teacher labels; None: the preferences are a file's."""
+        text = self.preferences.strip().replace(",", "").replace("_", "")
+        return int(text) if text.removeprefix("-").isdecimal() else None
+
+
+@dataclass(frozen=True)
+class DiffuserConfig:
+    """The diffusion model that makes a trajectory of the next block from one of a block, and its training.
+
+    Published: `--width 128 --multipliers 1 2 4 8 --learning-rate 1e-4 --prediction eps`, for a GPU, on whole episodes.
+    The defaults are for a CPU, where they take a quarter of an hour for windows of 100 rows, and 5 minutes of 32.
+    """
+
+    steps: Count = 8_000
+    """Training steps."""
+    horizon: Many | None = None
+    """Rows of a trajectory. By default whole episodes, where all have one length of 256 at most; else windows of as
+    many rows as a labelled segment has. With 32 a step takes a third, and rows obey the simulator sooner."""
+    width: Annotated[int, Range(4, 2**12)] = 32
+    """Channels of the temporal U-Net (published: 128)."""
+    multipliers: Annotated[tuple[Annotated[int, Range(1, 64)], ...], Range(1, 8)] = (1, 2, 2)
+    """What the width is multiplied by at each level, at half the rows each (published: 1 2 4 8)."""
+    batch_size: Batch = 32
+    """Pairs of trajectories a step."""
+    learning_rate: Positive = 1e-3
+    """Adam's learning rate (published: 1e-4, for more steps of a larger network)."""
+    ema_rate: Rate = 0.005
+    """Rate of the averaged weights, which generate: every 10 steps so much of the way to the online ones."""
+    condition_dropout: Share = 0.25
+    """Share of pairs trained without the trajectory to improve."""
+    prediction: Literal["v", "x0", "eps"] = "v"
+    """What the network says (published: eps). What tells blocks apart, such as a level, shows through little noise, and
+    at much noise eps hardly depends on x_0: so by eps the condition is learned late, or not at all."""
+    diffusion_steps: Annotated[int, Range(2, 10_000)] = 1_000
+    """Steps of the cosine schedule that the model is trained on."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """How trajectories are improved, step by step, and which of the steps are kept."""
+
+    solver: Literal["ddim", "dpmpp2m"] = "ddim"
+    """How the reverse equation is stepped."""
+    sampling_steps: SamplingSteps = 20
+    """Solver steps (published: all 1,000)."""
+    guidance: float = 1.2
+    """Scale of classifier-free guidance by the trajectory to improve: 1 samples given it, 0 ignores it."""
+    top: Annotated[float, Range(0, 1, "(]")] = 0.25
+    """Start from windows that make the episodes of the highest predicted returns, so large a share of all windows
+    (published: the best 300 episodes)."""
+    flow_steps: Count = 20
+    """Steps of improvement, at most."""
+    improvement: NotNegative = 0.05
+    """A step is kept where the predicted return R' > R + 0.05 max(|R|, the deviation of the data's). That is the
+    published ratio of 1.05 for large positive returns, and holds for returns of any sign."""
+    bound: PositiveLimit = 30.0
+    """A step is kept only where all values of the trajectory, standardised, are smaller."""
+    least_improved: Fraction = 0.05
+    """The flow ends with the step that improves a smaller share of the trajectories sampled together."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.sampling_steps < 2 and self.solver == "dpmpp2m":
+            raise UserError("--solver dpmpp2m looks back to its last step: give it two --sampling-steps or more.")
+
+
+TRAJECTORIES = 300
+"""Trajectories that are generated where nobody says how many, as published."""
