@@ -287,7 +287,7 @@ class FlowToBetter(Augmenter):
         console.print(
             f"Blocks:      {len(sizes)} of {sizes.min():,} to {sizes.max():,} windows of {self._windows.horizon} rows, "
             f"mean predicted returns {centres[0]:.3g} to {centres[-1]:.3g}. The flow starts from "
-            f"{len(self._starts):,} windows that make the best episodes."
+            f"{len(self._starts):,} that lie end to end in {'all' if self.flow.top == 1 else 'the best'} episodes."
         )
 
     @override
