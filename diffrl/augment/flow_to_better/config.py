@@ -111,7 +111,7 @@ class DiffuserConfig:
     """Training steps."""
     horizon: Many | None = None
     """Rows of a trajectory. By default whole episodes, where all have one length of 256 at most; else windows of as
-    many rows as a labelled segment has. With 32 a step takes a third, and rows obey the simulator sooner."""
+    many rows as a labelled segment has. With 32 a step takes a third of the time of 100."""
     width: Annotated[int, Range(4, 2**12)] = 32
     """Channels of the temporal U-Net (published: 128)."""
     multipliers: Annotated[tuple[Annotated[int, Range(1, 64)], ...], Range(1, 8)] = (1, 2, 2)
