@@ -90,8 +90,8 @@ class FlowToBetter(Request):
     """Improve a data set's best trajectories by preferences (Flow-to-Better), and write them as a new data set.
 
     A reward is learned from pairs of segments of which one is preferred. The data's windows are put into blocks by it,
-    and a diffusion model learns to make a trajectory of each block from one of the block below. The windows of
-    the best episodes flow on from there, as long as their predicted return rises. For example,
+    and a diffusion model learns to make a trajectory of each block from one of the block below. The data's
+    windows flow on from there, as long as their predicted return rises. For example,
       diffrl augment flow-to-better rollouts.hdf5 --env Hopper-v4 --preferences 500 --out better.hdf5
       diffrl augment label maze2d-umaze-v1 --out labels.json
       diffrl augment flow-to-better maze2d-umaze-v1 --preferences labels.json --out better.hdf5 --relabel

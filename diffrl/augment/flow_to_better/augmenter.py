@@ -106,7 +106,7 @@ class FlowToBetter(Augmenter):
 
     A reward is learned from preferences between segments. The data's windows are put into blocks by their predicted
     returns, a diffuser learns to make a trajectory of each block from one of the block below, and the windows of the
-    best episodes flow on from there, as long as their predicted return rises.
+    best episodes, or all, flow on from there, as long as their predicted return rises.
 
     Generated rows have the learned reward and are never terminal: windows lie within episodes, so an end is nothing
     that the diffuser has seen. A trajectory of H rows gives H - 1 transitions, the last of which is cut off.
@@ -287,7 +287,7 @@ class FlowToBetter(Augmenter):
         console.print(
             f"Blocks:      {len(sizes)} of {sizes.min():,} to {sizes.max():,} windows of {self._windows.horizon} rows, "
             f"mean predicted returns {centres[0]:.3g} to {centres[-1]:.3g}. The flow starts from "
-            f"{len(self._starts):,} windows that make the best episodes."
+            f"{len(self._starts):,} that lie end to end in {'all' if self.flow.top == 1 else 'the best'} episodes."
         )
 
     @override
@@ -389,8 +389,7 @@ class FlowToBetter(Augmenter):
             )
         return (
             f"None of {counts.trajectories:,} trajectories was improved by the flow: nothing is left to write. What is "
-            "trained and generated is kept. Train longer (--steps), ask for a smaller --improvement, or start lower "
-            "(--top 1)."
+            "trained and generated is kept. Train longer (--steps), or ask for a smaller --improvement."
         )
 
     def _with_environment(self) -> OfflineDataset:

@@ -111,7 +111,7 @@ class DiffuserConfig:
     """Training steps."""
     horizon: Many | None = None
     """Rows of a trajectory. By default whole episodes, where all have one length of 256 at most; else windows of as
-    many rows as a labelled segment has. With 32 a step takes a third, and rows obey the simulator sooner."""
+    many rows as a labelled segment has. With 32 a step takes a third of the time of 100."""
     width: Annotated[int, Range(4, 2**12)] = 32
     """Channels of the temporal U-Net (published: 128)."""
     multipliers: Annotated[tuple[Annotated[int, Range(1, 64)], ...], Range(1, 8)] = (1, 2, 2)
@@ -144,9 +144,9 @@ class FlowConfig:
     """Solver steps (published: all 1,000)."""
     guidance: float = 1.2
     """Scale of classifier-free guidance by the trajectory to improve: 1 samples given it, 0 ignores it."""
-    top: Annotated[float, Range(0, 1, "(]")] = 0.25
+    top: Annotated[float, Range(0, 1, "(]")] = 1.0
     """Start from windows that make the episodes of the highest predicted returns, so large a share of all windows
-    (published: the best 300 episodes)."""
+    (published: the best 300 episodes, as wholes). Few episodes are few beginnings: a cloned policy needs these too."""
     flow_steps: Count = 20
     """Steps of improvement, at most."""
     improvement: NotNegative = 0.05
