@@ -83,10 +83,10 @@ class Bench:
     """Numbers of labels; the reward models also learn from 100."""
     seeds: tuple[int, ...] = (0, 1)
     """Of the labels, the models, the agents."""
-    steps: int = 3_000
+    steps: int = 8_000
     """Training steps of the diffuser."""
-    width: int = 32
-    """Its channels."""
+    horizon: int = 32
+    """Rows of a trajectory."""
     agent_steps: int = 10_000
     """Training steps of the policies."""
     episodes: int = 50
@@ -177,7 +177,7 @@ def flow(bench: Bench, task: Task, n: int, seed: int) -> dict[str, Any]:
     dataset, env, rows = data(bench, task)
     method = FlowToBetter(
         PreferenceConfig(str(n), segment=SEGMENT),
-        DiffuserConfig(steps=bench.steps, width=bench.width),
+        DiffuserConfig(steps=bench.steps, horizon=bench.horizon),
         FlowConfig(),
         relabel=True,
         quiet=True,
@@ -348,8 +348,8 @@ def main(bench: Bench) -> int:
     about = machine()
     text = ["# Flow-to-Better", "", (__doc__ or "").strip(), ""]
     text.append(
-        f"Diffuser: {bench.steps:,} steps, width {bench.width}; policies: {bench.agent_steps:,} steps; seeds "
-        f"{' '.join(map(str, bench.seeds))}; {about['cpu'].split(',')[0]}, one thread a process."
+        f"Diffuser: {bench.steps:,} steps, trajectories of {bench.horizon} rows; policies: {bench.agent_steps:,} "
+        f"steps; seeds {' '.join(map(str, bench.seeds))}; {about['cpu'].split(',')[0]}, one thread a process."
     )
     for title, lines in found.items():
         print_lines(lines, title, Console())

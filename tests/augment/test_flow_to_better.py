@@ -195,6 +195,7 @@ def test_held_out_rows_are_whole_episodes() -> None:
     assert each.all(1).sum() == 12
     assert windows.horizon_of(dataset, 5) == H
     assert windows.horizon_of(dataset, 9) == 9  # which no episode has: `Windows.of` says so
+    assert windows.horizon_of(dataset, 100) == windows.WINDOW
 
 
 def test_pairs_are_of_a_block_and_the_next() -> None:

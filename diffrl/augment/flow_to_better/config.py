@@ -104,14 +104,14 @@ class DiffuserConfig:
     """The diffusion model that makes a trajectory of the next block from one of a block, and its training.
 
     Published: `--width 128 --multipliers 1 2 4 8 --learning-rate 1e-4 --prediction eps`, for a GPU, on whole episodes.
-    The defaults are for a CPU, where they take a quarter of an hour for windows of 100 rows, and 5 minutes of 32.
+    The defaults are for a CPU, where they take 5 minutes for windows of 32 rows, and a quarter of an hour for 100.
     """
 
     steps: Count = 8_000
     """Training steps."""
     horizon: Many | None = None
-    """Rows of a trajectory. By default whole episodes, where all have one length of 256 at most; else windows of as
-    many rows as a labelled segment has. With 32 a step takes a third of the time of 100."""
+    """Rows of a trajectory. By default whole episodes, where all have one length of 256 at most; else windows of 32, or
+    of as many as a labelled segment has, if these are fewer. With 32 a step takes a third of the time of 100."""
     width: Annotated[int, Range(4, 2**12)] = 32
     """Channels of the temporal U-Net (published: 128)."""
     multipliers: Annotated[tuple[Annotated[int, Range(1, 64)], ...], Range(1, 8)] = (1, 2, 2)
