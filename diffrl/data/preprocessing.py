@@ -171,14 +171,13 @@ class Preprocessing:
 
 
 def fit_preprocessing(
-    dataset: OfflineDataset, env: gymnasium.Env[Any, Any] | None, *, standardise: bool
+    dataset: OfflineDataset, env: gymnasium.Env[Any, Any] | None, *, scaling: str
 ) -> Preprocessing:
-    """The preprocessing of a data set: observations standardised, if so said, and actions scaled to [-1, 1].
+    """The preprocessing of a data set: observations by the `normaliser` of that name, and actions scaled to [-1, 1].
 
     Raises DataError where the data's actions lie outside of their bounds.
     """
-    kind = "standard" if standardise else "identity"
-    return Preprocessing(normaliser(kind, torch.from_numpy(dataset.observations)), action_scaling(env, dataset))
+    return Preprocessing(normaliser(scaling, torch.from_numpy(dataset.observations)), action_scaling(env, dataset))
 
 
 @dataclass(frozen=True, eq=False)
