@@ -28,8 +28,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from agents.base import Metrics
-from agents.planning_config import Diffuser
 from agents.planning import Planner, unscaled, waypoint_action
+from agents.planning_config import Diffuser
 from diffrl.data.segments import Segments, SegmentSource
 from diffrl.data.transitions import Transitions
 from diffrl.diffusion import VP, Prediction, Sampler, denoising_loss, discrete_grid
@@ -91,7 +91,7 @@ class DiffuserAgent(Planner):
     # --- training ---------------------------------------------------------------------------------------------------
 
     def known(self, first: Tensor, last: Tensor | None) -> Known:
-        """The known entries of windows (S, B, H, A + O): states (S, B, O) of the first row, and of the last if given."""
+        """The known entries of windows (S, B, H, A + O): states (S, B, O) of the first row, and the last if given."""
         mask = torch.zeros(self.horizon, self.action_size + self.observation_size, device=first.device)
         mask[0, self.action_size :] = 1
         values = first.unsqueeze(2)
@@ -104,7 +104,7 @@ class DiffuserAgent(Planner):
         return Known(mask, torch.nn.functional.pad(values, (self.action_size, 0)), "clean")
 
     def network(self, unet: TemporalUNet, x: Tensor, t: Tensor) -> Tensor:
-        """The prediction of x_0 (S, B, H, A + O) at x of that shape and t () or (S, B), labelled by the step's index."""
+        """The prediction of x_0 (S, B, H, A + O) at x of that shape and t () or (S, B), labelled: the step's index."""
         k = self.prediction.process.ratio(t)
         label = self.config.denoising_steps * (2 / math.pi) * torch.atan(k)
         prediction: Tensor = unet(x, label)
@@ -135,7 +135,8 @@ class DiffuserAgent(Planner):
         norm = self.optimisers["actor"].step(loss)
         # A rate as a tensor: no step branches on a counter. Up to `ema_start` the average is a copy.
         due = (self.step % self.config.ema_every == 0).float()
-        average_(self.average, self.denoiser, due * torch.where(self.step < self.config.ema_start, 1.0, self.config.ema_rate))
+        rate = torch.where(self.step < self.config.ema_start, 1.0, self.config.ema_rate)
+        average_(self.average, self.denoiser, due * rate)
         self.step += 1
         return {"bc_loss": loss.detach(), "actor_grad_norm": norm}
 
@@ -153,8 +154,9 @@ class DiffuserAgent(Planner):
     @override
     @torch.no_grad()
     def plan(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """Plans (S, B, H, A + O) from observations (S, B, O). Raises UserError where they need a goal and have none."""
-        shape = (1 + self.sampler.n_noise, *observations.shape[:2], self.horizon, self.action_size + self.observation_size)
+        """Plans (S, B, H, A + O) from observations (S, B, O). Raises UserError where a goal is missing."""
+        size = self.action_size + self.observation_size
+        shape = (1 + self.sampler.n_noise, *observations.shape[:2], self.horizon, size)
         return self.plan_from(observations, torch.randn(shape, generator=generator, device=observations.device))
 
     def plan_from(self, observations: Tensor, noise: Tensor) -> Tensor:

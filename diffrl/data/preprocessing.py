@@ -170,9 +170,7 @@ class Preprocessing:
         return transitions
 
 
-def fit_preprocessing(
-    dataset: OfflineDataset, env: gymnasium.Env[Any, Any] | None, *, scaling: str
-) -> Preprocessing:
+def fit_preprocessing(dataset: OfflineDataset, env: gymnasium.Env[Any, Any] | None, *, scaling: str) -> Preprocessing:
     """The preprocessing of a data set: observations by the `normaliser` of that name, and actions scaled to [-1, 1].
 
     Raises DataError where the data's actions lie outside of their bounds.

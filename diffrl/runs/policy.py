@@ -71,7 +71,6 @@ class Actor:
             self._follower.reset(rows)
 
 
-
 class Policy:
     """A trained policy as a function: `action = policy(observation)`, NumPy in and out, (O,) or (B, O).
 
@@ -370,8 +369,9 @@ def evaluate(
 
     Start states and noise are other ones than in the evaluations during training. seed: what they are drawn from, not a
     training seed. device: where the policy acts. record: of each training seed, the number of episodes whose
-    observations are kept, under "paths", and of agents that plan the states of their first plans, under "plans". env, env_kwargs, max_episode_steps: another environment than the run's, or
-    other arguments, KEY=VALUE each, or another time limit. Raises UserError where there is no environment.
+    observations are kept, under "paths", and, where the agent plans, the states of their first plans, under "plans".
+    env, env_kwargs, max_episode_steps: another environment than the run's, or other arguments, KEY=VALUE each, or
+    another time limit. Raises UserError where there is no environment.
     """
     run = Run.read(path).within(env, env_kwargs, max_episode_steps)
     if run.task.env_id is None:
@@ -382,7 +382,8 @@ def evaluate(
     known: dict[tuple[int, int], tuple[Any, ...]] = {}
     try:
         for name in which:
-            entry: dict[str, Any] = {"seeds": list(run.config.seeds), "step": [], "returns": [], "paths": [], "plans": []}
+            entry: dict[str, Any] = {"seeds": list(run.config.seeds)}
+            entry |= {column: [] for column in ("step", "returns", "paths", "plans")}
             for index, training_seed in enumerate(run.config.seeds):
                 saved = _find_checkpoint(run, name, index)
                 step = saved.step
