@@ -112,7 +112,10 @@ def test_without_a_goal_only_the_first_state_is_given_and_the_plans_own_actions_
 
 @pytest.mark.usefixtures("double")
 def test_plans_of_a_batch_are_those_of_its_rows_under_the_same_noise() -> None:
-    """And a seed alone plans as it does in the stack. In double: a network call is some hundred sums, and four calls let their rounding grow to 1e4 roundings of 1."""
+    """And a seed alone plans as it does in the stack. In double, to 1e4 roundings of 1.
+
+    A call of the network is some hundred sums, and three further calls let their rounding grow.
+    """
     agent, g = build(), torch.Generator().manual_seed(0)
     x, noise = torch.rand(2, 5, 4), torch.randn(1 + agent.sampler.n_noise, 2, 5, 6, 6, generator=g)
     plans = agent.plan_from(x, noise)
