@@ -2,6 +2,7 @@
 
 from agents.base_config import AgentConfig
 from agents.config import AGENTS, BC, EDP, FQL, IDQL, IQL, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL, QGuidance
+from agents.planning_config import Diffuser
 from agents.registry import get, listed, names
 
 __part_of__ = "diffrl"  # `diffrl.support.shadowing` looks for this line
@@ -16,6 +17,7 @@ __all__ = [
     "TD3BC",
     "AgentConfig",
     "ConsistencyAC",
+    "Diffuser",
     "DiffusionBC",
     "DiffusionQL",
     "QGuidance",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from agents import registry
 from agents.base_config import AgentConfig
-from diffrl.data.transitions import Batch
+from diffrl.data.transitions import Source, Transitions
 from diffrl.diffusion import Denoise, Network, Prediction, Process
 from diffrl.nets import MLP, Adam, RawTime, ResidualMLP, TimeEmbedding, affine, copy_state_, mish, seed_generator
 from diffrl.support.errors import UserError, joined
@@ -187,9 +187,15 @@ class Agent(ABC):
         for optimiser in self.optimisers.values():
             optimiser.fuse(None)
 
+    def source(self, transitions: Transitions) -> Source[Any]:
+        """What the agent's batches are drawn from: the transitions, if it does not learn from segments of them."""
+        return transitions
+
     @abstractmethod
-    def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
-        """One training step on a batch (S, B, ...); all noise comes from `generator`.
+    def update(self, batch: Any, generator: torch.Generator, phase: int = 0) -> Metrics:
+        """One training step on a batch (S, B, ...) of its `source`, a `Batch` if that is of transitions.
+
+        All noise comes from `generator`.
 
         phase: the steps made before this one, modulo `period`. A step may branch on it and on nothing else: a compiler
         and a CUDA graph meet one static step for each phase. Every phase gives the same metrics.

@@ -11,14 +11,18 @@ from diffrl.support.schema import Batch, Depth, NotNegative, Rate, Several, Shar
 
 if TYPE_CHECKING:
     from agents.base import Agent
+    from diffrl.data.offline import OfflineDataset
 
+Schedule = Literal["linear", "cosine", "sigmoid", "vp"]
+Solver = Literal["ddim", "dpm1", "dpm2", "dpm3", "dpmpp2m", "heun"]
 RewardTuning = Literal["no", "normalize", "cql_antmaze", "iql_antmaze", "iql_locomotion"]
 Aggregate = Literal["min", "mean", "lcb"]
 """How the values of several critics become one, see `CriticConfig.q_agg`."""
-PolicyKind = Literal["deterministic", "chain", "solver", "flow", "consistency"]
+PolicyKind = Literal["deterministic", "chain", "solver", "flow", "consistency", "planner"]
 """What an agent's policy is: one action a state ("deterministic": it explores by added noise alone), or a generative
 model of actions: a chain of random denoising steps (`DiffusionPolicy`), a deterministic solver (`SolverPolicy`), a flow
-(`FlowPolicy`), or a consistency function (`ConsistencyPolicy`), which alone of these has no denoiser."""
+(`FlowPolicy`), or a consistency function (`ConsistencyPolicy`), which alone of these has no denoiser. Or it is none of
+these: a planner learns from segments, and follows what it has planned (`agents.planning.Planner`)."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,15 @@ class AgentConfig(ABC):
     def untrained_steps(self) -> int:
         """Number of first training steps that leave the network that acts as it was initialised."""
         return 0
+
+    @property
+    def observation_scaling(self) -> str:
+        """How observations are normalised: a name that `diffrl.data.preprocessing.normaliser` knows."""
+        return "standard" if self.normalise_observations else "identity"
+
+    def episodes(self, dataset: OfflineDataset) -> OfflineDataset:
+        """The data with the episodes that the agent learns from: their own, if it does not join or cut them."""
+        return dataset
 
     def going_online(self) -> AgentConfig:
         """The settings with which an agent trained offline goes on in the environment."""

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from typing_extensions import override
 
-from agents.base_config import AgentConfig, Aggregate, CriticConfig, PolicyKind
+from agents.base_config import AgentConfig, Aggregate, CriticConfig, PolicyKind, Schedule, Solver
+from agents.planning_config import Diffuser
 from diffrl.support.errors import UserError
 from diffrl.support.schema import (
     Count,
@@ -32,8 +33,6 @@ from diffrl.support.schema import (
 if TYPE_CHECKING:
     from agents.base import Agent
 
-Schedule = Literal["linear", "cosine", "sigmoid", "vp"]
-Solver = Literal["ddim", "dpm1", "dpm2", "dpm3", "dpmpp2m", "heun"]
 ReverseVariance = Literal["posterior", "beta"]
 """The noise of a diffusion policy's reverse process, and what is clamped: see `IDQL.sampler`."""
 
@@ -428,6 +427,6 @@ class FQL(CriticConfig):
 
 AGENTS: dict[str, type[AgentConfig]] = {
     config.name: config
-    for config in (BC, DiffusionBC, TD3BC, IQL, DiffusionQL, EDP, ConsistencyAC, IDQL, QGuidance, FQL)
+    for config in (BC, DiffusionBC, TD3BC, IQL, DiffusionQL, EDP, ConsistencyAC, IDQL, QGuidance, FQL, Diffuser)
 }
 """Every algorithm of ours by its name."""

@@ -168,6 +168,11 @@ class Maze2dEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
+    @property
+    def goal_state(self) -> NDArray[np.float32]:
+        """The state to be reached and kept: the goal at rest, as an observation (4,)."""
+        return np.array([*self.goal, 0.0, 0.0], np.float32)
+
     def draw_location(self, rng: np.random.Generator) -> NDArray[np.float64]:
         """A uniform free cell plus jitter, (2,): where episodes start and where the data's targets lie."""
         return np.asarray(self._free[rng.integers(len(self._free))] + rng.uniform(-JITTER, JITTER, 2))

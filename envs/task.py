@@ -78,6 +78,15 @@ class Task:
         assert self.spec is not None
         return making.make(self.spec, self.observation_parts)
 
+    def goal_state(self) -> NDArray[np.float32] | None:
+        """The observation (O,) that the environment says is to be reached, its `goal_state`; None: it says none."""
+        if self.env_id is None:
+            return None
+        env = self.make()
+        state = getattr(env.unwrapped, "goal_state", None)
+        env.close()
+        return None if state is None else np.asarray(state, np.float32)
+
     def within(self, spec: EnvSpec | None) -> "Task":
         """This task in another environment; None: in none."""
         if spec is None:

@@ -33,6 +33,8 @@ class Evaluate:
     """What start states and the policy's noise are drawn from."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto."""
+    plot: Path | None = None
+    """In a maze: draw what the first seed's first four episodes drove, over its plans where it plans, as PNG."""
     out: Path | None = None
     """Where to write the result as JSON; by default evaluation.json in the run's folder."""
 
@@ -50,6 +52,7 @@ class Evaluate:
         from diffrl.support.files import atomic_path
 
         task = Run.read(self.run_folder).within(self.env, self.env_kwargs, self.max_episode_steps).task
+        maze = None if self.plot is None else report.maze_of(task)
         if task.env_id is not None:
             console.print(f"In {task.env_text}.", markup=False, highlight=False)
         result = evaluate(
@@ -58,16 +61,21 @@ class Evaluate:
             which=self.which,
             seed=self.seed,
             device=self.device,
+            record=0 if maze is None else report.DRAWN,
             env=self.env,
             env_kwargs=self.env_kwargs,
             max_episode_steps=self.max_episode_steps,
         )
         report.print_evaluation(result, task.reference, task.comparable, self.episodes)
-        plain = {name: {k: v for k, v in entry.items() if k != "paths"} for name, entry in result.items()}
+        plain = {
+            name: {k: v for k, v in entry.items() if k not in ("paths", "plans")} for name, entry in result.items()
+        }
         path = self.out or self.run_folder / "evaluation.json"
         with atomic_path(path) as temporary:
             temporary.write_text(
                 json.dumps({"env": task.env_text, "episodes": self.episodes, "seed": self.seed, **plain}, indent=1)
             )
         console.print(f"Written: {path}")
+        if maze is not None and self.plot is not None:
+            console.print(f"Drawn:   {report.plot_episodes(self.plot, result, *maze)}")
         return 0

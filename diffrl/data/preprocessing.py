@@ -170,13 +170,12 @@ class Preprocessing:
         return transitions
 
 
-def fit_preprocessing(dataset: OfflineDataset, bounds: ActionBounds, *, standardise: bool) -> Preprocessing:
-    """The preprocessing of a data set: observations standardised, if so said, and actions scaled to [-1, 1].
+def fit_preprocessing(dataset: OfflineDataset, bounds: ActionBounds, *, scaling: str) -> Preprocessing:
+    """The preprocessing of a data set: observations by the `normaliser` of that name, and actions scaled to [-1, 1].
 
     bounds: of its actions. Raises DataError where they are not finite.
     """
-    kind = "standard" if standardise else "identity"
-    return Preprocessing(normaliser(kind, torch.from_numpy(dataset.observations)), bounds.scaling())
+    return Preprocessing(normaliser(scaling, torch.from_numpy(dataset.observations)), bounds.scaling())
 
 
 @dataclass(frozen=True, eq=False)

@@ -96,6 +96,11 @@ def _offline(path: Path) -> Run:
         raise UserError(
             f"{path} was trained without an environment, so there is nothing to go on in. Train it with --env ID."
         )
+    if run.config.agent.policy_kind == "planner":
+        raise UserError(
+            f"{path} is of the agent {run.config.agent.name}, which plans and learns from whole segments of data: it "
+            "cannot go on from single steps in its environment. Start from a run of another agent."
+        )
     refuse_frozen(run)
     return run
 

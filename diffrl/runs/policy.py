@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from agents.base import Agent, seed_slice
+from agents.planning import Follower, Planner
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work
@@ -33,25 +34,52 @@ def source_of_randomness(agent: Agent, *salt: int) -> torch.Generator:
     return generator_at(*agent.seeds, *salt, device=agent.device)
 
 
-def actor(agent: Agent, preprocessing: Preprocessing, salt: int = 0) -> Act:
-    """The agent as a function from observations (S, B, O) to actions (S, B, A), both the environment's."""
-    generator = source_of_randomness(agent, salt)
-    parts = preprocessing.to(agent.device)
+class Actor:
+    """An agent as a function from observations (S, B, O) to actions (S, B, A), both the environment's.
 
-    def act(observations: NDArray[Any]) -> NDArray[np.float32]:
-        x = torch.as_tensor(observations, dtype=torch.float32, device=agent.device)
-        actions: NDArray[np.float32] = parts.actions.inverse(agent.act(parts.observations(x), generator)).cpu().numpy()
+    A planner's plans are kept from call to call, one a row, until `reset`. keep: how many rows' first plans are noted
+    down, in `first_plans`.
+    """
+
+    def __init__(self, agent: Agent, preprocessing: Preprocessing, salt: int = 0, keep: int = 0) -> None:
+        self._agent, self._keep = agent, keep
+        self._generator = source_of_randomness(agent, salt)
+        self._parts = preprocessing.to(agent.device)
+        self._follower = Follower(agent, self._generator) if isinstance(agent, Planner) else None
+        self.first_plans: NDArray[np.float32] | None = None
+        """(B', H, O) the states that the first seed's first plans go through, in the environment's units."""
+
+    def __call__(self, observations: NDArray[Any]) -> NDArray[np.float32]:
+        """Actions (S, B, A). Raises ValueError for another B than that of the plans at hand."""
+        x = torch.as_tensor(observations, dtype=torch.float32, device=self._agent.device)
+        z = self._parts.observations(x)
+        chosen = self._agent.act(z, self._generator) if self._follower is None else self._follower(z)
+        actions: NDArray[np.float32] = self._parts.actions.inverse(chosen).cpu().numpy()
+        if self._keep and self.first_plans is None:
+            self._note_down()
         return actions
 
-    return act
+    def _note_down(self) -> None:
+        if isinstance(self._agent, Planner) and self._follower is not None and self._follower.plans is not None:
+            states = self._agent.states(self._follower.plans[:, : self._keep])
+            if states is not None:
+                self.first_plans = self._parts.observations.inverse(states[0]).cpu().numpy()
+
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        """Other episodes begin, in these rows or in all: what was planned for the last ones is dropped."""
+        if self._follower is not None:
+            self._follower.reset(rows)
 
 
 class Policy:
-    """A trained policy as a function: `action = policy(observation)`, NumPy in and out, (O,) or (B, O)."""
+    """A trained policy as a function: `action = policy(observation)`, NumPy in and out, (O,) or (B, O).
+
+    The policy of an agent that plans follows its plan from call to call: call `reset` where an episode begins.
+    """
 
     def __init__(self, agent: Agent, preprocessing: Preprocessing, salt: int = 0) -> None:
         self.agent = agent
-        self._act = actor(agent, preprocessing, salt)
+        self._act = Actor(agent, preprocessing, salt)
 
     def __repr__(self) -> str:
         sizes = f"{self.agent.observation_size} observations -> {self.agent.action_size} actions"
@@ -73,6 +101,13 @@ class Policy:
         actions = self._act(np.atleast_2d(x)[None])[0]
         return actions if x.ndim == 2 else np.asarray(actions[0])
 
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        """An episode begins: drop what was planned for the last one. Without effect on agents that do not plan.
+
+        rows: of the B environments of a vectorised one, those whose episodes begin; None: all, whose number may change.
+        """
+        self._act.reset(rows)
+
 
 def build_agent(run: Run, device: str, seeds: Sequence[int] | None = None) -> Agent:
     """A run's agent with freshly initialised networks, for some of its seeds or all."""
@@ -80,6 +115,11 @@ def build_agent(run: Run, device: str, seeds: Sequence[int] | None = None) -> Ag
     agent = run.config.agent.build(run.observation_size, run.action_size, seeds, device)
     if run.kind in tuning.ALGORITHMS:
         prepare(agent, tuning.from_dict(run.settings or {}, str(run.path)))
+    if isinstance(agent, Planner):
+        goal = run.task.goal_state()
+        agent.prepare(run.preprocessing, None if goal is None else torch.from_numpy(goal))
+        if run.task.env_id is not None:
+            agent.check_ready()
     return agent
 
 
@@ -214,6 +254,8 @@ class Evaluator:
             seeds = np.random.SeedSequence((*entropy, start)).generate_state(self.n_seeds * n).reshape(self.n_seeds, n)
             grid = {(s, e): self._environments[s * n + e] for s in range(self.n_seeds) for e in range(n)}
             first = {where: env.reset(seed=int(seeds[where]))[0] for where, env in grid.items()}
+            if isinstance(act, Actor):
+                act.reset()
             observations = np.array([[first[s, e] for e in range(n)] for s in range(self.n_seeds)], dtype=np.float32)
             while grid:
                 check()
@@ -267,7 +309,7 @@ class CheckpointEvaluator:
         try:
             returns = []
             for i, seed in enumerate(seeds):
-                act = actor(_agent_at(run, saved, run.config.seeds.index(seed), "cpu"), run.preprocessing, step)
+                act = Actor(_agent_at(run, saved, run.config.seeds.index(seed), "cpu"), run.preprocessing, step)
                 note = _Share(on_progress, i * episodes, len(seeds))
                 returns.append(self._rollout(act, episodes, (seed, step), note)[0][0])
         finally:
@@ -289,7 +331,7 @@ class StackEvaluator:
     def __call__(self, step: int, on_progress: Callable[[int, int], None]) -> NDArray[np.float64]:
         """Returns (S, E) after `step` steps; on_progress as `Trainer.evaluate`'s."""
         assert self._rollout is not None
-        act = actor(self._agent, self._run.preprocessing, step)
+        act = Actor(self._agent, self._run.preprocessing, step)
         return self._rollout(act, self._run.config.eval_episodes, (*self._agent.seeds, step), on_progress)[0]
 
     def close(self) -> None:
@@ -327,8 +369,9 @@ def evaluate(
 
     Start states and noise are other ones than in the evaluations during training. seed: what they are drawn from, not a
     training seed. device: where the policy acts. record: of each training seed, the number of episodes whose
-    observations are kept, under "paths". env, env_kwargs, max_episode_steps: another environment than the run's, or
-    other arguments, KEY=VALUE each, or another time limit. Raises UserError where there is no environment.
+    observations are kept, under "paths", and, where the agent plans, the states of their first plans, under "plans".
+    env, env_kwargs, max_episode_steps: another environment than the run's, or other arguments, KEY=VALUE each, or
+    another time limit. Raises UserError where there is no environment.
     """
     run = Run.read(path).within(env, env_kwargs, max_episode_steps)
     if run.task.env_id is None:
@@ -336,22 +379,24 @@ def evaluate(
     settle()
     evaluator = Evaluator(run.task.make, 1)
     result: dict[str, Any] = {}
-    known: dict[tuple[int, int], tuple[NDArray[np.float64], list[NDArray[np.float32]]]] = {}
+    known: dict[tuple[int, int], tuple[Any, ...]] = {}
     try:
         for name in which:
-            entry: dict[str, Any] = {"seeds": list(run.config.seeds), "step": [], "returns": [], "paths": []}
+            entry: dict[str, Any] = {"seeds": list(run.config.seeds)}
+            entry |= {column: [] for column in ("step", "returns", "paths", "plans")}
             for index, training_seed in enumerate(run.config.seeds):
                 saved = _find_checkpoint(run, name, index)
                 step = saved.step
                 if (training_seed, step) not in known:  # the last checkpoint may be the best
-                    act = actor(_agent_at(run, saved, index, resolve_device(device)), run.preprocessing, seed)
+                    act = Actor(_agent_at(run, saved, index, resolve_device(device)), run.preprocessing, seed, record)
                     with work(f"{name}, seed {training_seed}, step {step:,}", "episodes", quiet) as on_step:
                         outcome = evaluator(act, episodes, (seed, training_seed), on_step, record)
-                    known[training_seed, step] = outcome
-                returns, paths = known[training_seed, step]
+                    known[training_seed, step] = (*outcome, act.first_plans)
+                returns, paths, plans = known[training_seed, step]
                 entry["step"].append(step)
                 entry["returns"].append(returns[0].tolist())
                 entry["paths"].append(paths)
+                entry["plans"].append([] if plans is None else list(plans))
             if run.task.reference:
                 entry["scores"] = run.task.score(np.asarray(entry["returns"])).tolist()
             result[name] = entry

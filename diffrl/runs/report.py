@@ -1,18 +1,25 @@
 """The table of a run's evaluations, and what its policies do in the maze, as a picture."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffrl.support.console import console
-from diffrl.support.plots import GREEN
+from diffrl.support.errors import UserError
+from diffrl.support.plots import BLUE, GREEN, save
 from diffrl.support.statistics import estimate
 from diffrl.training.logs import benchmark_family
+from envs.maze2d import Maze
+from envs.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+DRAWN = 4
+"""Episodes of a checkpoint that `plot_episodes` draws."""
 
 
 def print_evaluation(result: dict[str, Any], reference: str | None, comparable: bool, episodes: int) -> None:
@@ -63,3 +70,36 @@ def draw_maze(ax: "Axes", grid: Sequence[str], goal: tuple[int, int], paths: Seq
     ax.set(xlim=(-0.1, len(grid[0]) - 1.3), ylim=(len(grid) - 1.3, -0.1), aspect="equal", xticks=[], yticks=[])
     for spine in ax.spines.values():
         spine.set_visible(False)
+
+
+def maze_of(task: Task) -> tuple[Sequence[str], tuple[int, int]]:
+    """The grid and the goal's cell of a task's maze. Raises UserError where its environment is no maze of ours."""
+    env = task.make() if task.env_id is not None else None
+    maze = None if env is None else getattr(env.unwrapped, "maze", None)
+    if env is not None:
+        env.close()
+    if not isinstance(maze, Maze):
+        raise UserError(f"--plot draws mazes, maze2d's, and the environment is {task.env_text}: leave it out.")
+    return maze.grid, maze.goal
+
+
+def plot_episodes(path: Path, result: dict[str, Any], grid: Sequence[str], goal: tuple[int, int]) -> Path:
+    """The first seed's recorded episodes in the maze, a row a checkpoint, each over its plan where there is one.
+
+    result: of `diffrl.runs.policy.evaluate` with `record`. Gives the path of the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    columns = max(len(entry["paths"][0]) for entry in result.values())
+    figure = Figure(figsize=(3 * columns, 3.2 * len(result)), layout="constrained")
+    axes = figure.subplots(len(result), columns, squeeze=False)
+    for row, (name, entry) in zip(axes, result.items(), strict=True):
+        for i, ax in enumerate(row):
+            draw_maze(ax, grid, goal, [entry["paths"][0][i]])
+            if i < len(entry["plans"][0]):
+                plan = entry["plans"][0][i]
+                ax.plot(plan[:, 1], plan[:, 0], color=BLUE, linewidth=1, linestyle="--", marker=".", markersize=3)
+            ax.set_title(f"{name}: return {entry['returns'][0][i]:.0f}", fontsize=9)
+    planned = any(entry["plans"][0] for entry in result.values())
+    figure.suptitle("driven from dark to bright" + (", the plan dashed in blue" if planned else ""), fontsize=10)
+    return save(figure, path)

@@ -70,8 +70,9 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
 
         # What the agent sees of them.
         with lowering_memory(config, None):
-            preprocessing = fit_preprocessing(dataset, known.bounds, standardise=config.agent.normalise_observations)
-            transitions = preprocessing.transitions(dataset, config.agent.reward_tune, device)
+            preprocessing = fit_preprocessing(dataset, known.bounds, scaling=config.agent.observation_scaling)
+            episodes = config.agent.episodes(dataset)
+            transitions = preprocessing.transitions(episodes, config.agent.reward_tune, device)
         if env is not None:
             env.close()
 
@@ -89,7 +90,7 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
             limit=known.limit,
             counted=taken.counted,
         )
-        del dataset  # as large as the transitions, which are all that is needed from here on
+        del dataset, episodes  # as large as the transitions, which are all that is needed from here on
         with lowering_memory(config, None):
             agent = build_agent(run, device)
         run.write()
@@ -115,13 +116,13 @@ def _fit_seeds(
 
 def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> StackTrainer:
     """The seeds of `agent` as one stack in this process."""
-    config = run.config
+    config, source = run.config, agent.source(transitions)
     if config.compile:
-        compile_agent(agent, config.agent, transitions, say=say)
+        compile_agent(agent, config.agent, source, say=say)
     evaluator = CheckpointEvaluator(run, agent.seeds)
     return StackTrainer(
         agent,
-        transitions,
+        source,
         config.agent.batch_size,
         source_of_randomness(agent),
         evaluator,
@@ -272,8 +273,9 @@ def reopened(
     settle()
     dataset = same_data(run, quiet)
     with lowering_memory(config, run.path):
-        transitions = run.preprocessing.transitions(dataset, config.agent.reward_tune, device)
-    del dataset
+        episodes = config.agent.episodes(dataset)
+        transitions = run.preprocessing.transitions(episodes, config.agent.reward_tune, device)
+    del dataset, episodes
     config = chosen(config, device, run.task, saved, eval_workers)
     if run.config.compile and not config.compile:
         console.print("The run was compiled and goes on uncompiled: equal to rounding, so not bit for bit.")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.markup import escape
@@ -15,7 +16,7 @@ import diffrl.diffusion
 import diffrl.nets
 from agents.base import Agent
 from agents.base_config import AgentConfig
-from diffrl.data.transitions import Transitions
+from diffrl.data.transitions import Source
 from diffrl.support.console import console
 from diffrl.support.errors import first_line
 from diffrl.support.machine import compiled_code_folder
@@ -24,12 +25,12 @@ from diffrl.support.machine import compiled_code_folder
 def compile_agent(
     agent: Agent,
     config: AgentConfig,
-    transitions: Transitions,
+    source: Source[Any],
     *,
     act_rows: Collection[int] = (),
     say: Callable[[str], None] = console.print,
 ) -> bool:
-    """Compile the agent's losses now, by a step on a batch of `transitions` that is then undone. False if it failed.
+    """Compile the agent's losses now, by a step on a batch of `source` that is then undone. False if it failed.
 
     act_rows: also compile `act`, for these numbers of states of each seed at once. Says beforehand how long it will
     take, and where it fails, why; the agent then stays as it was, uncompiled.
@@ -46,7 +47,7 @@ def compile_agent(
         mark.parent.mkdir(parents=True, exist_ok=True)
         agent.compile(acting=bool(act_rows))
         for phase in range(agent.period):
-            agent.update(transitions.draw(config.batch_size, agent.n_seeds, generator), generator, phase)
+            agent.update(source.draw(config.batch_size, agent.n_seeds, generator), generator, phase)
         for n in act_rows:
             agent.act(torch.zeros(agent.n_seeds, n, agent.observation_size, device=agent.device), generator)
         mark.touch()

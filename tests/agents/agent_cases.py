@@ -1,12 +1,15 @@
 """What the tests of agents have in common: a batch, a bandit, and which tensors a loss or an update reaches."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import agents
 from agents.base import Agent
+from agents.diffuser import DiffuserAgent
+from diffrl.data.segments import Segments
 from diffrl.data.transitions import Batch
 
 DETERMINISTIC = agents.names("deterministic")
@@ -25,6 +28,16 @@ def make_batch(n_seeds: int = 1, size: int = 8, seed: int = 0) -> Batch:
         episodes=torch.zeros(n_seeds, size),
         steps=torch.zeros(n_seeds, size),
     )
+
+
+def make_batch_for(agent: Agent, n_seeds: int = 1, size: int = 8, seed: int = 0) -> Any:
+    """A batch of what the agent learns from: of `make_batch`'s transitions, or of windows."""
+    if not isinstance(agent, DiffuserAgent):
+        return make_batch(n_seeds, size, seed)
+    g, shape = torch.Generator().manual_seed(seed), (n_seeds, size, agent.horizon)
+    observations, actions = (torch.rand(*shape, n, generator=g) * 2 - 1 for n in (3, 2))
+    starts = torch.zeros(shape[:2], dtype=torch.int64)
+    return Segments(observations, actions, torch.zeros(shape), torch.ones(shape), starts)
 
 
 def bandit(size: int, seed: int) -> Batch:

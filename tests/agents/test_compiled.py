@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from agents import AGENTS, EDP, FQL, IDQL, AgentConfig, ConsistencyAC, DiffusionBC, DiffusionQL
+from agents import AGENTS, EDP, FQL, IDQL, AgentConfig, ConsistencyAC, Diffuser, DiffusionBC, DiffusionQL
 from agents.base import Agent
 from agents.bc import DiffusionBCAgent
 from agents.diffusion_ql import DiffusionQLAgent, DiffusionQLNoise
 from diffrl.data.transitions import Transitions
 from diffrl.runs.config import choose_compiling
 from diffrl.training import compilation
-from tests.agents.agent_cases import make_batch
+from tests.agents.agent_cases import make_batch, make_batch_for
 from tests.agents.test_diffusion_ql import build
 
 CONFIG = DiffusionQL(width=16, layers=1, batch_size=8, denoising_steps=2, critic_layer_norm=True, act_candidates=4)
@@ -88,6 +88,7 @@ CONFIGS = {name: schema(**SIZE) for name, schema in AGENTS.items()} | {
     "consistency_ac": ConsistencyAC(**SIZE, q_norm=True, ema_start=5, boundaries_steps=20),
     "idql": IDQL(**SIZE, blocks=1, denoising_steps=2),
     "fql": FQL(**SIZE, flow_steps=2),
+    "diffuser": Diffuser(**SIZE, horizon=8, denoising_steps=3, ema_start=5),
 }
 TRACED = ("idql", "td3_bc")
 """Of these the fast tier traces the losses; td3_bc has phases."""
@@ -108,7 +109,7 @@ def test_losses_and_acting_are_one_graph_each(name: str, monkeypatch: pytest.Mon
             agent.compile(acting=True)
             assert {*agent.compilable, *agent.acting} <= vars(agent).keys()
         for phase in range(agent.period):
-            agent.update(make_batch(seed=phase), g, phase)
+            agent.update(make_batch_for(agent, seed=phase), g, phase)
         results.append({**agent.state_dict(), "action": agent.act(torch.ones(1, 2, 3), g)})
     for key, value in results[0].items():
         torch.testing.assert_close(results[1][key], value, rtol=1e-12, atol=1e-12, msg=lambda t, k=key: f"{k}: {t}")
@@ -128,7 +129,7 @@ def test_twenty_compiled_steps_are_twenty_eager_ones(name: str) -> None:
             for method in agent.compilable:
                 assert method in vars(agent)
         for step in range(20):
-            agent.update(make_batch(seed=step), g, step % agent.period)
+            agent.update(make_batch_for(agent, seed=step), g, step % agent.period)
         states.append(agent.state_dict())
     parameters = [value for key, value in states[0].items() if key.startswith("actor.")]
     assert all(value.dtype == torch.float64 for value in parameters)

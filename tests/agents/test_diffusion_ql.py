@@ -9,7 +9,7 @@ from agents import AGENTS, BC, DiffusionBC, DiffusionQL
 from agents.base import seed_slice
 from agents.diffusion_policy import DiffusionNoise
 from agents.diffusion_ql import DiffusionQLAgent, DiffusionQLNoise
-from tests.agents.agent_cases import DETERMINISTIC, bandit, make_batch
+from tests.agents.agent_cases import DETERMINISTIC, bandit, make_batch, make_batch_for
 
 SMALL = DiffusionQL(width=16, layers=2, batch_size=8)
 
@@ -119,14 +119,14 @@ def test_state_dict_restores_the_agent_bit_for_bit(name: str) -> None:
     config = AGENTS[name](width=16, layers=1, batch_size=8)
     agent, g = config.build(3, 2, (0, 1)), torch.Generator().manual_seed(0)
     for step in range(3):
-        agent.update(make_batch(2, seed=step), g)
+        agent.update(make_batch_for(agent, 2, seed=step), g)
     saved, state = {k: v.clone() for k, v in agent.state_dict().items()}, g.get_state()
     twin, h = config.build(3, 2, (5, 6)), torch.Generator()
     twin.load_state_dict(saved)
     h.set_state(state)
     for step in range(3, 6):
-        agent.update(make_batch(2, seed=step), g)
-        twin.update(make_batch(2, seed=step), h)
+        agent.update(make_batch_for(agent, 2, seed=step), g)
+        twin.update(make_batch_for(twin, 2, seed=step), h)
     for key, value in agent.state_dict().items():
         assert torch.equal(value, twin.state_dict()[key]), key
         assert value.ndim == 0 or value.shape[0] == 2, key  # the seeds axis comes first: one seed can be exported

@@ -28,7 +28,7 @@ from diffrl.support.schema import Count, Positive, Range, Share, check, held, re
 from diffrl.tuning.config import ALGORITHMS as TUNING
 
 SCHEMAS: dict[str, tuple[type, Mapping[str, Any]]] = {
-    **{f"agents.{name}": (schema, {}) for name, schema in AGENTS.items()},
+    **{f"agents.{name}": (schema, {}) for name, schema in AGENTS.items() if name != "diffuser"},  # which is younger
     "train": (TrainConfig, {"dataset": "x", "agent": AGENTS["bc"]()}),
     "options": (RunOptions, {}),
     "online": (OnlineConfig, {"offline_run": "x"}),

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 import diffrl
-from agents import AGENTS, AgentConfig, DiffusionQL
+from agents import AGENTS, AgentConfig, Diffuser, DiffusionQL
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import SynthERConfig
 from diffrl.augment.synther.model import ModelRows, TransitionDiffusion
@@ -40,17 +40,21 @@ from tests.training.conftest import AGENT, assert_same_run, final_state, tiny
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-CONFIGS = [AGENTS[name](width=8, layers=1, batch_size=4) for name in sorted(AGENTS)] + [
-    DiffusionQL(width=8, layers=1, batch_size=4, ema_start=3, ema_every=2, critic_layer_norm=True, max_q_backup=True)
+CONFIGS = [AGENTS[name](width=8, layers=1, batch_size=4) for name in sorted(AGENTS) if name != "diffuser"] + [
+    Diffuser(width=8, layers=1, batch_size=4, horizon=8, ema_start=3),
+    DiffusionQL(width=8, layers=1, batch_size=4, ema_start=3, ema_every=2, critic_layer_norm=True, max_q_backup=True),
 ]
 
 
 def trainer(config: AgentConfig, n_seeds: int = 1, device: str = "cpu", capture: bool = False) -> StackTrainer:
     g = torch.Generator().manual_seed(0)
     rows = torch.rand(64, 12, generator=g) * 2 - 1
+    rows[:, -2], rows[:, -1] = 0, torch.arange(64)  # one episode
     agent = config.build(3, 2, tuple(range(n_seeds)), device)
     generator = torch.Generator(device=device).manual_seed(1)
-    return StackTrainer(agent, Transitions(rows.to(device), 3, 2), config.batch_size, generator, capture=capture)
+    return StackTrainer(
+        agent, agent.source(Transitions(rows.to(device), 3, 2)), config.batch_size, generator, capture=capture
+    )
 
 
 def binned(n_seeds: int = 1, device: str = "cpu", capture: bool = False) -> StackTrainer[Any]:

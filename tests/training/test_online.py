@@ -94,7 +94,7 @@ def bandit_run(out: Path, agent: AgentConfig, **fields: Any) -> Path:
 
 
 SMALL: dict[str, Any] = {"width": 16, "layers": 1, "batch_size": 16}
-AGENTS = {name: schema(**SMALL) for name, schema in agents.AGENTS.items()}
+AGENTS = {name: schema(**SMALL) for name, schema in agents.AGENTS.items() if schema.policy_kind != "planner"}
 AGENTS |= {"diffusion_ql": DiffusionQL(**SMALL, act_candidates=3), "td3_bc": TD3BC(**SMALL, policy_delay=3)}
 QUICK = ("diffusion_ql", "td3_bc")
 

@@ -1,0 +1,184 @@
+"""Diffuser (Janner et al. 2022, arXiv 2205.09991): planning as denoising a window of states and actions.
+
+A window is x = [a_t, s_t] for H rows of one episode, (H, A + O). The network is the temporal U-Net, and predicts x_0:
+
+    L = E |x_0 - D(x_i, i)|^2,    x_i = alpha_i x_0 + sigma_i eps,
+
+with the known states written into x_i before the network sees them and into its answer (`diffusion.inpainting`, shown
+"clean"): they are the first state, and with `goal_reaching` the last one. So their loss is 0. A plan is a sample of the
+moving average of the network in which the first state is the one at hand and the last one the goal.
+
+With a goal one plan serves an episode, and is followed by the controller of `planning.waypoint_action`. Without, the
+plan's own actions are executed, one before the next plan by default: this is cloning by windows, as value guidance (the
+paper's for locomotion) is not here.
+
+Differences from the authors' code: the loss is the mean over the whole batch of 64, where theirs accumulates two of 32;
+the time label is i = T (2 / pi) atan(k), which is the step's index on the cosine schedule, and means something to every
+solver's grid; actions are scaled to [-1, 1] by their bounds, not by the data's limits. Sampling with fewer steps than T
+takes every so many of the T times, "ddpm" as the others.
+"""
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from agents.base import Metrics
+from agents.planning import Planner, unscaled, waypoint_action
+from agents.planning_config import Diffuser
+from diffrl.data.segments import Segments, SegmentSource
+from diffrl.data.transitions import Transitions
+from diffrl.diffusion import VP, Prediction, Sampler, denoising_loss, discrete_grid
+from diffrl.diffusion.inpainting import Known
+from diffrl.diffusion.loss import grid_times
+from diffrl.nets import Adam, average_
+from diffrl.nets.temporal import TemporalUNet
+from diffrl.support.errors import UserError
+
+
+class DiffuserNoise(NamedTuple):
+    """All that is random in `DiffuserAgent.denoising_loss`."""
+
+    t: Tensor
+    """(S, B) times of the grid, uniform over its steps."""
+    eps: Tensor
+    """(S, B, H, A + O) standard normal noise on the windows."""
+
+
+class DiffuserAgent(Planner):
+    """Plans by denoising windows of actions and states, see the top of this file."""
+
+    compilable = ("denoising_loss",)
+
+    def __init__(
+        self, config: Diffuser, observation_size: int, action_size: int, seeds: Sequence[int], device: str
+    ) -> None:
+        super().__init__(config, observation_size, action_size, seeds, device)
+        if config.goal_reaching and observation_size != 2 * action_size:
+            raise UserError(
+                f"--agent.goal-reaching drives by positions and velocities, as many of each as there are actions; here "
+                f"are {observation_size} observations and {action_size} actions. Leave it out for these data."
+            )
+        self.config: Diffuser = config
+        self.horizon = config.horizon
+        self.replan_every = config.replan_every or (None if config.goal_reaching else 1)
+
+        size = action_size + observation_size
+        self.denoiser = TemporalUNet(
+            size, self.generators, width=config.width, multipliers=config.channels, kernel=config.kernel
+        ).to(self.device)
+        self.average = deepcopy(self.denoiser).requires_grad_(False)
+        self.networks = {"actor": self.denoiser, "average": self.average}
+        self.optimisers = {"actor": Adam(self.denoiser, config.learning_rate)}
+        self.prediction = Prediction("x0", VP())
+        T, n = config.denoising_steps, config.sampling_steps or config.denoising_steps
+        grid = discrete_grid(config.schedule, T, dtype=torch.float64)
+        kept = (torch.arange(n) * T) // n
+        times = torch.cat([grid[kept], grid[-1:]])
+        ddpm = config.solver == "ddpm"
+        self.sampler = Sampler(VP(), times, "ddim" if ddpm else config.solver, eta=float(ddpm))
+        self._times = grid.to(torch.get_default_dtype()).to(self.device)
+
+    @override
+    def source(self, transitions: Transitions) -> SegmentSource:
+        """Windows of `horizon` rows of one episode. Raises DataError where no episode is that long."""
+        return SegmentSource.from_transitions(transitions, self.horizon)
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def known(self, first: Tensor, last: Tensor | None) -> Known:
+        """The known entries of windows (S, B, H, A + O): states (S, B, O) of the first row, and the last if given."""
+        mask = torch.zeros(self.horizon, self.action_size + self.observation_size, device=first.device)
+        mask[0, self.action_size :] = 1
+        values = first.unsqueeze(2)
+        if last is not None:
+            mask[-1, self.action_size :] = 1
+            middle = values.new_zeros(*values.shape[:2], self.horizon - 2, values.shape[-1])
+            values = torch.cat([values, middle, last.unsqueeze(2)], 2)
+        else:
+            values = values.expand(-1, -1, self.horizon, -1)
+        return Known(mask, torch.nn.functional.pad(values, (self.action_size, 0)), "clean")
+
+    def network(self, unet: TemporalUNet, x: Tensor, t: Tensor) -> Tensor:
+        """The prediction of x_0 (S, B, H, A + O) at x of that shape and t () or (S, B), labelled: the step's index."""
+        k = self.prediction.process.ratio(t)
+        label = self.config.denoising_steps * (2 / math.pi) * torch.atan(k)
+        prediction: Tensor = unet(x, label)
+        return prediction
+
+    def noise(self, batch: Segments, generator: torch.Generator) -> DiffuserNoise:
+        """Draw what `denoising_loss` needs for a batch."""
+        shape = (*batch.actions.shape[:3], self.action_size + self.observation_size)
+        t = grid_times(self._times, shape[:2], generator)
+        eps = torch.randn(shape, generator=generator, device=t.device)
+        return DiffuserNoise(t, eps)
+
+    def denoising_loss(self, batch: Segments, noise: DiffuserNoise) -> Tensor:
+        """E |x_0 - D(x_i, i)|^2, the mean over batch, rows and columns: (S,). noise: of `noise`."""
+        x0 = torch.cat([batch.actions, batch.observations], -1)
+        states = batch.observations
+        known = self.known(states[:, :, 0], states[:, :, -1] if self.config.goal_reaching else None)
+
+        def network(x: Tensor, t: Tensor) -> Tensor:
+            return known.insert(self.network(self.denoiser, known.insert(x), t))
+
+        return denoising_loss(self.prediction, network, x0, noise.t, noise.eps, event_dims=2).mean(-1)
+
+    @override
+    def update(self, batch: Segments, generator: torch.Generator, phase: int = 0) -> Metrics:
+        """One step of denoising score matching on windows."""
+        loss = self.denoising_loss(batch, self.noise(batch, generator))
+        norm = self.optimisers["actor"].step(loss)
+        # A rate as a tensor: no step branches on a counter. Up to `ema_start` the average is a copy.
+        due = (self.step % self.config.ema_every == 0).float()
+        rate = torch.where(self.step < self.config.ema_start, 1.0, self.config.ema_rate)
+        average_(self.average, self.denoiser, due * rate)
+        self.step += 1
+        return {"bc_loss": loss.detach(), "actor_grad_norm": norm}
+
+    # --- acting -----------------------------------------------------------------------------------------------------
+
+    @override
+    def check_ready(self) -> None:
+        """Raise UserError where plans are to reach a goal, and none is known."""
+        if self.config.goal_reaching and self.goal is None:
+            raise UserError(
+                "This Diffuser plans to a goal, and nothing says where it is: evaluate it in an environment that has a "
+                "`goal_state`, as maze2d's, or train without --agent.goal-reaching."
+            )
+
+    @override
+    @torch.no_grad()
+    def plan(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """Plans (S, B, H, A + O) from observations (S, B, O). Raises UserError where a goal is missing."""
+        size = self.action_size + self.observation_size
+        shape = (1 + self.sampler.n_noise, *observations.shape[:2], self.horizon, size)
+        return self.plan_from(observations, torch.randn(shape, generator=generator, device=observations.device))
+
+    def plan_from(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """The plans of `plan`, from noise (1 + sampler.n_noise, S, B, H, A + O), the start first."""
+        self.check_ready()
+        goal = self.goal.expand_as(observations) if self.config.goal_reaching and self.goal is not None else None
+        known = self.known(observations, goal)
+        denoise = self.prediction.denoiser(lambda x, t: self.network(self.average, x, t))
+        return self.sampler(denoise, noise[0], noise=noise[1:], clip=(-1.0, 1.0), inpaint=known)
+
+    @override
+    def states(self, plans: Tensor) -> Tensor:
+        """The observations (S, B, H, O) of plans (S, B, H, A + O)."""
+        return plans[..., self.action_size :]
+
+    @override
+    def follow(self, plans: Tensor, t: Tensor, observations: Tensor) -> Tensor:
+        """Actions (S, B, A): of the controller that drives to the next state, or without a goal the plan's own."""
+        if not self.config.goal_reaching:
+            index = t.clamp(max=self.horizon - 1)[..., None, None].expand(*t.shape, 1, self.action_size)
+            return plans[..., : self.action_size].gather(2, index).squeeze(2).clamp(-1, 1)
+        scales = unscaled(self.scales, self.observation_size, self.action_size, self.device)
+        states = scales.observations.inverse(self.states(plans))
+        actions = waypoint_action(states, t, scales.observations.inverse(observations))
+        return scales.actions(actions).clamp(-1, 1)

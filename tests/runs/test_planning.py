@@ -1,0 +1,148 @@
+"""Runs of an agent that plans: trained and resumed, evaluated, loaded into a plain loop, drawn, refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import diffrl
+from agents import Diffuser
+from diffrl.cli import main
+from diffrl.runs import config as configuration
+from diffrl.runs.config import TrainConfig
+from diffrl.runs.policy import Evaluator, evaluate, load_agent, load_policy
+from diffrl.runs.run import Run
+from diffrl.support.errors import UserError
+from tests.training.conftest import assert_same_run, final_state
+
+AGENT = Diffuser(
+    goal_reaching=True, width=8, layers=2, multipliers=(1, 2), horizon=12, denoising_steps=4, batch_size=4, ema_start=2
+)
+
+
+def planned(out: Path, agent: Diffuser = AGENT, **fields: Any) -> Path:
+    values: dict[str, Any] = {"rows": 3000, "steps": 12, "eval_every": 6, "eval_episodes": 2, "log_every": 3}
+    values |= {"seeds": (0, 1), "max_episode_steps": 20, "workers": 1}
+    return diffrl.train(TrainConfig("maze2d-umaze-v1", agent, out=out, **(values | fields)), quiet=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, data_directory: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFRL_DATA", str(data_directory))
+        return planned(tmp_path_factory.mktemp("planning") / "straight")
+
+
+@pytest.mark.usefixtures("own_data")
+def test_a_run_cut_in_the_middle_is_the_run_that_was_not(run: Path, tmp_path: Path) -> None:
+    """Bit for bit, windows, noise, average and scores of planned episodes included."""
+    cut = planned(tmp_path / "cut", steps=6)
+    diffrl.resume(cut, steps=12, quiet=True)
+    assert_same_run(run, cut)
+
+
+@pytest.mark.usefixtures("own_data")
+def test_a_seed_in_a_worker_process_is_the_seed_trained_alone(tmp_path: Path) -> None:
+    """Its process makes its own windows of the rows that all processes share: bit for bit."""
+    apart, alone = planned(tmp_path / "apart", workers=2, steps=6), planned(tmp_path / "alone", seeds=(1,), steps=6)
+    ours, theirs = final_state(alone), final_state(apart)
+    names = [name for name in ours if "actor." in name or "average." in name]
+    assert len(names) > 100
+    for name in names:
+        assert torch.equal(theirs[name][1:] if ours[name].ndim else theirs[name], ours[name]), name
+
+
+def test_a_plain_loop_with_reset_is_the_evaluation(run: Path) -> None:
+    """`load_policy` in Gymnasium's loop, two episodes: the evaluator's observations and returns to the bit."""
+    opened = Run.read(run)
+    for seed in (0, 1):
+        result = evaluate(run, episodes=1, which=("last",), seed=0, record=1, quiet=True)["last"]
+        policy, env = load_policy(run, seed=seed), opened.task.make()
+        start = np.random.SeedSequence((0, seed, 0)).generate_state(1)
+        observation, path, total, over = env.reset(seed=int(start[0]))[0], [], 0.0, False
+        policy.reset()
+        while not over:
+            path.append(observation)
+            observation, reward, terminal, cut, _ = env.step(policy(observation))
+            total, over = total + float(reward), terminal or cut
+        env.close()
+        assert np.array_equal(np.stack(path).astype(np.float32), result["paths"][seed][0])
+        assert total == result["returns"][seed][0]
+
+
+def test_an_episode_follows_one_plan_from_its_state_to_the_environments_goal(run: Path) -> None:
+    """The plan noted down begins where the episode does, ends at the maze's goal at rest, and was made once."""
+    opened = Run.read(run)
+    goal = opened.task.goal_state()
+    assert goal is not None
+    entry = evaluate(run, episodes=3, which=("last",), record=2, quiet=True)["last"]
+    for paths, plans in zip(entry["paths"], entry["plans"], strict=True):
+        assert len(plans) == 2
+        for path, plan in zip(paths, plans, strict=True):
+            np.testing.assert_allclose(plan[0], path[0], rtol=0, atol=1e-6)  # scaled and back: roundings of 5
+            np.testing.assert_allclose(plan[-1], goal, rtol=0, atol=1e-6)
+
+
+def test_other_episodes_are_planned_for_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five episodes, two at a time: three turns, three calls that plan; and a policy plans once until it is reset."""
+    from diffrl.runs.policy import Actor
+
+    opened, agent = Run.read(run), load_agent(Run.read(run), 0)
+    calls, plan = [], type(agent).plan  # type: ignore[attr-defined]
+
+    def counted(self: Any, observations: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        calls.append(observations.shape[1])
+        made: torch.Tensor = plan(self, observations, generator)
+        return made
+
+    monkeypatch.setattr(type(agent), "plan", counted)
+    evaluator = Evaluator(opened.task.make, 1, max_environments=2)
+    evaluator(Actor(agent, opened.preprocessing), 5, (0,))
+    evaluator.close()
+    assert calls == [2, 2, 1]
+    policy = load_policy(run)
+    x = np.ones((3, 4), np.float32)
+    for _ in range(3):
+        policy(x)
+    assert calls == [2, 2, 1, 3]
+    policy.reset([1])
+    policy(x)
+    assert calls == [2, 2, 1, 3, 1]
+    with pytest.raises(ValueError, match="call reset"):
+        policy(x[:2])
+
+
+def test_evaluate_draws_plans_over_what_was_driven(run: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "plans.png"
+    words = ["evaluate", str(run), "--episodes", "5", "--which", "last", "--plot", str(picture)]
+    assert main([*words, "--out", str(tmp_path / "result.json")]) == 0
+    with Image.open(picture) as image:
+        assert image.width > 4 * 300
+        blue = np.array([47, 109, 181])
+        assert (np.abs(np.asarray(image.convert("RGB")).astype(int) - blue).max(-1) < 12).sum() > 100
+    assert "plans" not in json.loads((tmp_path / "result.json").read_text())["last"]
+
+
+@pytest.mark.usefixtures("own_data")
+def test_what_has_no_goal_or_no_long_path_is_refused_in_a_line(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing says where it is"):
+        planned(tmp_path / "a", env="tests.training.held_env:Held-v0", max_episode_steps=None)
+    with pytest.raises(UserError, match=r"No episode has the 2,999 rows .* the longest"):
+        planned(tmp_path / "b", agent=Diffuser(width=8, layers=1, horizon=2999))
+    with pytest.raises(UserError, match="learns from whole segments"):
+        diffrl.online(run, out=tmp_path / "c", steps=10, warm_up=0, quiet=True)
+
+
+def test_the_shipped_configurations_are_the_published_ones() -> None:
+    for maze, horizon, steps in (("umaze", 128, 64), ("medium", 256, 256), ("large", 384, 256)):
+        config = configuration.find(f"diffuser/maze2d-{maze}-v1")
+        agent = config.agent
+        assert isinstance(agent, Diffuser)
+        assert (agent.horizon, agent.denoising_steps, agent.batch_size, config.steps) == (horizon, steps, 64, 2_000_000)
+        assert (agent.width, agent.channels, agent.kernel, agent.ema_rate) == (32, (1, 4, 8), 5, 0.005)
+        assert agent.goal_reaching
+        assert agent.solver == "ddpm"
