@@ -116,7 +116,8 @@ def _say(config: LabelConfig, labels: LabelledPairs) -> None:
     equal = int((labels.labels == 0.5).sum())
     console.print(f"{len(labels)} labels ({equal} of them equal) are saved in {config.out}.", markup=False)
     words = ["diffrl", "augment", "flow-to-better", config.dataset, "--preferences", config.out]
-    rows = [] if config.rows is None else ["--rows", str(config.rows)]
-    console.print(f"Use them: {shlex.join([*words, *rows, '--out', 'better.hdf5'])}", markup=False)
+    for option, value in (("--env", config.env), ("--rows", config.rows)):
+        words += [] if value is None else [option, str(value)]
     if len(labels) < config.pairs:
         console.print(f"The same command goes on, with the other {config.pairs - len(labels)} pairs.", markup=False)
+    console.print(f"Use them: {shlex.join([*words, '--out', 'better.hdf5'])}", markup=False)

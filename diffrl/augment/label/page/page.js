@@ -39,6 +39,7 @@ class Ended extends Error {
 function complain(error) {
   byId("alert").textContent = error ? error.message : "";
   byId("alert").hidden = !error;
+  byId("alert").classList.toggle("told", error instanceof Ended); // no fault: whoever labels has ended it
   if (error instanceof Ended) end();
 }
 
@@ -156,7 +157,7 @@ function showProgress(progress) {
     byId("verdict").textContent = progress.learning
       ? "measuring what the labels are worth …"
       : short > 0
-        ? `measured from ${progress.measured_from} labels on`
+        ? `accuracy of a learned reward: from ${progress.measured_from} labels on`
         : "the labels are worth nothing yet";
     return;
   }
