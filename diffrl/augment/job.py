@@ -333,10 +333,26 @@ def _blocks(
     """The columns of the new data set: the real rows where they are wanted, then the generated ones, part by part."""
     if request.mix == "append":
         yield data.dataset.with_successors().columns()
+    for done, table in _tables(augmenter, generated):
+        yield table
+        on_progress(done, len(generated))
+
+
+def _tables(augmenter: Augmenter, generated: NDArray[np.float32]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Part by part, how many generated rows have been looked at, and the columns of those of the part that are kept."""
     size = _whole(BLOCK, augmenter)
     for start in range(0, len(generated), size):
-        yield augmenter.table(np.array(generated[start : start + size]))
-        on_progress(min(start + size, len(generated)), len(generated))
+        yield min(start + size, len(generated)), augmenter.table(np.array(generated[start : start + size]))
+
+
+def _first(augmenter: Augmenter, generated: NDArray[np.float32], rows: int) -> dict[str, Any]:
+    """The columns of the first `rows` generated rows that are kept, or of all where there are fewer."""
+    parts: list[dict[str, Any]] = []
+    for _, table in _tables(augmenter, generated):
+        parts.append(table)
+        if sum(len(part["rewards"]) for part in parts) >= rows:
+            break
+    return {name: np.concatenate([part[name] for part in parts])[:rows] for name in parts[0]}
 
 
 def _whole(rows: int, augmenter: Augmenter) -> int:
@@ -363,8 +379,7 @@ def _report(
     dynamics, why = data.dynamics()
     train, held_out = (as_dataset(rows, of_terminals(real)) for rows in (augmenter.train, augmenter.held_out))
     # Rows of one model are alike: the first ones stand for all.
-    columns: dict[str, Any] = augmenter.table(np.array(generated[: _whole(REPORTED, augmenter)]))
-    synthetic = OfflineDataset(**columns)
+    synthetic = OfflineDataset(**_first(augmenter, generated, REPORTED))
     if not quiet:
         console.print("Comparing synthetic rows with real ones ...")
     try:
@@ -386,7 +401,7 @@ def _report(
             "Another version of diffrl trained the model: most of the rows that are held out here it has seen."
         )
     found = dataclasses.replace(found, notes=(*found.notes, *notes))
-    title = f"{len(columns['rewards']):,} synthetic transitions beside {real.metadata['dataset']}"
+    title = f"{len(synthetic):,} synthetic transitions beside {real.metadata['dataset']}"
     write_report(found, train, synthetic, folder, title)
     if not quiet:
         for note in found.notes:

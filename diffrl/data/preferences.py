@@ -451,7 +451,7 @@ def teach(
     the numbers of labels that were in fact turned round and equal. Raises UserError where no episode is long enough,
     there are not so many pairs, or all returns are equal.
     """
-    checked(pairs, Many, "The pairs to label")
+    checked(pairs, Many, "The number of pairs to label")
     checked(noise, Fraction, "The share of wrong labels")
     checked(ties, Share, "The share of equal labels")
     rng = np.random.default_rng((seed, _TEACHER))

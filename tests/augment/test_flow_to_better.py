@@ -391,6 +391,23 @@ def test_memory_holds_a_part_at_a_time(better: Path, monkeypatch: pytest.MonkeyP
     assert job._samples(Request("", "", samples=50), 0, augmenter) == 56
 
 
+def test_the_report_is_of_rows_that_are_written_however_many_are_left_out_before_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 20 trajectories of 3 rows the last 5 are written: the report takes of these, though it asks for 4 rows."""
+    monkeypatch.setattr(job, "BLOCK", 6)
+
+    class LastFive(FlowToBetter):
+        def table(self, rows: NDArray[np.float32]) -> dict[str, Any]:
+            return {"rewards": rows[rows[:, 0] >= 45, 0]}
+
+    augmenter = LastFive(PreferenceConfig("80"), quiet=True)
+    augmenter.together = 3
+    generated = np.arange(60, dtype=np.float32)[:, None]
+    assert job._first(augmenter, generated, 4)["rewards"].tolist() == [45, 46, 47, 48]
+    assert job._first(augmenter, generated, 99)["rewards"].tolist() == list(range(45, 60))
+
+
 # --- bad input -----------------------------------------------------------------------------------------------------
 
 
@@ -419,13 +436,13 @@ def contradictory(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--preferences", "0"], "at least 1"),
+        (["--preferences", "0"], "number of pairs to label is 0; expected at least 1"),
         (["--preferences", "-3"], "at least 1"),
         (["--preferences", "none.json"], r"none.json does not exist; expected a file of preferences"),
         (["--preferences", "CONTRADICTORY"], "pairs 0 and 1 contradict each other"),
         (["--preferences", "CONTRADICTORY", "--label-noise", "0.1"], "the synthetic teacher's"),
         (["--preferences", "80"], "have 100 rows, and the longest episode has 8"),
-        (["--preferences", "80", "--segment", "8", "--horizon", "9"], "No episode has the 9 rows"),
+        (["--preferences", "80", "--segment", "8", "--horizon", "9"], "longest episode has 8: ask for --horizon 8"),
         (["--preferences", "80", "--segment", "8", "--horizon", "1"], "--horizon is 1"),
         (["--preferences", "80", "--segment", "8", "--max-dynamics-error", "1"], "needs the simulator"),
         (["--preferences", "80", "--segment", "8", "--data", "rows"], "has no episodes"),

@@ -163,6 +163,12 @@ class FlowToBetter(Augmenter):
         horizon = self.diffuser.horizon or horizon_of(dataset, self._pairs.horizon)
         if horizon < 2:
             raise UserError(f"--horizon is {horizon}; expected 2 or more, so that a row has one that follows.")
+        longest = int(dataset.episode_lengths().max(initial=0))
+        if 1 < longest < horizon:
+            raise UserError(
+                f"Windows have {horizon:,} rows, and the longest episode has {longest:,}: ask for --horizon {longest}, "
+                "or fewer."
+            )
         windows = thinned(Windows.of(episodes, horizon))
         out = rows_held_out(dataset, windows, held_out, mix((seed, streams.HELD_OUT)))
         self._out = out
