@@ -100,7 +100,9 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
         real = f"{len(data.transitions):,} real transitions, then " if request.mix == "append" else ""
         console.print(f"Written: {written}, {real}{n:,} synthetic ones, {augmenter.described}.")
         console.print(f"Fidelity:    {'not measured.' if reported == 'none' else folder / 'fidelity.html'}")
-        if reported != "useless":
+        if reported == "useless":
+            console.print("[yellow]Train on it only after a look at what is said above: the rows do not look usable.[/]")
+        else:
             console.print(f"Train on it: diffrl train --agent {augmenter.agent} --dataset {target.name(written)}")
     return written
 

@@ -86,8 +86,8 @@ def test_one_path_is_one_stream_whatever_was_drawn_before() -> None:
 def test_purposes_of_augmenters_are_told_apart() -> None:
     """Each ends its paths, so that none may be 0, and no two may be one."""
     purposes = [value for name, value in vars(streams).items() if name.isupper()]
-    assert len(purposes) == 6
-    assert len({*purposes, 0}) == 7
+    assert len(purposes) == 11
+    assert len({*purposes, 0}) == 12
 
 
 @pytest.mark.parametrize("seed", [-1, -(2**40), 2**64])
