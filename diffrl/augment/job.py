@@ -101,7 +101,7 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
         console.print(f"Written: {written}, {real}{n:,} synthetic ones, {augmenter.described}.")
         console.print(f"Fidelity:    {'not measured.' if reported == 'none' else folder / 'fidelity.html'}")
         if reported == "useless":
-            console.print("[yellow]Train on it only after a look at what is said above: the rows do not look usable.[/]")
+            console.print("[yellow]The rows do not look usable: see what is said above before training on them.[/]")
         else:
             console.print(f"Train on it: diffrl train --agent {augmenter.agent} --dataset {target.name(written)}")
     return written

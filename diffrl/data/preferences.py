@@ -292,8 +292,8 @@ class LabelledPairs:
         if self.fingerprint != (found := data_fingerprint(dataset)):
             raise UserError(
                 f"{source} labels segments of another data set: of {self.dataset[:60]} with SHA-256 "
-                f"{self.fingerprint[:12]}; {_name(dataset)} has {found[:12]}. Give the data set that was labelled, and as "
-                "many of its rows (--rows)."
+                f"{self.fingerprint[:12]}; {_name(dataset)} has {found[:12]}. Give the data set that was labelled, "
+                "and as many of its rows (--rows)."
             )
         try:
             starts = segment_starts(dataset, self.segment)
