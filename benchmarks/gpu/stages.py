@@ -11,6 +11,7 @@ TRAINING = (
     "diffrl/runs/*.py",
     "diffrl/support/machine.py",
     "diffrl/data/transitions.py",
+    "diffrl/data/segments.py",
 )
 TIMED = ("train_step*", "worker", "workload", "plain", "ours", "jax_version", "floor")
 TIMING = (*TRAINING, *(f"benchmarks/{name}.py" for name in TIMED))
@@ -40,13 +41,15 @@ TOY_DIGITS = (
 )
 
 
-def maze(config: str, published: str = "", toy_steps: int = 40, toy_box: float = 180.0) -> Stage:
+def maze(
+    config: str, published: str = "", toy_steps: int = 40, toy_box: float = 180.0, steps: str = "1,000,000"
+) -> Stage:
     """A long run on a maze2d data set, which is generated beforehand."""
     agent, dataset = config.split("/")
     sources = (*TRAINING, "envs/maze2d.py", f"configs/{config}.yaml")
     kind = LongRun(config, toy_steps=toy_steps, published=published)
     name = f"{agent}-{dataset.removeprefix('maze2d-').removesuffix('-v1')}"
-    return Stage(name, f"{agent}, {dataset}, 1,000,000 steps", 540, kind, sources, (dataset,), toy_box)
+    return Stage(name, f"{agent}, {dataset}, {steps} steps", 540, kind, sources, (dataset,), toy_box)
 
 
 STAGES = (
@@ -75,6 +78,10 @@ STAGES = (
     maze("diffusion_ql/maze2d-large-v1"),
     maze("td3_bc/maze2d-umaze-v1", "29.4 ± 12.3"),
     maze("iql/maze2d-umaze-v1", "42.1 ± 0.6"),
+    *(
+        maze(f"diffuser/maze2d-{name}-v1", score, toy_steps=2, steps="2,000,000")
+        for name, score in (("umaze", "113.9"), ("medium", "121.5"), ("large", "123.0"))
+    ),
     *(
         Stage(
             f"synther-{data}",
