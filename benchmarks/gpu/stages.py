@@ -79,7 +79,7 @@ STAGES = (
     maze("td3_bc/maze2d-umaze-v1", "29.4 ± 12.3"),
     maze("iql/maze2d-umaze-v1", "42.1 ± 0.6"),
     *(
-        maze(f"diffuser/maze2d-{name}-v1", score, toy_steps=2, steps="2,000,000")
+        maze(f"diffuser/maze2d-{name}-v1", score, toy_steps=2, toy_box=60, steps="2,000,000")
         for name, score in (("umaze", "113.9"), ("medium", "121.5"), ("large", "123.0"))
     ),
     *(
