@@ -39,17 +39,23 @@ TOY_DIGITS = (
     "--algos ddpo-is draft --rewards digit:8 --seeds 0 --queries 64 --evaluations 1 --jobs 1 "
     "--runs {folder}/runs --out {folder}/finetune"
 )
+TOY_PLANS = ("--agent.horizon", "16", "--agent.denoising-steps", "4")
 
 
 def maze(
-    config: str, published: str = "", toy_steps: int = 40, toy_box: float = 180.0, steps: str = "1,000,000"
+    config: str,
+    published: str = "",
+    toy_steps: int = 40,
+    toy_box: float = 180.0,
+    steps: int = 1_000_000,
+    toy: tuple[str, ...] = (),
 ) -> Stage:
     """A long run on a maze2d data set, which is generated beforehand."""
     agent, dataset = config.split("/")
     sources = (*TRAINING, "envs/maze2d.py", f"configs/{config}.yaml")
-    kind = LongRun(config, toy_steps=toy_steps, published=published)
+    kind = LongRun(config, toy, steps=steps, toy_steps=toy_steps, published=published)
     name = f"{agent}-{dataset.removeprefix('maze2d-').removesuffix('-v1')}"
-    return Stage(name, f"{agent}, {dataset}, {steps} steps", 540, kind, sources, (dataset,), toy_box)
+    return Stage(name, f"{agent}, {dataset}, {steps:,} steps", 540, kind, sources, (dataset,), toy_box)
 
 
 STAGES = (
@@ -79,7 +85,7 @@ STAGES = (
     maze("td3_bc/maze2d-umaze-v1", "29.4 ± 12.3"),
     maze("iql/maze2d-umaze-v1", "42.1 ± 0.6"),
     *(
-        maze(f"diffuser/maze2d-{name}-v1", score, toy_steps=2, toy_box=60, steps="2,000,000")
+        maze(f"diffuser/maze2d-{name}-v1", score, steps=2_000_000, toy=TOY_PLANS)
         for name, score in (("umaze", "113.9"), ("medium", "121.5"), ("large", "123.0"))
     ),
     *(
