@@ -333,13 +333,15 @@ def _as_json(pair: Sequence[float]) -> dict[str, float | None]:
 
 
 def _against_floor(pair: Pair) -> str:
-    """Say how far a measure is above its floor."""
+    """Say how far a measure is above its floor, and both."""
+    figures = f"({pair.synthetic:.3g} beside {pair.real:.3g})"
     if pair.synthetic <= 1.5 * pair.real:
-        return "at the real-against-real floor"
+        return f"at the real-against-real floor {figures}"
     for factor in (2, 5):
         if pair.synthetic <= factor * pair.real:
-            return f"within {factor}x of the real-against-real floor"
-    return f"{pair.synthetic / pair.real:,.0f}x the real-against-real floor" if pair.real else "above a floor of 0"
+            return f"within {factor}x of the real-against-real floor {figures}"
+    times = f"{pair.synthetic / pair.real:,.0f}x the real-against-real floor" if pair.real else "above a floor of 0"
+    return f"{times} {figures}"
 
 
 def unlikeness(pair: Pair, shuffled: float) -> float:
