@@ -65,6 +65,7 @@ class DiffuserAgent(Planner):
             )
         self.config: Diffuser = config
         self.horizon = config.horizon
+        self.reaches_goal = config.goal_reaching
         self.replan_every = config.replan_every or (None if config.goal_reaching else 1)
 
         size = action_size + observation_size

@@ -22,6 +22,8 @@ class Planner(Agent):
     """Steps after which a row gets a new plan; None: only when an episode begins."""
     scales: Preprocessing | None = None
     """Between the environment's units and the agent's, see `prepare`; None: they are the same."""
+    reaches_goal: bool = True
+    """Whether plans are to reach the environment's goal: only then is it asked for one, which takes making it."""
     goal: Tensor | None = None
     """(O,) the state to be reached, in the agent's units, see `prepare`; None: there is none."""
 

@@ -116,7 +116,7 @@ def build_agent(run: Run, device: str, seeds: Sequence[int] | None = None) -> Ag
     if run.kind in tuning.ALGORITHMS:
         prepare(agent, tuning.from_dict(run.settings or {}, str(run.path)))
     if isinstance(agent, Planner):
-        goal = run.task.goal_state()
+        goal = run.task.goal_state if agent.reaches_goal else None
         agent.prepare(run.preprocessing, None if goal is None else torch.from_numpy(goal))
         if run.task.env_id is not None:
             agent.check_ready()

@@ -1,9 +1,12 @@
 """Runs of an agent that plans: trained and resumed, evaluated, loaded into a plain loop, drawn, refused."""
 
+import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -11,13 +14,16 @@ from PIL import Image
 
 import diffrl
 from agents import Diffuser
+from agents.planning import Planner
 from diffrl.cli import main
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.policy import Evaluator, evaluate, load_agent, load_policy
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
+from envs.task import Task
 from tests.training.conftest import assert_same_run, final_state
+from tests.training.held_env import HeldEnv
 
 AGENT = Diffuser(
     goal_reaching=True, width=8, layers=2, multipliers=(1, 2), horizon=12, denoising_steps=4, batch_size=4, ema_start=2
@@ -77,7 +83,7 @@ def test_a_plain_loop_with_reset_is_the_evaluation(run: Path) -> None:
 def test_an_episode_follows_one_plan_from_its_state_to_the_environments_goal(run: Path) -> None:
     """The plan noted down begins where the episode does, ends at the maze's goal at rest, and was made once."""
     opened = Run.read(run)
-    goal = opened.task.goal_state()
+    goal = opened.task.goal_state
     assert goal is not None
     entry = evaluate(run, episodes=3, which=("last",), record=2, quiet=True)["last"]
     for paths, plans in zip(entry["paths"], entry["plans"], strict=True):
@@ -85,6 +91,45 @@ def test_an_episode_follows_one_plan_from_its_state_to_the_environments_goal(run
         for path, plan in zip(paths, plans, strict=True):
             np.testing.assert_allclose(plan[0], path[0], rtol=0, atol=1e-6)  # scaled and back: roundings of 5
             np.testing.assert_allclose(plan[-1], goal, rtol=0, atol=1e-6)
+
+
+class Told(HeldEnv):
+    """An environment that says what it is told of its goal, and counts how often it is made."""
+
+    made = 0
+
+    def __init__(self, goal: Any = None) -> None:
+        self.goal_state = goal
+        Told.made += 1
+
+
+@pytest.fixture
+def told() -> Iterator[str]:
+    gymnasium.register("Told-v0", Told, max_episode_steps=4)
+    Told.made = 0
+    yield "Told-v0"
+    del gymnasium.registry["Told-v0"]
+
+
+@pytest.mark.parametrize("goal", [(1.0, 2.0), (0.0, 1.0, float("nan"), 0.0), "there", {"x": 1}])
+def test_a_goal_that_is_no_observation_is_refused_in_a_line(told: str, goal: Any) -> None:
+    with pytest.raises(UserError, match=r"The goal_state of Told-v0.* expected an observation .*, 4 finite numbers"):
+        _ = Task(told, {"goal": goal}, None, False).goal_state
+
+
+def test_an_environment_is_asked_once_for_its_goal_and_only_if_plans_are_to_reach_it(run: Path, told: str) -> None:
+    task = Task(told, {"goal": (1, 2, 0, 0)}, None, False)
+    opened = dataclasses.replace(Run.read(run), task=task)
+    for seed in (0, 1):
+        agent = load_agent(opened, seed)
+        assert isinstance(agent, Planner)
+        assert agent.goal is not None
+        assert torch.equal(agent.goal, opened.preprocessing.observations(torch.tensor([1.0, 2.0, 0.0, 0.0])))
+    assert Told.made == 1
+    free = dataclasses.replace(opened.config, agent=dataclasses.replace(AGENT, goal_reaching=False))
+    opened = dataclasses.replace(opened, config=free, task=dataclasses.replace(task))
+    assert load_agent(opened, 0).goal is None  # type: ignore[attr-defined]
+    assert Told.made == 1
 
 
 def test_other_episodes_are_planned_for_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
