@@ -37,7 +37,7 @@ from diffrl.diffusion.inpainting import Known
 from diffrl.diffusion.loss import grid_times
 from diffrl.nets import Adam, average_
 from diffrl.nets.temporal import TemporalUNet
-from diffrl.support.errors import UserError
+from diffrl.support.errors import DataError, UserError
 
 
 class DiffuserNoise(NamedTuple):
@@ -87,7 +87,10 @@ class DiffuserAgent(Planner):
     @override
     def source(self, transitions: Transitions) -> SegmentSource:
         """Windows of `horizon` rows of one episode. Raises DataError where no episode is that long."""
-        return SegmentSource.from_transitions(transitions, self.horizon)
+        try:
+            return SegmentSource.from_transitions(transitions, self.horizon)
+        except DataError as error:
+            raise DataError(f"{error} The rows of a segment are --agent.horizon.") from error
 
     # --- training ---------------------------------------------------------------------------------------------------
 
