@@ -70,6 +70,11 @@ class Actor:
         if self._follower is not None:
             self._follower.reset(rows)
 
+    def finish(self, rows: Sequence[int]) -> None:
+        """The episodes of these rows are over: nothing is planned for them until `reset`."""
+        if self._follower is not None:
+            self._follower.finish(rows)
+
 
 class Policy:
     """A trained policy as a function: `action = policy(observation)`, NumPy in and out, (O,) or (B, O).
@@ -265,12 +270,15 @@ class Evaluator:
                 actions = act(observations)
                 if not np.isfinite(actions).all():  # MuJoCo would take them for zeros
                     raise UserError("The policy's actions are not finite: its training has diverged.")
+                stepped = {e for _, e in grid}
                 for (s, e), env in list(grid.items()):
                     observations[s, e], reward, terminal, cut, _ = env.step(actions[s, e])
                     returns[s, start + e] += float(reward)
                     if terminal or cut:
                         del grid[s, e]
                         finished += 1
+                if isinstance(act, Actor):
+                    act.finish(sorted(stepped - {e for _, e in grid}))
                 on_step(finished, self.n_seeds * episodes)
         return returns, [np.stack(path) for path in paths]
 

@@ -18,7 +18,7 @@ from agents.planning import Planner
 from diffrl.cli import main
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
-from diffrl.runs.policy import Evaluator, evaluate, load_agent, load_policy
+from diffrl.runs.policy import Actor, Evaluator, evaluate, load_agent, load_policy
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
 from envs.task import Task
@@ -134,8 +134,6 @@ def test_an_environment_is_asked_once_for_its_goal_and_only_if_plans_are_to_reac
 
 def test_other_episodes_are_planned_for_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five episodes, two at a time: three turns, three calls that plan; and a policy plans once until it is reset."""
-    from diffrl.runs.policy import Actor
-
     opened, agent = Run.read(run), load_agent(Run.read(run), 0)
     calls, plan = [], type(agent).plan  # type: ignore[attr-defined]
 
@@ -161,6 +159,31 @@ def test_other_episodes_are_planned_for_anew(run: Path, monkeypatch: pytest.Monk
         policy(x[:2])
 
 
+def test_an_evaluation_plans_for_the_episodes_that_go_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three episodes of 2, 3 and 5 steps, a plan a step: 3 + 3 + 2 + 1 + 1 plans."""
+
+    class Ending(HeldEnv):
+        made = 0
+
+        def __init__(self) -> None:
+            self.length = (2, 3, 5)[Ending.made]
+            Ending.made += 1
+
+        def step(self, action: Any) -> tuple[Any, ...]:
+            self.time += 1
+            return self.state, 1.0, self.time == self.length, False, {}
+
+    opened = Run.read(run)
+    agent = load_agent(opened, 0)
+    assert isinstance(agent, Planner)
+    agent.replan_every, calls, plan = 1, [], agent.plan
+    monkeypatch.setattr(agent, "plan", lambda x, g: calls.append(x.shape[1]) or plan(x, g))  # type: ignore[func-returns-value]
+    evaluator = Evaluator(Ending, 1)
+    returns, _ = evaluator(Actor(agent, opened.preprocessing), 3, (0,))
+    assert returns.tolist() == [[2, 3, 5]]
+    assert calls == [3, 3, 2, 1, 1]
+
+
 def test_evaluate_draws_plans_over_what_was_driven(run: Path, tmp_path: Path) -> None:
     picture = tmp_path / "plans.png"
     words = ["evaluate", str(run), "--episodes", "5", "--which", "last", "--plot", str(picture)]
@@ -176,8 +199,10 @@ def test_evaluate_draws_plans_over_what_was_driven(run: Path, tmp_path: Path) ->
 def test_what_has_no_goal_or_no_long_path_is_refused_in_a_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing says where it is"):
         planned(tmp_path / "a", env="tests.training.held_env:Held-v0", max_episode_steps=None)
-    with pytest.raises(UserError, match=r"No episode has the 2,999 rows .* the longest"):
+    with pytest.raises(UserError, match=r"No episode has the 2,999 rows .* the longest .* --agent.horizon"):
         planned(tmp_path / "b", agent=Diffuser(width=8, layers=1, horizon=2999))
+    assert not (tmp_path / "a" / "run.json").exists()
+    assert not (tmp_path / "b" / "run.json").exists()
     with pytest.raises(UserError, match="learns from whole segments"):
         diffrl.online(run, out=tmp_path / "c", steps=10, warm_up=0, quiet=True)
 
