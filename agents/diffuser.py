@@ -151,8 +151,9 @@ class DiffuserAgent(Planner):
         """Raise UserError where plans are to reach a goal, and none is known."""
         if self.config.goal_reaching and self.goal is None:
             raise UserError(
-                "This Diffuser plans to a goal, and nothing says where it is: evaluate it in an environment that has a "
-                "`goal_state`, as maze2d's, or train without --agent.goal-reaching."
+                "This Diffuser plans to a goal, and nothing says where it is: name an environment that has a "
+                "`goal_state`, as maze2d's (--env ID; in Python load_policy(RUN, env=ID)), or train without "
+                "--agent.goal-reaching."
             )
 
     @override

@@ -200,12 +200,20 @@ def load_stack(run: Run, seeds: Sequence[int], which: str, device: str) -> tuple
     return agent, steps
 
 
-def load_policy(run: Path | str, *, which: str | int = "last", seed: int | None = None, device: str = "cpu") -> Policy:
+def load_policy(
+    run: Path | str,
+    *,
+    which: str | int = "last",
+    seed: int | None = None,
+    device: str = "cpu",
+    env: str | None = None,
+) -> Policy:
     """The policy of a run, for a plain Gymnasium loop.
 
-    which: "last", "best" (by its evaluations), or a checkpoint's step. seed: by default the run's first.
+    which: "last", "best" (by its evaluations), or a checkpoint's step. seed: by default the run's first. env: the id of
+    another environment than the run's, from which an agent that plans takes its goal. Other agents make no use of it.
     """
-    opened = Run.read(run)
+    opened = Run.read(run).within(env, (), None)
     agent = load_agent(opened, opened.config.seeds[0] if seed is None else seed, str(which), device)
     return Policy(agent, opened.preprocessing)
 

@@ -207,6 +207,25 @@ def test_what_has_no_goal_or_no_long_path_is_refused_in_a_line(run: Path, tmp_pa
         diffrl.online(run, out=tmp_path / "c", steps=10, warm_up=0, quiet=True)
 
 
+@pytest.mark.usefixtures("own_data")
+def test_a_policy_trained_without_an_environment_plans_in_one_that_is_named(run: Path, tmp_path: Path) -> None:
+    """Its first action and its plan are those of the run with the environment: data and networks are the same."""
+    blind = planned(tmp_path / "blind", env="none", max_episode_steps=None)
+    x = np.array([2.0, 1.0, 0.0, 0.0], np.float32)
+    with pytest.raises(UserError, match=r"nothing says where it is.*load_policy\(RUN, env=ID\)"):
+        load_policy(blind)(x)
+    named, own = load_policy(blind, env="maze2d-umaze-v1"), load_policy(run)
+    assert np.array_equal(named(x), own(x))
+    state = torch.from_numpy(x)[None, None]
+    plans = [p.agent.plan(state, torch.Generator().manual_seed(0)) for p in (named, own)]  # type: ignore[attr-defined]
+    assert torch.equal(*plans)
+    large = Run.read(blind).within("maze2d-large-v1", (), None)
+    there = load_policy(blind, env="maze2d-large-v1").agent
+    assert isinstance(there, Planner)
+    assert there.goal is not None
+    assert torch.equal(there.goal, large.preprocessing.observations(torch.tensor([7.0, 9.0, 0.0, 0.0])))
+
+
 def test_the_shipped_configurations_are_the_published_ones() -> None:
     for maze, horizon, steps in (("umaze", 128, 64), ("medium", 256, 256), ("large", 384, 256)):
         config = configuration.find(f"diffuser/maze2d-{maze}-v1")
