@@ -37,7 +37,7 @@ from diffrl.diffusion.inpainting import Known
 from diffrl.diffusion.loss import grid_times
 from diffrl.nets import Adam, average_
 from diffrl.nets.temporal import TemporalUNet
-from diffrl.support.errors import UserError
+from diffrl.support.errors import DataError, UserError
 
 
 class DiffuserNoise(NamedTuple):
@@ -65,6 +65,7 @@ class DiffuserAgent(Planner):
             )
         self.config: Diffuser = config
         self.horizon = config.horizon
+        self.reaches_goal = config.goal_reaching
         self.replan_every = config.replan_every or (None if config.goal_reaching else 1)
 
         size = action_size + observation_size
@@ -86,7 +87,10 @@ class DiffuserAgent(Planner):
     @override
     def source(self, transitions: Transitions) -> SegmentSource:
         """Windows of `horizon` rows of one episode. Raises DataError where no episode is that long."""
-        return SegmentSource.from_transitions(transitions, self.horizon)
+        try:
+            return SegmentSource.from_transitions(transitions, self.horizon)
+        except DataError as error:
+            raise DataError(f"{error} The rows of a segment are --agent.horizon.") from error
 
     # --- training ---------------------------------------------------------------------------------------------------
 
@@ -147,8 +151,9 @@ class DiffuserAgent(Planner):
         """Raise UserError where plans are to reach a goal, and none is known."""
         if self.config.goal_reaching and self.goal is None:
             raise UserError(
-                "This Diffuser plans to a goal, and nothing says where it is: evaluate it in an environment that has a "
-                "`goal_state`, as maze2d's, or train without --agent.goal-reaching."
+                "This Diffuser plans to a goal, and nothing says where it is: name an environment that has a "
+                "`goal_state`, as maze2d's (--env ID; in Python load_policy(RUN, env=ID)), or train without "
+                "--agent.goal-reaching."
             )
 
     @override

@@ -22,6 +22,8 @@ class Planner(Agent):
     """Steps after which a row gets a new plan; None: only when an episode begins."""
     scales: Preprocessing | None = None
     """Between the environment's units and the agent's, see `prepare`; None: they are the same."""
+    reaches_goal: bool = True
+    """Whether plans are to reach the environment's goal: only then is it asked for one, which takes making it."""
     goal: Tensor | None = None
     """(O,) the state to be reached, in the agent's units, see `prepare`; None: there is none."""
 
@@ -70,6 +72,7 @@ class Follower:
         self._planner, self._generator = planner, generator
         self._plans: Tensor | None = None
         self._t: Tensor | None = None
+        self._over: list[int] = []
 
     @property
     def plans(self) -> Tensor | None:
@@ -94,22 +97,34 @@ class Follower:
         return actions
 
     def _renew(self, plans: Tensor, t: Tensor, observations: Tensor) -> None:
-        """Give a new plan to the rows whose plan was dropped, t < 0, or is as old as plans get."""
+        """Give a new plan to the rows whose plan was dropped, t < 0, or is as old as plans get.
+
+        Rows whose episode is over begin their old one again.
+        """
         every = self._planner.replan_every
         due = t < 0 if every is None else (t < 0) | (t >= every)
-        columns = due.any(0).nonzero()[:, 0]
+        wanted = due.any(0)
+        wanted[self._over] = False
+        columns = wanted.nonzero()[:, 0]
         if len(columns):
             fresh = self._planner.plan(observations[:, columns], self._generator)
             chosen = due[:, columns].view(len(due), -1, *[1] * (fresh.ndim - 2))
             plans[:, columns] = torch.where(chosen, fresh, plans[:, columns])
-            t[due] = 0
+        t[due] = 0
+
+    def finish(self, rows: Sequence[int]) -> None:
+        """The episodes of these rows are over: until `reset` they get no new plan, and their actions mean nothing."""
+        self._over += rows
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Drop the plans: of these rows, or of all, whose number may then be another."""
         if rows is None:
             self._plans = self._t = None
+            self._over = []
         elif self._t is not None:
             self._t[:, list(rows)] = -1
+            going = set((self._t[0] < 0).nonzero()[:, 0].tolist())
+            self._over = [row for row in self._over if row not in going]
 
 
 def waypoint_action(plans: Tensor, t: Tensor, observations: Tensor) -> Tensor:

@@ -79,6 +79,9 @@ def trained(bench: Planning, maze: Maze) -> Path | None:
     """The run of a maze: as it is there, gone on with, or new. None: not there."""
     path = bench.out / maze
     there = checkpoint.steps(path)
+    if there and (seeds := Run.read(path).config.seeds) != bench.seeds:
+        words = " ".join(map(str, seeds))
+        raise UserError(f"{path} is of the seeds {words}: ask for --seeds {words}, or choose another --out.")
     if not bench.train:
         return path if there else None
     if there and there[-1] >= bench.steps:
@@ -167,7 +170,7 @@ def main(bench: Planning) -> int:
     seeds = " ".join(map(str, bench.seeds))
     text = ["# Planning with diffusion", "", (__doc__ or "").strip(), ""]
     text += [f"Seeds {seeds}, {bench.episodes} episodes each; {about['cpu'].split(',')[0]}.", "", markdown(lines)]
-    whole = dataclasses.replace(bench, train=True) == Planning()
+    whole = dataclasses.replace(bench, train=True) == Planning() and len(lines) == 1 + len(SIZES) * len(SOLVERS)
     for page in [bench.out / "planning.md", *([RESULTS / "planning.md"] if whole else [])]:
         with atomic_path(page) as temporary:
             temporary.write_text("\n".join(text))

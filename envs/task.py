@@ -1,7 +1,9 @@
 """Tasks: the environment that a policy is evaluated in, and the references that make scores of its returns."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypedDict
 
 import gymnasium
@@ -13,7 +15,7 @@ from diffrl.data.env_spec import BENCHMARK, USER, EnvSpec, parse_kwargs
 from diffrl.data.observations import goal_left_out, parts_in
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.console import console
-from diffrl.support.errors import DataError, UserError, said_by
+from diffrl.support.errors import DataError, UserError, said_by, shown
 from diffrl.support.schema import Count, held
 from envs import making, registry
 from envs.making import CannotRebuild, make_env
@@ -78,14 +80,29 @@ class Task:
         assert self.spec is not None
         return making.make(self.spec, self.observation_parts)
 
+    @cached_property
     def goal_state(self) -> NDArray[np.float32] | None:
-        """The observation (O,) that the environment says is to be reached, its `goal_state`; None: it says none."""
+        """The observation (O,) that the environment says is to be reached, its `goal_state`; None: it says none.
+
+        The environment is made once, to ask it. Raises UserError where what it says is no observation.
+        """
         if self.env_id is None:
             return None
-        env = self.make()
-        state = getattr(env.unwrapped, "goal_state", None)
-        env.close()
-        return None if state is None else np.asarray(state, np.float32)
+        with closing(self.make()) as env:
+            said, space = getattr(env.unwrapped, "goal_state", None), env.observation_space
+        if said is None:
+            return None
+        try:
+            state = np.asarray(said, np.float32)
+        except (TypeError, ValueError):
+            state = np.empty(0, np.float32)
+        if state.shape != space.shape or not np.isfinite(state).all():
+            size = "x".join(map(str, space.shape or ()))
+            raise UserError(
+                f"The goal_state of {self.env_text} is {shown(said)}; expected an observation to be reached, {size} "
+                "finite numbers."
+            )
+        return state
 
     def within(self, spec: EnvSpec | None) -> "Task":
         """This task in another environment; None: in none."""

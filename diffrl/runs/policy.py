@@ -70,6 +70,11 @@ class Actor:
         if self._follower is not None:
             self._follower.reset(rows)
 
+    def finish(self, rows: Sequence[int]) -> None:
+        """The episodes of these rows are over: nothing is planned for them until `reset`."""
+        if self._follower is not None:
+            self._follower.finish(rows)
+
 
 class Policy:
     """A trained policy as a function: `action = policy(observation)`, NumPy in and out, (O,) or (B, O).
@@ -116,7 +121,7 @@ def build_agent(run: Run, device: str, seeds: Sequence[int] | None = None) -> Ag
     if run.kind in tuning.ALGORITHMS:
         prepare(agent, tuning.from_dict(run.settings or {}, str(run.path)))
     if isinstance(agent, Planner):
-        goal = run.task.goal_state()
+        goal = run.task.goal_state if agent.reaches_goal else None
         agent.prepare(run.preprocessing, None if goal is None else torch.from_numpy(goal))
         if run.task.env_id is not None:
             agent.check_ready()
@@ -195,12 +200,20 @@ def load_stack(run: Run, seeds: Sequence[int], which: str, device: str) -> tuple
     return agent, steps
 
 
-def load_policy(run: Path | str, *, which: str | int = "last", seed: int | None = None, device: str = "cpu") -> Policy:
+def load_policy(
+    run: Path | str,
+    *,
+    which: str | int = "last",
+    seed: int | None = None,
+    device: str = "cpu",
+    env: str | None = None,
+) -> Policy:
     """The policy of a run, for a plain Gymnasium loop.
 
-    which: "last", "best" (by its evaluations), or a checkpoint's step. seed: by default the run's first.
+    which: "last", "best" (by its evaluations), or a checkpoint's step. seed: by default the run's first. env: the id of
+    another environment than the run's, from which an agent that plans takes its goal. Other agents make no use of it.
     """
-    opened = Run.read(run)
+    opened = Run.read(run).within(env, (), None)
     agent = load_agent(opened, opened.config.seeds[0] if seed is None else seed, str(which), device)
     return Policy(agent, opened.preprocessing)
 
@@ -265,12 +278,15 @@ class Evaluator:
                 actions = act(observations)
                 if not np.isfinite(actions).all():  # MuJoCo would take them for zeros
                     raise UserError("The policy's actions are not finite: its training has diverged.")
+                stepped = {e for _, e in grid}
                 for (s, e), env in list(grid.items()):
                     observations[s, e], reward, terminal, cut, _ = env.step(actions[s, e])
                     returns[s, start + e] += float(reward)
                     if terminal or cut:
                         del grid[s, e]
                         finished += 1
+                if isinstance(act, Actor):
+                    act.finish(sorted(stepped - {e for _, e in grid}))
                 on_step(finished, self.n_seeds * episodes)
         return returns, [np.stack(path) for path in paths]
 

@@ -93,6 +93,7 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
         del dataset, episodes  # as large as the transitions, which are all that is needed from here on
         with lowering_memory(config, None):
             agent = build_agent(run, device)
+            agent.source(transitions)  # refuses here, before there is a folder, what the agent cannot learn from
         run.write()
 
         # Steps, evaluations and checkpoints, to the end.

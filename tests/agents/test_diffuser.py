@@ -201,6 +201,31 @@ def test_a_plan_is_kept_for_its_steps_and_dropped_where_an_episode_begins(every:
     assert (follow(torch.full((2, 3, 1), 9.0))[..., ::2] == torch.tensor([9.0, 0.0])).all()
 
 
+def test_rows_whose_episode_is_over_are_not_planned_for_until_they_begin_anew() -> None:
+    """Rows 1 and 2 of four end after the first step, and row 2 begins anew: replanned at every second step."""
+    agent, planned = Counting(2), []
+    plan = agent.plan
+    agent.plan = lambda x, g: planned.append(x.shape[1]) or plan(x, g)  # type: ignore[method-assign, func-returns-value]
+    follow = Follower(agent, torch.Generator())
+    steps = []
+    for n in range(7):
+        actions = follow(torch.full((2, 4, 1), float(n)))
+        steps.append(actions[0, :, ::2].tolist())
+        if n == 0:
+            follow.finish([1, 2])
+        if n == 4:
+            follow.reset([2])
+    assert planned == [4, 2, 2, 1, 2]  # at steps 0, 2, 4; 5 for row 2; 6 for rows 0 and 3
+    assert [step[0] for step in steps] == [[0, 0], [0, 1], [2, 0], [2, 1], [4, 0], [4, 1], [6, 0]]
+    assert [step[1] for step in steps] == [[0, t % 2] for t in range(7)]
+    assert [step[2] for step in steps[5:]] == [[5, 0], [5, 1]]
+    follow.reset()
+    follow(torch.zeros(2, 4, 1))
+    follow(torch.zeros(2, 4, 1))
+    follow(torch.zeros(2, 4, 1))
+    assert planned[5:] == [4, 4]
+
+
 def test_acting_is_planning_and_its_first_step() -> None:
     agent, x = build(), torch.rand(2, 5, 4)
     once = agent.act(x, torch.Generator().manual_seed(3))

@@ -1,9 +1,12 @@
 """Runs of an agent that plans: trained and resumed, evaluated, loaded into a plain loop, drawn, refused."""
 
+import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -11,13 +14,16 @@ from PIL import Image
 
 import diffrl
 from agents import Diffuser
+from agents.planning import Planner
 from diffrl.cli import main
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
-from diffrl.runs.policy import Evaluator, evaluate, load_agent, load_policy
+from diffrl.runs.policy import Actor, Evaluator, evaluate, load_agent, load_policy
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
+from envs.task import Task
 from tests.training.conftest import assert_same_run, final_state
+from tests.training.held_env import HeldEnv
 
 AGENT = Diffuser(
     goal_reaching=True, width=8, layers=2, multipliers=(1, 2), horizon=12, denoising_steps=4, batch_size=4, ema_start=2
@@ -77,7 +83,7 @@ def test_a_plain_loop_with_reset_is_the_evaluation(run: Path) -> None:
 def test_an_episode_follows_one_plan_from_its_state_to_the_environments_goal(run: Path) -> None:
     """The plan noted down begins where the episode does, ends at the maze's goal at rest, and was made once."""
     opened = Run.read(run)
-    goal = opened.task.goal_state()
+    goal = opened.task.goal_state
     assert goal is not None
     entry = evaluate(run, episodes=3, which=("last",), record=2, quiet=True)["last"]
     for paths, plans in zip(entry["paths"], entry["plans"], strict=True):
@@ -87,10 +93,47 @@ def test_an_episode_follows_one_plan_from_its_state_to_the_environments_goal(run
             np.testing.assert_allclose(plan[-1], goal, rtol=0, atol=1e-6)
 
 
+class Told(HeldEnv):
+    """An environment that says what it is told of its goal, and counts how often it is made."""
+
+    made = 0
+
+    def __init__(self, goal: Any = None) -> None:
+        self.goal_state = goal
+        Told.made += 1
+
+
+@pytest.fixture
+def told() -> Iterator[str]:
+    gymnasium.register("Told-v0", Told, max_episode_steps=4)
+    Told.made = 0
+    yield "Told-v0"
+    del gymnasium.registry["Told-v0"]
+
+
+@pytest.mark.parametrize("goal", [(1.0, 2.0), (0.0, 1.0, float("nan"), 0.0), "there", {"x": 1}])
+def test_a_goal_that_is_no_observation_is_refused_in_a_line(told: str, goal: Any) -> None:
+    with pytest.raises(UserError, match=r"The goal_state of Told-v0.* expected an observation .*, 4 finite numbers"):
+        _ = Task(told, {"goal": goal}, None, False).goal_state
+
+
+def test_an_environment_is_asked_once_for_its_goal_and_only_if_plans_are_to_reach_it(run: Path, told: str) -> None:
+    task = Task(told, {"goal": (1, 2, 0, 0)}, None, False)
+    opened = dataclasses.replace(Run.read(run), task=task)
+    for seed in (0, 1):
+        agent = load_agent(opened, seed)
+        assert isinstance(agent, Planner)
+        assert agent.goal is not None
+        assert torch.equal(agent.goal, opened.preprocessing.observations(torch.tensor([1.0, 2.0, 0.0, 0.0])))
+    assert Told.made == 1
+    free = dataclasses.replace(opened.config, agent=dataclasses.replace(AGENT, goal_reaching=False))
+    opened = dataclasses.replace(opened, config=free, task=dataclasses.replace(task))
+    assert load_agent(opened, 0).goal is None  # type: ignore[attr-defined]
+    assert Told.made == 1
+
+
 def test_other_episodes_are_planned_for_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five episodes, two at a time: three turns, three calls that plan; and a policy plans once until it is reset."""
-    from diffrl.runs.policy import Actor
-
     opened, agent = Run.read(run), load_agent(Run.read(run), 0)
     calls, plan = [], type(agent).plan  # type: ignore[attr-defined]
 
@@ -116,6 +159,31 @@ def test_other_episodes_are_planned_for_anew(run: Path, monkeypatch: pytest.Monk
         policy(x[:2])
 
 
+def test_an_evaluation_plans_for_the_episodes_that_go_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three episodes of 2, 3 and 5 steps, a plan a step: 3 + 3 + 2 + 1 + 1 plans."""
+
+    class Ending(HeldEnv):
+        made = 0
+
+        def __init__(self) -> None:
+            self.length = (2, 3, 5)[Ending.made]
+            Ending.made += 1
+
+        def step(self, action: Any) -> tuple[Any, ...]:
+            self.time += 1
+            return self.state, 1.0, self.time == self.length, False, {}
+
+    opened = Run.read(run)
+    agent = load_agent(opened, 0)
+    assert isinstance(agent, Planner)
+    agent.replan_every, calls, plan = 1, [], agent.plan
+    monkeypatch.setattr(agent, "plan", lambda x, g: calls.append(x.shape[1]) or plan(x, g))  # type: ignore[func-returns-value]
+    evaluator = Evaluator(Ending, 1)
+    returns, _ = evaluator(Actor(agent, opened.preprocessing), 3, (0,))
+    assert returns.tolist() == [[2, 3, 5]]
+    assert calls == [3, 3, 2, 1, 1]
+
+
 def test_evaluate_draws_plans_over_what_was_driven(run: Path, tmp_path: Path) -> None:
     picture = tmp_path / "plans.png"
     words = ["evaluate", str(run), "--episodes", "5", "--which", "last", "--plot", str(picture)]
@@ -131,10 +199,31 @@ def test_evaluate_draws_plans_over_what_was_driven(run: Path, tmp_path: Path) ->
 def test_what_has_no_goal_or_no_long_path_is_refused_in_a_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing says where it is"):
         planned(tmp_path / "a", env="tests.training.held_env:Held-v0", max_episode_steps=None)
-    with pytest.raises(UserError, match=r"No episode has the 2,999 rows .* the longest"):
+    with pytest.raises(UserError, match=r"No episode has the 2,999 rows .* the longest .* --agent.horizon"):
         planned(tmp_path / "b", agent=Diffuser(width=8, layers=1, horizon=2999))
+    assert not (tmp_path / "a" / "run.json").exists()
+    assert not (tmp_path / "b" / "run.json").exists()
     with pytest.raises(UserError, match="learns from whole segments"):
         diffrl.online(run, out=tmp_path / "c", steps=10, warm_up=0, quiet=True)
+
+
+@pytest.mark.usefixtures("own_data")
+def test_a_policy_trained_without_an_environment_plans_in_one_that_is_named(run: Path, tmp_path: Path) -> None:
+    """Its first action and its plan are those of the run with the environment: data and networks are the same."""
+    blind = planned(tmp_path / "blind", env="none", max_episode_steps=None)
+    x = np.array([2.0, 1.0, 0.0, 0.0], np.float32)
+    with pytest.raises(UserError, match=r"nothing says where it is.*load_policy\(RUN, env=ID\)"):
+        load_policy(blind)(x)
+    named, own = load_policy(blind, env="maze2d-umaze-v1"), load_policy(run)
+    assert np.array_equal(named(x), own(x))
+    state = torch.from_numpy(x)[None, None]
+    plans = [p.agent.plan(state, torch.Generator().manual_seed(0)) for p in (named, own)]  # type: ignore[attr-defined]
+    assert torch.equal(*plans)
+    large = Run.read(blind).within("maze2d-large-v1", (), None)
+    there = load_policy(blind, env="maze2d-large-v1").agent
+    assert isinstance(there, Planner)
+    assert there.goal is not None
+    assert torch.equal(there.goal, large.preprocessing.observations(torch.tensor([7.0, 9.0, 0.0, 0.0])))
 
 
 def test_the_shipped_configurations_are_the_published_ones() -> None:
