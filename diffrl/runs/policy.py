@@ -278,15 +278,14 @@ class Evaluator:
                 actions = act(observations)
                 if not np.isfinite(actions).all():  # MuJoCo would take them for zeros
                     raise UserError("The policy's actions are not finite: its training has diverged.")
-                stepped = {e for _, e in grid}
                 for (s, e), env in list(grid.items()):
                     observations[s, e], reward, terminal, cut, _ = env.step(actions[s, e])
                     returns[s, start + e] += float(reward)
                     if terminal or cut:
                         del grid[s, e]
                         finished += 1
-                if isinstance(act, Actor):
-                    act.finish(sorted(stepped - {e for _, e in grid}))
+                        if isinstance(act, Actor) and not any((seed, e) in grid for seed in range(self.n_seeds)):
+                            act.finish([e])
                 on_step(finished, self.n_seeds * episodes)
         return returns, [np.stack(path) for path in paths]
 
