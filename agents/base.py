@@ -11,7 +11,18 @@ from agents import registry
 from agents.base_config import AgentConfig
 from diffrl.data.transitions import Source, Transitions
 from diffrl.diffusion import Denoise, Network, Prediction, Process
-from diffrl.nets import MLP, Adam, RawTime, ResidualMLP, TimeEmbedding, affine, copy_state_, mish, seed_generator
+from diffrl.nets import (
+    MLP,
+    Adam,
+    RawTime,
+    ResidualMLP,
+    TimeEmbedding,
+    affine,
+    copy_state_,
+    mish,
+    seed_generator,
+    state_of,
+)
 from diffrl.support.errors import UserError, joined
 
 
@@ -237,12 +248,8 @@ class Agent(ABC):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor that training changes, by name, itself and not a copy; all but counters are (S, ...)."""
-        state = {"step": self.step}
-        for kind in (self.networks, self.optimisers):
-            for name, part in kind.items():
-                prefix = name if kind is self.networks else f"optimiser.{name}"
-                state |= {f"{prefix}.{key}": value.detach() for key, value in part.state_dict().items()}
-        return state
+        optimisers = {f"optimiser.{name}": optimiser for name, optimiser in self.optimisers.items()}
+        return {"step": self.step, **state_of({**self.networks, **optimisers})}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy a `state_dict` into this agent's tensors. Raises ValueError where names or shapes differ."""

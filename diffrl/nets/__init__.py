@@ -12,7 +12,7 @@ from diffrl.nets.mlp import (
     mish,
     seed_generator,
 )
-from diffrl.nets.optim import Adam, average_, copy_state_, frozen, seed_norms
+from diffrl.nets.optim import Adam, average_, copy_state_, frozen, seed_norms, state_of
 
 __all__ = [
     "MLP",
@@ -30,4 +30,5 @@ __all__ = [
     "mish",
     "seed_generator",
     "seed_norms",
+    "state_of",
 ]

@@ -170,6 +170,11 @@ def frozen(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
+def state_of(parts: Mapping[str, nn.Module | Adam]) -> dict[str, Tensor]:
+    """The tensors of networks and optimisers, by NAME.KEY: themselves and not copies, detached."""
+    return {f"{name}.{key}": value.detach() for name, part in parts.items() for key, value in part.state_dict().items()}
+
+
 def copy_state_(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Copy each tensor of `state` into that of its name in `own`. Raises ValueError where names or shapes differ."""
     if own.keys() != state.keys():

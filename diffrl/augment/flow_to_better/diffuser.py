@@ -43,7 +43,7 @@ from diffrl.diffusion import (
     drop_condition,
     grid_times,
 )
-from diffrl.nets import Adam, average_, copy_state_, seed_generator
+from diffrl.nets import Adam, average_, copy_state_, seed_generator, state_of
 from diffrl.nets.temporal import TemporalUNet
 from diffrl.support.errors import DataError
 
@@ -228,11 +228,8 @@ class TrajectoryDiffuser:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that training changes; counters () or the seeds axis first."""
-        state = {"step": self.step}
-        parts = {"network": self.network.state_dict(), "average": self.average.state_dict()}
-        for name, part in {**parts, "optimiser": self.optimiser.state_dict()}.items():
-            state |= {f"{name}.{key}": value.detach() for key, value in part.items()}
-        return state
+        own = state_of({"network": self.network, "average": self.average, "optimiser": self.optimiser})
+        return {"step": self.step, **own}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy a `state_dict` back. Raises ValueError where names or shapes differ."""

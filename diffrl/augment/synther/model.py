@@ -36,7 +36,7 @@ from diffrl.diffusion import (
     drop_condition,
     lognormal_times,
 )
-from diffrl.nets import Adam, average_, copy_state_, seed_generator
+from diffrl.nets import Adam, average_, copy_state_, seed_generator, state_of
 from diffrl.support.errors import DataError, UserError
 from diffrl.support.seeds import generator_at
 from diffrl.training.stack import StackTrainer
@@ -239,10 +239,7 @@ class TransitionDiffusion:
     def state_dict(self) -> dict[str, Tensor]:
         """All that training changes, and the frequencies drawn once; counters () or the seeds axis first."""
         state = {"step": self.step, **({"seen": self._seen} if self._conditions else {})}
-        parts = {"network": self.network.state_dict(), "average": self.average.state_dict()}
-        for name, part in {**parts, "optimiser": self.optimiser.state_dict()}.items():
-            state |= {f"{name}.{key}": value.detach() for key, value in part.items()}
-        return state
+        return state | state_of({"network": self.network, "average": self.average, "optimiser": self.optimiser})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy a `state_dict` back. Raises ValueError where names or shapes differ."""
