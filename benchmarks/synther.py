@@ -3,6 +3,7 @@
     python benchmarks/synther.py                              all parts, what is there already is not done again
     python benchmarks/synther.py --parts agents --datasets hopper-small --agent-steps 50000
     python benchmarks/synther.py --parts solvers speed        quick, once there is a model
+    python benchmarks/synther.py --parts agents --datasets hopper-small --critics stabilised --models 0 1 2
 
 Parts, each goes on where it was cut:
   data     the model of each data set, synthetic rows of it, and a file of both (real rows first)
@@ -13,8 +14,14 @@ Parts, each goes on where it was cut:
 Data: hopper and hopper-small are ../shared's hopper medium-replay recording and one tenth of its transitions, drawn at
 random (as the paper draws its subsets); maze2d is maze2d-umaze-v1. The network is 256 wide (published: 1024 or 2048)
 and trained for --model-steps steps (published: 100,000) on batches of 256 (published for maze2d's million rows: 1,024):
-what two CPU cores have time for. ± is the standard error over the agents' seeds; the model and its rows are one for all
-of them, so that its own luck is not in it.
+what two CPU cores have time for.
+
+--models: the seeds of several SynthER models, each with rows of its own. With one, ± is the standard error over the
+agents' seeds, and the model's luck is not in it. With several, a model's score is the mean over the agents' seeds, and
+± is the standard error over the models; real data are one, so their ± stays that over the agents' seeds.
+--critics stabilised: what ended the collapses of the small Diffusion-QL on maze2d (benchmarks/results/stability.md), as
+far as the two agents have the fields: five critics with layer normalisation and their minimum in every target, which
+TD3+BC's actor climbs too, the target's rate .01, width and batch 128. All else is CORL's.
 """
 
 import dataclasses
@@ -31,9 +38,11 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
-from tables import Lines, markdown, print_lines
+from synther_tables import VARIANTS, Variant, draw, identity, models_table, put_on_page, tables_of
+from tables import markdown, print_lines
 
 import diffrl
+from agents import TD3BC, AgentConfig
 from diffrl.augment.columns import as_columns, as_dataset, of_terminals
 from diffrl.augment.fidelity.comparison import fidelity
 from diffrl.augment.synther.augmenter import hold_out, load_model, synther
@@ -44,7 +53,7 @@ from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.runs import config as configuration
-from diffrl.support import plots
+from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
@@ -58,7 +67,7 @@ from envs.dynamics import dynamics_for
 RECORDING = Path(__file__).parents[1].parent / "shared" / "data" / "rollouts" / "hopper_medium-replay-v4.hdf5"
 Name = Literal["hopper-small", "hopper", "maze2d"]
 Part = Literal["data", "agents", "solvers", "speed"]
-VARIANTS = ("real", "synthetic", "both")
+Critics = Literal["corl", "stabilised"]
 CONFIGS = {"hopper-small": "hopper-medium-v2", "hopper": "hopper-medium-v2", "maze2d": "maze2d-umaze-v1"}
 ENVS = {"hopper-small": "Hopper-v4", "hopper": "Hopper-v4", "maze2d": "maze2d-umaze-v1"}
 CURVE: tuple[tuple[str, int, float], ...] = (
@@ -91,10 +100,14 @@ class Options:
     """On which data."""
     agents: tuple[str, ...] = ("td3_bc", "iql")
     """Which agents."""
-    variants: tuple[Literal["real", "synthetic", "both"], ...] = ("real", "synthetic", "both")
+    variants: tuple[Variant, ...] = VARIANTS
     """On which data."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """The agents' training seeds."""
+    models: tuple[int, ...] = (0,)
+    """The seeds of SynthER's models, each with rows of its own."""
+    critics: Critics = "corl"
+    """The agents' settings: CORL's, or with the critics that keep what was learned."""
     width: int = 256
     """The model's width."""
     learning_rate: float = 1e-3
@@ -117,6 +130,8 @@ class Options:
     """Hopper's."""
     out: Path = Path("runs/synther")
     """Folder of everything."""
+    page: Path | None = None
+    """Also put the table over models between the markers of its name in this page, and its numbers beside it."""
 
 
 def real_file(options: Options, name: Name) -> str:
@@ -140,16 +155,22 @@ def real_file(options: Options, name: Name) -> str:
     return str(path)
 
 
-def files(options: Options, name: Name) -> dict[str, str]:
-    """The three data sets, made where they are missing."""
+def suffix(model: int) -> str:
+    """What the names of a model's files end with: nothing for the first."""
+    return f"-m{model}" if model else ""
+
+
+def files(options: Options, name: Name, model: int = 0) -> dict[str, str]:
+    """The three data sets, made where they are missing. model: the seed of SynthER's model and its rows."""
     real = real_file(options, name)
-    synthetic, both = options.out / f"{name}-synthetic.hdf5", options.out / f"{name}-both.hdf5"
+    synthetic, both = (options.out / f"{name}-{variant}{suffix(model)}.hdf5" for variant in ("synthetic", "both"))
     if not synthetic.exists():
         synther(
             real,
             synthetic,
             env=ENVS[name],
             samples=options.samples,
+            seed=model,
             model=SynthERConfig(
                 steps=options.model_steps,
                 width=options.width,
@@ -164,39 +185,74 @@ def files(options: Options, name: Name) -> dict[str, str]:
     return {"real": real, "synthetic": str(synthetic), "both": str(both)}
 
 
-def train_agents(options: Options, name: Name, console: Console) -> Iterator[list[dict[str, Any]]]:
-    """A run for each variant and agent: its last evaluation, one mean score a seed; all there are, after each."""
-    rows = []
-    paths = {"real": real_file(options, name)} if options.variants == ("real",) else files(options, name)
-    for agent in options.agents:
-        for variant in options.variants:
-            path = paths[variant]
-            folder = options.out / "agents" / f"{name}-{variant}-{agent}"
-            there = checkpoint.steps(folder)
-            if not there:
-                config = configuration.find(f"{agent}/{CONFIGS[name]}")
-                diffrl.train(
-                    dataclasses.replace(
-                        config,
-                        dataset=path,
-                        env=ENVS[name],
-                        steps=options.agent_steps,
-                        seeds=options.seeds,
-                        eval_every=options.eval_every,
-                        eval_episodes=options.episodes,
-                        workers=1,
-                        compile=False,
-                        device=options.device,
-                        out=folder,
-                    )
+@dataclass(frozen=True)
+class Cell:
+    """One training run: a stack of all seeds."""
+
+    agent: str
+    variant: Variant
+    model: int | None
+    """None for real data, which are no model's."""
+
+    def folder(self, options: Options, name: Name) -> Path:
+        """Of the run."""
+        critics = "" if options.critics == "corl" else f"-{options.critics}"
+        return options.out / "agents" / f"{name}-{self.variant}-{self.agent}{critics}{suffix(self.model or 0)}"
+
+
+def cells_of(options: Options) -> list[Cell]:
+    """All runs, an agent's next to each other; real data come once."""
+    return [
+        Cell(agent, variant, model)
+        for agent in options.agents
+        for variant in options.variants
+        for model in ((None,) if variant == "real" else options.models)
+    ]
+
+
+def agent_config(agent: str, name: Name, critics: Critics) -> TrainConfig:
+    """CORL's settings of an agent, or those with stabilised critics: see the top of this file."""
+    config = configuration.find(f"{agent}/{CONFIGS[name]}")
+    if critics == "corl":
+        return config
+    fields = {"n_critics": 5, "q_agg": "min", "critic_layer_norm": True, "target_rate": 0.01}
+    fields |= {"width": 128, "batch_size": 128}
+    settings: AgentConfig = dataclasses.replace(config.agent, **fields)  # type: ignore[arg-type]
+    if isinstance(settings, TD3BC):
+        settings = dataclasses.replace(settings, actor_q="min")
+    return dataclasses.replace(config, agent=settings)
+
+
+def train_agents(options: Options, name: Name, console: Console) -> Iterator[dict[str, Any]]:
+    """A run for each cell: its evaluations, one mean score a seed; row by row."""
+    for cell in cells_of(options):
+        path = real_file(options, name) if cell.model is None else files(options, name, cell.model)[cell.variant]
+        folder = cell.folder(options, name)
+        there = checkpoint.steps(folder)
+        if not there:
+            diffrl.train(
+                dataclasses.replace(
+                    agent_config(cell.agent, name, options.critics),
+                    dataset=path,
+                    env=ENVS[name],
+                    steps=options.agent_steps,
+                    seeds=options.seeds,
+                    eval_every=options.eval_every,
+                    eval_episodes=options.episodes,
+                    workers=1,
+                    compile=False,
+                    device=options.device,
+                    out=folder,
                 )
-            elif there[-1] < options.agent_steps:
-                diffrl.resume(folder, steps=options.agent_steps)
-            evaluations = read_scores(folder)["evaluations"]
-            curve = [(entry["step"], entry["score"]) for entry in evaluations]
-            rows.append({"data": name, "agent": agent, "variant": variant, "steps": curve[-1][0], "curve": curve})
-            console.print(f"{name} {agent} {variant}: {estimate([[s] for s in curve[-1][1]])}")
-            yield rows
+            )
+        elif there[-1] < options.agent_steps:
+            diffrl.resume(folder, steps=options.agent_steps)
+        evaluations = read_scores(folder)["evaluations"]
+        curve = [(entry["step"], entry["score"]) for entry in evaluations]
+        about = {"data": name, "agent": cell.agent, "variant": cell.variant}
+        about |= {"critics": options.critics, "model": cell.model}
+        console.print(f"{' '.join(str(v) for v in about.values())}: {estimate([[s] for s in curve[-1][1]])}")
+        yield about | {"steps": curve[-1][0], "curve": curve}
 
 
 def measured(options: Options, name: Name) -> tuple[TransitionDiffusion, Any, OfflineDataset, OfflineDataset]:
@@ -313,92 +369,6 @@ def speed(options: Options, console: Console) -> dict[str, Any]:
     return {"width": options.width, "row": codec.size, "rows_per_cpu_second": medians}
 
 
-Compared = tuple[str, str, int, dict[str, list[float]], dict[str, float]]
-
-
-def compared(rows: list[dict[str, Any]]) -> list[Compared]:
-    """Data set, agent, step; scores by variant at the last evaluation that all variants there are have had, and the
-    mean score over all evaluations until then."""
-    found = []
-    for data, agent in dict.fromkeys((row["data"], row["agent"]) for row in rows):
-        curves = {r["variant"]: dict(r["curve"]) for r in rows if (r["data"], r["agent"]) == (data, agent)}
-        step = max(set.intersection(*(set(curve) for curve in curves.values())))
-        means = {v: float(np.mean([curve[k] for k in curve if k <= step])) for v, curve in curves.items()}
-        found.append((data, agent, step, {variant: curve[step] for variant, curve in curves.items()}, means))
-    return found
-
-
-def agents_table(rows: list[dict[str, Any]]) -> Lines:
-    """Scores by data set and agent, a column a variant: at the step, and in brackets the mean of evaluations so far."""
-    lines = [["data", "agent", "at step", *VARIANTS]]
-    for data, agent, step, scores, means in compared(rows):
-        cells = [f"{estimate([[s] for s in scores[v]])} ({means[v]:.1f})" if v in scores else "" for v in VARIANTS]
-        lines.append([data, agent, f"{step:,}", *cells])
-    return lines
-
-
-def solver_table(rows: list[dict[str, Any]]) -> Lines:
-    """The curve as a table."""
-    lines = [["data", "solver", "calls", "rows / CPU s", "sliced W2 (floor)", "dynamics error, median", "90 %"]]
-    for r in rows:
-        solver = r["solver"] + (" + churn" if r["churn"] else "")
-        w2 = f"{r['w2']:.4f} ({r['w2_floor']:.4f})"
-        rate = f"{r['rows_per_second']:,.0f}"
-        lines.append([r["data"], solver, str(r["calls"]), rate, w2, f"{r['dynamics']:.4f}", f"{r['dynamics_90']:.4f}"])
-    return lines
-
-
-def speed_table(results: dict[str, Any]) -> Lines:
-    """Rows a CPU second, and against the first."""
-    rates = results["rows_per_cpu_second"]
-    first = next(iter(rates.values()))
-    return [["", "rows / CPU s", "x plain"], *([k, f"{v:,.0f}", f"{v / first:.2f}"] for k, v in rates.items())]
-
-
-def tables_of(results: dict[str, Any]) -> list[tuple[Lines, str, int]]:
-    """The tables of the parts there are: lines, title, columns that are aligned to the left."""
-    tables = []
-    if results.get("agents"):
-        title = "Normalised score x100 after training on real, synthetic, both"
-        tables.append((agents_table(results["agents"]), title, 2))
-    if results.get("solvers"):
-        tables.append((solver_table(results["solvers"]), "Rows by solver", 2))
-    if results.get("speed"):
-        tables.append((speed_table(results["speed"]), "Rows a CPU second", 1))
-    return tables
-
-
-def draw(results: dict[str, Any], path: Path) -> None:
-    """Scores by variant, and the solvers' curve."""
-    from matplotlib.figure import Figure
-
-    rows, curve = results.get("agents", []), results.get("solvers", [])
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
-    groups = compared(rows)
-    for j, (variant, colour) in enumerate(zip(VARIANTS, (plots.GREY, plots.BLUE, plots.ORANGE), strict=True)):
-        for i, (_, _, _, found, _) in enumerate(groups):
-            if variant in found:
-                x, label = i + 0.26 * (j - 1), variant if i == 0 else None
-                left.bar(x, np.mean(found[variant]), 0.24, color=colour, alpha=0.75, label=label)
-                left.plot([x] * len(found[variant]), found[variant], "o", color="black", markersize=3)
-    left.set_xticks(range(len(groups)), [f"{data}\n{agent}" for data, agent, *_ in groups], fontsize=7.5)
-    left.set(ylabel="normalised score x100", title="agents trained on (dots: seeds)")
-    for ax, key, title in ((middle, "w2", "sliced W2 to held-out rows"), (right, "dynamics", "median dynamics error")):
-        shown = [r for r in curve if r["data"] == curve[0]["data"]]
-        kinds = dict.fromkeys((r["solver"], r["churn"]) for r in shown)
-        for (solver, churn), colour in zip(kinds, (plots.GREY, plots.BLUE, plots.ORANGE, plots.GREEN), strict=False):
-            points = sorted((r["calls"], r[key]) for r in shown if (r["solver"], r["churn"]) == (solver, churn))
-            label = solver + (" + churn (published)" if churn else "")
-            ax.plot(*zip(*points, strict=True), "o-", color=colour, label=label)
-        if shown and key == "w2":
-            ax.axhline(shown[0]["w2_floor"], color="black", linestyle=":", label="real against real")
-        ax.set(xscale="log", yscale="log", xlabel="network calls a row", title=title)
-        plots.finish(ax)
-    plots.finish(left)
-    plots.save(figure, path)
-
-
 def main(options: Options) -> int:
     """Do the parts, merge them into what is there, print, draw."""
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -419,18 +389,21 @@ def main(options: Options) -> int:
 
     for name in options.datasets:
         if "data" in options.parts:
-            files(options, name)
+            for model in options.models:
+                files(options, name, model)
         if "solvers" in options.parts:
             keep("solvers", solver_curve(options, name, console), lambda row, name=name: row["data"] == name)
         if "agents" in options.parts:
-            for chosen in train_agents(options, name, console):
-                keep("agents", chosen, lambda row, name=name: row["data"] == name and row["agent"] in options.agents)
+            for made in train_agents(options, name, console):
+                keep("agents", [made], lambda row, made=made: identity(row) == identity(made))
     if "speed" in options.parts:
         keep("speed", speed(options, console))
     for lines, title, left in tables_of(results):
         print_lines(lines, title, console, left)
     if results.get("solvers"):
         draw(results, options.out / "synther.png")
+    if options.page is not None and len(models_table(results.get("agents", []))) > 1:
+        put_on_page(options.page, results["agents"])
     console.print(f"Numbers: {path}, .md")
     return 0
 
