@@ -9,13 +9,29 @@ with the known states written into x_i before the network sees them and into its
 moving average of the network in which the first state is the one at hand and the last one the goal.
 
 With a goal one plan serves an episode, and is followed by the controller of `planning.waypoint_action`. Without, the
-plan's own actions are executed, one before the next plan by default: this is cloning by windows, as value guidance (the
-paper's for locomotion) is not here.
+plan's own actions are executed, one before the next plan by default: cloning by windows, unless the plans are guided.
 
-Differences from the authors' code: the loss is the mean over the whole batch of 64, where theirs accumulates two of 32;
-the time label is i = T (2 / pi) atan(k), which is the step's index on the cosine schedule, and means something to every
-solver's grid; actions are scaled to [-1, 1] by their bounds, not by the data's limits. Sampling with fewer steps than T
-takes every so many of the T times, "ddpm" as the others.
+With `guidance` "return" a second network J learns the return that follows, of the same noised windows,
+
+    L_J = E (R - J(x_i, i))^2 / Var R,
+
+and plans are denoised with its gradient (section 3.2 there; `diffusion.classifier_guided`, J in log p(y | x)'s place):
+
+    D' = D + scale (sigma^2 / alpha) grad J(x_i, i),
+
+`guidance_steps` times, as a gradient ascent, at all but the `guidance_stop` last of the T steps. So a step of "ddpm"
+moves its mean by scale beta_i / sqrt(alpha_i) grad J, with alpha_i and beta_i the step's own. The authors move x_i
+before D, by scale times the posterior's variance, beta_i (1 - abar_{i-1}) / (1 - abar_i), which is less at the last
+steps. The form here belongs to no step, so every solver takes it, and where J is exact and linear the plans are of p(x)
+exp(scale J) with any of them. x_i that are hardly more than noise, sigma > 20 alpha, are not guided: there sigma^2 /
+alpha is in the hundreds, and would multiply J's error.
+
+Differences from the authors' code: one plan is made where theirs takes the best of 64 by J; no window runs over its
+episode's end; terminals cost nothing in R (theirs: 100); J is trained as long as the diffuser; the loss is the mean
+over the whole batch of 64, where theirs accumulates two of 32; the time label is i = T (2 / pi) atan(k), which is the
+step's index on the cosine schedule, and means something to every solver's grid; actions are scaled to [-1, 1] by their
+bounds, not by the data's limits. Sampling with fewer steps than T takes every so many of the T times, "ddpm" as the
+others.
 """
 
 import math
@@ -30,18 +46,22 @@ from typing_extensions import override
 from agents.base import Metrics
 from agents.planning import Planner, unscaled, waypoint_action
 from agents.planning_config import Diffuser
+from agents.returns import ReturnPredictor, ReturnSource, ReturnWindows
 from diffrl.data.segments import Segments, SegmentSource
 from diffrl.data.transitions import Transitions
-from diffrl.diffusion import VP, Prediction, Sampler, denoising_loss, discrete_grid
+from diffrl.diffusion import VP, Denoise, Prediction, Sampler, classifier_guided, denoising_loss, discrete_grid
 from diffrl.diffusion.inpainting import Known
 from diffrl.diffusion.loss import grid_times
 from diffrl.nets import Adam, average_
 from diffrl.nets.temporal import TemporalUNet
 from diffrl.support.errors import DataError, UserError
 
+_NOISE_ALONE = 20.0
+"""Noise-to-signal ratio above which plans are not guided."""
+
 
 class DiffuserNoise(NamedTuple):
-    """All that is random in `DiffuserAgent.denoising_loss`."""
+    """All that is random in the losses of `DiffuserAgent`."""
 
     t: Tensor
     """(S, B) times of the grid, uniform over its steps."""
@@ -52,7 +72,7 @@ class DiffuserNoise(NamedTuple):
 class DiffuserAgent(Planner):
     """Plans by denoising windows of actions and states, see the top of this file."""
 
-    compilable = ("denoising_loss",)
+    compilable = ("denoising_loss", "return_loss")
 
     def __init__(
         self, config: Diffuser, observation_size: int, action_size: int, seeds: Sequence[int], device: str
@@ -83,14 +103,31 @@ class DiffuserAgent(Planner):
         ddpm = config.solver == "ddpm"
         self.sampler = Sampler(VP(), times, "ddim" if ddpm else config.solver, eta=float(ddpm))
         self._times = grid.to(torch.get_default_dtype()).to(self.device)
+        if config.guided:
+            self.predictor = ReturnPredictor(size, self.generators, config).to(self.device)
+            self.average_predictor = deepcopy(self.predictor).requires_grad_(False)
+            self.networks |= {"return": self.predictor, "average_return": self.average_predictor}
+            self.optimisers["return"] = Adam(self.predictor, config.learning_rate)
+            rising = [*grid.flip(0).tolist(), math.inf]
+            # Between two times of the grid, so that no rounding decides which are guided.
+            self._unguided = sum(rising[config.guidance_stop : config.guidance_stop + 2]) / 2
 
     @override
-    def source(self, transitions: Transitions) -> SegmentSource:
-        """Windows of `horizon` rows of one episode. Raises DataError where no episode is that long."""
+    def source(self, transitions: Transitions) -> SegmentSource | ReturnSource:
+        """Windows of `horizon` rows of one episode, with returns if plans are guided by them.
+
+        Raises DataError where no episode is that long.
+        """
         try:
-            return SegmentSource.from_transitions(transitions, self.horizon)
+            segments = SegmentSource.from_transitions(transitions, self.horizon)
         except DataError as error:
             raise DataError(f"{error} The rows of a segment are --agent.horizon.") from error
+        if not self.config.guided:
+            return segments
+        source = ReturnSource(segments, self.config.discount)
+        for predictor in (self.predictor, self.average_predictor):
+            predictor.scale(source)
+        return source
 
     # --- training ---------------------------------------------------------------------------------------------------
 
@@ -109,19 +146,23 @@ class DiffuserAgent(Planner):
 
     def network(self, unet: TemporalUNet, x: Tensor, t: Tensor) -> Tensor:
         """The prediction of x_0 (S, B, H, A + O) at x of that shape and t () or (S, B), labelled: the step's index."""
-        k = self.prediction.process.ratio(t)
-        label = self.config.denoising_steps * (2 / math.pi) * torch.atan(k)
-        prediction: Tensor = unet(x, label)
+        prediction: Tensor = unet(x, self.label(t))
         return prediction
 
-    def noise(self, batch: Segments, generator: torch.Generator) -> DiffuserNoise:
-        """Draw what `denoising_loss` needs for a batch."""
+    def label(self, t: Tensor) -> Tensor:
+        """What the networks are told of the time t, T (2 / pi) atan(k): the step's index on the cosine schedule."""
+        k = self.prediction.process.ratio(t)
+        label: Tensor = (2 / math.pi) * self.config.denoising_steps * torch.atan(k)
+        return label
+
+    def noise(self, batch: Segments | ReturnWindows, generator: torch.Generator) -> DiffuserNoise:
+        """Draw what the losses need for a batch."""
         shape = (*batch.actions.shape[:3], self.action_size + self.observation_size)
         t = grid_times(self._times, shape[:2], generator)
         eps = torch.randn(shape, generator=generator, device=t.device)
         return DiffuserNoise(t, eps)
 
-    def denoising_loss(self, batch: Segments, noise: DiffuserNoise) -> Tensor:
+    def denoising_loss(self, batch: Segments | ReturnWindows, noise: DiffuserNoise) -> Tensor:
         """E |x_0 - D(x_i, i)|^2, the mean over batch, rows and columns: (S,). noise: of `noise`."""
         x0 = torch.cat([batch.actions, batch.observations], -1)
         states = batch.observations
@@ -132,17 +173,32 @@ class DiffuserAgent(Planner):
 
         return denoising_loss(self.prediction, network, x0, noise.t, noise.eps, event_dims=2).mean(-1)
 
+    def return_loss(self, batch: ReturnWindows, noise: DiffuserNoise) -> Tensor:
+        """E (R - J(x_i, i))^2 / Var R, the mean over the batch: (S,). noise: of `noise`, as of `denoising_loss`."""
+        x0 = torch.cat([batch.actions, batch.observations], -1)
+        x = self.prediction.process.perturb(x0, noise.t, noise.eps)
+        x = self.known(batch.observations[:, :, 0], None).insert(x)
+        error: Tensor = self.predictor.f(x, self.label(noise.t)) - self.predictor.standardised(batch.returns)
+        return error.square().mean(-1)
+
     @override
-    def update(self, batch: Segments, generator: torch.Generator, phase: int = 0) -> Metrics:
-        """One step of denoising score matching on windows."""
-        loss = self.denoising_loss(batch, self.noise(batch, generator))
+    def update(self, batch: Segments | ReturnWindows, generator: torch.Generator, phase: int = 0) -> Metrics:
+        """One step of denoising score matching on windows, and if plans are guided one of the predicted returns."""
+        noise = self.noise(batch, generator)
+        loss = self.denoising_loss(batch, noise)
         norm = self.optimisers["actor"].step(loss)
         # A rate as a tensor: no step branches on a counter. Up to `ema_start` the average is a copy.
         due = (self.step % self.config.ema_every == 0).float()
         rate = torch.where(self.step < self.config.ema_start, 1.0, self.config.ema_rate)
         average_(self.average, self.denoiser, due * rate)
+        metrics = {"bc_loss": loss.detach(), "actor_grad_norm": norm}
+        if isinstance(batch, ReturnWindows):
+            return_loss = self.return_loss(batch, noise)
+            metrics["return_grad_norm"] = self.optimisers["return"].step(return_loss)
+            metrics["return_loss"] = return_loss.detach()
+            average_(self.average_predictor, self.predictor, due * rate)
         self.step += 1
-        return {"bc_loss": loss.detach(), "actor_grad_norm": norm}
+        return metrics
 
     # --- acting -----------------------------------------------------------------------------------------------------
 
@@ -170,7 +226,31 @@ class DiffuserAgent(Planner):
         goal = self.goal.expand_as(observations) if self.config.goal_reaching and self.goal is not None else None
         known = self.known(observations, goal)
         denoise = self.prediction.denoiser(lambda x, t: self.network(self.average, x, t))
+        if self.config.guided and self.config.guidance_scale > 0:
+            denoise = self.guided(denoise, known)
         return self.sampler(denoise, noise[0], noise=noise[1:], clip=(-1.0, 1.0), inpaint=known)
+
+    def predicted_return(self, x: Tensor, t: Tensor) -> Tensor:
+        """J(x_t, t) (S, B), of windows x (S, B, H, A + O) at t () or (S, B), by the averaged network."""
+        values: Tensor = self.average_predictor(x, self.label(t))
+        return values
+
+    @property
+    def least_noise(self) -> Tensor:
+        """The time () of the grid's last noise level: what the networks know that is nearest to a finished plan."""
+        return self._times[-2]
+
+    def guided(self, denoise: Denoise, known: Known) -> Denoise:
+        """The denoiser bent by the gradient of `predicted_return`; known entries stay as they are."""
+        process = self.prediction.process
+
+        def guide(x: Tensor, t: Tensor) -> Tensor:
+            on = (t > self._unguided) & (process.ratio(t) <= _NOISE_ALONE)
+            value: Tensor = on * self.predicted_return(known.insert(x), t)
+            return value
+
+        scale, steps = self.config.guidance_scale, self.config.guidance_steps
+        return classifier_guided(process, denoise, guide, scale, steps=steps)
 
     @override
     def states(self, plans: Tensor) -> Tensor:

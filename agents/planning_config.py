@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from typing_extensions import override
 
@@ -13,6 +14,7 @@ from diffrl.support.schema import (
     Count,
     Depth,
     Natural,
+    NotNegative,
     Positive,
     Range,
     Rate,
@@ -58,8 +60,17 @@ class Diffuser(AgentConfig):
     """How plans are sampled: ddpm, the paper's random chain, or a solver of the denoising ODE."""
     sampling_steps: SamplingSteps | None = None
     """Steps of the solver, at most `denoising_steps`; by default as many."""
+    guidance: Literal["none", "return"] = "none"
+    """What bends the plans as they are denoised, beside a goal: nothing, so that without a goal they clone the data; or
+    return, the gradient of the return that a second network predicts of noised windows (locomotion in the paper)."""
+    guidance_scale: NotNegative = 0.1
+    """Weight of the return beside the plans' log-likelihood; 0: none. The data's units of reward count."""
+    guidance_steps: Annotated[int, Range(1, 100)] = 2
+    """Gradient steps at each call of the denoiser."""
+    guidance_stop: Natural = 2
+    """Last steps of the diffusion, of `denoising_steps`, that go without guidance."""
     learning_rate: Positive = 2e-4
-    """Adam's learning rate."""
+    """Adam's learning rate, also of the network that predicts returns."""
     ema_rate: Rate = 0.005
     """How far the averaged network, which plans, moves to the network at an update."""
     ema_every: Count = 10
@@ -76,6 +87,24 @@ class Diffuser(AgentConfig):
             raise refusal("--agent.sampling-steps", self.sampling_steps, most)
         if self.replan_every is not None and not self.goal_reaching and self.replan_every > self.horizon:
             raise refusal("--agent.replan-every", self.replan_every, f"at most --agent.horizon, {self.horizon:,}")
+        if self.guidance_stop > self.denoising_steps:
+            most = f"at most --agent.denoising-steps, {self.denoising_steps:,}"
+            raise refusal("--agent.guidance-stop", self.guidance_stop, most)
+        if self.guidance != "none" and self.goal_reaching:
+            raise refusal("--agent.guidance", self.guidance, "none with --agent.goal-reaching, which plans to a goal")
+        if self.normalise_observations:
+            raise refusal("--agent.normalise-observations", True, "no such option: a Diffuser scales to [-1, 1]")
+
+    @classmethod
+    @override
+    def of_run(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a run; `normalise_observations` did nothing when it was still taken."""
+        return {**values, "normalise_observations": False}
+
+    @property
+    def guided(self) -> bool:
+        """Whether a network learns to predict returns, which bend the plans."""
+        return self.guidance == "return"
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -85,7 +114,7 @@ class Diffuser(AgentConfig):
     @property
     @override
     def observation_scaling(self) -> str:
-        """To [-1, 1] by the data's limits, whatever `normalise_observations` says: plans are clipped to that box."""
+        """To [-1, 1] by the data's limits: plans are clipped to that box."""
         return "min_max"
 
     @override

@@ -29,7 +29,13 @@ Where = Literal["x_t", "x0"]
 
 
 def classifier_guided(
-    process: Process, denoise: Denoise, log_prob: LogProb, scale: float | Tensor = 1.0, *, at: Where = "x_t"
+    process: Process,
+    denoise: Denoise,
+    log_prob: LogProb,
+    scale: float | Tensor = 1.0,
+    *,
+    at: Where = "x_t",
+    steps: int = 1,
 ) -> Denoise:
     """D'(x, t) = D + scale (s^2/a) grad_x log p(y | x_t = x): the denoiser of p(x | y), where scale = 1.
 
@@ -41,35 +47,49 @@ def classifier_guided(
         Chung et al. 2022, 2209.14687; universal guidance, Bansal et al. 2023, 2302.07121). By Tweedie's second
         formula that moves D by scale Cov[x_0 | x_t] grad log_prob(D). Where a denoiser clamps its answer it passes no
         gradient: clamp in the sampler, or behind the guidance, instead.
+    steps: of gradient ascent, at "x_t" alone: D_0 = D, x_0 = x, D_{j+1} = D_j + scale (s^2/a) grad log_prob(x_j), where
+        x_j = x + a (D_j - D) has the clean part D_j and the noise of x; the answer is the last D_j.
 
     Works under no_grad, where the answer carries no graph; with gradients enabled it is differentiable (twice through
     log_prob) in x and in whatever `denoise` and `log_prob` hold: so sample under no_grad unless that is wanted.
     At s = 0, D' = D. At a = 0, or a ratio k above 1e6, x_t says nothing of x_0, the gradient is 0 and its weight
     infinite: D' = D there too, so that a first step from pure noise goes unguided (start at a finite k to guide it).
-    Raises ValueError for an unknown `at`, or a log_prob that does not depend on x.
+    Raises ValueError for an unknown `at`, steps that are not at least 1, or more than 1 at "x0", or a log_prob that
+    does not depend on x.
     """
     if at not in get_args(Where):
         raise unknown("place of guidance", at, get_args(Where))
+    if steps < 1 or (at == "x0" and steps > 1):
+        raise ValueError(f"steps of guidance must be at least 1, and at 'x0' 1, got {steps} at {at!r}")
+
+    def ascent(value: Tensor, point: Tensor, differentiable: bool) -> Tensor:
+        """The gradient at `point` of the values there."""
+        if not value.requires_grad:
+            raise ValueError("log_prob must be a differentiable function of x; its answer carries no gradient")
+        gradient: Tensor
+        (gradient,) = torch.autograd.grad(value.sum(), point, create_graph=differentiable)
+        return gradient
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
         differentiable = torch.is_grad_enabled()
+        time = expand(t, x)
+        factor = expand(scale, x) if isinstance(scale, Tensor) else scale
         with torch.enable_grad():
             point = x if differentiable and x.requires_grad else x.detach().requires_grad_()
             if at == "x0":
                 D = denoise(point, t)
-                value = log_prob(D, t).sum()
+                gradient = ascent(log_prob(D, t), point, differentiable)
             else:
-                value = log_prob(point, t).sum()
-            if not value.requires_grad:
-                raise ValueError("log_prob must be a differentiable function of x; its answer carries no gradient")
-            (gradient,) = torch.autograd.grad(value, point, create_graph=differentiable)
+                gradient = ascent(log_prob(point, t), point, differentiable)
+                for _ in range(steps - 1):
+                    moved = point + factor * process.sigma(time) ** 2 * gradient
+                    moved = moved if differentiable else moved.detach().requires_grad_()
+                    gradient = gradient + ascent(log_prob(moved, t), moved, differentiable)
         if at == "x_t":
             D = denoise(x, t)
         elif not differentiable:
             D = D.detach()
-        weight = _weight(process, expand(t, x))
-        factor = expand(scale, x) if isinstance(scale, Tensor) else scale
-        return D + factor * weight * gradient.to(D.dtype)
+        return D + factor * _weight(process, time) * gradient.to(D.dtype)
 
     return guided
 

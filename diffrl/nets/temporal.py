@@ -280,6 +280,45 @@ class TemporalUNet(nn.Module):
         return mish(embedding), context
 
 
+class TemporalValue(nn.Module):
+    """A value of trajectories, for S seeds: x (S, B, H, D) and time labels t, () or (S, B) -> (S, B).
+
+    The way down of a `TemporalUNet` with one residual block a level, the rows halved after each; then their mean and
+    the time embedding go through an MLP of one hidden layer. H is any number of rows >= 1. in_features: D; the other
+    arguments are as there.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        generators: Sequence[torch.Generator],
+        *,
+        width: int = 32,
+        multipliers: Sequence[int] = (1, 4, 8),
+        kernel: int = 5,
+    ) -> None:
+        super().__init__()
+        self.n_seeds = len(generators)
+        channels = [in_features, *(width * m for m in multipliers)]
+        self.time = TimeEmbedding(self.n_seeds, width, generators)
+        pairs = list(itertools.pairwise(channels))
+        self.down = nn.ModuleList(ResidualBlock(i, o, kernel, width, generators) for i, o in pairs)
+        self.shorten = nn.ModuleList(StackedConv1d(o, o, 3, generators, stride=2) for _, o in pairs)
+        size = channels[-1] + width
+        self.head = MLP((self.n_seeds,), size, 1, generators, width=channels[-1], layers=1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x (S, B, H, D), t () or (S, B) -> (S, B)."""
+        _, batch, rows, _ = x.shape
+        embedding = mish(self.time(t))
+        h = x.permute(1, 0, 3, 2).reshape(batch, -1, rows)
+        for block, shorten in zip(self.down, self.shorten, strict=True):
+            h = shorten(block(h, embedding))
+        mean = h.mean(-1).view(batch, self.n_seeds, -1).transpose(0, 1)
+        values: Tensor = self.head(torch.cat([mean, embedding.expand(-1, batch, -1)], -1))
+        return values.squeeze(-1)
+
+
 def _level(level: nn.Module, h: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
     """A level's two blocks, and its attention where it has one."""
     assert isinstance(level, nn.ModuleDict)
