@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import agents
 from agents.base import Agent
 from agents.diffuser import DiffuserAgent
+from agents.returns import ReturnWindows
 from diffrl.data.segments import Segments
 from diffrl.data.transitions import Batch
 
@@ -36,6 +37,8 @@ def make_batch_for(agent: Agent, n_seeds: int = 1, size: int = 8, seed: int = 0)
         return make_batch(n_seeds, size, seed)
     g, shape = torch.Generator().manual_seed(seed), (n_seeds, size, agent.horizon)
     observations, actions = (torch.rand(*shape, n, generator=g) * 2 - 1 for n in (3, 2))
+    if agent.config.guided:
+        return ReturnWindows(observations, actions, torch.rand(shape[:2], generator=g))
     starts = torch.zeros(shape[:2], dtype=torch.int64)
     return Segments(observations, actions, torch.zeros(shape), torch.ones(shape), starts)
 

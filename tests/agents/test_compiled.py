@@ -89,6 +89,7 @@ CONFIGS = {name: schema(**SIZE) for name, schema in AGENTS.items()} | {
     "idql": IDQL(**SIZE, blocks=1, denoising_steps=2),
     "fql": FQL(**SIZE, flow_steps=2),
     "diffuser": Diffuser(**SIZE, horizon=8, denoising_steps=3, ema_start=5),
+    "guided_diffuser": Diffuser(**SIZE, horizon=8, denoising_steps=3, ema_start=5, guidance="return"),
 }
 TRACED = ("idql", "td3_bc")
 """Of these the fast tier traces the losses; td3_bc has phases."""

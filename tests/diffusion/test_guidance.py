@@ -1,11 +1,14 @@
 """Guidance on a labelled mixture, whose classifier, conditional denoisers and moments are known."""
 
+from typing import Any
+
 import pytest
 import torch
 from diffusion_cases import F64, PROCESSES, close, network
 from torch import Tensor
 
 from diffrl.diffusion import (
+    SOLVERS,
     VE,
     VP,
     Denoise,
@@ -99,6 +102,55 @@ def test_guided_samples_have_the_conditional_moments(process: Process, options: 
 
 
 @process_parameter
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_steps_of_ascent_on_a_paraboloid_shrink_the_distance_to_its_top(process: Process, n: int) -> None:
+    """J = -l/2 |x - c|^2: a step makes x - c that times 1 - scale s^2 l, and D moves by the change of x over a."""
+    data, (x, t) = Gaussian(torch.tensor([1.0, -1.0], dtype=F64), torch.tensor([0.5, 2.0], dtype=F64)), points(process)
+    top, steepness, scale, D = torch.tensor([0.5, 3.0], dtype=F64), 0.7, 0.3, data.denoiser(process)
+    guided = classifier_guided(process, D, lambda x, t: -steepness / 2 * ((x - top) ** 2).sum(-1), scale, steps=n)
+    a, s = process.alpha(t)[:, None], process.sigma(t)[:, None]
+    with torch.no_grad():
+        moved = ((1 - scale * s**2 * steepness) ** n - 1) * (x - top)
+        expected = D(x, t) + moved / a
+        scale_of_rounding = float(expected.abs().max())
+        close(guided(x, t), expected, atol=1e-14 * scale_of_rounding)  # some ten roundings a step
+        assert (expected - D(x, t)).abs().max() > 0.1
+        several = torch.full((len(x),), scale, dtype=F64)
+        again = classifier_guided(process, D, lambda x, t: -steepness / 2 * ((x - top) ** 2).sum(-1), several, steps=n)
+        close(again(x, t), guided(x, t), atol=1e-14 * scale_of_rounding)
+
+
+@pytest.mark.parametrize("options", [*({"solver": solver} for solver in SOLVERS), {"eta": 1.0}], ids=str)
+@pytest.mark.parametrize("process", [VP(), RectifiedFlow()], ids=str)
+def test_a_linear_return_moves_every_solvers_samples_as_the_closed_form_says(
+    process: Process, options: dict[str, Any]
+) -> None:
+    """N(m, std^2) times exp(scale w x) is N(m + scale std^2 w, std^2); E[w x_0 | x_t] = w D(x_t) is J at every time.
+
+    A solver's step is linear in D, so it makes of both the same samples: to rounding, whatever its own error. And but
+    for that error the samples are the data's, moved by scale std^2 w; from x_T at k = 20, which knows the data's mean a
+    little, by 1 - std / sqrt(std^2 + k^2) of it along the ODE.
+    """
+    mean, std, w = (torch.tensor(v, dtype=F64) for v in ([1.0, -1.0], [0.5, 1.5], [2.0, -1.0]))
+    scale, times = 0.3, process.grid(40, 0.02, 20.0, dtype=F64, to_zero=True)
+    data, tilted = Gaussian(mean, std), Gaussian(mean + scale * std**2 * w, std)
+    D = data.denoiser(process)
+    guided = classifier_guided(process, D, lambda x, t: (w * D(x, t)).sum(-1), scale)
+    x = process.sigma(times[0]) * torch.randn(50, 2, dtype=F64)
+    noise = torch.randn(40, 50, 2, dtype=F64)
+
+    def sampled(denoise: Denoise) -> Tensor:
+        return sample(process, denoise, x, times, noise=noise, **options)
+
+    with torch.no_grad():
+        ours, exact, plain = sampled(guided), sampled(tilted.denoiser(process)), sampled(D)
+    close(ours, exact, atol=1e-12)
+    moved = scale * std**2 * w
+    expected = moved if "eta" in options else moved * (1 - std / (std**2 + 20.0**2).sqrt())
+    close((ours - plain).mean(0) / expected, torch.ones(2, dtype=F64), atol=0.02)
+
+
+@process_parameter
 def test_at_x0_the_denoiser_moves_by_the_posterior_covariance(process: Process) -> None:
     """Gaussian data: Cov[x_0 | x_t] = s^2 std^2 / (a^2 std^2 + s^2), times the gradient at D."""
     data, (x, t) = Gaussian(torch.tensor([1.0, -1.0], dtype=F64), torch.tensor([0.5, 2.0], dtype=F64)), points(process)
@@ -146,15 +198,15 @@ def test_where_there_is_no_noise_or_nothing_else_the_denoiser_is_left(at: str) -
                 assert torch.isfinite(gradient) or time == 0  # sqrt at 0
 
 
-@pytest.mark.parametrize("at", ["x_t", "x0"])
-def test_guidance_is_differentiable_where_gradients_are_enabled(at: str) -> None:
+@pytest.mark.parametrize(("at", "steps"), [("x_t", 1), ("x_t", 2), ("x0", 1)])
+def test_guidance_is_differentiable_where_gradients_are_enabled(at: Any, steps: int) -> None:
     """In x, in the denoiser and in the classifier; under no_grad nothing is kept, and the values are the same."""
     process = VP()
     t = torch.tensor(0.7, dtype=F64)
 
     def run(x: Tensor, v: Tensor, w: Tensor) -> Tensor:
         D: Denoise = lambda x, t: torch.tanh(v * x)  # noqa: E731
-        return classifier_guided(process, D, lambda x, t: torch.sin(w * x).prod(-1), 0.3, at=at)(x, t)
+        return classifier_guided(process, D, lambda x, t: torch.sin(w * x).prod(-1), 0.3, at=at, steps=steps)(x, t)
 
     x = torch.randn(3, 2, dtype=F64, requires_grad=True)
     v, w = (torch.tensor(value, dtype=F64, requires_grad=True) for value in (0.8, 1.3))
@@ -182,6 +234,9 @@ def test_mistakes_of_guidance_are_named() -> None:
     D = Gaussian(torch.zeros(2), torch.ones(2)).denoiser(VP())
     with pytest.raises(ValueError, match="Did you mean 'x0'"):
         classifier_guided(VP(), D, lambda x, t: x.sum(-1), at="x_0")  # type: ignore[arg-type]
+    for steps, at in ((0, "x_t"), (2, "x0")):
+        with pytest.raises(ValueError, match=f"at least 1, and at 'x0' 1, got {steps} at '{at}'"):
+            classifier_guided(VP(), D, lambda x, t: x.sum(-1), at=at, steps=steps)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="differentiable"):
         classifier_guided(VP(), D, lambda x, t: torch.zeros(5))(torch.zeros(5, 2), torch.tensor(1.0))
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from diffrl.diffusion import classifier_free, drop_condition
 from diffrl.nets import seed_generator
-from diffrl.nets.temporal import TemporalUNet
+from diffrl.nets.temporal import TemporalUNet, TemporalValue
 from tests.rounding import assert_equal_to_rounding
 
 F64 = torch.float64
@@ -42,9 +42,9 @@ def inputs(n_seeds: int = 2, batch: int = 2, rows: int = 8) -> tuple[Tensor, Ten
 class Plain:
     """The network of one seed on (B, H, D): `nn.Conv1d`, `nn.GroupNorm`, ... with that seed's weights."""
 
-    def __init__(self, net: TemporalUNet, seed: int) -> None:
+    def __init__(self, net: TemporalUNet | TemporalValue, seed: int) -> None:
         self.weights = {name: p.detach()[seed] for name, p in net.named_parameters()}
-        self.levels = net.levels
+        self.levels = len(net.down)
 
     def conv(self, name: str, x: Tensor, stride: int = 1) -> Tensor:
         o, i, k = self.weights[f"{name}.weight"].shape
@@ -109,6 +109,17 @@ class Plain:
         return self.conv("out", self.block("last", h)).mT
 
 
+class PlainValue(Plain):
+    """The value network of one seed, on (B, H, D), t (B,)."""
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        angles = t[:, None] * torch.exp(-math.log(1e4) / 7 * torch.arange(8)).to(F64)
+        embedding, h = self.mlp("time.mlp", torch.cat([angles.sin(), angles.cos()], -1)), x.mT
+        for i in range(self.levels):
+            h = self.conv(f"shorten.{i}", self.residual(f"down.{i}", h, embedding), stride=2)
+        return self.mlp("head", torch.cat([h.mean(-1), functional.mish(embedding)], -1))[:, 0]
+
+
 def sinusoids(rows: int, size: int) -> Tensor:
     """sin and cos of place / 10000^(2 i / size)."""
     table = [[place / 10_000 ** (2 * i / size) for i in range(size // 2)] for place in range(rows)]
@@ -123,6 +134,22 @@ def test_each_seed_is_the_plain_network_with_its_weights(multipliers):
     for seed in range(2):
         plain = Plain(net, seed)(*(v[seed] for v in arguments))
         assert_equal_to_rounding(m[seed], plain, ROUNDINGS)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8])
+def test_each_seeds_value_is_the_plain_networks_with_its_weights(rows):
+    """In a stack of two, and alone; at a time a row, and at one for all."""
+    stack, alone = (
+        TemporalValue(D, [seed_generator(s) for s in seeds], width=16, multipliers=(1, 2, 3)).to(F64)
+        for seeds in ((0, 1), (1,))
+    )
+    x, t, *_ = inputs(rows=rows)
+    values = stack(x, t)
+    assert values.shape == (2, 2)
+    for seed in range(2):
+        assert_equal_to_rounding(values[seed], PlainValue(stack, seed)(x[seed], t[seed]), ROUNDINGS)
+    assert_equal_to_rounding(alone(x[1:], t[1:])[0], values[1], ROUNDINGS)
+    assert_equal_to_rounding(stack(x, t[0, 0])[0, 0], values[0, 0], ROUNDINGS)
 
 
 def test_the_weights_of_one_seed_change_its_answer_and_gradient_alone():

@@ -15,8 +15,13 @@ from tests.training.conftest import final_state, tiny
 pytestmark = pytest.mark.usefixtures("own_data")
 
 
+GUIDED = "diffuser, guided by returns"
+
+
 def small(name: str) -> AgentConfig:
     """The agent as its configuration for maze2d has it, where there is one, with networks that take no time."""
+    if name == GUIDED:
+        return dataclasses.replace(small("diffuser"), guidance="return")  # type: ignore[call-arg]
     found = [c for c in configuration.shipped() if c == f"{name}/maze2d-umaze-v1"]
     config = configuration.find(found[0]).agent if found else AGENTS[name]()
     config = dataclasses.replace(config, width=8, layers=1, batch_size=8)
@@ -25,7 +30,7 @@ def small(name: str) -> AgentConfig:
     return config
 
 
-@pytest.mark.parametrize("name", sorted(AGENTS))
+@pytest.mark.parametrize("name", [*sorted(AGENTS), GUIDED])
 def test_a_run_cut_anywhere_is_the_run_that_was_not(name: str, tmp_path: Path) -> None:
     """13 steps in one go and as 7 + 6, bit for bit: the cut falls into the middle of TD3's period."""
     fields = {"steps": 13, "eval_every": 10, "eval_episodes": 1, "log_every": 3, "rows": 500}

@@ -42,6 +42,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 CONFIGS = [AGENTS[name](width=8, layers=1, batch_size=4) for name in sorted(AGENTS) if name != "diffuser"] + [
     Diffuser(width=8, layers=1, batch_size=4, horizon=8, ema_start=3),
+    Diffuser(width=8, layers=1, batch_size=4, horizon=8, ema_start=3, guidance="return"),
     DiffusionQL(width=8, layers=1, batch_size=4, ema_start=3, ema_every=2, critic_layer_norm=True, max_q_backup=True),
 ]
 
