@@ -25,19 +25,19 @@ class Target:
         self.path = Path(out).expanduser()
         self.to_file = self.path.suffix in (".hdf5", ".h5")
         if self.to_file:
-            exists = self.path.exists()
+            self.exists = self.path.exists()
             self.folder = self.path.with_name(f"{self.path.stem}-{verb}")
         elif out.startswith("minari:"):
             self.id = out.removeprefix("minari:")
             if not minari.is_id(self.id):
                 raise UserError(f"{out!r} is no Minari id; expected e.g. minari:hopper/synthetic-v0.")
-            exists = (minari.store() / self.id).exists()
+            self.exists = (minari.store() / self.id).exists()
             self.folder = Path("runs") / f"{self.id.replace('/', '-')}-{verb}"
         else:
             raise UserError(f"Cannot write {out!r}: expected a path ending in .hdf5 or .h5, or minari:ID.")
         if self.to_file and self.path.is_dir():
             raise UserError(f"{out} is a folder; expected the path of a file: choose another --out.")
-        if exists and not force:
+        if self.exists and not force:
             raise UserError(
                 f"{out} exists; what wrote it is finished. Use --force to replace it, or choose another --out."
             )

@@ -326,6 +326,23 @@ def test_relabelled_rows_are_the_data_with_the_learned_reward(source: Path, bett
     assert d4rl.read(better).return_range() == pytest.approx((returns.min(), returns.max()))
 
 
+def test_relabelling_that_is_asked_for_afterwards_says_what_makes_it(source: Path, tmp_path: Path, few: None) -> None:
+    """And that does: the same file once more, of the same models, and the other beside it."""
+    out, folder = tmp_path / "new.hdf5", tmp_path / "new-flow-to-better"
+    made(source, out, relabel=False)
+    model = {path: path.read_bytes() for path in (folder / "checkpoints").rglob("*") if path.is_file()}
+    first = d4rl.read(out)
+    with pytest.raises(UserError, match=r"new.hdf5 exists, without .*relabelled.hdf5: add --force to make both"):
+        made(source, out, relabel=True)
+    made(source, out, relabel=True, force=True)
+    assert {path: path.read_bytes() for path in (folder / "checkpoints").rglob("*") if path.is_file()} == model
+    again = d4rl.read(out)
+    assert all(np.array_equal(values, again.columns()[name]) for name, values in first.columns().items())
+    assert len(d4rl.read(folder / augmenting.RELABELLED)) == len(d4rl.read(source))
+    with pytest.raises(UserError, match="what wrote it is finished"):
+        made(source, out, relabel=True)
+
+
 def test_flipped_labels_make_trajectories_worse(source: Path, tmp_path: Path, few: None) -> None:
     """The same pairs with the opposite preferences, from a file: what was the lowest block is now the best."""
     dataset = d4rl.read(source)
@@ -438,6 +455,11 @@ def contradictory(path: Path) -> Path:
     [
         (["--preferences", "0"], "number of pairs to label is 0; expected at least 1"),
         (["--preferences", "-3"], "at least 1"),
+        (
+            ["--preferences", "4", "--segment", "8"],
+            "4 labelled pairs are too few: the 5 networks of the reward are each",
+        ),
+        (["--preferences", "ONE"], "1 labelled pairs are too few"),
         (["--preferences", "none.json"], r"none.json does not exist; expected a file of preferences"),
         (["--preferences", "CONTRADICTORY"], "pairs 0 and 1 contradict each other"),
         (["--preferences", "CONTRADICTORY", "--label-noise", "0.1"], "the synthetic teacher's"),
@@ -459,7 +481,8 @@ def test_bad_input_gets_one_clear_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [str(contradictory(tmp_path / "pairs.json")) if word == "CONTRADICTORY" else word for word in words]
+    files = {"CONTRADICTORY": contradictory, "ONE": lambda path: teach(d4rl.read(source), 1, H, 0).write(path)}
+    words = [str(files[word](tmp_path / "pairs.json")) if word in files else word for word in words]
     data = source
     if "--data" in words:
         kind = words[-1]

@@ -405,7 +405,7 @@ def test_the_end_says_what_was_saved_and_what_reads_it(
     import threading
     from urllib.request import Request, urlopen
 
-    out = tmp_path / "my labels.json"
+    out = tmp_path / "new" / "my labels.json"
     config = LabelConfig(str(maze_file), str(out), segment=H, pairs=3, browser=False, reward=TINY)
 
     def ask(address: str, call: str, value: Any = None) -> Any:
@@ -428,12 +428,13 @@ def test_the_end_says_what_was_saved_and_what_reads_it(
 
     assert label(config, ready) == out
     said = capfd.readouterr().err
+    assert f"{out.parent} was not there: the folder is made" in " ".join(said.split())
     assert "1 labels (1 of them equal) are saved" in said
     command = re.search(r"diffrl augment flow-to-better .*", said)
     assert command
     assert command[0].endswith(f"--preferences '{out}' --out better.hdf5")
     assert "with the other 2 pairs" in said
-    assert not list(tmp_path.glob(".*"))
+    assert not list(out.parent.glob(".*"))
 
 
 @contextmanager

@@ -49,6 +49,7 @@ from diffrl.augment.flow_to_better.windows import (
     window_returns,
 )
 from diffrl.augment.job import augment
+from diffrl.augment.target import Target
 from diffrl.data import d4rl
 from diffrl.data.offline import Floats, OfflineDataset
 from diffrl.data.preferences import Preferences, read_preferences, teach
@@ -98,7 +99,21 @@ def flow_to_better(
     augmenter = FlowToBetter(
         preferences, diffuser, flow, reward, blocks, max_dynamics_error=max_dynamics_error, relabel=relabel, quiet=quiet
     )
-    return augment(Request(dataset, str(out), **options), augmenter, quiet=quiet)
+    request = Request(dataset, str(out), **options)
+    if relabel and not request.force:
+        _refuse_late_relabelling(request)
+    return augment(request, augmenter, quiet=quiet)
+
+
+def _refuse_late_relabelling(request: Request) -> None:
+    """Raise UserError where the generated data set is there already and the relabelled one is not."""
+    target = Target(request.out, True, FlowToBetter.verb)
+    folder = target.folder if request.folder is None else Path(request.folder)
+    if target.exists and not (folder / RELABELLED).exists():
+        raise UserError(
+            f"{request.out} exists, without {folder / RELABELLED}: add --force to make both. The trained models are kept, "
+            "and the same rows are generated once more."
+        )
 
 
 class FlowToBetter(Augmenter):
@@ -203,6 +218,12 @@ class FlowToBetter(Augmenter):
                 "equal). Nothing else looks at these."
             )
             about = {"source": "synthetic teacher", **labelled.about}
+        least = self.reward.members if self.reward.held_out else 1
+        if len(found) < least:
+            raise UserError(
+                f"{len(found)} labelled pairs are too few: the {least} networks of the reward are each judged by pairs "
+                f"that they have not learned from, which takes at least {least} (--reward.members; published: 15 pairs)."
+            )
         if not self._quiet:
             console.print(f"Preferences: {text}", markup=False)
         return found, about | {"pairs": len(found), "segment": found.horizon, "equal": int(found.equal.sum())}

@@ -96,7 +96,9 @@ def _labels(config: LabelConfig, dataset: OfflineDataset, out: Path) -> tuple[La
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """In the block no other process labels into this file."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if not out.parent.exists():
+        out.parent.mkdir(parents=True)
+        console.print(f"{out.parent} was not there: the folder is made for the labels.", markup=False)
     lock = out.with_name(f".{out.name}.lock")
     descriptor = lock_file(lock)
     if descriptor is None:
