@@ -276,6 +276,60 @@ def _run(kind: str) -> Callable[[Path, Rng, Path, Path], str]:
     return damage
 
 
+# --- Labels ---------------------------------------------------------------------------------------------------------
+
+_PREFER = f"--preferences {sound.LABELS} --steps 2 --width 4 --multipliers 1 --blocks 2 --reward.steps 2"
+
+
+def _of_labels(source: Path, folder: Path, rng: Rng) -> Case:
+    """Two commands read them: the one learns a reward, the other fine-tunes a run on the segments."""
+    shutil.copyfile(source / sound.WIDE, folder / sound.WIDE)
+    shutil.copyfile(source / sound.LABELS, folder / sound.LABELS)
+    if rng.random() < 0.5:
+        words = (
+            f"augment flow-to-better {sound.WIDE} --env Pendulum-v1 {_PREFER} --reward.width 4 --samples 9 --horizon 4"
+        )
+        return Case(f"{words} --no-report --out new.hdf5", sound.labels(sound.WIDE), False)
+    shutil.copytree(source / "diffusion", folder / "diffusion")
+    words = f"finetune policy diffusion --algo dpo --preferences {sound.LABELS} --steps 2 --eval-every 2 --batch-size 4"
+    return Case(f"{words} --eval-episodes 1 --warm-up 1 --out out", sound.labels(sound.WIDE), False)
+
+
+def _labels(folder: Path, rng: Rng, outside: Path, source: Path) -> str:
+    path = folder / sound.LABELS
+    if rng.random() < 0.3:
+        return _label(path, rng)
+    return _damage_any(path, rng, source / "other" / sound.LABELS)
+
+
+def _label(path: Path, rng: Rng) -> str:
+    """A pair that contradicts another, names rows that are none, or is no pair; or another size of segments."""
+    about = json.loads(path.read_text())
+    pairs = about["pairs"]
+    number = int(rng.integers(len(pairs)))
+    ids, label = pairs[number]["segments"], pairs[number]["label"]
+    changes: tuple[dict[str, Any], ...] = (
+        {"segments": ids[::-1], "label": label},
+        {"segments": [ids[0], ids[0]], "label": label},
+        {"segments": [ids[0], 10**12], "label": label},
+        {"segments": [-1, ids[1]], "label": label},
+        {"segments": [ids[0], ids[1] + 0.5], "label": label},
+        {"segments": ids, "label": 2},
+        {"segments": ids, "label": None},
+        {"segments": ids},
+        {"segments": [*ids, 0], "label": label},
+    )
+    action = int(rng.integers(len(changes) + 2))
+    if action < len(changes):
+        pairs.append(changes[action])
+    elif action == len(changes):
+        about["segment"] = [0, -1, 10**9, "4", 4.5, 3][int(rng.integers(6))]
+    else:
+        about["pairs"] = [[], {}, pairs * 1000, None][int(rng.integers(4))]
+    path.write_text(json.dumps(about))
+    return f"labels: change {action} of pair {number}"
+
+
 # --- Configurations -------------------------------------------------------------------------------------------------
 
 
@@ -297,7 +351,7 @@ KINDS: dict[str, Kind] = {
     for kind in (
         Kind("HDF5, bytes", 500, _of_data(sound.DATA, False), _bytes_of(sound.DATA)),
         Kind("HDF5 of ours, bytes", 500, _of_data(sound.SEALED, True), _bytes_of(sound.SEALED)),
-        Kind("HDF5, structure", 700, _of_data(sound.DATA, False), _structure),
+        Kind("HDF5, structure", 600, _of_data(sound.DATA, False), _structure),
         Kind("HDF5, links", 400, _of_data(sound.DATA, False), _links),
         Kind("npz, bytes", 200, _of_data(sound.NPZ, False), _bytes_of(sound.NPZ)),
         Kind("npz, members", 300, _of_data(sound.NPZ, False), _npz),
@@ -310,6 +364,7 @@ KINDS: dict[str, Kind] = {
         Kind("run, images", 200, _of_run("images"), _run("images")),
         Kind("run, augment", 200, _of_run("augment"), _run("augment")),
         Kind("configuration", 300, _of_yaml, _yaml),
+        Kind("labels", 100, _of_labels, _labels),
     )
 }
 """All kinds by name; their shares add up to 5,000."""

@@ -23,6 +23,8 @@ from tests.faults import forked
 
 DATA, SEALED, NPZ, WIDE = "unit.hdf5", "sealed.hdf5", "unit.npz", "wide.hdf5"
 """Data sets: without and with our checksum, as npz; one of the pendulum's own actions, which runs learn from."""
+LABELS = "labels.json"
+"""Labelled pairs of WIDE's segments, as `diffrl augment label` writes them; `other/labels.json` has other labels."""
 MINARI = {"hdf5": "small/rows-v0", "arrow": "small/arrow-v0"}
 """The ids of Minari's sets, which lie below `minari/`, by format."""
 SECRET, PIPE = "secret.h5", "pipe"
@@ -142,6 +144,7 @@ def build(folder: Path, kinds: tuple[str, ...] = tuple(RUNS), minari: bool = Tru
     write_pendulum(folder / WIDE, ROWS)
     with h5py.File(folder / DATA) as file:
         np.savez(folder / NPZ, **{name: file[name][()] for name in file})
+    write_labels(folder)
     if {"images"} & set(kinds):
         write_digits_model(folder / "cache", (4, 4))
     to_minari = (f"data convert {DATA} minari:{name} --format {form}" for form, name in MINARI.items())
@@ -159,6 +162,15 @@ def build(folder: Path, kinds: tuple[str, ...] = tuple(RUNS), minari: bool = Tru
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     whole.touch()
     return folder
+
+
+def write_labels(folder: Path) -> None:
+    """Write `LABELS` and the other ones, ten pairs each of segments of four rows."""
+    from diffrl.data.preferences import teach
+    from envs.datasets import load_dataset
+
+    for name, seed in ((LABELS, 0), (f"other/{LABELS}", 1)):
+        teach(load_dataset(str(folder / WIDE), progress=False, action_limit=None), 10, 4, seed).write(folder / name)
 
 
 def write_outside(folder: Path) -> Path:
@@ -204,6 +216,19 @@ def newest(run: str) -> Callable[[], Any]:
     def look() -> Any:
         last = max(Path(run, "checkpoints").glob("[0-9]*"))
         return [last.name, unchanged_digests.of_file(last / "state.safetensors")]
+
+    return look
+
+
+def labels(data: str) -> Callable[[], Any]:
+    """The labels as commands read them: ids and labels of a data set's segments."""
+
+    def look() -> Any:
+        from diffrl.data.preferences import LabelledPairs
+        from envs.datasets import load_dataset
+
+        found = LabelledPairs.read(Path(LABELS), load_dataset(data, None, False, action_limit=None))
+        return [found.segment, found.pairs.tolist(), found.labels.tolist()]
 
     return look
 

@@ -111,8 +111,8 @@ def _refuse_late_relabelling(request: Request) -> None:
     folder = target.folder if request.folder is None else Path(request.folder)
     if target.exists and not (folder / RELABELLED).exists():
         raise UserError(
-            f"{request.out} exists, without {folder / RELABELLED}: add --force to make both. The trained models are kept, "
-            "and the same rows are generated once more."
+            f"{request.out} exists, without {folder / RELABELLED}: add --force to make both. The trained models are "
+            "kept, and the same rows are generated once more."
         )
 
 
@@ -221,8 +221,8 @@ class FlowToBetter(Augmenter):
         least = self.reward.members if self.reward.held_out else 1
         if len(found) < least:
             raise UserError(
-                f"{len(found)} labelled pairs are too few: the {least} networks of the reward are each judged by pairs "
-                f"that they have not learned from, which takes at least {least} (--reward.members; published: 15 pairs)."
+                f"{len(found)} labelled pairs are too few: the {least} networks of the reward are each judged by a "
+                f"pair that they have not learned from, which takes at least {least} (--reward.members; published: 15)."
             )
         if not self._quiet:
             console.print(f"Preferences: {text}", markup=False)
