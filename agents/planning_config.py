@@ -60,6 +60,8 @@ class Diffuser(AgentConfig):
     """How plans are sampled: ddpm, the paper's random chain, or a solver of the denoising ODE."""
     sampling_steps: SamplingSteps | None = None
     """Steps of the solver, at most `denoising_steps`; by default as many."""
+    normalise_observations: bool = False
+    """Refused: a Diffuser scales observations to [-1, 1] by the data's limits, in any case."""
     guidance: Literal["none", "return"] = "none"
     """What bends the plans as they are denoised, beside a goal: nothing, so that without a goal they clone the data; or
     return, the gradient of the return that a second network predicts of noised windows (locomotion in the paper)."""
@@ -93,7 +95,8 @@ class Diffuser(AgentConfig):
         if self.guidance != "none" and self.goal_reaching:
             raise refusal("--agent.guidance", self.guidance, "none with --agent.goal-reaching, which plans to a goal")
         if self.normalise_observations:
-            raise refusal("--agent.normalise-observations", True, "no such option: a Diffuser scales to [-1, 1]")
+            what = "nothing there: a Diffuser scales to [-1, 1] by the data's limits"
+            raise refusal("--agent.normalise-observations", True, what)
 
     @classmethod
     @override

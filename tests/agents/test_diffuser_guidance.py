@@ -273,7 +273,7 @@ def test_what_does_not_go_together_is_said() -> None:
         dataclasses.replace(GUIDED, goal_reaching=True)
     with pytest.raises(UserError, match=r"guidance-stop is 5; expected at most --agent.denoising-steps, 4"):
         dataclasses.replace(GUIDED, guidance_stop=5)
-    with pytest.raises(UserError, match=r"normalise-observations is .*a Diffuser scales to \[-1, 1\]"):
+    with pytest.raises(UserError, match=r"normalise-observations is .*nothing there: a Diffuser scales to \[-1, 1\]"):
         dataclasses.replace(GUIDED, normalise_observations=True)
 
 
