@@ -76,7 +76,8 @@ class PreferenceConfig:
 
     preferences: str
     """A file of labelled pairs (JSON of `diffrl augment label`, or safetensors), or a number N: a synthetic teacher
-    labels N pairs of segments by the data's own rewards, which nothing else looks at."""
+    labels N pairs of segments by the data's own rewards, which nothing else looks at. At least one pair for each of the
+    --reward.members, 5, which are judged by it."""
     segment: Many | None = None
     """Rows of a segment that the teacher labels, 100 by default as published; a file says it itself."""
     label_noise: Fraction = 0.0
