@@ -12,6 +12,7 @@ from diffrl.support.errors import UserError
 from diffrl.support.plots import BLUE, GREEN, save
 from diffrl.support.statistics import estimate
 from diffrl.training.logs import benchmark_family
+from envs import registry
 from envs.maze2d import Maze
 from envs.task import Task
 
@@ -33,7 +34,10 @@ def print_evaluation(result: dict[str, Any], reference: str | None, comparable: 
     )
     if reference and not comparable:
         title += "\n(scaled by D4RL's references, but data or environment are not D4RL's: not comparable)"
-    table = Table(title=title, caption=f"{episodes} episodes a seed; ± standard error", caption_justify="left")
+    caption = f"{episodes} episodes a seed; ± standard error"
+    if reference and comparable and (fidelity := registry.get(reference).fidelity):
+        caption += f"\n{fidelity}"
+    table = Table(title=title, caption=caption, caption_justify="left")
     table.add_column("checkpoint")
     table.add_column("seed", justify="right")
     table.add_column("step", justify="right")

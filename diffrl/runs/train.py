@@ -33,6 +33,7 @@ from diffrl.training.compilation import compile_agent
 from diffrl.training.logs import SHOWN, MetricsLog, ScoreBook, Scores, benchmark_family, plus_minus, tidy
 from diffrl.training.loop import Evaluations, InLine, Loop, NoEvaluations, Trainer
 from diffrl.training.stack import StackTrainer
+from envs import registry
 from envs.datasets import FILE_SUFFIXES, load_dataset, locate
 from envs.task import capped, open_task
 
@@ -241,6 +242,8 @@ def finished(run: Run, scores: Scores, quiet: bool) -> Path:
                 f"Scaled by D4RL's reference returns for {benchmark_family(scores.about['reference'])}, but data or "
                 "environment are not D4RL's: do not report it under a D4RL name."
             )
+        elif kind == "score" and (fidelity := registry.get(scores.about["reference"]).fidelity):
+            console.print(fidelity, markup=False, highlight=False)
         console.print(f"learning curve: {path / 'learning_curve.png'}")
         console.print(f"evaluate:       diffrl evaluate {path} --episodes 100")
     else:
