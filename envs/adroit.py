@@ -8,7 +8,7 @@ the pen has been dropped, which ends it in D4RL.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -39,9 +39,8 @@ class AdroitEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
 
         gymnasium.register_envs(gymnasium_robotics)
         self.task, self.render_mode = task, render_mode
-        self._env: Any = gymnasium.make(TASKS[task], render_mode=render_mode).unwrapped
-        self._env.spec = None  # the id and the limit are ours
-        self._data = self._env.data
+        self._env = cast("Any", gymnasium.make(TASKS[task], render_mode=render_mode).unwrapped)
+        self._data: Any = self._env.data
         self.observation_space, self.action_space = self._env.observation_space, self._env.action_space
 
     def reset(
@@ -80,7 +79,7 @@ class AdroitEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
         handle, head, nail = self._data.body("Object").xpos, self._site("tool"), self._site("S_target")
         to_drive = _distance(nail, self._site("nail_goal"))
         speed = float(np.linalg.norm(self._data.qvel))
-        lifted = 2.0 * (handle[2] > 0.04 and head[2] > 0.04)
+        lifted = 2.0 * bool(handle[2] > 0.04 and head[2] > 0.04)
         driven = 25.0 * (to_drive < 0.02) + 75.0 * (to_drive < 0.01)
         reach = _distance(self._site("S_grasp"), handle)
         return -0.1 * reach - _distance(head, nail) - 10.0 * to_drive - 1e-2 * speed + lifted + driven

@@ -138,8 +138,8 @@ class AntMazeEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def draw_goal(self) -> NDArray[np.float64]:
         """A goal (x, y): the goal's cell, off its centre towards larger x and y, as D4RL draws it."""
         cell = self.maze.centre(self.maze.cells("G")[0])
-        shift = sum(self.np_random.uniform(0.0, largest, 2) for largest in JITTER)
-        return np.asarray(np.maximum(cell + shift, 0.0))
+        shift = np.sum([self.np_random.uniform(0.0, largest, 2) for largest in JITTER], axis=0)
+        return np.asarray(np.maximum(np.asarray(cell) + shift, 0.0))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
