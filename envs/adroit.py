@@ -2,9 +2,9 @@
 
 Observations and starts are the same in both, and so are the models of pen and hammer; those of door, relocate and the
 hand itself were not compared (Rajeswaran et al., 2018, arXiv 1709.10087). Gymnasium-Robotics' -v1 differs in two
-points, mended here: in door, hammer and relocate it *rewards* the distance between the palm and what is to be grasped, which
-D4RL punishes (its pull request 220 says so too), and in pen it lets an episode go on when the pen has been dropped,
-which ends it in D4RL.
+points, mended here: in door, hammer and relocate it *rewards* the distance between the palm and what is to be grasped,
+which D4RL punishes (its pull request 220 says so too), and in pen it lets an episode go on when the pen has been
+dropped, which ends it in D4RL.
 """
 
 from __future__ import annotations

@@ -75,6 +75,19 @@ class Task:
         text = str(spec)
         return text if text == spec.id or not self.env_origin else f"{text} ({self.env_origin})"
 
+    @property
+    def faithful(self) -> bool:
+        """Whether scores are the benchmark's: `comparable`, and in the environment that the benchmark has today.
+
+        Runs of before the Adroit tasks were mended (`envs.adroit`) were evaluated in Gymnasium-Robotics' own.
+        """
+        return self.comparable and self.reference is not None and registry.get(self.reference).env_id == self.env_id
+
+    @property
+    def fidelity(self) -> str:
+        """The line that stands beside scores, on how the environment compares with the original; "": there is none."""
+        return registry.get(self.reference).fidelity if self.faithful and self.reference is not None else ""
+
     def make(self) -> gymnasium.Env[Any, Any]:
         """Make the environment. Raises UserError where it is unknown or not installed."""
         assert self.spec is not None

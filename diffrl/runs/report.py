@@ -12,7 +12,6 @@ from diffrl.support.errors import UserError
 from diffrl.support.plots import BLUE, GREEN, save
 from diffrl.support.statistics import estimate
 from diffrl.training.logs import benchmark_family
-from envs import registry
 from envs.maze2d import Maze
 from envs.task import Task
 
@@ -23,8 +22,10 @@ DRAWN = 4
 """Episodes of a checkpoint that `plot_episodes` draws."""
 
 
-def print_evaluation(result: dict[str, Any], reference: str | None, comparable: bool, episodes: int) -> None:
-    """The table of `diffrl evaluate`."""
+def print_evaluation(
+    result: dict[str, Any], reference: str | None, comparable: bool, episodes: int, fidelity: str = ""
+) -> None:
+    """The table of `diffrl evaluate`. fidelity: a line on how the environment compares with D4RL's, below the table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -35,7 +36,7 @@ def print_evaluation(result: dict[str, Any], reference: str | None, comparable: 
     if reference and not comparable:
         title += "\n(scaled by D4RL's references, but data or environment are not D4RL's: not comparable)"
     caption = f"{episodes} episodes a seed; ± standard error"
-    if reference and comparable and (fidelity := registry.get(reference).fidelity):
+    if fidelity:
         caption += f"\n{fidelity}"
     table = Table(title=title, caption=caption, caption_justify="left")
     table.add_column("checkpoint")

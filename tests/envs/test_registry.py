@@ -170,6 +170,22 @@ def test_a_minari_id_says_where_to_act_if_its_file_does_not(minari_id, named, en
     assert (task.env_id, task.reference, task.comparable) == (env_id, reference, False)
 
 
+def test_scores_are_faithful_in_the_benchmarks_environment_of_today_alone():
+    """A run of before the pen was mended has another environment, and so no claim to D4RL's name."""
+    from envs.task import Task
+
+    mended = Task("pen-human-v1", {}, "pen-human-v1", comparable=True)
+    assert mended.faithful
+    assert mended.fidelity == registry.get("pen-human-v1").fidelity != ""
+    for other in (
+        Task("AdroitHandPen-v1", {"max_episode_steps": 100}, "pen-human-v1", comparable=True),
+        Task("pen-human-v1", {}, "pen-human-v1", comparable=False),
+        Task("Pendulum-v1", {}, None, comparable=False),
+    ):
+        assert not other.faithful
+        assert other.fidelity == ""
+
+
 def test_the_registry_imports_no_torch():
     code = "import sys; from envs import registry; registry.ids(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
