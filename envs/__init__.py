@@ -10,7 +10,7 @@ __part_of__ = "diffrl"  # `diffrl.support.shadowing` looks for this line
 
 
 def register() -> None:
-    """Register the maze2d environments with Gymnasium."""
+    """Register our environments with Gymnasium, under the ids of D4RL's benchmarks."""
     from gymnasium.envs.registration import registry
 
     limits = {"open": ("v0", 150), "umaze": ("v1", 300), "medium": ("v1", 600), "large": ("v1", 800)}
@@ -24,6 +24,29 @@ def register() -> None:
                     kwargs={"maze": maze, "reward": reward},
                     max_episode_steps=steps,
                 )
+    for maze, steps in {"umaze": 700, "medium": 1000, "large": 1000}.items():
+        for kind in ("", "-diverse") if maze == "umaze" else ("-play", "-diverse"):
+            for version in ("v0", "v2"):
+                env_id = f"antmaze-{maze}{kind}-{version}"
+                if env_id not in registry:
+                    gymnasium.register(
+                        env_id, entry_point="envs.antmaze:AntMazeEnv", kwargs={"maze": maze}, max_episode_steps=steps
+                    )
+    for tasks in ("complete", "partial", "mixed"):
+        if (env_id := f"kitchen-{tasks}-v0") not in registry:
+            gymnasium.register(
+                env_id, entry_point="envs.kitchen:KitchenEnv", kwargs={"tasks": tasks}, max_episode_steps=280
+            )
+    for task in ("pen", "door", "hammer", "relocate"):
+        for quality in ("human", "cloned", "expert"):
+            for version in ("v0", "v1"):
+                if (env_id := f"{task}-{quality}-{version}") not in registry:
+                    gymnasium.register(
+                        env_id,
+                        entry_point="envs.adroit:AdroitEnv",
+                        kwargs={"task": task},
+                        max_episode_steps=100 if task == "pen" else 200,
+                    )
 
 
 register()

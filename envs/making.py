@@ -38,6 +38,11 @@ _REBUILT = (
 """Gymnasium's wrappers whose arguments tell all that they do."""
 _ONLY_WATCH = ("HumanRendering", "RecordEpisodeStatistics", "RecordVideo", "RenderCollection")
 """Gymnasium's wrappers that change no observation, reward or end: they are left out."""
+_OF_ROBOTICS = (
+    *("Adroit", "AntMaze", "Fetch", "Franka", "Hand", "PointMaze"),
+    *("kitchen-", "pen-", "door-", "hammer-", "relocate-"),
+)
+"""How ids begin whose environments are Gymnasium-Robotics', or ours on top of them."""
 _STATISTICS = ("NormalizeObservation", "NormalizeReward")
 
 
@@ -111,7 +116,7 @@ def _class(entry_point: str) -> str:
 
 def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gymnasium.Env[Any, Any]:
     """Make an environment as `gymnasium.make` does. Raises UserError, saying what to do, where that fails."""
-    if env_id.startswith(("Adroit", "AntMaze", "Fetch", "Franka", "Hand", "PointMaze")):
+    if env_id.startswith(_OF_ROBOTICS):
         try:
             import gymnasium_robotics
         except ImportError as error:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffrl.support.errors import UserError
+from envs.plots import Disc, maze_from_above
 
 GOAL_RADIUS = 0.5
 MAX_SPEED = 5.0
@@ -208,18 +209,13 @@ class Maze2dEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     def render(self) -> NDArray[np.uint8]:
         """The maze from above, 32 pixels a cell: walls grey, the goal region green, the ball blue; (H, W, 3)."""
-        scale = 32
-        height, width = len(self.maze.grid), len(self.maze.grid[0])
-        # World coordinates of pixel centres; a cell (r, c) spans r + .5 to r + 1.5.
-        rows, columns = np.mgrid[0 : height * scale, 0 : width * scale] / scale + 0.5 + 0.5 / scale
-        walls = np.array([[letter == "#" for letter in row] for row in self.maze.grid])
-        image = np.full((*rows.shape, 3), 255, dtype=np.uint8)
-        image[np.kron(walls, np.ones((scale, scale), dtype=bool))] = (90, 90, 90)
-        goal, ball = (self.goal, GOAL_RADIUS, (150, 220, 150)), (self._data.qpos, 0.1, (30, 60, 200))
-        for position, radius, colour in (goal, ball):
-            disc = (rows - position[0] - BODY) ** 2 + (columns - position[1] - BODY) ** 2 <= radius**2
-            image[disc & (image[..., 0] != 90)] = colour
-        return image
+        ball = self._data.qpos + BODY - 1.0  # in cells: the wall of cell (r, c) stands at (r + 1, c + 1)
+        goal = np.array(self.goal) + BODY - 1.0
+        discs: list[Disc] = [
+            ((goal[0], goal[1]), GOAL_RADIUS, (150, 220, 150)),
+            ((ball[0], ball[1]), 0.1, (30, 60, 200)),
+        ]
+        return maze_from_above(self.maze.grid, discs, 32)
 
 
 class WaypointController:

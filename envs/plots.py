@@ -1,7 +1,8 @@
-"""A data set as one picture: its returns and lengths, and where it has been."""
+"""A data set as one picture: its returns and lengths, and where it has been; and a maze from above."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,24 @@ from envs.registry import Benchmark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+Disc = tuple[tuple[float, float], float, tuple[int, int, int]]
+"""A centre (row, column) and a radius, in cells, and a colour (R, G, B)."""
+
+
+def maze_from_above(grid: Sequence[str], discs: Sequence[Disc], pixels: int) -> npt.NDArray[np.uint8]:
+    """A maze's picture (H, W, 3), `pixels` a cell: walls (`#`) grey, all else white, and discs in the order given.
+
+    The centre of cell (row, column) is at exactly these coordinates. Walls are in front of the discs.
+    """
+    rows, columns = (np.mgrid[0 : len(grid) * pixels, 0 : len(grid[0]) * pixels] + 0.5) / pixels - 0.5
+    image = np.full((*rows.shape, 3), 255, dtype=np.uint8)
+    for (row, column), radius, colour in discs:
+        image[(rows - row) ** 2 + (columns - column) ** 2 <= radius**2] = colour
+    walls = np.array([[letter == "#" for letter in line] for line in grid])
+    image[np.kron(walls, np.ones((pixels, pixels), dtype=bool))] = (90, 90, 90)
+    return image
 
 
 def plot_dataset(path: Path, dataset: OfflineDataset, benchmark: Benchmark | None, title: str) -> None:

@@ -1,7 +1,7 @@
 """Benchmarks by id: D4RL's, and those of other packages, entry points of the group `diffrl.datasets`.
 
 Reference scores, download addresses, step limits, and which environment evaluates them. D4RL's ids, reference scores
-and addresses are in `d4rl.csv` beside this file; what holds for whole families of it is here.
+and addresses are in `d4rl.csv` beside this file; what holds for whole families of it is in `families.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.support import plugins
 from diffrl.support.errors import UserError, nearest
 from diffrl.support.plugins import Plugin
+from envs import families
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Benchmark:
     """Where D4RL's file is, when the host is up."""
     note: str = ""
     """How faithful data and environment are to the original, and what to use instead."""
+    fidelity: str = ""
+    """One line that stands beside every score: what the environment is, and how it compares with the original."""
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of `gymnasium.make(env_id, ...)`."""
     env_extra: str | None = None
@@ -162,6 +165,8 @@ def reference_of(env_id: str) -> str | None:
     For data that are not D4RL's: the references belong to the environment, and any of its data sets has the same.
     """
     stem = env_id.rsplit("-v", 1)[0]
+    if stem in _ADROIT:
+        return _ADROIT[stem]
     fits = [
         benchmark_id
         for benchmark_id, benchmark in _table().items()
@@ -170,6 +175,10 @@ def reference_of(env_id: str) -> str | None:
         and benchmark.ref_min is not None
     ]
     return max(fits, key=lambda benchmark_id: benchmark_id.rsplit("-v", 1)[1], default=None)
+
+
+_ADROIT = {f"AdroitHand{task}": f"{task.lower()}-human-v1" for task in ("Pen", "Door", "Hammer", "Relocate")}
+"""Gymnasium-Robotics' tasks, which are D4RL's but for a point each (`envs.adroit`)."""
 
 
 @cache
@@ -182,13 +191,14 @@ def _benchmark(line: dict[str, str]) -> Benchmark:
     benchmark_id = line["id"]
     domain, task = _parse_id(benchmark_id)
     version = benchmark_id.rsplit("-", 1)[1]
+    ref_min = float(line["ref_min"]) if line["ref_min"] else None
     return Benchmark(
         id=benchmark_id,
         domain=domain,
-        ref_min=float(line["ref_min"]) if line["ref_min"] else None,
+        ref_min=ref_min,
         ref_max=float(line["ref_max"]) if line["ref_max"] else None,
         url=line["url"],
-        **_family(benchmark_id, domain, task, version),
+        **families.family(benchmark_id, domain, task, version, ref_min),
     )
 
 
@@ -197,76 +207,3 @@ def _parse_id(benchmark_id: str) -> tuple[str, str]:
     words = benchmark_id.split("-")
     length = 2 if words[0] in ("bullet", "flow") or words[1] == "eval" else 1
     return "-".join(words[:length]), "-".join(words[length:])
-
-
-_LOCOMOTION = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}
-_ADROIT = {
-    "pen": "AdroitHandPen-v1",
-    "door": "AdroitHandDoor-v1",
-    "hammer": "AdroitHandHammer-v1",
-    "relocate": "AdroitHandRelocate-v1",
-}
-_MAZE_STEPS = {"open": 150, "umaze": 300, "medium": 600, "large": 800}
-_OTHER_STEPS = {"flow-ring": 500, "flow-merge": 750, "minigrid": 50}
-_OLD_ENGINE = "Data of the mujoco_py era do not replay exactly on today's engine."
-
-
-def _family(benchmark_id: str, domain: str, task: str, version: str) -> dict[str, Any]:
-    """What holds for a whole family of D4RL's ids: environment, step limit, note on fidelity."""
-    quality = task.removesuffix(f"-{version}")
-    maze = quality.split("-")[0]
-    if domain in _LOCOMOTION:
-        note = _OLD_ENGINE
-        if domain == "hopper" and version in ("v0", "v1"):
-            note = f"The v0 and v1 hopper files are faulty: use hopper-{quality}-v2. {note}"
-        counterpart = f"mujoco/{domain}/{quality}-v0" if quality in ("medium", "expert") else None
-        return {
-            "env_id": _LOCOMOTION[domain],
-            "max_episode_steps": 1000,
-            "note": note,
-            "minari": counterpart,
-        }
-    if domain == "ant":
-        note = "Not comparable today: D4RL's Ant has 111 observations, Gymnasium's v4 has 27 and v5 has 105."
-        return {"env_id": None, "max_episode_steps": 1000, "note": note}
-    if domain == "maze2d":
-        note = "Environment and data are rebuilt here after D4RL's; timeouts mark a reached target."
-        return {"env_id": benchmark_id, "max_episode_steps": _MAZE_STEPS[maze], "generated": True, "note": note}
-    if domain == "maze2d-eval":
-        note = "No environment here: D4RL's evaluation mazes are not rebuilt, and its table has no references for them."
-        return {"env_id": None, "max_episode_steps": _MAZE_STEPS[maze], "note": note}
-    if domain == "antmaze":
-        faulty = f" The v0 files' timeouts are out of step with the episodes: use antmaze-{quality}-v2."
-        note = (
-            "Not faithful yet: gymnasium-robotics' AntMaze-v4 needs its goal dictionary flattened (achieved_goal, then "
-            "27 observations, is D4RL's 29), and its goal radius is .45 instead of .5."
-        )
-        return {
-            "env_id": None,
-            "max_episode_steps": 700 if maze == "umaze" else 1000,
-            "note": note + (faulty if version == "v0" else ""),
-            "minari": f"D4RL/antmaze/{quality}-v1",
-        }
-    if domain == "kitchen":
-        note = (
-            "Not faithful yet: gymnasium-robotics' FrankaKitchen-v1 has a dictionary with 59 observations, D4RL 60 "
-            "(9 + 21 + 30 goal), and its four tasks have to be named."
-        )
-        return {"env_id": None, "max_episode_steps": 280, "note": note, "minari": f"D4RL/kitchen/{quality}-v2"}
-    if domain in _ADROIT:
-        steps = 100 if domain == "pen" else 200
-        return {
-            "env_id": _ADROIT[domain],
-            "env_kwargs": {"max_episode_steps": steps},
-            "env_extra": "robotics",
-            "max_episode_steps": steps,
-            "note": _OLD_ENGINE,
-            "minari": f"D4RL/{domain}/{quality}-v2",
-        }
-    note = "No environment here: its simulator is not packaged for today's Gymnasium."
-    if domain == "minigrid":
-        note = "Discrete actions, which diffrl's agents do not have. " + note
-    steps = _OTHER_STEPS.get(domain, _MAZE_STEPS[maze] if domain == "bullet-maze2d" else 1000)
-    if benchmark_id == "carla-lane-v0":
-        steps = 250
-    return {"env_id": None, "max_episode_steps": steps, "note": note}

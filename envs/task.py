@@ -17,7 +17,7 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.support.console import console
 from diffrl.support.errors import DataError, UserError, said_by, shown
 from diffrl.support.schema import Count, held
-from envs import making, registry
+from envs import families, making, registry
 from envs.making import CannotRebuild, make_env
 
 __all__ = ["Task", "find_task", "make_env", "open_task"]
@@ -74,6 +74,19 @@ class Task:
             return "none"
         text = str(spec)
         return text if text == spec.id or not self.env_origin else f"{text} ({self.env_origin})"
+
+    @property
+    def faithful(self) -> bool:
+        """Whether scores are the benchmark's: `comparable`, and in the environment that the benchmark has today.
+
+        Runs of before the Adroit tasks were mended (`envs.adroit`) were evaluated in Gymnasium-Robotics' own.
+        """
+        return self.comparable and self.reference is not None and registry.get(self.reference).env_id == self.env_id
+
+    @property
+    def fidelity(self) -> str:
+        """The line that stands beside scores, on how the environment compares with the original; "": there is none."""
+        return registry.get(self.reference).fidelity if self.faithful and self.reference is not None else ""
 
     def make(self) -> gymnasium.Env[Any, Any]:
         """Make the environment. Raises UserError where it is unknown or not installed."""
@@ -180,13 +193,16 @@ def find_task(name: str, dataset: OfflineDataset, **asked: Unpack[Asked]) -> Tas
     env, env_kwargs, limit = asked.get("env"), asked.get("env_kwargs", ()), asked.get("max_episode_steps")
     benchmark = registry.get(name) if registry.known(name) else None
     own = None if benchmark is None else benchmark.env_id
+    minari = families.of_minari(str(dataset.metadata.get("minari_id", "")))
     base = Task(None, {}, None, False, observation_parts=parts_in(dataset.metadata))
     if benchmark is not None and own is not None and env in (None, own):
         spec: EnvSpec | None = EnvSpec(own, dict(benchmark.env_kwargs), origin=BENCHMARK if env is None else USER)
         changed = asked_spec(None, env_kwargs, limit, spec)
     else:
         of_data = EnvSpec.of(dataset.metadata) if env is None else None
-        if of_data is not None:
+        if of_data is None and env is None and minari is not None:
+            of_data = EnvSpec(minari.env_id, dict(minari.env_kwargs), origin="the id")
+        elif of_data is not None:
             given = parse_kwargs(env_kwargs)  # what the user says of an argument is the user's
             making.check_rebuilt(replace(of_data, kwargs={k: v for k, v in of_data.kwargs.items() if k not in given}))
         changed = spec = asked_spec(env, env_kwargs, limit, of_data)
@@ -195,6 +211,8 @@ def find_task(name: str, dataset: OfflineDataset, **asked: Unpack[Asked]) -> Tas
     if benchmark is not None and benchmark.ref_min is not None:
         comparable = env_id == own and asked.get("rows") is None and changed is spec
         return replace(task, reference=benchmark.id, comparable=comparable)
+    if minari is not None and minari.fits(env_id, task.env_kwargs):
+        return replace(task, reference=minari.reference)
     return replace(task, reference=registry.reference_of(env_id) if env_id else None)
 
 

@@ -61,7 +61,7 @@ class ListData:
         for benchmark, distribution in others:
             table.add_row(benchmark.id, f"[green]here[/] ({distribution})", "-", *_scores_of(benchmark))
         for name, steps in local.items():
-            table.add_row(name, "[green]here[/] (Minari)", f"{steps:,}", "-", "-", "-")
+            table.add_row(name, "[green]here[/] (Minari)", f"{steps:,}", *_scores_of_minari(name))
         console.print(table)
         console.print(
             f"{len(chosen) + len(others) + len(local)} data sets. [green]here[/]: on this machine; [cyan]generate[/]: "
@@ -107,6 +107,8 @@ class Info:
 
         origin = locate(self.dataset)
         console = _console()
+        if origin.kind == "minari":
+            _print_minari(console, origin.name)
         if (
             origin.benchmark is not None
             and not origin.exists
@@ -390,6 +392,27 @@ def _scores_of(benchmark: Benchmark) -> tuple[str, str, str]:
     return benchmark.env_id or "-", low, high
 
 
+def _scores_of_minari(dataset_id: str) -> tuple[str, str, str]:
+    """What `_scores_of` says, of a Minari id: the references are D4RL's, which is said."""
+    from envs import families, registry
+
+    task = families.of_minari(dataset_id)
+    if task is None or task.reference is None:
+        return ("-" if task is None else task.env_id), "-", "-"
+    _, low, high = _scores_of(registry.get(task.reference))
+    return task.env_id, f"{low} (D4RL's)", f"{high} (D4RL's)"
+
+
+def _print_minari(console: Console, dataset_id: str) -> None:
+    """Say what a Minari id is about, if it is one of Minari's own: environment, references, what differs from D4RL."""
+    from envs import families
+
+    if (task := families.of_minari(dataset_id)) is not None:
+        env_id, low, high = _scores_of_minari(dataset_id)
+        references = f"reference returns: random {low}, expert {high}" if task.reference else "no reference returns"
+        console.print(f"{dataset_id}: {env_id}; {references}{task.note and f'. Not D4RL itself: {task.note}'}.")
+
+
 def _option(piece: Generated, benchmark: Benchmark) -> str:
     """What names a generated file on the command line, after `--dataset` or `diffrl data info`."""
     return str(piece.path) if piece.seed else f"{benchmark.id} --rows {piece.rows}"
@@ -410,8 +433,9 @@ def _print_benchmark(console: Console, benchmark: Benchmark) -> None:
     console.print(f"environment for scores: {benchmark.env_id or 'none'}{steps}")
     if benchmark.reference_scores is not None:
         console.print("reference returns: random {:g}, expert {:g}".format(*benchmark.reference_scores))
-    if benchmark.note:
-        console.print(benchmark.note, highlight=False)
+    for said in (benchmark.fidelity, benchmark.note):
+        if said:
+            console.print(said, highlight=False)
 
 
 def _summary(dataset: OfflineDataset) -> str:

@@ -66,7 +66,7 @@ class Evaluate:
             env_kwargs=self.env_kwargs,
             max_episode_steps=self.max_episode_steps,
         )
-        report.print_evaluation(result, task.reference, task.comparable, self.episodes)
+        report.print_evaluation(result, task.reference, task.faithful, self.episodes, task.fidelity)
         plain = {
             name: {k: v for k, v in entry.items() if k not in ("paths", "plans")} for name, entry in result.items()
         }

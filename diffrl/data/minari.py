@@ -65,8 +65,8 @@ def read(
 
     Observations are (T + 1, O). A dictionary of goal-conditioned tasks becomes one vector as in D4RL: `observation`,
     preceded by `achieved_goal` unless the observation begins with it already; then `desired_goal`, without which a
-    policy would not know where to go. D4RL's antmaze and maze2d (Minari's pointmaze) are defined without it: there it
-    is left out (so AntMaze has D4RL's 29 numbers, PointMaze 4). It is in `infos["goal"]` too, where it is a vector.
+    policy would not know where to go: Minari's AntMaze has D4RL's 29 numbers and 2 of the goal, PointMaze 4 and 2. It
+    is in `infos["goal"]` too, where it is a vector.
     Any other dictionary or tuple is flattened whole, in Gymnasium's order. `observation_parts` in the metadata says
     which keys were taken, so that an environment's observations are flattened alike: see `diffrl.data.observations`.
 
@@ -122,7 +122,7 @@ def read(
             f"{folder}: {n} steps were read; its metadata.json says {theirs['total_steps']}. Write or fetch it again."
         )
     arrays = {key: np.concatenate(values) for key, values in parts.items()}
-    taken = _taken(space, arrays, str(data.id))
+    taken = _taken(space, arrays)
     metadata = {
         **_bounds(data.action_space),
         **ours,
@@ -244,11 +244,11 @@ def _pieces(space: Any, values: Any) -> dict[str, Array]:
     """An episode's observations as arrays (T + 1, ...) by part; of no goal-conditioned task one part, "" ."""
     if not flattening.is_goal_conditioned(space):
         return {"": flattening.flatten(space, values)}
-    parts = flattening.goal_parts(space, begins_with_achieved=False, with_goal=True)
+    parts = flattening.goal_parts(space, begins_with_achieved=False)
     return {key: flattening.flatten(space.spaces[key], values[key]) for key in parts}
 
 
-def _taken(space: Any, arrays: Mapping[str, Array], dataset_id: str) -> tuple[str, ...]:
+def _taken(space: Any, arrays: Mapping[str, Array]) -> tuple[str, ...]:
     """The parts of goal-conditioned observations that make the vector; () where there are none.
 
     Whether the observation begins with the achieved goal is seen in all rows, so that it is the same for each.
@@ -262,7 +262,7 @@ def _taken(space: Any, arrays: Mapping[str, Array], dataset_id: str) -> tuple[st
             np.array_equal(arrays[f"{end}/observation"][:, :size], arrays[f"{end}/achieved_goal"])
             for end in ("from", "to")
         )
-    return flattening.goal_parts(space, begins, with_goal=not flattening.leaves_goal_out(dataset_id))
+    return flattening.goal_parts(space, begins)
 
 
 def _joined(arrays: Mapping[str, Array], end: str, taken: tuple[str, ...]) -> Array:

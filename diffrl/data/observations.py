@@ -18,7 +18,7 @@ Array: TypeAlias = npt.NDArray[Any]
 GOAL = "desired_goal"
 """The part of a goal-conditioned task's observation that says where to go."""
 _D4RL_WITHOUT_GOAL = ("D4RL/antmaze/", "D4RL/pointmaze/")
-"""How the ids of Minari's data sets begin whose definition in D4RL (antmaze, maze2d) keeps the goal from the policy."""
+"""How the ids of Minari's data sets begin of which files were once written without the goal, as D4RL has its mazes."""
 
 
 def is_goal_conditioned(space: spaces.Space[Any]) -> bool:
@@ -28,12 +28,7 @@ def is_goal_conditioned(space: spaces.Space[Any]) -> bool:
     return {"observation"} < set(space.spaces) <= {"observation", "achieved_goal", GOAL}
 
 
-def leaves_goal_out(dataset_id: str) -> bool:
-    """Whether the benchmark behind a Minari id is defined without the goal in the observation."""
-    return dataset_id.startswith(_D4RL_WITHOUT_GOAL)
-
-
-def goal_parts(space: spaces.Space[Any], begins_with_achieved: bool, with_goal: bool) -> tuple[str, ...]:
+def goal_parts(space: spaces.Space[Any], begins_with_achieved: bool) -> tuple[str, ...]:
     """The parts of a goal-conditioned observation that make the vector, in D4RL's order and then the goal.
 
     `achieved_goal` comes first, unless the observation begins with it already (so AntMaze has D4RL's 29 numbers, and
@@ -41,8 +36,7 @@ def goal_parts(space: spaces.Space[Any], begins_with_achieved: bool, with_goal: 
     """
     assert isinstance(space, spaces.Dict)
     achieved = isinstance(space.spaces.get("achieved_goal"), spaces.Box) and not begins_with_achieved
-    goal = with_goal and GOAL in space.spaces
-    return (*(["achieved_goal"] if achieved else []), "observation", *([GOAL] if goal else []))
+    return (*(["achieved_goal"] if achieved else []), "observation", *([GOAL] if GOAL in space.spaces else []))
 
 
 def flatten(space: spaces.Space[Any], values: Any, parts: Sequence[str] | None = None) -> Array:
@@ -92,11 +86,11 @@ def _bound(space: Any, end: str) -> Any:
 
 
 def goal_left_out(metadata: Mapping[str, Any]) -> str | None:
-    """A sentence that says that a data set's observations lack the goal, though its file has it; None: they do not."""
+    """A sentence that says that a data set's observations lack the goal, as files of old do; None: they do not."""
     parts, dataset_id = parts_in(metadata), str(metadata.get("minari_id", ""))
-    if parts is None or GOAL in parts or not leaves_goal_out(dataset_id):
+    if parts is None or GOAL in parts or not dataset_id.startswith(_D4RL_WITHOUT_GOAL):
         return None
-    return f"{dataset_id}: {GOAL} is no part of the observations, as D4RL defines them: the policy does not see goals."
+    return f"{dataset_id}: {GOAL} is no part of this file's observations: the policy does not see goals."
 
 
 def without_goal(dataset: OfflineDataset, observation_size: int) -> OfflineDataset:

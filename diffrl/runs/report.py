@@ -22,8 +22,10 @@ DRAWN = 4
 """Episodes of a checkpoint that `plot_episodes` draws."""
 
 
-def print_evaluation(result: dict[str, Any], reference: str | None, comparable: bool, episodes: int) -> None:
-    """The table of `diffrl evaluate`."""
+def print_evaluation(
+    result: dict[str, Any], reference: str | None, comparable: bool, episodes: int, fidelity: str = ""
+) -> None:
+    """The table of `diffrl evaluate`. fidelity: a line on how the environment compares with D4RL's, below the table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -33,7 +35,10 @@ def print_evaluation(result: dict[str, Any], reference: str | None, comparable: 
     )
     if reference and not comparable:
         title += "\n(scaled by D4RL's references, but data or environment are not D4RL's: not comparable)"
-    table = Table(title=title, caption=f"{episodes} episodes a seed; ± standard error", caption_justify="left")
+    caption = f"{episodes} episodes a seed; ± standard error"
+    if fidelity:
+        caption += f"\n{fidelity}"
+    table = Table(title=title, caption=caption, caption_justify="left")
     table.add_column("checkpoint")
     table.add_column("seed", justify="right")
     table.add_column("step", justify="right")

@@ -236,11 +236,13 @@ def finished(run: Run, scores: Scores, quiet: bool) -> Path:
             f"{np.mean([b['value'] for b in best]):.1f} (each seed's best evaluation); {len(best)} seed(s), "
             f"{len(last['returns'][0])} episodes each, ± standard error over {'seeds' if len(best) > 1 else 'episodes'}"
         )
-        if kind == "score" and not scores.about["comparable"]:
+        if kind == "score" and not run.task.faithful:
             console.print(
                 f"Scaled by D4RL's reference returns for {benchmark_family(scores.about['reference'])}, but data or "
                 "environment are not D4RL's: do not report it under a D4RL name."
             )
+        elif kind == "score" and run.task.fidelity:
+            console.print(run.task.fidelity, markup=False, highlight=False)
         console.print(f"learning curve: {path / 'learning_curve.png'}")
         console.print(f"evaluate:       diffrl evaluate {path} --episodes 100")
     else:

@@ -353,7 +353,7 @@ def test_a_run_from_before_goals_were_observed_meets_its_data_again(tmp_path: Pa
     record("own/walk-v0", gymnasium.make("GoalWalk-v0"))
     config = TrainConfig("own/walk-v0", SMALL, steps=2, env="none", out=tmp_path / "r")
     with monkeypatch.context() as before:
-        before.setattr("diffrl.data.observations.leaves_goal_out", lambda name: True)
+        before.setattr("diffrl.data.minari._taken", lambda space, arrays: ("achieved_goal", "observation"))
         old = load_dataset("own/walk-v0")
         run = Run.read(diffrl.train(config, quiet=True))
     assert run.observation_size == 3
