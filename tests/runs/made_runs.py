@@ -61,7 +61,7 @@ def made_run(
         state = built.state_dict()
         for tensor in state.values():
             if tensor.is_floating_point():
-                tensor += 0.1 * torch.randn(tensor.shape, generator=g)
+                tensor += 0.03 * torch.randn(tensor.shape, generator=g)
         checkpoint.save(path, step, {f"{checkpoint.LEARNER}{name}": tensor for name, tensor in state.items()}, {})
         returns = np.arange(5.0 * len(seeds)).reshape(len(seeds), 5) ** 2 + step
         scores.add(step, returns, task.score if task.reference else None)
