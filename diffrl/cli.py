@@ -15,6 +15,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl resume RUN [--steps N]                       go on with a run of any kind that was cut, or make it longer
   diffrl online RUN [--steps N --keep-offline 0.5 ...]  go on from an offline run in its environment
   diffrl evaluate RUN [--episodes 100]                score its last and best checkpoint
+  diffrl render RUN --out video.mp4                   a video of its policies, or a .gif
   diffrl export RUN --to FOLDER [--onnx]              its policy as a folder for others, ready for the Hub
   diffrl diagnose RUN                                 is its diffusion policy well trained, sampled, tuned?
   diffrl augment synther DATASET --out NEW.hdf5       synthetic transitions by a diffusion model of the data's
@@ -62,6 +63,14 @@ def _evaluate(words: Sequence[str]) -> int:
     from diffrl.commands.evaluate import Evaluate
 
     return tyro.cli(Evaluate, args=words, prog="diffrl evaluate").run()
+
+
+def _render(words: Sequence[str]) -> int:
+    import tyro
+
+    from diffrl.commands.render import Render
+
+    return tyro.cli(Render, args=words, prog="diffrl render").run()
 
 
 def _export(words: Sequence[str]) -> int:
@@ -131,6 +140,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "resume": _resume,
     "online": _online,
     "evaluate": _evaluate,
+    "render": _render,
     "export": _export,
     "diagnose": _diagnose,
     "augment": _augment,
