@@ -28,8 +28,6 @@ from diffrl.support.stopping import check
 from envs.task import Task
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from envs.maze2d import Maze
 
 Picture = NDArray[np.uint8]
@@ -187,7 +185,7 @@ class MazePanel(Panel):
         self._path: list[NDArray[np.float32]] = []
         rows, columns = len(maze.grid) - 1.2, len(maze.grid[0]) - 1.2
         size = _MAZE / 100 * columns / rows, _MAZE / 100
-        self._canvas = FigureCanvasAgg(Figure(figsize=size, dpi=100))
+        self._canvas: Any = FigureCanvasAgg(Figure(figsize=size, dpi=100))
         ax = self._canvas.figure.add_axes((0, 0, 1, 1))
         draw_maze(ax, maze.grid, maze.goal, [])
         (self._plan,) = ax.plot([], [], color=BLUE, linewidth=1, linestyle="--")
@@ -275,7 +273,7 @@ def _write_mp4(path: Path, frames: Iterator[Picture], fps: int) -> None:
 def _write_gif(path: Path, frames: Iterator[Picture], fps: int) -> None:
     from PIL import Image
 
-    def coloured(frame: Picture) -> "Image":
+    def coloured(frame: Picture) -> "Image.Image":
         return Image.fromarray(frame).quantize(128)
 
     first = coloured(next(frames))

@@ -25,7 +25,7 @@ from envs.datasets import FILE_SUFFIXES
 
 FEW_SEEDS = 5
 """Fewer seeds than these say little of the spread."""
-_MACHINE = ("out", "device", "compile", "workers", "eval_workers", "capture")
+_MACHINE = ("out", "device", "compile", "workers", "eval_workers", "capture", "log")
 """Fields of a run's configuration that say where and on what it ran, and not what was trained."""
 _FILLED = ("offline_run", "start_run", "start_steps", "reward_shift", "reward_scale")
 """Settings of a run that started from another one that are filled in, or are a path."""
