@@ -22,7 +22,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl augment flow-to-better DATASET --preferences 500 --out NEW.hdf5   better trajectories, from preferences
   diffrl augment label DATASET --out PREFERENCES.json  compare its segments on a page, for a reward from preferences
   diffrl finetune [--algo ddpo-is --reward jpeg ...]  an image model, or a policy, on a reward or preferences
-  diffrl compare RUN [RUN ...]                        fine-tuning runs on one page: reward, and what it cost
+  diffrl compare RUN RUN [...]                        policies from the same starts, or image models, on one page
   diffrl data list | info | generate | download | convert   data sets
   diffrl VERB --help                                  all options, explained
 

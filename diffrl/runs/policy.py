@@ -40,12 +40,19 @@ class Actor:
     """An agent as a function from observations (S, B, O) to actions (S, B, A), both the environment's.
 
     A planner's plans are kept from call to call, one a row, until `reset`. keep: how many rows' first plans are noted
-    down, in `first_plans`.
+    down, in `first_plans`. generator: what noise is drawn from; by default made of the agent's seeds and `salt`.
     """
 
-    def __init__(self, agent: Agent, preprocessing: Preprocessing, salt: int = 0, keep: int = 0) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        preprocessing: Preprocessing,
+        salt: int = 0,
+        keep: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
         self._agent, self._keep = agent, keep
-        self._generator = source_of_randomness(agent, salt)
+        self._generator = source_of_randomness(agent, salt) if generator is None else generator
         self._parts = preprocessing.to(agent.device)
         self._follower = Follower(agent, self._generator) if isinstance(agent, Planner) else None
         self.first_plans: NDArray[np.float32] | None = None
