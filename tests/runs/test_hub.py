@@ -54,12 +54,15 @@ class Answers(BaseHTTPRequestHandler):
                         {"type": "file", "path": n, "size": (folder / n).stat().st_size, "oid": etag(folder / n)}
                         for n in files
                     ]
-                    return self.answer(json.dumps(tree).encode(), body)
+                    self.answer(json.dumps(tree).encode(), body)
+                    return
                 about = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}
-                return self.answer(json.dumps(about).encode(), body)
+                self.answer(json.dumps(about).encode(), body)
+                return
             file = path.removeprefix(f"{name}/resolve/{COMMIT}/")
             if file in files:
-                return self.answer((folder / file).read_bytes(), body, etag(folder / file))
+                self.answer((folder / file).read_bytes(), body, etag(folder / file))
+                return
         error = b"" if path.startswith("api/") else b"Entry not found"
         self.send_response(404)
         self.send_header("X-Error-Code", "RepoNotFound" if path.startswith("api/") else "EntryNotFound")
