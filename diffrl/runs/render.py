@@ -40,6 +40,8 @@ _MAZE = 320
 """Height of a maze's picture, in pixels."""
 _WITHOUT_GL = ("envs.maze2d", "gymnasium.envs.classic_control", "gymnasium.envs.box2d", "gymnasium.envs.toy_text")
 """Modules of environments that draw without OpenGL."""
+_LONG = 1000
+"""Steps that an episode may have where the environment does not say, for the bar that shows how far the work is."""
 BACKENDS = ("egl", "osmesa")
 """MuJoCo's ways to OpenGL without a screen, in the order of trying."""
 
@@ -79,12 +81,16 @@ def render(
         acts = [Actor(agent, opened.preprocessing, seed, keep=1) for agent in agents]
         panels = [_panel(env, f"seed {one}", task) for env, one in zip(envs, seeds, strict=True)]
         shown_every = max(1, round(float(envs[0].metadata.get("render_fps") or fps) / fps))
-        with work(f"{opened.path.name} in {task.env_text}", "episodes", quiet) as on_episode:
+        limit = (envs[0].spec and envs[0].spec.max_episode_steps) or _LONG
+        with work(f"{opened.path.name} in {task.env_text}", "steps", quiet) as on_step:
 
             def frames() -> Iterator[Picture]:
                 for episode in range(episodes):
-                    yield from _episode(envs, acts, panels, (seed, episode), shown_every)
-                    on_episode(episode + 1, episodes)
+                    shown = _episode(envs, acts, panels, (seed, episode), shown_every)
+                    for i, frame in enumerate(shown):
+                        on_step(episode * limit + min(i * shown_every, limit), episodes * limit)
+                        yield frame
+                on_step(episodes * limit, episodes * limit)
 
             with atomic_path(out) as temporary:
                 write(temporary, frames(), fps)

@@ -32,7 +32,8 @@ from tests.runs.made_runs import MAZE, made_run, observations_of, small
 
 
 def made(path: Path, name: str = "diffusion_ql") -> Path:
-    return made_run(path, small(name, goal_reaching=True), MAZE)
+    name, _, kind = name.partition(" ")
+    return made_run(path, small(name, goal_reaching=kind != "to no goal"), MAZE)
 
 
 def called_twice(policy: diffrl.Policy, x: np.ndarray) -> list[np.ndarray]:
@@ -49,7 +50,7 @@ def equal(ours: list[np.ndarray], theirs: list[np.ndarray]) -> bool:
 # --- the policy -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", agents.AGENTS)
+@pytest.mark.parametrize("name", [*agents.AGENTS, "diffuser to no goal"])
 def test_every_agent_acts_as_its_run_does_bit_for_bit(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     """Both seeds, at both checkpoints; a planner with its plans, and its goal without an environment."""
     run = made(tmp_path / "run", name)
@@ -314,4 +315,7 @@ def test_a_goal_that_nothing_names_is_asked_for(tmp_path: Path) -> None:
     assert isinstance(Run.read(run).config.agent, Diffuser)
     with pytest.raises(UserError, match="nothing says where it is"):
         export(run, tmp_path / "to")
-    export(run, tmp_path / "to", env="maze2d-umaze-v1")
+    to = export(run, tmp_path / "to", env="maze2d-umaze-v1")
+    assert "None: the run was not evaluated at this step" in (to / "README.md").read_text()
+    with pytest.raises(UserError, match="it may be an exported policy, which load_policy"):
+        Run.read(to)

@@ -54,7 +54,7 @@ def export(
 
         written = write_graph(agent, opened.preprocessing)
         more[folder.GRAPH], graph = written.data, usage(written)
-    scores = _scored(opened, step)
+    scores = [] if env is not None else _scored(opened, step)  # those of training are of the run's own environment
     if episodes:
         result = evaluate(run, episodes=episodes, which=(str(which),), quiet=quiet, env=env)[str(which)]
         what = f"at the export, on start states of its own, `{which}`"
