@@ -98,4 +98,5 @@ def choose(actions: Tensor, q: Tensor, gumbel: Tensor, temperature: float) -> Te
     """
     S, B, K = gumbel.shape
     best = (q.view(S, B, K) + temperature * gumbel).argmax(-1)
-    return actions.view(S, B, K, -1).take_along_dim(best[..., None, None], dim=2).squeeze(2)
+    index = best[..., None, None].expand(S, B, 1, actions.shape[-1])
+    return actions.view(S, B, K, -1).gather(2, index).squeeze(2)

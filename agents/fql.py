@@ -164,5 +164,9 @@ class FQLAgent(Agent):
     @torch.no_grad()
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """One action a state, sampled from the one-step policy."""
-        actions: Tensor = self.actor(observations, self.flow.sampling_noise(observations, generator))
+        return self.act_from(observations, self.flow.sampling_noise(observations, generator))
+
+    def act_from(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """The actions (S, B, A) of `act`, as a plain function of tensors; noise is z (S, B, A)."""
+        actions: Tensor = self.actor(observations, noise)
         return actions.clamp(-1, 1)

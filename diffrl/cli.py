@@ -15,12 +15,14 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl resume RUN [--steps N]                       go on with a run of any kind that was cut, or make it longer
   diffrl online RUN [--steps N --keep-offline 0.5 ...]  go on from an offline run in its environment
   diffrl evaluate RUN [--episodes 100]                score its last and best checkpoint
+  diffrl render RUN --out video.mp4                   a video of its policies, or a .gif
+  diffrl export RUN --to FOLDER [--onnx]              its policy as a folder for others, ready for the Hub
   diffrl diagnose RUN                                 is its diffusion policy well trained, sampled, tuned?
   diffrl augment synther DATASET --out NEW.hdf5       synthetic transitions by a diffusion model of the data's
   diffrl augment flow-to-better DATASET --preferences 500 --out NEW.hdf5   better trajectories, from preferences
   diffrl augment label DATASET --out PREFERENCES.json  compare its segments on a page, for a reward from preferences
   diffrl finetune [--algo ddpo-is --reward jpeg ...]  an image model, or a policy, on a reward or preferences
-  diffrl compare RUN [RUN ...]                        fine-tuning runs on one page: reward, and what it cost
+  diffrl compare RUN RUN [...]                        policies from the same starts, or image models, on one page
   diffrl data list | info | generate | download | convert   data sets
   diffrl VERB --help                                  all options, explained
 
@@ -61,6 +63,22 @@ def _evaluate(words: Sequence[str]) -> int:
     from diffrl.commands.evaluate import Evaluate
 
     return tyro.cli(Evaluate, args=words, prog="diffrl evaluate").run()
+
+
+def _render(words: Sequence[str]) -> int:
+    import tyro
+
+    from diffrl.commands.render import Render
+
+    return tyro.cli(Render, args=words, prog="diffrl render").run()
+
+
+def _export(words: Sequence[str]) -> int:
+    import tyro
+
+    from diffrl.commands.export import Export
+
+    return tyro.cli(Export, args=words, prog="diffrl export").run()
 
 
 def _diagnose(words: Sequence[str]) -> int:
@@ -122,6 +140,8 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "resume": _resume,
     "online": _online,
     "evaluate": _evaluate,
+    "render": _render,
+    "export": _export,
     "diagnose": _diagnose,
     "augment": _augment,
     "finetune": _finetune,

@@ -23,6 +23,8 @@ VERBS = [
     ["finetune"],
     ["finetune", "policy"],
     ["compare"],
+    ["export"],
+    ["render"],
     ["data"],
     *(["data", v] for v in ("list", "info", "generate", "download", "convert")),
 ]

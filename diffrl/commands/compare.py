@@ -1,4 +1,4 @@
-"""`diffrl compare`: fine-tuning runs of image models side by side."""
+"""`diffrl compare`: runs side by side, of policies or of image models."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,31 +7,63 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
+from diffrl.support.schema import Many, Seed, check
+
 
 @dataclass(frozen=True)
 class Compare:
-    """Put fine-tuning runs of image models side by side: reward, held-out reward, divergence, diversity, fidelity.
+    """Put runs side by side: policies from the same start states, or what fine-tuning has made of image models.
 
     For example,
-      diffrl compare runs/A runs/B
-      diffrl compare runs/* --out page.html
+      diffrl compare runs/A runs/B                         the policies of B against those of A: more than noise?
+      diffrl compare runs/A runs/B runs/C --episodes 200 --which best
+      diffrl compare runs/IMAGES-1 runs/IMAGES-2 --out page.html
 
-    Writes one page that needs no other file, with its curves (PNG) and numbers (CSV) beside it.
+    Writes one page that needs no other file, with its picture (PNG) and numbers (CSV) beside it. Of policies: paired
+    differences from the first run, over start states and over training seeds, and trajectories in a maze. Of image
+    models: reward, held-out reward, divergence, diversity, fidelity; the options below the page's are not theirs.
     """
 
     runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
-    """Folders of runs that `diffrl finetune` made."""
+    """Folders of runs, all of policies of one environment, or all of image models."""
     out: Path = Path("compare.html")
     """The page to write."""
+    episodes: Many = 50
+    """Start states, for each seed of each run."""
+    which: str = "last"
+    """The checkpoint: last, best (each seed's), or a step."""
+    seed: Seed = 0
+    """What start states and the policies' noise are drawn from."""
+    env: str | None = None
+    """Another environment than the runs', by Gymnasium's id."""
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def run(self) -> int:
         """Write the page; say where it and what stands beside it are."""
-        from diffrl.images.compare import compare
+        from diffrl.runs.run import IMAGES, kind_of
         from diffrl.support.console import console
         from diffrl.support.errors import UserError
 
         if not self.runs:
             raise UserError("Which runs? diffrl compare RUN [RUN ...]")
-        for path in compare(self.runs, self.out):
-            console.print(f"Written: {path}")
+        of_images = [path for path in self.runs if kind_of(path) == IMAGES]
+        if of_images and len(of_images) < len(self.runs):
+            other = next(path for path in self.runs if path not in of_images)
+            raise UserError(
+                f"{of_images[0]} is a run of an image model and {other} one of a policy: compare like with like."
+            )
+        for path in self._images() if of_images else self._policies():
+            console.print(f"Written: {path}", markup=False)
         return 0
+
+    def _images(self) -> list[Path]:
+        from diffrl.images.compare import compare
+
+        return compare(self.runs, self.out)
+
+    def _policies(self) -> list[Path]:
+        from diffrl.runs.compare import compare
+
+        return compare(self.runs, self.out, episodes=self.episodes, which=self.which, seed=self.seed, env=self.env)

@@ -70,6 +70,9 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     columns takes two to three times as long as one with 16 (and a compiler fuses the bias into what follows).
     """
     out = weight.shape[-1]
+    rows: Any = x.shape[-2]
+    if isinstance(rows, torch.SymInt):  # a graph for any number of rows is exported: it may not branch on it
+        return torch.matmul(x, weight) + bias
     if x.device.type == "cpu" and x.shape[-2] >= _MANY_ROWS:
         if out == 1:
             return (x * weight.mT).sum(-1, keepdim=True) + bias

@@ -21,6 +21,7 @@ from diffrl.augment.synther.config import RefitConfig, Sampling, Solver, SynthER
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.data.env_spec import parse_kwargs
 from diffrl.runs import workers as crew
+from diffrl.support import sinks
 from diffrl.support.errors import UserError, nearest
 from diffrl.support.machine import cores
 from diffrl.support.schema import (
@@ -86,6 +87,9 @@ class TrainConfig:
     5,000 steps or more: as many as cores are left, at most one a seed; in a shorter run 0. No score depends on it."""
     log_every: Count = 500
     """Steps between rows of metrics.csv."""
+    log: str = sinks.TENSORBOARD
+    """Where the numbers in metrics.csv go besides: tensorboard, wandb (Weights & Biases: offline in the run's folder,
+    unless you are logged in; pip install 'diffrl[wandb]'), both (tensorboard,wandb), or csv: nowhere else."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto."""
     compile: bool | None = None
@@ -103,6 +107,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check(self)
         parse_kwargs(self.env_kwargs)
+        object.__setattr__(self, "log", sinks.checked(self.log))
         if len(set(self.seeds)) != len(self.seeds):
             raise refusal("--seeds", list(self.seeds), "different numbers")
 
@@ -127,6 +132,8 @@ class RunOptions:
     """Episodes an evaluation, for each seed; by default the run's."""
     log_every: Count | None = None
     """Steps between rows of metrics.csv; by default the run's."""
+    log: str | None = None
+    """Where the numbers in metrics.csv go besides, see `diffrl train --help`; by default as the run's."""
     device: str | None = None
     """cpu, cuda, cuda:N, or auto; by default the run's."""
     compile: bool | None = None
@@ -135,6 +142,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         check(self)
         parse_kwargs(self.env_kwargs)
+        if self.log is not None:
+            sinks.check_installed(sinks.checked(self.log))
 
     def applied(self, old: TrainConfig) -> TrainConfig:
         """The configuration of the new run, from that of the run it starts from. Its seeds learn as one stack."""

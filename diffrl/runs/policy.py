@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from agents.base import Agent, seed_slice
 from agents.planning import Follower, Planner
 from diffrl.data.preprocessing import Preprocessing
+from diffrl.runs.export import hub
+from diffrl.runs.export.folder import check_is, open_policy
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, first_line
@@ -38,12 +40,19 @@ class Actor:
     """An agent as a function from observations (S, B, O) to actions (S, B, A), both the environment's.
 
     A planner's plans are kept from call to call, one a row, until `reset`. keep: how many rows' first plans are noted
-    down, in `first_plans`.
+    down, in `first_plans`. generator: what noise is drawn from; by default made of the agent's seeds and `salt`.
     """
 
-    def __init__(self, agent: Agent, preprocessing: Preprocessing, salt: int = 0, keep: int = 0) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        preprocessing: Preprocessing,
+        salt: int = 0,
+        keep: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
         self._agent, self._keep = agent, keep
-        self._generator = source_of_randomness(agent, salt)
+        self._generator = source_of_randomness(agent, salt) if generator is None else generator
         self._parts = preprocessing.to(agent.device)
         self._follower = Follower(agent, self._generator) if isinstance(agent, Planner) else None
         self.first_plans: NDArray[np.float32] | None = None
@@ -208,11 +217,19 @@ def load_policy(
     device: str = "cpu",
     env: str | None = None,
 ) -> Policy:
-    """The policy of a run, for a plain Gymnasium loop.
+    """The policy of a run, or one that was exported, for a plain Gymnasium loop.
 
-    which: "last", "best" (by its evaluations), or a checkpoint's step. seed: by default the run's first. env: the id of
-    another environment than the run's, from which an agent that plans takes its goal. Other agents make no use of it.
+    run: a run's folder, or that of an exported policy, on this machine; or an exported policy's id on the Hugging Face
+    Hub, "user/name". A path that exists is taken before an id; "hf://user/name" is always the Hub's.
+
+    which: "last", "best" (by its evaluations), or a checkpoint's step. seed: by default the run's first. An exported
+    policy has one checkpoint of one seed. env: the id of another environment than the run's, from which an agent that
+    plans takes its goal. Other agents make no use of it.
     """
+    if (exported := hub.exported(run)) is not None:
+        agent, preprocessing, step = open_policy(exported, resolve_device(device), env)
+        check_is(run, agent.seeds[0], step, seed, which)
+        return Policy(agent, preprocessing)
     opened = Run.read(run).within(env, (), None)
     agent = load_agent(opened, opened.config.seeds[0] if seed is None else seed, str(which), device)
     return Policy(agent, opened.preprocessing)

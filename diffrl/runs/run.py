@@ -67,6 +67,8 @@ def _no_run(path: Path, missing: Sequence[str]) -> str:
     if (path / ABOUT).exists() and not steps(path):
         return f"{path} was cut before its first checkpoint. {checkpoint.AGAIN}"
     what = "has no " + ", ".join(missing) if path.is_dir() else "does not exist"
+    if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
+        what += f"; it may be an exported policy, which load_policy({str(path)!r}) takes in Python"
     known = sorted(str(p.parent) for p in path.parent.glob("*/run.json")) if path.parent.is_dir() else []
     hint = f" Runs beside it: {', '.join(known[-3:])}." if known else ""
     return f"{path} is not a run's folder: it {what}.{hint}"

@@ -27,6 +27,7 @@ from diffrl.support.errors import UserError
 from diffrl.support.folder import claimed, what_works
 from diffrl.support.machine import products, resolve_device, settle
 from diffrl.support.schema import refuse_others
+from diffrl.support.sinks import TENSORBOARD, check_installed
 from diffrl.support.stopping import going_on
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
@@ -51,6 +52,7 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
     """
     config = _overridden(config, overrides)
     device = resolve_device(config.device)
+    check_installed(config.log)
     settle()
     with claimed(config.out, folder_stem(config, config.agent.name), FILES) as path:
         # The data, and the environment that they fit.
@@ -174,7 +176,8 @@ def fit(
     config, start = run.config, 0 if saved is None else saved.step
     with contextlib.ExitStack() as held:
         held.callback(trainer.close)
-        log = MetricsLog(run.path, config.seeds, start)
+        said = configuration.to_dict(dataclasses.replace(config, dataset=called(config.dataset), out=None))
+        log = MetricsLog(run.path, config.seeds, start, config.log, {**said, "kind": run.kind})
         held.callback(log.close)
         task = {"env": run.task.env_id, "reference": run.task.reference, "comparable": run.task.comparable}
         about = {"dataset": called(config.dataset), "seeds": list(config.seeds), **task, **(origin or {})}
@@ -247,7 +250,8 @@ def finished(run: Run, scores: Scores, quiet: bool) -> Path:
         console.print(f"evaluate:       diffrl evaluate {path} --episodes 100")
     else:
         console.print(f"Done. The policy: diffrl.load_policy({str(path)!r}) in Python.")
-    console.print(f"TensorBoard:    tensorboard --logdir {path}")
+    if TENSORBOARD in run.config.log.split(","):
+        console.print(f"TensorBoard:    tensorboard --logdir {path}")
     return path
 
 

@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffrl.support import folder
+from diffrl.support.errors import UserError, said_by
 from diffrl.support.files import atomic_path
 from diffrl.support.plots import BLUE, finish, new_figure, save
+from diffrl.support.sinks import TENSORBOARD, checked
 from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
+from diffrl.training.sinks import Sink, opened
 from envs.task import Task
 
 if TYPE_CHECKING:
@@ -33,26 +36,37 @@ class MetricsLog:
 
     Rows after `step`, left by a run that was killed past its last checkpoint, are dropped. A file that is damaged is
     set aside. Where events cannot be written, training goes on without them: metrics.csv has the same numbers.
+
+    to: what the numbers go to besides, in the words of `--log`. about: what is said of the run there.
     """
 
-    def __init__(self, run: Path, seeds: Sequence[int], step: int = 0) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
+    def __init__(
+        self,
+        run: Path,
+        seeds: Sequence[int],
+        step: int = 0,
+        to: str = TENSORBOARD,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        written = 0
         self.seeds = list(seeds)
         self.path = run / "metrics.csv"
         self._columns: list[str] = []
         if self.path.exists() and (rows := self._read()):
             header, *rows = rows
             # A row may have been torn by a kill or a full disk.
-            whole = [row for row in rows if len(row) == len(header) and _is_step(row[0]) and int(row[0]) <= step]
+            whole = [row for row in rows if len(row) == len(header) and _is_step(row[0])]
+            written = max((int(row[0]) for row in whole), default=0)
+            whole = [row for row in whole if int(row[0]) <= step]
             with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
                 csv.writer(file).writerows([header, *whole])
             self._columns = header
         self._except_hook = threading.excepthook
         threading.excepthook = self._quietly
-        self._tensorboard: SummaryWriter | None = None
-        with self._optional():
-            self._tensorboard = SummaryWriter(log_dir=str(run / "tensorboard"), purge_step=step + 1 if step else None)
+        self._sinks: list[Sink] = []
+        for name in checked(to).split(","):
+            with self._optional():
+                self._sinks += opened(name, run, step, written, about or {})
 
     def _read(self) -> list[list[str]]:
         """The rows of metrics.csv, the header first; none where it is empty, or damaged and so set aside."""
@@ -71,17 +85,23 @@ class MetricsLog:
         return []
 
     @contextlib.contextmanager
-    def _optional(self) -> Iterator[None]:
-        """Let the disk refuse TensorBoard's events in the block, and say so: a full one is the checkpoint's to report.
+    def _optional(self, sink: Sink | None = None) -> Iterator[None]:
+        """Let a sink fail in the block, and say so: a full disk is the checkpoint's to report.
 
-        An error of theirs would hide the one that ends a run.
+        An error of a sink's would hide the one that ends a run.
         """
         try:
             yield
-        except OSError as error:
-            self._tensorboard = None
-            reason = error.strerror or error
-            folder.say_once(f"TensorBoard's events cannot be written: {reason}. metrics.csv has the same numbers.")
+        except UserError:
+            raise
+        except Exception as error:  # OSError of TensorBoard's; of Weights & Biases whatever it makes of a network
+            if sink is None:
+                name = "TensorBoard's events" if isinstance(error, OSError) else "Some records of --log"
+            else:
+                name = sink.name
+                self._sinks.remove(sink)
+            reason = (isinstance(error, OSError) and error.strerror) or said_by(error)
+            folder.say_once(f"{name} cannot be written: {reason}. metrics.csv has the same numbers.")
 
     def _quietly(self, failed: threading.ExceptHookArgs) -> None:
         """Show no traceback of the thread that writes TensorBoard's events where the disk refuses."""
@@ -98,8 +118,7 @@ class MetricsLog:
             for i, seed in enumerate(self.seeds):
                 row = {name: f"{values[i]:.6g}" for name, values in metrics.items()}
                 writer.writerow({"step": step, "seed": seed, **row})
-        for name, values in metrics.items():
-            self.scalars(name, step, values)
+        self._add(step, metrics)
 
     def _widen(self, names: Sequence[str]) -> None:
         """Append columns, empty in the rows there are: at first all, later those of metrics that begin on the way."""
@@ -112,17 +131,24 @@ class MetricsLog:
             csv.writer(file).writerows([self._columns, *([*row, *[""] * len(names)] for row in rows)])
 
     def scalars(self, name: str, step: int, values: Sequence[float]) -> None:
-        """Write a number of each seed, (S,), to TensorBoard alone."""
-        with self._optional():
-            for seed, value in zip(self.seeds, values, strict=True):
-                if self._tensorboard is not None:
-                    self._tensorboard.add_scalar(f"{name}/seed{seed}", value, step)
+        """Write a number of each seed, (S,), to the sinks, such as TensorBoard, and not to metrics.csv."""
+        self._add(step, {name: values})
+
+    def _add(self, step: int, metrics: Mapping[str, Sequence[float]]) -> None:
+        numbers = {
+            f"{name}/seed{seed}": float(value)
+            for name, values in metrics.items()
+            for seed, value in zip(self.seeds, values, strict=True)
+        }
+        for sink in [*self._sinks]:
+            with self._optional(sink):
+                sink.add(step, numbers)
 
     def close(self) -> None:
-        """Write what TensorBoard has not written yet, and close its file."""
-        with self._optional():
-            if self._tensorboard is not None:
-                self._tensorboard.close()
+        """Write what the sinks have not written yet, and close their files."""
+        for sink in [*self._sinks]:
+            with self._optional(sink):
+                sink.close()
         if threading.excepthook == self._quietly:
             threading.excepthook = self._except_hook
 

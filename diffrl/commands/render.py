@@ -1,0 +1,59 @@
+"""`diffrl render`: a run's policies as a video."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from diffrl.support.schema import Many, Range, Seed, check
+
+
+@dataclass(frozen=True)
+class Render:
+    """Make a video of what a run's policies do in its environment: each seed's beside the others, from the same starts.
+
+    For example,
+      diffrl render runs/NAME --out video.mp4
+      diffrl render runs/NAME --out video.gif --episodes 3 --checkpoint best
+      diffrl render runs/NAME --out video.mp4 --seeds 0 2 --fps 50
+
+    Mazes are drawn from above. MuJoCo draws off the screen, by EGL or OSMesa, whichever works ($MUJOCO_GL says
+    another). An MP4 needs pip install 'diffrl[video]'; a GIF needs nothing.
+    """
+
+    run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
+    """The run's folder, such as runs/NAME."""
+    out: Path
+    """The video to write; its ending says which kind: .mp4 or .gif."""
+    episodes: Many = 1
+    """Episodes, one after the other."""
+    seeds: tuple[Seed, ...] = ()
+    """Those of the run's seeds to show side by side; by default its first four."""
+    which: Annotated[str, tyro.conf.arg(aliases=["--checkpoint"])] = "last"
+    """The checkpoint: last, best (each seed's), or a step."""
+    seed: Seed = 0
+    """What start states and the policy's noise are drawn from."""
+    fps: Annotated[int, Range(1, 100)] = 30
+    """Pictures a second. Time is as fast as in the environment, where it says how fast that is."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def run(self) -> int:
+        """Write the video; say where it is."""
+        from diffrl.runs.render import render
+        from diffrl.support.console import console
+
+        made = render(
+            self.run_folder,
+            self.out,
+            episodes=self.episodes,
+            seeds=self.seeds or None,
+            which=self.which,
+            seed=self.seed,
+            fps=self.fps,
+        )
+        console.print(f"Written: {made}", markup=False)
+        return 0

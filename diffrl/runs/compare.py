@@ -1,0 +1,308 @@
+"""Runs of policies side by side: from the same start states, with the same noise, and whether they differ by more."""
+
+import base64
+import csv
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffrl.runs.policy import Actor, Evaluator, load_stack
+from diffrl.runs.report import draw_maze
+from diffrl.runs.run import Run
+from diffrl.support.console import console, work
+from diffrl.support.errors import UserError
+from diffrl.support.files import atomic_path
+from diffrl.support.machine import settle
+from diffrl.support.plots import BLUE, GREEN, GREY, ORANGE, PAGE_STYLE
+from diffrl.support.seeds import generator_at
+from diffrl.support.statistics import estimate
+from diffrl.training.logs import benchmark_family
+from envs.maze2d import Maze
+from envs.task import Task
+
+DRAWN = 4
+"""Start states whose trajectories are drawn."""
+CONFIDENCE = 0.95
+"""Of the intervals."""
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """What the policies of a run did."""
+
+    run: Run
+    steps: tuple[int, ...]
+    """The checkpoint of each of the run's seeds."""
+    returns: NDArray[np.float64]
+    """(S, E) of each seed from each start state."""
+    paths: list[NDArray[np.float32]]
+    """The observations (T, O) of the first seed's first episodes."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its interval of `CONFIDENCE`; its ends are nan where there is too little to tell."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return bool(self.low > 0 or self.high < 0)
+
+    def __str__(self) -> str:
+        """For example `+3.1 [1.0, 5.2]`."""
+        ends = "" if np.isnan(self.low) else f" [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.mean:+.2f}{ends}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more the policies of one run reach than those of another, from the same start states."""
+
+    over_starts: Interval
+    """Of these very policies, over start states: Student's t on the paired differences, each a mean over the seeds."""
+    over_seeds: Interval
+    """Of the methods, over training seeds: Welch's t on the seeds' means; unknown with a single seed."""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the difference is more than noise, and of what: a sentence."""
+        if self.over_starts.mean == self.over_starts.low == self.over_starts.high == 0:
+            return "No difference at all: the same return from every start state."
+        known = not np.isnan(self.over_seeds.low)
+        widest = self.over_seeds if known else self.over_starts
+        of = "another training seed might" if known else "other start states might"
+        sentence = (
+            f"More than noise: {'better' if widest.mean > 0 else 'worse'} by more than {of} explain."
+            if widest.beyond_noise
+            else f"Not more than noise: {of} explain it."
+        )
+        if known and not widest.beyond_noise and self.over_starts.beyond_noise:
+            return f"{sentence} (These very policies do differ, over start states.)"
+        if not known:
+            return f"{sentence} With one seed it says nothing of the methods."
+        return sentence
+
+
+def difference(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Difference:
+    """How much more ours (S, E) are than theirs (S', E), of E start states in the same order."""
+    paired = ours.mean(0) - theirs.mean(0)
+    return Difference(_student(paired), _welch(ours.mean(1), theirs.mean(1)))
+
+
+def _student(values: NDArray[np.float64]) -> Interval:
+    n = len(values)
+    error = values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
+    return _interval(float(values.mean()), float(error), n - 1)
+
+
+def _welch(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Interval:
+    mean = float(ours.mean() - theirs.mean())
+    if min(len(ours), len(theirs)) < 2:
+        return Interval(mean, np.nan, np.nan)
+    a, b = (values.var(ddof=1) / len(values) for values in (ours, theirs))
+    spread = a**2 / (len(ours) - 1) + b**2 / (len(theirs) - 1)
+    freedom = (a + b) ** 2 / spread if spread > 0 else len(ours) + len(theirs) - 2
+    return _interval(mean, float(np.sqrt(a + b)), float(freedom))
+
+
+def _interval(mean: float, error: float, freedom: float) -> Interval:
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * error if freedom > 0 else np.nan
+    return Interval(mean, mean - half, mean + half)
+
+
+# --- rolled out -----------------------------------------------------------------------------------------------------
+
+
+def compare(
+    paths: Sequence[Path | str],
+    out: Path | str = "compare.html",
+    *,
+    episodes: int = 50,
+    which: str | int = "last",
+    seed: int = 0,
+    env: str | None = None,
+    quiet: bool = False,
+) -> list[Path]:
+    """Compare runs of policies with the first of them; write a page, and beside it its picture (PNG) and numbers (CSV).
+
+    All policies start in the same `episodes` states. Those of the seeds in the same place of their runs draw the same
+    noise, so far as they draw alike. which: the `last` or `best` checkpoint, or that of a step. seed: what start states
+    and noise are drawn from. env: the id of another environment than the runs'. Gives the files' paths.
+
+    Raises UserError for fewer than two runs, and for runs that are not of one environment.
+    """
+    out = Path(out)
+    if len(paths) < 2:
+        raise UserError("Compare what with what? Policies are compared by two runs or more: diffrl compare RUN RUN ...")
+    runs = [Run.read(path).within(env, (), None) for path in paths]
+    task = _one_task(runs)
+    settle()
+    rolled = [_roll(run, episodes, str(which), seed, quiet) for run in runs]
+    picture, table = out.with_suffix(".png"), out.with_suffix(".csv")
+    _plot(rolled, task, picture)
+    with atomic_path(table) as temporary:
+        temporary.write_text(_csv(rolled), encoding="utf-8")
+    with atomic_path(out) as temporary:
+        temporary.write_text(page(rolled, task, seed, picture.read_bytes()), encoding="utf-8")
+    if not quiet:
+        for other in rolled[1:]:
+            found = difference(_scored(other, task), _scored(rolled[0], task))
+            console.print(
+                f"{other.run.path} - {rolled[0].run.path}: {found.over_starts}. {found.verdict}", markup=False
+            )
+    return [out, picture, table]
+
+
+def _one_task(runs: Sequence[Run]) -> Task:
+    """The task that all runs share. Raises UserError where they share none."""
+    first = runs[0]
+    for run in runs:
+        if run.task.env_id is None:
+            raise UserError(f"{run.path} was trained without an environment: name one to compare in with --env ID.")
+        if str(run.task.spec) != str(first.task.spec):
+            raise UserError(
+                f"{first.path} acts in {first.task.spec} and {run.path} in {run.task.spec}: expected runs of one "
+                "environment, or --env ID to compare them in."
+            )
+        sizes = (run.observation_size, run.action_size)
+        if sizes != (first.observation_size, first.action_size):
+            raise UserError(f"{first.path} and {run.path} are not of the same observations and actions.")
+    return first.task
+
+
+def _roll(run: Run, episodes: int, which: str, seed: int, quiet: bool) -> Rolled:
+    evaluator, returns, steps = Evaluator(run.task.make, 1), [], []
+    paths: list[NDArray[np.float32]] = []
+    try:
+        for place, training_seed in enumerate(run.config.seeds):
+            agent, (step,) = load_stack(run, [training_seed], which, "cpu")
+            act = Actor(agent, run.preprocessing, generator=generator_at(seed, place))
+            with work(f"{run.path.name}, seed {training_seed}, step {step:,}", "episodes", quiet) as on_step:
+                found, drawn = evaluator(act, episodes, (seed,), on_step, 0 if place else DRAWN)
+            returns.append(found[0])
+            steps.append(step)
+            paths = paths or drawn
+    finally:
+        evaluator.close()
+    return Rolled(run, tuple(steps), np.stack(returns), paths)
+
+
+def _scored(rolled: Rolled, task: Task) -> NDArray[np.float64]:
+    """Returns (S, E), or normalised scores x100 where the task has references."""
+    scores: NDArray[np.float64] = task.score(rolled.returns) if task.reference else rolled.returns
+    return scores
+
+
+# --- shown ----------------------------------------------------------------------------------------------------------
+
+
+def _plot(rolled: Sequence[Rolled], task: Task, path: Path) -> None:
+    """In a maze of ours, what each run's first seed drove, a column a run; else returns against the first run's."""
+    from matplotlib.figure import Figure
+
+    maze = _maze(task)
+    if maze is not None:
+        n = len(rolled[0].paths)
+        figure = Figure(figsize=(2.8 * len(rolled), 2.6 * n), layout="constrained")
+        axes = figure.subplots(n, len(rolled), squeeze=False)
+        for column, one in zip(axes.T, rolled, strict=True):
+            for start, ax in enumerate(column):
+                draw_maze(ax, maze.grid, maze.goal, [one.paths[start]])
+                name = f"{one.run.path.name}, seed {one.run.config.seeds[0]}\n" if start == 0 else ""
+                ax.set_title(f"{name}return {one.returns[0, start]:.0f}", fontsize=9)
+    else:
+        figure = Figure(figsize=(4.4 * (len(rolled) - 1), 4.4), layout="constrained")
+        panels = figure.subplots(1, len(rolled) - 1, squeeze=False)[0]
+        theirs = _scored(rolled[0], task).mean(0)
+        for ax, one, colour in zip(panels, rolled[1:], (BLUE, ORANGE, GREEN) * len(rolled), strict=False):
+            ours = _scored(one, task).mean(0)
+            ends = [min(ours.min(), theirs.min()), max(ours.max(), theirs.max())]
+            ax.plot(ends, ends, color=GREY, linewidth=1)
+            ax.scatter(theirs, ours, color=colour, s=14)
+            ax.set(xlabel=rolled[0].run.path.name, ylabel=one.run.path.name, title="each point a start state")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _maze(task: Task) -> Maze | None:
+    env = task.make()
+    maze = getattr(env.unwrapped, "maze", None)
+    env.close()
+    return maze if isinstance(maze, Maze) else None
+
+
+def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes) -> str:
+    """The page's HTML, which needs no other file: what each run reaches, the differences and their verdicts, a picture.
+
+    seed: what the start states were drawn from.
+    """
+    first, n = rolled[0], rolled[0].returns.shape[1]
+    what = "normalised score x100" if task.reference else "return"
+    rows, several = [], []
+    for one in rolled:
+        config, scores = one.run.config, _scored(one, task)
+        about = f"{config.agent.name}, seeds {', '.join(map(str, config.seeds))}, steps {_steps(one.steps)}"
+        rows.append(
+            f"<tr><td><b>{html.escape(one.run.path.name)}</b><br>{html.escape(about)}</td>"
+            f"<td class=n>{estimate(scores)}</td><td class=n>{np.median(scores):.1f}</td></tr>"
+        )
+        if one is not first:
+            found = difference(scores, _scored(first, task))
+            name = html.escape(f"{one.run.path.name} − {first.run.path.name}")
+            several.append(
+                f"<tr><td><b>{name}</b><br>{html.escape(found.verdict)}</td><td class=n>{found.over_starts}</td>"
+                f"<td class=n>{'unknown: one seed' if np.isnan(found.over_seeds.low) else found.over_seeds}</td></tr>"
+            )
+    caveat = ""
+    if task.reference and not task.comparable:
+        caveat = (
+            f" Scaled by D4RL's references for {html.escape(benchmark_family(task.reference))}, but data or "
+            "environment are not D4RL's."
+        )
+    if len(rolled) > 2:
+        caveat += f" Each of the {len(rolled) - 1} intervals is of 95 % by itself."
+    image = base64.b64encode(picture).decode()
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>diffrl compare</title><style>{PAGE_STYLE}</style></head><body>
+<h1>Policies side by side</h1>
+<p class=about>In {html.escape(task.env_text)}, from the same {n:,} start states (seed {seed}), with the same noise
+where policies draw alike.{caveat}</p>
+<table><tr><th>run</th><th class=n>{what}, ± standard error</th><th class=n>median</th></tr>{"".join(rows)}</table>
+<h2>Differences, with intervals of 95 %</h2>
+<table><tr><th>difference</th><th class=n>over start states, of these policies</th>
+<th class=n>over training seeds, of the methods</th></tr>{"".join(several)}</table>
+<p class=about>Over start states: Student's t on paired differences. Over training seeds: Welch's t on the seeds'
+means.</p>
+<img src="data:image/png;base64,{image}" alt="what the policies did">
+</body></html>
+"""
+
+
+def _steps(steps: Sequence[int]) -> str:
+    return f"{steps[0]:,}" if len(set(steps)) == 1 else ", ".join(f"{step:,}" for step in steps)
+
+
+def _csv(rolled: Sequence[Rolled]) -> str:
+    """A row an episode: run, agent, training seed, start state, return."""
+    text = io.StringIO()
+    writer: Any = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "agent", "seed", "step", "start", "return"])
+    for one in rolled:
+        config = one.run.config
+        for i, seed in enumerate(config.seeds):
+            for start, value in enumerate(one.returns[i]):
+                writer.writerow([one.run.path.name, config.agent.name, seed, one.steps[i], start, float(value)])
+    return text.getvalue()

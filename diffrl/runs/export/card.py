@@ -1,0 +1,301 @@
+"""The model card of an exported policy: Markdown with the front matter that the Hugging Face Hub reads."""
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffrl.runs import config as configuration
+from diffrl.runs.config import OnlineConfig, TrainConfig
+from diffrl.runs.run import OFFLINE, ONLINE, Run
+from diffrl.runs.train import called
+from diffrl.support.machine import versions
+from diffrl.support.schema import to_yaml
+from diffrl.support.statistics import estimate
+from diffrl.training.logs import benchmark_family
+from diffrl.tuning import config as tuning
+from envs import registry
+from envs.datasets import FILE_SUFFIXES
+
+FEW_SEEDS = 5
+"""Fewer seeds than these say little of the spread."""
+_MACHINE = ("out", "device", "compile", "workers", "eval_workers", "capture", "log")
+"""Fields of a run's configuration that say where and on what it ran, and not what was trained."""
+_FILLED = ("offline_run", "start_run", "start_steps", "reward_shift", "reward_scale")
+"""Settings of a run that started from another one that are filled in, or are a path."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Returns (S, E) that were measured, of the run's seeds in their order."""
+
+    what: str
+    """When, and on which episodes, in words."""
+    returns: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the card says that the run's folder does not."""
+
+    run: Run
+    seed: int
+    """The seed that was exported."""
+    which: str
+    """The checkpoint that was asked for: last, best, or a step."""
+    step: int
+    scores: Sequence[Scored]
+    trained_with: Mapping[str, str] = field(default_factory=dict)
+    """The versions of packages when training began, by name."""
+    graph: str = ""
+    """How the ONNX graph is called, in Markdown; "": there is none."""
+
+
+def without_paths(value: Any) -> Any:
+    """The value with each absolute path in it cut to its last part: paths of a machine are nobody else's business."""
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, str):
+        if value.startswith(("/", "~", "file:")) or PureWindowsPath(value).drive:
+            return PurePosixPath(value.replace("\\", "/")).name or "."
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): without_paths(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(part) for part in value]
+    return value
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def train_words(config: TrainConfig) -> list[str]:
+    """The words after `diffrl` that begin a run with this configuration, wherever its data are here.
+
+    What the machine chose, such as workers and compiling, is left to the next machine.
+    """
+    config = dataclasses.replace(config, dataset=called(config.dataset))
+    base, _ = configuration.default(config.agent.name, config.dataset)
+    words = ["train", "--agent", config.agent.name, "--dataset", config.dataset]
+    for prefix, ours, theirs in (("--", config, base), ("--agent.", config.agent, base.agent)):
+        skipped = (*_MACHINE, "dataset", "agent") if prefix == "--" else ()
+        words += _options(prefix, ours, theirs, skipped)
+    return words
+
+
+def start_words(run: Run) -> list[str]:
+    """The words that began a run which started from another run, `RUN` in them. run: its kind is not offline."""
+    settings = dict(run.settings or {})
+    algo = settings.pop("algo", None)
+    schema = OnlineConfig if run.kind == ONLINE else tuning.get(str(algo))
+    ours = {f.name: settings[f.name] for f in dataclasses.fields(schema) if f.name in settings}
+    words = ["online", "RUN"] if run.kind == ONLINE else ["finetune", "policy", "RUN", "--algo", str(algo)]
+    for name in ("steps", "seeds", "eval_every", "eval_episodes"):
+        words += _option(f"--{name}", getattr(run.config, name))
+    for entry in dataclasses.fields(schema):
+        if entry.name in ours and entry.name not in _FILLED and ours[entry.name] != entry.default:
+            words += _option(f"--{entry.name}", ours[entry.name])
+    return words
+
+
+def _options(prefix: str, ours: Any, theirs: Any, skipped: Sequence[str]) -> list[str]:
+    """The options that say in what a configuration differs from another one of its class."""
+    words: list[str] = []
+    for entry in dataclasses.fields(ours):
+        value = getattr(ours, entry.name)
+        if entry.name not in skipped and value != getattr(theirs, entry.name):
+            words += _option(f"{prefix}{entry.name}", value)
+    return words
+
+
+def _option(flag: str, value: Any) -> list[str]:
+    flag = flag.replace("_", "-")
+    if isinstance(value, bool):
+        prefix, _, name = flag.rpartition("." if "." in flag else "--")
+        dot = "." if "." in flag else "--"
+        return [flag if value else f"{prefix}{dot}no-{name}"]
+    if isinstance(value, list | tuple):
+        return [flag, *(str(without_paths(part)) for part in value)]
+    return [flag, str(without_paths(value))]
+
+
+# --- the card -------------------------------------------------------------------------------------------------------
+
+
+def card(facts: Facts) -> str:
+    """The text of `README.md`: front matter, how to use the policy, how good it is, what it learned from and how."""
+    run = facts.run
+    config, task = run.config, run.task
+    dataset = str(without_paths(called(config.dataset)))
+    env = without_paths(task.env_text)
+    sections = [
+        f"---\n{to_yaml(_front_matter(facts, dataset))}---",
+        f"# {config.agent.name} on {dataset}",
+        f"A policy that diffrl trained offline{_after(run)}: agent "
+        f"`{config.agent.name}`, seed {facts.seed}, after {facts.step:,} steps. It takes observations of "
+        f"{run.observation_size} numbers and gives actions of {run.action_size}, both in the units of its environment"
+        f"{f', `{env}`' if task.env_id else ''}.",
+        "## Use",
+        _use(facts),
+        "## Scores",
+        *_scores(facts),
+        "## Data",
+        _data(run, dataset),
+        "## Training",
+        _training(facts),
+        "## Caveats",
+        "\n".join(f"- {sentence}" for sentence in caveats(facts)),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _after(run: Run) -> str:
+    return {OFFLINE: "", ONLINE: " and then online"}.get(run.kind, f" and then fine-tuned by {run.kind}")
+
+
+def _front_matter(facts: Facts, dataset: str) -> dict[str, Any]:
+    run = facts.run
+    name = f"{run.config.agent.name}-{re.sub(r'[^0-9A-Za-z._-]+', '-', dataset)}"
+    tags = ["reinforcement-learning", "offline-reinforcement-learning", "diffrl", run.config.agent.name, dataset]
+    matter: dict[str, Any] = {
+        "library_name": "diffrl",
+        "pipeline_tag": "reinforcement-learning",
+        "tags": list(dict.fromkeys(tags)),
+    }
+    if facts.scores:
+        measured = facts.scores[-1]
+        env = run.task.env_id or "none"
+        metrics = [_metric("mean_return", "Mean return", measured.returns)]
+        if run.task.reference:
+            score = run.task.score(measured.returns)
+            metrics.append(_metric("normalized_score", "Normalised score x100", score))
+        kind = "reinforcement-learning"
+        result = {"task": {"type": kind, "name": kind}, "dataset": {"name": env, "type": env}, "metrics": metrics}
+        matter["model-index"] = [{"name": name, "results": [result]}]
+    return matter
+
+
+def _metric(kind: str, name: str, values: NDArray[np.float64]) -> dict[str, Any]:
+    found = estimate(values)
+    spread = "" if np.isnan(found.error) else f" +/- {found.error:.2f}"
+    return {"type": kind, "value": f"{found.mean:.2f}{spread}", "name": name, "verified": False}
+
+
+def _use(facts: Facts) -> str:
+    planner = facts.run.config.agent.policy_kind == "planner"
+    reset = "\npolicy.reset()  # where an episode begins: it follows its plan from call to call" if planner else ""
+    sizes = f"({facts.run.observation_size},) -> ({facts.run.action_size},)"
+    text = f"""```python
+import diffrl
+
+policy = diffrl.load_policy("FOLDER")  # this folder; or the Hub's id, "user/name"{reset}
+action = policy(observation)  # NumPy, {sizes}, or many in rows
+```"""
+    return f"{text}\n\n{facts.graph}" if facts.graph else text
+
+
+def _scores(facts: Facts) -> list[str]:
+    run = facts.run
+    if not facts.scores:
+        why = "has no environment" if run.task.env_id is None else "was not evaluated at this step"
+        return [f"None: the run {why}."]
+    seeds = run.config.seeds
+    head = ["measured", "seed", "episodes", "return"] + (["score x100"] if run.task.reference else [])
+    rows = [head, ["---"] * len(head)]
+    for measured in facts.scores:
+        for i, seed in enumerate(seeds):
+            mark = " (this one)" if seed == facts.seed else ""
+            rows.append(_row(run, measured, f"{seed}{mark}", measured.returns[i : i + 1]))
+        if len(seeds) > 1:
+            rows.append(_row(run, measured, "all", measured.returns))
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    over = "a seed's is over its episodes" + (", that of all is over the seeds" if len(seeds) > 1 else "")
+    text = f"± is the standard error of the mean: {over}."
+    if run.task.reference:
+        low, high = registry.get(run.task.reference).reference_scores or (0.0, 1.0)
+        text += (
+            f" Scores are 100 (return - {low:g}) / ({high:g} - {low:g}), by the references of "
+            f"{run.task.reference if run.task.comparable else benchmark_family(run.task.reference)}."
+        )
+    return [table, text]
+
+
+def _row(run: Run, measured: Scored, seed: str, returns: NDArray[np.float64]) -> list[str]:
+    scores = [str(estimate(run.task.score(returns)))] if run.task.reference else []
+    return [measured.what, seed, f"{returns.shape[1]:,}", str(estimate(returns)), *scores]
+
+
+def _data(run: Run, dataset: str) -> str:
+    config = run.config
+    if registry.known(dataset):
+        benchmark = registry.get(dataset)
+        where = f", {benchmark.url}" if benchmark.url else ""
+        made = ", generated by `diffrl data generate`" if benchmark.generated else ""
+        source = f"the benchmark's{where}{made}"
+    elif Path(config.dataset).is_absolute() or Path(dataset).suffix in FILE_SUFFIXES:
+        source = "a file of whoever trained it"
+    else:
+        source = f"`{dataset}`, by its id (Minari's or another package's)"
+    lines = [
+        f"- Data set: `{dataset}`; source: {source}.",
+        f"- Rows: {'all' if config.rows is None else f'the first {config.rows:,}'}.",
+        f"- Fingerprint (SHA-256 of its arrays, as diffrl reads them): `{run.fingerprint}`.",
+    ]
+    return "\n".join(lines)
+
+
+def _training(facts: Facts) -> str:
+    run = facts.run
+    settings = {key: value for key, value in configuration.to_dict(run.config).items() if key not in _MACHINE}
+    settings["dataset"] = called(run.config.dataset)
+    if run.kind == OFFLINE:
+        begun = f"```sh\ndiffrl {shlex.join(train_words(run.config))}\n```"
+    else:
+        begun = (
+            f"It started from an offline run, RUN, whose own command is not recorded here.\n\n```sh\ndiffrl "
+            f"{shlex.join(start_words(run))}\n```"
+        )
+        own = {key: value for key, value in dict(run.settings or {}).items() if key not in ("offline_run", "start_run")}
+        settings["settings"] = own
+    made = ", ".join(f"{name} {version}" for name, version in versions().items())
+    then = ", ".join(f"{name} {version}" for name, version in facts.trained_with.items())
+    then = f" When training began: {then}." if then else ""
+    plain = to_yaml(without_paths(settings)).rstrip()
+    return f"{begun}\n\nAll settings:\n\n```yaml\n{plain}\n```\n\nVersions when it was exported: {made}.{then}"
+
+
+def caveats(facts: Facts) -> list[str]:
+    """What a reader should know before trusting a score, or using the policy: a sentence or two each."""
+    run, task, n = facts.run, facts.run.task, len(facts.run.config.seeds)
+    found: list[str] = []
+    if facts.scores:
+        if facts.which == "best":
+            found.append(
+                "The checkpoint was chosen by its own evaluation during training, the best of several: scores measured "
+                "then are optimistic."
+            )
+        if n < FEW_SEEDS:
+            found.append(f"{n} seed{'s' * (n > 1)}: too few to say much of the spread over seeds.")
+        if task.reference and not task.comparable:
+            found.append(
+                f"Scores are scaled by D4RL's references for {benchmark_family(task.reference)}, but data or "
+                "environment are not D4RL's: they do not compare with published ones."
+            )
+    if n > 1:
+        found.append(f"Of the run's seeds, seed {facts.seed} is here; it was taken for its number, not for its score.")
+    if task.reference and (note := registry.get(task.reference).note):
+        found.append(f"{task.reference}: {note.rstrip('.')}.")
+    if run.config.agent.policy_kind == "planner":
+        found.append("It follows a plan: call `policy.reset()` where an episode begins.")
+    if run.config.agent.policy_kind not in ("deterministic", "planner"):
+        found.append("Actions are sampled: two calls on one observation differ.")
+    found.append(
+        "Learned from data alone, it is tested in simulation only, and not where observations differ from its data's."
+    )
+    return found

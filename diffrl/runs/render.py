@@ -1,0 +1,331 @@
+"""A run's policies as a video: what each seed does from the same start states, side by side.
+
+Mazes of ours are drawn from above with the way that was driven. Other environments are asked for pictures, MuJoCo's by
+OpenGL off the screen: EGL or OSMesa, whichever works.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from diffrl.runs.policy import Actor, load_stack
+from diffrl.runs.run import Run
+from diffrl.support.console import work
+from diffrl.support.errors import UserError, said_by
+from diffrl.support.files import atomic_path
+from diffrl.support.machine import settle
+from diffrl.support.plots import BLUE, ORANGE
+from diffrl.support.stopping import check
+from envs.task import Task
+
+if TYPE_CHECKING:
+    from envs.maze2d import Maze
+
+Picture = NDArray[np.uint8]
+"""(height, width, 3)"""
+SIDE_BY_SIDE = 4
+"""Seeds in one video at most, if none are named."""
+_BAR = 18
+"""Height of the line of text above a picture, in pixels."""
+_MAZE = 320
+"""Height of a maze's picture, in pixels."""
+_WITHOUT_GL = ("envs.maze2d", "gymnasium.envs.classic_control", "gymnasium.envs.box2d", "gymnasium.envs.toy_text")
+"""Modules of environments that draw without OpenGL."""
+_LONG = 1000
+"""Steps that an episode may have where the environment does not say, for the bar that shows how far the work is."""
+BACKENDS = ("egl", "osmesa")
+"""MuJoCo's ways to OpenGL without a screen, in the order of trying."""
+
+
+def render(
+    run: Path | str,
+    out: Path | str,
+    *,
+    episodes: int = 1,
+    seeds: Sequence[int] | None = None,
+    which: str | int = "last",
+    seed: int = 0,
+    fps: int = 30,
+    quiet: bool = False,
+) -> Path:
+    """Write a video of a run's policies in its environment, each seed's beside the others; give its path.
+
+    out: a path that ends in .mp4 (which needs the extra `video`) or .gif. seeds: of the run's, by default its first
+    four. Episode by episode all seeds start in the same state. which: the `last` or `best` checkpoint, or that of a
+    step. seed: what start states and noise are drawn from. fps: pictures a second; time is as fast as in the
+    environment, where it says how fast that is.
+
+    Raises UserError where there is no environment, or none that can be drawn here.
+    """
+    out, opened = Path(out), Run.read(run)
+    write = writer(out)
+    task = opened.task
+    if task.env_id is None:
+        raise UserError(f"{opened.path} was trained without an environment: there is nothing to look at.")
+    seeds = opened.config.seeds[:SIDE_BY_SIDE] if seeds is None else tuple(seeds)
+    settle()
+    choose_opengl(task)
+    agents = [load_stack(opened, [one], str(which), "cpu")[0] for one in seeds]
+    seen = dataclasses.replace(task, env_kwargs={**task.env_kwargs, "render_mode": "rgb_array"})
+    with ExitStack() as held:
+        envs = [held.enter_context(closing(seen.make())) for _ in seeds]
+        acts = [Actor(agent, opened.preprocessing, seed, keep=1) for agent in agents]
+        panels = [_panel(env, f"seed {one}", task) for env, one in zip(envs, seeds, strict=True)]
+        shown_every = max(1, round(float(envs[0].metadata.get("render_fps") or fps) / fps))
+        limit = (envs[0].spec and envs[0].spec.max_episode_steps) or _LONG
+        with work(f"{opened.path.name} in {task.env_text}", "steps", quiet) as on_step:
+
+            def frames() -> Iterator[Picture]:
+                for episode in range(episodes):
+                    shown = _episode(envs, acts, panels, (seed, episode), shown_every)
+                    for i, frame in enumerate(shown):
+                        on_step(episode * limit + min(i * shown_every, limit), episodes * limit)
+                        yield frame
+                on_step(episodes * limit, episodes * limit)
+
+            with atomic_path(out) as temporary:
+                write(temporary, frames(), fps)
+    return out
+
+
+def _episode(
+    envs: Sequence[gymnasium.Env[Any, Any]],
+    acts: Sequence[Actor],
+    panels: Sequence["Panel"],
+    entropy: tuple[int, int],
+    every: int,
+) -> Iterator[Picture]:
+    """The pictures of one episode, which goes on until it is over for every seed: each `every`-th step's, and the last.
+
+    entropy: what the start state is drawn from, the same for all seeds.
+    """
+    start = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    observations = [np.asarray(env.reset(seed=start)[0], np.float32) for env in envs]
+    for act, panel, observation in zip(acts, panels, observations, strict=True):
+        act.reset()
+        act.first_plans = None
+        panel.begin(observation)
+    going, step = set(range(len(envs))), 0
+    yield np.hstack([panel.picture(step) for panel in panels])
+    while going:
+        check()
+        step += 1
+        for i in sorted(going):
+            action = acts[i](observations[i][None, None])[0, 0]
+            if not np.isfinite(action).all():
+                raise UserError("The policy's actions are not finite: its training has diverged.")
+            observation, reward, terminal, cut, _ = envs[i].step(action)
+            observations[i] = np.asarray(observation, np.float32)
+            panels[i].add(observations[i], float(reward), acts[i].first_plans)
+            if terminal or cut:
+                going.discard(i)
+                panels[i].finish(step)
+        if step % every == 0 or not going:
+            yield np.hstack([panel.picture(step) for panel in panels])
+
+
+# --- one seed's picture ---------------------------------------------------------------------------------------------
+
+
+class Panel:
+    """The picture of one environment, as it draws itself, with a line of text above it."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], name: str) -> None:
+        self._env, self._name = env, name
+        self._return, self._over = 0.0, 0
+        self._last: Picture | None = None
+
+    def begin(self, observation: NDArray[np.float32]) -> None:
+        """An episode begins."""
+        self._return, self._over, self._last = 0.0, 0, None
+
+    def add(self, observation: NDArray[np.float32], reward: float, plans: NDArray[np.float32] | None) -> None:
+        """A step was made. plans: (B, H, O) those that are followed, if the agent plans."""
+        self._return += reward
+
+    def finish(self, step: int) -> None:
+        """The episode was over after this step: the picture stays."""
+        self._last = self._drawn()
+        self._over = step
+
+    def picture(self, step: int) -> Picture:
+        """The picture now, after so many steps."""
+        drawn = self._drawn() if self._last is None else self._last
+        return labelled(drawn, f"{self._name}   step {self._over or step}   return {self._return:.1f}")
+
+    def _drawn(self) -> Picture:
+        try:
+            drawn: Any = self._env.render()
+        except Exception as error:  # whatever its libraries make of a machine without a screen
+            raise UserError(_cannot_draw(self._env, said_by(error))) from error
+        if not isinstance(drawn, np.ndarray) or drawn.ndim != 3:
+            raise UserError(_cannot_draw(self._env, "it gives no picture"))
+        return drawn[..., :3].astype(np.uint8)
+
+
+def _cannot_draw(env: gymnasium.Env[Any, Any], why: str) -> str:
+    name = env.spec.id if env.spec else "The environment"
+    more = " `pip install pygame` may help." if "pygame" in why else ""
+    return f"{name} cannot be drawn here: {why.rstrip('.')[:300]}.{more}"
+
+
+class MazePanel(Panel):
+    """A maze of ours from above, with the way driven so far, the ball, and the plan where there is one."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], name: str, maze: "Maze") -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        from diffrl.runs.report import draw_maze  # which imports MuJoCo: see `choose_opengl`
+
+        super().__init__(env, name)
+        self._path: list[NDArray[np.float32]] = []
+        rows, columns = len(maze.grid) - 1.2, len(maze.grid[0]) - 1.2
+        size = _MAZE / 100 * columns / rows, _MAZE / 100
+        self._canvas: Any = FigureCanvasAgg(Figure(figsize=size, dpi=100))
+        ax = self._canvas.figure.add_axes((0, 0, 1, 1))
+        draw_maze(ax, maze.grid, maze.goal, [])
+        (self._plan,) = ax.plot([], [], color=BLUE, linewidth=1, linestyle="--")
+        (self._way,) = ax.plot([], [], color=ORANGE, linewidth=2)
+        (self._ball,) = ax.plot([], [], color="black", marker="o", markersize=7)
+
+    def begin(self, observation: NDArray[np.float32]) -> None:
+        """An episode begins: the way is empty."""
+        super().begin(observation)
+        self._path = [observation[:2]]
+        self._plan.set_data([], [])
+
+    def add(self, observation: NDArray[np.float32], reward: float, plans: NDArray[np.float32] | None) -> None:
+        """The ball has moved to the observation's (row, column)."""
+        super().add(observation, reward, plans)
+        self._path.append(observation[:2])
+        if plans is not None:
+            self._plan.set_data(plans[0, :, 1], plans[0, :, 0])
+
+    def _drawn(self) -> Picture:
+        way = np.stack(self._path)
+        self._way.set_data(way[:, 1], way[:, 0])
+        self._ball.set_data(way[-1:, 1], way[-1:, 0])
+        self._canvas.draw()
+        return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
+
+
+def _panel(env: gymnasium.Env[Any, Any], name: str, task: Task) -> Panel:
+    from envs.maze2d import Maze
+
+    maze = getattr(env.unwrapped, "maze", None)
+    if isinstance(maze, Maze):
+        return MazePanel(env, name, maze)
+    if "rgb_array" not in env.metadata.get("render_modes", []):
+        raise UserError(f"{task.env_text} draws no pictures: it has no render mode rgb_array.")
+    return Panel(env, name)
+
+
+def labelled(picture: Picture, text: str) -> Picture:
+    """The picture with a line of text above it, its sides cut to even numbers, as video coders want them."""
+    from PIL import Image, ImageDraw
+
+    height, width = (side - side % 2 for side in picture.shape[:2])
+    canvas = Image.new("RGB", (width, height + _BAR), "white")
+    canvas.paste(Image.fromarray(picture[:height, :width]), (0, _BAR))
+    ImageDraw.Draw(canvas).text((4, 3), text, fill="black")
+    return np.asarray(canvas)
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+Writer = Callable[[Path, Iterator[Picture], int], None]
+
+
+def writer(out: Path) -> Writer:
+    """What writes pictures as the kind of file that the path's ending says. Raises UserError for another ending."""
+    if out.suffix == ".gif":
+        return _write_gif
+    if out.suffix != ".mp4":
+        raise UserError(f"--out is {str(out)!r}; expected a path that ends in .mp4 or .gif.")
+    try:
+        import imageio_ffmpeg  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "An MP4 needs imageio-ffmpeg, which is not installed: pip install 'diffrl[video]' brings it; a .gif needs "
+            "nothing."
+        ) from error
+    return _write_mp4
+
+
+def _write_mp4(path: Path, frames: Iterator[Picture], fps: int) -> None:
+    import imageio_ffmpeg
+
+    first = next(frames)
+    height, width = first.shape[:2]
+    size = width, height
+    coder = imageio_ffmpeg.write_frames(str(path), size, fps=fps, macro_block_size=2, ffmpeg_log_level="error")
+    with closing(coder):
+        coder.send(None)
+        coder.send(np.ascontiguousarray(first))
+        for frame in frames:
+            coder.send(np.ascontiguousarray(frame))
+
+
+def _write_gif(path: Path, frames: Iterator[Picture], fps: int) -> None:
+    from PIL import Image
+
+    def coloured(frame: Picture) -> "Image.Image":
+        return Image.fromarray(frame).quantize(128)
+
+    first = coloured(next(frames))
+    rest = (coloured(frame) for frame in frames)
+    # GIF counts in hundredths of a second, and browsers slow down what is faster than 50 pictures a second.
+    duration = max(2, round(100 / fps)) * 10
+    first.save(path, format="GIF", save_all=True, append_images=rest, duration=duration, loop=0)
+
+
+# --- OpenGL ---------------------------------------------------------------------------------------------------------
+
+
+def choose_opengl(task: Task) -> str | None:
+    """Set `$MUJOCO_GL`, if nobody has, to what works without a screen, where the environment needs it; give it.
+
+    It has to be set before MuJoCo is imported. Raises UserError where neither EGL nor OSMesa works.
+    """
+    if not needs_opengl(task):
+        return None
+    if chosen := os.environ.get("MUJOCO_GL"):
+        return chosen
+    for backend in BACKENDS:
+        if works(backend):
+            os.environ["MUJOCO_GL"] = backend
+            return backend
+    raise UserError(
+        "Drawing needs OpenGL off the screen, and neither EGL nor OSMesa works here: `apt install libegl1 "
+        "libegl-mesa0` or `apt install libosmesa6`."
+    )
+
+
+def needs_opengl(task: Task) -> bool:
+    """Whether a task's environment may be MuJoCo's, by where Gymnasium's registration says that its class is."""
+    spec = gymnasium.registry.get(str(task.env_id).rpartition(":")[2])
+    entry = "" if spec is None or not isinstance(spec.entry_point, str) else spec.entry_point
+    return not entry.startswith(_WITHOUT_GL)
+
+
+def works(backend: str) -> bool:
+    """Whether MuJoCo gets a picture by a backend, egl or osmesa: tried in a process of its own, which may crash."""
+    code = f"from mujoco.{backend} import GLContext\nc = GLContext(8, 8)\nc.make_current()\nc.free()"
+    environment = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, timeout=60, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0

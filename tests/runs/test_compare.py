@@ -1,0 +1,121 @@
+"""Policies compared: exact zeros of a run with itself, intervals as SciPy has them, and no verdict beyond the data."""
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from diffrl.cli import main
+from diffrl.runs.compare import compare, difference
+from diffrl.support.errors import UserError
+from envs.task import Task
+from tests.runs.made_runs import MAZE, PENDULUM, made_run, small
+
+SHORT = dataclasses.replace(MAZE, max_episode_steps=30)
+SWING = dataclasses.replace(PENDULUM, max_episode_steps=20)
+
+
+def returns_of(page: Path) -> dict[tuple[str, int], np.ndarray]:
+    """The returns in the CSV beside a page, by run and seed, in the order of start states."""
+    found: dict[tuple[str, int], list[float]] = {}
+    with page.with_suffix(".csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            key = row["run"], int(row["seed"])
+            assert int(row["start"]) == len(found.setdefault(key, []))
+            found[key].append(float(row["return"]))
+    return {key: np.array(values) for key, values in found.items()}
+
+
+def test_a_run_differs_by_nothing_from_itself(tmp_path: Path) -> None:
+    """Bit for bit, with an agent that draws noise: start states and noise are the same."""
+    for name in ("a", "b"):
+        made_run(tmp_path / name, small("diffusion_ql"), SWING)
+    page, picture, _ = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "page.html", episodes=4, quiet=True)
+    found = returns_of(page)
+    for seed in (3, 5):
+        assert len(np.unique(found["a", seed])) == 4
+        assert np.array_equal(found["a", seed], found["b", seed])
+    assert "No difference at all" in page.read_text()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_noise_is_that_of_the_seeds_place_and_the_start_states_are_seeds_alone(tmp_path: Path) -> None:
+    """Runs of other seeds with the same weights draw alike too; another --seed means other start states."""
+    made_run(tmp_path / "a", small("bc"), SWING)
+    made_run(tmp_path / "b", small("iql"), SWING)
+    runs = [tmp_path / "a", tmp_path / "b"]
+    one, other = (compare(runs, tmp_path / f"{s}.html", episodes=3, seed=s, quiet=True)[0] for s in (0, 1))
+    again = compare(runs[::-1], tmp_path / "again.html", episodes=3, quiet=True)[0]
+    for key, values in returns_of(one).items():
+        assert np.array_equal(returns_of(again)[key], values)
+        assert not np.array_equal(returns_of(other)[key], values)
+
+
+def test_intervals_are_scipys() -> None:
+    """Student's t on pairs and Welch's t on seeds; the sign is that of ours minus theirs."""
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(2, 1, (3, 20)), rng.normal(0, 3, (5, 20))
+    found = difference(ours, theirs)
+    paired = stats.ttest_rel(ours.mean(0), theirs.mean(0)).confidence_interval(0.95)
+    welch = stats.ttest_ind(ours.mean(1), theirs.mean(1), equal_var=False).confidence_interval(0.95)
+    for interval, expected in ((found.over_starts, paired), (found.over_seeds, welch)):
+        assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
+        assert interval.mean == pytest.approx(ours.mean() - theirs.mean(), rel=1e-12)
+    assert found.over_seeds.mean > 0
+    assert difference(theirs, ours).over_starts.high == pytest.approx(-found.over_starts.low, rel=1e-12)
+
+
+def test_the_verdict_is_that_of_the_wider_question() -> None:
+    """Policies that differ from every start are no evidence for methods whose seeds differ as much."""
+    starts = np.random.default_rng(0).normal(0, 5, 40)
+    low, high = (starts + np.array([[0.0], [10.0]]) + shift for shift in (0, 1))
+    found = difference(high, low)
+    assert found.over_starts.low == pytest.approx(1) == pytest.approx(found.over_starts.high)
+    assert found.verdict.startswith("Not more than noise: another training seed might")
+    assert "These very policies do differ" in found.verdict
+    many = starts + np.linspace(0, 1, 5)[:, None]
+    assert difference(many + 3, many).verdict.startswith("More than noise: better by more than another training seed")
+    assert difference(many, many + 3).verdict.startswith("More than noise: worse")
+    single = difference(high[:1], low[:1] + np.random.default_rng(1).normal(0, 0.1, 40))
+    assert np.isnan(single.over_seeds.low)
+    assert single.verdict.startswith("More than noise: better by more than other start states")
+    assert "says nothing of the methods" in single.verdict
+    assert difference(low[:1, :1], low[1:, :1]).verdict.startswith("Not more than noise")
+
+
+def test_mazes_are_compared_by_the_command(tmp_path: Path, capsys: Any) -> None:
+    """In scores; the page has every run's name, escaped, its picture, and the verdict that is printed."""
+    for name, agent in (("a", "bc"), ("b<c", "td3_bc"), ("d", "diffusion_bc")):
+        made_run(tmp_path / name, small(agent), SHORT)
+    words = [str(tmp_path / name) for name in ("a", "b<c", "d")]
+    assert main(["compare", *words, "--episodes", "3", "--out", str(tmp_path / "page.html")]) == 0
+    said, text = capsys.readouterr().err, (tmp_path / "page.html").read_text()
+    assert "normalised score x100" in text
+    assert "b&lt;c" in text
+    assert "b<c" not in text
+    assert text.count("data:image/png;base64,") == 1
+    assert said.count("noise") + said.count("No difference") == 2
+    assert "2 intervals" in text
+
+
+def test_what_cannot_be_compared_is_a_sentence(tmp_path: Path, capsys: Any) -> None:
+    """And nothing is written."""
+    a, b, c = (
+        made_run(tmp_path / name, small("bc"), task)
+        for name, task in (("a", SWING), ("b", SHORT), ("c", Task(None, {}, None, False)))
+    )
+    for words, said in (
+        ([a], "two runs or more"),
+        ([a, b], "expected runs of one environment"),
+        ([a, c], "without an environment"),
+        ([a, tmp_path / "none"], "is not a run's folder"),
+    ):
+        assert main(["compare", *map(str, words), "--out", str(tmp_path / "page.html")]) == 2
+        assert said in capsys.readouterr().err
+    with pytest.raises(UserError, match="No checkpoint '15'"):
+        compare([a, a], tmp_path / "page.html", which="15", quiet=True)
+    assert not [*tmp_path.glob("page*")]

@@ -1,0 +1,151 @@
+"""Videos: as many pictures as steps say, the same start for every seed, and a sentence where nothing can be drawn."""
+
+import dataclasses
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffrl.cli import main
+from diffrl.runs import render as video
+from diffrl.runs.render import BACKENDS, choose_opengl, labelled, needs_opengl, render, works
+from diffrl.support.errors import UserError
+from envs.task import Task
+from tests.runs.made_runs import MAZE, PENDULUM, SIZES, made_run, small
+
+SHORT = dataclasses.replace(MAZE, max_episode_steps=20)
+HOPPER = Task("Hopper-v4", {}, None, False, max_episode_steps=12)
+SIZES["Hopper-v4"] = (11, 3)
+
+
+def pictures(path: Path) -> np.ndarray:
+    """The frames (T, height, width, 3) of a video."""
+    if path.suffix == ".gif":
+        with Image.open(path) as image:
+            found = []
+            for i in range(image.n_frames):  # type: ignore[attr-defined]
+                image.seek(i)
+                found.append(np.asarray(image.convert("RGB")))
+            return np.stack(found)
+    import imageio_ffmpeg
+
+    frames = imageio_ffmpeg.read_frames(str(path))
+    width, height = next(frames)["size"]
+    return np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in frames])
+
+
+@pytest.fixture(scope="module")
+def maze(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_run(tmp_path_factory.mktemp("render") / "run", small("bc"), SHORT)
+
+
+def test_every_third_step_of_both_seeds_from_the_same_start(maze: Path, tmp_path: Path) -> None:
+    """The maze has 100 steps a second: at 30 pictures every third one, and the last; two episodes one after the other.
+
+    Below the line of text both halves are equal where an episode begins, and not where it ends.
+    """
+    out = render(maze, tmp_path / "video.gif", episodes=2, quiet=True)
+    found = pictures(out)
+    each = 1 + 20 // 3 + 1  # the start, steps 3 to 18, step 20
+    assert len(found) == 2 * each
+    left, right = np.split(found[:, 20:].astype(int), 2, axis=2)
+    for start in (0, each):
+        assert np.abs(left[start] - right[start]).max() == 0
+        assert np.abs(left[start + each - 1] - right[start + each - 1]).max() > 100
+    assert np.abs(left[0] - left[each]).max() > 100
+    with Image.open(out) as image:
+        assert image.info["duration"] == 30
+
+
+def test_an_mp4_has_the_same_pictures_as_a_gif(maze: Path, tmp_path: Path) -> None:
+    """Up to what the coders lose: a few levels in the mean."""
+    pytest.importorskip("imageio_ffmpeg")
+    ours, theirs = (
+        pictures(render(maze, tmp_path / f"video.{kind}", seeds=(5,), quiet=True)).astype(float)
+        for kind in ("mp4", "gif")
+    )
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).mean() < 5
+    assert np.abs(ours[0] - ours[-1]).max() > 100
+
+
+def test_another_checkpoint_and_another_start_are_another_video(maze: Path, tmp_path: Path) -> None:
+    words = ["render", str(maze), "--seeds", "3", "--out"]
+    for name, more in (("a", []), ("same", []), ("step", ["--checkpoint", "10"]), ("start", ["--seed", "1"])):
+        assert main([*words, str(tmp_path / f"{name}.gif"), *more]) == 0
+    a, same, step, start = ((tmp_path / f"{name}.gif").read_bytes() for name in ("a", "same", "step", "start"))
+    assert a == same
+    assert a != step
+    assert a != start
+
+
+def test_text_stands_above_an_even_picture() -> None:
+    picture = np.full((5, 7, 3), 9, np.uint8)
+    found = labelled(picture, "seed")
+    assert found.shape == (4 + 18, 6, 3)
+    assert (found[18:] == 9).all()
+
+
+def test_what_cannot_be_drawn_is_a_sentence_and_leaves_no_file(maze: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    plain = made_run(tmp_path / "plain", small("bc"), Task(None, {}, None, False))
+    cases: list[tuple[Path, str, dict[str, Any], str]] = [
+        (maze, "video.avi", {}, r"expected a path that ends in .mp4 or .gif"),
+        (maze, "video.gif", {"seeds": (4,)}, "has no seed 4"),
+        (maze, "video.gif", {"which": "15"}, "No checkpoint '15'"),
+        (plain, "video.gif", {}, "without an environment"),
+    ]
+    for run, name, options, words in cases:
+        with pytest.raises(UserError, match=words):
+            render(run, tmp_path / name, quiet=True, **options)
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(UserError, match=r"pip install 'diffrl\[video\]'"):
+        render(maze, tmp_path / "video.mp4", quiet=True)
+    if importlib.util.find_spec("pygame") is None:
+        pendulum = made_run(tmp_path / "pendulum", small("bc"), PENDULUM)
+        with pytest.raises(UserError, match=r"cannot be drawn here: .*pygame"):
+            render(pendulum, tmp_path / "video.gif", quiet=True)
+    assert not [*tmp_path.glob("*.gif"), *tmp_path.glob("*.mp4"), *tmp_path.glob(".*")]
+
+
+def test_opengl_is_asked_for_where_it_is_needed(monkeypatch: Any) -> None:
+    """What works first is taken; what the user has chosen is kept; where nothing works, what to install is said."""
+    assert [needs_opengl(task) for task in (MAZE, PENDULUM, HOPPER)] == [False, False, True]
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(video, "works", lambda backend: False)
+    assert choose_opengl(MAZE) is None
+    with pytest.raises(UserError, match="apt install libosmesa6"):
+        choose_opengl(HOPPER)
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    assert choose_opengl(HOPPER) == "glfw"
+    monkeypatch.delenv("MUJOCO_GL")
+    monkeypatch.setattr(video, "works", lambda backend: backend == "osmesa")
+    assert choose_opengl(HOPPER) == "osmesa"
+    assert not works("nothing")
+
+
+@pytest.mark.slow
+def test_mujoco_draws_off_the_screen(tmp_path: Path) -> None:
+    """By each of the ways that this machine has, in a process of its own, where MuJoCo comes after the choice."""
+    run = made_run(tmp_path / "run", small("bc"), HOPPER)
+    found = [backend for backend in BACKENDS if works(backend)]
+    if not found:
+        pytest.skip("neither EGL nor OSMesa works on this machine")
+    code = f"""
+import sys
+from pathlib import Path
+from diffrl.runs import render
+assert "mujoco" not in sys.modules
+render.BACKENDS = (sys.argv[1],)
+render.render({str(run)!r}, Path(sys.argv[1] + ".gif"), fps=100, quiet=True)
+"""
+    for backend in found:
+        subprocess.run([sys.executable, "-c", code, backend], cwd=tmp_path, check=True)
+        frames = pictures(tmp_path / f"{backend}.gif")
+        assert len(frames) > 5
+        assert frames[0, 20:].std() > 20
+        assert np.abs(frames[0, 20:].astype(int) - frames[-1, 20:]).max() > 50
