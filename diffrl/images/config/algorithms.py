@@ -95,6 +95,32 @@ class DPOKConfig(ClippedConfig):
 
 
 @dataclass(frozen=True)
+class NFTConfig(OnlineConfig):
+    """Denoising losses of a better and a worse mixture, no log-probabilities (DiffusionNFT, arXiv 2509.16117)."""
+
+    algo: Algo = "nft"
+    group: Count = 1
+    """Images of one prompt that are compared (published: 24); 1: each with what its prompt has earned of late."""
+    beta: Positive = 1.0
+    """How far the mixtures reach from the sampling model: 1, or .1 for a stronger step (both published)."""
+    noise_levels: Count = 8
+    """Times at which each image is learned from in a pass, drawn anew."""
+    adv_clip: PositiveLimit = 5.0
+    """Largest advantage: rewards become r = 1/2 + advantage / (2 adv_clip), in [0, 1]."""
+    anchor: NotNegative = 1e-4
+    """Weight of the squared difference of predictions from the frozen reference."""
+    sampling_decay: Share = 0.5
+    """Largest weight that the model that samples keeps of itself, after a round; the rest is the trained model's."""
+    sampling_decay_rate: NotNegative = 0.001
+    """How fast that weight rises with the rounds, from 0, where the trained model samples."""
+
+    def __post_init__(self) -> None:
+        if self.group > 1:
+            _whole_groups(self, self.group)
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
 class RWRConfig(OnlineConfig):
     """Denoising loss on its own samples, weighted by reward (RWR, arXiv 2302.12192)."""
 
@@ -237,6 +263,7 @@ ALGORITHMS: dict[str, type[FinetuneConfig]] = {
         DDPOSFConfig,
         GRPOConfig,
         DPOKConfig,
+        NFTConfig,
         RWRConfig,
         D3POConfig,
         DRaFTConfig,
