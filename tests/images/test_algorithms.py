@@ -62,6 +62,8 @@ def sample(setup: Setup, *arguments: Any, **named: Any) -> Samples:
         ("ddpo-is", {}),
         ("ddpo-sf", {}),
         ("grpo", {}),
+        ("grpo", {"window": 2}),
+        ("grpo", {"guard": True}),
         ("dpok", {"kl": 1e-3}),
         ("nft", {}),
         ("nft", {"group": 8, "beta": 0.1}),
@@ -171,6 +173,48 @@ def test_supervised_finds_the_data() -> None:
     data = tuner.algorithm.source.images.mean() - 0.5  # type: ignore[attr-defined]
     assert isinstance(setup.model, Toy)
     assert setup.model.mean == pytest.approx(float(data), abs=0.1)
+
+
+def test_a_window_moves_along_the_chain() -> None:
+    """Its steps alone have noise: x_0 follows from the window's last state by eta = 0; and it begins again."""
+    setup = toy_setup(algo="grpo", window=2, window_rounds=2)
+    algorithm, _ = begin(setup)
+    firsts = []
+    for number in range(8):
+        algorithm.collect(number)
+        chain = algorithm.chain  # type: ignore[attr-defined]
+        firsts.append(chain.first_decision)
+        assert [n > 0 for n in chain.stds] == [chain.first_decision <= i < chain.first_decision + 2 for i in range(5)]
+        losses = [float(loss.detach()) for loss, _ in algorithm.losses(torch.arange(64), number, 0)]
+        assert len(losses) == 2
+        # Ratios begin at 1: both terms are -mean(A) / 2, and A adds up to 0 within groups.
+        assert max(map(abs, losses)) < rounding(torch.float32, 64, 5)
+    assert firsts == [0, 0, 1, 1, 2, 2, 0, 0]
+
+
+def test_guarded_ratios_are_their_formula() -> None:
+    """(L + |dm|^2 / 2 n^2) n / N with L the log-ratio: centred; and the weights make all steps push alike."""
+    setup = toy_setup(algo="grpo", guard=True, kl=0.0, clip_nats=1e3)
+    algorithm, _ = begin(setup)
+    algorithm.collect(0)
+    chain, units = setup.chain, torch.arange(64)
+    states, old = algorithm.samples.states, algorithm.samples.log_probs  # type: ignore[attr-defined]
+    advantages = algorithm.advantages  # type: ignore[attr-defined]
+    before = denoiser(setup.model, {})
+    with torch.no_grad():
+        anchor = [chain.transition(before, states, [i]) for i in range(chain.n_decisions)]
+    setup.model.tuned.network.m.data.fill_(0.2)
+    stds = torch.tensor(chain.stds[: chain.n_decisions], dtype=torch.float64)
+    N = (stds**2).mean().sqrt()
+    weights = 1 / chain.pushes(setup.model.prediction)
+    with torch.no_grad():
+        terms = [loss for loss, _ in algorithm.losses(units, 0, 0)]
+        for i, term in enumerate(terms):
+            policy = chain.transition(before, states, [i])
+            L = policy.log_prob(chain.next_states(states, [i]))[0] - old[i]
+            ratio = (L + policy.kl(anchor[i])[0]) * stds[i] / N
+            expected = (-advantages * ratio.exp()).mean() * weights[i] / weights.mean() / len(terms)
+            assert abs(float(term - expected)) < rounding(torch.float32, 4096, 5)
 
 
 def test_nft_is_its_formula() -> None:

@@ -79,9 +79,19 @@ class GRPOConfig(ClippedConfig):
     algo: Algo = "grpo"
     group: Annotated[int, Range(2, 10**7)] = 8
     """Images of one prompt that are compared."""
+    window: Annotated[int, Range(0, 10_000)] = 0
+    """Steps of the chain that have noise and are trained on, the others being deterministic; the window moves along the
+    chain (MixGRPO, arXiv 2507.21802; Flow-GRPO-Fast: 1 to 4). 0: all."""
+    window_rounds: Count = 1
+    """Rounds after which the window moves on by one step."""
+    guard: bool = False
+    """Centre the log-ratios and weigh the steps, so that the clip is one bound over the chain (GRPO-Guard, arXiv
+    2510.22319)."""
 
     def __post_init__(self) -> None:
         _whole_groups(self, self.group)
+        if self.train_steps and (self.window or self.guard):
+            raise UserError("--window and --guard are for whole chains or windows: leave out --train-steps.")
         super().__post_init__()
 
 
