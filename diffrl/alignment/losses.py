@@ -121,6 +121,46 @@ def rwr_loss(errors: Tensor, rewards: Tensor, beta: float) -> tuple[Tensor, Metr
     return (w * errors).sum(-1), {"effective_samples": 1 / (w**2).sum(-1), "error": errors.detach().mean(-1)}
 
 
+def nft_loss(
+    x0: Tensor,
+    denoised: Tensor,
+    old: Tensor,
+    r: Tensor,
+    *,
+    beta: float = 1.0,
+    adaptive: bool = True,
+    event_dims: int = 1,
+) -> tuple[Tensor, Metrics]:
+    """DiffusionNFT (Zheng et al. 2025, arXiv 2509.16117, eq. 7) on denoised samples, of any parameterisation:
+
+        E[ r e(D+) / b + (1 - r) e(D-) / b ],    D+ = b D + (1 - b) D_old,    D- = (1 + b) D_old - b D,
+
+    with e the squared error of x_0. The weights of each mixture add up to 1, and every prediction m is affine in D at
+    a given x_t and t: so mixing predictions, as the paper does, is mixing the D of them.
+
+    x0: clean samples of the model that sampled (..., B, d), or (..., B, *image) with `event_dims` to match. denoised,
+        old: D(x_t, t) of the trained model, and of the one that sampled, without a graph. r: (..., B) in [0, 1], how
+        good each sample is; at r = 1/2 and D = D_old there is no gradient.
+    adaptive: divide each squared error by its own mean absolute error, a constant, as the authors do. Without, the
+        optimum is D = D_old + E[(2 r - 1) (x_0 - D_old) | x_t] / b.
+    """
+    if not beta > 0:
+        raise ValueError(f"beta must be positive, got {beta}")
+    if old.requires_grad or x0.requires_grad:
+        raise ValueError("samples, and what the sampling model says of them, are constants: detach them")
+
+    def error(mixture: Tensor) -> Tensor:
+        difference = (mixture - x0).flatten(-event_dims)
+        squared = (difference**2).mean(-1)
+        return squared / difference.detach().abs().mean(-1).clamp_min(1e-5) if adaptive else squared
+
+    better = error(beta * denoised + (1 - beta) * old)
+    worse = error((1 + beta) * old - beta * denoised)
+    loss = (r * better + (1 - r) * worse) / beta
+    moved = ((denoised.detach() - old) ** 2).flatten(-event_dims).mean(-1)
+    return loss.mean(-1), {"error": better.detach().mean(-1), "moved": moved.mean(-1)}
+
+
 def refl_loss(rewards: Tensor, margin: float = 2.0) -> tuple[Tensor, Metrics]:
     """ReFL's reward term (Xu et al. 2023, arXiv 2304.05977, eq. 3): E relu(m - r), for differentiable rewards (..., B).
 

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffrl.diffusion.prediction import Clip, Denoise
+from diffrl.diffusion.prediction import Clip, Denoise, Prediction
 from diffrl.diffusion.process import Process, expand
 from diffrl.diffusion.sampler import Sampler, step_noise
 
@@ -38,7 +38,8 @@ RESOLVED = 1e-6
 """The least deviation of a decision: below it float32's rounding of x_r, and not z, would be what has a probability."""
 
 Steps = Sequence[int] | Tensor
-"""Which steps, counted from 0, the first from pure noise: (K,), the same for all rows, or (K, *rows), each its own."""
+"""Which decisions, counted from 0, the first (without a window) from pure noise: (K,), the same for all rows, or
+(K, *rows), each its own."""
 
 
 class Rollout(NamedTuple):
@@ -91,6 +92,9 @@ class DenoisingChain:
 
     process, times, eta: as `Sampler` takes them. `rollout` makes the very steps of `sample(process, denoise, x, times,
         eta=eta)`. eta = 0 has no policy: good for `differentiable_steps` alone, unless `min_std` is given.
+    window: (first, length): only these steps have noise and are decisions, the others are the deterministic ones of
+        eta = 0 (MixGRPO, Li et al. 2025, arXiv 2507.21802; Flow-GRPO-Fast): fewer decisions to learn from, by cleaner
+        samples. Decisions are counted from the window's first. Not with `min_std`.
     min_std: a lower clamp of the deviation n, in sampling and in log-probabilities alike; the mean stays as it is. DPPO
         needs it (0.1 there): late steps of little noise explore nothing, and their ratios run away.
     clip: (low, high), to which D is clamped, in sampling and in log-probabilities alike.
@@ -110,6 +114,7 @@ class DenoisingChain:
         times: Tensor,
         eta: float = 1.0,
         *,
+        window: tuple[int, int] | None = None,
         min_std: float = 0.0,
         clip: Clip | None = None,
         event_dims: int = 1,
@@ -119,6 +124,18 @@ class DenoisingChain:
         if event_dims < 1:
             raise ValueError(f"event_dims must be at least 1, got {event_dims}")
         plan = Sampler(process, times, eta=eta).plan
+        self.first_decision = 0
+        """The number of the first step that is a decision."""
+        if window is not None:
+            self.first_decision, length = window
+            last = self.first_decision + length
+            if not 0 <= self.first_decision < last <= len(plan) or min_std > 0:
+                raise ValueError(
+                    f"a window of {length} steps from step {self.first_decision} on is not in a chain of {len(plan)} "
+                    "steps, or stands beside min_std"
+                )
+            still = Sampler(process, times, eta=0.0).plan
+            plan = (*still[: self.first_decision], *plan[self.first_decision : last], *still[last:])
         self._steps = [(step.t, step.f, step.g, max(step.n, min_std)) for step in plan]
         self.stds = tuple(n for _, _, _, n in self._steps)
         """The deviation n of each step, clamped to `min_std`."""
@@ -126,10 +143,11 @@ class DenoisingChain:
         """The time that each step starts from."""
         self.n_steps = len(self._steps)
         self.n_decisions = sum(n > 0 for n in self.stds)
-        """How many steps have a log-probability: the first ones, all, or all but the last; with eta = 0 none."""
-        if any(n < RESOLVED for n in self.stds[: self.n_decisions]):
+        """How many steps have a log-probability: all, or all but the last, of the window; with eta = 0 none."""
+        decisions = self.stds[self.first_decision :][: self.n_decisions]
+        if any(n < RESOLVED for n in decisions):
             raise ValueError(
-                f"steps with deviations {min(n for n in self.stds if n > 0):.1e} of noise: what float32 keeps of so "
+                f"steps with deviations {min(n for n in decisions if n > 0):.1e} of noise: what float32 keeps of so "
                 "little is no probability. End the times at 0, whose step is then no decision, or set min_std"
             )
         self.clip = clip
@@ -168,7 +186,7 @@ class DenoisingChain:
                 mean = self._mean(denoise, x, x.new_full((), t), f, g)
                 x = mean if z is None else mean + n * z[i]
             states.append(x)
-            if i < self.n_decisions:
+            if 0 <= i - self.first_decision < self.n_decisions:
                 with torch.no_grad():
                     log_probs.append(self._gaussians([mean], [x.new_full((), n)]).log_prob(x[None])[0])
         rows = x.shape[: x.ndim - self.event_dims]
@@ -183,6 +201,7 @@ class DenoisingChain:
         of the states.
         """
         x, indices = self._checked(states, steps)
+        indices = indices + self.first_decision
         table = torch.tensor(self._steps, dtype=x.dtype, device=x.device)
         means, stds = [], []
         for index in indices:
@@ -211,7 +230,13 @@ class DenoisingChain:
     def next_states(self, states: Tensor, steps: Steps | None = None) -> Tensor:
         """The actions x_r that were taken at `steps`: (K, *x.shape), without a graph."""
         x, indices = self._checked(states, steps)
-        return at_steps(x[1:], indices)
+        return at_steps(x[1:], indices + self.first_decision)
+
+    def pushes(self, prediction: Prediction) -> Tensor:
+        """How far each decision's mean moves with the network's answer m: |f c_out|, (n_decisions,), in float64."""
+        decisions = self._steps[self.first_decision :][: self.n_decisions]
+        t, f, _, _ = torch.tensor(decisions, dtype=torch.float64).unbind(1)
+        return (f * prediction.preconditioning(t)[1]).abs()
 
     def draw_steps(self, k: int, generator: torch.Generator, rows: Sequence[int] = ()) -> Tensor:
         """k of the decisions, none twice, in random order: (k, *rows), each row its own; without rows one draw for all.

@@ -19,6 +19,7 @@ from diffrl.images.evaluation import Classify, alarm, evaluate
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import load_model
+from diffrl.images.rewards.human import humans
 from diffrl.images.run import (
     CONFIG,
     FILES,
@@ -120,12 +121,21 @@ class _Session:
         with _waiting_for(world):  # what is made at first use is made by one
             model = _model(config, device, quiet)
             reward = None if config.scored_by is None else rewards.parse(config.scored_by, device=device)
+            self.humans = humans(reward)
+            self._check_humans()
             self.held_out = None if config.held_out is None else rewards.parse(config.held_out, device=device)
             self.classify = _classifier(config)
         self.setup = Setup(config, model, chain_of(model, config), _prompts(config, model), reward, world)
         self.state = RunState(queries=config.scored_before, kl_weight=config.kl_weight, say=self._say)
         self.algorithm = ALGORITHMS[config.algo](self.setup, self.state)
         self.tuner = Finetuner(self.setup, self.state, self.algorithm)
+
+    def _check_humans(self) -> None:
+        """Raise UserError where a person is the reward of a run that cannot ask."""
+        if self.humans and self.world.size > 1:
+            raise UserError("--reward human asks one person at one page: leave out --processes.")
+        if self.humans and self.config.scored_before:
+            raise UserError(f"--reward human votes round by round, and {self.config.algo} scores before: --algo nft.")
 
     def run(self, path: Path, resumed: FinetuneRun | None) -> Path:
         """Open the folder, make the rounds, write the results; give the folder."""
@@ -143,7 +153,10 @@ class _Session:
             self._say(f"Resuming after {saved.step:,} rounds.")
         log = MetricsLog(path, [self.config.seed], self.state.round) if self.world.main else None
         try:
-            self._train(log)
+            with contextlib.ExitStack() as asking:
+                for human in self.humans:
+                    asking.enter_context(human.opened(path))
+                self._train(log)
         finally:
             if log is not None:
                 log.close()
@@ -225,6 +238,8 @@ class _Session:
         if self.world.size > 1:  # which stop between rounds, all after the same one
             return self.tuner.advance()
         number = self.state.round
+        for human in self.humans:
+            human.at(number, asking=True)
         tensors, info = ({}, {}) if saved else self.tuner.state_dict()
         tensors, info = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}, copy.deepcopy(info)
         try:
@@ -238,6 +253,8 @@ class _Session:
     def _evaluate(self, log: MetricsLog | None, seconds: float) -> dict[str, float]:
         """Evaluate, record and plot the evaluation, and give its measures."""
         state, path = self.state, self.folder.path
+        for human in self.humans:
+            human.at(state.round, asking=False)
         with self._progress("Evaluating", self.config.eval_samples), self._alone():
             result = evaluate(self.setup, state, self.held_out, self.classify)
         if log is not None:

@@ -1,7 +1,8 @@
 """What fine-tuning asks of an image model, and the network under training beside its frozen reference."""
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,6 +101,7 @@ class Tuned:
         self.lora = lora
         self.precision = precision
         self._copy: nn.Module | None = None
+        self._stand_in: dict[str, Tensor] | None = None
         if lora is None:
             self._copy = copy.deepcopy(network)
             network.requires_grad_(True)
@@ -119,9 +121,11 @@ class Tuned:
         kind = next(self.network.parameters()).device.type
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
         with torch.autocast(kind, dtype, enabled=self.precision != "fp32"):
-            if not reference:
+            if not reference and self._stand_in is None:
                 return self.network(*arguments, **named)
             with torch.no_grad():
+                if not reference:
+                    return torch.func.functional_call(self.network, self._stand_in or {}, arguments, named)
                 if self._copy is not None:
                     return self._copy(*arguments, **named)
                 switch_adapters(self.network, on=False)
@@ -129,6 +133,18 @@ class Tuned:
                     return self.network(*arguments, **named)
                 finally:
                     switch_adapters(self.network, on=True)
+
+    @contextlib.contextmanager
+    def standing_in(self, parameters: dict[str, Tensor]) -> Iterator[None]:
+        """Within it calls are made with these parameters, by name, in place of those under training; without a graph.
+
+        The reference stays what it is. Graphs made outside are not touched.
+        """
+        before, self._stand_in = self._stand_in, parameters
+        try:
+            yield
+        finally:
+            self._stand_in = before
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of the parameters under training, by name."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, EVALUATIONS = "finetune.yaml", "evaluations.json"
-FILES = (CONFIG, EVALUATIONS, "pairs.safetensors")
+FILES = (CONFIG, EVALUATIONS, "pairs.safetensors", "votes.json")
 """What a run's folder has, besides run.json, that checksums cover."""
 KIND = "images"
 """What run.json says of such a run; of a policy's it says another kind, or, in old folders, none."""

@@ -292,10 +292,19 @@ def score(reward: Reward, samples: Samples, micro_batch: int) -> tuple[Tensor, d
 def chain_of(model: ImageModel, config: FinetuneConfig) -> DenoisingChain:
     """The chain of `steps` denoising steps. Raises UserError where steps and eta make none."""
     try:
-        times = model.times(config.steps)
-        return DenoisingChain(model.prediction.process, times, config.eta, clip=model.clip, event_dims=len(model.shape))
+        return _chain(model, config)
     except ValueError as error:
         raise UserError(f"--steps {config.steps} with --eta {config.eta:g} make no chain: {error}.") from error
+
+
+def windowed(model: ImageModel, config: FinetuneConfig, first: int, length: int) -> DenoisingChain:
+    """The same chain with noise in `length` steps from `first` on alone, which are its decisions."""
+    return _chain(model, config, window=(first, length))
+
+
+def _chain(model: ImageModel, config: FinetuneConfig, **options: Any) -> DenoisingChain:
+    process, times = model.prediction.process, model.times(config.steps)
+    return DenoisingChain(process, times, config.eta, clip=model.clip, event_dims=len(model.shape), **options)
 
 
 def noise_of(
@@ -370,13 +379,16 @@ def roll_out(
     unit: int = 1,
     guidance: float = 1.0,
     reference: bool = False,
+    chain: DenoisingChain | None = None,
 ) -> Samples:
     """Sample the chain for this process's share of the prompts `chosen` (total,), in parts of `micro_batch`.
 
-    path: whose noise, see `noise_of`. unit: so many samples in turn stay in one process. Control and reference images
+    path: whose noise, see `noise_of`. unit: so many samples in turn stay in one process. chain: another than the
+    setup's. Control and reference images
     are read where the prompts' metadata name them.
     """
-    model, chain, world = setup.model, setup.chain, setup.world
+    model, world = setup.model, setup.world
+    chain = setup.chain if chain is None else chain
     total = len(chosen)
     index = (world.share(total // unit)[:, None] * unit + torch.arange(unit)).flatten()
     prompts, metadata = setup.prompts.of(chosen[index])
@@ -412,12 +424,14 @@ def sample_round(
     *,
     n: int | None = None,
     reference: bool = False,
+    chain: DenoisingChain | None = None,
 ) -> Samples:
     """Sample this process's share of round `number`: n images (by default a batch), prompts in groups of `group`.
 
-    unit: so many images in turn stay in one process. reference: by the frozen model.
+    unit: so many images in turn stay in one process. reference: by the frozen model. chain: another than the setup's.
     """
     n = setup.config.batch if n is None else n
     chosen = setup.prompts.draw(n, group, setup.generator(PROMPTS, number))
     path = setup.noise_path(ROLL_OUT, number)
-    return roll_out(setup, state, chosen, path, unit=unit, guidance=setup.train_guidance, reference=reference)
+    options: dict[str, Any] = {"unit": unit, "reference": reference, "chain": chain}
+    return roll_out(setup, state, chosen, path, guidance=setup.train_guidance, **options)

@@ -20,11 +20,13 @@ from diffrl.alignment import (
     dpok_loss,
     group_advantages,
     kl_loss,
+    nft_loss,
     pair_errors,
     rwr_loss,
     rwr_weights,
 )
 from diffrl.diffusion import VP, DenoisingChain, Prediction, at_steps, denoising_loss
+from tests.rounding import assert_equal_to_rounding, rounding
 
 F64 = torch.float64
 SD = 16_384
@@ -477,6 +479,54 @@ def test_one_update_of_a_random_few_steps() -> None:
     advantages = group_advantages(rollout.x.mean((1, 2, 3)).reshape(-1, 8), scale=False).flatten()
     loss, _ = ddpo_is_loss(log_prob, old, advantages, 0.1)
     assert torch.autograd.grad(loss, theta)[0] < 0
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.1])
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_nft_says_nothing_where_nothing_is_better(beta: float, adaptive: bool) -> None:
+    """At D = D_old: for r = 1 the gradient is 2 (D - x_0) over its size, for r = 0 minus that, for r = 1/2 none."""
+    x0, old = draws(64, 6), draws(64, 6, seed=1)
+    each = []
+    for r in (0.0, 0.5, 1.0):
+        denoised = old.clone().requires_grad_()
+        loss, metrics = nft_loss(x0, denoised, old, torch.full((64,), r, dtype=x0.dtype), beta=beta, adaptive=adaptive)
+        each.append(torch.autograd.grad(loss, denoised)[0] * 64 * 6)
+        assert metrics["moved"] == 0
+    size = (old - x0).abs().mean(-1, keepdim=True) if adaptive else torch.ones(64, 1, dtype=F64)
+    expected = 2 * (old - x0) / size
+    assert_equal_to_rounding(each[2], expected, 64 / beta)
+    assert_equal_to_rounding(each[0], -expected, 64 / beta)
+    assert float(each[1].abs().max()) < rounding(x0.dtype, 64 / beta, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.25])
+def test_nfts_optimum_is_the_papers(beta: float) -> None:
+    """Of one x_t, without the errors' own sizes: D = D_old + E[(2 r - 1) (x_0 - D_old)] / b."""
+    x0, r = draws(500, 2), torch.rand(500, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    old = torch.tensor([0.3, -0.2], dtype=torch.float64).expand(500, 2)
+    best = old[0] + ((2 * r - 1)[:, None] * (x0 - old)).mean(0) / beta
+    denoised = best.clone().requires_grad_()
+    loss, _ = nft_loss(x0, denoised.expand(500, 2), old, r, beta=beta, adaptive=False)
+    assert float(torch.autograd.grad(loss, denoised)[0].abs().max()) < rounding(torch.float64, 64 / beta, 8)
+    for step in (0.1, -0.1):
+        assert nft_loss(x0, (best + step).expand(500, 2), old, r, beta=beta, adaptive=False)[0] > loss
+
+
+def test_nft_is_the_same_for_every_prediction() -> None:
+    """The loss of mixed predictions m, each turned into x_0 afterwards, is that of mixed x_0."""
+    process = VP()
+    t = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
+    x0, noise, new, old = (draws(3, 4, seed=seed) for seed in range(4))
+    x, r, b = process.perturb(x0, t, noise), torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64), 0.5
+    expected, _ = nft_loss(x0, new, old, r, beta=b)
+    for kind in ("eps", "x0", "v", "score", "velocity", "edm"):
+        prediction = Prediction(kind, process)
+        m, m_old = prediction.from_x0(new, x, t), prediction.from_x0(old, x, t)
+        e = []
+        for mixture in (b * m + (1 - b) * m_old, (1 + b) * m_old - b * m):
+            difference = prediction.to_x0(mixture, x, t) - x0
+            e.append((difference**2).mean(-1) / difference.abs().mean(-1))
+        assert abs(float(((r * e[0] + (1 - r) * e[1]) / b).mean() - expected)) < rounding(torch.float64, 1000, 10), kind
 
 
 def test_mistakes_are_named() -> None:

@@ -305,6 +305,63 @@ def test_flow_grpo_is_the_reverse_step_to_first_order() -> None:
 # --- the clamp of the deviation, and the last step -----------------------------------------------------------------
 
 
+@process_parameter
+@pytest.mark.parametrize(("first", "length"), [(0, 2), (1, 3), (3, 2)])
+def test_a_window_is_three_chains_one_after_the_other(process: Process, first: int, length: int) -> None:
+    """Deterministic steps, the window's with noise, deterministic ones: states, log-probabilities, divergences."""
+    chain, denoise, x, times, noise = made(process, eta=0.8, window=(first, length))
+    whole = chain.rollout(denoise, x, noise=noise)
+    last = first + length
+    for a, b, eta in ((0, first, 0.0), (first, last, 0.8), (last, 5, 0.0)):
+        if a == b:
+            continue
+        part = DenoisingChain(process, times[a : b + 1], eta)
+        rollout = part.rollout(denoise, x, noise=noise[a:b])
+        close(whole.states[a : b + 1], rollout.states)
+        x = rollout.x
+        if eta:
+            assert chain.n_decisions == part.n_decisions == (length if last < 5 else length - 1)
+            close(whole.log_probs, rollout.log_probs)
+            other = Denoiser(0.5)
+            close(chain.log_prob(other, whole.states), part.log_prob(other, rollout.states))
+            close(chain.kl(other, denoise, whole.states, [0]), part.kl(other, denoise, rollout.states, [0]))
+
+
+def test_a_window_beyond_the_chain_is_refused() -> None:
+    for window in ((-1, 2), (0, 0), (4, 2)):
+        with pytest.raises(ValueError, match="window"):
+            made(VP(), window=window)
+    with pytest.raises(ValueError, match="min_std"):
+        made(VP(), window=(0, 1), min_std=0.1)
+
+
+@process_parameter
+def test_noise_keeps_the_coefficients_of_the_marginal(process: Process) -> None:
+    """At any eta x_r = alpha_r x_0 + (c, n) of noise with c^2 + n^2 = sigma_r^2: no step is too noisy or too clean.
+
+    So a few steps keep the marginals of x_0 and noise that the network was trained on, as Coefficients-Preserving
+    Sampling (Wang and Yu 2025, arXiv 2509.05952) asks of the SDEs of flow models.
+    """
+    times = process.grid(4, 0.05, 10.0, dtype=F64)
+    for eta in (0.0, 0.5, FLOW_GRPO, 1.0):
+        for step in Sampler(process, times, eta=eta).plan:
+            t, r = torch.tensor(step.t, dtype=F64), torch.tensor(step.r, dtype=F64)
+            signal = step.f + step.g * process.alpha(t)
+            noise = torch.hypot(step.g * process.sigma(t), torch.tensor(step.n, dtype=F64))
+            close(signal, process.alpha(r))
+            close(noise, process.sigma(r))
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
+def test_pushes_are_how_means_follow_the_network(kind) -> None:
+    chain, _, x, _, noise = made(VP(), eta=0.7)
+    prediction = Prediction(kind, VP())
+    rollout = chain.rollout(prediction.denoiser(lambda x, t: 0.1 * x), x, noise=noise)
+    each = [chain.transition(prediction.denoiser(lambda x, t, d=d: 0.1 * x + d), rollout.states).mean for d in (0, 1)]
+    moved = (each[1] - each[0]).abs()
+    close(moved, chain.pushes(prediction)[:, None, None].expand_as(moved), atol=1e-10)
+
+
 def test_min_std_is_in_sampling_and_in_the_log_probability() -> None:
     """In both: the noise of every step is recovered from the states, and its log-probability is the clamped one's."""
     chain, denoise, x, _, noise = made(VP(), min_std=0.3)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffrl.alignment import PromptStatistics, dpok_loss
+from diffrl.diffusion import VP
 from diffrl.diffusion.chain import at_steps
 from diffrl.images.algorithms.base import Finetuner
 from diffrl.images.algorithms.dpo import ROUND as PAIRS_ROUND
@@ -61,7 +62,12 @@ def sample(setup: Setup, *arguments: Any, **named: Any) -> Samples:
         ("ddpo-is", {}),
         ("ddpo-sf", {}),
         ("grpo", {}),
+        ("grpo", {"window": 2}),
+        ("grpo", {"guard": True}),
         ("dpok", {"kl": 1e-3}),
+        ("nft", {}),
+        ("nft", {"group": 8, "beta": 0.1}),
+        ("nft", {"eta": 0.0}),
         ("rwr", {"beta": 2.0}),
         ("d3po", {}),
         ("draft", {"updates": 2}),
@@ -169,6 +175,103 @@ def test_supervised_finds_the_data() -> None:
     assert setup.model.mean == pytest.approx(float(data), abs=0.1)
 
 
+def test_a_window_moves_along_the_chain() -> None:
+    """Its steps alone have noise: x_0 follows from the window's last state by eta = 0; and it begins again."""
+    setup = toy_setup(algo="grpo", window=2, window_rounds=2)
+    algorithm, _ = begin(setup)
+    firsts = []
+    for number in range(8):
+        algorithm.collect(number)
+        chain = algorithm.chain  # type: ignore[attr-defined]
+        firsts.append(chain.first_decision)
+        assert [n > 0 for n in chain.stds] == [chain.first_decision <= i < chain.first_decision + 2 for i in range(5)]
+        losses = [float(loss.detach()) for loss, _ in algorithm.losses(torch.arange(64), number, 0)]
+        assert len(losses) == 2
+        # Ratios begin at 1: both terms are -mean(A) / 2, and A adds up to 0 within groups.
+        assert max(map(abs, losses)) < rounding(torch.float32, 64, 5)
+    assert firsts == [0, 0, 1, 1, 2, 2, 0, 0]
+
+
+def test_guarded_ratios_are_their_formula() -> None:
+    """(L + |dm|^2 / 2 n^2) n / N with L the log-ratio: centred; and the weights make all steps push alike."""
+    setup = toy_setup(algo="grpo", guard=True, kl=0.0, clip_nats=1e3)
+    algorithm, _ = begin(setup)
+    algorithm.collect(0)
+    chain, units = setup.chain, torch.arange(64)
+    states, old = algorithm.samples.states, algorithm.samples.log_probs  # type: ignore[attr-defined]
+    advantages = algorithm.advantages  # type: ignore[attr-defined]
+    before = denoiser(setup.model, {})
+    with torch.no_grad():
+        anchor = [chain.transition(before, states, [i]) for i in range(chain.n_decisions)]
+    setup.model.tuned.network.m.data.fill_(0.2)
+    stds = torch.tensor(chain.stds[: chain.n_decisions], dtype=torch.float64)
+    N = (stds**2).mean().sqrt()
+    weights = 1 / chain.pushes(setup.model.prediction)
+    with torch.no_grad():
+        terms = [loss for loss, _ in algorithm.losses(units, 0, 0)]
+        for i, term in enumerate(terms):
+            policy = chain.transition(before, states, [i])
+            L = policy.log_prob(chain.next_states(states, [i]))[0] - old[i]
+            ratio = (L + policy.kl(anchor[i])[0]) * stds[i] / N
+            expected = (-advantages * ratio.exp()).mean() * weights[i] / weights.mean() / len(terms)
+            assert abs(float(term - expected)) < rounding(torch.float32, 4096, 5)
+
+
+def test_nft_is_its_formula() -> None:
+    """A_max [r e(D+) / b + (1 - r) e(D-) / b], each error over its own size, and the anchor."""
+    setup = toy_setup(algo="nft", beta=0.5, noise_levels=2, anchor=0.25, adv_clip=2.0)
+    algorithm, _ = begin(setup)
+    algorithm.collect(0)
+    m, old = 0.3, 0.0
+    setup.model.tuned.network.m.data.fill_(m)
+    units = torch.arange(64)
+    terms = [loss for loss, _ in algorithm.losses(units, 0, 0)]
+    rewards = setup.scored(algorithm.samples)  # type: ignore[attr-defined]
+    advantages = PromptStatistics().advantages(algorithm.samples.prompts, rewards)  # type: ignore[attr-defined]
+    r = 0.5 + advantages.clamp(-2, 2) / 4
+    x0 = algorithm.samples.states[-1].flatten()  # type: ignore[attr-defined]
+    noise = noise_of(setup.model.shape, 2, (0, NOISE, 0, 0), units, "cpu").reshape(2, 64)
+    times = torch.stack([setup.model.training_times(2, setup.generator(LOSS, 0, 0, i)) for i in range(64)], 1)
+    for level, term in enumerate(terms):
+        a, s = VP().alpha(times[level]), VP().sigma(times[level])
+        gain = a * STD**2 / (a**2 * STD**2 + s**2)
+        x = a * x0 + s * noise[level]
+        D, D_old = m + gain * (x - a * m), old + gain * (x - a * old)
+        better, worse = 0.5 * D + 0.5 * D_old, 1.5 * D_old - 0.5 * D
+        e = [(v - x0).abs() for v in (better, worse)]  # of one pixel the squared error over the absolute one
+        expected = 2.0 * ((r * e[0] + (1 - r) * e[1]) / 0.5).mean() + 0.25 * ((D - D_old) ** 2).mean()
+        assert abs(float(term.detach() * 2 - expected)) < rounding(torch.float32, 64, 8)
+    assert len(terms) == 2
+
+
+def test_nft_samples_by_a_model_that_follows() -> None:
+    """After round n the sampling model is w old + (1 - w) trained, w = min(rate n, decay); a checkpoint holds it."""
+    setup = toy_setup(algo="nft", lr=0.1, sampling_decay_rate=0.3, sampling_decay=0.5)
+    tuner = trained(setup, 0)
+    expected = 0.0
+    for w in (0.3, 0.5, 0.5):
+        before = tuner.algorithm.old["m"].clone()  # type: ignore[attr-defined]
+        tuner.advance()
+        assert torch.equal(
+            tuner.algorithm.samples.images,  # type: ignore[attr-defined]
+            _sampled(setup, tuner.state.round - 1, before),
+        )
+        expected = w * expected + (1 - w) * setup.model.mean  # type: ignore[attr-defined]
+        assert abs(float(tuner.algorithm.old["m"]) - expected) < rounding(torch.float32, 8)  # type: ignore[attr-defined]
+    tensors, _ = tuner.state_dict()
+    assert torch.equal(tensors["algorithm.sampling.m"], tuner.algorithm.old["m"])  # type: ignore[attr-defined]
+
+
+def _sampled(setup: Setup, number: int, mean: Tensor) -> Tensor:
+    """The images of a round, by the trained network with another mean."""
+    network = setup.model.tuned.network
+    now = network.m.detach().clone()
+    network.m.data.copy_(mean)
+    images = sample(setup, number).images
+    network.m.data.copy_(now)
+    return images
+
+
 def gradients(setup: Setup) -> dict[str, Tensor]:
     """The gradient of the first update, unclipped."""
     algorithm, _ = begin(setup)
@@ -180,7 +283,9 @@ def gradients(setup: Setup) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in setup.model.tuned.parameters().items() if p.grad is not None}
 
 
-@pytest.mark.parametrize("algo", ["ddpo-is", "ddpo-sf", "grpo", "dpok", "rwr", "d3po", "draft", "dpo", "supervised"])
+@pytest.mark.parametrize(
+    "algo", ["ddpo-is", "ddpo-sf", "grpo", "dpok", "nft", "rwr", "d3po", "draft", "dpo", "supervised"]
+)
 def test_parts_do_not_change_a_gradient(algo: str) -> None:
     """Noise, times and steps belong to a sample: micro-batches of 64 and of 24 say the same."""
     each = []
@@ -287,13 +392,16 @@ def test_adaptive_kl(measured: float, weight: float) -> None:
     assert tuner.state.kl_weight == pytest.approx(weight)
 
 
-def test_a_resumed_run_goes_on_bit_for_bit() -> None:
+@pytest.mark.parametrize("algo", ["ddpo-is", "nft"])
+def test_a_resumed_run_goes_on_bit_for_bit(algo: str) -> None:
     """Parameters, moments, counters, and the rewards of each prompt: four rounds, or two and two."""
-    whole = trained(toy_setup(algo="ddpo-is", warm_up=6), 4)
-    first = trained(toy_setup(algo="ddpo-is", warm_up=6), 2)
+    settings: dict[str, Any] = {"algo": algo, "warm_up": 6}
+    settings |= {"sampling_decay_rate": 0.2} if algo == "nft" else {}
+    whole = trained(toy_setup(**settings), 4)
+    first = trained(toy_setup(**settings), 2)
     tensors, info = first.state_dict()
     tensors = {name: value.clone() for name, value in tensors.items()}
-    setup = toy_setup(algo="ddpo-is", warm_up=6)
+    setup = toy_setup(**settings)
     second = trained(setup, 0)
     second.load_state_dict(2, tensors, info)
     for _ in range(2):

@@ -32,6 +32,7 @@ def test_defaults_and_files_mean_what_they_did(old: dict[str, Any], tmp_path: Pa
     was = {**old, "held_out": "png" if config.scored_by == "jpeg" else None, "train_steps": 0}
     was["data"] = "digits" if config.builtin else None
     was["clip_nats"] = 0.0 if config.algo == "d3po" else old["clip_nats"]
+    was |= {"window": 0, "window_rounds": 1, "guard": False}  # came later, and are off
     assert now == {name: was[name] for name in now}
     assert config.kl_weight == (old["kl"] if isinstance(config, OnlineConfig) else 0.0)
 

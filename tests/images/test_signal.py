@@ -55,6 +55,8 @@ def test_advantages_of_equal_rewards_are_exactly_0(value: float) -> None:
         ("ddpo-sf", {"kl": 0.1}),
         ("grpo", {"kl": 0.1, "passes": 2}),
         ("dpok", {"kl": 0.1}),
+        ("nft", {"kl": 0.1}),
+        ("nft", {"group": 8}),
         ("rwr", {"kl": 0.1}),
         ("d3po", {"kl": 0.1}),
         ("draft", {}),
@@ -70,13 +72,15 @@ def test_without_a_signal_nothing_moves(algo: str, settings: dict[str, Any]) -> 
     for _ in range(2):
         tuner.advance()
     tensors, info = tuner.state_dict()
-    assert tensors.keys() == {"parameter.m"}, "no optimiser has moments"
+    own = {"algorithm.sampling.m"} if algo == "nft" else set()
+    assert tensors.keys() == {"parameter.m"} | own, "no optimiser has moments"
+    assert all(tensors[name] == torch.tensor(0.7) for name in own)
     assert tensors["parameter.m"] == torch.tensor(0.7)
     assert (info["updates"], info["optimiser_steps"], info["silent"], state.round) == (0, 0, 2, 2)
 
     object.__setattr__(setup, "reward", Target(1.0))
     tuner.advance()
-    if algo in ("ddpo-is", "ddpo-sf", "dpok", "rwr"):
+    if algo in ("ddpo-is", "ddpo-sf", "dpok", "nft", "rwr"):
         return  # what they remember of a prompt makes a signal of the next constant too
     before = {name: tensor.clone() for name, tensor in tuner.state_dict()[0].items()}
     assert before.keys() > {"parameter.m"}

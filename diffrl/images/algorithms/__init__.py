@@ -7,6 +7,7 @@ from diffrl.images.algorithms.backprop import DRaFT, ReFL
 from diffrl.images.algorithms.base import Algorithm, Finetuner
 from diffrl.images.algorithms.d3po import D3PO
 from diffrl.images.algorithms.dpo import DPO
+from diffrl.images.algorithms.nft import NFT
 from diffrl.images.algorithms.policy_gradient import ddpo_is, ddpo_sf, dpok, grpo
 from diffrl.images.algorithms.rwr import RWR
 from diffrl.images.algorithms.supervised import Supervised
@@ -19,6 +20,7 @@ ALGORITHMS: dict[str, Callable[[Setup[Any], RunState], Algorithm]] = {
     "ddpo-sf": ddpo_sf,
     "grpo": grpo,
     "dpok": dpok,
+    "nft": NFT,
     "rwr": RWR,
     "d3po": D3PO,
     "draft": DRaFT,

@@ -35,7 +35,7 @@ Metrics = dict[str, float]
 Term = tuple[Tensor, dict[str, Tensor]]
 """A part of a loss, to be added to its other parts, and metrics, to be averaged; both means over the rows asked for."""
 
-PARAMETER, FIRST, SECOND = "parameter.", "first_moment.", "second_moment."
+PARAMETER, FIRST, SECOND, OWN = "parameter.", "first_moment.", "second_moment.", "algorithm."
 """What the names of a checkpoint's tensors begin with."""
 ADAPT = 1.5
 """PPO's adaptive penalty (Schulman et al. 2017, arXiv 1707.06347, section 4): beyond this factor from the target the
@@ -96,6 +96,16 @@ class Algorithm(ABC, Generic[Config]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a resumed run needs of the algorithm in tensors, by name."""
+        return {}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `tensors` gave. Raises KeyError for one that is missing."""
+
+    def finish(self, number: int) -> None:
+        """Do what comes after the last update of round `number`."""
 
     def penalties(self, condition: Condition, states: Tensor) -> Iterator[Term]:
         """The penalty of --kl: its weight times the mean over steps of KL/d to the frozen model, a term a decision.
@@ -253,6 +263,7 @@ class Finetuner:
                     continue
                 for name, value in self._update(chosen.sort().values, turn).items():
                     each[name].append(value)
+        algorithm.finish(state.round)
         state.round += 1
         state.queries += algorithm.queries
         metrics |= {name: sum(values) / len(values) for name, values in each.items()}
@@ -330,6 +341,7 @@ class Finetuner:
             moments = self.optimiser.state.get(parameter)
             if moments:
                 tensors[FIRST + name], tensors[SECOND + name] = moments["exp_avg"], moments["exp_avg_sq"]
+        tensors |= {OWN + name: tensor for name, tensor in self.algorithm.tensors().items()}
         # AdamW's own count: fp16's scaler skips updates that overflow.
         steps = max((int(moments["step"]) for moments in self.optimiser.state.values()), default=0)
         info = {
@@ -360,3 +372,5 @@ class Finetuner:
         state.silent = info.get("silent", 0)  # runs of before 2026-11-28 counted none
         self.scaler.load_state_dict(info["scaler"])
         self.algorithm.load_state_dict(info["algorithm"])
+        own = {name.removeprefix(OWN): tensor for name, tensor in tensors.items() if name.startswith(OWN)}
+        self.algorithm.load_tensors(own)

@@ -22,7 +22,18 @@ from diffrl.images.algorithms.base import (
 )
 from diffrl.images.config import DDPOISConfig, DDPOSFConfig, DPOKConfig, GRPOConfig
 from diffrl.images.config.base import ChainConfig
-from diffrl.images.samples import STEPS, RunState, Samples, Setup, denoiser, rows, sample_round
+from diffrl.images.samples import (
+    ROLL_OUT,
+    STEPS,
+    RunState,
+    Samples,
+    Setup,
+    denoiser,
+    noise_of,
+    rows,
+    sample_round,
+    windowed,
+)
 
 PolicyLoss = Callable[[Tensor, Tensor, Tensor], Term]
 """log pi and log pi_old of decisions (K, n), in nats, and advantages (n,) -> the loss to be minimised, and metrics."""
@@ -33,6 +44,9 @@ class PolicyGradient(Algorithm[ChainConfig]):
 
     loss: of the log-probabilities of a step and the advantages.
     rule: how rewards become advantages.
+    window: so many steps of each round's chain have noise and are learned from, a window that moves on by one step
+        every `window_rounds` rounds, from pure noise on, and begins again at the end; 0: all steps.
+    guard: take log-ratios as GRPO-Guard does, see `_guarded`.
     measure_kl: take the KL to the pretrained model, step by step in the states that were sampled, even where its weight
         is 0. With a weight, `--kl`, a penalty is added to the loss: the weight times KL/d.
     """
@@ -52,16 +66,24 @@ class PolicyGradient(Algorithm[ChainConfig]):
         rule: AdvantageRule,
         *,
         measure_kl: bool = False,
+        window: int = 0,
+        window_rounds: int = 1,
+        guard: bool = False,
     ) -> None:
         super().__init__(setup, state)
-        require_decisions(setup, setup.config.train_steps)
+        require_decisions(setup, max(setup.config.train_steps, window))
         self.units = setup.config.batch
         self.loss, self.rule, self.measure_kl = loss, rule, measure_kl
+        self.window, self.window_rounds, self.guard = window, window_rounds, guard
+        self.chain = setup.chain
 
     def collect(self, number: int) -> Metrics:
         """Sample and score the round, and take advantages over all of it."""
         setup = self.setup
-        self.samples = samples = sample_round(setup, self.state, number, self.rule.group)
+        if self.window:
+            first = (number // self.window_rounds) % (setup.chain.n_decisions - self.window + 1)
+            self.chain = windowed(setup.model, setup.config, first, self.window)
+        self.samples = samples = sample_round(setup, self.state, number, self.rule.group, chain=self.chain)
         rewards = samples.whole(setup.scored(samples))
         advantages = self.rule.advantages(number, rewards)
         self.advantages = advantages[samples.index.to(advantages.device)]
@@ -81,11 +103,18 @@ class PolicyGradient(Algorithm[ChainConfig]):
         steps = self._steps(units, number, turn)
         for step in steps:
             step = step[None]
-            transition = setup.chain.transition(
+            transition = self.chain.transition(
                 denoiser(setup.model, condition, guidance=setup.train_guidance), states, step
             )
-            log_prob = transition.log_prob(setup.chain.next_states(states, step))
-            loss, metrics = self.loss(log_prob, at_steps(old, step), self.advantages[local])
+            actions = self.chain.next_states(states, step)
+            if self.guard:
+                z = at_steps(self._noise(units, number), step)
+                ratio, weight = self._guarded(transition, actions, z, step)
+                loss, metrics = self.loss(ratio, torch.zeros_like(ratio), self.advantages[local])
+                loss = weight * loss
+            else:
+                log_prob = transition.log_prob(actions)
+                loss, metrics = self.loss(log_prob, at_steps(old, step), self.advantages[local])
             if self.measure_kl or self.state.kl_weight > 0:
                 penalty, more = kl_loss(self._kl(transition, condition, states, step), dims=setup.dims)
                 loss, metrics = loss + self.state.kl_weight * penalty, metrics | more
@@ -95,17 +124,39 @@ class PolicyGradient(Algorithm[ChainConfig]):
         setup = self.setup
         reference = denoiser(setup.model, condition, reference=True, guidance=setup.train_guidance)
         with torch.no_grad():
-            anchor = setup.chain.transition(reference, states, step)
+            anchor = self.chain.transition(reference, states, step)
         return transition.kl(anchor)
+
+    def _noise(self, units: Tensor, number: int) -> Tensor:
+        """The noise z of the round's decisions (n_decisions, n, *shape), as it was drawn."""
+        setup, chain = self.setup, self.chain
+        path = setup.noise_path(ROLL_OUT, number)
+        first = 1 + chain.first_decision  # the first draw is x_T
+        noise = noise_of(setup.model.shape, chain.n_steps + 1, path, units, setup.model.device)
+        return noise[first : first + chain.n_decisions]
+
+    def _guarded(self, transition: Transition, actions: Tensor, z: Tensor, step: Tensor) -> tuple[Tensor, float]:
+        """GRPO-Guard's log-ratio of a decision (1, n), and the weight of its loss (Wang et al. 2025, arXiv 2510.22319).
+
+        The log-ratio of two Gaussians is L = -|dm|^2 / 2 n^2 + dm z / n, dm = m - m_old: its mean is below 0, and it is
+        larger where the noise n is small, so that one clip is not one bound. Here it is (L + |dm|^2 / 2 n^2) n / N =
+        dm z / N, N the root mean square of n over the decisions. The weight makes up for how far a step's mean moves
+        with the network's answer, |f c_out|, so that all steps push alike; it has mean 1 (the authors': 1 / dt).
+        """
+        n = torch.tensor(self.chain.stds[self.chain.first_decision :][: self.chain.n_decisions], dtype=torch.float64)
+        old = actions - transition.std * z
+        ratio = ((transition.mean - old) * z).flatten(2).sum(-1, dtype=z.dtype) / float((n**2).mean().sqrt())
+        weights = 1 / self.chain.pushes(self.setup.model.prediction)
+        return ratio, float(weights[int(step)] / weights.mean())
 
     def _steps(self, units: Tensor, number: int, turn: int) -> Tensor:
         """The decisions to train on: all of them, (K,), or some for each image, (K, n)."""
         setup = self.setup
-        k, of = setup.config.train_steps, setup.chain.n_decisions
-        if k in (0, of):
+        k, of = setup.config.train_steps, self.chain.n_decisions
+        if k == 0 or k >= of:
             return torch.arange(of)
         return torch.stack(
-            [setup.chain.draw_steps(k, setup.generator(STEPS, number, turn, i)) for i in units.tolist()], 1
+            [self.chain.draw_steps(k, setup.generator(STEPS, number, turn, i)) for i in units.tolist()], 1
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,9 +202,15 @@ def ddpo_sf(setup: Setup[DDPOSFConfig], state: RunState) -> PolicyGradient:
 
 
 def grpo(setup: Setup[GRPOConfig], state: RunState) -> PolicyGradient:
-    """Flow-GRPO (arXiv 2505.05470): DDPO-IS's loss, advantages within the groups of a round."""
-    loss = functools.partial(ddpo_is_loss, clip_nats=setup.config.clip_nats, dims=setup.dims)
-    return PolicyGradient(setup, state, loss, WithinGroups(setup.config.group))
+    """Flow-GRPO (arXiv 2505.05470): DDPO-IS's loss, advantages within the groups of a round.
+
+    With a window of steps that have noise it is MixGRPO (arXiv 2507.21802), with guarded ratios GRPO-Guard (arXiv
+    2510.22319).
+    """
+    config = setup.config
+    loss = functools.partial(ddpo_is_loss, clip_nats=config.clip_nats, dims=setup.dims)
+    options: dict[str, Any] = {"window": config.window, "window_rounds": config.window_rounds, "guard": config.guard}
+    return PolicyGradient(setup, state, loss, WithinGroups(config.group), **options)
 
 
 def dpok(setup: Setup[DPOKConfig], state: RunState) -> PolicyGradient:

@@ -79,9 +79,19 @@ class GRPOConfig(ClippedConfig):
     algo: Algo = "grpo"
     group: Annotated[int, Range(2, 10**7)] = 8
     """Images of one prompt that are compared."""
+    window: Annotated[int, Range(0, 10_000)] = 0
+    """Steps of the chain that have noise and are trained on, the others being deterministic; the window moves along the
+    chain (MixGRPO, arXiv 2507.21802; Flow-GRPO-Fast: 1 to 4). 0: all."""
+    window_rounds: Count = 1
+    """Rounds after which the window moves on by one step."""
+    guard: bool = False
+    """Centre the log-ratios and weigh the steps, so that the clip is one bound over the chain (GRPO-Guard, arXiv
+    2510.22319)."""
 
     def __post_init__(self) -> None:
         _whole_groups(self, self.group)
+        if self.train_steps and (self.window or self.guard):
+            raise UserError("--window and --guard are for whole chains or windows: leave out --train-steps.")
         super().__post_init__()
 
 
@@ -92,6 +102,32 @@ class DPOKConfig(ClippedConfig):
     pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "kl": 0.1}
 
     algo: Algo = "dpok"
+
+
+@dataclass(frozen=True)
+class NFTConfig(OnlineConfig):
+    """Denoising losses of a better and a worse mixture, no log-probabilities (DiffusionNFT, arXiv 2509.16117)."""
+
+    algo: Algo = "nft"
+    group: Count = 1
+    """Images of one prompt that are compared (published: 24); 1: each with what its prompt has earned of late."""
+    beta: Positive = 1.0
+    """How far the mixtures reach from the sampling model: 1, or .1 for a stronger step (both published)."""
+    noise_levels: Count = 8
+    """Times at which each image is learned from in a pass, drawn anew."""
+    adv_clip: PositiveLimit = 5.0
+    """Largest advantage: rewards become r = 1/2 + advantage / (2 adv_clip), in [0, 1]."""
+    anchor: NotNegative = 1e-4
+    """Weight of the squared difference of predictions from the frozen reference."""
+    sampling_decay: Share = 0.5
+    """Largest weight that the model that samples keeps of itself, after a round; the rest is the trained model's."""
+    sampling_decay_rate: NotNegative = 0.001
+    """How fast that weight rises with the rounds, from 0, where the trained model samples."""
+
+    def __post_init__(self) -> None:
+        if self.group > 1:
+            _whole_groups(self, self.group)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
@@ -237,6 +273,7 @@ ALGORITHMS: dict[str, type[FinetuneConfig]] = {
         DDPOSFConfig,
         GRPOConfig,
         DPOKConfig,
+        NFTConfig,
         RWRConfig,
         D3POConfig,
         DRaFTConfig,

@@ -31,7 +31,7 @@ from diffrl.support.schema import (
     checked,
 )
 
-Algo = Literal["ddpo-is", "ddpo-sf", "grpo", "dpok", "rwr", "d3po", "draft", "refl", "dpo", "supervised"]
+Algo = Literal["ddpo-is", "ddpo-sf", "grpo", "dpok", "nft", "rwr", "d3po", "draft", "refl", "dpo", "supervised"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 

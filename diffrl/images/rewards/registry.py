@@ -294,6 +294,16 @@ def _python(argument: str, options: Options) -> Reward:
     return from_file(argument)
 
 
+def _human(argument: str, options: Options) -> Reward:
+    from pathlib import Path
+
+    from diffrl.images.rewards.human import Human, Votes
+
+    if argument.isdecimal() and int(argument) > 0:
+        return Human(int(argument), f"human:{argument}")
+    return Votes(Path(argument)) if argument else Human()
+
+
 def _remote(argument: str, options: Options) -> Reward:
     from diffrl.images.rewards.remote import Remote
 
@@ -352,6 +362,12 @@ REWARDS: dict[str, Entry] = {
         "rich feedback: overall score less WEIGHT (1) times the artifact map's mean",
         "required",
         _richhf,
+    ),
+    "human": Entry(
+        "human[:VOTES]",
+        "you: VOTES (4) groups of images a round to vote on, on a page; or human:RUN/votes.json, votes of before",
+        "optional",
+        _human,
     ),
     "python": Entry("python:FILE.py#NAME", "a function of yours", "required", _python),
     "remote": Entry(

@@ -1,0 +1,339 @@
+"""A person as the reward: votes between images of one prompt, on a page, and a model that is learned from them.
+
+In every round the person is asked about a few groups of the round's images, and picks the best of each. A small network
+learns the Bradley-Terry scores of all votes so far, and scores all images. What it learns from is kept: `votes.json` in
+the run's folder has each vote with the digests of its images, and `votes/` has the images. A run that goes on, or is
+made again with the same seed, finds the votes that it asks for and does not ask again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import threading
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffrl.images.rewards.base import Metadata, Reward, Sum
+from diffrl.images.rewards.votes_model import VotesModel
+from diffrl.support import folder as folders
+from diffrl.support.console import console
+from diffrl.support.errors import UserError, shown
+from diffrl.support.files import atomic_path, reading, regular_file
+from diffrl.support.page import Page, open_browser, static
+from diffrl.support.seeds import generator_at
+
+FILE, IMAGES = "votes.json", "votes"
+FORMAT = "diffrl-votes-1"
+VOTES = 4
+"""Groups that are asked about in a round, unless the reward's argument says otherwise."""
+GROUP = 4
+"""Images of a group, at most; at least two."""
+_ORDER = 11
+"""What random numbers are for: which groups of a round are asked about."""
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What a person said of some images of one prompt."""
+
+    round: int
+    """The round of the images."""
+    prompt: str
+    images: tuple[str, ...]
+    """The images' digests."""
+    best: int | None
+    """The number of the best one among them; None: they are equally good."""
+    foretold: bool | None
+    """Whether the model that had learned from the rounds before had the same favourite; None: there was none."""
+
+
+class Human:
+    """The reward `human`: the score of a model of a person's votes, asked for as the run goes on.
+
+    votes: groups to ask about in a round. Until there is a vote every score is 0.
+    """
+
+    differentiable = False
+
+    def __init__(self, votes: int = VOTES, name: str = "human", ready: Any = None) -> None:
+        self.name, self.per_round = name, votes
+        self.votes: list[Vote] = []
+        self.asks = True
+        """Whether the person still wants to be asked."""
+        self._ready = open_browser if ready is None else ready
+        self._folder: Path | None = None
+        self._round, self._left = 0, 0
+        self._model: tuple[int, VotesModel] | None = None
+        self._pixels: dict[str, Tensor] = {}
+        self._asked: _Asked | None = None
+
+    # --- in a run ---------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def opened(self, folder: Path) -> Iterator[None]:
+        """In the block the person can be asked, and votes are kept in `folder`, where those of before are read."""
+        self._folder = folder
+        (folder / IMAGES).mkdir(exist_ok=True)
+        self.votes = read_votes(folder / FILE) if (folder / FILE).exists() else []
+        self._asked = asked = _Asked(self)
+        with asked.page.serving() as address:
+            console.print(f"You are the reward. Vote at {address}", markup=False, soft_wrap=True)
+            self._ready(address)
+            try:
+                yield
+            finally:
+                self._asked = None
+
+    def at(self, number: int, *, asking: bool) -> None:
+        """Say which round comes: votes of later ones are left aside. asking: images are the round's, to be voted on."""
+        self._round, self._left = number, self.per_round if asking else 0
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
+        """The model's scores (B,), after the person has been asked about some of the images."""
+        pixels = quantised(images)
+        for group in self._groups(pixels, prompts):
+            self._vote(group, pixels, prompts)
+        model = self._learned(self._round + (self._left < self.per_round))
+        if model is None:
+            return images.new_zeros(len(images))
+        return model.score(pixels, prompts).to(images.device)
+
+    # --- asking -----------------------------------------------------------------------------------------------------
+
+    def _groups(self, pixels: Tensor, prompts: Sequence[str]) -> list[list[int]]:
+        """The numbers of the images of each group to ask about: of random prompts, the first few images of each."""
+        if self._left == 0:
+            return []
+        of: dict[str, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            of.setdefault(prompt, []).append(i)
+        groups = [numbers[start : start + GROUP] for numbers in of.values() for start in range(0, len(numbers), GROUP)]
+        groups = [group for group in groups if len(group) > 1 and (pixels[group] != pixels[group[0]]).any()]
+        order = torch.randperm(len(groups), generator=generator_at(0, self._round, _ORDER)).tolist()
+        return [groups[i] for i in order[: self._left]]
+
+    def _vote(self, group: Sequence[int], pixels: Tensor, prompts: Sequence[str]) -> None:
+        """Take the vote on a group: the one that is kept, or the person's; and keep it."""
+        self._left -= 1
+        prompt, chosen = prompts[group[0]], pixels[list(group)]
+        digests = tuple(_digest(image) for image in chosen)
+        kept = any((vote.round, vote.prompt, vote.images) == (self._round, prompt, digests) for vote in self.votes)
+        if kept or not self.asks:
+            return
+        if self._folder is None or self._asked is None:
+            raise UserError("The reward human is for runs of `diffrl finetune`, which show its page.")
+        files = [_png(image) for image in chosen]
+        for digest, file in zip(digests, files, strict=True):
+            path = self._folder / IMAGES / f"{digest}.png"
+            if not path.exists():
+                with atomic_path(path) as temporary:
+                    temporary.write_bytes(file)
+        model = self._learned(self._round)
+        favourite = None if model is None else int(model.score(chosen, [prompt] * len(group)).argmax())
+        said = self._asked.wait(prompt, dict(zip(digests, files, strict=True)))
+        if said is _ENOUGH:
+            self.asks, self._left = False, 0
+            return
+        best = None if said is None else digests.index(said)
+        foretold = None if favourite is None or best is None else favourite == best
+        self._keep([*self.votes, Vote(self._round, prompt, digests, best, foretold)])
+
+    def _keep(self, votes: list[Vote]) -> None:
+        assert self._folder is not None
+        self.votes = votes
+        self._model = None
+        write_votes(self._folder / FILE, votes)
+
+    # --- learning ---------------------------------------------------------------------------------------------------
+
+    def _learned(self, before: int) -> VotesModel | None:
+        """The model of the votes of the rounds before `before`; None where they prefer nothing."""
+        votes = [vote for vote in self.votes if vote.round < before and vote.best is not None]
+        if not votes:
+            return None
+        if self._model is None or self._model[0] != len(votes):
+            assert self._folder is not None
+            self._model = len(votes), fit(votes, self._folder / IMAGES, self._pixels)
+        return self._model[1]
+
+
+class Votes:
+    """The reward `human:votes.json`: a model of the votes of an earlier run; nobody is asked."""
+
+    differentiable = False
+
+    def __init__(self, path: Path) -> None:
+        self.name = f"human:{path}"
+        votes = [vote for vote in read_votes(path) if vote.best is not None]
+        if not votes:
+            raise UserError(f"{path} has no vote that prefers an image: there is nothing to learn from.")
+        self.model = fit(votes, path.parent / IMAGES, {})
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
+        """The model's scores (B,). Raises UserError for images of another shape than those that were voted on."""
+        return self.model.score(quantised(images), prompts).to(images.device)
+
+
+def fit(votes: Sequence[Vote], folder: Path, pixels: MutableMapping[str, Tensor]) -> VotesModel:
+    """The model of these votes, whose images are read from `folder` into `pixels`."""
+    for digest in {name for vote in votes for name in vote.images}:
+        if digest not in pixels:
+            pixels[digest] = _read_png(folder / f"{digest}.png", digest)
+    pairs = [
+        (vote.prompt, pixels[other], pixels[vote.images[vote.best]])
+        for vote in votes
+        if vote.best is not None
+        for other in vote.images
+        if other != vote.images[vote.best]
+    ]
+    return VotesModel.fit(pairs)
+
+
+def humans(reward: Reward | None) -> list[Human]:
+    """The parts of a reward that ask a person."""
+    parts = [part for _, part in reward.terms] if isinstance(reward, Sum) else [reward]
+    return [part for part in parts if isinstance(part, Human)]
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def write_votes(path: Path, votes: Sequence[Vote]) -> None:
+    """Write `votes.json`: a JSON object with `format` and `votes`."""
+    folders.write_json(path, {"format": FORMAT, "votes": [asdict(vote) for vote in votes]})
+
+
+def read_votes(path: Path) -> list[Vote]:
+    """The votes of a file. Raises UserError for what is none."""
+    told = folders.read_json(regular_file(path, "a file of votes, which a run with --reward human writes"))
+    entries = told.get("votes") if isinstance(told, dict) and told.get("format") == FORMAT else None
+    if not isinstance(entries, list):
+        raise UserError(f"{path} is no file of votes ({FORMAT}), which a run with --reward human writes.")
+    return [_vote_of(entry, path, number) for number, entry in enumerate(entries)]
+
+
+def _vote_of(entry: Any, path: Path, number: int) -> Vote:
+    told = entry if isinstance(entry, dict) else {}
+    round_, prompt, images, best = (told.get(key) for key in ("round", "prompt", "images", "best"))
+    foretold = told.get("foretold")
+    names = images if isinstance(images, list) else []
+    good = (
+        type(round_) is int
+        and isinstance(prompt, str)
+        and len(names) > 1
+        and all(isinstance(name, str) and len(name) == 64 and set(name) <= set("0123456789abcdef") for name in names)
+        and (best is None or (type(best) is int and 0 <= best < len(names)))
+        and foretold in (None, True, False)
+    )
+    if not good:
+        raise UserError(f"{path}: vote {number} is {shown(entry)}, which is no vote of a prompt's images.")
+    return Vote(told["round"], told["prompt"], tuple(names), best, foretold)
+
+
+def quantised(images: Tensor) -> Tensor:
+    """Images (B, C, H, W) in [0, 1] as whole numbers 0 to 255, as people see them and files keep them."""
+    if images.ndim != 4:
+        raise UserError("The reward human is for images, and this model makes videos.")
+    return (images.detach().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+
+
+def _digest(image: Tensor) -> str:
+    return hashlib.sha256(f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _png(image: Tensor) -> bytes:
+    """An image (C, H, W), C = 1 or 3, as a PNG file."""
+    from PIL import Image
+
+    array = image.permute(1, 2, 0).numpy()
+    stream = io.BytesIO()
+    Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _read_png(path: Path, digest: str) -> Tensor:
+    """The image that was written, (C, H, W). Raises UserError where it is missing or another one."""
+    from PIL import Image
+
+    regular_file(path, "an image that was voted on", "Restore it from a copy.")
+    with reading(f"{path}, an image that was voted on, cannot be read"), Image.open(path, formats=["PNG"]) as file:
+        array = np.asarray(file)
+    image = torch.from_numpy(array.copy())
+    image = image[None] if image.ndim == 2 else image.permute(2, 0, 1).contiguous()
+    if _digest(image) != digest:
+        raise UserError(f"{path} is not the image that was voted on: restore it from a copy.")
+    return image
+
+
+# --- the page ------------------------------------------------------------------------------------------------------
+
+_ENOUGH = object()
+
+
+class _Asked:
+    """The page: what is asked now, and what the person has said."""
+
+    def __init__(self, human: Human) -> None:
+        self.human = human
+        self.files = dict(static("diffrl.images.rewards", "page"))
+        """The page's own, and the images that are asked about."""
+        calls = {"state": self.state, "choose": self.choose, "enough": self.enough}
+        self.page = Page(self.files, calls)
+        self.said = threading.Condition(self.page.turn)
+        self.prompt = ""
+        self.names: tuple[str, ...] = ()
+        self.answer: Any = None
+        self.waiting = False
+
+    def wait(self, prompt: str, files: dict[str, bytes]) -> Any:
+        """Show images, by their digests, and wait for the best one's digest, None for equally good, or `_ENOUGH`."""
+        shown_ = {f"{digest}.png": file for digest, file in files.items()}
+        with self.said:
+            self.files.update(shown_)
+            self.prompt, self.names, self.waiting = prompt, tuple(files), True
+            while self.waiting:
+                self.said.wait(0.2)  # so that a signal is heard
+            for name in shown_:
+                self.files.pop(name, None)
+            return self.answer
+
+    def state(self, asked: Any) -> dict[str, Any]:
+        """What the page shows."""
+        told = [vote.foretold for vote in self.human.votes if vote.foretold is not None]
+        group = {"prompt": self.prompt, "images": list(self.names)} if self.waiting else None
+        return {
+            "group": group,
+            "round": self.human._round + 1,
+            "left": self.human._left + 1 if self.waiting else 0,
+            "votes": len(self.human.votes),
+            "foretold": [sum(told[-20:]), len(told[-20:])],
+            "asks": self.human.asks,
+        }
+
+    def choose(self, asked: Any) -> dict[str, Any]:
+        """Take a vote: `images` as they were shown, and `best`, a number of them or null."""
+        images, best = (asked.get(key) for key in ("images", "best")) if isinstance(asked, dict) else (None, -1)
+        if not self.waiting or images != list(self.names):
+            return self.state(None)  # of a group that has been voted on: a key that was pressed twice
+        if best is not None and (type(best) is not int or not 0 <= best < len(self.names)):
+            raise UserError(f"there is no image {shown(best)} to choose")
+        self._answer(None if best is None else self.names[best])
+        return self.state(None)
+
+    def enough(self, asked: Any) -> dict[str, Any]:
+        """Ask no more: the rest of the run goes by the model of the votes."""
+        self.human.asks = False
+        self._answer(_ENOUGH)
+        return self.state(None)
+
+    def _answer(self, answer: Any) -> None:
+        self.answer, self.waiting = answer, False
+        self.said.notify_all()

@@ -1,0 +1,197 @@
+"""A person as the reward: what is learned from votes, and that a run asks, keeps, goes on and replays."""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffrl.cli import main
+from diffrl.images import resume
+from diffrl.images.rewards import human as module
+from diffrl.images.rewards import parse
+from diffrl.images.rewards.human import Human, Vote, quantised, read_votes, write_votes
+from diffrl.images.rewards.votes_model import VotesModel
+from diffrl.support.errors import UserError
+from tests.browser import CHROMIUM, Browser
+from tests.images.test_command import SMALL, final, mistake
+
+
+def images(n: int, seed: int = 0) -> Tensor:
+    return quantised(torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed)))
+
+
+def pairs(n: int, seed: int = 0) -> list[tuple[str, Tensor, Tensor]]:
+    """Of a "dark" pair the darker is preferred, of a "light" one the lighter."""
+    found = []
+    for i, (a, b) in enumerate(zip(images(n, seed), images(n, seed + 1), strict=True)):
+        dark, light = sorted((a, b), key=lambda image: float(image.float().mean()))
+        found.append(("light", dark, light) if i % 2 else ("dark", light, dark))
+    return found
+
+
+def test_a_model_learns_what_each_prompt_is_to_be() -> None:
+    """On pairs that it has not seen; of turned-round votes it learns the opposite; the same votes, the same model."""
+    model = VotesModel.fit(pairs(150))
+    fresh = pairs(200, seed=10)
+    prompts = [prompt for prompt, _, _ in fresh]
+    others, best = (torch.stack([pair[i] for pair in fresh]) for i in (1, 2))  # type: ignore[misc]
+    right = (model.score(best, prompts) > model.score(others, prompts)).float().mean()
+    assert right > 0.75
+    turned = VotesModel.fit([(prompt, b, a) for prompt, a, b in pairs(150)])
+    assert (turned.score(best, prompts) > turned.score(others, prompts)).float().mean() < 0.25
+    few = [VotesModel.fit(pairs(8)).score(best[:4], prompts[:4]) for _ in range(2)]
+    assert torch.equal(few[0], few[1])
+
+
+def test_a_prompt_without_votes_has_what_is_common() -> None:
+    model = VotesModel.fit([("light", a, b) for prompt, a, b in pairs(60) if prompt == "light"])
+    batch = images(5)
+    model.own.data.zero_()
+    assert torch.equal(model.score(batch, ["light"] * 5), model.score(batch, ["new"] * 5))
+    with pytest.raises(UserError, match="1x9x8, and the votes are about images of 1x8x8"):
+        model.score(torch.zeros(1, 1, 9, 8, dtype=torch.uint8), ["light"])
+
+
+def test_without_a_vote_every_score_is_0() -> None:
+    reward = Human()
+    assert torch.equal(reward(torch.rand(3, 1, 8, 8), ["a"] * 3, [{}] * 3), torch.zeros(3))
+    reward.at(0, asking=True)
+    with pytest.raises(UserError, match="diffrl finetune"):
+        reward(torch.rand(3, 1, 8, 8), ["a"] * 3, [{}] * 3)
+
+
+def test_votes_are_read_as_they_were_written(tmp_path: Path) -> None:
+    votes = [Vote(0, "a", ("0" * 64, "1" * 64), 1, None), Vote(3, "b", ("2" * 64, "3" * 64), None, True)]
+    write_votes(tmp_path / "votes.json", votes)
+    assert read_votes(tmp_path / "votes.json") == votes
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": "other"}, "no file of votes"),
+        ({"votes": [{"round": 0, "prompt": "a", "images": ["../x"] * 2, "best": 0}]}, "vote 0 is"),
+        ({"votes": [{"round": 0, "prompt": "a", "images": ["0" * 64] * 2, "best": 2}]}, "vote 0 is"),
+        ({"votes": []}, "nothing to learn from"),
+        ({"votes": [{"round": 0, "prompt": "a", "images": ["0" * 64] * 2, "best": 0}]}, "does not exist"),
+    ],
+)
+def test_bad_votes_are_one_line(
+    change: dict[str, Any], said: str, quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (quick / "votes.json").write_text(json.dumps({"format": module.FORMAT, "votes": [], **change}))
+    assert said in mistake(["finetune", "--reward", "human:votes.json", *SMALL], capsys)
+
+
+def test_a_run_that_cannot_ask_says_so(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--algo nft" in mistake(["finetune", "--reward", "human", "--algo", "dpo", *SMALL], capsys)
+    assert "expected" in mistake(["finetune", "--reward", "human:nowhere.json", *SMALL], capsys)
+
+
+class Person:
+    """Votes at once, and always the same for the same images; counts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.votes = 0
+        monkeypatch.setattr(module, "open_browser", lambda address: True)
+        monkeypatch.setattr(module._Asked, "wait", lambda asked, prompt, files: self._wait(files))
+
+    def _wait(self, files: dict[str, bytes]) -> str:
+        assert all(file.startswith(b"\x89PNG") for file in files.values())
+        self.votes += 1
+        return max(files)  # whichever: the same of the same images
+
+
+def test_a_run_goes_on_and_is_made_again(
+    quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whole; one round and one more; its last round made again, without asking; and by the votes that there are."""
+    person = Person(monkeypatch)
+    words = ["finetune", "--algo", "nft", "--reward", "human:2", "--held-out", "png", *SMALL]
+    assert main([*words, "--out", "whole"]) == 0
+    assert person.votes == 4
+    votes = read_votes(quick / "whole" / "votes.json")
+    assert [vote.round for vote in votes] == [0, 0, 1, 1]
+    assert [vote.foretold is None for vote in votes] == [True, True, False, False]
+    history = json.loads((quick / "whole" / "evaluations.json").read_text())
+    assert history[0]["reward"] == 0
+    assert history[-1]["reward"] != 0
+
+    assert main([*words, "--queries", "16", "--out", "cut"]) == 0
+    resume(quick / "cut", steps=32, quiet=True)
+    assert person.votes == 8
+    assert read_votes(quick / "cut" / "votes.json") == votes
+    assert all(torch.equal(a, final(quick / "cut")[name]) for name, a in final(quick / "whole").items())
+
+    expected = final(quick / "whole")
+    shutil.rmtree(quick / "whole" / "checkpoints" / "000000002")
+    resume(quick / "whole", quiet=True)
+    assert person.votes == 8, "votes that are kept are not asked for again"
+    assert all(torch.equal(a, final(quick / "whole")[name]) for name, a in expected.items())
+
+    assert main(["finetune", "--reward", "human:whole/votes.json", "--held-out", "png", *SMALL, "--out", "by"]) == 0
+    assert person.votes == 8
+    scores = parse("human:whole/votes.json")(torch.rand(4, 1, 8, 8), ["3"] * 4, [{}] * 4)
+    assert len(set(scores.tolist())) == 4
+
+    image = next((quick / "whole" / "votes").iterdir())
+    next(path for path in (quick / "cut" / "votes").iterdir() if path.name != image.name).replace(image)
+    assert "is not the image that was voted on" in mistake(
+        ["finetune", "--reward", "human:whole/votes.json", *SMALL], capsys
+    )
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: apt-get install chromium")
+def test_a_person_votes_in_a_browser(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a click, a key, "equally good", and "enough", after which the run goes on alone."""
+    failures: list[BaseException] = []
+    shown: list[list[str]] = []
+
+    def group(page: Browser, votes: int) -> list[str]:
+        page.until(
+            f"document.querySelector('#votes').textContent == '{votes}' && !document.querySelector('#images').hidden"
+        )
+        page.until("[...document.images].every(image => image.complete && image.naturalWidth == 8)")
+        names: list[str] = page.value("[...document.images].map(image => image.src.split('/').pop().slice(0, -4))")
+        shown.append(names)
+        return names
+
+    def vote(address: str) -> None:
+        try:
+            with Browser(quick) as page:
+                page.open(address)
+                group(page, 0)
+                page.screenshot(quick / "page.png")
+                page.click(".image:nth-child(2)")
+                group(page, 1)
+                page.press("1")
+                group(page, 2)
+                page.press("ArrowDown")
+                group(page, 3)
+                page.click("#enough")
+                page.until("document.querySelector('#what').textContent == 'Thank you.'")
+                assert not page.errors
+        except BaseException as error:
+            failures.append(error)
+
+    person: list[threading.Thread] = []
+
+    def ready(address: str) -> bool:
+        person.append(threading.Thread(target=vote, args=(address,), daemon=True))
+        person[0].start()
+        return True
+
+    monkeypatch.setattr(module, "open_browser", ready)
+    words = ["finetune", "--algo", "nft", "--reward", "human:3", "--held-out", "png", "--prompts", "prompts.txt"]
+    (quick / "prompts.txt").write_text("3\n5\n")
+    assert main([*words, *SMALL, "--out", "run"]) == 0
+    person[0].join(60)
+    assert not failures, failures
+    votes = read_votes(quick / "run" / "votes.json")
+    assert [vote.best for vote in votes] == [1, 0, None]
+    assert [list(vote.images) for vote in votes] == shown[:3]
