@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffrl.runs.run import IMAGES, OFFLINE, Run, kind_of
-from diffrl.runs.study.scores import RETURN, SCORE, Row, Scores, twice
+from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
 from diffrl.runs.train import called
 from diffrl.support.errors import UserError
 from diffrl.training.logs import benchmark_family, read_scores
@@ -167,28 +167,29 @@ def _agent_names(read: Sequence[_Read]) -> dict[str, str]:
     }
 
 
-def _notes(read: Sequence[_Read]) -> list[str]:
-    """Sentences on what was run: tasks that are not the benchmark's own, rebuilt environments, runs that were cut."""
+def _notes(read: Sequence[_Read]) -> list[Note]:
+    """What is to be known: tasks that are not the benchmark's own, rebuilt environments, runs that were cut."""
     notes = []
     for task in dict.fromkeys(one.task for one in read):
         of_task = [one for one in read if one.task == task]
         about = of_task[0].run.task
         if of_task[0].unit == RETURN:
-            notes.append(f"{task}: plain returns, as there are no reference scores. It is in no aggregate.")
+            notes.append(Note(task, "Plain returns, as there are no reference scores: it is in no aggregate."))
         elif any(not one.run.task.comparable for one in of_task):
             family = benchmark_family(about.reference or task)
-            notes.append(
-                f"{task}: scaled by D4RL's reference returns for {family}, but data or environment are not D4RL's: do "
-                "not report it under a D4RL name."
+            said = (
+                f"Scaled by D4RL's reference returns for {family}, but data or environment are not D4RL's: do not "
+                "report it under a D4RL name."
             )
+            notes.append(Note(task, said))
         name = of_task[0].run.config.dataset
         with contextlib.suppress(UserError):  # of a package that is broken, or not here
-            if registry.known(name) and (note := registry.get(name).note):
-                notes.append(f"{task}: {note}")
+            if registry.known(name) and (said := registry.get(name).note):
+                notes.append(Note(task, said))
     for one in read:
         last, wanted = max(e["step"] for e in one.scores["evaluations"]), one.run.config.steps
         if last < wanted:
-            notes.append(f"{one.path} is not finished: its last evaluation is at step {last:,} of {wanted:,}.")
+            notes.append(Note(one.path, f"Not finished: the last evaluation is at step {last:,} of {wanted:,}."))
     return notes
 
 

@@ -36,6 +36,14 @@ class Row(NamedTuple):
     """The run's folder, or the CSV file."""
 
 
+class Note(NamedTuple):
+    """What a reader of scores should know."""
+
+    about: str
+    """A task, or a run's folder."""
+    sentence: str
+
+
 @dataclass(frozen=True)
 class Scores:
     """All evaluations of some runs, in the order of task, agent, seed and step."""
@@ -45,8 +53,8 @@ class Scores:
     """By task, what its scores are: "score" or "return"; what is not named is a score."""
     episodes: Mapping[tuple[str, str], Collection[int]] = field(default_factory=dict)
     """By task and agent, the episodes an evaluation of a seed; known of runs alone."""
-    notes: tuple[str, ...] = ()
-    """What a reader of the scores should know: sentences on tasks and runs."""
+    notes: tuple[Note, ...] = ()
+    """What a reader of the scores should know of tasks and runs."""
     left_out: tuple[str, ...] = ()
     """Folders that were found and not read, each with the reason: a sentence each."""
 
