@@ -148,8 +148,8 @@ def efficiency_table(summary: Summary) -> Table | None:
     note = (
         f"The first evaluation at {share} of the agent's own last score, and of the highest last score on the task "
         "(means over seeds): the median over the seeds that got there. It is no finer than the evaluations lie "
-        "apart, and a lucky evaluation counts. Minutes are of the whole run, all its seeds at once, on the machine that "
-        "it ran on."
+        "apart, and a lucky evaluation counts. Minutes are of the whole run, all its seeds at once, on the machine "
+        "that it ran on."
     )
     header = ["task", "agent", f"{share} of own", "steps", "min", f"{share} of best", "steps", "min"]
     return Table("efficiency", "Sample efficiency", header, rows, note, 2)
