@@ -135,7 +135,7 @@ def test_what_intervals_cover() -> None:
 
 def test_agrees_with_rliable() -> None:
     """The authors' library: the same values exactly, and intervals within the bootstrap's own noise."""
-    library = pytest.importorskip("rliable.library", reason="rliable is not installed: pip install rliable")
+    library = pytest.importorskip("rliable.library", reason="rliable is not installed: pip install rliable 'pandas<3'")
     metrics = pytest.importorskip("rliable.metrics")
     x, y = drawn(8, runs=6, tasks=8), drawn(9, runs=5, tasks=8)
     theirs_x, theirs_y = np.stack(x, axis=1), np.stack(y, axis=1)

@@ -80,7 +80,7 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(title=Text(self.title), caption=Text(self.note), caption_justify="left", box=box.SIMPLE_HEAD)
+        table = RichTable(title=Text(self.title), title_justify="left", box=box.SIMPLE_HEAD)
         for i, name in enumerate(self.header):
             table.add_column(Text(name), justify="left" if i < self.labels else "right", overflow="fold")
         styles = {"": "", "best": "bold", "highest": "underline"}
