@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -37,6 +38,11 @@ class Drawn:
     alt: str
     """What it shows, for who cannot see it."""
     draw: Callable[[], "Figure"]
+
+    @cached_property
+    def figure(self) -> "Figure":
+        """The figure, drawn once."""
+        return self.draw()
 
 
 def colour(summary: Summary, agent: str) -> str:
@@ -137,7 +143,8 @@ def _curves(
                 ax.plot(
                     x, mean, _line(summary, agent), color=shade, linewidth=1.8, marker="o", markersize=2.5, label=agent
                 )
-            ax.set(title=_short(task, 44), xlabel="training steps" if over == "steps" else "minutes", ylabel=unit)
+            ax.set_title(_short(task, 44), loc="left", fontweight="semibold")
+            ax.set(xlabel="training steps" if over == "steps" else "minutes", ylabel=unit)
             ax.set_xlim(left=0)
             if over == "steps":
                 ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -166,7 +173,7 @@ def aggregates(summary: Summary) -> list[Drawn]:
                     _point(ax, i, summary.aggregates[agent][name], colour(summary, agent))
                 _rows(ax, [_short(agent) for agent in summary.ranked])
                 less = " (less is better)" if name == "optimality gap" else ""
-                ax.set_title(f"{name}{less}", loc="left")
+                ax.set_title(f"{name}{less}", loc="left", fontweight="semibold")
             return figure
 
         return draw
@@ -200,7 +207,7 @@ def profiles(summary: Summary) -> list[Drawn]:
     def draw() -> "Figure":
         taus, found = summary.profiles
         with _style():
-            figure, ax = new_figure(1.35 * WIDTH, 3.4 + 0.1 * len(found))
+            figure, ax = new_figure(WIDTH, 3.0 + 0.12 * len(found))
             for agent, (value, low, high) in found.items():
                 shade = colour(summary, agent)
                 if not np.isnan(low).any():
@@ -210,7 +217,7 @@ def profiles(summary: Summary) -> list[Drawn]:
             ax.set(xlabel="score x100, τ", ylabel="share of runs with score > τ", ylim=(0, 1.02))
             ax.margins(x=0)
             finish(ax, None)
-            _legend(ax, 3)
+            _legend(ax)
         return figure
 
     return [Drawn("profiles", "The share of runs above each score, a line an agent", draw)] if summary.ranked else []
@@ -226,7 +233,7 @@ def improvements(summary: Summary) -> list[Drawn]:
 
     def draw() -> "Figure":
         with _style():
-            figure, ax = new_figure(1.15 * WIDTH, 0.95 + 0.3 * len(pairs))
+            figure, ax = new_figure(WIDTH, 0.95 + 0.3 * len(pairs))
             for i, (x, _, found) in enumerate(pairs):
                 _point(ax, i, found, colour(summary, x))
             ax.axvline(0.5, color=QUIET, linewidth=1, linestyle="--")
@@ -244,9 +251,9 @@ def improvements(summary: Summary) -> list[Drawn]:
     return [Drawn("improvement", "The probability that each agent X beats another, Y", draw)]
 
 
-def inline(drawn: Drawn, figure: "Figure") -> str:
+def inline(drawn: Drawn) -> str:
     """A figure as SVG within a page: in the page's colours, light or dark, and as wide as there is room."""
-    text = svg(figure)
+    text = svg(drawn.figure)
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
@@ -258,7 +265,8 @@ def inline(drawn: Drawn, figure: "Figure") -> str:
         text = text.replace(shade, f"var(--c{i})")
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text)
     size = re.search(r'viewBox="0 0 ([\d.]+)', text)
-    wide = round(float(size[1]) * 4 / 3) if size else 600
+    # A little more than its own size, where there is room.
+    wide = round(1.2 * float(size[1]) * 4 / 3) if size else 600
     label = drawn.alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     head = f'<svg role="img" aria-label="{label}" style="max-width: {wide}px"'
     return _sized(text, head)

@@ -1,7 +1,7 @@
 """The report as one page of HTML that needs no other file: its words, tables and figures put into the template."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from string import Template
@@ -27,7 +27,7 @@ class Figures:
     profiles: Sequence[Drawn]
     improvements: Sequence[Drawn]
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Drawn]:
         return iter([*self.steps, *self.minutes, *self.aggregates, *self.profiles, *self.improvements])
 
 
@@ -64,7 +64,7 @@ def page(summary: Summary, figures: Figures, interval: bool, title: str) -> str:
     names = {name: head for name, head, _ in (part for part in sections if part)}
     fewest, most = summary.seeds
     lead = (
-        f"{_count(len(summary.scores.agents), 'agent')} on {_count(len(summary.scores.tasks), 'task')}, "
+        f"{_count(len(summary.scores.agents), 'agent')}, {_count(len(summary.scores.tasks), 'task')}, "
         f"{fewest if fewest == most else f'{fewest} to {most}'} seed{'s' * (most > 1)} each, "
         f"{len(summary.scores.rows):,} evaluations. Shown: {summary.protocol}, {PROTOCOLS[summary.protocol]}."
     )
@@ -92,7 +92,7 @@ def _section(name: str, head: str, body: str, kind: str = "") -> tuple[str, str,
 def _figures(drawn: Sequence[Drawn]) -> str:
     if not drawn:
         return ""
-    return f'<div class="figures">{"".join(f"<figure>{inline(one, one.draw())}</figure>" for one in drawn)}</div>'
+    return f'<div class="figures">{"".join(f"<figure>{inline(one)}</figure>" for one in drawn)}</div>'
 
 
 def _care(summary: Summary) -> tuple[str, str, str]:

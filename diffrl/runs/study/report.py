@@ -53,7 +53,7 @@ def write_report(
     for old in folder.glob("*.pdf"):  # of a report with more tasks
         old.unlink()
     for one in drawn:
-        save_pdf(one.draw(), folder / f"{one.name}.pdf")
+        save_pdf(one.figure, folder / f"{one.name}.pdf")
     return out / PAGE, main_table(summary, interval)
 
 

@@ -128,7 +128,8 @@ class Scores:
             rows[row[:4]] = row, line
         if not rows:
             raise UserError(f"{path} has a header and no rows; expected one row an evaluation.")
-        return cls(tuple(row for row, _ in rows.values()))
+        said = f"{path.name}: taken to be normalised, x100. Episodes, environments and settings are not known."
+        return cls(tuple(row for row, _ in rows.values()), notes=(Note("Scores of others", said),))
 
 
 def run_folders(path: Path) -> list[Path]:

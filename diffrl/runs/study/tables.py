@@ -61,18 +61,25 @@ class Table:
         )
         body = "\n".join(
             "<tr>"
-            + "".join(
-                f'<td class="{kind}">{_html(cell)}</td>' if i else f'<th scope="row" class="l">{_html(cell)}</th>'
-                for i, (kind, cell) in enumerate(zip(kinds, row, strict=True))
-            )
+            + self._row_header(i)
+            + "".join(f'<td class="{kind}">{_html(cell)}</td>' for kind, cell in zip(kinds[1:], row[1:], strict=True))
             + "</tr>"
-            for row in self.rows
+            for i, row in enumerate(self.rows)
         )
         return (
             f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(self.title)}"><table>\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n"
             f'<p class="note">{html.escape(self.note)}</p>'
         )
+
+    def _row_header(self, i: int) -> str:
+        """The first cell of a row in HTML; it stands for the rows below that have none."""
+        cell = self.rows[i][0]
+        if i and not cell.text:
+            return ""
+        below = next((n for n, row in enumerate(self.rows[i + 1 :], 1) if row[0].text), len(self.rows) - i)
+        span = f' rowspan="{below}"' if below > 1 else ""
+        return f'<th scope="row" class="l"{span}>{_html(cell)}</th>'
 
     def rich(self) -> "RichTable":
         """A table for the terminal."""
