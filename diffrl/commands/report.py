@@ -27,9 +27,10 @@ class Report:
       hopper-medium-v2,iql,0,1000000,66.4
 
     It writes index.html, which needs no other file and no network; tables.md and tables.tex (booktabs); scores.csv,
-    results.csv and aggregates.csv with all digits; figures/*.pdf. Statistics are those of Agarwal et al. 2021 (IQM,
-    optimality gap, performance profiles, probability of improvement), with stratified bootstrap intervals of a fixed
-    seed, so that the same runs give the same report. What limits it is said on the page.
+    results.csv and aggregates.csv with all digits; figures.pdf, a page a figure, and figures/*.svg.
+    Statistics are those of Agarwal et al. 2021 (IQM, optimality gap, performance profiles, probability of improvement),
+    with stratified bootstrap intervals of a fixed seed, so that the same runs give the same report. What limits it is
+    said on the page.
     """
 
     runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN ...]")] = ()
@@ -82,5 +83,7 @@ class Report:
         for note in summary.caveats():
             console.print(f"{note.about}: {note.sentence}", style="dim", markup=False)
         console.print(f"The page: {path}", markup=False)
-        console.print(f"Tables for a paper: {self.out / 'tables.tex'}, figures: {self.out / 'figures'}", markup=False)
+        console.print(
+            f"Tables for a paper: {self.out / 'tables.tex'}, figures: {self.out / 'figures.pdf'}", markup=False
+        )
         return 0

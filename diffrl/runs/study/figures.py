@@ -41,8 +41,16 @@ class Drawn:
 
     @cached_property
     def figure(self) -> "Figure":
-        """The figure, drawn once."""
-        return self.draw()
+        """The figure, drawn and laid out once."""
+        figure = self.draw()
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        return figure
+
+    @cached_property
+    def svg(self) -> str:
+        """The figure as SVG."""
+        return svg(self.figure)
 
 
 def colour(summary: Summary, agent: str) -> str:
@@ -143,7 +151,7 @@ def _curves(
                 ax.plot(
                     x, mean, _line(summary, agent), color=shade, linewidth=1.8, marker="o", markersize=2.5, label=agent
                 )
-            ax.set_title(_short(task, 44), loc="left", fontweight="semibold")
+            ax.set_title(_short(task, 44), loc="left", fontweight="bold")
             ax.set(xlabel="training steps" if over == "steps" else "minutes", ylabel=unit)
             ax.set_xlim(left=0)
             if over == "steps":
@@ -173,7 +181,7 @@ def aggregates(summary: Summary) -> list[Drawn]:
                     _point(ax, i, summary.aggregates[agent][name], colour(summary, agent))
                 _rows(ax, [_short(agent) for agent in summary.ranked])
                 less = " (less is better)" if name == "optimality gap" else ""
-                ax.set_title(f"{name}{less}", loc="left", fontweight="semibold")
+                ax.set_title(f"{name}{less}", loc="left", fontweight="bold")
             return figure
 
         return draw
@@ -253,7 +261,7 @@ def improvements(summary: Summary) -> list[Drawn]:
 
 def inline(drawn: Drawn) -> str:
     """A figure as SVG within a page: in the page's colours, light or dark, and as wide as there is room."""
-    text = svg(drawn.figure)
+    text = drawn.svg
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
