@@ -57,6 +57,7 @@ class Report:
 
         from rich.console import Console
 
+        from diffrl.runs.study.contents import aggregate_table
         from diffrl.runs.study.report import write_report
         from diffrl.runs.study.scores import Scores
         from diffrl.runs.study.summary import Summary
@@ -78,8 +79,13 @@ class Report:
             console.print(said, style="yellow", markup=False)
         summary = Summary(scores, self.protocol, self.target, self.fraction)
         path, table = write_report(summary, self.out, self.interval, self.title)
-        Console(width=None if console.is_terminal else 120).print(table.rich())
-        console.print(table.note, markup=False)
+        terminal = Console(width=None if console.is_terminal else 120)
+        short = table
+        if table.width() > terminal.width and (aggregates := aggregate_table(summary)) is not None:
+            short = aggregates
+            console.print(f"The table of results is too wide to be shown here: {self.out / 'tables.md'}", markup=False)
+        terminal.print(short.rich())
+        console.print(short.note, markup=False)
         for note in summary.caveats():
             console.print(f"{note.about}: {note.sentence}", style="dim", markup=False)
         console.print(f"The page: {path}", markup=False)

@@ -80,7 +80,7 @@ def save_pdf(figures: Iterable["Figure"], path: Path) -> Path:
 
     with atomic_path(path) as temporary, matplotlib.rc_context({"pdf.fonttype": 42}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        with PdfPages(temporary, metadata={"CreationDate": None}) as pages:  # type: ignore[arg-type]
+        with PdfPages(temporary, metadata={"CreationDate": None}) as pages:
             for figure in figures:
                 pages.savefig(figure)
     return path

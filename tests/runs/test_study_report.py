@@ -353,14 +353,27 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ours = written(tmp_path / "ours.csv", example(("bc",), tasks=1))
     theirs = written(tmp_path / "theirs.csv", example(("iql",), tasks=1))
     out = tmp_path / "report"
-    assert main(["report", "--csv", ours, theirs, "--out", str(out), "--protocol", "last3"]) == 0
+    assert main(["report", "--csv", ours, theirs, "--out", str(out)]) == 0
     printed = capsys.readouterr()
     assert "maze2d-umaze-v1" in printed.out
     assert "±" in printed.out
     assert f"The page: {out / 'index.html'}" in printed.err
-    assert "last3: the mean of each seed's last three evaluations" in (out / "tables.md").read_text()
-    assert main(["report", "--csv", ours, ours, "--out", str(out)]) == 2
-    assert "There are two runs of seed 0 of bc" in capsys.readouterr().err
+    assert main(["report", "--csv", theirs, "--out", str(out), "--interval", "--title", "<b>"]) == 0
+    assert "[" in capsys.readouterr().out
+    assert main(["report", "--csv", theirs, theirs, "--out", str(out)]) == 2
+    assert "There are two runs of seed 0 of iql" in capsys.readouterr().err
+    assert "<h1>&lt;b&gt;</h1>" in (out / "index.html").read_text()
+
+
+def test_what_is_too_wide_for_a_terminal_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the aggregates; and the protocol asked for is that of every table."""
+    results: Results = {("t", f"{'agent' * 8}{j}"): [[1, 2, 6]] for j in range(3)}
+    words = ["--csv", written(tmp_path / "s.csv", scored(results)), "--out", str(tmp_path / "report")]
+    assert main(["report", *words, "--protocol=last3"]) == 0
+    printed = capsys.readouterr()
+    assert "too wide" in printed.err
+    assert "IQM" in printed.out
+    assert "last3: the mean of each seed's last three evaluations" in (tmp_path / "report" / "tables.md").read_text()
 
 
 def test_what_the_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

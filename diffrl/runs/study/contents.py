@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from diffrl.runs.study import published
 from diffrl.runs.study.protocols import PROTOCOLS, Protocol
 from diffrl.runs.study.statistics import DRAWS, Interval
-from diffrl.runs.study.summary import AGGREGATES, Result, Summary
+from diffrl.runs.study.summary import AGGREGATES, MANY, Result, Summary
 from diffrl.runs.study.tables import Cell, Mark, Table, to_csv
 
 NONE = "–"
@@ -119,7 +119,7 @@ def improvement_table(summary: Summary) -> Table | None:
     found = {(x, y): value for x, y, value in summary.improvements}
     agents = summary.ranked
     rows = []
-    for x in agents:
+    for x in agents if len(agents) <= MANY else agents[:1]:
         row = [Cell(x)]
         for y in agents:
             value = found.get((x, y))

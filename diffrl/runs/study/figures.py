@@ -1,11 +1,11 @@
 """The figures of a report: learning curves, aggregates, performance profiles, probabilities of improvement."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -25,6 +25,8 @@ INK, QUIET = "#1d1f22", "#9a9da1"
 _LINES = ("-", "--", ":", "-.")
 _LONG = 16
 """Letters of the longest name that stands at the end of its line."""
+MOST_TASKS = 40
+"""Tasks that have figures of their own; of more tasks, the first."""
 _MOST_PAIRS = 15
 """Pairs of agents that are compared in a figure; of more, those with the first."""
 
@@ -67,9 +69,10 @@ def _style() -> Iterator[None]:
     """Text and axes in our colours; names are shown as they stand, a dollar is no formula."""
     import matplotlib
 
-    words = {"text.color": INK, "axes.labelcolor": INK, "xtick.labelcolor": INK, "ytick.labelcolor": INK}
-    lines = {"axes.edgecolor": QUIET, "xtick.color": QUIET, "ytick.color": QUIET, "grid.color": QUIET}
-    with matplotlib.rc_context({**words, **lines, "text.parse_math": False, "font.size": 10, "axes.titlesize": 10.5}):
+    names = ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
+    lines = ("axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+    style: dict[Any, Any] = {**dict.fromkeys(names, INK), **dict.fromkeys(lines, QUIET), "text.parse_math": False}
+    with matplotlib.rc_context({**style, "font.size": 10, "axes.titlesize": 10.5}):
         yield
 
 
@@ -80,7 +83,7 @@ def _short(name: str, most: int = 26) -> str:
 def _label_ends(ax: "Axes", ends: Sequence[tuple[str, float, str]], size: float = 9) -> None:
     """Names at the right of their lines' ends (name, y, colour), moved apart where they would overlap."""
     low, high = ax.get_ylim()
-    figure = ax.get_figure()
+    figure = ax.get_figure(root=True)
     assert figure is not None
     gap = size * 1.25 / 72 / (0.72 * figure.get_size_inches()[1])
     places: list[float] = []
@@ -106,21 +109,27 @@ def _label_ends(ax: "Axes", ends: Sequence[tuple[str, float, str]], size: float 
         )
 
 
-def _legend(ax: "Axes", columns: int = 2) -> None:
+def _legend_height(names: Collection[str]) -> float:
+    """Inches that a legend of these names takes."""
+    return 0.2 * -(-len(names) // _columns(names))
+
+
+def _columns(names: Collection[str]) -> int:
+    return 1 if max(map(len, names), default=0) > 24 else 2
+
+
+def _legend(ax: "Axes") -> None:
     """A legend below the plot."""
-    figure = ax.get_figure()
+    figure = ax.get_figure(root=True)
     assert figure is not None
     handles, labels = ax.get_legend_handles_labels()
-    longest = max(map(len, labels), default=0)
-    figure.legend(  # type: ignore[union-attr]
-        handles, labels, loc="outside lower left", ncols=1 if longest > 24 else columns, frameon=False, fontsize=9
-    )
+    figure.legend(handles, labels, loc="outside lower left", ncols=_columns(labels), frameon=False, fontsize=9)
 
 
 def learning_curves(summary: Summary, over: Literal["steps", "minutes"]) -> list[Drawn]:
     """A figure a task: the mean over seeds and a band of a standard error, over steps or minutes; [] if not known."""
     found = []
-    for task in summary.scores.tasks:
+    for task in summary.scores.tasks[:MOST_TASKS]:
         of_task = {agent: c for (name, agent), c in summary.curves.items() if name == task and len(c.steps)}
         if over == "minutes":
             of_task = {agent: c for agent, c in of_task.items() if np.isfinite(c.minutes).all()}
@@ -139,7 +148,7 @@ def _curves(
         from matplotlib.ticker import EngFormatter
 
         direct = max(map(len, curves)) <= _LONG and len(curves) <= len(DISTINCT)
-        below = 0.0 if direct else 0.2 * len(curves)
+        below = 0.0 if direct else _legend_height(curves)
         with _style():
             figure, ax = new_figure(WIDTH, 3 + below)
             for agent, one in curves.items():
@@ -215,7 +224,7 @@ def profiles(summary: Summary) -> list[Drawn]:
     def draw() -> "Figure":
         taus, found = summary.profiles
         with _style():
-            figure, ax = new_figure(WIDTH, 3.0 + 0.12 * len(found))
+            figure, ax = new_figure(WIDTH, 3.0 + _legend_height(found))
             for agent, (value, low, high) in found.items():
                 shade = colour(summary, agent)
                 if not np.isnan(low).any():
