@@ -1,6 +1,7 @@
 """The figures of a report: learning curves, aggregates, performance profiles, probabilities of improvement."""
 
 import re
+import textwrap
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,8 +77,23 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _short(name: str, most: int = 26) -> str:
+def _short(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _folded(name: str, width: int) -> str:
+    """A name in lines of so many letters, four at most: settings at a long name's end tell agents apart."""
+    return "\n".join(textwrap.wrap(name, width, max_lines=4, placeholder=" …"))
+
+
+def _size(labels: Sequence[str]) -> float:
+    """The size of labels' letters, in points."""
+    return 8 if any("\n" in label for label in labels) else 10
+
+
+def _height(labels: Sequence[str]) -> float:
+    """Inches that rows with these labels take."""
+    return len(labels) * (0.17 + 0.13 * max(label.count("\n") + 1 for label in labels))
 
 
 def _label_ends(ax: "Axes", ends: Sequence[tuple[str, float, str]], size: float = 9) -> None:
@@ -185,10 +201,11 @@ def aggregates(summary: Summary) -> list[Drawn]:
     def figure_of(name: str) -> Callable[[], "Figure"]:
         def draw() -> "Figure":
             with _style():
-                figure, ax = new_figure(WIDTH, 0.85 + 0.3 * len(summary.ranked))
+                labels = [_folded(agent, 24) for agent in summary.ranked]
+                figure, ax = new_figure(WIDTH, 0.85 + _height(labels))
                 for i, agent in enumerate(summary.ranked):
                     _point(ax, i, summary.aggregates[agent][name], colour(summary, agent))
-                _rows(ax, [_short(agent) for agent in summary.ranked])
+                _rows(ax, labels)
                 less = " (less is better)" if name == "optimality gap" else ""
                 ax.set_title(f"{name}{less}", loc="left", fontweight="bold")
             return figure
@@ -210,7 +227,7 @@ def _point(ax: "Axes", row: float, found: Interval, shade: str) -> None:
 
 
 def _rows(ax: "Axes", labels: Sequence[str]) -> None:
-    ax.set_yticks(range(len(labels)), labels)
+    ax.set_yticks(range(len(labels)), labels, fontsize=_size(labels))
     ax.set_ylim(len(labels) - 0.5, -0.5)
     finish(ax, None)
     ax.grid(visible=False, axis="y")
@@ -250,14 +267,15 @@ def improvements(summary: Summary) -> list[Drawn]:
 
     def draw() -> "Figure":
         with _style():
-            figure, ax = new_figure(WIDTH, 0.95 + 0.3 * len(pairs))
+            left, right = [_folded(x, 20) for x, _, _ in pairs], [_folded(y, 20) for _, y, _ in pairs]
+            figure, ax = new_figure(WIDTH, 0.95 + _height([*left, *right]) / 2)
             for i, (x, _, found) in enumerate(pairs):
                 _point(ax, i, found, colour(summary, x))
             ax.axvline(0.5, color=QUIET, linewidth=1, linestyle="--")
-            _rows(ax, [_short(x, 20) for x, _, _ in pairs])
+            _rows(ax, left)
             others = ax.twinx()
             others.set_ylim(ax.get_ylim())
-            others.set_yticks(range(len(pairs)), [_short(y, 20) for _, y, _ in pairs])
+            others.set_yticks(range(len(pairs)), right, fontsize=_size(right))
             others.tick_params(axis="y", length=0)
             others.spines[["top", "left", "right"]].set_visible(False)
             ax.set(xlim=(-0.02, 1.02), xlabel="P(a run of X scores more than one of Y)")
