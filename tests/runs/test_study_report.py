@@ -148,7 +148,7 @@ def test_what_limits_a_report_is_said() -> None:
 
 
 def test_many_agents_stand_below_one_another() -> None:
-    many = main_table(Summary(scored({("t", f"agent{i}"): [[i], [i + 1]] for i in range(12)})))
+    many = main_table(Summary(scored({("t", f"agent{i:02}"): [[i], [i + 1]] for i in range(12)})))
     assert list(many.header) == ["agent", "t"]
     assert [row[1].mark for row in many.rows] == [""] * 11 + ["highest"]
 
@@ -367,7 +367,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_what_is_too_wide_for_a_terminal_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the aggregates; and the protocol asked for is that of every table."""
-    results: Results = {(f"{i}{'task' * 12}", f"agent {j}"): [[1, 2, 6]] for i in range(3) for j in range(3)}
+    results: Results = {(f"{i}{'task' * 12}", f"{'agent' * 8}{j}"): [[1, 2, 6]] for i in (0, 1) for j in (0, 1)}
     words = ["--csv", written(tmp_path / "s.csv", scored(results)), "--out", str(tmp_path / "report")]
     assert main(["report", *words, "--protocol=last3"]) == 0
     printed = capsys.readouterr()
