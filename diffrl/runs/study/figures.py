@@ -173,8 +173,17 @@ def _curves(
                 if len(one.scores) > 1:
                     error = one.scores.std(0, ddof=1) / np.sqrt(len(one.scores))
                     ax.fill_between(x, mean - error, mean + error, color=shade, alpha=0.18, linewidth=0)
+                    if len(x) == 1:  # of one point a band is nothing
+                        ax.errorbar(x, mean, error, color=shade, alpha=0.5)
                 ax.plot(
-                    x, mean, _line(summary, agent), color=shade, linewidth=1.8, marker="o", markersize=2.5, label=agent
+                    x,
+                    mean,
+                    _line(summary, agent),
+                    color=shade,
+                    linewidth=1.8,
+                    marker="o",
+                    markersize=2.5 if len(x) > 1 else 5,
+                    label=agent,
                 )
             ax.set_title(_short(task, 44), loc="left", fontweight="bold")
             ax.set(xlabel="training steps" if over == "steps" else "minutes", ylabel=unit)

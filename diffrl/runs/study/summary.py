@@ -138,7 +138,7 @@ class Summary:
             return np.empty(0), {}
         every = np.concatenate([values for agent in self.shared.agents for values in self.of_agent(agent)])
         low, high = min(0.0, float(every.min())), float(every.max())
-        taus = np.linspace(low, high, 101)
+        taus = np.linspace(low, high + 0.02 * (high - low), 103)
         return taus, {
             agent: statistics.interval(lambda x: statistics.profile(x, taus), self.of_agent(agent), draws=2000)
             for agent in self.ranked
