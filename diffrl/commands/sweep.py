@@ -1,0 +1,116 @@
+"""`diffrl sweep`: many runs from one command, here or on a cluster; cut anywhere, the same command goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from diffrl.commands.words import take
+from diffrl.support.errors import UserError
+from diffrl.support.schema import Many, check
+
+USAGE = """Train many runs: a grid of settings, or a search among them, with several seeds each.
+
+  diffrl sweep diffusion_ql/maze2d-umaze-v1-small --seeds 0 1 2 --set agent.q_weight=0.5,1,2 --jobs 2 --out sweeps/q
+      three runs of three seeds each, two runs at a time; then a table, and sweep.csv
+  diffrl sweep --agent bc iql --dataset maze2d-umaze-v1 --set steps=20000 --out sweeps/two
+  diffrl sweep --out sweeps/q                     go on after a stop or a kill: runs that are done are skipped, runs
+                                                  that were cut go on bit for bit; --retry: those that failed, too
+  diffrl sweep --out sweeps/q --dry-run           list the runs, and how far each is
+
+Several --set make a grid. A value is what the field of the configuration takes: `diffrl train CONFIG --help` shows
+them. The seeds of one setting are one run, trained side by side, unless --separate-seeds. Each run is one process with
+one thread; --set workers=4 gives it more. The same --out with other values adds runs to those that are there.
+Ctrl-C has the runs save and end."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The options of `diffrl sweep`."""
+
+    configs: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="[CONFIG ...]")] = ()
+    """Configurations, as `diffrl train` takes them: names of shipped ones, or files."""
+    agent: tuple[str, ...] = ()
+    """Instead of configurations: agents, each on every --dataset, as `diffrl train --agent A --dataset D`."""
+    dataset: tuple[str, ...] = ()
+    """The data sets of these agents."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of every setting; by default those of the configuration."""
+    sets: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE,VALUE ...")] = ()
+    """Values to try of a field, such as agent.q_weight=0.5,1,2 or steps=20000; give it as often as you like."""
+    out: Path | None = None
+    """The sweep's folder, with a folder of each run in it."""
+    jobs: Many = 1
+    """Runs at a time on this machine. No result depends on it."""
+    separate_seeds: bool = False
+    """Each seed is a run of its own."""
+    dry_run: bool = False
+    """List the runs and how far they are; run nothing, write nothing."""
+    retry: bool = False
+    """Go on with runs that failed, too."""
+    status: bool = False
+    """Print the table of what has come out so far and write sweep.csv; run nothing."""
+    task: int | None = None
+    """Train the run of this place in the list, from 0, or go on with it, in this process: what a cluster's jobs do."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse what stands after `diffrl sweep` and do it; gives 1 where runs have failed."""
+    words = _gathered(list(arguments), "--set")
+    if "--watched" in words:
+        words.remove("--watched")
+        from diffrl.runs.sweep.task import watched
+
+        watched()
+    given = tyro.cli(Sweep, args=words, prog="diffrl sweep", description=USAGE)
+    if given.out is None:
+        raise UserError("Where to? Give --out sweeps/NAME, the sweep's folder; `diffrl sweep --help` shows examples.")
+    if given.task is not None:
+        return _perform(given.out, given.task)
+    from diffrl.runs.sweep import job, plan
+
+    asked = None
+    if given.configs or given.agent or given.dataset:
+        found = plan.bases(given.configs, given.agent, given.dataset)
+        asked = plan.grid(found, given.sets, given.seeds, given.separate_seeds)
+    elif given.sets or given.seeds or given.separate_seeds:
+        raise UserError("Which configuration do --set and --seeds change? Give one, or --agent and --dataset.")
+    if given.dry_run:
+        return job.list_runs(given.out, asked)
+    if given.status:
+        return job.show(given.out)
+    return job.run_here(given.out, asked, given.jobs, given.retry)
+
+
+def _perform(folder: Path, place: int) -> int:
+    """Train one run of a sweep in this process, or go on with it."""
+    from diffrl.runs.sweep import plan
+    from diffrl.runs.sweep.task import perform
+
+    sweep = plan.existing(folder)
+    if not 0 <= place < len(sweep.runs):
+        raise UserError(f"--task is {place}; {folder} has the runs 0 to {len(sweep.runs) - 1}.")
+    perform(folder, sweep.runs[place])
+    return 0
+
+
+def _gathered(words: list[str], flag: str) -> list[str]:
+    """The words with all values of a flag that is given several times behind one: `--set a=1 b=2 --set c=3`."""
+    values: list[str] = []
+    rest: list[str] = []
+    while words:
+        if words[0] != flag and not words[0].startswith(f"{flag}="):
+            rest.append(words.pop(0))
+            continue
+        values.append(take(words, flag) or "")
+        while words and "=" in words[0] and not words[0].startswith("-"):
+            values.append(words.pop(0))
+    return [*rest, flag, *values] if values else rest
