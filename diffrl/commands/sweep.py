@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from tyro.conf import Positional
 
 from diffrl.commands.words import take
 from diffrl.support.errors import UserError
-from diffrl.support.schema import Many, check
+from diffrl.support.schema import Many, NotNegative, Positive, check
 
 USAGE = """Train many runs: a grid of settings, or a search among them, with several seeds each.
 
@@ -22,6 +23,10 @@ USAGE = """Train many runs: a grid of settings, or a search among them, with sev
   diffrl sweep --out sweeps/q                     go on after a stop or a kill: runs that are done are skipped, runs
                                                   that were cut go on bit for bit; --retry: those that failed, too
   diffrl sweep --out sweeps/q --dry-run           list the runs, and how far each is
+  diffrl sweep --out sweeps/q --slurm --submit --slurm-options="--partition=gpu --gres=gpu:1 --time=8:00:00"
+                                                  the same runs as an array job; then --status shows the table
+  diffrl sweep --out sweeps/q --ray auto --cpus-per-run 2
+                                                  the same runs on a Ray cluster; a node that dies loses nothing
 
 Several --set make a grid. A value is what the field of the configuration takes: `diffrl train CONFIG --help` shows
 them. The seeds of one setting are one run, trained side by side, unless --separate-seeds. Each run is one process with
@@ -45,8 +50,8 @@ class Sweep:
     """Values to try of a field, such as agent.q_weight=0.5,1,2 or steps=20000; give it as often as you like."""
     out: Path | None = None
     """The sweep's folder, with a folder of each run in it."""
-    jobs: Many = 1
-    """Runs at a time on this machine. No result depends on it."""
+    jobs: Many | None = None
+    """Runs at a time: here by default 1, on a cluster as many as it grants. No result depends on it."""
     separate_seeds: bool = False
     """Each seed is a run of its own."""
     dry_run: bool = False
@@ -55,11 +60,27 @@ class Sweep:
     """Go on with runs that failed, too."""
     status: bool = False
     """Print the table of what has come out so far and write sweep.csv; run nothing."""
+    slurm: bool = False
+    """Print the script of an array job of Slurm, a task a run, which is queued again when it is preempted or cut."""
+    submit: bool = False
+    """With --slurm: give the script to sbatch."""
+    slurm_options: tuple[str, ...] = ()
+    """With --slurm: further options of sbatch, as --slurm-options=--time=24:00:00 (once for several: "--a --b")."""
+    ray: str | None = None
+    """Run on the Ray cluster at this address (HOST:PORT, or auto); --out is on storage that all nodes share."""
+    cpus_per_run: Positive = 1.0
+    """With --ray: the processors that each run takes of a node; 0.5 places two on one."""
+    gpus_per_run: NotNegative = 0.0
+    """With --ray: the GPUs that each run takes of a node, such as 0.25; the runs need --set device=cuda."""
     task: int | None = None
     """Train the run of this place in the list, from 0, or go on with it, in this process: what a cluster's jobs do."""
 
     def __post_init__(self) -> None:
         check(self)
+        if (self.submit or self.slurm_options) and not self.slurm:
+            raise UserError("--submit and --slurm-options go with --slurm.")
+        if self.slurm and self.ray is not None:
+            raise UserError("Give --slurm or --ray, not both.")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -73,8 +94,9 @@ def run(arguments: Sequence[str]) -> int:
     given = tyro.cli(Sweep, args=words, prog="diffrl sweep", description=USAGE)
     if given.out is None:
         raise UserError("Where to? Give --out sweeps/NAME, the sweep's folder; `diffrl sweep --help` shows examples.")
+    out = local_path(given.out)
     if given.task is not None:
-        return _perform(given.out, given.task)
+        return _perform(out, given.task)
     from diffrl.runs.sweep import job, plan
 
     asked = None
@@ -84,10 +106,31 @@ def run(arguments: Sequence[str]) -> int:
     elif given.sets or given.seeds or given.separate_seeds:
         raise UserError("Which configuration do --set and --seeds change? Give one, or --agent and --dataset.")
     if given.dry_run:
-        return job.list_runs(given.out, asked)
+        return job.list_runs(out, asked)
     if given.status:
-        return job.show(given.out)
-    return job.run_here(given.out, asked, given.jobs, given.retry)
+        return job.show(out)
+    if given.slurm:
+        options = [option for text in given.slurm_options for option in shlex.split(text)]
+        return job.run_on_slurm(out, asked, given.retry, given.jobs, options, given.submit)
+    if given.ray is not None:
+        return job.run_on_cluster(out, asked, given.retry, given.ray, given.cpus_per_run, given.gpus_per_run)
+    return job.run_here(out, asked, given.jobs or 1, given.retry)
+
+
+def local_path(out: Path) -> Path:
+    """The folder that `--out` names: a path, or a URL of files on a path, file:///shared/sweeps/NAME.
+
+    Raises UserError for another kind of URL: checkpoints are renamed into place and locked, which object stores do not.
+    """
+    scheme, separator, rest = str(out).partition(":/")
+    if not separator or len(scheme) < 2 or "/" in scheme:
+        return out
+    if scheme not in ("file", "local"):
+        raise UserError(
+            f"--out {scheme}://...: runs are written to a path, on a cluster one that all nodes share, such as "
+            "/shared/sweeps/NAME. Object stores have no locks and do not rename: copy the folder there at the end."
+        )
+    return Path(f"/{rest.lstrip('/')}")
 
 
 def _perform(folder: Path, place: int) -> int:

@@ -82,6 +82,8 @@ MISTAKES = {
     "nothing": (["--out", "nowhere"], "nowhere is not a sweep's folder"),
     "one name": (["bc/maze2d-umaze-v1", "configs/bc/maze2d-umaze-v1.yaml", "bc/maze2d-umaze-v1", "--out", "x"], "Two"),
     "agent alone": (["--agent", "bc", "--out", "x"], "go together"),
+    "store": ([*GRID, "--out", "s3://bucket/x"], "Object stores have no locks"),
+    "submit": ([*GRID, "--submit", "--out", "x"], "go with --slurm"),
     "no jobs": ([*GRID, "--jobs", "0", "--out", "x"], "--jobs is 0"),
 }
 

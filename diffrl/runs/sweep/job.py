@@ -86,6 +86,44 @@ def run_here(folder: Path, asked: Sequence[SweepRun] | None, jobs: int, retry: b
     return run_all(folder, asked, retry, lambda left, board: work_through(folder, InOrder(left), jobs, board))
 
 
+def run_on_slurm(
+    folder: Path,
+    asked: Sequence[SweepRun] | None,
+    retry: bool,
+    jobs: int | None,
+    options: Sequence[str],
+    submitting: bool,
+) -> int:
+    """Print the script of an array job of the runs that are left, or give it to sbatch. Such jobs may be under way."""
+    from diffrl.runs.sweep import slurm
+
+    if asked is None:
+        plan.existing(folder)
+    with claimed(folder):
+        sweep = settled(folder, asked)
+        states = {run.name: state_of(folder, run) for run in sweep.runs}
+        left = [place for place, _ in to_run(sweep.runs, states, retry)]
+        if not left:
+            console.print(f"{folder}: nothing is left to run.", markup=False)
+            return finish(folder, sweep, states)
+        text = slurm.script(folder, left, jobs, options)
+        if submitting:
+            console.print(f"{slurm.submit(folder, text)}: {len(left)} runs.", markup=False)
+            console.print(f"how far they are: diffrl sweep --out {folder} --status", markup=False)
+        else:
+            print(text, end="")
+    return 0
+
+
+def run_on_cluster(
+    folder: Path, asked: Sequence[SweepRun] | None, retry: bool, address: str, cpus: float, gpus: float
+) -> int:
+    """Run what is left of a sweep on a Ray cluster, each run with such shares of a node: see `run_all`."""
+    from diffrl.runs.sweep.on_ray import run_on_ray
+
+    return run_all(folder, asked, retry, lambda left, board: run_on_ray(folder, left, board, address, cpus, gpus))
+
+
 def concluded(folder: Path, sweep: Sweep, states: dict[str, State], cut: str) -> int:
     """Print the table of a sweep that has ended; raise what has cut it."""
     if not cut:

@@ -102,12 +102,13 @@ def start(folder: Path, place: int, run: SweepRun) -> "subprocess.Popen[bytes]":
 
 
 def judged(folder: Path, run: SweepRun, code: int) -> State:
-    """How far a run is whose process has ended by this code; one that was killed has failed.
+    """How far a run is whose process has ended by this code; one that was killed (SIGKILL) has failed.
 
     Raises Full where the disk ended it.
     """
     state, path = state_of(folder, run), folder / run.name
-    if state.kind in ("done", "failed") or code in (0, Interrupted.exit_code):
+    stopped = (0, Interrupted.exit_code, -signal.SIGTERM, -signal.SIGINT)  # the last two: before it could hear them
+    if state.kind in ("done", "failed") or code in stopped:
         return state
     if code == Full.exit_code or _space(folder) < _FULL:
         raise Full("No space left on device.")
