@@ -6,14 +6,14 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 
 from diffrl.commands.words import take
 from diffrl.support.errors import UserError
-from diffrl.support.schema import Many, NotNegative, Positive, check
+from diffrl.support.schema import Many, NotNegative, Positive, Seed, check
 
 USAGE = """Train many runs: a grid of settings, or a search among them, with several seeds each.
 
@@ -27,6 +27,8 @@ USAGE = """Train many runs: a grid of settings, or a search among them, with sev
                                                   the same runs as an array job; then --status shows the table
   diffrl sweep --out sweeps/q --ray auto --cpus-per-run 2
                                                   the same runs on a Ray cluster; a node that dies loses nothing
+  diffrl sweep diffusion_ql/maze2d-umaze-v1-small --search optuna --trials 30 --set agent.q_weight=0.1:3:log \\
+      --out sweeps/found                          settings by Optuna's sampler, which hears how the last ones scored
 
 Several --set make a grid. A value is what the field of the configuration takes: `diffrl train CONFIG --help` shows
 them. The seeds of one setting are one run, trained side by side, unless --separate-seeds. Each run is one process with
@@ -72,6 +74,13 @@ class Sweep:
     """With --ray: the processors that each run takes of a node; 0.5 places two on one."""
     gpus_per_run: NotNegative = 0.0
     """With --ray: the GPUs that each run takes of a node, such as 0.25; the runs need --set device=cuda."""
+    search: Literal["optuna"] | None = None
+    """Instead of a grid: settings that Optuna's sampler (TPE) proposes, to make the mean over seeds of the last
+    evaluation's score large. --set takes ranges, FIELD=LOW:HIGH or FIELD=LOW:HIGH:log, and values."""
+    trials: Many | None = None
+    """With --search: settings to try in all, by default 20; when going on, another number."""
+    search_seed: Seed = 0
+    """With --search: the seed of the sampler."""
     task: int | None = None
     """Train the run of this place in the list, from 0, or go on with it, in this process: what a cluster's jobs do."""
 
@@ -99,7 +108,11 @@ def run(arguments: Sequence[str]) -> int:
         return _perform(out, given.task)
     from diffrl.runs.sweep import job, plan
 
-    asked = None
+    asked, there = None, plan.read(out)
+    if given.search or (there is not None and there.search is not None):
+        return _search(given, out)
+    if given.trials is not None:
+        raise UserError("--trials goes with --search optuna.")
     if given.configs or given.agent or given.dataset:
         found = plan.bases(given.configs, given.agent, given.dataset)
         asked = plan.grid(found, given.sets, given.seeds, given.separate_seeds)
@@ -143,6 +156,28 @@ def _perform(folder: Path, place: int) -> int:
         raise UserError(f"--task is {place}; {folder} has the runs 0 to {len(sweep.runs) - 1}.")
     perform(folder, sweep.runs[place])
     return 0
+
+
+def _search(given: Sweep, out: Path) -> int:
+    """Do what the options say of a search, a new one or the one in the folder."""
+    from diffrl.runs.sweep import job, plan
+
+    if given.slurm or given.ray or given.separate_seeds or given.retry:
+        raise UserError("A search runs on this machine, its seeds side by side; a trial that failed stays failed.")
+    wanted = None
+    if given.configs or given.agent or given.dataset:
+        if given.search is None:
+            raise UserError(f"{out} holds a search: `diffrl sweep --out {out}` goes on; or choose another --out.")
+        from diffrl.runs.sweep import search
+
+        wanted = search.asked(
+            plan.bases(given.configs, given.agent, given.dataset), given.sets, given.seeds, given.search_seed
+        )
+    elif given.sets or given.seeds:
+        raise UserError("Which configuration do --set and --seeds change? Give one, or --agent and --dataset.")
+    if given.dry_run or given.status:
+        return job.show(out) if given.status else job.list_runs(out, None)
+    return job.run_search(out, wanted, given.trials, given.jobs or 1)
 
 
 def _gathered(words: list[str], flag: str) -> list[str]:

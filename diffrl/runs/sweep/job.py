@@ -86,6 +86,29 @@ def run_here(folder: Path, asked: Sequence[SweepRun] | None, jobs: int, retry: b
     return run_all(folder, asked, retry, lambda left, board: work_through(folder, InOrder(left), jobs, board))
 
 
+def run_search(folder: Path, wanted: Sweep | None, trials: int | None, jobs: int) -> int:
+    """Run a search to so many trials in all, `jobs` at a time; 1 where trials have failed.
+
+    wanted: the search, where it is not the folder's. trials: None: as many as it was made for.
+    """
+    from diffrl.runs.sweep import search
+
+    if wanted is None:
+        plan.existing(folder)
+    with claimed(folder):
+        found = search.settled(folder, wanted, trials)
+        trials = int((found.search or {})["trials"])
+        source = search.Trials(folder, found)
+        states = {run.name: state_of(folder, run) for run in source.sweep.runs}
+        done = sum(state.kind == "done" for state in states.values())
+        console.print(f"{folder}: a search of {trials} trials, {done} of them done.", markup=False)
+        board = Board(folder, source.sweep.runs, states, trials)
+        with board.shown():
+            cut = work_through(folder, source, jobs, board)
+        states = {run.name: board.states.get(run.name) or state_of(folder, run) for run in source.sweep.runs}
+        return concluded(folder, source.sweep, states, cut)
+
+
 def run_on_slurm(
     folder: Path,
     asked: Sequence[SweepRun] | None,

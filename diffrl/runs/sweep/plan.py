@@ -122,7 +122,7 @@ def axis(text: str, base: TrainConfig, sampled: bool = False) -> Axis:
     if sampled and len(ends) in (2, 3) and all(_number(end) is not None for end in ends[:2]):
         return Axis(key, span=_span(key, ends, base))
     values = tuple(_typed(key, part, base) for part in _split(rest))
-    if len({_text(value) for value in values}) < len(values):
+    if len({text_of(value) for value in values}) < len(values):
         raise UserError(f"--set {shown(text)} names a value twice.")
     return Axis(key, values)
 
@@ -138,7 +138,7 @@ def grid(
     runs = []
     for stem, base in found:
         axes = [axis(text, base) for text in sets]
-        _once([one.key for one in axes])
+        once([one.key for one in axes])
         stacks = [(seed,) for seed in seeds or base.seeds] if separate else [tuple(seeds or base.seeds)]
         for values in itertools.product(*(one.values for one in axes)):
             settings = {one.key: value for one, value in zip(axes, values, strict=True)}
@@ -171,14 +171,14 @@ def changed(base: TrainConfig, settings: Mapping[str, Any], seeds: Sequence[int]
 
 def run_name(stem: str, settings: Mapping[str, Any], more: str = "") -> str:
     """A run's name: the configuration's, and every setting as FIELD=VALUE, with commas between; a long one is cut."""
-    words = [stem, *(f"{key}={_text(value)}" for key, value in settings.items()), *([more] if more else [])]
+    words = [stem, *(f"{key}={text_of(value)}" for key, value in settings.items()), *([more] if more else [])]
     name = _plain(",".join(words))
     if len(name) <= _LONGEST and ",".join(words) == name:
         return name
     return f"{name[: _LONGEST - 9]}-{hashlib.sha256(','.join(words).encode()).hexdigest()[:8]}"
 
 
-def _once(keys: Sequence[str]) -> None:
+def once(keys: Sequence[str]) -> None:
     """Raise UserError for a field that two `--set` name."""
     if twice := next((key for key in keys if keys.count(key) > 1), None):
         raise UserError(f"--set names {twice} twice: give all its values at once, {twice}=A,B.")
@@ -195,12 +195,12 @@ def _plain(text: str) -> str:
     return re.sub(r"[^\w.+=,-]+", "-", text).strip("-.") or "run"
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """A value as names and tables show it."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(_text, value))}]"
+        return f"[{','.join(map(text_of, value))}]"
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 

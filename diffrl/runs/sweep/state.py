@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from diffrl.runs.sweep.plan import Sweep, SweepRun, _text
+from diffrl.runs.sweep.plan import Sweep, SweepRun, text_of
 from diffrl.support.errors import UserError, first_line
 from diffrl.support.files import atomic_path, read_text
 from diffrl.support.folder import steps
@@ -136,12 +136,12 @@ def result_of(folder: Path, run: SweepRun) -> Result | None:
 def varied(sweep: Sweep) -> list[str]:
     """The fields that `--set` gave more than one value among the runs."""
     keys = list(dict.fromkeys(key for run in sweep.runs for key in run.settings))
-    return [key for key in keys if len({_text(run.settings.get(key)) for run in sweep.runs}) > 1]
+    return [key for key in keys if len({text_of(run.settings.get(key)) for run in sweep.runs}) > 1]
 
 
 def setting(run: SweepRun, keys: Sequence[str]) -> str:
     """A run's values of some fields, as tables show them."""
-    return " ".join(f"{key}={_text(run.settings[key])}" for key in keys if key in run.settings)
+    return " ".join(f"{key}={text_of(run.settings[key])}" for key in keys if key in run.settings)
 
 
 def write_table(folder: Path, sweep: Sweep) -> Path:
@@ -160,7 +160,7 @@ def write_table(folder: Path, sweep: Sweep) -> Path:
             if result is None:
                 continue
             agent = f"{result.agent} {setting(run, varying)}".strip()
-            values = [_text(run.settings[key]) if key in run.settings else "" for key in keys]
+            values = [text_of(run.settings[key]) if key in run.settings else "" for key in keys]
             for step, minutes, scores in zip(result.steps, result.minutes, result.scores, strict=True):
                 for seed, score in zip(result.seeds, scores, strict=True):
                     time = "" if minutes is None else f"{minutes:.3f}"
