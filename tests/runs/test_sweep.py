@@ -5,6 +5,8 @@ import dataclasses
 import itertools
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -234,3 +236,22 @@ def test_a_stop_has_the_runs_save_and_says_how_to_go_on(uncut: Path, tmp_path: P
     assert [state_of(folder, run).kind for run in runs()] == ["cut", "cut"]
     assert main(["sweep", "--out", str(folder)]) == 0
     assert_same_sweep(folder, uncut)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [8_192, 90_000, 250_000])
+def test_a_full_disk_fails_no_run_and_a_later_start_completes_it(room: int, uncut: Path, tmp_path: Path) -> None:
+    """A disk that is full after a few kilobytes, in the first run, and in the second one."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.runs.sweep_on_a_small_disk", str(tmp_path), str(room)]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'benchmarks'}"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, timeout=280)
+    if done.returncode == 3:
+        pytest.skip("this kernel lets us mount no file system")
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = [line for line in done.stdout.splitlines() if line[:2] in ("0 ", "1 ", "2 ")]
+    assert first.startswith("2 "), done.stdout
+    assert "No space left on device" in first
+    assert "diffrl sweep --out" in first
+    assert second == "0 done"
+    assert_same_sweep(tmp_path / "s", uncut)
