@@ -176,6 +176,8 @@ def _search(given: Sweep, out: Path) -> int:
     elif given.sets or given.seeds:
         raise UserError("Which configuration do --set and --seeds change? Give one, or --agent and --dataset.")
     if given.dry_run or given.status:
+        if wanted is not None and plan.read(out) is None:
+            raise UserError("Which settings a new search will try is known as it goes: --dry-run lists those it has.")
         return job.show(out) if given.status else job.list_runs(out, None)
     return job.run_search(out, wanted, given.trials, given.jobs or 1)
 

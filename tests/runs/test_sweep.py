@@ -15,7 +15,8 @@ import diffrl
 from diffrl.cli import main
 from diffrl.runs.sweep import plan
 from diffrl.runs.sweep.plan import Sweep
-from diffrl.runs.sweep.state import state_of
+from diffrl.runs.sweep.queue import judged, to_run
+from diffrl.runs.sweep.state import labels, state_of
 from diffrl.runs.sweep.task import perform
 from diffrl.support.errors import UserError
 from diffrl.support.folder import held, steps
@@ -173,6 +174,27 @@ def test_a_failed_run_stops_no_other_and_is_run_again_where_asked(
     capfd.readouterr()
     assert main(["sweep", "--out", str(tmp_path / "s")]) == 1  # which runs nothing: it failed, and is not asked for
     assert "0 to run" in capfd.readouterr().err
+
+
+def test_a_killed_run_has_failed_and_a_stopped_one_goes_on(tmp_path: Path) -> None:
+    run = runs()[0]
+    (tmp_path / run.name).mkdir()
+    for code in (130, -signal.SIGTERM):
+        assert judged(tmp_path, run, code).kind == "waiting"
+    state = judged(tmp_path, run, -signal.SIGKILL)
+    assert (state.kind, state.error) == ("failed", "Its process was killed by SIGKILL, as for want of memory.")
+    assert to_run([run], {run.name: state}, retry=False) == []
+    assert to_run([run], {run.name: state}, retry=True) == [(0, run)]
+
+
+def test_no_two_settings_of_a_task_have_one_name_in_the_table() -> None:
+    found = plan.bases(["bc/maze2d-umaze-v1"], [], [])
+    twice = [(stem, found[0][1]) for stem in ("one", "other")]
+    made = plan.grid(twice, ["agent.width=8,16", "steps=5"], (0, 1), separate=True)
+    told = [label for run, label in zip(made, labels(Sweep(tuple(made))), strict=True) if run.config.seeds == (0,)]
+    assert told == [f"bc agent.width={width} ({stem})" for stem in ("one", "other") for width in (8, 16)]
+    trials = tuple(dataclasses.replace(run, trial=9) for run in made[:2])
+    assert labels(Sweep(trials)) == ["bc trial=0", "bc trial=1"]
 
 
 @pytest.mark.slow

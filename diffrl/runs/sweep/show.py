@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from diffrl.runs.sweep.plan import SweepRun
@@ -60,7 +61,7 @@ class Board:
         self.states[run.name] = state
         self._look(run)
         words = {"done": "done    ", "failed": "[red]FAILED  [/]"}.get(state.kind, f"cut at {state.step:,}")
-        tail = f"  {state.error}" if state.kind == "failed" else self._scores(run)
+        tail = f"  {escape(state.error)}" if state.kind == "failed" else self._scores(run)
         self._say(f"{words} {run.name}{tail}  ({self._so_far()})")
 
     def tick(self) -> None:

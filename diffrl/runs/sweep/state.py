@@ -35,7 +35,6 @@ class Result:
     """The evaluations of one run: their scores, or returns where there is no reference."""
 
     task: str
-    agent: str
     seeds: Sequence[int]
     steps: Sequence[int]
     scores: Sequence[Sequence[float]]
@@ -121,7 +120,6 @@ def result_of(folder: Path, run: SweepRun) -> Result | None:
     best = [float(each["value"]) for each in content["best"]]
     return Result(
         called(run.config.dataset),
-        run.config.agent.name,
         run.config.seeds,
         [int(entry["step"]) for entry in entries],
         [[float(value) for value in entry.get("score", entry["mean_return"])] for entry in entries],
@@ -144,22 +142,40 @@ def setting(run: SweepRun, keys: Sequence[str]) -> str:
     return " ".join(f"{key}={text_of(run.settings[key])}" for key in keys if key in run.settings)
 
 
+def labels(sweep: Sweep) -> list[str]:
+    """What each run's agent is called in `sweep.csv`, so that no two settings of one task are taken for one.
+
+    Its name, and what varies, as in `iql agent.expectile=0.9`; of a search, the trial's place; the configuration's name
+    where two that have all of that in common differ in it.
+    """
+    varying = varied(sweep)
+    stems = [run.name.partition(",")[0] for run in sweep.runs]
+    words = [
+        f"trial={place}" if run.trial is not None else setting(run, varying) for place, run in enumerate(sweep.runs)
+    ]
+    plain = [f"{run.config.agent.name} {word}".strip() for run, word in zip(sweep.runs, words, strict=True)]
+    named: dict[tuple[str, str], set[str]] = {}
+    for run, label, stem in zip(sweep.runs, plain, stems, strict=True):
+        named.setdefault((run.config.dataset, label), set()).add(stem)
+    return [
+        f"{label} ({stem})" if len(named[run.config.dataset, label]) > 1 else label
+        for run, label, stem in zip(sweep.runs, plain, stems, strict=True)
+    ]
+
+
 def write_table(folder: Path, sweep: Sweep) -> Path:
     """Write `sweep.csv`, a row an evaluation and seed: task, agent, seed, step, minutes, score, run, the settings.
 
-    So that no two settings are taken for one, the agent is called by what varies, as in `iql agent.expectile=0.9`.
-    minutes is empty where a run has not noted them.
+    agent: see `labels`. minutes is empty where a run has not noted them.
     """
     keys = list(dict.fromkeys(key for run in sweep.runs for key in run.settings))
-    varying = varied(sweep)
     with atomic_path(folder / TABLE) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["task", "agent", "seed", "step", "minutes", "score", "run", *keys])
-        for run in sweep.runs:
+        for run, agent in zip(sweep.runs, labels(sweep), strict=True):
             result = result_of(folder, run)
             if result is None:
                 continue
-            agent = f"{result.agent} {setting(run, varying)}".strip()
             values = [text_of(run.settings[key]) if key in run.settings else "" for key in keys]
             for step, minutes, scores in zip(result.steps, result.minutes, result.scores, strict=True):
                 for seed, score in zip(result.seeds, scores, strict=True):
