@@ -13,6 +13,7 @@ import pytest
 
 import diffrl
 from diffrl.cli import main
+from diffrl.commands.sweep import local_path
 from diffrl.runs.sweep import plan
 from diffrl.runs.sweep.plan import Sweep
 from diffrl.runs.sweep.queue import judged, to_run
@@ -102,6 +103,11 @@ def test_a_mistake_is_a_line_and_makes_nothing(
     assert expected in " ".join(said.split())
     assert len(said.splitlines()) <= 2
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_may_be_given_as_a_url_of_files() -> None:
+    assert local_path(Path("file:///shared/sweeps/a")) == Path("/shared/sweeps/a")
+    assert local_path(Path("sweeps/a:/b")) == Path("sweeps/a:/b")
 
 
 def test_the_file_gives_back_the_runs(tmp_path: Path) -> None:

@@ -60,7 +60,6 @@ def run_on_ray(
         here = str(Path.cwd())
         pending: dict[Any, SweepRun] = {}
         for place, run in left:
-            board.started(run, state_of(folder, run))
             pending[task.remote(str(folder.absolute()), place, run, here)] = run
         return _follow(ray, folder, pending, board)
     finally:
@@ -71,8 +70,17 @@ def run_on_ray(
 def _follow(ray: Any, folder: Path, pending: dict[Any, SweepRun], board: Board) -> str:
     """Wait for the tasks, and tell the board of each that has ended."""
     ending = ""
+    waiting = {run.name: run for run in pending.values()}
+
+    def begun(run: SweepRun) -> None:
+        if waiting.pop(run.name, None) is not None:
+            board.started(run, state_of(folder, run))
+
     with stop_signals() as stopped:
         while pending:
+            for run in list(waiting.values()):
+                if (folder / f".{run.name}.lock").exists():  # its process is at it: see `task.perform`
+                    begun(run)
             if stopped() and not ending:
                 ending = "Stopped."
                 for reference in pending:
@@ -94,6 +102,7 @@ def _follow(ray: Any, folder: Path, pending: dict[Any, SweepRun], board: Board) 
                     ending, state = ending or f"The disk of {folder} is full: {full}", state_of(folder, run)
                     for reference in pending:
                         ray.cancel(reference, recursive=False)
+                begun(run)
                 board.ended(run, state)
             board.tick()
     return ending
