@@ -13,6 +13,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
 
   diffrl train CONFIG [--steps N --seeds 0 1 2 ...]   train an agent
   diffrl resume RUN [--steps N]                       go on with a run of any kind that was cut, or make it longer
+  diffrl sweep CONFIG --set agent.q_weight=0.5,1,2 --seeds 0 1 2 --jobs 2 --out sweeps/NAME   many runs, or a search
   diffrl online RUN [--steps N --keep-offline 0.5 ...]  go on from an offline run in its environment
   diffrl evaluate RUN [--episodes 100]                score its last and best checkpoint
   diffrl render RUN --out video.mp4                   a video of its policies, or a .gif
@@ -50,6 +51,12 @@ def _resume(words: Sequence[str]) -> int:
     from diffrl.commands import resume
 
     return resume.run(words)
+
+
+def _sweep(words: Sequence[str]) -> int:
+    from diffrl.commands import sweep
+
+    return sweep.run(words)
 
 
 def _online(words: Sequence[str]) -> int:
@@ -147,6 +154,7 @@ def _subcommand(name: str, description: str, verbs: Mapping[str, type], words: S
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "resume": _resume,
+    "sweep": _sweep,
     "online": _online,
     "evaluate": _evaluate,
     "render": _render,

@@ -17,6 +17,7 @@ from envs import registry
 VERBS = [
     [],
     ["train"],
+    ["sweep"],
     ["online"],
     ["evaluate"],
     ["diagnose"],

@@ -202,9 +202,9 @@ def fit(
             evaluate_first=bool(origin),
         )
         if saved is not None:
-            unscored, complaints = _unscored(run, start)
+            due, complaints = unscored(run, start)
             # With an origin what is evaluated is the learner as it stands, so no step but this one.
-            loop.unscored = [step for step in unscored if step == start] if origin else unscored
+            loop.unscored = [step for step in due if step == start] if origin else due
             for complaint in complaints:
                 observer.message(f"[yellow]{complaint} Its evaluation is left out.[/]")
             loop.restore(saved)
@@ -304,14 +304,14 @@ def newest(run: Run) -> checkpoint.Checkpoint:
     saved, complaints = checkpoint.load_latest(run.path, checkpoint.LOOP)
     for complaint in complaints:
         console.print(f"[yellow]{complaint}[/]")
-    if saved.step > run.config.steps or (saved.step == run.config.steps and not _unscored(run, saved.step)[0]):
+    if saved.step > run.config.steps or (saved.step == run.config.steps and not unscored(run, saved.step)[0]):
         if saved.step == run.config.steps:
             tidy(run.path)
         raise UserError(f"{run.path} has {saved.step} steps already; give a larger --steps to go on.")
     return saved
 
 
-def _unscored(run: Run, last: int) -> tuple[list[int], list[str]]:
+def unscored(run: Run, last: int) -> tuple[list[int], list[str]]:
     """The steps up to `last` whose evaluations a cut has left undone, and complaints: see `checkpoint.unscored`."""
     if run.task.env_id is None:
         return [], []

@@ -1,0 +1,196 @@
+"""`diffrl sweep`: many runs from one command, here or on a cluster; cut anywhere, the same command goes on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from diffrl.commands.words import take
+from diffrl.support.errors import UserError
+from diffrl.support.schema import Many, NotNegative, Positive, Seed, check
+
+USAGE = """Train many runs: a grid of settings, or a search among them, with several seeds each.
+
+  diffrl sweep diffusion_ql/maze2d-umaze-v1-small --seeds 0 1 2 --set agent.q_weight=0.5,1,2 --jobs 2 --out sweeps/q
+      three runs of three seeds each, two runs at a time; then a table, and sweep.csv
+  diffrl sweep --agent bc iql --dataset maze2d-umaze-v1 --set steps=20000 --out sweeps/two
+  diffrl sweep --out sweeps/q                     go on after a stop or a kill: runs that are done are skipped, runs
+                                                  that were cut go on bit for bit; --retry: those that failed, too
+  diffrl sweep --out sweeps/q --dry-run           list the runs, and how far each is
+  diffrl sweep --out sweeps/q --slurm --submit --slurm-options="--partition=gpu --gres=gpu:1 --time=8:00:00"
+                                                  the same runs as an array job; then --status shows the table
+  diffrl sweep --out sweeps/q --ray auto --cpus-per-run 2
+                                                  the same runs on a Ray cluster; a node that dies loses nothing
+  diffrl sweep diffusion_ql/maze2d-umaze-v1-small --search optuna --trials 30 --set agent.q_weight=0.1:3:log \\
+      --out sweeps/found                          settings by Optuna's sampler, which hears how the last ones scored
+
+Several --set make a grid. A value is what the field of the configuration takes: `diffrl train CONFIG --help` shows
+them. The seeds of one setting are one run, trained side by side, unless --separate-seeds. Each run is one process with
+one thread; --set workers=4 gives it more. The same --out with other values adds runs to those that are there.
+Ctrl-C has the runs save and end."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The options of `diffrl sweep`."""
+
+    configs: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="[CONFIG ...]")] = ()
+    """Configurations, as `diffrl train` takes them: names of shipped ones, or files."""
+    agent: tuple[str, ...] = ()
+    """Instead of configurations: agents, each on every --dataset, as `diffrl train --agent A --dataset D`."""
+    dataset: tuple[str, ...] = ()
+    """The data sets of these agents."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of every setting; by default those of the configuration."""
+    sets: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE,VALUE ...")] = ()
+    """Values to try of a field, such as agent.q_weight=0.5,1,2 or steps=20000; give it as often as you like."""
+    out: Path | None = None
+    """The sweep's folder, with a folder of each run in it."""
+    jobs: Many | None = None
+    """Runs at a time: here by default 1, on a cluster as many as it grants. No result depends on it."""
+    separate_seeds: bool = False
+    """Each seed is a run of its own."""
+    dry_run: bool = False
+    """List the runs and how far they are; run nothing, write nothing."""
+    retry: bool = False
+    """Go on with runs that failed, too."""
+    status: bool = False
+    """Print the table of what has come out so far and write sweep.csv; run nothing."""
+    slurm: bool = False
+    """Print the script of an array job of Slurm, a task a run, which is queued again when it is preempted or cut."""
+    submit: bool = False
+    """With --slurm: give the script to sbatch."""
+    slurm_options: tuple[str, ...] = ()
+    """With --slurm: further options of sbatch, as --slurm-options=--time=24:00:00 (once for several: "--a --b")."""
+    ray: str | None = None
+    """Run on the Ray cluster at this address (HOST:PORT, or auto); --out is on storage that all nodes share."""
+    cpus_per_run: Positive = 1.0
+    """With --ray: the processors that each run takes of a node; 0.5 places two on one."""
+    gpus_per_run: NotNegative = 0.0
+    """With --ray: the GPUs that each run takes of a node, such as 0.25; the runs need --set device=cuda."""
+    search: Literal["optuna"] | None = None
+    """Instead of a grid: settings that Optuna's sampler (TPE) proposes, to make the mean over seeds of the last
+    evaluation's score large. --set takes ranges, FIELD=LOW:HIGH or FIELD=LOW:HIGH:log, and values."""
+    trials: Many | None = None
+    """With --search: settings to try in all, by default 20; when going on, another number."""
+    search_seed: Seed = 0
+    """With --search: the seed of the sampler."""
+    task: int | None = None
+    """Train the run of this place in the list, from 0, or go on with it, in this process: what a cluster's jobs do."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        if (self.submit or self.slurm_options) and not self.slurm:
+            raise UserError("--submit and --slurm-options go with --slurm.")
+        if self.slurm and self.ray is not None:
+            raise UserError("Give --slurm or --ray, not both.")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse what stands after `diffrl sweep` and do it; gives 1 where runs have failed."""
+    words = _gathered(list(arguments), "--set")
+    if "--watched" in words:
+        words.remove("--watched")
+        from diffrl.runs.sweep.task import watched
+
+        watched()
+    given = tyro.cli(Sweep, args=words, prog="diffrl sweep", description=USAGE)
+    if given.out is None:
+        raise UserError("Where to? Give --out sweeps/NAME, the sweep's folder; `diffrl sweep --help` shows examples.")
+    out = local_path(given.out)
+    if given.task is not None:
+        return _perform(out, given.task)
+    from diffrl.runs.sweep import job, plan
+
+    asked, there = None, plan.read(out)
+    if given.search or (there is not None and there.search is not None):
+        return _search(given, out)
+    if given.trials is not None:
+        raise UserError("--trials goes with --search optuna.")
+    if given.configs or given.agent or given.dataset:
+        found = plan.bases(given.configs, given.agent, given.dataset)
+        asked = plan.grid(found, given.sets, given.seeds, given.separate_seeds)
+    elif given.sets or given.seeds or given.separate_seeds:
+        raise UserError("Which configuration do --set and --seeds change? Give one, or --agent and --dataset.")
+    if given.dry_run:
+        return job.list_runs(out, asked)
+    if given.status:
+        return job.show(out)
+    if given.slurm:
+        options = [option for text in given.slurm_options for option in shlex.split(text)]
+        return job.run_on_slurm(out, asked, given.retry, given.jobs, options, given.submit)
+    if given.ray is not None:
+        return job.run_on_cluster(out, asked, given.retry, given.ray, given.cpus_per_run, given.gpus_per_run)
+    return job.run_here(out, asked, given.jobs or 1, given.retry)
+
+
+def local_path(out: Path) -> Path:
+    """The folder that `--out` names: a path, or a URL of files on a path, file:///shared/sweeps/NAME.
+
+    Raises UserError for another kind of URL: checkpoints are renamed into place and locked, which object stores do not.
+    """
+    scheme, separator, rest = str(out).partition(":/")
+    if not separator or len(scheme) < 2 or "/" in scheme:
+        return out
+    if scheme not in ("file", "local"):
+        raise UserError(
+            f"--out {scheme}://...: runs are written to a path, on a cluster one that all nodes share, such as "
+            "/shared/sweeps/NAME. Object stores have no locks and do not rename: copy the folder there at the end."
+        )
+    return Path(f"/{rest.lstrip('/')}")
+
+
+def _perform(folder: Path, place: int) -> int:
+    """Train one run of a sweep in this process, or go on with it."""
+    from diffrl.runs.sweep import plan
+    from diffrl.runs.sweep.task import perform
+
+    sweep = plan.existing(folder)
+    if not 0 <= place < len(sweep.runs):
+        raise UserError(f"--task is {place}; {folder} has the runs 0 to {len(sweep.runs) - 1}.")
+    perform(folder, sweep.runs[place])
+    return 0
+
+
+def _search(given: Sweep, out: Path) -> int:
+    """Do what the options say of a search, a new one or the one in the folder."""
+    from diffrl.runs.sweep import job, plan
+
+    if given.slurm or given.ray or given.separate_seeds or given.retry:
+        raise UserError("A search runs on this machine, its seeds side by side; a trial that failed stays failed.")
+    wanted = None
+    if given.configs or given.agent or given.dataset:
+        if given.search is None:
+            raise UserError(f"{out} holds a search: `diffrl sweep --out {out}` goes on; or choose another --out.")
+        from diffrl.runs.sweep import search
+
+        wanted = search.asked(
+            plan.bases(given.configs, given.agent, given.dataset), given.sets, given.seeds, given.search_seed
+        )
+    elif given.sets or given.seeds:
+        raise UserError("Which configuration do --set and --seeds change? Give one, or --agent and --dataset.")
+    if given.dry_run or given.status:
+        if wanted is not None and plan.read(out) is None:
+            raise UserError("Which settings a new search will try is known as it goes: --dry-run lists those it has.")
+        return job.show(out) if given.status else job.list_runs(out, None)
+    return job.run_search(out, wanted, given.trials, given.jobs or 1)
+
+
+def _gathered(words: list[str], flag: str) -> list[str]:
+    """The words with all values of a flag that is given several times behind one: `--set a=1 b=2 --set c=3`."""
+    values: list[str] = []
+    rest: list[str] = []
+    while words:
+        if words[0] != flag and not words[0].startswith(f"{flag}="):
+            rest.append(words.pop(0))
+            continue
+        values.append(take(words, flag) or "")
+        while words and "=" in words[0] and not words[0].startswith("-"):
+            values.append(words.pop(0))
+    return [*rest, flag, *values] if values else rest

@@ -1,0 +1,173 @@
+"""A sweep from its folder's claim to its table: what `diffrl sweep` does, however its runs are run."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from diffrl.runs.sweep import plan
+from diffrl.runs.sweep.plan import Sweep, SweepRun
+from diffrl.runs.sweep.queue import InOrder, to_run, work_through
+from diffrl.runs.sweep.show import Board, tell
+from diffrl.runs.sweep.state import State, state_of, summary, write_table
+from diffrl.support.console import console
+from diffrl.support.errors import UserError
+from diffrl.support.folder import held
+from diffrl.support.stopping import Interrupted
+
+Runner = Callable[[Sequence[tuple[int, SweepRun]], Board], str]
+"""Runs the runs with these places, and tells the board; "" where all have ended, else a sentence on what cut it."""
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """In the block, this process alone runs the sweep of a folder."""
+    with held(folder, then=f"Then {go_on(folder)}"):
+        yield
+
+
+def go_on(folder: Path) -> str:
+    """How a sweep goes on: the end of a sentence."""
+    return f"`diffrl sweep --out {folder}` goes on."
+
+
+def list_runs(folder: Path, asked: Sequence[SweepRun] | None) -> int:
+    """Print the runs that a command would have in the folder, a line each: place, how far it is, name, seeds."""
+    sweep = plan.existing(folder) if asked is None else plan.joined(folder, plan.read(folder), asked)
+    for i, run in enumerate(sweep.runs):
+        state = state_of(folder, run)
+        how_far = f"cut at {state.step:,}" if state.kind == "cut" else state.kind
+        error = f"  {state.error}" if state.error else ""
+        print(f"{i:>4}  {how_far:<12}  {run.name}  seeds {' '.join(map(str, run.config.seeds))}{error}")
+    return 0
+
+
+def show(folder: Path) -> int:
+    """Print the table of a sweep, and write `sweep.csv`."""
+    sweep = plan.existing(folder)
+    return finish(folder, sweep, {run.name: state_of(folder, run) for run in sweep.runs})
+
+
+def settled(folder: Path, asked: Sequence[SweepRun] | None) -> Sweep:
+    """The sweep of a folder that is claimed, with the runs that are asked for written into its file."""
+    if asked is None:
+        return plan.existing(folder)
+    there = plan.read(folder)
+    sweep = plan.joined(folder, there, asked)
+    if there is None or sweep.added:
+        if there is not None:
+            console.print(
+                f"{folder}: {sweep.added} run(s) added to the {len(there.runs)} that are there.", markup=False
+            )
+        plan.write(folder, sweep)
+    return sweep
+
+
+def run_all(folder: Path, asked: Sequence[SweepRun] | None, retry: bool, runner: Runner) -> int:
+    """Run what is left of a sweep by `runner`, from the folder's claim to the table; 1 where runs have failed.
+
+    Raises UserError where another process runs the sweep, and where something has cut it, with how to go on.
+    """
+    if asked is None:
+        plan.existing(folder)  # before a folder is made
+    with claimed(folder):
+        sweep = settled(folder, asked)
+        states = {run.name: state_of(folder, run) for run in sweep.runs}
+        left = to_run(sweep.runs, states, retry)
+        n_done = sum(state.kind == "done" for state in states.values())
+        console.print(f"{folder}: {len(sweep.runs)} runs, {n_done} of them done, {len(left)} to run.", markup=False)
+        board = Board(folder, sweep.runs, states, len(sweep.runs))
+        with board.shown():
+            cut = runner(left, board) if left else ""
+        return concluded(folder, sweep, board.states, cut)
+
+
+def run_here(folder: Path, asked: Sequence[SweepRun] | None, jobs: int, retry: bool) -> int:
+    """Run what is left of a sweep on this machine, `jobs` runs at a time: see `run_all`."""
+    return run_all(folder, asked, retry, lambda left, board: work_through(folder, InOrder(left), jobs, board))
+
+
+def run_search(folder: Path, wanted: Sweep | None, trials: int | None, jobs: int) -> int:
+    """Run a search to so many trials in all, `jobs` at a time; 1 where trials have failed.
+
+    wanted: the search, where it is not the folder's. trials: None: as many as it was made for.
+    """
+    from diffrl.runs.sweep import search
+
+    if wanted is None:
+        plan.existing(folder)
+    with claimed(folder):
+        found = search.settled(folder, wanted, trials)
+        trials = int((found.search or {})["trials"])
+        source = search.Trials(folder, found)
+        states = {run.name: state_of(folder, run) for run in source.sweep.runs}
+        done = sum(state.kind == "done" for state in states.values())
+        console.print(f"{folder}: a search of {trials} trials, {done} of them done.", markup=False)
+        board = Board(folder, source.sweep.runs, states, trials)
+        with board.shown():
+            cut = work_through(folder, source, jobs, board)
+        states = {run.name: board.states.get(run.name) or state_of(folder, run) for run in source.sweep.runs}
+        return concluded(folder, source.sweep, states, cut)
+
+
+def run_on_slurm(
+    folder: Path,
+    asked: Sequence[SweepRun] | None,
+    retry: bool,
+    jobs: int | None,
+    options: Sequence[str],
+    submitting: bool,
+) -> int:
+    """Print the script of an array job of the runs that are left, or give it to sbatch. Such jobs may be under way."""
+    from diffrl.runs.sweep import slurm
+
+    if asked is None:
+        plan.existing(folder)
+    with claimed(folder):
+        sweep = settled(folder, asked)
+        states = {run.name: state_of(folder, run) for run in sweep.runs}
+        left = [place for place, _ in to_run(sweep.runs, states, retry)]
+        if not left:
+            console.print(f"{folder}: nothing is left to run.", markup=False)
+            return finish(folder, sweep, states)
+        text = slurm.script(folder, left, jobs, options)
+        if submitting:
+            console.print(f"{slurm.submit(folder, text)}: {len(left)} runs.", markup=False)
+            console.print(f"how far they are: diffrl sweep --out {folder} --status", markup=False)
+        else:
+            print(text, end="")
+    return 0
+
+
+def run_on_cluster(
+    folder: Path, asked: Sequence[SweepRun] | None, retry: bool, address: str, cpus: float, gpus: float
+) -> int:
+    """Run what is left of a sweep on a Ray cluster, each run with such shares of a node: see `run_all`."""
+    from diffrl.runs.sweep.on_ray import run_on_ray
+
+    return run_all(folder, asked, retry, lambda left, board: run_on_ray(folder, left, board, address, cpus, gpus))
+
+
+def concluded(folder: Path, sweep: Sweep, states: dict[str, State], cut: str) -> int:
+    """Print the table of a sweep that has ended; raise what has cut it."""
+    if not cut:
+        return finish(folder, sweep, states)
+    done = sum(state.kind == "done" for state in states.values())
+    text = f"{cut} {done} of {len(sweep.runs)} runs are done, and what was under way is saved: {go_on(folder)}"
+    if cut.startswith("Stopped"):
+        raise Interrupted(text)
+    raise UserError(text.replace(": `", "; once there is space, `"))
+
+
+def finish(folder: Path, sweep: Sweep, states: dict[str, State]) -> int:
+    """Print the table and what to type next; write `sweep.csv`. Gives 1 where runs have failed."""
+    print("\n".join(summary(folder, sweep, states)))
+    table = write_table(folder, sweep)
+    failed = tell(states)
+    for line in failed:
+        console.print(line, markup=False)
+    if failed:
+        console.print(f"Again, those that failed too: diffrl sweep --out {folder} --retry", markup=False)
+    console.print("last, best: mean over seeds of the last evaluation, and of each seed's best; *: the best last.")
+    console.print(f"every evaluation: {table}", markup=False)
+    console.print(f"report:           diffrl report {folder}/*/", markup=False)
+    return 1 if failed else 0

@@ -1,0 +1,221 @@
+"""How far the runs of a sweep are: read from their folders, where alone it stands; and the table of what came out."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from diffrl.runs.sweep.plan import Sweep, SweepRun, text_of
+from diffrl.support.errors import UserError, first_line
+from diffrl.support.files import atomic_path, read_text
+from diffrl.support.folder import steps
+
+Kind = Literal["waiting", "cut", "done", "failed"]
+ERROR, LOG = "error.txt", "log.txt"
+"""In a run's folder: what its last attempt failed by, and what all its attempts have said."""
+TABLE = "sweep.csv"
+"""The file in a sweep's folder with a row an evaluation and seed."""
+
+
+@dataclass(frozen=True)
+class State:
+    """How far one run is."""
+
+    kind: Kind
+    """waiting: it has no checkpoint yet; cut: it goes on from one; failed: it goes on where that is asked for."""
+    step: int = 0
+    """The step of its newest checkpoint."""
+    error: str = ""
+    """Of one that failed, the last line of its error."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The evaluations of one run: their scores, or returns where there is no reference."""
+
+    task: str
+    seeds: Sequence[int]
+    steps: Sequence[int]
+    scores: Sequence[Sequence[float]]
+    """One list an evaluation, a number a seed: the mean over its episodes."""
+    minutes: Sequence[float | None]
+    """Minutes of training before each evaluation, where the run has noted them."""
+    best: float
+    """The mean over seeds of each one's best evaluation."""
+
+    @property
+    def last(self) -> float:
+        """The mean over seeds of the last evaluation."""
+        return sum(self.scores[-1]) / len(self.scores[-1])
+
+
+def complete(path: Path, total: int) -> bool:
+    """Whether a run has made its steps and been evaluated."""
+    made = steps(path)
+    if not made or made[-1] < total:
+        return False
+    from diffrl.runs.run import Run
+    from diffrl.runs.train import unscored
+
+    try:
+        return not unscored(Run.read(path), made[-1])[0]
+    except UserError:  # going on with it will say what is damaged
+        return False
+
+
+def state_of(folder: Path, run: SweepRun) -> State:
+    """How far a run of the sweep in `folder` is."""
+    path = folder / run.name
+    made = steps(path)
+    step = made[-1] if made else 0
+    if complete(path, run.config.steps):
+        return State("done", step)
+    if (path / ERROR).exists():
+        return State("failed", step, error_of(path))
+    return State("cut" if made else "waiting", step)
+
+
+def error_of(path: Path) -> str:
+    """The last line of what a run's last attempt failed by; "" where it did not."""
+    try:
+        lines = read_text(path / ERROR, "a text").strip().splitlines()
+    except UserError:
+        return ""
+    return lines[-1] if lines else ""
+
+
+def progress(path: Path) -> int:
+    """The step of the last row that a run under way has logged, or of its newest checkpoint."""
+    made = steps(path)
+    logged = 0
+    try:
+        with (path / "metrics.csv").open("rb") as file:
+            file.seek(max(file.seek(0, 2) - 4096, 0))
+            rows = file.read().decode(errors="replace").splitlines()[1:]
+        logged = int(rows[-1].partition(",")[0]) if rows else 0
+    except (OSError, ValueError):
+        pass
+    return max(logged, made[-1] if made else 0)
+
+
+def result_of(folder: Path, run: SweepRun) -> Result | None:
+    """What a run's evaluations have shown so far; None where it has none, or its scores are damaged."""
+    from diffrl.runs.train import called
+    from diffrl.training.logs import read_scores
+
+    path = folder / run.name
+    if not (path / "scores.json").is_file():
+        return None
+    try:
+        content = read_scores(path)
+    except UserError as error:
+        from diffrl.support.folder import say_once
+
+        say_once(first_line(error))
+        return None
+    entries = sorted(content["evaluations"], key=lambda entry: int(entry["step"]))
+    if not entries:
+        return None
+    best = [float(each["value"]) for each in content["best"]]
+    return Result(
+        called(run.config.dataset),
+        run.config.seeds,
+        [int(entry["step"]) for entry in entries],
+        [[float(value) for value in entry.get("score", entry["mean_return"])] for entry in entries],
+        [entry.get("minutes") for entry in entries],
+        sum(best) / len(best),
+    )
+
+
+# --- The tables -----------------------------------------------------------------------------------------------------
+
+
+def varied(sweep: Sweep) -> list[str]:
+    """The fields that `--set` gave more than one value among the runs."""
+    keys = list(dict.fromkeys(key for run in sweep.runs for key in run.settings))
+    return [key for key in keys if len({text_of(run.settings.get(key)) for run in sweep.runs}) > 1]
+
+
+def setting(run: SweepRun, keys: Sequence[str]) -> str:
+    """A run's values of some fields, as tables show them."""
+    return " ".join(f"{key}={text_of(run.settings[key])}" for key in keys if key in run.settings)
+
+
+def labels(sweep: Sweep) -> list[str]:
+    """What each run's agent is called in `sweep.csv`, so that no two settings of one task are taken for one.
+
+    Its name, and what varies, as in `iql agent.expectile=0.9`; of a search, the trial's place; the configuration's name
+    where two that have all of that in common differ in it.
+    """
+    varying = varied(sweep)
+    stems = [run.name.partition(",")[0] for run in sweep.runs]
+    words = [
+        f"trial={place}" if run.trial is not None else setting(run, varying) for place, run in enumerate(sweep.runs)
+    ]
+    plain = [f"{run.config.agent.name} {word}".strip() for run, word in zip(sweep.runs, words, strict=True)]
+    named: dict[tuple[str, str], set[str]] = {}
+    for run, label, stem in zip(sweep.runs, plain, stems, strict=True):
+        named.setdefault((run.config.dataset, label), set()).add(stem)
+    return [
+        f"{label} ({stem})" if len(named[run.config.dataset, label]) > 1 else label
+        for run, label, stem in zip(sweep.runs, plain, stems, strict=True)
+    ]
+
+
+def write_table(folder: Path, sweep: Sweep) -> Path:
+    """Write `sweep.csv`, a row an evaluation and seed: task, agent, seed, step, minutes, score, run, the settings.
+
+    agent: see `labels`. minutes is empty where a run has not noted them.
+    """
+    keys = list(dict.fromkeys(key for run in sweep.runs for key in run.settings))
+    with atomic_path(folder / TABLE) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["task", "agent", "seed", "step", "minutes", "score", "run", *keys])
+        for run, agent in zip(sweep.runs, labels(sweep), strict=True):
+            result = result_of(folder, run)
+            if result is None:
+                continue
+            values = [text_of(run.settings[key]) if key in run.settings else "" for key in keys]
+            for step, minutes, scores in zip(result.steps, result.minutes, result.scores, strict=True):
+                for seed, score in zip(result.seeds, scores, strict=True):
+                    time = "" if minutes is None else f"{minutes:.3f}"
+                    writer.writerow([result.task, agent, seed, step, time, score, run.name, *values])
+    return folder / TABLE
+
+
+def summary(folder: Path, sweep: Sweep, states: Mapping[str, State]) -> list[str]:
+    """The lines of the table of a sweep: what was run, how far it is, its last and best scores; * the best of a task.
+
+    Where seeds are runs of their own, runs that differ in them alone are one line.
+    """
+    groups: dict[tuple[str, str], list[SweepRun]] = {}
+    keys = varied(sweep)
+    for run in sweep.runs:
+        stem = run.name.partition(",")[0]
+        groups.setdefault((stem, setting(run, keys)), []).append(run)
+    rows: list[list[str]] = []
+    tops: dict[str, tuple[float, int]] = {}
+    for (stem, given), runs in groups.items():
+        results = [result for run in runs if (result := result_of(folder, run)) is not None]
+        kinds = [states[run.name].kind for run in runs]
+        state = kinds[0] if len(set(kinds)) == 1 else f"{kinds.count('done')}/{len(kinds)} done"
+        seeds = [seed for run in runs for seed in run.config.seeds]
+        cells = ["", ""]
+        if results:
+            n = sum(len(result.seeds) for result in results)
+            last = sum(result.last * len(result.seeds) for result in results) / n
+            best = sum(result.best * len(result.seeds) for result in results) / n
+            cells = [f"{last:.1f}", f"{best:.1f}"]
+            if last > tops.get(results[0].task, (-float("inf"), 0))[0]:
+                tops[results[0].task] = (last, len(rows))
+        rows.append(["", stem, given, *cells, " ".join(map(str, seeds)), state])
+    for _, at in tops.values():
+        rows[at][0] = "*"
+    return aligned([["", "configuration", "setting", "last", "best", "seeds", "state"], *rows])
+
+
+def aligned(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Rows of text as lines in columns."""
+    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

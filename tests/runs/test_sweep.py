@@ -1,0 +1,285 @@
+"""A sweep gives the runs that `diffrl train` gives, whatever cuts it; and says what is wrong in one line."""
+
+import csv
+import dataclasses
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import diffrl
+from diffrl.cli import main
+from diffrl.commands.sweep import local_path
+from diffrl.runs.sweep import plan
+from diffrl.runs.sweep.plan import Sweep
+from diffrl.runs.sweep.queue import judged, to_run
+from diffrl.runs.sweep.state import labels, state_of
+from diffrl.runs.sweep.task import perform
+from diffrl.support.errors import UserError
+from diffrl.support.folder import held, steps
+from diffrl.training.logs import read_scores
+from tests.runs.sweep_cases import GRID, STEPS, runs, start, wait_for
+from tests.training.conftest import assert_same_run
+
+pytestmark = pytest.mark.usefixtures("own_data")
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory: pytest.TempPathFactory, data_directory: Path) -> Path:
+    """A folder with the runs of `GRID` by `train` alone, which no sweep has touched."""
+    folder = tmp_path_factory.mktemp("uncut")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFRL_DATA", str(data_directory))
+        for run in runs():
+            diffrl.train(dataclasses.replace(run.config, out=folder / run.name), quiet=True)
+    return folder
+
+
+def assert_same_sweep(folder: Path, uncut: Path) -> None:
+    for run in runs():
+        assert_same_run(folder / run.name, uncut / run.name)
+        assert state_of(folder, run).kind == "done"
+    assert not list(folder.glob("**/.*tmp"))
+
+
+# --- What the words mean --------------------------------------------------------------------------------------------
+
+
+def test_a_grid_is_the_product_of_its_axes() -> None:
+    found = plan.bases(["bc/maze2d-umaze-v1"], ["td3_bc"], ["maze2d-umaze-v1"])
+    made = plan.grid(found, ["agent.width=8,1e1", "steps=5,6,7", "agent.batch_size=3e1"], (3, 4), separate=True)
+    told = [(run.config.agent.name, run.config.agent.width, run.config.steps, run.config.seeds) for run in made]
+    assert told == list(itertools.product(["bc", "td3_bc"], [8, 10], [5, 6, 7], [(3,), (4,)]))
+    assert len({run.name for run in made}) == len(made)
+    assert all(run.config.agent.batch_size == 30 for run in made)
+    assert all((run.config.workers, run.config.eval_workers) == (1, 0) for run in made)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("compile=true,false,none", (True, False, None)),
+        ("env=none,Hopper-v4", (None, "Hopper-v4")),
+        ("env_kwargs=[g=2.0,m=1],[]", (("g=2.0", "m=1"), ())),
+        ("agent.reward-tune=no,normalize", ("no", "normalize")),
+        ("rows=2e3", (2000,)),
+        ("dataset=1,2", ("1", "2")),
+    ],
+)
+def test_values_are_of_their_fields_types(text: str, expected: tuple[object, ...]) -> None:
+    assert plan.axis(text, runs()[0].config).values == expected
+
+
+MISTAKES = {
+    "--out": ([*GRID], "--out sweeps/NAME"),
+    "field": ([*GRID, "--set", "agent.widht=3", "--out", "x"], "did you mean 'width'"),
+    "type": ([*GRID, "--set", "agent.layers=many", "--out", "x"], "agent.layers is 'many'; expected a whole number"),
+    "range": ([*GRID, "--set", "agent.layers=0", "--out", "x"], "expected at least 1"),
+    "twice": ([*GRID, "--set", "steps=3", "--out", "x"], "names steps twice"),
+    "seeds": ([*GRID, "--set", "seeds=3", "--out", "x"], "Give --seeds 0 1 2"),
+    "no value": ([*GRID, "--set", "steps", "--out", "x"], "expected FIELD=VALUE"),
+    "configuration": (["bc/maze2d-umase-v1", "--out", "x"], "did you mean 'bc/maze2d-umaze-v1'"),
+    "nothing": (["--out", "nowhere"], "nowhere is not a sweep's folder"),
+    "one name": (["bc/maze2d-umaze-v1", "configs/bc/maze2d-umaze-v1.yaml", "bc/maze2d-umaze-v1", "--out", "x"], "Two"),
+    "agent alone": (["--agent", "bc", "--out", "x"], "go together"),
+    "store": ([*GRID, "--out", "s3://bucket/x"], "Object stores have no locks"),
+    "submit": ([*GRID, "--submit", "--out", "x"], "go with --slurm"),
+    "no jobs": ([*GRID, "--jobs", "0", "--out", "x"], "--jobs is 0"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_a_line_and_makes_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words, expected = MISTAKES[name]
+    assert main(["sweep", *words]) == 2
+    said = capsys.readouterr().err
+    assert expected in " ".join(said.split())
+    assert len(said.splitlines()) <= 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_may_be_given_as_a_url_of_files() -> None:
+    assert local_path(Path("file:///shared/sweeps/a")) == Path("/shared/sweeps/a")
+    assert local_path(Path("sweeps/a:/b")) == Path("sweeps/a:/b")
+
+
+def test_the_file_gives_back_the_runs(tmp_path: Path) -> None:
+    made = runs("agent.width=8,16 env_kwargs=[g=2.0] compile=none,true", separate=True)
+    plan.write(tmp_path, Sweep(tuple(made)))
+    assert plan.existing(tmp_path).runs == tuple(made)
+
+
+def test_other_values_add_runs_and_another_sweep_is_refused(tmp_path: Path) -> None:
+    there = Sweep(tuple(runs("agent.width=8")))
+    more = plan.joined(tmp_path, there, runs("agent.width=8,16,32"))
+    assert [run.config.agent.width for run in more.runs] == [8, 16, 32]
+    assert more.runs[0] == there.runs[0]
+    assert more.added == 2
+    assert plan.joined(tmp_path, more, runs("agent.width=16,32")) == more
+    with pytest.raises(UserError, match=r"holds another sweep.*has seeds \[0, 1\], not \[0, 1, 2\]"):
+        plan.joined(tmp_path, more, runs("agent.width=8,16", seeds=(0, 1, 2)))
+
+
+def test_two_sweeps_at_once_in_a_folder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with held(tmp_path):
+        assert main(["sweep", *GRID, "--out", str(tmp_path)]) == 2
+    assert f"Another process is working in {tmp_path}" in capsys.readouterr().err
+    assert not (tmp_path / plan.MANIFEST).exists()
+
+
+# --- What is run ----------------------------------------------------------------------------------------------------
+
+
+def test_a_task_goes_on_from_what_is_there(uncut: Path, tmp_path: Path) -> None:
+    """Nothing, a run cut at its first checkpoints, and one that is done: the same run, which the second time stays."""
+    run = runs()[0]
+    part = dataclasses.replace(run, config=dataclasses.replace(run.config, steps=50))
+    perform(tmp_path, part)
+    assert state_of(tmp_path, run).kind == "cut"
+    (tmp_path / run.name / "config.yaml").read_text()
+    diffrl.resume(tmp_path / run.name, steps=STEPS, quiet=True)
+    perform(tmp_path, run)
+    assert state_of(tmp_path, run).kind == "done"
+    assert_same_run(tmp_path / run.name, uncut / run.name)
+
+
+def test_a_failed_run_stops_no_other_and_is_run_again_where_asked(
+    uncut: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In processes of their own, two at a time: the first run's data are not there."""
+    missing = tmp_path / "data.hdf5"
+    words = [*GRID, "--set", f"dataset={missing},maze2d-umaze-v1", "--jobs", "2", "--out", str(tmp_path / "s")]
+    words[words.index("agent.width=8,16")] = "agent.width=8"
+    assert main(["sweep", *words, "--dry-run"]) == 0
+    listed = capfd.readouterr().out.splitlines()
+    assert not (tmp_path / "s").exists()
+    assert main(["sweep", *words]) == 1
+    said = capfd.readouterr()
+    assert len(listed) == 2
+    names = [line.split()[2] for line in listed]
+    assert sorted(path.name for path in (tmp_path / "s").iterdir() if path.is_dir()) == sorted(names)
+    failed = [line for line in said.err.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 1
+    assert failed[0].startswith(f"failed: {names[0]}: ")
+    assert str(missing) in failed[0]
+    assert "--retry" in said.err
+    assert_same_run(tmp_path / "s" / names[1], uncut / runs()[0].name)
+    scores = read_scores(tmp_path / "s" / names[1])["evaluations"]
+    with (tmp_path / "s" / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    expected = [(e["step"], seed, value) for e in scores for seed, value in enumerate(e["score"])]
+    assert [(int(row["step"]), int(row["seed"]), float(row["score"])) for row in rows] == expected
+    assert {row["agent"] for row in rows} == {"bc dataset=maze2d-umaze-v1"}
+    capfd.readouterr()
+    assert main(["sweep", "--out", str(tmp_path / "s")]) == 1  # which runs nothing: it failed, and is not asked for
+    assert "0 to run" in capfd.readouterr().err
+
+
+def test_a_killed_run_has_failed_and_a_stopped_one_goes_on(tmp_path: Path) -> None:
+    run = runs()[0]
+    (tmp_path / run.name).mkdir()
+    for code in (130, -signal.SIGTERM):
+        assert judged(tmp_path, run, code).kind == "waiting"
+    state = judged(tmp_path, run, -signal.SIGKILL)
+    assert (state.kind, state.error) == ("failed", "Its process was killed by SIGKILL, as for want of memory.")
+    assert to_run([run], {run.name: state}, retry=False) == []
+    assert to_run([run], {run.name: state}, retry=True) == [(0, run)]
+
+
+def test_no_two_settings_of_a_task_have_one_name_in_the_table() -> None:
+    found = plan.bases(["bc/maze2d-umaze-v1"], [], [])
+    twice = [(stem, found[0][1]) for stem in ("one", "other")]
+    made = plan.grid(twice, ["agent.width=8,16", "steps=5"], (0, 1), separate=True)
+    told = [label for run, label in zip(made, labels(Sweep(tuple(made))), strict=True) if run.config.seeds == (0,)]
+    assert told == [f"bc agent.width={width} ({stem})" for stem in ("one", "other") for width in (8, 16)]
+    trials = tuple(dataclasses.replace(run, trial=9) for run in made[:2])
+    assert labels(Sweep(trials)) == ["bc trial=0", "bc trial=1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_jobs_do_not_change_a_run(uncut: Path, tmp_path: Path, jobs: str) -> None:
+    assert main(["sweep", *GRID, "--jobs", jobs, "--out", str(tmp_path / "s")]) == 0
+    assert_same_sweep(tmp_path / "s", uncut)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True], ids=["the sweep alone", "its runs, too"])
+def test_kill_9_at_several_moments_loses_nothing(uncut: Path, tmp_path: Path, whole: bool) -> None:
+    """As its file is written, in the first steps, in the middle of a run, at its end, and between two runs."""
+    folder, held_file = tmp_path / "s", tmp_path / "order"
+    first, second = (folder / run.name for run in runs())
+    moments = [
+        lambda: (folder / plan.MANIFEST).exists(),
+        lambda: (first / "run.json").exists(),
+        lambda: 50 in steps(first),
+        lambda: STEPS in steps(first),
+        lambda: (second / "log.txt").exists(),
+        lambda: 50 in steps(second),
+    ]
+    killed = 0
+    for moment in moments:
+        held_file.write_text("hold" if moment in (moments[2], moments[5]) else "")
+        process = start(*GRID, "--out", str(folder), DIFFRL_TEST_ORDER=str(held_file))
+        wait_for(moment, process)
+        pids = children(process.pid) if process.poll() is None else []
+        killed += process.poll() is None
+        process.kill()
+        if whole:
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
+        held_file.write_text("")
+    assert killed >= 5
+    process = start("--out", str(folder))
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert_same_sweep(folder, uncut)
+
+
+@pytest.mark.slow
+def test_a_stop_has_the_runs_save_and_says_how_to_go_on(uncut: Path, tmp_path: Path) -> None:
+    folder, held_file = tmp_path / "s", tmp_path / "order"
+    held_file.write_text("hold")
+    process = start(*GRID, "--jobs", "2", "--out", str(folder), DIFFRL_TEST_ORDER=str(held_file))
+    wait_for(lambda: all(50 in steps(folder / run.name) for run in runs()), process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    last = said.splitlines()[-1]
+    go_on = f"`diffrl sweep --out {folder}` goes on."
+    assert last == f"diffrl: Stopped. 0 of 2 runs are done, and what was under way is saved: {go_on}"
+    assert [state_of(folder, run).kind for run in runs()] == ["cut", "cut"]
+    assert main(["sweep", "--out", str(folder)]) == 0
+    assert_same_sweep(folder, uncut)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [8_192, 90_000, 250_000])
+def test_a_full_disk_fails_no_run_and_a_later_start_completes_it(room: int, uncut: Path, tmp_path: Path) -> None:
+    """A disk that is full after a few kilobytes, in the first run, and in the second one."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.runs.sweep_on_a_small_disk", str(tmp_path), str(room)]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'benchmarks'}"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, timeout=280)
+    if done.returncode == 3:
+        pytest.skip("this kernel lets us mount no file system")
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = [line for line in done.stdout.splitlines() if line[:2] in ("0 ", "1 ", "2 ")]
+    assert first.startswith("2 "), done.stdout
+    assert "No space left on device" in first
+    assert "diffrl sweep --out" in first
+    assert second == "0 done"
+    assert_same_sweep(tmp_path / "s", uncut)
