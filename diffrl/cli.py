@@ -21,6 +21,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl augment label DATASET --out PREFERENCES.json  compare its segments on a page, for a reward from preferences
   diffrl finetune [--algo ddpo-is --reward jpeg ...]  an image model, or a policy, on a reward or preferences
   diffrl compare RUN [RUN ...]                        fine-tuning runs on one page: reward, and what it cost
+  diffrl report RUN [RUN ...] [--csv FILE]            many runs as a paper's tables and figures, and one page
   diffrl data list | info | generate | download | convert   data sets
   diffrl VERB --help                                  all options, explained
 
@@ -105,6 +106,14 @@ def _compare(words: Sequence[str]) -> int:
     return tyro.cli(Compare, args=words, prog="diffrl compare").run()
 
 
+def _report(words: Sequence[str]) -> int:
+    import tyro
+
+    from diffrl.commands.report import Report
+
+    return tyro.cli(Report, args=words, prog="diffrl report").run()
+
+
 def _subcommand(name: str, description: str, verbs: Mapping[str, type], words: Sequence[str]) -> int:
     """Run `diffrl NAME VERB ...`, whose verbs are dataclasses with a `run()`."""
     import tyro
@@ -126,6 +135,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "augment": _augment,
     "finetune": _finetune,
     "compare": _compare,
+    "report": _report,
     "data": _data,
 }
 

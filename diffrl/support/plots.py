@@ -1,5 +1,7 @@
 """The look of our plots and pages: colours, axes, the style sheet; and writing them, whole or not at all."""
 
+import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -9,6 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
+"""Colours that colour-blind people tell apart: those of Okabe and Ito 2008, but for the last two."""
 BLUE, ORANGE, GREEN, GREY = "#2f6db5", "#d9822b", "#3c9d5f", "#8a8a8a"
 
 PAGE_STYLE = """
@@ -34,11 +38,12 @@ def new_figure(width: float, height: float) -> tuple["Figure", "Axes"]:
     return figure, figure.add_subplot()
 
 
-def finish(ax: "Axes", legend: Literal["best", "upper left"] = "best") -> None:
-    """Give a plot our grid, frame and legend; `legend` says where that is, in Matplotlib's words."""
+def finish(ax: "Axes", legend: Literal["best", "upper left"] | None = "best") -> None:
+    """Give a plot our grid, frame and legend; `legend` says where that is, in Matplotlib's words; None: it has none."""
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, loc=legend)
+    if legend is not None:
+        ax.legend(frameon=False, loc=legend)
 
 
 def save(figure: "Figure", path: Path, colours: int | None = None) -> Path:
@@ -50,4 +55,25 @@ def save(figure: "Figure", path: Path, colours: int | None = None) -> Path:
         if colours is not None:
             with Image.open(temporary) as image:
                 image.convert("RGB").quantize(colours).save(temporary, format="png", optimize=True)
+    return path
+
+
+def svg(figure: "Figure") -> str:
+    """A figure as SVG, whose text is text; the same each time."""
+    import matplotlib
+
+    content = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "diffrl"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the viewer's fonts may have it
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    return content.getvalue()
+
+
+def save_pdf(figure: "Figure", path: Path) -> Path:
+    """Write a figure as PDF, as papers take it, whole or not at all; the same each time."""
+    import matplotlib
+
+    with atomic_path(path) as temporary, matplotlib.rc_context({"pdf.fonttype": 42}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
     return path

@@ -1,0 +1,1 @@
+"""Many runs read together: one table of their scores, its statistics, tables, figures and page."""

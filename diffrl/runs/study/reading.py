@@ -1,0 +1,220 @@
+"""Runs' folders read into the table of scores: what they are called, what sets them apart, what is to be known."""
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffrl.runs.run import IMAGES, OFFLINE, Run, kind_of
+from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
+from diffrl.runs.train import called
+from diffrl.support.errors import UserError
+from diffrl.training.logs import benchmark_family, read_scores
+from envs import registry
+
+_NOT_SETTINGS = (
+    *("dataset", "env", "env_kwargs", "max_episode_steps", "rows", "seeds", "eval_every", "eval_episodes"),
+    *("eval_workers", "log_every", "device", "compile", "workers", "capture", "tf32", "out"),
+)
+"""Fields of a run's configuration that make no other agent: the task's, and those that no result depends on."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A run's folder as it was read."""
+
+    path: str
+    run: Run
+    task: str
+    agent: str
+    settings: Mapping[str, str]
+    """Everything that the result depends on, apart from task and seed, by dotted name."""
+    seeds: Sequence[int]
+    scores: Mapping[str, Any]
+    """The run's `scores.json`."""
+
+    @property
+    def unit(self) -> str:
+        return SCORE if "score" in self.scores["evaluations"][0] else RETURN
+
+
+def read_runs(folders: Sequence[str]) -> Scores:
+    """The scores of runs' folders: see `Scores.of_runs`."""
+    read, left_out = [], []
+    for folder in folders:
+        try:
+            read.append(_read(folder))
+        except UserError as error:
+            left_out.append(f"Left out: {error}")
+    if not read:
+        more = f" {len(left_out) - 1} more could not be used." if len(left_out) > 1 else ""
+        why = left_out[0].removeprefix("Left out: ") if left_out else "No folder was given."
+        raise UserError(f"No run has scores to report. {why}{more}")
+    read = _tell_data_apart(read)
+    names = _agent_names(read)
+    rows: dict[tuple[str, str, int, int], Row] = {}
+    owners: dict[tuple[str, str, int], str] = {}
+    units: dict[str, str] = {}
+    episodes: dict[tuple[str, str], set[int]] = {}
+    for one in read:
+        agent = names[one.path]
+        if units.setdefault(one.task, one.unit) != one.unit:
+            raise UserError(f"{one.path} has {one.unit}s on {one.task}, other runs have not: they do not compare.")
+        minutes = _minutes(Path(one.path))
+        for i, seed in enumerate(one.seeds):
+            owner = owners.setdefault((one.task, agent, seed), one.path)
+            for entry in one.scores["evaluations"]:
+                row = Row(
+                    one.task,
+                    agent,
+                    seed,
+                    entry["step"],
+                    minutes.get(entry["step"], math.nan),
+                    float(entry.get("score", entry["mean_return"])[i]),
+                    one.path,
+                )
+                if owner != one.path:
+                    raise UserError(twice(row, owner, one.path))
+                if not math.isfinite(row.score):
+                    raise UserError(
+                        f"{one.path}: the {one.unit} of seed {seed} at step {row.step:,} is {row.score}, no finite "
+                        "number. Leave the run out, and say so."
+                    )
+                rows[row[:4]] = row
+                episodes.setdefault((one.task, agent), set()).add(len(entry["returns"][i]))
+    return Scores(tuple(rows.values()), units, episodes, tuple(_notes(read)), tuple(left_out))
+
+
+def _read(folder: str) -> _Read:
+    """A run's folder. Raises UserError where it is damaged, of images, or has no evaluation yet."""
+    path = Path(folder)
+    if kind_of(path) == IMAGES:
+        raise UserError(f"{path} is a fine-tuning run of an image model: `diffrl compare {path}` shows it.")
+    run = Run.read(path)
+    if not (path / "scores.json").exists():
+        why = "its data have no environment (--env ID)" if run.task.env_id is None else "none was made yet"
+        raise UserError(f"{path} has no evaluations: {why}.")
+    scores = read_scores(path)
+    if not scores["evaluations"]:
+        raise UserError(f"{path} has no evaluations: none was made yet.")
+    seeds = list(run.config.seeds)
+    if len(scores["evaluations"][0]["returns"]) != len(seeds):
+        raise UserError(f"{path} is damaged: its scores are not of its {len(seeds)} seeds. Restore it from a copy.")
+    agent = run.config.agent.name if run.kind == OFFLINE else f"{run.config.agent.name} {run.kind}"
+    return _Read(folder, run, _task_name(run), agent, _settings(run), seeds, scores)
+
+
+def _task_name(run: Run) -> str:
+    """The data set, and what was asked for on the command line that makes it another task."""
+    config = run.config
+    parts = [f"in {config.env}"] if config.env is not None and config.env != config.dataset else []
+    parts += [*config.env_kwargs, *([f"{config.max_episode_steps} steps"] if config.max_episode_steps else [])]
+    parts += [f"first {config.rows:,} rows"] if config.rows is not None else []
+    return f"{called(config.dataset)} ({', '.join(parts)})" if parts else called(config.dataset)
+
+
+def _settings(run: Run) -> dict[str, str]:
+    """What a run's results depend on apart from data, environment and seed, by dotted name, written plainly."""
+    tree: dict[str, Any] = {k: v for k, v in dataclasses.asdict(run.config).items() if k not in _NOT_SETTINGS}
+    if run.settings is not None:
+        kept = {k: v for k, v in run.settings.items() if k not in ("offline_run", "start_run", "policy")}
+        tree[run.kind] = kept
+    flat: dict[str, str] = {}
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                add(f"{name}.{key}" if name else str(key), inner)
+        else:
+            flat[name.removeprefix("agent.")] = value if isinstance(value, str) else json.dumps(value, default=str)
+
+    add("", tree)
+    return flat
+
+
+def _tell_data_apart(read: Sequence[_Read]) -> list[_Read]:
+    """The runs, with the beginning of the data's digest in the task's name where one name has several data sets."""
+    prints: dict[str, set[str]] = {}
+    for one in read:
+        prints.setdefault(one.task, set()).add(one.run.fingerprint)
+    return [
+        one
+        if len(prints[one.task]) == 1
+        else dataclasses.replace(one, task=f"{one.task} [data {one.run.fingerprint[:6]}]")
+        for one in read
+    ]
+
+
+def _agent_names(read: Sequence[_Read]) -> dict[str, str]:
+    """By folder, the agent's name; with the settings that runs of it on one task do not share, such as `iql tau=0.9`.
+
+    What differs between tasks alone, as published settings do, sets nothing apart.
+    """
+    varying: dict[str, set[str]] = {}
+    for one in read:
+        peers = [other.settings for other in read if (other.agent, other.task) == (one.agent, one.task)]
+        names = {name for settings in peers for name in settings}
+        varying.setdefault(one.agent, set()).update(n for n in names if len({s.get(n) for s in peers}) > 1)
+    return {
+        one.path: " ".join(
+            [one.agent, *(f"{name}={one.settings.get(name, '-')}" for name in sorted(varying[one.agent]))]
+        )
+        for one in read
+    }
+
+
+def _notes(read: Sequence[_Read]) -> list[Note]:
+    """What is to be known: tasks that are not the benchmark's own, rebuilt environments, runs that were cut."""
+    notes = []
+    for task in dict.fromkeys(one.task for one in read):
+        of_task = [one for one in read if one.task == task]
+        about = of_task[0].run.task
+        if of_task[0].unit == RETURN:
+            notes.append(Note(task, "Plain returns, as there are no reference scores: it is in no aggregate."))
+        elif any(not one.run.task.comparable for one in of_task):
+            family = benchmark_family(about.reference or task)
+            said = (
+                f"Scaled by D4RL's reference returns for {family}, but data or environment are not D4RL's: do not "
+                "report it under a D4RL name."
+            )
+            notes.append(Note(task, said))
+        name = of_task[0].run.config.dataset
+        with contextlib.suppress(UserError):  # of a package that is broken, or not here
+            if registry.known(name) and (said := registry.get(name).note):
+                notes.append(Note(task, said))
+    for one in read:
+        last, wanted = max(e["step"] for e in one.scores["evaluations"]), one.run.config.steps
+        if last < wanted:
+            notes.append(Note(one.path, f"Not finished: the last evaluation is at step {last:,} of {wanted:,}."))
+    return notes
+
+
+def _minutes(path: Path) -> dict[int, float]:
+    """By step, the minutes that a run had worked when it first logged that step; {} where no times are kept.
+
+    They are in TensorBoard's events, a file for each time that the run was started or resumed; time between the files,
+    in which nothing ran, does not count. Evaluations that training waits for do.
+    """
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    found: dict[int, float] = {}
+    before = 0.0
+    for file in sorted((path / "tensorboard").glob("events.out.tfevents.*")):
+        begin = now = math.nan
+        try:
+            for record in RawEventFileLoader(str(file)).Load():
+                event = Event.FromString(record)
+                begin = event.wall_time if math.isnan(begin) else begin
+                now = event.wall_time
+                if event.step not in found:
+                    found[event.step] = (before + now - begin) / 60
+        except Exception:
+            pass
+        if not math.isnan(begin):
+            before += now - begin
+    return found

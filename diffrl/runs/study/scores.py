@@ -1,0 +1,216 @@
+"""The one table that reports, selection and benchmarks share: a row an evaluation, of runs or of a CSV file."""
+
+import csv
+import math
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from diffrl.support.errors import UserError, listed, said_by, shown
+from diffrl.support.files import read_text
+from diffrl.support.folder import ABOUT
+
+COLUMNS = ("task", "agent", "seed", "step", "score")
+"""Columns that a CSV file of scores has; it may have `minutes` too, and others, which are not read."""
+SCORE, RETURN = "score", "return"
+"""What a task's values are: normalised scores x100, or plain returns where there are no references."""
+
+
+class Row(NamedTuple):
+    """One evaluation of one seed."""
+
+    task: str
+    """The data set; with another environment or fewer rows than its own, these too."""
+    agent: str
+    """The algorithm; where runs of it have other settings on one task, with those that differ."""
+    seed: int
+    step: int
+    """Training steps made; of runs that act in an environment, its steps."""
+    minutes: float
+    """Minutes that the run, all its seeds, had worked when the step was logged; nan: not known."""
+    score: float
+    """The mean over the evaluation's episodes: a normalised score x100, or a return (`Scores.units`)."""
+    run: str = ""
+    """The run's folder, or the CSV file."""
+
+
+class Note(NamedTuple):
+    """What a reader of scores should know."""
+
+    about: str
+    """A task, or a run's folder."""
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All evaluations of some runs, in the order of task, agent, seed and step."""
+
+    rows: tuple[Row, ...]
+    units: Mapping[str, str] = field(default_factory=dict)
+    """By task, what its scores are: "score" or "return"; what is not named is a score."""
+    episodes: Mapping[tuple[str, str], Collection[int]] = field(default_factory=dict)
+    """By task and agent, the episodes an evaluation of a seed; known of runs alone."""
+    notes: tuple[Note, ...] = ()
+    """What a reader of the scores should know of tasks and runs."""
+    left_out: tuple[str, ...] = ()
+    """Folders that were found and not read, each with the reason: a sentence each."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row[:4])))
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks, in alphabetical order."""
+        return sorted({row.task for row in self.rows})
+
+    @property
+    def agents(self) -> list[str]:
+        """The agents, in alphabetical order."""
+        return sorted({row.agent for row in self.rows})
+
+    def unit(self, task: str) -> str:
+        """What a task's scores are: "score" (normalised, x100) or "return"."""
+        return self.units.get(task, SCORE)
+
+    def curves(self) -> dict[tuple[str, str], dict[int, list[Row]]]:
+        """The evaluations by (task, agent) and then by seed, each list in the order of steps."""
+        found: dict[tuple[str, str], dict[int, list[Row]]] = {}
+        for row in self.rows:
+            found.setdefault((row.task, row.agent), {}).setdefault(row.seed, []).append(row)
+        return found
+
+    def with_others(self, other: "Scores") -> "Scores":
+        """These scores and others together. Raises UserError where both have an evaluation of one task, agent, seed."""
+        theirs = {row[:3]: row for row in other.rows}
+        for row in self.rows:
+            if (twin := theirs.get(row[:3])) is not None:
+                raise UserError(twice(row, row.run, twin.run))
+            if self.unit(row.task) != other.units.get(row.task, self.unit(row.task)):
+                raise UserError(f"{row.task} has scores in one source and returns in the other: they do not compare.")
+        return Scores(
+            (*self.rows, *other.rows),
+            {**self.units, **other.units},
+            {**self.episodes, **other.episodes},
+            tuple(dict.fromkeys((*self.notes, *other.notes))),
+            (*self.left_out, *other.left_out),
+        )
+
+    @classmethod
+    def of_runs(cls, paths: Sequence[Path | str]) -> "Scores":
+        """The scores of runs: their folders, or folders that contain such, as a sweep's does.
+
+        Runs of one agent on one task are further seeds where their settings are the same; else the agent's name says
+        what differs. What cannot be read, or has no evaluation yet, is in `left_out`. Raises UserError where nothing is
+        left, where a score is no number, and where a seed is there twice.
+        """
+        from diffrl.runs.study.reading import read_runs
+
+        folders = [folder for path in paths for folder in run_folders(Path(path))]
+        return read_runs(list(dict.fromkeys(os.path.normpath(folder) for folder in folders)))
+
+    @classmethod
+    def of_csv(cls, path: Path | str) -> "Scores":
+        """The scores in a CSV file with a header: task, agent, seed, step, score, perhaps minutes; in any order.
+
+        Commas, semicolons or tabs separate. Raises UserError, with the line's number, at the first row that is wrong.
+        """
+        path = Path(path)
+        text = read_text(path, "a CSV file of scores (UTF-8)").removeprefix("\ufeff")
+        rows: dict[tuple[str, str, int, int], tuple[Row, int]] = {}
+        for line, row in _rows_of_csv(path, text):
+            if row[:4] in rows:
+                raise UserError(
+                    f"{path}, line {line}: {_which(row)}, step {row.step}, is in line {rows[row[:4]][1]} already."
+                )
+            rows[row[:4]] = row, line
+        if not rows:
+            raise UserError(f"{path} has a header and no rows; expected one row an evaluation.")
+        said = f"{path.name}: taken to be normalised, x100. Episodes, environments and settings are not known."
+        return cls(tuple(row for row, _ in rows.values()), notes=(Note("Scores of others", said),))
+
+
+def run_folders(path: Path) -> list[Path]:
+    """The runs' folders at or below a path, in alphabetical order. Raises UserError where there are none."""
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        also = " Scores in a file are read by --csv." if path.is_file() else ""
+        raise UserError(f"{path} {what}; expected a run's folder, or a folder that contains runs.{also}")
+    found = []
+    for folder, below, files in os.walk(path):
+        below.sort()
+        if ABOUT in files:
+            found.append(Path(folder))
+            below.clear()  # what is in a run's folder is the run's
+    if not found:
+        raise UserError(f"{path} contains no run: no folder at or below it has a {ABOUT}. Is it the right path?")
+    return found
+
+
+# --- CSV ------------------------------------------------------------------------------------------------------------
+
+
+def _rows_of_csv(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+    """The rows of a text in CSV, each with the number of its line. Raises UserError at the first that is wrong."""
+    first = text.partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    try:
+        header = [name.strip().lower() for name in next(reader, [])]
+        if missing := [name for name in COLUMNS if name not in header]:
+            has = f"the header is {listed(header)}" if any(header) else "the first line is empty"
+            raise UserError(f"{path} has no column {', '.join(missing)}; expected {', '.join(COLUMNS)}, and {has}.")
+        if len(set(header)) < len(header):
+            raise UserError(f"{path}, line 1: a column is named twice: {', '.join(header)[:200]}.")
+        at = {name: header.index(name) for name in (*COLUMNS, "minutes") if name in header}
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            where = f"{path}, line {reader.line_num}"
+            if len(cells) != len(header):
+                raise UserError(f"{where} has {len(cells)} cells; expected {len(header)}, as in the header.")
+            yield reader.line_num, _row(where, {name: cells[i].strip() for name, i in at.items()}, str(path))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {said_by(error)}.") from error
+
+
+def _row(where: str, cells: Mapping[str, str], source: str) -> Row:
+    for name in ("task", "agent"):
+        if not cells[name]:
+            raise UserError(f"{where}: the {name} is empty; expected a name.")
+        if len(cells[name]) > 100 or not cells[name].isprintable():
+            raise UserError(f"{where}: the {name} is {shown(cells[name])}; expected a name of 100 characters at most.")
+    seed, step = (_number(where, name, cells[name], whole=True) for name in ("seed", "step"))
+    minutes = _number(where, "minutes", cells["minutes"]) if cells.get("minutes") else math.nan
+    score = _number(where, "score", cells["score"])
+    return Row(cells["task"], cells["agent"], int(seed), int(step), minutes, score, source)
+
+
+def _number(where: str, name: str, text: str, whole: bool = False) -> float:
+    """A finite number; a whole one that is not negative where `whole`. Raises UserError for any other text."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    fine = value.is_integer() and 0 <= value < 2**53 if whole else math.isfinite(value)
+    if not fine:
+        expected = "a whole number from 0 up" if whole else "a finite number"
+        advice = " A run that failed has a score too: give it, or leave the whole run out and say so."
+        raise UserError(
+            f"{where}: the {name} is {shown(text)}; expected {expected}.{advice if name == 'score' else ''}"
+        )
+    return value
+
+
+def _which(row: Row) -> str:
+    return f"seed {row.seed} of {row.agent} on {row.task}"
+
+
+def twice(row: Row, one: str, other: str) -> str:
+    """The sentence that refuses a seed that two runs have."""
+    return (
+        f"There are two runs of {_which(row)}: {one} and {other}. Counted twice, one run would look like "
+        "two; leave one out."
+    )

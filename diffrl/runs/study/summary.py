@@ -1,0 +1,261 @@
+"""What a report says, computed once from a table of scores: results, aggregates, comparisons, efficiency, caveats."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffrl.runs.study import statistics
+from diffrl.runs.study.protocols import PROTOCOLS, Curve, Protocol, Shared, curve, reached, results, shared
+from diffrl.runs.study.scores import SCORE, Note, Scores
+from diffrl.runs.study.statistics import Interval
+
+FEW = 5
+"""Fewer seeds than these are few."""
+_FRACTIONS = 1.5
+"""Scores that are all below this are taken to be fractions of 1, not of 100."""
+
+
+class Result(NamedTuple):
+    """The result of an agent on a task."""
+
+    values: NDArray[np.float64]
+    """(S,) a value a seed."""
+    mean: float
+    error: float
+    """The standard error over seeds; nan of a single one."""
+    low: float
+    high: float
+    """Student's 95 % interval of the mean; nan of a single seed."""
+
+
+class Efficiency(NamedTuple):
+    """How soon an agent reached a score on a task."""
+
+    task: str
+    agent: str
+    target: float
+    of: str
+    """"own": a share of its own last score; "best": of the highest last score on the task."""
+    reached: int
+    seeds: int
+    steps: float
+    """The median over the seeds that reached it; nan where none did."""
+    minutes: float
+
+
+AGGREGATES = {
+    "IQM": statistics.iqm,
+    "median": statistics.median,
+    "mean": statistics.mean,
+    "optimality gap": statistics.optimality_gap,
+}
+"""The aggregates of a report; of the last one less is better."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything that tables and figures show."""
+
+    scores: Scores
+    protocol: Protocol = "last"
+    target: float = 100.0
+    """The score up to which the optimality gap is measured."""
+    fraction: float = 0.9
+    """The share of a final score that sample efficiency asks for."""
+
+    @cached_property
+    def shared(self) -> Shared:
+        """The agents and tasks of the aggregates."""
+        return shared(self.scores)
+
+    def results(self, protocol: Protocol) -> dict[tuple[str, str], Result]:
+        """By (task, agent), the result by a protocol."""
+        found = {}
+        for key, values in results(self.scores, protocol).items():
+            centre, low, high = map(float, statistics.student(values))
+            error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+            found[key] = Result(values, centre, error, low, high)
+        return found
+
+    @cached_property
+    def chosen(self) -> dict[tuple[str, str], Result]:
+        """By (task, agent), the result by the report's protocol."""
+        return self.results(self.protocol)
+
+    @cached_property
+    def curves(self) -> dict[tuple[str, str], Curve]:
+        """By (task, agent), the learning curve."""
+        return {key: curve(seeds) for key, seeds in self.scores.curves().items()}
+
+    def highest(self, task: str) -> tuple[str, bool]:
+        """The agent with the highest mean on a task, and whether its interval is apart from those of all others."""
+        of_task = {agent: found for (name, agent), found in self.chosen.items() if name == task}
+        best = max(of_task, key=lambda agent: of_task[agent].mean)
+        others = [found.high for agent, found in of_task.items() if agent != best]
+        return best, bool(others) and all(of_task[best].low > high for high in others)
+
+    def of_agent(self, agent: str) -> list[NDArray[np.float64]]:
+        """An agent's results on the shared tasks, an array (S,) a task."""
+        return [self.chosen[task, agent].values for task in self.shared.tasks]
+
+    @cached_property
+    def aggregates(self) -> dict[str, dict[str, Interval]]:
+        """By agent and aggregate, its value with its interval; {} where agents share no task."""
+        if not self.shared.tasks:
+            return {}
+        more = {"optimality gap": lambda x: statistics.optimality_gap(x, self.target)}
+        return {
+            agent: {
+                name: statistics.interval(more.get(name, function), self.of_agent(agent))
+                for name, function in AGGREGATES.items()
+            }
+            for agent in self.shared.agents
+        }
+
+    @cached_property
+    def ranked(self) -> list[str]:
+        """The agents of the aggregates, the highest IQM first."""
+        return sorted(self.aggregates, key=lambda agent: -float(self.aggregates[agent]["IQM"].value))
+
+    @cached_property
+    def profiles(self) -> tuple[NDArray[np.float64], dict[str, Interval]]:
+        """Scores tau (T,), and by agent the share of runs above each, with its interval."""
+        if not self.shared.tasks:
+            return np.empty(0), {}
+        every = np.concatenate([values for agent in self.shared.agents for values in self.of_agent(agent)])
+        low, high = min(0.0, float(every.min())), float(every.max())
+        taus = np.linspace(low, high, 101)
+        return taus, {
+            agent: statistics.interval(lambda x: statistics.profile(x, taus), self.of_agent(agent), draws=2000)
+            for agent in self.ranked
+        }
+
+    @cached_property
+    def improvements(self) -> list[tuple[str, str, Interval]]:
+        """For each two agents, the one of higher IQM first: the probability that the first beats the second."""
+        return [
+            (x, y, statistics.interval(statistics.probability_of_improvement, self.of_agent(x), self.of_agent(y)))
+            for x, y in itertools.combinations(self.ranked, 2)
+        ]
+
+    @cached_property
+    def efficiency(self) -> list[Efficiency]:
+        """How soon agents reached a share of their own last score, and of the highest last score on the task.
+
+        Only of targets above zero: a share of a score below it is easier than the score.
+        """
+        last, found = self.results("last"), []
+        for (task, agent), seeds in self.scores.curves().items():
+            finals = {"own": last[task, agent].mean, "best": max(r.mean for (t, _), r in last.items() if t == task)}
+            for of, final in finals.items():
+                if final > 0:
+                    times = [reached(rows, self.fraction * final) for rows in seeds.values()]
+                    there = [time for time in times if not math.isnan(time.step)]
+                    steps, minutes = (
+                        (float(np.median(values)) if there else math.nan)
+                        for values in ([t.step for t in there], [t.minutes for t in there])
+                    )
+                    found.append(
+                        Efficiency(task, agent, self.fraction * final, of, len(there), len(seeds), steps, minutes)
+                    )
+        return found
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """The fewest and the most seeds of an agent on a task."""
+        counts = [len(result.values) for result in self.chosen.values()]
+        return min(counts), max(counts)
+
+    def caveats(self) -> list[Note]:
+        """What limits the report: what a careful reader would ask."""
+        return [*self._of_seeds(), *self._of_evaluations(), *self._of_aggregates(), *_grouped(self.scores.notes)]
+
+    def _of_seeds(self) -> list[Note]:
+        fewest, most = self.seeds
+        notes = []
+        single = sorted({task for (task, _), result in self.chosen.items() if len(result.values) == 1})
+        if single:
+            said = "One seed of some agents: there is no error, no interval and no emphasis, as there is no spread to "
+            notes.append(Note(_named(single), said + "take them from. Aggregates with such a task have none either."))
+        if most > 1 and fewest < FEW:
+            two = " The bootstrap of two seeds runs from one to the other, and holds the true mean half of the time."
+            notes.append(
+                Note(
+                    "Few seeds",
+                    f"{fewest if fewest == most else f'{fewest} to {most}'} seeds each. Bootstrap intervals of fewer "
+                    f"than {FEW} seeds are too narrow.{two if fewest <= 2 else ''} Student's intervals of single tasks "
+                    "allow for the number, if scores are near normal.",
+                )
+            )
+        if fewest != most:
+            notes.append(
+                Note("Unequal seeds", "In the IQM each run counts the same, so tasks with more seeds count more.")
+            )
+        return notes
+
+    def _of_evaluations(self) -> list[Note]:
+        notes = []
+        if self.protocol == "best":
+            said = "The best evaluation is chosen by the scores that are then reported, so they are too high: the more "
+            notes.append(Note("Best", said + "evaluations and the fewer episodes, the more."))
+        for task in self.scores.tasks:
+            episodes = {a: sorted(self.scores.episodes.get((task, a), ())) for a in self.scores.agents}
+            several = {count for counts in episodes.values() for count in counts}
+            if len(several) > 1:
+                said = (
+                    f"Evaluations have {min(several)} to {max(several)} episodes: errors and best scores compare badly."
+                )
+                notes.append(Note(task, said))
+            ends = {
+                agent: {rows[-1].step for rows in seeds.values()}
+                for (name, agent), seeds in self.scores.curves().items()
+                if name == task
+            }
+            steps = {step for each in ends.values() for step in each}
+            if len(steps) > 1:
+                said = f"Last evaluations are at {min(steps):,} to {max(steps):,} steps: agents are compared as they "
+                notes.append(Note(task, said + "ended."))
+        return _grouped(notes)
+
+    def _of_aggregates(self) -> list[Note]:
+        notes = []
+        aside = [task for task in self.scores.tasks if task not in self.shared.tasks]
+        normalised = [task for task in aside if self.scores.unit(task) == SCORE]
+        if not self.shared.tasks:
+            notes.append(Note("No aggregates", "There is no normalised task to take them over."))
+        elif self.shared.without or normalised:
+            without = f" Left out of them, as they share no task: {', '.join(self.shared.without)}." * bool(
+                self.shared.without
+            )
+            over = f"Over the {len(self.shared.tasks)} task{'s' * (len(self.shared.tasks) > 1)} that these agents share"
+            notes.append(Note("Aggregates", f"{over}: {_named(self.shared.tasks)}.{without}"))
+        highest = max((r.score for r in self.scores.rows if self.scores.unit(r.task) == SCORE), default=0.0)
+        if 0 < highest < _FRACTIONS < self.target:
+            said = f"All scores are below {_FRACTIONS}: are they fractions? The optimality gap is measured at "
+            notes.append(Note("Scale", said + f"{self.target:g}; give --target 1."))
+        if len(self.shared.tasks) == 1:
+            notes.append(Note("One task", "Aggregates are over a single task: they say nothing of others."))
+        return notes
+
+
+def _grouped(notes: Sequence[Note]) -> list[Note]:
+    """The notes, those of one sentence as one."""
+    about: dict[str, list[str]] = {}
+    for note in notes:
+        about.setdefault(note.sentence, []).append(note.about)
+    return [Note(_named(list(dict.fromkeys(names))), sentence) for sentence, names in about.items()]
+
+
+def _named(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def protocol_words(protocol: Protocol) -> str:
+    """The protocol as a sentence says it."""
+    return f"{protocol}: {PROTOCOLS[protocol]}"

@@ -1,0 +1,231 @@
+"""The table of scores: read from runs' folders and from CSV files; and what is refused, in one line."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import diffrl
+from agents import BC
+from diffrl.runs.config import TrainConfig
+from diffrl.runs.study.scores import Note, Row, Scores
+from diffrl.support import folder
+from diffrl.support.errors import UserError
+from diffrl.training.logs import read_scores
+
+TASK = "maze2d-umaze-v1 (4 steps, first 2,000 rows)"
+
+
+def run(out: Path, seeds: tuple[int, ...] = (0, 1), width: int = 8, **fields: Any) -> Path:
+    """A run of 20 steps, evaluated at 10 and 20 in two episodes of four steps."""
+    values: dict[str, Any] = {"rows": 2000, "steps": 20, "eval_every": 10, "eval_episodes": 2, "log_every": 10}
+    agent = BC(width=width, layers=1, batch_size=8)
+    config = TrainConfig("maze2d-umaze-v1", agent, seeds=seeds, out=out, max_episode_steps=4, **(values | fields))
+    return diffrl.train(config, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory, data_directory: Path) -> Path:
+    """A folder with runs: two seeds and a third of the same settings, and one of another width."""
+    out = tmp_path_factory.mktemp("sweep")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFRL_DATA", str(data_directory))
+        run(out / "narrow" / "a")
+        run(out / "narrow" / "b", seeds=(2,), eval_every=20, eval_episodes=3)
+        run(out / "wide", seeds=(0,), width=16)
+    return out
+
+
+def changed(run: Path, out: Path, **entry: Any) -> Path:
+    """A copy of a run whose last evaluation has other entries, with true checksums."""
+    shutil.copytree(run, out)
+    content = read_scores(out)
+    content["evaluations"][-1] |= entry
+    folder.write_json(out / "scores.json", content)
+    return out
+
+
+def test_runs_of_equal_settings_are_seeds_of_one_agent(sweep: Path) -> None:
+    """All numbers are those of scores.json; what differs between runs of one task is in the agent's name."""
+    scores = Scores.of_runs([sweep])
+    assert scores.agents == ["bc width=16", "bc width=8"]
+    assert scores.tasks == [TASK]
+    narrow = scores.curves()[TASK, "bc width=8"]
+    assert {seed: [row.step for row in rows] for seed, rows in narrow.items()} == {0: [10, 20], 1: [10, 20], 2: [20]}
+    stored = read_scores(sweep / "narrow" / "a")["evaluations"]
+    for i in (0, 1):
+        assert [row.score for row in narrow[i]] == [entry["score"][i] for entry in stored]
+    assert narrow[2][0].run == str(sweep / "narrow" / "b")
+    assert scores.episodes[TASK, "bc width=8"] == {2, 3}
+    assert scores.unit(TASK) == "score"
+    assert [note.about for note in scores.notes] == [TASK, TASK]
+    assert "do not report it under a D4RL name" in scores.notes[0].sentence
+    assert "rebuilt" in scores.notes[1].sentence
+
+
+def test_minutes_grow_with_steps_and_are_the_runs(sweep: Path) -> None:
+    rows = Scores.of_runs([sweep / "narrow" / "a"]).rows
+    first, second = (next(row for row in rows if row[2:4] == (0, step)) for step in (10, 20))
+    assert 0 <= first.minutes < second.minutes < 10
+    assert [row.minutes for row in rows if row.seed == 0] == [row.minutes for row in rows if row.seed == 1]
+
+
+def test_a_run_without_its_events_has_no_minutes(sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(sweep / "wide", tmp_path / "wide", ignore=shutil.ignore_patterns("tensorboard"))
+    assert all(math.isnan(row.minutes) for row in Scores.of_runs([tmp_path]).rows)
+
+
+def test_torn_events_count_up_to_the_tear(sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(sweep / "narrow" / "a", tmp_path / "run")
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    whole = Scores.of_runs([sweep / "narrow" / "a"]).rows
+    events.write_bytes(events.read_bytes()[:-3])
+    assert [row.minutes for row in Scores.of_runs([tmp_path]).rows] == [row.minutes for row in whole]
+    events.write_bytes(b"\xff" * 100)
+    assert all(math.isnan(row.minutes) for row in Scores.of_runs([tmp_path]).rows)
+
+
+def test_a_path_given_twice_counts_once(sweep: Path) -> None:
+    once = Scores.of_runs([sweep])
+    assert Scores.of_runs([sweep, sweep / "wide", sweep / "narrow" / ".." / "wide"]).rows == once.rows
+
+
+def test_one_seed_twice_is_refused(sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(sweep / "wide", tmp_path / "copy")
+    with pytest.raises(UserError, match=r"two runs of seed 0 of bc on .*leave one out"):
+        Scores.of_runs([sweep / "wide", tmp_path])
+
+
+def test_a_run_without_evaluations_is_left_out_and_said(sweep: Path, tmp_path: Path) -> None:
+    cut = shutil.copytree(sweep / "wide", tmp_path / "cut")
+    (cut / "scores.json").unlink()
+    damaged = shutil.copytree(sweep / "wide", tmp_path / "damaged")
+    (damaged / "scores.json").write_text("{}")
+    scores = Scores.of_runs([sweep / "wide", cut, damaged])
+    assert len(scores.rows) == 2
+    assert [f"Left out: {cut} has no evaluations: none was made yet." in said for said in scores.left_out] == [
+        True,
+        False,
+    ]
+    assert "checksum" in scores.left_out[1]
+    with pytest.raises(UserError, match=r"No run has scores to report. .*cut has no evaluations"):
+        Scores.of_runs([cut])
+
+
+def test_a_score_that_is_no_number_is_refused(sweep: Path, tmp_path: Path) -> None:
+    path = changed(sweep / "wide", tmp_path / "run", score=[math.nan])
+    with pytest.raises(UserError, match=r"run: the score of seed 0 at step 20 is nan, no finite number"):
+        Scores.of_runs([path])
+
+
+def test_an_unfinished_run_is_said(sweep: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(sweep / "wide", tmp_path / "run")
+    content = read_scores(path)
+    content["evaluations"].pop()
+    folder.write_json(path / "scores.json", content)
+    said = "Not finished: the last evaluation is at step 10 of 20."
+    assert Note(str(path), said) in Scores.of_runs([path]).notes
+
+
+def test_plain_returns_are_no_scores(sweep: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(sweep / "wide", tmp_path / "run")
+    content = read_scores(path)
+    for entry in content["evaluations"]:
+        del entry["score"]
+    folder.write_json(path / "scores.json", content)
+    scores = Scores.of_runs([path])
+    assert scores.unit(TASK) == "return"
+    assert [row.score for row in scores.rows] == [entry["mean_return"][0] for entry in content["evaluations"]]
+    with pytest.raises(UserError, match="do not compare"):
+        Scores.of_runs([path, sweep / "narrow"])
+
+
+def test_where_there_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for name, said in {"none": "does not exist", "file": "is a file.*--csv", "empty": "contains no run"}.items():
+        with pytest.raises(UserError, match=said):
+            Scores.of_runs([tmp_path / name])
+
+
+def test_images_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"kind": "images"}))
+    with pytest.raises(UserError, match="`diffrl compare"):
+        Scores.of_runs([tmp_path])
+
+
+# --- CSV ------------------------------------------------------------------------------------------------------------
+
+
+def csv(tmp_path: Path, text: str | bytes) -> Path:
+    path = tmp_path / "scores.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_csv_in_any_order_of_columns_and_rows(tmp_path: Path, delimiter: str) -> None:
+    lines = ["\ufeffScore,step, seed ,AGENT,task,remark", "-1.5,20,1,iql,t,x", "", "3,10,1.0,iql,t,", '2e1,10,0,"b",t,']
+    scores = Scores.of_csv(csv(tmp_path, "\r\n".join(lines).replace(",", delimiter)))
+    assert [row[:4] for row in scores.rows] == [("t", "b", 0, 10), ("t", "iql", 1, 10), ("t", "iql", 1, 20)]
+    assert [row.score for row in scores.rows] == [20, 3, -1.5]
+    assert all(math.isnan(row.minutes) for row in scores.rows)
+
+
+HEADER = "task,agent,seed,step,score\n"
+BAD = {
+    "no file": (None, "does not exist"),
+    "empty": ("", "no column task, agent, seed, step, score"),
+    "no rows": (HEADER, "a header and no rows"),
+    "a column is missing": (
+        "task,agent,seed,score\n",
+        "no column step; expected .*the header is agent, score, seed, task",
+    ),
+    "a column twice": ("task,task,agent,seed,step,score\n", "line 1: a column is named twice"),
+    "no number": (HEADER + "t,a,0,1,1\nt,a,0,2,high\n", r"line 3: the score is 'high'; expected a finite number"),
+    "nan": (HEADER + "t,a,0,1,nan\n", "line 2: the score is 'nan'; .*A run that failed has a score too"),
+    "infinite": (HEADER + "t,a,0,1,inf\n", "line 2: the score is 'inf'"),
+    "empty score": (HEADER + "t,a,0,1,\n", "line 2: the score is ''"),
+    "half a seed": (HEADER + "t,a,0.5,1,1\n", "line 2: the seed is '0.5'; expected a whole number"),
+    "a step below zero": (HEADER + "t,a,0,-1,1\n", "line 2: the step is '-1'"),
+    "a huge seed": (HEADER + "t,a,1e300,1,1\n", "line 2: the seed is"),
+    "no agent": (HEADER + "t,,0,1,1\n", "line 2: the agent is empty"),
+    "a long name": (HEADER + f"t,{'a' * 101},0,1,1\n", "line 2: the agent is 'aaa"),
+    "a cell too few": (HEADER + "t,a,0,1\n", "line 2 has 4 cells; expected 5"),
+    "twice": (HEADER + "t,a,0,1,1\nt,a,0,1,2\n", "line 3: seed 0 of a on t, step 1, is in line 2 already"),
+    "an open quote": (HEADER + 't,"a,0,1,1\n', "line 2: Error: unexpected end of data"),
+    "not UTF-8": (b"task,agent,seed,step,score\nt,\xff,0,1,1\n", "cannot be read: 'utf-8' codec"),
+    "a null byte": (HEADER + "t,a\0,0,1,1\n", "line 2: "),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_csv_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    text, said = BAD[name]
+    path = tmp_path / "none.csv" if text is None else csv(tmp_path, text)
+    with pytest.raises(UserError, match=said) as error:
+        Scores.of_csv(path)
+    assert "\n" not in str(error.value)
+    assert path.name in str(error.value)
+
+
+def test_a_huge_csv_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "huge.csv"
+    with path.open("wb") as file:
+        file.truncate(2**26 + 1)
+    with pytest.raises(UserError, match="more than 67,108,864 bytes"):
+        Scores.of_csv(path)
+
+
+def test_two_sources_are_one_table() -> None:
+    ours = Scores((Row("t", "a", 0, 1, 0.0, 1.0, "one"),), {"t": "score"})
+    theirs = Scores((Row("t", "b", 0, 1, 0.0, 2.0, "two"),))
+    assert ours.with_others(theirs).rows == (*ours.rows, *theirs.rows)
+    with pytest.raises(UserError, match="two runs of seed 0 of a on t: one and one"):
+        ours.with_others(ours)
+    with pytest.raises(UserError, match="do not compare"):
+        ours.with_others(Scores(theirs.rows, {"t": "return"}))
