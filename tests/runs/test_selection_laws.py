@@ -8,8 +8,9 @@ import pytest
 import torch
 from scipy import stats
 
-from diffrl.runs.study.bandit import BanditConfig, bandit, play, ucb
-from diffrl.runs.study.fqe import Experience, FQEConfig, fitted_values
+from diffrl.runs.study.bandit import bandit, play, ucb
+from diffrl.runs.study.config import BanditConfig, FQEConfig
+from diffrl.runs.study.fqe import Experience, fitted_values
 from diffrl.runs.study.ranking import rank_correlation, regret, regret_at
 from diffrl.support.errors import UserError
 

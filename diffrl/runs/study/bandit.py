@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.support.schema import Count, NotNegative, Several, check
+from diffrl.runs.study.config import BanditConfig
 
 Array = NDArray[np.float64]
 
@@ -29,25 +29,6 @@ DRAWS = 1000
 """Bootstrap draws."""
 LEVEL = 0.95
 """What an interval covers."""
-
-
-@dataclass(frozen=True)
-class BanditConfig:
-    """How the bandit is played."""
-
-    pulls: Count = 200
-    """Online episodes, T."""
-    arms: Several = 8
-    """Policies a trial, drawn without replacement; all where there are fewer."""
-    trials: Several = 1000
-    """Times that it is played."""
-    alpha: NotNegative = 2.0
-    """Weight of the uncertainty in the bound, for scores x100."""
-    seed: int = 0
-    """What all draws come from."""
-
-    def __post_init__(self) -> None:
-        check(self, "bandit.")
 
 
 @dataclass(frozen=True)

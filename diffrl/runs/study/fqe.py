@@ -12,7 +12,6 @@ Observations are standardised by the data, rewards divided by the largest.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,35 +21,9 @@ from torch import Tensor
 
 from diffrl.data.preprocessing import Normaliser
 from diffrl.nets import MLP, Adam, average_, seed_generator
-from diffrl.support.schema import Batch, Depth, Natural, Positive, Rate, Rows, Width, check
-from diffrl.support.seeds import check_seed, generator_at
-from diffrl.support.stopping import check as check_stopping
-
-
-@dataclass(frozen=True)
-class FQEConfig:
-    """How policies are evaluated by the data."""
-
-    steps: Natural = 10_000
-    """Training steps; 0: no evaluation by the data."""
-    rows: Rows = 10_000
-    """Transitions, drawn from the data once; each policy is asked for an action at each."""
-    batch_size: Batch = 256
-    """Transitions a step."""
-    width: Width = 128
-    """Width of the hidden layers."""
-    layers: Depth = 2
-    """Number of hidden layers."""
-    learning_rate: Positive = 1e-3
-    """Adam's learning rate, which falls to 0 along a cosine."""
-    target_rate: Rate = 0.05
-    """How far the averaged network moves to the network each step: large, since a value is to settle in `steps`."""
-    seed: int = 0
-    """What rows, batches and initial weights come from."""
-
-    def __post_init__(self) -> None:
-        check(self, "fqe.")
-        check_seed(self.seed, "--fqe.seed")
+from diffrl.runs.study.config import FQEConfig
+from diffrl.support.seeds import generator_at
+from diffrl.support.stopping import check
 
 
 class Experience(NamedTuple):
@@ -107,7 +80,7 @@ def fitted_values(
     optimiser = Adam(network, config.learning_rate, decay_steps=config.steps)
     generator = generator_at(config.seed, 1)
     for step in range(config.steps):
-        check_stopping()
+        check()
         rows = torch.randint(N, (config.batch_size,), generator=generator)
         with torch.no_grad():
             u = values(average, after[rows], next_actions[:, rows]).clamp(low, high)
