@@ -69,7 +69,8 @@ def fitted_values(
 
     def values(network: MLP, observations: Tensor, actions: Tensor) -> Tensor:
         x = torch.cat([observations.expand(P, -1, -1), actions], -1)
-        return network(x).squeeze(-1)
+        u: Tensor = network(x).squeeze(-1)
+        return u
 
     def made() -> MLP:
         generators = [seed_generator(config.seed) for _ in range(P)]

@@ -126,7 +126,7 @@ def _material(
     dataset = same_data(run, quiet=True)
     transitions = Transitions.from_dataset(dataset)
     columns = transitions.columns
-    tunings = {one.config.agent.reward_tune for _, one, _ in acting}
+    tunings: set[str] = {one.config.agent.reward_tune for _, one, _ in acting}
     tuned = {name: reward_tuning(name, columns.rewards, columns.episodes, dataset.return_range()) for name in tunings}
     generator = generator_at(config.seed, 2)
     rows = torch.randperm(len(transitions), generator=generator)[: config.rows]
