@@ -40,6 +40,10 @@ def exercise(bin_folder: Path, folder: Path) -> None:
     page = "from diffrl.support.page import static; print(*static('diffrl.augment.label', 'page'))"
     assert "index.html" in run(str(bin_folder / "python"), "-c", page, cwd=folder)
     assert "diffusion_ql/maze2d-umaze-v1" in diffrl("train", "list")
+    lines = ["task,agent,seed,step,score", *(f"maze2d-umaze-v1,bc,{seed},5,{seed}" for seed in range(2))]
+    (folder / "scores.csv").write_text("\n".join(lines))
+    diffrl("report", "--csv=scores.csv", "--out=report")
+    assert "CORL" in (folder / "report" / "index.html").read_text()
     diffrl("train", "bc/maze2d-umaze-v1", "--steps=5", "--rows=500", "--eval-episodes=1", "--out=run")
     assert (folder / "run" / "learning_curve.png").is_file()
 

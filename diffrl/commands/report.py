@@ -27,9 +27,10 @@ class Report:
       hopper-medium-v2,iql,0,1000000,66.4
 
     It writes index.html, which needs no other file and no network; tables.md and tables.tex (booktabs); scores.csv,
-    results.csv and aggregates.csv with all digits; figures/*.pdf. Statistics are those of Agarwal et al. 2021 (IQM,
-    optimality gap, performance profiles, probability of improvement), with stratified bootstrap intervals of a fixed
-    seed, so that the same runs give the same report. What limits it is said on the page.
+    results.csv and aggregates.csv with all digits; figures.pdf, a page a figure, and figures/*.svg.
+    Statistics are those of Agarwal et al. 2021 (IQM, optimality gap, performance profiles, probability of improvement),
+    with stratified bootstrap intervals of a fixed seed, so that the same runs give the same report. What limits it is
+    said on the page.
     """
 
     runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN ...]")] = ()
@@ -56,6 +57,7 @@ class Report:
 
         from rich.console import Console
 
+        from diffrl.runs.study.contents import aggregate_table
         from diffrl.runs.study.report import write_report
         from diffrl.runs.study.scores import Scores
         from diffrl.runs.study.summary import Summary
@@ -77,10 +79,17 @@ class Report:
             console.print(said, style="yellow", markup=False)
         summary = Summary(scores, self.protocol, self.target, self.fraction)
         path, table = write_report(summary, self.out, self.interval, self.title)
-        Console(width=None if console.is_terminal else 120).print(table.rich())
-        console.print(table.note, markup=False)
+        terminal = Console(width=None if console.is_terminal else 120)
+        short = table
+        if table.width() > terminal.width and (aggregates := aggregate_table(summary)) is not None:
+            short = aggregates
+            console.print(f"The table of results is too wide to be shown here: {self.out / 'tables.md'}", markup=False)
+        terminal.print(short.rich())
+        console.print(short.note, markup=False)
         for note in summary.caveats():
             console.print(f"{note.about}: {note.sentence}", style="dim", markup=False)
         console.print(f"The page: {path}", markup=False)
-        console.print(f"Tables for a paper: {self.out / 'tables.tex'}, figures: {self.out / 'figures'}", markup=False)
+        console.print(
+            f"Tables for a paper: {self.out / 'tables.tex'}, figures: {self.out / 'figures.pdf'}", markup=False
+        )
         return 0

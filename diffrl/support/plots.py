@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -69,11 +70,17 @@ def svg(figure: "Figure") -> str:
     return content.getvalue()
 
 
-def save_pdf(figure: "Figure", path: Path) -> Path:
-    """Write a figure as PDF, as papers take it, whole or not at all; the same each time."""
+def save_pdf(figures: Iterable["Figure"], path: Path) -> Path:
+    """Write figures as the pages of a PDF, as papers take them, whole or not at all; the same each time.
+
+    One file for all: most of the time goes into the fonts, which are embedded once a file.
+    """
     import matplotlib
+    from matplotlib.backends.backend_pdf import PdfPages
 
     with atomic_path(path) as temporary, matplotlib.rc_context({"pdf.fonttype": 42}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
+        with PdfPages(temporary, metadata={"CreationDate": None}) as pages:
+            for figure in figures:
+                pages.savefig(figure)
     return path

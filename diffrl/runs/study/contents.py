@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from diffrl.runs.study import published
 from diffrl.runs.study.protocols import PROTOCOLS, Protocol
 from diffrl.runs.study.statistics import DRAWS, Interval
-from diffrl.runs.study.summary import AGGREGATES, Result, Summary
+from diffrl.runs.study.summary import AGGREGATES, MANY, Result, Summary
 from diffrl.runs.study.tables import Cell, Mark, Table, to_csv
 
 NONE = "–"
@@ -46,8 +46,12 @@ def _grouped(rows: Sequence[Sequence[Cell]]) -> list[Sequence[Cell]]:
     return [[Cell(""), *row[1:]] if row[0] == name else row for row, name in zip(rows, above, strict=False)]
 
 
+_WIDE = 110
+"""Letters of a table that fits on a page."""
+
+
 def main_table(summary: Summary, interval: bool = False) -> Table:
-    """Tasks by agents, by the report's protocol; agents by tasks where there are more of them than fit side by side."""
+    """Tasks by agents, by the report's protocol; agents by tasks where that fits a page better."""
     tasks, agents = summary.scores.tasks, summary.scores.agents
     marks: dict[tuple[str, str], Mark] = {}
     for task in tasks:
@@ -69,11 +73,11 @@ def main_table(summary: Summary, interval: bool = False) -> Table:
         "Underlined: the highest, not apart."
     )
     named = {task: f"{task} (return)" if task in returns else task for task in tasks}
-    if len(agents) > max(7, len(tasks)):
-        rows = [[Cell(agent), *(cell(task, agent) for task in tasks)] for agent in agents]
-        return Table("results", "Results", ["agent", *named.values()], rows, note)
     rows = [[Cell(named[task]), *(cell(task, agent) for agent in agents)] for task in tasks]
-    return Table("results", "Results", ["task", *agents], rows, note)
+    table = Table("results", "Results", ["task", *agents], rows, note)
+    rows = [[Cell(agent), *(cell(task, agent) for task in tasks)] for agent in agents]
+    turned = Table("results", "Results", ["agent", *named.values()], rows, note)
+    return turned if table.width() > max(_WIDE, turned.width()) else table
 
 
 def protocols_table(summary: Summary) -> Table:
@@ -119,7 +123,7 @@ def improvement_table(summary: Summary) -> Table | None:
     found = {(x, y): value for x, y, value in summary.improvements}
     agents = summary.ranked
     rows = []
-    for x in agents:
+    for x in agents if len(agents) <= MANY else agents[:1]:
         row = [Cell(x)]
         for y in agents:
             value = found.get((x, y))

@@ -1,11 +1,12 @@
 """The figures of a report: learning curves, aggregates, performance profiles, probabilities of improvement."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -25,6 +26,8 @@ INK, QUIET = "#1d1f22", "#9a9da1"
 _LINES = ("-", "--", ":", "-.")
 _LONG = 16
 """Letters of the longest name that stands at the end of its line."""
+MOST_TASKS = 40
+"""Tasks that have figures of their own; of more tasks, the first."""
 _MOST_PAIRS = 15
 """Pairs of agents that are compared in a figure; of more, those with the first."""
 
@@ -41,8 +44,16 @@ class Drawn:
 
     @cached_property
     def figure(self) -> "Figure":
-        """The figure, drawn once."""
-        return self.draw()
+        """The figure, drawn and laid out once."""
+        figure = self.draw()
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        return figure
+
+    @cached_property
+    def svg(self) -> str:
+        """The figure as SVG."""
+        return svg(self.figure)
 
 
 def colour(summary: Summary, agent: str) -> str:
@@ -59,20 +70,36 @@ def _style() -> Iterator[None]:
     """Text and axes in our colours; names are shown as they stand, a dollar is no formula."""
     import matplotlib
 
-    words = {"text.color": INK, "axes.labelcolor": INK, "xtick.labelcolor": INK, "ytick.labelcolor": INK}
-    lines = {"axes.edgecolor": QUIET, "xtick.color": QUIET, "ytick.color": QUIET, "grid.color": QUIET}
-    with matplotlib.rc_context({**words, **lines, "text.parse_math": False, "font.size": 10, "axes.titlesize": 10.5}):
+    names = ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
+    lines = ("axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+    style: dict[Any, Any] = {**dict.fromkeys(names, INK), **dict.fromkeys(lines, QUIET), "text.parse_math": False}
+    with matplotlib.rc_context({**style, "font.size": 10, "axes.titlesize": 10.5}):
         yield
 
 
-def _short(name: str, most: int = 26) -> str:
+def _short(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _folded(name: str, width: int) -> str:
+    """A name in lines of so many letters, four at most: settings at a long name's end tell agents apart."""
+    return "\n".join(textwrap.wrap(name, width, max_lines=4, placeholder=" …"))
+
+
+def _size(labels: Sequence[str]) -> float:
+    """The size of labels' letters, in points."""
+    return 8 if any("\n" in label for label in labels) else 10
+
+
+def _height(labels: Sequence[str]) -> float:
+    """Inches that rows with these labels take."""
+    return len(labels) * (0.17 + 0.13 * max(label.count("\n") + 1 for label in labels))
 
 
 def _label_ends(ax: "Axes", ends: Sequence[tuple[str, float, str]], size: float = 9) -> None:
     """Names at the right of their lines' ends (name, y, colour), moved apart where they would overlap."""
     low, high = ax.get_ylim()
-    figure = ax.get_figure()
+    figure = ax.get_figure(root=True)
     assert figure is not None
     gap = size * 1.25 / 72 / (0.72 * figure.get_size_inches()[1])
     places: list[float] = []
@@ -98,21 +125,27 @@ def _label_ends(ax: "Axes", ends: Sequence[tuple[str, float, str]], size: float 
         )
 
 
-def _legend(ax: "Axes", columns: int = 2) -> None:
+def _legend_height(names: Collection[str]) -> float:
+    """Inches that a legend of these names takes."""
+    return 0.2 * -(-len(names) // _columns(names))
+
+
+def _columns(names: Collection[str]) -> int:
+    return 1 if max(map(len, names), default=0) > 24 else 2
+
+
+def _legend(ax: "Axes") -> None:
     """A legend below the plot."""
-    figure = ax.get_figure()
+    figure = ax.get_figure(root=True)
     assert figure is not None
     handles, labels = ax.get_legend_handles_labels()
-    longest = max(map(len, labels), default=0)
-    figure.legend(  # type: ignore[union-attr]
-        handles, labels, loc="outside lower left", ncols=1 if longest > 24 else columns, frameon=False, fontsize=9
-    )
+    figure.legend(handles, labels, loc="outside lower left", ncols=_columns(labels), frameon=False, fontsize=9)
 
 
 def learning_curves(summary: Summary, over: Literal["steps", "minutes"]) -> list[Drawn]:
     """A figure a task: the mean over seeds and a band of a standard error, over steps or minutes; [] if not known."""
     found = []
-    for task in summary.scores.tasks:
+    for task in summary.scores.tasks[:MOST_TASKS]:
         of_task = {agent: c for (name, agent), c in summary.curves.items() if name == task and len(c.steps)}
         if over == "minutes":
             of_task = {agent: c for agent, c in of_task.items() if np.isfinite(c.minutes).all()}
@@ -131,7 +164,7 @@ def _curves(
         from matplotlib.ticker import EngFormatter
 
         direct = max(map(len, curves)) <= _LONG and len(curves) <= len(DISTINCT)
-        below = 0.0 if direct else 0.2 * len(curves)
+        below = 0.0 if direct else _legend_height(curves)
         with _style():
             figure, ax = new_figure(WIDTH, 3 + below)
             for agent, one in curves.items():
@@ -143,7 +176,7 @@ def _curves(
                 ax.plot(
                     x, mean, _line(summary, agent), color=shade, linewidth=1.8, marker="o", markersize=2.5, label=agent
                 )
-            ax.set_title(_short(task, 44), loc="left", fontweight="semibold")
+            ax.set_title(_short(task, 44), loc="left", fontweight="bold")
             ax.set(xlabel="training steps" if over == "steps" else "minutes", ylabel=unit)
             ax.set_xlim(left=0)
             if over == "steps":
@@ -168,12 +201,13 @@ def aggregates(summary: Summary) -> list[Drawn]:
     def figure_of(name: str) -> Callable[[], "Figure"]:
         def draw() -> "Figure":
             with _style():
-                figure, ax = new_figure(WIDTH, 0.85 + 0.3 * len(summary.ranked))
+                labels = [_folded(agent, 24) for agent in summary.ranked]
+                figure, ax = new_figure(WIDTH, 0.85 + _height(labels))
                 for i, agent in enumerate(summary.ranked):
                     _point(ax, i, summary.aggregates[agent][name], colour(summary, agent))
-                _rows(ax, [_short(agent) for agent in summary.ranked])
+                _rows(ax, labels)
                 less = " (less is better)" if name == "optimality gap" else ""
-                ax.set_title(f"{name}{less}", loc="left", fontweight="semibold")
+                ax.set_title(f"{name}{less}", loc="left", fontweight="bold")
             return figure
 
         return draw
@@ -193,7 +227,7 @@ def _point(ax: "Axes", row: float, found: Interval, shade: str) -> None:
 
 
 def _rows(ax: "Axes", labels: Sequence[str]) -> None:
-    ax.set_yticks(range(len(labels)), labels)
+    ax.set_yticks(range(len(labels)), labels, fontsize=_size(labels))
     ax.set_ylim(len(labels) - 0.5, -0.5)
     finish(ax, None)
     ax.grid(visible=False, axis="y")
@@ -207,7 +241,7 @@ def profiles(summary: Summary) -> list[Drawn]:
     def draw() -> "Figure":
         taus, found = summary.profiles
         with _style():
-            figure, ax = new_figure(WIDTH, 3.0 + 0.12 * len(found))
+            figure, ax = new_figure(WIDTH, 3.0 + _legend_height(found))
             for agent, (value, low, high) in found.items():
                 shade = colour(summary, agent)
                 if not np.isnan(low).any():
@@ -233,14 +267,15 @@ def improvements(summary: Summary) -> list[Drawn]:
 
     def draw() -> "Figure":
         with _style():
-            figure, ax = new_figure(WIDTH, 0.95 + 0.3 * len(pairs))
+            left, right = [_folded(x, 20) for x, _, _ in pairs], [_folded(y, 20) for _, y, _ in pairs]
+            figure, ax = new_figure(WIDTH, 0.95 + _height([*left, *right]) / 2)
             for i, (x, _, found) in enumerate(pairs):
                 _point(ax, i, found, colour(summary, x))
             ax.axvline(0.5, color=QUIET, linewidth=1, linestyle="--")
-            _rows(ax, [_short(x, 20) for x, _, _ in pairs])
+            _rows(ax, left)
             others = ax.twinx()
             others.set_ylim(ax.get_ylim())
-            others.set_yticks(range(len(pairs)), [_short(y, 20) for _, y, _ in pairs])
+            others.set_yticks(range(len(pairs)), right, fontsize=_size(right))
             others.tick_params(axis="y", length=0)
             others.spines[["top", "left", "right"]].set_visible(False)
             ax.set(xlim=(-0.02, 1.02), xlabel="P(a run of X scores more than one of Y)")
@@ -253,7 +288,7 @@ def improvements(summary: Summary) -> list[Drawn]:
 
 def inline(drawn: Drawn) -> str:
     """A figure as SVG within a page: in the page's colours, light or dark, and as wide as there is room."""
-    text = svg(drawn.figure)
+    text = drawn.svg
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))

@@ -8,7 +8,7 @@ from string import Template
 
 from diffrl.runs.study import published
 from diffrl.runs.study.contents import tables
-from diffrl.runs.study.figures import Drawn, inline
+from diffrl.runs.study.figures import MOST_TASKS, Drawn, inline
 from diffrl.runs.study.protocols import PROTOCOLS
 from diffrl.runs.study.statistics import BOOTSTRAP_SEED, DRAWS
 from diffrl.runs.study.summary import Summary
@@ -53,6 +53,8 @@ def page(summary: Summary, figures: Figures, interval: bool, title: str) -> str:
     )
     add("improvement", "Probability of improvement", figures.improvements, table="improvement")
     band = "The mean over seeds at the steps that all of them have; the band is a standard error to either side."
+    if len(summary.scores.tasks) > MOST_TASKS:
+        band += f" Shown are the first {MOST_TASKS} tasks."
     add("curves", "Learning curves over steps", figures.steps, band)
     whole = "Minutes are those that a run had worked, all its seeds at once, evaluations included. Compare runs of one "
     add("minutes", "Learning curves over minutes", figures.minutes, whole + "machine.")
@@ -110,8 +112,8 @@ def _sources() -> str:
 
 def _methods(summary: Summary) -> str:
     gap = f"How far runs stay below {summary.target:g} on average; what is above it does not make up for others."
-    what = {
-        **{name: f"{said[0].upper()}{said[1:]}." for name, said in PROTOCOLS.items()},
+    what: dict[str, str] = {name: f"{said[0].upper()}{said[1:]}." for name, said in PROTOCOLS.items()}
+    what |= {
         "± and intervals": "± is the standard error over seeds. Intervals of single tasks are Student's, at 95 %.",
         "bootstrap": "Each task's seeds are drawn anew with replacement, tasks stay: a stratified bootstrap, its "
         f"percentiles at 95 %, {DRAWS:,} draws (2,000 for profiles), seed {BOOTSTRAP_SEED}. So it says what other "

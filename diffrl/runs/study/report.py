@@ -1,6 +1,5 @@
 """A report of many runs, written as files: the page, its tables for papers, its figures, its numbers."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from diffrl.runs.study import figures as draw
@@ -14,20 +13,21 @@ from diffrl.support.plots import save_pdf
 
 PAGE = "index.html"
 """The page's file in a report's folder."""
+FILES = ("scores.csv", "results.csv", "aggregates.csv", "tables.md", "tables.tex", "figures.pdf", "figures")
+"""What else is in it."""
 
 
-def write_report(
-    summary: Summary, out: Path, interval: bool = False, title: str = "", say: Callable[[str], None] = lambda text: None
-) -> tuple[Path, Table]:
+def write_report(summary: Summary, out: Path, interval: bool = False, title: str = "") -> tuple[Path, Table]:
     """Write a report into the folder `out`; give the page's path and the main table.
 
     It has index.html, which needs no other file; tables.md and tables.tex (booktabs); scores.csv, which is every
-    evaluation, results.csv and aggregates.csv; and figures/, each figure as PDF. A report that is there is replaced.
+    evaluation, results.csv and aggregates.csv; figures.pdf, a page a figure, and figures/, each as SVG. A report that
+    is there is replaced.
 
-    interval: show 95 % intervals in the main table, and not standard errors. say: hears what is being done. Raises
-    UserError where `out` is a file, or has a page that is not a report's.
+    interval: show 95 % intervals in the main table, and not standard errors. Raises UserError where `out` is a file, or
+    has files of these names that are no report's.
     """
-    _refuse_others(out)
+    old = _old(out)
     drawn = Figures(
         draw.learning_curves(summary, "steps"),
         draw.learning_curves(summary, "minutes"),
@@ -35,26 +35,32 @@ def write_report(
         draw.profiles(summary),
         draw.improvements(summary),
     )
-    say("Drawing the page.")
     made = tables(summary, interval)
     texts = {
+        PAGE: page(summary, drawn, interval, title or _title(summary)),  # first: it tells that the others are ours
         "scores.csv": scores_csv(summary),
         "results.csv": results_csv(summary),
         "aggregates.csv": aggregates_csv(summary),
         "tables.md": "\n".join(table.markdown() for table in made),
-        "tables.tex": "% \\usepackage{booktabs}\n\n" + "\n".join(table.latex() for table in made),
-        PAGE: page(summary, drawn, interval, title or _title(summary)),
+        "tables.tex": _preamble(drawn) + "\n".join(table.latex() for table in made),
     }
     for name, text in texts.items():
         with atomic_path(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    say("Drawing the figures as PDF.")
-    folder = out / "figures"
-    for old in folder.glob("*.pdf"):  # of a report with more tasks
-        old.unlink()
+    for path in old:
+        path.unlink(missing_ok=True)
     for one in drawn:
-        save_pdf(one.figure, folder / f"{one.name}.pdf")
+        with atomic_path(out / "figures" / f"{one.name}.svg") as temporary:
+            temporary.write_text(one.svg, encoding="utf-8")
+    if figures := [one.figure for one in drawn]:
+        save_pdf(figures, out / "figures.pdf")
     return out / PAGE, main_table(summary, interval)
+
+
+def _preamble(drawn: Figures) -> str:
+    """What LaTeX needs for the tables, and which page of figures.pdf is which figure: comments."""
+    pages = [rf"% \includegraphics[page={i}]{{figures.pdf}}  {one.name}" for i, one in enumerate(drawn, 1)]
+    return "\n".join([r"% \usepackage{booktabs,graphicx}", *pages]) + "\n\n"
 
 
 def _title(summary: Summary) -> str:
@@ -64,9 +70,16 @@ def _title(summary: Summary) -> str:
     return f"{what} on {where}"
 
 
-def _refuse_others(out: Path) -> None:
-    """Raise UserError where a report may not be written into `out`."""
+def _old(out: Path) -> list[Path]:
+    """The figures of the report that is in `out`, which may have more tasks than the new one; [] where there is none.
+
+    Raises UserError where no report may be written there.
+    """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, and the report is to be a folder: choose another --out.")
-    if (out / PAGE).exists() and MARK not in (out / PAGE).read_text(encoding="utf-8", errors="replace")[:2000]:
-        raise UserError(f"{out / PAGE} is no report of ours, and is not overwritten: choose another --out.")
+    page = out / PAGE
+    if page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")[:2000]:
+        return [out / "figures.pdf", *(out / "figures").glob("curve-*.svg")]
+    if there := next((out / name for name in (PAGE, *FILES) if (out / name).exists()), None):
+        raise UserError(f"{there} is no report of ours, and is not overwritten: choose another --out.")
+    return []

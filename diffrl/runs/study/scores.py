@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,12 +62,12 @@ class Scores:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row[:4])))
 
-    @property
+    @cached_property
     def tasks(self) -> list[str]:
         """The tasks, in alphabetical order."""
         return sorted({row.task for row in self.rows})
 
-    @property
+    @cached_property
     def agents(self) -> list[str]:
         """The agents, in alphabetical order."""
         return sorted({row.agent for row in self.rows})
@@ -77,6 +78,10 @@ class Scores:
 
     def curves(self) -> dict[tuple[str, str], dict[int, list[Row]]]:
         """The evaluations by (task, agent) and then by seed, each list in the order of steps."""
+        return self._curves
+
+    @cached_property
+    def _curves(self) -> dict[tuple[str, str], dict[int, list[Row]]]:
         found: dict[tuple[str, str], dict[int, list[Row]]] = {}
         for row in self.rows:
             found.setdefault((row.task, row.agent), {}).setdefault(row.seed, []).append(row)

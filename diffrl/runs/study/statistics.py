@@ -46,7 +46,7 @@ class Interval(NamedTuple):
 
 def mean(x: Tasks) -> Array:
     """The mean over tasks of the mean over seeds, shape (...)."""
-    return _task_means(x).mean(-1)
+    return np.asarray(_task_means(x).mean(-1))
 
 
 def median(x: Tasks) -> Array:
@@ -66,12 +66,12 @@ def iqm(x: Tasks) -> Array:
 
 def optimality_gap(x: Tasks, target: float = 100.0) -> Array:
     """How far runs stay below the target on average, shape (...); what is above it does not make up for others."""
-    return target - _task_means([np.minimum(scores, target) for scores in x]).mean(-1)
+    return np.asarray(target - _task_means([np.minimum(scores, target) for scores in x]).mean(-1))
 
 
 def profile(x: Tasks, taus: Array) -> Array:
     """The share of runs that score more than each of taus (T,), shape (..., T)."""
-    return np.stack([(scores[..., None] > taus).mean(-2) for scores in x], axis=-1).mean(-1)
+    return np.asarray(np.stack([(scores[..., None] > taus).mean(-2) for scores in x], axis=-1).mean(-1))
 
 
 def probability_of_improvement(x: Tasks, y: Tasks) -> Array:
@@ -83,7 +83,7 @@ def probability_of_improvement(x: Tasks, y: Tasks) -> Array:
     for ours, theirs in zip(x, y, strict=True):
         a, b = ours[..., :, None], theirs[..., None, :]
         each.append(((a > b) + 0.5 * (a == b)).mean((-2, -1)))
-    return np.stack(each, axis=-1).mean(-1)
+    return np.asarray(np.stack(each, axis=-1).mean(-1))
 
 
 def interval(statistic: Callable[..., Array], *groups: Tasks, draws: int = DRAWS, level: float = LEVEL) -> Interval:
@@ -95,7 +95,8 @@ def interval(statistic: Callable[..., Array], *groups: Tasks, draws: int = DRAWS
     if any(len(scores) < 2 for x in groups for scores in x):
         return Interval(value, np.full(value.shape, np.nan), np.full(value.shape, np.nan))
     generator = np.random.default_rng(BOOTSTRAP_SEED)
-    size = sum(len(scores) for x in groups for scores in x) * max(1, value.size)
+    seeds = [len(scores) for x in groups for scores in x]
+    size = sum(seeds) * max(value.size, *seeds)  # of what a statistic makes on its way, at most
     chunk = max(1, min(draws, _CHUNK // size))
     drawn = []
     for begin in range(0, draws, chunk):

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -15,8 +15,8 @@ from diffrl.runs.study.protocols import PROTOCOLS, Curve, Protocol, Shared, curv
 from diffrl.runs.study.scores import SCORE, Note, Scores
 from diffrl.runs.study.statistics import Interval
 
-FEW = 5
-"""Fewer seeds than these are few."""
+FEW, MANY = 5, 12
+"""Fewer seeds than these are few; more agents than these are not compared each with each."""
 _FRACTIONS = 1.5
 """Scores that are all below this are taken to be fractions of 1, not of 100."""
 
@@ -49,13 +49,13 @@ class Efficiency(NamedTuple):
     minutes: float
 
 
-AGGREGATES = {
-    "IQM": statistics.iqm,
-    "median": statistics.median,
-    "mean": statistics.mean,
+AGGREGATES: Mapping[str, Callable[[statistics.Tasks, float], statistics.Array]] = {
+    "IQM": lambda x, target: statistics.iqm(x),
+    "median": lambda x, target: statistics.median(x),
+    "mean": lambda x, target: statistics.mean(x),
     "optimality gap": statistics.optimality_gap,
 }
-"""The aggregates of a report; of the last one less is better."""
+"""The aggregates of a report, of an agent's scores and the target; of the last one less is better."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,13 @@ class Summary:
 
     def results(self, protocol: Protocol) -> dict[tuple[str, str], Result]:
         """By (task, agent), the result by a protocol."""
+        return self._results[protocol]
+
+    @cached_property
+    def _results(self) -> dict[Protocol, dict[tuple[str, str], Result]]:
+        return {protocol: self._by(protocol) for protocol in PROTOCOLS}
+
+    def _by(self, protocol: Protocol) -> dict[tuple[str, str], Result]:
         found = {}
         for key, values in results(self.scores, protocol).items():
             centre, low, high = map(float, statistics.student(values))
@@ -109,13 +116,14 @@ class Summary:
         """By agent and aggregate, its value with its interval; {} where agents share no task."""
         if not self.shared.tasks:
             return {}
-        more = {"optimality gap": lambda x: statistics.optimality_gap(x, self.target)}
+
+        def each(x: statistics.Tasks) -> statistics.Array:
+            return np.stack([of(x, self.target) for of in AGGREGATES.values()], axis=-1)
+
+        found = {agent: statistics.interval(each, self.of_agent(agent)) for agent in self.shared.agents}
         return {
-            agent: {
-                name: statistics.interval(more.get(name, function), self.of_agent(agent))
-                for name, function in AGGREGATES.items()
-            }
-            for agent in self.shared.agents
+            agent: {name: Interval(*(part[i] for part in one)) for i, name in enumerate(AGGREGATES)}
+            for agent, one in found.items()
         }
 
     @cached_property
@@ -138,10 +146,15 @@ class Summary:
 
     @cached_property
     def improvements(self) -> list[tuple[str, str, Interval]]:
-        """For each two agents, the one of higher IQM first: the probability that the first beats the second."""
+        """For each two agents, the one of higher IQM first: the probability that the first beats the second.
+
+        Of more than `MANY` agents, the first against each of the others.
+        """
+        pairs = itertools.combinations(self.ranked, 2)
         return [
             (x, y, statistics.interval(statistics.probability_of_improvement, self.of_agent(x), self.of_agent(y)))
-            for x, y in itertools.combinations(self.ranked, 2)
+            for x, y in pairs
+            if len(self.ranked) <= MANY or x == self.ranked[0]
         ]
 
     @cached_property
@@ -151,8 +164,11 @@ class Summary:
         Only of targets above zero: a share of a score below it is easier than the score.
         """
         last, found = self.results("last"), []
+        best: dict[str, float] = {}
+        for (task, _), of_task in last.items():
+            best[task] = max(of_task.mean, best.get(task, of_task.mean))
         for (task, agent), seeds in self.scores.curves().items():
-            finals = {"own": last[task, agent].mean, "best": max(r.mean for (t, _), r in last.items() if t == task)}
+            finals = {"own": last[task, agent].mean, "best": best[task]}
             for of, final in finals.items():
                 if final > 0:
                     times = [reached(rows, self.fraction * final) for rows in seeds.values()]

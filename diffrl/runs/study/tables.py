@@ -95,6 +95,11 @@ class Table:
             table.add_row(*(Text(cell.text, style=styles[cell.mark]) for cell in row))
         return table
 
+    def width(self) -> int:
+        """Letters of a terminal's line that the table needs."""
+        columns = zip(self.header, *((cell.text for cell in row) for row in self.rows), strict=True)
+        return sum(max(map(len, column)) + 2 for column in columns)
+
 
 def to_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A CSV text of rows; floats are written in full, and nan as an empty cell."""
