@@ -225,5 +225,5 @@ def write_selection(found: Selection, out: Path) -> list[Table]:
             temporary.write_text(content, encoding="utf-8")
     drawn = figure(found)
     save(drawn, out / f"{FIGURE}.png")
-    save_pdf(drawn, out / f"{FIGURE}.pdf")
+    save_pdf([drawn], out / f"{FIGURE}.pdf")
     return tables
