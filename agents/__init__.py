@@ -1,7 +1,9 @@
 """The algorithms: hyper-parameters in `config.py`, then one file each."""
 
 from agents.base_config import AgentConfig
-from agents.config import AGENTS, BC, EDP, FQL, IDQL, IQL, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL, QGuidance
+from agents.config import AGENTS, BC, EDP, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL, ReBRAC
+from agents.expectile_config import IDQL, IFQL, IQL, QGuidance
+from agents.flow_config import BFN, FQL
 from agents.planning_config import Diffuser
 from agents.registry import get, listed, names
 
@@ -10,9 +12,11 @@ __part_of__ = "diffrl"  # `diffrl.support.shadowing` looks for this line
 __all__ = [
     "AGENTS",
     "BC",
+    "BFN",
     "EDP",
     "FQL",
     "IDQL",
+    "IFQL",
     "IQL",
     "TD3BC",
     "AgentConfig",
@@ -21,6 +25,7 @@ __all__ = [
     "DiffusionBC",
     "DiffusionQL",
     "QGuidance",
+    "ReBRAC",
     "get",
     "listed",
     "names",

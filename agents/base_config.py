@@ -18,6 +18,8 @@ Solver = Literal["ddim", "dpm1", "dpm2", "dpm3", "dpmpp2m", "heun"]
 RewardTuning = Literal["no", "normalize", "cql_antmaze", "iql_antmaze", "iql_locomotion"]
 Aggregate = Literal["min", "mean", "lcb"]
 """How the values of several critics become one, see `CriticConfig.q_agg`."""
+FlowNetworks = Literal["published", "ours"]
+"""The networks of agents with a flow: FQL's authors', or with the layers of the other agents. See `agents.fql`."""
 PolicyKind = Literal["deterministic", "chain", "solver", "flow", "consistency", "planner"]
 """What an agent's policy is: one action a state ("deterministic": it explores by added noise alone), or a generative
 model of actions: a chain of random denoising steps (`DiffusionPolicy`), a deterministic solver (`SolverPolicy`), a flow
@@ -103,4 +105,4 @@ class CriticConfig(AgentConfig):
     """tau: how far the target critics move to the critics each time."""
     critic_layer_norm: bool = False
     """Layer normalisation in the critics, which bounds their values at states that the data lack. Of the papers here
-    only FQL has it."""
+    ReBRAC's and those with flows have it."""

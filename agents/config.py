@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from typing_extensions import override
 
 from agents.base_config import AgentConfig, Aggregate, CriticConfig, PolicyKind, Schedule, Solver
+from agents.expectile_config import IDQL, IFQL, IQL, QGuidance
+from agents.flow_config import BFN, FQL
 from agents.planning_config import Diffuser
-from diffrl.support.errors import UserError
 from diffrl.support.schema import (
+    Batch,
     Count,
     Depth,
     Natural,
@@ -25,16 +27,11 @@ from diffrl.support.schema import (
     Rate,
     SamplingSteps,
     Several,
-    Share,
-    Width,
     refusal,
 )
 
 if TYPE_CHECKING:
     from agents.base import Agent
-
-ReverseVariance = Literal["posterior", "beta"]
-"""The noise of a diffusion policy's reverse process, and what is clamped: see `IDQL.sampler`."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,23 @@ class DiffusionBC(AgentConfig):
 
 
 @dataclass(frozen=True)
-class TD3BC(CriticConfig):
+class TD3Config(CriticConfig):
+    """What TD3+BC and ReBRAC share: TD3 (Fujimoto et al. 2018, arXiv 1802.09477)."""
+
+    policy_noise: NotNegative = 0.2
+    """Deviation of the noise on the target's actions, in units of the action range's half."""
+    noise_clip: NotNegative = 0.5
+    """Largest noise on the target's actions."""
+    policy_delay: Several = 2
+    """Steps of the critics for each step of the actor and of the target networks."""
+    actor_lr: Positive = 3e-4
+    """Adam's learning rate of the actor."""
+    critic_lr: Positive = 3e-4
+    """Adam's learning rate of the critics."""
+
+
+@dataclass(frozen=True)
+class TD3BC(TD3Config):
     """TD3+BC (Fujimoto & Gu 2021, arXiv 2106.06860): a deterministic actor, Q + behaviour cloning. As CORL runs it."""
 
     name: ClassVar[str] = "td3_bc"
@@ -90,16 +103,6 @@ class TD3BC(CriticConfig):
     """Weight of the Q term, normalised by the mean |Q|, beside the behaviour-cloning term."""
     actor_q: Literal["first", Aggregate] = "first"
     """What the actor climbs: the first critic as in the paper, or the critics' min, mean or lcb."""
-    policy_noise: NotNegative = 0.2
-    """Deviation of the noise on the target's actions, in units of the action range's half."""
-    noise_clip: NotNegative = 0.5
-    """Largest noise on the target's actions."""
-    policy_delay: Several = 2
-    """Steps of the critics for each step of the actor and of the target networks."""
-    actor_lr: Positive = 3e-4
-    """Adam's learning rate of the actor."""
-    critic_lr: Positive = 3e-4
-    """Adam's learning rate of the critics."""
 
     @override
     def implementation(self) -> type[Agent]:
@@ -109,129 +112,38 @@ class TD3BC(CriticConfig):
 
 
 @dataclass(frozen=True)
-class ExpectileConfig(CriticConfig):
-    """What agents with IQL's critics share: values by expectile regression, no action outside the data."""
+class ReBRAC(TD3Config):
+    """ReBRAC (Tarasov et al. 2023, arXiv 2305.09836): TD3+BC with a penalty for the actor and one for the critics."""
 
-    expectile: Annotated[float, Range(0, 1, "()")] = 0.7
-    """Which expectile of Q over the data's actions the state's value is; 0.9 on AntMaze."""
-    actor_lr: Positive = 3e-4
-    """Adam's learning rate of the actor."""
-    critic_lr: Positive = 3e-4
-    """Adam's learning rate of critics and value function."""
+    name: ClassVar[str] = "rebrac"
 
-
-@dataclass(frozen=True)
-class IQL(ExpectileConfig):
-    """IQL (Kostrikov et al. 2021, arXiv 2110.06169): cloning weighted by advantages. As CORL runs it."""
-
-    name: ClassVar[str] = "iql"
-
-    layers: Depth = 2
+    batch_size: Batch = 1024
+    """Transitions a step: 1024 on MuJoCo, 256 elsewhere."""
+    layers: Depth = 3
     """Number of hidden layers."""
-    normalise_observations: bool = True
-    """Standardise the observations by the data's mean and deviation."""
-    beta: NotNegative = 3.0
-    """Inverse temperature of the advantage weights; 10 on AntMaze."""
-    max_weight: NotNegative = 100.0
-    """Largest advantage weight."""
-    deterministic: bool = False
-    """A deterministic actor (least squares) instead of a Gaussian one (log-likelihood)."""
-    lr_decay_steps: Natural = 1_000_000
-    """Steps over which the actor's learning rate falls to 0 along a cosine, however long the run is; 0: it stays."""
+    critic_layer_norm: bool = True
+    """Layer normalisation in the critics."""
+    actor_penalty: NotNegative = 0.01
+    """Weight of |pi(s) - a|^2 in the actor's loss, beside Q divided by its mean size: beta_1, set per task."""
+    critic_penalty: NotNegative = 0.01
+    """Weight of |pi(s') - a'|^2, subtracted from Q in the critics' target: beta_2, set per task."""
+    actor_q: Aggregate = "min"
+    """What the actor climbs: the critics' min as the authors, or their mean or lcb."""
+    actor_lr: Positive = 1e-3
+    """Adam's learning rate of the actor: 1e-3 on MuJoCo, 3e-4 elsewhere."""
+    critic_lr: Positive = 1e-3
+    """Adam's learning rate of the critics."""
 
     @override
-    def going_online(self) -> IQL:
-        """The settings online: without the schedule, so that the actor goes on learning at its full rate."""
-        return dataclasses.replace(self, lr_decay_steps=0)
-
-    @override
-    def implementation(self) -> type[Agent]:
-        from agents.iql import IQLAgent
-
-        return IQLAgent
-
-
-@dataclass(frozen=True)
-class IDQL(ExpectileConfig):
-    """IDQL (Hansen-Estruch et al. 2023, arXiv 2304.10573): a diffusion policy clones, IQL's critics pick its best."""
-
-    name: ClassVar[str] = "idql"
-    policy_kind: ClassVar[PolicyKind] = "chain"
-
-    layers: Depth = 2
-    """Number of hidden layers of critics and value function."""
-    blocks: Depth = 3
-    """Residual blocks of the policy's network."""
-    dropout: Share = 0.1
-    """Share of a block's inputs left out in training."""
-    grad_clip: NotNegative = 0.0
-    """Largest gradient norm; 0: no clipping."""
-    lr_decay_steps: Natural = 3_000_000
-    """Steps over which the policy's learning rate falls to 0 along a cosine, however long the run is; 0: it stays."""
-    denoising_steps: SamplingSteps = 5
-    """T, the steps of the diffusion policy."""
-    schedule: Schedule = "vp"
-    """Noise schedule of the diffusion policy."""
-    sampler: ReverseVariance = "beta"
-    """The policy's sampling: beta, the authors', with noise sqrt(beta_t) and the action clamped after each step; or
-    posterior, with less noise, and the guess of the clean action clamped instead."""
-    ema_rate: Rate = 0.001
-    """How far the averaged policy, which acts, moves to the policy each step."""
-    act_candidates: Several = 64
-    """Actions drawn when acting, from which the critics choose one; the paper's sets have 16 to 256."""
-    act_temperature: NotNegative = 0.0
-    """Temperature of the softmax over Q that chooses it; 0: the best."""
-
-    @override
-    def going_online(self) -> IDQL:
-        """The settings online: without the schedule, so that the policy goes on learning at its full rate."""
-        return dataclasses.replace(self, lr_decay_steps=0)
-
-    @classmethod
-    @override
-    def of_run(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of a run as they are. Raises UserError where its critics had another activation than today's."""
-        if "sampler" not in values:
-            raise UserError(
-                "This IDQL run was made when its critics had Mish for an activation; they have ReLU now, as the "
-                "paper's. Train it anew."
-            )
-        return dict(values)
+    def going_online(self) -> ReBRAC:
+        """The settings online: without the critics' penalty, which needs the action that followed in the data."""
+        return dataclasses.replace(self, critic_penalty=0.0)
 
     @override
     def implementation(self) -> type[Agent]:
-        from agents.idql import IDQLAgent
+        from agents.rebrac import ReBRACAgent
 
-        return IDQLAgent
-
-
-@dataclass(frozen=True)
-class QGuidance(ExpectileConfig):
-    """A diffusion policy clones, and is guided by Q as it denoises: QGPO's sampling (Lu et al. 2023, arXiv 2304.12824).
-
-    The policy drawn from is mu(a | s) exp(guidance_scale Q(s, a)). QGPO learns an energy network for every noise level
-    by contrast; here the energy at a noisy action is Q of the denoised one, and the critics are IQL's.
-    """
-
-    name: ClassVar[str] = "q_guidance"
-    policy_kind: ClassVar[PolicyKind] = "solver"
-
-    grad_clip: NotNegative = 9.0
-    """Largest gradient norm; 0: no clipping."""
-    sampling_steps: SamplingSteps = 15
-    """Steps of the solver when acting."""
-    solver: Solver = "dpmpp2m"
-    """Solver when acting."""
-    guidance_scale: NotNegative = 3.0
-    """Weight of Q beside the log-likelihood of the data's policy: the paper's scale times beta; 0: cloning alone."""
-    ema_rate: Rate = 0.005
-    """How far the averaged policy, which acts, moves to the policy each step."""
-
-    @override
-    def implementation(self) -> type[Agent]:
-        from agents.q_guidance import QGuidanceAgent
-
-        return QGuidanceAgent
+        return ReBRACAgent
 
 
 @dataclass(frozen=True)
@@ -379,54 +291,11 @@ class ConsistencyAC(QWeightedConfig):
         return ConsistencyACAgent
 
 
-@dataclass(frozen=True)
-class FQL(CriticConfig):
-    """FQL (Park, Li & Levine 2025, arXiv 2502.02538): a flow clones, its one-step distillate climbs Q."""
-
-    name: ClassVar[str] = "fql"
-    policy_kind: ClassVar[PolicyKind] = "flow"
-
-    width: Width = 512
-    """Width of the hidden layers."""
-    layers: Depth = 4
-    """Number of hidden layers."""
-    networks: Literal["published", "ours"] = "published"
-    """The authors' networks, which normalise after the activation, take the time as it is and start from weights scaled
-    by the average of the fans; or ours, with the layers of the other agents. See `agents.fql`."""
-    alpha: NotNegative = 10.0
-    """Weight of the distillation beside Q, set per task."""
-    normalise_q: bool = False
-    """Divide the Q term by the mean |Q|, so that alpha means the same on every scale of rewards; where an action moves
-    the normalised Q little, as on maze2d, alpha has to be far smaller than the authors' .03 to 10: see `agents.fql`."""
-    flow_steps: SamplingSteps = 10
-    """Euler steps of the flow."""
-    learning_rate: Positive = 3e-4
-    """Adam's learning rate of flow, policy and critics."""
-    critic_layer_norm: bool = True
-    """Layer normalisation in the critics."""
-    q_agg: Aggregate = "mean"
-    """How the critics' values become one in their target: min, mean, or lcb, mean - q_spread times their deviation."""
-    actor_q: Aggregate = "mean"
-    """What the one-step policy climbs: the critics' mean as in the paper, their min or lcb."""
-
-    @classmethod
-    @override
-    def of_run(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of a run; one that names no networks had ours, and `pessimistic` said what `q_agg` says now."""
-        fields = {"networks": "ours"} | dict(values)
-        if "pessimistic" in fields:
-            fields["q_agg"] = "min" if fields.pop("pessimistic") else "mean"
-        return fields
-
-    @override
-    def implementation(self) -> type[Agent]:
-        from agents.fql import FQLAgent
-
-        return FQLAgent
-
-
 AGENTS: dict[str, type[AgentConfig]] = {
     config.name: config
-    for config in (BC, DiffusionBC, TD3BC, IQL, DiffusionQL, EDP, ConsistencyAC, IDQL, QGuidance, FQL, Diffuser)
+    for config in (
+        *(BC, DiffusionBC, TD3BC, ReBRAC, IQL, DiffusionQL, EDP, ConsistencyAC, IDQL, QGuidance),
+        *(IFQL, FQL, BFN, Diffuser),
+    )
 }
 """Every algorithm of ours by its name."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.base_config import Aggregate, CriticConfig
-from diffrl.data.transitions import Batch
+from diffrl.data.next_actions import AnyBatch
 from diffrl.nets import MLP, mish
 
 
@@ -63,7 +63,7 @@ def aggregate(q: Tensor, how: Aggregate, spread: float = 1.0) -> Tensor:
     return mean - spread * std
 
 
-def td_target(batch: Batch, value: Tensor, discount: float) -> Tensor:
+def td_target(batch: AnyBatch, value: Tensor, discount: float) -> Tensor:
     """y = r + gamma (1 - terminal) V(s'): (S, B).
 
     value: V(s') (S, B). A row that a time limit cut off is not terminal, and bootstraps.

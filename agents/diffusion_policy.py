@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from agents.base import Agent, GenerativePolicy
-from agents.config import IDQL, DiffusionBC, DiffusionQL, ReverseVariance
+from agents.config import DiffusionBC, DiffusionQL
+from agents.expectile_config import IDQL, ReverseVariance
 from diffrl.diffusion import VP, Denoise, Prediction, Sampler, denoising_loss, discrete_grid
 from diffrl.diffusion.chain import DenoisingChain
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from agents.base import Agent, Metrics
-from agents.config import ExpectileConfig
 from agents.critic import CriticEnsemble, aggregate, td_error, td_target
+from agents.expectile_config import ExpectileConfig
 from diffrl.data.transitions import Batch
 from diffrl.nets import MLP, Adam, average_, mish
 
@@ -38,6 +38,7 @@ class ExpectileAgent(Agent):
         seeds: Sequence[int],
         device: str,
         activation: Callable[[Tensor], Tensor] = mish,
+        norm_after: bool = False,
     ) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)
         size: dict[str, Any] = {
@@ -45,9 +46,11 @@ class ExpectileAgent(Agent):
             "layers": config.layers,
             "layer_norm": config.critic_layer_norm,
             "activation": activation,
+            "norm_after": norm_after,
         }
         self.value = MLP((self.n_seeds,), observation_size, 1, self.generators, **size).to(self.device)
-        self.critic = CriticEnsemble(observation_size, action_size, self.generators, config, activation).to(self.device)
+        sizes = (observation_size, action_size, self.generators)
+        self.critic = CriticEnsemble(*sizes, config, activation, norm_after).to(self.device)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
         self.networks = {"value": self.value, "critic": self.critic, "target_critic": self.target_critic}
         self.optimisers = {

@@ -29,38 +29,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.base import Agent, GenerativePolicy, Metrics
-from agents.config import FQL
+from agents.base import Agent, Metrics
 from agents.critic import CriticEnsemble, aggregate, td_error, td_target
+from agents.flow_config import FQL
+from agents.flow_policy import FlowPolicy, time_size
 from diffrl.data.transitions import Batch
-from diffrl.diffusion import Prediction, RectifiedFlow, Sampler, denoising_loss
 from diffrl.nets import MLP, Adam, average_, frozen, initialise_fan_average_
-
-
-class FlowPolicy(GenerativePolicy):
-    """A rectified flow over actions: the velocity v_theta(a_t, t, s), followed in `steps` Euler steps."""
-
-    def __init__(
-        self, observation_size: int, action_size: int, generators: Sequence[torch.Generator], *, steps: int, **size: Any
-    ) -> None:
-        super().__init__(observation_size, action_size, generators, **size)
-        self.prediction = Prediction("velocity", RectifiedFlow())
-        grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-        self.sampler = Sampler(self.prediction.process, grid)  # on a rectified flow DDIM is Euler
-
-    def noise_levels(self) -> tuple[float, ...]:
-        """The ratios k at t = 1/16, 3/16 ... 15/16."""
-        return tuple(t / (1 - t) for t in ((2 * i + 1) / 16 for i in range(8)))
-
-    def sampling_noise(self, observations: Tensor, generator: torch.Generator, K: int = 1) -> Tensor:
-        """Draw the starts z of K paths a state: (S, B K, A)."""
-        S, B, _ = observations.shape
-        return torch.randn((S, B * K, self.action_size), generator=generator, device=observations.device)
-
-    def sample(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Sample actions mu_theta(s, z) (S, B K, A), clamped to [-1, 1] at the end; noise is z."""
-        network = self.bound(observations, self._candidates(observations, noise))
-        return self.sampler(self.prediction.denoiser(network), noise).clamp(-1, 1)
 
 
 class OneStepPolicy(nn.Module):
@@ -95,7 +69,7 @@ class FQLAgent(Agent):
             "activation": torch.nn.functional.gelu,
         }
         published = config.networks == "published"
-        self.flow = FlowPolicy(*sizes, steps=config.flow_steps, time_size=0 if published else 16, **size)
+        self.flow = FlowPolicy(*sizes, steps=config.flow_steps, time_size=time_size(config.networks), **size)
         self.actor = OneStepPolicy(*sizes, **size)
         self.critic = CriticEnsemble(*sizes, config, activation=torch.nn.functional.gelu, norm_after=published)
         for network in (self.flow, self.actor, self.critic):
@@ -129,8 +103,7 @@ class FQLAgent(Agent):
 
     def flow_loss(self, batch: Batch, t: Tensor, z: Tensor) -> Tensor:
         """L_BC(theta), flow matching: (S,). t: (S, B), uniform on (0, 1]; z: (S, B, A), standard normal."""
-        network = self.flow.bound(batch.observations)
-        return denoising_loss(self.flow.prediction, network, batch.actions, t, z).mean(-1)
+        return self.flow.matching_loss(batch.actions, batch.observations, t, z)
 
     def actor_loss(self, batch: Batch, z: Tensor) -> tuple[Tensor, Metrics]:
         """L_pi(omega), distillation loss and -Q: (S,). z: (S, B, A), standard normal, the same for both policies."""

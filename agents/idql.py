@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from agents.base import Metrics
-from agents.config import IDQL
 from agents.critic import CandidateNoise, choose, gumbel_noise
 from agents.diffusion_policy import DiffusionNoise, build_policy
 from agents.expectile import ExpectileAgent
+from agents.expectile_config import IDQL
 from diffrl.data.transitions import Batch
 from diffrl.nets import Adam, average_, dropout_mask
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.base import Metrics
-from agents.config import IQL
 from agents.expectile import ExpectileAgent
+from agents.expectile_config import IQL
 from diffrl.data.transitions import Batch
 from diffrl.nets import MLP, Adam
 

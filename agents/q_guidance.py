@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from agents.base import Metrics
-from agents.config import QGuidance
 from agents.expectile import ExpectileAgent
+from agents.expectile_config import QGuidance
 from agents.solver_policy import SolverNoise, SolverPolicy
 from diffrl.data.transitions import Batch
 from diffrl.diffusion import Denoise, classifier_guided, denoising_loss

@@ -25,6 +25,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl finetune [--algo ddpo-is --reward jpeg ...]  an image model, or a policy, on a reward or preferences
   diffrl compare RUN RUN [...]                        policies from the same starts, or image models, on one page
   diffrl report RUN [RUN ...] [--csv FILE]            many runs as a paper's tables and figures, and one page
+  diffrl select RUN [RUN ...] [--csv FILE]            which of many policies: by a bandit online, by the data offline
   diffrl data list | info | generate | download | convert   data sets
   diffrl VERB --help                                  all options, explained
 
@@ -139,6 +140,14 @@ def _report(words: Sequence[str]) -> int:
     return tyro.cli(Report, args=words, prog="diffrl report").run()
 
 
+def _select(words: Sequence[str]) -> int:
+    import tyro
+
+    from diffrl.commands.select import Select
+
+    return tyro.cli(Select, args=words, prog="diffrl select").run()
+
+
 def _subcommand(name: str, description: str, verbs: Mapping[str, type], words: Sequence[str]) -> int:
     """Run `diffrl NAME VERB ...`, whose verbs are dataclasses with a `run()`."""
     import tyro
@@ -164,6 +173,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "finetune": _finetune,
     "compare": _compare,
     "report": _report,
+    "select": _select,
     "data": _data,
 }
 

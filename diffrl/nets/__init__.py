@@ -9,6 +9,7 @@ from diffrl.nets.mlp import (
     affine,
     dropout_mask,
     initialise_fan_average_,
+    initialise_small_output_,
     mish,
     seed_generator,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "dropout_mask",
     "frozen",
     "initialise_fan_average_",
+    "initialise_small_output_",
     "mish",
     "seed_generator",
     "seed_norms",

@@ -50,7 +50,7 @@ def _uniform(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Ten
 
 @torch.no_grad()
 def initialise_fan_average_(module: nn.Module, generators: Sequence[torch.Generator]) -> None:
-    """Draw the weights of all stacked linear layers in `module` (on the CPU) again, from U(-b, b); biases 0.
+    """Draw the weights of all stacked linear layers in `module` again, from U(-b, b); biases 0.
 
     b = sqrt(6 / (in + out)), a variance of one over the average of the fans (Glorot & Bengio 2010): as networks
     written in flax often start, `variance_scaling(1, "fan_avg", "uniform")`. generators: one a seed, on the CPU.
@@ -60,6 +60,19 @@ def initialise_fan_average_(module: nn.Module, generators: Sequence[torch.Genera
             i, o = layer.weight.shape[-2:]
             layer.weight.copy_(math.sqrt(6 / (i + o)) * _uniform((*layer.stack[1:], i, o), generators))
             layer.bias.zero_()
+
+
+@torch.no_grad()
+def initialise_small_output_(network: "MLP", bound: float, generators: Sequence[torch.Generator]) -> None:
+    """Draw the last layer's weights and biases again, from U(-bound, bound); other biases become 0.1.
+
+    As EDAC (An et al. 2021, arXiv 2110.01548) and ReBRAC start their networks. generators: one a seed, on the CPU.
+    """
+    layers = [layer for layer in network.linears if isinstance(layer, StackedLinear)]
+    for layer in layers:
+        layer.bias.fill_(0.1)
+    for parameter in (layers[-1].weight, layers[-1].bias):
+        parameter.copy_(bound * _uniform(parameter.shape[1:], generators))
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 import agents
 from agents.base import Agent
 from agents.diffuser import DiffuserAgent
+from agents.rebrac import ReBRACAgent
 from agents.returns import ReturnWindows
+from diffrl.data.next_actions import SuccessiveBatch
 from diffrl.data.segments import Segments
 from diffrl.data.transitions import Batch
 
@@ -31,8 +33,18 @@ def make_batch(n_seeds: int = 1, size: int = 8, seed: int = 0) -> Batch:
     )
 
 
+def make_successive(n_seeds: int = 1, size: int = 8, seed: int = 0) -> SuccessiveBatch:
+    """As `make_batch`, with next actions, which some rows have not."""
+    g = torch.Generator().manual_seed(seed + 1000)
+    next_actions = torch.rand(n_seeds, size, 2, generator=g) * 2 - 1
+    succeeded = (torch.rand(n_seeds, size, generator=g) < 0.6).float()
+    return SuccessiveBatch(*make_batch(n_seeds, size, seed), next_actions, succeeded)
+
+
 def make_batch_for(agent: Agent, n_seeds: int = 1, size: int = 8, seed: int = 0) -> Any:
     """A batch of what the agent learns from: of `make_batch`'s transitions, or of windows."""
+    if isinstance(agent, ReBRACAgent):
+        return make_successive(n_seeds, size, seed)
     if not isinstance(agent, DiffuserAgent):
         return make_batch(n_seeds, size, seed)
     g, shape = torch.Generator().manual_seed(seed), (n_seeds, size, agent.horizon)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from agents import EDP, FQL, IDQL, IQL, TD3BC, AgentConfig, ConsistencyAC, QGuidance
+from agents import BFN, EDP, FQL, IDQL, IFQL, IQL, TD3BC, AgentConfig, ConsistencyAC, QGuidance, ReBRAC
 from tests.agents.agent_cases import bandit
 
 RATES: dict[str, Any] = {"actor_lr": 3e-3, "critic_lr": 3e-3}
@@ -20,6 +20,9 @@ CONFIGS: list[tuple[AgentConfig, float]] = [
     (IDQL(width=32, blocks=1, act_candidates=16, ema_rate=0.02, **RATES), 0.9),
     (QGuidance(guidance_scale=10.0, ema_rate=0.02, **SMALL), 0.0),
     (FQL(width=32, layers=2, learning_rate=3e-3, alpha=1.0, flow_steps=5), 0.0),
+    (ReBRAC(width=32, layers=2, **RATES), 0.0),
+    (BFN(width=32, layers=2, learning_rate=3e-3, act_candidates=8, critic_layer_norm=False, flow_steps=5), 0.5),
+    (IFQL(width=32, layers=2, act_candidates=8, flow_steps=5, **RATES), 0.7),
 ]
 """Each with the share of actions that must lie near the data's. 0: Q, which knows no action beyond them, is climbed on
 past them, as it may be where the weight on Q is large."""

@@ -8,7 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from agents import AGENTS, EDP, FQL, IDQL, AgentConfig, ConsistencyAC, Diffuser, DiffusionBC, DiffusionQL
+from agents import (
+    AGENTS,
+    BFN,
+    EDP,
+    FQL,
+    IDQL,
+    IFQL,
+    AgentConfig,
+    ConsistencyAC,
+    Diffuser,
+    DiffusionBC,
+    DiffusionQL,
+)
 from agents.base import Agent
 from agents.bc import DiffusionBCAgent
 from agents.diffusion_ql import DiffusionQLAgent, DiffusionQLNoise
@@ -88,6 +100,8 @@ CONFIGS = {name: schema(**SIZE) for name, schema in AGENTS.items()} | {
     "consistency_ac": ConsistencyAC(**SIZE, q_norm=True, ema_start=5, boundaries_steps=20),
     "idql": IDQL(**SIZE, blocks=1, denoising_steps=2),
     "fql": FQL(**SIZE, flow_steps=2),
+    "bfn": BFN(**SIZE, flow_steps=2),
+    "ifql": IFQL(**SIZE, flow_steps=2),
     "diffuser": Diffuser(**SIZE, horizon=8, denoising_steps=3, ema_start=5),
     "guided_diffuser": Diffuser(**SIZE, horizon=8, denoising_steps=3, ema_start=5, guidance="return"),
 }

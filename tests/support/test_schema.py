@@ -41,6 +41,8 @@ SCHEMAS: dict[str, tuple[type, Mapping[str, Any]]] = {
 """Every configuration, and what it cannot be made without."""
 BEFORE = [json.loads(line) for line in (Path(__file__).parent / "fields.jsonl").read_text().splitlines()]
 """What each field took and refused at commit c41a7e7, where each dataclass had checks of its own."""
+YOUNGER = ("agents.rebrac", "agents.ifql", "agents.bfn")
+"""Configurations that commit had not."""
 BOUNDS = ("grad_clip", "clip_norm", "clip_nats", "stop_kl", "target_kl", "kl_target")
 """Fields of which infinity means that there is no bound."""
 FILLED_IN = ("start_steps", "reward_shift", "reward_scale")
@@ -75,7 +77,7 @@ def test_what_was_taken_is_taken_and_what_was_refused_is_refused(name: str) -> N
             for value in group["refused"]:
                 assert refused(schema, base, field, value) is not None, (field, value)
             found += 1
-    if name != "options":
+    if name not in ("options", *YOUNGER):
         assert found >= 3
 
 

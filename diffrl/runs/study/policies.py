@@ -1,0 +1,146 @@
+"""Trained policies with the scores of their episodes: read from runs' folders, or from a CSV file of episodes."""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffrl.runs.run import Run
+from diffrl.runs.study.config import Which
+from diffrl.runs.study.scores import RETURN, SCORE, Row, Scores
+from diffrl.support.errors import UserError, listed, shown
+from diffrl.support.files import read_text
+from diffrl.training.logs import read_scores
+
+COLUMNS = ("task", "agent", "seed", "episode")
+"""Columns of a CSV file of episodes, beside `score` or `return`; `step` is read where it is there."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A trained policy, and how it did."""
+
+    task: str
+    agent: str
+    """The algorithm: policies of one compete with each other, whatever their settings."""
+    name: str
+    """The agent, its settings where they differ, seed and step."""
+    seed: int
+    step: int
+    """Training steps made; -1: not known."""
+    episodes: NDArray[np.float64]
+    """(E,) normalised scores x100, or returns, of its online evaluation."""
+    run: Path | None = None
+    """The run's folder; None: from a file."""
+
+    @property
+    def truth(self) -> float:
+        """The mean over its episodes: what an estimate of its value is measured by."""
+        return float(self.episodes.mean())
+
+
+@dataclass(frozen=True)
+class Policies:
+    """Policies, and what their scores are."""
+
+    all: tuple[Policy, ...]
+    units: dict[str, str]
+    """By task: "score" (normalised, x100) or "return"."""
+    left_out: tuple[str, ...] = ()
+    """Sentences on what was found and not read."""
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks in alphabetical order."""
+        return sorted({policy.task for policy in self.all})
+
+    def of(self, task: str, agent: str | None = None) -> list[Policy]:
+        """The policies of a task, or of one agent on it."""
+        return [p for p in self.all if p.task == task and agent in (None, p.agent)]
+
+    def agents(self, task: str) -> list[str]:
+        """The algorithms with a policy on a task, in alphabetical order."""
+        return sorted({policy.agent for policy in self.of(task)})
+
+    @classmethod
+    def of_runs(cls, paths: Sequence[Path | str], which: Which = "last") -> "Policies":
+        """The policies of runs: folders, or folders that contain such. Raises UserError as `Scores.of_runs` does."""
+        scores = Scores.of_runs(paths)
+        last: dict[tuple[str, str, int], Row] = {row[:3]: row for row in scores.rows}  # rows are in order of steps
+        rows = scores.rows if which == "all" else [row for row in scores.rows if last[row[:3]] is row]
+        found, opened, entries = [], {}, {}
+        for row in rows:
+            if row.run not in opened:
+                opened[row.run] = Run.read(row.run)
+                entries[row.run] = {entry["step"]: entry for entry in read_scores(Path(row.run))["evaluations"]}
+            run = opened[row.run]
+            returns = entries[row.run][row.step]["returns"][list(run.config.seeds).index(row.seed)]
+            episodes = np.asarray(returns, dtype=np.float64)
+            if scores.unit(row.task) == SCORE:
+                episodes = run.task.score(episodes)
+            name = f"{row.agent}, seed {row.seed}, step {row.step:,}"
+            agent = run.config.agent.name
+            found.append(Policy(row.task, agent, name, row.seed, row.step, episodes, Path(row.run)))
+        return cls(tuple(found), {task: scores.unit(task) for task in scores.tasks}, scores.left_out)
+
+    @classmethod
+    def of_csv(cls, path: Path | str) -> "Policies":
+        """The policies in a CSV file with a header: task, agent, seed, episode and score (or return), perhaps step.
+
+        A row an episode, in any order. Raises UserError, with the line's number, at the first row that is wrong.
+        """
+        path = Path(path)
+        text = read_text(path, "a CSV file of episodes (UTF-8)").removeprefix("\ufeff")
+        reader = csv.DictReader(text.splitlines(), strict=True)
+        header = [name.strip().lower() for name in reader.fieldnames or []]
+        reader.fieldnames = header
+        value = next((name for name in (SCORE, RETURN) if name in header), None)
+        missing = [name for name in COLUMNS if name not in header] + ([] if value else ["score (or return)"])
+        if missing or value is None:
+            has = f"the header is {listed(header)}" if any(header) else "the first line is empty"
+            raise UserError(f"{path} has no column {', '.join(missing)}; expected a row an episode, and {has}.")
+        found: dict[tuple[str, str, int, int], dict[int, float]] = {}
+        try:
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise UserError(f"{where} has not {len(header)} cells, as the header has.")
+                cells = {name: text.strip() for name, text in row.items()}
+                if not cells["task"] or not cells["agent"]:
+                    raise UserError(f"{where}: task or agent is empty; expected a name.")
+                seed, episode = (_whole(where, name, cells[name]) for name in ("seed", "episode"))
+                step = _whole(where, "step", cells["step"]) if cells.get("step") else -1
+                policy = found.setdefault((cells["task"], cells["agent"], seed, step), {})
+                if episode in policy:
+                    raise UserError(f"{where}: episode {episode} of this policy is there twice.")
+                policy[episode] = _finite(where, value, cells[value])
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num}: {error}.") from error
+        if not found:
+            raise UserError(f"{path} has a header and no rows; expected one row an episode.")
+        policies = [
+            Policy(task, agent, f"{agent}, seed {seed}{f', step {step:,}' if step >= 0 else ''}", seed, step, values)
+            for (task, agent, seed, step), episodes in sorted(found.items())
+            for values in [np.array([episodes[number] for number in sorted(episodes)])]
+        ]
+        return cls(tuple(policies), dict.fromkeys(sorted({task for task, *_ in found}), value))
+
+
+def _whole(where: str, name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        raise UserError(f"{where}: the {name} is {shown(text)}; expected a whole number from 0 up.")
+    return int(text)
+
+
+def _finite(where: str, name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{where}: the {name} is {shown(text)}; expected a finite number.")
+    return value

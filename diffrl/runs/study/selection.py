@@ -1,0 +1,229 @@
+"""Which policy of many, and how good is it: online by a bandit, offline by what the data say. One folder of results."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffrl.runs.study.bandit import Curve, bandit
+from diffrl.runs.study.config import BanditConfig, FQEConfig
+from diffrl.runs.study.contents import interval_text, number
+from diffrl.runs.study.offline import BC_LOSS, CRITERIA, Estimates, estimates
+from diffrl.runs.study.policies import Policies, Policy
+from diffrl.runs.study.ranking import FEWEST, rank_correlation, regret
+from diffrl.runs.study.scores import RETURN
+from diffrl.runs.study.statistics import Interval
+from diffrl.runs.study.tables import Cell, Table, to_csv
+from diffrl.support.errors import UserError
+from diffrl.support.files import atomic_path
+from diffrl.support.plots import DISTINCT, finish, save, save_pdf
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KS = (1, 3, 5)
+"""The k of regret@k."""
+ALL = "all agents"
+"""The name of a group of all policies of a task."""
+PAGE, FIGURE = "selection.md", "bandit"
+_MARK = "# Which policy, and how good is it"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How well a criterion chooses among some policies."""
+
+    task: str
+    among: str
+    """An algorithm, or `ALL`."""
+    criterion: str
+    policies: int
+    """How many it has an estimate of."""
+    correlation: Interval
+    """Spearman's, with the true scores."""
+    regrets: Mapping[int, Interval]
+    """Regret@k by k, in the unit of the scores."""
+    chosen: Policy
+    """The policy that it estimates highest."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was found on some policies."""
+
+    policies: Policies
+    curves: Mapping[tuple[str, str], Curve]
+    """The bandit's curve by task and algorithm, or `ALL`."""
+    estimates: Mapping[str, Estimates]
+    """By task, the estimates of its policies in the order of `policies.of(task)`."""
+    measured: Sequence[Measured]
+    notes: Sequence[str]
+    """Sentences on what is missing."""
+
+
+def select(policies: Policies, bandit_config: BanditConfig, fqe: FQEConfig, quiet: bool = False) -> Selection:
+    """Play the bandit, estimate the policies' values by the data, and measure the estimates by the true scores."""
+    curves: dict[tuple[str, str], Curve] = {}
+    found: dict[str, Estimates] = {}
+    measured: list[Measured] = []
+    notes = list(policies.left_out)
+    for task in policies.tasks:
+        of_task = policies.of(task)
+        agents = policies.agents(task)
+        groups: list[str] = [*agents, *([ALL] if len(agents) > 1 else [])]
+        factor = _factor(of_task) if policies.units[task] == RETURN else 1.0
+        for group in groups:
+            arms = [factor * p.episodes for p in of_task if group in (ALL, p.agent)]
+            curve = bandit(arms, bandit_config)
+            curves[task, group] = Curve(curve.pulls, *(line / factor for line in (curve.mean, curve.low, curve.high)))
+        found[task], said = estimates(of_task, fqe, quiet)
+        notes += said
+        for group in groups:
+            measured += _measured(task, group, of_task, found[task])
+    return Selection(policies, curves, found, measured, list(dict.fromkeys(notes)))
+
+
+def _factor(policies: Sequence[Policy]) -> float:
+    """What brings returns to the scale of scores x100: 100 over the range of the policies' means."""
+    spread = float(np.ptp([policy.truth for policy in policies]))
+    return 100 / spread if spread > 0 else 1.0
+
+
+def _measured(task: str, group: str, policies: Sequence[Policy], values: Estimates) -> list[Measured]:
+    result = []
+    for criterion in CRITERIA:
+        if criterion == BC_LOSS and group == ALL:
+            continue  # losses of two algorithms are of two things
+        inside = [
+            (p, float(values[criterion][i]))
+            for i, p in enumerate(policies)
+            if group in (ALL, p.agent) and math.isfinite(values[criterion][i])
+        ]
+        if len(inside) < 2:
+            continue
+        value: NDArray[np.float64] = np.array([v for _, v in inside])
+        truth = np.array([p.truth for p, _ in inside])
+        regrets = {k: regret(k, value, truth) for k in KS if k < len(inside)}
+        chosen = inside[int(value.argmax())][0]
+        correlation = rank_correlation(value, truth)
+        result.append(Measured(task, group, criterion, len(inside), correlation, regrets, chosen))
+    return result
+
+
+# --- Tables and figure ----------------------------------------------------------------------------------------------
+
+
+def bandit_table(found: Selection, pulls: Sequence[int] = (1, 5, 10, 25, 50, 100, 200)) -> Table:
+    """The score of the policy that is the best so far, after some numbers of online episodes."""
+    most = len(next(iter(found.curves.values())).pulls)
+    shown = [n for n in pulls if n < most] + [most]
+    rows = []
+    for (task, group), curve in found.curves.items():
+        n = len([p for p in found.policies.of(task) if group in (ALL, p.agent)])
+        cells = [
+            interval_text(Interval(*(np.asarray(line[k - 1]) for line in (curve.mean, curve.low, curve.high))))
+            for k in shown
+        ]
+        rows.append([Cell(text) for text in (task, group, str(n), *cells)])
+    note = (
+        "The true score of the policy that a UCB bandit takes for the best after so many online episodes (unifloral's "
+        "protocol), with 95 % bootstrap intervals over trials. Returns where a task has no reference scores."
+    )
+    header = ("task", "among", "policies", *(f"after {k:,}" for k in shown))
+    return Table("bandit", "The best policy by online episodes", header, rows, note, labels=2)
+
+
+def offline_table(found: Selection) -> Table | None:
+    """How well each criterion that needs no environment ranks the policies; None where there is none."""
+    if not found.measured:
+        return None
+    rows = []
+    for m in found.measured:
+        regrets = [interval_text(m.regrets[k]) if k in m.regrets else "0.0" for k in KS]
+        texts = (m.task, m.among, m.criterion, str(m.policies), interval_text(m.correlation, 2), *regrets)
+        rows.append([Cell(text) for text in (*texts, f"{m.chosen.name}: {number(m.chosen.truth)}")])
+    note = (
+        "Spearman's rank correlation with the online scores (1: the order is right, -1: reversed), and regret@k: the "
+        "best policy's score less that of the best among the k estimated highest (0: nothing is lost). Intervals of "
+        f"95 % over policies, from {FEWEST} policies on; with few, they say little."
+    )
+    header = ("task", "among", "criterion", "policies", "rank correlation", *(f"regret@{k}" for k in KS), "it chooses")
+    return Table("offline", "Policies chosen without an environment", header, rows, note, labels=3)
+
+
+def policies_csv(found: Selection) -> str:
+    """Every policy with its true score and its estimates."""
+    rows = []
+    for task in found.policies.tasks:
+        values = found.estimates[task]
+        for i, p in enumerate(found.policies.of(task)):
+            step: object = p.step if p.step >= 0 else ""
+            known = [float(values[name][i]) for name in CRITERIA]
+            rows.append([task, p.agent, p.name, p.seed, step, len(p.episodes), p.truth, *known, p.run or ""])
+    estimated = [name.replace(" ", "_") for name in CRITERIA]
+    unit = ("task", "agent", "policy", "seed", "step", "episodes", "score", *estimated, "run")
+    return to_csv(unit, rows)
+
+
+def bandit_csv(found: Selection) -> str:
+    """The bandit's curves with all digits."""
+    rows = [
+        [task, group, int(n), float(m), float(a), float(b)]
+        for (task, group), curve in found.curves.items()
+        for n, m, a, b in zip(curve.pulls, curve.mean, curve.low, curve.high, strict=True)
+    ]
+    return to_csv(("task", "among", "episodes", "score", "low", "high"), rows)
+
+
+def figure(found: Selection) -> "Figure":
+    """The bandit's curves, a plot a task, a line an algorithm."""
+    from matplotlib.figure import Figure
+
+    tasks = found.policies.tasks
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks) // columns)
+    drawn = Figure(figsize=(1 + 4.2 * columns, 3.4 * rows), layout="constrained")
+    names = sorted({group for _, group in found.curves}, key=lambda name: (name == ALL, name))
+    for n, task in enumerate(tasks):
+        ax = drawn.add_subplot(rows, columns, n + 1)
+        for (of, group), curve in found.curves.items():
+            if of == task:
+                shade = "#222222" if group == ALL else DISTINCT[names.index(group) % len(DISTINCT)]
+                ax.plot(curve.pulls, curve.mean, color=shade, label=group, linestyle="--" if group == ALL else "-")
+                ax.fill_between(curve.pulls, curve.low, curve.high, color=shade, alpha=0.2, linewidth=0)
+        unit = "return" if found.policies.units[task] == RETURN else "score x100"
+        ax.set(xscale="log", xlabel="online episodes", ylabel=f"{unit} of the best so far", title=task)
+        finish(ax)
+    return drawn
+
+
+def refuse_others(out: Path) -> None:
+    """Raise UserError where a selection may not be written into `out`."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, and the selection is to be a folder: choose another --out.")
+    page = out / PAGE
+    if page.exists() and not page.read_text(encoding="utf-8", errors="replace").startswith(_MARK):
+        raise UserError(f"{page} is none of ours, and is not overwritten: choose another --out.")
+
+
+def write_selection(found: Selection, out: Path) -> list[Table]:
+    """Write tables, figure and CSV files into the folder `out`; give the tables for the terminal.
+
+    A selection that is there is replaced. Raises UserError as `refuse_others` does.
+    """
+    refuse_others(out)
+    out.mkdir(parents=True, exist_ok=True)
+    tables = [table for table in (bandit_table(found), offline_table(found)) if table is not None]
+    notes = "".join(f"- {note}\n" for note in found.notes)
+    text = f"{_MARK}\n\n" + "\n".join(table.markdown() for table in tables) + (f"\n{notes}" if notes else "")
+    for name, content in ((PAGE, text), ("policies.csv", policies_csv(found)), ("bandit.csv", bandit_csv(found))):
+        with atomic_path(out / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    drawn = figure(found)
+    save(drawn, out / f"{FIGURE}.png")
+    save_pdf([drawn], out / f"{FIGURE}.pdf")
+    return tables

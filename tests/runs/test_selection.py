@@ -1,0 +1,196 @@
+"""`diffrl select`: policies read from runs and files, estimates by the data, what is written, and what is refused."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import diffrl
+from agents import IQL, TD3BC, AgentConfig, DiffusionBC
+from diffrl.cli import main
+from diffrl.runs.config import TrainConfig
+from diffrl.runs.policy import load_agent
+from diffrl.runs.run import Run
+from diffrl.runs.study.config import FQEConfig
+from diffrl.runs.study.offline import BC_LOSS, CRITICS, FQE, cloning_loss, critics_value, estimates
+from diffrl.runs.study.policies import Policies
+from diffrl.support.errors import UserError
+from diffrl.training.logs import read_scores
+
+SIZE: dict[str, Any] = {"width": 8, "layers": 1, "batch_size": 8}
+QUICK = ["--fqe.steps", "5", "--fqe.rows", "50", "--bandit.trials", "20", "--bandit.pulls", "10"]
+
+
+def run(out: Path, agent: AgentConfig, seeds: tuple[int, ...] = (0, 1)) -> Path:
+    """A run of 20 steps, evaluated at 10 and 20 in two episodes of four steps."""
+    fields: dict[str, Any] = {"rows": 2000, "steps": 20, "eval_every": 10, "eval_episodes": 2, "log_every": 5}
+    config = TrainConfig("maze2d-umaze-v1", agent, seeds=seeds, out=out, max_episode_steps=4, **fields)
+    return diffrl.train(config, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, data_directory: Path) -> Path:
+    """TD3+BC with two weights of Q, and cloning by diffusion: six policies, twelve checkpoints."""
+    out = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFRL_DATA", str(data_directory))
+        run(out / "a", TD3BC(**SIZE))
+        run(out / "b", TD3BC(**SIZE, alpha=9.0))
+        run(out / "c", DiffusionBC(**SIZE, denoising_steps=2))
+    return out
+
+
+@pytest.fixture(autouse=True)
+def own_data(monkeypatch: pytest.MonkeyPatch, data_directory: Path) -> None:
+    monkeypatch.setenv("DIFFRL_DATA", str(data_directory))
+
+
+def test_policies_are_the_last_or_all_checkpoints_with_their_episodes(runs: Path) -> None:
+    last, every = Policies.of_runs([runs]), Policies.of_runs([runs], "all")
+    assert (len(last.all), len(every.all)) == (6, 12)
+    assert {p.step for p in last.all} == {20}
+    (task,) = last.tasks
+    assert last.agents(task) == ["diffusion_bc", "td3_bc"]  # settings are policies of one algorithm
+    assert len(last.of(task, "td3_bc")) == 4
+    entries = {entry["step"]: entry for entry in read_scores(runs / "b")["evaluations"]}
+    policy = next(p for p in every.all if p.run == runs / "b" and (p.seed, p.step) == (1, 10))
+    assert len(policy.episodes) == 2
+    assert policy.truth == pytest.approx(entries[10]["score"][1])
+    assert "alpha=9.0" in policy.name
+
+
+def test_critics_value_and_cloning_loss_are_their_definitions(runs: Path) -> None:
+    """(1 - gamma) E min Q(s, pi(s)) scale + shift; the mean of the rows since the evaluation before."""
+    opened = Run.read(runs / "a")
+    agent = load_agent(opened, 1, "20")
+    starts = torch.randn(30, 4)
+    z = opened.preprocessing.observations(starts)[None]
+    actions = torch.tanh(agent.networks["actor"](z))
+    q1, q2 = agent.networks["critic"](z, actions)[0]
+    expected = (1 - 0.99) * torch.minimum(q1, q2).mean() * 4.0 + 0.5
+    assert critics_value(agent, opened.preprocessing, starts, 0.5, 4.0) == pytest.approx(expected.item(), rel=1e-5)
+    cloning = load_agent(Run.read(runs / "c"), 0, "20")
+    assert math.isnan(critics_value(cloning, opened.preprocessing, starts, 0.0, 1.0))
+    policy = next(p for p in Policies.of_runs([runs], "all").all if p.run == runs / "a" and (p.seed, p.step) == (1, 20))
+    with (runs / "a" / "metrics.csv").open() as file:
+        rows = [r for r in csv.DictReader(file) if r["seed"] == "1" and int(r["step"]) > 10]
+    assert len(rows) == 2
+    assert cloning_loss(policy) == pytest.approx(np.mean([float(r["bc_loss"]) for r in rows]))
+
+
+def test_rewards_that_training_tuned_are_turned_back(tmp_path: Path) -> None:
+    """iql_antmaze takes 1 from each reward: a critic that says 0 says 1 a step of the data's."""
+    path = run(tmp_path / "iql", IQL(**SIZE, reward_tune="iql_antmaze"), (0,))
+    policies = Policies.of_runs([path]).all
+    agent = load_agent(Run.read(path), 0, "20")
+    found, _ = estimates(policies, FQEConfig(steps=0), quiet=True)
+    plain = critics_value(agent, Run.read(path).preprocessing, torch.zeros(1, 4), 0.0, 1.0)
+    assert abs(float(found[CRITICS][0]) - 1) < 0.1
+    assert abs(plain) < 0.1
+    assert math.isnan(float(found[FQE][0]))
+
+
+def test_estimates_repeat_and_a_policys_do_not_depend_on_the_others(runs: Path) -> None:
+    policies, config = Policies.of_runs([runs]).all, FQEConfig(steps=5, rows=60, batch_size=8, width=8, layers=1)
+    together, said = estimates(policies, config, quiet=True)
+    assert said == []
+    assert np.isfinite(together[FQE]).all()
+    assert len(set(together[FQE].tolist())) == 6
+    assert np.isfinite(together[CRITICS]).sum() == 4
+    assert np.isfinite(together[BC_LOSS]).all()
+    alone, _ = estimates(policies[2:3], config, quiet=True)
+    for name in (FQE, CRITICS, BC_LOSS):
+        np.testing.assert_allclose(alone[name], together[name][2:3], rtol=1e-4)
+
+
+def test_the_command_writes_tables_figure_and_numbers(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "selection"
+    assert main(["select", str(runs), "--out", str(out), "--policies", "all", *QUICK]) == 0
+    assert {p.name for p in out.iterdir()} == {"selection.md", "policies.csv", "bandit.csv", "bandit.png", "bandit.pdf"}
+    with (out / "policies.csv").open() as file:
+        policies = list(csv.DictReader(file))
+    assert len(policies) == 12
+    assert all(row["fqe"] for row in policies)
+    assert sum(row["critics"] != "" for row in policies) == 8
+    with (out / "bandit.csv").open() as file:
+        curves = list(csv.DictReader(file))
+    assert len(curves) == 3 * 10  # two algorithms, and all
+    text = (out / "selection.md").read_text()
+    assert "| td3\\_bc | bc loss | 8 |" in text
+    assert "regret@3" in text
+    said = capsys.readouterr().out
+    assert "after 10" in said
+    assert main(["select", str(runs), "--out", str(out), *QUICK]) == 0  # one of ours is replaced
+
+
+def test_scores_of_others_are_read_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = ["seed,episode,agent,task,return", *(f"{s},{e},x,t,{100 * s + e}" for s in (0, 1) for e in (2, 1, 0))]
+    Path("theirs.csv").write_text("\n".join(lines) + "\n")
+    found = Policies.of_csv("theirs.csv")
+    assert found.units == {"t": "return"}
+    assert [p.episodes.tolist() for p in found.all] == [[0, 1, 2], [100, 101, 102]]
+    assert main(["select", "--csv", "theirs.csv", *QUICK]) == 0
+    with Path("selection/bandit.csv").open() as file:
+        assert float([*csv.DictReader(file)][-1]["score"]) == pytest.approx(101)  # in returns, not scaled
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no column task, agent, seed, episode, score (or return)"),
+        ("task,agent,seed,episode\n", "has no column score (or return)"),
+        ("task,agent,seed,episode,score\n", "has a header and no rows"),
+        ("task,agent,seed,episode,score\nt,a,0,0\n", "line 2 has not 5 cells"),
+        ("task,agent,seed,episode,score\nt,a,0,0,x\n", "line 2: the score is 'x'; expected a finite number"),
+        ("task,agent,seed,episode,score\nt,a,-1,0,3\n", "line 2: the seed is '-1'; expected a whole number"),
+        ("task,agent,seed,episode,score\nt,,1,0,3\n", "line 2: task or agent is empty"),
+        ("task,agent,seed,episode,score\nt,a,1,0,3\nt,a,1,0,4\n", "line 3: episode 0 of this policy is there twice"),
+    ],
+)
+def test_a_bad_file_gets_one_line(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "theirs.csv"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        Policies.of_csv(path)
+    assert said in str(error.value)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "Which policies? diffrl select RUN"),
+        (["nowhere"], "nowhere does not exist"),
+        (["nowhere", "--csv", "x.csv"], "Which policies?"),
+        (["--csv", "x.csv", "--bandit.pulls", "0"], "--bandit.pulls is 0; expected at least 1"),
+        (["--csv", "x.csv", "--fqe.steps", "-1"], "--fqe.steps is -1; expected at least 0"),
+        (["--csv", "good.csv", "--out", "good.csv"], "good.csv is a file"),
+        (["--csv", "good.csv", "--out", "theirs"], "none of ours, and is not overwritten"),
+    ],
+)
+def test_the_command_refuses_in_a_line(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("good.csv").write_text("task,agent,seed,episode,score\nt,a,0,0,3\n")
+    Path("theirs").mkdir()
+    Path("theirs/selection.md").write_text("# Something else\n")
+    assert main(["select", *words]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert Path("theirs/selection.md").read_text() == "# Something else\n"
+
+
+def test_a_policy_whose_data_or_checkpoint_are_gone_is_left_out_of_the_estimates(runs: Path) -> None:
+    policies = list(Policies.of_runs([runs]).all)
+    policies[0] = policies[0].__class__(**{**vars(policies[0]), "step": 7})
+    found, said = estimates(policies, FQEConfig(steps=0), quiet=True)
+    assert math.isnan(float(found[CRITICS][0]))
+    assert np.isfinite(found[CRITICS]).any()
+    assert any("No checkpoint '7'" in sentence for sentence in said)
