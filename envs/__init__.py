@@ -10,7 +10,7 @@ __part_of__ = "diffrl"  # `diffrl.support.shadowing` looks for this line
 
 
 def register() -> None:
-    """Register the maze2d environments with Gymnasium."""
+    """Register the maze2d and OGBench environments with Gymnasium."""
     from gymnasium.envs.registration import registry
 
     limits = {"open": ("v0", 150), "umaze": ("v1", 300), "medium": ("v1", 600), "large": ("v1", 800)}
@@ -24,6 +24,9 @@ def register() -> None:
                     kwargs={"maze": maze, "reward": reward},
                     max_episode_steps=steps,
                 )
+    from envs.ogbench import worlds
+
+    worlds.register()
 
 
 register()

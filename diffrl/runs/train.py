@@ -30,7 +30,7 @@ from diffrl.support.schema import refuse_others
 from diffrl.support.stopping import going_on
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
-from diffrl.training.logs import SHOWN, MetricsLog, ScoreBook, Scores, benchmark_family, plus_minus, tidy
+from diffrl.training.logs import SHOWN, MetricsLog, ScoreBook, Scores, benchmark_family, plus_minus, score_word, tidy
 from diffrl.training.loop import Evaluations, InLine, Loop, NoEvaluations, Trainer
 from diffrl.training.stack import StackTrainer
 from envs.datasets import FILE_SUFFIXES, load_dataset, locate
@@ -177,6 +177,8 @@ def fit(
         log = MetricsLog(run.path, config.seeds, start)
         held.callback(log.close)
         task = {"env": run.task.env_id, "reference": run.task.reference, "comparable": run.task.comparable}
+        if run.task.env_kwargs:
+            task["env_kwargs"] = run.task.env_kwargs
         about = {"dataset": called(config.dataset), "seeds": list(config.seeds), **task, **(origin or {})}
         book = ScoreBook(run.path, run.task, Scores(run.path, about, steps=range(start + 1)), log, observer.message)
         evaluations: Evaluations = NoEvaluations()
@@ -230,13 +232,17 @@ def finished(run: Run, scores: Scores, quiet: bool) -> Path:
         last = scores.evaluations[-1]
         kind = "score" if "score" in last else "mean_return"
         best = scores.best()
-        what = "normalised score x100" if kind == "score" else "return"
+        what = score_word(scores.about["reference"]) if kind == "score" else "return"
         console.print(
             f"[bold]{what}[/]: last {np.mean(last[kind]):.1f}{plus_minus(last)}, best "
             f"{np.mean([b['value'] for b in best]):.1f} (each seed's best evaluation); {len(best)} seed(s), "
             f"{len(last['returns'][0])} episodes each, ± standard error over {'seeds' if len(best) > 1 else 'episodes'}"
         )
-        if kind == "score" and not scores.about["comparable"]:
+        if kind == "score" and run.task.scored_by_success:
+            timing = run.task.env_kwargs.get("timing", "post")
+            rebuilt = "" if scores.about["comparable"] else "on data that are rebuilt, not OGBench's own; "
+            console.print(f"{rebuilt}success and rewards are timed `{timing}`: say both with the number.".capitalize())
+        elif kind == "score" and not scores.about["comparable"]:
             console.print(
                 f"Scaled by D4RL's reference returns for {benchmark_family(scores.about['reference'])}, but data or "
                 "environment are not D4RL's: do not report it under a D4RL name."
