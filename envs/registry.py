@@ -99,7 +99,7 @@ def is_d4rl(benchmark_id: str) -> bool:
 
 
 def is_ogbench(benchmark_id: str) -> bool:
-    """Whether OGBench has a data set or a task called `benchmark_id`. Raises UserError for a task that does not exist."""
+    """Whether OGBench has a data set or a task called `benchmark_id`. Raises UserError for a task it does not have."""
     return ogbench.parse(benchmark_id) is not None
 
 
@@ -123,8 +123,9 @@ def get(benchmark_id: str) -> Benchmark:
 def hint(benchmark_id: str) -> str:
     """Half a sentence naming the known id nearest to `benchmark_id`; the newest version where only that is missing."""
     versions = [known_id for known_id in ids() if known_id.rsplit("-", 1)[0] == benchmark_id]
-    ours = ogbench.near(benchmark_id)
-    return f"did you mean {versions[-1]!r}?" if versions else nearest(benchmark_id, of_package(benchmark_id) or ours or ids())
+    if versions:
+        return f"did you mean {versions[-1]!r}?"
+    return nearest(benchmark_id, of_package(benchmark_id) or ogbench.near(benchmark_id) or ids())
 
 
 def of_package(benchmark_id: str) -> dict[str, Benchmark]:
@@ -196,7 +197,8 @@ def _of_ogbench(benchmark_id: str) -> Benchmark:
     world = name.world
     rebuilt = "rebuilt here with the wheel's oracles" if name.has_oracle else "from a trained expert: by file only"
     if name.task is None:
-        note = f"OGBench's data, {rebuilt}. Without rewards: its tasks are {ogbench.of_dataset(name)[0]} and task1 to task5."
+        tasks = f"{ogbench.of_dataset(name)[0]} and its task1 to task5"
+        note = f"OGBench's data, {rebuilt}. Without rewards: those are of a task, {tasks}."
         return Benchmark(benchmark_id, domain=world.name, note=note, env_extra="ogbench", generated=name.has_oracle)
     kwargs: dict[str, Any] = {"task": name.task, "timing": name.timing} | ({"sparse": True} if name.sparse else {})
     return Benchmark(

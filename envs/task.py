@@ -145,7 +145,9 @@ class Task:
         told = outcomes.ndim == 3
         if self.scored_by_success:
             if not told:
-                raise UserError(f"{self.env_text} tells of no success, of which the scores of {self.reference} are made.")
+                raise UserError(
+                    f"{self.env_text} tells of no success, of which the scores of {self.reference} are made."
+                )
             return 100.0 * outcomes[..., 1]
         return registry.normalised_score(self.reference, outcomes[..., 0] if told else outcomes)
 

@@ -41,8 +41,8 @@ class ListData:
         """Print the table, and the notes where few data sets match. Gives 1 if none does."""
         from rich.markup import escape
 
-        from diffrl.data import minari as minari_format
         from diffrl.commands import data_ogbench
+        from diffrl.data import minari as minari_format
         from envs import registry
         from envs.datasets import cached_path, generated, locate
 

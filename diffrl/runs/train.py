@@ -177,9 +177,8 @@ def fit(
         log = MetricsLog(run.path, config.seeds, start)
         held.callback(log.close)
         task = {"env": run.task.env_id, "reference": run.task.reference, "comparable": run.task.comparable}
-        if run.task.env_kwargs:
-            task["env_kwargs"] = run.task.env_kwargs
-        about = {"dataset": called(config.dataset), "seeds": list(config.seeds), **task, **(origin or {})}
+        kwargs = {"env_kwargs": run.task.env_kwargs} if run.task.env_kwargs else {}
+        about = {"dataset": called(config.dataset), "seeds": list(config.seeds), **task, **kwargs, **(origin or {})}
         book = ScoreBook(run.path, run.task, Scores(run.path, about, steps=range(start + 1)), log, observer.message)
         evaluations: Evaluations = NoEvaluations()
         if config.eval_workers:

@@ -43,8 +43,8 @@ def lines(name: Name, path: Path, dataset: OfflineDataset) -> Iterator[str]:
         whole = generation.validation_episodes(whole)
     usual = lengths == name.rows
     yield (
-        f"{len(lengths):,} of OGBench's {whole:,} episodes; {usual.sum():,} have its {name.rows:,} rows, the last one of "
-        "which nothing follows"
+        f"{len(lengths):,} of OGBench's {whole:,} episodes; {usual.sum():,} have its {name.rows:,} rows, of which the "
+        "last has no successor"
     )
     if not name.world.maze:
         share = (dataset.observations[:, CONTACT] > 0).mean()

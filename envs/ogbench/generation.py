@@ -87,15 +87,16 @@ def generate(
         )
     episodes = name.episodes if episodes is None else episodes
     jobs = cores() if jobs is None else jobs
-    for what, value in (("episodes", episodes), ("jobs", jobs), ("rows of an episode", name.rows if rows is None else rows)):
-        if value < 1:
-            raise UserError(f"The number of {what} is {value}; expected at least 1.")
+    rows = name.rows if rows is None else rows
+    for what, value, least in (("episodes", episodes, 1), ("jobs", jobs, 1), ("rows of an episode", rows, 2)):
+        if value < least:
+            raise UserError(f"The number of {what} is {value}; expected at least {least}.")
     worlds.require_wheel()
     target = (path or cached_path(name, episodes, seed)).expanduser()
     with alone(target, lambda: console.print(f"Waiting for another process, which is generating {target}.")):
         if target.is_file() and validation_path(target).is_file() and not again:
             return target
-        _make(name, target, episodes, name.rows if rows is None else rows, seed, jobs, quiet)
+        _make(name, target, episodes, rows, seed, jobs, quiet)
     return target
 
 

@@ -1,8 +1,8 @@
 """What OGBench's ids mean: `cube-single-play-v0` is a data set, `cube-single-play-singletask-task2-v0` a task of it.
 
-NAME-KIND[-small][-singletask[-taskK][-sparse][-pre]]-v0[-val]. `val` is the validation set. Ours are: `small`, the first
-100 episodes; `sparse`, QC's reward of -1 until all is done; `pre`, rewards of the state before the action, as OGBench
-has them since its 1.2.0.
+NAME-KIND[-small][-singletask[-taskK][-sparse][-pre]]-v0[-val]. `val` is the validation set. Ours are: `small`, the
+first 100 episodes; `sparse`, QC's reward of -1 until all is done; `pre`, rewards of the state before the action, as
+OGBench has them since its 1.2.0.
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ def get(text: str) -> Name:
     """As `parse`, for a text that must be an id. Raises UserError, naming the nearest, where it is none."""
     found = parse(text)
     if found is None:
-        raise UserError(f"{text!r} is no data set of OGBench's: {nearest(text, datasets())} See `diffrl data list ogbench`.")
+        raise UserError(
+            f"{text!r} is no data set of OGBench's: {nearest(text, datasets())} See `diffrl data list ogbench`."
+        )
     return found
 
 

@@ -28,7 +28,12 @@ MARKOV_SCALE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])
 """Of the noise on "noisy" actions, for each dimension of the action."""
 STITCH_CELLS = 4
 """How many cells away a goal of "stitch" is."""
-P_STACK = {"cube-single": (0.0, 0.0), "cube-double": (0.0, 0.25), "cube-triple": (0.05, 0.35), "cube-quadruple": (0.1, 0.5)}
+P_STACK = {
+    "cube-single": (0.0, 0.0),
+    "cube-double": (0.0, 0.25),
+    "cube-triple": (0.05, 0.35),
+    "cube-quadruple": (0.1, 0.5),
+}
 """Between what the probability of a target on top of another cube is drawn, once an episode; elsewhere it is .5."""
 STEPS = ("qpos", "qvel", "button_states")
 
@@ -243,5 +248,3 @@ def _oracles(env: worlds.Seeded, name: Name) -> Callable[[dict[str, Any]], Any]:
         return made[str(info["privileged/target_task"])]
 
     return of
-
-

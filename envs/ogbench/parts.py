@@ -1,4 +1,4 @@
-"""The episodes of a data set that is being made, one file each: what a kill leaves behind is whole, and gone on from."""
+"""The episodes of a data set that is being made, one file each: what a kill leaves behind is whole, and is kept."""
 
 from __future__ import annotations
 
@@ -52,9 +52,10 @@ def place(folder: Path, split: int, number: int) -> Path:
 
 def write(folder: Path, split: int, number: int, episode: Episode) -> None:
     """Write an episode, whole or not at all."""
-    fared = np.array([episode.targets, episode.reached, episode.attempts], np.int64)
+    columns: dict[str, Any] = {**episode.columns}
+    columns[_FARED] = np.array([episode.targets, episode.reached, episode.attempts], np.int64)
     with atomic_path(place(folder, split, number)) as temporary:
-        np.savez(temporary, **episode.columns, **{_FARED: fared})
+        np.savez(temporary, **columns)
 
 
 def read(folder: Path, split: int, number: int) -> Episode:

@@ -59,7 +59,9 @@ def load(name: Name, path: Path, rows: int | None = None, infos: bool = False) -
     the file is missing, damaged, not of OGBench's layout, or of another environment.
     """
     if name.validation and not path.is_file():
-        raise DataError(f"{path} does not exist: the validation set was not made. `diffrl data generate {name.dataset}`.")
+        raise DataError(
+            f"{path} does not exist: the validation set was not made. `diffrl data generate {name.dataset}`."
+        )
     states, about = _read(name, path, rows, infos)
     ends = states.pop("terminals").astype(np.bool_)
     ends[-1] = True
@@ -81,7 +83,9 @@ def load(name: Name, path: Path, rows: int | None = None, infos: bool = False) -
         terminals=solved,
         timeouts=ends[following] & ~solved,
         next_observations=states["observations"][following],
-        infos={key: values[kept] for key, values in states.items() if infos and key in ("qpos", "qvel", "button_states")},
+        infos={
+            key: values[kept] for key, values in states.items() if infos and key in ("qpos", "qvel", "button_states")
+        },
         metadata={"path": str(path), **about, **_described(name, path)},
     )
     return dataset if rows is None else dataset.head(rows)
@@ -214,4 +218,3 @@ def solved_by_task(name: Name, path: Path) -> dict[int, Bools]:
             env.reset(seed=0)
             result[task] = _labels(replace(name, task=task), states, env)[0]
     return result
-

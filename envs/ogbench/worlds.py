@@ -36,7 +36,9 @@ def require_wheel() -> None:
             import dm_control.mjcf  # noqa: F401 (that it is there)
             import ogbench  # noqa: F401 (registers)
     except ImportError as error:
-        raise UserError(f"OGBench needs {error.name}, which is not installed: pip install 'diffrl[ogbench]'.") from error
+        raise UserError(
+            f"OGBench needs {error.name}, which is not installed: pip install 'diffrl[ogbench]'."
+        ) from error
     finally:
         if before is None:
             os.environ.pop(_GL, None)
@@ -46,12 +48,12 @@ class OwnRandomness:
     """NumPy's global generator, lent: in a `with` block its state is ours, and afterwards what it was."""
 
     def __init__(self) -> None:
-        self._state = np.random.RandomState().get_state()  # noqa: NPY002
+        self._state = np.random.RandomState().get_state()
         self._depth = 0
 
     def seed(self, seed: int) -> None:
         """Start anew from a seed of up to 64 bits."""
-        state = np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32]).get_state()  # noqa: NPY002
+        state = np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32]).get_state()
         if self._depth:
             np.random.set_state(state)  # noqa: NPY002
         else:
@@ -75,7 +77,7 @@ class OwnRandomness:
 
 
 @cache
-def _with_one_action_space(env_class: type[Any]) -> type[Any]:
+def _with_one_action_space(env_class: Any) -> type[Any]:
     """The class with one action space that can be seeded; the wheel's arms make a new one at each look."""
     space = gymnasium.spaces.Box(-1.0, 1.0, (5,), np.float32)
 
@@ -85,7 +87,7 @@ def _with_one_action_space(env_class: type[Any]) -> type[Any]:
         found: gymnasium.spaces.Box = self._one_action_space
         return found
 
-    return type(env_class.__name__, (env_class,), {"action_space": property(action_space)})
+    return type(str(env_class.__name__), (env_class,), {"action_space": property(action_space)})
 
 
 def make_inner(env_id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
@@ -94,7 +96,8 @@ def make_inner(env_id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     env: gymnasium.Env[Any, Any] = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
     inner: Any = env.unwrapped
     if isinstance(getattr(type(inner), "action_space", None), property):
-        inner.__class__ = _with_one_action_space(type(inner))
+        original: Any = type(inner)
+        inner.__class__ = _with_one_action_space(original)
     return env
 
 
