@@ -86,7 +86,7 @@ def load(name: Name, path: Path, rows: int | None = None, infos: bool = False) -
         infos={
             key: values[kept] for key, values in states.items() if infos and key in ("qpos", "qvel", "button_states")
         },
-        metadata={"path": str(path), **about, **_described(name, path)},
+        metadata={"path": str(path), **about, **_described(name, path), "recorded_limit": name.rows - 1},
     )
     return dataset if rows is None else dataset.head(rows)
 
