@@ -239,8 +239,9 @@ def finished(run: Run, scores: Scores, quiet: bool) -> Path:
         )
         if kind == "score" and run.task.scored_by_success:
             timing = run.task.env_kwargs.get("timing", "post")
-            rebuilt = "" if scores.about["comparable"] else "on data that are rebuilt, not OGBench's own; "
-            console.print(f"{rebuilt}success and rewards are timed `{timing}`: say both with the number.".capitalize())
+            timed = f"Success and rewards are timed `{timing}`"
+            where = "" if scores.about["comparable"] else ", on data that are rebuilt, not OGBench's own, or in part"
+            console.print(f"{timed}{where}: say so with the number.")
         elif kind == "score" and not scores.about["comparable"]:
             console.print(
                 f"Scaled by D4RL's reference returns for {benchmark_family(scores.about['reference'])}, but data or "
