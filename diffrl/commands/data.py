@@ -194,16 +194,16 @@ class Generate:
     """The id, such as maze2d-umaze-v1 or cube-single-play-v0."""
     rows: Rows | None = None
     """Number of rows (maze2d). Default: D4RL's own, 1, 2 or 4 million."""
-    episodes: Count | None = None
-    """Number of training episodes (OGBench), beside which a tenth for validation are made. Default: OGBench's own."""
-    jobs: Count | None = None
-    """Processes (OGBench); the rows do not depend on it. Default: one a core."""
     seed: Seed = 0
     """Seed of the walk, or of the episodes."""
     output: Path | None = None
     """The file to write. Default: in the data directory, where the id finds it if rows and seed are the default."""
     force: bool = False
     """Replace the file if it exists."""
+    episodes: Count | None = None
+    """Number of training episodes (OGBench), beside which a tenth for validation are made. Default: OGBench's own."""
+    jobs: Count | None = None
+    """Processes (OGBench); the rows do not depend on it. Default: one a core."""
 
     def __post_init__(self) -> None:
         check(self)

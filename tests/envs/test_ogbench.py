@@ -313,7 +313,7 @@ def replays(text: str, rows: int) -> oracles.Episode:
 
 def test_a_cubes_episode_follows_from_its_seed() -> None:
     """Observations, actions and states have OGBench's sizes, and the oracle moves the cube."""
-    episode = replays("cube-single-play-v0", 120)
+    episode = replays("cube-single-play-v0", 80)
     sizes = {key: values.shape[1:] for key, values in episode.columns.items()}
     assert sizes == {"observations": (28,), "actions": (5,), "terminals": (), "qpos": (21,), "qvel": (20,)}
     cube = episode.columns["qpos"][:, 14:17]
