@@ -451,6 +451,34 @@ def test_without_the_wheel_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
         assert "\n" not in str(raised.value)
 
 
+def test_a_run_keeps_the_success_of_every_episode(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import diffrl
+    from agents.config import BC
+    from diffrl.runs.config import TrainConfig
+
+    path = generation.cached_path(NAVIGATE)
+    path.parent.mkdir(parents=True)
+    shutil.copy(made, path)
+    shutil.copy(generation.validation_path(made), generation.validation_path(path))
+    config = TrainConfig(
+        TASK, BC(width=8, layers=1), seeds=(0, 1), steps=2, eval_every=2, eval_episodes=2, max_episode_steps=5,
+        out=tmp_path / "run", eval_workers=0, compile=False,
+    )  # fmt: skip
+    run = diffrl.train(config)
+    scores = json.loads((run / "scores.json").read_text())
+    assert (scores["env_kwargs"], scores["comparable"]) == ({"task": 1, "timing": "post"}, False)
+    (entry,) = scores["evaluations"]
+    assert entry["successes"] == [[0, 0], [0, 0]]
+    assert (entry["returns"], entry["score"]) == ([[-5.0, -5.0], [-5.0, -5.0]], [0.0, 0.0])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "timed `post`, on data that are rebuilt" in said
+    result = diffrl.evaluate(run, episodes=3, which=("last",), quiet=True)["last"]
+    assert result["successes"] == [[0] * 3, [0] * 3]
+    assert result["scores"] == [[0.0] * 3, [0.0] * 3]
+
+
 # The command line
 
 
