@@ -172,6 +172,10 @@ def load_dataset(
         dataset = dataset.validate(origin.name, action_limit) if check else dataset
     else:
         path = origin.path
+        if origin.kind == "file":
+            from envs.ogbench import reading
+
+            reading.refuse_bare(path)
         if benchmark is not None and not origin.exists:
             path = _generate_missing(benchmark, rows, progress)
         steps = None if benchmark is None else benchmark.max_episode_steps

@@ -21,7 +21,7 @@ from diffrl.data.d4rl import verify
 from diffrl.data.offline import Bools, Floats, OfflineDataset
 from diffrl.support.errors import DataError
 from envs.ogbench import generation, worlds
-from envs.ogbench.names import TASKS, Name
+from envs.ogbench.names import TASKS, Name, of_dataset, parse
 
 COLUMNS = ("observations", "actions", "terminals", "qpos")
 _IN_WALLS = 0.01
@@ -45,6 +45,21 @@ def find(name: Name, rows: int | None = None) -> Path:
 def episodes_for(name: Name, rows: int) -> int:
     """The episodes that so many transitions need."""
     return min(name.episodes, -(-rows // (name.rows - 1)))
+
+
+def refuse_bare(path: Path) -> None:
+    """Raise DataError for a file of OGBench's layout that is named by its path, which tells no task."""
+    stem, version, _ = path.name.partition("-v0")
+    name = parse(stem + version)
+    if name is None or not path.is_file():
+        return
+    with open_table(path) as table:
+        bare = table.get("rewards") is None and table.get("qpos") is not None
+    if bare:
+        raise DataError(
+            f"{path} holds OGBench's {name.dataset}, without rewards: put it in {generation.cached_path(name).parent} "
+            f"under that name and name a task of it, such as --dataset {of_dataset(name)[0]}."
+        )
 
 
 def is_rebuilt(path: Path) -> bool:
@@ -119,7 +134,8 @@ def _read(name: Name, path: Path, rows: int | None, infos: bool) -> tuple[dict[s
         about = {key: value for key, value in about.items() if key not in ("dataset", "rows", "attempts")}
         if "targets" in about and "reached" in about:
             targets, reached = (int(np.sum(about.pop(key))) for key in ("targets", "reached"))
-            about["oracle"] = f"met {reached:,} of {targets:,} targets ({reached / max(targets, 1):.1%})"
+            met = f"met {reached:,} of {targets:,} targets ({reached / max(targets, 1):.1%})"
+            about["oracle"] = f"reached {reached:,} goals" if name.world.maze else met
         states = {key: _float32(arrays[key], key, path) if key != "terminals" else arrays[key] for key in columns}
         return states, about | ({"sha256": table.sha256} if table.sha256 else {})
 

@@ -404,7 +404,6 @@ def test_ogbenchs_own_file_is_found_and_is_comparable(made: Path, folders: Path)
 
 
 def test_files_of_others_are_refused_in_one_line(made: Path, tmp_path: Path) -> None:
-    large = names.get("pointmaze-large-navigate-singletask-v0")
     plain = official(made, tmp_path / "a.npz")
     cases: list[tuple[str, Path, str]] = [
         ("pointmaze-large-navigate-singletask-v0", made, "is a file of pointmaze-medium-navigate-v0; expected"),
@@ -419,7 +418,9 @@ def test_files_of_others_are_refused_in_one_line(made: Path, tmp_path: Path) -> 
         with pytest.raises(DataError, match=expected) as raised:
             reading.load(names.get(text), path)
         assert "\n" not in str(raised.value)
-    assert large.dataset == "pointmaze-large-navigate-v0"
+    bare = official(made, tmp_path / "pointmaze-medium-navigate-v0.npz")
+    with pytest.raises(DataError, match=r"without rewards: put it in .* such as --dataset pointmaze-medium-navigate-s"):
+        datasets.load_dataset(bare)
     without = {key: values for key, values in contents(made).items() if key != "qpos"}
     np.savez(tmp_path / "f.npz", **without)
     with pytest.raises(DataError, match="the key 'qpos' is missing"):
