@@ -10,7 +10,7 @@ __part_of__ = "diffrl"  # `diffrl.support.shadowing` looks for this line
 
 
 def register() -> None:
-    """Register our environments with Gymnasium, under the ids of D4RL's benchmarks."""
+    """Register the environments of D4RL's benchmarks and of OGBench's with Gymnasium, under their ids."""
     from gymnasium.envs.registration import registry
 
     limits = {"open": ("v0", 150), "umaze": ("v1", 300), "medium": ("v1", 600), "large": ("v1", 800)}
@@ -47,6 +47,9 @@ def register() -> None:
                         kwargs={"task": task},
                         max_episode_steps=100 if task == "pen" else 200,
                     )
+    from envs.ogbench import worlds
+
+    worlds.register()
 
 
 register()

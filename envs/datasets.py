@@ -1,4 +1,7 @@
-"""Data sets by name: a D4RL id, another package's, a Minari id, or a path. Finds, makes, downloads, loads them."""
+"""Data sets by name: an id of D4RL's, OGBench's or another package's, a Minari id, or a path.
+
+Finds, makes, downloads, loads them.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from diffrl.support.console import console
 from diffrl.support.errors import DataError, UserError
 from diffrl.support.files import alone, data_directory
 from envs import registry
+from envs.ogbench import names as ogbench
 
 FILE_SUFFIXES = (".hdf5", ".h5", ".npz")
 _OF_PACKAGE = "{0} is a data set of another package, which makes or fetches it itself: use it as --dataset {0}."
@@ -36,14 +40,14 @@ class Origin:
     """Where a named data set is, or would be."""
 
     name: str
-    """A D4RL id, an id of another package, a Minari id without `minari:`, or a path."""
-    kind: Literal["d4rl", "package", "minari", "file"]
-    """d4rl: a benchmark of D4RL's; package: one of another package; minari: in Minari's store, or a folder in its
-    format; file: HDF5 or npz."""
+    """A D4RL id, one of OGBench's or another package's, a Minari id without `minari:`, or a path."""
+    kind: Literal["d4rl", "ogbench", "package", "minari", "file"]
+    """d4rl, ogbench: a benchmark of theirs; package: one of another package; minari: in Minari's store, or a folder in
+    its format; file: HDF5 or npz."""
     path: Path | None
     """The file, or Minari's folder; None for kind package, which knows itself where its data are."""
     benchmark: registry.Benchmark | None = None
-    """The registry's entry, for kinds d4rl and package."""
+    """The registry's entry, for kinds d4rl, ogbench and package."""
 
     @property
     def exists(self) -> bool:
@@ -59,6 +63,15 @@ def cached_path(benchmark_id: str, rows: int | None = None, seed: int = 0) -> Pa
     """
     name = benchmark_id + ("" if rows is None else f".{rows}-rows") + ("" if seed == 0 else f".seed-{seed}")
     return data_directory() / "d4rl" / f"{name}.hdf5"
+
+
+def part_path(benchmark_id: str, rows: int) -> Path:
+    """Where the first rows of a benchmark's data are, or would be, where the whole is not here."""
+    if registry.is_ogbench(benchmark_id):
+        from envs.ogbench import reading
+
+        return reading.find(ogbench.get(benchmark_id), rows)
+    return cached_path(benchmark_id, rows)
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,10 @@ def locate(name: str) -> Origin:
         return Origin(name, "minari", path)
     if registry.known(name):
         benchmark = registry.get(name)
+        if registry.is_ogbench(name):
+            from envs.ogbench import reading
+
+            return Origin(name, "ogbench", reading.find(ogbench.get(name)), benchmark)
         if not registry.is_d4rl(name):
             return Origin(name, "package", None, benchmark)
         theirs = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser() / Path(benchmark.url).name
@@ -150,8 +167,15 @@ def load_dataset(
         is_path = origin.name == str(origin.path)
         source = origin.path if is_path else origin.name
         dataset = minari_format.read(source, action_limit=action_limit, check=check, rows=rows)
+    elif origin.kind == "ogbench":
+        dataset = _load_ogbench(origin, rows, progress, infos)
+        dataset = dataset.validate(origin.name, action_limit) if check else dataset
     else:
         path = origin.path
+        if origin.kind == "file":
+            from envs.ogbench import reading
+
+            reading.refuse_bare(path)
         if benchmark is not None and not origin.exists:
             path = _generate_missing(benchmark, rows, progress)
         steps = None if benchmark is None else benchmark.max_episode_steps
@@ -163,10 +187,22 @@ def load_dataset(
             advice = f"`diffrl data info {name} --add-checksum` adds one."
             console.print(f"{path} has no checksum: damage to it would go unseen. {advice}", markup=False)
     dataset.metadata["dataset"] = origin.name
-    if benchmark is not None and benchmark.env_id is not None:
+    if benchmark is not None and benchmark.env_id is not None and origin.kind != "ogbench":
         dataset.metadata["env_id"] = benchmark.env_id
         dataset.metadata.pop("env_spec", None)
     return dataset
+
+
+def _load_ogbench(origin: Origin, rows: int | None, progress: bool, infos: bool) -> OfflineDataset:
+    """A data set of OGBench's, rebuilt first where it is not here; with `rows`, only as many episodes as they need."""
+    from envs.ogbench import generation, reading
+
+    name = ogbench.get(origin.name)
+    path = reading.find(name, rows)
+    if not path.is_file() and not name.validation:
+        episodes = None if rows is None else reading.episodes_for(name, rows)
+        path = generation.generate(name, episodes=episodes, quiet=not progress)
+    return reading.load(name, path, rows, infos)
 
 
 def _generate_missing(benchmark: registry.Benchmark, rows: int | None, progress: bool) -> Path:
@@ -189,10 +225,13 @@ def generate(
 ) -> Path:
     """Generate a maze2d data set with D4RL's own recipe and return its file, `cached_path(...)` unless given.
 
-    Where another process is generating that file, this one waits. again: then generate it nevertheless. `rows=None`
-    means as many as D4RL's (1, 2 or 4 million). Raises UserError for any other benchmark.
+    OGBench's are generated by `envs.ogbench.generation.generate`. Where another process is generating that file, this
+    one waits. again: then generate it nevertheless. `rows=None` means as many as D4RL's (1, 2 or 4 million). Raises
+    UserError for any other benchmark.
     """
     benchmark = registry.get(benchmark_id)
+    if registry.is_ogbench(benchmark_id):
+        raise UserError(f"{benchmark_id} is OGBench's: its size is a number of episodes, not of rows.")
     if not registry.is_d4rl(benchmark_id):
         raise UserError(_OF_PACKAGE.format(benchmark_id))
     if not benchmark.generated:
@@ -218,6 +257,13 @@ def download(name: str, force: bool = False, progress: bool = True) -> Path:
     Raises UserError where the host cannot be reached, saying what else can be done.
     """
     origin = locate(name)
+    if origin.kind == "ogbench":
+        assert origin.benchmark is not None and origin.path is not None  # noqa: PT018
+        way = f"`diffrl data generate {name}` rebuilds it here; or put" if origin.benchmark.generated else "Put"
+        raise UserError(
+            f"{name} is not downloaded: OGBench's host was out of reach for weeks. {way} OGBench's own "
+            f"{ogbench.get(name).dataset}.npz in {origin.path.parent}."
+        )
     if origin.kind == "file":
         raise UserError(f"{name!r} is a path; expected a D4RL id (`diffrl data list`) or a Minari id.")
     if origin.path is None:

@@ -1,4 +1,4 @@
-"""Benchmarks by id: D4RL's, and those of other packages, entry points of the group `diffrl.datasets`.
+"""Benchmarks by id: D4RL's, OGBench's, and those of other packages, entry points of the group `diffrl.datasets`.
 
 Reference scores, download addresses, step limits, and which environment evaluates them. D4RL's ids, reference scores
 and addresses are in `d4rl.csv` beside this file; what holds for whole families of it is in `families.py`.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from diffrl.support import plugins
 from diffrl.support.errors import UserError, nearest
 from diffrl.support.plugins import Plugin
 from envs import families
+from envs.ogbench import names as ogbench
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,13 @@ class Benchmark:
     """Whether `diffrl data generate` rebuilds the data set here, without a download."""
     minari: str | None = None
     """A Minari data set of the same kind (not the same data), for when D4RL's host is down."""
+    scored_by: Literal["return", "success"] = "return"
+    """What a score is made of: the return, normalised by the references, or the share of episodes that succeed."""
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether episodes in its environment are scored, not only by their returns."""
+        return self.scored_by == "success" or self.ref_min is not None
 
     @property
     def reference_scores(self) -> tuple[float, float] | None:
@@ -93,22 +101,34 @@ def is_d4rl(benchmark_id: str) -> bool:
     return benchmark_id in _table()
 
 
+def is_ogbench(benchmark_id: str) -> bool:
+    """Whether OGBench has a data set or a task called `benchmark_id`. Raises UserError for a task it does not have."""
+    return ogbench.parse(benchmark_id) is not None
+
+
 def known(benchmark_id: str) -> bool:
-    """Whether D4RL or another package has a benchmark called `benchmark_id`. Raises UserError for a broken package."""
-    return is_d4rl(benchmark_id) or benchmark_id in of_package(benchmark_id)
+    """Whether D4RL, OGBench or another package has a benchmark called `benchmark_id`.
+
+    Raises UserError for a broken package, and for a task that OGBench does not have.
+    """
+    return is_d4rl(benchmark_id) or is_ogbench(benchmark_id) or benchmark_id in of_package(benchmark_id)
 
 
 def get(benchmark_id: str) -> Benchmark:
     """The benchmark called `benchmark_id`. Raises UserError, naming the nearest known id, where there is none."""
     if not known(benchmark_id):
         raise UserError(f"Unknown benchmark {benchmark_id!r}: {hint(benchmark_id)} `diffrl data list` shows all.")
+    if is_ogbench(benchmark_id):
+        return _of_ogbench(benchmark_id)
     return _table().get(benchmark_id) or of_package(benchmark_id)[benchmark_id]
 
 
 def hint(benchmark_id: str) -> str:
     """Half a sentence naming the known id nearest to `benchmark_id`; the newest version where only that is missing."""
     versions = [known_id for known_id in ids() if known_id.rsplit("-", 1)[0] == benchmark_id]
-    return f"did you mean {versions[-1]!r}?" if versions else nearest(benchmark_id, of_package(benchmark_id) or ids())
+    if versions:
+        return f"did you mean {versions[-1]!r}?"
+    return nearest(benchmark_id, of_package(benchmark_id) or ogbench.near(benchmark_id) or ids())
 
 
 def of_package(benchmark_id: str) -> dict[str, Benchmark]:
@@ -179,6 +199,28 @@ def reference_of(env_id: str) -> str | None:
 
 _ADROIT = {f"AdroitHand{task}": f"{task.lower()}-human-v1" for task in ("Pen", "Door", "Hammer", "Relocate")}
 """Gymnasium-Robotics' tasks, which are D4RL's but for a point each (`envs.adroit`)."""
+
+
+def _of_ogbench(benchmark_id: str) -> Benchmark:
+    name = ogbench.get(benchmark_id)
+    world = name.world
+    rebuilt = "rebuilt here with the wheel's oracles" if name.has_oracle else "from a trained expert: by file only"
+    if name.task is None:
+        tasks = f"{ogbench.of_dataset(name)[0]} and its task1 to task5"
+        note = f"OGBench's data, {rebuilt}. Without rewards: those are of a task, {tasks}."
+        return Benchmark(benchmark_id, domain=world.name, note=note, env_extra="ogbench", generated=name.has_oracle)
+    kwargs: dict[str, Any] = {"task": name.task, "timing": name.timing} | ({"sparse": True} if name.sparse else {})
+    return Benchmark(
+        benchmark_id,
+        env_id=world.env_id,
+        env_kwargs=kwargs,
+        max_episode_steps=world.max_episode_steps,
+        domain=world.name,
+        note=f"OGBench's data, {rebuilt}. Scores are success x100; rewards and success are timed `{name.timing}`.",
+        env_extra="ogbench",
+        generated=name.has_oracle,
+        scored_by="success",
+    )
 
 
 @cache

@@ -143,10 +143,26 @@ class Task:
             reference = registry.reference_of(spec.id)
         return replace(self.within(spec), reference=reference, comparable=False)
 
-    def score(self, returns: NDArray[Any]) -> NDArray[Any]:
-        """The normalised scores (x100) of returns, elementwise."""
+    @property
+    def scored_by_success(self) -> bool:
+        """Whether an episode's score is 100 where it succeeds and else 0, as OGBench's; not made of its return."""
+        return self.reference is not None and registry.get(self.reference).scored_by == "success"
+
+    def score(self, outcomes: NDArray[Any]) -> NDArray[Any]:
+        """The scores (x100) of episodes (...,), normalised, from their returns (...,) or outcomes (..., 2).
+
+        An outcome is a return and whether the episode succeeded, see `Evaluator`. Raises UserError where the score is
+        made of successes, and the environment has not told them.
+        """
         assert self.reference is not None
-        return registry.normalised_score(self.reference, returns)
+        told = outcomes.ndim == 3
+        if self.scored_by_success:
+            if not told:
+                raise UserError(
+                    f"{self.env_text} tells of no success, of which the scores of {self.reference} are made."
+                )
+            return 100.0 * outcomes[..., 1]
+        return registry.normalised_score(self.reference, outcomes[..., 0] if told else outcomes)
 
 
 def asked_spec(
@@ -208,8 +224,9 @@ def find_task(name: str, dataset: OfflineDataset, **asked: Unpack[Asked]) -> Tas
         changed = spec = asked_spec(env, env_kwargs, limit, of_data)
     env_id = None if changed is None else changed.id
     task = base.within(changed)
-    if benchmark is not None and benchmark.ref_min is not None:
+    if benchmark is not None and benchmark.has_scores:
         comparable = env_id == own and asked.get("rows") is None and changed is spec
+        comparable &= "rebuilt" not in dataset.metadata
         return replace(task, reference=benchmark.id, comparable=comparable)
     if minari is not None and minari.fits(env_id, task.env_kwargs):
         return replace(task, reference=minari.reference)

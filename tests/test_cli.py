@@ -170,7 +170,8 @@ def test_shipped_configurations_load_and_survive_a_round_trip(name: str, tmp_pat
     config = configuration.find(name)
     agent, dataset = name.split("/")
     assert config.agent.name == agent
-    assert dataset.startswith(config.dataset)
+    stem = config.dataset.replace("-small-singletask-v0", "-singletask-small")  # of OGBench's
+    assert dataset.startswith(stem)
     assert registry.known(config.dataset)
     file = tmp_path / "c.yaml"
     file.write_text(configuration.dump(config))

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ListData:
-    """List D4RL's data sets, those of other packages, and Minari's here: rows, environment, scores, where they are."""
+    """List the data sets of D4RL, OGBench and other packages, and Minari's here: rows, environment, scores, where.
+
+    `diffrl data list ogbench` shows OGBench's alone.
+    """
 
     pattern: Annotated[Positional[str], tyro.conf.arg(metavar="[TEXT]")] = ""
     """Show only ids that contain this text."""
@@ -38,6 +41,7 @@ class ListData:
         """Print the table, and the notes where few data sets match. Gives 1 if none does."""
         from rich.markup import escape
 
+        from diffrl.commands import data_ogbench
         from diffrl.data import minari as minari_format
         from envs import registry
         from envs.datasets import cached_path, generated, locate
@@ -45,6 +49,7 @@ class ListData:
         chosen = [registry.get(benchmark_id) for benchmark_id in registry.ids() if self.pattern in benchmark_id]
         local = {name: steps for name, steps in minari_format.local_ids().items() if self.pattern in name}
         others, broken = _of_packages(self.pattern)
+        chosen += data_ogbench.matching(self.pattern)
         console = _console()
         for problem in broken:
             console.print(f"[yellow]{escape(problem)}[/]", highlight=False)
@@ -81,7 +86,8 @@ class Info:
     """Describe a data set: rows, episodes, returns, ranges, and what is wrong with it, if anything."""
 
     dataset: Annotated[Positional[str], tyro.conf.arg(metavar="DATASET")]
-    """A D4RL id, another package's id, a Minari id, or the path of an HDF5 or npz file or of a Minari folder."""
+    """An id of D4RL's, OGBench's or another package's, a Minari id, or the path of an HDF5 or npz file or of a Minari
+    folder."""
     picture: Path | None = None
     """Save a picture (PNG) of returns, lengths, and positions or actions here."""
     scores_of: str | None = None
@@ -97,11 +103,12 @@ class Info:
 
     def run(self) -> int:
         """Print the description. Gives 1 if the data set has problems."""
+        from diffrl.commands.data_ogbench import print_fidelity
         from diffrl.data import d4rl
         from diffrl.data.env_spec import EnvSpec
         from diffrl.data.observations import goal_left_out
         from envs import registry
-        from envs.datasets import cached_path, load_dataset, locate
+        from envs.datasets import load_dataset, locate, part_path
         from envs.making import CannotRebuild, check_rebuilt
         from envs.plots import plot_dataset
 
@@ -112,7 +119,7 @@ class Info:
         if (
             origin.benchmark is not None
             and not origin.exists
-            and not (self.rows is not None and cached_path(origin.name, self.rows).is_file())
+            and not (self.rows is not None and part_path(origin.name, self.rows).is_file())
         ):
             _print_benchmark(console, origin.benchmark)
             _print_missing(console, origin.benchmark)
@@ -147,6 +154,8 @@ class Info:
                 console.print()
                 console.print(part)
             console.print()
+            if origin.kind == "ogbench":
+                print_fidelity(console, origin.name, dataset)
             if self.picture is not None:
                 plot_dataset(self.picture, dataset, benchmark, self.dataset)
                 console.print(f"Picture: {self.picture}", highlight=False)
@@ -177,26 +186,39 @@ class Info:
 
 @dataclass(frozen=True)
 class Generate:
-    """Rebuild a maze2d data set on this machine with D4RL's own recipe: under a minute a million rows."""
+    """Rebuild a data set on this machine: maze2d with D4RL's recipe, OGBench's with the oracles in its wheel.
+
+    A million rows take under a minute (maze2d), 7 minutes of a core (pointmaze) or 70 (cubes, scene, puzzles). What is
+    cut goes on with the same command.
+    """
 
     benchmark: Annotated[Positional[str], tyro.conf.arg(metavar="ID")]
-    """The id, such as maze2d-umaze-v1."""
+    """The id, such as maze2d-umaze-v1 or cube-single-play-v0."""
     rows: Rows | None = None
-    """Number of rows. Default: D4RL's own, 1, 2 or 4 million."""
+    """Number of rows (maze2d). Default: D4RL's own, 1, 2 or 4 million."""
     seed: Seed = 0
-    """Seed of the walk."""
+    """Seed of the walk, or of the episodes."""
     output: Path | None = None
     """The file to write. Default: in the data directory, where the id finds it if rows and seed are the default."""
     force: bool = False
     """Replace the file if it exists."""
+    episodes: Count | None = None
+    """Number of training episodes (OGBench), beside which a tenth for validation are made. Default: OGBench's own."""
+    jobs: Count | None = None
+    """Processes (OGBench); the rows do not depend on it. Default: one a core."""
 
     def __post_init__(self) -> None:
         check(self)
 
     def run(self) -> None:
         """Generate the data set and print where it is."""
-        from envs import datasets
+        from envs import datasets, registry
 
+        if registry.is_ogbench(self.benchmark):
+            self._of_ogbench()
+            return
+        if self.episodes is not None or self.jobs is not None:
+            raise UserError("--episodes and --jobs are of OGBench's data sets; maze2d's have --rows.")
         path = self.output or datasets.cached_path(self.benchmark, self.rows, self.seed)
         if path.exists() and not self.force:
             _console().print(f"It is there already: {path} (--force replaces it)", highlight=False)
@@ -204,6 +226,18 @@ class Generate:
         path = datasets.generate(self.benchmark, path, self.rows, self.seed)
         whole = path == datasets.cached_path(self.benchmark)
         _console().print(f"Written: {path}. Use it as --dataset {self.benchmark if whole else path}", highlight=False)
+
+    def _of_ogbench(self) -> None:
+        from diffrl.commands import data_ogbench
+
+        if self.rows is not None:
+            raise UserError(f"--rows is of maze2d; {self.benchmark} has --episodes.")
+        path, there = data_ogbench.generate(
+            self.benchmark, self.episodes, self.seed, self.jobs, self.output, self.force
+        )
+        said = f"It is there already: {path} (--force replaces it)." if there else f"Written: {path}"
+        _console().print(said, highlight=False)
+        _console().print(data_ogbench.use(self.benchmark, path, self.episodes, self.seed), highlight=False)
 
 
 @dataclass(frozen=True)
@@ -376,7 +410,8 @@ def _status(origin: Origin) -> str:
     if origin.exists:
         return "[green]here[/]"
     assert origin.benchmark is not None
-    return "[cyan]generate[/]" if origin.benchmark.generated else "download"
+    otherwise = "by file" if origin.kind == "ogbench" else "download"
+    return "[cyan]generate[/]" if origin.benchmark.generated else otherwise
 
 
 def _rows_of(path: Path | None) -> str:
@@ -422,7 +457,11 @@ def _print_missing(console: Console, benchmark: Benchmark) -> None:
     """Say that a data set is not here whole, how to get it, and what of it is here."""
     from envs.datasets import generated
 
-    console.print(f"Not on this machine. Get it with: diffrl data {_verb(benchmark)} {benchmark.id}")
+    if not benchmark.generated and benchmark.env_extra == "ogbench":
+        console.print("Not on this machine. It is read where you have OGBench's own file.")
+        return
+    what = benchmark.id.removesuffix("-val")  # made with the training set
+    console.print(f"Not on this machine. Get it with: diffrl data {_verb(benchmark)} {what}")
     for piece in generated(benchmark.id):
         console.print(f"Generated here with fewer rows or another seed: {_option(piece, benchmark)}", highlight=False)
 

@@ -262,7 +262,7 @@ def _cuts(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding]:
                 "" if len(met) else "Mark the rows where episodes were cut in `timeouts` if that is wrong.",
             )
         )
-    elif known.limit is not None and longest > known.limit:
+    elif known.limit is not None and longest > max(known.limit, _recorded_limit(dataset)):
         marks = "no timeouts are marked" if unmarked else "timeouts may be missing"
         sentence = f"timeouts: the longest episode has {longest:,} steps, more than the limit of {known.limit:,} of "
         found.append(Finding(f"{sentence}{known.name}: {marks}, or it was recorded with another limit.", "note"))
@@ -273,6 +273,12 @@ def _cuts(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding]:
         sentence = f"next_observations: {_rows(against)} contradicted by the next: the {differ}, and no end is marked."
         found.append(Finding(sentence, "warning", "To cut episodes there: --cut-contradictions."))
     return found
+
+
+def _recorded_limit(dataset: OfflineDataset) -> int:
+    """The limit of steps that the metadata say the data were recorded with, other than their task's; 0: they do not."""
+    stored = dataset.metadata.get("recorded_limit")
+    return stored if isinstance(stored, int) else 0
 
 
 def _shifted(dataset: OfflineDataset) -> list[Finding]:

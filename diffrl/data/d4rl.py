@@ -89,7 +89,7 @@ def read(
         arrays = {key: table.read(column, more) for key, column in columns.items()}
         if table.sha256 is not None:
             whole = {key: values for key, values in arrays.items() if values.shape == columns[key].shape}
-            _verify(table, whole)
+            verify(table, whole)
     dataset = _from_arrays(arrays, path, max_episode_steps)
     dataset.metadata.update({"path": str(path)} | ({"sha256": table.sha256} if table.sha256 else {}))
     dataset = dataset if rows is None else dataset.head(rows)
@@ -148,7 +148,7 @@ def _metadata(table: Table) -> dict[str, Column]:
     return columns
 
 
-def _verify(table: Table, arrays: Mapping[str, Array]) -> None:
+def verify(table: Table, arrays: Mapping[str, Array]) -> None:
     """Raise DataError where a file's contents do not have its checksum. arrays: what has been read already, whole."""
     found = digest({name: arrays.get(name, values) for name, values in _contents(table).items()})
     if found != table.sha256:
@@ -175,10 +175,10 @@ def has_checksum(path: Path) -> bool:
 
 
 def count_rows(path: Path) -> int | None:
-    """The number of rows of a file, reading none of them; None where it has no rewards or cannot be read."""
+    """The number of rows of a file, reading none of them; None where it has no actions or cannot be read."""
     try:
         with open_table(path) as table:
-            column = table.get("rewards")
+            column = table.get("actions")
             return None if column is None or not column.shape else column.shape[0]
     except DataError:
         return None

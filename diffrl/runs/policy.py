@@ -258,6 +258,8 @@ class Evaluator:
     make_env: Callable[[], gymnasium.Env[Any, Any]]
     n_seeds: int
     max_environments: int = MAX_ENVIRONMENTS
+    successes: NDArray[np.bool_] | None = None
+    """(S, E) of the last call, whether each episode ended in success; None: the environment does not tell."""
     _environments: list[gymnasium.Env[Any, Any]] = field(default_factory=list)
 
     def __call__(
@@ -271,12 +273,13 @@ class Evaluator:
         """Undiscounted returns (S, `episodes`), and the observations of seed 0's first `record` episodes.
 
         entropy: what the start states are drawn from, so that an evaluation repeats itself. `on_step` hears how many
-        episodes are finished, of how many.
+        episodes are finished, of how many. What the environment says of success is then in `successes`.
         """
         turn = rows_at_once(episodes, self.n_seeds, self.max_environments)
         while len(self._environments) < self.n_seeds * turn:
             self._environments.append(self.make_env())
         returns = np.zeros((self.n_seeds, episodes))
+        successes, told = np.zeros((self.n_seeds, episodes), np.bool_), False
         paths: list[list[NDArray[np.float32]]] = [[] for _ in range(min(record, episodes))]
         finished = 0
         for start in range(0, episodes, turn):
@@ -296,15 +299,22 @@ class Evaluator:
                 if not np.isfinite(actions).all():  # MuJoCo would take them for zeros
                     raise UserError("The policy's actions are not finite: its training has diverged.")
                 for (s, e), env in list(grid.items()):
-                    observations[s, e], reward, terminal, cut, _ = env.step(actions[s, e])
+                    observations[s, e], reward, terminal, cut, info = env.step(actions[s, e])
                     returns[s, start + e] += float(reward)
                     if terminal or cut:
                         del grid[s, e]
                         finished += 1
+                        told |= "success" in info
+                        successes[s, start + e] = bool(info.get("success", False))
                         if isinstance(act, Actor) and not any((seed, e) in grid for seed in range(self.n_seeds)):
                             act.finish([e])
                 on_step(finished, self.n_seeds * episodes)
+        self.successes = successes if told else None
         return returns, [np.stack(path) for path in paths]
+
+    def outcomes(self, returns: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The last call's returns (S, E); where the environment tells of success, with it behind them: (S, E, 2)."""
+        return returns if self.successes is None else np.stack([returns, self.successes.astype(np.float64)], axis=-1)
 
     def close(self) -> None:
         """Close the simulators."""
@@ -330,7 +340,9 @@ class CheckpointEvaluator:
     def __call__(
         self, step: int, on_progress: Callable[[int, int], None], seeds: Sequence[int] | None = None
     ) -> NDArray[np.float64]:
-        """Returns (S, E) of the seeds, or of these, at the checkpoint of `step`; on_progress as `Trainer.evaluate`'s.
+        """Outcomes of the seeds, or of these, at the checkpoint of `step`; on_progress as `Trainer.evaluate`'s.
+
+        Returns (S, E), or returns and successes (S, E, 2): see `Evaluator.outcomes`.
 
         Raises CheckpointError where it is not whole.
         """
@@ -339,14 +351,14 @@ class CheckpointEvaluator:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            returns = []
+            outcomes = []
             for i, seed in enumerate(seeds):
                 act = Actor(_agent_at(run, saved, run.config.seeds.index(seed), "cpu"), run.preprocessing, step)
                 note = _Share(on_progress, i * episodes, len(seeds))
-                returns.append(self._rollout(act, episodes, (seed, step), note)[0][0])
+                outcomes.append(self._rollout.outcomes(self._rollout(act, episodes, (seed, step), note)[0])[0])
         finally:
             torch.set_num_threads(threads)
-        return np.stack(returns)
+        return np.stack(outcomes)
 
     def close(self) -> None:
         """Close the simulators."""
@@ -361,10 +373,11 @@ class StackEvaluator:
         self._rollout = None if run.task.env_id is None else Evaluator(run.task.make, agent.n_seeds)
 
     def __call__(self, step: int, on_progress: Callable[[int, int], None]) -> NDArray[np.float64]:
-        """Returns (S, E) after `step` steps; on_progress as `Trainer.evaluate`'s."""
+        """Outcomes after `step` steps, as `CheckpointEvaluator` gives them; on_progress as `Trainer.evaluate`'s."""
         assert self._rollout is not None
         act = Actor(self._agent, self._run.preprocessing, step)
-        return self._rollout(act, self._run.config.eval_episodes, (*self._agent.seeds, step), on_progress)[0]
+        episodes, entropy = self._run.config.eval_episodes, (*self._agent.seeds, step)
+        return self._rollout.outcomes(self._rollout(act, episodes, entropy, on_progress)[0])
 
     def close(self) -> None:
         """Close the simulators."""
@@ -399,6 +412,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Roll out a run's checkpoints: `{which: {"seeds": .., "step": [..], "returns": [[..]], "scores": ...}}`.
 
+    Where the environment tells of success, "successes" has it of each episode.
+
     Start states and noise are other ones than in the evaluations during training. seed: what they are drawn from, not a
     training seed. device: where the policy acts. record: of each training seed, the number of episodes whose
     observations are kept, under "paths", and, where the agent plans, the states of their first plans, under "plans".
@@ -423,14 +438,17 @@ def evaluate(
                     act = Actor(_agent_at(run, saved, index, resolve_device(device)), run.preprocessing, seed, record)
                     with work(f"{name}, seed {training_seed}, step {step:,}", "episodes", quiet) as on_step:
                         outcome = evaluator(act, episodes, (seed, training_seed), on_step, record)
-                    known[training_seed, step] = (*outcome, act.first_plans)
-                returns, paths, plans = known[training_seed, step]
+                    outcomes = evaluator.outcomes(outcome[0])
+                    known[training_seed, step] = (outcomes, *outcome, act.first_plans)
+                outcomes, returns, paths, plans = known[training_seed, step]
                 entry["step"].append(step)
                 entry["returns"].append(returns[0].tolist())
                 entry["paths"].append(paths)
                 entry["plans"].append([] if plans is None else list(plans))
-            if run.task.reference:
-                entry["scores"] = run.task.score(np.asarray(entry["returns"])).tolist()
+                if outcomes.ndim == 3:
+                    entry.setdefault("successes", []).append(outcomes[0, :, 1].astype(int).tolist())
+                if run.task.reference:
+                    entry.setdefault("scores", []).append(run.task.score(outcomes)[0].tolist())
             result[name] = entry
     finally:
         evaluator.close()

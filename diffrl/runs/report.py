@@ -11,7 +11,8 @@ from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.plots import BLUE, GREEN, save
 from diffrl.support.statistics import estimate
-from diffrl.training.logs import benchmark_family
+from diffrl.training.logs import benchmark_family, score_word
+from envs import registry
 from envs.maze2d import Maze
 from envs.task import Task
 
@@ -30,10 +31,13 @@ def print_evaluation(
     from rich.table import Table
 
     kind = "scores" if reference else "returns"
-    title = (
-        f"Normalised score x100, {reference if comparable else benchmark_family(reference)}" if reference else "Return"
-    )
-    if reference and not comparable:
+    title, own = "Return", False
+    if reference:
+        own = registry.get(reference).scored_by == "success"
+        title = f"{score_word(reference).capitalize()}, {reference if comparable else benchmark_family(reference)}"
+    if own and not comparable:
+        title += "\n(on rebuilt data, not OGBench's own, or in a changed environment)"
+    elif reference and not comparable:
         title += "\n(scaled by D4RL's references, but data or environment are not D4RL's: not comparable)"
     caption = f"{episodes} episodes a seed; ± standard error"
     if fidelity:

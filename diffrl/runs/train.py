@@ -31,7 +31,7 @@ from diffrl.support.sinks import TENSORBOARD, check_installed
 from diffrl.support.stopping import going_on
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
-from diffrl.training.logs import SHOWN, MetricsLog, ScoreBook, Scores, benchmark_family, plus_minus, tidy
+from diffrl.training.logs import SHOWN, MetricsLog, ScoreBook, Scores, benchmark_family, plus_minus, score_word, tidy
 from diffrl.training.loop import Evaluations, InLine, Loop, NoEvaluations, Trainer
 from diffrl.training.stack import StackTrainer
 from envs.datasets import FILE_SUFFIXES, load_dataset, locate
@@ -180,7 +180,8 @@ def fit(
         log = MetricsLog(run.path, config.seeds, start, config.log, {**said, "kind": run.kind})
         held.callback(log.close)
         task = {"env": run.task.env_id, "reference": run.task.reference, "comparable": run.task.comparable}
-        about = {"dataset": called(config.dataset), "seeds": list(config.seeds), **task, **(origin or {})}
+        kwargs = {"env_kwargs": run.task.env_kwargs} if run.task.env_kwargs else {}
+        about = {"dataset": called(config.dataset), "seeds": list(config.seeds), **task, **kwargs, **(origin or {})}
         book = ScoreBook(run.path, run.task, Scores(run.path, about, steps=range(start + 1)), log, observer.message)
         evaluations: Evaluations = NoEvaluations()
         if config.eval_workers:
@@ -233,13 +234,18 @@ def finished(run: Run, scores: Scores, quiet: bool) -> Path:
         last = scores.evaluations[-1]
         kind = "score" if "score" in last else "mean_return"
         best = scores.best()
-        what = "normalised score x100" if kind == "score" else "return"
+        what = score_word(scores.about["reference"]) if kind == "score" else "return"
         console.print(
             f"[bold]{what}[/]: last {np.mean(last[kind]):.1f}{plus_minus(last)}, best "
             f"{np.mean([b['value'] for b in best]):.1f} (each seed's best evaluation); {len(best)} seed(s), "
             f"{len(last['returns'][0])} episodes each, ± standard error over {'seeds' if len(best) > 1 else 'episodes'}"
         )
-        if kind == "score" and not run.task.faithful:
+        if kind == "score" and run.task.scored_by_success:
+            timing = run.task.env_kwargs.get("timing", "post")
+            timed = f"Success and rewards are timed `{timing}`"
+            where = "" if scores.about["comparable"] else ", on data that are rebuilt, not OGBench's own, or in part"
+            console.print(f"{timed}{where}: say so with the number.")
+        elif kind == "score" and not run.task.faithful:
             console.print(
                 f"Scaled by D4RL's reference returns for {benchmark_family(scores.about['reference'])}, but data or "
                 "environment are not D4RL's: do not report it under a D4RL name."

@@ -20,6 +20,7 @@ from diffrl.support.sinks import TENSORBOARD, checked
 from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
 from diffrl.training.sinks import Sink, opened
+from envs import registry
 from envs.task import Task
 
 if TYPE_CHECKING:
@@ -160,8 +161,9 @@ def _is_step(text: str) -> bool:
 class Scores:
     """All evaluations of a run, kept in `scores.json`.
 
-    An evaluation holds `step`, `returns` (a list a seed, an entry an episode), `mean_return` and, where references
-    exist, `score`, the mean normalised score x100, both one a seed; `error` is the standard error of the mean over
+    An evaluation holds `step`, `returns` (a list a seed, an entry an episode), `mean_return`, where the environment
+    tells of success `successes` (1 or 0 an episode), and, where references exist or success is scored, `score`, the
+    mean score x100, one a seed like `mean_return`; `error` is the standard error of the mean over
     seeds (null for a single episode). A seed is judged by its score, else by its mean return.
     """
 
@@ -187,18 +189,22 @@ class Scores:
     def add(
         self,
         step: int,
-        returns: NDArray[np.float64],
+        outcomes: NDArray[np.float64],
         normalise: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None,
     ) -> dict[str, Any]:
-        """Write down the returns (S, E) of an evaluation after `step` steps; give its entry.
+        """Write down an evaluation after `step` steps; give its entry.
 
-        normalise: returns to scores, where the environment has references.
+        outcomes: returns (S, E), or returns and successes (S, E, 2). normalise: outcomes to scores (S, E), where there
+        are any.
         """
+        returns = outcomes[..., 0] if outcomes.ndim == 3 else outcomes
         entry: dict[str, Any] = {"step": step, "returns": np.round(returns, 4).tolist()}
+        if outcomes.ndim == 3:
+            entry["successes"] = outcomes[..., 1].astype(int).tolist()
         entry["mean_return"] = [float(v) for v in returns.mean(1)]
         if normalise is not None:
-            entry["score"] = [float(v) for v in normalise(returns).mean(1)]
-        error = estimate(returns if normalise is None else normalise(returns)).error
+            entry["score"] = [float(v) for v in normalise(outcomes).mean(1)]
+        error = estimate(returns if normalise is None else normalise(outcomes)).error
         entry["error"] = None if math.isnan(error) else error
         self.evaluations = [e for e in self.evaluations if e["step"] != step] + [entry]
         if self._damaged:
@@ -235,12 +241,12 @@ class ScoreBook:
     say: Callable[[str], None]
     """Hears the line for the user."""
 
-    def add(self, step: int, returns: NDArray[np.float64]) -> None:
-        """Write down the returns (S, E) of the evaluation of a step."""
+    def add(self, step: int, outcomes: NDArray[np.float64]) -> None:
+        """Write down the evaluation of a step: returns (S, E), or returns and successes (S, E, 2)."""
         reference = self.task.reference
-        entry = self.scores.add(step, returns, self.task.score if reference else None)
+        entry = self.scores.add(step, outcomes, self.task.score if reference else None)
         self.log.scalars("score" if reference else "return", step, entry.get("score", entry["mean_return"]))
-        self.say(evaluation_line(step, entry, returns.shape[1]))
+        self.say(evaluation_line(step, entry, outcomes.shape[1]))
         with contextlib.suppress(OSError):  # a full disk is the next checkpoint's to report
             learning_curve(self.scores, self.run.name, self.run / LEARNING_CURVE)
 
@@ -273,9 +279,20 @@ def plus_minus(entry: dict[str, Any]) -> str:
 
 
 def benchmark_family(reference: str) -> str:
-    """What the references belong to: the environment of a benchmark's id, such as hopper or maze2d-umaze."""
+    """What the references belong to: the environment of a benchmark's id, such as hopper or maze2d-umaze.
+
+    OGBench's scores are of a task, which its id names.
+    """
+    if "singletask" in reference:
+        return reference
     words = reference.split("-")
     return "-".join(words[:2]) if words[0] == "maze2d" else words[0]
+
+
+def score_word(reference: str) -> str:
+    """What the scores of a benchmark are, as tables and pictures call them."""
+    success = registry.known(reference) and registry.get(reference).scored_by == "success"
+    return "success x100" if success else "normalised score x100"
 
 
 def read_scores(run: Path) -> dict[str, Any]:
@@ -323,7 +340,7 @@ def learning_curve(scores: Scores, label: str, path: Path) -> Path:
     tuned = about.get("finetune", {}).get("algo")
     ax.set(
         xlabel="environment steps" if about.get("online") or tuned == "dppo" else "training steps",
-        ylabel="normalised score x100" if about["reference"] else "return",
+        ylabel=score_word(about["reference"]) if about["reference"] else "return",
         title=f"{about['dataset']}, evaluated in {about['env']}",
     )
     # From nothing on: a swing between 100 and 140 should not look like one between failure and success.

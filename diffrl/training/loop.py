@@ -68,7 +68,10 @@ class Trainer(Protocol):
         """Put the seeds at `positions` to their part of `good`, a learner's `state_dict`, and keep them there."""
 
     def evaluate(self, step: int, on_progress: Callable[[int, int], None]) -> NDArray[np.float64]:
-        """Returns (S, E) after `step` steps; `on_progress` hears how many episodes are finished, of how many."""
+        """Outcomes of episodes after `step` steps; `on_progress` hears how many are finished, of how many.
+
+        Returns (S, E); where the environment tells of success, returns and successes (S, E, 2).
+        """
 
     def close(self) -> None:
         """Let go of everything held."""
@@ -100,8 +103,8 @@ class Evaluations(Protocol):
 class Record(Protocol):
     """Where evaluations are written down."""
 
-    def add(self, step: int, returns: NDArray[np.float64]) -> None:
-        """Write down the returns (S, E) of the evaluation of a step."""
+    def add(self, step: int, outcomes: NDArray[np.float64]) -> None:
+        """Write down the evaluation of a step: what `Trainer.evaluate` gives."""
 
     def best_steps(self) -> set[int]:
         """The step of each seed's best evaluation."""
@@ -111,7 +114,7 @@ class NoRecord(Record):
     """Where no evaluation is written down, and none is best."""
 
     @override
-    def add(self, step: int, returns: NDArray[np.float64]) -> None:
+    def add(self, step: int, outcomes: NDArray[np.float64]) -> None:
         pass
 
     @override

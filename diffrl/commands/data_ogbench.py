@@ -1,0 +1,65 @@
+"""What `diffrl data` does for OGBench's data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffrl.support.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from diffrl.data.offline import OfflineDataset
+    from envs.registry import Benchmark
+
+
+def matching(pattern: str) -> Iterator[Benchmark]:
+    """OGBench's data sets with `pattern` in the id, all for "ogbench"; its tasks where the pattern names some."""
+    from envs import registry
+    from envs.ogbench import names
+
+    for one in names.tasks() if "task" in pattern else names.datasets():
+        if pattern == "ogbench" or pattern in one:
+            yield registry.get(one)
+
+
+def print_fidelity(console: Console, benchmark_id: str, dataset: OfflineDataset) -> None:
+    """Say how the file that a data set was read from is known to be like OGBench's own."""
+    from envs.ogbench import fidelity, names, reading
+
+    path = Path(dataset.metadata["path"])
+    heading = "Rebuilt, not OGBench's own file" if reading.is_rebuilt(path) else "OGBench's layout, as found"
+    console.print(f"[bold]{heading}:[/] {path}", highlight=False)
+    for line in fidelity.lines(names.get(benchmark_id), path, dataset):
+        console.print(f"- {line}", markup=False, highlight=False)
+
+
+def generate(
+    benchmark_id: str, episodes: int | None, seed: int, jobs: int | None, output: Path | None, force: bool
+) -> tuple[Path, bool]:
+    """Rebuild a data set; give its file, and whether it was there already."""
+    from envs.ogbench import generation, names
+
+    name = names.get(benchmark_id)
+    if name.validation:
+        raise UserError(f"The validation set is made with the training set: `diffrl data generate {name.dataset}`.")
+    path = output or generation.cached_path(name, episodes, seed)
+    there = path.is_file() and generation.validation_path(path).is_file()
+    if there and not force:
+        return path, True
+    return generation.generate(name, path, episodes=episodes, seed=seed, jobs=jobs, again=force), False
+
+
+def use(benchmark_id: str, path: Path, episodes: int | None, seed: int) -> str:
+    """A sentence: how to train on a file."""
+    from envs.ogbench import generation, names
+
+    name = names.get(benchmark_id)
+    task = benchmark_id if name.task is not None else names.of_dataset(name)[0]
+    if path == generation.cached_path(name):
+        return f"Train on it: diffrl train --agent fql --dataset {task}"
+    if seed == 0 and episodes is not None and path == generation.cached_path(name, episodes):
+        return f"Train on it: diffrl train --agent fql --dataset {task} --rows {episodes * (name.rows - 1)}"
+    return f"To train on it, put it in the place of {generation.cached_path(name)}."

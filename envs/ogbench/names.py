@@ -1,0 +1,177 @@
+"""What OGBench's ids mean: `cube-single-play-v0` is a data set, `cube-single-play-singletask-task2-v0` a task of it.
+
+NAME-KIND[-small][-singletask[-taskK][-sparse][-pre]]-v0[-val]. `val` is the validation set. Ours are: `small`, the
+first 100 episodes; `sparse`, QC's reward of -1 until all is done; `pre`, rewards of the state before the action, as
+OGBench has them since its 1.2.0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+from diffrl.support.errors import UserError, nearest
+
+Timing = Literal["post", "pre"]
+"""post: a row's reward and success are of s', the state after its action, as FQL was published; pre: of s."""
+SMALL = 100
+"""Episodes of a small data set."""
+NAMESPACE = "ogbench/"
+"""What the Gymnasium ids of our environments begin with."""
+
+
+@dataclass(frozen=True)
+class World:
+    """An environment of OGBench's with five tasks, and its data sets."""
+
+    name: str
+    max_episode_steps: int
+    """Of a task's episodes; the data's are longer."""
+    default_task: int
+    episodes: dict[str, int]
+    """Of each kind of data set, the number of training episodes; a tenth more are for validation."""
+    rows: dict[str, int]
+    """Of each kind, the rows of an episode: the last has no successor in the data."""
+    expert: bool = False
+    """Whether its data need a trained expert, so that they are read but not rebuilt here."""
+
+    @property
+    def env_id(self) -> str:
+        """The Gymnasium id of its environment here."""
+        return f"{NAMESPACE}{self.name}-v0"
+
+    @property
+    def maze(self) -> bool:
+        """Whether it is a maze or a ground to be walked on, rather than a table with an arm."""
+        return "maze" in self.name or "soccer" in self.name
+
+
+def _worlds() -> Iterator[World]:
+    def mazes(name: str, steps: int, task: int, kinds: dict[str, tuple[int, int]], expert: bool) -> World:
+        episodes, rows = ({kind: pair[i] for kind, pair in kinds.items()} for i in (0, 1))
+        return World(name, steps, task, episodes, rows, expert)
+
+    for size in ("medium", "large", "giant", "teleport"):
+        far = (500, 2001) if size == "giant" else (1000, 1001)
+        kinds = {"navigate": far, "stitch": (5000, 201)}
+        yield mazes(f"pointmaze-{size}", 1000, 1, kinds, False)
+        explore = {} if size == "giant" else {"explore": (5000, 1001)}
+        yield mazes(f"antmaze-{size}", 1000, 1, kinds | explore, True)
+    for size in ("medium", "large", "giant"):
+        far, steps = ((500, 4001), 4000) if size == "giant" else ((1000, 2001), 2000)
+        yield mazes(f"humanoidmaze-{size}", steps, 1, {"navigate": far, "stitch": (5000, 401)}, True)
+    for size in ("arena", "medium"):
+        yield mazes(f"antsoccer-{size}", 1000, 4, {"navigate": (1000, 1001), "stitch": (5000, 201)}, True)
+    tables = [("cube-single", 200, 2, 1000), ("cube-double", 500, 2, 1000), ("cube-triple", 1000, 2, 3000)]
+    tables += [("cube-quadruple", 1000, 2, 5000), ("scene", 750, 2, 1000)]
+    tables += [("puzzle-3x3", 500, 4, 1000), ("puzzle-4x4", 500, 4, 1000)]
+    tables += [("puzzle-4x5", 1000, 4, 3000), ("puzzle-4x6", 1000, 4, 5000)]
+    for name, steps, task, episodes in tables:
+        kinds = {"play": (episodes, 1001), "noisy": (episodes, 1001)}
+        yield mazes(name, steps, task, kinds, False)
+
+
+WORLDS = {world.name: world for world in _worlds()}
+"""OGBench's environments of states (not of pixels) that have single tasks, by name."""
+TASKS = (1, 2, 3, 4, 5)
+_PATTERN = re.compile(
+    r"(?P<world>\w+(-\w+)?)-(?P<kind>play|noisy|navigate|stitch|explore)(?P<small>-small)?"
+    r"(?P<single>-singletask(-task(?P<task>[0-9]+))?(?P<sparse>-sparse)?(?P<pre>-pre)?)?-v0(?P<val>-val)?"
+)
+
+
+@dataclass(frozen=True)
+class Name:
+    """An id taken apart."""
+
+    world: World
+    kind: str
+    small: bool = False
+    task: int | None = None
+    """The task whose rewards the rows have; None: none, the id is that of the data set."""
+    sparse: bool = False
+    timing: Timing = "post"
+    validation: bool = False
+    """Whether it is the validation set."""
+
+    @property
+    def dataset(self) -> str:
+        """The id of the data set, the same for all tasks: what is stored once."""
+        return f"{self.world.name}-{self.kind}{'-small' if self.small else ''}-v0"
+
+    @property
+    def episodes(self) -> int:
+        """The number of training episodes."""
+        whole = self.world.episodes[self.kind]
+        return min(SMALL, whole) if self.small else whole
+
+    @property
+    def rows(self) -> int:
+        """The rows of an episode in the file; as transitions there is one fewer."""
+        return self.world.rows[self.kind]
+
+    @property
+    def has_oracle(self) -> bool:
+        """Whether the data can be rebuilt here."""
+        return not self.world.expert
+
+    @property
+    def whole(self) -> Name:
+        """The data set that this one is a part or a task of, as OGBench has it."""
+        return replace(self, small=False, task=None, sparse=False, timing="post", validation=False)
+
+
+def parse(text: str) -> Name | None:
+    """An id taken apart; None where it is none of OGBench's. Raises UserError for a task that does not exist."""
+    match = _PATTERN.fullmatch(text)
+    world = WORLDS.get(match["world"]) if match else None
+    if match is None or world is None or match["kind"] not in world.episodes:
+        return None
+    task = None
+    if match["single"]:
+        task = int(match["task"]) if match["task"] else world.default_task
+        if task not in TASKS:
+            raise UserError(f"{text!r}: {world.name} has no task {task}; expected task1 to task{TASKS[-1]}.")
+    if match["sparse"] and world.maze:
+        raise UserError(f"{text!r}: the rewards of {world.name} are sparse already; leave `-sparse` out.")
+    timing: Timing = "pre" if match["pre"] else "post"
+    return Name(world, match["kind"], bool(match["small"]), task, bool(match["sparse"]), timing, bool(match["val"]))
+
+
+def get(text: str) -> Name:
+    """As `parse`, for a text that must be an id. Raises UserError, naming the nearest, where it is none."""
+    found = parse(text)
+    if found is None:
+        raise UserError(
+            f"{text!r} is no data set of OGBench's: {nearest(text, datasets())} See `diffrl data list ogbench`."
+        )
+    return found
+
+
+@cache
+def datasets() -> tuple[str, ...]:
+    """The ids of OGBench's data sets."""
+    return tuple(f"{world.name}-{kind}-v0" for world in WORLDS.values() for kind in world.episodes)
+
+
+@cache
+def tasks() -> tuple[str, ...]:
+    """The ids of all tasks with OGBench's own names."""
+    return tuple(task for dataset in datasets() for task in of_dataset(get(dataset)))
+
+
+def of_dataset(name: Name) -> tuple[str, ...]:
+    """The ids of the tasks of a data set: the default task's, then task 1 to 5."""
+    stem = name.dataset.removesuffix("-v0")
+    return tuple(f"{stem}-singletask{suffix}-v0" for suffix in ("", *(f"-task{task}" for task in TASKS)))
+
+
+def near(text: str) -> tuple[str, ...]:
+    """The ids among which a text that is none of them was meant to be; none where it begins like no world."""
+    family = text.split("-")[0]
+    if family not in {world.split("-")[0] for world in WORLDS} or family == "antmaze":  # D4RL's too
+        return ()
+    return tasks() if "singletask" in text else datasets()
