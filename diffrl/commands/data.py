@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
+from diffrl.commands.data_tables import distributions, headed, ranges, summary
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError
 from diffrl.support.schema import Count, Rows, Seed, check
@@ -19,7 +20,6 @@ from diffrl.support.schema import Count, Rows, Seed, check
 if TYPE_CHECKING:
     import gymnasium
     from rich.console import Console
-    from rich.table import Table
 
     from diffrl.data.checks import Finding
     from diffrl.data.offline import OfflineDataset
@@ -56,7 +56,7 @@ class ListData:
         if not chosen and not local and not others:
             console.print(f"No data set has {self.pattern!r} in its id: {registry.hint(self.pattern)}")
             return 1
-        table = _table("data set", "status", ">rows", "environment for scores", ">random", ">expert")
+        table = headed("data set", "status", ">rows", "environment for scores", ">random", ">expert")
         for benchmark in chosen:
             origin = locate(benchmark.id)
             table.add_row(benchmark.id, _status(origin), _rows_of(origin.path), *_scores_of(benchmark))
@@ -150,7 +150,7 @@ class Info:
                 console.print(f"{key}: {_cut(value)}", markup=False, highlight=False)
         dataset, findings = self._examine(dataset)
         if not dataset.structural_problems():
-            for part in (_summary(dataset), _distributions(dataset, benchmark), _ranges(dataset)):
+            for part in (summary(dataset), distributions(dataset, benchmark), ranges(dataset)):
                 console.print()
                 console.print(part)
             console.print()
@@ -377,16 +377,6 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=120)  # piped: whole ids rather than 80 columns
 
 
-def _table(*columns: str) -> Table:
-    """A table with these headings; those that start with > are numbers, set to the right."""
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", no_wrap=True)
-    return table
-
-
 def _verb(benchmark: Benchmark) -> str:
     return "generate" if benchmark.generated else "download"
 
@@ -475,43 +465,3 @@ def _print_benchmark(console: Console, benchmark: Benchmark) -> None:
     for said in (benchmark.fidelity, benchmark.note):
         if said:
             console.print(said, highlight=False)
-
-
-def _summary(dataset: OfflineDataset) -> str:
-    known = int(dataset.successors()[1].sum())
-    stored = "stored" if dataset.has_next else "derived from the next row"
-    return (
-        f"{len(dataset):,} rows, {dataset.n_episodes:,} episodes; {int(dataset.terminals.sum()):,} terminals, "
-        f"{int(dataset.timeouts.sum()):,} timeouts\nnext observations: {stored}, known for {known:,} rows"
-    )
-
-
-def _distributions(dataset: OfflineDataset, benchmark: Benchmark | None) -> Table:
-    import numpy as np
-
-    from envs.plots import scored
-
-    table = _table("per episode", *(f">{name}" for name in ("min", "25%", "median", "75%", "max", "mean", "std")))
-    rows = {"steps": dataset.episode_lengths(), "return": dataset.episode_returns()}
-    reference = scored(benchmark)
-    if reference is not None:
-        rows[f"score ({reference.id})"] = reference.normalised_score(rows["return"])
-    for label, values in rows.items():
-        numbers = [*np.quantile(values, [0, 0.25, 0.5, 0.75, 1]), values.mean(), values.std()]
-        table.add_row(label, *(f"{number:.1f}" for number in numbers))
-    return table
-
-
-def _ranges(dataset: OfflineDataset, most: int = 24) -> Table:
-    """The range of every column as text, dimension by dimension; of many dimensions the first `most`."""
-    table = _table("column", *(f">{name}" for name in ("min", "max", "mean", "std")))
-    columns = {"observations": dataset.observations, "actions": dataset.actions, "rewards": dataset.rewards[:, None]}
-    for key, values in columns.items():
-        size = values.shape[1]
-        for i in range(min(size, most)):
-            column = values[:, i].astype("float64")
-            label = key if key == "rewards" else f"{key}\\[{i}]"
-            table.add_row(label, *(f"{v:.4g}" for v in (column.min(), column.max(), column.mean(), column.std())))
-        if size > most:
-            table.add_row(f"... {size - most} more {key}")
-    return table

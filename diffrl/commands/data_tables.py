@@ -1,0 +1,63 @@
+"""Tables of `diffrl data info` and `diffrl data list`: what is in a data set, in numbers. Heavy imports wait."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from diffrl.data.offline import OfflineDataset
+    from envs.registry import Benchmark
+
+
+def headed(*columns: str) -> Table:
+    """A table with these headings; those that start with > are numbers, set to the right."""
+    from rich.table import Table
+
+    found = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        found.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", no_wrap=True)
+    return found
+
+
+def summary(dataset: OfflineDataset) -> str:
+    """Rows, episodes and their ends, and how next observations are known: two lines."""
+    known = int(dataset.successors()[1].sum())
+    stored = "stored" if dataset.has_next else "derived from the next row"
+    return (
+        f"{len(dataset):,} rows, {dataset.n_episodes:,} episodes; {int(dataset.terminals.sum()):,} terminals, "
+        f"{int(dataset.timeouts.sum()):,} timeouts\nnext observations: {stored}, known for {known:,} rows"
+    )
+
+
+def distributions(dataset: OfflineDataset, benchmark: Benchmark | None) -> Table:
+    """Quantiles of the episodes' lengths, returns and, of a benchmark with references, scores."""
+    import numpy as np
+
+    from envs.plots import scored
+
+    found = headed("per episode", *(f">{name}" for name in ("min", "25%", "median", "75%", "max", "mean", "std")))
+    rows = {"steps": dataset.episode_lengths(), "return": dataset.episode_returns()}
+    reference = scored(benchmark)
+    if reference is not None:
+        rows[f"score ({reference.id})"] = reference.normalised_score(rows["return"])
+    for label, values in rows.items():
+        numbers = [*np.quantile(values, [0, 0.25, 0.5, 0.75, 1]), values.mean(), values.std()]
+        found.add_row(label, *(f"{number:.1f}" for number in numbers))
+    return found
+
+
+def ranges(dataset: OfflineDataset, most: int = 24) -> Table:
+    """The range of every column as text, dimension by dimension; of many dimensions the first `most`."""
+    found = headed("column", *(f">{name}" for name in ("min", "max", "mean", "std")))
+    columns = {"observations": dataset.observations, "actions": dataset.actions, "rewards": dataset.rewards[:, None]}
+    for key, values in columns.items():
+        size = values.shape[1]
+        for i in range(min(size, most)):
+            column = values[:, i].astype("float64")
+            label = key if key == "rewards" else f"{key}\\[{i}]"
+            found.add_row(label, *(f"{v:.4g}" for v in (column.min(), column.max(), column.mean(), column.std())))
+        if size > most:
+            found.add_row(f"... {size - most} more {key}")
+    return found
