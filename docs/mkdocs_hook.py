@@ -1,6 +1,7 @@
 """Hook of MkDocs: what lies beside `docs/` gets into the site, and links to it are led there.
 
-The pages are read in two places, on the site and in the repository. Their links are the repository's (`../benchmarks/...`).
+The pages are read in two places, on the site and in the repository. Their links are the repository's
+(`../benchmarks/...`).
 """
 
 import re
