@@ -1,0 +1,128 @@
+"""The documentation says what is so: links lead somewhere, commands are understood, Python compiles.
+
+`test_docs_run.py`, slow, runs the commands and the Python too.
+"""
+
+import ast
+import contextlib
+import importlib
+import inspect
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+from diffrl import cli
+from diffrl.support.errors import UserError
+from tests import documents
+from tests.documents import ROOT, Command, blocks, commands, inline, name, pages, taught
+
+OURS = {"diffrl", "agents", "envs"}
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", pages(), ids=name)
+def test_every_link_leads_to_a_file_and_its_heading(page: Path) -> None:
+    dead = []
+    for link in documents.links(page):
+        address, _, anchor = link.partition("#")
+        if "://" in address or address.startswith("mailto:"):
+            continue
+        target = (page.parent / address).resolve() if address else page
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in documents.anchors(target)):
+            dead.append(link)
+    assert not dead
+
+
+class _Parsed(Exception):
+    """A command's words were understood; what they would do is left."""
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[[Command], None]:
+    """Let the command line read a command's words with its own parsers, and stop before it does anything."""
+    real = tyro.cli
+
+    def understood(*arguments: Any, **options: Any) -> Any:
+        real(*arguments, **options)
+        raise _Parsed
+
+    class Subcommands:
+        """`tyro.extras.SubcommandApp` as `diffrl data` and `diffrl augment` use it."""
+
+        def __init__(self) -> None:
+            self.verbs: dict[str, type] = {}
+
+        def command(self, name: str) -> Callable[[type], None]:
+            return lambda schema: self.verbs.__setitem__(name, schema)
+
+        def cli(self, args: list[str], **_: Any) -> Any:
+            return understood(self.verbs[args[0]], args=args[1:])
+
+    monkeypatch.setattr(tyro, "cli", understood)
+    monkeypatch.setattr(tyro.extras, "SubcommandApp", Subcommands)
+
+    def read(command: Command) -> None:
+        verb, *words = command.words
+        if verb in ("--help", "--version") or words == ["list"]:
+            return
+        assert verb in cli.VERBS, f"{command.where}: there is no diffrl {verb}"
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.raises(_Parsed):
+                cli.VERBS[verb](words)
+        except (SystemExit, UserError) as error:
+            if isinstance(error, UserError) or error.code:
+                pytest.fail(f"{command.where}: diffrl {command.text}\n{error}\n{said.getvalue()}")
+
+    return read
+
+
+@pytest.mark.parametrize("page", [p for p in pages() if commands(p) or inline(p)], ids=name)
+def test_every_command_is_understood(page: Path, parse: Callable[[Command], None]) -> None:
+    """Those of blocks, and of the pages that teach those within sentences too."""
+    for command in [*commands(page), *(inline(page) if page in taught() else [])]:
+        parse(command)
+
+
+def test_a_command_with_a_slip_is_not_understood(parse: Callable[[Command], None]) -> None:
+    """What the test above would say: of an option, of a verb, of a verb's verb."""
+    for words in ("train --agent bc --dataset x.hdf5 --stepz 3", "evaluate runs/NAME --episode many"):
+        with pytest.raises(pytest.fail.Exception, match=r"page.md:1: diffrl"):
+            parse(Command("page.md:1", tuple(words.split())))
+    with pytest.raises(AssertionError, match="there is no diffrl trian"):
+        parse(Command("page.md:1", ("trian",)))
+    with pytest.raises(pytest.fail.Exception, match="did you mean 'info'"):
+        parse(Command("page.md:1", ("data", "inof", "x", "--rows", "3")))
+
+
+PYTHON = [block for page in taught() for block in blocks(page) if block.language == "python"]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.where)
+def test_every_python_block_compiles_and_imports_what_is_there(block: documents.Block) -> None:
+    tree = ast.parse(block.text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS:
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                there = hasattr(module, alias.name) or (Path(inspect.getfile(module)).parent / alias.name).is_dir()
+                assert there or importlib.util.find_spec(f"{node.module}.{alias.name}"), alias.name
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] in OURS:
+                    importlib.import_module(alias.name)
+
+
+@pytest.mark.parametrize("page", taught(), ids=name)
+def test_every_block_that_is_shell_or_python_says_or_looks_so(page: Path) -> None:
+    """A block without a language that calls Python's keywords would be missed by the tests of this file."""
+    for block in blocks(page):
+        first = block.text.lstrip().split("\n")[0]
+        assert block.language or not first.startswith(("import ", "from ")), f"{block.where} is Python: say so"
