@@ -74,7 +74,7 @@ def commands(page: Path, program: str = "diffrl") -> list[Command]:
         for joined in re.split(r"(?<!\\)\n", block.text):
             text = joined.replace("\\\n", " ").removeprefix("$ ")
             if text.startswith(f"{program} "):
-                words = shlex.split(text, comments=True)
+                words = shlex.split(re.sub(r"(?<=\s)#.*", "", text))  # shlex takes a word's own # for a comment
                 found.append(Command(f"{name(page)}:{line}", tuple(words[1:])))
             line += joined.count("\n") + 1
     return found

@@ -5,9 +5,12 @@
 
 import ast
 import contextlib
-import importlib
+import dataclasses
+import html
+import importlib.util
 import inspect
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import pytest
 import tyro
 
+from agents.config import AGENTS
 from diffrl import cli
 from diffrl.support.errors import UserError
 from tests import documents
@@ -100,6 +104,58 @@ def test_a_command_with_a_slip_is_not_understood(parse: Callable[[Command], None
         parse(Command("page.md:1", ("trian",)))
     with pytest.raises(pytest.fail.Exception, match="did you mean 'info'"):
         parse(Command("page.md:1", ("data", "inof", "x", "--rows", "3")))
+
+
+def test_every_agent_has_a_page_and_the_overview_leads_to_it() -> None:
+    """A page `docs/agents/NAME.md` with the places that a reader looks for; the site's menu has it too."""
+    folder, menu = ROOT / "docs" / "agents", (ROOT / "mkdocs.yml").read_text()
+    missing = [agent for agent in AGENTS if not (folder / f"{agent}.md").is_file()]
+    assert not missing, f"write docs/agents/NAME.md for {', '.join(missing)}"
+    assert {page.stem for page in folder.glob("*.md")} == set(AGENTS)
+    overview = documents.links(ROOT / "docs" / "agents.md")
+    for agent in AGENTS:
+        text = (folder / f"{agent}.md").read_text()
+        lacks = [part for part in (f"<!-- settings: {agent} -->", *PARTS) if part not in text]
+        assert not lacks, f"docs/agents/{agent}.md lacks {lacks}"
+        assert f"agents/{agent}.md" in overview, f"docs/agents.md has no link to {agent}"
+        assert f": agents/{agent}.md\n" in menu, f"mkdocs.yml's menu lacks {agent}"
+
+
+PARTS = ("## Equation", "## When to use it", "## Measured", "## What differs from the paper", "## Settings")
+
+
+@pytest.fixture(scope="module")
+def hook() -> Any:
+    """`docs/mkdocs_hook.py` as a module."""
+    for library in ("mkdocs", "latex2mathml"):
+        pytest.importorskip(library, reason="needs the extra: pip install 'diffrl[docs]'")
+    spec = importlib.util.spec_from_file_location("mkdocs_hook", ROOT / "docs" / "mkdocs_hook.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_table_of_settings_has_every_field_with_default_and_words(agent: str, hook: Any) -> None:
+    rows = [line.strip("| ").split(" | ") for line in hook.settings_table(agent).splitlines()[2:]]
+    fields = dataclasses.fields(AGENTS[agent])
+    assert [row[0] for row in rows] == [f"`--agent.{field.name.replace('_', '-')}`" for field in fields]
+    assert all(len(row[-1]) > 10 for row in rows)
+    discount = next(row for row in rows if "discount`" in row[0] and "denoising" not in row[0])
+    assert discount[1:] == [str(AGENTS[agent]().discount), "Discount factor of returns."]
+
+
+@pytest.mark.parametrize("page", [p for p in pages() if "$$" in p.read_text()], ids=name)
+def test_every_equation_becomes_mathml(page: Path, hook: Any) -> None:
+    """No command of TeX is left over that the converter does not know."""
+    text = documents.without_code(page.read_text())
+    equations = re.findall(r"\$\$(.+?)\$\$", text, re.DOTALL)
+    for equation in [*equations, *re.findall(r"\$([^$\n]+)\$", re.sub(r"\$\$.+?\$\$", "", text, flags=re.DOTALL))]:
+        found = hook.on_page_content(f'<div class="arithmatex">\\[{html.escape(equation)}\\]</div>')
+        assert found.count("<math") == 1
+        assert "\\" not in found, equation
 
 
 PYTHON = [block for page in taught() for block in blocks(page) if block.language == "python"]
