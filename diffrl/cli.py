@@ -22,6 +22,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl finetune [--algo ddpo-is --reward jpeg ...]  an image model, or a policy, on a reward or preferences
   diffrl compare RUN [RUN ...]                        fine-tuning runs on one page: reward, and what it cost
   diffrl data list | info | generate | download | convert   data sets
+  diffrl doctor                                       what works on this machine, and what to install
   diffrl VERB --help                                  all options, explained
 
 First steps:
@@ -105,6 +106,14 @@ def _compare(words: Sequence[str]) -> int:
     return tyro.cli(Compare, args=words, prog="diffrl compare").run()
 
 
+def _doctor(words: Sequence[str]) -> int:
+    import tyro
+
+    from diffrl.commands.doctor import Doctor
+
+    return tyro.cli(Doctor, args=words, prog="diffrl doctor").run()
+
+
 def _subcommand(name: str, description: str, verbs: Mapping[str, type], words: Sequence[str]) -> int:
     """Run `diffrl NAME VERB ...`, whose verbs are dataclasses with a `run()`."""
     import tyro
@@ -127,6 +136,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "finetune": _finetune,
     "compare": _compare,
     "data": _data,
+    "doctor": _doctor,
 }
 
 
@@ -149,7 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(words: Sequence[str]) -> int:
     try:
-        if not words or words[0] in ("-h", "--help", "help"):
+        if not words:
+            from diffrl.commands.greeting import greeting
+
+            print(greeting())
+            return 0
+        if words[0] in ("-h", "--help", "help"):
             print(HELP)
             return 0
         if words[0] in ("-V", "--version"):

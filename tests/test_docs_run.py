@@ -31,7 +31,6 @@ NOT_RUN = {
     r"train .*--dataset hopper-medium-v2": "D4RL's file is downloaded",
     r"finetune .*--reward aesthetic:FOLDER": "needs CLIP's weights; tests/images/rewards run the reward on tiny ones",
     r"finetune --reward remote:": "needs a server; tests/images/rewards/test_serve.py starts one",
-    r"doctor$": "tests/test_doctor.py runs it",
 }
 """Commands that are parsed only: a pattern of their text, and why."""
 
