@@ -67,17 +67,17 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return f"]({up}{place}{'#' + anchor if anchor else ''})"
 
     markdown = re.sub(r"\]\(([^)\s]+)\)", led, markdown)
-    return re.sub(r"<!-- settings: (\w+) -->", lambda match: settings_table(match[1]), markdown)
+    return re.sub(r"^<!-- settings: (\w+) -->$", lambda match: settings_table(match[1]), markdown, flags=re.MULTILINE)
 
 
 def on_page_content(content: str, **_: Any) -> str:
     """Put MathML in the place of each equation that `arithmatex` has found."""
 
     def inline(match: re.Match[str]) -> str:
-        return str(convert(html.unescape(match[1])))
+        return str(convert(_fenced(match[1])))
 
     def displayed(match: re.Match[str]) -> str:
-        return f'<div class="equation">{convert(html.unescape(match[1]), display="block")}</div>'
+        return f'<div class="equation">{convert(_fenced(match[1]), display="block")}</div>'
 
     content = re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', inline, content, flags=re.DOTALL)
     return re.sub(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', displayed, content, flags=re.DOTALL)
@@ -118,6 +118,12 @@ def shown(default: Any) -> str:
     if isinstance(default, tuple):
         return " ".join(map(str, default))
     return f"{default:,}" if isinstance(default, int) and default >= 10_000 else str(default)
+
+
+def _fenced(equation: str) -> str:
+    """TeX in which bars that stand for a size are a pair: a browser spaces single ones as it does a relation."""
+    bars = iter([r"\left|", r"\right|"] * equation.count("|"))
+    return re.sub(r"(?<!\\)\|", lambda bar: next(bars), html.unescape(equation))
 
 
 def _normal(parts: tuple[str, ...]) -> list[str]:

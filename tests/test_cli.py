@@ -24,6 +24,7 @@ VERBS = [
     ["finetune", "policy"],
     ["compare"],
     ["data"],
+    ["doctor"],
     *(["data", v] for v in ("list", "info", "generate", "download", "convert")),
 ]
 

@@ -10,6 +10,7 @@ import html
 import importlib.util
 import inspect
 import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +157,20 @@ def test_every_equation_becomes_mathml(page: Path, hook: Any) -> None:
         found = hook.on_page_content(f'<div class="arithmatex">\\[{html.escape(equation)}\\]</div>')
         assert found.count("<math") == 1
         assert "\\" not in found, equation
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples" / "tutorials").glob("*.py")), ids=lambda path: path.stem)
+def test_a_tutorials_page_and_notebook_are_of_its_script(script: Path) -> None:
+    """Cell by cell; what the cells print and draw is of the day when they were rendered."""
+    if script.stem == "render":
+        return
+    cells = re.split(r"^# %%.*\n", script.read_text(), flags=re.MULTILINE)[1:]
+    code = [cell.strip() for cell in cells if not all(line.startswith("#") or not line for line in cell.splitlines())]
+    page = ROOT / "docs" / "tutorials" / f"{script.stem}.md"
+    assert [block.text.strip() for block in blocks(page) if block.language == "python"] == code
+    made = json.loads(script.with_suffix(".ipynb").read_text())
+    assert ["".join(cell["source"]).strip() for cell in made["cells"] if cell["cell_type"] == "code"] == code
+    assert all((page.parent / link).is_file() for link in documents.links(page) if link.endswith(".png"))
 
 
 PYTHON = [block for page in taught() for block in blocks(page) if block.language == "python"]

@@ -6,6 +6,7 @@ here is in `NOT_RUN` and `PYTHON_NOT_RUN`, with its reason; the tests of the fas
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from diffrl.cli import main
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preferences import LabelledPairs, Preferences, segment_starts
+from diffrl.images.models import latents
 from envs import datasets
 from tests.documents import ROOT, Command, blocks, commands, name, taught
 from tests.images.conftest import cache  # noqa: F401  the built-in models, hardly trained
@@ -28,14 +30,15 @@ NOT_RUN = {
     r"augment label ": "waits for a person at a page; tests/augment/test_label.py labels on it",
     r"augment synther mujoco/hopper/medium-v0 ": "Minari downloads the data set",
     r"data download ": "downloads",
-    r"train .*--dataset hopper-medium-v2": "D4RL's file is downloaded",
+    r"train .*hopper-medium-v2": "D4RL's file is downloaded",
     r"finetune .*--reward aesthetic:FOLDER": "needs CLIP's weights; tests/images/rewards run the reward on tiny ones",
     r"finetune --reward remote:": "needs a server; tests/images/rewards/test_serve.py starts one",
 }
 """Commands that are parsed only: a pattern of their text, and why."""
 
 PYTHON_NOT_RUN = {
-    ("docs/from_trl.md", "trl"): "trl's own code, which trl has removed",
+    ("docs/from_trl.md", "DDPOConfig"): "trl's own code, which trl has removed",
+    ("docs/from_d3rlpy.md", "d3rlpy.algos"): "d3rlpy's own code",
     ("docs/supervised.md", "from_pretrained"): "diffusers' own loading; tests/images compare what is loaded",
 }
 """Python that only compiles: a page, a word of the block, and why."""
@@ -47,7 +50,7 @@ SMALL = {
     "resume": "--steps 6",
     "evaluate": "--episodes 1",
     "diagnose": "--rows 64 --checkpoints last --solvers ddim --steps-list 1 2 --deltas 0.1",
-    "augment synther": "--width 16 --blocks 1 --steps 4 --batch-size 8 --samples 50 --sampling-steps 2 --no-report",
+    "augment synther": "--width 16 --blocks 1 --steps 4 --batch-size 8 --sampling-steps 2 --no-report",
     "augment flow-to-better": "--steps 2 --width 4 --multipliers 1 --blocks 5 --samples 64 --horizon 8 --no-report "
     "--reward.steps 2 --reward.width 4",
     "data generate": "--rows 3000 --force",
@@ -59,6 +62,20 @@ SMALL = {
     "finetune": "--queries 16 --batch 8 --steps 2 --eval-samples 8 --warm-up 0",
 }
 """What is added to a command, by its verb and, where they differ in options, its algorithm."""
+
+WITH_PYTHON = [
+    page
+    for page in taught()
+    if any(block.language == "python" for block in blocks(page)) and page.parent.name != "tutorials"
+]
+"""The tutorials' pages are run as the notebooks that they are."""
+
+TUTORIALS = {
+    "policy": {"STEPS": 20, "ROWS": 2500, "EPISODES": 4},
+    "augment": {"STEPS": 20, "HASTY": 4, "ROWS": 2500, "SAMPLES": 400, "WIDTH": 16},
+    "images": {"IMAGES": 64, "SAMPLES": 20},
+}
+"""The tutorials, and the numbers of their first cell here."""
 
 PYTHON_SMALL = {
     "steps=2_000": "steps=4, eval_every=4, eval_episodes=1",
@@ -87,8 +104,12 @@ def small(words: tuple[str, ...]) -> list[str]:
     verb = " ".join(given[: 1 + (given[0] in ("augment", "data") or given[1:2] == ["policy"])])
     key = f"{verb} {algo or 'dppo'}" if verb == "finetune policy" else f"{verb} {algo}".strip()
     more = SMALL.get(key, SMALL.get(verb, "")).split()
-    if given[:2] == ["data", "info"] or (verb == "train" and given[1:] == ["list"]):
-        more = []
+    if verb == "augment synther" and "--ratio" not in given:
+        more += ["--samples", "50"]
+    if verb == "augment flow-to-better" and given[given.index("--preferences") + 1].isdigit():
+        more += ["--segment", "4"]
+    if verb == "resume" and (Path(given[1]) / "finetune.yaml").exists():
+        more = ["--steps", "24"]  # images scored
     return [*given, *more]
 
 
@@ -99,8 +120,12 @@ def home(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:  # noqa
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIFFRL_DATA", str(folder / "data"))
         patch.setenv("DIFFRL_CACHE", str(cache))
+        latents.train_latents(
+            cache / "models" / f"tiny-latents-{latents.VAE_STEPS}-{latents.STEPS}", vae_steps=2, steps=2
+        )
         patch.chdir(folder)
-        assert main(["data", "generate", "maze2d-umaze-v1", "--rows", "3000"]) == 0
+        whole = str(datasets.cached_path("maze2d-umaze-v1"))  # as if these few rows were the data set
+        assert main(["data", "generate", "maze2d-umaze-v1", "--rows", "3000", "--output", whole]) == 0
         train = ("train", "diffusion_ql/maze2d-umaze-v1-small", "--agent.ema-start", "1", "--out", "offline")
         assert main(small(train)) == 0
         assert main([*small(("finetune",)), "--out", "images"]) == 0
@@ -188,8 +213,8 @@ def place(command: Command, page: Path, home: Path, work: Path) -> list[str]:
     if "pairs.safetensors" in command.words:
         some = np.random.default_rng(0).uniform(-0.5, 0.5, (6, 4, 4)).astype(np.float32)
         Preferences(some, some[..., :2], -some, -some[..., :2]).write("pairs.safetensors")
-    for word in command.words:
-        if re.fullmatch(r"runs/[A-Z]+", word) and not Path(word).exists():
+    for before, word in zip(command.words, command.words[1:], strict=False):
+        if before != "--out" and re.fullmatch(r"runs/[\w-]+", word) and not Path(word).exists():
             shutil.copytree(home / ("images" if page.name in ("finetune.md",) else "offline"), word)
     if "FOLDER" in text:
         describe(work / "FOLDER", text)
@@ -229,7 +254,7 @@ def test_every_command_runs(page: Path, home: Path, work: Path, capfd: pytest.Ca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in taught() if any(b.language == "python" for b in blocks(p))], ids=name)
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name)
 def test_every_python_block_runs(page: Path, work: Path) -> None:
     """Those of a page one after the other, in one namespace."""
     known: dict[str, object] = {"__name__": "page"}
@@ -241,6 +266,22 @@ def test_every_python_block_runs(page: Path, work: Path) -> None:
         for size, tiny in PYTHON_SMALL.items():
             text = text.replace(size, tiny)
         exec(compile(text, block.where, "exec"), known)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tutorial", TUTORIALS)
+def test_a_tutorial_runs_and_draws(tutorial: str, work: Path) -> None:
+    """As a notebook, from its script, at sizes that learn next to nothing."""
+    for library in ("jupytext", "nbclient", "ipykernel"):
+        pytest.importorskip(library, reason="needs the extra: pip install 'diffrl[docs]'")
+    render = runpy.run_path(str(ROOT / "examples" / "tutorials" / "render.py"), run_name="render")
+    assert set(render["NAMES"]) == set(TUTORIALS)
+    made = render["notebook"](tutorial, TUTORIALS[tutorial])
+    assert all(f"{value}" in made.cells[1].source for value in TUTORIALS[tutorial].values())  # the sizes were taken
+    text, pictures = render["page"](render["execute"](made, work), tutorial)
+    assert pictures
+    assert all(content[:8] == b"\x89PNG\r\n\x1a\n" for content in pictures.values())
+    assert "```text" in text
 
 
 def test_what_is_not_run_is_there() -> None:
