@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-all campaign lint setup clean
+.PHONY: demo test test-all campaign docs lint setup clean
 
 # The demo needs no development extras: where nothing is set up yet, it waits for less.
 demo: $(if $(wildcard $(VENV)/.ready),$(VENV)/.ready,$(VENV)/.runs)
@@ -19,6 +19,10 @@ test-all: lint
 # What damaged files, kill -9 and full disks do to it: half an hour on two idle cores; rewrites benchmarks/results/faults.md.
 campaign: $(VENV)/.ready
 	$(BIN)/python benchmarks/faults.py
+
+# The documentation site, into site/: every warning is an error.
+docs: $(VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -43,4 +47,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -27,6 +27,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl report RUN [RUN ...] [--csv FILE]            many runs as a paper's tables and figures, and one page
   diffrl select RUN [RUN ...] [--csv FILE]            which of many policies: by a bandit online, by the data offline
   diffrl data list | info | generate | download | convert   data sets
+  diffrl doctor                                       what works on this machine, and what to install
   diffrl VERB --help                                  all options, explained
 
 First steps:
@@ -148,6 +149,14 @@ def _select(words: Sequence[str]) -> int:
     return tyro.cli(Select, args=words, prog="diffrl select").run()
 
 
+def _doctor(words: Sequence[str]) -> int:
+    import tyro
+
+    from diffrl.commands.doctor import Doctor
+
+    return tyro.cli(Doctor, args=words, prog="diffrl doctor").run()
+
+
 def _subcommand(name: str, description: str, verbs: Mapping[str, type], words: Sequence[str]) -> int:
     """Run `diffrl NAME VERB ...`, whose verbs are dataclasses with a `run()`."""
     import tyro
@@ -175,6 +184,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": _report,
     "select": _select,
     "data": _data,
+    "doctor": _doctor,
 }
 
 
@@ -197,7 +207,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(words: Sequence[str]) -> int:
     try:
-        if not words or words[0] in ("-h", "--help", "help"):
+        if not words:
+            from diffrl.commands.greeting import greeting
+
+            print(greeting())
+            return 0
+        if words[0] in ("-h", "--help", "help"):
             print(HELP)
             return 0
         if words[0] in ("-V", "--version"):

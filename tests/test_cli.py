@@ -27,6 +27,7 @@ VERBS = [
     ["export"],
     ["render"],
     ["data"],
+    ["doctor"],
     *(["data", v] for v in ("list", "info", "generate", "download", "convert")),
 ]
 

@@ -84,7 +84,7 @@ def _configuration(words: Sequence[str]) -> FinetuneConfig:
 def _options(words: Sequence[str]) -> dict[str, str]:
     """The options among the words, as fields are named, and the word that follows each."""
     found = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             found[name.replace("-", "_").removeprefix("no_")] = value if equals else following

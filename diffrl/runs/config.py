@@ -382,7 +382,7 @@ def choose_eval_workers(config: TrainConfig, device: str, task: Task, saved: Che
     return min(wanted, MOST_AT_ONCE * n_seeds)
 
 
-def _compiler_found(device: str) -> bool:
+def compiler_found(device: str) -> bool:
     """Whether there is what torch.compile needs: on a CPU, a C++ compiler. (Triton, on a GPU, comes with PyTorch.)"""
     if _kind(device) != "cpu":
         return True
@@ -395,7 +395,7 @@ def choose_compiling(choice: bool | None, steps: int, device: str) -> bool:
     Where it should be and cannot, says so.
     """
     compiling = steps >= COMPILING_PAYS_FROM if choice is None else choice
-    if compiling and not _compiler_found(device):
+    if compiling and not compiler_found(device):
         from diffrl.support.console import console
 
         console.print(

@@ -1,0 +1,136 @@
+"""Hook of MkDocs: what lies beside `docs/` gets into the site, and links to it are led there.
+
+The pages are read in two places, on the site and in the repository. Their links are the repository's
+(`../benchmarks/...`). Equations become MathML here, so that a page asks no other host for a script, and an agent's
+settings become a table where a page says `<!-- settings: NAME -->`.
+"""
+
+import ast
+import dataclasses
+import html
+import inspect
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File, Files
+
+from agents.config import AGENTS
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTSIDE = {"benchmarks/results": "results", "benchmarks/gpu/README.md": "gpu.md", "CONTRIBUTING.md": "contributing.md"}
+"""Where each file or folder of the repository is in the site."""
+SHOWN = {".md", ".png", ".json"}
+
+
+def outside() -> dict[str, str]:
+    """Files beside `docs/`: path in the site by path in the repository."""
+    found = {}
+    for path, place in OUTSIDE.items():
+        if (ROOT / path).is_file():
+            found[path] = place
+            continue
+        for file in sorted((ROOT / path).iterdir()):
+            if file.suffix in SHOWN:
+                name = "index.md" if file.name == "README.md" else file.name
+                found[f"{path}/{file.name}"] = f"{place}/{name}"
+    return found
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add them."""
+    for path, place in outside().items():
+        files.append(File.generated(config, place, abs_src_path=str(ROOT / path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Lead links from one page to another as the site has them, and fill in settings."""
+    places = outside()
+    source = next((path for path, place in places.items() if place == page.file.src_uri), f"docs/{page.file.src_uri}")
+
+    def led(match: re.Match[str]) -> str:
+        address, _, anchor = match[1].partition("#")
+        if "://" in address or not address:
+            return match[0]
+        path = Path(source).parent.joinpath(address)
+        target = Path(*_normal(path.parts)).as_posix()
+        if target.startswith("docs/"):
+            place = target.removeprefix("docs/")
+        elif target in places:
+            place = places[target]
+        else:  # code: read in the repository
+            return match[0] if source.startswith("docs/") and not address.startswith("..") else "](#)"
+        up = "../" * (len(Path(page.file.src_uri).parts) - 1)
+        return f"]({up}{place}{'#' + anchor if anchor else ''})"
+
+    markdown = re.sub(r"\]\(([^)\s]+)\)", led, markdown)
+    return re.sub(r"^<!-- settings: (\w+) -->$", lambda match: settings_table(match[1]), markdown, flags=re.MULTILINE)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Put MathML in the place of each equation that `arithmatex` has found."""
+
+    def inline(match: re.Match[str]) -> str:
+        return str(convert(_fenced(match[1])))
+
+    def displayed(match: re.Match[str]) -> str:
+        return f'<div class="equation">{convert(_fenced(match[1]), display="block")}</div>'
+
+    content = re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', inline, content, flags=re.DOTALL)
+    return re.sub(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', displayed, content, flags=re.DOTALL)
+
+
+def settings_table(agent: str) -> str:
+    """The settings of an agent as a Markdown table: each field's option, default and docstring."""
+    config = AGENTS[agent]
+    docs: dict[str, str] = {}
+    for kind in reversed(config.__mro__[:-1]):
+        if dataclasses.is_dataclass(kind):
+            docs |= field_docs(kind)
+    lines = ["| option | default | |", "|---|---|---|"]
+    for field in dataclasses.fields(config):
+        option = f"`--agent.{field.name.replace('_', '-')}`"
+        lines.append(f"| {option} | {shown(field.default)} | {docs.get(field.name, '')} |")
+    return "\n".join(lines)
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass, in one line, by the field's name."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, doc in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
+            assert isinstance(field.target, ast.Name)
+            found[field.target.id] = " ".join(str(doc.value.value).split()).replace("|", "\\|").replace("<", "&lt;")
+    return found
+
+
+def shown(default: Any) -> str:
+    """A default as one writes it on the command line."""
+    if default is None:
+        return ""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if isinstance(default, tuple):
+        return " ".join(map(str, default))
+    return f"{default:,}" if isinstance(default, int) and default >= 10_000 else str(default)
+
+
+def _fenced(equation: str) -> str:
+    """TeX in which bars that stand for a size are a pair: a browser spaces single ones as it does a relation."""
+    bars = iter([r"\left|", r"\right|"] * equation.count("|"))
+    return re.sub(r"(?<!\\)\|", lambda bar: next(bars), html.unescape(equation))
+
+
+def _normal(parts: tuple[str, ...]) -> list[str]:
+    found: list[str] = []
+    for part in parts:
+        if part == ".." and found:
+            found.pop()
+        else:
+            found.append(part)
+    return found

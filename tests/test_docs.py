@@ -1,0 +1,199 @@
+"""The documentation says what is so: links lead somewhere, commands are understood, Python compiles.
+
+`test_docs_run.py`, slow, runs the commands and the Python too.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import html
+import importlib.util
+import inspect
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+from agents.config import AGENTS
+from diffrl import cli
+from diffrl.support.errors import UserError
+from tests import documents
+from tests.documents import ROOT, Command, blocks, commands, inline, name, pages, taught
+
+OURS = {"diffrl", "agents", "envs"}
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", pages(), ids=name)
+def test_every_link_leads_to_a_file_and_its_heading(page: Path) -> None:
+    dead = []
+    for link in documents.links(page):
+        address, _, anchor = link.partition("#")
+        if "://" in address or address.startswith("mailto:"):
+            continue
+        target = (page.parent / address).resolve() if address else page
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in documents.anchors(target)):
+            dead.append(link)
+    assert not dead
+
+
+class _Parsed(Exception):
+    """A command's words were understood; what they would do is left."""
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[[Command], None]:
+    """Let the command line read a command's words with its own parsers, and stop before it does anything."""
+    real = tyro.cli
+
+    def understood(*arguments: Any, **options: Any) -> Any:
+        real(*arguments, **options)
+        raise _Parsed
+
+    class Subcommands:
+        """`tyro.extras.SubcommandApp` as `diffrl data` and `diffrl augment` use it."""
+
+        def __init__(self) -> None:
+            self.verbs: dict[str, type] = {}
+
+        def command(self, name: str) -> Callable[[type], None]:
+            return lambda schema: self.verbs.__setitem__(name, schema)
+
+        def cli(self, args: list[str], **_: Any) -> Any:
+            return understood(self.verbs[args[0]], args=args[1:])
+
+    monkeypatch.setattr(tyro, "cli", understood)
+    monkeypatch.setattr(tyro.extras, "SubcommandApp", Subcommands)
+
+    def read(command: Command) -> None:
+        verb, *words = command.words
+        if verb in ("--help", "--version") or words == ["list"]:
+            return
+        assert verb in cli.VERBS, f"{command.where}: there is no diffrl {verb}"
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.raises(_Parsed):
+                cli.VERBS[verb](words)
+        except (SystemExit, UserError) as error:
+            if isinstance(error, UserError) or error.code:
+                pytest.fail(f"{command.where}: diffrl {command.text}\n{error}\n{said.getvalue()}")
+
+    return read
+
+
+@pytest.mark.parametrize("page", [p for p in pages() if commands(p) or inline(p)], ids=name)
+def test_every_command_is_understood(page: Path, parse: Callable[[Command], None]) -> None:
+    """Those of blocks, and of the pages that teach those within sentences too."""
+    for command in [*commands(page), *(inline(page) if page in taught() else [])]:
+        parse(command)
+
+
+def test_a_command_with_a_slip_is_not_understood(parse: Callable[[Command], None]) -> None:
+    """What the test above would say: of an option, of a verb, of a verb's verb."""
+    for words in ("train --agent bc --dataset x.hdf5 --stepz 3", "evaluate runs/NAME --episode many"):
+        with pytest.raises(pytest.fail.Exception, match=r"page.md:1: diffrl"):
+            parse(Command("page.md:1", tuple(words.split())))
+    with pytest.raises(AssertionError, match="there is no diffrl trian"):
+        parse(Command("page.md:1", ("trian",)))
+    with pytest.raises(pytest.fail.Exception, match="did you mean 'info'"):
+        parse(Command("page.md:1", ("data", "inof", "x", "--rows", "3")))
+
+
+def test_every_agent_has_a_page_and_the_overview_leads_to_it() -> None:
+    """A page `docs/agents/NAME.md` with the places that a reader looks for; the site's menu has it too."""
+    folder, menu = ROOT / "docs" / "agents", (ROOT / "mkdocs.yml").read_text()
+    missing = [agent for agent in AGENTS if not (folder / f"{agent}.md").is_file()]
+    assert not missing, f"write docs/agents/NAME.md for {', '.join(missing)}"
+    assert {page.stem for page in folder.glob("*.md")} == set(AGENTS)
+    overview = documents.links(ROOT / "docs" / "agents.md")
+    for agent in AGENTS:
+        text = (folder / f"{agent}.md").read_text()
+        lacks = [part for part in (f"<!-- settings: {agent} -->", *PARTS) if part not in text]
+        assert not lacks, f"docs/agents/{agent}.md lacks {lacks}"
+        assert f"agents/{agent}.md" in overview, f"docs/agents.md has no link to {agent}"
+        assert f": agents/{agent}.md\n" in menu, f"mkdocs.yml's menu lacks {agent}"
+
+
+PARTS = ("## Equation", "## When to use it", "## Measured", "## What differs from the paper", "## Settings")
+
+
+@pytest.fixture(scope="module")
+def hook() -> Any:
+    """`docs/mkdocs_hook.py` as a module."""
+    for library in ("mkdocs", "latex2mathml"):
+        pytest.importorskip(library, reason="needs the extra: pip install 'diffrl[docs]'")
+    spec = importlib.util.spec_from_file_location("mkdocs_hook", ROOT / "docs" / "mkdocs_hook.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_table_of_settings_has_every_field_with_default_and_words(agent: str, hook: Any) -> None:
+    rows = [line.strip("| ").split(" | ") for line in hook.settings_table(agent).splitlines()[2:]]
+    fields = dataclasses.fields(AGENTS[agent])
+    assert [row[0] for row in rows] == [f"`--agent.{field.name.replace('_', '-')}`" for field in fields]
+    assert all(len(row[-1]) > 10 for row in rows)
+    discount = next(row for row in rows if "discount`" in row[0] and "denoising" not in row[0])
+    assert discount[1:] == [str(AGENTS[agent]().discount), "Discount factor of returns."]
+
+
+@pytest.mark.parametrize("page", [p for p in pages() if "$$" in p.read_text()], ids=name)
+def test_every_equation_becomes_mathml(page: Path, hook: Any) -> None:
+    """No command of TeX is left over that the converter does not know."""
+    text = documents.without_code(page.read_text())
+    equations = re.findall(r"\$\$(.+?)\$\$", text, re.DOTALL)
+    for equation in [*equations, *re.findall(r"\$([^$\n]+)\$", re.sub(r"\$\$.+?\$\$", "", text, flags=re.DOTALL))]:
+        found = hook.on_page_content(f'<div class="arithmatex">\\[{html.escape(equation)}\\]</div>')
+        assert found.count("<math") == 1
+        assert "\\" not in found, equation
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples" / "tutorials").glob("*.py")), ids=lambda path: path.stem)
+def test_a_tutorials_page_and_notebook_are_of_its_script(script: Path) -> None:
+    """Cell by cell; what the cells print and draw is of the day when they were rendered."""
+    if script.stem == "render":
+        return
+    cells = re.split(r"^# %%.*\n", script.read_text(), flags=re.MULTILINE)[1:]
+    code = [cell.strip() for cell in cells if not all(line.startswith("#") or not line for line in cell.splitlines())]
+    page = ROOT / "docs" / "tutorials" / f"{script.stem}.md"
+    assert [block.text.strip() for block in blocks(page) if block.language == "python"] == code
+    made = json.loads(script.with_suffix(".ipynb").read_text())
+    assert ["".join(cell["source"]).strip() for cell in made["cells"] if cell["cell_type"] == "code"] == code
+    assert all((page.parent / link).is_file() for link in documents.links(page) if link.endswith(".png"))
+
+
+PYTHON = [block for page in taught() for block in blocks(page) if block.language == "python"]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.where)
+def test_every_python_block_compiles_and_imports_what_is_there(block: documents.Block) -> None:
+    tree = ast.parse(block.text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS:
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                there = hasattr(module, alias.name) or (Path(inspect.getfile(module)).parent / alias.name).is_dir()
+                assert there or importlib.util.find_spec(f"{node.module}.{alias.name}"), alias.name
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] in OURS:
+                    importlib.import_module(alias.name)
+
+
+@pytest.mark.parametrize("page", taught(), ids=name)
+def test_every_block_that_is_shell_or_python_says_or_looks_so(page: Path) -> None:
+    """A block without a language that calls Python's keywords would be missed by the tests of this file."""
+    for block in blocks(page):
+        first = block.text.lstrip().split("\n")[0]
+        assert block.language or not first.startswith(("import ", "from ")), f"{block.where} is Python: say so"

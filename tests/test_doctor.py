@@ -1,0 +1,115 @@
+"""`diffrl doctor` and the greeting: what they say is so, on this machine and on one that lacks things."""
+
+import json
+import os
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffrl.cli import main
+from diffrl.commands import doctor
+from diffrl.commands.greeting import greeting
+
+
+def by_part(findings: "list[doctor.Finding]") -> dict[str, doctor.Finding]:
+    return {finding.part: finding for finding in findings}
+
+
+def test_the_page_names_versions_folders_and_disk(
+    own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["doctor", "--no-rendering"]) == 0
+    said = capsys.readouterr().out
+    assert f"torch {metadata.version('torch')}" in said
+    assert f"{own_data}; {doctor.size(shutil.disk_usage(own_data).free).split('.')[0]}" in said
+    assert f"{tmp_path / 'runs'}, not there yet" in said
+    assert ("PyTorch" in said) == (not torch.cuda.is_available())
+    assert len(said.splitlines()) < 40  # a page
+    assert not list(tmp_path.iterdir())  # and nothing is made
+
+
+def test_an_extra_that_is_missing_says_how_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    requires = [
+        "torch>=2",
+        'diffusers>=0.36; extra == "images"',
+        'no-such-package>=1; extra == "magic"',
+        'x; extra == "dev"',
+    ]
+    monkeypatch.setattr(metadata, "requires", lambda name: requires)
+    assert doctor.wanted() == {"images": ["diffusers"], "magic": ["no-such-package"]}
+    magic = by_part(list(doctor.extras()))["magic"]
+    assert (magic.state, magic.advice) == ("missing", "pip install 'diffrl[magic]'")
+    assert "no-such-package" in magic.found
+
+
+def test_every_extra_of_ours_is_looked_at() -> None:
+    assert {"images", "minari", "robotics", "sb3"} <= set(doctor.wanted())
+
+
+def test_without_a_compiler_it_is_said_and_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert doctor.compiler().state == "missing"
+    assert "g++" in doctor.compiler().advice
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    assert doctor.compiler().state == "works"
+
+
+def test_a_full_disk_and_a_place_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    for free, state in ((doctor.TIGHT, "works"), (doctor.TIGHT - 1, "missing")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
+        assert doctor.place("data", tmp_path / "new" / "folder", "$X").state == state
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    refused = doctor.place("data", tmp_path / "new", "$X")
+    assert (refused.state, refused.advice) == ("missing", "Choose another by $X.")
+
+
+def test_rendering_is_what_a_process_that_draws_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn by what `$MUJOCO_GL` names, if it names something; a process that fails draws nothing."""
+    monkeypatch.setattr(doctor, "DRAW", "import os, sys; sys.exit(os.environ['MUJOCO_GL'] != 'osmesa')")
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    assert doctor.drawing().found.endswith("MUJOCO_GL=osmesa")
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    assert doctor.drawing().state == "missing"
+    assert "MUJOCO_GL=egl" in doctor.drawing().found
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert doctor.drawing().state == "missing"
+
+
+@pytest.mark.slow
+def test_rendering_here_is_found_or_told() -> None:
+    found = doctor.drawing()
+    assert found.state == "works" or "libosmesa6" in found.advice
+
+
+def test_without_a_word_diffrl_says_what_to_do_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    assert "diffrl train diffusion_ql/maze2d-umaze-v1-small" in said
+    assert "diffrl doctor" in said
+    assert "newest run" not in said
+    assert max(map(len, said.splitlines())) <= 100
+
+
+def test_the_newest_run_is_named_with_its_verbs(tmp_path: Path) -> None:
+    for age, (name, kind) in enumerate({"b": "images", "a": "offline"}.items()):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({"kind": kind}))
+        os.utime(tmp_path / name / "run.json", (age, age))
+    assert f"diffrl evaluate {tmp_path.as_posix()}/a" in greeting(tmp_path)
+    os.utime(tmp_path / "b" / "run.json", (9, 9))
+    assert f"diffrl compare {tmp_path.as_posix()}/b" in greeting(tmp_path)
+    (tmp_path / "b" / "run.json").write_text("{")  # damaged: still the newest
+    assert f"diffrl resume {tmp_path.as_posix()}/b" in greeting(tmp_path)
