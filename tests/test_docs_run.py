@@ -30,6 +30,10 @@ NOT_RUN = {
     r"augment label ": "waits for a person at a page; tests/augment/test_label.py labels on it",
     r"augment synther mujoco/hopper/medium-v0 ": "Minari downloads the data set",
     r"data download ": "downloads",
+    r"data generate cube-single-play-v0 ": "an hour of MuJoCo; tests/envs/test_ogbench.py makes a few episodes",
+    r"sweep ": "trains a whole grid; tests/runs/test_sweep*.py run small ones",
+    r"report sweeps/e/": "reports on that sweep; tests/runs/test_study_report.py reports on small runs",
+    r"select ": "needs several runs of some length; tests/runs/test_selection.py selects among small ones",
     r"train .*hopper-medium-v2": "D4RL's file is downloaded",
     r"finetune .*--reward aesthetic:FOLDER": "needs CLIP's weights; tests/images/rewards run the reward on tiny ones",
     r"finetune --reward remote:": "needs a server; tests/images/rewards/test_serve.py starts one",
@@ -59,6 +63,7 @@ SMALL = {
     "finetune policy dpo": "--steps 2 --eval-every 2 --eval-episodes 1 --pairs 4 --segment 4 --batch-size 2",
     "finetune supervised": "--rounds 2 --updates 2 --batch 4 --eval-samples 4 --steps 2",
     "finetune dpo": "--rounds 2 --updates 2 --batch 4 --eval-samples 4 --steps 2",
+    "render": "--episodes 1",
     "finetune": "--queries 16 --batch 8 --steps 2 --eval-samples 8 --warm-up 0",
 }
 """What is added to a command, by its verb and, where they differ in options, its algorithm."""
@@ -210,6 +215,9 @@ def place(command: Command, page: Path, home: Path, work: Path) -> list[str]:
     if "labels.json" in command.words:
         source = command.words[2]
         labelled(d4rl.read(source) if source.endswith(".hdf5") else datasets.load_dataset(source), work / "labels.json")
+    if "theirs.csv" in command.words:
+        rows = [f"maze,{agent},{seed},{step},{seed + step}" for agent in "ab" for seed in (0, 1) for step in (1, 2)]
+        Path("theirs.csv").write_text("\n".join(["task,agent,seed,step,score", *rows]))
     if "pairs.safetensors" in command.words:
         some = np.random.default_rng(0).uniform(-0.5, 0.5, (6, 4, 4)).astype(np.float32)
         Preferences(some, some[..., :2], -some, -some[..., :2]).write("pairs.safetensors")
