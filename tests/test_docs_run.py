@@ -32,7 +32,7 @@ NOT_RUN = {
     r"data download ": "downloads",
     r"data generate cube-single-play-v0 ": "an hour of MuJoCo; tests/envs/test_ogbench.py makes a few episodes",
     r"sweep ": "trains a whole grid; tests/runs/test_sweep*.py run small ones",
-    r"report sweeps/e/": "reports on that sweep; tests/runs/test_study_report.py reports on small runs",
+    r"report .?sweeps/e/": "reports on that sweep; tests/runs/test_study_report.py reports on small runs",
     r"select ": "needs several runs of some length; tests/runs/test_selection.py selects among small ones",
     r"train .*hopper-medium-v2": "D4RL's file is downloaded",
     r"finetune .*--reward aesthetic:FOLDER": "needs CLIP's weights; tests/images/rewards run the reward on tiny ones",

@@ -172,7 +172,7 @@ class Crew:
         try:
             code = self._processes[i].wait(PATIENCE)
             how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-            if code == -signal.SIGKILL:
+            if how.endswith("SIGKILL"):
                 how += ", as the system does when memory runs out"
         except subprocess.TimeoutExpired:
             how = "it does not answer"

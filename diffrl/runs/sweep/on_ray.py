@@ -8,6 +8,7 @@ the new one waits for its lock.
 
 import contextlib
 import os
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def one_run(folder: str, place: int, run: SweepRun, here: str) -> int:
     with contextlib.suppress(OSError):  # what relative paths begin at; runs name their data by absolute ones
         os.chdir(here)
     if not Path(folder).is_dir():
-        raise UserError(f"the node {os.uname().nodename} does not see {folder}: --out has to be on shared storage.")
+        raise UserError(f"the node {platform.node()} does not see {folder}: --out has to be on shared storage.")
     process = start(Path(folder), place, run)
     try:
         return process.wait()
