@@ -36,12 +36,14 @@ NOT_RUN = {
     r"select ": "needs several runs of some length; tests/runs/test_selection.py selects among small ones",
     r"train .*hopper-medium-v2": "D4RL's file is downloaded",
     r"finetune .*--reward aesthetic:FOLDER": "needs CLIP's weights; tests/images/rewards run the reward on tiny ones",
+    r"finetune .*--model stabilityai/": "the hub's; tests/images/models run tiny Stable Diffusion 3 pipelines",
     r"finetune --reward remote:": "needs a server; tests/images/rewards/test_serve.py starts one",
 }
 """Commands that are parsed only: a pattern of their text, and why."""
 
 PYTHON_NOT_RUN = {
     ("docs/from_trl.md", "DDPOConfig"): "trl's own code, which trl has removed",
+    ("docs/from_flow_grpo.md", "config.pretrained"): "flow_grpo's own code",
     ("docs/from_d3rlpy.md", "d3rlpy.algos"): "d3rlpy's own code",
     ("docs/supervised.md", "from_pretrained"): "diffusers' own loading; tests/images compare what is loaded",
 }
