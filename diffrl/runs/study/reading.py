@@ -175,6 +175,9 @@ def _notes(read: Sequence[_Read]) -> list[Note]:
         about = of_task[0].run.task
         if of_task[0].unit == RETURN:
             notes.append(Note(task, "Plain returns, as there are no reference scores: it is in no aggregate."))
+        elif about.scored_by_success and any(not one.run.task.comparable for one in of_task):
+            said = "The share of episodes that succeed, x100; data or environment are not the benchmark's own."
+            notes.append(Note(task, said))
         elif any(not one.run.task.comparable for one in of_task):
             family = benchmark_family(about.reference or task)
             said = (
