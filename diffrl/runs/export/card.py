@@ -25,8 +25,6 @@ from envs.datasets import FILE_SUFFIXES
 
 FEW_SEEDS = 5
 """Fewer seeds than these say little of the spread."""
-_MACHINE = ("out", "device", "compile", "workers", "eval_workers", "capture", "log")
-"""Fields of a run's configuration that say where and on what it ran, and not what was trained."""
 _FILLED = ("offline_run", "start_run", "start_steps", "reward_shift", "reward_scale")
 """Settings of a run that started from another one that are filled in, or are a path."""
 
@@ -85,7 +83,7 @@ def train_words(config: TrainConfig) -> list[str]:
     base, _ = configuration.default(config.agent.name, config.dataset)
     words = ["train", "--agent", config.agent.name, "--dataset", config.dataset]
     for prefix, ours, theirs in (("--", config, base), ("--agent.", config.agent, base.agent)):
-        skipped = (*_MACHINE, "dataset", "agent") if prefix == "--" else ()
+        skipped = (*configuration.MACHINE, "dataset", "agent") if prefix == "--" else ()
         words += _options(prefix, ours, theirs, skipped)
     return words
 
@@ -257,7 +255,9 @@ def _data(run: Run, dataset: str) -> str:
 
 def _training(facts: Facts) -> str:
     run = facts.run
-    settings = {key: value for key, value in configuration.to_dict(run.config).items() if key not in _MACHINE}
+    settings = {
+        key: value for key, value in configuration.to_dict(run.config).items() if key not in configuration.MACHINE
+    }
     settings["dataset"] = called(run.config.dataset)
     if run.kind == OFFLINE:
         begun = f"```sh\ndiffrl {shlex.join(train_words(run.config))}\n```"
