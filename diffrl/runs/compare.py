@@ -22,7 +22,7 @@ from diffrl.support.machine import settle
 from diffrl.support.plots import BLUE, GREEN, GREY, ORANGE, PAGE_STYLE
 from diffrl.support.seeds import generator_at
 from diffrl.support.statistics import estimate
-from diffrl.training.logs import benchmark_family
+from diffrl.training.logs import benchmark_family, returns_of, score_word
 from envs.maze2d import Maze
 from envs.task import Task
 
@@ -39,10 +39,15 @@ class Rolled:
     run: Run
     steps: tuple[int, ...]
     """The checkpoint of each of the run's seeds."""
-    returns: NDArray[np.float64]
-    """(S, E) of each seed from each start state."""
+    outcomes: NDArray[np.float64]
+    """Of each seed from each start state: returns (S, E), or returns and successes (S, E, 2)."""
     paths: list[NDArray[np.float32]]
     """The observations (T, O) of the first seed's first episodes."""
+
+    @property
+    def returns(self) -> NDArray[np.float64]:
+        """(S, E) of each seed from each start state."""
+        return returns_of(self.outcomes)
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,7 @@ def _one_task(runs: Sequence[Run]) -> Task:
 
 
 def _roll(run: Run, episodes: int, which: str, seed: int, quiet: bool) -> Rolled:
-    evaluator, returns, steps = Evaluator(run.task.make, 1), [], []
+    evaluator, outcomes, steps = Evaluator(run.task.make, 1), [], []
     paths: list[NDArray[np.float32]] = []
     try:
         for place, training_seed in enumerate(run.config.seeds):
@@ -191,17 +196,17 @@ def _roll(run: Run, episodes: int, which: str, seed: int, quiet: bool) -> Rolled
             act = Actor(agent, run.preprocessing, generator=generator_at(seed, place))
             with work(f"{run.path.name}, seed {training_seed}, step {step:,}", "episodes", quiet) as on_step:
                 found, drawn = evaluator(act, episodes, (seed,), on_step, 0 if place else DRAWN)
-            returns.append(found[0])
+            outcomes.append(evaluator.outcomes(found)[0])
             steps.append(step)
             paths = paths or drawn
     finally:
         evaluator.close()
-    return Rolled(run, tuple(steps), np.stack(returns), paths)
+    return Rolled(run, tuple(steps), np.stack(outcomes), paths)
 
 
 def _scored(rolled: Rolled, task: Task) -> NDArray[np.float64]:
-    """Returns (S, E), or normalised scores x100 where the task has references."""
-    scores: NDArray[np.float64] = task.score(rolled.returns) if task.reference else rolled.returns
+    """Returns (S, E), or scores x100 where the task has references."""
+    scores: NDArray[np.float64] = task.score(rolled.outcomes) if task.reference else rolled.returns
     return scores
 
 
@@ -249,7 +254,7 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes) -> str
     seed: what the start states were drawn from.
     """
     first, n = rolled[0], rolled[0].returns.shape[1]
-    what = "normalised score x100" if task.reference else "return"
+    what = score_word(task.reference) if task.reference else "return"
     rows, several = [], []
     for one in rolled:
         config, scores = one.run.config, _scored(one, task)
@@ -266,7 +271,9 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes) -> str
                 f"<td class=n>{'unknown: one seed' if np.isnan(found.over_seeds.low) else found.over_seeds}</td></tr>"
             )
     caveat = ""
-    if task.reference and not task.comparable:
+    if task.scored_by_success and not task.comparable:
+        caveat = " Data or environment are not the benchmark's own."
+    elif task.reference and not task.comparable:
         caveat = (
             f" Scaled by D4RL's references for {html.escape(benchmark_family(task.reference))}, but data or "
             "environment are not D4RL's."

@@ -112,6 +112,10 @@ class TrainConfig:
             raise refusal("--seeds", list(self.seeds), "different numbers")
 
 
+MACHINE = ("out", "device", "compile", "workers", "eval_workers", "capture", "log")
+"""Fields of a run's configuration that say where and on what it ran, and not what was trained."""
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """Options of a run that starts from another run, apart from how it learns. None: as in the run it starts from."""

@@ -197,7 +197,7 @@ class Scores:
         outcomes: returns (S, E), or returns and successes (S, E, 2). normalise: outcomes to scores (S, E), where there
         are any.
         """
-        returns = outcomes[..., 0] if outcomes.ndim == 3 else outcomes
+        returns = returns_of(outcomes)
         entry: dict[str, Any] = {"step": step, "returns": np.round(returns, 4).tolist()}
         if outcomes.ndim == 3:
             entry["successes"] = outcomes[..., 1].astype(int).tolist()
@@ -308,11 +308,29 @@ def read_scores(run: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def outcomes_of(entry: Mapping[str, Any]) -> NDArray[np.float64]:
+    """The outcomes of an evaluation as `Scores.add` took them: returns (S, E), or with successes behind (S, E, 2).
+
+    entry: one of `scores.json`, or of what `diffrl.runs.policy.evaluate` gives.
+    """
+    returns = np.asarray(entry["returns"], np.float64)
+    if "successes" not in entry:
+        return returns
+    return np.stack([returns, np.asarray(entry["successes"], np.float64)], axis=-1)
+
+
+def returns_of(outcomes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The returns (S, E) in outcomes (S, E) or (S, E, 2)."""
+    return outcomes[..., 0] if outcomes.ndim == 3 else outcomes
+
+
 def _seeds_of(entry: Mapping[str, Any]) -> int:
     """How many seeds an evaluation is of. Raises KeyError or TypeError unless it has what `Scores.add` writes."""
     if type(entry["step"]) is not int or not isinstance(entry["error"], float | int | None):
         raise TypeError("a step or an error is no number")
     judged = entry["mean_return"], entry.get("score", entry["mean_return"])
+    if [len(each) for each in entry.get("successes", entry["returns"])] != [len(each) for each in entry["returns"]]:
+        raise TypeError("it has successes of other episodes than its returns")
     for values in (*entry["returns"], *judged):
         if not values or not all(isinstance(value, float | int) for value in values):
             raise TypeError("a list of numbers is none")

@@ -457,6 +457,7 @@ def test_a_run_keeps_the_success_of_every_episode(
 ) -> None:
     import diffrl
     from agents.config import BC
+    from diffrl.runs.compare import compare
     from diffrl.runs.config import TrainConfig
 
     path = generation.cached_path(NAVIGATE)
@@ -478,6 +479,9 @@ def test_a_run_keeps_the_success_of_every_episode(
     result = diffrl.evaluate(run, episodes=3, which=("last",), quiet=True)["last"]
     assert result["successes"] == [[0] * 3, [0] * 3]
     assert result["scores"] == [[0.0] * 3, [0.0] * 3]
+    page, *_ = compare([run, run], tmp_path / "page.html", episodes=2, quiet=True)
+    assert "success x100" in page.read_text()
+    assert "D4RL" not in page.read_text()
 
 
 # The command line

@@ -20,6 +20,8 @@ from envs.task import Task
 
 MAZE = Task("envs:maze2d-umaze-v1", {}, "maze2d-umaze-v1", True)
 PENDULUM = Task("Pendulum-v1", {}, None, False)
+BY_SUCCESS = Task("Pendulum-v1", {}, "cube-single-play-singletask-v0", False)
+"""A task whose scores are successes, as OGBench's; of a made run an episode with an odd return has succeeded."""
 SIZES = {"Pendulum-v1": (3, 1)}
 SMALL: dict[str, Any] = {
     "width": 8,
@@ -64,7 +66,8 @@ def made_run(
                 tensor += 0.03 * torch.randn(tensor.shape, generator=g)
         checkpoint.save(path, step, {f"{checkpoint.LEARNER}{name}": tensor for name, tensor in state.items()}, {})
         returns = np.arange(5.0 * len(seeds)).reshape(len(seeds), 5) ** 2 + step
-        scores.add(step, returns, task.score if task.reference else None)
+        outcomes = np.stack([returns, returns % 2], -1) if task.scored_by_success else returns
+        scores.add(step, outcomes, task.score if task.reference else None)
     return path
 
 

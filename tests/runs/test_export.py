@@ -28,7 +28,7 @@ from diffrl.support.errors import UserError
 from diffrl.training.logs import read_scores
 from envs.task import Task
 from tests.fixtures.make_old_runs import FOLDER as OLD
-from tests.runs.made_runs import MAZE, made_run, observations_of, small
+from tests.runs.made_runs import BY_SUCCESS, MAZE, made_run, observations_of, small
 
 
 def made(path: Path, name: str = "diffusion_ql") -> Path:
@@ -181,7 +181,12 @@ def test_the_hub_reads_the_card_and_its_scores_are_those_of_the_run(tmp_path: Pa
 def test_the_cards_command_means_the_runs_configuration(name: str, monkeypatch: Any) -> None:
     """Parsed by `diffrl train` itself; what the machine chooses is left out."""
     config = TrainConfig(
-        "hopper-medium-v2", small(name, normalise_observations=True), seeds=(4, 5), steps=7, log_every=3, rows=50
+        "hopper-medium-v2",
+        small(name, normalise_observations=name != "diffuser"),
+        seeds=(4, 5),
+        steps=7,
+        log_every=3,
+        rows=50,
     )
     began: list[TrainConfig] = []
     monkeypatch.setattr(diffrl.runs.train, "train", began.append)
@@ -319,3 +324,17 @@ def test_a_goal_that_nothing_names_is_asked_for(tmp_path: Path) -> None:
     assert "None: the run was not evaluated at this step" in (to / "README.md").read_text()
     with pytest.raises(UserError, match="it may be an exported policy, which load_policy"):
         Run.read(to)
+
+
+def test_of_ogbench_the_card_counts_successes(tmp_path: Path) -> None:
+    """Of the five episodes of each seed two and three have odd returns."""
+    made_run(tmp_path / "run", small("bc"), BY_SUCCESS)
+    card = (export(tmp_path / "run", tmp_path / "to") / "README.md").read_text()
+    rows = [line.split(" | ") for line in card.splitlines() if line.startswith("| in training")]
+    assert [(row[1], row[-1].split(" ")[0]) for row in rows] == [
+        ("3 (this one)", "40.0"),
+        ("5", "60.0"),
+        ("all", "50.0"),
+    ]
+    assert "success x100" in card
+    assert "D4RL" not in card

@@ -20,6 +20,7 @@ from diffrl.runs.study.offline import BC_LOSS, CRITICS, FQE, cloning_loss, criti
 from diffrl.runs.study.policies import Policies
 from diffrl.support.errors import UserError
 from diffrl.training.logs import read_scores
+from tests.runs.made_runs import BY_SUCCESS, made_run, small
 
 SIZE: dict[str, Any] = {"width": 8, "layers": 1, "batch_size": 8}
 QUICK = ["--fqe.steps", "5", "--fqe.rows", "50", "--bandit.trials", "20", "--bandit.pulls", "10"]
@@ -194,3 +195,10 @@ def test_a_policy_whose_data_or_checkpoint_are_gone_is_left_out_of_the_estimates
     assert math.isnan(float(found[CRITICS][0]))
     assert np.isfinite(found[CRITICS]).any()
     assert any("No checkpoint '7'" in sentence for sentence in said)
+
+
+def test_of_ogbench_policies_are_judged_by_their_successes(tmp_path: Path) -> None:
+    made_run(tmp_path / "run", small("bc"), BY_SUCCESS)
+    found = Policies.of_runs([tmp_path])
+    assert [policy.truth for policy in found.all] == [40, 60]
+    assert [set(policy.episodes.tolist()) for policy in found.all] == [{0, 100}] * 2

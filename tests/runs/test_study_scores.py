@@ -34,7 +34,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, data_directory: Path) -> Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIFFRL_DATA", str(data_directory))
         run(out / "narrow" / "a")
-        run(out / "narrow" / "b", seeds=(2,), eval_every=20, eval_episodes=3)
+        run(out / "narrow" / "b", seeds=(2,), eval_every=20, eval_episodes=3, log="csv")
         run(out / "wide", seeds=(0,), width=16)
     return out
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -14,10 +15,11 @@ import pytest
 import diffrl
 from diffrl.cli import main
 from diffrl.commands.sweep import local_path
-from diffrl.runs.sweep import plan
+from diffrl.runs.sweep import plan, show
+from diffrl.runs.sweep.job import concluded
 from diffrl.runs.sweep.plan import Sweep
 from diffrl.runs.sweep.queue import judged, to_run
-from diffrl.runs.sweep.state import labels, state_of
+from diffrl.runs.sweep.state import Result, State, labels, state_of
 from diffrl.runs.sweep.task import perform
 from diffrl.support.errors import UserError
 from diffrl.support.folder import held, steps
@@ -116,6 +118,16 @@ def test_the_file_gives_back_the_runs(tmp_path: Path) -> None:
     assert plan.existing(tmp_path).runs == tuple(made)
 
 
+@pytest.mark.parametrize("name", ["../other", "a/b", "/tmp/a", "..", "", 3])
+def test_no_run_lies_outside_of_the_sweeps_folder(name: object, tmp_path: Path) -> None:
+    plan.write(tmp_path, Sweep(tuple(runs("agent.width=8"))))
+    told = json.loads((tmp_path / plan.MANIFEST).read_text())
+    told["runs"][0]["name"] = name
+    (tmp_path / plan.MANIFEST).write_text(json.dumps(told))
+    with pytest.raises(UserError, match="is damaged: it lists no runs"):
+        plan.existing(tmp_path)
+
+
 def test_other_values_add_runs_and_another_sweep_is_refused(tmp_path: Path) -> None:
     there = Sweep(tuple(runs("agent.width=8")))
     more = plan.joined(tmp_path, there, runs("agent.width=8,16,32"))
@@ -177,6 +189,10 @@ def test_a_failed_run_stops_no_other_and_is_run_again_where_asked(
     expected = [(e["step"], seed, value) for e in scores for seed, value in enumerate(e["score"])]
     assert [(int(row["step"]), int(row["seed"]), float(row["score"])) for row in rows] == expected
     assert {row["agent"] for row in rows} == {"bc dataset=maze2d-umaze-v1"}
+    assert {row["task"] for row in rows} == {"maze2d-umaze-v1 (in tests.training.held_env:Held-v0, first 3,000 rows)"}
+    minutes = [float(row["minutes"]) for row in rows if row["seed"] == "0"]
+    assert minutes == sorted(minutes)
+    assert 0 <= minutes[0] < minutes[-1] < 10
     capfd.readouterr()
     assert main(["sweep", "--out", str(tmp_path / "s")]) == 1  # which runs nothing: it failed, and is not asked for
     assert "0 to run" in capfd.readouterr().err
@@ -191,6 +207,21 @@ def test_a_killed_run_has_failed_and_a_stopped_one_goes_on(tmp_path: Path) -> No
     assert (state.kind, state.error) == ("failed", "Its process was killed by SIGKILL, as for want of memory.")
     assert to_run([run], {run.name: state}, retry=False) == []
     assert to_run([run], {run.name: state}, retry=True) == [(0, run)]
+
+
+def test_a_sweep_with_a_run_that_is_not_done_has_not_succeeded(tmp_path: Path) -> None:
+    made = runs()
+    for kind, code in (("done", 0), ("waiting", 1), ("cut", 1), ("failed", 1)):
+        states = {made[0].name: State("done"), made[1].name: State(kind)}  # type: ignore[arg-type]
+        assert concluded(tmp_path, Sweep(tuple(made)), states, "") == code
+
+
+def test_the_best_is_told_of_runs_of_one_task_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(show, "result_of", lambda folder, run: Result("t", (0,), (5,), ((7.0,),), 7.0))
+    for sets, told in (("agent.width=8,16", True), ("agent.width=8 rows=1000,2000", False)):
+        made = plan.grid(plan.bases(["bc/maze2d-umaze-v1"], [], []), sets.split(), (0,), False)
+        board = show.Board(tmp_path, made, {run.name: State("done") for run in made}, len(made))
+        assert ("best 7.0" in board.table().caption) == told  # type: ignore[operator]
 
 
 def test_no_two_settings_of_a_task_have_one_name_in_the_table() -> None:

@@ -18,26 +18,25 @@ from diffrl.runs.train import called
 from diffrl.support.machine import versions
 from diffrl.support.schema import to_yaml
 from diffrl.support.statistics import estimate
-from diffrl.training.logs import benchmark_family
+from diffrl.training.logs import benchmark_family, returns_of, score_word
 from diffrl.tuning import config as tuning
 from envs import registry
 from envs.datasets import FILE_SUFFIXES
 
 FEW_SEEDS = 5
 """Fewer seeds than these say little of the spread."""
-_MACHINE = ("out", "device", "compile", "workers", "eval_workers", "capture", "log")
-"""Fields of a run's configuration that say where and on what it ran, and not what was trained."""
 _FILLED = ("offline_run", "start_run", "start_steps", "reward_shift", "reward_scale")
 """Settings of a run that started from another one that are filled in, or are a path."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Returns (S, E) that were measured, of the run's seeds in their order."""
+    """Episodes that were measured, of the run's seeds in their order."""
 
     what: str
     """When, and on which episodes, in words."""
-    returns: NDArray[np.float64]
+    outcomes: NDArray[np.float64]
+    """Returns (S, E), or returns and successes (S, E, 2)."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def train_words(config: TrainConfig) -> list[str]:
     base, _ = configuration.default(config.agent.name, config.dataset)
     words = ["train", "--agent", config.agent.name, "--dataset", config.dataset]
     for prefix, ours, theirs in (("--", config, base), ("--agent.", config.agent, base.agent)):
-        skipped = (*_MACHINE, "dataset", "agent") if prefix == "--" else ()
+        skipped = (*configuration.MACHINE, "dataset", "agent") if prefix == "--" else ()
         words += _options(prefix, ours, theirs, skipped)
     return words
 
@@ -171,10 +170,11 @@ def _front_matter(facts: Facts, dataset: str) -> dict[str, Any]:
     if facts.scores:
         measured = facts.scores[-1]
         env = run.task.env_id or "none"
-        metrics = [_metric("mean_return", "Mean return", measured.returns)]
+        metrics = [_metric("mean_return", "Mean return", returns_of(measured.outcomes))]
         if run.task.reference:
-            score = run.task.score(measured.returns)
-            metrics.append(_metric("normalized_score", "Normalised score x100", score))
+            kind = "success_rate" if run.task.scored_by_success else "normalized_score"
+            word = score_word(run.task.reference)
+            metrics.append(_metric(kind, word[0].upper() + word[1:], run.task.score(measured.outcomes)))
         kind = "reinforcement-learning"
         result = {"task": {"type": kind, "name": kind}, "dataset": {"name": env, "type": env}, "metrics": metrics}
         matter["model-index"] = [{"name": name, "results": [result]}]
@@ -206,18 +206,21 @@ def _scores(facts: Facts) -> list[str]:
         why = "has no environment" if run.task.env_id is None else "was not evaluated at this step"
         return [f"None: the run {why}."]
     seeds = run.config.seeds
-    head = ["measured", "seed", "episodes", "return"] + (["score x100"] if run.task.reference else [])
+    word = "success x100" if run.task.scored_by_success else "score x100"
+    head = ["measured", "seed", "episodes", "return"] + ([word] if run.task.reference else [])
     rows = [head, ["---"] * len(head)]
     for measured in facts.scores:
         for i, seed in enumerate(seeds):
             mark = " (this one)" if seed == facts.seed else ""
-            rows.append(_row(run, measured, f"{seed}{mark}", measured.returns[i : i + 1]))
+            rows.append(_row(run, measured, f"{seed}{mark}", measured.outcomes[i : i + 1]))
         if len(seeds) > 1:
-            rows.append(_row(run, measured, "all", measured.returns))
+            rows.append(_row(run, measured, "all", measured.outcomes))
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     over = "a seed's is over its episodes" + (", that of all is over the seeds" if len(seeds) > 1 else "")
     text = f"± is the standard error of the mean: {over}."
-    if run.task.reference:
+    if run.task.reference and run.task.scored_by_success:
+        text += f" A score is the share of episodes that succeed, x100, as {run.task.reference} counts."
+    elif run.task.reference:
         low, high = registry.get(run.task.reference).reference_scores or (0.0, 1.0)
         text += (
             f" Scores are 100 (return - {low:g}) / ({high:g} - {low:g}), by the references of "
@@ -226,9 +229,9 @@ def _scores(facts: Facts) -> list[str]:
     return [table, text]
 
 
-def _row(run: Run, measured: Scored, seed: str, returns: NDArray[np.float64]) -> list[str]:
-    scores = [str(estimate(run.task.score(returns)))] if run.task.reference else []
-    return [measured.what, seed, f"{returns.shape[1]:,}", str(estimate(returns)), *scores]
+def _row(run: Run, measured: Scored, seed: str, outcomes: NDArray[np.float64]) -> list[str]:
+    scores = [str(estimate(run.task.score(outcomes)))] if run.task.reference else []
+    return [measured.what, seed, f"{outcomes.shape[1]:,}", str(estimate(returns_of(outcomes))), *scores]
 
 
 def _data(run: Run, dataset: str) -> str:
@@ -252,7 +255,9 @@ def _data(run: Run, dataset: str) -> str:
 
 def _training(facts: Facts) -> str:
     run = facts.run
-    settings = {key: value for key, value in configuration.to_dict(run.config).items() if key not in _MACHINE}
+    settings = {
+        key: value for key, value in configuration.to_dict(run.config).items() if key not in configuration.MACHINE
+    }
     settings["dataset"] = called(run.config.dataset)
     if run.kind == OFFLINE:
         begun = f"```sh\ndiffrl {shlex.join(train_words(run.config))}\n```"
@@ -282,7 +287,9 @@ def caveats(facts: Facts) -> list[str]:
             )
         if n < FEW_SEEDS:
             found.append(f"{n} seed{'s' * (n > 1)}: too few to say much of the spread over seeds.")
-        if task.reference and not task.comparable:
+        if task.scored_by_success and not task.comparable:
+            found.append("Data or environment are not the benchmark's own: scores do not compare with published ones.")
+        elif task.reference and not task.comparable:
             found.append(
                 f"Scores are scaled by D4RL's references for {benchmark_family(task.reference)}, but data or "
                 "environment are not D4RL's: they do not compare with published ones."

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 
 from diffrl.runs.export import folder
@@ -15,7 +14,7 @@ from diffrl.runs.run import Run
 from diffrl.support.errors import UserError, disk_full
 from diffrl.support.files import atomic_path
 from diffrl.support.folder import ABOUT, read_json
-from diffrl.training.logs import read_scores
+from diffrl.training.logs import outcomes_of, read_scores
 from diffrl.tuning.config import ALGORITHMS
 
 
@@ -58,7 +57,7 @@ def export(
     if episodes:
         result = evaluate(run, episodes=episodes, which=(str(which),), quiet=quiet, env=env)[str(which)]
         what = f"at the export, on start states of its own, `{which}`"
-        scores.append(Scored(what, np.asarray(result["returns"])))
+        scores.append(Scored(what, outcomes_of(result)))
     facts = Facts(opened, seed, str(which), step, scores, _versions(opened.path), graph)
     more[folder.CARD] = card(facts).encode()
     try:
@@ -85,7 +84,7 @@ def _scored(run: Run, step: int) -> list[Scored]:
     if not (run.path / "scores.json").exists():
         return []
     entries = [entry for entry in read_scores(run.path)["evaluations"] if entry["step"] == step]
-    return [Scored(f"in training, after step {step:,}", np.asarray(entry["returns"], float)) for entry in entries]
+    return [Scored(f"in training, after step {step:,}", outcomes_of(entry)) for entry in entries]
 
 
 def _versions(run: Path) -> Mapping[str, str]:

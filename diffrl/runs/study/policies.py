@@ -14,7 +14,7 @@ from diffrl.runs.study.config import Which
 from diffrl.runs.study.scores import RETURN, SCORE, Row, Scores
 from diffrl.support.errors import UserError, listed, shown
 from diffrl.support.files import read_text
-from diffrl.training.logs import read_scores
+from diffrl.training.logs import outcomes_of, read_scores, returns_of
 
 COLUMNS = ("task", "agent", "seed", "episode")
 """Columns of a CSV file of episodes, beside `score` or `return`; `step` is read where it is there."""
@@ -78,10 +78,10 @@ class Policies:
                 opened[row.run] = Run.read(row.run)
                 entries[row.run] = {entry["step"]: entry for entry in read_scores(Path(row.run))["evaluations"]}
             run = opened[row.run]
-            returns = entries[row.run][row.step]["returns"][list(run.config.seeds).index(row.seed)]
-            episodes = np.asarray(returns, dtype=np.float64)
-            if scores.unit(row.task) == SCORE:
-                episodes = run.task.score(episodes)
+            place = list(run.config.seeds).index(row.seed)
+            outcomes = outcomes_of(entries[row.run][row.step])[place : place + 1]
+            scored = run.task.score(outcomes) if scores.unit(row.task) == SCORE else returns_of(outcomes)
+            episodes = scored[0]
             name = f"{row.agent}, seed {row.seed}, step {row.step:,}"
             agent = run.config.agent.name
             found.append(Policy(row.task, agent, name, row.seed, row.step, episodes, Path(row.run)))

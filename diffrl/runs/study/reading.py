@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffrl.runs.config import MACHINE, TrainConfig
 from diffrl.runs.run import IMAGES, OFFLINE, Run, kind_of
 from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
 from diffrl.runs.train import called
@@ -18,7 +19,7 @@ from envs import registry
 
 _NOT_SETTINGS = (
     *("dataset", "env", "env_kwargs", "max_episode_steps", "rows", "seeds", "eval_every", "eval_episodes"),
-    *("eval_workers", "log_every", "device", "compile", "workers", "capture", "tf32", "out"),
+    *("log_every", "tf32", *MACHINE),
 )
 """Fields of a run's configuration that make no other agent: the task's, and those that no result depends on."""
 
@@ -64,7 +65,7 @@ def read_runs(folders: Sequence[str]) -> Scores:
         agent = names[one.path]
         if units.setdefault(one.task, one.unit) != one.unit:
             raise UserError(f"{one.path} has {one.unit}s on {one.task}, other runs have not: they do not compare.")
-        minutes = _minutes(Path(one.path))
+        minutes = minutes_of(Path(one.path))
         for i, seed in enumerate(one.seeds):
             owner = owners.setdefault((one.task, agent, seed), one.path)
             for entry in one.scores["evaluations"]:
@@ -105,12 +106,11 @@ def _read(folder: str) -> _Read:
     if len(scores["evaluations"][0]["returns"]) != len(seeds):
         raise UserError(f"{path} is damaged: its scores are not of its {len(seeds)} seeds. Restore it from a copy.")
     agent = run.config.agent.name if run.kind == OFFLINE else f"{run.config.agent.name} {run.kind}"
-    return _Read(folder, run, _task_name(run), agent, _settings(run), seeds, scores)
+    return _Read(folder, run, task_name(run.config), agent, _settings(run), seeds, scores)
 
 
-def _task_name(run: Run) -> str:
+def task_name(config: TrainConfig) -> str:
     """The data set, and what was asked for on the command line that makes it another task."""
-    config = run.config
     parts = [f"in {config.env}"] if config.env is not None and config.env != config.dataset else []
     parts += [*config.env_kwargs, *([f"{config.max_episode_steps} steps"] if config.max_episode_steps else [])]
     parts += [f"first {config.rows:,} rows"] if config.rows is not None else []
@@ -175,6 +175,9 @@ def _notes(read: Sequence[_Read]) -> list[Note]:
         about = of_task[0].run.task
         if of_task[0].unit == RETURN:
             notes.append(Note(task, "Plain returns, as there are no reference scores: it is in no aggregate."))
+        elif about.scored_by_success and any(not one.run.task.comparable for one in of_task):
+            said = "The share of episodes that succeed, x100; data or environment are not the benchmark's own."
+            notes.append(Note(task, said))
         elif any(not one.run.task.comparable for one in of_task):
             family = benchmark_family(about.reference or task)
             said = (
@@ -193,7 +196,7 @@ def _notes(read: Sequence[_Read]) -> list[Note]:
     return notes
 
 
-def _minutes(path: Path) -> dict[int, float]:
+def minutes_of(path: Path) -> dict[int, float]:
     """By step, the minutes that a run had worked when it first logged that step; {} where no times are kept.
 
     They are in TensorBoard's events, a file for each time that the run was started or resumed; time between the files,

@@ -148,9 +148,13 @@ def run_on_cluster(
 
 
 def concluded(folder: Path, sweep: Sweep, states: dict[str, State], cut: str) -> int:
-    """Print the table of a sweep that has ended; raise what has cut it."""
+    """Print the table of a sweep that has ended; 1 where a run is not done; raise what has cut it."""
     if not cut:
-        return finish(folder, sweep, states)
+        failed = finish(folder, sweep, states)
+        if any(state.kind in ("waiting", "cut") for state in states.values()):
+            console.print(f"Runs that were stopped from elsewhere are not done: {go_on(folder)}", markup=False)
+            return 1
+        return failed
     done = sum(state.kind == "done" for state in states.values())
     text = f"{cut} {done} of {len(sweep.runs)} runs are done, and what was under way is saved: {go_on(folder)}"
     if cut.startswith("Stopped"):

@@ -277,7 +277,7 @@ def read(folder: Path) -> Sweep | None:
     try:
         runs = tuple(
             SweepRun(
-                str(entry["name"]),
+                _folder_name(entry["name"]),
                 {
                     str(key): tuple(value) if isinstance(value, list) else value
                     for key, value in entry["settings"].items()
@@ -288,10 +288,17 @@ def read(folder: Path) -> Sweep | None:
             for entry in content["runs"]
         )
         return Sweep(runs, content.get("search"))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{path} is damaged: it lists no runs ({error}). Delete it and give the sweep's command again."
         ) from error
+
+
+def _folder_name(name: Any) -> str:
+    """A run's name as the file has it. Raises ValueError where it would lead out of the sweep's folder."""
+    if not isinstance(name, str) or not name or _plain(name) != name:
+        raise ValueError(f"a run is called {shown(name)}")
+    return name
 
 
 def existing(folder: Path) -> Sweep:

@@ -29,6 +29,10 @@ class Board:
         self._steps = {run.name: run.config.steps for run in runs}
         self._made = 0
         self._best = ("", -float("inf"))
+        configs = [run.config for run in runs]
+        tasks = {(c.dataset, c.env, tuple(c.env_kwargs), c.max_episode_steps, c.rows) for c in configs}
+        self._comparing = len(tasks) < 2
+        """Whether all runs are of one task: the best of several says nothing."""
         self._live: Live | None = None
         for run in runs:
             self._look(run)
@@ -97,7 +101,7 @@ class Board:
 
     def _look(self, run: SweepRun) -> None:
         """Remember a run that is the best so far."""
-        if self.states.get(run.name, State("waiting")).kind != "done":
+        if not self._comparing or self.states.get(run.name, State("waiting")).kind != "done":
             return
         result = result_of(self._folder, run)
         if result is not None and result.last > self._best[1]:

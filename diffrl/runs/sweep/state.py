@@ -39,8 +39,6 @@ class Result:
     steps: Sequence[int]
     scores: Sequence[Sequence[float]]
     """One list an evaluation, a number a seed: the mean over its episodes."""
-    minutes: Sequence[float | None]
-    """Minutes of training before each evaluation, where the run has noted them."""
     best: float
     """The mean over seeds of each one's best evaluation."""
 
@@ -101,7 +99,7 @@ def progress(path: Path) -> int:
 
 def result_of(folder: Path, run: SweepRun) -> Result | None:
     """What a run's evaluations have shown so far; None where it has none, or its scores are damaged."""
-    from diffrl.runs.train import called
+    from diffrl.runs.study.reading import task_name
     from diffrl.training.logs import read_scores
 
     path = folder / run.name
@@ -119,11 +117,10 @@ def result_of(folder: Path, run: SweepRun) -> Result | None:
         return None
     best = [float(each["value"]) for each in content["best"]]
     return Result(
-        called(run.config.dataset),
+        task_name(run.config),
         run.config.seeds,
         [int(entry["step"]) for entry in entries],
         [[float(value) for value in entry.get("score", entry["mean_return"])] for entry in entries],
-        [entry.get("minutes") for entry in entries],
         sum(best) / len(best),
     )
 
@@ -166,8 +163,10 @@ def labels(sweep: Sweep) -> list[str]:
 def write_table(folder: Path, sweep: Sweep) -> Path:
     """Write `sweep.csv`, a row an evaluation and seed: task, agent, seed, step, minutes, score, run, the settings.
 
-    agent: see `labels`. minutes is empty where a run has not noted them.
+    agent: see `labels`. minutes: see `minutes_of`; empty where they are not known.
     """
+    from diffrl.runs.study.reading import minutes_of
+
     keys = list(dict.fromkeys(key for run in sweep.runs for key in run.settings))
     with atomic_path(folder / TABLE) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -177,9 +176,10 @@ def write_table(folder: Path, sweep: Sweep) -> Path:
             if result is None:
                 continue
             values = [text_of(run.settings[key]) if key in run.settings else "" for key in keys]
-            for step, minutes, scores in zip(result.steps, result.minutes, result.scores, strict=True):
+            minutes = minutes_of(folder / run.name)
+            for step, scores in zip(result.steps, result.scores, strict=True):
                 for seed, score in zip(result.seeds, scores, strict=True):
-                    time = "" if minutes is None else f"{minutes:.3f}"
+                    time = f"{minutes[step]:.3f}" if step in minutes else ""
                     writer.writerow([result.task, agent, seed, step, time, score, run.name, *values])
     return folder / TABLE
 
