@@ -122,8 +122,8 @@ class _Session:
             model = _model(config, device, quiet)
             reward = None if config.scored_by is None else rewards.parse(config.scored_by, device=device)
             self.humans = humans(reward)
-            self._check_humans()
             self.held_out = None if config.held_out is None else rewards.parse(config.held_out, device=device)
+            self._check_humans()
             self.classify = _classifier(config)
         self.setup = Setup(config, model, chain_of(model, config), _prompts(config, model), reward, world)
         self.state = RunState(queries=config.scored_before, kl_weight=config.kl_weight, say=self._say)
@@ -132,6 +132,10 @@ class _Session:
 
     def _check_humans(self) -> None:
         """Raise UserError where a person is the reward of a run that cannot ask."""
+        if len(self.humans) > 1:
+            raise UserError("--reward names human twice: one person votes on one page.")
+        if humans(self.held_out):
+            raise UserError("--held-out human asks nobody: a person is a --reward; or give human:RUN/votes.json.")
         if self.humans and self.world.size > 1:
             raise UserError("--reward human asks one person at one page: leave out --processes.")
         if self.humans and self.config.scored_before:

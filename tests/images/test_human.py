@@ -91,6 +91,29 @@ def test_bad_votes_are_one_line(
 def test_a_run_that_cannot_ask_says_so(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--algo nft" in mistake(["finetune", "--reward", "human", "--algo", "dpo", *SMALL], capsys)
     assert "expected" in mistake(["finetune", "--reward", "human:nowhere.json", *SMALL], capsys)
+    words = ["finetune", "--algo", "nft", *SMALL]
+    assert "asks nobody" in mistake([*words, "--reward", "png", "--held-out", "human"], capsys)
+    assert "human twice" in mistake([*words, "--reward", "human + human:2"], capsys)
+
+
+def test_an_evaluation_before_a_round_knows_nothing_of_its_votes(tmp_path: Path) -> None:
+    """As where a run was cut after votes of a round that it makes again: else its evaluations would be others."""
+    both = torch.rand(2, 1, 8, 8)
+    names = [module._digest(image) for image in quantised(both)]
+    (tmp_path / module.IMAGES).mkdir()
+    for name, image in zip(names, quantised(both), strict=True):
+        (tmp_path / module.IMAGES / f"{name}.png").write_bytes(module._png(image))
+    votes = [Vote(number, "p", (names[0], names[1]), number, None) for number in (0, 1)]
+
+    def scores(known: list[Vote], number: int) -> Tensor:
+        reward = Human()
+        reward._folder, reward.votes = tmp_path, known
+        reward.at(number, asking=False)
+        return reward(both, ["p"] * 2, [{}] * 2)
+
+    for number in (0, 1, 2):
+        assert torch.equal(scores(votes, number), scores(votes[:number], number))
+    assert not torch.equal(scores(votes, 1), scores(votes, 2))
 
 
 class Person:

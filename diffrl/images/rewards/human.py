@@ -71,6 +71,7 @@ class Human:
         self._ready = open_browser if ready is None else ready
         self._folder: Path | None = None
         self._round, self._left = 0, 0
+        self._asking = False
         self._model: tuple[int, VotesModel] | None = None
         self._pixels: dict[str, Tensor] = {}
         self._asked: _Asked | None = None
@@ -94,14 +95,14 @@ class Human:
 
     def at(self, number: int, *, asking: bool) -> None:
         """Say which round comes: votes of later ones are left aside. asking: images are the round's, to be voted on."""
-        self._round, self._left = number, self.per_round if asking else 0
+        self._round, self._asking, self._left = number, asking, self.per_round if asking else 0
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The model's scores (B,), after the person has been asked about some of the images."""
         pixels = quantised(images)
         for group in self._groups(pixels, prompts):
             self._vote(group, pixels, prompts)
-        model = self._learned(self._round + (self._left < self.per_round))
+        model = self._learned(self._round + self._asking)
         if model is None:
             return images.new_zeros(len(images))
         return model.score(pixels, prompts).to(images.device)

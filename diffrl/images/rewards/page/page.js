@@ -106,7 +106,7 @@ async function poll() {
 addEventListener("keydown", (event) => {
   if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
   if (/^[1-9]$/.test(event.key)) choose(Number(event.key) - 1);
-  else if (event.key === "ArrowDown" || event.key === " ") choose(null);
+  else if (event.key === "ArrowDown" || (event.key === " " && event.target.tagName !== "BUTTON")) choose(null);
   else return;
   event.preventDefault();
 });
