@@ -237,7 +237,8 @@ def generate(
     if not benchmark.generated:
         can = ", ".join(i for i in registry.ids() if registry.get(i).generated)
         raise UserError(
-            f"{benchmark_id!r} cannot be generated; try `diffrl data download {benchmark_id}`. Generated are: {can}."
+            f"{benchmark_id!r} cannot be generated; try `diffrl data download {benchmark_id}`. Generated are: {can}, "
+            "and OGBench's (`diffrl data list ogbench`)."
         )
     if rows is not None and rows < 1:
         raise UserError(f"rows is {rows}; expected at least 1.")

@@ -94,14 +94,18 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
         )
         grids.append(f"<h2>{title}</h2><p class=about>{what}</p>{notes}<div class=pair>{pair}</div>")
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>diffrl compare</title><style>{PAGE_STYLE}
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>diffrl compare</title><style>{PAGE_STYLE}
+.wide {{ overflow-x: auto }} .wide th {{ white-space: normal; vertical-align: bottom }}
+.wide th:first-child {{ min-width: 7em }}
 .pair {{ display: flex; gap: 1em; flex-wrap: wrap }} .pair figure {{ margin: 0; max-width: 48% }}
 .pair img {{ width: 100%; image-rendering: pixelated }} figcaption {{ color: #666 }} .warning {{ color: #a04000 }}
 </style></head><body>
 <h1>Fine-tuning runs side by side</h1>
 <p class=about>Measured on the same prompts and noise at every evaluation: first &rarr; last. A reward that rises while
 the held-out reward, class accuracy or diversity fall has been hacked.</p>
-<table><tr><th>run</th><th class=n>images scored</th><th class=n>seconds</th>{head}</tr>{"".join(rows)}</table>
+<div class=wide><table><tr><th>run</th><th class=n>images scored</th><th class=n>seconds</th>{head}</tr>
+{"".join(rows)}</table></div>
 {_image(curves)}
 {"".join(grids)}
 </body></html>

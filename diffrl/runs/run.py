@@ -69,6 +69,9 @@ def _no_run(path: Path, missing: Sequence[str]) -> str:
     what = "has no " + ", ".join(missing) if path.is_dir() else "does not exist"
     if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
         what += f"; it may be an exported policy, which load_policy({str(path)!r}) takes in Python"
+    inside = [] if (path / ABOUT).exists() else sorted(str(p.parent) for p in path.glob(f"*/{ABOUT}"))
+    if inside:
+        return f"{path} is not a run's folder, but has some in it, such as {inside[0]}."
     known = sorted(str(p.parent) for p in path.parent.glob("*/run.json")) if path.parent.is_dir() else []
     hint = f" Runs beside it: {', '.join(known[-3:])}." if known else ""
     return f"{path} is not a run's folder: it {what}.{hint}"

@@ -27,6 +27,10 @@ td, th { padding: .35em .8em .35em 0; text-align: left; vertical-align: top; bor
 th { color: #666; font-weight: 600 }
 td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 img { width: 100%; margin-top: 1em }
+@media (max-width: 620px) {
+  td.n, th.n { white-space: normal }
+  td, th { padding-right: .5em; font-size: 13px }
+}
 """
 """The style sheet that our HTML pages share."""
 

@@ -169,7 +169,8 @@ def test_a_bad_file_gets_one_line(text: str, said: str, tmp_path: Path) -> None:
     [
         ([], "Which policies? diffrl select RUN"),
         (["nowhere"], "nowhere does not exist"),
-        (["nowhere", "--csv", "x.csv"], "Which policies?"),
+        (["nowhere", "--csv", "x.csv"], "Runs, or --csv FILE?"),
+        (["--csv", "good.csv", "--out", "run"], "run is a run's folder"),
         (["--csv", "x.csv", "--bandit.pulls", "0"], "--bandit.pulls is 0; expected at least 1"),
         (["--csv", "x.csv", "--fqe.steps", "-1"], "--fqe.steps is -1; expected at least 0"),
         (["--csv", "good.csv", "--out", "good.csv"], "good.csv is a file"),
@@ -183,6 +184,8 @@ def test_the_command_refuses_in_a_line(
     Path("good.csv").write_text("task,agent,seed,episode,score\nt,a,0,0,3\n")
     Path("theirs").mkdir()
     Path("theirs/selection.md").write_text("# Something else\n")
+    Path("run").mkdir()
+    Path("run/run.json").write_text("{}")
     assert main(["select", *words]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
     assert Path("theirs/selection.md").read_text() == "# Something else\n"

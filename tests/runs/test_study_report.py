@@ -382,12 +382,15 @@ def test_what_the_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "paper").mkdir()
     (tmp_path / "paper" / "tables.tex").write_text("mine")
     (tmp_path / "site" / "index.html").write_text("<h1>mine</h1>")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
     refused = {
         "Which runs?": [],
         "does not exist": ["none"],
-        "contains no run": [str(tmp_path)],
+        "contains no run": [str(tmp_path / "site")],
         "is a file, and the report is to be a folder": ["--csv", scores, "--out", scores],
         "is no report of ours": ["--csv", scores, "--out", str(tmp_path / "site")],
+        "is a run's folder": ["--csv", scores, "--out", str(tmp_path / "run")],
         "tables.tex is no report of ours": ["--csv", scores, "--out", str(tmp_path / "paper")],
         "--fraction is 0.0; expected": ["--csv", scores, "--fraction", "0"],
         "--target is nan; expected": ["--csv", scores, "--target", "nan"],

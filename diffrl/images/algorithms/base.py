@@ -198,11 +198,11 @@ class WithinPrompts:
         self.statistics.load_state_dict(state)
 
 
-def require_decisions(setup: Setup, train_steps: int) -> None:
-    """Raise UserError for a chain that has fewer decisions than `train_steps`, or none."""
+def require_decisions(setup: Setup, train_steps: int, option: str = "--train-steps") -> None:
+    """Raise UserError for a chain that has fewer decisions than `train_steps`, which `option` asks for, or none."""
     decisions = setup.chain.n_decisions
     if max(train_steps, 1) > decisions:
-        what = "--steps 1" if decisions == 0 else f"--train-steps {train_steps}"
+        what = "--steps 1" if decisions == 0 else f"{option} {train_steps}"
         raise UserError(
             f"{what}: of {setup.config.steps} denoising steps {decisions} have noise to learn from, all but the last."
         )

@@ -71,7 +71,8 @@ class PolicyGradient(Algorithm[ChainConfig]):
         guard: bool = False,
     ) -> None:
         super().__init__(setup, state)
-        require_decisions(setup, max(setup.config.train_steps, window))
+        require_decisions(setup, setup.config.train_steps)
+        require_decisions(setup, window, "--window")
         self.units = setup.config.batch
         self.loss, self.rule, self.measure_kl = loss, rule, measure_kl
         self.window, self.window_rounds, self.guard = window, window_rounds, guard

@@ -77,6 +77,8 @@ def _old(out: Path) -> list[Path]:
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, and the report is to be a folder: choose another --out.")
+    if (out / "run.json").exists():
+        raise UserError(f"{out} is a run's folder, and the report is to have its own: choose another --out.")
     page = out / PAGE
     if page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")[:2000]:
         return [out / "figures.pdf", *(out / "figures").glob("curve-*.svg")]

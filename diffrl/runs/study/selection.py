@@ -205,6 +205,8 @@ def refuse_others(out: Path) -> None:
     """Raise UserError where a selection may not be written into `out`."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, and the selection is to be a folder: choose another --out.")
+    if (out / "run.json").exists():
+        raise UserError(f"{out} is a run's folder, and the selection is to have its own: choose another --out.")
     page = out / PAGE
     if page.exists() and not page.read_text(encoding="utf-8", errors="replace").startswith(_MARK):
         raise UserError(f"{page} is none of ours, and is not overwritten: choose another --out.")

@@ -74,7 +74,8 @@ def run_all(folder: Path, asked: Sequence[SweepRun] | None, retry: bool, runner:
         states = {run.name: state_of(folder, run) for run in sweep.runs}
         left = to_run(sweep.runs, states, retry)
         n_done = sum(state.kind == "done" for state in states.values())
-        console.print(f"{folder}: {len(sweep.runs)} runs, {n_done} of them done, {len(left)} to run.", markup=False)
+        runs = "1 run" if len(sweep.runs) == 1 else f"{len(sweep.runs)} runs"
+        console.print(f"{folder}: {runs}, {n_done} of them done, {len(left)} to run.", markup=False)
         board = Board(folder, sweep.runs, states, len(sweep.runs))
         with board.shown():
             cut = runner(left, board) if left else ""

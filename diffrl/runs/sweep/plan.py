@@ -121,6 +121,8 @@ def axis(text: str, base: TrainConfig, sampled: bool = False) -> Axis:
     ends = rest.split(":")
     if sampled and len(ends) in (2, 3) and all(_number(end) is not None for end in ends[:2]):
         return Axis(key, span=_span(key, ends, base))
+    if len(ends) == 3 and ends[2] == "log" and all(_number(end) is not None for end in ends[:2]):
+        raise UserError(f"--set {shown(text)} is a range, which --search optuna samples from; a grid takes values.")
     values = tuple(_typed(key, part, base) for part in _split(rest))
     if len({text_of(value) for value in values}) < len(values):
         raise UserError(f"--set {shown(text)} names a value twice.")
