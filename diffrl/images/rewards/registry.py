@@ -365,7 +365,7 @@ REWARDS: dict[str, Entry] = {
     ),
     "human": Entry(
         "human[:VOTES]",
-        "you: VOTES (4) groups of images a round to vote on, on a page; or human:RUN/votes.json, votes of before",
+        "you, by VOTES (4) groups a round on a page; or the votes of a run: human:RUN/votes.json",
         "optional",
         _human,
     ),
