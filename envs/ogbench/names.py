@@ -58,13 +58,18 @@ def _worlds() -> Iterator[World]:
         far = (500, 2001) if size == "giant" else (1000, 1001)
         kinds = {"navigate": far, "stitch": (5000, 201)}
         yield mazes(f"pointmaze-{size}", 1000, 1, kinds, False)
-        explore = {} if size == "giant" else {"explore": (5000, 1001)}
+        explore = {} if size == "giant" else {"explore": (10_000, 501)}
         yield mazes(f"antmaze-{size}", 1000, 1, kinds | explore, True)
     for size in ("medium", "large", "giant"):
-        far, steps = ((500, 4001), 4000) if size == "giant" else ((1000, 2001), 2000)
-        yield mazes(f"humanoidmaze-{size}", steps, 1, {"navigate": far, "stitch": (5000, 401)}, True)
-    for size in ("arena", "medium"):
-        yield mazes(f"antsoccer-{size}", 1000, 4, {"navigate": (1000, 1001), "stitch": (5000, 201)}, True)
+        far, steps = ((1000, 4001), 4000) if size == "giant" else ((1000, 2001), 2000)
+        near = (10_000, 401) if size == "giant" else (5000, 401)
+        yield mazes(f"humanoidmaze-{size}", steps, 1, {"navigate": far, "stitch": near}, True)
+    soccer = {
+        "arena": {"navigate": (1000, 1001), "stitch": (5000, 201)},
+        "medium": {"navigate": (4000, 1001), "stitch": (8000, 501)},
+    }
+    for size, kinds in soccer.items():
+        yield mazes(f"antsoccer-{size}", 1000, 4, kinds, True)
     tables = [("cube-single", 200, 2, 1000), ("cube-double", 500, 2, 1000), ("cube-triple", 1000, 2, 3000)]
     tables += [("cube-quadruple", 1000, 2, 5000), ("scene", 750, 2, 1000)]
     tables += [("puzzle-3x3", 500, 4, 1000), ("puzzle-4x4", 500, 4, 1000)]

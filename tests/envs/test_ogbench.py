@@ -78,6 +78,27 @@ def test_limits_and_default_tasks_are_the_wheels() -> None:
         assert env.unwrapped._reward_task_id == names.WORLDS["pointmaze-medium"].default_task
 
 
+@pytest.mark.parametrize(
+    ("text", "episodes", "rows"),
+    [  # --num_episodes and --max_episode_steps in OGBench's commands.sh
+        ("pointmaze-giant-navigate-v0", 500, 2001),
+        ("pointmaze-giant-stitch-v0", 5000, 201),
+        ("antmaze-large-explore-v0", 10_000, 501),
+        ("humanoidmaze-large-stitch-v0", 5000, 401),
+        ("humanoidmaze-giant-navigate-v0", 1000, 4001),
+        ("humanoidmaze-giant-stitch-v0", 10_000, 401),
+        ("antsoccer-arena-stitch-v0", 5000, 201),
+        ("antsoccer-medium-navigate-v0", 4000, 1001),
+        ("antsoccer-medium-stitch-v0", 8000, 501),
+        ("cube-triple-noisy-v0", 3000, 1001),
+        ("puzzle-4x6-play-v0", 5000, 1001),
+    ],
+)
+def test_data_sets_have_ogbenchs_sizes(text: str, episodes: int, rows: int) -> None:
+    name = names.get(text)
+    assert (name.episodes, name.rows) == (episodes, rows)
+
+
 def test_an_unknown_task_or_data_set_is_named_in_one_line() -> None:
     for text, expected in (
         ("cube-single-play-singletask-task6-v0", "has no task 6; expected task1 to task5"),
