@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from envs.ogbench import worlds
 from envs.ogbench.names import Name
 
-ROWS_VERSION = 1
+ROWS_VERSION = 2
 """Raised by a change that gives other rows for the same seed."""
 NOISE = 0.5
 """Standard deviation of the noise on the actions in pointmaze."""
@@ -208,9 +208,11 @@ def _handle(env: worlds.Seeded, name: Name, seed: int | None, taken: _Rows) -> t
         observation = following
         if agent.done:
             targets, reached = targets + 1, reached + bool(info["success"])
-            observation, info = inner.set_new_target(p_stack=p_stack)
-            agent = agents(info)
-            agent.reset(observation, info)
+            # As in OGBench's script: the oracle begins anew from these, but its first action is for the step's own
+            # `info`, in which the Markov oracles still see the target before.
+            seen, about = inner.set_new_target(p_stack=p_stack)
+            agent = agents(about)
+            agent.reset(seen, about)
     return targets, reached
 
 

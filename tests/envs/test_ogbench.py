@@ -360,6 +360,34 @@ def test_every_kind_of_episode_follows_from_its_seed(text: str) -> None:
     replays(text, 200)
 
 
+def test_a_new_oracles_first_action_is_for_what_the_step_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in OGBench's script: `set_new_target` tells the oracle its new task, the step's own `info` is acted on."""
+    from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle as Oracle
+
+    told, acted = [], []
+    reset, select_action = Oracle.reset, Oracle.select_action
+
+    def resetting(self: Any, observation: Any, info: Any) -> None:
+        told.append(info["privileged/target_block_pos"])
+        acted.append([])
+        reset(self, observation, info)
+
+    def selecting(self: Any, observation: Any, info: Any) -> Any:
+        acted[-1].append(info["privileged/target_block_pos"])
+        self._done = len(acted[-1]) == 5  # a new target every five actions
+        return select_action(self, observation, info)
+
+    monkeypatch.setattr(Oracle, "reset", resetting)
+    monkeypatch.setattr(Oracle, "select_action", selecting)
+    name = names.get("cube-single-noisy-v0")
+    with closing(worlds.make_collector(name.world, 30)) as env:
+        assert oracles.collect(env, name, 11, 30).targets >= 4
+    assert not np.array_equal(told[0], told[1])
+    for before, after, seen in zip(told, told[1:], acted[1:], strict=False):
+        np.testing.assert_array_equal(seen[0], before)
+        np.testing.assert_array_equal(seen[1:], [after] * len(seen[1:]))
+
+
 def test_goals_are_drawn_as_ogbench_draws_them() -> None:
     maze = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 0, 1, 0, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1]])
     assert len(oracles.free_cells(maze)) == 8
