@@ -134,6 +134,8 @@ def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gymnasium.
             f"There is no environment {env_id!r} in Gymnasium: {nearest(env_id, gymnasium.registry)} "
             "Without an environment: --env none."
         ) from error
+    except UserError:  # an environment of ours says what is wrong
+        raise
     except Exception as error:
         if not kwargs and not isinstance(error, ImportError | gymnasium.error.Error):
             raise

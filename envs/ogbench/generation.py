@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -188,8 +188,9 @@ def _start(job: Job, said: IO[bytes]) -> subprocess.Popen[str]:
         process_group=0,  # Ctrl-C on the terminal is the parent's to handle
     )
     assert process.stdin is not None
-    process.stdin.write(job.to_json() + "\n")
-    process.stdin.close()
+    with suppress(BrokenPipeError):  # it has died: its exit code and last words are reported where it is waited for
+        process.stdin.write(job.to_json() + "\n")
+        process.stdin.close()
     return process
 
 

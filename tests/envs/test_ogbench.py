@@ -18,6 +18,7 @@ from diffrl.commands.data import Download, Generate, Info, ListData
 from diffrl.data import d4rl
 from diffrl.support.errors import DataError, UserError
 from envs import datasets, registry
+from envs.making import make_env
 from envs.ogbench import fidelity, generation, names, oracles, parts, reading, worlds
 
 NAVIGATE = names.get("pointmaze-medium-navigate-v0")
@@ -495,8 +496,9 @@ def test_without_the_wheel_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
     for attempt in (
         lambda: generation.generate(NAVIGATE, episodes=1),
         lambda: registry.get(TASK) and gymnasium.make("ogbench/pointmaze-medium-v0"),
+        lambda: make_env("ogbench/pointmaze-medium-v0", {"task": 2}),
     ):
-        with pytest.raises(UserError, match=r"pip install 'diffrl\[ogbench\]'") as raised:
+        with pytest.raises(UserError, match=r"^OGBench needs ogbench, .*pip install 'diffrl\[ogbench\]'\.$") as raised:
             attempt()
         assert "\n" not in str(raised.value)
 
