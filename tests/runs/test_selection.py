@@ -191,13 +191,36 @@ def test_the_command_refuses_in_a_line(
     assert Path("theirs/selection.md").read_text() == "# Something else\n"
 
 
-def test_a_policy_whose_data_or_checkpoint_are_gone_is_left_out_of_the_estimates(runs: Path) -> None:
+def test_a_policy_whose_checkpoint_is_gone_is_left_out_of_the_estimates(runs: Path) -> None:
     policies = list(Policies.of_runs([runs]).all)
     policies[0] = policies[0].__class__(**{**vars(policies[0]), "step": 7})
     found, said = estimates(policies, FQEConfig(steps=0), quiet=True)
     assert math.isnan(float(found[CRITICS][0]))
     assert np.isfinite(found[CRITICS]).any()
     assert any("No checkpoint '7'" in sentence for sentence in said)
+
+
+def test_without_the_data_there_is_the_bandit_and_the_cloning_loss(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of runs that were copied from a cluster: what needs their data is left out, with a sentence."""
+    from diffrl.data.offline import OfflineDataset
+    from diffrl.runs import train
+
+    def elsewhere(*_: Any, **__: Any) -> OfflineDataset:
+        raise UserError("The data set 'x.hdf5' is not there.")
+
+    monkeypatch.setattr(train, "load_dataset", elsewhere)
+    out = tmp_path / "selection"
+    assert main(["select", str(runs), "--out", str(out), *QUICK]) == 0
+    said = "Neither fqe nor critics without the data: The data set 'x.hdf5' is not there."
+    assert said in " ".join(capsys.readouterr().err.split())
+    with (out / "policies.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["fqe"] == row["critics"] == "" and row["bc_loss"] for row in rows)
+    text = (out / "selection.md").read_text()
+    assert "| td3\\_bc | bc loss | 4 |" in text
+    assert said in text
 
 
 def test_of_ogbench_policies_are_judged_by_their_successes(tmp_path: Path) -> None:

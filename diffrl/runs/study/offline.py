@@ -62,8 +62,13 @@ def estimates(policies: Sequence[Policy], config: FQEConfig, quiet: bool = False
             acting.append((i, run, _offline_agent(run, policy)))
         except UserError as error:
             left_out[f"Not evaluated by the data: {error}"] = None
-    if acting:
-        data, tuned = _material(acting, config, quiet)
+    try:
+        material = _material(acting, config, quiet) if acting else None
+    except UserError as error:  # of runs that were trained elsewhere
+        left_out[f"Neither fqe nor critics without the data: {error}"] = None
+        material = None
+    if material is not None:
+        data, tuned = material
         for i, run, agent in acting:
             found[CRITICS][i] = critics_value(
                 agent, run.preprocessing, data.starts, *tuned[run.config.agent.reward_tune]
