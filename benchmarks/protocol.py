@@ -47,6 +47,7 @@ from diffrl.runs.study.report import write_report
 from diffrl.runs.study.scores import Scores
 from diffrl.runs.study.selection import select, write_selection
 from diffrl.runs.study.summary import Summary
+from diffrl.runs.sweep.state import complete
 from diffrl.runs.train import same_data
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
@@ -198,9 +199,9 @@ def train_cell(bench: ProtocolBench, task: str, agent: str, console: Console) ->
     if cell["seeds"] != list(bench.seeds):
         words = " ".join(map(str, cell["seeds"]))
         raise UserError(f"{path} is of the seeds {words}: ask for --seeds {words}, or choose another --out.")
-    there = checkpoint.steps(path)
-    if there and there[-1] >= cell["steps"] and not cell.get("open", True):
+    if complete(path, cell["steps"]):  # also where a kill came between its end and the note of it
         return
+    there = checkpoint.steps(path)
     console.print(f"{task}, {agent}: {cell['steps']:,} steps of {cell['ms']:.1f} ms", markup=False)
     try:
         if there:
@@ -208,7 +209,6 @@ def train_cell(bench: ProtocolBench, task: str, agent: str, console: Console) ->
         else:
             shutil.rmtree(path, ignore_errors=True)  # cut before its first checkpoint
             diffrl.train(cell_config(bench, task, agent, cell["steps"], path), quiet=True)
-        cell["open"] = False
     finally:
         cell["seconds"] += time.process_time() - began
         write_cell(facts, cell)

@@ -6,6 +6,7 @@ from pathlib import Path
 import protocol
 import pytest
 from protocol import FILES, IN_ORDER, MAZES, ProtocolBench, cell_config, read_cell, small, steps_in
+from rich.console import Console
 
 from diffrl.runs.study.scores import Scores
 from diffrl.support.errors import UserError
@@ -65,6 +66,9 @@ def test_cells_are_trained_reported_and_not_begun_beyond_the_budget(
     for name in ("report/index.html", "selection/selection.md", "protocol.md"):
         assert "rebrac" in (tmp_path / name).read_text()
     facts = tmp_path / "cells" / MAZES[0] / "bc.json"
+    facts.write_text(json.dumps(cell | {"seconds": 0.0}))  # as a kill leaves it right behind the last evaluation
+    protocol.train_cell(ProtocolBench(**fields, out=tmp_path), MAZES[0], "bc", Console())  # type: ignore[arg-type]
+    assert (first / "scores.json").read_bytes() == before
     facts.write_text(json.dumps(cell | {"seeds": [3]}))
     with pytest.raises(UserError, match="is of the seeds 3: ask for --seeds 3"):
         protocol.main(ProtocolBench(**fields, fqe_steps=2, out=tmp_path))  # type: ignore[arg-type]
