@@ -66,6 +66,9 @@ def trained(bench: Guidance) -> Path:
     """The run: as it is there, gone on with, or new."""
     path = bench.out / "hopper"
     there = checkpoint.steps(path)
+    if there and (seeds := tuple(Run.read(path).config.seeds)) != bench.seeds:
+        words = " ".join(map(str, seeds))
+        raise UserError(f"{path} is of the seeds {words}: ask for --seeds {words}, or choose another --out.")
     if there and there[-1] >= bench.steps:
         return path
     if there:

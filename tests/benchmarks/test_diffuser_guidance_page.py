@@ -1,5 +1,6 @@
 """`benchmarks/diffuser_guidance.py`: scales share one run, and the page keeps what is written around the table."""
 
+import dataclasses
 from pathlib import Path
 
 import diffuser_guidance
@@ -11,7 +12,9 @@ from diffrl.data import d4rl
 
 
 @pytest.mark.slow
-def test_scales_share_a_run_and_the_page_keeps_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scales_share_a_run_and_the_page_keeps_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     draw = np.random.default_rng(0).uniform
     columns = {"observations": draw(size=(300, 11)), "actions": draw(-1, 1, size=(300, 3)), "rewards": draw(size=300)}
     ends = {"terminals": np.zeros(300, bool), "timeouts": np.arange(300) % 50 == 49}
@@ -31,4 +34,8 @@ def test_scales_share_a_run_and_the_page_keeps_its_text(tmp_path: Path, monkeypa
     monkeypatch.setattr(diffrl, "train", None)  # neither the run nor a scale is made twice
     monkeypatch.setattr(diffuser_guidance, "Evaluator", None)
     assert diffuser_guidance.main(bench) == 0
+    assert page.read_text() == written
+    others = dataclasses.replace(bench, seeds=(0, 1))  # the page would name seeds that the run does not have
+    assert diffuser_guidance.main(others) == 2
+    assert "is of the seeds 0: ask for --seeds 0" in capsys.readouterr().err
     assert page.read_text() == written
