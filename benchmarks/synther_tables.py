@@ -37,8 +37,8 @@ def of_one_model(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def models_table(rows: list[dict[str, Any]]) -> Lines:
     """Scores by data set, agent and critics, a column a variant, at the last evaluation that all cells have had.
 
-    A model's score is the mean over the agents' seeds; mean over models ± standard error over models. On real data: ±
-    over seeds. In brackets the mean of the evaluations so far.
+    A model's score is the mean over the agents' seeds; mean over models ± standard error over models. Of one model, and
+    on real data: ± over seeds. In brackets the mean of the evaluations so far.
     """
     lines = [["data", "agent", "critics", "models", "at step", *VARIANTS]]
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -95,7 +95,7 @@ def tables_of(results: dict[str, Any]) -> list[tuple[Lines, str, int]]:
         title = "Normalised score x100 after training on real, synthetic, both"
         tables.append((agents_table(of_one_model(rows)), title, 2))
     if len(lines := models_table(rows)) > 1:
-        tables.append((lines, "The same, ± over models (on real data over seeds)", 3))
+        tables.append((lines, "The same, ± over models (of one model and on real data: over seeds)", 3))
     if results.get("solvers"):
         tables.append((solver_table(results["solvers"]), "Rows by solver", 2))
     if results.get("speed"):
