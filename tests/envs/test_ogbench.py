@@ -389,6 +389,11 @@ def test_a_new_oracles_first_action_is_for_what_the_step_told(monkeypatch: pytes
         np.testing.assert_array_equal(seen[1:], [after] * len(seen[1:]))
 
 
+def test_the_oracle_of_a_maze_walks_to_its_goals() -> None:
+    with closing(worlds.make_collector(NAVIGATE.world, 600)) as env:
+        assert oracles.collect(env, NAVIGATE, 3, 600).reached >= 2
+
+
 def test_goals_are_drawn_as_ogbench_draws_them() -> None:
     maze = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 0, 1, 0, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1]])
     assert len(oracles.free_cells(maze)) == 8

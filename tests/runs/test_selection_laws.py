@@ -167,7 +167,8 @@ def experience(terminal: bool) -> Experience:
     return Experience(eye[s], actions, *flat, eye[after[s, a]], eye[[0, 2]])
 
 
-POLICIES = np.array([[0, 0, 0, 0], [1, 0, 1, 1], [1, 1, 0, 0]])
+POLICIES = np.array([[0, 0, 0, 1], [1, 0, 1, 1], [1, 1, 0, 0]])
+"""Of which the first comes to state 3 and takes the action that may end the episode there."""
 SETTINGS = FQEConfig(steps=1500, batch_size=32, width=32, layers=1, learning_rate=1e-2, target_rate=0.1)
 
 
@@ -185,8 +186,12 @@ def evaluated(terminal: bool, policies: np.ndarray, gamma: float = GAMMA, config
 @pytest.mark.parametrize("terminal", [False, True])
 def test_fitted_q_evaluation_is_the_solution_of_the_linear_equations(terminal: bool) -> None:
     found = evaluated(terminal, POLICIES)
-    expected = [(1 - GAMMA) * exact(policy, GAMMA, terminal)[[0, 2]].mean() for policy in POLICIES]
+    expected, otherwise = (
+        np.array([(1 - GAMMA) * exact(policy, GAMMA, ends)[[0, 2]].mean() for policy in POLICIES])
+        for ends in (terminal, not terminal)
+    )
     assert np.ptp(expected) > 0.3
+    assert abs(expected - otherwise)[0] > 0.12  # twice the tolerance: where the episode ends matters
     np.testing.assert_allclose(found, expected, atol=0.02 * 3)  # 2 % of the largest reward
 
 
