@@ -194,7 +194,7 @@ def flow(bench: Bench, task: Task, n: int, seed: int) -> dict[str, Any]:
     starts, o, a = method._starts.windows.starts, real.observation_size, real.action_size
     H = method.together
     trajectories = rows_of.reshape(-1, H, rows_of.shape[1])
-    dynamics = dynamics_for(env)
+    dynamics = dynamics_for(env.removeprefix("envs:"))
     assert dynamics is not None
     pairs: dict[int, list[tuple[float, float, float]]] = {}
     for i, one in enumerate(trajectories):
@@ -228,7 +228,8 @@ def policy(bench: Bench, task: Task, n: int, seed: int, how: str) -> dict[str, A
     name, env, rows = data(bench, task)
     better = bench.out / f"{task}-{n}-{seed}.hdf5"
     folder = better.with_name(f"{better.stem}-flow-to-better")
-    out = bench.out / f"{task}-{n}-{seed}-{how.replace(' ', '-')}"
+    named = max(bench.pairs) if how in ("bc", "dpo") else n  # what they train on first does not depend on the labels
+    out = bench.out / f"{task}-{named}-{seed}-{how.replace(' ', '-')}"
     agent: Any = BC(width=256, layers=2)
     if how == "flow":
         name, rows = str(better), None
@@ -320,10 +321,11 @@ def tables(bench: Bench) -> dict[str, Lines]:
     for task in bench.tasks if "policy" in bench.stages else ():
         for n in bench.pairs:
             for how in ("bc", "bc top", "flow", "iql", "dpo"):
+                named = max(bench.pairs) if how == "bc" else n  # it does not look at labels
                 cells = [
                     cell(
                         bench,
-                        f"policy-{task}-{n}-{seed}-{how.replace(' ', '-')}",
+                        f"policy-{task}-{named}-{seed}-{how.replace(' ', '-')}",
                         functools.partial(policy, bench, task, n, seed, how),
                     )
                     for seed in bench.seeds
