@@ -150,7 +150,6 @@ class Human:
     def _keep(self, votes: list[Vote]) -> None:
         assert self._folder is not None
         self.votes = votes
-        self._model = None
         write_votes(self._folder / FILE, votes)
 
     # --- learning ---------------------------------------------------------------------------------------------------
