@@ -22,13 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffrl.runs.study.config import BanditConfig
+from diffrl.runs.study.statistics import percentile_ends
 
 Array = NDArray[np.float64]
 
 DRAWS = 1000
 """Bootstrap draws."""
-LEVEL = 0.95
-"""What an interval covers."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,4 @@ def bandit(returns: Sequence[Array], config: BanditConfig) -> Curve:
     generator = np.random.default_rng((config.seed, 1))
     R = len(best)
     weights = generator.multinomial(R, np.full(R, 1 / R), size=DRAWS) / R
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(weights @ best, [tail, 100 - tail], axis=0)
-    return Curve(np.arange(1, config.pulls + 1), best.mean(0), low, high)
+    return Curve(np.arange(1, config.pulls + 1), best.mean(0), *percentile_ends(weights @ best))

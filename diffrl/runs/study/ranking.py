@@ -5,14 +5,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.runs.study.statistics import Interval
+from diffrl.runs.study.statistics import LEVEL, Interval, percentile_ends
 
 Array = NDArray[np.float64]
 
 FEWEST = 5
 """Policies from which on there are intervals."""
-DRAWS, SEED, LEVEL = 1000, 0, 0.95
-"""Of the bootstrap over policies: draws, the seed of all of them, and what an interval covers."""
+DRAWS, SEED = 1000, 0
+"""Of the bootstrap over policies: draws, and the seed of all of them."""
 
 
 def rank_correlation(estimates: Array, truth: Array) -> Interval:
@@ -50,6 +50,4 @@ def regret(k: int, estimates: Array, truth: Array) -> Interval:
     if len(estimates) < FEWEST:
         return Interval(value, np.asarray(math.nan), np.asarray(math.nan))
     again = np.random.default_rng(SEED).integers(len(estimates), size=(DRAWS, len(estimates)))
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(regret_at(k, estimates[again], truth[again]), [tail, 100 - tail])
-    return Interval(value, np.asarray(low), np.asarray(high))
+    return Interval(value, *percentile_ends(regret_at(k, estimates[again], truth[again])))

@@ -103,9 +103,14 @@ def interval(statistic: Callable[..., Array], *groups: Tasks, draws: int = DRAWS
         n = min(chunk, draws - begin)
         again = [[_drawn(scores, n, generator) for scores in x] for x in groups]
         drawn.append(np.asarray(statistic(*again)))
+    return Interval(value, *percentile_ends(np.concatenate(drawn), level))
+
+
+def percentile_ends(drawn: Array, level: float = LEVEL) -> tuple[Array, Array]:
+    """The ends of the percentile bootstrap's interval: low and high (...) of values drawn n times, (n, ...)."""
     tail = 100 * (1 - level) / 2
-    low, high = np.percentile(np.concatenate(drawn), [tail, 100 - tail], axis=0)
-    return Interval(value, np.asarray(low), np.asarray(high))
+    low, high = np.percentile(drawn, [tail, 100 - tail], axis=0)
+    return np.asarray(low), np.asarray(high)
 
 
 def student(values: Array, level: float = LEVEL) -> Interval:
