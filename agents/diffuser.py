@@ -8,6 +8,10 @@ with the known states written into x_i before the network sees them and into its
 "clean"): they are the first state, and with `goal_reaching` the last one. So their loss is 0. A plan is a sample of the
 moving average of the network in which the first state is the one at hand and the last one the goal.
 
+With `show_ends` every row of the network also sees the known states of its window and its own place, from -1 to 1, in
+columns beside its own. As published, they reach a row only through its neighbours, by convolutions that do not know
+where they are: with 256 rows and 6,000 steps of a small network row 1 does not yet depend on row 0.
+
 With a goal one plan serves an episode, and is followed by the controller of `planning.waypoint_action`. Without, the
 plan's own actions are executed, one before the next plan by default: cloning by windows, unless the plans are guided.
 
@@ -90,7 +94,12 @@ class DiffuserAgent(Planner):
 
         size = action_size + observation_size
         self.denoiser = TemporalUNet(
-            size, self.generators, width=config.width, multipliers=config.channels, kernel=config.kernel
+            size,
+            self.generators,
+            width=config.width,
+            multipliers=config.channels,
+            kernel=config.kernel,
+            seen_features=(1 + config.goal_reaching) * observation_size + 1 if config.show_ends else 0,
         ).to(self.device)
         self.average = deepcopy(self.denoiser).requires_grad_(False)
         self.networks = {"actor": self.denoiser, "average": self.average}
@@ -145,9 +154,24 @@ class DiffuserAgent(Planner):
         return Known(mask, torch.nn.functional.pad(values, (self.action_size, 0)), "clean")
 
     def network(self, unet: TemporalUNet, x: Tensor, t: Tensor) -> Tensor:
-        """The prediction of x_0 (S, B, H, A + O) at x of that shape and t () or (S, B), labelled: the step's index."""
+        """The prediction of x_0 (S, B, H, A + O) at x of that shape and t () or (S, B), labelled: the step's index.
+
+        x holds the known states.
+        """
+        if self.config.show_ends:
+            x = self.with_ends(x)
         prediction: Tensor = unet(x, self.label(t))
         return prediction
+
+    def with_ends(self, x: Tensor) -> Tensor:
+        """x (S, B, H, A + O), and in every row the known states of its window and the row's place: (S, B, H, A + O + E).
+
+        E = O + 1, with a goal 2 O + 1. The place is 2 h / (H - 1) - 1.
+        """
+        states = x[..., self.action_size :]
+        ends = [states[:, :, :1], states[:, :, -1:]] if self.config.goal_reaching else [states[:, :, :1]]
+        place = torch.linspace(-1, 1, self.horizon, device=x.device, dtype=x.dtype)[:, None].expand(*x.shape[:3], 1)
+        return torch.cat([x, *(end.expand_as(states) for end in ends), place], -1)
 
     def label(self, t: Tensor) -> Tensor:
         """What the networks are told of the time t, T (2 / pi) atan(k): the step's index on the cosine schedule."""

@@ -50,6 +50,10 @@ class Diffuser(AgentConfig):
     goal_reaching: bool = False
     """Plan to the goal of the environment, and drive from state to state by their positions and velocities (maze2d);
     else plan from the state at hand alone, and execute the plan's actions."""
+    show_ends: bool = False
+    """Show every row of the network the given states of the plan, the first one and with a goal the last, and its own
+    place between them, in columns beside its own; else, as published, a row learns of them from its neighbours alone,
+    which takes far more steps of training where plans are long."""
     replan_every: Count | None = None
     """Steps after which a new plan is made; by default one plan an episode with a goal, and one a step without."""
     denoising_steps: SamplingSteps = 64

@@ -91,6 +91,7 @@ def trained(bench: Planning, maze: Maze) -> Path | None:
     horizon, T, _ = SIZES[maze]
     agent = Diffuser(
         goal_reaching=True,
+        show_ends=True,
         width=16,
         multipliers=(1, 2, 4),
         horizon=horizon,

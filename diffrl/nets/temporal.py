@@ -176,6 +176,7 @@ class TemporalUNet(nn.Module):
     number of rows >= 1: the last row is repeated up to a multiple of 2^(levels - 1), and the answer is cut to H.
 
     in_features: D. width and multipliers: a level's channels are width times its multiplier.
+    seen_features: E of further columns that rows have and the answer has not: then x is (S, B, H, D + E).
     trajectory_features: D_c of a condition trajectory (S, B, H_c, D_c), which every level attends to; None: no such
         condition. vector_features: C of a condition (S, B, C), such as a return, added to the time embedding by an MLP.
     generators: one a seed, on the CPU; from them the weights are drawn, the same alone and as one of a stack.
@@ -195,6 +196,7 @@ class TemporalUNet(nn.Module):
         width: int = 32,
         multipliers: Sequence[int] = (1, 4, 8),
         kernel: int = 5,
+        seen_features: int = 0,
         trajectory_features: int | None = None,
         vector_features: int | None = None,
     ) -> None:
@@ -205,7 +207,7 @@ class TemporalUNet(nn.Module):
             )
         n_seeds = len(generators)
         self.in_features, self.levels = in_features, len(multipliers)
-        channels = [in_features, *(width * m for m in multipliers)]
+        channels = [in_features + seen_features, *(width * m for m in multipliers)]
         self.time = TimeEmbedding(n_seeds, width, generators)
         context = width if trajectory_features is not None else None
         self.context = self.vector = None
@@ -237,7 +239,7 @@ class TemporalUNet(nn.Module):
         self.out = StackedConv1d(channels[1], in_features, 1, generators)
 
     def forward(self, x: Tensor, t: Tensor, trajectory: Tensor | None = None, vector: Tensor | None = None) -> Tensor:
-        """x (S, B, H, D), t () or (S, B) -> (S, B, H, D).
+        """x (S, B, H, D + E), t () or (S, B) -> (S, B, H, D).
 
         trajectory (S, B, H_c, D_c), vector (S, B, C): the conditions, where the network has them; None: the learned
         null for every row. Raises ValueError for a condition the network was not made for.

@@ -49,9 +49,14 @@ def windows(n_seeds: int = 2) -> Segments:
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("goal_reaching", [True, False])
-def test_the_loss_is_the_papers_written_out(goal_reaching: bool) -> None:
-    """Window by window: noise, write the known states in, ask the network for x_0, write them in again, square."""
-    agent, batch = build(dataclasses.replace(TINY, goal_reaching=goal_reaching)), windows()
+@pytest.mark.parametrize("show_ends", [True, False])
+def test_the_loss_is_the_papers_written_out(goal_reaching: bool, show_ends: bool) -> None:
+    """Window by window: noise, write the known states in, ask the network for x_0, write them in again, square.
+
+    With `show_ends` each of the six rows is told the known states too, and that it is at -1, -.6, ..., 1.
+    """
+    agent = build(dataclasses.replace(TINY, goal_reaching=goal_reaching, show_ends=show_ends))
+    batch = windows()
     noise = agent.noise(batch, torch.Generator().manual_seed(1))
     rows = [0, 5] if goal_reaching else [0]
     alpha_bar = torch.exp(-noise.t)
@@ -62,6 +67,9 @@ def test_the_loss_is_the_papers_written_out(goal_reaching: bool) -> None:
             x = alpha_bar[s, b].sqrt() * x0 + (1 - alpha_bar[s, b]).sqrt() * noise.eps[s, b]
             x[rows, 2:] = batch.observations[s, b, rows]
             label = 4 * 2 / torch.pi * torch.acos(alpha_bar[s, b].sqrt())
+            if show_ends:
+                known = batch.observations[s, b, rows].flatten().expand(6, -1)
+                x = torch.cat([x, known, torch.tensor([-1.0, -0.6, -0.2, 0.2, 0.6, 1.0])[:, None]], 1)
             both = agent.denoiser(x.expand(2, 1, -1, -1), label.expand(2, 1))
             keep = torch.ones(6, 6)
             keep[rows, 2:] = 0
