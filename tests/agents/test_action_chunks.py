@@ -16,6 +16,7 @@ from agents.fql import ChunkedFQLAgent, FQLAgent
 from agents.planning import Follower, Planner
 from diffrl.data.chunks import Chunks, ChunkSource
 from diffrl.data.transitions import Transitions
+from diffrl.runs import config as configuration
 from diffrl.support.errors import DataError, UserError
 from tests.agents.agent_cases import assert_same_gradients, make_batch, make_chunks, reached, state, weights
 
@@ -262,3 +263,30 @@ def test_what_does_not_go_with_chunks_is_refused() -> None:
     with pytest.raises(UserError, match=r"bfn has chunks of 3 actions \(--agent.chunk\)"):
         agent.sample_actions(torch.zeros(1, 1, 3), generator())
     assert np.isclose(QC.bootstrap_discount, 0.99 * 0.99 * 0.99, rtol=1e-15)
+
+
+# --- what ships -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["cube-single-play-singletask", "cube-double-play-singletask"])
+def test_the_shipped_configurations_are_the_published_ones(task: str) -> None:
+    """FQL's and Q-chunking's settings on OGBench's cubes: the same networks, and what tells the four apart."""
+    apart = {
+        f"fql/{task}-v0": FQL(alpha=300.0),
+        f"fql/{task}-v0-qc": FQL(alpha=100.0, chunk=5),
+        f"bfn/{task}-v0": BFN(act_candidates=4, backup_candidates=4),
+        f"bfn/{task}-v0-qc": BFN(act_candidates=32, backup_candidates=32, chunk=5),
+    }
+    for name, expected in apart.items():
+        config = configuration.find(name)
+        agent = config.agent
+        assert agent == expected
+        assert isinstance(agent, ChunkConfig)
+        assert (config.dataset, config.steps, config.eval_episodes) == (f"{task}-v0", 1_000_000, 50)
+        assert config.eval_every == 100_000
+        assert (agent.width, agent.layers, agent.batch_size, agent.networks) == (512, 4, 256, "published")
+        assert (agent.n_critics, agent.q_agg, agent.critic_layer_norm, agent.flow_steps) == (2, "mean", True, 10)
+        assert (agent.discount, agent.target_rate, agent.learning_rate) == (0.99, 0.005, 3e-4)
+        assert (agent.normalise_observations, agent.reward_tune, agent.n_step) == (False, "no", 1)
+        if isinstance(agent, FQL):
+            assert (agent.normalise_q, agent.actor_q) == (False, "mean")
