@@ -69,6 +69,16 @@ class AgentConfig(ABC):
         return 0
 
     @property
+    def plans(self) -> bool:
+        """Whether it decides several steps at once, so that its policy has to be told where an episode begins."""
+        return self.policy_kind == "planner"
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether it learns from single transitions, as an environment gives them, and not from whole segments."""
+        return self.policy_kind != "planner"
+
+    @property
     def observation_scaling(self) -> str:
         """How observations are normalised: a name that `diffrl.data.preprocessing.normaliser` knows."""
         return "standard" if self.normalise_observations else "identity"

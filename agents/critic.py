@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.base_config import Aggregate, CriticConfig
+from diffrl.data.chunks import Chunks
 from diffrl.data.next_actions import AnyBatch
 from diffrl.nets import MLP, mish
 
@@ -63,17 +64,23 @@ def aggregate(q: Tensor, how: Aggregate, spread: float = 1.0) -> Tensor:
     return mean - spread * std
 
 
-def td_target(batch: AnyBatch, value: Tensor, discount: float) -> Tensor:
-    """y = r + gamma (1 - terminal) V(s'): (S, B).
+def td_target(batch: AnyBatch | Chunks, value: Tensor, discount: float) -> Tensor:
+    """y = r + gamma (1 - terminal) V(s'): (S, B). Of chunks of H steps gamma is gamma^H, and r their discounted sum.
 
     value: V(s') (S, B). A row that a time limit cut off is not terminal, and bootstraps.
     """
     return batch.rewards + discount * (1 - batch.terminals) * value
 
 
-def td_error(q: Tensor, y: Tensor) -> Tensor:
-    """E (y - Q_i(s, a))^2 summed over the critics i, of q (S, n, B) and targets y (S, B): (S,)."""
-    return (q - y.unsqueeze(1)).square().mean(-1).sum(1)
+def td_error(q: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+    """E (y - Q_i(s, a))^2 summed over the critics i, of q (S, n, B) and targets y (S, B): (S,).
+
+    weight: (S, B), of each square; the mean is over all of the batch, whatever its weights.
+    """
+    error = (q - y.unsqueeze(1)).square()
+    if weight is not None:
+        error = error * weight.unsqueeze(1)
+    return error.mean(-1).sum(1)
 
 
 def gumbel_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from typing_extensions import override
 
 from agents.base_config import Aggregate, CriticConfig, FlowNetworks, PolicyKind
-from diffrl.support.schema import Depth, NotNegative, Positive, SamplingSteps, Several, Width
+from diffrl.support.schema import Depth, NotNegative, Positive, Range, SamplingSteps, Several, Width, refusal
 
 if TYPE_CHECKING:
     from agents.base import Agent
@@ -40,7 +40,44 @@ class FlowConfig(CriticConfig):
 
 
 @dataclass(frozen=True)
-class FQL(FlowConfig):
+class ChunkConfig(FlowConfig):
+    """What agents with a flow share that can learn from action chunks, see `agents.chunks`."""
+
+    chunk: Annotated[int, Range(1, 1000)] = 1
+    """H, the actions that policy and critics take at once, executed one a step without looking; 1: single actions. More
+    is Q-chunking (arXiv 2507.07969, H = 5): `bfn` becomes QC, `fql` QC-FQL."""
+    n_step: Annotated[int, Range(1, 1000)] = 1
+    """Steps of rewards in the critics' target before it bootstraps, where actions are single: a chunk's are its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.chunk > 1 and self.n_step > 1:
+            what = f"1 with --agent.chunk {self.chunk}, whose target is of {self.chunk} steps"
+            raise refusal("--agent.n-step", self.n_step, what)
+
+    @property
+    def steps_ahead(self) -> int:
+        """The steps of data that the critics' target spans, of a chunk or of an n-step return."""
+        return max(self.chunk, self.n_step)
+
+    @property
+    def bootstrap_discount(self) -> float:
+        """gamma^H, of the value behind the H = `steps_ahead` steps."""
+        return self.discount**self.steps_ahead
+
+    @property
+    @override
+    def plans(self) -> bool:
+        return self.chunk > 1
+
+    @property
+    @override
+    def stepwise(self) -> bool:
+        return self.steps_ahead == 1
+
+
+@dataclass(frozen=True)
+class FQL(ChunkConfig):
     """FQL (Park, Li & Levine 2025, arXiv 2502.02538): a flow clones, its one-step distillate climbs Q."""
 
     name: ClassVar[str] = "fql"
@@ -64,13 +101,13 @@ class FQL(FlowConfig):
 
     @override
     def implementation(self) -> type[Agent]:
-        from agents.fql import FQLAgent
+        from agents.fql import ChunkedFQLAgent, FQLAgent
 
-        return FQLAgent
+        return ChunkedFQLAgent if self.chunk > 1 else FQLAgent
 
 
 @dataclass(frozen=True)
-class BFN(FlowConfig):
+class BFN(ChunkConfig):
     """BFN (best of N; Li et al. 2025, arXiv 2507.07969): a flow clones, the critics pick the best of its actions."""
 
     name: ClassVar[str] = "bfn"
@@ -82,6 +119,6 @@ class BFN(FlowConfig):
 
     @override
     def implementation(self) -> type[Agent]:
-        from agents.bfn import BFNAgent
+        from agents.bfn import BFNAgent, ChunkedBFNAgent
 
-        return BFNAgent
+        return ChunkedBFNAgent if self.chunk > 1 else BFNAgent

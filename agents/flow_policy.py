@@ -47,9 +47,19 @@ class FlowPolicy(GenerativePolicy):
         t = torch.rand(actions.shape[:-1], generator=generator, device=actions.device)
         return 1 - t, z
 
-    def matching_loss(self, actions: Tensor, observations: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        """E |v_theta(a_t, t, s) - (z - a)|^2: (S,). t: (S, B), uniform on (0, 1]; z: (S, B, A), standard normal."""
-        return denoising_loss(self.prediction, self.bound(observations), actions, t, z).mean(-1)
+    def matching_loss(
+        self, actions: Tensor, observations: Tensor, t: Tensor, z: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """E |v_theta(a_t, t, s) - (z - a)|^2: (S,). t: (S, B), uniform on (0, 1]; z: (S, B, A), standard normal.
+
+        mask: (S, B, H), where a is a chunk of H actions one after the other: the steps that count, 1.0 or 0.0. The mean
+        is over all.
+        """
+        network = self.bound(observations)
+        if mask is None:
+            return denoising_loss(self.prediction, network, actions, t, z).mean(-1)
+        error = denoising_loss(self.prediction, network, actions, t, z, event_dims=0)
+        return (error.view(*mask.shape, -1) * mask.unsqueeze(-1)).mean((-3, -2, -1))
 
 
 def time_size(networks: FlowNetworks) -> int:

@@ -11,6 +11,8 @@ with mu_theta(s, z) the end of `flow_steps` Euler steps from z. (The paper's tim
 means over the action's dimensions, as in the authors' code. The distillation is InstaFlow's
 (`diffrl.diffusion.distillation_loss`), its student a network of its own.
 
+With `chunk` actions are chunks of H, and this is QC-FQL, see `chunks.py`.
+
 `networks` says which networks: "published", the authors' (layer normalisation after the activation, the time itself as
 an input, initial weights scaled by the average of the fans, biases 0), or "ours" (layer normalisation before it, the
 time embedded as in Diffusion-QL, initialised as `torch.nn.Linear`). GELU is exact in both; the authors' is its tanh
@@ -28,11 +30,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from agents.base import Agent, Metrics
+from agents.base import Metrics
+from agents.chunks import ChunkAgent, OpenLoop
 from agents.critic import CriticEnsemble, aggregate, td_error, td_target
 from agents.flow_config import FQL
 from agents.flow_policy import FlowPolicy, time_size
+from diffrl.data.chunks import Chunks
 from diffrl.data.transitions import Batch
 from diffrl.nets import MLP, Adam, average_, frozen, initialise_fan_average_
 
@@ -52,8 +57,11 @@ class OneStepPolicy(nn.Module):
         return actions
 
 
-class FQLAgent(Agent):
-    """FQL. Shapes: S seeds, B batch, O observation size, A action size."""
+class FQLAgent(ChunkAgent):
+    """FQL. Shapes: S seeds, B batch, O observation size, A action size.
+
+    Where there are chunks, A is the size of H actions in a row.
+    """
 
     config: FQL
     value_metrics = ("q",)
@@ -62,7 +70,7 @@ class FQLAgent(Agent):
 
     def __init__(self, config: FQL, observation_size: int, action_size: int, seeds: Sequence[int], device: str) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)
-        sizes = (observation_size, action_size, self.generators)
+        sizes = (observation_size, config.chunk * action_size, self.generators)
         size: dict[str, Any] = {
             "width": config.width,
             "layers": config.layers,
@@ -88,24 +96,24 @@ class FQLAgent(Agent):
         self.optimisers = {name: Adam(self.networks[name], config.learning_rate) for name in trained}
 
     @torch.no_grad()
-    def target(self, batch: Batch, z: Tensor) -> Tensor:
+    def target(self, batch: Batch | Chunks, z: Tensor) -> Tensor:
         """y = r + gamma (1 - terminal) mean_i Q'_i(s', mu_omega(s', z)), or as `q_agg` says: (S, B)."""
         actions = self.actor(batch.next_observations, z).clamp(-1, 1)
         q = aggregate(self.target_critic(batch.next_observations, actions), self.config.q_agg, self.config.q_spread)
-        return td_target(batch, q, self.config.discount)
+        return td_target(batch, q, self.config.bootstrap_discount)
 
-    def critic_loss(self, batch: Batch, z: Tensor) -> tuple[Tensor, Metrics]:
+    def critic_loss(self, batch: Batch | Chunks, z: Tensor) -> tuple[Tensor, Metrics]:
         """L_Q(phi), the temporal-difference loss, summed over the critics: (S,). z: (S, B, A), standard normal."""
         y = self.target(batch, z)
         q = self.critic(batch.observations, batch.actions)
-        loss = td_error(q, y)
+        loss = td_error(q, y, self.counted(batch))
         return loss, {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
 
-    def flow_loss(self, batch: Batch, t: Tensor, z: Tensor) -> Tensor:
+    def flow_loss(self, batch: Batch | Chunks, t: Tensor, z: Tensor) -> Tensor:
         """L_BC(theta), flow matching: (S,). t: (S, B), uniform on (0, 1]; z: (S, B, A), standard normal."""
-        return self.flow.matching_loss(batch.actions, batch.observations, t, z)
+        return self.flow.matching_loss(batch.actions, batch.observations, t, z, self.cloned(batch))
 
-    def actor_loss(self, batch: Batch, z: Tensor) -> tuple[Tensor, Metrics]:
+    def actor_loss(self, batch: Batch | Chunks, z: Tensor) -> tuple[Tensor, Metrics]:
         """L_pi(omega), distillation loss and -Q: (S,). z: (S, B, A), standard normal, the same for both policies."""
         with torch.no_grad():
             goal = self.flow.sample(batch.observations, z)
@@ -119,7 +127,7 @@ class FQLAgent(Agent):
         loss = q_loss + self.config.alpha * distill_loss
         return loss, {"distill_loss": distill_loss.detach(), "q_loss": q_loss.detach()}
 
-    def update(self, batch: Batch, generator: torch.Generator, phase: int = 0) -> Metrics:
+    def update(self, batch: Batch | Chunks, generator: torch.Generator, phase: int = 0) -> Metrics:
         """One step of the critics, the flow and the one-step policy."""
         target_z, flow_z, z = torch.randn((3, *batch.actions.shape), generator=generator, device=self.device)
         t = torch.rand(batch.actions.shape[:-1], generator=generator, device=self.device)
@@ -143,3 +151,14 @@ class FQLAgent(Agent):
         """The actions (S, B, A) of `act`, as a plain function of tensors; noise is z (S, B, A)."""
         actions: Tensor = self.actor(observations, noise)
         return actions.clamp(-1, 1)
+
+
+class ChunkedFQLAgent(OpenLoop, FQLAgent):
+    """FQL with action chunks: QC-FQL. See `OpenLoop` for how it acts."""
+
+    config: FQL
+
+    @override
+    def chunks(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """One chunk (S, B, H A) for each of the observations (S, B, O), sampled from the one-step policy."""
+        return FQLAgent.act(self, observations, generator)

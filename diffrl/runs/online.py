@@ -96,10 +96,12 @@ def _offline(path: Path) -> Run:
         raise UserError(
             f"{path} was trained without an environment, so there is nothing to go on in. Train it with --env ID."
         )
-    if run.config.agent.policy_kind == "planner":
+    if not run.config.agent.stepwise:
+        agent = run.config.agent
+        where = "another agent" if agent.policy_kind == "planner" else "--agent.chunk 1 and --agent.n-step 1"
         raise UserError(
-            f"{path} is of the agent {run.config.agent.name}, which plans and learns from whole segments of data: it "
-            "cannot go on from single steps in its environment. Start from a run of another agent."
+            f"{path} is of the agent {agent.name}, which as it is set learns from whole segments of data: it cannot go "
+            f"on from single steps in its environment. Start from a run of {where}."
         )
     refuse_frozen(run)
     return run

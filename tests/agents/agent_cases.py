@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 import agents
 from agents.base import Agent
+from agents.chunks import ChunkAgent
 from agents.diffuser import DiffuserAgent
 from agents.rebrac import ReBRACAgent
 from agents.returns import ReturnWindows
+from diffrl.data.chunks import Chunks
 from diffrl.data.next_actions import SuccessiveBatch
 from diffrl.data.segments import Segments
 from diffrl.data.transitions import Batch
@@ -41,10 +43,28 @@ def make_successive(n_seeds: int = 1, size: int = 8, seed: int = 0) -> Successiv
     return SuccessiveBatch(*make_batch(n_seeds, size, seed), next_actions, succeeded)
 
 
+def make_chunks(n_seeds: int = 1, size: int = 8, seed: int = 0, horizon: int = 3, actions: int = 3) -> Chunks:
+    """As `make_batch`, of chunks that hold so many actions; some run over an end, of which some are terminal."""
+    g, batch = torch.Generator().manual_seed(seed + 2000), make_batch(n_seeds, size, seed)
+    lengths = torch.randint(1, horizon + 1, (n_seeds, size, 1), generator=g)
+    mask = (torch.arange(horizon) < lengths).float()
+    return Chunks(
+        observations=batch.observations,
+        actions=torch.rand(n_seeds, size, 2 * actions, generator=g) * 2 - 1,
+        rewards=batch.rewards,
+        next_observations=batch.next_observations,
+        terminals=batch.terminals,
+        valid=torch.maximum(mask[..., -1], batch.terminals),
+        mask=mask,
+    )
+
+
 def make_batch_for(agent: Agent, n_seeds: int = 1, size: int = 8, seed: int = 0) -> Any:
     """A batch of what the agent learns from: of `make_batch`'s transitions, or of windows."""
     if isinstance(agent, ReBRACAgent):
         return make_successive(n_seeds, size, seed)
+    if isinstance(agent, ChunkAgent) and not agent.config.stepwise:
+        return make_chunks(n_seeds, size, seed, agent.config.steps_ahead, agent.config.chunk)
     if not isinstance(agent, DiffuserAgent):
         return make_batch(n_seeds, size, seed)
     g, shape = torch.Generator().manual_seed(seed), (n_seeds, size, agent.horizon)

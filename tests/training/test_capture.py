@@ -41,6 +41,9 @@ from tests.training.conftest import AGENT, assert_same_run, final_state, tiny
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 CONFIGS = [AGENTS[name](width=8, layers=1, batch_size=4) for name in sorted(AGENTS) if name != "diffuser"] + [
+    AGENTS["bfn"](width=8, layers=1, batch_size=4, chunk=3),  # type: ignore[call-arg]
+    AGENTS["fql"](width=8, layers=1, batch_size=4, chunk=3),  # type: ignore[call-arg]
+    AGENTS["fql"](width=8, layers=1, batch_size=4, n_step=3),  # type: ignore[call-arg]
     Diffuser(width=8, layers=1, batch_size=4, horizon=8, ema_start=3),
     Diffuser(width=8, layers=1, batch_size=4, horizon=8, ema_start=3, guidance="return"),
     DiffusionQL(width=8, layers=1, batch_size=4, ema_start=3, ema_every=2, critic_layer_norm=True, max_q_backup=True),

@@ -188,8 +188,8 @@ def _metric(kind: str, name: str, values: NDArray[np.float64]) -> dict[str, Any]
 
 
 def _use(facts: Facts) -> str:
-    planner = facts.run.config.agent.policy_kind == "planner"
-    reset = "\npolicy.reset()  # where an episode begins: it follows its plan from call to call" if planner else ""
+    plans = facts.run.config.agent.plans
+    reset = "\npolicy.reset()  # where an episode begins: it follows its plan from call to call" if plans else ""
     sizes = f"({facts.run.observation_size},) -> ({facts.run.action_size},)"
     text = f"""```python
 import diffrl
@@ -298,7 +298,7 @@ def caveats(facts: Facts) -> list[str]:
         found.append(f"Of the run's seeds, seed {facts.seed} is here; it was taken for its number, not for its score.")
     if task.reference and (note := registry.get(task.reference).note):
         found.append(f"{task.reference}: {note.rstrip('.')}.")
-    if run.config.agent.policy_kind == "planner":
+    if run.config.agent.plans:
         found.append("It follows a plan: call `policy.reset()` where an episode begins.")
     if run.config.agent.policy_kind not in ("deterministic", "planner"):
         found.append("Actions are sampled: two calls on one observation differ.")

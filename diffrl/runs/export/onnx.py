@@ -79,11 +79,12 @@ class Acting(nn.Module):
         self.candidates = 1
         sizes = agent.observation_size, agent.action_size
         inputs = [Input("observation", sizes[:1], "as the environment gives it, in its units")]
+        deterministic = agent.config.policy_kind == "deterministic"
         if isinstance(agent, QWeightedAgent | IDQLAgent):
             self.candidates = agent.config.act_candidates
-        elif not isinstance(agent, DiffusionBCAgent | FQLAgent) and agent.config.policy_kind != "deterministic":
+        elif isinstance(agent, Planner) or not (deterministic or isinstance(agent, DiffusionBCAgent | FQLAgent)):
             raise UserError(_refusal(agent))
-        self.deterministic = agent.config.policy_kind == "deterministic"
+        self.deterministic = deterministic
         if not self.deterministic:
             zeros = torch.zeros(1, 1, sizes[0])
             self.lead = tuple(agent.policy.sampling_noise(zeros, torch.Generator(), self.candidates).shape[:-3])
