@@ -23,7 +23,7 @@ from typing import Any
 
 import parts
 from kinds import ROOT, Clock, LongRun, Place, Stage, Words
-from stages import STAGES, preparation
+from stages import STAGES, greedy, preparation
 
 GRACE = 25.0
 """Seconds that a command has to save itself after SIGTERM."""
@@ -121,16 +121,22 @@ class Driver:
     # --- Preparations --------------------------------------------------------------------------------------------
 
     def prepare(self, stages: Sequence[Stage]) -> None:
-        """Start making what the stages need and what is not there."""
+        """Start making what the stages need and what is not there; of what takes most cores, the first alone."""
         for name in dict.fromkeys(need for stage in stages for need in stage.needs):
-            words = preparation(name, Place(name, "", self.work, self.rehearse))
-            if words is not None and not (self.work / "prepared" / name).exists():
-                environment = self.environment | {"OMP_NUM_THREADS": "1"}
-                self._preparing[name] = self._start(words, self.work / "logs" / f"make-{name}.log", environment)
+            if not (greedy(name) and any(map(greedy, self._preparing))):
+                self._prepare(name)
+
+    def _prepare(self, name: str) -> None:
+        """Start making what is not there and not being made."""
+        words = preparation(name, Place(name, "", self.work, self.rehearse))
+        if words is not None and name not in self._preparing and not (self.work / "prepared" / name).exists():
+            environment = self.environment | {"OMP_NUM_THREADS": "1"}
+            self._preparing[name] = self._start(words, self.work / "logs" / f"make-{name}.log", environment)
 
     def await_needs(self, stage: Stage, clock: Clock) -> str | None:
         """Wait for what the stage needs; what is wrong, or None."""
         for name in stage.needs:
+            self._prepare(name)
             process = self._preparing.get(name)
             if process is None:
                 continue

@@ -58,6 +58,15 @@ def maze(
     return Stage(name, f"{agent}, {dataset}, {steps:,} steps", 540, kind, sources, (dataset,), toy_box)
 
 
+def goals(config: str, dataset: str, published: str = "") -> Stage:
+    """A long run on the default task of a data set of OGBench's, which is rebuilt beforehand. Scores: success in %."""
+    agent, name = config.split("/")
+    sources = (*TRAINING, "diffrl/data/chunks.py", "envs/ogbench/*.py", f"configs/{config}.yaml")
+    title = f"{agent}, {name}, 1,000,000 steps"
+    short = name.replace("-play-singletask", "").replace("-v0", "")
+    return Stage(f"{agent}-{short}", title, 540, LongRun(config, published=published), sources, (dataset,))
+
+
 STAGES = (
     Stage(
         "tests",
@@ -87,6 +96,18 @@ STAGES = (
     *(
         maze(f"diffuser/maze2d-{name}-v1", score, steps=2_000_000, toy=TOY_PLANS)
         for name, score in (("umaze", "113.9"), ("medium", "121.5"), ("large", "123.0"))
+    ),
+    *(
+        goals(f"{agent}/{data}-play-singletask{kind}-v0{qc}", f"{data}-play-v0", published)
+        for data, kind, agent, qc, published in (
+            ("cube-double", "", "fql", "", "29 to 36 over five tasks"),
+            ("cube-double", "", "bfn", "", "66 over five tasks"),
+            ("cube-double", "", "bfn", "-qc", "68 over five tasks"),
+            ("cube-single", "", "fql", "", "97 over five tasks"),
+            ("cube-single", "", "bfn", "-qc", ""),
+            ("puzzle-3x3", "-sparse", "bfn", "", "97 over five tasks"),
+            ("puzzle-3x3", "-sparse", "bfn", "-qc", "100 over five tasks"),
+        )
     ),
     *(
         Stage(
@@ -129,6 +150,11 @@ STAGES = (
 )
 
 
+def greedy(name: str) -> bool:
+    """Whether making this takes most of the machine's cores: MuJoCo's manipulation, at 240 rows a second and core."""
+    return name.endswith("-play-v0")
+
+
 def preparation(name: str, place: Place) -> Words | None:
     """The command that makes what a stage needs; it runs from the beginning, on a core that the GPU does not need.
 
@@ -137,6 +163,10 @@ def preparation(name: str, place: Place) -> Words | None:
     if name.startswith("maze2d-"):
         rows = ["--rows", str(TOY_ROWS)] if place.rehearse else []
         return [sys.executable, "-m", "diffrl.cli", "data", "generate", name, *rows]
+    if greedy(name):
+        episodes = ["--episodes", str(TOY_ROWS // 1_000)] if place.rehearse else []
+        jobs = "1" if place.rehearse else "12"
+        return [sys.executable, "-m", "diffrl.cli", "data", "generate", name, *episodes, "--jobs", jobs]
     if name == "tiny-digits":
         return [sys.executable, "benchmarks/gpu/made.py", "digits", str(10 if place.rehearse else 1_000)]
     if name == "recording" and place.rehearse:
