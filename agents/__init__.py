@@ -1,7 +1,7 @@
 """The algorithms: hyper-parameters in `config.py`, then one file each."""
 
 from agents.base_config import AgentConfig
-from agents.config import AGENTS, BC, EDP, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL, ReBRAC
+from agents.config import AGENTS, BC, EDP, QAM, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL, ReBRAC
 from agents.expectile_config import IDQL, IFQL, IQL, QGuidance
 from agents.flow_config import BFN, FQL
 from agents.planning_config import Diffuser
@@ -18,6 +18,7 @@ __all__ = [
     "IDQL",
     "IFQL",
     "IQL",
+    "QAM",
     "TD3BC",
     "AgentConfig",
     "ConsistencyAC",

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from agents.base_config import AgentConfig, Aggregate, CriticConfig, PolicyKind, Schedule, Solver
 from agents.expectile_config import IDQL, IFQL, IQL, QGuidance
-from agents.flow_config import BFN, FQL
+from agents.flow_config import BFN, FQL, FlowConfig
 from agents.planning_config import Diffuser
 from diffrl.support.schema import (
     Batch,
@@ -291,11 +291,36 @@ class ConsistencyAC(QWeightedConfig):
         return ConsistencyACAgent
 
 
+@dataclass(frozen=True)
+class QAM(FlowConfig):
+    """QAM (Li & Levine 2026, arXiv 2601.14234): a flow is fine-tuned towards exp(Q) by adjoint matching."""
+
+    name: ClassVar[str] = "qam"
+
+    inverse_temperature: NotNegative = 0.3
+    """Weight of Q beside the log-likelihood of the data's policy, set per task: lambda; 0: cloning alone."""
+    grad_clip: NotNegative = 1.0
+    """Largest gradient norm of each network; 0: no clipping."""
+    n_critics: Several = 10
+    """Number of critics, an ensemble whose members differ in their initialisation alone."""
+    q_agg: Aggregate = "lcb"
+    """How the critics' values become one in their target: min, mean, or lcb, their mean - q_spread times their standard
+    deviation. The flow climbs their mean."""
+    q_spread: NotNegative = 0.5
+    """Weight of the standard deviation under lcb: the paper's rho."""
+
+    @override
+    def implementation(self) -> type[Agent]:
+        from agents.qam import QAMAgent
+
+        return QAMAgent
+
+
 AGENTS: dict[str, type[AgentConfig]] = {
     config.name: config
     for config in (
         *(BC, DiffusionBC, TD3BC, ReBRAC, IQL, DiffusionQL, EDP, ConsistencyAC, IDQL, QGuidance),
-        *(IFQL, FQL, BFN, Diffuser),
+        *(IFQL, FQL, BFN, QAM, Diffuser),
     )
 }
 """Every algorithm of ours by its name."""

@@ -15,6 +15,7 @@ from agents import (
     FQL,
     IDQL,
     IFQL,
+    QAM,
     AgentConfig,
     ConsistencyAC,
     Diffuser,
@@ -102,6 +103,7 @@ CONFIGS = {name: schema(**SIZE) for name, schema in AGENTS.items()} | {
     "fql": FQL(**SIZE, flow_steps=2),
     "bfn": BFN(**SIZE, flow_steps=2),
     "ifql": IFQL(**SIZE, flow_steps=2),
+    "qam": QAM(**SIZE, flow_steps=2, n_critics=3),
     "diffuser": Diffuser(**SIZE, horizon=8, denoising_steps=3, ema_start=5),
     "guided_diffuser": Diffuser(**SIZE, horizon=8, denoising_steps=3, ema_start=5, guidance="return"),
 }

@@ -21,6 +21,7 @@ from agents.diffusion_ql import QWeightedAgent
 from agents.fql import FQLAgent
 from agents.idql import IDQLAgent
 from agents.planning import Planner
+from agents.qam import QAMAgent
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.support.errors import UserError, first_line
 
@@ -81,7 +82,10 @@ class Acting(nn.Module):
         inputs = [Input("observation", sizes[:1], "as the environment gives it, in its units")]
         if isinstance(agent, QWeightedAgent | IDQLAgent):
             self.candidates = agent.config.act_candidates
-        elif not isinstance(agent, DiffusionBCAgent | FQLAgent) and agent.config.policy_kind != "deterministic":
+        elif (
+            not isinstance(agent, DiffusionBCAgent | FQLAgent | QAMAgent)
+            and agent.config.policy_kind != "deterministic"
+        ):
             raise UserError(_refusal(agent))
         self.deterministic = agent.config.policy_kind == "deterministic"
         if not self.deterministic:
@@ -122,7 +126,7 @@ class Acting(nn.Module):
             shape = (1, z.shape[1], self.candidates)
             choice = z.new_zeros(shape) if gumbel is None else gumbel.reshape(shape)
             return self.agent.act_from(z, CandidateNoise(noise, choice))
-        assert isinstance(self.agent, DiffusionBCAgent | FQLAgent)
+        assert isinstance(self.agent, DiffusionBCAgent | FQLAgent | QAMAgent)
         return self.agent.act_from(z, noise)
 
 
