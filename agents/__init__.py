@@ -2,7 +2,7 @@
 
 from agents.base_config import AgentConfig
 from agents.config import AGENTS, BC, EDP, QAM, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL, ReBRAC
-from agents.expectile_config import IDQL, IFQL, IQL, QGuidance
+from agents.expectile_config import DTQL, IDQL, IFQL, IQL, QGuidance
 from agents.flow_config import BFN, FQL
 from agents.planning_config import Diffuser
 from agents.registry import get, listed, names
@@ -13,6 +13,7 @@ __all__ = [
     "AGENTS",
     "BC",
     "BFN",
+    "DTQL",
     "EDP",
     "FQL",
     "IDQL",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from typing_extensions import override
 
 from agents.base_config import AgentConfig, Aggregate, CriticConfig, PolicyKind, Schedule, Solver
-from agents.expectile_config import IDQL, IFQL, IQL, QGuidance
+from agents.expectile_config import DTQL, IDQL, IFQL, IQL, QGuidance
 from agents.flow_config import BFN, FQL, FlowConfig
 from agents.planning_config import Diffuser
 from diffrl.support.schema import (
@@ -320,7 +320,7 @@ AGENTS: dict[str, type[AgentConfig]] = {
     config.name: config
     for config in (
         *(BC, DiffusionBC, TD3BC, ReBRAC, IQL, DiffusionQL, EDP, ConsistencyAC, IDQL, QGuidance),
-        *(IFQL, FQL, BFN, QAM, Diffuser),
+        *(IFQL, FQL, BFN, QAM, DTQL, Diffuser),
     )
 }
 """Every algorithm of ours by its name."""

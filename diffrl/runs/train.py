@@ -214,7 +214,8 @@ def fit(
         untrained = 0 if origin else config.agent.untrained_steps
         if start < untrained and min(config.eval_every, config.steps) <= untrained:
             observer.message(
-                f"[yellow]Up to step {untrained:,} the policy that acts is untrained (--agent.ema-start).[/]"
+                f"[yellow]Up to step {untrained:,} the policy that acts is untrained "
+                f"(--agent.{config.agent.waits_by.replace('_', '-')}).[/]"
             )
         try:
             loop.fit(config.steps)

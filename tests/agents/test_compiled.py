@@ -11,6 +11,7 @@ import torch
 from agents import (
     AGENTS,
     BFN,
+    DTQL,
     EDP,
     FQL,
     IDQL,
@@ -103,6 +104,7 @@ CONFIGS = {name: schema(**SIZE) for name, schema in AGENTS.items()} | {
     "fql": FQL(**SIZE, flow_steps=2),
     "bfn": BFN(**SIZE, flow_steps=2),
     "ifql": IFQL(**SIZE, flow_steps=2),
+    "dtql": DTQL(**SIZE, actor_start=5, likelihood_weight=1.0, act_candidates=4),
     "qam": QAM(**SIZE, flow_steps=2, n_critics=3),
     "diffuser": Diffuser(**SIZE, horizon=8, denoising_steps=3, ema_start=5),
     "guided_diffuser": Diffuser(**SIZE, horizon=8, denoising_steps=3, ema_start=5, guidance="return"),

@@ -25,6 +25,8 @@ from agents.qam import QAMAgent
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.support.errors import UserError, first_line
 
+_PLAIN = DiffusionBCAgent | FQLAgent | QAMAgent
+"""Agents that act by their own noise alone, `act_from(observations, noise)`."""
 OPSET = 18
 """The version of ONNX's operators, of 2022: what onnxruntime has run since 1.14."""
 _TRACED = 13
@@ -126,7 +128,7 @@ class Acting(nn.Module):
             shape = (1, z.shape[1], self.candidates)
             choice = z.new_zeros(shape) if gumbel is None else gumbel.reshape(shape)
             return self.agent.act_from(z, CandidateNoise(noise, choice))
-        assert isinstance(self.agent, DiffusionBCAgent | FQLAgent | QAMAgent)
+        assert isinstance(self.agent, _PLAIN)
         return self.agent.act_from(z, noise)
 
 
