@@ -1,7 +1,7 @@
 """The algorithms: hyper-parameters in `config.py`, then one file each."""
 
 from agents.base_config import AgentConfig
-from agents.config import AGENTS, BC, EDP, QAM, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL, ReBRAC
+from agents.config import AGENTS, BC, EDP, QAM, RLPD, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL, ReBRAC
 from agents.expectile_config import DTQL, IDQL, IFQL, IQL, QGuidance
 from agents.flow_config import BFN, FQL
 from agents.planning_config import Diffuser
@@ -20,6 +20,7 @@ __all__ = [
     "IFQL",
     "IQL",
     "QAM",
+    "RLPD",
     "TD3BC",
     "AgentConfig",
     "ConsistencyAC",

@@ -316,11 +316,55 @@ class QAM(FlowConfig):
         return QAMAgent
 
 
+@dataclass(frozen=True)
+class RLPD(CriticConfig):
+    """RLPD (Ball et al. 2023, arXiv 2302.02948): SAC online, half of each batch prior data, with many critics."""
+
+    name: ClassVar[str] = "rlpd"
+
+    layers: Depth = 2
+    """Number of hidden layers; 3 on AntMaze and Adroit."""
+    n_critics: Several = 10
+    """Number of critics, an ensemble whose members differ in their initialisation alone."""
+    critic_layer_norm: bool = True
+    """Layer normalisation in the critics, before the activation."""
+    target_critics: Several = 2
+    """How many of the critics, drawn anew for each update, make its target; 1 on AntMaze."""
+    q_agg: Aggregate = "min"
+    """How their values become one in the target: min, mean, or lcb. The policy climbs the mean of all critics."""
+    entropy_backup: bool = True
+    """The policy's entropy counts in the target; not on AntMaze and Adroit."""
+    actor_every: Several = 20
+    """Steps of the critics for each of the policy and the temperature: the updates a step of the environment
+    (`diffrl online --updates-per-step`), so that these move once a step."""
+    temperature: Positive = 1.0
+    """Where the temperature, the weight of the entropy, starts."""
+    target_entropy: float | None = None
+    """The entropy that the temperature keeps; by default -A/2 for A action dimensions."""
+    actor_lr: Positive = 3e-4
+    """Adam's learning rate of the policy."""
+    critic_lr: Positive = 3e-4
+    """Adam's learning rate of the critics."""
+    temperature_lr: Positive = 3e-4
+    """Adam's learning rate of the temperature."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_critics > self.n_critics:
+            raise refusal("--agent.target-critics", self.target_critics, f"at most --agent.n-critics, {self.n_critics}")
+
+    @override
+    def implementation(self) -> type[Agent]:
+        from agents.rlpd import RLPDAgent
+
+        return RLPDAgent
+
+
 AGENTS: dict[str, type[AgentConfig]] = {
     config.name: config
     for config in (
         *(BC, DiffusionBC, TD3BC, ReBRAC, IQL, DiffusionQL, EDP, ConsistencyAC, IDQL, QGuidance),
-        *(IFQL, FQL, BFN, QAM, DTQL, Diffuser),
+        *(IFQL, FQL, BFN, QAM, DTQL, RLPD, Diffuser),
     )
 }
 """Every algorithm of ours by its name."""

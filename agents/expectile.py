@@ -8,7 +8,7 @@ V is the expectile tau of Q over the data's actions: near 1, the value of the be
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class ExpectileAgent(Agent):
 
     config: ExpectileConfig
     value_metrics = ("q",)
-    compilable = ("value_loss", "critic_loss", "actor_loss")
+    compilable: ClassVar[tuple[str, ...]] = ("value_loss", "critic_loss", "actor_loss")
 
     def __init__(
         self,

@@ -7,6 +7,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,8 @@ class SquashedGaussian(nn.Module):
         log_std: tuple[float, float],
     ) -> None:
         super().__init__()
-        size = {"width": width, "layers": layers}
-        self.mlp = MLP((len(generators),), observation_size, 2 * action_size, generators, **size, activation=torch.relu)
+        size: dict[str, Any] = {"width": width, "layers": layers, "activation": torch.relu}
+        self.mlp = MLP((len(generators),), observation_size, 2 * action_size, generators, **size)
         self.log_std = log_std
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +64,7 @@ class SquashedGaussian(nn.Module):
 
     def mean(self, observations: Tensor) -> Tensor:
         """tanh(mu(s)), the action without noise: (S, B, A)."""
-        mu, _ = self(observations)
+        mu: Tensor = self(observations)[0]
         return torch.tanh(mu)
 
     def log_prob_before(self, observations: Tensor, actions: Tensor, margin: float) -> Tensor:
@@ -73,4 +74,5 @@ class SquashedGaussian(nn.Module):
         """
         mu, log_std = self(observations)
         z = (torch.atanh(actions / (1 + margin)) - mu) * torch.exp(-log_std)
-        return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+        densities: Tensor = -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
+        return densities.sum(-1)

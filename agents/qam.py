@@ -171,7 +171,7 @@ class QAMAgent(Agent):
         observations: (S, B, O). states: (T + 1, S, B, A), of `chain`. shifts: (T, S, B, A), zeros.
         """
         end = self.steps.linearised(self.target_flow.bound(observations), states, shifts)
-        q = self.target_critic(observations, end.clamp(-1, 1)).mean(1)
+        q: Tensor = self.target_critic(observations, end.clamp(-1, 1)).mean(1)
         return -self.config.inverse_temperature * q.sum(-1)
 
     def adjoint(self, observations: Tensor, states: Tensor) -> Tensor:
