@@ -1,8 +1,8 @@
 """The algorithms: hyper-parameters in `config.py`, then one file each."""
 
 from agents.base_config import AgentConfig
-from agents.config import AGENTS, BC, EDP, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL, ReBRAC
-from agents.expectile_config import IDQL, IFQL, IQL, QGuidance
+from agents.config import AGENTS, BC, EDP, QAM, RLPD, TD3BC, ConsistencyAC, DiffusionBC, DiffusionQL, ReBRAC
+from agents.expectile_config import DTQL, IDQL, IFQL, IQL, QGuidance
 from agents.flow_config import BFN, FQL
 from agents.planning_config import Diffuser
 from agents.registry import get, listed, names
@@ -13,11 +13,14 @@ __all__ = [
     "AGENTS",
     "BC",
     "BFN",
+    "DTQL",
     "EDP",
     "FQL",
     "IDQL",
     "IFQL",
     "IQL",
+    "QAM",
+    "RLPD",
     "TD3BC",
     "AgentConfig",
     "ConsistencyAC",

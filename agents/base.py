@@ -216,6 +216,13 @@ class Agent(ABC):
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Actions (S, B, A) in [-1, 1] for observations (S, B, O)."""
 
+    def explore(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """Actions (S, B, A) to try in an environment while learning, at observations (S, B, O): those of `act`.
+
+        An agent that is evaluated by something quieter than what it tries says here what it tries.
+        """
+        return self.act(observations, generator)
+
     @property
     def policy(self) -> GenerativePolicy:
         """The agent's generative model of actions. Raises UserError where it has none."""

@@ -20,11 +20,12 @@ Aggregate = Literal["min", "mean", "lcb"]
 """How the values of several critics become one, see `CriticConfig.q_agg`."""
 FlowNetworks = Literal["published", "ours"]
 """The networks of agents with a flow: FQL's authors', or with the layers of the other agents. See `agents.fql`."""
-PolicyKind = Literal["deterministic", "chain", "solver", "flow", "consistency", "planner"]
-"""What an agent's policy is: one action a state ("deterministic": it explores by added noise alone), or a generative
-model of actions: a chain of random denoising steps (`DiffusionPolicy`), a deterministic solver (`SolverPolicy`), a flow
-(`FlowPolicy`), or a consistency function (`ConsistencyPolicy`), which alone of these has no denoiser. Or it is none of
-these: a planner learns from segments, and follows what it has planned (`agents.planning.Planner`)."""
+PolicyKind = Literal["deterministic", "gaussian", "chain", "solver", "flow", "consistency", "planner"]
+"""What an agent's policy is: one action a state ("deterministic": it explores by added noise, or by draws that it does
+not act by), a Gaussian behind tanh that is drawn from ("gaussian"), or a generative model of actions: a chain of random
+denoising steps (`DiffusionPolicy`), a deterministic solver (`SolverPolicy`), a flow (`FlowPolicy`), or a consistency
+function (`ConsistencyPolicy`), which alone of these has no denoiser. Or it is none of these: a planner learns from
+segments, and follows what it has planned (`agents.planning.Planner`)."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class AgentConfig(ABC):
     1000 r / (largest - smallest return)."""
     discount: Share = 0.99
     """Discount factor of returns."""
+
+    waits_by: ClassVar[str] = "ema_start"
+    """The field that decides `untrained_steps`."""
 
     def __post_init__(self) -> None:
         check(self, "agent.")

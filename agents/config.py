@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from typing_extensions import override
 
 from agents.base_config import AgentConfig, Aggregate, CriticConfig, PolicyKind, Schedule, Solver
-from agents.expectile_config import IDQL, IFQL, IQL, QGuidance
-from agents.flow_config import BFN, FQL
+from agents.expectile_config import DTQL, IDQL, IFQL, IQL, QGuidance
+from agents.flow_config import BFN, FQL, FlowConfig
 from agents.planning_config import Diffuser
 from diffrl.support.schema import (
     Batch,
@@ -291,11 +291,80 @@ class ConsistencyAC(QWeightedConfig):
         return ConsistencyACAgent
 
 
+@dataclass(frozen=True)
+class QAM(FlowConfig):
+    """QAM (Li & Levine 2026, arXiv 2601.14234): a flow is fine-tuned towards exp(Q) by adjoint matching."""
+
+    name: ClassVar[str] = "qam"
+
+    inverse_temperature: NotNegative = 0.3
+    """Weight of Q beside the log-likelihood of the data's policy, set per task: lambda; 0: cloning alone."""
+    grad_clip: NotNegative = 1.0
+    """Largest gradient norm of each network; 0: no clipping."""
+    n_critics: Several = 10
+    """Number of critics, an ensemble whose members differ in their initialisation alone."""
+    q_agg: Aggregate = "lcb"
+    """How the critics' values become one in their target: min, mean, or lcb, their mean - q_spread times their standard
+    deviation. The flow climbs their mean."""
+    q_spread: NotNegative = 0.5
+    """Weight of the standard deviation under lcb: the paper's rho."""
+
+    @override
+    def implementation(self) -> type[Agent]:
+        from agents.qam import QAMAgent
+
+        return QAMAgent
+
+
+@dataclass(frozen=True)
+class RLPD(CriticConfig):
+    """RLPD (Ball et al. 2023, arXiv 2302.02948): SAC online, half of each batch prior data, with many critics."""
+
+    name: ClassVar[str] = "rlpd"
+
+    layers: Depth = 2
+    """Number of hidden layers; 3 on AntMaze and Adroit."""
+    n_critics: Several = 10
+    """Number of critics, an ensemble whose members differ in their initialisation alone."""
+    critic_layer_norm: bool = True
+    """Layer normalisation in the critics, before the activation."""
+    target_critics: Several = 2
+    """How many of the critics, drawn anew for each update, make its target; 1 on AntMaze."""
+    q_agg: Aggregate = "min"
+    """How their values become one in the target: min, mean, or lcb. The policy climbs the mean of all critics."""
+    entropy_backup: bool = True
+    """The policy's entropy counts in the target; not on AntMaze and Adroit."""
+    actor_every: Several = 20
+    """Steps of the critics for each of the policy and the temperature: the updates a step of the environment
+    (`diffrl online --updates-per-step`), so that these move once a step."""
+    temperature: Positive = 1.0
+    """Where the temperature, the weight of the entropy, starts."""
+    target_entropy: float | None = None
+    """The entropy that the temperature keeps; by default -A/2 for A action dimensions."""
+    actor_lr: Positive = 3e-4
+    """Adam's learning rate of the policy."""
+    critic_lr: Positive = 3e-4
+    """Adam's learning rate of the critics."""
+    temperature_lr: Positive = 3e-4
+    """Adam's learning rate of the temperature."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_critics > self.n_critics:
+            raise refusal("--agent.target-critics", self.target_critics, f"at most --agent.n-critics, {self.n_critics}")
+
+    @override
+    def implementation(self) -> type[Agent]:
+        from agents.rlpd import RLPDAgent
+
+        return RLPDAgent
+
+
 AGENTS: dict[str, type[AgentConfig]] = {
     config.name: config
     for config in (
         *(BC, DiffusionBC, TD3BC, ReBRAC, IQL, DiffusionQL, EDP, ConsistencyAC, IDQL, QGuidance),
-        *(IFQL, FQL, BFN, Diffuser),
+        *(IFQL, FQL, BFN, QAM, DTQL, RLPD, Diffuser),
     )
 }
 """Every algorithm of ours by its name."""

@@ -8,7 +8,7 @@ V is the expectile tau of Q over the data's actions: near 1, the value of the be
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,12 +23,13 @@ from diffrl.nets import MLP, Adam, average_, mish
 class ExpectileAgent(Agent):
     """An agent with IQL's critics. A subclass adds the actor, and what it learns from them.
 
+    value_norm: layer normalisation, where the critics have it, is in the value function too.
     Networks: value, critic, target_critic. Shapes: S seeds, B batch, O observation size, A action size.
     """
 
     config: ExpectileConfig
     value_metrics = ("q",)
-    compilable = ("value_loss", "critic_loss", "actor_loss")
+    compilable: ClassVar[tuple[str, ...]] = ("value_loss", "critic_loss", "actor_loss")
 
     def __init__(
         self,
@@ -39,12 +40,13 @@ class ExpectileAgent(Agent):
         device: str,
         activation: Callable[[Tensor], Tensor] = mish,
         norm_after: bool = False,
+        value_norm: bool = True,
     ) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)
         size: dict[str, Any] = {
             "width": config.width,
             "layers": config.layers,
-            "layer_norm": config.critic_layer_norm,
+            "layer_norm": config.critic_layer_norm and value_norm,
             "activation": activation,
             "norm_after": norm_after,
         }
@@ -62,10 +64,15 @@ class ExpectileAgent(Agent):
         """One value (S, B) of the target critics' (S, n, B): min_i Q'_i, or as `q_agg` says."""
         return aggregate(q, self.config.q_agg, self.config.q_spread)
 
+    @property
+    def judge(self) -> CriticEnsemble:
+        """The critics whose values of the data's actions V learns from: the target ones."""
+        return self.target_critic
+
     def value_loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """L_V (eq. 5) (S,), the advantages u of the data's actions (S, B), and V(s') before the step (S, B)."""
         with torch.no_grad():
-            q = self.aggregate(self.target_critic(batch.observations, batch.actions))
+            q = self.aggregate(self.judge(batch.observations, batch.actions))
             v_next = self.value(batch.next_observations).squeeze(-1)
         u = q - self.value(batch.observations).squeeze(-1)
         weight = torch.where(u < 0, 1 - self.config.expectile, self.config.expectile)

@@ -1,4 +1,4 @@
-"""The hyper-parameters of agents with IQL's critics: IQL, IDQL, IFQL, Q-guidance. Imports no torch."""
+"""The hyper-parameters of agents with IQL's critics: IQL, IDQL, IFQL, Q-guidance, DTQL. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from diffrl.support.schema import (
     Several,
     Share,
     Width,
+    refusal,
 )
 
 if TYPE_CHECKING:
@@ -185,3 +186,54 @@ class IFQL(ExpectileConfig):
         from agents.ifql import IFQLAgent
 
         return IFQLAgent
+
+
+@dataclass(frozen=True)
+class DTQL(ExpectileConfig):
+    """DTQL (Chen, Wang & Zhou 2024, arXiv 2405.19690): a Gaussian climbs Q, a diffusion model's own loss holds it."""
+
+    name: ClassVar[str] = "dtql"
+    policy_kind: ClassVar[PolicyKind] = "gaussian"
+    waits_by: ClassVar[str] = "actor_start"
+
+    critic_layer_norm: bool = True
+    """Layer normalisation in the critics; the value function has none."""
+    alpha: NotNegative = 1.0
+    """Weight of the trust-region loss beside Q, set per task: 1 to 50 on MuJoCo, 1500 on pen."""
+    likelihood_weight: NotNegative = 0.0
+    """Weight of the log-likelihood of the data's actions under the policy: the paper's gamma, 1 on AntMaze."""
+    actor_start: Natural = 50_000
+    """First steps, which train the diffusion model and the critics alone."""
+    diffusion_layers: Depth = 4
+    """Number of hidden layers of the diffusion model."""
+    sigma_min: Positive = 0.002
+    """Smallest noise level of training."""
+    sigma_max: Positive = 80.0
+    """Largest noise level of training."""
+    lr_decay_steps: Natural = 0
+    """Steps over which all learning rates fall to 0 along a cosine, as on some tasks; 0: they stay."""
+    act_candidates: Several = 1024
+    """Actions drawn when acting, from which the critics choose one."""
+    act_temperature: NotNegative = 1.0
+    """Temperature of the softmax over Q that chooses it; 0: the best."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sigma_min < self.sigma_max:
+            raise refusal("--agent.sigma-min", self.sigma_min, f"less than --agent.sigma-max, {self.sigma_max:g}")
+
+    @property
+    @override
+    def untrained_steps(self) -> int:
+        return self.actor_start
+
+    @override
+    def going_online(self) -> DTQL:
+        """The settings online: without the schedule, so that all go on learning at their full rates."""
+        return dataclasses.replace(self, lr_decay_steps=0)
+
+    @override
+    def implementation(self) -> type[Agent]:
+        from agents.dtql import DTQLAgent
+
+        return DTQLAgent

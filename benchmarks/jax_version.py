@@ -20,6 +20,7 @@ from jax import Array
 
 from agents.base_config import AgentConfig
 from agents.config import BC, DiffusionBC, DiffusionQL
+from agents.flow_config import FQL, FlowConfig
 
 Layers = list[tuple[Array, Array]]
 """An MLP: weights (in, out) and biases (out,)."""
@@ -260,8 +261,12 @@ def ql_update(config: DiffusionQL, state: QLState, batch: Batch, draws: QLDraws)
     return new, {"actor_loss": a_loss, "bc_loss": bc, "critic_loss": c_loss}
 
 
-def init(config: AgentConfig, observation_size: int, action_size: int, key: Array) -> ClonerState | QLState:
+def init(config: AgentConfig, observation_size: int, action_size: int, key: Array) -> Any:
     """The state before the first step."""
+    if isinstance(config, FlowConfig):
+        import jax_flows
+
+        return jax_flows.init(config, observation_size, action_size, key)
     match config:
         case BC():
             layers = init_mlp(key, observation_size, action_size, config.width, config.layers)
@@ -288,6 +293,10 @@ def draw(config: AgentConfig, action_size: int, key: Array) -> Any:
     """All that is random in a step of the agent."""
     if isinstance(config, BC):
         return ()
+    if isinstance(config, FlowConfig):
+        import jax_flows
+
+        return jax_flows.draw(config, action_size, key)
     assert isinstance(config, DiffusionBC | DiffusionQL)
     B, T = config.batch_size, config.denoising_steps
     k_t, k_eps, k_target, k_actor, k_coin = jax.random.split(key, 5)
@@ -301,6 +310,10 @@ def draw(config: AgentConfig, action_size: int, key: Array) -> Any:
 
 def update_of(config: AgentConfig) -> Callable[..., tuple[Any, Metrics]]:
     """The agent's step: (state, batch, draws) -> (state, metrics)."""
+    if isinstance(config, FlowConfig):
+        import jax_flows
+
+        return functools.partial(jax_flows.fql_update if isinstance(config, FQL) else jax_flows.bfn_update, config)
     updates: dict[type, Callable[..., Any]] = {
         BC: bc_update,
         DiffusionBC: diffusion_bc_update,

@@ -31,6 +31,8 @@ class Job:
     action_size: int
     device: str = "cpu"
     seeds: tuple[int, ...] = field(default=(0,))
+    rows: int = ROWS
+    """Of the made-up data set."""
 
 
 class Runner(Protocol):
@@ -53,8 +55,8 @@ def build(job: Job) -> Runner:
         import jax_version
 
         if job.device == "cpu":
-            return jax_version.Runner(config, *sizes, ROWS)
-        return jax_version.Runner(config, *sizes, ROWS, n_seeds=len(job.seeds), scan=10)
+            return jax_version.Runner(config, *sizes, job.rows)
+        return jax_version.Runner(config, *sizes, job.rows, n_seeds=len(job.seeds), scan=10)
     import torch
 
     if job.device == "cpu":
@@ -64,11 +66,11 @@ def build(job: Job) -> Runner:
     if job.implementation == "plain":
         import plain
 
-        return plain.Runner(config, *sizes, ROWS, job.device)
+        return plain.Runner(config, *sizes, job.rows, job.device)
     import ours
 
     compiled = job.implementation.startswith("compiled")
-    return ours.Runner(config, *sizes, ROWS, job.device, job.seeds, compiled, capture=job.implementation != "eager")
+    return ours.Runner(config, *sizes, job.rows, job.device, job.seeds, compiled, capture=job.implementation != "eager")
 
 
 def memory(job: Job) -> dict[str, float]:

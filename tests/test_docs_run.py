@@ -34,7 +34,7 @@ NOT_RUN = {
     r"sweep ": "trains a whole grid; tests/runs/test_sweep*.py run small ones",
     r"report .?sweeps/e/": "reports on that sweep; tests/runs/test_study_report.py reports on small runs",
     r"select ": "needs several runs of some length; tests/runs/test_selection.py selects among small ones",
-    r"train .*hopper-medium-v2": "D4RL's file is downloaded",
+    r"(train|online) .*hopper-medium-v2": "D4RL's file is downloaded",
     r"finetune .*--reward aesthetic:FOLDER": "needs CLIP's weights; tests/images/rewards run the reward on tiny ones",
     r"finetune .*--model stabilityai/": "the hub's; tests/images/models run tiny Stable Diffusion 3 pipelines",
     r"finetune --reward remote:": "needs a server; tests/images/rewards/test_serve.py starts one",

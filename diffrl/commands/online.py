@@ -1,4 +1,4 @@
-"""`diffrl online`: go on from an offline run in its environment."""
+"""`diffrl online`: go on from an offline run in its environment, or start there beside a data set."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
 from diffrl.commands import resume
 from diffrl.commands.words import flag_values
-from diffrl.runs.config import ONLINE_EVAL_EVERY, ONLINE_STEPS, OnlineConfig, RunOptions
+from diffrl.runs.config import OnlineConfig, RunOptions
 
 USAGE = """Go on from an offline run in its environment: act, keep what happens, learn from it.
 
@@ -19,18 +19,21 @@ USAGE = """Go on from an offline run in its environment: act, keep what happens,
   diffrl online runs/NAME --keep-offline 0           from online data alone, as the Consistency-AC paper does
   diffrl online runs/NAME --start-checkpoint best --steps 250000
   diffrl online runs/NAME --synthetic-share 0.5 --updates-per-step 20    half of each batch generated (SynthER)
+  diffrl online rlpd/maze2d-umaze-v1 --updates-per-step 20    without an offline run: a configuration's agent starts
+                                                     untrained, half of each batch its data (RLPD)
   diffrl resume runs/ONLINE [--steps N]              go on with an online run
 
 Makes a run of its own, which `diffrl evaluate` and `load_policy` take like any other. Its steps are the environment's;
-step 0 is the offline agent. Resuming, each environment begins a new episode; all else goes on bit for bit."""
+step 0 is the agent it starts with. Resuming, each environment begins a new episode; all else goes on bit for bit."""
 
 
 @dataclass(frozen=True)
 class _Options(RunOptions):
-    steps: int | None = ONLINE_STEPS
-    """Environment steps of each seed."""
-    eval_every: int | None = ONLINE_EVAL_EVERY
-    """Environment steps between evaluations, each followed by a checkpoint."""
+    steps: int | None = None
+    """Environment steps of each seed; by default 100,000, or as the configuration says."""
+    eval_every: int | None = None
+    """Environment steps between evaluations, each followed by a checkpoint; by default 5,000, or as the configuration
+    says."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class _Settings(OnlineConfig):
 class Online:
     """Start an online run from an offline one."""
 
-    run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
-    """The offline run's folder."""
+    run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN|CONFIG")]
+    """The offline run's folder; or a configuration, a file or a shipped one's name, whose agent starts untrained."""
     run: OmitArgPrefixes[_Options] = _Options()
     learning: OmitArgPrefixes[_Settings] = _Settings()
 

@@ -6,6 +6,7 @@ arXiv 2210.02747) are one loss, w(t) |m_theta(x_t, t) - m|^2 with m = p x_0 + q 
 of the denoiser, as papers state it, is w = c_out^2 times that weight on the error of m.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -114,3 +115,25 @@ def lognormal_times(
     """
     z = torch.randn(tuple(shape), generator=generator, device=generator.device, dtype=dtype)
     return process.time(torch.exp(mean + std * z))
+
+
+def loglogistic_times(
+    process: Process,
+    shape: Sequence[int],
+    generator: torch.Generator,
+    median: float = 0.5,
+    scale: float = 0.5,
+    k_min: float = 0.0,
+    k_max: float = math.inf,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Times at which log k is logistic about log `median` with `scale`, k cut to [k_min, k_max], on any process.
+
+    The density of k-diffusion's and DTQL's training (arXiv 2405.19690), by its quantiles: log k = log median + scale
+    log(u / (1 - u)), u uniform between the cut ends'. The times are on the generator's device.
+    """
+    low, high = (1 / (1 + (median / k) ** (1 / scale)) if k > 0 else 0.0 for k in (k_min, k_max))
+    u = torch.rand(tuple(shape), generator=generator, device=generator.device, dtype=torch.float64)
+    u = low + (high - low) * u  # in double precision: near 1 the odds u / (1 - u) need the digits
+    return process.time(median * (u / (1 - u)) ** scale).to(dtype)

@@ -90,6 +90,15 @@ class Adam:
             )
         return norms
 
+    def restart_(self, going: Tensor) -> None:
+        """Where `going` (), 0 or 1, is 0, forget all steps made: the next one is Adam's first again.
+
+        For a network that begins later than others, by a number on the device. Its loss is multiplied by `going` too,
+        so that until then it does not move: of gradients that are all 0 Adam makes steps of 0.
+        """
+        for tensors in (self._steps, self._means, self._squares):
+            torch._foreach_mul_(tensors, going)
+
     def fuse(self, compiled: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None) -> None:
         """Let `step` use `compiled(plain_step)`, which clips and moves the parameters in few kernels; None: undo that.
 

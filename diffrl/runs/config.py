@@ -164,10 +164,11 @@ ONLINE_EVAL_EVERY = 5_000
 
 @dataclass(frozen=True)
 class OnlineConfig:
-    """How an online run, one that started from an offline run, collects and learns: its folder's `settings.yaml`."""
+    """How an online run collects and learns: its folder's `settings.yaml`."""
 
     offline_run: Path
-    """The folder of the offline run that the online run started from. It is not needed any more."""
+    """The folder of the offline run that the online run started from, which is not needed any more; or the
+    configuration whose agents started untrained."""
     start_checkpoint: str = "last"
     """The offline run's checkpoint to start from: last, best (each seed's), or a step."""
     keep_offline: Share = 0.5
@@ -176,7 +177,7 @@ class OnlineConfig:
     capacity: Count = 1_000_000
     """Online transitions kept for each seed, the newest."""
     updates_per_step: Count = 1
-    """Training steps for each environment step."""
+    """Training steps for each environment step: the update-to-data ratio, 20 in RLPD."""
     warm_up: Natural = 5_000
     """First environment steps, without training: a batch is not to repeat one episode (RLPD and WSRL have 5,000)."""
     exploration: NotNegative = 0.0

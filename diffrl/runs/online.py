@@ -1,4 +1,4 @@
-"""Online runs: the agents of an offline run go on in their environment, and learn from what they do there."""
+"""Online runs: agents, of an offline run or untrained, act in their environment and learn from what they do there."""
 
 import dataclasses
 from pathlib import Path
@@ -10,14 +10,30 @@ from torch import Tensor
 
 from agents.base import Agent
 from diffrl.augment.synther.refit import Augmented, RefittingBuffer
+from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import reward_tuning
 from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Source, Transitions
+from diffrl.runs import config as configuration
 from diffrl.runs import run as runs
-from diffrl.runs.config import ONLINE_EVAL_EVERY, ONLINE_STEPS, OnlineConfig, RunOptions, choose_compiling
-from diffrl.runs.policy import StackEvaluator, load_stack, refuse_frozen, rows_at_once, source_of_randomness
+from diffrl.runs.config import (
+    ONLINE_EVAL_EVERY,
+    ONLINE_STEPS,
+    OnlineConfig,
+    RunOptions,
+    TrainConfig,
+    choose_compiling,
+)
+from diffrl.runs.policy import (
+    StackEvaluator,
+    build_agent,
+    load_stack,
+    refuse_frozen,
+    rows_at_once,
+    source_of_randomness,
+)
 from diffrl.runs.run import FILES, Run
-from diffrl.runs.train import EXPLODED, Say, finished, fit, folder_stem, reopened, same_data, watched
+from diffrl.runs.train import EXPLODED, Say, begun, finished, fit, folder_stem, reopened, same_data, watched
 from diffrl.support.errors import UserError
 from diffrl.support.folder import claimed
 from diffrl.support.machine import resolve_device, settle
@@ -33,29 +49,26 @@ _SYNTHETIC = 0x5E7
 
 
 def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool = False, **overrides: Any) -> Path:
-    """Go on with the agents of an offline run in its environment, in a run of its own; give that run's folder.
+    """Learn in an environment, in a run of its own, from an offline run's agents or from none; give its folder.
 
-    path: the offline run's folder. config: how it learns, by default as `OnlineConfig` says. overrides: fields of
-    `OnlineConfig`, and of `RunOptions`: steps (of the environment, by default 100,000), out, seeds, eval_every,
-    eval_episodes, log_every, device, compile. Each seed goes on from its own networks and optimisers, in an environment
-    of its own. Such a run goes on by `resume`, and its step 0 is the offline agent.
+    path: an offline run's folder, with whose agents to go on; or a configuration, a YAML file or the name of a shipped
+    one, whose agents start untrained and whose data are the offline ones (RLPD, arXiv 2302.02948). config: how it
+    learns, by default as `OnlineConfig` says. overrides: fields of `OnlineConfig`, and of `RunOptions`: steps (of the
+    environment, by default 100,000, of a configuration its own), out, seeds, eval_every, eval_episodes, log_every,
+    device, compile. Each seed has its own networks and optimisers, in an environment of its own. Such a run goes on by
+    `resume`, and its step 0 is the agent that it starts with.
     """
     refuse_others(overrides, "an online run", OnlineConfig, RunOptions)
     options = RunOptions(**_own(overrides, RunOptions))
     settings = OnlineConfig(Path(path)) if config is None else config
     settings = dataclasses.replace(settings, offline_run=Path(path), **_own(overrides, OnlineConfig))
-    steps = ONLINE_STEPS if options.steps is None else options.steps
-    every = ONLINE_EVAL_EVERY if options.eval_every is None else options.eval_every
-    if steps <= settings.warm_up:
-        raise UserError(
-            f"--steps is {steps}, and the first {settings.warm_up} only collect (--warm-up): expected more steps, or a "
-            "shorter warm-up."
-        )
+    untrained = _untrained(path)
+    if untrained is not None:
+        return _online_from_nothing(untrained, settings, options, quiet)
+    options = _with_steps(options, settings, ONLINE_STEPS, ONLINE_EVAL_EVERY)
     offline = _offline(Path(path)).within(None, options.env_kwargs, options.max_episode_steps)
     old = dataclasses.replace(offline.config, agent=offline.config.agent.going_online())
-    device = resolve_device(options.device or old.device)
-    options = dataclasses.replace(options, steps=steps, eval_every=every, device=device)
-    new = dataclasses.replace(options.applied(old), compile=choose_compiling(options.compile, steps, device))
+    new, device = _here(old, options)
     settle()
 
     # The agents as the offline run left them, and its data.
@@ -63,23 +76,79 @@ def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool 
     agent, start_steps = load_stack(offline, new.seeds, settings.start_checkpoint, device)
     with claimed(new.out, folder_stem(new, f"{old.agent.name}-online"), FILES) as folder:
         dataset = same_data(offline, quiet)
-        raw = Transitions.from_dataset(dataset).columns
-        shift, scale = reward_tuning(old.agent.reward_tune, raw.rewards, raw.episodes, dataset.return_range())
-        del raw
+        settings = _scaled(settings, dataset, old)
         transitions = offline.preprocessing.transitions(dataset, old.agent.reward_tune, device)
         del dataset
 
         # The new run's folder.
-        settings = dataclasses.replace(settings, start_steps=start_steps, reward_shift=shift, reward_scale=scale)
-        run = dataclasses.replace(
-            offline,
-            path=folder,
-            config=dataclasses.replace(new, out=folder),
-            kind=runs.ONLINE,
-            settings=settings.to_dict(),
+        settings = dataclasses.replace(settings, start_steps=start_steps)
+        run = dataclasses.replace(offline, path=folder, config=dataclasses.replace(new, out=folder))
+        return _begin(run, settings, agent, transitions, quiet)
+
+
+def _untrained(path: Path | str) -> TrainConfig | None:
+    """The configuration that `path` names; None where it names a run. Raises UserError where it names neither."""
+    if Path(path).is_dir():
+        return None
+    name = str(path).removesuffix(".yaml")
+    if Path(path).is_file() or name in configuration.shipped():
+        return configuration.find(str(path))
+    try:
+        Run.read(path)
+    except UserError as error:
+        raise UserError(f"{error} Nor is it a configuration: `diffrl train list` names those that ship.") from error
+    return None
+
+
+def _online_from_nothing(config: TrainConfig, settings: OnlineConfig, options: RunOptions, quiet: bool) -> Path:
+    """An online run of a configuration's agents, untrained, beside its data."""
+    options = _with_steps(options, settings, config.steps, config.eval_every)
+    config = dataclasses.replace(config, agent=config.agent.going_online())
+    new, device = _here(config, options)
+    settle()
+    with claimed(new.out, folder_stem(new, f"{config.agent.name}-online"), FILES) as folder:
+        run, dataset, transitions = begun(new, device, folder, quiet)
+        _refuse(run, str(settings.offline_run))
+        settings = _scaled(settings, dataset, config)
+        del dataset
+        agent = build_agent(run, device)
+        agent.source(transitions)
+        settings = dataclasses.replace(settings, start_steps=(0,) * agent.n_seeds)
+        return _begin(run, settings, agent, transitions, quiet)
+
+
+def _with_steps(options: RunOptions, settings: OnlineConfig, steps: int, every: int) -> RunOptions:
+    """The options with their steps, these where none are given. Raises UserError where all of them only collect."""
+    steps = steps if options.steps is None else options.steps
+    if steps <= settings.warm_up:
+        raise UserError(
+            f"--steps is {steps}, and the first {settings.warm_up} only collect (--warm-up): expected more steps, or a "
+            "shorter warm-up."
         )
-        run.write()
-        return _fit(run, settings, agent, transitions, quiet)
+    return dataclasses.replace(
+        options, steps=steps, eval_every=every if options.eval_every is None else options.eval_every
+    )
+
+
+def _here(old: TrainConfig, options: RunOptions) -> tuple[TrainConfig, str]:
+    """The new run's configuration, from the one that it starts from, and the device that it runs on."""
+    device = resolve_device(options.device or old.device)
+    steps = options.steps or old.steps
+    new = dataclasses.replace(options, device=device).applied(old)
+    return dataclasses.replace(new, compile=choose_compiling(options.compile, steps, device)), device
+
+
+def _scaled(settings: OnlineConfig, dataset: OfflineDataset, config: TrainConfig) -> OnlineConfig:
+    """The settings with what makes online rewards those that the agent learns from in the data."""
+    raw = Transitions.from_dataset(dataset).columns
+    shift, scale = reward_tuning(config.agent.reward_tune, raw.rewards, raw.episodes, dataset.return_range())
+    return dataclasses.replace(settings, reward_shift=shift, reward_scale=scale)
+
+
+def _begin(run: Run, settings: OnlineConfig, agent: Agent, transitions: Transitions, quiet: bool) -> Path:
+    run = dataclasses.replace(run, kind=runs.ONLINE, settings=settings.to_dict())
+    run.write()
+    return _fit(run, settings, agent, transitions, quiet)
 
 
 def _own(overrides: dict[str, Any], schema: type) -> dict[str, Any]:
@@ -92,19 +161,26 @@ def _offline(path: Path) -> Run:
     run = Run.read(path)
     if run.kind == runs.ONLINE:
         raise UserError(f"{path} is an online run already: `diffrl resume {path}`.")
+    _refuse(run, str(path))
+    refuse_frozen(run)
+    return run
+
+
+def _refuse(run: Run, what: str) -> None:
+    """Raise UserError where the agent of a run or configuration, called `what`, cannot learn in its environment."""
     if run.task.env_id is None:
         raise UserError(
-            f"{path} was trained without an environment, so there is nothing to go on in. Train it with --env ID."
+            f"{what} was trained without an environment, so there is nothing to go on in. Train it with --env ID."
+            if run.path == Path(what)
+            else f"{what} names no environment, and its data neither: put `env: ID` into it."
         )
     if not run.config.agent.stepwise:
         agent = run.config.agent
         where = "another agent" if agent.policy_kind == "planner" else "--agent.chunk 1 and --agent.n-step 1"
         raise UserError(
-            f"{path} is of the agent {agent.name}, which as it is set learns from whole segments of data: it cannot go "
+            f"{what} is of the agent {agent.name}, which as it is set learns from whole segments of data: it cannot go "
             f"on from single steps in its environment. Start from a run of {where}."
         )
-    refuse_frozen(run)
-    return run
 
 
 def resume_online(run: Run, *, steps: int | None, device: str | None, quiet: bool = False) -> Path:
@@ -135,20 +211,22 @@ def _title(run: Run, settings: OnlineConfig, n: int) -> str:
     share = f"{(1 - synthetic) * settings.keep_offline:.0%} of each batch from its {n:,} offline transitions"
     if synthetic:
         share += f", {synthetic:.0%} from SynthER once it is fitted"
-    origin = f"{settings.offline_run} (step {steps})"
-    return f"{run.config.agent.name} goes on from {origin} in {escape(run.task.env_text)}; {share}. Run: {run.path}"
+    name, where = run.config.agent.name, escape(run.task.env_text)
+    if not any(settings.start_steps):
+        return f"{name} starts untrained ({settings.offline_run}) in {where}; {share}. Run: {run.path}"
+    return f"{name} goes on from {settings.offline_run} (step {steps}) in {where}; {share}. Run: {run.path}"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Explorer:
-    """Acts in training: the agent's actions, with Gaussian noise of deviation `exploration` added."""
+    """Acts in training: what the agent explores by, with Gaussian noise of deviation `exploration` added."""
 
     agent: Agent
     generator: torch.Generator
     exploration: float
 
     def __call__(self, observations: Tensor) -> Tensor:
-        actions = self.agent.act(observations, self.generator)
+        actions = self.agent.explore(observations, self.generator)
         if self.exploration:
             noise = torch.randn(actions.shape, generator=self.generator, device=actions.device)
             actions = (actions + self.exploration * noise).clamp(-1, 1)

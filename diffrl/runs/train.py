@@ -55,44 +55,9 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
     check_installed(config.log)
     settle()
     with claimed(config.out, folder_stem(config, config.agent.name), FILES) as path:
-        # The data, and the environment that they fit.
-        dataset = load_dataset(config.dataset, rows=config.rows, progress=not quiet, action_limit=None)
-        task, env = open_task(
-            config.dataset,
-            dataset,
-            env=config.env,
-            rows=config.rows,
-            env_kwargs=config.env_kwargs,
-            max_episode_steps=config.max_episode_steps,
-        )
-        digest = fingerprint(dataset)
-        dataset, known, taken = understand(dataset, env, config, quiet)
-        task = capped(task, env, dataset)
-        config = chosen(config, device, task)  # what it leaves to the machine
-
-        # What the agent sees of them.
-        with lowering_memory(config, None):
-            preprocessing = fit_preprocessing(dataset, known.bounds, scaling=config.agent.observation_scaling)
-            episodes = config.agent.episodes(dataset)
-            transitions = preprocessing.transitions(episodes, config.agent.reward_tune, device)
-        if env is not None:
-            env.close()
-
-        # What the run's folder holds, and the agent.
-        largest = float(transitions.columns.rewards.abs().max()) / (1 - config.agent.discount)
-        run = Run(
-            path,
-            dataclasses.replace(config, dataset=whereabouts(config.dataset), out=path),
-            task,
-            transitions.observation_size,
-            transitions.action_size,
-            preprocessing,
-            EXPLODED * max(largest, 1.0),  # of data without rewards the estimates are the critics' own noise
-            digest,
-            limit=known.limit,
-            counted=taken.counted,
-        )
-        del dataset, episodes  # as large as the transitions, which are all that is needed from here on
+        run, dataset, transitions = begun(config, device, path, quiet)
+        del dataset  # as large as the transitions, which are all that is needed from here on
+        config = run.config
         with lowering_memory(config, None):
             agent = build_agent(run, device)
             agent.source(transitions)  # refuses here, before there is a folder, what the agent cannot learn from
@@ -100,6 +65,48 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
 
         # Steps, evaluations and checkpoints, to the end.
         return _fit_seeds(run, agent, transitions, quiet)
+
+
+def begun(config: TrainConfig, device: str, path: Path, quiet: bool) -> tuple[Run, OfflineDataset, Transitions]:
+    """A run of `config` in the folder `path`, not written yet; its data, as taken, and what its agent sees of them."""
+    # The data, and the environment that they fit.
+    dataset = load_dataset(config.dataset, rows=config.rows, progress=not quiet, action_limit=None)
+    task, env = open_task(
+        config.dataset,
+        dataset,
+        env=config.env,
+        rows=config.rows,
+        env_kwargs=config.env_kwargs,
+        max_episode_steps=config.max_episode_steps,
+    )
+    digest = fingerprint(dataset)
+    dataset, known, taken = understand(dataset, env, config, quiet)
+    task = capped(task, env, dataset)
+    config = chosen(config, device, task)  # what it leaves to the machine
+
+    # What the agent sees of them.
+    with lowering_memory(config, None):
+        preprocessing = fit_preprocessing(dataset, known.bounds, scaling=config.agent.observation_scaling)
+        episodes = config.agent.episodes(dataset)
+        transitions = preprocessing.transitions(episodes, config.agent.reward_tune, device)
+    if env is not None:
+        env.close()
+
+    # What the run's folder holds.
+    largest = float(transitions.columns.rewards.abs().max()) / (1 - config.agent.discount)
+    run = Run(
+        path,
+        dataclasses.replace(config, dataset=whereabouts(config.dataset), out=path),
+        task,
+        transitions.observation_size,
+        transitions.action_size,
+        preprocessing,
+        EXPLODED * max(largest, 1.0),  # of data without rewards the estimates are the critics' own noise
+        digest,
+        limit=known.limit,
+        counted=taken.counted,
+    )
+    return run, dataset, transitions
 
 
 def _fit_seeds(
@@ -214,7 +221,8 @@ def fit(
         untrained = 0 if origin else config.agent.untrained_steps
         if start < untrained and min(config.eval_every, config.steps) <= untrained:
             observer.message(
-                f"[yellow]Up to step {untrained:,} the policy that acts is untrained (--agent.ema-start).[/]"
+                f"[yellow]Up to step {untrained:,} the policy that acts is untrained "
+                f"(--agent.{config.agent.waits_by.replace('_', '-')}).[/]"
             )
         try:
             loop.fit(config.steps)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from agents import BFN, EDP, FQL, IDQL, IFQL, IQL, TD3BC, AgentConfig, ConsistencyAC, QGuidance, ReBRAC
+from agents import BFN, DTQL, EDP, FQL, IDQL, IFQL, IQL, QAM, RLPD, TD3BC, AgentConfig, ConsistencyAC, QGuidance, ReBRAC
 from tests.agents.agent_cases import bandit
 
 RATES: dict[str, Any] = {"actor_lr": 3e-3, "critic_lr": 3e-3}
@@ -22,6 +22,9 @@ CONFIGS: list[tuple[AgentConfig, float]] = [
     (FQL(width=32, layers=2, learning_rate=3e-3, alpha=1.0, flow_steps=5), 0.0),
     (ReBRAC(width=32, layers=2, **RATES), 0.0),
     (BFN(width=32, layers=2, learning_rate=3e-3, act_candidates=8, critic_layer_norm=False, flow_steps=5), 0.5),
+    (DTQL(width=32, layers=2, diffusion_layers=2, actor_start=50, act_candidates=8, **RATES), 0.0),
+    (RLPD(width=32, actor_every=1, n_critics=3, temperature=0.1, **RATES), 0.0),
+    (QAM(width=32, layers=2, learning_rate=3e-3, flow_steps=5, inverse_temperature=10.0, n_critics=3), 0.0),
     (IFQL(width=32, layers=2, act_candidates=8, flow_steps=5, **RATES), 0.7),
 ]
 """Each with the share of actions that must lie near the data's. 0: Q, which knows no action beyond them, is climbed on

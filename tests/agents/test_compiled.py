@@ -11,10 +11,13 @@ import torch
 from agents import (
     AGENTS,
     BFN,
+    DTQL,
     EDP,
     FQL,
     IDQL,
     IFQL,
+    QAM,
+    RLPD,
     AgentConfig,
     ConsistencyAC,
     Diffuser,
@@ -105,6 +108,9 @@ CONFIGS = {name: schema(**SIZE) for name, schema in AGENTS.items()} | {
     "qc_fql": FQL(**SIZE, flow_steps=2, chunk=3),
     "n_step_fql": FQL(**SIZE, flow_steps=2, n_step=3),
     "ifql": IFQL(**SIZE, flow_steps=2),
+    "dtql": DTQL(**SIZE, actor_start=5, likelihood_weight=1.0, act_candidates=4),
+    "rlpd": RLPD(**SIZE, n_critics=3, actor_every=2),
+    "qam": QAM(**SIZE, flow_steps=2, n_critics=3),
     "diffuser": Diffuser(**SIZE, horizon=8, denoising_steps=3, ema_start=5),
     "guided_diffuser": Diffuser(**SIZE, horizon=8, denoising_steps=3, ema_start=5, guidance="return"),
 }

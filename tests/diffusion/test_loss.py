@@ -16,6 +16,7 @@ from diffrl.diffusion import (
     discrete_grid,
     edm_weight,
     grid_times,
+    loglogistic_times,
     lognormal_times,
     min_snr_weight,
     uniform_times,
@@ -126,6 +127,19 @@ def test_uniform_times(generator: torch.Generator) -> None:
     assert 0.25 < t.min() < 0.26
     assert 1.99 < t.max() <= 2.0
     assert abs(t.mean() - 1.125) < 5 * 1.75 / math.sqrt(12 * 20_000)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_loglogistic_times(process: Process, generator: torch.Generator) -> None:
+    """log k is logistic about log .4, cut to [.1, 2]: its quantiles, to three standard errors of 20,000 draws."""
+    k = process.ratio(loglogistic_times(process, (20_000,), generator, 0.4, 0.5, 0.1, 2.0, dtype=F64))
+    assert float(k.min()) >= 0.1 - 1e-9
+    assert float(k.max()) <= 2 + 1e-9
+    low, high = (1 / (1 + (0.4 / end) ** 2) for end in (0.1, 2.0))
+    for q in (0.1, 0.5, 0.9):
+        odds = low + q * (high - low)
+        expected = 0.4 * (odds / (1 - odds)) ** 0.5
+        assert abs(float((k < expected).double().mean()) - q) < 3 * (q * (1 - q) / 20_000) ** 0.5
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)

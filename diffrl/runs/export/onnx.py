@@ -21,9 +21,12 @@ from agents.diffusion_ql import QWeightedAgent
 from agents.fql import FQLAgent
 from agents.idql import IDQLAgent
 from agents.planning import Planner
+from agents.qam import QAMAgent
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.support.errors import UserError, first_line
 
+_PLAIN = DiffusionBCAgent | FQLAgent | QAMAgent
+"""Agents that act by their own noise alone, `act_from(observations, noise)`."""
 OPSET = 18
 """The version of ONNX's operators, of 2022: what onnxruntime has run since 1.14."""
 _TRACED = 13
@@ -82,7 +85,9 @@ class Acting(nn.Module):
         deterministic = agent.config.policy_kind == "deterministic"
         if isinstance(agent, QWeightedAgent | IDQLAgent):
             self.candidates = agent.config.act_candidates
-        elif isinstance(agent, Planner) or not (deterministic or isinstance(agent, DiffusionBCAgent | FQLAgent)):
+        elif isinstance(agent, Planner) or not (
+            deterministic or isinstance(agent, DiffusionBCAgent | FQLAgent | QAMAgent)
+        ):
             raise UserError(_refusal(agent))
         self.deterministic = deterministic
         if not self.deterministic:
@@ -123,7 +128,7 @@ class Acting(nn.Module):
             shape = (1, z.shape[1], self.candidates)
             choice = z.new_zeros(shape) if gumbel is None else gumbel.reshape(shape)
             return self.agent.act_from(z, CandidateNoise(noise, choice))
-        assert isinstance(self.agent, DiffusionBCAgent | FQLAgent)
+        assert isinstance(self.agent, _PLAIN)
         return self.agent.act_from(z, noise)
 
 

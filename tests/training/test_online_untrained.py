@@ -1,0 +1,140 @@
+"""Online from a configuration: untrained agents beside prior data, as RLPD has it."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import diffrl
+from agents import RLPD
+from diffrl.cli import main
+from diffrl.data import d4rl
+from diffrl.data.offline import OfflineDataset
+from diffrl.data.replay import MixedSource
+from diffrl.runs.policy import build_agent
+from diffrl.runs.run import ONLINE, Run
+from diffrl.support.errors import UserError
+from diffrl.support.stopping import Interrupted
+from diffrl.training import checkpoint
+from diffrl.training.online import Collector
+from tests.training.conftest import assert_same_run
+from tests.training.test_online import bandit  # noqa: F401 - the fixture registers the bandit
+
+pytestmark = pytest.mark.usefixtures("own_data")
+
+OPTIONS: dict[str, Any] = {
+    "steps": 60, "eval_every": 30, "eval_episodes": 2, "warm_up": 7, "updates_per_step": 3, "quiet": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def yaml(tmp_path: Path) -> Path:
+    """A configuration of RLPD on the bandit of `test_online`, whose 200 rows hold actions in [-1, 0]: rewards of 0."""
+    rng = np.random.default_rng(0)
+    columns = {name: rng.uniform(-1, high, (200, 1)).astype(np.float32) for name, high in (("o", 1), ("a", 0))}
+    ends = np.ones(200, np.bool_)
+    data = OfflineDataset(columns["o"], columns["a"], np.zeros(200, np.float32), ends, ~ends)
+    file = d4rl.write(tmp_path / "bandit.hdf5", data)
+    path = tmp_path / "rlpd.yaml"
+    path.write_text(
+        f"dataset: {file}\nenv: Bandit-v0\nseeds: [0, 1]\nsteps: 80\neval_every: 40\nlog_every: 10\n"
+        "agent:\n  name: rlpd\n  width: 16\n  layers: 1\n  batch_size: 16\n  n_critics: 3\n  actor_every: 3\n"
+    )
+    return path
+
+
+def test_step_0_is_the_untrained_agent_and_each_batch_is_half_prior_data(
+    yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bandit's rewards are 0 in the data alone; and prior rows come first."""
+    batches: list[torch.Tensor] = []
+    draw = MixedSource.draw_rows
+
+    def recorded(self: MixedSource, *arguments: Any) -> torch.Tensor:
+        batches.append(draw(self, *arguments))
+        return batches[-1]
+
+    monkeypatch.setattr(MixedSource, "draw_rows", recorded)
+    run = diffrl.online(yaml, out=tmp_path / "run", **OPTIONS)
+    assert len(batches) == 3 * (60 - 7)
+    actions = torch.stack(batches)[..., 1]  # (updates, S, B); observations have one entry
+    assert actions.shape[1:] == (2, 16)
+    assert (actions[..., :8] <= 0).all()
+    episodes = torch.stack(batches)[..., -2]
+    assert (episodes[..., :8] < 200).all()
+    assert (episodes[..., 8:] >= 200).all()
+
+    read = Run.read(run)
+    assert read.kind == ONLINE
+    fresh, first = build_agent(read, "cpu").state_dict(), checkpoint.load(run, 0).learner
+    assert all(torch.equal(tensor, first[name]) for name, tensor in fresh.items())
+    last = checkpoint.load(run, 60).learner
+    assert int(last["step"]) == 3 * (60 - 7)
+    scores = json.loads((run / "scores.json").read_text())
+    assert scores["online"] == {"offline_run": str(yaml), "start_steps": [0, 0]}
+    assert diffrl.load_policy(run)(np.zeros(1)).shape == (1,)
+
+
+def test_it_explores_by_draws_from_its_first_step(yaml: Path, tmp_path: Path) -> None:
+    """In 200 steps of collecting the actions have the untrained policy's spread; its mean has none to speak of."""
+    run = diffrl.online(yaml, out=tmp_path / "run", **(OPTIONS | {"steps": 201, "warm_up": 200}))
+    rows = checkpoint.load(run, 201).tensors["online.replay.rows"]
+    agent = build_agent(Run.read(run), "cpu")
+    mean = agent.act(rows[..., :1], torch.Generator())[..., 0]
+    assert (rows[..., 1] - mean).std() > 0.3
+
+
+def test_a_run_that_is_stopped_and_resumed_is_the_one_that_was_not(
+    yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut after 29 steps, which is after 88 updates: before the second phase of the period's three."""
+    straight = diffrl.online(yaml, out=tmp_path / "straight", **(OPTIONS | {"updates_per_step": 4}))
+    run, step, made = tmp_path / "cut", Collector.step, 0
+
+    def stopping(self: Collector) -> None:
+        nonlocal made
+        made += 1
+        if made == 29:
+            signal.raise_signal(signal.SIGTERM)
+        step(self)
+
+    monkeypatch.setattr(Collector, "step", stopping)
+    with pytest.raises(Interrupted, match="Stopped after 29 steps"):
+        diffrl.online(yaml, out=run, **(OPTIONS | {"updates_per_step": 4}))
+    diffrl.resume(run, quiet=True)
+    assert_same_run(straight, run)
+
+
+def test_the_configuration_s_steps_count_where_none_are_given(yaml: Path, tmp_path: Path) -> None:
+    words = ["--warm-up", "70", "--updates-per-step", "1", "--eval-episodes", "1", "--out", str(tmp_path / "run")]
+    assert main(["online", str(yaml), *words]) == 0
+    config = Run.read(tmp_path / "run").config
+    assert (config.steps, config.eval_every) == (80, 40)
+    assert isinstance(config.agent, RLPD)
+
+
+@pytest.mark.slow
+def test_what_the_data_lack_is_found_in_the_environment(yaml: Path, tmp_path: Path) -> None:
+    """The data's actions earn 0; 100 times the action is to be had beyond them."""
+    options = OPTIONS | {"steps": 400, "warm_up": 20, "updates_per_step": 6, "eval_every": 400, "eval_episodes": 20}
+    run = diffrl.online(yaml, out=tmp_path / "run", **options)
+    last = json.loads((run / "scores.json").read_text())["evaluations"][-1]
+    assert min(np.mean(returns) for returns in last["returns"]) > 60
+
+
+def test_what_cannot_start_is_refused(yaml: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not a run's folder: it does not exist.*Nor is it a configuration"):
+        diffrl.online(tmp_path / "nothing", quiet=True)
+    with pytest.raises(UserError, match="--steps is 80, and the first 5000 only collect"):
+        diffrl.online(yaml, quiet=True)
+    yaml.write_text(yaml.read_text().replace("env: Bandit-v0", "env: none"))
+    with pytest.raises(UserError, match=r"names no environment, and its data neither: put `env: ID` into it"):
+        diffrl.online(yaml, out=tmp_path / "run", **OPTIONS)
+    assert not (tmp_path / "run").exists()
+    yaml.write_text("dataset: maze2d-umaze-v1\nagent:\n  name: diffuser\nrows: 2000\n")
+    with pytest.raises(UserError, match="cannot go on from single steps"):
+        diffrl.online(yaml, out=tmp_path / "run", **OPTIONS)
