@@ -355,9 +355,10 @@ def learning_curve(scores: Scores, label: str, path: Path) -> Path:
     figure, ax = new_figure(7, 4)
     about = scores.about
     draw_curves(ax, scores.evaluations, label, BLUE)
-    tuned = about.get("finetune", {}).get("algo")
+    tuned = about.get("finetune", {})
+    acted = tuned.get("algo") == "dppo" or tuned.get("advantages") == "environment"
     ax.set(
-        xlabel="environment steps" if about.get("online") or tuned == "dppo" else "training steps",
+        xlabel="environment steps" if about.get("online") or acted else "training steps",
         ylabel=score_word(about["reference"]) if about["reference"] else "return",
         title=f"{about['dataset']}, evaluated in {about['env']}",
     )
