@@ -76,11 +76,14 @@ def policy_nft_loss(
     t: Tensor,
     noise: Tensor,
     config: NFTConfig,
+    *,
+    adaptive: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The module's loss L (S,), and metrics (S,).
 
     observations: (S, B, O). actions: (S, B K, A), the K of a state in a row, of the policy `old`, which acts. r:
-    (S, B K), how good each is. t: (S, B K L), noise: (S, B K L, A): the L times of an action in a row.
+    (S, B K), how good each is. t: (S, B K L), noise: (S, B K L, A): the L times of an action in a row. adaptive: see
+    `nft_loss`.
     """
     n, L = actions.shape[1] // observations.shape[1], t.shape[1] // actions.shape[1]
     x_0 = actions.repeat_interleave(L, dim=1)
@@ -91,7 +94,7 @@ def policy_nft_loss(
     with torch.no_grad():
         m_old = prediction.to_x0(old.bound(observations, n * L)(*inputs), x, t)
     denoised = prediction.to_x0(m, x, t)
-    loss, metrics = nft_loss(x_0, denoised, m_old, r.repeat_interleave(L, dim=1), beta=config.beta)
+    loss, metrics = nft_loss(x_0, denoised, m_old, r.repeat_interleave(L, dim=1), beta=config.beta, adaptive=adaptive)
     loss = config.adv_clip * loss
     if config.anchor > 0:
         with torch.no_grad():
