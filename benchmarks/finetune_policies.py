@@ -13,8 +13,8 @@ one thread. Runs that were cut go on.
 How to read it. "before" and "after" are the clone and the last step, scored over --episodes a seed from the same start
 states, by the policy alone (no critic chooses); ± is the standard error over seeds. "changed" is after minus before,
 seed by seed, so that its ± does not hold what the clones differ in. "CPU s" is one seed's share of the process's CPU
-time for the whole run, evaluations included. The budget of DPPO and NFT is environment steps, the same for both; DPO acts nowhere: it sees the data
-alone, whose segments are judged by their returns (`--preferences auto`).
+time for the whole run, evaluations included. The budget of DPPO and NFT is environment steps, the same for both; DPO
+acts nowhere: it sees the data alone, whose segments are judged by their returns (`--preferences auto`).
 """
 
 import json

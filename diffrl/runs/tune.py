@@ -23,6 +23,7 @@ from diffrl.support.machine import resolve_device, settle
 from diffrl.support.schema import refuse_others
 from diffrl.support.seeds import mix
 from diffrl.training import checkpoint
+from diffrl.training.logs import silent_share
 from diffrl.training.loop import Trainer
 from diffrl.tuning import config as tuning
 from diffrl.tuning.config import ActingConfig, DPOConfig, DPPOConfig, NFTConfig, TuningConfig, acts, default_steps
@@ -37,6 +38,8 @@ PREFERENCES = "preferences.safetensors"
 """The preferences that a run learns from, in its folder."""
 _CRITIC = 0xC217
 """Sets the critic's initial weights apart from the agent's."""
+PERSISTENT = 0.5
+"""The share of updates without a signal from which on a run is marked by them."""
 _Data = Preferences | Transitions | None
 """What a run learns from, where that is not what it meets by acting."""
 
@@ -153,6 +156,12 @@ def _fit(
     with watched(run, f"{title}. Run: {run.path}", quiet, saved) as observer:
         trainer = _trainer(run, settings, agent, data, observer.message)
         scores = fit(run, agent, trainer, observer, saved, {"finetune": origin})
+        if (silent := silent_share(run.path)) >= PERSISTENT:
+            scores.mark(updates_without_signal=silent)
+            observer.message(
+                f"[yellow]{silent:.0%} of the updates had nothing to learn from (`no_signal` in metrics.csv): what "
+                "judges the policy told nothing apart. Do rewards, or critics, depend on actions?[/]"
+            )
     return finished(run, scores, quiet)
 
 

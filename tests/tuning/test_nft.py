@@ -1,10 +1,12 @@
 """DiffusionNFT of a policy: its loss and optima to the letter, what it converges to, and runs of it."""
 
 import dataclasses
+import json
 import signal
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
 from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
-from diffrl.tuning.config import NFTConfig
+from diffrl.tuning.config import DPPOConfig, NFTConfig
 from diffrl.tuning.environments import Environments
 from diffrl.tuning.nft import NFTLearner, NFTTrainer, among_group, draw, goodness, normalised, policy_nft_loss
 from tests.rounding import assert_equal_to_rounding, rounding
@@ -318,6 +320,22 @@ def test_critics_that_tell_nothing_apart_leave_that_seed_to_the_bit(critical: Pa
     assert metrics["no_signal"].tolist() == [1, 0]
     assert all(torch.equal(t[0], before[n][0]) for n, t in after.items() if t.ndim)
     assert any(not torch.equal(t[1], before[n][1]) for n, t in after.items() if t.ndim)
+
+
+def test_a_run_that_hears_nothing_is_marked(cloned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In scores.json and in a line at the end, by DPPO and by NFT; one that hears something is not."""
+    quick: dict[str, Any] = {"steps": 80, "eval_every": 80, "eval_episodes": 2}
+    heard = tuned(cloned, tmp_path / "heard", **quick)
+    assert "updates_without_signal" not in json.loads((heard / "scores.json").read_text())
+    known: Any = gymnasium.spec("Target-v0").entry_point
+    step = known.step
+    monkeypatch.setattr(known, "step", lambda self, action: (step(self, action)[0], 0.25, True, False, {}))
+    for schema in (NFTConfig, DPPOConfig):
+        config = schema(start_run=cloned, **QUICK)
+        run = finetune_policy(config, out=tmp_path / schema.algo, quiet=True, **quick)
+        assert json.loads((run / "scores.json").read_text())["updates_without_signal"] == 1
+        start, end = (checkpoint.load(r, n).learner for r, n in ((cloned, 500), (run, 80)))
+        assert all(torch.equal(t, start[n]) for n, t in end.items())
 
 
 # --- Runs ----------------------------------------------------------------------------------------------------------
