@@ -51,7 +51,7 @@ class SolverPolicy(GenerativePolicy):
         self._k_min, self._k_max = float(k[-1]), float(k[0])
         # Uniform in log-SNR, as DPM-Solver has it; the last step goes on to the data.
         grid = process.grid(steps, self._k_min, self._k_max, to_zero=True, dtype=torch.float64)
-        self.sampler = Sampler(process, grid, solver)
+        self.solver, self.sampler = solver, Sampler(process, grid, solver)
         self._start = float(process.sigma(grid[0]))
         self.register_buffer("times", times.to(torch.get_default_dtype()), persistent=False)
 

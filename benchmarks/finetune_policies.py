@@ -1,7 +1,8 @@
-"""Fine-tuning of a cloned diffusion policy: in its environment (DPPO), and from preferences (DPO), before and after.
+"""Fine-tuning of a cloned diffusion policy: in its environment (DPPO, DiffusionNFT), and from preferences (DPO).
 
     python benchmarks/finetune_policies.py                          trains what is missing, then the table
     python benchmarks/finetune_policies.py --cells dppo dpo         some of the cells
+    python benchmarks/finetune_policies.py --cells dppo nft         PPO and DiffusionNFT at equal environment steps
     python benchmarks/finetune_policies.py --data FILE.hdf5 --env Hopper-v4 --normalise     other data
     python benchmarks/finetune_policies.py --no-train               the table of what is there
 
@@ -12,8 +13,8 @@ one thread. Runs that were cut go on.
 How to read it. "before" and "after" are the clone and the last step, scored over --episodes a seed from the same start
 states, by the policy alone (no critic chooses); ± is the standard error over seeds. "changed" is after minus before,
 seed by seed, so that its ± does not hold what the clones differ in. "CPU s" is one seed's share of the process's CPU
-time for the whole run, evaluations included. DPPO's budget is environment steps; DPO acts nowhere: it sees the data
-alone, whose segments are judged by their returns (`--preferences auto`).
+time for the whole run, evaluations included. The budget of DPPO and NFT is environment steps, the same for both; DPO
+acts nowhere: it sees the data alone, whose segments are judged by their returns (`--preferences auto`).
 """
 
 import json
@@ -36,12 +37,15 @@ from diffrl.runs.tune import finetune_policy
 from diffrl.support.files import atomic_path
 from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
-from diffrl.tuning.config import DPOConfig, DPPOConfig, TuningConfig
+from diffrl.tuning.config import ActingConfig, DPOConfig, DPPOConfig, NFTConfig, TuningConfig
 
 CELLS: dict[str, tuple[type[TuningConfig], dict[str, Any]]] = {
     "dppo": (DPPOConfig, {}),
     "dppo, last 3 steps": (DPPOConfig, {"tuned_steps": 3}),
     "dppo, lr 1e-4, clip .1": (DPPOConfig, {"learning_rate": 1e-4, "clip_nats": 0.1}),
+    "nft": (NFTConfig, {}),
+    "nft, beta .1": (NFTConfig, {"beta": 0.1}),
+    "nft, adv_clip 2": (NFTConfig, {"adv_clip": 2.0}),
     "dpo": (DPOConfig, {}),
     "dpo, a fifth of labels wrong": (DPOConfig, {"label_noise": 0.2}),
     "dpo, labels reversed": (DPOConfig, {"preferences": "reversed"}),
@@ -66,7 +70,7 @@ class FinetunePolicies:
     clone_steps: int = 10_000
     """Training steps of the clone."""
     dppo_steps: int = 200_000
-    """Environment steps a seed of DPPO."""
+    """Environment steps a seed of DPPO and NFT."""
     dpo_steps: int = 1_000
     """Updates of preference DPO."""
     segment: int = 32
@@ -104,8 +108,8 @@ def clone(options: FinetunePolicies) -> Path:
 def settings_of(options: FinetunePolicies, cell: str, start: Path) -> TuningConfig:
     """The settings of a cell; reversed preferences are those of the cell dpo, written the other way round."""
     schema, fields = CELLS[cell]
-    if schema is DPPOConfig:
-        return DPPOConfig(start_run=start, **fields)
+    if schema is not DPOConfig:
+        return schema(start_run=start, **fields)
     values: dict[str, Any] = {"segment": options.segment, "beta": options.beta, **fields}
     if values.get("preferences") == "reversed":
         from diffrl.data.preferences import Preferences
@@ -120,7 +124,7 @@ def tune(options: FinetunePolicies, cell: str, start: Path) -> Path:
     """The run of a cell, trained to its end unless it is; its CPU seconds are kept beside it."""
     path = options.out / cell.replace(" ", "_").replace(",", "")
     settings = settings_of(options, cell, start)
-    steps = options.dppo_steps if isinstance(settings, DPPOConfig) else options.dpo_steps
+    steps = options.dppo_steps if isinstance(settings, ActingConfig) else options.dpo_steps
     timing = path / "cpu_seconds.json"
     spent = json.loads(timing.read_text()) if timing.exists() else 0.0
     began = time.process_time()
@@ -147,7 +151,7 @@ def row(options: FinetunePolicies, cell: str, path: Path, before: list[float]) -
     return {
         "cell": cell,
         "steps": checkpoint.steps(path)[-1],
-        "unit": "environment steps" if run.kind == DPPOConfig.algo else "updates",
+        "unit": "environment steps" if run.kind != DPOConfig.algo else "updates",
         "before": before,
         "after": score(options, path, "last"),
         "cpu": json.loads(timing.read_text()) / len(run.config.seeds) if timing.exists() else None,

@@ -23,6 +23,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl augment flow-to-better DATASET --preferences 500 --out NEW.hdf5   better trajectories, from preferences
   diffrl augment label DATASET --out PREFERENCES.json  compare its segments on a page, for a reward from preferences
   diffrl finetune [--algo ddpo-is --reward jpeg ...]  an image model, or a policy, on a reward or preferences
+  diffrl distil RUN --to consistency | reflow         a policy of one network call, or a few, from a run's
   diffrl compare RUN RUN [...]                        policies from the same starts, or image models, on one page
   diffrl report RUN [RUN ...] [--csv FILE]            many runs as a paper's tables and figures, and one page
   diffrl select RUN [RUN ...] [--csv FILE]            which of many policies: by a bandit online, by the data offline
@@ -125,6 +126,12 @@ def _finetune(words: Sequence[str]) -> int:
     return finetune.run(words)
 
 
+def _distil(words: Sequence[str]) -> int:
+    from diffrl.commands import distil
+
+    return distil.run(words)
+
+
 def _compare(words: Sequence[str]) -> int:
     import tyro
 
@@ -180,6 +187,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "diagnose": _diagnose,
     "augment": _augment,
     "finetune": _finetune,
+    "distil": _distil,
     "compare": _compare,
     "report": _report,
     "select": _select,

@@ -1,4 +1,4 @@
-"""`diffrl finetune policy`: fine-tune a run's policy by DPPO or by preference DPO."""
+"""`diffrl finetune policy`: fine-tune a run's policy by DPPO, DiffusionNFT or preference DPO."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,35 +15,39 @@ from diffrl.commands.words import take
 from diffrl.runs.config import RunOptions
 from diffrl.support.errors import UserError
 from diffrl.tuning import config as tuning
-from diffrl.tuning.config import DPOConfig, DPPOConfig, TuningConfig
+from diffrl.tuning.config import DPOConfig, DPPOConfig, NFTConfig, TuningConfig
 
 USAGE = """Fine-tune a run's policy on its denoising chain: in its environment, or from preferences.
 
   diffrl finetune policy runs/NAME                       DPPO: PPO over the denoising steps, in the environment
   diffrl finetune policy runs/NAME --tuned-steps 3       the last 3 denoising steps alone
+  diffrl finetune policy runs/NAME --algo nft            DiffusionNFT: no log-probabilities, any sampler
+  diffrl finetune policy runs/NAME --algo nft --advantages critics    by the run's own critics, without acting
   diffrl finetune policy runs/NAME --algo dpo            preferences between segments of the run's own data
   diffrl finetune policy runs/NAME --algo dpo --preferences pairs.safetensors
   diffrl resume runs/TUNED [--steps N]
 
 Makes a run of its own, which `diffrl evaluate` and `load_policy` take like any other; its step 0 is the policy as it
-came. Agents for dppo: {chain}; for dpo: these, {solver}.
-Options below are those of --algo {algo}; --algo {other} --help shows the other's."""
+came. Agents for dppo: {chain}; for dpo: these, {solver}; for nft: {forward}.
+Options below are those of --algo {algo}; {other} --help shows the others'."""
 
 
 @dataclass(frozen=True)
 class _Options(RunOptions):
     steps: int | None = None
-    """dppo: environment steps of each seed (400,000), rounded up to whole iterations; dpo: updates (1,000)."""
+    """dppo, nft: environment steps of each seed (400,000), rounded up to whole iterations; dpo: updates (1,000); nft
+    with --advantages critics: updates (2,000)."""
     eval_every: int | None = None
     """Steps between evaluations, each followed by a checkpoint; by default a tenth of the steps."""
     log_every: int | None = None
-    """dpo: updates between rows of metrics.csv; by default the run's. dppo writes one an iteration."""
+    """Where steps are updates: those between rows of metrics.csv; by default the run's. What acts to learn writes one
+    an iteration."""
     compile: tyro.conf.Suppress[bool | None] = None
 
 
 @dataclass(frozen=True)
 class FinetunePolicy:
-    """The options that DPPO and preference DPO share."""
+    """The options that all algorithms share."""
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """The folder of the run whose policy is fine-tuned."""
@@ -76,6 +80,12 @@ class _DPO(DPOConfig):
 
 
 @dataclass(frozen=True)
+class _NFT(NFTConfig):
+    start_run: _Start = Path()
+    start_steps: _Steps = ()
+
+
+@dataclass(frozen=True)
 class FinetuneDPPO(FinetunePolicy):
     """Fine-tune a policy in its environment, by DPPO."""
 
@@ -89,6 +99,16 @@ class FinetuneDPO(FinetunePolicy):
     learning: OmitArgPrefixes[_DPO] = _DPO()
 
 
+@dataclass(frozen=True)
+class FinetuneNFT(FinetunePolicy):
+    """Fine-tune a policy by DiffusionNFT, in its environment or by its critics."""
+
+    learning: OmitArgPrefixes[_NFT] = _NFT()
+
+
+_SCHEMAS = {"dppo": FinetuneDPPO, "dpo": FinetuneDPO, "nft": FinetuneNFT}
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse what stands after `diffrl finetune policy` and do it."""
     words = list(arguments)
@@ -96,12 +116,12 @@ def run(arguments: Sequence[str]) -> int:
         return resume.spelled(words)
     algo = take(words, "--algo") or DPPOConfig.algo
     tuning.get(algo)
-    other = next(name for name in tuning.ALGORITHMS if name != algo)
+    other = " and ".join(f"--algo {name}" for name in tuning.ALGORITHMS if name != algo)
     chain, solver = (", ".join(agents.names(kind)) for kind in ("chain", "solver"))
-    description = USAGE.format(algo=algo, other=other, chain=chain, solver=solver)
+    description = USAGE.format(algo=algo, other=other, chain=chain, solver=solver, forward=", ".join(tuning.FORWARD))
     if not words:
         raise UserError("Which run's policy shall be fine-tuned? `diffrl finetune policy --help` shows how to say.")
-    schema: type[FinetuneDPPO] | type[FinetuneDPO] = FinetuneDPPO if algo == DPPOConfig.algo else FinetuneDPO
+    schema: type[FinetuneDPPO] | type[FinetuneDPO] | type[FinetuneNFT] = _SCHEMAS[algo]
     given = tyro.cli(schema, args=words, prog=f"diffrl finetune policy --algo {algo}", description=description)
     plain = {f.name: getattr(given.learning, f.name) for f in dataclasses.fields(given.learning)}
     return given.start(tuning.get(algo)(**plain))

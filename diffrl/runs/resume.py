@@ -9,6 +9,7 @@ from diffrl.support import folder
 from diffrl.support.errors import UserError
 from diffrl.support.folder import held
 from diffrl.tuning import config as tuning
+from diffrl.tuning.distil_config import DISTIL
 
 
 def resume(
@@ -66,4 +67,8 @@ def resume(
             from diffrl.runs.tune import resume_tuning
 
             return resume_tuning(run, **options)
+        if kind == DISTIL:
+            from diffrl.runs.distil import resume_distil
+
+            return resume_distil(run, **options)
     raise UserError(f"{path} is a run of the kind {kind!r}, which this version of diffrl does not know.")

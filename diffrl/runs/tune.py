@@ -11,10 +11,11 @@ from rich.markup import escape
 
 from agents.base import Agent
 from diffrl.data.preferences import Preferences, is_labelled, label_segments, read_preferences
+from diffrl.data.transitions import Transitions
 from diffrl.nets import seed_generator
 from diffrl.runs.config import RunOptions
 from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_frozen, source_of_randomness
-from diffrl.runs.run import FILES, OFFLINE, Run
+from diffrl.runs.run import FILES, OFFLINE, Run, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.support.errors import UserError
 from diffrl.support.folder import add, claimed, verified
@@ -22,35 +23,42 @@ from diffrl.support.machine import resolve_device, settle
 from diffrl.support.schema import refuse_others
 from diffrl.support.seeds import mix
 from diffrl.training import checkpoint
+from diffrl.training.logs import silent_share
 from diffrl.training.loop import Trainer
 from diffrl.tuning import config as tuning
-from diffrl.tuning.config import DEFAULT_STEPS, DPOConfig, DPPOConfig, TuningConfig
+from diffrl.tuning.config import ActingConfig, DPOConfig, DPPOConfig, NFTConfig, TuningConfig, acts, default_steps
 from diffrl.tuning.dpo import PreferenceLearner, PreferenceTrainer, SegmentPairs
 from diffrl.tuning.environments import ENTROPY, Environments
+from diffrl.tuning.nft import NFTLearner, NFTTrainer
+from diffrl.tuning.owned import OwningTrainer
 from diffrl.tuning.ppo import DPPOTrainer
-from diffrl.tuning.target import chain_policy, denoising_policy
+from diffrl.tuning.target import chain_policy, critics_of, denoising_policy, forward_policy
 
 PREFERENCES = "preferences.safetensors"
 """The preferences that a run learns from, in its folder."""
 _CRITIC = 0xC217
 """Sets the critic's initial weights apart from the agent's."""
+PERSISTENT = 0.5
+"""The share of updates without a signal from which on a run is marked by them."""
+_Data = Preferences | Transitions | None
+"""What a run learns from, where that is not what it meets by acting."""
 
 
 def finetune_policy(settings: TuningConfig, *, quiet: bool = False, **options: Any) -> Path:
     """Fine-tune the policies of `settings.start_run` in a run of its own; give that run's folder.
 
-    settings: `DPPOConfig` (in the environment; steps are each seed's environment steps) or `DPOConfig` (from
-    preferences; steps are updates). options: fields of `RunOptions`; steps are by default `DEFAULT_STEPS`
-    (diffrl.tuning.config) and eval_every a tenth of them; DPPO rounds both up to whole iterations, and logs every
-    iteration. Step 0 is the policy as it came.
+    settings: `DPPOConfig` (in the environment; steps are each seed's environment steps), `NFTConfig` (so too, or by
+    the run's critics, where steps are updates) or `DPOConfig` (from preferences; steps are updates). options: fields of
+    `RunOptions`; steps are by default `default_steps` (diffrl.tuning.config) and eval_every a tenth of them. What acts
+    to learn rounds both up to whole iterations, and logs every iteration. Step 0 is the policy as it came.
     """
     refuse_others(options, "a fine-tuning run, beside its settings", RunOptions)
     asked = RunOptions(**options)
     start = _start(settings).within(None, asked.env_kwargs, asked.max_episode_steps)
-    steps = DEFAULT_STEPS[settings.algo] if asked.steps is None else asked.steps
+    steps = default_steps(settings) if asked.steps is None else asked.steps
     eval_every = max(steps // 10, 1) if asked.eval_every is None else asked.eval_every
     log_every = asked.log_every
-    if isinstance(settings, DPPOConfig):
+    if isinstance(settings, ActingConfig) and acts(settings):
         steps, eval_every = (_whole(n, settings.iteration) for n in (steps, eval_every))
         log_every = settings.iteration
     old = start.config
@@ -58,7 +66,7 @@ def finetune_policy(settings: TuningConfig, *, quiet: bool = False, **options: A
     agent_config: Any = old.agent
     if hasattr(agent_config, "act_candidates"):
         agent_config = dataclasses.replace(agent_config, act_candidates=settings.candidates)
-    if hasattr(agent_config, "sampler"):  # whose steps have probabilities
+    if hasattr(agent_config, "sampler") and not isinstance(settings, NFTConfig):  # whose steps have probabilities
         agent_config = dataclasses.replace(agent_config, sampler="posterior")
     asked = dataclasses.replace(asked, steps=steps, eval_every=eval_every, log_every=log_every, device=device)
     config = dataclasses.replace(asked.applied(old), agent=agent_config, compile=False)
@@ -67,6 +75,7 @@ def finetune_policy(settings: TuningConfig, *, quiet: bool = False, **options: A
     agent, start_steps = load_stack(start, config.seeds, settings.start_checkpoint, device)
     _check(agent, settings)
     preferences = _preferences(start, settings, quiet)
+    data = preferences if preferences is not None else _transitions(start, settings, device, quiet)
     stem = folder_stem(config, f"{config.agent.name}-{settings.algo}")
     with claimed(config.out, stem, (*FILES, PREFERENCES)) as folder:
         settings = dataclasses.replace(settings, start_steps=start_steps)
@@ -84,7 +93,7 @@ def finetune_policy(settings: TuningConfig, *, quiet: bool = False, **options: A
         state = agent.state_dict()
         agent = build_agent(run, device)  # which has a frozen start, if it is to
         _load_start(agent, state)
-        return _fit(run, settings, agent, preferences, quiet)
+        return _fit(run, settings, agent, data, quiet)
 
 
 def resume_tuning(run: Run, *, steps: int | None, device: str | None, quiet: bool = False) -> Path:
@@ -92,29 +101,30 @@ def resume_tuning(run: Run, *, steps: int | None, device: str | None, quiet: boo
     settings = tuning.from_dict(run.settings or {}, str(run.path))
     device = resolve_device(device or run.config.device)
     steps = run.config.steps if steps is None else steps
-    if isinstance(settings, DPPOConfig):
+    if isinstance(settings, ActingConfig) and acts(settings):
         steps = _whole(steps, settings.iteration)
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, steps=steps, device=device))
     saved = newest(run)
     settle()
-    preferences = None
+    data: _Data = _transitions(run, settings, device, quiet)
     if isinstance(settings, DPOConfig):
         verified(run.path / PREFERENCES)
-        preferences = Preferences.read(run.path / PREFERENCES)
+        data = Preferences.read(run.path / PREFERENCES)
     agent = build_agent(run, device)
     run.seal()
     run.write_config()
     checkpoint.clean(run.path, saved.step)
-    return _fit(run, settings, agent, preferences, quiet, saved)
+    return _fit(run, settings, agent, data, quiet, saved)
 
 
 def _start(settings: TuningConfig) -> Run:
     """The run to start from. Raises UserError where its policy cannot be fine-tuned as the settings say."""
     start = Run.read(settings.start_run)
-    if isinstance(settings, DPPOConfig) and start.task.env_id is None:
+    if acts(settings) and start.task.env_id is None:
+        name = {"dppo": "DPPO", "nft": "DiffusionNFT"}[settings.algo]
         raise UserError(
-            f"{start.path} was trained without an environment, so there is nothing for DPPO to act in. Train it with "
-            "--env ID, or fine-tune from preferences: --algo dpo."
+            f"{start.path} was trained without an environment, so there is nothing for {name} to act in. Train it with "
+            "--env ID, fine-tune from preferences: --algo dpo, or by its critics: --algo nft --advantages critics."
         )
     refuse_frozen(start)
     return start
@@ -124,52 +134,72 @@ def _fit(
     run: Run,
     settings: TuningConfig,
     agent: Agent,
-    preferences: Preferences | None,
+    data: _Data,
     quiet: bool,
     saved: checkpoint.Checkpoint | None = None,
 ) -> Path:
     at = ", ".join(f"{step:,}" for step in sorted(set(settings.start_steps)))
     title = f"{run.config.agent.name} of {settings.start_run} (step {at}) is fine-tuned "
-    if isinstance(settings, DPPOConfig):
-        title += f"in {escape(run.task.env_text)} by PPO over its chain, {settings.iteration:,} steps an iteration"
-    else:
-        assert preferences is not None
-        title += f"from {len(preferences):,} preferences of segments of {preferences.horizon} steps"
+    if isinstance(settings, ActingConfig) and acts(settings):
+        how = "PPO over its chain" if isinstance(settings, DPPOConfig) else "DiffusionNFT"
+        title += f"in {escape(run.task.env_text)} by {how}, {settings.iteration:,} steps an iteration"
+    elif not isinstance(data, Preferences):
+        title += "by DiffusionNFT and its own critics, in the states of its data"
         title += f", evaluated in {escape(run.task.env_text)}" if run.task.env_id else ". NO SCORES: no environment"
-    origin = {"algo": settings.algo, "start_run": str(settings.start_run), "start_steps": list(settings.start_steps)}
+    else:
+        title += f"from {len(data):,} preferences of segments of {data.horizon} steps"
+        title += f", evaluated in {escape(run.task.env_text)}" if run.task.env_id else ". NO SCORES: no environment"
+    origin: dict[str, Any] = {"algo": settings.algo, "start_run": str(settings.start_run)}
+    origin["start_steps"] = list(settings.start_steps)
+    if isinstance(settings, NFTConfig):
+        origin["advantages"] = settings.advantages
     with watched(run, f"{title}. Run: {run.path}", quiet, saved) as observer:
-        trainer = _trainer(run, settings, agent, preferences, observer.message)
+        trainer = _trainer(run, settings, agent, data, observer.message)
         scores = fit(run, agent, trainer, observer, saved, {"finetune": origin})
+        if (silent := silent_share(run.path)) >= PERSISTENT:
+            scores.mark(updates_without_signal=silent)
+            observer.message(
+                f"[yellow]{silent:.0%} of the updates had nothing to learn from (`no_signal` in metrics.csv): what "
+                "judges the policy told nothing apart. Do rewards, or critics, depend on actions?[/]"
+            )
     return finished(run, scores, quiet)
 
 
-def _trainer(
-    run: Run, settings: TuningConfig, agent: Agent, preferences: Preferences | None, say: Callable[[str], None]
-) -> Trainer:
+def _trainer(run: Run, settings: TuningConfig, agent: Agent, data: _Data, say: Callable[[str], None]) -> Trainer:
     generator = source_of_randomness(agent, ENTROPY)
     evaluator = StackEvaluator(run, agent)
-    if isinstance(settings, DPPOConfig):
-        return DPPOTrainer(
-            agent,
-            settings,
+    if isinstance(settings, ActingConfig) and acts(settings):
+        given: Any = (
             Environments(run.task.make, agent.seeds, settings.environments),
             run.preprocessing,
             [seed_generator(mix([seed, _CRITIC])) for seed in agent.seeds],
             generator,
             evaluator,
-            on_close=evaluator.close,
-            say=say,
         )
-    assert isinstance(settings, DPOConfig)
-    assert preferences is not None
-    pairs = SegmentPairs(preferences, run.preprocessing, agent.device)
-    learner = PreferenceLearner(agent, settings)
+        if isinstance(settings, DPPOConfig):
+            return DPPOTrainer(agent, settings, *given, on_close=evaluator.close, say=say)
+        assert isinstance(settings, NFTConfig)
+        return NFTTrainer(agent, settings, *given, on_close=evaluator.close, say=say)
     capture = run.config.capture
+    if isinstance(settings, NFTConfig):
+        assert isinstance(data, Transitions)
+        by_critics = NFTLearner(agent, settings)
+        rest: Any = {"capture": capture, "on_close": evaluator.close, "say": say}
+        return OwningTrainer(by_critics, data, settings.states, generator, evaluator, **rest)
+    assert isinstance(settings, DPOConfig)
+    assert isinstance(data, Preferences)
+    pairs = SegmentPairs(data, run.preprocessing, agent.device)
+    learner = PreferenceLearner(agent, settings)
     return PreferenceTrainer(learner, pairs, generator, evaluator, capture=capture, on_close=evaluator.close)
 
 
 def _check(agent: Agent, settings: TuningConfig) -> None:
     """Raise UserError where the agent's policy cannot be fine-tuned as the settings say."""
+    if isinstance(settings, NFTConfig):
+        forward_policy(agent)
+        if not acts(settings):
+            critics_of(agent)
+        return
     if not isinstance(settings, DPPOConfig):
         denoising_policy(agent)
         return
@@ -182,7 +212,7 @@ def _check(agent: Agent, settings: TuningConfig) -> None:
 
 
 def _preferences(start: Run, settings: TuningConfig, quiet: bool) -> Preferences | None:
-    """The preferences that the settings name, or that are made from the run's data; None for DPPO, which uses none."""
+    """The preferences that the settings name, or that are made from the run's data; None where there are none."""
     if not isinstance(settings, DPOConfig):
         return None
     if settings.preferences != "auto":
@@ -204,6 +234,15 @@ def _preferences(start: Run, settings: TuningConfig, quiet: bool) -> Preferences
         temperature=settings.temperature,
         label_noise=settings.label_noise,
     )
+
+
+def _transitions(run: Run, settings: TuningConfig, device: str, quiet: bool) -> Transitions | None:
+    """The run's data on the device, where its states are learned in: by nft with advantages by critics."""
+    if not isinstance(settings, NFTConfig) or acts(settings):
+        return None
+    dataset = same_data(run, quiet)
+    with lowering_memory(run.config, None):
+        return run.preprocessing.transitions(run.config.agent.episodes(dataset), run.config.agent.reward_tune, device)
 
 
 @torch.no_grad()

@@ -207,11 +207,20 @@ class Scores:
         error = estimate(returns if normalise is None else normalise(outcomes)).error
         entry["error"] = None if math.isnan(error) else error
         self.evaluations = [e for e in self.evaluations if e["step"] != step] + [entry]
+        self._write()
+        return entry
+
+    def mark(self, **about: Any) -> None:
+        """Say more about the run in the file, where it has one."""
+        self.about |= about
+        if self.evaluations:
+            self._write()
+
+    def _write(self) -> None:
         if self._damaged:
             folder.set_aside(self.path)
             self._damaged = False
         folder.write_json(self.path, {**self.about, "best": self.best(), "evaluations": self.evaluations})
-        return entry
 
     def best(self) -> list[dict[str, Any]]:
         """The best evaluation of each seed: its step and what it was judged by."""
@@ -253,6 +262,18 @@ class ScoreBook:
     def best_steps(self) -> set[int]:
         """The step of each seed's best evaluation."""
         return self.scores.best_steps()
+
+
+def silent_share(run: Path) -> float:
+    """Which share of a run's updates had nothing to learn from, by `no_signal` in metrics.csv; 0 where none is told of.
+
+    Of several seeds, that of the seed which had most of them.
+    """
+    shares: dict[str, list[float]] = {}
+    with contextlib.suppress(OSError, ValueError, csv.Error), (run / "metrics.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            shares.setdefault(str(row["seed"]), []).append(float(row.get("no_signal") or 0))
+    return max((sum(values) / len(values) for values in shares.values()), default=0.0)
 
 
 def tidy(run: Path) -> None:
@@ -355,9 +376,10 @@ def learning_curve(scores: Scores, label: str, path: Path) -> Path:
     figure, ax = new_figure(7, 4)
     about = scores.about
     draw_curves(ax, scores.evaluations, label, BLUE)
-    tuned = about.get("finetune", {}).get("algo")
+    tuned = about.get("finetune", {})
+    acted = tuned.get("algo") == "dppo" or tuned.get("advantages") == "environment"
     ax.set(
-        xlabel="environment steps" if about.get("online") or tuned == "dppo" else "training steps",
+        xlabel="environment steps" if about.get("online") or acted else "training steps",
         ylabel=score_word(about["reference"]) if about["reference"] else "return",
         title=f"{about['dataset']}, evaluated in {about['env']}",
     )

@@ -1,4 +1,4 @@
-"""How a policy is fine-tuned, by PPO over its chain or from preferences. No torch."""
+"""How a policy is fine-tuned, by PPO over its chain, by DiffusionNFT, or from preferences. No torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import agents
 from diffrl.support.errors import UserError, nearest
 from diffrl.support.schema import (
     Batch,
@@ -22,6 +23,7 @@ from diffrl.support.schema import (
     PositiveLimit,
     Range,
     Several,
+    Share,
     Width,
     check,
     read,
@@ -55,21 +57,19 @@ class TuningConfig:
 
 
 @dataclass(frozen=True)
-class DPPOConfig(TuningConfig):
-    """PPO over the denoising chain in the environment: DPPO (Ren et al. 2024, arXiv 2409.00588)."""
-
-    algo: ClassVar[str] = "dppo"
+class ActingConfig(TuningConfig):
+    """The settings of every way to fine-tune a policy in its environment: acting, a state-value critic, passes."""
 
     environments: Several = 20
-    """Environments of each seed, stepped side by side (the paper: 40)."""
+    """Environments of each seed, stepped side by side (DPPO's paper: 40)."""
     rollout_steps: Many = 200
-    """Steps of each environment between updates (the paper: 500 on Hopper)."""
+    """Steps of each environment between updates (DPPO's paper: 500 on Hopper)."""
     epochs: Count = 5
-    """Passes over what was collected, at most (the paper: 5 to 10)."""
+    """Passes over what was collected, at most (DPPO's paper: 5 to 10)."""
     batch_size: Batch = 1000
-    """Environment steps a minibatch, each with all its tuned denoising steps."""
+    """Environment steps a minibatch."""
     learning_rate: Positive = 3e-4
-    """Adam's learning rate of the policy (the paper: 1e-4, with ten times the environment steps)."""
+    """Adam's learning rate of the policy."""
     critic_lr: Positive = 1e-3
     """Adam's learning rate of the state-value critic."""
     critic_width: Width = 256
@@ -82,6 +82,25 @@ class DPPOConfig(TuningConfig):
     """Discount of environment steps."""
     gae_lambda: Fraction = 0.95
     """Decay of GAE (Schulman et al. 2015, arXiv 1506.02438)."""
+    reward_scaling: bool = True
+    """Divide rewards by the running deviation of the discounted return."""
+
+    @property
+    def iteration(self) -> int:
+        """Environment steps of a seed between updates."""
+        return self.environments * self.rollout_steps
+
+
+@dataclass(frozen=True)
+class DPPOConfig(ActingConfig):
+    """PPO over the denoising chain in the environment: DPPO (Ren et al. 2024, arXiv 2409.00588)."""
+
+    algo: ClassVar[str] = "dppo"
+
+    batch_size: Batch = 1000
+    """Environment steps a minibatch, each with all its tuned denoising steps."""
+    learning_rate: Positive = 3e-4
+    """Adam's learning rate of the policy (the paper: 1e-4, with ten times the environment steps)."""
     denoising_discount: Fraction = 0.99
     """Discount of denoising steps: a step j before the last has its advantage times denoising_discount^j."""
     tuned_steps: Count | None = None
@@ -97,13 +116,35 @@ class DPPOConfig(TuningConfig):
     """Weight of the divergence from the pretrained policy, in nats a denoising step."""
     bc_weight: NotNegative = 0.0
     """Weight of imitating the pretrained policy's chains in the states visited (the authors' BC loss), in nats."""
-    reward_scaling: bool = True
-    """Divide rewards by the running deviation of the discounted return."""
 
-    @property
-    def iteration(self) -> int:
-        """Environment steps of a seed between updates."""
-        return self.environments * self.rollout_steps
+
+@dataclass(frozen=True)
+class NFTConfig(ActingConfig):
+    """Denoising losses of a better and a worse mixture, no log-probabilities (DiffusionNFT, arXiv 2509.16117)."""
+
+    algo: ClassVar[str] = "nft"
+
+    advantages: Literal["environment", "critics"] = "environment"
+    """Where advantages come from: from acting in the environment, as DPPO's do (GAE, a new state-value critic), or from
+    the run's own critics, in the states of its data and without acting. With critics the options that act in
+    environments, and those of the new critic, have no effect."""
+    group: Annotated[int, Range(2, 10**6)] = 16
+    """critics: actions drawn in a state, which are compared with each other (the paper: 24 images a prompt)."""
+    states: Batch = 64
+    """critics: states an update, each with its group of actions."""
+    beta: Positive = 1.0
+    """How far the mixtures reach from the sampling policy: 1, or .1 for a stronger step (both published)."""
+    noise_levels: Count = 4
+    """Times at which each action is learned from in a pass, drawn anew."""
+    adv_clip: PositiveLimit = 5.0
+    """Largest advantage: its goodness is r = 1/2 + advantage / (2 adv_clip), in [0, 1]."""
+    anchor: NotNegative = 1e-4
+    """Weight of the squared difference of predictions from the pretrained policy's."""
+    sampling_decay: Share = 0.5
+    """Largest weight that the policy that samples keeps of itself, after an iteration (critics: an update); the rest is
+    the trained policy's."""
+    sampling_decay_rate: NotNegative = 0.001
+    """How fast that weight rises with the iterations or updates, from 0, where the trained policy samples."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +185,17 @@ class DPOConfig(TuningConfig):
     """Adam's learning rate of the policy."""
 
 
-DEFAULT_STEPS = {"dppo": 400_000, "dpo": 1_000}
-"""How long a run is by default: environment steps for dppo, updates for dpo."""
+NOT_ALONE = ("fql", "q_guidance")
+"""Agents that do not act by their generative policy alone: by a distillate of it, and by a guided one."""
+FORWARD = tuple(name for name in agents.names("chain", "solver", "flow") if name not in NOT_ALONE)
+"""The agents of ours whose policies the forward process alone can fine-tune: see `nft`."""
 
-ALGORITHMS: dict[str, type[TuningConfig]] = {schema.algo: schema for schema in (DPPOConfig, DPOConfig)}
+DEFAULT_STEPS = {"dppo": 400_000, "dpo": 1_000, "nft": 400_000}
+"""How long a run is by default: environment steps for dppo and nft, updates for dpo."""
+CRITICS_STEPS = 2_000
+"""How long a run of nft with advantages by critics is by default, in updates."""
+
+ALGORITHMS: dict[str, type[TuningConfig]] = {schema.algo: schema for schema in (DPPOConfig, DPOConfig, NFTConfig)}
 
 
 def get(algo: str) -> type[TuningConfig]:
@@ -157,9 +205,23 @@ def get(algo: str) -> type[TuningConfig]:
     return ALGORITHMS[algo]
 
 
+def acts(config: TuningConfig) -> bool:
+    """Whether the steps of a run are environment steps: whether it acts to learn."""
+    return isinstance(config, DPPOConfig) or (isinstance(config, NFTConfig) and config.advantages == "environment")
+
+
+def default_steps(config: TuningConfig) -> int:
+    """How long a run is by default: environment steps of each seed where it acts to learn, else updates."""
+    if isinstance(config, NFTConfig) and not acts(config):
+        return CRITICS_STEPS
+    return DEFAULT_STEPS[config.algo]
+
+
 def to_dict(config: TuningConfig) -> dict[str, Any]:
     """The configuration as a run's folder holds it, with the algorithm's name among its fields."""
     plain = {"algo": config.algo, **dataclasses.asdict(config), "start_run": str(config.start_run)}
+    if "reward_scaling" in plain:
+        plain["reward_scaling"] = plain.pop("reward_scaling")  # last, where DPPO's folders have always had it
     return {**plain, "start_steps": list(config.start_steps)}
 
 

@@ -12,24 +12,21 @@ step. Their states differ, as they do in trajectories, so each error is held aga
 D3PO, which has no use for a data set's actions (it compares chains, and nobody recorded those), is left to images.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from agents.base import Agent, GenerativePolicy
 from diffrl.alignment.losses import PairErrors, diffusion_dpo_loss
 from diffrl.data.preferences import Preferences
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.diffusion import denoising_loss
-from diffrl.nets import Adam, copy_state_
-from diffrl.support.errors import UserError
-from diffrl.training.checkpoint import part
-from diffrl.training.stack import Evaluate, StackTrainer
+from diffrl.nets import Adam
+from diffrl.training.stack import Evaluate
 from diffrl.tuning.config import DPOConfig
-from diffrl.tuning.ppo import OWN
+from diffrl.tuning.owned import OwningTrainer
 from diffrl.tuning.target import copy_to_averages, denoising_policy, reference
 
 
@@ -132,7 +129,7 @@ class PreferenceLearner:
         return own | {f"pretrained.{name}": tensor for name, tensor in self.pretrained.state_dict().items()}
 
 
-class PreferenceTrainer(StackTrainer[SegmentPairBatch]):
+class PreferenceTrainer(OwningTrainer[SegmentPairBatch]):
     """A stack of seeds that learns from preferences; its steps are updates.
 
     learner, pairs: what learns, and what from. The other arguments are those of `StackTrainer`.
@@ -150,16 +147,3 @@ class PreferenceTrainer(StackTrainer[SegmentPairBatch]):
     ) -> None:
         batch_size = learner.config.batch_size
         super().__init__(learner, pairs, batch_size, generator, evaluate, capture=capture, on_close=on_close)
-        self._own_state = learner.own_state
-
-    @override
-    def state(self) -> dict[str, Tensor]:
-        return super().state() | {f"{OWN}{name}": tensor for name, tensor in self._own_state().items()}
-
-    @override
-    def load(self, state: Mapping[str, Tensor], step: int) -> None:
-        try:
-            copy_state_(self._own_state(), part(state, OWN))
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        super().load({name: tensor for name, tensor in state.items() if not name.startswith(OWN)}, step)

@@ -1,16 +1,25 @@
 """Which of an agent's networks is the policy that fine-tuning changes."""
 
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 import agents
 from agents.base import Agent, GenerativePolicy
+from agents.base_config import CriticConfig
+from agents.critic import CriticEnsemble, aggregate
 from agents.diffusion_policy import DiffusionPolicy
+from agents.flow_policy import FlowPolicy
 from agents.solver_policy import SolverPolicy
 from diffrl.support.errors import UserError, joined
-from diffrl.tuning.config import DPPOConfig, TuningConfig
+from diffrl.tuning.config import FORWARD, NOT_ALONE, DPPOConfig, TuningConfig
 
+PolicyT = TypeVar("PolicyT", bound=GenerativePolicy)
+ForwardPolicy = DiffusionPolicy | SolverPolicy | FlowPolicy
+"""A policy that is trained by a denoising loss."""
 WITH_CHAIN = joined(agents.names("chain"))
 WITH_LOSS = joined(agents.names("chain", "solver"))
 
@@ -39,6 +48,42 @@ def denoising_policy(agent: Agent) -> DiffusionPolicy | SolverPolicy:
     return policy
 
 
+def forward_policy(agent: Agent) -> ForwardPolicy:
+    """The agent's policy, where it is trained by a denoising loss and acts itself, unguided. Raises UserError else."""
+    policy, name = agent.networks.get(agent.generative), agent.config.name
+    if not isinstance(policy, DiffusionPolicy | SolverPolicy | FlowPolicy) or name in NOT_ALONE:
+        raise UserError(
+            f"The agent {name} does not act by a diffusion or flow policy alone; those that do are {joined(FORWARD)}."
+        )
+    return policy
+
+
+def training_times(policy: ForwardPolicy, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Draw times of the forward process, of a shape (S, ...), as the policy's own training draws them."""
+    device = generator.device
+    if isinstance(policy, FlowPolicy):
+        return 1 - torch.rand(tuple(shape), generator=generator, device=device)
+    return policy.times[torch.randint(len(policy.times), tuple(shape), generator=generator, device=device)]
+
+
+def critics_of(agent: Agent) -> Callable[[Tensor, Tensor], Tensor]:
+    """The agent's averaged critics as one function: observations (S, B, O), actions (S, B, A) -> values (S, B).
+
+    Raises UserError where the agent has none.
+    """
+    critic, config = agent.networks.get("target_critic"), agent.config
+    if not isinstance(critic, CriticEnsemble) or not isinstance(config, CriticConfig):
+        raise UserError(
+            f"The agent {config.name} has no critics to say which actions are better: fine-tune it in its environment "
+            "(--advantages environment), or start from a run whose agent learns critics, such as diffusion_ql's."
+        )
+
+    def values(observations: Tensor, actions: Tensor) -> Tensor:
+        return aggregate(critic(observations, actions), config.q_agg, config.q_spread)
+
+    return values
+
+
 def prepare(agent: Agent, config: TuningConfig) -> None:
     """Give the agent's policies the networks that fine-tuning adds: DPPO's frozen copy for the earlier steps."""
     if isinstance(config, DPPOConfig) and config.tuned_steps is not None:
@@ -47,7 +92,7 @@ def prepare(agent: Agent, config: TuningConfig) -> None:
                 network.freeze_start(max(network.steps - config.tuned_steps, 0))
 
 
-def reference(policy: GenerativePolicy) -> GenerativePolicy:
+def reference(policy: PolicyT) -> PolicyT:
     """A copy of the policy whose weights are frozen: what fine-tuning holds the policy to."""
     return deepcopy(policy).requires_grad_(False)
 

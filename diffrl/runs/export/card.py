@@ -20,6 +20,7 @@ from diffrl.support.schema import to_yaml
 from diffrl.support.statistics import estimate
 from diffrl.training.logs import benchmark_family, returns_of, score_word
 from diffrl.tuning import config as tuning
+from diffrl.tuning.distil_config import DISTIL, DistilConfig
 from envs import registry
 from envs.datasets import FILE_SUFFIXES
 
@@ -92,9 +93,10 @@ def start_words(run: Run) -> list[str]:
     """The words that began a run which started from another run, `RUN` in them. run: its kind is not offline."""
     settings = dict(run.settings or {})
     algo = settings.pop("algo", None)
-    schema = OnlineConfig if run.kind == ONLINE else tuning.get(str(algo))
+    schema: Any = {ONLINE: OnlineConfig, DISTIL: DistilConfig}.get(run.kind) or tuning.get(str(algo))
     ours = {f.name: settings[f.name] for f in dataclasses.fields(schema) if f.name in settings}
-    words = ["online", "RUN"] if run.kind == ONLINE else ["finetune", "policy", "RUN", "--algo", str(algo)]
+    verb = ["finetune", "policy", "RUN", "--algo", str(algo)]
+    words = [run.kind, "RUN"] if run.kind in (ONLINE, DISTIL) else verb
     for name in ("steps", "seeds", "eval_every", "eval_episodes"):
         words += _option(f"--{name}", getattr(run.config, name))
     for entry in dataclasses.fields(schema):
@@ -155,7 +157,8 @@ def card(facts: Facts) -> str:
 
 
 def _after(run: Run) -> str:
-    return {OFFLINE: "", ONLINE: " and then online"}.get(run.kind, f" and then fine-tuned by {run.kind}")
+    after = {OFFLINE: "", ONLINE: " and then online", DISTIL: ", distilled from a trained policy"}
+    return after.get(run.kind, f" and then fine-tuned by {run.kind}")
 
 
 def _front_matter(facts: Facts, dataset: str) -> dict[str, Any]:

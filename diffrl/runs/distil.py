@@ -1,0 +1,317 @@
+"""Runs that distil a policy: `distil` from top to bottom, `resume_distil`; score against network calls."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from agents.base import Agent
+from agents.consistency_policy import ConsistencyPolicy
+from agents.flow_policy import FlowPolicy
+from agents.registry import get as agent_schema
+from diffrl.data.preprocessing import Preprocessing
+from diffrl.data.transitions import Transitions
+from diffrl.runs.config import RunOptions
+from diffrl.runs.policy import Actor, Evaluator, StackEvaluator, build_agent, load_stack, source_of_randomness
+from diffrl.runs.run import FILES, IMAGES, Run, kind_of, lowering_memory
+from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
+from diffrl.support import folder
+from diffrl.support.console import console
+from diffrl.support.errors import UserError
+from diffrl.support.folder import claimed
+from diffrl.support.machine import resolve_device, settle
+from diffrl.support.plots import BLUE, GREY, ORANGE, finish, new_figure, save
+from diffrl.support.schema import read, refuse_others
+from diffrl.support.seeds import generator_at
+from diffrl.support.statistics import estimate
+from diffrl.training import checkpoint
+from diffrl.training.logs import score_word
+from diffrl.tuning import distil_config
+from diffrl.tuning.distil import DistilLearner, Map, Teacher, keep_critics, student_map, teacher_of
+from diffrl.tuning.distil_config import DISTIL, DistilConfig, keeps_critics, student_config
+from diffrl.tuning.owned import OwningTrainer
+from diffrl.tuning.target import forward_policy
+
+RESULT, PICTURE = "distil.json", "distil.png"
+"""Score and agreement against network calls, in the run's folder."""
+_ENTROPY = 0xD157
+"""Sets the noise of the comparison apart from that of training and of evaluations."""
+_STATES = 1000
+"""States of the data in which teacher and student are compared."""
+
+
+def distil(settings: DistilConfig, *, quiet: bool = False, **options: Any) -> Path:
+    """Distil the policies of `settings.start_run` into a run of its own; give that run's folder.
+
+    options: fields of `RunOptions`; steps (updates) are by default 10,000 and eval_every a tenth of them. At the end
+    teacher and student are compared over network calls: a table, `distil.json` and `distil.png`. Raises UserError
+    where the run's policy cannot be distilled so.
+    """
+    refuse_others(options, "a distilled run, beside its settings", RunOptions)
+    asked = RunOptions(**options)
+    if kind_of(settings.start_run) == IMAGES:
+        raise UserError(
+            f"{settings.start_run} is a run of an image model, which `diffrl distil` does not distil yet: expected a "
+            "run whose policy is a diffusion or a flow."
+        )
+    start = Run.read(settings.start_run).within(None, asked.env_kwargs, asked.max_episode_steps)
+    steps = distil_config.STEPS if asked.steps is None else asked.steps
+    eval_every = max(steps // 10, 1) if asked.eval_every is None else asked.eval_every
+    device = resolve_device(asked.device or start.config.device)
+    asked = dataclasses.replace(asked, steps=steps, eval_every=eval_every, device=device)
+    config = asked.applied(start.config)
+    settle()
+    teacher, start_steps = load_stack(start, config.seeds, settings.start_checkpoint, device)
+    policy = forward_policy(teacher)
+    view = teacher_of(teacher, settings)
+    low, high = view.noise_range
+    if not low < high:
+        raise UserError(f"The policy of {start.path} samples in one call already: there is nothing to distil.")
+    settings = dataclasses.replace(settings, start_steps=start_steps)
+    student = student_config(start.config.agent, settings, view.noise_range)
+    config = dataclasses.replace(config, agent=student, compile=False)
+    transitions = _transitions(start, device, quiet)
+    frozen = getattr(policy, "n_early", 0)
+    with claimed(config.out, folder_stem(config, f"{start.config.agent.name}-{settings.to}"), FILES) as path:
+        kept: dict[str, Any] = {"name": start.config.agent.name, **dataclasses.asdict(start.config.agent)}
+        run = dataclasses.replace(
+            start,
+            path=path,
+            config=dataclasses.replace(config, out=path),
+            kind=DISTIL,
+            settings={**settings.to_dict(), "teacher": kept, "frozen_steps": frozen},
+        )
+        run.write()
+        agent = build_agent(run, device)
+        if keeps_critics(start.config.agent, settings.to):
+            keep_critics(agent, teacher)
+        _begin_as(agent, policy)
+        return _fit(run, settings, agent, teacher, transitions, quiet)
+
+
+def resume_distil(run: Run, *, steps: int | None, device: str | None, quiet: bool = False) -> Path:
+    """Go on with a distilled run from its newest whole checkpoint: see `diffrl.resume`.
+
+    Where it has made its steps and was cut in the comparison after them, that is made.
+    """
+    settings, teacher_config, frozen = _settings(run)
+    device = resolve_device(device or run.config.device)
+    steps = run.config.steps if steps is None else steps
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, steps=steps, device=device))
+    made = checkpoint.load_latest(run.path, checkpoint.LOOP)[0]
+    compared = made.step == steps and (run.path / RESULT).exists()
+    saved = made if made.step == steps and not compared else newest(run)
+    settle()
+    transitions = _transitions(run, device, quiet)
+    agent = build_agent(run, device)
+    teacher = teacher_config.build(run.observation_size, run.action_size, run.config.seeds, device)
+    if frozen:
+        teacher.networks[teacher.generative].freeze_start(frozen)
+    run.seal()
+    run.write_config()
+    checkpoint.clean(run.path, saved.step)
+    return _fit(run, settings, agent, teacher, transitions, quiet, saved)
+
+
+def _settings(run: Run) -> tuple[DistilConfig, Any, int]:
+    """The settings of a distilled run, its teacher's agent's configuration, and how many of its steps are frozen."""
+    values, source = dict(run.settings or {}), str(run.path)
+    try:
+        teacher, frozen = dict(values.pop("teacher")), int(values.pop("frozen_steps"))
+        schema = agent_schema(str(teacher.pop("name")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run.path} is damaged: settings.yaml does not say what the teacher is ({error}).") from error
+    return DistilConfig.from_dict(values, source), read(schema, teacher, source, "teacher."), frozen
+
+
+def _transitions(run: Run, device: str, quiet: bool) -> Transitions:
+    dataset = same_data(run, quiet)
+    with lowering_memory(run.config, None):
+        return run.preprocessing.transitions(dataset, "no", device)
+
+
+@torch.no_grad()
+def _begin_as(agent: Agent, teacher: torch.nn.Module) -> None:
+    """Begin a flow's student with the weights of a teacher that is the same network, as reflow does."""
+    policy = agent.policy
+    shapes = [{n: t.shape for n, t in module.state_dict().items()} for module in (policy, teacher)]
+    if isinstance(policy, FlowPolicy) and isinstance(teacher, FlowPolicy) and shapes[0] == shapes[1]:
+        policy.load_state_dict(teacher.state_dict())
+
+
+def _fit(
+    run: Run,
+    settings: DistilConfig,
+    agent: Agent,
+    teacher: Agent,
+    transitions: Transitions,
+    quiet: bool,
+    saved: checkpoint.Checkpoint | None = None,
+) -> Path:
+    how = {"cd": "by consistency distillation", "scm": "by sCM"}[settings.loss]
+    what = f"a consistency policy {how}" if settings.to == "consistency" else "a rectified flow"
+    title = f"{teacher.config.name} of {settings.start_run} is distilled into {what}, {settings.calls} network call(s)"
+    title += f", evaluated in {escape(run.task.env_text)}" if run.task.env_id else ". NO SCORES: no environment"
+    origin = {"to": settings.to, "start_run": str(settings.start_run), "start_steps": list(settings.start_steps)}
+    with watched(run, f"{title}. Run: {run.path}", quiet, saved) as observer:
+        evaluator = StackEvaluator(run, agent)
+        learner = DistilLearner(agent, teacher, settings)
+        trainer = OwningTrainer(
+            learner,
+            transitions,
+            settings.batch_size,
+            source_of_randomness(agent),
+            evaluator,
+            capture=run.config.capture,
+            on_close=evaluator.close,
+        )
+        scores = fit(run, agent, trainer, observer, saved, {"distil": origin})
+        rows = compare_calls(run, agent, teacher, learner.teacher, transitions)
+        folder.write_json(run.path / RESULT, {"settings": settings.to_dict(), "rows": [r.to_dict() for r in rows]})
+        _plot(run, rows, settings)
+    if not quiet:
+        console.print(_table(run, rows))
+        console.print(f"score and agreement against network calls: {run.path / PICTURE}")
+    return finished(run, scores, quiet)
+
+
+# --- Score against network calls -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CallsRow:
+    """Teacher or student at one number of network calls."""
+
+    who: str
+    """teacher, student; or "teacher, as it acts", and so of the student: by its own sampler and its critics' choice."""
+    calls: int
+    distance: list[float] | None
+    """Root of the mean square distance to the teacher's actions from the same noise, a seed; None: not of one map."""
+    values: list[list[float]] | None
+    """Scores, or returns where there are no references, an episode of each seed; None: no environment."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as JSON has it."""
+        return dataclasses.asdict(self)
+
+
+class _Alone:
+    """A map as what acts, without a choice by critics: observations as the environment has them -> its actions."""
+
+    def __init__(self, sample: Map, calls: int, size: int, preprocessing: Preprocessing, seeds: Sequence[int]) -> None:
+        device = next(iter(preprocessing.state_dict().values())).device
+        self._sample, self._calls, self._size, self._parts = sample, calls, size, preprocessing
+        self._generator = generator_at(*seeds, _ENTROPY, device=device)
+
+    def __call__(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        z = self._parts.observations(torch.as_tensor(observations, device=self._generator.device))
+        shape = (self._calls, *z.shape[:-1], self._size)
+        noise = torch.randn(shape, generator=self._generator, device=z.device)
+        return np.asarray(self._parts.actions.inverse(self._sample(z, noise)).cpu().numpy())
+
+
+def compare_calls(
+    run: Run, agent: Agent, teacher_agent: Agent, teacher: Teacher, transitions: Transitions
+) -> list[CallsRow]:
+    """Teacher and student over network calls: how far apart from the same noise, and scored, each in the same episodes.
+
+    run: the student's. agent, teacher_agent: both, as they act. teacher: its map.
+    """
+    policy = agent.policy
+    assert isinstance(policy, ConsistencyPolicy | FlowPolicy)
+    own = int(getattr(run.config.agent, "denoising_steps", 0) or getattr(run.config.agent, "flow_steps", 1))
+    most, seeds = teacher.calls, agent.seeds
+    generator = generator_at(*seeds, _ENTROPY, device=agent.device)
+    states = transitions.draw(_STATES, agent.n_seeds, generator).observations
+    noise = torch.randn(
+        (max(most, own, 4), *states.shape[:-1], agent.action_size), generator=generator, device=agent.device
+    )
+    goal = teacher.map()(states, noise[0])
+
+    def distance(sample: Map, calls: int) -> list[float]:
+        found: Tensor = (sample(states, noise[:calls]) - goal).square().mean((-2, -1)).sqrt()
+        return [float(value) for value in found.cpu()]
+
+    def first(sample: Map) -> Map:
+        return lambda observations, draws: sample(observations, draws[0])
+
+    evaluator = None if run.task.env_id is None else Evaluator(run.task.make, agent.n_seeds)
+    preprocessing = run.preprocessing.to(agent.device)
+
+    def score(act: Any) -> list[list[float]] | None:
+        if evaluator is None:
+            return None
+        returns, _ = evaluator(act, run.config.eval_episodes, (*seeds, _ENTROPY))
+        outcomes = evaluator.outcomes(returns)
+        values: NDArray[Any] = run.task.score(outcomes) if run.task.reference else returns
+        return [[float(value) for value in row] for row in values]
+
+    rows = []
+    try:
+        for who, numbers, of in (
+            ("teacher", sorted({1, 2, 4, most} & set(range(1, most + 1))), lambda n: first(teacher.map(n))),
+            ("student", sorted({1, 2, 4, own}), lambda n: student_map(policy, n)),
+        ):
+            for calls in numbers:
+                sample = of(calls)
+                alone = _Alone(sample, calls, agent.action_size, preprocessing, seeds)
+                rows.append(CallsRow(who, calls, distance(sample, calls), score(alone)))
+        if evaluator is not None:
+            for who, calls, one in (("teacher", most, teacher_agent), ("student", own, agent)):
+                act = Actor(one, run.preprocessing, _ENTROPY)
+                rows.append(CallsRow(f"{who}, as it acts", calls, None, score(act)))
+    finally:
+        if evaluator is not None:
+            evaluator.close()
+    return rows
+
+
+def _table(run: Run, rows: Sequence[CallsRow]) -> Table:
+    table = Table(title=f"Teacher and student, {len(run.config.seeds)} seed(s)")
+    for column in ("", "network calls", "distance to the teacher", _measure(run)):
+        table.add_column(column, justify="right" if column else "left")
+    for row in rows:
+        distance = "" if row.distance is None else f"{np.mean(row.distance):.3f}"
+        score = "" if row.values is None else str(estimate(row.values))
+        table.add_row(row.who, str(row.calls), distance, score)
+    return table
+
+
+def _measure(run: Run) -> str:
+    return score_word(run.task.reference) if run.task.reference else "return"
+
+
+def _plot(run: Run, rows: Sequence[CallsRow], settings: DistilConfig) -> None:
+    """Draw score, or without an environment the distance to the teacher, against network calls."""
+    figure, ax = new_figure(7, 4)
+    scored = rows[0].values is not None
+    for who, colour in (("teacher", GREY), ("student", BLUE)):
+        own = [row for row in rows if row.who == who]
+        values = [np.mean(row.values if scored else row.distance) for row in own]  # type: ignore[arg-type]
+        ax.plot([row.calls for row in own], values, marker="o", color=colour, label=f"{who}, the policy alone")
+        for row in rows:
+            if row.who.startswith(f"{who},") and row.values is not None:
+                colour = ORANGE if who == "student" else colour
+                ax.plot(row.calls, np.mean(row.values), "*", color=colour, markersize=12, label=row.who)
+    ax.set_xscale("log", base=2)
+    numbers = sorted({row.calls for row in rows})
+    ax.set_xticks(numbers, [str(n) for n in numbers])
+    ax.minorticks_off()
+    measure = _measure(run) if scored else "distance to the teacher's action"
+    ax.set(xlabel="network calls for an action", ylabel=measure, title=f"{settings.to} of {settings.start_run}")
+    finish(ax)
+    save(figure, run.path / PICTURE)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What `distil.json` of a run's folder says."""
+    return dict(json.loads((path / RESULT).read_text()))

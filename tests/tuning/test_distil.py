@@ -1,0 +1,295 @@
+"""Distillation of a policy: maps and losses against closed forms, and runs of it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import diffrl
+from agents import BFN, EDP, FQL, IFQL, TD3BC, AgentConfig, ConsistencyAC, DiffusionBC, DiffusionQL
+from diffrl.commands.distil import run as command
+from diffrl.diffusion import VE, Sampler, consistency_loss, couple
+from diffrl.runs.distil import PICTURE, RESULT, distil
+from diffrl.runs.policy import load_agent
+from diffrl.runs.run import Run
+from diffrl.support.errors import UserError
+from diffrl.training import checkpoint
+from diffrl.tuning.distil import DistilLearner, Teacher, student_map
+from diffrl.tuning.distil_config import DistilConfig, student_config
+from tests.rounding import rounding
+from tests.training.conftest import assert_same_run
+from tests.tuning.conftest import SMALL, target_run
+
+TEACHERS: tuple[AgentConfig, ...] = (DiffusionBC(**SMALL), EDP(**SMALL), BFN(**SMALL))
+MEAN, STD = torch.tensor([0.2, -0.3]), torch.tensor([0.2, 0.1])
+"""The Gaussian that `gaussian` teachers know."""
+
+
+def built(config: AgentConfig, seeds: tuple[int, ...] = (0, 1)) -> Any:
+    return config.build(3, 2, seeds)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gaussian(config: AgentConfig, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An agent whose policy is that of actions N(MEAN, STD^2), exactly, in every state: its network is the formula."""
+    agent = built(config)
+    policy = agent.policy
+
+    def bound(observations: Tensor, K: int = 1) -> Any:
+        prediction = policy.prediction
+
+        def network(u: Tensor, label: Tensor) -> Tensor:
+            x, t = u, label  # eps, velocity and x0 see both as they are
+            a, s = (
+                f(t).unsqueeze(-1) if t.ndim else f(t) for f in (prediction.process.alpha, prediction.process.sigma)
+            )
+            D = (MEAN * s**2 + a * STD**2 * x) / (a**2 * STD**2 + s**2)
+            e = (x - a * D) / s
+            p, q = prediction.coefficients(t.unsqueeze(-1) if t.ndim else t)
+            return p * D + q * e
+
+        return network
+
+    monkeypatch.setattr(policy, "bound", bound)
+    return agent
+
+
+def exact(noise: Tensor, k: float) -> Tensor:
+    """The end of the probability-flow path through y = k z: mean + std (y - mean) / sqrt(std^2 + k^2)."""
+    return MEAN + STD * (k * noise - MEAN) / torch.sqrt(STD**2 + k**2)
+
+
+# --- The teacher's map ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", TEACHERS)
+def test_the_teachers_map_is_its_own_sampling_and_reflows_pairs_lie_on_it(config: AgentConfig) -> None:
+    """Of solver and flow to the bit what they act by; of a chain its steps without noise; `couple` gives the same."""
+    agent = built(config)
+    policy, teacher = agent.policy, Teacher(agent.policy)
+    observations, z = drawn(2, 6, 3), drawn(2, 6, 2, seed=1)
+    actions = teacher.map()(observations, z)
+    with torch.no_grad():
+        if teacher.continuous:
+            own = policy.sample(observations, z)
+        else:
+            grid = torch.cat([policy.times, policy.times.new_zeros(1)])
+            sampler = Sampler(policy.prediction.process, grid)
+            own = sampler(
+                policy.step_denoiser(observations), float(policy.prediction.process.sigma(grid[0])) * z, clip=(-1, 1)
+            )
+        times = {5: torch.cat([policy.times, torch.zeros(1)]) if not teacher.continuous else None}
+    torch.testing.assert_close(actions, own, rtol=0, atol=2e-5)
+    if not teacher.continuous:
+        pairs, start = couple(policy.prediction.process, policy.denoiser(observations), z, times[5])  # type: ignore[arg-type]
+        assert torch.equal(start, z)
+        torch.testing.assert_close(actions, pairs.clamp(-1, 1), rtol=0, atol=2e-5)
+    assert teacher.calls == {"diffusion_bc": 5, "edp": 15, "bfn": 10}[config.name]
+    for calls in (1, 2, 4):
+        assert teacher.sampler(calls)[0].n_steps == calls
+
+
+@pytest.mark.parametrize(
+    "config", [dataclasses.replace(TEACHERS[1], sampling_steps=200), dataclasses.replace(TEACHERS[2], flow_steps=400)]
+)  # type: ignore[call-arg]
+def test_a_gaussian_teachers_map_is_the_closed_form(config: AgentConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = gaussian(config, monkeypatch)
+    z = drawn(2, 50, 2)
+    teacher = Teacher(agent.policy)
+    k = 1e6 if config.name == "bfn" else teacher.noise_range[1]
+    error = (teacher.map()(drawn(2, 50, 3, seed=1), z) - exact(z, k).clamp(-1, 1)).abs().max()
+    assert float(error) < 5e-3
+
+
+def test_levels_are_where_the_teacher_was_trained() -> None:
+    for config in TEACHERS:
+        teacher = Teacher(built(config).policy, levels=12)
+        levels, (low, high) = teacher.boundaries(), teacher.noise_range
+        assert (levels.diff() > 0).all()
+        assert float(levels[-1]) == pytest.approx(high)
+        if teacher.continuous:
+            assert (len(levels), float(levels[0])) == (12, pytest.approx(low))
+        else:
+            np.testing.assert_allclose(levels[1:], teacher.policy.noise_levels())
+            assert levels[0] < low / 50
+
+
+# --- The losses ----------------------------------------------------------------------------------------------------
+
+
+def learner(agent: Any, **fields: Any) -> tuple[DistilLearner, Any]:
+    config = DistilConfig(start_run=Path(), **fields)
+    noise_range = Teacher(agent.policy, config.levels).noise_range
+    student = student_config(agent.config, config, noise_range).build(3, 2, agent.seeds)
+    return DistilLearner(student, agent, config), student
+
+
+@pytest.mark.parametrize("config", TEACHERS)
+def test_cd_is_zero_at_the_exact_consistency_function(config: AgentConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a Gaussian, to the error of the teacher's steps, and by far not at a function that is off by .05."""
+    agent = gaussian(config, monkeypatch)
+    made, _ = learner(agent, levels=200)
+    levels, denoise = made.teacher.boundaries().float(), made.teacher.denoiser(drawn(2, 400, 3))
+    # A chain of 5 levels takes steps too long to be exact: the same teacher, at more of them.
+    levels = levels if made.teacher.continuous else torch.logspace(-2, 1, 200)
+    i = torch.randint(1, 200, (2, 400), generator=torch.Generator().manual_seed(0))
+    a_0, e = MEAN + STD * drawn(2, 400, 2, seed=1), drawn(2, 400, 2, seed=2)
+
+    def known(shift: float) -> Any:
+        def f(y: Tensor, k: Tensor) -> Tensor:
+            k = k.unsqueeze(-1)
+            return MEAN + STD * (y - MEAN) / torch.sqrt(STD**2 + k**2) + shift * k / (1 + k)
+
+        return f
+
+    losses = [
+        consistency_loss(VE(), known(s), a_0, levels[i], levels[i - 1], e, teacher=denoise, solver="heun").mean()
+        for s in (0.0, 0.05)
+    ]
+    assert float(losses[0]) < 1e-7
+    assert float(losses[0]) < float(losses[1]) / 20
+
+
+def test_a_trained_students_map_is_the_closed_form_in_each_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a Gaussian teacher, by CD, by sCM and by reflow: within .03 of the flow's map in root mean square, deviation .1
+    to .2; the seeds are distilled apart, from a teacher of theirs."""
+    z, observations = drawn(1, 2, 300, 2, seed=5), drawn(2, 300, 3, seed=6)
+    for fields, steps in (
+        ({"to": "consistency", "levels": 18}, 300),
+        ({"to": "consistency", "loss": "scm", "warm_up": 100}, 300),
+        ({"to": "reflow"}, 300),
+    ):
+        agent = gaussian(dataclasses.replace(TEACHERS[1], width=64, layers=2), monkeypatch)  # type: ignore[call-arg]
+        made, student = learner(agent, learning_rate=3e-3, ema_rate=0.05, batch_size=128, **fields)
+        generator = torch.Generator().manual_seed(0)
+        batch: Any = type("Batch", (), {"observations": drawn(2, 128, 3, seed=7)})()
+        for _ in range(steps):
+            made.update(batch, generator)
+        found = student_map(student.policy, 1)(observations, z)
+        k = made.teacher.noise_range[1]
+        error = (found - exact(z[0], k)).square().mean((-2, -1)).sqrt()
+        wrong = (found - exact(-z[0], k)).square().mean((-2, -1)).sqrt()
+        assert (error < 0.03).all(), (fields, error)
+        assert (wrong > 0.15).all()
+        assert not torch.equal(*student.policy.mlp.first.weight)
+
+
+def test_seeds_are_distilled_as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of a seed in a stack is its loss alone, from the same draws."""
+    agent, alone = built(TEACHERS[0]), built(TEACHERS[0], (1,))
+    made, _ = learner(agent)
+    single, _ = learner(alone)
+    observations, a_0, e = drawn(2, 9, 3), drawn(2, 9, 2, seed=1), drawn(2, 9, 2, seed=2)
+    i = torch.randint(1, 6, (2, 9), generator=torch.Generator().manual_seed(0))
+    both = made.cd_loss(observations, a_0, i, e)
+    one = single.cd_loss(observations[1:], a_0[1:], i[1:], e[1:])
+    assert float((both[1] - one[0]).abs().detach()) < rounding(torch.float32, 500, float(one.detach().abs()))
+    t = torch.full((2, 9), 1.0)
+    reflow, _ = learner(agent, to="reflow")
+    step = a_0 - (e - reflow.trained.bound(observations)(e, t))
+    torch.testing.assert_close(reflow.reflow_loss(observations, a_0, t, e), step.square().mean((-2, -1)))
+
+
+# --- Runs ----------------------------------------------------------------------------------------------------------
+
+QUICK: dict[str, Any] = {"batch_size": 32, "steps": 12, "eval_every": 6, "eval_episodes": 2, "log_every": 4}
+
+
+def distilled(start: Path, out: Path, **fields: Any) -> Path:
+    fields = QUICK | fields
+    settings = {name: fields.pop(name) for name in list(fields) if name in DistilConfig.__dataclass_fields__}
+    return distil(DistilConfig(start_run=start, **settings), out=out, quiet=True, **fields)
+
+
+@pytest.mark.parametrize("to", ["consistency", "reflow"])
+def test_a_run_that_is_cut_goes_on_bit_for_bit_and_is_like_any_other(cloned: Path, tmp_path: Path, to: str) -> None:
+    """Also where the cut is in the comparison after its steps; evaluate, load_policy and fine-tuning's refusal."""
+    whole = distilled(cloned, tmp_path / "whole", to=to)
+    cut = distilled(cloned, tmp_path / "cut", to=to, steps=6)
+    diffrl.resume(cut, steps=12, quiet=True)
+    assert_same_run(whole, cut)
+    first = json.loads((whole / RESULT).read_text())["rows"]
+    assert json.loads((cut / RESULT).read_text())["rows"] == first
+    (cut / RESULT).unlink()
+    diffrl.resume(cut, quiet=True)
+    assert json.loads((cut / RESULT).read_text())["rows"] == first
+    with pytest.raises(UserError, match="has 12 steps already"):
+        diffrl.resume(cut, quiet=True)
+    assert (whole / PICTURE).is_file()
+    who = [row["who"] for row in first]
+    assert who == ["teacher"] * 4 + ["student"] * 3 + ["teacher, as it acts", "student, as it acts"]
+    assert first[3]["calls"] == 5
+    assert max(first[3]["distance"]) == 0
+    assert [len(values) for values in first[0]["values"]] == [2, 2]
+    agent: Any = Run.read(whole).config.agent
+    assert agent.name == {"consistency": "consistency_ac", "reflow": "bfn"}[to]
+    assert agent.act_candidates == 1
+    assert diffrl.load_policy(whole, seed=1)(np.zeros((4, 1), np.float32)).shape == (4, 2)
+    assert len(diffrl.evaluate(whole, episodes=2, which=["last"], quiet=True)["last"]["returns"]) == 2
+
+
+def test_critics_go_on_choosing_where_they_are_of_the_same_kind(tmp_path: Path) -> None:
+    quick: dict[str, Any] = {"steps": 4, "eval_every": 4, "eval_episodes": 1, "seeds": (0,)}
+    for config, to, kept in (
+        (DiffusionQL(**SMALL, act_candidates=3), "consistency", True),
+        (DiffusionQL(**SMALL, act_candidates=3), "reflow", False),
+        (IFQL(**SMALL, act_candidates=3), "reflow", False),
+        (BFN(**SMALL, act_candidates=3), "reflow", True),
+    ):
+        name = f"{config.name}-{to}"
+        start = target_run(tmp_path / name / "start", config, **quick)
+        run = distilled(start, tmp_path / name / "run", to=to, steps=2, eval_every=2, calls=2)
+        agent: Any = Run.read(run).config.agent
+        assert agent.act_candidates == (3 if kept or config.name == "ifql" else 1)
+        before, after = (checkpoint.load(r, n).learner for r, n in ((start, 4), (run, 2)))
+        critics = [n for n in after if n.startswith(("critic.", "target_critic."))]
+        assert critics
+        if kept or config.name == "ifql":
+            assert all(torch.equal(after[n], before[n]) for n in critics)
+        loaded: Any = load_agent(Run.read(run), 0)
+        if kept:  # the same values of the same actions: the networks are the same functions
+            teacher: Any = load_agent(Run.read(start), 0)
+            o, a = drawn(1, 5, 1), drawn(1, 5, 2, seed=1)
+            assert torch.equal(loaded.critic(o, a), teacher.critic(o, a))
+
+
+def test_what_cannot_be_distilled_says_so(cloned: Path, tmp_path: Path) -> None:
+    quick: dict[str, Any] = {"steps": 2, "eval_every": 2, "eval_episodes": 1, "seeds": (0,)}
+    for config in (TD3BC(**SMALL), FQL(**SMALL), ConsistencyAC(**SMALL)):
+        start = target_run(tmp_path / config.name, config, **quick)
+        with pytest.raises(UserError, match="does not act by a diffusion or flow policy alone"):
+            distilled(start, tmp_path / "a")
+    once = target_run(tmp_path / "once", DiffusionBC(**SMALL, denoising_steps=1), **quick)
+    with pytest.raises(UserError, match="in one call already"):
+        distilled(once, tmp_path / "a")
+    with pytest.raises(UserError, match="trained at its 5 own: take --loss cd"):
+        distilled(cloned, tmp_path / "a", loss="scm")
+    with pytest.raises(UserError, match="--loss scm is a loss of --to consistency"):
+        DistilConfig(start_run=cloned, loss="scm", to="reflow")
+    with pytest.raises(UserError, match="is not a run's folder"):
+        distilled(tmp_path / "none", tmp_path / "a")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "run.json").write_text('{"kind": "images"}')
+    with pytest.raises(UserError, match="run of an image model"):
+        distilled(tmp_path / "images", tmp_path / "a")
+    with pytest.raises(UserError, match="Which run's policy"):
+        command([])
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_command(cloned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two calls, one seed; the table tells teacher and student apart."""
+    words = f"{cloned} --to reflow --calls 2 --batch-size 8 --steps 4 --eval-every 4 --eval-episodes 2 --seeds 1"
+    assert command([*words.split(), "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert "network calls" in said
+    assert "student, as it acts" in said
+    assert Run.read(tmp_path / "run").config.agent.flow_steps == 2  # type: ignore[attr-defined]
