@@ -203,6 +203,8 @@ class OnlineConfig(FinetuneConfig):
 
     reward: str = "jpeg"
     """What to raise, such as jpeg, incompressible, digit:8, aesthetic:FOLDER, "clip:ID + 0.1*jpeg", remote:URL."""
+    scale_rewards: bool = False
+    """Divide each part of a sum by its running deviation among images of a prompt: weights alone balance them."""
     queries: Count = 3072
     """Images to be scored in all."""
     kl: NotNegative = 0.0
