@@ -14,11 +14,12 @@ from torch import Tensor
 from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner
 from diffrl.images.algorithms.base import Metrics
-from diffrl.images.config import DPOConfig, FinetuneConfig, OnlineConfig, SupervisedConfig
+from diffrl.images.config import DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
 from diffrl.images.evaluation import Classify, alarm, evaluate
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import load_model
+from diffrl.images.models.pipelines import PipelineModel
 from diffrl.images.rewards.human import humans
 from diffrl.images.rewards.scaled import scaled
 from diffrl.images.run import (
@@ -372,6 +373,10 @@ def _model(config: FinetuneConfig, device: str, quiet: bool) -> ImageModel:
     options: dict[str, Any] = {} if config.adapter is None else {"adapter": config.adapter}
     if config.checkpointing:
         options["checkpointing"] = True
+    if config.lean:
+        options["lean"] = True
+    if config.size is not None:
+        options["size"] = config.size
     if config.builtin:
         options["quiet"] = quiet
     return load_model(config.model, lora=lora, precision=config.precision, device=device, seed=config.seed, **options)
@@ -409,4 +414,15 @@ def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
     if not model.extras:
         once = list(dict.fromkeys(prompts.texts))
         conditions(model, once, [{}] * len(once))
+    if config.lean and isinstance(model, PipelineModel):
+        model.settle([*prompts.texts, *_prompts_of_data(config, model)])
     return prompts
+
+
+def _prompts_of_data(config: FinetuneConfig, model: ImageModel) -> list[str]:
+    """The prompts that stand beside a run's images or pairs."""
+    if isinstance(config, SupervisedConfig | ReFLConfig) and config.data not in (None, "digits"):
+        return list(folder_examples(config.data, model).prompts)
+    if isinstance(config, DPOConfig) and config.pairs is not None:
+        return list(folder_pairs(config.pairs, model).prompts)
+    return []
