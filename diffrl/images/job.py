@@ -14,12 +14,14 @@ from torch import Tensor
 from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner
 from diffrl.images.algorithms.base import Metrics
-from diffrl.images.config import DPOConfig, FinetuneConfig, SupervisedConfig
+from diffrl.images.config import DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
 from diffrl.images.evaluation import Classify, alarm, evaluate
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import load_model
+from diffrl.images.models.pipelines import PipelineModel
 from diffrl.images.rewards.human import humans
+from diffrl.images.rewards.scaled import scaled
 from diffrl.images.run import (
     CONFIG,
     FILES,
@@ -121,9 +123,14 @@ class _Session:
         with _waiting_for(world):  # what is made at first use is made by one
             model = _model(config, device, quiet)
             reward = None if config.scored_by is None else rewards.parse(config.scored_by, device=device)
+            if reward is not None and isinstance(config, OnlineConfig) and config.scale_rewards:
+                reward = scaled(reward)
             self.humans = humans(reward)
             self.held_out = None if config.held_out is None else rewards.parse(config.held_out, device=device)
             self._check_humans()
+            for asked in (reward, self.held_out):
+                if asked is not None and rewards.grouped(asked) and world.size > 1:
+                    raise UserError(f"{asked.name} compares the images of a prompt: leave out --processes.")
             self.classify = _classifier(config)
         self.setup = Setup(config, model, chain_of(model, config), _prompts(config, model), reward, world)
         self.state = RunState(queries=config.scored_before, kl_weight=config.kl_weight, say=self._say)
@@ -366,6 +373,10 @@ def _model(config: FinetuneConfig, device: str, quiet: bool) -> ImageModel:
     options: dict[str, Any] = {} if config.adapter is None else {"adapter": config.adapter}
     if config.checkpointing:
         options["checkpointing"] = True
+    if config.lean:
+        options["lean"] = True
+    if config.size is not None:
+        options["size"] = config.size
     if config.builtin:
         options["quiet"] = quiet
     return load_model(config.model, lora=lora, precision=config.precision, device=device, seed=config.seed, **options)
@@ -403,4 +414,15 @@ def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
     if not model.extras:
         once = list(dict.fromkeys(prompts.texts))
         conditions(model, once, [{}] * len(once))
+    if config.lean and isinstance(model, PipelineModel):
+        model.settle([*prompts.texts, *_prompts_of_data(config, model)])
     return prompts
+
+
+def _prompts_of_data(config: FinetuneConfig, model: ImageModel) -> list[str]:
+    """The prompts that stand beside a run's images or pairs."""
+    if isinstance(config, SupervisedConfig | ReFLConfig) and config.data not in (None, "digits"):
+        return list(folder_examples(config.data, model).prompts)
+    if isinstance(config, DPOConfig) and config.pairs is not None:
+        return list(folder_pairs(config.pairs, model).prompts)
+    return []

@@ -15,7 +15,8 @@ from diffrl.diffusion.chain import DenoisingChain
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.examples import extras_of
 from diffrl.images.model import Condition, ImageModel, image_shape
-from diffrl.images.rewards import Reward, ask, ask_parts
+from diffrl.images.rewards import Reward, ask, ask_parts, grouped
+from diffrl.images.rewards.scaled import ScaledSum
 from diffrl.support.errors import UserError, out_of_memory
 from diffrl.support.seeds import generator_at
 
@@ -244,7 +245,14 @@ class Setup(Generic[Config]):
 
     def scored(self, samples: "Samples") -> Tensor:
         """The reward of this process's samples (n,), on the model's device. Raises ValueError as `ask` does."""
-        return score(self._asked(), samples, self.config.micro_batch)[0].to(self.model.device)
+        reward = self._asked()
+        total, each = score(reward, samples, self.config.micro_batch)
+        if isinstance(reward, ScaledSum):
+            numbers = {text: number for number, text in enumerate(self.prompts.texts)}
+            prompts = samples.whole(torch.tensor([numbers[text] for text in samples.prompts], device=total.device))
+            reward.observe({name: samples.whole(values) for name, values in each.items()}, prompts)
+            total = reward.scaled(each)
+        return total.to(self.model.device)
 
     def _asked(self) -> Reward:
         if self.reward is None:
@@ -281,12 +289,28 @@ class Samples:
 
 @torch.no_grad()
 def score(reward: Reward, samples: Samples, micro_batch: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """The reward of a process's samples (n,), asked in parts, and, of a sum, of each of its parts by name (n,)."""
+    """The reward of a process's samples (n,), asked in parts, and, of a sum, of each of its parts by name (n,).
+
+    A reward that is `grouped` is asked about all samples of a prompt together, one prompt after the other.
+    """
+    n = len(samples)
+    index = by_prompt(samples.prompts) if grouped(reward) else [list(range(n))[part] for part in parts(n, micro_batch)]
     each = [
-        ask_parts(reward, samples.images[part], samples.prompts[part], samples.metadata[part])
-        for part in parts(len(samples), micro_batch)
+        ask_parts(reward, samples.images[rows], [samples.prompts[i] for i in rows], [samples.metadata[i] for i in rows])
+        for rows in index
     ]
-    return torch.cat([total for total, _ in each]), {n: torch.cat([p[n] for _, p in each]) for n in each[0][1]}
+    order = torch.tensor([i for rows in index for i in rows]).argsort()
+    total = torch.cat([total for total, _ in each])
+    order = order.to(total.device)
+    return total[order], {name: torch.cat([of[name] for _, of in each])[order] for name in each[0][1]}
+
+
+def by_prompt(prompts: Sequence[str]) -> list[list[int]]:
+    """The places of each prompt, in the order of their first ones."""
+    places: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        places.setdefault(prompt, []).append(i)
+    return list(places.values())
 
 
 def chain_of(model: ImageModel, config: FinetuneConfig) -> DenoisingChain:

@@ -72,8 +72,13 @@ def save_sdxl(folder: Path, *, size: int = 32, seed: int = 0) -> Path:
     return _saved(pipeline, folder)
 
 
-def save_sd3(folder: Path, *, size: int = 32, seed: int = 0, shift: float = 3.0, t5: bool = True) -> Path:
-    """Stable Diffusion 3: a flow, two CLIP text encoders and T5 (which may be absent); images (3, size, size)."""
+def save_sd3(
+    folder: Path, *, size: int = 32, seed: int = 0, shift: float = 3.0, t5: bool = True, **options: Any
+) -> Path:
+    """Stable Diffusion 3: a flow, two CLIP text encoders and T5 (which may be absent); images (3, size, size).
+
+    options: of the transformer.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     with seeded(seed):
@@ -89,6 +94,7 @@ def save_sd3(folder: Path, *, size: int = 32, seed: int = 0, shift: float = 3.0,
             joint_attention_dim=64,
             pooled_projection_dim=64,
             pos_embed_max_size=16,
+            **options,
         )
         pipeline = StableDiffusion3Pipeline(
             transformer=transformer,

@@ -9,6 +9,7 @@ from diffrl.alignment.losses import refl_loss
 from diffrl.images.algorithms.base import Algorithm, Metrics, Term
 from diffrl.images.config import DRaFTConfig, ReFLConfig
 from diffrl.images.examples import examples_of
+from diffrl.images.rewards import grouped
 from diffrl.images.samples import (
     PAIRS,
     PROMPTS,
@@ -38,6 +39,11 @@ class Backpropagation(Algorithm[Config]):
             raise UserError(
                 f"{setup.config.algo} needs a reward with a gradient, and {name} has none: choose a classifier, "
                 "aesthetic, clip and the like, or --algo ddpo-is."
+            )
+        if grouped(reward):
+            raise UserError(
+                f"{setup.config.algo} asks about a few images at a time, and {reward.name} compares all of a prompt: "
+                "--algo grpo."
             )
 
     @property

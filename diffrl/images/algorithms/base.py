@@ -14,6 +14,7 @@ from diffrl.alignment.advantages import PromptStatistics
 from diffrl.alignment.losses import kl_loss
 from diffrl.images.examples import ImageBatch
 from diffrl.images.model import Condition
+from diffrl.images.rewards.scaled import ScaledSum
 from diffrl.images.samples import (
     LOSS,
     NOISE,
@@ -353,6 +354,8 @@ class Finetuner:
             "scaler": self.scaler.state_dict(),
             "algorithm": self.algorithm.state_dict(),
         }
+        if isinstance(self.setup.reward, ScaledSum):
+            info["spreads"] = self.setup.reward.state_dict()
         return tensors, info
 
     def load_state_dict(self, step: int, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
@@ -372,5 +375,7 @@ class Finetuner:
         state.silent = info.get("silent", 0)  # runs of before 2026-11-28 counted none
         self.scaler.load_state_dict(info["scaler"])
         self.algorithm.load_state_dict(info["algorithm"])
+        if isinstance(self.setup.reward, ScaledSum):
+            self.setup.reward.load_state_dict(info["spreads"])
         own = {name.removeprefix(OWN): tensor for name, tensor in tensors.items() if name.startswith(OWN)}
         self.algorithm.load_tensors(own)

@@ -178,6 +178,11 @@ class BackpropagationConfig(OnlineConfig):
     updates: Batch = 1
     """Optimiser steps a round, each on its share of the images."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale_rewards:
+            raise UserError(f"--scale-rewards is not for {self.algo}, which never sees a whole round's rewards.")
+
 
 @dataclass(frozen=True)
 class DRaFTConfig(BackpropagationConfig):

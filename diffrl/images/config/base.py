@@ -125,6 +125,10 @@ class FinetuneConfig(metaclass=_Presets):
     """Precision of the network's inner computation; log-probabilities are always float32 and summed in float64."""
     checkpointing: bool = False
     """Gradient checkpointing: less memory, a third more time."""
+    lean: bool = False
+    """Pipelines with --lora: encode all prompts and drop the text encoders; the autoencoder works tile by tile."""
+    size: Annotated[int, Range(8, 2**14)] | None = None
+    """Pipelines: pixels of an image's side, by default what the pipeline was made for."""
     processes: Several = 1
     """Processes that share the images (accelerate); the result is the same to rounding."""
     out: Path | None = None
@@ -136,6 +140,10 @@ class FinetuneConfig(metaclass=_Presets):
 
     def __post_init__(self) -> None:
         check(self)
+        if self.lean and not (self.lora or self.builtin):
+            raise UserError(
+                "--lean needs --lora: a network trained whole is saved as a pipeline, text encoders and all."
+            )
         if self.stop_kl is not None and self.eta == 0:
             raise UserError("--stop-kl needs --eta above 0: a deterministic chain has no divergence to stop at.")
 
@@ -203,6 +211,8 @@ class OnlineConfig(FinetuneConfig):
 
     reward: str = "jpeg"
     """What to raise, such as jpeg, incompressible, digit:8, aesthetic:FOLDER, "clip:ID + 0.1*jpeg", remote:URL."""
+    scale_rewards: bool = False
+    """Divide each part of a sum by its running deviation among images of a prompt: weights alone balance them."""
     queries: Count = 3072
     """Images to be scored in all."""
     kl: NotNegative = 0.0

@@ -86,6 +86,10 @@ def load_model(
         )
     if special and variant == "control":
         options["controlnet"], adapter = adapter, None
+    if special and "lean" in options:
+        raise UserError(f"--lean is for pipelines of text to image: {variant}: has no use for it.")
+    if special and variant == "video" and "size" in options:
+        options["size"] = (options["size"],) * 2
     build = (VARIANTS[variant] if special else BUILT_IN.get(name, _pipeline))()
     if name in BUILT_IN:
         known = inspect.signature(build).parameters.values()

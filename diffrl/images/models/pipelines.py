@@ -1,5 +1,6 @@
 """diffusers pipelines as image models: U-Nets in pixels, Stable Diffusion 1, 2, XL and 3."""
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ class PipelineModel(ImageModel):
     """
 
     network_name = "unet"
+    targets: tuple[str, ...] | None = None
+    """Which layers get adapters, where that is not `Lora`'s default."""
     extras: tuple[str, ...] = ()
 
     def __init__(
@@ -56,6 +59,19 @@ class PipelineModel(ImageModel):
         self.tuned = Tuned(network, lora, precision, seed)
         self._prompts = PromptCache(self._encode)
 
+    @classmethod
+    def state_shape(cls, name: str, pipeline: Any, network: Any, size: int | None) -> tuple[int, ...]:
+        """The shape of a state of an image of size x size pixels; None: what the network was made for.
+
+        Raises UserError, naming the model, for a size that does not fit it.
+        """
+        return _shape(name, pipeline, network, size)
+
+    @classmethod
+    def schedule(cls, pipeline: Any, network: Any, shape: tuple[int, ...]) -> Schedule:
+        """The schedule of the pipeline for states of this shape."""
+        return schedule_of(pipeline.scheduler, shape[1] * shape[2] // (network.config.get("patch_size") or 1) ** 2)
+
     @override
     def times(self, steps: int) -> Tensor:
         return self._schedule.times(steps)
@@ -70,6 +86,18 @@ class PipelineModel(ImageModel):
             raise UserError(f"{self.name} takes prompts alone: it has no use for {', '.join(extras)}.")
         return self._prompts.rows(prompts)
 
+    def settle(self, prompts: Sequence[str]) -> None:
+        """Encode these prompts and the empty one, drop the text encoders, and have the network where it is to run.
+
+        Their encodings wait on the host. Another prompt is refused from then on.
+        """
+        with quiet(), torch.no_grad():
+            self._prompts.keep([*prompts, ""], f"{self.name} has dropped its text encoders (--lean)")
+        for part in self.pipeline.components:
+            if part.startswith("text_encoder"):
+                setattr(self.pipeline, part, None)
+        self.tuned.network.to(self.device)
+
     def network(self, condition: Condition, *, reference: bool = False, guidance: float = 1.0) -> Network:
         """The raw network; guided, m_u + guidance (m_c - m_u), the unconditional rows first, as diffusers has it."""
         if guidance == 1:
@@ -81,7 +109,7 @@ class PipelineModel(ImageModel):
             label = self._schedule.label(t)
             label = label if label.ndim == 0 else torch.cat([label, label])
             m_u, m_c = self._call(torch.cat([x, x]), label, both, reference).chunk(2)
-            return m_u + guidance * (m_c - m_u)
+            return self._guided(m_u, m_c, guidance)
 
         return guided
 
@@ -114,6 +142,10 @@ class PipelineModel(ImageModel):
             **self._arguments(condition),
         )[0]
         return m
+
+    def _guided(self, m_u: Tensor, m_c: Tensor, guidance: float) -> Tensor:
+        """What guidance makes of the network's answers without and with the prompt."""
+        return m_u + guidance * (m_c - m_u)
 
     def _arguments(self, condition: Condition) -> dict[str, Any]:
         """The network's arguments that `condition` is."""
@@ -215,6 +247,10 @@ class StableDiffusionXL(LatentModel):
             return null
         return {name: value if name == "time_ids" else torch.zeros_like(value) for name, value in null.items()}
 
+    def _guided(self, m_u: Tensor, m_c: Tensor, guidance: float) -> Tensor:
+        """What guidance makes of the network's answers without and with the prompt."""
+        return m_u + guidance * (m_c - m_u)
+
     def _arguments(self, condition: Condition) -> dict[str, Any]:
         added = {name: condition[name] for name in ("text_embeds", "time_ids")}
         return {"encoder_hidden_states": condition["encoder_hidden_states"], "added_cond_kwargs": added}
@@ -243,7 +279,14 @@ MODELS: dict[str, type[PipelineModel]] = {
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
 }
-"""The pipelines that can be fine-tuned, by diffusers' class."""
+"""The pipelines of this module, by diffusers' class."""
+
+
+def known_pipelines() -> dict[str, type[PipelineModel]]:
+    """All pipelines that can be fine-tuned, by diffusers' class: `MODELS`, and those of `transformers`."""
+    from diffrl.images.models.transformers import TRANSFORMERS
+
+    return MODELS | TRANSFORMERS
 
 
 def load_pipeline(
@@ -257,16 +300,19 @@ def load_pipeline(
     size: int | None = None,
     channels_last: bool = False,
     vae_slicing: bool = False,
+    lean: bool = False,
 ) -> PipelineModel:
     """A diffusers pipeline in a folder (of `save_pretrained`) or of a hub id, as an image model.
 
     lora: adapters on its network, or None to train the network whole.
     precision: of everything that is frozen: fp32, bf16 or fp16 (the autoencoder in float32 where its own configuration
         asks for it); and of the network's inner computation. What is trained is float32.
-    checkpointing: recompute the network's and the autoencoder's blocks in the backward pass instead of keeping what
-        they hold.
+    checkpointing: recompute the network's blocks, and the autoencoder's where it can, in the backward pass instead of
+        keeping what they hold.
     size: of the images, in pixels; by default what the network was made for.
     channels_last, vae_slicing: the network's memory format; images through the autoencoder one by one.
+    lean: the autoencoder works on one image, and on a tile of it, at a time; and the network waits on the host until
+        `settle` has dropped the text encoders, so that the two are never on the device together.
 
     Raises UserError for a pipeline that is not there, incomplete, in pickle format or of another class.
     """
@@ -274,9 +320,10 @@ def load_pipeline(
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     with quiet():
         index = read_index(name)
-        kind = MODELS.get(str(index.get("_class_name")))
+        kinds = known_pipelines()
+        kind = kinds.get(str(index.get("_class_name")))
         if kind is None:
-            raise UserError(f"{name} is a {index.get('_class_name')}; what can be fine-tuned: {', '.join(MODELS)}.")
+            raise UserError(f"{name} is a {index.get('_class_name')}; what can be fine-tuned: {', '.join(kinds)}.")
         half = PRECISIONS[precision]
         frozen = [part for part in index if part.startswith("text_encoder") or part == "vae"]
         dtypes = dict.fromkeys(frozen + ([kind.network_name] if lora is not None else []), half)
@@ -284,20 +331,26 @@ def load_pipeline(
         if "vae" in index:
             if half is torch.float16 and pipeline.vae.config.get("force_upcast", False):
                 pipeline.vae.to(torch.float32)
-            if checkpointing:  # DRaFT's gradient passes through it at full size
+            if checkpointing and pipeline.vae._supports_gradient_checkpointing:  # DRaFT's gradient passes through it
                 pipeline.vae.enable_gradient_checkpointing()
-            if vae_slicing:
+            if vae_slicing or lean:
                 pipeline.vae.enable_slicing()
-        pipeline.to(torch.device(device))
+            if lean:
+                pipeline.vae.enable_tiling()
+        for part, module in pipeline.components.items():
+            if hasattr(module, "parameters") and not (lean and part == kind.network_name):
+                module.to(torch.device(device))
         network = getattr(pipeline, kind.network_name)
-        shape = _shape(name, pipeline, network, size)
+        shape = kind.state_shape(name, pipeline, network, size)
         if channels_last:
             network.to(memory_format=torch.channels_last)
         if checkpointing:
             network.enable_gradient_checkpointing()
-        tokens = shape[1] * shape[2] // (network.config.get("patch_size") or 1) ** 2
-        schedule = schedule_of(pipeline.scheduler, tokens)
-        return kind(name, pipeline, schedule, shape, lora, precision, seed)
+        if lora is not None and lora.targets == Lora.targets and kind.targets is not None:
+            lora = dataclasses.replace(lora, targets=kind.targets)
+        model = kind(name, pipeline, kind.schedule(pipeline, network, shape), shape, lora, precision, seed)
+        model.device = torch.empty(0, device=device).device
+        return model
 
 
 def _shape(name: str, pipeline: Any, network: Any, size: int | None) -> tuple[int, ...]:
@@ -331,11 +384,19 @@ class PromptCache:
     def __init__(self, encode: Callable[[str], Condition]) -> None:
         self._encode = encode
         self._known: dict[str, Condition] = {}
+        self._kept: dict[str, Condition] | None = None
+        self._why = ""
 
     def rows(self, prompts: Sequence[str]) -> Condition:
         """The condition of B prompts: each entry (B, ...), one row a prompt."""
         if not prompts:
             return {}
+        if self._kept is not None:
+            for prompt in prompts:
+                if prompt not in self._kept:
+                    raise UserError(f"{self._why}, and the prompt {prompt!r} was not encoded before.")
+            known = [self._kept[prompt] for prompt in prompts]
+            return {name: torch.cat([row[name] for row in known]).to(self._devices[name]) for name in known[0]}
         wanted = {}
         for prompt in dict.fromkeys(prompts):
             with torch.no_grad():
@@ -345,6 +406,15 @@ class PromptCache:
             del self._known[prompt]
         known = [wanted[prompt] for prompt in prompts]
         return {name: torch.cat([row[name] for row in known]) for name in known[0]}
+
+    def keep(self, prompts: Sequence[str], why: str) -> None:
+        """Encode these prompts, keep them on the host, and encode no other from then on; why: begins that sentence."""
+        kept: dict[str, Condition] = {}
+        for prompt in dict.fromkeys(prompts):
+            condition = self.rows([prompt])
+            self._devices = {name: value.device for name, value in condition.items()}
+            kept[prompt] = {name: value.cpu() for name, value in condition.items()}
+        self._kept, self._why, self._known = kept, why, {}
 
 
 def class_of(prompt: str, classes: int, name: str, *, null: int | None = None) -> int:

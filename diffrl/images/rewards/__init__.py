@@ -3,7 +3,7 @@
 Importing this package loads no torch; building a reward or asking one does.
 """
 
-from diffrl.images.rewards.base import Metadata, Reward, RewardError, Sum, ask, ask_parts
+from diffrl.images.rewards.base import Metadata, Reward, RewardError, Sum, ask, ask_parts, grouped
 from diffrl.images.rewards.registry import Entry, Options, companion, listing, parse, refused
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "ask",
     "ask_parts",
     "companion",
+    "grouped",
     "listing",
     "parse",
     "refused",

@@ -17,7 +17,8 @@ Metadata = Sequence[Mapping[str, Any]]
 class Reward(Protocol):
     """Images (B, 3 or 1, H, W) in [0, 1], float32, and their B prompts and metadata -> values (B,), more is better.
 
-    One value a sample, whatever else is in the batch. On the images' device, float32 or float64.
+    One value a sample, whatever else is in the batch. On the images' device, float32 or float64. A reward with an
+    attribute `grouped` that is true compares images of a prompt: it is asked about all those of a round, and no others.
     """
 
     name: str
@@ -26,6 +27,13 @@ class Reward(Protocol):
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The reward's values (B,), one an image."""
+
+
+def grouped(reward: Reward) -> bool:
+    """Whether a reward, or a part of a sum, is to be asked about all images of a prompt in one call."""
+    if isinstance(reward, Sum):
+        return any(grouped(part) for _, part in reward.terms)
+    return bool(getattr(reward, "grouped", False))
 
 
 class RewardError(UserError):

@@ -16,12 +16,14 @@ from diffrl.support.errors import UserError, first_line, nearest, out_of_memory,
 class Function:
     """A function (images, prompts, metadata) -> one value an image, as a tensor, an array or a list, as a reward.
 
-    It has a gradient where the function says so, by an attribute `differentiable` that is true.
+    It has a gradient where the function says so, by an attribute `differentiable` that is true; by `grouped` it says
+    that it compares the images of a prompt.
     """
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         self.function, self.name = function, name
         self.differentiable = bool(getattr(function, "differentiable", False))
+        self.grouped = bool(getattr(function, "grouped", False))
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The reward's values (B,), one an image."""

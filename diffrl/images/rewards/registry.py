@@ -310,6 +310,31 @@ def _remote(argument: str, options: Options) -> Reward:
     return Remote(argument, timeout=options.timeout)
 
 
+def _ocr(argument: str, options: Options) -> Reward:
+    from diffrl.images.rewards.ocr import OCR
+
+    return OCR(argument)
+
+
+def _judge(kind: str, *, unified: bool = False) -> Build:
+    def build(argument: str, options: Options) -> Reward:
+        from diffrl.images.rewards.judge import parse_judge
+
+        return parse_judge(kind, argument, options.timeout, unified=unified)
+
+    return build
+
+
+def _geneval(name: str, *, partly: bool = False) -> Build:
+    def build(argument: str, options: Options) -> Reward:
+        from diffrl.images.rewards.geneval import GenEval
+        from diffrl.images.rewards.python import from_file
+
+        return GenEval(from_file(argument).function, f"{name}:{argument}", partly=partly)
+
+    return build
+
+
 REWARDS: dict[str, Entry] = {
     "jpeg": Entry(
         "jpeg[:QUALITY]",
@@ -362,6 +387,34 @@ REWARDS: dict[str, Entry] = {
         "rich feedback: overall score less WEIGHT (1) times the artifact map's mean",
         "required",
         _richhf,
+    ),
+    "ocr": Entry(
+        "ocr[:TEXT]", 'how well TEXT, or what the prompt has in "quotation marks", can be read', "optional", _ocr
+    ),
+    "geneval": Entry(
+        "geneval:FILE.py#NAME",
+        "1 where your detector finds what GenEval's metadata ask for, else 0",
+        "required",
+        _geneval("geneval"),
+    ),
+    "geneval-part": Entry(
+        "geneval-part:FILE.py#NAME",
+        "how much of it your detector finds (Flow-GRPO)",
+        "required",
+        _geneval("geneval-part", partly=True),
+        companion="geneval[:ARGUMENT]",
+    ),
+    "vlm": Entry(
+        "vlm:URL#MODEL[#FILE]",
+        "a vision-language model as the judge, behind an OpenAI-compatible endpoint",
+        "required",
+        _judge("vlm"),
+    ),
+    "unifiedreward": Entry(
+        "unifiedreward:URL#MODEL",
+        "UnifiedReward behind such an endpoint",
+        "required",
+        _judge("unifiedreward", unified=True),
     ),
     "human": Entry(
         "human[:VOTES]",

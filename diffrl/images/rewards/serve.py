@@ -24,9 +24,10 @@ from typing import Any
 from typing_extensions import override
 
 from diffrl.images.rewards.base import Reward
+from diffrl.images.rewards.posting import check_secret
 from diffrl.images.rewards.protocol import BadRequest, Budget, Limits, Refused, TimedReader, read, scores
 from diffrl.images.rewards.registry import GRAMMAR, listing, parse
-from diffrl.images.rewards.remote import TOKEN, check_token
+from diffrl.images.rewards.remote import TOKEN
 from diffrl.support.errors import UserError, first_line
 
 LINGER = 2.0
@@ -267,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.max_pixels < 1:
             raise UserError(f"--max-pixels is {options.max_pixels}; expected at least 1")
         reward = parse(options.reward, device=options.device)
-        check_token(options.token, "--token")
+        check_secret(options.token, "--token")
         limits = Limits(pixels=options.max_pixels)
         with server(
             reward, options.host, options.port, token=options.token, hosts=options.allow_host, limits=limits

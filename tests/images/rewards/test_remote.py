@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffrl.images.rewards import RewardError, ask, parse, protocol, remote, serve
+from diffrl.images.rewards import RewardError, ask, parse, posting, protocol, serve
 from diffrl.images.rewards.codecs import to_uint8
 from diffrl.images.rewards.remote import Remote
 from diffrl.support.errors import UserError
@@ -153,7 +153,7 @@ def test_a_busy_server_is_tried_again() -> None:
 
 def test_each_pause_is_twice_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", waited.append)
+    monkeypatch.setattr(posting.time, "sleep", waited.append)
     with scorer(lambda count, request: (503, b"")) as (url, _), pytest.raises(RewardError, match="HTTP 503"):
         ask(Remote(url, pause=0.5, retries=3), images(1, 3, 4, 4), [""])
     assert waited == [0.5, 1.0, 2.0]

@@ -1,0 +1,241 @@
+"""A vision-language model as the judge, behind an OpenAI-compatible endpoint (vLLM, SGLang, Ollama, a vendor's).
+
+The model is shown one image and asked a question with the prompt in it, and ends its answer with a score. Judgements
+are kept in the cache, keyed by the image's bytes, the whole question (the prompt in it), the address and the model: the
+same image is asked about once, in a run that goes on too. What an endpoint asks for stands in $DIFFRL_JUDGE_KEY alone;
+it goes into the request's header, and is in no file, no message and no key of the cache.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffrl.images.rewards.base import Metadata, RewardError
+from diffrl.images.rewards.codecs import encode, to_uint8
+from diffrl.images.rewards.posting import TooLong, Unclear, check_address, check_secret, patiently, post
+from diffrl.support.errors import UserError, shown
+from diffrl.support.files import atomic_path, cache_directory, read_json, read_text
+
+KEY = "DIFFRL_JUDGE_KEY"
+"""The environment variable with the endpoint's API key; local servers mostly need none."""
+ANSWER = 1 << 22
+"""Bytes of an answer at most: a model that reasons writes much."""
+FORMAT = 1
+"""Of the cache's keys and files: another number begins it anew."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a judge is asked, with "{prompt}" where the image's prompt goes, and how its answer is read.
+
+    mark: what stands before the score; its last place counts. low, high: the scores that there are; a value is
+    score / high.
+    """
+
+    text: str
+    mark: str
+    low: float
+    high: float
+
+    def of(self, prompt: str) -> str:
+        """The question about an image of a prompt."""
+        return self.text.replace("{prompt}", prompt)
+
+    def score(self, answer: str) -> float | None:
+        """The score in an answer, None where there is none, or one that there cannot be."""
+        found = re.findall(rf"{re.escape(self.mark)}[\s*_:]*(-?\d+(?:\.\d+)?)", answer, re.IGNORECASE)
+        score = float(found[-1]) if found else None
+        return score if score is not None and self.low <= score <= self.high else None
+
+
+JUDGE = Question(
+    "The image was made for this text: {prompt}\n"
+    "Judge how completely and correctly it shows what the text says, and how good it is as a picture. Say in one or "
+    "two sentences what is right and what is wrong. Then end with a line 'Score: N', where N is a number from 0 "
+    "(useless) to 10 (perfect).",
+    "Score",
+    0,
+    10,
+)
+"""The question of `vlm`, unless a file brings another one."""
+UNIFIED = Question(
+    "<image>\nYou are given a text caption and a generated image based on that caption. Your task is to evaluate this "
+    "image based on two key criteria:\n1. Alignment with the Caption: Assess how well this image aligns with the "
+    "provided caption. Consider the accuracy of depicted objects, their relationships, and attributes as described in "
+    "the caption.\n2. Overall Image Quality: Examine the visual quality of this image, including clarity, detail "
+    "preservation, color accuracy, and overall aesthetic appeal.\nBased on the above criteria, assign a score from 1 "
+    "to 5 after 'Final Score:'.\nYour task is provided as follows:\nText Caption: [{prompt}]",
+    "Final Score",
+    1,
+    5,
+)
+"""UnifiedReward's question about one image (Wang et al. 2025, arXiv 2503.05236), with which it was trained."""
+
+
+class Judge:
+    """The scores of the model `model` behind `url`, the address before /chat/completions; not differentiable.
+
+    A value is score / highest score, so in [0, 1]. name: the reward's. key: by default $DIFFRL_JUDGE_KEY. timeout:
+    seconds for an answer. retries: further attempts where the server cannot be reached, is too slow, answers 408, 429
+    or 5xx, or its model gives no score; the first after `pause` seconds, each later one after twice as long. at_once:
+    questions on their way at a time. cache: a folder; None keeps nothing.
+
+    Raises UserError for an address that is not http or https; a call raises RewardError, in one line, where no attempt
+    gives a score, or the answer is none of the protocol.
+    """
+
+    differentiable = False
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        model: str,
+        question: Question = JUDGE,
+        *,
+        timeout: float = 60.0,
+        retries: int = 3,
+        pause: float = 0.5,
+        at_once: int = 8,
+        key: str | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        kind = name.partition(":")[0]
+        check_address(kind, url, KEY, f"{kind}:http://localhost:8000/v1#MODEL")
+        self._key = os.environ.get(KEY, "") if key is None else key
+        check_secret(self._key, f"${KEY}")
+        self.name, self.url, self.model, self.question = name, url.rstrip("/"), model, question
+        self.timeout, self.retries, self.pause, self.at_once = timeout, retries, pause, at_once
+        self.cache = cache
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
+        """The reward's values (B,), one an image."""
+        files = [encode(pixels, "PNG") for pixels in to_uint8(images)]
+        questions = [self.question.of(prompt) for prompt in prompts]
+        keys = [self._digest(file, question) for file, question in zip(files, questions, strict=True)]
+        once = dict(zip(keys, zip(files, questions, strict=True), strict=True))
+        scores = {key: score for key in once if (score := self._kept(key)) is not None}
+        open_ = {key: asked for key, asked in once.items() if key not in scores}
+        pool = ThreadPoolExecutor(max(1, min(self.at_once, len(open_))))
+        try:
+            waiting = {key: pool.submit(self._ask, key, *asked) for key, asked in open_.items()}
+            scores |= {key: future.result() for key, future in waiting.items()}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after an error, or Ctrl-C, no more questions
+        values = [scores[key] / self.question.high for key in keys]
+        return torch.tensor(values, dtype=torch.float32, device=images.device)
+
+    def _ask(self, key: str, file: bytes, question: str) -> float:
+        picture = "data:image/png;base64," + base64.b64encode(file).decode("ascii")
+        content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
+        body = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0}
+        try:
+            return patiently(
+                self.name,
+                lambda: self._judgement(key, json.dumps(body).encode()),
+                retries=self.retries,
+                pause=self.pause,
+                timeout=self.timeout,
+                hints={0: "", 401: f"Is ${KEY} right?", 403: f"Is ${KEY} right?", 404: "Are address and model right?"},
+            )
+        except RewardError as error:
+            raise RewardError(self._safe(str(error))) from None  # what it comes from may hold what the server repeats
+
+    def _judgement(self, key: str, body: bytes) -> float:
+        """The score that one request gives, which is then kept. Raises Unclear for an answer without one."""
+        try:
+            answer = post(f"{self.url}/chat/completions", body, secret=self._key, timeout=self.timeout, most=ANSWER)
+        except TooLong as error:
+            raise RewardError(f"{self.name}: {error}") from error
+        text = self._safe(self._text(answer))
+        score = self.question.score(text)
+        if score is None:
+            raise Unclear(
+                f"gave no '{self.question.mark}: N', N from {self.question.low:g} to {self.question.high:g}, but "
+                f"{shown(text)}"
+            )
+        self._keep(key, score, text)
+        return score
+
+    def _text(self, answer: bytes) -> str:
+        """What the model says in an answer of the endpoint. Raises RewardError where it is none of the protocol."""
+        try:
+            text = json.loads(answer)["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+            raise RewardError(
+                f"{self.name}: the answer is no chat completion but {answer[:60]!r}. Is {self.url} the address before "
+                "/chat/completions of an OpenAI-compatible server?"
+            ) from error
+        if not isinstance(text, str):
+            raise Unclear(f"gave {shown(text)} for a text")
+        return text
+
+    def _safe(self, text: str) -> str:
+        """The text without the key, which a server may repeat."""
+        return text.replace(self._key, f"${KEY}") if self._key else text
+
+    # --- what is kept -----------------------------------------------------------------------------------------------
+
+    def _digest(self, file: bytes, question: str) -> str:
+        asked = [FORMAT, self.url, self.model, self.question.mark, question, hashlib.sha256(file).hexdigest()]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+    def _kept(self, key: str) -> float | None:
+        """The score that is kept; of a damaged file none, and it is asked for again."""
+        path = None if self.cache is None else self._path(self.cache, key)
+        if path is None or not path.exists():
+            return None
+        try:
+            kept: Any = read_json(path)
+            score = kept["score"]
+        except (UserError, OSError, ValueError, KeyError, TypeError):
+            return None
+        usable = isinstance(score, int | float) and self.question.low <= score <= self.question.high
+        return float(score) if usable else None
+
+    def _keep(self, key: str, score: float, answer: str) -> None:
+        if self.cache is None:
+            return
+        path = self._path(self.cache, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps({"score": score, "model": self.model, "answer": answer}))
+
+    @staticmethod
+    def _path(cache: Path, key: str) -> Path:
+        return cache / key[:2] / f"{key}.json"
+
+
+def parse_judge(kind: str, argument: str, timeout: float, *, unified: bool = False) -> Judge:
+    """The judge of "URL#MODEL", or of "URL#MODEL#FILE" with a question of the user's.
+
+    FILE: a text with {prompt} where the prompt goes, which asks for a line 'Score: N', N from 0 to 10. Raises UserError
+    for anything else.
+    """
+    url, _, rest = argument.partition("#")
+    model, _, file = rest.partition("#")
+    if not model or (file and unified):
+        form = f"{kind}:URL#MODEL" if unified else f"{kind}:URL#MODEL[#FILE]"
+        raise UserError(f"{kind}:{argument}: expected {form}, such as {kind}:http://localhost:8000/v1#MODEL")
+    question = UNIFIED if unified else _question(Path(file)) if file else JUDGE
+    cache = cache_directory() / "judgements"
+    return Judge(f"{kind}:{argument}", url, model, question, timeout=timeout, cache=cache)
+
+
+def _question(path: Path) -> Question:
+    text = read_text(path, "a text with the question").strip()
+    if "score:" not in text.lower():
+        raise UserError(
+            f"{path} does not ask for a line 'Score: N', N from 0 to 10: nothing could be read off answers."
+        )
+    return Question(text, JUDGE.mark, JUDGE.low, JUDGE.high)

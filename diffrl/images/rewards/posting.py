@@ -1,0 +1,141 @@
+"""Questions to servers over HTTP: one POST, tried again where trying again may help, and what went wrong in a line."""
+
+import http.client
+import json
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from typing_extensions import override
+
+from diffrl.images.rewards.base import RewardError
+from diffrl.support.errors import UserError
+
+T = TypeVar("T")
+AGAIN = (408, 429)
+"""Statuses below 500 after which a request is tried again."""
+LONGEST = 60.0
+"""Seconds that a server may ask to be waited for (Retry-After), at most."""
+
+
+class Unclear(Exception):
+    """An answer that is of no use and may be another one next time; its text ends the sentence "NAME ..."."""
+
+
+class TooLong(Exception):
+    """An answer of more bytes than it may have."""
+
+
+class _NoRedirection(urllib.request.HTTPRedirectHandler):
+    """Takes a redirection for the refusal that it is to us."""
+
+    @override
+    def redirect_request(self, *arguments: Any, **named: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirection)
+
+
+def check_address(name: str, url: str, secret: str, example: str) -> None:
+    """Raise UserError for an address that is not http or https, or that holds a password.
+
+    name: of the reward. secret: the environment variable that a password belongs in. example: of a right one.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:  # a port that is no number, half an IPv6 address
+        known = False
+    if not known:
+        raise UserError(f"{name}:{url}: expected an address such as {example}")
+    if "@" in parts.netloc:
+        raise UserError(
+            f"{name}:{parts.scheme}://...@{parts.netloc.rpartition('@')[2]}: an address with a password would be "
+            f"written into the run's folder; give what the server asks for in ${secret}"
+        )
+
+
+def check_secret(secret: str, source: str) -> None:
+    """Raise UserError for a secret that no header can carry; the text names its source and not the secret."""
+    if not all("!" <= letter <= "~" for letter in secret):
+        raise UserError(f"{source} is to be of ASCII letters, digits and signs, without spaces.")
+
+
+def post(url: str, body: bytes, *, secret: str, timeout: float, most: int) -> bytes:
+    """The answer to a JSON body. Raises OSError, HTTPException; TooLong beyond `most` bytes.
+
+    secret: goes along as a bearer's token, and nowhere else: a redirection, which is not followed, would take it away.
+    timeout: seconds until the whole answer is here.
+    """
+    request = urllib.request.Request(
+        url, body, {"Content-Type": "application/json", "Accept": "application/json"}, method="POST"
+    )
+    if secret:
+        request.add_unredirected_header("Authorization", f"Bearer {secret}")
+    until = time.monotonic() + timeout
+    content = b""
+    with _OPENER.open(request, timeout=timeout) as answer:
+        # The timeout of a socket begins anew with every byte.
+        while part := answer.read1(1 << 16):
+            content += part
+            if len(content) > most:
+                raise TooLong(f"the answer has more than {most} bytes")
+            if time.monotonic() > until:
+                raise TimeoutError("timed out")
+    return content
+
+
+def patiently(
+    name: str, ask: Callable[[], T], *, retries: int, pause: float, timeout: float, hints: Mapping[int, str]
+) -> T:
+    """What `ask` gives, asked again after `pause` seconds, then twice as long each time, up to `retries` times more.
+
+    Asked again where the server cannot be reached, is too slow, answers 408, 429 or 5xx, or is `Unclear`; a 429 that
+    says how long to wait is waited for. hints: a sentence after the refusal of a status; 0: after the last attempt.
+    Raises RewardError, in a line, for a refusal and after the last attempt.
+    """
+    wait = 0.0
+    for attempt in range(retries + 1):
+        if attempt:
+            time.sleep(max(wait, pause * 2 ** (attempt - 1)))
+        wait = 0.0
+        try:
+            return ask()
+        except urllib.error.HTTPError as error:
+            with error:
+                text = _said(error)
+            if error.code not in AGAIN and error.code < 500:
+                hint = hints.get(error.code, "")
+                line = f"{name} refused the request: HTTP {error.code} {text}".rstrip()
+                raise RewardError(f"{line} {hint}".rstrip()) from error
+            wait = _asked_to_wait(error)
+            failure = f"answered HTTP {error.code} {text}".rstrip()
+        except TimeoutError:
+            failure = f"gave no answer within {timeout:g} s"
+        except (OSError, http.client.HTTPException) as error:  # refused, an unknown host, an answer that broke off
+            reason = getattr(error, "reason", error)
+            late = isinstance(reason, TimeoutError)
+            failure = f"gave no answer within {timeout:g} s" if late else f"cannot be reached: {reason}"
+        except Unclear as error:
+            failure = str(error)
+    raise RewardError(f"{name} {failure} ({retries + 1} attempts). {hints.get(0, '')}".rstrip())
+
+
+def _asked_to_wait(error: urllib.error.HTTPError) -> float:
+    """Seconds that an answer asks to wait, 0 for none; a date instead of seconds counts as none."""
+    text = error.headers.get("Retry-After", "") if error.headers else ""
+    return min(float(text), LONGEST) if text.isascii() and text.isdigit() else 0.0
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    """What an answer that is an error says, in a line: {"error": TEXT}, or, as OpenAI has it, its "message"."""
+    try:
+        content = json.loads(error.read(10_000))["error"]
+        content = content["message"] if isinstance(content, dict) else content
+        return " ".join(str(content).split())[:500]
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError):
+        return ""
