@@ -29,6 +29,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl select RUN [RUN ...] [--csv FILE]            which of many policies: by a bandit online, by the data offline
   diffrl data list | info | generate | download | convert   data sets
   diffrl doctor                                       what works on this machine, and what to install
+  diffrl completion bash | zsh | fish                 TAB completes verbs, options and their values in your shell
   diffrl VERB --help                                  all options, explained
 
 First steps:
@@ -103,21 +104,13 @@ def _diagnose(words: Sequence[str]) -> int:
 def _data(words: Sequence[str]) -> int:
     from diffrl.commands import data
 
-    verbs = {
-        "list": data.ListData,
-        "info": data.Info,
-        "generate": data.Generate,
-        "download": data.Download,
-        "convert": data.Convert,
-    }
-    return _subcommand("data", "Data sets.", verbs, words)
+    return _subcommand("data", "Data sets.", data.VERBS, words)
 
 
 def _augment(words: Sequence[str]) -> int:
-    from diffrl.commands.augment import FlowToBetter, Label, Synther
+    from diffrl.commands import augment
 
-    verbs = {"synther": Synther, "flow-to-better": FlowToBetter, "label": Label}
-    return _subcommand("augment", "Enlarge a data set by synthetic experience.", verbs, words)
+    return _subcommand("augment", "Enlarge a data set by synthetic experience.", augment.VERBS, words)
 
 
 def _finetune(words: Sequence[str]) -> int:
@@ -164,6 +157,14 @@ def _doctor(words: Sequence[str]) -> int:
     return tyro.cli(Doctor, args=words, prog="diffrl doctor").run()
 
 
+def _completion(words: Sequence[str]) -> int:
+    import tyro
+
+    from diffrl.commands.completion import Completion
+
+    return tyro.cli(Completion, args=words, prog="diffrl completion").run()
+
+
 def _subcommand(name: str, description: str, verbs: Mapping[str, type], words: Sequence[str]) -> int:
     """Run `diffrl NAME VERB ...`, whose verbs are dataclasses with a `run()`."""
     import tyro
@@ -193,6 +194,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "select": _select,
     "data": _data,
     "doctor": _doctor,
+    "completion": _completion,
 }
 
 

@@ -75,6 +75,8 @@ def commands(page: Path, program: str = "diffrl") -> list[Command]:
             text = joined.replace("\\\n", " ").removeprefix("$ ")
             if text.startswith(f"{program} "):
                 words = shlex.split(re.sub(r"(?<=\s)#.*", "", text))  # shlex takes a word's own # for a comment
+                if ">" in words:  # where a shell writes what is printed
+                    del words[words.index(">") :]
                 found.append(Command(f"{name(page)}:{line}", tuple(words[1:])))
             line += joined.count("\n") + 1
     return found

@@ -28,6 +28,7 @@ VERBS = [
     ["render"],
     ["data"],
     ["doctor"],
+    ["completion"],
     *(["data", v] for v in ("list", "info", "generate", "download", "convert")),
 ]
 
@@ -92,6 +93,8 @@ def test_a_configuration_by_its_public_name_loads_no_torch() -> None:
 MISTAKES = {
     "verb": (["trian"], "did you mean 'train'"),
     "data verb": (["data", "lst"], "did you mean 'list'"),
+    "augment verb": (["augment", "synter"], "did you mean 'synther'"),
+    "shell": (["completion", "tcsh"], "bash"),
     "nothing to train": (["train"], "--agent and --dataset"),
     "no data set": (["train", "--agent", "bc"], "Which data set"),
     "agent": (["train", "--agent", "difusion_ql", "--dataset", "maze2d-umaze-v1"], "did you mean 'diffusion_ql'"),

@@ -19,17 +19,12 @@ def run(*words: str, cwd: Path | None = None) -> str:
     return subprocess.run(words, check=True, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT).stdout
 
 
-def build_wheel(folder: Path) -> Path:
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT))
-    (wheel,) = folder.glob("*.whl")
-    return wheel
-
-
-def exercise(bin_folder: Path, folder: Path) -> None:
-    """Help, the registry, and five steps of training, away from the checkout."""
+def exercise(bin_folder: Path, folder: Path, images: bool = False) -> None:
+    """Help, the registry, and the jobs at toy size, away from the checkout. images: fine-tune an image model too."""
 
     def diffrl(*words: str) -> str:
-        environment = ENVIRONMENT | {"DIFFRL_DATA": str(folder / "data"), "OMP_NUM_THREADS": "1"}
+        places = {"DIFFRL_DATA": str(folder / "data"), "DIFFRL_CACHE": str(folder / "cache")}
+        environment = ENVIRONMENT | places | {"OMP_NUM_THREADS": "1"}
         command = [str(bin_folder / "diffrl"), *words]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
         assert done.returncode == 0, done.stderr
@@ -46,11 +41,42 @@ def exercise(bin_folder: Path, folder: Path) -> None:
     assert "CORL" in (folder / "report" / "index.html").read_text()
     diffrl("train", "bc/maze2d-umaze-v1", "--steps=5", "--rows=500", "--eval-episodes=1", "--out=run")
     assert (folder / "run" / "learning_curve.png").is_file()
+    sizes = (
+        "--width=8",
+        "--blocks=1",
+        "--steps=4",
+        "--batch-size=8",
+        "--sampling-steps=2",
+        "--samples=50",
+        "--rows=500",
+    )
+    diffrl("augment", "synther", "maze2d-umaze-v1", *sizes, "--no-report", "--out=more.hdf5")
+    assert "50" in diffrl("data", "info", "more.hdf5", "--env=none")
+    if images:
+        sizes = ("--queries=16", "--batch=8", "--steps=2", "--eval-samples=8", "--warm-up=0")
+        assert "diffrl compare" in diffrl("finetune", *sizes, "--out=images")
+        assert (folder / "images" / "before_after.png").is_file()
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_wheel(tmp_path_factory.mktemp("wheel"))
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and the wheel that is built from it, not from the checkout."""
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    (wheel,) = dist.glob("*.whl")
+    return wheel
+
+
+def test_an_index_would_take_them(dist: Path) -> None:
+    pytest.importorskip("twine", reason="needs the extra: pip install 'diffrl[dev]'")
+    packages = sorted(map(str, dist.iterdir()))
+    assert [Path(package).suffix for package in packages] == [".whl", ".gz"]
+    assert run(sys.executable, "-m", "twine", "--no-color", "check", "--strict", *packages).count("PASSED") == 2
 
 
 def test_the_wheel_works_beside_installed_dependencies(wheel: Path, tmp_path: Path) -> None:
@@ -67,9 +93,9 @@ def test_the_wheel_works_beside_installed_dependencies(wheel: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_the_wheel_installs_into_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
-    """With everything it needs, from the index, and nothing else."""
+    """With everything that the three jobs need, from the index, and nothing else."""
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     constraints = str(ROOT / "constraints.txt")
-    run(str(python), "-m", "pip", "install", "--quiet", "--constraint", constraints, str(wheel))
-    exercise(python.parent, tmp_path)
+    run(str(python), "-m", "pip", "install", "--quiet", "--constraint", constraints, f"{wheel}[images]")
+    exercise(python.parent, tmp_path, images=True)

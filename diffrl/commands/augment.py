@@ -142,3 +142,7 @@ class FlowToBetter(Request):
             **asked,
         )
         return 0
+
+
+VERBS = {"synther": Synther, "flow-to-better": FlowToBetter, "label": Label}
+"""What stands after `diffrl augment`."""

@@ -465,3 +465,7 @@ def _print_benchmark(console: Console, benchmark: Benchmark) -> None:
     for said in (benchmark.fidelity, benchmark.note):
         if said:
             console.print(said, highlight=False)
+
+
+VERBS = {"list": ListData, "info": Info, "generate": Generate, "download": Download, "convert": Convert}
+"""What stands after `diffrl data`."""

@@ -151,6 +151,7 @@ def verified(path: Path, say: bool = True) -> bytes:
     say: whether a folder without one is said to have none. Raises Damaged for other content, and where there is none.
     """
     folder, sums = path.parent, None
+    before: tuple[dict[str, list[str]], str] | None = None
     for _ in range(_ATTEMPTS):
         sums = _read_sums(folder)
         try:
@@ -161,8 +162,12 @@ def verified(path: Path, say: bool = True) -> bytes:
             if say:
                 say_once(f"{folder} has no checksums ({SUMS}; older versions wrote none): it is read unchecked.")
             return data
-        if digest(data) in sums.get(path.name, ()):
+        found = digest(data)
+        if found in sums.get(path.name, ()):
             return data
+        if before == (sums, found):  # nobody is writing
+            break
+        before = sums, found
     if sums is None or path.name not in sums:
         raise Damaged(folder / SUMS, f"is damaged: it does not tell of {path.name}", _WITHOUT)
     if path.name in EDITED:
@@ -174,8 +179,8 @@ def verified(path: Path, say: bool = True) -> bytes:
     raise Damaged(path, f"is damaged: its checksum does not match {SUMS}")
 
 
-_ATTEMPTS = 3
-"""How often a file is compared with its checksum: another process may be replacing both."""
+_ATTEMPTS = 100
+"""How often a file is compared with its checksum at most, while another process goes on replacing both."""
 
 
 def read_json(path: Path, say: bool = True) -> Any:

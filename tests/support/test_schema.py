@@ -41,8 +41,11 @@ SCHEMAS: dict[str, tuple[type, Mapping[str, Any]]] = {
 """Every configuration, and what it cannot be made without."""
 BEFORE = [json.loads(line) for line in (Path(__file__).parent / "fields.jsonl").read_text().splitlines()]
 """What each field took and refused at commit c41a7e7, where each dataclass had checks of its own."""
-AGENTS = ("rebrac", "ifql", "bfn", "qam", "dtql", "rlpd")
-YOUNGER = ("images.nft", "tuning.nft", *(f"agents.{name}" for name in AGENTS))
+YOUNGER = (
+    "images.nft",
+    "tuning.nft",
+    *(f"agents.{name}" for name in ("rebrac", "ifql", "bfn", "qam", "dtql", "rlpd")),
+)
 """Configurations that commit had not."""
 BOUNDS = ("grad_clip", "clip_norm", "clip_nats", "stop_kl", "target_kl", "kl_target")
 """Fields of which infinity means that there is no bound."""

@@ -1,0 +1,204 @@
+"""`diffrl completion`: what makes a shell complete the words of `diffrl`."""
+
+from __future__ import annotations
+
+import warnings
+from argparse import Action, ArgumentParser
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional
+
+Shell = Literal["bash", "zsh", "fish"]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Print a script that makes your shell complete verbs, options, their values and files of diffrl at TAB.
+
+    For example,
+      diffrl completion bash > ~/.local/share/bash-completion/completions/diffrl
+      diffrl completion zsh > ~/.zfunc/_diffrl       with fpath+=~/.zfunc above compinit in ~/.zshrc
+      diffrl completion fish > ~/.config/fish/completions/diffrl.fish
+      eval "$(diffrl completion bash)"               in this session alone
+
+    A verb has the options of all its algorithms and agents here; `diffrl VERB --help` says which go together. Print the
+    script again after an update, or after you have installed a plugin.
+    """
+
+    shell: Annotated[Positional[Shell], tyro.conf.arg(metavar="{bash,zsh,fish}")]
+    """The shell."""
+
+    def run(self) -> int:
+        """Print the script."""
+        import shtab
+
+        print(shtab.complete(whole(), shell=self.shell))
+        return 0
+
+
+def whole() -> ArgumentParser:
+    """A parser of the whole command line, for its words alone: it says what there is, and parses nothing.
+
+    An option's `choices`, or else its `complete`, are what follows it. Of a verb with several algorithms or agents it
+    has the options of all.
+    """
+    parser = ArgumentParser(prog="diffrl", add_help=False)
+    parser.add_argument("--help", action="help", help="all commands")
+    parser.add_argument("--version", action="help", help="the version")
+    verbs = parser.add_subparsers(dest="verb")
+    for name, fill in _verbs().items():
+        fill(verbs.add_parser(name, add_help=False, help=_SUMMARY[name]))
+    return parser
+
+
+_SUMMARY = {
+    "train": "train an agent",
+    "resume": "go on with a run",
+    "sweep": "many runs, or a search",
+    "online": "go on in the environment",
+    "evaluate": "score a run's checkpoints",
+    "render": "a video of a run's policies",
+    "export": "a policy as a folder for others",
+    "diagnose": "is its diffusion policy well trained",
+    "augment": "enlarge a data set",
+    "finetune": "an image model, or a policy",
+    "compare": "runs side by side",
+    "report": "many runs as tables and figures",
+    "select": "which of many policies",
+    "data": "data sets",
+    "doctor": "what works on this machine",
+    "completion": "complete words in your shell",
+}
+
+
+def _verbs() -> Mapping[str, Callable[[ArgumentParser], None]]:
+    """What gives the parser of each verb its options."""
+    from diffrl.commands import augment, data, online, resume, sweep
+    from diffrl.commands.compare import Compare
+    from diffrl.commands.diagnose import Diagnose
+    from diffrl.commands.doctor import Doctor
+    from diffrl.commands.evaluate import Evaluate
+    from diffrl.commands.export import Export
+    from diffrl.commands.render import Render
+    from diffrl.commands.report import Report
+    from diffrl.commands.select import Select
+
+    schemas: dict[str, type] = {
+        "resume": resume.Resume,
+        "sweep": sweep.Sweep,
+        "online": online.Online,
+        "evaluate": Evaluate,
+        "render": Render,
+        "export": Export,
+        "diagnose": Diagnose,
+        "compare": Compare,
+        "report": Report,
+        "select": Select,
+        "doctor": Doctor,
+        "completion": Completion,
+    }
+    return {
+        **{name: partial(_fill, found=[schema]) for name, schema in schemas.items()},
+        "train": _train,
+        "finetune": _finetune,
+        "data": partial(_nest, verbs=data.VERBS),
+        "augment": partial(_nest, verbs=augment.VERBS),
+    }
+
+
+def _train(parser: ArgumentParser) -> None:
+    import agents
+    from diffrl.runs.config import TrainConfig
+
+    _take(parser, parser.add_argument("config", nargs="?"))
+    _take(parser, parser.add_argument("--agent", help="The algorithm."))
+    for name in agents.listed():
+        default = TrainConfig(dataset="", agent=agents.get(name.split()[0])())
+        _fill(parser, [TrainConfig], default=default, config=(tyro.conf.AvoidSubcommands,))
+
+
+def _finetune(parser: ArgumentParser) -> None:
+    from diffrl.commands.finetune_policy import FinetuneDPO, FinetuneDPPO
+    from diffrl.images.config import ALGORITHMS
+    from diffrl.tuning import config as tuning
+
+    _fill(parser, ALGORITHMS.values())
+    policy = parser.add_subparsers(dest="what").add_parser("policy", add_help=False, help="a run's policy")
+    policy.add_argument("--algo", choices=list(tuning.ALGORITHMS), help="The algorithm.")
+    _fill(policy, [FinetuneDPPO, FinetuneDPO])
+
+
+def _nest(parser: ArgumentParser, verbs: Mapping[str, type]) -> None:
+    below = parser.add_subparsers(dest="what")
+    for name, schema in verbs.items():
+        summary = (schema.__doc__ or name).split(".")[0].split(":")[0]
+        _fill(below.add_parser(name, add_help=False, help=summary), [schema])
+
+
+def _fill(parser: ArgumentParser, found: Iterable[Any], **how: Any) -> None:
+    """Add to a parser what these schemas have and it has not. how: as for `tyro.cli`."""
+    for schema in found:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # nothing else gives the options of a schema
+            made = tyro.extras.get_parser(schema, **how)
+        there = {word for action in parser._actions for word in (*action.option_strings, action.dest)}
+        for action in made._actions:
+            if not there.intersection([*action.option_strings, action.dest]):
+                action.help = _sentence(action.help)
+                action.choices = action.choices and [word for word in action.choices if word != "None"]
+                _take(parser, action)
+
+
+def _sentence(text: str | None) -> str:
+    """The first sentence of a help text, as `argparse` wants it."""
+    first = " ".join((text or "").split()).split(". ")[0].split(" (default")[0].rstrip(".")
+    return first.replace("%", "%%")
+
+
+def _take(parser: ArgumentParser, action: Action) -> None:
+    """Add an action to a parser, with what completes its value: names, files, folders, or nothing."""
+    import agents
+    from diffrl.runs import config as configuration
+    from envs import registry
+
+    if action not in parser._actions:
+        parser._add_action(action)
+    if action.nargs == 0 or action.choices:
+        return
+    complete: Any = None
+    match action.dest.replace("-", "_").rpartition(".")[2]:
+        case "agent":
+            action.choices = list(agents.AGENTS)
+        case "device":
+            action.choices = ["cpu", "cuda", "auto"]
+        case "which" | "start_checkpoint":
+            action.choices = ["last", "best"]
+        case "config" | "configs":
+            complete = _names_and_files("configuration", configuration.shipped())
+        case "dataset":
+            complete = _names_and_files("dataset", sorted(registry.ids()))
+        case _ if "RUN" in str(action.metavar):
+            complete = "directory"
+        case _ if "PATH" in str(action.metavar) or not action.option_strings:
+            complete = "file"
+    if complete is not None:
+        setattr(action, "complete", complete)  # noqa: B010  where `shtab` looks
+
+
+def _names_and_files(what: str, names: Sequence[str]) -> Mapping[str, Any]:
+    """What completes a name, or else a file, as `shtab` takes it. what: what is named."""
+    function, listed = f"_diffrl_{what}_or_file", " ".join(names)
+    return {
+        "bash": function,
+        "zsh": function,
+        "fish": f"({function})",
+        "preamble": {
+            "bash": f'{function}() {{\n  compgen -W "{listed}" -- "$1"\n  compgen -f -- "$1"\n}}',
+            "zsh": f"{function}() {{\n  compadd -- {listed}\n  _files\n}}",
+            "fish": f"function {function}\n  printf '%s\\n' {listed}\n  __fish_complete_path (commandline -ct)\nend",
+        },
+    }

@@ -1,0 +1,95 @@
+"""Completion in shells: what a shell offers is what the command line takes."""
+
+import shutil
+import subprocess
+from argparse import ArgumentParser
+from pathlib import Path
+
+import pytest
+import shtab
+
+from diffrl import cli
+from diffrl.commands.completion import whole
+from diffrl.runs import config as configuration
+from diffrl.tuning import config as tuning
+from tests.documents import commands, inline, name, taught
+
+ASKED = {
+    ("",): set(cli.VERBS),
+    ("eva",): {"evaluate"},
+    ("train", "diffusion_ql/maze2d-u"): {
+        one for one in configuration.shipped() if one.startswith("diffusion_ql/maze2d-u")
+    },
+    ("train", "bc/maze2d-umaze-v1", "--agent.wid"): {"--agent.width"},
+    ("train", "--agent", "diffusion_"): {"diffusion_bc", "diffusion_ql"},
+    ("train", "--dataset", "maze2d-umaze-v"): {"maze2d-umaze-v1"},
+    ("data", "in"): {"info"},
+    ("data", "info", "maze2d-umaze-v"): {"maze2d-umaze-v1"},
+    ("augment", "synther", "maze2d-umaze-v1", "--mi"): {"--mix"},
+    ("finetune", "--algo", "ddpo-"): {"ddpo-is", "ddpo-sf"},
+    ("finetune", "policy", "some", "--algo", ""): set(tuning.ALGORITHMS),
+    ("evaluate", "so"): {"some"},
+    ("completion", ""): {"bash", "zsh", "fish"},
+}
+"""Words, of which the last is being typed, and what is to be offered in a folder that holds the folder `some`."""
+
+
+@pytest.fixture(scope="module")
+def parser() -> ArgumentParser:
+    return whole()
+
+
+def parser_of(parser: ArgumentParser, words: tuple[str, ...]) -> ArgumentParser:
+    """That of the verb, or of the verb below it, that the words name."""
+    for action in parser._actions:
+        if isinstance(action.choices, dict) and words and words[0] in action.choices:
+            return parser_of(action.choices[words[0]], words[1:])
+    return parser
+
+
+@pytest.mark.parametrize("page", taught(), ids=name)
+def test_every_option_of_the_documentation_is_offered(page: Path, parser: ArgumentParser) -> None:
+    for command in [*commands(page), *inline(page)]:
+        offered = {word for action in parser_of(parser, command.words)._actions for word in action.option_strings}
+        negated = {word.replace("--", "--no-", 1) for word in offered}
+        asked = {word.split("=")[0].replace("_", "-") for word in command.words if word.startswith("--")}
+        old = {"--resume"} if command.words[0] in ("train", "online", "finetune") else set()
+        missing = asked - {word.replace("_", "-") for word in offered | negated} - old
+        assert not missing, f"{command.where}: {command.text}"
+
+
+def test_bash_offers_what_the_command_line_takes(parser: ArgumentParser, tmp_path: Path) -> None:
+    """Bash itself, with the script sourced; `compopt` is there only while a person types."""
+    (tmp_path / "some").mkdir()
+    lines = [shtab.complete(parser, "bash"), "compopt() { :; }"]
+    for words in ASKED:
+        said = " ".join(f"'{word}'" for word in ("diffrl", *words))
+        lines += [f'COMP_WORDS=({said}) COMP_CWORD={len(words)}; _shtab_diffrl; echo "${{COMPREPLY[@]}}"']
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    for (words, expected), line in zip(ASKED.items(), done.stdout.splitlines(), strict=True):
+        assert set(line.split()) == expected, words
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_fish_offers_what_the_command_line_takes(parser: ArgumentParser, tmp_path: Path) -> None:
+    (tmp_path / "some").mkdir()
+    lines = [shtab.complete(parser, "fish")]
+    lines += [f"complete -C 'diffrl {' '.join(words)}'; echo =" for words in ASKED]
+    done = subprocess.run(["fish", "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True, check=True)
+    for (words, expected), said in zip(ASKED.items(), done.stdout.split("=\n"), strict=False):
+        assert {line.split("\t")[0].rstrip("/") for line in said.splitlines()} == expected, words
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+def test_zsh_reads_its_script(parser: ArgumentParser) -> None:
+    script = shtab.complete(parser, "zsh")
+    done = subprocess.run(["zsh", "-f", "-n"], input=script, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert script.startswith("#compdef diffrl\n")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_verb_prints_the_script(shell: str, parser: ArgumentParser, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", shell]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == shtab.complete(parser, shell).rstrip("\n")
