@@ -1,0 +1,124 @@
+"""The pictures behind tiny-emoji and its judges: emoji of four typefaces, as drawn and painted in six colours.
+
+tiny-emoji itself sees Noto Color Emoji alone (SIL Open Font Licence 1.1, which allows what is made with the font under
+any licence); the judges see the other three, so that they know the objects from other drawings.
+
+    apt-get download fonts-noto-color-emoji && dpkg-deb -x fonts-noto-color-emoji_*.deb FOLDER/noto
+    cd FOLDER && for set in fluent-emoji-flat twemoji noto-v1; do
+        npm pack @iconify-json/$set && mkdir $set && tar xzf iconify-json-$set-*.tgz -C $set; done
+    pip install resvg_py                                        what draws the three, which are SVG
+
+Versions used: fonts-noto-color-emoji 2.042 (OFL 1.1), fluent-emoji-flat 1.2.6 (MIT, Microsoft), twemoji 1.2.5 (CC BY
+4.0, Twitter and others), noto-v1 1.2.5 (Apache 2.0, Google).
+"""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffrl.images.models.emoji_words import COLOURS, OBJECTS
+
+CODES = dict(zip(OBJECTS, "❤⭐🍎🚗🐟🦋🐱🏠🌳🍄🚀🐙🌼🎈🐸👑", strict=True))
+NAMES = {"heart": "red-heart", "apple": "red-apple", "car": "automobile", "cat": "cat-face", "flower": "blossom"}
+"""Iconify's names, where they are not ours."""
+NAMES["tree"] = "deciduous-tree"
+SETS = ("fluent-emoji-flat", "twemoji", "noto-v1")
+PAINT = {
+    "red": (222, 38, 44),
+    "yellow": (252, 206, 40),
+    "green": (62, 174, 78),
+    "blue": (48, 118, 230),
+    "purple": (138, 68, 200),
+    "pink": (252, 132, 182),
+}
+SIDE = 64
+"""Of the pictures before they are turned, shifted and halved."""
+
+
+def noto(folder: Path) -> list[Image.Image]:
+    """Noto Color Emoji's glyphs, RGBA, in the order of OBJECTS."""
+    file = folder / "noto/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
+    font = ImageFont.truetype(file, 109)  # the size of its bitmaps
+    glyphs = []
+    for code in CODES.values():
+        image = Image.new("RGBA", (200, 200))
+        ImageDraw.Draw(image).text((20, 20), code, font=font, embedded_color=True)
+        glyphs.append(image)
+    return glyphs
+
+
+def iconify(folder: Path, name: str) -> list[Image.Image]:
+    """The glyphs of one of `SETS`, RGBA, in the order of OBJECTS."""
+    import resvg_py
+
+    icons = json.loads((folder / name / "package/icons.json").read_text())
+    glyphs = []
+    for thing in OBJECTS:
+        key = NAMES.get(thing, thing)
+        key = icons.get("aliases", {}).get(key, {}).get("parent", key)
+        icon, side = icons["icons"][key], icons["width"]
+        box = f"0 0 {icon.get('width', side)} {icon.get('height', icons['height'])}"
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="200" height="200" viewBox="{box}">{icon["body"]}</svg>'
+        glyphs.append(Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))).convert("RGBA"))
+    return glyphs
+
+
+def square(glyph: Image.Image) -> NDArray[np.float32]:
+    """A glyph cut to what is drawn, in the middle of a square, (SIDE, SIDE, 4) in [0, 1], alpha premultiplied."""
+    glyph = glyph.crop(glyph.getchannel("A").getbbox())
+    side = max(glyph.size)
+    canvas = Image.new("RGBA", (side, side))
+    canvas.paste(glyph, ((side - glyph.width) // 2, (side - glyph.height) // 2))
+    pixels = np.asarray(canvas, dtype=np.float32) / 255
+    pixels = np.concatenate([pixels[..., :3] * pixels[..., 3:], pixels[..., 3:]], -1)
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return F.interpolate(x, size=(SIDE, SIDE), mode="area" if side >= SIDE else "bilinear")[0].permute(1, 2, 0).numpy()
+
+
+def painted(pixels: NDArray[np.float32], colour: str) -> NDArray[np.float32]:
+    """A picture (SIDE, SIDE, 4) in one colour: dark parts darker, light ones lighter; black, grey and white stay."""
+    alpha = pixels[..., 3:]
+    rgb = pixels[..., :3] / np.maximum(alpha, 1e-6)
+    light = rgb @ np.array([0.3, 0.59, 0.11], dtype=np.float32)
+    chroma = rgb.max(-1) - rgb.min(-1)
+    inked = (alpha[..., 0] > 0.5) & (chroma > 0.25)
+    middle = float(np.median(light[inked]))
+    target = np.array(PAINT[colour], dtype=np.float32) / 255
+    down = np.clip(light / middle, 0, 1)[..., None] ** 0.8
+    up = np.clip((light - middle) / (1 - middle), 0, 1)[..., None] * 0.8
+    new = target * down * (1 - up) + up
+    mix = np.clip((chroma - 0.08) / 0.2, 0, 1)[..., None]
+    return np.concatenate([(rgb * (1 - mix) + new * mix) * alpha, alpha], -1).astype(np.float32)
+
+
+def all_prompts(glyphs: list[Image.Image]) -> Tensor:
+    """The pictures of all prompts of a typeface, (112, 4, SIDE, SIDE), alpha premultiplied, in the order of PROMPTS."""
+    plain = [square(glyph) for glyph in glyphs]
+    each = [picture for pixels in plain for picture in (pixels, *(painted(pixels, colour) for colour in COLOURS))]
+    return torch.from_numpy(np.stack(each)).permute(0, 3, 1, 2).contiguous()
+
+
+def drawn(
+    pictures: Tensor, generator: torch.Generator, *, turn: float = 12.0, shift: float = 0.05, least: float = 0.75
+) -> Tensor:
+    """Pictures (B, 4, SIDE, SIDE) on white, (B, 3, 32, 32) in [0, 1]: turned, scaled, shifted, mirrored at random.
+
+    turn: degrees, at most. shift: of the image's side, at most. least: the smallest scale; the largest is .93.
+    """
+    u = torch.rand(6, len(pictures), generator=generator)
+    angle = (2 * u[0] - 1) * turn * torch.pi / 180
+    scale = 1 / (least + (0.93 - least) * u[1])
+    mirror = torch.where(u[2] < 0.5, -1.0, 1.0)
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    dx, dy = (2 * u[3] - 1) * 2 * shift, (2 * u[4] - 1) * 2 * shift
+    matrix = torch.stack([mirror * cos, -mirror * sin, dx, sin, cos, dy], -1).view(-1, 2, 3)
+    grid = F.affine_grid(matrix, [len(pictures), 4, SIDE, SIDE], align_corners=False)
+    turned = F.avg_pool2d(F.grid_sample(pictures, grid, align_corners=False), SIDE // 32)
+    return turned[:, :3] + 1 - turned[:, 3:]
