@@ -1,15 +1,16 @@
-"""The pictures behind tiny-emoji and its judges: emoji of four typefaces, as drawn and painted in six colours.
+"""The pictures behind tiny-emoji and its judges: emoji of six typefaces, as drawn and painted in six colours.
 
 tiny-emoji itself sees Noto Color Emoji alone (SIL Open Font Licence 1.1, which allows what is made with the font under
-any licence); the judges see the other three, so that they know the objects from other drawings.
+any licence); two of the judges see the other five, so that they know the objects from other drawings.
 
     apt-get download fonts-noto-color-emoji && dpkg-deb -x fonts-noto-color-emoji_*.deb FOLDER/noto
-    cd FOLDER && for set in fluent-emoji-flat twemoji noto-v1; do
+    cd FOLDER && for set in fluent-emoji-flat fluent-emoji twemoji noto-v1 emojione; do
         npm pack @iconify-json/$set && mkdir $set && tar xzf iconify-json-$set-*.tgz -C $set; done
-    pip install resvg_py                                        what draws the three, which are SVG
+    pip install resvg_py                                        what draws the five, which are SVG
 
-Versions used: fonts-noto-color-emoji 2.042 (OFL 1.1), fluent-emoji-flat 1.2.6 (MIT, Microsoft), twemoji 1.2.5 (CC BY
-4.0, Twitter and others), noto-v1 1.2.5 (Apache 2.0, Google).
+Versions used: fonts-noto-color-emoji 2.042 (OFL 1.1), fluent-emoji-flat 1.2.6 and fluent-emoji 1.2.7 (MIT,
+Microsoft), twemoji 1.2.5 (CC BY 4.0, Twitter and others), noto-v1 1.2.5 (Apache 2.0, Google), emojione 1.2.3 (CC BY 4.0,
+EmojiOne).
 """
 
 import io
@@ -25,11 +26,23 @@ from torch.nn import functional as F
 
 from diffrl.images.models.emoji_words import COLOURS, OBJECTS
 
-CODES = dict(zip(OBJECTS, "❤⭐🍎🚗🐟🦋🐱🏠🌳🍄🚀🐙🌼🎈🐸👑", strict=True))
-NAMES = {"heart": "red-heart", "apple": "red-apple", "car": "automobile", "cat": "cat-face", "flower": "blossom"}
-"""Iconify's names, where they are not ours."""
-NAMES["tree"] = "deciduous-tree"
-SETS = ("fluent-emoji-flat", "twemoji", "noto-v1")
+CODES = dict(zip(OBJECTS, "❤⭐🍎🚗🐟🐱🌳🍄🌼🎈🐸👑", strict=True))
+NAMES = {
+    "heart": ("red-heart", "heart-suit"),
+    "star": ("star", "glowing-star"),
+    "apple": ("red-apple", "green-apple"),
+    "car": ("automobile", "taxi"),
+    "fish": ("fish", "tropical-fish"),
+    "cat": ("cat-face", "smiling-cat-face-with-open-mouth"),
+    "tree": ("deciduous-tree", "deciduous-tree"),
+    "mushroom": ("mushroom", "mushroom"),
+    "flower": ("blossom", "sunflower"),
+    "balloon": ("balloon", "balloon"),
+    "frog": ("frog", "frog"),
+    "crown": ("crown", "crown"),
+}
+"""Iconify's names of two drawings of each object."""
+SETS = ("fluent-emoji-flat", "fluent-emoji", "twemoji", "noto-v1", "emojione")
 PAINT = {
     "red": (222, 38, 44),
     "yellow": (252, 206, 40),
@@ -54,14 +67,14 @@ def noto(folder: Path) -> list[Image.Image]:
     return glyphs
 
 
-def iconify(folder: Path, name: str) -> list[Image.Image]:
-    """The glyphs of one of `SETS`, RGBA, in the order of OBJECTS."""
+def iconify(folder: Path, name: str, which: int) -> list[Image.Image]:
+    """The glyphs of one of `SETS`, RGBA, in the order of OBJECTS. which: of the two drawings of each."""
     import resvg_py
 
     icons = json.loads((folder / name / "package/icons.json").read_text())
     glyphs = []
     for thing in OBJECTS:
-        key = NAMES.get(thing, thing)
+        key = NAMES[thing][which]
         key = icons.get("aliases", {}).get(key, {}).get("parent", key)
         icon, side = icons["icons"][key], icons["width"]
         box = f"0 0 {icon.get('width', side)} {icon.get('height', icons['height'])}"
@@ -99,26 +112,35 @@ def painted(pixels: NDArray[np.float32], colour: str) -> NDArray[np.float32]:
 
 
 def all_prompts(glyphs: list[Image.Image]) -> Tensor:
-    """The pictures of all prompts of a typeface, (112, 4, SIDE, SIDE), alpha premultiplied, in the order of PROMPTS."""
+    """The pictures of all prompts of a typeface, (84, 4, SIDE, SIDE), alpha premultiplied, in the order of PROMPTS."""
     plain = [square(glyph) for glyph in glyphs]
     each = [picture for pixels in plain for picture in (pixels, *(painted(pixels, colour) for colour in COLOURS))]
     return torch.from_numpy(np.stack(each)).permute(0, 3, 1, 2).contiguous()
 
 
 def drawn(
-    pictures: Tensor, generator: torch.Generator, *, turn: float = 12.0, shift: float = 0.05, least: float = 0.75
+    pictures: Tensor,
+    generator: torch.Generator,
+    *,
+    turn: float = 6.0,
+    shift: float = 0.04,
+    least: float = 0.8,
+    mirror: bool = False,
 ) -> Tensor:
-    """Pictures (B, 4, SIDE, SIDE) on white, (B, 3, 32, 32) in [0, 1]: turned, scaled, shifted, mirrored at random.
+    """Pictures (B, 4, SIDE, SIDE) on white, (B, 3, 32, 32) in [0, 1]: turned, scaled and shifted at random.
 
-    turn: degrees, at most. shift: of the image's side, at most. least: the smallest scale; the largest is .93.
+    turn: degrees, at most. shift: of the image's side, at most. least: the smallest scale; the largest is .93. mirror: every
+        other one.
     """
-    u = torch.rand(6, len(pictures), generator=generator)
+    u = torch.rand(4, len(pictures), generator=generator)
     angle = (2 * u[0] - 1) * turn * torch.pi / 180
     scale = 1 / (least + (0.93 - least) * u[1])
-    mirror = torch.where(u[2] < 0.5, -1.0, 1.0)
     cos, sin = scale * angle.cos(), scale * angle.sin()
-    dx, dy = (2 * u[3] - 1) * 2 * shift, (2 * u[4] - 1) * 2 * shift
-    matrix = torch.stack([mirror * cos, -mirror * sin, dx, sin, cos, dy], -1).view(-1, 2, 3)
+    dx, dy = (2 * u[2] - 1) * 2 * shift, (2 * u[3] - 1) * 2 * shift
+    matrix = torch.stack([cos, -sin, dx, sin, cos, dy], -1).view(-1, 2, 3)
     grid = F.affine_grid(matrix, [len(pictures), 4, SIDE, SIDE], align_corners=False)
     turned = F.avg_pool2d(F.grid_sample(pictures, grid, align_corners=False), SIDE // 32)
-    return turned[:, :3] + 1 - turned[:, 3:]
+    images = turned[:, :3] + 1 - turned[:, 3:]
+    if mirror:
+        images = torch.where(torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5, images, images.flip(-1))
+    return images

@@ -257,6 +257,7 @@ def load_pipeline(
     size: int | None = None,
     channels_last: bool = False,
     vae_slicing: bool = False,
+    kind: type[PipelineModel] | None = None,
 ) -> PipelineModel:
     """A diffusers pipeline in a folder (of `save_pretrained`) or of a hub id, as an image model.
 
@@ -267,6 +268,7 @@ def load_pipeline(
         they hold.
     size: of the images, in pixels; by default what the network was made for.
     channels_last, vae_slicing: the network's memory format; images through the autoencoder one by one.
+    kind: the class of what is made; by default what `MODELS` has for the pipeline's class.
 
     Raises UserError for a pipeline that is not there, incomplete, in pickle format or of another class.
     """
@@ -274,7 +276,7 @@ def load_pipeline(
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     with quiet():
         index = read_index(name)
-        kind = MODELS.get(str(index.get("_class_name")))
+        kind = kind or MODELS.get(str(index.get("_class_name")))
         if kind is None:
             raise UserError(f"{name} is a {index.get('_class_name')}; what can be fine-tuned: {', '.join(MODELS)}.")
         half = PRECISIONS[precision]
