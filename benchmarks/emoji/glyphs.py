@@ -9,8 +9,8 @@ any licence); two of the judges see the other five, so that they know the object
     pip install resvg_py                                        what draws the five, which are SVG
 
 Versions used: fonts-noto-color-emoji 2.042 (OFL 1.1), fluent-emoji-flat 1.2.6 and fluent-emoji 1.2.7 (MIT,
-Microsoft), twemoji 1.2.5 (CC BY 4.0, Twitter and others), noto-v1 1.2.5 (Apache 2.0, Google), emojione 1.2.3 (CC BY 4.0,
-EmojiOne).
+Microsoft), twemoji 1.2.5 (CC BY 4.0, Twitter and others), noto-v1 1.2.5 (Apache 2.0, Google), emojione 1.2.3 (CC BY
+4.0, EmojiOne).
 """
 
 import io
@@ -33,7 +33,7 @@ NAMES = {
     "apple": ("red-apple", "green-apple"),
     "car": ("automobile", "taxi"),
     "fish": ("fish", "tropical-fish"),
-    "cat": ("cat-face", "smiling-cat-face-with-open-mouth"),
+    "cat": ("cat-face", "cat-face"),
     "tree": ("deciduous-tree", "deciduous-tree"),
     "mushroom": ("mushroom", "mushroom"),
     "flower": ("blossom", "sunflower"),
@@ -129,8 +129,8 @@ def drawn(
 ) -> Tensor:
     """Pictures (B, 4, SIDE, SIDE) on white, (B, 3, 32, 32) in [0, 1]: turned, scaled and shifted at random.
 
-    turn: degrees, at most. shift: of the image's side, at most. least: the smallest scale; the largest is .93. mirror: every
-        other one.
+    turn: degrees, at most. shift: of the image's side, at most. least: the smallest scale; the largest is .93.
+    mirror: every other one.
     """
     u = torch.rand(4, len(pictures), generator=generator)
     angle = (2 * u[0] - 1) * turn * torch.pi / 180

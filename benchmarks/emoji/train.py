@@ -23,7 +23,7 @@ from diffrl.images.models.emoji_words import COLOURS, OBJECTS
 from diffrl.support.files import atomic_path
 from diffrl.support.seeds import generator_at
 
-LEARNING_RATE, WARM_UP, DECAY, EMA = 1.5e-3, 100, 1200, 0.997
+WARM_UP, DECAY, EMA = 100, 1200, 0.997
 """The rate rises over WARM_UP steps, stays, and falls to 0 over the last DECAY; the weights' running mean is kept."""
 
 
@@ -41,15 +41,15 @@ class Words(nn.Module):
         return self.objects(labels // n) + self.colours(labels % n)
 
 
-def unet(classes: int):
-    """The U-Net on the blocks' coefficients, 24 channels of 8 x 8: 1.5 million parameters."""
+def unet(classes: int, widths: tuple[int, ...]):
+    """The U-Net on the blocks' coefficients, 24 channels of 8 x 8."""
     from diffusers import UNet2DModel
 
     return UNet2DModel(
         sample_size=8,
         in_channels=24,
         out_channels=24,
-        block_out_channels=(48, 96),
+        block_out_channels=widths,
         layers_per_block=1,
         down_block_types=("DownBlock2D",) * 2,
         up_block_types=("UpBlock2D",) * 2,
@@ -80,6 +80,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--widths", type=int, nargs=2, default=(48, 96))
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     shorter = options.out.with_name(options.out.name + ".steps")
@@ -96,16 +98,16 @@ def main() -> None:
     table = -torch.log(scheduler.alphas_cumprod.double()).float()
     prediction = Prediction("v", VP())
     torch.manual_seed(options.seed)
-    network = unet(len(pictures))
+    network = unet(len(pictures), tuple(options.widths))
     network.class_embedding = Words(network.class_embedding.embedding_dim)
     mean = copy.deepcopy(network).requires_grad_(False)
     generator = generator_at(options.seed, 1)
-    optimiser = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=1e-4, betas=(0.9, 0.99), fused=True)
+    optimiser = torch.optim.AdamW(network.parameters(), options.lr, weight_decay=1e-4, betas=(0.9, 0.99), fused=True)
     began, losses, steps, step = time.process_time(), [], options.steps, 0
     while step < steps:
         step += 1
         for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * min(1, step / WARM_UP, (steps - step + 1) / DECAY)
+            group["lr"] = options.lr * min(1, step / WARM_UP, (steps - step + 1) / DECAY)
         i = torch.randint(len(pictures), (options.batch,), generator=generator)
         x0 = to_states(drawn(pictures[i], generator) * 2 - 1)
         label = torch.randint(len(table), (options.batch,), generator=generator)

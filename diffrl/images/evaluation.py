@@ -40,7 +40,6 @@ from diffrl.images.samples import (
 )
 
 
-
 class Judge(Protocol):
     """A classifier of a model's images that is no part of any reward."""
 

@@ -18,7 +18,7 @@ from diffrl.images.algorithms.base import Finetuner
 from diffrl.images.algorithms.dpo import ROUND as PAIRS_ROUND
 from diffrl.images.algorithms.dpo import SampledPairs
 from diffrl.images.config import ALGORITHMS
-from diffrl.images.evaluation import chain_kl, diversity, evaluate
+from diffrl.images.evaluation import Numbered, chain_kl, diversity, evaluate
 from diffrl.images.run import warnings
 from diffrl.images.samples import (
     EVALUATION,

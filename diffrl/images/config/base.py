@@ -78,9 +78,9 @@ class FinetuneConfig(metaclass=_Presets):
     algo: Algo = "ddpo-is"
     """The algorithm: see the list above."""
     model: str = "tiny-emoji"
-    """tiny-emoji (with rewards on digits tiny-digits), tiny-digits, tiny-latents (both trained at first use), or a
-    diffusers pipeline: a folder or a hub id. control:ID, reference:ID: with a ControlNet, reference attention; video:ID,
-    a video pipeline (docs/supervised.md)."""
+    """tiny-emoji, tiny-digits (the default with rewards on digits), tiny-latents (these two trained at first use), or a
+    diffusers pipeline: a folder or a hub id. control:ID, reference:ID: with a ControlNet, reference attention;
+    video:ID, a video pipeline (docs/supervised.md)."""
     held_out: str | None = None
     """A reward that is only looked at, to see the other one hacked; by default its companion, where it has one."""
     prompts: Path | None = None

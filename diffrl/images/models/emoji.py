@@ -4,8 +4,8 @@ The default of `diffrl finetune`: pictures that a person can judge. Its weights 
 parameters in half precision), so that a run starts at once; `benchmarks/emoji/train.py` makes them, from the glyphs of
 Noto Color Emoji, as drawn and painted in six colours, turned, scaled and shifted a little.
 
-It is a latent model whose autoencoder is a formula, as JPEG has it: of each block of 4 x 4 pixels the coefficients of the
-discrete cosine transform, all 16 of the brightness and the lowest 4 of either colour difference. So states are
+It is a latent model whose autoencoder is a formula, as JPEG has it: of each block of 4 x 4 pixels the coefficients of
+the discrete cosine transform, all 16 of the brightness and the lowest 4 of either colour difference. So states are
 (24, 8, 8), and the network is as small as that of tiny-digits. On disk it is a diffusers pipeline like any other
 (UNet2DModel, v-prediction on the cosine schedule of 1,000 steps), whose 24 channels `to_pixels` turns into pictures.
 Prompts: `emoji_words`.
@@ -53,7 +53,7 @@ def basis() -> Tensor:
 
 @functools.cache
 def scales() -> Tensor:
-    """What each coefficient is multiplied by, (24, 1, 1): a block's mean by 1/4, so that no one outweighs the others."""
+    """What each coefficient is multiplied by, (24, 1, 1): a block's mean by 1/4, so that none outweighs the others."""
     means = [sum(kept**2 for kept in KEPT[:i]) for i in range(len(KEPT))]
     scale = torch.ones(sum(kept**2 for kept in KEPT))
     scale[means] = 1 / BLOCK

@@ -30,8 +30,8 @@ class Colour:
     """How much of a hue an image has, in [-1, 1]: the mean over pixels of chroma times cos(hue - wanted); linear.
 
     With A = R - (G + B)/2 and B' = sqrt(3)/2 (G - B), the chroma of a pixel is the length of (A, B') and its hue the
-    angle: red (1, 0, 0) is 1 long at 0 degrees, and so are yellow at 60, green at 120 and so on. Greys have none. An image
-    that is all of one of these scores 1 for its own hue, and -1 for the opposite one. Differentiable.
+    angle: red (1, 0, 0) is 1 long at 0 degrees, and so are yellow at 60, green at 120 and so on. Greys have none. An
+    image that is all of one of these scores 1 for its own hue, and -1 for the opposite one. Differentiable.
 
     hue: a name of HUES or degrees, such as "210". Raises UserError for another.
     """
@@ -59,7 +59,7 @@ class Colour:
 class Symmetry:
     """How alike an image is to its mirror image (left and right), in [-1, 1]: their correlation. Differentiable.
 
-    <x - m, x' - m> / |x - m|^2, with x' the mirrored image and m the mean of each channel; over all channels and pixels.
+    <x - m, x' - m> / |x - m|^2 over all channels and pixels, with x' the mirrored image and m each channel's mean.
     1: symmetric, and so is a plain one; fading an image changes nothing.
     """
 
