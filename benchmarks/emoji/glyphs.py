@@ -126,18 +126,23 @@ def drawn(
     shift: float = 0.04,
     least: float = 0.8,
     mirror: bool = False,
+    stretch: float = 0.0,
 ) -> Tensor:
     """Pictures (B, 4, SIDE, SIDE) on white, (B, 3, 32, 32) in [0, 1]: turned, scaled and shifted at random.
 
     turn: degrees, at most. shift: of the image's side, at most. least: the smallest scale; the largest is .93.
-    mirror: every other one.
+    mirror: every other one. stretch: each side by so much, at most, and sheared by as much.
     """
     u = torch.rand(4, len(pictures), generator=generator)
     angle = (2 * u[0] - 1) * turn * torch.pi / 180
     scale = 1 / (least + (0.93 - least) * u[1])
     cos, sin = scale * angle.cos(), scale * angle.sin()
+    across, along, shear = (
+        1 + stretch * (2 * torch.rand(3, len(pictures), generator=generator) - 1) if stretch else (1, 1, 1)
+    )
     dx, dy = (2 * u[2] - 1) * 2 * shift, (2 * u[3] - 1) * 2 * shift
-    matrix = torch.stack([cos, -sin, dx, sin, cos, dy], -1).view(-1, 2, 3)
+    rows = [across * cos, -sin + shear - 1, dx, sin, along * cos, dy]
+    matrix = torch.stack(rows, -1).view(-1, 2, 3)
     grid = F.affine_grid(matrix, [len(pictures), 4, SIDE, SIDE], align_corners=False)
     turned = F.avg_pool2d(F.grid_sample(pictures, grid, align_corners=False), SIDE // 32)
     images = turned[:, :3] + 1 - turned[:, 3:]

@@ -3,8 +3,8 @@
     python benchmarks/emoji/judges.py FOLDER OUT [--steps 700]
 
 FOLDER has the typefaces (`glyphs.py`); OUT gets emoji, emoji-held-out and judge .safetensors, in half precision, and
-judges.json. `emoji` sees Noto Color Emoji, the other two the five other typefaces; all are tested on Noto's pictures,
-which the latter two have never seen.
+judges.json. `emoji` sees Noto Color Emoji alone, `emoji-held-out` the five other typefaces alone, the judge all six;
+all are tested on Noto's pictures as tiny-emoji sees them, and train on pictures turned, stretched and spoilt further.
 """
 
 import argparse
@@ -39,8 +39,8 @@ def trained(which: str, pictures: Tensor, steps: int, seed: int) -> nn.Module:
     optimiser = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
-        i = torch.randint(len(pictures), (64,), generator=generator)
-        x = spoilt(drawn(pictures[i], generator, turn=25, shift=0.1, least=0.6, mirror=True), generator)
+        i = torch.randint(len(pictures), (48,), generator=generator)
+        x = spoilt(drawn(pictures[i], generator, turn=25, shift=0.1, least=0.6, mirror=True, stretch=0.25), generator)
         thing, colour = i % (N * len(OBJECTS)) // N, i % N - 1
         things, colours = network(x).split([len(OBJECTS), len(COLOURS)], -1)
         # An object's own colours teach no colour.
@@ -76,9 +76,10 @@ def main() -> None:
     torch.set_num_threads(1)
     own = all_prompts(noto(options.folder))
     others = torch.cat([all_prompts(iconify(options.folder, name, which)) for name in SETS for which in (0, 1)])
+    everything = torch.cat([own, others])
     options.out.mkdir(parents=True, exist_ok=True)
     about = {}
-    for seed, (which, pictures) in enumerate({"emoji": own, "emoji-held-out": others, "judge": others}.items()):
+    for seed, (which, pictures) in enumerate({"emoji": own, "emoji-held-out": others, "judge": everything}.items()):
         if which not in options.only:
             continue
         began = time.process_time()

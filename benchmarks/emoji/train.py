@@ -10,6 +10,7 @@ the file OUT.steps takes the place of --steps; until 1,200 steps before the end 
 import argparse
 import copy
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def save(mean: nn.Module, scheduler, folder: Path) -> None:
     words, classes = whole.class_embedding, whole.config.num_class_embeds
     with torch.no_grad():
         whole.class_embedding = nn.Embedding.from_pretrained(words(torch.arange(classes)), freeze=False)
+    shutil.rmtree(folder, ignore_errors=True)
     with atomic_path(folder) as temporary:
         DDIMPipeline(whole.half(), scheduler).save_pretrained(temporary, safe_serialization=True)
 

@@ -61,7 +61,7 @@ BUILT_IN: dict[str, Callable[[], Build]] = {
     "tiny-digits": _tiny_digits,
     "tiny-latents": _tiny_latents,
 }
-"""The models that need no download: in the package, or trained at first use. What imports the function that makes it."""
+"""The models that need no download: in the package, or trained at first use. What imports what makes it."""
 VARIANTS: dict[str, Callable[[], Build]] = {"control": _control, "reference": _reference, "video": _video}
 """What "VARIANT:NAME" makes of the pipeline NAME: with a ControlNet, with reference attention; a video pipeline."""
 

@@ -1,9 +1,10 @@
 """Rewards on tiny-emoji's pictures: does the image show what the prompt says, in the colour that it says?
 
 Three small convolutional networks say how probable each object and each colour is. `emoji` was trained on the pictures
-that tiny-emoji itself learned from (Noto Color Emoji); `emoji-held-out` and the judge of the measures on emoji of three
-other typefaces, so that they know a heart from other drawings. What a run gains on `emoji` and not on the others is not
-likeness but error of one network (over-optimisation). The judge is no reward: nothing is ever optimised against it.
+that tiny-emoji itself learned from (Noto Color Emoji); `emoji-held-out` on emoji of five other typefaces, so that it
+knows a heart from other drawings; the judge of the measures on all six. What a run gains on `emoji` and not on the
+others is not likeness but error of one network (over-optimisation). The judge is no reward: nothing is ever optimised
+against it.
 
 The weights come with the package; `benchmarks/emoji/judges.py` makes them, and states what they are right on.
 """
