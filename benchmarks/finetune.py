@@ -1,10 +1,12 @@
-"""Fine-tuning tiny-digits by every algorithm: the reward against the images scored, and what it was paid with.
+"""Fine-tuning a built-in model by every algorithm: the reward against the images scored, and what it was paid with.
 
     python benchmarks/finetune.py                               all of it; runs that are there are not made again
     python benchmarks/finetune.py --rewards digit:8 --algos ddpo-is draft --seeds 0
     python benchmarks/finetune.py --no-run                      only draw and write what there is
+    python benchmarks/finetune.py --model tiny-emoji --rewards emoji "colour:blue + emoji" --algos ddpo-is nft draft \
+        --out benchmarks/results/finetune_emoji                 pictures of 32 x 32 in place of digits
 
-Every cell is `diffrl finetune --algo A --reward R --seed S` with the settings of SETTINGS below, and what else is the
+Every cell is `diffrl finetune --model M --algo A --reward R --seed S` with the settings of SETTINGS below, and what else is the
 command's default; each run stays in --runs, so that `diffrl compare` shows any of them. Class accuracy is of an
 independent classifier that is no part of any reward. ± is the standard error over the seeds.
 
@@ -38,7 +40,9 @@ from diffrl.images.run import FinetuneRun
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import versions
 
-ALGOS: tuple[Algo, ...] = ("ddpo-is", "ddpo-sf", "grpo", "rwr", "d3po", "dpo", "draft")
+ALGOS: tuple[Algo, ...] = ("ddpo-is", "ddpo-sf", "grpo", "rwr", "d3po", "dpo", "draft", "nft")
+DIFFERENTIABLE = ("digit", "emoji", "colour", "symmetry")
+"""What the names of rewards with a gradient begin with."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "dpo": {"rounds": 24},
     "draft": {"queries": 640},
@@ -53,10 +57,12 @@ console = Console()
 class Options:
     """What to measure."""
 
+    model: str = "tiny-digits"
+    """Which model."""
     rewards: tuple[str, ...] = ("jpeg-file", "jpeg-file + 0.2*digit", "digit:8")
     """Which rewards."""
     algos: tuple[Algo, ...] = ALGOS
-    """Which algorithms; draft only where the reward has a gradient, and on the sum of rewards only the first."""
+    """Which algorithms; draft only where the reward has a gradient, and on sums of rewards of digits only the first."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of everything random in a run; the pretrained model is one."""
     queries: int = 3072
@@ -81,7 +87,8 @@ class Options:
 
 def config_of(options: Options, algo: Algo, reward: str, seed: int) -> FinetuneConfig:
     """A cell's configuration."""
-    title = f"{algo}-{reward}-{options.queries * options.scale}-{seed}"
+    of = "" if options.model == "tiny-digits" else f"{options.model}-"
+    title = f"{of}{algo}-{reward}-{options.queries * options.scale}-{seed}"
     name = "".join(c if c.isalnum() or c in ".-" else "-" for c in title)
     folder = options.runs / name
     settings = {**SETTINGS.get(algo, {}), **SETTINGS.get(f"{algo} {reward}", {})}
@@ -89,14 +96,14 @@ def config_of(options: Options, algo: Algo, reward: str, seed: int) -> FinetuneC
     settings["queries"] *= options.scale
     if options.batch is not None:
         settings |= {"batch": options.batch, "micro_batch": options.batch}
-    config = FinetuneConfig(algo=algo, reward=reward, seed=seed, out=folder, **settings)
+    config = FinetuneConfig(algo=algo, model=options.model, reward=reward, seed=seed, out=folder, **settings)
     return dataclasses.replace(config, eval_every=max(1, config.rounds // options.evaluations))
 
 
 def words_of(config: FinetuneConfig) -> list[str]:
     """The command of a cell: what differs from the defaults of its algorithm."""
     plain = FinetuneConfig(algo=config.algo, model=config.model, reward=config.scored_by)
-    words = []
+    words = ["--model", config.model]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in ("algo", "reward") or value != getattr(plain, field.name):
@@ -220,12 +227,14 @@ def main(options: Options) -> None:
         for seed in options.seeds
         for reward in options.rewards
         for algo in options.algos
-        if (algo == options.algos[0] or "+" not in reward) and (algo != "draft" or reward.startswith("digit"))
+        if (algo == options.algos[0] or "+" not in reward or options.model != "tiny-digits")
+        and (algo != "draft" or reward.startswith(DIFFERENTIABLE))
     ]
     if options.run:
-        from diffrl.images.models.digits import tiny_digits_folder
+        if options.model == "tiny-digits":
+            from diffrl.images.models.digits import tiny_digits_folder
 
-        tiny_digits_folder()
+            tiny_digits_folder()
         with ThreadPoolExecutor(options.jobs) as pool:
             for _ in pool.map(make, cells):
                 save(options, collect(options, cells))

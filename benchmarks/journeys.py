@@ -67,7 +67,8 @@ ROWS = "2000"
 ONE_PROCESS = ("--workers", "1", "--eval-workers", "0", "--no-compile")
 SHORT = ("--steps", "2", "--eval-every", "1", "--eval-episodes", "1", "--log-every", "1")
 TRAIN = ("train", "--agent", "diffusion_ql", *SHORT, *ONE_PROCESS)
-DDPO = ("finetune", "--queries", "8", "--batch", "8", "--updates", "1", "--steps", "2", "--eval-samples", "2")
+SMALL = ("--queries", "8", "--batch", "8", "--updates", "1", "--steps", "2", "--eval-samples", "2")
+DDPO = ("finetune", "--model", "tiny-digits", *SMALL)
 
 
 @dataclass(frozen=True)

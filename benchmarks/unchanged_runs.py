@@ -153,7 +153,7 @@ _POLICIES = (
     ),
 )
 
-_UNSCORED = "--batch 16 --steps 3 --eval-samples 10 --warm-up 0"
+_UNSCORED = "--model tiny-digits --batch 16 --steps 3 --eval-samples 10 --warm-up 0"
 _IMAGES = f"--queries 32 {_UNSCORED}"
 _FEW = "--batch 4 --updates 2 --steps 3 --eval-samples 2 --warm-up 0"
 _ROUNDS = "--rounds 2 --updates 2"

@@ -15,10 +15,11 @@ from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner
 from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
-from diffrl.images.evaluation import Classify, alarm, evaluate
+from diffrl.images.evaluation import Judge, Numbered, alarm, evaluate
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import load_model
+from diffrl.images.models.emoji_words import PROMPTS
 from diffrl.images.models.pipelines import PipelineModel
 from diffrl.images.rewards.human import humans
 from diffrl.images.rewards.scaled import scaled
@@ -131,7 +132,7 @@ class _Session:
             for asked in (reward, self.held_out):
                 if asked is not None and rewards.grouped(asked) and world.size > 1:
                     raise UserError(f"{asked.name} compares the images of a prompt: leave out --processes.")
-            self.classify = _classifier(config)
+            self.judge = _judge(config)
         self.setup = Setup(config, model, chain_of(model, config), _prompts(config, model), reward, world)
         self.state = RunState(queries=config.scored_before, kl_weight=config.kl_weight, say=self._say)
         self.algorithm = ALGORITHMS[config.algo](self.setup, self.state)
@@ -267,7 +268,7 @@ class _Session:
         for human in self.humans:
             human.at(state.round, asking=False)
         with self._progress("Evaluating", self.config.eval_samples), self._alone():
-            result = evaluate(self.setup, state, self.held_out, self.classify)
+            result = evaluate(self.setup, state, self.held_out, self.judge)
         if log is not None:
             # The record comes after the picture: an evaluation that is recorded is not made again.
             plot_grid(result.images, result.prompts, grid_path(path, state.round))
@@ -382,13 +383,17 @@ def _model(config: FinetuneConfig, device: str, quiet: bool) -> ImageModel:
     return load_model(config.model, lora=lora, precision=config.precision, device=device, seed=config.seed, **options)
 
 
-def _classifier(config: FinetuneConfig) -> Classify | None:
+def _judge(config: FinetuneConfig) -> Judge | None:
     """A classifier of the built-in models' images that is no part of any reward; None for other models."""
     if not config.builtin:
         return None
+    if config.model == "tiny-emoji":
+        from diffrl.images.rewards.emoji import emoji_judge
+
+        return emoji_judge()
     from diffrl.images.rewards.digits import digit_classifier
 
-    return digit_classifier()
+    return Numbered(digit_classifier())
 
 
 def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
@@ -405,7 +410,7 @@ def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
     elif isinstance(config, DPOConfig) and config.pairs is not None:
         prompts = plain(list(dict.fromkeys(folder_pairs(config.pairs, model).prompts)))
     elif config.builtin:
-        prompts = plain([str(digit) for digit in range(10)])
+        prompts = plain(PROMPTS if config.model == "tiny-emoji" else [str(digit) for digit in range(10)])
     elif isinstance(config, SupervisedConfig):
         prompts = plain([""])
     else:

@@ -51,8 +51,8 @@ RUNS: dict[str, str] = {
     "--eval-every 10 --epochs 1 --batch-size 10 --critic-width 4 --critic-layers 1 --tuned-steps 1 --out dppo",
     "dpo": f"finetune policy diffusion --algo dpo {_POLICY} --steps 4 --eval-every 2 --pairs 16 --batch-size 8 "
     "--out dpo",
-    "images": "finetune --algo ddpo-is --lora 1 --queries 8 --batch 4 --updates 1 --steps 2 --eval-samples 2 "
-    "--warm-up 0 --out images",
+    "images": "finetune --model tiny-digits --algo ddpo-is --lora 1 --queries 8 --batch 4 --updates 1 --steps 2 "
+    "--eval-samples 2 --warm-up 0 --out images",
     "augment": f"{AUGMENT} --samples 20",
 }
 """The runs by kind: the words after `diffrl`. The folder has the kind's name, but augment's, which is `new-synther`."""

@@ -18,7 +18,7 @@ from diffrl.images.algorithms.base import Finetuner
 from diffrl.images.algorithms.dpo import ROUND as PAIRS_ROUND
 from diffrl.images.algorithms.dpo import SampledPairs
 from diffrl.images.config import ALGORITHMS
-from diffrl.images.evaluation import chain_kl, diversity, evaluate
+from diffrl.images.evaluation import Numbered, chain_kl, diversity, evaluate
 from diffrl.images.run import warnings
 from diffrl.images.samples import (
     EVALUATION,
@@ -552,7 +552,7 @@ def test_classes_of_images() -> None:
     def wrong(images: Tensor) -> Tensor:
         return right(images).flip(1)
 
-    measures = [evaluate(setup, RunState(), None, classify).measures for classify in (all_ones, right, wrong)]
+    measures = [evaluate(setup, RunState(), None, Numbered(classify)).measures for classify in (all_ones, right, wrong)]
     assert [m["class_accuracy"] for m in measures] == [0.5, 1.0, 0.0]
     assert [m["class_entropy"] for m in measures] == pytest.approx([0.0, math.log(2), math.log(2)])
 

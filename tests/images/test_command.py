@@ -18,7 +18,7 @@ from diffrl.images.config import ALGORITHMS
 from diffrl.images.job import _less_memory
 from tests.images import tiny
 
-UNSCORED = ["--batch", "16", "--steps", "3", "--eval-samples", "20", "--warm-up", "0"]
+UNSCORED = ["--model", "tiny-digits", "--batch", "16", "--steps", "3", "--eval-samples", "20", "--warm-up", "0"]
 SMALL = ["--queries", "32", *UNSCORED]
 
 

@@ -50,7 +50,8 @@ def test_two_processes_are_one(algo: str, cache: Path, quick: Path) -> None:
 
 def test_processes_from_the_command_line(cache: Path, tmp_path: Path) -> None:
     """`--processes 2` starts them itself, and a mistake in them is a line, with its exit code."""
-    words = ["-m", "diffrl.cli", "finetune", "--queries", "16", "--batch", "8", "--steps", "2", "--eval-samples", "4"]
+    words = ["-m", "diffrl.cli", "finetune", "--model", "tiny-digits", "--queries", "16", "--batch", "8"]
+    words += ["--steps", "2", "--eval-samples", "4"]
     launch(1, [*words, "--processes", "2", "--out", str(tmp_path / "run")], cache)
     assert json.loads((tmp_path / "run/evaluations.json").read_text())[-1]["queries"] == 16
     said = launch(1, [*words, "--processes", "2", "--reward", "jpg", "--out", str(tmp_path / "none")], cache, code=2)

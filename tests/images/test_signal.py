@@ -25,7 +25,8 @@ def in_place(images, prompts, metadata):
 def constant(images, prompts, metadata):
     return [0.1] * len(prompts)
 """
-SMALL = ["--queries", "32", "--batch", "16", "--steps", "3", "--eval-samples", "20", "--warm-up", "0"]
+SMALL = ["--model", "tiny-digits", "--queries", "32", "--batch", "16", "--steps", "3", "--eval-samples", "20"]
+SMALL += ["--warm-up", "0"]
 
 
 class Constant:

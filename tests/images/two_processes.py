@@ -34,6 +34,7 @@ def record(algo: str, out: Path) -> None:
         finetune(
             FinetuneConfig(
                 algo=algo,
+                model="tiny-digits",
                 queries=24,
                 batch=24,
                 updates=3,

@@ -190,7 +190,8 @@ def test_sigterm_to_a_training_in_its_evaluation(tmp_path: Path) -> None:
 
 
 SYNTHER = ["augment", "synther", "maze2d-umaze-v1", "--rows", "300", "--width", "64", "--blocks", "1"]
-IMAGES = ["finetune", "--batch", "16", "--queries", "160000", "--steps", "20", "--eval-samples", "20"]
+IMAGES = ["finetune", "--model", "tiny-digits", "--batch", "16", "--queries", "160000", "--steps", "20"]
+IMAGES += ["--eval-samples", "20"]
 
 
 @pytest.mark.slow

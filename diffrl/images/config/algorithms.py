@@ -200,8 +200,10 @@ class ReFLConfig(BackpropagationConfig):
     pipeline: ClassVar[Mapping[str, Any]] = {**BackpropagationConfig.pipeline, "data": None}
 
     algo: Algo = "refl"
+    model: str = "tiny-digits"
+    """As of the other algorithms; by default tiny-digits, whose data are at hand."""
     data: str | None = "digits"
-    """Images for the denoising loss: a folder with a metadata.jsonl; the built-in models have the digits."""
+    """Images for the denoising loss: a folder with a metadata.jsonl; tiny-digits and tiny-latents have the digits."""
     refl_margin: float = 2.0
     """m of relu(m - reward); the published 2 is ImageReward's, in deviations."""
     refl_weight: float = 1e-3
@@ -257,10 +259,12 @@ class SupervisedConfig(OfflineConfig):
     pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "batch": 64, "updates": 10, "data": None}
 
     algo: Algo = "supervised"
+    model: str = "tiny-digits"
+    """As of the other algorithms; by default tiny-digits, whose data are at hand."""
     updates: Batch = 10
     """Optimiser steps a round."""
     data: str | None = "digits"
-    """The images: a folder with a metadata.jsonl; the built-in models have the digits."""
+    """The images: a folder with a metadata.jsonl; tiny-digits and tiny-latents have the digits."""
     drop_prompts: Share = 0.0
     """Share of the prompts that are left out, for models that are sampled with guidance (0.1)."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
-from diffrl.images.rewards.registry import companion
+from diffrl.images.rewards.registry import companion, named_in
 from diffrl.support.errors import UserError, nearest
 from diffrl.support.schema import (
     Batch,
@@ -50,6 +50,8 @@ class _Presets(type):
         for name in given:
             schema.require(name)
         given = checked(schema, given)
+        if "model" not in given and any(_of_digits(given.get(name)) for name in ("reward", "held_out")):
+            given["model"] = "tiny-digits"
         config = type.__call__(schema, **{**schema.defaults(given.get("model", schema.model)), **given})
         held_out = None if config.scored_by is None else companion(config.scored_by)
         late = {"held_out": held_out, "eval_every": max(1, round(config.rounds / 6))}
@@ -75,9 +77,10 @@ class FinetuneConfig(metaclass=_Presets):
 
     algo: Algo = "ddpo-is"
     """The algorithm: see the list above."""
-    model: str = "tiny-digits"
-    """tiny-digits, tiny-latents (both trained at first use), or a diffusers pipeline: a folder or a hub id. control:ID,
-    reference:ID: with a ControlNet, reference attention; video:ID, a video pipeline (docs/supervised.md)."""
+    model: str = "tiny-emoji"
+    """tiny-emoji, tiny-digits (the default with rewards on digits), tiny-latents (these two trained at first use), or a
+    diffusers pipeline: a folder or a hub id. control:ID, reference:ID: with a ControlNet, reference attention;
+    video:ID, a video pipeline (docs/supervised.md)."""
     held_out: str | None = None
     """A reward that is only looked at, to see the other one hacked; by default its companion, where it has one."""
     prompts: Path | None = None
@@ -280,6 +283,11 @@ class OfflineConfig(FinetuneConfig):
 def flag(field: str) -> str:
     """A field as the command line spells it."""
     return "--" + field.replace("_", "-")
+
+
+def _of_digits(reward: object) -> bool:
+    """Whether a reward looks at handwritten digits."""
+    return isinstance(reward, str) and not named_in(reward).isdisjoint(("digit", "digit-held-out"))
 
 
 def is_builtin(model: str) -> bool:

@@ -20,6 +20,12 @@ def _tiny_digits() -> Build:
     return tiny_digits
 
 
+def _tiny_emoji() -> Build:
+    from diffrl.images.models.emoji import tiny_emoji
+
+    return tiny_emoji
+
+
 def _tiny_latents() -> Build:
     from diffrl.images.models.latents import tiny_latents
 
@@ -50,8 +56,12 @@ def _video() -> Build:
     return Video
 
 
-BUILT_IN: dict[str, Callable[[], Build]] = {"tiny-digits": _tiny_digits, "tiny-latents": _tiny_latents}
-"""The models that need no download, trained at first use: what imports the function that makes one."""
+BUILT_IN: dict[str, Callable[[], Build]] = {
+    "tiny-emoji": _tiny_emoji,
+    "tiny-digits": _tiny_digits,
+    "tiny-latents": _tiny_latents,
+}
+"""The models that need no download: in the package, or trained at first use. What imports what makes it."""
 VARIANTS: dict[str, Callable[[], Build]] = {"control": _control, "reference": _reference, "video": _video}
 """What "VARIANT:NAME" makes of the pipeline NAME: with a ControlNet, with reference attention; a video pipeline."""
 

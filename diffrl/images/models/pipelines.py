@@ -301,6 +301,7 @@ def load_pipeline(
     channels_last: bool = False,
     vae_slicing: bool = False,
     lean: bool = False,
+    kind: type[PipelineModel] | None = None,
 ) -> PipelineModel:
     """A diffusers pipeline in a folder (of `save_pretrained`) or of a hub id, as an image model.
 
@@ -313,6 +314,7 @@ def load_pipeline(
     channels_last, vae_slicing: the network's memory format; images through the autoencoder one by one.
     lean: the autoencoder works on one image, and on a tile of it, at a time; and the network waits on the host until
         `settle` has dropped the text encoders, so that the two are never on the device together.
+    kind: the class of what is made; by default what `known_pipelines` has for the pipeline's class.
 
     Raises UserError for a pipeline that is not there, incomplete, in pickle format or of another class.
     """
@@ -321,7 +323,7 @@ def load_pipeline(
     with quiet():
         index = read_index(name)
         kinds = known_pipelines()
-        kind = kinds.get(str(index.get("_class_name")))
+        kind = kind or kinds.get(str(index.get("_class_name")))
         if kind is None:
             raise UserError(f"{name} is a {index.get('_class_name')}; what can be fine-tuned: {', '.join(kinds)}.")
         half = PRECISIONS[precision]

@@ -131,9 +131,14 @@ def companion(spec: str) -> str | None:
     return entry.companion.replace("[:ARGUMENT]", colon + argument)
 
 
+def named_in(spec: str) -> set[str]:
+    """The names of the rewards in `spec`, whether there are such or not."""
+    return {match["name"] for text in spec.split(" + ") if (match := TERM.fullmatch(text))}
+
+
 def refused(spec: str) -> list[str]:
     """For each reward that `spec` names and diffrl has itself: why another package's of the same name is not used."""
-    named = {match["name"] for text in spec.split(" + ") if (match := TERM.fullmatch(text))} & set(REWARDS)
+    named = named_in(spec) & set(REWARDS)
     same = [plugin for plugin in plugins.found("diffrl.rewards") if plugin.name in named]
     return [str(plugin.broken("the name is that of one of diffrl's own, which is used instead")) for plugin in same]
 
@@ -241,6 +246,27 @@ def _digit(held_out: bool) -> Build:
         return Digit(int(argument) if argument else None, held_out=held_out, device=options.device)
 
     return build
+
+
+def _emoji(held_out: bool) -> Build:
+    def build(argument: str, options: Options) -> Reward:
+        from diffrl.images.rewards.emoji import Emoji
+
+        return Emoji(argument or None, held_out=held_out, device=options.device)
+
+    return build
+
+
+def _colour(argument: str, options: Options) -> Reward:
+    from diffrl.images.rewards.pictures import Colour
+
+    return Colour(argument)
+
+
+def _symmetry(argument: str, options: Options) -> Reward:
+    from diffrl.images.rewards.pictures import Symmetry
+
+    return Symmetry()
 
 
 def _classifier(log: bool) -> Build:
@@ -368,6 +394,18 @@ REWARDS: dict[str, Entry] = {
     "digit-held-out": Entry(
         "digit-held-out[:D]", "the same by another network, on other data", "optional", _digit(held_out=True)
     ),
+    "emoji": Entry(
+        "emoji[:PROMPT]",
+        "probability of the prompt's object and colour, or of PROMPT's (emoji:blue heart)",
+        "optional",
+        _emoji(held_out=False),
+        companion="emoji-held-out[:ARGUMENT]",
+    ),
+    "emoji-held-out": Entry(
+        "emoji-held-out[:PROMPT]", "the same by another network, on other drawings", "optional", _emoji(held_out=True)
+    ),
+    "colour": Entry("colour:HUE", "how much of a hue: red, blue, ..., or degrees (colour:210)", "required", _colour),
+    "symmetry": Entry("symmetry", "correlation of the image with its mirror image", "none", _symmetry),
     "classifier": Entry(
         "classifier:PATH[#LABEL]",
         "log-probability of LABEL, or of the prompt, by a transformers image classifier",

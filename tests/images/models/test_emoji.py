@@ -1,0 +1,91 @@
+"""tiny-emoji: its transform, its weights, and what a run on it says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffrl.cli import main
+from diffrl.images.models import emoji, load_model
+from diffrl.images.models.emoji_words import PROMPTS
+from diffrl.images.rewards.emoji import emoji_judge
+from diffrl.support.errors import UserError
+from diffrl.support.folder import Damaged
+
+
+def test_the_transform_is_orthonormal_and_exact_on_what_it_keeps() -> None:
+    """States -> pixels -> states is the identity, to rounding; so are smooth pictures; brightness is kept exactly."""
+    rows = emoji.basis().flatten(1).double()
+    torch.testing.assert_close(rows @ rows.T, torch.eye(24, dtype=torch.float64), rtol=0, atol=1e-6)
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(2, 24, 3, 5, generator=generator)
+    torch.testing.assert_close(emoji.to_states(emoji.to_pixels(states)), states, rtol=0, atol=5e-6)
+    pixels = torch.randn(2, 3, 12, 20, generator=generator)
+    kept = emoji.to_pixels(emoji.to_states(pixels))
+    torch.testing.assert_close(kept.sum(1), pixels.sum(1), rtol=0, atol=2e-5)  # all of the brightness
+    means = torch.nn.functional.avg_pool2d
+    torch.testing.assert_close(means(kept, 4), means(pixels, 4), rtol=0, atol=5e-6)  # and each block's colour
+    assert (kept - pixels).abs().max() > 0.1  # the fine colour is not
+
+
+def test_a_coefficient_is_the_discrete_cosine_transforms() -> None:
+    """SciPy's DCT-II of a block's brightness, but for the scale of the mean."""
+    from scipy.fft import dctn
+
+    block = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(1)).expand(1, 3, 4, 4)
+    expected = torch.from_numpy(dctn(block[0, 0].double().numpy(), norm="ortho")).flatten() * 3**0.5
+    expected[0] /= 4
+    torch.testing.assert_close(emoji.to_states(block)[0, :16, 0, 0], expected.float(), rtol=0, atol=2e-6)
+    assert emoji.to_states(block)[0, 16:].abs().max() < 1e-6  # a grey block has no colour
+
+
+@pytest.fixture(scope="module")
+def model() -> emoji.EmojiModel:
+    made = load_model("tiny-emoji", lora=None)
+    assert isinstance(made, emoji.EmojiModel)
+    return made
+
+
+def test_it_is_there_without_training(model: emoji.EmojiModel) -> None:
+    assert model.shape == (24, 8, 8)
+    images = torch.rand(2, 3, 32, 32)
+    assert model.decode(model.encode(images)).shape == images.shape
+    assert model.conditions(["blue heart"])["class_labels"].tolist() == [PROMPTS.index("blue heart")]
+    with pytest.raises(UserError, match="did you mean 'heart'"):
+        model.conditions(["hart"])
+    with pytest.raises(UserError, match=r"\(3, 32, 32\)"):
+        model.encode(torch.rand(1, 1, 8, 8))
+
+
+def test_samples_are_what_the_prompts_say(model: emoji.EmojiModel) -> None:
+    """Of a picture of each prompt, nine in ten by the judge (.9 is what the model is shipped for)."""
+    from diffrl.images.config import FinetuneConfig
+    from diffrl.images.samples import RunState, Setup, chain_of, plain, roll_out
+
+    config = FinetuneConfig(eval_samples=len(PROMPTS))
+    setup = Setup(config, model, chain_of(model, config), plain(PROMPTS), None)
+    samples = roll_out(setup, RunState(), torch.arange(len(PROMPTS)), setup.noise_path(0))
+    assert float(emoji_judge().agree(samples.images, PROMPTS).float().mean()) >= 0.9
+
+
+def test_damage_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    shutil.copytree(emoji.WEIGHTS, tmp_path / "weights")
+    file = tmp_path / "weights/tiny-emoji/unet/diffusion_pytorch_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    monkeypatch.setattr(emoji, "WEIGHTS", tmp_path / "weights")
+    with pytest.raises(Damaged, match="checksum"):
+        load_model("tiny-emoji", lora=None)
+
+
+def test_a_run_on_it_is_measured_by_its_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = "finetune --queries 8 --batch 8 --updates 1 --steps 2 --eval-samples 4 --held-out emoji --out run"
+    assert main([*words.split(), "--reward", "colour:blue + symmetry"]) == 0
+    (first, last) = json.loads(Path("run/evaluations.json").read_text())
+    assert {"class_accuracy", "class_entropy", "held_out", "reward: colour:blue", "reward: symmetry"} <= set(last)
+    assert first["kl"] == 0.0
