@@ -265,6 +265,41 @@ def test_what_does_not_go_with_chunks_is_refused() -> None:
     assert np.isclose(QC.bootstrap_discount, 0.99 * 0.99 * 0.99, rtol=1e-15)
 
 
+def lock(episodes: int) -> Transitions:
+    """Episodes of three steps of +-.5, which the state does not tell of; at their end 1 if all three had one sign."""
+    g = generator(7)
+    signs = torch.randint(0, 2, (episodes, 3), generator=g) * 2.0 - 1
+    rows = torch.zeros(episodes, 3, 2 * 1 + 1 + 4)
+    rows[..., 0] = rows[..., 6] = torch.arange(3.0)
+    rows[..., 1] = 0.5 * signs + 0.05 * torch.randn(episodes, 3, generator=g)
+    rows[..., 2] = rows[..., 0] + 1
+    rows[:, 2, 3] = (signs.sum(1).abs() == 3).float()
+    rows[:, 2, 4] = 1
+    rows[..., 5] = torch.arange(episodes)[:, None]
+    return Transitions(rows.flatten(0, 1), 1, 1)
+
+
+@pytest.mark.parametrize("schema", [BFN, FQL])
+def test_chunks_that_hang_together_are_learned_where_no_state_tells_what_was_done(schema: type[ChunkConfig]) -> None:
+    """The cloned flow's chunks have one sign a quarter of the time, as the data's; those of the policy mostly."""
+    more: dict[str, Any] = {"act_candidates": 16} if schema is BFN else {"alpha": 1.0}
+    size: dict[str, Any] = {"width": 32, "layers": 2, "batch_size": 128, "flow_steps": 5, "learning_rate": 2e-3}
+    agent, g = schema(**size, **more, chunk=3).build(1, 1, (0, 1)), generator()
+    assert isinstance(agent, OpenLoop)
+    source = agent.source(lock(500))
+    for _ in range(150):
+        agent.update(source.draw(128, 2, g), g)
+    x = torch.zeros(2, 300, 1)
+    flow: Any = agent.networks[agent.generative]
+    for chunks, low, high in (
+        (agent.plan(x, g)[..., 0], 0.6, 1.0),
+        (flow.sample(x, torch.randn(2, 300, 3, generator=g)), 0.1, 0.4),
+    ):
+        share = (chunks.sign().sum(-1).abs() == 3).float().mean(1)
+        assert (low < share).all()
+        assert (share <= high).all()
+
+
 # --- what ships -----------------------------------------------------------------------------------------------------
 
 
