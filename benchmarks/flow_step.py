@@ -14,7 +14,7 @@ import json
 import os
 import statistics
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def measure(agent: str, options: FlowStep, core: int, console: Console) -> dict[
 def table(results: list[dict[str, Any]]) -> str:
     """The page's table."""
     lines = [
-        "| agent | ours, compiled: CPU ms (lowest - highest block) | JAX, jitted | ours / JAX, median | quartiles | ends |",
+        "| | ours, compiled: CPU ms (lowest - highest block) | JAX, jitted | ours / JAX, median | quartiles | ends |",
         "|---|---|---|---|---|---|",
     ]
     for result in results:
@@ -97,8 +97,16 @@ def main(options: FlowStep) -> int:
     console = Console(width=120, highlight=False)
     own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
     core = max(own) if options.core is None else options.core
-    results = [measure(agent, options, core, console) for agent in options.agents]
+    results: list[dict[str, Any]] = []
+    for agent in options.agents:
+        results.append(measure(agent, options, core, console))
+        write(results, options)  # what is measured is kept, whatever happens to the next one
     console.print(table(results))
+    return 0
+
+
+def write(results: list[dict[str, Any]], options: FlowStep) -> None:
+    """Keep every block, and put the table on the page."""
     command = " ".join(["python", "benchmarks/flow_step.py", *sys.argv[1:]])
     about = {"command": command, "machine": machine(), "sizes": SIZES, "rows_of_data": ROWS}
     with atomic_path(options.out) as temporary:
@@ -109,7 +117,6 @@ def main(options: FlowStep) -> int:
         _, _, after = rest.partition(END)
         with atomic_path(page) as temporary:
             temporary.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 import diffrl
-from agents import AGENTS, AgentConfig, Diffuser, DiffusionQL
+from agents import AGENTS, RLPD, AgentConfig, Diffuser, DiffusionQL
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import SynthERConfig
 from diffrl.augment.synther.model import ModelRows, TransitionDiffusion
@@ -40,7 +40,10 @@ from tests.training.conftest import AGENT, assert_same_run, final_state, tiny
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-CONFIGS = [AGENTS[name](width=8, layers=1, batch_size=4) for name in sorted(AGENTS) if name != "diffuser"] + [
+OWN = ("diffuser", "rlpd")
+"""Agents whose defaults are too long for the few steps here: plans, and a period of 20."""
+CONFIGS = [AGENTS[name](width=8, layers=1, batch_size=4) for name in sorted(AGENTS) if name not in OWN] + [
+    RLPD(width=8, layers=1, batch_size=4, actor_every=3),
     AGENTS["bfn"](width=8, layers=1, batch_size=4, chunk=3),  # type: ignore[call-arg]
     AGENTS["fql"](width=8, layers=1, batch_size=4, chunk=3),  # type: ignore[call-arg]
     AGENTS["fql"](width=8, layers=1, batch_size=4, n_step=3),  # type: ignore[call-arg]
