@@ -26,12 +26,14 @@ from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
 from diffrl.support.schema import Count, Positive, Range, Share, check, held, read, read_yaml
 from diffrl.tuning.config import ALGORITHMS as TUNING
+from diffrl.tuning.distil_config import DistilConfig
 
 SCHEMAS: dict[str, tuple[type, Mapping[str, Any]]] = {
     **{f"agents.{name}": (schema, {}) for name, schema in AGENTS.items() if name != "diffuser"},  # which is younger
     "train": (TrainConfig, {"dataset": "x", "agent": AGENTS["bc"]()}),
     "options": (RunOptions, {}),
     "online": (OnlineConfig, {"offline_run": "x"}),
+    "distil": (DistilConfig, {"start_run": "x"}),
     **{f"tuning.{name}": (schema, {"start_run": "x"}) for name, schema in TUNING.items()},
     "synther": (SynthERConfig, {}),
     "sampling": (Sampling, {}),
@@ -41,7 +43,7 @@ SCHEMAS: dict[str, tuple[type, Mapping[str, Any]]] = {
 """Every configuration, and what it cannot be made without."""
 BEFORE = [json.loads(line) for line in (Path(__file__).parent / "fields.jsonl").read_text().splitlines()]
 """What each field took and refused at commit c41a7e7, where each dataclass had checks of its own."""
-YOUNGER = ("agents.rebrac", "agents.ifql", "agents.bfn", "images.nft", "tuning.nft")
+YOUNGER = ("agents.rebrac", "agents.ifql", "agents.bfn", "images.nft", "tuning.nft", "distil")
 """Configurations that commit had not."""
 BOUNDS = ("grad_clip", "clip_norm", "clip_nats", "stop_kl", "target_kl", "kl_target")
 """Fields of which infinity means that there is no bound."""
