@@ -23,6 +23,7 @@ VERBS = [
     ["diagnose"],
     ["finetune"],
     ["finetune", "policy"],
+    ["distil"],
     ["compare"],
     ["export"],
     ["render"],

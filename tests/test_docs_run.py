@@ -62,6 +62,7 @@ SMALL = {
     "data generate": "--rows 3000 --force",
     "finetune policy dppo": "--steps 20 --eval-every 20 --eval-episodes 1 --environments 2 --rollout-steps 5 "
     "--critic-width 8 --batch-size 10 --epochs 1",
+    "distil": "--steps 2 --eval-every 2 --eval-episodes 1 --batch-size 4",
     "finetune policy nft": "--steps 20 --eval-every 20 --eval-episodes 1 --environments 2 --rollout-steps 5 "
     "--critic-width 8 --batch-size 10 --epochs 1 --group 2 --states 4",
     "finetune policy dpo": "--steps 2 --eval-every 2 --eval-episodes 1 --pairs 4 --segment 4 --batch-size 2",

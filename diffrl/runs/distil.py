@@ -255,14 +255,12 @@ def compare_calls(
         values: NDArray[Any] = run.task.score(outcomes) if run.task.reference else returns
         return [[float(value) for value in row] for row in values]
 
+    teachers = {n: first(teacher.map(n)) for n in sorted({1, 2, 4, most}) if n <= most}
+    students = {n: student_map(policy, n) for n in sorted({1, 2, 4, own})}
     rows = []
     try:
-        for who, numbers, of in (
-            ("teacher", sorted({1, 2, 4, most} & set(range(1, most + 1))), lambda n: first(teacher.map(n))),
-            ("student", sorted({1, 2, 4, own}), lambda n: student_map(policy, n)),
-        ):
-            for calls in numbers:
-                sample = of(calls)
+        for who, maps in (("teacher", teachers), ("student", students)):
+            for calls, sample in maps.items():
                 alone = _Alone(sample, calls, agent.action_size, preprocessing, seeds)
                 rows.append(CallsRow(who, calls, distance(sample, calls), score(alone)))
         if evaluator is not None:

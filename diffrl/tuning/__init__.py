@@ -1,1 +1,1 @@
-"""Trained policies are fine-tuned on their denoising chain: in their environment (DPPO), and from preferences (DPO)."""
+"""Trained policies are fine-tuned, in their environment (DPPO, DiffusionNFT) or from preferences (DPO), and distilled."""

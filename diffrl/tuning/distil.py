@@ -12,7 +12,7 @@ run's data from the teacher's own actions a_0 = teacher(z), so that also a polic
     reflow              flow matching on the pairs (z, a_0), which are the teacher's and not independent
                         (`diffrl.diffusion.reflow`); at t = 1 this is one Euler step against the pair's end
 
-What acts is a moving average of the trained student.
+What acts is a moving average of the trained student; in cd it gives the answers at the lower level, as published.
 """
 
 from collections.abc import Callable
@@ -46,8 +46,8 @@ from diffrl.tuning.target import ForwardPolicy, copy_to_averages
 
 _BOTTOM = 0.01
 """The lowest level of a student of a chain, as a share of the chain's lowest: there f(y, k) is all but y."""
-_FLOW_RANGE = 0.002, 80.0
-"""The levels of a flow's student, as those of consistency models: a flow is trained from 0 to infinity."""
+_LOWEST, _HIGHEST = 0.01, 20.0
+"""The levels of the student of a teacher trained at all times: outside lies nothing of actions in [-1, 1]."""
 
 
 _CALLS = {"dpm2": 2, "dpm3": 3, "heun": 2}
@@ -74,8 +74,10 @@ class Teacher:
     def noise_range(self) -> tuple[float, float]:
         """The least and the largest ratio k that the policy was trained at and a student starts from."""
         if isinstance(self.policy, FlowPolicy):
-            return _FLOW_RANGE
+            return _LOWEST, _HIGHEST
         known = self.policy.noise_levels()
+        if isinstance(self.policy, SolverPolicy):
+            return max(known[0], _LOWEST), min(known[-1], _HIGHEST)
         return known[0], known[-1]
 
     def boundaries(self) -> Tensor:
@@ -131,7 +133,9 @@ class Teacher:
         elif isinstance(policy, FlowPolicy):
             times = torch.linspace(1, 0, n + 1, dtype=torch.float64)
         else:
-            times, solver = process.grid(n, *self.noise_range, to_zero=True, dtype=torch.float64), policy.solver
+            known = policy.noise_levels()
+            times = process.grid(n, known[0], known[-1], to_zero=True, dtype=torch.float64)
+            solver = policy.solver
         return Sampler(process, times, solver), float(process.sigma(times[0]))
 
     def map(self, calls: int | None = None) -> Map:
@@ -198,10 +202,11 @@ class DistilLearner:
     def cd_loss(self, observations: Tensor, a_0: Tensor, i: Tensor, noise: Tensor) -> Tensor:
         """Consistency distillation: (S,). i: (S, B), the level, from 1 up, whose neighbour below is i - 1."""
         assert isinstance(self.trained, ConsistencyPolicy)
-        f = self.trained.function(observations)
-        denoise = self.teacher.denoiser(observations)
-        t, r = self._levels[i], self._levels[i - 1]
-        return consistency_loss(VE(), f, a_0, t, r, noise, teacher=denoise, solver=self.teacher.step).mean(-1)
+        assert isinstance(self.policy, ConsistencyPolicy)
+        f, goal = self.trained.function(observations), self.policy.function(observations)
+        given = VE(), f, a_0, self._levels[i], self._levels[i - 1], noise
+        teacher = self.teacher.denoiser(observations)
+        return consistency_loss(*given, target=goal, teacher=teacher, solver=self.teacher.step).mean(-1)
 
     def scm_loss(self, observations: Tensor, a_0: Tensor, k: Tensor, noise: Tensor, warm_up: Tensor) -> Tensor:
         """Continuous-time consistency distillation, sCM: (S,). k: (S, B); warm_up: (), from 0 to 1."""

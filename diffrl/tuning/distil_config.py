@@ -38,16 +38,17 @@ class DistilConfig:
     calls: Annotated[int, Range(1, 100)] = 1
     """Network calls of the student for an action. With reflow and 1, half of each batch is learned from at t = 1 alone,
     where the loss is that of a single Euler step (InstaFlow's distillation, arXiv 2309.06380)."""
-    levels: Annotated[int, Range(2, 10_000)] = 40
-    """cd: noise levels of a teacher trained at all times. One of a chain has its own levels."""
+    levels: Annotated[int, Range(2, 10_000)] = 18
+    """cd: noise levels of a teacher trained at all times (18 in the paper). One of a chain has its own levels."""
     batch_size: Batch = 256
     """States an update, of the run's data; the actions are the teacher's."""
     learning_rate: Positive = 1e-3
     """Adam's learning rate."""
     grad_clip: Limit = 10.0
     """Largest gradient norm; 0: no clipping."""
-    ema_rate: Rate = 0.005
-    """How far the student that acts, an average, moves to the trained one at an update."""
+    ema_rate: Rate = 0.02
+    """How far the student that acts, an average, moves to the trained one at an update. With cd it is the goal's too:
+    without, the error at one level adds to that of the next."""
     warm_up: Natural = 1000
     """scm: updates over which the tangent is taken in; before, the loss is denoising alone."""
     start_checkpoint: str = "last"

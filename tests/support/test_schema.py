@@ -26,12 +26,14 @@ from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
 from diffrl.support.schema import Count, Positive, Range, Share, check, held, read, read_yaml
 from diffrl.tuning.config import ALGORITHMS as TUNING
+from diffrl.tuning.distil_config import DistilConfig
 
 SCHEMAS: dict[str, tuple[type, Mapping[str, Any]]] = {
     **{f"agents.{name}": (schema, {}) for name, schema in AGENTS.items() if name != "diffuser"},  # which is younger
     "train": (TrainConfig, {"dataset": "x", "agent": AGENTS["bc"]()}),
     "options": (RunOptions, {}),
     "online": (OnlineConfig, {"offline_run": "x"}),
+    "distil": (DistilConfig, {"start_run": "x"}),
     **{f"tuning.{name}": (schema, {"start_run": "x"}) for name, schema in TUNING.items()},
     "synther": (SynthERConfig, {}),
     "sampling": (Sampling, {}),
@@ -44,6 +46,7 @@ BEFORE = [json.loads(line) for line in (Path(__file__).parent / "fields.jsonl").
 YOUNGER = (
     "images.nft",
     "tuning.nft",
+    "distil",
     *(f"agents.{name}" for name in ("rebrac", "ifql", "bfn", "qam", "dtql", "rlpd")),
 )
 """Configurations that commit had not."""

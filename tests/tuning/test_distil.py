@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import diffrl
-from agents import BFN, EDP, FQL, IFQL, TD3BC, AgentConfig, ConsistencyAC, DiffusionBC, DiffusionQL
+from agents import BFN, EDP, FQL, TD3BC, AgentConfig, ConsistencyAC, DiffusionBC, DiffusionQL
 from diffrl.commands.distil import run as command
-from diffrl.diffusion import VE, Sampler, consistency_loss, couple
+from diffrl.diffusion import VE, Sampler, consistency_loss, couple, solver_step
 from diffrl.runs.distil import PICTURE, RESULT, distil
 from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
@@ -26,7 +26,7 @@ from tests.training.conftest import assert_same_run
 from tests.tuning.conftest import SMALL, target_run
 
 TEACHERS: tuple[AgentConfig, ...] = (DiffusionBC(**SMALL), EDP(**SMALL), BFN(**SMALL))
-MEAN, STD = torch.tensor([0.2, -0.3]), torch.tensor([0.2, 0.1])
+MEAN, STD = torch.tensor([0.2, -0.3]), torch.tensor([0.2, 0.15])
 """The Gaussian that `gaussian` teachers know."""
 
 
@@ -134,7 +134,7 @@ def learner(agent: Any, **fields: Any) -> tuple[DistilLearner, Any]:
 
 @pytest.mark.parametrize("config", TEACHERS)
 def test_cd_is_zero_at_the_exact_consistency_function(config: AgentConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a Gaussian, to the error of the teacher's steps, and by far not at a function that is off by .05."""
+    """Of a Gaussian, to the error of the teacher's steps, and by far not at a function that is off by half."""
     agent = gaussian(config, monkeypatch)
     made, _ = learner(agent, levels=200)
     levels, denoise = made.teacher.boundaries().float(), made.teacher.denoiser(drawn(2, 400, 3))
@@ -152,33 +152,52 @@ def test_cd_is_zero_at_the_exact_consistency_function(config: AgentConfig, monke
 
     losses = [
         consistency_loss(VE(), known(s), a_0, levels[i], levels[i - 1], e, teacher=denoise, solver="heun").mean()
-        for s in (0.0, 0.05)
+        for s in (0.0, 0.5)
     ]
     assert float(losses[0]) < 1e-7
     assert float(losses[0]) < float(losses[1]) / 20
 
 
+def test_what_cd_leads_to_is_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student without a loss is the teacher's steps from level to level; of a Gaussian they end near its map.
+
+    About four times as near with twice the levels: Heun is of second order.
+    """
+    z, observations, errors = drawn(2, 200, 2), drawn(2, 200, 3, seed=1), []
+    agent = gaussian(TEACHERS[1], monkeypatch)
+    for levels in (18, 36):
+        teacher = Teacher(agent.policy, levels)
+        k = teacher.boundaries().float()
+        y = k[-1] * z
+        for high, low in zip(k.flip(0)[:-1], k.flip(0)[1:], strict=True):
+            y = solver_step(VE(), teacher.denoiser(observations), y, high, low, teacher.step)
+        errors.append(float((y - exact(z, float(k[-1]))).abs().max()))
+    assert errors[0] < 0.03
+    assert errors[1] < errors[0] / 3
+
+
 def test_a_trained_students_map_is_the_closed_form_in_each_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a Gaussian teacher, by CD, by sCM and by reflow: within .03 of the flow's map in root mean square, deviation .1
-    to .2; the seeds are distilled apart, from a teacher of theirs."""
+    """Of a Gaussian teacher of deviations .2 and .15: within .06 of its map by CD and sCM, .03 by reflow (root of the
+    mean square), and far from the map of the opposite noise."""
     z, observations = drawn(1, 2, 300, 2, seed=5), drawn(2, 300, 3, seed=6)
-    for fields, steps in (
-        ({"to": "consistency", "levels": 18}, 300),
-        ({"to": "consistency", "loss": "scm", "warm_up": 100}, 300),
-        ({"to": "reflow"}, 300),
+    fields: dict[str, Any]
+    for fields, steps, most in (
+        ({"to": "consistency", "levels": 10}, 600, 0.06),
+        ({"to": "consistency", "loss": "scm", "warm_up": 50}, 400, 0.06),
+        ({"to": "reflow"}, 300, 0.03),
     ):
-        agent = gaussian(dataclasses.replace(TEACHERS[1], width=64, layers=2), monkeypatch)  # type: ignore[call-arg]
-        made, student = learner(agent, learning_rate=3e-3, ema_rate=0.05, batch_size=128, **fields)
+        config: Any = dataclasses.replace(TEACHERS[1], width=64, layers=2)
+        made, student = learner(gaussian(config, monkeypatch), learning_rate=3e-3, ema_rate=0.05, **fields)
         generator = torch.Generator().manual_seed(0)
         batch: Any = type("Batch", (), {"observations": drawn(2, 128, 3, seed=7)})()
         for _ in range(steps):
             made.update(batch, generator)
         found = student_map(student.policy, 1)(observations, z)
-        k = made.teacher.noise_range[1]
+        k = 1e6 if fields["to"] == "reflow" else made.teacher.noise_range[1]
         error = (found - exact(z[0], k)).square().mean((-2, -1)).sqrt()
         wrong = (found - exact(-z[0], k)).square().mean((-2, -1)).sqrt()
-        assert (error < 0.03).all(), (fields, error)
-        assert (wrong > 0.15).all()
+        assert (error < most).all(), (fields, error)
+        assert (wrong > 0.3).all()
         assert not torch.equal(*student.policy.mlp.first.weight)
 
 
@@ -241,24 +260,22 @@ def test_critics_go_on_choosing_where_they_are_of_the_same_kind(tmp_path: Path) 
     for config, to, kept in (
         (DiffusionQL(**SMALL, act_candidates=3), "consistency", True),
         (DiffusionQL(**SMALL, act_candidates=3), "reflow", False),
-        (IFQL(**SMALL, act_candidates=3), "reflow", False),
         (BFN(**SMALL, act_candidates=3), "reflow", True),
     ):
         name = f"{config.name}-{to}"
         start = target_run(tmp_path / name / "start", config, **quick)
         run = distilled(start, tmp_path / name / "run", to=to, steps=2, eval_every=2, calls=2)
         agent: Any = Run.read(run).config.agent
-        assert agent.act_candidates == (3 if kept or config.name == "ifql" else 1)
+        assert agent.act_candidates == (3 if kept else 1)
         before, after = (checkpoint.load(r, n).learner for r, n in ((start, 4), (run, 2)))
         critics = [n for n in after if n.startswith(("critic.", "target_critic."))]
         assert critics
-        if kept or config.name == "ifql":
-            assert all(torch.equal(after[n], before[n]) for n in critics)
         loaded: Any = load_agent(Run.read(run), 0)
         if kept:  # the same values of the same actions: the networks are the same functions
             teacher: Any = load_agent(Run.read(start), 0)
             o, a = drawn(1, 5, 1), drawn(1, 5, 2, seed=1)
             assert torch.equal(loaded.critic(o, a), teacher.critic(o, a))
+            assert all(torch.equal(after[n], before[n]) for n in critics)
 
 
 def test_what_cannot_be_distilled_says_so(cloned: Path, tmp_path: Path) -> None:
