@@ -133,7 +133,10 @@ class _Session:
                 if asked is not None and rewards.grouped(asked) and world.size > 1:
                     raise UserError(f"{asked.name} compares the images of a prompt: leave out --processes.")
             self.judge = _judge(config)
-        self.setup = Setup(config, model, chain_of(model, config), _prompts(config, model), reward, world)
+        prompts = _prompts(config, model)
+        if config.shard and world.size > 1:
+            world.shard(model.tuned)
+        self.setup = Setup(config, model, chain_of(model, config), prompts, reward, world)
         self.state = RunState(queries=config.scored_before, kl_weight=config.kl_weight, say=self._say)
         self.algorithm = ALGORITHMS[config.algo](self.setup, self.state)
         self.tuner = Finetuner(self.setup, self.state, self.algorithm)
@@ -340,6 +343,11 @@ class _Session:
         if least < self.world.size:
             raise UserError(
                 f"{self.world.size} processes for {least} images or groups of a round or an evaluation: give fewer."
+            )
+        if self.config.shard and any(n % self.world.size for n in (self.config.units, self.config.eval_samples)):
+            raise UserError(
+                f"--shard has {self.world.size} processes do the same work: --batch (in groups, where they stay "
+                "together) and --eval-samples must be multiples of that."
             )
 
     @contextlib.contextmanager

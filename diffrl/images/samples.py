@@ -14,7 +14,7 @@ from diffrl.diffusion import Denoise, denoising_loss
 from diffrl.diffusion.chain import DenoisingChain
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.examples import extras_of
-from diffrl.images.model import Condition, ImageModel, image_shape
+from diffrl.images.model import Condition, ImageModel, Tuned, image_shape
 from diffrl.images.rewards import Reward, ask, ask_parts, grouped
 from diffrl.images.rewards.scaled import ScaledSum
 from diffrl.support.errors import UserError, out_of_memory
@@ -109,6 +109,21 @@ class World:
         for tensor in tensors:
             tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
             start += tensor.numel()
+
+    def shard(self, tuned: Tuned) -> None:
+        """Share the network's frozen weights out: each process keeps a part, and a block's are together while it runs.
+
+        FSDP2 (`torch.distributed.fsdp.fully_shard`) of all that is not trained; what is, the adapters, every process
+        has whole, and its gradients are summed as ever. From then on all processes must call the network equally often.
+        """
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        network, trained = tuned.network, set(tuned.parameters().values())
+        blocks = [block for part in network.children() if isinstance(part, nn.ModuleList) for block in part]
+        for module in (*blocks, network):
+            fully_shard(module, mesh=mesh, ignored_params=trained)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum gradients over the processes; a parameter that had none here takes part as zero."""

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from diffrl.commands.finetune import launcher
+from tests.images import newer
 from tests.images.two_processes import record
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,30 @@ def test_two_processes_are_one(algo: str, cache: Path, quick: Path) -> None:
         assert two[0][measure] == pytest.approx(one[0][measure], rel=1e-5)
     assert (quick / "run-of-2/model/model_index.json").exists()
     assert [p.name for p in sorted((quick / "run-of-2/checkpoints").iterdir())] == ["000000000", "000000001"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("algo", "shard"), [("nft", False), ("grpo", True), ("nft", True)])
+def test_two_processes_of_a_transformer_are_one(algo: str, shard: bool, cache: Path, tmp_path: Path) -> None:
+    """A tiny FLUX with adapters and two scaled rewards: as above; shard: its frozen weights by FSDP, a half each."""
+    folder = newer.save_flux(tmp_path / "flux")
+    (folder / "prompts.txt").write_text("a cat\nthe dog\n")
+    record(algo, tmp_path, str(folder))
+    words = [str(ROOT / "tests/images/two_processes.py"), algo, str(tmp_path), str(folder)]
+    launch(2, [*words, "--shard"] if shard else words, cache)
+    alone, first, second = (safetensors.torch.load_file(tmp_path / f"{n}.st") for n in ("1-0", "2-0", "2-1"))
+    assert any(name.startswith("3.parameter") for name in first)
+    assert set(alone) == set(first) == set(second)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+        if ".gradient." in name:
+            scale = float(alone[name].abs().max())
+            torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-3 * scale + 1e-9)
+    assert max(float(value.abs().max()) for name, value in first.items() if name.startswith("3.gradient")) > 0
+    saved = safetensors.torch.load_file(tmp_path / "run-of-2/model/pytorch_lora_weights.safetensors")
+    for name, value in saved.items():
+        layer = name.removeprefix("transformer.").replace(".weight", ".default.weight")
+        assert torch.equal(value, first[f"3.parameter.{layer}"]), name
 
 
 def test_processes_from_the_command_line(cache: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Three updates of tiny-digits, in each of one or two processes; its gradients and parameters go to a file."""
+"""Three updates of a model, in each of one or two processes; its gradients and parameters go to a file."""
 
 import os
 import sys
@@ -12,9 +12,32 @@ import torch
 from diffrl.images.algorithms import Finetuner
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.job import finetune
+from diffrl.images.model import Tuned
 
 
-def record(algo: str, out: Path) -> None:
+def settings_of(algo: str, model: str, shard: bool) -> dict[str, Any]:
+    """Of tiny-digits; or of a tiny pipeline with adapters, where two rewards are brought to one size."""
+    if model == "tiny-digits":
+        return {"steps": 3, "batch": 24, "queries": 24, "eval_samples": 21, "kl": 0.01 if algo == "ddpo-is" else None}
+    return {
+        "prompts": Path(model) / "prompts.txt",
+        "lora": 2,
+        "size": 32,
+        "steps": 3,
+        "guidance": 1.0,
+        "batch": 12,
+        "queries": 12,
+        "eval_samples": 4,
+        "micro_batch": 2,
+        "warm_up": 0,
+        "reward": "jpeg + 0.5*png",
+        "scale_rewards": True,
+        "shard": shard,
+        **({"group": 4} if algo == "grpo" else {}),
+    }
+
+
+def record(algo: str, out: Path, model: str = "tiny-digits", shard: bool = False) -> None:
     """Write this process's gradients and parameters to SIZE-RANK.st in the folder `out`."""
     recorded: dict[str, torch.Tensor] = {}
     update = Finetuner._update
@@ -23,6 +46,8 @@ def record(algo: str, out: Path) -> None:
     def recording(self: Any, chosen: torch.Tensor, turn: int) -> dict[str, float]:
         """As the trainer's, noting the gradients it stepped by and where that led."""
         result = update(self, chosen, turn)
+        if shard and size != "1":
+            check_shared_out(self.setup.model.tuned)
         for name, parameter in self.parameters.items():
             assert parameter.grad is not None
             recorded[f"{self.state.updates}.gradient.{name}"] = parameter.grad.clone()
@@ -34,20 +59,27 @@ def record(algo: str, out: Path) -> None:
         finetune(
             FinetuneConfig(
                 algo=algo,
-                model="tiny-digits",
-                queries=24,
-                batch=24,
+                model=model,
                 updates=3,
-                steps=3,
-                eval_samples=21,
                 lr=1e-3,
-                kl=0.01 if algo == "ddpo-is" else None,
                 out=out / f"run-of-{size}",
+                **settings_of(algo, model, shard),
             ),
             quiet=True,
         )
     safetensors.torch.save_file(recorded, out / f"{size}-{rank}.st")
 
 
+def check_shared_out(tuned: Tuned) -> None:
+    """What is frozen is here by half, up to the padding of small tensors; what is trained is here whole."""
+    from torch.distributed.tensor import DTensor
+
+    frozen = [p for p in tuned.network.parameters() if not p.requires_grad]
+    assert all(isinstance(p, DTensor) for p in frozen)
+    local = sum(p.to_local().numel() for p in frozen if isinstance(p, DTensor))
+    assert local < 0.52 * sum(p.numel() for p in frozen)
+    assert not any(isinstance(p, DTensor) for p in tuned.parameters().values())
+
+
 if __name__ == "__main__":
-    record(sys.argv[1], Path(sys.argv[2]))
+    record(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:4], shard="--shard" in sys.argv)

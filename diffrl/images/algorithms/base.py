@@ -280,11 +280,17 @@ class Finetuner:
         setup, config, state = self.setup, self.setup.config, self.state
         self._warm_up()
         self.optimiser.zero_grad(set_to_none=True)
-        own = chosen[chosen % setup.world.size == setup.world.rank]
+        size, rank = setup.world.size, setup.world.rank
+        own = chosen[chosen % size == rank]
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=setup.model.device))
         at_once = max(1, config.micro_batch // self.algorithm.images)
-        for part in own.split(at_once) if len(own) else ():  # type: ignore[no-untyped-call]
-            share = len(part) / len(chosen)
+        shares = list(own.split(at_once)) if len(own) else []  # type: ignore[no-untyped-call]
+        real = len(shares)
+        if config.shard:  # all must call the network equally often: who has less to do does something for nothing
+            most = max(-(-int((chosen % size == other).sum()) // at_once) for other in range(size))
+            shares += [torch.tensor([rank])] * (most - real)
+        for number, part in enumerate(shares):
+            share = len(part) / len(chosen) if number < real else 0.0
             terms: dict[str, list[Tensor]] = defaultdict(list)
             for loss, metrics in self.algorithm.losses(part, state.round, turn):
                 self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
@@ -293,7 +299,7 @@ class Finetuner:
                     terms[name].append(value.detach().double())
             for name, values in terms.items():
                 sums[name] += torch.stack(values).mean() * share
-            state.passed(len(part))
+            state.passed(len(part) if number < real else 0)
         setup.world.sum_gradients(self.parameters.values())
         self.scaler.unscale_(self.optimiser)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip_norm)

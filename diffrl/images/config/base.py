@@ -134,6 +134,8 @@ class FinetuneConfig(metaclass=_Presets):
     """Pipelines: pixels of an image's side, by default what the pipeline was made for."""
     processes: Several = 1
     """Processes that share the images (accelerate); the result is the same to rounding."""
+    shard: bool = False
+    """Share the frozen weights among the processes (FSDP), each keeping a part; pipelines with --lora."""
     out: Path | None = None
     """The run's folder; by default runs/ALGO-MODEL-TIME."""
 
@@ -147,6 +149,8 @@ class FinetuneConfig(metaclass=_Presets):
             raise UserError(
                 "--lean needs --lora: a network trained whole is saved as a pipeline, text encoders and all."
             )
+        if self.shard and (not self.lora or self.builtin):
+            raise UserError("--shard is for pipelines with --lora: it shares out what is frozen.")
         if self.stop_kl is not None and self.eta == 0:
             raise UserError("--stop-kl needs --eta above 0: a deterministic chain has no divergence to stop at.")
 

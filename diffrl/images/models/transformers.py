@@ -36,7 +36,7 @@ class FlowTransformer(LatentModel):
     """
 
     network_name = "transformer"
-    targets = ATTENTION
+    targets: tuple[str, ...] | None = ATTENTION
     side = 128
     """Latents of the side of an image by default, where the pipeline does not say."""
 
@@ -62,7 +62,7 @@ class FlowTransformer(LatentModel):
     @override
     def network(self, condition: Condition, *, reference: bool = False, guidance: float = 1.0) -> Network:
         """The raw network; guided, as the pipeline has it."""
-        if self.tuned.network.config.get("guidance_embeds", False):  # type: ignore[union-attr, operator]
+        if self.tuned.network.config.get("guidance_embeds", False):
             n = len(next(iter(condition.values())))
             told = {**condition, "guidance": torch.full((n,), guidance, device=self.device)}
             return lambda x, t: self._call(x, self._schedule.label(t), told, reference)
@@ -135,7 +135,7 @@ def pack(x: Tensor) -> Tensor:
 
 def unpack(tokens: Tensor, h: int, w: int) -> Tensor:
     """The inverse of `pack`."""
-    return torch.nn.functional.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (h // 2, w // 2)), 2)
+    return torch.nn.functional.pixel_shuffle(tokens.transpose(1, 2).reshape(len(tokens), -1, h // 2, w // 2), 2)
 
 
 # --- FLUX.2-klein ---------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ class Flux2Klein(FlowTransformer):
         tokens = x.flatten(2).transpose(1, 2)
         named = {"img_ids": places, "txt_ids": words, "guidance": condition.get("guidance")}
         m = self._velocity(tokens, label, reference, encoder_hidden_states=states, **named)
-        return m.transpose(1, 2).unflatten(2, x.shape[2:])
+        return m.transpose(1, 2).reshape(x.shape)
 
     @override
     def _decoded(self, x0: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def variance_within(values: Tensor, prompts: Tensor) -> float:
     Where none has two, the variance of all. Of equal values exactly 0, and not rounding.
     """
     values, total, count = values.detach().to("cpu", torch.float64), 0.0, 0
-    groups = [values[prompts.cpu() == number] for number in prompts.unique().tolist()]
+    groups = [values[prompts.cpu() == number] for number in sorted(set(prompts.tolist()))]
     groups = [group for group in groups if len(group) > 1] or [values]
     for group in groups:
         if group.min() != group.max():

@@ -182,11 +182,10 @@ def test_checkpointing_changes_no_gradient_and_all_adapters_have_one(kind: str, 
         )
         assert len(calls) == (2 if checkpointing else 1)
     for name, plain, checkpointed in zip(model.tuned.parameters(), *gradients, strict=True):
-        if plain is None:  # what becomes of the text after the last block
-            assert "to_add_out" in name or "add_q" in name
-            continue
-        assert_equal_to_rounding(plain, checkpointed, ROUNDINGS)
-        assert plain.abs().max() > 0 or "context_refiner" in name
+        unused = "to_add_out" in name or "add_q" in name  # what becomes of the text after the last block is dropped
+        assert unused or plain.abs().max() > 0, name
+        if plain is not None:
+            assert_equal_to_rounding(plain, checkpointed, ROUNDINGS)
 
 
 def test_a_network_trained_whole_is_saved_as_a_pipeline(newer_folders: dict[str, Path], tmp_path: Path) -> None:
