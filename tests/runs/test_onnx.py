@@ -27,7 +27,7 @@ pytest.importorskip("onnxscript")
 
 FAST = "diffusion_ql"
 """Tried at every change; the others take as long each, five seconds, in the slow tests."""
-GRAPHS = ("bc", "td3_bc", "iql", "diffusion_bc", "diffusion_ql", "consistency_ac", "edp", "idql", "fql")
+GRAPHS = ("bc", "td3_bc", "iql", "diffusion_bc", "diffusion_ql", "consistency_ac", "edp", "idql", "fql", "qam", "rlpd")
 ROUNDINGS = 200
 """Of an action: 3 to 5 networks in a row of three layers of 8, each sum of ten terms, and the sampler between them."""
 
