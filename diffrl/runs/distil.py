@@ -305,7 +305,7 @@ def _plot(run: Run, rows: Sequence[CallsRow], settings: DistilConfig) -> None:
     ax.set_xticks(numbers, [str(n) for n in numbers])
     ax.minorticks_off()
     measure = _measure(run) if scored else "distance to the teacher's action"
-    ax.set(xlabel="network calls for an action", ylabel=measure, title=f"{settings.to} of {settings.start_run}")
+    ax.set(xlabel="network calls for an action", ylabel=measure, title=f"{settings.to} of {settings.start_run.name}")
     finish(ax)
     save(figure, run.path / PICTURE)
 

@@ -1,1 +1,1 @@
-"""Trained policies are fine-tuned, in their environment (DPPO, DiffusionNFT) or from preferences (DPO), and distilled."""
+"""Trained policies are fine-tuned, in their environment (DPPO, NFT) or from preferences (DPO), and distilled."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import diffrl
-from agents import BFN, EDP, FQL, TD3BC, AgentConfig, ConsistencyAC, DiffusionBC, DiffusionQL
+from agents import BFN, EDP, FQL, TD3BC, AgentConfig, ConsistencyAC, Diffuser, DiffusionBC, DiffusionQL
 from diffrl.commands.distil import run as command
 from diffrl.diffusion import VE, Sampler, consistency_loss, couple, solver_step
 from diffrl.runs.distil import PICTURE, RESULT, distil
@@ -21,6 +21,7 @@ from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.tuning.distil import DistilLearner, Teacher, student_map
 from diffrl.tuning.distil_config import DistilConfig, student_config
+from diffrl.tuning.target import forward_policy
 from tests.rounding import rounding
 from tests.training.conftest import assert_same_run
 from tests.tuning.conftest import SMALL, target_run
@@ -297,6 +298,8 @@ def test_what_cannot_be_distilled_says_so(cloned: Path, tmp_path: Path) -> None:
     (tmp_path / "images" / "run.json").write_text('{"kind": "images"}')
     with pytest.raises(UserError, match="run of an image model"):
         distilled(tmp_path / "images", tmp_path / "a")
+    with pytest.raises(UserError, match="diffuser does not act by a diffusion or flow policy alone"):
+        forward_policy(Diffuser(width=8).build(3, 2, (0,)))
     with pytest.raises(UserError, match="Which run's policy"):
         command([])
     assert not (tmp_path / "a").exists()
