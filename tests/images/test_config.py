@@ -32,14 +32,8 @@ def test_defaults_and_files_mean_what_they_did(old: dict[str, Any], tmp_path: Pa
     was = {**old, "held_out": "png" if config.scored_by == "jpeg" else None, "train_steps": 0}
     was["data"] = "digits" if config.builtin else None
     was["clip_nats"] = 0.0 if config.algo == "d3po" else old["clip_nats"]
-    was |= {
-        "window": 0,
-        "window_rounds": 1,
-        "guard": False,
-        "scale_rewards": False,
-        "lean": False,
-        "size": None,
-    }  # came later, and are off
+    later = {"window": 0, "window_rounds": 1, "guard": False, "scale_rewards": False}
+    was |= {**later, "lean": False, "size": None, "shard": False}  # came later, and are off
     assert now == {name: was[name] for name in now}
     assert config.kl_weight == (old["kl"] if isinstance(config, OnlineConfig) else 0.0)
 
@@ -126,6 +120,13 @@ def test_an_option_of_others_is_refused() -> None:
         ({"queries": 10, "batch": 32}, r"--batch 32\."),
         ({"algo": "rwr", "eta": 0, "kl": 0.1}, "no divergence"),
         ({"algo": "ddpo-sf", "passes": 2}, "--algo ddpo-is"),
+        ({"model": "a/pipeline", "lora": 0, "lean": True}, "--lean needs --lora"),
+        ({"model": "a/pipeline", "lora": 0, "shard": True}, "--shard is for pipelines with --lora"),
+        ({"shard": True, "lora": 2}, "--shard is for pipelines with --lora"),
+        ({"algo": "draft", "reward": "digit:8", "scale_rewards": True}, "--scale-rewards is not for draft"),
+        ({"model": "a/pipeline", "size": 4}, "--size is 4"),
+        ({"size": 32}, "--size is for pipelines: tiny-digits has no use for it"),
+        ({"lean": True}, "--lean is for pipelines"),
     ],
 )
 def test_mistakes_are_named(given: dict[str, Any], said: str) -> None:

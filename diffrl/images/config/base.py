@@ -145,7 +145,9 @@ class FinetuneConfig(metaclass=_Presets):
 
     def __post_init__(self) -> None:
         check(self)
-        if self.lean and not (self.lora or self.builtin):
+        if self.builtin and (self.lean or self.size is not None):
+            raise UserError(f"{'--lean' if self.lean else '--size'} is for pipelines: {self.model} has no use for it.")
+        if self.lean and not self.lora:
             raise UserError(
                 "--lean needs --lora: a network trained whole is saved as a pipeline, text encoders and all."
             )

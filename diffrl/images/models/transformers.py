@@ -62,7 +62,7 @@ class FlowTransformer(LatentModel):
     @override
     def network(self, condition: Condition, *, reference: bool = False, guidance: float = 1.0) -> Network:
         """The raw network; guided, as the pipeline has it."""
-        if self.tuned.network.config.get("guidance_embeds", False):
+        if self.pipeline.transformer.config.get("guidance_embeds", False):
             n = len(next(iter(condition.values())))
             told = {**condition, "guidance": torch.full((n,), guidance, device=self.device)}
             return lambda x, t: self._call(x, self._schedule.label(t), told, reference)
@@ -80,7 +80,7 @@ class FlowTransformer(LatentModel):
         """What `make` gives at the first call: made on the host, it is copied once and not at every step."""
         if not hasattr(self, "_made"):
             self._made = make()
-        return self._made  # type: ignore[no-any-return]
+        return self._made
 
     def _text(self, tokenizer: Any, prompt: str, length: int = TOKENS) -> None:
         tell_cut(tokenizer, [prompt], length, self.name)

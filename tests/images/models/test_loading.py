@@ -64,6 +64,7 @@ def test_names_that_are_no_pipeline(tmp_path: Path) -> None:
 
 def test_an_option_that_a_built_in_model_has_no_use_for() -> None:
     refused("tiny-latents", "tiny-latents has no use for size", size=64)
+    refused("control:some/model", "--lean is for pipelines of text to image: control: has no use for it", lean=True)
 
 
 def test_the_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffrl.images.config import FinetuneConfig
+from diffrl.images.job import finetune, resume
 from diffrl.images.model import Lora
 from diffrl.images.models import load_model
 from diffrl.images.models.pipelines import PipelineModel, load_pipeline
@@ -238,6 +240,36 @@ def test_lean_drops_the_text_encoders_and_changes_nothing(newer_folders: dict[st
         assert not full.pipeline.vae.use_tiling
         with pytest.raises(UserError, match=r"has dropped its text encoders \(--lean\), and the prompt 'b' was not"):
             lean.conditions(["b"])
+
+
+def test_a_lean_run_goes_on_and_its_adapters_load(newer_folders: dict[str, Path], tmp_path: Path) -> None:
+    """From prompts to a model, and on from its checkpoint, with no text encoder after the first moments."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\nthe dog\n")
+    config = FinetuneConfig(
+        algo="nft",
+        model=str(newer_folders["zimage"]),
+        prompts=prompts,
+        reward="jpeg",
+        lora=2,
+        size=32,
+        lean=True,
+        guidance=3.0,
+        steps=2,
+        batch=4,
+        queries=4,
+        updates=1,
+        eval_samples=2,
+        warm_up=0,
+        out=tmp_path / "run",
+    )
+    run = finetune(config, quiet=True)
+    resume(run, steps=8, quiet=True)
+    pipeline = diffusers_pipeline(newer_folders["zimage"])
+    x = noise(_read(newer_folders["zimage"]), 2)
+    before = theirs("zimage", pipeline, x)
+    pipeline.load_lora_weights(run / "model")
+    assert not torch.equal(theirs("zimage", pipeline, x), before)
 
 
 def test_tiles_are_those_of_diffusers(newer_folders: dict[str, Path]) -> None:
