@@ -30,14 +30,15 @@ def test_the_transform_is_orthonormal_and_exact_on_what_it_keeps() -> None:
 
 
 def test_a_coefficient_is_the_discrete_cosine_transforms() -> None:
-    """SciPy's DCT-II of a block's brightness, but for the scale of the mean."""
+    """SciPy's DCT-II of a block's brightness, before it is standardised."""
     from scipy.fft import dctn
 
     block = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(1)).expand(1, 3, 4, 4)
     expected = torch.from_numpy(dctn(block[0, 0].double().numpy(), norm="ortho")).flatten() * 3**0.5
-    expected[0] /= 4
-    torch.testing.assert_close(emoji.to_states(block)[0, :16, 0, 0], expected.float(), rtol=0, atol=2e-6)
-    assert emoji.to_states(block)[0, 16:].abs().max() < 1e-6  # a grey block has no colour
+    spreads, means = (torch.tensor(values) for values in (emoji.SPREADS, emoji.MEANS))
+    coefficients = emoji.to_states(block)[0, :, 0, 0] * spreads + means
+    torch.testing.assert_close(coefficients[:16], expected.float(), rtol=0, atol=2e-6)
+    assert coefficients[16:].abs().max() < 1e-6  # a grey block has no colour
 
 
 @pytest.fixture(scope="module")
