@@ -1,6 +1,6 @@
 """Put what `train.py` and `judges.py` made where the package has it, with checksums.
 
-    python benchmarks/emoji/ship.py PIPELINE [JUDGES ...]     folders that the two wrote
+python benchmarks/emoji/ship.py PIPELINE [JUDGES ...]     folders that the two wrote
 """
 
 import shutil

@@ -1,6 +1,7 @@
 """tiny-emoji: its transform, its weights, and what a run on it says."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from diffrl.images.rewards.emoji import emoji_judge
 from diffrl.support.errors import UserError
 from diffrl.support.folder import Damaged
 
+EPS = torch.finfo(torch.float32).eps
+
 
 def test_the_transform_is_orthonormal_and_exact_on_what_it_keeps() -> None:
     """States -> pixels -> states is the identity, to rounding; so are smooth pictures; brightness is kept exactly."""
@@ -20,7 +23,9 @@ def test_the_transform_is_orthonormal_and_exact_on_what_it_keeps() -> None:
     torch.testing.assert_close(rows @ rows.T, torch.eye(24, dtype=torch.float64), rtol=0, atol=1e-6)
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(2, 24, 3, 5, generator=generator)
-    torch.testing.assert_close(emoji.to_states(emoji.to_pixels(states)), states, rtol=0, atol=5e-6)
+    torch.testing.assert_close(
+        emoji.to_states(emoji.to_pixels(states)), states, rtol=0, atol=64 * EPS / min(emoji.SPREADS)
+    )
     pixels = torch.randn(2, 3, 12, 20, generator=generator)
     kept = emoji.to_pixels(emoji.to_states(pixels))
     torch.testing.assert_close(kept.sum(1), pixels.sum(1), rtol=0, atol=2e-5)  # all of the brightness
@@ -71,8 +76,6 @@ def test_samples_are_what_the_prompts_say(model: emoji.EmojiModel) -> None:
 
 
 def test_damage_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
     shutil.copytree(emoji.WEIGHTS, tmp_path / "weights")
     file = tmp_path / "weights/tiny-emoji/unet/diffusion_pytorch_model.safetensors"
     content = bytearray(file.read_bytes())
