@@ -11,6 +11,7 @@ from diffrl.cli import main
 from diffrl.images.models import emoji, load_model
 from diffrl.images.models.emoji_words import PROMPTS
 from diffrl.images.rewards.emoji import emoji_judge
+from diffrl.images.run import choose
 from diffrl.support.errors import UserError
 from diffrl.support.folder import Damaged
 
@@ -93,3 +94,14 @@ def test_a_run_on_it_is_measured_by_its_judge(tmp_path: Path, monkeypatch: pytes
     (first, last) = json.loads(Path("run/evaluations.json").read_text())
     assert {"class_accuracy", "class_entropy", "held_out", "reward: colour:blue", "reward: symmetry"} <= set(last)
     assert first["kl"] == 0.0
+
+
+def test_a_picture_shows_many_objects_and_colours() -> None:
+    """Of 84 prompts ten, no two of one object, a column each; of ten or fewer all."""
+    chosen, columns = choose([prompt for prompt in PROMPTS for _ in range(2)])
+    assert columns == 10
+    assert chosen == [i + row for row in range(2) for i in chosen[:10]]
+    objects = [PROMPTS[i // 2].split()[-1] for i in chosen[:10]]
+    assert len(set(objects)) == 10
+    assert len({PROMPTS[i // 2].split()[0] for i in chosen[:10]}) >= 6
+    assert choose(["a", "a", "b", "b"]) == ([0, 2, 1, 3], 2)
