@@ -6,9 +6,9 @@
     python benchmarks/finetune.py --model tiny-emoji --rewards emoji "colour:blue + emoji" --algos ddpo-is nft draft \
         --out benchmarks/results/finetune_emoji                 pictures of 32 x 32 in place of digits
 
-Every cell is `diffrl finetune --model M --algo A --reward R --seed S` with the settings of SETTINGS below, and what else is the
-command's default; each run stays in --runs, so that `diffrl compare` shows any of them. Class accuracy is of an
-independent classifier that is no part of any reward. ± is the standard error over the seeds.
+Every cell is `diffrl finetune --model M --algo A --reward R --seed S` with the settings of SETTINGS below, and what
+else is the command's default; each run stays in --runs, so that `diffrl compare` shows any of them. Class accuracy is
+of an independent classifier that is no part of any reward. ± is the standard error over the seeds.
 
 jpeg-file is the negative size in kB of the image's JPEG, header included; about .63 kB of it are header.
 digit:8 is the probability that a classifier sees an 8, whatever the prompt: nine prompts in ten have to give up what

@@ -3,8 +3,9 @@
     python benchmarks/emoji/judges.py FOLDER OUT [--steps 700]
 
 FOLDER has the typefaces (`glyphs.py`); OUT gets emoji, emoji-held-out and judge .safetensors, in half precision, and
-judges.json. `emoji` sees Noto Color Emoji alone, `emoji-held-out` the five other typefaces alone, the judge all six;
-all are tested on Noto's pictures as tiny-emoji sees them, and train on pictures turned, stretched and spoilt further.
+judges.json. `emoji` sees Noto Color Emoji alone, `emoji-held-out` the five other typefaces alone, the judge all six (a
+third Noto's); all are tested on Noto's pictures as tiny-emoji sees them, and train on pictures turned, stretched and
+spoilt further.
 """
 
 import argparse
@@ -70,13 +71,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--only", nargs="*", default=["emoji", "emoji-held-out", "judge"])
     options = parser.parse_args()
     torch.set_num_threads(1)
     own = all_prompts(noto(options.folder))
     others = torch.cat([all_prompts(iconify(options.folder, name, which)) for name in SETS for which in (0, 1)])
-    everything = torch.cat([own, others])
+    everything = torch.cat([own] * 5 + [others])
     options.out.mkdir(parents=True, exist_ok=True)
     about = {}
     for seed, (which, pictures) in enumerate({"emoji": own, "emoji-held-out": others, "judge": everything}.items()):

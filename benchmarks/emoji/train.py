@@ -4,7 +4,7 @@
 
 FOLDER has the typeface (`glyphs.py` says how it gets there); OUT becomes a diffusers pipeline, which is written again
 every 500 steps, so that what is there can be used at any time. One thread; bfloat16 by autocast. A number of steps in
-the file OUT.steps takes the place of --steps; until 1,200 steps before the end that changes nothing of what was done.
+the file OUT.steps takes the place of --steps; until 1,000 steps before the end that changes nothing of what was done.
 """
 
 import argparse
@@ -14,17 +14,18 @@ import shutil
 import time
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from glyphs import all_prompts, drawn, noto
 from torch import Tensor, nn
 
-from diffrl.diffusion import VP, Prediction, denoising_loss
-from diffrl.images.models.emoji import to_states
+from diffrl.diffusion import VP
+from diffrl.images.models.emoji import SPREADS, to_states
 from diffrl.images.models.emoji_words import COLOURS, OBJECTS
 from diffrl.support.files import atomic_path
 from diffrl.support.seeds import generator_at
 
-WARM_UP, DECAY, EMA = 100, 1200, 0.997
+WARM_UP, DECAY, EMA = 100, 1000, 0.995
 """The rate rises over WARM_UP steps, stays, and falls to 0 over the last DECAY; the weights' running mean is kept."""
 
 
@@ -73,6 +74,16 @@ def save(mean: nn.Module, scheduler, folder: Path) -> None:
         DDIMPipeline(whole.half(), scheduler).save_pretrained(temporary, safe_serialization=True)
 
 
+def load(network: nn.Module, folder: Path) -> None:
+    """Read what `save` wrote, a class's embedding as its object's, which is that without a colour, and a colour's."""
+    state = safetensors.torch.load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    state = {name: tensor.float() for name, tensor in state.items()}
+    table = state.pop("class_embedding.weight").unflatten(0, (len(OBJECTS), -1))
+    state["class_embedding.objects.weight"] = table[:, 0]
+    state["class_embedding.colours.weight"] = (table - table[:, :1]).mean(0)
+    network.load_state_dict(state)
+
+
 def main() -> None:
     """Train."""
     from diffusers import DDIMScheduler
@@ -83,6 +94,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--widths", type=int, nargs=2, default=(48, 96))
+    parser.add_argument("--start", type=Path, help="a pipeline of an earlier run to go on from")
+    parser.add_argument(
+        "--skew", type=float, default=1.0, help="labels are 1000 u^skew, u uniform: more of little noise"
+    )
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -98,10 +113,14 @@ def main() -> None:
         timestep_spacing="trailing",
     )
     table = -torch.log(scheduler.alphas_cumprod.double()).float()
-    prediction = Prediction("v", VP())
+    process = VP()
+    weight = torch.tensor(SPREADS)[:, None, None]  # between that of the pixels, its square, and none
+    weight = weight / weight.mean()
     torch.manual_seed(options.seed)
     network = unet(len(pictures), tuple(options.widths))
     network.class_embedding = Words(network.class_embedding.embedding_dim)
+    if options.start is not None:
+        load(network, options.start)
     mean = copy.deepcopy(network).requires_grad_(False)
     generator = generator_at(options.seed, 1)
     optimiser = torch.optim.AdamW(network.parameters(), options.lr, weight_decay=1e-4, betas=(0.9, 0.99), fused=True)
@@ -112,14 +131,14 @@ def main() -> None:
             group["lr"] = options.lr * min(1, step / WARM_UP, (steps - step + 1) / DECAY)
         i = torch.randint(len(pictures), (options.batch,), generator=generator)
         x0 = to_states(drawn(pictures[i], generator) * 2 - 1)
-        label = torch.randint(len(table), (options.batch,), generator=generator)
+        label = (torch.rand(options.batch, generator=generator) ** options.skew * len(table)).long()
         noise = torch.randn(x0.shape, generator=generator)
 
-        def bound(x: Tensor, t: Tensor, label: Tensor = label, i: Tensor = i) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
-                return network(x, label, class_labels=i).sample.float()
-
-        loss = denoising_loss(prediction, bound, x0, table[label], noise, event_dims=3).mean()
+        t = table[label].view(-1, 1, 1, 1)
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        with torch.autocast("cpu", torch.bfloat16):
+            v = network(alpha * x0 + sigma * noise, label, class_labels=i).sample.float()
+        loss = (weight * (v - (alpha * noise - sigma * x0)).square()).mean()
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -19,7 +19,8 @@ from diffrl.support.errors import UserError
 
 USAGE = """Fine-tune an image model, or a policy, on a reward.
 
-  diffrl finetune                                       tiny-digits, smaller JPEGs, DDPO-IS: 3 minutes on a CPU
+  diffrl finetune                                       tiny-emoji, smaller JPEGs, DDPO-IS: 4 minutes on a CPU
+  diffrl finetune --algo draft --reward "colour:blue + emoji" --queries 640
   diffrl finetune --reward digit:8 --kl 0.12            all digits shall look like an 8, held to the reference
   diffrl finetune --algo draft --reward digit:8 --queries 1280
   diffrl finetune --model FOLDER-or-hub-id --prompts prompts.txt --reward aesthetic:FOLDER --device cuda

@@ -211,11 +211,16 @@ def tiles(images: "Tensor", columns: int) -> "NDArray[np.float64]":
 
 
 def choose(prompts: Sequence[str], shown: int = SHOWN) -> tuple[list[int], int]:
-    """Which images of an evaluation to show, and in how many columns: as many of each prompt, a column a prompt."""
+    """Which images of an evaluation to show, and in how many columns: as many of each prompt, a column a prompt.
+
+    Of more than ten prompts ten are shown, evenly spaced: neighbours may differ little.
+    """
     by_prompt: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_prompt.setdefault(prompt, []).append(i)
-    columns = list(by_prompt.values())[: min(len(by_prompt), 10)]
+    each_prompt = list(by_prompt.values())
+    shown_prompts = min(len(each_prompt), 10)
+    columns = [each_prompt[i * len(each_prompt) // shown_prompts] for i in range(shown_prompts)]
     each = max(1, min(shown // len(columns), min(len(column) for column in columns)))
     return [column[row] for row in range(each) for column in columns], len(columns)
 

@@ -137,7 +137,7 @@ def test_memory_that_runs_out_names_what_to_lower_and_loses_nothing(
 
 def test_steps_are_what_the_algorithm_counts_in(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Images to be scored, or rounds where none are, by `--steps` or by their own name; the other one is refused."""
-    settings: dict[str, Any] = {"batch": 16, "steps": 2, "eval_samples": 4, "warm_up": 0}
+    settings: dict[str, Any] = {"model": "tiny-digits", "batch": 16, "steps": 2, "eval_samples": 4, "warm_up": 0}
     scored = finetune(FinetuneConfig(queries=16, out="scored", **settings), quiet=True)
     read = finetune(FinetuneConfig(algo="supervised", rounds=1, updates=1, out="read", **settings), quiet=True)
     for run, steps in ((scored, 48), (read, 3)):
@@ -219,7 +219,8 @@ def test_stop_kl_stops(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--reward", "clip:absent"], "absent"),
         (["--prompts", "empty.txt"], "empty"),
         (["--prompts", "absent.txt"], "absent.txt"),
-        (["--prompts", "wrong.txt"], "0 to 9"),
+        (["--model", "tiny-digits", "--prompts", "wrong.txt"], "0 to 9"),
+        (["--model", "tiny-emoji", "--prompts", "wrong.txt"], "tiny-emoji"),
         (["--algo", "draft"], "gradient"),
         (["--eta", "0"], "deterministic"),
         (["--queries", "10"], "--batch"),

@@ -78,6 +78,17 @@ def test_defaults_follow_what_is_given() -> None:
     assert dataclasses.replace(config, queries=9999).eval_every == 3
 
 
+def test_the_model_follows_the_reward() -> None:
+    """Digits where a reward, a held-out one or the data are of digits; a model that is given stays."""
+    for reward in ("digit", "digit:8", "jpeg-file + 0.2*digit", "2*digit-held-out:1"):
+        assert FinetuneConfig(reward=reward).model == "tiny-digits"
+        assert FinetuneConfig(reward=reward, model="tiny-emoji").model == "tiny-emoji"
+    assert FinetuneConfig(held_out="digit").model == "tiny-digits"
+    for reward in ("jpeg", "emoji:blue heart", "python:digit.py#digit", "colour:blue + symmetry"):
+        assert FinetuneConfig(reward=reward).model == "tiny-emoji"
+    assert [algo for algo in ALGORITHMS if FinetuneConfig(algo=algo).model == "tiny-digits"] == ["refl", "supervised"]
+
+
 def test_values_are_of_their_types() -> None:
     """From Python paths come as text, and whole numbers for others; None is what is not given."""
     config = FinetuneConfig(out="x", prompts="p.txt", lr=1, batch=None, model=Path("a/pipeline"))

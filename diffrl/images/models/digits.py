@@ -1,6 +1,6 @@
 """tiny-digits: a class-conditional pixel U-Net on scikit-learn's handwritten digits, 8x8, that trains in a minute.
 
-The embedded default of `diffrl finetune`: all of a diffusion model that fine-tuning needs, at a laptop's size. It is a
+The default of `diffrl finetune` where a reward is of digits: all that fine-tuning needs, at a laptop's size. It is a
 diffusers pipeline on disk like any other (UNet2DModel, 0.37 M parameters, v-prediction on the cosine schedule of 1,000
 steps), trained at first use and kept in the cache. Prompts are "0" ... "9".
 

@@ -36,6 +36,15 @@ ROWS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
 KEPT = (4, 2, 2)
 """Of each of ROWS, the frequencies that are kept, in either direction."""
 
+MEANS = (4.25, *(0.0,) * 15, 0.43, 0.0, 0.0, 0.0, 0.17, 0.0, 0.0, 0.0)
+SPREADS = (
+    *(2.92, 0.85, 0.39, 0.17, 0.82, 0.45, 0.25, 0.13, 0.37, 0.25, 0.17, 0.1, 0.18, 0.13, 0.1, 0.07),
+    *(1.7, 0.4, 0.38, 0.2),
+    *(1.08, 0.24, 0.24, 0.12),
+)
+"""Of the coefficients in the training pictures: means and standard deviations. States are standardised, so that noise
+hides what is coarse last and, in what is sampled, errors of fine coefficients stay as small as these are."""
+
 
 @functools.cache
 def basis() -> Tensor:
@@ -51,23 +60,20 @@ def basis() -> Tensor:
     return torch.stack(pictures).float()
 
 
-@functools.cache
-def scales() -> Tensor:
-    """What each coefficient is multiplied by, (24, 1, 1): a block's mean by 1/4, so that none outweighs the others."""
-    means = [sum(kept**2 for kept in KEPT[:i]) for i in range(len(KEPT))]
-    scale = torch.ones(sum(kept**2 for kept in KEPT))
-    scale[means] = 1 / BLOCK
-    return scale[:, None, None]
-
-
 def to_states(x: Tensor) -> Tensor:
-    """Images (B, 3, 4 h, 4 w) in [-1, 1] as states (B, 24, h, w)."""
-    return conv2d(x, basis().to(x), stride=BLOCK) * scales().to(x)
+    """Images (B, 3, 4 h, 4 w) in [-1, 1] as states (B, 24, h, w), each coefficient standardised."""
+    mean, spread = (_column(values).to(x) for values in (MEANS, SPREADS))
+    return (conv2d(x, basis().to(x), stride=BLOCK) - mean) / spread
 
 
 def to_pixels(x0: Tensor) -> Tensor:
     """States (B, 24, h, w) as images (B, 3, 4 h, 4 w) around [-1, 1]; what `to_states` left out is 0."""
-    return conv_transpose2d(x0 / scales().to(x0), basis().to(x0), stride=BLOCK)
+    mean, spread = (_column(values).to(x0) for values in (MEANS, SPREADS))
+    return conv_transpose2d(x0 * spread + mean, basis().to(x0), stride=BLOCK)
+
+
+def _column(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values)[:, None, None]
 
 
 class EmojiModel(PixelModel):

@@ -54,7 +54,8 @@ class Emoji:
         colour = torch.tensor([-1 if colour is None else colour for colour, _ in wanted], device=self.device)
         of_colour = colours.softmax(-1).gather(1, colour.clamp_min(0)[:, None])[:, 0]
         of_thing = things.softmax(-1).gather(1, thing[:, None])[:, 0]
-        return (of_thing * torch.where(colour < 0, torch.ones_like(of_colour), of_colour)).to(images.device)
+        values: Tensor = of_thing * torch.where(colour < 0, torch.ones_like(of_colour), of_colour)
+        return values.to(images.device)
 
 
 def to_32x32(images: Tensor) -> Tensor:
@@ -116,7 +117,8 @@ class EmojiJudge:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> probabilities of the objects (B, 12), in the order of OBJECTS."""
-        return self.network(to_32x32(images))[:, : len(OBJECTS)].softmax(-1)
+        logits: Tensor = self.network(to_32x32(images))
+        return logits[:, : len(OBJECTS)].softmax(-1)
 
     @torch.no_grad()
     def agree(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -125,7 +127,8 @@ class EmojiJudge:
         wanted = [words_of(prompt) for prompt in prompts]
         thing = torch.tensor([thing for _, thing in wanted])
         colour = torch.tensor([-1 if colour is None else colour for colour, _ in wanted])
-        return (things.argmax(-1) == thing) & ((colour < 0) | (colours.argmax(-1) == colour))
+        agreed: Tensor = (things.argmax(-1) == thing) & ((colour < 0) | (colours.argmax(-1) == colour))
+        return agreed
 
 
 @functools.cache

@@ -108,7 +108,8 @@ def test_a_package_brings_a_reward_to_the_command_line(site: Path, cache: Path, 
             command, env=environment | {"PYTHONPATH": paths}, cwd=quick, capture_output=True, text=True, check=False
         )
 
-    small = ["--queries", "16", "--batch", "16", "--steps", "3", "--eval-samples", "20", "--warm-up", "0"]
+    small = ["--model", "tiny-digits", "--queries", "16", "--batch", "16", "--steps", "3", "--eval-samples", "20"]
+    small += ["--warm-up", "0"]
     trained = diffrl("--algo", "draft", "--reward", "toy:2", *small, "--out", "run")
     assert trained.returncode == 0, trained.stderr
     last = json.loads((quick / "run/evaluations.json").read_text())[-1]
