@@ -164,9 +164,9 @@ class DiffuserAgent(Planner):
         return prediction
 
     def with_ends(self, x: Tensor) -> Tensor:
-        """x (S, B, H, A + O), and in every row the known states of its window and the row's place: (S, B, H, A + O + E).
+        """x (S, B, H, D), and in every row the known states of its window and the row's place: (S, B, H, D + E).
 
-        E = O + 1, with a goal 2 O + 1. The place is 2 h / (H - 1) - 1.
+        E = O + 1, with a goal 2 O + 1. The place of row h = 0 ... H - 1 is 2 h / (H - 1) - 1.
         """
         states = x[..., self.action_size :]
         ends = [states[:, :, :1], states[:, :, -1:]] if self.config.goal_reaching else [states[:, :, :1]]
