@@ -1,11 +1,11 @@
 """Diffuser in the mazes: scores beside the published ones, and what planning costs by solver.
 
     python benchmarks/planning.py                              trains what is missing, then the tables; hours
-    python benchmarks/planning.py --mazes umaze --steps 6000   one maze
+    python benchmarks/planning.py --mazes medium               one maze
     python benchmarks/planning.py --no-train                   the tables of what is there
 
 A run a maze under --out, its seeds one stack: the small network (16 channels times 1, 2, 4, batch 32, learning rate
-1e-3), with the published horizons and numbers of denoising steps. Runs that were cut go on. Every solver plans with the
+1e-3) with `show_ends`, the published horizons and the published numbers of denoising steps. Runs that were cut go on. Every solver plans with the
 same trained networks, from the same start states. "calls" are the network's, a plan; one plan serves an episode.
 "ms a plan" is CPU time of one plan alone. ± is the standard error over seeds, with one seed over episodes.
 
@@ -46,6 +46,8 @@ SIZES: dict[Maze, tuple[int, int, float]] = {
     "large": (384, 256, 123.0),
 }
 """Horizon, denoising steps, and the published score."""
+STEPS: dict[Maze, int] = {"umaze": 6_000, "medium": 15_000, "large": 15_000}
+"""Training steps, where --steps says nothing."""
 SOLVERS: tuple[tuple[str, int | None], ...] = (
     ("ddpm", None),
     ("ddim", 20),
@@ -63,8 +65,8 @@ class Planning:
 
     mazes: tuple[Maze, ...] = ("umaze", "medium", "large")
     """Which."""
-    steps: int = 6_000
-    """Training steps."""
+    steps: int | None = None
+    """Training steps; by default 6,000 on umaze and 15,000 on the others."""
     seeds: tuple[int, ...] = (0, 1)
     """Training seeds."""
     episodes: int = 100
@@ -77,17 +79,17 @@ class Planning:
 
 def trained(bench: Planning, maze: Maze) -> Path | None:
     """The run of a maze: as it is there, gone on with, or new. None: not there."""
-    path = bench.out / maze
+    path, steps = bench.out / maze, bench.steps or STEPS[maze]
     there = checkpoint.steps(path)
     if there and (seeds := Run.read(path).config.seeds) != bench.seeds:
         words = " ".join(map(str, seeds))
         raise UserError(f"{path} is of the seeds {words}: ask for --seeds {words}, or choose another --out.")
     if not bench.train:
         return path if there else None
-    if there and there[-1] >= bench.steps:
+    if there and there[-1] >= steps:
         return path
     if there:
-        return diffrl.resume(path, steps=bench.steps)
+        return diffrl.resume(path, steps=steps)
     horizon, T, _ = SIZES[maze]
     agent = Diffuser(
         goal_reaching=True,
@@ -106,9 +108,9 @@ def trained(bench: Planning, maze: Maze) -> Path | None:
     config = TrainConfig(
         f"maze2d-{maze}-v1",
         agent,
-        steps=bench.steps,
+        steps=steps,
         seeds=bench.seeds,
-        eval_every=bench.steps,
+        eval_every=steps,
         eval_episodes=10,
         workers=1,
         eval_workers=0,
