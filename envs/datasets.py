@@ -24,6 +24,7 @@ from diffrl.data.offline import ACTION_LIMIT, OfflineDataset
 from diffrl.support.console import console
 from diffrl.support.errors import DataError, UserError
 from diffrl.support.files import alone, data_directory
+from diffrl.support.remote import address_of, local_file, path_of
 from envs import registry
 from envs.ogbench import names as ogbench
 
@@ -99,13 +100,17 @@ def generated(benchmark_id: str) -> list[Generated]:
 def locate(name: str) -> Origin:
     """Find out what `name` means, reading nothing: an existing path, else a D4RL id, another package's, or Minari's.
 
+    A file at an address such as s3://bucket/rollouts.hdf5 is fetched, unless a copy of it is kept here.
+
     A D4RL file is looked for in our data directory, then in D4RL's own (`$D4RL_DATASET_DIR` or ~/.d4rl/datasets).
     `minari:ID` always means Minari. Raises UserError, naming the nearest known id, where `name` is none of these, and
     where the package whose id it would be is broken.
     """
     if name.startswith("minari:"):
         return _minari_origin(name.removeprefix("minari:"))
-    path = Path(name).expanduser()
+    if address_of(name) is not None:
+        return Origin(name, "file", local_file(name, DataError))
+    path = path_of(name).expanduser()
     if path.is_dir() and minari_format.is_folder(path):
         return Origin(name, "minari", path)
     if registry.known(name):
@@ -184,8 +189,8 @@ def load_dataset(
         )
         if progress and path.suffix != ".npz" and path not in _told and not d4rl.has_checksum(path):
             _told.add(path)
-            advice = f"`diffrl data info {name} --add-checksum` adds one."
-            console.print(f"{path} has no checksum: damage to it would go unseen. {advice}", markup=False)
+            advice = f"`diffrl data info {name} --add-checksum` adds one." if address_of(str(name)) is None else ""
+            console.print(f"{path} has no checksum: damage to it would go unseen. {advice}".rstrip(), markup=False)
     dataset.metadata["dataset"] = origin.name
     if benchmark is not None and benchmark.env_id is not None and origin.kind != "ogbench":
         dataset.metadata["env_id"] = benchmark.env_id

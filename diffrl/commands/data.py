@@ -15,6 +15,7 @@ from tyro.conf import Positional
 from diffrl.commands.data_tables import distributions, headed, ranges, summary
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError
+from diffrl.support.remote import to_write
 from diffrl.support.schema import Count, Rows, Seed, check
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ class Info:
         from envs.making import CannotRebuild, check_rebuilt
         from envs.plots import plot_dataset
 
+        if self.add_checksum:
+            to_write(self.dataset)
         origin = locate(self.dataset)
         console = _console()
         if origin.kind == "minari":

@@ -50,6 +50,7 @@ class Diagnose:
         from diffrl.runs.diagnose.report import plot_diagnosis, print_diagnosis
         from diffrl.support.console import console
         from diffrl.support.files import atomic_path
+        from diffrl.support.remote import beside
 
         result = diagnose(
             self.run_folder,
@@ -64,12 +65,12 @@ class Diagnose:
             device=self.device,
         )
         print_diagnosis(result)
-        folder = self.out or self.run_folder
-        picture = plot_diagnosis(result, folder / "diagnosis.png")
+        path = self.out / "diagnosis.json" if self.out else beside(self.run_folder, "diagnosis.json")
+        picture = plot_diagnosis(result, path.with_suffix(".png"))
         plain = {name: part for name, part in result.items() if name != "picture"}
-        with atomic_path(folder / "diagnosis.json") as temporary:
+        with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(_finite(plain), indent=1, allow_nan=False))
-        console.print(f"Written: {folder / 'diagnosis.json'}, {picture}")
+        console.print(f"Written: {path}, {picture}")
         return 0
 
 

@@ -36,7 +36,8 @@ class Evaluate:
     plot: Path | None = None
     """In a maze: draw what the first seed's first four episodes drove, over its plans where it plans, as PNG."""
     out: Path | None = None
-    """Where to write the result as JSON; by default evaluation.json in the run's folder."""
+    """Where to write the result as JSON; by default evaluation.json in the run's folder (of a run at an address such as
+    s3://bucket/runs/NAME: NAME-evaluation.json here)."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -50,6 +51,7 @@ class Evaluate:
         from diffrl.runs.run import Run
         from diffrl.support.console import console
         from diffrl.support.files import atomic_path
+        from diffrl.support.remote import beside
 
         task = Run.read(self.run_folder).within(self.env, self.env_kwargs, self.max_episode_steps).task
         maze = None if self.plot is None else report.maze_of(task)
@@ -70,7 +72,7 @@ class Evaluate:
         plain = {
             name: {k: v for k, v in entry.items() if k not in ("paths", "plans")} for name, entry in result.items()
         }
-        path = self.out or self.run_folder / "evaluation.json"
+        path = self.out or beside(self.run_folder, "evaluation.json")
         with atomic_path(path) as temporary:
             temporary.write_text(
                 json.dumps({"env": task.env_text, "episodes": self.episodes, "seed": self.seed, **plain}, indent=1)

@@ -63,6 +63,7 @@ class Report:
         from diffrl.runs.study.summary import Summary
         from diffrl.support.console import console
         from diffrl.support.errors import UserError
+        from diffrl.support.remote import to_write
         from diffrl.support.schema import refusal
 
         if not self.runs and not self.csv:
@@ -71,6 +72,7 @@ class Report:
             raise refusal("--target", self.target, "a finite number")
         if not 0 < self.fraction <= 1:
             raise refusal("--fraction", self.fraction, "a number above 0 and at most 1")
+        to_write(self.out)  # before seconds of work
         parts = ([Scores.of_runs(self.runs)] if self.runs else []) + [Scores.of_csv(path) for path in self.csv]
         scores = parts[0]
         for other in parts[1:]:

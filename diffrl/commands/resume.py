@@ -13,6 +13,7 @@ from tyro.conf import Positional
 
 from diffrl.commands.words import take
 from diffrl.support.errors import UserError
+from diffrl.support.remote import to_write
 
 if TYPE_CHECKING:
     from diffrl.images.config import FinetuneConfig
@@ -52,6 +53,7 @@ def run(arguments: Sequence[str]) -> int:
     if not words:
         raise UserError("Which run? `diffrl resume RUN`, such as runs/NAME; `diffrl resume --help` shows more.")
     given = tyro.cli(Resume, args=words, prog="diffrl resume")
+    to_write(given.run_folder, "runs")
     from diffrl.runs.resume import resume
     from diffrl.runs.run import IMAGES, kind_of
     from diffrl.support import folder

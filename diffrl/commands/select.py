@@ -55,11 +55,13 @@ class Select:
         from diffrl.runs.study.selection import FIGURE, PAGE, refuse_others, select, write_selection
         from diffrl.support.console import console
         from diffrl.support.errors import UserError
+        from diffrl.support.remote import to_write
 
         if self.runs and self.csv is not None:
             raise UserError("Runs, or --csv FILE? A file's scores are taken in place of runs', not beside them.")
         if not self.runs and self.csv is None:
             raise UserError("Which policies? diffrl select RUN [RUN ...], or of others: diffrl select --csv FILE.")
+        to_write(self.out)
         refuse_others(self.out)  # before minutes of work
         found = Policies.of_runs(self.runs, self.policies) if self.csv is None else Policies.of_csv(self.csv)
         selection = select(found, self.bandit, self.fqe)

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 
 from diffrl.commands.words import take
 from diffrl.support.errors import UserError
+from diffrl.support.remote import to_write
 from diffrl.support.schema import Many, NotNegative, Positive, Seed, check
 
 USAGE = """Train many runs: a grid of settings, or a search among them, with several seeds each.
@@ -103,7 +104,7 @@ def run(arguments: Sequence[str]) -> int:
     given = tyro.cli(Sweep, args=words, prog="diffrl sweep", description=USAGE)
     if given.out is None:
         raise UserError("Where to? Give --out sweeps/NAME, the sweep's folder; `diffrl sweep --help` shows examples.")
-    out = local_path(given.out)
+    out = to_write(given.out, "runs")
     if given.task is not None:
         return _perform(out, given.task)
     from diffrl.runs.sweep import job, plan
@@ -128,22 +129,6 @@ def run(arguments: Sequence[str]) -> int:
     if given.ray is not None:
         return job.run_on_cluster(out, asked, given.retry, given.ray, given.cpus_per_run, given.gpus_per_run)
     return job.run_here(out, asked, given.jobs or 1, given.retry)
-
-
-def local_path(out: Path) -> Path:
-    """The folder that `--out` names: a path, or a URL of files on a path, file:///shared/sweeps/NAME.
-
-    Raises UserError for another kind of URL: checkpoints are renamed into place and locked, which object stores do not.
-    """
-    scheme, separator, rest = str(out).partition(":/")
-    if not separator or len(scheme) < 2 or "/" in scheme:
-        return out
-    if scheme not in ("file", "local"):
-        raise UserError(
-            f"--out {scheme}://...: runs are written to a path, on a cluster one that all nodes share, such as "
-            "/shared/sweeps/NAME. Object stores have no locks and do not rename: copy the folder there at the end."
-        )
-    return Path(f"/{rest.lstrip('/')}")
 
 
 def _perform(folder: Path, place: int) -> int:

@@ -20,6 +20,7 @@ from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, first_line
 from diffrl.support.folder import say_once
 from diffrl.support.machine import resolve_device, settle
+from diffrl.support.remote import address_of, local_folder
 from diffrl.support.seeds import generator_at
 from diffrl.support.stopping import check
 from diffrl.training import checkpoint
@@ -220,12 +221,15 @@ def load_policy(
     """The policy of a run, or one that was exported, for a plain Gymnasium loop.
 
     run: a run's folder, or that of an exported policy, on this machine; or an exported policy's id on the Hugging Face
-    Hub, "user/name". A path that exists is taken before an id; "hf://user/name" is always the Hub's.
+    Hub, "user/name". A path that exists is taken before an id; "hf://user/name" is always the Hub's. Either folder may
+    be at an address of fsspec's, such as "s3://bucket/runs/NAME", of which a copy is kept here.
 
     which: "last", "best" (by its evaluations), or a checkpoint's step. seed: by default the run's first. An exported
     policy has one checkpoint of one seed. env: the id of another environment than the run's, from which an agent that
     plans takes its goal. Other agents make no use of it.
     """
+    if not str(run).startswith(hub.SCHEME) and address_of(run) is not None:
+        run = local_folder(run)
     if (exported := hub.exported(run)) is not None:
         agent, preprocessing, step = open_policy(exported, resolve_device(device), env)
         check_is(run, agent.seeds[0], step, seed, which)

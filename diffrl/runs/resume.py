@@ -8,6 +8,7 @@ from diffrl.runs.run import Run
 from diffrl.support import folder
 from diffrl.support.errors import UserError
 from diffrl.support.folder import held
+from diffrl.support.remote import to_write
 from diffrl.tuning import config as tuning
 from diffrl.tuning.distil_config import DISTIL
 
@@ -33,7 +34,7 @@ def resume(
 
     Raises UserError where the run cannot go on so, and where another process is working in its folder.
     """
-    path = Path(path)
+    path = to_write(path, "runs")
     if accept_changes and path.is_dir():
         with held(path):
             folder.accept(path)

@@ -17,6 +17,7 @@ from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError, explaining_memory, said_by
 from diffrl.support.folder import ABOUT, read_json, read_tensors, seal, sealed, steps, verified, write, write_json
 from diffrl.support.machine import versions
+from diffrl.support.remote import local_folder
 from diffrl.support.schema import read_yaml, to_yaml
 from diffrl.training import checkpoint
 from envs.task import Task, capped, fitting_env
@@ -46,7 +47,7 @@ def kind_of(path: Path | str) -> str:
 
     Raises UserError where the folder holds no run.
     """
-    path = Path(path)
+    path = local_folder(path)
     if not (path / ABOUT).is_file():
         if (path / "finetune.yaml").is_file():  # of images, from before there were kinds
             return IMAGES
@@ -154,8 +155,8 @@ class Run:
 
     @classmethod
     def read(cls, path: Path | str) -> "Run":
-        """Open a run's folder. Raises UserError where it is none."""
-        path = Path(path)
+        """Open a run's folder; of one at an address, a copy of it here. Raises UserError where it is none."""
+        path = local_folder(path)
         needed = ("config.yaml", "run.json", "preprocessing.safetensors")
         missing = [name for name in needed if not (path / name).is_file()]
         if "config.yaml" in missing and (path / "finetune.yaml").is_file():

@@ -26,6 +26,7 @@ from diffrl.support.console import StepsBar, console, steps_bar
 from diffrl.support.errors import UserError
 from diffrl.support.folder import claimed, what_works
 from diffrl.support.machine import products, resolve_device, settle
+from diffrl.support.remote import address_of, path_of
 from diffrl.support.schema import refuse_others
 from diffrl.support.sinks import TENSORBOARD, check_installed
 from diffrl.support.stopping import going_on
@@ -400,15 +401,20 @@ def folder_stem(config: TrainConfig, kind: str) -> str:
 
 
 def whereabouts(dataset: str) -> str:
-    """A data set's name as a run stores it: a path is absolute, so that the run goes on from any folder."""
+    """A data set's name as a run stores it: a path is absolute, so that the run goes on from any folder.
+
+    An address stays one.
+    """
+    if (address := address_of(dataset)) is not None:
+        return address
     origin = locate(dataset)
     is_path = origin.path is not None and (origin.kind == "file" or Path(origin.name) == origin.path)
-    return str(Path(dataset).expanduser().absolute()) if is_path else dataset
+    return str(path_of(dataset).expanduser().absolute()) if is_path else dataset
 
 
 def called(dataset: str) -> str:
     """A data set's name as results show it: of a path, what it ends in."""
-    return Path(dataset).name if Path(dataset).is_absolute() else dataset
+    return Path(dataset).name if Path(dataset).is_absolute() or address_of(dataset) is not None else dataset
 
 
 def _title(run: Run, n: int, groups: int) -> str:

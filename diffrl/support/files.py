@@ -16,6 +16,7 @@ from typing import Any
 import platformdirs
 
 from diffrl.support.errors import UserError, first_line, said_by
+from diffrl.support.remote import to_write
 
 try:
     import fcntl
@@ -117,9 +118,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Whatever stood at `path` stays untouched until then, and a failed block leaves nothing behind: what is written is on
     the disk (fsync) before it is renamed. What a killed process left behind in the same place is removed.
-    A folder cannot replace a non-empty folder: remove the old one first.
+    A folder cannot replace a non-empty folder: remove the old one first. Raises UserError for an address.
     """
-    path = Path(path)
+    path = to_write(Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_abandoned(path.parent, path.name)
     temporary, lock = _temporary(path)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, disk_full, first_line
 from diffrl.support.files import atomic_path, clear_abandoned, lock_file, sha256
+from diffrl.support.remote import to_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,8 +69,10 @@ def held(folder: Path, then: str = "", made: bool = False) -> Iterator[None]:
     however that ends. then: what to do once there is space again, where the disk fills up in the block; by default
     `what_works`. made: the folder has just been made for this.
 
-    Raises UserError where another process is in the folder, where it is none, and where the disk is full.
+    Raises UserError where another process is in the folder, where it is none, and where the disk is full; and for an
+    address of another machine.
     """
+    to_write(folder, "runs")
     made = made or not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +109,7 @@ def claimed(out: Path | None, stem: str, files: Collection[str]) -> Iterator[Pat
     files: what the run will write at its beginning, besides `ABOUT`, which it writes first. A run that was cut before
     its first checkpoint is cleared away. Raises UserError where there is a run that can go on, or a file of the user's.
     """
-    folder = _new(stem) if out is None else Path(out)
+    folder = _new(stem) if out is None else to_write(out, "runs")
     with held(folder, made=out is None):
         refuse(folder, files)
         for name in (SUMS, *files, ABOUT):  # in this order, so that a cut leaves it ours

@@ -14,7 +14,6 @@ import pytest
 
 import diffrl
 from diffrl.cli import main
-from diffrl.commands.sweep import local_path
 from diffrl.runs.sweep import plan, show
 from diffrl.runs.sweep.job import concluded
 from diffrl.runs.sweep.plan import Sweep
@@ -23,6 +22,7 @@ from diffrl.runs.sweep.state import Result, State, labels, state_of
 from diffrl.runs.sweep.task import perform
 from diffrl.support.errors import UserError
 from diffrl.support.folder import held, steps
+from diffrl.support.remote import to_write
 from diffrl.training.logs import read_scores
 from tests.runs.sweep_cases import GRID, STEPS, runs, start, wait_for
 from tests.training.conftest import assert_same_run
@@ -108,8 +108,8 @@ def test_a_mistake_is_a_line_and_makes_nothing(
 
 
 def test_a_folder_may_be_given_as_a_url_of_files() -> None:
-    assert local_path(Path("file:///shared/sweeps/a")) == Path("/shared/sweeps/a")
-    assert local_path(Path("sweeps/a:/b")) == Path("sweeps/a:/b")
+    assert to_write(Path("file:///shared/sweeps/a")) == Path("/shared/sweeps/a")
+    assert to_write(Path("sweeps/a:/b")) == Path("sweeps/a:/b")
 
 
 def test_the_file_gives_back_the_runs(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_a_run_leaves_all_it_should(straight: Path) -> None:
     assert config["agent"]["name"] == "diffusion_ql"
     assert config["agent"]["width"] == 16
     about = json.loads((straight / "run.json").read_text())
-    assert about["versions"]["torch"] == torch.__version__
+    assert about["versions"]["torch"] in (torch.__version__, torch.__version__.partition("+")[0])
     with (straight / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows[::2]] == [30, 60, 90, 100, 120, 150, 180, 200]

@@ -14,6 +14,7 @@ from diffrl.runs.study.config import Which
 from diffrl.runs.study.scores import RETURN, SCORE, Row, Scores
 from diffrl.support.errors import UserError, listed, shown
 from diffrl.support.files import read_text
+from diffrl.support.remote import local_file, local_folder
 from diffrl.training.logs import outcomes_of, read_scores, returns_of
 
 COLUMNS = ("task", "agent", "seed", "episode")
@@ -69,7 +70,7 @@ class Policies:
     @classmethod
     def of_runs(cls, paths: Sequence[Path | str], which: Which = "last") -> "Policies":
         """The policies of runs: folders, or folders that contain such. Raises UserError as `Scores.of_runs` does."""
-        scores = Scores.of_runs(paths)
+        scores = Scores.of_runs([local_folder(path) for path in paths])
         last: dict[tuple[str, str, int], Row] = {row[:3]: row for row in scores.rows}  # rows are in order of steps
         rows = scores.rows if which == "all" else [row for row in scores.rows if last[row[:3]] is row]
         found, opened, entries = [], {}, {}
@@ -93,7 +94,7 @@ class Policies:
 
         A row an episode, in any order. Raises UserError, with the line's number, at the first row that is wrong.
         """
-        path = Path(path)
+        path = local_file(path)
         text = read_text(path, "a CSV file of episodes (UTF-8)").removeprefix("\ufeff")
         reader = csv.DictReader(text.splitlines(), strict=True)
         header = [name.strip().lower() for name in reader.fieldnames or []]

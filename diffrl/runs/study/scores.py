@@ -12,6 +12,7 @@ from typing import NamedTuple
 from diffrl.support.errors import UserError, listed, said_by, shown
 from diffrl.support.files import read_text
 from diffrl.support.folder import ABOUT
+from diffrl.support.remote import local_file, local_folder
 
 COLUMNS = ("task", "agent", "seed", "step", "score")
 """Columns that a CSV file of scores has; it may have `minutes` too, and others, which are not read."""
@@ -122,7 +123,7 @@ class Scores:
 
         Commas, semicolons or tabs separate. Raises UserError, with the line's number, at the first row that is wrong.
         """
-        path = Path(path)
+        path = local_file(path)
         text = read_text(path, "a CSV file of scores (UTF-8)").removeprefix("\ufeff")
         rows: dict[tuple[str, str, int, int], tuple[Row, int]] = {}
         for line, row in _rows_of_csv(path, text):
@@ -138,7 +139,11 @@ class Scores:
 
 
 def run_folders(path: Path) -> list[Path]:
-    """The runs' folders at or below a path, in alphabetical order. Raises UserError where there are none."""
+    """The runs' folders at or below a path, in alphabetical order; of an address, copies here without checkpoints.
+
+    Raises UserError where there are none.
+    """
+    path = local_folder(path, without=("checkpoints",))
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         also = " Scores in a file are read by --csv." if path.is_file() else ""
