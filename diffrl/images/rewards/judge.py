@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -112,6 +113,12 @@ class Judge:
     ) -> None:
         kind = name.partition(":")[0]
         check_address(kind, url, KEY, f"{kind}:http://localhost:8000/v1#MODEL")
+        if "?" in url:
+            address = url.partition("?")[0]
+            raise UserError(
+                f"{kind}:{address}?...: /chat/completions comes after the address, so it has no '?'; a key belongs in "
+                f"${KEY}"
+            )
         self._key = os.environ.get(KEY, "") if key is None else key
         check_secret(self._key, f"${KEY}")
         self.name, self.url, self.model, self.question = name, url.rstrip("/"), model, question
@@ -126,33 +133,38 @@ class Judge:
         once = dict(zip(keys, zip(files, questions, strict=True), strict=True))
         scores = {key: score for key in once if (score := self._kept(key)) is not None}
         open_ = {key: asked for key, asked in once.items() if key not in scores}
-        pool = ThreadPoolExecutor(max(1, min(self.at_once, len(open_))))
+        pool, given_up = ThreadPoolExecutor(max(1, min(self.at_once, len(open_)))), threading.Event()
         try:
-            waiting = {key: pool.submit(self._ask, key, *asked) for key, asked in open_.items()}
+            waiting = {key: pool.submit(self._ask, key, *asked, given_up) for key, asked in open_.items()}
             scores |= {key: future.result() for key, future in waiting.items()}
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after an error, or Ctrl-C, no more questions
+            given_up.set()  # after an error, or Ctrl-C, no more questions, and none again
+            pool.shutdown(wait=False, cancel_futures=True)
         values = [scores[key] / self.question.high for key in keys]
         return torch.tensor(values, dtype=torch.float32, device=images.device)
 
-    def _ask(self, key: str, file: bytes, question: str) -> float:
+    def _ask(self, key: str, file: bytes, question: str, given_up: threading.Event) -> float:
         picture = "data:image/png;base64," + base64.b64encode(file).decode("ascii")
         content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
         body = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0}
         try:
-            return patiently(
+            score, text = patiently(
                 self.name,
-                lambda: self._judgement(key, json.dumps(body).encode()),
+                lambda: self._judgement(json.dumps(body).encode()),
                 retries=self.retries,
                 pause=self.pause,
                 timeout=self.timeout,
                 hints={0: "", 401: f"Is ${KEY} right?", 403: f"Is ${KEY} right?", 404: "Are address and model right?"},
+                clean=self._safe,
+                given_up=given_up,
             )
         except RewardError as error:
             raise RewardError(self._safe(str(error))) from None  # what it comes from may hold what the server repeats
+        self._keep(key, score, text)
+        return score
 
-    def _judgement(self, key: str, body: bytes) -> float:
-        """The score that one request gives, which is then kept. Raises Unclear for an answer without one."""
+    def _judgement(self, body: bytes) -> tuple[float, str]:
+        """The score that one request gives, and the answer. Raises Unclear for one without a score."""
         try:
             answer = post(f"{self.url}/chat/completions", body, secret=self._key, timeout=self.timeout, most=ANSWER)
         except TooLong as error:
@@ -164,20 +176,20 @@ class Judge:
                 f"gave no '{self.question.mark}: N', N from {self.question.low:g} to {self.question.high:g}, but "
                 f"{shown(text)}"
             )
-        self._keep(key, score, text)
-        return score
+        return score, text
 
     def _text(self, answer: bytes) -> str:
         """What the model says in an answer of the endpoint. Raises RewardError where it is none of the protocol."""
         try:
             text = json.loads(answer)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+            said = self._safe(answer.decode(errors="replace"))  # before it is cut: half a key is one too
             raise RewardError(
-                f"{self.name}: the answer is no chat completion but {answer[:60]!r}. Is {self.url} the address before "
+                f"{self.name}: the answer is no chat completion but {said[:60]!r}. Is {self.url} the address before "
                 "/chat/completions of an OpenAI-compatible server?"
             ) from error
         if not isinstance(text, str):
-            raise Unclear(f"gave {shown(text)} for a text")
+            raise Unclear(f"gave {shown(text if text is None else self._safe(repr(text)))} for a text")
         return text
 
     def _safe(self, text: str) -> str:
