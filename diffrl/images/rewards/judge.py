@@ -10,10 +10,10 @@ import base64
 import hashlib
 import json
 import os
+import queue
 import re
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,15 +133,45 @@ class Judge:
         once = dict(zip(keys, zip(files, questions, strict=True), strict=True))
         scores = {key: score for key in once if (score := self._kept(key)) is not None}
         open_ = {key: asked for key, asked in once.items() if key not in scores}
-        pool, given_up = ThreadPoolExecutor(max(1, min(self.at_once, len(open_)))), threading.Event()
-        try:
-            waiting = {key: pool.submit(self._ask, key, *asked, given_up) for key, asked in open_.items()}
-            scores |= {key: future.result() for key, future in waiting.items()}
-        finally:
-            given_up.set()  # after an error, or Ctrl-C, no more questions, and none again
-            pool.shutdown(wait=False, cancel_futures=True)
+        scores |= self._asked(open_)
         values = [scores[key] / self.question.high for key in keys]
         return torch.tensor(values, dtype=torch.float32, device=images.device)
+
+    def _asked(self, open_: Mapping[str, tuple[bytes, str]]) -> dict[str, float]:
+        """The scores of these files and questions, by key. Raises what the first one that fails raises.
+
+        After an error, or Ctrl-C, no more is asked. The threads are daemons: an executor's would keep the process until
+        the last answer is here.
+        """
+        todo: queue.SimpleQueue[str] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[str, float | Exception]] = queue.SimpleQueue()
+        given_up = threading.Event()
+
+        def work() -> None:
+            while not given_up.is_set():
+                try:
+                    key = todo.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    done.put((key, self._ask(key, *open_[key], given_up)))
+                except Exception as error:  # it is raised where the scores are waited for
+                    done.put((key, error))
+
+        for key in open_:
+            todo.put(key)
+        scores: dict[str, float] = {}
+        try:
+            for _ in range(min(self.at_once, len(open_))):
+                threading.Thread(target=work, name="judge", daemon=True).start()
+            while len(scores) < len(open_):
+                key, score = done.get()
+                if isinstance(score, Exception):
+                    raise score
+                scores[key] = score
+        finally:
+            given_up.set()
+        return scores
 
     def _ask(self, key: str, file: bytes, question: str, given_up: threading.Event) -> float:
         picture = "data:image/png;base64," + base64.b64encode(file).decode("ascii")
