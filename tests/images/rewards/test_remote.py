@@ -166,6 +166,15 @@ def test_a_refusal_is_told_and_not_repeated() -> None:
         assert len(seen) == 1
 
 
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_token_that_a_server_repeats_is_not_shown(status: int) -> None:
+    token = "a-very-secret-token"
+    with scorer(lambda count, request: (status, json.dumps({"error": f"wrong: {token}"}).encode())) as (url, _):
+        with pytest.raises(RewardError, match=r"wrong: \$DIFFRL_SCORER_TOKEN") as caught:
+            ask(Remote(url, retries=0, token=token), images(1, 3, 4, 4), [""])
+        assert token not in str(caught.value)
+
+
 def test_no_server_and_a_silent_one_are_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
