@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -243,3 +244,12 @@ def test_the_command_serves() -> None:
     assert serve.main(["jpgg"]) == 2
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert serve.main(["jpeg", "--port", str(taken.getsockname()[1])]) == 2
+
+
+def test_a_reward_that_compares_images_is_not_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The client sends a batch at a time: of a prompt's images a request may bring a part."""
+    file = tmp_path / "mine.py"
+    file.write_text("def rank(images, prompts, metadata): ...\n\nrank.grouped = True\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # so that it ends in any case
+        assert serve.main([f"0.5*python:{file}#rank + jpeg", "--port", str(taken.getsockname()[1])]) == 2
+    assert "compares all images of a prompt" in capsys.readouterr().err
