@@ -1,6 +1,6 @@
 """Train the three networks that say what tiny-emoji's pictures show, and state what they are right on.
 
-    python benchmarks/emoji/judges.py FOLDER OUT [--steps 700]
+    python benchmarks/emoji/judges.py FOLDER OUT [--steps 1200]
 
 FOLDER has the typefaces (`glyphs.py`); OUT gets emoji, emoji-held-out and judge .safetensors, in half precision, and
 judges.json. `emoji` sees Noto Color Emoji alone, `emoji-held-out` the five other typefaces alone, the judge all six (a

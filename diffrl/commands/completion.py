@@ -65,6 +65,7 @@ _SUMMARY = {
     "export": "a policy as a folder for others",
     "diagnose": "is its diffusion policy well trained",
     "augment": "enlarge a data set",
+    "distil": "a policy into few network calls",
     "finetune": "an image model, or a policy",
     "compare": "runs side by side",
     "report": "many runs as tables and figures",
@@ -80,6 +81,7 @@ def _verbs() -> Mapping[str, Callable[[ArgumentParser], None]]:
     from diffrl.commands import augment, data, online, resume, sweep
     from diffrl.commands.compare import Compare
     from diffrl.commands.diagnose import Diagnose
+    from diffrl.commands.distil import Distil
     from diffrl.commands.doctor import Doctor
     from diffrl.commands.evaluate import Evaluate
     from diffrl.commands.export import Export
@@ -95,6 +97,7 @@ def _verbs() -> Mapping[str, Callable[[ArgumentParser], None]]:
         "render": Render,
         "export": Export,
         "diagnose": Diagnose,
+        "distil": Distil,
         "compare": Compare,
         "report": Report,
         "select": Select,
@@ -122,14 +125,14 @@ def _train(parser: ArgumentParser) -> None:
 
 
 def _finetune(parser: ArgumentParser) -> None:
-    from diffrl.commands.finetune_policy import FinetuneDPO, FinetuneDPPO
+    from diffrl.commands.finetune_policy import SCHEMAS
     from diffrl.images.config import ALGORITHMS
     from diffrl.tuning import config as tuning
 
     _fill(parser, ALGORITHMS.values())
     policy = parser.add_subparsers(dest="what").add_parser("policy", add_help=False, help="a run's policy")
     policy.add_argument("--algo", choices=list(tuning.ALGORITHMS), help="The algorithm.")
-    _fill(policy, [FinetuneDPPO, FinetuneDPO])
+    _fill(policy, SCHEMAS.values())
 
 
 def _nest(parser: ArgumentParser, verbs: Mapping[str, type]) -> None:

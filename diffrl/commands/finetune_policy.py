@@ -106,7 +106,7 @@ class FinetuneNFT(FinetunePolicy):
     learning: OmitArgPrefixes[_NFT] = _NFT()
 
 
-_SCHEMAS = {"dppo": FinetuneDPPO, "dpo": FinetuneDPO, "nft": FinetuneNFT}
+SCHEMAS = {"dppo": FinetuneDPPO, "dpo": FinetuneDPO, "nft": FinetuneNFT}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -121,7 +121,7 @@ def run(arguments: Sequence[str]) -> int:
     description = USAGE.format(algo=algo, other=other, chain=chain, solver=solver, forward=", ".join(tuning.FORWARD))
     if not words:
         raise UserError("Which run's policy shall be fine-tuned? `diffrl finetune policy --help` shows how to say.")
-    schema: type[FinetuneDPPO] | type[FinetuneDPO] | type[FinetuneNFT] = _SCHEMAS[algo]
+    schema: type[FinetuneDPPO] | type[FinetuneDPO] | type[FinetuneNFT] = SCHEMAS[algo]
     given = tyro.cli(schema, args=words, prog=f"diffrl finetune policy --algo {algo}", description=description)
     plain = {f.name: getattr(given.learning, f.name) for f in dataclasses.fields(given.learning)}
     return given.start(tuning.get(algo)(**plain))

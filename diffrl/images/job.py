@@ -344,10 +344,12 @@ class _Session:
             raise UserError(
                 f"{self.world.size} processes for {least} images or groups of a round or an evaluation: give fewer."
             )
-        if self.config.shard and any(n % self.world.size for n in (self.config.units, self.config.eval_samples)):
+        groups = self.config.scored_before // self.config.group if isinstance(self.config, DPOConfig) else 0
+        shared = (self.config.units, self.config.eval_samples, groups)
+        if self.config.shard and any(n % self.world.size for n in shared):
             raise UserError(
                 f"--shard has {self.world.size} processes do the same work: --batch (in groups, where they stay "
-                "together) and --eval-samples must be multiples of that."
+                "together), --eval-samples and dpo's groups (--queries / --group) must be multiples of that."
             )
 
     @contextlib.contextmanager

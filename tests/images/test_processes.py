@@ -4,13 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
 from diffrl.commands.finetune import launcher
+from diffrl.images.config import FinetuneConfig
+from diffrl.images.job import _Session
+from diffrl.support.errors import UserError
 from tests.images import newer
 from tests.images.two_processes import record
 
@@ -47,6 +53,25 @@ def test_two_processes_are_one(algo: str, cache: Path, quick: Path) -> None:
         assert two[0][measure] == pytest.approx(one[0][measure], rel=1e-5)
     assert (quick / "run-of-2/model/model_index.json").exists()
     assert [p.name for p in sorted((quick / "run-of-2/checkpoints").iterdir())] == ["000000000", "000000001"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batch": 4, "eval_samples": 4}, None),
+        ({"batch": 5, "eval_samples": 4}, "--shard has 2 processes"),
+        ({"batch": 4, "eval_samples": 5}, "--shard has 2 processes"),
+        ({"algo": "d3po", "batch": 12, "group": 4, "eval_samples": 4}, "--shard has 2 processes"),
+        ({"algo": "dpo", "batch": 4, "group": 4, "queries": 20, "eval_samples": 4}, "--shard has 2 processes"),
+        ({"algo": "dpo", "batch": 4, "group": 4, "queries": 16, "eval_samples": 4}, None),
+    ],
+)
+def test_shards_need_equal_shares(settings: dict[str, Any], said: str | None) -> None:
+    """Where one process called the network more often than the other, both would wait for ever."""
+    config = FinetuneConfig(model="some/pipeline", lora=2, shard=True, updates=1, **settings)
+    session: Any = SimpleNamespace(config=config, world=SimpleNamespace(size=2))
+    with nullcontext() if said is None else pytest.raises(UserError, match=said):
+        _Session._check_shares(session)
 
 
 @pytest.mark.slow

@@ -32,11 +32,9 @@ def words_of(prompt: str) -> tuple[int | None, int]:
     words = words[1:] if words[:1] in (["a"], ["an"], ["the"]) else words
     expected = "expected an object, or a colour and an object, such as 'heart' or 'blue heart'"
     if not 1 <= len(words) <= 2:
-        raise UserError(f"tiny-emoji cannot draw {prompt!r}: {expected}.")
+        raise UserError(f"{prompt!r} is no prompt of tiny-emoji: {expected}.")
     if words[-1] not in OBJECTS:
-        raise UserError(
-            f"tiny-emoji knows no {words[-1]!r}; {nearest(words[-1], OBJECTS)} The objects: {', '.join(OBJECTS)}."
-        )
+        raise UserError(f"tiny-emoji knows no {words[-1]!r}; {nearest(words[-1], OBJECTS)}")
     if len(words) == 2 and words[0] not in COLOURS:
         raise UserError(f"tiny-emoji knows no colour {words[0]!r}; the colours: {', '.join(COLOURS)}.")
     return COLOURS.index(words[0]) if len(words) == 2 else None, OBJECTS.index(words[-1])

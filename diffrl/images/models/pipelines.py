@@ -247,10 +247,6 @@ class StableDiffusionXL(LatentModel):
             return null
         return {name: value if name == "time_ids" else torch.zeros_like(value) for name, value in null.items()}
 
-    def _guided(self, m_u: Tensor, m_c: Tensor, guidance: float) -> Tensor:
-        """What guidance makes of the network's answers without and with the prompt."""
-        return m_u + guidance * (m_c - m_u)
-
     def _arguments(self, condition: Condition) -> dict[str, Any]:
         added = {name: condition[name] for name in ("text_embeds", "time_ids")}
         return {"encoder_hidden_states": condition["encoder_hidden_states"], "added_cond_kwargs": added}

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from diffrl.images.models.emoji import WEIGHTS
 from diffrl.images.models.emoji_words import COLOURS, OBJECTS, words_of
-from diffrl.images.rewards.base import Metadata
+from diffrl.images.rewards.base import Metadata, RewardError
 from diffrl.support.errors import UserError
 from diffrl.support.folder import read_tensors
 
@@ -48,7 +48,13 @@ class Emoji:
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The reward's values (B,), one an image."""
-        wanted = [words_of(p) for p in (prompts if self.prompt is None else [self.prompt] * len(images))]
+        try:
+            wanted = [words_of(p) for p in (prompts if self.prompt is None else [self.prompt] * len(images))]
+        except UserError as error:
+            raise RewardError(
+                f"The reward {self.name} is for prompts of --model tiny-emoji; for others there is {self.name}:PROMPT, "
+                f"such as '{self.name}:blue heart'. {error}"
+            ) from error
         things, colours = self.network(to_32x32(images).to(self.device)).split([len(OBJECTS), len(COLOURS)], -1)
         thing = torch.tensor([thing for _, thing in wanted], device=self.device)
         colour = torch.tensor([-1 if colour is None else colour for colour, _ in wanted], device=self.device)

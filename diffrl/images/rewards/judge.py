@@ -10,9 +10,10 @@ import base64
 import hashlib
 import json
 import os
+import queue
 import re
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,12 @@ class Judge:
     ) -> None:
         kind = name.partition(":")[0]
         check_address(kind, url, KEY, f"{kind}:http://localhost:8000/v1#MODEL")
+        if "?" in url:
+            address = url.partition("?")[0]
+            raise UserError(
+                f"{kind}:{address}?...: /chat/completions comes after the address, so it has no '?'; a key belongs in "
+                f"${KEY}"
+            )
         self._key = os.environ.get(KEY, "") if key is None else key
         check_secret(self._key, f"${KEY}")
         self.name, self.url, self.model, self.question = name, url.rstrip("/"), model, question
@@ -126,33 +133,68 @@ class Judge:
         once = dict(zip(keys, zip(files, questions, strict=True), strict=True))
         scores = {key: score for key in once if (score := self._kept(key)) is not None}
         open_ = {key: asked for key, asked in once.items() if key not in scores}
-        pool = ThreadPoolExecutor(max(1, min(self.at_once, len(open_))))
-        try:
-            waiting = {key: pool.submit(self._ask, key, *asked) for key, asked in open_.items()}
-            scores |= {key: future.result() for key, future in waiting.items()}
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after an error, or Ctrl-C, no more questions
+        scores |= self._asked(open_)
         values = [scores[key] / self.question.high for key in keys]
         return torch.tensor(values, dtype=torch.float32, device=images.device)
 
-    def _ask(self, key: str, file: bytes, question: str) -> float:
+    def _asked(self, open_: Mapping[str, tuple[bytes, str]]) -> dict[str, float]:
+        """The scores of these files and questions, by key. Raises what the first one that fails raises.
+
+        After an error, or Ctrl-C, no more is asked. The threads are daemons: an executor's would keep the process until
+        the last answer is here.
+        """
+        todo: queue.SimpleQueue[str] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[str, float | Exception]] = queue.SimpleQueue()
+        given_up = threading.Event()
+
+        def work() -> None:
+            while not given_up.is_set():
+                try:
+                    key = todo.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    done.put((key, self._ask(key, *open_[key], given_up)))
+                except Exception as error:  # it is raised where the scores are waited for
+                    done.put((key, error))
+
+        for key in open_:
+            todo.put(key)
+        scores: dict[str, float] = {}
+        try:
+            for _ in range(min(self.at_once, len(open_))):
+                threading.Thread(target=work, name="judge", daemon=True).start()
+            while len(scores) < len(open_):
+                key, score = done.get()
+                if isinstance(score, Exception):
+                    raise score
+                scores[key] = score
+        finally:
+            given_up.set()
+        return scores
+
+    def _ask(self, key: str, file: bytes, question: str, given_up: threading.Event) -> float:
         picture = "data:image/png;base64," + base64.b64encode(file).decode("ascii")
         content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
         body = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0}
         try:
-            return patiently(
+            score, text = patiently(
                 self.name,
-                lambda: self._judgement(key, json.dumps(body).encode()),
+                lambda: self._judgement(json.dumps(body).encode()),
                 retries=self.retries,
                 pause=self.pause,
                 timeout=self.timeout,
                 hints={0: "", 401: f"Is ${KEY} right?", 403: f"Is ${KEY} right?", 404: "Are address and model right?"},
+                clean=self._safe,
+                given_up=given_up,
             )
         except RewardError as error:
             raise RewardError(self._safe(str(error))) from None  # what it comes from may hold what the server repeats
+        self._keep(key, score, text)
+        return score
 
-    def _judgement(self, key: str, body: bytes) -> float:
-        """The score that one request gives, which is then kept. Raises Unclear for an answer without one."""
+    def _judgement(self, body: bytes) -> tuple[float, str]:
+        """The score that one request gives, and the answer. Raises Unclear for one without a score."""
         try:
             answer = post(f"{self.url}/chat/completions", body, secret=self._key, timeout=self.timeout, most=ANSWER)
         except TooLong as error:
@@ -164,20 +206,20 @@ class Judge:
                 f"gave no '{self.question.mark}: N', N from {self.question.low:g} to {self.question.high:g}, but "
                 f"{shown(text)}"
             )
-        self._keep(key, score, text)
-        return score
+        return score, text
 
     def _text(self, answer: bytes) -> str:
         """What the model says in an answer of the endpoint. Raises RewardError where it is none of the protocol."""
         try:
             text = json.loads(answer)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+            said = self._safe(answer.decode(errors="replace"))  # before it is cut: half a key is one too
             raise RewardError(
-                f"{self.name}: the answer is no chat completion but {answer[:60]!r}. Is {self.url} the address before "
+                f"{self.name}: the answer is no chat completion but {said[:60]!r}. Is {self.url} the address before "
                 "/chat/completions of an OpenAI-compatible server?"
             ) from error
         if not isinstance(text, str):
-            raise Unclear(f"gave {shown(text)} for a text")
+            raise Unclear(f"gave {shown(text if text is None else self._safe(repr(text)))} for a text")
         return text
 
     def _safe(self, text: str) -> str:

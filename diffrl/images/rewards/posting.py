@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -90,24 +91,37 @@ def post(url: str, body: bytes, *, secret: str, timeout: float, most: int) -> by
 
 
 def patiently(
-    name: str, ask: Callable[[], T], *, retries: int, pause: float, timeout: float, hints: Mapping[int, str]
+    name: str,
+    ask: Callable[[], T],
+    *,
+    retries: int,
+    pause: float,
+    timeout: float,
+    hints: Mapping[int, str],
+    clean: Callable[[str], str] = str,
+    given_up: threading.Event | None = None,
 ) -> T:
     """What `ask` gives, asked again after `pause` seconds, then twice as long each time, up to `retries` times more.
 
     Asked again where the server cannot be reached, is too slow, answers 408, 429 or 5xx, or is `Unclear`; a 429 that
     says how long to wait is waited for. hints: a sentence after the refusal of a status; 0: after the last attempt.
+    clean: takes a secret out of what a server says. given_up: once it is set, nothing more is waited for or asked.
     Raises RewardError, in a line, for a refusal and after the last attempt.
     """
     wait = 0.0
     for attempt in range(retries + 1):
         if attempt:
-            time.sleep(max(wait, pause * 2 ** (attempt - 1)))
+            seconds = max(wait, pause * 2 ** (attempt - 1))
+            if given_up is None:
+                time.sleep(seconds)
+            elif given_up.wait(seconds):
+                break
         wait = 0.0
         try:
             return ask()
         except urllib.error.HTTPError as error:
             with error:
-                text = _said(error)
+                text = _said(error, clean)
             if error.code not in AGAIN and error.code < 500:
                 hint = hints.get(error.code, "")
                 line = f"{name} refused the request: HTTP {error.code} {text}".rstrip()
@@ -131,11 +145,11 @@ def _asked_to_wait(error: urllib.error.HTTPError) -> float:
     return min(float(text), LONGEST) if text.isascii() and text.isdigit() else 0.0
 
 
-def _said(error: urllib.error.HTTPError) -> str:
+def _said(error: urllib.error.HTTPError, clean: Callable[[str], str]) -> str:
     """What an answer that is an error says, in a line: {"error": TEXT}, or, as OpenAI has it, its "message"."""
     try:
         content = json.loads(error.read(10_000))["error"]
         content = content["message"] if isinstance(content, dict) else content
-        return " ".join(str(content).split())[:500]
+        return " ".join(clean(str(content)).split())[:500]  # cut at the end: half a secret is one too
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError):
         return ""

@@ -90,6 +90,7 @@ class Remote:
             pause=self.pause,
             timeout=self.timeout,
             hints={0: HINT},
+            clean=lambda text: text.replace(self._token, f"${TOKEN}") if self._token else text,
         )
 
     def _post(self, body: bytes) -> bytes:

@@ -23,7 +23,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from diffrl.images.rewards.base import Reward
+from diffrl.images.rewards.base import Reward, grouped
 from diffrl.images.rewards.posting import check_secret
 from diffrl.images.rewards.protocol import BadRequest, Budget, Limits, Refused, TimedReader, read, scores
 from diffrl.images.rewards.registry import GRAMMAR, listing, parse
@@ -268,6 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.max_pixels < 1:
             raise UserError(f"--max-pixels is {options.max_pixels}; expected at least 1")
         reward = parse(options.reward, device=options.device)
+        if grouped(reward):
+            raise UserError(f"{reward.name} compares all images of a prompt, and a request may bring some of them.")
         check_secret(options.token, "--token")
         limits = Limits(pixels=options.max_pixels)
         with server(

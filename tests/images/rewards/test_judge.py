@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffrl.images.rewards import RewardError, ask, parse, posting
+from diffrl.images.rewards import RewardError, ask, parse
 from diffrl.images.rewards.codecs import to_uint8
-from diffrl.images.rewards.judge import JUDGE, UNIFIED, Judge
+from diffrl.images.rewards.judge import JUDGE, UNIFIED, Judge, Question
 from diffrl.support.errors import UserError
 from tests.images.rewards.reward_cases import images
 
@@ -149,7 +149,7 @@ def test_a_judgement_is_kept_by_image_prompt_question_and_model(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("answer", "line", "attempts"),
     [
-        ((200, b"<html>"), "the answer is no chat completion but b'<html>'", 1),
+        ((200, b"<html>"), "the answer is no chat completion but '<html>'", 1),
         ((200, b'{"choices": []}'), "the answer is no chat completion", 1),
         ((200, b'["a"]'), "the answer is no chat completion", 1),
         (said("I like it."), r"gave no 'Score: N', N from 0 to 10, but 'I like it\.' \(3 attempts\)", 3),
@@ -172,7 +172,15 @@ def test_nonsense_is_one_clear_line(answer: tuple[int, bytes], line: str, attemp
 def test_a_model_that_gives_a_score_at_last_and_a_busy_server_are_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pauses double; a server that says how long to wait is waited for, a minute at most."""
     waited: list[float] = []
-    monkeypatch.setattr(posting.time, "sleep", waited.append)
+    wait = threading.Event.wait
+
+    def at_once(event: threading.Event, seconds: float | None = None) -> bool:
+        if seconds is None:  # threads that begin, in all of Python
+            return wait(event)
+        waited.append(seconds)
+        return False
+
+    monkeypatch.setattr(threading.Event, "wait", at_once)
     with endpoint(lambda count, body: said("Score: 7" if count == 3 else "Hm.")) as server:
         assert ask(Judge("vlm:x", server.url, "m"), images(1, 3, 4, 4), ["p"]).item() == pytest.approx(0.7)
     assert waited == [0.5, 1.0]
@@ -189,22 +197,54 @@ def test_after_an_error_no_more_questions_are_asked() -> None:
         assert len(server.bodies) < 20
 
 
+def test_an_error_ends_what_is_still_being_tried() -> None:
+    """While one question waits to be asked again, another is refused: the first is not asked again, nor waited for."""
+
+    def answer(count: int, body: dict[str, Any]) -> tuple[int, bytes]:
+        if shown(body)[1].endswith("busy"):
+            return 429, b""
+        return 400, b""
+
+    with endpoint(answer, Retry_After="60") as server:
+        judge = Judge("vlm:x", server.url, "m", Question("{prompt}", "Score", 0, 10), at_once=2)
+        with pytest.raises(RewardError, match="HTTP 400"):
+            ask(judge, images(2, 3, 4, 4), ["wrong", "busy"])
+        for thread in threading.enumerate():
+            if thread.name == "judge":
+                assert thread.daemon, "the process would wait at its end for an answer that is on its way"
+                thread.join(30)
+                assert not thread.is_alive()
+        assert len(server.bodies) <= 2
+
+
+def test_a_cache_that_cannot_be_written_is_no_silent_server(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with endpoint(lambda count, body: said("Score: 3")) as server:
+        with pytest.raises(OSError, match="file"):
+            ask(Judge("vlm:x", server.url, "m", cache=tmp_path / "file" / "kept"), images(1, 3, 4, 4), ["p"])
+        assert len(server.bodies) == 1
+
+
 @pytest.mark.parametrize("status", [400, 500])
 def test_a_key_that_a_server_repeats_is_not_shown(status: int) -> None:
     echo = json.dumps({"error": {"message": f"Incorrect API key {SECRET}"}}).encode()
-    for answer in ((status, echo), (200, SECRET.encode()), said(f"I know {SECRET}")):
+    cut = json.dumps({"error": {"message": "x" * 490 + SECRET}}).encode()
+    answers = (status, echo), (200, SECRET.encode()), said(f"I know {SECRET}"), (status, cut)
+    for answer in (*answers, (200, b"<" * 45 + SECRET.encode()), said([SECRET])):
         with endpoint(lambda count, body, answer=answer: answer) as server:
             with pytest.raises(RewardError) as caught:
                 ask(Judge("vlm:x", server.url, "m", retries=0, key=SECRET), images(1, 3, 4, 4), ["p"])
             assert SECRET not in str(caught.value)
             assert caught.value.__cause__ is None
-            assert "$DIFFRL_JUDGE_KEY" in str(caught.value)
+            assert SECRET[:8] not in str(caught.value), "nor the half of it, where what is said is cut"
+            assert "$DIFFRL_" in str(caught.value)
 
 
 def test_what_is_written_wrongly_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for spec, line in {
         "vlm:http://localhost:8000/v1": "expected vlm:URL#MODEL",
         "vlm:localhost#m": "expected an address such as vlm:http://localhost:8000/v1#MODEL",
+        "vlm:http://host/v1?key=secret@1#m": r"a key belongs in \$DIFFRL_JUDGE_KEY",
         "vlm:http://me:secret@host/v1#m": r"give what the server asks for in \$DIFFRL_JUDGE_KEY",
         "unifiedreward:http://h/v1#m#file.txt": "expected unifiedreward:URL#MODEL,",
         f"vlm:http://h/v1#m#{tmp_path / 'none.txt'}": "does not exist",

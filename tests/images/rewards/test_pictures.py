@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffrl.images.models.emoji_words import COLOURS, OBJECTS, PROMPTS, class_of, words_of
-from diffrl.images.rewards import ask, parse
+from diffrl.images.rewards import RewardError, ask, parse
 from diffrl.images.rewards.emoji import emoji_judge, network, to_32x32
 from diffrl.support.errors import UserError
 
@@ -112,6 +112,12 @@ def test_prompts_are_words() -> None:
     assert [class_of(prompt) for prompt in PROMPTS] == list(range(len(PROMPTS)))
     assert words_of("A Blue heart") == (COLOURS.index("blue"), OBJECTS.index("heart"))
     assert words_of("an apple") == (None, OBJECTS.index("apple"))
+
+
+def test_prompts_of_another_model_are_told_what_else_there_is() -> None:
+    with pytest.raises(RewardError, match=r"for prompts of --model tiny-emoji; .* 'emoji:blue heart'. .* no '7'"):
+        value("emoji", images(1), ["7"])
+    assert 0 < value("emoji:star", images(1), ["7"]).item() < 1
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -166,6 +167,15 @@ def test_a_refusal_is_told_and_not_repeated() -> None:
         assert len(seen) == 1
 
 
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_token_that_a_server_repeats_is_not_shown(status: int) -> None:
+    token = "a-very-secret-token"
+    with scorer(lambda count, request: (status, json.dumps({"error": f"wrong: {token}"}).encode())) as (url, _):
+        with pytest.raises(RewardError, match=r"wrong: \$DIFFRL_SCORER_TOKEN") as caught:
+            ask(Remote(url, retries=0, token=token), images(1, 3, 4, 4), [""])
+        assert token not in str(caught.value)
+
+
 def test_no_server_and_a_silent_one_are_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -234,3 +244,12 @@ def test_the_command_serves() -> None:
     assert serve.main(["jpgg"]) == 2
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert serve.main(["jpeg", "--port", str(taken.getsockname()[1])]) == 2
+
+
+def test_a_reward_that_compares_images_is_not_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The client sends a batch at a time: of a prompt's images a request may bring a part."""
+    file = tmp_path / "mine.py"
+    file.write_text("def rank(images, prompts, metadata): ...\n\nrank.grouped = True\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # so that it ends in any case
+        assert serve.main([f"0.5*python:{file}#rank + jpeg", "--port", str(taken.getsockname()[1])]) == 2
+    assert "compares all images of a prompt" in capsys.readouterr().err
