@@ -14,7 +14,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl train CONFIG [--steps N --seeds 0 1 2 ...]   train an agent
   diffrl resume RUN [--steps N]                       go on with a run of any kind that was cut, or make it longer
   diffrl sweep CONFIG --set agent.q_weight=0.5,1,2 --seeds 0 1 2 --jobs 2 --out sweeps/NAME   many runs, or a search
-  diffrl online RUN [--steps N --keep-offline 0.5 ...]  go on from an offline run in its environment
+  diffrl online RUN | CONFIG [--steps N ...]          learn in the environment, from an offline run or from its start
   diffrl evaluate RUN [--episodes 100]                score its last and best checkpoint
   diffrl render RUN --out video.mp4                   a video of its policies, or a .gif
   diffrl export RUN --to FOLDER [--onnx]              its policy as a folder for others, ready for the Hub
@@ -22,7 +22,8 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl augment synther DATASET --out NEW.hdf5       synthetic transitions by a diffusion model of the data's
   diffrl augment flow-to-better DATASET --preferences 500 --out NEW.hdf5   better trajectories, from preferences
   diffrl augment label DATASET --out PREFERENCES.json  compare its segments on a page, for a reward from preferences
-  diffrl finetune [--algo ddpo-is --reward jpeg ...]  an image model, or a policy, on a reward or preferences
+  diffrl finetune [--algo ddpo-is --reward jpeg ...]  an image model, on a reward or preferences
+  diffrl finetune policy RUN [--algo dppo ...]        a run's policy, in its environment or on preferences
   diffrl distil RUN --to consistency | reflow         a policy of one network call, or a few, from a run's
   diffrl compare RUN RUN [...]                        policies from the same starts, or image models, on one page
   diffrl report RUN [RUN ...] [--csv FILE]            many runs as a paper's tables and figures, and one page

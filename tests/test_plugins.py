@@ -141,7 +141,7 @@ def test_a_toy_agent_trains_on_a_toy_family_and_is_evaluated(site: Path) -> None
 def test_listings_name_what_other_packages_bring(site: Path) -> None:
     install(site, "toy-package", GROUPS, toy_config=CONFIG, toy_agent=AGENT, toy_world=WORLD)
     help_text = " ".join(diffrl(site, "train", "--help").stdout.replace("│", "").split())
-    assert "fql, bfn, diffuser, toy (toy-package)." in help_text
+    assert "fql, bfn, qam, dtql, rlpd, diffuser, toy (toy-package)." in help_text
     assert "--agent.learning-rate" in diffrl(site, "train", "--agent", "toy", "--help").stdout
     shown = diffrl(site, "data", "list", "toyfam").stdout.splitlines()
     lines = [line.split() for line in shown if line.startswith("toyfam")]

@@ -136,7 +136,7 @@ def test_an_option_of_others_is_refused() -> None:
         ({"shard": True, "lora": 2}, "--shard is for pipelines with --lora"),
         ({"algo": "draft", "reward": "digit:8", "scale_rewards": True}, "--scale-rewards is not for draft"),
         ({"model": "a/pipeline", "size": 4}, "--size is 4"),
-        ({"size": 32}, "--size is for pipelines: tiny-digits has no use for it"),
+        ({"model": "tiny-digits", "size": 32}, "--size is for pipelines: tiny-digits has no use for it"),
         ({"lean": True}, "--lean is for pipelines"),
     ],
 )
