@@ -10,6 +10,7 @@ import dataclasses
 import html
 import inspect
 import re
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
-from agents.config import AGENTS
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # MkDocs has put docs/ first, and docs/agents is no package
+
+from agents.config import AGENTS  # noqa: E402
 OUTSIDE = {"benchmarks/results": "results", "benchmarks/gpu/README.md": "gpu.md", "CONTRIBUTING.md": "contributing.md"}
 """Where each file or folder of the repository is in the site."""
 SHOWN = {".md", ".png", ".json"}
