@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # MkDocs has put docs/ first, and docs/agents is no package
 
 from agents.config import AGENTS  # noqa: E402
+
 OUTSIDE = {"benchmarks/results": "results", "benchmarks/gpu/README.md": "gpu.md", "CONTRIBUTING.md": "contributing.md"}
 """Where each file or folder of the repository is in the site."""
 SHOWN = {".md", ".png", ".json"}
