@@ -39,7 +39,7 @@ from diffrl.tuning import distil_config
 from diffrl.tuning.distil import DistilLearner, Map, Teacher, keep_critics, student_map, teacher_of
 from diffrl.tuning.distil_config import DISTIL, DistilConfig, keeps_critics, student_config
 from diffrl.tuning.owned import OwningTrainer
-from diffrl.tuning.target import forward_policy
+from diffrl.tuning.target import forward_policy, refuse_chunks
 
 RESULT, PICTURE = "distil.json", "distil.png"
 """Score and agreement against network calls, in the run's folder."""
@@ -72,9 +72,9 @@ def distil(settings: DistilConfig, *, quiet: bool = False, **options: Any) -> Pa
     settle()
     teacher, start_steps = load_stack(start, config.seeds, settings.start_checkpoint, device)
     policy = forward_policy(teacher)
+    refuse_chunks(teacher, "distillation")
     view = teacher_of(teacher, settings)
-    low, high = view.noise_range
-    if not low < high:
+    if view.calls == 1:
         raise UserError(f"The policy of {start.path} samples in one call already: there is nothing to distil.")
     settings = dataclasses.replace(settings, start_steps=start_steps)
     student = student_config(start.config.agent, settings, view.noise_range)
@@ -119,6 +119,7 @@ def resume_distil(run: Run, *, steps: int | None, device: str | None, quiet: boo
     run.seal()
     run.write_config()
     checkpoint.clean(run.path, saved.step)
+    (run.path / RESULT).unlink(missing_ok=True)  # of fewer steps: a cut before the new one must not leave it standing
     return _fit(run, settings, agent, teacher, transitions, quiet, saved)
 
 

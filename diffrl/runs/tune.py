@@ -32,7 +32,7 @@ from diffrl.tuning.environments import ENTROPY, Environments
 from diffrl.tuning.nft import NFTLearner, NFTTrainer
 from diffrl.tuning.owned import OwningTrainer
 from diffrl.tuning.ppo import DPPOTrainer
-from diffrl.tuning.target import chain_policy, critics_of, denoising_policy, forward_policy
+from diffrl.tuning.target import chain_policy, critics_of, denoising_policy, forward_policy, refuse_chunks
 
 PREFERENCES = "preferences.safetensors"
 """The preferences that a run learns from, in its folder."""
@@ -197,7 +197,9 @@ def _check(agent: Agent, settings: TuningConfig) -> None:
     """Raise UserError where the agent's policy cannot be fine-tuned as the settings say."""
     if isinstance(settings, NFTConfig):
         forward_policy(agent)
-        if not acts(settings):
+        if acts(settings):
+            refuse_chunks(agent, "DiffusionNFT in an environment")
+        else:
             critics_of(agent)
         return
     if not isinstance(settings, DPPOConfig):

@@ -58,6 +58,15 @@ def forward_policy(agent: Agent) -> ForwardPolicy:
     return policy
 
 
+def refuse_chunks(agent: Agent, what: str) -> None:
+    """Raise UserError where the agent's policy gives chunks of several actions, with which `what` cannot be done."""
+    if agent.config.plans:
+        raise UserError(
+            f"The agent {agent.config.name} has chunks of actions (--agent.chunk), and {what} is of single ones: start "
+            "from a run without chunks."
+        )
+
+
 def training_times(policy: ForwardPolicy, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Draw times of the forward process, of a shape (S, ...), as the policy's own training draws them."""
     device = generator.device

@@ -14,6 +14,7 @@ import diffrl
 from agents import BFN, EDP, FQL, TD3BC, AgentConfig, ConsistencyAC, Diffuser, DiffusionBC, DiffusionQL
 from diffrl.commands.distil import run as command
 from diffrl.diffusion import VE, Sampler, consistency_loss, couple, solver_step
+from diffrl.runs import distil as runs_distil
 from diffrl.runs.distil import PICTURE, RESULT, distil
 from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
@@ -256,6 +257,25 @@ def test_a_run_that_is_cut_goes_on_bit_for_bit_and_is_like_any_other(cloned: Pat
     assert len(diffrl.evaluate(whole, episodes=2, which=["last"], quiet=True)["last"]["returns"]) == 2
 
 
+def test_a_cut_in_a_later_comparison_leaves_no_comparison_of_fewer_steps(
+    cloned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that went on and was cut before its new comparison makes it on resuming, and says meanwhile nothing old."""
+    run = distilled(cloned, tmp_path / "run", steps=6)
+    old = json.loads((run / RESULT).read_text())["rows"]
+
+    def cut(*given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs_distil, "compare_calls", cut)
+        with pytest.raises(KeyboardInterrupt):
+            diffrl.resume(run, steps=12, quiet=True)
+    assert not (run / RESULT).exists()
+    diffrl.resume(run, quiet=True)
+    assert json.loads((run / RESULT).read_text())["rows"] != old
+
+
 def test_critics_go_on_choosing_where_they_are_of_the_same_kind(tmp_path: Path) -> None:
     quick: dict[str, Any] = {"steps": 4, "eval_every": 4, "eval_episodes": 1, "seeds": (0,)}
     for config, to, kept in (
@@ -285,9 +305,14 @@ def test_what_cannot_be_distilled_says_so(cloned: Path, tmp_path: Path) -> None:
         start = target_run(tmp_path / config.name, config, **quick)
         with pytest.raises(UserError, match="does not act by a diffusion or flow policy alone"):
             distilled(start, tmp_path / "a")
-    once = target_run(tmp_path / "once", DiffusionBC(**SMALL, denoising_steps=1), **quick)
-    with pytest.raises(UserError, match="in one call already"):
-        distilled(once, tmp_path / "a")
+    for config in (DiffusionBC(**SMALL, denoising_steps=1), BFN(**SMALL, flow_steps=1)):
+        once = target_run(tmp_path / f"{config.name}-once", config, **quick)
+        with pytest.raises(UserError, match="in one call already"):
+            distilled(once, tmp_path / "a")
+    chunked = target_run(tmp_path / "chunked", BFN(**SMALL, chunk=2), **quick)
+    for to in ("consistency", "reflow"):
+        with pytest.raises(UserError, match=r"bfn has chunks of actions .*, and distillation is of single ones"):
+            distilled(chunked, tmp_path / "a", to=to)
     with pytest.raises(UserError, match="trained at its 5 own: take --loss cd"):
         distilled(cloned, tmp_path / "a", loss="scm")
     with pytest.raises(UserError, match="--loss scm is a loss of --to consistency"):

@@ -409,6 +409,9 @@ def test_what_cannot_be_tuned_says_so(cloned: Path, tmp_path: Path) -> None:
         start = target_run(tmp_path / agent.name, agent, **quick)
         with pytest.raises(UserError, match="policy alone"):
             tuned(start, tmp_path / "a")
+    chunked = target_run(tmp_path / "chunked", BFN(**SMALL, chunk=2), **quick)
+    with pytest.raises(UserError, match=r"bfn has chunks of actions .*, and DiffusionNFT in an environment is of"):
+        tuned(chunked, tmp_path / "a")
     blind = target_run(tmp_path / "blind", steps=2, env="none", seeds=(0,))
     with pytest.raises(UserError, match="nothing for DiffusionNFT to act in"):
         tuned(blind, tmp_path / "a")
