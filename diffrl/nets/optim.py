@@ -90,6 +90,19 @@ class Adam:
             )
         return norms
 
+    def step_where(self, loss: Tensor, going: Tensor) -> Tensor:
+        """`step` for the seeds that are `going` (S,) alone, without a look at which; give the norms (S,) of all.
+
+        The others keep their parameters and moments; tensors without dimensions, which seeds share, move on.
+        """
+        tensors = [t for t in (*self.parameters, *self.state_dict().values()) if t.ndim]
+        before = [tensor.detach().clone() for tensor in tensors]
+        norm = self.step(loss)
+        with torch.no_grad():
+            for tensor, old in zip(tensors, before, strict=True):
+                tensor.copy_(torch.where(going.view(-1, *[1] * (tensor.ndim - 1)), tensor, old))
+        return norm
+
     def restart_(self, going: Tensor) -> None:
         """Where `going` (), 0 or 1, is 0, forget all steps made: the next one is Adam's first again.
 

@@ -277,13 +277,7 @@ class EnvironmentTrainer(Trainer, Generic[ExperienceT, PolicyT, ConfigT]):
             return torch.zeros_like(loss.detach())
         if bool(going.all()):
             return optimiser.step(loss)
-        tensors = [t for t in (*optimiser.parameters, *optimiser.state_dict().values()) if t.ndim]
-        before = [tensor.detach().clone() for tensor in tensors]
-        norm = optimiser.step(loss)
-        with torch.no_grad():
-            for tensor, old in zip(tensors, before, strict=True):
-                tensor.copy_(torch.where(going.view(-1, *[1] * (tensor.ndim - 1)), tensor, old))
-        return norm
+        return optimiser.step_where(loss, going)
 
     # --- a `Trainer` -----------------------------------------------------------------------------------------------
 

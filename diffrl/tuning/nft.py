@@ -220,22 +220,12 @@ class NFTLearner:
         mine = self.policy, self.old, self.pretrained
         loss, more = policy_nft_loss(*mine, observations, actions, r, t, noise, config)
         heard = (advantages != 0).flatten(1).any(-1)
-        norm = self._step(loss, heard)
+        norm = self._optimiser.step_where(loss, heard)
         self._updates += 1
         w = (config.sampling_decay_rate * self._updates).clamp_max(config.sampling_decay)
         average_(self.old, self.policy, 1 - w)
         copy_to_averages(self.agent, self.policy)
         return metrics | more | {"policy_grad_norm": norm, "no_signal": (~heard).float()}
-
-    def _step(self, loss: Tensor, heard: Tensor) -> Tensor:
-        """Step the optimiser for the seeds that have `heard` (S,) something, without a look at which."""
-        tensors = [t for t in (*self._optimiser.parameters, *self._optimiser.state_dict().values()) if t.ndim]
-        before = [tensor.detach().clone() for tensor in tensors]
-        norm = self._optimiser.step(loss)
-        with torch.no_grad():
-            for tensor, old in zip(tensors, before, strict=True):
-                tensor.copy_(torch.where(heard.view(-1, *[1] * (tensor.ndim - 1)), tensor, old))
-        return norm
 
     def state_dict(self) -> dict[str, Tensor]:
         """The agent's tensors, themselves and not copies."""
