@@ -26,6 +26,11 @@ RANDOM = {
     "relocate": "-6.0 ± 0.3",
 }
 """Mean return of uniform actions in our environment, ± its standard error, as measured; beside D4RL's `ref_min`."""
+HOPPER_RANDOM = ", and 18.3 in D4RL's own file hopper-random-v1"
+"""Why hopper's two figures differ: D4RL's reference is not the mean of its own random episodes, with which ours agrees.
+
+18.3 is the sum of that file's rewards over its 45,264 terminal rows (github.com/Farama-Foundation/D4RL/issues/86).
+"""
 
 
 def family(benchmark_id: str, domain: str, task: str, version: str, ref_min: float | None) -> dict[str, Any]:
@@ -42,6 +47,7 @@ def family(benchmark_id: str, domain: str, task: str, version: str, ref_min: flo
         """The line that stands beside a score."""
         low = RANDOM.get(measured)
         compared = "not compared" if low is None or ref_min is None else f"{low} here, {ref_min:.4g} in D4RL"
+        compared += HOPPER_RANDOM if measured == "hopper" and ref_min is not None else ""
         return f"{how}; returns of a random policy: {compared}."
 
     if domain in _LOCOMOTION:

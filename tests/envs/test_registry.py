@@ -106,6 +106,8 @@ def test_every_environment_with_references_has_a_line_for_scores_with_the_figure
             assert compared or ("-dense" in benchmark_id or "-open" in benchmark_id), benchmark_id
             assert benchmark.fidelity.count("\n") == 0
     assert "77.0 ± 9.1 here, 96.26 in D4RL" in registry.get("pen-cloned-v1").fidelity
+    assert "-20.27 in D4RL, and 18.3 in D4RL's own file" in registry.get("hopper-medium-v2").fidelity
+    assert "own file" not in registry.get("walker2d-medium-v2").fidelity
     assert "Not confirmed here" in registry.get("antmaze-umaze-v2").note
     assert "Not confirmed here" in registry.get("kitchen-mixed-v0").note
 
