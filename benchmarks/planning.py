@@ -41,12 +41,12 @@ from diffrl.training import checkpoint
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Maze = Literal["umaze", "medium", "large"]
-SIZES: dict[Maze, tuple[int, int, float]] = {
-    "umaze": (128, 64, 113.9),
-    "medium": (256, 256, 121.5),
-    "large": (384, 256, 123.0),
+SIZES: dict[Maze, tuple[int, tuple[int, ...], int, float]] = {
+    "umaze": (128, (1, 2, 4), 64, 113.9),
+    "medium": (256, (1, 2, 4), 256, 121.5),
+    "large": (192, (1, 2, 4, 8), 256, 123.0),  # published: 384 rows
 }
-"""Horizon, denoising steps, and the published score."""
+"""Horizon, the U-Net's multipliers, denoising steps, and the published score."""
 STEPS: dict[Maze, int] = {"umaze": 6_000, "medium": 15_000, "large": 15_000}
 """Training steps, where --steps says nothing."""
 SOLVERS: tuple[tuple[str, int | None], ...] = (
@@ -91,12 +91,12 @@ def trained(bench: Planning, maze: Maze) -> Path | None:
         return path
     if there:
         return diffrl.resume(path, steps=steps)
-    horizon, T, _ = SIZES[maze]
+    horizon, multipliers, T, _ = SIZES[maze]
     agent = Diffuser(
         goal_reaching=True,
         show_ends=True,
         width=16,
-        multipliers=(1, 2, 4),
+        multipliers=multipliers,
         horizon=horizon,
         denoising_steps=T,
         solver="ddim",
@@ -162,7 +162,7 @@ def main(bench: Planning) -> int:
             for solver, steps in SOLVERS if path is not None else ():
                 assert path is not None
                 found = scored(bench, path, solver, steps)
-                _, T, published = SIZES[maze]
+                *_, T, published = SIZES[maze]
                 done = f"{checkpoint.steps(path)[-1]:,}"
                 score, calls = str(estimate(found["scores"])), str(steps or T)
                 lines.append([maze, solver, calls, score, f"{found['ms']:.0f}", done, f"{published}"])
