@@ -207,6 +207,24 @@ def load_dataset(
     return dataset
 
 
+def missing(name: str, rows: int | None = None) -> str | None:
+    """Why a data set cannot be loaded here, in a sentence; None: nothing is known to be in the way.
+
+    Of what is here only the first row is read. What would be generated at first use is not missing, and of an address
+    nothing is known before it is fetched; nor is it of another package's.
+    """
+    if address_of(name) is not None:
+        return None
+    try:
+        origin = locate(name)
+        makes_it = origin.benchmark is not None and origin.benchmark.generated and not origin.name.endswith("-val")
+        if origin.path is not None and (origin.exists or not makes_it):
+            load_dataset(name, rows=1, progress=False, check=False)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def _load_ogbench(origin: Origin, rows: int | None, progress: bool, infos: bool) -> OfflineDataset:
     """A data set of OGBench's, rebuilt first where it is not here; with `rows`, only as many episodes as they need."""
     from envs.ogbench import generation, reading
