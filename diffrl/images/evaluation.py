@@ -81,7 +81,9 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(setup: Setup, state: RunState, held_out: Reward | None, classifier: IndependentClassifier | None) -> Evaluation:
+def evaluate(
+    setup: Setup, state: RunState, held_out: Reward | None, classifier: IndependentClassifier | None
+) -> Evaluation:
     """Sample and measure the model as it is; processes share the images, and all get the same measures."""
     config, n = setup.config, setup.config.eval_samples
     # Of many prompts so few that each has two images: diversity is of images of one prompt.

@@ -37,8 +37,8 @@ class Session:
     model disagrees on most, which has learned from the labels up to ten before, so that nobody waits for it to learn.
     These depend on the seed and the labels given alone.
 
-    labels: those that the file has. out: the file. pairs: how many labels there shall be. models: None measures nothing,
-    and chooses at random. Raises UserError where there are not so many pairs.
+    labels: those that the file has. out: the file. pairs: how many labels there shall be. models: None measures
+    nothing, and chooses at random. Raises UserError where there are not so many pairs.
     """
 
     def __init__(
