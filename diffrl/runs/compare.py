@@ -21,7 +21,7 @@ from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
 from diffrl.support.plots import BLUE, COMPARED, GREEN, GREY, ORANGE, PAGE_STYLE, comparison_at
 from diffrl.support.seeds import generator_at
-from diffrl.support.statistics import estimate
+from diffrl.support.statistics import estimate, student_ends
 from diffrl.training.logs import benchmark_family, returns_of, score_word
 from envs.maze2d import Maze
 from envs.task import Task
@@ -121,10 +121,7 @@ def _welch(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Interval:
 
 
 def _interval(mean: float, error: float, freedom: float) -> Interval:
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * error if freedom > 0 else np.nan
-    return Interval(mean, mean - half, mean + half)
+    return Interval(mean, *student_ends(mean, error, freedom, CONFIDENCE))
 
 
 # --- rolled out -----------------------------------------------------------------------------------------------------
