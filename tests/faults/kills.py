@@ -60,7 +60,8 @@ CHAINS: dict[str, Chain] = {
         ),
         Chain(
             "nft",
-            sound.RUNS["nft"].replace("--steps 20 --eval-every 10", "--steps 60 --eval-every 20"),
+            # Episodes end where checkpoints are: an environment begins a new one when its run goes on.
+            sound.RUNS["nft"].replace("--steps 20 --eval-every 10", "--steps 60 --eval-every 20 --max-episode-steps 5"),
             "resume nft",
             "nft",
             (sound.WIDE, "diffusion"),
