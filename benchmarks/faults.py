@@ -1,6 +1,6 @@
 """Damaged files, kill -9 and full disks: what becomes of commands, counted.
 
-    python benchmarks/faults.py                        the campaign on this tree: 5,000 cases, 100 kills, 80 full disks
+    python benchmarks/faults.py                        the campaign on this tree: 5,000 cases, 140 kills, 112 full disks
     python benchmarks/faults.py --before 480b12e       the same on another commit: the figures in brackets
     python benchmarks/faults.py --cases 200 --kills 10 --disks 10     a sample, which is printed and not recorded
     python benchmarks/faults.py --case "HDF5, links:12"               one case again: what was done, and what is said
@@ -34,7 +34,7 @@ from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 
 FIGURES, PAGE = (ROOT / "benchmarks" / "results" / name for name in ("faults.json", "faults.md"))
-CASES, KILLS, DISKS = 5_000, 100, 80
+CASES, KILLS, DISKS = 5_000, 140, 112
 CLASSES = (
     "clear error",
     "equal load",
@@ -48,7 +48,7 @@ CLASSES = (
 )
 """What may become of a case. A silent change is a changed load besides: of a file with our checksum, without a word."""
 FAULTS = CLASSES[3:]
-CHAINS = (("train", "online", "generate"), ("augment", "finetune"))
+CHAINS = (("train", "online", "generate", "nft"), ("augment", "finetune", "distil"))
 """The commands that are killed, those of one process together."""
 SHOWN = 40
 """Faults that the page lists, at most."""

@@ -77,20 +77,29 @@ def part_path(benchmark_id: str, rows: int) -> Path:
 
 @dataclass(frozen=True)
 class Generated:
-    """A generated file that is not the whole of D4RL's data set: it has fewer rows, or another seed."""
+    """A generated file that is not the whole of a benchmark's data set: it has fewer rows, or another seed."""
 
     path: Path
     rows: int | None
-    """The number of rows that the file was generated with; None: D4RL's."""
+    """The number of rows that --rows asks for it by; None: all that the data set has."""
     seed: int
 
 
 def generated(benchmark_id: str) -> list[Generated]:
     """The files of a benchmark's data in the data directory that its id alone does not mean, see `cached_path`."""
-    pattern = re.compile(rf"{re.escape(benchmark_id)}(?:\.(\d+)-rows)?(?:\.seed-(\d+))?\.hdf5")
-    matches = [(path, pattern.fullmatch(path.name)) for path in cached_path(benchmark_id).parent.glob("*.hdf5")]
+    name = ogbench.get(benchmark_id) if registry.is_ogbench(benchmark_id) else None
+    if name is not None and name.validation:  # made with the training set
+        return []
+    folder, unit, each = cached_path("").parent, "rows", 1
+    if name is not None:
+        from envs.ogbench import generation
+
+        folder, unit, each = generation.cached_path(name).parent, "episodes", name.rows - 1
+    stem = benchmark_id if name is None else name.dataset
+    pattern = re.compile(rf"{re.escape(stem)}(?:\.(\d+)-{unit})?(?:\.seed-(\d+))?\.hdf5")
+    matches = [(path, pattern.fullmatch(path.name)) for path in folder.glob("*.hdf5")]
     found = [
-        Generated(path, int(match[1]) if match[1] else None, int(match[2] or 0))
+        Generated(path, int(match[1]) * each if match[1] else None, int(match[2] or 0))
         for path, match in matches
         if match and match.lastindex
     ]
@@ -196,6 +205,24 @@ def load_dataset(
         dataset.metadata["env_id"] = benchmark.env_id
         dataset.metadata.pop("env_spec", None)
     return dataset
+
+
+def missing(name: str, rows: int | None = None) -> str | None:
+    """Why a data set cannot be loaded here, in a sentence; None: nothing is known to be in the way.
+
+    Of what is here only the first row is read. What would be generated at first use is not missing, and of an address
+    nothing is known before it is fetched; nor is it of another package's.
+    """
+    if address_of(name) is not None:
+        return None
+    try:
+        origin = locate(name)
+        makes_it = origin.benchmark is not None and origin.benchmark.generated and not origin.name.endswith("-val")
+        if origin.path is not None and (origin.exists or not makes_it):
+            load_dataset(name, rows=1, progress=False, check=False)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _load_ogbench(origin: Origin, rows: int | None, progress: bool, infos: bool) -> OfflineDataset:

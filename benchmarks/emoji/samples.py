@@ -13,7 +13,7 @@ from diffrl.images.config import FinetuneConfig
 from diffrl.images.models import load_model
 from diffrl.images.models.emoji_words import OBJECTS, PROMPTS, class_of
 from diffrl.images.rewards.codecs import to_uint8
-from diffrl.images.rewards.emoji import emoji_judge, network
+from diffrl.images.rewards.emoji import emoji_classifier, network
 from diffrl.images.run import tiles
 from diffrl.images.samples import RunState, Setup, chain_of, plain, roll_out
 
@@ -32,7 +32,8 @@ def main() -> None:
     setup = Setup(config, model, chain_of(model, config), plain(PROMPTS), None)
     chosen = torch.arange(len(prompts)) % len(PROMPTS)
     images = roll_out(setup, RunState(), chosen, setup.noise_path(0)).images
-    print(f"{len(prompts)} samples; the judge agrees with {emoji_judge().agree(images, prompts).float().mean():.3f}")
+    agreed = emoji_classifier().agree(images, prompts).float().mean()
+    print(f"{len(prompts)} samples; the classifier agrees with {agreed:.3f}")
     things = torch.tensor([class_of(prompt) for prompt in prompts]) // (len(PROMPTS) // len(OBJECTS))
     for which in ("emoji", "emoji-held-out"):
         right = network(which)(images)[:, : len(OBJECTS)].argmax(-1) == things

@@ -27,7 +27,7 @@ class Compare:
     runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Folders of runs, all of policies of one environment, or all of image models."""
     out: Path = Path("compare.html")
-    """The page to write."""
+    """The page to write. An earlier comparison there is replaced; other files are not."""
     episodes: Many = 50
     """Start states, for each seed of each run."""
     which: str = "last"
@@ -45,6 +45,7 @@ class Compare:
         from diffrl.runs.run import IMAGES, kind_of
         from diffrl.support.console import console
         from diffrl.support.errors import UserError
+        from diffrl.support.plots import comparison_at
 
         if not self.runs:
             raise UserError("Which runs? diffrl compare RUN [RUN ...]")
@@ -54,8 +55,9 @@ class Compare:
             raise UserError(
                 f"{of_images[0]} is a run of an image model and {other} one of a policy: compare like with like."
             )
+        again = comparison_at(self.out)
         for path in self._images() if of_images else self._policies():
-            console.print(f"Written: {path}", markup=False)
+            console.print(f"{'Replaced' if again else 'Written'}: {path}", markup=False)
         return 0
 
     def _images(self) -> list[Path]:

@@ -456,7 +456,10 @@ def _print_missing(console: Console, benchmark: Benchmark) -> None:
     what = benchmark.id.removesuffix("-val")  # made with the training set
     console.print(f"Not on this machine. Get it with: diffrl data {_verb(benchmark)} {what}")
     for piece in generated(benchmark.id):
-        console.print(f"Generated here with fewer rows or another seed: {_option(piece, benchmark)}", highlight=False)
+        fewer = "episodes" if benchmark.env_extra == "ogbench" else "rows"
+        option = _option(piece, benchmark)
+        ask = "" if piece.seed else f" (`diffrl data info {option}`, and so with --dataset)"
+        console.print(f"Generated here with fewer {fewer} or another seed: {option}{ask}", highlight=False)
 
 
 def _print_benchmark(console: Console, benchmark: Benchmark) -> None:

@@ -35,8 +35,9 @@ class Render:
     """The checkpoint: last, best (each seed's), or a step."""
     seed: Seed = 0
     """What start states and the policy's noise are drawn from."""
-    fps: Annotated[int, Range(1, 100)] = 30
-    """Pictures a second. Time is as fast as in the environment, where it says how fast that is."""
+    fps: Annotated[int, Range(1, 100)] | None = None
+    """Pictures a second; by default about 30, with time as fast as in the environment, where that is known. More of
+    them than the environment makes steps in a second show it faster than it is."""
 
     def __post_init__(self) -> None:
         check(self)

@@ -23,7 +23,7 @@ USAGE = """Train many runs: a grid of settings, or a search among them, with sev
   diffrl sweep --agent bc iql --dataset maze2d-umaze-v1 --set steps=20000 --out sweeps/two
   diffrl sweep --out sweeps/q                     go on after a stop or a kill: runs that are done are skipped, runs
                                                   that were cut go on bit for bit; --retry: those that failed, too
-  diffrl sweep --out sweeps/q --dry-run           list the runs, and how far each is
+  diffrl sweep --out sweeps/q --dry-run           list the runs, how far each is, and data that are missing here
   diffrl sweep --out sweeps/q --slurm --submit --slurm-options="--partition=gpu --gres=gpu:1 --time=8:00:00"
                                                   the same runs as an array job; then --status shows the table
   diffrl sweep --out sweeps/q --ray auto --cpus-per-run 2
@@ -58,7 +58,7 @@ class Sweep:
     separate_seeds: bool = False
     """Each seed is a run of its own."""
     dry_run: bool = False
-    """List the runs and how far they are; run nothing, write nothing."""
+    """List the runs and how far they are, and which data are missing here; run nothing, write nothing."""
     retry: bool = False
     """Go on with runs that failed, too."""
     status: bool = False

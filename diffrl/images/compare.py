@@ -10,7 +10,7 @@ from pathlib import Path
 from diffrl.images.run import PANELS, SAID, FinetuneRun, grid_path, plot_curve, warnings
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
-from diffrl.support.plots import BLUE, GREEN, ORANGE, PAGE_STYLE
+from diffrl.support.plots import BLUE, COMPARED, GREEN, ORANGE, PAGE_STYLE, comparison_at
 
 COLOURS = (BLUE, ORANGE, GREEN, "#a64d9c", "#c0392b", "#5d6d7e", "#7d6608", "#17a2a2")
 """The colours of runs, in turn."""
@@ -19,8 +19,10 @@ COLOURS = (BLUE, ORANGE, GREEN, "#a64d9c", "#c0392b", "#5d6d7e", "#7d6608", "#17
 def compare(paths: Sequence[Path], out: Path) -> list[Path]:
     """Write the page `out` (HTML, self-contained) and its curves beside it, as PNG and CSV; give their paths.
 
-    Raises UserError for a folder that is no fine-tuning run's, or holds no evaluation yet.
+    A comparison that is at `out` is replaced. Raises UserError where other files are there, and for a folder that is
+    no fine-tuning run's, or holds no evaluation yet.
     """
+    comparison_at(out)
     runs = [FinetuneRun.read(path) for path in paths]
     for run in runs:
         if not run.history:
@@ -95,7 +97,7 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
         grids.append(f"<h2>{title}</h2><p class=about>{what}</p>{notes}<div class=pair>{pair}</div>")
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>diffrl compare</title><style>{PAGE_STYLE}
+{COMPARED}<style>{PAGE_STYLE}
 .wide {{ overflow-x: auto }} .wide th {{ white-space: normal; vertical-align: bottom }}
 .wide th:first-child {{ min-width: 7em }}
 .pair {{ display: flex; gap: 1em; flex-wrap: wrap }} .pair figure {{ margin: 0; max-width: 48% }}

@@ -40,7 +40,7 @@ from diffrl.images.samples import (
 )
 
 
-class Judge(Protocol):
+class IndependentClassifier(Protocol):
     """A classifier of a model's images that is no part of any reward."""
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Numbered:
-    """The judge of prompts that name a class by its number: images (B, ...) -> probabilities of classes (B, C)."""
+    """The classifier of prompts that name a class by its number: images (B, ...) -> probabilities of classes (B, C)."""
 
     classify: Callable[[Tensor], Tensor]
 
@@ -81,7 +81,9 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(setup: Setup, state: RunState, held_out: Reward | None, judge: Judge | None) -> Evaluation:
+def evaluate(
+    setup: Setup, state: RunState, held_out: Reward | None, classifier: IndependentClassifier | None
+) -> Evaluation:
     """Sample and measure the model as it is; processes share the images, and all get the same measures."""
     config, n = setup.config, setup.config.eval_samples
     # Of many prompts so few that each has two images: diversity is of images of one prompt.
@@ -102,10 +104,10 @@ def evaluate(setup: Setup, state: RunState, held_out: Reward | None, judge: Judg
     measures["diversity"] = diversity(images, chosen)
     measures["reference_error"] = float(samples.whole(reference_error(setup, samples)).mean())
     texts, _ = setup.prompts.of(chosen)
-    if judge is not None:
-        probabilities = judge(images)
+    if classifier is not None:
+        probabilities = classifier(images)
         taken = probabilities.argmax(1)
-        measures["class_accuracy"] = float(judge.agree(images, texts).float().mean())
+        measures["class_accuracy"] = float(classifier.agree(images, texts).float().mean())
         share = torch.bincount(taken, minlength=probabilities.shape[1]).double() / n
         measures["class_entropy"] = float(-(share * share.clamp_min(1e-12).log()).sum())
     return Evaluation(images, texts, measures)

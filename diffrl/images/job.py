@@ -14,8 +14,8 @@ from torch import Tensor
 from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner
 from diffrl.images.algorithms.base import Metrics
-from diffrl.images.config import DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
-from diffrl.images.evaluation import Judge, Numbered, alarm, evaluate
+from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
+from diffrl.images.evaluation import IndependentClassifier, Numbered, alarm, evaluate
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import load_model
@@ -127,12 +127,13 @@ class _Session:
             if reward is not None and isinstance(config, OnlineConfig) and config.scale_rewards:
                 reward = scaled(reward)
             self.humans = humans(reward)
-            self.held_out = None if config.held_out is None else rewards.parse(config.held_out, device=device)
+            looked_at = None if config.held_out in (None, NOTHING) else config.held_out
+            self.held_out = None if looked_at is None else rewards.parse(looked_at, device=device)
             self._check_humans()
             for asked in (reward, self.held_out):
                 if asked is not None and rewards.grouped(asked) and world.size > 1:
                     raise UserError(f"{asked.name} compares the images of a prompt: leave out --processes.")
-            self.judge = _judge(config)
+            self.classifier = _classifier(config)
         prompts = _prompts(config, model)
         if config.shard and world.size > 1:
             world.shard(model.tuned)
@@ -271,7 +272,7 @@ class _Session:
         for human in self.humans:
             human.at(state.round, asking=False)
         with self._progress("Evaluating", self.config.eval_samples), self._alone():
-            result = evaluate(self.setup, state, self.held_out, self.judge)
+            result = evaluate(self.setup, state, self.held_out, self.classifier)
         if log is not None:
             # The record comes after the picture: an evaluation that is recorded is not made again.
             plot_grid(result.images, result.prompts, grid_path(path, state.round))
@@ -393,14 +394,14 @@ def _model(config: FinetuneConfig, device: str, quiet: bool) -> ImageModel:
     return load_model(config.model, lora=lora, precision=config.precision, device=device, seed=config.seed, **options)
 
 
-def _judge(config: FinetuneConfig) -> Judge | None:
+def _classifier(config: FinetuneConfig) -> IndependentClassifier | None:
     """A classifier of the built-in models' images that is no part of any reward; None for other models."""
     if not config.builtin:
         return None
     if config.model == "tiny-emoji":
-        from diffrl.images.rewards.emoji import emoji_judge
+        from diffrl.images.rewards.emoji import emoji_classifier
 
-        return emoji_judge()
+        return emoji_classifier()
     from diffrl.images.rewards.digits import digit_classifier
 
     return Numbered(digit_classifier())

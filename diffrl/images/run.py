@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffrl.images.config import ALGORITHMS, FinetuneConfig, schema_of
+from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
+from diffrl.images.rewards.registry import is_single
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
@@ -134,7 +135,10 @@ def load(path: Path) -> FinetuneConfig:
     values = read_yaml(path)
     schema = schema_of(values.get("algo"))
     unread = {name for other in ALGORITHMS.values() for name in other.options()}.difference(schema.options())
-    return read(schema, {n: v for n, v in values.items() if v is not None and n not in unread}, str(path))
+    config = read(schema, {n: v for n, v in values.items() if v is not None and n not in unread}, str(path))
+    if "held_out" in values and values["held_out"] is None and not is_single(config.scored_by or ""):
+        return dataclasses.replace(config, held_out=NOTHING)  # begun before sums had companions
+    return config
 
 
 # --- In words ------------------------------------------------------------------------------------------------------

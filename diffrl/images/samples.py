@@ -16,6 +16,7 @@ from diffrl.images.config import FinetuneConfig
 from diffrl.images.examples import extras_of
 from diffrl.images.model import Condition, ImageModel, Tuned, image_shape
 from diffrl.images.rewards import Reward, ask, ask_parts, grouped
+from diffrl.images.rewards.human import humans
 from diffrl.images.rewards.scaled import ScaledSum
 from diffrl.support.errors import UserError, out_of_memory
 from diffrl.support.seeds import generator_at
@@ -306,9 +307,12 @@ class Samples:
 def score(reward: Reward, samples: Samples, micro_batch: int) -> tuple[Tensor, dict[str, Tensor]]:
     """The reward of a process's samples (n,), asked in parts, and, of a sum, of each of its parts by name (n,).
 
-    A reward that is `grouped` is asked about all samples of a prompt together, one prompt after the other.
+    A reward that is `grouped` is asked about all samples of a prompt together, one prompt after the other; a person
+    looks at all of them first.
     """
     n = len(samples)
+    for person in humans(reward):
+        person.look(samples.images, samples.prompts)
     index = by_prompt(samples.prompts) if grouped(reward) else [list(range(n))[part] for part in parts(n, micro_batch)]
     each = [
         ask_parts(reward, samples.images[rows], [samples.prompts[i] for i in rows], [samples.metadata[i] for i in rows])

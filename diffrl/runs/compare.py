@@ -19,9 +19,9 @@ from diffrl.support.console import console, work
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
-from diffrl.support.plots import BLUE, GREEN, GREY, ORANGE, PAGE_STYLE
+from diffrl.support.plots import BLUE, COMPARED, GREEN, GREY, ORANGE, PAGE_STYLE, comparison_at
 from diffrl.support.seeds import generator_at
-from diffrl.support.statistics import estimate
+from diffrl.support.statistics import estimate, student_ends
 from diffrl.training.logs import benchmark_family, returns_of, score_word
 from envs.maze2d import Maze
 from envs.task import Task
@@ -121,10 +121,7 @@ def _welch(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Interval:
 
 
 def _interval(mean: float, error: float, freedom: float) -> Interval:
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * error if freedom > 0 else np.nan
-    return Interval(mean, mean - half, mean + half)
+    return Interval(mean, *student_ends(mean, error, freedom, CONFIDENCE))
 
 
 # --- rolled out -----------------------------------------------------------------------------------------------------
@@ -146,11 +143,13 @@ def compare(
     noise, so far as they draw alike. which: the `last` or `best` checkpoint, or that of a step. seed: what start states
     and noise are drawn from. env: the id of another environment than the runs'. Gives the files' paths.
 
-    Raises UserError for fewer than two runs, and for runs that are not of one environment.
+    A comparison that is at `out` is replaced. Raises UserError where other files are there, for fewer than two runs,
+    and for runs that are not of one environment.
     """
     out = Path(out)
     if len(paths) < 2:
         raise UserError("Compare what with what? Policies are compared by two runs or more: diffrl compare RUN RUN ...")
+    comparison_at(out)
     runs = [Run.read(path).within(env, (), None) for path in paths]
     task = _one_task(runs)
     settle()
@@ -283,7 +282,7 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes) -> str
     image = base64.b64encode(picture).decode()
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>diffrl compare</title><style>{PAGE_STYLE}</style></head><body>
+{COMPARED}<style>{PAGE_STYLE}</style></head><body>
 <h1>Policies side by side</h1>
 <p class=about>In {html.escape(task.env_text)}, from the same {n:,} start states (seed {seed}), with the same noise
 where policies draw alike.{caveat}</p>

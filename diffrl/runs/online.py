@@ -34,6 +34,7 @@ from diffrl.runs.policy import (
 )
 from diffrl.runs.run import FILES, Run
 from diffrl.runs.train import EXPLODED, Say, begun, finished, fit, folder_stem, reopened, same_data, watched
+from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.folder import claimed
 from diffrl.support.machine import resolve_device, settle
@@ -43,6 +44,7 @@ from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
 from diffrl.training.online import ENTROPY, Collector, OnlineTrainer
 from diffrl.training.stack import StackTrainer
+from diffrl.tuning.distil_config import DISTIL, has_new_critics
 
 _SYNTHETIC = 0x5E7
 """Sets SynthER's noise apart from the agent's."""
@@ -74,6 +76,11 @@ def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool 
     # The agents as the offline run left them, and its data.
     offline = dataclasses.replace(offline, config=old)
     agent, start_steps = load_stack(offline, new.seeds, settings.start_checkpoint, device)
+    if not quiet and offline.kind == DISTIL and has_new_critics(offline.settings or {}):
+        console.print(
+            f"[yellow]{escape(str(path))} is distilled, and its critics are new: untrained, they steer the policy from "
+            "its first update on, and it may lose at first what it was taught.[/]"
+        )
     with claimed(new.out, folder_stem(new, f"{old.agent.name}-online"), FILES) as folder:
         dataset = same_data(offline, quiet)
         settings = _scaled(settings, dataset, old)
@@ -102,6 +109,11 @@ def _untrained(path: Path | str) -> TrainConfig | None:
 
 def _online_from_nothing(config: TrainConfig, settings: OnlineConfig, options: RunOptions, quiet: bool) -> Path:
     """An online run of a configuration's agents, untrained, beside its data."""
+    if settings.start_checkpoint != OnlineConfig.start_checkpoint:
+        raise UserError(
+            f"--start-checkpoint {settings.start_checkpoint} is of an offline run, and {settings.offline_run} is a "
+            "configuration, whose agents start untrained: leave it out, or give a run's folder."
+        )
     options = _with_steps(options, settings, config.steps, config.eval_every)
     config = dataclasses.replace(config, agent=config.agent.going_online())
     new, device = _here(config, options)

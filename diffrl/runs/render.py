@@ -40,6 +40,8 @@ _MAZE = 320
 """Height of a maze's picture, in pixels."""
 _WITHOUT_GL = ("envs.maze2d", "gymnasium.envs.classic_control", "gymnasium.envs.box2d", "gymnasium.envs.toy_text")
 """Modules of environments that draw without OpenGL."""
+_PICTURES, _LEAST = 30.0, 20.0
+"""Pictures a second: about so many by default; and at least, of an environment whose own time is not known."""
 _LONG = 1000
 """Steps that an episode may have where the environment does not say, for the bar that shows how far the work is."""
 BACKENDS = ("egl", "osmesa")
@@ -54,15 +56,16 @@ def render(
     seeds: Sequence[int] | None = None,
     which: str | int = "last",
     seed: int = 0,
-    fps: int = 30,
+    fps: int | None = None,
     quiet: bool = False,
 ) -> Path:
     """Write a video of a run's policies in its environment, each seed's beside the others; give its path.
 
     out: a path that ends in .mp4 (which needs the extra `video`) or .gif. seeds: of the run's, by default its first
     four. Episode by episode all seeds start in the same state. which: the `last` or `best` checkpoint, or that of a
-    step. seed: what start states and noise are drawn from. fps: pictures a second; time is as fast as in the
-    environment, where it says how fast that is.
+    step. seed: what start states and noise are drawn from. fps: pictures a second. By default time is as fast as in the
+    environment (see `steps_a_second`), at about 30 pictures a second where it makes as many steps. With another number
+    steps are left out as they have to be; more pictures than there are steps show it faster than it is.
 
     Raises UserError where there is no environment, or none that can be drawn here.
     """
@@ -80,7 +83,9 @@ def render(
         envs = [held.enter_context(closing(seen.make())) for _ in seeds]
         acts = [Actor(agent, opened.preprocessing, seed, keep=1) for agent in agents]
         panels = [_panel(env, f"seed {one}", task) for env, one in zip(envs, seeds, strict=True)]
-        shown_every = max(1, round(float(envs[0].metadata.get("render_fps") or fps) / fps))
+        real = steps_a_second(envs[0])
+        shown_every = max(1, round(real / (fps or _PICTURES)))
+        shown_fps = real / shown_every if fps is None else float(fps)
         limit = (envs[0].spec and envs[0].spec.max_episode_steps) or _LONG
         with work(f"{opened.path.name} in {task.env_text}", "steps", quiet) as on_step:
 
@@ -93,8 +98,22 @@ def render(
                 on_step(episodes * limit, episodes * limit)
 
             with atomic_path(out) as temporary:
-                write(temporary, frames(), fps)
+                write(temporary, frames(), shown_fps)
     return out
+
+
+def steps_a_second(env: gymnasium.Env[Any, Any]) -> float:
+    """How many steps an environment makes in a second of its own time.
+
+    That is 1 / dt, dt the simulator's time for a step. Where it is not known: what the environment says that its
+    pictures are to be shown at (`render_fps`), but not less than 20.
+    """
+    for name in ("dt", "control_timestep", "tau"):  # MuJoCo's, OGBench's cubes and scenes, cart-pole
+        dt = getattr(env.unwrapped, name, None)
+        if isinstance(dt, int | float) and 0.001 <= dt <= 1:
+            return 1 / float(dt)
+    said = env.metadata.get("render_fps")
+    return max(float(said), _LEAST) if isinstance(said, int | float) and said > 0 else _PICTURES
 
 
 def _episode(
@@ -243,7 +262,7 @@ def labelled(picture: Picture, text: str) -> Picture:
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
-Writer = Callable[[Path, Iterator[Picture], int], None]
+Writer = Callable[[Path, Iterator[Picture], float], None]
 
 
 def writer(out: Path) -> Writer:
@@ -262,7 +281,7 @@ def writer(out: Path) -> Writer:
     return _write_mp4
 
 
-def _write_mp4(path: Path, frames: Iterator[Picture], fps: int) -> None:
+def _write_mp4(path: Path, frames: Iterator[Picture], fps: float) -> None:
     import imageio_ffmpeg
 
     first = next(frames)
@@ -276,7 +295,7 @@ def _write_mp4(path: Path, frames: Iterator[Picture], fps: int) -> None:
             coder.send(np.ascontiguousarray(frame))
 
 
-def _write_gif(path: Path, frames: Iterator[Picture], fps: int) -> None:
+def _write_gif(path: Path, frames: Iterator[Picture], fps: float) -> None:
     from PIL import Image
 
     def coloured(frame: Picture) -> "Image.Image":

@@ -21,7 +21,7 @@ from diffrl.runs import config as configuration
 from diffrl.runs import workers
 from diffrl.runs.config import TrainConfig, chosen, group_seeds
 from diffrl.runs.policy import CheckpointEvaluator, build_agent, source_of_randomness
-from diffrl.runs.run import FILES, Run, lowering_memory
+from diffrl.runs.run import FILES, OFFLINE, Run, lowering_memory
 from diffrl.support.console import StepsBar, console, steps_bar
 from diffrl.support.errors import UserError
 from diffrl.support.folder import claimed, what_works
@@ -345,17 +345,27 @@ def same_data(run: Run, quiet: bool, now_at: str | None = None) -> OfflineDatase
         dataset = load_dataset(name, rows=run.config.rows, progress=not quiet, action_limit=None)
         dataset = without_goal(dataset, run.observation_size)
     except UserError as error:
-        raise UserError(
-            f"{error} {run.path / 'config.yaml'} says that the run's data are {stored}. Where they have moved: "
-            f"`diffrl resume {run.path} --dataset PATH`."
-        ) from error
+        where = "" if now_at else f" {run.path / 'config.yaml'} says that the run's data are {stored}."
+        raise UserError(f"{error}{where} {_where_they_are_now(run)}") from error
     if (found := fingerprint(dataset)) != run.fingerprint:
+        digests = f"SHA-256 {found[:12]}, of the run's {run.fingerprint[:12]}"
+        if now_at:
+            raise UserError(
+                f"{name} holds other data than those that {run.path} was trained on ({digests}): nothing was changed. "
+                f"{_where_they_are_now(run)}"
+            )
+        anew = f": `diffrl train {run.path / 'config.yaml'} --out NEW`" if run.kind == OFFLINE else ""
         raise UserError(
-            f"The data set {name} is not the one that {run.path} was trained on (its contents have changed: SHA-256 "
-            f"{found[:12]}, stored {run.fingerprint[:12]}), so the run cannot go on as if it had not been cut. Restore "
-            "the data, or start a new run."
+            f"The data set {name} is not the one that {run.path} was trained on: its contents have changed "
+            f"({digests}). Put the old data back; or, {_where_they_are_now(run, 'where a copy of them is elsewhere')} "
+            f"To learn from the data as they are now, begin a new run{anew}."
         )
     return taken_by(run, dataset, quiet)
+
+
+def _where_they_are_now(run: Run, when: str = "Where they have moved") -> str:
+    """What to do where a run's data are at another place than its folder says, as a sentence."""
+    return f"{when}, `diffrl resume {run.path} --dataset PATH` notes the path down, also in a run that is finished."
 
 
 def taken_by(run: Run, dataset: OfflineDataset, quiet: bool = True) -> OfflineDataset:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 
 if TYPE_CHECKING:
@@ -33,6 +34,24 @@ img { width: 100%; margin-top: 1em }
 }
 """
 """The style sheet that our HTML pages share."""
+
+COMPARED = "<title>diffrl compare</title>"
+"""What stands at the head of a page of `diffrl compare`, by which it is known again."""
+
+
+def comparison_at(out: Path) -> bool:
+    """Whether a comparison of ours is at `out`, with its picture and numbers beside it, which a new one replaces.
+
+    Raises UserError where what is there is none of ours, and where the three files would have one name.
+    """
+    files = [out, out.with_suffix(".png"), out.with_suffix(".csv")]
+    if len(set(files)) < len(files):
+        raise UserError(f"--out is {str(out)!r}, and is to be a page, beside a .png and a .csv: end it in .html.")
+    if out.is_file() and COMPARED in out.read_text(encoding="utf-8", errors="replace")[:2000]:
+        return True
+    if there := next((file for file in files if file.exists()), None):
+        raise UserError(f"{there} is no comparison of ours, and is not overwritten: choose another --out.")
+    return False
 
 
 def new_figure(width: float, height: float) -> tuple["Figure", "Axes"]:

@@ -30,3 +30,11 @@ def estimate(values: NDArray[np.float64] | Sequence[Sequence[float]]) -> Estimat
     samples = array.mean(1) if len(array) > 1 else array[0]
     error = float(samples.std(ddof=1) / np.sqrt(len(samples))) if len(samples) > 1 else float("nan")
     return Estimate(float(samples.mean()), error, "seeds" if len(array) > 1 else "episodes")
+
+
+def student_ends(mean: float, error: float, freedom: float, level: float = 0.95) -> tuple[float, float]:
+    """The ends of Student's interval of a mean with its standard error; nan where `freedom`, in degrees, is not > 0."""
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + level) / 2, freedom)) * error if freedom > 0 else float("nan")
+    return mean - half, mean + half

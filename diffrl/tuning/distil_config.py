@@ -78,6 +78,11 @@ def keeps_critics(teacher: AgentConfig, to: str) -> bool:
     return teacher.name in _KEEP_CRITICS[to]
 
 
+def has_new_critics(settings: Mapping[str, Any]) -> bool:
+    """Whether the critics of a distilled run are new and not its teacher's; settings: its `settings.yaml`."""
+    return settings["teacher"]["name"] not in _KEEP_CRITICS[settings["to"]]
+
+
 def student_config(
     teacher: AgentConfig, settings: DistilConfig, noise_range: tuple[float, float]
 ) -> ConsistencyAC | BFN:

@@ -26,7 +26,7 @@ from diffrl.augment.label.config import LabelConfig
 from diffrl.augment.label.job import label
 from diffrl.augment.label.scenes import MOST_COLUMNS, MazeScene, RobotScene, Scene, drawn, scene_of
 from diffrl.augment.label.session import EVERY, Session
-from diffrl.augment.label.worth import Judge
+from diffrl.augment.label.worth import LabelModels
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preferences import LabelledPairs, read_preferences, teach
@@ -292,8 +292,8 @@ def settled(one: Session) -> list[list[float]]:
 
 def test_the_worth_of_labels_is_that_of_unseen_ones_and_grows_up(tmp_path: Path) -> None:
     data, out = dataset(rows=2000), tmp_path / "p.json"
-    judge = Judge(data, RewardConfig(width=32, layers=1, steps=60), 0)
-    with session(data, out, pairs=40, judge=judge) as one:
+    models = LabelModels(data, RewardConfig(width=32, layers=1, steps=60), 0)
+    with session(data, out, pairs=40, models=models) as one:
         while len(one.labels) < 40:
             choose(one, answer(data, one.state()["pair"]))
         worth = settled(one)
@@ -304,12 +304,12 @@ def test_the_worth_of_labels_is_that_of_unseen_ones_and_grows_up(tmp_path: Path)
         assert [point[0] for point in one.progress()["worth"]] == [10, 20, 30]
     about = json.loads(out.read_text())["about"]
     assert about["accuracy"] == worth[:3]
-    with session(data, out, pairs=40) as one:  # without a judge: those that were measured are still there
+    with session(data, out, pairs=40) as one:  # without models: those that were measured are still there
         assert one.progress()["worth"] == worth[:3]
     labels = teach(data, 60, H, seed=3)
     flipped = replace(labels, labels=np.where(np.arange(60) % 2, labels.labels, 1 - labels.labels))
     for given, low, high in ((labels, 0.75, 1.0), (flipped, 0.2, 0.8)):  # coin flips teach nothing
-        learned = judge.learn(given, Event())
+        learned = models.learn(given, Event())
         assert learned is not None
         assert learned[1] is not None
         assert low <= learned[1].accuracy <= high
@@ -325,21 +325,21 @@ def test_measures_in_a_file_are_not_believed_blindly(tmp_path: Path) -> None:
 
 
 def test_active_pairs_are_those_that_the_members_disagree_on_most(tmp_path: Path) -> None:
-    data, judge = dataset(rows=1000), Judge(dataset(rows=1000), TINY, 0)
+    data, models = dataset(rows=1000), LabelModels(dataset(rows=1000), TINY, 0)
     # The choice itself, against probabilities of the whole data set.
-    learned = judge.learn(teach(data, 20, H, 0), Event())
+    learned = models.learn(teach(data, 20, H, 0), Event())
     assert learned is not None
     model = learned[0]
     assert isinstance(model, RewardModel)
     some = teach(data, 50, H, 9).pairs
     spread = model.probabilities(data, some, H).std(0)
-    best = judge.most_disputed(model, some, H, 5)
+    best = models.most_disputed(model, some, H, 5)
     assert best.tolist() == some[np.argsort(-spread)[:5]].tolist()
 
     def run(out: Path, cuts: list[int], active: bool = True) -> list[list[int]]:
         asked = []
         for cut in cuts:
-            with session(data, out, pairs=40, judge=judge, active=active) as one:
+            with session(data, out, pairs=40, models=models, active=active) as one:
                 while len(one.labels) < cut:
                     asked.append(choose(one, answer(data, one.state()["pair"])))
         return asked
@@ -351,7 +351,7 @@ def test_active_pairs_are_those_that_the_members_disagree_on_most(tmp_path: Path
     assert not {tuple(pair) for pair in whole[3 * EVERY :]} & {tuple(pair) for pair in random}
     assert len({tuple(sorted(pair)) for pair in whole}) == 40
     labels = LabelledPairs.read(tmp_path / "a.json", data)
-    learned = judge.learn(labels.head(20), Event())
+    learned = models.learn(labels.head(20), Event())
     assert learned is not None
     chosen, others = (learned[0].probabilities(data, part, H).std(0) for part in (labels.pairs[30:], labels.pairs[:30]))
     assert chosen.min() > np.median(others)
@@ -359,7 +359,7 @@ def test_active_pairs_are_those_that_the_members_disagree_on_most(tmp_path: Path
 
 def test_where_all_is_equal_the_choice_stays_random(tmp_path: Path) -> None:
     data = dataset()
-    with session(data, tmp_path / "p.json", pairs=32, judge=Judge(data, TINY, 0), active=True) as one:
+    with session(data, tmp_path / "p.json", pairs=32, models=LabelModels(data, TINY, 0), active=True) as one:
         asked = [choose(one, "equal") for _ in range(32)]
         assert settled(one) == []
     with session(data, tmp_path / "q.json", pairs=32) as one:

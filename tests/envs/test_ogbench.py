@@ -558,6 +558,28 @@ def test_info_says_how_the_file_is_known_to_be_the_same(made: Path, capsys: pyte
     assert dataset.terminals.sum() == solved[1].reshape(3, ROWS)[:, 1:].sum()
 
 
+def test_what_was_generated_with_fewer_episodes_is_found(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Under the words that `diffrl data info` and --dataset take; the id alone still means OGBench's; of other seeds
+    the file is named."""
+    short, other = (generation.cached_path(NAVIGATE, 1, seed) for seed in (0, 7))
+    short.parent.mkdir(parents=True)
+    shutil.copy(made, short)
+    shutil.copy(made, other)
+    generation.validation_path(short).touch()
+    assert Info(TASK).run() == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Not on this machine" in out
+    assert f"Generated here with fewer episodes or another seed: {TASK} --rows 1000 (`diffrl data info" in out
+    assert f"{other}".replace(" ", "") in out.replace(" ", "")
+    assert "-val" not in out
+    assert Info(TASK, rows=1000).run() == 0
+    assert "Rebuilt" in capsys.readouterr().out
+    assert ListData(NAVIGATE.dataset).run() == 0
+    assert f"{NAVIGATE.dataset} --rows 1000" in capsys.readouterr().out
+    assert Info(f"{NAVIGATE.dataset}-val").run() == 0
+    assert "fewer" not in capsys.readouterr().out
+
+
 def test_the_command_line_lists_generates_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     assert ListData("ogbench").run() == 0
     out = capsys.readouterr().out

@@ -46,7 +46,7 @@ class Campaign:
         runs = {name.removeprefix("run, ") for name in self._kinds if name.startswith("run, ")}
         if "online" in runs or "configuration" in self._kinds:
             runs.add("train")
-        if {"dppo", "dpo"} & runs or "labels" in self._kinds:
+        if {"dppo", "dpo", "nft", "distil"} & runs or "labels" in self._kinds:
             runs.add("diffusion")
         minari = any(name.startswith("Minari") for name in self._kinds)
         self.sound = sound.build(self.work / "sound", tuple(kind for kind in sound.RUNS if kind in runs), minari)

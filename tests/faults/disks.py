@@ -28,6 +28,8 @@ _NEW_MOUNTS, _NEW_USER, _PRIVATE, _REMOUNT = 0x20000, 0x10000000, 0x44000, 32
 WORDS: dict[str, tuple[str, str | None, str]] = {
     "train": (sound.RUNS["train"].replace("--out train", "--out disk/train"), "resume disk/train", "train"),
     "augment": (f"{sound.AUGMENT} --samples 2000".replace("--out ", "--out disk/"), None, "new.hdf5"),
+    "nft": (sound.RUNS["nft"].replace("--out nft", "--out disk/nft"), "resume disk/nft", "nft"),
+    "distil": (sound.RUNS["distil"].replace("--out distil", "--out disk/distil"), "resume disk/distil", "distil"),
     "finetune": (sound.RUNS["images"].replace("--out images", "--out disk/images"), "resume disk/images", "images"),
     "generate": ("data generate maze2d-umaze-v1 --rows 2000 --output disk/maze.hdf5", None, "maze.hdf5"),
     "convert": (f"data convert {sound.DATA} disk/copy.hdf5", None, "copy.hdf5"),
@@ -95,7 +97,8 @@ class Filler:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
         sound.preload()
-        source = sound.build(work.resolve() / "sound", ("train", "images"))
+        source = sound.build(work.resolve() / "sound", ("train", "diffusion", "images"))
+        shutil.copytree(source / "diffusion", self._folder / "diffusion")
         for name in (sound.DATA, sound.WIDE):
             shutil.copyfile(source / name, self._folder / name)
         self._disk = Disk(self._folder / "disk")

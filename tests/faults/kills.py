@@ -59,6 +59,21 @@ CHAINS: dict[str, Chain] = {
             (sound.WIDE, "train"),
         ),
         Chain(
+            "nft",
+            # Episodes end where checkpoints are: an environment begins a new one when its run goes on.
+            sound.RUNS["nft"].replace("--steps 20 --eval-every 10", "--steps 60 --eval-every 20 --max-episode-steps 5"),
+            "resume nft",
+            "nft",
+            (sound.WIDE, "diffusion"),
+        ),
+        Chain(
+            "distil",
+            sound.RUNS["distil"].replace("--steps 4 --eval-every 2", "--steps 60 --eval-every 20"),
+            "resume distil",
+            "distil",
+            (sound.WIDE, "diffusion"),
+        ),
+        Chain(
             "augment",
             sound.AUGMENT.replace("--steps 4", "--steps 300").replace("--no-report ", "") + " --samples 3000",
             None,
@@ -97,7 +112,8 @@ class Killer:
     def __init__(self, work: Path, names: tuple[str, ...] = tuple(CHAINS)) -> None:
         self._folder = work.resolve() / "chain"
         sound.preload()
-        self._sound = sound.build(work.resolve() / "sound", ("train", "images"))
+        kinds = {"train", "images", *(need for name in names for need in CHAINS[name].needs)} & set(sound.RUNS)
+        self._sound = sound.build(work.resolve() / "sound", tuple(kind for kind in sound.RUNS if kind in kinds))
         self._uncut: dict[str, tuple[Any, int, float]] = {}
         for name in names:
             chain = CHAINS[name]

@@ -237,10 +237,12 @@ _GO_ON: dict[str, tuple[str, ...]] = {
     "online": ("evaluate online --episodes 1", "resume online --steps 12"),
     "dppo": ("evaluate dppo --episodes 1", "resume dppo --steps 30"),
     "dpo": ("evaluate dpo --episodes 1", "resume dpo --steps 6"),
+    "nft": ("evaluate nft --episodes 1", "resume nft --steps 30"),
+    "distil": ("evaluate distil --episodes 1", "resume distil --steps 6"),
     "images": ("resume images --queries 12",),
     "augment": (f"{sound.AUGMENT} --samples 30",),
 }
-_STARTED_FROM = {"online": "train", "dppo": "diffusion", "dpo": "diffusion"}
+_STARTED_FROM = {"online": "train", **dict.fromkeys(("dppo", "dpo", "nft", "distil"), "diffusion")}
 
 
 def _of_run(kind: str) -> Callable[[Path, Path, Rng], Case]:
@@ -349,9 +351,9 @@ def _yaml(folder: Path, rng: Rng, outside: Path, source: Path) -> str:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("HDF5, bytes", 500, _of_data(sound.DATA, False), _bytes_of(sound.DATA)),
-        Kind("HDF5 of ours, bytes", 500, _of_data(sound.SEALED, True), _bytes_of(sound.SEALED)),
-        Kind("HDF5, structure", 600, _of_data(sound.DATA, False), _structure),
+        Kind("HDF5, bytes", 400, _of_data(sound.DATA, False), _bytes_of(sound.DATA)),
+        Kind("HDF5 of ours, bytes", 400, _of_data(sound.SEALED, True), _bytes_of(sound.SEALED)),
+        Kind("HDF5, structure", 500, _of_data(sound.DATA, False), _structure),
         Kind("HDF5, links", 400, _of_data(sound.DATA, False), _links),
         Kind("npz, bytes", 200, _of_data(sound.NPZ, False), _bytes_of(sound.NPZ)),
         Kind("npz, members", 300, _of_data(sound.NPZ, False), _npz),
@@ -361,6 +363,8 @@ KINDS: dict[str, Kind] = {
         Kind("run, online", 250, _of_run("online"), _run("online")),
         Kind("run, dppo", 200, _of_run("dppo"), _run("dppo")),
         Kind("run, dpo", 200, _of_run("dpo"), _run("dpo")),
+        Kind("run, nft", 150, _of_run("nft"), _run("nft")),
+        Kind("run, distil", 150, _of_run("distil"), _run("distil")),
         Kind("run, images", 200, _of_run("images"), _run("images")),
         Kind("run, augment", 200, _of_run("augment"), _run("augment")),
         Kind("configuration", 300, _of_yaml, _yaml),

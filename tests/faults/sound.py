@@ -51,6 +51,9 @@ RUNS: dict[str, str] = {
     "--eval-every 10 --epochs 1 --batch-size 10 --critic-width 4 --critic-layers 1 --tuned-steps 1 --out dppo",
     "dpo": f"finetune policy diffusion --algo dpo {_POLICY} --steps 4 --eval-every 2 --pairs 16 --batch-size 8 "
     "--out dpo",
+    "nft": f"finetune policy diffusion --algo nft {_POLICY} --environments 2 --rollout-steps 5 --steps 20 "
+    "--eval-every 10 --epochs 1 --batch-size 10 --critic-width 4 --critic-layers 1 --out nft",
+    "distil": "distil diffusion --eval-episodes 1 --steps 4 --eval-every 2 --batch-size 8 --out distil",
     "images": "finetune --model tiny-digits --algo ddpo-is --lora 1 --queries 8 --batch 4 --updates 1 --steps 2 "
     "--eval-samples 2 --warm-up 0 --out images",
     "augment": f"{AUGMENT} --samples 20",
@@ -64,6 +67,8 @@ OTHER: dict[str, str] = {
 OTHER["online"] = OTHER["online"].replace("--warm-up 4", "--warm-up 5")
 OTHER["dppo"] = OTHER["dppo"].replace("--epochs 1", "--epochs 2")
 OTHER["dpo"] = OTHER["dpo"].replace("--pairs 16", "--pairs 18")
+OTHER["nft"] = OTHER["nft"].replace("--epochs 1", "--epochs 2")
+OTHER["distil"] = OTHER["distil"].replace("--batch-size 8", "--batch-size 9")
 OTHER["images"] = OTHER["images"].replace("--out", "--seed 5 --out")
 OTHER["augment"] = OTHER["augment"].replace("--out new", "--seed 5 --out other/new")
 

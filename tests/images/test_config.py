@@ -46,6 +46,11 @@ def test_what_an_old_run_was_told_is_kept(tmp_path: Path) -> None:
     assert {name: getattr(config, name) for name in told} == told | {"out": Path("runs/x")}
     (tmp_path / "new.yaml").write_text(dump(config, Path("elsewhere")))
     assert load(tmp_path / "new.yaml") == dataclasses.replace(config, out=Path("elsewhere").absolute())
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(old | {"reward": "jpeg + 0.5*digit:8"}))
+    before = load(tmp_path / "old.yaml")
+    assert before.held_out == dataclasses.replace(before, seed=1).held_out == "none"  # sums had no companion then
+    fresh = FinetuneConfig(reward="jpeg + 0.5*digit:8")
+    assert fresh.held_out == "png + 0.5*digit-held-out:8"
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(old | {"clip_nat": 1.0}))
     with pytest.raises(UserError, match=r"clip_nat.*clip_nats"):
         load(tmp_path / "old.yaml")

@@ -18,7 +18,9 @@ from diffrl.images.rewards import human as module
 from diffrl.images.rewards import parse
 from diffrl.images.rewards.human import Human, Vote, quantised, read_votes, write_votes
 from diffrl.images.rewards.votes_model import VotesModel
+from diffrl.images.samples import Samples, World, score
 from diffrl.support.errors import UserError
+from diffrl.support.seeds import generator_at
 from tests.browser import CHROMIUM, Browser
 from tests.images.test_command import SMALL, final, mistake
 
@@ -130,6 +132,28 @@ class Person:
         assert all(file.startswith(b"\x89PNG") for file in files.values())
         self.votes += 1
         return max(files)  # whichever: the same of the same images
+
+
+@pytest.mark.parametrize("micro_batch", [64, 3])
+def test_groups_are_of_all_images_of_a_prompt(micro_batch: int, quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the micro-batch: the same four, of random prompts, as many groups as were asked for."""
+    Person(monkeypatch)
+    human, images = Human(2), torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    metadata: list[dict[str, Any]] = [{}] * 24
+    prompts = [text for text in "bac" for _ in range(8)]
+    none = torch.empty(0)
+    samples = Samples(torch.arange(24), prompts, metadata, {}, none, none, images, 24, World())
+    with human.opened(quick):
+        human.at(0, asking=True)
+        total, _ = score(human, samples, micro_batch)
+        assert [len(vote.images) for vote in human.votes] == [4, 4]
+        digests = [module._digest(image) for image in quantised(images)]
+        rows = [sorted(map(digests.index, vote.images)) for vote in human.votes]
+        order = torch.randperm(6, generator=generator_at(0, 0, module._ORDER)).tolist()
+        assert rows == [[*range(4 * i, 4 * i + 4)] for i in order[:2]]
+        whole = human(images, prompts, metadata)
+    torch.testing.assert_close(total, whole, rtol=1e-5, atol=1e-6)
+    assert len(set(total.tolist())) > 4
 
 
 def test_a_run_goes_on_and_is_made_again(

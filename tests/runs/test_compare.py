@@ -102,6 +102,24 @@ def test_mazes_are_compared_by_the_command(tmp_path: Path, capsys: Any) -> None:
     assert "2 intervals" in text
 
 
+def test_an_earlier_comparison_is_replaced_and_other_files_are_not(tmp_path: Path, capsys: Any) -> None:
+    """Before anything is rolled out; and the words say which of both it was."""
+    for name in ("a", "b"):
+        made_run(tmp_path / name, small("bc"), SWING)
+    words = ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--episodes", "2", "--out"]
+    for said in ("Written", "Replaced"):
+        assert main([*words, str(tmp_path / "page.html")]) == 0
+        assert capsys.readouterr().err.count(f"{said}: ") == 3
+    for name, out in (("mine.csv", "mine.html"), ("mine.png", "mine.html"), ("other.html", "other.html")):
+        (tmp_path / name).write_text("mine")
+        assert main([*words, str(tmp_path / out)]) == 2
+        assert "is no comparison of ours, and is not overwritten" in " ".join(capsys.readouterr().err.split())
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+    assert main([*words, str(tmp_path / "page.png")]) == 2
+    assert "end it in .html" in capsys.readouterr().err
+
+
 def test_what_cannot_be_compared_is_a_sentence(tmp_path: Path, capsys: Any) -> None:
     """And nothing is written."""
     a, b, c = (

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from PIL import Image
@@ -60,6 +61,61 @@ def test_every_third_step_of_both_seeds_from_the_same_start(maze: Path, tmp_path
     assert np.abs(left[0] - left[each]).max() > 100
     with Image.open(out) as image:
         assert image.info["duration"] == 30
+
+
+class Drawn(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Six steps that draw a grey square, lighter every time."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (Gymnasium's own form)
+    render_mode = "rgb_array"
+
+    def __init__(self, render_mode: str | None = None, dt: float | None = None, fps: float | None = None) -> None:
+        self.metadata = self.metadata | ({} if fps is None else {"render_fps": fps})
+        if dt is not None:
+            self.dt = dt
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self._step = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        self._step += 1
+        return np.zeros(3, np.float32), 0.0, self._step == 6, False, {}
+
+    def render(self) -> Any:
+        return np.full((20, 20, 3), 30 * self._step, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("given", "fps", "pictures_of", "milliseconds"),
+    [
+        ({"dt": 0.1, "fps": 3}, None, [0, 1, 2, 3, 4, 5, 6], 100),  # real time: ten steps a second
+        ({"dt": 0.01}, None, [0, 3, 6], 30),
+        ({"dt": 0.01}, 50, [0, 2, 4, 6], 20),
+        ({"dt": 0.1}, 20, [0, 1, 2, 3, 4, 5, 6], 50),  # as fast as the user says
+        ({"fps": 3}, None, [0, 1, 2, 3, 4, 5, 6], 50),  # no simulator's time: not as slow as that
+        ({"fps": 100}, None, [0, 3, 6], 30),
+        ({}, None, [0, 1, 2, 3, 4, 5, 6], 30),
+    ],
+)
+def test_time_is_the_environments_own(
+    given: dict[str, Any], fps: int | None, pictures_of: list[int], milliseconds: int, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setitem(SIZES, "Drawn-v0", (3, 1))
+    gymnasium.register("Drawn-v0", Drawn)
+    try:
+        task = Task("Drawn-v0", given, None, False, max_episode_steps=10)
+        out = render(made_run(tmp_path / "run", small("bc"), task), tmp_path / "a.gif", seeds=(3,), fps=fps, quiet=True)
+    finally:
+        del gymnasium.registry["Drawn-v0"]
+    levels = [round(picture[30, 10].mean() / 30) for picture in pictures(out)]
+    assert levels == pictures_of
+    with Image.open(out) as image:
+        assert image.info["duration"] == milliseconds
 
 
 def test_an_mp4_has_the_same_pictures_as_a_gif(maze: Path, tmp_path: Path) -> None:

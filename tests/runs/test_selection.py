@@ -146,13 +146,13 @@ def test_scores_of_others_are_read_from_a_file(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "has no column task, agent, seed, episode, score (or return)"),
-        ("task,agent,seed,episode\n", "has no column score (or return)"),
+        ("", "has no column task, agent, seed, episode, score or return"),
+        ("task,agent,seed,episode\n", "has no column score or return"),
         ("task,agent,seed,episode,score\n", "has a header and no rows"),
-        ("task,agent,seed,episode,score\nt,a,0,0\n", "line 2 has not 5 cells"),
+        ("task,agent,seed,episode,score\nt,a,0,0\n", "line 2 has 4 cells; expected 5"),
         ("task,agent,seed,episode,score\nt,a,0,0,x\n", "line 2: the score is 'x'; expected a finite number"),
         ("task,agent,seed,episode,score\nt,a,-1,0,3\n", "line 2: the seed is '-1'; expected a whole number"),
-        ("task,agent,seed,episode,score\nt,,1,0,3\n", "line 2: task or agent is empty"),
+        ("task,agent,seed,episode,score\nt,,1,0,3\n", "line 2: the agent is empty"),
         ("task,agent,seed,episode,score\nt,a,1,0,3\nt,a,1,0,4\n", "line 3: episode 0 of this policy is there twice"),
     ],
 )

@@ -169,8 +169,9 @@ def test_a_failed_run_stops_no_other_and_is_run_again_where_asked(
     missing = tmp_path / "data.hdf5"
     words = [*GRID, "--set", f"dataset={missing},maze2d-umaze-v1", "--jobs", "2", "--out", str(tmp_path / "s")]
     words[words.index("agent.width=8,16")] = "agent.width=8"
-    assert main(["sweep", *words, "--dry-run"]) == 0
-    listed = capfd.readouterr().out.splitlines()
+    assert main(["sweep", *words, "--dry-run"]) == 1
+    listed, told = (text.splitlines() for text in capfd.readouterr())
+    assert str(missing) in "".join(told).replace(" ", "")
     assert not (tmp_path / "s").exists()
     assert main(["sweep", *words]) == 1
     said = capfd.readouterr()
@@ -239,6 +240,35 @@ def test_no_two_settings_of_a_task_have_one_name_in_the_table() -> None:
 def test_jobs_do_not_change_a_run(uncut: Path, tmp_path: Path, jobs: str) -> None:
     assert main(["sweep", *GRID, "--jobs", jobs, "--out", str(tmp_path / "s")]) == 0
     assert_same_sweep(tmp_path / "s", uncut)
+
+
+def test_a_dry_run_says_which_data_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each once; what is generated at first use is not missing; and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    words = ["sweep", "--agent", "bc", "td3_bc", "--out", "s", "--dry-run", "--dataset"]
+    (tmp_path / "broken.hdf5").write_text("no data")
+    for data, said in (
+        ("maze2d-large-v1", ""),
+        ("maze2d-umaze-v1", ""),
+        ("s3://bucket/rollouts.hdf5", ""),
+        ("hopper-medium-v2", "diffrl data download hopper-medium-v2"),
+        ("hopper-medum-v2", "did you mean 'hopper-medium-v2'"),
+        ("cube-single-play-v0-val", "the validation set was not"),
+        ("mujoco/hopper/medium-v0", "mujoco/hopper/medium-v0"),
+        ("nowhere.hdf5", "nowhere.hdf5"),
+        ("broken.hdf5", "broken.hdf5"),
+    ):
+        assert main([*words, data, "maze2d-umaze-v1"] if data != "maze2d-umaze-v1" else [*words, data]) == (said != "")
+        out, told = capfd.readouterr()
+        assert len(out.splitlines()) == (4 if data != "maze2d-umaze-v1" else 2)
+        told = " ".join(told.split())
+        assert (said in told) if said else not told, (data, told)
+        assert told.count("would fail on this machine") == (said != "")
+    assert main([*words, "hopper-medium-v2"]) == 1
+    assert capfd.readouterr().err.count("data set 'hopper-medium-v2' is not") == 1
+    assert not (tmp_path / "s").exists()
 
 
 def children(pid: int) -> list[int]:

@@ -1,6 +1,7 @@
 """What may happen to a run on a real machine: data that change, rows that are torn, a NaN before a stop."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -41,8 +42,14 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
     file = own_file(tmp_path / "data.hdf5")
     run = diffrl.train(TrainConfig(str(file), SMALL_BC, steps=10, env="none", out=tmp_path / "run"), quiet=True)
     own_file(tmp_path / "data.hdf5", rows=500)
-    with pytest.raises(UserError, match="contents have changed"):
+    with pytest.raises(UserError, match="contents have changed") as caught:
         diffrl.resume(run, steps=20, quiet=True)
+    (words,) = re.findall(r"`diffrl train (.*?) --out NEW`", str(caught.value))  # what it advises works
+    assert main(["train", words, "--out", str(tmp_path / "new"), "--steps", "10"]) == 0
+    own_file(tmp_path / "copy.hdf5")
+    (words,) = re.findall(r"`diffrl (resume .*?) PATH`", str(caught.value))
+    assert main([*words.split(), str(tmp_path / "copy.hdf5")]) == 2  # all steps are made; but the path is noted
+    diffrl.resume(run, steps=20, quiet=True)
 
 
 def test_a_refused_resume_changes_nothing(straight: Path, tmp_path: Path) -> None:

@@ -131,6 +131,8 @@ def test_what_cannot_start_is_refused(yaml: Path, tmp_path: Path) -> None:
         diffrl.online(tmp_path / "nothing", quiet=True)
     with pytest.raises(UserError, match="--steps is 80, and the first 5000 only collect"):
         diffrl.online(yaml, quiet=True)
+    with pytest.raises(UserError, match=r"--start-checkpoint best is of an offline run, and .* agents start untrained"):
+        diffrl.online(yaml, out=tmp_path / "run", start_checkpoint="best", **OPTIONS)
     yaml.write_text(yaml.read_text().replace("env: Bandit-v0", "env: none"))
     with pytest.raises(UserError, match=r"names no environment, and its data neither: put `env: ID` into it"):
         diffrl.online(yaml, out=tmp_path / "run", **OPTIONS)

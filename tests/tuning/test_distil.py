@@ -276,7 +276,10 @@ def test_a_cut_in_a_later_comparison_leaves_no_comparison_of_fewer_steps(
     assert json.loads((run / RESULT).read_text())["rows"] != old
 
 
-def test_critics_go_on_choosing_where_they_are_of_the_same_kind(tmp_path: Path) -> None:
+def test_critics_go_on_choosing_where_they_are_of_the_same_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where they are not, learning online begins with untrained ones, and says so."""
     quick: dict[str, Any] = {"steps": 4, "eval_every": 4, "eval_episodes": 1, "seeds": (0,)}
     for config, to, kept in (
         (DiffusionQL(**SMALL, act_candidates=3), "consistency", True),
@@ -297,6 +300,8 @@ def test_critics_go_on_choosing_where_they_are_of_the_same_kind(tmp_path: Path) 
             o, a = drawn(1, 5, 1), drawn(1, 5, 2, seed=1)
             assert torch.equal(loaded.critic(o, a), teacher.critic(o, a))
             assert all(torch.equal(after[n], before[n]) for n in critics)
+        diffrl.online(run, out=tmp_path / name / "online", steps=2, warm_up=1, eval_every=2, eval_episodes=1)
+        assert ("its critics are new: untrained" in " ".join(capsys.readouterr().err.split())) != kept
 
 
 def test_what_cannot_be_distilled_says_so(cloned: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from diffrl.augment.label.config import LabelConfig
 from diffrl.augment.label.scenes import scene_of
 from diffrl.augment.label.session import Session
-from diffrl.augment.label.worth import Judge
+from diffrl.augment.label.worth import LabelModels
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preferences import LabelledPairs
 from diffrl.support.console import console
@@ -50,7 +50,7 @@ def label(config: LabelConfig, ready: Callable[[str], None] | None = None) -> Pa
             pairs=config.pairs,
             seed=config.seed,
             scene=scene,
-            judge=Judge(dataset, config.reward, config.seed),
+            models=LabelModels(dataset, config.reward, config.seed),
             active=config.active,
         )
         page = Page(static(*FILES), session.calls())

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from diffrl.augment.label.scenes import JSON, Scene, drawn
-from diffrl.augment.label.worth import CANDIDATES, LEAST, Judge, Worth
+from diffrl.augment.label.worth import CANDIDATES, LEAST, LabelModels, Worth
 from diffrl.data.offline import Ints, OfflineDataset
 from diffrl.data.preferences import LabelledPairs, draw_pairs, segment_starts
 from diffrl.support.errors import UserError, shown
@@ -37,8 +37,8 @@ class Session:
     model disagrees on most, which has learned from the labels up to ten before, so that nobody waits for it to learn.
     These depend on the seed and the labels given alone.
 
-    labels: those that the file has. out: the file. pairs: how many labels there shall be. judge: None measures nothing,
-    and chooses at random. Raises UserError where there are not so many pairs.
+    labels: those that the file has. out: the file. pairs: how many labels there shall be. models: None measures
+    nothing, and chooses at random. Raises UserError where there are not so many pairs.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class Session:
         pairs: int,
         seed: int,
         scene: Scene | None = None,
-        judge: Judge | None = None,
+        models: LabelModels | None = None,
         active: bool = False,
     ) -> None:
         self._dataset, self.labels, self._out, self._pairs, self._seed = dataset, labels, out, pairs, seed
-        self._scene, self._judge, self._active = scene or Scene(), judge, active and judge is not None
+        self._scene, self._models, self._active = scene or Scene(), models, active and models is not None
         self._starts = segment_starts(dataset, labels.segment)
         # The first of more pairs are those of fewer.
         self._order = draw_pairs(self._starts, pairs, np.random.default_rng(mix((seed, _ORDER))))
@@ -86,7 +86,7 @@ class Session:
             "pairs": self._pairs,
             "worth": worth,
             "learning": any(not model.done() for model in self._models.values()),
-            "measured_every": EVERY if self._judge is not None else None,
+            "measured_every": EVERY if self._models is not None else None,
             "measured_from": LEAST,
         }
 
@@ -158,7 +158,7 @@ class Session:
             return none
         labels = self.labels.head(begun)
         if (key := _digest(labels)) not in self._chosen:
-            assert self._judge is not None
+            assert self._models is not None
             learned = self._learn(begun - EVERY).result()
             n, known = len(self._starts), len(labels)
             pool = min(CANDIDATES, n * (n - 1) // 2 - known)
@@ -166,7 +166,7 @@ class Session:
             candidates = draw_pairs(self._starts, pool, rng, labels.pairs)
             segment = labels.segment
             # Of labels that are all equal nothing can be learned: then the pairs stay random.
-            of_model = none if learned is None else self._judge.most_disputed(learned[0], candidates, segment, EVERY)
+            of_model = none if learned is None else self._models.most_disputed(learned[0], candidates, segment, EVERY)
             self._chosen = {key: of_model}
         return self._chosen[key]
 
@@ -182,7 +182,7 @@ class Session:
         return self._models[key]
 
     def _learned(self, labels: LabelledPairs) -> tuple[Any, Worth | None] | None:
-        learned = None if self._judge is None else self._judge.learn(labels, self._closing)
+        learned = None if self._models is None else self._models.learn(labels, self._closing)
         if learned is not None and learned[1] is not None:
             with self._points_lock:
                 self._worth[len(labels)], self._unsaved = learned[1], True

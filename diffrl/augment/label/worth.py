@@ -35,7 +35,7 @@ class Worth(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
+class LabelModels:
     """Reward models of a data set's labels, as `diffrl augment flow-to-better` trains them."""
 
     dataset: OfflineDataset

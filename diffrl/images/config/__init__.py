@@ -14,10 +14,11 @@ from diffrl.images.config.algorithms import (
     RWRConfig,
     SupervisedConfig,
 )
-from diffrl.images.config.base import Algo, FinetuneConfig, OnlineConfig, Precision, schema_of
+from diffrl.images.config.base import NOTHING, Algo, FinetuneConfig, OnlineConfig, Precision, schema_of
 
 __all__ = [
     "ALGORITHMS",
+    "NOTHING",
     "Algo",
     "D3POConfig",
     "DDPOISConfig",

@@ -59,6 +59,10 @@ class _Presets(type):
         return dataclasses.replace(config, **late) if late else config
 
 
+NOTHING = "none"
+"""What `held_out` says where no reward is held out, although there would be a companion."""
+
+
 @dataclass(frozen=True)
 class FinetuneConfig(metaclass=_Presets):
     """A fine-tuning run of an image model."""
@@ -82,7 +86,8 @@ class FinetuneConfig(metaclass=_Presets):
     diffusers pipeline: a folder or a hub id. control:ID, reference:ID: with a ControlNet, reference attention;
     video:ID, a video pipeline (docs/supervised.md)."""
     held_out: str | None = None
-    """A reward that is only looked at, to see the other one hacked; by default its companion, where it has one."""
+    """A reward that is only looked at, to see the other one hacked; by default its companion, where it has one (of a
+    sum: where each part has one). none: no reward."""
     prompts: Path | None = None
     """A file of prompts, one a line, or of JSON lines with a "prompt" and metadata; built-in models have their own."""
     lora: Annotated[int, Range(0, 2**16)] = 0

@@ -2,9 +2,9 @@
 
 Three small convolutional networks say how probable each object and each colour is. `emoji` was trained on the pictures
 that tiny-emoji itself learned from (Noto Color Emoji); `emoji-held-out` on emoji of five other typefaces, so that it
-knows a heart from other drawings; the judge of the measures on all six. What a run gains on `emoji` and not on the
-others is not likeness but error of one network (over-optimisation). The judge is no reward: nothing is ever optimised
-against it.
+knows a heart from other drawings; the classifier of the measures on all six. What a run gains on `emoji` and not on the
+others is not likeness but error of one network (over-optimisation). That classifier is no reward: nothing is ever
+optimised against it.
 
 The weights come with the package; `benchmarks/emoji/judges.py` makes them, and states what they are right on.
 """
@@ -25,6 +25,7 @@ from diffrl.support.folder import read_tensors
 
 SIDE = 32
 Which = Literal["emoji", "emoji-held-out", "judge"]
+"""The networks by their files' names; `judge` is the classifier of the measures."""
 
 
 class Emoji:
@@ -114,7 +115,7 @@ def network(which: Which) -> nn.Module:
     return made.eval().requires_grad_(False)
 
 
-class EmojiJudge:
+class EmojiClassifier:
     """What the measures of a run on tiny-emoji ask: which object and which colour an image shows."""
 
     def __init__(self) -> None:
@@ -138,6 +139,6 @@ class EmojiJudge:
 
 
 @functools.cache
-def emoji_judge() -> EmojiJudge:
-    """The judge, read once."""
-    return EmojiJudge()
+def emoji_classifier() -> EmojiClassifier:
+    """The classifier, read once."""
+    return EmojiClassifier()

@@ -97,11 +97,21 @@ class Human:
         """Say which round comes: votes of later ones are left aside. asking: images are the round's, to be voted on."""
         self._round, self._asking, self._left = number, asking, self.per_round if asking else 0
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
-        """The model's scores (B,), after the person has been asked about some of the images."""
+    def look(self, images: Tensor, prompts: Sequence[str]) -> None:
+        """Ask the person about some of these images (B, C, H, W), which are all of the round: it asks no more in it.
+
+        So groups are of all images of a prompt, and not of those that happen to be scored together.
+        """
         pixels = quantised(images)
         for group in self._groups(pixels, prompts):
             self._vote(group, pixels, prompts)
+        self._left = 0
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
+        """The model's scores (B,); before, the person is asked, unless that was done by `look`."""
+        if self._left:
+            self.look(images, prompts)
+        pixels = quantised(images)
         model = self._learned(self._round + self._asking)
         if model is None:
             return images.new_zeros(len(images))

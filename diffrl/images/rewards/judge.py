@@ -8,11 +8,13 @@ it goes into the request's header, and is in no file, no message and no key of t
 
 import base64
 import hashlib
+import io
 import json
 import os
 import queue
 import re
 import threading
+import urllib.error
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from diffrl.images.rewards.codecs import encode, to_uint8
 from diffrl.images.rewards.posting import TooLong, Unclear, check_address, check_secret, patiently, post
 from diffrl.support.errors import UserError, shown
 from diffrl.support.files import atomic_path, cache_directory, read_json, read_text
+from diffrl.support.folder import say_once
 
 KEY = "DIFFRL_JUDGE_KEY"
 """The environment variable with the endpoint's API key; local servers mostly need none."""
@@ -124,6 +127,8 @@ class Judge:
         self.name, self.url, self.model, self.question = name, url.rstrip("/"), model, question
         self.timeout, self.retries, self.pause, self.at_once = timeout, retries, pause, at_once
         self.cache = cache
+        self._told_temperature = True
+        """Whether a request says which temperature; some models, those that reason among them, refuse that."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The reward's values (B,), one an image."""
@@ -176,11 +181,11 @@ class Judge:
     def _ask(self, key: str, file: bytes, question: str, given_up: threading.Event) -> float:
         picture = "data:image/png;base64," + base64.b64encode(file).decode("ascii")
         content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
-        body = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0}
+        body = {"model": self.model, "messages": [{"role": "user", "content": content}]}
         try:
             score, text = patiently(
                 self.name,
-                lambda: self._judgement(json.dumps(body).encode()),
+                lambda: self._judgement(body),
                 retries=self.retries,
                 pause=self.pause,
                 timeout=self.timeout,
@@ -193,10 +198,10 @@ class Judge:
         self._keep(key, score, text)
         return score
 
-    def _judgement(self, body: bytes) -> tuple[float, str]:
+    def _judgement(self, body: Mapping[str, Any]) -> tuple[float, str]:
         """The score that one request gives, and the answer. Raises Unclear for one without a score."""
         try:
-            answer = post(f"{self.url}/chat/completions", body, secret=self._key, timeout=self.timeout, most=ANSWER)
+            answer = self._posted(body)
         except TooLong as error:
             raise RewardError(f"{self.name}: {error}") from error
         text = self._safe(self._text(answer))
@@ -207,6 +212,28 @@ class Judge:
                 f"{shown(text)}"
             )
         return score, text
+
+    def _posted(self, body: Mapping[str, Any]) -> bytes:
+        """The answer to a request at temperature 0; where the endpoint refuses to be told one, at the model's own."""
+        if self._told_temperature:
+            try:
+                return self._post({**body, "temperature": 0})
+            except urllib.error.HTTPError as error:
+                with error:
+                    said = error.read(10_000)
+                if error.code not in (400, 422) or b"temperature" not in said.lower():
+                    raise urllib.error.HTTPError(
+                        error.url, error.code, error.msg, error.headers, io.BytesIO(said)
+                    ) from error
+        answer = self._post(body)
+        if self._told_temperature:  # and not before: what is refused may be something else
+            self._told_temperature = False
+            say_once(f"{self.url} takes no temperature for {self.model}: it is asked at the model's own.")
+        return answer
+
+    def _post(self, body: Mapping[str, Any]) -> bytes:
+        url, data = f"{self.url}/chat/completions", json.dumps(body).encode()
+        return post(url, data, secret=self._key, timeout=self.timeout, most=ANSWER)
 
     def _text(self, answer: bytes) -> str:
         """What the model says in an answer of the endpoint. Raises RewardError where it is none of the protocol."""

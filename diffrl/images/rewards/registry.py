@@ -123,12 +123,45 @@ def listing() -> str:
 
 
 def companion(spec: str) -> str | None:
-    """The reward to hold out while `spec` is trained on, of the same digit where it is of one; None: it has none."""
-    name, colon, argument = spec.partition(":")
-    entry = get(name)
-    if entry is None or entry.companion is None:
-        return None
-    return entry.companion.replace("[:ARGUMENT]", colon + argument)
+    """The reward to hold out while `spec` is trained on, with the same arguments and weights; None: it has none.
+
+    Of a sum the sum of its parts' companions, where each part has one: what is held out is to be the same by other
+    means, and not a part of it. Parts with one companion add up their weights.
+    """
+    weights: dict[str, float] = {}
+    for text in spec.split(" + "):
+        match = TERM.fullmatch(text)
+        entry = None if match is None else get(match["name"])
+        if match is None or entry is None or entry.companion is None:
+            return None
+        argument = "" if match["argument"] is None else f":{match['argument']}"
+        for other in entry.companion.split(" + "):
+            name, weight = _weighed(other.strip())
+            name = name.replace("[:ARGUMENT]", argument)
+            weights[name] = weights.get(name, 0.0) + weight * _weighed(text)[1]
+    if not all(abs(weight) < float("inf") for weight in weights.values()):
+        return None  # what `parse` refuses
+    return " + ".join(name if w == 1 else f"{_short(w)}*{name}" for name, w in weights.items() if w) or None
+
+
+def is_single(spec: str) -> bool:
+    """Whether `spec` is one reward, without a weight."""
+    return " + " not in spec and "*" not in spec.partition(":")[0]
+
+
+def _weighed(term: str) -> tuple[str, float]:
+    """A term without its weight, and that; nan for one that is no number."""
+    match = re.fullmatch(r"\s*(?:([^*:\s]*)\s*\*)?\s*(.*)", term, re.DOTALL)
+    assert match is not None  # its last part takes anything
+    try:
+        return match[2], 1.0 if match[1] is None else float(match[1])
+    except ValueError:
+        return match[2], float("nan")
+
+
+def _short(weight: float) -> str:
+    """A weight as it is written: 2 and not 2.0."""
+    return repr(weight).removesuffix(".0")
 
 
 def named_in(spec: str) -> set[str]:

@@ -1,7 +1,5 @@
 """Trained policies with the scores of their episodes: read from runs' folders, or from a CSV file of episodes."""
 
-import csv
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +9,8 @@ from numpy.typing import NDArray
 
 from diffrl.runs.run import Run
 from diffrl.runs.study.config import Which
-from diffrl.runs.study.scores import RETURN, SCORE, Row, Scores
-from diffrl.support.errors import UserError, listed, shown
-from diffrl.support.files import read_text
+from diffrl.runs.study.scores import RETURN, SCORE, Row, Scores, cells_of_csv, number
+from diffrl.support.errors import UserError
 from diffrl.support.remote import local_file, local_folder
 from diffrl.training.logs import outcomes_of, read_scores, returns_of
 
@@ -92,35 +89,20 @@ class Policies:
     def of_csv(cls, path: Path | str) -> "Policies":
         """The policies in a CSV file with a header: task, agent, seed, episode and score (or return), perhaps step.
 
-        A row an episode, in any order. Raises UserError, with the line's number, at the first row that is wrong.
+        A row an episode, in any order; commas, semicolons or tabs separate. Raises UserError, with the line's number,
+        at the first row that is wrong.
         """
         path = local_file(path)
-        text = read_text(path, "a CSV file of episodes (UTF-8)").removeprefix("\ufeff")
-        reader = csv.DictReader(text.splitlines(), strict=True)
-        header = [name.strip().lower() for name in reader.fieldnames or []]
-        reader.fieldnames = header
-        value = next((name for name in (SCORE, RETURN) if name in header), None)
-        missing = [name for name in COLUMNS if name not in header] + ([] if value else ["score (or return)"])
-        if missing or value is None:
-            has = f"the header is {listed(header)}" if any(header) else "the first line is empty"
-            raise UserError(f"{path} has no column {', '.join(missing)}; expected a row an episode, and {has}.")
         found: dict[tuple[str, str, int, int], dict[int, float]] = {}
-        try:
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if None in row or None in row.values():
-                    raise UserError(f"{where} has not {len(header)} cells, as the header has.")
-                cells = {name: text.strip() for name, text in row.items()}
-                if not cells["task"] or not cells["agent"]:
-                    raise UserError(f"{where}: task or agent is empty; expected a name.")
-                seed, episode = (_whole(where, name, cells[name]) for name in ("seed", "episode"))
-                step = _whole(where, "step", cells["step"]) if cells.get("step") else -1
-                policy = found.setdefault((cells["task"], cells["agent"], seed, step), {})
-                if episode in policy:
-                    raise UserError(f"{where}: episode {episode} of this policy is there twice.")
-                policy[episode] = _finite(where, value, cells[value])
-        except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num}: {error}.") from error
+        value = SCORE
+        for line, cells in cells_of_csv(path, "a CSV file of episodes (UTF-8)", COLUMNS, (SCORE, RETURN)):
+            where, value = f"{path}, line {line}", SCORE if SCORE in cells else RETURN
+            seed, episode = (int(number(where, name, cells[name], whole=True)) for name in ("seed", "episode"))
+            step = int(number(where, "step", cells["step"], whole=True)) if cells.get("step") else -1
+            policy = found.setdefault((cells["task"], cells["agent"], seed, step), {})
+            if episode in policy:
+                raise UserError(f"{where}: episode {episode} of this policy is there twice.")
+            policy[episode] = number(where, value, cells[value])
         if not found:
             raise UserError(f"{path} has a header and no rows; expected one row an episode.")
         policies = [
@@ -129,19 +111,3 @@ class Policies:
             for values in [np.array([episodes[number] for number in sorted(episodes)])]
         ]
         return cls(tuple(policies), dict.fromkeys(sorted({task for task, *_ in found}), value))
-
-
-def _whole(where: str, name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise UserError(f"{where}: the {name} is {shown(text)}; expected a whole number from 0 up.")
-    return int(text)
-
-
-def _finite(where: str, name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{where}: the {name} is {shown(text)}; expected a finite number.")
-    return value

@@ -124,9 +124,9 @@ class Scores:
         Commas, semicolons or tabs separate. Raises UserError, with the line's number, at the first row that is wrong.
         """
         path = local_file(path)
-        text = read_text(path, "a CSV file of scores (UTF-8)").removeprefix("\ufeff")
         rows: dict[tuple[str, str, int, int], tuple[Row, int]] = {}
-        for line, row in _rows_of_csv(path, text):
+        for line, cells in cells_of_csv(path, "a CSV file of scores (UTF-8)", COLUMNS):
+            row = _row(f"{path}, line {line}", cells, str(path))
             if row[:4] in rows:
                 raise UserError(
                     f"{path}, line {line}: {_which(row)}, step {row.step}, is in line {rows[row[:4]][1]} already."
@@ -162,44 +162,62 @@ def run_folders(path: Path) -> list[Path]:
 # --- CSV ------------------------------------------------------------------------------------------------------------
 
 
-def _rows_of_csv(path: Path, text: str) -> Iterator[tuple[int, Row]]:
-    """The rows of a text in CSV, each with the number of its line. Raises UserError at the first that is wrong."""
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
+def cells_of_csv(
+    path: Path, what: str, needed: Sequence[str], either: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file with a header: the line's number, and the cells by their columns' names in small letters.
+
+    Commas, semicolons or tabs separate; empty lines do not count. what: the file is to be, for errors. needed: columns
+    that it must have, among them task and agent, whose cells are names. either: it must have one of these too. Raises
+    UserError, with the line's number, at the first row that is wrong.
+    """
+    text = read_text(path, what).removeprefix("\ufeff")
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
     try:
         header = [name.strip().lower() for name in next(reader, [])]
-        if missing := [name for name in COLUMNS if name not in header]:
+        missing = [name for name in needed if name not in header]
+        missing += [] if not either or set(either) & set(header) else [" or ".join(either)]
+        if missing:
             has = f"the header is {listed(header)}" if any(header) else "the first line is empty"
-            raise UserError(f"{path} has no column {', '.join(missing)}; expected {', '.join(COLUMNS)}, and {has}.")
+            wanted = ", ".join((*needed, *([" or ".join(either)] if either else [])))
+            raise UserError(f"{path} has no column {', '.join(missing)}; expected {wanted}, and {has}.")
         if len(set(header)) < len(header):
             raise UserError(f"{path}, line 1: a column is named twice: {', '.join(header)[:200]}.")
-        at = {name: header.index(name) for name in (*COLUMNS, "minutes") if name in header}
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
+        for line in reader:
+            if not any(cell.strip() for cell in line):
                 continue
             where = f"{path}, line {reader.line_num}"
-            if len(cells) != len(header):
-                raise UserError(f"{where} has {len(cells)} cells; expected {len(header)}, as in the header.")
-            yield reader.line_num, _row(where, {name: cells[i].strip() for name, i in at.items()}, str(path))
+            if len(line) != len(header):
+                raise UserError(f"{where} has {len(line)} cells; expected {len(header)}, as in the header.")
+            cells = {name: cell.strip() for name, cell in zip(header, line, strict=True)}
+            for name in ("task", "agent"):
+                _check_name(where, name, cells[name])
+            yield reader.line_num, cells
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {said_by(error)}.") from error
 
 
+def _check_name(where: str, name: str, text: str) -> None:
+    if not text:
+        raise UserError(f"{where}: the {name} is empty; expected a name.")
+    if len(text) > 100 or not text.isprintable():
+        raise UserError(f"{where}: the {name} is {shown(text)}; expected a name of 100 characters at most.")
+
+
 def _row(where: str, cells: Mapping[str, str], source: str) -> Row:
-    for name in ("task", "agent"):
-        if not cells[name]:
-            raise UserError(f"{where}: the {name} is empty; expected a name.")
-        if len(cells[name]) > 100 or not cells[name].isprintable():
-            raise UserError(f"{where}: the {name} is {shown(cells[name])}; expected a name of 100 characters at most.")
-    seed, step = (_number(where, name, cells[name], whole=True) for name in ("seed", "step"))
-    minutes = _number(where, "minutes", cells["minutes"]) if cells.get("minutes") else math.nan
-    score = _number(where, "score", cells["score"])
+    seed, step = (number(where, name, cells[name], whole=True) for name in ("seed", "step"))
+    minutes = number(where, "minutes", cells["minutes"]) if cells.get("minutes") else math.nan
+    advice = " A run that failed has a score too: give it, or leave the whole run out and say so."
+    score = number(where, "score", cells["score"], advice=advice)
     return Row(cells["task"], cells["agent"], int(seed), int(step), minutes, score, source)
 
 
-def _number(where: str, name: str, text: str, whole: bool = False) -> float:
-    """A finite number; a whole one that is not negative where `whole`. Raises UserError for any other text."""
+def number(where: str, name: str, text: str, whole: bool = False, advice: str = "") -> float:
+    """A finite number; a whole one that is not negative where `whole`. Raises UserError for any other text.
+
+    where: the file and the line, for errors. name: the column's. advice: a sentence behind the error, after a blank.
+    """
     try:
         value = float(text)
     except ValueError:
@@ -207,10 +225,7 @@ def _number(where: str, name: str, text: str, whole: bool = False) -> float:
     fine = value.is_integer() and 0 <= value < 2**53 if whole else math.isfinite(value)
     if not fine:
         expected = "a whole number from 0 up" if whole else "a finite number"
-        advice = " A run that failed has a score too: give it, or leave the whole run out and say so."
-        raise UserError(
-            f"{where}: the {name} is {shown(text)}; expected {expected}.{advice if name == 'score' else ''}"
-        )
+        raise UserError(f"{where}: the {name} is {shown(text)}; expected {expected}.{advice}")
     return value
 
 

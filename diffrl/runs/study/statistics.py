@@ -22,6 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from diffrl.support.statistics import student_ends
+
 Array = NDArray[np.float64]
 Tasks = Sequence[Array]
 """An array (..., S_m) a task: the scores of its S_m seeds."""
@@ -118,13 +120,10 @@ def student(values: Array, level: float = LEVEL) -> Interval:
 
     It takes them to be normal: mean +- t_{S-1} s / sqrt(S).
     """
-    from scipy.stats import t
-
-    n, centre = len(values), np.asarray(values.mean())
-    if n < 2:
-        return Interval(centre, np.asarray(np.nan), np.asarray(np.nan))
-    half = t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
-    return Interval(centre, np.asarray(centre - half), np.asarray(centre + half))
+    n, centre = len(values), float(values.mean())
+    error = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan
+    low, high = student_ends(centre, error, n - 1, level)
+    return Interval(np.asarray(centre), np.asarray(low), np.asarray(high))
 
 
 def _drawn(scores: Array, n: int, generator: np.random.Generator) -> Array:

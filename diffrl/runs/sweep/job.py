@@ -31,14 +31,27 @@ def go_on(folder: Path) -> str:
 
 
 def list_runs(folder: Path, asked: Sequence[SweepRun] | None) -> int:
-    """Print the runs that a command would have in the folder, a line each: place, how far it is, name, seeds."""
+    """Print the runs that a command would have in the folder, a line each: place, how far it is, name, seeds.
+
+    Gives 1 where data of runs that are not done cannot be loaded here; why is said.
+    """
+    from envs.datasets import missing
+
     sweep = plan.existing(folder) if asked is None else plan.joined(folder, plan.read(folder), asked)
+    needed = []
     for i, run in enumerate(sweep.runs):
         state = state_of(folder, run)
+        if state.kind != "done":
+            needed.append((run.config.dataset, run.config.rows))
         how_far = f"cut at {state.step:,}" if state.kind == "cut" else state.kind
         error = f"  {state.error}" if state.error else ""
         print(f"{i:>4}  {how_far:<12}  {run.name}  seeds {' '.join(map(str, run.config.seeds))}{error}")
-    return 0
+    found = [said for data in dict.fromkeys(needed) if (said := missing(*data)) is not None]
+    for said in dict.fromkeys(found):
+        console.print(said, style="yellow", markup=False)
+    if found:
+        console.print("These runs would fail on this machine. A cluster's nodes may have other files.")
+    return 1 if found else 0
 
 
 def show(folder: Path) -> int:

@@ -10,7 +10,7 @@ import torch
 from diffrl.cli import main
 from diffrl.images.models import emoji, load_model
 from diffrl.images.models.emoji_words import PROMPTS
-from diffrl.images.rewards.emoji import emoji_judge
+from diffrl.images.rewards.emoji import emoji_classifier
 from diffrl.images.run import choose
 from diffrl.support.errors import UserError
 from diffrl.support.folder import Damaged
@@ -73,7 +73,7 @@ def test_samples_are_what_the_prompts_say(model: emoji.EmojiModel) -> None:
     config = FinetuneConfig(eval_samples=len(PROMPTS))
     setup = Setup(config, model, chain_of(model, config), plain(PROMPTS), None)
     samples = roll_out(setup, RunState(), torch.arange(len(PROMPTS)), setup.noise_path(0))
-    assert float(emoji_judge().agree(samples.images, PROMPTS).float().mean()) >= 0.9
+    assert float(emoji_classifier().agree(samples.images, PROMPTS).float().mean()) >= 0.9
 
 
 def test_damage_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

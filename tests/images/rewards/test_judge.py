@@ -190,6 +190,30 @@ def test_a_model_that_gives_a_score_at_last_and_a_busy_server_are_asked_again(mo
     assert waited == [7.0, 7.0]
 
 
+def test_an_endpoint_that_refuses_a_temperature_is_asked_without(capsys: pytest.CaptureFixture[str]) -> None:
+    """From its first refusal on, and that is said; what it refuses for other reasons is told as ever."""
+    refusal = b'{"error": {"message": "Unsupported value: \'temperature\' does not support 0", "param": "temperature"}}'
+
+    def picky(count: int, body: dict[str, Any]) -> tuple[int, bytes]:
+        return (400, refusal) if "temperature" in body else brightness(count, body)
+
+    with endpoint(picky) as server:
+        judge = Judge("vlm:x", server.url, "o-model", at_once=1)
+        values = ask(judge, images(3, 3, 4, 4), ["a", "b", "c"])
+        assert ["temperature" in body for body in server.bodies] == [True, False, False, False]
+    assert "takes no temperature for o-model" in " ".join(capsys.readouterr().err.split())
+    with endpoint(brightness) as server:
+        told = ask(Judge("vlm:x", server.url, "m", at_once=1), images(3, 3, 4, 4), ["a", "b", "c"])
+    assert torch.equal(values, told)
+    with endpoint(lambda count, body: (400, refusal)) as server:
+        judge = Judge("vlm:x", server.url, "m", at_once=1)
+        with pytest.raises(RewardError, match="HTTP 400 Unsupported value"):
+            ask(judge, images(1, 3, 4, 4), ["a"])
+        with pytest.raises(RewardError, match="HTTP 400 Unsupported value"):
+            ask(judge, images(1, 3, 4, 4), ["a"])
+        assert ["temperature" in body for body in server.bodies] == [True, False, True, False]
+
+
 def test_after_an_error_no_more_questions_are_asked() -> None:
     with endpoint(lambda count, body: (400, b"")) as server:
         with pytest.raises(RewardError, match="HTTP 400"):

@@ -7,7 +7,7 @@ import torch
 
 from diffrl.images.models.emoji_words import COLOURS, OBJECTS, PROMPTS, class_of, words_of
 from diffrl.images.rewards import RewardError, ask, parse
-from diffrl.images.rewards.emoji import emoji_judge, network, to_32x32
+from diffrl.images.rewards.emoji import emoji_classifier, network, to_32x32
 from diffrl.support.errors import UserError
 
 CORNERS = {
@@ -91,13 +91,13 @@ def test_emoji_is_the_product_of_object_and_colour() -> None:
     torch.testing.assert_close(value("emoji", x, ["pink cat"]), value("emoji:pink cat", x), rtol=0, atol=0)
 
 
-def test_the_judge_agrees_with_its_own_answers() -> None:
+def test_the_classifier_agrees_with_its_own_answers() -> None:
     """The object it holds most probable, in its most probable colour, and in no other."""
-    judge, x = emoji_judge(), images(3)
+    classifier, x = emoji_classifier(), images(3)
     things, colours = network("judge")(x).split([len(OBJECTS), len(COLOURS)], -1)
-    torch.testing.assert_close(judge(x), things.softmax(-1), rtol=0, atol=0)
+    torch.testing.assert_close(classifier(x), things.softmax(-1), rtol=0, atol=0)
     for i, (thing, colour) in enumerate(zip(things.argmax(-1).tolist(), colours.argmax(-1).tolist(), strict=True)):
-        agreed = [p for p in PROMPTS if judge.agree(x[i : i + 1], [p]).item()]
+        agreed = [p for p in PROMPTS if classifier.agree(x[i : i + 1], [p]).item()]
         assert agreed == [OBJECTS[thing], f"{COLOURS[colour]} {OBJECTS[thing]}"]
 
 
