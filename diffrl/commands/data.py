@@ -15,7 +15,7 @@ from tyro.conf import Positional
 from diffrl.commands.data_tables import distributions, headed, ranges, summary
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError
-from diffrl.support.remote import to_write
+from diffrl.support.files import to_write
 from diffrl.support.schema import Count, Rows, Seed, check
 
 if TYPE_CHECKING:

@@ -1,27 +1,72 @@
-"""Files: reading that a damaged one cannot harm, writing that survives a kill, checksums, where data are kept."""
+"""Files: which path or address a name means, reading that a damaged one cannot harm, writing that survives a kill.
+
+And checksums, and where data are kept. What is at an address is fetched by `diffrl.support.remote`.
+"""
 
 import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import platformdirs
 
 from diffrl.support.errors import UserError, first_line, said_by
-from diffrl.support.remote import to_write
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
+
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+([^/].*)", re.DOTALL)
+_HERE = ("file", "local")
+"""Schemes of paths on this machine."""
+
+
+def address_of(name: str | Path) -> str | None:
+    """The address that a name is, SCHEME://REST; None for a path of this machine, file:///PATH too.
+
+    A path of pathlib's has lost a slash of it, which makes no difference. What exists here is a path.
+    """
+    found = _ADDRESS.fullmatch(str(name))
+    if found is None or found[1] in _HERE:
+        return None
+    with suppress(OSError):  # a name that is too long for a path
+        if Path(name).exists():
+            return None
+    return f"{found[1]}://{found[2]}"
+
+
+def path_of(name: str | Path) -> Path:
+    """The path that a name means which is no address: of file:///PATH, PATH."""
+    found = _ADDRESS.fullmatch(str(name))
+    return Path(f"/{found[2]}") if found is not None and found[1] in _HERE else Path(name)
+
+
+def to_write(name: str | Path, what: str = "files") -> Path:
+    """The path of this machine that something is to be written to. Raises UserError for an address of another one."""
+    if (address := address_of(name)) is None:
+        return path_of(name)
+    raise UserError(
+        f"{address}: {what} are written to a path, on a cluster one that all nodes share, such as /shared/runs/NAME. "
+        "Object stores have no locks and do not rename: copy the folder there at the end."
+    )
+
+
+def beside(folder: str | Path, name: str) -> Path:
+    """Where a file that belongs into a folder is written: into it, or for one at an address into this one."""
+    if (address := address_of(folder)) is None:
+        return path_of(folder) / name
+    return Path(f"{PurePosixPath(address).name}-{name}")
+
 
 _KINDS = {
     stat.S_IFDIR: "is a folder",

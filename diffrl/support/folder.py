@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, disk_full, first_line
-from diffrl.support.files import atomic_path, clear_abandoned, lock_file, sha256
-from diffrl.support.remote import to_write
+from diffrl.support.files import atomic_path, clear_abandoned, lock_file, sha256, to_write
 
 if TYPE_CHECKING:
     from torch import Tensor
