@@ -176,8 +176,7 @@ class Info:
 
     def _examine(self, dataset: OfflineDataset) -> tuple[OfflineDataset, list[Finding]]:
         """The data set, its episodes counted where they have to be; and what is found in it."""
-        from diffrl.data.checks import Finding, Known, counted_limit, examine, take
-        from diffrl.data.config import Taken
+        from diffrl.data.checks import Finding, Known, Taken, counted_limit, examine, take
 
         if broken := dataset.structural_problems():
             return dataset, [Finding(problem, "problem") for problem in broken]

@@ -36,9 +36,9 @@ from diffrl.images.run import (
 from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
 from diffrl.support import folder as folders
 from diffrl.support.console import console, work
-from diffrl.support.errors import UserError, explaining_memory, said_by
+from diffrl.support.errors import UserError, said_by
 from diffrl.support.folder import claimed
-from diffrl.support.machine import resolve_device, settle, versions
+from diffrl.support.machine import explaining_memory, resolve_device, settle, versions
 from diffrl.support.stopping import Stopped, at_once, going_on, stop_signals
 from diffrl.training import checkpoint
 from diffrl.training.checkpoint import Checkpoint

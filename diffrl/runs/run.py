@@ -14,9 +14,9 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import ActionBounds, Preprocessing
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
-from diffrl.support.errors import UserError, explaining_memory, said_by
+from diffrl.support.errors import UserError, said_by
 from diffrl.support.folder import ABOUT, read_json, read_tensors, seal, sealed, steps, verified, write, write_json
-from diffrl.support.machine import versions
+from diffrl.support.machine import explaining_memory, versions
 from diffrl.support.remote import local_folder
 from diffrl.support.schema import read_yaml, to_yaml
 from diffrl.training import checkpoint
@@ -99,7 +99,7 @@ class Run:
     limit: int | None = None
     """The steps after which the environment cuts an episode; None: not known, as in old folders."""
     counted: int | None = None
-    """The limit by which the episodes of the data were counted (`diffrl.data.config.Taken`); None: they were not."""
+    """The limit by which the episodes of the data were counted (`diffrl.data.checks.Taken`); None: they were not."""
 
     def within(self, env: str | None, env_kwargs: Sequence[str], max_episode_steps: int | None) -> "Run":
         """This run in the environment that --env, --env-kwargs and --max-episode-steps name; itself without them.
