@@ -21,7 +21,8 @@ from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import load_model
 from diffrl.images.models.emoji_words import PROMPTS
 from diffrl.images.models.pipelines import PipelineModel
-from diffrl.images.rewards.human import humans
+from diffrl.images.rewards.base import grouped, parts_of
+from diffrl.images.rewards.human import Human
 from diffrl.images.rewards.scaled import scaled
 from diffrl.images.run import (
     CONFIG,
@@ -126,11 +127,11 @@ class _Session:
             reward = None if config.scored_by is None else rewards.parse(config.scored_by, device=device)
             if reward is not None and isinstance(config, OnlineConfig) and config.scale_rewards:
                 reward = scaled(reward)
-            self.humans = humans(reward)
+            self.humans = [part for part in parts_of(reward) if isinstance(part, Human)]
             self.held_out = None if config.held_out is None else rewards.parse(config.held_out, device=device)
             self._check_humans()
             for asked in (reward, self.held_out):
-                if asked is not None and rewards.grouped(asked) and world.size > 1:
+                if asked is not None and grouped(asked) and world.size > 1:
                     raise UserError(f"{asked.name} compares the images of a prompt: leave out --processes.")
             self.judge = _judge(config)
         prompts = _prompts(config, model)
@@ -145,7 +146,7 @@ class _Session:
         """Raise UserError where a person is the reward of a run that cannot ask."""
         if len(self.humans) > 1:
             raise UserError("--reward names human twice: one person votes on one page.")
-        if humans(self.held_out):
+        if any(isinstance(part, Human) for part in parts_of(self.held_out)):
             raise UserError("--held-out human asks nobody: a person is a --reward; or give human:RUN/votes.json.")
         if self.humans and self.world.size > 1:
             raise UserError("--reward human asks one person at one page: leave out --processes.")

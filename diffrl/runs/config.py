@@ -22,6 +22,7 @@ from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.data.env_spec import parse_kwargs
 from diffrl.runs import workers as crew
 from diffrl.support.errors import UserError, nearest
+from diffrl.support.files import read_yaml, to_yaml
 from diffrl.support.machine import cores
 from diffrl.support.schema import (
     Count,
@@ -37,10 +38,8 @@ from diffrl.support.schema import (
     Width,
     check,
     read,
-    read_yaml,
     refusal,
     refuse_others,
-    to_yaml,
 )
 from diffrl.training import sinks
 

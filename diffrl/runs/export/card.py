@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from diffrl.runs import config as configuration
 from diffrl.runs.config import OnlineConfig, TrainConfig
 from diffrl.runs.run import OFFLINE, ONLINE, Run
+from diffrl.support.files import to_yaml
 from diffrl.support.machine import versions
-from diffrl.support.schema import to_yaml
 from diffrl.support.statistics import estimate
 from diffrl.training.logs import returns_of
 from diffrl.tuning import config as tuning
