@@ -23,8 +23,8 @@ from diffrl.data import minari as minari_format
 from diffrl.data.offline import ACTION_LIMIT, OfflineDataset
 from diffrl.support.console import console
 from diffrl.support.errors import DataError, UserError
-from diffrl.support.files import alone, data_directory
-from diffrl.support.remote import address_of, local_file, path_of
+from diffrl.support.files import address_of, alone, data_directory, path_of
+from diffrl.support.remote import local_file
 from envs import registry
 from envs.ogbench import names as ogbench
 
@@ -122,8 +122,9 @@ def locate(name: str) -> Origin:
     path = path_of(name).expanduser()
     if path.is_dir() and minari_format.is_folder(path):
         return Origin(name, "minari", path)
-    if registry.known(name):
-        benchmark = registry.get(name)
+    if path.suffix in FILE_SUFFIXES:
+        return Origin(name, "file", path)
+    if (benchmark := registry.find(name)) is not None:
         if registry.is_ogbench(name):
             from envs.ogbench import reading
 
@@ -133,7 +134,7 @@ def locate(name: str) -> Origin:
         theirs = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser() / Path(benchmark.url).name
         ours = cached_path(name)
         return Origin(name, "d4rl", theirs if theirs.is_file() and not ours.is_file() else ours, benchmark)
-    if path.suffix in FILE_SUFFIXES or path.is_file():
+    if path.is_file():
         return Origin(name, "file", path)
     if path.is_dir():
         raise DataError(f"{name} is a folder, but not a Minari data set (data/metadata.json is missing).")
@@ -151,6 +152,23 @@ def _minari_origin(dataset_id: str) -> Origin:
             f"{dataset_id!r} is no Minari id; expected e.g. mujoco/hopper/medium-v0 (it ends in -v and a number)."
         )
     return Origin(dataset_id, "minari", minari_format.store() / dataset_id)
+
+
+def whereabouts(dataset: str) -> str:
+    """A data set's name as a run stores it: a path is absolute, so that the run goes on from any folder.
+
+    An address stays one.
+    """
+    if (address := address_of(dataset)) is not None:
+        return address
+    origin = locate(dataset)
+    is_path = origin.path is not None and (origin.kind == "file" or Path(origin.name) == origin.path)
+    return str(path_of(dataset).expanduser().absolute()) if is_path else dataset
+
+
+def called(dataset: str) -> str:
+    """A data set's name as results show it: of a path, what it ends in."""
+    return Path(dataset).name if Path(dataset).is_absolute() or address_of(dataset) is not None else dataset
 
 
 def load_dataset(
@@ -186,16 +204,19 @@ def load_dataset(
         dataset = dataset.validate(origin.name, action_limit) if check else dataset
     else:
         path = origin.path
-        if origin.kind == "file":
-            from envs.ogbench import reading
-
-            reading.refuse_bare(path)
         if benchmark is not None and not origin.exists:
             path = _generate_missing(benchmark, rows, progress)
         steps = None if benchmark is None else benchmark.max_episode_steps
-        dataset = d4rl.read(
-            path, max_episode_steps=steps, action_limit=action_limit, rows=rows, check=check, infos=infos
-        )
+        try:
+            dataset = d4rl.read(
+                path, max_episode_steps=steps, action_limit=action_limit, rows=rows, check=check, infos=infos
+            )
+        except DataError:
+            if origin.kind == "file":
+                from envs.ogbench import reading
+
+                reading.refuse_bare(path)  # of which there is more to say
+            raise
         if progress and path.suffix != ".npz" and path not in _told and not d4rl.has_checksum(path):
             _told.add(path)
             advice = f"`diffrl data info {name} --add-checksum` adds one." if address_of(str(name)) is None else ""

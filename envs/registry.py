@@ -106,21 +106,30 @@ def is_ogbench(benchmark_id: str) -> bool:
     return ogbench.parse(benchmark_id) is not None
 
 
-def known(benchmark_id: str) -> bool:
-    """Whether D4RL, OGBench or another package has a benchmark called `benchmark_id`.
+def find(benchmark_id: str) -> Benchmark | None:
+    """The benchmark called `benchmark_id`: D4RL's, else OGBench's, else another package's; None where there is none.
 
     Raises UserError for a broken package, and for a task that OGBench does not have.
     """
-    return is_d4rl(benchmark_id) or is_ogbench(benchmark_id) or benchmark_id in of_package(benchmark_id)
+    if (of_d4rl := _table().get(benchmark_id)) is not None:
+        return of_d4rl
+    if "/" in benchmark_id.partition("-")[0]:  # a path, or Minari's: ids of ours and of packages begin with FAMILY-
+        return None
+    name = ogbench.parse(benchmark_id)
+    return of_package(benchmark_id).get(benchmark_id) if name is None else _of_ogbench(benchmark_id, name)
+
+
+def known(benchmark_id: str) -> bool:
+    """Whether D4RL, OGBench or another package has a benchmark called `benchmark_id`. Raises UserError as `find`."""
+    return find(benchmark_id) is not None
 
 
 def get(benchmark_id: str) -> Benchmark:
     """The benchmark called `benchmark_id`. Raises UserError, naming the nearest known id, where there is none."""
-    if not known(benchmark_id):
+    found = find(benchmark_id)
+    if found is None:
         raise UserError(f"Unknown benchmark {benchmark_id!r}: {hint(benchmark_id)} `diffrl data list` shows all.")
-    if is_ogbench(benchmark_id):
-        return _of_ogbench(benchmark_id)
-    return _table().get(benchmark_id) or of_package(benchmark_id)[benchmark_id]
+    return found
 
 
 def hint(benchmark_id: str) -> str:
@@ -201,8 +210,7 @@ _ADROIT = {f"AdroitHand{task}": f"{task.lower()}-human-v1" for task in ("Pen", "
 """Gymnasium-Robotics' tasks, which are D4RL's but for a point each (`envs.adroit`)."""
 
 
-def _of_ogbench(benchmark_id: str) -> Benchmark:
-    name = ogbench.get(benchmark_id)
+def _of_ogbench(benchmark_id: str, name: ogbench.Name) -> Benchmark:
     world = name.world
     rebuilt = "rebuilt here with the wheel's oracles" if name.has_oracle else "from a trained expert: by file only"
     if name.task is None:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
-from diffrl.data.env_spec import BENCHMARK, USER, EnvSpec, parse_kwargs
-from diffrl.data.observations import goal_left_out, parts_in
+from diffrl.data.env_spec import BENCHMARK, USER, EnvSpec, parse_kwargs, parts_in
+from diffrl.data.observations import goal_left_out
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.console import console
 from diffrl.support.errors import DataError, UserError, said_by, shown
@@ -207,9 +207,10 @@ def find_task(name: str, dataset: OfflineDataset, **asked: Unpack[Asked]) -> Tas
     the environment that the file names cannot be rebuilt.
     """
     env, env_kwargs, limit = asked.get("env"), asked.get("env_kwargs", ()), asked.get("max_episode_steps")
-    benchmark = registry.get(name) if registry.known(name) else None
+    benchmark = registry.find(name)
     own = None if benchmark is None else benchmark.env_id
-    minari = families.of_minari(str(dataset.metadata.get("minari_id", "")))
+    minari_id = dataset.metadata.get("minari_id")
+    minari = None if minari_id is None else families.of_minari(str(minari_id))
     base = Task(None, {}, None, False, observation_parts=parts_in(dataset.metadata))
     if benchmark is not None and own is not None and env in (None, own):
         spec: EnvSpec | None = EnvSpec(own, dict(benchmark.env_kwargs), origin=BENCHMARK if env is None else USER)
@@ -243,7 +244,7 @@ def open_task(
     here but cannot be rebuilt as the file says is refused.
     """
     task, env = find_task(name, dataset, **asked), asked.get("env")
-    if remark := goal_left_out(dataset.metadata):
+    if task.observation_parts is not None and (remark := goal_left_out(dataset.metadata)):
         console.print(remark, markup=False)
     if env not in (None, "none") and (said := _otherwise(task, dataset)):
         console.print(said, style="yellow", markup=False)
@@ -309,6 +310,23 @@ def _try_out(env: gymnasium.Env[Any, Any], text: str) -> None:
         raise UserError(
             f"{text} cannot make a step ({said_by(error)}). Change its arguments (--env-kwargs), or --env none."
         ) from error
+
+
+def benchmark_family(reference: str) -> str:
+    """What the references belong to: the environment of a benchmark's id, such as hopper or maze2d-umaze.
+
+    OGBench's scores are of a task, which its id names.
+    """
+    if "singletask" in reference:
+        return reference
+    words = reference.split("-")
+    return "-".join(words[:2]) if words[0] == "maze2d" else words[0]
+
+
+def score_word(reference: str) -> str:
+    """What the scores of a benchmark are, as tables and pictures call them."""
+    success = registry.known(reference) and registry.get(reference).scored_by == "success"
+    return "success x100" if success else "normalised score x100"
 
 
 NO_DATA_LIMIT = 1000

@@ -19,7 +19,7 @@ from diffrl.augment.flow_to_better.config import (
 )
 from diffrl.augment.label.config import LabelConfig
 from diffrl.augment.synther.config import Sampling, SynthERConfig
-from diffrl.support.errors import explaining_memory
+from diffrl.support.machine import explaining_memory
 from diffrl.support.schema import NotNegative
 from diffrl.support.stopping import going_on
 

@@ -15,7 +15,7 @@ from tyro.conf import Positional
 from diffrl.commands.data_tables import distributions, headed, ranges, summary
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError
-from diffrl.support.remote import to_write
+from diffrl.support.files import to_write
 from diffrl.support.schema import Count, Rows, Seed, check
 
 if TYPE_CHECKING:
@@ -176,8 +176,7 @@ class Info:
 
     def _examine(self, dataset: OfflineDataset) -> tuple[OfflineDataset, list[Finding]]:
         """The data set, its episodes counted where they have to be; and what is found in it."""
-        from diffrl.data.checks import Finding, Known, counted_limit, examine, take
-        from diffrl.data.config import Taken
+        from diffrl.data.checks import Finding, Known, Taken, counted_limit, examine, take
 
         if broken := dataset.structural_problems():
             return dataset, [Finding(problem, "problem") for problem in broken]

@@ -49,8 +49,7 @@ class Diagnose:
         from diffrl.runs.diagnose.measures import diagnose
         from diffrl.runs.diagnose.report import plot_diagnosis, print_diagnosis
         from diffrl.support.console import console
-        from diffrl.support.files import atomic_path
-        from diffrl.support.remote import beside
+        from diffrl.support.files import atomic_path, beside
 
         result = diagnose(
             self.run_folder,

@@ -50,8 +50,7 @@ class Evaluate:
         from diffrl.runs.policy import evaluate
         from diffrl.runs.run import Run
         from diffrl.support.console import console
-        from diffrl.support.files import atomic_path
-        from diffrl.support.remote import beside
+        from diffrl.support.files import atomic_path, beside
 
         task = Run.read(self.run_folder).within(self.env, self.env_kwargs, self.max_episode_steps).task
         maze = None if self.plot is None else report.maze_of(task)

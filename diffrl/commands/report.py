@@ -63,7 +63,7 @@ class Report:
         from diffrl.runs.study.summary import Summary
         from diffrl.support.console import console
         from diffrl.support.errors import UserError
-        from diffrl.support.remote import to_write
+        from diffrl.support.files import to_write
         from diffrl.support.schema import refusal
 
         if not self.runs and not self.csv:

@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 from diffrl.commands.words import take
 from diffrl.support.errors import UserError
-from diffrl.support.remote import to_write
+from diffrl.support.files import to_write
 
 if TYPE_CHECKING:
     from diffrl.images.config import FinetuneConfig

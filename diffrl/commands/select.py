@@ -55,7 +55,7 @@ class Select:
         from diffrl.runs.study.selection import FIGURE, PAGE, refuse_others, select, write_selection
         from diffrl.support.console import console
         from diffrl.support.errors import UserError
-        from diffrl.support.remote import to_write
+        from diffrl.support.files import to_write
 
         if self.runs and self.csv is not None:
             raise UserError("Runs, or --csv FILE? A file's scores are taken in place of runs', not beside them.")

@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 from diffrl.commands.words import take
 from diffrl.support.errors import UserError
-from diffrl.support.remote import to_write
+from diffrl.support.files import to_write
 from diffrl.support.schema import Many, NotNegative, Positive, Seed, check
 
 USAGE = """Train many runs: a grid of settings, or a search among them, with several seeds each.

@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from diffrl.data.config import Taken
+from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.data.env_spec import EnvSpec
 from diffrl.data.offline import (
     DISCRETE,
@@ -33,6 +33,25 @@ _UNIT = 1 + 1e-5
 """Actions up to here count as in [-1, 1]: a tanh in float32 may round to more than 1."""
 _LONG = 20
 """Steps from which a length that all episodes share looks like a limit, where none is known."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """How the rows of a data set are taken. None: as they stand, and what looks odd is said."""
+
+    time_limit_terminals: TimeLimitTerminals | None = None
+    """timeouts: terminal rows at exactly the limit of steps, or marked as timeouts too, are timeouts alone."""
+    actions: ActionUnits | None = None
+    """normalised: actions lie in [-1, 1], and are scaled to the bounds of the environment."""
+    cut_contradictions: bool = False
+    """Whether an episode is cut where a stored next observation contradicts the next row."""
+    counted: int | None = None
+    """The limit of steps by which episodes are counted, in data that mark no timeout; None: they are not counted."""
+
+    @classmethod
+    def by(cls, options: Any, counted: int | None = None) -> Taken:
+        """What an object with fields of these names says, such as a run's configuration."""
+        return cls(options.time_limit_terminals, options.actions, options.cut_contradictions, counted)
 
 
 @dataclass(frozen=True)

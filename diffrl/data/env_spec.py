@@ -162,6 +162,14 @@ class EnvSpec:
         return f"{self.id}({', '.join(parts)})" if parts else self.id
 
 
+def parts_in(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The parts that a data set's observations are made of, as its metadata say; None: they say nothing."""
+    stored = metadata.get("observation_parts")
+    if isinstance(stored, str):  # HDF5 holds text, arrays and numbers
+        stored = stored.split(",")
+    return tuple(map(str, stored)) if isinstance(stored, list | tuple) and stored else None
+
+
 def of_minari(key: str) -> str:
     """The origin of a specification that is in Minari's entry `key`."""
     return f"the data's {key}"

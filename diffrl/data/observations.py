@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from diffrl.data.env_spec import parts_in
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.errors import DataError
 
@@ -100,11 +101,3 @@ def without_goal(dataset: OfflineDataset, observation_size: int) -> OfflineDatas
         return dataset
     seen = dataset.observations[:, :observation_size]
     return replace(dataset, observations=seen, next_observations=following[:, :observation_size])
-
-
-def parts_in(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The parts that a data set's observations are made of, as its metadata say; None: they say nothing."""
-    stored = metadata.get("observation_parts")
-    if isinstance(stored, str):  # HDF5 holds text, arrays and numbers
-        stored = stored.split(",")
-    return tuple(map(str, stored)) if isinstance(stored, list | tuple) and stored else None

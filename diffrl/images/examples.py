@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from diffrl.images.model import ImageModel, image_shape
 from diffrl.images.models.digits import digits
-from diffrl.support.errors import DataError, UserError, first_line, images_extra, nearest
+from diffrl.images.models.loading import images_extra
+from diffrl.support.errors import DataError, UserError, first_line, nearest
 from diffrl.support.files import parse_json
 
 METADATA = "metadata.jsonl"

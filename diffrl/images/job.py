@@ -21,7 +21,8 @@ from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import load_model
 from diffrl.images.models.emoji_words import PROMPTS
 from diffrl.images.models.pipelines import PipelineModel
-from diffrl.images.rewards.human import humans
+from diffrl.images.rewards.base import grouped, parts_of
+from diffrl.images.rewards.human import Human
 from diffrl.images.rewards.scaled import scaled
 from diffrl.images.run import (
     CONFIG,
@@ -36,9 +37,9 @@ from diffrl.images.run import (
 from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
 from diffrl.support import folder as folders
 from diffrl.support.console import console, work
-from diffrl.support.errors import UserError, explaining_memory, said_by
+from diffrl.support.errors import UserError, said_by
 from diffrl.support.folder import claimed
-from diffrl.support.machine import resolve_device, settle, versions
+from diffrl.support.machine import explaining_memory, resolve_device, settle, versions
 from diffrl.support.stopping import Stopped, at_once, going_on, stop_signals
 from diffrl.training import checkpoint
 from diffrl.training.checkpoint import Checkpoint
@@ -126,12 +127,12 @@ class _Session:
             reward = None if config.scored_by is None else rewards.parse(config.scored_by, device=device)
             if reward is not None and isinstance(config, OnlineConfig) and config.scale_rewards:
                 reward = scaled(reward)
-            self.humans = humans(reward)
+            self.humans = [part for part in parts_of(reward) if isinstance(part, Human)]
             looked_at = None if config.held_out in (None, NOTHING) else config.held_out
             self.held_out = None if looked_at is None else rewards.parse(looked_at, device=device)
             self._check_humans()
             for asked in (reward, self.held_out):
-                if asked is not None and rewards.grouped(asked) and world.size > 1:
+                if asked is not None and grouped(asked) and world.size > 1:
                     raise UserError(f"{asked.name} compares the images of a prompt: leave out --processes.")
             self.classifier = _classifier(config)
         prompts = _prompts(config, model)
@@ -146,7 +147,7 @@ class _Session:
         """Raise UserError where a person is the reward of a run that cannot ask."""
         if len(self.humans) > 1:
             raise UserError("--reward names human twice: one person votes on one page.")
-        if humans(self.held_out):
+        if any(isinstance(part, Human) for part in parts_of(self.held_out)):
             raise UserError("--held-out human asks nobody: a person is a --reward; or give human:RUN/votes.json.")
         if self.humans and self.world.size > 1:
             raise UserError("--reward human asks one person at one page: leave out --processes.")

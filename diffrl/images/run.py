@@ -12,10 +12,10 @@ from diffrl.images.rewards.registry import is_single
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path, reading
+from diffrl.support.files import atomic_path, read_yaml, reading
 from diffrl.support.folder import ABOUT
 from diffrl.support.plots import BLUE, GREY
-from diffrl.support.schema import read, read_yaml, to_yaml
+from diffrl.support.schema import read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +70,7 @@ class FinetuneRun:
         if (self.path / CONFIG).exists() and not folder.sealed(self.path):  # made by an older version
             folder.seal(self.path, (ABOUT, *FILES))
         folder.write_json(self.path / ABOUT, {"kind": KIND, **about})
-        folder.write(self.path / CONFIG, dump(self.config, self.path).encode())
+        folder.write_yaml(self.path / CONFIG, plain(self.config, self.path))
         if not folder.sealed(self.path):
             folder.seal(self.path, (ABOUT, *FILES))
 
@@ -116,15 +116,14 @@ def _read_history(file: Path) -> list[dict[str, Any]]:
     return list(history)
 
 
-def dump(config: FinetuneConfig, path: Path) -> str:
-    """The text of the `finetune.yaml` of a run's folder: its paths are absolute, so that it goes on from any folder."""
+def plain(config: FinetuneConfig, path: Path) -> dict[str, Any]:
+    """What the `finetune.yaml` of a run's folder holds: its paths are absolute, so that it goes on from any folder."""
     values = {**dataclasses.asdict(config), "out": path}
     for name in ("model", "data"):  # a folder, or a name
         value = values.get(name)
         if isinstance(value, str) and value != "digits" and Path(value).is_dir():
             values[name] = Path(value)
-    plain = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
-    return to_yaml(plain)
+    return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def load(path: Path) -> FinetuneConfig:

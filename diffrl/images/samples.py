@@ -16,7 +16,8 @@ from diffrl.images.config import FinetuneConfig
 from diffrl.images.examples import extras_of
 from diffrl.images.model import Condition, ImageModel, Tuned, image_shape
 from diffrl.images.rewards import Reward, ask, ask_parts, grouped
-from diffrl.images.rewards.human import humans
+from diffrl.images.rewards.base import parts_of
+from diffrl.images.rewards.human import Human
 from diffrl.images.rewards.scaled import ScaledSum
 from diffrl.support.errors import UserError, out_of_memory
 from diffrl.support.seeds import generator_at
@@ -311,7 +312,7 @@ def score(reward: Reward, samples: Samples, micro_batch: int) -> tuple[Tensor, d
     looks at all of them first.
     """
     n = len(samples)
-    for person in humans(reward):
+    for person in (part for part in parts_of(reward) if isinstance(part, Human)):
         person.look(samples.images, samples.prompts)
     index = by_prompt(samples.prompts) if grouped(reward) else [list(range(n))[part] for part in parts(n, micro_batch)]
     each = [

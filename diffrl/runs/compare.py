@@ -22,9 +22,9 @@ from diffrl.support.machine import settle
 from diffrl.support.plots import BLUE, COMPARED, GREEN, GREY, ORANGE, PAGE_STYLE, comparison_at
 from diffrl.support.seeds import generator_at
 from diffrl.support.statistics import estimate, student_ends
-from diffrl.training.logs import benchmark_family, returns_of, score_word
+from diffrl.training.logs import returns_of
 from envs.maze2d import Maze
-from envs.task import Task
+from envs.task import Task, benchmark_family, score_word
 
 DRAWN = 4
 """Start states whose trajectories are drawn."""

@@ -21,8 +21,8 @@ from diffrl.augment.synther.config import RefitConfig, Sampling, Solver, SynthER
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.data.env_spec import parse_kwargs
 from diffrl.runs import workers as crew
-from diffrl.support import sinks
 from diffrl.support.errors import UserError, nearest
+from diffrl.support.files import read_yaml, to_yaml
 from diffrl.support.machine import cores
 from diffrl.support.schema import (
     Count,
@@ -38,10 +38,10 @@ from diffrl.support.schema import (
     Width,
     check,
     read,
-    read_yaml,
     refusal,
-    to_yaml,
+    refuse_others,
 )
+from diffrl.training import sinks
 
 if TYPE_CHECKING:
     from diffrl.training.checkpoint import Checkpoint
@@ -294,6 +294,19 @@ def find(name: str) -> TrainConfig:
         return load(Path(str(resources.files("configs"))) / f"{short}.yaml")
     hint = nearest(short, shipped())
     raise UserError(f"No configuration {name!r}: no such file, and of the shipped ones (`diffrl train list`) {hint}")
+
+
+def meant(config: TrainConfig | str | Path, overrides: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of a new run: this one, that of a file or a shipped one's name, with some fields replaced.
+
+    Raises UserError for an override that is no field, and where a library that its `log` needs is not installed.
+    """
+    if not isinstance(config, TrainConfig):
+        config = find(str(config))
+    refuse_others(overrides, "a run (an agent's are set by agent=dataclasses.replace(config.agent, ...))", TrainConfig)
+    config = dataclasses.replace(config, **overrides)
+    sinks.check_installed(config.log)
+    return config
 
 
 def default(agent: str, dataset: str) -> tuple[TrainConfig, str]:

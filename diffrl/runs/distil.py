@@ -34,12 +34,12 @@ from diffrl.support.schema import read, refuse_others
 from diffrl.support.seeds import generator_at
 from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
-from diffrl.training.logs import score_word
 from diffrl.tuning import distil_config
 from diffrl.tuning.distil import DistilLearner, Map, Teacher, keep_critics, student_map, teacher_of
 from diffrl.tuning.distil_config import DISTIL, DistilConfig, keeps_critics, student_config
 from diffrl.tuning.owned import OwningTrainer
 from diffrl.tuning.target import forward_policy, refuse_chunks
+from envs.task import score_word
 
 RESULT, PICTURE = "distil.json", "distil.png"
 """Score and agreement against network calls, in the run's folder."""

@@ -18,9 +18,10 @@ from diffrl.runs.export.folder import check_is, open_policy
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, first_line
+from diffrl.support.files import address_of
 from diffrl.support.folder import say_once
 from diffrl.support.machine import resolve_device, settle
-from diffrl.support.remote import address_of, local_folder
+from diffrl.support.remote import local_folder
 from diffrl.support.seeds import generator_at
 from diffrl.support.stopping import check
 from diffrl.training import checkpoint

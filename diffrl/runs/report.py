@@ -11,10 +11,9 @@ from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.plots import BLUE, GREEN, save
 from diffrl.support.statistics import estimate
-from diffrl.training.logs import benchmark_family, score_word
 from envs import registry
 from envs.maze2d import Maze
-from envs.task import Task
+from envs.task import Task, benchmark_family, score_word
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,8 @@ from diffrl.runs import run as kinds
 from diffrl.runs.run import Run
 from diffrl.support import folder
 from diffrl.support.errors import UserError
+from diffrl.support.files import to_write
 from diffrl.support.folder import held
-from diffrl.support.remote import to_write
 from diffrl.tuning import config as tuning
 from diffrl.tuning.distil_config import DISTIL
 

@@ -14,11 +14,22 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import ActionBounds, Preprocessing
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
-from diffrl.support.errors import UserError, explaining_memory, said_by
-from diffrl.support.folder import ABOUT, read_json, read_tensors, seal, sealed, steps, verified, write, write_json
-from diffrl.support.machine import versions
+from diffrl.support.errors import UserError, said_by
+from diffrl.support.files import read_yaml
+from diffrl.support.folder import (
+    ABOUT,
+    read_json,
+    read_tensors,
+    seal,
+    sealed,
+    steps,
+    verified,
+    write,
+    write_json,
+    write_yaml,
+)
+from diffrl.support.machine import explaining_memory, versions
 from diffrl.support.remote import local_folder
-from diffrl.support.schema import read_yaml, to_yaml
 from diffrl.training import checkpoint
 from envs.task import Task, capped, fitting_env
 
@@ -99,7 +110,7 @@ class Run:
     limit: int | None = None
     """The steps after which the environment cuts an episode; None: not known, as in old folders."""
     counted: int | None = None
-    """The limit by which the episodes of the data were counted (`diffrl.data.config.Taken`); None: they were not."""
+    """The limit by which the episodes of the data were counted (`diffrl.data.checks.Taken`); None: they were not."""
 
     def within(self, env: str | None, env_kwargs: Sequence[str], max_episode_steps: int | None) -> "Run":
         """This run in the environment that --env, --env-kwargs and --max-episode-steps name; itself without them.
@@ -132,7 +143,7 @@ class Run:
         self.write_config()
         write(self.path / "preprocessing.safetensors", safetensors.torch.save(self.preprocessing.state_dict()))
         if self.settings is not None:
-            write(self.path / SETTINGS, to_yaml(self.settings).encode())
+            write_yaml(self.path / SETTINGS, self.settings)
         seal(self.path, (ABOUT, *FILES))
 
     def action_bounds(self, dataset: OfflineDataset) -> ActionBounds:
@@ -145,7 +156,7 @@ class Run:
     def write_config(self) -> None:
         """Write `config.yaml`: at the beginning, and when a resumed run is given more steps."""
         config = dataclasses.replace(self.config, out=self.path.absolute())
-        write(self.path / "config.yaml", configuration.dump(config).encode())
+        write_yaml(self.path / "config.yaml", configuration.to_dict(config))
 
     def seal(self) -> None:
         """Give the folder checksums, where an older version has made it without."""

@@ -10,8 +10,7 @@ import numpy as np
 from rich.markup import escape
 
 from agents.base import Agent
-from diffrl.data.checks import Known, examine, take, tell, understand
-from diffrl.data.config import Taken
+from diffrl.data.checks import Known, Taken, examine, take, tell, understand
 from diffrl.data.d4rl import fingerprint
 from diffrl.data.observations import without_goal
 from diffrl.data.offline import OfflineDataset
@@ -26,17 +25,15 @@ from diffrl.support.console import StepsBar, console, steps_bar
 from diffrl.support.errors import UserError
 from diffrl.support.folder import claimed, what_works
 from diffrl.support.machine import products, resolve_device, settle
-from diffrl.support.remote import address_of, path_of
-from diffrl.support.schema import refuse_others
-from diffrl.support.sinks import TENSORBOARD, check_installed
 from diffrl.support.stopping import going_on
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
-from diffrl.training.logs import SHOWN, MetricsLog, ScoreBook, Scores, benchmark_family, plus_minus, score_word, tidy
+from diffrl.training.logs import SHOWN, MetricsLog, ScoreBook, Scores, plus_minus, tidy
 from diffrl.training.loop import Evaluations, InLine, Loop, NoEvaluations, Trainer
+from diffrl.training.sinks import TENSORBOARD
 from diffrl.training.stack import StackTrainer
-from envs.datasets import FILE_SUFFIXES, load_dataset, locate
-from envs.task import capped, open_task
+from envs.datasets import FILE_SUFFIXES, called, load_dataset, whereabouts
+from envs.task import benchmark_family, capped, open_task, score_word
 
 EXPLODED = 10.0
 """A value estimate counts as exploded at this many times the largest return the data's rewards allow."""
@@ -51,9 +48,8 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
     config: a `TrainConfig`, a YAML file, or the name of a shipped one such as "diffusion_ql/maze2d-umaze-v1".
     overrides: fields of `TrainConfig`, e.g. steps=10_000, seeds=(0, 1).
     """
-    config = _overridden(config, overrides)
+    config = configuration.meant(config, overrides)
     device = resolve_device(config.device)
-    check_installed(config.log)
     settle()
     with claimed(config.out, folder_stem(config, config.agent.name), FILES) as path:
         run, dataset, transitions = begun(config, device, path, quiet)
@@ -395,36 +391,11 @@ def moved(run: Run, dataset: str, quiet: bool) -> Run:
 # --- What is meant, where it goes, what is said first ---------------------------------------------------------------
 
 
-def _overridden(config: TrainConfig | str | Path, overrides: Mapping[str, Any]) -> TrainConfig:
-    """The configuration that is meant, with some of its fields replaced."""
-    if not isinstance(config, TrainConfig):
-        config = configuration.find(str(config))
-    refuse_others(overrides, "a run (an agent's are set by agent=dataclasses.replace(config.agent, ...))", TrainConfig)
-    return dataclasses.replace(config, **overrides)
-
-
 def folder_stem(config: TrainConfig, kind: str) -> str:
     """What the name of a run's folder begins with, where the user gives none."""
     is_path = Path(config.dataset).suffix in FILE_SUFFIXES
     name = Path(config.dataset).stem if is_path else config.dataset.replace("/", "-").replace(":", "-")
     return f"{kind}-{name}"
-
-
-def whereabouts(dataset: str) -> str:
-    """A data set's name as a run stores it: a path is absolute, so that the run goes on from any folder.
-
-    An address stays one.
-    """
-    if (address := address_of(dataset)) is not None:
-        return address
-    origin = locate(dataset)
-    is_path = origin.path is not None and (origin.kind == "file" or Path(origin.name) == origin.path)
-    return str(path_of(dataset).expanduser().absolute()) if is_path else dataset
-
-
-def called(dataset: str) -> str:
-    """A data set's name as results show it: of a path, what it ends in."""
-    return Path(dataset).name if Path(dataset).is_absolute() or address_of(dataset) is not None else dataset
 
 
 def _title(run: Run, n: int, groups: int) -> str:

@@ -1,12 +1,11 @@
 """Errors a user can cause, and the help they get: what was typed, what was expected, what to do next."""
 
-import contextlib
 import difflib
 import errno
 import itertools
 import os
 import reprlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 _LONGEST, _END = 1200, 300
 """Characters of an error's text, whatever a file made of it, and how many of them are its end: it says what to do."""
@@ -89,37 +88,6 @@ def disk_full(error: BaseException) -> str:
     if number is not None:
         return words.get(number, "")
     return next((word for word in words.values() if word in str(error)), "")
-
-
-@contextlib.contextmanager
-def explaining_memory(doing: str, less: str, kept: Callable[[], str] = str) -> Iterator[None]:
-    """A block that needs much memory. Raises UserError, in two or three sentences, where it runs out.
-
-    doing: what the block does, such as "training". less: what to change so that it needs less. kept: says, when memory
-    has run out, what is not lost and how to go on; "" for nothing.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        said = ". ".join(first_line(error).rstrip(".").split(". ")[:3])  # CUDA goes on with advice of its own
-        sentences = (f"Memory ran out in {doing}{f': {said}' if said else ''}", f"It needs less with {less}", kept())
-        raise UserError(" ".join(f"{sentence}." for sentence in sentences if sentence)) from error
-
-
-@contextlib.contextmanager
-def images_extra(what: str = "Fine-tuning image models") -> Iterator[None]:
-    """A block of imports of diffusers, transformers, peft, accelerate or Pillow, which `what` needs.
-
-    Raises UserError, naming the package and the extra, where one is not installed.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{what} needs {error.name}, which is not installed: pip install 'diffrl[images]' brings it."
-        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -1,27 +1,72 @@
-"""Files: reading that a damaged one cannot harm, writing that survives a kill, checksums, where data are kept."""
+"""Files: which path or address a name means, reading that a damaged one cannot harm, writing that survives a kill.
+
+And checksums, and where data are kept. What is at an address is fetched by `diffrl.support.remote`.
+"""
 
 import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import platformdirs
 
 from diffrl.support.errors import UserError, first_line, said_by
-from diffrl.support.remote import to_write
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
+
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+([^/].*)", re.DOTALL)
+_HERE = ("file", "local")
+"""Schemes of paths on this machine."""
+
+
+def address_of(name: str | Path) -> str | None:
+    """The address that a name is, SCHEME://REST; None for a path of this machine, file:///PATH too.
+
+    A path of pathlib's has lost a slash of it, which makes no difference. What exists here is a path.
+    """
+    found = _ADDRESS.fullmatch(str(name))
+    if found is None or found[1] in _HERE:
+        return None
+    with suppress(OSError):  # a name that is too long for a path
+        if Path(name).exists():
+            return None
+    return f"{found[1]}://{found[2]}"
+
+
+def path_of(name: str | Path) -> Path:
+    """The path that a name means which is no address: of file:///PATH, PATH."""
+    found = _ADDRESS.fullmatch(str(name))
+    return Path(f"/{found[2]}") if found is not None and found[1] in _HERE else Path(name)
+
+
+def to_write(name: str | Path, what: str = "files") -> Path:
+    """The path of this machine that something is to be written to. Raises UserError for an address of another one."""
+    if (address := address_of(name)) is None:
+        return path_of(name)
+    raise UserError(
+        f"{address}: {what} are written to a path, on a cluster one that all nodes share, such as /shared/runs/NAME. "
+        "Object stores have no locks and do not rename: copy the folder there at the end."
+    )
+
+
+def beside(folder: str | Path, name: str) -> Path:
+    """Where a file that belongs into a folder is written: into it, or for one at an address into this one."""
+    if (address := address_of(folder)) is None:
+        return path_of(folder) / name
+    return Path(f"{PurePosixPath(address).name}-{name}")
+
 
 _KINDS = {
     stat.S_IFDIR: "is a folder",
@@ -110,6 +155,68 @@ def parse_json(text: str | bytes, what: str, advice: str = "", error: type[UserE
     """The value of a text in JSON. Raises `error`, beginning with `what`, for any other, however deep it nests."""
     with reading(what, advice, error):
         return json.loads(text)
+
+
+_YAML = 2**18
+"""Bytes of a configuration at most: it takes seconds to read as many."""
+_NESTED = 50
+"""How deep lists and mappings of a configuration may lie in one another."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Aliases (`*name`), anchors (`&name`) and merges (`<<`) are refused: ten lines of them stand for a billion values.
+    Raises UserError where it cannot be read, is larger or nests deeper than any configuration, or is none.
+    """
+    import yaml  # most verbs' --help needs no file's
+
+    def refused(at: Any, what: str) -> UserError:
+        return UserError(f"{path} is not valid YAML: line {at.start_mark.line + 1} has {what}.")
+
+    class Loader(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            if getattr(event, "anchor", None) is not None:  # of an alias too
+                raise refused(event, "an anchor or an alias: write the value out")
+            self.depth += 1
+            if self.depth > _NESTED:
+                raise refused(event, f"more than {_NESTED} levels in one another")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+        def flatten_mapping(self, node: Any) -> None:
+            if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+                raise refused(node, "a merge, <<: write the values out")
+
+    hint = f"For a data set: --agent NAME --dataset {path}." if path.suffix not in (".yaml", ".yml") else ""
+    try:
+        text = read_text(path, "a configuration in YAML", _YAML)
+    except UserError as error:
+        raise UserError(f"The configuration {error} {hint}".rstrip()) from error
+    with reading(f"{path} is not valid YAML", hint):
+        try:
+            values = yaml.load(text, Loader)
+        except yaml.MarkedYAMLError as error:
+            place = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+            raise UserError(f"{path} is not valid YAML: {error.problem}{place}. {hint}".rstrip()) from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a configuration: expected keys such as `dataset` and `agent`.")
+    return values
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """The values as YAML that `read_yaml` takes: what stands twice is written twice, without an alias."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    return str(yaml.dump(dict(values), Dumper=Dumper, sort_keys=False))
 
 
 @contextmanager

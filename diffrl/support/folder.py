@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, disk_full, first_line
-from diffrl.support.files import atomic_path, clear_abandoned, lock_file, sha256
-from diffrl.support.remote import to_write
+from diffrl.support.files import atomic_path, clear_abandoned, lock_file, sha256, to_write, to_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -235,6 +234,11 @@ def write(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file of a folder: see `write`."""
     write(path, json.dumps(value, indent=1).encode())
+
+
+def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a YAML file of a folder: see `write`."""
+    write(path, to_yaml(values).encode())
 
 
 def add(path: Path) -> None:

@@ -1,18 +1,21 @@
-"""What the machine offers a process, and how it is set up for many small tensors; NumPy and torch come in when used."""
+"""What the machine offers a process, what is said where memory runs out, and how it is set up for small tensors.
+
+NumPy and torch come in when used.
+"""
 
 import contextlib
 import os
 import platform
 import reprlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
 import platformdirs
 
-from diffrl.support.errors import UserError, first_line
+from diffrl.support.errors import UserError, first_line, out_of_memory
 
 
 def cores() -> int:
@@ -46,6 +49,23 @@ def free_memory() -> int:
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             found.append(limit - used)
     return max(min(found, default=2**63), 0)
+
+
+@contextmanager
+def explaining_memory(doing: str, less: str, kept: Callable[[], str] = str) -> Iterator[None]:
+    """A block that needs much memory. Raises UserError, in two or three sentences, where it runs out.
+
+    doing: what the block does, such as "training". less: what to change so that it needs less. kept: says, when memory
+    has run out, what is not lost and how to go on; "" for nothing.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        said = ". ".join(first_line(error).rstrip(".").split(". ")[:3])  # CUDA goes on with advice of its own
+        sentences = (f"Memory ran out in {doing}{f': {said}' if said else ''}", f"It needs less with {less}", kept())
+        raise UserError(" ".join(f"{sentence}." for sentence in sentences if sentence)) from error
 
 
 def settle() -> None:

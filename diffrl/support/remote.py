@@ -1,4 +1,4 @@
-"""Files and folders at addresses such as s3://bucket/runs/NAME or https://host/file.hdf5: read, and never written.
+"""Files and folders at addresses such as s3://bucket/runs/NAME or https://host/file.hdf5, fetched: read, never written.
 
 fsspec asks whoever keeps them; what comes is kept below `cache_directory()`, so that it comes once. A copy is known by
 the address and by what its keeper says of each file (size, time, checksum): what has changed there is fetched anew.
@@ -14,52 +14,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffrl.support.errors import UserError, first_line, said_by
+from diffrl.support.files import address_of, alone, atomic_path, cache_directory, path_of
 
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+([^/].*)", re.DOTALL)
-_HERE = ("file", "local")
-"""Schemes of paths on this machine."""
 _TELLING = (
     *("etag", "mtime", "lastmodified", "last-modified", "last_modified", "modified", "created", "updated"),
     *("checksum", "content-md5", "content_md5", "md5hash", "md5", "crc32c", "digest", "uid", "uuid"),
 )
 """What keepers say of a file's state beside its size, in small letters."""
-
-
-def address_of(name: str | Path) -> str | None:
-    """The address that a name is, SCHEME://REST; None for a path of this machine, file:///PATH too.
-
-    A path of pathlib's has lost a slash of it, which makes no difference. What exists here is a path.
-    """
-    found = _ADDRESS.fullmatch(str(name))
-    if found is None or found[1] in _HERE:
-        return None
-    with contextlib.suppress(OSError):  # a name that is too long for a path
-        if Path(name).exists():
-            return None
-    return f"{found[1]}://{found[2]}"
-
-
-def path_of(name: str | Path) -> Path:
-    """The path that a name means which is no address: of file:///PATH, PATH."""
-    found = _ADDRESS.fullmatch(str(name))
-    return Path(f"/{found[2]}") if found is not None and found[1] in _HERE else Path(name)
-
-
-def to_write(name: str | Path, what: str = "files") -> Path:
-    """The path of this machine that something is to be written to. Raises UserError for an address of another one."""
-    if (address := address_of(name)) is None:
-        return path_of(name)
-    raise UserError(
-        f"{address}: {what} are written to a path, on a cluster one that all nodes share, such as /shared/runs/NAME. "
-        "Object stores have no locks and do not rename: copy the folder there at the end."
-    )
-
-
-def beside(folder: str | Path, name: str) -> Path:
-    """Where a file that belongs into a folder is written: into it, or for one at an address into this one."""
-    if (address := address_of(folder)) is None:
-        return path_of(folder) / name
-    return Path(f"{PurePosixPath(address).name}-{name}")
 
 
 def local_file(name: str | Path, error: type[UserError] = UserError) -> Path:
@@ -147,7 +108,6 @@ _ADVICE = "Check the address and the network."
 def _copy(address: str, system: Any, found: Mapping[str, tuple[str, Any]], error: type[UserError]) -> Path:
     """The folder with a copy of the files, made unless there is one of the same state. found: by name, place, state."""
     from diffrl.support.console import console
-    from diffrl.support.files import alone, atomic_path, cache_directory
 
     states = [(name, about.get("size"), _state(about)) for name, (_, about) in sorted(found.items())]
     known = all(told for *_, told in states)  # else a new content of the same size would go unseen

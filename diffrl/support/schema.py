@@ -29,7 +29,6 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from diffrl.support.errors import UserError, nearest, shown
-from diffrl.support.files import read_text, reading
 
 T = TypeVar("T")
 
@@ -145,68 +144,6 @@ def refuse_others(names: Iterable[str], what: str, *schemas: type) -> None:
 def refusal(field: str, value: object, expected: str) -> UserError:
     """The error for a value that will not do. field: its full name, such as --agent.width."""
     return UserError(f"{field} is {shown(value)}; expected {expected}.")
-
-
-_YAML = 2**18
-"""Bytes of a configuration at most: it takes seconds to read as many."""
-_DEPTH = 50
-"""How deep lists and mappings of a configuration may lie in one another."""
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file.
-
-    Aliases (`*name`), anchors (`&name`) and merges (`<<`) are refused: ten lines of them stand for a billion values.
-    Raises UserError where it cannot be read, is larger or nests deeper than any configuration, or is none.
-    """
-    import yaml  # most verbs' --help needs no file's
-
-    def refused(at: Any, what: str) -> UserError:
-        return UserError(f"{path} is not valid YAML: line {at.start_mark.line + 1} has {what}.")
-
-    class Loader(yaml.SafeLoader):
-        depth = 0
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-            if getattr(event, "anchor", None) is not None:  # of an alias too
-                raise refused(event, "an anchor or an alias: write the value out")
-            self.depth += 1
-            if self.depth > _DEPTH:
-                raise refused(event, f"more than {_DEPTH} levels in one another")
-            node = super().compose_node(parent, index)
-            self.depth -= 1
-            return node
-
-        def flatten_mapping(self, node: Any) -> None:
-            if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
-                raise refused(node, "a merge, <<: write the values out")
-
-    hint = f"For a data set: --agent NAME --dataset {path}." if path.suffix not in (".yaml", ".yml") else ""
-    try:
-        text = read_text(path, "a configuration in YAML", _YAML)
-    except UserError as error:
-        raise UserError(f"The configuration {error} {hint}".rstrip()) from error
-    with reading(f"{path} is not valid YAML", hint):
-        try:
-            values = yaml.load(text, Loader)
-        except yaml.MarkedYAMLError as error:
-            place = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-            raise UserError(f"{path} is not valid YAML: {error.problem}{place}. {hint}".rstrip()) from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a configuration: expected keys such as `dataset` and `agent`.")
-    return values
-
-
-def to_yaml(values: Mapping[str, Any]) -> str:
-    """The values as YAML that `read_yaml` takes: what stands twice is written twice, without an alias."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        def ignore_aliases(self, data: Any) -> bool:
-            return True
-
-    return str(yaml.dump(dict(values), Dumper=Dumper, sort_keys=False))
 
 
 @functools.cache

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from diffrl.support import folder
 from diffrl.support.errors import UserError, said_by
 from diffrl.support.files import atomic_path
 from diffrl.support.plots import BLUE, finish, new_figure, save
-from diffrl.support.sinks import TENSORBOARD, checked
 from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
-from diffrl.training.sinks import Sink, opened
-from envs import registry
-from envs.task import Task
+from diffrl.training.sinks import CSV, TENSORBOARD, WANDB, Sink, WeightsAndBiases
+from envs.task import Task, score_word
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,13 +31,33 @@ LEARNING_CURVE = "learning_curve.png"
 """The picture of a run's evaluations in its folder."""
 
 
+class TensorBoard(Sink):
+    """TensorBoard's events, in the folder `tensorboard` of the run; those after `step` are purged."""
+
+    name = "TensorBoard's events"
+
+    def __init__(self, run: Path, step: int) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer = SummaryWriter(log_dir=str(run / "tensorboard"), purge_step=step + 1 if step else None)
+
+    @override
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    @override
+    def close(self) -> None:
+        self._writer.close()
+
+
 class MetricsLog:
     """`metrics.csv` (one row a logging point and seed) and TensorBoard events, which a resumed run continues.
 
     Rows after `step`, left by a run that was killed past its last checkpoint, are dropped. A file that is damaged is
     set aside. Where events cannot be written, training goes on without them: metrics.csv has the same numbers.
 
-    to: what the numbers go to besides, in the words of `--log`. about: what is said of the run there.
+    to: what the numbers go to besides, in the words of `--log` (`sinks.checked`). about: what is said of the run there.
     """
 
     def __init__(
@@ -65,9 +84,14 @@ class MetricsLog:
         self._except_hook = threading.excepthook
         threading.excepthook = self._quietly
         self._sinks: list[Sink] = []
-        for name in checked(to).split(","):
+        for name in to.split(","):
             with self._optional():
-                self._sinks += opened(name, run, step, written, about or {})
+                if name == TENSORBOARD:
+                    self._sinks.append(TensorBoard(run, step))
+                elif name == WANDB:
+                    self._sinks.append(WeightsAndBiases(run, written, about or {}))
+                else:
+                    assert name == CSV
 
     def _read(self) -> list[list[str]]:
         """The rows of metrics.csv, the header first; none where it is empty, or damaged and so set aside."""
@@ -297,23 +321,6 @@ def evaluation_line(step: int, entry: dict[str, Any], episodes: int) -> str:
 def plus_minus(entry: dict[str, Any]) -> str:
     """The standard error of an evaluation, where it has one."""
     return "" if entry["error"] is None else f" ± {entry['error']:.1f}"
-
-
-def benchmark_family(reference: str) -> str:
-    """What the references belong to: the environment of a benchmark's id, such as hopper or maze2d-umaze.
-
-    OGBench's scores are of a task, which its id names.
-    """
-    if "singletask" in reference:
-        return reference
-    words = reference.split("-")
-    return "-".join(words[:2]) if words[0] == "maze2d" else words[0]
-
-
-def score_word(reference: str) -> str:
-    """What the scores of a benchmark are, as tables and pictures call them."""
-    success = registry.known(reference) and registry.get(reference).scored_by == "success"
-    return "success x100" if success else "normalised score x100"
 
 
 def read_scores(run: Path) -> dict[str, Any]:

@@ -1,17 +1,40 @@
-"""Where a run's numbers go besides `metrics.csv`, which every run has: TensorBoard, Weights & Biases."""
+"""Where a run's numbers may go besides `metrics.csv`, by name; and Weights & Biases. No torch.
+
+`diffrl.training.logs` writes metrics.csv, which every run has, and TensorBoard's events, which it has by default.
+"""
 
 import os
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
 
+from diffrl.support.errors import UserError, nearest
 from diffrl.support.files import atomic_path
 from diffrl.support.folder import say_once
-from diffrl.support.sinks import CSV, TENSORBOARD, WANDB, check_installed
+
+CSV, TENSORBOARD, WANDB = "csv", "tensorboard", "wandb"
+NAMES = (CSV, TENSORBOARD, WANDB)
+"""The names that --log takes; csv is written in any case."""
+
+
+def checked(names: str) -> str:
+    """The names of `--log`, separated by commas, each once. Raises UserError, naming the nearest, for one not known."""
+    found = [name.strip() for name in names.split(",")]
+    for name in found:
+        if name not in NAMES:
+            raise UserError(f"--log has {name!r}; {nearest(name, NAMES)}")
+    return ",".join(dict.fromkeys(found))
+
+
+def check_installed(names: str) -> None:
+    """Raise UserError where a library that `names` needs is not installed."""
+    if WANDB in names.split(",") and find_spec("wandb") is None:
+        raise UserError("--log wandb needs wandb, which is not installed: pip install 'diffrl[wandb]' brings it.")
 
 
 class Sink(ABC):
@@ -27,26 +50,6 @@ class Sink(ABC):
     @abstractmethod
     def close(self) -> None:
         """Write what is not written yet."""
-
-
-class TensorBoard(Sink):
-    """TensorBoard's events, in the folder `tensorboard` of the run; those after `step` are purged."""
-
-    name = "TensorBoard's events"
-
-    def __init__(self, run: Path, step: int) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        self._writer = SummaryWriter(log_dir=str(run / "tensorboard"), purge_step=step + 1 if step else None)
-
-    @override
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    @override
-    def close(self) -> None:
-        self._writer.close()
 
 
 class WeightsAndBiases(Sink):
@@ -108,20 +111,3 @@ def _logged_in(wandb: Any) -> bool:
         return bool(wandb.login(prompt=False))
     except Exception:  # whatever the library makes of a broken file of credentials
         return False
-
-
-def opened(names: str, run: Path, step: int, written: int, about: Mapping[str, Any]) -> list[Sink]:
-    """The sinks that `names` names, see `diffrl.support.sinks`, for a run that goes on after `step`.
-
-    written: the last step that metrics.csv had. Raises UserError where a library is missing, OSError where the disk
-    refuses.
-    """
-    found: list[Sink] = []
-    for name in names.split(","):
-        if name == TENSORBOARD:
-            found.append(TensorBoard(run, step))
-        elif name == WANDB:
-            found.append(WeightsAndBiases(run, written, about))
-        else:
-            assert name == CSV
-    return found

@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from diffrl.data import d4rl
-from diffrl.data.checks import Finding, Known, counted_limit, examine, take
-from diffrl.data.config import Taken
+from diffrl.data.checks import Finding, Known, Taken, counted_limit, examine, take
 from diffrl.data.offline import OfflineDataset, discrete_values
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import DataError, UserError

@@ -14,8 +14,9 @@ import yaml
 from diffrl.cli import main
 from diffrl.images.algorithms import ALGORITHMS as IMPLEMENTATIONS
 from diffrl.images.config import ALGORITHMS, Algo, FinetuneConfig, GRPOConfig, OnlineConfig
-from diffrl.images.run import dump, load
+from diffrl.images.run import load, plain
 from diffrl.support.errors import UserError
+from diffrl.support.files import to_yaml
 
 OLD = [json.loads(line) for line in (Path(__file__).parent / "old_configurations.jsonl").read_text().splitlines()]
 """What `finetune.yaml` held at commit 7a5e561 of a run with nothing but these --algo and --model: all 43 options."""
@@ -44,7 +45,7 @@ def test_what_an_old_run_was_told_is_kept(tmp_path: Path) -> None:
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(old | told))
     config = load(tmp_path / "old.yaml")
     assert {name: getattr(config, name) for name in told} == told | {"out": Path("runs/x")}
-    (tmp_path / "new.yaml").write_text(dump(config, Path("elsewhere")))
+    (tmp_path / "new.yaml").write_text(to_yaml(plain(config, Path("elsewhere"))))
     assert load(tmp_path / "new.yaml") == dataclasses.replace(config, out=Path("elsewhere").absolute())
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(old | {"reward": "jpeg + 0.5*digit:8"}))
     before = load(tmp_path / "old.yaml")

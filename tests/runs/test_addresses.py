@@ -18,7 +18,7 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.run import Run
 from diffrl.runs.study.scores import Scores
-from diffrl.support import remote
+from diffrl.support import files, remote
 from diffrl.support.errors import DataError, UserError
 from diffrl.support.folder import Damaged
 from envs.datasets import load_dataset
@@ -97,19 +97,19 @@ def site(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
     ],
 )
 def test_what_is_an_address(name: str, address: str | None, path: str | None) -> None:
-    assert remote.address_of(name) == address
-    assert remote.address_of(Path(name)) == address
+    assert files.address_of(name) == address
+    assert files.address_of(Path(name)) == address
     if path is not None:
-        assert remote.to_write(name) == remote.path_of(name) == Path(path)
+        assert files.to_write(name) == files.path_of(name) == Path(path)
     else:
         with pytest.raises(UserError, match="written to a path"):
-            remote.to_write(name)
+            files.to_write(name)
 
 
 def test_a_folder_here_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s3:" / "a").mkdir(parents=True)
-    assert remote.address_of("s3:/a") is None
+    assert files.address_of("s3:/a") is None
     assert remote.local_folder(Path("s3:/a")) == Path("s3:/a")
 
 

@@ -21,8 +21,8 @@ from diffrl.runs.sweep.queue import judged, to_run
 from diffrl.runs.sweep.state import Result, State, labels, state_of
 from diffrl.runs.sweep.task import perform
 from diffrl.support.errors import UserError
+from diffrl.support.files import to_write
 from diffrl.support.folder import held, steps
-from diffrl.support.remote import to_write
 from diffrl.training.logs import read_scores
 from tests.runs.sweep_cases import GRID, STEPS, runs, start, wait_for
 from tests.training.conftest import assert_same_run

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from diffrl.support.errors import UserError, explaining_memory, said_by, shown
+from diffrl.support.errors import UserError, said_by, shown
+from diffrl.support.machine import explaining_memory
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79.10 GiB. Of the allocated memory 1 GiB is used"
 

@@ -9,8 +9,7 @@ import pytest
 
 from diffrl.support import machine
 from diffrl.support.errors import UserError, listed, nearest
-from diffrl.support.files import parse_json, read_json, read_text, reading, regular_file
-from diffrl.support.schema import read_yaml, to_yaml
+from diffrl.support.files import parse_json, read_json, read_text, read_yaml, reading, regular_file, to_yaml
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from diffrl.runs import config as configuration
 from diffrl.runs.config import OnlineConfig, RunOptions, TrainConfig
 from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
-from diffrl.support.schema import Count, Positive, Range, Share, check, held, read, read_yaml
+from diffrl.support.files import read_yaml
+from diffrl.support.schema import Count, Positive, Range, Share, check, held, read
 from diffrl.tuning.config import ALGORITHMS as TUNING
 from diffrl.tuning.distil_config import DistilConfig
 

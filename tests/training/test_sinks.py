@@ -14,8 +14,8 @@ from agents import BC
 from diffrl.cli import main
 from diffrl.runs.config import RunOptions, TrainConfig, load
 from diffrl.support.errors import UserError
-from diffrl.support.sinks import checked
 from diffrl.training.logs import MetricsLog
+from diffrl.training.sinks import checked
 from tests.fixtures.make_old_runs import FOLDER as OLD
 
 SEEDS = [3, 5]

@@ -60,7 +60,7 @@ class Session:
         self._order = draw_pairs(self._starts, pairs, np.random.default_rng(mix((seed, _ORDER))))
         self._undone: list[Pair] = []
         self._chosen: dict[bytes, Ints] = {}
-        self._models: dict[bytes, Learned] = {}
+        self._fitted: dict[bytes, Learned] = {}
         self._worth = {n: Worth(n, asked, accuracy) for n, asked, accuracy in _points(labels.about)}
         self._unsaved, self._points_lock, self._closing = False, Lock(), Event()
         self._thread = ThreadPoolExecutor(1, "reward-model")
@@ -85,7 +85,7 @@ class Session:
             "labels": len(self.labels),
             "pairs": self._pairs,
             "worth": worth,
-            "learning": any(not model.done() for model in self._models.values()),
+            "learning": any(not model.done() for model in self._fitted.values()),
             "measured_every": EVERY if self._models is not None else None,
             "measured_from": LEAST,
         }
@@ -176,10 +176,10 @@ class Session:
         """The model of the first `number` labels, in the background; measured at the same time."""
         labels = self.labels.head(number)
         key = _digest(labels)
-        if key not in self._models:
-            self._models = dict(list(self._models.items())[-2:])
-            self._models[key] = self._thread.submit(self._learned, labels)
-        return self._models[key]
+        if key not in self._fitted:
+            self._fitted = dict(list(self._fitted.items())[-2:])
+            self._fitted[key] = self._thread.submit(self._learned, labels)
+        return self._fitted[key]
 
     def _learned(self, labels: LabelledPairs) -> tuple[Any, Worth | None] | None:
         learned = None if self._models is None else self._models.learn(labels, self._closing)

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from diffrl.images.model import Lora, Tuned
-from diffrl.support.errors import UserError, first_line, images_extra
+from diffrl.images.models.loading import images_extra
+from diffrl.support.errors import UserError, first_line
 from diffrl.support.files import parse_json, read_json
 
 DIFFUSERS = "pytorch_lora_weights.safetensors"

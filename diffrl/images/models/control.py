@@ -16,10 +16,10 @@ from typing_extensions import override
 from diffrl.diffusion import Network
 from diffrl.images.model import Condition, ImageModel, Lora, Tuned
 from diffrl.images.models.adapters import save_network
-from diffrl.images.models.loading import quiet, read_part
+from diffrl.images.models.loading import images_extra, quiet, read_part
 from diffrl.images.models.pipelines import load_pipeline
 from diffrl.images.models.reference import unet_of
-from diffrl.support.errors import UserError, images_extra
+from diffrl.support.errors import UserError
 
 EMBEDDING = (16, 32, 96, 256)
 """Channels of the convolutions that take a control image to the latents' size, each after the first halving it."""

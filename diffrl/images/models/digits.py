@@ -19,7 +19,6 @@ from diffrl.diffusion import VP, Prediction, denoising_loss
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models.training import OnProgress, optimise
 from diffrl.support.console import work
-from diffrl.support.errors import images_extra
 from diffrl.support.files import atomic_path, cache_directory
 from diffrl.support.seeds import generator_at
 
@@ -31,8 +30,8 @@ BATCH = 64
 @functools.cache
 def digits() -> tuple[Tensor, Tensor]:
     """scikit-learn's 1,797 digits, (1797, 1, 8, 8) in [0, 1] (grey levels / 16), and their classes (1797,)."""
-    with images_extra("The data set of digits"):
-        from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits
+
     data = load_digits()
     return torch.as_tensor(data.images, dtype=torch.float32)[:, None] / 16, torch.as_tensor(data.target)
 

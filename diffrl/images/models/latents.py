@@ -21,11 +21,11 @@ from diffrl.diffusion import denoising_loss
 from diffrl.images.examples import Digits
 from diffrl.images.model import Condition, Lora
 from diffrl.images.models.adapters import save_network
+from diffrl.images.models.loading import images_extra
 from diffrl.images.models.pipelines import LatentModel, class_of
 from diffrl.images.models.schedules import schedule_of
 from diffrl.images.models.training import OnProgress, optimise
 from diffrl.support.console import work
-from diffrl.support.errors import images_extra
 from diffrl.support.files import atomic_path, cache_directory
 from diffrl.support.seeds import generator_at
 

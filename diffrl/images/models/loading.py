@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from diffrl.support.errors import UserError, first_line, images_extra
+from diffrl.support.errors import UserError, first_line
 
 LIBRARIES = ("diffusers", "transformers")
 """Whose classes a pipeline may name: no other code is imported for it."""
@@ -18,6 +18,20 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of pipelines of text to image that are not read."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 """Ends of the names of files that are not opened: reading one may run code."""
+
+
+@contextmanager
+def images_extra(what: str = "Fine-tuning image models") -> Iterator[None]:
+    """A block of imports of diffusers, transformers, peft, accelerate or Pillow, which `what` needs.
+
+    Raises UserError, naming the package and the extra, where one is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{what} needs {error.name}, which is not installed: pip install 'diffrl[images]' brings it."
+        ) from error
 
 
 @contextmanager

@@ -29,11 +29,16 @@ class Reward(Protocol):
         """The reward's values (B,), one an image."""
 
 
+def parts_of(reward: Reward | None) -> list[Reward]:
+    """The rewards that one is made of: the terms of a sum, else itself; none of None."""
+    if isinstance(reward, Sum):
+        return [part for _, part in reward.terms]
+    return [] if reward is None else [reward]
+
+
 def grouped(reward: Reward) -> bool:
     """Whether a reward, or a part of a sum, is to be asked about all images of a prompt in one call."""
-    if isinstance(reward, Sum):
-        return any(grouped(part) for _, part in reward.terms)
-    return bool(getattr(reward, "grouped", False))
+    return any(getattr(part, "grouped", False) for part in parts_of(reward))
 
 
 class RewardError(UserError):

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffrl.images.models.loading import images_extra
 from diffrl.images.rewards import preprocess, pretrained
 from diffrl.images.rewards.base import Metadata
-from diffrl.support.errors import UserError, images_extra, nearest
+from diffrl.support.errors import UserError, nearest
 
 
 class Classifier:

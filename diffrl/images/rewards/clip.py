@@ -24,10 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
+from diffrl.images.models.loading import images_extra
 from diffrl.images.models.text import tell_cut
 from diffrl.images.rewards import preprocess, pretrained
 from diffrl.images.rewards.base import Metadata
-from diffrl.support.errors import UserError, images_extra
+from diffrl.support.errors import UserError
 
 HEAD = "aesthetic.safetensors"
 

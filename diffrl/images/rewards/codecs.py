@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffrl.images.models.loading import images_extra
 from diffrl.images.rewards.base import Metadata
-from diffrl.support.errors import UserError, images_extra
+from diffrl.support.errors import UserError
 
 QUALITY = 95
 """JPEG's quality, as DDPO has it."""

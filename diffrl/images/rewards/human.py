@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffrl.images.rewards.base import Metadata, Reward, Sum
+from diffrl.images.rewards.base import Metadata
 from diffrl.images.rewards.votes_model import VotesModel
 from diffrl.support import folder as folders
 from diffrl.support.console import console
@@ -205,12 +205,6 @@ def fit(votes: Sequence[Vote], folder: Path, pixels: MutableMapping[str, Tensor]
         if other != vote.images[vote.best]
     ]
     return VotesModel.fit(pairs)
-
-
-def humans(reward: Reward | None) -> list[Human]:
-    """The parts of a reward that ask a person."""
-    parts = [part for _, part in reward.terms] if isinstance(reward, Sum) else [reward]
-    return [part for part in parts if isinstance(part, Human)]
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

@@ -24,11 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffrl.images.models.loading import images_extra
 from diffrl.images.models.text import tell_cut
 from diffrl.images.rewards import preprocess, pretrained
 from diffrl.images.rewards.base import Metadata
 from diffrl.images.rewards.clip import chain, read_head
-from diffrl.support.errors import UserError, images_extra
+from diffrl.support.errors import UserError
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Mean and deviation of the head's values on the validation prompts, as published."""

@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from diffrl.images.models.loading import pickles, silence
+from diffrl.images.models.loading import images_extra, pickles, silence
 from diffrl.support import files
-from diffrl.support.errors import UserError, first_line, images_extra
+from diffrl.support.errors import UserError, first_line
 
 PATTERNS = ["*.json", "*.txt", "*.model", "model*.safetensors", "head.safetensors"]
 """What is fetched of a hub's repository: no pickles, and no second copy of the weights in another library's format."""

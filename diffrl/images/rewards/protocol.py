@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Buffer, override
 
+from diffrl.images.models.loading import images_extra
 from diffrl.images.rewards.base import Reward, ask
-from diffrl.support.errors import UserError, first_line, images_extra
+from diffrl.support.errors import UserError, first_line
 
 DEPTH = 32
 """Lists and objects within one another, at most, in a request's metadata."""

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffrl.support.errors import DataError, images_extra
+from diffrl.images.models.loading import images_extra
+from diffrl.support.errors import DataError
 
 SCORES = ("aesthetics_score", "artifact_score", "misalignment_score", "overall_score")
 """The names of the scores, in the order of `Feedback.scores`."""

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from diffrl.runs import config as configuration
 from diffrl.runs.config import OnlineConfig, TrainConfig
 from diffrl.runs.run import OFFLINE, ONLINE, Run
-from diffrl.runs.train import called
+from diffrl.support.files import to_yaml
 from diffrl.support.machine import versions
-from diffrl.support.schema import to_yaml
 from diffrl.support.statistics import estimate
-from diffrl.training.logs import benchmark_family, returns_of, score_word
+from diffrl.training.logs import returns_of
 from diffrl.tuning import config as tuning
 from diffrl.tuning.distil_config import DISTIL, DistilConfig
 from envs import registry
-from envs.datasets import FILE_SUFFIXES
+from envs.datasets import FILE_SUFFIXES, called
+from envs.task import benchmark_family, score_word
 
 FEW_SEEDS = 5
 """Fewer seeds than these say little of the spread."""

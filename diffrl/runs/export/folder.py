@@ -23,8 +23,9 @@ from agents.base import Agent
 from agents.planning import Planner
 from diffrl.data.preprocessing import Normaliser, Preprocessing
 from diffrl.support import folder as folders
-from diffrl.support.errors import UserError, explaining_memory, first_line, listed
+from diffrl.support.errors import UserError, first_line, listed
 from diffrl.support.folder import Damaged
+from diffrl.support.machine import explaining_memory
 from diffrl.support.schema import Count, Natural, Range, Seed, read
 from diffrl.support.seeds import generator_at
 from diffrl.tuning import config as tuning

@@ -12,10 +12,11 @@ from typing import Any
 from diffrl.runs.config import MACHINE, TrainConfig
 from diffrl.runs.run import IMAGES, OFFLINE, Run, kind_of
 from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
-from diffrl.runs.train import called
 from diffrl.support.errors import UserError
-from diffrl.training.logs import benchmark_family, read_scores
+from diffrl.training.logs import read_scores
 from envs import registry
+from envs.datasets import called
+from envs.task import benchmark_family
 
 _NOT_SETTINGS = (
     *("dataset", "env", "env_kwargs", "max_episode_steps", "rows", "seeds", "eval_every", "eval_episodes"),
