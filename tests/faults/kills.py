@@ -60,8 +60,7 @@ CHAINS: dict[str, Chain] = {
         ),
         Chain(
             "nft",
-            # Episodes end where checkpoints are: an environment begins a new one when its run goes on.
-            sound.RUNS["nft"].replace("--steps 20 --eval-every 10", "--steps 60 --eval-every 20 --max-episode-steps 5"),
+            sound.RUNS["nft"].replace("--steps 20 --eval-every 10", "--steps 60 --eval-every 20"),
             "resume nft",
             "nft",
             (sound.WIDE, "diffusion"),

@@ -52,13 +52,17 @@ RUNS: dict[str, str] = {
     "dpo": f"finetune policy diffusion --algo dpo {_POLICY} --steps 4 --eval-every 2 --pairs 16 --batch-size 8 "
     "--out dpo",
     "nft": f"finetune policy diffusion --algo nft {_POLICY} --environments 2 --rollout-steps 5 --steps 20 "
-    "--eval-every 10 --epochs 1 --batch-size 10 --critic-width 4 --critic-layers 1 --out nft",
+    "--eval-every 10 --epochs 1 --batch-size 10 --critic-width 4 --critic-layers 1 "
+    "--max-episode-steps 5 --out nft",
     "distil": "distil diffusion --eval-episodes 1 --steps 4 --eval-every 2 --batch-size 8 --out distil",
     "images": "finetune --model tiny-digits --algo ddpo-is --lora 1 --queries 8 --batch 4 --updates 1 --steps 2 "
     "--eval-samples 2 --warm-up 0 --out images",
     "augment": f"{AUGMENT} --samples 20",
 }
-"""The runs by kind: the words after `diffrl`. The folder has the kind's name, but augment's, which is `new-synther`."""
+"""The runs by kind: the words after `diffrl`. The folder has the kind's name, but augment's, which is `new-synther`.
+
+Episodes of nft end where its checkpoints are: an environment begins a new one where a run goes on.
+"""
 OTHER: dict[str, str] = {
     kind: words.replace("--seeds 3", "--seeds 4").replace(f"--out {kind}", f"--out other/{kind}")
     for kind, words in RUNS.items()

@@ -14,9 +14,14 @@ from agents import AgentConfig, DiffusionBC
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.runs.config import TrainConfig
+from envs.task import Task
+from tests.runs.made_runs import SIZES
 
 BEST = np.array([0.3, -0.5])
 """The bandit's best action."""
+BANDIT = Task("Target-v0", {}, None, False)
+"""As a task of `made_run`, whose runs are not trained."""
+SIZES["Target-v0"] = 1, 2
 SMALL: dict[str, Any] = {"width": 32, "layers": 1, "batch_size": 32}
 
 

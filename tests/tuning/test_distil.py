@@ -14,6 +14,7 @@ import diffrl
 from agents import BFN, EDP, FQL, TD3BC, AgentConfig, ConsistencyAC, Diffuser, DiffusionBC, DiffusionQL
 from diffrl.commands.distil import run as command
 from diffrl.diffusion import VE, Sampler, consistency_loss, couple, solver_step
+from diffrl.nets import Adam
 from diffrl.runs import distil as runs_distil
 from diffrl.runs.distil import PICTURE, RESULT, distil
 from diffrl.runs.policy import load_agent
@@ -24,8 +25,9 @@ from diffrl.tuning.distil import DistilLearner, Teacher, student_map
 from diffrl.tuning.distil_config import DistilConfig, student_config
 from diffrl.tuning.target import forward_policy
 from tests.rounding import rounding
+from tests.runs.made_runs import made_run
 from tests.training.conftest import assert_same_run
-from tests.tuning.conftest import SMALL, target_run
+from tests.tuning.conftest import BANDIT, SMALL, target_run
 
 TEACHERS: tuple[AgentConfig, ...] = (DiffusionBC(**SMALL), EDP(**SMALL), BFN(**SMALL))
 MEAN, STD = torch.tensor([0.2, -0.3]), torch.tensor([0.2, 0.15])
@@ -186,12 +188,14 @@ def test_a_trained_students_map_is_the_closed_form_in_each_seed(monkeypatch: pyt
     for fields, steps, most in (
         ({"to": "consistency", "levels": 10}, 600, 0.06),
         ({"to": "consistency", "loss": "scm", "warm_up": 50}, 400, 0.06),
-        ({"to": "reflow"}, 300, 0.03),
+        ({"to": "reflow"}, 250, 0.03),
     ):
-        config: Any = dataclasses.replace(TEACHERS[1], width=64, layers=2)
+        config: Any = dataclasses.replace(TEACHERS[1], width=64, layers=2, sampling_steps=8)
         made, student = learner(gaussian(config, monkeypatch), learning_rate=3e-3, ema_rate=0.05, **fields)
+        if fields["to"] == "reflow":
+            made._optimiser = Adam(made.trained, 1e-2, 10.0, decay_steps=steps)
         generator = torch.Generator().manual_seed(0)
-        batch: Any = type("Batch", (), {"observations": drawn(2, 128, 3, seed=7)})()
+        batch: Any = type("Batch", (), {"observations": drawn(2, 96, 3, seed=7)})()
         for _ in range(steps):
             made.update(batch, generator)
         found = student_map(student.policy, 1)(observations, z)
@@ -221,7 +225,7 @@ def test_seeds_are_distilled_as_if_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 # --- Runs ----------------------------------------------------------------------------------------------------------
 
-QUICK: dict[str, Any] = {"batch_size": 32, "steps": 12, "eval_every": 6, "eval_episodes": 2, "log_every": 4}
+QUICK: dict[str, Any] = {"batch_size": 8, "steps": 4, "eval_every": 2, "eval_episodes": 2, "log_every": 2}
 
 
 def distilled(start: Path, out: Path, **fields: Any) -> Path:
@@ -234,15 +238,15 @@ def distilled(start: Path, out: Path, **fields: Any) -> Path:
 def test_a_run_that_is_cut_goes_on_bit_for_bit_and_is_like_any_other(cloned: Path, tmp_path: Path, to: str) -> None:
     """Also where the cut is in the comparison after its steps; evaluate, load_policy and fine-tuning's refusal."""
     whole = distilled(cloned, tmp_path / "whole", to=to)
-    cut = distilled(cloned, tmp_path / "cut", to=to, steps=6)
-    diffrl.resume(cut, steps=12, quiet=True)
+    cut = distilled(cloned, tmp_path / "cut", to=to, steps=2)
+    diffrl.resume(cut, steps=4, quiet=True)
     assert_same_run(whole, cut)
     first = json.loads((whole / RESULT).read_text())["rows"]
     assert json.loads((cut / RESULT).read_text())["rows"] == first
     (cut / RESULT).unlink()
     diffrl.resume(cut, quiet=True)
     assert json.loads((cut / RESULT).read_text())["rows"] == first
-    with pytest.raises(UserError, match="has 12 steps already"):
+    with pytest.raises(UserError, match="has 4 steps already"):
         diffrl.resume(cut, quiet=True)
     assert (whole / PICTURE).is_file()
     who = [row["who"] for row in first]
@@ -261,7 +265,7 @@ def test_a_cut_in_a_later_comparison_leaves_no_comparison_of_fewer_steps(
     cloned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that went on and was cut before its new comparison makes it on resuming, and says meanwhile nothing old."""
-    run = distilled(cloned, tmp_path / "run", steps=6)
+    run = distilled(cloned, tmp_path / "run", steps=2)
     old = json.loads((run / RESULT).read_text())["rows"]
 
     def cut(*given: Any) -> Any:
@@ -270,7 +274,7 @@ def test_a_cut_in_a_later_comparison_leaves_no_comparison_of_fewer_steps(
     with monkeypatch.context() as patched:
         patched.setattr(runs_distil, "compare_calls", cut)
         with pytest.raises(KeyboardInterrupt):
-            diffrl.resume(run, steps=12, quiet=True)
+            diffrl.resume(run, steps=4, quiet=True)
     assert not (run / RESULT).exists()
     diffrl.resume(run, quiet=True)
     assert json.loads((run / RESULT).read_text())["rows"] != old
@@ -280,7 +284,7 @@ def test_critics_go_on_choosing_where_they_are_of_the_same_kind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where they are not, learning online begins with untrained ones, and says so."""
-    quick: dict[str, Any] = {"steps": 4, "eval_every": 4, "eval_episodes": 1, "seeds": (0,)}
+    quick: dict[str, Any] = {"steps": 2, "eval_every": 2, "eval_episodes": 1, "seeds": (0,)}
     for config, to, kept in (
         (DiffusionQL(**SMALL, act_candidates=3), "consistency", True),
         (DiffusionQL(**SMALL, act_candidates=3), "reflow", False),
@@ -291,7 +295,7 @@ def test_critics_go_on_choosing_where_they_are_of_the_same_kind(
         run = distilled(start, tmp_path / name / "run", to=to, steps=2, eval_every=2, calls=2)
         agent: Any = Run.read(run).config.agent
         assert agent.act_candidates == (3 if kept else 1)
-        before, after = (checkpoint.load(r, n).learner for r, n in ((start, 4), (run, 2)))
+        before, after = (checkpoint.load(r, n).learner for r, n in ((start, 2), (run, 2)))
         critics = [n for n in after if n.startswith(("critic.", "target_critic."))]
         assert critics
         loaded: Any = load_agent(Run.read(run), 0)
@@ -305,16 +309,15 @@ def test_critics_go_on_choosing_where_they_are_of_the_same_kind(
 
 
 def test_what_cannot_be_distilled_says_so(cloned: Path, tmp_path: Path) -> None:
-    quick: dict[str, Any] = {"steps": 2, "eval_every": 2, "eval_episodes": 1, "seeds": (0,)}
     for config in (TD3BC(**SMALL), FQL(**SMALL), ConsistencyAC(**SMALL)):
-        start = target_run(tmp_path / config.name, config, **quick)
+        start = made_run(tmp_path / config.name, config, BANDIT)
         with pytest.raises(UserError, match="does not act by a diffusion or flow policy alone"):
             distilled(start, tmp_path / "a")
     for config in (DiffusionBC(**SMALL, denoising_steps=1), BFN(**SMALL, flow_steps=1)):
-        once = target_run(tmp_path / f"{config.name}-once", config, **quick)
+        once = made_run(tmp_path / f"{config.name}-once", config, BANDIT)
         with pytest.raises(UserError, match="in one call already"):
             distilled(once, tmp_path / "a")
-    chunked = target_run(tmp_path / "chunked", BFN(**SMALL, chunk=2), **quick)
+    chunked = made_run(tmp_path / "chunked", BFN(**SMALL, chunk=2), BANDIT)
     for to in ("consistency", "reflow"):
         with pytest.raises(UserError, match=r"bfn has chunks of actions .*, and distillation is of single ones"):
             distilled(chunked, tmp_path / "a", to=to)

@@ -28,8 +28,9 @@ from diffrl.tuning.config import DPPOConfig, NFTConfig
 from diffrl.tuning.environments import Environments
 from diffrl.tuning.nft import NFTLearner, NFTTrainer, among_group, draw, goodness, normalised, policy_nft_loss
 from tests.rounding import assert_equal_to_rounding, rounding
+from tests.runs.made_runs import made_run
 from tests.training.conftest import assert_same_run
-from tests.tuning.conftest import BEST, SMALL, Target, target_run
+from tests.tuning.conftest import BANDIT, BEST, SMALL, Target, target_run
 
 F64 = torch.float64
 QUICK: dict[str, Any] = {"environments": 10, "rollout_steps": 4, "batch_size": 20, "epochs": 2, "critic_width": 16}
@@ -71,28 +72,11 @@ def quadrature(mean: float, std: float, k: float, n: int = 24) -> tuple[Tensor, 
 def gradient(
     new: Known, old: Known, a: Tensor, e: Tensor, weights: Tensor, r: Tensor, t: float, config: NFTConfig
 ) -> Tensor:
-    """The derivative of the loss with respect to the trained policy's coefficients, its rows weighted so."""
-    times = torch.full((1, len(a)), t, dtype=F64)
-    new.times = old.times = times
-    loss = torch.zeros((), dtype=F64)
-    # One row a call: the loss is a mean of rows, and these have weights of their own.
-    rows = []
-    for i in range(len(a)):
-        new.times = old.times = times[:, i : i + 1]
-        one = policy_nft_loss(
-            new,  # type: ignore[arg-type]
-            old,  # type: ignore[arg-type]
-            old,  # type: ignore[arg-type]
-            torch.zeros(1, 1, 1, dtype=F64),
-            a[i].view(1, 1, 1),
-            r[i].view(1, 1),
-            times[:, i : i + 1],
-            e[i].view(1, 1, 1),
-            config,
-            adaptive=False,
-        )[0]
-        rows.append(one[0])
-    loss = (weights * torch.stack(rows)).sum()
+    """The derivative of the loss with respect to the trained policy's coefficients, its rows (n,) weighted so."""
+    # A row a seed: the loss is a mean over a seed's rows, and these have weights of their own.
+    new.times = old.times = torch.full((len(a), 1), t, dtype=F64)
+    given: Any = torch.zeros(len(a), 1, 1, dtype=F64), a.view(-1, 1, 1), r.view(-1, 1), new.times, e.view(-1, 1, 1)
+    loss = (weights * policy_nft_loss(new, old, old, *given, config, adaptive=False)[0]).sum()  # type: ignore[arg-type]
     return torch.autograd.grad(loss, new.c)[0]
 
 
@@ -270,7 +254,7 @@ def critical(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run of Diffusion-QL, which has critics; it clones."""
     out = tmp_path_factory.mktemp("critical") / "run"
     agent = DiffusionQL(**SMALL, ema_start=10, q_weight=0.0, actor_lr=3e-3)
-    return target_run(out, agent, steps=300, eval_every=300, eval_episodes=2)
+    return target_run(out, agent, steps=100, eval_every=100, eval_episodes=2)
 
 
 def by_critics(critical: Path, values: Any = None, **fields: Any) -> tuple[NFTLearner, Agent]:
@@ -293,11 +277,11 @@ def test_critics_lead_to_what_they_value(critical: Path) -> None:
     def values(observations: Tensor, actions: Tensor) -> Tensor:
         return -((actions - best) ** 2).sum(-1)
 
-    made, agent = by_critics(critical, values, learning_rate=1e-3, states=32, group=16)
+    made, agent = by_critics(critical, values, learning_rate=3e-3, states=32, group=8)
     states, generator = torch.zeros(2, 100, 1), torch.Generator().manual_seed(0)
     batch: Any = type("Batch", (), {"observations": torch.rand(2, 32, 1, generator=generator) * 2 - 1})()
     before = ((agent.act(states, generator) - best) ** 2).sum(-1).mean(-1)
-    for _ in range(150):
+    for _ in range(60):
         metrics = made.update(batch, generator)
     after = ((agent.act(states, generator) - best) ** 2).sum(-1).mean(-1)
     assert (after < before / 2).all()
@@ -324,7 +308,7 @@ def test_critics_that_tell_nothing_apart_leave_that_seed_to_the_bit(critical: Pa
 
 def test_a_run_that_hears_nothing_is_marked(cloned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In scores.json and in a line at the end, by DPPO and by NFT; one that hears something is not."""
-    quick: dict[str, Any] = {"steps": 80, "eval_every": 80, "eval_episodes": 2}
+    quick: dict[str, Any] = {"steps": 40, "eval_every": 40, "eval_episodes": 2}
     heard = tuned(cloned, tmp_path / "heard", **quick)
     assert "updates_without_signal" not in json.loads((heard / "scores.json").read_text())
     known: Any = gymnasium.spec("Target-v0").entry_point
@@ -334,7 +318,7 @@ def test_a_run_that_hears_nothing_is_marked(cloned: Path, tmp_path: Path, monkey
         config = schema(start_run=cloned, **QUICK)
         run = finetune_policy(config, out=tmp_path / schema.algo, quiet=True, **quick)
         assert json.loads((run / "scores.json").read_text())["updates_without_signal"] == 1
-        start, end = (checkpoint.load(r, n).learner for r, n in ((cloned, 500), (run, 80)))
+        start, end = (checkpoint.load(r, n).learner for r, n in ((cloned, 500), (run, 40)))
         assert all(torch.equal(t, start[n]) for n, t in end.items())
 
 
@@ -344,21 +328,22 @@ def test_a_run_that_hears_nothing_is_marked(cloned: Path, tmp_path: Path, monkey
 def tuned(start: Path, out: Path, **fields: Any) -> Path:
     settings = {name: fields.pop(name) for name in list(fields) if name in NFTConfig.__dataclass_fields__}
     config = NFTConfig(start_run=start, **(QUICK | settings))
-    return finetune_policy(config, out=out, quiet=True, **({"steps": 200, "eval_every": 80} | fields))
+    quick: dict[str, Any] = {"steps": 120, "eval_every": 80, "eval_episodes": 2}
+    return finetune_policy(config, out=out, quiet=True, **(quick | fields))
 
 
 def test_a_run_that_is_cut_goes_on_bit_for_bit(cloned: Path, critical: Path, tmp_path: Path) -> None:
     """In the environment, whose episodes of one step end where the run is cut; and by critics. What acts has moved."""
     whole = tuned(cloned, tmp_path / "whole")
     cut = tuned(cloned, tmp_path / "cut", steps=80)
-    diffrl.resume(cut, steps=200, quiet=True)
+    diffrl.resume(cut, steps=120, quiet=True)
     assert_same_run(whole, cut)
-    quick: dict[str, Any] = BY_CRITICS | {"eval_every": 6, "eval_episodes": 2, "log_every": 4}
+    quick: dict[str, Any] = BY_CRITICS | {"eval_every": 6, "log_every": 4}
     whole = tuned(critical, tmp_path / "whole-critics", steps=12, **quick)
     cut = tuned(critical, tmp_path / "cut-critics", steps=6, **quick)
     diffrl.resume(cut, steps=12, quiet=True)
     assert_same_run(whole, cut)
-    start = checkpoint.load(critical, 300).learner
+    start = checkpoint.load(critical, 100).learner
     moved = {n for n, t in checkpoint.load(whole, 12).learner.items() if not torch.equal(t, start[n])}
     assert moved
     assert all(name.startswith(("actor.", "ema_actor.")) for name in moved)
@@ -388,11 +373,10 @@ def test_a_stop_within_an_iteration_is_saved_as_before_it(
 @pytest.mark.parametrize("agent", [EDP(**SMALL), IDQL(**SMALL, blocks=1), IFQL(**SMALL)])
 def test_any_sampler_will_do(agent: AgentConfig, tmp_path: Path) -> None:
     """A solver, IDQL's own sampler, which is kept, a flow; in the environment and by critics."""
-    start = target_run(tmp_path / "start", agent, steps=4, eval_every=4, eval_episodes=2, seeds=(0,))
-    rest: dict[str, Any] = {"eval_episodes": 2}
+    start = target_run(tmp_path / "start", agent, steps=4, eval_every=4, eval_episodes=1, seeds=(0,))
     for run in (
-        tuned(start, tmp_path / "acted", steps=80, eval_every=80, **rest),
-        tuned(start, tmp_path / "told", steps=4, eval_every=4, **(BY_CRITICS | rest)),
+        tuned(start, tmp_path / "acted", steps=80),
+        tuned(start, tmp_path / "told", steps=4, **BY_CRITICS),
     ):
         config: Any = Run.read(run).config.agent
         assert config == dataclasses.replace(agent, act_candidates=1)  # type: ignore[call-arg]
@@ -404,15 +388,14 @@ def test_any_sampler_will_do(agent: AgentConfig, tmp_path: Path) -> None:
 def test_what_cannot_be_tuned_says_so(cloned: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="diffusion_bc has no critics"):
         tuned(cloned, tmp_path / "a", advantages="critics")
-    quick: dict[str, Any] = {"steps": 2, "eval_every": 2, "eval_episodes": 1, "seeds": (0,)}
     for agent in (FQL(**SMALL), QGuidance(**SMALL)):
-        start = target_run(tmp_path / agent.name, agent, **quick)
+        start = made_run(tmp_path / agent.name, agent, BANDIT)
         with pytest.raises(UserError, match="policy alone"):
             tuned(start, tmp_path / "a")
-    chunked = target_run(tmp_path / "chunked", BFN(**SMALL, chunk=2), **quick)
+    chunked = made_run(tmp_path / "chunked", BFN(**SMALL, chunk=2), BANDIT)
     with pytest.raises(UserError, match=r"bfn has chunks of actions .*, and DiffusionNFT in an environment is of"):
         tuned(chunked, tmp_path / "a")
-    blind = target_run(tmp_path / "blind", steps=2, env="none", seeds=(0,))
+    blind = made_run(tmp_path / "blind", DiffusionQL(**SMALL), dataclasses.replace(BANDIT, env_id=None))
     with pytest.raises(UserError, match="nothing for DiffusionNFT to act in"):
         tuned(blind, tmp_path / "a")
     with pytest.raises(UserError, match="--group is 1"):
@@ -422,10 +405,11 @@ def test_what_cannot_be_tuned_says_so(cloned: Path, tmp_path: Path) -> None:
 
 def test_the_command(critical: Path, tmp_path: Path) -> None:
     words = "--algo nft --environments 5 --rollout-steps 4 --batch-size 10 --epochs 1 --critic-width 16 --eval-every 20"
+    words += " --eval-episodes 2"
     assert (
-        command([str(critical), *words.split(), "--steps", "40", "--seeds", "1", "--out", str(tmp_path / "run")]) == 0
+        command([str(critical), *words.split(), "--steps", "20", "--seeds", "1", "--out", str(tmp_path / "run")]) == 0
     )
-    assert command(["--resume", str(tmp_path / "run"), "--steps", "60"]) == 0
-    assert checkpoint.steps(tmp_path / "run")[-1] == 60
-    words = "--algo nft --advantages critics --group 4 --states 8 --steps 4 --eval-every 4 --eval-episodes 2"
+    assert command(["--resume", str(tmp_path / "run"), "--steps", "40"]) == 0
+    assert checkpoint.steps(tmp_path / "run")[-1] == 40
+    words = "--algo nft --advantages critics --group 4 --states 8 --steps 2 --eval-every 2 --eval-episodes 2"
     assert command([str(critical), *words.split(), "--out", str(tmp_path / "told")]) == 0

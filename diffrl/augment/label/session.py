@@ -54,13 +54,13 @@ class Session:
         active: bool = False,
     ) -> None:
         self._dataset, self.labels, self._out, self._pairs, self._seed = dataset, labels, out, pairs, seed
-        self._scene, self._models, self._active = scene or Scene(), models, active and models is not None
+        self._scene, self._learner, self._active = scene or Scene(), models, active and models is not None
         self._starts = segment_starts(dataset, labels.segment)
         # The first of more pairs are those of fewer.
         self._order = draw_pairs(self._starts, pairs, np.random.default_rng(mix((seed, _ORDER))))
         self._undone: list[Pair] = []
         self._chosen: dict[bytes, Ints] = {}
-        self._fitted: dict[bytes, Learned] = {}
+        self._models: dict[bytes, Learned] = {}
         self._worth = {n: Worth(n, asked, accuracy) for n, asked, accuracy in _points(labels.about)}
         self._unsaved, self._points_lock, self._closing = False, Lock(), Event()
         self._thread = ThreadPoolExecutor(1, "reward-model")
@@ -85,8 +85,8 @@ class Session:
             "labels": len(self.labels),
             "pairs": self._pairs,
             "worth": worth,
-            "learning": any(not model.done() for model in self._fitted.values()),
-            "measured_every": EVERY if self._models is not None else None,
+            "learning": any(not model.done() for model in self._models.values()),
+            "measured_every": EVERY if self._learner is not None else None,
             "measured_from": LEAST,
         }
 
@@ -158,7 +158,7 @@ class Session:
             return none
         labels = self.labels.head(begun)
         if (key := _digest(labels)) not in self._chosen:
-            assert self._models is not None
+            assert self._learner is not None
             learned = self._learn(begun - EVERY).result()
             n, known = len(self._starts), len(labels)
             pool = min(CANDIDATES, n * (n - 1) // 2 - known)
@@ -166,7 +166,7 @@ class Session:
             candidates = draw_pairs(self._starts, pool, rng, labels.pairs)
             segment = labels.segment
             # Of labels that are all equal nothing can be learned: then the pairs stay random.
-            of_model = none if learned is None else self._models.most_disputed(learned[0], candidates, segment, EVERY)
+            of_model = none if learned is None else self._learner.most_disputed(learned[0], candidates, segment, EVERY)
             self._chosen = {key: of_model}
         return self._chosen[key]
 
@@ -176,13 +176,13 @@ class Session:
         """The model of the first `number` labels, in the background; measured at the same time."""
         labels = self.labels.head(number)
         key = _digest(labels)
-        if key not in self._fitted:
-            self._fitted = dict(list(self._fitted.items())[-2:])
-            self._fitted[key] = self._thread.submit(self._learned, labels)
-        return self._fitted[key]
+        if key not in self._models:
+            self._models = dict(list(self._models.items())[-2:])
+            self._models[key] = self._thread.submit(self._learned, labels)
+        return self._models[key]
 
     def _learned(self, labels: LabelledPairs) -> tuple[Any, Worth | None] | None:
-        learned = None if self._models is None else self._models.learn(labels, self._closing)
+        learned = None if self._learner is None else self._learner.learn(labels, self._closing)
         if learned is not None and learned[1] is not None:
             with self._points_lock:
                 self._worth[len(labels)], self._unsaved = learned[1], True

@@ -141,7 +141,8 @@ def companion(spec: str) -> str | None:
             weights[name] = weights.get(name, 0.0) + weight * _weighed(text)[1]
     if not all(abs(weight) < float("inf") for weight in weights.values()):
         return None  # what `parse` refuses
-    return " + ".join(name if w == 1 else f"{_short(w)}*{name}" for name, w in weights.items() if w) or None
+    terms = [name if w == 1 else f"{str(w).removesuffix('.0')}*{name}" for name, w in weights.items() if w]
+    return " + ".join(terms) or None
 
 
 def is_single(spec: str) -> bool:
@@ -157,11 +158,6 @@ def _weighed(term: str) -> tuple[str, float]:
         return match[2], 1.0 if match[1] is None else float(match[1])
     except ValueError:
         return match[2], float("nan")
-
-
-def _short(weight: float) -> str:
-    """A weight as it is written: 2 and not 2.0."""
-    return repr(weight).removesuffix(".0")
 
 
 def named_in(spec: str) -> set[str]:
