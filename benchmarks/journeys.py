@@ -36,7 +36,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -62,6 +62,8 @@ EXPRESSIONS = ("<lambda>", "<genexpr>", "<listcomp>", "<setcomp>", "<dictcomp>")
 
 GOALS = {"train": (30, 55), "ddpo": (32, 60)}
 """At most so many files and crossings."""
+REACHED = {"train": (43, 95), "ddpo": (32, 59)}
+"""What there was when last somebody walked them: tests/benchmarks/test_journeys.py lets them grow by two at most."""
 TASK = "maze2d-umaze-v1"
 ROWS = "2000"
 ONE_PROCESS = ("--workers", "1", "--eval-workers", "0", "--no-compile")
@@ -280,10 +282,10 @@ def print_story(journey: Journey, console: Console) -> None:
     print_lines(lines, "Crossings in the order of their first visits", console, left=5)
 
 
-def missed(found: dict[str, Journey]) -> list[str]:
-    """A sentence for each goal that is missed."""
+def missed(found: Mapping[str, Journey], limits: Mapping[str, tuple[int, int]] = GOALS) -> list[str]:
+    """A sentence for each goal, of `limits`, that is missed."""
     sentences = []
-    for name, goals in GOALS.items():
+    for name, goals in limits.items():
         counts = len(found[name].files), len(found[name].crossings)
         for what, count, goal in zip(("files", "crossings"), counts, goals, strict=True):
             if count > goal:

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
-from diffrl.data.env_spec import BENCHMARK, USER, EnvSpec, parse_kwargs, parts_in
+from diffrl.data.env_spec import BENCHMARK, USER, EnvSpec, parts_in
 from diffrl.data.observations import goal_left_out
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.console import console
 from diffrl.support.errors import DataError, UserError, said_by, shown
-from diffrl.support.schema import Count, held
+from diffrl.support.schema import Count, held, parse_kwargs
 from envs import families, making, registry
 from envs.making import CannotRebuild, make_env
 

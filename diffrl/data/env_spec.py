@@ -7,12 +7,11 @@ Gymnasium's JSON text of a specification (`gymnasium.envs.registration.EnvSpec.t
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from diffrl.support.errors import DataError, UserError
+from diffrl.support.errors import DataError
 
 USER, BENCHMARK, FILE = "--env", "the benchmark", "the file's metadata"
 """Where a specification may come from; of a Minari data set it is the name of Minari's field."""
@@ -196,26 +195,3 @@ def _plain(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = str(value) if isinstance(value, str) else json.dumps(value, default=str).removesuffix(".0")
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def parse_kwargs(words: Sequence[str], flag: str = "--env-kwargs") -> dict[str, Any]:
-    """Arguments by name from words KEY=VALUE. A value is read as JSON (2.0, true, null, [1, 2]), else it is text.
-
-    Raises UserError for a word of another form, and for a key that is given twice.
-    """
-    found: dict[str, Any] = {}
-    for word in words:
-        match = re.fullmatch(r"([A-Za-z_]\w*)=(.*)", word, re.DOTALL)
-        if match is None:
-            raise UserError(f"{flag} is {word[:60]!r}; expected KEY=VALUE, such as g=2.0.")
-        key, text = match[1], match[2]
-        if key in found:
-            raise UserError(f"{flag} gives {key} twice: give it once.")
-        try:
-            found[key] = {"True": True, "False": False, "None": None}[text] if text in _PYTHON else json.loads(text)
-        except (ValueError, RecursionError):
-            found[key] = text
-    return found
-
-
-_PYTHON = ("True", "False", "None")

@@ -19,7 +19,6 @@ import agents
 from agents import AgentConfig
 from diffrl.augment.synther.config import RefitConfig, Sampling, Solver, SynthERConfig
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
-from diffrl.data.env_spec import parse_kwargs
 from diffrl.runs import workers as crew
 from diffrl.support.errors import UserError, nearest
 from diffrl.support.files import read_yaml, to_yaml
@@ -37,6 +36,7 @@ from diffrl.support.schema import (
     Share,
     Width,
     check,
+    parse_kwargs,
     read,
     refusal,
     refuse_others,

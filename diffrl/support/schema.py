@@ -20,11 +20,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import json
 import math
 import numbers
+import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -144,6 +146,29 @@ def refuse_others(names: Iterable[str], what: str, *schemas: type) -> None:
 def refusal(field: str, value: object, expected: str) -> UserError:
     """The error for a value that will not do. field: its full name, such as --agent.width."""
     return UserError(f"{field} is {shown(value)}; expected {expected}.")
+
+
+def parse_kwargs(words: Sequence[str], flag: str = "--env-kwargs") -> dict[str, Any]:
+    """Arguments by name from words KEY=VALUE. A value is read as JSON (2.0, true, null, [1, 2]), else it is text.
+
+    Raises UserError for a word of another form, and for a key that is given twice.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        match = re.fullmatch(r"([A-Za-z_]\w*)=(.*)", word, re.DOTALL)
+        if match is None:
+            raise UserError(f"{flag} is {word[:60]!r}; expected KEY=VALUE, such as g=2.0.")
+        key, text = match[1], match[2]
+        if key in found:
+            raise UserError(f"{flag} gives {key} twice: give it once.")
+        try:
+            found[key] = {"True": True, "False": False, "None": None}[text] if text in _PYTHON else json.loads(text)
+        except (ValueError, RecursionError):
+            found[key] = text
+    return found
+
+
+_PYTHON = ("True", "False", "None")
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from journeys import GOALS, OURS, Call, Journey, Recorder, handed_over, last_step, missed
+from journeys import GOALS, OURS, REACHED, Call, Journey, Recorder, handed_over, last_step, missed
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "journeys.py"
 FILES = {
@@ -124,10 +124,12 @@ def test_a_goal_that_is_missed_is_named() -> None:
         f"train: {crossings + 1} crossings; the goal is at most {crossings}",
         f"ddpo: {ddpo[0] + 1} files; the goal is at most {ddpo[0]}",
     ]
+    assert missed(more, {"ddpo": (ddpo[0] + 1, ddpo[1])}) == []
 
 
 @pytest.mark.slow
-def test_the_real_journeys_are_recorded_and_told(tmp_path: Path) -> None:
+def test_the_real_journeys_are_recorded_and_told_and_do_not_grow(tmp_path: Path) -> None:
+    """A new feature costs a run that has no use for it two files and two crossings at most: decide by one lookup."""
     out = tmp_path / "journeys.json"
     command = [sys.executable, str(SCRIPT), "--list", "step", "--json", str(out)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -136,3 +138,5 @@ def test_the_real_journeys_are_recorded_and_told(tmp_path: Path) -> None:
     assert {"train", "ddpo", "step"} <= found.keys()
     assert set(found["step"]["files"]) < set(found["train"]["files"])
     assert all(Path(file).parts[0] in OURS for file in found["ddpo"]["files"])
+    counts = {name: (found[name]["n_files"], found[name]["n_crossings"]) for name in REACHED}
+    assert all(counts[name][i] <= REACHED[name][i] + 2 for name in REACHED for i in (0, 1)), (counts, REACHED)

@@ -13,13 +13,14 @@ from agents import BC
 from diffrl.cli import main
 from diffrl.data import d4rl
 from diffrl.data import minari as minari_format
-from diffrl.data.env_spec import NO_LIMIT, EnvSpec, parse_kwargs
+from diffrl.data.env_spec import NO_LIMIT, EnvSpec
 from diffrl.data.offline import OfflineDataset
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.policy import evaluate
 from diffrl.runs.run import Run
 from diffrl.runs.train import same_data
 from diffrl.support.errors import DataError, UserError
+from diffrl.support.schema import parse_kwargs
 from envs import making
 from envs.datasets import load_dataset
 from envs.task import Task, find_task, fitting_env, open_task
