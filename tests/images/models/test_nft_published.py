@@ -1,4 +1,4 @@
-"""DiffusionNFT against its published form, written anew: velocities on straight lines, mixed as the authors mix them."""
+"""DiffusionNFT against its published form, written anew: velocities on straight lines, mixed as there."""
 
 from pathlib import Path
 from typing import Any
