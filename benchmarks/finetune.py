@@ -119,7 +119,8 @@ def words_of(config: FinetuneConfig) -> list[str]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in ("algo", "reward") or value != getattr(plain, field.name):
-            words += [flag(field.name), str(value)]
+            switch = flag(field.name) if value is not False else flag(f"no_{field.name}")
+            words += [switch] if isinstance(value, bool) else [switch, str(value)]
     return words
 
 
