@@ -3,12 +3,14 @@
     python benchmarks/finetune.py                               all of it; runs that are there are not made again
     python benchmarks/finetune.py --rewards digit:8 --algos ddpo-is draft --seeds 0
     python benchmarks/finetune.py --no-run                      only draw and write what there is
-    python benchmarks/finetune.py --model tiny-emoji --rewards emoji "colour:blue + emoji" --algos ddpo-is nft draft \
+    python benchmarks/finetune.py --model tiny-emoji --rewards colour:blue "colour:blue + emoji" --algos ddpo-is nft \
         --out benchmarks/results/finetune_emoji                 pictures of 32 x 32 in place of digits
+    python benchmarks/finetune.py --algos grpo "grpo, window 2" "grpo, window 2, guard" --rewards jpeg-file
 
 Every cell is `diffrl finetune --model M --algo A --reward R --seed S` with the settings of SETTINGS below, and what
 else is the command's default; each run stays in --runs, so that `diffrl compare` shows any of them. Class accuracy is
-of an independent classifier that is no part of any reward. ± is the standard error over the seeds.
+of an independent classifier that is no part of any reward. ± is the standard error over the seeds. CPU minutes are of
+a run's whole process, evaluations included; rounds cost the same, so that they are drawn in proportion to the images.
 
 jpeg-file is the negative size in kB of the image's JPEG, header included; about .63 kB of it are header.
 digit:8 is the probability that a classifier sees an 8, whatever the prompt: nine prompts in ten have to give up what
@@ -21,6 +23,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +44,11 @@ from diffrl.support.files import atomic_path
 from diffrl.support.machine import versions
 
 ALGOS: tuple[Algo, ...] = ("ddpo-is", "ddpo-sf", "grpo", "rwr", "d3po", "dpo", "draft", "nft")
+VARIANTS: dict[str, tuple[Algo, dict[str, Any]]] = {
+    "grpo, window 2": ("grpo", {"window": 2}),
+    "grpo, window 2, guard": ("grpo", {"window": 2, "guard": True}),
+}
+"""Cells that are no algorithm with its defaults: name, algorithm and options."""
 DIFFERENTIABLE = ("digit", "emoji", "colour", "symmetry")
 """What the names of rewards with a gradient begin with."""
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -50,6 +58,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ddpo-is jpeg-file + 0.2*digit": {"kl": 0.01, "held_out": "png"},
 }
 """What differs from the defaults, by "ALGO REWARD" or by "ALGO": the same for all seeds."""
+CPU = "cpu_seconds.json"
+"""The file in a run's folder of the CPU seconds that it took."""
 console = Console()
 
 
@@ -61,8 +71,9 @@ class Options:
     """Which model."""
     rewards: tuple[str, ...] = ("jpeg-file", "jpeg-file + 0.2*digit", "digit:8")
     """Which rewards."""
-    algos: tuple[Algo, ...] = ALGOS
-    """Which algorithms; draft only where the reward has a gradient, and on sums of rewards of digits only the first."""
+    algos: tuple[str, ...] = ALGOS
+    """Which algorithms, or VARIANTS; draft only where the reward has a gradient, and on sums of rewards of digits only
+    the first."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of everything random in a run; the pretrained model is one."""
     queries: int = 3072
@@ -85,14 +96,15 @@ class Options:
     """Results: this name with .md, .json and .png."""
 
 
-def config_of(options: Options, algo: Algo, reward: str, seed: int) -> FinetuneConfig:
-    """A cell's configuration."""
+def config_of(options: Options, cell: str, reward: str, seed: int) -> FinetuneConfig:
+    """The configuration of a cell: of an algorithm, or of one of VARIANTS."""
+    algo, extra = VARIANTS.get(cell, (cell, {}))
     of = "" if options.model == "tiny-digits" else f"{options.model}-"
-    title = f"{of}{algo}-{reward}-{options.queries * options.scale}-{seed}"
+    title = f"{of}{cell}-{reward}-{options.queries * options.scale}-{seed}"
     name = "".join(c if c.isalnum() or c in ".-" else "-" for c in title)
     folder = options.runs / name
     settings = {**SETTINGS.get(algo, {}), **SETTINGS.get(f"{algo} {reward}", {})}
-    settings = {"queries": options.queries, **settings, "device": options.device}
+    settings = {"queries": options.queries, **settings, **extra, "device": options.device}
     settings["queries"] *= options.scale
     if options.batch is not None:
         settings |= {"batch": options.batch, "micro_batch": options.batch}
@@ -107,7 +119,8 @@ def words_of(config: FinetuneConfig) -> list[str]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in ("algo", "reward") or value != getattr(plain, field.name):
-            words += [flag(field.name), str(value)]
+            switch = flag(field.name) if value is not False else flag(f"no_{field.name}")
+            words += [switch] if isinstance(value, bool) else [switch, str(value)]
     return words
 
 
@@ -120,19 +133,33 @@ def make(config: FinetuneConfig) -> None:
     words = ["--resume", str(config.out)] if cut else words_of(config)
     began = time.monotonic()
     command = [sys.executable, "-m", "diffrl.cli", "finetune", *words]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    with tempfile.TemporaryFile("w+") as said:
+        made = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=said, stderr=said)
+        _, status, usage = os.wait4(made.pid, 0)  # the CPU time of this process alone, others run beside it
+        made.returncode = os.waitstatus_to_exitcode(status)
+        if made.returncode:
+            said.seek(0)
+            raise SystemExit(f"{' '.join(command)} failed:\n{said.read()[-2000:]}")
+    spent = cpu_seconds(config.out)
+    if spent is not None or not cut:  # of a run that another hand began nobody knows
+        (config.out / CPU).write_text(json.dumps((spent or 0.0) + usage.ru_utime + usage.ru_stime))
     console.print(f"{config.out.name}: {time.monotonic() - began:.0f} s")
 
 
-def collect(options: Options, cells: Sequence[FinetuneConfig]) -> dict[str, Any]:
-    """The evaluations of all finished cells: [reward][algo] -> {command, runs: [[entries] a seed]}."""
+def cpu_seconds(run: Path) -> float | None:
+    """The CPU seconds that a run has taken so far, where they were measured."""
+    return float(json.loads((run / CPU).read_text())) if (run / CPU).exists() else None
+
+
+def collect(options: Options, cells: Sequence[tuple[str, FinetuneConfig]]) -> dict[str, Any]:
+    """The evaluations of all finished cells: [reward][cell] -> {command, runs: [[entries] a seed], cpu_seconds}."""
     found: dict[str, Any] = {}
-    for config in cells:
+    for name, config in cells:
         assert config.out is not None
         if (config.out / "model").exists():
-            cell = found.setdefault(config.scored_by, {}).setdefault(config.algo, {"seeds": [], "runs": []})
+            empty: dict[str, Any] = {"seeds": [], "runs": [], "cpu_seconds": []}
+            cell = found.setdefault(config.scored_by, {}).setdefault(name, empty)
+            cell["cpu_seconds"].append(cpu_seconds(config.out))
             cell["command"] = shlex.join(
                 ["diffrl", "finetune", *words_of(dataclasses.replace(config, seed=0, out=None))]
             )
@@ -148,29 +175,37 @@ def at_last(runs: Sequence[Sequence[dict[str, float]]], name: str) -> str:
     return f"{values.mean():.3f}{error}" if name != "kl" else f"{values.mean():,.0f}"
 
 
+def cpu_minutes(cell: dict[str, Any]) -> float | None:
+    """CPU minutes of a cell's runs, their mean, where all were measured."""
+    seconds = cell.get("cpu_seconds", [None])
+    return None if None in seconds else float(np.mean(seconds)) / 60
+
+
 def table(cells: dict[str, Any]) -> Lines:
     """A reward's table: the last evaluation of each algorithm beside the model before."""
     first = next(iter(cells.values()))["runs"][0][0]
-    lines = [["", "images scored", "reward", "held-out", "class accuracy", "diversity", "KL, nats", "seconds"]]
+    lines = [["", "images scored", "reward", "held-out", "class accuracy", "diversity", "KL, nats", "CPU minutes"]]
     before = [f"{first[name]:.3f}" for name in ("reward", "held_out", "class_accuracy", "diversity")]
     lines.append(["before", "0", *before, "0", ""])
     for algo, cell in cells.items():
         runs = cell["runs"]
         values = [at_last(runs, name) for name in ("reward", "held_out", "class_accuracy", "diversity", "kl")]
-        seconds = np.mean([run[-1]["seconds"] for run in runs])
-        lines.append([algo, f"{runs[0][-1]['queries']:,}", *values, f"{seconds:.0f}"])
+        minutes = cpu_minutes(cell)
+        spent = "" if minutes is None else f"{minutes:.1f}"
+        lines.append([algo, f"{runs[0][-1]['queries']:,}", *values, spent])
     return lines
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Reward and class accuracy against images scored, and one against the other; a line an algorithm."""
+    """Reward against images scored and CPU minutes, class accuracy, and one against the other; a line a cell."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4 * len(results)), layout="constrained")
-    panels = figure.subplots(len(results), 3, squeeze=False)
+    figure = Figure(figsize=(17, 4 * len(results)), layout="constrained")
+    panels = figure.subplots(len(results), 4, squeeze=False)
+    names = [*ALGOS, *VARIANTS]
     for line, (reward, cells) in zip(panels, results.items(), strict=True):
         for algo, cell in cells.items():
-            colour = COLOURS[ALGOS.index(algo) % len(COLOURS)]
+            colour = COLOURS[names.index(algo) % len(COLOURS)]
             # A run that scores its images before it learns (dpo) is drawn at where its budget of images is spent.
             x = np.array([entry["queries"] for entry in cell["runs"][0]])
             series = {
@@ -182,6 +217,11 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 error = values.std(0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.zeros_like(mean)
                 axes.plot(x, mean, color=colour, label=algo, marker="o", markersize=3)
                 axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+            minutes = cpu_minutes(cell)
+            if minutes is not None:
+                line[3].plot(
+                    x / x[-1] * minutes, series["reward"].mean(0), color=colour, label=algo, marker="o", markersize=3
+                )
             line[2].plot(
                 series["class_accuracy"].mean(0), series["reward"].mean(0), color=colour, marker="o", markersize=3
             )
@@ -190,6 +230,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
         line[2].set_ylabel(f"reward: {reward}")
         line[2].set_xlabel("class accuracy")
         line[2].invert_xaxis()
+        line[3].set_ylabel(f"reward: {reward}")
+        line[3].set_xlabel("CPU minutes")
         for axes in line[:2]:
             axes.set_xlabel("images scored")
         for axes in line:
@@ -223,7 +265,7 @@ def show(options: Options, results: dict[str, Any]) -> None:
 def main(options: Options) -> None:
     """Make the runs, `jobs` at a time, and write what there is after each."""
     cells = [
-        config_of(options, algo, reward, seed)
+        (algo, config_of(options, algo, reward, seed))
         for seed in options.seeds
         for reward in options.rewards
         for algo in options.algos
@@ -236,7 +278,7 @@ def main(options: Options) -> None:
 
             tiny_digits_folder()
         with ThreadPoolExecutor(options.jobs) as pool:
-            for _ in pool.map(make, cells):
+            for _ in pool.map(make, [config for _, config in cells]):
                 save(options, collect(options, cells))
     results = collect(options, cells)
     save(options, results)

@@ -17,8 +17,10 @@ from diffrl.diffusion.chain import at_steps
 from diffrl.images.algorithms.base import Finetuner
 from diffrl.images.algorithms.dpo import ROUND as PAIRS_ROUND
 from diffrl.images.algorithms.dpo import SampledPairs
-from diffrl.images.config import ALGORITHMS
+from diffrl.images.config import ALGORITHMS, FinetuneConfig
 from diffrl.images.evaluation import Numbered, chain_kl, diversity, evaluate
+from diffrl.images.models.emoji_words import PROMPTS as PROMPTS_OF_EMOJI
+from diffrl.images.rewards.base import Metadata
 from diffrl.images.run import warnings
 from diffrl.images.samples import (
     EVALUATION,
@@ -66,7 +68,8 @@ def sample(setup: Setup, *arguments: Any, **named: Any) -> Samples:
         ("grpo", {"guard": True}),
         ("dpok", {"kl": 1e-3}),
         ("nft", {}),
-        ("nft", {"group": 8, "beta": 0.1}),
+        ("nft", {"group": 1}),
+        ("nft", {"beta": 0.1}),
         ("nft", {"eta": 0.0}),
         ("rwr", {"beta": 2.0}),
         ("d3po", {}),
@@ -219,7 +222,7 @@ def test_guarded_ratios_are_their_formula() -> None:
 
 def test_nft_is_its_formula() -> None:
     """A_max [r e(D+) / b + (1 - r) e(D-) / b], each error over its own size, and the anchor."""
-    setup = toy_setup(algo="nft", beta=0.5, noise_levels=2, anchor=0.25, adv_clip=2.0)
+    setup = toy_setup(algo="nft", group=1, beta=0.5, noise_levels=2, anchor=0.25, adv_clip=2.0)
     algorithm, _ = begin(setup)
     algorithm.collect(0)
     m, old = 0.3, 0.0
@@ -244,9 +247,47 @@ def test_nft_is_its_formula() -> None:
     assert len(terms) == 2
 
 
+def test_what_prompts_earn_on_the_whole_says_nothing_to_nft() -> None:
+    """A constant a prompt in the rewards changes the gradient by rounding, of prompts that are seen for the first time.
+
+    It would not be a harmless one, as in a policy gradient: of a prompt whose images all are called good, D is pulled
+    towards its own samples, of which even E[x_0 | x_t] is not what the network says.
+    """
+    prompts = plain([str(number) for number in range(84)])
+    found = []
+    for spread in (0.0, 1.0):
+        setup = replace(toy_setup(WorthByPrompt(spread), algo="nft"), prompts=prompts)
+        found.append(gradients(setup)["m"])
+    assert abs(float(found[0])) > 0.01
+    assert abs(float(found[1] - found[0])) < rounding(torch.float32, 4096, 84)
+    assert _differs(replace(toy_setup(WorthByPrompt(1.0), algo="nft", group=1), prompts=prompts), found[0])
+
+
+def test_a_round_of_nft_has_images_of_a_prompt_to_compare() -> None:
+    """By default, with the prompts of tiny-emoji, more than a round has images: else a person is never asked."""
+    config = FinetuneConfig(algo="nft", reward="human")
+    drawn = plain(PROMPTS_OF_EMOJI).draw(config.batch, config.group, torch.Generator().manual_seed(0))
+    assert torch.bincount(drawn).unique().tolist() == [0, config.group]
+
+
+class WorthByPrompt(Target):
+    """The target's, and as much more as the prompt's number says, `spread` each."""
+
+    def __init__(self, spread: float) -> None:
+        super().__init__(1.0)
+        self.spread = spread
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
+        return super().__call__(images, prompts, metadata) + self.spread * torch.tensor([int(p) for p in prompts])
+
+
+def _differs(setup: Setup, gradient: Tensor) -> bool:
+    return abs(float(gradients(setup)["m"] - gradient)) > 0.1 * abs(float(gradient))
+
+
 def test_nft_samples_by_a_model_that_follows() -> None:
     """After round n the sampling model is w old + (1 - w) trained, w = min(rate n, decay); a checkpoint holds it."""
-    setup = toy_setup(algo="nft", lr=0.1, sampling_decay_rate=0.3, sampling_decay=0.5)
+    setup = toy_setup(algo="nft", group=1, lr=0.1, sampling_decay_rate=0.3, sampling_decay=0.5)
     tuner = trained(setup, 0)
     expected = 0.0
     for w in (0.3, 0.5, 0.5):
@@ -396,7 +437,7 @@ def test_adaptive_kl(measured: float, weight: float) -> None:
 def test_a_resumed_run_goes_on_bit_for_bit(algo: str) -> None:
     """Parameters, moments, counters, and the rewards of each prompt: four rounds, or two and two."""
     settings: dict[str, Any] = {"algo": algo, "warm_up": 6}
-    settings |= {"sampling_decay_rate": 0.2} if algo == "nft" else {}
+    settings |= {"sampling_decay_rate": 0.2, "group": 1} if algo == "nft" else {}
     whole = trained(toy_setup(**settings), 4)
     first = trained(toy_setup(**settings), 2)
     tensors, info = first.state_dict()

@@ -33,7 +33,7 @@ def settings_of(algo: str, model: str, shard: bool) -> dict[str, Any]:
         "reward": "jpeg + 0.5*png",
         "scale_rewards": True,
         "shard": shard,
-        **({"group": 4} if algo == "grpo" else {}),
+        **({"group": 4} if algo in ("grpo", "nft") else {}),
     }
 
 

@@ -23,8 +23,12 @@ class NFT(Algorithm[NFTConfig]):
 
     The sampling model's parameters after a round are w old + (1 - w) trained, w = min(rate * round, sampling_decay).
 
-    Differs from the authors' code: rewards are compared with what the prompt has earned of late, where `group` is 1;
-    times are drawn as the model was trained with, and not from the solver's grid.
+    Why in groups of one prompt: a constant that is added to the advantages of a prompt says nothing to a policy
+    gradient, but here it is a pull towards or from the prompt's own samples, E[x_0 | x_t] - D_old. That is 0 for a
+    perfect model and sampler alone. With `group` 1 a prompt that was seen fewer than 16 times is compared with all
+    others, so that this pull is most of the gradient; within a group advantages add up to 0.
+
+    Differs from the authors' code: times are drawn as the model was trained with, and not from the solver's grid.
     """
 
     samples: Samples

@@ -109,8 +109,9 @@ class NFTConfig(OnlineConfig):
     """Denoising losses of a better and a worse mixture, no log-probabilities (DiffusionNFT, arXiv 2509.16117)."""
 
     algo: Algo = "nft"
-    group: Count = 1
-    """Images of one prompt that are compared (published: 24); 1: each with what its prompt has earned of late."""
+    group: Count = 8
+    """Images of one prompt that are compared (published: 24); 1: each with what its prompt has earned of late, which
+    does harm until a prompt has been seen 16 times (docs/finetune.md)."""
     beta: Positive = 1.0
     """How far the mixtures reach from the sampling model: 1, or .1 for a stronger step (both published)."""
     noise_levels: Count = 8

@@ -257,6 +257,7 @@ def test_a_lean_run_goes_on_and_its_adapters_load(newer_folders: dict[str, Path]
         guidance=3.0,
         steps=2,
         batch=4,
+        group=2,
         queries=4,
         updates=1,
         eval_samples=2,
