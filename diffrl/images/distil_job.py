@@ -106,9 +106,7 @@ def _teacher(name: str, device: str) -> tuple[ImageModel, str]:
     if run.config.model not in STUDENTS:
         raise refuse_model(f"{path}, a run of {run.config.model},")
     if run.config.lora or run.config.adapter is not None:
-        raise UserError(
-            f"{path} trained adapters (--lora), which are not distilled: expected a run of the whole network."
-        )
+        raise UserError(f"{path} trained adapters (--lora): expected a run that trained the whole network.")
     if not (path / "model" / "model_index.json").is_file():
         raise UserError(f"{path} has no model yet: `diffrl resume {path}` finishes the run.")
     return load_model(str(path / "model"), lora=None, device=device), run.config.model
