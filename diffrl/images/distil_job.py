@@ -281,15 +281,16 @@ def _plot(path: Path, config: ImageDistilConfig, comparison: Comparison) -> None
         axes.imshow(tiles(comparison.images[who, calls][chosen], len(chosen)), interpolation="nearest")
         axes.set_title(f"{who}, {calls} call(s)", fontsize=10)
         axes.set_axis_off()
-    axes = bottom.subplots()
-    for who, colour in (("teacher", GREY), ("student", BLUE)):
-        own = [row for row in comparison.rows if row.who == who]
-        calls_of = [row.calls for row in own]
-        axes.plot(calls_of, [row.agreement for row in own], marker="o", color=colour, label=who)
-    axes.set_xscale("log", base=2)
-    axes.set_ylim(0, 1.02)
-    axes.set_xlabel("network calls an image")
-    axes.set_ylabel("agreement with prompts")
-    axes.legend(frameon=False)
+    said = {"agreement": "agreement with prompts", "distance": "distance to the teacher's images"}
+    for axes, (measure, title) in zip(bottom.subplots(1, 2), said.items(), strict=True):
+        for who, colour in (("teacher", GREY), ("student", BLUE)):
+            own = [row for row in comparison.rows if row.who == who]
+            values = [getattr(row, measure) for row in own]
+            axes.plot([row.calls for row in own], values, marker="o", color=colour, label=who)
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(0, 1.02 if measure == "agreement" else None)
+        axes.set_xlabel("network calls an image")
+        axes.set_title(title, fontsize=10)
+        axes.legend(frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
