@@ -122,7 +122,7 @@ def small(words: tuple[str, ...]) -> list[str]:
     if verb == "augment flow-to-better" and given[given.index("--preferences") + 1].isdigit():
         more += ["--segment", "4"]
     if verb == "distil" and given[1].startswith("tiny-"):
-        more = "--steps 2 --pairs 4 --levels 4 --batch-size 2 --eval-samples 4".split()
+        more = ["--steps", "2", "--pairs", "4", "--levels", "4", "--batch-size", "2", "--eval-samples", "4"]
     if verb == "resume" and (Path(given[1]) / "finetune.yaml").exists():
         more = ["--steps", "24"]  # images scored
     return [*given, *more]
