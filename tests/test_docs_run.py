@@ -34,6 +34,7 @@ NOT_RUN = {
     r"sweep ": "trains a whole grid; tests/runs/test_sweep*.py run small ones",
     r"report .?sweeps/e/": "reports on that sweep; tests/runs/test_study_report.py reports on small runs",
     r"select ": "needs several runs of some length; tests/runs/test_selection.py selects among small ones",
+    r"(distil runs/FINETUNED|(resume|finetune --model) runs/DISTILLED)": "tests/images/test_distil_images.py does it",
     r"(train|online) .*hopper-medium-v2": "D4RL's file is downloaded",
     r"finetune .*--reward aesthetic:FOLDER": "needs CLIP's weights; tests/images/rewards run the reward on tiny ones",
     r"finetune .*--model stabilityai/": "the hub's; tests/images/models run tiny Stable Diffusion 3 pipelines",
@@ -120,6 +121,8 @@ def small(words: tuple[str, ...]) -> list[str]:
         more += ["--samples", "50"]
     if verb == "augment flow-to-better" and given[given.index("--preferences") + 1].isdigit():
         more += ["--segment", "4"]
+    if verb == "distil" and given[1].startswith("tiny-"):
+        more = ["--steps", "2", "--pairs", "4", "--levels", "4", "--batch-size", "2", "--eval-samples", "4"]
     if verb == "resume" and (Path(given[1]) / "finetune.yaml").exists():
         more = ["--steps", "24"]  # images scored
     return [*given, *more]

@@ -65,7 +65,7 @@ _SUMMARY = {
     "export": "a policy as a folder for others",
     "diagnose": "is its diffusion policy well trained",
     "augment": "enlarge a data set",
-    "distil": "a policy into few network calls",
+    "distil": "a policy or an image model into few network calls",
     "finetune": "an image model, or a policy",
     "compare": "runs side by side",
     "report": "many runs as tables and figures",

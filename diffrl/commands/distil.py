@@ -1,4 +1,4 @@
-"""`diffrl distil`: distil a run's policy into one of few network calls."""
+"""`diffrl distil`: distil a run's policy, or an image model, into one of few network calls."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
+from diffrl.images.distil_config import ImageDistilConfig
 from diffrl.runs.config import RunOptions
 from diffrl.support.errors import UserError
 from diffrl.tuning.config import FORWARD
@@ -19,6 +20,7 @@ USAGE = """Distil a run's diffusion or flow policy into one that acts in one net
   diffrl distil runs/NAME --to consistency             a consistency policy, one call
   diffrl distil runs/NAME --to reflow --calls 2        a rectified flow on the teacher's pairs, two Euler steps
   diffrl distil runs/NAME --to consistency --loss scm  continuous-time consistency (of edp, ifql, bfn)
+  diffrl distil tiny-emoji --to consistency            an image model, or the run that fine-tuned one
   diffrl resume runs/STUDENT [--steps N]
 
 Makes a run of its own, of the agent consistency_ac or bfn, which `diffrl evaluate` and `load_policy` take like any
@@ -52,11 +54,57 @@ class Distil:
     learning: OmitArgPrefixes[_Settings] = _Settings()
 
 
+@dataclass(frozen=True)
+class _ImageSettings(ImageDistilConfig):
+    teacher: Suppress[str] = ""
+    base: Suppress[str] = ""
+
+
+@dataclass(frozen=True)
+class DistilImages:
+    """Distil an image model into one of few network calls; makes a run of its own.
+
+    Its `model` is a diffusers pipeline, which `diffrl finetune --model RUN --steps N` takes like any other. At its end
+    stand a table and a picture: agreement with prompts, and distance to the teacher's images, against network calls.
+    """
+
+    teacher: Annotated[Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """tiny-emoji, tiny-digits, or the folder of a fine-tuning run of one of them."""
+    out: Path | None = None
+    """The run's folder; by default runs/MODEL-TO-TIME."""
+    learning: OmitArgPrefixes[_ImageSettings] = _ImageSettings()
+
+
+def _of_images(words: Sequence[str]) -> bool:
+    """Whether the first or the last word is an image model, or the folder of one."""
+    names = [word for word in (words[0], words[-1]) if not word.startswith("-")]
+    return any(_is_image_model(name) for name in names)
+
+
+def _is_image_model(name: str) -> bool:
+    if not Path(name).exists():
+        return name.startswith("tiny-")
+    if (Path(name) / "model_index.json").is_file():
+        return True
+    from diffrl.runs.run import IMAGES, IMAGES_DISTIL, kind_of
+
+    known = any((Path(name) / file).is_file() for file in ("run.json", "finetune.yaml"))
+    return known and kind_of(name) in (IMAGES, IMAGES_DISTIL)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse what stands after `diffrl distil` and do it."""
     words = list(arguments)
     if not words:
         raise UserError("Which run's policy shall be distilled? `diffrl distil --help` shows how to say.")
+    if _of_images(words):
+        asked = tyro.cli(DistilImages, args=words, prog="diffrl distil")
+        from diffrl.images import distil_job
+
+        settings = dataclasses.replace(asked.learning, teacher=asked.teacher)
+        values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(ImageDistilConfig)}
+        distil_job.distil(ImageDistilConfig(**values), out=asked.out)
+        return 0
     description = USAGE.format(teachers=", ".join(FORWARD))
     given = tyro.cli(Distil, args=words, prog="diffrl distil", description=description)
     from diffrl.runs.distil import distil

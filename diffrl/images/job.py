@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner
 from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
+from diffrl.images.config.base import base_of
 from diffrl.images.evaluation import IndependentClassifier, Numbered, alarm, evaluate
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
-from diffrl.images.models import load_model
+from diffrl.images.models import BUILT_IN, load_model
 from diffrl.images.models.emoji_words import PROMPTS
 from diffrl.images.models.pipelines import PipelineModel
 from diffrl.images.rewards.base import grouped, parts_of
@@ -390,16 +391,20 @@ def _model(config: FinetuneConfig, device: str, quiet: bool) -> ImageModel:
         options["lean"] = True
     if config.size is not None:
         options["size"] = config.size
-    if config.builtin:
+    if config.model in BUILT_IN:
         options["quiet"] = quiet
     return load_model(config.model, lora=lora, precision=config.precision, device=device, seed=config.seed, **options)
 
 
 def _classifier(config: FinetuneConfig) -> IndependentClassifier | None:
     """A classifier of the built-in models' images that is no part of any reward; None for other models."""
-    if not config.builtin:
-        return None
-    if config.model == "tiny-emoji":
+    base = base_of(config.model)
+    return None if base is None else classifier_of(base)
+
+
+def classifier_of(base: str) -> IndependentClassifier:
+    """The classifier of a built-in model's images that is no part of any reward."""
+    if base == "tiny-emoji":
         from diffrl.images.rewards.emoji import emoji_classifier
 
         return emoji_classifier()
@@ -422,7 +427,7 @@ def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
     elif isinstance(config, DPOConfig) and config.pairs is not None:
         prompts = plain(list(dict.fromkeys(folder_pairs(config.pairs, model).prompts)))
     elif config.builtin:
-        prompts = plain(PROMPTS if config.model == "tiny-emoji" else [str(digit) for digit in range(10)])
+        prompts = plain(prompts_of(base_of(config.model)))
     elif isinstance(config, SupervisedConfig):
         prompts = plain([""])
     else:
@@ -434,6 +439,11 @@ def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
     if config.lean and isinstance(model, PipelineModel):
         model.settle([*prompts.texts, *_prompts_of_data(config, model)])
     return prompts
+
+
+def prompts_of(base: str | None) -> Sequence[str]:
+    """The prompts of a built-in model: one a class."""
+    return PROMPTS if base == "tiny-emoji" else [str(digit) for digit in range(10)]
 
 
 def _prompts_of_data(config: FinetuneConfig, model: ImageModel) -> list[str]:

@@ -60,8 +60,8 @@ def distil(settings: DistilConfig, *, quiet: bool = False, **options: Any) -> Pa
     asked = RunOptions(**options)
     if kind_of(settings.start_run) == IMAGES:
         raise UserError(
-            f"{settings.start_run} is a run of an image model, which `diffrl distil` does not distil yet: expected a "
-            "run whose policy is a diffusion or a flow."
+            f"{settings.start_run} is a run of an image model, which `diffrl.images.distil_job.distil` takes: expected "
+            "a run whose policy is a diffusion or a flow."
         )
     start = Run.read(settings.start_run).within(None, asked.env_kwargs, asked.max_episode_steps)
     steps = distil_config.STEPS if asked.steps is None else asked.steps

@@ -50,6 +50,12 @@ def resume(
         from diffrl.images import job
 
         return job.resume(path, stop_kl=stop_kl, **options)
+    if kind == kinds.IMAGES_DISTIL:
+        if dataset is not None:
+            raise UserError(f"--dataset is for runs that learn from a data set, and {path} is one of images.")
+        from diffrl.images import distil_job
+
+        return distil_job.resume(path, **options)
     with held(path):
         run = Run.read(path)
         if dataset is not None:

@@ -34,6 +34,7 @@ from diffrl.training import checkpoint
 from envs.task import Task, capped, fitting_env
 
 OFFLINE, ONLINE, IMAGES = "offline", "online", "images"
+IMAGES_DISTIL = "images-distil"
 """What `kind` in a folder's run.json may say; of a policy that is fine-tuned it says the algorithm, such as dppo."""
 SETTINGS = "settings.yaml"
 """The file that only a run that started from another run has: how it goes on from there."""
@@ -174,6 +175,11 @@ class Run:
             raise UserError(
                 f"{path} is a fine-tuning run of an image model: `diffrl resume {path}` goes on with it, "
                 f"`diffrl compare {path}` shows it."
+            )
+        if "config.yaml" in missing and (path / ABOUT).is_file() and kind_of(path) == IMAGES_DISTIL:
+            raise UserError(
+                f"{path} is a distilled image model: `diffrl finetune --model {path}` takes it, its distil.json and "
+                "distil.png show it."
             )
         if missing:
             raise UserError(_no_run(path, missing))

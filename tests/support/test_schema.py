@@ -20,6 +20,7 @@ from agents import AGENTS
 from diffrl.augment.synther.config import RefitConfig, Sampling, SynthERConfig
 from diffrl.cli import main
 from diffrl.images.config import ALGORITHMS as IMAGES
+from diffrl.images.distil_config import ImageDistilConfig
 from diffrl.runs import config as configuration
 from diffrl.runs.config import OnlineConfig, RunOptions, TrainConfig
 from diffrl.runs.tune import finetune_policy
@@ -35,6 +36,7 @@ SCHEMAS: dict[str, tuple[type, Mapping[str, Any]]] = {
     "options": (RunOptions, {}),
     "online": (OnlineConfig, {"offline_run": "x"}),
     "distil": (DistilConfig, {"start_run": "x"}),
+    "images.distil": (ImageDistilConfig, {"teacher": "x"}),
     **{f"tuning.{name}": (schema, {"start_run": "x"}) for name, schema in TUNING.items()},
     "synther": (SynthERConfig, {}),
     "sampling": (Sampling, {}),
@@ -46,6 +48,7 @@ BEFORE = [json.loads(line) for line in (Path(__file__).parent / "fields.jsonl").
 """What each field took and refused at commit c41a7e7, where each dataclass had checks of its own."""
 YOUNGER = (
     "images.nft",
+    "images.distil",
     "tuning.nft",
     "distil",
     *(f"agents.{name}" for name in ("rebrac", "ifql", "bfn", "qam", "dtql", "rlpd")),

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
+from diffrl.images.distil_config import KIND, STUDENTS
 from diffrl.images.rewards.registry import companion, named_in
 from diffrl.support.errors import UserError, nearest
+from diffrl.support.folder import ABOUT, read_json
 from diffrl.support.schema import (
     Batch,
     Count,
@@ -82,9 +84,9 @@ class FinetuneConfig(metaclass=_Presets):
     algo: Algo = "ddpo-is"
     """The algorithm: see the list above."""
     model: str = "tiny-emoji"
-    """tiny-emoji, tiny-digits (the default with rewards on digits), tiny-latents (these two trained at first use), or a
-    diffusers pipeline: a folder or a hub id. control:ID, reference:ID: with a ControlNet, reference attention;
-    video:ID, a video pipeline (docs/supervised.md)."""
+    """tiny-emoji, tiny-digits (the default with rewards on digits), tiny-latents (these two trained at first use), the
+    folder of a run that distilled one, or a diffusers pipeline: a folder or a hub id. control:ID, reference:ID: with a
+    ControlNet, reference attention; video:ID, a video pipeline (docs/supervised.md)."""
     held_out: str | None = None
     """A reward that is only looked at, to see the other one hacked; by default its companion, where it has one (of a
     sum: where each part has one). none: no reward."""
@@ -302,8 +304,19 @@ def _of_digits(reward: object) -> bool:
 
 
 def is_builtin(model: str) -> bool:
-    """Whether a model's name is that of one of ours."""
-    return model.startswith("tiny-") and not Path(model).exists()
+    """Whether a model's name is that of one of ours, or the folder of one that was distilled."""
+    return base_of(model) is not None
+
+
+def base_of(model: str) -> str | None:
+    """The built-in model that a name is, or that was distilled into the run of a folder; None: neither."""
+    path = Path(model)
+    if not path.exists():
+        return model if model.startswith("tiny-") else None
+    about = read_json(path / ABOUT, say=False) if (path / ABOUT).is_file() else None
+    if isinstance(about, dict) and about.get("kind") == KIND and about.get("base") in STUDENTS:
+        return str(about["base"])
+    return None
 
 
 def algorithms() -> Mapping[str, type[FinetuneConfig]]:

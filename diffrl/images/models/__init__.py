@@ -8,7 +8,9 @@ from typing import Any
 
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models.adapters import read_adapter
+from diffrl.images.models.emoji_words import PROMPTS
 from diffrl.support.errors import UserError, nearest
+from diffrl.support.folder import ABOUT, read_json
 
 Build = Callable[..., ImageModel]
 """What makes a model."""
@@ -66,6 +68,21 @@ VARIANTS: dict[str, Callable[[], Build]] = {"control": _control, "reference": _r
 """What "VARIANT:NAME" makes of the pipeline NAME: with a ControlNet, with reference attention; a video pipeline."""
 
 
+def _pipeline_of_run(name: str) -> str:
+    """The folder of the pipeline that the run in a folder wrote; any other name as it is."""
+    model = Path(name) / "model"
+    of_run = (Path(name) / ABOUT).is_file() and (model / "model_index.json").is_file()
+    return str(model) if of_run else name
+
+
+def _of_emoji(folder: Path) -> bool:
+    """Whether a folder holds a pipeline of tiny-emoji's: its channels are blocks' coefficients, a class a prompt."""
+    file = folder / "unet" / "config.json"
+    settings = read_json(file, say=False) if file.is_file() else None
+    shape = {"in_channels": 24, "sample_size": 8, "num_class_embeds": len(PROMPTS)}
+    return isinstance(settings, dict) and all(settings.get(name) == value for name, value in shape.items())
+
+
 def load_model(
     name: str,
     *,
@@ -78,6 +95,8 @@ def load_model(
 ) -> ImageModel:
     """A built-in model by its name; else a diffusers pipeline, by folder or hub id (`pipelines.load_pipeline`).
 
+    Of the folder of a run that wrote a whole pipeline, that pipeline.
+
     "control:NAME", "reference:NAME", "video:NAME": see `VARIANTS`.
 
     adapter: a folder or file of adapters to start from, as diffusers or peft writes them; their rank, scale and layers
@@ -87,6 +106,7 @@ def load_model(
 
     Raises UserError for a name that is neither, an option that it has no use for, adapters of another network.
     """
+    name = _pipeline_of_run(name)
     variant, _, pipeline = name.partition(":")
     special = variant in VARIANTS and bool(pipeline)
     if not special and name not in BUILT_IN and "/" not in name and "\\" not in name and not Path(name).exists():
@@ -107,6 +127,10 @@ def load_model(
         if odd and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
             raise UserError(f"{name} has no use for {', '.join(odd)}: it is small enough without.")
     else:
+        if not special and _of_emoji(Path(name)):
+            from diffrl.images.models.emoji import EmojiModel
+
+            options["kind"] = EmojiModel
         build = functools.partial(build, pipeline if special else name)
     start = None
     if adapter is not None:

@@ -1,0 +1,71 @@
+"""How an image model is distilled into one of few network calls. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from diffrl.support.errors import UserError
+from diffrl.support.schema import Batch, Count, Limit, Positive, Range, Rate, Seed, check, read
+
+KIND = "images-distil"
+"""What run.json says of such a run."""
+STUDENTS = ("tiny-emoji", "tiny-digits")
+"""The models that can be distilled."""
+
+
+@dataclass(frozen=True)
+class ImageDistilConfig:
+    """The settings of a distilled image model: its folder's `settings.yaml`."""
+
+    teacher: str
+    """tiny-emoji, tiny-digits, or the folder of a fine-tuning run of one of them, which is not needed any more."""
+    to: Literal["consistency", "reflow"] = "consistency"
+    """consistency: a function from any noisy image to its path's end (consistency distillation, arXiv 2303.01469).
+    reflow: a model whose paths are straight, trained on the teacher's pairs of noise and image (arXiv 2209.03003)."""
+    calls: Annotated[int, Range(1, 100)] = 1
+    """Network calls of the student for an image, in the picture. With reflow and 1, half of each batch is learned from
+    at pure noise alone, where the loss is that of a single step (InstaFlow's distillation, arXiv 2309.06380)."""
+    levels: Annotated[int, Range(2, 1000)] = 20
+    """The teacher's own network calls for an image, DDIM steps; cd's neighbouring levels are theirs."""
+    pairs: Annotated[int, Range(1, 10**6)] = 2520
+    """Images of the teacher's, from noise that is kept, that the student learns from."""
+    steps: Count = 1500
+    """Updates."""
+    batch_size: Batch = 32
+    """Pairs an update."""
+    learning_rate: Positive = 3e-4
+    """Adam's learning rate."""
+    grad_clip: Limit = 1.0
+    """Largest gradient norm; 0: no clipping."""
+    ema_rate: Rate = 0.02
+    """How far the student that is kept, an average, moves to the trained one at an update. With consistency it gives
+    the goal, too."""
+    eval_samples: Annotated[int, Range(2, 10**7)] = 420
+    """Images of the comparison at the end, at each number of calls."""
+    seed: Seed = 0
+    """Seed of all random numbers."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N, or auto."""
+    base: str = ""
+    """Filled in: the built-in model that the teacher is, or was fine-tuned from."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "teacher", str(self.teacher))
+        check(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values for YAML; a folder is absolute."""
+        folder = Path(self.teacher)
+        return {**dataclasses.asdict(self), "teacher": str(folder.absolute()) if folder.is_dir() else self.teacher}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> ImageDistilConfig:
+        """The settings from what YAML holds. Raises UserError, naming `source`, for anything it should not hold."""
+        config = read(cls, values, source)
+        if config.base not in STUDENTS:
+            raise UserError(f"{source} is damaged: its base is {config.base!r}, expected {' or '.join(STUDENTS)}.")
+        return config

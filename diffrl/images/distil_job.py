@@ -1,0 +1,296 @@
+"""Runs that distil an image model: `distil` from top to bottom, `resume`; agreement against network calls."""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from diffrl.images.distil import DistilLearner, PairSource, learned, teach
+from diffrl.images.distil_config import KIND, STUDENTS, ImageDistilConfig
+from diffrl.images.job import classifier_of, prompts_of
+from diffrl.images.model import Condition, ImageModel
+from diffrl.images.models import BUILT_IN, load_model
+from diffrl.images.run import KIND as FINETUNED
+from diffrl.images.run import FinetuneRun, tiles
+from diffrl.images.samples import noise_of, parts, rows
+from diffrl.support import folder
+from diffrl.support.console import console, steps_bar, work
+from diffrl.support.errors import UserError
+from diffrl.support.files import atomic_path, read_yaml
+from diffrl.support.folder import ABOUT, claimed, held, read_json, read_tensors
+from diffrl.support.machine import explaining_memory, resolve_device, settle, versions
+from diffrl.support.plots import BLUE, GREY
+from diffrl.support.seeds import generator_at
+from diffrl.support.stopping import at_once, going_on
+from diffrl.training import checkpoint
+from diffrl.training.logs import MetricsLog
+from diffrl.training.loop import Loop, NoEvaluations, NoRecord
+from diffrl.training.stack import StackTrainer
+
+SETTINGS, PAIRS, RESULT, PICTURE = "settings.yaml", "pairs.safetensors", "distil.json", "distil.png"
+FILES = (SETTINGS, PAIRS, RESULT)
+"""What a run's folder has, besides run.json, that checksums cover; `teacher` and `model` are diffusers pipelines."""
+PAIR_NOISE, TRAINING, COMPARISON = 20, 21, 22
+"""What random numbers are for, as in `images.samples`."""
+PART = 64
+"""Images that are in the network at once, where there is no gradient."""
+COLUMNS = 12
+"""Prompts of the picture."""
+
+
+def distil(config: ImageDistilConfig, *, out: Path | None = None, quiet: bool = False) -> Path:
+    """Distil an image model into a run of its own; give that run's folder, whose `model` is the student.
+
+    At the end teacher and student are compared over network calls: a table, `distil.json` and `distil.png`. Raises
+    UserError for a teacher that cannot be distilled.
+    """
+    settle()
+    device = resolve_device(config.device)
+    with explaining_memory(f"distilling {config.teacher}", "a smaller --batch-size"):
+        teacher, base = _teacher(config.teacher, device)
+        config = dataclasses.replace(config, base=base, device=device)
+        with claimed(out, f"{base}-{config.to}", FILES) as path:
+            folder.write_json(path / ABOUT, {"kind": KIND, "base": base, "versions": versions("diffusers")})
+            folder.write_yaml(path / SETTINGS, config.to_dict())
+            with atomic_path(path / "teacher") as temporary:
+                temporary.mkdir()
+                teacher.save(temporary)
+            folder.seal(path, (ABOUT, SETTINGS))
+            return _run(path, config, quiet)
+
+
+def resume(path: Path, *, steps: int | None = None, device: str | None = None, quiet: bool = False) -> Path:
+    """Go on with a distilled run from its newest whole checkpoint, bit for bit as if it had not been cut.
+
+    One that was cut before its first checkpoint begins anew. steps: updates in all, to make the run longer.
+    """
+    with held(path):
+        folder.verified(path / SETTINGS)
+        config = ImageDistilConfig.from_dict(read_yaml(path / SETTINGS), str(path / SETTINGS))
+        given: dict[str, Any] = {"steps": steps, "device": None if device is None else resolve_device(device)}
+        config = dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
+        folder.write_yaml(path / SETTINGS, config.to_dict())
+        settle()
+        with explaining_memory(f"distilling {config.teacher}", "a smaller --batch-size"):
+            return _run(path, config, quiet)
+
+
+def refuse_model(name: str) -> UserError:
+    """What is said of an image model that is none of those which can be distilled."""
+    return UserError(
+        f"{name} cannot be distilled: expected {', '.join(STUDENTS)}, or the folder of a fine-tuning run of one of "
+        "them. Diffusers pipelines of your own are not supported."
+    )
+
+
+def _teacher(name: str, device: str) -> tuple[ImageModel, str]:
+    """The model to distil and the built-in one that it is, or was fine-tuned from. Raises UserError for another."""
+    path = Path(name)
+    if name in STUDENTS and not path.exists():
+        return load_model(name, lora=None, device=device), name
+    if name in BUILT_IN or not path.exists() or (path / "model_index.json").is_file():
+        raise refuse_model(name)
+    about = read_json(path / ABOUT) if (path / ABOUT).is_file() else {"kind": FINETUNED}
+    if isinstance(about, dict) and about.get("kind") == KIND:
+        raise UserError(f"{path} is distilled already: give the run, or the model, that it was distilled from.")
+    run = FinetuneRun.read(path)
+    if run.config.model not in STUDENTS:
+        raise refuse_model(f"{path}, a run of {run.config.model},")
+    if run.config.lora or run.config.adapter is not None:
+        raise UserError(f"{path} trained adapters (--lora): expected a run that trained the whole network.")
+    if not (path / "model" / "model_index.json").is_file():
+        raise UserError(f"{path} has no model yet: `diffrl resume {path}` finishes the run.")
+    return load_model(str(path / "model"), lora=None, device=device), run.config.model
+
+
+def _run(path: Path, config: ImageDistilConfig, quiet: bool) -> Path:
+    """Make the pairs, if need be, train from the newest checkpoint, write the student, compare."""
+    model = load_model(str(path / "teacher"), lora=None, device=config.device)
+    prompts = list(prompts_of(config.base))
+    condition = model.conditions(prompts)
+    learner = DistilLearner(model, condition, config)
+    with going_on(lambda: _kept(path)):
+        with at_once():
+            source = _pairs(path, config, model, condition, quiet)
+        trainer = StackTrainer(
+            learner, source, config.batch_size, generator_at(config.seed, TRAINING, device=model.device), capture=False
+        )
+        _train(path, config, trainer, quiet)
+        (path / RESULT).unlink(missing_ok=True)  # of fewer steps, where the run was made longer
+        with at_once(), work("Comparing", "images", quiet) as on_progress:
+            comparison = compare(config, learner, condition, prompts, on_progress)
+        model.tuned.load_state_dict(learner.average)
+        (path / "model").mkdir(exist_ok=True)
+        model.save(path / "model")
+        _plot(path / PICTURE, config, comparison)
+        found = [dataclasses.asdict(row) for row in comparison.rows]
+        folder.write_json(path / RESULT, {"settings": config.to_dict(), "rows": found})
+    if not quiet:
+        console.print(_table(comparison.rows))
+        console.print(f"picture:     {path / PICTURE}")
+        console.print(f"the student: {path / 'model'} (diffusers' format)")
+        console.print(f"tune it:     diffrl finetune --model {path} --steps {max(config.calls, 2)}")
+    return path
+
+
+def _kept(path: Path) -> str:
+    saved = checkpoint.steps(path)
+    return f"Stopped after {saved[-1] if saved else 0} steps; saved. Go on with `diffrl resume {path}`."
+
+
+@torch.no_grad()
+def _pairs(path: Path, config: ImageDistilConfig, model: ImageModel, condition: Condition, quiet: bool) -> PairSource:
+    """The pairs of the run's folder, or, where there are none yet, new ones, which are written there."""
+    n, prompts = config.pairs, len(next(iter(condition.values())))
+    row = torch.arange(n) % prompts
+    noise = noise_of(model.shape, 1, (config.seed, PAIR_NOISE), torch.arange(n), model.device)[0]
+    if (path / PAIRS).exists():
+        x0 = read_tensors(path / PAIRS)["x0"].to(model.device)
+    else:
+        with work("Sampling the teacher", "images", quiet) as on_progress:
+            ends = []
+            for part in parts(n, PART):
+                ends.append(teach(model, rows(condition, row[part]), noise[part], config.levels))
+                on_progress(min(part.stop, n), n)
+        x0 = torch.cat(ends)
+        folder.write(path / PAIRS, safetensors.torch.save({"x0": x0.cpu()}))
+    return PairSource(x0, noise, row.to(model.device))
+
+
+def _train(path: Path, config: ImageDistilConfig, trainer: StackTrainer[Any], quiet: bool) -> None:
+    saved = None
+    if checkpoint.steps(path):
+        saved, complaints = checkpoint.load_latest(path, checkpoint.LOOP)
+        for complaint in complaints:
+            console.print(f"[yellow]{complaint}[/]")
+        if saved.step > config.steps:
+            raise UserError(f"{path} has {saved.step} steps already, more than the {config.steps} asked for.")
+        checkpoint.clean(path, saved.step)
+    start = 0 if saved is None else saved.step
+    what = "a consistency model" if config.to == "consistency" else "a rectified flow"
+    title = f"{escape(config.teacher)} is distilled into {what}, {config.calls} network call(s). Run: {path}"
+    log = MetricsLog(path, trainer.seeds, start)
+    try:
+        with steps_bar(config.steps, start, title, ("distil_loss",), quiet) as observer:
+            every = max(config.steps // 10, 1)
+            loop = Loop(
+                path, trainer, log, observer, NoEvaluations(), NoRecord(), log_every=min(every, 100), eval_every=every
+            )
+            if saved is not None:
+                loop.restore(saved)
+            loop.fit(config.steps)
+    finally:
+        log.close()
+
+
+# --- Agreement against network calls -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CallsRow:
+    """Teacher or student at one number of network calls."""
+
+    who: str
+    """teacher, student."""
+    calls: int
+    agreement: float
+    """Share of the images that the classifier takes for what their prompts say."""
+    distance: float
+    """Root mean square distance a pixel to what the teacher, in all of its calls, makes of the same noise."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows of the table, and of each (who, calls) the first `COLUMNS` prompts' images (n, C, H, W) in [0, 1]."""
+
+    rows: list[CallsRow]
+    images: dict[tuple[str, int], Tensor]
+
+
+@torch.no_grad()
+def compare(
+    config: ImageDistilConfig,
+    learner: DistilLearner,
+    condition: Condition,
+    prompts: Sequence[str],
+    on_progress: Any = lambda done, of: None,
+) -> Comparison:
+    """Teacher and student, each at 1, 2, 4 calls and at its own number, from the same noise and prompts."""
+    model, n = learner.model, config.eval_samples
+    row = torch.arange(n) % len(prompts)
+    asked = [prompts[i] for i in row.tolist()]
+    teachers = sorted({1, 2, 4, config.calls, config.levels} & set(range(1, config.levels + 1)), reverse=True)
+    students = sorted({1, 2, 4, config.calls})
+    noise = noise_of(model.shape, max(students), (config.seed, COMPARISON), torch.arange(n), model.device)
+    classifier = classifier_of(config.base)
+    done, total = 0, n * (sum(teachers) + sum(students))
+    goal: Tensor | None = None
+    table, shown = [], {}
+    for who, numbers in (("teacher", teachers), ("student", students)):
+        for calls in numbers:
+            images = []
+            for part in parts(n, PART):
+                of = rows(condition, row[part])
+                with learner.averaged() if who == "student" else contextlib.nullcontext():
+                    if who == "student":
+                        x0 = learned(model, of, noise[:calls, part], calls, config.to)
+                    else:
+                        x0 = teach(model, of, noise[0, part], calls)
+                images.append(model.decode(x0).float().cpu())
+                done += calls * len(x0)
+                on_progress(done, total)
+            made = torch.cat(images)
+            goal = made if goal is None else goal
+            distance = float((made - goal).square().mean((1, 2, 3)).sqrt().mean())
+            table.append(CallsRow(who, calls, float(classifier.agree(made, asked).float().mean()), distance))
+            shown[who, calls] = made
+    return Comparison(sorted(table, key=lambda one: (one.who == "student", one.calls)), shown)
+
+
+def _table(found: Sequence[CallsRow]) -> Table:
+    table = Table(title="Teacher and student")
+    for column in ("", "network calls", "agreement with prompts", "distance to the teacher"):
+        table.add_column(column, justify="right" if column else "left")
+    for row in found:
+        table.add_row(row.who, str(row.calls), f"{row.agreement:.3f}", f"{row.distance:.3f}")
+    return table
+
+
+def _plot(path: Path, config: ImageDistilConfig, comparison: Comparison) -> None:
+    """Draw images of the same noise: the teacher's in all calls, in the student's, the student's; and agreement."""
+    from matplotlib.figure import Figure
+
+    prompts = len(prompts_of(config.base))
+    columns = min(COLUMNS, prompts, config.eval_samples)
+    chosen = [i * prompts // columns + i % max(prompts // columns, 1) for i in range(columns)]
+    chosen = [i for i in chosen if i < config.eval_samples] or [0]
+    strips = [("teacher", config.levels), ("teacher", config.calls), ("student", config.calls)]
+    strips = [strip for strip in strips if strip in comparison.images]
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.3, 1))
+    top, bottom = halves
+    for axes, (who, calls) in zip(top.subplots(len(strips), 1), strips, strict=True):
+        axes.imshow(tiles(comparison.images[who, calls][chosen], len(chosen)), interpolation="nearest")
+        axes.set_title(f"{who}, {calls} call(s)", fontsize=10)
+        axes.set_axis_off()
+    said = {"agreement": "agreement with prompts", "distance": "distance to the teacher's images"}
+    for axes, (measure, title) in zip(bottom.subplots(1, 2), said.items(), strict=True):
+        for who, colour in (("teacher", GREY), ("student", BLUE)):
+            own = [row for row in comparison.rows if row.who == who]
+            values = [getattr(row, measure) for row in own]
+            axes.plot([row.calls for row in own], values, marker="o", color=colour, label=who)
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(0, 1.02 if measure == "agreement" else None)
+        axes.set_xlabel("network calls an image")
+        axes.set_title(title, fontsize=10)
+        axes.legend(frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
