@@ -54,8 +54,6 @@ class ImageDistilConfig:
     """Filled in: the built-in model that the teacher is, or was fine-tuned from."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.teacher, Path):  # from Python
-            object.__setattr__(self, "teacher", str(self.teacher))
         check(self)
 
     def to_dict(self) -> dict[str, Any]:
