@@ -107,7 +107,7 @@ def generated(benchmark_id: str) -> list[Generated]:
 
 
 def locate(name: str) -> Origin:
-    """Find out what `name` means, reading nothing: a path, else an id of D4RL's, OGBench's, another package's, Minari's.
+    """Find out what `name` means, reading nothing: a path, else D4RL's id, OGBench's, another package's or Minari's.
 
     A file at an address such as s3://bucket/rollouts.hdf5 is fetched, unless a copy of it is kept here.
 
