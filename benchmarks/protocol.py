@@ -91,13 +91,16 @@ class ProtocolBench:
     """Episodes a seed, in every evaluation."""
     fqe_steps: int = 5_000
     """Steps of fitted Q evaluation; 0: without."""
+    fqe_tasks: tuple[str, ...] = (MAZES[0], POINTMAZE)
+    """Tasks whose policies are evaluated by the data too: minutes each, since every policy is asked 10,000 times."""
     train: bool = True
     """--no-train: report and select among what is there."""
     out: Path = Path("runs/protocol")
     """Folder of the runs, report/, selection/ and protocol.md."""
 
     def __post_init__(self) -> None:
-        for name, held, known in (("tasks", self.tasks, TASKS), ("agents", self.agents, tuple(AGENTS))):
+        choices = (("tasks", self.tasks, TASKS), ("fqe-tasks", self.fqe_tasks, TASKS), ("agents", self.agents, AGENTS))
+        for name, held, known in choices:
             if unknown := [one for one in held if one not in known]:
                 raise UserError(f"--{name} holds {unknown[0]!r}; expected some of {', '.join(known)}.")
         if not (self.minutes > 0 and self.hours >= 0 and self.evaluations > 0 and self.episodes > 0 and self.seeds):
@@ -264,13 +267,18 @@ def main(bench: ProtocolBench) -> int:
     runs = [bench.out / "runs"]
     page, results = write_report(Summary(Scores.of_runs(runs), "last", 100.0, 0.9), bench.out / "report")
     console.print(results.rich())
-    fqe = FQEConfig(steps=bench.fqe_steps)
-    found = select(Policies.of_runs(runs), BanditConfig(arms=4), fqe)
-    tables = write_selection(found, bench.out / "selection")
+    found = select(Policies.of_runs(runs), BanditConfig(arms=4), FQEConfig(steps=0))
+    tables = [*write_selection(found, bench.out / "selection")]
+    notes = list(found.notes)
+    by_data = [folder for task in bench.fqe_tasks if (folder := bench.out / "runs" / task).is_dir()]
+    if bench.fqe_steps and by_data:
+        found = select(Policies.of_runs(by_data), BanditConfig(arms=4), FQEConfig(steps=bench.fqe_steps))
+        tables += write_selection(found, bench.out / "selection_by_data")
+        notes += [note for note in found.notes if note not in notes]
     about = machine()
     text = ["# Eight agents at equal minutes", "", (__doc__ or "").strip(), ""]
     text += [f"Seeds {' '.join(map(str, bench.seeds))}; {about['cpu'].split(',')[0]}.", "", markdown(lines), ""]
-    text += [results.markdown(), *(one.markdown() for one in tables), *(f"- {one}" for one in (*said, *found.notes))]
+    text += [results.markdown(), *(one.markdown() for one in tables), *(f"- {one}" for one in (*said, *notes))]
     with atomic_path(bench.out / "protocol.md") as temporary:
         temporary.write_text("\n".join(text) + "\n")
     console.print(f"The report: {page}, the selection: {bench.out / 'selection'}", markup=False)

@@ -25,7 +25,7 @@ from agents.config import AGENTS  # noqa: E402
 
 OUTSIDE = {"benchmarks/results": "results", "benchmarks/gpu/README.md": "gpu.md", "CONTRIBUTING.md": "contributing.md"}
 """Where each file or folder of the repository is in the site."""
-SHOWN = {".md", ".png", ".json"}
+SHOWN = {".md", ".png", ".json", ".html"}
 
 
 def outside() -> dict[str, str]:

@@ -135,6 +135,11 @@ class AntMazeEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (N_POSITIONS + N_VELOCITIES,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (self._model.nu,), np.float32)
 
+    @property
+    def dt(self) -> float:
+        """Seconds of the simulator in a step."""
+        return float(self._model.opt.timestep) * FRAME_SKIP
+
     def draw_goal(self) -> NDArray[np.float64]:
         """A goal (x, y): the goal's cell, off its centre towards larger x and y, as D4RL draws it."""
         cell = self.maze.centre(self.maze.cells("G")[0])

@@ -101,13 +101,13 @@ def generated(benchmark_id: str) -> list[Generated]:
     found = [
         Generated(path, int(match[1]) * each if match[1] else None, int(match[2] or 0))
         for path, match in matches
-        if match and match.lastindex
+        if match and match.lastindex and (name is None or int(match[1] or 0) < name.episodes)
     ]
     return sorted(found, key=lambda one: (one.seed, one.rows or 0))
 
 
 def locate(name: str) -> Origin:
-    """Find out what `name` means, reading nothing: an existing path, else a D4RL id, another package's, or Minari's.
+    """Find out what `name` means, reading nothing: a path, else D4RL's id, OGBench's, another package's or Minari's.
 
     A file at an address such as s3://bucket/rollouts.hdf5 is fetched, unless a copy of it is kept here.
 
@@ -228,11 +228,11 @@ def load_dataset(
     return dataset
 
 
-def missing(name: str, rows: int | None = None) -> str | None:
+def missing(name: str) -> str | None:
     """Why a data set cannot be loaded here, in a sentence; None: nothing is known to be in the way.
 
-    Of what is here only the first row is read. What would be generated at first use is not missing, and of an address
-    nothing is known before it is fetched; nor is it of another package's.
+    Of what is here the first row is read, and the checksum verified where there is one. What would be generated at
+    first use is not missing, and of an address nothing is known before it is fetched; nor is it of another package's.
     """
     if address_of(name) is not None:
         return None

@@ -57,6 +57,11 @@ class KitchenEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float64]]):
         self.observation_space = gymnasium.spaces.Box(-8.0, 8.0, (2 * N_STATE,), np.float32)
         self.action_space = self._robot.action_space
 
+    @property
+    def dt(self) -> float:
+        """Seconds of the simulator in a step."""
+        return float(self._robot.dt)
+
     def _observe(self, joints: NDArray[Any]) -> NDArray[np.float64]:
         """The state (30,) as observed, from the robot's joints as observed."""
         disturbance = self.noise * self._amplitudes * self._robot.np_random.uniform(-1.0, 1.0, N_STATE - N_ROBOT)

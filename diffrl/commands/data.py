@@ -239,7 +239,7 @@ class Generate:
         )
         said = f"It is there already: {path} (--force replaces it)." if there else f"Written: {path}"
         _console().print(said, highlight=False)
-        _console().print(data_ogbench.use(self.benchmark, path, self.episodes, self.seed), highlight=False)
+        _console().print(data_ogbench.use(self.benchmark, path, self.episodes), highlight=False)
 
 
 @dataclass(frozen=True)

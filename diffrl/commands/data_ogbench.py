@@ -52,7 +52,7 @@ def generate(
     return generation.generate(name, path, episodes=episodes, seed=seed, jobs=jobs, again=force), False
 
 
-def use(benchmark_id: str, path: Path, episodes: int | None, seed: int) -> str:
+def use(benchmark_id: str, path: Path, episodes: int | None) -> str:
     """A sentence: how to train on a file."""
     from envs.ogbench import generation, names
 
@@ -60,6 +60,7 @@ def use(benchmark_id: str, path: Path, episodes: int | None, seed: int) -> str:
     task = benchmark_id if name.task is not None else names.of_dataset(name)[0]
     if path == generation.cached_path(name):
         return f"Train on it: diffrl train --agent fql --dataset {task}"
-    if seed == 0 and episodes is not None and path == generation.cached_path(name, episodes):
-        return f"Train on it: diffrl train --agent fql --dataset {task} --rows {episodes * (name.rows - 1)}"
+    few = episodes if episodes is not None and episodes < name.episodes else None  # --rows asks for no more than all
+    if few is not None and path == generation.cached_path(name, few):
+        return f"Train on it: diffrl train --agent fql --dataset {task} --rows {few * (name.rows - 1)}"
     return f"To train on it, put it in the place of {generation.cached_path(name)}."

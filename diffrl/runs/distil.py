@@ -92,7 +92,7 @@ def distil(settings: DistilConfig, *, quiet: bool = False, **options: Any) -> Pa
         )
         run.write()
         agent = build_agent(run, device)
-        if keeps_critics(start.config.agent, settings.to):
+        if keeps_critics(start.config.agent.name, settings.to):
             keep_critics(agent, teacher)
         _begin_as(agent, policy)
         return _fit(run, settings, agent, teacher, transitions, quiet)

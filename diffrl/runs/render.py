@@ -5,6 +5,7 @@ OpenGL off the screen: EGL or OSMesa, whichever works.
 """
 
 import dataclasses
+import inspect
 import os
 import subprocess
 import sys
@@ -108,8 +109,9 @@ def steps_a_second(env: gymnasium.Env[Any, Any]) -> float:
     That is 1 / dt, dt the simulator's time for a step. Where it is not known: what the environment says that its
     pictures are to be shown at (`render_fps`), but not less than 20.
     """
-    for name in ("dt", "control_timestep", "tau"):  # MuJoCo's, OGBench's cubes and scenes, cart-pole
+    for name in ("dt", "control_timestep", "tau"):  # MuJoCo's; a method of OGBench's cubes and scenes; cart-pole's
         dt = getattr(env.unwrapped, name, None)
+        dt = dt() if inspect.ismethod(dt) else dt
         if isinstance(dt, int | float) and 0.001 <= dt <= 1:
             return 1 / float(dt)
     said = env.metadata.get("render_fps")

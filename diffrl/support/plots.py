@@ -44,8 +44,8 @@ def comparison_at(out: Path) -> bool:
 
     Raises UserError where what is there is none of ours, and where the three files would have one name.
     """
-    files = [out, out.with_suffix(".png"), out.with_suffix(".csv")]
-    if len(set(files)) < len(files):
+    files = [out, *(out.with_suffix(end) for end in (".png", ".csv") if out.name)]
+    if len(set(files)) < 3:  # of "." and "/" there is no name to end otherwise
         raise UserError(f"--out is {str(out)!r}, and is to be a page, beside a .png and a .csv: end it in .html.")
     if out.is_file() and COMPARED in out.read_text(encoding="utf-8", errors="replace")[:2000]:
         return True

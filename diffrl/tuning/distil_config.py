@@ -73,14 +73,14 @@ class DistilConfig:
         return read(cls, values, source)
 
 
-def keeps_critics(teacher: AgentConfig, to: str) -> bool:
-    """Whether a student of this kind goes on with its teacher's critics, and lets them choose as the teacher did."""
-    return teacher.name in _KEEP_CRITICS[to]
+def keeps_critics(teacher: str, to: str) -> bool:
+    """Whether a student of this kind goes on with the critics of that agent, and lets them choose as it did."""
+    return teacher in _KEEP_CRITICS[to]
 
 
 def has_new_critics(settings: Mapping[str, Any]) -> bool:
     """Whether the critics of a distilled run are new and not its teacher's; settings: its `settings.yaml`."""
-    return settings["teacher"]["name"] not in _KEEP_CRITICS[settings["to"]]
+    return not keeps_critics(settings["teacher"]["name"], settings["to"])
 
 
 def student_config(
@@ -90,7 +90,7 @@ def student_config(
 
     Where the critics are not kept, they are new, untrained, and have no say in acting.
     """
-    kept = keeps_critics(teacher, settings.to)
+    kept = keeps_critics(teacher.name, settings.to)
     both = ["width", "layers", "normalise_observations", "reward_tune", "discount"]
     if kept:
         both += [f.name for f in dataclasses.fields(CriticConfig) if f.name not in both and f.name != "batch_size"]

@@ -565,6 +565,7 @@ def test_what_was_generated_with_fewer_episodes_is_found(made: Path, capsys: pyt
     short.parent.mkdir(parents=True)
     shutil.copy(made, short)
     shutil.copy(made, other)
+    generation.cached_path(NAVIGATE, NAVIGATE.episodes + 1).touch()  # which --rows does not ask for
     generation.validation_path(short).touch()
     assert Info(TASK).run() == 0
     out = " ".join(capsys.readouterr().out.split())
@@ -572,6 +573,7 @@ def test_what_was_generated_with_fewer_episodes_is_found(made: Path, capsys: pyt
     assert f"Generated here with fewer episodes or another seed: {TASK} --rows 1000 (`diffrl data info" in out
     assert f"{other}".replace(" ", "") in out.replace(" ", "")
     assert "-val" not in out
+    assert out.count("Generated here") == 2
     assert Info(TASK, rows=1000).run() == 0
     assert "Rebuilt" in capsys.readouterr().out
     assert ListData(NAVIGATE.dataset).run() == 0

@@ -116,8 +116,9 @@ def test_an_earlier_comparison_is_replaced_and_other_files_are_not(tmp_path: Pat
         assert "is no comparison of ours, and is not overwritten" in " ".join(capsys.readouterr().err.split())
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
-    assert main([*words, str(tmp_path / "page.png")]) == 2
-    assert "end it in .html" in capsys.readouterr().err
+    for out in (str(tmp_path / "page.png"), ".", "/"):
+        assert main([*words, out]) == 2
+        assert "end it in .html" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_cannot_be_compared_is_a_sentence(tmp_path: Path, capsys: Any) -> None:

@@ -14,8 +14,9 @@ from PIL import Image
 
 from diffrl.cli import main
 from diffrl.runs import render as video
-from diffrl.runs.render import BACKENDS, choose_opengl, labelled, needs_opengl, render, works
+from diffrl.runs.render import BACKENDS, choose_opengl, labelled, needs_opengl, render, steps_a_second, works
 from diffrl.support.errors import UserError
+from envs import registry
 from envs.task import Task
 from tests.runs.made_runs import MAZE, PENDULUM, SIZES, made_run, small
 
@@ -116,6 +117,24 @@ def test_time_is_the_environments_own(
     assert levels == pictures_of
     with Image.open(out) as image:
         assert image.info["duration"] == milliseconds
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "needs", "per_second"),
+    [
+        ("maze2d-umaze-v1", "mujoco", 100.0),
+        ("hopper-medium-v2", "mujoco", 125.0),
+        ("antmaze-umaze-v0", "mujoco", 10.0),
+        ("kitchen-mixed-v0", "gymnasium_robotics", 12.5),
+        ("cube-single-play-singletask-v0", "ogbench", 20.0),  # where the time is a method
+    ],
+)
+def test_the_simulators_time_is_known(benchmark: str, needs: str, per_second: float) -> None:
+    pytest.importorskip(needs)
+    found = registry.get(benchmark)
+    env = Task(found.env_id, dict(found.env_kwargs), None, False).make()
+    assert steps_a_second(env) == pytest.approx(per_second, rel=1e-12)
+    env.close()
 
 
 def test_an_mp4_has_the_same_pictures_as_a_gif(maze: Path, tmp_path: Path) -> None:

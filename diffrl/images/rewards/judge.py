@@ -127,8 +127,8 @@ class Judge:
         self.name, self.url, self.model, self.question = name, url.rstrip("/"), model, question
         self.timeout, self.retries, self.pause, self.at_once = timeout, retries, pause, at_once
         self.cache = cache
-        self._told_temperature = True
-        """Whether a request says which temperature; some models, those that reason among them, refuse that."""
+        self._sets_temperature = True
+        """Whether requests ask for temperature 0; some models, those that reason among them, refuse that."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The reward's values (B,), one an image."""
@@ -215,19 +215,21 @@ class Judge:
 
     def _posted(self, body: Mapping[str, Any]) -> bytes:
         """The answer to a request at temperature 0; where the endpoint refuses to be told one, at the model's own."""
-        if self._told_temperature:
+        if self._sets_temperature:
             try:
                 return self._post({**body, "temperature": 0})
             except urllib.error.HTTPError as error:
+                if error.code not in (400, 422):
+                    raise
                 with error:
                     said = error.read(10_000)
-                if error.code not in (400, 422) or b"temperature" not in said.lower():
+                if b"temperature" not in said.lower():
                     raise urllib.error.HTTPError(
                         error.url, error.code, error.msg, error.headers, io.BytesIO(said)
                     ) from error
         answer = self._post(body)
-        if self._told_temperature:  # and not before: what is refused may be something else
-            self._told_temperature = False
+        if self._sets_temperature:  # and not before: what is refused may be something else
+            self._sets_temperature = False
             say_once(f"{self.url} takes no temperature for {self.model}: it is asked at the model's own.")
         return answer
 

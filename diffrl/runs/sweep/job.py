@@ -38,16 +38,16 @@ def list_runs(folder: Path, asked: Sequence[SweepRun] | None) -> int:
     from envs.datasets import missing
 
     sweep = plan.existing(folder) if asked is None else plan.joined(folder, plan.read(folder), asked)
-    needed = []
+    needed: list[str] = []
     for i, run in enumerate(sweep.runs):
         state = state_of(folder, run)
         if state.kind != "done":
-            needed.append((run.config.dataset, run.config.rows))
+            needed.append(run.config.dataset)
         how_far = f"cut at {state.step:,}" if state.kind == "cut" else state.kind
         error = f"  {state.error}" if state.error else ""
         print(f"{i:>4}  {how_far:<12}  {run.name}  seeds {' '.join(map(str, run.config.seeds))}{error}")
-    found = [said for data in dict.fromkeys(needed) if (said := missing(*data)) is not None]
-    for said in dict.fromkeys(found):
+    found = [said for name in dict.fromkeys(needed) if (said := missing(name)) is not None]
+    for said in found:
         console.print(said, style="yellow", markup=False)
     if found:
         console.print("These runs would fail on this machine. A cluster's nodes may have other files.")
