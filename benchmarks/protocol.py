@@ -45,8 +45,9 @@ from diffrl.runs.study.config import BanditConfig, FQEConfig
 from diffrl.runs.study.policies import Policies
 from diffrl.runs.study.report import write_report
 from diffrl.runs.study.scores import Scores
-from diffrl.runs.study.selection import select, write_selection
+from diffrl.runs.study.selection import ALL, select, write_selection
 from diffrl.runs.study.summary import Summary
+from diffrl.runs.study.tables import Table
 from diffrl.runs.sweep.state import complete
 from diffrl.runs.train import same_data
 from diffrl.support.errors import UserError
@@ -242,6 +243,11 @@ def table(bench: ProtocolBench) -> Lines:
     return lines
 
 
+def among_all(table: Table) -> Table:
+    """A table of the selection without the rows of single agents: the two seeds of one are ranked right or wrong."""
+    return dataclasses.replace(table, rows=[row for row in table.rows if row[1].text == ALL] or table.rows)
+
+
 def main(bench: ProtocolBench) -> int:
     """Train what is missing within the budget; then the report, the selection and the page."""
     settle()
@@ -268,17 +274,18 @@ def main(bench: ProtocolBench) -> int:
     page, results = write_report(Summary(Scores.of_runs(runs), "last", 100.0, 0.9), bench.out / "report")
     console.print(results.rich())
     found = select(Policies.of_runs(runs), BanditConfig(arms=4), FQEConfig(steps=0))
-    tables = [*write_selection(found, bench.out / "selection")]
+    tables = write_selection(found, bench.out / "selection")
     notes = list(found.notes)
     by_data = [folder for task in bench.fqe_tasks if (folder := bench.out / "runs" / task).is_dir()]
     if bench.fqe_steps and by_data:
         found = select(Policies.of_runs(by_data), BanditConfig(arms=4), FQEConfig(steps=bench.fqe_steps))
-        tables += write_selection(found, bench.out / "selection_by_data")
+        tables += [one for one in write_selection(found, bench.out / "selection_by_data") if one.name != "bandit"]
         notes += [note for note in found.notes if note not in notes]
     about = machine()
     text = ["# Eight agents at equal minutes", "", (__doc__ or "").strip(), ""]
     text += [f"Seeds {' '.join(map(str, bench.seeds))}; {about['cpu'].split(',')[0]}.", "", markdown(lines), ""]
-    text += [results.markdown(), *(one.markdown() for one in tables), *(f"- {one}" for one in (*said, *notes))]
+    text += [results.markdown(), *(among_all(one).markdown() for one in tables)]
+    text += [f"- {one}" for one in (*said, *notes)]
     with atomic_path(bench.out / "protocol.md") as temporary:
         temporary.write_text("\n".join(text) + "\n")
     console.print(f"The report: {page}, the selection: {bench.out / 'selection'}", markup=False)
