@@ -139,7 +139,8 @@ def _run(path: Path, config: ImageDistilConfig, quiet: bool) -> Path:
         console.print(_table(comparison.rows))
         console.print(f"picture:     {path / PICTURE}")
         console.print(f"the student: {path / 'model'} (diffusers' format)")
-        console.print(f"tune it:     diffrl finetune --model {path} --steps {max(config.calls, 2)}")
+        how = " --algo nft --eta 0" if config.to == "reflow" else ""  # a chain's noise is none of a straight path's
+        console.print(f"tune it:     diffrl finetune --model {path} --steps {max(config.calls, 2)}{how}")
     return path
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 import diffrl
+from diffrl.commands.compare import Compare
 from diffrl.commands.distil import _of_images
 from diffrl.commands.distil import run as command
 from diffrl.diffusion import VP, Network, Prediction
@@ -232,6 +233,8 @@ def test_a_run_that_is_cut_goes_on_bit_for_bit_and_is_a_model_like_any_other(qui
         load_model(str(whole), lora=None)
     with pytest.raises(UserError, match="is a distilled image model"):
         Run.read(whole)
+    with pytest.raises(UserError, match="compares it with its teacher"):
+        Compare((whole, Path("tuned"))).run()
     with pytest.raises(UserError, match="is distilled already"):
         distil_job.distil(ImageDistilConfig(teacher=str(whole)), out=Path("again"), quiet=True)
 
