@@ -202,7 +202,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(17, 4 * len(results)), layout="constrained")
     panels = figure.subplots(len(results), 4, squeeze=False)
-    names = [*ALGOS, *VARIANTS]
+    names = list(dict.fromkeys([*ALGOS, *VARIANTS, *(name for cells in results.values() for name in cells)]))
     for line, (reward, cells) in zip(panels, results.items(), strict=True):
         for algo, cell in cells.items():
             colour = COLOURS[names.index(algo) % len(COLOURS)]

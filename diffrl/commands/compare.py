@@ -42,14 +42,18 @@ class Compare:
 
     def run(self) -> int:
         """Write the page; say where it and what stands beside it are."""
-        from diffrl.runs.run import IMAGES, kind_of
+        from diffrl.runs.run import IMAGES, IMAGES_DISTIL, kind_of
         from diffrl.support.console import console
         from diffrl.support.errors import UserError
         from diffrl.support.plots import comparison_at
 
         if not self.runs:
             raise UserError("Which runs? diffrl compare RUN [RUN ...]")
-        of_images = [path for path in self.runs if kind_of(path) == IMAGES]
+        kinds = {path: kind_of(path) for path in self.runs}
+        for path, kind in kinds.items():
+            if kind == IMAGES_DISTIL:
+                raise UserError(f"{path} is a distilled image model: its distil.png compares it with its teacher.")
+        of_images = [path for path in self.runs if kinds[path] == IMAGES]
         if of_images and len(of_images) < len(self.runs):
             other = next(path for path in self.runs if path not in of_images)
             raise UserError(

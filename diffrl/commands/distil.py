@@ -76,8 +76,10 @@ class DistilImages:
 
 
 def _of_images(words: Sequence[str]) -> bool:
-    """Whether the first or the last word is an image model, or the folder of one."""
-    names = [word for word in (words[0], words[-1]) if not word.startswith("-")]
+    """Whether a word that is no option, and no option's value, is an image model, or the folder of one."""
+    before = ("", *words[:-1])
+    taking = [word.startswith("-") and "=" not in word and not word.startswith("--no-") for word in before]
+    names = [word for word, value in zip(words, taking, strict=True) if not (value or word.startswith("-"))]
     return any(_is_image_model(name) for name in names)
 
 

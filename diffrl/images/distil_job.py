@@ -77,6 +77,8 @@ def resume(path: Path, *, steps: int | None = None, device: str | None = None, q
         config = ImageDistilConfig.from_dict(read_yaml(path / SETTINGS), str(path / SETTINGS))
         given: dict[str, Any] = {"steps": steps, "device": None if device is None else resolve_device(device)}
         config = dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
+        if (saved := checkpoint.steps(path)) and saved[-1] > config.steps:
+            raise UserError(f"{path} has {saved[-1]} steps already, more than the {config.steps} asked for.")
         folder.write_yaml(path / SETTINGS, config.to_dict())
         settle()
         with explaining_memory(f"distilling {config.teacher}", "a smaller --batch-size"):
@@ -137,7 +139,8 @@ def _run(path: Path, config: ImageDistilConfig, quiet: bool) -> Path:
         console.print(_table(comparison.rows))
         console.print(f"picture:     {path / PICTURE}")
         console.print(f"the student: {path / 'model'} (diffusers' format)")
-        console.print(f"tune it:     diffrl finetune --model {path} --steps {max(config.calls, 2)}")
+        how = " --algo nft --eta 0" if config.to == "reflow" else ""  # a chain's noise is none of a straight path's
+        console.print(f"tune it:     diffrl finetune --model {path} --steps {max(config.calls, 2)}{how}")
     return path
 
 
@@ -171,8 +174,6 @@ def _train(path: Path, config: ImageDistilConfig, trainer: StackTrainer[Any], qu
         saved, complaints = checkpoint.load_latest(path, checkpoint.LOOP)
         for complaint in complaints:
             console.print(f"[yellow]{complaint}[/]")
-        if saved.step > config.steps:
-            raise UserError(f"{path} has {saved.step} steps already, more than the {config.steps} asked for.")
         checkpoint.clean(path, saved.step)
     start = 0 if saved is None else saved.step
     what = "a consistency model" if config.to == "consistency" else "a rectified flow"

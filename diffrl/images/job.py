@@ -20,6 +20,7 @@ from diffrl.images.evaluation import IndependentClassifier, Numbered, alarm, eva
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import BUILT_IN, load_model
+from diffrl.images.models.emoji import shipped_weights
 from diffrl.images.models.emoji_words import PROMPTS
 from diffrl.images.models.pipelines import PipelineModel
 from diffrl.images.rewards.base import grouped, parts_of
@@ -39,7 +40,7 @@ from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, con
 from diffrl.support import folder as folders
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, said_by
-from diffrl.support.folder import claimed
+from diffrl.support.folder import ABOUT, claimed
 from diffrl.support.machine import explaining_memory, resolve_device, settle, versions
 from diffrl.support.stopping import Stopped, at_once, going_on, stop_signals
 from diffrl.training import checkpoint
@@ -202,6 +203,7 @@ class _Session:
         config, world = self.config, self.world
         saved = None
         if resumed is not None and checkpoint.steps(path):
+            self._check_weights(path)
             saved, complaints = checkpoint.load_latest(path)
             for complaint in complaints:
                 self._say(f"[yellow]{complaint}[/]")
@@ -214,11 +216,22 @@ class _Session:
         self.folder = FinetuneRun(path, config, history, resumed is not None and resumed.damaged)
         world.barrier()  # all have read what is cleaned away now
         if world.main:
-            self.folder.write({"versions": versions("diffusers", "transformers", "peft", "accelerate")})
+            about: dict[str, Any] = {"versions": versions("diffusers", "transformers", "peft", "accelerate")}
+            if config.model == "tiny-emoji":
+                about["weights"] = shipped_weights()
+            self.folder.write(about)
             if resumed is not None:
                 checkpoint.clean(path, done)
         world.barrier()
         return saved
+
+    def _check_weights(self, path: Path) -> None:
+        """Raise UserError where a run began with other weights of tiny-emoji than those that it would go on from."""
+        if self.config.model == "tiny-emoji" and folders.read_json(path / ABOUT).get("weights") != shipped_weights():
+            raise UserError(
+                f"{path} began with other weights of tiny-emoji than this version has, so it cannot go on here. Begin "
+                "it anew, or resume it with the version of diffrl that began it."
+            )
 
     def _train(self, log: MetricsLog | None) -> None:
         """Make the remaining rounds; save and evaluate before the first one and between them.

@@ -40,7 +40,7 @@ def resume(
             folder.accept(path)
     kind = kinds.kind_of(path)
     if stop_kl is not None and kind != kinds.IMAGES:
-        raise UserError(f"--stop-kl is for runs of images, and {path} is none.")
+        raise UserError(f"--stop-kl is for runs that fine-tune image models, and {path} is none.")
     if eval_workers is not None and kind != kinds.OFFLINE:
         raise UserError(f"--eval-workers is for offline runs, and {path} is evaluated in the process that trains.")
     options: dict[str, Any] = {"steps": steps, "device": device, "quiet": quiet}

@@ -11,6 +11,8 @@ from torch import Tensor
 from typing_extensions import override
 
 import diffrl
+from diffrl.commands.compare import Compare
+from diffrl.commands.distil import _of_images
 from diffrl.commands.distil import run as command
 from diffrl.diffusion import VP, Network, Prediction
 from diffrl.diffusion.prediction import Kind
@@ -24,7 +26,9 @@ from diffrl.images.model import Condition
 from diffrl.images.models import load_model
 from diffrl.images.models.emoji import EmojiModel
 from diffrl.runs.run import Run
+from diffrl.support import folder
 from diffrl.support.errors import UserError
+from diffrl.support.files import read_yaml
 from tests.images.toy import STD, Toy
 from tests.training.conftest import final_state
 
@@ -223,8 +227,14 @@ def test_a_run_that_is_cut_goes_on_bit_for_bit_and_is_a_model_like_any_other(qui
     assert "class_accuracy" in history[0]
     with pytest.raises(UserError, match="has 4 steps already"):
         diffrl.resume(whole, steps=2, quiet=True)
+    assert read_yaml(whole / "settings.yaml")["steps"] == 4  # what was refused is not kept
+    (whole / "model" / "model_index.json").rename("index")
+    with pytest.raises(UserError, match="has no model yet: `diffrl resume"):
+        load_model(str(whole), lora=None)
     with pytest.raises(UserError, match="is a distilled image model"):
         Run.read(whole)
+    with pytest.raises(UserError, match="compares it with its teacher"):
+        Compare((whole, Path("tuned"))).run()
     with pytest.raises(UserError, match="is distilled already"):
         distil_job.distil(ImageDistilConfig(teacher=str(whole)), out=Path("again"), quiet=True)
 
@@ -246,6 +256,34 @@ def test_what_a_run_on_tiny_emoji_trained_is_its_teacher(quick: Path, capsys: py
     assert not torch.equal(own[0], own[2])
     assert base_of("student") == "tiny-emoji"
     assert student.decode(torch.zeros(1, *student.shape)).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("words", "of_images"),
+    [
+        ("tiny-emoji --steps 2", True),
+        ("--to reflow tiny-emoji --steps 2", True),
+        ("--steps=2 tiny-digits", True),
+        ("runs/policy --out tiny-policy", False),
+        ("--out tiny-policy runs/policy", False),
+    ],
+)
+def test_what_is_distilled_is_told_by_the_word_that_is_no_options_value(words: str, of_images: bool) -> None:
+    assert _of_images(words.split()) is of_images
+
+
+def test_a_run_of_other_weights_of_tiny_emoji_does_not_go_on(quick: Path) -> None:
+    """The package's weights were changed, and what they predict: an older run's checkpoint does not fit them."""
+    small: dict[str, Any] = {"queries": 8, "batch": 8, "updates": 1, "steps": 2, "eval_samples": 4}
+    path = finetune(FinetuneConfig(out=Path("run"), **small), quiet=True)
+    before = (path / "finetune.yaml").read_bytes()
+    about = folder.read_json(path / "run.json")
+    folder.write_json(path / "run.json", {name: value for name, value in about.items() if name != "weights"})
+    with pytest.raises(UserError, match="began with other weights of tiny-emoji"):
+        diffrl.resume(path, steps=16, quiet=True)
+    assert (path / "finetune.yaml").read_bytes() == before
+    folder.write_json(path / "run.json", about)
+    diffrl.resume(path, steps=16, quiet=True)
 
 
 def test_what_cannot_be_distilled_is_said_in_a_line(quick: Path) -> None:

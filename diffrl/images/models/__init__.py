@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diffrl.images.distil_config import KIND
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models.adapters import read_adapter
 from diffrl.images.models.emoji_words import PROMPTS
@@ -69,10 +70,19 @@ VARIANTS: dict[str, Callable[[], Build]] = {"control": _control, "reference": _r
 
 
 def _pipeline_of_run(name: str) -> str:
-    """The folder of the pipeline that the run in a folder wrote; any other name as it is."""
-    model = Path(name) / "model"
-    of_run = (Path(name) / ABOUT).is_file() and (model / "model_index.json").is_file()
-    return str(model) if of_run else name
+    """The folder of the pipeline that the run in a folder wrote; any other name as it is.
+
+    Raises UserError for a run that distils a model and is not finished.
+    """
+    model, about = Path(name) / "model", Path(name) / ABOUT
+    if not about.is_file():
+        return name
+    if (model / "model_index.json").is_file():
+        return str(model)
+    said = read_json(about, say=False)
+    if isinstance(said, dict) and said.get("kind") == KIND:
+        raise UserError(f"{name} has no model yet: `diffrl resume {name}` finishes the run.")
+    return name
 
 
 def _of_emoji(folder: Path) -> bool:

@@ -7,8 +7,8 @@ Noto Color Emoji, as drawn and painted in six colours, turned, scaled and shifte
 It is a latent model whose autoencoder is a formula, as JPEG has it: of each block of 4 x 4 pixels the coefficients of
 the discrete cosine transform, all 16 of the brightness and the lowest 4 of either colour difference. So states are
 (24, 8, 8), and the network is as small as that of tiny-digits. On disk it is a diffusers pipeline like any other
-(UNet2DModel, v-prediction on the cosine schedule of 1,000 steps), whose 24 channels `to_pixels` turns into pictures.
-Prompts: `emoji_words`.
+(UNet2DModel, which predicts x_0, on the cosine schedule of 1,000 steps), whose 24 channels `to_pixels` turns into
+pictures. Prompts: `emoji_words`.
 """
 
 import functools
@@ -25,7 +25,7 @@ from diffrl.images.model import Condition, Lora
 from diffrl.images.models.emoji_words import class_of
 from diffrl.images.models.pipelines import PixelModel, load_pipeline
 from diffrl.support.errors import UserError
-from diffrl.support.folder import verified
+from diffrl.support.folder import digest, verified
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """Weights that come with the package, each folder with its checksums (SHA256SUMS)."""
@@ -93,6 +93,11 @@ class EmojiModel(PixelModel):
         if tuple(images.shape[1:]) != (3, height, width):
             raise UserError(f"Images of shape {tuple(images.shape[1:])}; {self.name} has (3, {height}, {width}).")
         return to_states(images)
+
+
+def shipped_weights() -> str:
+    """The SHA-256 digest of tiny-emoji's weights in this version of the package."""
+    return digest(verified(WEIGHTS / "tiny-emoji" / "unet" / "diffusion_pytorch_model.safetensors"))
 
 
 def tiny_emoji(
