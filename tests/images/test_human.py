@@ -209,7 +209,8 @@ def test_a_person_votes_in_a_browser(quick: Path, monkeypatch: pytest.MonkeyPatc
             with contextlib.suppress(AssertionError):
                 page.until(there)
                 break
-        page.until("[...document.images].every(image => image.complete && image.naturalWidth == 8)")
+        loaded = "[...document.images].every(image => image.complete && image.naturalWidth == 8)"
+        page.until(f"document.images.length > 1 && {loaded}")  # every one of none is loaded before the first state comes
         names: list[str] = page.value("[...document.images].map(image => image.src.split('/').pop().slice(0, -4))")
         shown.append(names)
         return names
