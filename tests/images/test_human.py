@@ -210,7 +210,7 @@ def test_a_person_votes_in_a_browser(quick: Path, monkeypatch: pytest.MonkeyPatc
                 page.until(there)
                 break
         loaded = "[...document.images].every(image => image.complete && image.naturalWidth == 8)"
-        page.until(f"document.images.length > 1 && {loaded}")  # every one of none is loaded before the first state comes
+        page.until(f"document.images.length > 1 && {loaded}")  # every one of none is loaded at first
         names: list[str] = page.value("[...document.images].map(image => image.src.split('/').pop().slice(0, -4))")
         shown.append(names)
         return names
