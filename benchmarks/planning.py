@@ -6,7 +6,7 @@
 
 A run a maze under --out, its seeds one stack: the small network (16 channels times 1, 2, 4, on large 1, 2, 4, 8, batch
 32, learning rate 1e-3) with `show_ends`, the published horizons, on large half of it, and the published numbers of
-denoising steps. Runs that were cut go on. Every solver plans with the same trained networks, from the same start states.
+denoising steps. Runs that were cut go on. Every solver plans with the same networks, from the same start states.
 "calls" are the network's, a plan; one plan serves an episode. "ms a plan" is CPU time of one plan alone. ± is the
 standard error over seeds, with one seed over episodes.
 
