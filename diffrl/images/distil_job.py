@@ -1,6 +1,5 @@
 """Runs that distil an image model: `distil` from top to bottom, `resume`; agreement against network calls."""
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -240,11 +239,11 @@ def compare(
             images = []
             for part in parts(n, PART):
                 of = rows(condition, row[part])
-                with learner.averaged() if who == "student" else contextlib.nullcontext():
-                    if who == "student":
+                if who == "student":
+                    with learner.averaged():
                         x0 = learned(model, of, noise[:calls, part], calls, config.to)
-                    else:
-                        x0 = teach(model, of, noise[0, part], calls)
+                else:
+                    x0 = teach(model, of, noise[0, part], calls)
                 images.append(model.decode(x0).float().cpu())
                 done += calls * len(x0)
                 on_progress(done, total)
