@@ -9,8 +9,7 @@ from pathlib import Path
 
 from diffrl.images.run import PANELS, SAID, FinetuneRun, grid_path, plot_curve, warnings
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path
-from diffrl.support.plots import BLUE, COMPARED, GREEN, ORANGE, PAGE_STYLE, comparison_at
+from diffrl.support.plots import BLUE, COMPARED, GREEN, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
 
 COLOURS = (BLUE, ORANGE, GREEN, "#a64d9c", "#c0392b", "#5d6d7e", "#7d6608", "#17a2a2")
 """The colours of runs, in turn."""
@@ -27,13 +26,8 @@ def compare(paths: Sequence[Path], out: Path) -> list[Path]:
     for run in runs:
         if not run.history:
             raise UserError(f"{run.path} has no evaluation yet.")
-    curves, table = out.with_suffix(".png"), out.with_suffix(".csv")
-    plot_curves(runs, curves)
-    with atomic_path(table) as temporary:
-        temporary.write_text(_csv(runs), encoding="utf-8")
-    with atomic_path(out) as temporary:
-        temporary.write_text(page(runs, curves.read_bytes()), encoding="utf-8")
-    return [out, curves, table]
+    curves = plot_curves(runs)
+    return write_comparison(out, page(runs, curves), curves, _csv(runs))
 
 
 def measures_of(runs: Sequence[FinetuneRun]) -> list[str]:
@@ -41,8 +35,8 @@ def measures_of(runs: Sequence[FinetuneRun]) -> list[str]:
     return [name for name in SAID if any(name in entry for run in runs for entry in run.history)]
 
 
-def plot_curves(runs: Sequence[FinetuneRun], path: Path) -> None:
-    """Write every measure against images scored as a picture, a line a run."""
+def plot_curves(runs: Sequence[FinetuneRun]) -> bytes:
+    """Every measure against images scored, a line a run: a picture (PNG)."""
     from matplotlib.figure import Figure
 
     names = [name for name in PANELS if name in measures_of(runs)]
@@ -67,8 +61,7 @@ def plot_curves(runs: Sequence[FinetuneRun], path: Path) -> None:
         frameon=False,
         fontsize=9,
     )
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    return png(figure)
 
 
 def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:

@@ -17,9 +17,8 @@ from diffrl.runs.report import draw_maze
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
-from diffrl.support.plots import BLUE, COMPARED, GREEN, GREY, ORANGE, PAGE_STYLE, comparison_at
+from diffrl.support.plots import BLUE, COMPARED, GREEN, GREY, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
 from diffrl.support.seeds import generator_at
 from diffrl.support.statistics import estimate, student_ends
 from diffrl.training.logs import returns_of
@@ -154,19 +153,15 @@ def compare(
     task = _one_task(runs)
     settle()
     rolled = [_roll(run, episodes, str(which), seed, quiet) for run in runs]
-    picture, table = out.with_suffix(".png"), out.with_suffix(".csv")
-    _plot(rolled, task, picture)
-    with atomic_path(table) as temporary:
-        temporary.write_text(_csv(rolled), encoding="utf-8")
-    with atomic_path(out) as temporary:
-        temporary.write_text(page(rolled, task, seed, picture.read_bytes()), encoding="utf-8")
+    picture = _picture(rolled, task)
+    written = write_comparison(out, page(rolled, task, seed, picture), picture, _csv(rolled))
     if not quiet:
         for other in rolled[1:]:
             found = difference(_scored(other, task), _scored(rolled[0], task))
             console.print(
                 f"{other.run.path} - {rolled[0].run.path}: {found.over_starts}. {found.verdict}", markup=False
             )
-    return [out, picture, table]
+    return written
 
 
 def _one_task(runs: Sequence[Run]) -> Task:
@@ -212,8 +207,8 @@ def _scored(rolled: Rolled, task: Task) -> NDArray[np.float64]:
 # --- shown ----------------------------------------------------------------------------------------------------------
 
 
-def _plot(rolled: Sequence[Rolled], task: Task, path: Path) -> None:
-    """In a maze of ours, what each run's first seed drove, a column a run; else returns against the first run's."""
+def _picture(rolled: Sequence[Rolled], task: Task) -> bytes:
+    """In a maze of ours, what each run's first seed drove, a column a run; else returns against the first's; a PNG."""
     from matplotlib.figure import Figure
 
     maze = _maze(task)
@@ -236,8 +231,7 @@ def _plot(rolled: Sequence[Rolled], task: Task, path: Path) -> None:
             ax.plot(ends, ends, color=GREY, linewidth=1)
             ax.scatter(theirs, ours, color=colour, s=14)
             ax.set(xlabel=rolled[0].run.path.name, ylabel=one.run.path.name, title="each point a start state")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    return png(figure)
 
 
 def _maze(task: Task) -> Maze | None:

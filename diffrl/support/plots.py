@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -52,6 +53,26 @@ def comparison_at(out: Path) -> bool:
     if there := next((file for file in files if file.exists()), None):
         raise UserError(f"{there} is no comparison of ours, and is not overwritten: choose another --out.")
     return False
+
+
+def write_comparison(out: Path, page: str, picture: bytes, numbers: str) -> list[Path]:
+    """Write a comparison's page (HTML), and its picture (PNG) and numbers (CSV) beside it; give the three paths.
+
+    All three are on the disk before the first takes its place, and the page is that first one: by it `comparison_at`
+    knows the others. So a failure changes nothing, and after a kill between two of them the same --out is taken again.
+    """
+    files = {out.with_suffix(".csv"): numbers.encode(), out.with_suffix(".png"): picture, out: page.encode()}
+    with ExitStack() as stack:  # leaves in the reverse order
+        for path, content in files.items():
+            stack.enter_context(atomic_path(path)).write_bytes(content)
+    return list(reversed(files))
+
+
+def png(figure: "Figure") -> bytes:
+    """A figure as PNG for a page: 110 dots an inch."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()
 
 
 def new_figure(width: float, height: float) -> tuple["Figure", "Axes"]:

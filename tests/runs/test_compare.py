@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,27 @@ def test_an_earlier_comparison_is_replaced_and_other_files_are_not(tmp_path: Pat
     for out in (str(tmp_path / "page.png"), ".", "/"):
         assert main([*words, out]) == 2
         assert "end it in .html" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_page_that_cannot_be_written_leaves_the_earlier_comparison_whole(tmp_path: Path) -> None:
+    """The three files are of one comparison: a disk that takes picture and numbers, but not the page, gets none."""
+    for name in ("a", "b"):
+        made_run(tmp_path / name, small("bc"), SWING)
+    runs, page = [tmp_path / "a", tmp_path / "b"], tmp_path / "page.html"
+    before = {path: path.read_bytes() for path in compare(runs, page, episodes=2, quiet=True)}
+    sizes = [len(before[path]) for path in before]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert sizes[0] - 4000 > max(sizes[1:])  # of the page, which has the picture in it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[0] - 4000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            compare(runs, page, episodes=2, seed=1, quiet=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path: path.read_bytes() for path in before} == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".page")]
+    compare(runs, page, episodes=2, seed=1, quiet=True)
+    assert all(path.read_bytes() != before[path] for path in before)
 
 
 def test_what_cannot_be_compared_is_a_sentence(tmp_path: Path, capsys: Any) -> None:

@@ -218,6 +218,7 @@ def write_selection(found: Selection, out: Path) -> list[Table]:
     A selection that is there is replaced. Raises UserError as `refuse_others` does.
     """
     refuse_others(out)
+    drawn = figure(found)  # what cannot be drawn replaces nothing
     out.mkdir(parents=True, exist_ok=True)
     tables = [table for table in (bandit_table(found), offline_table(found)) if table is not None]
     notes = "".join(f"- {note}\n" for note in found.notes)
@@ -225,7 +226,6 @@ def write_selection(found: Selection, out: Path) -> list[Table]:
     for name, content in ((PAGE, text), ("policies.csv", policies_csv(found)), ("bandit.csv", bandit_csv(found))):
         with atomic_path(out / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    drawn = figure(found)
     save(drawn, out / f"{FIGURE}.png")
     save_pdf([drawn], out / f"{FIGURE}.pdf")
     return tables
