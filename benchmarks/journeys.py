@@ -247,7 +247,7 @@ def journeys(folder: Path) -> dict[str, Journey]:
         do(run, "data", "data", "generate", TASK, "--rows", ROWS)
         (data,) = (folder / "data").rglob("*.hdf5")
         train = do(recorded, "train", *TRAIN, "--dataset", str(data), "--out", str(folder / "train"))
-        # The first run trains the built-in model and its judge where the cache lacks them.
+        # The first run trains the built-in model and its classifier where the cache lacks them.
         do(run, "first", *DDPO, "--out", str(folder / "first"))
         ddpo = do(recorded, "ddpo", *DDPO, "--out", str(folder / "ddpo"))
     return {

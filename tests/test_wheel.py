@@ -35,7 +35,7 @@ def exercise(bin_folder: Path, folder: Path, images: bool = False) -> None:
     page = "from diffrl.support.page import static; print(*static('diffrl.augment.label', 'page'))"
     assert "index.html" in run(str(bin_folder / "python"), "-c", page, cwd=folder)
     weights = "from diffrl.images.models.emoji import WEIGHTS, verified; print(len(verified(WEIGHTS / 'tiny-emoji/unet/"
-    weights += "diffusion_pytorch_model.safetensors')), len(verified(WEIGHTS / 'judge.safetensors')))"
+    weights += "diffusion_pytorch_model.safetensors')), len(verified(WEIGHTS / 'classifier.safetensors')))"
     assert all(int(size) > 10_000 for size in run(str(bin_folder / "python"), "-c", weights, cwd=folder).split())
     assert "diffusion_ql/maze2d-umaze-v1" in diffrl("train", "list")
     lines = ["task,agent,seed,step,score", *(f"maze2d-umaze-v1,bc,{seed},5,{seed}" for seed in range(2))]

@@ -1,7 +1,7 @@
-"""The pictures behind tiny-emoji and its judges: emoji of six typefaces, as drawn and painted in six colours.
+"""The pictures behind tiny-emoji and its classifiers: emoji of six typefaces, as drawn and painted in six colours.
 
 tiny-emoji itself sees Noto Color Emoji alone (SIL Open Font Licence 1.1, which allows what is made with the font under
-any licence); two of the judges see the other five, so that they know the objects from other drawings.
+any licence); two of the classifiers see the other five, so that they know the objects from other drawings.
 
     apt-get download fonts-noto-color-emoji && dpkg-deb -x fonts-noto-color-emoji_*.deb FOLDER/noto
     cd FOLDER && for set in fluent-emoji-flat fluent-emoji twemoji noto-v1 emojione; do

@@ -1,6 +1,6 @@
-"""Put what `train.py` and `judges.py` made where the package has it, with checksums.
+"""Put what `train.py` and `classifiers.py` made where the package has it, with checksums.
 
-python benchmarks/emoji/ship.py PIPELINE [JUDGES ...]     folders that the two wrote
+python benchmarks/emoji/ship.py PIPELINE [CLASSIFIERS ...]     folders that the two wrote
 """
 
 import shutil
@@ -13,12 +13,12 @@ from diffrl.support.folder import seal
 NETWORK = ("config.json", "diffusion_pytorch_model.safetensors")
 
 
-def main(pipeline: Path, *judges: Path) -> None:
+def main(pipeline: Path, *classifiers: Path) -> None:
     """Copy, make readable, seal."""
     target = WEIGHTS / "tiny-emoji"
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(pipeline, target)
-    for folder in judges:
+    for folder in classifiers:
         for file in folder.glob("*.safetensors"):
             shutil.copy(file, WEIGHTS / file.name)
     for file in WEIGHTS.rglob("*"):

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def digits(steps: int) -> int:
-    """Train tiny-digits for so many steps, and by a round of fine-tuning the classifiers that judge and reward it."""
+    """Train tiny-digits for so many steps, and by a round of fine-tuning the classifiers that measure and reward it."""
     import tempfile
 
     from diffrl import cli

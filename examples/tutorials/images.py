@@ -31,7 +31,7 @@ greedy = align("greedy")
 # ## The reward rises
 #
 # `reward` is what the model is paid for. The held-out reward is another network that was trained on other digits.
-# Class accuracy asks a third judge whether an image still shows the digit of its prompt: it was not part of the deal.
+# Class accuracy asks a third network whether an image still shows the digit of its prompt: it was not part of the deal.
 
 # %%
 columns = ("reward", "held_out", "class_accuracy", "diversity", "reference_error")

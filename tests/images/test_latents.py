@@ -201,7 +201,7 @@ def test_trained_in_full_it_draws_its_digits(tmp_path: Path, monkeypatch: pytest
 
     train_latents(tmp_path / "tiny")
     model, examples = read_latents(tmp_path / "tiny"), Digits((32, 32))
-    judge = SVC().fit(small(examples.images), examples.prompts)
+    classifier = SVC().fit(small(examples.images), examples.prompts)
     prompts = [str(i % 10) for i in range(500)]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -209,6 +209,6 @@ def test_trained_in_full_it_draws_its_digits(tmp_path: Path, monkeypatch: pytest
         denoise = model.prediction.denoiser(model.network(model.conditions(prompts)))
         x = torch.randn(500, *model.shape, generator=generator)
         x0 = sample(model.prediction.process, denoise, x, model.times(10), eta=1.0, generator=generator)
-        share = judge.score(small(model.decode(x0)), prompts)
+        share = classifier.score(small(model.decode(x0)), prompts)
     assert -10 * error.log10() > 30
     assert share > 0.93

@@ -6,7 +6,7 @@ knows a heart from other drawings; the classifier of the measures on all six. Wh
 others is not likeness but error of one network (over-optimisation). That classifier is no reward: nothing is ever
 optimised against it.
 
-The weights come with the package; `benchmarks/emoji/judges.py` makes them, and states what they are right on.
+The weights come with the package; `benchmarks/emoji/classifiers.py` makes them, and states what they are right on.
 """
 
 import functools
@@ -24,8 +24,8 @@ from diffrl.support.errors import UserError
 from diffrl.support.folder import read_tensors
 
 SIDE = 32
-Which = Literal["emoji", "emoji-held-out", "judge"]
-"""The networks by their files' names; `judge` is the classifier of the measures."""
+Which = Literal["emoji", "emoji-held-out", "classifier"]
+"""The networks by their files' names; `classifier` is that of the measures."""
 
 
 class Emoji:
@@ -119,7 +119,7 @@ class EmojiClassifier:
     """What the measures of a run on tiny-emoji ask: which object and which colour an image shows."""
 
     def __init__(self) -> None:
-        self.network = network("judge")
+        self.network = network("classifier")
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

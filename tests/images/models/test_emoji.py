@@ -66,7 +66,7 @@ def test_it_is_there_without_training(model: emoji.EmojiModel) -> None:
 
 
 def test_samples_are_what_the_prompts_say(model: emoji.EmojiModel) -> None:
-    """Of a picture of each prompt, nine in ten by the judge (.9 is what the model is shipped for)."""
+    """Of a picture of each prompt, nine in ten by the classifier (.9 is what the model is shipped for)."""
     from diffrl.images.config import FinetuneConfig
     from diffrl.images.samples import RunState, Setup, chain_of, plain, roll_out
 
@@ -87,7 +87,7 @@ def test_damage_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         load_model("tiny-emoji", lora=None)
 
 
-def test_a_run_on_it_is_measured_by_its_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_it_is_measured_by_its_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = "finetune --queries 8 --batch 8 --updates 1 --steps 2 --eval-samples 4 --held-out emoji --out run"
     assert main([*words.split(), "--reward", "colour:blue + symmetry"]) == 0

@@ -94,7 +94,7 @@ def test_emoji_is_the_product_of_object_and_colour() -> None:
 def test_the_classifier_agrees_with_its_own_answers() -> None:
     """The object it holds most probable, in its most probable colour, and in no other."""
     classifier, x = emoji_classifier(), images(3)
-    things, colours = network("judge")(x).split([len(OBJECTS), len(COLOURS)], -1)
+    things, colours = network("classifier")(x).split([len(OBJECTS), len(COLOURS)], -1)
     torch.testing.assert_close(classifier(x), things.softmax(-1), rtol=0, atol=0)
     for i, (thing, colour) in enumerate(zip(things.argmax(-1).tolist(), colours.argmax(-1).tolist(), strict=True)):
         agreed = [p for p in PROMPTS if classifier.agree(x[i : i + 1], [p]).item()]

@@ -1,11 +1,11 @@
 """Train the three networks that say what tiny-emoji's pictures show, and state what they are right on.
 
-    python benchmarks/emoji/judges.py FOLDER OUT [--steps 1200]
+    python benchmarks/emoji/classifiers.py FOLDER OUT [--steps 1200]
 
-FOLDER has the typefaces (`glyphs.py`); OUT gets emoji, emoji-held-out and judge .safetensors, in half precision, and
-judges.json. `emoji` sees Noto Color Emoji alone, `emoji-held-out` the five other typefaces alone, the judge all six (a
-third Noto's); all are tested on Noto's pictures as tiny-emoji sees them, and train on pictures turned, stretched and
-spoilt further.
+FOLDER has the typefaces (`glyphs.py`); OUT gets emoji, emoji-held-out and classifier .safetensors, in half precision,
+and classifiers.json. `emoji` sees Noto Color Emoji alone, `emoji-held-out` the five other typefaces alone, `classifier`
+all six (a third Noto's); all are tested on Noto's pictures as tiny-emoji sees them, and train on pictures turned,
+stretched and spoilt further.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--only", nargs="*", default=["emoji", "emoji-held-out", "judge"])
+    parser.add_argument("--only", nargs="*", default=["emoji", "emoji-held-out", "classifier"])
     options = parser.parse_args()
     torch.set_num_threads(1)
     own = all_prompts(noto(options.folder))
@@ -80,7 +80,8 @@ def main() -> None:
     everything = torch.cat([own] * 5 + [others])
     options.out.mkdir(parents=True, exist_ok=True)
     about = {}
-    for seed, (which, pictures) in enumerate({"emoji": own, "emoji-held-out": others, "judge": everything}.items()):
+    seen = {"emoji": own, "emoji-held-out": others, "classifier": everything}
+    for seed, (which, pictures) in enumerate(seen.items()):
         if which not in options.only:
             continue
         began = time.process_time()
@@ -91,7 +92,7 @@ def main() -> None:
         about[which] = {"right on Noto": right(network, own), "cpu_seconds": round(time.process_time() - began)}
         about[which]["steps"] = options.steps
         print(which, about[which], flush=True)
-    (options.out / "judges.json").write_text(json.dumps(about, indent=1) + "\n")
+    (options.out / "classifiers.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":
