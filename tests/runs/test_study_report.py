@@ -71,6 +71,20 @@ def test_the_best_is_bold_only_where_intervals_are_apart() -> None:
     assert alone.rows[0][1].mark == ""
 
 
+def test_equal_results_are_marked_all_or_not_at_all() -> None:
+    """Whatever their order; the mean of .1, .2, .3 is another float than that of .3, .2, .1."""
+
+    def marks(*results: list[list[float]]) -> list[str]:
+        summary = Summary(scored({("t", name): values for name, values in zip("abc", results, strict=False)}))
+        return [cell.mark for cell in main_table(summary).rows[0]][1:]
+
+    zeros, few = [[0.0], [0.0]], [[-1.0], [-2.0]]
+    assert marks(zeros, zeros, zeros) == ["", "", ""]
+    assert marks(zeros, few, zeros) == ["highest", "", "highest"]
+    assert marks(few, zeros, zeros) == ["", "highest", "highest"]
+    assert marks([[0.1], [0.2], [0.3]], [[0.3], [0.2], [0.1]], [[0.0], [0.0], [0.0]]) == ["highest", "highest", ""]
+
+
 def test_results_are_mean_and_standard_error_or_interval() -> None:
     summary = Summary(scored({("t", "bc"): [[-1], [-3], [-2]]}))
     assert column(main_table(summary), "bc") == ["−2.0 ± 0.6"]

@@ -56,8 +56,7 @@ def main_table(summary: Summary, interval: bool = False) -> Table:
     marks: dict[tuple[str, str], Mark] = {}
     for task in tasks:
         best, apart = summary.highest(task)
-        if sum(name == task for name, _ in summary.chosen) > 1:
-            marks[task, best] = "best" if apart else "highest"
+        marks |= {(task, agent): "best" if apart else "highest" for agent in best}
 
     def cell(task: str, agent: str) -> Cell:
         return Cell(result_text(summary.chosen.get((task, agent)), interval), marks.get((task, agent), ""))
@@ -70,7 +69,7 @@ def main_table(summary: Summary, interval: bool = False) -> Table:
     note = (
         f"{units}; {summary.protocol}: {PROTOCOLS[summary.protocol]}. Mean "
         f"{'and' if interval else '±'} {spread}, {seeds}. Bold: the highest, its 95 % interval apart from all others'. "
-        "Underlined: the highest, not apart."
+        "Underlined: the highest, not apart; of equal ones each, but none where all are equal."
     )
     named = {task: f"{task} (return)" if task in returns else task for task in tasks}
     rows = [[Cell(named[task]), *(cell(task, agent) for agent in agents)] for task in tasks]

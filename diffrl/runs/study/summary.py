@@ -100,12 +100,18 @@ class Summary:
         """By (task, agent), the learning curve."""
         return {key: curve(seeds) for key, seeds in self.scores.curves().items()}
 
-    def highest(self, task: str) -> tuple[str, bool]:
-        """The agent with the highest mean on a task, and whether its interval is apart from those of all others."""
+    def highest(self, task: str) -> tuple[list[str], bool]:
+        """The agents with the highest mean on a task, and whether one's interval is apart from those of all others.
+
+        Several where they tie, up to rounding; none where all do, and where an agent is alone.
+        """
         of_task = {agent: found for (name, agent), found in self.chosen.items() if name == task}
-        best = max(of_task, key=lambda agent: of_task[agent].mean)
-        others = [found.high for agent, found in of_task.items() if agent != best]
-        return best, bool(others) and all(of_task[best].low > high for high in others)
+        most = max(found.mean for found in of_task.values())
+        best = [agent for agent, found in of_task.items() if math.isclose(found.mean, most, rel_tol=1e-12)]
+        if len(best) == len(of_task):
+            return [], False
+        others = [found.high for agent, found in of_task.items() if agent not in best]
+        return best, len(best) == 1 and all(of_task[best[0]].low > high for high in others)
 
     def of_agent(self, agent: str) -> list[NDArray[np.float64]]:
         """An agent's results on the shared tasks, an array (S,) a task."""
