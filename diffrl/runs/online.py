@@ -44,7 +44,7 @@ from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
 from diffrl.training.online import ENTROPY, Collector, OnlineTrainer
 from diffrl.training.stack import StackTrainer
-from diffrl.tuning.distil_config import DISTIL, has_new_critics
+from diffrl.tuning.target import untrained_critics
 
 _SYNTHETIC = 0x5E7
 """Sets SynthER's noise apart from the agent's."""
@@ -76,10 +76,10 @@ def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool 
     # The agents as the offline run left them, and its data.
     offline = dataclasses.replace(offline, config=old)
     agent, start_steps = load_stack(offline, new.seeds, settings.start_checkpoint, device)
-    if not quiet and offline.kind == DISTIL and has_new_critics(offline.settings or {}):
+    if not quiet and untrained_critics(agent):
         console.print(
-            f"[yellow]{escape(str(path))} is distilled, and its critics are new: untrained, they steer the policy from "
-            "its first update on, and it may lose at first what it was taught.[/]"
+            f"[yellow]The critics of {escape(str(path))} have never been trained: they steer the policy from its first "
+            "update on, and it may lose at first what it was taught.[/]"
         )
     with claimed(new.out, folder_stem(new, f"{old.agent.name}-online"), FILES) as folder:
         dataset = same_data(offline, quiet)

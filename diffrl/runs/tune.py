@@ -32,7 +32,14 @@ from diffrl.tuning.environments import ENTROPY, Environments
 from diffrl.tuning.nft import NFTLearner, NFTTrainer
 from diffrl.tuning.owned import OwningTrainer
 from diffrl.tuning.ppo import DPPOTrainer
-from diffrl.tuning.target import chain_policy, critics_of, denoising_policy, forward_policy, refuse_chunks
+from diffrl.tuning.target import (
+    chain_policy,
+    critics_of,
+    denoising_policy,
+    forward_policy,
+    refuse_chunks,
+    untrained_critics,
+)
 
 PREFERENCES = "preferences.safetensors"
 """The preferences that a run learns from, in its folder."""
@@ -201,6 +208,12 @@ def _check(agent: Agent, settings: TuningConfig) -> None:
             refuse_chunks(agent, "DiffusionNFT in an environment")
         else:
             critics_of(agent)
+            if untrained_critics(agent):
+                raise UserError(
+                    f"The critics of {settings.start_run} have never been trained: what they value says nothing. "
+                    "Fine-tune it in its environment (--advantages environment), or go on with it first: `diffrl "
+                    "online`."
+                )
         return
     if not isinstance(settings, DPPOConfig):
         denoising_policy(agent)

@@ -78,11 +78,6 @@ def keeps_critics(teacher: str, to: str) -> bool:
     return teacher in _KEEP_CRITICS[to]
 
 
-def has_new_critics(settings: Mapping[str, Any]) -> bool:
-    """Whether the critics of a distilled run are new and not its teacher's; settings: its `settings.yaml`."""
-    return not keeps_critics(settings["teacher"]["name"], settings["to"])
-
-
 def student_config(
     teacher: AgentConfig, settings: DistilConfig, noise_range: tuple[float, float]
 ) -> ConsistencyAC | BFN:

@@ -93,6 +93,18 @@ def critics_of(agent: Agent) -> Callable[[Tensor, Tensor], Tensor]:
     return values
 
 
+def untrained_critics(agent: Agent) -> bool:
+    """Whether the agent's critics are as they were made: a target is its critic's copy until the first update.
+
+    So it is of a distilled policy whose critics are not its teacher's, of whatever is made of that, and at step 0.
+    """
+    critic, target = (agent.networks.get(name) for name in ("critic", "target_critic"))
+    if critic is None or target is None or getattr(agent.config, "target_rate", 1) == 1:
+        return False
+    pairs = zip(critic.parameters(), target.parameters(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
 def prepare(agent: Agent, config: TuningConfig) -> None:
     """Give the agent's policies the networks that fine-tuning adds: DPPO's frozen copy for the earlier steps."""
     if isinstance(config, DPPOConfig) and config.tuned_steps is not None:

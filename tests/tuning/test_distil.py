@@ -19,11 +19,13 @@ from diffrl.runs import distil as runs_distil
 from diffrl.runs.distil import PICTURE, RESULT, distil
 from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
+from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
+from diffrl.tuning.config import NFTConfig
 from diffrl.tuning.distil import DistilLearner, Teacher, student_map
 from diffrl.tuning.distil_config import DistilConfig, student_config
-from diffrl.tuning.target import forward_policy
+from diffrl.tuning.target import forward_policy, untrained_critics
 from tests.rounding import rounding
 from tests.runs.made_runs import made_run
 from tests.training.conftest import assert_same_run
@@ -283,7 +285,7 @@ def test_a_cut_in_a_later_comparison_leaves_no_comparison_of_fewer_steps(
 def test_critics_go_on_choosing_where_they_are_of_the_same_kind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where they are not, learning online begins with untrained ones, and says so."""
+    """Where they are not, learning online begins with untrained ones, and says so; and nft does not learn by them."""
     quick: dict[str, Any] = {"steps": 2, "eval_every": 2, "eval_episodes": 1, "seeds": (0,)}
     for config, to, kept in (
         (DiffusionQL(**SMALL, act_candidates=3), "consistency", True),
@@ -305,7 +307,11 @@ def test_critics_go_on_choosing_where_they_are_of_the_same_kind(
             assert torch.equal(loaded.critic(o, a), teacher.critic(o, a))
             assert all(torch.equal(after[n], before[n]) for n in critics)
         diffrl.online(run, out=tmp_path / name / "online", steps=2, warm_up=1, eval_every=2, eval_episodes=1)
-        assert ("its critics are new: untrained" in " ".join(capsys.readouterr().err.split())) != kept
+        assert ("have never been trained: they steer" in " ".join(capsys.readouterr().err.split())) != kept
+        assert untrained_critics(loaded) != kept
+        if to == "reflow" and not kept:
+            with pytest.raises(UserError, match="have never been trained: what they value says nothing"):
+                finetune_policy(NFTConfig(run, advantages="critics"), steps=2, quiet=True)
 
 
 def test_what_cannot_be_distilled_says_so(cloned: Path, tmp_path: Path) -> None:
