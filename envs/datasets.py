@@ -232,7 +232,8 @@ def missing(name: str) -> str | None:
     """Why a data set cannot be loaded here, in a sentence; None: nothing is known to be in the way.
 
     Of what is here the first row is read, and the checksum verified where there is one. What would be generated at
-    first use is not missing, and of an address nothing is known before it is fetched; nor is it of another package's.
+    first use is not missing where that can be done: OGBench's needs its wheel. Of an address nothing is known before it
+    is fetched; nor is it of another package's.
     """
     if address_of(name) is not None:
         return None
@@ -241,6 +242,10 @@ def missing(name: str) -> str | None:
         makes_it = origin.benchmark is not None and origin.benchmark.generated and not origin.name.endswith("-val")
         if origin.path is not None and (origin.exists or not makes_it):
             load_dataset(name, rows=1, progress=False, check=False)
+        elif origin.kind == "ogbench":
+            from envs.ogbench.worlds import require_wheel
+
+            require_wheel()  # which makes it
     except UserError as error:
         return str(error)
     return None

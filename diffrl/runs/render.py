@@ -68,8 +68,12 @@ def render(
     environment (see `steps_a_second`), at about 30 pictures a second where it makes as many steps. With another number
     steps are left out as they have to be; more pictures than there are steps show it faster than it is.
 
-    Raises UserError where there is no environment, or none that can be drawn here.
+    Raises UserError where there is no environment, or none that can be drawn here, and for fewer than one episode,
+    seed or picture a second.
     """
+    for name, value in (("episodes", episodes), ("seeds", 1 if seeds is None else len(seeds)), ("fps", fps)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}; expected at least 1.")
     out, opened = Path(out), Run.read(run)
     write = writer(out)
     task = opened.task
@@ -85,7 +89,7 @@ def render(
         acts = [Actor(agent, opened.preprocessing, seed, keep=1) for agent in agents]
         panels = [_panel(env, f"seed {one}", task) for env, one in zip(envs, seeds, strict=True)]
         real = steps_a_second(envs[0])
-        shown_every = max(1, round(real / (fps or _PICTURES)))
+        shown_every = max(1, round(real / (_PICTURES if fps is None else fps)))
         shown_fps = real / shown_every if fps is None else float(fps)
         limit = (envs[0].spec and envs[0].spec.max_episode_steps) or _LONG
         with work(f"{opened.path.name} in {task.env_text}", "steps", quiet) as on_step:

@@ -506,6 +506,9 @@ def test_without_the_wheel_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(UserError, match=r"^OGBench needs ogbench, .*pip install 'diffrl\[ogbench\]'\.$") as raised:
             attempt()
         assert "\n" not in str(raised.value)
+        assert datasets.missing(TASK) == str(raised.value)  # it cannot be generated
+    monkeypatch.undo()
+    assert datasets.missing(TASK) is None
 
 
 def test_a_run_keeps_the_success_of_every_episode(

@@ -187,6 +187,14 @@ def test_what_cannot_be_drawn_is_a_sentence_and_leaves_no_file(maze: Path, tmp_p
     assert not [*tmp_path.glob("*.gif"), *tmp_path.glob("*.mp4"), *tmp_path.glob(".*")]
 
 
+@pytest.mark.parametrize("given", [{"fps": 0}, {"fps": -5}, {"episodes": 0}, {"seeds": ()}])
+def test_a_video_of_nothing_is_a_sentence(maze: Path, tmp_path: Path, given: dict[str, Any]) -> None:
+    """From Python, where no option's range has been looked at."""
+    with pytest.raises(UserError, match=rf"^{next(iter(given))} is -?\d; expected at least 1\.$"):
+        render(maze, tmp_path / "a.gif", **given)
+    assert not list(tmp_path.glob("*"))
+
+
 def test_opengl_is_asked_for_where_it_is_needed(monkeypatch: Any) -> None:
     """What works first is taken; what the user has chosen is kept; where nothing works, what to install is said."""
     assert [needs_opengl(task) for task in (MAZE, PENDULUM, HOPPER)] == [False, False, True]
