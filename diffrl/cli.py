@@ -233,7 +233,7 @@ def _command(words: Sequence[str]) -> int:
             return 0
         if words[0] not in VERBS:
             raise UserError(f"There is no `diffrl {words[0]}`: {nearest(words[0], VERBS)}")
-        return VERBS[words[0]](words[1:])
+        return VERBS[words[0]](_help_first(words[0], words[1:]))
     except UserError as error:
         print(f"diffrl: {error}", file=sys.stderr)
         return error.exit_code
@@ -245,6 +245,16 @@ def _command(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"diffrl: Stopped. Begin again with `{shlex.join(['diffrl', *words])}`.", file=sys.stderr)
         return Interrupted.exit_code
+
+
+def _help_first(verb: str, words: Sequence[str]) -> Sequence[str]:
+    """The words of a verb with --help before its operands, so that its usage shows them: tyro's has those to come."""
+    asking = [word for word in words if word in ("-h", "--help")]
+    if not asking or verb == "train":  # whose operand is taken from the words before tyro sees them
+        return words
+    rest = [word for word in words if word not in asking]
+    nested = verb in ("data", "augment") or rest[:1] == ["policy"]
+    return [*rest[:nested], *asking[:1], *rest[nested:]]
 
 
 def script() -> NoReturn:

@@ -54,6 +54,26 @@ def test_help_teaches_and_needs_no_torch(verb: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "operand"),
+    [
+        ("distil tiny-emoji --help", "MODEL"),
+        ("distil --help tiny-emoji", "MODEL"),
+        ("distil runs/A -h", "RUN"),
+        ("evaluate runs/A --episodes 3 --help", "RUN"),
+        ("finetune policy runs/A --help", "RUN"),
+        ("data info maze2d-umaze-v1 --help", "DATASET"),
+        ("compare A B --help", "RUN [RUN ...]"),
+    ],
+)
+def test_help_shows_what_was_given_before_it_too(words: str, operand: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """tyro's usage line leaves out operands that it has read."""
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert not ended.value.code
+    assert capsys.readouterr().out.splitlines()[0].endswith(operand)
+
+
+@pytest.mark.parametrize(
     "words", ["--help", "--version", "train --help", "data --help", "data list maze2d", "train list"]
 )
 def test_a_reader_that_has_gone_ends_the_command_without_a_word(words: str) -> None:

@@ -42,9 +42,10 @@ class Compare:
 
     def run(self) -> int:
         """Write the page; say where it and what stands beside it are."""
-        from diffrl.runs.run import IMAGES, IMAGES_DISTIL, kind_of
+        from diffrl.runs.run import kind_of
         from diffrl.support.console import console
         from diffrl.support.errors import UserError
+        from diffrl.support.folder import IMAGES, IMAGES_DISTIL
         from diffrl.support.plots import comparison_at
 
         if not self.runs:

@@ -9,9 +9,11 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
+from diffrl.images.config.base import TINY
 from diffrl.images.distil_config import ImageDistilConfig
 from diffrl.runs.config import RunOptions
 from diffrl.support.errors import UserError
+from diffrl.support.folder import IMAGES, IMAGES_DISTIL
 from diffrl.tuning.config import FORWARD
 from diffrl.tuning.distil_config import DistilConfig
 
@@ -20,7 +22,8 @@ USAGE = """Distil a run's diffusion or flow policy into one that acts in one net
   diffrl distil runs/NAME --to consistency             a consistency policy, one call
   diffrl distil runs/NAME --to reflow --calls 2        a rectified flow on the teacher's pairs, two Euler steps
   diffrl distil runs/NAME --to consistency --loss scm  continuous-time consistency (of edp, ifql, bfn)
-  diffrl distil tiny-emoji --to consistency            an image model, or the run that fine-tuned one
+  diffrl distil tiny-emoji --to consistency            an image model, or the run that fine-tuned one: other options,
+                                                       which `diffrl distil tiny-emoji --help` shows
   diffrl resume runs/STUDENT [--steps N]
 
 Makes a run of its own, of the agent consistency_ac or bfn, which `diffrl evaluate` and `load_policy` take like any
@@ -59,6 +62,10 @@ class _ImageSettings(ImageDistilConfig):
     teacher: Suppress[str] = ""
     base: Suppress[str] = ""
 
+    def of(self, teacher: str) -> ImageDistilConfig:
+        """These settings, of that teacher."""
+        return ImageDistilConfig(**{**dataclasses.asdict(self), "teacher": teacher})
+
 
 @dataclass(frozen=True)
 class DistilImages:
@@ -68,8 +75,8 @@ class DistilImages:
     stand a table and a picture: agreement with prompts, and distance to the teacher's images, against network calls.
     """
 
-    teacher: Annotated[Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """tiny-emoji, tiny-digits, or the folder of a fine-tuning run of one of them."""
+    model: Annotated[Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """tiny-emoji, tiny-digits, or the folder of a fine-tuning run of one of them (./NAME, if it is called so)."""
     out: Path | None = None
     """The run's folder; by default runs/MODEL-TO-TIME."""
     learning: OmitArgPrefixes[_ImageSettings] = _ImageSettings()
@@ -78,17 +85,18 @@ class DistilImages:
 def _of_images(words: Sequence[str]) -> bool:
     """Whether a word that is no option, and no option's value, is an image model, or the folder of one."""
     before = ("", *words[:-1])
-    taking = [word.startswith("-") and "=" not in word and not word.startswith("--no-") for word in before]
+    alone = ("-h", "--help", "--no-")
+    taking = [word.startswith("-") and "=" not in word and not word.startswith(alone) for word in before]
     names = [word for word, value in zip(words, taking, strict=True) if not (value or word.startswith("-"))]
     return any(_is_image_model(name) for name in names)
 
 
 def _is_image_model(name: str) -> bool:
-    if not Path(name).exists():
+    if name in TINY or not Path(name).exists():
         return name.startswith("tiny-")
     if (Path(name) / "model_index.json").is_file():
         return True
-    from diffrl.runs.run import IMAGES, IMAGES_DISTIL, kind_of
+    from diffrl.runs.run import kind_of
 
     known = any((Path(name) / file).is_file() for file in ("run.json", "finetune.yaml"))
     return known and kind_of(name) in (IMAGES, IMAGES_DISTIL)
@@ -103,9 +111,7 @@ def run(arguments: Sequence[str]) -> int:
         asked = tyro.cli(DistilImages, args=words, prog="diffrl distil")
         from diffrl.images import distil_job
 
-        settings = dataclasses.replace(asked.learning, teacher=asked.teacher)
-        values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(ImageDistilConfig)}
-        distil_job.distil(ImageDistilConfig(**values), out=asked.out)
+        distil_job.distil(asked.learning.of(asked.model), out=asked.out)
         return 0
     description = USAGE.format(teachers=", ".join(FORWARD))
     given = tyro.cli(Distil, args=words, prog="diffrl distil", description=description)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Resume:
     """Go on with a run of any kind from its newest checkpoint, bit for bit as if it had not been cut.
 
-    Where a run acts in environments (online, dppo), each begins a new episode; all else goes on bit for bit.
+    Where a run learns by acting (online, dppo, nft), each environment begins a new episode, so that it is the uncut
+    run's equal only where a checkpoint ends the episodes; all else goes on bit for bit.
     """
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
@@ -42,7 +43,7 @@ class Resume:
     stop_kl: float | None = None
     """Runs of images: another bound than the run's, where that has stopped it."""
     dataset: str | None = None
-    """Where the run's data set is now, if it has moved; its contents must be the same."""
+    """Where the run's data set is now, if it has moved; its contents must be the same. A finished run is only told."""
     accept_changes: bool = False
     """Take config.yaml (or settings.yaml, finetune.yaml) as you have edited it since the run was made."""
 
@@ -55,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     given = tyro.cli(Resume, args=words, prog="diffrl resume")
     to_write(given.run_folder, "runs")
     from diffrl.runs.resume import resume
-    from diffrl.runs.run import IMAGES, kind_of
+    from diffrl.runs.run import kind_of
     from diffrl.support import folder
 
     accepting = given.accept_changes and "WORLD_SIZE" not in os.environ  # else the process that started this one did
@@ -63,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         with folder.held(given.run_folder):
             folder.accept(given.run_folder)
     steps, names = given.steps, {"--queries": given.queries, "--rounds": given.rounds}
-    if kind_of(given.run_folder) == IMAGES:
+    if kind_of(given.run_folder) == folder.IMAGES:
         from diffrl.commands.finetune import spread
         from diffrl.images.run import FinetuneRun
 
@@ -80,6 +81,7 @@ def run(arguments: Sequence[str]) -> int:
         eval_workers=given.eval_workers,
         stop_kl=given.stop_kl,
         dataset=given.dataset,
+        accept_changes=accepting,
     )
     return 0
 

@@ -32,7 +32,7 @@ from diffrl.diffusion.loss import (
 )
 from diffrl.diffusion.prediction import Clip, Denoise, Kind, Network, Prediction
 from diffrl.diffusion.process import VE, VP, Process, RectifiedFlow, TrigFlow, discrete_grid, expand
-from diffrl.diffusion.reflow import couple, curvature, distillation_loss, straightness
+from diffrl.diffusion.reflow import couple, curvature, distillation_loss, half_from, straightness
 from diffrl.diffusion.sampler import SOLVERS, Churn, Langevin, Sampler, reverse_step, sample, solver_step
 
 __all__ = [
@@ -76,6 +76,7 @@ __all__ = [
     "edm_weight",
     "expand",
     "grid_times",
+    "half_from",
     "loglogistic_times",
     "lognormal_times",
     "min_snr_weight",

@@ -70,6 +70,18 @@ def couple(
     return torch.cat(parts, axis), noise
 
 
+def half_from(start: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
+    """Times t (..., B), every other one of which is `start` instead, a scalar: half of a batch begins there.
+
+    Of an odd number the first, too, is `start` or not by lot, so that each time is with probability 1/2.
+    """
+    B = t.shape[-1]
+    place = torch.arange(B, device=t.device)
+    if B % 2:
+        place = place + torch.randint(2, (1,), generator=generator, device=generator.device).to(t.device)
+    return torch.where(place % 2 == 0, t, start.to(t))
+
+
 def distillation_loss(
     denoise: Denoise, x_0: Tensor, x_1: Tensor, metric: str | Metric = "l2", *, event_dims: int = 1
 ) -> Tensor:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffrl.diffusion import Denoise, Sampler, consistency_loss, consistency_sample, denoising_loss, expand
+from diffrl.diffusion import Denoise, Sampler, consistency_loss, consistency_sample, denoising_loss, expand, half_from
 from diffrl.images.distil_config import ImageDistilConfig
 from diffrl.images.model import Condition, ImageModel
 from diffrl.images.samples import rows
@@ -135,9 +135,7 @@ class DistilLearner:
 
     def _reflow_times(self, n: int, generator: torch.Generator) -> Tensor:
         t = self.model.training_times(n, generator)
-        if self.config.calls > 1:
-            return t
-        return torch.where(torch.arange(n, device=t.device) % 2 == 0, t, self._times[0])
+        return t if self.config.calls > 1 else half_from(self._times[0], t, generator)
 
     def _goal(self, condition: Condition) -> Denoise:
         f = anchored(denoiser(self.model, condition))

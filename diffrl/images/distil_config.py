@@ -11,8 +11,6 @@ from typing import Annotated, Any, Literal
 from diffrl.support.errors import UserError
 from diffrl.support.schema import Batch, Count, Limit, Positive, Range, Rate, Seed, check, read
 
-KIND = "images-distil"
-"""What run.json says of such a run."""
 STUDENTS = ("tiny-emoji", "tiny-digits")
 """The models that can be distilled."""
 
@@ -59,7 +57,8 @@ class ImageDistilConfig:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values for YAML; a folder is absolute."""
         folder = Path(self.teacher)
-        return {**dataclasses.asdict(self), "teacher": str(folder.absolute()) if folder.is_dir() else self.teacher}
+        named = self.teacher in STUDENTS or not folder.is_dir()
+        return {**dataclasses.asdict(self), "teacher": self.teacher if named else str(folder.absolute())}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str) -> ImageDistilConfig:

@@ -13,18 +13,17 @@ from rich.table import Table
 from torch import Tensor
 
 from diffrl.images.distil import DistilLearner, PairSource, learned, teach
-from diffrl.images.distil_config import KIND, STUDENTS, ImageDistilConfig
+from diffrl.images.distil_config import STUDENTS, ImageDistilConfig
 from diffrl.images.job import classifier_of, prompts_of
 from diffrl.images.model import Condition, ImageModel
 from diffrl.images.models import BUILT_IN, load_model
-from diffrl.images.run import KIND as FINETUNED
-from diffrl.images.run import FinetuneRun, tiles
+from diffrl.images.run import FinetuneRun, drop_model, tiles, write_model
 from diffrl.images.samples import noise_of, parts, rows
 from diffrl.support import folder
 from diffrl.support.console import console, steps_bar, work
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path, read_yaml
-from diffrl.support.folder import ABOUT, claimed, held, read_json, read_tensors
+from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, claimed, held, read_json, read_tensors
 from diffrl.support.machine import explaining_memory, resolve_device, settle, versions
 from diffrl.support.plots import BLUE, GREY
 from diffrl.support.seeds import generator_at
@@ -57,7 +56,7 @@ def distil(config: ImageDistilConfig, *, out: Path | None = None, quiet: bool = 
         teacher, base = _teacher(config.teacher, device)
         config = dataclasses.replace(config, base=base, device=device)
         with claimed(out, f"{base}-{config.to}", FILES) as path:
-            folder.write_json(path / ABOUT, {"kind": KIND, "base": base, "versions": versions("diffusers")})
+            folder.write_json(path / ABOUT, {"kind": IMAGES_DISTIL, "base": base, "versions": versions("diffusers")})
             folder.write_yaml(path / SETTINGS, config.to_dict())
             with atomic_path(path / "teacher") as temporary:
                 temporary.mkdir()
@@ -95,12 +94,12 @@ def refuse_model(name: str) -> UserError:
 def _teacher(name: str, device: str) -> tuple[ImageModel, str]:
     """The model to distil and the built-in one that it is, or was fine-tuned from. Raises UserError for another."""
     path = Path(name)
-    if name in STUDENTS and not path.exists():
+    if name in STUDENTS:
         return load_model(name, lora=None, device=device), name
     if name in BUILT_IN or not path.exists() or (path / "model_index.json").is_file():
         raise refuse_model(name)
-    about = read_json(path / ABOUT) if (path / ABOUT).is_file() else {"kind": FINETUNED}
-    if isinstance(about, dict) and about.get("kind") == KIND:
+    about = read_json(path / ABOUT) if (path / ABOUT).is_file() else {"kind": IMAGES}
+    if isinstance(about, dict) and about.get("kind") == IMAGES_DISTIL:
         raise UserError(f"{path} is distilled already: give the run, or the model, that it was distilled from.")
     run = FinetuneRun.read(path)
     if run.config.model not in STUDENTS:
@@ -124,13 +123,14 @@ def _run(path: Path, config: ImageDistilConfig, quiet: bool) -> Path:
         trainer = StackTrainer(
             learner, source, config.batch_size, generator_at(config.seed, TRAINING, device=model.device), capture=False
         )
+        for file in (RESULT, PICTURE):  # of fewer steps, where the run was made longer
+            (path / file).unlink(missing_ok=True)
+        drop_model(path)
         _train(path, config, trainer, quiet)
-        (path / RESULT).unlink(missing_ok=True)  # of fewer steps, where the run was made longer
         with at_once(), work("Comparing", "images", quiet) as on_progress:
             comparison = compare(config, learner, condition, prompts, on_progress)
         model.tuned.load_state_dict(learner.average)
-        (path / "model").mkdir(exist_ok=True)
-        model.save(path / "model")
+        write_model(path, model)
         _plot(path / PICTURE, config, comparison)
         found = [dataclasses.asdict(row) for row in comparison.rows]
         folder.write_json(path / RESULT, {"settings": config.to_dict(), "rows": found})

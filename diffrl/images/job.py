@@ -30,11 +30,13 @@ from diffrl.images.run import (
     CONFIG,
     FILES,
     FinetuneRun,
+    drop_model,
     evaluation_line,
     grid_path,
     plot_before_after,
     plot_grid,
     print_run,
+    write_model,
 )
 from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
 from diffrl.support import folder as folders
@@ -170,6 +172,8 @@ class _Session:
                     f"The checkpoint of round {saved.step} in {path} does not fit its {CONFIG}: {said_by(error)}."
                 ) from error
             self._say(f"Resuming after {saved.step:,} rounds.")
+        if self.world.main and self.state.round < self.config.rounds:
+            drop_model(path)
         log = MetricsLog(path, [self.config.seed], self.state.round) if self.world.main else None
         try:
             with contextlib.ExitStack() as asking:
@@ -217,6 +221,8 @@ class _Session:
         world.barrier()  # all have read what is cleaned away now
         if world.main:
             about: dict[str, Any] = {"versions": versions("diffusers", "transformers", "peft", "accelerate")}
+            if (base := base_of(config.model)) is not None:
+                about["base"] = base
             if config.model == "tiny-emoji":
                 about["weights"] = shipped_weights()
             self.folder.write(about)
@@ -327,9 +333,7 @@ class _Session:
     def _finish(self) -> None:
         """Write what was trained, as diffusers has it, and the picture; print the table."""
         if self.world.main:
-            target = self.folder.path / "model"
-            target.mkdir(exist_ok=True)
-            self.setup.model.save(target)
+            write_model(self.folder.path, self.setup.model)
             reward = "" if self.config.scored_by is None else f", reward: {self.config.scored_by}"
             title = f"{self.config.algo} on {self.config.model}{reward}"
             plot_before_after(self.folder, self.folder.path / "before_after.png", title)

@@ -5,7 +5,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,13 @@ class Lora:
     """Ends of the names of the layers that get one: by default all projections of attention, as DDPO has it."""
 
 
+class Origin(NamedTuple):
+    """A built-in model's name, and the SHA-256 digest of the file of its weights."""
+
+    name: str
+    digest: str
+
+
 class Tuned:
     """A network under training beside its frozen reference: itself with its adapters off, or, trained whole, a copy.
 
@@ -100,6 +107,8 @@ class Tuned:
         self.network = network.eval().requires_grad_(False)
         self.lora = lora
         self.precision = precision
+        self.origin: Origin | None = None
+        """The built-in model whose weights the network began with; adapters name it."""
         self._copy: nn.Module | None = None
         self._stand_in: dict[str, Tensor] | None = None
         if lora is None:

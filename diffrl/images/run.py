@@ -2,18 +2,20 @@
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
+from diffrl.images.config.base import CONFIG, TINY
 from diffrl.images.rewards.registry import is_single
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path, read_yaml, reading
-from diffrl.support.folder import ABOUT
+from diffrl.support.folder import ABOUT, IMAGES
 from diffrl.support.plots import BLUE, GREY
 from diffrl.support.schema import read
 
@@ -23,11 +25,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-CONFIG, EVALUATIONS = "finetune.yaml", "evaluations.json"
+    from diffrl.images.model import ImageModel
+
+EVALUATIONS = "evaluations.json"
 FILES = (CONFIG, EVALUATIONS, "pairs.safetensors", "votes.json")
 """What a run's folder has, besides run.json, that checksums cover."""
-KIND = "images"
-"""What run.json says of such a run; of a policy's it says another kind, or, in old folders, none."""
+MODEL = "model"
+"""The folder in it of what was trained, as diffusers has it."""
 
 SAID: dict[str, str] = {
     "reward": "reward",
@@ -69,7 +73,7 @@ class FinetuneRun:
         self.path.mkdir(parents=True, exist_ok=True)
         if (self.path / CONFIG).exists() and not folder.sealed(self.path):  # made by an older version
             folder.seal(self.path, (ABOUT, *FILES))
-        folder.write_json(self.path / ABOUT, {"kind": KIND, **about})
+        folder.write_json(self.path / ABOUT, {"kind": IMAGES, **about})
         folder.write_yaml(self.path / CONFIG, plain(self.config, self.path))
         if not folder.sealed(self.path):
             folder.seal(self.path, (ABOUT, *FILES))
@@ -89,8 +93,8 @@ class FinetuneRun:
         if not (path / CONFIG).is_file():
             what = f"has no {CONFIG}" if path.is_dir() else "does not exist"
             raise UserError(f"{path} is not the folder of a fine-tuning run of images: it {what}.")
-        about = folder.read_json(path / ABOUT) if (path / ABOUT).exists() else {"kind": KIND}
-        if not isinstance(about, dict) or about.get("kind") != KIND:
+        about = folder.read_json(path / ABOUT) if (path / ABOUT).exists() else {"kind": IMAGES}
+        if not isinstance(about, dict) or about.get("kind") != IMAGES:
             raise UserError(
                 f"{path} is the run of a policy, not of an image model: see `diffrl finetune policy --help`."
             )
@@ -101,6 +105,23 @@ class FinetuneRun:
         except folder.Damaged as error:
             folder.say_once(f"{error.file} {error.why}. The run goes on without the evaluations in it.")
             return cls(path, config, damaged=True)
+
+
+def drop_model(path: Path) -> None:
+    """Remove the model of a run that goes on: it is of fewer steps, and a cut must not leave it standing."""
+    old = path / f".{MODEL}.old.tmp"  # which `atomic_path` clears away, should this be cut
+    if (path / MODEL).exists():
+        shutil.rmtree(old, ignore_errors=True)
+        (path / MODEL).replace(old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_model(path: Path, model: "ImageModel") -> None:
+    """Write a run's model, as diffusers has it, whole or not at all; in place of the one that is there."""
+    with atomic_path(path / MODEL) as temporary:
+        temporary.mkdir()
+        model.save(temporary)
+        drop_model(path)
 
 
 def _read_history(file: Path) -> list[dict[str, Any]]:
@@ -121,7 +142,7 @@ def plain(config: FinetuneConfig, path: Path) -> dict[str, Any]:
     values = {**dataclasses.asdict(config), "out": path}
     for name in ("model", "data"):  # a folder, or a name
         value = values.get(name)
-        if isinstance(value, str) and value != "digits" and Path(value).is_dir():
+        if isinstance(value, str) and value not in ("digits", *TINY) and Path(value).is_dir():
             values[name] = Path(value)
     return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
 

@@ -22,12 +22,12 @@ from diffrl.data.preprocessing import Preprocessing
 from diffrl.data.transitions import Transitions
 from diffrl.runs.config import RunOptions
 from diffrl.runs.policy import Actor, Evaluator, StackEvaluator, build_agent, load_stack, source_of_randomness
-from diffrl.runs.run import FILES, IMAGES, Run, kind_of, lowering_memory
+from diffrl.runs.run import FILES, Run, kind_of, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
-from diffrl.support.folder import claimed
+from diffrl.support.folder import IMAGES, claimed
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.plots import BLUE, GREY, ORANGE, finish, new_figure, save
 from diffrl.support.schema import read, refuse_others
@@ -119,7 +119,8 @@ def resume_distil(run: Run, *, steps: int | None, device: str | None, quiet: boo
     run.seal()
     run.write_config()
     checkpoint.clean(run.path, saved.step)
-    (run.path / RESULT).unlink(missing_ok=True)  # of fewer steps: a cut before the new one must not leave it standing
+    for file in (RESULT, PICTURE):  # of fewer steps: a cut before the new ones must not leave them standing
+        (run.path / file).unlink(missing_ok=True)
     return _fit(run, settings, agent, teacher, transitions, quiet, saved)
 
 

@@ -8,7 +8,7 @@ from diffrl.runs.run import Run
 from diffrl.support import folder
 from diffrl.support.errors import UserError
 from diffrl.support.files import to_write
-from diffrl.support.folder import held
+from diffrl.support.folder import IMAGES, IMAGES_DISTIL, held
 from diffrl.tuning import config as tuning
 from diffrl.tuning.distil_config import DISTIL
 
@@ -29,8 +29,9 @@ def resume(
     steps: by default what the run was made for; of a run of images in what its algorithm counts by, images scored or
     rounds. device: another than the run's. eval_workers: for an offline run, another number than its own, on which no
     score depends. stop_kl: for a run of images that stopped at its own, another bound. Where a run acts in
-    environments, each begins a new episode. dataset: where the run's data are now; their contents must be the same.
-    accept_changes: take config.yaml, or another file of settings, as it was edited since the run was made.
+    environments, each begins a new episode. dataset: where the run's data are now; their contents must be the same; a
+    run that has made all its steps is only told so.
+    accept_changes: take config.yaml, or another file of settings, as it was edited since the run was made; so, too.
 
     Raises UserError where the run cannot go on so, and where another process is working in its folder.
     """
@@ -39,18 +40,18 @@ def resume(
         with held(path):
             folder.accept(path)
     kind = kinds.kind_of(path)
-    if stop_kl is not None and kind != kinds.IMAGES:
+    if stop_kl is not None and kind != IMAGES:
         raise UserError(f"--stop-kl is for runs that fine-tune image models, and {path} is none.")
     if eval_workers is not None and kind != kinds.OFFLINE:
         raise UserError(f"--eval-workers is for offline runs, and {path} is evaluated in the process that trains.")
     options: dict[str, Any] = {"steps": steps, "device": device, "quiet": quiet}
-    if kind == kinds.IMAGES:
+    if kind == IMAGES:
         if dataset is not None:
             raise UserError(f"--dataset is for runs that learn from a data set, and {path} is one of images.")
         from diffrl.images import job
 
         return job.resume(path, stop_kl=stop_kl, **options)
-    if kind == kinds.IMAGES_DISTIL:
+    if kind == IMAGES_DISTIL:
         if dataset is not None:
             raise UserError(f"--dataset is for runs that learn from a data set, and {path} is one of images.")
         from diffrl.images import distil_job
@@ -58,24 +59,34 @@ def resume(
         return distil_job.resume(path, **options)
     with held(path):
         run = Run.read(path)
+        from diffrl.runs.train import Complete, moved
+
         if dataset is not None:
-            from diffrl.runs.train import moved
-
             run = moved(run, dataset, quiet)
-        if kind == kinds.OFFLINE:
-            from diffrl.runs.train import resume_offline
+        try:
+            return _resume(run, eval_workers, options)
+        except Complete:
+            if steps is not None or not (dataset or accept_changes):
+                raise
+            return path  # it was only to be told
 
-            return resume_offline(run, eval_workers=eval_workers, **options)
-        if kind == kinds.ONLINE:
-            from diffrl.runs.online import resume_online
 
-            return resume_online(run, **options)
-        if kind in tuning.ALGORITHMS:
-            from diffrl.runs.tune import resume_tuning
+def _resume(run: Run, eval_workers: int | None, options: dict[str, Any]) -> Path:
+    """Go on with a run that learns from a data set, whatever its kind."""
+    if run.kind == kinds.OFFLINE:
+        from diffrl.runs.train import resume_offline
 
-            return resume_tuning(run, **options)
-        if kind == DISTIL:
-            from diffrl.runs.distil import resume_distil
+        return resume_offline(run, eval_workers=eval_workers, **options)
+    if run.kind == kinds.ONLINE:
+        from diffrl.runs.online import resume_online
 
-            return resume_distil(run, **options)
-    raise UserError(f"{path} is a run of the kind {kind!r}, which this version of diffrl does not know.")
+        return resume_online(run, **options)
+    if run.kind in tuning.ALGORITHMS:
+        from diffrl.runs.tune import resume_tuning
+
+        return resume_tuning(run, **options)
+    if run.kind == DISTIL:
+        from diffrl.runs.distil import resume_distil
+
+        return resume_distil(run, **options)
+    raise UserError(f"{run.path} is a run of the kind {run.kind!r}, which this version of diffrl does not know.")

@@ -18,6 +18,8 @@ from diffrl.support.errors import UserError, said_by
 from diffrl.support.files import read_yaml
 from diffrl.support.folder import (
     ABOUT,
+    IMAGES,
+    IMAGES_DISTIL,
     read_json,
     read_tensors,
     seal,
@@ -33,9 +35,9 @@ from diffrl.support.remote import local_folder
 from diffrl.training import checkpoint
 from envs.task import Task, capped, fitting_env
 
-OFFLINE, ONLINE, IMAGES = "offline", "online", "images"
-IMAGES_DISTIL = "images-distil"
-"""What `kind` in a folder's run.json may say; of a policy that is fine-tuned it says the algorithm, such as dppo."""
+OFFLINE, ONLINE = "offline", "online"
+"""What `kind` in a folder's run.json may say, besides `IMAGES` and `IMAGES_DISTIL`; of a policy that is fine-tuned it
+says the algorithm, such as dppo."""
 SETTINGS = "settings.yaml"
 """The file that only a run that started from another run has: how it goes on from there."""
 OLD_SETTINGS = {"online": "online.yaml", "finetune": "finetune.yaml"}

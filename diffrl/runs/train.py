@@ -306,10 +306,14 @@ def reopened(
     return run, agent, transitions, saved
 
 
+class Complete(UserError):
+    """A run that is to go on has made all the steps that it is asked for."""
+
+
 def newest(run: Run) -> checkpoint.Checkpoint:
     """The newest whole checkpoint of a run, to go on from; says which later ones are damaged.
 
-    Raises UserError where nothing is left to do: all steps are made, and all evaluations in. What a kill after the last
+    Raises Complete where nothing is left to do: all steps are made, and all evaluations in. What a kill after the last
     of them left undone is done first.
     """
     saved, complaints = checkpoint.load_latest(run.path, checkpoint.LOOP)
@@ -318,7 +322,7 @@ def newest(run: Run) -> checkpoint.Checkpoint:
     if saved.step > run.config.steps or (saved.step == run.config.steps and not unscored(run, saved.step)[0]):
         if saved.step == run.config.steps:
             tidy(run.path)
-        raise UserError(f"{run.path} has {saved.step} steps already; give a larger --steps to go on.")
+        raise Complete(f"{run.path} has {saved.step} steps already; give a larger --steps to go on.")
     return saved
 
 

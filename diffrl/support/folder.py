@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SUMS, LOCK = "SHA256SUMS", ".lock"
 ABOUT = "run.json"
 """The first file that a run writes: what stands beside it is the run's."""
+IMAGES, IMAGES_DISTIL = "images", "images-distil"
+"""What `kind` in it says of a run that fine-tunes an image model, and of one that distils one."""
 EDITED = ("config.yaml", "settings.yaml", "finetune.yaml")
 """Files that people edit on purpose."""
 _WITHOUT = "Restore it from a copy; or, if you know the other files to be sound, delete it."

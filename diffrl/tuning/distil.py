@@ -36,6 +36,7 @@ from diffrl.diffusion import (
     consistency_loss,
     denoising_loss,
     expand,
+    half_from,
     lognormal_times,
     scm_loss,
 )
@@ -227,7 +228,7 @@ class DistilLearner:
         if config.to == "reflow":
             t = 1 - torch.rand((S, B), generator=generator, device=device)
             if config.calls == 1:
-                t = torch.where(torch.arange(B, device=device) % 2 == 0, t, 1.0)
+                t = half_from(t.new_ones(()), t, generator)
             return self.reflow_loss(observations, a_0, t, z)
         if config.loss == "scm":
             low, high = self.teacher.noise_range

@@ -20,6 +20,7 @@ from diffrl.diffusion import (
     curvature,
     denoising_loss,
     distillation_loss,
+    half_from,
     sample,
     straightness,
     uniform_times,
@@ -54,6 +55,18 @@ def exact_pairs(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 # --- couplings -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [8, 1, 3])
+def test_half_of_all_times_are_the_start(n: int) -> None:
+    """Of an even batch exactly; of an odd one by lot, each row in half of the batches: 400 fair coins, 5 deviations."""
+    generator, start = torch.Generator().manual_seed(0), torch.tensor(9.0)
+    begun = torch.stack([half_from(start, torch.rand(2, n, generator=generator), generator) for _ in range(400)]) == 9
+    if n % 2 == 0:
+        assert (begun.sum(-1) == n // 2).all()
+    else:
+        assert ((begun[:, 0].float().mean(0) - 0.5).abs() <= 5 * 0.5 / 400**0.5).all()
+        assert ((begun.sum(-1) - n / 2).abs() == 0.5).all()
 
 
 def test_the_coupling_is_the_flow() -> None:

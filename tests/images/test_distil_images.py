@@ -11,12 +11,15 @@ from torch import Tensor
 from typing_extensions import override
 
 import diffrl
+from agents import DiffusionBC
 from diffrl.commands.compare import Compare
 from diffrl.commands.distil import _of_images
 from diffrl.commands.distil import run as command
 from diffrl.diffusion import VP, Network, Prediction
 from diffrl.diffusion.prediction import Kind
 from diffrl.images import distil_job
+from diffrl.images import run as images_run
+from diffrl.images.algorithms.base import Finetuner
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.config.base import base_of
 from diffrl.images.distil import DistilLearner, Pairs, anchored, learned, teach
@@ -30,6 +33,7 @@ from diffrl.support import folder
 from diffrl.support.errors import UserError
 from diffrl.support.files import read_yaml
 from tests.images.toy import STD, Toy
+from tests.runs.made_runs import made_run
 from tests.training.conftest import final_state
 
 EPS = torch.finfo(torch.float32).eps
@@ -254,7 +258,17 @@ def test_what_a_run_on_tiny_emoji_trained_is_its_teacher(quick: Path, capsys: py
     own = [model.tuned.state_dict()["conv_in.weight"] for model in (teacher, mine, shipped)]
     assert torch.equal(own[0], own[1])
     assert not torch.equal(own[0], own[2])
-    assert base_of("student") == "tiny-emoji"
+    assert base_of("student") == base_of("tuned") == base_of("tuned/model") == "tiny-emoji"
+    plain, own = (
+        FinetuneConfig(),
+        FinetuneConfig(model="tuned", out=Path("further"), queries=8, batch=8, eval_samples=4),
+    )
+    assert (own.lora, own.steps, own.guidance) == (plain.lora, plain.steps, plain.guidance)
+    about = folder.read_json(Path("tuned/run.json"))
+    folder.write_json(Path("tuned/run.json"), {name: value for name, value in about.items() if name != "base"})
+    assert base_of("tuned") == "tiny-emoji"  # of a run from before that was written
+    assert "class_accuracy" in json.loads((finetune(own, quiet=True) / "evaluations.json").read_text())[-1]
+    assert base_of("further") == "tiny-emoji"
     assert student.decode(torch.zeros(1, *student.shape)).shape == (1, 3, 32, 32)
 
 
@@ -266,10 +280,56 @@ def test_what_a_run_on_tiny_emoji_trained_is_its_teacher(quick: Path, capsys: py
         ("--steps=2 tiny-digits", True),
         ("runs/policy --out tiny-policy", False),
         ("--out tiny-policy runs/policy", False),
+        ("--help tiny-emoji", True),
     ],
 )
 def test_what_is_distilled_is_told_by_the_word_that_is_no_options_value(words: str, of_images: bool) -> None:
     assert _of_images(words.split()) is of_images
+
+
+def test_a_folder_that_is_called_as_a_built_in_model_is_not_it(quick: Path) -> None:
+    """The name is the model; ./NAME the folder."""
+    made_run(Path("tiny-emoji"), DiffusionBC(width=8))
+    assert _of_images(["tiny-emoji"])
+    assert not _of_images(["./tiny-emoji"])
+    assert FinetuneConfig(model="tiny-emoji") == FinetuneConfig()
+    assert images_run.plain(FinetuneConfig(), Path("a"))["model"] == "tiny-emoji"
+    assert ImageDistilConfig(teacher="tiny-emoji").to_dict()["teacher"] == "tiny-emoji"
+    assert load_model("tiny-emoji", lora=None).name == "tiny-emoji"
+    words = "tiny-emoji --steps 1 --pairs 2 --levels 2 --batch-size 2 --eval-samples 4 --out student"
+    assert command(words.split()) == 0
+    assert base_of("student") == "tiny-emoji"
+
+
+@pytest.mark.parametrize("kind", ["finetune", "distil"])
+def test_a_run_that_is_made_longer_and_cut_has_no_older_model(
+    quick: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which would be taken for the longer run's; until it is there, the run says so."""
+    small: dict[str, Any] = {"queries": 8, "batch": 8, "updates": 1, "steps": 2, "eval_samples": 4, "reward": "jpeg"}
+    if kind == "finetune":
+        path = finetune(FinetuneConfig(model="tiny-digits", out=Path("run"), **small), quiet=True)
+    else:
+        path = distil_job.distil(
+            ImageDistilConfig(teacher="tiny-digits", steps=1, **SMALL), out=Path("run"), quiet=True
+        )
+    old = load_model(str(path), lora=None).tuned.state_dict()
+
+    def cut(*given: Any, **named: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Finetuner, "advance", cut)
+        patched.setattr(DistilLearner, "update", cut)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            diffrl.resume(path, steps=16 if kind == "finetune" else 2, quiet=True)
+    with pytest.raises(UserError, match="run has no model yet: `diffrl resume run` finishes"):
+        load_model(str(path), lora=None)
+    assert not (path / distil_job.PICTURE).exists()
+    diffrl.resume(path, quiet=True)
+    new = load_model(str(path), lora=None).tuned.state_dict()
+    assert any(not torch.equal(new[name], old[name]) for name in old)
+    assert not list(path.glob(".model*"))
 
 
 def test_a_run_of_other_weights_of_tiny_emoji_does_not_go_on(quick: Path) -> None:

@@ -17,7 +17,7 @@ import diffrl
 from agents import BC
 from diffrl.cli import main
 from diffrl.data import d4rl
-from diffrl.runs.config import TrainConfig
+from diffrl.runs.config import TrainConfig, load
 from diffrl.support import folder as folders
 from diffrl.support.errors import UserError
 from diffrl.support.folder import SUMS, held
@@ -248,6 +248,15 @@ def test_a_run_goes_on_from_another_folder_and_with_data_that_have_moved(
     assert "nothing was changed" in said
     assert main(["resume", str(moved), "--steps", "24", "--dataset", "b/data.hdf5"]) == 0
     assert main(["resume", str(moved), "--steps", "26"]) == 0  # the new place is stored
+    shutil.move(tmp_path / "b/data.hdf5", tmp_path / "c.hdf5")
+    capsys.readouterr()
+    assert main(["resume", str(moved), "--dataset", "c.hdf5"]) == 0  # a run with nothing left to do is only told
+    assert "its data are at" in capsys.readouterr().err
+    assert load(moved / "config.yaml").dataset == str(tmp_path / "c.hdf5")
+    assert main(["resume", str(moved), "--accept-changes"]) == 0
+    for words in ([], ["--steps", "26", "--dataset", "c.hdf5"]):
+        assert main(["resume", str(moved), *words]) == 2
+        assert "has 26 steps already" in capsys.readouterr().err
 
 
 def test_an_edited_configuration_is_not_taken_unseen(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
-from diffrl.images.distil_config import KIND, STUDENTS
+from diffrl.images.distil_config import STUDENTS
 from diffrl.images.rewards.registry import companion, named_in
 from diffrl.support.errors import UserError, nearest
-from diffrl.support.folder import ABOUT, read_json
+from diffrl.support.files import read_yaml
+from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, read_json
 from diffrl.support.schema import (
     Batch,
     Count,
@@ -33,6 +34,10 @@ from diffrl.support.schema import (
     checked,
 )
 
+CONFIG = "finetune.yaml"
+"""The settings of a run, in its folder."""
+TINY = ("tiny-emoji", "tiny-digits", "tiny-latents")
+"""The names of the built-in models."""
 Algo = Literal["ddpo-is", "ddpo-sf", "grpo", "dpok", "nft", "rwr", "d3po", "draft", "refl", "dpo", "supervised"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -85,8 +90,8 @@ class FinetuneConfig(metaclass=_Presets):
     """The algorithm: see the list above."""
     model: str = "tiny-emoji"
     """tiny-emoji, tiny-digits (the default with rewards on digits), tiny-latents (these two trained at first use), the
-    folder of a run that distilled one, or a diffusers pipeline: a folder or a hub id. control:ID, reference:ID: with a
-    ControlNet, reference attention; video:ID, a video pipeline (docs/supervised.md)."""
+    folder of a run that fine-tuned or distilled one, or a diffusers pipeline: a folder or a hub id. control:ID,
+    reference:ID: with a ControlNet, reference attention; video:ID, a video pipeline (docs/supervised.md)."""
     held_out: str | None = None
     """A reward that is only looked at, to see the other one hacked; by default its companion, where it has one (of a
     sum: where each part has one). none: no reward."""
@@ -304,19 +309,26 @@ def _of_digits(reward: object) -> bool:
 
 
 def is_builtin(model: str) -> bool:
-    """Whether a model's name is that of one of ours, or the folder of one that was distilled."""
+    """Whether a model's name is that of one of ours, or the folder of a run that fine-tuned or distilled one."""
     return base_of(model) is not None
 
 
 def base_of(model: str) -> str | None:
-    """The built-in model that a name is, or that was distilled into the run of a folder; None: neither."""
+    """The built-in model that a name is, or that the run of a folder fine-tuned or distilled; None: neither.
+
+    A built-in model's name is that model, whatever folder is called so: that is ./NAME.
+    """
     path = Path(model)
-    if not path.exists():
+    if model in TINY or not path.exists():
         return model if model.startswith("tiny-") else None
+    path = path.parent if path.name == "model" and not (path / ABOUT).is_file() else path
     about = read_json(path / ABOUT, say=False) if (path / ABOUT).is_file() else None
-    if isinstance(about, dict) and about.get("kind") == KIND and about.get("base") in STUDENTS:
-        return str(about["base"])
-    return None
+    if not isinstance(about, dict) or about.get("kind", IMAGES) not in (IMAGES, IMAGES_DISTIL):
+        return None
+    base = about.get("base")
+    if base is None and (path / CONFIG).is_file():  # a run from before that was written
+        base = read_yaml(path / CONFIG).get("model")
+    return base if base in STUDENTS else None
 
 
 def algorithms() -> Mapping[str, type[FinetuneConfig]]:

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffrl.images.distil_config import KIND
 from diffrl.images.model import ImageModel, Lora
-from diffrl.images.models.adapters import read_adapter
+from diffrl.images.models.adapters import DIFFUSERS, PEFT, read_adapter
 from diffrl.images.models.emoji_words import PROMPTS
 from diffrl.support.errors import UserError, nearest
-from diffrl.support.folder import ABOUT, read_json
+from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, read_json
 
 Build = Callable[..., ImageModel]
 """What makes a model."""
@@ -72,15 +71,19 @@ VARIANTS: dict[str, Callable[[], Build]] = {"control": _control, "reference": _r
 def _pipeline_of_run(name: str) -> str:
     """The folder of the pipeline that the run in a folder wrote; any other name as it is.
 
-    Raises UserError for a run that distils a model and is not finished.
+    Raises UserError for a run of an image model that is not finished, or trained adapters.
     """
     model, about = Path(name) / "model", Path(name) / ABOUT
-    if not about.is_file():
+    if name in BUILT_IN or not about.is_file():
         return name
     if (model / "model_index.json").is_file():
         return str(model)
     said = read_json(about, say=False)
-    if isinstance(said, dict) and said.get("kind") == KIND:
+    if not isinstance(said, dict) or said.get("kind") not in (IMAGES, IMAGES_DISTIL):
+        return name
+    if any((model / file).is_file() for file in (DIFFUSERS, PEFT)):
+        raise UserError(f"{name} trained adapters: give the model that it began with, and --adapter {model}.")
+    if not model.is_dir():
         raise UserError(f"{name} has no model yet: `diffrl resume {name}` finishes the run.")
     return name
 
@@ -114,7 +117,8 @@ def load_model(
         is the branch to go on from.
     options: what that model's function takes besides.
 
-    Raises UserError for a name that is neither, an option that it has no use for, adapters of another network.
+    Raises UserError for a name that is neither, an option that it has no use for, adapters of another network, or of
+    other weights of tiny-emoji.
     """
     name = _pipeline_of_run(name)
     variant, _, pipeline = name.partition(":")
@@ -149,4 +153,5 @@ def load_model(
     model: ImageModel = build(lora=lora, precision=precision, device=device, seed=seed, **options)
     if start is not None:
         model.tuned.load_state_dict(start.parameters(model.tuned))
+        start.check_origin(model.tuned.origin)
     return model

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from diffrl.images.model import Lora, Tuned
+from diffrl.images.model import Lora, Origin, Tuned
 from diffrl.images.models.loading import images_extra
 from diffrl.support.errors import UserError, first_line
 from diffrl.support.files import parse_json, read_json
+from diffrl.support.folder import say_once
 
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 PEFT = "adapter_model.safetensors"
@@ -26,6 +27,27 @@ class Adapter:
     source: Path
     lora: Lora
     matrices: dict[tuple[str, str], Tensor]
+    base: str | None = None
+    """What peft's settings name as the model under them."""
+    revision: str | None = None
+    """And as its revision: of a built-in model the SHA-256 digest of its weights."""
+
+    def check_origin(self, origin: Origin | None) -> None:
+        """Say in a line where these adapters were trained on other weights than a built-in model's.
+
+        Raises UserError where both are of tiny-emoji, whose weights are the same on every machine.
+        """
+        if origin is None or self.revision == origin.digest:
+            return
+        if self.base == origin.name == "tiny-emoji":
+            raise UserError(
+                f"{self.source} was trained on other weights of {origin.name} than this version of diffrl has, on "
+                "which it means nothing: train it anew, or use it with the version that made it."
+            )
+        if self.base == origin.name:
+            say_once(f"{self.source} was trained on another machine's or version's {origin.name} than the one here.")
+        elif origin.name == "tiny-emoji":
+            say_once(f"{self.source} does not say on which weights of {origin.name} it was trained: older ones differ.")
 
     def parameters(self, tuned: Tuned) -> dict[str, Tensor]:
         """The matrices, named as in `tuned.state_dict()`. Raises UserError where the layers are not the network's."""
@@ -79,7 +101,8 @@ def read_adapter(path: str | Path) -> Adapter:
     alpha = settings.get("lora_alpha", rank)
     if not isinstance(alpha, int | float) or alpha != int(alpha) or alpha < 1:
         raise UserError(f"{file} says lora_alpha {alpha!r}; expected a whole number of at least 1.")
-    return Adapter(file, Lora(rank, int(alpha), tuple(layers)), matrices)
+    base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    return Adapter(file, Lora(rank, int(alpha), tuple(layers)), matrices, base, revision)
 
 
 def _settings(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
@@ -131,7 +154,10 @@ def save_adapters(tuned: Tuned, folder: Path) -> None:
         raise ValueError("the network was trained whole: it has no adapters")
     names = [name for name, module in tuned.network.named_modules() if isinstance(module, LoraLayer)]
     alpha = tuned.lora.rank if tuned.lora.alpha is None else tuned.lora.alpha
-    LoraConfig(r=tuned.lora.rank, lora_alpha=alpha, target_modules=names).save_pretrained(str(folder))
+    settings = LoraConfig(r=tuned.lora.rank, lora_alpha=alpha, target_modules=names)
+    if tuned.origin is not None:
+        settings.base_model_name_or_path, settings.revision = tuned.origin
+    settings.save_pretrained(str(folder))
     weights = {
         "base_model.model." + name.replace(".default.", "."): value.detach().cpu().contiguous()
         for name, value in tuned.parameters().items()

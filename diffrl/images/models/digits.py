@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from diffrl.diffusion import VP, Prediction, denoising_loss
-from diffrl.images.model import ImageModel, Lora
+from diffrl.images.model import ImageModel, Lora, Origin
 from diffrl.images.models.training import OnProgress, optimise
 from diffrl.support.console import work
-from diffrl.support.files import atomic_path, cache_directory
+from diffrl.support.files import atomic_path, cache_directory, sha256
 from diffrl.support.seeds import generator_at
 
 STEPS = 1_000
@@ -57,8 +57,10 @@ def tiny_digits(
     """The model tiny-digits, trained now if it is not in the cache; arguments as for `load_pipeline`."""
     from diffrl.images.models.pipelines import load_pipeline
 
-    folder = str(tiny_digits_folder(quiet))
-    return load_pipeline(folder, lora=lora, precision=precision, device=device, seed=seed, **options)
+    folder = tiny_digits_folder(quiet)
+    model = load_pipeline(str(folder), lora=lora, precision=precision, device=device, seed=seed, **options)
+    model.tuned.origin = Origin("tiny-digits", sha256(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+    return model
 
 
 def train_digits(

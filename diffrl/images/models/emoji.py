@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, conv_transpose2d
 from typing_extensions import override
 
-from diffrl.images.model import Condition, Lora
+from diffrl.images.model import Condition, Lora, Origin
 from diffrl.images.models.emoji_words import class_of
 from diffrl.images.models.pipelines import PixelModel, load_pipeline
 from diffrl.support.errors import UserError
@@ -121,4 +121,5 @@ def tiny_emoji(
     )
     assert isinstance(model, EmojiModel)
     model.name = "tiny-emoji"
+    model.tuned.origin = Origin(model.name, shipped_weights())
     return model

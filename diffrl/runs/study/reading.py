@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from diffrl.runs.config import MACHINE, TrainConfig
-from diffrl.runs.run import IMAGES, OFFLINE, Run, kind_of
+from diffrl.runs.run import OFFLINE, Run, kind_of
 from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
 from diffrl.support.errors import UserError
+from diffrl.support.folder import IMAGES
 from diffrl.training.logs import read_scores
 from envs import registry
 from envs.datasets import called

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diffrl.cli import main
+from diffrl.images.model import Lora
 from diffrl.images.models import emoji, load_model
 from diffrl.images.models.emoji_words import PROMPTS
 from diffrl.images.rewards.emoji import emoji_classifier
@@ -85,6 +86,26 @@ def test_damage_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(emoji, "WEIGHTS", tmp_path / "weights")
     with pytest.raises(Damaged, match="checksum"):
         load_model("tiny-emoji", lora=None)
+
+
+def test_adapters_name_the_weights_that_they_were_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On others they mean nothing: those that name others are refused, those that name none are said to."""
+    load_model("tiny-emoji", lora=Lora(rank=1)).save(tmp_path)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "tiny-emoji"
+    assert settings["revision"] == emoji.shipped_weights()
+    load_model("tiny-emoji", lora=None, adapter=tmp_path)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "revision": "0" * 64}))
+    with pytest.raises(UserError, match="was trained on other weights of tiny-emoji than this version") as raised:
+        load_model("tiny-emoji", lora=None, adapter=tmp_path)
+    assert "\n" not in str(raised.value)
+    before = {**settings, "base_model_name_or_path": None, "revision": None}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(before))
+    load_model("tiny-emoji", lora=None, adapter=tmp_path)
+    assert "does not say on which weights of tiny-emoji" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_on_it_is_measured_by_its_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
