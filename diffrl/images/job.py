@@ -15,7 +15,7 @@ from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner
 from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
-from diffrl.images.config.base import base_of
+from diffrl.images.config.base import CONFIG, base_of
 from diffrl.images.evaluation import IndependentClassifier, Numbered, alarm, evaluate
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
@@ -27,7 +27,6 @@ from diffrl.images.rewards.base import grouped, parts_of
 from diffrl.images.rewards.human import Human
 from diffrl.images.rewards.scaled import scaled
 from diffrl.images.run import (
-    CONFIG,
     FILES,
     FinetuneRun,
     drop_model,
