@@ -48,7 +48,7 @@ _WHOLE_ENVIRONMENT = (
 _SILENT = "rounds without a signal are counted, and DPPO keeps which seeds have met one: new entries"
 _ABSOLUTE = "the data's path is stored absolute"
 _COMPANIONS = "of a sum of rewards the companions are held out, which an evaluation measures: one more entry"
-_BASE = "a run of an image model keeps which built-in model it is of, and adapters the digest of the weights under them"
+_BASE = "adapters of a built-in model name it and the digest of the weights under them"
 ACCEPTED: dict[str, str] = {
     "synther*/new-synther/fidelity.json:sliced_w2_of_shuffled_columns": _FIDELITY,
     "synther*/new-synther/fidelity.json:variety": _FIDELITY,
@@ -71,7 +71,6 @@ ACCEPTED: dict[str, str] = {
     "dppo*/checkpoints/*/state.json:sha256": _SILENT,
     "diagnose/diagnosis.json:about": _ABSOLUTE,
     "ddpo-is-resumed/evaluations.json:__all__": _COMPANIONS,
-    "*/run.json:base": _BASE,
     "*/model/adapter_config.json:base_model_name_or_path": _BASE,
     "*/model/adapter_config.json:revision": _BASE,
 }
