@@ -132,6 +132,11 @@ class NFTConfig(ActingConfig):
     """critics: actions drawn in a state, which are compared with each other (the paper: 24 images a prompt)."""
     states: Batch = 64
     """critics: states an update, each with its group of actions."""
+    exploration: NotNegative = 0.1
+    """environment: deviation of the noise added to the actions that are taken; evaluations act without it."""
+    companions: Natural = 4
+    """environment: other actions, drawn anew in the same state, that share the opposite of an action's advantage, so
+    that states that are good or bad whatever one does teach nothing; 0: none."""
     beta: Positive = 1.0
     """How far the mixtures reach from the sampling policy: 1, or .1 for a stronger step (both published)."""
     noise_levels: Count = 4
