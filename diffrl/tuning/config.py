@@ -137,10 +137,10 @@ class NFTConfig(ActingConfig):
     companions: Natural = 4
     """environment: other actions, drawn anew in the same state, that share the opposite of an action's advantage, so
     that states that are good or bad whatever one does teach nothing; 0: none."""
-    beta: Positive = 1.0
-    """How far the mixtures reach from the sampling policy: 1, or .1 for a stronger step (both published)."""
-    noise_levels: Count = 4
-    """Times at which each action is learned from in a pass, drawn anew."""
+    beta: Positive = 0.1
+    """How far the mixtures reach from the sampling policy: .1, or 1 for a weaker step (both published)."""
+    noise_levels: Count = 1
+    """Times at which each state's actions are learned from in a pass, drawn anew."""
     adv_clip: PositiveLimit = 5.0
     """Largest advantage: its goodness is r = 1/2 + advantage / (2 adv_clip), in [0, 1]."""
     anchor: NotNegative = 1e-4

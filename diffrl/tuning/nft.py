@@ -194,7 +194,7 @@ class NFTTrainer(EnvironmentTrainer[Acted, ForwardPolicy, NFTConfig]):
         r = with_companions(goodness(normalised(advantages), self.config.adv_clip), K)
         actions = kept[0][0].unsqueeze(2)
         if K:
-            others = self.explored(observations, K).unflatten(1, (-1, K))
+            others = self.explored(observations, K).view(*actions.shape[:2], K, -1)
             actions = torch.cat([actions, others], 2)
         return Acted(observations, actions, advantages, r, returns)
 

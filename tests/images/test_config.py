@@ -205,7 +205,7 @@ def test_without_algorithm_reward_or_model_a_run_is_one_to_look_at() -> None:
     for words in (["--reward", "jpeg"], ["--algo=ddpo-is"], ["--model", "tiny-emoji"]):
         assert first_look(words) == words
         assert configured(words) == FinetuneConfig()
-    with pytest.raises(UserError, match="--clip-nats is for ddpo-is.*draft has no use"):
+    with pytest.raises(UserError, match=r"--clip-nats is for ddpo-is.*draft has no use"):
         configured(["--clip-nats", "1"])
 
 
