@@ -197,7 +197,9 @@ def table(cells: dict[str, Any]) -> Lines:
     """A reward's table: the last evaluation of each algorithm beside the model before."""
     first = next(iter(cells.values()))["runs"][0][0]
     lines = [["", "images scored", "reward", "held-out", "class accuracy", "diversity", "KL, nats", "CPU minutes"]]
-    before = [f"{first[name]:.3f}" if name in first else "" for name in ("reward", "held_out", "class_accuracy", "diversity")]
+    before = [
+        f"{first[name]:.3f}" if name in first else "" for name in ("reward", "held_out", "class_accuracy", "diversity")
+    ]
     lines.append(["before", "0", *before, "0", ""])
     for algo, cell in cells.items():
         runs = cell["runs"]

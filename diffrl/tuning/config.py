@@ -141,8 +141,8 @@ class NFTConfig(ActingConfig):
     """How far the mixtures reach from the sampling policy: .1, or 1 for a weaker step (both published)."""
     noise_levels: Count = 1
     """Times at which each state's actions are learned from in a pass, drawn anew."""
-    adv_clip: PositiveLimit = 5.0
-    """Largest advantage: its goodness is r = 1/2 + advantage / (2 adv_clip), in [0, 1]."""
+    adv_clip: PositiveLimit = 1.0
+    """Largest advantage, in deviations: its goodness is r = 1/2 + advantage / (2 adv_clip), in [0, 1] (published: 5)."""
     anchor: NotNegative = 1e-4
     """Weight of the squared difference of predictions from the pretrained policy's."""
     sampling_decay: Share = 0.5
