@@ -121,6 +121,36 @@ def test_the_optimum_of_a_gaussian_is_known(kind: Kind, process: Process, beta: 
     assert_equal_to_rounding(D + shift, moved, 8)
 
 
+@pytest.mark.parametrize("worth", [0.0, 0.3, -0.2])
+def test_with_companions_the_gradient_is_the_policy_gradients_covariance(worth: float) -> None:
+    """In D's offset it is 2 A_max c std^2 (c_1 - 1), for a goodness of 1/2 + worth + c (a - mean).
+
+    So it is whatever a state is worth, and for a wrong denoiser c_0 + c_1 y. REINFORCE's in the mean is E[A (a - mean)]
+    / std^2, of the opposite sign, as this is a loss. Without companions the worth of the state adds its own pull.
+    """
+    mean, std, k, c, n = 0.2, 0.6, 0.8, 0.05, 6
+    nodes, weights = np.polynomial.hermite_e.hermegauss(n)
+    z, w = torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+    taken, other, e = (x.flatten() for x in torch.meshgrid(mean + std * z, mean + std * z, z, indexing="ij"))
+    w = (w[:, None, None] * w[:, None] * w).flatten()
+    r = 0.5 + worth + c * (taken - mean)
+    config = NFTConfig(start_run=Path(), anchor=0.0, adv_clip=5.0)
+    found = []
+    for group in (2, 1):
+        new, old = (Known("x0", VP(), torch.tensor([0.3, 0.7, 0.0], dtype=F64)) for _ in range(2))
+        new.c.requires_grad_()
+        new.times = old.times = VP().time(torch.full((len(w), group), k, dtype=F64))
+        actions = torch.stack([taken, other], 1)[:, :group, None]
+        rs, noise = with_companions(r[:, None], group - 1)[:, 0], e[:, None, None].expand(-1, group, -1)
+        given: Any = torch.zeros(len(w), 1, 1, dtype=F64), actions, rs, new.times, noise, config
+        loss = (w * policy_nft_loss(new, old, old, *given)[0]).sum()  # type: ignore[arg-type]
+        found.append(torch.autograd.grad(loss, new.c)[0][0])
+    known = torch.tensor(2 * config.adv_clip * c * std**2 * (0.7 - 1), dtype=F64)
+    assert_equal_to_rounding(found[0], known, 5000)
+    pull = 2 * config.adv_clip * 2 * worth * (0.3 + 0.7 * mean - mean)
+    assert_equal_to_rounding(found[1], 2 * known + pull, 5000)
+
+
 def test_nothing_is_learned_at_r_one_half_and_every_prediction_learns_the_same() -> None:
     """At v = v_old; and loss and gradient in a denoiser's coefficients do not depend on what the network predicts."""
     config = NFTConfig(start_run=Path(), beta=0.5, anchor=0.0)
