@@ -142,7 +142,7 @@ class NFTConfig(ActingConfig):
     noise_levels: Count = 1
     """Times at which each state's actions are learned from in a pass, drawn anew."""
     adv_clip: PositiveLimit = 1.0
-    """Largest advantage, in deviations: its goodness is r = 1/2 + advantage / (2 adv_clip), in [0, 1] (published: 5)."""
+    """Largest advantage (published: 5), in deviations: goodness is r = 1/2 + advantage / (2 adv_clip), in [0, 1]."""
     anchor: NotNegative = 1e-4
     """Weight of the squared difference of predictions from the pretrained policy's."""
     sampling_decay: Share = 0.5

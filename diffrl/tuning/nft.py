@@ -22,8 +22,9 @@ alone; of five steps it is most of the gradient. A policy gradient needs no such
 of a group are learned from at the same times and with the same noise, which then cancels as well.
 
 Differs from the paper: advantages of actions in the place of a prompt's rewards, and companions; times are drawn as the
-policy was trained with, and not from the solver's grid; errors are not divided by their own size (over an action of two
-dimensions that leaves little but their sign, and what the actions of a group teach would no longer cancel).
+policy was trained with, and not from the solver's grid; where it acts, errors are not divided by their own size: what
+the actions of a group teach would no longer cancel. With critics, which take no such care, they are: an update a batch
+would otherwise let the denoiser drift at high noise.
 """
 
 from collections.abc import Callable, Sequence
@@ -93,11 +94,14 @@ def policy_nft_loss(
     t: Tensor,
     noise: Tensor,
     config: NFTConfig,
+    *,
+    adaptive: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The module's loss L (S,), and metrics (S,).
 
     observations: (S, B, O). actions: (S, B K, A), the K of a state in a row, of the policy `old`, which acts. r:
-    (S, B K), how good each is. t: (S, B K L), noise: (S, B K L, A): the L times of an action in a row.
+    (S, B K), how good each is. t: (S, B K L), noise: (S, B K L, A): the L times of an action in a row. adaptive: see
+    `nft_loss`.
     """
     n, L = actions.shape[1] // observations.shape[1], t.shape[1] // actions.shape[1]
     x_0 = actions.repeat_interleave(L, dim=1)
@@ -108,7 +112,7 @@ def policy_nft_loss(
     with torch.no_grad():
         m_old = prediction.to_x0(old.bound(observations, n * L)(*inputs), x, t)
     denoised = prediction.to_x0(m, x, t)
-    loss, metrics = nft_loss(x_0, denoised, m_old, r.repeat_interleave(L, dim=1), beta=config.beta, adaptive=False)
+    loss, metrics = nft_loss(x_0, denoised, m_old, r.repeat_interleave(L, dim=1), beta=config.beta, adaptive=adaptive)
     loss = config.adv_clip * loss
     if config.anchor > 0:
         with torch.no_grad():
@@ -251,7 +255,7 @@ class NFTLearner:
         r = goodness(advantages, config.adv_clip).flatten(1)
         t, noise = draw(self.policy, actions, config.group, config.noise_levels, generator)
         mine = self.policy, self.old, self.pretrained
-        loss, more = policy_nft_loss(*mine, observations, actions, r, t, noise, config)
+        loss, more = policy_nft_loss(*mine, observations, actions, r, t, noise, config, adaptive=True)
         heard = (advantages != 0).flatten(1).any(-1)
         norm = self._optimiser.step_where(loss, heard)
         self._updates += 1
