@@ -17,10 +17,16 @@ from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
 
+FIRST_LOOK = (
+    *("--algo", "draft", "--reward", "colour:blue + emoji", "--held-out", "emoji-held-out"),
+    *("--queries", "640", "--updates", "8", "--lr", "1e-4", "--kl", "0.5"),
+)
+"""What a run is that is told neither an algorithm nor a reward nor a model: something that a person can see."""
+
 USAGE = """Fine-tune an image model, or a policy, on a reward.
 
-  diffrl finetune                                       tiny-emoji, smaller JPEGs, DDPO-IS: 4 minutes on a CPU
-  diffrl finetune --algo draft --reward "colour:blue + emoji" --queries 640
+  diffrl finetune                                       tiny-emoji on bluer paper, DRaFT: 2 minutes on a CPU
+  diffrl finetune --algo ddpo-is --reward jpeg          smaller JPEGs: 4 minutes
   diffrl finetune --reward digit:8 --kl 0.12            all digits shall look like an 8, held to the reference
   diffrl finetune --algo draft --reward digit:8 --queries 1280
   diffrl finetune --model FOLDER-or-hub-id --prompts prompts.txt --reward aesthetic:FOLDER --device cuda
@@ -49,6 +55,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(f"`diffrl finetune {words[0]}`: options begin with --, such as --algo; or `policy RUN`.")
     if resume.asked(words):
         return resume.spelled(words)
+    words = first_look(words)
     config = _configuration(words)  # what is wrong is said once, and not by every process
     if config.out is not None:
         folder.refuse(config.out, FILES)
@@ -59,6 +66,11 @@ def run(arguments: Sequence[str]) -> int:
     if not spread(config.processes, ["finetune", *words]):
         finetune(config)
     return 0
+
+
+def first_look(words: Sequence[str]) -> list[str]:
+    """The words of a run; before those that name neither an algorithm nor a reward nor a model, FIRST_LOOK's."""
+    return [*words] if {"algo", "reward", "model"} & _options(words).keys() else [*FIRST_LOOK, *words]
 
 
 def _configuration(words: Sequence[str]) -> FinetuneConfig:

@@ -9,7 +9,7 @@ GREETING = """diffrl: offline reinforcement learning on one diffusion core
   diffrl train diffusion_ql/maze2d-umaze-v1-small    train an agent: minutes on a CPU, then a score
   diffrl augment synther maze2d-umaze-v1 --out synthetic.hdf5 --width 256 --steps 20000
                                                      enlarge a data set by synthetic transitions
-  diffrl finetune                                    an image model on a reward: 4 minutes on a CPU
+  diffrl finetune                                    an image model on a reward: 2 minutes on a CPU
 
   diffrl doctor                                      what works on this machine, and what to install
   diffrl --help                                      all commands; of one: diffrl VERB --help"""

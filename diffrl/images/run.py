@@ -269,24 +269,33 @@ def grid_path(folder: Path, number: int) -> Path:
 
 
 def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
-    """Write a run as one picture: images of the same prompts and noise before and after, and the measures' curves."""
+    """Write a run as one picture: images of the same prompts and noise before and after, and the measures' curves.
+
+    Grids of few rows stand above each other, over the whole width, so that small images can be seen.
+    """
     import numpy as np
     from matplotlib.figure import Figure
     from PIL import Image
 
     history = run.history
-    figure = Figure(figsize=(13, 7), layout="constrained")
-    figure.suptitle(title, fontsize=13)
-    halves: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
-    top, bottom = halves
-    for axes, entry, name in zip(top.subplots(1, 2), (history[0], history[-1]), ("before", "after"), strict=True):
+    grids: list[Any] = []
+    for entry in (history[0], history[-1]):
         grid = grid_path(run.path, entry["round"])
         try:
             with reading(f"{grid} cannot be read"), Image.open(grid, formats=["PNG"]) as picture:
-                pixels = np.asarray(picture)
-            axes.imshow(pixels, interpolation="nearest")
+                grids.append(np.asarray(picture))
         except UserError:  # somebody has deleted it, say: no reason to refuse the rest
-            axes.text(0.5, 0.5, f"{grid.name} is gone, or damaged", ha="center", transform=axes.transAxes)
+            grids.append(f"{grid.name} is gone, or damaged")
+    wide = all(isinstance(grid, str) or grid.shape[1] > 3 * grid.shape[0] for grid in grids)
+    figure = Figure(figsize=(13, 9 if wide else 7), layout="constrained")
+    figure.suptitle(title, fontsize=13)
+    halves: Any = figure.subfigures(2, 1, height_ratios=(2.2 if wide else 1.1, 1))
+    top, bottom = halves
+    for axes, grid, name in zip(top.subplots(*((2, 1) if wide else (1, 2))), grids, ("before", "after"), strict=True):
+        if isinstance(grid, str):
+            axes.text(0.5, 0.5, grid, ha="center", transform=axes.transAxes)
+        else:
+            axes.imshow(grid, interpolation="nearest")
         axes.set_title(name, fontsize=11)
         axes.set_axis_off()
     plotted = [name for name in PANELS if any(name in entry for entry in history)]

@@ -132,12 +132,17 @@ class NFTConfig(ActingConfig):
     """critics: actions drawn in a state, which are compared with each other (the paper: 24 images a prompt)."""
     states: Batch = 64
     """critics: states an update, each with its group of actions."""
-    beta: Positive = 1.0
-    """How far the mixtures reach from the sampling policy: 1, or .1 for a stronger step (both published)."""
-    noise_levels: Count = 4
-    """Times at which each action is learned from in a pass, drawn anew."""
-    adv_clip: PositiveLimit = 5.0
-    """Largest advantage: its goodness is r = 1/2 + advantage / (2 adv_clip), in [0, 1]."""
+    exploration: NotNegative = 0.1
+    """environment: deviation of the noise added to the actions that are taken; evaluations act without it."""
+    companions: Natural = 4
+    """environment: other actions, drawn anew in the same state, that share the opposite of an action's advantage, so
+    that states that are good or bad whatever one does teach nothing; 0: none."""
+    beta: Positive = 0.1
+    """How far the mixtures reach from the sampling policy: .1, or 1 for a weaker step (both published)."""
+    noise_levels: Count = 1
+    """Times at which each state's actions are learned from in a pass, drawn anew."""
+    adv_clip: PositiveLimit = 1.0
+    """Largest advantage (published: 5), in deviations: goodness is r = 1/2 + advantage / (2 adv_clip), in [0, 1]."""
     anchor: NotNegative = 1e-4
     """Weight of the squared difference of predictions from the pretrained policy's."""
     sampling_decay: Share = 0.5

@@ -11,8 +11,20 @@ log-probabilities: any policy with a denoiser will do, however it is sampled, al
 come from acting (`NFTTrainer`: GAE, normalised over an iteration), or from the run's own critics in the states of its
 data (`NFTLearner`: each action against the others of its state; nothing acts).
 
-Differs from the paper: advantages of actions in the place of a prompt's rewards; times are drawn as the policy was
-trained with, and not from the solver's grid.
+Where the policy acts, each action that is taken has K companions: actions that the same policy might have taken there,
+with goodness r' = 1/2 - (r - 1/2) / K. At v = v_old the gradient of a group is, with g(a) that of the denoising error,
+
+    (2 r - 1) [ g(a) - 1/K sum_k g(a'_k) ],
+
+whose mean is 0 wherever r says nothing of a: it depends on the state alone, or on luck. Without companions a state of
+advantage A pulls the policy towards or from its own samples by A E[g(a)], which is 0 for a perfect denoiser and sampler
+alone; of five steps it is most of the gradient. A policy gradient needs no such care: E[grad log pi] = 0. The actions
+of a group are learned from at the same times and with the same noise, which then cancels as well.
+
+Differs from the paper: advantages of actions in the place of a prompt's rewards, and companions; times are drawn as the
+policy was trained with, and not from the solver's grid; where it acts, errors are not divided by their own size: what
+the actions of a group teach would no longer cancel. With critics, which take no such care, they are: an update a batch
+would otherwise let the denoiser drift at high noise.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,6 +78,12 @@ def among_group(values: Tensor) -> Tensor:
     return centred / (spread + 1e-8)
 
 
+def with_companions(r: Tensor, companions: int) -> Tensor:
+    """Goodness (S, M, 1 + K) of M actions, r (S, M), each followed by its K companions: 1/2 - (r - 1/2) / K."""
+    others = 0.5 - (r - 0.5) / max(companions, 1)
+    return torch.cat([r[..., None], others[..., None].expand(*r.shape, companions)], -1)
+
+
 def policy_nft_loss(
     policy: GenerativePolicy,
     old: GenerativePolicy,
@@ -77,7 +95,7 @@ def policy_nft_loss(
     noise: Tensor,
     config: NFTConfig,
     *,
-    adaptive: bool = True,
+    adaptive: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The module's loss L (S,), and metrics (S,).
 
@@ -104,11 +122,18 @@ def policy_nft_loss(
     return loss, metrics | {"policy_loss": loss.detach()}
 
 
-def draw(policy: ForwardPolicy, actions: Tensor, levels: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Times (S, B L) and noise (S, B L, A) of the L `levels` at which each of the actions (S, B, A) is learned from."""
-    S, B, A = actions.shape
-    t = training_times(policy, (S, B * levels), generator)
-    return t, torch.randn((S, B * levels, A), generator=generator, device=actions.device)
+def draw(
+    policy: ForwardPolicy, actions: Tensor, group: int, levels: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Times (S, B K L) and noise (S, B K L, A) of the L `levels` at which actions (S, B K, A) are learned from.
+
+    The K = `group` actions of a state, which stand in a row, have the same.
+    """
+    S, rows, A = actions.shape
+    shape = (S, rows // group, 1, levels)
+    t = training_times(policy, shape, generator)
+    noise = torch.randn((*shape, A), generator=generator, device=actions.device)
+    return t.expand(-1, -1, group, -1).flatten(1), noise.expand(-1, -1, group, -1, -1).flatten(1, 3)
 
 
 class Acted(NamedTuple):
@@ -117,11 +142,11 @@ class Acted(NamedTuple):
     observations: Tensor
     """(S, M, O), normalised."""
     actions: Tensor
-    """(S, M, A), as they were taken."""
+    """(S, M, 1 + K, A): as they were taken, and their companions."""
     advantages: Tensor
-    """(S, M), of GAE."""
+    """(S, M), of GAE, of the actions that were taken."""
     r: Tensor
-    """(S, M): how good each action is, in [0, 1]."""
+    """(S, M, 1 + K): how good each action is, in [0, 1]."""
     returns: Tensor
     """(S, M): the critic's targets."""
 
@@ -157,20 +182,32 @@ class NFTTrainer(EnvironmentTrainer[Acted, ForwardPolicy, NFTConfig]):
 
     @override
     def act(self, observations: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        chosen = self.old.sample(observations, self.old.sampling_noise(observations, self._generator))
-        # What is learned from is what was taken.
-        return chosen, (chosen.nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1)[None],)
+        chosen = self.explored(observations)
+        return chosen, (chosen[None],)  # what is learned from is what was taken
+
+    def explored(self, observations: Tensor, K: int = 1) -> Tensor:
+        """K actions (S, B K, A) a state of the policy that acts, with its noise of exploration, for (S, B, O)."""
+        actions = self.old.sample(observations, self.old.sampling_noise(observations, self._generator, K))
+        noise = torch.randn(actions.shape, generator=self._generator, device=actions.device)
+        return (actions.nan_to_num(0.0, 0.0, 0.0) + self.config.exploration * noise).clamp(-1, 1)
 
     @override
+    @torch.no_grad()
     def experience(self, observations: Tensor, kept: Sequence[Tensor], advantages: Tensor, returns: Tensor) -> Acted:
-        r = goodness(normalised(advantages), self.config.adv_clip)
-        return Acted(observations, kept[0][0], advantages, r, returns)
+        K = self.config.companions
+        r = with_companions(goodness(normalised(advantages), self.config.adv_clip), K)
+        actions = kept[0][0].unsqueeze(2)
+        if K:
+            others = self.explored(observations, K).view(*actions.shape[:2], K, -1)
+            actions = torch.cat([actions, others], 2)
+        return Acted(observations, actions, advantages, r, returns)
 
     @override
     def policy_loss(self, batch: Acted) -> tuple[Tensor, dict[str, Tensor]]:
-        t, noise = draw(self.policy, batch.actions, self.config.noise_levels, self._generator)
+        group, actions = batch.actions.shape[2], batch.actions.flatten(1, 2)
+        t, noise = draw(self.policy, actions, group, self.config.noise_levels, self._generator)
         mine = self.policy, self.old, self._pretrained
-        return policy_nft_loss(*mine, batch.observations, batch.actions, batch.r, t, noise, self.config)
+        return policy_nft_loss(*mine, batch.observations, actions, batch.r.flatten(1), t, noise, self.config)
 
     @override
     def finish(self, experience: Acted) -> dict[str, Tensor]:
@@ -216,9 +253,9 @@ class NFTLearner:
         observations, config = batch.observations, self.config
         actions, advantages, metrics = self.compare(observations, generator)
         r = goodness(advantages, config.adv_clip).flatten(1)
-        t, noise = draw(self.policy, actions, config.noise_levels, generator)
+        t, noise = draw(self.policy, actions, config.group, config.noise_levels, generator)
         mine = self.policy, self.old, self.pretrained
-        loss, more = policy_nft_loss(*mine, observations, actions, r, t, noise, config)
+        loss, more = policy_nft_loss(*mine, observations, actions, r, t, noise, config, adaptive=True)
         heard = (advantages != 0).flatten(1).any(-1)
         norm = self._optimiser.step_where(loss, heard)
         self._updates += 1

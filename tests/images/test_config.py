@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from diffrl.cli import main
+from diffrl.commands.finetune import _configuration, first_look
 from diffrl.images.algorithms import ALGORITHMS as IMPLEMENTATIONS
-from diffrl.images.config import ALGORITHMS, Algo, FinetuneConfig, GRPOConfig, OnlineConfig
+from diffrl.images.config import ALGORITHMS, Algo, DRaFTConfig, FinetuneConfig, GRPOConfig, OnlineConfig
 from diffrl.images.run import load, plain
 from diffrl.support.errors import UserError
 from diffrl.support.files import to_yaml
@@ -193,3 +194,20 @@ def test_help_shows_what_the_words_say(capsys: pytest.CaptureFixture[str], monke
 def test_configurations_import_no_torch() -> None:
     code = "import sys, diffrl.images.config, diffrl.commands.finetune; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_algorithm_reward_or_model_a_run_is_one_to_look_at() -> None:
+    """What else is said is kept; one of the three words, and nothing is added."""
+    look = configured(["--queries", "128", "--kl=1"])
+    assert isinstance(look, DRaFTConfig)
+    assert (look.model, look.reward, look.held_out) == ("tiny-emoji", "colour:blue + emoji", "emoji-held-out")
+    assert (look.queries, look.kl, look.updates) == (128, 1.0, 8)
+    for words in (["--reward", "jpeg"], ["--algo=ddpo-is"], ["--model", "tiny-emoji"]):
+        assert first_look(words) == words
+        assert configured(words) == FinetuneConfig()
+    with pytest.raises(UserError, match=r"--clip-nats is for ddpo-is.*draft has no use"):
+        configured(["--clip-nats", "1"])
+
+
+def configured(words: list[str]) -> FinetuneConfig:
+    return _configuration(first_look(words))

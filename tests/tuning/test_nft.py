@@ -26,7 +26,16 @@ from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
 from diffrl.tuning.config import DPPOConfig, NFTConfig
 from diffrl.tuning.environments import Environments
-from diffrl.tuning.nft import NFTLearner, NFTTrainer, among_group, draw, goodness, normalised, policy_nft_loss
+from diffrl.tuning.nft import (
+    NFTLearner,
+    NFTTrainer,
+    among_group,
+    draw,
+    goodness,
+    normalised,
+    policy_nft_loss,
+    with_companions,
+)
 from tests.rounding import assert_equal_to_rounding, rounding
 from tests.runs.made_runs import made_run
 from tests.training.conftest import assert_same_run
@@ -34,6 +43,7 @@ from tests.tuning.conftest import BANDIT, BEST, SMALL, Target, target_run
 
 F64 = torch.float64
 QUICK: dict[str, Any] = {"environments": 10, "rollout_steps": 4, "batch_size": 20, "epochs": 2, "critic_width": 16}
+FEW: dict[str, Any] = {"companions": 2}
 BY_CRITICS: dict[str, Any] = {"advantages": "critics", "group": 8, "states": 16}
 
 
@@ -76,7 +86,7 @@ def gradient(
     # A row a seed: the loss is a mean over a seed's rows, and these have weights of their own.
     new.times = old.times = torch.full((len(a), 1), t, dtype=F64)
     given: Any = torch.zeros(len(a), 1, 1, dtype=F64), a.view(-1, 1, 1), r.view(-1, 1), new.times, e.view(-1, 1, 1)
-    loss = (weights * policy_nft_loss(new, old, old, *given, config, adaptive=False)[0]).sum()  # type: ignore[arg-type]
+    loss = (weights * policy_nft_loss(new, old, old, *given, config)[0]).sum()  # type: ignore[arg-type]
     return torch.autograd.grad(loss, new.c)[0]
 
 
@@ -109,6 +119,36 @@ def test_the_optimum_of_a_gaussian_is_known(kind: Kind, process: Process, beta: 
         assert sizes[1] > 1e-3
     moved = torch.tensor([(mean + 2 * c * std**2 / beta) * V / std**2, D[1], 0], dtype=F64)
     assert_equal_to_rounding(D + shift, moved, 8)
+
+
+@pytest.mark.parametrize("worth", [0.0, 0.3, -0.2])
+def test_with_companions_the_gradient_is_the_policy_gradients_covariance(worth: float) -> None:
+    """In D's offset it is 2 A_max c std^2 (c_1 - 1), for a goodness of 1/2 + worth + c (a - mean).
+
+    So it is whatever a state is worth, and for a wrong denoiser c_0 + c_1 y. REINFORCE's in the mean is E[A (a - mean)]
+    / std^2, of the opposite sign, as this is a loss. Without companions the worth of the state adds its own pull.
+    """
+    mean, std, k, c, n = 0.2, 0.6, 0.8, 0.05, 6
+    nodes, weights = np.polynomial.hermite_e.hermegauss(n)
+    z, w = torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+    taken, other, e = (x.flatten() for x in torch.meshgrid(mean + std * z, mean + std * z, z, indexing="ij"))
+    w = (w[:, None, None] * w[:, None] * w).flatten()
+    r = 0.5 + worth + c * (taken - mean)
+    config = NFTConfig(start_run=Path(), anchor=0.0, adv_clip=5.0)
+    found = []
+    for group in (2, 1):
+        new, old = (Known("x0", VP(), torch.tensor([0.3, 0.7, 0.0], dtype=F64)) for _ in range(2))
+        new.c.requires_grad_()
+        new.times = old.times = VP().time(torch.full((len(w), group), k, dtype=F64))
+        actions = torch.stack([taken, other], 1)[:, :group, None]
+        rs, noise = with_companions(r[:, None], group - 1)[:, 0], e[:, None, None].expand(-1, group, -1)
+        given: Any = torch.zeros(len(w), 1, 1, dtype=F64), actions, rs, new.times, noise, config
+        loss = (w * policy_nft_loss(new, old, old, *given)[0]).sum()  # type: ignore[arg-type]
+        found.append(torch.autograd.grad(loss, new.c)[0][0])
+    known = torch.tensor(2 * config.adv_clip * c * std**2 * (0.7 - 1), dtype=F64)
+    assert_equal_to_rounding(found[0], known, 5000)
+    pull = 2 * config.adv_clip * 2 * worth * (0.3 + 0.7 * mean - mean)
+    assert_equal_to_rounding(found[1], 2 * known + pull, 5000)
 
 
 def test_nothing_is_learned_at_r_one_half_and_every_prediction_learns_the_same() -> None:
@@ -151,7 +191,7 @@ def test_no_policy_of_ours_moves_at_r_one_half(agent: AgentConfig) -> None:
     policy: Any = built.policy.requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
     observations, actions = torch.randn(2, 5, 3, generator=generator), torch.rand(2, 5, 2, generator=generator)
-    t, noise = draw(policy, actions, 3, generator)
+    t, noise = draw(policy, actions, 1, 3, generator)
     assert t.shape == (2, 15)
     weights = [p for n, p in policy.named_parameters()]
     sizes = []
@@ -173,9 +213,65 @@ def test_goodness_and_advantages() -> None:
     torch.testing.assert_close(among_group(values), torch.tensor([[[-1.0, 1.0], [0.0, 0.0]]]) * 2**0.5)
 
 
+@pytest.mark.parametrize("agent", [DiffusionQL(**SMALL), EDP(**SMALL), BFN(**SMALL), IDQL(**SMALL, blocks=1)])
+@pytest.mark.parametrize("companions", [1, 3])
+def test_what_is_the_same_for_all_actions_of_a_state_teaches_nothing(agent: AgentConfig, companions: int) -> None:
+    """The mean of the gradient over which action of a group was the one taken is 0, where they are equally good.
+
+    So it is over actions and companions of one distribution, whatever the state's advantage is and however wrong the
+    denoiser: that of an untrained network here. Without companions it is not, and neither where they differ.
+    """
+    built = agent.build(3, 2, (0, 1))
+    config = NFTConfig(start_run=Path(), anchor=0.0)
+    policy: Any = built.policy.requires_grad_(True)
+    generator = torch.Generator().manual_seed(0)
+    group = 1 + companions
+    observations, actions = torch.randn(2, 5, 3, generator=generator), torch.rand(2, 5 * group, 2, generator=generator)
+    t, noise = draw(policy, actions, group, 2, generator)
+    advantage = 0.5 + torch.rand(2, 5, generator=generator)  # of the states
+    weights = list(policy.parameters())
+
+    def gradients(r: Tensor) -> Tensor:
+        loss, _ = policy_nft_loss(policy, policy, policy, observations, actions, r.flatten(1), t, noise, config)
+        found = torch.autograd.grad(loss.sum(), weights, allow_unused=True)
+        return torch.cat([g.flatten() for g in found if g is not None])
+
+    def mean(of_action: Tensor) -> tuple[Tensor, Tensor]:
+        """Over which action of a group was taken, where the one in place k has the advantage of_action[k]."""
+        with_, without = [], []
+        for k in range(group):
+            r = with_companions(goodness(advantage * of_action[k], 5.0), companions).roll(k, -1)
+            with_.append(gradients(r))
+            alone = torch.full_like(r, 0.5)
+            alone[..., k] = r[..., k]
+            without.append(gradients(alone))
+        return torch.stack(with_).mean(0), torch.stack(without).mean(0)
+
+    same, alone = mean(torch.ones(group))
+    told, _ = mean(torch.linspace(-1, 1, group))
+    assert float(same.norm()) < 1e-4 * float(alone.norm())
+    assert float(told.norm()) > 30 * float(same.norm())
+
+
+def test_the_actions_of_a_state_are_learned_from_with_the_same_noise() -> None:
+    policy: Any = DiffusionQL(**SMALL).build(3, 2, (0, 1)).policy
+    t, noise = draw(policy, torch.zeros(2, 12, 2), 4, 5, torch.Generator().manual_seed(0))
+    assert (t.shape, noise.shape) == ((2, 60), (2, 60, 2))
+    t, noise = t.view(2, 3, 4, 5), noise.view(2, 3, 4, 5, 2)
+    assert torch.equal(t, t[:, :, :1].expand_as(t))
+    assert torch.equal(noise, noise[:, :, :1].expand_as(noise))
+    assert len(noise[:, :, 0].flatten().unique()) == 60  # states and times have their own
+
+
+def test_companions_share_the_opposite_of_an_advantage() -> None:
+    r = with_companions(torch.tensor([[0.9, 0.0]]), 4)
+    torch.testing.assert_close(r, torch.tensor([[[0.9, 0.4, 0.4, 0.4, 0.4], [0.0, 0.625, 0.625, 0.625, 0.625]]]))
+    assert with_companions(torch.tensor([[0.9]]), 0).tolist() == [[[pytest.approx(0.9)]]]
+
+
 def trainer(cloned: Path, **fields: Any) -> tuple[NFTTrainer, Agent]:
     run = Run.read(cloned)
-    config = NFTConfig(start_run=cloned, **(QUICK | {"critic_warm_up": 0, "warm_up": 0} | fields))
+    config = NFTConfig(start_run=cloned, **(QUICK | FEW | {"critic_warm_up": 0, "warm_up": 0} | fields))
     agent, _ = load_stack(run, run.config.seeds, "last", "cpu")
     made = NFTTrainer(
         agent,
@@ -214,7 +310,7 @@ def test_the_optimum_of_a_bandit_is_found_and_left_with_flipped_goodness(
 
 def test_the_policy_that_acts_follows(cloned: Path) -> None:
     """After an iteration it is w old + (1 - w) trained; actions are its own, and learned from as they were taken."""
-    made, _ = trainer(cloned, sampling_decay_rate=0.4, sampling_decay=0.5)
+    made, _ = trainer(cloned, sampling_decay_rate=0.4, sampling_decay=0.5, exploration=0.0)
     before = {n: t.clone() for n, t in made.old.state_dict().items()}
     made.advance(40, lambda: False)
     for name, trained in made.policy.state_dict().items():
@@ -224,8 +320,25 @@ def test_the_policy_that_acts_follows(cloned: Path) -> None:
     actions, (kept,) = made.act(observations)
     made._generator.set_state(state)
     again = made.old.sample(observations, made.old.sampling_noise(observations, made._generator))
-    assert torch.equal(actions, again)
-    assert torch.equal(kept[0], actions.clamp(-1, 1))
+    assert torch.equal(actions, again.clamp(-1, 1))
+    assert torch.equal(kept[0], actions)
+
+
+def test_exploration_is_noise_on_what_is_taken_and_on_companions(cloned: Path) -> None:
+    """Of the deviation that is asked for; what acts and its companions have one distribution."""
+    states = torch.zeros(2, 2000, 1)
+    spread, n = [], 2 * 2000 * 2
+    for deviation in (0.0, 0.2):
+        made, _ = trainer(cloned, exploration=deviation, companions=3)
+        taken, (kept,) = made.act(states)
+        nothing = torch.zeros(2, 2000)
+        met = made.experience(states, [kept], nothing, nothing)
+        assert torch.equal(met.actions[:, :, 0], taken)
+        assert met.actions.shape == (2, 2000, 4, 2)
+        variances = met.actions.var(1).mean((0, 2))
+        assert variances[1:].mean() == pytest.approx(float(variances[0]), rel=5 * (2 / n) ** 0.5 * (4 / 3) ** 0.5)
+        spread.append(float(variances.mean()))
+    assert spread[1] - spread[0] == pytest.approx(0.2**2, rel=0.1)
 
 
 @pytest.mark.parametrize("reward", [0.0, 0.1])
@@ -327,7 +440,7 @@ def test_a_run_that_hears_nothing_is_marked(cloned: Path, tmp_path: Path, monkey
 
 def tuned(start: Path, out: Path, **fields: Any) -> Path:
     settings = {name: fields.pop(name) for name in list(fields) if name in NFTConfig.__dataclass_fields__}
-    config = NFTConfig(start_run=start, **(QUICK | settings))
+    config = NFTConfig(start_run=start, **(QUICK | FEW | settings))
     quick: dict[str, Any] = {"steps": 120, "eval_every": 80, "eval_episodes": 2}
     return finetune_policy(config, out=out, quiet=True, **(quick | fields))
 
