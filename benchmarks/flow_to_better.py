@@ -11,7 +11,9 @@ Each cell is a JSON file under --out, written when it is done: a command that wa
              of 2,000 fresh pairs, rightly labelled, and the rank correlation of its returns with the true ones, over
              windows of 100 rows that do not overlap
     flow     trajectories of `diffrl augment flow-to-better`. The actions of each are executed in the simulator from its
-             first state, those of the data's trajectory that it came from likewise: true returns of both, in pairs
+             first state, those of the data's trajectory that it came from likewise: true returns of both, in pairs.
+             "start its own": the flow has moved the first state, too, as published, so that a trajectory may be better
+             because it begins at a better place. "start the source's": with --same-start, both begin at one state
     policy   agents on the data (bc), on the tenth of its episodes that the model likes best (bc top), on the generated
              trajectories (flow), and IQL on the data with the learned reward (iql); and preference DPO of a diffusion
              policy of the data by the same labels (dpo). Scores over --episodes
@@ -172,17 +174,17 @@ def executed(dynamics: Dynamics, start: NDArray[np.float32], actions: NDArray[np
     return total
 
 
-def flow(bench: Bench, task: Task, n: int, seed: int) -> dict[str, Any]:
+def flow(bench: Bench, task: Task, n: int, seed: int, same_start: bool) -> dict[str, Any]:
     """Make the file of generated trajectories, then some of them with their sources, and execute both."""
     dataset, env, rows = data(bench, task)
     method = FlowToBetter(
         PreferenceConfig(str(n), segment=SEGMENT),
-        DiffuserConfig(steps=bench.steps, horizon=bench.horizon),
+        DiffuserConfig(steps=bench.steps, horizon=bench.horizon, same_start=same_start),
         FlowConfig(),
         relabel=True,
         quiet=True,
     )
-    out = bench.out / f"{task}-{n}-{seed}.hdf5"
+    out = bench.out / f"{task}-{n}-{seed}{'-same-start' if same_start else ''}.hdf5"
     if not out.exists():
         augment(Request(dataset, str(out), env=env, rows=rows, seed=seed, report=False), method, quiet=True)
     else:
@@ -202,8 +204,10 @@ def flow(bench: Bench, task: Task, n: int, seed: int) -> dict[str, Any]:
         if told.kept[i * H] == 0 or not dynamics.reproducible(one[:1, :o])[0]:
             continue
         row = int(starts[source])
-        ours = executed(dynamics, one[0, :o], one[:, o : o + a])
-        theirs = executed(dynamics, real.observations[row], real.actions[row : row + H])
+        first = real.observations[row]
+        assert not same_start or np.allclose(one[0, :o], first, rtol=1e-4, atol=1e-4)  # standardised and back
+        ours = executed(dynamics, first if same_start else one[0, :o], one[:, o : o + a])
+        theirs = executed(dynamics, first, real.actions[row : row + H])
         pairs.setdefault(source, []).append((ours, theirs, float(real.rewards[row : row + H].sum())))
     means = np.array([np.mean(each, 0) for each in pairs.values()])
     improved = told.kept[::H] > 0
@@ -292,7 +296,7 @@ def tables(bench: Bench) -> dict[str, Lines]:
         ["data", "labels", "wrong", "held-out accuracy", "calibration error", "fresh accuracy", "rank correlation"]
     ]
     flow_lines: Lines = [
-        ["data", "labels", "improved", "executed return", "of the sources", "recorded", "dynamics error", "sources"]
+        ["data", "labels", "start", "improved", "executed", "of the sources", "recorded", "dynamics error", "sources"]
     ]
     policy_lines: Lines = [["data", "labels", "policy", "return", "score"]]
     for task in bench.tasks if "reward" in bench.stages else ():
@@ -307,9 +311,10 @@ def tables(bench: Bench) -> dict[str, Lines]:
             keys = ("held_out_accuracy", "calibration_error", "fresh_accuracy", "rank_correlation")
             reward_lines.append([task, str(n), f"{wrong:.0%}", *(mean([one[key] for one in there]) for key in keys)])
     for task in bench.tasks if "flow" in bench.stages else ():
-        for n in bench.pairs:
+        for n, same_start in [(n, same) for n in bench.pairs for same in (False, True)]:
+            kind = "start" if same_start else "flow"
             cells = [
-                cell(bench, f"flow-{task}-{n}-{seed}", functools.partial(flow, bench, task, n, seed))
+                cell(bench, f"{kind}-{task}-{n}-{seed}", functools.partial(flow, bench, task, n, seed, same_start))
                 for seed in bench.seeds
             ]
             there = [one for one in cells if one is not None and one["sources"]]
@@ -317,7 +322,8 @@ def tables(bench: Bench) -> dict[str, Lines]:
                 figures = [str(over_sources(there, key)) for key in ("executed", "source_executed", "source_recorded")]
                 improved, errors = (mean([one[key] for one in there]) for key in ("improved", "dynamics_error"))
                 sources = str(sum(one["sources"] for one in there))
-                flow_lines.append([task, str(n), improved, *figures, errors, sources])
+                start = "the source's" if same_start else "its own"
+                flow_lines.append([task, str(n), start, improved, *figures, errors, sources])
     for task in bench.tasks if "policy" in bench.stages else ():
         for n in bench.pairs:
             for how in ("bc", "bc top", "flow", "iql", "dpo"):

@@ -67,6 +67,8 @@ class Augmenter(ABC):
     """Training steps."""
     model_settings: dict[str, Any]
     """Settings of the model and its training, as JSON holds them. A folder's model is used for the same ones alone."""
+    later_settings: ClassVar[Mapping[str, Any]] = {}
+    """Of the model's settings those that folders of older versions do not name, with the values that they had."""
     sampling_settings: dict[str, Any]
     """All else that generated rows depend on, as JSON holds it."""
     steered: bool = False

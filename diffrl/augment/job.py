@@ -5,7 +5,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -83,7 +83,7 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
     n = _samples(request, len(data.transitions), augmenter)
     folder = target.folder if request.folder is None else Path(request.folder)
     with held(folder, GO_ON):
-        begun = _claim(folder, _begun(request, augmenter, data))
+        begun = _claim(folder, _begun(request, augmenter, data), augmenter.later_settings)
         _train(folder, begun, augmenter, quiet)
         if not sealed(folder):  # begun by an older version
             seal(folder, ["config.json", *(file.name for file in folder.glob("*.safetensors"))])
@@ -164,10 +164,11 @@ def _begun(request: Request, augmenter: Augmenter, data: RealData) -> Begun:
     )
 
 
-def _claim(folder: Path, wanted: Begun) -> Begun:
+def _claim(folder: Path, wanted: Begun, later: Mapping[str, Any]) -> Begun:
     """Make the folder, or see that what is there was begun with the same settings; give them as they stand there.
 
     Only the version of rows may be another one, where the folder has checkpoints. Raises UserError for other settings.
+    later: `Augmenter.later_settings`.
     """
     path = folder / "config.json"
     if path.exists():
@@ -176,6 +177,7 @@ def _claim(folder: Path, wanted: Begun) -> Begun:
             found = dict(read_json(path))
             version = int(found.pop("rows_version", 1))
             found["rows_version"] = settings["rows_version"]
+            found["model"] = {**later, **found["model"]}
             if set(found["model"]) != set(settings["model"]):
                 raise ValueError("a model of another kind")
         except Damaged:

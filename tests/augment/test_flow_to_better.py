@@ -243,6 +243,36 @@ def test_the_loss_drops_conditions_and_guidance_of_none_ignores_them() -> None:
     assert not torch.equal(*(model.sample(c, generator_at(4), sampler, 1.2) for c in (y, other)))
 
 
+def test_with_the_same_start_a_trajectory_goes_on_from_there() -> None:
+    """Blocks differ in speed alone; starts are anywhere, also in pairs. A step walks faster, from the same start.
+
+    Without the option it walks from some start of the data's. Both models are trained on the same pairs.
+    """
+    speeds, deviation = (0.1, 0.3), {}
+    rng = generator_at(1)
+
+    def walk(n: int, speed: float) -> torch.Tensor:
+        starts = 4 * torch.rand(1, n, 1, 1, generator=rng) - 2
+        states = starts + speed * torch.arange(H).view(H, 1)
+        return torch.cat([states, torch.full_like(states, speed)], -1)
+
+    codec = TrajectoryCodec.fit(torch.cat([walk(2_000, speed) for speed in speeds]).flatten(0, 2), 1)
+    y = codec.encode(walk(64, speeds[0]))
+    for same_start in (True, False):
+        config = dataclasses.replace(SETTINGS["diffuser"], same_start=same_start)
+        model = TrajectoryDiffuser(config, codec, (0,))
+        for step in range(300):
+            pair = TrajectoryPair(*(codec.encode(walk(32, speed)) for speed in speeds))
+            model.update(pair, rng, step % model.period)
+        found = codec.decode(model.sample(y, generator_at(2), model.sampler(SETTINGS["flow"]), 1.2))[0, ..., 0]
+        first = codec.decode(y)[0, :, 0, 0]
+        expected = first[:, None] + speeds[1] * torch.arange(H)
+        deviation[same_start] = float((found - expected).square().mean().sqrt())
+        at_start = (found[:, 0] - first).abs().max() < 1e-5
+        assert bool(at_start) is same_start
+    assert deviation[True] < 0.3 < 0.9 < deviation[False], deviation
+
+
 # --- from data to data ---------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -132,6 +132,7 @@ class FlowToBetter(Augmenter):
 
     name, verb, paper = "Flow-to-Better", "flow-to-better", "Zhang et al. 2024, ICLR"
     rows_version = 1
+    later_settings: ClassVar[Mapping[str, Any]] = {"same_start": False}
     agent = "bc"
     steered = True
     described = "in trajectories, each better than the one of the data it comes from by its predicted return"

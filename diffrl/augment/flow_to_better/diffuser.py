@@ -6,7 +6,8 @@ trajectory y of the block below by cross-attention:
     loss = |m_theta(a x + s e, t, y) - m|^2,    (y, x) a pair of consecutive blocks,
 
 with y dropped in a quarter of the pairs. One step of the flow samples x given y with classifier-free guidance, by the
-averaged weights.
+averaged weights. With `same_start` the network is also given x's first state, in every row: x is drawn of
+p(x | its first state, y), where in sampling that state is y's, which stays as it is (`diffusion.inpainting`).
 
 The authors' code differs where it errs: it never updates its average. What is ours: windows of fixed length in place of
 whole episodes, a small U-Net by default, DDIM in 20 steps in place of 1,000, D clamped to the data's range, and by
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +37,7 @@ from diffrl.data.segments import SegmentSource
 from diffrl.data.transitions import Source
 from diffrl.diffusion import (
     VP,
+    Known,
     Prediction,
     Sampler,
     classifier_free,
@@ -157,12 +160,30 @@ class TrajectoryDiffuser:
 
         def network() -> TemporalUNet:
             generators = [seed_generator(seed) for seed in self.seeds]
-            shape = {"width": config.width, "multipliers": config.multipliers, "trajectory_features": codec.size}
-            return TemporalUNet(codec.size, generators, **shape).to(self.device)  # type: ignore[arg-type]
+            return TemporalUNet(
+                codec.size,
+                generators,
+                width=config.width,
+                multipliers=config.multipliers,
+                seen_features=codec.observation_size if config.same_start else 0,
+                trajectory_features=codec.size,
+            ).to(self.device)
 
         self.network, self.average = network(), network().requires_grad_(False)
         self.optimiser = Adam(self.network, config.learning_rate, 1.0)
         self.step = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    def output(self, network: TemporalUNet, x: Tensor, t: Tensor, condition: Tensor, like: Tensor) -> Tensor:
+        """The network's answer (S, n B, H, D) at x of that shape and t () or (S, n B).
+
+        like: trajectories (S, B, H, D) whose first states x has too, in turn; n is 2 where guidance asks with and
+        without the condition at once. Without `same_start` it is not looked at.
+        """
+        if self.config.same_start:
+            first = like[..., :1, : self.codec.observation_size].repeat(1, x.shape[1] // like.shape[1], x.shape[2], 1)
+            x = torch.cat([x, first], -1)
+        out: Tensor = network(x, t, condition)
+        return out
 
     def losses(self, network: TemporalUNet, batch: TrajectoryPair, t: Tensor, noise: Tensor, keep: Tensor) -> Tensor:
         """|m_theta - m|^2 (S,), the mean over pairs, rows and columns, at the times t (S, B).
@@ -173,9 +194,8 @@ class TrajectoryDiffuser:
         condition = drop_condition(
             batch.condition, network.null_trajectory, self.config.condition_dropout, noise=keep, event_dims=2
         )
-        loss = denoising_loss(
-            self.prediction, lambda x, t: network(x, t, condition), batch.target, t, noise, event_dims=2
-        )
+        output = partial(self.output, network, condition=condition, like=batch.target)
+        loss = denoising_loss(self.prediction, output, batch.target, t, noise, event_dims=2)
         return loss.mean(-1)
 
     def draw(self, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -212,17 +232,24 @@ class TrajectoryDiffuser:
 
     @torch.no_grad()
     def sample(self, condition: Tensor, generator: torch.Generator, sampler: Sampler, guidance: float) -> Tensor:
-        """A trajectory (S, B, H, D) for each condition (S, B, H, D), by the averaged networks, standardised."""
-        network, null = self.average, self.average.null_trajectory
+        """A trajectory (S, B, H, D) for each condition (S, B, H, D), by the averaged networks, standardised.
+
+        With `same_start` its first state is the condition's.
+        """
+        null = self.average.null_trajectory
         assert null is not None
-        guided = classifier_free(
-            lambda x, t, trajectory: network(x, t, trajectory), condition, null, guidance, event_dims=2
-        )
+        output = partial(self.output, self.average, like=condition)
+        guided = classifier_free(output, condition, null, guidance, event_dims=2)
         denoise = self.prediction.denoiser(guided)
         low, high = self.codec.limits()
         noise = torch.randn(condition.shape, generator=generator, device=self.device)
         # Near pure noise an answer for e says nothing of x_0: unclamped, it would be thousands of deviations off.
-        return sampler(lambda x, t: denoise(x, t).clamp(low, high), noise)
+        known = None
+        if self.config.same_start:
+            mask = torch.zeros(condition.shape[-2:], dtype=torch.bool, device=self.device)
+            mask[0, : self.codec.observation_size] = True
+            known = Known(mask, condition)  # noised as the rest, as in training: the network sees it clean elsewhere
+        return sampler(lambda x, t: denoise(x, t).clamp(low, high), noise, inpaint=known)
 
     # --- state -----------------------------------------------------------------------------------------------------
 
