@@ -404,6 +404,8 @@ def _model(config: FinetuneConfig, device: str, quiet: bool) -> ImageModel:
         options["lean"] = True
     if config.size is not None:
         options["size"] = config.size
+    if config.frames is not None:
+        options["frames"] = config.frames
     if config.model in BUILT_IN:
         options["quiet"] = quiet
     return load_model(config.model, lora=lora, precision=config.precision, device=device, seed=config.seed, **options)
