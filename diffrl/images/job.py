@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from diffrl.images import rewards
-from diffrl.images.algorithms import ALGORITHMS, Finetuner
+from diffrl.images.algorithms import ALGORITHMS, Finetuner, optimisers
 from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
 from diffrl.images.config.base import base_of
@@ -123,6 +123,7 @@ class _Session:
     def __init__(self, config: FinetuneConfig, world: World, quiet: bool) -> None:
         self.config, self.world, self.quiet = config, world, quiet
         self._check_shares()
+        optimisers.require(config.optimiser)  # missed here, not after minutes of reading
         device = str(world.device)
         with _waiting_for(world):  # what is made at first use is made by one
             model = _model(config, device, quiet)
