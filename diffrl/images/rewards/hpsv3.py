@@ -81,7 +81,8 @@ class HPSv3:
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             _fill(module, own, folder / FILE, self.name, kept)
         _restore_buffers(model, config)
-        self.model, self.head = (m.eval().requires_grad_(False).to(self.device) for m in (model, head))
+        self.model: Any = model.eval().requires_grad_(False).to(self.device)
+        self.head: nn.Module = head.eval().requires_grad_(False).to(self.device)
         self.image_token = config.image_token_id
         vision = config.vision_config
         self.patch, self.merge, self.frames = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
@@ -110,7 +111,7 @@ class HPSv3:
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        tokens = self.tokenizer(text, return_tensors="pt")["input_ids"]
+        tokens: Tensor = self.tokenizer(text, return_tensors="pt")["input_ids"]
         image, reward = tokens == self.image_token, tokens == self.reward_token
         if int(image.sum()) != 1 or int(reward.sum()) != 1:
             raise UserError(
