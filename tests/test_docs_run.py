@@ -39,6 +39,7 @@ NOT_RUN = {
     r"finetune .*--reward aesthetic:FOLDER": "needs CLIP's weights; tests/images/rewards run the reward on tiny ones",
     r"finetune .*--model stabilityai/": "the hub's; tests/images/models run tiny Stable Diffusion 3 pipelines",
     r"finetune .*--model black-forest-labs/": "the hub's; tests/images/models run tiny FLUX.2 pipelines",
+    r"finetune .*--model Wan-AI/": "the hub's; tests/images/models run tiny Wan pipelines",
     r"finetune .*--reward '?vlm:": "needs a server; tests/images/rewards/test_judge.py starts some",
     r"finetune --reward remote:": "needs a server; tests/images/rewards/test_serve.py starts one",
 }

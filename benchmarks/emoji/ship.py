@@ -1,6 +1,6 @@
 """Put what `train.py` and `classifiers.py` made where the package has it, with checksums.
 
-python benchmarks/emoji/ship.py PIPELINE [CLASSIFIERS ...]     folders that the two wrote
+python benchmarks/emoji/ship.py PIPELINE|- [CLASSIFIERS ...]    what these and `towers.py` wrote; -: no new pipeline
 """
 
 import shutil
@@ -16,8 +16,9 @@ NETWORK = ("config.json", "diffusion_pytorch_model.safetensors")
 def main(pipeline: Path, *classifiers: Path) -> None:
     """Copy, make readable, seal."""
     target = WEIGHTS / "tiny-emoji"
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(pipeline, target)
+    if str(pipeline) != "-":
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(pipeline, target)
     for folder in classifiers:
         for file in folder.glob("*.safetensors"):
             shutil.copy(file, WEIGHTS / file.name)

@@ -67,14 +67,22 @@ class Examples:
     folder: with a metadata.jsonl, see the top of this file.
     size: (H, W) of the images given, in pixels.
     channels: 3 or 1, of images and extras alike.
-    frames: F for videos, the first F of each example's; 0: images. The "reference" of a video, where the file names
-        none, is its first frame.
+    frames: F for videos, the first F of each example's; 0: images.
+    reference: whether videos go on from a reference image, by default their first frame, and need no prompt.
 
     Raises DataError, which names the file and the line: no such folder or file, no metadata, a line that is no JSON
     object, keys that are missing, no examples; and, from `batch`, an image that cannot be read.
     """
 
-    def __init__(self, folder: Path | str, size: tuple[int, int], *, channels: int = 3, frames: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        size: tuple[int, int],
+        *,
+        channels: int = 3,
+        frames: int = 0,
+        reference: bool = True,
+    ) -> None:
         self.folder, self.size, self.channels, self.frames = Path(folder), size, channels, frames
         _check_format(size, channels)
         self._images: list[list[Path]] = []
@@ -84,7 +92,7 @@ class Examples:
         for line, row in _rows(self.folder):
             where = f"{self.folder / METADATA}, line {line}"
             self._images.append(self._files(row, where))
-            self.prompts.append(_text(row, where, required=frames == 0))
+            self.prompts.append(_text(row, where, required=frames == 0 or not reference))
             for name in EXTRAS:
                 if row.get(name) is not None:
                     self._extras.setdefault(name, []).append(_file(self.folder, row[name], name, where))
@@ -95,7 +103,7 @@ class Examples:
                     f"{self.folder / METADATA}: {len(lines)} of {len(self)} examples have a {name!r} image, line "
                     f"{lines[0]} for one; give it to all of them or to none."
                 )
-        if frames > 0:
+        if frames > 0 and reference:
             self._extras.setdefault("reference", [files[0] for files in self._images])
 
     def _files(self, row: Mapping[str, Any], where: str) -> list[Path]:
@@ -193,7 +201,8 @@ def examples_of(data: str | None, model: ImageModel) -> ImageSource:
 def folder_examples(folder: str, model: ImageModel) -> Examples:
     """The examples of a folder at the model's size; for a video model, with as many frames as it makes."""
     *frames, c, h, w = image_shape(model)
-    return Examples(folder, (h, w), channels=c, frames=frames[0] if frames else 0)
+    reference = "reference" in model.extras
+    return Examples(folder, (h, w), channels=c, frames=frames[0] if frames else 0, reference=reference)
 
 
 def folder_pairs(folder: Path, model: ImageModel) -> ImagePairs:

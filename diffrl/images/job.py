@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from diffrl.images import rewards
-from diffrl.images.algorithms import ALGORITHMS, Finetuner
+from diffrl.images.algorithms import ALGORITHMS, Finetuner, optimisers
 from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
 from diffrl.images.config.base import CONFIG, base_of
@@ -124,6 +124,7 @@ class _Session:
     def __init__(self, config: FinetuneConfig, world: World, quiet: bool) -> None:
         self.config, self.world, self.quiet = config, world, quiet
         self._check_shares()
+        optimisers.require(config.optimiser)  # missed here, not after minutes of reading
         device = str(world.device)
         with _waiting_for(world):  # what is made at first use is made by one
             model = _model(config, device, quiet)
@@ -407,6 +408,8 @@ def _model(config: FinetuneConfig, device: str, quiet: bool) -> ImageModel:
         options["lean"] = True
     if config.size is not None:
         options["size"] = config.size
+    if config.frames is not None:
+        options["frames"] = config.frames
     if config.model in BUILT_IN:
         options["quiet"] = quiet
     return load_model(config.model, lora=lora, precision=config.precision, device=device, seed=config.seed, **options)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +180,17 @@ def switch_adapters(network: nn.Module, *, on: bool) -> None:
             module.enable_adapters(on)
 
 
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Without the warnings that libraries log when they are imported: of kernels for other processors, say."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _inject(network: nn.Module, lora: Lora) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -190,4 +202,5 @@ def _inject(network: nn.Module, lora: Lora) -> None:
         )
     alpha = lora.rank if lora.alpha is None else lora.alpha
     settings = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=names, init_lora_weights="gaussian")
-    inject_adapter_in_model(settings, network)
+    with unheard():  # peft imports torchao here, where it is installed
+        inject_adapter_in_model(settings, network)

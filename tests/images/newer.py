@@ -218,3 +218,63 @@ def qwen_tokenizer() -> Any:
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     return tokenizer
+
+
+def save_wan(folder: Path, *, seed: int = 0, unipc: bool = False, newer: bool = False, second: bool = False) -> Path:
+    """Wan: a UMT5 text encoder, an autoencoder of videos that halves sides and, in two steps, quarters time.
+
+    unipc: with the scheduler of the published models. newer: as Wan 2.2's TI2V-5B, a time a token, and an autoencoder
+    that folds 2 x 2 pixels into channels. second: with another network for the later half of the chain.
+    """
+    from diffusers import (
+        AutoencoderKLWan,
+        FlowMatchEulerDiscreteScheduler,
+        UniPCMultistepScheduler,
+        WanPipeline,
+        WanTransformer3DModel,
+    )
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    folded: dict[str, Any] = {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12}
+    flow: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    with seeded(seed):
+        networks = [
+            stirred(
+                WanTransformer3DModel(
+                    num_attention_heads=2,
+                    attention_head_dim=12,
+                    in_channels=4,
+                    out_channels=4,
+                    text_dim=16,
+                    freq_dim=16,
+                    ffn_dim=32,
+                    num_layers=2,
+                    rope_max_seq_len=32,
+                )
+            )
+            for _ in range(1 + second)
+        ]
+        pipeline = WanPipeline(
+            scheduler=UniPCMultistepScheduler(**flow) if unipc else FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=AutoencoderKLWan(
+                base_dim=8,
+                z_dim=4,
+                dim_mult=[1, 2, 2],
+                num_res_blocks=1,
+                temperal_downsample=[True, True],
+                latents_mean=[0.1, -0.2, 0.3, 0.0],
+                latents_std=[1.5, 0.7, 2.0, 1.0],
+                scale_factor_temporal=4,
+                scale_factor_spatial=8 if newer else 4,
+                **(folded if newer else {}),
+            ).eval(),
+            text_encoder=UMT5EncoderModel(
+                UMT5Config(vocab_size=300, d_model=16, d_ff=24, d_kv=8, num_heads=2, num_layers=2)
+            ).eval(),
+            tokenizer=t5_tokenizer(),
+            transformer=networks[0],
+            transformer_2=networks[1] if second else None,
+            boundary_ratio=0.875 if second else None,
+            expand_timesteps=newer,
+        )
+    return _saved(pipeline, folder)

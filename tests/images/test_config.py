@@ -35,7 +35,14 @@ def test_defaults_and_files_mean_what_they_did(old: dict[str, Any], tmp_path: Pa
     was["data"] = "digits" if config.builtin else None
     was["clip_nats"] = 0.0 if config.algo == "d3po" else old["clip_nats"]
     later = {"window": 0, "window_rounds": 1, "guard": False, "scale_rewards": False}
-    was |= {**later, "lean": False, "size": None, "shard": False}  # came later, and are off
+    was |= {
+        **later,
+        "lean": False,
+        "size": None,
+        "frames": None,
+        "shard": False,
+        "optimiser": "adamw",
+    }  # came later, and are off
     assert now == {name: was[name] for name in now}
     assert config.kl_weight == (old["kl"] if isinstance(config, OnlineConfig) else 0.0)
 
@@ -181,7 +188,18 @@ def test_help_shows_the_algorithms_own(
         assert (flag in options.replace(",", " ")) == (name in config.options()), name
     none = [name for name, value in dataclasses.asdict(config).items() if value is None]
     assert options.count("(default: None)") == len(none)
-    assert set(none) <= {"held_out", "prompts", "adapter", "stop_kl", "out", "kl_target", "pairs", "data", "size"}
+    assert set(none) <= {
+        "held_out",
+        "prompts",
+        "adapter",
+        "stop_kl",
+        "out",
+        "kl_target",
+        "pairs",
+        "data",
+        "size",
+        "frames",
+    }
 
 
 def test_help_shows_what_the_words_say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffrl.alignment.advantages import PromptStatistics
 from diffrl.alignment.losses import kl_loss
+from diffrl.images.algorithms import optimisers
 from diffrl.images.examples import ImageBatch
 from diffrl.images.model import Condition
 from diffrl.images.rewards.scaled import ScaledSum
@@ -37,7 +38,9 @@ Term = tuple[Tensor, dict[str, Tensor]]
 """A part of a loss, to be added to its other parts, and metrics, to be averaged; both means over the rows asked for."""
 
 PARAMETER, FIRST, SECOND, OWN = "parameter.", "first_moment.", "second_moment.", "algorithm."
-"""What the names of a checkpoint's tensors begin with."""
+FIRST_SCALE, SECOND_SCALE = "first_scale.", "second_scale."
+"""What the names of a checkpoint's tensors begin with; scales are those of moments in 8 bits."""
+MOMENTS = ((FIRST, FIRST_SCALE, "exp_avg"), (SECOND, SECOND_SCALE, "exp_avg_sq"))
 ADAPT = 1.5
 """PPO's adaptive penalty (Schulman et al. 2017, arXiv 1707.06347, section 4): beyond this factor from the target the
 weight doubles, or halves."""
@@ -244,7 +247,7 @@ class Finetuner:
         config = setup.config
         self.setup, self.state, self.algorithm = setup, state, algorithm
         self.parameters = setup.model.tuned.parameters()
-        self.optimiser = torch.optim.AdamW(self.parameters.values(), config.lr, weight_decay=config.weight_decay)
+        self.optimiser = optimisers.make(config.optimiser, self.parameters.values(), config.lr, config.weight_decay)
         fp16 = config.precision == "fp16"
         self.scaler = torch.amp.GradScaler(setup.model.device.type, enabled=fp16)
 
@@ -325,8 +328,7 @@ class Finetuner:
 
     def _warm_up(self) -> None:
         config = self.setup.config
-        for group in self.optimiser.param_groups:
-            group["lr"] = config.lr * min(1.0, (self.state.updates + 1) / (config.warm_up + 1))
+        optimisers.set_rate(self.optimiser, config.lr * min(1.0, (self.state.updates + 1) / (config.warm_up + 1)))
 
     def _adapt(self, metrics: Metrics) -> None:
         """Record the penalty's weight, and change it where there is a target: nats an image over the whole chain."""
@@ -347,7 +349,10 @@ class Finetuner:
             tensors[PARAMETER + name] = parameter.detach()
             moments = self.optimiser.state.get(parameter)
             if moments:
-                tensors[FIRST + name], tensors[SECOND + name] = moments["exp_avg"], moments["exp_avg_sq"]
+                for values, scale, moment in MOMENTS:
+                    tensors[values + name], scales = optimisers.tensors_of(moments[moment])
+                    if scales is not None:
+                        tensors[scale + name] = scales
         tensors |= {OWN + name: tensor for name, tensor in self.algorithm.tensors().items()}
         # AdamW's own count: fp16's scaler skips updates that overflow.
         steps = max((int(moments["step"]) for moments in self.optimiser.state.values()), default=0)
@@ -370,10 +375,11 @@ class Finetuner:
         self.setup.model.tuned.load_state_dict({n[starting:]: t for n, t in tensors.items() if n.startswith(PARAMETER)})
         for name, parameter in self.parameters.items():
             if FIRST + name in tensors:
-                self.optimiser.state[parameter] = {
-                    "step": torch.tensor(float(info["optimiser_steps"])),
-                    "exp_avg": tensors[FIRST + name].to(parameter),
-                    "exp_avg_sq": tensors[SECOND + name].to(parameter),
+                self.optimiser.state[parameter] = {"step": torch.tensor(float(info["optimiser_steps"]))} | {
+                    moment: optimisers.moment_from(
+                        tensors[values + name], tensors.get(scale + name), parameter, signed=values == FIRST
+                    )
+                    for values, scale, moment in MOMENTS
                 }
         state = self.state
         state.round, state.updates, state.queries = step, info["updates"], info["queries"]

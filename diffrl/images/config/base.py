@@ -40,6 +40,7 @@ TINY = ("tiny-emoji", "tiny-digits", "tiny-latents")
 """The names of the built-in models."""
 Algo = Literal["ddpo-is", "ddpo-sf", "grpo", "dpok", "nft", "rwr", "d3po", "draft", "refl", "dpo", "supervised"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Optimiser = Literal["adamw", "adamw8bit"]
 
 
 class _Presets(type):
@@ -120,6 +121,9 @@ class FinetuneConfig(metaclass=_Presets):
     """--no-train-guidance: sample for training, and train, without guidance, at half the cost; evaluations keep it."""
     lr: Positive = 3e-4
     """AdamW's learning rate."""
+    optimiser: Optimiser = "adamw"
+    """adamw8bit keeps AdamW's two moments in 8 bits: 2 bytes a parameter in place of 8 (pip install
+    'diffrl[adamw8bit]')."""
     warm_up: Natural = 5
     """Optimiser steps over which the learning rate rises."""
     weight_decay: NotNegative = 1e-4
@@ -144,6 +148,9 @@ class FinetuneConfig(metaclass=_Presets):
     """Pipelines with --lora: encode all prompts and drop the text encoders; the autoencoder works tile by tile."""
     size: Annotated[int, Range(8, 2**14)] | None = None
     """Pipelines: pixels of an image's side, by default what the pipeline was made for."""
+    frames: Annotated[int, Range(1, 2**10)] | None = None
+    """Pipelines of videos: frames of one; of Wan 1 + 4 n, by default 1, an image. A reward of images is asked about 4
+    of them."""
     processes: Several = 1
     """Processes that share the images (accelerate); the result is the same to rounding."""
     shard: bool = False
@@ -159,6 +166,8 @@ class FinetuneConfig(metaclass=_Presets):
         check(self)
         if self.builtin and (self.lean or self.size is not None):
             raise UserError(f"{'--lean' if self.lean else '--size'} is for pipelines: {self.model} has no use for it.")
+        if self.builtin and self.frames is not None:
+            raise UserError(f"--frames is for pipelines of videos: {self.model} makes images.")
         if self.lean and not self.lora:
             raise UserError(
                 "--lean needs --lora: a network trained whole is saved as a pipeline, text encoders and all."

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from diffrl.images.model import unheard
 from diffrl.support.errors import UserError, first_line
 
 LIBRARIES = ("diffusers", "transformers")
@@ -37,7 +38,7 @@ def images_extra(what: str = "Fine-tuning image models") -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No bars, hints or warnings of diffusers and transformers meanwhile, but for downloads; errors are raised."""
-    with images_extra():
+    with images_extra(), unheard():
         import peft  # noqa: F401 (adapters need it: missed here, not after minutes of reading)
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging

@@ -60,11 +60,19 @@ class PipelineModel(ImageModel):
         self._prompts = PromptCache(self._encode)
 
     @classmethod
-    def state_shape(cls, name: str, pipeline: Any, network: Any, size: int | None) -> tuple[int, ...]:
+    def check_index(cls, name: str, index: Mapping[str, Any]) -> None:
+        """Raise UserError for a pipeline whose `model_index.json` says that it will not do, before it is read."""
+
+    @classmethod
+    def state_shape(
+        cls, name: str, pipeline: Any, network: Any, size: int | None, frames: int | None = None
+    ) -> tuple[int, ...]:
         """The shape of a state of an image of size x size pixels; None: what the network was made for.
 
-        Raises UserError, naming the model, for a size that does not fit it.
+        frames: of a video; None: an image. Raises UserError, naming the model, for a size that does not fit it, and
+        for frames where it makes images alone.
         """
+        refuse_frames(name, frames)
         return _shape(name, pipeline, network, size)
 
     @classmethod
@@ -279,10 +287,11 @@ MODELS: dict[str, type[PipelineModel]] = {
 
 
 def known_pipelines() -> dict[str, type[PipelineModel]]:
-    """All pipelines that can be fine-tuned, by diffusers' class: `MODELS`, and those of `transformers`."""
+    """All pipelines that can be fine-tuned, by diffusers' class: `MODELS`, those of `transformers`, and Wan."""
     from diffrl.images.models.transformers import TRANSFORMERS
+    from diffrl.images.models.wan import Wan
 
-    return MODELS | TRANSFORMERS
+    return MODELS | TRANSFORMERS | {"WanPipeline": Wan}
 
 
 def load_pipeline(
@@ -294,6 +303,7 @@ def load_pipeline(
     device: str = "cpu",
     seed: int = 0,
     size: int | None = None,
+    frames: int | None = None,
     channels_last: bool = False,
     vae_slicing: bool = False,
     lean: bool = False,
@@ -307,6 +317,7 @@ def load_pipeline(
     checkpointing: recompute the network's blocks, and the autoencoder's where it can, in the backward pass instead of
         keeping what they hold.
     size: of the images, in pixels; by default what the network was made for.
+    frames: of a video, where the pipeline makes them; by default it makes images.
     channels_last, vae_slicing: the network's memory format; images through the autoencoder one by one.
     lean: the autoencoder works on one image, and on a tile of it, at a time; and the network waits on the host until
         `settle` has dropped the text encoders, so that the two are never on the device together.
@@ -322,6 +333,7 @@ def load_pipeline(
         kind = kind or kinds.get(str(index.get("_class_name")))
         if kind is None:
             raise UserError(f"{name} is a {index.get('_class_name')}; what can be fine-tuned: {', '.join(kinds)}.")
+        kind.check_index(name, index)
         half = PRECISIONS[precision]
         frozen = [part for part in index if part.startswith("text_encoder") or part == "vae"]
         dtypes = dict.fromkeys(frozen + ([kind.network_name] if lora is not None else []), half)
@@ -339,7 +351,7 @@ def load_pipeline(
             if hasattr(module, "parameters") and not (lean and part == kind.network_name):
                 module.to(torch.device(device))
         network = getattr(pipeline, kind.network_name)
-        shape = kind.state_shape(name, pipeline, network, size)
+        shape = kind.state_shape(name, pipeline, network, size, frames)
         if channels_last:
             network.to(memory_format=torch.channels_last)
         if checkpointing:
@@ -349,6 +361,12 @@ def load_pipeline(
         model = kind(name, pipeline, kind.schedule(pipeline, network, shape), shape, lora, precision, seed)
         model.device = torch.empty(0, device=device).device
         return model
+
+
+def refuse_frames(name: str, frames: int | None) -> None:
+    """Raise UserError where a model of images is asked for frames of a video."""
+    if frames is not None and frames > 1:
+        raise UserError(f"{name} makes images: it has no use for --frames {frames}. Videos are for Wan and video:ID.")
 
 
 def _shape(name: str, pipeline: Any, network: Any, size: int | None) -> tuple[int, ...]:

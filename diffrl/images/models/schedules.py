@@ -108,7 +108,7 @@ class FlowSchedule:
     def __init__(self, config: Mapping[str, Any], tokens: int) -> None:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        self._scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+        self._scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
         self.prediction = Prediction("velocity", RectifiedFlow())
         settings = self._scheduler.config
         if settings.invert_sigmas or settings.stochastic_sampling:
@@ -141,6 +141,29 @@ class FlowSchedule:
         return t.float() * self._labels
 
 
+class UniPCFlowSchedule(FlowSchedule):
+    """The straight lines of a `UniPCMultistepScheduler` with flow_prediction, as Wan is published with.
+
+    The grid is its sigmas, of which the first is 1 - 1e-6. What the network is told is N t, as of every flow here;
+    UniPC's own time steps are that cut to whole numbers, less than one label of 1000 below.
+
+    Raises UserError for another spacing than the flow's own.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        from diffusers import UniPCMultistepScheduler
+
+        self._scheduler = UniPCMultistepScheduler.from_config(config)
+        self.prediction = Prediction("velocity", RectifiedFlow())
+        settings = self._scheduler.config
+        other = ("use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+        if odd := [name for name in other if settings.get(name)]:
+            raise UserError(f"A flow's UniPC scheduler with {odd[0]} is not supported.")
+        self._labels = int(settings.num_train_timesteps)
+        self._mu = None
+        self._shift = float(settings.flow_shift)
+
+
 def schedule_of(scheduler: Any, tokens: int) -> Schedule:
     """The schedule of a pipeline's scheduler; `tokens`: see `FlowSchedule`.
 
@@ -150,6 +173,8 @@ def schedule_of(scheduler: Any, tokens: int) -> Schedule:
     name = type(scheduler).__name__
     if name.startswith("FlowMatch") and "shift" in scheduler.config:
         return FlowSchedule(scheduler.config, tokens)
+    if name == "UniPCMultistepScheduler" and scheduler.config.get("prediction_type") == "flow_prediction":
+        return UniPCFlowSchedule(scheduler.config)
     if hasattr(scheduler, "alphas_cumprod"):
         return DiscreteSchedule(scheduler)
     raise UserError(f"The scheduler {name} is neither a flow's nor a table of alpha_bar as DDPM and DDIM have it.")

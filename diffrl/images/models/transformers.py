@@ -15,7 +15,7 @@ from typing_extensions import override
 from diffrl.diffusion import Network
 from diffrl.images.model import Condition
 from diffrl.images.models.loading import quiet
-from diffrl.images.models.pipelines import LatentModel, PipelineModel
+from diffrl.images.models.pipelines import LatentModel, PipelineModel, refuse_frames
 from diffrl.images.models.schedules import FlowSchedule, Schedule
 from diffrl.images.models.text import tell_cut
 from diffrl.support.errors import UserError
@@ -42,7 +42,10 @@ class FlowTransformer(LatentModel):
 
     @classmethod
     @override
-    def state_shape(cls, name: str, pipeline: Any, network: Any, size: int | None) -> tuple[int, ...]:
+    def state_shape(
+        cls, name: str, pipeline: Any, network: Any, size: int | None, frames: int | None = None
+    ) -> tuple[int, ...]:
+        refuse_frames(name, frames)
         unit = 2 * pipeline.vae_scale_factor
         size = getattr(pipeline, "default_sample_size", cls.side) * pipeline.vae_scale_factor if size is None else size
         if size < unit or size % unit:

@@ -17,6 +17,9 @@ Metadata = Sequence[Mapping[str, Any]]
 class Reward(Protocol):
     """Images (B, 3 or 1, H, W) in [0, 1], float32, and their B prompts and metadata -> values (B,), more is better.
 
+    Of a video (B, F, 3, H, W) a reward sees single frames (`shown`), and its value is their mean, unless it has an
+    attribute `videos` that is true: then it gets whole videos.
+
     One value a sample, whatever else is in the batch. On the images' device, float32 or float64. A reward with an
     attribute `grouped` that is true compares images of a prompt: it is asked about all those of a round, and no others.
     """
@@ -41,12 +44,23 @@ def grouped(reward: Reward) -> bool:
     return any(getattr(part, "grouped", False) for part in parts_of(reward))
 
 
+FRAMES = 4
+"""How many frames of a video a reward of images sees."""
+
+
+def shown(frames: int) -> list[int]:
+    """The numbers of the frames, of so many, that a reward of images sees: at most `FRAMES`, the first and the last
+    among them, as even as whole numbers allow."""
+    n = min(FRAMES, frames)
+    return [(i * (frames - 1) + (n - 1) // 2) // (n - 1) for i in range(n)] if n > 1 else [0]
+
+
 class RewardError(UserError):
     """A reward that answers with something that cannot be learned from."""
 
 
 def ask(reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
-    """The reward's values as float32 (B,), the caller's own.
+    """The reward's values as float32 (B,), the caller's own; of videos the mean over the frames that are `shown`.
 
     A reward may be anybody's code: it gets copies of the images, prompts and metadata, so that whatever it does to them
     reaches neither the other rewards nor the measures. Raises RewardError where its values are of a wrong shape or not
@@ -54,6 +68,9 @@ def ask(reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Metada
     """
     import torch
 
+    if images.ndim == 5 and not getattr(reward, "videos", False):
+        each = [ask(reward, images[:, frame], prompts, metadata) for frame in shown(images.shape[1])]
+        return torch.stack(each).mean(0)
     given = images.clone()
     version = given._version
     values = reward(given, list(prompts), [{}] * len(prompts) if metadata is None else _copied(metadata))
@@ -95,6 +112,9 @@ def _copied(value: Any) -> Any:
 
 class Sum:
     """The weighted sum of rewards, itself one, in `terms` order; differentiable where all its parts are."""
+
+    videos = True
+    """Each part says for itself what it sees of a video."""
 
     def __init__(self, terms: Sequence[tuple[float, Reward]]) -> None:
         names = [part.name for _, part in terms]

@@ -17,13 +17,14 @@ class Function:
     """A function (images, prompts, metadata) -> one value an image, as a tensor, an array or a list, as a reward.
 
     It has a gradient where the function says so, by an attribute `differentiable` that is true; by `grouped` it says
-    that it compares the images of a prompt.
+    that it compares the images of a prompt, and by `videos` that it takes whole videos (B, F, 3, H, W).
     """
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         self.function, self.name = function, name
         self.differentiable = bool(getattr(function, "differentiable", False))
         self.grouped = bool(getattr(function, "grouped", False))
+        self.videos = bool(getattr(function, "videos", False))
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The reward's values (B,), one an image."""

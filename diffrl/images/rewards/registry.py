@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import inspect
 import re
 from collections.abc import Callable
@@ -286,6 +287,12 @@ def _emoji(held_out: bool) -> Build:
     return build
 
 
+def _emoji_clip(argument: str, options: Options) -> Reward:
+    from diffrl.images.rewards.emoji_clip import EmojiClip
+
+    return EmojiClip(argument or None, device=options.device)
+
+
 def _colour(argument: str, options: Options) -> Reward:
     from diffrl.images.rewards.pictures import Colour
 
@@ -307,40 +314,15 @@ def _classifier(log: bool) -> Build:
     return build
 
 
-def _clip(argument: str, options: Options) -> Reward:
-    from diffrl.images.rewards.clip import ClipScore
+def _pretrained(module: str, name: str) -> Build:
+    """The class of that name in a module beside this one, made of (argument, device)."""
 
-    return ClipScore(argument, device=options.device)
+    def build(argument: str, options: Options) -> Reward:
+        found = importlib.import_module(f"diffrl.images.rewards.{module}")
+        made: Reward = getattr(found, name)(argument, device=options.device)
+        return made
 
-
-def _pickscore(argument: str, options: Options) -> Reward:
-    from diffrl.images.rewards.clip import PickScore
-
-    return PickScore(argument, device=options.device)
-
-
-def _hps(argument: str, options: Options) -> Reward:
-    from diffrl.images.rewards.clip import HPS
-
-    return HPS(argument, device=options.device)
-
-
-def _aesthetic(argument: str, options: Options) -> Reward:
-    from diffrl.images.rewards.clip import Aesthetic
-
-    return Aesthetic(argument, device=options.device)
-
-
-def _imagereward(argument: str, options: Options) -> Reward:
-    from diffrl.images.rewards.imagereward import ImageReward
-
-    return ImageReward(argument, device=options.device)
-
-
-def _richhf(argument: str, options: Options) -> Reward:
-    from diffrl.images.rewards.richhf import RichReward
-
-    return RichReward(argument, device=options.device)
+    return build
 
 
 def _python(argument: str, options: Options) -> Reward:
@@ -433,6 +415,13 @@ REWARDS: dict[str, Entry] = {
     "emoji-held-out": Entry(
         "emoji-held-out[:PROMPT]", "the same by another network, on other drawings", "optional", _emoji(held_out=True)
     ),
+    "emoji-clip": Entry(
+        "emoji-clip[:PROMPT]",
+        "100 times the cosine of image and prompt, or PROMPT, by two small towers",
+        "optional",
+        _emoji_clip,
+        companion="emoji[:ARGUMENT]",
+    ),
     "colour": Entry("colour:HUE", "how much of a hue: red, blue, ..., or degrees (colour:210)", "required", _colour),
     "symmetry": Entry("symmetry", "correlation of the image with its mirror image", "none", _symmetry),
     "classifier": Entry(
@@ -444,16 +433,25 @@ REWARDS: dict[str, Entry] = {
     "classifier-probability": Entry(
         "classifier-probability:PATH[#LABEL]", "the probability itself", "required", _classifier(log=False)
     ),
-    "clip": Entry("clip:PATH", "100 cos of CLIP's image and prompt", "required", _clip),
-    "pickscore": Entry("pickscore:PATH", "PickScore: exp(logit scale) cos", "required", _pickscore),
-    "hps": Entry("hps:PATH", "HPSv2: cos", "required", _hps),
-    "aesthetic": Entry("aesthetic:PATH[#HEAD]", "LAION's aesthetic predictor on CLIP", "required", _aesthetic),
-    "imagereward": Entry("imagereward:PATH", "ImageReward: BLIP and a head", "required", _imagereward),
+    "clip": Entry("clip:PATH", "100 cos of CLIP's image and prompt", "required", _pretrained("clip", "ClipScore")),
+    "pickscore": Entry(
+        "pickscore:PATH", "PickScore: exp(logit scale) cos", "required", _pretrained("clip", "PickScore")
+    ),
+    "hps": Entry("hps:PATH", "HPSv2: cos", "required", _pretrained("clip", "HPS")),
+    "hpsv3": Entry(
+        "hpsv3:PATH", "HPSv3: the mean that its head on Qwen2-VL predicts", "required", _pretrained("hpsv3", "HPSv3")
+    ),
+    "aesthetic": Entry(
+        "aesthetic:PATH[#HEAD]", "LAION's aesthetic predictor on CLIP", "required", _pretrained("clip", "Aesthetic")
+    ),
+    "imagereward": Entry(
+        "imagereward:PATH", "ImageReward: BLIP and a head", "required", _pretrained("imagereward", "ImageReward")
+    ),
     "richhf": Entry(
         "richhf:PATH[#WEIGHT]",
         "rich feedback: overall score less WEIGHT (1) times the artifact map's mean",
         "required",
-        _richhf,
+        _pretrained("richhf", "RichReward"),
     ),
     "ocr": Entry(
         "ocr[:TEXT]", 'how well TEXT, or what the prompt has in "quotation marks", can be read', "optional", _ocr

@@ -66,7 +66,9 @@ def test_symmetry_is_the_correlation_with_the_mirror_image() -> None:
     torch.testing.assert_close(value("symmetry", x.flip(-1)), value("symmetry", x), rtol=0, atol=8 * EPS)
 
 
-@pytest.mark.parametrize("spec", ["colour:blue", "symmetry", "emoji", "emoji:blue heart", "emoji-held-out"])
+@pytest.mark.parametrize(
+    "spec", ["colour:blue", "symmetry", "emoji", "emoji:blue heart", "emoji-held-out", "emoji-clip"]
+)
 def test_gradients_are_those_of_finite_differences(spec: str) -> None:
     """Along a random direction, in float32; a reward is its own image's alone."""
     reward, x = parse(spec), images(2).requires_grad_()

@@ -1,0 +1,111 @@
+"""Wan 2.x (arXiv 2503.20314), text to video, through diffusers' WanPipeline: videos, or images as videos of one frame.
+
+A state is the latents (C, T, h, w) of F = 1 + n (T - 1) frames, n the autoencoder's step in time (4). What is decoded
+is (B, F, 3, H, W); of one frame (B, 3, H, W), an image. Samples equal diffusers' own from the same noise, to rounding.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import override
+
+from diffrl.images.model import Condition
+from diffrl.images.models.loading import quiet
+from diffrl.images.models.schedules import Schedule, schedule_of
+from diffrl.images.models.transformers import TOKENS, FlowTransformer
+from diffrl.support.errors import UserError
+
+
+class Wan(FlowTransformer):
+    """WanPipeline with one network: Wan 2.1 T2V, and Wan 2.2 TI2V-5B, whose network is told a time a token.
+
+    Wan 2.2's larger models have a second network for the later half of the chain, and are refused.
+    """
+
+    side = 480
+    """Pixels of a side by default: the height of the smaller of the two sizes that Wan was made for."""
+
+    @classmethod
+    @override
+    def check_index(cls, name: str, index: Mapping[str, Any]) -> None:
+        second = index.get("transformer_2")
+        if isinstance(second, list) and second[0] is not None:
+            raise UserError(
+                f"{name} has two networks, one for each half of the chain (Wan 2.2's A14B): only models of one network "
+                "can be fine-tuned, such as Wan 2.1's or Wan 2.2's TI2V-5B."
+            )
+
+    @classmethod
+    @override
+    def state_shape(
+        cls, name: str, pipeline: Any, network: Any, size: int | None, frames: int | None = None
+    ) -> tuple[int, ...]:
+        settings, factor = network.config, pipeline.vae_scale_factor_spatial
+        if settings.in_channels != settings.out_channels:
+            raise UserError(
+                f"The network of {name} maps {settings.in_channels} channels to {settings.out_channels}: it needs "
+                "inputs beside x."
+            )
+        unit = factor * settings.patch_size[1]
+        size = cls.side if size is None else size
+        if size < unit or size % unit or size % 16:
+            raise UserError(f"A size of {size} pixels does not fit {name}: it must be a multiple of {max(unit, 16)}.")
+        step, frames = pipeline.vae_scale_factor_temporal, frames or 1
+        if (frames - 1) % step:
+            raise UserError(
+                f"--frames {frames} does not fit {name}: its videos have 1 + {step} n frames, n = 0, 1, ..."
+            )
+        return (settings.in_channels, 1 + (frames - 1) // step, size // factor, size // factor)
+
+    @classmethod
+    @override
+    def schedule(cls, pipeline: Any, network: Any, shape: tuple[int, ...]) -> Schedule:
+        patch: tuple[int, ...] = network.config.patch_size
+        tokens = shape[1] // patch[0] * (shape[2] // patch[1]) * (shape[3] // patch[2])
+        return schedule_of(pipeline.scheduler, tokens)
+
+    @override
+    def _encode(self, prompt: str) -> Condition:
+        self._text(self.pipeline.tokenizer, prompt)
+        with quiet():
+            states, _ = self.pipeline.encode_prompt(
+                [prompt], do_classifier_free_guidance=False, max_sequence_length=TOKENS, device=self.device
+            )
+        return {"encoder_hidden_states": states}
+
+    @override
+    def _call(self, x: Tensor, label: Tensor, condition: Condition, reference: bool) -> Tensor:
+        time = label.expand(len(x))
+        if self.pipeline.config.expand_timesteps:  # in Wan 2.2's TI2V-5B each token has its own
+            time = time[:, None].expand(-1, x.shape[2] * (x.shape[3] // 2) * (x.shape[4] // 2))
+        m: Tensor = self.tuned(
+            hidden_states=x.to(self._dtype),
+            timestep=time,
+            encoder_hidden_states=condition["encoder_hidden_states"].to(self._dtype),
+            reference=reference,
+            return_dict=False,
+        )[0]
+        return m
+
+    @override
+    def _decoded(self, x0: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        mean, std = self._statistics(x0)
+        videos: Tensor = vae.decode((x0 * std + mean).to(vae.dtype), return_dict=False)[0]
+        videos = videos.transpose(1, 2).float()
+        return videos[:, 0] if self.shape[1] == 1 else videos
+
+    @override
+    def _encoded(self, images: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        videos = images[:, None] if images.ndim == 4 else images
+        latents: Tensor = vae.encode(videos.transpose(1, 2).to(vae.dtype)).latent_dist.mode().float()
+        mean, std = self._statistics(latents)
+        return (latents - mean) / std
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the autoencoder's latents, by channel."""
+        settings = self.pipeline.vae.config
+        mean, std = (x.new_tensor(v)[:, None, None, None] for v in (settings.latents_mean, settings.latents_std))
+        return mean, std

@@ -1,0 +1,168 @@
+"""AdamW with its moments in 8 bits: its memory, its distance from AdamW, and that it goes on bit for bit."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffrl.images.algorithms import optimisers
+from diffrl.images.algorithms.optimisers import bytes_of, make, moment_from, set_rate, tensors_of
+from diffrl.images.config import FinetuneConfig
+from diffrl.images.job import finetune, resume
+from diffrl.support import folder as folders
+from diffrl.support.errors import UserError
+from diffrl.training import checkpoint
+from tests.images.test_algorithms import trained
+from tests.images.toy import toy_setup
+
+BLOCK, LEAST = 256, 4096
+
+
+@pytest.fixture
+def torchao() -> Any:
+    return pytest.importorskip("torchao")
+
+
+def gradient_of(parameter: Tensor, step: int) -> Tensor:
+    return parameter.detach() + torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step))
+
+
+def steps(kind: str, parameters: list[nn.Parameter], n: int, first: int = 0, **options: Any) -> torch.optim.Optimizer:
+    optimiser = make(kind, parameters, 1e-2, options.get("weight_decay", 0.1))
+    go_on(optimiser, parameters, n, first)
+    return optimiser
+
+
+def go_on(optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], n: int, first: int = 0) -> None:
+    for step in range(first, first + n):
+        for parameter in parameters:
+            parameter.grad = gradient_of(parameter, step)
+        optimiser.step()
+
+
+def fresh(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(7)))
+
+
+def test_a_parameter_costs_two_bytes_and_a_scale_for_each_block(torchao: Any) -> None:
+    """2 (1 + 4/256) bytes a parameter; of a tensor below 4,096 values, or that 256 does not divide, 8 as ever."""
+    for shape, each in (((64, 128), 2 * (1 + 4 / BLOCK)), ((10,), 8), ((LEAST - BLOCK,), 8), ((LEAST + 1,), 8)):
+        parameter = fresh(*shape)
+        assert bytes_of(steps("adamw8bit", [parameter], 2)) == each * parameter.numel()
+        assert bytes_of(steps("adamw", [fresh(*shape)], 2)) == 8 * parameter.numel()
+
+
+def test_a_moment_is_right_to_half_a_gap_of_its_table(torchao: Any) -> None:
+    """Each value to half the distance of the table's values about it, times the largest of its block."""
+    parameter = fresh(64, 128)
+    exact = fresh(64, 128)
+    eight, plain = steps("adamw8bit", [parameter], 1), steps("adamw", [exact], 1)
+    for name in ("exp_avg", "exp_avg_sq"):
+        moment, truth = eight.state[parameter][name], plain.state[exact][name].view(-1, BLOCK)
+        largest = truth.abs().amax(-1, keepdim=True)
+        table = moment.qmap.double().sort().values
+        share = (truth / largest).double()
+        above = torch.searchsorted(table, share.clamp(table[0], table[-1])).clamp(1, len(table) - 1)
+        gap = (table[above] - table[above - 1]) * largest
+        error = (moment.dequantize().view(-1, BLOCK).double() - truth).abs()
+        assert (error <= gap / 2 + 8 * torch.finfo(torch.float32).eps * largest).all()
+        assert error.max() > 0
+
+
+def test_the_first_step_is_adamws_and_later_ones_stay_near(torchao: Any) -> None:
+    """The step is made before the moments are rounded: the first one is exact. Later each parameter lags by at most
+    what rounding of its moments makes of a step of about lr: the mean distance is a few per cent of the way."""
+    for n, share in ((1, 0.0), (20, 0.1)):
+        parameter, exact = fresh(64, 128), fresh(64, 128)
+        began = exact.detach().clone()
+        steps("adamw8bit", [parameter], n)
+        steps("adamw", [exact], n)
+        away, moved = (parameter - exact).abs().mean(), (exact - began).abs().mean()
+        rounding = 16 * torch.finfo(torch.float32).eps * exact.abs().mean()
+        assert away <= share * moved + rounding
+        assert moved > 1e-3
+    assert away > rounding
+
+
+def test_it_finds_the_least_of_a_square(torchao: Any) -> None:
+    """|p|^2 / 2 from deviation 1: AdamW at lr 1e-2 ends within a few steps' length of 0, and so does 8 bits."""
+    ends = []
+    for kind in ("adamw", "adamw8bit"):
+        parameter = fresh(64, 128)
+        optimiser = make(kind, [parameter], 1e-2, 0.0)
+        for _ in range(600):
+            parameter.grad = parameter.detach().clone()
+            optimiser.step()
+        ends.append(float(parameter.detach().square().mean().sqrt()))
+    assert max(ends) < 5e-2
+
+
+def test_the_rate_is_set_and_small_tensors_are_adamws(torchao: Any) -> None:
+    parameter, exact = fresh(10), fresh(10)
+    for kind, each in (("adamw8bit", parameter), ("adamw", exact)):
+        optimiser = make(kind, [each], 1.0, 0.1)
+        set_rate(optimiser, 1e-3)
+        assert float(optimiser.param_groups[0]["lr"]) == pytest.approx(1e-3)
+        go_on(optimiser, [each], 5)
+    bound = 32 * torch.finfo(torch.float32).eps * float(exact.detach().abs().max())
+    assert torch.allclose(parameter, exact, rtol=0, atol=bound)
+
+
+def test_moments_go_to_files_and_back(torchao: Any) -> None:
+    """Two steps and two equal four, bit for bit, through plain tensors; codes of another shape are refused."""
+    whole, first = [fresh(64, 128), fresh(10)], [fresh(64, 128), fresh(10)]
+    steps("adamw8bit", whole, 4)
+    optimiser = steps("adamw8bit", first, 2)
+    second = [nn.Parameter(parameter.detach().clone()) for parameter in first]
+    again = make("adamw8bit", second, 1e-2, 0.1)
+    for old, new in zip(first, second, strict=True):
+        state = optimiser.state[old]
+        again.state[new] = {"step": torch.tensor(2.0)}
+        for name, signed in (("exp_avg", True), ("exp_avg_sq", False)):
+            values, scale = (None if t is None else t.clone() for t in tensors_of(state[name]))
+            assert values is not None
+            assert (values.dtype, scale is None) == ((torch.uint8, False) if old.ndim == 2 else (torch.float32, True))
+            again.state[new][name] = moment_from(values, scale, new, signed=signed)
+    go_on(again, second, 2, first=2)
+    assert all(torch.equal(a, b) for a, b in zip(whole, second, strict=True))
+    with pytest.raises(ValueError, match="codes of shape"):
+        moment_from(torch.zeros(3, dtype=torch.uint8), torch.ones(1), second[0], signed=True)
+
+
+def test_a_toy_run_learns_what_adamw_learns(torchao: Any) -> None:
+    """One parameter, far below 4,096: the same run to rounding."""
+    means = [trained(toy_setup(algo="ddpo-is", optimiser=kind), 3).setup.model.tuned for kind in ("adamw", "adamw8bit")]
+    values = [float(tuned.network.m.detach()) for tuned in means]  # type: ignore[union-attr, operator]
+    assert math.isclose(*values, rel_tol=1e-4)
+    assert values[0] != 0
+
+
+def test_a_run_is_resumed_bit_for_bit(torchao: Any, tmp_path: Path) -> None:
+    """tiny-emoji trained whole: four rounds at once, or two and two; its moments are bytes in the checkpoint."""
+    common = {"algo": "nft", "optimiser": "adamw8bit", "batch": 8, "group": 2, "updates": 1, "steps": 2}
+    common |= {"eval_samples": 2, "eval_every": 2, "warm_up": 0}
+    whole = finetune(FinetuneConfig(**common, queries=32, out=tmp_path / "whole"), quiet=True)
+    part = finetune(FinetuneConfig(**common, queries=16, out=tmp_path / "part"), quiet=True)
+    resume(part, steps=32, quiet=True)
+    saved = [checkpoint.load_latest(run)[0] for run in (whole, part)]
+    names = [set(each.tensors) for each in saved]
+    assert names[0] == names[1]
+    assert all(torch.equal(saved[0].tensors[name], saved[1].tensors[name]) for name in names[0])
+    codes = [t for name, t in saved[0].tensors.items() if name.startswith("first_moment.") and t.dtype is torch.uint8]
+    assert sum(t.numel() for t in codes) > 1_000_000
+    assert folders.read_json(part / "run.json")
+
+
+def test_without_the_library_it_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    said = r"--optimiser adamw8bit needs torchao, which is not installed: pip install 'diffrl\[adamw8bit\]' brings it"
+    with pytest.raises(UserError, match=said):
+        finetune(FinetuneConfig(optimiser="adamw8bit", model="not/read", out=tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run").exists()
+    optimisers.require("adamw")
+    with pytest.raises(UserError, match="optimiser"):
+        FinetuneConfig(optimiser="sgd")
