@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import inspect
 import re
 from collections.abc import Callable
@@ -314,13 +313,23 @@ def _classifier(log: bool) -> Build:
     return build
 
 
-def _pretrained(module: str, name: str) -> Build:
-    """The class of that name in a module beside this one, made of (argument, device)."""
-
+def _pretrained(name: str) -> Build:
     def build(argument: str, options: Options) -> Reward:
-        found = importlib.import_module(f"diffrl.images.rewards.{module}")
-        made: Reward = getattr(found, name)(argument, device=options.device)
-        return made
+        from diffrl.images.rewards.clip import HPS, Aesthetic, ClipScore, PickScore
+        from diffrl.images.rewards.hpsv3 import HPSv3
+        from diffrl.images.rewards.imagereward import ImageReward
+        from diffrl.images.rewards.richhf import RichReward
+
+        kinds: dict[str, Callable[..., Reward]] = {
+            "clip": ClipScore,
+            "pickscore": PickScore,
+            "hps": HPS,
+            "hpsv3": HPSv3,
+            "aesthetic": Aesthetic,
+            "imagereward": ImageReward,
+            "richhf": RichReward,
+        }
+        return kinds[name](argument, device=options.device)
 
     return build
 
@@ -433,25 +442,21 @@ REWARDS: dict[str, Entry] = {
     "classifier-probability": Entry(
         "classifier-probability:PATH[#LABEL]", "the probability itself", "required", _classifier(log=False)
     ),
-    "clip": Entry("clip:PATH", "100 cos of CLIP's image and prompt", "required", _pretrained("clip", "ClipScore")),
-    "pickscore": Entry(
-        "pickscore:PATH", "PickScore: exp(logit scale) cos", "required", _pretrained("clip", "PickScore")
-    ),
-    "hps": Entry("hps:PATH", "HPSv2: cos", "required", _pretrained("clip", "HPS")),
+    "clip": Entry("clip:PATH", "100 cos of CLIP's image and prompt", "required", _pretrained("clip")),
+    "pickscore": Entry("pickscore:PATH", "PickScore: exp(logit scale) cos", "required", _pretrained("pickscore")),
+    "hps": Entry("hps:PATH", "HPSv2: cos", "required", _pretrained("hps")),
     "hpsv3": Entry(
-        "hpsv3:PATH", "HPSv3: the mean that its head on Qwen2-VL predicts", "required", _pretrained("hpsv3", "HPSv3")
+        "hpsv3:PATH", "HPSv3: the mean that its head on Qwen2-VL predicts", "required", _pretrained("hpsv3")
     ),
     "aesthetic": Entry(
-        "aesthetic:PATH[#HEAD]", "LAION's aesthetic predictor on CLIP", "required", _pretrained("clip", "Aesthetic")
+        "aesthetic:PATH[#HEAD]", "LAION's aesthetic predictor on CLIP", "required", _pretrained("aesthetic")
     ),
-    "imagereward": Entry(
-        "imagereward:PATH", "ImageReward: BLIP and a head", "required", _pretrained("imagereward", "ImageReward")
-    ),
+    "imagereward": Entry("imagereward:PATH", "ImageReward: BLIP and a head", "required", _pretrained("imagereward")),
     "richhf": Entry(
         "richhf:PATH[#WEIGHT]",
         "rich feedback: overall score less WEIGHT (1) times the artifact map's mean",
         "required",
-        _pretrained("richhf", "RichReward"),
+        _pretrained("richhf"),
     ),
     "ocr": Entry(
         "ocr[:TEXT]", 'how well TEXT, or what the prompt has in "quotation marks", can be read', "optional", _ocr
