@@ -312,7 +312,8 @@ def generate(benchmark_id: str, path: Path, rows: int | None = None, seed: int =
     """Write the data set of a maze2d benchmark as D4RL's HDF5 to `path`, whole or not at all; returns `path`.
 
     rows: how many, by default D4RL's 1, 2 or 4 million. The reward of row t is that of observations[t] for the fixed
-    goal, as D4RL relabels it; terminals are all False; next_observations are left out, as in D4RL's files.
+    goal, as D4RL relabels it; terminals are all False; next_observations are left out, as in D4RL's files. The last of
+    fewer rows than D4RL's is a timeout: they are what reading so many of the whole file gives.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -331,6 +332,8 @@ def generate(benchmark_id: str, path: Path, rows: int | None = None, seed: int =
             chunks.append(chunk)
             bar.advance(task, len(chunk["timeouts"]))
     merged = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
+    if rows < maze.rows_in_d4rl:
+        merged["timeouts"][-1] = True
     dataset = OfflineDataset(
         observations=merged["observations"],
         actions=merged["actions"],

@@ -1,17 +1,20 @@
 """The rebuilt maze against D4RL's own figures, and its data against its counts."""
 
+import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 
 import envs  # noqa: F401 (registers the environments)
+from diffrl.data import d4rl
 from diffrl.support.errors import UserError
 from envs import registry
 from envs.datasets import load_dataset
-from envs.maze2d import MAZES, Maze2dEnv, WaypointController, parse_id, reward, walk
+from envs.maze2d import MAZES, Maze2dEnv, WaypointController, generate, parse_id, reward, walk
 
 
 def mean_return(maze: str, policy: str, episodes: int, seed: int = 0) -> tuple[float, float]:
@@ -121,6 +124,16 @@ def test_fewer_rows_are_the_first_of_more() -> None:
     few, many = (list(walk("umaze", rows, seed=3, chunk=100)) for rows in (250, 400))
     for a, b in zip(few, many, strict=False):
         np.testing.assert_array_equal(a["observations"], b["observations"][: len(a["observations"])])
+
+
+def test_a_file_of_fewer_rows_is_what_reading_so_many_of_the_whole_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that began on the one goes on on the other: they have one fingerprint, the cut at the last row included."""
+    monkeypatch.setitem(MAZES, "umaze", dataclasses.replace(MAZES["umaze"], rows_in_d4rl=400))
+    few, whole = (generate("maze2d-umaze-v1", tmp_path / f"{n}.hdf5", n, progress=False) for n in (250, None))
+    assert d4rl.fingerprint(d4rl.read(few)) == d4rl.fingerprint(d4rl.read(whole, rows=250))
+    assert d4rl.read(few).timeouts[-1]
 
 
 def test_observation_reward_and_end() -> None:
