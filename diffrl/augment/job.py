@@ -278,9 +278,10 @@ def _generate(
     folder: Path, begun: Begun, augmenter: Augmenter, n: int, device: str, quiet: bool
 ) -> NDArray[np.float32]:
     """n rows (n, D), in a file of the folder. Raises Interrupted where it was told to stop before all were there."""
+    later = augmenter.later_settings.items()  # which rows of older versions do not name: they would be made again
     about = {
         "fingerprint": begun.fingerprint,
-        "model": augmenter.model_settings,
+        "model": {name: value for name, value in augmenter.model_settings.items() if (name, value) not in later},
         "sampling": augmenter.sampling_settings,
         "seed": begun.seed,
         "chunk": augmenter.chunk,

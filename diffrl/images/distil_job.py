@@ -123,10 +123,11 @@ def _run(path: Path, config: ImageDistilConfig, quiet: bool) -> Path:
         trainer = StackTrainer(
             learner, source, config.batch_size, generator_at(config.seed, TRAINING, device=model.device), capture=False
         )
+        saved = _newest(path)
         for file in (RESULT, PICTURE):  # of fewer steps, where the run was made longer
             (path / file).unlink(missing_ok=True)
         drop_model(path)
-        _train(path, config, trainer, quiet)
+        _train(path, config, trainer, saved, quiet)
         with at_once(), work("Comparing", "images", quiet) as on_progress:
             comparison = compare(config, learner, condition, prompts, on_progress)
         model.tuned.load_state_dict(learner.average)
@@ -167,13 +168,24 @@ def _pairs(path: Path, config: ImageDistilConfig, model: ImageModel, condition: 
     return PairSource(x0, noise, row.to(model.device))
 
 
-def _train(path: Path, config: ImageDistilConfig, trainer: StackTrainer[Any], quiet: bool) -> None:
-    saved = None
-    if checkpoint.steps(path):
-        saved, complaints = checkpoint.load_latest(path, checkpoint.LOOP)
-        for complaint in complaints:
-            console.print(f"[yellow]{complaint}[/]")
-        checkpoint.clean(path, saved.step)
+def _newest(path: Path) -> checkpoint.Checkpoint | None:
+    """The newest whole checkpoint, to go on from; None: there is none yet. Raises where all are damaged."""
+    if not checkpoint.steps(path):
+        return None
+    saved, complaints = checkpoint.load_latest(path, checkpoint.LOOP)
+    for complaint in complaints:
+        console.print(f"[yellow]{complaint}[/]")
+    checkpoint.clean(path, saved.step)
+    return saved
+
+
+def _train(
+    path: Path,
+    config: ImageDistilConfig,
+    trainer: StackTrainer[Any],
+    saved: checkpoint.Checkpoint | None,
+    quiet: bool,
+) -> None:
     start = 0 if saved is None else saved.step
     what = "a consistency model" if config.to == "consistency" else "a rectified flow"
     title = f"{escape(config.teacher)} is distilled into {what}, {config.calls} network call(s). Run: {path}"

@@ -314,15 +314,17 @@ def newest(run: Run) -> checkpoint.Checkpoint:
     """The newest whole checkpoint of a run, to go on from; says which later ones are damaged.
 
     Raises Complete where nothing is left to do: all steps are made, and all evaluations in. What a kill after the last
-    of them left undone is done first.
+    of them left undone is done first. Raises UserError where it has made more steps than it is asked for.
     """
     saved, complaints = checkpoint.load_latest(run.path, checkpoint.LOOP)
     for complaint in complaints:
         console.print(f"[yellow]{complaint}[/]")
-    if saved.step > run.config.steps or (saved.step == run.config.steps and not unscored(run, saved.step)[0]):
-        if saved.step == run.config.steps:
-            tidy(run.path)
-        raise Complete(f"{run.path} has {saved.step} steps already; give a larger --steps to go on.")
+    has = f"{run.path} has {saved.step} steps already; give a larger --steps to go on."
+    if saved.step > run.config.steps:
+        raise UserError(has)
+    if saved.step == run.config.steps and not unscored(run, saved.step)[0]:
+        tidy(run.path)
+        raise Complete(has)
     return saved
 
 

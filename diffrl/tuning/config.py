@@ -231,7 +231,14 @@ def to_dict(config: TuningConfig) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any], source: str) -> TuningConfig:
-    """The configuration that `to_dict` made `values` of. Raises UserError, naming `source`, where they are not so."""
+    """The configuration that `to_dict` made `values` of. Raises UserError, naming `source`, where they are not so.
+
+    Runs of older versions do not name what came later, and go on without it.
+    """
     values = dict(values)
     schema = get(str(values.pop("algo", None)))
-    return read(schema, values, source)
+    return read(schema, {**_LATER.get(schema.algo, {}), **values}, source)
+
+
+_LATER: dict[str, dict[str, Any]] = {"nft": {"exploration": 0.0, "companions": 0}}
+"""Settings that came after an algorithm had runs, with what those were made without."""

@@ -31,6 +31,7 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.data.preferences import LabelledPairs, teach
 from diffrl.data.segments import SegmentSource, Windows
 from diffrl.support.errors import UserError
+from diffrl.support.folder import write_json
 from diffrl.support.seeds import generator_at
 
 H, LEVELS = 8, 5
@@ -417,8 +418,17 @@ def test_it_goes_on_where_it_was_cut_and_makes_the_same_file(
             made(source, out)
     folder = tmp_path / "better-flow-to-better"
     assert (folder / chunks.ROWS).stat().st_size == 2 * 4 * (H - 1) * 4 * (2 * 1 + 1 + 2 + generate.EXTRA)
+    begun = json.loads((folder / "config.json").read_text())
+    older = {name: value for name, value in begun["model"].items() if name not in FlowToBetter.later_settings}
+    assert older != begun["model"]
+    write_json(folder / "config.json", begun | {"model": older})  # as the version before --same-start wrote it
+    assert json.loads((folder / chunks.ABOUT).read_text())["model"] == older
     monkeypatch.setattr(TrajectoryDiffuser, "update", None)  # trained to the end: no step is made
-    made(source, out)
+    with monkeypatch.context() as patch:
+        later: list[int] = []
+        patch.setattr(FlowToBetter, "sample", lambda self, generator: (later.append(1), sample(self, generator))[1])
+        made(source, out)
+    assert len(later) == 2  # the rows that were there are kept
     assert out.read_bytes() == better.read_bytes()
 
 

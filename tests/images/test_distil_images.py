@@ -332,6 +332,19 @@ def test_a_run_that_is_made_longer_and_cut_has_no_older_model(
     assert not list(path.glob(".model*"))
 
 
+def test_a_run_that_cannot_go_on_keeps_its_model(quick: Path) -> None:
+    """All its checkpoints are damaged: the student, its table and its picture could not be made again."""
+    path = distil_job.distil(ImageDistilConfig(teacher="tiny-digits", steps=1, **SMALL), out=Path("run"), quiet=True)
+    made = {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and "checkpoints" not in file.parts}
+    for file in (path / "checkpoints").rglob("*.safetensors"):
+        file.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="no usable checkpoint"):
+        diffrl.resume(path, steps=2, quiet=True)
+    student = [path / distil_job.RESULT, path / distil_job.PICTURE, *(f for f in made if "model" in f.parts)]
+    assert len(student) > 4
+    assert all(file.read_bytes() == made[file] for file in student)
+
+
 def test_a_run_of_other_weights_of_tiny_emoji_does_not_go_on(quick: Path) -> None:
     """The package's weights were changed, and what they predict: an older run's checkpoint does not fit them."""
     small: dict[str, Any] = {"queries": 8, "batch": 8, "updates": 1, "steps": 2, "eval_samples": 4}

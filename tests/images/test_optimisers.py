@@ -126,11 +126,31 @@ def test_moments_go_to_files_and_back(torchao: Any) -> None:
             values, scale = (None if t is None else t.clone() for t in tensors_of(state[name]))
             assert values is not None
             assert (values.dtype, scale is None) == ((torch.uint8, False) if old.ndim == 2 else (torch.float32, True))
-            again.state[new][name] = moment_from(values, scale, new, signed=signed)
+            again.state[new][name] = moment_from("adamw8bit", values, scale, new, signed=signed)
     go_on(again, second, 2, first=2)
     assert all(torch.equal(a, b) for a, b in zip(whole, second, strict=True))
     with pytest.raises(ValueError, match="codes of shape"):
-        moment_from(torch.zeros(3, dtype=torch.uint8), torch.ones(1), second[0], signed=True)
+        moment_from("adamw8bit", torch.zeros(3, dtype=torch.uint8), torch.ones(1), second[0], signed=True)
+
+
+def test_each_optimiser_goes_on_from_the_others_moments(torchao: Any) -> None:
+    """A run whose settings were edited: AdamW steps from the numbers that codes stand for, 8 bits from float32."""
+    ends = {}
+    for kind, other in (("adamw8bit", "adamw"), ("adamw", "adamw8bit")):
+        first = fresh(64, 128)
+        old = steps(kind, [first], 2).state[first]
+        second, plain = (nn.Parameter(first.detach().clone()) for _ in range(2))
+        again, exact = make(other, [second], 1e-2, 0.1), make("adamw", [plain], 1e-2, 0.1)
+        again.state[second], exact.state[plain] = {"step": torch.tensor(2.0)}, {"step": torch.tensor(2.0)}
+        for name, signed in (("exp_avg", True), ("exp_avg_sq", False)):
+            values, scale = tensors_of(old[name])
+            assert (scale is None) == (kind == "adamw")
+            again.state[second][name] = moment_from(other, values, scale, second, signed=signed)
+            exact.state[plain][name] = old[name].dequantize() if kind == "adamw8bit" else old[name].clone()
+        go_on(again, [second], 2, first=2)
+        go_on(exact, [plain], 2, first=2)
+        ends[kind] = float((second - plain).detach().abs().max() / plain.detach().abs().max())
+    assert max(ends.values()) <= 64 * torch.finfo(torch.float32).eps
 
 
 def test_a_toy_run_learns_what_adamw_learns(torchao: Any) -> None:

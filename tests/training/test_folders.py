@@ -268,6 +268,16 @@ def test_an_edited_configuration_is_not_taken_unseen(run: Path, capsys: pytest.C
     assert np.shape(json.loads((run / "scores.json").read_text())["evaluations"][-1]["returns"]) == (2, 2)
 
 
+def test_a_number_of_steps_that_are_made_already_is_not_accepted(run: Path) -> None:
+    """A finished run that is only told is at its end; with fewer steps in its file than it has made it is not."""
+    file = run / "config.yaml"
+    text = file.read_text()
+    assert "\nsteps: 20\n" in text
+    file.write_text(text.replace("\nsteps: 20\n", "\nsteps: 10\n"))
+    with pytest.raises(UserError, match="has 20 steps already"):
+        diffrl.resume(run, accept_changes=True, quiet=True)
+
+
 def test_an_accepted_change_that_does_not_fit_the_checkpoints_is_a_sentence(run: Path) -> None:
     file = run / "config.yaml"
     file.write_text(file.read_text().replace("width: 8", "width: 9"))

@@ -24,7 +24,7 @@ from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
 from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
-from diffrl.tuning.config import DPPOConfig, NFTConfig
+from diffrl.tuning.config import DPPOConfig, NFTConfig, from_dict, to_dict
 from diffrl.tuning.environments import Environments
 from diffrl.tuning.nft import (
     NFTLearner,
@@ -202,6 +202,15 @@ def test_no_policy_of_ours_moves_at_r_one_half(agent: AgentConfig) -> None:
         found = torch.autograd.grad(loss.sum(), weights, allow_unused=True)
         sizes.append(max(float(g.abs().max()) for g in found if g is not None))
     assert sizes[0] < 1e-4 * sizes[1]
+
+
+def test_settings_of_an_older_run_are_without_what_came_later() -> None:
+    """A run that was begun without companions and noise goes on without; what its folder names is kept."""
+    config = NFTConfig(start_run=Path("run"))
+    assert (config.companions, config.exploration) != (0, 0.0)
+    assert from_dict(to_dict(config), "run") == config
+    older = {name: value for name, value in to_dict(config).items() if name not in ("companions", "exploration")}
+    assert from_dict(older, "run") == dataclasses.replace(config, companions=0, exploration=0.0)
 
 
 def test_goodness_and_advantages() -> None:

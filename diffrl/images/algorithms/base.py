@@ -377,7 +377,11 @@ class Finetuner:
             if FIRST + name in tensors:
                 self.optimiser.state[parameter] = {"step": torch.tensor(float(info["optimiser_steps"]))} | {
                     moment: optimisers.moment_from(
-                        tensors[values + name], tensors.get(scale + name), parameter, signed=values == FIRST
+                        self.setup.config.optimiser,
+                        tensors[values + name],
+                        tensors.get(scale + name),
+                        parameter,
+                        signed=values == FIRST,
                     )
                     for values, scale, moment in MOMENTS
                 }

@@ -49,9 +49,10 @@ def tensors_of(moment: Tensor) -> tuple[Tensor, Tensor | None]:
     return (moment, None) if codes is None else (codes, scale)
 
 
-def moment_from(values: Tensor, scale: Tensor | None, parameter: nn.Parameter, *, signed: bool) -> Tensor:
-    """The inverse of `tensors_of`, beside its parameter. signed: the first moment, whose values may be negative.
+def moment_from(kind: str, values: Tensor, scale: Tensor | None, parameter: nn.Parameter, *, signed: bool) -> Tensor:
+    """The inverse of `tensors_of`, for the optimiser `kind`, beside its parameter. signed: whether of the first moment.
 
+    adamw takes what adamw8bit left as the numbers that its codes stand for; the other way float32 stays what it is.
     Raises ValueError for tensors of another shape.
     """
     if scale is None:
@@ -66,7 +67,7 @@ def moment_from(values: Tensor, scale: Tensor | None, parameter: nn.Parameter, *
     )
     made.codes.copy_(values)
     made.scale.copy_(scale)
-    moment: Tensor = made
+    moment: Tensor = made if kind == "adamw8bit" else made.dequantize().to(parameter)
     return moment
 
 

@@ -147,7 +147,7 @@ class UniPCFlowSchedule(FlowSchedule):
     The grid is its sigmas, of which the first is 1 - 1e-6. What the network is told is N t, as of every flow here;
     UniPC's own time steps are that cut to whole numbers, less than one label of 1000 below.
 
-    Raises UserError for another spacing than the flow's own.
+    Raises UserError for another spacing than the flow's own, and for a grid that does not end at 0.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -159,6 +159,11 @@ class UniPCFlowSchedule(FlowSchedule):
         other = ("use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
         if odd := [name for name in other if settings.get(name)]:
             raise UserError(f"A flow's UniPC scheduler with {odd[0]} is not supported.")
+        if not settings.get("use_flow_sigmas") or settings.final_sigmas_type != "zero":
+            raise UserError(
+                "A UniPC scheduler with flow_prediction needs use_flow_sigmas, without which its sigmas are no flow's "
+                "times, and final_sigmas_type zero."
+            )
         self._labels = int(settings.num_train_timesteps)
         self._mu = None
         self._shift = float(settings.flow_shift)

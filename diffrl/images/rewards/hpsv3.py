@@ -52,7 +52,12 @@ class HPSv3:
         self.name = f"hpsv3:{argument}"
         self.device = torch.device(device)
         with images_extra(self.name):
-            from transformers import Qwen2VLConfig, Qwen2VLModel
+            from transformers import Qwen2VLConfig, Qwen2VLModel, __version__
+            from transformers.models.qwen2_vl import modeling_qwen2_vl
+        if not hasattr(
+            modeling_qwen2_vl, "Qwen2VLVisionRotaryEmbedding"
+        ):  # before, its vision tower was built otherwise
+            raise UserError(f"{self.name} needs a newer transformers than {__version__}: pip install -U transformers")
         folder = pretrained.folder(argument, self.name)
         content = pretrained.read_json(folder / "config.json", self.name)
         if content.get("model_type") != "qwen2_vl":

@@ -62,6 +62,8 @@ class Human:
     """
 
     differentiable = False
+    videos = True
+    """Refused whole: nobody votes on single frames."""
 
     def __init__(self, votes: int = VOTES, name: str = "human", ready: Any = None) -> None:
         self.name, self.per_round = name, votes
@@ -179,6 +181,7 @@ class Votes:
     """The reward `human:votes.json`: a model of the votes of an earlier run; nobody is asked."""
 
     differentiable = False
+    videos = True
 
     def __init__(self, path: Path) -> None:
         self.name = f"human:{path}"

@@ -16,8 +16,10 @@ from diffrl.images.job import finetune, resume
 from diffrl.images.model import Lora
 from diffrl.images.models import load_model
 from diffrl.images.models.pipelines import PipelineModel, load_pipeline
+from diffrl.images.models.schedules import schedule_of
 from diffrl.images.rewards import Sum, ask
 from diffrl.images.rewards.base import shown
+from diffrl.images.rewards.human import Human
 from diffrl.support.errors import UserError
 from tests.images import newer, tiny
 from tests.images.models.pipeline_cases import PROMPTS, diffusers_pipeline, noise, ours, stir
@@ -172,6 +174,25 @@ def test_lean_and_half_precision(wans: dict[str, Path]) -> None:
         assert torch.equal(lean.network(lean.conditions(PROMPTS), guidance=3.0)(x, t), m)
         near = half.network(half.conditions(PROMPTS), guidance=3.0)(x, t).float()
     assert 0 < (near - m).abs().max() < 0.1 * m.std()
+
+
+@pytest.mark.parametrize("odd", [{"use_flow_sigmas": False}, {"final_sigmas_type": "sigma_min"}])
+def test_a_unipc_whose_grid_is_no_flows_is_refused(odd: dict[str, Any]) -> None:
+    """Its sigmas go beyond 1, or end above 0: samples would be wrong, and nothing would say so."""
+    from diffusers import UniPCMultistepScheduler
+
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    assert float(schedule_of(UniPCMultistepScheduler(**flow), 1).times(4)[-1]) == 0
+    scheduler = UniPCMultistepScheduler(**flow | odd)
+    scheduler.set_timesteps(4)
+    assert float(scheduler.sigmas.max()) > 1 or float(scheduler.sigmas[-1]) > 0
+    with pytest.raises(UserError, match=r"needs use_flow_sigmas, .* and final_sigmas_type zero"):
+        schedule_of(scheduler, 1)
+
+
+def test_nobody_votes_on_single_frames() -> None:
+    with pytest.raises(UserError, match="human is for images, and this model makes videos"):
+        ask(Human(), torch.rand(2, 5, 3, 8, 8), ["a", "b"])
 
 
 def test_what_does_not_fit_is_refused_in_a_line(wans: dict[str, Path], tmp_path: Path) -> None:

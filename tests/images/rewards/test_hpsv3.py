@@ -177,3 +177,12 @@ def test_what_is_missing_is_said(folder: Path, tmp_path: Path) -> None:
     (changed("d") / "config.json").write_text(json.dumps(content | {"model_type": "blip"}))
     with pytest.raises(UserError, match="expected 'qwen2_vl'"):
         parse(f"hpsv3:{tmp_path / 'd'}")
+
+
+def test_an_older_transformers_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose vision tower has another constructor and another output: 4.57, which the package allows."""
+    from transformers.models.qwen2_vl import modeling_qwen2_vl
+
+    monkeypatch.delattr(modeling_qwen2_vl, "Qwen2VLVisionRotaryEmbedding")
+    with pytest.raises(UserError, match="hpsv3:nowhere needs a newer transformers than"):
+        HPSv3("nowhere")
