@@ -126,6 +126,9 @@ class Info:
         ):
             _print_benchmark(console, origin.benchmark)
             _print_missing(console, origin.benchmark)
+            if self.picture is not None or self.add_checksum:
+                asked = "--add-checksum" if self.picture is None else "--picture"
+                raise UserError(f"{asked} needs the data set, which is not on this machine: see above.")
             return 0
         if self.add_checksum:
             if origin.kind not in ("file", "d4rl") or origin.path is None:
@@ -457,7 +460,7 @@ def _print_missing(console: Console, benchmark: Benchmark) -> None:
     for piece in generated(benchmark.id):
         fewer = "episodes" if benchmark.env_extra == "ogbench" else "rows"
         option = _option(piece, benchmark)
-        ask = "" if piece.seed else f" (`diffrl data info {option}`, and so with --dataset)"
+        ask = "" if piece.seed else f" (`diffrl data info {option}`; train on it with --dataset {option})"
         console.print(f"Generated here with fewer {fewer} or another seed: {option}{ask}", highlight=False)
 
 

@@ -55,7 +55,7 @@ class TrainConfig:
     """A training run."""
 
     dataset: str
-    """A D4RL id (`diffrl data list`), a Minari id, or a path to an HDF5 file."""
+    """An id of D4RL's or OGBench's (`diffrl data list`), a Minari id, or the path or address of a file (HDF5, npz)."""
     agent: AgentConfig
     """The algorithm's hyper-parameters."""
     env: str | None = None

@@ -15,6 +15,11 @@ LINE_EVERY = 20.0
 """Seconds between lines, where there is no terminal to draw a bar on."""
 
 
+def _rate(speed: float) -> str:
+    """Digits that tell something of slow work too: `0.21`, `3.4`, `1,234`."""
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+
+
 class _Speed(ProgressColumn):
     """A column of the bar that says how fast it goes, as `123 steps/s`."""
 
@@ -25,7 +30,7 @@ class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         """The rate of the last minute; once all is done, that of the whole."""
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} {self.unit}/s", style="cyan")
+        return Text("" if speed is None else f"{_rate(speed)} {self.unit}/s", style="cyan")
 
 
 def _bar(unit: str, quiet: bool) -> Progress:
@@ -52,14 +57,15 @@ def work(title: str, unit: str, quiet: bool = False) -> Iterator[Callable[[int, 
         first: int | None = None
 
         def update(done: int, total: int) -> None:
-            nonlocal written, first
+            nonlocal began, written, first
             bar.update(task, completed=done, total=total)
             now = time.monotonic()
-            first = done if first is None else first
+            if first is None:  # the rate is of the work, not of what was made ready before the first piece
+                first, began = done, now
             if not quiet and not console.is_terminal and now - written > LINE_EVERY and done > first:
                 rate = (done - first) / (now - began)
                 left = (total - done) / rate / 60
-                console.print(f"{title} {done:,}/{total:,}  {rate:,.0f} {unit}/s  {left:.1f} min left")
+                console.print(f"{title} {done:,}/{total:,}  {_rate(rate)} {unit}/s  {left:.1f} min left")
                 written = now
 
         yield update
@@ -96,7 +102,7 @@ class StepsBar:
         if not self._quiet and not console.is_terminal and now - self._written > LINE_EVERY:
             rate = max(step - self._start, 1) / (now - self._began)
             left = (self._total - step) / rate / 60
-            console.print(f"step {step:,}/{self._total:,}  {rate:.0f} steps/s  {left:.1f} min left  {note}")
+            console.print(f"step {step:,}/{self._total:,}  {_rate(rate)} steps/s  {left:.1f} min left  {note}")
             self._written = now
 
     def _short(self, means: dict[str, list[float]]) -> str:

@@ -78,9 +78,19 @@ def test_what_was_generated_with_fewer_rows_or_another_seed_is_found(tmp_path, c
         assert Info("maze2d-umaze-v1", rows=rows).run() == 0
         out = capsys.readouterr().out
         assert "Not on this machine" in out
-        assert "maze2d-umaze-v1 --rows 300" in out
+        assert "--dataset maze2d-umaze-v1 --rows 300" in " ".join(out.split())
         assert str(other) in out.replace("\n", "")
         assert "v12" not in out
+
+
+def test_info_does_not_leave_out_in_silence_what_needs_data_that_are_missing(tmp_path, capsys):
+    picture = tmp_path / "maze.png"
+    with pytest.raises(UserError, match="--picture needs the data set"):
+        Info("maze2d-umaze-v1", picture=picture).run()
+    with pytest.raises(UserError, match="--add-checksum needs the data set"):
+        Info("maze2d-umaze-v1", add_checksum=True).run()
+    assert "diffrl data generate maze2d-umaze-v1" in " ".join(capsys.readouterr().out.split())
+    assert not picture.exists()
 
 
 def test_generate_writes_a_maze_once_and_its_picture_shows_positions(tmp_path, capsys):
