@@ -244,7 +244,7 @@ def test_stop_kl_stops(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--algo", "dpo", "--pairs", "p", "--reward", "digit:8"], "on --pairs has no use"),
         (["--algo", "dpo", "--queries", "4"], "--group"),
         (["--algo", "draft", "--eta", "0", "--stop-kl", "1"], "--stop-kl"),
-        (["--train-steps", "10"], "9 have noise"),
+        (["--algo", "ddpo-is", "--train-steps", "10"], "9 have noise"),
         (["--eta", "1e-9"], "--eta"),
     ],
 )

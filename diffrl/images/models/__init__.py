@@ -83,7 +83,7 @@ def _pipeline_of_run(name: str) -> str:
         return name
     if any((model / file).is_file() for file in (DIFFUSERS, PEFT)):
         raise UserError(f"{name} trained adapters: give the model that it began with, and --adapter {model}.")
-    if not model.is_dir():
+    if said["kind"] == IMAGES_DISTIL or not model.is_dir():
         raise UserError(f"{name} has no model yet: `diffrl resume {name}` finishes the run.")
     return name
 
