@@ -274,6 +274,28 @@ def test_with_the_same_start_a_trajectory_goes_on_from_there() -> None:
     assert deviation[True] < 0.3 < 0.9 < deviation[False], deviation
 
 
+def test_the_network_sees_first_states_alone_in_turn() -> None:
+    """With the same start its answer depends on the first state of each trajectory it is given, and on no other row."""
+    codec = TrajectoryCodec.fit(torch.randn(50, 2, generator=generator_at(1)), 1)
+    model = TrajectoryDiffuser(dataclasses.replace(SETTINGS["diffuser"], same_start=True), codec, (0,))
+    x, y, like = torch.randn(3, 1, 4, H, 2, generator=generator_at(2)).unbind()
+    t = torch.tensor(0.5)
+
+    def answer(like: Tensor) -> Tensor:
+        return model.output(model.network, x, t, y, like)
+
+    elsewhere, first = like.clone(), like.clone()
+    elsewhere[:, :, 1:] += 1
+    elsewhere[:, :, 0, 1:] += 1  # the action of the first row
+    first[:, 0, 0, 0] += 1
+    assert torch.equal(answer(like), answer(elsewhere))
+    changed = (answer(like) != answer(first)).flatten(2).any(-1)[0]
+    assert changed.tolist() == [True, False, False, False]
+    twice = model.output(model.network, torch.cat([x, x], 1), t, torch.cat([y, y], 1), like)
+    for half in twice.chunk(2, 1):
+        torch.testing.assert_close(half, answer(like), rtol=1e-4, atol=1e-5)
+
+
 # --- from data to data ---------------------------------------------------------------------------------------------
 
 

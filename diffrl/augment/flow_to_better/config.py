@@ -125,7 +125,7 @@ class DiffuserConfig:
     """Rate of the averaged weights, which generate: every 10 steps so much of the way to the online ones."""
     same_start: bool = False
     """The trajectory that is made begins in the first state of the one it improves, which every row of the network
-    sees: it is better from there. Without (as published), the flow also moves where a trajectory begins."""
+    sees, so that both can be compared. Without (as published), the flow also moves where a trajectory begins."""
     condition_dropout: Share = 0.25
     """Share of pairs trained without the trajectory to improve."""
     prediction: Literal["v", "x0", "eps"] = "v"
