@@ -13,7 +13,9 @@ Each cell is a JSON file under --out, written when it is done: a command that wa
     flow     trajectories of `diffrl augment flow-to-better`. The actions of each are executed in the simulator from its
              first state, those of the data's trajectory that it came from likewise: true returns of both, in pairs.
              "start its own": the flow has moved the first state, too, as published, so that a trajectory may be better
-             because it begins at a better place. "start the source's": with --same-start, both begin at one state
+             because it begins at a better place. "the source's": with --same-start, both begin at one state, which
+             may be anywhere in an episode. "the source's, an episode's": also with --windows first, so that it is one
+             that the environment begins an episode in, as the published method's whole episodes do
     policy   agents on the data (bc), on the tenth of its episodes that the model likes best (bc top), on the generated
              trajectories (flow), and IQL on the data with the learned reward (iql); and preference DPO of a diffusion
              policy of the data by the same labels (dpo). Scores over --episodes
@@ -69,6 +71,11 @@ RECORDING = ROOT.parent / "shared" / "data" / "rollouts" / "hopper_medium-replay
 SEGMENT, FRESH = 100, 2_000
 Task = Literal["hopper", "maze2d-umaze"]
 Stage = Literal["reward", "flow", "policy"]
+Start = Literal["own", "same", "first"]
+STARTS: dict[Start, str] = {"own": "its own", "same": "the source's", "first": "the source's, an episode's"}
+"""Where a generated trajectory begins, and how the page says it."""
+CELLS: dict[Start, str] = {"own": "flow", "same": "start", "first": "first"}
+"""What the names of these cells begin with."""
 WRONG = (0.1, 0.2)
 """Shares of wrong labels, of the most pairs."""
 
@@ -89,6 +96,9 @@ class Bench:
     """Training steps of the diffuser."""
     horizon: int = 32
     """Rows of a trajectory."""
+    starts: tuple[Start, ...] = ("own", "same", "first")
+    """Where trajectories begin, a flow each. own: where the flow puts it; same: --same-start; first: that with
+    --windows first."""
     agent_steps: int = 10_000
     """Training steps of the policies."""
     episodes: int = 50
@@ -174,17 +184,23 @@ def executed(dynamics: Dynamics, start: NDArray[np.float32], actions: NDArray[np
     return total
 
 
-def flow(bench: Bench, task: Task, n: int, seed: int, same_start: bool) -> dict[str, Any]:
+def flow(bench: Bench, task: Task, n: int, seed: int, start: Start) -> dict[str, Any]:
     """Make the file of generated trajectories, then some of them with their sources, and execute both."""
     dataset, env, rows = data(bench, task)
+    same_start = start != "own"
     method = FlowToBetter(
         PreferenceConfig(str(n), segment=SEGMENT),
-        DiffuserConfig(steps=bench.steps, horizon=bench.horizon, same_start=same_start),
+        DiffuserConfig(
+            steps=bench.steps,
+            horizon=bench.horizon,
+            same_start=same_start,
+            windows="first" if start == "first" else "all",
+        ),
         FlowConfig(),
         relabel=True,
         quiet=True,
     )
-    out = bench.out / f"{task}-{n}-{seed}{'-same-start' if same_start else ''}.hdf5"
+    out = bench.out / f"{task}-{n}-{seed}{'' if start == 'own' else f'-{start}-start'}.hdf5"
     if not out.exists():
         augment(Request(dataset, str(out), env=env, rows=rows, seed=seed, report=False), method, quiet=True)
     else:
@@ -311,10 +327,9 @@ def tables(bench: Bench) -> dict[str, Lines]:
             keys = ("held_out_accuracy", "calibration_error", "fresh_accuracy", "rank_correlation")
             reward_lines.append([task, str(n), f"{wrong:.0%}", *(mean([one[key] for one in there]) for key in keys)])
     for task in bench.tasks if "flow" in bench.stages else ():
-        for n, same_start in [(n, same) for n in bench.pairs for same in (False, True)]:
-            kind = "start" if same_start else "flow"
+        for n, start in [(n, start) for n in bench.pairs for start in STARTS if start in bench.starts]:
             cells = [
-                cell(bench, f"{kind}-{task}-{n}-{seed}", functools.partial(flow, bench, task, n, seed, same_start))
+                cell(bench, f"{CELLS[start]}-{task}-{n}-{seed}", functools.partial(flow, bench, task, n, seed, start))
                 for seed in bench.seeds
             ]
             there = [one for one in cells if one is not None and one["sources"]]
@@ -322,8 +337,7 @@ def tables(bench: Bench) -> dict[str, Lines]:
                 figures = [str(over_sources(there, key)) for key in ("executed", "source_executed", "source_recorded")]
                 improved, errors = (mean([one[key] for one in there]) for key in ("improved", "dynamics_error"))
                 sources = str(sum(one["sources"] for one in there))
-                start = "the source's" if same_start else "its own"
-                flow_lines.append([task, str(n), start, improved, *figures, errors, sources])
+                flow_lines.append([task, str(n), STARTS[start], improved, *figures, errors, sources])
     for task in bench.tasks if "policy" in bench.stages else ():
         for n in bench.pairs:
             for how in ("bc", "bc top", "flow", "iql", "dpo"):

@@ -30,7 +30,7 @@ from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preferences import LabelledPairs, teach
 from diffrl.data.segments import SegmentSource, Windows
-from diffrl.support.errors import UserError
+from diffrl.support.errors import DataError, UserError
 from diffrl.support.folder import write_json
 from diffrl.support.seeds import generator_at
 
@@ -186,6 +186,38 @@ def test_a_flow_starts_from_all_parts_of_the_best_episodes() -> None:
     assert found(0.1) == [7]
     assert found(0.5) == found(5 / 7) == [7, 12, 15, 18, 21]
     assert found(5 / 7 + 1e-6) == found(1.0)
+
+
+def test_first_windows_begin_where_episodes_do() -> None:
+    """One an episode that is long enough, to learn from and to start from, the best episodes first."""
+    episodes, returns = np.array([[0, 7], [7, 10], [10, 12], [12, 25]]), np.array([3.0, 9, 2, 5])
+    first = windows.windows_of(episodes, 3, "first")
+    assert first.starts.tolist() == [0, 7, 12]
+    assert first.lasts.tolist() == [6, 9, 24]
+    assert len(windows.windows_of(episodes, 3, "all")) == 5 + 1 + 11
+    best = windows.best_episodes(episodes, returns, 3, 0.5, "first")
+    assert best.starts.tolist() == [7, 12]
+    assert best.lasts.tolist() == [9, 24]
+    with pytest.raises(DataError, match="No episode has the 14 rows"):
+        windows.windows_of(episodes, 14, "first")
+
+
+def test_a_flow_of_first_windows_writes_trajectories_that_begin_there(tmp_path: Path) -> None:
+    """Levels that rise by one within an episode: with --same-start, none begins on the level of a later row."""
+    levels = world()
+    step = np.arange(len(levels)) % H
+    source, out = tmp_path / "rising.hdf5", tmp_path / "better.hdf5"
+    rising = levels.observations + 10 * step[:, None]
+    d4rl.write(source, dataclasses.replace(levels, observations=rising.astype(np.float32)))
+    settings = SETTINGS | {
+        "diffuser": dataclasses.replace(SETTINGS["diffuser"], steps=2, windows="first", same_start=True, horizon=4),
+        "flow": FlowConfig(sampling_steps=2, flow_steps=1, improvement=0.0, least_improved=0.0),
+    }
+    flow_to_better(str(source), out, PreferenceConfig("80", segment=4), **settings, samples=60, report=False, quiet=True)
+    made = d4rl.read(out)
+    begin = made.observations[made.episodes()[:, 0], 0]
+    assert begin.max() < 6
+    assert made.observations.max() > 6
 
 
 def test_held_out_rows_are_whole_episodes() -> None:

@@ -47,6 +47,7 @@ from diffrl.augment.flow_to_better.windows import (
     rows_held_out,
     thinned,
     window_returns,
+    windows_of,
 )
 from diffrl.augment.job import augment
 from diffrl.augment.target import Target
@@ -132,7 +133,7 @@ class FlowToBetter(Augmenter):
 
     name, verb, paper = "Flow-to-Better", "flow-to-better", "Zhang et al. 2024, ICLR"
     rows_version = 1
-    later_settings: ClassVar[Mapping[str, Any]] = {"same_start": False}
+    later_settings: ClassVar[Mapping[str, Any]] = {"same_start": False, "windows": "all"}
     agent = "bc"
     steered = True
     described = "in trajectories, each better than the one of the data it comes from by its predicted return"
@@ -185,7 +186,7 @@ class FlowToBetter(Augmenter):
                 f"Windows have {horizon:,} rows, and the longest episode has {longest:,}: ask for --horizon {longest}, "
                 "or fewer."
             )
-        windows = thinned(Windows.of(episodes, horizon))
+        windows = thinned(windows_of(episodes, horizon, self.diffuser.windows))
         out = rows_held_out(dataset, windows, held_out, mix((seed, streams.HELD_OUT)))
         self._out = out
         self._windows, self._windows_out = (
@@ -266,7 +267,8 @@ class FlowToBetter(Augmenter):
         episodes = dataset.episodes()
         returns = self._relabelled.episode_returns()
         seen = ~np.logical_and.reduceat(self._out, episodes[:, 0])  # an episode that is held out is no start
-        best = best_episodes(episodes[seen], returns[seen], self._windows.horizon, self.flow.top)
+        horizon, which = self._windows.horizon, self.diffuser.windows
+        best = best_episodes(episodes[seen], returns[seen], horizon, self.flow.top, which)
         self._starts = SegmentSource(rows, rewards, dataset.observation_size, best)
         self._model = TrajectoryDiffuser(self.diffuser, codec, (self._seed,), self._device)
         self._sampler = self._model.sampler(self.flow)
@@ -312,10 +314,11 @@ class FlowToBetter(Augmenter):
         if self._quiet:
             return
         sizes, centres = self._blocks.sizes(), self._blocks.centres
+        where = "that lie end to end" if self.diffuser.windows == "all" else "of first rows"
         console.print(
             f"Blocks:      {len(sizes)} of {sizes.min():,} to {sizes.max():,} windows of {self._windows.horizon} rows, "
             f"mean predicted returns {centres[0]:.3g} to {centres[-1]:.3g}. The flow starts from "
-            f"{len(self._starts):,} that lie end to end in {'all' if self.flow.top == 1 else 'the best'} episodes."
+            f"{len(self._starts):,} {where} in {'all' if self.flow.top == 1 else 'the best'} episodes."
         )
 
     @override

@@ -1,5 +1,7 @@
 """A data set's windows as trajectories: how long, which are held out, what they earn, from which a flow starts."""
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +21,18 @@ def horizon_of(dataset: OfflineDataset, segment: int) -> int:
     """Rows of a trajectory: those of an episode, where all have one length of 256 or less; else 32, or a segment's."""
     lengths = np.unique(dataset.episode_lengths())
     return int(lengths[0]) if len(lengths) == 1 and segment <= lengths[0] <= MOST_WHOLE else min(segment, WINDOW)
+
+
+def windows_of(episodes: Ints, horizon: int, which: Literal["all", "first"]) -> Windows:
+    """The windows of `horizon` rows that lie within the episodes (E, 2): all, or of each the one of its first rows.
+
+    Raises DataError where no episode is so long.
+    """
+    windows = Windows.of(episodes, horizon)
+    if which == "all":
+        return windows
+    first = np.isin(windows.starts, episodes[:, 0])
+    return Windows(windows.starts[first], windows.lasts[first], horizon)
 
 
 def thinned(windows: Windows) -> Windows:
@@ -55,8 +69,16 @@ def window_returns(rewards: NDArray[np.float32], windows: Windows) -> NDArray[np
     return returns
 
 
-def best_episodes(episodes: Ints, returns: NDArray[np.float64], horizon: int, share: float) -> Windows:
+def best_episodes(
+    episodes: Ints,
+    returns: NDArray[np.float64],
+    horizon: int,
+    share: float,
+    which: Literal["all", "first"] = "all",
+) -> Windows:
     """Windows of `horizon` rows that lie end to end, from row 0, in the episodes (E, 2) of the highest returns (E,).
+
+    which: all of these, or of each episode the first alone.
 
     They are of so many episodes, the best one first, that they are `share` of all such windows, or a little more. So a
     flow starts from all parts of an episode, its beginning too. The best windows would all be of an episode's middle,
@@ -64,6 +86,8 @@ def best_episodes(episodes: Ints, returns: NDArray[np.float64], horizon: int, sh
     """
     first, stop = episodes.T
     count = (stop - first) // horizon
+    if which == "first":
+        count = count.clip(max=1)
     order = np.argsort(-returns, kind="stable")
     order = order[count[order] > 0]
     total = count[order].cumsum()
