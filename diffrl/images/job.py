@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from diffrl.images import rewards
-from diffrl.images.algorithms import ALGORITHMS, Finetuner, optimisers
+from diffrl.images.algorithms import ALGORITHMS, Finetuner, adamw8bit
 from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
 from diffrl.images.config.base import CONFIG, base_of
@@ -124,7 +124,8 @@ class _Session:
     def __init__(self, config: FinetuneConfig, world: World, quiet: bool) -> None:
         self.config, self.world, self.quiet = config, world, quiet
         self._check_shares()
-        optimisers.require(config.optimiser)  # missed here, not after minutes of reading
+        if config.optimiser == "adamw8bit":
+            adamw8bit.require()  # missed here, not after minutes of reading
         device = str(world.device)
         with _waiting_for(world):  # what is made at first use is made by one
             model = _model(config, device, quiet)

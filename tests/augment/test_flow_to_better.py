@@ -213,7 +213,9 @@ def test_a_flow_of_first_windows_writes_trajectories_that_begin_there(tmp_path: 
         "diffuser": dataclasses.replace(SETTINGS["diffuser"], steps=2, windows="first", same_start=True, horizon=4),
         "flow": FlowConfig(sampling_steps=2, flow_steps=1, improvement=0.0, least_improved=0.0),
     }
-    flow_to_better(str(source), out, PreferenceConfig("80", segment=4), **settings, samples=60, report=False, quiet=True)
+    flow_to_better(
+        str(source), out, PreferenceConfig("80", segment=4), **settings, samples=60, report=False, quiet=True
+    )
     made = d4rl.read(out)
     begin = made.observations[made.episodes()[:, 0], 0]
     assert begin.max() < 6

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Generic, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffrl.alignment.advantages import PromptStatistics
 from diffrl.alignment.losses import kl_loss
-from diffrl.images.algorithms import optimisers
+from diffrl.images.algorithms import adamw8bit
 from diffrl.images.examples import ImageBatch
 from diffrl.images.model import Condition
 from diffrl.images.rewards.scaled import ScaledSum
@@ -247,7 +247,8 @@ class Finetuner:
         config = setup.config
         self.setup, self.state, self.algorithm = setup, state, algorithm
         self.parameters = setup.model.tuned.parameters()
-        self.optimiser = optimisers.make(config.optimiser, self.parameters.values(), config.lr, config.weight_decay)
+        make = adamw8bit.make if config.optimiser == "adamw8bit" else torch.optim.AdamW
+        self.optimiser = make(self.parameters.values(), lr=config.lr, weight_decay=config.weight_decay)
         fp16 = config.precision == "fp16"
         self.scaler = torch.amp.GradScaler(setup.model.device.type, enabled=fp16)
 
@@ -328,7 +329,12 @@ class Finetuner:
 
     def _warm_up(self) -> None:
         config = self.setup.config
-        optimisers.set_rate(self.optimiser, config.lr * min(1.0, (self.state.updates + 1) / (config.warm_up + 1)))
+        lr = config.lr * min(1.0, (self.state.updates + 1) / (config.warm_up + 1))
+        for group in self.optimiser.param_groups:
+            if isinstance(group["lr"], Tensor):  # adamw8bit's
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
 
     def _adapt(self, metrics: Metrics) -> None:
         """Record the penalty's weight, and change it where there is a target: nats an image over the whole chain."""
@@ -350,9 +356,11 @@ class Finetuner:
             moments = self.optimiser.state.get(parameter)
             if moments:
                 for values, scale, moment in MOMENTS:
-                    tensors[values + name], scales = optimisers.tensors_of(moments[moment])
-                    if scales is not None:
-                        tensors[scale + name] = scales
+                    tensors[values + name] = moments[moment]
+                    if self.setup.config.optimiser == "adamw8bit":
+                        tensors[values + name], scales = adamw8bit.tensors_of(moments[moment])
+                        if scales is not None:
+                            tensors[scale + name] = scales
         tensors |= {OWN + name: tensor for name, tensor in self.algorithm.tensors().items()}
         # AdamW's own count: fp16's scaler skips updates that overflow.
         steps = max((int(moments["step"]) for moments in self.optimiser.state.values()), default=0)
@@ -375,16 +383,10 @@ class Finetuner:
         self.setup.model.tuned.load_state_dict({n[starting:]: t for n, t in tensors.items() if n.startswith(PARAMETER)})
         for name, parameter in self.parameters.items():
             if FIRST + name in tensors:
-                self.optimiser.state[parameter] = {"step": torch.tensor(float(info["optimiser_steps"]))} | {
-                    moment: optimisers.moment_from(
-                        self.setup.config.optimiser,
-                        tensors[values + name],
-                        tensors.get(scale + name),
-                        parameter,
-                        signed=values == FIRST,
-                    )
-                    for values, scale, moment in MOMENTS
-                }
+                held: dict[str, Tensor] = {"step": torch.tensor(float(info["optimiser_steps"]))}
+                for values, scale, moment in MOMENTS:
+                    held[moment] = self._moment(tensors[values + name], tensors.get(scale + name), parameter, values)
+                self.optimiser.state[parameter] = held
         state = self.state
         state.round, state.updates, state.queries = step, info["updates"], info["queries"]
         state.kl_weight = info["kl_weight"]
@@ -395,3 +397,13 @@ class Finetuner:
             self.setup.reward.load_state_dict(info["spreads"])
         own = {name.removeprefix(OWN): tensor for name, tensor in tensors.items() if name.startswith(OWN)}
         self.algorithm.load_tensors(own)
+
+    def _moment(self, values: Tensor, scale: Tensor | None, parameter: nn.Parameter, which: str) -> Tensor:
+        """A moment of a checkpoint beside its parameter, whichever optimiser wrote it. which: FIRST or the second.
+
+        AdamW takes what adamw8bit left as the numbers that its codes stand for; the other way float32 stays float32.
+        """
+        if scale is None:
+            return values.to(parameter)
+        moment = adamw8bit.moment_from(values, scale, parameter, signed=which == FIRST)
+        return moment if self.setup.config.optimiser == "adamw8bit" else moment.dequantize().to(parameter)
