@@ -1,4 +1,4 @@
-"""What it takes to fine-tune models of the published sizes with LoRA on one GPU, with each saving of memory and without.
+"""What fine-tuning models of the published sizes with LoRA takes on one GPU, with each saving of memory and without.
 
     python benchmarks/finetune_sizes.py --size sdxl                          needs a GPU; sd: 1.5, sd3: 3 medium
     python benchmarks/finetune_sizes.py --size sd3 --tiny --device cpu       the same at a toy's size: does it run
@@ -128,6 +128,8 @@ def _measured(options: FinetuneSizes, algo: str, what: str, changes: dict[str, A
         row.rounds, row.memory = timed(options, options.size, config)
     if not row.rounds:
         row.note = "out of memory"
+    elif any(made.rows[1] == 0 for made in row.rounds):
+        row.note, row.rounds = "nothing was learned from: all images had one reward", []
     return row
 
 
@@ -162,12 +164,13 @@ def rows_of(options: FinetuneSizes, out: Path, gpu: str | None) -> list[Row]:
     content = json.loads(path.read_text())
     if content["settings"] != _settings(options) or content["other"] != {"gpu": gpu}:
         return []
-    return [
-        Row(
-            **row | {"rounds": [Round(**made) for made in row["rounds"]], "memory": row["memory"] and (*row["memory"],)}
-        )
-        for row in content["rows"]
-    ]
+    return [_row(**row) for row in content["rows"]]
+
+
+def _row(rounds: Sequence[dict[str, Any]], memory: Sequence[float] | None, **rest: Any) -> Row:
+    """A row of a file."""
+    peaks = None if memory is None else (memory[0], memory[1])
+    return Row(rounds=[Round(**made) for made in rounds], memory=peaks, **rest)
 
 
 def _settings(options: FinetuneSizes) -> dict[str, Any]:

@@ -23,7 +23,7 @@ needed=(
   tyro docstring_parser typeguard                # the command line, and what it needs
   platformdirs
   gymnasium Farama-Notifications mujoco glfw     # mazes and hopper (gymnasium imports glfw to draw)
-  diffusers importlib_metadata peft              # the stages of fine-tuning
+  diffusers importlib_metadata peft torchao      # the stages of fine-tuning (torchao: --optimiser adamw8bit)
   ogbench dm_control dm_env absl-py lxml         # OGBench's
 )
 mkdir -p "$to"
