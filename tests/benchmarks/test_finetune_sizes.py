@@ -94,7 +94,7 @@ def test_a_model_has_what_it_is_asked_for(name: str) -> None:
 
 @pytest.mark.parametrize("algo", ["nft", "ddpo-is"])
 def test_rows_differ_in_what_they_name(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images in the network at once with a graph: one, or the batch; the settings that are not named are the first's."""
+    """Images in the network at once with a graph: one, or the batch. What is not named is as in the first row."""
     seen: list[int] = []
     count = finetune_speed.Ours._count
 
@@ -179,7 +179,7 @@ def test_what_cannot_be_measured_is_noted_and_the_rest_goes_on(monkeypatch: pyte
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(UserError, match="--size sdxl trains.*--tiny"):
+    with pytest.raises(UserError, match=r"--size sdxl trains.*--tiny"):
         benchmark.main(FinetuneSizes(size="sdxl", device="cpu"))
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="PyTorch sees none"):
