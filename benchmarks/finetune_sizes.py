@@ -7,11 +7,12 @@ Rounds of `nft` and `ddpo-is`: 10 steps, one prompt's images a group, LoRA of ra
 weights are random and made on the device (`random_models.py`), encodings of prompts are random numbers, and everything
 else is done as with the published model: so time and memory are those of the size, and nothing is learned.
 
-The first row has every saving of memory that costs no quality of the adapters to speak of (bf16, checkpointing, one
-image in the network at a time, --lean); in each further row one is off, or added. Without --lean the text encoders lie
-on the device; they are never called, and of loading nothing is measured. On a GPU times are by the clock, and "peak"
+The first row has bf16, checkpointing, one image in the network at a time and --lean; in each further row one is off, or
+another option is on, or several are off. Without --lean the text encoders lie on the device; they are never called, and
+of loading nothing is measured: with --lean they are on the device before the network is. On a GPU times are by the clock, and "peak"
 is the most that PyTorch had allocated in a round. "fits" names the cards of 16, 24 and 48 GB (GiB, as they are sold)
-on which the peak and 1 GiB for CUDA and gaps between tensors have room. A GPU that is larger is where this is measured.
+on which the peak and 1 GiB for CUDA and gaps between tensors have room. The
+peak is measured on a larger GPU: on such a card itself nothing is.
 """
 
 import json
