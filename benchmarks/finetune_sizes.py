@@ -8,11 +8,12 @@ weights are random and made on the device (`random_models.py`), encodings of pro
 else is done as with the published model: so time and memory are those of the size, and nothing is learned.
 
 The first row has bf16, checkpointing, one image in the network at a time and --lean; in each further row one is off, or
-another option is on, or several are off. Without --lean the text encoders lie on the device; they are never called, and
-of loading nothing is measured: with --lean they are on the device before the network is. On a GPU times are by the clock, and "peak"
-is the most that PyTorch had allocated in a round. "fits" names the cards of 16, 24 and 48 GB (GiB, as they are sold)
-on which the peak and 1 GiB for CUDA and gaps between tensors have room. The
-peak is measured on a larger GPU: on such a card itself nothing is.
+another option is on, or several are off. On a GPU times are by the clock, and "peak" is the most that PyTorch had
+allocated in a round. Without --lean the text encoders lie on the device, and are never called. With it they are there
+before the network is: what they need then is counted, not measured, as the size of their weights.
+
+"fits" names the cards of 16, 24 and 48 GB (GiB, as they are sold) that have room for the peaks, for the text encoders
+where they come first, and for 1 GiB of CUDA's own and of gaps between tensors. The peaks are measured on a larger GPU.
 """
 
 import json
@@ -25,6 +26,7 @@ from typing import Any, Literal
 import torch
 import tyro
 from finetune_speed import Round, check_device, out_of_memory, save, timed
+from random_models import text_bytes
 from rich.console import Console
 from tables import Lines, print_lines
 
@@ -90,6 +92,8 @@ class Row:
     rounds: list[Round] = field(default_factory=list)
     memory: tuple[float, float] | None = None
     note: str = ""
+    encoders: float = 0.0
+    """GiB of the text encoders' weights, with --lean."""
 
 
 def config_of(options: FinetuneSizes, algo: str, changes: dict[str, Any]) -> FinetuneConfig:
@@ -120,6 +124,8 @@ def measure(options: FinetuneSizes, console: Console, before: Sequence[Row] = ()
 
 def _measured(options: FinetuneSizes, algo: str, what: str, changes: dict[str, Any], console: Console) -> Row:
     row, config = Row(algo, what, options.batch), config_of(options, algo, changes)
+    if config.lean:
+        row.encoders = text_bytes(options.size, tiny=options.tiny, precision=config.precision) / 2**30
     try:
         optimisers.require(config.optimiser)
     except UserError:
@@ -134,11 +140,12 @@ def _measured(options: FinetuneSizes, algo: str, what: str, changes: dict[str, A
     return row
 
 
-def fits(memory: tuple[float, float] | None) -> str:
-    """The cards on which a row's peak has room; "" where no peak is known."""
-    if memory is None:
+def fits(row: Row) -> str:
+    """The cards on which a row has room; "" where no peak is known."""
+    if row.memory is None:
         return ""
-    return ", ".join(str(card) for card in CARDS if max(memory) + BESIDE <= card) or "none of these"
+    needed = max(*row.memory, row.encoders) + BESIDE
+    return ", ".join(str(card) for card in CARDS if needed <= card) or "none of these"
 
 
 def table(rows: Sequence[Row]) -> Lines:
@@ -153,7 +160,7 @@ def table(rows: Sequence[Row]) -> Lines:
         peaks = ["", ""] if row.memory is None else [f"{peak:.1f}" for peak in row.memory]
         times = [n / best.seconds, best.sampling / n, (best.seconds - best.sampling) / n]
         passed = f"{best.rows[0]:.0f} + {best.rows[1]:.0f}"
-        lines.append([row.algo, row.what, *(f"{value:.3g}" for value in times), passed, *peaks, fits(row.memory)])
+        lines.append([row.algo, row.what, *(f"{value:.3g}" for value in times), passed, *peaks, fits(row)])
     return lines
 
 

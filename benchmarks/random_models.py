@@ -288,6 +288,13 @@ def text_encoders_of(size: Size) -> list[Any]:
     return made
 
 
+def text_bytes(name: str, *, tiny: bool, precision: str) -> int:
+    """Bytes of the text encoders' weights; nothing is made."""
+    with quiet(), torch.device("meta"):
+        made = text_encoders_of((TINY if tiny else SIZES)[name])
+    return sum(p.numel() for part in made for p in part.parameters()) * PRECISIONS[precision].itemsize
+
+
 @contextlib.contextmanager
 def _made_on(device: str, precision: str) -> Iterator[None]:
     """Within it modules are made there, in that precision, from a seed: no float32 copy is made on the way."""

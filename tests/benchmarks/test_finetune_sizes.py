@@ -139,13 +139,25 @@ def test_a_row_leaves_no_memory_to_the_next(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(made) == 2
 
 
+def fits(memory: tuple[float, float] | None, encoders: float = 0.0) -> str:
+    return benchmark.fits(Row("nft", "a", 4, [], memory, encoders=encoders))
+
+
 def test_the_cards_that_a_peak_fits() -> None:
-    """With 1 GiB beside it; of sampling and training the larger counts."""
-    assert benchmark.fits((3.0, 15.0)) == benchmark.fits((15.0, 3.0)) == "16, 24, 48"
-    assert benchmark.fits((3.0, 15.1)) == "24, 48"
-    assert benchmark.fits((23.1, 3.0)) == "48"
-    assert benchmark.fits((3.0, 47.1)) == "none of these"
-    assert benchmark.fits(None) == ""
+    """With 1 GiB beside it; of sampling, training, and text encoders that come before, the largest counts."""
+    assert fits((3.0, 15.0)) == fits((15.0, 3.0)) == fits((3.0, 3.0), 15.0) == "16, 24, 48"
+    assert fits((3.0, 15.1)) == fits((3.0, 3.0), 15.1) == "24, 48"
+    assert fits((23.1, 3.0)) == "48"
+    assert fits((3.0, 47.1)) == "none of these"
+    assert fits(None, 3.0) == ""
+
+
+def test_text_encoders_count_where_they_come_first() -> None:
+    """Bytes as those of the modules that are there without --lean, where the peak has them."""
+    for precision in ("fp32", "bf16"):
+        encoders = random_models.random_model("sd3", Lora(4), tiny=True, precision=precision, lean=False)
+        held = sum(p.numel() * p.element_size() for e in encoders.pipeline.text_encoders for p in e.parameters())
+        assert random_models.text_bytes("sd3", tiny=True, precision=precision) == held > 0
 
 
 def test_the_table_is_of_the_fastest_round() -> None:
@@ -223,6 +235,7 @@ def test_a_stage_measures_resumes_and_is_shown(
     assert both[:2] == first  # to the last digit of their seconds
     assert [row["what"] for row in both[2:]] == [LAST, LAST]
     assert all(row["rounds"] for row in both)
+    assert [row["encoders"] > 0 for row in both] == [True, True, False, False]  # the last are without --lean
     other = replace(options, batch=1)
     assert benchmark.rows_of(other, options.out, None) == []
     assert benchmark.rows_of(options, options.out, "another card") == []
