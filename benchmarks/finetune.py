@@ -40,6 +40,7 @@ from diffrl.images.compare import COLOURS
 from diffrl.images.config import Algo, FinetuneConfig
 from diffrl.images.config.base import flag
 from diffrl.images.run import FinetuneRun
+from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import versions
 
@@ -295,9 +296,14 @@ def main(options: Options) -> None:
             for _ in pool.map(make, [config for _, config in cells]):
                 save(options, collect(options, cells))
     results = collect(options, cells)
+    if not results:
+        raise UserError(f"{options.runs} holds no finished run of these cells: without --no-run they are made.")
     save(options, results)
     show(options, results)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -13,12 +13,14 @@ the two take turns, round by round. "samples/s" is of the best round, "ratio" th
 stood side by side. "rows" are what passes through the network a sample, without a graph and with: a chain of T steps
 has T - 1 decisions here, the last step being none, and T in trl.
 
-**--sd** has no autoencoder and no text encoder: latents (4, 64, 64), random encodings of 77 tokens, a reward that costs
-nothing; what is measured is the network. Times by the clock on a GPU, peak memory as PyTorch allocates it.
+**--sd** has random weights and random encodings of prompts (`random_models.py`): the text encoder takes memory and no
+time. Times by the clock on a GPU, peak memory as PyTorch allocates it. `finetune_sizes.py` has SDXL's and SD 3's sizes,
+another algorithm, and the savings of memory.
 """
 
 import contextlib
 import dataclasses
+import gc
 import json
 import statistics
 import subprocess
@@ -28,11 +30,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 import tyro
+from random_models import random_model
 from rich.console import Console
 from tables import Lines, markdown, print_lines
 from train_step import machine
@@ -41,31 +43,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for the tests' tiny pipeli
 
 from diffrl.images.algorithms import ALGORITHMS, Finetuner
 from diffrl.images.config import FinetuneConfig
-from diffrl.images.model import Condition, ImageModel, Lora
+from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import load_model
 from diffrl.images.models.loading import quiet
-from diffrl.images.models.pipelines import PRECISIONS, PipelineModel
-from diffrl.images.models.schedules import schedule_of
 from diffrl.images.samples import RunState, Setup, chain_of, plain
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
-from diffrl.support.seeds import generator_at
 
 PROMPTS = ("cat", "dog", "horse", "monkey", "rabbit", "zebra", "spider", "bird")
-STABLE_DIFFUSION: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}
-"""Stable Diffusion 1.5's U-Net: diffusers' defaults but for these (860 M parameters)."""
 MARKS = ("<!-- table -->", "<!-- end of table -->")
 """Between these, in a page of results, is what a run writes."""
-TINY: dict[str, Any] = {
-    "sample_size": 8,
-    "cross_attention_dim": 32,
-    "layers_per_block": 1,
-    "block_out_channels": (16, 32),
-    "norm_num_groups": 8,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-}
 
 
 @dataclass(frozen=True)
@@ -347,34 +335,7 @@ def table(rows: Sequence[Row]) -> Lines:
 
 # --- Stable Diffusion's size ----------------------------------------------------------------------------------------
 
-
-class RandomUNet(PipelineModel):
-    """A U-Net of random weights with random encodings of prompts; its "images" are three channels of the latents."""
-
-    def __init__(self, settings: dict[str, Any], lora: Lora, precision: str, checkpointing: bool, device: str) -> None:
-        from diffusers import DDIMScheduler, UNet2DConditionModel
-
-        with quiet(), torch.random.fork_rng(devices=[]), torch.device(device):
-            torch.manual_seed(0)
-            unet = UNet2DConditionModel(**settings).to(PRECISIONS[precision])
-        if checkpointing:
-            unet.enable_gradient_checkpointing()
-        scheduler = DDIMScheduler(
-            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False
-        )
-        size = settings["sample_size"]
-        pipeline = SimpleNamespace(unet=unet, scheduler=scheduler)
-        super().__init__("random", pipeline, schedule_of(scheduler, size**2), (4, size, size), lora, precision, 0)
-
-    def _encode(self, prompt: str) -> Condition:
-        width = self.pipeline.unet.config.cross_attention_dim
-        states = torch.randn(1, 77, width, generator=generator_at(0, *prompt.encode()))
-        return {"encoder_hidden_states": states.to(self.device, self._dtype)}
-
-    def _decoded(self, x0: torch.Tensor) -> torch.Tensor:
-        return x0[:, :3]
-
-
+LESS: dict[str, Any] = {"train_guidance": False, "train_steps": 0.2}
 SD_VARIANTS: dict[str, dict[str, Any]] = {
     "as published: float32, all steps, guided": {},
     "no guidance in training": {"train_guidance": False},
@@ -384,12 +345,9 @@ SD_VARIANTS: dict[str, dict[str, Any]] = {
     "half the micro-batch": {"micro_batch": 0.5},
     "bf16, no guidance": {"precision": "bf16", "train_guidance": False},
     "bf16, no guidance, a fifth of the steps": {"precision": "bf16", "train_guidance": False, "train_steps": 0.2},
-    "the same, checkpointing": {
-        "precision": "bf16",
-        "train_guidance": False,
-        "train_steps": 0.2,
-        "checkpointing": True,
-    },
+}
+SD_VARIANTS["the same, checkpointing"] = SD_VARIANTS["bf16, no guidance, a fifth of the steps"] | {
+    "checkpointing": True
 }
 
 
@@ -398,42 +356,62 @@ def stable_diffusion(options: FinetuneSpeed, console: Console) -> Iterator[list[
 
     Gives all there are, after each.
     """
-    if not options.device.startswith("cuda") and not options.tiny:
-        raise UserError(
-            "--sd trains a network of 860 M parameters for 50 steps an image: on a CPU that takes hours and 16 GiB. "
-            "Give --device cuda, or --tiny for a check that it runs."
-        )
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("--sd is for a GPU, and PyTorch sees none here: --sd --tiny --device cpu checks that it runs.")
+    check_device(options, "--sd")
     rows: list[Row] = []
     for name, changes in SD_VARIANTS.items():
         row = Row("ours", "lora", name, options.batch)
         if "micro_batch" in changes:
             changes = changes | {"micro_batch": max(1, int(changes["micro_batch"] * options.micro_batch))}
-        with _out_of_memory(row, console):
+        with out_of_memory(row, console):
             config = config_of(options, "random/unet", "lora", changes)
-            settings = TINY if options.tiny else STABLE_DIFFUSION
-            model = RandomUNet(settings, Lora(4), config.precision, config.checkpointing, options.device)
-            runner = Ours(model, config)
-            runner.round()
-            for _ in range(options.rounds):
-                row.rounds.append(runner.round())
-            row.memory = runner.memory if options.device.startswith("cuda") else None
-            model = runner = None  # type: ignore[assignment]  # their memory is the next one's
+            row.rounds, row.memory = timed(options, "sd", config)
         rows.append(row)
         console.print(f"[dim]{name}: done[/]")
         yield rows
 
 
+def timed(options: Any, size: str, config: FinetuneConfig) -> tuple[list[Round], tuple[float, float] | None]:
+    """`options.rounds` rounds of a model of `random_models`, after one that is not timed; on a GPU, their peak memory.
+
+    options: tiny, device, rounds.
+    """
+    gc.collect()  # the one before, of which `Ours` and its algorithm hold each other, would be counted in the peak
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    model = random_model(
+        size,
+        Lora(config.lora),
+        tiny=options.tiny,
+        precision=config.precision,
+        checkpointing=config.checkpointing,
+        lean=config.lean,
+        device=options.device,
+    )
+    runner = Ours(model, config)
+    runner.round()
+    rounds = [runner.round() for _ in range(options.rounds)]
+    return rounds, runner.memory if options.device.startswith("cuda") else None
+
+
+def check_device(options: Any, what: str) -> None:
+    """Raise UserError where there is no GPU for a network of a published size. options: tiny, device."""
+    if not options.device.startswith("cuda") and not options.tiny:
+        raise UserError(
+            f"{what} trains a network of 860 M parameters or more: on a CPU that takes hours and 16 GiB. "
+            "Give --device cuda, or --tiny for a check that it runs."
+        )
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"{what} is for a GPU, and PyTorch sees none here: --tiny --device cpu checks that it runs.")
+
+
 @contextlib.contextmanager
-def _out_of_memory(row: Row, console: Console) -> Iterator[None]:
+def out_of_memory(row: Any, console: Console) -> Iterator[None]:
+    """A block in which memory may run out: then the row has no rounds."""
     try:
         yield
     except torch.OutOfMemoryError:
         row.rounds.clear()
         console.print(f"[yellow]{row.what}: out of memory[/]")
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def sd_table(rows: Sequence[Row]) -> Lines:
@@ -492,9 +470,11 @@ def keep(
         console.print(f"{out.with_suffix('.md')}, {out.with_suffix('.json')}")
 
 
-def save(out: Path, rows: Sequence[Row], lines: Lines, options: FinetuneSpeed, about: dict[str, Any]) -> None:
+def save(
+    out: Path, rows: Sequence[Any], lines: Lines, options: Any, about: dict[str, Any], script: str = "finetune_speed.py"
+) -> None:
     """The rounds as JSON; the table, below the command that made it, into the Markdown file, whose rest stays."""
-    command = " ".join(["python", "benchmarks/finetune_speed.py", *sys.argv[1:]])
+    command = " ".join(["python", f"benchmarks/{script}", *sys.argv[1:]])
     settings = {n: str(v) if isinstance(v, Path) else v for n, v in asdict(options).items()}
     content = {
         "command": command,

@@ -35,7 +35,7 @@ FILES, BYTES = 8, 64 * 2**20
 """What comes back from the machine at most."""
 LOG = 200_000
 """Bytes of each log's end that come back."""
-VERSIONS = ("torch", "triton", "jax", "numpy", "gymnasium", "mujoco", "diffusers", "peft", "transformers")
+VERSIONS = ("torch", "triton", "jax", "numpy", "gymnasium", "mujoco", "diffusers", "peft", "transformers", "torchao")
 
 
 class Stopped(Exception):

@@ -23,7 +23,7 @@ needed=(
   tyro docstring_parser typeguard                # the command line, and what it needs
   platformdirs
   gymnasium Farama-Notifications mujoco glfw     # mazes and hopper (gymnasium imports glfw to draw)
-  diffusers importlib_metadata peft              # the stages of fine-tuning
+  diffusers importlib_metadata peft torchao      # the stages of fine-tuning (torchao: --optimiser adamw8bit)
   ogbench dm_control dm_env absl-py lxml         # OGBench's
 )
 mkdir -p "$to"
@@ -34,23 +34,29 @@ for name in manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux
 done
 python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version "$python" \
   --implementation cp "${platforms[@]}" --constraint constraints.txt --dest "$to" "${needed[@]}"
-# Of dm_control OGBench needs 3 of its 54 MiB: the rest are bodies and scenes of tasks of its own.
-python3 - "$to"/dm_control-*.whl << 'PYTHON'
+# Of dm_control OGBench needs 3 of its 54 MiB: the rest are bodies and scenes of tasks of its own. Of torchao the
+# optimiser needs no compiled kernels.
+python3 - "$to" << 'PYTHON'
 import sys, zipfile
 from pathlib import Path
 
-whole = Path(sys.argv[1])
-small = whole.with_suffix(".small")
-with zipfile.ZipFile(whole) as read, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as written:
-    left_out = ("dm_control/locomotion/", "dm_control/suite/", "dm_control/entities/", "dm_control/manipulation/")
-    for name in read.namelist():
-        if name.startswith(left_out):
-            continue
-        content = read.read(name)
-        if name.endswith(".dist-info/RECORD"):
-            content = b"".join(line for line in content.splitlines(True) if not line.decode().startswith(left_out))
-        written.writestr(read.getinfo(name), content)
-small.replace(whole)
+LEFT_OUT = {
+    "dm_control": "dm_control/locomotion/ dm_control/suite/ dm_control/entities/ dm_control/manipulation/",
+    "torchao": "torchao/_C_ torchao/prototype/spinquant/ torchao/_models/ torchao/csrc/ test/ benchmarks/",
+}
+for package, words in LEFT_OUT.items():
+    left_out = tuple(words.split())
+    (whole,) = Path(sys.argv[1]).glob(f"{package}-*.whl")
+    small = whole.with_suffix(".small")
+    with zipfile.ZipFile(whole) as read, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as written:
+        for name in read.namelist():
+            if name.startswith(left_out):
+                continue
+            content = read.read(name)
+            if name.endswith(".dist-info/RECORD"):
+                content = b"".join(line for line in content.splitlines(True) if not line.decode().startswith(left_out))
+            written.writestr(read.getinfo(name), content)
+    small.replace(whole)
 PYTHON
 if [ -f "$recording" ]; then
   mkdir -p "$to/recordings"

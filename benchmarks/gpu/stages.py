@@ -16,6 +16,7 @@ TRAINING = (
 TIMED = ("train_step*", "worker", "workload", "plain", "ours", "jax_version", "floor")
 TIMING = (*TRAINING, *(f"benchmarks/{name}.py" for name in TIMED))
 FINETUNING = ("diffrl/images/**/*.py", "diffrl/alignment/*.py", "diffrl/diffusion/*.py")
+SIZED = ("finetune_sizes", "finetune_speed", "random_models")
 SYNTHER = (*TRAINING, "diffrl/augment/**/*.py", "benchmarks/synther.py")
 
 OTHERS = "td3_bc iql fql consistency_ac"
@@ -31,6 +32,8 @@ TOY_SYNTHER = (
 )
 SIZE = "--sd --device cuda --batch 8 --micro-batch 8 --updates 1 --steps 20 --rounds 1 --out {folder}/speed"
 TOY_SIZE = "--sd --tiny --device cpu --batch 2 --micro-batch 2 --updates 1 --steps 4 --rounds 1 --out {folder}/speed"
+SIZES = "--resume --device cuda --out {folder}/sizes --size"
+TOY_SIZES = "--resume --device cpu --tiny --batch 2 --steps 4 --noise-levels 1 --out {folder}/sizes --size"
 DIGITS = (
     "--algos ddpo-is grpo draft --rewards digit:8 --seeds 0 1 2 --scale 10 --batch 256 --device cuda --jobs 3 "
     "--runs {folder}/runs --out {folder}/finetune"
@@ -125,7 +128,17 @@ STAGES = (
         "DDPO-IS with LoRA on a U-Net of Stable Diffusion 1.5's size, with and without each saving",
         400,
         Script("finetune_speed.py", SIZE, TOY_SIZE, "speed.json", "speed.md"),
-        (*FINETUNING, "benchmarks/finetune_speed.py"),
+        (*FINETUNING, "benchmarks/finetune_speed.py", "benchmarks/random_models.py"),
+    ),
+    *(
+        Stage(
+            f"finetune-{size}",
+            f"NFT and DDPO-IS with LoRA at {name}'s size: images/s, peak memory and what fits, by saving",
+            box,
+            Script("finetune_sizes.py", f"{SIZES} {size}", f"{TOY_SIZES} {size}", "sizes.json", "sizes.md"),
+            (*FINETUNING, *(f"benchmarks/{script}.py" for script in SIZED)),
+        )
+        for size, name, box in (("sdxl", "SDXL", 540), ("sd3", "SD 3 medium", 540), ("sd", "Stable Diffusion 1.5", 300))
     ),
     Stage(
         "digits",

@@ -250,7 +250,7 @@ from importlib.machinery import PathFinder
 
 LACKING = {"gymnasium", "farama_notifications", "mujoco", "glfw", "OpenGL", "minari", "gymnasium_robotics",
            "tyro", "docstring_parser", "typeguard", "platformdirs", "diffusers", "importlib_metadata", "peft",
-           "stable_baselines3", "ogbench", "dm_control", "dm_env", "absl", "lxml"}
+           "torchao", "stable_baselines3", "ogbench", "dm_control", "dm_env", "absl", "lxml"}
 
 class Bare(PathFinder):
     @classmethod
