@@ -3,8 +3,10 @@
     python benchmarks/finetune.py                               all of it; runs that are there are not made again
     python benchmarks/finetune.py --rewards digit:8 --algos ddpo-is draft --seeds 0
     python benchmarks/finetune.py --no-run                      only draw and write what there is
-    python benchmarks/finetune.py --model tiny-emoji --rewards colour:blue jpeg symmetry --algos nft ddpo-is \
-        --out benchmarks/results/finetune_emoji                 pictures of 32 x 32, of 2,048 images a run
+    python benchmarks/finetune.py --model tiny-emoji --rewards colour:blue jpeg symmetry \
+        --algos nft "nft, 4 passes" ddpo-is --out benchmarks/results/finetune_emoji
+                                                                pictures of 32 x 32, of 2,048 images a run; with four
+                                                                passes over each round's, of 768
     python benchmarks/finetune.py --algos grpo "grpo, window 2" "grpo, window 2, guard" --rewards jpeg-file
 
 Every cell is `diffrl finetune --model M --algo A --reward R --seed S` with the settings of SETTINGS below, and what
@@ -48,6 +50,7 @@ ALGOS: tuple[Algo, ...] = ("ddpo-is", "ddpo-sf", "grpo", "rwr", "d3po", "dpo", "
 QUERIES = {"tiny-digits": 3072, "tiny-emoji": 2048}
 """Images scored by default; another model has 3,072. One core makes a run of each in less than four minutes."""
 VARIANTS: dict[str, tuple[Algo, dict[str, Any]]] = {
+    "nft, 4 passes": ("nft", {"passes": 4, "queries": 768}),
     "grpo, window 2": ("grpo", {"window": 2}),
     "grpo, window 2, guard": ("grpo", {"window": 2, "guard": True}),
 }
