@@ -30,7 +30,7 @@ from random_models import text_bytes
 from rich.console import Console
 from tables import Lines, print_lines
 
-from diffrl.images.algorithms import optimisers
+from diffrl.images.algorithms import adamw8bit
 from diffrl.images.config import FinetuneConfig
 from diffrl.support.errors import UserError
 from diffrl.support.machine import settle
@@ -127,7 +127,8 @@ def _measured(options: FinetuneSizes, algo: str, what: str, changes: dict[str, A
     if config.lean:
         row.encoders = text_bytes(options.size, tiny=options.tiny, precision=config.precision) / 2**30
     try:
-        optimisers.require(config.optimiser)
+        if config.optimiser == "adamw8bit":
+            adamw8bit.require()
     except UserError:
         row.note = "left out: torchao is not installed"
         return row
