@@ -213,13 +213,34 @@ def test_a_flow_of_first_windows_writes_trajectories_that_begin_there(tmp_path: 
         "diffuser": dataclasses.replace(SETTINGS["diffuser"], steps=2, windows="first", same_start=True, horizon=4),
         "flow": FlowConfig(sampling_steps=2, flow_steps=1, improvement=0.0, least_improved=0.0),
     }
-    flow_to_better(
-        str(source), out, PreferenceConfig("80", segment=4), **settings, samples=60, report=False, quiet=True
-    )
+    method = FlowToBetter(PreferenceConfig("80", segment=4), **SETTINGS | settings, quiet=True)
+    job.augment(Request(str(source), str(out), samples=60, report=False), method, quiet=True)
+    for learned in (method._windows, method._windows_out):
+        assert len(learned)
+        assert not (learned.starts % H).any()
     made = d4rl.read(out)
     begin = made.observations[made.episodes()[:, 0], 0]
     assert begin.max() < 6
     assert made.observations.max() > 6
+
+
+def test_too_few_trajectories_are_said_before_anything_is_learned(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 60 episodes 4 are held out; of a single one, or one that is long enough, --windows first has one window."""
+    monkeypatch.setattr(augmenting, "fit_reward_model", None)
+    with pytest.raises(UserError, match=r"57 blocks take .* have 56, of 8 rows: ask for --blocks 56, or a smaller --h"):
+        made(source, tmp_path / "new.hdf5", blocks=BlockConfig(blocks=57), held_out=0.06)
+    levels = world()
+    first = dataclasses.replace(SETTINGS["diffuser"], windows="first", horizon=H)
+    for name, ends in (("one", []), ("other", [100, *range(104, len(levels), 4)])):
+        timeouts = np.isin(np.arange(len(levels)), np.array([*ends, len(levels)]) - 1)
+        path = d4rl.write(tmp_path / f"{name}.hdf5", dataclasses.replace(levels, timeouts=timeouts))
+        with pytest.raises(UserError, match=r"5 blocks take .* have 1, of 8 rows: ask for --windows all"):
+            flow_to_better(
+                str(path), tmp_path / "new.hdf5", PreferenceConfig("80", segment=2), **SETTINGS | {"diffuser": first}
+            )
+    assert not list(tmp_path.glob("new*"))
 
 
 def test_held_out_rows_are_whole_episodes() -> None:

@@ -193,6 +193,7 @@ class FlowToBetter(Augmenter):
             Windows(windows.starts[which], windows.lasts[which], horizon)
             for which in (~out[windows.starts], out[windows.starts])
         )
+        self._require_blocks()
         self._dynamics, why = data.dynamics()
         if self._dynamics is None and self._bound is not None:
             raise UserError(
@@ -202,6 +203,16 @@ class FlowToBetter(Augmenter):
         self.samples = TRAJECTORIES * self.together
         self.chunk = generate.CHUNK.get(torch.device(device).type, generate.CHUNK["cuda"]) * self.together
         self._split(data.transitions)
+
+    def _require_blocks(self) -> None:
+        """Raise UserError where fewer windows are learned from than there are blocks, before anything is learned."""
+        n, blocks = len(self._windows), self.blocks.blocks
+        if n < blocks:
+            more = "--windows all" if self.diffuser.windows == "first" else "a smaller --horizon"
+            raise UserError(
+                f"{blocks} blocks take as many trajectories or more to learn from, and these data have {n:,}, of "
+                f"{self._windows.horizon:,} rows: ask for {f'--blocks {n}, or ' if n > 1 else ''}{more}."
+            )
 
     def _read(self, dataset: OfflineDataset, seed: int) -> tuple[Preferences, dict[str, Any]]:
         """The preferences, and where they come from, as JSON holds it."""
@@ -314,11 +325,11 @@ class FlowToBetter(Augmenter):
         if self._quiet:
             return
         sizes, centres = self._blocks.sizes(), self._blocks.centres
-        where = "that lie end to end" if self.diffuser.windows == "all" else "of first rows"
+        where = " that lie end to end in" if self.diffuser.windows == "all" else ", the first windows of"
         console.print(
             f"Blocks:      {len(sizes)} of {sizes.min():,} to {sizes.max():,} windows of {self._windows.horizon} rows, "
             f"mean predicted returns {centres[0]:.3g} to {centres[-1]:.3g}. The flow starts from "
-            f"{len(self._starts):,} {where} in {'all' if self.flow.top == 1 else 'the best'} episodes."
+            f"{len(self._starts):,}{where} {'all' if self.flow.top == 1 else 'the best'} episodes."
         )
 
     @override

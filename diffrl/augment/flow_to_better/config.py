@@ -114,8 +114,9 @@ class DiffuserConfig:
     """Rows of a trajectory. By default whole episodes, where all have one length of 256 at most; else windows of 32, or
     of as many as a labelled segment has, if these are fewer. With 32 a step takes a third of the time of 100."""
     windows: Literal["all", "first"] = "all"
-    """Which windows of an episode are trajectories: all, or the one of its first rows alone. Published are whole
-    episodes, which begin where the environment puts them; so does `first`, in episodes of --horizon rows or more."""
+    """Which windows of an episode are trajectories: all, or only that of its first rows. The published trajectories are
+    whole episodes, which begin where the environment puts them; so do those of `first`. An episode of fewer rows than
+    --horizon has none."""
     width: Annotated[int, Range(4, 2**12)] = 32
     """Channels of the temporal U-Net (published: 128)."""
     multipliers: Annotated[tuple[Annotated[int, Range(1, 64)], ...], Range(1, 8)] = (1, 2, 2)
@@ -154,7 +155,7 @@ class FlowConfig:
     top: Annotated[float, Range(0, 1, "(]")] = 1.0
     """Start from windows that make the episodes of the highest predicted returns, so large a share of all windows
     (published: the best 300 episodes, as wholes). Few episodes are few beginnings: a cloned policy needs these too.
-    With --windows first, of each episode the one window."""
+    With --windows first, an episode counts as one window."""
     flow_steps: Count = 20
     """Steps of improvement, at most."""
     improvement: NotNegative = 0.05
