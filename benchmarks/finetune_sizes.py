@@ -39,6 +39,8 @@ CARDS = (16, 24, 48)
 """GiB of the cards that are asked about."""
 BESIDE = 1.0
 """GiB of a card that are not PyTorch's tensors: CUDA's context, and gaps between tensors."""
+LEFT_OUT = "left out"
+"""What the note of a row begins with that can be measured once something is installed."""
 SAVINGS: dict[str, Any] = {"precision": "bf16", "checkpointing": True, "lean": True, "micro_batch": 1}
 """The first row's."""
 ROWS: dict[str, dict[str, Any]] = {
@@ -130,7 +132,7 @@ def _measured(options: FinetuneSizes, algo: str, what: str, changes: dict[str, A
         if config.optimiser == "adamw8bit":
             adamw8bit.require()
     except UserError:
-        row.note = "left out: torchao is not installed"
+        row.note = f"{LEFT_OUT}: torchao is not installed"
         return row
     with out_of_memory(row, console):
         row.rounds, row.memory = timed(options, options.size, config)
@@ -171,15 +173,20 @@ def rows_of(options: FinetuneSizes, out: Path, gpu: str | None) -> list[Row]:
     if not path.exists():
         return []
     content = json.loads(path.read_text())
-    if content["settings"] != _settings(options) or content["other"] != {"gpu": gpu}:
+    if _measured_by(content["settings"]) != _measured_by(_settings(options)) or content["other"] != {"gpu": gpu}:
         return []
-    return [_row(**row) for row in content["rows"]]
+    return [_row(**row) for row in content["rows"] if not row["note"].startswith(LEFT_OUT)]
 
 
 def _row(rounds: Sequence[dict[str, Any]], memory: Sequence[float] | None, **rest: Any) -> Row:
     """A row of a file."""
     peaks = None if memory is None else (memory[0], memory[1])
     return Row(rounds=[Round(**made) for made in rounds], memory=peaks, **rest)
+
+
+def _measured_by(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that what is measured depends on."""
+    return {name: value for name, value in settings.items() if name not in ("resume", "out")}
 
 
 def _settings(options: FinetuneSizes) -> dict[str, Any]:

@@ -335,7 +335,6 @@ def table(rows: Sequence[Row]) -> Lines:
 
 # --- Stable Diffusion's size ----------------------------------------------------------------------------------------
 
-LESS: dict[str, Any] = {"train_guidance": False, "train_steps": 0.2}
 SD_VARIANTS: dict[str, dict[str, Any]] = {
     "as published: float32, all steps, guided": {},
     "no guidance in training": {"train_guidance": False},
