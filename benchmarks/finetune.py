@@ -5,8 +5,8 @@
     python benchmarks/finetune.py --no-run                      only draw and write what there is
     python benchmarks/finetune.py --model tiny-emoji --rewards colour:blue jpeg symmetry \
         --algos nft "nft, 4 passes" ddpo-is --out benchmarks/results/finetune_emoji
-                                                                pictures of 32 x 32, of 2,048 images a run; with four
-                                                                passes over each round's, of 768
+                                                                pictures of 32 x 32: 2,048 images a run, and 768 with
+                                                                four passes over each round's
     python benchmarks/finetune.py --algos grpo "grpo, window 2" "grpo, window 2, guard" --rewards jpeg-file
 
 Every cell is `diffrl finetune --model M --algo A --reward R --seed S` with the settings of SETTINGS below, and what

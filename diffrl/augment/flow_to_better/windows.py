@@ -80,9 +80,9 @@ def best_episodes(
 
     which: all of these, or of each episode the first alone.
 
-    They are of so many episodes, the best one first, that they are `share` of all such windows, or a little more. So a
-    flow starts from all parts of an episode, its beginning too. The best windows would all be of an episode's middle,
-    and a policy cloned from there does not know how to get there.
+    They are of so many episodes, the best one first, that they are `share` of all such windows, or a little more. So
+    with "all" a flow starts from all parts of an episode, its beginning too. The best windows would all be of an
+    episode's middle, and a policy cloned from there does not know how to get there.
     """
     first, stop = episodes.T
     count = (stop - first) // horizon
