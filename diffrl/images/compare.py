@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffrl.images.run import PANELS, SAID, FinetuneRun, grid_path, plot_curve, warnings
+from diffrl.images.run import PANELS, PART, SAID, FinetuneRun, grid_path, plot_curve, warnings
 from diffrl.support.errors import UserError
 from diffrl.support.plots import BLUE, COMPARED, GREEN, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
 
@@ -33,6 +33,12 @@ def compare(paths: Sequence[Path], out: Path) -> list[Path]:
 def measures_of(runs: Sequence[FinetuneRun]) -> list[str]:
     """The measures that any of the runs has, in the report's order."""
     return [name for name in SAID if any(name in entry for run in runs for entry in run.history)]
+
+
+def parts_of(runs: Sequence[FinetuneRun]) -> list[str]:
+    """The parts of summed rewards that any of the runs has, as its evaluations name them."""
+    names = (name for run in runs for entry in run.history for name in entry)
+    return list(dict.fromkeys(name for name in names if name.startswith(PART)))
 
 
 def plot_curves(runs: Sequence[FinetuneRun]) -> bytes:
@@ -118,7 +124,8 @@ def _image(data: bytes) -> str:
 def _csv(runs: Sequence[FinetuneRun]) -> str:
     named = ["run", "algo", "model", "reward_name", "seed"]
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*named, "round", "queries", "seconds", *measures_of(runs)], lineterminator="\n")
+    columns = [*named, "round", "queries", "seconds", *measures_of(runs), *parts_of(runs)]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for run in runs:
         config = run.config

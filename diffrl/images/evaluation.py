@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from diffrl.images.rewards import Reward
+from diffrl.images.run import PART
 from diffrl.images.samples import (
     EVALUATION,
     PROBE_NOISE,
@@ -95,7 +96,7 @@ def evaluate(
         total, each = score(setup.reward, samples, config.micro_batch)
         measures["reward"] = float(samples.whole(total).mean())
         if len(each) > 1:
-            measures |= {f"reward: {name}": float(samples.whole(v).mean()) for name, v in each.items()}
+            measures |= {PART + name: float(samples.whole(v).mean()) for name, v in each.items()}
     if held_out is not None:
         measures["held_out"] = float(samples.whole(score(held_out, samples, config.micro_batch)[0]).mean())
     if setup.chain.n_decisions:

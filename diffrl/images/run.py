@@ -33,6 +33,8 @@ FILES = (CONFIG, EVALUATIONS, "pairs.safetensors", "votes.json")
 MODEL = "model"
 """The folder in it of what was trained, as diffusers has it."""
 
+PART = "reward: "
+"""What the name of a part of a summed reward begins with, in an evaluation."""
 SAID: dict[str, str] = {
     "reward": "reward",
     "held_out": "held-out reward",
@@ -179,7 +181,7 @@ def print_run(run: FinetuneRun) -> None:
     table = Table(title=f"{run.config.eval_samples} images of the same prompts and noise", title_justify="left")
     for name, justify in (("", "left"), ("before", "right"), ("after", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    parts = {name: f"  {name.removeprefix('reward: ')}" for name in last if name.startswith("reward: ")}
+    parts = {name: f"  {name.removeprefix(PART)}" for name in last if name.startswith(PART)}
     for name, text in {"reward": SAID["reward"], **parts, **SAID}.items():
         if name in last:
             table.add_row(text, f"{first[name]:.3f}" if name in first else "", f"{last[name]:.3f}")

@@ -1,5 +1,6 @@
 """`diffrl finetune` and `diffrl compare` as a user types them, small."""
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -197,6 +198,24 @@ def test_compare_makes_a_page(quick: Path) -> None:
     header, last = lines[0].split(","), lines[-1].split(",")
     reward = json.loads((quick / "b<c/evaluations.json").read_text())[-1]["reward"]
     assert float(last[header.index("reward")]) == reward
+
+
+def test_compare_takes_runs_of_other_rewards(quick: Path) -> None:
+    """A sum, whose parts are columns of their own, beside one reward that has none."""
+    rewards = {"sum": "jpeg + digit:8", "one": "jpeg"}
+    for name, reward in rewards.items():
+        assert main(["finetune", *SMALL, "--reward", reward, "--out", name]) == 0
+    assert main(["compare", "one", "sum", "--out", "page.html"]) == 0
+    with (quick / "page.csv").open() as text:
+        rows = list(csv.DictReader(text))
+    for name in rewards:
+        entries = json.loads((quick / name / "evaluations.json").read_text())
+        found = [row for row in rows if row["run"] == name]
+        assert len(found) == len(entries)
+        for row, entry in zip(found, entries, strict=True):
+            for part in ("reward: jpeg", "reward: digit:8"):
+                assert row[part] == str(entry.get(part, ""))
+    assert float(next(row for row in rows if row["run"] == "sum")["reward: digit:8"]) > 0
 
 
 def test_stop_kl_stops(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:

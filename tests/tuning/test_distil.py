@@ -344,6 +344,15 @@ def test_what_cannot_be_distilled_says_so(cloned: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+def test_an_untrained_teacher_is_named(cloned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At step 0 a policy is as it was made; at its last checkpoint it is not."""
+    for checkpoint_of, told in (("0", True), ("last", False)):
+        settings = DistilConfig(start_run=cloned, to="consistency", start_checkpoint=checkpoint_of)
+        distil(settings, steps=1, eval_episodes=1, out=tmp_path / checkpoint_of)
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("is taken from step 0, before its training" in said) is told
+
+
 def test_the_command(cloned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two calls, one seed; the table tells teacher and student apart."""
     words = f"{cloned} --to reflow --calls 2 --batch-size 8 --steps 4 --eval-every 4 --eval-episodes 2 --seeds 1"
