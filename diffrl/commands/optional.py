@@ -26,17 +26,10 @@ def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     if not isinstance(inner, PrimitiveConstructorSpec):
         return None
 
-    def parse(words: list[str]) -> Any:
-        if words == ["None"]:
-            return None
-        if inner.choices is not None and (wrong := [word for word in words if word not in inner.choices]):
-            raise ValueError(f"invalid choice {wrong[0]!r}: expected one of {', '.join(inner.choices)}")
-        return inner.instance_from_str(words)
-
     return dataclasses.replace(
         inner,
-        instance_from_str=parse,
+        instance_from_str=lambda words: None if words == ["None"] else inner.instance_from_str(words),
         is_instance=lambda value: value is None or inner.is_instance(value),
         str_from_instance=lambda value: ["None"] if value is None else inner.str_from_instance(value),
-        choices=None,  # else None would be refused before it is parsed
+        choices=None if inner.choices is None else (*inner.choices, "None"),
     )
