@@ -233,7 +233,10 @@ def _command(words: Sequence[str]) -> int:
             return 0
         if words[0] not in VERBS:
             raise UserError(f"There is no `diffrl {words[0]}`: {nearest(words[0], VERBS)}")
-        return VERBS[words[0]](_help_first(words[0], words[1:]))
+        from diffrl.commands.optional import registry
+
+        with registry:
+            return VERBS[words[0]](_help_first(words[0], words[1:]))
     except UserError as error:
         print(f"diffrl: {error}", file=sys.stderr)
         return error.exit_code

@@ -50,8 +50,9 @@ def whole() -> ArgumentParser:
     parser.add_argument("--help", action="help", help="all commands")
     parser.add_argument("--version", action="help", help="the version")
     verbs = parser.add_subparsers(dest="verb")
-    for name, fill in _verbs().items():
-        fill(verbs.add_parser(name, add_help=False, help=_SUMMARY[name]))
+    with registry:  # as the verbs' words are parsed
+        for name, fill in _verbs().items():
+            fill(verbs.add_parser(name, add_help=False, help=_SUMMARY[name]))
     return parser
 
 
@@ -78,7 +79,8 @@ _SUMMARY = {
 
 def _verbs() -> Mapping[str, Callable[[ArgumentParser], None]]:
     """What gives the parser of each verb its options."""
-    from diffrl.commands import augment, data, online, resume, sweep
+    from diffrl.commands.optional import registry
+from diffrl.commands import augment, data, online, resume, sweep
     from diffrl.commands.compare import Compare
     from diffrl.commands.diagnose import Diagnose
     from diffrl.commands.distil import Distil
