@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
+from diffrl.commands.optional import registry
+
 Shell = Literal["bash", "zsh", "fish"]
 
 
@@ -79,8 +81,7 @@ _SUMMARY = {
 
 def _verbs() -> Mapping[str, Callable[[ArgumentParser], None]]:
     """What gives the parser of each verb its options."""
-    from diffrl.commands.optional import registry
-from diffrl.commands import augment, data, online, resume, sweep
+    from diffrl.commands import augment, data, online, resume, sweep
     from diffrl.commands.compare import Compare
     from diffrl.commands.diagnose import Diagnose
     from diffrl.commands.distil import Distil
