@@ -197,20 +197,40 @@ def cpu_minutes(cell: dict[str, Any]) -> float | None:
     return None if None in seconds else float(np.mean(seconds)) / 60
 
 
+def reached(cell: dict[str, Any], reward: float) -> str:
+    """The images scored when a cell's mean reward over seeds was first so high, and the class accuracy then."""
+    for entries in zip(*cell["runs"], strict=True):
+        if np.mean([entry["reward"] for entry in entries]) >= reward:
+            known = all("class_accuracy" in entry for entry in entries)
+            agreed = f" ({np.mean([entry['class_accuracy'] for entry in entries]):.3f})" if known else ""
+            return f"{entries[0]['queries']:,}{agreed}"
+    return "not"
+
+
 def table(cells: dict[str, Any]) -> Lines:
-    """A reward's table: the last evaluation of each algorithm beside the model before."""
+    """A reward's table: the last evaluation of each algorithm beside the model before.
+
+    Where ddpo-is is among them, after how many images each was as good as that at its end, at which class accuracy.
+    """
     first = next(iter(cells.values()))["runs"][0][0]
     lines = [["", "images scored", "reward", "held-out", "class accuracy", "diversity", "KL, nats", "CPU minutes"]]
     before = [
         f"{first[name]:.3f}" if name in first else "" for name in ("reward", "held_out", "class_accuracy", "diversity")
     ]
     lines.append(["before", "0", *before, "0", ""])
+    yardstick = "ddpo-is" in cells and len(cells) > 1
+    if yardstick:
+        last = float(np.mean([run[-1]["reward"] for run in cells["ddpo-is"]["runs"]]))
+        lines[0].append("as good as ddpo-is after")
+        lines[1].append("")
     for algo, cell in cells.items():
         runs = cell["runs"]
         values = [at_last(runs, name) for name in ("reward", "held_out", "class_accuracy", "diversity", "kl")]
         minutes = cpu_minutes(cell)
         spent = "" if minutes is None else f"{minutes:.1f}"
         lines.append([algo, f"{runs[0][-1]['queries']:,}", *values, spent])
+        if yardstick:
+            lines[-1].append(reached(cell, last))
     return lines
 
 
