@@ -25,6 +25,7 @@ from diffrl.augment.flow_to_better.config import (
     RewardConfig,
 )
 from diffrl.augment.flow_to_better.diffuser import PairSource, TrajectoryCodec, TrajectoryDiffuser, TrajectoryPair
+from diffrl.augment.flow_to_better.reward_model import RewardReport
 from diffrl.cli import main
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
@@ -588,6 +589,7 @@ def contradictory(path: Path) -> Path:
         (["--preferences", "80", "--segment", "8", "--data", "rows"], "has no episodes"),
         (["--preferences", "80", "--segment", "8", "--data", "constant"], "only 3 different predicted returns"),
         (["--preferences", "8", "--segment", "8", "--label-noise", "2"], "at most 1"),
+        (["--preferences", "80", "--segment", "8", "--blocks", "1"], "diffrl: --blocks is 1; expected"),
     ],
 )
 def test_bad_input_gets_one_clear_line(
@@ -611,6 +613,16 @@ def test_bad_input_gets_one_clear_line(
     assert len(lines) == 1
     assert message in lines[0]
     assert not (tmp_path / "new.hdf5").exists()
+
+
+def test_an_accuracy_on_few_preferences_says_so() -> None:
+    """Of 20 pairs of which 16 are equal, four are decided: an accuracy of 1 is of four."""
+    measured: dict[str, Any] = {"accuracies": (1.0,), "calibration": 0.1, "log_likelihood": -0.2, "disagreement": 0.1}
+    report = RewardReport(pairs=4, equal=16, segment=H, held_out=1, train_accuracy=1.0, accuracy=1.0, **measured)
+    first, warning = augmenting._of_reward(report, 5)
+    assert "100.0% of the preferences that they hold out (of 4; 16 pairs are equal)" in first
+    assert "4 preferences say little" in warning
+    assert len(list(augmenting._of_reward(dataclasses.replace(report, pairs=10), 5))) == 1
 
 
 def test_where_nothing_improves_nothing_is_lost(source: Path, tmp_path: Path, few: None) -> None:

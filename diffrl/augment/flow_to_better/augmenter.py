@@ -71,6 +71,8 @@ RELABELLED = "relabelled.hdf5"
 """The data set with the learned reward, in the model's folder."""
 _HELD_OUT_PAIRS = 128
 """Pairs that the held-out loss is taken over, at most."""
+_FEW = 10
+"""Fewer preferences than this are pointed out: published are 15 pairs."""
 _COIN = 0.6
 """An accuracy below which a reward model has hardly learned anything."""
 
@@ -471,8 +473,11 @@ def _of_reward(report: RewardReport, members: int) -> Iterator[str]:
         yield f"Reward:      {members} networks; no preference is held out, so nothing is known of how good they are."
         return
     yield (
-        f"Reward:      {members} networks foretell {report.accuracy:.1%} of the preferences that they hold out, "
+        f"Reward:      {members} networks foretell {report.accuracy:.1%} of the preferences that they hold out "
+        f"(of {report.pairs:,}; {report.equal:,} pairs are equal), "
         f"{report.train_accuracy:.1%} of all; their probabilities are off by {report.calibration:.3f} (calibration)."
     )
+    if report.pairs < _FEW:
+        yield f"[yellow]{report.pairs} preferences say little of how good it is: give more pairs.[/]"
     if report.accuracy < _COIN:
         yield "[yellow]That is hardly better than a coin: give more pairs, or look at the labels.[/]"

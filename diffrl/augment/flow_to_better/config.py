@@ -67,7 +67,7 @@ class BlockConfig:
     """How often k-means begins anew, of which the best is taken."""
 
     def __post_init__(self) -> None:
-        check(self, "blocks.")
+        check(self)
 
 
 @dataclass(frozen=True)
