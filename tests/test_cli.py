@@ -220,7 +220,14 @@ def test_an_evaluation_of_an_untrained_average_is_announced(
     words = "diffusion_ql/maze2d-umaze-v1-small --steps 5 --rows 500 --eval-episodes 1 --seeds 0 --no-compile"
     start_words = ["--agent.width", "8", "--agent.ema-start", str(start), "--out", str(tmp_path / "run")]
     assert main(["train", *words.split(), *start_words]) == 0
-    assert ("Up to step 5 the policy that acts is untrained" in capsys.readouterr().err) == warned
+    said = "Up to step 5 the policy that acts is untrained"
+    assert (said in capsys.readouterr().err) == warned
+    assert main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
+    printed = capsys.readouterr()
+    assert (f"last: {said}" in printed.err + printed.out) == warned
+    assert main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "policy")]) == 0
+    card = (tmp_path / "policy" / "README.md").read_text()
+    assert (f"- **{said}" in card) == warned
 
 
 def test_a_name_that_the_system_finds_too_long_is_cut(capsys: pytest.CaptureFixture[str]) -> None:

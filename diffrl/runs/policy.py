@@ -455,6 +455,8 @@ def evaluate(
                 if run.task.reference:
                     entry.setdefault("scores", []).append(run.task.score(outcomes)[0].tolist())
             result[name] = entry
+            if not quiet and (untrained := run.untrained(min(entry["step"]))):
+                console.print(f"[yellow]{name}: {untrained}[/]")
     finally:
         evaluator.close()
     return result

@@ -115,6 +115,14 @@ class Run:
     counted: int | None = None
     """The limit by which the episodes of the data were counted (`diffrl.data.checks.Taken`); None: they were not."""
 
+    def untrained(self, step: int) -> str:
+        """A sentence where the policy that acts is, at this step of an offline run, still as it was made; else ""."""
+        agent = self.config.agent
+        if self.kind != OFFLINE or not agent.untrained_steps or step > agent.untrained_steps:
+            return ""
+        flag = f"--agent.{agent.waits_by.replace('_', '-')}"
+        return f"Up to step {agent.untrained_steps:,} the policy that acts is untrained ({flag})."
+
     def within(self, env: str | None, env_kwargs: Sequence[str], max_episode_steps: int | None) -> "Run":
         """This run in the environment that --env, --env-kwargs and --max-episode-steps name; itself without them.
 

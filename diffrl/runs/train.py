@@ -215,12 +215,9 @@ def fit(
             loop.restore(saved)
             if trainer.new_episodes:
                 observer.message("The environment begins a new episode (its state cannot be saved); all else goes on.")
-        untrained = 0 if origin else config.agent.untrained_steps
-        if start < untrained and min(config.eval_every, config.steps) <= untrained:
-            observer.message(
-                f"[yellow]Up to step {untrained:,} the policy that acts is untrained "
-                f"(--agent.{config.agent.waits_by.replace('_', '-')}).[/]"
-            )
+        untrained = run.untrained(max(start + 1, min(config.eval_every, config.steps)))
+        if untrained:
+            observer.message(f"[yellow]{untrained}[/]")
         try:
             loop.fit(config.steps)
         except OSError as error:

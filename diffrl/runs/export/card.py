@@ -282,6 +282,8 @@ def caveats(facts: Facts) -> list[str]:
     """What a reader should know before trusting a score, or using the policy: a sentence or two each."""
     run, task, n = facts.run, facts.run.task, len(facts.run.config.seeds)
     found: list[str] = []
+    if untrained := run.untrained(facts.step):
+        found.append(f"**{untrained}** This is the policy after step {facts.step:,}: it has learned nothing.")
     if facts.scores:
         if facts.which == "best":
             found.append(
