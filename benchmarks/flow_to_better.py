@@ -306,13 +306,21 @@ def over_sources(cells: list[dict[str, Any]], key: str) -> Estimate:
     return estimate([[value for one in cells for value in one[key]]])
 
 
+def in_pairs(cells: list[dict[str, Any]]) -> Estimate:
+    """How much more the generated trajectories earn than their sources, each held against its own."""
+    return estimate([[a - b for one in cells for a, b in zip(one["executed"], one["source_executed"], strict=True)]])
+
+
 def tables(bench: Bench) -> dict[str, Lines]:
     """Make what is missing, in the order of the stages, and give the tables."""
     reward_lines: Lines = [
         ["data", "labels", "wrong", "held-out accuracy", "calibration error", "fresh accuracy", "rank correlation"]
     ]
     flow_lines: Lines = [
-        ["data", "labels", "start", "improved", "executed", "of the sources", "recorded", "dynamics error", "sources"]
+        [
+            *("data", "labels", "start", "improved", "executed", "of the sources", "in pairs", "recorded"),
+            *("dynamics error", "sources"),
+        ]
     ]
     policy_lines: Lines = [["data", "labels", "policy", "return", "score"]]
     for task in bench.tasks if "reward" in bench.stages else ():
@@ -334,7 +342,10 @@ def tables(bench: Bench) -> dict[str, Lines]:
             ]
             there = [one for one in cells if one is not None and one["sources"]]
             if there:
-                figures = [str(over_sources(there, key)) for key in ("executed", "source_executed", "source_recorded")]
+                ours, theirs, recorded = (
+                    str(over_sources(there, key)) for key in ("executed", "source_executed", "source_recorded")
+                )
+                figures = [ours, theirs, f"{in_pairs(there).mean:+.2f} ± {in_pairs(there).error:.2f}", recorded]
                 improved, errors = (mean([one[key] for one in there]) for key in ("improved", "dynamics_error"))
                 sources = str(sum(one["sources"] for one in there))
                 flow_lines.append([task, str(n), STARTS[start], improved, *figures, errors, sources])
