@@ -240,7 +240,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(17, 4 * len(results)), layout="constrained")
     panels = figure.subplots(len(results), 4, squeeze=False)
-    names = list(dict.fromkeys([*ALGOS, *VARIANTS, *(name for cells in results.values() for name in cells)]))
+    there = dict.fromkeys(name for cells in results.values() for name in cells)
+    names = [name for name in dict.fromkeys([*ALGOS, *VARIANTS, *there]) if name in there]  # eight colours are known
     for line, (reward, cells) in zip(panels, results.items(), strict=True):
         for algo, cell in cells.items():
             colour = COLOURS[names.index(algo) % len(COLOURS)]
