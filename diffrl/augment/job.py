@@ -98,7 +98,7 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
         chunks.clear(folder)
     if not quiet:
         real = f"{len(data.transitions):,} real transitions, then " if request.mix == "append" else ""
-        console.print(f"Written: {written}, {real}{n:,} synthetic ones, {augmenter.described}.")
+        console.print(f"Written: {written}, {real}{n:,} synthetic transitions, {augmenter.described}.")
         console.print(f"Fidelity:    {'not measured.' if reported == 'none' else folder / 'fidelity.html'}")
         if reported == "useless":
             console.print("[yellow]The rows do not look usable: see what is said above before training on them.[/]")

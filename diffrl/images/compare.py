@@ -13,6 +13,8 @@ from diffrl.support.plots import BLUE, COMPARED, GREEN, ORANGE, PAGE_STYLE, comp
 
 COLOURS = (BLUE, ORANGE, GREEN, "#a64d9c", "#c0392b", "#5d6d7e", "#7d6608", "#17a2a2")
 """The colours of runs, in turn."""
+OTHER_REWARDS = "The runs have different rewards: where one is higher than another says nothing."
+"""What the page says of runs whose rewards differ."""
 
 
 def compare(paths: Sequence[Path], out: Path) -> list[Path]:
@@ -94,6 +96,8 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
             for label, entry in (("before", first), (f"after {last['queries']:,} images scored", last))
         )
         grids.append(f"<h2>{title}</h2><p class=about>{what}</p>{notes}<div class=pair>{pair}</div>")
+    differ = len({run.config.scored_by for run in runs}) > 1
+    warned = f"<p class=warning>{OTHER_REWARDS}</p>" if differ else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 {COMPARED}<style>{PAGE_STYLE}
@@ -105,6 +109,7 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
 <h1>Fine-tuning runs side by side</h1>
 <p class=about>Measured on the same prompts and noise at every evaluation: first &rarr; last. A reward that rises while
 the held-out reward, class accuracy or diversity fall has been hacked.</p>
+{warned}
 <div class=wide><table><tr><th>run</th><th class=n>images scored</th><th class=n>seconds</th>{head}</tr>
 {"".join(rows)}</table></div>
 {_image(curves)}

@@ -15,6 +15,7 @@ import yaml
 from diffrl.cli import main
 from diffrl.images import FinetuneConfig, finetune, resume
 from diffrl.images.algorithms import Finetuner
+from diffrl.images.compare import OTHER_REWARDS
 from diffrl.images.config import ALGORITHMS
 from diffrl.images.job import _less_memory
 from tests.images import tiny
@@ -192,6 +193,7 @@ def test_compare_makes_a_page(quick: Path) -> None:
     assert main(["compare", "a", "b<c", "--out", "page.html"]) == 0
     text = (quick / "page.html").read_text()
     assert text.count("data:image/png;base64,") == 5
+    assert OTHER_REWARDS not in text
     assert "b&lt;c" in text
     lines = (quick / "page.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 3
@@ -206,6 +208,7 @@ def test_compare_takes_runs_of_other_rewards(quick: Path) -> None:
     for name, reward in rewards.items():
         assert main(["finetune", *SMALL, "--reward", reward, "--out", name]) == 0
     assert main(["compare", "one", "sum", "--out", "page.html"]) == 0
+    assert OTHER_REWARDS in (quick / "page.html").read_text()
     with (quick / "page.csv").open() as text:
         rows = list(csv.DictReader(text))
     for name in rewards:
