@@ -28,7 +28,7 @@ import tyro
 from finetune_speed import Round, check_device, out_of_memory, save, timed
 from random_models import text_bytes
 from rich.console import Console
-from tables import Lines, print_lines
+from tables import Lines, console_of, print_lines
 
 from diffrl.images.algorithms import adamw8bit
 from diffrl.images.config import FinetuneConfig
@@ -197,9 +197,7 @@ def _settings(options: FinetuneSizes) -> dict[str, Any]:
 
 def main(options: FinetuneSizes) -> int:
     settle()
-    console = Console()
-    if not console.is_terminal:  # in a file nothing need be folded
-        console = Console(width=150)
+    console = console_of(150)
     check_device(options, f"--size {options.size}")
     gpu = torch.cuda.get_device_name() if options.device.startswith("cuda") else None
     out = options.out

@@ -36,7 +36,7 @@ import torch
 import tyro
 from random_models import random_model
 from rich.console import Console
-from tables import Lines, markdown, print_lines
+from tables import Lines, console_of, markdown, print_lines
 from train_step import machine
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the tests' tiny pipelines
@@ -442,9 +442,7 @@ def sd_table(rows: Sequence[Row]) -> Lines:
 
 def main(options: FinetuneSpeed) -> int:
     settle()
-    console = Console()
-    if not console.is_terminal:  # in a file nothing need be folded
-        console = Console(width=150)
+    console = console_of(150)
     if options.sd:
         if not options.tiny and options.steps == FinetuneSpeed.steps:
             options = dataclasses.replace(options, steps=50)

@@ -12,6 +12,12 @@ Lines = list[list[str]]
 """A table, its head first."""
 
 
+def console_of(width: int) -> Console:
+    """The terminal, as wide as it is; in a file, where nothing need be folded, `width` characters."""
+    console = Console()
+    return console if console.is_terminal else Console(width=width)
+
+
 def print_lines(lines: Lines, title: str, console: Console, left: int = 2) -> None:
     """A table on the terminal, its first `left` columns aligned to the left.
 

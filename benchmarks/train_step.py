@@ -42,6 +42,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from tables import console_of
 from worker import Job
 from workload import AGENTS_TIMED, ROWS, TASKS, Work, config_of, works_of
 
@@ -500,9 +501,7 @@ def measure_on_gpu(options: TrainStep, console: Console) -> int:
 
 
 def main(options: TrainStep) -> int:
-    console = Console()
-    if not console.is_terminal:  # in a file nothing need be folded
-        console = Console(width=120)
+    console = console_of(120)
     if options.device == "cuda":
         if options.check:
             raise UserError("--check is about the CPU's figures; leave out --device cuda.")

@@ -278,3 +278,13 @@ def save_wan(folder: Path, *, seed: int = 0, unipc: bool = False, newer: bool = 
             expand_timesteps=newer,
         )
     return _saved(pipeline, folder)
+
+
+def assert_prompts_matter(model: Any, x: Any, prompts: Any) -> None:
+    """The network's answers at states x, one of each prompt, are others where the prompts are swapped."""
+    import torch
+
+    t = model.times(4)[1]
+    with torch.no_grad():
+        m, swapped = (model.network(model.conditions(asked))(x, t) for asked in (prompts, prompts[::-1]))
+    assert (m - swapped).abs().max() > 1e-5

@@ -81,11 +81,7 @@ def test_a_sample_is_the_pipelines_own(kind: str, newer_folders: dict[str, Path]
     assert plain.shape == (2, 3, 32, 32)
     assert plain.std() > 0.05
     assert (plain - guided).abs().max() > 1e-5
-    t = model.times(4)[1]
-    with torch.no_grad():
-        m = model.network(model.conditions(PROMPTS))(x, t)
-        swapped = model.network(model.conditions(PROMPTS[::-1]))(x, t)
-    assert (m - swapped).abs().max() > 1e-5
+    newer.assert_prompts_matter(model, x, PROMPTS)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sd35"])

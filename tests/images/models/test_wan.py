@@ -74,11 +74,7 @@ def test_a_sample_is_the_pipelines_own(kind: str, frames: int | None, wans: dict
     assert plain.shape == ((2, 5, 3, 32, 32) if frames else (2, 3, 32, 32))
     assert plain.std() > 0.01
     assert (plain - guided).abs().max() > 1e-5
-    t = model.times(4)[1]
-    with torch.no_grad():
-        m = model.network(model.conditions(PROMPTS))(x, t)
-        swapped = model.network(model.conditions(PROMPTS[::-1]))(x, t)
-    assert (m - swapped).abs().max() > 1e-5
+    newer.assert_prompts_matter(model, x, PROMPTS)
 
 
 def test_unipcs_grid_and_its_first_order_are_ours(tmp_path: Path) -> None:
