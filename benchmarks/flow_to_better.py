@@ -96,6 +96,8 @@ class Bench:
     """Training steps of the diffuser."""
     horizon: int = 32
     """Rows of a trajectory."""
+    trajectories: int = 128
+    """How many are executed, a flow; those that the reward model does not like better than their sources are not."""
     starts: tuple[Start, ...] = ("own", "same", "first")
     """Where trajectories begin, a flow each. own: where the flow puts it; same: --same-start; first: that with
     --windows first."""
@@ -206,11 +208,13 @@ def flow(bench: Bench, task: Task, n: int, seed: int, start: Start) -> dict[str,
     else:
         raise UserError(f"{out} is there, but its cell is not: remove the file.")
     generator = torch.Generator().manual_seed(seed)
-    made = np.concatenate([method.sample(generator) for _ in range(4)])
-    rows_of, told = split(made)
     real: OfflineDataset = method._data.dataset
     starts, o, a = method._starts.windows.starts, real.observation_size, real.action_size
     H = method.together
+    made = [method.sample(generator)]
+    while sum(map(len, made)) < bench.trajectories * H:
+        made.append(method.sample(generator))
+    rows_of, told = split(np.concatenate(made)[: bench.trajectories * H])
     trajectories = rows_of.reshape(-1, H, rows_of.shape[1])
     dynamics = dynamics_for(env.removeprefix("envs:"))
     assert dynamics is not None

@@ -224,7 +224,7 @@ def save_wan(folder: Path, *, seed: int = 0, unipc: bool = False, newer: bool = 
     """Wan: a UMT5 text encoder, an autoencoder of videos that halves sides and, in two steps, quarters time.
 
     unipc: with the scheduler of the published models. newer: as Wan 2.2's TI2V-5B, a time a token, and an autoencoder
-    that folds 2 x 2 pixels into channels. second: with another network for the later half of the chain.
+    that folds 2 x 2 pixels into channels. second: as its A14B, with another network for times below .875.
     """
     from diffusers import (
         AutoencoderKLWan,

@@ -1,5 +1,6 @@
 """Adapters in files: diffusers' format for the pipelines that have it, peft's for the rest; and back."""
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from diffrl.support.files import parse_json, read_json
 from diffrl.support.folder import say_once
 
 DIFFUSERS = "pytorch_lora_weights.safetensors"
+SECOND = "pytorch_lora_weights_2.safetensors"
+"""Beside that file: the adapters of a pipeline's second network, `transformer_2`, of Wan 2.2's A14B."""
 PEFT = "adapter_model.safetensors"
 PREFIXES = ("unet.", "transformer.", "base_model.model.")
 """What the layers' names in files of adapters begin with: diffusers' part, or peft's wrapper."""
@@ -64,15 +67,31 @@ class Adapter:
 def read_adapter(path: str | Path) -> Adapter:
     """The adapters of a network in a folder or a safetensors file, as diffusers or peft writes them.
 
+    Where `SECOND` is in the folder, too, those of both networks: layers are named "transformer." and "transformer_2.".
+
     Raises UserError for a file that is missing, in pickle format or another layout, adapters on a text encoder, and
     ranks or scales that differ from layer to layer.
     """
-    from safetensors import safe_open
-
     path = Path(path)
     file = path if path.is_file() else next((path / n for n in (DIFFUSERS, PEFT) if (path / n).is_file()), None)
     if file is None or file.suffix != ".safetensors":
         raise UserError(f"No adapters in {path}: expected {DIFFUSERS} (diffusers) or {PEFT} (peft) there.")
+    first = _read_file(file)
+    if file == path or not (path / SECOND).is_file():
+        return first
+    second = _read_file(path / SECOND)
+    if (first.lora.rank, first.lora.alpha) != (second.lora.rank, second.lora.alpha):
+        raise UserError(f"{file} and {SECOND} beside it differ in rank or alpha; expected the same.")
+    both = (("transformer", first), ("transformer_2", second))
+    matrices = {(f"{part}.{layer}", half): m for part, one in both for (layer, half), m in one.matrices.items()}
+    layers = tuple(f"{part}.{layer}" for part, one in both for layer in one.lora.targets)
+    return dataclasses.replace(first, matrices=matrices, lora=dataclasses.replace(first.lora, targets=layers))
+
+
+def _read_file(file: Path) -> Adapter:
+    """The adapters in one file: see `read_adapter`."""
+    from safetensors import safe_open
+
     try:
         with safe_open(str(file), framework="pt") as content:
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (no mapping)
@@ -120,18 +139,28 @@ def _settings(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
     return settings
 
 
-def write_adapter(pipeline: Any, part: str, tuned: Tuned, folder: Path) -> None:
+def write_adapter(
+    pipeline: Any, part: str, tuned: Tuned, folder: Path, *, within: str = "", file: str = DIFFUSERS
+) -> None:
     """The adapters of the `part` of `pipeline` that `tuned` trains: for `pipeline.load_lora_weights(folder)`.
 
     Of pipelines without such a method in peft's format: see `save_adapters`.
+
+    within: what the names of the layers begin with whose adapters are written, into `file`; without it there.
     """
     if not hasattr(pipeline, "save_lora_weights"):
         save_adapters(tuned, folder)
         return
-    state = {name.replace(".default.", "."): value for name, value in tuned.state_dict().items()}
-    configuration = tuned.network.peft_config["default"].to_dict()  # type: ignore[index, union-attr]
+    state = {
+        name.removeprefix(within).replace(".default.", "."): value
+        for name, value in tuned.state_dict().items()
+        if name.startswith(within)
+    }
+    settings = tuned.network.peft_config["default"]  # type: ignore[index, union-attr]
+    layers = {name.split(".lora_")[0] for name in state}
+    configuration = dataclasses.replace(settings, target_modules=layers).to_dict()
     named = {f"{part}_lora_layers": state, f"{part}_lora_adapter_metadata": configuration}
-    pipeline.save_lora_weights(folder, safe_serialization=True, **named)
+    pipeline.save_lora_weights(folder, safe_serialization=True, weight_name=file, **named)
 
 
 def save_network(tuned: Tuned, folder: Path, part: str = "") -> None:

@@ -28,10 +28,12 @@ KEPT = 512
 class PipelineModel(ImageModel):
     """What the image models that are diffusers pipelines share.
 
-    pipeline: in evaluation mode, its parts on one device. `network_name`: which of its parts is trained.
+    pipeline: in evaluation mode, its parts on one device. `network_name`: which of its parts is trained;
+    `second_name`: which other one beside it, where a pipeline has it.
     """
 
     network_name = "unet"
+    second_name: str | None = None
     targets: tuple[str, ...] | None = None
     """Which layers get adapters, where that is not `Lora`'s default."""
     extras: tuple[str, ...] = ()
@@ -46,7 +48,7 @@ class PipelineModel(ImageModel):
         precision: str,
         seed: int,
     ) -> None:
-        network = getattr(pipeline, self.network_name)
+        network = self.network_of(pipeline)
         self.name = name
         self.pipeline = pipeline
         self.device = next(network.parameters()).device
@@ -62,6 +64,11 @@ class PipelineModel(ImageModel):
     @classmethod
     def check_index(cls, name: str, index: Mapping[str, Any]) -> None:
         """Raise UserError for a pipeline whose `model_index.json` says that it will not do, before it is read."""
+
+    @classmethod
+    def network_of(cls, pipeline: Any) -> Any:
+        """The network of the pipeline that is trained."""
+        return getattr(pipeline, cls.network_name)
 
     @classmethod
     def state_shape(
@@ -336,7 +343,8 @@ def load_pipeline(
         kind.check_index(name, index)
         half = PRECISIONS[precision]
         frozen = [part for part in index if part.startswith("text_encoder") or part == "vae"]
-        dtypes = dict.fromkeys(frozen + ([kind.network_name] if lora is not None else []), half)
+        trained = [part for part in (kind.network_name, kind.second_name) if part is not None and part in index]
+        dtypes = dict.fromkeys(frozen + (trained if lora is not None else []), half)
         pipeline = read_pipeline(name, index, dtypes)
         if "vae" in index:
             if half is torch.float16 and pipeline.vae.config.get("force_upcast", False):
@@ -348,9 +356,9 @@ def load_pipeline(
             if lean:
                 pipeline.vae.enable_tiling()
         for part, module in pipeline.components.items():
-            if hasattr(module, "parameters") and not (lean and part == kind.network_name):
+            if hasattr(module, "parameters") and not (lean and part in trained):
                 module.to(torch.device(device))
-        network = getattr(pipeline, kind.network_name)
+        network = kind.network_of(pipeline)
         shape = kind.state_shape(name, pipeline, network, size, frames)
         if channels_last:
             network.to(memory_format=torch.channels_last)

@@ -5,36 +5,82 @@ is (B, F, 3, H, W); of one frame (B, 3, H, W), an image. Samples equal diffusers
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from typing_extensions import override
 
 from diffrl.images.model import Condition
+from diffrl.images.models.adapters import DIFFUSERS, SECOND, write_adapter
 from diffrl.images.models.loading import quiet
 from diffrl.images.models.schedules import Schedule, schedule_of
 from diffrl.images.models.transformers import TOKENS, FlowTransformer
 from diffrl.support.errors import UserError
 
 
-class Wan(FlowTransformer):
-    """WanPipeline with one network: Wan 2.1 T2V, and Wan 2.2 TI2V-5B, whose network is told a time a token.
+class Experts(nn.Module):
+    """The two networks of Wan 2.2's A14B as one: the first where there is much noise, the second where there is little.
 
-    Wan 2.2's larger models have a second network for the later half of the chain, and are refused.
+    boundary: the least time that the first is called for, as the networks are told times (0 to 1,000).
+
+    A row (one video of the batch) is seen by one of the two. Their parameters are named as the pipeline's parts.
     """
 
+    def __init__(self, transformer: nn.Module, transformer_2: nn.Module, boundary: float) -> None:
+        super().__init__()
+        self.transformer, self.transformer_2, self.boundary = transformer, transformer_2, boundary
+
+    @property
+    def config(self) -> Any:
+        """The first network's configuration."""
+        return self.transformer.config
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute both networks' blocks in the backward pass."""
+        for network in (self.transformer, self.transformer_2):
+            network.enable_gradient_checkpointing()  # type: ignore[operator]
+
+    @override
+    def forward(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **named: Any) -> Any:
+        """What the row's own network answers, (B, C, T, h, w), as the only entry of a tuple; timestep: (B,)."""
+        noisy = timestep >= self.boundary
+        rows, answers = [], []
+        for mine, network in ((noisy, self.transformer), (~noisy, self.transformer_2)):
+            places = mine.nonzero().flatten()
+            if len(places):
+                inputs = (hidden_states[places], timestep[places], encoder_hidden_states[places])
+                rows.append(places)
+                answers.append(network(*inputs, **named)[0])
+        return (torch.cat(answers)[torch.cat(rows).argsort()],)
+
+
+class Wan(FlowTransformer):
+    """WanPipeline: Wan 2.1 T2V; Wan 2.2 TI2V-5B, whose network is told a time a token; and A14B, of two networks."""
+
+    second_name = "transformer_2"
     side = 480
     """Pixels of a side by default: the height of the smaller of the two sizes that Wan was made for."""
 
     @classmethod
     @override
     def check_index(cls, name: str, index: Mapping[str, Any]) -> None:
-        second = index.get("transformer_2")
-        if isinstance(second, list) and second[0] is not None:
+        absent = [part for part in ("transformer", "transformer_2") if (index.get(part) or [None])[0] is None]
+        ratio = index.get("boundary_ratio")
+        if "transformer" in absent or (not absent and ratio is None):
             raise UserError(
-                f"{name} has two networks, one for each half of the chain (Wan 2.2's A14B): only models of one network "
-                "can be fine-tuned, such as Wan 2.1's or Wan 2.2's TI2V-5B."
+                f"{name} has not what Wan needs: a transformer, and where there is a transformer_2 for the times with "
+                f"less noise, a boundary_ratio (Wan 2.2's A14B has .875). Without: {', '.join(absent) or 'the ratio'}."
             )
+
+    @classmethod
+    @override
+    def network_of(cls, pipeline: Any) -> Any:
+        if pipeline.transformer_2 is None:
+            return pipeline.transformer
+        boundary = pipeline.config.boundary_ratio * pipeline.scheduler.config.num_train_timesteps
+        return Experts(pipeline.transformer, pipeline.transformer_2, boundary)
 
     @classmethod
     @override
@@ -103,6 +149,15 @@ class Wan(FlowTransformer):
         latents: Tensor = vae.encode(videos.transpose(1, 2).to(vae.dtype)).latent_dist.mode().float()
         mean, std = self._statistics(latents)
         return (latents - mean) / std
+
+    @override
+    def save(self, folder: Path) -> None:
+        if self.tuned.lora is None or not isinstance(self.tuned.network, Experts):
+            super().save(folder)
+            return
+        for part, file in (("transformer", DIFFUSERS), ("transformer_2", SECOND)):
+            with quiet():
+                write_adapter(self.pipeline, "transformer", self.tuned, folder, within=f"{part}.", file=file)
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the autoencoder's latents, by channel."""

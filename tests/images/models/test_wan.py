@@ -20,20 +20,25 @@ from diffrl.images.models.schedules import schedule_of
 from diffrl.images.rewards import Sum, ask
 from diffrl.images.rewards.base import shown
 from diffrl.images.rewards.human import Human
+from diffrl.images.samples import World
 from diffrl.support.errors import UserError
 from tests.images import newer, tiny
 from tests.images.models.pipeline_cases import PROMPTS, diffusers_pipeline, noise, ours, stir
 from tests.images.tiny import ROUNDINGS
 from tests.rounding import assert_equal_to_rounding
 
-KINDS = ("wan", "wan22")
-SIDE = {"wan": 32, "wan22": 32}
+KINDS = ("wan", "wan22", "a14b")
+SECOND = "pytorch_lora_weights_2.safetensors"
 
 
 @pytest.fixture(scope="module")
 def wans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("wan")
-    return {"wan": newer.save_wan(base / "wan"), "wan22": newer.save_wan(base / "wan22", newer=True)}
+    return {
+        "wan": newer.save_wan(base / "wan"),
+        "wan22": newer.save_wan(base / "wan22", newer=True),
+        "a14b": newer.save_wan(base / "a14b", second=True),
+    }
 
 
 def loaded(folder: Path, **options: Any) -> PipelineModel:
@@ -43,6 +48,13 @@ def loaded(folder: Path, **options: Any) -> PipelineModel:
 @functools.cache
 def plain_pipeline(folder: Path) -> Any:
     return diffusers_pipeline(folder)
+
+
+def load_adapters(pipeline: Any, folder: Path) -> None:
+    """Both networks' where there are two."""
+    pipeline.load_lora_weights(folder)
+    if pipeline.transformer_2 is not None:
+        pipeline.load_lora_weights(folder, weight_name=SECOND, load_into_transformer_2=True)
 
 
 def theirs(pipeline: Any, x: Tensor, guidance: float = 1.0, steps: int = 4) -> Tensor:
@@ -113,26 +125,27 @@ def test_encoding_inverts_the_scale_of_decoding(kind: str, wans: dict[str, Path]
 def test_adapters_load_in_plain_diffusers_and_back(kind: str, wans: dict[str, Path], tmp_path: Path) -> None:
     model = loaded(wans[kind], lora=Lora(rank=2, alpha=6))
     adapted = {name.split(".lora_")[0] for name in model.tuned.parameters()}
-    parts = {
-        f"blocks.{i}.attn{j}.{end}" for i in (0, 1) for j in (1, 2) for end in ("to_q", "to_k", "to_v", "to_out.0")
-    }
+    of = ("transformer.", "transformer_2.") if kind == "a14b" else ("",)
+    ends = ("to_q", "to_k", "to_v", "to_out.0")
+    parts = {f"{part}blocks.{i}.attn{j}.{end}" for part in of for i in (0, 1) for j in (1, 2) for end in ends}
     assert adapted == parts
     stir(model)
     model.save(tmp_path)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"] * len(of)
     x = noise(model, 2)
     images = ours(model, x)
     pipeline = diffusers_pipeline(wans[kind])
     plain = theirs(pipeline, x)[:, 0]
-    pipeline.load_lora_weights(tmp_path)
+    load_adapters(pipeline, tmp_path)
     assert_equal_to_rounding(images, theirs(pipeline, x)[:, 0], ROUNDINGS)
     assert (images - plain).abs().max() > 1e-4
     again = load_model(str(wans[kind]), lora=Lora(rank=7), adapter=tmp_path, size=32)
     assert torch.equal(ours(again, x), images)  # type: ignore[arg-type]
 
 
-def test_a_network_trained_whole_is_saved_as_a_pipeline(wans: dict[str, Path], tmp_path: Path) -> None:
-    model = loaded(wans["wan"], lora=None)
+@pytest.mark.parametrize("kind", ["wan", "a14b"])
+def test_a_network_trained_whole_is_saved_as_a_pipeline(kind: str, wans: dict[str, Path], tmp_path: Path) -> None:
+    model = loaded(wans[kind], lora=None)
     for parameter in model.tuned.parameters().values():
         parameter.data.mul_(1.1)
     model.save(tmp_path)
@@ -150,13 +163,42 @@ def test_checkpointing_changes_no_gradient_and_all_adapters_have_one(kind: str, 
         stir(model)
         calls: list[int] = []
         network: Any = model.tuned.network
-        network.blocks[0].register_forward_pre_hook(lambda *_, seen=calls: seen.append(1))
-        m = model.network(model.conditions(PROMPTS))(noise(model, 2), model.times(4)[1])
+        getattr(network, "transformer", network).blocks[0].register_forward_pre_hook(lambda *_, seen=calls: seen.append(1))
+        t = torch.tensor([0.9, 0.4])  # of A14B's networks a row each
+        m = model.network(model.conditions(PROMPTS))(noise(model, 2), t)
         gradients.append(torch.autograd.grad(m.square().mean(), list(model.tuned.parameters().values())))
         assert len(calls) == (2 if checkpointing else 1)
     for plain, checkpointed in zip(*gradients, strict=True):
         assert plain.abs().max() > 0
         assert_equal_to_rounding(plain, checkpointed, ROUNDINGS)
+
+
+def test_each_row_is_seen_by_the_network_of_its_time(wans: dict[str, Path]) -> None:
+    """The first from .875 on; a batch of several times gives, row by row, what each time alone gives."""
+    model = loaded(wans["a14b"])
+    networks = model.pipeline.transformer, model.pipeline.transformer_2
+    network, x = model.network(model.conditions(PROMPTS * 2)), noise(model, 4)
+    t = torch.tensor([0.3, 0.875, 0.874, 1.0])
+    with torch.no_grad():
+        together = network(x, t)
+        states = model.conditions(PROMPTS * 2)["encoder_hidden_states"]
+        for row, (time, which) in enumerate(zip(t, (1, 0, 1, 0), strict=True)):
+            given = (x[row : row + 1], 1000 * time[None], states[row : row + 1])
+            alone, other = (each(*given, return_dict=False)[0] for each in (networks[which], networks[1 - which]))
+            assert_equal_to_rounding(together[row : row + 1], alone, ROUNDINGS)
+            assert (alone - other).abs().max() > 1e-3
+
+
+def test_adapters_of_both_networks_must_be_alike(wans: dict[str, Path], tmp_path: Path) -> None:
+    for rank in (2, 3):
+        model = loaded(wans["a14b"], lora=Lora(rank=rank))
+        model.save(tmp_path / str(rank))
+    (tmp_path / "2" / SECOND).unlink()
+    with pytest.raises(UserError, match="holds adapters of another network"):
+        load_model(str(wans["a14b"]), lora=None, adapter=tmp_path / "2", size=32)
+    (tmp_path / "3" / SECOND).rename(tmp_path / "2" / SECOND)
+    with pytest.raises(UserError, match=r"differ in rank or alpha"):
+        load_model(str(wans["a14b"]), lora=None, adapter=tmp_path / "2", size=32)
 
 
 def test_lean_and_half_precision(wans: dict[str, Path]) -> None:
@@ -196,8 +238,15 @@ def test_what_does_not_fit_is_refused_in_a_line(wans: dict[str, Path], tmp_path:
         loaded(wans["wan"], size=40)
     with pytest.raises(UserError, match=r"--frames 4 does not fit .*: its videos have 1 \+ 4 n frames"):
         loaded(wans["wan"], frames=4)
-    with pytest.raises(UserError, match="has two networks, one for each half of the chain"):
-        loaded(newer.save_wan(tmp_path / "two", second=True))
+    broken = newer.save_wan(tmp_path / "two", second=True) / "model_index.json"
+    broken.write_text(json.dumps(json.loads(broken.read_text()) | {"boundary_ratio": None}))
+    with pytest.raises(UserError, match=r"has not what Wan needs: .* Without: the ratio"):
+        loaded(broken.parent)
+    broken.write_text(json.dumps(json.loads(broken.read_text()) | {"transformer": [None, None]}))
+    with pytest.raises(UserError, match=r"has not what Wan needs: .* Without: transformer\."):
+        loaded(broken.parent)
+    with pytest.raises(UserError, match="--shard is for models of one network"):
+        World().shard(loaded(wans["a14b"]).tuned)
     with pytest.raises(UserError, match="makes images: it has no use for --frames 5"):
         loaded(newer.save_zimage(tmp_path / "zimage"), frames=5)
     with pytest.raises(UserError, match="makes images: it has no use for --frames 5"):
@@ -265,21 +314,24 @@ def settings(folder: Path, tmp_path: Path, **given: Any) -> FinetuneConfig:
     return FinetuneConfig(**{"model": str(folder), **common, "warm_up": 0, "out": tmp_path / "run", **given})
 
 
-@pytest.mark.parametrize(("algo", "frames"), [("nft", 5), ("ddpo-is", 5), ("draft", 5), ("nft", None)])
+@pytest.mark.parametrize(
+    ("algo", "frames", "kind"),
+    [("nft", 5, "wan"), ("ddpo-is", 5, "wan"), ("draft", 5, "wan"), ("nft", None, "wan"), ("nft", None, "a14b")],
+)
 def test_a_run_goes_on_and_its_adapters_load(
-    algo: str, frames: int | None, wans: dict[str, Path], tmp_path: Path
+    algo: str, frames: int | None, kind: str, wans: dict[str, Path], tmp_path: Path
 ) -> None:
     reward = "colour:blue" if algo == "draft" else "jpeg"
     batch = {"group": 2} if algo == "nft" else {}
-    config = settings(wans["wan"], tmp_path, algo=algo, frames=frames, reward=reward, queries=4, lean=True, **batch)
+    config = settings(wans[kind], tmp_path, algo=algo, frames=frames, reward=reward, queries=4, lean=True, **batch)
     run = finetune(config, quiet=True)
     resume(run, steps=8, quiet=True)
     history = json.loads((run / "evaluations.json").read_text())
     assert [entry["queries"] for entry in history][-1] == 8
-    pipeline = diffusers_pipeline(wans["wan"])
-    x = noise(loaded(wans["wan"]), 2)
+    pipeline = diffusers_pipeline(wans[kind])
+    x = noise(loaded(wans[kind]), 2)
     before = theirs(pipeline, x)
-    pipeline.load_lora_weights(run / "model")
+    load_adapters(pipeline, run / "model")
     assert not torch.equal(theirs(pipeline, x), before)
 
 
