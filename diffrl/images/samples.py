@@ -116,11 +116,12 @@ class World:
         """Share the network's frozen weights out: each process keeps a part, and a block's are together while it runs.
 
         FSDP2 (`torch.distributed.fsdp.fully_shard`) of all that is not trained; what is, the adapters, every process
-        has whole, and its gradients are summed as ever. From then on all processes must call the network equally often. Raises UserError for a model of two networks, each called for
-        some of the rows only.
+        has whole, and its gradients are summed as ever. From then on all processes must call the network equally often.
+
+        Raises UserError for a model of two networks, each of which is called for some of the rows only.
         """
         if hasattr(tuned.network, "transformer_2"):
-            raise UserError("--shard is for models of one network: processes would call the two of Wan's A14B unequally.")
+            raise UserError("--shard is for models of one network: of the two of Wan's A14B processes differ in calls.")
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -13,6 +13,9 @@ from diffrl.images.models.loading import images_extra
 from diffrl.support.errors import UserError, first_line
 from diffrl.support.files import parse_json, read_json
 from diffrl.support.folder import say_once
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 SECOND = "pytorch_lora_weights_2.safetensors"
@@ -156,7 +159,8 @@ def write_adapter(
         for name, value in tuned.state_dict().items()
         if name.startswith(within)
     }
-    settings = tuned.network.peft_config["default"]  # type: ignore[index, union-attr]
+    network: Any = tuned.network
+    settings: LoraConfig = network.peft_config["default"]
     layers = {name.split(".lora_")[0] for name in state}
     configuration = dataclasses.replace(settings, target_modules=layers).to_dict()
     named = {f"{part}_lora_layers": state, f"{part}_lora_adapter_metadata": configuration}

@@ -163,7 +163,8 @@ def test_checkpointing_changes_no_gradient_and_all_adapters_have_one(kind: str, 
         stir(model)
         calls: list[int] = []
         network: Any = model.tuned.network
-        getattr(network, "transformer", network).blocks[0].register_forward_pre_hook(lambda *_, seen=calls: seen.append(1))
+        first = getattr(network, "transformer", network).blocks[0]
+        first.register_forward_pre_hook(lambda *_, seen=calls: seen.append(1))
         t = torch.tensor([0.9, 0.4])  # of A14B's networks a row each
         m = model.network(model.conditions(PROMPTS))(noise(model, 2), t)
         gradients.append(torch.autograd.grad(m.square().mean(), list(model.tuned.parameters().values())))
