@@ -59,6 +59,8 @@ AGENTS_IN_ORDER = (
 )
 PUBLISHED = {"td3_bc": ((29.4, 12.3), (99.3, 16.2)), "iql": ((42.1, 0.6), (50.9, 4.2))}
 """CORL's last and best scores: mean, standard deviation."""
+MORE = ("bfn", "dtql", "ifql", "qam", "rebrac")
+"""Agents with a small configuration that run where they are named."""
 LATENCY: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("TD3+BC", "td3_bc", {}),
     ("Diffusion-QL, T = 5", "diffusion_ql", {}),
@@ -79,7 +81,7 @@ class AgentsMaze2d:
     """Train and score every agent on maze2d-umaze-v1."""
 
     agents: tuple[str, ...] = AGENTS_IN_ORDER
-    """Which."""
+    """Which; also bfn, dtql, ifql, qam and rebrac."""
     steps: int | None = None
     """Training steps of each, instead of --small-steps and --full-steps."""
     small_steps: int = 10_000
@@ -266,9 +268,10 @@ def draw(rows: list[Row], options: AgentsMaze2d) -> Path:
 
 def main(options: AgentsMaze2d) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
-    unknown = [name for name in options.agents if name not in AGENTS_IN_ORDER]
+    known = (*AGENTS_IN_ORDER, *MORE)
+    unknown = [name for name in options.agents if name not in known]
     if unknown:
-        raise UserError(f"--agents holds {unknown[0]!r}; expected some of {', '.join(AGENTS_IN_ORDER)}.")
+        raise UserError(f"--agents holds {unknown[0]!r}; expected some of {', '.join(known)}.")
     settle()
     options.out.mkdir(parents=True, exist_ok=True)
     runs = {agent: path for agent in options.agents if (path := train(options, agent, console)) is not None}
