@@ -31,7 +31,8 @@ lint: $(VENV)/.ready
 
 setup: $(VENV)/.ready
 
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+# Python compiles each module when it is first imported; all of them at once would take as long as the rest.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 
 $(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) ".[dev]"

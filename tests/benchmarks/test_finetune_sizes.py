@@ -209,7 +209,10 @@ def words_of(stage: kinds.Stage, place: kinds.Place) -> list[str]:
     return words[2:]
 
 
-@pytest.mark.parametrize("stage", SIZED, ids=lambda stage: stage.name)
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(s, id=s.name, marks=[pytest.mark.slow] * (s.name != "finetune-sd3")) for s in SIZED],
+)
 def test_a_stage_measures_resumes_and_is_shown(
     stage: kinds.Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

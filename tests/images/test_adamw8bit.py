@@ -169,6 +169,7 @@ def test_a_toy_run_learns_what_adamw_learns(torchao: Any) -> None:
     assert values[0] != 0
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_bit_for_bit(torchao: Any, tmp_path: Path) -> None:
     """tiny-emoji trained whole: four rounds at once, or two and two; its moments are bytes in the checkpoint."""
     common = {"algo": "nft", "optimiser": "adamw8bit", "batch": 8, "group": 2, "updates": 1, "steps": 2}

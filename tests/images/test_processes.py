@@ -98,6 +98,7 @@ def test_two_processes_of_a_transformer_are_one(algo: str, shard: bool, cache: P
         assert torch.equal(value, first[f"3.parameter.{layer}"]), name
 
 
+@pytest.mark.slow
 def test_processes_from_the_command_line(cache: Path, tmp_path: Path) -> None:
     """`--processes 2` starts them itself, and a mistake in them is a line, with its exit code."""
     words = ["-m", "diffrl.cli", "finetune", "--model", "tiny-digits", "--queries", "16", "--batch", "8"]
