@@ -21,8 +21,16 @@ from agents.registry import get as agent_schema
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.data.transitions import Transitions
 from diffrl.runs.config import RunOptions
-from diffrl.runs.policy import Actor, Evaluator, StackEvaluator, build_agent, load_stack, source_of_randomness
-from diffrl.runs.run import FILES, OFFLINE, Run, kind_of, lowering_memory
+from diffrl.runs.policy import (
+    Actor,
+    Evaluator,
+    StackEvaluator,
+    build_agent,
+    load_stack,
+    source_of_randomness,
+    tell_remarks,
+)
+from diffrl.runs.run import FILES, Run, kind_of, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.support import folder
 from diffrl.support.console import console
@@ -71,11 +79,7 @@ def distil(settings: DistilConfig, *, quiet: bool = False, **options: Any) -> Pa
     config = asked.applied(start.config)
     settle()
     teacher, start_steps = load_stack(start, config.seeds, settings.start_checkpoint, device)
-    if not quiet and start.kind == OFFLINE and 0 in start_steps:  # of other kinds the policy as it came
-        console.print(
-            f"[yellow]The policy of {escape(str(start.path))} is taken from step 0, before its training: what is "
-            "distilled has learned nothing. --start-checkpoint names another.[/]"
-        )
+    tell_remarks(start, settings.start_checkpoint, start_steps, quiet)
     policy = forward_policy(teacher)
     refuse_chunks(teacher, "distillation")
     view = teacher_of(teacher, settings)

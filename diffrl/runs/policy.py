@@ -182,6 +182,23 @@ def _agent_at(run: Run, saved: checkpoint.Checkpoint, seed_index: int, device: s
     return agent
 
 
+def remarks(run: Run, which: str, steps: Sequence[int]) -> list[str]:
+    """What is to be known of policies that are shown, each a sentence: that they are untrained, that best says nothing.
+
+    which: last, best or a step, as it was asked for. steps: the checkpoint that this is of each seed shown.
+    """
+    found = [untrained] if (untrained := run.untrained(min(steps))) else []
+    if which == "best" and (equal := Scores(run.path, {}).all_equal()):
+        found.append(equal)
+    return found
+
+
+def tell_remarks(run: Run, which: str, steps: Sequence[int], quiet: bool = False, of: str = "") -> None:
+    """Print the `remarks`, after `of`, which names the policies; by default the run's folder and `which`."""
+    for sentence in [] if quiet else remarks(run, which, steps):
+        console.print(f"{of or f'{run.path}, {which}'}: {sentence}", style="yellow", markup=False, highlight=False)
+
+
 def load_agent(run: Run, seed: int, which: str = "last", device: str = "cpu") -> Agent:
     """The agent of one seed alone, from the `last` or `best` checkpoint or that of a step."""
     if seed not in run.config.seeds:
@@ -455,8 +472,7 @@ def evaluate(
                 if run.task.reference:
                     entry.setdefault("scores", []).append(run.task.score(outcomes)[0].tolist())
             result[name] = entry
-            if not quiet and (untrained := run.untrained(min(entry["step"]))):
-                console.print(f"[yellow]{name}: {untrained}[/]")
+            tell_remarks(run, name, entry["step"], quiet, name)
     finally:
         evaluator.close()
     return result

@@ -242,6 +242,8 @@ def finished(run: Run, scores: Scores, quiet: bool) -> Path:
             f"{np.mean([b['value'] for b in best]):.1f} (each seed's best evaluation); {len(best)} seed(s), "
             f"{len(last['returns'][0])} episodes each, ± standard error over {'seeds' if len(best) > 1 else 'episodes'}"
         )
+        if equal := scores.all_equal():
+            console.print(equal)
         if kind == "score" and run.task.scored_by_success:
             timing = run.task.env_kwargs.get("timing", "post")
             timed = f"Success and rewards are timed `{timing}`"

@@ -350,7 +350,7 @@ def test_an_untrained_teacher_is_named(cloned: Path, tmp_path: Path, capsys: pyt
         settings = DistilConfig(start_run=cloned, to="consistency", start_checkpoint=checkpoint_of)
         distil(settings, steps=1, eval_episodes=1, out=tmp_path / checkpoint_of)
         said = " ".join(capsys.readouterr().err.split())
-        assert ("is taken from step 0, before its training" in said) is told
+        assert ("At step 0 the policy that acts is untrained" in said) is told
 
 
 def test_the_command(cloned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
