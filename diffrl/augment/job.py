@@ -167,11 +167,12 @@ def _begun(request: Request, augmenter: Augmenter, data: RealData) -> Begun:
 def _claim(folder: Path, wanted: Begun, later: Mapping[str, Any]) -> Begun:
     """Make the folder, or see that what is there was begun with the same settings; give them as they stand there.
 
-    Only the version of rows may be another one, where the folder has checkpoints. Raises UserError for other settings.
+    Only the version of rows may be another one, where the folder has checkpoints. A start that was refused or cut
+    before its first checkpoint has trained nothing, and is in nobody's way. Raises UserError for other settings.
     later: `Augmenter.later_settings`.
     """
     path = folder / "config.json"
-    if path.exists():
+    if there := path.exists():
         settings = json.loads(json.dumps(dataclasses.asdict(wanted)))
         try:
             found = dict(read_json(path))
@@ -184,7 +185,7 @@ def _claim(folder: Path, wanted: Begun, later: Mapping[str, Any]) -> Begun:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is no synthesis' of ours: choose another --folder, or another --out.") from error
-        if found != settings:
+        if found != settings and checkpoint.steps(folder):
             flat_found, flat_wanted = ({**values, **values["model"]} for values in (found, settings))
             differ = [k for k in flat_wanted if k != "model" and flat_found.get(k) != flat_wanted[k]]
             texts = [
@@ -203,10 +204,12 @@ def _claim(folder: Path, wanted: Begun, later: Mapping[str, Any]) -> Begun:
         raise UserError(
             f"{folder / 'versions.json'} is no synthesis' of ours, and is not overwritten: choose another --folder."
         )
-    (folder / SUMS).unlink(missing_ok=True)
+    if not there:
+        (folder / SUMS).unlink(missing_ok=True)
     write_json(path, dataclasses.asdict(wanted))
     write_json(folder / "versions.json", versions())
-    seal(folder, (path.name, "versions.json"))
+    if not sealed(folder):
+        seal(folder, (path.name, "versions.json"))
     return wanted
 
 
