@@ -376,7 +376,7 @@ class CheckpointEvaluator:
             outcomes = []
             for i, seed in enumerate(seeds):
                 act = Actor(_agent_at(run, saved, run.config.seeds.index(seed), "cpu"), run.preprocessing, step)
-                note = _Share(on_progress, i * episodes, len(seeds))
+                note = Share(on_progress, i * episodes, len(seeds))
                 outcomes.append(self._rollout.outcomes(self._rollout(act, episodes, (seed, step), note)[0])[0])
         finally:
             torch.set_num_threads(threads)
@@ -408,7 +408,7 @@ class StackEvaluator:
 
 
 @dataclass(frozen=True)
-class _Share:
+class Share:
     """Turns the progress of one seed's episodes into that of all `n` seeds, of which `before` episodes are finished."""
 
     on_progress: Callable[[int, int], None]
@@ -416,6 +416,7 @@ class _Share:
     n: int
 
     def __call__(self, done: int, total: int) -> None:
+        """So many of one's episodes are finished, of how many."""
         self.on_progress(self.before + done, self.n * total)
 
 

@@ -16,7 +16,7 @@ from diffrl.commands.distil import run as command
 from diffrl.diffusion import VE, Sampler, consistency_loss, couple, solver_step
 from diffrl.nets import Adam
 from diffrl.runs import distil as runs_distil
-from diffrl.runs.distil import PICTURE, RESULT, distil
+from diffrl.runs.distil import AS_IT_ACTS, PICTURE, RESULT, distil
 from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
 from diffrl.runs.tune import finetune_policy
@@ -360,4 +360,6 @@ def test_the_command(cloned: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     said = capsys.readouterr().err
     assert "network calls" in said
     assert "student, as it acts" in said
+    assert "2 episodes a seed (--eval-episodes), ± standard error over episodes" in " ".join(said.split())
+    assert f"As it acts: {AS_IT_ACTS}" in " ".join(said.split())
     assert Run.read(tmp_path / "run").config.agent.flow_steps == 2  # type: ignore[attr-defined]
