@@ -54,8 +54,8 @@ def distil(config: ImageDistilConfig, *, out: Path | None = None, quiet: bool = 
     device = resolve_device(config.device)
     with explaining_memory(f"distilling {config.teacher}", "a smaller --batch-size"):
         teacher, base = _teacher(config.teacher, device)
-        sizes = {"pairs": config.n_pairs, "eval_samples": config.n_compared}
-        config = dataclasses.replace(config, base=base, device=device, **sizes)
+        n, compared = config.n_pairs, config.n_compared  # which a run that is made longer keeps
+        config = dataclasses.replace(config, base=base, device=device, pairs=n, eval_samples=compared)
         with claimed(out, f"{base}-{config.to}", FILES) as path:
             folder.write_json(path / ABOUT, {"kind": IMAGES_DISTIL, "base": base, "versions": versions("diffusers")})
             folder.write_yaml(path / SETTINGS, config.to_dict())
