@@ -231,6 +231,9 @@ def test_a_run_that_is_cut_goes_on_bit_for_bit_and_is_a_model_like_any_other(qui
     assert "class_accuracy" in history[0]
     with pytest.raises(UserError, match="has 4 steps already"):
         diffrl.resume(whole, steps=2, quiet=True)
+    before = (whole / distil_job.PICTURE).stat().st_mtime_ns
+    assert diffrl.resume(whole, quiet=True) == whole  # all are done: nothing is made again
+    assert (whole / distil_job.PICTURE).stat().st_mtime_ns == before
     assert read_yaml(whole / "settings.yaml")["steps"] == 4  # what was refused is not kept
     (whole / "model" / "model_index.json").rename("index")
     with pytest.raises(UserError, match="has no model yet: `diffrl resume"):

@@ -248,8 +248,9 @@ def test_a_run_that_is_cut_goes_on_bit_for_bit_and_is_like_any_other(cloned: Pat
     (cut / RESULT).unlink()
     diffrl.resume(cut, quiet=True)
     assert json.loads((cut / RESULT).read_text())["rows"] == first
+    assert diffrl.resume(cut, quiet=True) == cut  # all are done
     with pytest.raises(UserError, match="has 4 steps already"):
-        diffrl.resume(cut, quiet=True)
+        diffrl.resume(cut, steps=3, quiet=True)
     assert (whole / PICTURE).is_file()
     who = [row["who"] for row in first]
     assert who == ["teacher"] * 4 + ["student"] * 3 + ["teacher, as it acts", "student, as it acts"]
