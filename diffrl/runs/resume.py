@@ -66,15 +66,16 @@ def resume(
 
         if dataset is not None:
             run = moved(run, dataset, quiet)
-        if steps is not None and steps < run.config.steps and not quiet:
+        done = max(folder.steps(path), default=0)
+        if steps is not None and done < steps < run.config.steps and not quiet:
             console.print(
                 f"{path} was made for {run.config.steps:,} steps, and is to end at {steps:,} now.", markup=False
             )
         try:
             return _resume(run, eval_workers, options)
-        except Complete as done:
+        except Complete as complete:
             if not quiet:
-                console.print(str(done), markup=False)
+                console.print(str(complete), markup=False)
             return path
 
 

@@ -286,6 +286,11 @@ def test_a_run_that_is_to_end_sooner_says_so_and_does(run: Path, capsys: pytest.
     """Made for 30 steps, of which 20 are done: it ends at 24, where it is done; and it may be made longer again."""
     opened = Run.read(run)
     dataclasses.replace(opened, config=dataclasses.replace(opened.config, steps=30)).write_config()
+    for steps, code, said in ((19, 2, "has 20 steps already"), (20, 0, "all 20 steps are done")):
+        assert main(["resume", str(run), "--steps", str(steps)]) == code
+        printed = " ".join(capsys.readouterr().err.split())
+        assert said in printed
+        assert "is to end at" not in printed
     for steps, said in ((24, "was made for 30 steps, and is to end at 24 now"), (26, None), (26, "26 steps are done")):
         assert main(["resume", str(run), "--steps", str(steps)]) == 0
         printed = " ".join(capsys.readouterr().err.split())
