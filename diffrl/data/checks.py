@@ -15,7 +15,7 @@ import torch
 
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.data.env_spec import EnvSpec
-from diffrl.data.fidelity import LOOK_FIRST, USELESS, Verdict
+from diffrl.data.fidelity import KEY, LOOK_FIRST, USELESS, Verdict
 from diffrl.data.offline import (
     DISCRETE,
     Bools,
@@ -314,7 +314,7 @@ def _shifted(dataset: OfflineDataset) -> list[Finding]:
 
 
 def _infidelity(dataset: OfflineDataset) -> list[Finding]:
-    verdict = Verdict.of(dataset.metadata)
+    verdict = Verdict.of(dataset.metadata) if KEY in dataset.metadata else None
     if verdict is None or verdict.word not in (USELESS, LOOK_FIRST):
         return []
     sentence = f"synthetic rows: when they were made, their fidelity report said: {verdict.sentence[:400]}"

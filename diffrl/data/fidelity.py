@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 USELESS, LOOK_FIRST, NO_FAULT = "do not train", "look first", "no fault found"
 """Words of a verdict on rows that were compared with real ones: see `diffrl.augment.fidelity`."""
+KEY, SAYS = "fidelity", "fidelity_says"
+"""Its entries in a data set's metadata."""
 
 
 class Verdict(NamedTuple):
@@ -19,13 +21,13 @@ class Verdict(NamedTuple):
 
     def metadata(self) -> dict[str, str]:
         """The entries of a data set's metadata that keep it."""
-        return {"fidelity": self.word, "fidelity_says": self.sentence}
+        return {KEY: self.word, SAYS: self.sentence}
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Verdict | None:
         """The verdict that a data set's metadata keep; None where they keep none."""
-        word = metadata.get("fidelity")
-        return cls(word, str(metadata.get("fidelity_says", ""))) if isinstance(word, str) else None
+        word = metadata.get(KEY)
+        return cls(word, str(metadata.get(SAYS, ""))) if isinstance(word, str) else None
 
 
 NOT_MEASURED = Verdict("not measured", "The synthetic rows were not compared with real ones.")
