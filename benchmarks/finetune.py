@@ -83,7 +83,8 @@ class Options:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of everything random in a run; the pretrained model is one."""
     queries: int | None = None
-    """Images scored, of each run; by default those of QUERIES for the model."""
+    """Images scored, of each run, SETTINGS' and VARIANTS' too; by default those of QUERIES for the model, of draft 640
+    and of "nft, 4 passes" 768."""
     scale: int = 1
     """So many times as many images, of each run, SETTINGS' too."""
     batch: int | None = None
@@ -103,7 +104,7 @@ class Options:
 
 
 def queries_of(options: Options) -> int:
-    """Images scored of a run, where SETTINGS say nothing else."""
+    """Images scored of a run, where SETTINGS and VARIANTS say nothing else."""
     return QUERIES.get(options.model, 3072) if options.queries is None else options.queries
 
 
@@ -117,6 +118,8 @@ def config_of(options: Options, cell: str, reward: str, seed: int) -> FinetuneCo
     folder = options.runs / name
     settings = {**SETTINGS.get(algo, {}), **SETTINGS.get(f"{algo} {reward}", {})}
     settings = {"queries": queries, **settings, **extra, "device": options.device}
+    if options.queries is not None:
+        settings["queries"] = options.queries
     settings["queries"] *= options.scale
     if options.batch is not None:
         settings |= {"batch": options.batch, "micro_batch": options.batch}

@@ -218,6 +218,7 @@ def test_an_evaluation_of_an_untrained_average_is_announced(
     start: int, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = "diffusion_ql/maze2d-umaze-v1-small --steps 5 --rows 500 --eval-episodes 1 --seeds 0 --no-compile"
+    words += " --max-episode-steps 4"
     start_words = ["--agent.width", "8", "--agent.ema-start", str(start), "--out", str(tmp_path / "run")]
     assert main(["train", *words.split(), *start_words]) == 0
     said = "Up to step 5 the policy that acts is untrained"
@@ -228,6 +229,15 @@ def test_an_evaluation_of_an_untrained_average_is_announced(
     assert main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "policy")]) == 0
     card = (tmp_path / "policy" / "README.md").read_text()
     assert (f"- **{said}" in card) == warned
+    run = str(tmp_path / "run")
+    for shown in (
+        ["diagnose", run, "--rows", "64", "--steps-list", "1", "2", "--solvers", "ddim"],
+        ["report", run, "--out", str(tmp_path / "report")],
+        ["render", run, "--out", str(tmp_path / "video.gif")],
+        ["compare", run, run, "--episodes", "1", "--out", str(tmp_path / "page.html")],
+    ):
+        assert main(shown) == 0
+        assert (said in " ".join(capsys.readouterr().err.split())) == warned, shown
 
 
 def test_a_name_that_the_system_finds_too_long_is_cut(capsys: pytest.CaptureFixture[str]) -> None:

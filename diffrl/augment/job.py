@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from diffrl.augment.config import Request
 from diffrl.augment.target import Target
 from diffrl.data import d4rl
 from diffrl.data.checks import understand
+from diffrl.data.fidelity import NO_FAULT, NOT_MEASURED, USELESS, Verdict
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.support.console import console, steps_bar, work
@@ -91,16 +92,16 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
         generated = _generate(folder, begun, augmenter, n, device, quiet)
         n = augmenter.look(generated)
         # The data set comes last: where it is, nothing is left to do.
-        reported = _report(folder, begun, data, augmenter, generated, quiet) if request.report else "none"
+        verdict = _report(folder, begun, data, augmenter, generated, quiet) if request.report else NOT_MEASURED
         with work("Writing", "rows", quiet) as on_progress:
-            about = provenance(request, augmenter, data, begun.fingerprint, n)
+            about = provenance(request, augmenter, data, begun.fingerprint, n) | verdict.metadata()
             written = target.write(_blocks(request, data, augmenter, generated, on_progress), about, data.dataset)
         chunks.clear(folder)
     if not quiet:
         real = f"{len(data.transitions):,} real transitions, then " if request.mix == "append" else ""
         console.print(f"Written: {written}, {real}{n:,} synthetic transitions, {augmenter.described}.")
-        console.print(f"Fidelity:    {'not measured.' if reported == 'none' else folder / 'fidelity.html'}")
-        if reported == "useless":
+        console.print(f"Fidelity:    {'not measured.' if verdict == NOT_MEASURED else folder / 'fidelity.html'}")
+        if verdict.word == USELESS:
             console.print("[yellow]The rows do not look usable: see what is said above before training on them.[/]")
         else:
             console.print(f"Train on it: diffrl train --agent {augmenter.agent} --dataset {target.name(written)}")
@@ -167,11 +168,12 @@ def _begun(request: Request, augmenter: Augmenter, data: RealData) -> Begun:
 def _claim(folder: Path, wanted: Begun, later: Mapping[str, Any]) -> Begun:
     """Make the folder, or see that what is there was begun with the same settings; give them as they stand there.
 
-    Only the version of rows may be another one, where the folder has checkpoints. Raises UserError for other settings.
+    Only the version of rows may be another one, where the folder has checkpoints. A start that was refused or cut
+    before its first checkpoint has trained nothing, and is in nobody's way. Raises UserError for other settings.
     later: `Augmenter.later_settings`.
     """
     path = folder / "config.json"
-    if path.exists():
+    if there := path.exists():
         settings = json.loads(json.dumps(dataclasses.asdict(wanted)))
         try:
             found = dict(read_json(path))
@@ -184,7 +186,7 @@ def _claim(folder: Path, wanted: Begun, later: Mapping[str, Any]) -> Begun:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is no synthesis' of ours: choose another --folder, or another --out.") from error
-        if found != settings:
+        if found != settings and checkpoint.steps(folder):
             flat_found, flat_wanted = ({**values, **values["model"]} for values in (found, settings))
             differ = [k for k in flat_wanted if k != "model" and flat_found.get(k) != flat_wanted[k]]
             texts = [
@@ -203,10 +205,12 @@ def _claim(folder: Path, wanted: Begun, later: Mapping[str, Any]) -> Begun:
         raise UserError(
             f"{folder / 'versions.json'} is no synthesis' of ours, and is not overwritten: choose another --folder."
         )
-    (folder / SUMS).unlink(missing_ok=True)
+    if not there:
+        (folder / SUMS).unlink(missing_ok=True)
     write_json(path, dataclasses.asdict(wanted))
     write_json(folder / "versions.json", versions())
-    seal(folder, (path.name, "versions.json"))
+    if not sealed(folder):
+        seal(folder, (path.name, "versions.json"))
     return wanted
 
 
@@ -372,12 +376,12 @@ def _report(
     augmenter: Augmenter,
     generated: NDArray[np.float32],
     quiet: bool,
-) -> Literal["none", "fit", "useless"]:
+) -> Verdict:
     """Fidelity of the rows: fidelity.html, .png and .json in `folder`; what it says of the rows.
 
-    none: nothing, they are too few to compare, and that is printed.
+    `NOT_MEASURED` where they are too few to compare, which is printed.
     """
-    from diffrl.augment.fidelity.comparison import fidelity, look_first, uselessness
+    from diffrl.augment.fidelity.comparison import fidelity, verdict_of
     from diffrl.augment.fidelity.report import write_report
 
     real = data.dataset
@@ -399,7 +403,7 @@ def _report(
         )
     except DataError as error:
         console.print(f"[yellow]No fidelity report: {error}[/]")
-        return "none"
+        return NOT_MEASURED
     notes = [f"No dynamics error: {why}"] if why else []
     if begun.rows_version != augmenter.rows_version:
         notes.append(
@@ -408,20 +412,20 @@ def _report(
     found = dataclasses.replace(found, notes=(*found.notes, *notes))
     title = f"{len(synthetic):,} synthetic transitions beside {real.metadata['dataset']}"
     write_report(found, train, synthetic, folder, title)
+    verdict = verdict_of(found)
     if not quiet:
         for note in found.notes:
             console.print(f"  {note}")
-        verdicts = found.verdicts
-        overall = verdicts.pop("overall")
-        for measure, verdict in verdicts.items():
-            console.print(f"  [bold]{measure.replace('_', ' ')}[/]: {verdict}")
+        for measure, sentence in found.verdicts.items():
+            if measure != "overall":
+                console.print(f"  [bold]{measure.replace('_', ' ')}[/]: {sentence}")
         console.print(
             "  (The floor is the same measure between real rows and others, held out: what chance alone gives.)"
         )
-        if uselessness(found) or look_first(found):
-            console.print(f"[yellow]{overall} More --steps or --width usually helps.[/]")
+        if verdict.word != NO_FAULT:
+            console.print(f"[yellow]{verdict.sentence} More --steps or --width usually helps.[/]")
         else:
-            console.print(f"  {overall}")
+            console.print(f"  {verdict.sentence}")
         if augmenter.remark():
             console.print(f"  ({augmenter.remark()})")
-    return "useless" if uselessness(found) else "fit"
+    return verdict

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 class Resume:
     """Go on with a run of any kind from its newest checkpoint, bit for bit as if it had not been cut.
 
+    A run that has made all its steps is left as it is, with exit code 0.
     Where a run learns by acting (online, dppo, nft), each environment begins a new episode, so that it is the uncut
     run's equal only where a checkpoint ends the episodes; all else goes on bit for bit.
     """
@@ -30,8 +31,8 @@ class Resume:
     run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """The run's folder."""
     steps: int | None = None
-    """Steps in all, to make the run longer; by default what it was made for. A run of images counts the images that are
-    scored; of dpo and supervised, rounds."""
+    """Steps in all, to make the run longer, or to end it sooner; by default what it was made for. A run of images
+    counts the images that are scored; of dpo and supervised, rounds."""
     queries: int | None = None
     """Runs of images that count the images scored: the same as --steps, by its name in `diffrl finetune`."""
     rounds: int | None = None

@@ -15,6 +15,7 @@ import torch
 
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.data.env_spec import EnvSpec
+from diffrl.data.fidelity import KEY, LOOK_FIRST, USELESS, Verdict
 from diffrl.data.offline import (
     DISCRETE,
     Bools,
@@ -173,7 +174,8 @@ def examine(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding
     if problems:
         return [Finding(problem, "problem") for problem in problems]
     found = [*_units(dataset, known, taken), *_both(dataset, taken), *_terminal_limits(dataset, known, taken)]
-    return [*found, *_cuts(dataset, known, taken), *_shifted(take(dataset, known, replace(taken, actions=None)))]
+    found += [*_cuts(dataset, known, taken), *_shifted(take(dataset, known, replace(taken, actions=None)))]
+    return [*found, *_infidelity(dataset)]
 
 
 def _units(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding]:
@@ -309,6 +311,14 @@ def _shifted(dataset: OfflineDataset) -> list[Finding]:
         "observation; what followed is taken as unknown, and the rows are left out."
     )
     return [Finding(sentence, "warning", "Store the observation before the reset there to keep them.")]
+
+
+def _infidelity(dataset: OfflineDataset) -> list[Finding]:
+    verdict = Verdict.of(dataset.metadata) if KEY in dataset.metadata else None
+    if verdict is None or verdict.word not in (USELESS, LOOK_FIRST):
+        return []
+    sentence = f"synthetic rows: when they were made, their fidelity report said: {verdict.sentence[:400]}"
+    return [Finding(sentence, "warning" if verdict.word == USELESS else "note")]
 
 
 def _rows(rows: Ints) -> str:

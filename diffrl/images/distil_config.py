@@ -13,6 +13,9 @@ from diffrl.support.schema import Batch, Count, Limit, Positive, Range, Rate, Se
 
 STUDENTS = ("tiny-emoji", "tiny-digits")
 """The models that can be distilled."""
+PAIRS, COMPARED, LEAST_COMPARED = 2520, 420, 84
+"""Images by default: that are learned from, that are compared, and that are compared of a run of few updates. They are
+30, 5 and 1 for each of tiny-emoji's prompts."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,10 @@ class ImageDistilConfig:
     at pure noise alone, where the loss is that of a single step (InstaFlow's distillation, arXiv 2309.06380)."""
     levels: Annotated[int, Range(2, 1000)] = 20
     """The teacher's own network calls for an image, DDIM steps; cd's neighbouring levels are theirs."""
-    pairs: Annotated[int, Range(1, 10**6)] = 2520
-    """Images of the teacher's, from noise that is kept, that the student learns from."""
+    pairs: Annotated[int, Range(1, 10**6)] | None = None
+    """Images of the teacher's, from noise that is kept, that the student learns from; a run that is made longer learns
+    from the same. By default 2,520, or as many as the updates draw, where these are fewer. Each takes --levels network
+    calls: of tiny-emoji a minute or two for 2,520."""
     steps: Count = 1500
     """Updates."""
     batch_size: Batch = 32
@@ -42,8 +47,9 @@ class ImageDistilConfig:
     ema_rate: Rate = 0.02
     """How far the student that is kept, an average, moves to the trained one at an update. With consistency it gives
     the goal, too."""
-    eval_samples: Annotated[int, Range(2, 10**7)] = 420
-    """Images of the comparison at the end, at each number of calls."""
+    eval_samples: Annotated[int, Range(2, 10**7)] | None = None
+    """Images of the comparison at the end, at each number of calls. By default 420, of fewer updates than these one
+    each, but 84 at least. Each takes 34 network calls in all: of tiny-emoji half a minute for 420."""
     seed: Seed = 0
     """Seed of all random numbers."""
     device: str = "cpu"
@@ -53,6 +59,16 @@ class ImageDistilConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def n_pairs(self) -> int:
+        """`pairs`, or as many as these updates take."""
+        return min(PAIRS, self.steps * self.batch_size) if self.pairs is None else self.pairs
+
+    @property
+    def n_compared(self) -> int:
+        """`eval_samples`, or as many as these updates are worth."""
+        return min(COMPARED, max(self.steps, LEAST_COMPARED)) if self.eval_samples is None else self.eval_samples
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values for YAML; a folder is absolute."""

@@ -54,7 +54,8 @@ def distil(config: ImageDistilConfig, *, out: Path | None = None, quiet: bool = 
     device = resolve_device(config.device)
     with explaining_memory(f"distilling {config.teacher}", "a smaller --batch-size"):
         teacher, base = _teacher(config.teacher, device)
-        config = dataclasses.replace(config, base=base, device=device)
+        n, compared = config.n_pairs, config.n_compared  # which a run that is made longer keeps
+        config = dataclasses.replace(config, base=base, device=device, pairs=n, eval_samples=compared)
         with claimed(out, f"{base}-{config.to}", FILES) as path:
             folder.write_json(path / ABOUT, {"kind": IMAGES_DISTIL, "base": base, "versions": versions("diffusers")})
             folder.write_yaml(path / SETTINGS, config.to_dict())
@@ -76,7 +77,15 @@ def resume(path: Path, *, steps: int | None = None, device: str | None = None, q
         given: dict[str, Any] = {"steps": steps, "device": None if device is None else resolve_device(device)}
         config = dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
         if (saved := checkpoint.steps(path)) and saved[-1] > config.steps:
-            raise UserError(f"{path} has {saved[-1]} steps already, more than the {config.steps} asked for.")
+            raise UserError(
+                f"{path} has {saved[-1]:,} steps already, more than the {config.steps:,} asked for: give a larger "
+                "--steps to go on."
+            )
+        if saved and saved[-1] == config.steps and (path / RESULT).is_file():  # which is written last
+            if not quiet:
+                longer = f"`diffrl resume {path} --steps N` goes on to N in all."
+                console.print(f"{path}: all {config.steps:,} steps are done. {longer}", markup=False)
+            return path
         folder.write_yaml(path / SETTINGS, config.to_dict())
         settle()
         with explaining_memory(f"distilling {config.teacher}", "a smaller --batch-size"):
@@ -128,7 +137,8 @@ def _run(path: Path, config: ImageDistilConfig, quiet: bool) -> Path:
             (path / file).unlink(missing_ok=True)
         drop_model(path)
         _train(path, config, trainer, saved, quiet)
-        with at_once(), work("Comparing", "images", quiet) as on_progress:
+        what = f"Comparing teacher and student, {config.n_compared:,} images at each number of calls:"
+        with at_once(), work(what, "network calls", quiet) as on_progress:
             comparison = compare(config, learner, condition, prompts, on_progress)
         model.tuned.load_state_dict(learner.average)
         write_model(path, model)
@@ -136,7 +146,7 @@ def _run(path: Path, config: ImageDistilConfig, quiet: bool) -> Path:
         found = [dataclasses.asdict(row) for row in comparison.rows]
         folder.write_json(path / RESULT, {"settings": config.to_dict(), "rows": found})
     if not quiet:
-        console.print(_table(comparison.rows))
+        console.print(_table(comparison.rows, config.n_compared))
         console.print(f"picture:     {path / PICTURE}")
         console.print(f"the student: {path / 'model'} (diffusers' format)")
         how = " --algo nft --eta 0" if config.to == "reflow" else ""  # a chain's noise is none of a straight path's
@@ -152,13 +162,14 @@ def _kept(path: Path) -> str:
 @torch.no_grad()
 def _pairs(path: Path, config: ImageDistilConfig, model: ImageModel, condition: Condition, quiet: bool) -> PairSource:
     """The pairs of the run's folder, or, where there are none yet, new ones, which are written there."""
-    n, prompts = config.pairs, len(next(iter(condition.values())))
+    n, prompts = config.n_pairs, len(next(iter(condition.values())))
     row = torch.arange(n) % prompts
     noise = noise_of(model.shape, 1, (config.seed, PAIR_NOISE), torch.arange(n), model.device)[0]
     if (path / PAIRS).exists():
         x0 = read_tensors(path / PAIRS)["x0"].to(model.device)
     else:
-        with work("Sampling the teacher", "images", quiet) as on_progress:
+        what = f"Sampling the teacher for pairs to learn from, {config.levels} network calls each:"
+        with work(what, "images", quiet) as on_progress:
             ends = []
             for part in parts(n, PART):
                 ends.append(teach(model, rows(condition, row[part]), noise[part], config.levels))
@@ -236,7 +247,7 @@ def compare(
     on_progress: Any = lambda done, of: None,
 ) -> Comparison:
     """Teacher and student, each at 1, 2, 4 calls and at its own number, from the same noise and prompts."""
-    model, n = learner.model, config.eval_samples
+    model, n = learner.model, config.n_compared
     row = torch.arange(n) % len(prompts)
     asked = [prompts[i] for i in row.tolist()]
     teachers = sorted({1, 2, 4, config.calls, config.levels} & set(range(1, config.levels + 1)), reverse=True)
@@ -267,8 +278,9 @@ def compare(
     return Comparison(sorted(table, key=lambda one: (one.who == "student", one.calls)), shown)
 
 
-def _table(found: Sequence[CallsRow]) -> Table:
-    table = Table(title="Teacher and student")
+def _table(found: Sequence[CallsRow], n: int) -> Table:
+    about = f"Each of {n:,} images (--eval-samples), all from the same noise; distance: RMS a pixel, in [0, 1]"
+    table = Table(title="Teacher and student", caption=about, caption_justify="left")
     for column in ("", "network calls", "agreement with prompts", "distance to the teacher"):
         table.add_column(column, justify="right" if column else "left")
     for row in found:
@@ -281,9 +293,9 @@ def _plot(path: Path, config: ImageDistilConfig, comparison: Comparison) -> None
     from matplotlib.figure import Figure
 
     prompts = len(prompts_of(config.base))
-    columns = min(COLUMNS, prompts, config.eval_samples)
+    columns = min(COLUMNS, prompts, config.n_compared)
     chosen = [i * prompts // columns + i % max(prompts // columns, 1) for i in range(columns)]
-    chosen = [i for i in chosen if i < config.eval_samples] or [0]
+    chosen = [i for i in chosen if i < config.n_compared] or [0]
     strips = [("teacher", config.levels), ("teacher", config.calls), ("student", config.calls)]
     strips = [strip for strip in strips if strip in comparison.images]
     figure = Figure(figsize=(11, 6.5), layout="constrained")

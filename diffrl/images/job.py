@@ -15,7 +15,7 @@ from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner, adamw8bit
 from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
-from diffrl.images.config.base import CONFIG, base_of
+from diffrl.images.config.base import CONFIG, base_of, flag
 from diffrl.images.evaluation import IndependentClassifier, Numbered, alarm, evaluate
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
@@ -89,6 +89,9 @@ def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Pa
         held.callback(world.close)
         path = held.enter_context(_alone(config, resumed)) if world.main else Path()
         path = Path(world.told(str(path)))
+        if config.optimiser == "adamw8bit":  # missed here, not after minutes of reading
+            new = resumed is None
+            adamw8bit.require(adamw8bit.ASKED if new else f"{path / CONFIG} says optimiser: adamw8bit, which")
         with explaining_memory(doing, less):
             session = _Session(config, world, quiet or not world.main)
         with explaining_memory(doing, less, session.kept), going_on(session.stopped):
@@ -124,8 +127,6 @@ class _Session:
     def __init__(self, config: FinetuneConfig, world: World, quiet: bool) -> None:
         self.config, self.world, self.quiet = config, world, quiet
         self._check_shares()
-        if config.optimiser == "adamw8bit":
-            adamw8bit.require()  # missed here, not after minutes of reading
         device = str(world.device)
         with _waiting_for(world):  # what is made at first use is made by one
             model = _model(config, device, quiet)
@@ -213,9 +214,14 @@ class _Session:
             for complaint in complaints:
                 self._say(f"[yellow]{complaint}[/]")
             if saved.step > config.rounds:
-                raise UserError(f"{path} has {saved.step} rounds already, more than the {config.rounds} asked for.")
+                raise UserError(
+                    f"{path} has {saved.step:,} rounds already, more than the {config.rounds:,} asked for: give a "
+                    f"larger {flag(config.counts)} to go on."
+                )
             if saved.step == config.rounds:
-                self._say(f"{path} has all of its {saved.step} rounds; give more --steps to go on.")
+                self._say(f"{path}: all {saved.step:,} rounds are done; give a larger {flag(config.counts)} to go on.")
+            elif config.rounds < resumed.config.rounds:
+                self._say(f"{path} was made for {resumed.config.rounds:,} rounds, and is to end at {config.rounds:,}.")
         done = -1 if saved is None else saved.step
         history = [] if resumed is None else [entry for entry in resumed.history if entry["round"] <= done]
         self.folder = FinetuneRun(path, config, history, resumed is not None and resumed.damaged)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.runs.policy import Actor, Evaluator, load_stack
+from diffrl.runs.policy import Actor, Evaluator, load_stack, tell_remarks
 from diffrl.runs.report import draw_maze
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work
@@ -195,6 +195,7 @@ def _roll(run: Run, episodes: int, which: str, seed: int, quiet: bool) -> Rolled
             paths = paths or drawn
     finally:
         evaluator.close()
+    tell_remarks(run, which, steps, quiet)
     return Rolled(run, tuple(steps), np.stack(outcomes), paths)
 
 

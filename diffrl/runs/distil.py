@@ -21,11 +21,20 @@ from agents.registry import get as agent_schema
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.data.transitions import Transitions
 from diffrl.runs.config import RunOptions
-from diffrl.runs.policy import Actor, Evaluator, StackEvaluator, build_agent, load_stack, source_of_randomness
-from diffrl.runs.run import FILES, OFFLINE, Run, kind_of, lowering_memory
+from diffrl.runs.policy import (
+    Actor,
+    Evaluator,
+    Share,
+    StackEvaluator,
+    build_agent,
+    load_stack,
+    source_of_randomness,
+    tell_remarks,
+)
+from diffrl.runs.run import FILES, Run, kind_of, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.support import folder
-from diffrl.support.console import console
+from diffrl.support.console import console, work
 from diffrl.support.errors import UserError
 from diffrl.support.folder import IMAGES, claimed
 from diffrl.support.machine import resolve_device, settle
@@ -45,6 +54,8 @@ RESULT, PICTURE = "distil.json", "distil.png"
 """Score and agreement against network calls, in the run's folder."""
 _ENTROPY = 0xD157
 """Sets the noise of the comparison apart from that of training and of evaluations."""
+AS_IT_ACTS = "with the noise of its own sampler's steps, and its critics' choice among its actions, where it has them"
+"""What sets a policy apart from its map."""
 _STATES = 1000
 """States of the data in which teacher and student are compared."""
 
@@ -71,11 +82,7 @@ def distil(settings: DistilConfig, *, quiet: bool = False, **options: Any) -> Pa
     config = asked.applied(start.config)
     settle()
     teacher, start_steps = load_stack(start, config.seeds, settings.start_checkpoint, device)
-    if not quiet and start.kind == OFFLINE and 0 in start_steps:  # of other kinds the policy as it came
-        console.print(
-            f"[yellow]The policy of {escape(str(start.path))} is taken from step 0, before its training: what is "
-            "distilled has learned nothing. --start-checkpoint names another.[/]"
-        )
+    tell_remarks(start, settings.start_checkpoint, start_steps, quiet)
     policy = forward_policy(teacher)
     refuse_chunks(teacher, "distillation")
     view = teacher_of(teacher, settings)
@@ -182,7 +189,7 @@ def _fit(
             on_close=evaluator.close,
         )
         scores = fit(run, agent, trainer, observer, saved, {"distil": origin})
-        rows = compare_calls(run, agent, teacher, learner.teacher, transitions)
+        rows = compare_calls(run, agent, teacher, learner.teacher, transitions, quiet)
         folder.write_json(run.path / RESULT, {"settings": settings.to_dict(), "rows": [r.to_dict() for r in rows]})
         _plot(run, rows, settings)
     if not quiet:
@@ -227,7 +234,7 @@ class _Alone:
 
 
 def compare_calls(
-    run: Run, agent: Agent, teacher_agent: Agent, teacher: Teacher, transitions: Transitions
+    run: Run, agent: Agent, teacher_agent: Agent, teacher: Teacher, transitions: Transitions, quiet: bool = False
 ) -> list[CallsRow]:
     """Teacher and student over network calls: how far apart from the same noise, and scored, each in the same episodes.
 
@@ -257,23 +264,28 @@ def compare_calls(
     def score(act: Any) -> list[list[float]] | None:
         if evaluator is None:
             return None
-        returns, _ = evaluator(act, run.config.eval_episodes, (*seeds, _ENTROPY))
+        note = Share(on_progress, len(scored) * len(seeds) * run.config.eval_episodes, n_scored)
+        returns, _ = evaluator(act, run.config.eval_episodes, (*seeds, _ENTROPY), note)
+        scored.append(returns)
         outcomes = evaluator.outcomes(returns)
         values: NDArray[Any] = run.task.score(outcomes) if run.task.reference else returns
         return [[float(value) for value in row] for row in values]
 
     teachers = {n: first(teacher.map(n)) for n in sorted({1, 2, 4, most}) if n <= most}
     students = {n: student_map(policy, n) for n in sorted({1, 2, 4, own})}
-    rows = []
+    rows: list[CallsRow] = []
+    scored: list[NDArray[np.float64]] = []
+    n_scored = len(teachers) + len(students) + 2
     try:
-        for who, maps in (("teacher", teachers), ("student", students)):
-            for calls, sample in maps.items():
-                alone = _Alone(sample, calls, agent.action_size, preprocessing, seeds)
-                rows.append(CallsRow(who, calls, distance(sample, calls), score(alone)))
-        if evaluator is not None:
-            for who, calls, one in (("teacher", most, teacher_agent), ("student", own, agent)):
-                act = Actor(one, run.preprocessing, _ENTROPY)
-                rows.append(CallsRow(f"{who}, as it acts", calls, None, score(act)))
+        with work("Comparing teacher and student:", "episodes", quiet) as on_progress:
+            for who, maps in (("teacher", teachers), ("student", students)):
+                for calls, sample in maps.items():
+                    alone = _Alone(sample, calls, agent.action_size, preprocessing, seeds)
+                    rows.append(CallsRow(who, calls, distance(sample, calls), score(alone)))
+            if evaluator is not None:
+                for who, calls, one in (("teacher", most, teacher_agent), ("student", own, agent)):
+                    act = Actor(one, run.preprocessing, _ENTROPY)
+                    rows.append(CallsRow(f"{who}, as it acts", calls, None, score(act)))
     finally:
         if evaluator is not None:
             evaluator.close()
@@ -281,7 +293,15 @@ def compare_calls(
 
 
 def _table(run: Run, rows: Sequence[CallsRow]) -> Table:
-    table = Table(title=f"Teacher and student, {len(run.config.seeds)} seed(s)")
+    n = len(run.config.seeds)
+    about = f"Distance: from the same noise in {_STATES:,} states of the data, actions in [-1, 1]."
+    if rows[0].values is not None:
+        about += (
+            f"\nScores: {run.config.eval_episodes:,} episodes a seed (--eval-episodes), ± standard error over "
+            f"{'seeds' if n > 1 else 'episodes'}.\nAs it acts: {AS_IT_ACTS}; the other rows are the policy's map from "
+            "noise to action alone."
+        )
+    table = Table(title=f"Teacher and student, {n} seed(s)", caption=about, caption_justify="left")
     for column in ("", "network calls", "distance to the teacher", _measure(run)):
         table.add_column(column, justify="right" if column else "left")
     for row in rows:

@@ -182,6 +182,23 @@ def _agent_at(run: Run, saved: checkpoint.Checkpoint, seed_index: int, device: s
     return agent
 
 
+def remarks(run: Run, which: str, steps: Sequence[int]) -> list[str]:
+    """What is to be known of policies that are shown, each a sentence: that they are untrained, that best says nothing.
+
+    which: last, best or a step, as it was asked for. steps: the checkpoint that this is of each seed shown.
+    """
+    found = [untrained] if (untrained := run.untrained(min(steps))) else []
+    if which == "best" and (equal := Scores(run.path, {}).all_equal()):
+        found.append(equal)
+    return found
+
+
+def tell_remarks(run: Run, which: str, steps: Sequence[int], quiet: bool = False, of: str = "") -> None:
+    """Print the `remarks`, after `of`, which names the policies; by default the run's folder and `which`."""
+    for sentence in [] if quiet else remarks(run, which, steps):
+        console.print(f"{of or f'{run.path}, {which}'}: {sentence}", style="yellow", markup=False, highlight=False)
+
+
 def load_agent(run: Run, seed: int, which: str = "last", device: str = "cpu") -> Agent:
     """The agent of one seed alone, from the `last` or `best` checkpoint or that of a step."""
     if seed not in run.config.seeds:
@@ -359,7 +376,7 @@ class CheckpointEvaluator:
             outcomes = []
             for i, seed in enumerate(seeds):
                 act = Actor(_agent_at(run, saved, run.config.seeds.index(seed), "cpu"), run.preprocessing, step)
-                note = _Share(on_progress, i * episodes, len(seeds))
+                note = Share(on_progress, i * episodes, len(seeds))
                 outcomes.append(self._rollout.outcomes(self._rollout(act, episodes, (seed, step), note)[0])[0])
         finally:
             torch.set_num_threads(threads)
@@ -391,7 +408,7 @@ class StackEvaluator:
 
 
 @dataclass(frozen=True)
-class _Share:
+class Share:
     """Turns the progress of one seed's episodes into that of all `n` seeds, of which `before` episodes are finished."""
 
     on_progress: Callable[[int, int], None]
@@ -399,6 +416,7 @@ class _Share:
     n: int
 
     def __call__(self, done: int, total: int) -> None:
+        """So many of one's episodes are finished, of how many."""
         self.on_progress(self.before + done, self.n * total)
 
 
@@ -455,8 +473,7 @@ def evaluate(
                 if run.task.reference:
                     entry.setdefault("scores", []).append(run.task.score(outcomes)[0].tolist())
             result[name] = entry
-            if not quiet and (untrained := run.untrained(min(entry["step"]))):
-                console.print(f"[yellow]{name}: {untrained}[/]")
+            tell_remarks(run, name, entry["step"], quiet, name)
     finally:
         evaluator.close()
     return result

@@ -18,7 +18,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.runs.policy import Actor, load_stack
+from diffrl.runs.policy import Actor, load_stack, tell_remarks
 from diffrl.runs.run import Run
 from diffrl.support.console import work
 from diffrl.support.errors import UserError, said_by
@@ -82,7 +82,9 @@ def render(
     seeds = opened.config.seeds[:SIDE_BY_SIDE] if seeds is None else tuple(seeds)
     settle()
     choose_opengl(task)
-    agents = [load_stack(opened, [one], str(which), "cpu")[0] for one in seeds]
+    loaded = [load_stack(opened, [one], str(which), "cpu") for one in seeds]
+    agents = [agent for agent, _ in loaded]
+    tell_remarks(opened, str(which), [step for _, (step,) in loaded], quiet)
     seen = dataclasses.replace(task, env_kwargs={**task.env_kwargs, "render_mode": "rgb_array"})
     with ExitStack() as held:
         envs = [held.enter_context(closing(seen.make())) for _ in seeds]

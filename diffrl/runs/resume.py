@@ -6,6 +6,7 @@ from typing import Any
 from diffrl.runs import run as kinds
 from diffrl.runs.run import Run
 from diffrl.support import folder
+from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.files import to_write
 from diffrl.support.folder import IMAGES, IMAGES_DISTIL, held
@@ -31,9 +32,11 @@ def resume(
     score depends. stop_kl: for a run of images that stopped at its own, another bound. Where a run acts in
     environments, each begins a new episode. dataset: where the run's data are now; their contents must be the same; a
     run that has made all its steps is only told so.
-    accept_changes: take config.yaml, or another file of settings, as it was edited since the run was made; so, too.
+    accept_changes: take config.yaml, or another file of settings, as it was edited since the run was made.
 
-    Raises UserError where the run cannot go on so, and where another process is working in its folder.
+    A run that has made all its steps is left as it is, which is said. One may end at fewer steps than it was made for,
+    but not at fewer than it has made. Raises UserError where the run cannot go on so, and where another process is
+    working in its folder.
     """
     path = to_write(path, "runs")
     if accept_changes and path.is_dir():
@@ -63,12 +66,17 @@ def resume(
 
         if dataset is not None:
             run = moved(run, dataset, quiet)
+        done = max(folder.steps(path), default=0)
+        if steps is not None and done < steps < run.config.steps and not quiet:
+            console.print(
+                f"{path} was made for {run.config.steps:,} steps, and is to end at {steps:,} now.", markup=False
+            )
         try:
             return _resume(run, eval_workers, options)
-        except Complete:
-            if steps is not None or not (dataset or accept_changes):
-                raise
-            return path  # it was only to be told
+        except Complete as complete:
+            if not quiet:
+                console.print(str(complete), markup=False)
+            return path
 
 
 def _resume(run: Run, eval_workers: int | None, options: dict[str, Any]) -> Path:

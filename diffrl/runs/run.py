@@ -118,8 +118,10 @@ class Run:
     def untrained(self, step: int) -> str:
         """A sentence where the policy that acts is, at this step of an offline run, still as it was made; else ""."""
         agent = self.config.agent
-        if self.kind != OFFLINE or not agent.untrained_steps or step > agent.untrained_steps:
+        if self.kind != OFFLINE or step > agent.untrained_steps:
             return ""
+        if not agent.untrained_steps:
+            return "At step 0 the policy that acts is untrained: as it was made."
         flag = f"--agent.{agent.waits_by.replace('_', '-')}"
         return f"Up to step {agent.untrained_steps:,} the policy that acts is untrained ({flag})."
 

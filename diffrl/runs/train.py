@@ -242,6 +242,8 @@ def finished(run: Run, scores: Scores, quiet: bool) -> Path:
             f"{np.mean([b['value'] for b in best]):.1f} (each seed's best evaluation); {len(best)} seed(s), "
             f"{len(last['returns'][0])} episodes each, ± standard error over {'seeds' if len(best) > 1 else 'episodes'}"
         )
+        if equal := scores.all_equal():
+            console.print(equal)
         if kind == "score" and run.task.scored_by_success:
             timing = run.task.env_kwargs.get("timing", "post")
             timed = f"Success and rewards are timed `{timing}`"
@@ -303,25 +305,29 @@ def reopened(
     return run, agent, transitions, saved
 
 
-class Complete(UserError):
-    """A run that is to go on has made all the steps that it is asked for."""
+class Complete(Exception):
+    """A run that is to go on has made all the steps that it is asked for: what to say, which is no mistake."""
 
 
 def newest(run: Run) -> checkpoint.Checkpoint:
     """The newest whole checkpoint of a run, to go on from; says which later ones are damaged.
 
-    Raises Complete where nothing is left to do: all steps are made, and all evaluations in. What a kill after the last
+    Raises Complete where nothing is left to do: all steps are done, and all evaluations in. What a kill after the last
     of them left undone is done first. Raises UserError where it has made more steps than it is asked for.
     """
     saved, complaints = checkpoint.load_latest(run.path, checkpoint.LOOP)
     for complaint in complaints:
         console.print(f"[yellow]{complaint}[/]")
-    has = f"{run.path} has {saved.step} steps already; give a larger --steps to go on."
     if saved.step > run.config.steps:
-        raise UserError(has)
+        raise UserError(
+            f"{run.path} has {saved.step:,} steps already, more than the {run.config.steps:,} asked for: give a larger "
+            "--steps to go on."
+        )
     if saved.step == run.config.steps and not unscored(run, saved.step)[0]:
         tidy(run.path)
-        raise Complete(has)
+        raise Complete(
+            f"{run.path}: all {saved.step:,} steps are done. `diffrl resume {run.path} --steps N` goes on to N in all."
+        )
     return saved
 
 

@@ -262,6 +262,14 @@ class Scores:
         """The step of each seed's best evaluation."""
         return {int(best["step"]) for best in self.best()}
 
+    def all_equal(self) -> str:
+        """A sentence where each seed has one value in all its evaluations, so that none is the best; else ""."""
+        judged = [e.get("score", e["mean_return"]) for e in self.evaluations]
+        if len(judged) < 2 or any(values != judged[0] for values in judged):
+            return ""
+        what = "score" if "score" in self.evaluations[0] else "mean return"
+        return f"All {len(judged)} evaluations of a seed have the same {what}: the best of them is only the first."
+
 
 @dataclass
 class ScoreBook:

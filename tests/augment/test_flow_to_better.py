@@ -640,3 +640,25 @@ def test_other_preferences_do_not_take_a_trained_model(source: Path, better: Pat
     folder = better.with_name("better-flow-to-better")
     with pytest.raises(UserError, match=r"other settings \(pairs 80, not 81\)"):
         made(source, tmp_path / "new.hdf5", 81, folder=folder)
+
+
+def test_a_refused_start_is_in_nobodys_way(tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three returns are too few for five blocks. The corrected command gives the file of one that was right at once.
+
+    Of what the refused start had learned, the reward is taken where it is of the same labels, and learned anew where it
+    is of others.
+    """
+    data, fitted = constant(tmp_path / "data.hdf5"), []
+    fit = augmenting.fit_reward_model
+    monkeypatch.setattr(augmenting, "fit_reward_model", lambda *args: fitted.append(args) or fit(*args))
+    brief = {"diffuser": dataclasses.replace(SETTINGS["diffuser"], steps=5), "flow": FlowConfig(improvement=0, top=1)}
+    right = {"blocks": BlockConfig(blocks=3, restarts=2)} | brief
+    for number, pairs in enumerate((80, 81)):
+        with pytest.raises(UserError, match="only 3 different predicted returns"):
+            made(data, tmp_path / f"{pairs}.hdf5", 80, **brief)
+        mended = made(data, tmp_path / f"{pairs}.hdf5", pairs, **right)
+        assert len(fitted) == 1 + number  # 80 labels: once; other labels: twice
+        fitted.clear()
+        straight = made(data, tmp_path / f"{pairs}-straight.hdf5", pairs, **right)
+        assert mended.read_bytes() == straight.read_bytes()
+        fitted.clear()

@@ -26,6 +26,7 @@ from diffrl.augment.synther.config import ROWS_VERSION, Sampling, SynthERConfig
 from diffrl.augment.synther.model import TransitionDiffusion, bins_of
 from diffrl.cli import main
 from diffrl.data import d4rl, minari
+from diffrl.data.fidelity import NOT_MEASURED, USELESS, Verdict
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.runs.config import TrainConfig
@@ -86,18 +87,38 @@ def test_too_few_rows_for_a_report_are_written_without(source: Path, tmp_path: P
     out = synther(str(source), tmp_path / "new.hdf5", samples=3, **TINY)
     assert len(d4rl.read(out)) == 3
     assert not (tmp_path / "new-synther" / "fidelity.html").exists()
+    assert Verdict.of(d4rl.read(out).metadata) == NOT_MEASURED
 
 
-def test_the_report_shows_an_untrained_model(own_data: Path, tmp_path: Path) -> None:
-    """Twenty steps are none: rows far from the data's distribution, found so by the numbers on disk."""
-    synther("maze2d-umaze-v1", tmp_path / "new.hdf5", rows=3000, samples=500, held_out=0.2, **TINY)
+def test_the_report_shows_an_untrained_model(
+    own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twenty steps are none: rows far from the data's distribution, found so by the numbers on disk.
+
+    The file keeps the verdict, HDF5 and Minari alike; `data info` and training say it.
+    """
+    out = synther("maze2d-umaze-v1", tmp_path / "new.hdf5", rows=3000, samples=500, held_out=0.2, **TINY)
     found = json.loads((tmp_path / "new-synther" / "fidelity.json").read_text())
     assert found["sliced_w2"]["synthetic"] > 2 * found["sliced_w2"]["real"]
     assert found["marginals"]["ks_mean"]["synthetic"] > 2 * found["marginals"]["ks_mean"]["real"]
     # The maze is nearly linear, and the rows are whitened: even without training s' is a tenth of a step off, no more.
     assert found["dynamics"]["median"]["synthetic"] > 1000 * found["dynamics"]["median"]["real"]
     assert found["terminal_rate"]["synthetic"] == 0  # there are none in the data
-    assert found["verdicts"]["overall"].startswith("Do not train on these rows.")
+    said = found["verdicts"]["overall"]
+    assert said.startswith("Do not train on these rows.")
+    assert Verdict.of(d4rl.read(out).metadata) == Verdict(USELESS, said)
+    warned = f"synthetic rows: when they were made, their fidelity report said: {said[:400]}"
+    assert main(["data", "info", str(out)]) == 0
+    assert warned in " ".join(capsys.readouterr().out.split())
+    words = f"train --agent bc --dataset {out} --steps 2 --eval-episodes 1 --max-episode-steps 4 --agent.width 8"
+    assert main([*words.split(), "--out", str(tmp_path / "run")]) == 0
+    assert " ".join(capsys.readouterr().err.split()).count(warned) == 1
+
+    package = pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    minari.write("test/useless-v0", d4rl.read(out))
+    assert Verdict.of(minari.read("test/useless-v0").metadata) == Verdict(USELESS, said)
+    assert package.load_dataset("test/useless-v0").storage.metadata["diffrl"]["fidelity"] == USELESS
 
 
 def test_a_benchmark_and_minari(own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from tests.faults import forked, sound
 IN_A_ROW = 5
 """Kills of one chain, at most; then it is left to end."""
 _SECONDS = 120.0
-_DONE = ("steps already", "what wrote it is finished")
+_DONE = ("steps already", "steps are done", "what wrote it is finished")
 """What a command says where nothing is left to do: the kill came after the last write."""
 
 

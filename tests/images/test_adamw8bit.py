@@ -194,3 +194,22 @@ def test_without_the_library_it_is_said_at_once(monkeypatch: pytest.MonkeyPatch,
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="optimiser"):
         FinetuneConfig(optimiser="sgd")
+
+
+def test_without_the_library_a_run_that_goes_on_names_what_needs_it(
+    torchao: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its settings where they ask for 8 bits, its checkpoint where they were edited to AdamW: no option of resume."""
+    common = {"algo": "nft", "optimiser": "adamw8bit", "batch": 2, "group": 2, "updates": 1, "steps": 2}
+    run = finetune(
+        FinetuneConfig(**common, model="tiny-emoji", queries=2, eval_samples=2, out=tmp_path / "run"), quiet=True
+    )
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    needs = r" needs torchao, which is not installed: pip install 'diffrl\[adamw8bit\]' brings it"
+    with pytest.raises(UserError, match=rf"^{run}/finetune.yaml says optimiser: adamw8bit, which{needs}"):
+        resume(run, steps=4, quiet=True)
+    file = run / "finetune.yaml"
+    file.write_text(file.read_text().replace("optimiser: adamw8bit", "optimiser: adamw"))
+    folders.accept(run)
+    with pytest.raises(UserError, match=rf"^Reading a checkpoint whose moments are in 8 bits, .*{needs}"):
+        resume(run, steps=4, quiet=True)

@@ -84,7 +84,10 @@ def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[s
     Path("cut/before_after.png").unlink()
     Path("cut/images/000000.png").unlink()  # a user may: it is a picture
     for more in ([], ["--queries", "64"]):
+        capsys.readouterr()
         assert main(["finetune", "--resume", "cut", *more]) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("cut: all 2 rounds are done; give a larger --queries" in said) == (more == [])
         assert Path("cut/model/model_index.json").exists()
         assert Path("cut/before_after.png").exists()
     said = fails(["--resume", "cut", "--queries", "32"], capsys)

@@ -231,6 +231,9 @@ def test_a_run_that_is_cut_goes_on_bit_for_bit_and_is_a_model_like_any_other(qui
     assert "class_accuracy" in history[0]
     with pytest.raises(UserError, match="has 4 steps already"):
         diffrl.resume(whole, steps=2, quiet=True)
+    before = (whole / distil_job.PICTURE).stat().st_mtime_ns
+    assert diffrl.resume(whole, quiet=True) == whole  # all are done: nothing is made again
+    assert (whole / distil_job.PICTURE).stat().st_mtime_ns == before
     assert read_yaml(whole / "settings.yaml")["steps"] == 4  # what was refused is not kept
     (whole / "model" / "model_index.json").rename("index")
     with pytest.raises(UserError, match="has no model yet: `diffrl resume"):
@@ -270,6 +273,23 @@ def test_what_a_run_on_tiny_emoji_trained_is_its_teacher(quick: Path, capsys: py
     assert "class_accuracy" in json.loads((finetune(own, quiet=True) / "evaluations.json").read_text())[-1]
     assert base_of("further") == "tiny-emoji"
     assert student.decode(torch.zeros(1, *student.shape)).shape == (1, 3, 32, 32)
+
+
+def test_pairs_and_comparison_are_of_a_size_that_fits_the_updates(quick: Path) -> None:
+    """No more pairs than the updates draw; the published sizes of a long run; and what is asked for, always.
+
+    A run keeps them when it is made longer: it goes on with the pairs that it has.
+    """
+    for steps, sizes in ((1, (32, 84)), (100, (2520, 100)), (1500, (2520, 420))):
+        config = ImageDistilConfig(teacher="tiny-emoji", steps=steps)
+        assert (config.n_pairs, config.n_compared) == sizes
+    asked = ImageDistilConfig(teacher="tiny-emoji", steps=1, pairs=7, eval_samples=9)
+    assert (asked.n_pairs, asked.n_compared) == (7, 9)
+    small: dict[str, Any] = {"levels": 2, "batch_size": 2, "eval_samples": 4}
+    path = distil_job.distil(ImageDistilConfig(teacher="tiny-digits", steps=1, **small), out=Path("run"), quiet=True)
+    assert len(folder.read_tensors(path / distil_job.PAIRS)["x0"]) == 2
+    distil_job.resume(path, steps=3, quiet=True)
+    assert ImageDistilConfig.from_dict(read_yaml(path / "settings.yaml"), "x").n_pairs == 2
 
 
 @pytest.mark.parametrize(

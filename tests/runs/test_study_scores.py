@@ -61,9 +61,10 @@ def test_runs_of_equal_settings_are_seeds_of_one_agent(sweep: Path) -> None:
     assert narrow[2][0].run == str(sweep / "narrow" / "b")
     assert scores.episodes[TASK, "bc width=8"] == {2, 3}
     assert scores.unit(TASK) == "score"
-    assert [note.about for note in scores.notes] == [TASK, TASK]
-    assert "do not report it under a D4RL name" in scores.notes[0].sentence
-    assert "rebuilt" in scores.notes[1].sentence
+    notes = [note for note in scores.notes if "have the same score" not in note.sentence]  # as chance has it
+    assert [note.about for note in notes] == [TASK, TASK]
+    assert "do not report it under a D4RL name" in notes[0].sentence
+    assert "rebuilt" in notes[1].sentence
 
 
 def test_minutes_grow_with_steps_and_are_the_runs(sweep: Path) -> None:

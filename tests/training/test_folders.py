@@ -1,5 +1,6 @@
 """Runs' folders on real machines: damaged, cut, full, moved, edited, or asked for by two. Nothing changes unseen."""
 
+import dataclasses
 import errno
 import io
 import json
@@ -18,6 +19,7 @@ from agents import BC
 from diffrl.cli import main
 from diffrl.data import d4rl
 from diffrl.runs.config import TrainConfig, load
+from diffrl.runs.run import Run
 from diffrl.support import folder as folders
 from diffrl.support.errors import UserError
 from diffrl.support.folder import SUMS, held
@@ -255,8 +257,10 @@ def test_a_run_goes_on_from_another_folder_and_with_data_that_have_moved(
     assert load(moved / "config.yaml").dataset == str(tmp_path / "c.hdf5")
     assert main(["resume", str(moved), "--accept-changes"]) == 0
     for words in ([], ["--steps", "26", "--dataset", "c.hdf5"]):
-        assert main(["resume", str(moved), *words]) == 2
-        assert "has 26 steps already" in capsys.readouterr().err
+        assert main(["resume", str(moved), *words]) == 0
+        assert f"{moved}: all 26 steps are done. `diffrl resume {moved} --steps N`" in capsys.readouterr().err
+    assert main(["resume", str(moved), "--steps", "25"]) == 2
+    assert "has 26 steps already, more than the 25 asked for: give a larger --steps" in capsys.readouterr().err
 
 
 def test_an_edited_configuration_is_not_taken_unseen(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,6 +280,23 @@ def test_a_number_of_steps_that_are_made_already_is_not_accepted(run: Path) -> N
     file.write_text(text.replace("\nsteps: 20\n", "\nsteps: 10\n"))
     with pytest.raises(UserError, match="has 20 steps already"):
         diffrl.resume(run, accept_changes=True, quiet=True)
+
+
+def test_a_run_that_is_to_end_sooner_says_so_and_does(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Made for 30 steps, of which 20 are done: it ends at 24, where it is done; and it may be made longer again."""
+    opened = Run.read(run)
+    dataclasses.replace(opened, config=dataclasses.replace(opened.config, steps=30)).write_config()
+    for steps, code, said in ((19, 2, "has 20 steps already"), (20, 0, "all 20 steps are done")):
+        assert main(["resume", str(run), "--steps", str(steps)]) == code
+        printed = " ".join(capsys.readouterr().err.split())
+        assert said in printed
+        assert "is to end at" not in printed
+    for steps, said in ((24, "was made for 30 steps, and is to end at 24 now"), (26, None), (26, "26 steps are done")):
+        assert main(["resume", str(run), "--steps", str(steps)]) == 0
+        printed = " ".join(capsys.readouterr().err.split())
+        assert said is None or said in printed
+        assert ("is to end at" in printed) == (steps == 24)
+        assert checkpoint.steps(run)[-1] == load(run / "config.yaml").steps == steps
 
 
 def test_an_accepted_change_that_does_not_fit_the_checkpoints_is_a_sentence(run: Path) -> None:

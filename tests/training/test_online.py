@@ -373,7 +373,7 @@ def test_mistakes_are_a_few_lines_and_exit_code_2(
         (words(straight, "--start-checkpoint", "7"), "expected last, best, or one of"),
         (words(straight, "--out", run), "holds a run already"),
         (words(run), f"diffrl resume {run}"),
-        (words("--resume", run), "larger --steps"),
+        (words("--resume", run, "--steps", "1"), "larger --steps"),
         (words("--resume", straight), "is an offline run"),
     ]
     for given, expected in mistakes:

@@ -16,7 +16,7 @@ from diffrl.commands.distil import run as command
 from diffrl.diffusion import VE, Sampler, consistency_loss, couple, solver_step
 from diffrl.nets import Adam
 from diffrl.runs import distil as runs_distil
-from diffrl.runs.distil import PICTURE, RESULT, distil
+from diffrl.runs.distil import AS_IT_ACTS, PICTURE, RESULT, distil
 from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
 from diffrl.runs.tune import finetune_policy
@@ -248,8 +248,9 @@ def test_a_run_that_is_cut_goes_on_bit_for_bit_and_is_like_any_other(cloned: Pat
     (cut / RESULT).unlink()
     diffrl.resume(cut, quiet=True)
     assert json.loads((cut / RESULT).read_text())["rows"] == first
+    assert diffrl.resume(cut, quiet=True) == cut  # all are done
     with pytest.raises(UserError, match="has 4 steps already"):
-        diffrl.resume(cut, quiet=True)
+        diffrl.resume(cut, steps=3, quiet=True)
     assert (whole / PICTURE).is_file()
     who = [row["who"] for row in first]
     assert who == ["teacher"] * 4 + ["student"] * 3 + ["teacher, as it acts", "student, as it acts"]
@@ -350,7 +351,7 @@ def test_an_untrained_teacher_is_named(cloned: Path, tmp_path: Path, capsys: pyt
         settings = DistilConfig(start_run=cloned, to="consistency", start_checkpoint=checkpoint_of)
         distil(settings, steps=1, eval_episodes=1, out=tmp_path / checkpoint_of)
         said = " ".join(capsys.readouterr().err.split())
-        assert ("is taken from step 0, before its training" in said) is told
+        assert ("At step 0 the policy that acts is untrained" in said) is told
 
 
 def test_the_command(cloned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -360,4 +361,6 @@ def test_the_command(cloned: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     said = capsys.readouterr().err
     assert "network calls" in said
     assert "student, as it acts" in said
+    assert "2 episodes a seed (--eval-episodes), ± standard error over episodes" in " ".join(said.split())
+    assert f"As it acts: {AS_IT_ACTS}" in " ".join(said.split())
     assert Run.read(tmp_path / "run").config.agent.flow_steps == 2  # type: ignore[attr-defined]

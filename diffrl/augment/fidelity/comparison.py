@@ -16,6 +16,7 @@ import torch
 
 from diffrl.augment.fidelity import measures
 from diffrl.augment.fidelity.measures import Doubles, DynamicsError, Neighbours, Pair
+from diffrl.data.fidelity import LOOK_FIRST, NO_FAULT, USELESS, Verdict
 from diffrl.data.offline import ACTION_LIMIT, Floats, Ints, OfflineDataset
 from diffrl.diffusion.diagnostics import sliced_w2
 from diffrl.support.errors import DataError, UserError
@@ -385,13 +386,15 @@ def _beside_shuffled(pair: Pair, shuffled: float) -> str:
     return f"{pair.synthetic:.2g}, of real rows {pair.real:.2g}, of real rows with shuffled columns {shuffled:.2g}"
 
 
-def _overall(report: FidelityReport) -> str:
+def verdict_of(report: FidelityReport) -> Verdict:
+    """Whether the rows are of any use, as a data set keeps it."""
     useless, odd = uselessness(report), look_first(report)
     if useless:
-        return f"Do not train on these rows. {useless}"
+        return Verdict(USELESS, f"Do not train on these rows. {useless}")
     if odd:
-        return f"Look first: {'; '.join(odd)}."
-    return f"No fault found in {report.rows:,} rows, which is no proof that an agent learns from them."
+        return Verdict(LOOK_FIRST, f"Look first: {'; '.join(odd)}.")
+    said = f"No fault found in {report.rows:,} rows, which is no proof that an agent learns from them."
+    return Verdict(NO_FAULT, said)
 
 
 def verdicts_of(report: FidelityReport) -> dict[str, str]:
@@ -399,7 +402,7 @@ def verdicts_of(report: FidelityReport) -> dict[str, str]:
     worst = report.names[int(np.argmax(report.ks))]
     near, rate, outside = report.neighbours, report.terminal_rate, report.actions_outside
     lines = {
-        "overall": _overall(report),
+        "overall": verdict_of(report).sentence,
         "marginals": f"The mean KS over columns is {_against_floor(report.ks_mean)}, the largest (of {worst}) "
         f"{_against_floor(report.ks_largest)}.",
         "correlations": f"The mean difference is {_against_floor(report.correlation_mean)}, the largest "

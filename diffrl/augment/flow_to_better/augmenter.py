@@ -65,6 +65,8 @@ from diffrl.support.seeds import generator_at, mix
 from diffrl.training.loop import Trainer
 from diffrl.training.stack import StackTrainer
 
+PREFERENCES = tuple(field.name for field in dataclasses.fields(PreferenceConfig))
+"""The settings of preferences."""
 SEGMENT = 100
 """Rows of a segment that the synthetic teacher labels, as published."""
 RELABELLED = "relabelled.hdf5"
@@ -163,7 +165,7 @@ class FlowToBetter(Augmenter):
             source = sha256(regular_file(preferences.preferences, "a file of preferences", advice))
         self.model_settings = {
             "preferences": source,
-            **{f.name: getattr(preferences, f.name) for f in dataclasses.fields(preferences)[1:]},
+            **{name: getattr(preferences, name) for name in PREFERENCES[1:]},
             "pairs": preferences.pairs,
             **dataclasses.asdict(self.diffuser),
             **{f"reward_{key}": value for key, value in dataclasses.asdict(self.reward).items()},
@@ -292,15 +294,24 @@ class FlowToBetter(Augmenter):
         return StackTrainer(self._model, PairSource(self._segments, pairs, codec), self.diffuser.batch_size, generator)
 
     def _reward_model(self, folder: Path, begun: bool) -> tuple[RewardModel, RewardReport]:
-        """The reward model of the folder, or where training has not begun, a new one, which is written there."""
-        if begun and (folder / ABOUT).is_file():
+        """The reward model of the folder, or where there is none that fits, a new one, which is written there.
+
+        Where training has not begun, what is there may be of a start with other settings: it fits if those that it
+        comes from are the same.
+        """
+        comes_from = {
+            "data": d4rl.fingerprint(self._data.dataset),
+            **{name: self.model_settings[name] for name in (*PREFERENCES, "pairs")},
+        }
+        wanted = {"learned_from": comes_from, "config": dataclasses.asdict(self.reward), "seed": self._seed}
+        if (folder / ABOUT).is_file() and (begun or RewardModel.is_of(folder, wanted)):
             model, report = RewardModel.load(folder, self._device)
         else:
             with work("Learning the reward", "steps", self._quiet) as on_progress:
                 model, report = fit_reward_model(
                     self._data.dataset, self._pairs, self.reward, self._seed, self._device, on_progress
                 )
-            model.save(folder, report)
+            model.save(folder, report, comes_from)
         if not self._quiet:
             for line in _of_reward(report, model.members):
                 console.print(line)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -165,8 +166,11 @@ class RewardModel(nn.Module):
 
     # --- files ---
 
-    def save(self, folder: Path, report: RewardReport) -> None:
-        """Write the model to a folder, in which the caller is alone (`support.folder.held`), with checksums."""
+    def save(self, folder: Path, report: RewardReport, learned_from: Mapping[str, Any] | None = None) -> None:
+        """Write the model to a folder, in which the caller is alone (`support.folder.held`), with checksums.
+
+        learned_from: what data and preferences it comes from, as JSON holds it, for `is_of`.
+        """
         about = {
             "format": FORMAT,
             "observation_size": self.observation_size,
@@ -174,6 +178,7 @@ class RewardModel(nn.Module):
             "seed": self.seed,
             "config": dataclasses.asdict(self.config),
             "report": dataclasses.asdict(report),
+            "learned_from": dict(learned_from or {}),
         }
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,6 +186,16 @@ class RewardModel(nn.Module):
         write_json(folder / ABOUT, about)
         if not sealed(folder):
             seal(folder, [WEIGHTS, ABOUT])
+
+    @staticmethod
+    def is_of(folder: Path, wanted: Mapping[str, Any]) -> bool:
+        """Whether the model in a folder is whole and says of itself what `wanted` does, entry by entry of `ABOUT`."""
+        try:
+            about: Any = read_json(folder / ABOUT)
+            read_tensors(folder / WEIGHTS)
+            return all(about[name] == json.loads(json.dumps(value)) for name, value in wanted.items())
+        except (Damaged, KeyError, TypeError):
+            return False
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> tuple[RewardModel, RewardReport]:

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from diffrl.images.model import unheard
 from diffrl.support.errors import UserError
 
-MISSING = "--optimiser adamw8bit needs {name}, which is not installed: pip install 'diffrl[adamw8bit]' brings it."
+MISSING = "{what} needs {name}, which is not installed: pip install 'diffrl[adamw8bit]' brings it."
+ASKED = "--optimiser adamw8bit"
+"""What needs it in a new run."""
 
 
-def require() -> None:
-    """Raise UserError where torchao is not installed."""
-    _torchao()
+def require(what: str = ASKED) -> None:
+    """Raise UserError where torchao is not installed; what: that which needs it, as the sentence begins."""
+    _torchao(what)
 
 
 def make(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -39,9 +41,9 @@ def tensors_of(moment: Tensor) -> tuple[Tensor, Tensor | None]:
 def moment_from(codes: Tensor, scale: Tensor, parameter: nn.Parameter, *, signed: bool) -> Tensor:
     """The moment in 8 bits whose codes and scales `tensors_of` gave, beside its parameter.
 
-    signed: whether it is the first moment. Raises ValueError for tensors of another shape.
+    signed: whether it is the first moment. Raises ValueError for tensors of another shape, UserError as `require`.
     """
-    _torchao()
+    require("Reading a checkpoint whose moments are in 8 bits, as adamw8bit left them,")
     from torchao.optim.subclass_8bit import OptimState8bit
 
     if codes.shape != parameter.shape or len(scale) == 0 or codes.numel() % len(scale):
@@ -61,10 +63,10 @@ def bytes_of(optimiser: torch.optim.Optimizer) -> int:
     return sum(part.numel() * part.element_size() for parts in moments for part in parts if part is not None)
 
 
-def _torchao() -> Any:
+def _torchao(what: str = ASKED) -> Any:
     with unheard():
         try:
             from torchao import optim
         except ModuleNotFoundError as error:
-            raise UserError(MISSING.format(name=error.name)) from error
+            raise UserError(MISSING.format(what=what, name=error.name)) from error
     return optim

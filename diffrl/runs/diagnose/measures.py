@@ -25,6 +25,7 @@ from diffrl.runs.diagnose.material import (
     load_agents,
     start_policy,
 )
+from diffrl.runs.policy import tell_remarks
 from diffrl.runs.run import Run
 from diffrl.support.console import work
 from diffrl.support.machine import resolve_device, settle
@@ -63,7 +64,8 @@ def diagnose(
     device = resolve_device(device)
     settle()
     agents = load_agents(run, checkpoints, device)
-    agent = agents[-1][1]
+    step, agent = agents[-1]
+    tell_remarks(run, "last", [step], quiet)
     generator = torch.Generator(device=agent.device).manual_seed(seed)
     process, _ = agent.generative_model(torch.zeros(agent.n_seeds, 1, agent.observation_size, device=agent.device))
     levels = Levels.of(agent, process)
@@ -96,7 +98,7 @@ def diagnose(
         "agent": run.config.agent.name,
         "dataset": run.config.dataset,
         "seeds": list(run.config.seeds),
-        "step": agents[-1][0],
+        "step": step,
         "rows": train.actions.shape[1],
         "held_out": source,
         "held_out_rows": 0 if new is None else new.actions.shape[1],

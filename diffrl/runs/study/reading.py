@@ -14,6 +14,7 @@ from diffrl.runs.run import OFFLINE, Run, kind_of
 from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
 from diffrl.support.errors import UserError
 from diffrl.support.folder import IMAGES
+from diffrl.training import logs
 from diffrl.training.logs import read_scores
 from envs import registry
 from envs.datasets import called
@@ -195,6 +196,13 @@ def _notes(read: Sequence[_Read]) -> list[Note]:
         last, wanted = max(e["step"] for e in one.scores["evaluations"]), one.run.config.steps
         if last < wanted:
             notes.append(Note(one.path, f"Not finished: the last evaluation is at step {last:,} of {wanted:,}."))
+        own = logs.Scores(Path(one.path), {})
+        for which, step in (("last", last), ("best", min(own.best_steps()))):
+            if untrained := one.run.untrained(step):
+                notes.append(Note(one.path, f"Its {which} evaluation is at step {step:,}. {untrained}"))
+                break  # where the last one's is untrained, the best one's is, too
+        if equal := own.all_equal():
+            notes.append(Note(one.path, equal))
     return notes
 
 

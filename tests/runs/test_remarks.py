@@ -1,0 +1,43 @@
+"""What is said of policies where they are shown: that they are untrained, and that the best is one of equals."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffrl.cli import main
+from diffrl.runs.run import Run
+from diffrl.training.logs import Scores
+from tests.runs.made_runs import PENDULUM, made_run, small
+
+SWING = dataclasses.replace(PENDULUM, max_episode_steps=3)
+
+
+def test_a_policy_at_step_0_of_an_offline_run_is_untrained(tmp_path: Path) -> None:
+    """Not at step 1; nor is that of a run that started from another one, whose policy came trained."""
+    run = Run.read(made_run(tmp_path / "run", small("bc")))
+    assert run.untrained(0).startswith("At step 0 the policy that acts is untrained")
+    assert run.untrained(1) == ""
+    assert dataclasses.replace(run, kind="online").untrained(0) == ""
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_best_among_equal_evaluations_is_announced(
+    equal: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not where one seed's differ, and not where the last checkpoint is shown."""
+    path = made_run(tmp_path / "run", small("bc"), SWING)
+    scores = Scores(path, {"seeds": [3, 5], "env": "Pendulum-v1", "reference": None, "dataset": "data.hdf5"})
+    scores.add(10, np.full((2, 5), 7.0), None)
+    scores.add(20, np.array([[7.0] * 5, [7.0 if equal else 8.0] * 5]), None)
+    page, run = str(tmp_path / "page.html"), str(path)
+    for words, tells in (
+        (["evaluate", run, "--episodes", "1"], equal),
+        (["report", run, "--out", str(tmp_path / "report")], equal),
+        (["compare", run, run, "--episodes", "1", "--out", page, "--which", "best"], equal),
+        (["compare", run, run, "--episodes", "1", "--out", page], False),
+    ):
+        assert main(words) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("All 2 evaluations of a seed have the same mean return" in said) == tells, words
