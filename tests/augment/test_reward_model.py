@@ -228,7 +228,7 @@ def test_the_same_seed_gives_the_same_model_and_a_folder_gives_it_back(tmp_path:
         RewardModel.load(tmp_path / "none")
 
 
-def test_a_kill_between_weights_and_description_leaves_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_between_weights_and_description_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other weights are not taken for those that the description beside them told of; the next save mends it."""
     (old, report), (new, other) = fitted(200), fitted(200, seed=1)
     config, of = dataclasses.asdict(SMALL), {"pairs": 200}
