@@ -79,7 +79,11 @@ def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[s
     assert main(["finetune", *options, "--queries", "64", "--out", "whole"]) == 0
     assert main(["finetune", *options, "--out", "cut"]) == 0
     shutil.rmtree("cut/checkpoints")
-    assert main(["finetune", "--resume", "cut"]) == 0
+    for queries, sooner in (("16", True), ("32", False)):  # made for 32
+        capsys.readouterr()
+        assert main(["finetune", "--resume", "cut", "--queries", queries]) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("cut was made for 2 rounds, and is to end at 1 now" in said) == sooner
     shutil.rmtree("cut/model")
     Path("cut/before_after.png").unlink()
     Path("cut/images/000000.png").unlink()  # a user may: it is a picture
