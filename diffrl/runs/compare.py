@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.runs.policy import Actor, Evaluator, load_stack, tell_remarks
+from diffrl.runs.policy import Actor, Evaluator, load_stack, remarks, tell_remarks
 from diffrl.runs.report import draw_maze
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work
@@ -42,6 +42,8 @@ class Rolled:
     """Of each seed from each start state: returns (S, E), or returns and successes (S, E, 2)."""
     paths: list[NDArray[np.float32]]
     """The observations (T, O) of the first seed's first episodes."""
+    remarks: tuple[str, ...] = ()
+    """What is to be known of these policies: see `diffrl.runs.policy.remarks`."""
 
     @property
     def returns(self) -> NDArray[np.float64]:
@@ -196,7 +198,7 @@ def _roll(run: Run, episodes: int, which: str, seed: int, quiet: bool) -> Rolled
     finally:
         evaluator.close()
     tell_remarks(run, which, steps, quiet)
-    return Rolled(run, tuple(steps), np.stack(outcomes), paths)
+    return Rolled(run, tuple(steps), np.stack(outcomes), paths, tuple(remarks(run, which, steps)))
 
 
 def _scored(rolled: Rolled, task: Task) -> NDArray[np.float64]:
@@ -253,6 +255,7 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes) -> str
     for one in rolled:
         config, scores = one.run.config, _scored(one, task)
         about = f"{config.agent.name}, seeds {', '.join(map(str, config.seeds))}, steps {_steps(one.steps)}"
+        about = ". ".join([about, *one.remarks])
         rows.append(
             f"<tr><td><b>{html.escape(one.run.path.name)}</b><br>{html.escape(about)}</td>"
             f"<td class=n>{estimate(scores)}</td><td class=n>{np.median(scores):.1f}</td></tr>"

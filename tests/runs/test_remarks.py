@@ -42,6 +42,8 @@ def test_a_best_among_equal_evaluations_is_announced(
         assert main(words) == 0
         said = " ".join(capsys.readouterr().err.split())
         assert ("All 2 evaluations of a seed have the same mean return" in said) == tells, words
+        if words[0] == "compare":
+            assert Path(page).read_text().count("All 2 evaluations of a seed have the same mean return") == 2 * tells
     for which, tells in (("best", equal), ("last", False)):
         card = (export(path, tmp_path / which, which=which) / "README.md").read_text()
         assert ("All 2 evaluations of a seed have the same mean return" in card) == tells
