@@ -112,9 +112,16 @@ def test_a_configuration_by_its_public_name_loads_no_torch() -> None:
 
 
 MISTAKES = {
-    "verb": (["trian"], "did you mean 'train'"),
-    "data verb": (["data", "lst"], "did you mean 'list'"),
-    "augment verb": (["augment", "synter"], "did you mean 'synther'"),
+    "verb": (["trian", "bc/x"], "did you mean `diffrl train bc/x`"),
+    "data verb": (["data", "lst", "maze2d"], "did you mean `diffrl data list maze2d`"),
+    "augment verb": (["augment", "flow-to-beter"], "did you mean `diffrl augment flow-to-better`"),
+    "verb far from all": (["augment", "zzz"], "`diffrl augment synther`, `diffrl augment flow-to-better` and `diffrl"),
+    "verb without its parent": (["flow_to_better", "x"], "did you mean `diffrl augment flow-to-better x`"),
+    "another one's verb": (["info", "a b"], "did you mean `diffrl data info 'a b'`"),
+    "policy without finetune": (["policy", "runs/x"], "did you mean `diffrl finetune policy runs/x`"),
+    "finetune verb": (["finetune", "polcy", "runs/x"], "did you mean `diffrl finetune policy runs/x`"),
+    "no verb like it": (["xyzzy"], "`diffrl --help` lists"),
+    "option in place of a verb": (["augment", "--flow"], "`diffrl augment flow-to-better`"),
     "shell": (["completion", "tcsh"], "bash"),
     "nothing to train": (["train"], "--agent and --dataset"),
     "no data set": (["train", "--agent", "bc"], "Which data set"),
@@ -158,6 +165,16 @@ def test_a_mistake_is_a_few_lines_and_exit_code_2(name: str, capsys: pytest.Capt
     assert code == 2
     assert expected in text
     assert "Traceback" not in text
+
+
+def test_an_option_below_a_nested_verb_is_told_as_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    """tyro forgets the words between the program and the verb that an option belongs to."""
+    with pytest.raises(SystemExit):
+        main(["augment", "flow-to-better", "x", "--out", "y.hdf5", "--preferences", "5", "--flow-step", "3"])
+    said = capsys.readouterr().err
+    assert "--flow-steps" in said
+    assert "diffrl augment flow-to-better --help" in " ".join(said.split())
+    assert "diffrl flow-to-better" not in said
 
 
 @pytest.mark.usefixtures("own_data")

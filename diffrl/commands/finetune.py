@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from diffrl.images.config import ALGORITHMS, FinetuneConfig, schema_of
 from diffrl.images.run import FILES
 from diffrl.support import folder
 from diffrl.support.console import console
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, closest
 
 FIRST_LOOK = (
     *("--algo", "draft", "--reward", "colour:blue + emoji", "--held-out", "emoji-held-out"),
@@ -52,7 +53,10 @@ def run(arguments: Sequence[str]) -> int:
 
         return finetune_policy.run(words[1:])
     if words and not words[0].startswith("-"):
-        raise UserError(f"`diffrl finetune {words[0]}`: options begin with --, such as --algo; or `policy RUN`.")
+        meant = shlex.join(["diffrl", "finetune", "policy", *(words[1:] or ["RUN"])])
+        near = closest(words[0], ["policy"]) and f"did you mean `{meant}`?"
+        options = "options begin with --, such as --algo; of a policy: `diffrl finetune policy RUN`."
+        raise UserError(f"There is no `diffrl finetune {words[0]}`: {near or options}")
     if resume.asked(words):
         return resume.spelled(words)
     words = first_look(words)
