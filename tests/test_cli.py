@@ -125,7 +125,11 @@ MISTAKES = {
     "shell": (["completion", "tcsh"], "bash"),
     "nothing to train": (["train"], "--agent and --dataset"),
     "no data set": (["train", "--agent", "bc"], "Which data set"),
-    "agent": (["train", "--agent", "difusion_ql", "--dataset", "maze2d-umaze-v1"], "did you mean 'diffusion_ql'"),
+    "agent": (
+        ["train", "--agent", "difusion_ql", "--dataset", "maze2d-umaze-v1"],
+        "did you mean 'diffusion_ql'? `diffrl train --help` lists all.",
+    ),
+    "agent like no other": (["train", "--agent", "zzz", "--dataset", "x"], "known: bc, bfn, consistency_ac, diffuser,"),
     "agent without a value": (["train", "--agent", "--steps", "3"], "--agent needs a value"),
     "data set": (["train", "--agent", "bc", "--dataset", "maze2d-umase-v1"], "did you mean 'maze2d-umaze-v1'"),
     "missing file": (["train", "--agent", "bc", "--dataset", "nowhere.hdf5"], "nowhere.hdf5"),

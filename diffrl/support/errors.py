@@ -38,15 +38,21 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return next((option for option in options if option[:60] == close[0]), None) if close else None
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A half sentence naming the known entry nearest to `name`, or all of them where there are few."""
+def nearest(name: str, known: Iterable[str], command: str = "") -> str:
+    """Half a sentence naming the known entry nearest to `name`, or all of them where there are few.
+
+    command: what prints all of them, such as "diffrl data list"; it is named wherever they are not all said.
+    """
     options = sorted(itertools.islice(known, 1000))
     close = closest(name, options)
-    if close is not None:
-        return f"did you mean {close[:60]!r}?"
-    if len(options) <= 12:
+    if close is None and len(options) <= 20:
         return "known: " + ", ".join(option[:60] for option in options) + "."
-    return f"{len(options)} are known, {options[0][:60]!r} among them."
+    found = (
+        f"{len(options)} are known, {options[0][:60]!r} among them."
+        if close is None
+        else f"did you mean {close[:60]!r}?"
+    )
+    return found + (f" `{command}` lists all." if command else "")
 
 
 def listed(names: Collection[str], most: int = 10) -> str:

@@ -14,7 +14,7 @@ import yaml
 from diffrl.cli import main
 from diffrl.commands.finetune import _configuration, first_look
 from diffrl.images.algorithms import ALGORITHMS as IMPLEMENTATIONS
-from diffrl.images.config import ALGORITHMS, Algo, DRaFTConfig, FinetuneConfig, GRPOConfig, OnlineConfig
+from diffrl.images.config import ALGORITHMS, Algo, DRaFTConfig, FinetuneConfig, GRPOConfig, OnlineConfig, base
 from diffrl.images.run import load, plain
 from diffrl.support.errors import UserError
 from diffrl.support.files import to_yaml
@@ -229,3 +229,13 @@ def test_without_algorithm_reward_or_model_a_run_is_one_to_look_at() -> None:
 
 def configured(words: list[str]) -> FinetuneConfig:
     return _configuration(first_look(words))
+
+
+def test_a_models_name_is_checked_as_it_is_loaded() -> None:
+    """`check_model` imports no torch, so it has the names itself."""
+    from diffrl.images import models
+
+    assert (*base.TINY,) == (*models.BUILT_IN,)
+    assert (*base.VARIANTS,) == (*models.VARIANTS,)
+    with pytest.raises(UserError, match=r"did you mean 'tiny-emoji'\? Built in are tiny-emoji, tiny-digits and tiny-l"):
+        models.load_model("tiny-emojy", lora=None)

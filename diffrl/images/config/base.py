@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from diffrl.images.distil_config import STUDENTS
 from diffrl.images.rewards.registry import companion, named_in
-from diffrl.support.errors import UserError, nearest
+from diffrl.support.errors import UserError, closest, joined, nearest
 from diffrl.support.files import read_yaml
 from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, read_json
 from diffrl.support.schema import (
@@ -38,6 +38,8 @@ CONFIG = "finetune.yaml"
 """The settings of a run, in its folder."""
 TINY = ("tiny-emoji", "tiny-digits", "tiny-latents")
 """The names of the built-in models."""
+VARIANTS = ("control", "reference", "video")
+"""What "VARIANT:PIPELINE" may begin with."""
 Algo = Literal["ddpo-is", "ddpo-sf", "grpo", "dpok", "nft", "rwr", "d3po", "draft", "refl", "dpo", "supervised"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Optimiser = Literal["adamw", "adamw8bit"]
@@ -338,6 +340,22 @@ def base_of(model: str) -> str | None:
     if base is None and (path / CONFIG).is_file():  # a run from before that was written
         base = read_yaml(path / CONFIG).get("model")
     return base if base in STUDENTS else None
+
+
+def check_model(name: str) -> None:
+    """Raise UserError for a name that is no built-in model, no variant of a pipeline, no folder and no hub id.
+
+    Whether a hub has the model, and a folder a pipeline, is seen where it is loaded.
+    """
+    variant, _, pipeline = name.partition(":")
+    special = variant in VARIANTS and bool(pipeline)
+    if not special and name not in TINY and "/" not in name and "\\" not in name and not Path(name).exists():
+        near = closest(name, TINY)
+        meant = "." if near is None else f": did you mean {near!r}?"
+        raise UserError(
+            f"There is no model {name!r}{meant} Built in are {joined(TINY)}. Else give the folder of a diffusers "
+            "pipeline, or a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'."
+        )
 
 
 def algorithms() -> Mapping[str, type[FinetuneConfig]]:
