@@ -114,7 +114,7 @@ class FlowToBetter(Request):
     reward: RewardConfig = field(default_factory=RewardConfig)
     max_dynamics_error: NotNegative | None = None
     """Leave out rows whose next observation misses the simulator's by more, RMS in deviations of the data's; the
-    episode is cut there."""
+    episode is cut there. By default none is left out."""
     relabel: bool = False
     """Write the data set itself as well, with the learned reward in place of its own, for agents that learn values:
     OUT-flow-to-better/relabelled.hdf5. (Generated rows always have the learned reward, and with --mix append the real

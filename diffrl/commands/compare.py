@@ -24,7 +24,9 @@ class Compare:
     models: reward, held-out reward, divergence, diversity, fidelity; the options below the page's are not theirs.
     """
 
-    runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
+    runs: Annotated[
+        Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")
+    ]
     """Folders of runs, all of policies of one environment, or all of image models."""
     out: Path = Path("compare.html")
     """The page to write. An earlier comparison there is replaced; other files are not."""
@@ -35,7 +37,7 @@ class Compare:
     seed: Seed = 0
     """What start states and the policies' noise are drawn from."""
     env: str | None = None
-    """Another environment than the runs', by Gymnasium's id."""
+    """Another environment than the runs', which is the default, by Gymnasium's id."""
 
     def __post_init__(self) -> None:
         check(self)

@@ -35,7 +35,7 @@ chooses alike (consistency: of diffusion_ql, edp, idql; reflow: of ifql, bfn); e
 @dataclass(frozen=True)
 class _Options(RunOptions):
     steps: int | None = None
-    """Updates (10,000)."""
+    """Updates; by default 10,000."""
     eval_every: int | None = None
     """Updates between evaluations, each followed by a checkpoint; by default a tenth of the steps."""
     compile: Suppress[bool | None] = None

@@ -37,7 +37,8 @@ class Export:
     """Write policy.onnx besides, for onnxruntime: preprocessing within, noise as an input (pip install
     'diffrl[onnx]')."""
     env: str | None = None
-    """Another environment than the run's, by Gymnasium's id, from which an agent that plans takes its goal."""
+    """Another environment than the run's, which is the default, by Gymnasium's id; an agent that plans takes its goal
+    from it."""
 
     def __post_init__(self) -> None:
         check(self)

@@ -35,8 +35,8 @@ Options below are those of --algo {algo}; {other} --help shows the others'."""
 @dataclass(frozen=True)
 class _Options(RunOptions):
     steps: int | None = None
-    """dppo, nft: environment steps of each seed (400,000), rounded up to whole iterations; dpo: updates (1,000); nft
-    with --advantages critics: updates (2,000)."""
+    """dppo, nft: environment steps of each seed, by default 400,000, rounded up to whole iterations; dpo: updates, by
+    default 1,000; nft with --advantages critics: updates, by default 2,000."""
     eval_every: int | None = None
     """Steps between evaluations, each followed by a checkpoint; by default a tenth of the steps."""
     log_every: int | None = None

@@ -33,17 +33,21 @@ class Resume:
     """Steps in all, to make the run longer; by default what it was made for. A run of images counts the images that are
     scored; of dpo and supervised, rounds."""
     queries: int | None = None
-    """Runs of images that count the images scored: the same as --steps, by its name in `diffrl finetune`."""
+    """Runs of images that count the images scored: the same as --steps, by its name in `diffrl finetune` and with its
+    default."""
     rounds: int | None = None
-    """Runs of images by dpo and supervised: the same as --steps, by its name in `diffrl finetune`."""
+    """Runs of images by dpo and supervised: the same as --steps, by its name in `diffrl finetune` and with its
+    default."""
     device: str | None = None
-    """Another device than the run's."""
+    """Another device than the run's, which is the default."""
     eval_workers: int | None = None
-    """Offline runs: another number of processes that evaluate than the run's; no score depends on it."""
+    """Offline runs: another number of processes that evaluate than the run's, which is the default; no score depends on
+    it."""
     stop_kl: float | None = None
-    """Runs of images: another bound than the run's, where that has stopped it."""
+    """Runs of images: another bound than the run's, which is the default, where that has stopped it."""
     dataset: str | None = None
-    """Where the run's data set is now, if it has moved; its contents must be the same. A finished run is only told."""
+    """Where the run's data set is now, if it has moved; its contents must be the same. By default where it was. A
+    finished run is only told."""
     accept_changes: bool = False
     """Take config.yaml (or settings.yaml, finetune.yaml) as you have edited it since the run was made."""
 

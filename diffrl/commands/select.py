@@ -34,10 +34,10 @@ class Select:
     """
 
     runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN ...]")] = ()
-    """Runs' folders, or folders that contain runs."""
+    """Runs' folders, or folders that contain runs; by default none, where there is --csv."""
     csv: Path | None = None
     """A file of episodes, in place of runs: a header with task, agent, seed, episode, score (or return).
-    A column `step` tells checkpoints apart."""
+    A column `step` tells checkpoints apart. By default the runs' own episodes are read."""
     policies: Which = "last"
     """last: each seed's last evaluated checkpoint; all: every one, which an offline criterion can choose among."""
     out: Path = Path("selection")

@@ -99,11 +99,13 @@ class FinetuneConfig(metaclass=_Presets):
     """A reward that is only looked at, to see the other one hacked; by default its companion, where it has one (of a
     sum: where each part has one). none: no reward."""
     prompts: Path | None = None
-    """A file of prompts, one a line, or of JSON lines with a "prompt" and metadata; built-in models have their own."""
+    """A file of prompts, one a line, or of JSON lines with a "prompt" and metadata. By default those of the images or
+    pairs, else a built-in model's own; a pipeline without these needs it."""
     lora: Annotated[int, Range(0, 2**16)] = 0
     """Rank of the adapters, 0 to train the whole network."""
     adapter: Path | None = None
-    """A folder with a LoRA adapter (diffusers' or peft's) to start from; of control:ID the ControlNet to go on from."""
+    """A folder with a LoRA adapter (diffusers' or peft's) to start from, by default none; of control:ID the
+    ControlNet to go on from."""
     batch: Batch = 64
     """Images a round."""
     updates: Batch = 4
@@ -133,7 +135,7 @@ class FinetuneConfig(metaclass=_Presets):
     clip_norm: PositiveLimit = 1.0
     """Largest norm of a gradient."""
     stop_kl: PositiveLimit | None = None
-    """Stop when the divergence of a whole chain, in nats an image, is larger at an evaluation."""
+    """Stop when the divergence of a whole chain, in nats an image, is larger at an evaluation; by default never."""
     eval_every: Count = 8
     """Rounds between evaluations; by default a sixth of all."""
     eval_samples: Annotated[int, Range(2, 10**7)] = 200
@@ -250,7 +252,7 @@ class OnlineConfig(FinetuneConfig):
     kl: NotNegative = 0.0
     """Weight of the divergence from the frozen reference, step by step."""
     kl_target: PositiveLimit | None = None
-    """Nats an image to hold the divergence at, by raising and lowering its weight (adaptive)."""
+    """Nats an image to hold the divergence at, by raising and lowering its weight; by default the weight stays."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
