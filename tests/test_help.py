@@ -50,6 +50,14 @@ def options_of(text: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_usage_names_what_was_typed(words: list[str]) -> None:
+    """As far as it goes: of some verbs the rest are options."""
+    named = help_of(words).splitlines()[0].removeprefix("usage: ").partition(" [")[0].split()
+    assert len(named) > 1
+    assert named == ["diffrl", *words][: len(named)]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_what_is_done_by_default_is_said(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     text = help_of(words)
@@ -57,5 +65,6 @@ def test_what_is_done_by_default_is_said(words: list[str], monkeypatch: pytest.M
     assert options or words in (["data"], ["augment"])
     for name, said in options.items():
         assert re.search(r"\(default: (None|''|)\)", said) is None, f"{name}: {said}"
+        assert "default" not in said.partition("(default:")[0] or "(default:" not in said, f"two of {name}: {said}"
         if words not in (["data"], ["augment"]):  # which list their verbs
             assert "default" in said.lower() or "(required)" in said, f"{name}: {said}"

@@ -24,9 +24,7 @@ class Compare:
     models: reward, held-out reward, divergence, diversity, fidelity; the options below the page's are not theirs.
     """
 
-    runs: Annotated[
-        Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")
-    ]
+    runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Folders of runs, all of policies of one environment, or all of image models."""
     out: Path = Path("compare.html")
     """The page to write. An earlier comparison there is replaced; other files are not."""

@@ -114,7 +114,8 @@ def run(arguments: Sequence[str]) -> int:
     words = list(arguments)
     if resume.asked(words):
         return resume.spelled(words)
-    algo = take(words, "--algo") or DPPOConfig.algo
+    asked = take(words, "--algo")
+    algo = asked or DPPOConfig.algo
     tuning.get(algo)
     other = " and ".join(f"--algo {name}" for name in tuning.ALGORITHMS if name != algo)
     chain, solver = (", ".join(agents.names(kind)) for kind in ("chain", "solver"))
@@ -122,6 +123,7 @@ def run(arguments: Sequence[str]) -> int:
     if not words:
         raise UserError("Which run's policy shall be fine-tuned? `diffrl finetune policy --help` shows how to say.")
     schema: type[FinetuneDPPO] | type[FinetuneDPO] | type[FinetuneNFT] = SCHEMAS[algo]
-    given = tyro.cli(schema, args=words, prog=f"diffrl finetune policy --algo {algo}", description=description)
+    prog = f"diffrl finetune policy --algo {algo}" if asked else "diffrl finetune policy"
+    given = tyro.cli(schema, args=words, prog=prog, description=description)
     plain = {f.name: getattr(given.learning, f.name) for f in dataclasses.fields(given.learning)}
     return given.start(tuning.get(algo)(**plain))

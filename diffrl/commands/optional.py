@@ -66,14 +66,26 @@ def options_in_words(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def _in_words(field: StructFieldSpec) -> StructFieldSpec:
-    """A field whose help has its text's lines joined; without "(default: )" or "(default: None)", which say nothing."""
+    """A field whose help has its text's lines joined, and one default: the text's, if it says one, and its value here.
+
+    A default of None, (), or "" is said by the text alone.
+    """
     said: Any = field.helptext
-    if said is not None:
-        field = dataclasses.replace(field, helptext=lambda: _paragraphs(said() if callable(said) else said))
-    if field.default is None or field.default == () or field.default == "":
-        quiet: Any = Annotated[field.type, tyro.conf.arg(help_behavior_hint="")]
-        field = dataclasses.replace(field, type=quiet)
-    return field
+    if dataclasses.is_dataclass(field.default):
+        return field
+
+    def text() -> str | None:
+        return _paragraphs(said() if callable(said) else said)
+
+    def hint(label: str) -> str:
+        if field.default is None or field.default == () or field.default == "":
+            return ""
+        if not label:  # operands of which there may be any number, and none is filled in
+            return "(required)"
+        return f"({'here' if 'default' in (text() or '') else 'default'}: {label})"
+
+    kind: Any = Annotated[field.type, tyro.conf.arg(help_behavior_hint=hint)]
+    return dataclasses.replace(field, type=kind, helptext=text)
 
 
 def _paragraphs(text: str | None) -> str | None:
