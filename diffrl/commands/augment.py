@@ -52,6 +52,9 @@ class Synther(Request):
     @going_on(lambda: "Stopped. What is trained and generated is kept: the same command goes on.")
     def run(self) -> int:
         """Do it."""
+        from envs.datasets import require
+
+        require(self.dataset)
         from diffrl.augment.synther.augmenter import synther
 
         asked = {f.name: getattr(self, f.name) for f in dataclasses.fields(Request)}
@@ -79,6 +82,9 @@ class Label(LabelConfig):
 
     def run(self) -> int:
         """Do it."""
+        from envs.datasets import require
+
+        require(self.dataset)
         from diffrl.augment.label.job import label
 
         label(self)
@@ -128,6 +134,9 @@ class FlowToBetter(Request):
     @going_on(lambda: "Stopped. What is trained and generated is kept: the same command goes on.")
     def run(self) -> int:
         """Do it."""
+        from envs.datasets import require
+
+        require(self.dataset)
         from diffrl.augment.flow_to_better.augmenter import flow_to_better
 
         asked = {f.name: getattr(self, f.name) for f in dataclasses.fields(Request)}

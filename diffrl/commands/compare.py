@@ -42,7 +42,7 @@ class Compare:
 
     def run(self) -> int:
         """Write the page; say where it and what stands beside it are."""
-        from diffrl.runs.run import kind_of
+        from diffrl.runs.kind import kind_of
         from diffrl.support.console import console
         from diffrl.support.errors import UserError
         from diffrl.support.folder import IMAGES, IMAGES_DISTIL

@@ -48,6 +48,9 @@ class Evaluate:
         """Evaluate, print the table, write the JSON."""
         import json
 
+        from diffrl.runs.kind import require_run
+
+        require_run(self.run_folder)
         from diffrl.runs import report
         from diffrl.runs.policy import evaluate
         from diffrl.runs.run import Run

@@ -45,6 +45,9 @@ class Export:
 
     def run(self) -> int:
         """Write the folder; say what is in it and what to do with it."""
+        from diffrl.runs.kind import require_run
+
+        require_run(self.run_folder)
         from diffrl.runs.export.export import export
         from diffrl.support.console import console
 

@@ -7,12 +7,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import tyro
 
 from diffrl.commands import resume
 from diffrl.images import rewards
-from diffrl.images.config import ALGORITHMS, FinetuneConfig, schema_of
+from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
+from diffrl.images.config.base import check_model
 from diffrl.images.run import FILES
 from diffrl.support import folder
 from diffrl.support.console import console
@@ -65,11 +67,24 @@ def run(arguments: Sequence[str]) -> int:
         folder.refuse(config.out, FILES)
     for note in [] if config.scored_by is None else rewards.refused(config.scored_by):
         console.print(note, style="yellow", markup=False)
+    refuse_unknown(config)
     from diffrl.images.job import finetune
 
     if not spread(config.processes, ["finetune", *words]):
         finetune(config)
     return 0
+
+
+def refuse_unknown(config: FinetuneConfig) -> None:
+    """Raise UserError for a reward, a model or a file that does not exist, before torch and diffusers are imported."""
+    for reward in (config.scored_by, config.held_out):
+        if reward not in (None, NOTHING):
+            rewards.check(str(reward))
+    check_model(config.model)
+    for option in ("prompts", "adapter", "pairs", "data"):
+        path = getattr(config, option, None)
+        if path not in (None, "digits") and not Path(path).exists():
+            raise UserError(f"--{option}: there is nothing at {path}. Check the path.")
 
 
 def first_look(words: Sequence[str]) -> list[str]:

@@ -55,6 +55,9 @@ class FinetunePolicy:
 
     def start(self, settings: TuningConfig) -> int:
         """Fine-tune the run's policy as the algorithm's settings say; give the exit code."""
+        from diffrl.runs.kind import require_run
+
+        require_run(self.run_folder)
         from diffrl.runs.tune import finetune_policy
 
         options = {f.name: getattr(self.run, f.name) for f in dataclasses.fields(RunOptions)}

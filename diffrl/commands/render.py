@@ -44,6 +44,9 @@ class Render:
 
     def run(self) -> int:
         """Write the video; say where it is."""
+        from diffrl.runs.kind import require_run
+
+        require_run(self.run_folder)
         from diffrl.runs.render import render
         from diffrl.support.console import console
 

@@ -59,8 +59,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError("Which run? `diffrl resume RUN`, such as runs/NAME; `diffrl resume --help` shows more.")
     given = tyro.cli(Resume, args=words, prog="diffrl resume")
     to_write(given.run_folder, "runs")
-    from diffrl.runs.resume import resume
-    from diffrl.runs.run import kind_of
+    from diffrl.runs.kind import kind_of
     from diffrl.support import folder
 
     accepting = given.accept_changes and "WORLD_SIZE" not in os.environ  # else the process that started this one did
@@ -78,6 +77,8 @@ def run(arguments: Sequence[str]) -> int:
             return 0
     elif told := next((name for name, value in names.items() if value is not None), None):
         raise UserError(f"{told} is for runs of images, and {given.run_folder} is none: give --steps.")
+    from diffrl.runs.resume import resume
+
     resume(
         given.run_folder,
         steps=steps,
@@ -121,7 +122,7 @@ def spelled(words: Sequence[str], online: bool = False) -> int:
     if {"-h", "--help"} & set(words) or folder is None:
         return run(["--help"])
     if online:
-        from diffrl.runs.run import OFFLINE, kind_of
+        from diffrl.runs.kind import OFFLINE, kind_of
 
         if kind_of(folder) == OFFLINE:
             raise UserError(

@@ -51,6 +51,10 @@ class Select:
         """Write the selection, print its tables, say where they are."""
         from rich.console import Console
 
+        from diffrl.runs.study.scores import run_folders
+
+        for path in self.runs:
+            run_folders(path)  # raises where there are none, before torch is imported
         from diffrl.runs.study.policies import Policies
         from diffrl.runs.study.selection import FIGURE, PAGE, refuse_others, select, write_selection
         from diffrl.support.console import console

@@ -21,8 +21,9 @@ from agents.registry import get as agent_schema
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.data.transitions import Transitions
 from diffrl.runs.config import RunOptions
+from diffrl.runs.kind import OFFLINE, kind_of
 from diffrl.runs.policy import Actor, Evaluator, StackEvaluator, build_agent, load_stack, source_of_randomness
-from diffrl.runs.run import FILES, OFFLINE, Run, kind_of, lowering_memory
+from diffrl.runs.run import FILES, Run, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.support import folder
 from diffrl.support.console import console
