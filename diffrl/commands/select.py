@@ -52,11 +52,6 @@ class Select:
         from rich.console import Console
 
         from diffrl.runs.study.scores import run_folders
-
-        for path in self.runs:
-            run_folders(path)  # raises where there are none, before torch is imported
-        from diffrl.runs.study.policies import Policies
-        from diffrl.runs.study.selection import FIGURE, PAGE, refuse_others, select, write_selection
         from diffrl.support.console import console
         from diffrl.support.errors import UserError
         from diffrl.support.files import to_write
@@ -65,6 +60,11 @@ class Select:
             raise UserError("Runs, or --csv FILE? A file's scores are taken in place of runs', not beside them.")
         if not self.runs and self.csv is None:
             raise UserError("Which policies? diffrl select RUN [RUN ...], or of others: diffrl select --csv FILE.")
+        for path in self.runs:
+            run_folders(path)  # raises where there are none, before torch is imported
+        from diffrl.runs.study.policies import Policies
+        from diffrl.runs.study.selection import FIGURE, PAGE, refuse_others, select, write_selection
+
         to_write(self.out)
         refuse_others(self.out)  # before minutes of work
         found = Policies.of_runs(self.runs, self.policies) if self.csv is None else Policies.of_csv(self.csv)
