@@ -230,8 +230,6 @@ class Summary:
             fewest = min(map(len, seeds.values()))
             if self.protocol == "last3" and fewest < 3:
                 what = "the last evaluation: there is one" if fewest == 1 else "a mean of all two evaluations"
-                    "the last evaluation: there is one" if fewest == 1 else "a mean of two evaluations: there are two"
-                )
                 notes.append(Note(f"{agent} on {task}", f"last3 is {what}."))
         for task in self.scores.tasks:
             episodes = {a: sorted(self.scores.episodes.get((task, a), ())) for a in self.scores.agents}
