@@ -72,17 +72,23 @@ def cell(bench: Bench, model: Model, way: Way, seed: int) -> dict[str, Any] | No
         if not bench.make:
             return None
         config = ImageDistilConfig(teacher=model, to=way, calls=CALLS[way], steps=bench.steps, seed=seed)
-        began = time.process_time()
-        if (path / distil_job.SETTINGS).exists():
-            distil_job.resume(path, quiet=True)
-        else:
-            distil_job.distil(config, out=path, quiet=True)
-        took = json.loads((path / CPU).read_text()) if (path / CPU).exists() else 0.0
-        with atomic_path(path / CPU) as temporary:
-            temporary.write_text(json.dumps(took + time.process_time() - began))
+        began, before = time.process_time(), seconds_of(path) or 0.0
+        try:
+            if (path / distil_job.SETTINGS).exists():
+                distil_job.resume(path, quiet=True)
+            else:
+                distil_job.distil(config, out=path, quiet=True)
+        finally:
+            if (path / distil_job.SETTINGS).exists():  # also where it was stopped
+                with atomic_path(path / CPU) as temporary:
+                    temporary.write_text(json.dumps(before + time.process_time() - began))
         print(f"{path.name}: {time.process_time() - began:.0f} s", flush=True)
-    rows = json.loads(result.read_text())["rows"]
-    return {"rows": rows, "cpu_seconds": json.loads((path / CPU).read_text())}
+    return {"seed": seed, "rows": json.loads(result.read_text())["rows"], "cpu_seconds": seconds_of(path)}
+
+
+def seconds_of(path: Path) -> float | None:
+    """The CPU seconds that the run in a folder has taken; None where a kill left no word of them."""
+    return float(json.loads((path / CPU).read_text())) if (path / CPU).exists() else None
 
 
 def table(bench: Bench) -> Lines:
@@ -91,8 +97,8 @@ def table(bench: Bench) -> Lines:
     for model in bench.models:
         found = {way: [cell(bench, model, way, seed) for seed in bench.seeds] for way in bench.ways}
         there = {way: [one for one in cells if one is not None] for way, cells in found.items()}
-        everywhere = [one for cells in there.values() for one in cells]
-        for who, cells in [("teacher", everywhere[: len(bench.seeds)]), *there.items()]:
+        of_seed = {one["seed"]: one for cells in there.values() for one in cells}  # the teacher's rows are a seed's
+        for who, cells in [("teacher", list(of_seed.values())), *there.items()]:
             wanted = "teacher" if who == "teacher" else "student"
             rows = [row for one in cells for row in one["rows"] if row["who"] == wanted]
             numbers = sorted({row["calls"] for row in rows}, reverse=who == "teacher")
@@ -100,7 +106,8 @@ def table(bench: Bench) -> Lines:
                 own = [row for row in rows if row["calls"] == calls]
                 agreement, distance = ([row[key] for row in own] for key in ("agreement", "distance"))
                 shown = f"**{calls}**" if who != "teacher" and CALLS[who] == calls else str(calls)  # type: ignore[index]
-                seconds = mean([one["cpu_seconds"] for one in cells], 0) if shown.startswith("*") else ""
+                timed = [one["cpu_seconds"] for one in cells if one["cpu_seconds"] is not None]
+                seconds = mean(timed, 0) if timed and shown.startswith("*") else ""
                 lines.append([model, who, shown, mean(agreement, 3), mean(distance, 3), seconds])
     return lines
 

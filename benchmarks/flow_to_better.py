@@ -97,7 +97,7 @@ class Bench:
     horizon: int = 32
     """Rows of a trajectory."""
     trajectories: int = 128
-    """How many are executed, a flow; those that the reward model does not like better than their sources are not."""
+    """How many are made, a flow; those that the reward model likes better than their sources are executed."""
     starts: tuple[Start, ...] = ("own", "same", "first")
     """Where trajectories begin, a flow each. own: where the flow puts it; same: --same-start; first: that with
     --windows first."""

@@ -73,7 +73,7 @@ def resume(path: Path, *, steps: int | None = None, device: str | None = None, q
     """
     with held(path):
         folder.verified(path / SETTINGS)
-        config = ImageDistilConfig.from_dict(read_yaml(path / SETTINGS), str(path / SETTINGS))
+        config = made_for = ImageDistilConfig.from_dict(read_yaml(path / SETTINGS), str(path / SETTINGS))
         given: dict[str, Any] = {"steps": steps, "device": None if device is None else resolve_device(device)}
         config = dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
         if (saved := checkpoint.steps(path)) and saved[-1] > config.steps:
@@ -86,10 +86,25 @@ def resume(path: Path, *, steps: int | None = None, device: str | None = None, q
                 longer = f"`diffrl resume {path} --steps N` goes on to N in all."
                 console.print(f"{path}: all {config.steps:,} steps are done. {longer}", markup=False)
             return path
+        if not quiet:
+            _tell_length(path, made_for, config)
         folder.write_yaml(path / SETTINGS, config.to_dict())
         settle()
         with explaining_memory(f"distilling {config.teacher}", "a smaller --batch-size"):
             return _run(path, config, quiet)
+
+
+def _tell_length(path: Path, made_for: ImageDistilConfig, config: ImageDistilConfig) -> None:
+    """Say where a run is to end sooner than it was made for, or has fewer pairs than a new one of its steps."""
+    if config.steps < made_for.steps:
+        console.print(folder.ends_sooner(path, made_for.steps, config.steps), markup=False)
+    fresh = dataclasses.replace(config, pairs=None).n_pairs
+    if config.steps > made_for.steps and config.n_pairs < fresh:
+        console.print(
+            f"{path} goes on with the {config.n_pairs:,} pairs that it has: a new run of {config.steps:,} steps makes "
+            f"{fresh:,}, unless --pairs says otherwise.",
+            markup=False,
+        )
 
 
 def refuse_model(name: str) -> UserError:

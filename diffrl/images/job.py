@@ -221,7 +221,7 @@ class _Session:
             if saved.step == config.rounds:
                 self._say(f"{path}: all {saved.step:,} rounds are done; give a larger {flag(config.counts)} to go on.")
             elif config.rounds < resumed.config.rounds:
-                self._say(f"{path} was made for {resumed.config.rounds:,} rounds, and is to end at {config.rounds:,}.")
+                self._say(folders.ends_sooner(path, resumed.config.rounds, config.rounds, "rounds"))
         done = -1 if saved is None else saved.step
         history = [] if resumed is None else [entry for entry in resumed.history if entry["round"] <= done]
         self.folder = FinetuneRun(path, config, history, resumed is not None and resumed.damaged)

@@ -121,7 +121,9 @@ class World:
         Raises UserError for a model of two networks, each of which is called for some of the rows only.
         """
         if hasattr(tuned.network, "transformer_2"):
-            raise UserError("--shard is for models of one network: of the two of Wan's A14B processes differ in calls.")
+            raise UserError(
+                "--shard is for models of one network: Wan 2.2's A14B has two, which processes call unequally often."
+            )
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 

@@ -83,7 +83,7 @@ def distil(settings: DistilConfig, *, quiet: bool = False, **options: Any) -> Pa
     config = asked.applied(start.config)
     settle()
     teacher, start_steps = load_stack(start, config.seeds, settings.start_checkpoint, device)
-    tell_remarks(start, settings.start_checkpoint, start_steps, quiet)
+    tell_remarks(start, settings.start_checkpoint, start_steps, quiet, starts=True)
     policy = forward_policy(teacher)
     refuse_chunks(teacher, "distillation")
     view = teacher_of(teacher, settings)

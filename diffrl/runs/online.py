@@ -30,6 +30,7 @@ from diffrl.runs.policy import (
     refuse_frozen,
     rows_at_once,
     source_of_randomness,
+    tell_remarks,
 )
 from diffrl.runs.run import FILES, Run
 from diffrl.runs.train import EXPLODED, Say, begun, finished, fit, folder_stem, reopened, same_data, watched
@@ -75,6 +76,7 @@ def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool 
     # The agents as the offline run left them, and its data.
     offline = dataclasses.replace(offline, config=old)
     agent, start_steps = load_stack(offline, new.seeds, settings.start_checkpoint, device)
+    tell_remarks(offline, settings.start_checkpoint, start_steps, quiet, starts=True)
     if not quiet and untrained_critics(agent):
         console.print(
             f"[yellow]The critics of {escape(str(path))} have never been trained: they steer the policy from its first "

@@ -182,20 +182,27 @@ def _agent_at(run: Run, saved: checkpoint.Checkpoint, seed_index: int, device: s
     return agent
 
 
-def remarks(run: Run, which: str, steps: Sequence[int]) -> list[str]:
+def remarks(run: Run, which: str, steps: Sequence[int], starts: bool = False) -> list[str]:
     """What is to be known of policies that are shown, each a sentence: that they are untrained, that best says nothing.
 
-    which: last, best or a step, as it was asked for. steps: the checkpoint that this is of each seed shown.
+    which: last, best or a step, as it was asked for. steps: the checkpoint that this is of each seed shown. starts:
+    whether another run starts from them; then where a trained policy is found is said, too.
     """
     found = [untrained] if (untrained := run.untrained(min(steps))) else []
+    if found and starts:
+        trained = [step for step in checkpoint.steps(run.path) if not run.untrained(step)]
+        how = f"`diffrl resume {run.path} --steps N` trains it further"
+        found = [f"{untrained} {f'--start-checkpoint {trained[-1]} names a trained one' if trained else how}."]
     if which == "best" and (equal := Scores(run.path, {}).all_equal()):
         found.append(equal)
     return found
 
 
-def tell_remarks(run: Run, which: str, steps: Sequence[int], quiet: bool = False, of: str = "") -> None:
+def tell_remarks(
+    run: Run, which: str, steps: Sequence[int], quiet: bool = False, of: str = "", starts: bool = False
+) -> None:
     """Print the `remarks`, after `of`, which names the policies; by default the run's folder and `which`."""
-    for sentence in [] if quiet else remarks(run, which, steps):
+    for sentence in [] if quiet else remarks(run, which, steps, starts):
         console.print(f"{of or f'{run.path}, {which}'}: {sentence}", style="yellow", markup=False, highlight=False)
 
 

@@ -68,9 +68,7 @@ def resume(
             run = moved(run, dataset, quiet)
         done = max(folder.steps(path), default=0)
         if steps is not None and done < steps < run.config.steps and not quiet:
-            console.print(
-                f"{path} was made for {run.config.steps:,} steps, and is to end at {steps:,} now.", markup=False
-            )
+            console.print(folder.ends_sooner(path, run.config.steps, steps), markup=False)
         try:
             return _resume(run, eval_workers, options)
         except Complete as complete:

@@ -15,7 +15,14 @@ from diffrl.data.transitions import Transitions
 from diffrl.nets import seed_generator
 from diffrl.runs.config import RunOptions
 from diffrl.runs.kind import OFFLINE
-from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_frozen, source_of_randomness
+from diffrl.runs.policy import (
+    StackEvaluator,
+    build_agent,
+    load_stack,
+    refuse_frozen,
+    source_of_randomness,
+    tell_remarks,
+)
 from diffrl.runs.run import FILES, Run, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.support.errors import UserError
@@ -79,8 +86,10 @@ def finetune_policy(settings: TuningConfig, *, quiet: bool = False, **options: A
     asked = dataclasses.replace(asked, steps=steps, eval_every=eval_every, log_every=log_every, device=device)
     config = dataclasses.replace(asked.applied(old), agent=agent_config, compile=False)
     settle()
+    given = start
     start = dataclasses.replace(start, config=dataclasses.replace(old, agent=agent_config), kind=OFFLINE, settings=None)
     agent, start_steps = load_stack(start, config.seeds, settings.start_checkpoint, device)
+    tell_remarks(given, settings.start_checkpoint, start_steps, quiet, starts=True)
     _check(agent, settings)
     preferences = _preferences(start, settings, quiet)
     data = preferences if preferences is not None else _transitions(start, settings, device, quiet)

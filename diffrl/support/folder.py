@@ -57,6 +57,11 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if len(name) == 9 and name.isascii() and name.isdigit())
 
 
+def ends_sooner(folder: Path, made_for: int, now: int, what: str = "steps") -> str:
+    """What is said of a run that is to end after fewer steps, or whatever it counts, than it was made for."""
+    return f"{folder} was made for {made_for:,} {what}, and is to end at {now:,} now."
+
+
 def what_works(folder: Path) -> str:
     """What to do about a run that could not be written on: a sentence."""
     if kept := steps(folder):

@@ -228,6 +228,26 @@ def test_the_same_seed_gives_the_same_model_and_a_folder_gives_it_back(tmp_path:
         RewardModel.load(tmp_path / "none")
 
 
+def test_a_kill_between_weights_and_description_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other weights are not taken for those that the description beside them told of; the next save mends it."""
+    (old, report), (new, other) = fitted(200), fitted(200, seed=1)
+    config, of = dataclasses.asdict(SMALL), {"pairs": 200}
+    wanted = {"learned_from": of, "config": config, "seed": 0}
+    old.save(tmp_path, report, of)
+    assert RewardModel.is_of(tmp_path, wanted)
+    for odd in ({"seed": 1}, {"learned_from": {"pairs": 201}}, {"config": config | {"width": 33}}, {"nothing": 1}):
+        assert not RewardModel.is_of(tmp_path, wanted | odd)
+    with monkeypatch.context() as patched:
+        patched.setattr(reward_model, "write_json", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            new.save(tmp_path, other, {"pairs": 201})
+    assert not RewardModel.is_of(tmp_path, wanted)
+    old.save(tmp_path, report, of)
+    assert RewardModel.is_of(tmp_path, wanted)
+    (tmp_path / reward_model.WEIGHTS).unlink()
+    assert not RewardModel.is_of(tmp_path, wanted)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"format": "other"}, {"observation_size": 4}, {"config": {"widht": 3}}, {"report": 3}, {"seed": None}],

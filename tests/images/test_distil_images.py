@@ -275,10 +275,12 @@ def test_what_a_run_on_tiny_emoji_trained_is_its_teacher(quick: Path, capsys: py
     assert student.decode(torch.zeros(1, *student.shape)).shape == (1, 3, 32, 32)
 
 
-def test_pairs_and_comparison_are_of_a_size_that_fits_the_updates(quick: Path) -> None:
-    """No more pairs than the updates draw; the published sizes of a long run; and what is asked for, always.
+def test_pairs_and_comparison_are_of_a_size_that_fits_the_updates(
+    quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No more pairs than the updates draw; the default sizes of a long run; and what is asked for, always.
 
-    A run keeps them when it is made longer: it goes on with the pairs that it has.
+    A run keeps them when it is made longer: it goes on with the pairs that it has, and says so.
     """
     for steps, sizes in ((1, (32, 84)), (100, (2520, 100)), (1500, (2520, 420))):
         config = ImageDistilConfig(teacher="tiny-emoji", steps=steps)
@@ -288,8 +290,29 @@ def test_pairs_and_comparison_are_of_a_size_that_fits_the_updates(quick: Path) -
     small: dict[str, Any] = {"levels": 2, "batch_size": 2, "eval_samples": 4}
     path = distil_job.distil(ImageDistilConfig(teacher="tiny-digits", steps=1, **small), out=Path("run"), quiet=True)
     assert len(folder.read_tensors(path / distil_job.PAIRS)["x0"]) == 2
-    distil_job.resume(path, steps=3, quiet=True)
-    assert ImageDistilConfig.from_dict(read_yaml(path / "settings.yaml"), "x").n_pairs == 2
+    for steps, said in ((3, "the 2 pairs that it has: a new run of 3 steps makes 6, unless --pairs"), (None, "")):
+        capsys.readouterr()
+        assert diffrl.resume(path, steps=steps) == path
+        told = " ".join(capsys.readouterr().err.split())
+        assert said in told
+        assert ("pairs that it has" in told) == (steps is not None)
+        assert ImageDistilConfig.from_dict(read_yaml(path / "settings.yaml"), "x").n_pairs == 2
+
+
+def test_a_run_that_is_to_end_sooner_says_so_and_has_its_pairs(
+    quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made for 3 updates and cut before the first: it ends at 2, with the pairs of 3, of which nothing is said."""
+    config = ImageDistilConfig(teacher="tiny-digits", steps=3, levels=2, batch_size=2, eval_samples=4)
+    with monkeypatch.context() as patched:
+        patched.setattr(distil_job, "_train", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            distil_job.distil(config, out=Path("run"), quiet=True)
+    diffrl.resume(Path("run"), steps=2)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "run was made for 3 steps, and is to end at 2 now" in told
+    assert "pairs that it has" not in told
+    assert len(folder.read_tensors(Path("run") / distil_job.PAIRS)["x0"]) == 6
 
 
 @pytest.mark.parametrize(

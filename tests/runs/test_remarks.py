@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from diffrl.cli import main
+from diffrl.runs.export.export import export
 from diffrl.runs.run import Run
 from diffrl.training.logs import Scores
 from tests.runs.made_runs import PENDULUM, made_run, small
@@ -41,3 +42,7 @@ def test_a_best_among_equal_evaluations_is_announced(
         assert main(words) == 0
         said = " ".join(capsys.readouterr().err.split())
         assert ("All 2 evaluations of a seed have the same mean return" in said) == tells, words
+    for which, tells in (("best", equal), ("last", False)):
+        card = (export(path, tmp_path / which, which=which) / "README.md").read_text()
+        assert ("All 2 evaluations of a seed have the same mean return" in card) == tells
+        assert ("chosen by its own evaluation" in card) == (which == "best" and not equal)

@@ -345,13 +345,24 @@ def test_what_cannot_be_distilled_says_so(cloned: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-def test_an_untrained_teacher_is_named(cloned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """At step 0 a policy is as it was made; at its last checkpoint it is not."""
-    for checkpoint_of, told in (("0", True), ("last", False)):
-        settings = DistilConfig(start_run=cloned, to="consistency", start_checkpoint=checkpoint_of)
-        distil(settings, steps=1, eval_episodes=1, out=tmp_path / checkpoint_of)
-        said = " ".join(capsys.readouterr().err.split())
-        assert ("At step 0 the policy that acts is untrained" in said) is told
+@pytest.mark.parametrize("start", ["distil", "finetune policy", "online"])
+def test_an_untrained_start_is_named(
+    start: str, cloned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At step 0 a policy is as it was made; at its last checkpoint it is not, and that is named."""
+    last = checkpoint.steps(cloned)[-1]
+    named = f"At step 0 the policy that acts is untrained: as it was made. --start-checkpoint {last} names a trained"
+    for which, told in (("0", True), ("last", False)):
+        out = tmp_path / which
+        if start == "distil":
+            settings = DistilConfig(start_run=cloned, to="consistency", start_checkpoint=which)
+            distil(settings, steps=1, eval_episodes=1, out=out)
+        elif start == "online":
+            diffrl.online(cloned, start_checkpoint=which, warm_up=1, steps=2, eval_episodes=1, out=out)
+        else:
+            few = NFTConfig(cloned, start_checkpoint=which, environments=2, rollout_steps=4)
+            finetune_policy(few, steps=8, eval_episodes=1, out=out)
+        assert (named in " ".join(capsys.readouterr().err.split())) is told
 
 
 def test_the_command(cloned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

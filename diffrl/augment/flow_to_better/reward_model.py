@@ -182,6 +182,7 @@ class RewardModel(nn.Module):
         }
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / ABOUT).unlink(missing_ok=True)  # a kill must not leave another model's beside these weights
         write(folder / WEIGHTS, safetensors.torch.save(state))
         write_json(folder / ABOUT, about)
         if not sealed(folder):

@@ -70,8 +70,9 @@ class Wan(FlowTransformer):
         ratio = index.get("boundary_ratio")
         if "transformer" in absent or (not absent and ratio is None):
             raise UserError(
-                f"{name} has not what Wan needs: a transformer, and where there is a transformer_2 for the times with "
-                f"less noise, a boundary_ratio (Wan 2.2's A14B has .875). Without: {', '.join(absent) or 'the ratio'}."
+                f"{name} lacks {'a transformer' if 'transformer' in absent else 'a boundary_ratio'}: expected "
+                "one, and, where it also has a transformer_2 for little noise, the boundary_ratio, the time from which "
+                "on the first is called (.875 in Wan 2.2's A14B)."
             )
 
     @classmethod

@@ -18,7 +18,7 @@ from diffrl.runs.run import Run
 from diffrl.support.files import to_yaml
 from diffrl.support.machine import versions
 from diffrl.support.statistics import estimate
-from diffrl.training.logs import returns_of
+from diffrl.training.logs import Scores, returns_of
 from diffrl.tuning import config as tuning
 from diffrl.tuning.distil_config import DISTIL, DistilConfig
 from envs import registry
@@ -288,8 +288,9 @@ def caveats(facts: Facts) -> list[str]:
     if facts.scores:
         if facts.which == "best":
             found.append(
-                "The checkpoint was chosen by its own evaluation during training, the best of several: scores measured "
-                "then are optimistic."
+                Scores(run.path, {}).all_equal()
+                or "The checkpoint was chosen by its own evaluation during training, the best of several: scores "
+                "measured then are optimistic."
             )
         if n < FEW_SEEDS:
             found.append(f"{n} seed{'s' * (n > 1)}: too few to say much of the spread over seeds.")
