@@ -19,7 +19,7 @@ def get(name: str) -> type[AgentConfig]:
         return _checked(plugin)
     if name not in AGENTS:
         others = [plugin.name for plugin in plugins.found("diffrl.agents")]
-        raise UserError(f"Unknown agent {name!r}: {nearest(name, [*AGENTS, *others])}")
+        raise UserError(f"Unknown agent {name!r}: {nearest(name, [*AGENTS, *others], 'diffrl train --help')}")
     return AGENTS[name]
 
 

@@ -4,9 +4,9 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from diffrl.support.errors import UserError, nearest, shortened
+from diffrl.support.errors import UserError, closest, joined, shortened
 from diffrl.support.stopping import Interrupted, stop_signals
 
 HELP = """diffrl: offline reinforcement learning on one diffusion core
@@ -170,12 +170,41 @@ def _subcommand(name: str, description: str, verbs: Mapping[str, type], words: S
     """Run `diffrl NAME VERB ...`, whose verbs are dataclasses with a `run()`."""
     import tyro
 
-    if words and not words[0].startswith("-") and words[0] not in verbs:
-        raise UserError(f"There is no `diffrl {name} {words[0]}`: {nearest(words[0], verbs)}")
-    app = tyro.extras.SubcommandApp()
-    for verb, schema in verbs.items():
-        app.command(name=verb)(schema)
-    return app.cli(args=words or ["--help"], prog=f"diffrl {name}", description=description).run() or 0
+    if not words or words[0] in ("-h", "--help"):
+        app = tyro.extras.SubcommandApp()
+        for verb, schema in verbs.items():
+            app.command(name=verb)(schema)
+        app.cli(args=["--help"], prog=f"diffrl {name}", description=description)
+    if words[0] not in verbs:
+        raise _no_command(words, {verb: f"{name} {verb}" for verb in verbs}, name)
+    # Its verb alone: in what several verbs have, tyro names those that are not meant, and not as they are called.
+    asked: Any = tyro.cli(verbs[words[0]], args=words[1:], prog=f"diffrl {name} {words[0]}")
+    return int(asked.run() or 0)
+
+
+def _no_command(words: Sequence[str], known: Mapping[str, str], parent: str = "") -> UserError:
+    """The error for words of which the first is no command, with the whole command that was meant, where one is near.
+
+    known: the command of each word that stands in its place; parent: the command that the words follow, if any.
+    """
+    said = " ".join(["diffrl", *([parent] if parent else [])])
+    near = None if words[0].startswith("-") else closest(words[0], known)
+    if near is not None:
+        meant = f"did you mean `diffrl {shlex.join([*known[near].split(), *words[1:]])}`?"
+    elif parent:
+        meant = f"there are {joined([f'`diffrl {command}`' for command in known.values()])}."
+    else:
+        meant = "`diffrl --help` lists what there is."
+    return UserError(f"There is no `{said} {shortened(words[0])}`: {meant}")
+
+
+def _commands() -> dict[str, str]:
+    """Every command by its last word, such as "flow-to-better": "augment flow-to-better"; the verbs first of all."""
+    from diffrl.commands import augment, data
+
+    below = {"data": data.VERBS, "augment": augment.VERBS, "finetune": ("policy",)}
+    nested = {word: f"{verb} {word}" for verb, words in below.items() for word in words}
+    return nested | {verb: verb for verb in VERBS}
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -232,7 +261,7 @@ def _command(words: Sequence[str]) -> int:
             print(f"diffrl {version('diffrl')}")
             return 0
         if words[0] not in VERBS:
-            raise UserError(f"There is no `diffrl {words[0]}`: {nearest(words[0], VERBS)}")
+            raise _no_command(words, _commands())
         from diffrl.commands.optional import registry
 
         with registry:

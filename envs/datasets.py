@@ -20,6 +20,7 @@ from typing import Literal
 
 from diffrl.data import d4rl
 from diffrl.data import minari as minari_format
+from diffrl.data.columns import open_table
 from diffrl.data.offline import ACTION_LIMIT, OfflineDataset
 from diffrl.support.console import console
 from diffrl.support.errors import DataError, UserError
@@ -226,6 +227,21 @@ def load_dataset(
         dataset.metadata["env_id"] = benchmark.env_id
         dataset.metadata.pop("env_spec", None)
     return dataset
+
+
+def require(name: str) -> None:
+    """Raise UserError for a name of nothing, and for data that are not here and not made here; nothing is read.
+
+    Minari says itself what it has not, where its data are read.
+    """
+    origin = locate(name)
+    if origin.exists or origin.path is None:
+        return
+    if origin.kind == "file":
+        with open_table(origin.path):  # which says what is missing
+            pass
+    elif origin.kind == "d4rl" and origin.benchmark is not None and not origin.benchmark.generated:
+        _generate_missing(origin.benchmark, None, False)
 
 
 def missing(name: str) -> str | None:

@@ -112,13 +112,24 @@ def test_a_configuration_by_its_public_name_loads_no_torch() -> None:
 
 
 MISTAKES = {
-    "verb": (["trian"], "did you mean 'train'"),
-    "data verb": (["data", "lst"], "did you mean 'list'"),
-    "augment verb": (["augment", "synter"], "did you mean 'synther'"),
+    "verb": (["trian", "bc/x"], "did you mean `diffrl train bc/x`"),
+    "data verb": (["data", "lst", "maze2d"], "did you mean `diffrl data list maze2d`"),
+    "augment verb": (["augment", "flow-to-beter"], "did you mean `diffrl augment flow-to-better`"),
+    "verb far from all": (["augment", "zzz"], "`diffrl augment synther`, `diffrl augment flow-to-better` and `diffrl"),
+    "verb without its parent": (["flow_to_better", "x"], "did you mean `diffrl augment flow-to-better x`"),
+    "another one's verb": (["info", "a b"], "did you mean `diffrl data info 'a b'`"),
+    "policy without finetune": (["policy", "runs/x"], "did you mean `diffrl finetune policy runs/x`"),
+    "finetune verb": (["finetune", "polcy", "runs/x"], "did you mean `diffrl finetune policy runs/x`"),
+    "no verb like it": (["xyzzy"], "`diffrl --help` lists"),
+    "option in place of a verb": (["augment", "--flow"], "`diffrl augment flow-to-better`"),
     "shell": (["completion", "tcsh"], "bash"),
     "nothing to train": (["train"], "--agent and --dataset"),
     "no data set": (["train", "--agent", "bc"], "Which data set"),
-    "agent": (["train", "--agent", "difusion_ql", "--dataset", "maze2d-umaze-v1"], "did you mean 'diffusion_ql'"),
+    "agent": (
+        ["train", "--agent", "difusion_ql", "--dataset", "maze2d-umaze-v1"],
+        "did you mean 'diffusion_ql'? `diffrl train --help` lists all.",
+    ),
+    "agent like no other": (["train", "--agent", "zzz", "--dataset", "x"], "known: bc, bfn, consistency_ac, diffuser,"),
     "agent without a value": (["train", "--agent", "--steps", "3"], "--agent needs a value"),
     "data set": (["train", "--agent", "bc", "--dataset", "maze2d-umase-v1"], "did you mean 'maze2d-umaze-v1'"),
     "missing file": (["train", "--agent", "bc", "--dataset", "nowhere.hdf5"], "nowhere.hdf5"),
@@ -158,6 +169,64 @@ def test_a_mistake_is_a_few_lines_and_exit_code_2(name: str, capsys: pytest.Capt
     assert code == 2
     assert expected in text
     assert "Traceback" not in text
+
+
+def test_an_option_below_a_nested_verb_is_told_as_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    """tyro forgets the words between the program and the verb that an option belongs to."""
+    with pytest.raises(SystemExit):
+        main(["augment", "flow-to-better", "x", "--out", "y.hdf5", "--preferences", "5", "--flow-step", "3"])
+    said = capsys.readouterr().err
+    assert "--flow-steps" in said
+    assert "diffrl augment flow-to-better --help" in " ".join(said.split())
+    assert "diffrl flow-to-better" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train nonsense", "No configuration 'nonsense'"),
+        ("train --agent bcc --dataset maze2d-umaze-v1", "Unknown agent 'bcc'"),
+        ("train --agent bc --dataset nowhere.hdf5", "nowhere.hdf5 does not exist"),
+        ("train --agent bc --dataset maze2d-umase-v1", "Unknown data set 'maze2d-umase-v1'"),
+        ("train --agent bc --dataset hopper-medium-v2", "`diffrl data download hopper-medium-v2`"),
+        ("sweep --agent bcc --dataset maze2d-umaze-v1 --out s", "Unknown agent 'bcc'"),
+        ("online nowhere", "nowhere is not a run's folder"),
+        ("evaluate nowhere", "nowhere is not a run's folder"),
+        ("render nowhere --out video.gif", "nowhere is not a run's folder"),
+        ("export nowhere --to folder", "nowhere is not a run's folder"),
+        ("diagnose nowhere", "nowhere is not a run's folder"),
+        ("resume nowhere", "nowhere is not a run's folder"),
+        ("distil nowhere --to consistency", "nowhere is not a run's folder"),
+        ("finetune policy nowhere", "nowhere is not a run's folder"),
+        ("compare nowhere elsewhere", "nowhere is not a run's folder"),
+        ("report nowhere", "nowhere does not exist"),
+        ("select nowhere", "nowhere does not exist"),
+        ("augment synther nowhere.hdf5 --out new.hdf5", "nowhere.hdf5 does not exist"),
+        ("augment flow-to-better nowhere.hdf5 --preferences 500 --out new.hdf5", "nowhere.hdf5 does not exist"),
+        ("augment label nowhere.hdf5", "nowhere.hdf5 does not exist"),
+        ("data info nowhere.hdf5", "nowhere.hdf5 does not exist"),
+        ("finetune --reward nonsense", "there is no reward 'nonsense'"),
+        ("finetune --held-out jepg", "there is no reward 'jepg'; did you mean 'jpeg'?"),
+        ("finetune --model tiny-emojy", "did you mean 'tiny-emoji'?"),
+        ("finetune --prompts nowhere.txt", "--prompts: there is nothing at nowhere.txt"),
+        ("finetune --algo dpo --pairs nowhere", "--pairs: there is nothing at nowhere"),
+    ],
+)
+def test_what_is_not_there_is_refused_before_torch_is_imported(words: str, said: str, tmp_path: Path) -> None:
+    """Its import takes seconds, that of diffusers more; and nothing is left behind."""
+    code = (
+        "import sys, diffrl.cli as cli\n"
+        "code = cli.main(sys.argv[1:])\n"
+        "slow = {'torch', 'diffusers', 'transformers', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(f'{code}, {slow}' if code != 2 or slow else 0)"
+    )
+    environment = os.environ | {"DIFFRL_DATA": str(tmp_path / "data"), "D4RL_DATASET_DIR": str(tmp_path / "none")}
+    command = [sys.executable, "-c", code, *words.split()]
+    (tmp_path / "here").mkdir()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "here", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stderr
+    assert not list((tmp_path / "here").iterdir())
 
 
 @pytest.mark.usefixtures("own_data")

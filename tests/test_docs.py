@@ -103,7 +103,7 @@ def test_a_command_with_a_slip_is_not_understood(parse: Callable[[Command], None
             parse(Command("page.md:1", tuple(words.split())))
     with pytest.raises(AssertionError, match="there is no diffrl trian"):
         parse(Command("page.md:1", ("trian",)))
-    with pytest.raises(pytest.fail.Exception, match="did you mean 'info'"):
+    with pytest.raises(pytest.fail.Exception, match="did you mean `diffrl data info x --rows 3`"):
         parse(Command("page.md:1", ("data", "inof", "x", "--rows", "3")))
 
 

@@ -22,6 +22,10 @@ class Asked:
     compiled: bool | None = None
     step: int | Literal["auto"] | None = None
     plain: tuple[int, ...] = (1, 2)
+    names: tuple[str, ...] = ()
+    """Names; by default
+    none of them."""
+    title: str = ""
 
 
 def read(*words: str) -> Asked:
@@ -72,3 +76,4 @@ def test_help_shows_the_kinds_alone(capsys: pytest.CaptureFixture[str]) -> None:
     for shown in ("--count INT", "--seeds [INT [INT ...]]", "--which {best,last}", "--path PATH", "--rate FLOAT"):
         assert shown in text
     assert "{None}" not in text
+    assert "[STR ...]] Names; by default none of them." in text.replace("│", " ").replace("  ", " ")

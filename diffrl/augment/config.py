@@ -22,7 +22,7 @@ class Request:
     samples: int | None = None
     """Synthetic rows; by default a million (the paper: 5 million)."""
     ratio: float | None = None
-    """Instead of --samples: synthetic rows for each real row."""
+    """Synthetic rows for each real row; by default --samples says how many there are."""
     mix: Mix = "replace"
     """replace: the file holds synthetic rows alone, as in the paper; append: the real rows, then the synthetic."""
     seed: int = 0
@@ -30,13 +30,14 @@ class Request:
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto."""
     env: str | None = None
-    """Gymnasium id of the environment the data are from: bounds, the simulator in the report; recorded in the file."""
+    """Gymnasium id of the environment the data are from: bounds, the simulator in the report; recorded in the file. By
+    default the benchmark's, or what the file names; none: without one."""
     env_kwargs: tuple[str, ...] = ()
-    """Further arguments of that environment, KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
+    """Arguments of that environment, by default its own: KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
     max_episode_steps: int | None = None
-    """Another time limit of its episodes than its own, recorded in the file."""
+    """Another time limit of its episodes than its own, which is the default; recorded in the file."""
     rows: int | None = None
-    """Use only the first rows of the data set."""
+    """Use only so many rows, the first of the data set; by default all."""
     time_limit_terminals: TimeLimitTerminals | None = None
     """timeouts: terminal rows at exactly the environment's limit of steps, or marked as timeouts too, are timeouts;
     terminals: they are true ends. By default they are taken as true ends, and what looks odd is said."""

@@ -52,6 +52,9 @@ class Synther(Request):
     @going_on(lambda: "Stopped. What is trained and generated is kept: the same command goes on.")
     def run(self) -> int:
         """Do it."""
+        from envs.datasets import require
+
+        require(self.dataset)
         from diffrl.augment.synther.augmenter import synther
 
         asked = {f.name: getattr(self, f.name) for f in dataclasses.fields(Request)}
@@ -79,6 +82,9 @@ class Label(LabelConfig):
 
     def run(self) -> int:
         """Do it."""
+        from envs.datasets import require
+
+        require(self.dataset)
         from diffrl.augment.label.job import label
 
         label(self)
@@ -114,7 +120,7 @@ class FlowToBetter(Request):
     reward: RewardConfig = field(default_factory=RewardConfig)
     max_dynamics_error: NotNegative | None = None
     """Leave out rows whose next observation misses the simulator's by more, RMS in deviations of the data's; the
-    episode is cut there."""
+    episode is cut there. By default none is left out."""
     relabel: bool = False
     """Write the data set itself as well, with the learned reward in place of its own, for agents that learn values:
     OUT-flow-to-better/relabelled.hdf5. (Generated rows always have the learned reward, and with --mix append the real
@@ -128,6 +134,9 @@ class FlowToBetter(Request):
     @going_on(lambda: "Stopped. What is trained and generated is kept: the same command goes on.")
     def run(self) -> int:
         """Do it."""
+        from envs.datasets import require
+
+        require(self.dataset)
         from diffrl.augment.flow_to_better.augmenter import flow_to_better
 
         asked = {f.name: getattr(self, f.name) for f in dataclasses.fields(Request)}

@@ -35,14 +35,14 @@ class Compare:
     seed: Seed = 0
     """What start states and the policies' noise are drawn from."""
     env: str | None = None
-    """Another environment than the runs', by Gymnasium's id."""
+    """Another environment than the runs', which is the default, by Gymnasium's id."""
 
     def __post_init__(self) -> None:
         check(self)
 
     def run(self) -> int:
         """Write the page; say where it and what stands beside it are."""
-        from diffrl.runs.run import kind_of
+        from diffrl.runs.kind import kind_of
         from diffrl.support.console import console
         from diffrl.support.errors import UserError
         from diffrl.support.folder import IMAGES, IMAGES_DISTIL

@@ -36,7 +36,7 @@ class ListData:
     """
 
     pattern: Annotated[Positional[str], tyro.conf.arg(metavar="[TEXT]")] = ""
-    """Show only ids that contain this text."""
+    """Show only ids that contain this text; by default all."""
 
     def run(self) -> int:
         """Print the table, and the notes where few data sets match. Gives 1 if none does."""
@@ -90,14 +90,15 @@ class Info:
     """An id of D4RL's, OGBench's or another package's, a Minari id, or the path of an HDF5 or npz file or of a Minari
     folder."""
     picture: Path | None = None
-    """Save a picture (PNG) of returns, lengths, and positions or actions here."""
+    """Save a picture (PNG) of returns, lengths, and positions or actions here; by default none."""
     scores_of: str | None = None
-    """The D4RL id whose reference scores normalise the returns, where the data set is not D4RL's itself."""
+    """The D4RL id whose reference scores normalise the returns, where the data set is not D4RL's itself; by
+    default its own, or the id that the file names."""
     env: str | None = None
     """Gymnasium id of the environment that the data are checked against; none: without one. By default the benchmark's,
     or what the file names."""
     rows: int | None = None
-    """Read only so many rows from the beginning."""
+    """Read only so many rows from the beginning; by default all."""
     add_checksum: bool = False
     """Add a checksum of the contents to an HDF5 file that has none: from then on damage to it is seen at each reading.
     All else in the file stays as it is."""
@@ -272,16 +273,17 @@ class Convert:
     format: Literal["hdf5", "arrow"] = "hdf5"
     """Minari's storage format, where the target is Minari."""
     rows: int | None = None
-    """Copy only so many rows from the beginning."""
+    """Copy only so many rows from the beginning; by default all."""
     clip_actions: bool = False
     """Clip actions to the bounds of the environment, else in the file, else [-1, 1], for environments that do so."""
     env: str | None = None
     """Record this Gymnasium id as the environment of the data: `diffrl train` then evaluates there by itself. The
-    bounds of its actions are recorded too."""
+    bounds of its actions are recorded too. By default what the file itself names."""
     env_kwargs: tuple[str, ...] = ()
-    """Record these arguments of the environment, KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
+    """Record these arguments of the environment, KEY=VALUE each, such as g=2.0 (values as JSON, else text); by default
+    what the file itself names."""
     max_episode_steps: Count | None = None
-    """Record this time limit of the environment's episodes."""
+    """Record this time limit of the environment's episodes; by default what the file itself names."""
     time_limit_terminals: TimeLimitTerminals | None = None
     """timeouts: terminal rows at exactly the environment's limit of steps, or marked as timeouts too, are timeouts;
     terminals: they are true ends. By default they are taken as true ends, and what looks odd is said."""

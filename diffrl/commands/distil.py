@@ -35,7 +35,7 @@ chooses alike (consistency: of diffusion_ql, edp, idql; reflow: of ifql, bfn); e
 @dataclass(frozen=True)
 class _Options(RunOptions):
     steps: int | None = None
-    """Updates (10,000)."""
+    """Updates; by default 10,000."""
     eval_every: int | None = None
     """Updates between evaluations, each followed by a checkpoint; by default a tenth of the steps."""
     compile: Suppress[bool | None] = None
@@ -96,7 +96,7 @@ def _is_image_model(name: str) -> bool:
         return name.startswith("tiny-")
     if (Path(name) / "model_index.json").is_file():
         return True
-    from diffrl.runs.run import kind_of
+    from diffrl.runs.kind import kind_of
 
     known = any((Path(name) / file).is_file() for file in ("run.json", "finetune.yaml"))
     return known and kind_of(name) in (IMAGES, IMAGES_DISTIL)
@@ -115,6 +115,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     description = USAGE.format(teachers=", ".join(FORWARD))
     given = tyro.cli(Distil, args=words, prog="diffrl distil", description=description)
+    from diffrl.runs.kind import require_run
+
+    require_run(given.run_folder)
     from diffrl.runs.distil import distil
 
     fields = {f.name: getattr(given.learning, f.name) for f in dataclasses.fields(DistilConfig)}

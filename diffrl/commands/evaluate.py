@@ -24,17 +24,19 @@ class Evaluate:
     which: tuple[str, ...] = ("last", "best")
     """Checkpoints: last, best, or steps."""
     env: str | None = None
-    """Another environment than the run's, by Gymnasium's id."""
+    """Another environment than the run's, which is the default, by Gymnasium's id."""
     env_kwargs: tuple[str, ...] = ()
-    """Other arguments of the environment, KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
+    """Other arguments of the environment, KEY=VALUE each, such as g=2.0 (values as JSON, else text); by default the
+    run's."""
     max_episode_steps: Count | None = None
-    """Another time limit of its episodes."""
+    """Another time limit of its episodes; by default the run's."""
     seed: Seed = 0
     """What start states and the policy's noise are drawn from."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto."""
     plot: Path | None = None
-    """In a maze: draw what the first seed's first four episodes drove, over its plans where it plans, as PNG."""
+    """In a maze: draw what the first seed's first four episodes drove, over its plans where it plans, as PNG;
+    by default nothing is drawn."""
     out: Path | None = None
     """Where to write the result as JSON; by default evaluation.json in the run's folder (of a run at an address such as
     s3://bucket/runs/NAME: NAME-evaluation.json here)."""
@@ -46,6 +48,9 @@ class Evaluate:
         """Evaluate, print the table, write the JSON."""
         import json
 
+        from diffrl.runs.kind import require_run
+
+        require_run(self.run_folder)
         from diffrl.runs import report
         from diffrl.runs.policy import evaluate
         from diffrl.runs.run import Run

@@ -37,13 +37,17 @@ class Export:
     """Write policy.onnx besides, for onnxruntime: preprocessing within, noise as an input (pip install
     'diffrl[onnx]')."""
     env: str | None = None
-    """Another environment than the run's, by Gymnasium's id, from which an agent that plans takes its goal."""
+    """Another environment than the run's, which is the default, by Gymnasium's id; an agent that plans takes its goal
+    from it."""
 
     def __post_init__(self) -> None:
         check(self)
 
     def run(self) -> int:
         """Write the folder; say what is in it and what to do with it."""
+        from diffrl.runs.kind import require_run
+
+        require_run(self.run_folder)
         from diffrl.runs.export.export import export
         from diffrl.support.console import console
 

@@ -3,19 +3,22 @@
 import contextlib
 import inspect
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import tyro
 
 from diffrl.commands import resume
 from diffrl.images import rewards
-from diffrl.images.config import ALGORITHMS, FinetuneConfig, schema_of
+from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
+from diffrl.images.config.base import check_model
 from diffrl.images.run import FILES
 from diffrl.support import folder
 from diffrl.support.console import console
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, closest
 
 FIRST_LOOK = (
     *("--algo", "draft", "--reward", "colour:blue + emoji", "--held-out", "emoji-held-out"),
@@ -52,7 +55,10 @@ def run(arguments: Sequence[str]) -> int:
 
         return finetune_policy.run(words[1:])
     if words and not words[0].startswith("-"):
-        raise UserError(f"`diffrl finetune {words[0]}`: options begin with --, such as --algo; or `policy RUN`.")
+        meant = shlex.join(["diffrl", "finetune", "policy", *(words[1:] or ["RUN"])])
+        near = closest(words[0], ["policy"]) and f"did you mean `{meant}`?"
+        options = "options begin with --, such as --algo; of a policy: `diffrl finetune policy RUN`."
+        raise UserError(f"There is no `diffrl finetune {words[0]}`: {near or options}")
     if resume.asked(words):
         return resume.spelled(words)
     words = first_look(words)
@@ -61,11 +67,24 @@ def run(arguments: Sequence[str]) -> int:
         folder.refuse(config.out, FILES)
     for note in [] if config.scored_by is None else rewards.refused(config.scored_by):
         console.print(note, style="yellow", markup=False)
+    refuse_unknown(config)
     from diffrl.images.job import finetune
 
     if not spread(config.processes, ["finetune", *words]):
         finetune(config)
     return 0
+
+
+def refuse_unknown(config: FinetuneConfig) -> None:
+    """Raise UserError for a reward, a model or a file that does not exist, before torch and diffusers are imported."""
+    for reward in (config.scored_by, config.held_out):
+        if reward not in (None, NOTHING):
+            rewards.check(str(reward))
+    check_model(config.model)
+    for option in ("prompts", "adapter", "pairs", "data"):
+        path = getattr(config, option, None)
+        if path not in (None, "digits") and not Path(path).exists():
+            raise UserError(f"--{option}: there is nothing at {path}. Check the path.")
 
 
 def first_look(words: Sequence[str]) -> list[str]:

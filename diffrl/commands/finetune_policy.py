@@ -35,8 +35,8 @@ Options below are those of --algo {algo}; {other} --help shows the others'."""
 @dataclass(frozen=True)
 class _Options(RunOptions):
     steps: int | None = None
-    """dppo, nft: environment steps of each seed (400,000), rounded up to whole iterations; dpo: updates (1,000); nft
-    with --advantages critics: updates (2,000)."""
+    """dppo, nft: environment steps of each seed, by default 400,000, rounded up to whole iterations; dpo: updates, by
+    default 1,000; nft with --advantages critics: updates, by default 2,000."""
     eval_every: int | None = None
     """Steps between evaluations, each followed by a checkpoint; by default a tenth of the steps."""
     log_every: int | None = None
@@ -55,6 +55,9 @@ class FinetunePolicy:
 
     def start(self, settings: TuningConfig) -> int:
         """Fine-tune the run's policy as the algorithm's settings say; give the exit code."""
+        from diffrl.runs.kind import require_run
+
+        require_run(self.run_folder)
         from diffrl.runs.tune import finetune_policy
 
         options = {f.name: getattr(self.run, f.name) for f in dataclasses.fields(RunOptions)}
@@ -114,7 +117,8 @@ def run(arguments: Sequence[str]) -> int:
     words = list(arguments)
     if resume.asked(words):
         return resume.spelled(words)
-    algo = take(words, "--algo") or DPPOConfig.algo
+    asked = take(words, "--algo")
+    algo = asked or DPPOConfig.algo
     tuning.get(algo)
     other = " and ".join(f"--algo {name}" for name in tuning.ALGORITHMS if name != algo)
     chain, solver = (", ".join(agents.names(kind)) for kind in ("chain", "solver"))
@@ -122,6 +126,7 @@ def run(arguments: Sequence[str]) -> int:
     if not words:
         raise UserError("Which run's policy shall be fine-tuned? `diffrl finetune policy --help` shows how to say.")
     schema: type[FinetuneDPPO] | type[FinetuneDPO] | type[FinetuneNFT] = SCHEMAS[algo]
-    given = tyro.cli(schema, args=words, prog=f"diffrl finetune policy --algo {algo}", description=description)
+    prog = f"diffrl finetune policy --algo {algo}" if asked else "diffrl finetune policy"
+    given = tyro.cli(schema, args=words, prog=prog, description=description)
     plain = {f.name: getattr(given.learning, f.name) for f in dataclasses.fields(given.learning)}
     return given.start(tuning.get(algo)(**plain))

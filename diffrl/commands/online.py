@@ -61,6 +61,9 @@ def run(arguments: Sequence[str]) -> int:
     if resume.asked(words):
         return resume.spelled(words, online=True)
     given = tyro.cli(Online, args=flag_values(words), prog="diffrl online", description=USAGE)
+    from diffrl.runs.kind import untrained_at
+
+    untrained_at(given.run_folder)  # raises where it is neither, before torch is imported
     from diffrl.runs.online import online
 
     fields = {f.name: getattr(given.learning, f.name) for f in dataclasses.fields(OnlineConfig)}

@@ -1,12 +1,21 @@
-"""Options that may also be None: `--steps INT` in help, where tyro has `--steps {None}|INT`."""
+"""Options that may be left out: `--steps INT` in help, where tyro has `--steps {None}|INT ... (default: None)`."""
 
 import dataclasses
 import functools
 import operator
+import re
 import types
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 registry = ConstructorRegistry()
 """To be entered (`with registry:`) where the words of a command are parsed."""
@@ -33,3 +42,52 @@ def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         str_from_instance=lambda value: ["None"] if value is None else inner.str_from_instance(value),
         choices=None if inner.choices is None else (*inner.choices, "None"),
     )
+
+
+_being_read: list[StructTypeInfo] = []
+
+
+@registry.struct_rule
+def options_in_words(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Read a dataclass as tyro does; in help, texts are paragraphs, and say themselves what is done by default.
+
+    None for any other type, and for the dataclass that is being read.
+    """
+    if not dataclasses.is_dataclass(info.type) or any(info is one for one in _being_read):
+        return None
+    _being_read.append(info)
+    try:
+        spec = ConstructorRegistry.get_struct_spec(info)
+    finally:
+        _being_read.pop()
+    if not isinstance(spec, StructConstructorSpec):
+        return None
+    return dataclasses.replace(spec, fields=tuple(map(_in_words, spec.fields)))
+
+
+def _in_words(field: StructFieldSpec) -> StructFieldSpec:
+    """A field whose help has its text's lines joined, and one default: the text's, if it says one, and its value here.
+
+    A default of None, (), or "" is said by the text alone.
+    """
+    said: Any = field.helptext
+    if dataclasses.is_dataclass(field.default):
+        return field
+
+    def text() -> str | None:
+        return _paragraphs(said() if callable(said) else said)
+
+    def hint(label: str) -> str:
+        if field.default is None or field.default == () or field.default == "":
+            return ""
+        if not label:  # operands of which there may be any number, and none is filled in
+            return "(required)"
+        return f"({'here' if 'default' in (text() or '') else 'default'}: {label})"
+
+    kind: Any = Annotated[field.type, tyro.conf.arg(help_behavior_hint=hint)]
+    return dataclasses.replace(field, type=kind, helptext=text)
+
+
+def _paragraphs(text: str | None) -> str | None:
+    """A text without the line breaks of its source; empty lines and lines that are set in stay."""
+    return None if text is None else re.sub(r"(?<!\n)\n(?![\n ])", " ", text)

@@ -26,7 +26,7 @@ class Render:
     run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """The run's folder, such as runs/NAME."""
     out: Path
-    """The video to write; its ending says which kind: .mp4 or .gif."""
+    """The video to write; its ending says which kind: .mp4 or .gif. A file that is there is kept, unless --force."""
     episodes: Many = 1
     """Episodes, one after the other."""
     seeds: tuple[Seed, ...] = ()
@@ -38,12 +38,20 @@ class Render:
     fps: Annotated[int, Range(1, 100)] | None = None
     """Pictures a second; by default about 30, with time as fast as in the environment, where that is known. More of
     them than the environment makes steps in a second show it faster than it is."""
+    force: bool = False
+    """Replace a file that is there."""
 
     def __post_init__(self) -> None:
         check(self)
 
     def run(self) -> int:
         """Write the video; say where it is."""
+        from diffrl.runs.kind import require_run
+        from diffrl.support.errors import UserError
+
+        if self.out.exists() and not self.force:
+            raise UserError(f"{self.out} exists. Use --force to replace it.")
+        require_run(self.run_folder)
         from diffrl.runs.render import render
         from diffrl.support.console import console
 

@@ -34,9 +34,10 @@ class Report:
     """
 
     runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN ...]")] = ()
-    """Runs' folders, or folders that contain runs."""
+    """Runs' folders, or folders that contain runs; by default none, where there is --csv."""
     csv: tuple[Path, ...] = ()
-    """Files of scores, of other programs or of papers: a header with task, agent, seed, step, score."""
+    """Files of scores, of other programs or of papers: a header with task, agent, seed, step, score. By default
+    none."""
     out: Path = Path("report")
     """The folder to write. A report that is there is replaced."""
     protocol: Protocol = "last"

@@ -34,17 +34,21 @@ class Resume:
     """Steps in all, to make the run longer, or to end it sooner; by default what it was made for. A run of images
     counts the images that are scored; of dpo and supervised, rounds."""
     queries: int | None = None
-    """Runs of images that count the images scored: the same as --steps, by its name in `diffrl finetune`."""
+    """Runs of images that count the images scored: the same as --steps, by its name in `diffrl finetune` and with its
+    default."""
     rounds: int | None = None
-    """Runs of images by dpo and supervised: the same as --steps, by its name in `diffrl finetune`."""
+    """Runs of images by dpo and supervised: the same as --steps, by its name in `diffrl finetune` and with its
+    default."""
     device: str | None = None
-    """Another device than the run's."""
+    """Another device than the run's, which is the default."""
     eval_workers: int | None = None
-    """Offline runs: another number of processes that evaluate than the run's; no score depends on it."""
+    """Offline runs: another number of processes that evaluate than the run's, which is the default; no score depends on
+    it."""
     stop_kl: float | None = None
-    """Runs of images: another bound than the run's, where that has stopped it."""
+    """Runs of images: another bound than the run's, which is the default, where that has stopped it."""
     dataset: str | None = None
-    """Where the run's data set is now, if it has moved; its contents must be the same. A finished run is only told."""
+    """Where the run's data set is now, if it has moved; its contents must be the same. By default where it was. A
+    finished run is only told."""
     accept_changes: bool = False
     """Take config.yaml (or settings.yaml, finetune.yaml) as you have edited it since the run was made."""
 
@@ -56,8 +60,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError("Which run? `diffrl resume RUN`, such as runs/NAME; `diffrl resume --help` shows more.")
     given = tyro.cli(Resume, args=words, prog="diffrl resume")
     to_write(given.run_folder, "runs")
-    from diffrl.runs.resume import resume
-    from diffrl.runs.run import kind_of
+    from diffrl.runs.kind import kind_of
     from diffrl.support import folder
 
     accepting = given.accept_changes and "WORLD_SIZE" not in os.environ  # else the process that started this one did
@@ -75,6 +78,8 @@ def run(arguments: Sequence[str]) -> int:
             return 0
     elif told := next((name for name, value in names.items() if value is not None), None):
         raise UserError(f"{told} is for runs of images, and {given.run_folder} is none: give --steps.")
+    from diffrl.runs.resume import resume
+
     resume(
         given.run_folder,
         steps=steps,
@@ -118,7 +123,7 @@ def spelled(words: Sequence[str], online: bool = False) -> int:
     if {"-h", "--help"} & set(words) or folder is None:
         return run(["--help"])
     if online:
-        from diffrl.runs.run import OFFLINE, kind_of
+        from diffrl.runs.kind import OFFLINE, kind_of
 
         if kind_of(folder) == OFFLINE:
             raise UserError(

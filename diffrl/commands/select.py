@@ -34,10 +34,10 @@ class Select:
     """
 
     runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN ...]")] = ()
-    """Runs' folders, or folders that contain runs."""
+    """Runs' folders, or folders that contain runs; by default none, where there is --csv."""
     csv: Path | None = None
     """A file of episodes, in place of runs: a header with task, agent, seed, episode, score (or return).
-    A column `step` tells checkpoints apart."""
+    A column `step` tells checkpoints apart. By default the runs' own episodes are read."""
     policies: Which = "last"
     """last: each seed's last evaluated checkpoint; all: every one, which an offline criterion can choose among."""
     out: Path = Path("selection")
@@ -51,8 +51,7 @@ class Select:
         """Write the selection, print its tables, say where they are."""
         from rich.console import Console
 
-        from diffrl.runs.study.policies import Policies
-        from diffrl.runs.study.selection import FIGURE, PAGE, refuse_others, select, write_selection
+        from diffrl.runs.study.scores import run_folders
         from diffrl.support.console import console
         from diffrl.support.errors import UserError
         from diffrl.support.files import to_write
@@ -61,6 +60,11 @@ class Select:
             raise UserError("Runs, or --csv FILE? A file's scores are taken in place of runs', not beside them.")
         if not self.runs and self.csv is None:
             raise UserError("Which policies? diffrl select RUN [RUN ...], or of others: diffrl select --csv FILE.")
+        for path in self.runs:
+            run_folders(path)  # raises where there are none, before torch is imported
+        from diffrl.runs.study.policies import Policies
+        from diffrl.runs.study.selection import FIGURE, PAGE, refuse_others, select, write_selection
+
         to_write(self.out)
         refuse_others(self.out)  # before minutes of work
         found = Policies.of_runs(self.runs, self.policies) if self.csv is None else Policies.of_csv(self.csv)

@@ -42,17 +42,20 @@ class Sweep:
     """The options of `diffrl sweep`."""
 
     configs: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="[CONFIG ...]")] = ()
-    """Configurations, as `diffrl train` takes them: names of shipped ones, or files."""
+    """Configurations, as `diffrl train` takes them: names of shipped ones, or files; by default none, where there is
+    --agent, or a sweep goes on."""
     agent: tuple[str, ...] = ()
-    """Instead of configurations: agents, each on every --dataset, as `diffrl train --agent A --dataset D`."""
+    """Instead of configurations: agents, each on every --dataset, as `diffrl train --agent A --dataset D`. By
+    default none."""
     dataset: tuple[str, ...] = ()
-    """The data sets of these agents."""
+    """The data sets of these agents; by default none."""
     seeds: tuple[int, ...] = ()
     """Seeds of every setting; by default those of the configuration."""
     sets: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE,VALUE ...")] = ()
-    """Values to try of a field, such as agent.q_weight=0.5,1,2 or steps=20000; give it as often as you like."""
+    """Values to try of a field, such as agent.q_weight=0.5,1,2 or steps=20000; give it as often as you like. By
+    default none."""
     out: Path | None = None
-    """The sweep's folder, with a folder of each run in it."""
+    """The sweep's folder, with a folder of each run in it; there is no default."""
     jobs: Many | None = None
     """Runs at a time: here by default 1, on a cluster as many as it grants. No result depends on it."""
     separate_seeds: bool = False
@@ -68,22 +71,25 @@ class Sweep:
     submit: bool = False
     """With --slurm: give the script to sbatch."""
     slurm_options: tuple[str, ...] = ()
-    """With --slurm: further options of sbatch, as --slurm-options=--time=24:00:00 (once for several: "--a --b")."""
+    """With --slurm: further options of sbatch, as --slurm-options=--time=24:00:00 (once for several: "--a --b"); by
+    default none."""
     ray: str | None = None
-    """Run on the Ray cluster at this address (HOST:PORT, or auto); --out is on storage that all nodes share."""
+    """Run on the Ray cluster at this address (HOST:PORT, or auto), by default on this machine; --out is on storage that
+    all nodes share."""
     cpus_per_run: Positive = 1.0
     """With --ray: the processors that each run takes of a node; 0.5 places two on one."""
     gpus_per_run: NotNegative = 0.0
     """With --ray: the GPUs that each run takes of a node, such as 0.25; the runs need --set device=cuda."""
     search: Literal["optuna"] | None = None
-    """Instead of a grid: settings that Optuna's sampler (TPE) proposes, to make the mean over seeds of the last
-    evaluation's score large. --set takes ranges, FIELD=LOW:HIGH or FIELD=LOW:HIGH:log, and values."""
+    """Settings that Optuna's sampler (TPE) proposes, to make the mean over seeds of the last evaluation's score large.
+    By default a grid is run. --set takes ranges, FIELD=LOW:HIGH or FIELD=LOW:HIGH:log, and values."""
     trials: Many | None = None
     """With --search: settings to try in all, by default 20; when going on, another number."""
     search_seed: Seed = 0
     """With --search: the seed of the sampler."""
     task: int | None = None
-    """Train the run of this place in the list, from 0, or go on with it, in this process: what a cluster's jobs do."""
+    """Train the run of this place in the list, from 0, or go on with it, in this process: what a cluster's jobs do. By
+    default all are run."""
 
     def __post_init__(self) -> None:
         check(self)

@@ -56,6 +56,9 @@ def run(arguments: Sequence[str]) -> int:
         from diffrl.support.console import console
 
         console.print(said)
+    from envs.datasets import require
+
+    require(config.dataset)
     from diffrl.runs.train import train
 
     train(config)

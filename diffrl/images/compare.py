@@ -9,6 +9,7 @@ from pathlib import Path
 
 from diffrl.images.run import PANELS, PART, SAID, FinetuneRun, grid_path, plot_curve, warnings
 from diffrl.support.errors import UserError
+from diffrl.support.names import apart, breakable, wrapped
 from diffrl.support.plots import BLUE, COMPARED, GREEN, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
 
 COLOURS = (BLUE, ORANGE, GREEN, "#a64d9c", "#c0392b", "#5d6d7e", "#7d6608", "#17a2a2")
@@ -52,10 +53,11 @@ def plot_curves(runs: Sequence[FinetuneRun]) -> bytes:
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(4.3 * columns, 3 * lines + 0.25 * len(runs)), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    short, _ = apart([run.path.name for run in runs])
     for axes, name in zip(panels, names, strict=False):
         for i, run in enumerate(runs):
             if any(name in entry for entry in run.history):
-                plot_curve(axes, run.history, name, COLOURS[i % len(COLOURS)], run.path.name)
+                plot_curve(axes, run.history, name, COLOURS[i % len(COLOURS)], wrapped(short[i], 50))
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     # A run need not be in every panel: supervised ones have no reward.
@@ -77,12 +79,13 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
     names = measures_of(runs)
     head = "".join(f"<th class=n>{html.escape(SAID[name])}</th>" for name in names)
     rows, grids = [], []
-    for run in runs:
+    short, shared = apart([run.path.name for run in runs])
+    for run, called in zip(runs, short, strict=True):
         first, last, config = run.history[0], run.history[-1], run.config
         cells = "".join(
             f"<td class=n>{_number(first.get(name))} &rarr; <b>{_number(last.get(name))}</b></td>" for name in names
         )
-        title = html.escape(run.path.name)
+        title = breakable(called)
         known = (config.algo, config.model, config.scored_by, f"seed {config.seed}")
         what = html.escape(", ".join(word for word in known if word is not None))
         rows.append(
@@ -97,6 +100,7 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
         )
         grids.append(f"<h2>{title}</h2><p class=about>{what}</p>{notes}<div class=pair>{pair}</div>")
     differ = len({run.config.scored_by for run in runs}) > 1
+    left_out = f" The names of runs are without what all have: {breakable(shared)}." if shared else ""
     warned = f"<p class=warning>{OTHER_REWARDS}</p>" if differ else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -108,7 +112,7 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
 </style></head><body>
 <h1>Fine-tuning runs side by side</h1>
 <p class=about>Measured on the same prompts and noise at every evaluation: first &rarr; last. A reward that rises while
-the held-out reward, class accuracy or diversity fall has been hacked.</p>
+the held-out reward, class accuracy or diversity fall has been hacked.{left_out}</p>
 {warned}
 <div class=wide><table><tr><th>run</th><th class=n>images scored</th><th class=n>seconds</th>{head}</tr>
 {"".join(rows)}</table></div>

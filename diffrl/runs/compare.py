@@ -18,6 +18,7 @@ from diffrl.runs.run import Run
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError
 from diffrl.support.machine import settle
+from diffrl.support.names import apart, breakable, wrapped
 from diffrl.support.plots import BLUE, COMPARED, GREEN, GREY, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
 from diffrl.support.seeds import generator_at
 from diffrl.support.statistics import estimate, student_ends
@@ -215,25 +216,28 @@ def _picture(rolled: Sequence[Rolled], task: Task) -> bytes:
     from matplotlib.figure import Figure
 
     maze = _maze(task)
+    names, _ = apart([one.run.path.name for one in rolled])
     if maze is not None:
         n = len(rolled[0].paths)
         figure = Figure(figsize=(2.8 * len(rolled), 2.6 * n), layout="constrained")
         axes = figure.subplots(n, len(rolled), squeeze=False)
-        for column, one in zip(axes.T, rolled, strict=True):
+        for column, one, called in zip(axes.T, rolled, names, strict=True):
             for start, ax in enumerate(column):
                 draw_maze(ax, maze.grid, maze.goal, [one.paths[start]])
-                name = f"{one.run.path.name}, seed {one.run.config.seeds[0]}\n" if start == 0 else ""
+                name = f"{wrapped(called, 34)}\nseed {one.run.config.seeds[0]}, " if start == 0 else ""
                 ax.set_title(f"{name}return {one.returns[0, start]:.0f}", fontsize=9)
     else:
         figure = Figure(figsize=(4.4 * (len(rolled) - 1), 4.4), layout="constrained")
         panels = figure.subplots(1, len(rolled) - 1, squeeze=False)[0]
         theirs = _scored(rolled[0], task).mean(0)
-        for ax, one, colour in zip(panels, rolled[1:], (BLUE, ORANGE, GREEN) * len(rolled), strict=False):
+        for ax, one, called, colour in zip(
+            panels, rolled[1:], names[1:], (BLUE, ORANGE, GREEN) * len(rolled), strict=False
+        ):
             ours = _scored(one, task).mean(0)
             ends = [min(ours.min(), theirs.min()), max(ours.max(), theirs.max())]
             ax.plot(ends, ends, color=GREY, linewidth=1)
             ax.scatter(theirs, ours, color=colour, s=14)
-            ax.set(xlabel=rolled[0].run.path.name, ylabel=one.run.path.name, title="each point a start state")
+            ax.set(xlabel=wrapped(names[0], 48), ylabel=wrapped(called, 48), title="each point a start state")
     return png(figure)
 
 
@@ -252,17 +256,18 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes) -> str
     first, n = rolled[0], rolled[0].returns.shape[1]
     what = score_word(task.reference) if task.reference else "return"
     rows, several = [], []
-    for one in rolled:
+    names, shared = apart([one.run.path.name for one in rolled])
+    for one, called in zip(rolled, names, strict=True):
         config, scores = one.run.config, _scored(one, task)
         about = f"{config.agent.name}, seeds {', '.join(map(str, config.seeds))}, steps {_steps(one.steps)}"
         about = ". ".join([about, *one.remarks])
         rows.append(
-            f"<tr><td><b>{html.escape(one.run.path.name)}</b><br>{html.escape(about)}</td>"
+            f"<tr><td><b>{breakable(called)}</b><br>{html.escape(about)}</td>"
             f"<td class=n>{estimate(scores)}</td><td class=n>{np.median(scores):.1f}</td></tr>"
         )
         if one is not first:
             found = difference(scores, _scored(first, task))
-            name = html.escape(f"{one.run.path.name} − {first.run.path.name}")
+            name = f"{breakable(called)} − {breakable(names[0])}"
             several.append(
                 f"<tr><td><b>{name}</b><br>{html.escape(found.verdict)}</td><td class=n>{found.over_starts}</td>"
                 f"<td class=n>{'unknown: one seed' if np.isnan(found.over_seeds.low) else found.over_seeds}</td></tr>"
@@ -277,6 +282,8 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes) -> str
         )
     if len(rolled) > 2:
         caveat += f" Each of the {len(rolled) - 1} intervals is of 95 % by itself."
+    if shared:
+        caveat += f" The names of runs are without what all have: {breakable(shared)}."
     image = base64.b64encode(picture).decode()
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">

@@ -55,21 +55,23 @@ class TrainConfig:
     """A training run."""
 
     dataset: str
-    """An id of D4RL's or OGBench's (`diffrl data list`), a Minari id, or the path or address of a file (HDF5, npz)."""
+    """An id of D4RL's or OGBench's (`diffrl data list`), a Minari id, or the path or address of a file (HDF5, npz). By
+    default the configuration's."""
     agent: AgentConfig
     """The algorithm's hyper-parameters."""
     env: str | None = None
     """Gymnasium id of the environment to evaluate in, or none; by default the benchmark's, or what the file names."""
     env_kwargs: tuple[str, ...] = ()
-    """Further arguments of that environment, KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
+    """Arguments of that environment, by default its own: KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
     max_episode_steps: Count | None = None
-    """Another time limit of its episodes than its own."""
+    """Another time limit of its episodes than its own, which is the default."""
     seeds: Seeds = (0,)
     """Seeds, trained side by side, each with networks of its own: on a GPU as one stack, on a CPU see workers."""
     steps: Count = 1_000_000
     """Training steps in all, also when resuming."""
     rows: Annotated[int, Range(2, 10**10)] | None = None
-    """Use only the first rows of the data set (a maze2d set that is missing is generated with this many)."""
+    """Use only so many rows, the first of the data set (a maze2d set that is missing is generated with this many); by
+    default all."""
     time_limit_terminals: TimeLimitTerminals | None = None
     """timeouts: terminal rows at exactly the environment's limit of steps, or marked as timeouts too, are timeouts;
     terminals: they are true ends. By default they are taken as true ends, and what looks odd is said."""
@@ -127,9 +129,10 @@ class RunOptions:
     seeds: Seeds | None = None
     """Those of the run's seeds to go on with, each from its own networks; by default all."""
     env_kwargs: tuple[str, ...] = ()
-    """Other arguments of the run's environment, KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
+    """Other arguments of the run's environment, by default its own: KEY=VALUE each, such as g=2.0 (values as JSON, else
+    text)."""
     max_episode_steps: Count | None = None
-    """Another time limit of its episodes than the run's."""
+    """Another time limit of its episodes than the run's, which is the default."""
     eval_every: Count | None = None
     """Steps between evaluations, each followed by a checkpoint."""
     eval_episodes: Many | None = None

@@ -21,6 +21,7 @@ from agents.registry import get as agent_schema
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.data.transitions import Transitions
 from diffrl.runs.config import RunOptions
+from diffrl.runs.kind import kind_of
 from diffrl.runs.policy import (
     Actor,
     Evaluator,
@@ -31,7 +32,7 @@ from diffrl.runs.policy import (
     source_of_randomness,
     tell_remarks,
 )
-from diffrl.runs.run import FILES, Run, kind_of, lowering_memory
+from diffrl.runs.run import FILES, Run, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.support import folder
 from diffrl.support.console import console, work

@@ -14,8 +14,6 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import reward_tuning
 from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Source, Transitions
-from diffrl.runs import config as configuration
-from diffrl.runs import run as runs
 from diffrl.runs.config import (
     ONLINE_EVAL_EVERY,
     ONLINE_STEPS,
@@ -24,6 +22,7 @@ from diffrl.runs.config import (
     TrainConfig,
     choose_compiling,
 )
+from diffrl.runs.kind import ONLINE, untrained_at
 from diffrl.runs.policy import (
     StackEvaluator,
     build_agent,
@@ -65,7 +64,7 @@ def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool 
     options = RunOptions(**_own(overrides, RunOptions))
     settings = OnlineConfig(Path(path)) if config is None else config
     settings = dataclasses.replace(settings, offline_run=Path(path), **_own(overrides, OnlineConfig))
-    untrained = _untrained(path)
+    untrained = untrained_at(path)
     if untrained is not None:
         return _online_from_nothing(untrained, settings, options, quiet)
     options = _with_steps(options, settings, ONLINE_STEPS, ONLINE_EVAL_EVERY)
@@ -93,20 +92,6 @@ def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool 
         settings = dataclasses.replace(settings, start_steps=start_steps)
         run = dataclasses.replace(offline, path=folder, config=dataclasses.replace(new, out=folder))
         return _begin(run, settings, agent, transitions, quiet)
-
-
-def _untrained(path: Path | str) -> TrainConfig | None:
-    """The configuration that `path` names; None where it names a run. Raises UserError where it names neither."""
-    if Path(path).is_dir():
-        return None
-    name = str(path).removesuffix(".yaml")
-    if Path(path).is_file() or name in configuration.shipped():
-        return configuration.find(str(path))
-    try:
-        Run.read(path)
-    except UserError as error:
-        raise UserError(f"{error} Nor is it a configuration: `diffrl train list` names those that ship.") from error
-    return None
 
 
 def _online_from_nothing(config: TrainConfig, settings: OnlineConfig, options: RunOptions, quiet: bool) -> Path:
@@ -160,7 +145,7 @@ def _scaled(settings: OnlineConfig, dataset: OfflineDataset, config: TrainConfig
 
 
 def _begin(run: Run, settings: OnlineConfig, agent: Agent, transitions: Transitions, quiet: bool) -> Path:
-    run = dataclasses.replace(run, kind=runs.ONLINE, settings=settings.to_dict())
+    run = dataclasses.replace(run, kind=ONLINE, settings=settings.to_dict())
     run.write()
     return _fit(run, settings, agent, transitions, quiet)
 
@@ -173,7 +158,7 @@ def _own(overrides: dict[str, Any], schema: type) -> dict[str, Any]:
 def _offline(path: Path) -> Run:
     """The run to start from. Raises UserError where an online run cannot start from it."""
     run = Run.read(path)
-    if run.kind == runs.ONLINE:
+    if run.kind == ONLINE:
         raise UserError(f"{path} is an online run already: `diffrl resume {path}`.")
     _refuse(run, str(path))
     refuse_frozen(run)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from diffrl.runs import run as kinds
+from diffrl.runs import kind as kinds
 from diffrl.runs.run import Run
 from diffrl.support import folder
 from diffrl.support.console import console

@@ -14,17 +14,15 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import ActionBounds, Preprocessing
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
+from diffrl.runs.kind import OFFLINE, OLD_SETTINGS, SETTINGS, kind_in, kind_of, no_run, read_about
 from diffrl.support.errors import UserError, said_by
 from diffrl.support.files import read_yaml
 from diffrl.support.folder import (
     ABOUT,
-    IMAGES,
     IMAGES_DISTIL,
-    read_json,
     read_tensors,
     seal,
     sealed,
-    steps,
     verified,
     write,
     write_json,
@@ -35,61 +33,8 @@ from diffrl.support.remote import local_folder
 from diffrl.training import checkpoint
 from envs.task import Task, capped, fitting_env
 
-OFFLINE, ONLINE = "offline", "online"
-"""What `kind` in a folder's run.json may say, besides `IMAGES` and `IMAGES_DISTIL`; of a policy that is fine-tuned it
-says the algorithm, such as dppo."""
-SETTINGS = "settings.yaml"
-"""The file that only a run that started from another run has: how it goes on from there."""
-OLD_SETTINGS = {"online": "online.yaml", "finetune": "finetune.yaml"}
-"""That file's names in folders from before there were kinds, by the entry of run.json that tells the kind."""
-
-
 FILES = ("config.yaml", "preprocessing.safetensors", SETTINGS)
 """What a run's folder has from the beginning, besides run.json."""
-
-
-def _read_about(path: Path) -> dict[str, Any]:
-    """What a folder's run.json says. Raises UserError where there is none that can be read."""
-    about = read_json(path / ABOUT)
-    if not isinstance(about, dict):
-        raise UserError(f"{path} is damaged: run.json holds no entries.")
-    return about
-
-
-def kind_of(path: Path | str) -> str:
-    """The kind of run in a folder: offline, online, images, or the algorithm that fine-tunes a policy.
-
-    Raises UserError where the folder holds no run.
-    """
-    path = local_folder(path)
-    if not (path / ABOUT).is_file():
-        if (path / "finetune.yaml").is_file():  # of images, from before there were kinds
-            return IMAGES
-        raise UserError(_no_run(path, [ABOUT]))
-    return _kind(path, _read_about(path))
-
-
-def _kind(path: Path, about: Mapping[str, Any]) -> str:
-    """The kind that `about`, a folder's run.json, names; in folders older than kinds other entries tell it."""
-    if "kind" in about:
-        return str(about["kind"])
-    if about.get("finetune"):
-        return str(read_yaml(path / OLD_SETTINGS["finetune"]).get("algo"))
-    return ONLINE if about.get("online") else OFFLINE
-
-
-def _no_run(path: Path, missing: Sequence[str]) -> str:
-    if (path / ABOUT).exists() and not steps(path):
-        return f"{path} was cut before its first checkpoint. {checkpoint.AGAIN}"
-    what = "has no " + ", ".join(missing) if path.is_dir() else "does not exist"
-    if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
-        what += f"; it may be an exported policy, which load_policy({str(path)!r}) takes in Python"
-    inside = [] if (path / ABOUT).exists() else sorted(str(p.parent) for p in path.glob(f"*/{ABOUT}"))
-    if inside:
-        return f"{path} is not a run's folder, but has some in it, such as {inside[0]}."
-    known = sorted(str(p.parent) for p in path.parent.glob("*/run.json")) if path.parent.is_dir() else []
-    hint = f" Runs beside it: {', '.join(known[-3:])}." if known else ""
-    return f"{path} is not a run's folder: it {what}.{hint}"
 
 
 @dataclass(frozen=True)
@@ -194,9 +139,9 @@ class Run:
                 "distil.png show it."
             )
         if missing:
-            raise UserError(_no_run(path, missing))
-        about = _read_about(path)
-        kind = _kind(path, about)
+            raise UserError(no_run(path, missing))
+        about = read_about(path)
+        kind = kind_in(path, about)
         verified(path / "config.yaml")
         tensors = read_tensors(path / "preprocessing.safetensors")
         old = next((file for name, file in OLD_SETTINGS.items() if about.get(name)), None)

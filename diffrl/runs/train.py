@@ -19,8 +19,9 @@ from diffrl.data.transitions import Transitions
 from diffrl.runs import config as configuration
 from diffrl.runs import workers
 from diffrl.runs.config import TrainConfig, chosen, group_seeds
+from diffrl.runs.kind import OFFLINE
 from diffrl.runs.policy import CheckpointEvaluator, build_agent, source_of_randomness
-from diffrl.runs.run import FILES, OFFLINE, Run, lowering_memory
+from diffrl.runs.run import FILES, Run, lowering_memory
 from diffrl.support.console import StepsBar, console, steps_bar
 from diffrl.support.errors import UserError
 from diffrl.support.folder import claimed, what_works

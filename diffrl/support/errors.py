@@ -31,17 +31,28 @@ class DataError(UserError, ValueError):
     """A data set that cannot be used. The text names the file, the key and the row."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A half sentence naming the known entry nearest to `name`, or all of them where there are few."""
-    options = [
-        option[:60] for option in sorted(itertools.islice(known, 1000))
-    ]  # a file may hold any number of any size
-    close = difflib.get_close_matches(name[:60], options, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    if len(options) <= 12:
-        return "known: " + ", ".join(options) + "."
-    return f"{len(options)} are known, {options[0]!r} among them."
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known entry nearest to `name`; None where none is near."""
+    options = sorted(itertools.islice(known, 1000))  # a file may hold any number of any size
+    close = difflib.get_close_matches(name[:60], [option[:60] for option in options], n=1, cutoff=0.5)
+    return next((option for option in options if option[:60] == close[0]), None) if close else None
+
+
+def nearest(name: str, known: Iterable[str], command: str = "") -> str:
+    """Half a sentence naming the known entry nearest to `name`, or all of them where there are few.
+
+    command: what prints all of them, such as "diffrl data list"; it is named wherever they are not all said.
+    """
+    options = sorted(itertools.islice(known, 1000))
+    close = closest(name, options)
+    if close is None and len(options) <= 20:
+        return "known: " + ", ".join(option[:60] for option in options) + "."
+    found = (
+        f"{len(options)} are known, {options[0][:60]!r} among them."
+        if close is None
+        else f"did you mean {close[:60]!r}?"
+    )
+    return found + (f" `{command}` lists all." if command else "")
 
 
 def listed(names: Collection[str], most: int = 10) -> str:

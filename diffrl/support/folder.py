@@ -25,6 +25,8 @@ ABOUT = "run.json"
 """The first file that a run writes: what stands beside it is the run's."""
 IMAGES, IMAGES_DISTIL = "images", "images-distil"
 """What `kind` in it says of a run that fine-tunes an image model, and of one that distils one."""
+AGAIN = "Give the command that began it again; its folder may be used anew."
+"""What to do about a run that was cut before its first checkpoint."""
 EDITED = ("config.yaml", "settings.yaml", "finetune.yaml")
 """Files that people edit on purpose."""
 _WITHOUT = "Restore it from a copy; or, if you know the other files to be sound, delete it."

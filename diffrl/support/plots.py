@@ -28,6 +28,7 @@ table { border-collapse: collapse; width: 100% }
 td, th { padding: .35em .8em .35em 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e4e4e4 }
 th { color: #666; font-weight: 600 }
 td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+td:first-child, h2 { overflow-wrap: anywhere }
 img { width: 100%; margin-top: 1em }
 @media (max-width: 620px) {
   td.n, th.n { white-space: normal }

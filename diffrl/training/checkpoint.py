@@ -17,6 +17,7 @@ from torch import Tensor
 from diffrl.support import folder as folders
 from diffrl.support.errors import UserError, first_line
 from diffrl.support.files import atomic_path
+from diffrl.support.folder import AGAIN
 from diffrl.support.folder import steps as steps
 
 LEARNER = "learner."
@@ -30,8 +31,6 @@ EVALUATE = "evaluate"
 
 _NOT_OF_THE_FILE = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM)
 """Errors of reading that say nothing of what a file holds, and may pass."""
-AGAIN = "Give the command that began it again; its folder may be used anew."
-"""What to do about a run that was cut before its first checkpoint."""
 LOOP: dict[str, type] = {"count": int, "frozen": list, "device": str}
 """What the JSON of a checkpoint of `training.loop` has, and of which types."""
 

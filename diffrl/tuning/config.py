@@ -206,7 +206,8 @@ ALGORITHMS: dict[str, type[TuningConfig]] = {schema.algo: schema for schema in (
 def get(algo: str) -> type[TuningConfig]:
     """The configuration class of `--algo`. Raises UserError naming the nearest known one."""
     if algo not in ALGORITHMS:
-        raise UserError(f"There is no way {algo!r} to fine-tune a policy: {nearest(algo, ALGORITHMS)}")
+        hint = nearest(algo, ALGORITHMS, "diffrl finetune policy --help")
+        raise UserError(f"There is no way {algo!r} to fine-tune a policy: {hint}")
     return ALGORITHMS[algo]
 
 

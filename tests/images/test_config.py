@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from diffrl.cli import main
 from diffrl.commands.finetune import _configuration, first_look
 from diffrl.images.algorithms import ALGORITHMS as IMPLEMENTATIONS
-from diffrl.images.config import ALGORITHMS, Algo, DRaFTConfig, FinetuneConfig, GRPOConfig, OnlineConfig
+from diffrl.images.config import ALGORITHMS, Algo, DRaFTConfig, FinetuneConfig, GRPOConfig, OnlineConfig, base
 from diffrl.images.run import load, plain
 from diffrl.support.errors import UserError
 from diffrl.support.files import to_yaml
@@ -187,7 +188,8 @@ def test_help_shows_the_algorithms_own(
         flag = "--" + name.replace("_", "-") + " "
         assert (flag in options.replace(",", " ")) == (name in config.options()), name
     none = [name for name, value in dataclasses.asdict(config).items() if value is None]
-    assert options.count("(default: None)") == len(none)
+    assert "None)" not in options
+    assert options.count("(default:") + options.count("(here:") == len(config.options()) - len(none)
     assert set(none) <= {
         "held_out",
         "prompts",
@@ -205,8 +207,10 @@ def test_help_shows_the_algorithms_own(
 def test_help_shows_what_the_words_say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     said = help_of(["--queries=6144", "--reward", "digit:8", "--no-train-guidance"], capsys, monkeypatch)
     for flag, value in (("--eval-every", "16"), ("--held-out", "digit-held-out:8"), ("--train-guidance,", "False")):
-        rest = said[said.index(f" {flag} ") :]
-        assert rest[rest.index("(default: ") :].startswith(f"(default: {value})"), flag
+        rest = " ".join(said[said.index(f" {flag} ") :].replace("│", " ").split())
+        found = re.search(r"\((here|default): (.*?)\)", rest)
+        assert found is not None
+        assert found[2] == value, flag
 
 
 def test_configurations_import_no_torch() -> None:
@@ -229,3 +233,13 @@ def test_without_algorithm_reward_or_model_a_run_is_one_to_look_at() -> None:
 
 def configured(words: list[str]) -> FinetuneConfig:
     return _configuration(first_look(words))
+
+
+def test_a_models_name_is_checked_as_it_is_loaded() -> None:
+    """`check_model` imports no torch, so it has the names itself."""
+    from diffrl.images import models
+
+    assert (*base.TINY,) == (*models.BUILT_IN,)
+    assert (*base.VARIANTS,) == (*models.VARIANTS,)
+    with pytest.raises(UserError, match=r"did you mean 'tiny-emoji'\? Built in are tiny-emoji, tiny-digits and tiny-l"):
+        models.load_model("tiny-emojy", lora=None)

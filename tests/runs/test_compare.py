@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats
 
 from diffrl.cli import main
+from diffrl.runs import compare as module
 from diffrl.runs.compare import compare, difference
 from diffrl.support.errors import UserError
+from diffrl.support.plots import png
 from envs.task import Task
 from tests.runs.made_runs import MAZE, PENDULUM, made_run, small
 
@@ -101,6 +104,24 @@ def test_mazes_are_compared_by_the_command(tmp_path: Path, capsys: Any) -> None:
     assert text.count("data:image/png;base64,") == 1
     assert said.count("noise") + said.count("No difference") == 2
     assert "2 intervals" in text
+
+
+def test_long_names_stay_within_their_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names as a sweep gives them: the page says once what all have, and no title reaches into the next column."""
+    names = [f"bc-maze2d-umaze-v1,agent.learning_rate=0.000{i},agent.width=8,agent.batch_size=64" for i in (1, 2, 3)]
+    for name in names:
+        made_run(tmp_path / name, small("bc"), SHORT)
+    drawn: list[Any] = []
+    monkeypatch.setattr(module, "png", lambda figure: drawn.append(figure) or png(figure))
+    page, *_ = compare([tmp_path / name for name in names], tmp_path / "page.html", episodes=2, quiet=True)
+    text = page.read_text().replace("<wbr>", "")
+    assert text.count("bc-maze2d-umaze-v1,agent.width=8,agent.batch_size=64") == 1
+    assert text.count("<b>agent.learning_rate=0.000") == 5
+    (figure,) = drawn
+    boxes = [axes.title.get_window_extent(FigureCanvasAgg(figure).get_renderer()) for axes in figure.axes[:3]]
+    assert boxes[0].x0 >= 0
+    assert boxes[0].x1 < boxes[1].x0 < boxes[1].x1 < boxes[2].x0
+    assert boxes[2].x1 <= figure.bbox.x1
 
 
 def test_an_earlier_comparison_is_replaced_and_other_files_are_not(tmp_path: Path, capsys: Any) -> None:

@@ -184,7 +184,7 @@ def test_the_hub_reads_the_card_and_its_scores_are_those_of_the_run(tmp_path: Pa
 def test_the_cards_command_means_the_runs_configuration(name: str, monkeypatch: Any) -> None:
     """Parsed by `diffrl train` itself; what the machine chooses is left out."""
     config = TrainConfig(
-        "hopper-medium-v2",
+        "maze2d-open-dense-v0",
         small(name, normalise_observations=name != "diffuser"),
         seeds=(4, 5),
         steps=7,

@@ -159,6 +159,17 @@ def test_another_checkpoint_and_another_start_are_another_video(maze: Path, tmp_
     assert a != start
 
 
+def test_a_file_that_is_there_is_replaced_by_force_alone(maze: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "video.gif"
+    out.write_text("mine")
+    words = ["render", str(maze), "--out", str(out), "--seeds", "5"]
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"diffrl: {out} exists. Use --force to replace it.\n"
+    assert out.read_text() == "mine"
+    assert main([*words, "--force"]) == 0
+    assert len(pictures(out)) > 1
+
+
 def test_text_stands_above_an_even_picture() -> None:
     picture = np.full((5, 7, 3), 9, np.uint8)
     found = labelled(picture, "seed")

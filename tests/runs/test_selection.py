@@ -129,6 +129,14 @@ def test_the_command_writes_tables_figure_and_numbers(
     said = capsys.readouterr().out
     assert "after 10" in said
     assert main(["select", str(runs), "--out", str(out), *QUICK]) == 0  # one of ours is replaced
+    text = (out / "selection.md").read_text()
+    assert "regret@5" in text  # of six
+    of_four = [line.split("|") for line in text.splitlines() if line.startswith("|") and "| fqe | 4 |" in line]
+    assert [cells[-3].strip() for cells in of_four] == ["–"]
+    assert main(["select", str(runs / "a"), str(runs / "b"), "--out", str(out), *QUICK]) == 0
+    text = (out / "selection.md").read_text()
+    assert "regret@3" in text
+    assert "regret@5" not in text  # of four the five highest are not fewer than all
 
 
 def test_scores_of_others_are_read_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,20 @@ def test_protocols_stand_side_by_side() -> None:
     assert column(main_table(Summary(scored({("t", "bc"): [[1, 9], [3, 7]]}), "best")), "bc") == ["8.0 ± 1.0"]
 
 
+def test_last3_is_left_out_where_a_seed_has_fewer_than_three_evaluations() -> None:
+    """Where it is asked for, what it is a mean of is said."""
+    few = scored({("t", "bc"): [[1, 2, 6], [3, 7]], ("t", "iql"): [[1, 2, 6]], ("u", "iql"): [[1]]})
+    table = protocols_table(Summary(few))
+    assert column(table, "last3") == ["–", "3.0", "–"]
+    assert "–" in table.note
+    said = {note.sentence: note.about for note in Summary(few, "last3").caveats() if "last3" in note.sentence}
+    assert said == {
+        "last3 is a mean of all two evaluations.": "bc on t",
+        "last3 is the last evaluation: there is one.": "iql on u",
+    }
+    assert not any("last3" in note.sentence for note in Summary(few).caveats())
+
+
 def test_sample_efficiency_is_the_first_evaluation_there() -> None:
     """90 % of 10 is first met at step 20 by one seed, at 30 by the other; 90 % of 100 by neither."""
     curves: Results = {("t", "slow"): [[5, 9, 10], [2, 8.9, 10]], ("t", "fast"): [[100, 0, 100], [100, 1, 100]]}

@@ -15,8 +15,9 @@ from diffrl.cli import main
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.replay import MixedSource
+from diffrl.runs.kind import ONLINE
 from diffrl.runs.policy import build_agent
-from diffrl.runs.run import ONLINE, Run
+from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
 from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint

@@ -26,9 +26,10 @@ class LabelConfig:
     seed: Seed = 0
     """Seed of the pairs: the same one gives the same pairs."""
     env: str | None = None
-    """Gymnasium id of the environment the data are from, which says how to draw them; none: plots of the columns."""
+    """Gymnasium id of the environment the data are from, which says how to draw them; none: plots of the columns.
+    By default the benchmark's, or what the file names."""
     rows: Rows | None = None
-    """Use only the first rows of the data set."""
+    """Use only so many rows, the first of the data set; by default all."""
     port: Annotated[int, Range(0, 65535)] = 0
     """Port of the page on this machine; 0: any that is free."""
     browser: bool = True

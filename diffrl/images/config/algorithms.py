@@ -83,7 +83,8 @@ class GRPOConfig(ClippedConfig):
     """Steps of the chain that have noise and are trained on, the others being deterministic; the window moves along the
     chain (MixGRPO, arXiv 2507.21802; Flow-GRPO-Fast: 1 to 4). 0: all."""
     window_rounds: Count = 1
-    """Rounds after which the window moves on by one step."""
+    """Rounds after which the window moves on by one step. Within a sweep of the chain reward and agreement swing,
+    since the KL penalty is weak where a step has much noise: compare whole sweeps."""
     guard: bool = False
     """Centre the log-ratios and weigh the steps, so that the clip is one bound over the chain (GRPO-Guard, arXiv
     2510.22319)."""

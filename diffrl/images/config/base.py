@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from diffrl.images.distil_config import STUDENTS
 from diffrl.images.rewards.registry import companion, named_in
-from diffrl.support.errors import UserError, nearest
+from diffrl.support.errors import UserError, closest, joined, nearest
 from diffrl.support.files import read_yaml
 from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, read_json
 from diffrl.support.schema import (
@@ -38,6 +38,8 @@ CONFIG = "finetune.yaml"
 """The settings of a run, in its folder."""
 TINY = ("tiny-emoji", "tiny-digits", "tiny-latents")
 """The names of the built-in models."""
+VARIANTS = ("control", "reference", "video")
+"""What "VARIANT:PIPELINE" may begin with."""
 Algo = Literal["ddpo-is", "ddpo-sf", "grpo", "dpok", "nft", "rwr", "d3po", "draft", "refl", "dpo", "supervised"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Optimiser = Literal["adamw", "adamw8bit"]
@@ -97,11 +99,13 @@ class FinetuneConfig(metaclass=_Presets):
     """A reward that is only looked at, to see the other one hacked; by default its companion, where it has one (of a
     sum: where each part has one). none: no reward."""
     prompts: Path | None = None
-    """A file of prompts, one a line, or of JSON lines with a "prompt" and metadata; built-in models have their own."""
+    """A file of prompts, one a line, or of JSON lines with a "prompt" and metadata. By default those of the images or
+    pairs, else a built-in model's own; a pipeline without these needs it."""
     lora: Annotated[int, Range(0, 2**16)] = 0
     """Rank of the adapters, 0 to train the whole network."""
     adapter: Path | None = None
-    """A folder with a LoRA adapter (diffusers' or peft's) to start from; of control:ID the ControlNet to go on from."""
+    """A folder with a LoRA adapter (diffusers' or peft's) to start from, by default none; of control:ID the
+    ControlNet to go on from."""
     batch: Batch = 64
     """Images a round."""
     updates: Batch = 4
@@ -131,7 +135,7 @@ class FinetuneConfig(metaclass=_Presets):
     clip_norm: PositiveLimit = 1.0
     """Largest norm of a gradient."""
     stop_kl: PositiveLimit | None = None
-    """Stop when the divergence of a whole chain, in nats an image, is larger at an evaluation."""
+    """Stop when the divergence of a whole chain, in nats an image, is larger at an evaluation; by default never."""
     eval_every: Count = 8
     """Rounds between evaluations; by default a sixth of all."""
     eval_samples: Annotated[int, Range(2, 10**7)] = 200
@@ -248,7 +252,7 @@ class OnlineConfig(FinetuneConfig):
     kl: NotNegative = 0.0
     """Weight of the divergence from the frozen reference, step by step."""
     kl_target: PositiveLimit | None = None
-    """Nats an image to hold the divergence at, by raising and lowering its weight (adaptive)."""
+    """Nats an image to hold the divergence at, by raising and lowering its weight; by default the weight stays."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -338,6 +342,22 @@ def base_of(model: str) -> str | None:
     if base is None and (path / CONFIG).is_file():  # a run from before that was written
         base = read_yaml(path / CONFIG).get("model")
     return base if base in STUDENTS else None
+
+
+def check_model(name: str) -> None:
+    """Raise UserError for a name that is no built-in model, no variant of a pipeline, no folder and no hub id.
+
+    Whether a hub has the model, and a folder a pipeline, is seen where it is loaded.
+    """
+    variant, _, pipeline = name.partition(":")
+    special = variant in VARIANTS and bool(pipeline)
+    if not special and name not in TINY and "/" not in name and "\\" not in name and not Path(name).exists():
+        near = closest(name, TINY)
+        meant = "." if near is None else f": did you mean {near!r}?"
+        raise UserError(
+            f"There is no model {name!r}{meant} Built in are {joined(TINY)}. Else give the folder of a diffusers "
+            "pipeline, or a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'."
+        )
 
 
 def algorithms() -> Mapping[str, type[FinetuneConfig]]:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diffrl.images.config.base import check_model
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models.adapters import DIFFUSERS, PEFT, read_adapter
 from diffrl.images.models.emoji_words import PROMPTS
-from diffrl.support.errors import UserError, nearest
+from diffrl.support.errors import UserError
 from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, read_json
 
 Build = Callable[..., ImageModel]
@@ -121,13 +122,9 @@ def load_model(
     other weights of tiny-emoji.
     """
     name = _pipeline_of_run(name)
+    check_model(name)
     variant, _, pipeline = name.partition(":")
     special = variant in VARIANTS and bool(pipeline)
-    if not special and name not in BUILT_IN and "/" not in name and "\\" not in name and not Path(name).exists():
-        raise UserError(
-            f"There is no model {name!r}: {nearest(name, BUILT_IN)} Else give the folder of a diffusers pipeline, or a "
-            "hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'."
-        )
     if special and variant == "control":
         options["controlnet"], adapter = adapter, None
     if special and "lean" in options:

@@ -4,7 +4,8 @@ Importing this package loads no torch; building a reward or asking one does.
 """
 
 from diffrl.images.rewards.base import Metadata, Reward, RewardError, Sum, ask, ask_parts, grouped
-from diffrl.images.rewards.registry import Entry, Options, companion, listing, parse, refused
+from diffrl.images.rewards.entry import Entry, Options
+from diffrl.images.rewards.registry import check, companion, listing, parse, refused
 
 __all__ = [
     "Entry",
@@ -15,6 +16,7 @@ __all__ = [
     "Sum",
     "ask",
     "ask_parts",
+    "check",
     "companion",
     "grouped",
     "listing",

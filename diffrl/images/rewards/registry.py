@@ -10,54 +10,16 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from diffrl.images.rewards.base import Reward, Sum
+from diffrl.images.rewards.entry import GRAMMAR, NAME, TERM, Argument, Build, Entry, Options
 from diffrl.support import plugins
 from diffrl.support.errors import UserError, nearest, shown
 from diffrl.support.plugins import Plugin
 
 if TYPE_CHECKING:
     import torch
-
-NAME = "[a-z0-9-]+"
-TERM = re.compile(rf"\s*(?:(?P<weight>[^*:\s]*)\s*\*)?\s*(?P<name>{NAME})(?::(?P<argument>.*\S))?\s*", re.DOTALL)
-"""One of the rewards that are added up."""
-GRAMMAR = "[WEIGHT*]NAME[:ARGUMENT], several joined by ' + ', such as 'jpeg + 0.5*digit:8'"
-Argument = Literal["none", "optional", "required"]
-"""Whether a name is followed by :ARGUMENT."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `parse` is told beside the text. device: of networks. timeout: seconds for an answer of a remote scorer."""
-
-    device: str | torch.device
-    timeout: float
-
-
-Build = Callable[[str, Options], Reward]
-"""What makes a reward of its argument ("" for none). Raises UserError for an argument that it cannot use."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A reward that has a name.
-
-    usage: how it is written, such as "jpeg[:QUALITY]".
-    help: a line for --help.
-    argument: whether it takes one.
-    build: makes the reward.
-    companion: the reward to look at while this one is trained on (the same by other means), as --reward takes it;
-        "[:ARGUMENT]" in it stands for this one's own argument.
-    """
-
-    usage: str
-    help: str
-    argument: Argument
-    build: Build
-    companion: str | None = None
 
 
 def parse(spec: str, *, device: str | torch.device = "cpu", timeout: float = 60.0) -> Reward:
@@ -67,11 +29,19 @@ def parse(spec: str, *, device: str | torch.device = "cpu", timeout: float = 60.
     `GRAMMAR`, an unknown name (naming the nearest known), and for what an argument names and cannot be loaded.
     """
     options = Options(device, timeout)
-    terms = [_term(text, spec, options) for text in spec.split(" + ")]
+    terms = [(weight, entry.build(argument, options)) for weight, entry, argument in check(spec)]
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else Sum(terms)
 
 
-def _term(text: str, spec: str, options: Options) -> tuple[float, Reward]:
+def check(spec: str) -> list[tuple[float, Entry, str]]:
+    """The weight, the entry and the argument of each reward in `spec`; nothing is built, and no torch imported.
+
+    Raises UserError as `parse` does, but for what an argument says.
+    """
+    return [_term(text, spec) for text in spec.split(" + ")]
+
+
+def _term(text: str, spec: str) -> tuple[float, Entry, str]:
     match = TERM.fullmatch(text)
     if match is None:
         raise UserError(f"--reward {spec!r}: {text.strip()!r} is not of the form {GRAMMAR}")
@@ -84,12 +54,13 @@ def _term(text: str, spec: str, options: Options) -> tuple[float, Reward]:
         raise UserError(f"--reward {spec!r}: the weight {number!r} of {name!r} is not a number")
     entry = get(name)
     if entry is None:
-        raise UserError(f"--reward {spec!r}: there is no reward {name!r}; {nearest(name, names())}")
+        hint = nearest(name, names(), "diffrl finetune --help")
+        raise UserError(f"--reward {spec!r}: there is no reward {name!r}; {hint}")
     if argument and entry.argument == "none":
         raise UserError(f"--reward {spec!r}: {name!r} takes no argument, got {argument!r}")
     if not argument and entry.argument == "required":
         raise UserError(f"--reward {spec!r}: {name!r} needs an argument: {entry.usage}")
-    return weight, entry.build(argument, options)
+    return weight, entry, argument
 
 
 def get(name: str) -> Entry | None:

@@ -24,9 +24,10 @@ from typing import Any
 from typing_extensions import override
 
 from diffrl.images.rewards.base import Reward, grouped
+from diffrl.images.rewards.entry import GRAMMAR
 from diffrl.images.rewards.posting import check_secret
 from diffrl.images.rewards.protocol import BadRequest, Budget, Limits, Refused, TimedReader, read, scores
-from diffrl.images.rewards.registry import GRAMMAR, listing, parse
+from diffrl.images.rewards.registry import listing, parse
 from diffrl.images.rewards.remote import TOKEN
 from diffrl.support.errors import UserError, first_line
 

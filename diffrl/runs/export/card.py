@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from diffrl.runs import config as configuration
 from diffrl.runs.config import OnlineConfig, TrainConfig
-from diffrl.runs.run import OFFLINE, ONLINE, Run
+from diffrl.runs.kind import OFFLINE, ONLINE
+from diffrl.runs.run import Run
 from diffrl.support.files import to_yaml
 from diffrl.support.machine import versions
 from diffrl.support.statistics import estimate

@@ -90,10 +90,11 @@ def protocols_table(summary: Summary) -> Table:
         made = [len(rows) for rows in seeds]
         evaluations = f"{min(made)}" if min(made) == max(made) else f"{min(made)} to {max(made)}"
         cells = [task, agent, str(len(made)), evaluations, count]
-        rows.append([*map(Cell, cells), *(Cell(result_text(each[p][task, agent])) for p in PROTOCOLS)])
+        there = {p: None if p == "last3" and min(made) < 3 else each[p][task, agent] for p in PROTOCOLS}
+        rows.append([*map(Cell, cells), *(Cell(result_text(found)) for found in there.values())])
     words = "; ".join(f"{name}: {said}" for name, said in PROTOCOLS.items())
     header = ["task", "agent", "seeds", "evaluations", "episodes each", *PROTOCOLS]
-    note = f"Mean ± standard error over seeds. {words[0].upper()}{words[1:]}."
+    note = f"Mean ± standard error over seeds. {words[0].upper()}{words[1:]}; {NONE} where a seed has fewer."
     return Table("protocols", "The same runs by other protocols", header, _grouped(rows), note, 2)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from diffrl.runs.config import MACHINE, TrainConfig
-from diffrl.runs.run import OFFLINE, Run, kind_of
+from diffrl.runs.kind import OFFLINE, kind_of
+from diffrl.runs.run import Run
 from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
 from diffrl.support.errors import UserError
 from diffrl.support.folder import IMAGES

@@ -112,9 +112,9 @@ class Scores:
         what differs. What cannot be read, or has no evaluation yet, is in `left_out`. Raises UserError where nothing is
         left, where a score is no number, and where a seed is there twice.
         """
-        from diffrl.runs.study.reading import read_runs
-
         folders = [folder for path in paths for folder in run_folders(Path(path))]
+        from diffrl.runs.study.reading import read_runs  # and torch with it
+
         return read_runs(list(dict.fromkeys(os.path.normpath(folder) for folder in folders)))
 
     @classmethod

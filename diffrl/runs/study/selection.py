@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from diffrl.runs.study.bandit import Curve, bandit
 from diffrl.runs.study.config import BanditConfig, FQEConfig
-from diffrl.runs.study.contents import interval_text, number
+from diffrl.runs.study.contents import NONE, interval_text, number
 from diffrl.runs.study.offline import BC_LOSS, CRITERIA, Estimates, estimates
 from diffrl.runs.study.policies import Policies, Policy
 from diffrl.runs.study.ranking import FEWEST, rank_correlation, regret
@@ -142,8 +142,9 @@ def offline_table(found: Selection) -> Table | None:
     if not found.measured:
         return None
     rows = []
+    ks = [k for k in KS if any(k in m.regrets for m in found.measured)]  # of all policies the best is among them
     for m in found.measured:
-        regrets = [interval_text(m.regrets[k]) if k in m.regrets else "0.0" for k in KS]
+        regrets = [interval_text(m.regrets[k]) if k in m.regrets else NONE for k in ks]
         texts = (m.task, m.among, m.criterion, str(m.policies), interval_text(m.correlation, 2), *regrets)
         rows.append([Cell(text) for text in (*texts, f"{m.chosen.name}: {number(m.chosen.truth)}")])
     note = (
@@ -151,7 +152,7 @@ def offline_table(found: Selection) -> Table | None:
         "best policy's score less that of the best among the k estimated highest (0: nothing is lost). Intervals of "
         f"95 % over policies, from {FEWEST} policies on; with few, they say little."
     )
-    header = ("task", "among", "criterion", "policies", "rank correlation", *(f"regret@{k}" for k in KS), "it chooses")
+    header = ("task", "among", "criterion", "policies", "rank correlation", *(f"regret@{k}" for k in ks), "it chooses")
     return Table("offline", "Policies chosen without an environment", header, rows, note, labels=3)
 
 

@@ -226,6 +226,11 @@ class Summary:
         if self.protocol == "best":
             said = "The best evaluation is chosen by the scores that are then reported, so they are too high: the more "
             notes.append(Note("Best", said + "evaluations and the fewer episodes, the more."))
+        for (task, agent), seeds in self.scores.curves().items():
+            fewest = min(map(len, seeds.values()))
+            if self.protocol == "last3" and fewest < 3:
+                what = "the last evaluation: there is one" if fewest == 1 else "a mean of all two evaluations"
+                notes.append(Note(f"{agent} on {task}", f"last3 is {what}."))
         for task in self.scores.tasks:
             episodes = {a: sorted(self.scores.episodes.get((task, a), ())) for a in self.scores.agents}
             several = {count for counts in episodes.values() for count in counts}

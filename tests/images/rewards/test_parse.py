@@ -53,7 +53,8 @@ def test_a_part_that_is_not_finite_is_named() -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("jpg", "did you mean 'jpeg'"),
+        ("jpg", "did you mean 'jpeg'? `diffrl finetune --help` lists all."),
+        ("zzzz", "are known, 'aesthetic' among them. `diffrl finetune --help` lists all."),
         ("pickscor:x", "did you mean 'pickscore'"),
         ("", "not of the form"),
         ("jpeg +", "not of the form"),

@@ -1,0 +1,84 @@
+"""What kind of run a folder holds, and what is said of one that holds none. No torch: it is asked first."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffrl.runs import config as configuration
+from diffrl.runs.config import TrainConfig
+from diffrl.support.errors import UserError
+from diffrl.support.files import read_yaml
+from diffrl.support.folder import ABOUT, AGAIN, IMAGES, read_json, steps
+from diffrl.support.remote import local_folder
+
+OFFLINE, ONLINE = "offline", "online"
+"""What `kind` in a folder's run.json may say, besides `IMAGES` and `IMAGES_DISTIL`; of a policy that is fine-tuned it
+says the algorithm, such as dppo."""
+SETTINGS = "settings.yaml"
+"""The file that only a run that started from another run has: how it goes on from there."""
+OLD_SETTINGS = {"online": "online.yaml", "finetune": "finetune.yaml"}
+"""That file's names in folders from before there were kinds, by the entry of run.json that tells the kind."""
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What a folder's run.json says. Raises UserError where there is none that can be read."""
+    about = read_json(path / ABOUT)
+    if not isinstance(about, dict):
+        raise UserError(f"{path} is damaged: run.json holds no entries.")
+    return about
+
+
+def kind_of(path: Path | str) -> str:
+    """The kind of run in a folder: offline, online, images, or the algorithm that fine-tunes a policy.
+
+    Raises UserError where the folder holds no run.
+    """
+    path = local_folder(path)
+    if not (path / ABOUT).is_file():
+        if (path / "finetune.yaml").is_file():  # of images, from before there were kinds
+            return IMAGES
+        raise UserError(no_run(path, [ABOUT]))
+    return kind_in(path, read_about(path))
+
+
+def require_run(path: Path | str) -> None:
+    """Raise UserError where a folder holds no run: for commands, before they import torch."""
+    kind_of(path)
+
+
+def untrained_at(path: Path | str) -> TrainConfig | None:
+    """The configuration that `path` names; None where it names a run. Raises UserError where it names neither."""
+    if Path(path).is_dir():
+        return None
+    name = str(path).removesuffix(".yaml")
+    if Path(path).is_file() or name in configuration.shipped():
+        return configuration.find(str(path))
+    try:
+        require_run(path)
+    except UserError as error:
+        raise UserError(f"{error} Nor is it a configuration: `diffrl train list` names those that ship.") from error
+    return None
+
+
+def kind_in(path: Path, about: Mapping[str, Any]) -> str:
+    """The kind that `about`, a folder's run.json, names; in folders older than kinds other entries tell it."""
+    if "kind" in about:
+        return str(about["kind"])
+    if about.get("finetune"):
+        return str(read_yaml(path / OLD_SETTINGS["finetune"]).get("algo"))
+    return ONLINE if about.get("online") else OFFLINE
+
+
+def no_run(path: Path, missing: Sequence[str]) -> str:
+    """Why a folder without these files is no run's, and where runs are, in a sentence or two."""
+    if (path / ABOUT).exists() and not steps(path):
+        return f"{path} was cut before its first checkpoint. {AGAIN}"
+    what = "has no " + ", ".join(missing) if path.is_dir() else "does not exist"
+    if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
+        what += f"; it may be an exported policy, which load_policy({str(path)!r}) takes in Python"
+    inside = [] if (path / ABOUT).exists() else sorted(str(p.parent) for p in path.glob(f"*/{ABOUT}"))
+    if inside:
+        return f"{path} is not a run's folder, but has some in it, such as {inside[0]}."
+    known = sorted(str(p.parent) for p in path.parent.glob("*/run.json")) if path.parent.is_dir() else []
+    hint = f" Runs beside it: {', '.join(known[-3:])}." if known else ""
+    return f"{path} is not a run's folder: it {what}.{hint}"
