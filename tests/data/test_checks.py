@@ -17,6 +17,7 @@ import torch
 
 from diffrl.data import d4rl
 from diffrl.data.checks import Finding, Known, Taken, counted_limit, examine, take
+from diffrl.data.fidelity import LOOK_FIRST, NO_FAULT, NOT_MEASURED, USELESS, Verdict
 from diffrl.data.offline import OfflineDataset, discrete_values
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import DataError, UserError
@@ -376,3 +377,24 @@ def test_the_shared_cases_are_these(tmp_path, data):
             assert file.keys() == columns.keys(), name
             for key, values in columns.items():
                 np.testing.assert_array_equal(file[key][()], values, err_msg=f"{name}: {key}")
+
+
+@pytest.mark.parametrize(
+    ("kept", "severity"),
+    [
+        (Verdict(USELESS, "Do not train on these rows."), "warning"),
+        (Verdict(LOOK_FIRST, "Look first: rewards."), "note"),
+        (Verdict(NO_FAULT, "No fault found."), None),
+        (NOT_MEASURED, None),
+        (None, None),
+    ],
+)
+def test_a_verdict_on_synthetic_rows_is_said_where_it_is_a_bad_one(
+    kept: Verdict | None, severity: str | None, written, env: gymnasium.Env, data: Columns
+) -> None:
+    """As a warning where the rows are of no use, as a note where they are to be looked at."""
+    plain = written(data)
+    dataset = replace(plain, metadata={**plain.metadata, **(kept.metadata() if kept else {})})
+    added = [finding for finding in found(dataset, env) if finding not in found(plain, env)]
+    assert [finding.severity for finding in added] == ([severity] if severity else [])
+    assert all(kept is not None and kept.sentence in str(finding) for finding in added)
