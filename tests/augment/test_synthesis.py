@@ -370,7 +370,7 @@ def test_mistakes(source: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, f
 
 def test_a_verb_that_is_not_there(capsys: Any) -> None:
     assert main(["augment", "syntherr"]) == 2
-    assert "did you mean 'synther'" in capsys.readouterr().err
+    assert "did you mean `diffrl augment synther`?" in capsys.readouterr().err
 
 
 def test_rows_are_written_in_bounded_memory(tmp_path: Path) -> None:

@@ -120,17 +120,21 @@ def test_no_checkpoint_is_lost_when_the_disk_is_full(straight: Path, tmp_path: P
     assert not list((run / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize("words", [["--resume"], ["--resume", "nowhere"], ["--resume", "{straight}"]])
+@pytest.mark.parametrize(
+    ("words", "code"), [(["--resume"], 2), (["--resume", "nowhere"], 2), (["--resume", "{straight}"], 0)]
+)
 def test_resume_of_nothing_says_what_is_missing(
-    straight: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+    straight: Path, words: list[str], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No folder given; a folder that is none; a run that is complete."""
+    """No folder given; a folder that is none; a run that is complete, which is no mistake."""
     try:
-        code = main(["train", *(w.format(straight=straight) for w in words)])
+        found = main(["train", *(w.format(straight=straight) for w in words)])
     except SystemExit as leaving:  # tyro's own
-        code = int(leaving.code or 0)
-    assert code == 2
-    assert "Traceback" not in capsys.readouterr().err
+        found = int(leaving.code or 0)
+    assert found == code
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    assert ("steps are done" in said.out + said.err) == (code == 0)
 
 
 def test_a_run_is_never_overwritten(straight: Path) -> None:

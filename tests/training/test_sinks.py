@@ -152,7 +152,7 @@ def test_a_run_logs_where_it_was_told_and_goes_on_so(tmp_path: Path, monkeypatch
 def test_names_are_checked_before_anything_is_made(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     """In one line, with the nearest; and what is not installed with its extra."""
     assert checked("csv, tensorboard,csv") == "csv,tensorboard"
-    words = ["train", "--agent", "bc", "--dataset", "hopper-medium-v2", "--out", str(tmp_path / "run"), "--log"]
+    words = ["train", "--agent", "bc", "--dataset", "maze2d-umaze-v1", "--out", str(tmp_path / "run"), "--log"]
     assert main([*words, "tensorbord"]) == 2
     assert "--log has 'tensorbord'; did you mean 'tensorboard'?" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "wandb", None)
