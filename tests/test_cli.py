@@ -185,6 +185,7 @@ def test_an_option_below_a_nested_verb_is_told_as_it_is_called(capsys: pytest.Ca
     ("words", "said"),
     [
         ("train nonsense", "No configuration 'nonsense'"),
+        ("train my.yaml", "There is no file my.yaml. `diffrl train list`"),
         ("train --agent bcc --dataset maze2d-umaze-v1", "Unknown agent 'bcc'"),
         ("train --agent bc --dataset nowhere.hdf5", "nowhere.hdf5 does not exist"),
         ("train --agent bc --dataset maze2d-umase-v1", "Unknown data set 'maze2d-umase-v1'"),
@@ -226,7 +227,16 @@ def test_what_is_not_there_is_refused_before_torch_is_imported(words: str, said:
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "here", env=environment)
     assert done.returncode == 0, done.stderr
     assert said in done.stderr
+    assert "Using the" not in done.stdout + done.stderr, "of a run that is refused"
     assert not list((tmp_path / "here").iterdir())
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "resume", "diagnose"])
+def test_a_file_is_no_runs_folder(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.hdf5"
+    path.touch()
+    assert main([verb, str(path)]) == 2
+    assert "rows.hdf5 is a file, not a run's folder." in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.usefixtures("own_data")

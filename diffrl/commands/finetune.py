@@ -24,7 +24,7 @@ FIRST_LOOK = (
     *("--algo", "draft", "--reward", "colour:blue + emoji", "--held-out", "emoji-held-out"),
     *("--queries", "640", "--updates", "8", "--lr", "1e-4", "--kl", "0.5"),
 )
-"""What a run is that is told neither an algorithm nor a reward nor a model: something that a person can see."""
+"""What a run is that is told neither a reward nor a model, nor another algorithm: something that a person can see."""
 
 USAGE = """Fine-tune an image model, or a policy, on a reward.
 
@@ -88,8 +88,10 @@ def refuse_unknown(config: FinetuneConfig) -> None:
 
 
 def first_look(words: Sequence[str]) -> list[str]:
-    """The words of a run; before those that name neither an algorithm nor a reward nor a model, FIRST_LOOK's."""
-    return [*words] if {"algo", "reward", "model"} & _options(words).keys() else [*FIRST_LOOK, *words]
+    """The words of a run; before those that name neither a reward nor a model, nor another algorithm, FIRST_LOOK's."""
+    given = _options(words)
+    other = given.get("algo", FIRST_LOOK[1]) != FIRST_LOOK[1]
+    return [*words] if other or {"reward", "model"} & given.keys() else [*FIRST_LOOK, *words]
 
 
 def _configuration(words: Sequence[str]) -> FinetuneConfig:

@@ -52,13 +52,13 @@ def run(arguments: Sequence[str]) -> int:
         ),
         config=(tyro.conf.AvoidSubcommands,),
     )
+    from envs.datasets import require
+
+    require(config.dataset)
     if said:
         from diffrl.support.console import console
 
         console.print(said)
-    from envs.datasets import require
-
-    require(config.dataset)
     from diffrl.runs.train import train
 
     train(config)

@@ -219,7 +219,9 @@ class _Session:
                     f"larger {flag(config.counts)} to go on."
                 )
             if saved.step == config.rounds:
-                self._say(f"{path}: all {saved.step:,} rounds are done; give a larger {flag(config.counts)} to go on.")
+                what = "images scored" if config.counts == "queries" else "rounds"
+                more = f"`diffrl resume {path} --steps N` goes on to N {what} in all."
+                self._say(f"{path}: all {saved.step:,} rounds are done. {more}")
         done = -1 if saved is None else saved.step
         if resumed is not None and done < config.rounds < resumed.config.rounds:
             self._say(folders.ends_sooner(path, resumed.config.rounds, config.rounds, "rounds"))

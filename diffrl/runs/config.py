@@ -20,7 +20,7 @@ from agents import AgentConfig
 from diffrl.augment.synther.config import RefitConfig, Sampling, Solver, SynthERConfig
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.runs import workers as crew
-from diffrl.support.errors import UserError, nearest
+from diffrl.support.errors import UserError, closest, nearest
 from diffrl.support.files import read_yaml, to_yaml
 from diffrl.support.machine import cores
 from diffrl.support.schema import (
@@ -295,6 +295,8 @@ def find(name: str) -> TrainConfig:
     short = name.removeprefix("configs/").removesuffix(".yaml")
     if short in shipped():
         return load(Path(str(resources.files("configs"))) / f"{short}.yaml")
+    if name.endswith((".yaml", ".yml")) and closest(short, shipped()) is None:
+        raise UserError(f"There is no file {name}. `diffrl train list` shows the configurations that ship.")
     hint = nearest(short, shipped())
     raise UserError(f"No configuration {name!r}: no such file, and of the shipped ones (`diffrl train list`) {hint}")
 

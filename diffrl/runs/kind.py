@@ -73,6 +73,8 @@ def no_run(path: Path, missing: Sequence[str]) -> str:
     """Why a folder without these files is no run's, and where runs are, in a sentence or two."""
     if (path / ABOUT).exists() and not steps(path):
         return f"{path} was cut before its first checkpoint. {AGAIN}"
+    if path.is_file():
+        return f"{path} is a file, not a run's folder."
     what = "has no " + ", ".join(missing) if path.is_dir() else "does not exist"
     if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
         what += f"; it may be an exported policy, which load_policy({str(path)!r}) takes in Python"

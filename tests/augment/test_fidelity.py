@@ -143,7 +143,7 @@ def test_real_rows_are_at_the_floor(at_floor: FidelityReport) -> None:
     assert steps.terminal == (0, 0)
     assert steps.standing_still > 0.05
     assert "No sign of memorisation" in report.verdicts["nearest_neighbour"]
-    assert "at the real-against-real floor" in report.verdicts["sliced_w2"]
+    assert "within 1.5x of the real-against-real floor" in report.verdicts["sliced_w2"]
 
 
 def test_shuffled_successors_fail_jointly_and_in_the_simulator_alone(

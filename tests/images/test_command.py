@@ -91,7 +91,9 @@ def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[s
         capsys.readouterr()
         assert main(["finetune", "--resume", "cut", *more]) == 0
         said = " ".join(capsys.readouterr().err.split())
-        assert ("cut: all 2 rounds are done; give a larger --queries" in said) == (more == [])
+        assert (
+            "cut: all 2 rounds are done. `diffrl resume cut --steps N` goes on to N images scored in all." in said
+        ) == (more == [])
         assert Path("cut/model/model_index.json").exists()
         assert Path("cut/before_after.png").exists()
     said = fails(["--resume", "cut", "--queries", "32"], capsys)
@@ -250,7 +252,7 @@ def test_stop_kl_stops(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--prompts", "absent.txt"], "absent.txt"),
         (["--model", "tiny-digits", "--prompts", "wrong.txt"], "0 to 9"),
         (["--model", "tiny-emoji", "--prompts", "wrong.txt"], "tiny-emoji"),
-        (["--algo", "draft"], "gradient"),
+        (["--algo", "draft", "--reward", "jpeg"], "gradient"),
         (["--eta", "0"], "deterministic"),
         (["--queries", "10"], "--batch"),
         (["--batch", "0"], "--batch"),

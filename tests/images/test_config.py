@@ -218,7 +218,7 @@ def test_configurations_import_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_without_algorithm_reward_or_model_a_run_is_one_to_look_at() -> None:
+def test_without_reward_model_or_another_algorithm_a_run_is_one_to_look_at() -> None:
     """What else is said is kept; one of the three words, and nothing is added."""
     look = configured(["--queries", "128", "--kl=1"])
     assert isinstance(look, DRaFTConfig)
@@ -227,6 +227,8 @@ def test_without_algorithm_reward_or_model_a_run_is_one_to_look_at() -> None:
     for words in (["--reward", "jpeg"], ["--algo=ddpo-is"], ["--model", "tiny-emoji"]):
         assert first_look(words) == words
         assert configured(words) == FinetuneConfig()
+    assert configured(["--algo", "draft"]) == configured([]), "the default by its name"
+    assert first_look(["--algo", "draft", "--reward", "symmetry"]) == ["--algo", "draft", "--reward", "symmetry"]
     with pytest.raises(UserError, match=r"--clip-nats is for ddpo-is.*draft has no use"):
         configured(["--clip-nats", "1"])
 

@@ -337,7 +337,7 @@ def _against_floor(pair: Pair) -> str:
     """Say how far a measure is above its floor, and both."""
     figures = f"({pair.synthetic:.3g} beside {pair.real:.3g})"
     if pair.synthetic <= 1.5 * pair.real:
-        return f"at the real-against-real floor {figures}"
+        return f"within 1.5x of the real-against-real floor {figures}"
     for factor in (2, 5):
         if pair.synthetic <= factor * pair.real:
             return f"within {factor}x of the real-against-real floor {figures}"
