@@ -98,17 +98,16 @@ def table(bench: Bench) -> Lines:
         found = {way: [cell(bench, model, way, seed) for seed in bench.seeds] for way in bench.ways}
         there = {way: [one for one in cells if one is not None] for way, cells in found.items()}
         of_seed = {one["seed"]: one for cells in there.values() for one in cells}  # the teacher's rows are a seed's
-        for who, cells in [("teacher", list(of_seed.values())), *there.items()]:
-            wanted = "teacher" if who == "teacher" else "student"
-            rows = [row for one in cells for row in one["rows"] if row["who"] == wanted]
-            numbers = sorted({row["calls"] for row in rows}, reverse=who == "teacher")
-            for calls in numbers:
+        students = [("student", way, CALLS[way], cells) for way, cells in there.items()]
+        for who, shown_as, own_calls, cells in [("teacher", "teacher", None, list(of_seed.values())), *students]:
+            rows = [row for one in cells for row in one["rows"] if row["who"] == who]
+            for calls in sorted({row["calls"] for row in rows}, reverse=who == "teacher"):
                 own = [row for row in rows if row["calls"] == calls]
                 agreement, distance = ([row[key] for row in own] for key in ("agreement", "distance"))
-                shown = f"**{calls}**" if who != "teacher" and CALLS[who] == calls else str(calls)  # type: ignore[index]
+                shown = f"**{calls}**" if calls == own_calls else str(calls)
                 timed = [one["cpu_seconds"] for one in cells if one["cpu_seconds"] is not None]
-                seconds = mean(timed, 0) if timed and shown.startswith("*") else ""
-                lines.append([model, who, shown, mean(agreement, 3), mean(distance, 3), seconds])
+                seconds = mean(timed, 0) if timed and calls == own_calls else ""
+                lines.append([model, shown_as, shown, mean(agreement, 3), mean(distance, 3), seconds])
     return lines
 
 

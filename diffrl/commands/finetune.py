@@ -89,8 +89,8 @@ def refuse_unknown(config: FinetuneConfig) -> None:
 
 def first_look(words: Sequence[str]) -> list[str]:
     """The words of a run; before those that name neither a reward nor a model, nor another algorithm, FIRST_LOOK's."""
-    given = _options(words)
-    other = given.get("algo", FIRST_LOOK[1]) != FIRST_LOOK[1]
+    given, look = _options(words), _options(FIRST_LOOK)
+    other = given.get("algo", look["algo"]) != look["algo"]
     return [*words] if other or {"reward", "model"} & given.keys() else [*FIRST_LOOK, *words]
 
 

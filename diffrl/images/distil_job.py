@@ -77,14 +77,10 @@ def resume(path: Path, *, steps: int | None = None, device: str | None = None, q
         given: dict[str, Any] = {"steps": steps, "device": None if device is None else resolve_device(device)}
         config = dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
         if (saved := checkpoint.steps(path)) and saved[-1] > config.steps:
-            raise UserError(
-                f"{path} has {saved[-1]:,} steps already, more than the {config.steps:,} asked for: give a larger "
-                "--steps to go on."
-            )
+            raise UserError(folder.too_far(path, saved[-1], config.steps))
         if saved and saved[-1] == config.steps and (path / RESULT).is_file():  # which is written last
             if not quiet:
-                longer = f"`diffrl resume {path} --steps N` goes on to N in all."
-                console.print(f"{path}: all {config.steps:,} steps are done. {longer}", markup=False)
+                console.print(folder.all_done(path, config.steps), markup=False)
             return path
         if not quiet:
             _tell_length(path, made_for, config)

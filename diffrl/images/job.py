@@ -214,14 +214,10 @@ class _Session:
             for complaint in complaints:
                 self._say(f"[yellow]{complaint}[/]")
             if saved.step > config.rounds:
-                raise UserError(
-                    f"{path} has {saved.step:,} rounds already, more than the {config.rounds:,} asked for: give a "
-                    f"larger {flag(config.counts)} to go on."
-                )
+                raise UserError(folders.too_far(path, saved.step, config.rounds, "rounds", flag(config.counts)))
             if saved.step == config.rounds:
-                what = "images scored" if config.counts == "queries" else "rounds"
-                more = f"`diffrl resume {path} --steps N` goes on to N {what} in all."
-                self._say(f"{path}: all {saved.step:,} rounds are done. {more}")
+                counted = "images scored" if config.counts == "queries" else "rounds"
+                self._say(folders.all_done(path, saved.step, "rounds", counted))
         done = -1 if saved is None else saved.step
         if resumed is not None and done < config.rounds < resumed.config.rounds:
             self._say(folders.ends_sooner(path, resumed.config.rounds, config.rounds, "rounds"))

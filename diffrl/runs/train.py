@@ -24,7 +24,7 @@ from diffrl.runs.policy import CheckpointEvaluator, build_agent, source_of_rando
 from diffrl.runs.run import FILES, Run, lowering_memory
 from diffrl.support.console import StepsBar, console, steps_bar
 from diffrl.support.errors import UserError
-from diffrl.support.folder import claimed, what_works
+from diffrl.support.folder import all_done, claimed, too_far, what_works
 from diffrl.support.machine import products, resolve_device, settle
 from diffrl.support.stopping import going_on
 from diffrl.training import checkpoint
@@ -320,15 +320,10 @@ def newest(run: Run) -> checkpoint.Checkpoint:
     for complaint in complaints:
         console.print(f"[yellow]{complaint}[/]")
     if saved.step > run.config.steps:
-        raise UserError(
-            f"{run.path} has {saved.step:,} steps already, more than the {run.config.steps:,} asked for: give a larger "
-            "--steps to go on."
-        )
+        raise UserError(too_far(run.path, saved.step, run.config.steps))
     if saved.step == run.config.steps and not unscored(run, saved.step)[0]:
         tidy(run.path)
-        raise Complete(
-            f"{run.path}: all {saved.step:,} steps are done. `diffrl resume {run.path} --steps N` goes on to N in all."
-        )
+        raise Complete(all_done(run.path, saved.step))
     return saved
 
 

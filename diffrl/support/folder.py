@@ -62,6 +62,17 @@ def ends_sooner(folder: Path, made_for: int, now: int, what: str = "steps") -> s
     return f"{folder} was made for {made_for:,} {what}, and is to end at {now:,} now."
 
 
+def too_far(folder: Path, done: int, asked: int, what: str = "steps", option: str = "--steps") -> str:
+    """What is said of a run that has made more steps, or whatever it counts, than it is asked for."""
+    return f"{folder} has {done:,} {what} already, more than the {asked:,} asked for: give a larger {option} to go on."
+
+
+def all_done(folder: Path, done: int, what: str = "steps", counted: str = "") -> str:
+    """What is said of a run that has nothing left to do; counted: what --steps counts, where that is to be told."""
+    more = f"N {counted}" if counted else "N"
+    return f"{folder}: all {done:,} {what} are done. `diffrl resume {folder} --steps N` goes on to {more} in all."
+
+
 def what_works(folder: Path) -> str:
     """What to do about a run that could not be written on: a sentence."""
     if kept := steps(folder):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import distil_images
 import pytest
-from distil_images import Bench, folder
+from distil_images import Bench, Way, folder
 
 from diffrl.images import distil_job
 
@@ -51,8 +51,9 @@ def test_means_and_errors_over_seeds_and_the_page_of_all_runs_alone(
 def test_the_teachers_rows_count_once_a_seed_and_unknown_times_not_at_all(tmp_path: Path) -> None:
     """Of seed 0 both runs are there, of seed 1 the second way's alone, whose kill left no time."""
     bench = Bench(models=("tiny-digits",), seeds=(0, 1), make=False, out=tmp_path)
-    for way, seed, teacher in (("consistency", 0, 0.6), ("reflow", 0, 0.6), ("reflow", 1, 0.8)):
-        found(folder(bench, "tiny-digits", way, seed), teacher, 0.5, 100)  # type: ignore[arg-type]
+    cells: tuple[tuple[Way, int, float], ...] = (("consistency", 0, 0.6), ("reflow", 0, 0.6), ("reflow", 1, 0.8))
+    for way, seed, teacher in cells:
+        found(folder(bench, "tiny-digits", way, seed), teacher, 0.5, 100)
     (folder(bench, "tiny-digits", "reflow", 1) / distil_images.CPU).unlink()
     lines = distil_images.table(bench)
     assert lines[1][:4] == ["tiny-digits", "teacher", "2", "0.700 ± 0.100"]

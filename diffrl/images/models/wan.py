@@ -39,8 +39,9 @@ class Experts(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute both networks' blocks in the backward pass."""
-        for network in (self.transformer, self.transformer_2):
-            network.enable_gradient_checkpointing()  # type: ignore[operator]
+        networks: tuple[Any, ...] = (self.transformer, self.transformer_2)
+        for network in networks:
+            network.enable_gradient_checkpointing()
 
     @override
     def forward(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **named: Any) -> Any:
