@@ -1,6 +1,6 @@
 """Distilled image models: agreement, and distance to the teacher's images, against network calls; several seeds.
 
-    python benchmarks/distil_images.py                         makes what is missing, then the table; 45 CPU minutes
+    python benchmarks/distil_images.py                         makes what is missing, then the table; 40 CPU minutes
     python benchmarks/distil_images.py --models tiny-digits --seeds 0
     python benchmarks/distil_images.py --no-make               the table of what is there
 
@@ -72,14 +72,15 @@ def cell(bench: Bench, model: Model, way: Way, seed: int) -> dict[str, Any] | No
         if not bench.make:
             return None
         config = ImageDistilConfig(teacher=model, to=way, calls=CALLS[way], steps=bench.steps, seed=seed)
-        began, before = time.process_time(), seconds_of(path) or 0.0
+        begun = (path / distil_job.SETTINGS).exists()
+        began, before = time.process_time(), seconds_of(path) if begun else 0.0
         try:
-            if (path / distil_job.SETTINGS).exists():
+            if begun:
                 distil_job.resume(path, quiet=True)
             else:
                 distil_job.distil(config, out=path, quiet=True)
         finally:
-            if (path / distil_job.SETTINGS).exists():  # also where it was stopped
+            if before is not None and (path / distil_job.SETTINGS).exists():  # also where it was stopped
                 with atomic_path(path / CPU) as temporary:
                     temporary.write_text(json.dumps(before + time.process_time() - began))
         print(f"{path.name}: {time.process_time() - began:.0f} s", flush=True)
@@ -132,7 +133,7 @@ def main(bench: Bench) -> int:
     if whole and bench == dataclasses.replace(Bench(), make=bench.make, out=bench.out):
         about = machine()
         seeds = " ".join(map(str, bench.seeds))
-        fill(PAGE, "table", f"{markdown(lines)}\nSeeds {seeds}; {about['cpu'].split(',')[0]}, one thread a process.\n")
+        fill(PAGE, "table", f"{markdown(lines)}\nSeeds {seeds}; {about['cpu'].split(',')[0].removeprefix('model name ')}, one thread a process.\n")
     return 0
 
 
