@@ -131,9 +131,8 @@ def main(bench: Bench) -> int:
     runs = [folder(bench, *of) for of in itertools.product(bench.models, bench.ways, bench.seeds)]
     whole = all((run / distil_job.RESULT).exists() for run in runs)
     if whole and bench == dataclasses.replace(Bench(), make=bench.make, out=bench.out):
-        about = machine()
-        seeds = " ".join(map(str, bench.seeds))
-        fill(PAGE, "table", f"{markdown(lines)}\nSeeds {seeds}; {about['cpu'].split(',')[0].removeprefix('model name ')}, one thread a process.\n")
+        cpu, seeds = machine()["cpu"].split(",")[0].removeprefix("model name "), " ".join(map(str, bench.seeds))
+        fill(PAGE, "table", f"{markdown(lines)}\nSeeds {seeds}; {cpu}, one thread a process.\n")
     return 0
 
 
