@@ -303,6 +303,7 @@ def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
     plotted = [name for name in PANELS if any(name in entry for entry in history)]
     for axes, name in zip(bottom.subplots(1, len(plotted), squeeze=False)[0], plotted, strict=True):
         plot_curve(axes, history, name, BLUE)
+        axes.locator_params(nbins=4)  # a panel is narrow
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
