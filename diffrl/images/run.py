@@ -16,7 +16,7 @@ from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path, read_yaml, reading
 from diffrl.support.folder import ABOUT, IMAGES
-from diffrl.support.plots import BLUE, GREY
+from diffrl.support.plots import BLUE, GREY, write_png
 from diffrl.support.schema import read
 
 if TYPE_CHECKING:
@@ -305,7 +305,7 @@ def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
         plot_curve(axes, history, name, BLUE)
         axes.locator_params(nbins=4)  # a panel is narrow
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        write_png(figure, temporary, 110)
 
 
 def plot_curve(
