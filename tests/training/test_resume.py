@@ -65,7 +65,7 @@ def test_kill_9_at_any_moment_loses_nothing_but_time(straight: Path, tmp_path: P
     assert_same_run(straight, run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_leaves_cleanly(straight: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = start(tiny(tmp_path / "stopped"), tmp_path)
     run = tmp_path / "stopped"
