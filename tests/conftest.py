@@ -1,5 +1,6 @@
 """One thread a process: on two busy cores a second thread makes every step slower."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,13 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays: the garbage collector need not walk through it, again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture(scope="session")

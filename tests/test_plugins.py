@@ -3,10 +3,11 @@
 The package is one module beside a `.dist-info`, on PYTHONPATH, and knows diffrl's public names only.
 """
 
+import contextlib
 import json
 import os
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 
 import agents
 from agents import AgentConfig
+from diffrl.cli import main
 from diffrl.commands.data import ListData
 from diffrl.support.errors import DataError, UserError
 from envs import datasets, registry
@@ -98,59 +100,59 @@ GROUPS = {"diffrl.agents": {"toy": "toy_config:Toy"}, "diffrl.datasets": {"toyfa
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that packages are installed into."""
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder that packages are installed into, which worker processes have on their path too."""
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     for variable in ("DIFFRL_DATA", "MINARI_DATASETS_PATH", "D4RL_DATASET_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
-    return folder
+    monkeypatch.setenv("COLUMNS", "200")
+    yield folder
+    for module in ("toy_config", "toy_agent", "toy_world"):
+        sys.modules.pop(module, None)
 
 
-def diffrl(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "diffrl", *words]
-    environment = os.environ | {"PYTHONPATH": path, "COLUMNS": "200"}
-    return subprocess.run(command, env=environment, cwd=site.parent, capture_output=True, text=True, check=False)
-
-
-def test_a_toy_agent_trains_on_a_toy_family_and_is_evaluated(site: Path) -> None:
+def test_a_toy_agent_trains_on_a_toy_family_and_is_evaluated(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """By two training workers and one that evaluates; it learns a = s / 2, whose score is 100."""
     install(site, "toy-package", GROUPS, toy_config=CONFIG, toy_agent=AGENT, toy_world=WORLD)
     run = site.parent / "run"
-    trained = diffrl(
-        site, "train", "--agent", "toy", "--dataset", "toyfam-small", "--steps", "300", "--eval-every", "150",
-        "--eval-episodes", "2", "--seeds", "0", "1", "--workers", "2", "--eval-workers", "1", "--out", str(run),
-    )  # fmt: skip
-    assert trained.returncode == 0, trained.stderr
+    words = ["train", "--agent", "toy", "--dataset", "toyfam-small", "--steps", "300", "--eval-every", "150"]
+    words += ["--eval-episodes", "2", "--seeds", "0", "1", "--workers", "2", "--eval-workers", "1", "--out", str(run)]
+    assert main(words) == 0
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["agent"]["name"], config["workers"], config["eval_workers"]) == ("toy", 2, 1)
-    evaluated = diffrl(site, "evaluate", str(run), "--episodes", "3", "--which", "last")
-    assert evaluated.returncode == 0, evaluated.stderr
+    assert main(["evaluate", str(run), "--episodes", "3", "--which", "last"]) == 0
     result = json.loads((run / "evaluation.json").read_text())["last"]
     returns, scores = np.asarray(result["returns"]), np.asarray(result["scores"])
     assert returns.shape == (2, 3)
     np.testing.assert_allclose(scores, 100 * (returns + 2.5) / 2.5)
     assert scores.min() > 95
-    gone = diffrl(site.parent, "evaluate", str(run))
-    assert gone.returncode == 2
-    assert "Unknown agent 'toy'" in gone.stderr
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(site)])
+    capsys.readouterr()
+    assert main(["evaluate", str(run)]) == 2
+    assert "Unknown agent 'toy'" in capsys.readouterr().err
 
 
-def test_listings_name_what_other_packages_bring(site: Path) -> None:
+def test_listings_name_what_other_packages_bring(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*words: str) -> str:
+        with contextlib.suppress(SystemExit):  # as --help ends
+            assert main([*words]) == 0
+        return capsys.readouterr().out
+
     install(site, "toy-package", GROUPS, toy_config=CONFIG, toy_agent=AGENT, toy_world=WORLD)
-    help_text = " ".join(diffrl(site, "train", "--help").stdout.replace("│", "").split())
+    help_text = " ".join(said("train", "--help").replace("│", "").split())
     assert "fql, bfn, qam, dtql, rlpd, diffuser, toy (toy-package)." in help_text
-    assert "--agent.learning-rate" in diffrl(site, "train", "--agent", "toy", "--help").stdout
-    shown = diffrl(site, "data", "list", "toyfam").stdout.splitlines()
+    assert "--agent.learning-rate" in said("train", "--agent", "toy", "--help")
+    shown = said("data", "list", "toyfam").splitlines()
     lines = [line.split() for line in shown if line.startswith("toyfam")]
     assert lines[0] == ["toyfam-small", "here", "(toy-package)", "-", "toy_world:Halve-v0", "-2.50", "0.00"]
     assert len(lines) == 2
     assert "- A toy." in shown
-    described = diffrl(site, "data", "info", "toyfam-small")
-    assert described.returncode == 0, described.stderr
-    assert "400 rows, 80 episodes" in described.stdout
+    assert "400 rows, 80 episodes" in said("data", "info", "toyfam-small")
 
 
 @pytest.mark.parametrize(

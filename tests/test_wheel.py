@@ -32,11 +32,13 @@ def exercise(bin_folder: Path, folder: Path, images: bool = False) -> None:
 
     assert "diffrl train" in diffrl("--help")
     assert "maze2d-umaze-v1" in diffrl("data", "list", "maze2d")
-    page = "from diffrl.support.page import static; print(*static('diffrl.augment.label', 'page'))"
-    assert "index.html" in run(str(bin_folder / "python"), "-c", page, cwd=folder)
-    weights = "from diffrl.images.models.emoji import WEIGHTS, verified; print(len(verified(WEIGHTS / 'tiny-emoji/unet/"
-    weights += "diffusion_pytorch_model.safetensors')), len(verified(WEIGHTS / 'classifier.safetensors')))"
-    assert all(int(size) > 10_000 for size in run(str(bin_folder / "python"), "-c", weights, cwd=folder).split())
+    files = """from diffrl.support.page import static; print(*static('diffrl.augment.label', 'page'))
+from diffrl.images.models.emoji import WEIGHTS, verified
+print(*(len(verified(WEIGHTS / name)) for name in ('tiny-emoji/unet/diffusion_pytorch_model.safetensors',
+'classifier.safetensors')))"""
+    page, sizes = run(str(bin_folder / "python"), "-c", files, cwd=folder).splitlines()
+    assert "index.html" in page
+    assert all(int(size) > 10_000 for size in sizes.split())
     assert "diffusion_ql/maze2d-umaze-v1" in diffrl("train", "list")
     lines = ["task,agent,seed,step,score", *(f"maze2d-umaze-v1,bc,{seed},5,{seed}" for seed in range(2))]
     (folder / "scores.csv").write_text("\n".join(lines))

@@ -25,7 +25,7 @@ from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path, read_yaml
 from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, claimed, held, read_json, read_tensors
 from diffrl.support.machine import explaining_memory, resolve_device, settle, versions
-from diffrl.support.plots import BLUE, GREY
+from diffrl.support.plots import BLUE, GREY, write_png
 from diffrl.support.seeds import generator_at
 from diffrl.support.stopping import at_once, going_on
 from diffrl.training import checkpoint
@@ -328,4 +328,4 @@ def _plot(path: Path, config: ImageDistilConfig, comparison: Comparison) -> None
         axes.set_title(title, fontsize=10)
         axes.legend(frameon=False)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        write_png(figure, temporary, 110)

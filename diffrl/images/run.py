@@ -16,7 +16,7 @@ from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path, read_yaml, reading
 from diffrl.support.folder import ABOUT, IMAGES
-from diffrl.support.plots import BLUE, GREY
+from diffrl.support.plots import BLUE, GREY, write_png
 from diffrl.support.schema import read
 
 if TYPE_CHECKING:
@@ -303,8 +303,9 @@ def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
     plotted = [name for name in PANELS if any(name in entry for entry in history)]
     for axes, name in zip(bottom.subplots(1, len(plotted), squeeze=False)[0], plotted, strict=True):
         plot_curve(axes, history, name, BLUE)
+        axes.locator_params(nbins=4)  # a panel is narrow
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        write_png(figure, temporary, 110)
 
 
 def plot_curve(

@@ -188,6 +188,7 @@ def fit(
         kwargs = {"env_kwargs": run.task.env_kwargs} if run.task.env_kwargs else {}
         about = {"dataset": called(config.dataset), "seeds": list(config.seeds), **task, **kwargs, **(origin or {})}
         book = ScoreBook(run.path, run.task, Scores(run.path, about, steps=range(start + 1)), log, observer.message)
+        held.callback(book.draw)
         evaluations: Evaluations = NoEvaluations()
         if config.eval_workers:
             then = f"Go on with `diffrl resume {run.path}`."

@@ -4,8 +4,9 @@ import contextlib
 import csv
 import math
 import threading
+import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ SHOWN = ("loss", "bc_loss", "critic_loss", "q", "episode_return", "kl", "accurac
 """Metrics that are shown while a run goes on."""
 LEARNING_CURVE = "learning_curve.png"
 """The picture of a run's evaluations in its folder."""
+DRAWN_EVERY = 10.0
+"""Seconds between two pictures: to draw one takes as long as a short evaluation. The last is drawn at the end."""
 
 
 class TensorBoard(Sink):
@@ -281,6 +284,8 @@ class ScoreBook:
     log: MetricsLog
     say: Callable[[str], None]
     """Hears the line for the user."""
+    _drawn: float = field(default_factory=time.monotonic, init=False)
+    _stale: bool = field(default=False, init=False)
 
     def add(self, step: int, outcomes: NDArray[np.float64]) -> None:
         """Write down the evaluation of a step: returns (S, E), or returns and successes (S, E, 2)."""
@@ -288,8 +293,16 @@ class ScoreBook:
         entry = self.scores.add(step, outcomes, self.task.score if reference else None)
         self.log.scalars("score" if reference else "return", step, entry.get("score", entry["mean_return"]))
         self.say(evaluation_line(step, entry, outcomes.shape[1]))
-        with contextlib.suppress(OSError):  # a full disk is the next checkpoint's to report
-            learning_curve(self.scores, self.run.name, self.run / LEARNING_CURVE)
+        self._stale = True
+        if time.monotonic() - self._drawn > DRAWN_EVERY:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw the picture, where it lacks an evaluation."""
+        if self._stale:
+            with contextlib.suppress(OSError):  # a full disk is the next checkpoint's to report
+                learning_curve(self.scores, self.run.name, self.run / LEARNING_CURVE)
+            self._drawn, self._stale = time.monotonic(), False
 
     def best_steps(self) -> set[int]:
         """The step of each seed's best evaluation."""

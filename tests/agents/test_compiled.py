@@ -48,7 +48,8 @@ def double() -> Iterator[None]:
 
 def losses(agent: Agent) -> list[list[torch.Tensor]]:
     """The gradients of each loss at one batch, with the same noise."""
-    g, batch = torch.Generator().manual_seed(3), make_batch()
+    g = torch.Generator().manual_seed(3)
+    batch = transitions().draw(8, 1, g)  # laid out as what was compiled; of another layout all is compiled anew
     if isinstance(agent, DiffusionBCAgent):
         loss = agent.bc_loss(batch, agent.actor.bc_noise(batch.actions, g))
         return [list(torch.autograd.grad(loss.sum(), list(agent.actor.parameters())))]
@@ -62,9 +63,12 @@ def losses(agent: Agent) -> list[list[torch.Tensor]]:
 
 
 @pytest.fixture
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Nothing is compiled yet; by this process alone, as each other one imports PyTorch first."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     torch._dynamo.reset()
+    with torch._inductor.config.patch(compile_threads=1):
+        yield
 
 
 @pytest.mark.parametrize("config", [CLONING, pytest.param(CONFIG, marks=pytest.mark.slow)], ids=lambda c: c.name)

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffrl.cli import main
 from diffrl.images import resume
 from diffrl.images.rewards import human as module
-from diffrl.images.rewards import parse
+from diffrl.images.rewards import parse, votes_model
 from diffrl.images.rewards.human import Human, Vote, quantised, read_votes, write_votes
 from diffrl.images.rewards.votes_model import VotesModel
 from diffrl.images.samples import Samples, World, score
@@ -38,20 +38,28 @@ def pairs(n: int, seed: int = 0) -> list[tuple[str, Tensor, Tensor]]:
     return found
 
 
-def test_a_model_learns_what_each_prompt_is_to_be() -> None:
+@pytest.fixture
+def hardly_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of few steps: that they are of the votes, and of which, is what counts."""
+    monkeypatch.setattr(votes_model, "STEPS", 10)
+
+
+def test_a_model_learns_what_each_prompt_is_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """On pairs that it has not seen; of turned-round votes it learns the opposite; the same votes, the same model."""
-    model = VotesModel.fit(pairs(150))
+    monkeypatch.setattr(votes_model, "STEPS", 100)
+    model = VotesModel.fit(pairs(100))
     fresh = pairs(200, seed=10)
     prompts = [prompt for prompt, _, _ in fresh]
     others, best = (torch.stack([pair[i] for pair in fresh]) for i in (1, 2))  # type: ignore[misc]
     right = (model.score(best, prompts) > model.score(others, prompts)).float().mean()
     assert right > 0.75
-    turned = VotesModel.fit([(prompt, b, a) for prompt, a, b in pairs(150)])
+    turned = VotesModel.fit([(prompt, b, a) for prompt, a, b in pairs(100)])
     assert (turned.score(best, prompts) > turned.score(others, prompts)).float().mean() < 0.25
     few = [VotesModel.fit(pairs(8)).score(best[:4], prompts[:4]) for _ in range(2)]
     assert torch.equal(few[0], few[1])
 
 
+@pytest.mark.usefixtures("hardly_learned")
 def test_a_prompt_without_votes_has_what_is_common() -> None:
     model = VotesModel.fit([("light", a, b) for prompt, a, b in pairs(60) if prompt == "light"])
     batch = images(5)
@@ -100,6 +108,7 @@ def test_a_run_that_cannot_ask_says_so(quick: Path, capsys: pytest.CaptureFixtur
     assert "human twice" in mistake([*words, "--reward", "human + human:2"], capsys)
 
 
+@pytest.mark.usefixtures("hardly_learned")
 def test_an_evaluation_before_a_round_knows_nothing_of_its_votes(tmp_path: Path) -> None:
     """As where a run was cut after votes of a round that it makes again: else its evaluations would be others."""
     both = torch.rand(2, 1, 8, 8)
@@ -134,6 +143,7 @@ class Person:
         return max(files)  # whichever: the same of the same images
 
 
+@pytest.mark.usefixtures("hardly_learned")
 @pytest.mark.parametrize("micro_batch", [64, 3])
 def test_groups_are_of_all_images_of_a_prompt(micro_batch: int, quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the micro-batch: the same four, of random prompts, as many groups as were asked for."""
@@ -156,12 +166,13 @@ def test_groups_are_of_all_images_of_a_prompt(micro_batch: int, quick: Path, mon
     assert len(set(total.tolist())) > 4
 
 
+@pytest.mark.usefixtures("hardly_learned")
 def test_a_run_goes_on_and_is_made_again(
     quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whole; one round and one more; its last round made again, without asking; and by the votes that there are."""
     person = Person(monkeypatch)
-    words = ["finetune", "--algo", "nft", "--reward", "human:2", "--held-out", "png", *SMALL]
+    words = ["finetune", "--algo", "nft", "--updates", "1", "--reward", "human:2", "--held-out", "png", *SMALL]
     assert main([*words, "--out", "whole"]) == 0
     assert person.votes == 4
     votes = read_votes(quick / "whole" / "votes.json")
@@ -175,13 +186,14 @@ def test_a_run_goes_on_and_is_made_again(
     resume(quick / "cut", steps=32, quiet=True)
     assert person.votes == 8
     assert read_votes(quick / "cut" / "votes.json") == votes
-    assert all(torch.equal(a, final(quick / "cut")[name]) for name, a in final(quick / "whole").items())
+    expected, cut = final(quick / "whole"), final(quick / "cut")
+    assert all(torch.equal(a, cut[name]) for name, a in expected.items())
 
-    expected = final(quick / "whole")
     shutil.rmtree(quick / "whole" / "checkpoints" / "000000002")
     resume(quick / "whole", quiet=True)
     assert person.votes == 8, "votes that are kept are not asked for again"
-    assert all(torch.equal(a, final(quick / "whole")[name]) for name, a in expected.items())
+    again = final(quick / "whole")
+    assert all(torch.equal(a, again[name]) for name, a in expected.items())
 
     assert main(["finetune", "--reward", "human:whole/votes.json", "--held-out", "png", *SMALL, "--out", "by"]) == 0
     assert person.votes == 8
@@ -195,6 +207,7 @@ def test_a_run_goes_on_and_is_made_again(
     )
 
 
+@pytest.mark.usefixtures("hardly_learned")
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: apt-get install chromium")
 def test_a_person_votes_in_a_browser(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a click, a key, "equally good", and "enough", after which the run goes on alone."""
@@ -243,7 +256,8 @@ def test_a_person_votes_in_a_browser(quick: Path, monkeypatch: pytest.MonkeyPatc
         return True
 
     monkeypatch.setattr(module, "open_browser", ready)
-    words = ["finetune", "--algo", "nft", "--reward", "human:3", "--held-out", "png", "--prompts", "prompts.txt"]
+    words = ["finetune", "--algo", "nft", "--updates", "1", "--reward", "human:3", "--held-out", "png"]
+    words += ["--prompts", "prompts.txt"]
     (quick / "prompts.txt").write_text("3\n5\n")
     assert main([*words, *SMALL, "--out", "run"]) == 0
     person[0].join(60)

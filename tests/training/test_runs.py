@@ -17,7 +17,7 @@ from diffrl.runs.config import TrainConfig
 from diffrl.runs.policy import Evaluator, build_agent, load_agent
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
-from diffrl.training import checkpoint
+from diffrl.training import checkpoint, logs
 from diffrl.training.loop import DivergedError
 from envs import registry
 from tests.rounding import assert_equal_to_rounding
@@ -39,6 +39,25 @@ def test_a_run_leaves_all_it_should(straight: Path) -> None:
     assert all(np.isfinite(float(row["q"])) for row in rows)
     assert list((straight / "tensorboard").glob("events.*"))
     assert (straight / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("every", "pictures"), [(logs.DRAWN_EVERY, 1), (0.0, 2)])
+def test_the_picture_is_drawn_at_the_end_and_seldom_before(
+    every: float, pictures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two evaluations within seconds one picture is drawn, which has both; and each, where none is too early."""
+    drawn: list[list[int]] = []
+    curve = logs.learning_curve
+
+    def counting(scores: logs.Scores, label: str, path: Path) -> Path:
+        drawn.append([entry["step"] for entry in scores.evaluations])
+        return curve(scores, label, path)
+
+    monkeypatch.setattr(logs, "learning_curve", counting)
+    monkeypatch.setattr(logs, "DRAWN_EVERY", every)
+    run = diffrl.train(tiny(tmp_path / "run", BC(width=8, layers=1), steps=20, eval_every=10), quiet=True)
+    assert drawn == [[10], [10, 20]][-pictures:]
+    assert (run / "learning_curve.png").stat().st_mtime_ns >= (run / "scores.json").stat().st_mtime_ns
 
 
 def test_scores_are_the_normalised_returns(straight: Path) -> None:

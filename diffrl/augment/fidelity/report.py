@@ -278,7 +278,7 @@ def _plot_dynamics(ax: "Axes", report: FidelityReport) -> None:
 
 def _two_histograms(ax: "Axes", made: NDArray[Any], real: NDArray[Any], bins: Doubles) -> None:
     """Real filled behind, synthetic outlined; as shares, what lies beyond the last bin in it."""
-    real_look: dict[str, Any] = {"color": GREY, "alpha": 0.55, "label": "real"}
+    real_look: dict[str, Any] = {"color": GREY, "histtype": "stepfilled", "alpha": 0.55, "label": "real"}
     made_look: dict[str, Any] = {"color": BLUE, "histtype": "step", "linewidth": 1.5, "label": "synthetic"}
     for values, look in ((real, real_look), (made, made_look)):
         weights = np.full(len(values), 1 / len(values))

@@ -317,7 +317,13 @@ def settings(folder: Path, tmp_path: Path, **given: Any) -> FinetuneConfig:
 
 @pytest.mark.parametrize(
     ("algo", "frames", "kind"),
-    [("nft", 5, "wan"), ("ddpo-is", 5, "wan"), ("draft", 5, "wan"), ("nft", None, "wan"), ("nft", None, "a14b")],
+    [
+        ("nft", 5, "wan"),
+        ("ddpo-is", 5, "wan"),
+        ("draft", 5, "wan"),
+        ("nft", None, "a14b"),
+        pytest.param("nft", None, "wan", marks=pytest.mark.slow),  # what the first and the one before are together
+    ],
 )
 def test_a_run_goes_on_and_its_adapters_load(
     algo: str, frames: int | None, kind: str, wans: dict[str, Path], tmp_path: Path

@@ -1,9 +1,8 @@
 """The rewards that have a name: what is said of each, and those that another package brings."""
 
+import contextlib
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -106,32 +105,28 @@ def test_a_companion_has_the_same_arguments_and_weights(spec: str, held_out: str
         parse(held_out)
 
 
-def test_a_package_brings_a_reward_to_the_command_line(site: Path, cache: Path, quick: Path) -> None:
+def test_a_package_brings_a_reward_to_the_command_line(
+    site: Path, cache: Path, quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It is trained on, its companion is looked at, --help names it, and a run where the package is gone is told."""
     digits.train_digits(cache / "models" / f"tiny-digits-{digits.STEPS}", steps=3)  # what the model is does not count
     bring(site, TOY)
-    environment = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-
-    def diffrl(*words: str, path: Path = site) -> subprocess.CompletedProcess[str]:
-        paths = os.pathsep.join([str(path), *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [sys.executable, "-m", "diffrl", "finetune", *words]
-        return subprocess.run(
-            command, env=environment | {"PYTHONPATH": paths}, cwd=quick, capture_output=True, text=True, check=False
-        )
-
+    monkeypatch.setenv("COLUMNS", "200")
     small = ["--model", "tiny-digits", "--queries", "16", "--batch", "16", "--steps", "3", "--eval-samples", "20"]
     small += ["--warm-up", "0"]
-    trained = diffrl("--algo", "draft", "--reward", "toy:2", *small, "--out", "run")
-    assert trained.returncode == 0, trained.stderr
+    assert main(["finetune", "--algo", "draft", "--reward", "toy:2", *small, "--out", "run"]) == 0
     last = json.loads((quick / "run/evaluations.json").read_text())[-1]
     assert 0 < last["reward"] < 1
     assert last["held_out"] == pytest.approx(-last["reward"])
-    shown = diffrl("--help").stdout
-    assert "toy[:POWER] mean brightness to a power (toy-package)" in " ".join(shown.split())
-    gone = diffrl("--reward", "toy:2", *small, "--out", "gone", path=quick)
-    assert gone.returncode == 2
-    assert "there is no reward 'toy'" in gone.stderr
-    assert "Traceback" not in gone.stderr
+    capsys.readouterr()
+    with contextlib.suppress(SystemExit):  # as --help ends
+        assert main(["finetune", "--help"]) == 0
+    assert "toy[:POWER] mean brightness to a power (toy-package)" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(site)])
+    assert main(["finetune", "--reward", "toy:2", *small, "--out", "gone"]) == 2
+    said = capsys.readouterr().err
+    assert "there is no reward 'toy'" in said
+    assert "Traceback" not in said
 
 
 def test_a_packages_reward_is_one_as_any(site: Path) -> None:
