@@ -58,6 +58,7 @@ class SynthER(Augmenter):
 
     name, verb, paper = "SynthER", "synther", "arXiv 2303.06614"
     rows_version = ROWS_VERSION
+    first_look = FIRST_LOOK
 
     def __init__(self, config: SynthERConfig, sampling: Sampling) -> None:
         if sampling.steers and config.condition == "none":
