@@ -71,9 +71,10 @@ class ListData:
         console.print(table)
         minari = f", and {len(local):,} of Minari's that are here" if local else ""
         console.print(
-            f"{counted(len(chosen) + len(others), 'data sets')} known by name{minari}. [green]here[/]: on this machine; "
-            "[cyan]generate[/]: `diffrl data generate ID`, or at first use; download: `diffrl data download ID`. "
-            "random, expert: the mean returns that are scored 0 and 100. Minari ids such as mujoco/hopper/medium-v0 can be downloaded too. "
+            f"{counted(len(chosen) + len(others), 'data sets')} known by name{minari}. [green]here[/]: on this "
+            "machine; [cyan]generate[/]: `diffrl data generate ID`, or at first use; download: `diffrl data download "
+            "ID`. random, expert: the mean returns that are scored 0 and 100. Minari ids such as "
+            "mujoco/hopper/medium-v0 can be downloaded too. "
             f"Names ending in .hdf5 are files in {cached_path('').parent}."
         )
         if len(chosen) + len(others) <= 8:
