@@ -49,10 +49,8 @@ def require_gradient(spec: str, algo: str) -> None:
 
 def without_gradient(name: str, algo: str) -> UserError:
     """What is said of a reward without a gradient, for an algorithm that needs one."""
-    return UserError(
-        f"{algo} needs a reward with a gradient, and {name} has none: choose a classifier, aesthetic, clip and the "
-        "like, or --algo ddpo-is."
-    )
+    others = "choose a classifier, aesthetic, clip and the like, or --algo ddpo-is"
+    return UserError(f"{algo} needs a reward with a gradient, and {name} has none: {others}.")
 
 
 def _term(text: str, spec: str) -> tuple[float, Entry, str]:
