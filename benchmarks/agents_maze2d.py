@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
+from asked import asked
 from rich.console import Console
 from tables import Lines, markdown, print_lines
 
@@ -303,7 +303,7 @@ def main(options: AgentsMaze2d) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(tyro.cli(AgentsMaze2d, description=__doc__)))
+        sys.exit(main(asked(AgentsMaze2d, description=__doc__)))
     except UserError as error:
         print(f"agents_maze2d: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

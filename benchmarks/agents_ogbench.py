@@ -33,7 +33,7 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 import torch
-import tyro
+from asked import asked
 from numpy.typing import NDArray
 from rich.console import Console
 from tables import Lines, markdown, print_lines
@@ -366,7 +366,7 @@ def main(bench: AgentsOgbench) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(tyro.cli(AgentsOgbench, description=__doc__)))
+        sys.exit(main(asked(AgentsOgbench, description=__doc__)))
     except UserError as error:
         print(f"agents_ogbench: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

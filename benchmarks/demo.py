@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
+from asked import asked
 from rich.console import Console
 from rich.table import Table
 
@@ -148,7 +148,7 @@ def _draw(demo: Demo, runs: dict[str, Path], paths: dict[str, list[np.ndarray]])
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(tyro.cli(Demo, description=__doc__)))
+        sys.exit(main(asked(Demo, description=__doc__)))
     except UserError as error:
         print(f"demo: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

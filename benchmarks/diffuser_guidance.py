@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
+from asked import asked
 from rich.console import Console
 from tables import Lines, fill, markdown, print_lines
 from trees import machine
@@ -156,4 +156,4 @@ def main(bench: Guidance) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Guidance, description=__doc__)))
+    sys.exit(main(asked(Guidance, description=__doc__)))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+from asked import asked
 from tables import Lines, console_of, fill, markdown, print_lines
 from trees import machine
 
@@ -137,4 +138,4 @@ def main(bench: Bench) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Bench, description=__doc__, config=(tyro.conf.AvoidSubcommands,))))
+    sys.exit(main(asked(Bench, description=__doc__, config=(tyro.conf.AvoidSubcommands,))))

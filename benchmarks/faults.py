@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
+from asked import asked
 from rich.console import Console
 from tables import Lines, markdown, print_lines
 from trees import ROOT, environment, git, machine, packages
@@ -298,4 +298,4 @@ def main(options: Faults) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Faults, description=__doc__)))
+    sys.exit(main(asked(Faults, description=__doc__)))

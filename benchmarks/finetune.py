@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
+from asked import asked
 from rich.console import Console
 from tables import Lines, fill, markdown, print_lines
 
@@ -331,6 +331,6 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Options, description=__doc__))
+        main(asked(Options, description=__doc__))
     except UserError as error:
         sys.exit(f"error: {error}")

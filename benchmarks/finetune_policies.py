@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
+from asked import asked
 from rich.console import Console
 from tables import Lines, markdown, print_lines
 
@@ -195,4 +195,4 @@ def main(options: FinetunePolicies) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(FinetunePolicies, description=__doc__)))
+    sys.exit(main(asked(FinetunePolicies, description=__doc__)))

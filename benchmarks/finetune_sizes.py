@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
+from asked import asked
 from finetune_speed import Round, check_device, out_of_memory, save, timed
 from random_models import text_bytes
 from rich.console import Console
@@ -214,6 +214,6 @@ def main(options: FinetuneSizes) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(tyro.cli(FinetuneSizes, description=__doc__)))
+        sys.exit(main(asked(FinetuneSizes, description=__doc__)))
     except UserError as error:
         sys.exit(f"error: {error}")

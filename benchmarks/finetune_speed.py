@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
+from asked import asked
 from random_models import random_model
 from rich.console import Console
 from tables import Lines, console_of, markdown, print_lines
@@ -492,6 +492,6 @@ def save(
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(tyro.cli(FinetuneSpeed, description=__doc__)))
+        sys.exit(main(asked(FinetuneSpeed, description=__doc__)))
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
+from asked import asked
 from rich.console import Console
 from train_step import IMPLEMENTATIONS, TrainStep, machine, workers
 from worker import Job
@@ -121,7 +121,7 @@ def write(results: list[dict[str, Any]], options: FlowStep) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(tyro.cli(FlowStep, description=__doc__)))
+        sys.exit(main(asked(FlowStep, description=__doc__)))
     except UserError as error:
         print(f"flow_step: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -36,6 +36,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
+from asked import asked
 from numpy.typing import NDArray
 from rich.console import Console
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
@@ -399,4 +400,4 @@ def main(bench: Bench) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Bench, description=__doc__, config=(tyro.conf.AvoidSubcommands,))))
+    sys.exit(main(asked(Bench, description=__doc__, config=(tyro.conf.AvoidSubcommands,))))

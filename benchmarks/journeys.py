@@ -43,7 +43,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Literal
 
-import tyro
+from asked import asked
 from rich.console import Console
 from tables import print_lines
 
@@ -324,4 +324,4 @@ def main(options: Journeys) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Journeys, description=__doc__)))
+    sys.exit(main(asked(Journeys, description=__doc__)))

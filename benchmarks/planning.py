@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
+from asked import asked
 from rich.console import Console
 from tables import Lines, markdown, print_lines
 from trees import machine
@@ -182,4 +182,4 @@ def main(bench: Planning) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Planning, description=__doc__)))
+    sys.exit(main(asked(Planning, description=__doc__)))

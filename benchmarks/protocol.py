@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
+from asked import asked
 from rich.console import Console
 from tables import Lines, markdown, print_lines
 from trees import machine
@@ -294,7 +294,7 @@ def main(bench: ProtocolBench) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(tyro.cli(ProtocolBench, description=__doc__)))
+        sys.exit(main(asked(ProtocolBench, description=__doc__)))
     except UserError as error:
         print(f"protocol: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

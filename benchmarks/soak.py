@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
+from asked import asked
 from trees import ROOT, environment, machine
 from unchanged_inputs import write_pendulum
 
@@ -138,4 +138,4 @@ def stated(samples: list[Sample], steps: int) -> tuple[str, bool]:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(Soak, description=__doc__).run())
+    sys.exit(asked(Soak, description=__doc__).run())

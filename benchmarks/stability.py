@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
+from asked import asked
 from rich.console import Console
 from tables import Lines, fill, markdown, print_lines
 
@@ -191,7 +191,7 @@ def main(options: Stability) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(tyro.cli(Stability, description=__doc__)))
+        sys.exit(main(asked(Stability, description=__doc__)))
     except UserError as error:
         print(f"stability: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -36,7 +36,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
+from asked import asked
 from rich.console import Console
 from synther_tables import VARIANTS, Variant, draw, identity, models_table, put_on_page, tables_of
 from tables import markdown, print_lines
@@ -410,7 +410,7 @@ def main(options: Options) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(tyro.cli(Options, description=__doc__)))
+        sys.exit(main(asked(Options, description=__doc__)))
     except UserError as error:
         print(f"synther: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

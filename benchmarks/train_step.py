@@ -38,7 +38,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import tyro
+from asked import asked
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -543,7 +543,7 @@ def main(options: TrainStep) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(tyro.cli(TrainStep, description=__doc__)))
+        sys.exit(main(asked(TrainStep, description=__doc__)))
     except UserError as error:
         print(f"train_step: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
+from asked import asked
 from rich.console import Console
 from rich.table import Table
 from trees import ROOT, environment, git, machine, packages
@@ -228,4 +228,4 @@ def report(mine: Results, others: Results) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(Unchanged, description=__doc__).run())
+    sys.exit(asked(Unchanged, description=__doc__).run())

@@ -71,35 +71,31 @@ def _online(words: Sequence[str]) -> int:
 
 
 def _evaluate(words: Sequence[str]) -> int:
-    import tyro
-
     from diffrl.commands.evaluate import Evaluate
+    from diffrl.commands.words import parse
 
-    return tyro.cli(Evaluate, args=words, prog="diffrl evaluate").run()
+    return parse(Evaluate, words, "diffrl evaluate").run()
 
 
 def _render(words: Sequence[str]) -> int:
-    import tyro
-
     from diffrl.commands.render import Render
+    from diffrl.commands.words import parse
 
-    return tyro.cli(Render, args=words, prog="diffrl render").run()
+    return parse(Render, words, "diffrl render").run()
 
 
 def _export(words: Sequence[str]) -> int:
-    import tyro
-
     from diffrl.commands.export import Export
+    from diffrl.commands.words import parse
 
-    return tyro.cli(Export, args=words, prog="diffrl export").run()
+    return parse(Export, words, "diffrl export").run()
 
 
 def _diagnose(words: Sequence[str]) -> int:
-    import tyro
-
     from diffrl.commands.diagnose import Diagnose
+    from diffrl.commands.words import parse
 
-    return tyro.cli(Diagnose, args=words, prog="diffrl diagnose").run()
+    return parse(Diagnose, words, "diffrl diagnose").run()
 
 
 def _data(words: Sequence[str]) -> int:
@@ -127,48 +123,45 @@ def _distil(words: Sequence[str]) -> int:
 
 
 def _compare(words: Sequence[str]) -> int:
-    import tyro
-
     from diffrl.commands.compare import Compare
+    from diffrl.commands.words import parse
 
-    return tyro.cli(Compare, args=words, prog="diffrl compare").run()
+    return parse(Compare, words, "diffrl compare").run()
 
 
 def _report(words: Sequence[str]) -> int:
-    import tyro
-
     from diffrl.commands.report import Report
+    from diffrl.commands.words import parse
 
-    return tyro.cli(Report, args=words, prog="diffrl report").run()
+    return parse(Report, words, "diffrl report").run()
 
 
 def _select(words: Sequence[str]) -> int:
-    import tyro
-
     from diffrl.commands.select import Select
+    from diffrl.commands.words import parse
 
-    return tyro.cli(Select, args=words, prog="diffrl select").run()
+    return parse(Select, words, "diffrl select").run()
 
 
 def _doctor(words: Sequence[str]) -> int:
-    import tyro
-
     from diffrl.commands.doctor import Doctor
+    from diffrl.commands.words import parse
 
-    return tyro.cli(Doctor, args=words, prog="diffrl doctor").run()
+    return parse(Doctor, words, "diffrl doctor").run()
 
 
 def _completion(words: Sequence[str]) -> int:
-    import tyro
-
     from diffrl.commands.completion import Completion
+    from diffrl.commands.words import parse
 
-    return tyro.cli(Completion, args=words, prog="diffrl completion").run()
+    return parse(Completion, words, "diffrl completion").run()
 
 
 def _subcommand(name: str, description: str, verbs: Mapping[str, type], words: Sequence[str]) -> int:
     """Run `diffrl NAME VERB ...`, whose verbs are dataclasses with a `run()`."""
     import tyro
+
+    from diffrl.commands.words import parse
 
     if not words or words[0] in ("-h", "--help"):
         app = tyro.extras.SubcommandApp()
@@ -178,7 +171,7 @@ def _subcommand(name: str, description: str, verbs: Mapping[str, type], words: S
     if words[0] not in verbs:
         raise _no_command(words, {verb: f"{name} {verb}" for verb in verbs}, name)
     # Its verb alone: in what several verbs have, tyro names those that are not meant, and not as they are called.
-    asked: Any = tyro.cli(verbs[words[0]], args=words[1:], prog=f"diffrl {name} {words[0]}")
+    asked: Any = parse(verbs[words[0]], words[1:], f"diffrl {name} {words[0]}")
     return int(asked.run() or 0)
 
 

@@ -6,6 +6,7 @@ and addresses are in `d4rl.csv` beside this file; what holds for whole families 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,6 +97,18 @@ def ids() -> list[str]:
     return list(_table())
 
 
+def named() -> list[str]:
+    """The ids of all data sets that have a name here: D4RL's, OGBench's, and those of other packages that can be used.
+
+    Not Minari's, of which there are those that somebody has downloaded, or may.
+    """
+    others = []
+    for plugin in packages():
+        with contextlib.suppress(UserError):  # broken; `diffrl data list` says so
+            others += [benchmark.id for benchmark in family(plugin).benchmarks]
+    return [*ids(), *ogbench.datasets(), *others]
+
+
 def is_d4rl(benchmark_id: str) -> bool:
     """Whether D4RL has a benchmark called `benchmark_id`."""
     return benchmark_id in _table()
@@ -137,7 +150,7 @@ def hint(benchmark_id: str) -> str:
     versions = [known_id for known_id in ids() if known_id.rsplit("-", 1)[0] == benchmark_id]
     if versions:
         return f"did you mean {versions[-1]!r}?"
-    return nearest(benchmark_id, of_package(benchmark_id) or ogbench.near(benchmark_id) or ids())
+    return nearest(benchmark_id, of_package(benchmark_id) or ogbench.near(benchmark_id) or named())
 
 
 def of_package(benchmark_id: str) -> dict[str, Benchmark]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
+from diffrl.support.errors import UserError
 
 Mix = Literal["replace", "append"]
 
@@ -20,9 +21,9 @@ class Request:
     out: str
     """A path ending in .hdf5, or minari:ID, where every transition becomes an episode (14 KB and 2 ms each)."""
     samples: int | None = None
-    """Synthetic rows; by default a million (the paper: 5 million)."""
+    """Synthetic rows to write, however many are read (--rows); by default a million (the paper: 5 million)."""
     ratio: float | None = None
-    """Synthetic rows for each real row; by default --samples says how many there are."""
+    """Synthetic rows to write for each real row that is read; by default --samples says how many there are."""
     mix: Mix = "replace"
     """replace: the file holds synthetic rows alone, as in the paper; append: the real rows, then the synthetic."""
     seed: int = 0
@@ -37,7 +38,8 @@ class Request:
     max_episode_steps: int | None = None
     """Another time limit of its episodes than its own, which is the default; recorded in the file."""
     rows: int | None = None
-    """Use only so many rows, the first of the data set; by default all."""
+    """Read only so many rows, the first of the data set; by default all. How many are written --samples or --ratio
+    says."""
     time_limit_terminals: TimeLimitTerminals | None = None
     """timeouts: terminal rows at exactly the environment's limit of steps, or marked as timeouts too, are timeouts;
     terminals: they are true ends. By default they are taken as true ends, and what looks odd is said."""
@@ -54,3 +56,22 @@ class Request:
     """Write the fidelity report."""
     force: bool = False
     """Replace the data set if it exists."""
+
+    def __post_init__(self) -> None:
+        if self.samples is not None and self.ratio is not None:
+            raise UserError("--samples and --ratio both say how many rows to generate: give one of them.")
+
+    def refuse(self) -> None:
+        """Raise UserError where there is a file already that is not to be replaced; Minari's store is not looked at."""
+        path = Path(self.out).expanduser()
+        if path.suffix in SUFFIXES and path.is_file() and not self.force:
+            raise finished(self.out)
+
+
+SUFFIXES = (".hdf5", ".h5")
+"""Of files that an augmenter writes."""
+
+
+def finished(out: str) -> UserError:
+    """What is said where the data set that is to be written is there."""
+    return UserError(f"{out} exists; what wrote it is finished. Use --force to replace it, or choose another --out.")

@@ -66,6 +66,8 @@ class Begun:
     """SHA-256 of the data's arrays."""
     rows_version: int
     """The version of the rows held out and drawn in training (`Augmenter.rows_version`); 1 in a folder without it."""
+    verb: str
+    """Whose model it is (`Augmenter.verb`); in a folder without it, the settings of the model tell."""
 
 
 def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> Path:
@@ -82,6 +84,8 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
     data = open_data(request, quiet)
     augmenter.open(data, request.held_out, request.seed, device)
     n = _samples(request, len(data.transitions), augmenter)
+    if not quiet:
+        console.print(_amounts(request, len(data.transitions), n, augmenter), markup=False, highlight=False)
     folder = target.folder if request.folder is None else Path(request.folder)
     with held(folder, GO_ON):
         begun = _claim(folder, _begun(request, augmenter, data), augmenter.later_settings)
@@ -141,12 +145,20 @@ def open_data(request: Request, quiet: bool) -> RealData:
 def _samples(request: Request, rows: int, augmenter: Augmenter) -> int:
     """How many rows to generate for so many real ones: whole groups of those that belong together."""
     samples, ratio = request.samples, request.ratio
-    if samples is not None and ratio is not None:
-        raise UserError("--samples and --ratio both say how many rows to generate: give one of them.")
     if ratio is not None:
         samples = max(round(checked(ratio, Positive, "--ratio") * rows), 1)
     n = int(checked(augmenter.samples if samples is None else samples, Rows, "--samples"))
     return -(-n // augmenter.together) * augmenter.together
+
+
+def _amounts(request: Request, rows: int, n: int, augmenter: Augmenter) -> str:
+    """How many rows are read and how many will be generated, which options say so, and of the default what is less."""
+    said = "" if request.rows is None else f" (of its first {request.rows:,} rows: --rows)"
+    option = "--samples" if request.samples is not None else "--ratio" if request.ratio is not None else "the default"
+    text = f"Reads {rows:,} transitions of {request.dataset}{said}, generates {n:,} synthetic ones ({option})."
+    if option == "the default":
+        text += f" A first look: {augmenter.first_look}."
+    return text
 
 
 # --- the model's folder --------------------------------------------------------------------------------------------
@@ -162,6 +174,7 @@ def _begun(request: Request, augmenter: Augmenter, data: RealData) -> Begun:
         augmenter.model_settings,
         d4rl.fingerprint(data.dataset),
         augmenter.rows_version,
+        augmenter.verb,
     )
 
 
@@ -180,12 +193,23 @@ def _claim(folder: Path, wanted: Begun, later: Mapping[str, Any]) -> Begun:
             version = int(found.pop("rows_version", 1))
             found["rows_version"] = settings["rows_version"]
             found["model"] = {**later, **found["model"]}
-            if set(found["model"]) != set(settings["model"]):
-                raise ValueError("a model of another kind")
+            alike = set(found["model"]) == set(settings["model"])
+            if alike:  # those of older versions do not say it
+                found.setdefault("verb", wanted.verb)
+            elif not settings.keys() - {"verb"} <= found.keys():
+                raise ValueError("no model's")
         except Damaged:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is no synthesis' of ours: choose another --folder, or another --out.") from error
+        if not alike or found["verb"] != wanted.verb:
+            verb = found.get("verb", "")
+            whose = f"`diffrl augment {verb}`" if verb not in ("", wanted.verb) else "another method or version"
+            what = "a model" if checkpoint.steps(folder) else "a start, without a checkpoint,"
+            raise UserError(
+                f"{folder} holds {what} of {whose}, and this is `diffrl augment {wanted.verb}`: choose another "
+                "--folder, or another --out, or remove it."
+            )
         if found != settings and checkpoint.steps(folder):
             flat_found, flat_wanted = ({**values, **values["model"]} for values in (found, settings))
             differ = [k for k in flat_wanted if k != "model" and flat_found.get(k) != flat_wanted[k]]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffrl.augment.config import SUFFIXES, finished
 from diffrl.data import d4rl, minari
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.errors import UserError
@@ -23,7 +24,7 @@ class Target:
     def __init__(self, out: str, force: bool, verb: str) -> None:
         self.out, self.force = out, force
         self.path = Path(out).expanduser()
-        self.to_file = self.path.suffix in (".hdf5", ".h5")
+        self.to_file = self.path.suffix in SUFFIXES
         if self.to_file:
             self.exists = self.path.exists()
             self.folder = self.path.with_name(f"{self.path.stem}-{verb}")
@@ -38,9 +39,7 @@ class Target:
         if self.to_file and self.path.is_dir():
             raise UserError(f"{out} is a folder; expected the path of a file: choose another --out.")
         if self.exists and not force:
-            raise UserError(
-                f"{out} exists; what wrote it is finished. Use --force to replace it, or choose another --out."
-            )
+            raise finished(out)
 
     def spare(self, source: str) -> None:
         """Raise UserError where writing would replace the data set `source`."""

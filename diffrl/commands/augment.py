@@ -36,7 +36,8 @@ class Synther(Request):
 
     The same command again goes on where it was cut. Beside the data set, in OUT-synther: the model, its curves
     (TensorBoard), and fidelity.html, which says how far the synthetic rows are from real ones: look at it before you
-    train. The model is the paper's, for a GPU; on a CPU take --width 256 --steps 20000.
+    train. The model is the paper's, for a GPU; on a CPU take --width 256 --steps 20000. For a first look, of half a
+    minute: --rows 10000 --samples 10000 --width 128 --steps 2000. --rows are those read, --samples those written.
     """
 
     dataset: Annotated[Positional[str], tyro.conf.arg(metavar="DATASET")]
@@ -52,6 +53,7 @@ class Synther(Request):
     @going_on(lambda: "Stopped. What is trained and generated is kept: the same command goes on.")
     def run(self) -> int:
         """Do it."""
+        self.refuse()
         from envs.datasets import require
 
         require(self.dataset)
@@ -134,6 +136,7 @@ class FlowToBetter(Request):
     @going_on(lambda: "Stopped. What is trained and generated is kept: the same command goes on.")
     def run(self) -> int:
         """Do it."""
+        self.refuse()
         from envs.datasets import require
 
         require(self.dataset)

@@ -42,7 +42,7 @@ class Compare:
 
     def run(self) -> int:
         """Write the page; say where it and what stands beside it are."""
-        from diffrl.runs.kind import kind_of
+        from diffrl.runs.kind import kind_of, require_checkpoint
         from diffrl.support.console import console
         from diffrl.support.errors import UserError
         from diffrl.support.folder import IMAGES, IMAGES_DISTIL
@@ -60,6 +60,8 @@ class Compare:
             raise UserError(
                 f"{of_images[0]} is a run of an image model and {other} one of a policy: compare like with like."
             )
+        for path in [] if of_images else self.runs:
+            require_checkpoint(path, self.which)
         again = comparison_at(self.out)
         for path in self._images() if of_images else self._policies():
             console.print(f"{'Replaced' if again else 'Written'}: {path}", markup=False)

@@ -14,8 +14,8 @@ from tyro.conf import Positional
 
 from diffrl.commands.data_tables import distributions, headed, ranges, summary
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
-from diffrl.support.errors import UserError
-from diffrl.support.files import to_write
+from diffrl.support.errors import UserError, counted
+from diffrl.support.files import spare, to_write
 from diffrl.support.schema import Count, Rows, Seed, check
 
 if TYPE_CHECKING:
@@ -69,10 +69,12 @@ class ListData:
         for name, steps in local.items():
             table.add_row(name, "[green]here[/] (Minari)", f"{steps:,}", *_scores_of_minari(name))
         console.print(table)
+        minari = f", and {len(local):,} of Minari's that are here" if local else ""
         console.print(
-            f"{len(chosen) + len(others) + len(local)} data sets. [green]here[/]: on this machine; [cyan]generate[/]: "
-            "`diffrl data generate ID`, or at first use; download: `diffrl data download ID`. random, expert: the mean "
-            "returns that are scored 0 and 100. Minari ids such as mujoco/hopper/medium-v0 can be downloaded too. "
+            f"{counted(len(chosen) + len(others), 'data sets')} known by name{minari}. [green]here[/]: on this "
+            "machine; [cyan]generate[/]: `diffrl data generate ID`, or at first use; download: `diffrl data download "
+            "ID`. random, expert: the mean returns that are scored 0 and 100. Minari ids such as "
+            "mujoco/hopper/medium-v0 can be downloaded too. "
             f"Names ending in .hdf5 are files in {cached_path('').parent}."
         )
         if len(chosen) + len(others) <= 8:
@@ -90,7 +92,8 @@ class Info:
     """An id of D4RL's, OGBench's or another package's, a Minari id, or the path of an HDF5 or npz file or of a Minari
     folder."""
     picture: Path | None = None
-    """Save a picture (PNG) of returns, lengths, and positions or actions here; by default none."""
+    """Save a picture (PNG) of returns, lengths, and positions or actions here; by default none. A file that is there is
+    kept, unless --force."""
     scores_of: str | None = None
     """The D4RL id whose reference scores normalise the returns, where the data set is not D4RL's itself; by
     default its own, or the id that the file names."""
@@ -102,6 +105,8 @@ class Info:
     add_checksum: bool = False
     """Add a checksum of the contents to an HDF5 file that has none: from then on damage to it is seen at each reading.
     All else in the file stays as it is."""
+    force: bool = False
+    """Replace the --picture that is there."""
 
     def run(self) -> int:
         """Print the description. Gives 1 if the data set has problems."""
@@ -114,6 +119,7 @@ class Info:
         from envs.making import CannotRebuild, check_rebuilt
         from envs.plots import plot_dataset
 
+        spare(self.picture, self.force)
         if self.add_checksum:
             to_write(self.dataset)
         origin = locate(self.dataset)
@@ -312,8 +318,7 @@ class Convert:
         to_file = path.suffix in (".hdf5", ".h5")
         if not to_file and (path.suffix or not (self.target.startswith("minari:") or "/" in self.target)):
             raise UserError(f"Cannot write {self.target!r}: expected a path ending in .hdf5 or .h5, or minari:ID.")
-        if to_file and path.exists() and not self.force:
-            raise UserError(f"{path} exists. Use --force to replace it.")
+        spare(path if to_file else None, self.force)
         dataset = load_dataset(self.source, self.rows, action_limit=None, infos=True)
         if self.env is not None or self.env_kwargs or self.max_episode_steps is not None:
             spec = EnvSpec.of(dataset.metadata) if self.env is None else None

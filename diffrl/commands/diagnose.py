@@ -46,11 +46,11 @@ class Diagnose:
         """Diagnose, print the tables, write the JSON and the page of plots."""
         import json
 
-        from diffrl.runs.kind import require_run
+        from diffrl.runs.kind import require_policy
 
         for folder in (self.run_folder, self.reference):
             if folder is not None:
-                require_run(folder)
+                require_policy(folder)
         from diffrl.runs.diagnose.measures import diagnose
         from diffrl.runs.diagnose.report import plot_diagnosis, print_diagnosis
         from diffrl.support.console import console

@@ -9,13 +9,16 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
+from diffrl.commands.words import parse
+from diffrl.images import distil_config
 from diffrl.images.config.base import TINY
 from diffrl.images.distil_config import ImageDistilConfig
 from diffrl.runs.config import RunOptions
+from diffrl.support import folder
 from diffrl.support.errors import UserError
 from diffrl.support.folder import IMAGES, IMAGES_DISTIL
-from diffrl.tuning.config import FORWARD
-from diffrl.tuning.distil_config import DistilConfig
+from diffrl.tuning.config import FORWARD, refuse_agent
+from diffrl.tuning.distil_config import DISTIL, DistilConfig
 
 USAGE = """Distil a run's diffusion or flow policy into one that acts in one network call, or a few.
 
@@ -108,16 +111,22 @@ def run(arguments: Sequence[str]) -> int:
     if not words:
         raise UserError("Which run's policy shall be distilled? `diffrl distil --help` shows how to say.")
     if _of_images(words):
-        asked = tyro.cli(DistilImages, args=words, prog="diffrl distil")
+        asked = parse(DistilImages, words, "diffrl distil")
+        if asked.out is not None:
+            folder.refuse(asked.out, distil_config.FILES)
         from diffrl.images import distil_job
 
         distil_job.distil(asked.learning.of(asked.model), out=asked.out)
         return 0
     description = USAGE.format(teachers=", ".join(FORWARD))
-    given = tyro.cli(Distil, args=words, prog="diffrl distil", description=description)
-    from diffrl.runs.kind import require_run
+    given = parse(Distil, words, "diffrl distil", description=description)
+    from diffrl.runs.kind import FILES, agent_of, require_checkpoint, require_policy
 
-    require_run(given.run_folder)
+    require_policy(given.run_folder)
+    require_checkpoint(given.run_folder, given.learning.start_checkpoint)
+    refuse_agent(DISTIL, agent_of(given.run_folder))
+    if given.run.out is not None:
+        folder.refuse(given.run.out, FILES)
     from diffrl.runs.distil import distil
 
     fields = {f.name: getattr(given.learning, f.name) for f in dataclasses.fields(DistilConfig)}

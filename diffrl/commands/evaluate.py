@@ -36,10 +36,13 @@ class Evaluate:
     """cpu, cuda, cuda:N, or auto."""
     plot: Path | None = None
     """In a maze: draw what the first seed's first four episodes drove, over its plans where it plans, as PNG;
-    by default nothing is drawn."""
+    by default nothing is drawn. A file that is there is kept, unless --force."""
     out: Path | None = None
     """Where to write the result as JSON; by default evaluation.json in the run's folder (of a run at an address such as
-    s3://bucket/runs/NAME: NAME-evaluation.json here)."""
+    s3://bucket/runs/NAME: NAME-evaluation.json here), which is replaced. Another file that is there is kept, unless
+    --force."""
+    force: bool = False
+    """Replace the files of --out and --plot that are there."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -48,9 +51,14 @@ class Evaluate:
         """Evaluate, print the table, write the JSON."""
         import json
 
-        from diffrl.runs.kind import require_run
+        from diffrl.runs.kind import require_checkpoint, require_policy
+        from diffrl.support.files import spare
 
-        require_run(self.run_folder)
+        for file in (self.out, self.plot):
+            spare(file, self.force)
+        require_policy(self.run_folder)
+        for name in self.which:
+            require_checkpoint(self.run_folder, name)
         from diffrl.runs import report
         from diffrl.runs.policy import evaluate
         from diffrl.runs.run import Run

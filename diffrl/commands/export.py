@@ -45,9 +45,12 @@ class Export:
 
     def run(self) -> int:
         """Write the folder; say what is in it and what to do with it."""
-        from diffrl.runs.kind import require_run
+        from diffrl.runs.kind import require_checkpoint, require_policy
+        from diffrl.support.files import unused
 
-        require_run(self.run_folder)
+        unused(self.to)
+        require_policy(self.run_folder)
+        require_checkpoint(self.run_folder, self.which)
         from diffrl.runs.export.export import export
         from diffrl.support.console import console
 

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
-
 from diffrl.commands import resume
+from diffrl.commands.words import parse
 from diffrl.images import rewards
 from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
+from diffrl.images.config.algorithms import BackpropagationConfig
 from diffrl.images.config.base import check_model
+from diffrl.images.rewards.registry import require_gradient
 from diffrl.images.run import FILES
 from diffrl.support import folder
 from diffrl.support.console import console
@@ -80,6 +81,8 @@ def refuse_unknown(config: FinetuneConfig) -> None:
     for reward in (config.scored_by, config.held_out):
         if reward not in (None, NOTHING):
             rewards.check(str(reward))
+    if isinstance(config, BackpropagationConfig):
+        require_gradient(config.reward, config.algo)
     check_model(config.model)
     for option in ("prompts", "adapter", "pairs", "data"):
         path = getattr(config, option, None)
@@ -106,7 +109,7 @@ def _configuration(words: Sequence[str]) -> FinetuneConfig:
         schema.require(name)
 
     def parsed(words: Sequence[str], default: FinetuneConfig, description: str = "") -> FinetuneConfig:
-        return tyro.cli(schema, default=default, args=words, prog="diffrl finetune", description=description)
+        return parse(schema, words, "diffrl finetune", default=default, description=description)
 
     rest = [word for word in words if word not in ("-h", "--help")]
     values = parsed(rest, schema(model=given.get("model", schema.model)))

@@ -11,8 +11,9 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 import agents
 from diffrl.commands import resume
-from diffrl.commands.words import take
+from diffrl.commands.words import parse, take
 from diffrl.runs.config import RunOptions
+from diffrl.support import folder
 from diffrl.support.errors import UserError
 from diffrl.tuning import config as tuning
 from diffrl.tuning.config import DPOConfig, DPPOConfig, NFTConfig, TuningConfig
@@ -55,9 +56,13 @@ class FinetunePolicy:
 
     def start(self, settings: TuningConfig) -> int:
         """Fine-tune the run's policy as the algorithm's settings say; give the exit code."""
-        from diffrl.runs.kind import require_run
+        from diffrl.runs.kind import FILES, agent_of, require_checkpoint, require_policy
 
-        require_run(self.run_folder)
+        require_policy(self.run_folder)
+        require_checkpoint(self.run_folder, settings.start_checkpoint)
+        tuning.refuse_agent(settings.algo, agent_of(self.run_folder))
+        if self.run.out is not None:
+            folder.refuse(self.run.out, FILES)
         from diffrl.runs.tune import finetune_policy
 
         options = {f.name: getattr(self.run, f.name) for f in dataclasses.fields(RunOptions)}
@@ -127,6 +132,6 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError("Which run's policy shall be fine-tuned? `diffrl finetune policy --help` shows how to say.")
     schema: type[FinetuneDPPO] | type[FinetuneDPO] | type[FinetuneNFT] = SCHEMAS[algo]
     prog = f"diffrl finetune policy --algo {algo}" if asked else "diffrl finetune policy"
-    given = tyro.cli(schema, args=words, prog=prog, description=description)
+    given = parse(schema, words, prog, description=description)
     plain = {f.name: getattr(given.learning, f.name) for f in dataclasses.fields(given.learning)}
     return given.start(tuning.get(algo)(**plain))

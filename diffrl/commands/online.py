@@ -10,8 +10,9 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
 from diffrl.commands import resume
-from diffrl.commands.words import flag_values
+from diffrl.commands.words import flag_values, parse
 from diffrl.runs.config import OnlineConfig, RunOptions
+from diffrl.support import folder
 
 USAGE = """Go on from an offline run in its environment: act, keep what happens, learn from it.
 
@@ -60,10 +61,14 @@ def run(arguments: Sequence[str]) -> int:
     words = list(arguments)
     if resume.asked(words):
         return resume.spelled(words, online=True)
-    given = tyro.cli(Online, args=flag_values(words), prog="diffrl online", description=USAGE)
-    from diffrl.runs.kind import untrained_at
+    given = parse(Online, flag_values(words), "diffrl online", description=USAGE)
+    from diffrl.runs.kind import FILES, require_checkpoint, untrained_at
 
-    untrained_at(given.run_folder)  # raises where it is neither, before torch is imported
+    # What raises, before torch is imported.
+    if untrained_at(given.run_folder) is None:
+        require_checkpoint(given.run_folder, given.learning.start_checkpoint)
+    if given.run.out is not None:
+        folder.refuse(given.run.out, FILES)
     from diffrl.runs.online import online
 
     fields = {f.name: getattr(given.learning, f.name) for f in dataclasses.fields(OnlineConfig)}

@@ -46,12 +46,12 @@ class Render:
 
     def run(self) -> int:
         """Write the video; say where it is."""
-        from diffrl.runs.kind import require_run
-        from diffrl.support.errors import UserError
+        from diffrl.runs.kind import require_checkpoint, require_policy
+        from diffrl.support.files import spare
 
-        if self.out.exists() and not self.force:
-            raise UserError(f"{self.out} exists. Use --force to replace it.")
-        require_run(self.run_folder)
+        spare(self.out, self.force)
+        require_policy(self.run_folder)
+        require_checkpoint(self.run_folder, self.which)
         from diffrl.runs.render import render
         from diffrl.support.console import console
 

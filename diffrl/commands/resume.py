@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional
 
-from diffrl.commands.words import take
+from diffrl.commands.words import parse, take
 from diffrl.support.errors import UserError
 from diffrl.support.files import to_write
 
@@ -58,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
     words = list(arguments)
     if not words:
         raise UserError("Which run? `diffrl resume RUN`, such as runs/NAME; `diffrl resume --help` shows more.")
-    given = tyro.cli(Resume, args=words, prog="diffrl resume")
+    given = parse(Resume, words, "diffrl resume")
     to_write(given.run_folder, "runs")
     from diffrl.runs.kind import kind_of
     from diffrl.support import folder
@@ -70,11 +70,12 @@ def run(arguments: Sequence[str]) -> int:
     steps, names = given.steps, {"--queries": given.queries, "--rounds": given.rounds}
     if kind_of(given.run_folder) == folder.IMAGES:
         from diffrl.commands.finetune import spread
-        from diffrl.images.run import FinetuneRun
+        from diffrl.images.run import FinetuneRun, is_whole
 
-        config = FinetuneRun.read(given.run_folder).config
-        steps = _in_all(steps, names, config)
-        if spread(config.processes, ["resume", *words]):
+        found = FinetuneRun.read(given.run_folder)
+        steps = _in_all(steps, names, found.config)
+        processes = found.config.processes
+        if processes > 1 and not is_whole(found, found.asked(steps)) and spread(processes, ["resume", *words]):
             return 0
     elif told := next((name for name, value in names.items() if value is not None), None):
         raise UserError(f"{told} is for runs of images, and {given.run_folder} is none: give --steps.")

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from diffrl.commands.words import take
+from diffrl.commands.words import parse, take
 from diffrl.support.errors import UserError
 from diffrl.support.files import to_write
 from diffrl.support.schema import Many, NotNegative, Positive, Seed, check
@@ -107,7 +107,7 @@ def run(arguments: Sequence[str]) -> int:
         from diffrl.runs.sweep.task import watched
 
         watched()
-    given = tyro.cli(Sweep, args=words, prog="diffrl sweep", description=USAGE)
+    given = parse(Sweep, words, "diffrl sweep", description=USAGE)
     if given.out is None:
         raise UserError("Where to? Give --out sweeps/NAME, the sweep's folder; `diffrl sweep --help` shows examples.")
     out = to_write(given.out, "runs")

@@ -6,9 +6,11 @@ import tyro
 
 import agents
 from diffrl.commands import resume
-from diffrl.commands.words import flag_values, take
+from diffrl.commands.words import flag_values, parse, take
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
+from diffrl.runs.kind import FILES
+from diffrl.support import folder
 from diffrl.support.errors import UserError
 
 USAGE = """Train an agent on an offline data set; evaluate, checkpoint and plot as it goes.
@@ -39,11 +41,11 @@ def run(arguments: Sequence[str]) -> int:
     if not given and not helping:
         raise UserError("Which data set? Give --dataset ID-or-path, or a configuration: `diffrl train --help`.")
     words = flag_values(words)
-    config = tyro.cli(
+    config = parse(
         TrainConfig,
+        words,
+        "diffrl train [CONFIG]" if helping else "diffrl train",
         default=config,
-        args=words,
-        prog="diffrl train",
         description=USAGE.format(
             agents=", ".join(agents.listed()),
             n=len(configuration.shipped()),
@@ -52,6 +54,8 @@ def run(arguments: Sequence[str]) -> int:
         ),
         config=(tyro.conf.AvoidSubcommands,),
     )
+    if config.out is not None:
+        folder.refuse(config.out, FILES)
     from envs.datasets import require
 
     require(config.dataset)

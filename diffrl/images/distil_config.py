@@ -11,9 +11,12 @@ from typing import Annotated, Any, Literal
 from diffrl.support.errors import UserError
 from diffrl.support.schema import Batch, Count, Limit, Positive, Range, Rate, Seed, check, read
 
+SETTINGS, PAIRS, RESULT, PICTURE = "settings.yaml", "pairs.safetensors", "distil.json", "distil.png"
+FILES = (SETTINGS, PAIRS, RESULT)
+"""What a run's folder has, besides run.json, that checksums cover; `teacher` and `model` are diffusers pipelines."""
 STUDENTS = ("tiny-emoji", "tiny-digits")
 """The models that can be distilled."""
-PAIRS, COMPARED, LEAST_COMPARED = 2520, 420, 84
+N_PAIRS, COMPARED, LEAST_COMPARED = 2520, 420, 84
 """Images by default: that are learned from, that are compared, and that are compared of a run of few updates. They are
 30, 5 and 1 for each of tiny-emoji's prompts."""
 
@@ -63,7 +66,7 @@ class ImageDistilConfig:
     @property
     def n_pairs(self) -> int:
         """`pairs`, or as many as these updates take."""
-        return min(PAIRS, self.steps * self.batch_size) if self.pairs is None else self.pairs
+        return min(N_PAIRS, self.steps * self.batch_size) if self.pairs is None else self.pairs
 
     @property
     def n_compared(self) -> int:

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from diffrl.images.distil import DistilLearner, PairSource, learned, teach
-from diffrl.images.distil_config import STUDENTS, ImageDistilConfig
+from diffrl.images.distil_config import FILES, PAIRS, PICTURE, RESULT, SETTINGS, STUDENTS, ImageDistilConfig
 from diffrl.images.job import classifier_of, prompts_of
 from diffrl.images.model import Condition, ImageModel
 from diffrl.images.models import BUILT_IN, load_model
@@ -33,9 +33,6 @@ from diffrl.training.logs import MetricsLog
 from diffrl.training.loop import Loop, NoEvaluations, NoRecord
 from diffrl.training.stack import StackTrainer
 
-SETTINGS, PAIRS, RESULT, PICTURE = "settings.yaml", "pairs.safetensors", "distil.json", "distil.png"
-FILES = (SETTINGS, PAIRS, RESULT)
-"""What a run's folder has, besides run.json, that checksums cover; `teacher` and `model` are diffusers pipelines."""
 PAIR_NOISE, TRAINING, COMPARISON = 20, 21, 22
 """What random numbers are for, as in `images.samples`."""
 PART = 64

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from diffrl.images.rewards.human import Human
 from diffrl.images.rewards.scaled import scaled
 from diffrl.images.run import (
     FILES,
+    PICTURE,
     FinetuneRun,
     drop_model,
     evaluation_line,
@@ -76,9 +76,7 @@ def resume(
     supervised, rounds. stop_kl: another bound, for a run that stopped at its own. device: another than the run's.
     """
     run = FinetuneRun.read(path)
-    given: dict[str, Any] = {run.config.counts: steps, "stop_kl": stop_kl, "device": device}
-    changes = {name: value for name, value in given.items() if value is not None}
-    return _run(dataclasses.replace(run.config, **{**changes, "out": run.path}), run, quiet)
+    return _run(run.asked(steps, stop_kl, device), run, quiet)
 
 
 def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Path:
@@ -216,8 +214,7 @@ class _Session:
             if saved.step > config.rounds:
                 raise UserError(folders.too_far(path, saved.step, config.rounds, "rounds", flag(config.counts)))
             if saved.step == config.rounds:
-                counted = "images scored" if config.counts == "queries" else "rounds"
-                self._say(folders.all_done(path, saved.step, "rounds", counted))
+                self._say(folders.all_done(path, saved.step, "rounds", config.unit))
         done = -1 if saved is None else saved.step
         if resumed is not None and done < config.rounds < resumed.config.rounds:
             self._say(folders.ends_sooner(path, resumed.config.rounds, config.rounds, "rounds"))
@@ -341,7 +338,7 @@ class _Session:
             write_model(self.folder.path, self.setup.model)
             reward = "" if self.config.scored_by is None else f", reward: {self.config.scored_by}"
             title = f"{self.config.algo} on {self.config.model}{reward}"
-            plot_before_after(self.folder, self.folder.path / "before_after.png", title)
+            plot_before_after(self.folder, self.folder.path / PICTURE, title)
             if not self.quiet:
                 print_run(self.folder)
         self.world.barrier()

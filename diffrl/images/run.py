@@ -14,7 +14,7 @@ from diffrl.images.rewards.registry import is_single
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path, read_yaml, reading
+from diffrl.support.files import atomic_path, read_json, read_yaml, reading
 from diffrl.support.folder import ABOUT, IMAGES
 from diffrl.support.plots import BLUE, GREY, write_png
 from diffrl.support.schema import read
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 EVALUATIONS = "evaluations.json"
 FILES = (CONFIG, EVALUATIONS, "pairs.safetensors", "votes.json")
 """What a run's folder has, besides run.json, that checksums cover."""
+PICTURE = "before_after.png"
+"""Samples before and after, and curves."""
 MODEL = "model"
 """The folder in it of what was trained, as diffusers has it."""
 
@@ -88,6 +90,12 @@ class FinetuneRun:
             self.damaged = False
         folder.write_json(self.path / EVALUATIONS, self.history)
 
+    def asked(self, steps: int | None, stop_kl: float | None = None, device: str | None = None) -> FinetuneConfig:
+        """The configuration with what `diffrl resume` is asked for; None: the run's own. steps: see `counts`."""
+        given = {self.config.counts: steps, "stop_kl": stop_kl, "device": device}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(self.config, **{**changes, "out": self.path})
+
     @classmethod
     def read(cls, path: Path | str) -> "FinetuneRun":
         """Open a run's folder. Raises UserError where it is not that of a fine-tuning run of images."""
@@ -107,6 +115,31 @@ class FinetuneRun:
         except folder.Damaged as error:
             folder.say_once(f"{error.file} {error.why}. The run goes on without the evaluations in it.")
             return cls(path, config, damaged=True)
+
+
+def is_whole(run: FinetuneRun, config: FinetuneConfig) -> bool:
+    """Whether a run has made the rounds that it was made for and `config` asks for, and nothing of it is lost.
+
+    That is its newest checkpoint, its model, its grids, and a picture that is younger than these. No torch: such a run
+    is shown without its model.
+    """
+    path, done = run.path, config.rounds
+    if folder.steps(path)[-1:] != [done] or run.config.rounds != done or run.damaged or not run.history:
+        return False
+    rounds = [entry["round"] for entry in run.history]
+    made = [path / EVALUATIONS, path / MODEL / "model_index.json", *(grid_path(path, n) for n in rounds)]
+    try:
+        parts = [name for name in read_json(made[1]) if not name.startswith("_")]
+        drawn = (path / PICTURE).stat().st_mtime_ns
+        if rounds[-1] != done or any(file.stat().st_mtime_ns > drawn for file in made):
+            return False
+        if not all(any((path / MODEL / part).iterdir()) for part in parts):
+            return False
+        for name in ("state.json", "state.safetensors"):
+            folder.verified(path / "checkpoints" / f"{done:09d}" / name, say=False)
+    except (OSError, UserError):
+        return False
+    return True
 
 
 def drop_model(path: Path) -> None:
@@ -189,7 +222,7 @@ def print_run(run: FinetuneRun) -> None:
     for warning in warnings(first, last):
         console.print(f"[yellow]{warning}[/]")
     console.print(f"images scored:  {last['queries']:,} in {last['seconds']:,.0f} s")
-    console.print(f"picture:        {run.path / 'before_after.png'}")
+    console.print(f"picture:        {run.path / PICTURE}")
     console.print(f"what was trained: {run.path / 'model'} (diffusers' format)")
     console.print(f"compare runs:   diffrl compare {run.path} RUN ...")
     console.print(f"TensorBoard:    tensorboard --logdir {run.path}")

@@ -16,7 +16,7 @@ from diffrl.runs.policy import Actor, Evaluator, load_stack, remarks, tell_remar
 from diffrl.runs.report import draw_maze
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, counted, joined
 from diffrl.support.machine import settle
 from diffrl.support.names import apart, breakable, wrapped
 from diffrl.support.plots import BLUE, COMPARED, GREEN, GREY, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
@@ -45,6 +45,12 @@ class Rolled:
     """The observations (T, O) of the first seed's first episodes."""
     remarks: tuple[str, ...] = ()
     """What is to be known of these policies: see `diffrl.runs.policy.remarks`."""
+
+    @property
+    def amount(self) -> str:
+        """Of how many seeds and start states each."""
+        seeds, starts = self.returns.shape
+        return f"{counted(seeds, 'seeds')}, {counted(starts, 'start states')}{' each' if seeds > 1 else ''}"
 
     @property
     def returns(self) -> NDArray[np.float64]:
@@ -79,6 +85,8 @@ class Difference:
     """Of these very policies, over start states: Student's t on the paired differences, each a mean over the seeds."""
     over_seeds: Interval
     """Of the methods, over training seeds: Welch's t on the seeds' means; unknown with a single seed."""
+    single: tuple[str, ...] = ()
+    """The names of those of the two runs that have a single seed."""
 
     @property
     def verdict(self) -> str:
@@ -96,14 +104,17 @@ class Difference:
         if known and not widest.beyond_noise and self.over_starts.beyond_noise:
             return f"{sentence} (These very policies do differ, over start states.)"
         if not known:
-            return f"{sentence} With one seed it says nothing of the methods."
+            return f"{sentence} With one seed of {joined(self.single)} it says nothing of the methods."
         return sentence
 
 
-def difference(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Difference:
-    """How much more ours (S, E) are than theirs (S', E), of E start states in the same order."""
+def difference(
+    ours: NDArray[np.float64], theirs: NDArray[np.float64], names: tuple[str, str] = ("the one", "the other")
+) -> Difference:
+    """How much more ours (S, E) are than theirs (S', E), of E start states in the same order. names: of the two."""
     paired = ours.mean(0) - theirs.mean(0)
-    return Difference(_student(paired), _welch(ours.mean(1), theirs.mean(1)))
+    single = tuple(name for name, values in zip(names, (ours, theirs), strict=True) if len(values) == 1)
+    return Difference(_student(paired), _welch(ours.mean(1), theirs.mean(1)), single)
 
 
 def _student(values: NDArray[np.float64]) -> Interval:
@@ -159,11 +170,13 @@ def compare(
     picture = _picture(rolled, task)
     written = write_comparison(out, page(rolled, task, seed, picture), picture, _csv(rolled))
     if not quiet:
+        what = score_word(task.reference) if task.reference else "return"
+        for one in rolled:
+            console.print(f"{one.run.path}: {what} {estimate(_scored(one, task))}, {one.amount}", markup=False)
         for other in rolled[1:]:
-            found = difference(_scored(other, task), _scored(rolled[0], task))
-            console.print(
-                f"{other.run.path} - {rolled[0].run.path}: {found.over_starts}. {found.verdict}", markup=False
-            )
+            names = str(other.run.path), str(rolled[0].run.path)
+            found = difference(_scored(other, task), _scored(rolled[0], task), names)
+            console.print(f"{names[0]} - {names[1]}: {found.over_starts}. {found.verdict}", markup=False)
     return written
 
 
@@ -263,14 +276,15 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes) -> str
         about = ". ".join([about, *one.remarks])
         rows.append(
             f"<tr><td><b>{breakable(called)}</b><br>{html.escape(about)}</td>"
-            f"<td class=n>{estimate(scores)}</td><td class=n>{np.median(scores):.1f}</td></tr>"
+            f"<td class=n>{estimate(scores)}<br>{one.amount}</td><td class=n>{np.median(scores):.1f}</td></tr>"
         )
         if one is not first:
-            found = difference(scores, _scored(first, task))
+            found = difference(scores, _scored(first, task), (called, names[0]))
             name = f"{breakable(called)} − {breakable(names[0])}"
+            unknown = f"unknown: one seed of {joined([breakable(lone) for lone in found.single])}"
             several.append(
                 f"<tr><td><b>{name}</b><br>{html.escape(found.verdict)}</td><td class=n>{found.over_starts}</td>"
-                f"<td class=n>{'unknown: one seed' if np.isnan(found.over_seeds.low) else found.over_seeds}</td></tr>"
+                f"<td class=n>{unknown if np.isnan(found.over_seeds.low) else found.over_seeds}</td></tr>"
             )
     caveat = ""
     if task.scored_by_success and not task.comparable:

@@ -21,7 +21,7 @@ from agents.registry import get as agent_schema
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.data.transitions import Transitions
 from diffrl.runs.config import RunOptions
-from diffrl.runs.kind import kind_of
+from diffrl.runs.kind import FILES, kind_of
 from diffrl.runs.policy import (
     Actor,
     Evaluator,
@@ -32,7 +32,7 @@ from diffrl.runs.policy import (
     source_of_randomness,
     tell_remarks,
 )
-from diffrl.runs.run import FILES, Run, lowering_memory
+from diffrl.runs.run import Run, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.support import folder
 from diffrl.support.console import console, work
@@ -57,6 +57,8 @@ _ENTROPY = 0xD157
 """Sets the noise of the comparison apart from that of training and of evaluations."""
 AS_IT_ACTS = "with the noise of its own sampler's steps, and its critics' choice among its actions, where it has them"
 """What sets a policy apart from its map."""
+WHILE_TRAINED = "Not of this table: the student as it acts, in the evaluations while it was trained, other episodes:\n"
+"""What the scores of a run are, which are printed below the comparison with the teacher."""
 _STATES = 1000
 """States of the data in which teacher and student are compared."""
 
@@ -196,7 +198,7 @@ def _fit(
     if not quiet:
         console.print(_table(run, rows))
         console.print(f"score and agreement against network calls: {run.path / PICTURE}")
-    return finished(run, scores, quiet)
+    return finished(run, scores, quiet, WHILE_TRAINED)
 
 
 # --- Score against network calls -----------------------------------------------------------------------------------
@@ -297,12 +299,14 @@ def _table(run: Run, rows: Sequence[CallsRow]) -> Table:
     n = len(run.config.seeds)
     about = f"Distance: from the same noise in {_STATES:,} states of the data, actions in [-1, 1]."
     if rows[0].values is not None:
+        values = np.asarray(rows[0].values)
+        over = "seeds" if n > 1 else "episodes"
+        error = f", ± standard error over {over}" if values.size > 1 else ""
         about += (
-            f"\nScores: {run.config.eval_episodes:,} episodes a seed (--eval-episodes), ± standard error over "
-            f"{'seeds' if n > 1 else 'episodes'}.\nAs it acts: {AS_IT_ACTS}; the other rows are the policy's map from "
-            "noise to action alone."
+            f"\nScores: {run.config.eval_episodes:,} episodes a seed (--eval-episodes), the same for all rows{error}."
+            f"\nAs it acts: {AS_IT_ACTS}; the other rows are the policy's map from noise to action alone."
         )
-    table = Table(title=f"Teacher and student, {n} seed(s)", caption=about, caption_justify="left")
+    table = Table(title=f"Teacher and student after the last step, {n} seed(s)", caption=about, caption_justify="left")
     for column in ("", "network calls", "distance to the teacher", _measure(run)):
         table.add_column(column, justify="right" if column else "left")
     for row in rows:

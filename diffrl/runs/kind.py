@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.base_config import AgentConfig
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError
 from diffrl.support.files import read_yaml
-from diffrl.support.folder import ABOUT, AGAIN, IMAGES, read_json, steps
+from diffrl.support.folder import ABOUT, AGAIN, IMAGES, IMAGES_DISTIL, read_json, steps
 from diffrl.support.remote import local_folder
 
 OFFLINE, ONLINE = "offline", "online"
@@ -16,6 +17,8 @@ OFFLINE, ONLINE = "offline", "online"
 says the algorithm, such as dppo."""
 SETTINGS = "settings.yaml"
 """The file that only a run that started from another run has: how it goes on from there."""
+FILES = ("config.yaml", "preprocessing.safetensors", SETTINGS)
+"""What a run's folder has from the beginning, besides run.json."""
 OLD_SETTINGS = {"online": "online.yaml", "finetune": "finetune.yaml"}
 """That file's names in folders from before there were kinds, by the entry of run.json that tells the kind."""
 
@@ -46,9 +49,41 @@ def require_run(path: Path | str) -> None:
     kind_of(path)
 
 
+def require_policy(path: Path | str) -> None:
+    """Raise UserError where a folder holds no run of a policy: for commands, before they import torch."""
+    if (kind := kind_of(path)) in (IMAGES, IMAGES_DISTIL):
+        raise of_images(local_folder(path), kind)
+
+
+def of_images(path: Path, kind: str) -> UserError:
+    """What is said of a run of an image model, of a kind, where one of a policy is wanted."""
+    if kind == IMAGES_DISTIL:
+        return UserError(
+            f"{path} is a distilled image model: `diffrl finetune --model {path}` takes it, its distil.json and "
+            "distil.png show it."
+        )
+    return UserError(
+        f"{path} is a fine-tuning run of an image model: `diffrl resume {path}` goes on with it, "
+        f"`diffrl compare {path}` shows it."
+    )
+
+
+def require_checkpoint(path: Path | str, which: str) -> None:
+    """Raise UserError where a run has no checkpoint that is called so: last, best, or a step."""
+    known = steps(local_folder(path))
+    if which not in ("last", "best") and not (which.isdigit() and int(which) in known):
+        raise UserError(f"No checkpoint {which!r}: expected last, best, or one of {known}.")
+
+
+def agent_of(path: Path | str) -> AgentConfig:
+    """The settings of the agent of a policy's run. Raises UserError where config.yaml cannot be read."""
+    return configuration.load(local_folder(path) / "config.yaml", of_run=True).agent
+
+
 def untrained_at(path: Path | str) -> TrainConfig | None:
     """The configuration that `path` names; None where it names a run. Raises UserError where it names neither."""
     if Path(path).is_dir():
+        require_policy(path)
         return None
     name = str(path).removesuffix(".yaml")
     if Path(path).is_file() or name in configuration.shipped():

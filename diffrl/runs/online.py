@@ -22,7 +22,7 @@ from diffrl.runs.config import (
     TrainConfig,
     choose_compiling,
 )
-from diffrl.runs.kind import ONLINE, untrained_at
+from diffrl.runs.kind import FILES, ONLINE, untrained_at
 from diffrl.runs.policy import (
     StackEvaluator,
     build_agent,
@@ -32,7 +32,7 @@ from diffrl.runs.policy import (
     source_of_randomness,
     tell_remarks,
 )
-from diffrl.runs.run import FILES, Run
+from diffrl.runs.run import Run
 from diffrl.runs.train import EXPLODED, Say, begun, finished, fit, folder_stem, reopened, same_data, watched
 from diffrl.support.console import console
 from diffrl.support.errors import UserError

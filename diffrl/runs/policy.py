@@ -15,6 +15,7 @@ from agents.planning import Follower, Planner
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.runs.export import hub
 from diffrl.runs.export.folder import check_is, open_policy
+from diffrl.runs.kind import require_checkpoint
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, first_line
@@ -165,9 +166,8 @@ def _find_checkpoint(run: Run, which: str, seed_index: int) -> checkpoint.Checkp
                 say_once(f"{error} The best of the others is taken.")
                 steps.remove(step)
         raise UserError(f"{run.path} has no evaluated checkpoint that is whole, so no best one: --which last.")
-    if which.isdigit() and int(which) in steps:
-        return checkpoint.load(run.path, int(which))
-    raise UserError(f"No checkpoint {which!r}: expected last, best, or one of {steps}.")
+    require_checkpoint(run.path, which)
+    return checkpoint.load(run.path, int(which))
 
 
 def _agent_at(run: Run, saved: checkpoint.Checkpoint, seed_index: int, device: str) -> Agent:

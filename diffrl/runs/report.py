@@ -38,7 +38,8 @@ def print_evaluation(
         title += "\n(on rebuilt data, not OGBench's own, or in a changed environment)"
     elif reference and not comparable:
         title += "\n(scaled by D4RL's references, but data or environment are not D4RL's: not comparable)"
-    caption = f"{episodes} episodes a seed; ± standard error"
+    single = all(len(entry["seeds"]) == 1 for entry in result.values()) and episodes == 1
+    caption = f"{episodes:,} episode{'s' * (episodes != 1)} a seed" + ("" if single else "; ± standard error")
     if fidelity:
         caption += f"\n{fidelity}"
     table = Table(title=title, caption=caption, caption_justify="left")

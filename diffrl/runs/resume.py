@@ -1,10 +1,9 @@
 """Going on with a run of any kind from its newest checkpoint."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffrl.runs import kind as kinds
-from diffrl.runs.run import Run
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
@@ -12,6 +11,9 @@ from diffrl.support.files import to_write
 from diffrl.support.folder import IMAGES, IMAGES_DISTIL, held
 from diffrl.tuning import config as tuning
 from diffrl.tuning.distil_config import DISTIL
+
+if TYPE_CHECKING:
+    from diffrl.runs.run import Run
 
 
 def resume(
@@ -51,6 +53,16 @@ def resume(
     if kind == IMAGES:
         if dataset is not None:
             raise UserError(f"--dataset is for runs that learn from a data set, and {path} is one of images.")
+        from diffrl.images.run import FinetuneRun, is_whole, print_run
+
+        finished = FinetuneRun.read(path)
+        config = finished.asked(steps)
+        if is_whole(finished, config):  # shown without torch and without its model
+            with held(path):
+                if not quiet:
+                    console.print(folder.all_done(path, config.rounds, "rounds", config.unit), markup=False)
+                    print_run(finished)
+            return path
         from diffrl.images import job
 
         return job.resume(path, stop_kl=stop_kl, **options)
@@ -60,6 +72,8 @@ def resume(
         from diffrl.images import distil_job
 
         return distil_job.resume(path, **options)
+    from diffrl.runs.run import Run
+
     with held(path):
         run = Run.read(path)
         from diffrl.runs.train import Complete, moved
@@ -77,7 +91,7 @@ def resume(
             return path
 
 
-def _resume(run: Run, eval_workers: int | None, options: dict[str, Any]) -> Path:
+def _resume(run: "Run", eval_workers: int | None, options: dict[str, Any]) -> Path:
     """Go on with a run that learns from a data set, whatever its kind."""
     if run.kind == kinds.OFFLINE:
         from diffrl.runs.train import resume_offline

@@ -14,11 +14,12 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import ActionBounds, Preprocessing
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
-from diffrl.runs.kind import OFFLINE, OLD_SETTINGS, SETTINGS, kind_in, kind_of, no_run, read_about
+from diffrl.runs.kind import FILES, OFFLINE, OLD_SETTINGS, SETTINGS, kind_in, kind_of, no_run, of_images, read_about
 from diffrl.support.errors import UserError, said_by
 from diffrl.support.files import read_yaml
 from diffrl.support.folder import (
     ABOUT,
+    IMAGES,
     IMAGES_DISTIL,
     read_tensors,
     seal,
@@ -32,9 +33,6 @@ from diffrl.support.machine import explaining_memory, versions
 from diffrl.support.remote import local_folder
 from diffrl.training import checkpoint
 from envs.task import Task, capped, fitting_env
-
-FILES = ("config.yaml", "preprocessing.safetensors", SETTINGS)
-"""What a run's folder has from the beginning, besides run.json."""
 
 
 @dataclass(frozen=True)
@@ -129,15 +127,9 @@ class Run:
         needed = ("config.yaml", "run.json", "preprocessing.safetensors")
         missing = [name for name in needed if not (path / name).is_file()]
         if "config.yaml" in missing and (path / "finetune.yaml").is_file():
-            raise UserError(
-                f"{path} is a fine-tuning run of an image model: `diffrl resume {path}` goes on with it, "
-                f"`diffrl compare {path}` shows it."
-            )
+            raise of_images(path, IMAGES)
         if "config.yaml" in missing and (path / ABOUT).is_file() and kind_of(path) == IMAGES_DISTIL:
-            raise UserError(
-                f"{path} is a distilled image model: `diffrl finetune --model {path}` takes it, its distil.json and "
-                "distil.png show it."
-            )
+            raise of_images(path, IMAGES_DISTIL)
         if missing:
             raise UserError(no_run(path, missing))
         about = read_about(path)

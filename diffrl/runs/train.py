@@ -19,9 +19,9 @@ from diffrl.data.transitions import Transitions
 from diffrl.runs import config as configuration
 from diffrl.runs import workers
 from diffrl.runs.config import TrainConfig, chosen, group_seeds
-from diffrl.runs.kind import OFFLINE
+from diffrl.runs.kind import FILES, OFFLINE
 from diffrl.runs.policy import CheckpointEvaluator, build_agent, source_of_randomness
-from diffrl.runs.run import FILES, Run, lowering_memory
+from diffrl.runs.run import Run, lowering_memory
 from diffrl.support.console import StepsBar, console, steps_bar
 from diffrl.support.errors import UserError
 from diffrl.support.folder import all_done, claimed, too_far, what_works
@@ -229,8 +229,11 @@ def fit(
     return book.scores
 
 
-def finished(run: Run, scores: Scores, quiet: bool) -> Path:
-    """Say where a run that has made its steps is, how it scored, and what to do next; give its folder."""
+def finished(run: Run, scores: Scores, quiet: bool, whose: str = "") -> Path:
+    """Say where a run that has made its steps is, how it scored, and what to do next; give its folder.
+
+    whose: said before the scores, where a table above them is of others.
+    """
     path = run.path
     if quiet:
         return path
@@ -239,10 +242,11 @@ def finished(run: Run, scores: Scores, quiet: bool) -> Path:
         kind = "score" if "score" in last else "mean_return"
         best = scores.best()
         what = score_word(scores.about["reference"]) if kind == "score" else "return"
+        over = "" if last["error"] is None else f", ± standard error over {'seeds' if len(best) > 1 else 'episodes'}"
         console.print(
-            f"[bold]{what}[/]: last {np.mean(last[kind]):.1f}{plus_minus(last)}, best "
+            f"{whose}[bold]{what}[/]: last {np.mean(last[kind]):.1f}{plus_minus(last)}, best "
             f"{np.mean([b['value'] for b in best]):.1f} (each seed's best evaluation); {len(best)} seed(s), "
-            f"{len(last['returns'][0])} episodes each, ± standard error over {'seeds' if len(best) > 1 else 'episodes'}"
+            f"{len(last['returns'][0])} episodes each{over}"
         )
         if equal := scores.all_equal():
             console.print(equal)

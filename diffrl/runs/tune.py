@@ -14,7 +14,7 @@ from diffrl.data.preferences import Preferences, is_labelled, label_segments, re
 from diffrl.data.transitions import Transitions
 from diffrl.nets import seed_generator
 from diffrl.runs.config import RunOptions
-from diffrl.runs.kind import OFFLINE
+from diffrl.runs.kind import FILES, OFFLINE
 from diffrl.runs.policy import (
     StackEvaluator,
     build_agent,
@@ -23,7 +23,7 @@ from diffrl.runs.policy import (
     source_of_randomness,
     tell_remarks,
 )
-from diffrl.runs.run import FILES, Run, lowering_memory
+from diffrl.runs.run import Run, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.support.errors import UserError
 from diffrl.support.folder import add, claimed, verified

@@ -4,6 +4,7 @@ import difflib
 import errno
 import itertools
 import os
+import re
 import reprlib
 from collections.abc import Collection, Iterable, Sequence
 
@@ -69,6 +70,16 @@ def shown(value: object) -> str:
         return " ".join(line.strip() for line in writer.repr(value).splitlines())
     except ValueError:  # of more digits than Python prints
         return "a number too long to print"
+
+
+def counted(n: int, what: str) -> str:
+    """So many of something, named by its plural: "1,000 steps", "1 step"."""
+    return f"{n:,} {what if n != 1 else singular(what)}"
+
+
+def singular(what: str) -> str:
+    """The singular of a plural in -s: of "start states", "start state"; of "images scored", "image scored"."""
+    return re.sub(r"s\b(?!.*s\b)", "", what)
 
 
 def joined(words: Sequence[str]) -> str:

@@ -61,6 +61,18 @@ def to_write(name: str | Path, what: str = "files") -> Path:
     )
 
 
+def spare(path: Path | None, force: bool) -> None:
+    """Raise UserError where a file is there that is not to be replaced; None: nothing is to be written."""
+    if path is not None and path.exists() and not force:
+        raise UserError(f"{path} exists. Use --force to replace it.")
+
+
+def unused(folder: Path) -> None:
+    """Raise UserError where something is in the place of a folder that is to be made by --to; it may be empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already, and is not overwritten: move it away, or choose another --to.")
+
+
 def beside(folder: str | Path, name: str) -> Path:
     """Where a file that belongs into a folder is written: into it, or for one at an address into this one."""
     if (address := address_of(folder)) is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffrl.support.console import console
-from diffrl.support.errors import UserError, disk_full, first_line
+from diffrl.support.errors import UserError, counted, disk_full, first_line, singular
 from diffrl.support.files import atomic_path, clear_abandoned, lock_file, sha256, to_write, to_yaml
 
 if TYPE_CHECKING:
@@ -59,18 +59,20 @@ def steps(folder: Path) -> list[int]:
 
 def ends_sooner(folder: Path, made_for: int, now: int, what: str = "steps") -> str:
     """What is said of a run that is to end after fewer steps, or whatever it counts, than it was made for."""
-    return f"{folder} was made for {made_for:,} {what}, and is to end at {now:,} now."
+    return f"{folder} was made for {counted(made_for, what)}, and is to end at {now:,} now."
 
 
 def too_far(folder: Path, done: int, asked: int, what: str = "steps", option: str = "--steps") -> str:
     """What is said of a run that has made more steps, or whatever it counts, than it is asked for."""
-    return f"{folder} has {done:,} {what} already, more than the {asked:,} asked for: give a larger {option} to go on."
+    has = f"{folder} has {counted(done, what)} already"
+    return f"{has}, more than the {asked:,} asked for: give a larger {option} to go on."
 
 
-def all_done(folder: Path, done: int, what: str = "steps", counted: str = "") -> str:
-    """What is said of a run that has nothing left to do; counted: what --steps counts, where that is to be told."""
-    more = f"N {counted}" if counted else "N"
-    return f"{folder}: all {done:,} {what} are done. `diffrl resume {folder} --steps N` goes on to {more} in all."
+def all_done(folder: Path, done: int, what: str = "steps", unit: str = "") -> str:
+    """What is said of a run that has nothing left to do; unit: what --steps counts, where that is to be told."""
+    more = f"N {unit}" if unit else "N"
+    made = f"its one {singular(what)} is done" if done == 1 else f"all {done:,} {what} are done"
+    return f"{folder}: {made}. `diffrl resume {folder} --steps N` goes on to {more} in all."
 
 
 def what_works(folder: Path) -> str:

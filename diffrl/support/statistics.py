@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+SINGLE = "one episode: no ±"
+"""What is said of a mean without a standard error."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -17,8 +20,13 @@ class Estimate:
     """"seeds" or "episodes": what the error is taken over."""
 
     def __str__(self) -> str:
-        """For example `43.1 ± 2.0`."""
-        return f"{self.mean:.1f}" if np.isnan(self.error) else f"{self.mean:.1f} ± {self.error:.1f}"
+        """For example `43.1 ± 2.0`; of a single value `43.1`, and why it has no error."""
+        return f"{self.mean:.1f}{plus_minus(self.error)}"
+
+
+def plus_minus(error: float | None) -> str:
+    """What stands behind a mean: its standard error; or that there is none, of a single episode of a single seed."""
+    return f" ({SINGLE})" if error is None or np.isnan(error) else f" ± {error:.1f}"
 
 
 def estimate(values: NDArray[np.float64] | Sequence[Sequence[float]]) -> Estimate:

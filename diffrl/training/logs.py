@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from diffrl.support import folder
+from diffrl.support import folder, statistics
 from diffrl.support.errors import UserError, said_by
 from diffrl.support.files import atomic_path
 from diffrl.support.plots import BLUE, finish, new_figure, save
-from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
 from diffrl.training.sinks import CSV, TENSORBOARD, WANDB, Sink, WeightsAndBiases
 from envs.task import Task, score_word
@@ -231,7 +230,7 @@ class Scores:
         entry["mean_return"] = [float(v) for v in returns.mean(1)]
         if normalise is not None:
             entry["score"] = [float(v) for v in normalise(outcomes).mean(1)]
-        error = estimate(returns if normalise is None else normalise(outcomes)).error
+        error = statistics.estimate(returns if normalise is None else normalise(outcomes)).error
         entry["error"] = None if math.isnan(error) else error
         self.evaluations = [e for e in self.evaluations if e["step"] != step] + [entry]
         self._write()
@@ -340,8 +339,8 @@ def evaluation_line(step: int, entry: dict[str, Any], episodes: int) -> str:
 
 
 def plus_minus(entry: dict[str, Any]) -> str:
-    """The standard error of an evaluation, where it has one."""
-    return "" if entry["error"] is None else f" ± {entry['error']:.1f}"
+    """What stands behind the mean of an evaluation: its standard error, or that a single episode has none."""
+    return statistics.plus_minus(entry["error"])
 
 
 def read_scores(run: Path) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import agents
-from diffrl.support.errors import UserError, nearest
+from agents.base_config import AgentConfig
+from diffrl.support.errors import UserError, joined, nearest
 from diffrl.support.schema import (
     Batch,
     Count,
@@ -194,6 +195,47 @@ NOT_ALONE = ("fql", "q_guidance")
 """Agents that do not act by their generative policy alone: by a distillate of it, and by a guided one."""
 FORWARD = tuple(name for name in agents.names("chain", "solver", "flow") if name not in NOT_ALONE)
 """The agents of ours whose policies the forward process alone can fine-tune: see `nft`."""
+WITH_CHAIN, WITH_LOSS = joined(agents.names("chain")), joined(agents.names("chain", "solver"))
+
+
+def no_chain(name: str, solver: bool) -> UserError:
+    """What is said of an agent for PPO over a chain; solver: whether its policy samples by one."""
+    if solver:
+        return UserError(
+            f"The agent {name} samples by a deterministic solver, whose steps have no probabilities for PPO to change: "
+            f"expected one of {WITH_CHAIN}; from preferences (--algo dpo) {name} can be fine-tuned."
+        )
+    return UserError(f"The agent {name} has no diffusion chain to fine-tune; those that have one are {WITH_CHAIN}.")
+
+
+def no_denoising(name: str) -> UserError:
+    """What is said of an agent that does not act by a policy that a denoising loss trains."""
+    return UserError(f"The agent {name} does not act by a diffusion policy; those that do are {WITH_LOSS}.")
+
+
+def no_forward(name: str) -> UserError:
+    """What is said of an agent that does not act by a diffusion or a flow, or not by it alone."""
+    return UserError(
+        f"The agent {name} does not act by a diffusion or flow policy alone; those that do are {joined(FORWARD)}."
+    )
+
+
+def refuse_agent(algo: str, agent: AgentConfig) -> None:
+    """Raise UserError for an agent of ours whose policy `algo` cannot change, before torch is imported and it is built.
+
+    algo: dppo, dpo, nft, or another that takes a policy as nft does, as distillation. Of another package's agent it is
+    seen once it is built.
+    """
+    name, kind = agent.name, agent.policy_kind
+    if name not in agents.AGENTS:
+        return
+    if algo == DPPOConfig.algo and kind != "chain":
+        raise no_chain(name, kind == "solver")
+    if algo == DPOConfig.algo and kind not in ("chain", "solver"):
+        raise no_denoising(name)
+    if algo not in (DPPOConfig.algo, DPOConfig.algo) and name not in FORWARD:
+        raise no_forward(name)
+
 
 DEFAULT_STEPS = {"dppo": 400_000, "dpo": 1_000, "nft": 400_000}
 """How long a run is by default: environment steps for dppo and nft, updates for dpo."""

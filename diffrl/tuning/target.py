@@ -7,34 +7,25 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-import agents
 from agents.base import Agent, GenerativePolicy
 from agents.base_config import CriticConfig
 from agents.critic import CriticEnsemble, aggregate
 from agents.diffusion_policy import DiffusionPolicy
 from agents.flow_policy import FlowPolicy
 from agents.solver_policy import SolverPolicy
-from diffrl.support.errors import UserError, joined
-from diffrl.tuning.config import FORWARD, NOT_ALONE, DPPOConfig, TuningConfig
+from diffrl.support.errors import UserError
+from diffrl.tuning.config import NOT_ALONE, DPPOConfig, TuningConfig, no_chain, no_denoising, no_forward
 
 PolicyT = TypeVar("PolicyT", bound=GenerativePolicy)
 ForwardPolicy = DiffusionPolicy | SolverPolicy | FlowPolicy
 """A policy that is trained by a denoising loss."""
-WITH_CHAIN = joined(agents.names("chain"))
-WITH_LOSS = joined(agents.names("chain", "solver"))
 
 
 def chain_policy(agent: Agent) -> DiffusionPolicy:
     """The agent's policy, whose sampling is a chain of random decisions. Raises UserError where it is not."""
     policy = agent.networks.get(agent.generative)
-    name = agent.config.name
-    if isinstance(policy, SolverPolicy):
-        raise UserError(
-            f"The agent {name} samples by a deterministic solver, whose steps have no probabilities for PPO to change: "
-            f"expected one of {WITH_CHAIN}; from preferences (--algo dpo) {name} can be fine-tuned."
-        )
     if not isinstance(policy, DiffusionPolicy):
-        raise UserError(f"The agent {name} has no diffusion chain to fine-tune; those that have one are {WITH_CHAIN}.")
+        raise no_chain(agent.config.name, isinstance(policy, SolverPolicy))
     return policy
 
 
@@ -42,9 +33,7 @@ def denoising_policy(agent: Agent) -> DiffusionPolicy | SolverPolicy:
     """The agent's policy, where it is trained by a denoising loss and acts itself. Raises UserError where it is not."""
     policy = agent.networks.get(agent.generative)
     if not isinstance(policy, DiffusionPolicy | SolverPolicy):
-        raise UserError(
-            f"The agent {agent.config.name} does not act by a diffusion policy; those that do are {WITH_LOSS}."
-        )
+        raise no_denoising(agent.config.name)
     return policy
 
 
@@ -52,9 +41,7 @@ def forward_policy(agent: Agent) -> ForwardPolicy:
     """The agent's policy, where it is trained by a denoising loss and acts itself, unguided. Raises UserError else."""
     policy, name = agent.networks.get(agent.generative), agent.config.name
     if not isinstance(policy, DiffusionPolicy | SolverPolicy | FlowPolicy) or name in NOT_ALONE:
-        raise UserError(
-            f"The agent {name} does not act by a diffusion or flow policy alone; those that do are {joined(FORWARD)}."
-        )
+        raise no_forward(name)
     return policy
 
 

@@ -82,8 +82,9 @@ print("spread of the actions after each step:", " ".join(f"{cloud.std(0).mean():
 # ## What the critics say, and what the data did
 #
 # The shading is Q of every action in that state, the least of the five critics. Grey dots are what the data did in the
-# 200 nearest states; blue ones are the policy's actions. Cloning holds the blue dots to the grey ones, and Q pulls
-# them to where it is dark.
+# 200 nearest states; blue ones are the policy's actions. The loss has a term of cloning, which holds the
+# blue dots to the grey ones, and one of Q, which is to move them to where it is dark. Of the second nothing shows after
+# these few steps: Q differs by 0.04 between all actions here, and its two means below are equal to two digits.
 
 # %%
 from envs.datasets import load_dataset

@@ -179,7 +179,12 @@ def test_an_untrained_model_fails_everywhere(parts: Parts, dynamics: Dynamics) -
     assert steps.reward.synthetic > 0.1
     assert steps.terminal.synthetic > 0.1  # it falls outright, and no row says so
     first = " ".join(look_first(report))
-    for word in ("marginals", "sliced W2", "of a step", "0.00% terminal rows instead of"):
+    for word in (
+        "marginals",
+        "sliced W2",
+        "deviations of the data's, where a step changes it by",
+        "0.00% terminal rows instead of",
+    ):
         assert word in first
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from diffrl.augment.fidelity import measures
-from diffrl.augment.fidelity.measures import Doubles, DynamicsError, Neighbours, Pair
+from diffrl.augment.fidelity.measures import UNIT, Doubles, DynamicsError, Neighbours, Pair
 from diffrl.data.fidelity import LOOK_FIRST, NO_FAULT, USELESS, Verdict
 from diffrl.data.offline import ACTION_LIMIT, Floats, Ints, OfflineDataset
 from diffrl.diffusion.diagnostics import sliced_w2
@@ -434,9 +434,9 @@ def look_first(report: FidelityReport) -> list[str]:
         if pair.synthetic > 2 * pair.real:
             found.append(f"{name} {pair.synthetic / pair.real:.1f}x the floor" if pair.real else name)
     if steps is not None and math.isfinite(steps.median.synthetic) and steps.standing_still:
-        off = steps.median.synthetic / steps.standing_still
-        if off > 1 / 3:
-            found.append(f"s' off by {off:.2g} of a step")
+        off, step = steps.median.synthetic, steps.standing_still
+        if off > step / 3:
+            found.append(f"s' off by {off:.2g} {UNIT}, where a step changes it by {step:.2g}")
     if abs(rate.synthetic - rate.real) * report.rows > 10 and not 0.5 < rate.synthetic / (rate.real or math.inf) < 2:
         found.append(f"{rate.synthetic:.2%} terminal rows instead of {rate.real:.2%}")
     if near.closer > 0.05:
@@ -460,11 +460,11 @@ def _obeys(steps: DynamicsError) -> str:
         return "Not measured: no row's observation gives the simulator's whole state."
     step = steps.standing_still or 1.0
     line = (
-        f"The median row misses the simulator's s' by {model / step:.2g} of a step's change (s' - s) and its "
+        f"The median row misses the simulator's s' by {model:.2g} {UNIT} (a step changes it by {step:.2g}) and its "
         f"reward by {steps.reward.synthetic:.2g}; terminal is another in {steps.terminal.synthetic:.2%}."
     )
     if model > step / 3 and world <= 0.1 * step:
         line = f"Does not obey the simulator. {line}"
     if world > 0.1 * step:
-        return f"{line} But real rows miss it by {world / step:.2g}: it is not the simulator they come from."
-    return f"{line} Real rows miss it by {world / step:.1g}."
+        return f"{line} But real rows miss it by {world:.2g}: it is not the simulator they come from."
+    return f"{line} Real rows miss it by {world:.1g}."

@@ -186,6 +186,10 @@ def nearest_distances(rows: Floats, base: Floats, exclude: Ints | None = None) -
 # --- dynamics ------------------------------------------------------------------------------------------------------
 
 
+UNIT = "deviations of the data's"
+"""What errors of s' against the simulator are in, wherever they are said: RMS over columns, each in its deviation."""
+
+
 def dynamics_error(
     dynamics: Dynamics, made: Floats, fresh: Floats, scale: Doubles, o: int, a: int, stand_ins: bool
 ) -> DynamicsError:

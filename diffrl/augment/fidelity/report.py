@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffrl.augment.fidelity.comparison import FidelityReport, table_of
-from diffrl.augment.fidelity.measures import Doubles, Pair
+from diffrl.augment.fidelity.measures import UNIT, Doubles, Pair
 from diffrl.data.offline import Floats, OfflineDataset
 from diffrl.support.files import atomic_path
 from diffrl.support.plots import BLUE, GREY, ORANGE, PAGE_STYLE, finish, save
@@ -128,7 +128,7 @@ def _measures(report: FidelityReport) -> list[tuple[str, str, Pair, str]]:
     still = Pair(np.nan, steps.standing_still)
     return [
         *rows,
-        ("dynamics", "error of s' against the simulator, median", steps.median, ".2g"),
+        ("dynamics", f"error of s' against the simulator, {UNIT}, median", steps.median, ".2g"),
         ("dynamics", "the same, 90 % quantile", steps.high, ".2g"),
         ("dynamics", 'the same of "s\' = s", median', still, ".2g"),
         ("dynamics", "error of r, median", steps.reward, ".2g"),
@@ -269,7 +269,7 @@ def _plot_dynamics(ax: "Axes", report: FidelityReport) -> None:
     bins = np.geomspace(least, 2 * high, 60)
     _two_histograms(ax, steps.synthetic.clip(least), steps.real.clip(least), bins)
     ax.axvline(steps.standing_still, color=ORANGE, linewidth=1, linestyle="--", label='"s\' = s", median')
-    ax.set(xscale="log", xlabel="RMS over columns, standardised")
+    ax.set(xscale="log", xlabel=f"RMS over columns, {UNIT}")
     ax.set_xticks([1e-8, 1e-6, 1e-4, 1e-2, 1])
     ax.minorticks_off()
     _leave_room(ax)

@@ -15,7 +15,7 @@ from diffrl.augment import streams
 from diffrl.augment.augmenter import Augmenter, RealData
 from diffrl.augment.columns import as_columns
 from diffrl.augment.config import Request
-from diffrl.augment.fidelity.measures import CLIPPED_MARGIN
+from diffrl.augment.fidelity.measures import CLIPPED_MARGIN, UNIT
 from diffrl.augment.flow_to_better import generate
 from diffrl.augment.flow_to_better.blocks import BlockPairs, make_blocks
 from diffrl.augment.flow_to_better.config import (
@@ -439,8 +439,9 @@ class FlowToBetter(Augmenter):
         if counts.improved:
             return (
                 f"All rows of the {counts.improved:,} improved trajectories miss the simulator by more than "
-                f"--max-dynamics-error {self._bound:g} (half of them by {counts.median_error:.3g}): nothing is left to "
-                "write. Raise it, or train longer: more --steps (a model of other settings needs another --folder)."
+                f"--max-dynamics-error {self._bound:g} {UNIT} (half of them by {counts.median_error:.3g}): nothing is "
+                "left to write. Raise it, or train longer: more --steps (a model of other settings needs another "
+                "--folder)."
             )
         return (
             f"None of {counts.trajectories:,} trajectories was improved by the flow: nothing is left to write. What is "

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffrl.augment.fidelity.measures import UNIT
 from diffrl.augment.flow_to_better import generate
 from diffrl.data.offline import Floats
 
@@ -65,7 +66,7 @@ class Counts:
         )
         if not np.isnan(self.median_error):
             yield (
-                f"Dynamics:    the median row misses the simulator's s' by {self.median_error:.2g} deviations; "
+                f"Dynamics:    the median row misses the simulator's s' by {self.median_error:.2g} {UNIT}; "
                 f"{self.left_out:,} rows are left out for it."
             )
 

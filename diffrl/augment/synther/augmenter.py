@@ -17,7 +17,7 @@ from diffrl.augment.augmenter import Augmenter, RealData
 from diffrl.augment.config import Request
 from diffrl.augment.job import augment
 from diffrl.augment.synther.codec import RowCodec
-from diffrl.augment.synther.config import ROWS_VERSION, Sampling, SynthERConfig
+from diffrl.augment.synther.config import FIRST_LOOK, ROWS_VERSION, Sampling, SynthERConfig
 from diffrl.augment.synther.generate import chunk_size, sample_rows
 from diffrl.augment.synther.model import ModelRows, TransitionDiffusion
 from diffrl.data.transitions import Transitions
@@ -58,6 +58,7 @@ class SynthER(Augmenter):
 
     name, verb, paper = "SynthER", "synther", "arXiv 2303.06614"
     rows_version = ROWS_VERSION
+    first_look = FIRST_LOOK
 
     def __init__(self, config: SynthERConfig, sampling: Sampling) -> None:
         if sampling.steers and config.condition == "none":

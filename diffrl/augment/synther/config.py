@@ -32,6 +32,8 @@ ROWS_VERSION = 2
 
 1: SynthER had a hash of seeds of its own. 2: the hash is that of `diffrl.support.seeds`, which everything shares.
 """
+FIRST_LOOK = "--rows 10000 --samples 10000 --width 128 --steps 2000"
+"""Options of a small start, of half a minute on a CPU."""
 MANY_ROWS = 800_000
 """Rows from which the published batch is the large one."""
 

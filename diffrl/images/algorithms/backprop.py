@@ -10,6 +10,7 @@ from diffrl.images.algorithms.base import Algorithm, Metrics, Term
 from diffrl.images.config import DRaFTConfig, ReFLConfig
 from diffrl.images.examples import examples_of
 from diffrl.images.rewards import grouped
+from diffrl.images.rewards.registry import without_gradient
 from diffrl.images.samples import (
     PAIRS,
     PROMPTS,
@@ -35,11 +36,7 @@ class Backpropagation(Algorithm[Config]):
         self.chosen = torch.empty(0, dtype=torch.int64)
         reward = setup.reward
         if reward is None or not reward.differentiable:
-            name = "none" if reward is None else reward.name
-            raise UserError(
-                f"{setup.config.algo} needs a reward with a gradient, and {name} has none: choose a classifier, "
-                "aesthetic, clip and the like, or --algo ddpo-is."
-            )
+            raise without_gradient("none" if reward is None else reward.name, setup.config.algo)
         if grouped(reward):
             raise UserError(
                 f"{setup.config.algo} asks about a few images at a time, and {reward.name} compares all of a prompt: "

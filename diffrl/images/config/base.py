@@ -88,6 +88,8 @@ class FinetuneConfig(metaclass=_Presets):
     """The defaults with a diffusers pipeline, where they are not those of the built-in models."""
     counts: ClassVar[Literal["queries", "rounds"]]
     """The option that says how long a run is: images scored in all, or rounds."""
+    unit: ClassVar[str]
+    """What that option counts, in words."""
 
     algo: Algo = "ddpo-is"
     """The algorithm: see the list above."""
@@ -241,7 +243,7 @@ class FinetuneConfig(metaclass=_Presets):
 class OnlineConfig(FinetuneConfig):
     """The settings of algorithms that sample and ask the reward in every round."""
 
-    counts = "queries"
+    counts, unit = "queries", "images scored"
 
     reward: str = "jpeg"
     """What to raise, such as jpeg, incompressible, digit:8, aesthetic:FOLDER, "clip:ID + 0.1*jpeg", remote:URL."""
@@ -297,7 +299,7 @@ class ChainConfig(OnlineConfig):
 class OfflineConfig(FinetuneConfig):
     """The settings of algorithms that learn from data: they score nothing as they go on."""
 
-    counts = "rounds"
+    counts = unit = "rounds"
 
     batch: Batch = 64
     """Examples an update."""

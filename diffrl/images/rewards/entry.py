@@ -42,6 +42,7 @@ class Entry:
     build: makes the reward.
     companion: the reward to look at while this one is trained on (the same by other means), as --reward takes it;
         "[:ARGUMENT]" in it stands for this one's own argument.
+    gradient: False where it is known to have none; True where it has one, or the reward itself says so once it is made.
     """
 
     usage: str
@@ -49,3 +50,4 @@ class Entry:
     argument: Argument
     build: Build
     companion: str | None = None
+    gradient: bool = True

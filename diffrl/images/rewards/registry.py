@@ -41,6 +41,18 @@ def check(spec: str) -> list[tuple[float, Entry, str]]:
     return [_term(text, spec) for text in spec.split(" + ")]
 
 
+def require_gradient(spec: str, algo: str) -> None:
+    """Raise UserError for a sum of rewards of which one is known to have no gradient, which `algo` needs."""
+    if not all(entry.gradient for _, entry, _ in check(spec)):
+        raise without_gradient(spec, algo)
+
+
+def without_gradient(name: str, algo: str) -> UserError:
+    """What is said of a reward without a gradient, for an algorithm that needs one."""
+    others = "choose a classifier, aesthetic, clip and the like, or --algo ddpo-is"
+    return UserError(f"{algo} needs a reward with a gradient, and {name} has none: {others}.")
+
+
 def _term(text: str, spec: str) -> tuple[float, Entry, str]:
     match = TERM.fullmatch(text)
     if match is None:
@@ -359,6 +371,7 @@ REWARDS: dict[str, Entry] = {
         "optional",
         _jpeg("jpeg"),
         companion="png",
+        gradient=False,
     ),
     "jpeg-file": Entry(
         "jpeg-file[:QUALITY]",
@@ -366,6 +379,7 @@ REWARDS: dict[str, Entry] = {
         "optional",
         _jpeg("jpeg-file", whole_file=True),
         companion="png",
+        gradient=False,
     ),
     "incompressible": Entry(
         "incompressible[:QUALITY]",
@@ -373,8 +387,9 @@ REWARDS: dict[str, Entry] = {
         "optional",
         _jpeg("incompressible", 1),
         companion="-1*png",
+        gradient=False,
     ),
-    "png": Entry("png", "-kB of the PNG's data: another codec, to hold out", "none", _png),
+    "png": Entry("png", "-kB of the PNG's data: another codec, to hold out", "none", _png, gradient=False),
     "digit": Entry(
         "digit[:D]",
         "probability of the digit D, or of the prompt's",
@@ -430,13 +445,18 @@ REWARDS: dict[str, Entry] = {
         _pretrained("richhf"),
     ),
     "ocr": Entry(
-        "ocr[:TEXT]", 'how well TEXT, or what the prompt has in "quotation marks", can be read', "optional", _ocr
+        "ocr[:TEXT]",
+        'how well TEXT, or what the prompt has in "quotation marks", can be read',
+        "optional",
+        _ocr,
+        gradient=False,
     ),
     "geneval": Entry(
         "geneval:FILE.py#NAME",
         "1 where your detector finds what GenEval's metadata ask for, else 0",
         "required",
         _geneval("geneval"),
+        gradient=False,
     ),
     "geneval-part": Entry(
         "geneval-part:FILE.py#NAME",
@@ -444,28 +464,36 @@ REWARDS: dict[str, Entry] = {
         "required",
         _geneval("geneval-part", partly=True),
         companion="geneval[:ARGUMENT]",
+        gradient=False,
     ),
     "vlm": Entry(
         "vlm:URL#MODEL[#FILE]",
         "a vision-language model as the judge, behind an OpenAI-compatible endpoint",
         "required",
         _judge("vlm"),
+        gradient=False,
     ),
     "unifiedreward": Entry(
         "unifiedreward:URL#MODEL",
         "UnifiedReward behind such an endpoint",
         "required",
         _judge("unifiedreward", unified=True),
+        gradient=False,
     ),
     "human": Entry(
         "human[:VOTES]",
         "you, by VOTES (4) groups a round on a page; or the votes of a run: human:RUN/votes.json",
         "optional",
         _human,
+        gradient=False,
     ),
     "python": Entry("python:FILE.py#NAME", "a function of yours", "required", _python),
     "remote": Entry(
-        "remote:URL", "a scorer over HTTP and JSON (python -m diffrl.images.rewards.serve)", "required", _remote
+        "remote:URL",
+        "a scorer over HTTP and JSON (python -m diffrl.images.rewards.serve)",
+        "required",
+        _remote,
+        gradient=False,
     ),
 }
 """diffrl's own rewards by name."""

@@ -12,7 +12,7 @@ from diffrl.runs.export.card import Facts, Scored, card
 from diffrl.runs.policy import evaluate, load_stack
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError, disk_full
-from diffrl.support.files import atomic_path
+from diffrl.support.files import atomic_path, unused
 from diffrl.support.folder import ABOUT, read_json
 from diffrl.training.logs import outcomes_of, read_scores
 from diffrl.tuning.config import ALGORITHMS
@@ -40,8 +40,7 @@ def export(
     Raises UserError where the folder is there and not empty, and for what cannot be exported.
     """
     to = Path(to)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"{to} is there already, and is not overwritten: move it away, or choose another --to.")
+    unused(to)
     opened = Run.read(run).within(env, (), None)
     seed = opened.config.seeds[0] if seed is None else seed
     agent, (step,) = load_stack(opened, [seed], str(which), "cpu")

@@ -1,0 +1,160 @@
+"""What a newcomer met: refusals that need no torch, options named by nearness, amounts, units, files that are kept."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffrl.augment import job
+from diffrl.augment.config import Request
+from diffrl.augment.fidelity.measures import UNIT
+from diffrl.cli import main
+from diffrl.commands.words import near_options
+from diffrl.images.rewards.registry import REWARDS
+from diffrl.support.errors import UserError, counted, singular
+from diffrl.support.folder import all_done, ends_sooner, too_far
+from diffrl.support.statistics import SINGLE, estimate, plus_minus
+from envs import registry
+from tests.runs.made_runs import PENDULUM, made_run, small
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def without_torch(words: list[str], folder: Path) -> str:
+    """What a command says that is refused, in a process that must not import torch."""
+    code = (
+        "import sys, diffrl.cli as cli\n"
+        "assert cli.main(sys.argv[1:]) == 2\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return " ".join(done.stderr.split())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a policy's run, and what there is of a run of an image model before anything is looked at."""
+    path = tmp_path_factory.mktemp("newcomer")
+    made_run(path / "bc", small("bc"), PENDULUM)
+    for name, kind in (("img", "images"), ("student", "images-distil")):
+        (path / name / "checkpoints" / "000000001").mkdir(parents=True)
+        (path / name / "run.json").write_text(json.dumps({"kind": kind}))
+    (path / "there.hdf5").write_text("mine")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("evaluate img", "img is a fine-tuning run of an image model"),
+        ("diagnose student", "student is a distilled image model"),
+        ("online img", "img is a fine-tuning run of an image model"),
+        ("evaluate bc --which bset", "No checkpoint 'bset': expected last, best, or one of"),
+        ("render bc --out x.gif --which bset", "No checkpoint 'bset'"),
+        ("export bc --to policy --which bset", "No checkpoint 'bset'"),
+        ("compare bc bc --which bset", "No checkpoint 'bset'"),
+        ("export bc --to img", "img is there already, and is not overwritten"),
+        ("finetune policy bc", "The agent bc has no diffusion chain"),
+        ("distil bc", "The agent bc does not act by a diffusion or flow policy alone"),
+        ("train --agent bc --dataset maze2d-umaze-v1 --out bc", "bc holds a run already"),
+        ("online bc --out bc", "bc holds a run already"),
+        ("distil tiny-emoji --out img", "img holds a run already"),
+        ("finetune --algo draft --reward jpeg", "draft needs a reward with a gradient, and jpeg has none"),
+        ("finetune --algo refl --data digits --reward emoji+", "--reward 'emoji+'"),
+        ("train diffusion_ql/maze2d-umaze-v1-small --step 10", "no option --step: did you mean --steps?"),
+        ("evaluate bc --plot there.hdf5", "there.hdf5 exists. Use --force to replace it."),
+        ("evaluate bc --out there.hdf5", "there.hdf5 exists. Use --force to replace it."),
+    ],
+)
+def test_what_small_files_and_words_tell_is_refused_before_torch(folder: Path, words: str, said: str) -> None:
+    assert said in without_torch(words.split(), folder)
+
+
+def test_pictures_and_tables_that_are_there_are_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Unless --force: then the result takes their place."""
+    out = folder / "result.json"
+    out.write_text("mine")
+    words = ["evaluate", str(folder / "bc"), "--episodes", "1", "--which", "last", "--out", str(out)]
+    assert main(words) == 2
+    assert out.read_text() == "mine"
+    assert main([*words, "--force"]) == 0
+    assert "last" in json.loads(out.read_text())
+    picture = folder / "picture.png"
+    picture.write_text("mine")
+    assert main(["data", "info", "maze2d-umaze-v1", "--picture", str(picture)]) == 2
+    assert f"{picture} exists. Use --force" in " ".join(capsys.readouterr().err.split())
+    assert picture.read_text() == "mine"
+
+
+def test_options_are_named_by_nearness() -> None:
+    """And of equally near ones the verb's own first, whatever the alphabet says."""
+    known = ["--agent.denoising-steps", "--agent.steps", "--max-episode-steps", "--steps", "--seeds"]
+    assert near_options("--step", known)[:2] == ["--steps", "--agent.steps"]
+    assert near_options("--agent.denoising_step", known)[0] == "--agent.denoising-steps"
+    assert near_options("--zzzz", known) == []
+
+
+def test_one_is_said_in_the_singular() -> None:
+    assert [counted(n, "start states") for n in (1, 1000)] == ["1 start state", "1,000 start states"]
+    assert singular("images scored") == "image scored"
+    run = Path("runs/a")
+    assert "a: its one round is done." in all_done(run, 1, "rounds")
+    assert "all 2 rounds are done." in all_done(run, 2, "rounds")
+    assert "made for 1 step," in ends_sooner(run, 1, 1)
+    assert "has 1 step already" in too_far(run, 1, 0)
+
+
+def test_a_single_value_says_that_it_has_no_error() -> None:
+    assert str(estimate([[3.0]])) == f"3.0 ({SINGLE})" == f"3.0{plus_minus(None)}"
+    assert str(estimate([[3.0, 5.0]])) == "4.0 ± 1.0"
+    assert str(estimate([[3.0], [5.0]])) == "4.0 ± 1.0"
+
+
+def test_data_sets_are_counted_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the list and by what is said of a name that nothing is near."""
+    assert len(set(registry.named())) == len(registry.named()) > len(registry.ids())
+    assert f"{len(registry.named())} are known" in registry.hint("zzzz")
+    assert main(["data", "list"]) == 0
+    assert f"{len(registry.named())} data sets known by name" in " ".join(capsys.readouterr().out.split())
+
+
+def test_two_amounts_are_refused_where_they_are_said() -> None:
+    with pytest.raises(UserError, match="give one of them"):
+        Request("a", "b.hdf5", samples=1, ratio=1.0)
+
+
+def test_the_unit_of_dynamics_errors_is_one() -> None:
+    """Wherever they are said, it is by its one name, and none is a share of a step."""
+    folder = Path(job.__file__).parent
+    for name in ("fidelity/comparison.py", "fidelity/report.py", "flow_to_better/counts.py"):
+        assert "UNIT" in (folder / name).read_text()
+    assert "of a step's change (s' - s) and" not in (folder / "fidelity/comparison.py").read_text()
+    assert UNIT.startswith("deviations")
+
+
+def test_rewards_known_to_have_no_gradient_have_none() -> None:
+    """Those that can be made here, of which the others say nothing before they are."""
+    from diffrl.images import rewards
+
+    for name in ("jpeg", "jpeg-file", "incompressible", "png", "colour:blue", "symmetry"):
+        reward = rewards.parse(name)
+        assert REWARDS[name.partition(":")[0]].gradient == reward.differentiable
+
+
+def test_benchmarks_options_are_read_as_the_commands_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """By `asked`, whose help says no (default: None)."""
+    for path in [*BENCHMARKS.glob("*.py"), *BENCHMARKS.glob("gpu/*.py")]:
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        own = [call for call in calls if ast.unparse(call.func) == "tyro.cli"]
+        assert not own or path.name == "asked.py", path
+    code = (
+        "import sys; sys.path[:0] = [sys.argv[1]]\n"
+        "from journeys import Journeys\nfrom asked import asked\nasked(Journeys, args=['--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(BENCHMARKS)], capture_output=True, text=True)
+    assert "--json PATH" in done.stdout, done.stderr
+    assert "None" not in done.stdout
