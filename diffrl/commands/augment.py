@@ -121,7 +121,7 @@ class FlowToBetter(Request):
     grouping: Annotated[BlockConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=BlockConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     max_dynamics_error: NotNegative | None = None
-    """Leave out rows whose next observation misses the simulator's by more, RMS in deviations of the data's; the
+    """Leave out rows whose next observation misses the simulator's by more, RMS in standard deviations of the data; the
     episode is cut there. By default none is left out."""
     relabel: bool = False
     """Write the data set itself as well, with the learned reward in place of its own, for agents that learn values:

@@ -182,7 +182,7 @@ def test_an_untrained_model_fails_everywhere(parts: Parts, dynamics: Dynamics) -
     for word in (
         "marginals",
         "sliced W2",
-        "deviations of the data's, where a step changes it by",
+        "standard deviations of the data, where a step changes it by",
         "0.00% terminal rows instead of",
     ):
         assert word in first

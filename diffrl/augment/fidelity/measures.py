@@ -186,7 +186,7 @@ def nearest_distances(rows: Floats, base: Floats, exclude: Ints | None = None) -
 # --- dynamics ------------------------------------------------------------------------------------------------------
 
 
-UNIT = "deviations of the data's"
+UNIT = "standard deviations of the data"
 """What errors of s' against the simulator are in, wherever they are said: RMS over columns, each in its deviation."""
 
 

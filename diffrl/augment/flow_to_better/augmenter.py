@@ -131,7 +131,7 @@ class FlowToBetter(Augmenter):
     Generated rows have the learned reward and are never terminal: windows lie within episodes, so an end is nothing
     that the diffuser has seen. A trajectory of H rows gives H - 1 transitions, the last of which is cut off.
 
-    max_dynamics_error: rows whose s' misses the simulator's by more, in deviations of the data's, are left out.
+    max_dynamics_error: rows whose s' misses the simulator's by more, in standard deviations of the data, are left out.
     relabel: write the data set itself, with the learned reward, to the model's folder. quiet: print nothing.
     """
 

@@ -32,7 +32,7 @@ class Columns(NamedTuple):
     predicted_return: NDArray[np.float32]
     """Its own."""
     dynamics_error: NDArray[np.float32]
-    """How far the transition's s' is from the simulator's, RMS in deviations of the data's; NaN: unknown."""
+    """How far the transition's s' is from the simulator's, RMS in standard deviations of the data; NaN: unknown."""
 
 
 class Flowed(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a newcomer met: refusals that need no torch, options named by nearness, amounts, units, files that are kept."""
+"""What commands say: refusals that need no torch, options named by nearness, amounts, files that are kept."""
 
 import ast
 import json
@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diffrl.augment import job
 from diffrl.augment.config import Request
-from diffrl.augment.fidelity.measures import UNIT
 from diffrl.cli import main
 from diffrl.commands.words import near_options
 from diffrl.images.rewards.registry import REWARDS
@@ -23,22 +21,24 @@ from tests.runs.made_runs import PENDULUM, made_run, small
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def without_torch(words: list[str], folder: Path) -> str:
-    """What a command says that is refused, in a process that must not import torch."""
-    code = (
-        "import sys, diffrl.cli as cli\n"
-        "assert cli.main(sys.argv[1:]) == 2\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return " ".join(done.stderr.split())
+EACH = """
+import contextlib, io, json, sys
+import diffrl.cli as cli
+said = []
+for words in json.load(sys.stdin):
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        code = cli.main(words.split())
+    said.append([code, " ".join(err.getvalue().split()), "torch" in sys.modules])
+print(json.dumps(said))
+"""
+"""Runs commands in turn in a process: of each its exit code, what it said, and whether torch is there by then."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a policy's run, and what there is of a run of an image model before anything is looked at."""
-    path = tmp_path_factory.mktemp("newcomer")
+    path = tmp_path_factory.mktemp("words")
     made_run(path / "bc", small("bc"), PENDULUM)
     for name, kind in (("img", "images"), ("student", "images-distil")):
         (path / name / "checkpoints" / "000000001").mkdir(parents=True)
@@ -47,31 +47,36 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("evaluate img", "img is a fine-tuning run of an image model"),
-        ("diagnose student", "student is a distilled image model"),
-        ("online img", "img is a fine-tuning run of an image model"),
-        ("evaluate bc --which bset", "No checkpoint 'bset': expected last, best, or one of"),
-        ("render bc --out x.gif --which bset", "No checkpoint 'bset'"),
-        ("export bc --to policy --which bset", "No checkpoint 'bset'"),
-        ("compare bc bc --which bset", "No checkpoint 'bset'"),
-        ("export bc --to img", "img is there already, and is not overwritten"),
-        ("finetune policy bc", "The agent bc has no diffusion chain"),
-        ("distil bc", "The agent bc does not act by a diffusion or flow policy alone"),
-        ("train --agent bc --dataset maze2d-umaze-v1 --out bc", "bc holds a run already"),
-        ("online bc --out bc", "bc holds a run already"),
-        ("distil tiny-emoji --out img", "img holds a run already"),
-        ("finetune --algo draft --reward jpeg", "draft needs a reward with a gradient, and jpeg has none"),
-        ("finetune --algo refl --data digits --reward emoji+", "--reward 'emoji+'"),
-        ("train diffusion_ql/maze2d-umaze-v1-small --step 10", "no option --step: did you mean --steps?"),
-        ("evaluate bc --plot there.hdf5", "there.hdf5 exists. Use --force to replace it."),
-        ("evaluate bc --out there.hdf5", "there.hdf5 exists. Use --force to replace it."),
-    ],
-)
-def test_what_small_files_and_words_tell_is_refused_before_torch(folder: Path, words: str, said: str) -> None:
-    assert said in without_torch(words.split(), folder)
+REFUSED = [
+    ("evaluate img", "img is a fine-tuning run of an image model"),
+    ("diagnose student", "student is a distilled image model"),
+    ("online img", "img is a fine-tuning run of an image model"),
+    ("evaluate bc --which bset", "No checkpoint 'bset': expected last, best, or one of"),
+    ("render bc --out x.gif --which bset", "No checkpoint 'bset'"),
+    ("export bc --to policy --which bset", "No checkpoint 'bset'"),
+    ("compare bc bc --which bset", "No checkpoint 'bset'"),
+    ("export bc --to img", "img is there already, and is not overwritten"),
+    ("finetune policy bc", "The agent bc has no diffusion chain"),
+    ("distil bc", "The agent bc does not act by a diffusion or flow policy alone"),
+    ("train --agent bc --dataset maze2d-umaze-v1 --out bc", "bc holds a run already"),
+    ("online bc --out bc", "bc holds a run already"),
+    ("distil tiny-emoji --out img", "img holds a run already"),
+    ("finetune --algo draft --reward jpeg", "draft needs a reward with a gradient, and jpeg has none"),
+    ("finetune --algo refl --data digits --reward emoji+", "--reward 'emoji+'"),
+    ("train diffusion_ql/maze2d-umaze-v1-small --step 10", "no option --step: did you mean --steps?"),
+    ("evaluate bc --plot there.hdf5", "there.hdf5 exists. Use --force to replace it."),
+    ("evaluate bc --out there.hdf5", "there.hdf5 exists. Use --force to replace it."),
+]
+
+
+def test_what_small_files_and_words_tell_is_refused_before_torch(folder: Path) -> None:
+    words = json.dumps([words for words, _ in REFUSED])
+    done = subprocess.run([sys.executable, "-c", EACH], input=words, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    for (words, expected), (code, said, torch) in zip(REFUSED, json.loads(done.stdout), strict=True):
+        assert code == 2, words
+        assert expected in said, words
+        assert not torch, f"{words}: torch was imported"
 
 
 def test_pictures_and_tables_that_are_there_are_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,15 +130,6 @@ def test_data_sets_are_counted_alike(capsys: pytest.CaptureFixture[str]) -> None
 def test_two_amounts_are_refused_where_they_are_said() -> None:
     with pytest.raises(UserError, match="give one of them"):
         Request("a", "b.hdf5", samples=1, ratio=1.0)
-
-
-def test_the_unit_of_dynamics_errors_is_one() -> None:
-    """Wherever they are said, it is by its one name, and none is a share of a step."""
-    folder = Path(job.__file__).parent
-    for name in ("fidelity/comparison.py", "fidelity/report.py", "flow_to_better/counts.py"):
-        assert "UNIT" in (folder / name).read_text()
-    assert "of a step's change (s' - s) and" not in (folder / "fidelity/comparison.py").read_text()
-    assert UNIT.startswith("deviations")
 
 
 def test_rewards_known_to_have_no_gradient_have_none() -> None:
