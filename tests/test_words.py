@@ -114,7 +114,8 @@ def test_one_is_said_in_the_singular() -> None:
 
 
 def test_a_single_value_says_that_it_has_no_error() -> None:
-    assert str(estimate([[3.0]])) == f"3.0 ({SINGLE})" == f"3.0{plus_minus(None)}"
+    assert estimate([[3.0]]).explained == f"3.0 ({SINGLE})" == f"3.0{plus_minus(None)}"
+    assert str(estimate([[3.0]])) == "3.0"
     assert str(estimate([[3.0, 5.0]])) == "4.0 ± 1.0"
     assert str(estimate([[3.0], [5.0]])) == "4.0 ± 1.0"
 

@@ -75,8 +75,8 @@ class Augmenter(ABC):
     """Whether the rows are meant to be like a part of the real ones alone, such as those of high reward."""
     samples: int = 1_000_000
     """Rows to generate where nobody says how many."""
-    first_look: ClassVar[str] = "--samples 10000"
-    """Options of a small start, for a first look."""
+    first_look: ClassVar[str] = ""
+    """Options of a small start, for a first look, where there are such."""
     together: int = 1
     """How many generated rows in turn belong together, as those of a trajectory: parts are never cut within them."""
     described: str = "each an episode of its own"

@@ -156,7 +156,7 @@ def _amounts(request: Request, rows: int, n: int, augmenter: Augmenter) -> str:
     said = "" if request.rows is None else f" (of its first {request.rows:,} rows: --rows)"
     option = "--samples" if request.samples is not None else "--ratio" if request.ratio is not None else "the default"
     text = f"Reads {rows:,} transitions of {request.dataset}{said}, generates {n:,} synthetic ones ({option})."
-    if option == "the default":
+    if option == "the default" and augmenter.first_look:
         text += f" A first look: {augmenter.first_look}."
     return text
 
@@ -182,7 +182,8 @@ def _claim(folder: Path, wanted: Begun, later: Mapping[str, Any]) -> Begun:
     """Make the folder, or see that what is there was begun with the same settings; give them as they stand there.
 
     Only the version of rows may be another one, where the folder has checkpoints. A start that was refused or cut
-    before its first checkpoint has trained nothing, and is in nobody's way. Raises UserError for other settings.
+    before its first checkpoint has trained nothing, and is in the way of no other settings. Raises UserError for other
+    settings, and for another method's start.
     later: `Augmenter.later_settings`.
     """
     path = folder / "config.json"
@@ -208,7 +209,7 @@ def _claim(folder: Path, wanted: Begun, later: Mapping[str, Any]) -> Begun:
             what = "a model" if checkpoint.steps(folder) else "a start, without a checkpoint,"
             raise UserError(
                 f"{folder} holds {what} of {whose}, and this is `diffrl augment {wanted.verb}`: choose another "
-                "--folder, or another --out, or remove it."
+                "--folder, or another --out, or remove that folder."
             )
         if found != settings and checkpoint.steps(folder):
             flat_found, flat_wanted = ({**values, **values["model"]} for values in (found, settings))

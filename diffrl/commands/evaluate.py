@@ -54,7 +54,8 @@ class Evaluate:
         from diffrl.runs.kind import require_checkpoint, require_policy
         from diffrl.support.files import spare
 
-        for file in (self.out, self.plot):
+        own = self.run_folder / "evaluation.json"
+        for file in (None if self.out == own else self.out, self.plot):
             spare(file, self.force)
         require_policy(self.run_folder)
         for name in self.which:

@@ -38,10 +38,13 @@ def parse(schema: type[T], words: Sequence[str], prog: str, **options: Any) -> T
 
 def near_options(name: str, known: Sequence[str]) -> list[str]:
     """At most three of the known options, the nearest to `name` first; of equal ones the verb's own, without a dot."""
+    asked_group, _, asked = name.replace("_", "-").removeprefix("--").rpartition(".")
 
     def nearness(option: str) -> float:
-        ends = (option, f"--{option.rpartition('.')[2]}" if "." in option else option)
-        return max(difflib.SequenceMatcher(a=name.replace("_", "-"), b=end).ratio() for end in ends)
+        """Of the words behind the last dots; and of those before them, where they are two."""
+        group, _, own = option.removeprefix("--").rpartition(".")
+        near = difflib.SequenceMatcher(a=asked, b=own).ratio()
+        return min(near, difflib.SequenceMatcher(a=asked_group, b=group).ratio()) if asked_group else near
 
     ranked = sorted(
         {option: nearness(option) for option in known}.items(), key=lambda one: (-one[1], one[0].count("."))

@@ -127,17 +127,37 @@ def is_whole(run: FinetuneRun, config: FinetuneConfig) -> bool:
     if folder.steps(path)[-1:] != [done] or run.config.rounds != done or run.damaged or not run.history:
         return False
     rounds = [entry["round"] for entry in run.history]
-    made = [path / EVALUATIONS, path / MODEL / "model_index.json", *(grid_path(path, n) for n in rounds)]
+    made = [path / EVALUATIONS, *(grid_path(path, n) for n in rounds)]
     try:
-        parts = [name for name in read_json(made[1]) if not name.startswith("_")]
         drawn = (path / PICTURE).stat().st_mtime_ns
-        if rounds[-1] != done or any(file.stat().st_mtime_ns > drawn for file in made):
-            return False
-        if not all(any((path / MODEL / part).iterdir()) for part in parts):
+        if rounds[-1] != done or any(file.stat().st_mtime_ns > drawn for file in made) or not has_weights(path / MODEL):
             return False
         for name in ("state.json", "state.safetensors"):
             folder.verified(path / "checkpoints" / f"{done:09d}" / name, say=False)
     except (OSError, UserError):
+        return False
+    return True
+
+
+def has_weights(model: Path) -> bool:
+    """Whether the folder of a model, a diffusers pipeline or an adapter, has its parts with all their weights.
+
+    A part with a configuration of its own must have weights, and files of weights must be as long as they say.
+    Raises OSError or UserError where files cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    index = model / "model_index.json"
+    parts = [model / name for name in read_json(index) if not name.startswith("_")] if index.exists() else [model]
+    try:
+        for part in parts:
+            files = list(part.glob("*.safetensors"))
+            if not files and (part == model or not part.is_dir() or (part / "config.json").exists()):
+                return False
+            for file in files:
+                with safe_open(file, framework="numpy"):
+                    pass
+    except SafetensorError:
         return False
     return True
 

@@ -172,7 +172,8 @@ def compare(
     if not quiet:
         what = score_word(task.reference) if task.reference else "return"
         for one in rolled:
-            console.print(f"{one.run.path}: {what} {estimate(_scored(one, task))}, {one.amount}", markup=False)
+            scored = estimate(_scored(one, task)).explained
+            console.print(f"{one.run.path}: {what} {scored}, {one.amount}", markup=False)
         for other in rolled[1:]:
             names = str(other.run.path), str(rolled[0].run.path)
             found = difference(_scored(other, task), _scored(rolled[0], task), names)
@@ -276,7 +277,8 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes) -> str
         about = ". ".join([about, *one.remarks])
         rows.append(
             f"<tr><td><b>{breakable(called)}</b><br>{html.escape(about)}</td>"
-            f"<td class=n>{estimate(scores)}<br>{one.amount}</td><td class=n>{np.median(scores):.1f}</td></tr>"
+            f"<td class=n>{estimate(scores).explained}<br>{one.amount}</td>"
+            f"<td class=n>{np.median(scores):.1f}</td></tr>"
         )
         if one is not first:
             found = difference(scores, _scored(first, task), (called, names[0]))

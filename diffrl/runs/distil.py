@@ -311,7 +311,7 @@ def _table(run: Run, rows: Sequence[CallsRow]) -> Table:
         table.add_column(column, justify="right" if column else "left")
     for row in rows:
         distance = "" if row.distance is None else f"{np.mean(row.distance):.3f}"
-        score = "" if row.values is None else str(estimate(row.values))
+        score = "" if row.values is None else estimate(row.values).explained
         table.add_row(row.who, str(row.calls), distance, score)
     return table
 

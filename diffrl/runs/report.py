@@ -51,7 +51,7 @@ def print_evaluation(
         table.add_column("mean return", justify="right")
     for name, entry in result.items():
         for i, seed in enumerate(entry["seeds"]):
-            row = [name, str(seed), f"{entry['step'][i]:,}", str(estimate([entry[kind][i]]))]
+            row = [name, str(seed), f"{entry['step'][i]:,}", estimate([entry[kind][i]]).explained]
             table.add_row(*row, *([f"{np.mean(entry['returns'][i]):.1f}"] if reference else []))
         if len(entry["seeds"]) > 1:
             row = [name, "all", "", f"[bold]{estimate(entry[kind])}[/] (over seeds)"]

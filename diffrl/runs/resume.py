@@ -1,5 +1,6 @@
 """Going on with a run of any kind from its newest checkpoint."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,8 @@ def resume(
 
         finished = FinetuneRun.read(path)
         config = finished.asked(steps)
-        if is_whole(finished, config):  # shown without torch and without its model
+        changed = stop_kl is not None or device is not None or "WORLD_SIZE" in os.environ
+        if not changed and is_whole(finished, config):  # shown without torch and without its model
             with held(path):
                 if not quiet:
                     console.print(folder.all_done(path, config.rounds, "rounds", config.unit), markup=False)

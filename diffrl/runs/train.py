@@ -23,7 +23,7 @@ from diffrl.runs.kind import FILES, OFFLINE
 from diffrl.runs.policy import CheckpointEvaluator, build_agent, source_of_randomness
 from diffrl.runs.run import Run, lowering_memory
 from diffrl.support.console import StepsBar, console, steps_bar
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, counted
 from diffrl.support.folder import all_done, claimed, too_far, what_works
 from diffrl.support.machine import products, resolve_device, settle
 from diffrl.support.stopping import going_on
@@ -245,8 +245,8 @@ def finished(run: Run, scores: Scores, quiet: bool, whose: str = "") -> Path:
         over = "" if last["error"] is None else f", ± standard error over {'seeds' if len(best) > 1 else 'episodes'}"
         console.print(
             f"{whose}[bold]{what}[/]: last {np.mean(last[kind]):.1f}{plus_minus(last)}, best "
-            f"{np.mean([b['value'] for b in best]):.1f} (each seed's best evaluation); {len(best)} seed(s), "
-            f"{len(last['returns'][0])} episodes each{over}"
+            f"{np.mean([b['value'] for b in best]):.1f} (each seed's best evaluation); {counted(len(best), 'seeds')}, "
+            f"{counted(len(last['returns'][0]), 'episodes')} each{over}"
         )
         if equal := scores.all_equal():
             console.print(equal)

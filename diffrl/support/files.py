@@ -63,7 +63,7 @@ def to_write(name: str | Path, what: str = "files") -> Path:
 
 def spare(path: Path | None, force: bool) -> None:
     """Raise UserError where a file is there that is not to be replaced; None: nothing is to be written."""
-    if path is not None and path.exists() and not force:
+    if path is not None and path.is_file() and not force:
         raise UserError(f"{path} exists. Use --force to replace it.")
 
 

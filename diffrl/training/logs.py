@@ -30,7 +30,7 @@ SHOWN = ("loss", "bc_loss", "critic_loss", "q", "episode_return", "kl", "accurac
 LEARNING_CURVE = "learning_curve.png"
 """The picture of a run's evaluations in its folder."""
 DRAWN_EVERY = 10.0
-"""Seconds between two pictures: to draw one takes as long as a short evaluation. The last is drawn at the end."""
+"""Seconds between two pictures, at least: one takes as long as a short evaluation. The last is drawn at the end."""
 
 
 class TensorBoard(Sink):

@@ -153,5 +153,5 @@ def test_methods_do_not_take_each_others_folders(source: Path, tmp_path: Path) -
     folder = tmp_path / "model"
     request = Request(str(source), str(tmp_path / "new.hdf5"), samples=500, report=False, folder=folder)
     job.augment(request, Gaussian(), quiet=True)
-    with pytest.raises(UserError, match="no synthesis' of ours"):
+    with pytest.raises(UserError, match="holds a model of `diffrl augment gaussian`, and this is"):
         synther(str(source), tmp_path / "other.hdf5", model=SynthERConfig(steps=1), folder=folder, quiet=True)

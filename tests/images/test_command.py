@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ import torch
 import yaml
 
 from diffrl.cli import main
-from diffrl.images import FinetuneConfig, finetune, resume
+from diffrl.images import FinetuneConfig, finetune, job, resume
 from diffrl.images.algorithms import Finetuner
 from diffrl.images.compare import OTHER_REWARDS
 from diffrl.images.config import ALGORITHMS
 from diffrl.images.job import _less_memory
+from diffrl.images.run import FinetuneRun, is_whole
+from diffrl.support.errors import UserError
 from tests.images import tiny
 
 UNSCORED = ["--model", "tiny-digits", "--batch", "16", "--steps", "3", "--eval-samples", "20", "--warm-up", "0"]
@@ -119,6 +123,55 @@ def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[s
     rows = [(quick / run / "metrics.csv").read_text().splitlines() for run in ("whole", "cut")]
     assert rows[0] == rows[1]
     assert yaml.safe_load((quick / "cut/finetune.yaml").read_text())["queries"] == 64
+
+
+LOSSES: dict[str, Callable[[Path], object]] = {
+    "weights": lambda run: next((run / "model/unet").glob("*.safetensors")).unlink(),
+    "half of them": lambda run: os.truncate(next((run / "model/unet").glob("*.safetensors")), 1000),
+    "model": lambda run: shutil.rmtree(run / "model"),
+    "part": lambda run: shutil.rmtree(run / "model/unet"),
+    "picture": lambda run: (run / "before_after.png").unlink(),
+    "grid": lambda run: (run / "images/000000.png").unlink(),
+    "evaluations": lambda run: (run / "evaluations.json").unlink(),
+    "checkpoint": lambda run: os.truncate(max((run / "checkpoints").iterdir()) / "state.safetensors", 1000),
+}
+"""What may be lost of a finished run."""
+
+
+def test_a_finished_run_is_shown_from_its_files_and_what_is_lost_is_made_again(
+    plain: Path, quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No model is loaded where nothing is lost and nothing else is asked for."""
+    run = quick / "run"
+
+    def found_whole() -> bool:
+        found = FinetuneRun.read(run)
+        return is_whole(found, found.config)
+
+    def whole(lose: Callable[[Path], object]) -> bool:
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(plain, run)
+        lose(run)
+        return found_whole()
+
+    assert whole(lambda run: None)
+    for name, lose in LOSSES.items():
+        assert not whole(lose), name
+    whole(LOSSES["weights"])
+    assert main(["resume", str(run)]) == 0
+    assert found_whole()
+
+    def loaded(*_: Any, **__: Any) -> Path:
+        raise UserError("the model was loaded")
+
+    monkeypatch.setattr(job, "resume", loaded)
+    capsys.readouterr()
+    assert main(["resume", str(run)]) == 0
+    assert "all 2 rounds are done" in " ".join(capsys.readouterr().err.split())
+    for words in (["--device", "cpu"], ["--stop-kl", "5"]):  # checked, and written down, by the whole way
+        assert "the model was loaded" in mistake(["resume", str(run), *words], capsys)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # processes agree on who speaks there
+    assert "the model was loaded" in mistake(["resume", str(run)], capsys)
 
 
 def test_memory_that_runs_out_names_what_to_lower_and_loses_nothing(

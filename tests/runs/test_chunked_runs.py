@@ -132,9 +132,7 @@ def test_a_chunk_longer_than_every_episode_is_refused_before_there_is_a_folder(t
 
 def test_an_agent_that_has_no_chunks_has_no_such_option(capsys: Any) -> None:
     words = ["--dataset", "maze2d-umaze-v1", "--agent.chunk", "3"]
-    with pytest.raises(SystemExit) as refusal:
-        main(["train", "--agent", "iql", *words])
-    assert refusal.value.code == 2
+    assert main(["train", "--agent", "iql", *words]) == 2
     assert "agent.chunk" in capsys.readouterr().err
 
 

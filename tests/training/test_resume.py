@@ -60,8 +60,7 @@ def test_kill_9_at_any_moment_loses_nothing_but_time(straight: Path, tmp_path: P
     time.sleep(random.uniform(0.0, 1.5))
     process.kill()
     process.communicate()
-    if checkpoint.steps(run)[-1] < 200:
-        diffrl.resume(run, quiet=True)
+    diffrl.resume(run, quiet=True)  # also where all steps are made: the last evaluation may be cut
     assert_same_run(straight, run)
 
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import gymnasium
@@ -41,7 +42,7 @@ def test_a_run_leaves_all_it_should(straight: Path) -> None:
     assert (straight / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("every", "pictures"), [(logs.DRAWN_EVERY, 1), (0.0, 2)])
+@pytest.mark.parametrize(("every", "pictures"), [(math.inf, 1), (0.0, 2)])
 def test_the_picture_is_drawn_at_the_end_and_seldom_before(
     every: float, pictures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -234,8 +234,8 @@ def _scores(facts: Facts) -> list[str]:
 
 
 def _row(run: Run, measured: Scored, seed: str, outcomes: NDArray[np.float64]) -> list[str]:
-    scores = [str(estimate(run.task.score(outcomes)))] if run.task.reference else []
-    return [measured.what, seed, f"{outcomes.shape[1]:,}", str(estimate(returns_of(outcomes))), *scores]
+    scores = [estimate(run.task.score(outcomes)).explained] if run.task.reference else []
+    return [measured.what, seed, f"{outcomes.shape[1]:,}", estimate(returns_of(outcomes)).explained, *scores]
 
 
 def _data(run: Run, dataset: str) -> str:
