@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffrl.data.config import ActionUnits, TimeLimitTerminals
+from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError
 
 Mix = Literal["replace", "append"]
@@ -64,12 +64,8 @@ class Request:
     def refuse(self) -> None:
         """Raise UserError where there is a file already that is not to be replaced; Minari's store is not looked at."""
         path = Path(self.out).expanduser()
-        if path.suffix in SUFFIXES and path.is_file() and not self.force:
+        if path.suffix in HDF5_SUFFIXES and path.is_file() and not self.force:
             raise finished(self.out)
-
-
-SUFFIXES = (".hdf5", ".h5")
-"""Of files that an augmenter writes."""
 
 
 def finished(out: str) -> UserError:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.augment.config import SUFFIXES, finished
+from diffrl.augment.config import finished
 from diffrl.data import d4rl, minari
+from diffrl.data.config import HDF5_SUFFIXES
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.errors import UserError
 from envs.datasets import locate
@@ -24,7 +25,7 @@ class Target:
     def __init__(self, out: str, force: bool, verb: str) -> None:
         self.out, self.force = out, force
         self.path = Path(out).expanduser()
-        self.to_file = self.path.suffix in SUFFIXES
+        self.to_file = self.path.suffix in HDF5_SUFFIXES
         if self.to_file:
             self.exists = self.path.exists()
             self.folder = self.path.with_name(f"{self.path.stem}-{verb}")

@@ -13,7 +13,7 @@ import tyro
 from tyro.conf import Positional
 
 from diffrl.commands.data_tables import distributions, headed, ranges, summary
-from diffrl.data.config import ActionUnits, TimeLimitTerminals
+from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError, counted
 from diffrl.support.files import spare, to_write
 from diffrl.support.schema import Count, Rows, Seed, check
@@ -315,7 +315,7 @@ class Convert:
         from envs.task import asked_spec
 
         path = Path(self.target).expanduser()
-        to_file = path.suffix in (".hdf5", ".h5")
+        to_file = path.suffix in HDF5_SUFFIXES
         if not to_file and (path.suffix or not (self.target.startswith("minari:") or "/" in self.target)):
             raise UserError(f"Cannot write {self.target!r}: expected a path ending in .hdf5 or .h5, or minari:ID.")
         spare(path if to_file else None, self.force)

@@ -112,8 +112,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError("Which run's policy shall be distilled? `diffrl distil --help` shows how to say.")
     if _of_images(words):
         asked = parse(DistilImages, words, "diffrl distil")
-        if asked.out is not None:
-            folder.refuse(asked.out, distil_config.FILES)
+        folder.refuse(asked.out, distil_config.FILES)
         from diffrl.images import distil_job
 
         distil_job.distil(asked.learning.of(asked.model), out=asked.out)
@@ -125,8 +124,7 @@ def run(arguments: Sequence[str]) -> int:
     require_policy(given.run_folder)
     require_checkpoint(given.run_folder, given.learning.start_checkpoint)
     refuse_agent(DISTIL, agent_of(given.run_folder))
-    if given.run.out is not None:
-        folder.refuse(given.run.out, FILES)
+    folder.refuse(given.run.out, FILES)
     from diffrl.runs.distil import distil
 
     fields = {f.name: getattr(given.learning, f.name) for f in dataclasses.fields(DistilConfig)}

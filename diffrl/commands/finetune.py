@@ -64,8 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         return resume.spelled(words)
     words = first_look(words)
     config = _configuration(words)  # what is wrong is said once, and not by every process
-    if config.out is not None:
-        folder.refuse(config.out, FILES)
+    folder.refuse(config.out, FILES)
     for note in [] if config.scored_by is None else rewards.refused(config.scored_by):
         console.print(note, style="yellow", markup=False)
     refuse_unknown(config)

@@ -61,8 +61,7 @@ class FinetunePolicy:
         require_policy(self.run_folder)
         require_checkpoint(self.run_folder, settings.start_checkpoint)
         tuning.refuse_agent(settings.algo, agent_of(self.run_folder))
-        if self.run.out is not None:
-            folder.refuse(self.run.out, FILES)
+        folder.refuse(self.run.out, FILES)
         from diffrl.runs.tune import finetune_policy
 
         options = {f.name: getattr(self.run, f.name) for f in dataclasses.fields(RunOptions)}

@@ -67,8 +67,7 @@ def run(arguments: Sequence[str]) -> int:
     # What raises, before torch is imported.
     if untrained_at(given.run_folder) is None:
         require_checkpoint(given.run_folder, given.learning.start_checkpoint)
-    if given.run.out is not None:
-        folder.refuse(given.run.out, FILES)
+    folder.refuse(given.run.out, FILES)
     from diffrl.runs.online import online
 
     fields = {f.name: getattr(given.learning, f.name) for f in dataclasses.fields(OnlineConfig)}

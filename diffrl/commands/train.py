@@ -54,8 +54,7 @@ def run(arguments: Sequence[str]) -> int:
         ),
         config=(tyro.conf.AvoidSubcommands,),
     )
-    if config.out is not None:
-        folder.refuse(config.out, FILES)
+    folder.refuse(config.out, FILES)
     from envs.datasets import require
 
     require(config.dataset)

@@ -6,5 +6,7 @@ from typing import Literal
 
 TimeLimitTerminals = Literal["terminals", "timeouts"]
 """What terminal rows at an environment's limit of steps are."""
+HDF5_SUFFIXES = (".hdf5", ".h5")
+"""Of the files of data that are written here."""
 ActionUnits = Literal["environment", "normalised"]
 """What units actions are in: their environment's, or scaled to [-1, 1]."""

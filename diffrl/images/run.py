@@ -243,7 +243,7 @@ def print_run(run: FinetuneRun) -> None:
         console.print(f"[yellow]{warning}[/]")
     console.print(f"images scored:  {last['queries']:,} in {last['seconds']:,.0f} s")
     console.print(f"picture:        {run.path / PICTURE}")
-    console.print(f"what was trained: {run.path / 'model'} (diffusers' format)")
+    console.print(f"what was trained: {run.path / MODEL} (diffusers' format)")
     console.print(f"compare runs:   diffrl compare {run.path} RUN ...")
     console.print(f"TensorBoard:    tensorboard --logdir {run.path}")
 

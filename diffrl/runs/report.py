@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffrl.support.console import console
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, counted
 from diffrl.support.plots import BLUE, GREEN, save
 from diffrl.support.statistics import estimate
 from envs import registry
@@ -39,7 +39,7 @@ def print_evaluation(
     elif reference and not comparable:
         title += "\n(scaled by D4RL's references, but data or environment are not D4RL's: not comparable)"
     single = all(len(entry["seeds"]) == 1 for entry in result.values()) and episodes == 1
-    caption = f"{episodes:,} episode{'s' * (episodes != 1)} a seed" + ("" if single else "; ± standard error")
+    caption = f"{counted(episodes, 'episodes')} a seed" + ("" if single else "; ± standard error")
     if fidelity:
         caption += f"\n{fidelity}"
     table = Table(title=title, caption=caption, caption_justify="left")

@@ -138,8 +138,10 @@ def claimed(out: Path | None, stem: str, files: Collection[str]) -> Iterator[Pat
         yield folder
 
 
-def refuse(folder: Path, files: Collection[str]) -> None:
-    """Raise UserError where `claimed` would refuse a folder for what is in it."""
+def refuse(folder: Path | None, files: Collection[str]) -> None:
+    """Raise UserError where `claimed` would refuse a folder for what is in it; None: a new one will be made."""
+    if folder is None:
+        return
     ours = (folder / ABOUT).exists()
     if steps(folder) or (ours and any((folder / name).exists() for name in _OF_PROGRESS)):
         raise UserError(f"{folder} holds a run already: `diffrl resume {folder}`, or choose another --out.")
