@@ -185,16 +185,17 @@ def test_without_a_compiler_a_run_goes_on_and_says_so(
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_a_failed_compilation_leaves_the_agent_as_it_was(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The compiler is found but fails; the agent is neither changed nor half compiled, and trains."""
+def test_a_failed_compilation_leaves_the_agent_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The compiler is found but fails; the agent is neither changed nor half compiled, and trains.
+
+    The setting is changed by PyTorch's own means: pytest's takes it away at the end, and no later test could compile.
+    """
     fake = tmp_path / "g++"
     fake.write_text("#!/bin/sh\nexit 1\n")
     fake.chmod(0o755)
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(fake)))
     agent, twin = (CLONING.build(3, 2, (0,)) for _ in range(2))
-    assert not compilation.compile_agent(agent, CLONING, transitions())
+    with torch._inductor.config.patch({"cpp.cxx": (None, str(fake))}):
+        assert not compilation.compile_agent(agent, CLONING, transitions())
     assert "could not be compiled" in capsys.readouterr().err
     for a in (agent, twin):
         a.update(make_batch(), torch.Generator().manual_seed(0))
