@@ -346,7 +346,11 @@ class _Session:
     def _title(self) -> str:
         config, tuned = self.config, self.setup.model.tuned
         trained = sum(p.numel() for p in self.tuner.parameters.values())
-        how = "the whole network" if tuned.lora is None else f"LoRA of rank {tuned.lora.rank}"
+        which = ", ".join(config.layers)
+        if tuned.lora is None:
+            how = f"its layers {which}" if which else "the whole network"
+        else:
+            how = f"LoRA of rank {tuned.lora.rank}" + (f" on {which}" if which else "")
         what = "" if config.scored_by is None else f", reward {config.scored_by}"
         on = f"{self.world.size} processes, " if self.world.size > 1 else ""
         return (
@@ -402,8 +406,10 @@ def _waiting_for(world: World) -> Iterator[None]:
 
 
 def _model(config: FinetuneConfig, device: str, quiet: bool) -> ImageModel:
-    lora = Lora(config.lora) if config.lora else None
+    lora = Lora(config.lora, targets=config.layers or Lora.targets) if config.lora else None
     options: dict[str, Any] = {} if config.adapter is None else {"adapter": config.adapter}
+    if config.layers and lora is None:
+        options["layers"] = config.layers
     if config.checkpointing:
         options["checkpointing"] = True
     if config.lean:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from diffrl.diffusion import Network, Prediction
 from diffrl.diffusion.prediction import Clip
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, closest, listed
 
 Condition = dict[str, Tensor]
 """What a network is told beside x and t, an entry an argument, each with one row a sample (B, ...)."""
@@ -82,7 +83,8 @@ class Lora:
     alpha: int | None = None
     """The adapters' output is scaled by alpha / rank; None: alpha is the rank."""
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Ends of the names of the layers that get one: by default all projections of attention, as DDPO has it."""
+    """Ends of the names of the layers that get one, or in which all get one: by default all projections of attention,
+    as DDPO has it."""
 
 
 class Origin(NamedTuple):
@@ -121,6 +123,22 @@ class Tuned:
                 _inject(network, lora)
         for parameter in self.parameters().values():
             parameter.data = parameter.data.float()
+
+    def narrow(self, layers: Sequence[str]) -> None:
+        """Train only the layers whose name ends in one of these, with all that is in them, of a network trained whole.
+
+        The others are frozen, and the reference has no copies of them. Raises UserError, with names that there are,
+        where no layer has such a name.
+        """
+        assert self._copy is not None, "adapters are on layers of their own"
+        for end in layers:
+            if not any(_among(name, [end]) for name in self.parameters()):
+                raise UserError(f"--layers: {_no_layer(self.network, [end])}")
+        copied = dict(self._copy.named_parameters())
+        for name, parameter in self.parameters().items():
+            if not _among(name, layers):
+                parameter.requires_grad_(False)
+                copied[name].data = parameter.data
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters under training, by name, in the network's order."""
@@ -191,14 +209,30 @@ def unheard() -> Iterator[None]:
         logging.disable(before)
 
 
+def _among(name: str, ends: Sequence[str]) -> bool:
+    """Whether the layer or parameter of this dotted name is, or lies in, a layer whose name ends in one of `ends`."""
+    parts = name.split(".")
+    return any(".".join(parts[: n + 1]).endswith(tuple(ends)) for n in range(len(parts)))
+
+
+def _no_layer(network: nn.Module, ends: Sequence[str]) -> str:
+    """What is said where no layer's name ends so: the nearest last part of a name, or those of layers with weights."""
+    every = {re.sub(r"^.*?([^.]+(\.\d+)?)$", r"\1", name): layer for name, layer in network.named_modules()}
+    close = closest(ends[0], every)
+    weighted = [last for last, layer in every.items() if next(layer.parameters(recurse=False), None) is not None]
+    meant = f"names end in {listed(weighted, 40)}." if close is None else f"did you mean {close}?"
+    return f"{type(network).__name__} has no layer whose name ends in {' or '.join(ends)}: {meant}"
+
+
 def _inject(network: nn.Module, lora: Lora) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = [n for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and n.endswith(lora.targets)]
+    modules = network.named_modules()
+    names = [n for n, m in modules if isinstance(m, nn.Linear | nn.Conv2d) and _among(n, lora.targets)]
     if not names:
         raise UserError(
-            f"{type(network).__name__} has no layer whose name ends in {', '.join(lora.targets)}, so there is nothing "
-            "to adapt: name others, or train the whole network."
+            f"{_no_layer(network, lora.targets)} There is nothing to adapt so: name others by --layers, or train the "
+            "whole network (--lora 0)."
         )
     alpha = lora.rank if lora.alpha is None else lora.alpha
     settings = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=names, init_lora_weights="gaussian")

@@ -20,6 +20,7 @@ from diffrl.images.algorithms import Finetuner
 from diffrl.images.compare import OTHER_REWARDS
 from diffrl.images.config import ALGORITHMS
 from diffrl.images.job import _less_memory
+from diffrl.images.models import digits
 from diffrl.images.run import FinetuneRun, is_whole
 from diffrl.support.errors import UserError
 from tests.images import tiny
@@ -123,6 +124,28 @@ def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[s
     rows = [(quick / run / "metrics.csv").read_text().splitlines() for run in ("whole", "cut")]
     assert rows[0] == rows[1]
     assert yaml.safe_load((quick / "cut/finetune.yaml").read_text())["queries"] == 64
+
+
+def test_layers_are_trained_alone_saved_with_the_rest_and_resumed_to_the_bit(quick: Path) -> None:
+    """A checkpoint has them alone; the pipeline that is written has the others as they were."""
+    options = [*SMALL, "--algo", "nft", "--group", "2", "--layers", "time_embedding", "time_emb_proj"]
+    assert main(["finetune", *options, "--queries", "32", "--out", "whole"]) == 0
+    assert main(["finetune", *options, "--queries", "16", "--out", "cut"]) == 0
+    assert main(["resume", "cut", "--steps", "32"]) == 0
+    whole, cut = final(quick / "whole"), final(quick / "cut")
+    assert set(whole) == set(cut)
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+    from diffusers import DDIMPipeline
+
+    trained = {name.removeprefix("parameter.") for name in whole if name.startswith("parameter.")}
+    before, after = (
+        DDIMPipeline.from_pretrained(folder, use_safetensors=True).unet.state_dict()
+        for folder in (digits.tiny_digits_folder(), quick / "cut/model")
+    )
+    assert trained == {name for name in before if "time_emb" in name}
+    assert {name for name in before if not torch.equal(before[name], after[name])} == trained
+    assert "layers:\n- time_embedding\n- time_emb_proj\n" in (quick / "cut/finetune.yaml").read_text()
 
 
 LOSSES: dict[str, Callable[[Path], object]] = {

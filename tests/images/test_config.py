@@ -147,6 +147,8 @@ def test_an_option_of_others_is_refused() -> None:
         ({"algo": "rwr", "eta": 0, "kl": 0.1}, "no divergence"),
         ({"algo": "ddpo-sf", "passes": 2}, "--algo ddpo-is"),
         ({"model": "a/pipeline", "lora": 0, "lean": True}, "--lean needs --lora"),
+        ({"layers": ("to_q",), "adapter": "a"}, "--layers has no use with --adapter"),
+        ({"layers": ("to_q", "")}, "--layers has an empty name"),
         ({"model": "a/pipeline", "lora": 0, "shard": True}, "--shard is for pipelines with --lora"),
         ({"shard": True, "lora": 2}, "--shard is for pipelines with --lora"),
         ({"algo": "draft", "reward": "digit:8", "scale_rewards": True}, "--scale-rewards is not for draft"),

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ def load_model(
     name: str,
     *,
     lora: Lora | None,
+    layers: Sequence[str] = (),
     adapter: str | Path | None = None,
     precision: str = "fp32",
     device: str = "cpu",
@@ -113,6 +114,7 @@ def load_model(
 
     "control:NAME", "reference:NAME", "video:NAME": see `VARIANTS`.
 
+    layers: without adapters, ends of the names of the layers that are trained (`Tuned.narrow`); by default all are.
     adapter: a folder or file of adapters to start from, as diffusers or peft writes them; their rank, scale and layers
         are then those trained, whatever `lora` says. The reference stays the plain model, adapters off. Of "control" it
         is the branch to go on from.
@@ -149,6 +151,8 @@ def load_model(
         start = read_adapter(adapter)
         lora = start.lora
     model: ImageModel = build(lora=lora, precision=precision, device=device, seed=seed, **options)
+    if layers:
+        model.tuned.narrow(layers)
     if start is not None:
         model.tuned.load_state_dict(start.parameters(model.tuned))
         start.check_origin(model.tuned.origin)
