@@ -346,7 +346,7 @@ class _Session:
     def _title(self) -> str:
         config, tuned = self.config, self.setup.model.tuned
         trained = sum(p.numel() for p in self.tuner.parameters.values())
-        which = ", ".join(config.layers)
+        which = ", ".join(config.layers or ())
         if tuned.lora is None:
             how = f"its layers {which}" if which else "the whole network"
         else:

@@ -42,6 +42,7 @@ def test_defaults_and_files_mean_what_they_did(old: dict[str, Any], tmp_path: Pa
         "size": None,
         "frames": None,
         "shard": False,
+        "layers": None,
         "optimiser": "adamw",
     }  # came later, and are off
     assert now == {name: was[name] for name in now}
@@ -196,6 +197,7 @@ def test_help_shows_the_algorithms_own(
         "held_out",
         "prompts",
         "adapter",
+        "layers",
         "stop_kl",
         "out",
         "kl_target",

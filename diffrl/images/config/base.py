@@ -105,7 +105,7 @@ class FinetuneConfig(metaclass=_Presets):
     pairs, else a built-in model's own; a pipeline without these needs it."""
     lora: Annotated[int, Range(0, 2**16)] = 0
     """Rank of the adapters, 0 to train the network itself."""
-    layers: tuple[str, ...] = ()
+    layers: tuple[str, ...] | None = None
     """Train only layers whose names end so, with all that is in them, such as time_embedding time_emb_proj; with
     --lora, give these the adapters. By default the whole network; with --lora the projections of attention."""
     adapter: Path | None = None
@@ -177,9 +177,9 @@ class FinetuneConfig(metaclass=_Presets):
             raise UserError(f"{'--lean' if self.lean else '--size'} is for pipelines: {self.model} has no use for it.")
         if self.builtin and self.frames is not None:
             raise UserError(f"--frames is for pipelines of videos: {self.model} makes images.")
-        if self.layers and self.adapter is not None:
+        if self.layers is not None and self.adapter is not None:
             raise UserError("--layers has no use with --adapter, which says itself what it adapts.")
-        if "" in self.layers:
+        if self.layers is not None and not all(self.layers):
             raise UserError("--layers has an empty name, which every layer's ends in.")
         if self.lean and not self.lora:
             raise UserError(
