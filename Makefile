@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
+# The packages are installed uncompiled (below): where this were set, each process would compile what it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-all campaign docs lint setup clean
 

@@ -343,11 +343,14 @@ def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
         except UserError:  # somebody has deleted it, say: no reason to refuse the rest
             grids.append(f"{grid.name} is gone, or damaged")
     wide = all(isinstance(grid, str) or grid.shape[1] > 3 * grid.shape[0] for grid in grids)
-    figure = Figure(figsize=(13, 9 if wide else 7), dpi=110, layout="constrained")
+    figure = Figure(figsize=(13, 9 if wide else 7), dpi=110)  # laid out by hand: finding where all fits takes long
     figure.suptitle(title, fontsize=13)
     halves: Any = figure.subfigures(2, 1, height_ratios=(2.2 if wide else 1.1, 1))
     top, bottom = halves
-    for axes, grid, name in zip(top.subplots(*((2, 1) if wide else (1, 2))), grids, ("before", "after"), strict=True):
+    upper = {"left": 0.01, "right": 0.99, "bottom": 0.02, "top": 0.87, "hspace": 0.15, "wspace": 0.02}
+    lower = {"left": 0.055, "right": 0.98, "bottom": 0.2, "top": 0.82, "wspace": 0.48}  # six digits fit
+    pair = top.subplots(*((2, 1) if wide else (1, 2)), gridspec_kw=upper)
+    for axes, grid, name in zip(pair, grids, ("before", "after"), strict=True):
         if isinstance(grid, str):
             axes.text(0.5, 0.5, grid, ha="center", transform=axes.transAxes)
         else:
@@ -355,11 +358,12 @@ def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
         axes.set_title(name, fontsize=11)
         axes.set_axis_off()
     plotted = [name for name in PANELS if any(name in entry for entry in history)]
-    for axes, name in zip(bottom.subplots(1, len(plotted), squeeze=False)[0], plotted, strict=True):
+    panels = bottom.subplots(1, len(plotted), squeeze=False, gridspec_kw=lower)[0]
+    for axes, name in zip(panels, plotted, strict=True):
         plot_curve(axes, history, name, BLUE)
         axes.locator_params(nbins=4)  # a panel is narrow
     with atomic_path(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)  # type: ignore[no-untyped-call]  # `savefig` lays it out twice
+        FigureCanvasAgg(figure).print_png(temporary)  # type: ignore[no-untyped-call]  # `savefig` draws twice
 
 
 def plot_curve(
