@@ -181,7 +181,7 @@ class _Session:
         try:
             with contextlib.ExitStack() as asking:
                 for human in self.humans:
-                    asking.enter_context(human.opened(path))
+                    asking.enter_context(human.opened(path, self.config.rounds - self.state.round))
                 self._train(log)
         finally:
             if log is not None:
