@@ -74,8 +74,8 @@ class ListData:
             f"{counted(len(chosen) + len(others), 'data sets')} known by name{minari}. [green]here[/]: on this "
             "machine; [cyan]generate[/]: `diffrl data generate ID`, or at first use; download: `diffrl data download "
             "ID`; by file: it can be neither made nor fetched here, and is read where you have OGBench's own ID.npz, "
-            f"from {data_ogbench.folder()}. random, expert: the mean returns that are scored 0 and 100. Minari ids such "
-            "as mujoco/hopper/medium-v0 can be downloaded too. "
+            f"from {data_ogbench.folder()}. random, expert: the mean returns that are scored 0 and 100. Minari ids "
+            "such as mujoco/hopper/medium-v0 can be downloaded too. "
             f"Names ending in .hdf5 are files in {cached_path('').parent}."
         )
         if len(chosen) + len(others) <= 8:
