@@ -137,7 +137,19 @@ MISTAKES = {
     "contradiction": (["train", "diffusion_ql/hopper-medium-v2", "--agent", "bc"], "contradicts"),
     "flag": (["train", "--agent", "bc", "--dataset", "x", "--stepz", "3"], "--steps"),
     "agent's flag": (["train", "--agent", "bc", "--dataset", "x", "--agent.widht", "3"], "--agent.width"),
-    "type": (["train", "--agent", "bc", "--dataset", "x", "--steps", "many"], "--steps"),
+    "type": (["train", "--agent", "bc", "--dataset", "x", "--steps", "many"], "--steps is 'many'; expected a whole"),
+    "number": (["train", "--agent", "bc", "--dataset", "x", "--agent.discount", "a"], "discount is 'a'; expected a"),
+    "numbers": (["train", "--agent", "bc", "--dataset", "x", "--seeds", "1", "a"], "--seeds is 1 a; expected --seeds"),
+    "nothing": (["train", "--agent", "bc", "--dataset", "x", "--steps"], "--steps needs a value."),
+    "no operand": (["evaluate"], "`diffrl evaluate` needs RUN: the run's folder"),
+    "no option": (["augment", "synther", "x"], "`diffrl augment synther` needs --out STR: a path ending in .hdf5"),
+    "choices": (["data", "convert", "a", "b", "--format", "hdf"], "--format is 'hdf'; expected hdf5 or arrow. `diffrl"),
+    "--agent mistyped": (["train", "--agnt", "bc"], "no option --agnt: did you mean --agent?"),
+    "--agent mistyped behind": (["train", "bc/maze2d-umaze-v1-small", "--agnt", "bc"], "did you mean --agent?"),
+    "--dataset mistyped": (["train", "--agent", "bc", "--datset", "x"], "no option --datset: did you mean --dataset?"),
+    "an agent's word": (["finetune", "--agent.lr", "3"], "no option --agent.lr: did you mean --lr?"),
+    "letters swapped": (["finetune", "policy", "x", "--alog", "nft"], "no option --alog: did you mean --algo"),
+    "a hue": (["finetune", "--reward", "blue"], "no reward 'blue'; did you mean 'colour:blue'?"),
     "value": (["train", "--agent", "bc", "--dataset", "x", "--steps", "0"], "expected at least 1"),
     "agent's value": (
         ["train", "--agent", "bc", "--dataset", "x", "--agent.discount", "1.5"],
@@ -169,6 +181,7 @@ def test_a_mistake_is_a_few_lines_and_exit_code_2(name: str, capsys: pytest.Capt
     assert code == 2
     assert expected in text
     assert "Traceback" not in text
+    assert len(said.err.splitlines()) == 1, "one line"
 
 
 def test_an_option_below_a_nested_verb_is_told_as_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,7 +263,7 @@ def test_a_device_that_is_not_there(device: str, capsys: pytest.CaptureFixture[s
     ("text", "expected"),
     [
         ("dataset: x\nagent: {name: bc}\nstep: 3", "did you mean 'steps'"),
-        ("dataset: x\nagent: {name: bc, widht: 3}", "did you mean 'width'"),
+        ("dataset: x\nagent: {name: bc, widht: 3}", "did you mean 'agent.width'"),
         ("dataset: x\nagent: {name: bcc}", "did you mean 'bc'"),
         ("dataset: x\nagent: {name: bc}\nsteps: '5'", "expected a whole number"),
         ("dataset: x\nagent: {name: bc}\nsteps: true", "expected a whole number"),

@@ -63,6 +63,12 @@ REFUSED = [
     ("distil tiny-emoji --out img", "img holds a run already"),
     ("finetune --algo draft --reward jpeg", "draft needs a reward with a gradient, and jpeg has none"),
     ("finetune --algo refl --data digits --reward emoji+", "--reward 'emoji+'"),
+    ("finetune --reward colour:mauve", "colour:mauve: expected a colour or a hue in degrees"),
+    ("finetune --reward jpeg:300", "jpeg:300: the argument is JPEG's quality"),
+    ("finetune --reward jpeg --held-out digit:12", "digit:12: the argument is one digit"),
+    ("online bc --steps 5000", "--steps is 5000, and the first 5000 only collect (--warm-up)"),
+    ("online rlpd/maze2d-umaze-v1-small --steps 10 --warm-up 10", "--steps is 10, and the first 10 only collect"),
+    ("resume bc --steps 1", "steps already, more than the 1 asked for: give a larger --steps"),
     ("train diffusion_ql/maze2d-umaze-v1-small --step 10", "no option --step: did you mean --steps?"),
     ("evaluate bc --plot there.hdf5", "there.hdf5 exists. Use --force to replace it."),
     ("evaluate bc --out there.hdf5", "there.hdf5 exists. Use --force to replace it."),
@@ -101,6 +107,8 @@ def test_options_are_named_by_nearness() -> None:
     assert near_options("--step", known)[:2] == ["--steps", "--agent.steps"]
     assert near_options("--agent.denoising_step", known)[0] == "--agent.denoising-steps"
     assert near_options("--zzzz", known) == []
+    assert near_options("--agent.seed", known) == ["--seeds"], "where no option of the group is near"
+    assert near_options("--alog", ["--log", "--algo"]) == ["--algo", "--log"], "two letters swapped"
 
 
 def test_one_is_said_in_the_singular() -> None:

@@ -75,6 +75,9 @@ class Augmenter(ABC):
     """Whether the rows are meant to be like a part of the real ones alone, such as those of high reward."""
     samples: int = 1_000_000
     """Rows to generate where nobody says how many."""
+    each: ClassVar[int | None] = None
+    """Rows to generate for each real one where nobody says how many and --rows cuts the data, `samples` at most; None:
+    `samples` there too."""
     first_look: ClassVar[str] = ""
     """Options of a small start, for a first look, where there are such."""
     together: int = 1

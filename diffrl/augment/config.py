@@ -21,7 +21,8 @@ class Request:
     out: str
     """A path ending in .hdf5, or minari:ID, where every transition becomes an episode (14 KB and 2 ms each)."""
     samples: int | None = None
-    """Synthetic rows to write, however many are read (--rows); by default a million (the paper: 5 million)."""
+    """Synthetic rows to write; by default a million (the paper: 5 million, of a million real ones), and with --rows 5
+    for each row that is read, if these are fewer."""
     ratio: float | None = None
     """Synthetic rows to write for each real row that is read; by default --samples says how many there are."""
     mix: Mix = "replace"
@@ -38,8 +39,7 @@ class Request:
     max_episode_steps: int | None = None
     """Another time limit of its episodes than its own, which is the default; recorded in the file."""
     rows: int | None = None
-    """Read only so many rows, the first of the data set; by default all. How many are written --samples or --ratio
-    says."""
+    """Read only so many rows, the first of the data set; by default all."""
     time_limit_terminals: TimeLimitTerminals | None = None
     """timeouts: terminal rows at exactly the environment's limit of steps, or marked as timeouts too, are timeouts;
     terminals: they are true ends. By default they are taken as true ends, and what looks odd is said."""

@@ -147,7 +147,11 @@ def _samples(request: Request, rows: int, augmenter: Augmenter) -> int:
     samples, ratio = request.samples, request.ratio
     if ratio is not None:
         samples = max(round(checked(ratio, Positive, "--ratio") * rows), 1)
-    n = int(checked(augmenter.samples if samples is None else samples, Rows, "--samples"))
+    elif samples is None:
+        samples = augmenter.samples
+        if request.rows is not None and augmenter.each is not None:
+            samples = min(samples, augmenter.each * rows)
+    n = int(checked(samples, Rows, "--samples"))
     return -(-n // augmenter.together) * augmenter.together
 
 
@@ -155,7 +159,9 @@ def _amounts(request: Request, rows: int, n: int, augmenter: Augmenter) -> str:
     """How many rows are read and how many will be generated, which options say so, and of the default what is less."""
     said = "" if request.rows is None else f" (of its first {request.rows:,} rows: --rows)"
     option = "--samples" if request.samples is not None else "--ratio" if request.ratio is not None else "the default"
-    text = f"Reads {rows:,} transitions of {request.dataset}{said}, generates {n:,} synthetic ones ({option})."
+    in_proportion = option == "the default" and request.rows is not None and n == rows * (augmenter.each or 0)
+    each = f": {augmenter.each} for each" if in_proportion else ""
+    text = f"Reads {rows:,} transitions of {request.dataset}{said}, generates {n:,} synthetic ones ({option}{each})."
     if option == "the default" and augmenter.first_look:
         text += f" A first look: {augmenter.first_look}."
     return text

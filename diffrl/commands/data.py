@@ -73,8 +73,9 @@ class ListData:
         console.print(
             f"{counted(len(chosen) + len(others), 'data sets')} known by name{minari}. [green]here[/]: on this "
             "machine; [cyan]generate[/]: `diffrl data generate ID`, or at first use; download: `diffrl data download "
-            "ID`. random, expert: the mean returns that are scored 0 and 100. Minari ids such as "
-            "mujoco/hopper/medium-v0 can be downloaded too. "
+            "ID`; by file: it can be neither made nor fetched here, and is read where you have OGBench's own ID.npz, "
+            f"from {data_ogbench.folder()}. random, expert: the mean returns that are scored 0 and 100. Minari ids "
+            "such as mujoco/hopper/medium-v0 can be downloaded too. "
             f"Names ending in .hdf5 are files in {cached_path('').parent}."
         )
         if len(chosen) + len(others) <= 8:
@@ -149,13 +150,14 @@ class Info:
             benchmark = registry.get(env_id)
         if origin.benchmark is not None:
             _print_benchmark(console, origin.benchmark)
-        spec = EnvSpec.of(dataset.metadata)
+        spec, remarks = EnvSpec.of(dataset.metadata), 0
         if spec is not None:
             console.print(f"environment: {spec}, from {spec.origin}", markup=False, highlight=False)
             try:
                 check_rebuilt(spec)
             except CannotRebuild as error:
                 console.print(str(error), style="yellow", markup=False, highlight=False)
+                remarks += 1
         if remark := goal_left_out(dataset.metadata):
             console.print(remark, markup=False, highlight=False)
         for key, value in dataset.metadata.items():
@@ -180,8 +182,10 @@ class Info:
         for finding in findings:
             if finding.severity == "note":
                 console.print(str(finding), markup=False, highlight=False)
+                remarks += 1
         if not any(finding.severity != "note" for finding in findings):
-            console.print("[green]No problems found.[/]")
+            but = f", but read {counted(remarks, 'remarks')} above" if remarks else ""
+            console.print(f"[green]No problems found{but}.[/]", highlight=False)
         return int(any(finding.severity == "problem" for finding in findings))
 
     def _examine(self, dataset: OfflineDataset) -> tuple[OfflineDataset, list[Finding]]:
@@ -190,10 +194,11 @@ class Info:
 
         if broken := dataset.structural_problems():
             return dataset, [Finding(problem, "problem") for problem in broken]
-        env = _environment_of(self.dataset, dataset, self.env, self.rows)
+        env, unchecked = _environment_of(self.dataset, dataset, self.env, self.rows)
         known = Known.of(dataset, env)
         taken = Taken(counted=counted_limit(dataset, known, Taken()))
-        return take(dataset, known, taken), examine(dataset, known, taken)
+        more = [Finding(unchecked, "note")] if unchecked else []
+        return take(dataset, known, taken), [*more, *examine(dataset, known, taken)]
 
 
 @dataclass(frozen=True)
@@ -211,7 +216,8 @@ class Generate:
     seed: Seed = 0
     """Seed of the walk, or of the episodes."""
     output: Path | None = None
-    """The file to write. Default: in the data directory, where the id finds it if rows and seed are the default."""
+    """The file to write, ending in .hdf5 or .h5. Default: in the data directory, where the id finds it if rows and seed
+    are the default."""
     force: bool = False
     """Replace the file if it exists."""
     episodes: Count | None = None
@@ -221,6 +227,8 @@ class Generate:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.output is not None and self.output.suffix not in HDF5_SUFFIXES:
+            raise UserError(f"Cannot write '{self.output}': expected a path ending in .hdf5 or .h5 (--output).")
 
     def run(self) -> None:
         """Generate the data set and print where it is."""
@@ -326,7 +334,7 @@ class Convert:
             for key in ENV_KEYS:
                 dataset.metadata.pop(key, None)
             dataset.metadata.update({} if spec is None else spec.metadata())
-        env = _environment_of(
+        env, unchecked = _environment_of(
             self.source,
             dataset,
             self.env,
@@ -334,6 +342,8 @@ class Convert:
             env_kwargs=self.env_kwargs,
             max_episode_steps=self.max_episode_steps,
         )
+        if unchecked:
+            _console().print(unchecked, markup=False, highlight=False)
         dataset.metadata.update(action_bounds(env, dataset).metadata)
         if self.clip_actions:
             dataset = dataset.clip_actions()
@@ -365,8 +375,8 @@ def _cut(value: object, most: int = 2000) -> str:
 
 def _environment_of(
     name: str, dataset: OfflineDataset, env_id: str | None, rows: int | None, **changes: Any
-) -> gymnasium.Env[Any, Any] | None:
-    """The environment of a data set, closed, for what it says of itself; where it cannot be made, None: why is said.
+) -> tuple[gymnasium.Env[Any, Any] | None, str]:
+    """The environment of a data set, closed, for what it says of itself; None where it cannot be made; and then why.
 
     changes: `env_kwargs` and `max_episode_steps` of `open_task`.
     """
@@ -375,11 +385,10 @@ def _environment_of(
     try:
         env = open_task(name, dataset, env=env_id, rows=rows, **changes)[1]
     except UserError as error:
-        _console().print(f"Not checked against its environment. {error}", markup=False, highlight=False)
-        return None
+        return None, f"Not checked against its environment. {error}"
     if env is not None:
         env.close()
-    return env
+    return env, ""
 
 
 def _console() -> Console:

@@ -25,6 +25,13 @@ def matching(pattern: str) -> Iterator[Benchmark]:
             yield registry.get(one)
 
 
+def folder() -> Path:
+    """The folder that OGBench's files are read from, besides its own."""
+    from envs.ogbench import generation, names
+
+    return generation.cached_path(names.get(names.datasets()[0])).parent
+
+
 def print_fidelity(console: Console, benchmark_id: str, dataset: OfflineDataset) -> None:
     """Say how the file that a data set was read from is known to be like OGBench's own."""
     from envs.ogbench import fidelity, names, reading

@@ -131,6 +131,6 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError("Which run's policy shall be fine-tuned? `diffrl finetune policy --help` shows how to say.")
     schema: type[FinetuneDPPO] | type[FinetuneDPO] | type[FinetuneNFT] = SCHEMAS[algo]
     prog = f"diffrl finetune policy --algo {algo}" if asked else "diffrl finetune policy"
-    given = parse(schema, words, prog, description=description)
+    given = parse(schema, words, prog, before=["--algo"], description=description)
     plain = {f.name: getattr(given.learning, f.name) for f in dataclasses.fields(given.learning)}
     return given.start(tuning.get(algo)(**plain))

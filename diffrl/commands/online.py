@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
 from diffrl.commands import resume
 from diffrl.commands.words import flag_values, parse
-from diffrl.runs.config import OnlineConfig, RunOptions
+from diffrl.runs.config import ONLINE_STEPS, OnlineConfig, RunOptions
 from diffrl.support import folder
 
 USAGE = """Go on from an offline run in its environment: act, keep what happens, learn from it.
@@ -65,7 +65,10 @@ def run(arguments: Sequence[str]) -> int:
     from diffrl.runs.kind import FILES, require_checkpoint, untrained_at
 
     # What raises, before torch is imported.
-    if untrained_at(given.run_folder) is None:
+    untrained = untrained_at(given.run_folder)
+    default = ONLINE_STEPS if untrained is None else untrained.steps
+    given.learning.refuse_steps(default if given.run.steps is None else given.run.steps)
+    if untrained is None:
         require_checkpoint(given.run_folder, given.learning.start_checkpoint)
     folder.refuse(given.run.out, FILES)
     from diffrl.runs.online import online

@@ -6,7 +6,7 @@ import tyro
 
 import agents
 from diffrl.commands import resume
-from diffrl.commands.words import flag_values, parse, take
+from diffrl.commands.words import flag_values, near_options, no_option, parse, take
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.kind import FILES
@@ -27,6 +27,10 @@ Shipped configurations: {n}, for example {example}; `diffrl train list` prints t
 Fields of the agent below are those of {shown}: give --agent NAME --help for another's."""
 
 
+NAMING = ("--agent", "--dataset")
+"""The options that say what is trained, where no configuration does."""
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse what stands after `diffrl train` and do it."""
     words = list(arguments)
@@ -39,12 +43,14 @@ def run(arguments: Sequence[str]) -> int:
     given = "--dataset" in {word.split("=")[0] for word in words} or config.dataset
     helping = bool({"-h", "--help"} & set(words))
     if not given and not helping:
+        _refuse_mistyped(words)
         raise UserError("Which data set? Give --dataset ID-or-path, or a configuration: `diffrl train --help`.")
     words = flag_values(words)
     config = parse(
         TrainConfig,
         words,
         "diffrl train [CONFIG]" if helping else "diffrl train",
+        before=["--agent"],
         default=config,
         description=USAGE.format(
             agents=", ".join(agents.listed()),
@@ -79,6 +85,7 @@ def _base(words: list[str]) -> tuple[TrainConfig, str]:
         return config, ""
     if agent is None:
         if not {"-h", "--help"} & set(words):
+            _refuse_mistyped(words)
             raise UserError(
                 "What shall be trained? Give a configuration (`diffrl train list`), or --agent and --dataset; "
                 "`diffrl train --help` shows both."
@@ -89,3 +96,10 @@ def _base(words: list[str]) -> tuple[TrainConfig, str]:
     if dataset is None:
         return TrainConfig(dataset="", agent=agents.get(agent)()), ""
     return configuration.default(agent, dataset)
+
+
+def _refuse_mistyped(words: Sequence[str]) -> None:
+    """Raise UserError for an option that is nearly one of NAMING, where these are missing."""
+    for word in words:
+        if word.startswith("--") and near_options(name := word.partition("=")[0], NAMING):
+            raise no_option("diffrl train", name, NAMING)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -21,12 +21,14 @@ import numpy.typing as npt
 
 from diffrl.data.columns import FETCH_AGAIN, Column, Hdf5Table, Table, open_table
 from diffrl.data.offline import ACTION_LIMIT, DISCRETE, OfflineDataset, count_timeouts, listed_numbers
-from diffrl.support.errors import DataError, UserError, listed, nearest
+from diffrl.support.errors import DataError, UserError, closest, joined, listed
 from diffrl.support.files import atomic_path
 
 Array: TypeAlias = npt.NDArray[Any]
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
+NEEDING_NONE = ("bc", "diffusion_bc", "diffuser")
+"""The agents on which rewards have no influence, by default."""
 OPTIONAL = ("timeouts", "next_observations")
 CUTS = ("truncations", "truncation", "truncated", "timeout")
 """Other names of `timeouts`."""
@@ -101,13 +103,8 @@ def _needed(table: Table) -> dict[str, Column]:
     have = table.names()
     names = [name for name in have if name in REQUIRED + OPTIONAL or name.lower() in BOUNDARIES]
     columns = {name: column for name in names if (column := table.get(name)) is not None}
-    for key in REQUIRED:
-        if key not in columns:
-            hint = nearest(key, have) if have else "the file is empty"
-            raise DataError(
-                f"{table.path}: the key {key!r} is missing ({hint}); it holds: {listed(have) or 'none'}. Expected "
-                f"{', '.join(REQUIRED)}: rename the keys to D4RL's."
-            )
+    if missing := [key for key in REQUIRED if key not in columns]:
+        raise _lacks(table.path, missing, have)
     for key, column in columns.items():
         if column.dtype.kind not in "biuf":
             raise DataError(
@@ -121,6 +118,21 @@ def _needed(table: Table) -> dict[str, Column]:
                 f"{columns['rewards'].shape}. Leave it out."
             )
     return columns
+
+
+def _lacks(path: Path, missing: Sequence[str], have: Sequence[str]) -> DataError:
+    """What is said of a file that lacks columns: which, what it holds, and what may stand for them."""
+    are = "are" if len(missing) > 1 else "is"
+    text = f"{path}: {joined(missing)} {are} missing; it holds: {listed(have) or 'nothing'}."
+    others = [name for name in have if name not in REQUIRED + OPTIONAL]
+    renamed = {key: near for key in missing if (near := closest(key, others)) is not None}
+    for key, near in renamed.items():
+        text += f" Is {near[:60]!r} the {key}? Then rename it."
+    if "rewards" in missing and "rewards" not in renamed:
+        text += f" Only {joined(NEEDING_NONE)} (unguided) learn without rewards: for these write a zero in each row."
+    if "terminals" in missing and "terminals" not in renamed:
+        text += " Where no episode ends in a terminal state, terminals are False in every row."
+    return DataError(text)
 
 
 def _shapes(columns: Mapping[str, Column]) -> OfflineDataset:

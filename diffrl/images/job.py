@@ -31,7 +31,9 @@ from diffrl.images.run import (
     FinetuneRun,
     drop_model,
     evaluation_line,
+    gone_for_good,
     grid_path,
+    lost,
     plot_before_after,
     plot_grid,
     print_run,
@@ -40,7 +42,7 @@ from diffrl.images.run import (
 from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
 from diffrl.support import folder as folders
 from diffrl.support.console import console, work
-from diffrl.support.errors import UserError, said_by
+from diffrl.support.errors import UserError, counted, said_by
 from diffrl.support.folder import ABOUT, claimed
 from diffrl.support.machine import explaining_memory, resolve_device, settle, versions
 from diffrl.support.stopping import Stopped, at_once, going_on, stop_signals
@@ -171,14 +173,15 @@ class _Session:
                 raise checkpoint.CheckpointError(
                     f"The checkpoint of round {saved.step} in {path} does not fit its {CONFIG}: {said_by(error)}."
                 ) from error
-            self._say(f"Resuming after {saved.step:,} rounds.")
+            if saved.step < self.config.rounds:
+                self._say(f"Resuming after {counted(saved.step, 'rounds')}.")
         if self.world.main and self.state.round < self.config.rounds:
             drop_model(path)
         log = MetricsLog(path, [self.config.seed], self.state.round) if self.world.main else None
         try:
             with contextlib.ExitStack() as asking:
                 for human in self.humans:
-                    asking.enter_context(human.opened(path))
+                    asking.enter_context(human.opened(path, self.config.rounds - self.state.round))
                 self._train(log)
         finally:
             if log is not None:
@@ -198,9 +201,8 @@ class _Session:
         if not hasattr(self, "folder"):
             return ""
         saved = checkpoint.steps(self.folder.path)
-        return (
-            f"Stopped after {saved[-1] if saved else 0} rounds; saved. Go on with `diffrl resume {self.folder.path}`."
-        )
+        made = counted(saved[-1] if saved else 0, "rounds")
+        return f"Stopped after {made}; saved. Go on with `diffrl resume {self.folder.path}`."
 
     def _open(self, path: Path, resumed: FinetuneRun | None) -> Checkpoint | None:
         """Begin the run's folder, or clean what a resumed run left behind; give the checkpoint to go on from."""
@@ -214,7 +216,10 @@ class _Session:
             if saved.step > config.rounds:
                 raise UserError(folders.too_far(path, saved.step, config.rounds, "rounds", flag(config.counts)))
             if saved.step == config.rounds:
-                self._say(folders.all_done(path, saved.step, "rounds", config.unit))
+                gone = lost(resumed, config) or []
+                self._say(folders.all_done(path, saved.step, "rounds", config.unit, gone))
+                if for_good := gone_for_good(resumed):
+                    self._say(for_good)
         done = -1 if saved is None else saved.step
         if resumed is not None and done < config.rounds < resumed.config.rounds:
             self._say(folders.ends_sooner(path, resumed.config.rounds, config.rounds, "rounds"))
@@ -247,7 +252,7 @@ class _Session:
         What is evaluated has been saved, and a stop in an evaluation or a round is at once: it is made again.
         """
         config, world, state = self.config, self.world, self.state
-        history = self.folder.history
+        history, path = self.folder.history, self.folder.path
         began = saved_at = time.monotonic()
         before = float(history[-1]["seconds"]) if history else 0.0
         saved = state.round if checkpoint.steps(self.folder.path) else -1
@@ -264,7 +269,7 @@ class _Session:
                 if stop:
                     raise Stopped
                 measures = next((entry for entry in history if entry["round"] == state.round), None)
-                if due and measures is None:
+                if due and (measures is None or (last and world.any(not grid_path(path, state.round).is_file()))):
                     measures = self._evaluate(log, before + time.monotonic() - began)
                 if last or (measures is not None and self._too_far(measures)):
                     break
@@ -355,7 +360,7 @@ class _Session:
         on = f"{self.world.size} processes, " if self.world.size > 1 else ""
         return (
             f"[bold]{config.algo}[/] on {config.model}: {how}, {trained:,} parameters{what}; "
-            f"{config.rounds} rounds of {config.batch}; {on}{self.world.device} -> {self.folder.path}"
+            f"{counted(config.rounds, 'rounds')} of {config.batch}; {on}{self.world.device} -> {self.folder.path}"
         )
 
     def _work_of_round(self) -> int:

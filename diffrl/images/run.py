@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,25 +118,46 @@ class FinetuneRun:
 
 
 def is_whole(run: FinetuneRun, config: FinetuneConfig) -> bool:
-    """Whether a run has made the rounds that it was made for and `config` asks for, and nothing of it is lost.
+    """Whether a run has made the rounds that it was made for and `config` asks for, and nothing is to be made again."""
+    return lost(run, config) == []
 
-    That is its newest checkpoint, its model, its grids, and a picture that is younger than these. No torch: such a run
-    is shown without its model.
+
+def lost(run: FinetuneRun, config: FinetuneConfig) -> list[str] | None:
+    """The parts of a finished run that are gone, damaged or too old, and can be made again; None: it is not finished.
+
+    That is its last evaluation, the grid of that, its model, its newest checkpoint, and a picture that is younger than
+    evaluations and grids. No torch: a run of which nothing is lost is shown without its model.
     """
     path, done = run.path, config.rounds
-    if folder.steps(path)[-1:] != [done] or run.config.rounds != done or run.damaged or not run.history:
-        return False
+    if folder.steps(path)[-1:] != [done] or run.config.rounds != done:
+        return None
     rounds = [entry["round"] for entry in run.history]
-    made = [path / EVALUATIONS, *(grid_path(path, n) for n in rounds)]
+    last, picture = grid_path(path, done), path / PICTURE
+    made = [file for file in (path / EVALUATIONS, *(grid_path(path, n) for n in rounds)) if file.is_file()]
+    saved = [path / "checkpoints" / f"{done:09d}" / name for name in ("state.json", "state.safetensors")]
+    checks: dict[str, Callable[[], bool]] = {
+        f"the last entry of {EVALUATIONS}": lambda: not run.damaged and rounds[-1:] == [done],
+        str(last.relative_to(path)): last.is_file,
+        MODEL: lambda: has_weights(path / MODEL),
+        PICTURE: lambda: all(file.stat().st_mtime_ns <= picture.stat().st_mtime_ns for file in [picture, *made]),
+        f"the checkpoint of round {done}": lambda: all(folder.verified(file, say=False) for file in saved),
+    }
+    return [name for name, there in checks.items() if not _true(there)]
+
+
+def _true(check: Callable[[], bool]) -> bool:
+    """Whether a check of files holds; not where they cannot be read."""
     try:
-        drawn = (path / PICTURE).stat().st_mtime_ns
-        if rounds[-1] != done or any(file.stat().st_mtime_ns > drawn for file in made) or not has_weights(path / MODEL):
-            return False
-        for name in ("state.json", "state.safetensors"):
-            folder.verified(path / "checkpoints" / f"{done:09d}" / name, say=False)
+        return check()
     except (OSError, UserError):
         return False
-    return True
+
+
+def gone_for_good(run: FinetuneRun) -> str:
+    """What is said of grids before the last one that are gone, if any: the models that they show are not kept."""
+    grids = [grid_path(run.path, entry["round"]) for entry in run.history[:-1]]
+    gone = [str(grid.relative_to(run.path)) for grid in grids if not grid.is_file()]
+    return f"Gone, and not to be made again, as those rounds' models are not kept: {', '.join(gone)}." if gone else ""
 
 
 def has_weights(model: Path) -> bool:

@@ -214,6 +214,14 @@ class OnlineConfig:
         object.__setattr__(self, "start_checkpoint", str(self.start_checkpoint))  # from Python, a step
         check(self)
 
+    def refuse_steps(self, steps: int) -> None:
+        """Raise UserError where all of a run's steps would only collect."""
+        if steps <= self.warm_up:
+            raise UserError(
+                f"--steps is {steps}, and the first {self.warm_up} only collect (--warm-up): expected more steps, or a "
+                "shorter warm-up."
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values for YAML."""
         return {

@@ -119,11 +119,7 @@ def _online_from_nothing(config: TrainConfig, settings: OnlineConfig, options: R
 def _with_steps(options: RunOptions, settings: OnlineConfig, steps: int, every: int) -> RunOptions:
     """The options with their steps, these where none are given. Raises UserError where all of them only collect."""
     steps = steps if options.steps is None else options.steps
-    if steps <= settings.warm_up:
-        raise UserError(
-            f"--steps is {steps}, and the first {settings.warm_up} only collect (--warm-up): expected more steps, or a "
-            "shorter warm-up."
-        )
+    settings.refuse_steps(steps)
     return dataclasses.replace(
         options, steps=steps, eval_every=every if options.eval_every is None else options.eval_every
     )

@@ -54,20 +54,26 @@ def resume(
     if kind == IMAGES:
         if dataset is not None:
             raise UserError(f"--dataset is for runs that learn from a data set, and {path} is one of images.")
-        from diffrl.images.run import FinetuneRun, is_whole, print_run
+        from diffrl.images.config.base import flag
+        from diffrl.images.run import FinetuneRun, gone_for_good, is_whole, print_run
 
         finished = FinetuneRun.read(path)
         config = finished.asked(steps)
+        folder.refuse_fewer(path, config.rounds, "rounds", flag(config.counts))
         changed = stop_kl is not None or device is not None or "WORLD_SIZE" in os.environ
         if not changed and is_whole(finished, config):  # shown without torch and without its model
             with held(path):
                 if not quiet:
                     console.print(folder.all_done(path, config.rounds, "rounds", config.unit), markup=False)
+                    if gone := gone_for_good(finished):
+                        console.print(gone, markup=False)
                     print_run(finished)
             return path
         from diffrl.images import job
 
         return job.resume(path, stop_kl=stop_kl, **options)
+    if kind in (kinds.OFFLINE, kinds.ONLINE, IMAGES_DISTIL):  # others round their steps up
+        folder.refuse_fewer(path, steps)
     if kind == IMAGES_DISTIL:
         if dataset is not None:
             raise UserError(f"--dataset is for runs that learn from a data set, and {path} is one of images.")

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from diffrl.support.errors import counted
+
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 LINE_EVERY = 20.0
@@ -126,6 +128,6 @@ def steps_bar(steps: int, start: int, title: str, shown: Sequence[str], quiet: b
     if not quiet:
         console.print(title)
         if start:
-            console.print(f"Resuming after {start:,} steps.")
+            console.print(f"Resuming after {counted(start, 'steps')}.")
     with _bar("steps", quiet) as bar:
         yield StepsBar(bar, steps, start, shown, quiet)

@@ -39,10 +39,11 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return next((option for option in options if option[:60] == close[0]), None) if close else None
 
 
-def nearest(name: str, known: Iterable[str], command: str = "") -> str:
+def nearest(name: str, known: Iterable[str], command: str = "", group: str = "") -> str:
     """Half a sentence naming the known entry nearest to `name`, or all of them where there are few.
 
-    command: what prints all of them, such as "diffrl data list"; it is named wherever they are not all said.
+    command: what prints all of them, such as "diffrl data list"; it is named wherever they are not all said. group:
+    what stands before the entry to be written, such as "agent.".
     """
     options = sorted(itertools.islice(known, 1000))
     close = closest(name, options)
@@ -51,7 +52,7 @@ def nearest(name: str, known: Iterable[str], command: str = "") -> str:
     found = (
         f"{len(options)} are known, {options[0][:60]!r} among them."
         if close is None
-        else f"did you mean {close[:60]!r}?"
+        else f"did you mean {group + close[:60]!r}?"
     )
     return found + (f" `{command}` lists all." if command else "")
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,10 +68,33 @@ def too_far(folder: Path, done: int, asked: int, what: str = "steps", option: st
     return f"{has}, more than the {asked:,} asked for: give a larger {option} to go on."
 
 
-def all_done(folder: Path, done: int, what: str = "steps", unit: str = "") -> str:
-    """What is said of a run that has nothing left to do; unit: what --steps counts, where that is to be told."""
+def refuse_fewer(folder: Path, asked: int | None, what: str = "steps", option: str = "--steps") -> None:
+    """Raise UserError where a run's newest whole checkpoint is of more steps than it is asked for. Needs no torch.
+
+    Only checkpoints of more steps are read, to see whether they are whole.
+    """
+    for step in reversed(steps(folder)):
+        if asked is None or asked < 1 or step <= asked:
+            return
+        try:
+            found = (folder / "checkpoints" / f"{step:09d}").iterdir()
+            files = [file for file in found if file.name not in (SUMS, LOCK)]
+            whole = all(verified(file, say=False) for file in files)
+        except (OSError, Damaged):
+            whole = False
+        if whole and files:
+            raise UserError(too_far(folder, step, asked, what, option))
+
+
+def all_done(folder: Path, done: int, what: str = "steps", unit: str = "", lost: Sequence[str] = ()) -> str:
+    """What is said of a run that has nothing left to do; unit: what --steps counts, where that is to be told.
+
+    lost: what of it is gone or damaged, and is made again.
+    """
     more = f"N {unit}" if unit else "N"
     made = f"its one {singular(what)} is done" if done == 1 else f"all {done:,} {what} are done"
+    if lost:
+        return f"{folder}: {made}. Gone, damaged or out of date, and made again: {', '.join(lost)}."
     return f"{folder}: {made}. `diffrl resume {folder} --steps N` goes on to {more} in all."
 
 

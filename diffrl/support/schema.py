@@ -114,7 +114,8 @@ def checked(schema: type, values: Mapping[str, Any], source: str = "", group: st
     result = {}
     for key, value in values.items():
         if key not in hints:
-            raise UserError(f"{source}: unknown key {shown(f'{group}{key}')}; {nearest(str(key)[:60], hints)}")
+            hint = nearest(str(key)[:60], hints, group=group)
+            raise UserError(f"{source}: unknown key {shown(f'{group}{key}')}; {hint}")
         result[key] = held(value, hints[key], _named(key, source, group))
     return result
 

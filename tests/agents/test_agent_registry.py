@@ -14,8 +14,10 @@ from agents.consistency_policy import ConsistencyPolicy
 from agents.diffusion_policy import DiffusionPolicy
 from agents.flow_policy import FlowPolicy
 from agents.solver_policy import SolverPolicy
+from diffrl.data.d4rl import NEEDING_NONE
 from diffrl.support.errors import UserError
 from diffrl.tuning.target import chain_policy, denoising_policy
+from tests.agents.agent_cases import make_batch_for
 
 KINDS = {"chain": DiffusionPolicy, "solver": SolverPolicy, "flow": FlowPolicy, "consistency": ConsistencyPolicy}
 
@@ -61,3 +63,18 @@ def test_an_unknown_name_gets_the_nearest_one() -> None:
 def test_configurations_import_no_torch() -> None:
     code = "import sys, agents; agents.FQL(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_agents_on_which_rewards_have_no_influence_are_told_to_who_has_none() -> None:
+    """Four updates by other rewards leave the same parameters, to the bit, in these alone."""
+
+    def learned(name: str, scale: float) -> list[torch.Tensor]:
+        agent, g = build(name), torch.Generator().manual_seed(1)
+        batch = make_batch_for(agent)
+        batch = batch._replace(rewards=scale * torch.randn(batch.rewards.shape, generator=g))
+        for phase in range(4):
+            agent.update(batch, g, phase)
+        return [p for network in agent.networks.values() for p in network.parameters()]
+
+    alike = [name for name in AGENTS if all(map(torch.equal, learned(name, 0.0), learned(name, 1.0)))]
+    assert tuple(alike) == NEEDING_NONE

@@ -146,6 +146,15 @@ def test_real_rows_are_at_the_floor(at_floor: FidelityReport) -> None:
     assert "within 1.5x of the real-against-real floor" in report.verdicts["sliced_w2"]
 
 
+@pytest.mark.parametrize(("times", "said"), [(1.9, "within 2x"), (2.1, "2.1x"), (4.0, "4.0x"), (31.0, "31x")])
+def test_a_measure_is_within_its_floor_where_there_is_no_need_to_look(
+    at_floor: FidelityReport, times: float, said: str
+) -> None:
+    report = replace(at_floor, sliced_w2=Pair(times, 1.0))
+    assert f"The distance is {said} " in report.verdicts["sliced_w2"]
+    assert (f"sliced W2 {said} the floor" in look_first(report)) == (times > 2)
+
+
 def test_shuffled_successors_fail_jointly_and_in_the_simulator_alone(
     parts: Parts, dynamics: Dynamics, at_floor: FidelityReport
 ) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,10 @@ import torch
 
 import diffrl
 from agents import IQL
-from diffrl.augment import chunks
+from diffrl.augment import chunks, job
+from diffrl.augment.config import Request
 from diffrl.augment.synther import generate as generation
-from diffrl.augment.synther.augmenter import hold_out, load_model, synther
+from diffrl.augment.synther.augmenter import SynthER, hold_out, load_model, synther
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import ROWS_VERSION, Sampling, SynthERConfig
 from diffrl.augment.synther.model import TransitionDiffusion, bins_of
@@ -404,3 +406,22 @@ def test_parts_and_whole_have_one_checksum(tmp_path: Path) -> None:
     d4rl.write_blocks(tmp_path / "parts.hdf5", parts, {})
     a, b = (d4rl.read(tmp_path / name).metadata["sha256"] for name in ("whole.hdf5", "parts.hdf5"))
     assert a == b == d4rl.digest(columns)
+
+
+@pytest.mark.usefixtures("own_data")
+def test_of_fewer_rows_fewer_are_generated_by_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the paper's proportion; what is asked for counts, and at most a million is made."""
+    out = synther("maze2d-umaze-v1", tmp_path / "new.hdf5", rows=300, report=False, **(TINY | {"quiet": False}))
+    said = " ".join(capsys.readouterr().err.split())
+    read = int(re.findall(r"Reads (\d+) transitions", said)[0])
+    assert 200 < read <= 300
+    assert f"generates {5 * read:,} synthetic ones (the default: 5 for each)" in said
+    assert len(d4rl.read(out)) == 5 * read
+    made = SynthER(SynthERConfig(), Sampling())
+    for request, rows, n in (
+        ({}, 300, 1_000_000),
+        ({"rows": 400_000}, 399_000, 1_000_000),
+        ({"rows": 300, "samples": 7}, 299, 7),
+        ({"rows": 300, "ratio": 2.0}, 299, 598),
+    ):
+        assert job._samples(Request("a", "b.hdf5", **request), rows, made) == n

@@ -117,7 +117,21 @@ def test_seal_gives_a_foreign_file_a_checksum_and_changes_nothing_else(make, tmp
 @pytest.mark.parametrize("key", d4rl.REQUIRED)
 def test_a_missing_key_is_named(make, tmp_path, key):
     path = raw(tmp_path / "file.hdf5", make([3], "t"), **{key: None})
-    with pytest.raises(DataError, match=rf"file\.hdf5: the key '{key}' is missing"):
+    with pytest.raises(DataError, match=rf"file\.hdf5: {key} is missing; it holds: [a-z, ]+\."):
+        d4rl.read(path)
+
+
+def test_all_that_is_missing_is_said_at_once_and_what_can_be_done_without_it(make, tmp_path):
+    path = raw(tmp_path / "file.hdf5", make([3], "t"), rewards=None, terminals=None)
+    with pytest.raises(DataError) as refused:
+        d4rl.read(path)
+    assert str(refused.value) == (
+        f"{path}: rewards and terminals are missing; it holds: actions, observations, timeouts. Only bc, diffusion_bc "
+        "and diffuser (unguided) learn without rewards: for these write a zero in each row. Where no episode ends in a "
+        "terminal state, terminals are False in every row."
+    )
+    path = raw(tmp_path / "other.hdf5", make([3], "t"), rewards=None, reward=np.zeros(3))
+    with pytest.raises(DataError, match=r"Is 'reward' the rewards\? Then rename it\.$"):
         d4rl.read(path)
 
 

@@ -29,6 +29,8 @@ def test_list_shows_what_is_here_and_what_can_be_had(make, capsys):
     assert any("faulty" in line for line in lines)
     ListData("maze2d-umaze-v1").run()
     assert "generate" in capsys.readouterr().out
+    ListData("cube-single-play-v0").run()
+    assert "by file: it can be neither made nor fetched here" in " ".join(capsys.readouterr().out.split())
     assert ListData("hoper").run() == 1
 
 
@@ -151,9 +153,10 @@ def odd(folder: Path, name: str) -> Path:
     ("name", "env", "code", "text"),
     [
         ("wide_actions", None, 1, "Name the environment they are from (--env ID)"),
-        ("wide_actions", "Pendulum-v1", 0, "No problems found"),
+        ("wide_actions", "Pendulum-v1", 0, "No problems found."),
         ("unit_actions", "Pendulum-v1", 0, "--actions normalised"),
         ("no_marks_next", "Pendulum-v1", 0, "counted by the limit, 2 episodes"),
+        ("no_marks_next", "Pendulum-v1", 0, "No problems found, but read 1 remark above."),
         ("done_is_either", "Pendulum-v1", 0, "--time-limit-terminals timeouts"),
         ("wide_actions", "Pendulun-v1", 1, "Not checked against its environment. There is no environment"),
     ],
@@ -207,3 +210,11 @@ def test_importing_the_commands_stays_light():
     heavy = "{'torch', 'gymnasium', 'h5py', 'numpy', 'matplotlib'}"
     code = f"import sys, diffrl.commands.data; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("benchmark", ["maze2d-umaze-v1", "pointmaze-medium-navigate-v0"])
+@pytest.mark.parametrize("output", ["pm", "pm.npz"])
+def test_generate_writes_hdf5_by_its_name(tmp_path, benchmark, output):
+    with pytest.raises(UserError, match=r"expected a path ending in \.hdf5 or \.h5"):
+        Generate(benchmark, rows=10, output=tmp_path / output).run()
+    assert not list(tmp_path.iterdir())

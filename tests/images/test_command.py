@@ -21,7 +21,7 @@ from diffrl.images.compare import OTHER_REWARDS
 from diffrl.images.config import ALGORITHMS
 from diffrl.images.job import _less_memory
 from diffrl.images.models import digits
-from diffrl.images.run import FinetuneRun, is_whole
+from diffrl.images.run import FinetuneRun, is_whole, lost
 from diffrl.support.errors import UserError
 from tests.images import tiny
 
@@ -99,16 +99,20 @@ def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[s
         assert main(["finetune", "--resume", "cut", "--queries", queries]) == 0
         said = " ".join(capsys.readouterr().err.split())
         assert ("cut was made for 2 rounds, and is to end at 1 now" in said) == sooner
+        assert ("; 1 round of 16;" in said) == sooner
+        assert ("Resuming after 1 round." in said) != sooner
     shutil.rmtree("cut/model")
     Path("cut/before_after.png").unlink()
-    Path("cut/images/000000.png").unlink()  # a user may: it is a picture
+    for grid in Path("cut/images").iterdir():
+        grid.unlink()  # a user may: it is a picture
+    gone = "made again: images/000002.png, model, before_after.png. Gone, and not to be made again, as those rounds' "
     for more in ([], ["--queries", "64"]):
         capsys.readouterr()
         assert main(["finetune", "--resume", "cut", *more]) == 0
         said = " ".join(capsys.readouterr().err.split())
-        assert (
-            "cut: all 2 rounds are done. `diffrl resume cut --steps N` goes on to N images scored in all." in said
-        ) == (more == [])
+        assert ("cut: all 2 rounds are done." in said) == (gone in said) == (more == [])
+        assert ("Resuming after 2 rounds." in said) == (more != [])
+        assert Path("cut/images/000002.png").exists()
         assert Path("cut/model/model_index.json").exists()
         assert Path("cut/before_after.png").exists()
     said = fails(["--resume", "cut", "--queries", "32"], capsys)
@@ -148,13 +152,18 @@ def test_layers_are_trained_alone_saved_with_the_rest_and_resumed_to_the_bit(qui
     assert "layers:\n- time_embedding\n- time_emb_proj\n" in (quick / "cut/finetune.yaml").read_text()
 
 
+def heard(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was said since the last call, in one line."""
+    return " ".join(capsys.readouterr().err.split())
+
+
 LOSSES: dict[str, Callable[[Path], object]] = {
     "weights": lambda run: next((run / "model/unet").glob("*.safetensors")).unlink(),
     "half of them": lambda run: os.truncate(next((run / "model/unet").glob("*.safetensors")), 1000),
     "model": lambda run: shutil.rmtree(run / "model"),
     "part": lambda run: shutil.rmtree(run / "model/unet"),
     "picture": lambda run: (run / "before_after.png").unlink(),
-    "grid": lambda run: (run / "images/000000.png").unlink(),
+    "grid": lambda run: (run / "images/000002.png").unlink(),
     "evaluations": lambda run: (run / "evaluations.json").unlink(),
     "checkpoint": lambda run: os.truncate(max((run / "checkpoints").iterdir()) / "state.safetensors", 1000),
 }
@@ -180,8 +189,11 @@ def test_a_finished_run_is_shown_from_its_files_and_what_is_lost_is_made_again(
     assert whole(lambda run: None)
     for name, lose in LOSSES.items():
         assert not whole(lose), name
+    assert whole(lambda run: (run / "images/000000.png").unlink()), "nothing can make it again"
     whole(LOSSES["weights"])
+    capsys.readouterr()
     assert main(["resume", str(run)]) == 0
+    assert "all 2 rounds are done. Gone, damaged or out of date, and made again: model." in heard(capsys)
     assert found_whole()
 
     def loaded(*_: Any, **__: Any) -> Path:
@@ -190,7 +202,8 @@ def test_a_finished_run_is_shown_from_its_files_and_what_is_lost_is_made_again(
     monkeypatch.setattr(job, "resume", loaded)
     capsys.readouterr()
     assert main(["resume", str(run)]) == 0
-    assert "all 2 rounds are done" in " ".join(capsys.readouterr().err.split())
+    assert "all 2 rounds are done" in heard(capsys)
+    assert "2 rounds already" in mistake(["resume", str(run), "--queries", "16"], capsys)
     for words in (["--device", "cpu"], ["--stop-kl", "5"]):  # checked, and written down, by the whole way
         assert "the model was loaded" in mistake(["resume", str(run), *words], capsys)
     monkeypatch.setenv("WORLD_SIZE", "2")  # processes agree on who speaks there
@@ -271,6 +284,12 @@ def test_stable_diffusion_with_lora(algo: str, quick: Path) -> None:
     run = quick / "run"
     trained = {name: value for name, value in final(run).items() if name.startswith("parameter.")}
     assert all("lora" in name for name in trained)
+    found = FinetuneRun.read(run)
+    assert lost(found, found.config) == []
+    weights = next((run / "model").glob("*.safetensors"))
+    weights.rename(weights.with_suffix(".away"))
+    assert lost(found, found.config) == ["model"]
+    weights.with_suffix(".away").rename(weights)
     pipeline = StableDiffusionPipeline.from_pretrained(model, use_safetensors=True, safety_checker=None)
     pipeline.load_lora_weights(run / "model")
     loaded = {n: p for n, p in pipeline.unet.named_parameters() if "lora" in n}

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import threading
 import urllib.request
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from diffrl.cli import main
 from diffrl.images import resume
+from diffrl.images.config import ALGORITHMS, FinetuneConfig
 from diffrl.images.rewards import human as module
 from diffrl.images.rewards import parse, votes_model
 from diffrl.images.rewards.human import Human, Vote, quantised, read_votes, write_votes
@@ -153,7 +155,7 @@ def test_groups_are_of_all_images_of_a_prompt(micro_batch: int, quick: Path, mon
     prompts = [text for text in "bac" for _ in range(8)]
     none = torch.empty(0)
     samples = Samples(torch.arange(24), prompts, metadata, {}, none, none, images, 24, World())
-    with human.opened(quick):
+    with human.opened(quick, 1):
         human.at(0, asking=True)
         total, _ = score(human, samples, micro_batch)
         assert [len(vote.images) for vote in human.votes] == [4, 4]
@@ -166,6 +168,15 @@ def test_groups_are_of_all_images_of_a_prompt(micro_batch: int, quick: Path, mon
     assert len(set(total.tolist())) > 4
 
 
+def test_a_person_is_asked_by_default_for_what_a_person_can_do() -> None:
+    """About two hundred choices with each algorithm that asks a person, whatever the number of images scored is."""
+    for algo, schema in ALGORITHMS.items():
+        if "reward" in schema.options() and not (config := FinetuneConfig(algo=algo, reward="human")).scored_before:
+            choices = int(re.findall(r"at most (\d+) choices", Human().promise(config.rounds))[0])
+            assert choices == config.rounds * 4
+            assert 50 <= choices <= 250, algo
+
+
 @pytest.mark.usefixtures("hardly_learned")
 def test_a_run_goes_on_and_is_made_again(
     quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -175,6 +186,8 @@ def test_a_run_goes_on_and_is_made_again(
     words = ["finetune", "--algo", "nft", "--updates", "1", "--reward", "human:2", "--held-out", "png", *SMALL]
     assert main([*words, "--out", "whole"]) == 0
     assert person.votes == 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert "You are asked for at most 4 choices (2 rounds, in each the best image of 2 groups of up to 4)." in said
     votes = read_votes(quick / "whole" / "votes.json")
     assert [vote.round for vote in votes] == [0, 0, 1, 1]
     assert [vote.foretold is None for vote in votes] == [True, True, False, False]

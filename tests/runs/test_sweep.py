@@ -78,7 +78,7 @@ def test_values_are_of_their_fields_types(text: str, expected: tuple[object, ...
 
 MISTAKES = {
     "--out": ([*GRID], "--out sweeps/NAME"),
-    "field": ([*GRID, "--set", "agent.widht=3", "--out", "x"], "did you mean 'width'"),
+    "field": ([*GRID, "--set", "agent.widht=3", "--out", "x"], "did you mean 'agent.width'"),
     "type": ([*GRID, "--set", "agent.layers=many", "--out", "x"], "agent.layers is 'many'; expected a whole number"),
     "range": ([*GRID, "--set", "agent.layers=0", "--out", "x"], "expected at least 1"),
     "twice": ([*GRID, "--set", "steps=3", "--out", "x"], "names steps twice"),

@@ -148,7 +148,7 @@ def test_the_command_line_refuses_it_before_anything_is_made(
     ("text", "said"),
     [
         ("agent: {name: bc, layers: 200000}", "agent.layers is 200000; expected at least 1 and at most 1,000."),
-        ("agent: {name: bc, widht: 3}", "unknown key 'agent.widht'; did you mean 'width'?"),
+        ("agent: {name: bc, widht: 3}", "unknown key 'agent.widht'; did you mean 'agent.width'?"),
         ("agent: {name: bc, width: many}", "agent.width is 'many'; expected a whole number."),
         ("agent: {name: bc, reward_tune: normalise}", "agent.reward_tune is 'normalise'; did you mean 'normalize'?"),
         ("agent: {name: bc, learning_rate: 1e-3}", "agent.learning_rate is '1e-3'; expected a number (write 3.0e-4"),

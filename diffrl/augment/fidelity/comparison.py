@@ -24,6 +24,8 @@ from envs.dynamics import Dynamics
 
 PROJECTIONS = 128
 """Random directions of the sliced W2."""
+FAR = 2
+"""Times its floor beyond which a measure is far from it, and is looked at first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,15 +336,18 @@ def _as_json(pair: Sequence[float]) -> dict[str, float | None]:
 
 
 def _against_floor(pair: Pair) -> str:
-    """Say how far a measure is above its floor, and both."""
+    """Say how far a measure is above its floor, and both. Beyond `FAR` one is to look first."""
     figures = f"({pair.synthetic:.3g} beside {pair.real:.3g})"
-    if pair.synthetic <= 1.5 * pair.real:
-        return f"within 1.5x of the real-against-real floor {figures}"
-    for factor in (2, 5):
+    for factor in (1.5, FAR):
         if pair.synthetic <= factor * pair.real:
             return f"within {factor}x of the real-against-real floor {figures}"
-    times = f"{pair.synthetic / pair.real:,.0f}x the real-against-real floor" if pair.real else "above a floor of 0"
-    return f"{times} {figures}"
+    return f"{_times(pair)} the real-against-real floor {figures}" if pair.real else f"above a floor of 0 {figures}"
+
+
+def _times(pair: Pair) -> str:
+    """How many times its floor, above 0, a measure is: "2.4x", "31x"."""
+    times = pair.synthetic / pair.real
+    return f"{times:.1f}x" if times < 10 else f"{times:,.0f}x"
 
 
 def unlikeness(pair: Pair, shuffled: float) -> float:
@@ -425,14 +430,14 @@ def verdicts_of(report: FidelityReport) -> dict[str, str]:
 def look_first(report: FidelityReport) -> list[str]:
     """What is so far off that it should be understood before an agent is trained on the rows; empty where nothing is.
 
-    The limits are rough: twice the floor of the mean KS or of W2, a third of a step's change, twice or half the rate of
-    terminals, near-copies.
+    The limits are rough: `FAR` times the floor of the mean KS or of W2, a third of a step's change, twice or half the
+    rate of terminals, near-copies.
     """
     near, rate, steps = report.neighbours, report.terminal_rate, report.dynamics
     found = []
     for name, pair in (("marginals", report.ks_mean), ("sliced W2", report.sliced_w2)):
-        if pair.synthetic > 2 * pair.real:
-            found.append(f"{name} {pair.synthetic / pair.real:.1f}x the floor" if pair.real else name)
+        if pair.synthetic > FAR * pair.real:
+            found.append(f"{name} {_times(pair)} the floor" if pair.real else name)
     if steps is not None and math.isfinite(steps.median.synthetic) and steps.standing_still:
         off, step = steps.median.synthetic, steps.standing_still
         if off > step / 3:

@@ -59,6 +59,7 @@ class SynthER(Augmenter):
     name, verb, paper = "SynthER", "synther", "arXiv 2303.06614"
     rows_version = ROWS_VERSION
     first_look = FIRST_LOOK
+    each = 5  # the paper's 5 million of D4RL's million
 
     def __init__(self, config: SynthERConfig, sampling: Sampling) -> None:
         if sampling.steers and config.condition == "none":

@@ -25,7 +25,7 @@ from diffrl.images.rewards.base import Metadata
 from diffrl.images.rewards.votes_model import VotesModel
 from diffrl.support import folder as folders
 from diffrl.support.console import console
-from diffrl.support.errors import UserError, shown
+from diffrl.support.errors import UserError, counted, shown
 from diffrl.support.files import atomic_path, reading, regular_file
 from diffrl.support.page import Page, open_browser, static
 from diffrl.support.seeds import generator_at
@@ -81,19 +81,32 @@ class Human:
     # --- in a run ---------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def opened(self, folder: Path) -> Iterator[None]:
-        """In the block the person can be asked, and votes are kept in `folder`, where those of before are read."""
+    def opened(self, folder: Path, rounds: int) -> Iterator[None]:
+        """In the block the person can be asked, and votes are kept in `folder`, where those of before are read.
+
+        rounds: that are to come, by which it is said how many choices the person is asked for.
+        """
         self._folder = folder
         (folder / IMAGES).mkdir(exist_ok=True)
         self.votes = read_votes(folder / FILE) if (folder / FILE).exists() else []
         self._asked = asked = _Asked(self)
         with asked.page.serving() as address:
             console.print(f"You are the reward. Vote at {address}", markup=False, soft_wrap=True)
+            console.print(self.promise(rounds), markup=False)
             self._ready(address)
             try:
                 yield
             finally:
                 self._asked = None
+
+    def promise(self, rounds: int) -> str:
+        """How many choices a person is asked for in so many rounds, and how to make fewer of them."""
+        choices, groups = counted(rounds * self.per_round, "choices"), counted(self.per_round, "groups")
+        return (
+            f"You are asked for at most {choices} ({counted(rounds, 'rounds')}, in each the best image of {groups} of "
+            f"up to {GROUP}). `Enough votes` on the page ends it at any time; for fewer, --reward human:N asks about N "
+            "groups a round, and a smaller --queries has fewer rounds."
+        )
 
     def at(self, number: int, *, asking: bool) -> None:
         """Say which round comes: votes of later ones are left aside. asking: images are the round's, to be voted on."""

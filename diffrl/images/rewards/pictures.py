@@ -1,27 +1,15 @@
 """Rewards in closed form that a person can check at a glance: a colour, and symmetry."""
 
 import math
-import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from diffrl.images.rewards.arguments import degrees_of
 from diffrl.images.rewards.base import Metadata
-from diffrl.support.errors import UserError, nearest
+from diffrl.support.errors import UserError
 
-HUES = {
-    "red": 0,
-    "orange": 30,
-    "yellow": 60,
-    "green": 120,
-    "cyan": 180,
-    "blue": 240,
-    "purple": 270,
-    "magenta": 300,
-    "pink": 330,
-}
-"""Hues by name, in degrees on the circle of red, green and blue."""
 EPSILON = 1e-6
 """Variance a pixel below which an image counts as plain, and so as symmetric."""
 
@@ -40,13 +28,7 @@ class Colour:
 
     def __init__(self, hue: str) -> None:
         self.name = f"colour:{hue}"
-        if re.fullmatch(r"\d{1,3}", hue, re.ASCII):
-            degrees = int(hue)
-        elif hue in HUES:
-            degrees = HUES[hue]
-        else:
-            raise UserError(f"colour:{hue}: expected a colour or a hue in degrees; {nearest(hue, HUES)}")
-        angle = math.radians(degrees)
+        angle = math.radians(degrees_of(hue))
         a, b = math.cos(angle), math.sin(angle) * math.sqrt(3) / 2
         self.weights = (a, -a / 2 + b, -a / 2 - b)
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
 
+from diffrl.images.rewards.arguments import HUES, check_argument, digit_of, jpeg_quality
 from diffrl.images.rewards.base import Reward, Sum
 from diffrl.images.rewards.entry import GRAMMAR, NAME, TERM, Argument, Build, Entry, Options
 from diffrl.support import plugins
@@ -36,7 +37,7 @@ def parse(spec: str, *, device: str | torch.device = "cpu", timeout: float = 60.
 def check(spec: str) -> list[tuple[float, Entry, str]]:
     """The weight, the entry and the argument of each reward in `spec`; nothing is built, and no torch imported.
 
-    Raises UserError as `parse` does, but for what an argument says.
+    Raises UserError as `parse` does, but of arguments only for those that are held to a list.
     """
     return [_term(text, spec) for text in spec.split(" + ")]
 
@@ -66,12 +67,13 @@ def _term(text: str, spec: str) -> tuple[float, Entry, str]:
         raise UserError(f"--reward {spec!r}: the weight {number!r} of {name!r} is not a number")
     entry = get(name)
     if entry is None:
-        hint = nearest(name, names(), "diffrl finetune --help")
+        hint = f"did you mean 'colour:{name}'?" if name in HUES else nearest(name, names(), "diffrl finetune --help")
         raise UserError(f"--reward {spec!r}: there is no reward {name!r}; {hint}")
     if argument and entry.argument == "none":
         raise UserError(f"--reward {spec!r}: {name!r} takes no argument, got {argument!r}")
     if not argument and entry.argument == "required":
         raise UserError(f"--reward {spec!r}: {name!r} needs an argument: {entry.usage}")
+    check_argument(name, argument)
     return weight, entry, argument
 
 
@@ -233,9 +235,7 @@ def _jpeg(name: str, sign: int = -1, *, whole_file: bool = False) -> Build:
     def build(argument: str, options: Options) -> Reward:
         from diffrl.images.rewards import codecs
 
-        if argument and not (argument.isdecimal() and 1 <= int(argument) <= 100):
-            raise UserError(f"{name}:{argument}: the argument is JPEG's quality, a whole number from 1 to 100")
-        quality = int(argument) if argument else codecs.QUALITY
+        quality = jpeg_quality(argument) if argument else codecs.QUALITY
         full = f"{name}:{argument}" if argument else name
         size = codecs.jpeg_file_bytes if whole_file else codecs.jpeg_bytes
         return codecs.CodecSize(full, functools.partial(size, quality=quality), sign)
@@ -253,9 +253,7 @@ def _digit(held_out: bool) -> Build:
     def build(argument: str, options: Options) -> Reward:
         from diffrl.images.rewards.digits import Digit
 
-        if argument and argument not in list("0123456789"):
-            raise UserError(f"digit:{argument}: the argument is one digit, 0 to 9")
-        return Digit(int(argument) if argument else None, held_out=held_out, device=options.device)
+        return Digit(digit_of(argument) if argument else None, held_out=held_out, device=options.device)
 
     return build
 

@@ -68,8 +68,9 @@ def main_table(summary: Summary, interval: bool = False) -> Table:
     units = "Normalised score x100" if not returns else "Normalised score x100, or the return where marked (return)"
     note = (
         f"{units}; {summary.protocol}: {PROTOCOLS[summary.protocol]}. Mean "
-        f"{'and' if interval else '±'} {spread}, {seeds}. Bold: the highest, its 95 % interval apart from all others'. "
-        "Underlined: the highest, not apart; of equal ones each, but none where all are equal."
+        f"{'and' if interval else '±'} {spread}, {seeds}. Bold: the highest mean, where its 95 % interval lies above "
+        "all others'. Underlined: the highest mean elsewhere. Where several agents share it, all of these are "
+        "underlined; where all agents do, none is."
     )
     named = {task: f"{task} (return)" if task in returns else task for task in tasks}
     rows = [[Cell(named[task]), *(cell(task, agent) for agent in agents)] for task in tasks]
