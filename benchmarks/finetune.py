@@ -51,10 +51,14 @@ QUERIES = {"tiny-digits": 3072, "tiny-emoji": 2048}
 """Images scored by default; another model has 3,072. One core makes a run of each in less than four minutes."""
 VARIANTS: dict[str, tuple[Algo, dict[str, Any]]] = {
     "nft, 4 passes": ("nft", {"passes": 4, "queries": 768}),
+    "nft, 4 passes, time": (
+        "nft",
+        {"passes": 4, "queries": 768, "layers": ("time_embedding", "time_emb_proj"), "lr": 1e-3},
+    ),
     "grpo, window 2": ("grpo", {"window": 2}),
     "grpo, window 2, guard": ("grpo", {"window": 2, "guard": True}),
 }
-"""Cells that are no algorithm with its defaults: name, algorithm and options."""
+"""Cells that are no algorithm with its defaults: name, algorithm and options. time: those layers alone."""
 DIFFERENTIABLE = ("digit", "emoji", "colour", "symmetry")
 """What the names of rewards with a gradient begin with."""
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -137,7 +141,8 @@ def words_of(config: FinetuneConfig) -> list[str]:
         value = getattr(config, field.name)
         if field.name in ("algo", "reward") or value != getattr(plain, field.name):
             switch = flag(field.name) if value is not False else flag(f"no_{field.name}")
-            words += [switch] if isinstance(value, bool) else [switch, str(value)]
+            values = () if isinstance(value, bool) else value if isinstance(value, tuple) else (value,)
+            words += [switch, *map(str, values)]
     return words
 
 
