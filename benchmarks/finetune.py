@@ -58,7 +58,7 @@ VARIANTS: dict[str, tuple[Algo, dict[str, Any]]] = {
     "grpo, window 2": ("grpo", {"window": 2}),
     "grpo, window 2, guard": ("grpo", {"window": 2, "guard": True}),
 }
-"""Cells that are no algorithm with its defaults: name, algorithm and options. time: those layers alone."""
+"""Cells that are no algorithm with its defaults: name, algorithm and options. time: those layers at their rate."""
 DIFFERENTIABLE = ("digit", "emoji", "colour", "symmetry")
 """What the names of rewards with a gradient begin with."""
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -82,15 +82,22 @@ class Evaluation:
 
 
 @torch.no_grad()
+def sampled(setup: Setup, state: RunState) -> tuple[Samples, Tensor]:
+    """An evaluation's samples, shared among the processes, and the numbers (eval_samples,) of their prompts."""
+    config, n = setup.config, setup.config.eval_samples
+    # Of many prompts so few that each has two images: diversity is of images of one prompt.
+    group = 1 if n >= 2 * len(setup.prompts) else 2
+    chosen = setup.prompts.draw(n, group, setup.generator(EVALUATION)).sort().values
+    return roll_out(setup, state, chosen, setup.noise_path(EVALUATION), guidance=config.guidance), chosen
+
+
+@torch.no_grad()
 def evaluate(
     setup: Setup, state: RunState, held_out: Reward | None, classifier: IndependentClassifier | None
 ) -> Evaluation:
     """Sample and measure the model as it is; processes share the images, and all get the same measures."""
     config, n = setup.config, setup.config.eval_samples
-    # Of many prompts so few that each has two images: diversity is of images of one prompt.
-    group = 1 if n >= 2 * len(setup.prompts) else 2
-    chosen = setup.prompts.draw(n, group, setup.generator(EVALUATION)).sort().values
-    samples = roll_out(setup, state, chosen, setup.noise_path(EVALUATION), guidance=config.guidance)
+    samples, chosen = sampled(setup, state)
     measures: dict[str, float] = {}
     if setup.reward is not None:
         total, each = score(setup.reward, samples, config.micro_batch)

@@ -15,7 +15,7 @@ from diffrl.images.algorithms import ALGORITHMS, Finetuner, adamw8bit
 from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
 from diffrl.images.config.base import CONFIG, base_of, flag
-from diffrl.images.evaluation import IndependentClassifier, Numbered, alarm, evaluate
+from diffrl.images.evaluation import IndependentClassifier, Numbered, alarm, evaluate, sampled
 from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models import BUILT_IN, load_model
@@ -215,11 +215,11 @@ class _Session:
                 self._say(f"[yellow]{complaint}[/]")
             if saved.step > config.rounds:
                 raise UserError(folders.too_far(path, saved.step, config.rounds, "rounds", flag(config.counts)))
-            if saved.step == config.rounds:
+            if saved.step == config.rounds and world.main:
                 gone = lost(resumed, config) or []
                 self._say(folders.all_done(path, saved.step, "rounds", config.unit, gone))
-                if for_good := gone_for_good(resumed):
-                    self._say(for_good)
+            if world.main and (for_good := gone_for_good(resumed, saved.step)):
+                self._say(for_good)
         done = -1 if saved is None else saved.step
         if resumed is not None and done < config.rounds < resumed.config.rounds:
             self._say(folders.ends_sooner(path, resumed.config.rounds, config.rounds, "rounds"))
@@ -269,8 +269,10 @@ class _Session:
                 if stop:
                     raise Stopped
                 measures = next((entry for entry in history if entry["round"] == state.round), None)
-                if due and (measures is None or (last and world.any(not grid_path(path, state.round).is_file()))):
+                if due and measures is None:
                     measures = self._evaluate(log, before + time.monotonic() - began)
+                elif measures is not None and world.any(not grid_path(path, state.round).is_file()):
+                    self._plot_again()
                 if last or (measures is not None and self._too_far(measures)):
                     break
                 metrics = self._round(state.round == saved)
@@ -315,6 +317,14 @@ class _Session:
             if state.round == 0 and (odd := alarm(entry)):
                 self._say(f"[bold red]{odd}[/]")
         return result.measures
+
+    def _plot_again(self) -> None:
+        """Sample the images of this round's evaluation again, for their grid alone: nothing is scored."""
+        with self._progress("Sampling", self.config.eval_samples), self._alone():
+            samples, chosen = sampled(self.setup, self.state)
+            images = samples.whole(samples.images.float()).cpu()
+        if self.world.main:
+            plot_grid(images, self.setup.prompts.of(chosen)[0], grid_path(self.folder.path, self.state.round))
 
     def _alone(self) -> contextlib.AbstractContextManager[None]:
         """What ends at once where a signal comes; of several processes none may, as the others would wait for it."""
@@ -411,9 +421,9 @@ def _waiting_for(world: World) -> Iterator[None]:
 
 
 def _model(config: FinetuneConfig, device: str, quiet: bool) -> ImageModel:
-    lora = Lora(config.lora, targets=config.layers or Lora.targets) if config.lora else None
+    lora = Lora(config.lora, targets=config.layers) if config.lora else None
     options: dict[str, Any] = {} if config.adapter is None else {"adapter": config.adapter}
-    if config.layers and lora is None:
+    if config.layers is not None and lora is None:
         options["layers"] = config.layers
     if config.checkpointing:
         options["checkpointing"] = True

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -82,9 +82,9 @@ class Lora:
     rank: int = 4
     alpha: int | None = None
     """The adapters' output is scaled by alpha / rank; None: alpha is the rank."""
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Ends of the names of the layers that get one, or in which all get one: by default all projections of attention,
-    as DDPO has it."""
+    targets: tuple[str, ...] | None = None
+    """Ends of the names of the layers that get one, or in which all get one, in whole parts between dots; None: all
+    projections of attention, as DDPO has it."""
 
 
 class Origin(NamedTuple):
@@ -103,7 +103,7 @@ class Tuned:
     precision: of the network's inner computation: fp32, or bf16 and fp16 by autocast (parameters under training stay
         float32; give a frozen network in half precision to save its memory too).
 
-    Raises UserError where no layer has a name that `lora.targets` ends.
+    Raises UserError where no layer has a name that ends as `lora.targets` says.
     """
 
     def __init__(self, network: nn.Module, lora: Lora | None = None, precision: str = "fp32", seed: int = 0) -> None:
@@ -125,18 +125,18 @@ class Tuned:
             parameter.data = parameter.data.float()
 
     def narrow(self, layers: Sequence[str]) -> None:
-        """Train only the layers whose name ends in one of these, with all that is in them, of a network trained whole.
+        """Train only the layers whose names end so, with all that is in them, of a network that is trained whole.
 
-        The others are frozen, and the reference has no copies of them. Raises UserError, with names that there are,
-        where no layer has such a name.
+        The others are frozen, and the reference's copies of them are freed. Raises UserError, with names that there
+        are, for one that no layer with weights has.
         """
         assert self._copy is not None, "adapters are on layers of their own"
+        weighted = {name for name, layer in self.network.named_modules() if any(True for _ in layer.parameters())}
         for end in layers:
-            if not any(_among(name, [end]) for name in self.parameters()):
-                raise UserError(f"--layers: {_no_layer(self.network, [end])}")
+            _check_layer(self.network, end, weighted, "has no weights")
         copied = dict(self._copy.named_parameters())
         for name, parameter in self.parameters().items():
-            if not _among(name, layers):
+            if not _within(name.rpartition(".")[0], layers):
                 parameter.requires_grad_(False)
                 copied[name].data = parameter.data
 
@@ -209,30 +209,48 @@ def unheard() -> Iterator[None]:
         logging.disable(before)
 
 
-def _among(name: str, ends: Sequence[str]) -> bool:
-    """Whether the layer or parameter of this dotted name is, or lies in, a layer whose name ends in one of `ends`."""
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""Projections of attention: the layers that get adapters by default."""
+
+
+def _within(name: str, ends: Sequence[str]) -> bool:
+    """Whether a layer of this dotted name is, or lies in, one whose name ends in whole parts so."""
+    return any(outer == end or outer.endswith(f".{end}") for outer in _outer(name) for end in ends)
+
+
+def _outer(name: str) -> Iterator[str]:
+    """The dotted names of the layers that hold one, and its own."""
     parts = name.split(".")
-    return any(".".join(parts[: n + 1]).endswith(tuple(ends)) for n in range(len(parts)))
+    return (".".join(parts[: n + 1]) for n in range(len(parts)))
 
 
-def _no_layer(network: nn.Module, ends: Sequence[str]) -> str:
-    """What is said where no layer's name ends so: the nearest last part of a name, or those of layers with weights."""
-    every = {re.sub(r"^.*?([^.]+(\.\d+)?)$", r"\1", name): layer for name, layer in network.named_modules()}
-    close = closest(ends[0], every)
-    weighted = [last for last, layer in every.items() if next(layer.parameters(recurse=False), None) is not None]
-    meant = f"names end in {listed(weighted, 40)}." if close is None else f"did you mean {close}?"
-    return f"{type(network).__name__} has no layer whose name ends in {' or '.join(ends)}: {meant}"
+def _check_layer(network: nn.Module, end: str, known: Collection[str], fault: str) -> None:
+    """Raise UserError where no layer of the `known` names ends so; `fault`: what is said of one that others have."""
+    if any(_within(name, [end]) for name in known):
+        return
+    kind = type(network).__name__
+    if any(_within(name, [end]) for name, _ in network.named_modules()):
+        raise UserError(f"--layers: {end} of {kind} {fault}.")
+    last = {re.sub(r"^.*?([^.]+(\.\d+)?)$", r"\1", outer) for name in known for outer in _outer(name)} - {""}
+    close = closest(end, last)
+    named = [name for name in last if not re.search(r"\.\d+$", name) or name == "to_out.0"]
+    meant = f"names end in {listed(named, 40)}." if close is None else f"did you mean {close}?"
+    raise UserError(f"--layers: no layer of {kind} has a name that ends in {end}: {meant}")
 
 
 def _inject(network: nn.Module, lora: Lora) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    modules = network.named_modules()
-    names = [n for n, m in modules if isinstance(m, nn.Linear | nn.Conv2d) and _among(n, lora.targets)]
+    targets = ATTENTION if lora.targets is None else lora.targets
+    adaptable = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    names = [name for name in adaptable if _within(name, targets)]
+    if lora.targets is not None:
+        for end in lora.targets:
+            _check_layer(network, end, adaptable, "takes no adapters: Linear and Conv2d layers do")
     if not names:
         raise UserError(
-            f"{_no_layer(network, lora.targets)} There is nothing to adapt so: name others by --layers, or train the "
-            "whole network (--lora 0)."
+            f"{type(network).__name__} has no layer whose name ends in {', '.join(targets)}, so there is nothing to "
+            "adapt: name others by --layers, or train the whole network (--lora 0)."
         )
     alpha = lora.rank if lora.alpha is None else lora.alpha
     settings = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=names, init_lora_weights="gaussian")

@@ -153,9 +153,9 @@ def _true(check: Callable[[], bool]) -> bool:
         return False
 
 
-def gone_for_good(run: FinetuneRun) -> str:
-    """What is said of grids before the last one that are gone, if any: the models that they show are not kept."""
-    grids = [grid_path(run.path, entry["round"]) for entry in run.history[:-1]]
+def gone_for_good(run: FinetuneRun, done: int) -> str:
+    """What is said of grids before that of round `done` that are gone, if any: the models they show are not kept."""
+    grids = [grid_path(run.path, entry["round"]) for entry in run.history if entry["round"] < done]
     gone = [str(grid.relative_to(run.path)) for grid in grids if not grid.is_file()]
     return f"Gone, and not to be made again, as those rounds' models are not kept: {', '.join(gone)}." if gone else ""
 

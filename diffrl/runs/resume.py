@@ -65,7 +65,7 @@ def resume(
             with held(path):
                 if not quiet:
                     console.print(folder.all_done(path, config.rounds, "rounds", config.unit), markup=False)
-                    if gone := gone_for_good(finished):
+                    if gone := gone_for_good(finished, config.rounds):
                         console.print(gone, markup=False)
                     print_run(finished)
             return path

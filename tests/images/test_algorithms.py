@@ -37,6 +37,7 @@ from diffrl.images.samples import (
     denoiser,
     noise_of,
     plain,
+    roll_out,
     sample_round,
 )
 from diffrl.support.errors import UserError
@@ -500,6 +501,18 @@ def test_many_prompts_are_evaluated_in_pairs() -> None:
     assert found.prompts[::2] == found.prompts[1::2]
     assert found.measures["diversity"] > 0
     assert warnings({}, {"diversity": 0.1}) == []
+
+
+def test_an_evaluation_keeps_nothing_for_a_gradient() -> None:
+    """Its memory is that of sampling: no operation in it saves a tensor for a backward pass."""
+    setup = toy_setup(Target(0.0), micro_batch=10)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
+        measures = evaluate(setup, RunState(), Target(1.0), None).measures
+        assert saved == []
+        chain_kl(setup, roll_out(setup, RunState(), torch.arange(4) % len(setup.prompts), (1,), guidance=1.0))
+    assert saved
+    assert {"reward", "held_out", "kl"} <= set(measures)
 
 
 @pytest.mark.parametrize(

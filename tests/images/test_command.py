@@ -195,6 +195,20 @@ def test_a_finished_run_is_shown_from_its_files_and_what_is_lost_is_made_again(
     assert main(["resume", str(run)]) == 0
     assert "all 2 rounds are done. Gone, damaged or out of date, and made again: model." in heard(capsys)
     assert found_whole()
+    kept = {name: (run / name).read_bytes() for name in ("evaluations.json", "images/000002.png")}
+    LOSSES["grid"](run)
+    with monkeypatch.context() as patch:
+        patch.setattr("diffrl.images.evaluation.score", lambda *_: pytest.fail("the reward was asked again"))
+        assert main(["resume", str(run)]) == 0
+    assert {name: (run / name).read_bytes() for name in kept} == kept
+    LOSSES["grid"](run)
+    (run / "images/000001.png").unlink()
+    shutil.copytree(run, quick / "further")
+    capsys.readouterr()
+    assert main(["resume", "further", "--queries", "48"]) == 0
+    assert "Gone, and not to be made again, as those rounds' models are not kept: images/000001.png." in heard(capsys)
+    assert (quick / "further/images/000002.png").read_bytes() == kept["images/000002.png"]
+    assert main(["resume", str(run)]) == 0
 
     def loaded(*_: Any, **__: Any) -> Path:
         raise UserError("the model was loaded")

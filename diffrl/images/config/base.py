@@ -106,8 +106,9 @@ class FinetuneConfig(metaclass=_Presets):
     lora: Annotated[int, Range(0, 2**16)] = 0
     """Rank of the adapters, 0 to train the network itself."""
     layers: tuple[str, ...] | None = None
-    """Train only layers whose names end so, with all that is in them, such as time_embedding time_emb_proj; with
-    --lora, give these the adapters. By default the whole network; with --lora the projections of attention."""
+    """Train only layers whose names end so, in whole parts between dots, with all that is in them, such as
+    time_embedding time_emb_proj; with --lora, give these the adapters. By default the whole network; with --lora the
+    projections of attention."""
     adapter: Path | None = None
     """A folder with a LoRA adapter (diffusers' or peft's) to start from, by default none; of control:ID the
     ControlNet to go on from."""
@@ -177,10 +178,10 @@ class FinetuneConfig(metaclass=_Presets):
             raise UserError(f"{'--lean' if self.lean else '--size'} is for pipelines: {self.model} has no use for it.")
         if self.builtin and self.frames is not None:
             raise UserError(f"--frames is for pipelines of videos: {self.model} makes images.")
-        if self.layers is not None and self.adapter is not None:
+        if self.layers is not None and not (self.layers and all(self.layers)):
+            raise UserError("--layers needs names of layers, such as time_embedding; all are trained without it.")
+        if self.layers is not None and self.adapter is not None and not self.model.startswith("control:"):
             raise UserError("--layers has no use with --adapter, which says itself what it adapts.")
-        if self.layers is not None and not all(self.layers):
-            raise UserError("--layers has an empty name, which every layer's ends in.")
         if self.lean and not self.lora:
             raise UserError(
                 "--lean needs --lora: a network trained whole is saved as a pipeline, text encoders and all."

@@ -152,6 +152,11 @@ def load_model(
         lora = start.lora
     model: ImageModel = build(lora=lora, precision=precision, device=device, seed=seed, **options)
     if layers:
+        if special and variant == "control" and options["controlnet"] is None:
+            raise UserError(
+                f"--layers with {name} needs --adapter, a trained branch: layers of a new one learn nothing, behind "
+                "convolutions of zeros."
+            )
         model.tuned.narrow(layers)
     if start is not None:
         model.tuned.load_state_dict(start.parameters(model.tuned))

@@ -87,7 +87,7 @@ def read_adapter(path: str | Path) -> Adapter:
         raise UserError(f"{file} and {SECOND} beside it differ in rank or alpha; expected the same.")
     both = (("transformer", first), ("transformer_2", second))
     matrices = {(f"{part}.{layer}", half): m for part, one in both for (layer, half), m in one.matrices.items()}
-    layers = tuple(f"{part}.{layer}" for part, one in both for layer in one.lora.targets)
+    layers = tuple(f"{part}.{layer}" for part, one in both for layer in one.lora.targets or ())
     return dataclasses.replace(first, matrices=matrices, lora=dataclasses.replace(first.lora, targets=layers))
 
 

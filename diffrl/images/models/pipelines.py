@@ -364,7 +364,7 @@ def load_pipeline(
             network.to(memory_format=torch.channels_last)
         if checkpointing:
             network.enable_gradient_checkpointing()
-        if lora is not None and lora.targets == Lora.targets and kind.targets is not None:
+        if lora is not None and lora.targets is None and kind.targets is not None:
             lora = dataclasses.replace(lora, targets=kind.targets)
         model = kind(name, pipeline, kind.schedule(pipeline, network, shape), shape, lora, precision, seed)
         model.device = torch.empty(0, device=device).device

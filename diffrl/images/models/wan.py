@@ -76,6 +76,17 @@ class Wan(FlowTransformer):
                 "on the first is called (.875 in Wan 2.2's A14B)."
             )
 
+    def __init__(self, *arguments: Any) -> None:
+        """As `PipelineModel`. Raises UserError for adapters on one network of two: both are written at the end."""
+        super().__init__(*arguments)
+        if self.tuned.lora is not None and isinstance(self.tuned.network, Experts):
+            adapted = {name.partition(".")[0] for name in self.tuned.parameters()}
+            if len(adapted) == 1:
+                raise UserError(
+                    f"--layers: those layers are in {adapted.pop()} alone; expected some of each of {self.name}'s two "
+                    "networks, such as blocks.0.attn1, as adapters are written for both."
+                )
+
     @classmethod
     @override
     def network_of(cls, pipeline: Any) -> Any:

@@ -26,7 +26,9 @@ def loaded(folder: Path, lora: Lora | None = None, layers: tuple[str, ...] = (),
 
 def expected_names(network: nn.Module, layers: tuple[str, ...]) -> set[str]:
     """The parameters of the layers so named, found from the layers down."""
-    named = [(name, layer) for name, layer in network.named_modules() if name.endswith(layers)]
+    named = [
+        (name, layer) for name, layer in network.named_modules() if f".{name}".endswith(tuple(f".{n}" for n in layers))
+    ]
     return {f"{name}.{inner}" for name, layer in named for inner, _ in layer.named_parameters()}
 
 
@@ -86,12 +88,42 @@ def test_adapters_go_to_the_layers_named_and_load_in_diffusers(folders: dict[str
     assert torch.equal(ours(again, x), ours(model, x))
 
 
-@pytest.mark.parametrize(
-    ("layers", "said"), [(("conv_out", "time_embeding"), "mean time_embedding?"), (("zz",), "to_q")]
-)
-def test_a_layer_that_is_not_there_is_named(layers: tuple[str, ...], said: str, folders: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match=f"no layer whose name ends in {layers[-1]}") as caught:
-        loaded(folders["sd"], layers=layers)
+WRONG = {
+    "nearly": (("conv_out", "time_embeding"), None, "ends in time_embeding: did you mean time_embedding?"),
+    "not at all": (("zz",), None, "names end in attentions, attn1, attn2, conv, "),
+    "a part of a word": (("ime_embedding",), None, "did you mean time_embedding?"),
+    "without weights": (("dropout",), None, "dropout of UNet2DConditionModel has no weights."),
+    "near one without weights": (("time_prj",), None, "did you mean time_emb_proj?"),
+    "one adapter of two": (("time_embedding", "time_emb_prj"), Lora, "did you mean time_emb_proj?"),
+    "no adapters there": (
+        ("norm1",),
+        Lora,
+        "norm1 of UNet2DConditionModel takes no adapters: Linear and Conv2d layers do.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_layer_that_cannot_be_trained_is_named(case: str, folders: dict[str, Path]) -> None:
+    """What is meant is said, and is a layer that would do."""
+    layers, kind, said = WRONG[case]
+    with pytest.raises(UserError, match=r"^--layers: ") as caught:
+        loaded(folders["sd"], *((Lora(2, targets=layers),) if kind else ()), **({} if kind else {"layers": layers}))
     assert said in str(caught.value)
-    with pytest.raises(UserError, match="nothing to adapt"):
-        loaded(folders["sd"], Lora(2, targets=layers[-1:]))
+
+
+def test_parts_of_a_trained_branch_are_trained_and_of_a_new_one_refused(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="needs --adapter, a trained branch"):
+        load_model(f"control:{folders['sd']}", lora=None, layers=TIME)
+    whole = load_model(f"control:{folders['sd']}", lora=None)
+    for parameter in whole.tuned.parameters().values():
+        parameter.data.add_(0.1)
+    whole.save(tmp_path)
+    model = load_model(f"control:{folders['sd']}", lora=None, adapter=tmp_path, layers=TIME)
+    assert set(model.tuned.parameters()) == expected_names(model.tuned.network, TIME)
+    x, t = torch.randn(2, *model.shape), model.times(4)[1]
+    condition = model.conditions(PROMPTS, {"control": torch.rand(2, 3, 32, 32)})
+    model.network(condition)(x, t).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.tuned.parameters().values())

@@ -143,6 +143,13 @@ def test_adapters_load_in_plain_diffusers_and_back(kind: str, wans: dict[str, Pa
     assert torch.equal(ours(again, x), images)  # type: ignore[arg-type]
 
 
+def test_adapters_on_one_network_of_two_are_refused_before_they_are_trained(wans: dict[str, Path]) -> None:
+    model = loaded(wans["a14b"], lora=Lora(2, targets=("blocks.0.attn1",)))
+    assert {name.split(".")[0] for name in model.tuned.parameters()} == {"transformer", "transformer_2"}
+    with pytest.raises(UserError, match="in transformer_2 alone; expected some of each"):
+        loaded(wans["a14b"], lora=Lora(2, targets=("transformer_2.blocks.0.attn1",)))
+
+
 @pytest.mark.parametrize("kind", ["wan", "a14b"])
 def test_a_network_trained_whole_is_saved_as_a_pipeline(kind: str, wans: dict[str, Path], tmp_path: Path) -> None:
     model = loaded(wans[kind], lora=None)
