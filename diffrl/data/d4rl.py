@@ -40,6 +40,13 @@ TERMINALS = ("terminal", "terminations", "terminated", "is_terminal")
 """Other names of `terminals`, which must be there too, with the same contents."""
 BOUNDARIES = CUTS + ENDS + STARTS + TERMINALS
 """All columns that say where episodes end, beside `terminals` and `timeouts`."""
+ALIASES = {
+    "observations": ("obs", "states", "state"),
+    "actions": ("acts", "act"),
+    "rewards": ("rews", "rew"),
+    "terminals": TERMINALS,
+}
+"""Names that others give to the columns that must be there: asked about where one is missing."""
 _METADATA = 2**24
 """Bytes of an entry of the metadata at most."""
 _BLOCK, _MOST = 2**22, 2**28
@@ -125,9 +132,15 @@ def _lacks(path: Path, missing: Sequence[str], have: Sequence[str]) -> DataError
     are = "are" if len(missing) > 1 else "is"
     text = f"{path}: {joined(missing)} {are} missing; it holds: {listed(have) or 'nothing'}."
     others = [name for name in have if name not in REQUIRED + OPTIONAL]
-    renamed = {key: near for key in missing if (near := closest(key, others)) is not None}
+    renamed = {key: name for key in missing for name in others if name.lower() in ALIASES[key]}
+    for key in missing:
+        near = closest(key, [name for name in others if name not in renamed.values()])
+        if key not in renamed and near is not None and closest(near, REQUIRED) == key:
+            renamed[key] = near
     for key, near in renamed.items():
         text += f" Is {near[:60]!r} the {key}? Then rename it."
+    if len(renamed) < min(len(missing), len(others)):
+        text += " Columns are known by D4RL's names."
     if "rewards" in missing and "rewards" not in renamed:
         text += f" Only {joined(NEEDING_NONE)} (unguided) learn without rewards: for these write a zero in each row."
     if "terminals" in missing and "terminals" not in renamed:

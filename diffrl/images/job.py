@@ -217,7 +217,7 @@ class _Session:
                 raise UserError(folders.too_far(path, saved.step, config.rounds, "rounds", flag(config.counts)))
             if saved.step == config.rounds and world.main:
                 gone = lost(resumed, config) or []
-                self._say(folders.all_done(path, saved.step, "rounds", config.unit, gone))
+                self._say(folders.all_done(path, saved.step, "rounds", gone, flag(config.counts), config.unit))
             if world.main and (for_good := gone_for_good(resumed, saved.step)):
                 self._say(for_good)
         done = -1 if saved is None else saved.step

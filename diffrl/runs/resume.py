@@ -64,7 +64,8 @@ def resume(
         if not changed and is_whole(finished, config):  # shown without torch and without its model
             with held(path):
                 if not quiet:
-                    console.print(folder.all_done(path, config.rounds, "rounds", config.unit), markup=False)
+                    longer = {"option": flag(config.counts), "unit": config.unit}
+                    console.print(folder.all_done(path, config.rounds, "rounds", **longer), markup=False)
                     if gone := gone_for_good(finished, config.rounds):
                         console.print(gone, markup=False)
                     print_run(finished)

@@ -86,16 +86,19 @@ def refuse_fewer(folder: Path, asked: int | None, what: str = "steps", option: s
             raise UserError(too_far(folder, step, asked, what, option))
 
 
-def all_done(folder: Path, done: int, what: str = "steps", unit: str = "", lost: Sequence[str] = ()) -> str:
-    """What is said of a run that has nothing left to do; unit: what --steps counts, where that is to be told.
+def all_done(
+    folder: Path, done: int, what: str = "steps", lost: Sequence[str] = (), option: str = "--steps", unit: str = ""
+) -> str:
+    """What is said of a run that has nothing left to do.
 
-    lost: what of it is gone or damaged, and is made again.
+    lost: what of it is gone or damaged, and is made again. option: what makes it longer. unit: what that counts, where
+    it is to be told.
     """
     more = f"N {unit}" if unit else "N"
     made = f"its one {singular(what)} is done" if done == 1 else f"all {done:,} {what} are done"
     if lost:
         return f"{folder}: {made}. Gone, damaged or out of date, and made again: {', '.join(lost)}."
-    return f"{folder}: {made}. `diffrl resume {folder} --steps N` goes on to {more} in all."
+    return f"{folder}: {made}. `diffrl resume {folder} {option} N` goes on to {more} in all."
 
 
 def what_works(folder: Path) -> str:

@@ -135,6 +135,28 @@ def test_all_that_is_missing_is_said_at_once_and_what_can_be_done_without_it(mak
         d4rl.read(path)
 
 
+@pytest.mark.parametrize(
+    ("renamed", "said"),
+    [
+        (("obs", "action"), ["Is 'obs' the observations?", "Is 'action' the actions?"]),
+        (("observation", "acts"), ["Is 'observation' the observations?", "Is 'acts' the actions?"]),
+        (("s", "action"), ["Is 'action' the actions?", "Columns are known by D4RL's names."]),
+    ],
+)
+def test_a_column_of_another_name_is_asked_about_as_one_thing_alone(
+    renamed: tuple[str, str], said: list[str], tmp_path: Path
+) -> None:
+    names = [*renamed, "rewards", "terminals"]
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for name in names:
+            file[name] = np.zeros((4, 2) if name in renamed else 4, np.float32)
+    with pytest.raises(DataError, match="observations and actions are missing") as caught:
+        d4rl.read(tmp_path / "a.hdf5")
+    text = str(caught.value)
+    assert all(part in text for part in said)
+    assert text.count("?") == sum(part.endswith("?") for part in said)
+
+
 def test_a_file_that_is_missing_a_folder_or_no_hdf5_is_named(tmp_path):
     with pytest.raises(DataError, match=r"nothing\.hdf5 does not exist"):
         d4rl.read(tmp_path / "nothing.hdf5")
