@@ -390,10 +390,17 @@ def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
 def plot_curve(
     axes: "Axes", history: Sequence[Mapping[str, float]], name: str, colour: str, label: str | None = None
 ) -> None:
-    """Plot a measure of a run's evaluations against the images scored; where none were on the way, against rounds."""
+    """Plot a measure of a run's evaluations against the images scored; where none were on the way, against rounds.
+
+    The panel's height is at least 2 % of the measure's size, so that chance does not look like a change.
+    """
     asked = history[-1]["queries"] > history[0]["queries"]
     points = [(entry["queries"] if asked else entry["round"], entry[name]) for entry in history if name in entry]
     axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=label)
+    (x, _), low, high = points[0], min(y for _, y in points), max(y for _, y in points)
+    middle, half = (low + high) / 2, 0.01 * max(abs(low), abs(high))
+    axes.update_datalim([(x, middle - half), (x, middle + half)])  # so that other curves may still widen it
+    axes.autoscale_view()
     axes.set_title(PANELS.get(name, name), fontsize=10)
     axes.set_xlabel("images scored" if asked else "rounds", fontsize=9)
     axes.tick_params(labelsize=8, colors=GREY)

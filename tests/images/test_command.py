@@ -21,7 +21,7 @@ from diffrl.images.compare import OTHER_REWARDS
 from diffrl.images.config import ALGORITHMS
 from diffrl.images.job import _less_memory
 from diffrl.images.models import digits
-from diffrl.images.run import FinetuneRun, is_whole, lost
+from diffrl.images.run import FinetuneRun, is_whole, lost, plot_curve
 from diffrl.support.errors import UserError
 from tests.images import tiny
 
@@ -222,6 +222,22 @@ def test_a_finished_run_is_shown_from_its_files_and_what_is_lost_is_made_again(
         assert "the model was loaded" in mistake(["resume", str(run), *words], capsys)
     monkeypatch.setenv("WORLD_SIZE", "2")  # processes agree on who speaks there
     assert "the model was loaded" in mistake(["resume", str(run)], capsys)
+
+
+def test_a_panel_is_no_narrower_than_what_chance_does() -> None:
+    """2 % of the measure, whatever the curve; further curves widen it, and a larger change fills it."""
+    from matplotlib.figure import Figure
+
+    def span(*curves: tuple[float, ...]) -> float:
+        axes = Figure().subplots()
+        for curve in curves:
+            plot_curve(axes, [{"round": n, "queries": n, "reward": y} for n, y in enumerate(curve)], "reward", "k")
+        low, high = axes.get_ylim()
+        return float(high - low) / (1 + 2 * axes.margins()[1])
+
+    assert span((-0.5, -0.5001)) == pytest.approx(0.02 * 0.5001)
+    assert span((-0.5, -0.5001), (-0.5, -0.6)) == pytest.approx(0.1 + 0.01 * 0.5001 - 0.00005)
+    assert span((0.1, 0.9)) == pytest.approx(0.8)
 
 
 def test_memory_that_runs_out_names_what_to_lower_and_loses_nothing(
