@@ -129,6 +129,7 @@ MISTAKES = {
         ["train", "--agent", "difusion_ql", "--dataset", "maze2d-umaze-v1"],
         "did you mean 'diffusion_ql'? `diffrl train --help` lists all.",
     ),
+    "agent abbreviated": (["train", "--agent", "diffql", "--dataset", "x"], "did you mean 'diffusion_ql'?"),
     "agent like no other": (["train", "--agent", "zzz", "--dataset", "x"], "known: bc, bfn, consistency_ac, diffuser,"),
     "agent without a value": (["train", "--agent", "--steps", "3"], "--agent needs a value"),
     "data set": (["train", "--agent", "bc", "--dataset", "maze2d-umase-v1"], "did you mean 'maze2d-umaze-v1'"),
