@@ -131,7 +131,7 @@ class Values:
     one: Literal["first", "second"] = "first"
 
 
-LONG = "/a-path/" + "of many/words-and/" * 8 + "end"
+LONG = "/a-path/" + "of-many/words/" * 8 + "the end"
 LONGER = LONG + "of many/words-and/" * 8
 """Python's int() shows 200 characters of it."""
 
