@@ -68,3 +68,10 @@ def test_what_is_done_by_default_is_said(words: list[str], monkeypatch: pytest.M
         assert "default" not in said.partition("(default:")[0] or "(default:" not in said, f"two of {name}: {said}"
         if words not in (["data"], ["augment"]):  # which list their verbs
             assert "default" in said.lower() or "(required)" in said, f"{name}: {said}"
+
+
+def test_an_amount_behind_another_option_is_not_read_as_its_value() -> None:
+    """How many rows SynthER writes by default depends on --rows, whose value is another number."""
+    said = options_of(help_of(["augment", "synther"]))["--samples INT"]
+    assert "by default SynthER writes a million" in said
+    assert "with --rows, 5 for each row that is read, a million at most." in said

@@ -4,13 +4,15 @@ import ast
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from diffrl.augment.config import Request
 from diffrl.cli import main
-from diffrl.commands.words import near_options
+from diffrl.commands.words import in_a_line, near_options, parse
 from diffrl.images.rewards.registry import REWARDS
 from diffrl.support.errors import UserError, counted, singular
 from diffrl.support.folder import all_done, ends_sooner, too_far
@@ -63,9 +65,16 @@ REFUSED = [
     ("distil tiny-emoji --out img", "img holds a run already"),
     ("finetune --algo draft --reward jpeg", "draft needs a reward with a gradient, and jpeg has none"),
     ("finetune --algo refl --data digits --reward emoji+", "--reward 'emoji+'"),
-    ("finetune --reward colour:mauve", "colour:mauve: expected a colour or a hue in degrees"),
-    ("finetune --reward jpeg:300", "jpeg:300: the argument is JPEG's quality"),
-    ("finetune --reward jpeg --held-out digit:12", "digit:12: the argument is one digit"),
+    ("finetune --reward colour:mauve", "--reward 'colour:mauve': expected a colour or a hue in degrees"),
+    ("finetune --reward jpeg:300", "--reward 'jpeg:300': the argument is JPEG's quality"),
+    ("finetune --reward jpeg --held-out digit:12", "--held-out 'digit:12': the argument is one digit"),
+    ("finetune --reward jpeg --held-out nothing", "--held-out 'nothing': there is no reward 'nothing'"),
+    ("finetune --reward python:no.py#f", "--reward 'python:no.py#f': there is no Python file no.py"),
+    ("finetune --reward geneval:run.py", "--reward 'geneval:run.py': which function of it? Expected FILE.py#NAME"),
+    ("finetune --reward aesthetic:nowhere#head", "--reward 'aesthetic:nowhere#head': 'nowhere' is no folder"),
+    ("finetune --reward hps:there.hdf5", "--reward 'hps:there.hdf5': 'there.hdf5' is no folder"),
+    ("finetune --reward classifier:nowhere#cat", "'nowhere' is no folder; expected a model's folder, or a hub id"),
+    ("finetune --reward richhf:img#much", "--reward 'richhf:img#much': what follows '#' is the weight of artifacts"),
     ("online bc --steps 5000", "--steps is 5000, and the first 5000 only collect (--warm-up)"),
     ("online rlpd/maze2d-umaze-v1-small --steps 10 --warm-up 10", "--steps is 10, and the first 10 only collect"),
     ("resume bc --steps 1", "steps already, more than the 1 asked for: give a larger --steps"),
@@ -109,6 +118,49 @@ def test_options_are_named_by_nearness() -> None:
     assert near_options("--zzzz", known) == []
     assert near_options("--agent.seed", known) == ["--seeds"], "where no option of the group is near"
     assert near_options("--alog", ["--log", "--algo"]) == ["--algo", "--log"], "two letters swapped"
+
+
+@dataclass(frozen=True)
+class Values:
+    """One option of each kind."""
+
+    whole: int = 0
+    part: float = 0.0
+    wholes: tuple[int, ...] = ()
+    parts: tuple[float, ...] = ()
+    one: Literal["first", "second"] = "first"
+
+
+LONG = "/a-path/" + "of-many/words/" * 8 + "the end"
+LONGER = LONG + "of many/words-and/" * 8
+"""Python's int() shows 200 characters of it."""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--whole", LONG], f"--whole is {LONG!r}; expected a whole number."),
+        ([f"--whole={LONG}"], f"--whole is {LONG!r}; expected a whole number."),
+        (["--whole", LONGER], f"--whole is {LONGER!r}; expected a whole number."),
+        (["--part", LONG], f"--part is {LONG!r}; expected a number."),
+        (["--part", "it's 3"], """--part is "it's 3"; expected a number."""),
+        (["--wholes", "1", LONG, "2"], f"--wholes is 1 '{LONG}' 2; expected whole numbers."),
+        (["--parts", "a"], "--parts is a; expected numbers."),
+        (["--one", LONG], f"--one is {LONG!r}; expected first or second."),
+    ],
+)
+def test_a_value_is_said_as_it_was_typed(words: list[str], said: str) -> None:
+    """However the box breaks it."""
+    with pytest.raises(UserError) as caught:
+        parse(Values, words, "diffrl try")
+    assert str(caught.value) == f"{said} `diffrl try --help` explains all."
+
+
+def test_a_value_that_was_not_typed_so_is_left_out() -> None:
+    mistake = "│ Error parsing --whole: invalid literal for int() with base 10: '/a/lo │\n│ ng/path'  │"
+    box = f"╭─ Value error ─╮\n{mistake}\n╰─╯"
+    assert in_a_line(box, "diffrl try", ["--whole", "/a/long/path"]).startswith("--whole is '/a/long/path'; expected")
+    assert in_a_line(box, "diffrl try", ["--whole", "other"]) == "--whole: expected a whole number."
 
 
 def test_one_is_said_in_the_singular() -> None:

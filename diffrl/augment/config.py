@@ -21,8 +21,8 @@ class Request:
     out: str
     """A path ending in .hdf5, or minari:ID, where every transition becomes an episode (14 KB and 2 ms each)."""
     samples: int | None = None
-    """Synthetic rows to write; by default a million (the paper: 5 million, of a million real ones), and with --rows 5
-    for each row that is read, if these are fewer."""
+    """Synthetic rows to write; by default SynthER writes a million (the paper: 5 million, of a million real ones), and
+    with --rows, 5 for each row that is read, a million at most."""
     ratio: float | None = None
     """Synthetic rows to write for each real row that is read; by default --samples says how many there are."""
     mix: Mix = "replace"

@@ -77,9 +77,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def refuse_unknown(config: FinetuneConfig) -> None:
     """Raise UserError for a reward, a model or a file that does not exist, before torch and diffusers are imported."""
-    for reward in (config.scored_by, config.held_out):
+    for option, reward in (("--reward", config.scored_by), ("--held-out", config.held_out)):
         if reward not in (None, NOTHING):
-            rewards.check(str(reward))
+            rewards.check(str(reward), option)
     if isinstance(config, BackpropagationConfig):
         require_gradient(config.reward, config.algo)
     check_model(config.model)

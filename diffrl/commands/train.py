@@ -1,5 +1,6 @@
 """`diffrl train`: which configuration is meant, what overrides it, and the run itself."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import tyro
@@ -25,10 +26,6 @@ USAGE = """Train an agent on an offline data set; evaluate, checkpoint and plot 
 Agents (--agent): {agents}.
 Shipped configurations: {n}, for example {example}; `diffrl train list` prints them all.
 Fields of the agent below are those of {shown}: give --agent NAME --help for another's."""
-
-
-NAMING = ("--agent", "--dataset")
-"""The options that say what is trained, where no configuration does."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -99,7 +96,13 @@ def _base(words: list[str]) -> tuple[TrainConfig, str]:
 
 
 def _refuse_mistyped(words: Sequence[str]) -> None:
-    """Raise UserError for an option that is nearly one of NAMING, where these are missing."""
+    """Raise UserError for an option that there is not and is nearly one, where what would be trained is not known.
+
+    Of the agent's own, --agent.NAME, nothing can be said then.
+    """
+    known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(TrainConfig)]
     for word in words:
-        if word.startswith("--") and near_options(name := word.partition("=")[0], NAMING):
-            raise no_option("diffrl train", name, NAMING)
+        name = word.partition("=")[0]
+        plain = name.replace("_", "-").replace("--no-", "--", 1)
+        if name.startswith("--") and "." not in name and plain not in known and near_options(name, known):
+            raise no_option("diffrl train", name, known)

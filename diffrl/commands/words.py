@@ -4,11 +4,12 @@ import contextlib
 import difflib
 import io
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from diffrl.support.errors import UserError, closest, shortened
+from diffrl.support.errors import UserError, closest, joined, shortened
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ def parse(schema: type[T], words: Sequence[str], prog: str, *, before: Sequence[
     except SystemExit as leaving:
         if leaving.code != 2:
             raise
-        raise UserError(f"{in_a_line(said.getvalue(), verb)} `{verb} --help` explains all.") from None
+        raise UserError(f"{in_a_line(said.getvalue(), verb, words)} `{verb} --help` explains all.") from None
     except BaseException:
         sys.stderr.write(said.getvalue())
         raise
@@ -54,42 +55,124 @@ def no_option(verb: str, name: str, known: Sequence[str]) -> UserError:
     return UserError(f"`{verb}` has no option {shortened(name)}: {hint}`{verb} --help` explains all.")
 
 
-def in_a_line(box: str, verb: str) -> str:
+def in_a_line(box: str, verb: str, words: Sequence[str]) -> str:
     """What tyro says of words that it cannot read, which is a box of several lines, as one or two sentences.
 
-    The box's first part is the mistake; under a rule may follow the option with what it takes, as in its help. Where
-    the output is not in UTF-8 the title stands above a rule of its own.
+    words: those that were typed. The box breaks what is long, so a value is taken from them; it is not said where they
+    do not have it.
     """
-    lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()]
-    parts: list[list[str]] = [[]]
-    for line in lines:
-        if re.fullmatch("[─-]{5,}", line):
-            parts.append([])
-        elif line and line[0] not in "╭╰":
-            parts[-1].append(line)
-    parts = parts if "╭" in box else parts[1:]
-    mistake = " ".join(parts[0]) if parts else ""
-    if missing := re.match(r"Missing from .*?: *(\S+(?: [A-Z]+(?=\s|$))?)(.*)", mistake):
-        what = missing[2].replace("(required)", "").strip()
-        return f"`{verb}` needs {missing[1]}{what and ': ' + what[0].lower() + what[1:]}"
+    parts = _parts(box)
+    lines = parts[0] if parts else []
+    mistake = " ".join(line.strip() for line in lines)
+    if mistake.startswith("Missing from "):
+        return f"`{verb}` needs {_missing(lines[1:])}"
     if empty := re.match(r"Missing value for argument '(.+?)'", mistake):
         return f"{empty[1]} needs a value."
     if choice := re.match(r"invalid choice (.+) for argument '(.+?)'\. Expected one of \((.+)\)", mistake):
         expected = [word.strip("' ") for word in choice[3].split(",") if word.strip("' ") not in ("", "None")]
-        near = closest(choice[1].strip("'"), expected) if len(expected) > 3 else None
+        typed = _typed(choice[1], words)
+        near = closest(typed, expected) if typed is not None and len(expected) > 3 else None
         hint = f" Did you mean {near}?" if near is not None else ""
-        return f"{choice[2]} is {choice[1]}; expected {_either(expected)}.{hint}"
+        return f"{choice[2]}{_is(typed)} expected {_either(expected)}.{hint}"
     if wrong := re.match(r"Error parsing (\S+): (.*)", mistake):
-        value = re.search(r"(?:base 10|to float): ('.*')$", wrong[2])
-        kind = "a whole number" if "int()" in wrong[2] else "a number"
-        if value:
-            return f"{wrong[1]} is {value[1]}; expected {kind}."
-        usage = next((line for part in parts[1:] for line in part if line.startswith(wrong[1])), None)
+        if value := re.search(r"(?:base 10|to float): (['\"].+)", wrong[2]):
+            kind = KINDS["INT" if "int()" in wrong[2] else "FLOAT"][0]
+            return f"{wrong[1]}{_is(_typed(value[1], words))} expected {kind}."
+        usage = next((line.strip() for part in parts[1:] for line in part if line.strip().startswith(wrong[1])), None)
         if usage is not None and (values := re.search(r"arguments: \[(.*)\]", wrong[2])):
-            given = values[1].replace("'", "").replace(",", "")
-            return f"{wrong[1]} is {given}; expected {usage}."
+            given = _typed_in_a_row(values[1], words)
+            said = ":" if given is None else f" is {shlex.join(given)};"
+            return f"{wrong[1]}{said} expected {_kind(usage.partition(' ')[2])}."
         return f"{wrong[1]}: {wrong[2].rstrip('.')}."
     return mistake if mistake.endswith(".") else f"{mistake}."
+
+
+KINDS = {
+    "INT": ("a whole number", "whole numbers"),
+    "FLOAT": ("a number", "numbers"),
+    "PATH": ("a path", "paths"),
+    "STR": ("a word", "words"),
+}
+"""What tyro's words for a value mean: one of them, and several."""
+
+
+def _parts(box: str) -> list[list[str]]:
+    """The lines of tyro's box, with their indentation, cut at its rules: first the mistake, then what helps.
+
+    Where the output is not in UTF-8 there is no frame, and the title stands above a rule of its own.
+    """
+    parts: list[list[str]] = [[]]
+    for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines():
+        inner = re.sub(r"^│|│\s*$", "", line).rstrip()
+        if re.fullmatch(" *[─-]{5,}", inner):
+            parts.append([])
+        elif inner and inner[0] not in "╭╰":
+            parts[-1].append(inner)
+    return parts if "╭" in box else parts[1:]
+
+
+def _missing(lines: Sequence[str]) -> str:
+    """What is missing, as a sentence ends: of one thing also what its help says, of several their names.
+
+    lines: of each thing its name, and its help indented further.
+    """
+
+    def depth(line: str) -> int:
+        return len(line) - len(line.lstrip())
+
+    names = [line.strip() for line in lines if depth(line) == depth(lines[0])]
+    if len(names) > 1:
+        return f"{joined(names)}."
+    about = " ".join(line.strip() for line in lines[1:]).replace("(required)", "").strip().rstrip(".")
+    return f"{names[0]}: {about}." if about else f"{names[0]}."
+
+
+def _kind(metavar: str) -> str:
+    """What may be given for tyro's metavar: of "[INT [INT ...]]" whole numbers. What is of no one kind stays itself."""
+    if one := re.fullmatch(r"(\w+)|\[(\w+) \[\2 \.\.\.\]\]", metavar):
+        single, several = KINDS.get(one[1] or one[2], (metavar, metavar))
+        return single if one[1] else several
+    return metavar
+
+
+def _typed_in_a_row(shown: str, words: Sequence[str]) -> list[str] | None:
+    """The words that tyro shows as Python's literals with commas, found by them without blanks; None: not there."""
+    wanted, given = _squeezed(shown), _values(words)
+    literals = [_squeezed(repr(word)) for word in given]
+    for i in range(len(given)):
+        row = literals[i]
+        for j in range(i + 1, len(given) + 1):
+            if row == wanted:
+                return given[i:j]
+            if j == len(given) or not wanted.startswith(row):
+                break
+            row += f",{literals[j]}"
+    return None
+
+
+def _typed(shown: str, words: Sequence[str]) -> str | None:
+    """The one word that tyro shows as Python's literal; None: it is not there.
+
+    Of a word that is too long Python's int() shows the first 200 characters.
+    """
+    wanted = _squeezed(shown)
+    cut = wanted[-1] != wanted[0]
+    literals = {word: _squeezed(repr(word)) for word in _values(words)}
+    return next((word for word, own in literals.items() if own == wanted or (cut and own.startswith(wanted))), None)
+
+
+def _values(words: Sequence[str]) -> list[str]:
+    """The words, and of --NAME=VALUE the value too."""
+    return [part for word in words for part in ([word, word.partition("=")[2]] if word.startswith("--") else [word])]
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _is(typed: str | None) -> str:
+    """What follows an option's name, before what is expected: its value, where that is known."""
+    return ":" if typed is None else f" is {typed!r};"
 
 
 def _either(words: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
 from diffrl.images.config.base import CONFIG, TINY
-from diffrl.images.rewards.registry import is_single
+from diffrl.images.rewards.entry import is_single
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError

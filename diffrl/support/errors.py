@@ -33,24 +33,36 @@ class DataError(UserError, ValueError):
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known entry nearest to `name`; None where none is near."""
+    """The known entry nearest to `name`; None where none is near.
+
+    Where the nearest is more than a slip of the keys away, one that `name` abbreviates comes first: that has three or
+    more of its letters in order, and the same first letter. "diffql" is short for "diffusion_ql", and no "ifql".
+    """
     options = sorted(itertools.islice(known, 1000))  # a file may hold any number of any size
-    close = difflib.get_close_matches(name[:60], [option[:60] for option in options], n=1, cutoff=0.5)
-    return next((option for option in options if option[:60] == close[0]), None) if close else None
+    typed, short = name[:60], [option[:60] for option in options]
+    near = difflib.get_close_matches(typed, short, n=20, cutoff=0.5)
+    slips = difflib.get_close_matches(typed, near, n=1, cutoff=0.85)
+    best = next(iter([*slips, *(option for option in near if _abbreviates(typed, option)), *near]), None)
+    return next((option for option in options if option[:60] == best), None)
+
+
+def _abbreviates(short: str, entry: str) -> bool:
+    letters = iter(entry)
+    return len(short) > 2 and short[0] == entry[:1] and all(letter in letters for letter in short)
 
 
 def nearest(name: str, known: Iterable[str], command: str = "", group: str = "") -> str:
     """Half a sentence naming the known entry nearest to `name`, or all of them where there are few.
 
     command: what prints all of them, such as "diffrl data list"; it is named wherever they are not all said. group:
-    what stands before the entry to be written, such as "agent.".
+    what stands before each entry to be written, such as "agent.".
     """
     options = sorted(itertools.islice(known, 1000))
     close = closest(name, options)
     if close is None and len(options) <= 20:
-        return "known: " + ", ".join(option[:60] for option in options) + "."
+        return "known: " + ", ".join(group + option[:60] for option in options) + "."
     found = (
-        f"{len(options)} are known, {options[0][:60]!r} among them."
+        f"{len(options)} are known, {group + options[0][:60]!r} among them."
         if close is None
         else f"did you mean {group + close[:60]!r}?"
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffrl.support.errors import UserError, said_by, shown
+from diffrl.support.errors import UserError, closest, nearest, said_by, shown
 from diffrl.support.machine import explaining_memory
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79.10 GiB. Of the allocated memory 1 GiB is used"
@@ -62,3 +62,30 @@ def test_a_long_text_keeps_its_beginning_and_its_end() -> None:
     assert said.endswith("x; expected one of these. Mend that.")
     assert len(said) < 1_300
     assert str(UserError("x" * 1_200)) == "x" * 1_200
+
+
+@pytest.mark.parametrize(
+    ("typed", "known", "meant"),
+    [
+        ("diffql", ["diffuser", "diffusion_ql", "fql", "ifql"], "diffusion_ql"),
+        ("ifq", ["diffusion_ql", "fql", "ifql"], "ifql"),
+        ("hopper-medum-v2", ["hopper-medium-replay-v2", "hopper-medium-v2"], "hopper-medium-v2"),
+        ("ql", ["fql", "quantile"], "fql"),
+        ("diffqa", ["diffusion_ql", "ifql"], "ifql"),
+        ("umase-v1", ["umaze-dense-v1", "umaze-v1"], "umaze-v1"),
+        ("zzz", ["diffusion_ql", "ifql"], None),
+    ],
+)
+def test_a_name_that_is_abbreviated_comes_before_one_of_like_letters(
+    typed: str, known: list[str], meant: str | None
+) -> None:
+    """By three letters or more, in order, the first among them; else, and where a letter is wrong, the nearest."""
+    assert closest(typed, known) == meant
+
+
+def test_known_entries_are_named_as_they_are_written() -> None:
+    """With what stands before them, however they are named."""
+    many = [f"option{i:02d}" for i in range(30)]
+    assert nearest("optoin07", many, group="agent.") == "did you mean 'agent.option07'?"
+    assert nearest("zzz", many, "x", group="agent.") == "30 are known, 'agent.option00' among them. `x` lists all."
+    assert nearest("zzz", ["a", "b"], group="agent.") == "known: agent.a, agent.b."

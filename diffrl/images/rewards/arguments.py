@@ -1,9 +1,11 @@
-"""What stands behind the colon of rewards that take few arguments, held to what it may be. No torch."""
+"""What stands behind the colon of rewards: of few values held to these, files and folders looked for. No torch."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from diffrl.support.errors import UserError, nearest
 
@@ -44,6 +46,51 @@ def digit_of(digit: str) -> int:
     return int(digit)
 
 
+def model_folder(name: str) -> Path | None:
+    """The folder of a model; None where the name is a hub's id. Raises UserError for what is neither."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", name):
+        raise UserError(f"{name!r} is no folder; expected a model's folder, or a hub id such as 'owner/model'")
+    return None
+
+
+def folder_and_label(argument: str) -> tuple[Path | None, str]:
+    """The model of PATH#LABEL, as `model_folder` gives it, and the label, "" for none. Raises UserError as it does."""
+    path, _, label = argument.partition("#")
+    return model_folder(path), label
+
+
+def artifacts_weight(weight: str) -> float:
+    """The weight of artifacts, 1 for "". Raises UserError for what is no finite number."""
+    try:
+        value = float(weight or 1)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError("what follows '#' is the weight of artifacts, a number")
+    return value
+
+
+def folder_and_weight(argument: str) -> tuple[Path | None, float]:
+    """The model and the weight of artifacts of PATH#WEIGHT. Raises UserError where one of them is none."""
+    path, _, text = argument.partition("#")
+    weight = artifacts_weight(text)
+    return model_folder(path), weight
+
+
+def file_and_function(argument: str) -> tuple[Path, str]:
+    """The file and the name of FILE.py#NAME. Raises UserError where there is no such file. It is not run."""
+    file, _, name = argument.partition("#")
+    if not name:
+        raise UserError("which function of it? Expected FILE.py#NAME")
+    path = Path(file)
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(f"there is no Python file {file}")
+    return path, name
+
+
 CHECKS: Mapping[str, Callable[[str], object]] = {
     "colour": degrees_of,
     "jpeg": jpeg_quality,
@@ -51,6 +98,10 @@ CHECKS: Mapping[str, Callable[[str], object]] = {
     "incompressible": jpeg_quality,
     "digit": digit_of,
     "digit-held-out": digit_of,
+    **dict.fromkeys(("clip", "pickscore", "hps", "hpsv3", "imagereward"), model_folder),
+    **dict.fromkeys(("classifier", "classifier-probability", "aesthetic"), folder_and_label),
+    "richhf": folder_and_weight,
+    **dict.fromkeys(("python", "geneval", "geneval-part"), file_and_function),
 }
 """By the name of a reward of ours: what raises UserError for an argument that it cannot use."""
 
@@ -58,7 +109,4 @@ CHECKS: Mapping[str, Callable[[str], object]] = {
 def check_argument(name: str, argument: str) -> None:
     """Raise UserError for an argument that the reward of ours with this name cannot use, as far as CHECKS can tell."""
     if argument and name in CHECKS:
-        try:
-            CHECKS[name](argument)
-        except UserError as error:
-            raise UserError(f"{name}:{argument}: {error}") from error
+        CHECKS[name](argument)

@@ -20,6 +20,28 @@ Argument = Literal["none", "optional", "required"]
 """Whether a name is followed by :ARGUMENT."""
 
 
+def malformed(text: str, spec: str) -> str:
+    """What is wrong with a part of `spec` that is no TERM."""
+    if spec.strip() and re.fullmatch(r"|.*\s\+|\+\s.*", text.strip(), re.DOTALL):
+        return f"a reward is missing {'before' if spec.lstrip().startswith('+') else 'after'} '+'"
+    return f"{text.strip()!r} is not of the form {GRAMMAR}"
+
+
+def is_single(spec: str) -> bool:
+    """Whether `spec` is one reward, without a weight."""
+    return " + " not in spec and "*" not in spec.partition(":")[0]
+
+
+def weighed(term: str) -> tuple[str, float]:
+    """A term without its weight, and that; nan for one that is no number."""
+    match = re.fullmatch(r"\s*(?:([^*:\s]*)\s*\*)?\s*(.*)", term, re.DOTALL)
+    assert match is not None  # its last part takes anything
+    try:
+        return match[2], 1.0 if match[1] is None else float(match[1])
+    except ValueError:
+        return match[2], float("nan")
+
+
 @dataclass(frozen=True)
 class Options:
     """What `parse` is told beside the text. device: of networks. timeout: seconds for an answer of a remote scorer."""

@@ -1,6 +1,5 @@
 """Pretrained transformers models for rewards: found, verified, never unpickled."""
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from diffrl.images.models.loading import images_extra, pickles, silence
+from diffrl.images.rewards.arguments import model_folder
 from diffrl.support import files
 from diffrl.support.errors import UserError, first_line
 
@@ -24,11 +24,12 @@ def folder(name: str, what: str) -> Path:
 
     Raises UserError where there is no such folder, or the hub has no such id or cannot be reached.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
+    try:
+        path = model_folder(name)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+    if path is not None:
         return path
-    if path.exists() or not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", name):
-        raise UserError(f"{what}: {name!r} is no folder; expected a model's folder, or a hub id such as 'owner/model'")
     with images_extra(what):
         from huggingface_hub import snapshot_download
     try:

@@ -3,12 +3,12 @@
 import importlib.util
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffrl.images.rewards.arguments import file_and_function
 from diffrl.images.rewards.base import Metadata, RewardError
 from diffrl.support.errors import UserError, first_line, nearest, out_of_memory, said_by
 
@@ -54,12 +54,10 @@ def from_file(argument: str) -> Function:
 
     Raises UserError where there is no such file or name, or the file fails when it is run.
     """
-    file, _, attribute = argument.partition("#")
-    if not attribute:
-        raise UserError(f"python:{argument}: which function of it? Expected python:FILE.py#NAME.")
-    path = Path(file)
-    if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"python:{argument}: there is no Python file {file}.")
+    try:
+        path, attribute = file_and_function(argument)
+    except UserError as error:
+        raise UserError(f"python:{argument}: {error}") from error
     specification = importlib.util.spec_from_file_location(f"diffrl_reward_{path.stem}", path)
     assert specification is not None
     assert specification.loader is not None
@@ -67,9 +65,9 @@ def from_file(argument: str) -> Function:
     try:
         specification.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever a user's file may raise
-        raise UserError(f"python:{argument}: running {file} failed: {said_by(error)}") from error
+        raise UserError(f"python:{argument}: running {path} failed: {said_by(error)}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise UserError(f"python:{argument}: {file} has no function {attribute!r}; {nearest(attribute, names)}")
+        raise UserError(f"python:{argument}: {path} has no function {attribute!r}; {nearest(attribute, names)}")
     return Function(function, f"python:{argument}")

@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from diffrl.images.rewards.arguments import HUES, check_argument, digit_of, jpeg_quality
 from diffrl.images.rewards.base import Reward, Sum
-from diffrl.images.rewards.entry import GRAMMAR, NAME, TERM, Argument, Build, Entry, Options
+from diffrl.images.rewards.entry import (
+    GRAMMAR,
+    NAME,
+    TERM,
+    Argument,
+    Build,
+    Entry,
+    Options,
+    is_single,
+    malformed,
+    weighed,
+)
 from diffrl.support import plugins
 from diffrl.support.errors import UserError, nearest, shown
 from diffrl.support.plugins import Plugin
@@ -34,12 +45,13 @@ def parse(spec: str, *, device: str | torch.device = "cpu", timeout: float = 60.
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else Sum(terms)
 
 
-def check(spec: str) -> list[tuple[float, Entry, str]]:
+def check(spec: str, option: str = "--reward") -> list[tuple[float, Entry, str]]:
     """The weight, the entry and the argument of each reward in `spec`; nothing is built, and no torch imported.
 
-    Raises UserError as `parse` does, but of arguments only for those that are held to a list.
+    Raises UserError as `parse` does; of arguments, only those in `arguments.CHECKS` are checked. option: what says
+    `spec` on the command line, for errors.
     """
-    return [_term(text, spec) for text in spec.split(" + ")]
+    return [_term(text, spec, f"{option} {spec!r}") for text in spec.split(" + ")]
 
 
 def require_gradient(spec: str, algo: str) -> None:
@@ -54,26 +66,30 @@ def without_gradient(name: str, algo: str) -> UserError:
     return UserError(f"{algo} needs a reward with a gradient, and {name} has none: {others}.")
 
 
-def _term(text: str, spec: str) -> tuple[float, Entry, str]:
+def _term(text: str, spec: str, where: str) -> tuple[float, Entry, str]:
     match = TERM.fullmatch(text)
     if match is None:
-        raise UserError(f"--reward {spec!r}: {text.strip()!r} is not of the form {GRAMMAR}")
+        raise UserError(f"{where}: {malformed(text, spec)}")
     number, name, argument = match["weight"], match["name"], match["argument"] or ""
     try:
         weight = 1.0 if number is None else float(number)
     except ValueError:
         weight = float("nan")
     if not abs(weight) < float("inf"):
-        raise UserError(f"--reward {spec!r}: the weight {number!r} of {name!r} is not a number")
+        raise UserError(f"{where}: the weight {number!r} of {name!r} is not a number")
     entry = get(name)
     if entry is None:
         hint = f"did you mean 'colour:{name}'?" if name in HUES else nearest(name, names(), "diffrl finetune --help")
-        raise UserError(f"--reward {spec!r}: there is no reward {name!r}; {hint}")
+        raise UserError(f"{where}: there is no reward {name!r}; {hint}")
     if argument and entry.argument == "none":
-        raise UserError(f"--reward {spec!r}: {name!r} takes no argument, got {argument!r}")
+        raise UserError(f"{where}: {name!r} takes no argument, got {argument!r}")
     if not argument and entry.argument == "required":
-        raise UserError(f"--reward {spec!r}: {name!r} needs an argument: {entry.usage}")
-    check_argument(name, argument)
+        raise UserError(f"{where}: {name!r} needs an argument: {entry.usage}")
+    try:
+        check_argument(name, argument)
+    except UserError as error:
+        part = "" if is_single(spec) else f"{name}:{argument}: "
+        raise UserError(f"{where}: {part}{error}") from error
     return weight, entry, argument
 
 
@@ -121,28 +137,13 @@ def companion(spec: str) -> str | None:
             return None
         argument = "" if match["argument"] is None else f":{match['argument']}"
         for other in entry.companion.split(" + "):
-            name, weight = _weighed(other.strip())
+            name, weight = weighed(other.strip())
             name = name.replace("[:ARGUMENT]", argument)
-            weights[name] = weights.get(name, 0.0) + weight * _weighed(text)[1]
+            weights[name] = weights.get(name, 0.0) + weight * weighed(text)[1]
     if not all(abs(weight) < float("inf") for weight in weights.values()):
         return None  # what `parse` refuses
     terms = [name if w == 1 else f"{str(w).removesuffix('.0')}*{name}" for name, w in weights.items() if w]
     return " + ".join(terms) or None
-
-
-def is_single(spec: str) -> bool:
-    """Whether `spec` is one reward, without a weight."""
-    return " + " not in spec and "*" not in spec.partition(":")[0]
-
-
-def _weighed(term: str) -> tuple[str, float]:
-    """A term without its weight, and that; nan for one that is no number."""
-    match = re.fullmatch(r"\s*(?:([^*:\s]*)\s*\*)?\s*(.*)", term, re.DOTALL)
-    assert match is not None  # its last part takes anything
-    try:
-        return match[2], 1.0 if match[1] is None else float(match[1])
-    except ValueError:
-        return match[2], float("nan")
 
 
 def named_in(spec: str) -> set[str]:

@@ -9,7 +9,6 @@ A folder holds config.json (`RichConfig`) and model.safetensors (all but the bac
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, mse_loss
 
 from diffrl.images.rewards import pretrained
+from diffrl.images.rewards.arguments import artifacts_weight
 from diffrl.images.rewards.base import Metadata
 from diffrl.images.rewards.clip import ClipScore
 from diffrl.images.rewards.richhf_records import SCORES, Feedback
@@ -157,11 +157,9 @@ class RichReward:
         path, _, weight = argument.partition("#")
         self.name = f"richhf:{argument}"
         try:
-            self.weight = float(weight) if weight else 1.0
-        except ValueError:
-            self.weight = math.nan
-        if not math.isfinite(self.weight):
-            raise UserError(f"{self.name}: what follows '#' is the weight of artifacts, a number")
+            self.weight = artifacts_weight(weight)
+        except UserError as error:
+            raise UserError(f"{self.name}: {error}") from error
         self.device = torch.device(device)
         self.model = RichModel.load(path, device=device)
 
