@@ -39,6 +39,10 @@ def check(spec: str) -> list[tuple[float, Entry, str]]:
 
     Raises UserError as `parse` does, but of arguments only for those that are held to a list.
     """
+    stripped = spec.strip()
+    if stripped.endswith(" +") or stripped.startswith("+ ") or " + + " in spec:
+        side = "before" if stripped.startswith("+ ") else "after"
+        raise UserError(f"--reward {spec!r}: a reward is missing {side} +; expected {GRAMMAR}")
     return [_term(text, spec) for text in spec.split(" + ")]
 
 
