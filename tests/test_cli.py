@@ -138,6 +138,10 @@ MISTAKES = {
     "contradiction": (["train", "diffusion_ql/hopper-medium-v2", "--agent", "bc"], "contradicts"),
     "flag": (["train", "--agent", "bc", "--dataset", "x", "--stepz", "3"], "--steps"),
     "agent's flag": (["train", "--agent", "bc", "--dataset", "x", "--agent.widht", "3"], "--agent.width"),
+    "another agent's flag": (
+        ["train", "bc/maze2d-umaze-v1-small", "--agent.q-weight", "2"],
+        "consistency_ac, diffusion_ql, edp have; `diffrl train --agent bc --help` shows bc's.",
+    ),
     "type": (["train", "--agent", "bc", "--dataset", "x", "--steps", "many"], "--steps is 'many'; expected a whole"),
     "number": (["train", "--agent", "bc", "--dataset", "x", "--agent.discount", "a"], "discount is 'a'; expected a"),
     "numbers": (

@@ -270,7 +270,7 @@ def _train(folder: Path, begun: Begun, augmenter: Augmenter, quiet: bool) -> Non
     saved = None
     if there:
         saved, complaints = checkpoint.load_latest(folder, checkpoint.LOOP)
-        for complaint in complaints:
+        for complaint in complaints + checkpoint.made_again(folder, saved.step, steps):
             console.print(f"[yellow]{complaint}[/]")
     start = 0 if saved is None else saved.step
     if saved is not None and saved.step >= steps:
@@ -372,7 +372,10 @@ def _blocks(
 ) -> Iterator[dict[str, Any]]:
     """The columns of the new data set: the real rows where they are wanted, then the generated ones, part by part."""
     if request.mix == "append":
-        yield data.dataset.with_successors().columns()
+        real = data.dataset.with_successors().columns()
+        real["timeouts"] = real["timeouts"].copy()
+        real["timeouts"][-1] |= not real["terminals"][-1]  # what follows is no part of a last episode that was cut
+        yield real
     for done, table in _tables(augmenter, generated):
         yield table
         on_progress(done, len(generated))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import fields
 
 import tyro
 
@@ -12,7 +13,7 @@ from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.kind import FILES
 from diffrl.support import folder
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, listed
 
 USAGE = """Train an agent on an offline data set; evaluate, checkpoint and plot as it goes.
 
@@ -48,6 +49,7 @@ def run(arguments: Sequence[str]) -> int:
         words,
         "diffrl train [CONFIG]" if helping else "diffrl train",
         before=["--agent"],
+        elsewhere=lambda name: _of_others(config.agent.name, name),
         default=config,
         description=USAGE.format(
             agents=", ".join(agents.listed()),
@@ -93,6 +95,18 @@ def _base(words: list[str]) -> tuple[TrainConfig, str]:
     if dataset is None:
         return TrainConfig(dataset="", agent=agents.get(agent)()), ""
     return configuration.default(agent, dataset)
+
+
+def _of_others(agent: str, option: str) -> str:
+    """Of an option of another agent's, which agents have it, and where this agent's are shown; "" of any other."""
+    group, _, name = option.removeprefix("--").replace("-", "_").partition(".")
+    if group != "agent":
+        return ""
+    having = [other for other in agents.listed() if name in {field.name for field in fields(agents.get(other))}]
+    if not having:
+        return ""
+    have = f"{listed(having, 4)} {'have' if len(having) > 1 else 'has'}"
+    return f"{agent} has no {name}, {have}; `diffrl train --agent {agent} --help` shows {agent}'s."
 
 
 def _refuse_mistyped(words: Sequence[str]) -> None:

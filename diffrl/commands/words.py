@@ -6,7 +6,7 @@ import io
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from diffrl.support.errors import UserError, closest, joined, shortened
@@ -14,11 +14,20 @@ from diffrl.support.errors import UserError, closest, joined, shortened
 T = TypeVar("T")
 
 
-def parse(schema: type[T], words: Sequence[str], prog: str, *, before: Sequence[str] = (), **options: Any) -> T:
+def parse(
+    schema: type[T],
+    words: Sequence[str],
+    prog: str,
+    *,
+    before: Sequence[str] = (),
+    elsewhere: Callable[[str], str] = lambda name: "",
+    **options: Any,
+) -> T:
     """What tyro makes of a verb's words. Raises UserError, a line, for what it does not take.
 
     Of an option that there is not it names the nearest. prog: the verb's command; before: options that were taken out
-    of the words before, and are known too; options: `tyro.cli`'s.
+    of the words before, and are known too; elsewhere: of an option that there is not, where it would be one ("": no
+    one knows); options: `tyro.cli`'s.
     """
     import tyro
 
@@ -41,6 +50,8 @@ def parse(schema: type[T], words: Sequence[str], prog: str, *, before: Sequence[
     name = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
     if name is None:
         raise UserError(f"`{verb}` has no place for {shortened(unknown[0])!r}; its options begin with --.")
+    if where := elsewhere(name):
+        raise UserError(f"`{verb}` has no option {shortened(name)} here: {where}")
     help_text = io.StringIO()
     with contextlib.redirect_stdout(help_text), contextlib.suppress(SystemExit):
         tyro.cli(schema, args=["--help"], prog=prog, **options)

@@ -151,8 +151,10 @@ def _lacks(path: Path, missing: Sequence[str], have: Sequence[str]) -> DataError
 def _shapes(columns: Mapping[str, Column]) -> OfflineDataset:
     """A data set of the columns' shapes, which holds one zero for all values and so takes no memory."""
     arrays: dict[str, Any] = {}
+    lengths = [column.shape[0] for key in REQUIRED if (column := columns[key]).shape]
+    usual = max(lengths, key=lengths.count) if lengths else 0  # a column that is not there has no length to blame
     for key in dict.fromkeys((*REQUIRED, "timeouts", *OPTIONAL)):
-        shape = columns[key].shape if key in columns else columns["rewards"].shape
+        shape = columns[key].shape if key in columns else (usual,)
         if key in ("observations", "actions", "next_observations"):
             if key not in columns:
                 continue

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from diffrl.support.errors import DataError
+from diffrl.support.errors import DataError, counted
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Bools: TypeAlias = npt.NDArray[np.bool_]
@@ -262,13 +262,18 @@ class OfflineDataset:
         if n == 0:
             return ["rewards: 0 rows; expected at least 1. The file is empty: write or download it again."]
         found = []
+        lengths = [values.shape[0] for values in self.columns().values() if values.ndim]
+        usual = max(lengths, key=lambda rows: (lengths.count(rows), rows == n))
         for key, values in self.columns().items():
             dimensions = 2 if key in ("observations", "actions", "next_observations") else 1
             if values.ndim != dimensions or (dimensions == 2 and values.shape[1] == 0):
-                wanted = f"({n}, size)" if dimensions == 2 else f"({n},)"
+                wanted = f"({usual}, size)" if dimensions == 2 else f"({usual},)"
                 found.append(f"{key}: shape {values.shape}; expected {wanted}. Flatten each row to one vector.")
-            elif len(values) != n:
-                found.append(f"{key}: {len(values)} rows; expected {n}, as in rewards. The file may be cut short.")
+            elif len(values) != usual:
+                found.append(
+                    f"{key}: {counted(len(values), 'rows')}; expected {usual:,}, as in "
+                    f"{'most other columns' if usual != n else 'rewards'}. The file may be cut short."
+                )
         if self.next_observations is not None and self.next_observations.shape[1:] != self.observations.shape[1:]:
             shapes = f"{self.next_observations.shape}, observations {self.observations.shape}"
             found.append(f"next_observations: shape {shapes}; expected the same. Leave next_observations out.")

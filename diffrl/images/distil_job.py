@@ -140,7 +140,7 @@ def _run(path: Path, config: ImageDistilConfig, quiet: bool) -> Path:
         trainer = StackTrainer(
             learner, source, config.batch_size, generator_at(config.seed, TRAINING, device=model.device), capture=False
         )
-        saved = _newest(path)
+        saved = _newest(path, config.steps)
         for file in (RESULT, PICTURE):  # of fewer steps, where the run was made longer
             (path / file).unlink(missing_ok=True)
         drop_model(path)
@@ -187,12 +187,12 @@ def _pairs(path: Path, config: ImageDistilConfig, model: ImageModel, condition: 
     return PairSource(x0, noise, row.to(model.device))
 
 
-def _newest(path: Path) -> checkpoint.Checkpoint | None:
-    """The newest whole checkpoint, to go on from; None: there is none yet. Raises where all are damaged."""
+def _newest(path: Path, steps: int) -> checkpoint.Checkpoint | None:
+    """The newest whole checkpoint, to go on from to `steps`; None: there is none yet. Raises where all are damaged."""
     if not checkpoint.steps(path):
         return None
     saved, complaints = checkpoint.load_latest(path, checkpoint.LOOP)
-    for complaint in complaints:
+    for complaint in complaints + checkpoint.made_again(path, saved.step, steps):
         console.print(f"[yellow]{complaint}[/]")
     checkpoint.clean(path, saved.step)
     return saved

@@ -211,7 +211,7 @@ class _Session:
         if resumed is not None and checkpoint.steps(path):
             self._check_weights(path)
             saved, complaints = checkpoint.load_latest(path)
-            for complaint in complaints:
+            for complaint in complaints + checkpoint.made_again(path, saved.step, config.rounds, "rounds"):
                 self._say(f"[yellow]{complaint}[/]")
             if saved.step > config.rounds:
                 raise UserError(folders.too_far(path, saved.step, config.rounds, "rounds", flag(config.counts)))

@@ -36,7 +36,7 @@ from diffrl.runs.run import Run, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.support import folder
 from diffrl.support.console import console, work
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, counted
 from diffrl.support.folder import IMAGES, claimed
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.plots import BLUE, GREY, ORANGE, finish, new_figure, save
@@ -302,8 +302,9 @@ def _table(run: Run, rows: Sequence[CallsRow]) -> Table:
         values = np.asarray(rows[0].values)
         over = "seeds" if n > 1 else "episodes"
         error = f", ± standard error over {over}" if values.size > 1 else ""
+        episodes = counted(run.config.eval_episodes, "episodes")
         about += (
-            f"\nScores: {run.config.eval_episodes:,} episodes a seed (--eval-episodes), the same for all rows{error}."
+            f"\nScores: {episodes} a seed (--eval-episodes), the same for all rows{error}."
             f"\nAs it acts: {AS_IT_ACTS}; the other rows are the policy's map from noise to action alone."
         )
     table = Table(title=f"Teacher and student after the last step, {n} seed(s)", caption=about, caption_justify="left")

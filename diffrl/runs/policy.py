@@ -454,6 +454,8 @@ def evaluate(
     if run.task.env_id is None:
         raise UserError(f"{run.path} was trained without an environment: name one to evaluate in with --env ID.")
     settle()
+    seeds = range(len(run.config.seeds))  # a checkpoint that is not there is refused before any is scored
+    steps = {name: [_find_checkpoint(run, name, index).step for index in seeds] for name in which}
     evaluator = Evaluator(run.task.make, 1)
     result: dict[str, Any] = {}
     known: dict[tuple[int, int], tuple[Any, ...]] = {}
@@ -462,9 +464,9 @@ def evaluate(
             entry: dict[str, Any] = {"seeds": list(run.config.seeds)}
             entry |= {column: [] for column in ("step", "returns", "paths", "plans")}
             for index, training_seed in enumerate(run.config.seeds):
-                saved = _find_checkpoint(run, name, index)
-                step = saved.step
+                step = steps[name][index]
                 if (training_seed, step) not in known:  # the last checkpoint may be the best
+                    saved = checkpoint.load(run.path, step)
                     act = Actor(_agent_at(run, saved, index, resolve_device(device)), run.preprocessing, seed, record)
                     with work(f"{name}, seed {training_seed}, step {step:,}", "episodes", quiet) as on_step:
                         outcome = evaluator(act, episodes, (seed, training_seed), on_step, record)

@@ -329,6 +329,8 @@ def newest(run: Run) -> checkpoint.Checkpoint:
     if saved.step == run.config.steps and not unscored(run, saved.step)[0]:
         tidy(run.path)
         raise Complete(all_done(run.path, saved.step))
+    for said in checkpoint.made_again(run.path, saved.step, run.config.steps):
+        console.print(f"[yellow]{said}[/]")
     return saved
 
 

@@ -15,7 +15,7 @@ import safetensors.torch
 from torch import Tensor
 
 from diffrl.support import folder as folders
-from diffrl.support.errors import UserError, first_line
+from diffrl.support.errors import UserError, counted, first_line, singular
 from diffrl.support.files import atomic_path
 from diffrl.support.folder import AGAIN
 from diffrl.support.folder import steps as steps
@@ -142,6 +142,18 @@ def load_latest(run: Path, needs: Mapping[str, type] | None = None) -> tuple[Che
             "copy, or start a new run in another folder."
         )
     raise CheckpointError(f"{run} holds no checkpoint: it was cut before its first. {AGAIN}")
+
+
+def made_again(run: Path, start: int, to: int, unit: str = "steps") -> list[str]:
+    """What is said where training goes on at `start`, before the newest checkpoint, towards `to`: [] or one sentence.
+
+    unit: what is counted, as a plural.
+    """
+    newest = min(max(steps(run), default=start), to)
+    if newest <= start:
+        return []
+    are = "is" if newest - start == 1 else "are"
+    return [f"Training goes on from {singular(unit)} {start:,}: {counted(newest - start, unit)} {are} made again."]
 
 
 def unscored(run: Path, scored: Container[int], last: int) -> tuple[list[int], list[str]]:

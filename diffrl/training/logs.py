@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from diffrl.support import folder, statistics
-from diffrl.support.errors import UserError, said_by
+from diffrl.support.errors import UserError, counted, said_by
 from diffrl.support.files import atomic_path
 from diffrl.support.plots import BLUE, finish, new_figure, save
 from diffrl.training import checkpoint
@@ -335,7 +335,7 @@ def evaluation_line(step: int, entry: dict[str, Any], episodes: int) -> str:
     each = f"  (seeds: {', '.join(f'{v:.1f}' for v in values)})" if len(values) > 1 else ""
     returns = f", mean return {np.mean(entry['mean_return']):.1f}" if kind == "score" else ""
     score = f"[bold]{np.mean(values):.1f}[/]{plus_minus(entry)}"
-    return f"step {step:>9,}  {kind} {score}{each}{returns}, {episodes} episodes a seed"
+    return f"step {step:>9,}  {kind} {score}{each}{returns}, {counted(episodes, 'episodes')} a seed"
 
 
 def plus_minus(entry: dict[str, Any]) -> str:

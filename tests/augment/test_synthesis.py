@@ -9,6 +9,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,21 @@ def test_appended_rows_follow_the_real_ones(source: Path, tmp_path: Path) -> Non
     mixed = Transitions.from_dataset(both)
     assert torch.equal(mixed.rows[:n], kept.rows)
     assert both.metadata["real_rows"] == n
+
+
+def test_real_rows_that_end_in_an_episode_are_cut_from_those_that_follow(tmp_path: Path) -> None:
+    """The data end within an episode, with next observations, so that the last row is kept."""
+    real = hopper_like().with_successors()
+    real = replace(real, timeouts=real.timeouts & (np.arange(len(real)) < len(real) - 1))
+    real = replace(real, terminals=real.terminals & (np.arange(len(real)) < len(real) - 1))
+    source = d4rl.write(tmp_path / "open.hdf5", real)
+    n = len(real)
+    before = d4rl.read(source)
+    assert not before.terminals[-1]
+    assert not before.timeouts[-1]
+    both = d4rl.read(synther(str(source), tmp_path / "both.hdf5", ratio=0.5, mix="append", report=False, **TINY))
+    assert both.timeouts[n - 1]
+    assert n - 1 not in both.contradicted_rows()
 
 
 def test_real_columns_end_an_episode_where_its_last_row_is_left_out() -> None:

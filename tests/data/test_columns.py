@@ -118,7 +118,7 @@ def test_shapes_are_compared_before_values_are_read(file):
         del opened["next_observations"]
         opened.create_dataset("next_observations", (2**20, 3), "f4", chunks=(2**10, 3), compression="gzip")
     for kwargs in ({}, {"rows": 5}):
-        with pytest.raises(DataError, match=r"next_observations: 1048576 rows; expected 10"):
+        with pytest.raises(DataError, match=r"next_observations: 1,048,576 rows; expected 10"):
             d4rl.read(file, **kwargs)
     assert d4rl.read(file, check=False).problems()
 

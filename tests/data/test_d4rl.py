@@ -190,6 +190,20 @@ def test_a_damaged_block_is_an_error_that_names_its_key(make, tmp_path):
         d4rl.read(path)
 
 
+@pytest.mark.parametrize("without", [(), ("timeouts",)])
+def test_a_column_cut_short_is_blamed_alone(tmp_path, make, without):
+    """Whichever it is: rewards are no measure of the others."""
+    path = d4rl.write(tmp_path / "short.hdf5", make([1200], "t"))
+    with h5py.File(path, "a") as file:
+        for key in ("rewards", *without):
+            del file[key]
+        file["rewards"] = np.zeros(100, np.float32)
+    with pytest.raises(DataError) as caught:
+        d4rl.read(path)
+    said = "rewards: 100 rows; expected 1,200, as in most other columns. The file may be cut short."
+    assert str(caught.value) == f"{path}: {said}"
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
@@ -197,7 +211,7 @@ def test_a_damaged_block_is_an_error_that_names_its_key(make, tmp_path):
         ({"observations": np.full((3, 3), 1e300)}, "observations: row 0 holds inf"),
         ({"actions": np.float32([[0, 0], [0, 3], [0, 0]])}, "actions: row 1 holds 3"),
         ({"actions": np.int64([0, 1, 2])}, "actions are whole numbers"),
-        ({"rewards": np.zeros(4, np.float32)}, "observations: 3 rows; expected 4"),
+        ({"rewards": np.zeros(4, np.float32)}, "rewards: 4 rows; expected 3, as in most other columns"),
         ({"observations": np.zeros((3, 2, 2), np.float32)}, r"observations: shape \(3, 2, 2\)"),
         ({"terminals": np.float32([0, 0.5, 1])}, r"terminals: row 1 holds 0\.5"),
         ({"terminals": np.float32([0, 0, np.nan])}, "terminals: row 2 holds nan"),

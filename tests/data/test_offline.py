@@ -112,6 +112,12 @@ def test_actions_out_of_range_are_named_unless_any_range_is_allowed(make):
     assert dataset.clip_actions().problems() == []
 
 
+def test_of_columns_that_differ_in_length_the_odd_one_is_blamed(make):
+    dataset = replace(make([6000], "t"), rewards=np.zeros(100, np.float32))
+    said = "rewards: 100 rows; expected 6,000, as in most other columns. The file may be cut short."
+    assert dataset.structural_problems() == [said]
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

@@ -96,7 +96,9 @@ def test_results_are_mean_and_standard_error_or_interval() -> None:
 def test_a_single_seed_has_no_error_and_no_emphasis() -> None:
     summary = Summary(scored({("t", "bc"): [[1]], ("t", "iql"): [[50]]}))
     assert [cell.text for cell in main_table(summary).rows[0]] == ["t", "1.0", "50.0"]
-    assert main_table(summary).rows[0][2].mark == "highest"
+    assert [cell.mark for cell in main_table(summary).rows[0]] == [""] * 3
+    several = Summary(scored({("t", "bc"): [[1], [2]], ("t", "iql"): [[50]], ("u", "bc"): [[1], [2]]}))
+    assert not any(cell.mark for row in main_table(several).rows for cell in row)
     assert column(aggregate_table(summary), "IQM") == ["50.0", "1.0"]
     assert any("no interval" in note.sentence for note in summary.caveats())
 
@@ -162,11 +164,15 @@ def test_aggregates_only_compare_like_with_like() -> None:
 def test_what_limits_a_report_is_said() -> None:
     """Few seeds, seeds that differ in number, other episodes, other ends, scores that look like fractions."""
     rows = scored({("t", "bc"): [[0.5, 0.9], [0.6, 0.8]], ("t", "iql"): [[0.1], [0.3], [0.2]]}).rows
-    scores = Scores(rows, episodes={("t", "bc"): {10}, ("t", "iql"): {100}})
+    scores = Scores(rows, episodes={("t", "bc"): {10}, ("t", "iql"): {100}})  # of runs, which are x100
     said = {note.about: note.sentence for note in Summary(scores, "best").caveats()}
     assert "holds the true mean half of the time" in said["Few seeds"]
     assert "too high" in said["Best"]
-    assert "--target 1" in said["Scale"]
+    assert "Scale" not in said
+    of_file = {note.about: note.sentence for note in Summary(Scores(rows)).caveats()}
+    assert "--target 1" in of_file["Scale"]
+    both = {note.about: note.sentence for note in Summary(Scores(rows, episodes={("t", "bc"): {10}})).caveats()}
+    assert "multiply the files' by 100" in both["Scale"]
     assert {"Unequal seeds", "One task"} <= said.keys()
     of_task = [note.sentence for note in Summary(scores).caveats() if note.about == "t"]
     assert of_task[0].startswith("Evaluations have 10 to 100 episodes")

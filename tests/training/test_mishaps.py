@@ -209,6 +209,25 @@ def test_evaluation_passes_over_a_damaged_checkpoint(straight: Path, tmp_path: P
     assert result["best"]["step"] == [100, 100]
 
 
+def test_evaluation_refuses_what_it_cannot_find_before_it_scores_anything(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a checkpoint that was never evaluated is whole: there is a last one, and no best one."""
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    whole = checkpoint.load(run, 100)
+    checkpoint.save(run, 150, whole.tensors, whole.info)
+    for step in (100, 200):
+        (checkpoint.folder(run, step) / "state.safetensors").write_bytes(b"")
+    scored: list[object] = []
+    monkeypatch.setattr("diffrl.runs.policy.Evaluator.__call__", lambda *given, **_: scored.append(given))
+    with pytest.raises(UserError, match="no best one: --which last"):
+        diffrl.evaluate(run, episodes=1, quiet=True)
+    assert not scored
+    monkeypatch.undo()
+    assert diffrl.evaluate(run, episodes=1, which=("last",), quiet=True)["last"]["step"] == [150, 150]
+
+
 def test_a_field_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'steps'"):
         diffrl.train(tiny(tmp_path / "run"), stepz=3)

@@ -94,6 +94,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     said = " ".join(capsys.readouterr().err.split())
     assert "000000200" in said
     assert "damaged" in said
+    assert "Training goes on from step 100: 100 steps are made again." in said
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["steps"] == 200
     again = final_state(run)

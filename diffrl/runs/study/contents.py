@@ -70,7 +70,7 @@ def main_table(summary: Summary, interval: bool = False) -> Table:
         f"{units}; {summary.protocol}: {PROTOCOLS[summary.protocol]}. Mean "
         f"{'and' if interval else '±'} {spread}, {seeds}. Bold: the highest mean, where its 95 % interval lies above "
         "all others'. Underlined: the highest mean elsewhere. Where several agents share it, all of these are "
-        "underlined; where all agents do, none is."
+        "underlined; where all agents do, or one has a single seed, none is."
     )
     named = {task: f"{task} (return)" if task in returns else task for task in tasks}
     rows = [[Cell(named[task]), *(cell(task, agent) for agent in agents)] for task in tasks]

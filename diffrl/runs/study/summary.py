@@ -103,9 +103,12 @@ class Summary:
     def highest(self, task: str) -> tuple[list[str], bool]:
         """The agents with the highest mean on a task, and whether one's interval is apart from those of all others.
 
-        Several where they tie, up to rounding; none where all do, and where an agent is alone.
+        Several where they tie, up to rounding; none where all do, where an agent is alone, and where one has a single
+        seed, as nothing then says how far that mean would be from another seed's.
         """
         of_task = {agent: found for (name, agent), found in self.chosen.items() if name == task}
+        if any(len(found.values) == 1 for found in of_task.values()):
+            return [], False
         most = max(found.mean for found in of_task.values())
         best = [agent for agent, found in of_task.items() if math.isclose(found.mean, most, rel_tol=1e-12)]
         if len(best) == len(of_task):
@@ -262,10 +265,14 @@ class Summary:
             )
             over = f"Over the {len(self.shared.tasks)} task{'s' * (len(self.shared.tasks) > 1)} that these agents share"
             notes.append(Note("Aggregates", f"{over}: {_named(self.shared.tasks)}.{without}"))
-        highest = max((r.score for r in self.scores.rows if self.scores.unit(r.task) == SCORE), default=0.0)
+        of_files = [r for r in self.scores.rows if (r.task, r.agent) not in self.scores.episodes]  # ours are x100
+        highest = max((r.score for r in of_files if self.scores.unit(r.task) == SCORE), default=0.0)
         if 0 < highest < _FRACTIONS < self.target:
-            said = f"All scores are below {_FRACTIONS}: are they fractions? The optimality gap is measured at "
-            notes.append(Note("Scale", said + f"{self.target:g}; give --target 1."))
+            said = f"The optimality gap is measured at {self.target:g}; give --target 1."
+            if len(of_files) < len(self.scores.rows):
+                said = "Those of runs are x100: multiply the files' by 100."
+            whose = " from files" * (len(of_files) < len(self.scores.rows))
+            notes.append(Note("Scale", f"All scores{whose} are below {_FRACTIONS}: are they fractions? {said}"))
         if len(self.shared.tasks) == 1:
             notes.append(Note("One task", "Aggregates are over a single task: they say nothing of others."))
         return notes
