@@ -421,7 +421,7 @@ def _waiting_for(world: World) -> Iterator[None]:
 
 
 def _model(config: FinetuneConfig, device: str, quiet: bool) -> ImageModel:
-    lora = Lora(config.lora, targets=config.layers) if config.lora else None
+    lora = Lora(config.lora, targets=config.layers, named=config.layers is not None) if config.lora else None
     options: dict[str, Any] = {} if config.adapter is None else {"adapter": config.adapter}
     if config.layers is not None and lora is None:
         options["layers"] = config.layers

@@ -85,6 +85,8 @@ class Lora:
     targets: tuple[str, ...] | None = None
     """Ends of the names of the layers that get one, or in which all get one, in whole parts between dots; None: all
     projections of attention, as DDPO has it."""
+    named: bool = False
+    """Whether a person named them: each must then be there."""
 
 
 class Origin(NamedTuple):
@@ -244,8 +246,8 @@ def _inject(network: nn.Module, lora: Lora) -> None:
     targets = ATTENTION if lora.targets is None else lora.targets
     adaptable = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     names = [name for name in adaptable if _within(name, targets)]
-    if lora.targets is not None:
-        for end in lora.targets:
+    if lora.named:
+        for end in targets:
             _check_layer(network, end, adaptable, "takes no adapters: Linear and Conv2d layers do")
     if not names:
         raise UserError(

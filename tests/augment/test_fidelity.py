@@ -406,7 +406,7 @@ def test_one_seed_gives_one_report(parts: Parts) -> None:
     [
         (lambda d: replace(d, actions=d.actions[:, :2]), DataError, r"\(11, 2\).*\(11, 3\)"),
         (lambda d: take(d, slice(3)), DataError, "Only 3 synthetic rows"),
-        (lambda d: replace(d, rewards=d.rewards[:5]), DataError, "synthetic rows: observations: 2000 rows"),
+        (lambda d: replace(d, rewards=d.rewards[:5]), DataError, "synthetic rows: rewards: 5 rows; expected 2,000"),
     ],
 )
 def test_unfit_data_are_named(

@@ -108,7 +108,11 @@ def test_a_layer_that_cannot_be_trained_is_named(case: str, folders: dict[str, P
     """What is meant is said, and is a layer that would do."""
     layers, kind, said = WRONG[case]
     with pytest.raises(UserError, match=r"^--layers: ") as caught:
-        loaded(folders["sd"], *((Lora(2, targets=layers),) if kind else ()), **({} if kind else {"layers": layers}))
+        loaded(
+            folders["sd"],
+            *((Lora(2, targets=layers, named=True),) if kind else ()),
+            **({} if kind else {"layers": layers}),
+        )
     assert said in str(caught.value)
 
 
