@@ -370,7 +370,7 @@ class _Session:
         on = f"{self.world.size} processes, " if self.world.size > 1 else ""
         return (
             f"[bold]{config.algo}[/] on {config.model}: {how}, {trained:,} parameters{what}; "
-            f"{counted(config.rounds, 'rounds')} of {config.batch}; {on}{self.world.device} -> {self.folder.path}"
+            f"{config.rounds:,} x {config.batch} images; {on}{self.world.device} -> {self.folder.path}"
         )
 
     def _work_of_round(self) -> int:

@@ -99,7 +99,7 @@ def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[s
         assert main(["finetune", "--resume", "cut", "--queries", queries]) == 0
         said = " ".join(capsys.readouterr().err.split())
         assert ("cut was made for 2 rounds, and is to end at 1 now" in said) == sooner
-        assert ("; 1 round of 16;" in said) == sooner
+        assert ("; 1 x 16 images;" in said) == sooner
         assert ("Resuming after 1 round." in said) != sooner
     shutil.rmtree("cut/model")
     Path("cut/before_after.png").unlink()

@@ -104,9 +104,3 @@ CHECKS: Mapping[str, Callable[[str], object]] = {
     **dict.fromkeys(("python", "geneval", "geneval-part"), file_and_function),
 }
 """By the name of a reward of ours: what raises UserError for an argument that it cannot use."""
-
-
-def check_argument(name: str, argument: str) -> None:
-    """Raise UserError for an argument that the reward of ours with this name cannot use, as far as CHECKS can tell."""
-    if argument and name in CHECKS:
-        CHECKS[name](argument)

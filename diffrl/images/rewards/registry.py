@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
 
-from diffrl.images.rewards.arguments import HUES, check_argument, digit_of, jpeg_quality
+from diffrl.images.rewards.arguments import CHECKS, HUES, digit_of, jpeg_quality
 from diffrl.images.rewards.base import Reward, Sum
 from diffrl.images.rewards.entry import (
     GRAMMAR,
@@ -86,7 +86,8 @@ def _term(text: str, spec: str, where: str) -> tuple[float, Entry, str]:
     if not argument and entry.argument == "required":
         raise UserError(f"{where}: {name!r} needs an argument: {entry.usage}")
     try:
-        check_argument(name, argument)
+        if argument and name in CHECKS:
+            CHECKS[name](argument)
     except UserError as error:
         part = "" if is_single(spec) else f"{name}:{argument}: "
         raise UserError(f"{where}: {part}{error}") from error
