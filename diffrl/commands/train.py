@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import fields
 
 import tyro
 
@@ -102,7 +101,8 @@ def _of_others(agent: str, option: str) -> str:
     group, _, name = option.removeprefix("--").replace("-", "_").partition(".")
     if group != "agent":
         return ""
-    having = [other for other in agents.listed() if name in {field.name for field in fields(agents.get(other))}]
+    names = {other: {field.name for field in dataclasses.fields(agents.get(other))} for other in agents.listed()}
+    having = [other for other, known in names.items() if name in known]
     if not having:
         return ""
     have = f"{listed(having, 4)} {'have' if len(having) > 1 else 'has'}"

@@ -16,7 +16,7 @@ from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path, read_json, read_yaml, reading
 from diffrl.support.folder import ABOUT, IMAGES
-from diffrl.support.plots import BLUE, GREY
+from diffrl.support.plots import BLUE, GREY, write_png
 from diffrl.support.schema import read
 
 if TYPE_CHECKING:
@@ -350,7 +350,6 @@ def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
     Grids of few rows stand above each other, over the whole width, so that small images can be seen.
     """
     import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
 
@@ -364,7 +363,7 @@ def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
         except UserError:  # somebody has deleted it, say: no reason to refuse the rest
             grids.append(f"{grid.name} is gone, or damaged")
     wide = all(isinstance(grid, str) or grid.shape[1] > 3 * grid.shape[0] for grid in grids)
-    figure = Figure(figsize=(13, 9 if wide else 7), dpi=110)  # laid out by hand: finding where all fits takes long
+    figure = Figure(figsize=(13, 9 if wide else 7))  # laid out by hand: finding where all fits takes long
     figure.suptitle(title, fontsize=13)
     halves: Any = figure.subfigures(2, 1, height_ratios=(2.2 if wide else 1.1, 1))
     top, bottom = halves
@@ -384,7 +383,7 @@ def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
         plot_curve(axes, history, name, BLUE)
         axes.locator_params(nbins=4)  # a panel is narrow
     with atomic_path(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)  # type: ignore[no-untyped-call]  # `savefig` draws twice
+        write_png(figure, temporary, 110)
 
 
 def plot_curve(
