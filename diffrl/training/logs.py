@@ -3,12 +3,13 @@
 import contextlib
 import csv
 import math
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,6 @@ from diffrl.support.plots import BLUE, finish, new_figure, save
 from diffrl.training import checkpoint
 from diffrl.training.sinks import CSV, TENSORBOARD, WANDB, Sink, WeightsAndBiases
 from envs.task import Task, score_word
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 SHOWN = ("loss", "bc_loss", "critic_loss", "q", "episode_return", "kl", "accuracy")
 """Metrics that are shown while a run goes on."""
@@ -388,28 +386,41 @@ def _seeds_of(entry: Mapping[str, Any]) -> int:
     return n
 
 
-def draw_curves(ax: "Axes", evaluations: Sequence[Mapping[str, Any]], label: str, colour: str) -> None:
-    """A run's evaluations over steps: thin lines for its seeds, a thick one for their mean."""
-    entries = sorted(evaluations, key=lambda entry: int(entry["step"]))
+def learning_curve(scores: Scores, label: str, path: Path) -> Path:
+    """Draw a run's evaluations over training steps, as PNG: a thick line and the standard error about it as a band.
+
+    The error is that in `scores.json`: over seeds where there are several, which get thin lines, else over episodes.
+    """
+    from matplotlib.ticker import StrMethodFormatter
+
+    figure, ax = new_figure(7, 4)
+    about, entries = scores.about, sorted(scores.evaluations, key=lambda entry: int(entry["step"]))
     steps = np.array([entry["step"] for entry in entries])
     values = np.array([entry.get("score", entry["mean_return"]) for entry in entries])
-    if values.shape[1] > 1:
-        ax.plot(steps, values, color=colour, alpha=0.35, linewidth=1)
-    ax.plot(steps, values.mean(1), color=colour, linewidth=2, label=label, marker="o", markersize=3)
-
-
-def learning_curve(scores: Scores, label: str, path: Path) -> Path:
-    """Draw a run's evaluations over training steps, as PNG."""
-    figure, ax = new_figure(7, 4)
-    about = scores.about
-    draw_curves(ax, scores.evaluations, label, BLUE)
+    error = np.array([entry["error"] or 0.0 for entry in entries])
+    mean, several, known = values.mean(1), values.shape[1] > 1, error.any()
+    dot = 3 if len(steps) > 1 else 6
+    if several:
+        of_seeds = ax.plot(steps, values, color=BLUE, alpha=0.35, linewidth=1, marker="o", markersize=dot / 2)
+        of_seeds[0].set_label("each seed")
+    if known and len(steps) > 1:
+        ax.fill_between(steps, mean - error, mean + error, color=BLUE, alpha=0.15, linewidth=0)
+    elif known:  # of one point a band is nothing
+        ax.errorbar(steps, mean, error, color=BLUE, alpha=0.5, capsize=4)
+    of = counted(values.shape[1], "seeds") if several else counted(len(entries[-1]["returns"][0]), "episodes")
+    average = f"mean of {of}{' ± standard error' if known else ''}"
+    ax.plot(steps, mean, color=BLUE, linewidth=2, label=average, marker="o", markersize=dot)
     tuned = about.get("finetune", {})
     acted = tuned.get("algo") == "dppo" or tuned.get("advantages") == "environment"
+    dataset = str(about["dataset"])
+    title = label if dataset in label else f"{label}: {dataset}"  # a run's own name has it
+    elsewhere = "" if dataset in (about["env"], about["reference"]) else f", evaluated in {about['env']}"
     ax.set(
         xlabel="environment steps" if about.get("online") or acted else "training steps",
         ylabel=score_word(about["reference"]) if about["reference"] else "return",
-        title=f"{about['dataset']}, evaluated in {about['env']}",
+        title=textwrap.fill(title + elsewhere, 60),
     )
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     # From nothing on: a swing between 100 and 140 should not look like one between failure and success.
     ax.set_xlim(left=0)
     if about["reference"]:
