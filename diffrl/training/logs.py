@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import math
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -414,11 +413,11 @@ def learning_curve(scores: Scores, label: str, path: Path) -> Path:
     acted = tuned.get("algo") == "dppo" or tuned.get("advantages") == "environment"
     dataset = str(about["dataset"])
     title = label if dataset in label else f"{label}: {dataset}"  # a run's own name has it
-    elsewhere = "" if dataset in (about["env"], about["reference"]) else f", evaluated in {about['env']}"
+    elsewhere = "" if dataset in (about["env"], about["reference"]) else f"\nevaluated in {about['env']}"
     ax.set(
         xlabel="environment steps" if about.get("online") or acted else "training steps",
         ylabel=score_word(about["reference"]) if about["reference"] else "return",
-        title=textwrap.fill(title + elsewhere, 60),
+        title=title + elsewhere,
     )
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     # From nothing on: a swing between 100 and 140 should not look like one between failure and success.

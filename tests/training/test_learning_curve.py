@@ -72,7 +72,7 @@ def test_a_single_episode_has_no_error(drawn: Any) -> None:
     [
         ("mine", {}, "mine: maze2d-umaze-v1"),
         ("iql-maze2d-umaze-v1-2026", {}, "iql-maze2d-umaze-v1-2026"),
-        ("mine", {"dataset": "own.hdf5"}, "mine: own.hdf5, evaluated in envs:maze2d-umaze-v1"),
+        ("mine", {"dataset": "own.hdf5"}, "mine: own.hdf5\nevaluated in envs:maze2d-umaze-v1"),
         ("mine", {"dataset": "Hopper-v4", "env": "Hopper-v4", "reference": None}, "mine: Hopper-v4"),
     ],
 )
