@@ -186,8 +186,8 @@ class Counted(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 def measured(bench: AgentsOgbench, run: Run) -> dict[str, Any]:
     """The time of a training step, of an environment step, and the successes of the untrained policies."""
-    start, evaluator, spent = [], Evaluator(lambda: Counted(run.task.make()), 1), 0.0
-    Counted.steps = 0
+    evaluator = Evaluator(lambda: Counted(run.task.make()), 1, run.task.max_environments)
+    Counted.steps, start, spent = 0, [], 0.0
     try:
         for seed in run.config.seeds:
             act = Actor(build_agent(run, "cpu", [seed]), run.preprocessing)

@@ -93,6 +93,11 @@ class Task:
         assert self.spec is not None
         return making.make(self.spec, self.observation_parts)
 
+    @property
+    def max_environments(self) -> int:
+        """How many of its simulators an evaluation holds at once; 1 where there is no environment."""
+        return 1 if self.env_id is None else making.max_environments(self.env_id)
+
     @cached_property
     def goal_state(self) -> NDArray[np.float32] | None:
         """The observation (O,) that the environment says is to be reached, its `goal_state`; None: it says none.

@@ -261,7 +261,9 @@ def compare_calls(
     def first(sample: Map) -> Map:
         return lambda observations, draws: sample(observations, draws[0])
 
-    evaluator = None if run.task.env_id is None else Evaluator(run.task.make, agent.n_seeds)
+    evaluator = None
+    if run.task.env_id is not None:
+        evaluator = Evaluator(run.task.make, agent.n_seeds, run.task.max_environments)
     preprocessing = run.preprocessing.to(agent.device)
 
     def score(act: Any) -> list[list[float]] | None:

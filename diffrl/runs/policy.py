@@ -266,13 +266,20 @@ def load_policy(
 
 # --- Scored: episodes in an environment -----------------------------------------------------------------------------
 
-MAX_ENVIRONMENTS = 400
-"""How many simulators an evaluation holds at once."""
 
-
-def rows_at_once(episodes: int, n_seeds: int, max_environments: int = MAX_ENVIRONMENTS) -> int:
-    """How many episodes of each seed an evaluation runs side by side."""
+def rows_at_once(episodes: int, n_seeds: int, max_environments: int) -> int:
+    """How many episodes of each seed an evaluation runs side by side, where so many simulators are held at once."""
     return max(1, min(episodes, max_environments // n_seeds))
+
+
+def start_seeds(entropy: tuple[int, ...], n_seeds: int, episodes: int) -> NDArray[np.uint32]:
+    """What the environments of an evaluation are reset with (S, `episodes`), however many run side by side."""
+    blocks = []
+    for start in range(0, episodes, block := rows_at_once(episodes, n_seeds, 400)):
+        n = min(block, episodes - start)
+        seeds = np.random.SeedSequence((*entropy, start)).generate_state(n_seeds * n)
+        blocks.append(seeds.reshape(n_seeds, n))
+    return np.concatenate(blocks, axis=1)
 
 
 @dataclass
@@ -286,7 +293,7 @@ class Evaluator:
 
     make_env: Callable[[], gymnasium.Env[Any, Any]]
     n_seeds: int
-    max_environments: int = MAX_ENVIRONMENTS
+    max_environments: int = 400
     successes: NDArray[np.bool_] | None = None
     """(S, E) of the last call, whether each episode ended in success; None: the environment does not tell."""
     _environments: list[gymnasium.Env[Any, Any]] = field(default_factory=list)
@@ -310,10 +317,10 @@ class Evaluator:
         returns = np.zeros((self.n_seeds, episodes))
         successes, told = np.zeros((self.n_seeds, episodes), np.bool_), False
         paths: list[list[NDArray[np.float32]]] = [[] for _ in range(min(record, episodes))]
-        finished = 0
+        finished, all_seeds = 0, start_seeds(entropy, self.n_seeds, episodes)
         for start in range(0, episodes, turn):
             n = min(turn, episodes - start)
-            seeds = np.random.SeedSequence((*entropy, start)).generate_state(self.n_seeds * n).reshape(self.n_seeds, n)
+            seeds = all_seeds[:, start : start + n]
             grid = {(s, e): self._environments[s * n + e] for s in range(self.n_seeds) for e in range(n)}
             first = {where: env.reset(seed=int(seeds[where]))[0] for where, env in grid.items()}
             if isinstance(act, Actor):
@@ -364,7 +371,7 @@ class CheckpointEvaluator:
     def __init__(self, run: Run, seeds: Sequence[int] | None = None) -> None:
         self._run = run
         self._seeds = run.config.seeds if seeds is None else tuple(seeds)
-        self._rollout = Evaluator(run.task.make, 1)
+        self._rollout = Evaluator(run.task.make, 1, run.task.max_environments)
 
     def __call__(
         self, step: int, on_progress: Callable[[int, int], None], seeds: Sequence[int] | None = None
@@ -399,7 +406,9 @@ class StackEvaluator:
 
     def __init__(self, run: Run, agent: Agent) -> None:
         self._run, self._agent = run, agent
-        self._rollout = None if run.task.env_id is None else Evaluator(run.task.make, agent.n_seeds)
+        self._rollout = None
+        if run.task.env_id is not None:
+            self._rollout = Evaluator(run.task.make, agent.n_seeds, run.task.max_environments)
 
     def __call__(self, step: int, on_progress: Callable[[int, int], None]) -> NDArray[np.float64]:
         """Outcomes after `step` steps, as `CheckpointEvaluator` gives them; on_progress as `Trainer.evaluate`'s."""
@@ -456,7 +465,7 @@ def evaluate(
     settle()
     seeds = range(len(run.config.seeds))  # a checkpoint that is not there is refused before any is scored
     steps = {name: [_find_checkpoint(run, name, index).step for index in seeds] for name in which}
-    evaluator = Evaluator(run.task.make, 1)
+    evaluator = Evaluator(run.task.make, 1, run.task.max_environments)
     result: dict[str, Any] = {}
     known: dict[tuple[int, int], tuple[Any, ...]] = {}
     try:

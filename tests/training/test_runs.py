@@ -21,6 +21,7 @@ from diffrl.support.errors import UserError
 from diffrl.training import checkpoint, logs
 from diffrl.training.loop import DivergedError
 from envs import registry
+from envs.making import max_environments
 from tests.rounding import assert_equal_to_rounding
 from tests.training.conftest import AGENT, final_state, tiny
 
@@ -139,6 +140,29 @@ def test_rollouts_count_every_episode_once_and_none_beyond_its_end(at_once: int)
     assert set(returns.flatten()) <= {1.0, 3.0, 6.0, 10.0, 15.0}
     again, _ = evaluator(lambda observations: observations, 7, (3,))
     np.testing.assert_array_equal(returns, again)
+    all_at_once, _ = Evaluator(CountingEnv, n_seeds=2)(lambda observations: observations, 7, (3,))
+    np.testing.assert_array_equal(returns, all_at_once)  # the start states are the same
+
+
+def test_large_simulators_are_held_in_small_numbers() -> None:
+    """Fifty of cube's took 8 GB and half a minute to make."""
+    made: list[CountingEnv] = []
+
+    def make() -> CountingEnv:
+        made.append(CountingEnv())
+        return made[-1]
+
+    evaluator = Evaluator(make, 1, max_environments("ogbench/cube-single-v0"))
+    returns, _ = evaluator(lambda observations: observations, 25, (3,))
+    assert len(made) == 10
+    assert returns.shape == (1, 25)
+    large = [env_id for env_id in gymnasium.registry if max_environments(env_id) < 400]
+    assert {env_id.removeprefix("ogbench/").split("-")[0] for env_id in large} <= {
+        *("cube", "scene", "puzzle", "visual", "kitchen", "FrankaKitchen")
+    }
+    assert {"kitchen-complete-v0"} <= set(large)
+    assert max_environments("envs:kitchen-complete-v0") == 10
+    assert max_environments("Hopper-v4") == max_environments("envs:maze2d-umaze-v1") == 400
 
 
 def test_a_diverging_run_stops_and_names_step_quantity_and_checkpoint(tmp_path: Path) -> None:
