@@ -272,7 +272,8 @@ class OnlineConfig(FinetuneConfig):
             raise UserError(f"--updates is {self.updates}, more than the {self.units} images or pairs of a round.")
         if self.queries < self.batch:
             default = " (the default)" if self.batch == self.defaults(self.model).get("batch", type(self).batch) else ""
-            raise UserError(f"--queries is {self.queries}, less than a round of --batch {self.batch}{default}.")
+            short = f"--queries is {self.queries}, less than a round of --batch {self.batch}{default}"
+            raise UserError(f"{short}: give more, or a smaller --batch.")
 
     @property
     def rounds(self) -> int:
