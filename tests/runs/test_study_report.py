@@ -338,6 +338,31 @@ def test_a_report_is_the_same_each_time(tmp_path: Path) -> None:
     }
 
 
+def test_a_reports_figures_are_its_own_alone(tmp_path: Path) -> None:
+    """Whatever an earlier report has drawn there; what somebody else has put there stays."""
+    folder = tmp_path / "report" / "figures"
+
+    def drawn(summary: Summary) -> set[str]:
+        write_report(summary, tmp_path / "report")
+        return {path.name for path in folder.iterdir()}
+
+    full = drawn(Summary(example(("bc", "iql"), tasks=2)))
+    assert {"improvement.svg", "profiles.svg", "aggregate-iqm.svg", "curve-minutes-2.svg"} <= full
+    theirs = {"curve-mine.svg", "profiles.txt"}
+    for name in theirs:
+        (folder / name).touch()
+    apart: Results = {("maze", "bc"): [[1], [2]], ("ball", "iql"): [[3], [4]]}  # agents without a common task
+    few = drawn(Summary(scored(apart, minutes=math.nan)))
+    assert few - theirs == {path.name for path in _figures_alone(scored(apart, minutes=math.nan), tmp_path / "new")}
+    assert theirs < few
+    assert full - few
+
+
+def _figures_alone(scores: Scores, out: Path) -> list[Path]:
+    write_report(Summary(scores), out)
+    return list((out / "figures").iterdir())
+
+
 def test_little_makes_a_page_too(tmp_path: Path) -> None:
     """One evaluation of one seed; seeds without a common step; returns alone."""
     few = scored({("t", "bc"): [[1]]}, minutes=math.nan)

@@ -204,6 +204,16 @@ def _curves(
     return draw
 
 
+def named_by_us(name: str) -> bool:
+    """Whether a figure of some report is called so, without suffix: see `Drawn.name`."""
+    others = ("profiles", "improvement", *map(_aggregate, AGGREGATES))
+    return name in others or re.fullmatch(r"curve-(steps|minutes)-[0-9]+", name) is not None
+
+
+def _aggregate(name: str) -> str:
+    return f"aggregate-{name.lower().replace(' ', '-')}"
+
+
 def aggregates(summary: Summary) -> list[Drawn]:
     """A figure an aggregate: agents as rows, the best first, each with its interval."""
 
@@ -222,7 +232,7 @@ def aggregates(summary: Summary) -> list[Drawn]:
         return draw
 
     return [
-        Drawn(f"aggregate-{name.lower().replace(' ', '-')}", f"{name} of each agent, with intervals", figure_of(name))
+        Drawn(_aggregate(name), f"{name} of each agent, with intervals", figure_of(name))
         for name in AGGREGATES
         if summary.ranked
     ]

@@ -71,7 +71,7 @@ def _title(summary: Summary) -> str:
 
 
 def _old(out: Path) -> list[Path]:
-    """The figures of the report that is in `out`, which may have more tasks than the new one; [] where there is none.
+    """The figures of the report that is in `out`, which may have others than the new one; [] where there is none.
 
     Raises UserError where no report may be written there.
     """
@@ -81,7 +81,8 @@ def _old(out: Path) -> list[Path]:
         raise UserError(f"{out} is a run's folder, and the report is to have its own: choose another --out.")
     page = out / PAGE
     if page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")[:2000]:
-        return [out / "figures.pdf", *(out / "figures").glob("curve-*.svg")]
+        drawn = [path for path in (out / "figures").glob("*.svg") if draw.named_by_us(path.stem)]
+        return [out / "figures.pdf", *drawn]
     if there := next((out / name for name in (PAGE, *FILES) if (out / name).exists()), None):
         raise UserError(f"{there} is no report of ours, and is not overwritten: choose another --out.")
     return []
