@@ -42,8 +42,9 @@ from trees import machine
 import diffrl
 from agents import AgentConfig
 from diffrl.runs import config as configuration
+from diffrl.runs.acting import Actor, Evaluator
 from diffrl.runs.config import TrainConfig
-from diffrl.runs.policy import Actor, Evaluator, build_agent
+from diffrl.runs.policy import build_agent
 from diffrl.runs.run import Run
 from diffrl.runs.sweep.state import complete
 from diffrl.runs.train import same_data

@@ -30,8 +30,9 @@ from trees import machine
 import diffrl
 from agents.planning import Planner
 from agents.planning_config import Diffuser
+from diffrl.runs.acting import Actor, Evaluator
 from diffrl.runs.config import TrainConfig
-from diffrl.runs.policy import Actor, Evaluator, load_agent
+from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path

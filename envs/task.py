@@ -1,5 +1,6 @@
 """Tasks: the environment that a policy is evaluated in, and the references that make scores of its returns."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -304,6 +305,20 @@ def fitting_env(name: str, task: Task, observation_size: int, action_size: int) 
             keys = ", ".join(inner.spaces)
             console.print(f"Observations of {task.env_id} are flattened in Gymnasium's order: {keys}.", markup=False)
     return env
+
+
+def refuse_not_finite(env: gymnasium.Env[Any, Any], observation: NDArray[Any], reward: float = 0.0) -> None:
+    """Raise UserError, naming the environment, where an observation or a reward that it gave is not finite."""
+    name = type(env.unwrapped).__name__ if env.spec is None else env.spec.id
+    gave = "" if math.isfinite(reward) else f"the reward {reward:g}"
+    if not np.isfinite(observation).all():
+        place = np.argwhere(~np.isfinite(observation))[0].tolist()
+        gave = f"an observation whose entry {', '.join(map(str, place))} is {observation[tuple(place)]:g}"
+    if gave:
+        raise UserError(
+            f"The environment {name} gave {gave}; expected finite numbers, without which nothing can be scored or "
+            "learned in it."
+        )
 
 
 def _try_out(env: gymnasium.Env[Any, Any], text: str) -> None:

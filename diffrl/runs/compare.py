@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.runs.policy import Actor, Evaluator, load_stack, remarks, tell_remarks
+from diffrl.runs.acting import Actor, Evaluator
+from diffrl.runs.policy import load_stack, remarks, tell_remarks
 from diffrl.runs.report import draw_maze
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work

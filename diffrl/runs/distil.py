@@ -20,18 +20,10 @@ from agents.flow_policy import FlowPolicy
 from agents.registry import get as agent_schema
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.data.transitions import Transitions
+from diffrl.runs.acting import Actor, Evaluator, source_of_randomness
 from diffrl.runs.config import RunOptions
 from diffrl.runs.kind import FILES, kind_of
-from diffrl.runs.policy import (
-    Actor,
-    Evaluator,
-    Share,
-    StackEvaluator,
-    build_agent,
-    load_stack,
-    source_of_randomness,
-    tell_remarks,
-)
+from diffrl.runs.policy import Share, StackEvaluator, build_agent, load_stack, tell_remarks
 from diffrl.runs.run import Run, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.support import folder

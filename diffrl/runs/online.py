@@ -14,6 +14,7 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import reward_tuning
 from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Source, Transitions
+from diffrl.runs.acting import rows_at_once, source_of_randomness
 from diffrl.runs.config import (
     ONLINE_EVAL_EVERY,
     ONLINE_STEPS,
@@ -23,15 +24,7 @@ from diffrl.runs.config import (
     choose_compiling,
 )
 from diffrl.runs.kind import FILES, ONLINE, untrained_at
-from diffrl.runs.policy import (
-    StackEvaluator,
-    build_agent,
-    load_stack,
-    refuse_frozen,
-    rows_at_once,
-    source_of_randomness,
-    tell_remarks,
-)
+from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_frozen, tell_remarks
 from diffrl.runs.run import Run
 from diffrl.runs.train import EXPLODED, Say, begun, finished, fit, folder_stem, reopened, same_data, watched
 from diffrl.support.console import console

@@ -18,7 +18,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.runs.policy import Actor, load_stack, tell_remarks
+from diffrl.runs.acting import Actor
+from diffrl.runs.policy import load_stack, tell_remarks
 from diffrl.runs.run import Run
 from diffrl.support.console import work
 from diffrl.support.errors import UserError, said_by
@@ -26,7 +27,7 @@ from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
 from diffrl.support.plots import BLUE, ORANGE
 from diffrl.support.stopping import check
-from envs.task import Task
+from envs.task import Task, refuse_not_finite
 
 if TYPE_CHECKING:
     from envs.maze2d import Maze
@@ -152,6 +153,7 @@ def _episode(
                 raise UserError("The policy's actions are not finite: its training has diverged.")
             observation, reward, terminal, cut, _ = envs[i].step(action)
             observations[i] = np.asarray(observation, np.float32)
+            refuse_not_finite(envs[i], observations[i], float(reward))
             panels[i].add(observations[i], float(reward), acts[i].first_plans)
             if terminal or cut:
                 going.discard(i)

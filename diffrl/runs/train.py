@@ -18,9 +18,10 @@ from diffrl.data.preprocessing import fit_preprocessing
 from diffrl.data.transitions import Transitions
 from diffrl.runs import config as configuration
 from diffrl.runs import workers
+from diffrl.runs.acting import source_of_randomness
 from diffrl.runs.config import TrainConfig, chosen, group_seeds
 from diffrl.runs.kind import FILES, OFFLINE
-from diffrl.runs.policy import CheckpointEvaluator, build_agent, source_of_randomness
+from diffrl.runs.policy import CheckpointEvaluator, build_agent
 from diffrl.runs.run import Run, lowering_memory
 from diffrl.support.console import StepsBar, console, steps_bar
 from diffrl.support.errors import UserError, counted

@@ -13,16 +13,10 @@ from agents.base import Agent
 from diffrl.data.preferences import Preferences, is_labelled, label_segments, read_preferences
 from diffrl.data.transitions import Transitions
 from diffrl.nets import seed_generator
+from diffrl.runs.acting import source_of_randomness
 from diffrl.runs.config import RunOptions
 from diffrl.runs.kind import FILES, OFFLINE
-from diffrl.runs.policy import (
-    StackEvaluator,
-    build_agent,
-    load_stack,
-    refuse_frozen,
-    source_of_randomness,
-    tell_remarks,
-)
+from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_frozen, tell_remarks
 from diffrl.runs.run import Run, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.support.errors import UserError

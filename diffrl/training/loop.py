@@ -160,6 +160,12 @@ class InLine(NoEvaluations):
                 returns = self._trainer.evaluate(step, self._on_progress)
         except Stopped:
             self.pending = (*self.pending, step)
+        except WorkerDied:
+            raise
+        except UserError as error:
+            failure = UserError(f"The evaluation at step {step}, which is saved, failed: {error}")
+            failure.exit_code = error.exit_code
+            raise failure from error
         else:
             self._record.add(step, returns)
 

@@ -17,6 +17,7 @@ from diffrl.support.errors import UserError
 from diffrl.training.checkpoint import part
 from diffrl.training.loop import Trainer
 from diffrl.training.stack import PULSE, Progress, StackTrainer
+from envs.task import refuse_not_finite
 
 ONLINE, SYNTHETIC = "online.", "synthetic."
 """What the names of an online trainer's own tensors begin with in a checkpoint, and among these its refitter's."""
@@ -69,7 +70,10 @@ class Collector:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Make one step in every environment, and add it to the buffer."""
+        """Make one step in every environment, and add it to the buffer.
+
+        Raises UserError for an observation or a reward that is not finite.
+        """
         for i in np.flatnonzero(self.steps == 0).tolist():
             self._observations[i, 0] = self._normalised(self._begin(i))
         actions = self._draw(self._observations)
@@ -81,6 +85,7 @@ class Collector:
         for i, env in enumerate(self._environments):
             reached, reward, terminated, truncated, _ = env.step(taken[i])
             outcome[i, :-4] = reached
+            refuse_not_finite(env, outcome[i, :-4], float(reward))
             outcome[i, -4:] = (float(reward) - shift) / scale, terminated, self.episodes[i], self.steps[i]
             self.rewards[i] += float(reward)
             if terminated or truncated:
@@ -96,7 +101,9 @@ class Collector:
     def _begin(self, i: int) -> NDArray[Any]:
         entropy = np.random.SeedSequence((ENTROPY, self._seeds[i], int(self.episodes[i])))
         observation, _ = self._environments[i].reset(seed=int(entropy.generate_state(1)[0]))
-        return np.asarray(observation, np.float32)
+        observation = np.asarray(observation, np.float32)
+        refuse_not_finite(self._environments[i], observation)
+        return observation
 
     def _normalised(self, observation: NDArray[Any]) -> Tensor:
         return self._scaling.observations(torch.from_numpy(observation).to(self.device))

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from envs.task import refuse_not_finite
+
 ENTROPY = 0xF17E
 """Sets the start states apart from those of evaluations and of other runs."""
 MEMORY = 100
@@ -49,15 +51,22 @@ class Environments:
         self._observations = np.zeros((len(seeds), each, *space.shape), np.float32)
 
     def observe(self) -> Floats:
-        """The observations (S, E, O) to act on; where an episode is over, the first of a new one, which it begins."""
+        """The observations (S, E, O) to act on; where an episode is over, the first of a new one, which it begins.
+
+        Raises UserError for one that is not finite.
+        """
         for s, e in zip(*np.nonzero(~self._begun), strict=True):
             entropy = np.random.SeedSequence((ENTROPY, self._seeds[s], int(e), int(self._episodes[s, e])))
             self._observations[s, e] = self._environments[s][e].reset(seed=int(entropy.generate_state(1)[0]))[0]
             self._begun[s, e], self._returns[s, e] = True, 0.0
+            refuse_not_finite(self._environments[s][e], self._observations[s, e])
         return self._observations.copy()
 
     def step(self, actions: Floats) -> Outcome:
-        """Make one step in every environment, with actions (S, E, A) in the environments' own units."""
+        """Make one step in every environment, with actions (S, E, A) in the environments' own units.
+
+        Raises UserError for an observation or a reward that is not finite.
+        """
         shape = self._begun.shape
         rewards, terminals, ends = (np.zeros(shape, np.float32) for _ in range(3))
         for s, row in enumerate(self._environments):
@@ -65,6 +74,7 @@ class Environments:
                 self._observations[s, e], reward, terminated, truncated, _ = env.step(actions[s, e])
                 rewards[s, e], terminals[s, e], ends[s, e] = float(reward), terminated, terminated or truncated
                 self._returns[s, e] += float(reward)
+                refuse_not_finite(env, self._observations[s, e], float(reward))
                 if terminated or truncated:
                     self.finished[s].append(float(self._returns[s, e]))
                     self._episodes[s, e] += 1

@@ -194,7 +194,7 @@ def test_of_several_cubes_each_counts_and_success_needs_all() -> None:
 
 def test_an_evaluation_scores_success() -> None:
     """A policy that solves every episode has 100, and the return -(T - 1); one that stands still has 0."""
-    from diffrl.runs.policy import Evaluator
+    from diffrl.runs.acting import Evaluator
     from envs.task import find_task
 
     data = d4rl.OfflineDataset(*(np.zeros((1, 2), np.float32),) * 2, np.zeros(1, np.float32), *(np.ones(1, bool),) * 2)

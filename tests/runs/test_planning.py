@@ -17,8 +17,9 @@ from agents import Diffuser
 from agents.planning import Planner
 from diffrl.cli import main
 from diffrl.runs import config as configuration
+from diffrl.runs.acting import Actor, Evaluator
 from diffrl.runs.config import TrainConfig
-from diffrl.runs.policy import Actor, Evaluator, evaluate, load_agent, load_policy
+from diffrl.runs.policy import evaluate, load_agent, load_policy
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
 from envs.task import Task

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -15,14 +16,18 @@ import diffrl
 from agents import BC, DiffusionBC, DiffusionQL
 from diffrl.cli import main
 from diffrl.data import d4rl
+from diffrl.data.preprocessing import Normaliser, Preprocessing
+from diffrl.data.replay import ReplayBuffer
+from diffrl.runs.acting import Evaluator
 from diffrl.runs.config import TrainConfig
-from diffrl.runs.policy import Evaluator
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError, out_of_memory
 from diffrl.support.folder import SUMS
 from diffrl.training import checkpoint
 from diffrl.training.logs import MetricsLog, Scores
 from diffrl.training.loop import DivergedError
+from diffrl.training.online import Collector
+from diffrl.tuning.environments import Environments
 from envs.datasets import load_dataset
 from tests.training.conftest import AGENT, assert_same_run, tiny
 from tests.training.test_runs import CountingEnv
@@ -134,6 +139,91 @@ def test_actions_that_are_not_finite_are_refused() -> None:
         evaluator(lambda observations: observations * np.nan, 2, (0,))
 
 
+class Broken(gymnasium.Env):  # type: ignore[type-arg]
+    """Five steps an episode; from the third on it gives `reward`, and `sight` among its observations."""
+
+    observation_space = gymnasium.spaces.Box(-9, 9, (4,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    reward, sight = 1.0, 0.0
+
+    def reset(self, *, seed=None, options=None):  # type: ignore[no-untyped-def]
+        super().reset(seed=seed)
+        self.n = 0
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action):  # type: ignore[no-untyped-def]
+        self.n += 1
+        reward, sight = (self.reward, self.sight) if self.n > 2 else (1.0, 0.0)
+        return np.array([0, 0, sight, 0], np.float32), reward, False, self.n == 5, {}
+
+
+gymnasium.register("Broken-v0", Broken)
+NO_REWARD = r"The environment Broken-v0 gave the reward nan; expected finite numbers"
+
+
+def test_an_environment_whose_rewards_are_no_numbers_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In training, where the checkpoint is kept and no score is written down, and by whatever acts in it later."""
+    monkeypatch.setenv("COLUMNS", "500")
+    run = tmp_path / "run"
+    words = ["train", "--agent", "diffusion_ql", "--dataset", "maze2d-umaze-v1", "--rows", "300", "--env", "Broken-v0"]
+    words += ["--agent.width", "8", "--steps", "10", "--eval-every", "5", "--eval-episodes", "2", "--out", str(run)]
+    words += ["--eval-workers", "0", "--no-compile"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Broken, "reward", np.nan)
+        assert main(words) == 2
+        assert re.search(f"The evaluation at step 5, which is saved, failed: {NO_REWARD}", capsys.readouterr().err)
+        assert checkpoint.steps(run) == [0, 5]
+        assert not (run / "scores.json").exists()
+    assert main(["resume", str(run)]) == 0
+    monkeypatch.setattr(Broken, "reward", np.nan)
+    starts = ["--steps", "40", "--eval-episodes", "1", "--out"]
+    later = [
+        ["evaluate", str(run), "--episodes", "2"],
+        ["compare", str(run), str(run), "--out", str(tmp_path / "page.html")],
+        ["online", str(run), "--warm-up", "5", *starts, str(tmp_path / "online")],
+        ["finetune", "policy", str(run), "--algo", "dppo", *starts, str(tmp_path / "dppo")],
+    ]
+    for command in later:
+        capsys.readouterr()
+        assert main(command) == 2, command
+        said = capsys.readouterr().err
+        assert re.search(NO_REWARD, said), (command, said)
+    with pytest.raises(UserError, match=NO_REWARD):
+        diffrl.evaluate(run, episodes=2, quiet=True)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_whoever_acts_refuses_what_is_not_finite(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """Rewards and observations, of an evaluation, of online runs and of those that are fine-tuned."""
+    env = gymnasium.make("Broken-v0")
+    scaling = Preprocessing(*(Normaliser(torch.zeros(n), torch.ones(n)) for n in (4, 2)))
+
+    def evaluate() -> None:
+        Evaluator(lambda: env, 1)(lambda observations: observations[..., :2], 1, (0,))
+
+    def online() -> None:
+        buffer = ReplayBuffer(1, 9, 4, 2)
+        collector = Collector(lambda: env, lambda x: torch.zeros(1, 1, 2), buffer, (0,), scaling)
+        for _ in range(5):
+            collector.step()
+
+    def fine_tune() -> None:
+        environments = Environments(lambda: env, (0,), 1)
+        for _ in range(5):
+            environments.observe()
+            environments.step(np.zeros((1, 1, 2), np.float32))
+
+    for acts in (evaluate, online, fine_tune):
+        acts()
+        for name, said in (("reward", f"the reward {value:g}"), ("sight", f"whose entry 2 is {value:g}")):
+            with monkeypatch.context() as patch:
+                patch.setattr(Broken, name, value)
+                with pytest.raises(UserError, match=f"Broken-v0 gave .*{said}"):
+                    acts()
+
+
 def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda pattern: "20260101-000000")
@@ -220,7 +310,7 @@ def test_evaluation_refuses_what_it_cannot_find_before_it_scores_anything(
     for step in (100, 200):
         (checkpoint.folder(run, step) / "state.safetensors").write_bytes(b"")
     scored: list[object] = []
-    monkeypatch.setattr("diffrl.runs.policy.Evaluator.__call__", lambda *given, **_: scored.append(given))
+    monkeypatch.setattr("diffrl.runs.acting.Evaluator.__call__", lambda *given, **_: scored.append(given))
     with pytest.raises(UserError, match="no best one: --which last"):
         diffrl.evaluate(run, episodes=1, quiet=True)
     assert not scored

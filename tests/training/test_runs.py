@@ -14,8 +14,9 @@ import yaml
 
 import diffrl
 from agents import BC, DiffusionBC
+from diffrl.runs.acting import Evaluator
 from diffrl.runs.config import TrainConfig
-from diffrl.runs.policy import Evaluator, build_agent, load_agent
+from diffrl.runs.policy import build_agent, load_agent
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
 from diffrl.training import checkpoint, logs

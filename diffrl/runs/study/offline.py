@@ -23,8 +23,9 @@ from agents.critic import aggregate
 from agents.planning import Planner
 from diffrl.data.preprocessing import Preprocessing, reward_tuning
 from diffrl.data.transitions import Transitions
+from diffrl.runs.acting import source_of_randomness
 from diffrl.runs.kind import OFFLINE
-from diffrl.runs.policy import load_agent, source_of_randomness
+from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
 from diffrl.runs.study.config import FQEConfig
 from diffrl.runs.study.fqe import Experience, fitted_values
