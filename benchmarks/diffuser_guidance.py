@@ -111,7 +111,7 @@ def scored(bench: Guidance, path: Path, scale: float) -> dict[str, Any]:
         run = Run.read(path)
         agent = dataclasses.replace(run.config.agent, guidance_scale=scale)  # type: ignore[call-arg]
         run = dataclasses.replace(run, config=dataclasses.replace(run.config, agent=agent))
-        evaluator = Evaluator(run.task.make, 1, run.task.max_environments)
+        evaluator = Evaluator.of(run.task)
         rows = d4rl.read(bench.recording).observations
         rows = rows[np.random.default_rng(0).choice(len(rows), 256, replace=False)]
         found: dict[str, list[list[float]]] = {"returns": [], "predicted": []}

@@ -130,7 +130,7 @@ def scored(bench: Planning, path: Path, solver: str, steps: int | None) -> dict[
         assert isinstance(run.config.agent, Diffuser)
         agent = dataclasses.replace(run.config.agent, solver=solver, sampling_steps=steps)  # type: ignore[arg-type]
         run = dataclasses.replace(run, config=dataclasses.replace(run.config, agent=agent))
-        evaluator, scores, ms = Evaluator(run.task.make, 1, run.task.max_environments), [], float("nan")
+        evaluator, scores, ms = Evaluator.of(run.task), [], float("nan")
         for seed in run.config.seeds:
             planner = load_agent(run, seed)
             assert isinstance(planner, Planner)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import gymnasium
 import numpy as np
@@ -15,7 +15,7 @@ from diffrl.data.preprocessing import Preprocessing
 from diffrl.support.errors import UserError
 from diffrl.support.seeds import generator_at
 from diffrl.support.stopping import check
-from envs.task import refuse_not_finite
+from envs.task import Task, refuse_not_finite
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Observations (S, E, O) as the environment gives them -> actions (S, E, A) as it takes them."""
@@ -106,6 +106,11 @@ class Evaluator:
     """(S, E) of the last call, whether each episode ended in success; None: the environment does not tell."""
     _environments: list[gymnasium.Env[Any, Any]] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, task: Task, n_seeds: int = 1) -> Self:
+        """In the task's environment, as many of them at once as fit beside each other."""
+        return cls(task.make, n_seeds, task.max_environments)
+
     def __call__(
         self,
         act: Act,
@@ -175,3 +180,16 @@ class Evaluator:
         for env in self._environments:
             env.close()
         self._environments.clear()
+
+
+@dataclass(frozen=True)
+class Share:
+    """Turns the progress of one seed's episodes into that of all `n` seeds, of which `before` episodes are finished."""
+
+    on_progress: Callable[[int, int], None]
+    before: int
+    n: int
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many of one's episodes are finished, of how many."""
+        self.on_progress(self.before + done, self.n * total)

@@ -200,7 +200,7 @@ def _one_task(runs: Sequence[Run]) -> Task:
 
 
 def _roll(run: Run, episodes: int, which: str, seed: int, quiet: bool) -> Rolled:
-    evaluator, outcomes, steps = Evaluator(run.task.make, 1, run.task.max_environments), [], []
+    evaluator, outcomes, steps = Evaluator.of(run.task), [], []
     paths: list[NDArray[np.float32]] = []
     try:
         for place, training_seed in enumerate(run.config.seeds):

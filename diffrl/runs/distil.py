@@ -20,10 +20,10 @@ from agents.flow_policy import FlowPolicy
 from agents.registry import get as agent_schema
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.data.transitions import Transitions
-from diffrl.runs.acting import Actor, Evaluator, source_of_randomness
+from diffrl.runs.acting import Actor, Evaluator, Share, source_of_randomness
 from diffrl.runs.config import RunOptions
 from diffrl.runs.kind import FILES, kind_of
-from diffrl.runs.policy import Share, StackEvaluator, build_agent, load_stack, tell_remarks
+from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, tell_remarks
 from diffrl.runs.run import Run, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.support import folder
@@ -255,7 +255,7 @@ def compare_calls(
 
     evaluator = None
     if run.task.env_id is not None:
-        evaluator = Evaluator(run.task.make, agent.n_seeds, run.task.max_environments)
+        evaluator = Evaluator.of(run.task, agent.n_seeds)
     preprocessing = run.preprocessing.to(agent.device)
 
     def score(act: Any) -> list[list[float]] | None:

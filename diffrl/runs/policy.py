@@ -1,7 +1,6 @@
 """Trained policies: loaded, called on observations, and scored."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from agents.base import Agent, seed_slice
 from agents.planning import Planner
 from diffrl.data.preprocessing import Preprocessing
-from diffrl.runs.acting import Actor, Evaluator
+from diffrl.runs.acting import Actor, Evaluator, Share
 from diffrl.runs.export import hub
 from diffrl.runs.export.folder import check_is, open_policy
 from diffrl.runs.kind import require_checkpoint
@@ -220,7 +219,7 @@ class CheckpointEvaluator:
     def __init__(self, run: Run, seeds: Sequence[int] | None = None) -> None:
         self._run = run
         self._seeds = run.config.seeds if seeds is None else tuple(seeds)
-        self._rollout = Evaluator(run.task.make, 1, run.task.max_environments)
+        self._rollout = Evaluator.of(run.task)
 
     def __call__(
         self, step: int, on_progress: Callable[[int, int], None], seeds: Sequence[int] | None = None
@@ -257,7 +256,7 @@ class StackEvaluator:
         self._run, self._agent = run, agent
         self._rollout = None
         if run.task.env_id is not None:
-            self._rollout = Evaluator(run.task.make, agent.n_seeds, run.task.max_environments)
+            self._rollout = Evaluator.of(run.task, agent.n_seeds)
 
     def __call__(self, step: int, on_progress: Callable[[int, int], None]) -> NDArray[np.float64]:
         """Outcomes after `step` steps, as `CheckpointEvaluator` gives them; on_progress as `Trainer.evaluate`'s."""
@@ -270,19 +269,6 @@ class StackEvaluator:
         """Close the simulators."""
         if self._rollout is not None:
             self._rollout.close()
-
-
-@dataclass(frozen=True)
-class Share:
-    """Turns the progress of one seed's episodes into that of all `n` seeds, of which `before` episodes are finished."""
-
-    on_progress: Callable[[int, int], None]
-    before: int
-    n: int
-
-    def __call__(self, done: int, total: int) -> None:
-        """So many of one's episodes are finished, of how many."""
-        self.on_progress(self.before + done, self.n * total)
 
 
 def evaluate(
@@ -314,7 +300,7 @@ def evaluate(
     settle()
     seeds = range(len(run.config.seeds))  # a checkpoint that is not there is refused before any is scored
     steps = {name: [_find_checkpoint(run, name, index).step for index in seeds] for name in which}
-    evaluator = Evaluator(run.task.make, 1, run.task.max_environments)
+    evaluator = Evaluator.of(run.task)
     result: dict[str, Any] = {}
     known: dict[tuple[int, int], tuple[Any, ...]] = {}
     try:
