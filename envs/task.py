@@ -351,24 +351,36 @@ def score_word(reference: str) -> str:
 
 NO_DATA_LIMIT = 1000
 """Steps after which an episode is cut where neither environment nor data say."""
+NOT_KEPT = 0
+"""What stands for the data's limit (`data_limit`) where nobody has noted it down."""
 
 
-def capped(task: Task, env: gymnasium.Env[Any, Any] | None, dataset: OfflineDataset | None) -> Task:
+def data_limit(dataset: OfflineDataset) -> int | None:
+    """The steps of the data's longest episode, where that says something of a time limit; None: it says nothing.
+
+    It does where an episode was cut, or goes on for 1,000 steps or more; not where each is of one row, as generated
+    ones are.
+    """
+    longest = int(dataset.episode_lengths().max())
+    return longest if (dataset.marks_timeouts and longest > 1) or longest >= NO_DATA_LIMIT else None
+
+
+def capped(task: Task, env: gymnasium.Env[Any, Any] | None, of_data: int | None, quiet: bool = False) -> Task:
     """The task with a time limit, where its environment `env` has none of its own: else an episode may never end.
 
-    The limit is the data's longest episode; where no episode of theirs was cut, which says nothing of a limit, or each
-    is of one row, as generated ones are, at least 1,000 steps, as where there are no data. It is part of the task, so
-    that every evaluation has the same, and is said.
+    of_data: the data's (`data_limit`), which it takes; 1,000 steps where these say nothing (None), or what they say was
+    not kept (`NOT_KEPT`). It is part of the task, so that every evaluation has the same, and is said, unless quiet.
     """
     if env is None or _time_limit(env) is not None:
         return task
-    longest = 0 if dataset is None else int(dataset.episode_lengths().max())
-    cut = dataset is not None and dataset.marks_timeouts
-    steps = longest if cut and longest > 1 else max(longest, NO_DATA_LIMIT)
-    why = "as long as the data's longest" if steps == longest else "as the data say of no limit either"
-    console.print(
-        f"{task.env_id} has no time limit: its episodes are cut after {steps:,} steps, {why} (--max-episode-steps)."
-    )
+    steps = of_data or NO_DATA_LIMIT
+    if not quiet:
+        why = "as long as the data's longest" if of_data else "as the data say of no limit either"
+        if of_data == NOT_KEPT:
+            why = "as the run, which is of an older version, has not kept how long the data's are"
+        console.print(
+            f"{task.env_id} has no time limit: its episodes are cut after {steps:,} steps, {why} (--max-episode-steps)."
+        )
     return replace(task, max_episode_steps=steps)
 
 

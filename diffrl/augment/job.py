@@ -37,7 +37,7 @@ from diffrl.training import checkpoint
 from diffrl.training.logs import SHOWN, MetricsLog
 from diffrl.training.loop import Loop, NoEvaluations, NoRecord
 from envs.datasets import load_dataset
-from envs.task import capped, open_task
+from envs.task import capped, data_limit, open_task
 
 GO_ON = "The same command goes on."
 """What to do after a stop, or once the disk has space again."""
@@ -127,7 +127,7 @@ def open_data(request: Request, quiet: bool) -> RealData:
         max_episode_steps=request.max_episode_steps,
     )
     dataset, known, _ = understand(dataset, simulator, request, quiet)
-    task = capped(task, simulator, dataset)
+    task = capped(task, simulator, data_limit(dataset))
     scaling = known.bounds.scaling()
     low, high = (np.full(dataset.observation_size, bound, np.float32) for bound in (-np.inf, np.inf))
     if simulator is not None:

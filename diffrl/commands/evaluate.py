@@ -66,7 +66,8 @@ class Evaluate:
         from diffrl.support.console import console
         from diffrl.support.files import atomic_path, beside
 
-        task = Run.read(self.run_folder).within(self.env, self.env_kwargs, self.max_episode_steps).task
+        run = Run.read(self.run_folder).within(self.env, self.env_kwargs, self.max_episode_steps, quiet=True)
+        task = run.task
         maze = None if self.plot is None else report.maze_of(task)
         if task.env_id is not None:
             console.print(f"In {task.env_text}.", markup=False, highlight=False)

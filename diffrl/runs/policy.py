@@ -89,6 +89,19 @@ def refuse_frozen(run: Run) -> None:
         )
 
 
+_NEVER_EVALUATED = "as nothing was evaluated during training"
+
+
+def _there(run: Run, which: Sequence[str], quiet: bool) -> Sequence[str]:
+    """Those of the checkpoints asked for that the run may have: without best, which is said, where it has no scores."""
+    others = [name for name in which if name != "best"]
+    if len(others) in (0, len(which)) or (run.path / "scores.json").exists():
+        return which
+    if not quiet:
+        console.print(f"{run.path} has no best checkpoint, {_NEVER_EVALUATED}.", markup=False, highlight=False)
+    return others
+
+
 def _find_checkpoint(run: Run, which: str, seed_index: int) -> checkpoint.Checkpoint:
     """The last checkpoint that is whole, the best evaluated one of a seed that is whole, or that of a step."""
     steps = checkpoint.steps(run.path)
@@ -105,6 +118,8 @@ def _find_checkpoint(run: Run, which: str, seed_index: int) -> checkpoint.Checkp
             except checkpoint.CheckpointError as error:
                 say_once(f"{error} The best of the others is taken.")
                 steps.remove(step)
+        if not (run.path / "scores.json").exists():
+            raise UserError(f"{run.path} has no best checkpoint, {_NEVER_EVALUATED}: take the last (--which last).")
         raise UserError(f"{run.path} has no evaluated checkpoint that is whole, so no best one: --which last.")
     require_checkpoint(run.path, which)
     return checkpoint.load(run.path, int(which))
@@ -286,7 +301,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Roll out a run's checkpoints: `{which: {"seeds": .., "step": [..], "returns": [[..]], "scores": ...}}`.
 
-    Where the environment tells of success, "successes" has it of each episode.
+    Where the environment tells of success, "successes" has it of each episode. Of a run without evaluations "best" is
+    left out where other checkpoints are asked for too.
 
     Start states and noise are other ones than in the evaluations during training. seed: what they are drawn from, not a
     training seed. device: where the policy acts. record: of each training seed, the number of episodes whose
@@ -294,10 +310,11 @@ def evaluate(
     env, env_kwargs, max_episode_steps: another environment than the run's, or other arguments, KEY=VALUE each, or
     another time limit. Raises UserError where there is no environment.
     """
-    run = Run.read(path).within(env, env_kwargs, max_episode_steps)
+    run = Run.read(path).within(env, env_kwargs, max_episode_steps, quiet)
     if run.task.env_id is None:
         raise UserError(f"{run.path} was trained without an environment: name one to evaluate in with --env ID.")
     settle()
+    which = _there(run, which, quiet)
     seeds = range(len(run.config.seeds))  # a checkpoint that is not there is refused before any is scored
     steps = {name: [_find_checkpoint(run, name, index).step for index in seeds] for name in which}
     evaluator = Evaluator.of(run.task)

@@ -32,7 +32,7 @@ from diffrl.support.folder import (
 from diffrl.support.machine import explaining_memory, versions
 from diffrl.support.remote import local_folder
 from diffrl.training import checkpoint
-from envs.task import Task, capped, fitting_env
+from envs.task import NOT_KEPT, Task, capped, fitting_env
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Run:
     """The steps after which the environment cuts an episode; None: not known, as in old folders."""
     counted: int | None = None
     """The limit by which the episodes of the data were counted (`diffrl.data.checks.Taken`); None: they were not."""
+    data_limit: int | None = NOT_KEPT
+    """The steps after which the data say that an episode is cut (`envs.task.data_limit`); None: they do not say.
+
+    `envs.task.NOT_KEPT`: not known, as in old folders.
+    """
 
     def untrained(self, step: int) -> str:
         """A sentence where the policy that acts is, at this step of an offline run, still as it was made; else ""."""
@@ -68,16 +73,19 @@ class Run:
         flag = f"--agent.{agent.waits_by.replace('_', '-')}"
         return f"Up to step {agent.untrained_steps:,} the policy that acts is untrained ({flag})."
 
-    def within(self, env: str | None, env_kwargs: Sequence[str], max_episode_steps: int | None) -> "Run":
+    def within(
+        self, env: str | None, env_kwargs: Sequence[str], max_episode_steps: int | None, quiet: bool = False
+    ) -> "Run":
         """This run in the environment that --env, --env-kwargs and --max-episode-steps name; itself without them.
 
-        Raises UserError where that environment cannot be made, or does not fit the run's policies.
+        quiet: do not say after how many steps its episodes are cut. Raises UserError where that environment cannot be
+        made, or does not fit the run's policies.
         """
         task = self.task.changed(env, env_kwargs, max_episode_steps)
         if task is self.task:
             return self
         if (opened := fitting_env(str(self.path), task, self.observation_size, self.action_size)) is not None:
-            task = capped(task, opened, None)
+            task = capped(task, opened, self.data_limit, quiet)
             opened.close()
         return dataclasses.replace(self, task=task)
 
@@ -92,6 +100,7 @@ class Run:
             "fingerprint": self.fingerprint,
             "limit": self.limit,
             "counted": self.counted,
+            "data_limit": self.data_limit,
             "versions": versions(),
         }
         # What run.json stands beside is the run's own; with its checksums the folder is whole.
@@ -154,6 +163,7 @@ class Run:
                 None if file is None else read_yaml(path / file),
                 about.get("limit"),
                 about.get("counted"),
+                about.get("data_limit", NOT_KEPT),
             )
         except UserError:
             raise

@@ -35,7 +35,7 @@ from diffrl.training.loop import Evaluations, InLine, Loop, NoEvaluations, Train
 from diffrl.training.sinks import TENSORBOARD
 from diffrl.training.stack import StackTrainer
 from envs.datasets import FILE_SUFFIXES, called, load_dataset, whereabouts
-from envs.task import benchmark_family, capped, open_task, score_word
+from envs.task import benchmark_family, capped, data_limit, open_task, score_word
 
 EXPLODED = 10.0
 """A value estimate counts as exploded at this many times the largest return the data's rewards allow."""
@@ -80,7 +80,8 @@ def begun(config: TrainConfig, device: str, path: Path, quiet: bool) -> tuple[Ru
     )
     digest = fingerprint(dataset)
     dataset, known, taken = understand(dataset, env, config, quiet)
-    task = capped(task, env, dataset)
+    longest = data_limit(dataset)
+    task = capped(task, env, longest)
     config = chosen(config, device, task)  # what it leaves to the machine
 
     # What the agent sees of them.
@@ -104,6 +105,7 @@ def begun(config: TrainConfig, device: str, path: Path, quiet: bool) -> tuple[Ru
         digest,
         limit=known.limit,
         counted=taken.counted,
+        data_limit=longest,
     )
     return run, dataset, transitions
 

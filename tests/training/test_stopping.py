@@ -11,15 +11,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import diffrl
 import envs.maze2d
+from agents import BC
 from diffrl.augment.synther import augmenter
 from diffrl.augment.synther.network import TransitionNetwork
 from diffrl.cli import main
 from diffrl.data import d4rl
+from diffrl.runs.config import TrainConfig
 from diffrl.runs.run import Run
+from diffrl.support.folder import write_json
 from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
 from envs.datasets import load_dataset
@@ -73,6 +77,30 @@ def test_an_environment_that_never_ends_is_evaluated_in_bounded_time(
     assert endless_env.made == (2 + 3) * limit
     returns = json.loads((run / "evaluation.json").read_text())["last"]["returns"]
     assert len(returns[0]) == 3
+
+
+def test_another_environment_without_a_limit_has_that_of_the_runs_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in training. A run without an environment has nothing but a last checkpoint, which is said, and evaluated."""
+    monkeypatch.setenv("COLUMNS", "300")
+    data = load_dataset("maze2d-umaze-v1", rows=300, progress=False)
+    data.timeouts[:] = np.arange(300) % 6 == 5
+    file = d4rl.write(tmp_path / "data.hdf5", data)
+    run = diffrl.train(TrainConfig(str(file), BC(width=8, layers=1), steps=2, env="none", out=tmp_path / "run"))
+    assert main(["evaluate", str(run), "--env", ENDLESS, "--episodes", "1"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("cut after 6 steps, as long as the data's longest") == 1
+    assert said.count(f"{run} has no best checkpoint, as nothing was evaluated during training.") == 1
+    (entry,) = (v for v in json.loads((run / "evaluation.json").read_text()).values() if isinstance(v, dict))
+    assert entry["step"] == [2]
+    assert main(["evaluate", str(run), "--env", ENDLESS, "--which", "best"]) == 2
+    assert "nothing was evaluated during training: take the last" in capsys.readouterr().err
+    about = json.loads((run / "run.json").read_text())
+    del about["data_limit"]  # as older versions write it
+    write_json(run / "run.json", about)
+    assert main(["evaluate", str(run), "--env", ENDLESS, "--episodes", "1"]) == 0
+    assert "cut after 1,000 steps, as the run, which is of an older version, has not" in capsys.readouterr().err
 
 
 def test_a_stop_in_an_evaluation_ends_it_and_it_is_made_again(tmp_path: Path, stop_at: Callable[[int], None]) -> None:
