@@ -9,17 +9,20 @@ from diffrl.support.errors import UserError, nearest
 from diffrl.support.plugins import Plugin
 
 
-def get(name: str) -> type[AgentConfig]:
+def get(name: str, made: bool = False) -> type[AgentConfig]:
     """The configuration class of the algorithm called `name`, ours or another package's.
 
-    Raises UserError where there is none, naming the nearest known one, or where a package's cannot be used.
+    made: something was made with it, so that the name is no slip of the keys. Raises UserError where there is none,
+    naming the nearest known one, or where a package's cannot be used.
     """
     plugin = plugins.find("diffrl.agents", name, AGENTS)
     if plugin is not None:
         return _checked(plugin)
     if name not in AGENTS:
         others = [plugin.name for plugin in plugins.found("diffrl.agents")]
-        raise UserError(f"Unknown agent {name!r}: {nearest(name, [*AGENTS, *others], 'diffrl train --help')}")
+        text = f"Unknown agent {name!r}: {nearest(name, [*AGENTS, *others], 'diffrl train --help')}"
+        brought = " It may be of another package (entry point `diffrl.agents`), which is not installed here."
+        raise UserError(text + brought * made)
     return AGENTS[name]
 
 

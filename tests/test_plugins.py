@@ -134,7 +134,45 @@ def test_a_toy_agent_trains_on_a_toy_family_and_is_evaluated(
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(site)])
     capsys.readouterr()
     assert main(["evaluate", str(run)]) == 2
-    assert "Unknown agent 'toy'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Unknown agent 'toy'" in said
+    assert "may be of another package (entry point `diffrl.agents`), which is not installed here" in said
+    assert main(["train", "--agent", "toy", "--dataset", "maze2d-umaze-v1"]) == 2
+    assert "another package" not in capsys.readouterr().err  # where it was typed, the nearest is meant
+
+
+@pytest.mark.parametrize(
+    ("was", "gives", "said"),
+    [
+        (
+            "loss.detach()}",
+            "loss.detach().mean()}",
+            "update gave the metric 'bc_loss' of shape (); expected a tensor (2,)",
+        ),
+        ("loss.detach()}", "loss.detach()[None]}", "update gave the metric 'bc_loss' of shape (1, 2); expected"),
+        ("loss.detach()}", "float(loss.mean())}", "update gave the metric 'bc_loss' as float; expected a tensor (2,)"),
+        ('return {"bc_loss"', '{"bc_loss"', "update gave NoneType; expected metrics by name, each a tensor (2,)"),
+        (".clamp(-1, 1)", "[0]", "act gave actions of shape (2, 1); expected a tensor (1, 2, 1): seeds, observations,"),
+        (".clamp(-1, 1)", ".numpy()", "act gave actions as ndarray; expected a tensor (1, 2, 1)"),
+        (".clamp(-1, 1)", " * 0 - 3", "act gave an action of 3 (its absolute value); expected actions in [-1, 1]"),
+    ],
+)
+def test_what_breaks_an_agents_contract_is_named(
+    site: Path, capsys: pytest.CaptureFixture[str], was: str, gives: str, said: str
+) -> None:
+    """In one sentence: the agent's class, what it gave, what is expected. Two seeds, each evaluated alone."""
+    assert was in AGENT
+    config = CONFIG.replace("toy_agent", "odd_agent")
+    source = AGENT.replace(was, gives).replace("ToyAgent", "OddAgent")
+    modules = {"toy_config": config.replace("ToyAgent", "OddAgent"), "odd_agent": source, "toy_world": WORLD}
+    install(site, "toy-package", GROUPS, **modules)
+    words = ["train", "--agent", "toy", "--dataset", "toyfam-small", "--steps", "4", "--eval-episodes", "2"]
+    words += ["--seeds", "0", "1", "--workers", "1", "--eval-workers", "0", "--out", str(site.parent / "run")]
+    try:
+        assert main(words) == 2
+    finally:
+        sys.modules.pop("odd_agent", None)
+    assert f"OddAgent.{said}" in " ".join(capsys.readouterr().err.split())
 
 
 def test_listings_name_what_other_packages_bring(site: Path, capsys: pytest.CaptureFixture[str]) -> None:

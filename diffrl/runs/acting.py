@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from agents.base import Agent
 from agents.planning import Follower, Planner
@@ -19,11 +20,31 @@ from envs.task import Task, refuse_not_finite
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Observations (S, E, O) as the environment gives them -> actions (S, E, A) as it takes them."""
+_SLACK = 1e-3
+"""How far beyond -1 and 1 an action may lie: a solver's last step ends near 0, and not at it."""
 
 
 def source_of_randomness(agent: Agent, *salt: int) -> torch.Generator:
     """The list of seeds is the stack's one source of randomness: its batches and noise come from it."""
     return generator_at(*agent.seeds, *salt, device=agent.device)
+
+
+def refuse_actions(agent: Agent, actions: Tensor, observations: Tensor, gave: str = "act") -> None:
+    """Raise UserError, naming the agent's class, where these are no actions (S, B, A) in [-1, 1], of finite ones.
+
+    observations: (S, B, O) what they are for. gave: the method that they are from. Agents of other packages make them.
+    """
+    what = f"{type(agent).__name__}.{gave} gave"
+    expected = (*observations.shape[:2], agent.action_size)
+    if not isinstance(actions, Tensor) or tuple(actions.shape) != expected:
+        found = f"of shape {tuple(actions.shape)}" if isinstance(actions, Tensor) else f"as {type(actions).__name__}"
+        raise UserError(f"{what} actions {found}; expected a tensor {expected}: seeds, observations, action size.")
+    largest = actions.nan_to_num(0.0, 0.0, 0.0).abs().max()
+    if largest > 1 + _SLACK:
+        raise UserError(
+            f"{what} an action of {float(largest):.3g} (its absolute value); expected actions in [-1, 1], which are "
+            "scaled to the environment's bounds."
+        )
 
 
 class Actor:
@@ -45,14 +66,22 @@ class Actor:
         self._generator = source_of_randomness(agent, salt) if generator is None else generator
         self._parts = preprocessing.to(agent.device)
         self._follower = Follower(agent, self._generator) if isinstance(agent, Planner) else None
+        self._checked = False
         self.first_plans: NDArray[np.float32] | None = None
         """(B', H, O) the states that the first seed's first plans go through, in the environment's units."""
 
+    @torch.no_grad()
     def __call__(self, observations: NDArray[Any]) -> NDArray[np.float32]:
-        """Actions (S, B, A). Raises ValueError for another B than that of the plans at hand."""
+        """Actions (S, B, A). Raises ValueError for another B than that of the plans at hand.
+
+        Raises UserError where the first call's are no actions: see `refuse_actions`.
+        """
         x = torch.as_tensor(observations, dtype=torch.float32, device=self._agent.device)
         z = self._parts.observations(x)
         chosen = self._agent.act(z, self._generator) if self._follower is None else self._follower(z)
+        if not self._checked:
+            refuse_actions(self._agent, chosen, z)
+            self._checked = True
         actions: NDArray[np.float32] = self._parts.actions.inverse(chosen).cpu().numpy()
         if self._keep and self.first_plans is None:
             self._note_down()

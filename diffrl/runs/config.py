@@ -277,7 +277,7 @@ def from_dict(values: Mapping[str, Any], source: str, of_run: bool = False) -> T
     if not isinstance(agent_values, dict) or "name" not in agent_values:
         raise UserError(f"{source}: `agent` needs a `name`, one of {', '.join(agents.listed())}.")
     agent_values = dict(agent_values)
-    schema = agents.get(str(agent_values.pop("name")))
+    schema = agents.get(str(agent_values.pop("name")), made=of_run)
     if of_run:
         agent_values = schema.of_run(agent_values)
         values = {"tf32": False} | values

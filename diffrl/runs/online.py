@@ -14,7 +14,7 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import reward_tuning
 from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Source, Transitions
-from diffrl.runs.acting import rows_at_once, source_of_randomness
+from diffrl.runs.acting import refuse_actions, rows_at_once, source_of_randomness
 from diffrl.runs.config import (
     ONLINE_EVAL_EVERY,
     ONLINE_STEPS,
@@ -205,16 +205,20 @@ def _title(run: Run, settings: OnlineConfig, n: int) -> str:
     return f"{name} goes on from {settings.offline_run} (step {steps}) in {where}; {share}. Run: {run.path}"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Explorer:
     """Acts in training: what the agent explores by, with Gaussian noise of deviation `exploration` added."""
 
     agent: Agent
     generator: torch.Generator
     exploration: float
+    _checked: bool = dataclasses.field(default=False, init=False)
 
     def __call__(self, observations: Tensor) -> Tensor:
         actions = self.agent.explore(observations, self.generator)
+        if not self._checked:
+            refuse_actions(self.agent, actions, observations, "explore")
+            self._checked = True
         if self.exploration:
             noise = torch.randn(actions.shape, generator=self.generator, device=actions.device)
             actions = (actions + self.exploration * noise).clamp(-1, 1)

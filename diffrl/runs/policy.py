@@ -43,7 +43,10 @@ class Policy:
         return f"<Policy of {type(self.agent).__name__}, seed {self.agent.seeds[0]}: {sizes}>"
 
     def __call__(self, observation: NDArray[Any]) -> NDArray[np.float32]:
-        """Actions (A,) or (B, A), within the environment's bounds. Raises ValueError for another size."""
+        """Actions (A,) or (B, A), within the environment's bounds.
+
+        Raises ValueError for observations of another size, and for such that are not finite.
+        """
         if isinstance(observation, Mapping | tuple):
             raise ValueError(
                 "expected observations as vectors, got parts: `diffrl.runs.run.Run.read(RUN).task.make()` is the "
@@ -55,6 +58,8 @@ class Policy:
                 f"expected observations of shape ({self.agent.observation_size},) or "
                 f"(B, {self.agent.observation_size}), got {x.shape}"
             )
+        if not np.isfinite(x).all():
+            raise ValueError(f"expected observations that are finite, got {x[~np.isfinite(x)][0]}")
         actions = self._act(np.atleast_2d(x)[None])[0]
         return actions if x.ndim == 2 else np.asarray(actions[0])
 

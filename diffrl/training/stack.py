@@ -186,12 +186,24 @@ class StackTrainer(Trainer, Generic[BatchT]):
         """One step as it is written: draw a batch, update, add to the sums, put frozen seeds back."""
         batch = self._source.draw(self._batch_size, self.learner.n_seeds, self._generator)
         metrics = self.learner.update(batch, self._generator, phase)
+        if not self._names:
+            self._refuse(metrics)
         if self._names != list(metrics):  # the first step, or the first after a checkpoint
             self._names = list(metrics)
             self._sums = {name: self._sums.get(name, torch.zeros_like(value)) for name, value in metrics.items()}
         with torch.no_grad():
             torch._foreach_add_(list(self._sums.values()), list(metrics.values()))
             self._put_back()
+
+    def _refuse(self, metrics: object) -> None:
+        """Raise UserError, naming the learner's class, where what `update` gave are no metrics (S,) by name."""
+        what, S = f"{type(self.learner).__name__}.update gave", self.learner.n_seeds
+        if not isinstance(metrics, Mapping):
+            raise UserError(f"{what} {type(metrics).__name__}; expected metrics by name, each a tensor ({S},).")
+        for name, value in metrics.items():
+            if not isinstance(value, Tensor) or value.shape != (S,):
+                found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"as {type(value).__name__}"
+                raise UserError(f"{what} the metric {name!r} {found}; expected a tensor ({S},), a number a seed.")
 
     def _put_back(self) -> None:
         for tensor, good, frozen in self._held:

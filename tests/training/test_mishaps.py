@@ -224,6 +224,13 @@ def test_whoever_acts_refuses_what_is_not_finite(monkeypatch: pytest.MonkeyPatch
                     acts()
 
 
+def test_a_policy_refuses_observations_that_are_not_finite(straight: Path) -> None:
+    policy = diffrl.load_policy(straight)
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match=f"expected observations that are finite, got {bad}"):
+            policy(np.array([0, bad, 0, 0], np.float32))
+
+
 def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda pattern: "20260101-000000")

@@ -182,7 +182,7 @@ def _read_config(path: Path) -> tuple[Settings, agents.AgentConfig]:
     given = values.pop("agent", None)
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):
         raise Damaged(file, "is damaged: its `agent` has no name", "Export the policy again.")
-    schema = agents.get(given.pop("name"))
+    schema = agents.get(given.pop("name"), made=True)
     return read(Settings, values, str(file)), read(schema, given, str(file), "agent.")
 
 
