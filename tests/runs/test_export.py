@@ -163,20 +163,29 @@ def test_paths_are_cut_wherever_they_stand() -> None:
 
 
 def test_the_hub_reads_the_card_and_its_scores_are_those_of_the_run(tmp_path: Path) -> None:
-    """By the Hub's own parser; mean and standard error over seeds, as an independent computation has them."""
+    """By the Hub's own parser: those of the seed that is exported, with its standard error over episodes."""
     run = made(tmp_path / "run")
-    to = export(run, tmp_path / "to", which="best")
+    to = export(run, tmp_path / "to", which="best", seed=5)
     card = huggingface_hub.ModelCard((to / "README.md").read_text())
     assert card.data.library_name == "diffrl"
     assert {"reinforcement-learning", "diffusion_ql", "data.hdf5"} <= set(card.data.tags)
     returns = np.array(read_scores(run)["evaluations"][-1]["returns"])
-    seeds = returns.mean(1)
-    error = abs(seeds[0] - seeds[1]) / 2  # of two values: their half difference
+    assert returns.shape == (2, 5)
     found = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert found["mean_return"] == f"{seeds.mean():.2f} +/- {error:.2f}"
-    scores = MAZE.score(seeds)
-    assert found["normalized_score"] == f"{scores.mean():.2f} +/- {abs(scores[0] - scores[1]) / 2:.2f}"
-    for words in ("| 3 (this one) | 5 |", "optimistic", "0" * 64, "2 seeds: too few", 'load_policy("FOLDER")'):
+    for kind, values in (("mean_return", returns[1]), ("normalized_score", MAZE.score(returns[1]))):
+        error = np.sqrt(((values - values.mean()) ** 2).sum() / 4 / 5)
+        assert found[kind] == f"{values.mean():.2f} +/- {error:.2f}"
+    assert {result.metric_name.split(",")[1] for result in card.data.eval_results} == {
+        " seed 5 alone (standard error over episodes)"
+    }
+    for words in (
+        "| 5 (this one) | 5 |",
+        "| all | 5 |",
+        "optimistic",
+        "0" * 64,
+        "2 seeds: too few",
+        'load_policy("FOLDER")',
+    ):
         assert words in card.text, words
 
 
@@ -206,7 +215,8 @@ def test_an_evaluation_for_the_card(tmp_path: Path) -> None:
     returns = np.array(diffrl.evaluate(run, episodes=3, which=("last",), quiet=True)["last"]["returns"])
     text = (to / "README.md").read_text()
     assert f"| 5 | 3 | {returns[1].mean():.1f} ± " in text
-    assert f"{returns.mean():.2f} +/- " in text
+    assert f"{returns[0].mean():.2f} +/- " in text
+    assert f"| all | 3 | {returns.mean():.1f} ± " in text
 
 
 # --- writing and reading --------------------------------------------------------------------------------------------

@@ -172,13 +172,15 @@ def _front_matter(facts: Facts, dataset: str) -> dict[str, Any]:
         "tags": list(dict.fromkeys(tags)),
     }
     if facts.scores:
-        measured = facts.scores[-1]
+        place = run.config.seeds.index(facts.seed)
+        outcomes = facts.scores[-1].outcomes[place : place + 1]  # of what is here; the text has the mean over seeds
         env = run.task.env_id or "none"
-        metrics = [_metric("mean_return", "Mean return", returns_of(measured.outcomes))]
+        of = f", seed {facts.seed} alone (standard error over episodes)"
+        metrics = [_metric("mean_return", f"Mean return{of}", returns_of(outcomes))]
         if run.task.reference:
             kind = "success_rate" if run.task.scored_by_success else "normalized_score"
             word = score_word(run.task.reference)
-            metrics.append(_metric(kind, word[0].upper() + word[1:], run.task.score(measured.outcomes)))
+            metrics.append(_metric(kind, word[0].upper() + word[1:] + of, run.task.score(outcomes)))
         kind = "reinforcement-learning"
         result = {"task": {"type": kind, "name": kind}, "dataset": {"name": env, "type": env}, "metrics": metrics}
         matter["model-index"] = [{"name": name, "results": [result]}]
