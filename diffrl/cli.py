@@ -192,11 +192,15 @@ def _no_command(words: Sequence[str], known: Mapping[str, str], parent: str = ""
 
 
 def _commands() -> dict[str, str]:
-    """Every command by its last word, such as "flow-to-better": "augment flow-to-better"; the verbs first of all."""
+    """Every command by its last word, such as "flow-to-better": "augment flow-to-better"; the verbs first of all.
+
+    And what a search is, for which there is no verb.
+    """
     from diffrl.commands import augment, data
 
     below = {"data": data.VERBS, "augment": augment.VERBS, "finetune": ("policy",)}
     nested = {word: f"{verb} {word}" for verb, words in below.items() for word in words}
+    nested["search"] = "sweep --search optuna"
     return nested | {verb: verb for verb in VERBS}
 
 

@@ -118,6 +118,7 @@ MISTAKES = {
     "verb far from all": (["augment", "zzz"], "`diffrl augment synther`, `diffrl augment flow-to-better` and `diffrl"),
     "verb without its parent": (["flow_to_better", "x"], "did you mean `diffrl augment flow-to-better x`"),
     "another one's verb": (["info", "a b"], "did you mean `diffrl data info 'a b'`"),
+    "search": (["search", "bc/x"], "did you mean `diffrl sweep --search optuna bc/x`"),
     "policy without finetune": (["policy", "runs/x"], "did you mean `diffrl finetune policy runs/x`"),
     "finetune verb": (["finetune", "polcy", "runs/x"], "did you mean `diffrl finetune policy runs/x`"),
     "no verb like it": (["xyzzy"], "`diffrl --help` lists"),

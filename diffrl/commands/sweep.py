@@ -107,7 +107,7 @@ def run(arguments: Sequence[str]) -> int:
         from diffrl.runs.sweep.task import watched
 
         watched()
-    given = parse(Sweep, words, "diffrl sweep", description=USAGE)
+    given = parse(Sweep, words, "diffrl sweep", elsewhere=lambda name: _by_set(name, words), description=USAGE)
     if given.out is None:
         raise UserError("Where to? Give --out sweeps/NAME, the sweep's folder; `diffrl sweep --help` shows examples.")
     out = to_write(given.out, "runs")
@@ -171,6 +171,19 @@ def _search(given: Sweep, out: Path) -> int:
             raise UserError("Which settings a new search will try is known as it goes: --dry-run lists those it has.")
         return job.show(out) if given.status else job.list_runs(out, None)
     return job.run_search(out, wanted, given.trials, given.jobs or 1)
+
+
+def _by_set(name: str, words: Sequence[str]) -> str:
+    """How `--set` says what an option of `diffrl train` says there; "" of what is none. words: with its value."""
+    from diffrl.runs.sweep.plan import ELSEWHERE, is_field
+
+    key = name.removeprefix("--").replace("-", "_")
+    if key in ELSEWHERE or not (is_field(key) or key.startswith("agent.")):
+        return ""
+    place = next(i for i, word in enumerate(words) if word.partition("=")[0] == name)
+    typed = words[place].partition("=")[2] or "".join(words[place + 1 : place + 2])
+    value = "VALUE" if not typed or typed.startswith("--") else typed
+    return f"every field of the configuration is given by --set, so {shlex.join(['--set', f'{key}={value}'])}."
 
 
 def _gathered(words: list[str], flag: str) -> list[str]:

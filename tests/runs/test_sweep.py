@@ -79,6 +79,14 @@ def test_values_are_of_their_fields_types(text: str, expected: tuple[object, ...
 MISTAKES = {
     "--out": ([*GRID], "--out sweeps/NAME"),
     "field": ([*GRID, "--set", "agent.widht=3", "--out", "x"], "did you mean 'agent.width'"),
+    "agent's field": ([*GRID, "--set", "width=3,4", "--out", "x"], "did you mean 'agent.width'?"),
+    "run's field": ([*GRID, "--set", "agent.rows=3", "--out", "x"], "did you mean 'rows'?"),
+    "option of train": (
+        ["--agent", "bc", "--dataset", "a.hdf5", "--env", "Pendulum-v1", "--out", "x"],
+        "no option --env here: every field of the configuration is given by --set, so --set env=Pendulum-v1.",
+    ),
+    "flag of train": ([*GRID, "--compile", "--out", "x"], "so --set compile=VALUE."),
+    "agent's option": ([*GRID, "--agent.batch-size=64", "--out", "x"], "so --set agent.batch_size=64."),
     "type": ([*GRID, "--set", "agent.layers=many", "--out", "x"], "agent.layers is 'many'; expected a whole number"),
     "range": ([*GRID, "--set", "agent.layers=0", "--out", "x"], "expected at least 1"),
     "twice": ([*GRID, "--set", "steps=3", "--out", "x"], "names steps twice"),
@@ -105,6 +113,20 @@ def test_a_mistake_is_a_line_and_makes_nothing(
     assert expected in " ".join(said.split())
     assert len(said.splitlines()) <= 2
     assert not list(tmp_path.iterdir())
+
+
+def test_runs_of_a_runs_configuration_have_the_name_of_its_folder(tmp_path: Path) -> None:
+    """Its file is config.yaml as of every other run; that of no run keeps its name."""
+    text = Path("configs/bc/maze2d-umaze-v1.yaml").read_text()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(text)
+        (tmp_path / name / "run.json").write_text("{}")
+    found = plan.bases([str(tmp_path / name / "config.yaml") for name in ("one", "two")], [], [])
+    names = [run.name for run in plan.grid(found, ["agent.width=8,16"], (0,), separate=False)]
+    assert names == ["one,agent.width=8", "one,agent.width=16", "two,agent.width=8", "two,agent.width=16"]
+    (tmp_path / "one" / "run.json").unlink()
+    assert plan.bases([str(tmp_path / "one" / "config.yaml")], [], [])[0][0] == "config"
 
 
 def test_a_folder_may_be_given_as_a_url_of_files() -> None:

@@ -21,11 +21,12 @@ from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError, shown
 from diffrl.support.files import atomic_path, read_json
+from diffrl.support.folder import ABOUT
 from diffrl.support.schema import checked
 
 MANIFEST = "sweep.json"
 """The file in a sweep's folder that lists its runs."""
-_ELSEWHERE = {
+ELSEWHERE = {
     "seeds": "Give --seeds 0 1 2.",
     "out": "Give --out sweeps/NAME: each run has a folder in it.",
     "agent": "Give --agent NAME NAME, or a field such as --set agent.width=64,128.",
@@ -116,8 +117,8 @@ def axis(text: str, base: TrainConfig, sampled: bool = False) -> Axis:
     if not equals or not key or not rest:
         raise UserError(f"--set {shown(text)}: expected FIELD=VALUE,VALUE, such as agent.width=64,128.")
     key = key.replace("-", "_")
-    if key in _ELSEWHERE:
-        raise UserError(f"--set does not take {key}. {_ELSEWHERE[key]}")
+    if key in ELSEWHERE:
+        raise UserError(f"--set does not take {key}. {ELSEWHERE[key]}")
     ends = rest.split(":")
     if sampled and len(ends) in (2, 3) and all(_number(end) is not None for end in ends[:2]):
         return Axis(key, span=_span(key, ends, base))
@@ -189,6 +190,8 @@ def once(keys: Sequence[str]) -> None:
 def _stem(name: str) -> str:
     """What runs of a configuration or a data set are called by."""
     path = Path(name)
+    if path.name == "config.yaml" and (path.parent / ABOUT).is_file():  # a run's, whose folder has the name
+        return _plain(path.absolute().parent.name)
     return path.stem if path.suffix in (".yaml", ".yml", ".hdf5", ".h5", ".npz") else _plain(name)
 
 
@@ -244,6 +247,8 @@ def _typed(key: str, text: str, base: TrainConfig) -> Any:
     if group not in ("", "agent"):
         raise UserError(f"--set: there is no field {shown(key)}; an agent's are agent.NAME, a run's have no point.")
     schema, prefix = (type(base.agent), "agent.") if group else (TrainConfig, "")
+    if not is_field(name, schema) and is_field(name, TrainConfig if group else type(base.agent)):
+        raise UserError(f"--set: there is no field {shown(key)}; did you mean {name if group else f'agent.{name}'!r}?")
     first: UserError | None = None
     for reading in _readings(text):
         try:
@@ -252,6 +257,11 @@ def _typed(key: str, text: str, base: TrainConfig) -> Any:
             first = first or error
     assert first is not None
     raise first
+
+
+def is_field(name: str, schema: type = TrainConfig) -> bool:
+    """Whether a configuration has a field of this name."""
+    return any(one.name == name for one in dataclasses.fields(schema))
 
 
 def _span(key: str, ends: Sequence[str], base: TrainConfig) -> Span:
