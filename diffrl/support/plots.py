@@ -29,7 +29,7 @@ td, th { padding: .35em .8em .35em 0; text-align: left; vertical-align: top; bor
 th { color: #666; font-weight: 600 }
 td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 td:first-child, h2 { overflow-wrap: anywhere }
-img { width: 100%; margin-top: 1em }
+img { max-width: 100%; margin-top: 1em }
 @media (max-width: 620px) {
   td.n, th.n { white-space: normal }
   td, th { padding-right: .5em; font-size: 13px }

@@ -249,6 +249,28 @@ def test_useless_rows_are_called_what_they_are(parts: Parts, make: Any, says: st
     assert report.verdicts["overall"] in html.unescape(page(report, b"", "useless"))
 
 
+def test_no_row_of_the_table_contradicts_the_verdict(at_floor: FidelityReport) -> None:
+    """Nearer to shuffled columns than to real rows, and yet within twice the floor: no words of comfort."""
+    report = replace(at_floor, sliced_w2=Pair(1.9, 1.0), shuffled_w2=2.0)
+    assert report.verdicts["overall"].startswith("Do not train on these rows. Another distribution")
+    assert "within" not in report.verdicts["sliced_w2"]
+    assert (
+        "1.9, is nearer to that of shuffled columns, 2, than to the real-against-real floor, 1."
+        in (report.verdicts["sliced_w2"])
+    )
+    collapsed = replace(at_floor, variety=Pair(0.1, 1.0))
+    assert collapsed.verdicts["variety"].endswith("a real row's 1: rows are nearly the same.")
+
+
+def test_the_verdict_stands_before_the_table_and_is_no_measures_words(at_floor: FidelityReport) -> None:
+    text = html.unescape(page(at_floor, b"", "rows"))
+    before, table, after = text.partition("<table>")
+    verdict = at_floor.verdicts["overall"]
+    assert f'<p class="verdict none">{verdict}</p>' in before
+    assert table
+    assert verdict not in after
+
+
 def test_rows_that_are_good_or_nearly_so_are_not_called_useless(parts: Parts) -> None:
     """Real rows, many and few, and with a fifth of each column's deviation of noise added."""
     rows = table(parts.fresh)

@@ -17,6 +17,7 @@ from diffrl.runs.compare import compare, difference
 from diffrl.support.errors import UserError
 from diffrl.support.plots import png
 from envs.task import Task
+from tests.browser import CHROMIUM, Browser
 from tests.runs.made_runs import MAZE, PENDULUM, made_run, small
 
 SHORT = dataclasses.replace(MAZE, max_episode_steps=30)
@@ -45,6 +46,21 @@ def test_a_run_differs_by_nothing_from_itself(tmp_path: Path) -> None:
         assert np.array_equal(found["a", seed], found["b", seed])
     assert "No difference at all" in page.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
+def test_a_pages_picture_is_not_blown_up(tmp_path: Path) -> None:
+    """At most as wide as it was drawn, and as the screen of a phone."""
+    for name in ("a", "b"):
+        made_run(tmp_path / name, small("bc"), SWING)
+    page, *_ = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "page.html", episodes=2, quiet=True)
+    with Browser(tmp_path) as browser:
+        for width in (1280, 360):
+            browser.resize(width, 800)
+            browser.open(f"file://{page}")
+            shown, drawn = browser.value("(i => [i.getBoundingClientRect().width, i.naturalWidth])(document.images[0])")
+            assert 0 < shown <= min(drawn, width)
+            assert (shown == drawn) == (width == 1280)
 
 
 def test_the_noise_is_that_of_the_seeds_place_and_the_start_states_are_seeds_alone(tmp_path: Path) -> None:

@@ -368,7 +368,7 @@ def uselessness(report: FidelityReport) -> str:
     rows that are steered may be of another one.
     """
     near, w2, ks = report.neighbours, report.sliced_w2, report.ks_mean
-    if report.variety.synthetic < report.variety.real / 4:
+    if _collapsed(report):
         alike = f"{report.variety.synthetic:.2g} from one another, real rows {report.variety.real:.2g}"
         copies = f", and {near.closer:.0%} are copies of training rows" if near.closer >= 0.5 else ""
         return f"Collapsed: the model makes nearly the same rows again and again ({alike}){copies}."
@@ -385,6 +385,20 @@ def uselessness(report: FidelityReport) -> str:
     if signs and not report.steered:
         return f"Another distribution: the rows are not spread as the data are ({'; '.join(signs)})."
     return ""
+
+
+def _collapsed(report: FidelityReport) -> bool:
+    return report.variety.synthetic < report.variety.real / 4
+
+
+def _spread(pair: Pair, shuffled: float) -> str:
+    """What sliced W2 says: how far it is above its floor, and whether it is nearer to that of shuffled columns."""
+    if unlikeness(pair, shuffled) > 0.5 and pair.synthetic <= FAR * pair.real:  # `uselessness` calls that another one
+        return (
+            f"The distance, {pair.synthetic:.3g}, is nearer to that of shuffled columns, {shuffled:.3g}, than to the "
+            f"real-against-real floor, {pair.real:.3g}."
+        )
+    return f"The distance is {_against_floor(pair)}."
 
 
 def _beside_shuffled(pair: Pair, shuffled: float) -> str:
@@ -412,7 +426,9 @@ def verdicts_of(report: FidelityReport) -> dict[str, str]:
         f"{_against_floor(report.ks_largest)}.",
         "correlations": f"The mean difference is {_against_floor(report.correlation_mean)}, the largest "
         f"{_against_floor(report.correlation_largest)}.",
-        "sliced_w2": f"The distance is {_against_floor(report.sliced_w2)}.",
+        "sliced_w2": _spread(report.sliced_w2, report.shuffled_w2),
+        "variety": f"A row's nearest other one is {report.variety.synthetic:.3g} away, a real row's "
+        f"{report.variety.real:.3g}{': rows are nearly the same' if _collapsed(report) else ''}.",
         "nearest_neighbour": f"{_nearness(near)} The median distance is "
         f"{near.median.synthetic:.3g}, of real rows {near.median.real:.3g}.",
         "terminal_rate": f"{rate.synthetic:.3%} of synthetic rows are terminal, {rate.real:.3%} of the training rows.",

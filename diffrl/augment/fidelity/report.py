@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.augment.fidelity.comparison import FidelityReport, table_of
+from diffrl.augment.fidelity.comparison import FidelityReport, table_of, verdict_of
 from diffrl.augment.fidelity.measures import UNIT, Doubles, Pair
+from diffrl.data.fidelity import LOOK_FIRST, NO_FAULT, USELESS
 from diffrl.data.offline import Floats, OfflineDataset
 from diffrl.support.files import atomic_path
 from diffrl.support.plots import BLUE, GREY, ORANGE, PAGE_STYLE, finish, save
@@ -53,26 +54,34 @@ _STYLE = (
 td[rowspan] { width: 45% }
 td.s { color: BLUE; font-weight: 600 }
 td.f { color: #666 }
+.verdict { font-weight: 600; border-left: .3em solid GREY; padding-left: .7em; margin: 1em 0 }
+.useless { border-color: RED }
+.odd { border-color: ORANGE }
 .columns { columns: 6 }
 .columns p { margin: 0; color: #666; font-variant-numeric: tabular-nums }
 .columns b { display: inline-block; width: 5em; color: #222; font-weight: 400 }
 .columns i { color: BLUE; font-style: normal; font-weight: 600 }
 """.replace("BLUE", BLUE)
+    .replace("ORANGE", ORANGE)
+    .replace("GREY", GREY)
+    .replace("RED", "#c0392b")
 )
+_KINDS = {USELESS: "useless", LOOK_FIRST: "odd", NO_FAULT: "none"}
+"""What a verdict's line is called in the style sheet."""
 
 
 def page(report: FidelityReport, picture: bytes, title: str) -> str:
     """The HTML page, with the PNG `picture` inside it."""
-    measures = _measures(report)
+    measures, verdict = _measures(report), verdict_of(report)
     lines, seen = [], None
     for key, measure, pair, form in measures:
-        verdict = ""
+        words = ""
         if key != seen:
             height = sum(other == key for other, *_ in measures)
-            verdict = f'<td rowspan="{height}">{html.escape(report.verdicts[key])}</td>'
+            words = f'<td rowspan="{height}">{html.escape(report.verdicts[key])}</td>'
         lines.append(
             f'<tr><td>{html.escape(measure)}</td><td class="n s">{_number(pair.synthetic, form)}</td>'
-            f'<td class="n f">{_number(pair.real, form)}</td>{verdict}</tr>'
+            f'<td class="n f">{_number(pair.real, form)}</td>{words}</tr>'
         )
         seen = key
     columns = "".join(
@@ -92,6 +101,7 @@ def page(report: FidelityReport, picture: bytes, title: str) -> str:
 <p class="about">{report.rows:,} rows a side. "Real" is the floor that sampling sets: {html.escape(report.floor)};
 in rates and shares, the training rows themselves. Distances of rows [s, a, r, s', terminal] are in standardised
 units. {asked}</p>
+<p class="verdict {_KINDS[verdict.word]}">{html.escape(verdict.sentence)}</p>
 <table><tr><th>measure</th><th class="n">synthetic</th><th class="n">real</th><th>in words</th></tr>
 {"".join(lines)}</table>
 {f"<ul>{notes}</ul>" if notes else ""}
@@ -108,13 +118,13 @@ def _measures(report: FidelityReport) -> list[tuple[str, str, Pair, str]]:
     """Rows of the table: the verdict's key, what is measured, the pair, its format."""
     near, steps = report.neighbours, report.dynamics
     rows = [
-        ("overall", "distance to the nearest row of the same set, median", report.variety, ".3f"),
         ("marginals", "KS statistic, mean over columns", report.ks_mean, ".3f"),
         ("marginals", "KS statistic, largest", report.ks_largest, ".3f"),
         ("correlations", "correlation difference, mean", report.correlation_mean, ".3f"),
         ("correlations", "correlation difference, largest", report.correlation_largest, ".3f"),
         ("sliced_w2", "sliced W2", report.sliced_w2, ".3f"),
         ("sliced_w2", "the same of real rows with shuffled columns", Pair(np.nan, report.shuffled_w2), ".3f"),
+        ("variety", "distance to the nearest row of the same set, median", report.variety, ".3f"),
         ("nearest_neighbour", "distance to the nearest training row, median", near.median, ".3f"),
         ("nearest_neighbour", "the same, 1 % quantile", near.low, ".3f"),
         ("nearest_neighbour", "the same of shuffled columns, median", Pair(np.nan, near.shuffled), ".3f"),
