@@ -16,11 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tyro
 
 from agents.config import AGENTS
 from diffrl import cli
+from diffrl.data import d4rl
+from diffrl.data.offline import OfflineDataset
 from diffrl.support.errors import UserError
 from tests import documents
 from tests.documents import ROOT, Command, blocks, commands, inline, name, pages, taught
@@ -43,6 +46,31 @@ def test_every_link_leads_to_a_file_and_its_heading(page: Path) -> None:
         if not target.exists() or (anchor and target.suffix == ".md" and anchor not in documents.anchors(target)):
             dead.append(link)
     assert not dead
+
+
+def test_the_exit_codes_are_those_that_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every code that an error of ours has is explained, and by name what ends with 1 though nothing has failed."""
+    section = (ROOT / "docs" / "runs.md").read_text().partition("## Exit codes")[2]
+    explained = {int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)}
+    given = {
+        node.value.value
+        for path in (ROOT / "diffrl").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        if any(isinstance(target, ast.Name) and target.id == "exit_code" for target in node.targets)
+    }
+    assert given >= {1, 2, 130}
+    assert given | {0} == explained
+    whole = OfflineDataset(
+        *(np.zeros((9, n), np.float32) for n in (3, 1)), np.zeros(9, np.float32), *np.zeros((2, 9), bool)
+    )
+    broken = dataclasses.replace(whole, rewards=np.full(9, np.nan, np.float32))
+    file = d4rl.write(tmp_path / "data.hdf5", broken)
+    ends_with_1 = re.findall(r"^\| 1 \|.*?(?=^\| \d)", section, re.MULTILINE | re.DOTALL)[0]
+    for words in (["data", "list", "nothing-of-the-kind"], ["data", "info", str(file)]):
+        assert cli.main(words) == 1
+        assert f"`{' '.join(words[:2])}`" in ends_with_1
+    assert "diverged" in ends_with_1
 
 
 class _Parsed(Exception):

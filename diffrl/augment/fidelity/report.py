@@ -57,7 +57,7 @@ td.f { color: #666 }
 .verdict { font-weight: 600; border-left: .3em solid GREY; padding-left: .7em; margin: 1em 0 }
 .useless { border-color: RED }
 .odd { border-color: ORANGE }
-.columns { columns: 6 }
+.columns { columns: 11em 6 }
 .columns p { margin: 0; color: #666; font-variant-numeric: tabular-nums }
 .columns b { display: inline-block; width: 5em; color: #222; font-weight: 400 }
 .columns i { color: BLUE; font-style: normal; font-weight: 600 }
