@@ -55,7 +55,7 @@ VARIANTS: dict[str, tuple[Algo, dict[str, Any]]] = {
         "nft",
         {"passes": 4, "queries": 768, "layers": ("time_embedding", "time_emb_proj"), "lr": 1e-3},
     ),
-    "nft, 4 passes, adapters": ("nft", {"passes": 4, "queries": 768, "lora": 8, "layers": ("all",), "lr": 3e-3}),
+    "nft, 4 passes, adapters": ("nft", {"passes": 4, "queries": 768, "lora": 8, "layers": ("all",), "lr": 1e-3}),
     "grpo, window 2": ("grpo", {"window": 2}),
     "grpo, window 2, guard": ("grpo", {"window": 2, "guard": True}),
 }
