@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from diffrl.data.offline import OfflineDataset
     from envs.registry import Benchmark
+
+
+def shown_on() -> Console:
+    """What `diffrl data` prints on: as wide as the terminal, or of 120 columns."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=120)  # piped: whole ids rather than 80 columns
 
 
 def headed(*columns: str) -> Table:

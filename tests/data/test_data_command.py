@@ -134,6 +134,49 @@ def test_convert_clips_only_when_told_and_overwrites_only_by_force(make, tmp_pat
     assert len(d4rl.read(target)) == 2
 
 
+def test_convert_never_writes_over_its_source(make, tmp_path, monkeypatch):
+    """By whatever name the source is called: it would lose all that is not D4RL's."""
+    monkeypatch.chdir(tmp_path)
+    source = d4rl.write(tmp_path / "a.hdf5", make([5], "t"))
+    (tmp_path / "soft.hdf5").symlink_to(source)
+    (tmp_path / "hard.hdf5").hardlink_to(source)
+    (tmp_path / "b").mkdir()
+    before = source.read_bytes()
+    names = ["a.hdf5", "./b/../a.hdf5", str(source), "soft.hdf5", "hard.hdf5"]
+    for one, other in [*((name, "a.hdf5") for name in names), *(("a.hdf5", name) for name in names)]:
+        with pytest.raises(UserError, match="is the data set itself, which would be lost"):
+            Convert(one, other, force=True).run()
+    assert source.read_bytes() == before
+    assert (tmp_path / "soft.hdf5").is_symlink()
+
+
+def test_convert_of_a_minari_id_never_writes_over_it(make, tmp_path):
+    pytest.importorskip("minari")
+    Convert(str(d4rl.write(tmp_path / "a.hdf5", make([5, 5], "tt"))), "minari:ours/walk-v0").run()
+    with pytest.raises(UserError, match="is the data set itself"):
+        Convert("ours/walk-v0", "minari:ours/walk-v0", force=True).run()
+
+
+def test_convert_says_what_a_copy_does_not_have(make, tmp_path, capsys):
+    dataset = make([5], "t")
+    dataset.infos["qpos"] = dataset.rewards
+    source = d4rl.write(tmp_path / "a.hdf5", dataset)
+    Convert(str(source), str(tmp_path / "b.hdf5")).run()
+    assert "Not copied" not in capsys.readouterr().out
+    with h5py.File(source, "r+") as file:
+        file["labels"], file["infos/short"], file["truncations"] = np.arange(5), np.arange(3), np.zeros(5)
+        file.attrs["author"] = "me"
+        file["rewards"].attrs["unit"] = "m"
+        del file.attrs["sha256"]
+    Convert(str(source), str(tmp_path / "c.hdf5")).run()
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the columns infos/short, labels and the attributes author, unit of rewards." in out
+    assert d4rl.read(tmp_path / "c.hdf5").infos.keys() == {"qpos"}
+    np.savez(tmp_path / "a.npz", **dataset.columns(), labels=np.arange(5))
+    Convert(str(tmp_path / "a.npz"), str(tmp_path / "d.hdf5")).run()
+    assert "the column labels." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("target", ["file.npz", "file", "what?-v0"])
 def test_convert_to_an_unknown_kind_is_the_user_s_error(make, tmp_path, target):
     source = d4rl.write(tmp_path / "a.hdf5", make([5], "t"))
