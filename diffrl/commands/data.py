@@ -5,7 +5,7 @@ Every command is a frozen dataclass, read by tyro, with a `run()` that does it. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,7 @@ from tyro.conf import Positional
 
 from diffrl.commands.data_convert import Convert, environment_of
 from diffrl.commands.data_tables import distributions, headed, ranges, shown_on, summary
-from diffrl.data.config import HDF5_SUFFIXES
+from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError, counted
 from diffrl.support.files import spare, to_write
 from diffrl.support.schema import Count, Rows, Seed, check
@@ -103,6 +103,13 @@ class Info:
     or what the file names."""
     rows: int | None = None
     """Read only so many rows from the beginning; by default all."""
+    time_limit_terminals: TimeLimitTerminals | None = None
+    """Describe the rows as `diffrl train` takes them with this option. By default terminal rows are true ends."""
+    actions: ActionUnits | None = None
+    """Describe the rows as `diffrl train` takes them with this option. By default actions are in the units of their
+    environment."""
+    cut_contradictions: bool = False
+    """Describe the rows as `diffrl train` takes them with this option."""
     add_checksum: bool = False
     """Add a checksum of the contents to an HDF5 file that has none: from then on damage to it is seen at each reading.
     All else in the file stays as it is."""
@@ -183,6 +190,10 @@ class Info:
             if finding.severity == "note":
                 console.print(str(finding), markup=False, highlight=False)
                 remarks += 1
+        if any(option in finding.remedy for option in _OF_TRAINING for finding in findings):
+            console.print(
+                "The options named are for `diffrl train`, and for `diffrl data convert`, which writes what they mean."
+            )
         if not any(finding.severity != "note" for finding in findings):
             but = f", but read {counted(remarks, 'remarks')} above" if remarks else ""
             console.print(f"[green]No problems found{but}.[/]", highlight=False)
@@ -195,10 +206,18 @@ class Info:
         if broken := dataset.structural_problems():
             return dataset, [Finding(problem, "problem") for problem in broken]
         env, unchecked = environment_of(self.dataset, dataset, self.env, self.rows)
-        known = Known.of(dataset, env)
-        taken = Taken(counted=counted_limit(dataset, known, Taken()))
-        more = [Finding(unchecked, "note")] if unchecked else []
+        known, taken = Known.of(dataset, env), Taken.by(self)
+        more = []
+        if unchecked:  # an environment that the user named, and that it cannot be, is the problem
+            more = [Finding(unchecked, "problem" if self.env is not None else "note")]
+            if self.env is not None and not known.bounds.known:
+                known, taken = replace(known, bounds=known.bounds.unlimited()), replace(taken, actions=None)
+        taken = replace(taken, counted=counted_limit(dataset, known, taken))
         return take(dataset, known, taken), [*more, *examine(dataset, known, taken)]
+
+
+_OF_TRAINING = ("--actions", "--cut-contradictions", "--time-limit-terminals")
+"""Options that are recommended for what is found."""
 
 
 @dataclass(frozen=True)

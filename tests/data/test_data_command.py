@@ -1,15 +1,18 @@
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from diffrl.cli import main
 from diffrl.commands.data import Convert, Download, Generate, Info, ListData
 from diffrl.data import d4rl
 from diffrl.support.errors import UserError
-from envs import datasets
+from envs import datasets, plots, registry
 from tests.data.pendulum import cases, pendulum
 
 
@@ -39,7 +42,7 @@ def test_info_describes_a_file_and_saves_a_picture(make, tmp_path, capsys):
     picture = tmp_path / "new" / "mine.png"
     assert Info(str(path), picture, scores_of="hopper-medium-v2").run() == 0
     out = capsys.readouterr().out
-    for text in ("50 rows, 2 episodes; 1 terminals, 1 timeouts", "known for 49 rows", "score (hopper-medium-v2)"):
+    for text in ("50 rows, 2 episodes; 1 terminal, 1 timeout", "known for 49 rows", "score (hopper-medium-v2)"):
         assert text in out
     assert "No problems found" in out
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -53,6 +56,54 @@ def test_info_names_problems_and_exits_with_1(make, tmp_path, capsys):
     path = d4rl.write(tmp_path / "mine.hdf5", dataset)
     assert Info(str(path)).run() == 1
     assert "rewards: row 4 holds nan" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("key", ["observations", "actions", "rewards"])
+def test_info_of_values_that_are_not_finite_prints_no_warning_of_numpy(make, tmp_path, capsys, key):
+    dataset = make([30, 30], "to", has_next=True)
+    getattr(dataset, key)[3:5] = np.float32([np.inf, -np.inf]).reshape((2,) + (1,) * (getattr(dataset, key).ndim - 1))
+    path = d4rl.write(tmp_path / "mine.hdf5", dataset)
+    assert Info(str(path), tmp_path / "mine.png").run() == 1
+    said = capsys.readouterr()
+    assert f"{key}: row 3 holds inf" in said.out
+    assert "RuntimeWarning" not in said.out + said.err
+
+
+def test_info_counts_one_as_one(make, tmp_path, capsys):
+    Info(str(d4rl.write(tmp_path / "one.hdf5", make([1], "t")))).run()
+    assert "1 row, 1 episode; 1 terminal, 0 timeouts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("lengths", "low", "high", "ticks"), [([200] * 5, 197, 203, ["200"]), ([20, 25, 22], 18, 27, None)]
+)
+def test_a_picture_shows_lengths_in_whole_steps(make, lengths, low, high, ticks):
+    figure = Figure()
+    axes = figure.subplots()
+    plots._plot_histogram(axes, make(lengths, "t" * len(lengths)).episode_lengths(), "steps in an episode")
+    figure.draw_without_rendering()
+    assert low <= axes.get_xlim()[0] < axes.get_xlim()[1] <= high
+    shown = [label.get_text() for label in axes.get_xticklabels()]
+    assert shown == (ticks or [str(int(word)) for word in shown])
+    assert sum(bar.get_height() for bar in axes.patches) == len(lengths)
+
+
+def test_labels_of_a_picture_do_not_overlap(make, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: figures.append(figure))
+    dataset = make([1000] * 9, "o" * 9)
+    dataset.rewards[:] = -4000 - np.repeat(np.arange(9), 1000)
+    plots.plot_dataset(tmp_path / "a.png", dataset, registry.get("hopper-medium-v2"), "a")
+    figures[0].draw_without_rendering()
+    for axes in figures[0].findobj(lambda one: hasattr(one, "get_xticklabels")):
+        low, high = sorted(axes.get_xlim())
+        boxes = [
+            label.get_window_extent()
+            for tick, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+            if low <= tick <= high
+        ]
+        assert all(one.x1 < other.x0 for one, other in pairwise(boxes)), axes.get_xlabel()
 
 
 def test_info_of_a_data_set_that_is_not_here_neither_makes_nor_fetches_it(capsys):
@@ -209,6 +260,32 @@ def test_info_checks_a_file_against_its_environment(tmp_path, capsys, name, env,
     out = capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
     assert text in out
     assert ("No problems found" in out) == (code == 0 and name in ("wide_actions", "no_marks_next"))
+
+
+def test_info_of_a_wrong_environment_says_so_first_and_assumes_nothing(tmp_path, capsys):
+    """No bounds are made up for actions, and who has named --env is not told to name it."""
+    source = str(odd(tmp_path, "wide_actions"))
+    assert Info(source, env="MountainCarContinuous-v0").run() == 1
+    said = capsys.readouterr().out.partition("Problems:")[2].split()
+    assert " ".join(said[:5]) == "- Not checked against its"
+    assert "the data's have 3 dimensions" in " ".join(said)
+    for unsaid in ("--env", "[-1, 1]", "actions:", "No problems"):
+        assert unsaid not in " ".join(said)
+    assert main(["train", "--agent", "bc", "--dataset", source, "--env", "MountainCarContinuous-v0"]) == 2
+    assert capsys.readouterr().err.rstrip().endswith("is from another environment.")
+
+
+def test_info_says_where_its_advice_belongs_and_shows_what_it_means(tmp_path, capsys):
+    source = str(odd(tmp_path, "unit_actions"))
+    for options, remark, highest in (({}, True, 1), ({"actions": "normalised"}, False, 2)):
+        assert Info(source, env="Pendulum-v1", **options).run() == 0
+        out = capsys.readouterr().out
+        assert ("The options named are for `diffrl train`, and for `diffrl data convert`" in out) == remark
+        (line,) = (line for line in out.splitlines() if line.startswith("actions[0]"))
+        largest = max(abs(float(word)) for word in line.split()[1:3])
+        assert highest / 2 < largest <= highest * 1.0001
+    assert Info(str(odd(tmp_path, "done_is_either")), env="Pendulum-v1", time_limit_terminals="timeouts").run() == 0
+    assert "0 terminals, 2 timeouts" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("target", ["new.hdf5", "minari:ours/pendulum-v0"])
