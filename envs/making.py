@@ -144,6 +144,7 @@ def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gymnasium.
         given = ", ".join(kwargs or ())
         hint = f" Check its arguments ({given[:200]}): --env-kwargs KEY=VALUE." if given else ""
         said = str(error) if isinstance(error, ImportError | gymnasium.error.Error) else said_by(error)[:300]
+        said = said.rstrip(".")
         raise UserError(f"The environment {env_id!r} cannot be made: {said}.{hint} Without it: --env none.") from error
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class ListData:
     """List the data sets of D4RL, OGBench and other packages, and Minari's here: rows, environment, scores, where.
 
-    `diffrl data list ogbench` shows OGBench's alone.
+    `diffrl data list ogbench` shows OGBench's alone, `diffrl data list minari` those of Minari's that are here.
     """
 
     pattern: Annotated[Positional[str], tyro.conf.arg(metavar="[TEXT]")] = ""
@@ -48,7 +48,8 @@ class ListData:
         from envs.datasets import cached_path, generated, locate
 
         chosen = [registry.get(benchmark_id) for benchmark_id in registry.ids() if self.pattern in benchmark_id]
-        local = {name: steps for name, steps in minari_format.local_ids().items() if self.pattern in name}
+        wanted = "" if self.pattern == "minari" else self.pattern.removeprefix("minari:")
+        local = {name: steps for name, steps in minari_format.local_ids().items() if wanted in name}
         others, broken = _of_packages(self.pattern)
         chosen += data_ogbench.matching(self.pattern)
         console = shown_on()

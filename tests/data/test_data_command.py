@@ -37,6 +37,24 @@ def test_list_shows_what_is_here_and_what_can_be_had(make, capsys):
     assert ListData("hoper").run() == 1
 
 
+def test_minari_ids_that_are_here_are_listed_and_suggested(tmp_path, capsys):
+    """`minari` lists all; one without its namespace or `minari:` is named as it has to be typed."""
+    for name in ("pendnons-v0", "ours/walk-v0"):
+        about = tmp_path / "MINARI_DATASETS_PATH" / name / "data" / "metadata.json"
+        about.parent.mkdir(parents=True)
+        about.write_text('{"total_steps": 7}')
+    for pattern, n in (("minari", 2), ("minari:pend", 1), ("ours/", 1)):
+        assert ListData(pattern).run() == 0
+        out = capsys.readouterr().out
+        assert f"{n} of Minari's that are here" in " ".join(out.split())
+        assert ("pendnons-v0" in out) == (pattern != "ours/")
+    for typed in ("pendnons-v0", "pendnon-v0"):
+        with pytest.raises(UserError, match="did you mean 'minari:pendnons-v0', which is here"):
+            datasets.locate(typed)
+    with pytest.raises(UserError, match="did you mean 'hopper-medium-v2'"):
+        datasets.locate("hoper-medium-v2")
+
+
 def test_info_describes_a_file_and_saves_a_picture(make, tmp_path, capsys):
     path = d4rl.write(tmp_path / "mine.hdf5", make([30, 20], "to"))
     picture = tmp_path / "new" / "mine.png"
