@@ -107,11 +107,12 @@ def test_a_picture_shows_lengths_in_whole_steps(make, lengths, low, high, ticks)
     assert sum(bar.get_height() for bar in axes.patches) == len(lengths)
 
 
-def test_labels_of_a_picture_do_not_overlap(make, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("first", "step"), [(-1300, 10), (-1300, 50), (-13_000, 1000), (-1.2e6, 50)])
+def test_labels_of_a_picture_do_not_overlap(make, tmp_path, monkeypatch, first, step):
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: figures.append(figure))
     dataset = make([1000] * 9, "o" * 9)
-    dataset.rewards[:] = -4000 - np.repeat(np.arange(9), 1000)
+    dataset.rewards[:] = np.repeat(first + step * np.arange(9), 1000) / 1000
     plots.plot_dataset(tmp_path / "a.png", dataset, registry.get("hopper-medium-v2"), "a")
     figures[0].draw_without_rendering()
     for axes in figures[0].findobj(lambda one: hasattr(one, "get_xticklabels")):
