@@ -55,10 +55,12 @@ VARIANTS: dict[str, tuple[Algo, dict[str, Any]]] = {
         "nft",
         {"passes": 4, "queries": 768, "layers": ("time_embedding", "time_emb_proj"), "lr": 1e-3},
     ),
+    "nft, 4 passes, adapters": ("nft", {"passes": 4, "queries": 768, "lora": 8, "layers": ("all",), "lr": 1e-3}),
     "grpo, window 2": ("grpo", {"window": 2}),
     "grpo, window 2, guard": ("grpo", {"window": 2, "guard": True}),
 }
-"""Cells that are no algorithm with its defaults: name, algorithm and options. time: those layers at their rate."""
+"""Cells that are no algorithm with its defaults: name, algorithm and options. time: those layers at their rate.
+adapters: of rank 8 on all layers, at theirs."""
 DIFFERENTIABLE = ("digit", "emoji", "colour", "symmetry")
 """What the names of rewards with a gradient begin with."""
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -5,6 +5,7 @@ Finds, makes, downloads, loads them.
 
 from __future__ import annotations
 
+import difflib
 import http.client
 import os
 import re
@@ -141,8 +142,10 @@ def locate(name: str) -> Origin:
         raise DataError(f"{name} is a folder, but not a Minari data set (data/metadata.json is missing).")
     if "/" in name and minari_format.is_id(name):
         return _minari_origin(name)
+    here = difflib.get_close_matches(name[:60], minari_format.local_ids(), n=1, cutoff=0.85)
+    hint = f"did you mean {f'minari:{here[0]}'!r}, which is here?" if here else registry.hint(name)
     raise UserError(
-        f"Unknown data set {name!r}: {registry.hint(name)} Expected a D4RL id (`diffrl data list`), a Minari id such "
+        f"Unknown data set {name!r}: {hint} Expected a D4RL id (`diffrl data list`), a Minari id such "
         f"as mujoco/hopper/medium-v0 or minari:ID, or a path ending in {', '.join(FILE_SUFFIXES)}."
     )
 

@@ -135,10 +135,7 @@ def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gymnasium.
             warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
             return gymnasium.make(env_id, **(kwargs or {}))
     except gymnasium.error.UnregisteredEnv as error:
-        raise UserError(
-            f"There is no environment {env_id!r} in Gymnasium: {nearest(env_id, gymnasium.registry)} "
-            "Without an environment: --env none."
-        ) from error
+        raise UserError(f"{_unknown(env_id)} Without an environment: --env none.") from error
     except UserError:  # an environment of ours says what is wrong
         raise
     except Exception as error:
@@ -147,7 +144,29 @@ def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gymnasium.
         given = ", ".join(kwargs or ())
         hint = f" Check its arguments ({given[:200]}): --env-kwargs KEY=VALUE." if given else ""
         said = str(error) if isinstance(error, ImportError | gymnasium.error.Error) else said_by(error)[:300]
+        said = said.rstrip(".")
         raise UserError(f"The environment {env_id!r} cannot be made: {said}.{hint} Without it: --env none.") from error
+
+
+def _unknown(env_id: str) -> str:
+    """What is said of an id that Gymnasium does not know; of MODULE:ID, what the module has registered."""
+    module, _, name = env_id.rpartition(":")
+    package = module.partition(".")[0]
+    if package:
+        own = [known for known, spec in gymnasium.registry.items() if _package(spec.entry_point) == package]
+        if own:
+            return f"{module} registers no environment {name!r}: {nearest(name, own, group=f'{module}:')}"
+        return f"{module} registers no environment {name!r}, nor does Gymnasium: {nearest(name, gymnasium.registry)}"
+    return (
+        f"There is no environment {env_id!r} in Gymnasium: {nearest(env_id, gymnasium.registry)} One of your own is "
+        "named MODULE:ID, where importing MODULE registers it."
+    )
+
+
+def _package(entry_point: Any) -> str:
+    """The package that an environment's class is in."""
+    where = entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
+    return str(where).partition(":")[0].partition(".")[0]
 
 
 def max_environments(env_id: str) -> int:

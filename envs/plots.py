@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffrl.data.offline import OfflineDataset
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, counted
 from envs.registry import Benchmark
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def plot_dataset(path: Path, dataset: OfflineDataset, benchmark: Benchmark | Non
     figure = Figure(figsize=(13, 4), layout="constrained")
     FigureCanvasAgg(figure)
     returns_axes, lengths_axes, last_axes = figure.subplots(1, 3)
-    figure.suptitle(f"{title}: {len(dataset):,} rows, {dataset.n_episodes:,} episodes")
+    figure.suptitle(f"{title}: {counted(len(dataset), 'rows')}, {counted(dataset.n_episodes, 'episodes')}")
     returns = dataset.episode_returns()
     _plot_histogram(returns_axes, returns, "return")
     reference = scored(benchmark)
@@ -55,6 +55,7 @@ def plot_dataset(path: Path, dataset: OfflineDataset, benchmark: Benchmark | Non
         top = returns_axes.secondary_xaxis(
             "top", functions=(reference.normalised_score, lambda x: x * (high - low) / 100 + low)
         )
+        top.locator_params("x", nbins=5)
         top.set_xlabel(f"normalised score ({reference.id})")
     _plot_histogram(lengths_axes, dataset.episode_lengths(), "steps in an episode")
     if _is_maze(dataset, benchmark):
@@ -62,7 +63,8 @@ def plot_dataset(path: Path, dataset: OfflineDataset, benchmark: Benchmark | Non
             last_axes, dataset, rows_downwards=benchmark is not None and benchmark.domain.startswith("maze2d")
         )
     else:
-        last_axes.hist(dataset.actions, bins=40, histtype="step", density=True)
+        columns = [column[np.isfinite(column)] for column in dataset.actions.T]
+        last_axes.hist(columns, bins=40, histtype="step", density=True)
         last_axes.set(xlabel="action, one line a dimension", ylabel="density")
         last_axes.locator_params("x", nbins=5)
     try:
@@ -83,7 +85,17 @@ def scored(benchmark: Benchmark | None) -> Benchmark | None:
 
 
 def _plot_histogram(axes: Axes, values: npt.NDArray[np.generic], label: str) -> None:
-    axes.hist(values, bins=40, color="#4477aa")
+    """How often each value occurs, of those that are finite. Whole numbers that are few have a bar each."""
+    values = values[np.isfinite(values)]
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    whole = values.dtype.kind in "iu"
+    if low == high:  # an axis of its own making would show fractions of it
+        axes.bar([low], [len(values)], width=1, color="#4477aa")
+        axes.set(xlim=(low - 3, low + 3), xticks=[low], xticklabels=[f"{low:.7g}"])
+    else:
+        each = whole and high - low <= 40
+        axes.hist(values, bins=np.arange(low, high + 2) - 0.5 if each else 40, color="#4477aa")  # type: ignore[arg-type]
+        axes.locator_params("x", nbins=5, integer=whole)
     axes.set(xlabel=label, ylabel="episodes")
     axes.locator_params("y", integer=True)
 
@@ -95,7 +107,8 @@ def _is_maze(dataset: OfflineDataset, benchmark: Benchmark | None) -> bool:
 
 def _plot_positions(axes: Axes, dataset: OfflineDataset, rows_downwards: bool) -> None:
     """How often each position was visited. maze2d's coordinates are (row, column): plotted as its maps are written."""
-    first, second = dataset.observations[:, 0], dataset.observations[:, 1]
+    positions = dataset.observations[:, :2]
+    first, second = positions[np.isfinite(positions).all(axis=1)].T
     x, y = (second, first) if rows_downwards else (first, second)
     image = axes.hexbin(x, y, gridsize=60, bins="log", mincnt=1, cmap="viridis")
     axes.figure.colorbar(image, ax=axes, label="rows")

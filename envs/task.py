@@ -290,12 +290,14 @@ def fitting_env(name: str, task: Task, observation_size: int, action_size: int) 
     if task.env_id is None:
         return None
     env = task.make()
+    named = task.env_origin == USER  # who has just said --env is not told to
+    advice = f"{name} is from another environment." if named else "Name the environment the data came from with --env."
     for kind, size in (("observation", observation_size), ("action", action_size)):
         space = getattr(env, f"{kind}_space")
         if not isinstance(space, gymnasium.spaces.Box) or space.shape != (size,):
             raise UserError(
                 f"{task.env_id} and {name} do not fit: the environment's {kind}s are {str(space)[:200]}, the data's "
-                f"have {size} dimensions. Name the environment the data came from with --env."
+                f"have {size} dimensions. {advice}"
             )
     if task.env_kwargs:
         _try_out(env, str(task.spec))

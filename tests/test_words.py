@@ -10,6 +10,8 @@ from typing import Literal
 
 import pytest
 
+import agents
+import diffrl
 from diffrl.augment.config import Request
 from diffrl.cli import main
 from diffrl.commands.words import in_a_line, near_options, parse
@@ -79,6 +81,8 @@ REFUSED = [
     ("online rlpd/maze2d-umaze-v1-small --steps 10 --warm-up 10", "--steps is 10, and the first 10 only collect"),
     ("resume bc --steps 1", "steps already, more than the 1 asked for: give a larger --steps"),
     ("train diffusion_ql/maze2d-umaze-v1-small --step 10", "no option --step: did you mean --steps?"),
+    ("train bc", "bc is a run, and no configuration: `diffrl resume bc` goes on with it."),
+    ("train td3_bc --dataset there.hdf5", "td3_bc is an agent, and no configuration: `diffrl train --agent td3_bc"),
     ("evaluate bc --plot there.hdf5", "there.hdf5 exists. Use --force to replace it."),
     ("evaluate bc --out there.hdf5", "there.hdf5 exists. Use --force to replace it."),
 ]
@@ -92,6 +96,20 @@ def test_what_small_files_and_words_tell_is_refused_before_torch(folder: Path) -
         assert code == 2, words
         assert expected in said, words
         assert not torch, f"{words}: torch was imported"
+
+
+def test_what_is_said_of_an_agents_name_in_python_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of a configuration, and in place of the agent's."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"bc is an agent, and no configuration: expected") as error:
+        diffrl.train("bc", dataset="there.hdf5")
+    call = str(error.value).partition("diffrl.train(")[2].removesuffix(").").replace("...", "'there.hdf5'")
+    assert eval(call).agent == agents.BC()
+    with pytest.raises(UserError, match=r"agent is 'bc'; expected its configuration") as error:
+        diffrl.TrainConfig(dataset="there.hdf5", agent="bc")
+    assert eval(str(error.value).rpartition(", ")[2].removesuffix(".")) == agents.BC()
+    with pytest.raises(UserError, match="Unknown agent 'bcc'"):
+        diffrl.TrainConfig(dataset="there.hdf5", agent="bcc")
 
 
 def test_pictures_and_tables_that_are_there_are_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from diffrl.data import d4rl, minari
 from diffrl.data.config import HDF5_SUFFIXES
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.errors import UserError
+from diffrl.support.files import same_place
 from envs.datasets import locate
 
 
@@ -45,8 +46,7 @@ class Target:
     def spare(self, source: str) -> None:
         """Raise UserError where writing would replace the data set `source`."""
         place = self.path if self.to_file else minari.store() / self.id
-        path = locate(source).path
-        if path is not None and path.resolve() == place.resolve():
+        if same_place(locate(source).path, place):
             raise UserError(f"--out {self.out} is the data set itself, which would be lost: choose another --out.")
 
     def write(

@@ -5,21 +5,21 @@ Every command is a frozen dataclass, read by tyro, with a `run()` that does it. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import Positional
 
-from diffrl.commands.data_tables import distributions, headed, ranges, summary
+from diffrl.commands.data_convert import Convert, environment_of
+from diffrl.commands.data_tables import distributions, headed, ranges, shown_on, summary
 from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError, counted
 from diffrl.support.files import spare, to_write
 from diffrl.support.schema import Count, Rows, Seed, check
 
 if TYPE_CHECKING:
-    import gymnasium
     from rich.console import Console
 
     from diffrl.data.checks import Finding
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class ListData:
     """List the data sets of D4RL, OGBench and other packages, and Minari's here: rows, environment, scores, where.
 
-    `diffrl data list ogbench` shows OGBench's alone.
+    `diffrl data list ogbench` shows OGBench's alone, `diffrl data list minari` those of Minari's that are here.
     """
 
     pattern: Annotated[Positional[str], tyro.conf.arg(metavar="[TEXT]")] = ""
@@ -48,10 +48,11 @@ class ListData:
         from envs.datasets import cached_path, generated, locate
 
         chosen = [registry.get(benchmark_id) for benchmark_id in registry.ids() if self.pattern in benchmark_id]
-        local = {name: steps for name, steps in minari_format.local_ids().items() if self.pattern in name}
+        wanted = "" if self.pattern == "minari" else self.pattern.removeprefix("minari:")
+        local = {name: steps for name, steps in minari_format.local_ids().items() if wanted in name}
         others, broken = _of_packages(self.pattern)
         chosen += data_ogbench.matching(self.pattern)
-        console = _console()
+        console = shown_on()
         for problem in broken:
             console.print(f"[yellow]{escape(problem)}[/]", highlight=False)
         if not chosen and not local and not others:
@@ -103,6 +104,13 @@ class Info:
     or what the file names."""
     rows: int | None = None
     """Read only so many rows from the beginning; by default all."""
+    time_limit_terminals: TimeLimitTerminals | None = None
+    """Describe the rows as `diffrl train` takes them with this option. By default terminal rows are true ends."""
+    actions: ActionUnits | None = None
+    """Describe the rows as `diffrl train` takes them with this option. By default actions are in the units of their
+    environment."""
+    cut_contradictions: bool = False
+    """Describe the rows as `diffrl train` takes them with this option."""
     add_checksum: bool = False
     """Add a checksum of the contents to an HDF5 file that has none: from then on damage to it is seen at each reading.
     All else in the file stays as it is."""
@@ -124,7 +132,7 @@ class Info:
         if self.add_checksum:
             to_write(self.dataset)
         origin = locate(self.dataset)
-        console = _console()
+        console = shown_on()
         if origin.kind == "minari":
             _print_minari(console, origin.name)
         if (
@@ -183,6 +191,10 @@ class Info:
             if finding.severity == "note":
                 console.print(str(finding), markup=False, highlight=False)
                 remarks += 1
+        if any(option in finding.remedy for option in _OF_TRAINING for finding in findings):
+            console.print(
+                "The options named are for `diffrl train`, and for `diffrl data convert`, which writes what they mean."
+            )
         if not any(finding.severity != "note" for finding in findings):
             but = f", but read {counted(remarks, 'remarks')} above" if remarks else ""
             console.print(f"[green]No problems found{but}.[/]", highlight=False)
@@ -194,11 +206,19 @@ class Info:
 
         if broken := dataset.structural_problems():
             return dataset, [Finding(problem, "problem") for problem in broken]
-        env, unchecked = _environment_of(self.dataset, dataset, self.env, self.rows)
-        known = Known.of(dataset, env)
-        taken = Taken(counted=counted_limit(dataset, known, Taken()))
-        more = [Finding(unchecked, "note")] if unchecked else []
+        env, unchecked = environment_of(self.dataset, dataset, self.env, self.rows)
+        known, taken = Known.of(dataset, env), Taken.by(self)
+        more = []
+        if unchecked:  # an environment that the user named, and that it cannot be, is the problem
+            more = [Finding(unchecked, "problem" if self.env is not None else "note")]
+            if self.env is not None and not known.bounds.known:
+                known, taken = replace(known, bounds=known.bounds.unlimited()), replace(taken, actions=None)
+        taken = replace(taken, counted=counted_limit(dataset, known, taken))
         return take(dataset, known, taken), [*more, *examine(dataset, known, taken)]
+
+
+_OF_TRAINING = ("--actions", "--cut-contradictions", "--time-limit-terminals")
+"""Options that are recommended for what is found."""
 
 
 @dataclass(frozen=True)
@@ -241,11 +261,11 @@ class Generate:
             raise UserError("--episodes and --jobs are of OGBench's data sets; maze2d's have --rows.")
         path = self.output or datasets.cached_path(self.benchmark, self.rows, self.seed)
         if path.exists() and not self.force:
-            _console().print(f"It is there already: {path} (--force replaces it)", highlight=False)
+            shown_on().print(f"It is there already: {path} (--force replaces it)", highlight=False)
             return
         path = datasets.generate(self.benchmark, path, self.rows, self.seed)
         whole = path == datasets.cached_path(self.benchmark)
-        _console().print(f"Written: {path}. Use it as --dataset {self.benchmark if whole else path}", highlight=False)
+        shown_on().print(f"Written: {path}. Use it as --dataset {self.benchmark if whole else path}", highlight=False)
 
     def _of_ogbench(self) -> None:
         from diffrl.commands import data_ogbench
@@ -256,8 +276,8 @@ class Generate:
             self.benchmark, self.episodes, self.seed, self.jobs, self.output, self.force
         )
         said = f"It is there already: {path} (--force replaces it)." if there else f"Written: {path}"
-        _console().print(said, highlight=False)
-        _console().print(data_ogbench.use(self.benchmark, path, self.episodes), highlight=False)
+        shown_on().print(said, highlight=False)
+        shown_on().print(data_ogbench.use(self.benchmark, path, self.episodes), highlight=False)
 
 
 @dataclass(frozen=True)
@@ -273,129 +293,13 @@ class Download:
         """Fetch the data set and print where it is."""
         from envs.datasets import download
 
-        _console().print(f"Here: {download(self.dataset, self.force)}", highlight=False)
-
-
-@dataclass(frozen=True)
-class Convert:
-    """Copy a data set into another format: D4RL's HDF5 or Minari."""
-
-    source: Annotated[Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """A D4RL id, a Minari id, or a path (HDF5, npz, a Minari folder)."""
-    target: Annotated[Positional[str], tyro.conf.arg(metavar="TARGET")]
-    """A path ending in .hdf5 or .h5, or a Minari id such as minari:maze2d/umaze-v1."""
-    format: Literal["hdf5", "arrow"] = "hdf5"
-    """Minari's storage format, where the target is Minari."""
-    rows: int | None = None
-    """Copy only so many rows from the beginning; by default all."""
-    clip_actions: bool = False
-    """Clip actions to the bounds of the environment, else in the file, else [-1, 1], for environments that do so."""
-    env: str | None = None
-    """Record this Gymnasium id as the environment of the data: `diffrl train` then evaluates there by itself. The
-    bounds of its actions are recorded too. By default what the file itself names."""
-    env_kwargs: tuple[str, ...] = ()
-    """Record these arguments of the environment, KEY=VALUE each, such as g=2.0 (values as JSON, else text); by default
-    what the file itself names."""
-    max_episode_steps: Count | None = None
-    """Record this time limit of the environment's episodes; by default what the file itself names."""
-    time_limit_terminals: TimeLimitTerminals | None = None
-    """timeouts: terminal rows at exactly the environment's limit of steps, or marked as timeouts too, are timeouts;
-    terminals: they are true ends. By default they are taken as true ends, and what looks odd is said."""
-    actions: ActionUnits | None = None
-    """normalised: the data's actions are scaled to [-1, 1], where its environment has other bounds; environment: they
-    are in its units. By default they are taken to be in its units, and what looks odd is said."""
-    cut_contradictions: bool = False
-    """Cut an episode where a stored next observation contradicts the next row."""
-    force: bool = False
-    """Replace the target if it exists."""
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    def run(self) -> None:
-        """Read and check the data set, write the copy, and print what was written."""
-        from diffrl.data import d4rl
-        from diffrl.data import minari as minari_format
-        from diffrl.data.checks import understand
-        from diffrl.data.env_spec import ENV_KEYS, EnvSpec
-        from diffrl.data.preprocessing import action_bounds
-        from envs.datasets import load_dataset, locate
-        from envs.task import asked_spec
-
-        path = Path(self.target).expanduser()
-        to_file = path.suffix in HDF5_SUFFIXES
-        if not to_file and (path.suffix or not (self.target.startswith("minari:") or "/" in self.target)):
-            raise UserError(f"Cannot write {self.target!r}: expected a path ending in .hdf5 or .h5, or minari:ID.")
-        spare(path if to_file else None, self.force)
-        dataset = load_dataset(self.source, self.rows, action_limit=None, infos=True)
-        if self.env is not None or self.env_kwargs or self.max_episode_steps is not None:
-            spec = EnvSpec.of(dataset.metadata) if self.env is None else None
-            spec = asked_spec(self.env, self.env_kwargs, self.max_episode_steps, spec)
-            for key in ENV_KEYS:
-                dataset.metadata.pop(key, None)
-            dataset.metadata.update({} if spec is None else spec.metadata())
-        env, unchecked = _environment_of(
-            self.source,
-            dataset,
-            self.env,
-            self.rows,
-            env_kwargs=self.env_kwargs,
-            max_episode_steps=self.max_episode_steps,
-        )
-        if unchecked:
-            _console().print(unchecked, markup=False, highlight=False)
-        dataset.metadata.update(action_bounds(env, dataset).metadata)
-        if self.clip_actions:
-            dataset = dataset.clip_actions()
-        dataset, _, _ = understand(dataset, env, self)
-        if to_file:
-            d4rl.write(path, dataset)
-            written = len(dataset)
-        else:
-            benchmark = locate(self.source).benchmark
-            path = minari_format.write(
-                self.target.removeprefix("minari:"),
-                dataset,
-                self.format,
-                reference_scores=None if benchmark is None else benchmark.reference_scores,
-                force=self.force,
-            )
-            written = int(dataset.successors()[1].sum())
-        dropped = (
-            f" ({len(dataset) - written} cut steps without a successor left out)" if written < len(dataset) else ""
-        )
-        _console().print(f"Written: {path}, {written:,} steps{dropped}", highlight=False)
+        shown_on().print(f"Here: {download(self.dataset, self.force)}", highlight=False)
 
 
 def _cut(value: object, most: int = 2000) -> str:
     """A value of the metadata as text, cut where it is long."""
     text = str(value)
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
-
-
-def _environment_of(
-    name: str, dataset: OfflineDataset, env_id: str | None, rows: int | None, **changes: Any
-) -> tuple[gymnasium.Env[Any, Any] | None, str]:
-    """The environment of a data set, closed, for what it says of itself; None where it cannot be made; and then why.
-
-    changes: `env_kwargs` and `max_episode_steps` of `open_task`.
-    """
-    from envs.task import open_task
-
-    try:
-        env = open_task(name, dataset, env=env_id, rows=rows, **changes)[1]
-    except UserError as error:
-        return None, f"Not checked against its environment. {error}"
-    if env is not None:
-        env.close()
-    return env, ""
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=120)  # piped: whole ids rather than 80 columns
 
 
 def _verb(benchmark: Benchmark) -> str:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diffrl.support.errors import counted
+
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from diffrl.data.offline import OfflineDataset
     from envs.registry import Benchmark
+
+
+def shown_on() -> Console:
+    """What `diffrl data` prints on: as wide as the terminal, or of 120 columns."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=120)  # piped: whole ids rather than 80 columns
 
 
 def headed(*columns: str) -> Table:
@@ -26,8 +37,9 @@ def summary(dataset: OfflineDataset) -> str:
     known = int(dataset.successors()[1].sum())
     stored = "stored" if dataset.has_next else "derived from the next row"
     return (
-        f"{len(dataset):,} rows, {dataset.n_episodes:,} episodes; {int(dataset.terminals.sum()):,} terminals, "
-        f"{int(dataset.timeouts.sum()):,} timeouts\nnext observations: {stored}, known for {known:,} rows"
+        f"{counted(len(dataset), 'rows')}, {counted(dataset.n_episodes, 'episodes')}; "
+        f"{counted(int(dataset.terminals.sum()), 'terminals')}, {counted(int(dataset.timeouts.sum()), 'timeouts')}\n"
+        f"next observations: {stored}, known for {counted(known, 'rows')}"
     )
 
 
@@ -38,18 +50,21 @@ def distributions(dataset: OfflineDataset, benchmark: Benchmark | None) -> Table
     from envs.plots import scored
 
     found = headed("per episode", *(f">{name}" for name in ("min", "25%", "median", "75%", "max", "mean", "std")))
-    rows = {"steps": dataset.episode_lengths(), "return": dataset.episode_returns()}
-    reference = scored(benchmark)
-    if reference is not None:
-        rows[f"score ({reference.id})"] = reference.normalised_score(rows["return"])
-    for label, values in rows.items():
-        numbers = [*np.quantile(values, [0, 0.25, 0.5, 0.75, 1]), values.mean(), values.std()]
-        found.add_row(label, *(f"{number:.1f}" for number in numbers))
+    with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite are among the problems
+        rows = {"steps": dataset.episode_lengths(), "return": dataset.episode_returns()}
+        reference = scored(benchmark)
+        if reference is not None:
+            rows[f"score ({reference.id})"] = reference.normalised_score(rows["return"])
+        for label, values in rows.items():
+            numbers = [*np.quantile(values, [0, 0.25, 0.5, 0.75, 1]), values.mean(), values.std()]
+            found.add_row(label, *(f"{number:.1f}" for number in numbers))
     return found
 
 
 def ranges(dataset: OfflineDataset, most: int = 24) -> Table:
     """The range of every column as text, dimension by dimension; of many dimensions the first `most`."""
+    import numpy as np
+
     found = headed("column", *(f">{name}" for name in ("min", "max", "mean", "std")))
     columns = {"observations": dataset.observations, "actions": dataset.actions, "rewards": dataset.rewards[:, None]}
     for key, values in columns.items():
@@ -57,7 +72,9 @@ def ranges(dataset: OfflineDataset, most: int = 24) -> Table:
         for i in range(min(size, most)):
             column = values[:, i].astype("float64")
             label = key if key == "rewards" else f"{key}\\[{i}]"
-            found.add_row(label, *(f"{v:.4g}" for v in (column.min(), column.max(), column.mean(), column.std())))
+            with np.errstate(invalid="ignore", over="ignore"):
+                numbers = column.min(), column.max(), column.mean(), column.std()
+            found.add_row(label, *(f"{number:.4g}" for number in numbers))
         if size > most:
             found.add_row(f"... {size - most} more {key}")
     return found

@@ -20,6 +20,7 @@ USAGE = """Train an agent on an offline data set; evaluate, checkpoint and plot 
   diffrl train my.yaml --steps 200000 --seeds 0 1 2      a file of yours, with overrides
   diffrl train --agent diffusion_ql --dataset hopper-medium-v2
   diffrl train --agent bc --dataset rollouts.hdf5 --env Hopper-v4
+  diffrl train --agent bc --dataset rollouts.hdf5 --env mypackage:MyEnv-v0    importing mypackage registers it
   diffrl train my.yaml --log csv,tensorboard,wandb       the numbers to Weights & Biases too
   diffrl resume runs/NAME [--steps N] [--device D]       go on with a run that was cut, bit for bit, or make it longer
 

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
+from diffrl.data.d4rl import NEEDING_NONE
 from diffrl.data.env_spec import EnvSpec
 from diffrl.data.fidelity import KEY, LOOK_FIRST, USELESS, Verdict
 from diffrl.data.offline import (
     DISCRETE,
     Bools,
+    Floats,
     Ints,
     OfflineDataset,
     count_timeouts,
@@ -28,10 +30,12 @@ from diffrl.data.offline import (
 )
 from diffrl.data.preprocessing import ActionBounds, Normaliser, action_bounds
 from diffrl.support.console import console
-from diffrl.support.errors import DataError, UserError
+from diffrl.support.errors import DataError, UserError, counted, joined
 
 _UNIT = 1 + 1e-5
 """Actions up to here count as in [-1, 1]: a tanh in float32 may round to more than 1."""
+_ROUNDING = 1e-4
+"""Of a bound of observations, as of one of actions: rounding that is forgiven."""
 _LONG = 20
 """Steps from which a length that all episodes share looks like a limit, where none is known."""
 
@@ -64,6 +68,8 @@ class Known:
     limit: int | None = None
     """The steps after which it cuts an episode; None: not known."""
     name: str = "the environment"
+    observations: tuple[Floats, Floats] | None = None
+    """(O,) the lowest and (O,) the highest of its observations, some perhaps infinite; None: all are, or not known."""
 
     @classmethod
     def of(cls, dataset: OfflineDataset, env: gymnasium.Env[Any, Any] | None, asked: int | None = None) -> Known:
@@ -76,7 +82,18 @@ class Known:
         if spec is None:
             return cls(bounds)
         limit = spec.max_episode_steps if asked is None else _own_limit(dataset, spec.id)
-        return cls(bounds, limit if limit is not None and limit > 0 else None, spec.id)  # Gymnasium's -1: never
+        limit = limit if limit is not None and limit > 0 else None  # Gymnasium's -1: never
+        return cls(bounds, limit, spec.id, None if env is None else _observation_bounds(env, dataset))
+
+
+def _observation_bounds(env: gymnasium.Env[Any, Any], dataset: OfflineDataset) -> tuple[Floats, Floats] | None:
+    """(O,) the lowest and (O,) the highest observation of an environment; None where none is finite, or none fits."""
+    space = env.observation_space
+    if not isinstance(space, gymnasium.spaces.Box) or space.shape != (dataset.observation_size,):
+        return None
+    with np.errstate(over="ignore"):
+        low, high = np.asarray(space.low, np.float32), np.asarray(space.high, np.float32)
+    return (low, high) if (np.isfinite(low) | np.isfinite(high)).any() else None
 
 
 def _own_limit(dataset: OfflineDataset, env_id: str) -> int | None:
@@ -173,7 +190,8 @@ def examine(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding
     problems = dataset.problems(action_limit=None)
     if problems:
         return [Finding(problem, "problem") for problem in problems]
-    found = [*_units(dataset, known, taken), *_both(dataset, taken), *_terminal_limits(dataset, known, taken)]
+    found = [*_units(dataset, known, taken), *_observed(dataset, known), *_degenerate(dataset)]
+    found += [*_both(dataset, taken), *_terminal_limits(dataset, known, taken)]
     found += [*_cuts(dataset, known, taken), *_shifted(take(dataset, known, replace(taken, actions=None)))]
     return [*found, *_infidelity(dataset)]
 
@@ -198,6 +216,45 @@ def _units(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding]
     if bounds.metadata and wider and taken.actions is None and 0 < np.abs(actions).max() <= _UNIT:
         remedy = "If they are scaled: --actions normalised. If they are in its units: --actions environment."
         found.append(Finding(f"actions: all lie in [-1, 1]; expected {shown}.", "warning", remedy))
+    return found
+
+
+def _observed(dataset: OfflineDataset, known: Known) -> list[Finding]:
+    """Of observations outside their environment's bounds, beyond the rounding that is forgiven to actions."""
+    if known.observations is None:
+        return []
+    low, high = known.observations
+    slack = _ROUNDING * np.maximum(1, np.stack([np.abs(low), np.abs(high)]))
+    outside = (dataset.observations < low - slack[0]) | (dataset.observations > high + slack[1])
+    rows = outside.any(axis=1)
+    if not rows.any():
+        return []
+    worst = int(outside.sum(axis=0).argmax())
+    values = dataset.observations[:, worst]
+    sentence = (
+        f"observations: {int(rows.sum()):,} of {counted(len(dataset), 'rows')} lie outside the bounds of {known.name}: "
+        f"dimension {worst} has {values.min():.4g} to {values.max():.4g}; expected "
+        f"{shown_bounds(low[worst], high[worst])}."
+    )
+    mean = dataset.observations.mean(axis=0, dtype=np.float64)
+    deviation = dataset.observations.std(axis=0, dtype=np.float64)
+    moving = deviation > 0
+    standard = (np.abs(mean) < 0.05).all() and (np.abs(deviation[moving] - 1) < 0.05).all()
+    remedy = "They are probably standardised: store" if standard else "If they are scaled, store"
+    return [Finding(sentence, "warning", f"{remedy} them as the environment gives them.")]
+
+
+def _degenerate(dataset: OfflineDataset) -> list[Finding]:
+    """Of data from which little or nothing can be learned, though each row is sound."""
+    if len(dataset) == 1:
+        return [Finding("rewards: the data hold a single transition.", "warning", "No agent learns from one.")]
+    found = []
+    if not dataset.rewards.any():
+        remedy = f"Only {joined(NEEDING_NONE)} (unguided) learn without rewards."
+        found.append(Finding(f"rewards: all {len(dataset):,} are 0.", "warning", remedy))
+    if (dataset.actions == dataset.actions[0]).all():
+        sentence = f"actions: all {len(dataset):,} rows hold the same one, {listed_numbers(dataset.actions[0])}."
+        found.append(Finding(sentence, "warning", "Check that they are the actions that were taken."))
     return found
 
 

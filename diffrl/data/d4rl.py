@@ -143,7 +143,13 @@ def _lacks(path: Path, missing: Sequence[str], have: Sequence[str]) -> DataError
         text += " Columns are known by D4RL's names."
     if "rewards" in missing and "rewards" not in renamed:
         text += f" Only {joined(NEEDING_NONE)} (unguided) learn without rewards: for these write a zero in each row."
-    if "terminals" in missing and "terminals" not in renamed:
+    ends = next((name for name in others if name.lower() in ENDS), None)
+    if "terminals" in missing and "terminals" not in renamed and ends is not None:
+        text += (
+            f" {ends} mixes terminal ends and time-outs: write `terminals`, True where the state itself ended the "
+            "episode, and `timeouts`, True where a limit of steps cut it."
+        )
+    elif "terminals" in missing and "terminals" not in renamed:
         text += " Where no episode ends in a terminal state, terminals are False in every row."
     return DataError(text)
 

@@ -105,7 +105,8 @@ class OfflineDataset:
         """(E,) undiscounted sum of rewards of every episode, summed in double precision."""
         if len(self) == 0:
             return np.zeros(0)
-        return np.add.reduceat(self.rewards.astype(np.float64), self.episodes()[:, 0])
+        with np.errstate(invalid="ignore"):  # of rewards that are not finite, which `problems` tells
+            return np.add.reduceat(self.rewards.astype(np.float64), self.episodes()[:, 0])
 
     def return_range(self) -> tuple[float, float] | None:
         """The smallest and the largest return of the episodes that these rows came from, as the metadata say.
@@ -179,8 +180,9 @@ class OfflineDataset:
 
     def _deviations(self) -> Floats:
         """(O,) standard deviations of the observations, of a sample."""
-        deviations: Floats = self.observations[:: len(self) // _SAMPLE + 1].std(axis=0, dtype=np.float64)
-        return deviations.astype(np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):
+            deviations: Floats = self.observations[:: len(self) // _SAMPLE + 1].std(axis=0, dtype=np.float64)
+            return deviations.astype(np.float32)
 
     def _resets_after(self, cuts: Ints) -> bool:
         """Whether the environment was reset after the rows `cuts`, none the last, as far as observations tell."""
@@ -261,6 +263,8 @@ class OfflineDataset:
         n = len(self)
         if n == 0:
             return ["rewards: 0 rows; expected at least 1. The file is empty: write or download it again."]
+        if advice := _laid_out_otherwise(self.columns()):
+            return [advice]
         found = []
         lengths = [values.shape[0] for values in self.columns().values() if values.ndim]
         usual = max(lengths, key=lambda rows: (lengths.count(rows), rows == n))
@@ -269,13 +273,20 @@ class OfflineDataset:
             if values.ndim != dimensions or (dimensions == 2 and values.shape[1] == 0):
                 wanted = f"({usual}, size)" if dimensions == 2 else f"({usual},)"
                 found.append(f"{key}: shape {values.shape}; expected {wanted}. Flatten each row to one vector.")
+            elif len(values) != usual and dimensions == 2 and values.shape[1] == usual:
+                found.append(
+                    f"{key}: shape {values.shape}; expected ({usual}, size). Is it transposed? Write it with the rows "
+                    "first."
+                )
             elif len(values) != usual:
                 found.append(
                     f"{key}: {counted(len(values), 'rows')}; expected {usual:,}, as in "
                     f"{'most other columns' if usual != n else 'rewards'}. The file may be cut short."
                 )
-        if self.next_observations is not None and self.next_observations.shape[1:] != self.observations.shape[1:]:
-            shapes = f"{self.next_observations.shape}, observations {self.observations.shape}"
+        told = any(problem.startswith(("observations:", "next_observations:")) for problem in found)
+        following = self.next_observations
+        if following is not None and following.shape[1:] != self.observations.shape[1:] and not told:
+            shapes = f"{following.shape}, observations {self.observations.shape}"
             found.append(f"next_observations: shape {shapes}; expected the same. Leave next_observations out.")
         return found
 
@@ -318,6 +329,20 @@ class OfflineDataset:
         """
         low, high = self.stored_bounds() or (np.float32(-limit), np.float32(limit))
         return replace(self, actions=np.clip(self.actions, low, high))
+
+
+def _laid_out_otherwise(columns: dict[str, npt.NDArray[Any]]) -> str | None:
+    """What to do where columns are (episodes, steps, ...), or all transposed; None: they are neither."""
+    observations, actions, rewards = (columns[key].shape for key in ("observations", "actions", "rewards"))
+    shapes = f"observations: shape {observations}, and rewards {rewards}"
+    if len(observations) == 3 and len(rewards) > 1 and actions[:1] == observations[:1] == rewards[:1]:
+        return (
+            f"{shapes}; expected one row a step. If these are (episodes, steps): join the first two axes of every "
+            "column, and mark the last row of each episode that was cut in timeouts."
+        )
+    if len(observations) == 2 and rewards == (1, observations[1]) and observations[1] > 1:
+        return f"{shapes}; expected one row a step. Are they transposed? Write every column with the rows first."
+    return None
 
 
 def count_timeouts(terminals: Bools, max_episode_steps: int) -> Bools:

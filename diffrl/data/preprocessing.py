@@ -191,6 +191,10 @@ class ActionBounds:
     known: bool = True
     """False: nothing says what they are, and [-1, 1] is assumed."""
 
+    def unlimited(self) -> ActionBounds:
+        """No bounds: for actions of which nothing is to be assumed."""
+        return ActionBounds(np.full_like(self.low, -np.inf), np.full_like(self.high, np.inf), "unknown", known=False)
+
     def complaint(self, actions: Floats) -> str | None:
         """What is wrong with actions (N, A) that lie outside; None where none does. Rounding is forgiven, 1e-4."""
         return outside_bounds(actions, self.low, self.high, 1e-4, self.source, known=self.known)

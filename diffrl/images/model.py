@@ -83,8 +83,8 @@ class Lora:
     alpha: int | None = None
     """The adapters' output is scaled by alpha / rank; None: alpha is the rank."""
     targets: tuple[str, ...] | None = None
-    """Ends of the names of the layers that get one, or in which all get one, in whole parts between dots; None: all
-    projections of attention, as DDPO has it."""
+    """Ends of the names of the layers that get one, or in which all get one, in whole parts between dots; "all": all
+    Linear and Conv2d layers; None: all projections of attention, as DDPO has it."""
     named: bool = False
     """Whether a person named them: each must then be there."""
 
@@ -216,8 +216,8 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def _within(name: str, ends: Sequence[str]) -> bool:
-    """Whether a layer of this dotted name is, or lies in, one whose name ends in whole parts so."""
-    return any(outer == end or outer.endswith(f".{end}") for outer in _outer(name) for end in ends)
+    """Whether a layer of this dotted name is, or lies in, one whose name ends in whole parts so; all are in "all"."""
+    return "all" in ends or any(outer == end or outer.endswith(f".{end}") for outer in _outer(name) for end in ends)
 
 
 def _outer(name: str) -> Iterator[str]:

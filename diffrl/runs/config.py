@@ -22,6 +22,7 @@ from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.runs import workers as crew
 from diffrl.support.errors import UserError, closest, nearest
 from diffrl.support.files import read_yaml, to_yaml
+from diffrl.support.folder import ABOUT
 from diffrl.support.machine import cores
 from diffrl.support.schema import (
     Count,
@@ -60,7 +61,8 @@ class TrainConfig:
     agent: AgentConfig
     """The algorithm's hyper-parameters."""
     env: str | None = None
-    """Gymnasium id of the environment to evaluate in, or none; by default the benchmark's, or what the file names."""
+    """Gymnasium id of the environment to evaluate in, MODULE:ID for one of your own, or none; by default the
+    benchmark's, or what the file names."""
     env_kwargs: tuple[str, ...] = ()
     """Arguments of that environment, by default its own: KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
     max_episode_steps: Count | None = None
@@ -107,6 +109,9 @@ class TrainConfig:
     """The run's folder; by default runs/AGENT-DATASET-TIME."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.agent, str):  # from Python
+            agents.get(self.agent)
+            raise refusal("agent", self.agent, f"its configuration, agents.get({self.agent!r})()")
         check(self)
         parse_kwargs(self.env_kwargs)
         object.__setattr__(self, "log", sinks.checked(self.log))
@@ -305,6 +310,10 @@ def find(name: str) -> TrainConfig:
         return load(Path(str(resources.files("configs"))) / f"{short}.yaml")
     if name.endswith((".yaml", ".yml")) and closest(short, shipped()) is None:
         raise UserError(f"There is no file {name}. `diffrl train list` shows the configurations that ship.")
+    if (path / ABOUT).is_file():
+        raise UserError(f"{name} is a run, and no configuration: `diffrl resume {name}` goes on with it.")
+    if name in agents.AGENTS:
+        raise UserError(f"{name} is an agent, and no configuration: `diffrl train --agent {name} --dataset DATASET`.")
     hint = nearest(short, shipped())
     raise UserError(f"No configuration {name!r}: no such file, and of the shipped ones (`diffrl train list`) {hint}")
 
@@ -315,6 +324,11 @@ def meant(config: TrainConfig | str | Path, overrides: Mapping[str, Any]) -> Tra
     Raises UserError for an override that is no field, and where a library that its `log` needs is not installed.
     """
     if not isinstance(config, TrainConfig):
+        if str(config) in agents.AGENTS and not Path(config).exists():
+            raise UserError(
+                f"{config} is an agent, and no configuration: expected "
+                f"diffrl.train(diffrl.TrainConfig(agent=agents.get({str(config)!r})(), dataset=...))."
+            )
         config = find(str(config))
     refuse_others(overrides, "a run (an agent's are set by agent=dataclasses.replace(config.agent, ...))", TrainConfig)
     config = dataclasses.replace(config, **overrides)

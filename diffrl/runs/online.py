@@ -28,7 +28,7 @@ from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_f
 from diffrl.runs.run import Run
 from diffrl.runs.train import EXPLODED, Say, begun, finished, fit, folder_stem, reopened, same_data, watched
 from diffrl.support.console import console
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, counted
 from diffrl.support.folder import claimed
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.schema import refuse_others
@@ -196,7 +196,7 @@ def _fit(
 def _title(run: Run, settings: OnlineConfig, n: int) -> str:
     steps = ", ".join(f"{step:,}" for step in sorted(set(settings.start_steps)))
     synthetic = settings.synthetic_share
-    share = f"{(1 - synthetic) * settings.keep_offline:.0%} of each batch from its {n:,} offline transitions"
+    share = f"{(1 - synthetic) * settings.keep_offline:.0%} of each batch from its {counted(n, 'offline transitions')}"
     if synthetic:
         share += f", {synthetic:.0%} from SynthER once it is fitted"
     name, where = run.config.agent.name, escape(run.task.env_text)

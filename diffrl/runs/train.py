@@ -419,4 +419,6 @@ def _title(run: Run, n: int, groups: int) -> str:
     env = escape(run.task.env_text)
     where = f", evaluated in {env}{beside}" if run.task.env_id else ". NO SCORES: no environment (--env ID)"
     shared = f" {len(run.config.seeds)} seeds in {groups} processes." if groups > 1 else ""
-    return f"{run.config.agent.name} on {run.config.dataset}: {n:,} transitions{where}.{shared} Run: {run.path}"
+    return (
+        f"{run.config.agent.name} on {run.config.dataset}: {counted(n, 'transitions')}{where}.{shared} Run: {run.path}"
+    )

@@ -67,6 +67,15 @@ def spare(path: Path | None, force: bool) -> None:
         raise UserError(f"{path} exists. Use --force to replace it.")
 
 
+def same_place(one: Path | None, other: Path) -> bool:
+    """Whether two paths are one file or folder, by another spelling or a link too; None is none."""
+    if one is None:
+        return False
+    with suppress(OSError):  # one that is not there
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
+
+
 def unused(folder: Path) -> None:
     """Raise UserError where something is in the place of a folder that is to be made by --to; it may be empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -202,7 +202,7 @@ def test_an_environment_that_goes_on_after_a_cut_has_true_successors():
     rng = np.random.default_rng(0)
     walk = np.cumsum(rng.normal(size=(2001, 2)), axis=0).astype(np.float32)
     timeouts = np.arange(1, 2001) % 50 == 0
-    columns = {"actions": np.zeros((2000, 1), np.float32), "rewards": np.zeros(2000, np.float32), "timeouts": timeouts}
+    columns = {"actions": np.diff(walk, axis=0).clip(-1, 1), "rewards": walk[1:, 0], "timeouts": timeouts}
     dataset = OfflineDataset(walk[:-1], terminals=np.zeros(2000, bool), next_observations=walk[1:], **columns)
     assert dataset.successors()[1].all()
     assert found(dataset, None) == []
@@ -321,6 +321,55 @@ def test_floats_that_are_few_and_whole_look_discrete(written, data):
     assert "Their values are 0, 1, 2 alone: discrete actions" in found(beyond, None)[0].sentence
     for continuous in ([-1, 1, -1], [-2, 0, 2], [0, 0, 0], [0, 1, 0.5], range(40)):
         assert discrete_values(np.float32(continuous)) is None
+
+
+# --- observations, and data that teach nothing -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["standardised", "scaled"])
+def test_observations_outside_their_environments_bounds_are_told_in_one_line(written, data, env, how):
+    raw = data["observations"]
+    mean, deviation = (raw.mean(0), raw.std(0)) if how == "standardised" else (0, np.float32([0.5, 0.5, 1]))
+    odd = (raw - mean) / deviation
+    columns = {k: v for k, v in data.items() if k != "next_observations"}
+    (finding,) = found(written(columns | {"observations": odd}), env)
+    most = int((np.abs(odd[:, :2]) > 1).sum(0).argmax())
+    n = int((np.abs(odd) > [1, 1, 8]).any(1).sum())
+    expected = f"observations: {n:,} of 2,000 rows lie outside the bounds of Pendulum-v1: dimension {most} has "
+    assert finding.severity == "warning"
+    assert finding.sentence.startswith(expected)
+    assert finding.sentence.endswith("expected [-1, 1].")
+    assert ("standardised" in finding.remedy) == (how == "standardised")
+
+
+def test_rounding_is_within_the_bounds_of_observations_and_infinite_ones_bound_nothing(written, data, env):
+    edge = data["observations"].copy()
+    edge[:, 0] = np.nextafter(np.float32(1), np.float32(2))
+    columns = {k: v for k, v in data.items() if k != "next_observations"} | {"observations": edge}
+    assert found(written(columns), env) == []
+    wide = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    free = gymnasium.wrappers.TransformObservation(gymnasium.make("Pendulum-v1"), lambda seen: seen, wide)
+    assert found(written(columns | {"observations": 100 * edge}), free) == []
+
+
+def test_data_that_teach_nothing_are_told_in_a_line_each(written, data, env):
+    same = np.full_like(data["actions"], 1.5)
+    assert [str(one) for one in found(written(data | {"rewards": np.zeros(2000)}), env)] == [
+        "rewards: all 2,000 are 0. Only bc, diffusion_bc and diffuser (unguided) learn without rewards."
+    ]
+    (finding,) = found(written(data | {"actions": same}), env)
+    assert "actions: all 2,000 rows hold the same one, 1.5." in finding.sentence
+    one = {key: values[:1] for key, values in data.items()}
+    single = [finding for finding in found(written(one), env) if finding.sentence.startswith("rewards:")]
+    assert [(finding.sentence, finding.severity) for finding in single] == [
+        ("rewards: the data hold a single transition.", "warning")
+    ]
+    nearly = np.zeros(2000)
+    nearly[7] = 1  # a sparse reward is one
+    assert found(written(data | {"rewards": nearly}), env) == []
+    assert (
+        found(written(data | {"rewards": np.ones(2000)}), env) == []
+    )  # as of a task that lasts as long as it goes well
 
 
 # --- no false alarms ------------------------------------------------------------------------------------------------

@@ -281,3 +281,35 @@ def test_real_human_demonstrations_need_clipping(shared_data):
         d4rl.read(path)
     dataset = d4rl.read(path, action_limit=None)
     assert (len(dataset), dataset.n_episodes, dataset.action_size) == (6_729, 25, 28)
+
+
+def test_the_layout_of_other_programs_is_named_with_what_to_do(make, tmp_path):
+    """Episodes by steps, and transposed columns: one line, whatever the number of columns."""
+    columns = make([4, 4, 4], "ooo", has_next=True).columns()
+    for name, other, text in [
+        ("episodes", {k: v.reshape(3, 4, *v.shape[1:]) for k, v in columns.items()}, "join the first two axes"),
+        ("episodes1", {k: v.reshape(3, 4, -1) for k, v in columns.items()}, "join the first two axes"),
+        ("matlab", {k: np.atleast_2d(v.T) for k, v in columns.items()}, "Are they transposed?"),
+        ("images", columns | {"observations": np.zeros((12, 5, 5))}, "Flatten each row to one vector"),
+        ("observations", columns | {"observations": columns["observations"].T}, "Is it transposed?"),
+        ("short", columns | {"observations": columns["observations"][:7]}, "may be cut short"),
+    ]:
+        with h5py.File(tmp_path / f"{name}.hdf5", "w") as file:
+            for key, values in other.items():
+                file[key] = values
+        with pytest.raises(DataError) as error:
+            d4rl.read(tmp_path / f"{name}.hdf5")
+        said = str(error.value).splitlines()
+        assert text in said[0], name
+        assert len(said) == 1, said
+
+
+@pytest.mark.parametrize("name", ["dones", "is_last"])
+def test_ends_of_both_kinds_in_place_of_terminals_are_named(make, tmp_path, name):
+    columns = make([4, 4], "to").columns()
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for key in ("observations", "actions", "rewards"):
+            file[key] = columns[key]
+        file[name] = columns["terminals"] | columns["timeouts"]
+    with pytest.raises(DataError, match=rf"{name} mixes terminal ends.*write `terminals`.* and `timeouts`"):
+        d4rl.read(tmp_path / "a.hdf5")

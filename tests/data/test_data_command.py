@@ -1,15 +1,18 @@
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from diffrl.cli import main
 from diffrl.commands.data import Convert, Download, Generate, Info, ListData
 from diffrl.data import d4rl
 from diffrl.support.errors import UserError
-from envs import datasets
+from envs import datasets, plots, registry
 from tests.data.pendulum import cases, pendulum
 
 
@@ -34,12 +37,30 @@ def test_list_shows_what_is_here_and_what_can_be_had(make, capsys):
     assert ListData("hoper").run() == 1
 
 
+def test_minari_ids_that_are_here_are_listed_and_suggested(tmp_path, capsys):
+    """`minari` lists all; one without its namespace or `minari:` is named as it has to be typed."""
+    for name in ("pendnons-v0", "ours/walk-v0"):
+        about = tmp_path / "MINARI_DATASETS_PATH" / name / "data" / "metadata.json"
+        about.parent.mkdir(parents=True)
+        about.write_text('{"total_steps": 7}')
+    for pattern, n in (("minari", 2), ("minari:pend", 1), ("ours/", 1)):
+        assert ListData(pattern).run() == 0
+        out = capsys.readouterr().out
+        assert f"{n} of Minari's that are here" in " ".join(out.split())
+        assert ("pendnons-v0" in out) == (pattern != "ours/")
+    for typed in ("pendnons-v0", "pendnon-v0"):
+        with pytest.raises(UserError, match="did you mean 'minari:pendnons-v0', which is here"):
+            datasets.locate(typed)
+    with pytest.raises(UserError, match="did you mean 'hopper-medium-v2'"):
+        datasets.locate("hoper-medium-v2")
+
+
 def test_info_describes_a_file_and_saves_a_picture(make, tmp_path, capsys):
     path = d4rl.write(tmp_path / "mine.hdf5", make([30, 20], "to"))
     picture = tmp_path / "new" / "mine.png"
     assert Info(str(path), picture, scores_of="hopper-medium-v2").run() == 0
     out = capsys.readouterr().out
-    for text in ("50 rows, 2 episodes; 1 terminals, 1 timeouts", "known for 49 rows", "score (hopper-medium-v2)"):
+    for text in ("50 rows, 2 episodes; 1 terminal, 1 timeout", "known for 49 rows", "score (hopper-medium-v2)"):
         assert text in out
     assert "No problems found" in out
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -53,6 +74,55 @@ def test_info_names_problems_and_exits_with_1(make, tmp_path, capsys):
     path = d4rl.write(tmp_path / "mine.hdf5", dataset)
     assert Info(str(path)).run() == 1
     assert "rewards: row 4 holds nan" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("key", ["observations", "actions", "rewards"])
+def test_info_of_values_that_are_not_finite_prints_no_warning_of_numpy(make, tmp_path, capsys, key):
+    dataset = make([30, 30], "to", has_next=True)
+    getattr(dataset, key)[3:5] = np.float32([np.inf, -np.inf]).reshape((2,) + (1,) * (getattr(dataset, key).ndim - 1))
+    path = d4rl.write(tmp_path / "mine.hdf5", dataset)
+    assert Info(str(path), tmp_path / "mine.png").run() == 1
+    said = capsys.readouterr()
+    assert f"{key}: row 3 holds inf" in said.out
+    assert "RuntimeWarning" not in said.out + said.err
+
+
+def test_info_counts_one_as_one(make, tmp_path, capsys):
+    Info(str(d4rl.write(tmp_path / "one.hdf5", make([1], "t")))).run()
+    assert "1 row, 1 episode; 1 terminal, 0 timeouts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("lengths", "low", "high", "ticks"), [([200] * 5, 197, 203, ["200"]), ([20, 25, 22], 18, 27, None)]
+)
+def test_a_picture_shows_lengths_in_whole_steps(make, lengths, low, high, ticks):
+    figure = Figure()
+    axes = figure.subplots()
+    plots._plot_histogram(axes, make(lengths, "t" * len(lengths)).episode_lengths(), "steps in an episode")
+    figure.draw_without_rendering()
+    assert low <= axes.get_xlim()[0] < axes.get_xlim()[1] <= high
+    shown = [label.get_text() for label in axes.get_xticklabels()]
+    assert shown == (ticks or [str(int(word)) for word in shown])
+    assert sum(bar.get_height() for bar in axes.patches) == len(lengths)
+
+
+@pytest.mark.parametrize(("first", "step"), [(-1300, 10), (-1300, 50), (-13_000, 1000), (-1.2e6, 50)])
+def test_labels_of_a_picture_do_not_overlap(make, tmp_path, monkeypatch, first, step):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: figures.append(figure))
+    dataset = make([1000] * 9, "o" * 9)
+    dataset.rewards[:] = np.repeat(first + step * np.arange(9), 1000) / 1000
+    plots.plot_dataset(tmp_path / "a.png", dataset, registry.get("hopper-medium-v2"), "a")
+    figures[0].draw_without_rendering()
+    for axes in figures[0].findobj(lambda one: hasattr(one, "get_xticklabels")):
+        low, high = sorted(axes.get_xlim())
+        boxes = [
+            label.get_window_extent()
+            for tick, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+            if low <= tick <= high
+        ]
+        assert all(one.x1 < other.x0 for one, other in pairwise(boxes)), axes.get_xlabel()
 
 
 def test_info_of_a_data_set_that_is_not_here_neither_makes_nor_fetches_it(capsys):
@@ -134,6 +204,49 @@ def test_convert_clips_only_when_told_and_overwrites_only_by_force(make, tmp_pat
     assert len(d4rl.read(target)) == 2
 
 
+def test_convert_never_writes_over_its_source(make, tmp_path, monkeypatch):
+    """By whatever name the source is called: it would lose all that is not D4RL's."""
+    monkeypatch.chdir(tmp_path)
+    source = d4rl.write(tmp_path / "a.hdf5", make([5], "t"))
+    (tmp_path / "soft.hdf5").symlink_to(source)
+    (tmp_path / "hard.hdf5").hardlink_to(source)
+    (tmp_path / "b").mkdir()
+    before = source.read_bytes()
+    names = ["a.hdf5", "./b/../a.hdf5", str(source), "soft.hdf5", "hard.hdf5"]
+    for one, other in [*((name, "a.hdf5") for name in names), *(("a.hdf5", name) for name in names)]:
+        with pytest.raises(UserError, match="is the data set itself, which would be lost"):
+            Convert(one, other, force=True).run()
+    assert source.read_bytes() == before
+    assert (tmp_path / "soft.hdf5").is_symlink()
+
+
+def test_convert_of_a_minari_id_never_writes_over_it(make, tmp_path):
+    pytest.importorskip("minari")
+    Convert(str(d4rl.write(tmp_path / "a.hdf5", make([5, 5], "tt"))), "minari:ours/walk-v0").run()
+    with pytest.raises(UserError, match="is the data set itself"):
+        Convert("ours/walk-v0", "minari:ours/walk-v0", force=True).run()
+
+
+def test_convert_says_what_a_copy_does_not_have(make, tmp_path, capsys):
+    dataset = make([5], "t")
+    dataset.infos["qpos"] = dataset.rewards
+    source = d4rl.write(tmp_path / "a.hdf5", dataset)
+    Convert(str(source), str(tmp_path / "b.hdf5")).run()
+    assert "Not copied" not in capsys.readouterr().out
+    with h5py.File(source, "r+") as file:
+        file["labels"], file["infos/short"], file["truncations"] = np.arange(5), np.arange(3), np.zeros(5)
+        file.attrs["author"] = "me"
+        file["rewards"].attrs["unit"] = "m"
+        del file.attrs["sha256"]
+    Convert(str(source), str(tmp_path / "c.hdf5")).run()
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the columns infos/short, labels and the attributes author, unit of rewards." in out
+    assert d4rl.read(tmp_path / "c.hdf5").infos.keys() == {"qpos"}
+    np.savez(tmp_path / "a.npz", **dataset.columns(), labels=np.arange(5))
+    Convert(str(tmp_path / "a.npz"), str(tmp_path / "d.hdf5")).run()
+    assert "the column labels." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("target", ["file.npz", "file", "what?-v0"])
 def test_convert_to_an_unknown_kind_is_the_user_s_error(make, tmp_path, target):
     source = d4rl.write(tmp_path / "a.hdf5", make([5], "t"))
@@ -166,6 +279,32 @@ def test_info_checks_a_file_against_its_environment(tmp_path, capsys, name, env,
     out = capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
     assert text in out
     assert ("No problems found" in out) == (code == 0 and name in ("wide_actions", "no_marks_next"))
+
+
+def test_info_of_a_wrong_environment_says_so_first_and_assumes_nothing(tmp_path, capsys):
+    """No bounds are made up for actions, and who has named --env is not told to name it."""
+    source = str(odd(tmp_path, "wide_actions"))
+    assert Info(source, env="MountainCarContinuous-v0").run() == 1
+    said = capsys.readouterr().out.partition("Problems:")[2].split()
+    assert " ".join(said[:5]) == "- Not checked against its"
+    assert "the data's have 3 dimensions" in " ".join(said)
+    for unsaid in ("--env", "[-1, 1]", "actions:", "No problems"):
+        assert unsaid not in " ".join(said)
+    assert main(["train", "--agent", "bc", "--dataset", source, "--env", "MountainCarContinuous-v0"]) == 2
+    assert capsys.readouterr().err.rstrip().endswith("is from another environment.")
+
+
+def test_info_says_where_its_advice_belongs_and_shows_what_it_means(tmp_path, capsys):
+    source = str(odd(tmp_path, "unit_actions"))
+    for options, remark, highest in (({}, True, 1), ({"actions": "normalised"}, False, 2)):
+        assert Info(source, env="Pendulum-v1", **options).run() == 0
+        out = capsys.readouterr().out
+        assert ("The options named are for `diffrl train`, and for `diffrl data convert`" in out) == remark
+        (line,) = (line for line in out.splitlines() if line.startswith("actions[0]"))
+        largest = max(abs(float(word)) for word in line.split()[1:3])
+        assert highest / 2 < largest <= highest * 1.0001
+    assert Info(str(odd(tmp_path, "done_is_either")), env="Pendulum-v1", time_limit_terminals="timeouts").run() == 0
+    assert "0 terminals, 2 timeouts" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("target", ["new.hdf5", "minari:ours/pendulum-v0"])

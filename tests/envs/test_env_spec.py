@@ -373,3 +373,23 @@ def test_a_file_of_a_dictionary_environment_is_taken_in_gymnasium_s_order(tmp_pa
     dataset.metadata["observation_parts"] = "observation,no_such_part"
     with pytest.raises(UserError, match="made of observation, no_such_part"):
         open_task("a file", dataset, env="GoalWalk-v0")
+
+
+def test_an_unknown_environment_is_told_with_the_module_it_would_be_in(tmp_path: Path, monkeypatch) -> None:
+    """MODULE:ID is named; a suggestion of a module's can be typed as it stands."""
+    with pytest.raises(UserError, match=r"no environment 'Pt-v0' in Gymnasium.*MODULE:ID"):
+        making.make_env("Pt-v0")
+    (tmp_path / "pt_world.py").write_text(
+        "import gymnasium\nfrom gymnasium.envs.classic_control import PendulumEnv\n"
+        "class World(PendulumEnv):\n    pass\n"
+        "gymnasium.register('PtWorld-v0', entry_point='pt_world:World')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        with pytest.raises(UserError, match=r"pt_world registers no environment.*'pt_world:PtWorld-v0'") as error:
+            making.make_env("pt_world:PtWorldX-v0")
+        making.make_env(str(error.value).split("'")[3]).close()
+        with pytest.raises(UserError, match=r"pt_world registers no environment.*known: pt_world:PtWorld-v0\."):
+            making.make_env("pt_world:Quite-v0")
+    finally:
+        gymnasium.registry.pop("PtWorld-v0", None)

@@ -107,8 +107,8 @@ class FinetuneConfig(metaclass=_Presets):
     """Rank of the adapters, 0 to train the network itself."""
     layers: tuple[str, ...] | None = None
     """Train only layers whose names end so, in whole parts between dots, with all that is in them, such as
-    time_embedding time_emb_proj; with --lora, give these the adapters. By default the whole network; with --lora the
-    projections of attention."""
+    time_embedding time_emb_proj; with --lora, give these the adapters (all: all that can have one). By default the
+    whole network; with --lora the projections of attention."""
     adapter: Path | None = None
     """A folder with a LoRA adapter (diffusers' or peft's) to start from, by default none; of control:ID the
     ControlNet to go on from."""

@@ -56,6 +56,16 @@ def test_layers_have_the_gradients_of_the_whole_network_and_the_others_none(
             assert parameter.grad is None
 
 
+def test_all_is_every_layer_that_can_have_an_adapter(folders: dict[str, Path]) -> None:
+    every = loaded(folders["ddpm"], lora=Lora(2, targets=("all",), named=True)).tuned
+    bare = loaded(folders["ddpm"]).tuned.network
+    names = {name for name, layer in bare.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    assert {name.partition(".lora_")[0] for name in every.parameters()} == names
+    assert len(names) > len(loaded(folders["ddpm"], lora=Lora(2)).tuned.parameters()) / 2
+    whole = loaded(folders["ddpm"], layers=("all",)).tuned
+    assert set(whole.parameters()) == set(loaded(folders["ddpm"]).tuned.parameters())
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_the_reference_stays_and_has_no_copies_of_what_is_frozen(kind: str, folders: dict[str, Path]) -> None:
     model = loaded(folders[kind], layers=LAYERS[kind])
