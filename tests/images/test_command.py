@@ -265,7 +265,7 @@ def test_memory_that_runs_out_names_what_to_lower_and_loses_nothing(
     whole, cut = final(plain), final(quick / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     with monkeypatch.context() as patch:
-        patch.setattr("diffrl.images.job.load_model", lambda *_, **__: torch.empty(2**52, dtype=torch.float64))
+        patch.setattr("diffrl.images.models.load_model", lambda *_, **__: torch.empty(2**52, dtype=torch.float64))
         said = fails([*options, "--micro-batch", "1", "--out", "new"], capsys)
     assert "a smaller model" in said
     assert "resume" not in said
