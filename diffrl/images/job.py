@@ -14,13 +14,14 @@ from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner, adamw8bit
 from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
-from diffrl.images.config.base import CONFIG, base_of, flag
+from diffrl.images.config.base import CONFIG, base_of, check_rank, flag
+from diffrl.images.emoji_words import PROMPTS
 from diffrl.images.evaluation import IndependentClassifier, alarm, classifier_of, evaluate, sampled
-from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
+from diffrl.images.examples import folder_examples, folder_pairs
+from diffrl.images.lists import read_prompts
 from diffrl.images.model import ImageModel, NotFinite
 from diffrl.images.models import model_of
 from diffrl.images.models.emoji import shipped_weights
-from diffrl.images.models.emoji_words import PROMPTS
 from diffrl.images.models.pipelines import PipelineModel
 from diffrl.images.rewards.base import grouped, parts_of
 from diffrl.images.rewards.human import Human
@@ -61,6 +62,7 @@ def finetune(config: FinetuneConfig, *, quiet: bool = False) -> Path:
     Raises UserError for all that a user can get wrong, RewardError for a reward that answers with nonsense,
     DivergedError for training that does, Interrupted when told to stop (saved).
     """
+    check_rank(config)
     return _run(config, None, quiet)
 
 
@@ -386,7 +388,7 @@ class _Session:
         on = f"{self.world.size} processes, " if self.world.size > 1 else ""
         return (
             f"[bold]{config.algo}[/] on {config.model}: {how}, {trained:,} parameters{what}; "
-            f"{config.rounds:,} x {config.batch} images; {on}{self.world.device} -> {self.folder.path}"
+            f"{config.plan}; {on}{self.world.device} -> {self.folder.path}"
         )
 
     def _work_of_round(self) -> int:

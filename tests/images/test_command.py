@@ -62,10 +62,9 @@ def mistake(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize("algo", [*ALGORITHMS])
 def test_every_algorithm_runs(algo: str, quick: Path) -> None:
     """To a picture, a table, a checkpoint and a model that diffusers loads; and it changes what it trains."""
-    reward = ["--reward", "digit:8"] if algo in ("draft", "refl") else []
     more = ["--rounds", "2", "--updates", "2"] if algo in ("dpo", "supervised") else []
     size = UNSCORED if algo == "supervised" else SMALL
-    assert main(["finetune", "--algo", algo, *reward, *size, *more, "--out", "run"]) == 0
+    assert main(["finetune", "--algo", algo, *size, *more, "--out", "run"]) == 0
     run = quick / "run"
     history = json.loads((run / "evaluations.json").read_text())
     assert [entry["round"] for entry in history] == [0, 1, 2]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffrl.images.examples import METADATA, Digits, Examples, ImagePairs, extras_of
+from diffrl.images.examples import Digits, Examples, ImagePairs, extras_of
+from diffrl.images.lists import METADATA
 from diffrl.support.errors import DataError
 
 pytest.importorskip("PIL")

@@ -11,7 +11,7 @@ from diffrl.images.config import DRaFTConfig, ReFLConfig
 from diffrl.images.examples import examples_of
 from diffrl.images.model import decoded
 from diffrl.images.rewards import grouped
-from diffrl.images.rewards.registry import without_gradient
+from diffrl.images.rewards.base import without_gradient
 from diffrl.images.samples import (
     PAIRS,
     PROMPTS,

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffrl.images.config.base import FinetuneConfig, check_model
+from diffrl.images.config.base import DIFFUSERS, PEFT, FinetuneConfig, check_model
+from diffrl.images.emoji_words import PROMPTS
 from diffrl.images.model import ImageModel, Lora
-from diffrl.images.models.adapters import DIFFUSERS, PEFT, read_adapter
-from diffrl.images.models.emoji_words import PROMPTS
+from diffrl.images.models.adapters import read_adapter
 from diffrl.support.errors import UserError
 from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, read_json
 

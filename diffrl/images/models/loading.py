@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from diffrl.images.config.base import check_pipeline
 from diffrl.images.model import unheard
 from diffrl.support.errors import UserError, first_line
 
@@ -51,12 +52,9 @@ def read_index(name: str) -> dict[str, Any]:
     """The `model_index.json` of a folder or hub id: its parts. Raises UserError where there is none."""
     from diffusers import DiffusionPipeline
 
-    folder = Path(name)
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"{name} holds no diffusers pipeline: it has no model_index.json. Expected a folder that `save_pretrained` "
-            "wrote."
-        )
+    check_pipeline(name)
+    if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
+        raise UserError(f"{name} is the folder of a run that holds no diffusers pipeline: it has no model_index.json.")
     try:
         index: dict[str, Any] = DiffusionPipeline.load_config(name, **_where(name, "model_index.json"))
     except UserError:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
 
 from diffrl.images.rewards.arguments import CHECKS, HUES, digit_of, jpeg_quality
-from diffrl.images.rewards.base import Reward, Sum
+from diffrl.images.rewards.base import Reward, Sum, without_gradient
 from diffrl.images.rewards.entry import (
     GRAMMAR,
     NAME,
@@ -25,6 +25,7 @@ from diffrl.images.rewards.entry import (
     is_single,
     malformed,
     weighed,
+    weight_of,
 )
 from diffrl.support import plugins
 from diffrl.support.errors import UserError, nearest, shown
@@ -60,23 +61,15 @@ def require_gradient(spec: str, algo: str) -> None:
         raise without_gradient(spec, algo)
 
 
-def without_gradient(name: str, algo: str) -> UserError:
-    """What is said of a reward without a gradient, for an algorithm that needs one."""
-    others = "choose a classifier, aesthetic, clip and the like, or --algo ddpo-is"
-    return UserError(f"{algo} needs a reward with a gradient, and {name} has none: {others}.")
-
-
 def _term(text: str, spec: str, where: str) -> tuple[float, Entry, str]:
     match = TERM.fullmatch(text)
     if match is None:
         raise UserError(f"{where}: {malformed(text, spec)}")
-    number, name, argument = match["weight"], match["name"], match["argument"] or ""
+    name, argument = match["name"], match["argument"] or ""
     try:
-        weight = 1.0 if number is None else float(number)
-    except ValueError:
-        weight = float("nan")
-    if not abs(weight) < float("inf"):
-        raise UserError(f"{where}: the weight {number!r} of {name!r} is not a number")
+        weight = weight_of(match["weight"], name)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     entry = get(name)
     if entry is None:
         hint = f"did you mean 'colour:{name}'?" if name in HUES else nearest(name, names(), "diffrl finetune --help")
@@ -357,9 +350,9 @@ def _judge(kind: str, *, unified: bool = False) -> Build:
 def _geneval(name: str, *, partly: bool = False) -> Build:
     def build(argument: str, options: Options) -> Reward:
         from diffrl.images.rewards.geneval import GenEval
-        from diffrl.images.rewards.python import from_file
+        from diffrl.images.rewards.python import loaded
 
-        return GenEval(from_file(argument).function, f"{name}:{argument}", partly=partly)
+        return GenEval(loaded(argument), f"{name}:{argument}", partly=partly)
 
     return build
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from diffrl.cli import main
+from diffrl.images.emoji_words import PROMPTS
 from diffrl.images.model import Lora
 from diffrl.images.models import emoji, load_model
-from diffrl.images.models.emoji_words import PROMPTS
 from diffrl.images.rewards.emoji import emoji_classifier
 from diffrl.images.run import choose
 from diffrl.support.errors import UserError
