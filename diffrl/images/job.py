@@ -38,6 +38,7 @@ from diffrl.images.run import (
     plot_before_after,
     plot_grid,
     print_run,
+    short_name,
     write_model,
 )
 from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
@@ -370,7 +371,7 @@ class _Session:
         if self.world.main:
             write_model(self.folder.path, self.setup.model)
             reward = "" if self.config.scored_by is None else f", reward: {self.config.scored_by}"
-            title = f"{self.config.algo} on {self.config.model}{reward}"
+            title = f"{self.config.algo} on {short_name(self.config.model)}{reward}"
             plot_before_after(self.folder, self.folder.path / PICTURE, title)
             if not self.quiet:
                 print_run(self.folder)
