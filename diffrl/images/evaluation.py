@@ -133,7 +133,7 @@ def evaluate(
         taken = probabilities.argmax(1)
         measures["class_accuracy"] = float(classifier.agree(images, texts).float().mean())
         share = torch.bincount(taken, minlength=probabilities.shape[1]).double() / n
-        measures["class_entropy"] = float(-(share * share.clamp_min(1e-12).log()).sum())
+        measures["class_entropy"] = abs(float((share * share.clamp_min(1e-12).log()).sum()))
     odd = [name for name, value in measures.items() if not math.isfinite(value) and name != "diversity"]
     if odd:
         are = "is" if len(odd) == 1 else "are"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -100,12 +101,13 @@ def file_and_function(argument: str) -> tuple[Path, str]:
     return path, name
 
 
-def address_and_model(argument: str) -> tuple[str, str, str]:
-    """URL, MODEL and FILE ("" for none) of URL#MODEL[#FILE]. Raises UserError for one without a model."""
+def judge_of(kind: str, argument: str) -> tuple[str, str, str]:
+    """The URL, the model and the file ("" for none) of the judge `kind`: see `judge.parse_judge`. Raises UserError."""
     url, _, rest = argument.partition("#")
     model, _, file = rest.partition("#")
-    if not model:
-        raise UserError("expected URL#MODEL, such as http://localhost:8000/v1#MODEL")
+    if not model or (file and kind == "unifiedreward"):
+        form = f"{kind}:URL#MODEL" if kind == "unifiedreward" else f"{kind}:URL#MODEL[#FILE]"
+        raise UserError(f"expected {form}, such as {kind}:http://localhost:8000/v1#MODEL")
     return url, model, file
 
 
@@ -117,7 +119,8 @@ CHECKS: Mapping[str, Callable[[str], object]] = {
     "digit": digit_of,
     "digit-held-out": digit_of,
     **dict.fromkeys(("emoji", "emoji-held-out", "emoji-clip"), words_of),
-    **dict.fromkeys(("vlm", "unifiedreward"), address_and_model),
+    "vlm": functools.partial(judge_of, "vlm"),
+    "unifiedreward": functools.partial(judge_of, "unifiedreward"),
     **dict.fromkeys(("clip", "pickscore", "hps", "hpsv3", "imagereward"), model_folder),
     **dict.fromkeys(("classifier", "classifier-probability", "aesthetic"), folder_and_label),
     "richhf": folder_and_weight,

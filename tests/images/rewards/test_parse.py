@@ -71,7 +71,7 @@ def test_a_part_that_is_not_finite_is_named() -> None:
         ("jpeg + 0*digit", "--reward 'jpeg + 0*digit': the weight of 'digit' is 0"),
         ("emoji:blue hart", "--reward 'emoji:blue hart': tiny-emoji knows no 'hart'; did you mean 'heart'?"),
         ("emoji:dog", "tiny-emoji knows no 'dog'; the objects: heart, star"),
-        ("vlm:http://localhost/v1", "--reward 'vlm:http://localhost/v1': expected URL#MODEL"),
+        ("vlm:http://localhost/v1", "--reward 'vlm:http://localhost/v1': expected vlm:URL#MODEL[#FILE]"),
         ("png:3", "'png' takes no argument"),
         ("clip", "'clip' needs an argument: clip:PATH"),
         ("digit:12", "--reward 'digit:12': the argument is one digit"),
