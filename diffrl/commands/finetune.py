@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from diffrl.commands import resume
@@ -65,7 +65,13 @@ def run(arguments: Sequence[str]) -> int:
     if resume.asked(words):
         return resume.spelled(words)
     words = first_look(words)
-    config = _configuration(words)  # what is wrong is said once, and not by every process
+    try:
+        config = _configuration(words)  # what is wrong is said once, and not by every process
+    except UserError:
+        given = _options(words)
+        schema = ALGORITHMS.get(given.get("algo", FinetuneConfig.algo), FinetuneConfig)
+        _refuse_pipeline(schema, given.get("model", schema.model), given)  # which comes first
+        raise
     folder.refuse(config.out, FILES)
     for note in [] if config.scored_by is None else rewards.refused(config.scored_by):
         console.print(note, style="yellow", markup=False)
@@ -75,6 +81,15 @@ def run(arguments: Sequence[str]) -> int:
     if not spread(config.processes, ["finetune", *words]):
         finetune(config)
     return 0
+
+
+def _refuse_pipeline(schema: type[FinetuneConfig], model: str, given: Collection[str]) -> None:
+    """Raise UserError for a pipeline that there is not, or without prompts. given: the options that are."""
+    if is_builtin(model):
+        return
+    check_model(model)
+    if schema is not SupervisedConfig and not {"prompts", "pairs"}.intersection(given):
+        raise UserError(f"Which prompts? {model} needs --prompts FILE, one a line.")
 
 
 def refuse_unknown(config: FinetuneConfig) -> None:
@@ -97,6 +112,8 @@ def refuse_unknown(config: FinetuneConfig) -> None:
     if isinstance(config, BackpropagationConfig):
         require_gradient(config.reward, config.algo)
     check_model(config.model)
+    told = [name for name in ("prompts", "pairs") if getattr(config, name, None) is not None]
+    _refuse_pipeline(type(config), config.model, told)
     check_rank(config)
 
 
@@ -132,10 +149,6 @@ def _configuration(words: Sequence[str]) -> FinetuneConfig:
 
     rest = [word for word in words if word not in ("-h", "--help")]
     model = given.get("model", schema.model)
-    if len(rest) == len(words) and not is_builtin(model):
-        check_model(model)
-        if schema is not SupervisedConfig and not {"prompts", "pairs"} & given.keys():
-            raise UserError(f"Which prompts? {model} needs --prompts FILE, one a line.")
     for name in ("reward", "queries", "group") if schema is DPOConfig and "pairs" in given else ():
         if name in given:
             raise UserError(f"{flag(name)} is for pairs that are sampled: dpo on --pairs has no use for it.")

@@ -105,7 +105,7 @@ class FinetuneRun:
 
         Each evaluation was scored by the votes until then; another model of them has another scale and another zero.
         """
-        if not _asks_a_person(self.config.scored_by):
+        if not _asks_a_person(getattr(self.config, "reward", None)):
             return self.history
         before = [{n: v for n, v in entry.items() if not _by_votes(n)} for entry in self.history[:-1]]
         return before + self.history[-1:]

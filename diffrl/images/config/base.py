@@ -382,6 +382,14 @@ PEFT = "adapter_model.safetensors"
 """The same, as peft writes it."""
 
 
+NO_PIPELINE = (
+    "{} holds no diffusers pipeline: it has no model_index.json. Expected a folder that `save_pretrained` wrote."
+)
+"""What is said of a folder without a pipeline."""
+NO_FOLDER = "{} is no folder. Expected the folder of a diffusers pipeline, or a hub id of the form owner/name."
+"""What is said of a name that is neither."""
+
+
 def adapter_rank(adapter: str | Path | None, model: str) -> int | None:
     """The rank of the adapters in a folder or file; None for none, or where that is seen only once they are read."""
     if adapter is None or model.startswith("control:"):
@@ -420,14 +428,9 @@ def check_pipeline(name: str) -> None:
             raise UserError(
                 f"{name} holds adapters and no model: give the model that they were trained on, and --adapter {name}."
             )
-        raise UserError(
-            f"{name} holds no diffusers pipeline: it has no model_index.json. Expected a folder that `save_pretrained` "
-            "wrote."
-        )
+        raise UserError(NO_PIPELINE.format(name))
     if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise UserError(
-            f"{name} is no folder. Expected the folder of a diffusers pipeline, or a hub id of the form owner/name."
-        )
+        raise UserError(NO_FOLDER.format(name))
 
 
 def check_model(name: str) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from diffrl.images.rewards.base import Reward
-from diffrl.support.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -31,19 +30,6 @@ def malformed(text: str, spec: str) -> str:
 def is_single(spec: str) -> bool:
     """Whether `spec` is one reward, without a weight."""
     return " + " not in spec and "*" not in spec.partition(":")[0]
-
-
-def weight_of(number: str | None, name: str) -> float:
-    """The weight that is written before a reward's name, 1 for None. Raises UserError for one that is of no use."""
-    try:
-        weight = 1.0 if number is None else float(number)
-    except ValueError:
-        weight = float("nan")
-    if not abs(weight) < float("inf"):
-        raise UserError(f"the weight {number!r} of {name!r} is not a number")
-    if weight == 0:
-        raise UserError(f"the weight of {name!r} is 0: it would be measured in vain, so leave it out")
-    return weight
 
 
 def weighed(term: str) -> tuple[str, float]:

@@ -25,7 +25,6 @@ from diffrl.images.rewards.entry import (
     is_single,
     malformed,
     weighed,
-    weight_of,
 )
 from diffrl.support import plugins
 from diffrl.support.errors import UserError, nearest, shown
@@ -65,11 +64,15 @@ def _term(text: str, spec: str, where: str) -> tuple[float, Entry, str]:
     match = TERM.fullmatch(text)
     if match is None:
         raise UserError(f"{where}: {malformed(text, spec)}")
-    name, argument = match["name"], match["argument"] or ""
+    number, name, argument = match["weight"], match["name"], match["argument"] or ""
     try:
-        weight = weight_of(match["weight"], name)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        weight = 1.0 if number is None else float(number)
+    except ValueError:
+        weight = float("nan")
+    if not abs(weight) < float("inf"):
+        raise UserError(f"{where}: the weight {number!r} of {name!r} is not a number")
+    if weight == 0:
+        raise UserError(f"{where}: the weight of {name!r} is 0: it would be measured in vain, so leave it out")
     entry = get(name)
     if entry is None:
         hint = f"did you mean 'colour:{name}'?" if name in HUES else nearest(name, names(), "diffrl finetune --help")
