@@ -240,6 +240,22 @@ def test_an_option_below_a_nested_verb_is_told_as_it_is_called(capsys: pytest.Ca
         ("finetune --model tiny-emojy", "did you mean 'tiny-emoji'?"),
         ("finetune --prompts nowhere.txt", "--prompts: there is nothing at nowhere.txt"),
         ("finetune --algo dpo --pairs nowhere", "--pairs: there is nothing at nowhere"),
+        ("finetune --algo dpo --pairs data", "data has no metadata.jsonl"),
+        ("finetune --algo supervised --data data", "data has no metadata.jsonl"),
+        ("finetune --model /nosuch --prompts p.txt", "/nosuch is no folder"),
+        ("finetune --model data --prompts p.txt", "data holds no diffusers pipeline: it has no model_index.json"),
+        ("finetune --model lora --prompts p.txt", "lora holds adapters and no model"),
+        ("finetune --model sd/name --queries 8", "Which prompts? sd/name needs --prompts FILE"),
+        ("finetune --prompts empty.txt", "empty.txt is empty"),
+        ("finetune --prompts p.txt --reward emoji", "--prompts p.txt has a prompt that --reward emoji cannot take"),
+        ("finetune --prompts p.txt --reward jpeg --held-out digit", "that --held-out digit cannot take"),
+        ("finetune --reward vlm:http://localhost/v1", "expected vlm:URL#MODEL[#FILE]"),
+        ("finetune --reward 0*jpeg", "the weight of 'jpeg' is 0"),
+        ("finetune --algo ddpo", "did you mean ddpo-is or ddpo-sf?"),
+        ("finetune --algo DDPO", "did you mean ddpo-is or ddpo-sf?"),
+        ("finetune --algo ppo", "did you mean ddpo-is?"),
+        ("finetune --algo GRPO", "did you mean grpo?"),
+        ("finetune --algo dpo --pairs data --reward jpeg", "--reward is for pairs that are sampled"),
     ],
 )
 def test_what_is_not_there_is_refused_before_torch_is_imported(words: str, said: str, tmp_path: Path) -> None:
@@ -252,12 +268,17 @@ def test_what_is_not_there_is_refused_before_torch_is_imported(words: str, said:
     )
     environment = os.environ | {"DIFFRL_DATA": str(tmp_path / "data"), "D4RL_DATASET_DIR": str(tmp_path / "none")}
     command = [sys.executable, "-c", code, *words.split()]
-    (tmp_path / "here").mkdir()
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "here", env=environment)
+    here = tmp_path / "here"
+    for folder in ("data", "lora"):
+        (here / folder).mkdir(parents=True)
+    for name, text in (("p.txt", "a dog\n"), ("empty.txt", "\n"), ("lora/adapter_model.safetensors", "")):
+        (here / name).write_text(text)
+    before = sorted(here.rglob("*"))
+    done = subprocess.run(command, capture_output=True, text=True, cwd=here, env=environment)
     assert done.returncode == 0, done.stderr
-    assert said in done.stderr
+    assert said in " ".join(done.stderr.split())
     assert "Using the" not in done.stdout + done.stderr, "of a run that is refused"
-    assert not list((tmp_path / "here").iterdir())
+    assert sorted(here.rglob("*")) == before
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "resume", "diagnose"])

@@ -79,7 +79,7 @@ REFUSED = [
     ("finetune --reward richhf:img#much", "--reward 'richhf:img#much': what follows '#' is the weight of artifacts"),
     ("online bc --steps 5000", "--steps is 5000, and the first 5000 only collect (--warm-up)"),
     ("online rlpd/maze2d-umaze-v1-small --steps 10 --warm-up 10", "--steps is 10, and the first 10 only collect"),
-    ("resume bc --steps 1", "steps already, more than the 1 asked for: give a larger --steps"),
+    ("resume bc --steps 1", "steps already, more than the 1 step asked for: give a larger --steps"),
     ("train diffusion_ql/maze2d-umaze-v1-small --step 10", "no option --step: did you mean --steps?"),
     ("train bc", "bc is a run, and no configuration: `diffrl resume bc` goes on with it."),
     ("train td3_bc --dataset there.hdf5", "td3_bc is an agent, and no configuration: `diffrl train --agent td3_bc"),

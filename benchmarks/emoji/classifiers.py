@@ -19,7 +19,7 @@ from glyphs import SETS, all_prompts, drawn, iconify, noto
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
 
-from diffrl.images.models.emoji_words import COLOURS, OBJECTS
+from diffrl.images.emoji_words import COLOURS, OBJECTS
 from diffrl.images.rewards.emoji import untrained
 
 N = 1 + len(COLOURS)

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffrl.images.models.emoji_words import COLOURS, OBJECTS
+from diffrl.images.emoji_words import COLOURS, OBJECTS
 
 CODES = dict(zip(OBJECTS, "❤⭐🍎🚗🐟🐱🌳🍄🌼🎈🐸👑", strict=True))
 NAMES = {

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from diffrl.images.config import FinetuneConfig
+from diffrl.images.emoji_words import OBJECTS, PROMPTS, class_of
 from diffrl.images.models import load_model
-from diffrl.images.models.emoji_words import OBJECTS, PROMPTS, class_of
 from diffrl.images.rewards.codecs import to_uint8
 from diffrl.images.rewards.emoji import emoji_classifier, network
 from diffrl.images.run import tiles

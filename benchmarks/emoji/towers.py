@@ -20,7 +20,7 @@ from glyphs import SETS, all_prompts, drawn, iconify, noto
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from diffrl.images.models.emoji_words import PROMPTS
+from diffrl.images.emoji_words import PROMPTS
 from diffrl.images.rewards.emoji_clip import Towers, tokens_of
 
 HARDEST = 60.0

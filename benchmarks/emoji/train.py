@@ -25,8 +25,8 @@ from glyphs import all_prompts, drawn, noto
 from torch import Tensor, nn
 
 from diffrl.diffusion import VP
+from diffrl.images.emoji_words import COLOURS, OBJECTS
 from diffrl.images.models.emoji import SPREADS, to_states
-from diffrl.images.models.emoji_words import COLOURS, OBJECTS
 from diffrl.support.files import atomic_path
 from diffrl.support.seeds import generator_at
 

@@ -6,15 +6,17 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from diffrl.commands import resume
 from diffrl.commands.words import parse
 from diffrl.images import rewards
 from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
-from diffrl.images.config.algorithms import BackpropagationConfig
-from diffrl.images.config.base import check_model
+from diffrl.images.config.algorithms import BackpropagationConfig, DPOConfig, SupervisedConfig
+from diffrl.images.config.base import check_model, check_rank, flag, is_builtin
+from diffrl.images.lists import metadata_rows, read_prompts
+from diffrl.images.rewards.arguments import PROMPTS
 from diffrl.images.rewards.registry import require_gradient
 from diffrl.images.run import FILES
 from diffrl.support import folder
@@ -63,7 +65,13 @@ def run(arguments: Sequence[str]) -> int:
     if resume.asked(words):
         return resume.spelled(words)
     words = first_look(words)
-    config = _configuration(words)  # what is wrong is said once, and not by every process
+    try:
+        config = _configuration(words)  # what is wrong is said once, and not by every process
+    except UserError:
+        given = _options(words)
+        schema = ALGORITHMS.get(given.get("algo", FinetuneConfig.algo), FinetuneConfig)
+        _refuse_pipeline(schema, given.get("model", schema.model), given)  # which comes first
+        raise
     folder.refuse(config.out, FILES)
     for note in [] if config.scored_by is None else rewards.refused(config.scored_by):
         console.print(note, style="yellow", markup=False)
@@ -75,18 +83,47 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _refuse_pipeline(schema: type[FinetuneConfig], model: str, given: Collection[str]) -> None:
+    """Raise UserError for a pipeline that there is not, or without prompts. given: the options that are."""
+    if is_builtin(model):
+        return
+    check_model(model)
+    if schema is not SupervisedConfig and not {"prompts", "pairs"}.intersection(given):
+        raise UserError(f"Which prompts? {model} needs --prompts FILE, one a line.")
+
+
 def refuse_unknown(config: FinetuneConfig) -> None:
     """Raise UserError for a reward, a model or a file that does not exist, before torch and diffusers are imported."""
-    for option, reward in (("--reward", config.scored_by), ("--held-out", config.held_out)):
-        if reward not in (None, NOTHING):
-            rewards.check(str(reward), option)
-    if isinstance(config, BackpropagationConfig):
-        require_gradient(config.reward, config.algo)
-    check_model(config.model)
     for option in ("prompts", "adapter", "pairs", "data"):
         path = getattr(config, option, None)
         if path not in (None, "digits") and not Path(path).exists():
             raise UserError(f"--{option}: there is nothing at {path}. Check the path.")
+        if path is not None and option == "prompts":
+            read_prompts(path)
+        elif path not in (None, "digits") and option in ("pairs", "data"):
+            metadata_rows(Path(path))
+    for option, reward in (("--reward", config.scored_by), ("--held-out", config.held_out)):
+        if reward in (None, NOTHING):
+            continue
+        for _, entry, argument in rewards.check(str(reward), option):
+            name = entry.usage.partition("[")[0]
+            if config.prompts is not None and not argument and name in PROMPTS:
+                _check_prompts(config.prompts, option, name)
+    if isinstance(config, BackpropagationConfig):
+        require_gradient(config.reward, config.algo)
+    check_model(config.model)
+    told = [name for name in ("prompts", "pairs") if getattr(config, name, None) is not None]
+    _refuse_pipeline(type(config), config.model, told)
+    check_rank(config)
+
+
+def _check_prompts(path: Path, option: str, reward: str) -> None:
+    """Raise UserError for a prompts file with a prompt that a reward, which reads it, cannot take."""
+    for prompt in read_prompts(path)[0]:
+        try:
+            PROMPTS[reward](prompt)
+        except UserError as error:
+            raise UserError(f"--prompts {path} has a prompt that {option} {reward} cannot take: {error}") from error
 
 
 def first_look(words: Sequence[str]) -> list[str]:
@@ -111,7 +148,11 @@ def _configuration(words: Sequence[str]) -> FinetuneConfig:
         return parse(schema, words, "diffrl finetune", default=default, description=description)
 
     rest = [word for word in words if word not in ("-h", "--help")]
-    values = parsed(rest, schema(model=given.get("model", schema.model)))
+    model = given.get("model", schema.model)
+    for name in ("reward", "queries", "group") if schema is DPOConfig and "pairs" in given else ():
+        if name in given:
+            raise UserError(f"{flag(name)} is for pairs that are sampled: dpo on --pairs has no use for it.")
+    values = parsed(rest, schema(model=model))
     # Made of what was given alone: some defaults depend on other fields.
     config = schema(**{name: getattr(values, name) for name in known.intersection(given)})
     return config if len(rest) == len(words) else parsed(["--help"], config, _usage(config))

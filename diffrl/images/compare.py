@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffrl.images.run import PANELS, PART, SAID, FinetuneRun, grid_path, plot_curve, warnings
+from diffrl.images.run import PANELS, PART, SAID, FinetuneRun, counts_by, grid_path, plot_curve, warnings
 from diffrl.support.errors import UserError
 from diffrl.support.names import apart, breakable, wrapped
 from diffrl.support.plots import BLUE, COMPARED, GREEN, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
@@ -16,6 +16,8 @@ COLOURS = (BLUE, ORANGE, GREEN, "#a64d9c", "#c0392b", "#5d6d7e", "#7d6608", "#17
 """The colours of runs, in turn."""
 OTHER_REWARDS = "The runs have different rewards: where one is higher than another says nothing."
 """What the page says of runs whose rewards differ."""
+OTHER_MODELS = "The runs began with different models: what is measured before training differs, and so may the images."
+"""What it says of runs whose models differ."""
 
 
 def compare(paths: Sequence[Path], out: Path) -> list[Path]:
@@ -45,7 +47,7 @@ def parts_of(runs: Sequence[FinetuneRun]) -> list[str]:
 
 
 def plot_curves(runs: Sequence[FinetuneRun]) -> bytes:
-    """Every measure against images scored, a line a run: a picture (PNG)."""
+    """Every measure against images scored, or rounds where a run scores none, a line a run: a picture (PNG)."""
     from matplotlib.figure import Figure
 
     names = [name for name in PANELS if name in measures_of(runs)]
@@ -54,10 +56,11 @@ def plot_curves(runs: Sequence[FinetuneRun]) -> bytes:
     figure = Figure(figsize=(4.3 * columns, 3 * lines + 0.25 * len(runs)), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
     short, _ = apart([run.path.name for run in runs])
+    by = counts_by([run.history for run in runs])
     for axes, name in zip(panels, names, strict=False):
         for i, run in enumerate(runs):
-            if any(name in entry for entry in run.history):
-                plot_curve(axes, run.history, name, COLOURS[i % len(COLOURS)], wrapped(short[i], 50))
+            if any(name in entry for entry in run.measured):
+                plot_curve(axes, run.measured, name, COLOURS[i % len(COLOURS)], wrapped(short[i], 50), by)
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     # A run need not be in every panel: supervised ones have no reward.
@@ -81,7 +84,7 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
     rows, grids = [], []
     short, shared = apart([run.path.name for run in runs])
     for run, called in zip(runs, short, strict=True):
-        first, last, config = run.history[0], run.history[-1], run.config
+        first, last, config = run.measured[0], run.history[-1], run.config
         cells = "".join(
             f"<td class=n>{_number(first.get(name))} &rarr; <b>{_number(last.get(name))}</b></td>" for name in names
         )
@@ -99,9 +102,9 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
             for label, entry in (("before", first), (f"after {last['queries']:,} images scored", last))
         )
         grids.append(f"<h2>{title}</h2><p class=about>{what}</p>{notes}<div class=pair>{pair}</div>")
-    differ = len({run.config.scored_by for run in runs}) > 1
+    said = [text for text, differ in _differences(runs).items() if differ]
     left_out = f" The names of runs are without what all have: {breakable(shared)}." if shared else ""
-    warned = f"<p class=warning>{OTHER_REWARDS}</p>" if differ else ""
+    warned = "".join(f"<p class=warning>{text}</p>" for text in said)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 {COMPARED}<style>{PAGE_STYLE}
@@ -120,6 +123,12 @@ the held-out reward, class accuracy or diversity fall has been hacked.{left_out}
 {"".join(grids)}
 </body></html>
 """
+
+
+def _differences(runs: Sequence[FinetuneRun]) -> dict[str, bool]:
+    """What the page says of runs that differ in what must be alike for their numbers to be compared, and whether."""
+    rewards, models = {run.config.scored_by for run in runs}, {run.config.model for run in runs}
+    return {OTHER_REWARDS: len(rewards) > 1, OTHER_MODELS: len(models) > 1}
 
 
 def _number(value: float | None) -> str:

@@ -21,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from diffrl.images.model import NotFinite
 from diffrl.images.rewards import Reward
 from diffrl.images.run import PART
 from diffrl.images.samples import (
@@ -39,6 +40,7 @@ from diffrl.images.samples import (
     score,
     times_of,
 )
+from diffrl.support.errors import joined
 
 
 class IndependentClassifier(Protocol):
@@ -64,6 +66,17 @@ class Numbered:
     def agree(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Whether the most probable class of each image is its prompt's: bool (B,)."""
         return self.classify(images).argmax(1) == torch.tensor([int(prompt) for prompt in prompts])
+
+
+def classifier_of(base: str) -> IndependentClassifier:
+    """The classifier of a built-in model's images that is no part of any reward."""
+    if base == "tiny-emoji":
+        from diffrl.images.rewards.emoji import emoji_classifier
+
+        return emoji_classifier()
+    from diffrl.images.rewards.digits import digit_classifier
+
+    return Numbered(digit_classifier())
 
 
 COLLAPSED = {"diversity": 1e-3, "class_entropy": 0.05}
@@ -95,7 +108,10 @@ def sampled(setup: Setup, state: RunState) -> tuple[Samples, Tensor]:
 def evaluate(
     setup: Setup, state: RunState, held_out: Reward | None, classifier: IndependentClassifier | None
 ) -> Evaluation:
-    """Sample and measure the model as it is; processes share the images, and all get the same measures."""
+    """Sample and measure the model as it is; processes share the images, and all get the same measures.
+
+    Raises NotFinite for images or measures that are not finite; diversity is nan where no prompt has two images.
+    """
     config, n = setup.config, setup.config.eval_samples
     samples, chosen = sampled(setup, state)
     measures: dict[str, float] = {}
@@ -117,7 +133,14 @@ def evaluate(
         taken = probabilities.argmax(1)
         measures["class_accuracy"] = float(classifier.agree(images, texts).float().mean())
         share = torch.bincount(taken, minlength=probabilities.shape[1]).double() / n
-        measures["class_entropy"] = float(-(share * share.clamp_min(1e-12).log()).sum())
+        measures["class_entropy"] = abs(float((share * share.clamp_min(1e-12).log()).sum()))
+    odd = [name for name, value in measures.items() if not math.isfinite(value) and name != "diversity"]
+    if odd:
+        are = "is" if len(odd) == 1 else "are"
+        raise NotFinite(
+            f"Round {state.round}: the evaluation's {joined(odd)} {are} not finite. Training has diverged and stops; a "
+            "lower --lr usually helps."
+        )
     return Evaluation(images, texts, measures)
 
 

@@ -19,13 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffrl.images.lists import METADATA, metadata_rows
 from diffrl.images.model import ImageModel, image_shape
 from diffrl.images.models.digits import digits
 from diffrl.images.models.loading import images_extra
 from diffrl.support.errors import DataError, UserError, first_line, nearest
-from diffrl.support.files import parse_json
 
-METADATA = "metadata.jsonl"
 EXTRAS = ("control", "reference")
 """The images that may stand beside an example's own, by their keys in a folder's metadata and in a batch."""
 _PAIR_KEYS = {"file_name_w": "preferred", "file_name_l": "rejected"}
@@ -89,7 +88,7 @@ class Examples:
         self.prompts: list[str] = []
         self._extras: dict[str, list[Path]] = {}
         named: dict[str, list[int]] = {}
-        for line, row in _rows(self.folder):
+        for line, row in metadata_rows(self.folder):
             where = f"{self.folder / METADATA}, line {line}"
             self._images.append(self._files(row, where))
             self.prompts.append(_text(row, where, required=frames == 0 or not reference))
@@ -146,7 +145,7 @@ class ImagePairs:
         _check_format(size, channels)
         self._files: list[tuple[Path, Path]] = []
         self.prompts: list[str] = []
-        for line, row in _rows(self.folder):
+        for line, row in metadata_rows(self.folder):
             where = f"{self.folder / METADATA}, line {line}"
             w, l = (  # noqa: E741
                 _file(self.folder, _value(row, other if other in row else key, where), key, where)
@@ -211,34 +210,6 @@ def folder_pairs(folder: Path, model: ImageModel) -> ImagePairs:
     return ImagePairs(folder, (h, w), channels=c)
 
 
-def read_prompts(path: Path, files: Sequence[str] = ()) -> tuple[list[str], list[Mapping[str, Any]]]:
-    """The texts and the metadata in a prompts file: a prompt a line or, in .jsonl, {"prompt": ..., metadata} a line.
-
-    files: which of the metadata name files, relative to the prompts' folder.
-
-    Empty lines are skipped. Raises UserError for a file that cannot be read or holds none, with the line's number.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The prompts {path} cannot be read: {first_line(error)}.") from error
-    kept = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not kept:
-        raise UserError(f"The prompts file {path} is empty; expected one prompt a line.")
-    if path.suffix != ".jsonl":
-        return [line for _, line in kept], [{} for _ in kept]
-    texts: list[str] = []
-    metadata: list[Mapping[str, Any]] = []
-    for number, line in kept:
-        entry = parse_json(line, f"{path}, line {number}: not JSON")
-        if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
-            raise UserError(f'{path}, line {number}: expected an object with a "prompt", got {line[:60]}.')
-        texts.append(entry.pop("prompt"))
-        entry |= {name: str(path.parent / str(entry[name])) for name in files if entry.get(name) is not None}
-        metadata.append(entry)
-    return texts, metadata
-
-
 def extras_of(
     metadata: Sequence[Mapping[str, Any]], names: Sequence[str], size: tuple[int, int], channels: int = 3
 ) -> dict[str, Tensor]:
@@ -290,32 +261,6 @@ def read_image(file: Path, size: tuple[int, int], channels: int = 3) -> Tensor:
 def _check_format(size: tuple[int, int], channels: int) -> None:
     if channels not in (1, 3) or min(size) < 1:
         raise ValueError(f"need a size of at least 1x1 and 1 or 3 channels, got {size} and {channels}")
-
-
-def _rows(folder: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The lines of a folder's metadata, numbered from 1, blank ones left out."""
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder: examples are a folder of images with a {METADATA}.")
-    file = folder / METADATA
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")  # splitlines would split at U+2028 too
-    except FileNotFoundError:
-        raise DataError(
-            f'{folder} has no {METADATA}: one line an example, {{"file_name": "1.png", "text": "the prompt"}}.'
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {first_line(error)}") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        row = parse_json(line, f"{file}, line {number}: no JSON", error=DataError)
-        if not isinstance(row, dict):
-            raise DataError(f"{file}, line {number}: expected an object, {{...}}, got {line.strip()[:40]}.")
-        rows.append((number, row))
-    if not rows:
-        raise DataError(f"{file} is empty: it must have one line an example.")
-    return rows
 
 
 def _value(row: Mapping[str, Any], key: str, where: str) -> Any:

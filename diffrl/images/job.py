@@ -14,13 +14,14 @@ from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner, adamw8bit
 from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
-from diffrl.images.config.base import CONFIG, base_of, flag
-from diffrl.images.evaluation import IndependentClassifier, Numbered, alarm, evaluate, sampled
-from diffrl.images.examples import folder_examples, folder_pairs, read_prompts
-from diffrl.images.model import ImageModel, Lora
-from diffrl.images.models import BUILT_IN, load_model
+from diffrl.images.config.base import CONFIG, base_of, check_rank, flag
+from diffrl.images.emoji_words import PROMPTS
+from diffrl.images.evaluation import IndependentClassifier, alarm, classifier_of, evaluate, sampled
+from diffrl.images.examples import folder_examples, folder_pairs
+from diffrl.images.lists import read_prompts
+from diffrl.images.model import ImageModel, NotFinite
+from diffrl.images.models import model_of
 from diffrl.images.models.emoji import shipped_weights
-from diffrl.images.models.emoji_words import PROMPTS
 from diffrl.images.models.pipelines import PipelineModel
 from diffrl.images.rewards.base import grouped, parts_of
 from diffrl.images.rewards.human import Human
@@ -37,6 +38,7 @@ from diffrl.images.run import (
     plot_before_after,
     plot_grid,
     print_run,
+    short_name,
     write_model,
 )
 from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
@@ -49,6 +51,7 @@ from diffrl.support.stopping import Stopped, at_once, going_on, stop_signals
 from diffrl.training import checkpoint
 from diffrl.training.checkpoint import Checkpoint
 from diffrl.training.logs import MetricsLog
+from diffrl.training.loop import DivergedError
 
 SAVE_EVERY = 120.0
 """Seconds between checkpoints, besides those of evaluations."""
@@ -60,6 +63,7 @@ def finetune(config: FinetuneConfig, *, quiet: bool = False) -> Path:
     Raises UserError for all that a user can get wrong, RewardError for a reward that answers with nonsense,
     DivergedError for training that does, Interrupted when told to stop (saved).
     """
+    check_rank(config)
     return _run(config, None, quiet)
 
 
@@ -129,7 +133,7 @@ class _Session:
         self._check_shares()
         device = str(world.device)
         with _waiting_for(world):  # what is made at first use is made by one
-            model = _model(config, device, quiet)
+            model = model_of(config, device, quiet)
             reward = None if config.scored_by is None else rewards.parse(config.scored_by, device=device)
             if reward is not None and isinstance(config, OnlineConfig) and config.scale_rewards:
                 reward = scaled(reward)
@@ -183,11 +187,26 @@ class _Session:
                 for human in self.humans:
                     asking.enter_context(human.opened(path, self.config.rounds - self.state.round))
                 self._train(log)
+        except DivergedError as error:
+            raise DivergedError(f"{error}{self._last_good(error)}") from error
         finally:
             if log is not None:
                 log.close()
         self._finish()
         return path
+
+    def _last_good(self, error: DivergedError) -> str:
+        """What a run that has diverged can go on from; the checkpoint of a model that made bad images is removed."""
+        path, saved = self.folder.path, checkpoint.steps(self.folder.path)
+        if isinstance(error, NotFinite) and self.world.main and len(saved) > 1:
+            newest = checkpoint.load(path, saved[-1]).info
+            if newest["updates"] == self.state.updates:
+                checkpoint.clean(path, saved[-2])
+                saved = saved[:-1]
+        if not saved:
+            return ""
+        go_on = f"lower lr in {path / CONFIG}, and `diffrl resume {path} --accept-changes` goes on from there"
+        return f" The last good checkpoint is of round {saved[-1]}: {go_on}."
 
     def kept(self) -> str:
         """What is not lost where a run ends early; nothing where no checkpoint is saved yet."""
@@ -352,7 +371,7 @@ class _Session:
         if self.world.main:
             write_model(self.folder.path, self.setup.model)
             reward = "" if self.config.scored_by is None else f", reward: {self.config.scored_by}"
-            title = f"{self.config.algo} on {self.config.model}{reward}"
+            title = f"{self.config.algo} on {short_name(self.config.model)}{reward}"
             plot_before_after(self.folder, self.folder.path / PICTURE, title)
             if not self.quiet:
                 print_run(self.folder)
@@ -370,7 +389,7 @@ class _Session:
         on = f"{self.world.size} processes, " if self.world.size > 1 else ""
         return (
             f"[bold]{config.algo}[/] on {config.model}: {how}, {trained:,} parameters{what}; "
-            f"{config.rounds:,} x {config.batch} images; {on}{self.world.device} -> {self.folder.path}"
+            f"{config.plan}; {on}{self.world.device} -> {self.folder.path}"
         )
 
     def _work_of_round(self) -> int:
@@ -420,39 +439,10 @@ def _waiting_for(world: World) -> Iterator[None]:
         world.barrier()
 
 
-def _model(config: FinetuneConfig, device: str, quiet: bool) -> ImageModel:
-    lora = Lora(config.lora, targets=config.layers, named=config.layers is not None) if config.lora else None
-    options: dict[str, Any] = {} if config.adapter is None else {"adapter": config.adapter}
-    if config.layers is not None and lora is None:
-        options["layers"] = config.layers
-    if config.checkpointing:
-        options["checkpointing"] = True
-    if config.lean:
-        options["lean"] = True
-    if config.size is not None:
-        options["size"] = config.size
-    if config.frames is not None:
-        options["frames"] = config.frames
-    if config.model in BUILT_IN:
-        options["quiet"] = quiet
-    return load_model(config.model, lora=lora, precision=config.precision, device=device, seed=config.seed, **options)
-
-
 def _classifier(config: FinetuneConfig) -> IndependentClassifier | None:
     """A classifier of the built-in models' images that is no part of any reward; None for other models."""
     base = base_of(config.model)
     return None if base is None else classifier_of(base)
-
-
-def classifier_of(base: str) -> IndependentClassifier:
-    """The classifier of a built-in model's images that is no part of any reward."""
-    if base == "tiny-emoji":
-        from diffrl.images.rewards.emoji import emoji_classifier
-
-        return emoji_classifier()
-    from diffrl.images.rewards.digits import digit_classifier
-
-    return Numbered(digit_classifier())
 
 
 def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffrl.diffusion import Network, Prediction
 from diffrl.diffusion.prediction import Clip
 from diffrl.support.errors import UserError, closest, listed
+from diffrl.training.loop import DivergedError
 
 Condition = dict[str, Tensor]
 """What a network is told beside x and t, an entry an argument, each with one row a sample (B, ...)."""
@@ -73,6 +74,26 @@ class ImageModel(Protocol):
 def image_shape(model: ImageModel) -> tuple[int, ...]:
     """The shape of one image that the model makes: (C, H, W); of a video (F, C, H, W)."""
     return tuple(model.decode(torch.zeros(1, *model.shape, device=model.device)).shape[1:])
+
+
+class NotFinite(DivergedError):
+    """Images with pixels that are no finite numbers: the model that makes them has no more to give."""
+
+
+def decoded(model: ImageModel, x0: Tensor, number: int, updates: int) -> Tensor:
+    """The images of clean states (B, *shape), which a model has made in round `number`, after so many updates.
+
+    Raises NotFinite where a pixel is not finite: no reward is asked about it, as some would score it as good.
+    """
+    images = model.decode(x0)
+    good = [torch.isfinite(values.detach()).flatten(1).all(1) for values in (x0, images)]
+    bad = len(x0) - int((good[0] & good[1]).sum())
+    if not bad:
+        return images
+    of = f"{bad} of {len(x0)} images sampled together have pixels that are no finite numbers"
+    if updates == 0:
+        raise NotFinite(f"Before any training {of}: the model's weights are damaged, or --precision is too low for it.")
+    raise NotFinite(f"Round {number}: {of}. Training has diverged and stops; a lower --lr usually helps.")
 
 
 @dataclass(frozen=True)

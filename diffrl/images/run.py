@@ -1,16 +1,20 @@
 """A fine-tuning run's folder: its configuration and evaluations, its pictures, and what is printed of it."""
 
 import dataclasses
+import itertools
+import json
 import math
 import shutil
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
-from diffrl.images.config.base import CONFIG, TINY
-from diffrl.images.rewards.entry import is_single
+from diffrl.images.config.base import CONFIG, DIFFUSERS, PEFT, TINY
+from diffrl.images.rewards.entry import TERM, is_single
+from diffrl.images.saved import has_weights
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
@@ -33,7 +37,7 @@ FILES = (CONFIG, EVALUATIONS, "pairs.safetensors", "votes.json")
 PICTURE = "before_after.png"
 """Samples before and after, and curves."""
 MODEL = "model"
-"""The folder in it of what was trained, as diffusers has it."""
+"""The folder in it of what was trained."""
 
 PART = "reward: "
 """What the name of a part of a summed reward begins with, in an evaluation."""
@@ -47,8 +51,13 @@ SAID: dict[str, str] = {
     "reference_error": "the reference's error on the images",
 }
 """The measures of an evaluation, by what tables call them."""
+CHANCE = 0.02
+"""The share of a measure that a change of it must exceed to be spoken of, or to fill a panel."""
 SHOWN = 40
 """The most images that a grid shows."""
+
+COLUMNS = "prompts"
+"""The name, in the header of a grid's PNG, of the list of its columns' prompts."""
 
 PANELS: dict[str, str] = {
     "reward": "reward",
@@ -90,6 +99,17 @@ class FinetuneRun:
             self.damaged = False
         folder.write_json(self.path / EVALUATIONS, self.history)
 
+    @property
+    def measured(self) -> list[dict[str, Any]]:
+        """The evaluations, with measures of one scale alone: scores by a person's votes are only in the last.
+
+        Each evaluation was scored by the votes until then; another model of them has another scale and another zero.
+        """
+        if not _asks_a_person(getattr(self.config, "reward", None)):
+            return self.history
+        before = [{n: v for n, v in entry.items() if not _by_votes(n)} for entry in self.history[:-1]]
+        return before + self.history[-1:]
+
     def asked(self, steps: int | None, stop_kl: float | None = None, device: str | None = None) -> FinetuneConfig:
         """The configuration with what `diffrl resume` is asked for; None: the run's own. steps: see `counts`."""
         given = {self.config.counts: steps, "stop_kl": stop_kl, "device": device}
@@ -115,6 +135,17 @@ class FinetuneRun:
         except folder.Damaged as error:
             folder.say_once(f"{error.file} {error.why}. The run goes on without the evaluations in it.")
             return cls(path, config, damaged=True)
+
+
+def _asks_a_person(spec: str | None) -> bool:
+    """Whether a person votes on images of the run, as `human` and `human:4` ask for; `human:VOTES.json` asks nobody."""
+    terms = [match for text in (spec or "").split(" + ") if (match := TERM.fullmatch(text))]
+    return any(m["name"] == "human" and (not m["argument"] or m["argument"].isdecimal()) for m in terms)
+
+
+def _by_votes(measure: str) -> bool:
+    """Whether a measure of a run that asks a person goes by the votes."""
+    return measure == "reward" or measure.startswith(f"{PART}human")
 
 
 def is_whole(run: FinetuneRun, config: FinetuneConfig) -> bool:
@@ -160,29 +191,6 @@ def gone_for_good(run: FinetuneRun, done: int) -> str:
     return f"Gone, and not to be made again, as those rounds' models are not kept: {', '.join(gone)}." if gone else ""
 
 
-def has_weights(model: Path) -> bool:
-    """Whether the folder of a model, a diffusers pipeline or an adapter, has its parts with all their weights.
-
-    A part with a configuration of its own must have weights, and files of weights must be as long as they say.
-    Raises OSError or UserError where files cannot be read.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    index = model / "model_index.json"
-    parts = [model / name for name in read_json(index) if not name.startswith("_")] if index.exists() else [model]
-    try:
-        for part in parts:
-            files = list(part.glob("*.safetensors"))
-            if not files and (part == model or not part.is_dir() or (part / "config.json").exists()):
-                return False
-            for file in files:
-                with safe_open(file, framework="numpy"):
-                    pass
-    except SafetensorError:
-        return False
-    return True
-
-
 def drop_model(path: Path) -> None:
     """Remove the model of a run that goes on: it is of fewer steps, and a cut must not leave it standing."""
     old = path / f".{MODEL}.old.tmp"  # which `atomic_path` clears away, should this be cut
@@ -193,11 +201,32 @@ def drop_model(path: Path) -> None:
 
 
 def write_model(path: Path, model: "ImageModel") -> None:
-    """Write a run's model, as diffusers has it, whole or not at all; in place of the one that is there."""
+    """Write a run's model, whole or not at all; in place of the one that is there."""
     with atomic_path(path / MODEL) as temporary:
         temporary.mkdir()
         model.save(temporary)
+        for file in temporary.rglob("*.json"):
+            _forget_folder(file)
         drop_model(path)
+
+
+def _forget_folder(file: Path) -> None:
+    """Take out of a configuration from which folder of this machine its part was read, as diffusers notes it."""
+    settings = read_json(file)
+    if isinstance(settings, dict) and Path(str(settings.get("_name_or_path", ""))).is_absolute():
+        del settings["_name_or_path"]
+        file.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def said_of_model(model: Path) -> str:
+    """What a run's `model` is, and how it is used again."""
+    if (model / PEFT).is_file():
+        return f"{model} (LoRA adapters, peft's format: --adapter {model})"
+    if (model / DIFFUSERS).is_file():
+        return f"{model} (LoRA adapters, diffusers' format: pipeline.load_lora_weights, or --adapter {model})"
+    if (model / "model_index.json").is_file():
+        return f"{model} (a diffusers pipeline: --model {model})"
+    return f"{model} (diffusers' format)"
 
 
 def _read_history(file: Path) -> list[dict[str, Any]]:
@@ -251,7 +280,7 @@ def print_run(run: FinetuneRun) -> None:
     """Print a run's measures before and after, what they warn of, where its files are, and what to do next."""
     from rich.table import Table
 
-    first, last = run.history[0], run.history[-1]
+    first, last = run.measured[0], run.history[-1]
     table = Table(title=f"{run.config.eval_samples} images of the same prompts and noise", title_justify="left")
     for name, justify in (("", "left"), ("before", "right"), ("after", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -260,11 +289,13 @@ def print_run(run: FinetuneRun) -> None:
         if name in last:
             table.add_row(text, f"{first[name]:.3f}" if name in first else "", f"{last[name]:.3f}")
     console.print(table)
+    if "reward" in last and "reward" not in first:
+        console.print("There is no reward before: every evaluation is scored by the votes until then, on a new scale.")
     for warning in warnings(first, last):
         console.print(f"[yellow]{warning}[/]")
     console.print(f"images scored:  {last['queries']:,} in {last['seconds']:,.0f} s")
     console.print(f"picture:        {run.path / PICTURE}")
-    console.print(f"what was trained: {run.path / MODEL} (diffusers' format)")
+    console.print(f"what was trained: {said_of_model(run.path / MODEL)}", markup=False)
     console.print(f"compare runs:   diffrl compare {run.path} RUN ...")
     console.print(f"TensorBoard:    tensorboard --logdir {run.path}")
 
@@ -286,10 +317,17 @@ def warnings(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
         )
     if last.get("silent_rounds"):
         found.append(f"{last['silent_rounds']} of {last['round']} rounds made no update: their rewards said nothing.")
-    both = "held_out" in last and "reward" in last
-    if both and last["reward"] > first["reward"] and last["held_out"] < first["held_out"]:
+    if _change(first, last, "reward") > 0 > _change(first, last, "held_out"):
         found.append("The reward rose while the held-out one fell: what was gained is in the eye of that scorer.")
     return found
+
+
+def _change(first: Mapping[str, float], last: Mapping[str, float], name: str) -> float:
+    """By how much a measure differs from the first evaluation to the last; 0 where that is not more than `CHANCE`."""
+    if name not in first or name not in last:
+        return 0.0
+    difference = last[name] - first[name]
+    return difference if abs(difference) > CHANCE * max(abs(first[name]), abs(last[name])) else 0.0
 
 
 # --- In pictures ---------------------------------------------------------------------------------------------------
@@ -310,33 +348,40 @@ def tiles(images: "Tensor", columns: int) -> "NDArray[np.float64]":
     return canvas
 
 
-def choose(prompts: Sequence[str], shown: int = SHOWN) -> tuple[list[int], int]:
-    """Which images of an evaluation to show, and in how many columns: as many of each prompt, a column a prompt.
+def choose(prompts: Sequence[str], shown: int = SHOWN) -> tuple[list[int], list[str]]:
+    """Which images of an evaluation to show, row by row, and the prompt of each column.
 
-    Of more than ten prompts ten are shown, evenly spaced: neighbours may differ little.
+    As many of each prompt; of few prompts each has several columns, side by side. Of more than ten prompts ten are
+    shown, evenly spaced: neighbours may differ little.
     """
     by_prompt: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_prompt.setdefault(prompt, []).append(i)
-    each_prompt = list(by_prompt.values())
-    shown_prompts = min(len(each_prompt), 10)
-    columns = [each_prompt[i * len(each_prompt) // shown_prompts] for i in range(shown_prompts)]
-    each = max(1, min(shown // len(columns), min(len(column) for column in columns)))
-    return [column[row] for row in range(each) for column in columns], len(columns)
+    each_prompt = list(by_prompt.items())
+    n = min(len(each_prompt), 10)
+    chosen = [each_prompt[i * len(each_prompt) // n] for i in range(n)]
+    least = min(len(images) for _, images in chosen)
+    wide = max(1, min(10 // n, least))
+    rows = max(1, min(shown // (n * wide), least // wide))
+    index = [images[row * wide + column] for row in range(rows) for _, images in chosen for column in range(wide)]
+    return index, [prompt for prompt, _ in chosen for _ in range(wide)]
 
 
 def plot_grid(images: "Tensor", prompts: Sequence[str], path: Path, shown: int = SHOWN) -> None:
-    """Write some images of an evaluation as a PNG, small ones enlarged, a column a prompt."""
+    """Write some images of an evaluation as a PNG, small ones enlarged; its header has the prompts of its columns."""
     import numpy as np
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     chosen, columns = choose(prompts, shown)
-    canvas = (tiles(images[chosen], columns) * 255).round().astype(np.uint8)
+    canvas = (tiles(images[chosen], len(columns)) * 255).round().astype(np.uint8)
     scale = max(1, 640 // canvas.shape[1])
     size = canvas.shape[1] * scale, canvas.shape[0] * scale
     picture = Image.fromarray(canvas).resize(size, Image.Resampling.NEAREST)
+    about = PngInfo()
+    about.add_text(COLUMNS, json.dumps(columns))
     with atomic_path(path) as temporary:
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", pnginfo=about)
 
 
 def grid_path(folder: Path, number: int) -> Path:
@@ -344,66 +389,103 @@ def grid_path(folder: Path, number: int) -> Path:
     return folder / "images" / f"{number:06d}.png"
 
 
+def short_name(model: str) -> str:
+    """A model's name for a title: of a path its last part; of a run's `model` the run's."""
+    path = Path(model)
+    return path.parent.name if path.name == MODEL and path.parent.name else path.name or model
+
+
 def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
     """Write a run as one picture: images of the same prompts and noise before and after, and the measures' curves.
 
-    Grids of few rows stand above each other, over the whole width, so that small images can be seen.
+    Grids of few rows stand above each other, over the whole width, so that small images can be seen. Below each column
+    is its prompt.
     """
-    import numpy as np
     from matplotlib.figure import Figure
-    from PIL import Image
 
-    history = run.history
-    grids: list[Any] = []
-    for entry in (history[0], history[-1]):
-        grid = grid_path(run.path, entry["round"])
-        try:
-            with reading(f"{grid} cannot be read"), Image.open(grid, formats=["PNG"]) as picture:
-                grids.append(np.asarray(picture))
-        except UserError:  # somebody has deleted it, say: no reason to refuse the rest
-            grids.append(f"{grid.name} is gone, or damaged")
-    wide = all(isinstance(grid, str) or grid.shape[1] > 3 * grid.shape[0] for grid in grids)
+    grids = [_read_grid(grid_path(run.path, entry["round"])) for entry in (run.history[0], run.history[-1])]
+    wide = all(isinstance(pixels, str) or pixels.shape[1] > 3 * pixels.shape[0] for pixels, _ in grids)
     figure = Figure(figsize=(13, 9 if wide else 7))  # laid out by hand: finding where all fits takes long
-    figure.suptitle(title, fontsize=13)
+    figure.suptitle(title if len(title) <= 120 else f"{title[:117]}...", fontsize=13, y=0.985)
     halves: Any = figure.subfigures(2, 1, height_ratios=(2.2 if wide else 1.1, 1))
     top, bottom = halves
-    upper = {"left": 0.01, "right": 0.99, "bottom": 0.02, "top": 0.87, "hspace": 0.15, "wspace": 0.02}
+    upper = {"left": 0.025, "right": 0.99, "bottom": 0.07, "top": 0.92, "hspace": 0.2, "wspace": 0.06}
     lower = {"left": 0.055, "right": 0.98, "bottom": 0.2, "top": 0.82, "wspace": 0.48}  # six digits fit
     pair = top.subplots(*((2, 1) if wide else (1, 2)), gridspec_kw=upper)
-    for axes, grid, name in zip(pair, grids, ("before", "after"), strict=True):
-        if isinstance(grid, str):
-            axes.text(0.5, 0.5, grid, ha="center", transform=axes.transAxes)
+    for axes, (pixels, columns), name in zip(pair, grids, ("before", "after"), strict=True):
+        if isinstance(pixels, str):
+            axes.text(0.5, 0.5, pixels, ha="center", transform=axes.transAxes)
         else:
-            axes.imshow(grid, interpolation="nearest")
-        axes.set_title(name, fontsize=11)
+            axes.imshow(pixels, interpolation="nearest")
+            _write_prompts(axes, columns, 150 if wide else 72)
+        axes.text(-0.01, 0.5, name, fontsize=11, rotation=90, ha="right", va="center", transform=axes.transAxes)
         axes.set_axis_off()
-    plotted = [name for name in PANELS if any(name in entry for entry in history)]
+    measured = run.measured
+    least = min(2, len(measured))
+    plotted = [name for name in PANELS if sum(name in entry for entry in measured) >= least]
     panels = bottom.subplots(1, len(plotted), squeeze=False, gridspec_kw=lower)[0]
     for axes, name in zip(panels, plotted, strict=True):
-        plot_curve(axes, history, name, BLUE)
+        plot_curve(axes, measured, name, BLUE)
         axes.locator_params(nbins=4)  # a panel is narrow
     with atomic_path(path) as temporary:
         write_png(figure, temporary, 110)
 
 
+def _read_grid(grid: Path) -> "tuple[NDArray[np.uint8] | str, list[str]]":
+    """The pixels of a grid and its columns' prompts; in place of one that is gone or damaged a sentence."""
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with reading(f"{grid} cannot be read"), Image.open(grid, formats=["PNG"]) as picture:
+            columns = json.loads(getattr(picture, "text", {}).get(COLUMNS, "[]"))
+            return np.asarray(picture), [str(prompt) for prompt in columns]
+    except UserError:  # somebody has deleted it, say: no reason to refuse the rest
+        return f"{grid.name} is gone, or damaged", []
+
+
+def _write_prompts(axes: "Axes", columns: Sequence[str], letters: int) -> None:
+    """Write below a grid what its columns show, once where neighbours show the same; `letters` fit in its width."""
+    start = 0
+    for prompt, same in itertools.groupby(columns):
+        end = start + len(list(same))
+        lines = textwrap.wrap(prompt, max(6, letters * (end - start) // len(columns)), max_lines=2, placeholder=" ...")
+        middle = (start + end) / 2 / len(columns)
+        text = "\n".join(lines).replace("$", r"\$")  # no formula
+        axes.text(middle, -0.02, text, fontsize=9, ha="center", va="top", transform=axes.transAxes)
+        start = end
+
+
 def plot_curve(
-    axes: "Axes", history: Sequence[Mapping[str, float]], name: str, colour: str, label: str | None = None
+    axes: "Axes",
+    history: Sequence[Mapping[str, float]],
+    name: str,
+    colour: str,
+    label: str | None = None,
+    by: Literal["queries", "round"] | None = None,
 ) -> None:
     """Plot a measure of a run's evaluations against the images scored; where none were on the way, against rounds.
 
-    The panel's height is at least 2 % of the measure's size, so that chance does not look like a change.
+    by: which of the two, where several runs share the panel. The panel's height is at least 2 % of the measure's size,
+    so that chance does not look like a change.
     """
-    asked = history[-1]["queries"] > history[0]["queries"]
-    points = [(entry["queries"] if asked else entry["round"], entry[name]) for entry in history if name in entry]
+    by = by or counts_by([history])
+    points = [(entry[by], entry[name]) for entry in history if name in entry]
     axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=label)
     (x, _), low, high = points[0], min(y for _, y in points), max(y for _, y in points)
-    middle, half = (low + high) / 2, 0.01 * max(abs(low), abs(high))
+    middle, half = (low + high) / 2, CHANCE / 2 * max(abs(low), abs(high))
     axes.update_datalim([(x, middle - half), (x, middle + half)])  # so that other curves may still widen it
     axes.autoscale_view()
     axes.set_title(PANELS.get(name, name), fontsize=10)
-    axes.set_xlabel("images scored" if asked else "rounds", fontsize=9)
+    axes.set_xlabel("images scored" if by == "queries" else "rounds", fontsize=9)
+    axes.locator_params(axis="x", integer=True)
     axes.tick_params(labelsize=8, colors=GREY)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if name == "class_accuracy":
         axes.set_ylim(0, 1.02)
+
+
+def counts_by(histories: Sequence[Sequence[Mapping[str, float]]]) -> Literal["queries", "round"]:
+    """What curves of these runs share as their x: the images scored, where every run scores some as it goes on."""
+    return "queries" if all(history[-1]["queries"] > history[0]["queries"] for history in histories) else "round"

@@ -14,7 +14,7 @@ from diffrl.diffusion import Denoise, denoising_loss
 from diffrl.diffusion.chain import DenoisingChain
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.examples import extras_of
-from diffrl.images.model import Condition, ImageModel, Tuned, image_shape
+from diffrl.images.model import Condition, ImageModel, Tuned, decoded, image_shape
 from diffrl.images.rewards import Reward, ask, ask_parts, grouped
 from diffrl.images.rewards.base import parts_of
 from diffrl.images.rewards.human import Human
@@ -434,8 +434,9 @@ def roll_out(
     """Sample the chain for this process's share of the prompts `chosen` (total,), in parts of `micro_batch`.
 
     path: whose noise, see `noise_of`. unit: so many samples in turn stay in one process. chain: another than the
-    setup's. Control and reference images
-    are read where the prompts' metadata name them.
+    setup's. Control and reference images are read where the prompts' metadata name them.
+
+    Raises NotFinite as `decoded`.
     """
     model, world = setup.model, setup.world
     chain = setup.chain if chain is None else chain
@@ -450,7 +451,7 @@ def roll_out(
         rollout = chain.rollout(denoise, pure(model, chain, noise[0]), noise=noise[1:])
         states.append(rollout.states)
         log_probs.append(rollout.log_probs)
-        images.append(model.decode(rollout.x))
+        images.append(decoded(model, rollout.x, state.round, state.updates))
         state.passed(len(noise[0]))
     return Samples(
         index,

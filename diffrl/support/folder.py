@@ -65,7 +65,7 @@ def ends_sooner(folder: Path, made_for: int, now: int, what: str = "steps") -> s
 def too_far(folder: Path, done: int, asked: int, what: str = "steps", option: str = "--steps") -> str:
     """What is said of a run that has made more steps, or whatever it counts, than it is asked for."""
     has = f"{folder} has {counted(done, what)} already"
-    return f"{has}, more than the {asked:,} asked for: give a larger {option} to go on."
+    return f"{has}, more than the {counted(asked, what)} asked for: give a larger {option} to go on."
 
 
 def refuse_fewer(folder: Path, asked: int | None, what: str = "steps", option: str = "--steps") -> None:

@@ -18,8 +18,8 @@ from diffrl.images.algorithms.base import Finetuner
 from diffrl.images.algorithms.dpo import ROUND as PAIRS_ROUND
 from diffrl.images.algorithms.dpo import SampledPairs
 from diffrl.images.config import ALGORITHMS, FinetuneConfig
+from diffrl.images.emoji_words import PROMPTS as PROMPTS_OF_EMOJI
 from diffrl.images.evaluation import Numbered, chain_kl, diversity, evaluate
-from diffrl.images.models.emoji_words import PROMPTS as PROMPTS_OF_EMOJI
 from diffrl.images.rewards.base import Metadata
 from diffrl.images.run import warnings
 from diffrl.images.samples import (

@@ -62,10 +62,9 @@ def mistake(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize("algo", [*ALGORITHMS])
 def test_every_algorithm_runs(algo: str, quick: Path) -> None:
     """To a picture, a table, a checkpoint and a model that diffusers loads; and it changes what it trains."""
-    reward = ["--reward", "digit:8"] if algo in ("draft", "refl") else []
     more = ["--rounds", "2", "--updates", "2"] if algo in ("dpo", "supervised") else []
     size = UNSCORED if algo == "supervised" else SMALL
-    assert main(["finetune", "--algo", algo, *reward, *size, *more, "--out", "run"]) == 0
+    assert main(["finetune", "--algo", algo, *size, *more, "--out", "run"]) == 0
     run = quick / "run"
     history = json.loads((run / "evaluations.json").read_text())
     assert [entry["round"] for entry in history] == [0, 1, 2]
@@ -265,7 +264,7 @@ def test_memory_that_runs_out_names_what_to_lower_and_loses_nothing(
     whole, cut = final(plain), final(quick / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     with monkeypatch.context() as patch:
-        patch.setattr("diffrl.images.job.load_model", lambda *_, **__: torch.empty(2**52, dtype=torch.float64))
+        patch.setattr("diffrl.images.models.load_model", lambda *_, **__: torch.empty(2**52, dtype=torch.float64))
         said = fails([*options, "--micro-batch", "1", "--out", "new"], capsys)
     assert "a smaller model" in said
     assert "resume" not in said

@@ -9,13 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from diffrl.cli import main
 from diffrl.commands.finetune import _configuration, first_look
+from diffrl.images import finetune
 from diffrl.images.algorithms import ALGORITHMS as IMPLEMENTATIONS
 from diffrl.images.config import ALGORITHMS, Algo, DRaFTConfig, FinetuneConfig, GRPOConfig, OnlineConfig, base
+from diffrl.images.config.base import check_rank
+from diffrl.images.rewards.registry import companion, require_gradient
 from diffrl.images.run import load, plain
 from diffrl.support.errors import UserError
 from diffrl.support.files import to_yaml
@@ -28,11 +33,14 @@ OLD = [json.loads(line) for line in (Path(__file__).parent / "old_configurations
 def test_defaults_and_files_mean_what_they_did(old: dict[str, Any], tmp_path: Path) -> None:
     """Each algorithm's defaults with a built-in model and with a pipeline; an old file reads as the same."""
     config = FinetuneConfig(algo=old["algo"], model=old["model"])
+    if config.algo in ("draft", "refl"):  # their default had no gradient, and so there was no run with it
+        old = {**old, "reward": config.scored_by}
+        assert config.scored_by is not None
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(old))
     assert load(tmp_path / "old.yaml") == config
     now = {**dataclasses.asdict(config), "rounds": config.rounds}
     # What was filled in as the run went on stands in the configuration now.
-    was = {**old, "held_out": "png" if config.scored_by == "jpeg" else None, "train_steps": 0}
+    was = {**old, "held_out": companion(config.scored_by or "nothing"), "train_steps": 0}
     was["data"] = "digits" if config.builtin else None
     was["clip_nats"] = 0.0 if config.algo == "d3po" else old["clip_nats"]
     later = {"window": 0, "window_rounds": 1, "guard": False, "scale_rewards": False}
@@ -78,7 +86,8 @@ def test_the_built_in_defaults_stand_in_the_class(algo: str) -> None:
     """What is read in the file is what a run has: none is changed when a configuration is made, but for companions."""
     config = ALGORITHMS[algo]()
     for field in dataclasses.fields(config):
-        expected = "png" if field.name == "held_out" and config.scored_by else field.default
+        held_out = field.name == "held_out" and config.scored_by is not None
+        expected = companion(str(config.scored_by)) if held_out else field.default
         assert getattr(config, field.name) == expected, field.name
 
 
@@ -144,7 +153,7 @@ def test_an_option_of_others_is_refused() -> None:
         ({"algo": "d3po", "group": 32}, "more than the 2 images or pairs of a round"),
         ({"algo": "supervised", "drop_prompts": 1}, "less than 1"),
         ({"queries": 10}, r"--batch 64 \(the default\)"),
-        ({"queries": 10, "batch": 32}, r"--batch 32\."),
+        ({"queries": 10, "batch": 32}, "--batch 32: give"),
         ({"algo": "rwr", "eta": 0, "kl": 0.1}, "no divergence"),
         ({"algo": "ddpo-sf", "passes": 2}, "--algo ddpo-is"),
         ({"model": "a/pipeline", "lora": 0, "lean": True}, "--lean needs --lora"),
@@ -250,3 +259,43 @@ def test_a_models_name_is_checked_as_it_is_loaded() -> None:
     assert (*base.VARIANTS,) == (*models.VARIANTS,)
     with pytest.raises(UserError, match=r"did you mean 'tiny-emoji'\? Built in are tiny-emoji, tiny-digits and tiny-l"):
         models.load_model("tiny-emojy", lora=None)
+
+
+@pytest.mark.parametrize("algo", ["draft", "refl"])
+@pytest.mark.parametrize("model", [*base.TINY, "a/pipeline"])
+def test_the_default_reward_of_backpropagation_has_a_gradient(algo: str, model: str) -> None:
+    """For each model one that its images can have."""
+    config = FinetuneConfig(algo=algo, model=model)
+    assert config.scored_by is not None
+    require_gradient(config.scored_by, algo)
+    assert ("digit" in config.scored_by) == (model in ("tiny-digits", "tiny-latents"))
+
+
+def test_adapters_say_their_rank(tmp_path: Path) -> None:
+    """It is the run's where none is given, of a built-in model and a pipeline; another is refused, naming both."""
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({"base_model.model.to_q.lora_A.weight": np.zeros((3, 8), np.float32)}, file)
+    for model in ("tiny-digits", "a/pipeline"):
+        config = FinetuneConfig(model=model, adapter=tmp_path)
+        assert config.lora == 3
+        check_rank(config)
+        with pytest.raises(UserError, match=f"--lora is 8, and the adapters in {tmp_path} have rank 3"):
+            check_rank(FinetuneConfig(model=model, adapter=tmp_path, lora=8))
+        with pytest.raises(UserError, match="--lora is 8"):
+            finetune(FinetuneConfig(model=model, adapter=tmp_path, lora=8, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_plans_are_said_in_what_is_counted() -> None:
+    """Whole rounds, and what they leave out; of dpo pairs, and what says how long it takes."""
+    assert FinetuneConfig(queries=64, batch=16).plan == "4 x 16 images"
+    assert FinetuneConfig(queries=70, batch=16).plan == "4 x 16 images (70 asked for; rounds are whole)"
+    dpo = FinetuneConfig(algo="dpo", queries=32, batch=16)
+    assert dpo.plan == "at most 16 pairs of 32 images, 40 rounds (--rounds) of 4 updates on 16 pairs"
+    assert FinetuneConfig(algo="supervised", rounds=1, updates=1).plan == "1 round (--rounds) of 1 update on 64 images"
+
+
+def test_options_of_sampled_pairs_are_refused_with_pairs_whatever_their_value() -> None:
+    for words in (["--reward", "jpeg"], ["--reward", "png"], ["--queries", "3072"], ["--group", "8"]):
+        with pytest.raises(UserError, match=f"{words[0]} is for pairs that are sampled"):
+            _configuration(["--algo", "dpo", "--pairs", "folder", *words])

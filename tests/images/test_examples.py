@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffrl.images.examples import METADATA, Digits, Examples, ImagePairs, extras_of
-from diffrl.support.errors import DataError
+from diffrl.images.algorithms.dpo import FolderPairs
+from diffrl.images.examples import Digits, Examples, ImagePairs, extras_of
+from diffrl.images.lists import METADATA
+from diffrl.support.errors import DataError, UserError
+from tests.images.toy import Toy
 
 pytest.importorskip("PIL")
 
@@ -163,3 +166,14 @@ def test_digits_are_scikit_learns_and_enlarged_smoothly() -> None:
 def test_metadata_of_a_prompt_that_names_no_file_is_said() -> None:
     with pytest.raises(DataError, match="'control' must be the name of an image file, got 5"):
         extras_of([{"control": 5}], ["control"], (8, 8))
+
+
+def test_pairs_of_equal_images_teach_nothing(tmp_path: Path) -> None:
+    """All of them: refused. One pair that differs is enough."""
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.png", 0)
+    picture(tmp_path / "c.png", 1)
+    rows = [{"file_name_w": "a.png", "file_name_l": "b.png", "text": ""} for _ in range(2)]
+    with pytest.raises(UserError, match="the two images of every pair are the same"):
+        FolderPairs(Toy(), describe(tmp_path, *rows))
+    FolderPairs(Toy(), describe(tmp_path, *rows, {**rows[0], "file_name_l": "c.png"}))

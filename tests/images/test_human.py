@@ -1,6 +1,7 @@
 """A person as the reward: what is learned from votes, and that a run asks, keeps, goes on and replays."""
 
 import contextlib
+import dataclasses
 import json
 import re
 import shutil
@@ -20,6 +21,7 @@ from diffrl.images.rewards import human as module
 from diffrl.images.rewards import parse, votes_model
 from diffrl.images.rewards.human import Human, Vote, quantised, read_votes, write_votes
 from diffrl.images.rewards.votes_model import VotesModel
+from diffrl.images.run import FinetuneRun
 from diffrl.images.samples import Samples, World, score
 from diffrl.support.errors import UserError
 from diffrl.support.seeds import generator_at
@@ -194,6 +196,14 @@ def test_a_run_goes_on_and_is_made_again(
     history = json.loads((quick / "whole" / "evaluations.json").read_text())
     assert history[0]["reward"] == 0
     assert history[-1]["reward"] != 0
+    assert "There is no reward before: every evaluation is scored by the votes until then" in said
+    run = FinetuneRun.read(quick / "whole")
+    assert ["reward" in entry for entry in run.measured] == [False, False, True], "the others have other scales"
+    assert all("held_out" in entry for entry in run.measured)
+    of_sum = dataclasses.replace(run, config=dataclasses.replace(run.config, reward="human:4 + png"))
+    assert ["reward" in entry for entry in of_sum.measured] == [False, False, True]
+    fixed = dataclasses.replace(run, config=dataclasses.replace(run.config, reward="human:whole/votes.json"))
+    assert fixed.measured == run.history, "votes that are kept are one scale"
 
     assert main([*words, "--queries", "16", "--out", "cut"]) == 0
     resume(quick / "cut", steps=32, quiet=True)

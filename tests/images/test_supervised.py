@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffrl.images.config import FinetuneConfig
-from diffrl.images.examples import METADATA
+from diffrl.images.lists import METADATA
 from diffrl.support.errors import UserError
 
 diffusers = pytest.importorskip("diffusers")

@@ -260,7 +260,7 @@ def test_a_run_goes_on_from_another_folder_and_with_data_that_have_moved(
         assert main(["resume", str(moved), *words]) == 0
         assert f"{moved}: all 26 steps are done. `diffrl resume {moved} --steps N`" in capsys.readouterr().err
     assert main(["resume", str(moved), "--steps", "25"]) == 2
-    assert "has 26 steps already, more than the 25 asked for: give a larger --steps" in capsys.readouterr().err
+    assert "has 26 steps already, more than the 25 steps asked for: give a larger --steps" in capsys.readouterr().err
 
 
 def test_an_edited_configuration_is_not_taken_unseen(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

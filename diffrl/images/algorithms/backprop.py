@@ -9,8 +9,9 @@ from diffrl.alignment.losses import refl_loss
 from diffrl.images.algorithms.base import Algorithm, Metrics, Term
 from diffrl.images.config import DRaFTConfig, ReFLConfig
 from diffrl.images.examples import examples_of
+from diffrl.images.model import decoded
 from diffrl.images.rewards import grouped
-from diffrl.images.rewards.registry import without_gradient
+from diffrl.images.rewards.base import without_gradient
 from diffrl.images.samples import (
     PAIRS,
     PROMPTS,
@@ -76,7 +77,7 @@ class DRaFT(Backpropagation[DRaFTConfig]):
         denoise = denoiser(model, condition, guidance=setup.train_guidance)
         k = min(setup.config.draft_steps, chain.n_steps)
         rollout = chain.rollout(denoise, pure(model, chain, noise[0]), noise=noise[1:], differentiable_steps=k)
-        values = setup.ask(model.decode(rollout.x), prompts, metadata)
+        values = setup.ask(decoded(model, rollout.x, number, self.state.updates), prompts, metadata)
         yield -values.mean(), {"reward": values.detach().mean()}
         yield from self.penalties(condition, rollout.states.detach())
 
@@ -110,7 +111,7 @@ class ReFL(Backpropagation[ReFLConfig]):
             states = chain.rollout(denoise, pure(model, chain, noise[0]), noise=noise[1:]).states
         x_t = states[step]
         t = x_t.new_full((), chain.times[step])
-        values = setup.ask(model.decode(denoise(x_t, t)), prompts, metadata)
+        values = setup.ask(decoded(model, denoise(x_t, t), number, self.state.updates), prompts, metadata)
         loss, metrics = refl_loss(values, config.refl_margin)
         yield config.refl_weight * loss, metrics
         yield from self.penalties(condition, states)

@@ -89,6 +89,9 @@ class FolderPairs(PairSource):
     def __init__(self, model: ImageModel, folder: Path) -> None:
         self.model = model
         self.pairs = folder_pairs(folder, model)
+        pairs = (self.pairs.batch(torch.tensor([i])) for i in range(len(self.pairs)))
+        if all(torch.equal(pair.images_w, pair.images_l) for pair in pairs):  # ends at the first that differ
+            raise UserError(f"{folder}: the two images of every pair are the same, so there is nothing to learn.")
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -10,8 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from diffrl.images.config.base import Algo, ChainConfig, FinetuneConfig, OfflineConfig, OnlineConfig, flag
-from diffrl.support.errors import UserError
+from diffrl.images.config.base import (
+    Algo,
+    ChainConfig,
+    FinetuneConfig,
+    OfflineConfig,
+    OnlineConfig,
+    base_of,
+    flag,
+)
+from diffrl.support.errors import UserError, counted
 from diffrl.support.schema import (
     Batch,
     Count,
@@ -171,14 +179,31 @@ class D3POConfig(ChainConfig):
         return self.batch // self.group
 
 
+DIFFERENTIABLE = {
+    "tiny-emoji": "colour:blue + emoji",
+    "tiny-digits": "digit:8",
+    "tiny-latents": "digit:8",
+    None: "symmetry",
+}
+"""By the built-in model, None for a pipeline: the default reward of algorithms that need a gradient."""
+
+
 @dataclass(frozen=True)
 class BackpropagationConfig(OnlineConfig):
     """The settings of algorithms that need a reward with a gradient."""
 
     pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "batch": 64, "updates": 1}
 
+    reward: str = "colour:blue + emoji"
+    """What to raise, of rewards with a gradient; by default on digits digit:8, with a pipeline symmetry."""
     updates: Batch = 1
     """Optimiser steps a round, each on its share of the images."""
+
+    @classmethod
+    def defaults(cls, model: str) -> Mapping[str, Any]:
+        """With a pipeline those of `pipeline`; and a reward with a gradient that the model's images can have."""
+        base = base_of(model)
+        return {**super().defaults(model), "reward": DIFFERENTIABLE.get(base, DIFFERENTIABLE[None])}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -204,6 +229,9 @@ class ReFLConfig(BackpropagationConfig):
     algo: Algo = "refl"
     model: str = "tiny-digits"
     """As of the other algorithms; by default tiny-digits, whose data are at hand."""
+    reward: str = "digit:8"
+    """What to raise, of rewards with a gradient; by default on tiny-emoji colour:blue + emoji, with a pipeline
+    symmetry."""
     data: str | None = "digits"
     """Images for the denoising loss: a folder with a metadata.jsonl; tiny-digits and tiny-latents have the digits."""
     refl_margin: float = 2.0
@@ -216,11 +244,13 @@ class ReFLConfig(BackpropagationConfig):
 class DPOConfig(OfflineConfig):
     """Diffusion-DPO on pairs, made once or read (arXiv 2311.12908)."""
 
+    examples = "pairs"
+
     algo: Algo = "dpo"
     reward: str = "jpeg"
     """What ranks the images that pairs are made of, such as jpeg, digit:8, "clip:ID + 0.1*jpeg", remote:URL."""
     queries: Many = 3072
-    """Images to be scored, once, to make pairs of them."""
+    """Images to be scored, once, to make pairs of them; how long the run then is, --rounds says."""
     group: Annotated[int, Range(2, 10**7)] = 8
     """Images of one prompt of which pairs are made: the best with the worst, and so on."""
     pairs: Path | None = None
@@ -237,6 +267,13 @@ class DPOConfig(OfflineConfig):
         for name in ("reward", "queries", "group"):
             if self.pairs is not None and getattr(self, name) != getattr(type(self), name):
                 raise UserError(f"{flag(name)} is for pairs that are sampled: dpo on --pairs has no use for it.")
+
+    @property
+    def plan(self) -> str:
+        """How many pairs are made of how many images, at most, and the rounds on them."""
+        made = self.scored_before // self.group * (self.group // 2)
+        pairs = f"at most {counted(made, 'pairs')} of {counted(self.scored_before, 'images')}, "
+        return (pairs if self.pairs is None else "") + super().plan
 
     @property
     def scored_by(self) -> str | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from diffrl.images.distil_config import STUDENTS
 from diffrl.images.rewards.registry import companion, named_in
-from diffrl.support.errors import UserError, closest, joined, nearest
+from diffrl.support.errors import UserError, closest, counted, joined, nearest
 from diffrl.support.files import read_yaml
 from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, read_json
 from diffrl.support.schema import (
@@ -62,6 +62,8 @@ class _Presets(type):
         given = checked(schema, given)
         if "model" not in given and any(_of_digits(given.get(name)) for name in ("reward", "held_out")):
             given["model"] = "tiny-digits"
+        if "lora" not in given and (rank := adapter_rank(given.get("adapter"), given.get("model", schema.model))):
+            given["lora"] = rank
         config = type.__call__(schema, **{**schema.defaults(given.get("model", schema.model)), **given})
         held_out = None if config.scored_by is None else companion(config.scored_by)
         late = {"held_out": held_out, "eval_every": max(1, round(config.rounds / 6))}
@@ -110,8 +112,8 @@ class FinetuneConfig(metaclass=_Presets):
     time_embedding time_emb_proj; with --lora, give these the adapters (all: all that can have one). By default the
     whole network; with --lora the projections of attention."""
     adapter: Path | None = None
-    """A folder with a LoRA adapter (diffusers' or peft's) to start from, by default none; of control:ID the
-    ControlNet to go on from."""
+    """A folder with a LoRA adapter (diffusers' or peft's) to start from, by default none; --lora is then its rank. Of
+    control:ID the ControlNet to go on from."""
     batch: Batch = 64
     """Images a round."""
     updates: Batch = 4
@@ -222,6 +224,11 @@ class FinetuneConfig(metaclass=_Presets):
         raise NotImplementedError
 
     @property
+    def plan(self) -> str:
+        """What the run will do, in words: how many rounds of what."""
+        raise NotImplementedError
+
+    @property
     def scored_by(self) -> str | None:
         """The reward that is asked; None: the run scores no images."""
         return None
@@ -281,6 +288,12 @@ class OnlineConfig(FinetuneConfig):
         return self.queries // self.batch
 
     @property
+    def plan(self) -> str:
+        """Rounds and images; where these are fewer than were asked for, that too."""
+        less = f" ({self.queries:,} asked for; rounds are whole)" if self.queries % self.batch else ""
+        return f"{self.rounds:,} x {self.batch} images{less}"
+
+    @property
     def scored_by(self) -> str | None:
         """The reward that is asked in every round."""
         return self.reward
@@ -309,6 +322,8 @@ class OfflineConfig(FinetuneConfig):
     """The settings of algorithms that learn from data: they score nothing as they go on."""
 
     counts = unit = "rounds"
+    examples: ClassVar[str] = "images"
+    """What it learns from, in words."""
 
     batch: Batch = 64
     """Examples an update."""
@@ -319,7 +334,13 @@ class OfflineConfig(FinetuneConfig):
     eval_every: Count = 7
     """Rounds between evaluations; by default a sixth of all."""
     rounds: Count = 40
-    """Rounds of the whole run, each of `updates` steps."""
+    """Rounds of the whole run, each of `updates` steps: this is what says how long it takes."""
+
+    @property
+    def plan(self) -> str:
+        """Rounds, updates and examples."""
+        each = f"{counted(self.updates, 'updates')} on {self.batch} {self.examples}"
+        return f"{counted(self.rounds, 'rounds')} (--rounds) of {each}"
 
 
 def flag(field: str) -> str:
@@ -355,6 +376,63 @@ def base_of(model: str) -> str | None:
     return base if base in STUDENTS else None
 
 
+DIFFUSERS = "pytorch_lora_weights.safetensors"
+"""The file of a folder of adapters, as diffusers writes it."""
+PEFT = "adapter_model.safetensors"
+"""The same, as peft writes it."""
+
+
+NO_PIPELINE = (
+    "{} holds no diffusers pipeline: it has no model_index.json. Expected a folder that `save_pretrained` wrote."
+)
+"""What is said of a folder without a pipeline."""
+NO_FOLDER = "{} is no folder. Expected the folder of a diffusers pipeline, or a hub id of the form owner/name."
+"""What is said of a name that is neither."""
+
+
+def adapter_rank(adapter: str | Path | None, model: str) -> int | None:
+    """The rank of the adapters in a folder or file; None for none, or where that is seen only once they are read."""
+    if adapter is None or model.startswith("control:"):
+        return None
+    path = Path(adapter)
+    file = path if path.is_file() else next((path / n for n in (DIFFUSERS, PEFT) if (path / n).is_file()), None)
+    if file is None or file.suffix != ".safetensors":
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="numpy") as content:
+            first = next((name for name in content.keys() if name.endswith("lora_A.weight")), None)  # noqa: SIM118
+            return None if first is None else int(content.get_slice(first).get_shape()[0])
+    except (OSError, SafetensorError):
+        return None
+
+
+def check_rank(config: FinetuneConfig) -> None:
+    """Raise UserError where --lora is another rank than that of the adapters that a new run starts from."""
+    rank = adapter_rank(config.adapter, config.model)
+    if rank is not None and rank != config.lora:
+        raise UserError(
+            f"--lora is {config.lora}, and the adapters in {config.adapter} have rank {rank}: leave --lora out, or "
+            f"give {rank}."
+        )
+
+
+def check_pipeline(name: str) -> None:
+    """Raise UserError for what is neither the folder of a diffusers pipeline nor a hub id of the form OWNER/NAME."""
+    folder = Path(name)
+    if folder.is_dir():
+        if (folder / "model_index.json").is_file() or (folder / ABOUT).is_file():  # of a run: seen where it is loaded
+            return
+        if any((folder / file).is_file() for file in (DIFFUSERS, PEFT)):
+            raise UserError(
+                f"{name} holds adapters and no model: give the model that they were trained on, and --adapter {name}."
+            )
+        raise UserError(NO_PIPELINE.format(name))
+    if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise UserError(NO_FOLDER.format(name))
+
+
 def check_model(name: str) -> None:
     """Raise UserError for a name that is no built-in model, no variant of a pipeline, no folder and no hub id.
 
@@ -369,6 +447,8 @@ def check_model(name: str) -> None:
             f"There is no model {name!r}{meant} Built in are {joined(TINY)}. Else give the folder of a diffusers "
             "pipeline, or a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'."
         )
+    if name not in TINY:
+        check_pipeline(pipeline if special else name)
 
 
 def algorithms() -> Mapping[str, type[FinetuneConfig]]:
@@ -381,5 +461,13 @@ def algorithms() -> Mapping[str, type[FinetuneConfig]]:
 def schema_of(algo: object) -> type[FinetuneConfig]:
     """The configuration class of an algorithm. Raises UserError for one that is not known."""
     if algo not in algorithms():
-        raise UserError(f"--algo is {algo!r}; known: {', '.join(get_args(Algo))}.")
+        raise UserError(f"--algo is {algo!r}; {_meant(str(algo).lower())}known: {', '.join(get_args(Algo))}.")
     return algorithms()[str(algo)]
+
+
+def _meant(algo: str) -> str:
+    """The algorithms that a word for none probably means, in half a sentence: "ppo" and "ddpo" are families."""
+    known = get_args(Algo)
+    near = [name for name in known if algo and (name.startswith(f"{algo}-") or name == algo)]
+    near = near or (["ddpo-is"] if algo == "ppo" else [name for name in [closest(algo, known)] if name])
+    return f"did you mean {' or '.join(near)}? " if near else ""

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffrl.images.config.base import check_model
+from diffrl.images.config.base import DIFFUSERS, PEFT, FinetuneConfig, check_model
+from diffrl.images.emoji_words import PROMPTS
 from diffrl.images.model import ImageModel, Lora
-from diffrl.images.models.adapters import DIFFUSERS, PEFT, read_adapter
-from diffrl.images.models.emoji_words import PROMPTS
+from diffrl.images.models.adapters import read_adapter
 from diffrl.support.errors import UserError
 from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, read_json
 
@@ -162,3 +162,22 @@ def load_model(
         model.tuned.load_state_dict(start.parameters(model.tuned))
         start.check_origin(model.tuned.origin)
     return model
+
+
+def model_of(config: FinetuneConfig, device: str, quiet: bool) -> ImageModel:
+    """The model that a run fine-tunes, as its settings ask for it. Raises UserError as `load_model`."""
+    lora = Lora(config.lora, targets=config.layers, named=config.layers is not None) if config.lora else None
+    options: dict[str, Any] = {} if config.adapter is None else {"adapter": config.adapter}
+    if config.layers is not None and lora is None:
+        options["layers"] = config.layers
+    if config.checkpointing:
+        options["checkpointing"] = True
+    if config.lean:
+        options["lean"] = True
+    if config.size is not None:
+        options["size"] = config.size
+    if config.frames is not None:
+        options["frames"] = config.frames
+    if config.model in BUILT_IN:
+        options["quiet"] = quiet
+    return load_model(config.model, lora=lora, precision=config.precision, device=device, seed=config.seed, **options)

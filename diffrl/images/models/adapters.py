@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from diffrl.images.config.base import DIFFUSERS, PEFT
 from diffrl.images.model import Lora, Origin, Tuned
 from diffrl.images.models.loading import images_extra
 from diffrl.support.errors import UserError, first_line
@@ -17,10 +18,8 @@ from diffrl.support.folder import say_once
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-DIFFUSERS = "pytorch_lora_weights.safetensors"
 SECOND = "pytorch_lora_weights_2.safetensors"
 """Beside that file: the adapters of a pipeline's second network, `transformer_2`, of Wan 2.2's A14B."""
-PEFT = "adapter_model.safetensors"
 PREFIXES = ("unet.", "transformer.", "base_model.model.")
 """What the layers' names in files of adapters begin with: diffusers' part, or peft's wrapper."""
 _KEY = re.compile(r"(?P<layer>.+)\.(?P<half>lora_[AB])\.weight")

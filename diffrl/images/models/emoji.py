@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn.functional import conv2d, conv_transpose2d
 from typing_extensions import override
 
+from diffrl.images.emoji_words import class_of
 from diffrl.images.model import Condition, Lora, Origin
-from diffrl.images.models.emoji_words import class_of
 from diffrl.images.models.pipelines import PixelModel, load_pipeline
 from diffrl.support.errors import UserError
 from diffrl.support.folder import digest, verified

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from diffrl.images.config.base import NO_FOLDER, NO_PIPELINE
 from diffrl.images.model import unheard
 from diffrl.support.errors import UserError, first_line
 
@@ -51,12 +52,8 @@ def read_index(name: str) -> dict[str, Any]:
     """The `model_index.json` of a folder or hub id: its parts. Raises UserError where there is none."""
     from diffusers import DiffusionPipeline
 
-    folder = Path(name)
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"{name} holds no diffusers pipeline: it has no model_index.json. Expected a folder that `save_pretrained` "
-            "wrote."
-        )
+    if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
+        raise UserError(NO_PIPELINE.format(name))
     try:
         index: dict[str, Any] = DiffusionPipeline.load_config(name, **_where(name, "model_index.json"))
     except UserError:
@@ -78,9 +75,7 @@ def _where(name: str, file: str) -> dict[str, Any]:
     if folder.is_dir():
         return {"local_files_only": True}
     if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise UserError(
-            f"{name} is no folder. Expected the folder of a diffusers pipeline, or a hub id of the form owner/name."
-        )
+        raise UserError(NO_FOLDER.format(name))
     reason = unreachable()
     if reason is None:
         return {}

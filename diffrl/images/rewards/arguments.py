@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from diffrl.images.emoji_words import words_of
 from diffrl.support.errors import UserError, nearest
 
 HUES = {
@@ -44,6 +46,14 @@ def digit_of(digit: str) -> int:
     if digit not in list("0123456789"):
         raise UserError("the argument is one digit, 0 to 9")
     return int(digit)
+
+
+def named_digit(prompt: str) -> int:
+    """The digit a prompt names, such as "7" or "a 7". Raises UserError where it names none, or several."""
+    found = re.findall(r"\d+", prompt, re.ASCII)
+    if len(found) != 1 or len(found[0]) != 1:
+        raise UserError(f"the prompt {prompt!r} does not name one digit; expected one such as '7', or use digit:7")
+    return int(found[0])
 
 
 def model_folder(name: str) -> Path | None:
@@ -91,6 +101,16 @@ def file_and_function(argument: str) -> tuple[Path, str]:
     return path, name
 
 
+def judge_of(kind: str, argument: str) -> tuple[str, str, str]:
+    """The URL, the model and the file ("" for none) of the judge `kind`: see `judge.parse_judge`. Raises UserError."""
+    url, _, rest = argument.partition("#")
+    model, _, file = rest.partition("#")
+    if not model or (file and kind == "unifiedreward"):
+        form = f"{kind}:URL#MODEL" if kind == "unifiedreward" else f"{kind}:URL#MODEL[#FILE]"
+        raise UserError(f"expected {form}, such as {kind}:http://localhost:8000/v1#MODEL")
+    return url, model, file
+
+
 CHECKS: Mapping[str, Callable[[str], object]] = {
     "colour": degrees_of,
     "jpeg": jpeg_quality,
@@ -98,9 +118,17 @@ CHECKS: Mapping[str, Callable[[str], object]] = {
     "incompressible": jpeg_quality,
     "digit": digit_of,
     "digit-held-out": digit_of,
+    **dict.fromkeys(("emoji", "emoji-held-out", "emoji-clip"), words_of),
+    "vlm": functools.partial(judge_of, "vlm"),
+    "unifiedreward": functools.partial(judge_of, "unifiedreward"),
     **dict.fromkeys(("clip", "pickscore", "hps", "hpsv3", "imagereward"), model_folder),
     **dict.fromkeys(("classifier", "classifier-probability", "aesthetic"), folder_and_label),
     "richhf": folder_and_weight,
     **dict.fromkeys(("python", "geneval", "geneval-part"), file_and_function),
 }
 """By the name of a reward of ours: what raises UserError for an argument that it cannot use."""
+PROMPTS: Mapping[str, Callable[[str], object]] = {
+    **dict.fromkeys(("emoji", "emoji-held-out", "emoji-clip"), words_of),
+    **dict.fromkeys(("digit", "digit-held-out"), named_digit),
+}
+"""By the name of a reward of ours that reads prompts, without an argument: what raises UserError for one it cannot."""

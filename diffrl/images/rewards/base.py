@@ -55,6 +55,15 @@ def shown(frames: int) -> list[int]:
     return [(i * (frames - 1) + (n - 1) // 2) // (n - 1) for i in range(n)] if n > 1 else [0]
 
 
+def without_gradient(name: str, algo: str) -> UserError:
+    """What is said of a reward without a gradient, for an algorithm that needs one."""
+    function = name.partition("#")[2]
+    others = "choose a classifier, aesthetic, clip and the like, or --algo ddpo-is"
+    if name.startswith("python:") and function.isidentifier():
+        others = f"if it is made of torch's operations, write {function}.differentiable = True below it; else {others}"
+    return UserError(f"{algo} needs a reward with a gradient, and {name} has none: {others}.")
+
+
 class RewardError(UserError):
     """A reward that answers with something that cannot be learned from."""
 
@@ -77,6 +86,8 @@ def ask(reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Metada
     if not isinstance(values, torch.Tensor) or values.shape != (len(images),):
         got = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
         raise RewardError(f"The reward {reward.name} gave {got} for {len(images)} images; expected ({len(images)},).")
+    if values.is_complex():
+        raise RewardError(f"The reward {reward.name} gave complex numbers; expected real ones, such as their abs().")
     if images.requires_grad and torch.is_grad_enabled() and reward.differentiable:
         _check_gradient(reward, values, changed=given._version != version)
     bad = ~torch.isfinite(values)

@@ -9,7 +9,6 @@ then dense layers), the digit classifier .987 (a support vector machine: no netw
 """
 
 import functools
-import re
 from collections.abc import Callable, Sequence
 
 import safetensors.torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from diffrl.images.models.digits import digits
+from diffrl.images.rewards.arguments import named_digit
 from diffrl.images.rewards.base import Metadata
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path, cache_directory
@@ -55,14 +55,6 @@ class Digit:
         wanted = [named_digit(p) for p in prompts] if self.digit is None else [self.digit] * len(images)
         probabilities: Tensor = self.classifier(to_8x8(images).to(self.device)).softmax(-1)
         return probabilities.gather(1, torch.tensor(wanted, device=self.device)[:, None])[:, 0].to(images.device)
-
-
-def named_digit(prompt: str) -> int:
-    """The digit a prompt names, such as "7" or "a 7". Raises UserError where it names none, or several."""
-    found = re.findall(r"\d+", prompt, re.ASCII)
-    if len(found) != 1 or len(found[0]) != 1:
-        raise UserError(f"the prompt {prompt!r} does not name one digit; expected one such as '7', or use digit:7")
-    return int(found[0])
 
 
 def to_8x8(images: Tensor) -> Tensor:

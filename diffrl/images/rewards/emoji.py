@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from diffrl.images.emoji_words import COLOURS, OBJECTS, words_of
 from diffrl.images.models.emoji import WEIGHTS
-from diffrl.images.models.emoji_words import COLOURS, OBJECTS, words_of
 from diffrl.images.rewards.base import Metadata, RewardError
 from diffrl.support.errors import UserError
 from diffrl.support.folder import read_tensors

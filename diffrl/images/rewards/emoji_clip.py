@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from diffrl.images.emoji_words import COLOURS, OBJECTS, words_of
 from diffrl.images.models.emoji import WEIGHTS
-from diffrl.images.models.emoji_words import COLOURS, OBJECTS, words_of
 from diffrl.images.rewards.base import Metadata, RewardError
 from diffrl.images.rewards.emoji import to_32x32
 from diffrl.support.errors import UserError

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffrl.images.rewards.arguments import judge_of
 from diffrl.images.rewards.base import Metadata, RewardError
 from diffrl.images.rewards.codecs import encode, to_uint8
 from diffrl.images.rewards.posting import TooLong, Unclear, check_address, check_secret, patiently, post
@@ -293,11 +294,7 @@ def parse_judge(kind: str, argument: str, timeout: float, *, unified: bool = Fal
     FILE: a text with {prompt} where the prompt goes, which asks for a line 'Score: N', N from 0 to 10. Raises UserError
     for anything else.
     """
-    url, _, rest = argument.partition("#")
-    model, _, file = rest.partition("#")
-    if not model or (file and unified):
-        form = f"{kind}:URL#MODEL" if unified else f"{kind}:URL#MODEL[#FILE]"
-        raise UserError(f"{kind}:{argument}: expected {form}, such as {kind}:http://localhost:8000/v1#MODEL")
+    url, model, file = judge_of(kind, argument)
     question = UNIFIED if unified else _question(Path(file)) if file else JUDGE
     cache = cache_directory() / "judgements"
     return Judge(f"{kind}:{argument}", url, model, question, timeout=timeout, cache=cache)

@@ -124,8 +124,8 @@ def patiently(
                 text = _said(error, clean)
             if error.code not in AGAIN and error.code < 500:
                 hint = hints.get(error.code, "")
-                line = f"{name} refused the request: HTTP {error.code} {text}".rstrip()
-                raise RewardError(f"{line} {hint}".rstrip()) from error
+                line = f"{name} refused the request: HTTP {error.code} {text}".rstrip().rstrip(".")
+                raise RewardError(f"{line}. {hint}".rstrip()) from error
             wait = _asked_to_wait(error)
             failure = f"answered HTTP {error.code} {text}".rstrip()
         except TimeoutError:

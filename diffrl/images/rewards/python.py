@@ -1,6 +1,7 @@
 """Rewards of one's own: a function or an object of a Python file, by `python:FILE.py#NAME`."""
 
 import importlib.util
+import inspect
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,7 +42,8 @@ class Function:
         if isinstance(values, Tensor):
             return values
         try:
-            return torch.as_tensor(values, dtype=torch.float32, device=images.device)
+            found = torch.as_tensor(values, device=images.device)
+            return found if found.is_complex() else found.float()  # the former is refused by `ask`
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"The reward {self.name} gave {type(values).__name__}, which is no tensor, array or list of numbers: "
@@ -50,7 +52,28 @@ class Function:
 
 
 def from_file(argument: str) -> Function:
-    """The reward of "FILE.py#NAME": the file is run, as `python FILE.py` would, and NAME is called.
+    """The reward of "FILE.py#NAME", which takes (images, prompts, metadata). Raises UserError as `loaded`, and for
+    what cannot be called so."""
+    function = loaded(argument)
+    where = f"python:{argument}"
+    if isinstance(function, type):
+        raise UserError(f"{where} is a class, which must take (images, prompts, metadata): name an object of it.")
+    called = function if inspect.isroutine(function) else type(function).__call__
+    if inspect.iscoroutinefunction(called):
+        raise UserError(f"{where} is an `async def`, and rewards are called without await: write a plain `def`.")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of a function in C nothing is known
+        return Function(function, where)
+    try:
+        signature.bind(None, None, None)
+    except TypeError as error:
+        raise UserError(f"{where} must take (images, prompts, metadata), and it takes {signature}.") from error
+    return Function(function, where)
+
+
+def loaded(argument: str) -> Callable[..., Any]:
+    """What "FILE.py#NAME" names: the file is run, as `python FILE.py` would.
 
     Raises UserError where there is no such file or name, or the file fails when it is run.
     """
@@ -70,4 +93,5 @@ def from_file(argument: str) -> Function:
     if not callable(function):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise UserError(f"python:{argument}: {path} has no function {attribute!r}; {nearest(attribute, names)}")
-    return Function(function, f"python:{argument}")
+    named: Callable[..., Any] = function
+    return named

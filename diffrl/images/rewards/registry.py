@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
 
 from diffrl.images.rewards.arguments import CHECKS, HUES, digit_of, jpeg_quality
-from diffrl.images.rewards.base import Reward, Sum
+from diffrl.images.rewards.base import Reward, Sum, without_gradient
 from diffrl.images.rewards.entry import (
     GRAMMAR,
     NAME,
@@ -60,12 +60,6 @@ def require_gradient(spec: str, algo: str) -> None:
         raise without_gradient(spec, algo)
 
 
-def without_gradient(name: str, algo: str) -> UserError:
-    """What is said of a reward without a gradient, for an algorithm that needs one."""
-    others = "choose a classifier, aesthetic, clip and the like, or --algo ddpo-is"
-    return UserError(f"{algo} needs a reward with a gradient, and {name} has none: {others}.")
-
-
 def _term(text: str, spec: str, where: str) -> tuple[float, Entry, str]:
     match = TERM.fullmatch(text)
     if match is None:
@@ -77,6 +71,8 @@ def _term(text: str, spec: str, where: str) -> tuple[float, Entry, str]:
         weight = float("nan")
     if not abs(weight) < float("inf"):
         raise UserError(f"{where}: the weight {number!r} of {name!r} is not a number")
+    if weight == 0:
+        raise UserError(f"{where}: the weight of {name!r} is 0: it would be measured in vain, so leave it out")
     entry = get(name)
     if entry is None:
         hint = f"did you mean 'colour:{name}'?" if name in HUES else nearest(name, names(), "diffrl finetune --help")
@@ -357,9 +353,9 @@ def _judge(kind: str, *, unified: bool = False) -> Build:
 def _geneval(name: str, *, partly: bool = False) -> Build:
     def build(argument: str, options: Options) -> Reward:
         from diffrl.images.rewards.geneval import GenEval
-        from diffrl.images.rewards.python import from_file
+        from diffrl.images.rewards.python import loaded
 
-        return GenEval(from_file(argument).function, f"{name}:{argument}", partly=partly)
+        return GenEval(loaded(argument), f"{name}:{argument}", partly=partly)
 
     return build
 

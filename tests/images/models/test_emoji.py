@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from diffrl.cli import main
+from diffrl.images.emoji_words import PROMPTS
 from diffrl.images.model import Lora
 from diffrl.images.models import emoji, load_model
-from diffrl.images.models.emoji_words import PROMPTS
 from diffrl.images.rewards.emoji import emoji_classifier
 from diffrl.images.run import choose
 from diffrl.support.errors import UserError
@@ -120,9 +120,10 @@ def test_a_run_on_it_is_measured_by_its_classifier(tmp_path: Path, monkeypatch: 
 def test_a_picture_shows_many_objects_and_colours() -> None:
     """Of 84 prompts ten, no two of one object, a column each; of ten or fewer all."""
     chosen, columns = choose([prompt for prompt in PROMPTS for _ in range(2)])
-    assert columns == 10
+    assert columns == [PROMPTS[i // 2] for i in chosen[:10]]
+    assert len(columns) == 10
     assert chosen == [i + row for row in range(2) for i in chosen[:10]]
     objects = [PROMPTS[i // 2].split()[-1] for i in chosen[:10]]
     assert len(set(objects)) == 10
     assert len({PROMPTS[i // 2].split()[0] for i in chosen[:10]}) >= 6
-    assert choose(["a", "a", "b", "b"]) == ([0, 2, 1, 3], 2)
+    assert choose(["a", "a", "b", "b"]) == ([0, 1, 2, 3], ["a", "a", "b", "b"])

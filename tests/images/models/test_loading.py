@@ -69,6 +69,7 @@ def test_an_option_that_a_built_in_model_has_no_use_for() -> None:
 
 def test_the_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
+    (tmp_path / "model_index.json").write_text("{}")
     refused(tmp_path, r"pip install 'diffrl\[images\]'")
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from diffrl.images.config import FinetuneConfig
+from diffrl.images.emoji_words import COLOURS, OBJECTS, PROMPTS
 from diffrl.images.job import finetune
 from diffrl.images.models import load_model
-from diffrl.images.models.emoji_words import COLOURS, OBJECTS, PROMPTS
 from diffrl.images.rewards import RewardError, ask, emoji_clip, parse
 from diffrl.images.rewards.registry import companion
 from diffrl.images.samples import RunState, Setup, chain_of, plain, roll_out

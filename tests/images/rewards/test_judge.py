@@ -156,8 +156,8 @@ def test_a_judgement_is_kept_by_image_prompt_question_and_model(tmp_path: Path) 
         (said("Score: 11"), "gave no 'Score: N'", 3),
         (said("Score: -1"), "gave no 'Score: N'", 3),
         (said(None), "gave None for a text", 3),
-        ((401, b'{"error": {"message": "bad key"}}'), r"HTTP 401 bad key Is \$DIFFRL_JUDGE_KEY right\?", 1),
-        ((404, b'{"error": {"message": "no model m"}}'), "HTTP 404 no model m Are address and model right", 1),
+        ((401, b'{"error": {"message": "bad key"}}'), r"HTTP 401 bad key\. Is \$DIFFRL_JUDGE_KEY right\?", 1),
+        ((404, b'{"error": {"message": "no model m"}}'), r"HTTP 404 no model m\. Are address and model right", 1),
         ((500, b"oops"), r"answered HTTP 500 \(3 attempts\)", 3),
     ],
 )

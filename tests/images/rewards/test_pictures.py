@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffrl.images.models.emoji_words import COLOURS, OBJECTS, PROMPTS, class_of, words_of
+from diffrl.images.emoji_words import COLOURS, OBJECTS, PROMPTS, class_of, words_of
 from diffrl.images.rewards import RewardError, ask, parse
 from diffrl.images.rewards.emoji import emoji_classifier, network, to_32x32
 from diffrl.support.errors import UserError

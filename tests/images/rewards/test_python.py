@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffrl.images.rewards import RewardError, ask, ask_parts, parse
+from diffrl.images.rewards.base import without_gradient
 from diffrl.support.errors import UserError
 
 FILE = """
@@ -149,3 +150,61 @@ def test_values_that_a_reward_fills_again_are_copied(in_place: Path) -> None:
     first = ask(reward, torch.zeros(2, 1, 4, 4), ["", ""])
     ask(reward, torch.ones(2, 1, 4, 4), ["", ""])
     assert first.tolist() == [0, 0]
+
+
+ODD = """
+import numpy as np
+import torch
+
+def two(images, prompts):
+    return [0.0] * len(images)
+
+async def later(images, prompts, metadata):
+    return [0.0] * len(images)
+
+class Own:
+    def __call__(self, images, prompts, metadata):
+        return [0.0] * len(images)
+
+class Later:
+    async def __call__(self, images, prompts, metadata):
+        return [0.0] * len(images)
+
+own, later_too = Own(), Later()
+
+def imaginary(images, prompts, metadata):
+    return torch.fft.fft(images.mean((1, 2, 3)))
+
+def array(images, prompts, metadata):
+    return np.array([1j] * len(images))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("two", r"must take \(images, prompts, metadata\), and it takes \(images, prompts\)"),
+        ("Own", r"is a class, which must take \(images, prompts, metadata\): name an object of it"),
+        ("later", "`async def`"),
+        ("later_too", "`async def`"),
+    ],
+)
+def test_what_cannot_be_called_as_a_reward_is_refused_as_its_file_is_read(name: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    with pytest.raises(UserError, match=said):
+        parse(f"python:{tmp_path / 'odd.py'}#{name}")
+
+
+@pytest.mark.filterwarnings("error")
+def test_complex_values_are_refused(tmp_path: Path) -> None:
+    """Of a tensor and of an array: their imaginary part would be lost. An object of a class is a reward."""
+    (tmp_path / "odd.py").write_text(ODD)
+    for name in ("imaginary", "array"):
+        with pytest.raises(RewardError, match="complex"):
+            ask(parse(f"python:{tmp_path / 'odd.py'}#{name}"), torch.rand(3, 1, 4, 4), ["p"] * 3)
+    assert ask(parse(f"python:{tmp_path / 'odd.py'}#own"), torch.rand(3, 1, 4, 4), ["p"] * 3).tolist() == [0, 0, 0]
+
+
+def test_how_a_function_gets_a_gradient_is_said(file: Path) -> None:
+    reward = parse(f"python:{file}#brightness")
+    assert "write brightness.differentiable = True below it" in str(without_gradient(reward.name, "draft"))

@@ -1,6 +1,8 @@
 """The prompts of tiny-emoji: an object, or a colour and an object. Imports no torch, so that --help may read it."""
 
-from diffrl.support.errors import UserError, nearest
+import difflib
+
+from diffrl.support.errors import UserError
 
 OBJECTS = (
     "heart",
@@ -34,7 +36,9 @@ def words_of(prompt: str) -> tuple[int | None, int]:
     if not 1 <= len(words) <= 2:
         raise UserError(f"{prompt!r} is no prompt of tiny-emoji: {expected}.")
     if words[-1] not in OBJECTS:
-        raise UserError(f"tiny-emoji knows no {words[-1]!r}; {nearest(words[-1], OBJECTS)}")
+        near = difflib.get_close_matches(words[-1], OBJECTS, n=1, cutoff=0.75)  # a slip of the keys: "dog" is no frog
+        meant = f"did you mean {near[0]!r}?" if near else f"the objects: {', '.join(OBJECTS)}."
+        raise UserError(f"tiny-emoji knows no {words[-1]!r}; {meant}")
     if len(words) == 2 and words[0] not in COLOURS:
         raise UserError(f"tiny-emoji knows no colour {words[0]!r}; the colours: {', '.join(COLOURS)}.")
     return COLOURS.index(words[0]) if len(words) == 2 else None, OBJECTS.index(words[-1])

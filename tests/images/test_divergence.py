@@ -1,0 +1,75 @@
+"""A model that has diverged makes images that are no numbers: no reward may call them good, and the run must stop."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffrl.cli import main
+from diffrl.images.evaluation import evaluate
+from diffrl.images.model import NotFinite
+from diffrl.images.rewards.base import Metadata
+from diffrl.images.samples import RunState, sample_round
+from diffrl.training import checkpoint
+from tests.images.test_command import SMALL
+from tests.images.toy import begin, toy_setup
+
+
+class Blind:
+    """A reward that finds every image perfect, as a codec does one without numbers."""
+
+    name = "blind"
+    differentiable = True
+
+    def __call__(self, images: torch.Tensor, prompts: object, metadata: Metadata) -> torch.Tensor:
+        return torch.nan_to_num(images).flatten(1).mean(1) * 0
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_images_that_are_no_numbers_stop_rollouts_evaluations_and_backpropagation(bad: float) -> None:
+    """Whatever the reward says of them; before any update it is said that training is not to blame."""
+    for algo in ("ddpo-is", "draft"):
+        setup = toy_setup(Blind(), algo=algo)
+        algorithm, state = begin(setup)
+        setup.model.tuned.network.m.data.fill_(bad)
+        for updates, said in ((0, "Before any training"), (1, "Round 3: 64 of 64 .* lower --lr")):
+            state = RunState(round=3, updates=updates)
+            with pytest.raises(NotFinite, match=said):
+                evaluate(setup, state, None, None)
+            with pytest.raises(NotFinite, match=said):
+                sample_round(setup, state, 3)
+        if algo == "draft":
+            algorithm.state.updates = 1
+            algorithm.collect(3)
+            with pytest.raises(NotFinite, match="Round 3"):
+                list(algorithm.losses(torch.arange(64), 3, 0))
+
+
+def test_measures_that_are_no_numbers_stop_the_run() -> None:
+    """A divergence of nan is not below --stop-kl."""
+    setup = toy_setup(Blind(), algo="ddpo-is")
+    setup.model.tuned._copy.m.data.fill_(torch.nan)  # type: ignore[union-attr]
+    with pytest.raises(NotFinite, match="kl and reference_error are not finite"):
+        evaluate(setup, RunState(round=2, updates=1), None, None)
+
+
+def test_a_run_that_diverges_ends_as_an_error_and_goes_on_from_its_last_good_checkpoint(
+    quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its bad checkpoint is removed; with a lower lr in its file it finishes."""
+    said = mistake_of_training(["finetune", *SMALL, "--lr", "1e20", "--updates", "1", "--out", "run"], capsys)
+    assert "no finite numbers" in said
+    assert "The last good checkpoint is of round 0: lower lr in run/finetune.yaml" in said
+    assert checkpoint.steps(quick / "run") == [0]
+    assert [entry["round"] for entry in json.loads((quick / "run/evaluations.json").read_text())] == [0]
+    file = quick / "run/finetune.yaml"
+    file.write_text(file.read_text().replace("lr: 1.0e+20", "lr: 1.0e-4"))
+    assert main(["resume", "run", "--accept-changes"]) == 0
+    assert [entry["round"] for entry in json.loads((quick / "run/evaluations.json").read_text())] == [0, 1, 2]
+
+
+def mistake_of_training(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The line that training ends with where it is training that went wrong, and not what was asked for."""
+    assert main(words) == 1
+    return capsys.readouterr().err.strip().splitlines()[-1]

@@ -1,0 +1,89 @@
+"""What is shown of a run: its picture, its table, its warnings, a comparison, and what is said of its model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from diffrl.cli import main
+from diffrl.images import run as module
+from diffrl.images.compare import OTHER_MODELS, compare
+from diffrl.images.run import COLUMNS, FinetuneRun, choose, counts_by, plot_before_after, short_name, warnings
+from tests.images.test_command import SMALL, UNSCORED
+
+
+def test_warnings_are_of_changes_beyond_chance() -> None:
+    """The reward's and the held-out one's, each by more than 2 %."""
+    first = {"reward": -0.7, "held_out": -2.0}
+    hacked = "The reward rose while the held-out one fell"
+
+    def warned(reward: float, held_out: float) -> bool:
+        return any(hacked in text for text in warnings(first, {"reward": reward, "held_out": held_out}))
+
+    assert warned(-0.6, -2.2)
+    assert not warned(-0.6994, -2.2)
+    assert not warned(-0.6, -2.014)
+    assert not warned(-0.8, -2.2)
+    assert not warned(-0.6, -1.8)
+    assert not warnings({"held_out": -2.0}, {"reward": 5.0, "held_out": -3.0}), "no reward before"
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 3, 5, 10, 84])
+def test_a_grid_is_wide_whatever_the_number_of_prompts(prompts: int) -> None:
+    """Each column is of one prompt, no image stands twice, and few prompts have several columns each."""
+    of = [f"p{i}" for i in range(prompts) for _ in range(40)]
+    chosen, columns = choose(of)
+    assert 8 <= len(columns) <= 10
+    assert len(chosen) <= 40
+    assert len(set(chosen)) == len(chosen)
+    assert [of[i] for i in chosen] == columns * (len(chosen) // len(columns))
+
+
+def test_a_picture_has_its_prompts_and_a_short_title(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the run goes on; and the model that is written names no folder of this machine."""
+    assert main(["finetune", *SMALL, "--out", "first"]) == 0
+    run = FinetuneRun.read(quick / "first")
+    with Image.open(quick / "first/images/000000.png") as grid:
+        assert json.loads(grid.text[COLUMNS]) == [*"0123456789"]  # type: ignore[attr-defined]
+    said: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(module, "_write_prompts", lambda axes, *about: said.append(about))
+    plot_before_after(run, quick / "picture.png", "title")
+    assert [columns for columns, _ in said] == [[*"0123456789"]] * 2
+    for file in (quick / "first/model").rglob("*.json"):
+        assert str(quick) not in file.read_text(), file
+        assert "models" not in json.loads(file.read_text()).get("_name_or_path", ""), file
+    names = {"tiny-digits": "tiny-digits", "/far/away/first": "first", "first/model": "first", "owner/name": "name"}
+    assert {model: short_name(model) for model in names} == names
+
+
+def test_a_model_says_what_it_is_and_is_used_so(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Adapters of a built-in model are peft's: they are trained further, at their rank."""
+
+    def heard() -> str:
+        return " ".join(capsys.readouterr().err.split())
+
+    assert main(["finetune", *SMALL, "--out", "whole"]) == 0
+    assert "whole/model (a diffusers pipeline: --model whole/model)" in heard()
+    assert main(["finetune", *SMALL, "--lora", "2", "--out", "lora"]) == 0
+    assert "lora/model (LoRA adapters, peft's format: --adapter lora/model)" in heard()
+    assert main(["finetune", *SMALL, "--adapter", "lora/model", "--out", "further"]) == 0
+    assert "LoRA of rank 2" in heard()
+    assert FinetuneRun.read(quick / "further").config.lora == 2
+
+
+def test_a_comparison_says_what_differs_and_counts_by_one_thing(quick: Path) -> None:
+    """Where one run scores nothing as it goes on, all curves go by rounds."""
+    assert main(["finetune", *SMALL, "--out", "scored"]) == 0
+    assert (
+        main(["finetune", "--algo", "supervised", *UNSCORED, "--rounds", "1", "--updates", "1", "--out", "read"]) == 0
+    )
+    assert main(["finetune", *SMALL, "--model", "scored/model", "--queries", "16", "--out", "other"]) == 0
+    of = {name: FinetuneRun.read(quick / name).history for name in ("scored", "read")}
+    assert counts_by([of["scored"]]) == "queries"
+    assert counts_by([of["scored"], of["read"]]) == "round"
+    compare([quick / "scored", quick / "other"], quick / "page.html")
+    assert OTHER_MODELS in (quick / "page.html").read_text()
+    compare([quick / "scored", quick / "read"], quick / "page.html")
+    assert OTHER_MODELS not in (quick / "page.html").read_text()
