@@ -20,7 +20,7 @@ from envs.task import Task, refuse_not_finite
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Observations (S, E, O) as the environment gives them -> actions (S, E, A) as it takes them."""
-_SLACK = 1e-3
+_SLACK = 0.1
 """How far beyond -1 and 1 an action may lie: a solver's last step ends near 0, and not at it."""
 
 
