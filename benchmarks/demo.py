@@ -25,7 +25,7 @@ from diffrl.support import plots
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.statistics import estimate
-from diffrl.training.logs import draw_curves, read_scores
+from diffrl.training.logs import read_scores
 from envs.datasets import load_dataset
 from envs.maze2d import parse_id
 
@@ -122,7 +122,12 @@ def _draw(demo: Demo, runs: dict[str, Path], paths: dict[str, list[np.ndarray]])
     figure = Figure(figsize=(12, 4), layout="constrained")
     curve, *mazes = figure.subplots(1, 3, width_ratios=[1.5, 1, 1])
     for name, run in runs.items():
-        draw_curves(curve, read_scores(run)["evaluations"], name, COLOURS[name])
+        evaluations = sorted(read_scores(run)["evaluations"], key=lambda evaluation: evaluation["step"])
+        steps = [evaluation["step"] for evaluation in evaluations]
+        scores = np.array([evaluation["score"] for evaluation in evaluations])
+        if scores.shape[1] > 1:
+            curve.plot(steps, scores, color=COLOURS[name], alpha=0.35, linewidth=1)
+        curve.plot(steps, scores.mean(1), color=COLOURS[name], linewidth=2, label=name, marker="o", markersize=3)
     for name, (mean, _) in PUBLISHED.items():
         if name != "BC":
             curve.axhline(mean, color=plots.GREY, linewidth=0.8, linestyle="--")

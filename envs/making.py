@@ -169,9 +169,14 @@ def _package(entry_point: Any) -> str:
     return str(where).partition(":")[0].partition(".")[0]
 
 
+MAX_ENVIRONMENTS = 400
+"""How many simulators an evaluation holds at once, where they are small."""
+
+
 def max_environments(env_id: str) -> int:
     """How many simulators of `env_id` an evaluation holds at once: 400, or 10 where one takes some 100 MiB."""
-    return 10 if env_id.rpartition(":")[2].removeprefix("ogbench/").startswith(_LARGE) else 400
+    large = env_id.rpartition(":")[2].removeprefix("ogbench/").startswith(_LARGE)
+    return 10 if large else MAX_ENVIRONMENTS
 
 
 def make(spec: EnvSpec, parts: Sequence[str] | None = None) -> gymnasium.Env[Any, Any]:

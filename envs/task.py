@@ -379,7 +379,7 @@ def capped(task: Task, env: gymnasium.Env[Any, Any] | None, of_data: int | None,
     if not quiet:
         why = "as long as the data's longest" if of_data else "as the data say of no limit either"
         if of_data == NOT_KEPT:
-            why = "as the run, which is of an older version, has not kept how long the data's are"
+            why = "as run.json does not say how long the data's are"
         console.print(
             f"{task.env_id} has no time limit: its episodes are cut after {steps:,} steps, {why} (--max-episode-steps)."
         )

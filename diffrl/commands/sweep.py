@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -175,14 +176,22 @@ def _search(given: Sweep, out: Path) -> int:
 
 def _by_set(name: str, words: Sequence[str]) -> str:
     """How `--set` says what an option of `diffrl train` says there; "" of what is none. words: with its value."""
-    from diffrl.runs.sweep.plan import ELSEWHERE, is_field
+    from diffrl.runs.sweep.plan import ELSEWHERE, NO_FIELD, default_of
 
     key = name.removeprefix("--").replace("-", "_")
-    if key in ELSEWHERE or not (is_field(key) or key.startswith("agent.")):
+    default = default_of(key)
+    if default is NO_FIELD and key.startswith("no_"):
+        key, default = key.removeprefix("no_"), default_of(key.removeprefix("no_"))
+    if key in ELSEWHERE or default is NO_FIELD:
         return ""
     place = next(i for i, word in enumerate(words) if word.partition("=")[0] == name)
-    typed = words[place].partition("=")[2] or "".join(words[place + 1 : place + 2])
-    value = "VALUE" if not typed or typed.startswith("--") else typed
+    typed = [end] if (end := words[place].partition("=")[2]) else []
+    typed += itertools.takewhile(lambda word: not word.startswith("--"), words[place + 1 :])
+    value = typed[0] if typed else "VALUE"
+    if isinstance(default, bool) or key == "compile":
+        value = "false" if name.startswith("--no") else "true"
+    elif isinstance(default, tuple):
+        value = f"[{', '.join(typed) or 'VALUE'}]"
     return f"every field of the configuration is given by --set, so {shlex.join(['--set', f'{key}={value}'])}."
 
 

@@ -16,10 +16,13 @@ from diffrl.data.preprocessing import Preprocessing
 from diffrl.support.errors import UserError
 from diffrl.support.seeds import generator_at
 from diffrl.support.stopping import check
+from envs.making import MAX_ENVIRONMENTS
 from envs.task import Task, refuse_not_finite
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Observations (S, E, O) as the environment gives them -> actions (S, E, A) as it takes them."""
+_SEEDED_AT_ONCE = 400
+"""Start states are drawn for so many environments at once. Scores depend on it: it stays, whatever is held at once."""
 _SLACK = 0.1
 """How far beyond -1 and 1 an action may lie: a solver's last step ends near 0, and not at it."""
 
@@ -112,7 +115,7 @@ def rows_at_once(episodes: int, n_seeds: int, max_environments: int) -> int:
 def start_seeds(entropy: tuple[int, ...], n_seeds: int, episodes: int) -> NDArray[np.uint32]:
     """What the environments of an evaluation are reset with (S, `episodes`), however many run side by side."""
     blocks = []
-    for start in range(0, episodes, block := rows_at_once(episodes, n_seeds, 400)):
+    for start in range(0, episodes, block := rows_at_once(episodes, n_seeds, _SEEDED_AT_ONCE)):
         n = min(block, episodes - start)
         seeds = np.random.SeedSequence((*entropy, start)).generate_state(n_seeds * n)
         blocks.append(seeds.reshape(n_seeds, n))
@@ -130,7 +133,7 @@ class Evaluator:
 
     make_env: Callable[[], gymnasium.Env[Any, Any]]
     n_seeds: int
-    max_environments: int = 400
+    max_environments: int = MAX_ENVIRONMENTS
     successes: NDArray[np.bool_] | None = None
     """(S, E) of the last call, whether each episode ended in success; None: the environment does not tell."""
     _environments: list[gymnasium.Env[Any, Any]] = field(default_factory=list)

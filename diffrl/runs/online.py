@@ -230,7 +230,8 @@ def _trainer(run: Run, online: OnlineConfig, agent: Agent, transitions: Transiti
     config = run.config
     if config.compile:
         # Every step acts, on one state a seed.
-        act_rows = {1, rows_at_once(config.eval_episodes, agent.n_seeds, run.task.max_environments)}
+        turn = rows_at_once(config.eval_episodes, agent.n_seeds, run.task.max_environments)
+        act_rows = {1, turn, config.eval_episodes % turn} - {0}  # an evaluation's last turn may be a smaller one
         compile_agent(agent, config.agent, transitions, act_rows=sorted(act_rows), say=say)
     generator = source_of_randomness(agent, ENTROPY)  # not the numbers of the offline run again
     sizes = transitions.observation_size, transitions.action_size

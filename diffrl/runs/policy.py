@@ -19,7 +19,7 @@ from diffrl.runs.run import Run
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, first_line
 from diffrl.support.files import address_of
-from diffrl.support.folder import say_once
+from diffrl.support.folder import recorded, say_once
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.remote import local_folder
 from diffrl.training import checkpoint
@@ -94,13 +94,18 @@ def refuse_frozen(run: Run) -> None:
         )
 
 
-_NEVER_EVALUATED = "as nothing was evaluated during training"
+_NEVER_EVALUATED = "as nothing has been evaluated in it yet"
+
+
+def _evaluated(run: Run) -> bool:
+    """Whether a run has, or has had, scores: a lost file is one that its checksums name."""
+    return (run.path / "scores.json").exists() or "scores.json" in recorded(run.path)
 
 
 def _there(run: Run, which: Sequence[str], quiet: bool) -> Sequence[str]:
     """Those of the checkpoints asked for that the run may have: without best, which is said, where it has no scores."""
     others = [name for name in which if name != "best"]
-    if len(others) in (0, len(which)) or (run.path / "scores.json").exists():
+    if len(others) in (0, len(which)) or _evaluated(run):
         return which
     if not quiet:
         console.print(f"{run.path} has no best checkpoint, {_NEVER_EVALUATED}.", markup=False, highlight=False)
@@ -123,8 +128,10 @@ def _find_checkpoint(run: Run, which: str, seed_index: int) -> checkpoint.Checkp
             except checkpoint.CheckpointError as error:
                 say_once(f"{error} The best of the others is taken.")
                 steps.remove(step)
-        if not (run.path / "scores.json").exists():
+        if not _evaluated(run):
             raise UserError(f"{run.path} has no best checkpoint, {_NEVER_EVALUATED}: take the last (--which last).")
+        if not (run.path / "scores.json").exists():
+            raise UserError(f"{run.path} has lost its scores.json, which says which one is best: --which last.")
         raise UserError(f"{run.path} has no evaluated checkpoint that is whole, so no best one: --which last.")
     require_checkpoint(run.path, which)
     return checkpoint.load(run.path, int(which))

@@ -193,11 +193,11 @@ def fit(
         book = ScoreBook(run.path, run.task, Scores(run.path, about, steps=range(start + 1)), log, observer.message)
         held.callback(book.draw)
         evaluations: Evaluations = NoEvaluations()
+        then = f"Go on with `diffrl resume {run.path}`."
         if config.eval_workers:
-            then = f"Go on with `diffrl resume {run.path}`."
             evaluations = workers.start_evaluations(run, book, observer.episodes, observer.message, then)
         elif run.task.env_id is not None:
-            evaluations = InLine(trainer, book, observer.episodes)
+            evaluations = InLine(trainer, book, observer.episodes, then)
         held.callback(evaluations.close)
         loop = Loop(
             run.path,

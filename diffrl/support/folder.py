@@ -309,6 +309,11 @@ def accept(folder: Path) -> None:
                 add(folder / name)
 
 
+def recorded(folder: Path) -> Collection[str]:
+    """The names of the files of a folder that its `SHA256SUMS` has digests of; of a folder without one none."""
+    return _read_sums(folder) or ()
+
+
 def set_aside(path: Path) -> Path:
     """Rename a damaged file, so that a new one can be begun; give its new path."""
     aside = path.with_name(f"{path.name}.damaged")

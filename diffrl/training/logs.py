@@ -3,6 +3,8 @@
 import contextlib
 import csv
 import math
+import re
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -412,7 +414,10 @@ def learning_curve(scores: Scores, label: str, path: Path) -> Path:
     tuned = about.get("finetune", {})
     acted = tuned.get("algo") == "dppo" or tuned.get("advantages") == "environment"
     dataset = str(about["dataset"])
-    title = label if dataset in label else f"{label}: {dataset}"  # a run's own name has it
+    file = Path(dataset) if dataset.endswith((".hdf5", ".h5", ".npz")) else None
+    shown = dataset.replace("/", "-").replace(":", "-") if file is None else file.stem
+    named = re.fullmatch(rf".+-{re.escape(shown)}-\d{{8}}-\d{{6}}(-\d+)?", label)  # a name of ours has it
+    title = textwrap.fill(label if named else f"{label}: {dataset if file is None else file.name}", 64)
     elsewhere = "" if dataset in (about["env"], about["reference"]) else f"\nevaluated in {about['env']}"
     ax.set(
         xlabel="environment steps" if about.get("online") or acted else "training steps",

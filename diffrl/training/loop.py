@@ -150,8 +150,12 @@ class InLine(NoEvaluations):
     A stop ends one at once: it is made again from its checkpoint.
     """
 
-    def __init__(self, trainer: Trainer, record: Record, on_progress: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, trainer: Trainer, record: Record, on_progress: Callable[[int, int], None], go_on: str = ""
+    ) -> None:
+        """Make none yet. go_on: what to do where one fails."""
         self._trainer, self._record, self._on_progress = trainer, record, on_progress
+        self._go_on = go_on
 
     @override
     def submit(self, step: int, stop: Callable[[], bool]) -> None:
@@ -163,7 +167,8 @@ class InLine(NoEvaluations):
         except WorkerDied:
             raise
         except UserError as error:
-            failure = UserError(f"The evaluation at step {step}, which is saved, failed: {error}")
+            what = f"The evaluation at step {step}, which is saved, failed: {error}"
+            failure = UserError(f"{what} {self._go_on}".rstrip())
             failure.exit_code = error.exit_code
             raise failure from error
         else:

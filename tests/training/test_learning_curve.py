@@ -71,7 +71,14 @@ def test_a_single_episode_has_no_error(drawn: Any) -> None:
     ("label", "about", "title"),
     [
         ("mine", {}, "mine: maze2d-umaze-v1"),
-        ("iql-maze2d-umaze-v1-2026", {}, "iql-maze2d-umaze-v1-2026"),
+        ("iql-maze2d-umaze-v1-20261129-103000", {}, "iql-maze2d-umaze-v1-20261129-103000"),
+        ("iql-maze2d-umaze-v1-dense-20261129-103000", {}, "iql-maze2d-umaze-v1-dense-20261129-103000: maze2d-umaze-v1"),
+        (
+            "bc-own-20261129-103000",
+            {"dataset": "/data/own.hdf5"},
+            "bc-own-20261129-103000\nevaluated in envs:maze2d-umaze-v1",
+        ),
+        ("mine", {"dataset": "/data/own.hdf5"}, "mine: own.hdf5\nevaluated in envs:maze2d-umaze-v1"),
         ("mine", {"dataset": "own.hdf5"}, "mine: own.hdf5\nevaluated in envs:maze2d-umaze-v1"),
         ("mine", {"dataset": "Hopper-v4", "env": "Hopper-v4", "reference": None}, "mine: Hopper-v4"),
     ],

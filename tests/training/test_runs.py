@@ -14,7 +14,7 @@ import yaml
 
 import diffrl
 from agents import BC, DiffusionBC
-from diffrl.runs.acting import Evaluator
+from diffrl.runs.acting import Evaluator, start_seeds
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.policy import build_agent, load_agent
 from diffrl.runs.run import Run
@@ -143,6 +143,14 @@ def test_rollouts_count_every_episode_once_and_none_beyond_its_end(at_once: int)
     np.testing.assert_array_equal(returns, again)
     all_at_once, _ = Evaluator(CountingEnv, n_seeds=2)(lambda observations: observations, 7, (3,))
     np.testing.assert_array_equal(returns, all_at_once)  # the start states are the same
+
+
+def test_start_states_are_drawn_for_four_hundred_environments_at_once() -> None:
+    """Scores that were measured depend on it. Beyond 400 / S episodes the block's first enters the entropy."""
+    expected = [np.random.SeedSequence((3, start)).generate_state(2 * 200).reshape(2, 200) for start in (0, 200)]
+    np.testing.assert_array_equal(start_seeds((3,), 2, 400), np.concatenate(expected, axis=1))
+    last = np.random.SeedSequence((3, 400)).generate_state(2 * 5).reshape(2, 5)
+    np.testing.assert_array_equal(start_seeds((3,), 2, 405)[:, 400:], last)
 
 
 def test_large_simulators_are_held_in_small_numbers() -> None:

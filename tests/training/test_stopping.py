@@ -91,16 +91,20 @@ def test_another_environment_without_a_limit_has_that_of_the_runs_data(
     assert main(["evaluate", str(run), "--env", ENDLESS, "--episodes", "1"]) == 0
     said = capsys.readouterr().err
     assert said.count("cut after 6 steps, as long as the data's longest") == 1
-    assert said.count(f"{run} has no best checkpoint, as nothing was evaluated during training.") == 1
+    assert said.count(f"{run} has no best checkpoint, as nothing has been evaluated in it yet.") == 1
     (entry,) = (v for v in json.loads((run / "evaluation.json").read_text()).values() if isinstance(v, dict))
     assert entry["step"] == [2]
     assert main(["evaluate", str(run), "--env", ENDLESS, "--which", "best"]) == 2
-    assert "nothing was evaluated during training: take the last" in capsys.readouterr().err
+    assert "nothing has been evaluated in it yet: take the last" in capsys.readouterr().err
     about = json.loads((run / "run.json").read_text())
     del about["data_limit"]  # as older versions write it
     write_json(run / "run.json", about)
     assert main(["evaluate", str(run), "--env", ENDLESS, "--episodes", "1"]) == 0
-    assert "cut after 1,000 steps, as the run, which is of an older version, has not" in capsys.readouterr().err
+    assert "cut after 1,000 steps, as run.json does not say how long the data's are" in capsys.readouterr().err
+    write_json(run / "scores.json", {"evaluations": []})  # which a run has that was evaluated
+    (run / "scores.json").unlink()
+    assert main(["evaluate", str(run), "--env", ENDLESS]) == 2
+    assert "has lost its scores.json" in capsys.readouterr().err
 
 
 def test_a_stop_in_an_evaluation_ends_it_and_it_is_made_again(tmp_path: Path, stop_at: Callable[[int], None]) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import agents
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError, shown
@@ -262,6 +263,20 @@ def _typed(key: str, text: str, base: TrainConfig) -> Any:
 def is_field(name: str, schema: type = TrainConfig) -> bool:
     """Whether a configuration has a field of this name."""
     return any(one.name == name for one in dataclasses.fields(schema))
+
+
+NO_FIELD: Any = object()
+"""What `default_of` gives of what is no field."""
+
+
+def default_of(key: str) -> Any:
+    """The default of a configuration's field, or of an agent's, agent.NAME; `NO_FIELD` where no agent has it."""
+    name = key.removeprefix("agent.")
+    for schema in (TrainConfig,) if name == key else agents.AGENTS.values():
+        for one in dataclasses.fields(schema):
+            if one.name == name:
+                return one.default
+    return NO_FIELD
 
 
 def _span(key: str, ends: Sequence[str], base: TrainConfig) -> Span:
