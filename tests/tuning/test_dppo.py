@@ -205,7 +205,7 @@ def test_a_run_that_is_cut_goes_on_bit_for_bit(cloned: Path, tmp_path: Path) -> 
     diffrl.resume(cut, steps=200, quiet=True)
     assert_same_run(whole, cut)
     assert diffrl.resume(cut, quiet=True) == cut  # all are done
-    with pytest.raises(UserError, match="has 200 steps already, more than the 80 asked for"):
+    with pytest.raises(UserError, match="has 200 steps already, more than the 80 steps asked for"):
         diffrl.resume(cut, steps=80, quiet=True)
     assert_same_run(whole, cut)
 
