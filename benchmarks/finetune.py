@@ -222,10 +222,11 @@ def table(cells: dict[str, Any]) -> Lines:
 
     Where ddpo-is is among them, after how many images each was as good as that at its end, at which class accuracy.
     """
-    first = next(iter(cells.values()))["runs"][0][0]
+    firsts = [run[0] for run in next(iter(cells.values()))["runs"]]  # each seed has images of its own
     lines = [["", "images scored", "reward", "held-out", "class accuracy", "diversity", "KL, nats", "CPU minutes"]]
     before = [
-        f"{first[name]:.3f}" if name in first else "" for name in ("reward", "held_out", "class_accuracy", "diversity")
+        f"{np.mean([first[name] for first in firsts]):.3f}" if all(name in first for first in firsts) else ""
+        for name in ("reward", "held_out", "class_accuracy", "diversity")
     ]
     lines.append(["before", "0", *before, "0", ""])
     yardstick = "ddpo-is" in cells and len(cells) > 1
