@@ -227,6 +227,26 @@ def test_convert_of_a_minari_id_never_writes_over_it(make, tmp_path):
         Convert("ours/walk-v0", "minari:ours/walk-v0", force=True).run()
 
 
+def test_convert_never_writes_into_its_source_nor_around_it(make, tmp_path):
+    pytest.importorskip("minari")
+    Convert(str(d4rl.write(tmp_path / "a.hdf5", make([5, 5], "tt"))), "minari:my/a-v0").run()
+    source = tmp_path / "MINARI_DATASETS_PATH" / "my" / "a-v0"
+    (tmp_path / "link").symlink_to(source)
+    (source / "out.hdf5").symlink_to(tmp_path / "elsewhere.hdf5")
+    before = (source / "data" / "main_data.hdf5").read_bytes()
+    inside = (source / "data" / "main_data.hdf5", tmp_path / "link" / "data" / "new.hdf5", source / "out.hdf5")
+    for target in (*map(str, inside), "minari:my/a-v0/b-v0"):
+        with pytest.raises(UserError, match="lies in the folder of the data set itself, which would be lost"):
+            Convert("minari:my/a-v0", target, force=True).run()
+    around = source / "data" / "b.hdf5"
+    around.write_bytes((tmp_path / "a.hdf5").read_bytes())
+    with pytest.raises(UserError, match="is a folder that holds the data set itself"):
+        Convert(str(around), "minari:my/a-v0", force=True).run()
+    assert (source / "data" / "main_data.hdf5").read_bytes() == before
+    Convert("minari:my/a-v0", str(source.parent / "beside.hdf5")).run()
+    assert len(d4rl.read(source.parent / "beside.hdf5")) == 10
+
+
 def test_convert_says_what_a_copy_does_not_have(make, tmp_path, capsys):
     dataset = make([5], "t")
     dataset.infos["qpos"] = dataset.rewards
