@@ -138,7 +138,7 @@ def _left_out(origin: Origin, dataset: OfflineDataset, to_file: bool) -> str:
         for what, names in (("columns", columns), ("attributes", attributes))
         if names
     ]
-    return f"Not copied, as the format has no place for it: {joined(parts)}." if parts else ""
+    return f"Not copied: {joined(parts)}." if parts else ""
 
 
 def environment_of(

@@ -220,14 +220,26 @@ def _follow(start: h5py.Group, path: str, where: str, links: int) -> Any:
 
 
 def walk(top: h5py.Group, where: str) -> Iterator[tuple[str, h5py.Dataset]]:
-    """All arrays in a group and the groups in it, by name, each once, and no links, as `Group.visititems` gives them.
+    """All arrays in a group and the groups in it, by name, each once, and no links.
+
+    where: the file, for the DataError where there are more than `_DEPTH` groups in one another.
+    """
+    for name, item in walk_all(top, where):
+        if isinstance(item, h5py.Dataset) and item.shape is not None:
+            yield name, item
+
+
+def walk_all(top: h5py.Group, where: str | None) -> Iterator[tuple[str, Any]]:
+    """All arrays, groups and types in a group, by name, each once, and no links, as `Group.visititems` gives them.
 
     That takes minutes for thousands of groups in one another, which a damaged or hostile file may say it has.
-    where: the file, for the DataError where there are more than `_DEPTH`.
+    where: the file, for the DataError where there are more than `_DEPTH`; None: what lies deeper is passed over.
     """
     seen = set()
 
-    def visit(group: h5py.Group, prefix: str, depth: int) -> Iterator[tuple[str, h5py.Dataset]]:
+    def visit(group: h5py.Group, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+        if depth > _DEPTH and where is None:
+            return
         if depth > _DEPTH:
             raise DataError(f"{where} has more than {_DEPTH} groups in one another; expected arrays. Flatten it.")
         keys: list[bytes] = []
@@ -241,10 +253,9 @@ def walk(top: h5py.Group, where: str) -> Iterator[tuple[str, h5py.Dataset]]:
                 continue
             seen.add(place)
             name = prefix + key.decode(errors="surrogateescape")
+            yield name, item
             if isinstance(item, h5py.Group):
                 yield from visit(item, f"{name}/", depth + 1)
-            elif isinstance(item, h5py.Dataset) and item.shape is not None:
-                yield name, item
 
     seen.add(h5py.h5o.get_info(top.id).addr)
     return visit(top, "", 1)

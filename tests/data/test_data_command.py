@@ -257,14 +257,31 @@ def test_convert_says_what_a_copy_does_not_have(make, tmp_path, capsys):
         file["labels"], file["infos/short"], file["truncations"] = np.arange(5), np.arange(3), np.zeros(5)
         file.attrs["author"] = "me"
         file["rewards"].attrs["unit"] = "m"
+        file.create_group("maker").attrs["name"] = "me"
+        file.create_group("maker/years").attrs["since"] = 1999
         del file.attrs["sha256"]
     Convert(str(source), str(tmp_path / "c.hdf5")).run()
     out = " ".join(capsys.readouterr().out.split())
-    assert "the columns infos/short, labels and the attributes author, unit of rewards." in out
+    assert "Not copied: the columns infos/short, labels, maker and the attributes author, name of maker, " in out
+    assert "since of maker/years, unit of rewards." in out
     assert d4rl.read(tmp_path / "c.hdf5").infos.keys() == {"qpos"}
     np.savez(tmp_path / "a.npz", **dataset.columns(), labels=np.arange(5))
     Convert(str(tmp_path / "a.npz"), str(tmp_path / "d.hdf5")).run()
     assert "the column labels." in capsys.readouterr().out
+
+
+def test_a_file_of_deep_groups_is_converted_and_what_can_be_named_is(make, tmp_path, capsys):
+    source = tmp_path / "a.hdf5"
+    with h5py.File(source, "w") as file:
+        for key, values in make([5], "t").columns().items():
+            file[key] = values
+        file.create_group("deep" + "/in" * 40).attrs["too_deep"] = 1
+        file["deep/in"].attrs["maker"] = "me"
+        file["rewards"].attrs["unit"] = "m"
+    Convert(str(source), str(tmp_path / "b.hdf5")).run()
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Not copied: the column deep and the attributes maker of deep/in, unit of rewards." in out
+    assert len(d4rl.read(tmp_path / "b.hdf5")) == 5
 
 
 @pytest.mark.parametrize("target", ["file.npz", "file", "what?-v0"])
