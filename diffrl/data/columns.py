@@ -11,7 +11,7 @@ import math
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -336,7 +336,18 @@ class NpzTable(Table):
     def below(self, group: str) -> dict[str, Column]:
         """All columns in a group; see `Table`."""
         found = (self.get(name) for name in self.members if name.startswith(f"{group}/"))
-        return {column.name: column for column in found if column is not None and column.dtype.kind in "biufS"}
+        columns = (_as_bytes(column) for column in found if column is not None)
+        return {column.name: column for column in columns if column.dtype.kind in "biufS"}
+
+
+def _as_bytes(column: Column) -> Column:
+    """A column of NumPy's text as one of UTF-8, as HDF5 has it; any other as it is."""
+    if column.dtype.kind != "U":
+        return column
+    utf8 = np.dtype(f"S{max(1, column.dtype.itemsize)}")  # both take up to four bytes a character
+    return replace(
+        column, dtype=utf8, values=lambda rows: np.char.encode(column.values(rows), "utf-8", "replace").astype(utf8)
+    )
 
 
 def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
