@@ -107,6 +107,29 @@ def test_a_picture_shows_lengths_in_whole_steps(make, lengths, low, high, ticks)
     assert sum(bar.get_height() for bar in axes.patches) == len(lengths)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "returns", [[0.1 + 0.2, 0.3], [1e7 + 1e-3, 1e7], [3.4e38], [-3.4e38, 3.4e38], [0.3, 0.3 + 1e-8], [5, np.inf], []]
+)
+def test_a_picture_shows_returns_that_differ_by_rounding_or_are_huge(returns):
+    axes = Figure(layout="constrained").subplots()
+    plots._plot_histogram(axes, np.array(returns, np.float64), "return")
+    axes.figure.draw_without_rendering()
+    finite = np.array(returns)[np.isfinite(returns)]
+    assert sum(bar.get_height() for bar in axes.patches) == len(finite)
+    low, high = axes.get_xlim()
+    assert all(low < value < high for value in finite)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("values", [[3.4e38], [-3.4e38, 3.4e38], [1e20], [0.3, np.nextafter(np.float32(0.3), 1)], [0]])
+def test_a_picture_shows_actions_of_any_size(make, tmp_path, values):
+    dataset = make([4, 4], "tt")
+    dataset.actions[:] = np.resize(np.float32(values), dataset.actions.shape)
+    plots.plot_dataset(tmp_path / "a.png", dataset, None, "actions")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize(("first", "step"), [(-1300, 10), (-1300, 50), (-13_000, 1000), (-1.2e6, 50)])
 def test_labels_of_a_picture_do_not_overlap(make, tmp_path, monkeypatch, first, step):
     figures = []
