@@ -63,8 +63,9 @@ def plot_dataset(path: Path, dataset: OfflineDataset, benchmark: Benchmark | Non
             last_axes, dataset, rows_downwards=benchmark is not None and benchmark.domain.startswith("maze2d")
         )
     else:
-        columns = [column[np.isfinite(column)] for column in dataset.actions.T]
-        last_axes.hist(columns, bins=40, histtype="step", density=True)
+        columns = [column[np.isfinite(column)].astype(np.float64) for column in dataset.actions.T]
+        low, high, width = _range(np.concatenate(columns))
+        last_axes.hist(columns, bins=40, range=(low - width, high + width), histtype="step", density=True)
         last_axes.set(xlabel="action, one line a dimension", ylabel="density")
         last_axes.locator_params("x", nbins=5)
     try:
@@ -87,17 +88,23 @@ def scored(benchmark: Benchmark | None) -> Benchmark | None:
 def _plot_histogram(axes: Axes, values: npt.NDArray[np.generic], label: str) -> None:
     """How often each value occurs, of those that are finite. Whole numbers that are few have a bar each."""
     values = values[np.isfinite(values)]
-    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    low, high, width = _range(values)
     whole = values.dtype.kind in "iu"
-    if low == high:  # an axis of its own making would show fractions of it
-        axes.bar([low], [len(values)], width=1, color="#4477aa")
-        axes.set(xlim=(low - 3, low + 3), xticks=[low], xticklabels=[f"{low:.7g}"])
+    if width:  # an axis of its own making would show fractions of it
+        axes.bar([low], [len(values)], width=width, color="#4477aa")
+        axes.set(xlim=(low - 3 * width, low + 3 * width), xticks=[low], xticklabels=[f"{low:.7g}"])
     else:
         each = whole and high - low <= 40
         axes.hist(values, bins=np.arange(low, high + 2) - 0.5 if each else 40, color="#4477aa")  # type: ignore[arg-type]
         axes.locator_params("x", nbins=5, integer=whole)
     axes.set(xlabel=label, ylabel="episodes")
     axes.locator_params("y", integer=True)
+
+
+def _range(values: npt.NDArray[np.generic]) -> tuple[float, float, float]:
+    """The lowest and highest of finite values, and a bar's width where they are but for rounding one value, else 0."""
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    return low, high, max(1, 1e-6 * abs(low)) if high - low <= 1e-9 * max(1, abs(low)) else 0.0
 
 
 def _is_maze(dataset: OfflineDataset, benchmark: Benchmark | None) -> bool:

@@ -12,7 +12,7 @@ from diffrl.data import d4rl, minari
 from diffrl.data.config import HDF5_SUFFIXES
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.errors import UserError
-from diffrl.support.files import same_place
+from diffrl.support.files import spare_source
 from envs.datasets import locate
 
 
@@ -44,10 +44,9 @@ class Target:
             raise finished(out)
 
     def spare(self, source: str) -> None:
-        """Raise UserError where writing would replace the data set `source`."""
+        """Raise UserError where writing would destroy the data set `source`."""
         place = self.path if self.to_file else minari.store() / self.id
-        if same_place(locate(source).path, place):
-            raise UserError(f"--out {self.out} is the data set itself, which would be lost: choose another --out.")
+        spare_source(locate(source).path, place, f"--out {self.out}", "choose another --out.")
 
     def write(
         self, blocks: Iterator[dict[str, NDArray[Any]]], metadata: dict[str, Any], source: OfflineDataset

@@ -193,7 +193,8 @@ class Info:
                 remarks += 1
         if any(option in finding.remedy for option in _OF_TRAINING for finding in findings):
             console.print(
-                "The options named are for `diffrl train`, and for `diffrl data convert`, which writes what they mean."
+                "Here the options named only show the rows so: `diffrl train` takes them so, and `diffrl data convert` "
+                "writes them so."
             )
         if not any(finding.severity != "note" for finding in findings):
             but = f", but read {counted(remarks, 'remarks')} above" if remarks else ""

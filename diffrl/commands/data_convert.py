@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from diffrl.commands.data_tables import shown_on
 from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError, joined, listed, singular
-from diffrl.support.files import same_place, spare
+from diffrl.support.files import spare, spare_source
 from diffrl.support.schema import Count, check
 
 if TYPE_CHECKING:
@@ -117,16 +117,12 @@ class Convert:
         shown_on().print(f"Written: {path}, {written:,} steps{dropped}", highlight=False)
 
     def _spare_source(self, path: Path, to_file: bool) -> None:
-        """Raise UserError where the target is the source, by another spelling or a link too."""
+        """Raise UserError where writing the target would destroy the source."""
         from diffrl.data import minari as minari_format
         from envs.datasets import locate
 
         target = path if to_file else minari_format.store() / self.target.removeprefix("minari:")
-        if same_place(locate(self.source).path, target):
-            raise UserError(
-                f"{self.target} is the data set itself, which would be lost: give the copy another name, and move it "
-                "afterwards."
-            )
+        spare_source(locate(self.source).path, target, self.target, "write the copy elsewhere, and move it afterwards.")
 
 
 def _left_out(origin: Origin, dataset: OfflineDataset, to_file: bool) -> str:
@@ -142,7 +138,7 @@ def _left_out(origin: Origin, dataset: OfflineDataset, to_file: bool) -> str:
         for what, names in (("columns", columns), ("attributes", attributes))
         if names
     ]
-    return f"Not copied, as the format has no place for it: {joined(parts)}." if parts else ""
+    return f"Not copied: {joined(parts)}." if parts else ""
 
 
 def environment_of(

@@ -36,6 +36,8 @@ _UNIT = 1 + 1e-5
 """Actions up to here count as in [-1, 1]: a tanh in float32 may round to more than 1."""
 _ROUNDING = 1e-4
 """Of a bound of observations, as of one of actions: rounding that is forgiven."""
+_ENDLESS = np.float32(1e30)
+"""Bounds of observations from which on they bound nothing: many environments write the largest float32 for infinity."""
 _LONG = 20
 """Steps from which a length that all episodes share looks like a limit, where none is known."""
 
@@ -93,6 +95,7 @@ def _observation_bounds(env: gymnasium.Env[Any, Any], dataset: OfflineDataset) -
         return None
     with np.errstate(over="ignore"):
         low, high = np.asarray(space.low, np.float32), np.asarray(space.high, np.float32)
+    low, high = np.where(low <= -_ENDLESS, -np.inf, low), np.where(high >= _ENDLESS, np.inf, high)
     return (low, high) if (np.isfinite(low) | np.isfinite(high)).any() else None
 
 
@@ -236,10 +239,9 @@ def _observed(dataset: OfflineDataset, known: Known) -> list[Finding]:
         f"dimension {worst} has {values.min():.4g} to {values.max():.4g}; expected "
         f"{shown_bounds(low[worst], high[worst])}."
     )
-    mean = dataset.observations.mean(axis=0, dtype=np.float64)
-    deviation = dataset.observations.std(axis=0, dtype=np.float64)
+    mean, deviation = dataset.sampled_moments()
     moving = deviation > 0
-    standard = (np.abs(mean) < 0.05).all() and (np.abs(deviation[moving] - 1) < 0.05).all()
+    standard = (np.abs(mean) < 0.1).all() and (np.abs(deviation[moving] - 1) < 0.1).all()
     remedy = "They are probably standardised: store" if standard else "If they are scaled, store"
     return [Finding(sentence, "warning", f"{remedy} them as the environment gives them.")]
 
@@ -247,11 +249,11 @@ def _observed(dataset: OfflineDataset, known: Known) -> list[Finding]:
 def _degenerate(dataset: OfflineDataset) -> list[Finding]:
     """Of data from which little or nothing can be learned, though each row is sound."""
     if len(dataset) == 1:
-        return [Finding("rewards: the data hold a single transition.", "warning", "No agent learns from one.")]
+        return [Finding("rows: a single transition was read.", "warning", "No agent learns from one.")]
     found = []
     if not dataset.rewards.any():
-        remedy = f"Only {joined(NEEDING_NONE)} (unguided) learn without rewards."
-        found.append(Finding(f"rewards: all {len(dataset):,} are 0.", "warning", remedy))
+        who = f"only {joined(NEEDING_NONE)} (unguided) learn from such rows."
+        found.append(Finding(f"rewards: all {len(dataset):,} of the rows read are 0: {who}", "note"))
     if (dataset.actions == dataset.actions[0]).all():
         sentence = f"actions: all {len(dataset):,} rows hold the same one, {listed_numbers(dataset.actions[0])}."
         found.append(Finding(sentence, "warning", "Check that they are the actions that were taken."))

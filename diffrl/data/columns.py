@@ -11,7 +11,7 @@ import math
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -220,14 +220,26 @@ def _follow(start: h5py.Group, path: str, where: str, links: int) -> Any:
 
 
 def walk(top: h5py.Group, where: str) -> Iterator[tuple[str, h5py.Dataset]]:
-    """All arrays in a group and the groups in it, by name, each once, and no links, as `Group.visititems` gives them.
+    """All arrays in a group and the groups in it, by name, each once, and no links.
+
+    where: the file, for the DataError where there are more than `_DEPTH` groups in one another.
+    """
+    for name, item in walk_all(top, where):
+        if isinstance(item, h5py.Dataset) and item.shape is not None:
+            yield name, item
+
+
+def walk_all(top: h5py.Group, where: str | None) -> Iterator[tuple[str, Any]]:
+    """All arrays, groups and types in a group, by name, each once, and no links, as `Group.visititems` gives them.
 
     That takes minutes for thousands of groups in one another, which a damaged or hostile file may say it has.
-    where: the file, for the DataError where there are more than `_DEPTH`.
+    where: the file, for the DataError where there are more than `_DEPTH`; None: what lies deeper is passed over.
     """
     seen = set()
 
-    def visit(group: h5py.Group, prefix: str, depth: int) -> Iterator[tuple[str, h5py.Dataset]]:
+    def visit(group: h5py.Group, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+        if depth > _DEPTH and where is None:
+            return
         if depth > _DEPTH:
             raise DataError(f"{where} has more than {_DEPTH} groups in one another; expected arrays. Flatten it.")
         keys: list[bytes] = []
@@ -241,10 +253,9 @@ def walk(top: h5py.Group, where: str) -> Iterator[tuple[str, h5py.Dataset]]:
                 continue
             seen.add(place)
             name = prefix + key.decode(errors="surrogateescape")
+            yield name, item
             if isinstance(item, h5py.Group):
                 yield from visit(item, f"{name}/", depth + 1)
-            elif isinstance(item, h5py.Dataset) and item.shape is not None:
-                yield name, item
 
     seen.add(h5py.h5o.get_info(top.id).addr)
     return visit(top, "", 1)
@@ -325,7 +336,18 @@ class NpzTable(Table):
     def below(self, group: str) -> dict[str, Column]:
         """All columns in a group; see `Table`."""
         found = (self.get(name) for name in self.members if name.startswith(f"{group}/"))
-        return {column.name: column for column in found if column is not None and column.dtype.kind in "biufS"}
+        columns = (_as_bytes(column) for column in found if column is not None)
+        return {column.name: column for column in columns if column.dtype.kind in "biufS"}
+
+
+def _as_bytes(column: Column) -> Column:
+    """A column of NumPy's text as one of UTF-8, as HDF5 has it; any other as it is."""
+    if column.dtype.kind != "U":
+        return column
+    utf8 = np.dtype(f"S{max(1, column.dtype.itemsize)}")  # both take up to four bytes a character
+    return replace(
+        column, dtype=utf8, values=lambda rows: np.char.encode(column.values(rows), "utf-8", "replace").astype(utf8)
+    )
 
 
 def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

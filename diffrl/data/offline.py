@@ -178,11 +178,15 @@ class OfflineDataset:
                 result[start : start + 2**16] = ~(np.abs(stored - following) > slack).any(axis=1)
         return result
 
+    def sampled_moments(self) -> tuple[Floats, Floats]:
+        """(O,) means and (O,) standard deviations of the observations, of a sample: 10,000 rows at most, in float32."""
+        sample = self.observations[:: len(self) // _SAMPLE + 1].astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return sample.mean(axis=0).astype(np.float32), sample.std(axis=0).astype(np.float32)
+
     def _deviations(self) -> Floats:
         """(O,) standard deviations of the observations, of a sample."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            deviations: Floats = self.observations[:: len(self) // _SAMPLE + 1].std(axis=0, dtype=np.float64)
-            return deviations.astype(np.float32)
+        return self.sampled_moments()[1]
 
     def _resets_after(self, cuts: Ints) -> bool:
         """Whether the environment was reset after the rows `cuts`, none the last, as far as observations tell."""

@@ -76,6 +76,30 @@ def same_place(one: Path | None, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
 
+def spare_source(source: Path | None, target: Path, named: str, advice: str) -> None:
+    """Raise UserError where writing `target` would destroy `source`: it is the same place, lies in it, or around it.
+
+    source: a file or a folder; None is none. named: what the user calls the target. advice: the sentence's end.
+    """
+    if source is None:
+        return
+    if same_place(source, target):
+        where = f"{named} is the data set itself"
+    elif _inside(target, source):
+        where = f"{named} lies in the folder of the data set itself"
+    elif _inside(source, target):
+        where = f"{named} is a folder that holds the data set itself"
+    else:
+        return
+    raise UserError(f"{where}, which would be lost: {advice}")
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder, at any depth; of a link, whether it or what it leads to does."""
+    places = (path.resolve(), path.parent.resolve() / path.name)
+    return any(same_place(parent, folder) for place in places for parent in place.parents)
+
+
 def unused(folder: Path) -> None:
     """Raise UserError where something is in the place of a folder that is to be made by --to; it may be empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

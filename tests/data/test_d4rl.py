@@ -6,6 +6,7 @@ import pytest
 
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
+from diffrl.data.others import left_out
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import DataError, UserError
 
@@ -38,6 +39,29 @@ def test_what_is_written_is_read(make, tmp_path, has_next):
     known = {key: found.metadata[key] for key in dataset.metadata}
     assert known == {"generator": "walk é", "seed": 3, "noise": 0.5, "flags": True, "empty": "", "plan": '{"a": 1}'}
     assert_same(d4rl.read(d4rl.write(tmp_path / "again.hdf5", found)), dataset)
+
+
+def test_text_of_an_npz_is_metadata_and_pickled_text_is_not(make, tmp_path):
+    """As docs/data.md says of `metadata/env_id`; NumPy writes text in four bytes a character."""
+    columns, texts = make([3], "t").columns(), ("Pendulum-v1", "日本-v1", "")
+    for text in (*(np.array(text) for text in texts), np.array(b"Pendulum-v1")):
+        np.savez(tmp_path / "a.npz", **columns, **{"metadata/env_id": text})
+        expected = text.item() if text.dtype.kind == "U" else "Pendulum-v1"
+        assert d4rl.read(tmp_path / "a.npz").metadata["env_id"] == expected
+        d4rl.write(tmp_path / "a.hdf5", d4rl.read(tmp_path / "a.npz"))
+        assert d4rl.read(tmp_path / "a.hdf5").metadata["env_id"] == expected
+        assert left_out(tmp_path / "a.npz", ["metadata/env_id"]) == ([], [])
+    np.savez(
+        tmp_path / "a.npz", **columns, **{"metadata/names": np.array(["a", "bc"]), "infos/word": np.array([*"abc"])}
+    )
+    assert d4rl.read(tmp_path / "a.npz", infos=True).metadata["names"].tolist() == [b"a", b"bc"]
+    np.savez(tmp_path / "a.npz", **columns, **{"metadata/env_id": np.array("Pendulum-v1", object)})
+    with pytest.raises(DataError, match="it holds objects, which are pickled"):
+        d4rl.read(tmp_path / "a.npz")
+    wrong = np.array([0x7FFFFFFF], np.uint32).view("<U1")[0:1].reshape(())
+    np.savez(tmp_path / "a.npz", **columns, **{"metadata/env_id": wrong})
+    with pytest.raises(DataError, match="metadata/env_id"):
+        d4rl.read(tmp_path / "a.npz")
 
 
 def test_npz_is_read_and_pickles_are_not(make, tmp_path):

@@ -107,6 +107,29 @@ def test_a_picture_shows_lengths_in_whole_steps(make, lengths, low, high, ticks)
     assert sum(bar.get_height() for bar in axes.patches) == len(lengths)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "returns", [[0.1 + 0.2, 0.3], [1e7 + 1e-3, 1e7], [3.4e38], [-3.4e38, 3.4e38], [0.3, 0.3 + 1e-8], [5, np.inf], []]
+)
+def test_a_picture_shows_returns_that_differ_by_rounding_or_are_huge(returns):
+    axes = Figure(layout="constrained").subplots()
+    plots._plot_histogram(axes, np.array(returns, np.float64), "return")
+    axes.figure.draw_without_rendering()
+    finite = np.array(returns)[np.isfinite(returns)]
+    assert sum(bar.get_height() for bar in axes.patches) == len(finite)
+    low, high = axes.get_xlim()
+    assert all(low < value < high for value in finite)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("values", [[3.4e38], [-3.4e38, 3.4e38], [1e20], [0.3, np.nextafter(np.float32(0.3), 1)], [0]])
+def test_a_picture_shows_actions_of_any_size(make, tmp_path, values):
+    dataset = make([4, 4], "tt")
+    dataset.actions[:] = np.resize(np.float32(values), dataset.actions.shape)
+    plots.plot_dataset(tmp_path / "a.png", dataset, None, "actions")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize(("first", "step"), [(-1300, 10), (-1300, 50), (-13_000, 1000), (-1.2e6, 50)])
 def test_labels_of_a_picture_do_not_overlap(make, tmp_path, monkeypatch, first, step):
     figures = []
@@ -227,6 +250,26 @@ def test_convert_of_a_minari_id_never_writes_over_it(make, tmp_path):
         Convert("ours/walk-v0", "minari:ours/walk-v0", force=True).run()
 
 
+def test_convert_never_writes_into_its_source_nor_around_it(make, tmp_path):
+    pytest.importorskip("minari")
+    Convert(str(d4rl.write(tmp_path / "a.hdf5", make([5, 5], "tt"))), "minari:my/a-v0").run()
+    source = tmp_path / "MINARI_DATASETS_PATH" / "my" / "a-v0"
+    (tmp_path / "link").symlink_to(source)
+    (source / "out.hdf5").symlink_to(tmp_path / "elsewhere.hdf5")
+    before = (source / "data" / "main_data.hdf5").read_bytes()
+    inside = (source / "data" / "main_data.hdf5", tmp_path / "link" / "data" / "new.hdf5", source / "out.hdf5")
+    for target in (*map(str, inside), "minari:my/a-v0/b-v0"):
+        with pytest.raises(UserError, match="lies in the folder of the data set itself, which would be lost"):
+            Convert("minari:my/a-v0", target, force=True).run()
+    around = source / "data" / "b.hdf5"
+    around.write_bytes((tmp_path / "a.hdf5").read_bytes())
+    with pytest.raises(UserError, match="is a folder that holds the data set itself"):
+        Convert(str(around), "minari:my/a-v0", force=True).run()
+    assert (source / "data" / "main_data.hdf5").read_bytes() == before
+    Convert("minari:my/a-v0", str(source.parent / "beside.hdf5")).run()
+    assert len(d4rl.read(source.parent / "beside.hdf5")) == 10
+
+
 def test_convert_says_what_a_copy_does_not_have(make, tmp_path, capsys):
     dataset = make([5], "t")
     dataset.infos["qpos"] = dataset.rewards
@@ -237,14 +280,31 @@ def test_convert_says_what_a_copy_does_not_have(make, tmp_path, capsys):
         file["labels"], file["infos/short"], file["truncations"] = np.arange(5), np.arange(3), np.zeros(5)
         file.attrs["author"] = "me"
         file["rewards"].attrs["unit"] = "m"
+        file.create_group("maker").attrs["name"] = "me"
+        file.create_group("maker/years").attrs["since"] = 1999
         del file.attrs["sha256"]
     Convert(str(source), str(tmp_path / "c.hdf5")).run()
     out = " ".join(capsys.readouterr().out.split())
-    assert "the columns infos/short, labels and the attributes author, unit of rewards." in out
+    assert "Not copied: the columns infos/short, labels, maker and the attributes author, name of maker, " in out
+    assert "since of maker/years, unit of rewards." in out
     assert d4rl.read(tmp_path / "c.hdf5").infos.keys() == {"qpos"}
     np.savez(tmp_path / "a.npz", **dataset.columns(), labels=np.arange(5))
     Convert(str(tmp_path / "a.npz"), str(tmp_path / "d.hdf5")).run()
     assert "the column labels." in capsys.readouterr().out
+
+
+def test_a_file_of_deep_groups_is_converted_and_what_can_be_named_is(make, tmp_path, capsys):
+    source = tmp_path / "a.hdf5"
+    with h5py.File(source, "w") as file:
+        for key, values in make([5], "t").columns().items():
+            file[key] = values
+        file.create_group("deep" + "/in" * 40).attrs["too_deep"] = 1
+        file["deep/in"].attrs["maker"] = "me"
+        file["rewards"].attrs["unit"] = "m"
+    Convert(str(source), str(tmp_path / "b.hdf5")).run()
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Not copied: the column deep and the attributes maker of deep/in, unit of rewards." in out
+    assert len(d4rl.read(tmp_path / "b.hdf5")) == 5
 
 
 @pytest.mark.parametrize("target", ["file.npz", "file", "what?-v0"])
@@ -299,7 +359,8 @@ def test_info_says_where_its_advice_belongs_and_shows_what_it_means(tmp_path, ca
     for options, remark, highest in (({}, True, 1), ({"actions": "normalised"}, False, 2)):
         assert Info(source, env="Pendulum-v1", **options).run() == 0
         out = capsys.readouterr().out
-        assert ("The options named are for `diffrl train`, and for `diffrl data convert`" in out) == remark
+        said = "Here the options named only show the rows so: `diffrl train` takes them so, and `diffrl data "
+        assert (said in " ".join(out.split())) == remark
         (line,) = (line for line in out.splitlines() if line.startswith("actions[0]"))
         largest = max(abs(float(word)) for word in line.split()[1:3])
         assert highest / 2 < largest <= highest * 1.0001
