@@ -295,7 +295,7 @@ def print_run(run: FinetuneRun) -> None:
         console.print(f"[yellow]{warning}[/]")
     console.print(f"images scored:  {last['queries']:,} in {last['seconds']:,.0f} s")
     console.print(f"picture:        {run.path / PICTURE}")
-    console.print(f"what was trained: {said_of_model(run.path / MODEL)}", markup=False)
+    console.print(f"model:          {said_of_model(run.path / MODEL)}", markup=False)
     console.print(f"compare runs:   diffrl compare {run.path} RUN ...")
     console.print(f"TensorBoard:    tensorboard --logdir {run.path}")
 
