@@ -1,6 +1,7 @@
 """`diffrl finetune`."""
 
 import contextlib
+import dataclasses
 import inspect
 import os
 import shlex
@@ -69,8 +70,9 @@ def run(arguments: Sequence[str]) -> int:
         config = _configuration(words)  # what is wrong is said once, and not by every process
     except UserError:
         given = _options(words)
-        schema = ALGORITHMS.get(given.get("algo", FinetuneConfig.algo), FinetuneConfig)
-        _refuse_pipeline(schema, given.get("model", schema.model), given)  # which comes first
+        schema = ALGORITHMS.get(given.get("algo", FinetuneConfig.algo))
+        if schema is not None and set(given) <= {one.name for one in dataclasses.fields(schema)}:
+            _refuse_pipeline(schema, given.get("model", schema.model), given)  # which comes first
         raise
     folder.refuse(config.out, FILES)
     for note in [] if config.scored_by is None else rewards.refused(config.scored_by):

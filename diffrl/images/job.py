@@ -196,17 +196,25 @@ class _Session:
         return path
 
     def _last_good(self, error: DivergedError) -> str:
-        """What a run that has diverged can go on from; the checkpoint of a model that made bad images is removed."""
-        path, saved = self.folder.path, checkpoint.steps(self.folder.path)
-        if isinstance(error, NotFinite) and self.world.main and len(saved) > 1:
-            newest = checkpoint.load(path, saved[-1]).info
-            if newest["updates"] == self.state.updates:
-                checkpoint.clean(path, saved[-2])
-                saved = saved[:-1]
-        if not saved:
+        """What a run that has diverged can go on from: a checkpoint whose model was evaluated; newer ones are removed.
+
+        Every process does it: which of them has met what is not finite is not known.
+        """
+        path = self.folder.path
+        if not self.state.updates:  # what is wrong was so before
             return ""
-        go_on = f"lower lr in {path / CONFIG}, and `diffrl resume {path} --accept-changes` goes on from there"
-        return f" The last good checkpoint is of round {saved[-1]}: {go_on}."
+        with contextlib.suppress(UserError, OSError):
+            evaluated = {entry["round"] for entry in FinetuneRun.read(path).history}
+            good = [step for step in checkpoint.steps(path) if step in evaluated]
+            while good and isinstance(error, NotFinite):
+                if checkpoint.load(path, good[-1]).info["updates"] < self.state.updates:
+                    break
+                good.pop()  # its model is the one that made them
+            if good:
+                checkpoint.clean(path, good[-1])
+                go_on = f"lower lr in {path / CONFIG}, and `diffrl resume {path} --accept-changes` goes on from there"
+                return f" The last good checkpoint is of round {good[-1]}: {go_on}."
+        return ""
 
     def kept(self) -> str:
         """What is not lost where a run ends early; nothing where no checkpoint is saved yet."""
@@ -364,7 +372,8 @@ class _Session:
         """Write the checkpoint after `number` rounds, by the main process: the others have the same, and go on."""
         if self.world.main:
             checkpoint.save(self.folder.path, number, tensors, info)
-            checkpoint.prune(self.folder.path, ())
+            evaluated = [entry["round"] for entry in self.folder.history]
+            checkpoint.prune(self.folder.path, evaluated[-1:])  # should training diverge, it is known to be good
 
     def _finish(self) -> None:
         """Write what was trained, as diffusers has it, and the picture; print the table."""

@@ -218,14 +218,18 @@ def _forget_folder(file: Path) -> None:
         file.write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def said_of_model(model: Path) -> str:
-    """What a run's `model` is, and how it is used again."""
+def said_of_model(model: Path, started: str) -> str:
+    """What a run's `model` is, and how it is used again. started: the model that the run began with."""
+    variant = started.partition(":")[0] if started.startswith(("control:", "reference:", "video:")) else ""
+    if variant in ("control", "video"):
+        adapters = "LoRA adapters in " if (model / PEFT).is_file() or (model / DIFFUSERS).is_file() else ""
+        return f"{model} ({adapters}{'peft' if (model / PEFT).is_file() else 'diffusers'}'s format)"
     if (model / PEFT).is_file():
         return f"{model} (LoRA adapters, peft's format: --adapter {model})"
     if (model / DIFFUSERS).is_file():
         return f"{model} (LoRA adapters, diffusers' format: pipeline.load_lora_weights, or --adapter {model})"
     if (model / "model_index.json").is_file():
-        return f"{model} (a diffusers pipeline: --model {model})"
+        return f"{model} (a diffusers pipeline: --model {f'{variant}:' * bool(variant)}{model})"
     return f"{model} (diffusers' format)"
 
 
@@ -295,7 +299,7 @@ def print_run(run: FinetuneRun) -> None:
         console.print(f"[yellow]{warning}[/]")
     console.print(f"images scored:  {last['queries']:,} in {last['seconds']:,.0f} s")
     console.print(f"picture:        {run.path / PICTURE}")
-    console.print(f"model:          {said_of_model(run.path / MODEL)}", markup=False)
+    console.print(f"model:          {said_of_model(run.path / MODEL, run.config.model)}", markup=False)
     console.print(f"compare runs:   diffrl compare {run.path} RUN ...")
     console.print(f"TensorBoard:    tensorboard --logdir {run.path}")
 
@@ -488,4 +492,5 @@ def plot_curve(
 
 def counts_by(histories: Sequence[Sequence[Mapping[str, float]]]) -> Literal["queries", "round"]:
     """What curves of these runs share as their x: the images scored, where every run scores some as it goes on."""
-    return "queries" if all(history[-1]["queries"] > history[0]["queries"] for history in histories) else "round"
+    more_than_one = [history for history in histories if len(history) > 1]  # a single evaluation tells nothing
+    return "queries" if all(history[-1]["queries"] > history[0]["queries"] for history in more_than_one) else "round"

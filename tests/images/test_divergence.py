@@ -69,6 +69,32 @@ def test_a_run_that_diverges_ends_as_an_error_and_goes_on_from_its_last_good_che
     assert [entry["round"] for entry in json.loads((quick / "run/evaluations.json").read_text())] == [0, 1, 2]
 
 
+def test_a_checkpoint_that_nobody_evaluated_is_not_called_good(
+    quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved after every round, as slow ones are: the last rounds' weights are huge, and their losses nan."""
+    monkeypatch.setattr("diffrl.images.job.SAVE_EVERY", -1.0)
+    words = ["finetune", "--model", "tiny-digits", "--algo", "supervised", "--data", "digits", "--lr", "1e20"]
+    words += [
+        "--batch",
+        "8",
+        "--updates",
+        "1",
+        "--rounds",
+        "6",
+        "--eval-every",
+        "6",
+        "--eval-samples",
+        "8",
+        "--out",
+        "run",
+    ]
+    said = mistake_of_training(words, capsys)
+    assert "loss is" in said
+    assert "The last good checkpoint is of round 0: lower lr in run/finetune.yaml" in said
+    assert checkpoint.steps(quick / "run") == [0]
+
+
 def mistake_of_training(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The line that training ends with where it is training that went wrong, and not what was asked for."""
     assert main(words) == 1

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,13 +43,19 @@ class Function:
         if isinstance(values, Tensor):
             return values
         try:
-            found = torch.as_tensor(values, device=images.device)
-            return found if found.is_complex() else found.float()  # the former is refused by `ask`
+            listed = values.ravel() if isinstance(values, np.ndarray) else values
+            if isinstance(listed, np.ndarray | list | tuple) and any(map(_is_complex, listed)):
+                return torch.as_tensor(values)  # which `ask` refuses
+            return torch.as_tensor(values, dtype=torch.float32, device=images.device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"The reward {self.name} gave {type(values).__name__}, which is no tensor, array or list of numbers: "
                 f"{first_line(error)}"
             ) from error
+
+
+def _is_complex(value: Any) -> bool:
+    return isinstance(value, complex | np.complexfloating) or (isinstance(value, Tensor) and value.is_complex())
 
 
 def from_file(argument: str) -> Function:

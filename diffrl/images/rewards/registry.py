@@ -51,7 +51,10 @@ def check(spec: str, option: str = "--reward") -> list[tuple[float, Entry, str]]
     Raises UserError as `parse` does; of arguments, only those in `arguments.CHECKS` are checked. option: what says
     `spec` on the command line, for errors.
     """
-    return [_term(text, spec, f"{option} {spec!r}") for text in spec.split(" + ")]
+    terms = [_term(text, spec, f"{option} {spec!r}") for text in spec.split(" + ")]
+    if not any(weight for weight, _, _ in terms):
+        raise UserError(f"{option} {spec!r}: every weight is 0, so there is nothing to learn.")
+    return terms
 
 
 def require_gradient(spec: str, algo: str) -> None:
@@ -71,8 +74,6 @@ def _term(text: str, spec: str, where: str) -> tuple[float, Entry, str]:
         weight = float("nan")
     if not abs(weight) < float("inf"):
         raise UserError(f"{where}: the weight {number!r} of {name!r} is not a number")
-    if weight == 0:
-        raise UserError(f"{where}: the weight of {name!r} is 0: it would be measured in vain, so leave it out")
     entry = get(name)
     if entry is None:
         hint = f"did you mean 'colour:{name}'?" if name in HUES else nearest(name, names(), "diffrl finetune --help")
