@@ -250,7 +250,7 @@ def test_an_option_below_a_nested_verb_is_told_as_it_is_called(capsys: pytest.Ca
         ("finetune --prompts p.txt --reward emoji", "--prompts p.txt has a prompt that --reward emoji cannot take"),
         ("finetune --prompts p.txt --reward jpeg --held-out digit", "that --held-out digit cannot take"),
         ("finetune --reward vlm:http://localhost/v1", "expected vlm:URL#MODEL[#FILE]"),
-        ("finetune --reward 0*jpeg", "the weight of 'jpeg' is 0"),
+        ("finetune --reward 0*jpeg", "every weight is 0"),
         ("finetune --algo ddpo", "did you mean ddpo-is or ddpo-sf?"),
         ("finetune --algo DDPO", "did you mean ddpo-is or ddpo-sf?"),
         ("finetune --algo ppo", "did you mean ddpo-is?"),
