@@ -72,9 +72,10 @@ class Convert:
         to_file = path.suffix in HDF5_SUFFIXES
         if not to_file and (path.suffix or not (self.target.startswith("minari:") or "/" in self.target)):
             raise UserError(f"Cannot write {self.target!r}: expected a path ending in .hdf5 or .h5, or minari:ID.")
-        self._spare_source(path, to_file)
-        spare(path if to_file else None, self.force)
         origin = locate(self.source)
+        target = path if to_file else minari_format.store() / self.target.removeprefix("minari:")
+        spare_source(origin.path, target, self.target, "write the copy elsewhere, and move it afterwards.")
+        spare(path if to_file else None, self.force)
         dataset = load_dataset(self.source, self.rows, action_limit=None, infos=True)
         if self.env is not None or self.env_kwargs or self.max_episode_steps is not None:
             spec = EnvSpec.of(dataset.metadata) if self.env is None else None
@@ -115,14 +116,6 @@ class Convert:
             f" ({len(dataset) - written} cut steps without a successor left out)" if written < len(dataset) else ""
         )
         shown_on().print(f"Written: {path}, {written:,} steps{dropped}", highlight=False)
-
-    def _spare_source(self, path: Path, to_file: bool) -> None:
-        """Raise UserError where writing the target would destroy the source."""
-        from diffrl.data import minari as minari_format
-        from envs.datasets import locate
-
-        target = path if to_file else minari_format.store() / self.target.removeprefix("minari:")
-        spare_source(locate(self.source).path, target, self.target, "write the copy elsewhere, and move it afterwards.")
 
 
 def _left_out(origin: Origin, dataset: OfflineDataset, to_file: bool) -> str:
