@@ -2,15 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from diffrl.cli import main
 from diffrl.images.evaluation import evaluate
-from diffrl.images.model import NotFinite
+from diffrl.images.model import NotFinite, decoded
 from diffrl.images.rewards.base import Metadata
-from diffrl.images.samples import RunState, sample_round
+from diffrl.images.samples import RunState, Samples, Setup, sample_round
 from diffrl.training import checkpoint
 from tests.images.test_command import SMALL
 from tests.images.toy import begin, toy_setup
@@ -93,6 +94,24 @@ def test_a_checkpoint_that_nobody_evaluated_is_not_called_good(
     assert "loss is" in said
     assert "The last good checkpoint is of round 0: lower lr in run/finetune.yaml" in said
     assert checkpoint.steps(quick / "run") == [0]
+
+
+def test_the_checkpoint_whose_model_made_the_bad_images_is_not_called_good(
+    quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation was sound, and the next round's images, by other noise from the same weights, were not."""
+
+    def bad_in_round_two(setup: Setup, state: RunState, number: int, group: int, **more: Any) -> Samples:
+        if number == 2:
+            decoded(setup.model, torch.full((8, *setup.model.shape), torch.nan), number, state.updates)
+        return sample_round(setup, state, number, group, **more)
+
+    monkeypatch.setattr("diffrl.images.algorithms.policy_gradient.sample_round", bad_in_round_two)
+    words = ["finetune", *SMALL, "--queries", "48", "--eval-every", "1", "--updates", "1", "--out", "run"]
+    said = mistake_of_training(words, capsys)
+    assert "Round 2: 8 of 8 images" in said
+    assert "The last good checkpoint is of round 1: lower lr in run/finetune.yaml" in said
+    assert checkpoint.steps(quick / "run")[-1] == 1
 
 
 def mistake_of_training(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -109,3 +109,12 @@ def test_processes_from_the_command_line(cache: Path, tmp_path: Path) -> None:
     assert "did you mean 'jpeg'?" in said
     assert "Traceback" not in said
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_alone_makes_bad_images_ends_them_all(cache: Path, tmp_path: Path) -> None:
+    """The other waits for its share of the rewards: it is ended, and what went wrong is said."""
+    said = launch(2, [str(ROOT / "tests/images/bad_process.py"), str(tmp_path / "run")], cache, code=1)
+    assert "Round 1: 4 of 4 images sampled together have pixels that are no finite numbers" in said
+    assert [p.name for p in sorted((tmp_path / "run/checkpoints").iterdir())] == ["000000000"]
+    assert not (tmp_path / "run/model").exists()
