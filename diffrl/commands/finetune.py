@@ -15,7 +15,7 @@ from diffrl.commands.words import parse
 from diffrl.images import rewards
 from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
 from diffrl.images.config.algorithms import BackpropagationConfig, DPOConfig, SupervisedConfig
-from diffrl.images.config.base import check_model, check_rank, flag, is_builtin
+from diffrl.images.config.base import check_model, check_rank, is_builtin
 from diffrl.images.lists import metadata_rows, read_prompts
 from diffrl.images.rewards.arguments import PROMPTS
 from diffrl.images.rewards.registry import require_gradient
@@ -96,12 +96,13 @@ def _refuse_pipeline(schema: type[FinetuneConfig], model: str, given: Collection
 
 def refuse_unknown(config: FinetuneConfig) -> None:
     """Raise UserError for a reward, a model or a file that does not exist, before torch and diffusers are imported."""
+    prompts: list[str] = []
     for option in ("prompts", "adapter", "pairs", "data"):
         path = getattr(config, option, None)
         if path not in (None, "digits") and not Path(path).exists():
             raise UserError(f"--{option}: there is nothing at {path}. Check the path.")
         if path is not None and option == "prompts":
-            read_prompts(path)
+            prompts = read_prompts(path)[0]
         elif path not in (None, "digits") and option in ("pairs", "data"):
             metadata_rows(Path(path))
     for option, reward in (("--reward", config.scored_by), ("--held-out", config.held_out)):
@@ -109,8 +110,8 @@ def refuse_unknown(config: FinetuneConfig) -> None:
             continue
         for _, entry, argument in rewards.check(str(reward), option):
             name = entry.usage.partition("[")[0]
-            if config.prompts is not None and not argument and name in PROMPTS:
-                _check_prompts(config.prompts, option, name)
+            if not argument and name in PROMPTS:
+                _check_prompts(prompts, f"--prompts {config.prompts}", option, name)
     if isinstance(config, BackpropagationConfig):
         require_gradient(config.reward, config.algo)
     check_model(config.model)
@@ -119,13 +120,13 @@ def refuse_unknown(config: FinetuneConfig) -> None:
     check_rank(config)
 
 
-def _check_prompts(path: Path, option: str, reward: str) -> None:
-    """Raise UserError for a prompts file with a prompt that a reward, which reads it, cannot take."""
-    for prompt in read_prompts(path)[0]:
+def _check_prompts(prompts: Sequence[str], source: str, option: str, reward: str) -> None:
+    """Raise UserError where one of the prompts of `source` is none that a reward, which reads it, can take."""
+    for prompt in prompts:
         try:
             PROMPTS[reward](prompt)
         except UserError as error:
-            raise UserError(f"--prompts {path} has a prompt that {option} {reward} cannot take: {error}") from error
+            raise UserError(f"{source} has a prompt that {option} {reward} cannot take: {error}") from error
 
 
 def first_look(words: Sequence[str]) -> list[str]:
@@ -151,9 +152,8 @@ def _configuration(words: Sequence[str]) -> FinetuneConfig:
 
     rest = [word for word in words if word not in ("-h", "--help")]
     model = given.get("model", schema.model)
-    for name in ("reward", "queries", "group") if schema is DPOConfig and "pairs" in given else ():
-        if name in given:
-            raise UserError(f"{flag(name)} is for pairs that are sampled: dpo on --pairs has no use for it.")
+    if schema is DPOConfig and "pairs" in given:  # a default that was typed is refused, too
+        DPOConfig.refuse_of_sampled(given)
     values = parsed(rest, schema(model=model))
     # Made of what was given alone: some defaults depend on other fields.
     config = schema(**{name: getattr(values, name) for name in known.intersection(given)})

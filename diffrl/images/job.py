@@ -23,7 +23,7 @@ from diffrl.images.model import ImageModel, NotFinite
 from diffrl.images.models import model_of
 from diffrl.images.models.emoji import shipped_weights
 from diffrl.images.models.pipelines import PipelineModel
-from diffrl.images.rewards.base import grouped, parts_of
+from diffrl.images.rewards.base import check_prompts, grouped, parts_of
 from diffrl.images.rewards.human import Human
 from diffrl.images.rewards.scaled import scaled
 from diffrl.images.run import (
@@ -146,6 +146,8 @@ class _Session:
                     raise UserError(f"{asked.name} compares the images of a prompt: leave out --processes.")
             self.classifier = _classifier(config)
         prompts = _prompts(config, model)
+        for asked in (reward, self.held_out):
+            check_prompts(asked, prompts.texts, prompts.metadata)
         if config.shard and world.size > 1:
             world.shard(model.tuned)
         self.setup = Setup(config, model, chain_of(model, config), prompts, reward, world)

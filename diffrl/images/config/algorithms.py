@@ -5,7 +5,7 @@ The first line of a class's docstring is what `diffrl finetune --help` says of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -240,6 +240,10 @@ class ReFLConfig(BackpropagationConfig):
     """Weight of the reward beside the denoising loss."""
 
 
+OF_SAMPLED = ("reward", "queries", "group")
+"""The fields of dpo by which it samples its pairs."""
+
+
 @dataclass(frozen=True)
 class DPOConfig(OfflineConfig):
     """Diffusion-DPO on pairs, made once or read (arXiv 2311.12908)."""
@@ -264,9 +268,15 @@ class DPOConfig(OfflineConfig):
         super().__post_init__()
         if self.pairs is None and self.queries < self.group:
             raise UserError(f"--queries is {self.queries}, less than one --group of {self.group} to make pairs of.")
-        for name in ("reward", "queries", "group"):
-            if self.pairs is not None and getattr(self, name) != getattr(type(self), name):
-                raise UserError(f"{flag(name)} is for pairs that are sampled: dpo on --pairs has no use for it.")
+        if self.pairs is not None:
+            self.refuse_of_sampled([name for name in OF_SAMPLED if getattr(self, name) != getattr(type(self), name)])
+
+    @staticmethod
+    def refuse_of_sampled(given: Collection[str]) -> None:
+        """Raise UserError where one of the fields `given` has no use for a run on pairs that are read."""
+        name = next((name for name in OF_SAMPLED if name in given), None)
+        if name is not None:
+            raise UserError(f"{flag(name)} is for pairs that are sampled: dpo on --pairs has no use for it.")
 
     @property
     def plan(self) -> str:

@@ -22,6 +22,8 @@ class Reward(Protocol):
 
     One value a sample, whatever else is in the batch. On the images' device, float32 or float64. A reward with an
     attribute `grouped` that is true compares images of a prompt: it is asked about all those of a round, and no others.
+    One with a method `check_prompts(prompts, metadata)` is shown all prompts of a run before it begins, and raises
+    UserError for one that it cannot take.
     """
 
     name: str
@@ -42,6 +44,14 @@ def parts_of(reward: Reward | None) -> list[Reward]:
 def grouped(reward: Reward) -> bool:
     """Whether a reward, or a part of a sum, is to be asked about all images of a prompt in one call."""
     return any(getattr(part, "grouped", False) for part in parts_of(reward))
+
+
+def check_prompts(reward: Reward | None, prompts: Sequence[str], metadata: Metadata) -> None:
+    """Raise UserError where a reward, or a part of a sum, says that it cannot take one of the prompts of a run."""
+    for part in parts_of(reward):
+        check = getattr(part, "check_prompts", None)
+        if check is not None:
+            check(list(prompts), _copied(metadata))
 
 
 FRAMES = 4

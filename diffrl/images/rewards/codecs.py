@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffrl.images.models.loading import images_extra
 from diffrl.images.rewards.base import Metadata
 from diffrl.support.errors import UserError
 
@@ -51,8 +50,8 @@ def to_uint8(images: Tensor) -> Pixels:
 
 def encode(pixels: Pixels, codec: str, **options: int) -> bytes:
     """The file that Pillow writes: `codec` "JPEG" or "PNG", with Pillow's defaults beside `options`."""
-    with images_extra("A codec's reward"):
-        from PIL import Image
+    from PIL import Image  # which matplotlib brings
+
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, codec, **options)
     return file.getvalue()

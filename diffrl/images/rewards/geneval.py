@@ -69,8 +69,7 @@ class GenEval:
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The reward's values (B,), one an image."""
-        for prompt, row in zip(prompts, metadata, strict=True):
-            self._check(prompt, row)
+        self.check_prompts(prompts, metadata)
         found = self._detections(images)
         judge = part_of if self.partly else verdict
         values = [judge(objects(detections, row), row) for detections, row in zip(found, metadata, strict=True)]
@@ -93,6 +92,11 @@ class GenEval:
         if len(checked) != len(images):
             raise RewardError(f"The detector of {self.name} gave {len(checked)} lists for {len(images)} images.")
         return checked
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Metadata) -> None:
+        """Raise RewardError for a prompt without GenEval's metadata."""
+        for prompt, row in zip(prompts, metadata, strict=True):
+            self._check(prompt, row)
 
     def _check(self, prompt: str, row: Mapping[str, Any]) -> None:
         """Raise RewardError for metadata that are not GenEval's."""

@@ -47,7 +47,7 @@ class OCR:
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The reward's values (B,), one an image."""
-        wanted = [self._wanted(prompt, row) for prompt, row in zip(prompts, metadata, strict=True)]
+        wanted = self._all_wanted(prompts, metadata)
         found = [self.read(pixels) for pixels in to_uint8(images)]
         values = [self.value(text, read) for text, read in zip(wanted, found, strict=True)]
         return torch.tensor(values, dtype=torch.float32, device=images.device)
@@ -63,6 +63,14 @@ class OCR:
         if wanted in read:
             return 1.0
         return 1 - min(int(self._distance(wanted, read)), len(wanted)) / len(wanted)
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Metadata) -> None:
+        """Raise RewardError for a prompt that wants no text."""
+        self._all_wanted(prompts, metadata)
+
+    def _all_wanted(self, prompts: Sequence[str], metadata: Metadata) -> list[str]:
+        """The text that each prompt wants."""
+        return [self._wanted(prompt, row) for prompt, row in zip(prompts, metadata, strict=True)]
 
     def _wanted(self, prompt: str, row: Mapping[str, Any]) -> str:
         if self.text:

@@ -1,0 +1,53 @@
+"""A reward that reads prompts refuses one that it cannot take before a run makes an image."""
+
+from pathlib import Path
+
+import pytest
+
+from diffrl.cli import main
+from diffrl.images.rewards import RewardError, parse
+from diffrl.images.rewards.base import check_prompts
+
+GIVEN = {"include": [{"class": "ball", "count": 2}]}
+
+
+@pytest.mark.parametrize(
+    ("reward", "good", "bad", "said"),
+    [
+        ("ocr", 'a sign that says "OPEN"', "a sign", "which text is to be read"),
+        ("emoji", "a blue heart", "seven", "is for prompts of --model tiny-emoji"),
+        ("emoji-clip", "a blue heart", "seven", "which object"),
+        ("digit", "7", "a blue heart", "does not name one digit"),
+        ("jpeg + 2*digit", "7", "seven hearts", "does not name one digit"),
+    ],
+)
+def test_prompts_are_refused_as_a_call_does(reward: str, good: str, bad: str, said: str) -> None:
+    """Also where the reward is part of a sum; without a prompt that is bad nothing is said."""
+    built = parse(reward)
+    check_prompts(built, [good], [{}])
+    with pytest.raises(Exception, match=said):
+        check_prompts(built, [good, bad], [{}, {}])
+
+
+def test_rewards_that_read_no_prompts_take_all() -> None:
+    """So do those with a prompt of their own; and None, where nothing is held out."""
+    for reward in (None, parse("jpeg"), parse("digit:7"), parse("emoji:blue heart"), parse("ocr:OPEN")):
+        check_prompts(reward, ["anything", ""], [{}, {}])
+
+
+def test_genevals_metadata_are_looked_at_before(tmp_path: Path) -> None:
+    """No detector is asked."""
+    (tmp_path / "detector.py").write_text("def find(images):\n    raise SystemExit\n")
+    reward = parse(f"geneval:{tmp_path}/detector.py#find")
+    check_prompts(reward, ["two balls"], [GIVEN])
+    with pytest.raises(RewardError, match="the prompt 'two' needs GenEval's metadata"):
+        check_prompts(reward, ["two balls", "two"], [GIVEN, {}])
+
+
+def test_a_run_is_refused_before_it_has_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As --reward and as --held-out."""
+    for option in ("--reward", "--held-out"):
+        words = ["finetune", "--model", "tiny-emoji", "--reward", "jpeg", option, "ocr", "--out", str(tmp_path / "run")]
+        assert main(words) == 2
+        assert "which text is to be read" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
