@@ -56,6 +56,7 @@ VARIANTS: dict[str, tuple[Algo, dict[str, Any]]] = {
         {"passes": 4, "queries": 768, "layers": ("time_embedding", "time_emb_proj"), "lr": 1e-3},
     ),
     "nft, 4 passes, adapters": ("nft", {"passes": 4, "queries": 768, "lora": 8, "layers": ("all",), "lr": 1e-3}),
+    "nft, 8 passes, adapters": ("nft", {"passes": 8, "queries": 704, "lora": 8, "layers": ("all",), "lr": 1e-3}),
     "grpo, window 2": ("grpo", {"window": 2}),
     "grpo, window 2, guard": ("grpo", {"window": 2, "guard": True}),
 }
@@ -90,7 +91,7 @@ class Options:
     """Seeds of everything random in a run; the pretrained model is one."""
     queries: int | None = None
     """Images scored, of each run, SETTINGS' and VARIANTS' too; by default those of QUERIES for the model, of draft 640
-    and of "nft, 4 passes" 768."""
+    and of NFT with 4 passes 768, with 8 passes 704."""
     scale: int = 1
     """So many times as many images, of each run, SETTINGS' too."""
     batch: int | None = None
