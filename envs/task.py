@@ -143,7 +143,8 @@ class Task:
         """
         if env is None and not env_kwargs and max_episode_steps is None:
             return self
-        spec = asked_spec(env, env_kwargs, max_episode_steps, self.spec)
+        own = None if self.spec is None else replace(self.spec, origin="the run's")
+        spec = asked_spec(env, env_kwargs, max_episode_steps, own)
         reference = self.reference
         if spec is not None and spec.id != self.env_id:
             reference = registry.reference_of(spec.id)
@@ -330,7 +331,7 @@ def _try_out(env: gymnasium.Env[Any, Any], text: str) -> None:
         env.step(np.zeros(env.action_space.shape or (), env.action_space.dtype))
     except Exception as error:  # whatever an environment makes of its arguments
         raise UserError(
-            f"{text} cannot make a step ({said_by(error)}). Change its arguments (--env-kwargs), or --env none."
+            f"{text} cannot make a step ({said_by(error)}). Change its arguments (--env-kwargs); training can do without it: --env none."
         ) from error
 
 

@@ -55,10 +55,10 @@ REFUSED = [
     ("evaluate img", "img is a fine-tuning run of an image model"),
     ("diagnose student", "student is a distilled image model"),
     ("online img", "img is a fine-tuning run of an image model"),
-    ("evaluate bc --which bset", "No checkpoint 'bset': expected last, best, or one of"),
-    ("render bc --out x.gif --which bset", "No checkpoint 'bset'"),
-    ("export bc --to policy --which bset", "No checkpoint 'bset'"),
-    ("compare bc bc --which bset", "No checkpoint 'bset'"),
+    ("evaluate bc --which bset", "has no checkpoint 'bset': expected last, best, or one of"),
+    ("render bc --out x.gif --which bset", "has no checkpoint 'bset'"),
+    ("export bc --to policy --which bset", "has no checkpoint 'bset'"),
+    ("compare bc --which bset", "has no checkpoint 'bset'"),
     ("export bc --to img", "img is there already, and is not overwritten"),
     ("finetune policy bc", "The agent bc has no diffusion chain"),
     ("distil bc", "The agent bc does not act by a diffusion or flow policy alone"),
@@ -85,6 +85,9 @@ REFUSED = [
     ("train td3_bc --dataset there.hdf5", "td3_bc is an agent, and no configuration: `diffrl train --agent td3_bc"),
     ("evaluate bc --plot there.hdf5", "there.hdf5 exists. Use --force to replace it."),
     ("evaluate bc --out there.hdf5", "there.hdf5 exists. Use --force to replace it."),
+    ("evaluate bc --out bc/config.yaml --force", "bc/config.yaml is part of"),
+    ("evaluate bc --plot bc/run.json --force", "which could not be read without it: write to another file."),
+    ("compare bc ./bc", "bc is named twice: a run is not compared with itself."),
 ]
 
 

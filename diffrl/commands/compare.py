@@ -45,11 +45,15 @@ class Compare:
         from diffrl.runs.kind import kind_of, require_checkpoint
         from diffrl.support.console import console
         from diffrl.support.errors import UserError
+        from diffrl.support.files import same_place
         from diffrl.support.folder import IMAGES, IMAGES_DISTIL
         from diffrl.support.plots import comparison_at
 
         if not self.runs:
             raise UserError("Which runs? diffrl compare RUN [RUN ...]")
+        for place, path in enumerate(self.runs):
+            if any(same_place(path, other) for other in self.runs[:place]):
+                raise UserError(f"{path} is named twice: a run is not compared with itself.")
         kinds = {path: kind_of(path) for path in self.runs}
         for path, kind in kinds.items():
             if kind == IMAGES_DISTIL:

@@ -16,7 +16,8 @@ from diffrl.commands.data_convert import Convert, environment_of
 from diffrl.commands.data_tables import distributions, headed, ranges, shown_on, summary
 from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError, counted
-from diffrl.support.files import spare, to_write
+from diffrl.support.files import to_write
+from diffrl.support.folder import spare
 from diffrl.support.schema import Count, Rows, Seed, check
 
 if TYPE_CHECKING:

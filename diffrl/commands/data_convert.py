@@ -12,7 +12,8 @@ from tyro.conf import Positional
 from diffrl.commands.data_tables import shown_on
 from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError, joined, listed, singular
-from diffrl.support.files import spare, spare_source
+from diffrl.support.files import spare_source
+from diffrl.support.folder import spare
 from diffrl.support.schema import Count, check
 
 if TYPE_CHECKING:

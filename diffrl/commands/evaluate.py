@@ -52,7 +52,7 @@ class Evaluate:
         import json
 
         from diffrl.runs.kind import require_checkpoint, require_policy
-        from diffrl.support.files import spare
+        from diffrl.support.folder import spare
 
         own = self.run_folder / "evaluation.json"
         for file in (None if self.out == own else self.out, self.plot):

@@ -47,7 +47,7 @@ class Render:
     def run(self) -> int:
         """Write the video; say where it is."""
         from diffrl.runs.kind import require_checkpoint, require_policy
-        from diffrl.support.files import spare
+        from diffrl.support.folder import spare
 
         spare(self.out, self.force)
         require_policy(self.run_folder)

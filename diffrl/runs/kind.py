@@ -72,7 +72,7 @@ def require_checkpoint(path: Path | str, which: str) -> None:
     """Raise UserError where a run has no checkpoint that is called so: last, best, or a step."""
     known = steps(local_folder(path))
     if which not in ("last", "best") and not (which.isdigit() and int(which) in known):
-        raise UserError(f"No checkpoint {which!r}: expected last, best, or one of {known}.")
+        raise UserError(f"{path} has no checkpoint {which!r}: expected last, best, or one of {known}.")
 
 
 def agent_of(path: Path | str) -> AgentConfig:

@@ -60,6 +60,8 @@ class Policy:
             )
         if not np.isfinite(x).all():
             raise ValueError(f"expected observations that are finite, got {x[~np.isfinite(x)][0]}")
+        if x.size == 0:
+            return np.zeros((0, self.agent.action_size), np.float32)
         actions = self._act(np.atleast_2d(x)[None])[0]
         return actions if x.ndim == 2 else np.asarray(actions[0])
 
@@ -324,7 +326,8 @@ def evaluate(
     """
     run = Run.read(path).within(env, env_kwargs, max_episode_steps, quiet)
     if run.task.env_id is None:
-        raise UserError(f"{run.path} was trained without an environment: name one to evaluate in with --env ID.")
+        why = "was trained without an environment" if env is None else f"cannot be evaluated in --env {env}"
+        raise UserError(f"{run.path} {why}: name one to evaluate in with --env ID.")
     settle()
     which = _there(run, which, quiet)
     seeds = range(len(run.config.seeds))  # a checkpoint that is not there is refused before any is scored

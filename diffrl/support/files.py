@@ -61,12 +61,6 @@ def to_write(name: str | Path, what: str = "files") -> Path:
     )
 
 
-def spare(path: Path | None, force: bool) -> None:
-    """Raise UserError where a file is there that is not to be replaced; None: nothing is to be written."""
-    if path is not None and path.is_file() and not force:
-        raise UserError(f"{path} exists. Use --force to replace it.")
-
-
 def same_place(one: Path | None, other: Path) -> bool:
     """Whether two paths are one file or folder, by another spelling or a link too; None is none."""
     if one is None:

@@ -314,6 +314,22 @@ def recorded(folder: Path) -> Collection[str]:
     return _read_sums(folder) or ()
 
 
+def spare(path: Path | None, force: bool) -> None:
+    """Raise UserError where a file is there that is not to be replaced; None: nothing is to be written.
+
+    force: it is replaced, but for a part of a run: without what its `SHA256SUMS` names it could not be read again.
+    """
+    if path is None or not path.is_file():
+        return
+    if not force:
+        raise UserError(f"{path} exists. Use --force to replace it.")
+    place = path.resolve()
+    for folder in place.parents:
+        name = place.relative_to(folder).as_posix()
+        if name in recorded(folder) or (name.startswith("checkpoints/") and sealed(folder)):
+            raise UserError(f"{path} is part of {folder}, which could not be read without it: write to another file.")
+
+
 def set_aside(path: Path) -> Path:
     """Rename a damaged file, so that a new one can be begun; give its new path."""
     aside = path.with_name(f"{path.name}.damaged")

@@ -194,6 +194,6 @@ def test_what_cannot_be_compared_is_a_sentence(tmp_path: Path, capsys: Any) -> N
     ):
         assert main(["compare", *map(str, words), "--out", str(tmp_path / "page.html")]) == 2
         assert said in capsys.readouterr().err
-    with pytest.raises(UserError, match="No checkpoint '15'"):
+    with pytest.raises(UserError, match="has no checkpoint '15'"):
         compare([a, a], tmp_path / "page.html", which="15", quiet=True)
     assert not [*tmp_path.glob("page*")]

@@ -96,6 +96,8 @@ def test_the_first_seed_is_exported_and_another_is_not_made_up(tmp_path: Path) -
     diffrl.load_policy(to, seed=3, which=20)
     with pytest.raises(UserError, match="of seed 3 alone, and seed 5 is asked for"):
         diffrl.load_policy(to, seed=5)
+    with pytest.raises(UserError, match="of step 20 alone, and no evaluation says if it is the best"):
+        diffrl.load_policy(to, which="best")
     with pytest.raises(UserError, match="of step 20 alone, and step 10 is asked for"):
         diffrl.load_policy(to, which=10)
 
@@ -321,7 +323,7 @@ def test_the_command(tmp_path: Path, capsys: Any) -> None:
     assert main(["export", str(run), "--to", str(to), "--seed", "5", "--which", "best"]) == 0
     assert diffrl.load_policy(to).agent.seeds == (5,)
     assert "load_policy" in capsys.readouterr().err
-    for words, said in ((["--seed", "4"], "has no seed 4"), (["--which", "15"], "No checkpoint '15'")):
+    for words, said in ((["--seed", "4"], "has no seed 4"), (["--which", "15"], "has no checkpoint '15'")):
         assert main(["export", str(run), "--to", str(tmp_path / "other"), *words]) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "other").exists()

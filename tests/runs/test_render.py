@@ -182,7 +182,7 @@ def test_what_cannot_be_drawn_is_a_sentence_and_leaves_no_file(maze: Path, tmp_p
     cases: list[tuple[Path, str, dict[str, Any], str]] = [
         (maze, "video.avi", {}, r"expected a path that ends in .mp4 or .gif"),
         (maze, "video.gif", {"seeds": (4,)}, "has no seed 4"),
-        (maze, "video.gif", {"which": "15"}, "No checkpoint '15'"),
+        (maze, "video.gif", {"which": "15"}, "has no checkpoint '15'"),
         (plain, "video.gif", {}, "without an environment"),
     ]
     for run, name, options, words in cases:

@@ -206,7 +206,7 @@ def test_a_policy_whose_checkpoint_is_gone_is_left_out_of_the_estimates(runs: Pa
     found, said = estimates(policies, FQEConfig(steps=0), quiet=True)
     assert math.isnan(float(found[CRITICS][0]))
     assert np.isfinite(found[CRITICS]).any()
-    assert any("No checkpoint '7'" in sentence for sentence in said)
+    assert any("has no checkpoint '7'" in sentence for sentence in said)
 
 
 def test_without_the_data_there_is_the_bandit_and_the_cloning_loss(

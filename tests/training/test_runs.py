@@ -89,6 +89,7 @@ def test_a_policy_acts_in_a_plain_gymnasium_loop(straight: Path) -> None:
         assert env.action_space.contains(action)
         observation, *_ = env.step(action)
     assert policy(np.zeros((7, 4))).shape == (7, 2)
+    assert policy(np.zeros((0, 4))).shape == (0, 2)
     with pytest.raises(ValueError, match="shape"):
         policy(np.zeros(5))
 
@@ -272,3 +273,5 @@ def test_without_an_environment_a_run_trains_and_says_so(tmp_path: Path, own_dat
     assert not (run / "scores.json").exists()
     with pytest.raises(UserError, match="trained without an environment"):
         diffrl.evaluate(run, quiet=True)
+    with pytest.raises(UserError, match="cannot be evaluated in --env none"):
+        diffrl.evaluate(run, quiet=True, env="none")
