@@ -15,7 +15,8 @@ from diffrl.data import observations as flattening
 from diffrl.data.env_spec import EnvSpec
 from diffrl.support.errors import DataError, UserError, nearest, said_by
 
-_INSTEAD = "Name an environment with --env ID, or do without one, as training can: --env none."
+_WITHOUT = "Training can do without one: --env none."
+_INSTEAD = f"Name an environment with --env ID. {_WITHOUT}"
 _REBUILT = (
     "ClipAction",
     "ClipReward",
@@ -65,7 +66,7 @@ def check_rebuilt(spec: EnvSpec) -> None:
     if module not in ("", "envs"):
         raise CannotRebuild(
             f"The data name the environment {spec.id[:80]!r}, which would import the module {module[:60]!r}: a file "
-            f"may not. If you trust it, say so: --env {spec.id[:80]}; training can do without one: --env none."
+            f"may not. If you trust it, say so: --env {spec.id[:80]}. {_WITHOUT}"
         )
     registered = gymnasium.registry.get(env_id)
     known = {} if registered is None else registered.kwargs
@@ -74,7 +75,7 @@ def check_rebuilt(spec: EnvSpec) -> None:
         if path is not None and known.get(key) != value:
             raise CannotRebuild(
                 f"The data's environment {spec.id} has {key}={path[:60]!r}, a file's name, which is not followed from "
-                f"data. If you trust it: --env-kwargs {key}=PATH; or name another: --env ID. Training can do without one: --env none."
+                f"data. If you trust it: --env-kwargs {key}=PATH; or name another: --env ID. {_WITHOUT}"
             )
     ours = None if registered is None else registered.entry_point
     if spec.entry_point and isinstance(ours, str) and _class(ours) != _class(spec.entry_point):
@@ -126,7 +127,7 @@ def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gymnasium.
             import gymnasium_robotics
         except ImportError as error:
             raise UserError(
-                f"{env_id} needs gymnasium-robotics: `pip install 'diffrl[robotics]'`. Training can do without it: --env none."
+                f"{env_id} needs gymnasium-robotics: `pip install 'diffrl[robotics]'`. {_WITHOUT}"
             ) from error
         gymnasium.register_envs(gymnasium_robotics)
     try:
@@ -135,7 +136,7 @@ def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gymnasium.
             warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
             return gymnasium.make(env_id, **(kwargs or {}))
     except gymnasium.error.UnregisteredEnv as error:
-        raise UserError(f"{_unknown(env_id)} Training can do without one: --env none.") from error
+        raise UserError(f"{_unknown(env_id)} {_WITHOUT}") from error
     except UserError:  # an environment of ours says what is wrong
         raise
     except Exception as error:
@@ -145,7 +146,7 @@ def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gymnasium.
         hint = f" Check its arguments ({given[:200]}): --env-kwargs KEY=VALUE." if given else ""
         said = str(error) if isinstance(error, ImportError | gymnasium.error.Error) else said_by(error)[:300]
         said = said.rstrip(".")
-        raise UserError(f"The environment {env_id!r} cannot be made: {said}.{hint} Training can do without it: --env none.") from error
+        raise UserError(f"The environment {env_id!r} cannot be made: {said}.{hint} {_WITHOUT}") from error
 
 
 def _unknown(env_id: str) -> str:

@@ -331,7 +331,8 @@ def _try_out(env: gymnasium.Env[Any, Any], text: str) -> None:
         env.step(np.zeros(env.action_space.shape or (), env.action_space.dtype))
     except Exception as error:  # whatever an environment makes of its arguments
         raise UserError(
-            f"{text} cannot make a step ({said_by(error)}). Change its arguments (--env-kwargs); training can do without it: --env none."
+            f"{text} cannot make a step ({said_by(error)}). Change its arguments (--env-kwargs); training can do "
+            "without it: --env none."
         ) from error
 
 

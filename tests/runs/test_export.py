@@ -96,7 +96,7 @@ def test_the_first_seed_is_exported_and_another_is_not_made_up(tmp_path: Path) -
     diffrl.load_policy(to, seed=3, which=20)
     with pytest.raises(UserError, match="of seed 3 alone, and seed 5 is asked for"):
         diffrl.load_policy(to, seed=5)
-    with pytest.raises(UserError, match="of step 20 alone, and no evaluation says if it is the best"):
+    with pytest.raises(UserError, match="of step 20 alone; no evaluation says that it is the best"):
         diffrl.load_policy(to, which="best")
     with pytest.raises(UserError, match="of step 20 alone, and step 10 is asked for"):
         diffrl.load_policy(to, which=10)

@@ -163,7 +163,7 @@ def check_is(name: Path | str, seed: int, step: int, wanted: int | None, which: 
     if wanted not in (None, seed):
         raise UserError(f"{name} is the exported policy of seed {seed} alone, and seed {wanted} is asked for.")
     if which == "best":
-        raise UserError(f"{name} is the exported policy of step {step} alone, and no evaluation says if it is the best.")
+        raise UserError(f"{name} is the exported policy of step {step} alone; no evaluation says that it is the best.")
     if str(which).isdigit() and int(which) != step:
         raise UserError(f"{name} is the exported policy of step {step} alone, and step {which} is asked for.")
 
