@@ -117,11 +117,16 @@ class Follower:
         self._over += rows
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
-        """Drop the plans: of these rows, or of all, whose number may then be another."""
+        """Drop the plans: of these rows, or of all, whose number may then be another.
+
+        Raises ValueError for a row that there is not.
+        """
         if rows is None:
             self._plans = self._t = None
             self._over = []
         elif self._t is not None:
+            if not set(rows) <= set(range(self._t.shape[1])):
+                raise ValueError(f"no rows {list(rows)} of the {self._t.shape[1]} that plans are kept for")
             self._t[:, list(rows)] = -1
             going = set((self._t[0] < 0).nonzero()[:, 0].tolist())
             self._over = [row for row in self._over if row not in going]

@@ -22,6 +22,11 @@ _check_packages()
 __all__ = ["Policy", "TrainConfig", "evaluate", "load_policy", "online", "resume", "train"]
 
 
+def __dir__() -> list[str]:
+    """What can be asked for, for the TAB of an interactive Python."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Resolved when asked for: `import diffrl.diffusion` loads no agent and no simulator."""
     match name:

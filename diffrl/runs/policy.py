@@ -22,6 +22,7 @@ from diffrl.support.files import address_of
 from diffrl.support.folder import recorded, say_once
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.remote import local_folder
+from diffrl.support.schema import Many, held
 from diffrl.training import checkpoint
 from diffrl.training.logs import Scores
 from diffrl.tuning import config as tuning
@@ -104,7 +105,7 @@ def _evaluated(run: Run) -> bool:
     return (run.path / "scores.json").exists() or "scores.json" in recorded(run.path)
 
 
-def _there(run: Run, which: Sequence[str], quiet: bool) -> Sequence[str]:
+def _there(run: Run, which: list[str], quiet: bool) -> list[str]:
     """Those of the checkpoints asked for that the run may have: without best, which is said, where it has no scores."""
     others = [name for name in which if name != "best"]
     if len(others) in (0, len(which)) or _evaluated(run):
@@ -304,7 +305,7 @@ def evaluate(
     path: Path | str,
     *,
     episodes: int = 100,
-    which: Sequence[str] = ("last", "best"),
+    which: str | int | Sequence[str | int] = ("last", "best"),
     seed: int = 0,
     device: str = "cpu",
     record: int = 0,
@@ -315,6 +316,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Roll out a run's checkpoints: `{which: {"seeds": .., "step": [..], "returns": [[..]], "scores": ...}}`.
 
+    which: one checkpoint or several, each last, best or a step; episodes: how many, for each seed.
+
     Where the environment tells of success, "successes" has it of each episode. Of a run without evaluations "best" is
     left out where other checkpoints are asked for too.
 
@@ -324,19 +327,23 @@ def evaluate(
     env, env_kwargs, max_episode_steps: another environment than the run's, or other arguments, KEY=VALUE each, or
     another time limit. Raises UserError where there is no environment.
     """
+    held(episodes, Many, "episodes")
     run = Run.read(path).within(env, env_kwargs, max_episode_steps, quiet)
     if run.task.env_id is None:
         why = "was trained without an environment" if env is None else f"cannot be evaluated in --env {env}"
         raise UserError(f"{run.path} {why}: name one to evaluate in with --env ID.")
     settle()
-    which = _there(run, which, quiet)
+    asked = [str(name) for name in ((which,) if isinstance(which, str | int) else which)]
+    for name in asked:
+        require_checkpoint(run.path, name)
+    asked = _there(run, asked, quiet)
     seeds = range(len(run.config.seeds))  # a checkpoint that is not there is refused before any is scored
-    steps = {name: [_find_checkpoint(run, name, index).step for index in seeds] for name in which}
+    steps = {name: [_find_checkpoint(run, name, index).step for index in seeds] for name in asked}
     evaluator = Evaluator.of(run.task)
     result: dict[str, Any] = {}
     known: dict[tuple[int, int], tuple[Any, ...]] = {}
     try:
-        for name in which:
+        for name in asked:
             entry: dict[str, Any] = {"seeds": list(run.config.seeds)}
             entry |= {column: [] for column in ("step", "returns", "paths", "plans")}
             for index, training_seed in enumerate(run.config.seeds):

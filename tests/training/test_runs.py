@@ -131,6 +131,18 @@ class CountingEnv(gymnasium.Env):  # type: ignore[type-arg]
         return np.array([self.left], np.float32), float(action[0]), end and self.length > 2, end, {}
 
 
+def test_evaluate_takes_one_checkpoint_by_its_name_or_step(straight: Path) -> None:
+    step = checkpoint.steps(straight)[-1]
+    by_step = diffrl.evaluate(straight, episodes=1, which=step, quiet=True)
+    by_name = diffrl.evaluate(straight, episodes=1, which="last", quiet=True)
+    assert by_step[str(step)] == by_name["last"]
+    with pytest.raises(UserError, match="has no checkpoint 'newest'"):
+        diffrl.evaluate(straight, which="newest", quiet=True)
+    for episodes in (0, 1.5):
+        with pytest.raises(UserError, match="episodes"):
+            diffrl.evaluate(straight, episodes=episodes, quiet=True)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("at_once", [2, 6, 100])
 def test_rollouts_count_every_episode_once_and_none_beyond_its_end(at_once: int) -> None:
     """Acting with what is observed, a return is length + (length - 1) + ... + 1, whatever is run side by side."""
