@@ -31,7 +31,7 @@ from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, counted
 from diffrl.support.folder import IMAGES, claimed
 from diffrl.support.machine import resolve_device, settle
-from diffrl.support.plots import BLUE, GREY, ORANGE, finish, new_figure, save
+from diffrl.support.plots import BLUE, GREY, ORANGE, finish, save
 from diffrl.support.schema import read, refuse_others
 from diffrl.support.seeds import generator_at
 from diffrl.support.statistics import estimate
@@ -44,7 +44,7 @@ from diffrl.tuning.target import forward_policy, refuse_chunks
 from envs.task import score_word
 
 RESULT, PICTURE = "distil.json", "distil.png"
-"""Score and agreement against network calls, in the run's folder."""
+"""Score and distance to the teacher against network calls, in the run's folder."""
 _ENTROPY = 0xD157
 """Sets the noise of the comparison apart from that of training and of evaluations."""
 AS_IT_ACTS = "with the noise of its own sampler's steps, and its critics' choice among its actions, where it has them"
@@ -63,6 +63,7 @@ def distil(settings: DistilConfig, *, quiet: bool = False, **options: Any) -> Pa
     where the run's policy cannot be distilled so.
     """
     refuse_others(options, "a distilled run, beside its settings", RunOptions)
+    settings.refuse_unused()
     asked = RunOptions(**options)
     if kind_of(settings.start_run) == IMAGES:
         raise UserError(
@@ -83,6 +84,8 @@ def distil(settings: DistilConfig, *, quiet: bool = False, **options: Any) -> Pa
     view = teacher_of(teacher, settings)
     if view.calls == 1:
         raise UserError(f"The policy of {start.path} samples in one call already: there is nothing to distil.")
+    if settings.calls > view.calls:
+        raise UserError(f"--calls {settings.calls}: the policy of {start.path} itself samples in {view.calls} calls.")
     settings = dataclasses.replace(settings, start_steps=start_steps)
     student = student_config(start.config.agent, settings, view.noise_range)
     config = dataclasses.replace(config, agent=student, compile=False)
@@ -189,7 +192,7 @@ def _fit(
         _plot(run, rows, settings)
     if not quiet:
         console.print(_table(run, rows))
-        console.print(f"score and agreement against network calls: {run.path / PICTURE}")
+        console.print(f"Drawn: {run.path / PICTURE}")
     return finished(run, scores, quiet, WHILE_TRAINED)
 
 
@@ -291,7 +294,9 @@ def compare_calls(
 
 def _table(run: Run, rows: Sequence[CallsRow]) -> Table:
     n = len(run.config.seeds)
-    about = f"Distance: from the same noise in {_STATES:,} states of the data, actions in [-1, 1]."
+    about = f"Distance: from the same first noise in {_STATES:,} states of the data, actions in [-1, 1]."
+    if (run.settings or {}).get("to") == "consistency":
+        about += " A consistency policy adds fresh noise between its calls: more of them need not come nearer."
     if rows[0].values is not None:
         values = np.asarray(rows[0].values)
         over = "seeds" if n > 1 else "episodes"
@@ -316,24 +321,42 @@ def _measure(run: Run) -> str:
 
 
 def _plot(run: Run, rows: Sequence[CallsRow], settings: DistilConfig) -> None:
-    """Draw score, or without an environment the distance to the teacher, against network calls."""
-    figure, ax = new_figure(7, 4)
+    """Draw the score, where there is an environment, and the distance to the teacher, against network calls."""
+    from matplotlib.figure import Figure
+
     scored = rows[0].values is not None
+    figure = Figure(figsize=(11, 4) if scored else (7, 4), layout="constrained")
+    panels = figure.subplots(1, 1 + scored, squeeze=False)[0]
+    numbers = sorted({row.calls for row in rows})
     for who, colour in (("teacher", GREY), ("student", BLUE)):
         own = [row for row in rows if row.who == who]
-        values = [np.mean(row.values if scored else row.distance) for row in own]  # type: ignore[arg-type]
-        ax.plot([row.calls for row in own], values, marker="o", color=colour, label=f"{who}, the policy alone")
-        for row in rows:
-            if row.who.startswith(f"{who},") and row.values is not None:
-                colour = ORANGE if who == "student" else colour
-                ax.plot(row.calls, np.mean(row.values), "*", color=colour, markersize=12, label=row.who)
-    ax.set_xscale("log", base=2)
-    numbers = sorted({row.calls for row in rows})
-    ax.set_xticks(numbers, [str(n) for n in numbers])
-    ax.minorticks_off()
-    measure = _measure(run) if scored else "distance to the teacher's action"
-    ax.set(xlabel="network calls for an action", ylabel=measure, title=f"{settings.to} of {settings.start_run.name}")
-    finish(ax)
+        calls = [row.calls for row in own]
+        panels[-1].plot(calls, [np.mean(row.distance or 0) for row in own], marker="o", color=colour, label=who)
+        for row in [*own, *(row for row in rows if row.who.startswith(f"{who},"))]:
+            if row.values is None:
+                continue
+            found, alone = estimate(row.values), row.who == who
+            panels[0].errorbar(
+                row.calls,
+                found.mean,
+                None if np.isnan(found.error) else found.error,
+                marker="o" if alone else "*",
+                markersize=6 if alone else 12,
+                color=ORANGE if who == "student" and not alone else colour,
+                label=(f"{who}, the policy alone" if row is own[0] else None) if alone else row.who,
+                capsize=3,
+            )
+        if scored:
+            panels[0].plot(calls, [np.mean(row.values) for row in own if row.values], color=colour)
+    over = "seeds" if len(run.config.seeds) > 1 else "episodes"
+    names = [f"{_measure(run)} (± standard error over {over})"] if scored else []
+    for ax, name in zip(panels, [*names, "distance to the teacher's action"], strict=True):
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(numbers, [str(n) for n in numbers])
+        ax.minorticks_off()
+        ax.set(xlabel="network calls for an action", ylabel=name)
+        finish(ax)
+    figure.suptitle(f"{settings.to} of {settings.start_run.name}")
     save(figure, run.path / PICTURE)
 
 

@@ -62,6 +62,14 @@ class DistilConfig:
         if self.loss == "scm" and self.to == "reflow":
             raise UserError("--loss scm is a loss of --to consistency; --to reflow has one of its own.")
 
+    def refuse_unused(self) -> None:
+        """Raise UserError for a value that was given to a field of which this distillation makes no use."""
+        unused = {"levels": (self.to, self.loss) != ("consistency", "cd"), "warm_up": self.loss != "scm"}
+        for name, of_no_use in unused.items():
+            if of_no_use and getattr(self, name) != getattr(type(self), name):
+                of = "--loss scm" if name == "warm_up" else "--to consistency --loss cd"
+                raise UserError(f"--{name.replace('_', '-')} is for {of} alone: leave it out.")
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values for YAML."""
         plain = dataclasses.asdict(self)
