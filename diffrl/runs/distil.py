@@ -349,14 +349,15 @@ def _plot(run: Run, rows: Sequence[CallsRow], settings: DistilConfig) -> None:
         if scored:
             panels[0].plot(calls, [np.mean(row.values) for row in own if row.values], color=colour)
     over = "seeds" if len(run.config.seeds) > 1 else "episodes"
-    names = [f"{_measure(run)} (± standard error over {over})"] if scored else []
+    names = [_measure(run)] if scored else []
     for ax, name in zip(panels, [*names, "distance to the teacher's action"], strict=True):
         ax.set_xscale("log", base=2)
         ax.set_xticks(numbers, [str(n) for n in numbers])
         ax.minorticks_off()
         ax.set(xlabel="network calls for an action", ylabel=name)
         finish(ax)
-    figure.suptitle(f"{settings.to} of {settings.start_run.name}")
+    error = f", ± standard error over {over}" if scored else ""
+    figure.suptitle(f"{settings.to} of {settings.start_run.name}{error}", fontsize=11)
     save(figure, run.path / PICTURE)
 
 
