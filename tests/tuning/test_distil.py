@@ -328,7 +328,7 @@ def test_what_cannot_be_distilled_says_so(cloned: Path, tmp_path: Path) -> None:
     for to in ("consistency", "reflow"):
         with pytest.raises(UserError, match=r"bfn has chunks of actions .*, and distillation is of single ones"):
             distilled(chunked, tmp_path / "a", to=to)
-    with pytest.raises(UserError, match="--calls 6: the policy of .* itself samples in 5 calls"):
+    with pytest.raises(UserError, match=r"--calls 6: the policy of .* itself samples in 5 calls"):
         distilled(cloned, tmp_path / "a", calls=6)
     for unused in ({"to": "reflow", "levels": 4}, {"warm_up": 10}):
         with pytest.raises(UserError, match=r"--(levels|warm-up) is for .* alone: leave it out"):
