@@ -306,7 +306,8 @@ class LabelledPairs:
             last = int(dataset.episodes()[dataset.episode_indices()[0][id], 1]) - 1
             raise UserError(
                 f"{source}, pair {pair}: segment {id} crosses its episode's end; {self.segment} rows from row {id} on "
-                f"were expected, and the episode's last is row {last}."
+                f"were expected, and the episode's last is row {last}. Give the options that say where episodes end as "
+                "they were when it was labelled (--env, --time-limit-terminals, --cut-contradictions)."
             )
 
     def write(self, path: Path | str) -> Path:

@@ -3,25 +3,31 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
+from urllib.request import urlopen
 
 import gymnasium
 import mujoco
 import numpy as np
 import pytest
 
+from diffrl.augment.config import Request
 from diffrl.augment.flow_to_better.config import RewardConfig
 from diffrl.augment.flow_to_better.reward_model import RewardModel
+from diffrl.augment.job import open_data
 from diffrl.augment.label.config import LabelConfig
 from diffrl.augment.label.job import label
 from diffrl.augment.label.scenes import MOST_COLUMNS, MazeScene, RobotScene, Scene, drawn, scene_of
@@ -33,6 +39,7 @@ from diffrl.data.preferences import LabelledPairs, read_preferences, teach
 from diffrl.support.errors import UserError
 from envs.maze2d import MAZES, Maze2dEnv, generate
 from tests.browser import CHROMIUM, Browser, wait_until
+from tests.data.pendulum import pendulum
 
 H = 10
 TINY = RewardConfig(width=8, layers=1, steps=20)
@@ -141,7 +148,8 @@ def test_what_cannot_be_drawn_is_plotted_and_why() -> None:
     data = dataset()
     one_force = replace(data, actions=data.actions[:, :1])
     for env, why in ((None, "no environment"), ("none", "--env none"), ("Pendulum-v1", "its simulator's state")):
-        scene, said = scene_of("walks.hdf5", one_force, env)
+        scene, said, simulator = scene_of("walks.hdf5", one_force, env)
+        assert (simulator is None) == (env != "Pendulum-v1")
         assert type(scene) is Scene
         assert why in said
     with pytest.raises(UserError, match="Hopper-v4"):
@@ -156,7 +164,7 @@ def test_what_cannot_be_drawn_is_plotted_and_why() -> None:
     hopper = replace(dataset(size=11), actions=np.zeros((400, 3), np.float32), metadata={})
     assert isinstance(scene_of("walks.hdf5", hopper, "Hopper-v5")[0], RobotScene)
     hopper.metadata.update(env_id="Hopper-v5", env_spec=stored)
-    scene, said = scene_of("walks.hdf5", hopper, None)
+    scene, said, _ = scene_of("walks.hdf5", hopper, None)
     assert type(scene) is Scene, said
     with pytest.raises(UserError, match="Nonsense-v0"):
         scene_of("walks.hdf5", data, "Nonsense-v0")
@@ -398,20 +406,67 @@ def test_what_cannot_be_labelled_is_a_sentence(maze_file: Path, tmp_path: Path) 
     assert not list(tmp_path.glob(".*")), "no lock is left"
 
 
+def ask(address: str, call: str, value: Any = None) -> Any:
+    """What a page that is open at an address answers to a call."""
+    about = {"Content-Type": "application/json"}
+    with urlopen(urllib.request.Request(address + call, json.dumps(value).encode(), about), timeout=20) as answer:
+        return json.load(answer)
+
+
+def at_once(person: Callable[[str], None]) -> Callable[[str], None]:
+    """`ready` of `label`: a person who hears the address."""
+
+    def ready(address: str) -> None:
+        thread = threading.Thread(target=person, args=(address,))
+        thread.start()
+        thread.join()
+
+    return ready
+
+
+def label_all(address: str) -> None:
+    """Prefer the first segment of every pair."""
+    state = ask(address, "state")
+    while state["pair"] is not None:
+        state = ask(address, "choose", {"number": state["labels"], "pair": state["pair"], "label": 0})
+    ask(address, "finish")
+
+
+@pytest.mark.parametrize("settings", [{"env": "Pendulum-v1"}, {"env": "none", "cut_contradictions": True}])
+def test_segments_lie_within_the_episodes_that_flow_to_better_has(
+    settings: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Data that mark no end have those that the environment's limit, or a contradiction, gives: here and there."""
+    path, out = tmp_path / "no marks.hdf5", tmp_path / "labels.json"
+    data = pendulum()
+    data |= {"timeouts": np.zeros_like(data["timeouts"]), "actions": data["actions"] / 2}
+    d4rl.write(path, OfflineDataset(**data))
+    label(
+        LabelConfig(str(path), str(out), segment=150, pairs=8, browser=False, reward=TINY, **settings),
+        at_once(label_all),
+    )
+    said = " ".join(capfd.readouterr().err.split())
+    shown = "counted by the limit, 10 episodes" if "cut_contradictions" not in settings else "9 rows (199, 399,"
+    assert shown in said
+    found = json.loads(out.read_text())
+    starts = np.array([pair["segments"] for pair in found["pairs"]])
+    assert starts.shape == (8, 2)
+    assert (starts // 200 == (starts + 149) // 200).all()
+    words = shlex.split(said.partition("diffrl augment flow-to-better ")[2])
+    assert words[words.index("--env") + 1] == settings["env"]
+    assert ("--cut-contradictions" in words) == settings.get("cut_contradictions", False)
+    read = open_data(Request(str(path), "better.hdf5", **settings), quiet=True)
+    assert len(read_preferences(out, read.dataset)) == 8
+    with pytest.raises(UserError, match="--cut-contradictions"):  # labelled as another file has its episodes
+        read_preferences(out, replace(read.dataset, timeouts=np.arange(2000) % 160 == 159))
+
+
 def test_the_end_says_what_was_saved_and_what_reads_it(
     maze_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The page's calls over HTTP; meanwhile nobody else labels into the file."""
-    import threading
-    from urllib.request import Request, urlopen
-
     out = tmp_path / "new" / "my labels.json"
     config = LabelConfig(str(maze_file), str(out), segment=H, pairs=3, browser=False, reward=TINY)
-
-    def ask(address: str, call: str, value: Any = None) -> Any:
-        about = {"Content-Type": "application/json"}
-        with urlopen(Request(address + call, json.dumps(value).encode(), about), timeout=20) as answer:
-            return json.load(answer)
 
     def person(address: str) -> None:
         with pytest.raises(UserError, match="Another process is labelling"):
@@ -421,12 +476,7 @@ def test_the_end_says_what_was_saved_and_what_reads_it(
         ask(address, "choose", {"number": 0, "pair": state["pair"], "label": "equal"})
         ask(address, "finish")
 
-    def ready(address: str) -> None:
-        thread = threading.Thread(target=person, args=(address,))
-        thread.start()
-        thread.join()
-
-    assert label(config, ready) == out
+    assert label(config, at_once(person)) == out
     said = capfd.readouterr().err
     assert f"{out.parent} was not there: the folder is made" in " ".join(said.split())
     assert "1 labels (1 of them equal) are saved" in said
