@@ -358,6 +358,35 @@ def test_another_simulator_is_told_from_another_model(parts: Parts) -> None:
     assert "not the simulator they come from" in report.verdicts["dynamics"]
 
 
+@pytest.mark.parametrize(
+    ("ends", "rows", "odd"),
+    [
+        ((72, 7600), (500, 190_000), True),  # 14.4 % and 4 %: however few rows are compared as a whole
+        ((4, 40), (10, 1000), True),
+        ((1, 40), (10, 1000), False),  # 10 % and 4 %, of ten rows
+        ((0, 2), (500, 1000), False),
+        ((0, 40), (500, 1000), True),
+        ((40, 0), (500, 1000), True),
+        ((0, 0), (500, 1000), False),
+        ((300, 4000), (5000, 100_000), False),  # rare by chance, and not twice the rate
+    ],
+)
+def test_another_rate_of_terminals_is_looked_at_by_the_rows_it_is_measured_over(
+    at_floor: FidelityReport, ends: tuple[int, int], rows: tuple[int, int], odd: bool
+) -> None:
+    rate = Pair(*(n / whole for n, whole in zip(ends, rows, strict=True)))
+    for compared in (90, 20_000):
+        found = look_first(replace(at_floor, rows=compared, terminal_rate=rate, terminal_rows=rows))
+        assert any("terminal rows instead of" in sentence for sentence in found) == odd
+
+
+def test_the_rates_of_terminals_are_of_all_rows_that_are_fit(at_floor: FidelityReport, parts: Parts) -> None:
+    assert at_floor.terminal_rows == (len(parts.fresh), len(parts.train))
+    assert at_floor.to_json()["terminal_rows"] == {"synthetic": len(parts.fresh), "real": len(parts.train)}
+    for share, side in zip(at_floor.terminal_rate, (parts.fresh, parts.train), strict=True):
+        assert share == pytest.approx(side.terminals.mean())
+
+
 def test_what_follows_a_terminal_row_counts_for_nothing_where_it_is_not_stored(
     parts: Parts, dynamics: Dynamics
 ) -> None:
