@@ -358,6 +358,14 @@ def test_another_simulator_is_told_from_another_model(parts: Parts) -> None:
     assert "not the simulator they come from" in report.verdicts["dynamics"]
 
 
+def test_the_tutorial_has_the_sentence_that_is_printed(at_floor: FidelityReport) -> None:
+    """But for its numbers, which are of another task."""
+    text = (Path(__file__).parents[2] / "docs" / "tutorials" / "augment.md").read_text()
+    number = r"\d+(?:\.\d+)?(?:e-\d+)?"
+    form = re.sub(number, "#", at_floor.verdicts["dynamics"])
+    assert re.sub(number, "#", text).count(form) == 2
+
+
 @pytest.mark.parametrize(
     ("ends", "rows", "odd"),
     [
