@@ -19,7 +19,7 @@ class Request:
     dataset: str
     """A D4RL id, a Minari id, or a path (HDF5, npz, a Minari folder)."""
     out: str
-    """A path ending in .hdf5, or minari:ID, where every transition becomes an episode (14 KB and 2 ms each)."""
+    """A path ending in .hdf5, or minari:ID, where every transition becomes an episode (15 KB and 2 ms each)."""
     samples: int | None = None
     """Synthetic rows to write; by default SynthER writes a million (the paper: 5 million, of a million real ones), and
     with --rows, 5 for each row that is read, a million at most."""

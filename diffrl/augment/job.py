@@ -99,12 +99,16 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
         verdict = _report(folder, begun, data, augmenter, generated, quiet) if request.report else NOT_MEASURED
         with work("Writing", "rows", quiet) as on_progress:
             about = provenance(request, augmenter, data, begun.fingerprint, n) | verdict.metadata()
+            about |= of_terminals(data.dataset, request.mix == "append", augmenter.ends(generated))
             written = target.write(_blocks(request, data, augmenter, generated, on_progress), about, data.dataset)
         chunks.clear(folder)
     if not quiet:
         real = f"{len(data.transitions):,} real transitions, then " if request.mix == "append" else ""
         console.print(f"Written: {written}, {real}{n:,} synthetic transitions, {augmenter.described}.")
-        console.print(f"Fidelity:    {'not measured.' if verdict == NOT_MEASURED else folder / 'fidelity.html'}")
+        later = "" if request.report else " The same command without --no-report, but with --force, measures it"
+        later += f": the model in {folder} is kept." if later else ""
+        said = f"not measured.{later}" if verdict == NOT_MEASURED else folder / "fidelity.html"
+        console.print(f"Fidelity:    {said}", markup=False, highlight=False)
         if verdict.word == USELESS:
             console.print("[yellow]The rows do not look usable: see what is said above before training on them.[/]")
         else:
@@ -357,7 +361,6 @@ def provenance(request: Request, augmenter: Augmenter, data: RealData, fingerpri
         "rows_version": augmenter.rows_version,
         "action_low": data.action_bounds[0],
         "action_high": data.action_bounds[1],
-        **of_terminals(data.dataset),
         **({} if data.task.spec is None else data.task.spec.metadata()),
         **{key: value for key, value in data.dataset.metadata.items() if key == "observation_parts"},
     }
@@ -420,7 +423,7 @@ def _report(
 
     real = data.dataset
     dynamics, why = data.dynamics()
-    train, held_out = (as_dataset(rows, of_terminals(real)) for rows in (augmenter.train, augmenter.held_out))
+    train, held_out = (as_dataset(rows, dict(real.stand_ins())) for rows in (augmenter.train, augmenter.held_out))
     # Rows of one model are alike: the first ones stand for all.
     synthetic = OfflineDataset(**_first(augmenter, generated, REPORTED))
     if not quiet:

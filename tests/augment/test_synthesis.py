@@ -30,7 +30,7 @@ from diffrl.augment.synther.model import TransitionDiffusion, bins_of
 from diffrl.cli import main
 from diffrl.data import d4rl, minari
 from diffrl.data.fidelity import NOT_MEASURED, USELESS, Verdict
-from diffrl.data.offline import OfflineDataset
+from diffrl.data.offline import BOTH_STAND_IN, MADE_STAND_IN, OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError
@@ -149,6 +149,30 @@ def test_appended_rows_follow_the_real_ones(source: Path, tmp_path: Path) -> Non
     mixed = Transitions.from_dataset(both)
     assert torch.equal(mixed.rows[:n], kept.rows)
     assert both.metadata["real_rows"] == n
+
+
+@pytest.mark.parametrize("mix", ["replace", "append"])
+@pytest.mark.parametrize("stored", [True, False])
+def test_successors_of_terminal_rows_are_called_what_they_are(mix: str, stored: bool, tmp_path: Path) -> None:
+    """Of real rows without a successor it is their own observation, of generated ones what the model makes of it."""
+    real = hopper_like()
+    following = real.observations + np.float32(0.01)
+    real = replace(real, next_observations=following) if stored else real
+    source = d4rl.write(tmp_path / "real.hdf5", real)
+    words: dict[str, Any] = {"samples": 2000, "mix": mix, "report": False}
+    found = d4rl.read(synther(str(source), tmp_path / "new.hdf5", **words, **TINY))
+    said = found.metadata.get("terminal_successors")
+    n = found.metadata["real_rows"]
+    assert found.terminals[n:].any(), "the model makes some"
+    assert said == (None if stored else MADE_STAND_IN if mix == "replace" else BOTH_STAND_IN)
+    if mix == "append" and not stored:
+        ends = np.flatnonzero(found.terminals[:n])
+        assert found.next_observations is not None
+        assert np.array_equal(found.next_observations[ends], found.observations[ends])
+    endless = d4rl.write(tmp_path / "endless.hdf5", replace(real, terminals=real.terminals & False))
+    found = d4rl.read(synther(str(endless), tmp_path / "endless-new.hdf5", **words, **TINY))
+    assert not found.terminals.any()
+    assert "terminal_successors" not in found.metadata
 
 
 def test_real_rows_that_end_in_an_episode_are_cut_from_those_that_follow(tmp_path: Path) -> None:

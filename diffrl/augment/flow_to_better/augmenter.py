@@ -419,6 +419,10 @@ class FlowToBetter(Augmenter):
         return {name: values[keep] for name, values in columns.items()}
 
     @override
+    def ends(self, generated: Floats) -> bool:
+        return False
+
+    @override
     def look(self, generated: Floats) -> int:
         counts = Counts(self.together)
         for part in parts(generated, self.together):
