@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError
+from diffrl.support.schema import check, refusal
 
 Mix = Literal["replace", "append"]
 
@@ -35,7 +38,8 @@ class Request:
     """Gymnasium id of the environment the data are from: bounds, the simulator in the report; recorded in the file. By
     default the benchmark's, or what the file names; none: without one."""
     env_kwargs: tuple[str, ...] = ()
-    """Arguments of that environment, by default its own: KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
+    """Arguments of that environment, by default its own: KEY=VALUE each, such as g=2.0 (values as JSON, else text). In
+    Python a dictionary will do."""
     max_episode_steps: int | None = None
     """Another time limit of its episodes than its own, which is the default; recorded in the file."""
     rows: int | None = None
@@ -58,6 +62,9 @@ class Request:
     """Replace the data set if it exists."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.env_kwargs, Mapping):
+            object.__setattr__(self, "env_kwargs", _words(self.env_kwargs))
+        check(self)
         if self.samples is not None and self.ratio is not None:
             raise UserError("--samples and --ratio both say how many rows to generate: give one of them.")
 
@@ -66,6 +73,14 @@ class Request:
         path = Path(self.out).expanduser()
         if path.suffix in HDF5_SUFFIXES and path.is_file() and not self.force:
             raise finished(self.out)
+
+
+def _words(kwargs: Mapping[str, object]) -> tuple[str, ...]:
+    """Arguments by name as the words KEY=VALUE that the command line has. Raises UserError for a value without JSON."""
+    try:
+        return tuple(f"{key}={json.dumps(value)}" for key, value in kwargs.items())
+    except (TypeError, ValueError) as error:
+        raise refusal("--env-kwargs", dict(kwargs), f"values that JSON holds ({error})") from error
 
 
 def finished(out: str) -> UserError:

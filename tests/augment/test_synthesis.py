@@ -1,5 +1,6 @@
 """`diffrl augment synther`: from data of every kind to a file that trains, however often it is cut."""
 
+import dataclasses
 import errno
 import json
 import re
@@ -29,11 +30,14 @@ from diffrl.augment.synther.config import ROWS_VERSION, Sampling, SynthERConfig
 from diffrl.augment.synther.model import TransitionDiffusion, bins_of
 from diffrl.cli import main
 from diffrl.data import d4rl, minari
+from diffrl.data.env_spec import EnvSpec
 from diffrl.data.fidelity import NOT_MEASURED, USELESS, Verdict
 from diffrl.data.offline import BOTH_STAND_IN, MADE_STAND_IN, OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError
+from diffrl.support.schema import parse_kwargs
+from tests.data.pendulum import pendulum
 
 TINY: dict[str, Any] = {
     "model": SynthERConfig(width=16, blocks=1, steps=20, batch_size=32),
@@ -408,6 +412,52 @@ def test_mistakes(source: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, f
     assert text in error
     assert "Traceback" not in error
     assert not (tmp_path / "new.hdf5").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"mix": "both"}, "--mix is 'both'; "),
+        ({"mix": "APPEND"}, "--mix is 'APPEND'; known: append, replace."),
+        ({"time_limit_terminals": "x"}, "--time-limit-terminals is 'x'; "),
+        ({"actions": "x"}, "--actions is 'x'; "),
+        ({"report": "no"}, "--report is 'no'; expected true or false"),
+        ({"force": "no"}, "--force is 'no'; expected true or false"),
+        ({"quiet": "no"}, "quiet is 'no'; expected true or false"),
+        ({"seed": "a"}, "--seed is 'a'; expected a whole number"),
+        ({"cut_contradictions": 1}, "--cut-contradictions is 1; expected true or false"),
+        ({"env_kwargs": {"g": object()}}, "values that JSON holds"),
+        ({"env_kwargs": "g=2"}, "--env-kwargs is 'g=2'; expected a list"),
+    ],
+)
+def test_what_an_option_does_not_take_is_refused_in_python_too(
+    source: Path, tmp_path: Path, options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(text)):
+        synther(str(source), tmp_path / "new.hdf5", **TINY | options)
+    assert not (tmp_path / "new-synther").exists()
+
+
+def test_arguments_of_the_environment_may_be_a_dictionary(tmp_path: Path) -> None:
+    """The file records them, values of every kind as they were given."""
+    source = d4rl.write(tmp_path / "pendulum.hdf5", OfflineDataset(**pendulum(3)))
+    words = {"env": "Pendulum-v1", "samples": 100, "report": False, "max_episode_steps": 50} | TINY
+    for kwargs in ({"g": 2.5}, ("g=2.5",)):
+        out = synther(str(source), tmp_path / "new.hdf5", env_kwargs=kwargs, force=True, **words)
+        spec = EnvSpec.of(d4rl.read(out, action_limit=None).metadata)
+        assert spec is not None
+        assert (spec.id, spec.kwargs, spec.max_episode_steps) == ("Pendulum-v1", {"g": 2.5}, 50)
+    assert parse_kwargs(Request("x", "y", env_kwargs={"maze": "umaze", "n": None, "l": [1]}).env_kwargs) == {  # type: ignore[arg-type]
+        "maze": "umaze",
+        "n": None,
+        "l": [1],
+    }
+
+
+def test_the_docstring_names_every_option() -> None:
+    assert synther.__doc__
+    named = set(re.findall(r"[a-z_]+", synther.__doc__))
+    assert {field.name for field in dataclasses.fields(Request)} <= named
 
 
 def test_a_verb_that_is_not_there(capsys: Any) -> None:

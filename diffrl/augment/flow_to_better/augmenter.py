@@ -99,6 +99,7 @@ def flow_to_better(
     `FlowToBetter`. dataset, out, options: the fields of `Request`. The same call again goes on where it was cut, and
     gives the same file: see `augment`.
     """
+    checked(quiet, bool, "quiet")
     if not isinstance(preferences, PreferenceConfig):
         preferences = PreferenceConfig(str(preferences))
     augmenter = FlowToBetter(
