@@ -32,7 +32,7 @@ from diffrl.augment.label.config import LabelConfig
 from diffrl.augment.label.job import label
 from diffrl.augment.label.scenes import MOST_COLUMNS, MazeScene, RobotScene, Scene, drawn, scene_of
 from diffrl.augment.label.session import EVERY, Session
-from diffrl.augment.label.worth import LabelModels
+from diffrl.augment.label.worth import LabelModels, Worth
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preferences import LabelledPairs, read_preferences, teach
@@ -323,9 +323,35 @@ def test_the_worth_of_labels_is_that_of_unseen_ones_and_grows_up(tmp_path: Path)
         assert low <= learned[1].accuracy <= high
 
 
+@pytest.mark.parametrize(("asked", "right"), [(7, 7), (7, 0), (1, 1), (40, 30), (1000, 500)])
+def test_the_interval_holds_what_a_score_test_does_not_reject(asked: int, right: int) -> None:
+    """Wilson's: its ends are those accuracies q from which the share is 1.96 deviations of q itself away."""
+    p = right / asked
+    low, high = Worth(10, asked, p).interval
+    assert 0 <= low <= p <= high <= 1
+    assert high - low > 0.05
+    for q in (low, high):
+        if 0 < q < 1 - 1e-12:
+            assert abs(p - q) == pytest.approx(1.96 * np.sqrt(q * (1 - q) / asked), rel=1e-4)
+
+
+def test_of_labels_that_are_equal_none_counts_as_foretold(tmp_path: Path) -> None:
+    """Of ten labels three are equal: the accuracy rests on seven, however many members are asked about each."""
+    data, out = dataset(rows=2000), tmp_path / "p.json"
+    for config in (TINY, RewardConfig(width=8, layers=1, steps=20, held_out=0.5)):
+        with session(data, out, pairs=10, models=LabelModels(data, config, 0)) as one:
+            for i in range(10):
+                choose(one, "equal" if i % 3 == 1 else answer(data, one.state()["pair"]))
+            settled(one)
+            state = one.progress()
+            assert [point[:2] for point in state["worth"]] == [[10, 7]]
+            assert state["intervals"] == [list(Worth(*state["worth"][0]).interval)]
+        out.unlink()
+
+
 def test_measures_in_a_file_are_not_believed_blindly(tmp_path: Path) -> None:
     data = dataset()
-    for points in (1, [1], [[10, 20]], [[10, 20, 1.5]], [["a", 1, 0.5]], [[7, 5, 0.5]], {"a": 1}):
+    for points in (1, [1], [[10, 20]], [[10, 20, 1.5]], [[10, 0, 1.0]], [["a", 1, 0.5]], [[7, 5, 0.5]], {"a": 1}):
         labels = LabelledPairs.empty(data, H, {"accuracy": points})
         one = Session(data, labels, tmp_path / "p.json", pairs=3, seed=0)
         assert one.progress()["worth"] == []
@@ -393,6 +419,8 @@ def test_what_cannot_be_labelled_is_a_sentence(maze_file: Path, tmp_path: Path) 
     refused(r"are left of", pairs=100, rows=H + 1)
     (tmp_path / "folder.json").mkdir()
     refused("is a folder", out=str(tmp_path / "folder.json"))
+    refused(r"Cannot write /proc/x/p.json: .*Choose another --out", out="/proc/x/p.json")
+    refused(r"Cannot write .*maze.hdf5/p.json: .*Choose another --out", out=str(maze_file / "p.json"))
     (tmp_path / "bad.json").write_text("[]")
     refused("format", out=str(tmp_path / "bad.json"))
     data = replace(dataset(), timeouts=np.ones(400, np.bool_))
@@ -583,6 +611,9 @@ def test_a_person_labels_in_a_browser(maze_file: Path, tmp_path: Path) -> None:
                 labels.append(value)
                 after(labels)
             page.until("document.querySelector('#accuracy').textContent.includes('% accuracy')")
+            assert re.fullmatch(r"\d+ % accuracy \(95 %: \d+ to \d+\)", page.text("#accuracy"))
+            told = sum(label != 0.5 for label in labels)
+            assert page.text("#verdict").startswith(f"on {told} held-out preferences, 10 labels")
             process.kill()
             process.wait()
             page.press("ArrowLeft")  # nobody hears it, and the page says so

@@ -98,11 +98,14 @@ def _labels(config: LabelConfig, dataset: OfflineDataset, out: Path) -> tuple[La
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """In the block no other process labels into this file."""
-    if not out.parent.exists():
-        out.parent.mkdir(parents=True)
-        console.print(f"{out.parent} was not there: the folder is made for the labels.", markup=False)
     lock = out.with_name(f".{out.name}.lock")
-    descriptor = lock_file(lock)
+    try:
+        if not out.parent.exists():
+            out.parent.mkdir(parents=True)
+            console.print(f"{out.parent} was not there: the folder is made for the labels.", markup=False)
+        descriptor = lock_file(lock)
+    except OSError as error:
+        raise UserError(f"Cannot write {out}: {error.strerror or error}. Choose another --out.") from error
     if descriptor is None:
         raise UserError(f"Another process is labelling into {out}: end it, or choose another --out.")
     try:
