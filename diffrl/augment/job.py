@@ -26,7 +26,7 @@ from diffrl.data.fidelity import NO_FAULT, NOT_MEASURED, USELESS, Verdict
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.support.console import console, steps_bar, work
-from diffrl.support.errors import DataError, UserError
+from diffrl.support.errors import DataError, UserError, listed
 from diffrl.support.folder import SUMS, Damaged, held, read_json, seal, sealed, write_json
 from diffrl.support.machine import resolve_device, settle, versions
 from diffrl.support.schema import Positive, Range, Rows
@@ -241,6 +241,12 @@ def _claim(folder: Path, wanted: Begun, later: Mapping[str, Any]) -> Begun:
             f"{folder / 'versions.json'} is no synthesis' of ours, and is not overwritten: choose another --folder."
         )
     if not there:
+        others = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+        if others not in ([], [SUMS]):  # without its config.json that alone is of a start that was cut
+            raise UserError(
+                f"{folder} holds files of something else ({listed(others)}), where no model is put: choose another "
+                "--folder, such as a new one inside it."
+            )
         (folder / SUMS).unlink(missing_ok=True)
     write_json(path, dataclasses.asdict(wanted))
     write_json(folder / "versions.json", versions())

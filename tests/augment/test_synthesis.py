@@ -460,6 +460,21 @@ def test_the_docstring_names_every_option() -> None:
     assert {field.name for field in dataclasses.fields(Request)} <= named
 
 
+def test_a_model_is_put_among_no_other_files(source: Path, tmp_path: Path) -> None:
+    """They stay as they are, alone; a new folder inside will do."""
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    for name in ("rewards.py", "data.hdf5", "SHA256SUMS"):
+        (folder / name).write_text(name)
+    with pytest.raises(UserError, match=r"something else \(SHA256SUMS, data\.hdf5, rewards\.py\)") as refused:
+        synther(str(source), tmp_path / "new.hdf5", samples=200, folder=folder, **TINY)
+    assert "remove" not in str(refused.value)
+    assert {file.name: file.read_text() for file in folder.iterdir()} == {
+        name: name for name in ("rewards.py", "data.hdf5", "SHA256SUMS")
+    }
+    synther(str(source), tmp_path / "new.hdf5", samples=200, folder=folder / "model", **TINY)
+
+
 def test_a_verb_that_is_not_there(capsys: Any) -> None:
     assert main(["augment", "syntherr"]) == 2
     assert "did you mean `diffrl augment synther`?" in capsys.readouterr().err
