@@ -55,7 +55,8 @@ class Request:
     held_out: float = 0.05
     """Share of the real rows that the model does not see: the report compares with them."""
     folder: Path | None = None
-    """Folder of the model and the report; by default beside the data set."""
+    """Folder of the model and the report; by default beside the data set, OUT-VERB, such as more-synther of more.hdf5;
+    with --out minari:ID, runs/ID-VERB here."""
     report: bool = True
     """Write the fidelity report."""
     force: bool = False

@@ -165,6 +165,9 @@ def _amounts(request: Request, rows: int, n: int, augmenter: Augmenter) -> str:
     option = "--samples" if request.samples is not None else "--ratio" if request.ratio is not None else "the default"
     in_proportion = option == "the default" and request.rows is not None and n == rows * (augmenter.each or 0)
     each = f": {augmenter.each} for each" if in_proportion else ""
+    asked = request.samples or round((request.ratio or 0) * rows)
+    if asked and n > asked:
+        each = f": {asked:,}, in whole trajectories of {augmenter.together} transitions each"
     text = f"Reads {rows:,} transitions of {request.dataset}{said}, generates {n:,} synthetic ones ({option}{each})."
     if option == "the default" and augmenter.first_look:
         text += f" A first look: {augmenter.first_look}."
@@ -424,7 +427,7 @@ def _report(
 
     `NOT_MEASURED` where they are too few to compare, which is printed.
     """
-    from diffrl.augment.fidelity.comparison import fidelity, verdict_of
+    from diffrl.augment.fidelity.comparison import LEGEND, fidelity, verdict_of
     from diffrl.augment.fidelity.report import write_report
 
     real = data.dataset
@@ -463,7 +466,9 @@ def _report(
             if measure != "overall":
                 console.print(f"  [bold]{measure.replace('_', ' ')}[/]: {sentence}")
         console.print(
-            "  (The floor is the same measure between real rows and others, held out: what chance alone gives.)"
+            "  (The floor is the same measure between real rows and others, held out: what chance alone gives. "
+            f"{LEGEND})",
+            markup=False,
         )
         if verdict.word != NO_FAULT:
             console.print(f"[yellow]{verdict.sentence} More --steps or --width usually helps.[/]")

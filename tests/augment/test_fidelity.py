@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffrl.augment.fidelity.comparison import FidelityReport, fidelity, look_first, uselessness
+from diffrl.augment.fidelity.comparison import LEGEND, FidelityReport, fidelity, look_first, table_of, uselessness
 from diffrl.augment.fidelity.measures import Pair, ks_statistic, nearest_distances, shuffled, variety
 from diffrl.augment.fidelity.report import page, write_report
+from diffrl.commands.data_tables import ranges
 from diffrl.data.offline import STAND_IN, OfflineDataset
 from diffrl.support.errors import DataError, UserError
 from envs.dynamics import Dynamics, dynamics_for
@@ -356,6 +357,24 @@ def test_another_simulator_is_told_from_another_model(parts: Parts) -> None:
     heavy = dynamics_for("Hopper-v5", frame_skip=8)
     report = fidelity(parts.train, parts.fresh, parts.held_out, dynamics=heavy)
     assert "not the simulator they come from" in report.verdicts["dynamics"]
+
+
+def test_columns_are_called_as_data_info_calls_them(at_floor: FidelityReport, parts: Parts) -> None:
+    """s[i] has the range that is printed of observations[i], and so on; the page says which is which."""
+    rows = parts.fresh
+    assert rows.next_observations is not None
+    named = {"s": rows.observations, "a": rows.actions, "s'": rows.next_observations}
+    table = table_of(rows, len(rows))
+    assert at_floor.names[0] == "s[0]"
+    for name, column in zip(at_floor.names, table.T, strict=True):
+        letter, _, number = name.rstrip("]").partition("[")
+        expected = named[letter][:, int(number)] if number else rows.rewards if letter == "r" else rows.terminals
+        assert np.array_equal(column, expected)
+    assert html.escape(LEGEND) in page(at_floor, b"", "")
+    info = [str(cell) for cell in ranges(rows).columns[0].cells]
+    for letter, column in (("s", "observations"), ("a", "actions"), ("s'", "next_observations")):
+        assert f"{letter}[0] {'is ' if letter == 's' else ''}{column}[0]" in LEGEND
+        assert column.startswith("next") or f"{column}\\[0]" in info
 
 
 def test_the_tutorial_has_the_sentence_that_is_printed(at_floor: FidelityReport) -> None:

@@ -64,6 +64,11 @@ def hopper_like(n: int = 400, episode: int = 50) -> OfflineDataset:
     )
 
 
+def _words(text: str) -> str:
+    """A text without its line breaks and frames."""
+    return " ".join(re.sub("[│╭╮╰╯─]", " ", text).split())
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return d4rl.write(tmp_path / "source.hdf5", hopper_like())
@@ -128,7 +133,9 @@ def test_the_report_shows_an_untrained_model(
     assert package.load_dataset("test/useless-v0").storage.metadata["diffrl"]["fidelity"] == USELESS
 
 
-def test_a_benchmark_and_minari(own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_benchmark_and_minari(
+    own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """maze2d by its id into Minari, whose own package loads it; then from there, by id, into a file."""
     package = pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
@@ -136,6 +143,12 @@ def test_a_benchmark_and_minari(own_data: Path, tmp_path: Path, monkeypatch: pyt
     synther("maze2d-umaze-v1", "minari:test/synthetic-v0", rows=3000, samples=150, report=False, **TINY)
     loaded = package.load_dataset("test/synthetic-v0")
     assert loaded.total_episodes == 150 == loaded.total_steps
+    assert (tmp_path / "runs" / "test-synthetic-v0-synther" / "config.json").is_file()
+    with pytest.raises(SystemExit):
+        main(["augment", "synther", "--help"])
+    assert "With --out minari:ID they are in runs/ID-synther, with - for each / of the id." in _words(
+        capsys.readouterr().out
+    )
     assert loaded.env_spec.id == "maze2d-umaze-v1"
     ours = minari.read("test/synthetic-v0")
     assert set(np.unique(ours.rewards)) <= {0.0, 1.0}  # a sparse reward stays one

@@ -24,6 +24,8 @@ from envs.dynamics import Dynamics
 
 PROJECTIONS = 128
 """Random directions of the sliced W2."""
+LEGEND = "s[0] is observations[0] of `diffrl data info`, a[0] actions[0], r rewards, s'[0] next_observations[0]."
+"""What the columns are called elsewhere."""
 FAR = 2
 """Times its floor beyond which a measure is far from it, and is looked at first."""
 _RARE = 1e-3
@@ -35,7 +37,7 @@ class FidelityReport:
     """What `fidelity` has measured, of rows of W columns."""
 
     names: tuple[str, ...]
-    """The names (W,) of the columns: s1, ..., a1, ..., r, s'1, ..., terminal."""
+    """The names (W,) of the columns: s[0], ..., a[0], ..., r, s'[0], ..., terminal; `LEGEND` says what they are."""
     rows: int
     """How many rows of each side were compared as a whole."""
     floor: str
@@ -282,8 +284,8 @@ def fidelity(
 
 
 def _names(o: int, a: int) -> tuple[str, ...]:
-    states, actions = [f"s{i + 1}" for i in range(o)], [f"a{i + 1}" for i in range(a)]
-    following = [f"s'{i + 1}" for i in range(o)]
+    states, actions = [f"s[{i}]" for i in range(o)], [f"a[{i}]" for i in range(a)]
+    following = [f"s'[{i}]" for i in range(o)]
     return (*states, *actions, "r", *following, "terminal")
 
 
