@@ -39,6 +39,9 @@ NOT_MEASURED = Verdict("not measured", "The synthetic rows were not compared wit
 REAL_ROWS, SYNTHETIC_ROWS = "real_rows", "synthetic_rows"
 """The entries that count a file's rows: the real ones come first."""
 
+_OF_MODEL = (KEY, SAYS, "algorithm", "model", "sampling", "seed", "rows_version")
+"""The entries that say how synthetic rows were made."""
+
 
 def of_first(metadata: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """The metadata of the first `rows` rows, fewer than all, of a data set: what they say of its rows holds of those.
@@ -53,7 +56,7 @@ def of_first(metadata: Mapping[str, Any], rows: int) -> dict[str, Any]:
     if "description" in kept:
         kept["description"] = f"the first {rows} rows of: {kept['description']}"
     if rows <= real:
-        kept = {key: value for key, value in kept.items() if key not in ("algorithm", KEY, SAYS)}
+        kept = {key: value for key, value in kept.items() if key not in _OF_MODEL}
     return kept
 
 

@@ -68,14 +68,18 @@ def test_stand_ins_are_declared_where_a_terminal_row_has_one(make):
 @pytest.mark.parametrize(("rows", "real", "made"), [(2, 2, 0), (4, 4, 0), (5, 4, 1), (7, 4, 3)])
 def test_what_the_first_rows_say_of_their_making_holds_of_them(make, rows, real, made):
     about = {"real_rows": 4, "synthetic_rows": 3, "algorithm": "SynthER", "fidelity": "no fault found"}
-    about |= {"fidelity_says": "...", "description": "3 synthetic transitions, after 4 real ones", "source": "x"}
+    about |= {
+        "model": "{}",
+        "fidelity_says": "...",
+        "description": "3 synthetic transitions, after 4 real ones",
+        "source": "x",
+    }
     found = replace(make([4, 1, 1, 1], "tttt"), metadata=about).head(rows).metadata
     assert (found["real_rows"], found["synthetic_rows"], found["source"]) == (real, made, "x")
     cut = "" if rows == 7 else f"the first {rows} rows of: "
     assert found["description"] == cut + about["description"]
-    assert {"algorithm", "fidelity", "fidelity_says"} & found.keys() == (
-        {"algorithm", "fidelity", "fidelity_says"} if made else set()
-    )
+    of_model = {"algorithm", "model", "fidelity", "fidelity_says"}
+    assert of_model & found.keys() == (of_model if made else set())
     others = {"description": "a walk", "algorithm": "SAC"}
     assert replace(make([4], "t"), metadata=others).head(2).metadata == others
 
