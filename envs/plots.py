@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from diffrl.data.fidelity import with_episodes
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.errors import UserError, counted
 from envs.registry import Benchmark
@@ -47,9 +48,16 @@ def plot_dataset(path: Path, dataset: OfflineDataset, benchmark: Benchmark | Non
     FigureCanvasAgg(figure)
     returns_axes, lengths_axes, last_axes = figure.subplots(1, 3)
     figure.suptitle(f"{title}: {counted(len(dataset), 'rows')}, {counted(dataset.n_episodes, 'episodes')}")
-    returns = dataset.episode_returns()
-    _plot_histogram(returns_axes, returns, "return")
-    reference = scored(benchmark)
+    told = with_episodes(dataset)
+    of = "" if told is None or told is dataset else f" (of the {len(told):,} real rows)"
+    if told is None:
+        for axes in (returns_axes, lengths_axes):
+            axes.text(0.5, 0.5, "each row is an episode of its own", ha="center", va="center")
+            axes.set_axis_off()
+    else:
+        _plot_histogram(returns_axes, told.episode_returns(), f"return{of}")
+        _plot_histogram(lengths_axes, told.episode_lengths(), f"steps in an episode{of}")
+    reference = None if told is None else scored(benchmark)
     if reference is not None:
         low, high = reference.reference_scores or (0.0, 1.0)
         top = returns_axes.secondary_xaxis(
@@ -57,7 +65,6 @@ def plot_dataset(path: Path, dataset: OfflineDataset, benchmark: Benchmark | Non
         )
         top.locator_params("x", nbins=5)
         top.set_xlabel(f"normalised score ({reference.id})")
-    _plot_histogram(lengths_axes, dataset.episode_lengths(), "steps in an episode")
     if _is_maze(dataset, benchmark):
         _plot_positions(
             last_axes, dataset, rows_downwards=benchmark is not None and benchmark.domain.startswith("maze2d")

@@ -127,6 +127,10 @@ class Augmenter(ABC):
         """The columns of a data set of generated rows (n, W), in whole groups of `together`: all, or what is kept."""
         return as_columns(rows, self.train.observation_size, self.train.action_size)
 
+    def ends(self, generated: Floats) -> bool:
+        """Whether any of the generated rows (n, W) is terminal."""
+        return bool((generated[:, -1] > 0.5).any())
+
     def look(self, generated: Floats) -> int:
         """Look at all generated rows (n, W), a map of a file, before they are written: how many `table` will keep.
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.data.offline import STAND_IN, OfflineDataset
+from diffrl.data.offline import BOTH_STAND_IN, MADE_STAND_IN, STAND_IN, OfflineDataset
 from diffrl.data.transitions import Transitions
 
 
@@ -34,6 +34,13 @@ def as_dataset(transitions: Transitions, metadata: dict[str, Any]) -> OfflineDat
     return OfflineDataset(**columns, metadata=metadata)
 
 
-def of_terminals(dataset: OfflineDataset) -> dict[str, Any]:
-    """The metadata that say, of data made from `dataset`, whether next observations of terminal rows are stand-ins."""
-    return {} if dataset.has_terminal_next else {"terminal_successors": STAND_IN}
+def of_terminals(dataset: OfflineDataset, real: bool, ends: bool) -> dict[str, str]:
+    """The metadata that say whether next observations of terminal rows are stand-ins, in rows generated from `dataset`.
+
+    real: whether its own rows stand before them. ends: whether a generated row is terminal.
+    """
+    stored = dataset.stand_ins() if real else {}
+    if not ends or dataset.has_terminal_next:
+        return stored
+    both = stored.get("terminal_successors") == STAND_IN
+    return {"terminal_successors": BOTH_STAND_IN if both else MADE_STAND_IN}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError
+from diffrl.support.schema import check, refusal
 
 Mix = Literal["replace", "append"]
 
@@ -19,7 +22,7 @@ class Request:
     dataset: str
     """A D4RL id, a Minari id, or a path (HDF5, npz, a Minari folder)."""
     out: str
-    """A path ending in .hdf5, or minari:ID, where every transition becomes an episode (14 KB and 2 ms each)."""
+    """A path ending in .hdf5, or minari:ID, where every transition becomes an episode (15 KB and 2 ms each)."""
     samples: int | None = None
     """Synthetic rows to write; by default SynthER writes a million (the paper: 5 million, of a million real ones), and
     with --rows, 5 for each row that is read, a million at most."""
@@ -35,7 +38,8 @@ class Request:
     """Gymnasium id of the environment the data are from: bounds, the simulator in the report; recorded in the file. By
     default the benchmark's, or what the file names; none: without one."""
     env_kwargs: tuple[str, ...] = ()
-    """Arguments of that environment, by default its own: KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
+    """Arguments of that environment, by default its own: KEY=VALUE each, such as g=2.0 (values as JSON, else text). In
+    Python a dictionary will do."""
     max_episode_steps: int | None = None
     """Another time limit of its episodes than its own, which is the default; recorded in the file."""
     rows: int | None = None
@@ -51,13 +55,17 @@ class Request:
     held_out: float = 0.05
     """Share of the real rows that the model does not see: the report compares with them."""
     folder: Path | None = None
-    """Folder of the model and the report; by default beside the data set."""
+    """Folder of the model and the report; by default beside the data set, OUT-VERB, such as more-synther of more.hdf5;
+    with --out minari:ID, runs/ID-VERB here."""
     report: bool = True
     """Write the fidelity report."""
     force: bool = False
     """Replace the data set if it exists."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.env_kwargs, Mapping):
+            object.__setattr__(self, "env_kwargs", _words(self.env_kwargs))
+        check(self)
         if self.samples is not None and self.ratio is not None:
             raise UserError("--samples and --ratio both say how many rows to generate: give one of them.")
 
@@ -66,6 +74,14 @@ class Request:
         path = Path(self.out).expanduser()
         if path.suffix in HDF5_SUFFIXES and path.is_file() and not self.force:
             raise finished(self.out)
+
+
+def _words(kwargs: Mapping[str, object]) -> tuple[str, ...]:
+    """Arguments by name as the words KEY=VALUE that the command line has. Raises UserError for a value without JSON."""
+    try:
+        return tuple(f"{key}={json.dumps(value)}" for key, value in kwargs.items())
+    except (TypeError, ValueError) as error:
+        raise refusal("--env-kwargs", dict(kwargs), f"values that JSON holds ({error})") from error
 
 
 def finished(out: str) -> UserError:

@@ -26,7 +26,7 @@ from diffrl.data.fidelity import NO_FAULT, NOT_MEASURED, USELESS, Verdict
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.support.console import console, steps_bar, work
-from diffrl.support.errors import DataError, UserError
+from diffrl.support.errors import DataError, UserError, listed
 from diffrl.support.folder import SUMS, Damaged, held, read_json, seal, sealed, write_json
 from diffrl.support.machine import resolve_device, settle, versions
 from diffrl.support.schema import Positive, Range, Rows
@@ -99,12 +99,16 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
         verdict = _report(folder, begun, data, augmenter, generated, quiet) if request.report else NOT_MEASURED
         with work("Writing", "rows", quiet) as on_progress:
             about = provenance(request, augmenter, data, begun.fingerprint, n) | verdict.metadata()
+            about |= of_terminals(data.dataset, request.mix == "append", augmenter.ends(generated))
             written = target.write(_blocks(request, data, augmenter, generated, on_progress), about, data.dataset)
         chunks.clear(folder)
     if not quiet:
         real = f"{len(data.transitions):,} real transitions, then " if request.mix == "append" else ""
         console.print(f"Written: {written}, {real}{n:,} synthetic transitions, {augmenter.described}.")
-        console.print(f"Fidelity:    {'not measured.' if verdict == NOT_MEASURED else folder / 'fidelity.html'}")
+        later = "" if request.report else " The same command without --no-report, but with --force, measures it"
+        later += f": the model in {folder} is kept." if later else ""
+        said = f"not measured.{later}" if verdict == NOT_MEASURED else folder / "fidelity.html"
+        console.print(f"Fidelity:    {said}", markup=False, highlight=False)
         if verdict.word == USELESS:
             console.print("[yellow]The rows do not look usable: see what is said above before training on them.[/]")
         else:
@@ -161,6 +165,9 @@ def _amounts(request: Request, rows: int, n: int, augmenter: Augmenter) -> str:
     option = "--samples" if request.samples is not None else "--ratio" if request.ratio is not None else "the default"
     in_proportion = option == "the default" and request.rows is not None and n == rows * (augmenter.each or 0)
     each = f": {augmenter.each} for each" if in_proportion else ""
+    asked = request.samples or round((request.ratio or 0) * rows)
+    if asked and n > asked:
+        each = f": {asked:,}, in whole trajectories of {augmenter.together} transitions each"
     text = f"Reads {rows:,} transitions of {request.dataset}{said}, generates {n:,} synthetic ones ({option}{each})."
     if option == "the default" and augmenter.first_look:
         text += f" A first look: {augmenter.first_look}."
@@ -237,6 +244,12 @@ def _claim(folder: Path, wanted: Begun, later: Mapping[str, Any]) -> Begun:
             f"{folder / 'versions.json'} is no synthesis' of ours, and is not overwritten: choose another --folder."
         )
     if not there:
+        others = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+        if others not in ([], [SUMS]):  # without its config.json that alone is of a start that was cut
+            raise UserError(
+                f"{folder} holds files of something else ({listed(others)}), where no model is put: choose another "
+                "--folder, such as a new one inside it."
+            )
         (folder / SUMS).unlink(missing_ok=True)
     write_json(path, dataclasses.asdict(wanted))
     write_json(folder / "versions.json", versions())
@@ -357,7 +370,6 @@ def provenance(request: Request, augmenter: Augmenter, data: RealData, fingerpri
         "rows_version": augmenter.rows_version,
         "action_low": data.action_bounds[0],
         "action_high": data.action_bounds[1],
-        **of_terminals(data.dataset),
         **({} if data.task.spec is None else data.task.spec.metadata()),
         **{key: value for key, value in data.dataset.metadata.items() if key == "observation_parts"},
     }
@@ -415,12 +427,12 @@ def _report(
 
     `NOT_MEASURED` where they are too few to compare, which is printed.
     """
-    from diffrl.augment.fidelity.comparison import fidelity, verdict_of
+    from diffrl.augment.fidelity.comparison import LEGEND, fidelity, verdict_of
     from diffrl.augment.fidelity.report import write_report
 
     real = data.dataset
     dynamics, why = data.dynamics()
-    train, held_out = (as_dataset(rows, of_terminals(real)) for rows in (augmenter.train, augmenter.held_out))
+    train, held_out = (as_dataset(rows, dict(real.stand_ins())) for rows in (augmenter.train, augmenter.held_out))
     # Rows of one model are alike: the first ones stand for all.
     synthetic = OfflineDataset(**_first(augmenter, generated, REPORTED))
     if not quiet:
@@ -454,7 +466,9 @@ def _report(
             if measure != "overall":
                 console.print(f"  [bold]{measure.replace('_', ' ')}[/]: {sentence}")
         console.print(
-            "  (The floor is the same measure between real rows and others, held out: what chance alone gives.)"
+            "  (The floor is the same measure between real rows and others, held out: what chance alone gives. "
+            f"{LEGEND})",
+            markup=False,
         )
         if verdict.word != NO_FAULT:
             console.print(f"[yellow]{verdict.sentence} More --steps or --width usually helps.[/]")

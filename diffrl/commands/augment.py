@@ -36,7 +36,9 @@ class Synther(Request):
 
     The same command again goes on where it was cut. Beside the data set, in OUT-synther: the model, its curves
     (TensorBoard), and fidelity.html, which says how far the synthetic rows are from real ones: look at it before you
-    train. The model is the paper's, for a GPU; on a CPU take --width 256 --steps 20000. For a first look, of half a
+    train. (With --out minari:ID they are in runs/ID-synther, with - for each / of the id.)
+
+    The model is the paper's, for a GPU; on a CPU take --width 256 --steps 20000. For a first look, of half a
     minute: --rows 10000 --samples 10000 --width 128 --steps 2000. --rows are those read, --samples those written.
     """
 
@@ -114,7 +116,8 @@ class FlowToBetter(Request):
     out: str
     """A path ending in .hdf5, or minari:ID."""
     samples: int | None = None
-    """Rows to generate, before those are left out whose trajectory was not improved; by default 300 trajectories."""
+    """Rows to generate, before those are left out whose trajectory was not improved; by default 300 trajectories. Whole
+    trajectories are, so that there may be more: one of --horizon 16 has 15 rows, each with the row that follows."""
     preference: Annotated[PreferenceConfig, tyro.conf.OmitArgPrefixes] = field(kw_only=True)
     diffuser: Annotated[DiffuserConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=DiffuserConfig)
     flow: Annotated[FlowConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=FlowConfig)

@@ -34,22 +34,32 @@ def headed(*columns: str) -> Table:
 
 def summary(dataset: OfflineDataset) -> str:
     """Rows, episodes and their ends, and how next observations are known: two lines."""
-    known = int(dataset.successors()[1].sum())
+    ends = dataset.terminals if not dataset.has_terminal_next else dataset.terminals[:0]
+    known = int(dataset.successors()[1].sum()) - int(ends.sum())
     stored = "stored" if dataset.has_next else "derived from the next row"
+    others = f"; in {counted(int(ends.sum()), 'terminal rows')} a stand-in" if ends.any() else ""
     return (
         f"{counted(len(dataset), 'rows')}, {counted(dataset.n_episodes, 'episodes')}; "
         f"{counted(int(dataset.terminals.sum()), 'terminals')}, {counted(int(dataset.timeouts.sum()), 'timeouts')}\n"
-        f"next observations: {stored}, known for {counted(known, 'rows')}"
+        f"next observations: {stored}, known for {counted(known, 'rows')}{others}"
     )
 
 
-def distributions(dataset: OfflineDataset, benchmark: Benchmark | None) -> Table:
-    """Quantiles of the episodes' lengths, returns and, of a benchmark with references, scores."""
+def distributions(whole: OfflineDataset, benchmark: Benchmark | None) -> Table | str:
+    """Quantiles of the episodes' lengths, returns and, of a benchmark with references, scores.
+
+    Of the real rows alone where each of the others is an episode of its own; a sentence where all rows are.
+    """
     import numpy as np
 
+    from diffrl.data.fidelity import with_episodes
     from envs.plots import scored
 
-    found = headed("per episode", *(f">{name}" for name in ("min", "25%", "median", "75%", "max", "mean", "std")))
+    dataset = with_episodes(whole)
+    if dataset is None:
+        return "Each row is an episode of its own: there are no steps and returns of episodes to tell."
+    of = "" if dataset is whole else f" of the {len(dataset):,} real rows"
+    found = headed(f"per episode{of}", *(f">{name}" for name in ("min", "25%", "median", "75%", "max", "mean", "std")))
     with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite are among the problems
         rows = {"steps": dataset.episode_lengths(), "return": dataset.episode_returns()}
         reference = scored(benchmark)

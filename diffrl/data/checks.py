@@ -16,7 +16,7 @@ import torch
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.data.d4rl import NEEDING_NONE
 from diffrl.data.env_spec import EnvSpec
-from diffrl.data.fidelity import KEY, LOOK_FIRST, USELESS, Verdict
+from diffrl.data.fidelity import KEY, LOOK_FIRST, NOT_MEASURED, USELESS, Verdict
 from diffrl.data.offline import (
     DISCRETE,
     Bools,
@@ -374,6 +374,9 @@ def _shifted(dataset: OfflineDataset) -> list[Finding]:
 
 def _infidelity(dataset: OfflineDataset) -> list[Finding]:
     verdict = Verdict.of(dataset.metadata) if KEY in dataset.metadata else None
+    if verdict == NOT_MEASURED:
+        remedy = "The command that made them measures it, with --force and without --no-report: its model is kept."
+        return [Finding("synthetic rows: when they were made, their fidelity was not measured.", "note", remedy)]
     if verdict is None or verdict.word not in (USELESS, LOOK_FIRST):
         return []
     sentence = f"synthetic rows: when they were made, their fidelity report said: {verdict.sentence[:400]}"

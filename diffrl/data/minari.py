@@ -21,7 +21,7 @@ from diffrl.data import observations as flattening
 from diffrl.data.env_spec import ENV_KEYS, SPECS, EnvSpec, of_minari
 from diffrl.data.minari_episodes import INSTALL, door, episodes, read_metadata
 from diffrl.data.observations import Array
-from diffrl.data.offline import ACTION_LIMIT, STAND_IN, OfflineDataset
+from diffrl.data.offline import ACTION_LIMIT, OfflineDataset
 from diffrl.support.errors import DataError, UserError
 from diffrl.support.files import atomic_path
 
@@ -314,6 +314,7 @@ def _episodes(dataset: OfflineDataset) -> Iterator[dict[str, Any]]:
             "rewards": dataset.rewards[rows],
             "terminations": dataset.terminals[rows],
             "truncations": truncations,
+            "infos": {},  # without it Minari cannot print an episode
         }
 
 
@@ -333,8 +334,8 @@ def _their_metadata(dataset: OfflineDataset, reference_scores: tuple[float, floa
 
 def _our_metadata(dataset: OfflineDataset) -> dict[str, Any]:
     """The metadata as JSON holds them: arrays as lists, and what JSON cannot hold as text."""
-    stand_in = {} if dataset.has_terminal_next else {"terminal_successors": STAND_IN}
-    of_file = ("path", "sha256", "dataset", "minari_id", "timeouts")
+    stand_in = dataset.stand_ins()
+    of_file = ("path", "sha256", "dataset", "minari_id", "timeouts", "terminal_successors")
     told = (*of_file, *ENV_KEYS)  # elsewhere, or of the file that was read
     kept = {key: value for key, value in dataset.metadata.items() if key not in told}
 

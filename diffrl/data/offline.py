@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from diffrl.data.fidelity import of_first
 from diffrl.support.errors import DataError, counted
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -19,6 +20,10 @@ ACTION_LIMIT = 1.0
 
 STAND_IN = "stand-in: the row's own observation"
 """The value of `terminal_successors` in the metadata of data that do not hold what follows a terminal row."""
+MADE_STAND_IN = "stand-in: what a model generates in the place of the row's own observation"
+"""The same of generated rows, whose model learned from data that do not hold it."""
+BOTH_STAND_IN = "stand-in: in real rows the row's own observation, in synthetic ones what a model generates for it"
+"""The same of both in one file."""
 _ACTION_SLACK = 1e-5  # a tanh in float32, stored and read again
 _SAME, _ROUNDING = 1e-3, 1e-5
 """Two observations are equal within `_SAME` deviations of each dimension, and `_ROUNDING` of its value."""
@@ -84,7 +89,18 @@ class OfflineDataset:
 
         A file derived from one without next observations has stand-ins there, and its metadata say so.
         """
-        return self.has_next and self.metadata.get("terminal_successors") != STAND_IN and not self.shifted_rows().any()
+        said = str(self.metadata.get("terminal_successors", "")).startswith("stand-in:")
+        return self.has_next and not said and not self.shifted_rows().any()
+
+    def stand_ins(self) -> dict[str, str]:
+        """The metadata of data that store the successors of these rows: that of terminal rows they are stand-ins.
+
+        Nothing where they are not, or no row is terminal.
+        """
+        if self.has_terminal_next or not self.terminals.any():
+            return {}
+        said = str(self.metadata.get("terminal_successors", ""))
+        return {"terminal_successors": said if said.startswith("stand-in:") else STAND_IN}
 
     @property
     def marks_timeouts(self) -> bool:
@@ -229,12 +245,12 @@ class OfflineDataset:
         timeouts = self.timeouts.copy()
         timeouts[:-1] |= ~known[1:] & ~self.terminals[:-1]
         columns = self.columns() | {"timeouts": timeouts, "next_observations": following}
-        metadata = {key: value for key, value in self.metadata.items() if key != "sha256"}
+        metadata = {key: value for key, value in self.metadata.items() if key not in ("sha256", "terminal_successors")}
         return replace(
             self,
             **{key: values[known] for key, values in columns.items()},
             infos={key: values[known] for key, values in self.infos.items()},
-            metadata=metadata | ({} if self.has_terminal_next else {"terminal_successors": STAND_IN}),
+            metadata=metadata | self.stand_ins(),
         )
 
     def head(self, rows: int) -> OfflineDataset:
@@ -243,6 +259,7 @@ class OfflineDataset:
             raise DataError(f"{rows} rows were asked for; ask for at least 1.")
         if rows >= len(self):
             return self
+        untrue = ("sha256", *(() if self.terminals[:rows].any() else ("terminal_successors",)))
         timeouts = self.timeouts[:rows].copy()
         timeouts[-1] |= not self.terminals[rows - 1]
         return replace(
@@ -254,7 +271,7 @@ class OfflineDataset:
             timeouts=timeouts,
             next_observations=None if self.next_observations is None else self.next_observations[:rows],
             infos={key: value[:rows] for key, value in self.infos.items()},
-            metadata={key: value for key, value in self.metadata.items() if key != "sha256"},
+            metadata={key: value for key, value in of_first(self.metadata, rows).items() if key not in untrue},
         )
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:

@@ -125,7 +125,9 @@ class Preferences:
         if not path.exists():
             raise UserError(f"There is no file of preferences {path}; `--preferences auto` makes them from the data.")
         regular_file(path, "a file of preferences")
-        with reading(f"{path} is not a safetensors file"), safe_open(path, "np") as file:
+        if not _is_safetensors(path):
+            raise UserError(f"{path} is not a file of preferences (JSON of `diffrl augment label`, or safetensors).")
+        with reading(f"{path} is damaged"), safe_open(path, "np") as file:
             header, names = file.metadata() or {}, set(file.keys())
             if header.get("format") != FORMAT or not names.issuperset(_COLUMNS):
                 raise UserError(
@@ -138,6 +140,13 @@ class Preferences:
             return cls(*columns) if equal is None else replace(cls(*columns), equal=equal)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: with the length of the header of JSON that follows."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
 
 
 def label_segments(
@@ -306,7 +315,8 @@ class LabelledPairs:
             last = int(dataset.episodes()[dataset.episode_indices()[0][id], 1]) - 1
             raise UserError(
                 f"{source}, pair {pair}: segment {id} crosses its episode's end; {self.segment} rows from row {id} on "
-                f"were expected, and the episode's last is row {last}."
+                f"were expected, and the episode's last is row {last}. Give the options that say where episodes end as "
+                "they were when it was labelled (--env, --time-limit-terminals, --cut-contradictions)."
             )
 
     def write(self, path: Path | str) -> Path:
@@ -430,7 +440,10 @@ def draw_pairs(starts: Ints, pairs: int, rng: np.random.Generator, beside: Ints 
     seen = {(min(a, b), max(a, b)) for a, b in taken.tolist()}
     possible = len(starts) * (len(starts) - 1) // 2 - len(seen)
     if pairs > possible:
-        raise UserError(f"{pairs:,} pairs were asked for; only {possible:,} are left of {len(starts):,} segments.")
+        raise UserError(
+            f"{pairs:,} pairs were asked for; only {possible:,} are left of {len(starts):,} segments, as many as lie "
+            "within an episode: ask for fewer pairs, or for shorter segments (a smaller --segment)."
+        )
     drawn: list[tuple[int, int]] = []
     while len(drawn) < pairs:
         for a, b in starts[rng.integers(len(starts), size=(pairs, 2))].tolist():

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from diffrl.data import d4rl
 from diffrl.data.offline import STAND_IN, Floats, Ints, OfflineDataset
-from diffrl.support.errors import DataError, UserError
+from diffrl.support.console import console
+from diffrl.support.errors import DataError, UserError, counted
 
 if TYPE_CHECKING:
     from stable_baselines3.common.buffers import ReplayBuffer
@@ -75,7 +76,8 @@ def fill_buffer(buffer: ReplayBuffer, dataset: OfflineDataset, *, scaled_actions
 
     The inverse of `to_dataset`, exact but for the rounding of actions whose bounds are not symmetric. Rows whose
     successors are not known are left out. With several environments the rows are split in order into as many parts of
-    equal length; a remainder is left out, and where a part does not fit its newest rows are kept. A buffer without
+    equal length; a remainder is left out. Where a part does not fit, its newest rows are kept, which are its last ones,
+    and a line says so: of a file of real rows and then synthetic ones these are synthetic alone. A buffer without
     `handle_timeout_termination` has no place for cuts: only terminal rows are done.
 
     scaled_actions: the data's actions are the environment's, and are scaled to [-1, 1] as SB3's algorithms expect.
@@ -100,6 +102,14 @@ def fill_buffer(buffer: ReplayBuffer, dataset: OfflineDataset, *, scaled_actions
     if not each:
         raise DataError(f"The data set has {len(dataset)} usable rows for {buffer.n_envs} environments; expected more.")
     kept = min(each, buffer.buffer_size)
+    if kept < each:
+        parts = "" if buffer.n_envs == 1 else f" of each of {buffer.n_envs} parts of {each:,}"
+        console.print(
+            f"The replay buffer has room for {kept * buffer.n_envs:,} of {counted(len(dataset), 'rows')}: only the "
+            f"last {kept:,}{parts} are in it. For all of them make it with buffer_size={each * buffer.n_envs} or more.",
+            style="yellow",
+            markup=False,
+        )
     index = np.arange(each * buffer.n_envs).reshape(buffer.n_envs, each)[:, each - kept :].T
     actions = dataset.actions[index.ravel()]
     if scaled_actions:
@@ -120,15 +130,27 @@ def fill_buffer(buffer: ReplayBuffer, dataset: OfflineDataset, *, scaled_actions
     return int(index.size)
 
 
-def write(path: Path | str, buffer: ReplayBuffer, *, scaled_actions: bool = True, env_id: str | None = None) -> Path:
-    """Write a buffer as HDF5 in D4RL's layout, by `to_dataset` and `diffrl.data.d4rl.write`. Returns the path."""
+def write(
+    path: Path | str,
+    buffer: ReplayBuffer,
+    *,
+    scaled_actions: bool = True,
+    env_id: str | None = None,
+    force: bool = False,
+) -> Path:
+    """Write a buffer as HDF5 in D4RL's layout, by `to_dataset` and `diffrl.data.d4rl.write`. Returns the path.
+
+    force: replace the file if it exists. Raises UserError where it exists otherwise, and what `to_dataset` raises.
+    """
+    if (there := Path(path).expanduser()).exists() and not force:
+        raise UserError(f"{there} exists, and is not overwritten: force=True replaces it, or write to another path.")
     return d4rl.write(path, to_dataset(buffer, scaled_actions=scaled_actions, env_id=env_id))
 
 
 def read(path: Path | str, buffer: ReplayBuffer, *, scaled_actions: bool = True) -> int:
     """Read an HDF5 file in D4RL's layout into a buffer, by `diffrl.data.d4rl.read` and `fill_buffer`.
 
-    Gives the number of rows stored.
+    Gives the number of rows stored. Where not all fit, the last ones are, and a line says so: see `fill_buffer`.
     """
     return fill_buffer(buffer, d4rl.read(path, action_limit=None, infos=False), scaled_actions=scaled_actions)
 

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffrl.augment.fidelity.comparison import FidelityReport, fidelity, look_first, uselessness
+from diffrl.augment.fidelity.comparison import LEGEND, FidelityReport, fidelity, look_first, table_of, uselessness
 from diffrl.augment.fidelity.measures import Pair, ks_statistic, nearest_distances, shuffled, variety
 from diffrl.augment.fidelity.report import page, write_report
+from diffrl.commands.data_tables import ranges
 from diffrl.data.offline import STAND_IN, OfflineDataset
 from diffrl.support.errors import DataError, UserError
 from envs.dynamics import Dynamics, dynamics_for
@@ -356,6 +357,61 @@ def test_another_simulator_is_told_from_another_model(parts: Parts) -> None:
     heavy = dynamics_for("Hopper-v5", frame_skip=8)
     report = fidelity(parts.train, parts.fresh, parts.held_out, dynamics=heavy)
     assert "not the simulator they come from" in report.verdicts["dynamics"]
+
+
+def test_columns_are_called_as_data_info_calls_them(at_floor: FidelityReport, parts: Parts) -> None:
+    """s[i] has the range that is printed of observations[i], and so on; the page says which is which."""
+    rows = parts.fresh
+    assert rows.next_observations is not None
+    named = {"s": rows.observations, "a": rows.actions, "s'": rows.next_observations}
+    table = table_of(rows, len(rows))
+    assert at_floor.names[0] == "s[0]"
+    for name, column in zip(at_floor.names, table.T, strict=True):
+        letter, _, number = name.rstrip("]").partition("[")
+        expected = named[letter][:, int(number)] if number else rows.rewards if letter == "r" else rows.terminals
+        assert np.array_equal(column, expected)
+    assert html.escape(LEGEND) in page(at_floor, b"", "")
+    info = [str(cell) for cell in ranges(rows).columns[0].cells]
+    for letter, column in (("s", "observations"), ("a", "actions"), ("s'", "next_observations")):
+        assert f"{letter}[0] {'is ' if letter == 's' else ''}{column}[0]" in LEGEND
+        assert column.startswith("next") or f"{column}\\[0]" in info
+
+
+def test_the_tutorial_has_the_sentence_that_is_printed(at_floor: FidelityReport) -> None:
+    """But for its numbers, which are of another task."""
+    text = (Path(__file__).parents[2] / "docs" / "tutorials" / "augment.md").read_text()
+    number = r"\d+(?:\.\d+)?(?:e-\d+)?"
+    form = re.sub(number, "#", at_floor.verdicts["dynamics"])
+    assert re.sub(number, "#", text).count(form) == 2
+
+
+@pytest.mark.parametrize(
+    ("ends", "rows", "odd"),
+    [
+        ((72, 7600), (500, 190_000), True),  # 14.4 % and 4 %: however few rows are compared as a whole
+        ((4, 40), (10, 1000), True),
+        ((1, 40), (10, 1000), False),  # 10 % and 4 %, of ten rows
+        ((0, 2), (500, 1000), False),
+        ((0, 40), (500, 1000), True),
+        ((40, 0), (500, 1000), True),
+        ((0, 0), (500, 1000), False),
+        ((300, 4000), (5000, 100_000), False),  # rare by chance, and not twice the rate
+    ],
+)
+def test_another_rate_of_terminals_is_looked_at_by_the_rows_it_is_measured_over(
+    at_floor: FidelityReport, ends: tuple[int, int], rows: tuple[int, int], odd: bool
+) -> None:
+    rate = Pair(*(n / whole for n, whole in zip(ends, rows, strict=True)))
+    for compared in (90, 20_000):
+        found = look_first(replace(at_floor, rows=compared, terminal_rate=rate, terminal_rows=rows))
+        assert any("terminal rows instead of" in sentence for sentence in found) == odd
+
+
+def test_the_rates_of_terminals_are_of_all_rows_that_are_fit(at_floor: FidelityReport, parts: Parts) -> None:
+    assert at_floor.terminal_rows == (len(parts.fresh), len(parts.train))
+    assert at_floor.to_json()["terminal_rows"] == {"synthetic": len(parts.fresh), "real": len(parts.train)}
+    for share, side in zip(at_floor.terminal_rate, (parts.fresh, parts.train), strict=True):
+        assert share == pytest.approx(side.terminals.mean())
 
 
 def test_what_follows_a_terminal_row_counts_for_nothing_where_it_is_not_stored(

@@ -524,7 +524,14 @@ def test_memory_holds_a_part_at_a_time(better: Path, monkeypatch: pytest.MonkeyP
     augmenter.together = 7
     assert job._whole(50, augmenter) == 49
     assert job._whole(5, augmenter) == 7
-    assert job._samples(Request("", "", samples=50), 0, augmenter) == 56
+    for request, rows, n, each in (
+        (Request("", "", samples=50), 0, 56, ": 50, in whole trajectories of 7 transitions each"),
+        (Request("", "", ratio=0.5), 100, 56, ": 50, in whole trajectories of 7 transitions each"),
+        (Request("", "", samples=49), 0, 49, ""),
+    ):
+        assert job._samples(request, rows, augmenter) == n
+        option = "--samples" if request.samples else "--ratio"
+        assert f"generates {n} synthetic ones ({option}{each})." in job._amounts(request, rows, n, augmenter)
 
 
 def test_the_report_is_of_rows_that_are_written_however_many_are_left_out_before_them(

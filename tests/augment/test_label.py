@@ -3,36 +3,43 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
+from urllib.request import urlopen
 
 import gymnasium
 import mujoco
 import numpy as np
 import pytest
 
+from diffrl.augment.config import Request
 from diffrl.augment.flow_to_better.config import RewardConfig
 from diffrl.augment.flow_to_better.reward_model import RewardModel
+from diffrl.augment.job import open_data
 from diffrl.augment.label.config import LabelConfig
 from diffrl.augment.label.job import label
 from diffrl.augment.label.scenes import MOST_COLUMNS, MazeScene, RobotScene, Scene, drawn, scene_of
 from diffrl.augment.label.session import EVERY, Session
-from diffrl.augment.label.worth import LabelModels
+from diffrl.augment.label.worth import LabelModels, Worth
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preferences import LabelledPairs, read_preferences, teach
 from diffrl.support.errors import UserError
 from envs.maze2d import MAZES, Maze2dEnv, generate
 from tests.browser import CHROMIUM, Browser, wait_until
+from tests.data.pendulum import pendulum
 
 H = 10
 TINY = RewardConfig(width=8, layers=1, steps=20)
@@ -141,7 +148,8 @@ def test_what_cannot_be_drawn_is_plotted_and_why() -> None:
     data = dataset()
     one_force = replace(data, actions=data.actions[:, :1])
     for env, why in ((None, "no environment"), ("none", "--env none"), ("Pendulum-v1", "its simulator's state")):
-        scene, said = scene_of("walks.hdf5", one_force, env)
+        scene, said, simulator = scene_of("walks.hdf5", one_force, env)
+        assert (simulator is None) == (env != "Pendulum-v1")
         assert type(scene) is Scene
         assert why in said
     with pytest.raises(UserError, match="Hopper-v4"):
@@ -156,7 +164,7 @@ def test_what_cannot_be_drawn_is_plotted_and_why() -> None:
     hopper = replace(dataset(size=11), actions=np.zeros((400, 3), np.float32), metadata={})
     assert isinstance(scene_of("walks.hdf5", hopper, "Hopper-v5")[0], RobotScene)
     hopper.metadata.update(env_id="Hopper-v5", env_spec=stored)
-    scene, said = scene_of("walks.hdf5", hopper, None)
+    scene, said, _ = scene_of("walks.hdf5", hopper, None)
     assert type(scene) is Scene, said
     with pytest.raises(UserError, match="Nonsense-v0"):
         scene_of("walks.hdf5", data, "Nonsense-v0")
@@ -315,9 +323,35 @@ def test_the_worth_of_labels_is_that_of_unseen_ones_and_grows_up(tmp_path: Path)
         assert low <= learned[1].accuracy <= high
 
 
+@pytest.mark.parametrize(("asked", "right"), [(7, 7), (7, 0), (1, 1), (40, 30), (1000, 500)])
+def test_the_interval_holds_what_a_score_test_does_not_reject(asked: int, right: int) -> None:
+    """Wilson's: its ends are those accuracies q from which the share is 1.96 deviations of q itself away."""
+    p = right / asked
+    low, high = Worth(10, asked, p).interval
+    assert 0 <= low <= p <= high <= 1
+    assert high - low > 0.05
+    for q in (low, high):
+        if 0 < q < 1 - 1e-12:
+            assert abs(p - q) == pytest.approx(1.96 * np.sqrt(q * (1 - q) / asked), rel=1e-4)
+
+
+def test_of_labels_that_are_equal_none_counts_as_foretold(tmp_path: Path) -> None:
+    """Of ten labels three are equal: the accuracy rests on seven, however many members are asked about each."""
+    data, out = dataset(rows=2000), tmp_path / "p.json"
+    for config in (TINY, RewardConfig(width=8, layers=1, steps=20, held_out=0.5)):
+        with session(data, out, pairs=10, models=LabelModels(data, config, 0)) as one:
+            for i in range(10):
+                choose(one, "equal" if i % 3 == 1 else answer(data, one.state()["pair"]))
+            settled(one)
+            state = one.progress()
+            assert [point[:2] for point in state["worth"]] == [[10, 7]]
+            assert state["intervals"] == [list(Worth(*state["worth"][0]).interval)]
+        out.unlink()
+
+
 def test_measures_in_a_file_are_not_believed_blindly(tmp_path: Path) -> None:
     data = dataset()
-    for points in (1, [1], [[10, 20]], [[10, 20, 1.5]], [["a", 1, 0.5]], [[7, 5, 0.5]], {"a": 1}):
+    for points in (1, [1], [[10, 20]], [[10, 20, 1.5]], [[10, 0, 1.0]], [["a", 1, 0.5]], [[7, 5, 0.5]], {"a": 1}):
         labels = LabelledPairs.empty(data, H, {"accuracy": points})
         one = Session(data, labels, tmp_path / "p.json", pairs=3, seed=0)
         assert one.progress()["worth"] == []
@@ -385,6 +419,8 @@ def test_what_cannot_be_labelled_is_a_sentence(maze_file: Path, tmp_path: Path) 
     refused(r"are left of", pairs=100, rows=H + 1)
     (tmp_path / "folder.json").mkdir()
     refused("is a folder", out=str(tmp_path / "folder.json"))
+    refused(r"Cannot write /proc/x/p.json: .*Choose another --out", out="/proc/x/p.json")
+    refused(r"Cannot write .*maze.hdf5/p.json: .*Choose another --out", out=str(maze_file / "p.json"))
     (tmp_path / "bad.json").write_text("[]")
     refused("format", out=str(tmp_path / "bad.json"))
     data = replace(dataset(), timeouts=np.ones(400, np.bool_))
@@ -398,20 +434,67 @@ def test_what_cannot_be_labelled_is_a_sentence(maze_file: Path, tmp_path: Path) 
     assert not list(tmp_path.glob(".*")), "no lock is left"
 
 
+def ask(address: str, call: str, value: Any = None) -> Any:
+    """What a page that is open at an address answers to a call."""
+    about = {"Content-Type": "application/json"}
+    with urlopen(urllib.request.Request(address + call, json.dumps(value).encode(), about), timeout=20) as answer:
+        return json.load(answer)
+
+
+def at_once(person: Callable[[str], None]) -> Callable[[str], None]:
+    """`ready` of `label`: a person who hears the address."""
+
+    def ready(address: str) -> None:
+        thread = threading.Thread(target=person, args=(address,))
+        thread.start()
+        thread.join()
+
+    return ready
+
+
+def label_all(address: str) -> None:
+    """Prefer the first segment of every pair."""
+    state = ask(address, "state")
+    while state["pair"] is not None:
+        state = ask(address, "choose", {"number": state["labels"], "pair": state["pair"], "label": 0})
+    ask(address, "finish")
+
+
+@pytest.mark.parametrize("settings", [{"env": "Pendulum-v1"}, {"env": "none", "cut_contradictions": True}])
+def test_segments_lie_within_the_episodes_that_flow_to_better_has(
+    settings: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Data that mark no end have those that the environment's limit, or a contradiction, gives: here and there."""
+    path, out = tmp_path / "no marks.hdf5", tmp_path / "labels.json"
+    data = pendulum()
+    data |= {"timeouts": np.zeros_like(data["timeouts"]), "actions": data["actions"] / 2}
+    d4rl.write(path, OfflineDataset(**data))
+    label(
+        LabelConfig(str(path), str(out), segment=150, pairs=8, browser=False, reward=TINY, **settings),
+        at_once(label_all),
+    )
+    said = " ".join(capfd.readouterr().err.split())
+    shown = "counted by the limit, 10 episodes" if "cut_contradictions" not in settings else "9 rows (199, 399,"
+    assert shown in said
+    found = json.loads(out.read_text())
+    starts = np.array([pair["segments"] for pair in found["pairs"]])
+    assert starts.shape == (8, 2)
+    assert (starts // 200 == (starts + 149) // 200).all()
+    words = shlex.split(said.partition("diffrl augment flow-to-better ")[2])
+    assert words[words.index("--env") + 1] == settings["env"]
+    assert ("--cut-contradictions" in words) == settings.get("cut_contradictions", False)
+    read = open_data(Request(str(path), "better.hdf5", **settings), quiet=True)
+    assert len(read_preferences(out, read.dataset)) == 8
+    with pytest.raises(UserError, match="--cut-contradictions"):  # labelled as another file has its episodes
+        read_preferences(out, replace(read.dataset, timeouts=np.arange(2000) % 160 == 159))
+
+
 def test_the_end_says_what_was_saved_and_what_reads_it(
     maze_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The page's calls over HTTP; meanwhile nobody else labels into the file."""
-    import threading
-    from urllib.request import Request, urlopen
-
     out = tmp_path / "new" / "my labels.json"
     config = LabelConfig(str(maze_file), str(out), segment=H, pairs=3, browser=False, reward=TINY)
-
-    def ask(address: str, call: str, value: Any = None) -> Any:
-        about = {"Content-Type": "application/json"}
-        with urlopen(Request(address + call, json.dumps(value).encode(), about), timeout=20) as answer:
-            return json.load(answer)
 
     def person(address: str) -> None:
         with pytest.raises(UserError, match="Another process is labelling"):
@@ -421,12 +504,7 @@ def test_the_end_says_what_was_saved_and_what_reads_it(
         ask(address, "choose", {"number": 0, "pair": state["pair"], "label": "equal"})
         ask(address, "finish")
 
-    def ready(address: str) -> None:
-        thread = threading.Thread(target=person, args=(address,))
-        thread.start()
-        thread.join()
-
-    assert label(config, ready) == out
+    assert label(config, at_once(person)) == out
     said = capfd.readouterr().err
     assert f"{out.parent} was not there: the folder is made" in " ".join(said.split())
     assert "1 labels (1 of them equal) are saved" in said
@@ -533,6 +611,9 @@ def test_a_person_labels_in_a_browser(maze_file: Path, tmp_path: Path) -> None:
                 labels.append(value)
                 after(labels)
             page.until("document.querySelector('#accuracy').textContent.includes('% accuracy')")
+            assert re.fullmatch(r"\d+ % accuracy \(95 %: \d+ to \d+\)", page.text("#accuracy"))
+            told = sum(label != 0.5 for label in labels)
+            assert page.text("#verdict").startswith(f"on {told} held-out preferences, 10 labels")
             process.kill()
             process.wait()
             page.press("ArrowLeft")  # nobody hears it, and the page says so

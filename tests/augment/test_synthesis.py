@@ -1,5 +1,6 @@
 """`diffrl augment synther`: from data of every kind to a file that trains, however often it is cut."""
 
+import dataclasses
 import errno
 import json
 import re
@@ -29,11 +30,14 @@ from diffrl.augment.synther.config import ROWS_VERSION, Sampling, SynthERConfig
 from diffrl.augment.synther.model import TransitionDiffusion, bins_of
 from diffrl.cli import main
 from diffrl.data import d4rl, minari
+from diffrl.data.env_spec import EnvSpec
 from diffrl.data.fidelity import NOT_MEASURED, USELESS, Verdict
-from diffrl.data.offline import OfflineDataset
+from diffrl.data.offline import BOTH_STAND_IN, MADE_STAND_IN, OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError
+from diffrl.support.schema import parse_kwargs
+from tests.data.pendulum import pendulum
 
 TINY: dict[str, Any] = {
     "model": SynthERConfig(width=16, blocks=1, steps=20, batch_size=32),
@@ -58,6 +62,11 @@ def hopper_like(n: int = 400, episode: int = 50) -> OfflineDataset:
         timeouts=last & ~odd,
         metadata={"env_id": "Hopper-v4"},
     )
+
+
+def _words(text: str) -> str:
+    """A text without its line breaks and frames."""
+    return " ".join(re.sub("[│╭╮╰╯─]", " ", text).split())
 
 
 @pytest.fixture
@@ -124,7 +133,9 @@ def test_the_report_shows_an_untrained_model(
     assert package.load_dataset("test/useless-v0").storage.metadata["diffrl"]["fidelity"] == USELESS
 
 
-def test_a_benchmark_and_minari(own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_benchmark_and_minari(
+    own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """maze2d by its id into Minari, whose own package loads it; then from there, by id, into a file."""
     package = pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
@@ -132,6 +143,12 @@ def test_a_benchmark_and_minari(own_data: Path, tmp_path: Path, monkeypatch: pyt
     synther("maze2d-umaze-v1", "minari:test/synthetic-v0", rows=3000, samples=150, report=False, **TINY)
     loaded = package.load_dataset("test/synthetic-v0")
     assert loaded.total_episodes == 150 == loaded.total_steps
+    assert (tmp_path / "runs" / "test-synthetic-v0-synther" / "config.json").is_file()
+    with pytest.raises(SystemExit):
+        main(["augment", "synther", "--help"])
+    assert "With --out minari:ID they are in runs/ID-synther, with - for each / of the id." in _words(
+        capsys.readouterr().out
+    )
     assert loaded.env_spec.id == "maze2d-umaze-v1"
     ours = minari.read("test/synthetic-v0")
     assert set(np.unique(ours.rewards)) <= {0.0, 1.0}  # a sparse reward stays one
@@ -149,6 +166,30 @@ def test_appended_rows_follow_the_real_ones(source: Path, tmp_path: Path) -> Non
     mixed = Transitions.from_dataset(both)
     assert torch.equal(mixed.rows[:n], kept.rows)
     assert both.metadata["real_rows"] == n
+
+
+@pytest.mark.parametrize("mix", ["replace", "append"])
+@pytest.mark.parametrize("stored", [True, False])
+def test_successors_of_terminal_rows_are_called_what_they_are(mix: str, stored: bool, tmp_path: Path) -> None:
+    """Of real rows without a successor it is their own observation, of generated ones what the model makes of it."""
+    real = hopper_like()
+    following = real.observations + np.float32(0.01)
+    real = replace(real, next_observations=following) if stored else real
+    source = d4rl.write(tmp_path / "real.hdf5", real)
+    words: dict[str, Any] = {"samples": 2000, "mix": mix, "report": False}
+    found = d4rl.read(synther(str(source), tmp_path / "new.hdf5", **words, **TINY))
+    said = found.metadata.get("terminal_successors")
+    n = found.metadata["real_rows"]
+    assert found.terminals[n:].any(), "the model makes some"
+    assert said == (None if stored else MADE_STAND_IN if mix == "replace" else BOTH_STAND_IN)
+    if mix == "append" and not stored:
+        ends = np.flatnonzero(found.terminals[:n])
+        assert found.next_observations is not None
+        assert np.array_equal(found.next_observations[ends], found.observations[ends])
+    endless = d4rl.write(tmp_path / "endless.hdf5", replace(real, terminals=real.terminals & False))
+    found = d4rl.read(synther(str(endless), tmp_path / "endless-new.hdf5", **words, **TINY))
+    assert not found.terminals.any()
+    assert "terminal_successors" not in found.metadata
 
 
 def test_real_rows_that_end_in_an_episode_are_cut_from_those_that_follow(tmp_path: Path) -> None:
@@ -384,6 +425,67 @@ def test_mistakes(source: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, f
     assert text in error
     assert "Traceback" not in error
     assert not (tmp_path / "new.hdf5").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"mix": "both"}, "--mix is 'both'; "),
+        ({"mix": "APPEND"}, "--mix is 'APPEND'; known: append, replace."),
+        ({"time_limit_terminals": "x"}, "--time-limit-terminals is 'x'; "),
+        ({"actions": "x"}, "--actions is 'x'; "),
+        ({"report": "no"}, "--report is 'no'; expected true or false"),
+        ({"force": "no"}, "--force is 'no'; expected true or false"),
+        ({"quiet": "no"}, "quiet is 'no'; expected true or false"),
+        ({"seed": "a"}, "--seed is 'a'; expected a whole number"),
+        ({"cut_contradictions": 1}, "--cut-contradictions is 1; expected true or false"),
+        ({"env_kwargs": {"g": object()}}, "values that JSON holds"),
+        ({"env_kwargs": "g=2"}, "--env-kwargs is 'g=2'; expected a list"),
+    ],
+)
+def test_what_an_option_does_not_take_is_refused_in_python_too(
+    source: Path, tmp_path: Path, options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(text)):
+        synther(str(source), tmp_path / "new.hdf5", **TINY | options)
+    assert not (tmp_path / "new-synther").exists()
+
+
+def test_arguments_of_the_environment_may_be_a_dictionary(tmp_path: Path) -> None:
+    """The file records them, values of every kind as they were given."""
+    source = d4rl.write(tmp_path / "pendulum.hdf5", OfflineDataset(**pendulum(3)))
+    words = {"env": "Pendulum-v1", "samples": 100, "report": False, "max_episode_steps": 50} | TINY
+    for kwargs in ({"g": 2.5}, ("g=2.5",)):
+        out = synther(str(source), tmp_path / "new.hdf5", env_kwargs=kwargs, force=True, **words)
+        spec = EnvSpec.of(d4rl.read(out, action_limit=None).metadata)
+        assert spec is not None
+        assert (spec.id, spec.kwargs, spec.max_episode_steps) == ("Pendulum-v1", {"g": 2.5}, 50)
+    assert parse_kwargs(Request("x", "y", env_kwargs={"maze": "umaze", "n": None, "l": [1]}).env_kwargs) == {  # type: ignore[arg-type]
+        "maze": "umaze",
+        "n": None,
+        "l": [1],
+    }
+
+
+def test_the_docstring_names_every_option() -> None:
+    assert synther.__doc__
+    named = set(re.findall(r"[a-z_]+", synther.__doc__))
+    assert {field.name for field in dataclasses.fields(Request)} <= named
+
+
+def test_a_model_is_put_among_no_other_files(source: Path, tmp_path: Path) -> None:
+    """They stay as they are, alone; a new folder inside will do."""
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    for name in ("rewards.py", "data.hdf5", "SHA256SUMS"):
+        (folder / name).write_text(name)
+    with pytest.raises(UserError, match=r"something else \(SHA256SUMS, data\.hdf5, rewards\.py\)") as refused:
+        synther(str(source), tmp_path / "new.hdf5", samples=200, folder=folder, **TINY)
+    assert "remove" not in str(refused.value)
+    assert {file.name: file.read_text() for file in folder.iterdir()} == {
+        name: name for name in ("rewards.py", "data.hdf5", "SHA256SUMS")
+    }
+    synther(str(source), tmp_path / "new.hdf5", samples=200, folder=folder / "model", **TINY)
 
 
 def test_a_verb_that_is_not_there(capsys: Any) -> None:

@@ -465,16 +465,17 @@ def test_the_shared_cases_are_these(tmp_path, data):
         (Verdict(USELESS, "Do not train on these rows."), "warning"),
         (Verdict(LOOK_FIRST, "Look first: rewards."), "note"),
         (Verdict(NO_FAULT, "No fault found."), None),
-        (NOT_MEASURED, None),
+        (NOT_MEASURED, "note"),
         (None, None),
     ],
 )
 def test_a_verdict_on_synthetic_rows_is_said_where_it_is_a_bad_one(
     kept: Verdict | None, severity: str | None, written, env: gymnasium.Env, data: Columns
 ) -> None:
-    """As a warning where the rows are of no use, as a note where they are to be looked at."""
+    """As a warning where the rows are of no use, as a note where they are to be looked at or were not looked at."""
     plain = written(data)
     dataset = replace(plain, metadata={**plain.metadata, **(kept.metadata() if kept else {})})
     added = [finding for finding in found(dataset, env) if finding not in found(plain, env)]
     assert [finding.severity for finding in added] == ([severity] if severity else [])
-    assert all(kept is not None and kept.sentence in str(finding) for finding in added)
+    sentence = "their fidelity was not measured." if kept == NOT_MEASURED else kept and kept.sentence
+    assert all(str(sentence) in str(finding) for finding in added)

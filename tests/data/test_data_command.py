@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from diffrl.cli import main
 from diffrl.commands.data import Convert, Download, Generate, Info, ListData
 from diffrl.data import d4rl
+from diffrl.data.offline import STAND_IN
 from diffrl.support.errors import UserError
 from envs import datasets, plots, registry
 from tests.data.pendulum import cases, pendulum
@@ -60,7 +61,11 @@ def test_info_describes_a_file_and_saves_a_picture(make, tmp_path, capsys):
     picture = tmp_path / "new" / "mine.png"
     assert Info(str(path), picture, scores_of="hopper-medium-v2").run() == 0
     out = capsys.readouterr().out
-    for text in ("50 rows, 2 episodes; 1 terminal, 1 timeout", "known for 49 rows", "score (hopper-medium-v2)"):
+    for text in (
+        "50 rows, 2 episodes; 1 terminal, 1 timeout",
+        "known for 48 rows; in 1 terminal row a stand-in",
+        "score (hopper-medium-v2)",
+    ):
         assert text in out
     assert "No problems found" in out
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -86,6 +91,48 @@ def test_info_of_values_that_are_not_finite_prints_no_warning_of_numpy(make, tmp
     said = capsys.readouterr()
     assert f"{key}: row 3 holds inf" in said.out
     assert "RuntimeWarning" not in said.out + said.err
+
+
+def test_info_tells_episodes_of_rows_that_have_some(make, tmp_path, capsys, monkeypatch):
+    """Real episodes of 10 and 20 rows, then synthetic rows, each an episode of its own, tell the real ones' lengths."""
+    both = make([10, 20, *[1] * 70], "t" * 72, has_next=True)
+    both.metadata.update(real_rows=30, synthetic_rows=70)
+    for name, dataset in (("both", both), ("made", make([1] * 50, "o" * 50, has_next=True)), ("real", both.head(30))):
+        path, labels = d4rl.write(tmp_path / f"{name}.hdf5", dataset), []
+        monkeypatch.setattr(
+            plots, "_plot_histogram", lambda axes, values, label, to=labels: to.append((*values, label))
+        )
+        assert Info(str(path), tmp_path / f"{name}.png").run() == 0
+        printed = capsys.readouterr().out
+        if name == "made":
+            assert not labels
+            assert "Each row is an episode of its own" in printed
+            continue
+        of = " (of the 30 real rows)" if name == "both" else ""
+        assert labels[1] == (10, 20, f"steps in an episode{of}")
+        assert ("per episode of the 30 real rows" in printed) == (name == "both")
+        lengths = next(line.split() for line in printed.splitlines() if line.startswith("steps"))
+        assert (lengths[1], lengths[5]) == ("10.0", "20.0")
+
+
+@pytest.mark.parametrize("has_next", [True, False])
+def test_info_counts_no_stand_in_among_what_is_known(make, tmp_path, capsys, has_next):
+    dataset = make([3, 4, 2], "tto", has_next=has_next)
+    dataset.metadata["terminal_successors"] = STAND_IN
+    Info(str(d4rl.write(tmp_path / "a.hdf5", dataset))).run()
+    known = 7 if has_next else 6
+    assert f"known for {known} rows; in 2 terminal rows a stand-in" in capsys.readouterr().out
+
+
+def test_convert_of_the_first_rows_says_how_many_are_real(make, tmp_path):
+    both = make([10, 20, *[1] * 70], "t" * 72, has_next=True)
+    both.metadata.update(real_rows=30, synthetic_rows=70, description="70 synthetic transitions, after 30 real ones")
+    source = d4rl.write(tmp_path / "both.hdf5", both)
+    for rows, real in ((20, 20), (50, 30)):
+        Convert(str(source), str(tmp_path / f"{rows}.hdf5"), rows=rows).run()
+        found = d4rl.read(tmp_path / f"{rows}.hdf5").metadata
+        assert (found["real_rows"], found["synthetic_rows"]) == (real, rows - real)
+        assert found["description"] == f"the first {rows} rows of: 70 synthetic transitions, after 30 real ones"
 
 
 def test_info_counts_one_as_one(make, tmp_path, capsys):

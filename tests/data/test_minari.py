@@ -8,6 +8,7 @@ import pytest
 
 from diffrl.data import minari as minari_format
 from diffrl.data.observations import goal_left_out
+from diffrl.data.offline import MADE_STAND_IN
 from diffrl.support.errors import DataError, UserError
 
 minari = pytest.importorskip("minari")
@@ -53,7 +54,19 @@ def test_metadata_that_minari_has_no_place_for_are_kept(make, data_format):
     assert found.has_terminal_next
     minari_format.write("ours/old-v0", make([3, 2], "t-"), data_format)
     assert not minari_format.read("ours/old-v0").has_terminal_next
+    found.metadata["terminal_successors"] = MADE_STAND_IN
+    minari_format.write("ours/made-v0", found, data_format)
+    assert minari_format.read("ours/made-v0").metadata["terminal_successors"] == MADE_STAND_IN
     assert minari.load_dataset("ours/new-v0").total_steps == 3
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+def test_minari_prints_an_episode(make, data_format):
+    """Its text names the keys of the infos, of which there are none."""
+    minari_format.write("ours/walk-v0", make([3, 1], "to", has_next=True), data_format)
+    for episode in minari.load_dataset("ours/walk-v0"):
+        assert episode.infos == {}
+        assert "infos=dict with the following keys: []" in repr(episode)
 
 
 @pytest.mark.parametrize("data_format", ["hdf5", "arrow"])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffrl.data.offline import OfflineDataset, count_timeouts
+from diffrl.data.offline import BOTH_STAND_IN, MADE_STAND_IN, STAND_IN, OfflineDataset, count_timeouts
 from diffrl.support.errors import DataError
 
 
@@ -52,6 +52,36 @@ def test_a_row_left_out_makes_the_one_before_it_its_episode_s_last(make):
     )
     assert not dataset.has_terminal_next
     assert make([4, 2], "ot", has_next=True).with_successors().has_terminal_next
+
+
+def test_stand_ins_are_declared_where_a_terminal_row_has_one(make):
+    derived = make([3, 2], "to").with_successors()
+    assert derived.metadata["terminal_successors"] == STAND_IN
+    assert "terminal_successors" not in derived.head(2).metadata, "the terminal row is gone"
+    assert "terminal_successors" not in make([3, 2], "oo").with_successors().metadata
+    for said in (STAND_IN, MADE_STAND_IN, BOTH_STAND_IN):
+        known = replace(make([3, 2], "to", has_next=True), metadata={"terminal_successors": said})
+        assert not known.has_terminal_next
+        assert known.with_successors().metadata["terminal_successors"] == said
+
+
+@pytest.mark.parametrize(("rows", "real", "made"), [(2, 2, 0), (4, 4, 0), (5, 4, 1), (7, 4, 3)])
+def test_what_the_first_rows_say_of_their_making_holds_of_them(make, rows, real, made):
+    about = {"real_rows": 4, "synthetic_rows": 3, "algorithm": "SynthER", "fidelity": "no fault found"}
+    about |= {
+        "model": "{}",
+        "fidelity_says": "...",
+        "description": "3 synthetic transitions, after 4 real ones",
+        "source": "x",
+    }
+    found = replace(make([4, 1, 1, 1], "tttt"), metadata=about).head(rows).metadata
+    assert (found["real_rows"], found["synthetic_rows"], found["source"]) == (real, made, "x")
+    cut = "" if rows == 7 else f"the first {rows} rows of: "
+    assert found["description"] == cut + about["description"]
+    of_model = {"algorithm", "model", "fidelity", "fidelity_says"}
+    assert of_model & found.keys() == (of_model if made else set())
+    others = {"description": "a walk", "algorithm": "SAC"}
+    assert replace(make([4], "t"), metadata=others).head(2).metadata == others
 
 
 def test_stored_successors_are_known_even_at_timeouts(make):

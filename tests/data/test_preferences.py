@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffrl.data import values
+from diffrl.data import d4rl, values
 from diffrl.data.d4rl import fingerprint
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preferences import (
@@ -71,7 +71,13 @@ def test_what_is_no_file_of_preferences_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file of preferences"):
         Preferences.read(tmp_path / "none")
     (tmp_path / "pickle").write_bytes(b"\x80\x04nonsense")
-    with pytest.raises(UserError, match="not a safetensors file"):
+    expected = r"is not a file of preferences \(JSON of `diffrl augment label`, or safetensors\)\.$"
+    d4rl.write(tmp_path / "more.hdf5", walk([6, 6]))
+    for content in (b"", b"PK", (tmp_path / "more.hdf5").read_bytes()):
+        (tmp_path / "a file").write_bytes(content)
+        with pytest.raises(UserError, match=expected):
+            Preferences.read(tmp_path / "a file")
+    with pytest.raises(UserError, match=expected):
         Preferences.read(tmp_path / "pickle")
     import safetensors.numpy
 
@@ -294,7 +300,7 @@ def test_drawn_pairs_differ_and_are_all_there_are() -> None:
     every = {frozenset(pair) for pair in np.concatenate([some, rest]).tolist()}
     assert len(every) == 28
     assert {len(pair) for pair in every} == {2}
-    with pytest.raises(UserError, match="only 18 are left"):
+    with pytest.raises(UserError, match=r"only 18 are left of 8 segments.*(a smaller --segment)"):
         draw_pairs(starts, 19, np.random.default_rng(1), some)
 
 

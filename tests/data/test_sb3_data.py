@@ -102,7 +102,9 @@ def test_a_filled_buffer_goes_on_and_its_batches_know_cuts_from_ends() -> None:
     assert sb3.to_dataset(buffer).observations[[0, 11, 12, 23]].tolist() == [[0, 1], [9, 9], [1, 1], [9, 9]]
 
 
-def test_the_newest_rows_stay_where_not_all_fit_and_unknown_successors_are_left_out() -> None:
+def test_the_newest_rows_stay_where_not_all_fit_and_unknown_successors_are_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     n = 11
     ends = np.zeros(n, np.bool_)
     ends[4] = True  # cut, and nothing is stored of what it reached: left out, and so is the last row
@@ -111,11 +113,25 @@ def test_the_newest_rows_stay_where_not_all_fit_and_unknown_successors_are_left_
     buffer = filled(0, capacity=3, n_envs=1)
     assert sb3.fill_buffer(buffer, dataset, scaled_actions=False) == 3
     assert buffer.rewards[:, 0].tolist() == [7, 8, 9]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "room for 3 of 9 rows: only the last 3 are in it. For all of them make it with buffer_size=9 or" in said
+    large = filled(0, capacity=9, n_envs=1)
+    assert sb3.fill_buffer(large, dataset, scaled_actions=False) == 9
+    assert not capsys.readouterr().err
     two = filled(0, capacity=6)
     assert sb3.fill_buffer(two, dataset, scaled_actions=False) == 8  # of nine, in two parts
     assert two.rewards[:4].T.tolist() == [[0, 1, 2, 3], [5, 6, 7, 8]]
     assert two.timeouts[:4].T.tolist() == [[0, 0, 0, 1], [0, 0, 0, 0]]
     np.testing.assert_array_equal(two.next_observations[:4, 0], two.observations[:4, 0] + [0, 1])
+
+
+def test_a_file_that_is_there_is_replaced_only_by_force(tmp_path: Path) -> None:
+    path = sb3.write(tmp_path / "buffer.hdf5", filled(3))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"exists.*force=True"):
+        sb3.write(path, filled(5))
+    assert path.read_bytes() == before
+    assert len(d4rl.read(sb3.write(path, filled(5), force=True), action_limit=None)) == len(sb3.to_dataset(filled(5)))
 
 
 @pytest.mark.parametrize("steps", [7, 12, 18])

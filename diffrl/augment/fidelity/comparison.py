@@ -24,8 +24,12 @@ from envs.dynamics import Dynamics
 
 PROJECTIONS = 128
 """Random directions of the sliced W2."""
+LEGEND = "s[0] is observations[0] of `diffrl data info`, a[0] actions[0], r rewards, s'[0] next_observations[0]."
+"""What the columns are called elsewhere."""
 FAR = 2
 """Times its floor beyond which a measure is far from it, and is looked at first."""
+_RARE = 1e-3
+"""A probability from which on a difference is none of chance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +37,7 @@ class FidelityReport:
     """What `fidelity` has measured, of rows of W columns."""
 
     names: tuple[str, ...]
-    """The names (W,) of the columns: s1, ..., a1, ..., r, s'1, ..., terminal."""
+    """The names (W,) of the columns: s[0], ..., a[0], ..., r, s'[0], ..., terminal; `LEGEND` says what they are."""
     rows: int
     """How many rows of each side were compared as a whole."""
     floor: str
@@ -64,6 +68,8 @@ class FidelityReport:
     """Distances to the nearest training row."""
     terminal_rate: Pair
     """Share of terminal rows; `real`: of the training rows."""
+    terminal_rows: tuple[int, int]
+    """How many synthetic rows, and how many training rows, `terminal_rate` is measured over: all that are fit."""
     actions_outside: Pair
     """Share of rows with an action beyond its bounds; `real`: of the training rows."""
     actions_at_bound: Pair
@@ -119,6 +125,7 @@ class FidelityReport:
                 "median_of_shuffled_columns": near.shuffled,
             },
             "terminal_rate": _as_json(self.terminal_rate),
+            "terminal_rows": dict(zip(Pair._fields, self.terminal_rows, strict=True)),
             "actions": {
                 "share_outside": _as_json(self.actions_outside),
                 "share_at_bound": _as_json(self.actions_at_bound),
@@ -266,6 +273,7 @@ def fidelity(
         variety=Pair(*(measures.variety(side, mean, scale) for side in (made, fresh))),
         neighbours=measures.neighbours(train, made, unseen, noise, mean, scale, rng),
         terminal_rate=Pair(*ends),
+        terminal_rows=(len(fit["synthetic"]), len(fit["real"])),
         actions_outside=Pair(*outside),
         actions_at_bound=Pair(*at_bound),
         dynamics=steps,
@@ -276,8 +284,8 @@ def fidelity(
 
 
 def _names(o: int, a: int) -> tuple[str, ...]:
-    states, actions = [f"s{i + 1}" for i in range(o)], [f"a{i + 1}" for i in range(a)]
-    following = [f"s'{i + 1}" for i in range(o)]
+    states, actions = [f"s[{i}]" for i in range(o)], [f"a[{i}]" for i in range(a)]
+    following = [f"s'[{i}]" for i in range(o)]
     return (*states, *actions, "r", *following, "terminal")
 
 
@@ -446,8 +454,8 @@ def verdicts_of(report: FidelityReport) -> dict[str, str]:
 def look_first(report: FidelityReport) -> list[str]:
     """What is so far off that it should be understood before an agent is trained on the rows; empty where nothing is.
 
-    The limits are rough: `FAR` times the floor of the mean KS or of W2, a third of a step's change, twice or half the
-    rate of terminals, near-copies.
+    The limits are rough: `FAR` times the floor of the mean KS or of W2, a third of a step's change, near-copies, twice
+    or half the rate of terminals, where by Fisher's exact test chance gives such counts less than once in a thousand.
     """
     near, rate, steps = report.neighbours, report.terminal_rate, report.dynamics
     found = []
@@ -458,7 +466,7 @@ def look_first(report: FidelityReport) -> list[str]:
         off, step = steps.median.synthetic, steps.standing_still
         if off > step / 3:
             found.append(f"s' off by {off:.2g} {UNIT}, where a step changes it by {step:.2g}")
-    if abs(rate.synthetic - rate.real) * report.rows > 10 and not 0.5 < rate.synthetic / (rate.real or math.inf) < 2:
+    if not rate.real / 2 < rate.synthetic < 2 * rate.real and measures.by_chance(rate, report.terminal_rows) < _RARE:
         found.append(f"{rate.synthetic:.2%} terminal rows instead of {rate.real:.2%}")
     if near.closer > 0.05:
         found.append(f"{near.closer:.0%} near-copies of training rows")

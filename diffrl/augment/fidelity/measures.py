@@ -108,6 +108,17 @@ def at_bounds(actions: Floats, low: npt.ArrayLike, high: npt.ArrayLike) -> tuple
     return float(outside.mean()), float(at.mean())
 
 
+def by_chance(rate: Pair, rows: tuple[int, int]) -> float:
+    """The probability of shares of so many rows that differ so much, where chance alone sets them apart.
+
+    By Fisher's exact test, of both sides.
+    """
+    from scipy.stats import fisher_exact
+
+    ends = [round(share * n) for share, n in zip(rate, rows, strict=True)]
+    return float(fisher_exact([ends, [n - k for n, k in zip(rows, ends, strict=True)]])[1])
+
+
 def shuffled(rows: Floats, rng: np.random.Generator) -> Floats:
     """The rows (n, W) with each column in a random order of its own: what is joint is lost, the marginals stay."""
     return rng.permuted(rows, axis=0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.augment.fidelity.comparison import FidelityReport, table_of, verdict_of
+from diffrl.augment.fidelity.comparison import LEGEND, FidelityReport, table_of, verdict_of
 from diffrl.augment.fidelity.measures import UNIT, Doubles, Pair
 from diffrl.data.fidelity import LOOK_FIRST, NO_FAULT, USELESS
 from diffrl.data.offline import Floats, OfflineDataset
@@ -108,7 +108,7 @@ units. {asked}</p>
 <img alt="Histograms, correlations, distances to training rows and dynamics errors"
 src="data:image/png;base64,{encoded}">
 <h2>Kolmogorov-Smirnov statistic by column</h2>
-<p class="about">In brackets: real against real.</p>
+<p class="about">In brackets: real against real. {html.escape(LEGEND)}</p>
 <div class="columns">{columns}</div>
 </body></html>
 """
@@ -298,7 +298,7 @@ def _two_histograms(ax: "Axes", made: NDArray[Any], real: NDArray[Any], bins: Do
 
 def _block_starts(report: FidelityReport) -> list[int]:
     """The first columns of s, a, s', and terminal."""
-    return [i for i, name in enumerate(report.names) if name in ("s1", "a1", "s'1", "terminal")]
+    return [i for i, name in enumerate(report.names) if name in ("s[0]", "a[0]", "s'[0]", "terminal")]
 
 
 def _leave_room(ax: "Axes") -> None:

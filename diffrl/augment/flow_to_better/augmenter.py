@@ -99,6 +99,7 @@ def flow_to_better(
     `FlowToBetter`. dataset, out, options: the fields of `Request`. The same call again goes on where it was cut, and
     gives the same file: see `augment`.
     """
+    checked(quiet, bool, "quiet")
     if not isinstance(preferences, PreferenceConfig):
         preferences = PreferenceConfig(str(preferences))
     augmenter = FlowToBetter(
@@ -417,6 +418,10 @@ class FlowToBetter(Augmenter):
         columns = as_columns(made, self._data.dataset.observation_size, self._data.dataset.action_size)
         columns["timeouts"] = ends
         return {name: values[keep] for name, values in columns.items()}
+
+    @override
+    def ends(self, generated: Floats) -> bool:
+        return False
 
     @override
     def look(self, generated: Floats) -> int:

@@ -111,8 +111,9 @@ class DiffuserConfig:
     steps: Count = 8_000
     """Training steps."""
     horizon: Many | None = None
-    """Rows of a trajectory. By default whole episodes, where all have one length of 256 at most; else windows of 32, or
-    of as many as a labelled segment has, if these are fewer. With 32 a step takes a third of the time of 100."""
+    """Rows of a trajectory, which gives one row of the data set less, as each takes the next one for what follows. By
+    default whole episodes, where all have one length of 256 at most; else windows of 32, or of as many as a labelled
+    segment has, if these are fewer. With 32 a step takes a third of the time of 100."""
     windows: Literal["all", "first"] = "all"
     """Which windows of an episode are trajectories: all, or only that of its first rows. The published trajectories are
     whole episodes, which begin where the environment puts them; so do those of `first`. An episode of fewer rows than

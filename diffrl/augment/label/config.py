@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from diffrl.augment.flow_to_better.config import RewardConfig
+from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.support.schema import Many, Range, Rows, Seed, check
 
 
@@ -26,16 +27,29 @@ class LabelConfig:
     seed: Seed = 0
     """Seed of the pairs: the same one gives the same pairs."""
     env: str | None = None
-    """Gymnasium id of the environment the data are from, which says how to draw them; none: plots of the columns.
-    By default the benchmark's, or what the file names."""
+    """Gymnasium id of the environment the data are from, which says how to draw them, and by whose limit of steps
+    episodes are counted where none are marked; none: plots of the columns. By default the benchmark's, or what the file
+    names."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of that environment, by default its own: KEY=VALUE each, such as g=2.0 (values as JSON, else text)."""
     rows: Rows | None = None
     """Use only so many rows, the first of the data set; by default all."""
+    time_limit_terminals: TimeLimitTerminals | None = None
+    """timeouts: terminal rows at exactly the environment's limit of steps, or marked as timeouts too, are timeouts;
+    terminals: they are true ends. By default they are taken as true ends, and what looks odd is said."""
+    actions: ActionUnits | None = None
+    """normalised: the data's actions are scaled to [-1, 1], where its environment has other bounds; environment: they
+    are in its units. By default they are taken to be in its units, and what looks odd is said."""
+    cut_contradictions: bool = False
+    """Cut an episode where a stored next observation contradicts the next row."""
     port: Annotated[int, Range(0, 65535)] = 0
     """Port of the page on this machine; 0: any that is free."""
     browser: bool = True
     """Open the page in your browser."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """The model that measures what the labels are worth."""
+    max_episode_steps: ClassVar[None] = None
+    """Nothing is evaluated here: episodes are counted by the environment's own limit."""
 
     def __post_init__(self) -> None:
         check(self)

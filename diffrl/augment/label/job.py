@@ -14,6 +14,7 @@ from diffrl.augment.label.config import LabelConfig
 from diffrl.augment.label.scenes import scene_of
 from diffrl.augment.label.session import Session
 from diffrl.augment.label.worth import LabelModels
+from diffrl.data.checks import understand
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preferences import LabelledPairs
 from diffrl.support.console import console
@@ -40,9 +41,10 @@ def label(config: LabelConfig, ready: Callable[[str], None] | None = None) -> Pa
         raise UserError(f"--out is {config.out}; expected the path of a JSON file, such as preferences.json.")
     settle()
     dataset = load_dataset(config.dataset, rows=config.rows, action_limit=None)
+    scene, why, env = scene_of(config.dataset, dataset, config.env, config.env_kwargs)
+    dataset, _, _ = understand(dataset, env, config)  # the episodes that `flow-to-better` has with these options
     with _alone(out):
         labels, before = _labels(config, dataset, out)
-        scene, why = scene_of(config.dataset, dataset, config.env)
         session = Session(
             dataset,
             labels,
@@ -96,11 +98,14 @@ def _labels(config: LabelConfig, dataset: OfflineDataset, out: Path) -> tuple[La
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """In the block no other process labels into this file."""
-    if not out.parent.exists():
-        out.parent.mkdir(parents=True)
-        console.print(f"{out.parent} was not there: the folder is made for the labels.", markup=False)
     lock = out.with_name(f".{out.name}.lock")
-    descriptor = lock_file(lock)
+    try:
+        if not out.parent.exists():
+            out.parent.mkdir(parents=True)
+            console.print(f"{out.parent} was not there: the folder is made for the labels.", markup=False)
+        descriptor = lock_file(lock)
+    except OSError as error:
+        raise UserError(f"Cannot write {out}: {error.strerror or error}. Choose another --out.") from error
     if descriptor is None:
         raise UserError(f"Another process is labelling into {out}: end it, or choose another --out.")
     try:
@@ -118,8 +123,16 @@ def _say(config: LabelConfig, labels: LabelledPairs) -> None:
     equal = int((labels.labels == 0.5).sum())
     console.print(f"{len(labels)} labels ({equal} of them equal) are saved in {config.out}.", markup=False)
     words = ["diffrl", "augment", "flow-to-better", config.dataset, "--preferences", config.out]
-    for option, value in (("--env", config.env), ("--rows", config.rows)):
+    words += [] if config.env is None else ["--env", config.env]
+    words += ["--env-kwargs", *config.env_kwargs] if config.env_kwargs else []
+    options = {
+        "--rows": config.rows,
+        "--time-limit-terminals": config.time_limit_terminals,
+        "--actions": config.actions,
+    }
+    for option, value in options.items():
         words += [] if value is None else [option, str(value)]
+    words += ["--cut-contradictions"] if config.cut_contradictions else []
     if len(labels) < config.pairs:
         console.print(f"The same command goes on, with the other {config.pairs - len(labels)} pairs.", markup=False)
     console.print(f"Use them: {shlex.join([*words, '--out', 'better.hdf5'])}", markup=False)

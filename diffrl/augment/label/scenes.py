@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import gymnasium
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from diffrl.data.offline import Floats, OfflineDataset
 from envs.dynamics import why_none
 from envs.making import CannotRebuild
 from envs.maze2d import BODY, GOAL_RADIUS, Maze, Maze2dEnv
-from envs.task import open_task
+from envs.task import Task, open_task
 
 JSON: TypeAlias = dict[str, Any]
 
@@ -115,22 +116,30 @@ class RobotScene(Scene):
         return {"frames": _rounded(np.stack(frames)), "root": _rounded(np.array(roots))}
 
 
-def scene_of(name: str, dataset: OfflineDataset, env: str | None) -> tuple[Scene, str]:
-    """How segments of a data set are drawn, and why so, as half a sentence.
+def scene_of(
+    name: str, dataset: OfflineDataset, env: str | None, env_kwargs: Sequence[str] = ()
+) -> tuple[Scene, str, gymnasium.Env[Any, Any] | None]:
+    """How segments of a data set are drawn; why so, as half a sentence; and the environment, None where there is none.
 
-    env: the id of its environment, "none" for plots alone; None: the one that the data belong to. Raises UserError for
-    an `env` that does not exist, or is not that of such data.
+    env: the id of its environment, "none" for plots alone; None: the one that the data belong to. env_kwargs: words
+    KEY=VALUE, its arguments. Raises UserError for an `env` that does not exist, or is not that of such data.
     """
-    if env == "none":
-        return Scene(), "plots of the columns, as --env none asks"
     try:
-        task, simulator = open_task(name, dataset, env=env)
+        task, simulator = open_task(name, dataset, env=env, env_kwargs=env_kwargs)
     except CannotRebuild:
         if env is not None:
             raise
-        return Scene(), "plots of the columns, since the environment that the data name cannot be rebuilt"
+        return Scene(), "plots of the columns, since the environment that the data name cannot be rebuilt", None
+    if env == "none":
+        return Scene(), "plots of the columns, as --env none asks", None
     if simulator is None or task.env_id is None:
-        return Scene(), "plots of the columns, since there is no environment (--env ID names one)"
+        return Scene(), "plots of the columns, since there is no environment (--env ID names one)", None
+    return *_scene(task, simulator), simulator
+
+
+def _scene(task: Task, simulator: gymnasium.Env[Any, Any]) -> tuple[Scene, str]:
+    """The scene of an environment, and why."""
+    assert task.env_id is not None
     env_id, own = task.env_id.removeprefix("envs:"), simulator.unwrapped
     # A wrapper may show something else than the state.
     if why_none(env_id) is not None or any("Observation" in str(wrapper["name"]) for wrapper in task.wrappers):

@@ -77,14 +77,18 @@ class Session:
         return self.progress() | {"pair": None if pair is None else list(pair), "drawing": drawing}
 
     def progress(self, asked: Any = None) -> JSON:
-        """How many labels there are, and what they are worth: `worth` has [labels, held-out pairs, accuracy]."""
+        """How many labels there are, and what they are worth: `worth` has [labels, held-out pairs, accuracy].
+
+        `intervals` has [lowest, highest] of each accuracy, see `Worth.interval`.
+        """
         with self._points_lock:
-            worth = [list(self._worth[n]) for n in sorted(self._worth) if n <= len(self.labels)]
+            points = [self._worth[n] for n in sorted(self._worth) if n <= len(self.labels)]
         return {
             "dataset": self.labels.dataset,
             "labels": len(self.labels),
             "pairs": self._pairs,
-            "worth": worth,
+            "worth": [list(point) for point in points],
+            "intervals": [list(point.interval) for point in points],
             "learning": any(not model.done() for model in self._models.values()),
             "measured_every": EVERY if self._learner is not None else None,
             "measured_from": LEAST,
@@ -217,6 +221,6 @@ def _points(about: dict[str, Any]) -> list[tuple[int, int, float]]:
         for point in (points if isinstance(points, list) else [])
         if isinstance(point, list)
         and [type(value) for value in point] in ([int, int, float], [int, int, int])
-        and 0 <= point[2] <= 1
+        and 0 <= point[2] <= 1 <= point[1]
         and point[0] % EVERY == 0
     ]

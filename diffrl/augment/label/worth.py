@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from threading import Event
@@ -19,6 +20,8 @@ LEAST = 10
 """Labels that a model can learn anything from."""
 CANDIDATES = 200
 """Random pairs of which the most disputed are chosen."""
+_Z = 1.959964
+"""The normal distribution's quantile of 97.5 %."""
 _ROWS = 50_000
 """Rows by which the model standardises what it sees: more would make a person wait."""
 
@@ -29,9 +32,17 @@ class Worth(NamedTuple):
     labels: int
     """The labels that it learned from, and is asked about: each member about those that it has not seen."""
     asked: int
-    """Held-out preferences, each member's counted."""
+    """Held-out preferences: pairs that are not equal."""
     accuracy: float
     """The share of them that is foretold."""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's interval, 95 %, of the accuracy (Wilson 1927): within [0, 1], and never of width 0."""
+        n, p = self.asked, self.accuracy
+        middle, half = p + _Z**2 / (2 * n), _Z * math.sqrt(p * (1 - p) / n + (_Z / (2 * n)) ** 2)
+        low, high = ((middle + side) / (1 + _Z**2 / n) for side in (-half, half))
+        return max(low, 0.0), min(high, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +77,8 @@ class LabelModels:
         if report.accuracy is None:
             return model, None
         told = report.pairs / (report.pairs + report.equal)
-        return model, Worth(len(labels), round(report.held_out * model.members * told), report.accuracy)
+        asked = min(round(report.held_out * model.members * told), report.pairs)  # a pair is not several
+        return model, Worth(len(labels), max(asked, 1), report.accuracy)
 
     def most_disputed(self, model: RewardModel, pairs: Ints, segment: int, number: int) -> Ints:
         """Those (number, 2) of some pairs (n, 2) of segments that the model's members disagree on most, most first."""

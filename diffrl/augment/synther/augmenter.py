@@ -23,6 +23,7 @@ from diffrl.augment.synther.model import ModelRows, TransitionDiffusion
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import UserError
 from diffrl.support.folder import read_json, read_tensors, write
+from diffrl.support.schema import held
 from diffrl.support.seeds import generator_at
 from diffrl.training import checkpoint
 from diffrl.training.loop import Trainer
@@ -43,9 +44,12 @@ def synther(
 ) -> Path:
     """Train SynthER's model on a data set and write what it generates; give the path of the new data set.
 
-    dataset, out, options: the fields of `Request`: samples, ratio, mix, seed, device, env, rows, held_out, folder,
-    report, force. The same call again goes on where it was cut, and gives the same file: see `augment`.
+    dataset, out, options: the fields of `Request`: samples, ratio, mix, seed, device, env, env_kwargs,
+    max_episode_steps, rows, time_limit_terminals, actions, cut_contradictions, held_out, folder, report, force. quiet:
+    print nothing. The same call again goes on where it was cut, and gives the same file: see `augment`. Raises
+    UserError for a value that an option does not take.
     """
+    held(quiet, bool, "quiet")
     augmenter = SynthER(model or SynthERConfig(), sampling or Sampling())
     return augment(Request(dataset, str(out), **options), augmenter, quiet=quiet)
 

@@ -163,9 +163,11 @@ function showProgress(progress) {
   }
   const last = points[points.length - 1];
   const percent = (x) => Math.round(100 * x);
-  byId("accuracy").textContent = `${percent(last[2])} ± ${Math.max(1, percent(deviation(last)))} % accuracy`;
-  byId("verdict").textContent = `held-out, ${last[0]} labels${progress.learning ? ", measuring …" : trend(points)}`;
-  curve(points);
+  const [low, high] = progress.intervals[points.length - 1];
+  byId("accuracy").textContent = `${percent(last[2])} % accuracy (95 %: ${percent(low)} to ${percent(high)})`;
+  const told = last[1] === 1 ? "1 held-out preference" : `${last[1]} held-out preferences`;
+  byId("verdict").textContent = `on ${told}, ${last[0]} labels${progress.learning ? ", measuring …" : trend(points)}`;
+  curve(points, progress.intervals);
 }
 
 const deviation = ([, asked, p]) => Math.sqrt(Math.max(p * (1 - p), 0.25 / asked) / asked);
@@ -177,16 +179,16 @@ function trend(points) {
   return gain > Math.hypot(deviation(old), deviation(now)) ? ", still growing" : ", hardly growing";
 }
 
-function curve(points) {
+function curve(points, intervals) {
   const most = Math.max(points[points.length - 1][0], 1);
   const x = (n) => 4 + (112 * n) / most;
   const y = (p) => 33 - 60 * (Math.min(Math.max(p, 0.45), 1) - 0.5);
   const svg = byId("curve");
   svg.replaceChildren(shape("line", { class: "half", x1: 0, x2: 120, y1: y(0.5), y2: y(0.5) }));
   svg.append(shape("polyline", { class: "line", points: points.map((p) => `${x(p[0])},${y(p[2])}`).join(" ") }));
-  for (const point of points) {
-    const [cx, e] = [x(point[0]), deviation(point)];
-    svg.append(shape("line", { class: "error", x1: cx, x2: cx, y1: y(point[2] - e), y2: y(point[2] + e) }));
+  for (const [i, point] of points.entries()) {
+    const cx = x(point[0]);
+    svg.append(shape("line", { class: "error", x1: cx, x2: cx, y1: y(intervals[i][0]), y2: y(intervals[i][1]) }));
     svg.append(shape("circle", { class: "point", cx, cy: y(point[2]), r: 2 }));
   }
 }
