@@ -16,7 +16,7 @@ from diffrl.data.d4rl import digest
 from diffrl.data.offline import Bools, Floats, Ints, OfflineDataset
 from diffrl.data.values import segment_advantages, segment_returns
 from diffrl.support import schema
-from diffrl.support.errors import UserError, shown
+from diffrl.support.errors import UserError, first_line, shown
 from diffrl.support.files import atomic_path, read_json, reading, regular_file
 from diffrl.support.schema import Fraction, Many, Share
 from diffrl.support.schema import held as checked
@@ -37,6 +37,7 @@ _ATTEMPTS = 100
 class Preferences:
     """N pairs of segments of H steps, the preferred one (w) and the other (l), in the environment's own units.
 
+    Lists of numbers are taken too; what is kept are arrays, float32. Raises UserError for what are no such arrays.
     As a file: safetensors with these four tensors, float32, where any pair is equal `equal` as well, uint8, and the
     header entries `format` = diffrl-preferences-1 and `about`, JSON of whatever says where they come from.
     """
@@ -53,8 +54,10 @@ class Preferences:
     """(N,) of which pairs neither is preferred, and w and l are names alone; by default of none."""
 
     def __post_init__(self) -> None:
+        for name in (*_COLUMNS, "equal"):
+            object.__setattr__(self, name, _array(name, getattr(self, name)))
         if not len(self.equal):
-            object.__setattr__(self, "equal", np.zeros(len(self.observations_w), np.bool_))
+            object.__setattr__(self, "equal", np.zeros(self.observations_w.shape[:1], np.bool_))
         if self.equal.shape != self.observations_w.shape[:1]:
             raise UserError(f"equal has shape {self.equal.shape}; expected one entry a pair.")
         for name in _COLUMNS:
@@ -108,7 +111,12 @@ class Preferences:
             )
 
     def write(self, path: Path | str, about: dict[str, object] | None = None) -> Path:
-        """Write the pairs to a safetensors file and give its path. about: where they come from, kept in its header."""
+        """Write the pairs to a safetensors file and give its path. about: where they come from, kept in its header.
+
+        Raises UserError for a path that ends as another kind of file does.
+        """
+        if Path(path).suffix not in ("", ".safetensors"):
+            raise UserError(f"{path}: preferences are written as safetensors; expected a name that ends so.")
         tensors: dict[str, NDArray[Any]]
         tensors = {name: np.ascontiguousarray(getattr(self, name), np.float32) for name in _COLUMNS}
         if self.equal.any():
@@ -138,6 +146,15 @@ class Preferences:
             return cls(*columns) if equal is None else replace(cls(*columns), equal=equal)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
+
+
+def _array(name: str, values: Any) -> NDArray[Any]:
+    """A column as an array. Raises UserError, naming it, for what are no numbers or ragged lists."""
+    try:
+        with np.errstate(over="ignore"):  # what becomes infinite is refused as such
+            return np.asarray(values, np.bool_ if name == "equal" else np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} holds no array of numbers ({first_line(error)}).") from error
 
 
 def label_segments(
