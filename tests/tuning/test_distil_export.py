@@ -47,7 +47,7 @@ def test_its_card_names_the_teacher(student: Path, tmp_path: Path) -> None:
     """Its agent and the step it was taken at; and not that the student saw the data's actions."""
     card = (export(student, tmp_path / "to", seed=1) / "README.md").read_text()
     assert "A policy that diffrl distilled from a trained policy of the agent `diffusion_bc`: agent" in card
-    assert "Its teacher is the policy of the agent `diffusion_bc` of another run, RUN after 500 steps." in card
+    assert "Its teacher is the policy of the agent `diffusion_bc` of another run, RUN, after 500 steps." in card
     assert "diffrl distil RUN --steps 4" in card
     assert "Learned from its teacher, in states of the data, it is tested in simulation only" in card
     assert "offline run" not in card

@@ -261,15 +261,14 @@ def _plot_likelihoods(ax: "Axes", result: dict[str, Any]) -> None:
     uniform = likelihood["uniform"]
     ax.axvline(uniform, color=GREY, linewidth=2, linestyle=":", label=f"uniform policy {uniform:.2f}")
     ax.set(xlabel=f"log p(a + {likelihood['k']:.2g} e | s), nats", ylabel="rows", title="Likelihood of the data")
-    _finish_below(ax, 2)
+    _finish_below(ax)
 
 
-def _finish_below(ax: "Axes", columns: int) -> None:
-    """Give a plot that its data fill our look, and its legend, of so many columns, below its axis."""
+def _finish_below(ax: "Axes", marker: float = 1) -> None:
+    """Give a plot full of data our look, and its legend below its axis. marker: how much larger points are there."""
     finish(ax, None)
-    ax.legend(
-        frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns, fontsize=9, columnspacing=1
-    )
+    style: dict[str, Any] = {"frameon": False, "fontsize": 9, "columnspacing": 1, "markerscale": marker}
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, **style)
 
 
 def _plot_actions(ax: "Axes", result: dict[str, Any]) -> None:
@@ -285,7 +284,7 @@ def _plot_actions(ax: "Axes", result: dict[str, Any]) -> None:
         ax.set(xlabel="action, dimension 1", ylabel="dimension 2", xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
         ax.set(xticks=(-1, -0.5, 0, 0.5, 1), yticks=(-1, -0.5, 0, 0.5, 1))
     ax.set_title(f"Actions at the data's states (W2 {np.mean(result['fine_tuning']['w2_to_data']):.2g})")
-    _finish_below(ax, 2)
+    _finish_below(ax, 2)  # points are small
 
 
 def _plot_q(ax: "Axes", result: dict[str, Any]) -> None:
@@ -302,7 +301,7 @@ def _plot_q(ax: "Axes", result: dict[str, Any]) -> None:
         ax.hist(values.clip(low, high), bins=40, range=(low, high), color=colour, alpha=0.5, label=label)
     ax.axvline(0, color="black", linewidth=1)
     ax.set(xlabel="Q(s, a) - Q(s, data's a)", ylabel="rows", title="The critics' view")
-    _finish_below(ax, 3)
+    _finish_below(ax)
 
 
 def _absent(ax: "Axes", why: str) -> None:

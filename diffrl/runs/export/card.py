@@ -307,12 +307,12 @@ def _began(facts: Facts) -> str:
         return "It started from another run, RUN, whose own command is not recorded here."
     steps = list((run.settings or {}).get("start_steps") or [])
     place = run.config.seeds.index(facts.seed)
-    after = f" after {steps[place]:,} steps" if place < len(steps) else ""
+    after = f", after {steps[place]:,} steps" if place < len(steps) else ""
     name = _teacher(run)
+    kept = "Its settings stand below as `settings.teacher`; the" if name else "The"
     return (
-        f"Its teacher is the policy{f' of the agent `{name}`' if name else ''} of another run, RUN{after}. "
-        f"{'Its settings stand below as `teacher`; the' if name else 'The'} command that trained it is not recorded "
-        "here."
+        f"Its teacher is the policy{f' of the agent `{name}`' if name else ''} of another run, RUN{after}. {kept} "
+        "command that trained it is not recorded here."
     )
 
 

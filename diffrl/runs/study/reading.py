@@ -172,13 +172,13 @@ def _agent_names(read: Sequence[_Read]) -> dict[str, str]:
         peers = [other.settings for other in read if (other.agent, other.task) == (one.agent, one.task)]
         names = {name for settings in peers for name in settings}
         varying.setdefault(one.agent, set()).update(n for n in names if len({s.get(n) for s in peers}) > 1)
-    names = {
+    found = {
         one.path: " ".join(
             [one.agent, *(f"{name}={one.settings.get(name, '-')}" for name in sorted(varying[one.agent]))]
         )
         for one in read
     }
-    return names | _teachers_apart(read, names)
+    return found | _teachers_apart(read, found)
 
 
 def _teachers_apart(read: Sequence[_Read], names: Mapping[str, str]) -> dict[str, str]:
