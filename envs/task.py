@@ -94,6 +94,15 @@ class Task:
         assert self.spec is not None
         return making.make(self.spec, self.observation_parts)
 
+    def limit(self) -> int | None:
+        """The steps after which its environment, which is made to ask it, cuts an episode; None: it does not."""
+        if self.env_id is None:
+            return None
+        env = self.make()
+        found = _time_limit(env)
+        env.close()
+        return found
+
     @property
     def max_environments(self) -> int:
         """How many of its simulators an evaluation holds at once; 1 where there is no environment."""

@@ -20,11 +20,13 @@ import numpy as np
 import pytest
 import tyro
 
+import agents
 from agents.config import AGENTS
 from diffrl import cli
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.errors import UserError
+from diffrl.tuning.config import FORWARD
 from tests import documents
 from tests.documents import ROOT, Command, blocks, commands, inline, name, pages, taught
 
@@ -227,3 +229,15 @@ def test_every_block_that_is_shell_or_python_says_or_looks_so(page: Path) -> Non
     for block in blocks(page):
         first = block.text.lstrip().split("\n")[0]
         assert block.language or not first.startswith(("import ", "from ")), f"{block.where} is Python: say so"
+
+
+def test_the_page_on_distillation_names_the_teachers_that_there_are() -> None:
+    """Those that the program takes, and of them those that were trained at all times."""
+    text = " ".join((ROOT / "docs/distil.md").read_text().split())
+    listed = re.search(r"Teachers are the policies of (.*?), fine-tuned ones included", text)
+    continuous = re.search(r"trained at all times \((.*?)\)", text)
+    assert listed
+    assert continuous
+    assert re.findall(r"`(\w+)`", listed[1]) == list(FORWARD)
+    chains = agents.names("chain")
+    assert re.findall(r"`(\w+)`", continuous[1]) == [name for name in FORWARD if name not in chains]

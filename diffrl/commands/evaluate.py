@@ -87,10 +87,16 @@ class Evaluate:
             name: {k: v for k, v in entry.items() if k not in ("paths", "plans")} for name, entry in result.items()
         }
         path = self.out or beside(self.run_folder, "evaluation.json")
+        about = {
+            "env": task.env_text,
+            "env_id": task.env_id,
+            "env_kwargs": dict(task.env_kwargs),
+            "max_episode_steps": task.limit(),
+            "episodes": self.episodes,
+            "seed": self.seed,
+        }
         with atomic_path(path) as temporary:
-            temporary.write_text(
-                json.dumps({"env": task.env_text, "episodes": self.episodes, "seed": self.seed, **plain}, indent=1)
-            )
+            temporary.write_text(json.dumps(about | plain, indent=1))
         console.print(f"Written: {path}")
         if maze is not None and self.plot is not None:
             console.print(f"Drawn:   {report.plot_episodes(self.plot, result, *maze)}")

@@ -16,8 +16,8 @@ from diffrl.data.d4rl import digest
 from diffrl.data.offline import Bools, Floats, Ints, OfflineDataset
 from diffrl.data.values import segment_advantages, segment_returns
 from diffrl.support import schema
-from diffrl.support.errors import UserError, shown
-from diffrl.support.files import atomic_path, read_json, reading, regular_file
+from diffrl.support.errors import UserError, first_line, shown
+from diffrl.support.files import atomic_path, is_safetensors, read_json, reading, regular_file
 from diffrl.support.schema import Fraction, Many, Share
 from diffrl.support.schema import held as checked
 
@@ -37,8 +37,8 @@ _ATTEMPTS = 100
 class Preferences:
     """N pairs of segments of H steps, the preferred one (w) and the other (l), in the environment's own units.
 
-    As a file: safetensors with these four tensors, float32, where any pair is equal `equal` as well, uint8, and the
-    header entries `format` = diffrl-preferences-1 and `about`, JSON of whatever says where they come from.
+    Kept as float32, from arrays or lists; UserError is raised for what are no such arrays. As a file: safetensors with
+    these tensors, `equal` (uint8) where any pair is, in its header `format` = diffrl-preferences-1 and `about` (JSON).
     """
 
     observations_w: Floats
@@ -53,8 +53,10 @@ class Preferences:
     """(N,) of which pairs neither is preferred, and w and l are names alone; by default of none."""
 
     def __post_init__(self) -> None:
+        for name in (*_COLUMNS, "equal"):
+            object.__setattr__(self, name, _array(name, getattr(self, name)))
         if not len(self.equal):
-            object.__setattr__(self, "equal", np.zeros(len(self.observations_w), np.bool_))
+            object.__setattr__(self, "equal", np.zeros(self.observations_w.shape[:1], np.bool_))
         if self.equal.shape != self.observations_w.shape[:1]:
             raise UserError(f"equal has shape {self.equal.shape}; expected one entry a pair.")
         for name in _COLUMNS:
@@ -108,9 +110,13 @@ class Preferences:
             )
 
     def write(self, path: Path | str, about: dict[str, object] | None = None) -> Path:
-        """Write the pairs to a safetensors file and give its path. about: where they come from, kept in its header."""
-        tensors: dict[str, NDArray[Any]]
-        tensors = {name: np.ascontiguousarray(getattr(self, name), np.float32) for name in _COLUMNS}
+        """Write the pairs to a safetensors file and give its path. about: where they come from, kept in its header.
+
+        Raises UserError for a path that ends as another kind of file does.
+        """
+        if Path(path).suffix not in ("", ".safetensors"):
+            raise UserError(f"{path}: preferences are written as safetensors; expected a name that ends so.")
+        tensors: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(getattr(self, name)) for name in _COLUMNS}
         if self.equal.any():
             tensors["equal"] = self.equal.astype(np.uint8)
         header = {"format": FORMAT, "about": json.dumps(about or {})}
@@ -125,7 +131,7 @@ class Preferences:
         if not path.exists():
             raise UserError(f"There is no file of preferences {path}; `--preferences auto` makes them from the data.")
         regular_file(path, "a file of preferences")
-        if not _is_safetensors(path):
+        if not is_safetensors(path):
             raise UserError(f"{path} is not a file of preferences (JSON of `diffrl augment label`, or safetensors).")
         with reading(f"{path} is damaged"), safe_open(path, "np") as file:
             header, names = file.metadata() or {}, set(file.keys())
@@ -134,19 +140,20 @@ class Preferences:
                     f"{path} is not a file of preferences: expected the format {FORMAT} and the tensors "
                     f"{', '.join(_COLUMNS)}, as `diffrl.data.preferences.Preferences.write` has them."
                 )
-            columns = [file.get_tensor(name).astype(np.float32) for name in _COLUMNS]
-            equal = file.get_tensor("equal").astype(np.bool_) if "equal" in names else None
+            columns = [file.get_tensor(name) for name in (*_COLUMNS, "equal") if name in names]
         try:
-            return cls(*columns) if equal is None else replace(cls(*columns), equal=equal)
+            return cls(*columns)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
 
-def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: with the length of the header of JSON that follows."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
+def _array(name: str, values: Any) -> NDArray[Any]:
+    """A column as an array. Raises UserError, naming it, for what are no numbers or ragged lists."""
+    try:
+        with np.errstate(over="ignore"):  # what becomes infinite is refused as such
+            return np.asarray(values, np.bool_ if name == "equal" else np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} holds no array of numbers ({first_line(error)}).") from error
 
 
 def label_segments(
@@ -208,8 +215,7 @@ def label_segments(
 def _columns(dataset: OfflineDataset, w: Ints, l: Ints, segment: int, equal: Bools) -> Preferences:  # noqa: E741
     """The segments of `segment` rows from each of the rows w (N,) and l (N,) on."""
     rows = {"w": w[:, None] + np.arange(segment), "l": l[:, None] + np.arange(segment)}
-    found = Preferences(*(getattr(dataset, kind)[rows[side]] for side in "wl" for kind in _KINDS))
-    return replace(found, equal=equal)
+    return Preferences(*(getattr(dataset, kind)[rows[side]] for side in "wl" for kind in _KINDS), equal=equal)
 
 
 def _name(dataset: OfflineDataset) -> str:

@@ -141,4 +141,13 @@ class Prediction:
 
     def scale(self, t: Tensor) -> Tensor:
         """c = sqrt(a^2 c_d^2 + s^2), the standard deviation of x_t."""
-        return torch.hypot(self.process.alpha(t) * self.data_std, self.process.sigma(t))
+        return _hypot(self.process.alpha(t) * self.data_std, self.process.sigma(t))
+
+
+def _hypot(a: Tensor, b: Tensor) -> Tensor:
+    """sqrt(a^2 + b^2) of finite numbers, without their squares, which may overflow: what `torch.hypot` is, to rounding.
+
+    In operations that ONNX knows too, so that a policy of this prediction can be a graph.
+    """
+    large, small = torch.maximum(a.abs(), b.abs()), torch.minimum(a.abs(), b.abs())
+    return large * torch.sqrt(1 + (small / (large + (large == 0))) ** 2)

@@ -6,7 +6,7 @@ import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from diffrl.runs.report import draw_maze
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, counted, joined
+from diffrl.support.files import address_of, path_of
 from diffrl.support.machine import settle
 from diffrl.support.names import apart, breakable, wrapped
 from diffrl.support.plots import BLUE, COMPARED, GREEN, GREY, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
@@ -38,6 +39,10 @@ class Rolled:
     """What the policies of a run did."""
 
     run: Run
+    place: str
+    """Where the run is, as it was asked for: a path or an address."""
+    name: str
+    """What it is called beside the others: the last part of its place, or all of it where another ends so too."""
     steps: tuple[int, ...]
     """The checkpoint of each of the run's seeds."""
     outcomes: NDArray[np.float64]
@@ -88,12 +93,15 @@ class Difference:
     """Of the methods, over training seeds: Welch's t on the seeds' means; unknown with a single seed."""
     single: tuple[str, ...] = ()
     """The names of those of the two runs that have a single seed."""
+    same: int = 0
+    """The start states, where both reach the same return from every one of them; 0: they do not."""
 
     @property
     def verdict(self) -> str:
         """Whether the difference is more than noise, and of what: a sentence."""
-        if self.over_starts.mean == self.over_starts.low == self.over_starts.high == 0:
-            return "No difference at all: the same return from every start state."
+        if self.same:
+            which = "every start state" if self.same > 1 else "the one start state"
+            return f"No difference at all: the same return from {which}."
         known = not np.isnan(self.over_seeds.low)
         widest = self.over_seeds if known else self.over_starts
         of = "another training seed might" if known else "other start states might"
@@ -115,7 +123,8 @@ def difference(
     """How much more ours (S, E) are than theirs (S', E), of E start states in the same order. names: of the two."""
     paired = ours.mean(0) - theirs.mean(0)
     single = tuple(name for name, values in zip(names, (ours, theirs), strict=True) if len(values) == 1)
-    return Difference(_student(paired), _welch(ours.mean(1), theirs.mean(1)), single)
+    same = 0 if paired.any() else len(paired)
+    return Difference(_student(paired), _welch(ours.mean(1), theirs.mean(1)), single, same)
 
 
 def _student(values: NDArray[np.float64]) -> Interval:
@@ -165,56 +174,66 @@ def compare(
         raise UserError("Compare what with what? Policies are compared by two runs or more: diffrl compare RUN RUN ...")
     comparison_at(out)
     runs = [Run.read(path).within(env, (), None) for path in paths]
-    task = _one_task(runs)
+    places = [address_of(path) or str(path_of(path)) for path in paths]
+    task = _one_task(runs, places)
     settle()
-    rolled = [_roll(run, episodes, str(which), seed, quiet) for run in runs]
+    rolled = [
+        _roll(run, place, name, episodes, str(which), seed, quiet)
+        for run, place, name in zip(runs, places, _names(places), strict=True)
+    ]
     picture = _picture(rolled, task)
     written = write_comparison(out, page(rolled, task, seed, picture), picture, _csv(rolled))
     if not quiet:
         what = score_word(task.reference) if task.reference else "return"
         for one in rolled:
             scored = estimate(_scored(one, task)).explained
-            console.print(f"{one.run.path}: {what} {scored}, {one.amount}", markup=False)
+            console.print(f"{one.place}: {what} {scored}, {one.amount}", markup=False)
         for other in rolled[1:]:
-            names = str(other.run.path), str(rolled[0].run.path)
+            names = other.place, rolled[0].place
             found = difference(_scored(other, task), _scored(rolled[0], task), names)
             console.print(f"{names[0]} - {names[1]}: {found.over_starts}. {found.verdict}", markup=False)
     return written
 
 
-def _one_task(runs: Sequence[Run]) -> Task:
-    """The task that all runs share. Raises UserError where they share none."""
+def _names(places: Sequence[str]) -> list[str]:
+    """What runs at these places are called beside each other: by the last part, or where two share it by the whole."""
+    short = [PurePosixPath(place.rstrip("/")).name or place for place in places]
+    return [name if short.count(name) == 1 else place for name, place in zip(short, places, strict=True)]
+
+
+def _one_task(runs: Sequence[Run], places: Sequence[str]) -> Task:
+    """The task that all runs share. places: where they are, for errors. Raises UserError where they share none."""
     first = runs[0]
-    for run in runs:
+    for run, place in zip(runs, places, strict=True):
         if run.task.env_id is None:
-            raise UserError(f"{run.path} was trained without an environment: name one to compare in with --env ID.")
+            raise UserError(f"{place} was trained without an environment: name one to compare in with --env ID.")
         if str(run.task.spec) != str(first.task.spec):
             raise UserError(
-                f"{first.path} acts in {first.task.spec} and {run.path} in {run.task.spec}: expected runs of one "
+                f"{places[0]} acts in {first.task.spec} and {place} in {run.task.spec}: expected runs of one "
                 "environment, or --env ID to compare them in."
             )
         sizes = (run.observation_size, run.action_size)
         if sizes != (first.observation_size, first.action_size):
-            raise UserError(f"{first.path} and {run.path} are not of the same observations and actions.")
+            raise UserError(f"{places[0]} and {place} are not of the same observations and actions.")
     return first.task
 
 
-def _roll(run: Run, episodes: int, which: str, seed: int, quiet: bool) -> Rolled:
+def _roll(run: Run, at: str, name: str, episodes: int, which: str, seed: int, quiet: bool) -> Rolled:
     evaluator, outcomes, steps = Evaluator.of(run.task), [], []
     paths: list[NDArray[np.float32]] = []
     try:
         for place, training_seed in enumerate(run.config.seeds):
             agent, (step,) = load_stack(run, [training_seed], which, "cpu")
             act = Actor(agent, run.preprocessing, generator=generator_at(seed, place))
-            with work(f"{run.path.name}, seed {training_seed}, step {step:,}", "episodes", quiet) as on_step:
+            with work(f"{name}, seed {training_seed}, step {step:,}", "episodes", quiet) as on_step:
                 found, drawn = evaluator(act, episodes, (seed,), on_step, 0 if place else DRAWN)
             outcomes.append(evaluator.outcomes(found)[0])
             steps.append(step)
             paths = paths or drawn
     finally:
         evaluator.close()
-    tell_remarks(run, which, steps, quiet)
-    return Rolled(run, tuple(steps), np.stack(outcomes), paths, tuple(remarks(run, which, steps)))
+    tell_remarks(run, which, steps, quiet, f"{at}, {which}")
+    return Rolled(run, at, name, tuple(steps), np.stack(outcomes), paths, tuple(remarks(run, which, steps)))
 
 
 def _scored(rolled: Rolled, task: Task) -> NDArray[np.float64]:
@@ -231,7 +250,7 @@ def _picture(rolled: Sequence[Rolled], task: Task) -> bytes:
     from matplotlib.figure import Figure
 
     maze = _maze(task)
-    names, _ = apart([one.run.path.name for one in rolled])
+    names, _ = apart([one.name for one in rolled])
     if maze is not None:
         n = len(rolled[0].paths)
         figure = Figure(figsize=(2.8 * len(rolled), 2.6 * n), layout="constrained")
@@ -271,7 +290,7 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes) -> str
     first, n = rolled[0], rolled[0].returns.shape[1]
     what = score_word(task.reference) if task.reference else "return"
     rows, several = [], []
-    names, shared = apart([one.run.path.name for one in rolled])
+    names, shared = apart([one.name for one in rolled])
     for one, called in zip(rolled, names, strict=True):
         config, scores = one.run.config, _scored(one, task)
         about = f"{config.agent.name}, seeds {', '.join(map(str, config.seeds))}, steps {_steps(one.steps)}"
@@ -332,5 +351,5 @@ def _csv(rolled: Sequence[Rolled]) -> str:
         config = one.run.config
         for i, seed in enumerate(config.seeds):
             for start, value in enumerate(one.returns[i]):
-                writer.writerow([one.run.path.name, config.agent.name, seed, one.steps[i], start, float(value)])
+                writer.writerow([one.name, config.agent.name, seed, one.steps[i], start, float(value)])
     return text.getvalue()

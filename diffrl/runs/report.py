@@ -68,7 +68,8 @@ def draw_maze(ax: "Axes", grid: Sequence[str], goal: tuple[int, int], paths: Seq
         for c, letter in enumerate(row):
             if letter == "#":  # cell (r, c) is centred at qpos (r - .2, c - .2)
                 ax.add_patch(Rectangle((c - 0.7, r - 0.7), 1, 1, color="#d8d4cc", linewidth=0))
-    ax.add_patch(Circle((goal[1], goal[0]), 0.5, color=GREEN, alpha=0.25, linewidth=0))
+    # Below the walls, in which no goal is reached.
+    ax.add_patch(Circle((goal[1], goal[0]), 0.5, color=GREEN, alpha=0.25, linewidth=0, zorder=0.5))
     ax.plot(goal[1], goal[0], marker="*", color=GREEN, markersize=12, zorder=3)
     for path in paths:
         points = path[:, [1, 0]]
@@ -108,7 +109,8 @@ def plot_episodes(path: Path, result: dict[str, Any], grid: Sequence[str], goal:
             if i < len(entry["plans"][0]):
                 plan = entry["plans"][0][i]
                 ax.plot(plan[:, 1], plan[:, 0], color=BLUE, linewidth=1, linestyle="--", marker=".", markersize=3)
-            ax.set_title(f"{name}: return {entry['returns'][0][i]:.0f}", fontsize=9)
+            called = f"step {int(name):,}" if name.isdigit() else name
+            ax.set_title(f"{called}: return {entry['returns'][0][i]:.0f}", fontsize=9)
     planned = any(entry["plans"][0] for entry in result.values())
     figure.suptitle("driven from dark to bright" + (", the plan dashed in blue" if planned else ""), fontsize=10)
     return save(figure, path)

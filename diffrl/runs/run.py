@@ -111,11 +111,11 @@ class Run:
             write_yaml(self.path / SETTINGS, self.settings)
         seal(self.path, (ABOUT, *FILES))
 
-    def action_bounds(self, dataset: OfflineDataset) -> ActionBounds:
-        """The bounds of actions that the run scales by; known where its environment or the data have any."""
+    def action_bounds(self, dataset: OfflineDataset | None) -> ActionBounds:
+        """The bounds of actions that the run scales by; known where its environment or the data, if given, have any."""
         ends = torch.tensor([[-1.0], [1.0]]).expand(2, self.action_size)
         low, high = self.preprocessing.actions.inverse(ends).numpy()
-        known = self.task.env_id is not None or dataset.stored_bounds() is not None
+        known = self.task.env_id is not None or (dataset is not None and dataset.stored_bounds() is not None)
         return ActionBounds(low, high, f"the bounds of {self.task.env_id or 'the data set'}", known)
 
     def write_config(self) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.markup import escape
 
 from agents.base import Agent
+from diffrl.data.offline import shown_bounds
 from diffrl.data.preferences import Preferences, is_labelled, label_segments, read_preferences
 from diffrl.data.transitions import Transitions
 from diffrl.nets import seed_generator
@@ -241,6 +243,7 @@ def _preferences(start: Run, settings: TuningConfig, quiet: bool) -> Preferences
             found = Preferences.read(settings.preferences)
         found.check_sizes(start.observation_size, start.action_size, settings.preferences)
         found.check_preferred(settings.preferences)
+        _check_actions(found, start, settings.preferences)
         return found.take(~found.equal)  # DPO learns from a preference, of which equal ones have none
     # One set for all seeds, of the first of the run's: what they are told is not what seeds are to differ in.
     return label_segments(
@@ -252,6 +255,23 @@ def _preferences(start: Run, settings: TuningConfig, quiet: bool) -> Preferences
         discount=start.config.agent.discount,
         temperature=settings.temperature,
         label_noise=settings.label_noise,
+    )
+
+
+def _check_actions(pairs: Preferences, run: Run, source: str) -> None:
+    """Raise UserError, naming the first pair, where actions lie outside the run's bounds, as training refuses rows."""
+    bounds = run.action_bounds(None)
+    bad = [[bounds.complaint(actions) is not None for actions in side] for side in (pairs.actions_w, pairs.actions_l)]
+    if not np.any(bad):
+        return
+    pair, side = (int(i[0]) for i in np.nonzero(np.transpose(bad)))
+    actions = (pairs.actions_w, pairs.actions_l)[side][pair]
+    beyond = np.maximum(bounds.low - actions, actions - bounds.high)
+    step, column = np.unravel_index(beyond.argmax(), beyond.shape)
+    raise UserError(
+        f"{source}: pair {pair} holds the action {actions[step, column]:.6g} at step {step} of its "
+        f"{('preferred', 'other')[side]} segment ({np.any(bad, 0).sum():,} such pairs in all); expected "
+        f"{shown_bounds(bounds.low, bounds.high)}, {bounds.source}."
     )
 
 

@@ -61,6 +61,13 @@ def to_write(name: str | Path, what: str = "files") -> Path:
     )
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: with the length of the header of JSON that follows."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
+
+
 def same_place(one: Path | None, other: Path) -> bool:
     """Whether two paths are one file or folder, by another spelling or a link too; None is none."""
     if one is None:

@@ -218,8 +218,17 @@ def held(value: Any, hint: Any, where: str, allowed: Range | None = None) -> Any
         kind = origin or hint
         if hint is Any or not isinstance(kind, type) or isinstance(value, kind):  # of what is no type nothing is known
             return value
-    text = " (write 3.0e-4, with a point: YAML reads 3e-4 as text)" if hint is float and isinstance(value, str) else ""
-    raise refusal(where, value, _name(hint) + text)
+    raise refusal(where, value, _name(hint) + (_pointed(value) if hint is float and isinstance(value, str) else ""))
+
+
+def _pointed(text: str) -> str:
+    """How a number such as 3e-4, which YAML reads as text, is to be written; "" of what is no such number."""
+    match = re.fullmatch(r"([+-]?(?:\d+\.?\d*|\.\d+))[eE]([+-]?)(\d+)", text.strip())
+    if match is None:
+        return ""
+    digits, sign, exponent = match.groups()
+    digits += "" if "." in digits else ".0"
+    return f" (write {digits}e{sign or '+'}{exponent}, with a point and a sign: YAML reads {text.strip()} as text)"
 
 
 def _name(hint: Any) -> str:

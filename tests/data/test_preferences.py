@@ -66,6 +66,32 @@ def test_preferences_are_read_as_they_were_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pairs.flipped().actions_w, pairs.actions_l)
 
 
+def test_lists_are_taken_as_arrays_are(tmp_path: Path) -> None:
+    """And numbers of another precision; what is no array of numbers is named."""
+    pairs = label_segments(walk([6, 6]), 10, 3, 0, by="return")
+    names = ("observations_w", "actions_w", "observations_l", "actions_l")
+    given = Preferences(*(getattr(pairs, name).tolist() for name in names), equal=[False] * 9 + [True])  # type: ignore
+    assert given.equal.dtype == np.bool_
+    read = Preferences.read(given.write(tmp_path / "pairs"))
+    for name in names:
+        np.testing.assert_array_equal(getattr(read, name), getattr(pairs, name))
+        assert getattr(given, name).dtype == np.float32
+    columns = [getattr(pairs, name) for name in names]
+    with pytest.raises(UserError, match="actions_w holds no array of numbers"):
+        Preferences(columns[0], [[[1.0], [1.0, 2.0]]], *columns[2:])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"observations_w has shape \(\); expected \(pairs, steps, size\)"):
+        Preferences(0.0, *columns[1:])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="observations_w of pair 3 is not finite"):
+        Preferences(np.where(np.arange(10)[:, None, None] == 3, 1e300, columns[0].astype(float)), *columns[1:])
+
+
+def test_a_name_of_another_kind_of_file_is_refused(tmp_path: Path) -> None:
+    pairs = label_segments(walk([6, 6]), 10, 3, 0, by="return")
+    with pytest.raises(UserError, match=r"pairs.npz: preferences are written as safetensors; expected a name that"):
+        pairs.write(tmp_path / "pairs.npz")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_file_of_preferences_says_so(tmp_path: Path) -> None:
     pairs = label_segments(walk([6, 6]), 10, 3, 0, by="return")
     with pytest.raises(UserError, match="no file of preferences"):

@@ -160,7 +160,12 @@ def test_options_change_the_environment_of_data_runs_and_conversions(tmp_path: P
     assert -most <= few < 0
     assert evaluate(run, episodes=1, which=["last"], quiet=True)["last"]["returns"][0][0] < few
     assert main(["evaluate", str(run), "--episodes", "1", "--env-kwargs", "g=3", "--max-episode-steps", "2"]) == 0
-    assert "Pendulum-v1(g=3, 2 steps)" in (run / "evaluation.json").read_text()
+    written = json.loads((run / "evaluation.json").read_text())
+    assert "Pendulum-v1(g=3, 2 steps)" in written["env"]
+    assert (written["env_id"], written["env_kwargs"], written["max_episode_steps"]) == ("Pendulum-v1", {"g": 3}, 2)
+    assert main(["evaluate", str(run), "--episodes", "1", "--env", "Pendulum-v1"]) == 0  # as it is registered
+    written = json.loads((run / "evaluation.json").read_text())
+    assert (written["env_kwargs"], written["max_episode_steps"]) == ({}, 200)
 
 
 def test_a_copy_of_another_run_starts_in_the_environment_asked_for(tmp_path: Path) -> None:

@@ -107,6 +107,36 @@ def test_the_verdict_is_that_of_the_wider_question() -> None:
     assert difference(low[:1, :1], low[1:, :1]).verdict.startswith("Not more than noise")
 
 
+def test_the_same_returns_are_no_difference_however_few_there_are() -> None:
+    """Also from a single start state, which has no interval; and a difference of 0 in the mean alone is one."""
+    one, two = np.full((2, 1), 3.0), np.array([[1.0, 4.0], [2.0, 0.0]])
+    assert difference(one, one).verdict == "No difference at all: the same return from the one start state."
+    assert difference(two, two).verdict == "No difference at all: the same return from every start state."
+    assert difference(two, two[:, ::-1]).over_starts.mean == 0
+    assert difference(two, two[:, ::-1]).verdict.startswith("Not more than noise")
+
+
+def test_a_run_at_an_address_is_called_by_it(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """And not by its copy here; two that end in one name are told apart on the page and in the numbers, too."""
+    monkeypatch.setenv("DIFFRL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    made_run(tmp_path / "runs" / "a", small("bc"), SWING)
+    address = "memory://compared/a"
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    memory.put("runs/a", "/compared/a", recursive=True)
+    try:
+        assert main(["compare", address, "runs/a", "--episodes", "1"]) == 0
+    finally:
+        memory.rm("/compared", recursive=True)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{address}: return " in said
+    assert f"runs/a - {address}: +0.00. No difference at all: the same return from the one start state." in said
+    assert set(returns_of(tmp_path / "compare.html")) == {
+        (name, seed) for name in (address, "runs/a") for seed in (3, 5)
+    }
+    assert f"<b>{address}</b>" in (tmp_path / "compare.html").read_text()
+
+
 def test_mazes_are_compared_by_the_command(tmp_path: Path, capsys: Any) -> None:
     """In scores; the page has every run's name, escaped, its picture, and the verdict that is printed."""
     for name, agent in (("a", "bc"), ("b<c", "td3_bc"), ("d", "diffusion_bc")):

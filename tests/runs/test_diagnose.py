@@ -8,10 +8,12 @@ from shutil import copytree
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import diffrl
 from agents import BC, DiffusionBC
 from diffrl.cli import main
+from diffrl.runs.diagnose import report
 from diffrl.runs.diagnose.measures import diagnose
 from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
@@ -151,6 +153,26 @@ def test_the_command_writes_and_prints(tmp_path: Path, capsys: pytest.CaptureFix
     written = json.loads((tmp_path / "elsewhere" / "diagnosis.json").read_text())
     assert written["about"]["start"] == f"{path} (diffusion_bc)"
     assert len(written["fine_tuning"]["kl_to_start_at_most"]) == 2
+
+
+def test_the_page_names_the_data_alone_and_no_legend_lies_on_what_fills_its_plot(
+    result: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the path of the data the name; legends of clouds and histograms stand below them, and below their labels."""
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure) or path)
+    report.plot_diagnosis(result, tmp_path / "page.png")
+    (figure,) = drawn
+    assert figure.get_suptitle() == f"diffusion_ql on maze.hdf5, step {result['about']['step']}"
+    FigureCanvasAgg(figure).draw()
+    filled = [ax for ax in figure.axes if ax.get_title().startswith(("Likelihood", "Actions at", "The critics"))]
+    assert len(filled) == 3
+    for ax in filled:
+        legend = ax.get_legend().get_window_extent()
+        assert legend.y1 <= ax.xaxis.label.get_window_extent().y0
+        assert legend.y0 >= 0
+        assert legend.x0 >= 0
+        assert legend.x1 <= figure.bbox.x1
 
 
 def test_agents_without_a_generative_model_are_turned_away(

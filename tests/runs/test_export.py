@@ -1,5 +1,6 @@
 """An exported policy acts as the run's does, has nothing else in it, and is opened or refused in a sentence."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -19,13 +20,14 @@ import diffrl.runs.train
 from agents import Diffuser
 from diffrl.cli import main
 from diffrl.commands import train as command
-from diffrl.runs.config import TrainConfig
+from diffrl.runs.config import OnlineConfig, TrainConfig
 from diffrl.runs.export import folder
 from diffrl.runs.export.card import train_words, without_paths
 from diffrl.runs.export.export import export
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
 from diffrl.training.logs import read_scores
+from envs import registry
 from envs.task import Task
 from tests.fixtures.make_old_runs import FOLDER as OLD
 from tests.runs.made_runs import BY_SUCCESS, MAZE, made_run, observations_of, small
@@ -208,6 +210,54 @@ def test_the_cards_command_means_the_runs_configuration(name: str, monkeypatch: 
     assert words[0] == "train"
     assert command.run(words[1:]) == 0
     assert began == [config]
+
+
+def test_an_online_run_of_a_configuration_began_untrained(tmp_path: Path) -> None:
+    """Its card names the configuration, and no offline run; a file of one's own by its name alone."""
+    for name, called in (("rlpd/maze2d-umaze-v1-small", None), (str(tmp_path / "mine" / "own.yaml"), "own.yaml")):
+        run = made_run(tmp_path / Path(name).stem, small("rlpd"), MAZE)
+        settings = OnlineConfig(Path(name), warm_up=5, start_steps=(0, 0)).to_dict()
+        dataclasses.replace(Run.read(run), kind="online", settings=settings).write()
+        (run / "SHA256SUMS").unlink()  # which writing made anew, without the scores
+        Run.read(run).seal()
+        card = (export(run, tmp_path / f"{Path(name).stem}-to") / "README.md").read_text()
+        assert f"\ndiffrl online {called or name} --steps 20 --seeds 3 5" in card
+        assert f"It began untrained, from the configuration `{called or name}`" in card
+        assert ("whoever trained it" in card.split("## Training")[1]) is (called is not None)
+        assert "A policy that diffrl trained online, beside offline data: agent `rlpd`" in card
+        assert "offline run" not in card
+        assert " RUN" not in card
+        assert "mine" not in card
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("offline", "Learned from data alone, it is tested in simulation only"),
+        ("online", "Learned in simulation, as well as from data, it is tested in simulation only, in the environment"),
+        ("dppo", "Learned in simulation, as well as from data, it is tested in simulation only, in the environment"),
+        ("policy-dpo", "Fine-tuned from preferences between segments of data, it is tested in simulation only"),
+    ],
+)
+def test_the_card_says_what_it_learned_from(name: str, words: str, tmp_path: Path) -> None:
+    card = (export(OLD / name, tmp_path / name) / "README.md").read_text()
+    assert words in card
+    assert card.count("it is tested in simulation only") == 1
+    assert ("It started from another run, RUN" in card) is (name != "offline")
+
+
+def test_the_card_does_not_say_that_rebuilt_data_are_the_benchmarks_file(tmp_path: Path) -> None:
+    """Nor, of a benchmark that cannot be rebuilt, that it was."""
+    lines = {}
+    for dataset in ("maze2d-umaze-v1", "hopper-medium-v2"):
+        run = made_run(tmp_path / dataset, small("bc"), dataset=dataset)
+        card = (export(run, tmp_path / f"{dataset}-to") / "README.md").read_text()
+        lines[dataset] = next(line for line in card.splitlines() if line.startswith("- Data set:"))
+    maze, hopper = registry.get("maze2d-umaze-v1").url, registry.get("hopper-medium-v2").url
+    assert lines["maze2d-umaze-v1"].endswith(
+        f"source: rebuilt by `diffrl data generate`, unless the benchmark's own file ({maze}) lay in its place."
+    )
+    assert lines["hopper-medium-v2"].endswith(f"source: the benchmark's, {hopper}.")
 
 
 def test_an_evaluation_for_the_card(tmp_path: Path) -> None:

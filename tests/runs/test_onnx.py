@@ -27,7 +27,11 @@ pytest.importorskip("onnxscript")
 
 FAST = "diffusion_ql"
 """Tried at every change; the others take as long each, five seconds, in the slow tests."""
-GRAPHS = ("bc", "td3_bc", "iql", "diffusion_bc", "diffusion_ql", "consistency_ac", "edp", "idql", "fql", "qam", "rlpd")
+GRAPHS = (
+    *("bc", "td3_bc", "iql", "diffusion_bc", "diffusion_ql", "edp", "idql", "fql", "qam", "rlpd", "consistency_ac"),
+    *("consistency_ac improved", "consistency_ac angular"),
+)
+"""Agents, and forms of them that are other equations; tests/tuning has a distilled student."""
 ROUNDINGS = 200
 """Of an action: 3 to 5 networks in a row of three layers of 8, each sum of ten terms, and the sampler between them."""
 
@@ -51,7 +55,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
     @functools.cache
     def made(name: str) -> tuple[Path, Path]:
         path = tmp_path_factory.mktemp(name)
-        run = made_run(path / "run", small(name, act_temperature=0.5))
+        agent, _, form = name.partition(" ")
+        run = made_run(path / "run", small(agent, act_temperature=0.5, **({"form": form} if form else {})))
         return run, export(run, path / "to", onnx=True)
 
     return made
@@ -68,7 +73,7 @@ def test_the_graph_is_the_policy_to_rounding(name: str, exported: Exported) -> N
     run, to = exported(name)
     policy, scales = diffrl.load_policy(to), Run.read(run).preprocessing
     session = onnxruntime.InferenceSession(str(to / "policy.onnx"))
-    random = agents.get(name).policy_kind != "deterministic"
+    random = policy.agent.config.policy_kind != "deterministic"
     actions = []
     for seed, B in ((0, 1), (1, 3), (2, 40), (3, 40)):
         x = torch.from_numpy(np.random.default_rng(7).uniform(-2, 2, (B, 3)).astype(np.float32))
@@ -108,6 +113,21 @@ def test_what_cannot_be_a_graph_is_refused_in_a_sentence(name: str, why: str, tm
     run = made_run(tmp_path / "run", small(name))
     with pytest.raises(UserError, match=rf"The agent {name} cannot be exported as ONNX: it .*{why}"):
         export(run, tmp_path / "to", onnx=True)
+    assert not (tmp_path / "to").exists()
+
+
+def test_what_the_exporter_cannot_do_is_said_in_one_whole_sentence(tmp_path: Path, monkeypatch: Any) -> None:
+    """Of an operation that ONNX lacks, as an agent of another package may have: which one, and what to do instead."""
+    run = made_run(tmp_path / "run", small("bc"))
+    kind = type(diffrl.load_policy(run).agent)
+    own = kind.act
+    monkeypatch.setattr(kind, "act", lambda self, z, g: torch.hypot(own(self, z, g), z[..., :1]))
+    with pytest.raises(UserError) as told:
+        export(run, tmp_path / "to", onnx=True)
+    assert str(told.value) == (
+        "The agent bc cannot be exported as ONNX: DispatchError: No ONNX function found for "
+        "<OpOverload(op='prims.hypot', overload='default')>. Without --onnx it can be exported."
+    )
     assert not (tmp_path / "to").exists()
 
 

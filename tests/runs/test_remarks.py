@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -32,12 +33,12 @@ def test_a_best_among_equal_evaluations_is_announced(
     scores = Scores(path, {"seeds": [3, 5], "env": "Pendulum-v1", "reference": None, "dataset": "data.hdf5"})
     scores.add(10, np.full((2, 5), 7.0), None)
     scores.add(20, np.array([[7.0] * 5, [7.0 if equal else 8.0] * 5]), None)
-    page, run = str(tmp_path / "page.html"), str(path)
+    page, run, again = str(tmp_path / "page.html"), str(path), str(copytree(path, tmp_path / "again"))
     for words, tells in (
         (["evaluate", run, "--episodes", "1"], equal),
         (["report", run, "--out", str(tmp_path / "report")], equal),
-        (["compare", run, run, "--episodes", "1", "--out", page, "--which", "best"], equal),
-        (["compare", run, run, "--episodes", "1", "--out", page], False),
+        (["compare", run, again, "--episodes", "1", "--out", page, "--which", "best"], equal),
+        (["compare", run, again, "--episodes", "1", "--out", page], False),
     ):
         assert main(words) == 0
         said = " ".join(capsys.readouterr().err.split())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import diffrl
 from agents import IQL, TD3BC, AgentConfig, DiffusionBC
@@ -15,9 +16,10 @@ from diffrl.cli import main
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
-from diffrl.runs.study.config import FQEConfig
+from diffrl.runs.study.config import BanditConfig, FQEConfig
 from diffrl.runs.study.offline import BC_LOSS, CRITICS, FQE, cloning_loss, critics_value, estimates
 from diffrl.runs.study.policies import Policies
+from diffrl.runs.study.selection import figure, select
 from diffrl.support.errors import UserError
 from diffrl.training.logs import read_scores
 from tests.runs.made_runs import BY_SUCCESS, made_run, small
@@ -137,6 +139,19 @@ def test_the_command_writes_tables_figure_and_numbers(
     text = (out / "selection.md").read_text()
     assert "regret@3" in text
     assert "regret@5" not in text  # of four the five highest are not fewer than all
+
+
+@pytest.mark.parametrize("score", [2.07, 0.0, -1500.0])
+def test_a_single_value_is_drawn_in_its_place(score: float, tmp_path: Path) -> None:
+    """Of one policy whose episodes are alike: no offset beside the axis, its ends on either side of the value."""
+    file = tmp_path / "theirs.csv"
+    file.write_text(f"task,agent,seed,episode,return\nt,x,0,0,{score}\nt,x,0,1,{score}\n")
+    (ax,) = (drawn := figure(select(Policies.of_csv(file), BanditConfig(trials=3, pulls=4), FQEConfig(steps=1)))).axes
+    FigureCanvasAgg(drawn).draw()
+    low, high = ax.get_ylim()
+    assert ax.yaxis.get_offset_text().get_text() == ""
+    assert (low + high) / 2 == pytest.approx(score)
+    assert high - low == pytest.approx(0.2 * abs(score) or 2.0)
 
 
 def test_scores_of_others_are_read_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

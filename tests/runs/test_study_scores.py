@@ -1,5 +1,6 @@
 """The table of scores: read from runs' folders and from CSV files; and what is refused, in one line."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -11,10 +12,13 @@ import pytest
 import diffrl
 from agents import BC
 from diffrl.runs.config import TrainConfig
+from diffrl.runs.run import Run
 from diffrl.runs.study.scores import Note, Row, Scores
 from diffrl.support import folder
 from diffrl.support.errors import UserError
 from diffrl.training.logs import read_scores
+from diffrl.tuning.distil_config import DistilConfig
+from tests.runs.made_runs import MAZE, made_run, small
 
 TASK = "maze2d-umaze-v1 (4 steps, first 2,000 rows)"
 
@@ -65,6 +69,33 @@ def test_runs_of_equal_settings_are_seeds_of_one_agent(sweep: Path) -> None:
     assert [note.about for note in notes] == [TASK, TASK]
     assert "do not report it under a D4RL name" in notes[0].sentence
     assert "rebuilt" in notes[1].sentence
+
+
+def student(path: Path, teacher: str = "diffusion_bc", start: str = "runs/a", seed: int = 3, width: int = 8) -> Path:
+    """A distilled run's folder."""
+    run = made_run(path, small("bfn"), MAZE, seeds=(seed,))
+    settings = {**DistilConfig(Path(start), to="reflow").to_dict(), "teacher": {"name": teacher, "width": width}}
+    dataclasses.replace(Run.read(run), kind="distil", settings=settings).write()
+    (run / "SHA256SUMS").unlink()  # which writing made anew, without the scores
+    Run.read(run).seal()
+    return run
+
+
+def test_students_are_called_by_their_teachers(tmp_path: Path) -> None:
+    """Two teachers are told apart: by their agents, by what differs in these, or by their folders; seeds are not."""
+    name = "bfn, distilled from diffusion_bc"
+    for case, (other, expected) in enumerate(
+        [
+            ({"teacher": "edp"}, [name, "bfn, distilled from edp"]),
+            ({"width": 16}, [f"{name} distil.teacher.width=16", f"{name} distil.teacher.width=8"]),
+            ({"start": "runs/b"}, [f"{name} of a", f"{name} of b"]),
+            ({"start": "runs/b", "seed": 5}, [name]),
+        ]
+    ):
+        folder = tmp_path / str(case)
+        student(folder / "one")
+        student(folder / "other", **other)  # type: ignore[arg-type]
+        assert Scores.of_runs([folder]).agents == expected
 
 
 def test_minutes_grow_with_steps_and_are_the_runs(sweep: Path) -> None:

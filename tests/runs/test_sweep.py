@@ -92,6 +92,15 @@ MISTAKES = {
     "agent's option": ([*GRID, "--agent.batch-size=64", "--out", "x"], "so --set agent.batch_size=64."),
     "type": ([*GRID, "--set", "agent.layers=many", "--out", "x"], "agent.layers is 'many'; expected a whole number"),
     "range": ([*GRID, "--set", "agent.layers=0", "--out", "x"], "expected at least 1"),
+    "a search's range": (
+        [*GRID, "--set", "agent.layers=1:3", "--out", "x"],
+        "--set 'agent.layers=1:3' is a range, which --search optuna samples from; a grid takes values.",
+    ),
+    "a float's range": (
+        ["--agent", "iql", "--dataset", "a.hdf5", "--set", "agent.expectile=0.5:0.9", "--out", "x"],
+        "--set 'agent.expectile=0.5:0.9' is a range, which --search optuna samples from; a grid takes values.",
+    ),
+    "a range of no field": ([*GRID, "--set", "agent.widht=1:3", "--out", "x"], "did you mean 'agent.width'"),
     "twice": ([*GRID, "--set", "steps=3", "--out", "x"], "names steps twice"),
     "seeds": ([*GRID, "--set", "seeds=3", "--out", "x"], "Give --seeds 0 1 2"),
     "no value": ([*GRID, "--set", "steps", "--out", "x"], "expected FIELD=VALUE"),

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -151,7 +152,7 @@ def test_the_command_line_refuses_it_before_anything_is_made(
         ("agent: {name: bc, widht: 3}", "unknown key 'agent.widht'; did you mean 'agent.width'?"),
         ("agent: {name: bc, width: many}", "agent.width is 'many'; expected a whole number."),
         ("agent: {name: bc, reward_tune: normalise}", "agent.reward_tune is 'normalise'; did you mean 'normalize'?"),
-        ("agent: {name: bc, learning_rate: 1e-3}", "agent.learning_rate is '1e-3'; expected a number (write 3.0e-4"),
+        ("agent: {name: bc, learning_rate: 1e-3}", "agent.learning_rate is '1e-3'; expected a number (write 1.0e-3, "),
         ("agent: {name: bc}\nseeds: [0, 0]", "--seeds is [0, 0]; expected different numbers."),
         ("agent: {name: bc}\nseeds: []", "seeds is []; expected at least 1 and at most 10,000 entries."),
         ("agent: {name: bc}\nseeds: 3", "seeds is 3; expected a list."),
@@ -281,3 +282,17 @@ def test_a_number_of_more_digits_than_python_reads_is_no_traceback(tmp_path: Pat
     (tmp_path / "long.yaml").write_text(f"steps: {'9' * 5000}")
     with pytest.raises(UserError, match="is not valid YAML"):
         read_yaml(tmp_path / "long.yaml")
+
+
+def test_only_a_number_that_yaml_reads_as_text_is_said_to_be_one() -> None:
+    """What is proposed is a number to YAML, the one that was meant."""
+    for text in ("3e-4", "-1e5", "3.0e4", ".5E3"):
+        assert isinstance(yaml.safe_load(text), str)
+        with pytest.raises(UserError) as told:
+            held(text, float, "rate")
+        proposed = str(told.value).partition("(write ")[2].partition(",")[0]
+        assert yaml.safe_load(proposed) == float(text)
+    for text in ("0.5:0.9", "many", "", "3e", "e-4", "nan"):
+        with pytest.raises(UserError) as told:
+            held(text, float, "rate")
+        assert "YAML" not in str(told.value)

@@ -131,6 +131,28 @@ def test_a_file_of_preferences_is_learned_from(cloned: Path, tmp_path: Path) -> 
         tuned(cloned, tmp_path / "a", preferences="none.safetensors")
 
 
+def test_pairs_with_impossible_actions_are_refused_by_pair(cloned: Path, tmp_path: Path) -> None:
+    """In either segment, as training refuses such rows; what exceeds the bounds by rounding is taken."""
+    rng = np.random.default_rng(0)
+    columns = [rng.uniform(-1, 1, (6, 3, n)).astype(np.float32) for n in (1, 2, 1, 2)]
+    columns[1][0, 0, 0] = 1 + 1e-6
+    cases = {"preferred": (1, [(4, 2, 1, 5.0), (5, 0, 0, -2.0)]), "other": (3, [(2, 1, 0, -1.5)])}
+    for which, (column, entries) in cases.items():
+        changed = [values.copy() for values in columns]
+        for pair, step, entry, value in entries:
+            changed[column][pair, step, entry] = value
+        pair, step, _, value = entries[0]
+        file = Preferences(*changed).write(tmp_path / f"{which}.safetensors")
+        with pytest.raises(UserError) as told:
+            tuned(cloned, tmp_path / "a", preferences=str(file))
+        assert str(told.value) == (
+            f"{file}: pair {pair} holds the action {value:g} at step {step} of its {which} segment "
+            f"({len(entries)} such pairs in all); expected [-1, 1], the bounds of Target-v0."
+        )
+    fine = Preferences(*columns).write(tmp_path / "fine.safetensors")
+    tuned(cloned, tmp_path / "fine", preferences=str(fine), steps=1, eval_every=1)
+
+
 def test_labelled_pairs_of_the_runs_own_data_are_learned_from(cloned: Path, tmp_path: Path) -> None:
     """As the same segments in the other kind of file are; equal ones are left out, other data refused."""
     data = target_data()

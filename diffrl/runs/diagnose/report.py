@@ -8,6 +8,7 @@ import numpy as np
 
 from diffrl.support.console import console
 from diffrl.support.plots import BLUE, GREEN, GREY, ORANGE, finish, save
+from envs.datasets import called
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -171,7 +172,7 @@ def plot_diagnosis(result: dict[str, Any], path: Path) -> Path:
     figure = Figure(figsize=(14, 8), layout="constrained")
     axes = figure.subplots(2, 3)
     about = result["about"]
-    figure.suptitle(f"{about['agent']} on {about['dataset']}, step {about['step']:,}", fontsize=13)
+    figure.suptitle(f"{about['agent']} on {called(about['dataset'])}, step {about['step']:,}", fontsize=13)
     pages = {
         "Training": (_plot_losses, _plot_errors),
         "Sampling": (_plot_solvers, _plot_likelihoods),
@@ -260,7 +261,14 @@ def _plot_likelihoods(ax: "Axes", result: dict[str, Any]) -> None:
     uniform = likelihood["uniform"]
     ax.axvline(uniform, color=GREY, linewidth=2, linestyle=":", label=f"uniform policy {uniform:.2f}")
     ax.set(xlabel=f"log p(a + {likelihood['k']:.2g} e | s), nats", ylabel="rows", title="Likelihood of the data")
-    finish(ax, "upper left")
+    _finish_below(ax)
+
+
+def _finish_below(ax: "Axes", marker: float = 1) -> None:
+    """Give a plot full of data our look, and its legend below its axis. marker: how much larger points are there."""
+    finish(ax, None)
+    style: dict[str, Any] = {"frameon": False, "fontsize": 9, "columnspacing": 1, "markerscale": marker}
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, **style)
 
 
 def _plot_actions(ax: "Axes", result: dict[str, Any]) -> None:
@@ -276,8 +284,7 @@ def _plot_actions(ax: "Axes", result: dict[str, Any]) -> None:
         ax.set(xlabel="action, dimension 1", ylabel="dimension 2", xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
         ax.set(xticks=(-1, -0.5, 0, 0.5, 1), yticks=(-1, -0.5, 0, 0.5, 1))
     ax.set_title(f"Actions at the data's states (W2 {np.mean(result['fine_tuning']['w2_to_data']):.2g})")
-    finish(ax)
-    ax.legend(loc="center", framealpha=0.9, markerscale=2)  # among points that leave no room
+    _finish_below(ax, 2)  # points are small
 
 
 def _plot_q(ax: "Axes", result: dict[str, Any]) -> None:
@@ -294,7 +301,7 @@ def _plot_q(ax: "Axes", result: dict[str, Any]) -> None:
         ax.hist(values.clip(low, high), bins=40, range=(low, high), color=colour, alpha=0.5, label=label)
     ax.axvline(0, color="black", linewidth=1)
     ax.set(xlabel="Q(s, a) - Q(s, data's a)", ylabel="rows", title="The critics' view")
-    finish(ax)
+    _finish_below(ax)
 
 
 def _absent(ax: "Axes", why: str) -> None:

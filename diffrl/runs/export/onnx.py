@@ -7,6 +7,7 @@ policy's own to rounding. Any number of observations is taken at once.
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from agents.idql import IDQLAgent
 from agents.planning import Planner
 from agents.qam import QAMAgent
 from diffrl.data.preprocessing import Preprocessing
-from diffrl.support.errors import UserError, first_line
+from diffrl.support.errors import UserError, said_by
 
 _PLAIN = DiffusionBCAgent | FQLAgent | QAMAgent
 """Agents that act by their own noise alone, `act_from(observations, noise)`."""
@@ -140,7 +141,19 @@ def _refusal(agent: Agent) -> str:
         why = "takes gradients of its critics as it acts"
     else:
         why = "does not act by a plain function of tensors that is known here"
-    return f"The agent {name} cannot be exported as ONNX: it {why}. Without --onnx it can be exported."
+    return _refused(agent, f"it {why}")
+
+
+def _refused(agent: Agent, why: str) -> str:
+    return f"The agent {agent.config.name} cannot be exported as ONNX: {why}. Without --onnx it can be exported."
+
+
+def _reason(error: BaseException) -> str:
+    """The first sentence of what lies below the exporter's error, which itself says in colours where reports go."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = re.sub(r"\x1b\[[0-9;]*m", "", said_by(error))
+    return re.split(r"(?<=[.!?])\s", line, maxsplit=1)[0].rstrip(".")
 
 
 def write_graph(agent: Agent, preprocessing: Preprocessing) -> Graph:
@@ -173,9 +186,7 @@ def write_graph(agent: Agent, preprocessing: Preprocessing) -> Graph:
             assert program is not None
             model = program.model_proto
     except Exception as error:  # whatever the exporter makes of an agent of another package
-        raise UserError(
-            f"The agent {agent.config.name} cannot be exported as ONNX: {first_line(error)[:200].rstrip('.')}."
-        ) from error
+        raise UserError(_refused(agent, _reason(error))) from error
     model.producer_name, model.doc_string = "diffrl", f"{agent.config.name}, seed {agent.seeds[0]}"
     del model.metadata_props[:]
     for node in model.graph.node:  # the exporter notes down where in which file each comes from

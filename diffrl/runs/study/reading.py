@@ -17,6 +17,7 @@ from diffrl.support.errors import UserError
 from diffrl.support.folder import IMAGES
 from diffrl.training import logs
 from diffrl.training.logs import read_scores
+from diffrl.tuning.distil_config import DISTIL
 from envs import registry
 from envs.datasets import called
 from envs.task import benchmark_family
@@ -109,8 +110,16 @@ def _read(folder: str) -> _Read:
     seeds = list(run.config.seeds)
     if len(scores["evaluations"][0]["returns"]) != len(seeds):
         raise UserError(f"{path} is damaged: its scores are not of its {len(seeds)} seeds. Restore it from a copy.")
-    agent = run.config.agent.name if run.kind == OFFLINE else f"{run.config.agent.name} {run.kind}"
-    return _Read(folder, run, task_name(run.config), agent, _settings(run), seeds, scores)
+    return _Read(folder, run, task_name(run.config), _agent(run), _settings(run), seeds, scores)
+
+
+def _agent(run: Run) -> str:
+    """What a run's agent is called: with the kind of its run, or of a student with its teacher's agent."""
+    name, settings = run.config.agent.name, run.settings or {}
+    teacher = settings.get("teacher")
+    if run.kind == DISTIL and isinstance(teacher, Mapping) and "name" in teacher:
+        return f"{name}, distilled from {teacher['name']}"
+    return name if run.kind == OFFLINE else f"{name} {run.kind}"
 
 
 def task_name(config: TrainConfig) -> str:
@@ -163,12 +172,32 @@ def _agent_names(read: Sequence[_Read]) -> dict[str, str]:
         peers = [other.settings for other in read if (other.agent, other.task) == (one.agent, one.task)]
         names = {name for settings in peers for name in settings}
         varying.setdefault(one.agent, set()).update(n for n in names if len({s.get(n) for s in peers}) > 1)
-    return {
+    found = {
         one.path: " ".join(
             [one.agent, *(f"{name}={one.settings.get(name, '-')}" for name in sorted(varying[one.agent]))]
         )
         for one in read
     }
+    return found | _teachers_apart(read, found)
+
+
+def _teachers_apart(read: Sequence[_Read], names: Mapping[str, str]) -> dict[str, str]:
+    """By folder, the names of students that nothing sets apart but their teachers' runs, with these runs' names.
+
+    Students of several teachers that have no seed in common are left as they are: seeds of one agent.
+    """
+    students = [one for one in read if one.run.kind == DISTIL]
+    found = {}
+    for one in students:
+        alike = [o for o in students if (o.task, names[o.path]) == (one.task, names[one.path])]
+        if any(_teacher(o) != _teacher(one) and set(o.seeds) & set(p.seeds) for o in alike for p in alike if o != p):
+            found[one.path] = f"{names[one.path]} of {_teacher(one)}"
+    return found
+
+
+def _teacher(student: _Read) -> str:
+    """The name of the folder of a student's teacher."""
+    return Path(str((student.run.settings or {}).get("start_run", ""))).name
 
 
 def _notes(read: Sequence[_Read]) -> list[Note]:

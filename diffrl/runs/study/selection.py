@@ -198,6 +198,11 @@ def figure(found: Selection) -> "Figure":
                 ax.fill_between(curve.pulls, curve.low, curve.high, color=shade, alpha=0.2, linewidth=0)
         unit = "return" if found.policies.units[task] == RETURN else "score x100"
         ax.set(xscale="log", xlabel="online episodes", ylabel=f"{unit} of the best so far", title=task)
+        ends = np.array([(curve.low, curve.high) for (of, _), curve in found.curves.items() if of == task])
+        if np.ptp(ends) <= 1e-6 * np.abs(ends).max():  # a single value, as of one policy, or of some that are alike
+            around = float(np.abs(ends).max()) / 10 or 1.0
+            ax.set_ylim(ends.mean() - around, ends.mean() + around)
+        ax.ticklabel_format(axis="y", useOffset=False)
         finish(ax)
     return drawn
 

@@ -123,9 +123,16 @@ def axis(text: str, base: TrainConfig, sampled: bool = False) -> Axis:
     ends = rest.split(":")
     if sampled and len(ends) in (2, 3) and all(_number(end) is not None for end in ends[:2]):
         return Axis(key, span=_span(key, ends, base))
-    if len(ends) == 3 and ends[2] == "log" and all(_number(end) is not None for end in ends[:2]):
-        raise UserError(f"--set {shown(text)} is a range, which --search optuna samples from; a grid takes values.")
-    values = tuple(_typed(key, part, base) for part in _split(rest))
+    try:
+        values = tuple(_typed(key, part, base) for part in _split(rest))
+    except UserError as error:
+        ranged = (len(ends) == 2 or ends[2:] == ["log"]) and all(_number(end) is not None for end in ends[:2])
+        group, _, name = key.rpartition(".")
+        if ranged and is_field(name, type(base.agent) if group else TrainConfig):
+            raise UserError(
+                f"--set {shown(text)} is a range, which --search optuna samples from; a grid takes values."
+            ) from error
+        raise
     if len({text_of(value) for value in values}) < len(values):
         raise UserError(f"--set {shown(text)} names a value twice.")
     return Axis(key, values)
