@@ -215,7 +215,7 @@ def label_segments(
 def _columns(dataset: OfflineDataset, w: Ints, l: Ints, segment: int, equal: Bools) -> Preferences:  # noqa: E741
     """The segments of `segment` rows from each of the rows w (N,) and l (N,) on."""
     rows = {"w": w[:, None] + np.arange(segment), "l": l[:, None] + np.arange(segment)}
-    return Preferences(*(getattr(dataset, kind)[rows[side]] for side in "wl" for kind in _KINDS), equal=equal)
+    return Preferences(**{f"{k}_{s}": getattr(dataset, k)[rows[s]] for s in "wl" for k in _KINDS}, equal=equal)
 
 
 def _name(dataset: OfflineDataset) -> str:
