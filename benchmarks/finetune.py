@@ -253,10 +253,12 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(17, 4 * len(results)), layout="constrained")
     panels = figure.subplots(len(results), 4, squeeze=False)
     there = dict.fromkeys(name for cells in results.values() for name in cells)
-    names = [name for name in dict.fromkeys([*ALGOS, *VARIANTS, *there]) if name in there]  # eight colours are known
+    names = [name for name in dict.fromkeys([*ALGOS, *VARIANTS, *there]) if name in there]
     for line, (reward, cells) in zip(panels, results.items(), strict=True):
         for algo, cell in cells.items():
-            colour = COLOURS[names.index(algo) % len(COLOURS)]
+            number = names.index(algo)
+            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": "o", "markersize": 3}
+            style["linestyle"] = "-" if number < len(COLOURS) else "--"  # beyond so many they begin anew
             # A run that scores its images before it learns (dpo) is drawn at where its budget of images is spent.
             x = np.array([entry["queries"] for entry in cell["runs"][0]])
             series = {
@@ -266,21 +268,18 @@ def plot(results: dict[str, Any], path: Path) -> None:
             for axes, values in zip(line, series.values(), strict=False):
                 mean = values.mean(0)
                 error = values.std(0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.zeros_like(mean)
-                axes.plot(x, mean, color=colour, label=algo, marker="o", markersize=3)
-                axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+                axes.plot(x, mean, label=algo, **style)
+                axes.fill_between(x, mean - error, mean + error, color=style["color"], alpha=0.2, linewidth=0)
             minutes = cpu_minutes(cell)
             if minutes is not None:
-                line[3].plot(
-                    x / x[-1] * minutes, series["reward"].mean(0), color=colour, label=algo, marker="o", markersize=3
-                )
-            line[2].plot(
-                series["class_accuracy"].mean(0), series["reward"].mean(0), color=colour, marker="o", markersize=3
-            )
+                line[3].plot(x / x[-1] * minutes, series["reward"].mean(0), label=algo, **style)
+            line[2].plot(series["class_accuracy"].mean(0), series["reward"].mean(0), **style)
         line[0].set_ylabel(f"reward: {reward}")
         line[1].set_ylabel("class accuracy")
         line[2].set_ylabel(f"reward: {reward}")
         line[2].set_xlabel("class accuracy")
         line[2].invert_xaxis()
+        line[2].locator_params(axis="x", nbins=5)
         line[3].set_ylabel(f"reward: {reward}")
         line[3].set_xlabel("CPU minutes")
         for axes in line[:2]:
