@@ -1,6 +1,7 @@
 """The command line: help that is quick and teaches, and every mistake a few lines and exit code 2."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -358,12 +359,13 @@ def test_an_evaluation_of_an_untrained_average_is_announced(
     assert main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "policy")]) == 0
     card = (tmp_path / "policy" / "README.md").read_text()
     assert (f"- **{said}" in card) == warned
-    run = str(tmp_path / "run")
+    run, copy = str(tmp_path / "run"), str(tmp_path / "copy")
+    shutil.copytree(run, copy)
     for shown in (
         ["diagnose", run, "--rows", "64", "--steps-list", "1", "2", "--solvers", "ddim"],
         ["report", run, "--out", str(tmp_path / "report")],
         ["render", run, "--out", str(tmp_path / "video.gif")],
-        ["compare", run, run, "--episodes", "1", "--out", str(tmp_path / "page.html")],
+        ["compare", run, copy, "--episodes", "1", "--out", str(tmp_path / "page.html")],
     ):
         assert main(shown) == 0
         assert (said in " ".join(capsys.readouterr().err.split())) == warned, shown

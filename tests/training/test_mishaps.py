@@ -177,11 +177,12 @@ def test_an_environment_whose_rewards_are_no_numbers_is_refused_by_name(
         assert checkpoint.steps(run) == [0, 5]
         assert not (run / "scores.json").exists()
     assert main(["resume", str(run)]) == 0
+    copy = shutil.copytree(run, tmp_path / "copy")
     monkeypatch.setattr(Broken, "reward", np.nan)
     starts = ["--steps", "40", "--eval-episodes", "1", "--out"]
     later = [
         ["evaluate", str(run), "--episodes", "2"],
-        ["compare", str(run), str(run), "--out", str(tmp_path / "page.html")],
+        ["compare", str(run), str(copy), "--out", str(tmp_path / "page.html")],
         ["online", str(run), "--warm-up", "5", *starts, str(tmp_path / "online")],
         ["finetune", "policy", str(run), "--algo", "dppo", *starts, str(tmp_path / "dppo")],
     ]

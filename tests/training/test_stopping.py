@@ -92,8 +92,9 @@ def test_another_environment_without_a_limit_has_that_of_the_runs_data(
     said = capsys.readouterr().err
     assert said.count("cut after 6 steps, as long as the data's longest") == 1
     assert said.count(f"{run} has no best checkpoint, as nothing has been evaluated in it yet.") == 1
-    (entry,) = (v for v in json.loads((run / "evaluation.json").read_text()).values() if isinstance(v, dict))
-    assert entry["step"] == [2]
+    found = json.loads((run / "evaluation.json").read_text())
+    assert [name for name in ("last", "best") if name in found] == ["last"]
+    assert found["last"]["step"] == [2]
     assert main(["evaluate", str(run), "--env", ENDLESS, "--which", "best"]) == 2
     assert "nothing has been evaluated in it yet: take the last" in capsys.readouterr().err
     about = json.loads((run / "run.json").read_text())
