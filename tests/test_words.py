@@ -86,7 +86,8 @@ REFUSED = [
     ("evaluate bc --plot there.hdf5", "there.hdf5 exists. Use --force to replace it."),
     ("evaluate bc --out there.hdf5", "there.hdf5 exists. Use --force to replace it."),
     ("evaluate bc --out bc/config.yaml --force", "bc/config.yaml is part of"),
-    ("evaluate bc --plot bc/run.json --force", "which could not be read without it: write to another file."),
+    ("evaluate bc --plot bc/run.json --force", "which would lose it: write to another file."),
+    ("evaluate bc --out bc/SHA256SUMS --force", "bc/SHA256SUMS is part of"),
     ("compare bc ./bc", "bc is named twice: a run is not compared with itself."),
 ]
 

@@ -1,6 +1,7 @@
 """Trained policies: loaded, called on observations, and scored."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -333,7 +334,9 @@ def evaluate(
         why = "was trained without an environment" if env is None else f"cannot be evaluated in --env {env}"
         raise UserError(f"{run.path} {why}: name one to evaluate in with --env ID.")
     settle()
-    asked = [str(name) for name in ((which,) if isinstance(which, str | int) else which)]
+    asked = [str(name) for name in ((which,) if isinstance(which, str | int | Integral) else which)]
+    if not asked:
+        raise UserError("which is empty: expected last, best or steps.")
     for name in asked:
         require_checkpoint(run.path, name)
     asked = _there(run, asked, quiet)

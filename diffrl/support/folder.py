@@ -314,10 +314,15 @@ def recorded(folder: Path) -> Collection[str]:
     return _read_sums(folder) or ()
 
 
+_ONLY_THERE = ("metrics.csv", "evaluations.json", "distil.json", "checkpoints", "tensorboard", "model", "images")
+"""Files and folders of a run that have no checksums in it, and cannot be made again."""
+
+
 def spare(path: Path | None, force: bool) -> None:
     """Raise UserError where a file is there that is not to be replaced; None: nothing is to be written.
 
-    force: it is replaced, but for a part of a run: without what its `SHA256SUMS` names it could not be read again.
+    force: it is replaced, but for a part of a run or of an exported policy: what its `SHA256SUMS` names, and what only
+    it has (its metrics, checkpoints, TensorBoard's files, model and images).
     """
     if path is None or not path.is_file():
         return
@@ -325,9 +330,10 @@ def spare(path: Path | None, force: bool) -> None:
         raise UserError(f"{path} exists. Use --force to replace it.")
     place = path.resolve()
     for folder in place.parents:
-        name = place.relative_to(folder).as_posix()
-        if name in recorded(folder) or (name.startswith("checkpoints/") and sealed(folder)):
-            raise UserError(f"{path} is part of {folder}, which could not be read without it: write to another file.")
+        if sealed(folder) and any((folder / about).is_file() for about in (ABOUT, "config.json")):
+            name = place.relative_to(folder)
+            if name.parts[0] in (SUMS, *_ONLY_THERE) or name.as_posix() in recorded(folder):
+                raise UserError(f"{path} is part of {folder}, which would lose it: write to another file.")
 
 
 def set_aside(path: Path) -> Path:

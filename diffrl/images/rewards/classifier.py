@@ -45,15 +45,15 @@ class Classifier:
 
     def check_prompts(self, prompts: Sequence[str], metadata: Metadata) -> None:
         """Raise UserError for a prompt that is no label, where no other one is asked for."""
-        self._wanted(prompts)
+        self._wanted(prompts, len(prompts))
 
-    def _wanted(self, prompts: Sequence[str]) -> list[int]:
-        """The number of the label that each image is to have."""
-        return [self.index(p.strip()) for p in prompts] if self.label is None else [self.label] * len(prompts)
+    def _wanted(self, prompts: Sequence[str], n: int) -> list[int]:
+        """The number of the label that each of n images is to have."""
+        return [self.index(p.strip()) for p in prompts] if self.label is None else [self.label] * n
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The reward's values (B,), one an image."""
-        wanted = self._wanted(prompts)
+        wanted = self._wanted(prompts, len(images))
         logits: Tensor = self.model(pixel_values=self.preprocess(images.to(self.device))).logits
         values = logits.float().log_softmax(-1).gather(1, torch.tensor(wanted, device=self.device)[:, None])[:, 0]
         return (values if self.log else values.exp()).to(images.device)

@@ -52,17 +52,17 @@ class Digit:
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The reward's values (B,), one an image."""
-        wanted = self._wanted(prompts)
+        wanted = self._wanted(prompts, len(images))
         probabilities: Tensor = self.classifier(to_8x8(images).to(self.device)).softmax(-1)
         return probabilities.gather(1, torch.tensor(wanted, device=self.device)[:, None])[:, 0].to(images.device)
 
     def check_prompts(self, prompts: Sequence[str], metadata: Metadata) -> None:
         """Raise UserError for a prompt that names no digit, where no other one is asked for."""
-        self._wanted(prompts)
+        self._wanted(prompts, len(prompts))
 
-    def _wanted(self, prompts: Sequence[str]) -> list[int]:
-        """The digit that each image is to be."""
-        return [named_digit(p) for p in prompts] if self.digit is None else [self.digit] * len(prompts)
+    def _wanted(self, prompts: Sequence[str], n: int) -> list[int]:
+        """The digit that each of n images is to be."""
+        return [named_digit(p) for p in prompts] if self.digit is None else [self.digit] * n
 
 
 def to_8x8(images: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Emoji:
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The reward's values (B,), one an image."""
-        wanted = self._wanted(prompts)
+        wanted = self._wanted(prompts, len(images))
         things, colours = self.network(to_32x32(images).to(self.device)).split([len(OBJECTS), len(COLOURS)], -1)
         thing = torch.tensor([thing for _, thing in wanted], device=self.device)
         colour = torch.tensor([-1 if colour is None else colour for colour, _ in wanted], device=self.device)
@@ -60,12 +60,12 @@ class Emoji:
 
     def check_prompts(self, prompts: Sequence[str], metadata: Metadata) -> None:
         """Raise RewardError for a prompt that names none of the objects, where no other one is asked for."""
-        self._wanted(prompts)
+        self._wanted(prompts, len(prompts))
 
-    def _wanted(self, prompts: Sequence[str]) -> list[tuple[int | None, int]]:
-        """The numbers of the colour, if any, and of the object that each image is to show."""
+    def _wanted(self, prompts: Sequence[str], n: int) -> list[tuple[int | None, int]]:
+        """The numbers of the colour, if any, and of the object that each of n images is to show."""
         try:
-            return [words_of(p) for p in (prompts if self.prompt is None else [self.prompt] * len(prompts))]
+            return [words_of(p) for p in (prompts if self.prompt is None else [self.prompt] * n)]
         except UserError as error:
             raise RewardError(
                 f"The reward {self.name} is for prompts of --model tiny-emoji; for others there is {self.name}:PROMPT, "

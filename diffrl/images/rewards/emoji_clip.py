@@ -94,17 +94,19 @@ class EmojiClip:
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The reward's values (B,), one an image. Raises RewardError for a prompt that it does not know."""
         embedded = self.towers.images(to_32x32(images).to(self.device))
-        values: Tensor = 100 * (embedded * self.towers.prompts(self._tokens(prompts).to(self.device))).sum(-1)
+        values: Tensor = 100 * (embedded * self.towers.prompts(self._tokens(prompts, len(images)).to(self.device))).sum(
+            -1
+        )
         return values.to(images.device)
 
     def check_prompts(self, prompts: Sequence[str], metadata: Metadata) -> None:
         """Raise RewardError for a prompt that it does not know, where no other one is asked for."""
-        self._tokens(prompts)
+        self._tokens(prompts, len(prompts))
 
-    def _tokens(self, prompts: Sequence[str]) -> Tensor:
-        """The words of what each image is to show."""
+    def _tokens(self, prompts: Sequence[str], n: int) -> Tensor:
+        """The words of what each of n images is to show."""
         try:
-            return tokens_of(prompts if self.prompt is None else [self.prompt] * len(prompts))
+            return tokens_of(prompts if self.prompt is None else [self.prompt] * n)
         except UserError as error:
             raise RewardError(
                 f"{self.name}: which object? Name one for all, '{self.name}:blue heart'. {error}"

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from diffrl.cli import main
-from diffrl.images.rewards import RewardError, parse
+from diffrl.images.rewards import RewardError, ask, parse
 from diffrl.images.rewards.base import check_prompts
+from diffrl.support.errors import UserError
 
 GIVEN = {"include": [{"class": "ball", "count": 2}]}
 
@@ -25,8 +27,15 @@ def test_prompts_are_refused_as_a_call_does(reward: str, good: str, bad: str, sa
     """Also where the reward is part of a sum; without a prompt that is bad nothing is said."""
     built = parse(reward)
     check_prompts(built, [good], [{}])
-    with pytest.raises(Exception, match=said):
+    with pytest.raises(UserError, match=said):
         check_prompts(built, [good, bad], [{}, {}])
+    with pytest.raises(UserError, match=said):
+        ask(built, torch.rand(2, 3, 32, 32), [good, bad])
+
+
+@pytest.mark.parametrize("reward", ["digit:8", "emoji:blue heart", "emoji-clip:blue heart"])
+def test_a_reward_with_a_prompt_of_its_own_is_asked_without_any(reward: str) -> None:
+    assert ask(parse(reward), torch.rand(4, 3, 32, 32), []).shape == (4,)
 
 
 def test_rewards_that_read_no_prompts_take_all() -> None:

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from diffrl.images.rewards import ask, parse, preprocess, pretrained
+from diffrl.images.rewards.base import check_prompts
 from diffrl.images.rewards.clip import read_head
 from diffrl.images.rewards.codecs import to_uint8
 from diffrl.support.errors import UserError
@@ -262,3 +263,12 @@ def test_a_hub_id_without_a_network_is_one_line(monkeypatch: pytest.MonkeyPatch,
 def test_uint8_is_what_pillow_was_given() -> None:
     batch = images(2, 3, 9, 7)
     assert np.array_equal(np.asarray(pictures(batch)[1]), to_uint8(batch)[1])
+
+
+def test_a_classifier_refuses_a_prompt_that_is_none_of_its_labels(classifier_folder: Path) -> None:
+    built = parse(f"classifier:{classifier_folder}")
+    label = next(iter(built.labels))
+    check_prompts(built, [label], [{}])
+    with pytest.raises(UserError, match="the classifier has no label 'nothing'"):
+        check_prompts(built, [label, "nothing"], [{}, {}])
+    check_prompts(parse(f"classifier:{classifier_folder}#{label}"), ["nothing"], [{}])
