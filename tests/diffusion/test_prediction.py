@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from diffusion_cases import F64, KINDS, PROCESSES, close, gaussian, network
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,6 +19,7 @@ def noised(process: Process, k: Tensor = K) -> tuple[Tensor, Tensor, Tensor, Ten
     return x0, e, t, process.perturb(x0, t, e)
 
 
+@settings(deadline=None)
 @given(
     process=st.sampled_from(PROCESSES),
     kind=st.sampled_from(KINDS),
