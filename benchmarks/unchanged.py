@@ -48,6 +48,7 @@ _WHOLE_ENVIRONMENT = (
 _SILENT = "rounds without a signal are counted, and DPPO keeps which seeds have met one: new entries"
 _ABSOLUTE = "the data's path is stored absolute"
 _COMPANIONS = "of a sum of rewards the companions are held out, which an evaluation measures: one more entry"
+_EVALUATED_IN = "an evaluation says which environment it was made in, with its arguments and time limit: new entries"
 _BASE = "adapters of a built-in model name it and the digest of the weights under them"
 ACCEPTED: dict[str, str] = {
     "synther*/new-synther/fidelity.json:sliced_w2_of_shuffled_columns": _FIDELITY,
@@ -66,6 +67,9 @@ ACCEPTED: dict[str, str] = {
     "online-synthetic/scores.json:*": _ROWS_2,
     "*/run.json:task": _WHOLE_ENVIRONMENT,
     "*/evaluation.json:env": _WHOLE_ENVIRONMENT,
+    "*/evaluation.json:env_id": _EVALUATED_IN,
+    "*/evaluation.json:env_kwargs": _EVALUATED_IN,
+    "*/evaluation.json:max_episode_steps": _EVALUATED_IN,
     "*/checkpoints/*/state.json:silent": _SILENT,
     "dppo*/checkpoints/*/state.safetensors:finetune.met": _SILENT,
     "dppo*/checkpoints/*/state.json:sha256": _SILENT,

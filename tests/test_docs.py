@@ -27,6 +27,7 @@ from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.errors import UserError
 from diffrl.tuning.config import FORWARD
+from diffrl.tuning.distil_config import keeps_critics
 from tests import documents
 from tests.documents import ROOT, Command, blocks, commands, inline, name, pages, taught
 
@@ -231,8 +232,8 @@ def test_every_block_that_is_shell_or_python_says_or_looks_so(page: Path) -> Non
         assert block.language or not first.startswith(("import ", "from ")), f"{block.where} is Python: say so"
 
 
-def test_the_page_on_distillation_names_the_teachers_that_there_are() -> None:
-    """Those that the program takes, and of them those that were trained at all times."""
+def test_the_page_on_distillation_and_its_help_name_the_teachers_that_there_are() -> None:
+    """Those that the program takes, of them those that were trained at all times, and those whose critics are kept."""
     text = " ".join((ROOT / "docs/distil.md").read_text().split())
     listed = re.search(r"Teachers are the policies of (.*?), fine-tuned ones included", text)
     continuous = re.search(r"trained at all times \((.*?)\)", text)
@@ -240,4 +241,17 @@ def test_the_page_on_distillation_names_the_teachers_that_there_are() -> None:
     assert continuous
     assert re.findall(r"`(\w+)`", listed[1]) == list(FORWARD)
     chains = agents.names("chain")
-    assert re.findall(r"`(\w+)`", continuous[1]) == [name for name in FORWARD if name not in chains]
+    at_all_times = [name for name in FORWARD if name not in chains]
+    assert re.findall(r"`(\w+)`", continuous[1]) == at_all_times
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
+        cli.main(["distil", "--help"])
+    helped = " ".join(said.getvalue().replace("│", " ").split())
+    for words in (r"needs a teacher trained at all times \((.*?)\)", r"continuous-time consistency \(of (.*?)\)"):
+        in_help = re.search(words, helped)
+        assert in_help, words
+        assert in_help[1].split(", ") == at_all_times
+    for to in ("consistency", "reflow"):
+        kept = re.search(rf"{to}: of (.*?)[;)]", helped)
+        assert kept
+        assert kept[1].split(", ") == [name for name in FORWARD if keeps_critics(name, to)]

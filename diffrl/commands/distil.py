@@ -24,7 +24,7 @@ USAGE = """Distil a run's diffusion or flow policy into one that acts in one net
 
   diffrl distil runs/NAME --to consistency             a consistency policy, one call
   diffrl distil runs/NAME --to reflow --calls 2        a rectified flow on the teacher's pairs, two Euler steps
-  diffrl distil runs/NAME --to consistency --loss scm  continuous-time consistency (of edp, ifql, bfn)
+  diffrl distil runs/NAME --to consistency --loss scm  continuous-time consistency (of edp, ifql, bfn, qam)
   diffrl distil tiny-emoji --to consistency            an image model, or the run that fine-tuned one: other options,
                                                        which `diffrl distil tiny-emoji --help` shows
   diffrl resume runs/STUDENT [--steps N]

@@ -84,6 +84,11 @@ def distil(settings: DistilConfig, *, quiet: bool = False, **options: Any) -> Pa
     view = teacher_of(teacher, settings)
     if view.calls == 1:
         raise UserError(f"The policy of {start.path} samples in one call already: there is nothing to distil.")
+    if settings.levels != DistilConfig.levels and not view.continuous:
+        raise UserError(
+            f"--levels {settings.levels}: {start.config.agent.name} is a chain, distilled at the {view.calls} noise "
+            "levels that it was trained at: leave --levels out."
+        )
     if settings.calls > view.calls:
         raise UserError(f"--calls {settings.calls}: the policy of {start.path} itself samples in {view.calls} calls.")
     settings = dataclasses.replace(settings, start_steps=start_steps)

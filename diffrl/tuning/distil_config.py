@@ -34,7 +34,7 @@ class DistilConfig:
     are straight (arXiv 2209.03003); a run of the agent bfn."""
     loss: Literal["cd", "scm"] = "cd"
     """consistency: cd, neighbouring levels; or scm, the limit of many (sCM, arXiv 2410.11081), which needs a teacher
-    trained at all times (edp, ifql, bfn)."""
+    trained at all times (edp, ifql, bfn, qam)."""
     calls: Annotated[int, Range(1, 100)] = 1
     """Network calls of the student for an action. With reflow and 1, half of each batch is learned from at t = 1 alone,
     where the loss is that of a single Euler step (InstaFlow's distillation, arXiv 2309.06380)."""

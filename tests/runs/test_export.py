@@ -6,7 +6,7 @@ import json
 import shutil
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import huggingface_hub
 import numpy as np
@@ -27,6 +27,7 @@ from diffrl.runs.export.export import export
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
 from diffrl.training.logs import read_scores
+from diffrl.tuning import config as tuning
 from envs import registry
 from envs.task import Task
 from tests.fixtures.make_old_runs import FOLDER as OLD
@@ -244,6 +245,24 @@ def test_the_card_says_what_it_learned_from(name: str, words: str, tmp_path: Pat
     assert words in card
     assert card.count("it is tested in simulation only") == 1
     assert ("It started from another run, RUN" in card) is (name != "offline")
+    assert ("not where observations differ from that environment's." in card) is (name in ("online", "dppo"))
+    assert ("not where observations differ from its data's." in card) is (name in ("offline", "policy-dpo"))
+
+
+@pytest.mark.parametrize("advantages", ["environment", "critics"])
+def test_the_card_tells_nft_that_acts_from_nft_by_critics(
+    advantages: Literal["environment", "critics"], tmp_path: Path
+) -> None:
+    run = made_run(tmp_path / "run", small("diffusion_ql"), MAZE)
+    settings = tuning.to_dict(tuning.NFTConfig(Path("start"), advantages=advantages, start_steps=(0, 0)))
+    dataclasses.replace(Run.read(run), kind="nft", settings=settings).write()
+    (run / "SHA256SUMS").unlink()  # which writing made anew, without the scores
+    Run.read(run).seal()
+    card = (export(run, tmp_path / "to") / "README.md").read_text()
+    words = "Fine-tuned by its critics' values of its own actions, in states of the data, it is tested in simulation"
+    assert (words in card) is (advantages == "critics")
+    assert ("Learned in simulation" in card) is (advantages == "environment")
+    assert "preferences" not in card
 
 
 def test_the_card_does_not_say_that_rebuilt_data_are_the_benchmarks_file(tmp_path: Path) -> None:

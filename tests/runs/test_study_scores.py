@@ -13,7 +13,9 @@ import diffrl
 from agents import BC
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.run import Run
+from diffrl.runs.study.contents import published_table, scores_csv
 from diffrl.runs.study.scores import Note, Row, Scores
+from diffrl.runs.study.summary import Summary
 from diffrl.support import folder
 from diffrl.support.errors import UserError
 from diffrl.training.logs import read_scores
@@ -96,6 +98,30 @@ def test_students_are_called_by_their_teachers(tmp_path: Path) -> None:
         student(folder / "one")
         student(folder / "other", **other)  # type: ignore[arg-type]
         assert Scores.of_runs([folder]).agents == expected
+
+
+@pytest.mark.parametrize("kind", ["offline", "online", "distil"])
+def test_a_student_is_not_the_published_algorithm_of_its_name(kind: str, tmp_path: Path) -> None:
+    """Nor is what went on online; an agent trained on the data alone is, with its settings too, also in a file."""
+    for width in (8, 16):
+        path = made_run(tmp_path / "runs" / str(width), small("consistency_ac", width=width), MAZE)
+        run = Run.read(path)
+        settings: dict[str, Any] = {"teacher": {"name": "diffusion_bc"}} if kind == "distil" else {}
+        config = dataclasses.replace(run.config, dataset="hopper-medium-v2", env=None)
+        dataclasses.replace(run, config=config, kind=kind, settings=None if kind == "offline" else settings).write()
+        (path / "SHA256SUMS").unlink()  # which writing made anew, without the scores
+        Run.read(path).seal()
+    scores = Scores.of_runs([tmp_path / "runs"])
+    label = {"distil": "consistency_ac, distilled from diffusion_bc"}.get(kind, f"consistency_ac {kind}")
+    label = "consistency_ac" if kind == "offline" else label
+    assert scores.agents == [f"{label} width=16", f"{label} width=8"]
+    assert set(scores.algorithms.values()) == {"consistency_ac" if kind == "offline" else ""}
+    (tmp_path / "scores.csv").write_text(scores_csv(Summary(scores)))
+    for each in (scores, Scores.of_csv(tmp_path / "scores.csv"), Scores(()).with_others(scores)):
+        table = published_table(Summary(each))
+        assert (table is not None) == (kind == "offline")
+        if table is not None:
+            assert [row[1].text for row in table.rows] == scores.agents
 
 
 def test_minutes_grow_with_steps_and_are_the_runs(sweep: Path) -> None:

@@ -333,6 +333,8 @@ def test_what_cannot_be_distilled_says_so(cloned: Path, tmp_path: Path) -> None:
     for unused in ({"to": "reflow", "levels": 4}, {"warm_up": 10}):
         with pytest.raises(UserError, match=r"--(levels|warm-up) is for .* alone: leave it out"):
             distilled(cloned, tmp_path / "a", **unused)
+    with pytest.raises(UserError, match="--levels 4: diffusion_bc is a chain, distilled at the 5 noise levels that it"):
+        distilled(cloned, tmp_path / "a", levels=4)
     with pytest.raises(UserError, match="trained at its 5 own: take --loss cd"):
         distilled(cloned, tmp_path / "a", loss="scm")
     with pytest.raises(UserError, match="--loss scm is a loss of --to consistency"):
@@ -348,6 +350,15 @@ def test_what_cannot_be_distilled_says_so(cloned: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Which run's policy"):
         command([])
     assert not (tmp_path / "a").exists()
+
+
+def test_levels_are_taken_of_a_teacher_that_has_none_of_its_own(cloned: Path, tmp_path: Path) -> None:
+    """And the default's number, which says nothing, of a chain too."""
+    solver = target_run(tmp_path / "solver", EDP(**SMALL), steps=2, eval_every=2, eval_episodes=1)
+    for start, levels in ((solver, 4), (cloned, DistilConfig.levels)):
+        settings = Run.read(distilled(start, tmp_path / str(levels), levels=levels, steps=2)).settings
+        assert settings is not None
+        assert settings["levels"] == levels
 
 
 @pytest.mark.parametrize("start", ["distil", "finetune policy", "online"])

@@ -319,12 +319,17 @@ def _began(facts: Facts) -> str:
 def _learned_from(run: Run) -> str:
     """What a policy learned from and where it was tried, a sentence."""
     tried = "it is untested" if run.task.env_id is None else "it is tested in simulation only"
-    if run.kind == ONLINE or issubclass(tuning.ALGORITHMS.get(run.kind, tuning.TuningConfig), tuning.ActingConfig):
+    tuned = tuning.from_dict(run.settings or {}, str(run.path)) if run.kind in tuning.ALGORITHMS else None
+    if run.kind == ONLINE or (tuned is not None and tuning.acts(tuned)):
         return (
             f"Learned in simulation, as well as from data, {tried}, in the environment that it learned in, and not "
-            "where observations differ from those."
+            "where observations differ from that environment's."
         )
-    learned = {OFFLINE: "Learned from data alone", DISTIL: "Learned from its teacher, in states of the data"}
+    learned = {
+        OFFLINE: "Learned from data alone",
+        DISTIL: "Learned from its teacher, in states of the data",
+        tuning.NFTConfig.algo: "Fine-tuned by its critics' values of its own actions, in states of the data",
+    }
     what = learned.get(run.kind, "Fine-tuned from preferences between segments of data")
     return f"{what}, {tried}, and not where observations differ from its data's."
 

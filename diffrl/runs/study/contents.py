@@ -175,7 +175,7 @@ def published_table(summary: Summary) -> Table | None:
             continue
         known = published.of_task(task)
         for agent in summary.scores.agents:
-            of_agent = [one for one in known if one.agent == agent.split(" ")[0]]
+            of_agent = [one for one in known if one.agent == summary.scores.algorithm(agent)]
             if not of_agent or (task, agent) not in last:
                 continue
 

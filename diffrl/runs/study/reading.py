@@ -92,7 +92,8 @@ def read_runs(folders: Sequence[str]) -> Scores:
                     )
                 rows[row[:4]] = row
                 episodes.setdefault((one.task, agent), set()).add(len(entry["returns"][i]))
-    return Scores(tuple(rows.values()), units, episodes, tuple(_notes(read)), tuple(left_out))
+    algorithms = {names[one.path]: one.run.config.agent.name if one.run.kind == OFFLINE else "" for one in read}
+    return Scores(tuple(rows.values()), units, episodes, tuple(_notes(read)), tuple(left_out), algorithms)
 
 
 def _read(folder: str) -> _Read:

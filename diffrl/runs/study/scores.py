@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -59,6 +60,9 @@ class Scores:
     """What a reader of the scores should know of tasks and runs."""
     left_out: tuple[str, ...] = ()
     """Folders that were found and not read, each with the reason: a sentence each."""
+    algorithms: Mapping[str, str] = field(default_factory=dict)
+    """By agent, the bare name of what trained it alone, on data, such as iql of `iql tau=0.9`; "": something more did,
+    as with students and what is fine-tuned. Known of runs; of a file's agents it is what stands before settings."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row[:4])))
@@ -76,6 +80,11 @@ class Scores:
     def unit(self, task: str) -> str:
         """What a task's scores are: "score" (normalised, x100) or "return"."""
         return self.units.get(task, SCORE)
+
+    def algorithm(self, agent: str) -> str:
+        """The algorithm whose published scores an agent's stand beside; "": none's."""
+        named = re.fullmatch(r"([^\s,]+)( [\w.]+=.*)?", agent)
+        return self.algorithms.get(agent, named[1] if named else "")
 
     def curves(self) -> dict[tuple[str, str], dict[int, list[Row]]]:
         """The evaluations by (task, agent) and then by seed, each list in the order of steps."""
@@ -102,6 +111,7 @@ class Scores:
             {**self.episodes, **other.episodes},
             tuple(dict.fromkeys((*self.notes, *other.notes))),
             (*self.left_out, *other.left_out),
+            {**self.algorithms, **other.algorithms},
         )
 
     @classmethod
