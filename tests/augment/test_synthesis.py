@@ -186,6 +186,11 @@ def test_successors_of_terminal_rows_are_called_what_they_are(mix: str, stored: 
         ends = np.flatnonzero(found.terminals[:n])
         assert found.next_observations is not None
         assert np.array_equal(found.next_observations[ends], found.observations[ends])
+    if mix == "append":  # what was augmented once is so again
+        again = d4rl.read(synther(str(tmp_path / "new.hdf5"), tmp_path / "again.hdf5", **words, **TINY)).metadata
+        assert again.get("terminal_successors") == said
+        assert (again["real_rows"], again["synthetic_rows"]) == (n, 4000)
+        assert f"after {n + 2000} rows of the source, {n} of them real" in again["description"]
     endless = d4rl.write(tmp_path / "endless.hdf5", replace(real, terminals=real.terminals & False))
     found = d4rl.read(synther(str(endless), tmp_path / "endless-new.hdf5", **words, **TINY))
     assert not found.terminals.any()
