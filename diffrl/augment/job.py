@@ -116,7 +116,7 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
         console.print(f"Written: {written}, {before}{n:,} synthetic transitions, {augmenter.described}.")
         later = "" if request.report else " The same command without --no-report, but with --force, measures it"
         later += f": the model in {folder} is kept." if later else ""
-        said = f"not measured.{later}" if verdict == NOT_MEASURED else folder / "fidelity.html"
+        said = f"not measured.{later}" if verdict.word == NOT_MEASURED.word else folder / "fidelity.html"
         console.print(f"Fidelity:    {said}", markup=False, highlight=False)
         if verdict.word == USELESS:
             console.print("[yellow]The rows do not look usable: see what is said above before training on them.[/]")
@@ -435,7 +435,7 @@ def _report(
 ) -> Verdict:
     """Fidelity of the rows: fidelity.html, .png and .json in `folder`; what it says of the rows.
 
-    `NOT_MEASURED` where they are too few to compare, which is printed.
+    Where they cannot be compared the word of `NOT_MEASURED`, and why, which is printed.
     """
     from diffrl.augment.fidelity.comparison import LEGEND, fidelity, verdict_of
     from diffrl.augment.fidelity.report import write_report
@@ -459,7 +459,7 @@ def _report(
         )
     except DataError as error:
         console.print(f"[yellow]No fidelity report: {error}[/]")
-        return NOT_MEASURED
+        return NOT_MEASURED._replace(sentence=str(error))
     notes = [f"No dynamics error: {why}"] if why else []
     if begun.rows_version != augmenter.rows_version:
         notes.append(

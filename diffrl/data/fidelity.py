@@ -37,6 +37,7 @@ class Verdict(NamedTuple):
 
 
 NOT_MEASURED = Verdict("not measured", "The synthetic rows were not compared with real ones.")
+"""Nobody asked for a report; where it could not be made, the sentence says why."""
 
 
 REAL_ROWS, SYNTHETIC_ROWS = "real_rows", "synthetic_rows"
