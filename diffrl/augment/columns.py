@@ -42,5 +42,5 @@ def of_terminals(dataset: OfflineDataset, real: bool, ends: bool) -> dict[str, s
     stored = dataset.stand_ins() if real else {}
     if not ends or dataset.has_terminal_next:
         return stored
-    both = stored.get("terminal_successors") == STAND_IN
+    both = stored.get("terminal_successors") in (STAND_IN, BOTH_STAND_IN)
     return {"terminal_successors": BOTH_STAND_IN if both else MADE_STAND_IN}

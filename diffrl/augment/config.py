@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError
@@ -77,9 +77,19 @@ class Request:
 
 
 def _words(kwargs: Mapping[str, object]) -> tuple[str, ...]:
-    """Arguments by name as the words KEY=VALUE that the command line has. Raises UserError for a value without JSON."""
+    """Arguments by name as the words KEY=VALUE that the command line has; scalars of NumPy are taken as numbers.
+
+    Raises UserError for a value without JSON.
+    """
+
+    def number(value: Any) -> Any:
+        found = value.item() if getattr(value, "shape", None) == () else value
+        if not isinstance(found, bool | int | float | str):
+            raise TypeError(f"{type(value).__name__} is no such value")
+        return found
+
     try:
-        return tuple(f"{key}={json.dumps(value)}" for key, value in kwargs.items())
+        return tuple(f"{key}={json.dumps(value, default=number)}" for key, value in kwargs.items())
     except (TypeError, ValueError) as error:
         raise refusal("--env-kwargs", dict(kwargs), f"values that JSON holds ({error})") from error
 

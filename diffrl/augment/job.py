@@ -22,7 +22,16 @@ from diffrl.augment.config import Request
 from diffrl.augment.target import Target
 from diffrl.data import d4rl
 from diffrl.data.checks import understand
-from diffrl.data.fidelity import NO_FAULT, NOT_MEASURED, USELESS, Verdict
+from diffrl.data.fidelity import (
+    NO_FAULT,
+    NOT_MEASURED,
+    REAL_ROWS,
+    SOURCE_ROWS,
+    SYNTHETIC_ROWS,
+    USELESS,
+    Verdict,
+    real_among,
+)
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.support.console import console, steps_bar, work
@@ -103,11 +112,11 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
             written = target.write(_blocks(request, data, augmenter, generated, on_progress), about, data.dataset)
         chunks.clear(folder)
     if not quiet:
-        real = f"{len(data.transitions):,} real transitions, then " if request.mix == "append" else ""
-        console.print(f"Written: {written}, {real}{n:,} synthetic transitions, {augmenter.described}.")
+        before = f"{len(data.transitions):,} transitions of the source, then " if request.mix == "append" else ""
+        console.print(f"Written: {written}, {before}{n:,} synthetic transitions, {augmenter.described}.")
         later = "" if request.report else " The same command without --no-report, but with --force, measures it"
         later += f": the model in {folder} is kept." if later else ""
-        said = f"not measured.{later}" if verdict == NOT_MEASURED else folder / "fidelity.html"
+        said = f"not measured.{later}" if verdict.word == NOT_MEASURED.word else folder / "fidelity.html"
         console.print(f"Fidelity:    {said}", markup=False, highlight=False)
         if verdict.word == USELESS:
             console.print("[yellow]The rows do not look usable: see what is said above before training on them.[/]")
@@ -354,15 +363,16 @@ def provenance(request: Request, augmenter: Augmenter, data: RealData, fingerpri
     if returns is None:
         each = data.dataset.episode_returns()
         returns = float(each.min()), float(each.max())
-    appended, real = request.mix == "append", len(data.transitions)
+    source, appended = len(data.transitions), request.mix == "append"
+    real = real_among(data.dataset.metadata, data.dataset.successors()[1])
+    before = f"{source} real ones" if real == source else f"{source} rows of the source, {real} of them real"
     return {
         "algorithm": f"{augmenter.name} ({augmenter.paper}), diffrl",
-        "description": f"{n} synthetic transitions, {augmenter.described}"
-        + (f", after {real} real ones" if appended else ""),
-        "synthetic_rows": n,
-        "real_rows": real if appended else 0,
+        "description": f"{n} synthetic transitions, {augmenter.described}" + (f", after {before}" if appended else ""),
+        SYNTHETIC_ROWS: n + (source - real if appended else 0),
+        REAL_ROWS: real if appended else 0,
         "source": request.dataset,
-        "source_rows": real,
+        SOURCE_ROWS: source,
         "source_sha256": fingerprint,
         "return_range": np.array(returns),
         **augmenter.provenance(),
@@ -425,7 +435,7 @@ def _report(
 ) -> Verdict:
     """Fidelity of the rows: fidelity.html, .png and .json in `folder`; what it says of the rows.
 
-    `NOT_MEASURED` where they are too few to compare, which is printed.
+    Where they cannot be compared the word of `NOT_MEASURED`, and why, which is printed.
     """
     from diffrl.augment.fidelity.comparison import LEGEND, fidelity, verdict_of
     from diffrl.augment.fidelity.report import write_report
@@ -449,7 +459,7 @@ def _report(
         )
     except DataError as error:
         console.print(f"[yellow]No fidelity report: {error}[/]")
-        return NOT_MEASURED
+        return NOT_MEASURED._replace(sentence=str(error))
     notes = [f"No dynamics error: {why}"] if why else []
     if begun.rows_version != augmenter.rows_version:
         notes.append(

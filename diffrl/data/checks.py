@@ -377,6 +377,9 @@ def _infidelity(dataset: OfflineDataset) -> list[Finding]:
     if verdict == NOT_MEASURED:
         remedy = "The command that made them measures it, with --force and without --no-report: its model is kept."
         return [Finding("synthetic rows: when they were made, their fidelity was not measured.", "note", remedy)]
+    if verdict is not None and verdict.word == NOT_MEASURED.word:
+        why = verdict.sentence[:400]
+        return [Finding(f"synthetic rows: when they were made, their fidelity was not measured: {why}", "note")]
     if verdict is None or verdict.word not in (USELESS, LOOK_FIRST):
         return []
     sentence = f"synthetic rows: when they were made, their fidelity report said: {verdict.sentence[:400]}"

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from diffrl.data.fidelity import of_first
+from diffrl.data.fidelity import SYNTHETIC_ROWS, of_first
 from diffrl.support.errors import DataError, counted
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -260,6 +260,9 @@ class OfflineDataset:
         if rows >= len(self):
             return self
         untrue = ("sha256", *(() if self.terminals[:rows].any() else ("terminal_successors",)))
+        metadata = {key: value for key, value in of_first(self.metadata, rows).items() if key not in untrue}
+        if metadata.get(SYNTHETIC_ROWS) == 0 and metadata.get("terminal_successors") in (MADE_STAND_IN, BOTH_STAND_IN):
+            metadata["terminal_successors"] = STAND_IN
         timeouts = self.timeouts[:rows].copy()
         timeouts[-1] |= not self.terminals[rows - 1]
         return replace(
@@ -271,7 +274,7 @@ class OfflineDataset:
             timeouts=timeouts,
             next_observations=None if self.next_observations is None else self.next_observations[:rows],
             infos={key: value[:rows] for key, value in self.infos.items()},
-            metadata={key: value for key, value in of_first(self.metadata, rows).items() if key not in untrue},
+            metadata=metadata,
         )
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:

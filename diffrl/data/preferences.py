@@ -12,17 +12,20 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from diffrl.data.arrays import as_numbers
 from diffrl.data.d4rl import digest
 from diffrl.data.offline import Bools, Floats, Ints, OfflineDataset
 from diffrl.data.values import segment_advantages, segment_returns
 from diffrl.support import schema
-from diffrl.support.errors import UserError, first_line, shown
+from diffrl.support.errors import UserError, shown
 from diffrl.support.files import atomic_path, is_safetensors, read_json, reading, regular_file
 from diffrl.support.schema import Fraction, Many, Share
 from diffrl.support.schema import held as checked
 
 FORMAT, JSON_FORMAT = "diffrl-preferences-1", "diffrl-preferences-json-1"
 """The entry `format` of a file's header, and of a JSON file."""
+_OTHERS = (".json", ".npz", ".npy", ".hdf5", ".h5", ".csv", ".pt", ".pkl")
+"""How other kinds of file end."""
 _COLUMNS = ("observations_w", "actions_w", "observations_l", "actions_l")
 _KINDS = ("observations", "actions")
 _TEACHER = 0x7EAC
@@ -54,7 +57,8 @@ class Preferences:
 
     def __post_init__(self) -> None:
         for name in (*_COLUMNS, "equal"):
-            object.__setattr__(self, name, _array(name, getattr(self, name)))
+            dtype = np.bool_ if name == "equal" else np.float32
+            object.__setattr__(self, name, as_numbers(name, getattr(self, name), dtype))
         if not len(self.equal):
             object.__setattr__(self, "equal", np.zeros(self.observations_w.shape[:1], np.bool_))
         if self.equal.shape != self.observations_w.shape[:1]:
@@ -114,8 +118,8 @@ class Preferences:
 
         Raises UserError for a path that ends as another kind of file does.
         """
-        if Path(path).suffix not in ("", ".safetensors"):
-            raise UserError(f"{path}: preferences are written as safetensors; expected a name that ends so.")
+        if Path(path).suffix.lower() in _OTHERS:
+            raise UserError(f"{path}: preferences are written as safetensors; expected no other kind of file's name.")
         tensors: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(getattr(self, name)) for name in _COLUMNS}
         if self.equal.any():
             tensors["equal"] = self.equal.astype(np.uint8)
@@ -145,15 +149,6 @@ class Preferences:
             return cls(*columns)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-
-
-def _array(name: str, values: Any) -> NDArray[Any]:
-    """A column as an array. Raises UserError, naming it, for what are no numbers or ragged lists."""
-    try:
-        with np.errstate(over="ignore"):  # what becomes infinite is refused as such
-            return np.asarray(values, np.bool_ if name == "equal" else np.float32)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name} holds no array of numbers ({first_line(error)}).") from error
 
 
 def label_segments(
@@ -322,7 +317,8 @@ class LabelledPairs:
             raise UserError(
                 f"{source}, pair {pair}: segment {id} crosses its episode's end; {self.segment} rows from row {id} on "
                 f"were expected, and the episode's last is row {last}. Give the options that say where episodes end as "
-                "they were when it was labelled (--env, --time-limit-terminals, --cut-contradictions)."
+                "they were when it was labelled (--env, --time-limit-terminals, --cut-contradictions). Labels of an "
+                "older version, which counted no episodes by a limit of steps, go on with --env none."
             )
 
     def write(self, path: Path | str) -> Path:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from diffrl.augment.fidelity.comparison import LEGEND, FidelityReport, fidelity, look_first, table_of, uselessness
-from diffrl.augment.fidelity.measures import Pair, ks_statistic, nearest_distances, shuffled, variety
+from diffrl.augment.fidelity.measures import Pair
 from diffrl.augment.fidelity.report import page, write_report
 from diffrl.commands.data_tables import ranges
 from diffrl.data.offline import STAND_IN, OfflineDataset
@@ -89,41 +89,6 @@ def noise_like(dataset: OfflineDataset, rng: np.random.Generator) -> OfflineData
 def excess(pair: Pair) -> float:
     """How many times its floor a measure is."""
     return pair.synthetic / pair.real
-
-
-# --- closed forms --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shift", [0.0, 0.1, 0.5, 1.5])
-def test_ks_of_shifted_uniforms_is_the_shift(shift: float) -> None:
-    """Up to 1.63 sqrt(2/n), passed in 1 % of cases."""
-    rng, n = np.random.default_rng(0), 20_000
-    x, y = rng.uniform(size=n), rng.uniform(size=n) + shift
-    assert ks_statistic(x, y) == pytest.approx(min(shift, 1), abs=1.63 * np.sqrt(2 / n))
-    assert ks_statistic(x, y) == ks_statistic(y, x)
-
-
-def test_ks_counts_ties_once_and_takes_unequal_sizes() -> None:
-    """Of coins it is the difference of the shares."""
-    x, y = np.array([0, 0, 0, 1]), np.array([0, 1, 1, 1, 1])
-    assert ks_statistic(x, y) == pytest.approx(0.75 - 0.2)
-    assert ks_statistic(x, np.zeros(3)) == pytest.approx(0.25)
-    assert ks_statistic(x, x) == 0
-
-
-def test_nearest_distances_are_brute_forces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over many parts; a copy is at exactly 0, and not if its own row is excluded."""
-    monkeypatch.setattr("diffrl.augment.fidelity.measures._ELEMENTS", 200)
-    rng = np.random.default_rng(0)
-    base = rng.standard_normal((70, 5)).astype(np.float32)
-    own = np.array([3, 69, 14])
-    rows = np.concatenate([rng.standard_normal((20, 5)).astype(np.float32), base[own]])
-    distances = np.linalg.norm(rows[:, None].astype(np.float64) - base, axis=2)
-    found = nearest_distances(rows, base)
-    assert found == pytest.approx(distances.min(1), rel=1e-6)
-    assert (found[20:] == 0).all()
-    distances[[20, 21, 22], own] = np.inf
-    assert nearest_distances(base[own], base, exclude=own) == pytest.approx(distances[20:].min(1), rel=1e-6)
 
 
 # --- what the report says ------------------------------------------------------------------------------------------
@@ -297,21 +262,6 @@ def test_rows_that_are_steered_may_differ_but_not_be_noise(parts: Parts) -> None
         for steered in (False, True)
     ]
     assert [text.partition(":")[0] for text in found] == ["Another distribution", "", "Noise", "Noise"]
-
-
-def test_variety_of_a_lattice_is_its_spacing() -> None:
-    """In standardised units; a row is not its own neighbour, and a second copy of it is."""
-    rows = np.arange(12, dtype=np.float32)[:, None] * np.array([3, 0], np.float32)
-    mean, scale = np.array([4.0, 7.0]), np.array([2.0, 1.0])
-    assert variety(rows, mean, scale) == pytest.approx(1.5)
-    assert variety(np.repeat(rows, 2, 0), mean, scale) == 0
-
-
-def test_shuffled_columns_keep_marginals_and_lose_all_else(parts: Parts) -> None:
-    rows = table(parts.train)
-    found = shuffled(rows, np.random.default_rng(0))
-    assert np.array_equal(np.sort(found, axis=0), np.sort(rows, axis=0))
-    assert np.abs(np.corrcoef(found[:, :14].T) - np.eye(14)).max() < 5 / len(rows) ** 0.5
 
 
 def test_real_rows_leave_nothing_to_look_at_first(parts: Parts, dynamics: Dynamics) -> None:

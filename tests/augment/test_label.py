@@ -485,8 +485,22 @@ def test_segments_lie_within_the_episodes_that_flow_to_better_has(
     assert ("--cut-contradictions" in words) == settings.get("cut_contradictions", False)
     read = open_data(Request(str(path), "better.hdf5", **settings), quiet=True)
     assert len(read_preferences(out, read.dataset)) == 8
+    if settings["env"] == "Pendulum-v1":
+        goes_on_with_env_none(path, tmp_path / "older.json")
     with pytest.raises(UserError, match="--cut-contradictions"):  # labelled as another file has its episodes
         read_preferences(out, replace(read.dataset, timeouts=np.arange(2000) % 160 == 159))
+
+
+def goes_on_with_env_none(path: Path, out: Path) -> None:
+    """Labels of an older version, which took data without marks for one episode: the error names what goes on."""
+    whole = d4rl.read(path)
+    teach(whole, 6, 150, 0).write(out)
+    words = {"dataset": str(path), "out": str(out), "segment": 150, "pairs": 8, "browser": False, "reward": TINY}
+    with pytest.raises(UserError, match=r"crosses its episode's end.*--env none"):
+        label(LabelConfig(**words, env="Pendulum-v1"))  # type: ignore[arg-type]
+    label(LabelConfig(**words, env="none"), at_once(label_all))  # type: ignore[arg-type]
+    read = open_data(Request(str(path), "better.hdf5", env="none"), quiet=True)
+    assert len(read_preferences(out, read.dataset)) == 8
 
 
 def test_the_end_says_what_was_saved_and_what_reads_it(

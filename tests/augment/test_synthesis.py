@@ -95,11 +95,23 @@ def test_a_file_becomes_a_file_that_trains_iql(source: Path, tmp_path: Path) -> 
     assert not names & {chunks.ROWS, chunks.ABOUT}
 
 
-def test_too_few_rows_for_a_report_are_written_without(source: Path, tmp_path: Path) -> None:
+def test_too_few_rows_for_a_report_are_written_without(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file says why they were not measured, and no remedy that would not help."""
     out = synther(str(source), tmp_path / "new.hdf5", samples=3, **TINY)
     assert len(d4rl.read(out)) == 3
     assert not (tmp_path / "new-synther" / "fidelity.html").exists()
-    assert Verdict.of(d4rl.read(out).metadata) == NOT_MEASURED
+    about = d4rl.read(out).metadata
+    verdict = Verdict.of(about)
+    assert verdict is not None
+    assert verdict != NOT_MEASURED
+    assert verdict.word == NOT_MEASURED.word
+    assert "Only 3 synthetic rows" in verdict.sentence
+    assert main(["data", "info", str(out)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"their fidelity was not measured: {verdict.sentence}" in said
+    assert "--no-report" not in said
 
 
 def test_the_report_shows_an_untrained_model(
@@ -186,6 +198,11 @@ def test_successors_of_terminal_rows_are_called_what_they_are(mix: str, stored: 
         ends = np.flatnonzero(found.terminals[:n])
         assert found.next_observations is not None
         assert np.array_equal(found.next_observations[ends], found.observations[ends])
+    if mix == "append":  # what was augmented once is so again
+        again = d4rl.read(synther(str(tmp_path / "new.hdf5"), tmp_path / "again.hdf5", **words, **TINY)).metadata
+        assert again.get("terminal_successors") == said
+        assert (again["real_rows"], again["synthetic_rows"]) == (n, 4000)
+        assert f"after {n + 2000} rows of the source, {n} of them real" in again["description"]
     endless = d4rl.write(tmp_path / "endless.hdf5", replace(real, terminals=real.terminals & False))
     found = d4rl.read(synther(str(endless), tmp_path / "endless-new.hdf5", **words, **TINY))
     assert not found.terminals.any()
@@ -455,16 +472,21 @@ def test_arguments_of_the_environment_may_be_a_dictionary(tmp_path: Path) -> Non
     """The file records them, values of every kind as they were given."""
     source = d4rl.write(tmp_path / "pendulum.hdf5", OfflineDataset(**pendulum(3)))
     words = {"env": "Pendulum-v1", "samples": 100, "report": False, "max_episode_steps": 50} | TINY
-    for kwargs in ({"g": 2.5}, ("g=2.5",)):
+    for kwargs in ({"g": np.float32(2.5)}, ("g=2.5",)):
         out = synther(str(source), tmp_path / "new.hdf5", env_kwargs=kwargs, force=True, **words)
         spec = EnvSpec.of(d4rl.read(out, action_limit=None).metadata)
         assert spec is not None
         assert (spec.id, spec.kwargs, spec.max_episode_steps) == ("Pendulum-v1", {"g": 2.5}, 50)
-    assert parse_kwargs(Request("x", "y", env_kwargs={"maze": "umaze", "n": None, "l": [1]}).env_kwargs) == {  # type: ignore[arg-type]
+    given = {"maze": "umaze", "n": None, "l": [1], "scalars": [np.int64(3), np.bool_(True), np.float64(0.5)]}
+    assert parse_kwargs(Request("x", "y", env_kwargs=given).env_kwargs) == {  # type: ignore[arg-type]
         "maze": "umaze",
         "n": None,
         "l": [1],
+        "scalars": [3, True, 0.5],
     }
+    for value in (np.ones(2), np.complex64(1), np.longdouble(1)):
+        with pytest.raises(UserError, match="values that JSON holds"):
+            Request("x", "y", env_kwargs={"g": value})  # type: ignore[arg-type]
 
 
 def test_the_docstring_names_every_option() -> None:

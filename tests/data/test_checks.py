@@ -466,6 +466,7 @@ def test_the_shared_cases_are_these(tmp_path, data):
         (Verdict(LOOK_FIRST, "Look first: rewards."), "note"),
         (Verdict(NO_FAULT, "No fault found."), None),
         (NOT_MEASURED, "note"),
+        (NOT_MEASURED._replace(sentence="Only 1 synthetic rows."), "note"),
         (None, None),
     ],
 )
@@ -479,3 +480,4 @@ def test_a_verdict_on_synthetic_rows_is_said_where_it_is_a_bad_one(
     assert [finding.severity for finding in added] == ([severity] if severity else [])
     sentence = "their fidelity was not measured." if kept == NOT_MEASURED else kept and kept.sentence
     assert all(str(sentence) in str(finding) for finding in added)
+    assert any("--no-report" in str(finding) for finding in added) == (kept == NOT_MEASURED)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -94,10 +95,15 @@ def test_info_of_values_that_are_not_finite_prints_no_warning_of_numpy(make, tmp
 
 
 def test_info_tells_episodes_of_rows_that_have_some(make, tmp_path, capsys, monkeypatch):
-    """Real episodes of 10 and 20 rows, then synthetic rows, each an episode of its own, tell the real ones' lengths."""
+    """Real episodes of 10 and 20 rows, then synthetic rows, each an episode of its own, tell the real ones' lengths.
+
+    Real episodes of one row are told as any others.
+    """
     both = make([10, 20, *[1] * 70], "t" * 72, has_next=True)
     both.metadata.update(real_rows=30, synthetic_rows=70)
-    for name, dataset in (("both", both), ("made", make([1] * 50, "o" * 50, has_next=True)), ("real", both.head(30))):
+    single = make([1] * 50, "t" * 50, has_next=True)
+    made = replace(single, metadata={"real_rows": 0, "synthetic_rows": 50})
+    for name, dataset in (("both", both), ("made", made), ("real", both.head(30)), ("single", single)):
         path, labels = d4rl.write(tmp_path / f"{name}.hdf5", dataset), []
         monkeypatch.setattr(
             plots, "_plot_histogram", lambda axes, values, label, to=labels: to.append((*values, label))
@@ -109,10 +115,11 @@ def test_info_tells_episodes_of_rows_that_have_some(make, tmp_path, capsys, monk
             assert "Each row is an episode of its own" in printed
             continue
         of = " (of the 30 real rows)" if name == "both" else ""
-        assert labels[1] == (10, 20, f"steps in an episode{of}")
+        low, high = (1, 1) if name == "single" else (10, 20)
+        assert (min(labels[1][:-1]), max(labels[1][:-1]), labels[1][-1]) == (low, high, f"steps in an episode{of}")
         assert ("per episode of the 30 real rows" in printed) == (name == "both")
         lengths = next(line.split() for line in printed.splitlines() if line.startswith("steps"))
-        assert (lengths[1], lengths[5]) == ("10.0", "20.0")
+        assert (lengths[1], lengths[5]) == (f"{low}.0", f"{high}.0")
 
 
 @pytest.mark.parametrize("has_next", [True, False])

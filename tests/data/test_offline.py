@@ -70,6 +70,8 @@ def test_what_the_first_rows_say_of_their_making_holds_of_them(make, rows, real,
     about = {"real_rows": 4, "synthetic_rows": 3, "algorithm": "SynthER", "fidelity": "no fault found"}
     about |= {
         "model": "{}",
+        "blocks": "{}",
+        "flow": "{}",
         "fidelity_says": "...",
         "description": "3 synthetic transitions, after 4 real ones",
         "source": "x",
@@ -78,10 +80,20 @@ def test_what_the_first_rows_say_of_their_making_holds_of_them(make, rows, real,
     assert (found["real_rows"], found["synthetic_rows"], found["source"]) == (real, made, "x")
     cut = "" if rows == 7 else f"the first {rows} rows of: "
     assert found["description"] == cut + about["description"]
-    of_model = {"algorithm", "model", "fidelity", "fidelity_says"}
+    of_model = {"algorithm", "model", "fidelity", "fidelity_says", "blocks", "flow"}
     assert of_model & found.keys() == (of_model if made else set())
+    twice = replace(make([4, 1, 1, 1], "tttt"), metadata=about | {"source_rows": 6}).head(rows).metadata
+    assert of_model & twice.keys() == (of_model if rows == 7 else set()), "the source had two synthetic rows"
     others = {"description": "a walk", "algorithm": "SAC"}
     assert replace(make([4], "t"), metadata=others).head(2).metadata == others
+
+
+def test_of_real_rows_alone_nothing_is_said_of_generated_stand_ins(make):
+    about = {"real_rows": 4, "synthetic_rows": 2, "terminal_successors": BOTH_STAND_IN}
+    both = replace(make([2, 2, 1, 1], "tttt", has_next=True), metadata=about)
+    for rows, said in ((3, STAND_IN), (4, STAND_IN), (5, BOTH_STAND_IN)):
+        assert both.head(rows).metadata["terminal_successors"] == said
+        assert not both.head(rows).has_terminal_next
 
 
 def test_stored_successors_are_known_even_at_timeouts(make):

@@ -83,13 +83,25 @@ def test_lists_are_taken_as_arrays_are(tmp_path: Path) -> None:
         Preferences(0.0, *columns[1:])  # type: ignore[arg-type]
     with pytest.raises(UserError, match="observations_w of pair 3 is not finite"):
         Preferences(np.where(np.arange(10)[:, None, None] == 3, 1e300, columns[0].astype(float)), *columns[1:])
+    for odd in (columns[1] + 1j, columns[1].astype(str), columns[1].astype(object)):
+        with pytest.raises(UserError, match=f"actions_w holds no array of numbers .its type is {odd.dtype}"):
+            Preferences(columns[0], odd, *columns[2:])
+    for value, said in ((0.5, "0.5"), (2, "2"), (-1, "-1"), (np.nan, "nan")):
+        with pytest.raises(UserError, match=f"equal holds {said}; expected true or false"):
+            Preferences(*columns, equal=[0] * 9 + [value])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="equal holds no array of numbers"):
+        Preferences(*columns, equal=["no"] * 10)  # type: ignore[arg-type]
+    assert Preferences(*columns, equal=[0.0] * 9 + [1]).equal.tolist() == [False] * 9 + [True]  # type: ignore[arg-type]
 
 
 def test_a_name_of_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     pairs = label_segments(walk([6, 6]), 10, 3, 0, by="return")
-    with pytest.raises(UserError, match=r"pairs.npz: preferences are written as safetensors; expected a name that"):
-        pairs.write(tmp_path / "pairs.npz")
+    for name in ("pairs.npz", "pairs.JSON", "pairs.h5", "pairs.pkl"):
+        with pytest.raises(UserError, match=f"{name}: preferences are written as safetensors; expected no other kind"):
+            pairs.write(tmp_path / name)
     assert not list(tmp_path.iterdir())
+    for name in ("prefs-0.5", "a.v2", "a.SAFETENSORS", "a.safetensors", "a"):
+        assert len(Preferences.read(pairs.write(tmp_path / name))) == 10
 
 
 def test_what_is_no_file_of_preferences_says_so(tmp_path: Path) -> None:
