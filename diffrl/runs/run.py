@@ -63,6 +63,12 @@ class Run:
     `envs.task.NOT_KEPT`: not known, as in old folders.
     """
 
+    @property
+    def teacher(self) -> str:
+        """The name of the agent that a run was distilled from; "": it was not, or does not say."""
+        teacher = (self.settings or {}).get("teacher")
+        return str(teacher.get("name", "")) if isinstance(teacher, Mapping) else ""
+
     def untrained(self, step: int) -> str:
         """A sentence where the policy that acts is, at this step of an offline run, still as it was made; else ""."""
         agent = self.config.agent

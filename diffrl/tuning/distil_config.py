@@ -64,11 +64,10 @@ class DistilConfig:
 
     def refuse_unused(self) -> None:
         """Raise UserError for a value that was given to a field of which this distillation makes no use."""
-        unused = {"levels": (self.to, self.loss) != ("consistency", "cd"), "warm_up": self.loss != "scm"}
-        for name, of_no_use in unused.items():
-            if of_no_use and getattr(self, name) != getattr(type(self), name):
-                of = "--loss scm" if name == "warm_up" else "--to consistency --loss cd"
-                raise UserError(f"--{name.replace('_', '-')} is for {of} alone: leave it out.")
+        if self.levels != type(self).levels and (self.to, self.loss) != ("consistency", "cd"):
+            raise UserError("--levels is for --to consistency --loss cd alone: leave it out.")
+        if self.warm_up != type(self).warm_up and self.loss != "scm":
+            raise UserError("--warm-up is for --loss scm alone: leave it out.")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values for YAML."""

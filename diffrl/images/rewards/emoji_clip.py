@@ -94,9 +94,8 @@ class EmojiClip:
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The reward's values (B,), one an image. Raises RewardError for a prompt that it does not know."""
         embedded = self.towers.images(to_32x32(images).to(self.device))
-        values: Tensor = 100 * (embedded * self.towers.prompts(self._tokens(prompts, len(images)).to(self.device))).sum(
-            -1
-        )
+        wanted = self.towers.prompts(self._tokens(prompts, len(images)).to(self.device))
+        values: Tensor = 100 * (embedded * wanted).sum(-1)
         return values.to(images.device)
 
     def check_prompts(self, prompts: Sequence[str], metadata: Metadata) -> None:

@@ -114,12 +114,6 @@ def _untrained_from(run: Run) -> str:
     return str(without_paths(name)) if configures and not Path(name).is_dir() else ""
 
 
-def _teacher(run: Run) -> str:
-    """The name of the agent that a run was distilled from; "": it was not, or does not say."""
-    teacher = (run.settings or {}).get("teacher") if run.kind == DISTIL else None
-    return str(teacher.get("name", "")) if isinstance(teacher, Mapping) else ""
-
-
 def _options(prefix: str, ours: Any, theirs: Any, skipped: Sequence[str]) -> list[str]:
     """The options that say in what a configuration differs from another one of its class."""
     words: list[str] = []
@@ -175,7 +169,7 @@ def _trained(run: Run) -> str:
     if _untrained_from(run):
         return "trained online, beside offline data"
     if run.kind == DISTIL:
-        return f"distilled from a trained policy{f' of the agent `{name}`' if (name := _teacher(run)) else ''}"
+        return f"distilled from a trained policy{f' of the agent `{run.teacher}`' if run.teacher else ''}"
     after = {OFFLINE: "", ONLINE: " and then online"}.get(run.kind, f" and then fine-tuned by {run.kind}")
     return f"trained offline{after}"
 
@@ -308,7 +302,7 @@ def _began(facts: Facts) -> str:
     steps = list((run.settings or {}).get("start_steps") or [])
     place = run.config.seeds.index(facts.seed)
     after = f", after {steps[place]:,} steps" if place < len(steps) else ""
-    name = _teacher(run)
+    name = run.teacher
     kept = "Its settings stand below as `settings.teacher`; the" if name else "The"
     return (
         f"Its teacher is the policy{f' of the agent `{name}`' if name else ''} of another run, RUN{after}. {kept} "

@@ -162,10 +162,10 @@ def check_is(name: Path | str, seed: int, step: int, wanted: int | None, which: 
     """Raise UserError where an exported policy, of one seed at one step, is not the one that is wanted."""
     if wanted not in (None, seed):
         raise UserError(f"{name} is the exported policy of seed {seed} alone, and seed {wanted} is asked for.")
-    if which != "last" and not str(which).isdigit():
-        if which != "best":
-            raise UserError(f"{name} is an exported policy, without a checkpoint {which!r}: leave out which.")
+    if which == "best":
         raise UserError(f"{name} is the exported policy of step {step} alone; no evaluation says that it is the best.")
+    if which != "last" and not str(which).isdigit():
+        raise UserError(f"{name} is an exported policy, without a checkpoint {which!r}: leave out which.")
     if str(which).isdigit() and int(which) != step:
         raise UserError(f"{name} is the exported policy of step {step} alone, and step {which} is asked for.")
 

@@ -116,10 +116,9 @@ def _read(folder: str) -> _Read:
 
 def _agent(run: Run) -> str:
     """What a run's agent is called: with the kind of its run, or of a student with its teacher's agent."""
-    name, settings = run.config.agent.name, run.settings or {}
-    teacher = settings.get("teacher")
-    if run.kind == DISTIL and isinstance(teacher, Mapping) and "name" in teacher:
-        return f"{name}, distilled from {teacher['name']}"
+    name = run.config.agent.name
+    if run.teacher:
+        return f"{name}, distilled from {run.teacher}"
     return name if run.kind == OFFLINE else f"{name} {run.kind}"
 
 
