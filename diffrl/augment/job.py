@@ -437,8 +437,9 @@ def _report(
 
     Where they cannot be compared the word of `NOT_MEASURED`, and why, which is printed.
     """
-    from diffrl.augment.fidelity.comparison import LEGEND, fidelity, verdict_of
+    from diffrl.augment.fidelity.comparison import LEGEND, fidelity
     from diffrl.augment.fidelity.report import write_report
+    from diffrl.augment.fidelity.verdicts import verdict_of
 
     real = data.dataset
     dynamics, why = data.dynamics()

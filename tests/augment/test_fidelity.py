@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffrl.augment.fidelity.comparison import LEGEND, FidelityReport, fidelity, look_first, table_of, uselessness
+from diffrl.augment.fidelity.comparison import LEGEND, FidelityReport, fidelity, table_of
 from diffrl.augment.fidelity.measures import Pair
 from diffrl.augment.fidelity.report import page, write_report
+from diffrl.augment.fidelity.verdicts import look_first, uselessness
 from diffrl.commands.data_tables import ranges
 from diffrl.data.offline import STAND_IN, OfflineDataset
 from diffrl.support.errors import DataError, UserError

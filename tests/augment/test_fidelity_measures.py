@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffrl.augment.fidelity.measures import ks_statistic, nearest_distances, shuffled, variety
+from diffrl.augment.fidelity.measures import Floats, ks_statistic, nearest_distances, shuffled, told_apart, variety
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.1, 0.5, 1.5])
@@ -54,3 +54,37 @@ def test_shuffled_columns_keep_marginals_and_lose_all_else() -> None:
     found = shuffled(rows, rng)
     assert np.array_equal(np.sort(found, axis=0), np.sort(rows, axis=0))
     assert np.abs(np.corrcoef(found.T) - np.eye(6)).max() < 5 / n**0.5
+
+
+def rows_of(n: int, seed: int, shift: float = 0.0, step: float = 0.1) -> Floats:
+    """Rows [s, a, r, s', terminal] of 2 + 1 + 1 + 2 + 1 columns: the reward is N(shift, 1), s' - s is N(0, step^2)."""
+    rng = np.random.default_rng(seed)
+    s, a, r = rng.standard_normal((n, 2)), rng.uniform(-1, 1, (n, 1)), rng.normal(shift, 1, (n, 1))
+    following = s + step * rng.standard_normal((n, 2)) * (1, 0)
+    return np.concatenate([s, a, r, following, np.zeros((n, 1))], 1).astype(np.float32)
+
+
+def test_rows_are_told_apart_as_well_as_can_be() -> None:
+    """By the area that the likelihood ratio has, up to 4 standard errors and what trees lose, of alike rows half.
+
+    Two normal distributions a shift apart: Phi(shift / sqrt 2). Changes s' - s of deviations 1 : 2, whose columns alone
+    are nearly the same: 2/pi atan 2, as the smaller |s' - s| is the likelier side's.
+    """
+    from scipy.stats import norm
+
+    n = 20_000
+    error = 4 * np.sqrt((n + 1) / (12 * (n / 2) ** 2))  # half of the rows are judged
+    fresh = rows_of(n, 0)
+    alike, tells = told_apart(rows_of(n, 1), fresh, 2, 1, 0)
+    assert alike == pytest.approx(0.5, abs=error)
+    assert np.abs(tells).max() < 0.1
+    shifted, tells = told_apart(rows_of(n, 1, shift=1.0), fresh, 2, 1, 0)
+    assert shifted == pytest.approx(norm.cdf(1 / np.sqrt(2)), abs=error + 0.01)
+    assert int(np.argmax(tells)) == 3
+    assert tells[3] == pytest.approx(shifted - 0.5, abs=0.1)  # without it nothing is left
+    changed, tells = told_apart(rows_of(n, 1, step=0.2), fresh, 2, 1, 0)
+    assert changed == pytest.approx(2 / np.pi * np.arctan(2), abs=error + 0.02)
+    assert set(np.argsort(-tells)[:2].tolist()) == {0, 4}  # s and s' of the first column
+    few, tells = told_apart(fresh[:19] + 5, fresh[:30], 2, 1, 0)
+    assert few == 0.5
+    assert not tells.any()

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.augment.fidelity.comparison import LEGEND, FidelityReport, table_of, verdict_of
+from diffrl.augment.fidelity.comparison import LEGEND, FidelityReport, table_of
 from diffrl.augment.fidelity.measures import UNIT, Doubles, Pair
+from diffrl.augment.fidelity.verdicts import verdict_of
 from diffrl.data.fidelity import LOOK_FIRST, NO_FAULT, USELESS
 from diffrl.data.offline import Floats, OfflineDataset
 from diffrl.support.files import atomic_path
@@ -125,6 +126,7 @@ def _measures(report: FidelityReport) -> list[tuple[str, str, Pair, str]]:
         ("sliced_w2", "sliced W2", report.sliced_w2, ".3f"),
         ("sliced_w2", "the same of real rows with shuffled columns", Pair(np.nan, report.shuffled_w2), ".3f"),
         ("variety", "distance to the nearest row of the same set, median", report.variety, ".3f"),
+        ("classifier", "pairs in which a classifier finds the synthetic row", report.told_apart, ".1%"),
         ("nearest_neighbour", "distance to the nearest training row, median", near.median, ".3f"),
         ("nearest_neighbour", "the same, 1 % quantile", near.low, ".3f"),
         ("nearest_neighbour", "the same of shuffled columns, median", Pair(np.nan, near.shuffled), ".3f"),
