@@ -65,6 +65,7 @@ reports = {name: read_json(f"{name}-synther/fidelity.json") for name in ("traine
 figures = {
     "sliced W2": lambda report: report["sliced_w2"],
     "mean KS of a column": lambda report: report["marginals"]["ks_mean"],
+    "pairs in which trees find the fake": lambda report: report["classifier"]["area_under_curve"],
     "median distance to a training row": lambda report: report["nearest_neighbour"]["median"],
     "median dynamics error": lambda report: report["dynamics"]["median"],
 }

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 FAR = 2
 """Times its floor beyond which a measure is far from it, and is looked at first."""
+EASY = 0.9
+"""The share of pairs in which a classifier finds the synthetic row, beyond which it is said to be easy."""
 _RARE = 1e-3
 """A probability from which on a difference is none of chance."""
 
@@ -131,13 +133,16 @@ def look_first(report: "FidelityReport") -> list[str]:
     """What is so far off that it should be understood before an agent is trained on the rows; empty where nothing is.
 
     The limits are rough: `FAR` times the floor of the mean KS or of W2, a third of a step's change, near-copies, twice
-    or half the rate of terminals, where by Fisher's exact test chance gives such counts less than once in a thousand.
+    or half the rate of terminals, where by Fisher's exact test chance gives such counts less than once in a thousand,
+    and rows that are told from real ones in more than `EASY` of pairs, unless they are meant to be other ones.
     """
     near, rate, steps = report.neighbours, report.terminal_rate, report.dynamics
     found = []
     for name, pair in (("marginals", report.ks_mean), ("sliced W2", report.sliced_w2)):
         if pair.synthetic > FAR * pair.real:
             found.append(f"{name} {_times(pair)} the floor" if pair.real else name)
+    if report.told_apart.synthetic > EASY and not report.steered:
+        found.append(f"told from real rows in {report.told_apart.synthetic:.0%} of pairs")
     if steps is not None and math.isfinite(steps.median.synthetic) and steps.standing_still:
         off, step = steps.median.synthetic, steps.standing_still
         if off > step / 3:
