@@ -16,6 +16,7 @@ over seeds; with two seeds it is a rough one. Published: CORL (Tarasov et al. 20
 1,000,000 steps on D4RL's own file, ± standard deviation over four seeds.
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -217,7 +218,7 @@ def latency() -> list[dict[str, Any]]:
         config = AGENTS[name](**changes)
         own = getattr(config, "act_candidates", 1)
         for K in sorted({own, 1}, reverse=True):
-            chosen = AGENTS[name](**changes, act_candidates=K) if own > 1 else config
+            chosen = dataclasses.replace(config, act_candidates=K) if own > 1 else config  # type: ignore[call-arg]
             # Guidance takes gradients while it acts: there is nothing of it that is compiled.
             fast = ms_an_action(chosen, compiled=True) if chosen.name not in ("td3_bc", "fql", "q_guidance") else None
             rows.append(

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from asked import asked
@@ -64,7 +65,7 @@ def main(demo: Demo) -> int:
     minutes: dict[str, float] = {}
     runs: dict[str, Path] = {}
     for name, config in CONFIGS.items():
-        overrides = {"steps": demo.steps} if demo.steps and name == "Diffusion-QL" else {}
+        overrides: dict[str, Any] = {"steps": demo.steps} if demo.steps and name == "Diffusion-QL" else {}
         start = time.monotonic()
         runs[name] = diffrl.train(config, seeds=demo.seeds, out=demo.out / Path(config).parent, **overrides)
         minutes[name] = (time.monotonic() - start) / 60

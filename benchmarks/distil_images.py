@@ -28,7 +28,7 @@ from tables import Lines, console_of, fill, markdown, print_lines
 from trees import machine
 
 from diffrl.images import distil_job
-from diffrl.images.distil_config import ImageDistilConfig
+from diffrl.images.distil_config import RESULT, SETTINGS, ImageDistilConfig
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
@@ -68,12 +68,12 @@ def folder(bench: Bench, model: Model, way: Way, seed: int) -> Path:
 def cell(bench: Bench, model: Model, way: Way, seed: int) -> dict[str, Any] | None:
     """What a run found, with its CPU seconds; made, or gone on with, where it is not whole. None: not to be made."""
     path = folder(bench, model, way, seed)
-    result = path / distil_job.RESULT
+    result = path / RESULT
     if not result.exists():
         if not bench.make:
             return None
         config = ImageDistilConfig(teacher=model, to=way, calls=CALLS[way], steps=bench.steps, seed=seed)
-        begun = (path / distil_job.SETTINGS).exists()
+        begun = (path / SETTINGS).exists()
         began, before = time.process_time(), seconds_of(path) if begun else 0.0
         try:
             if begun:
@@ -81,7 +81,7 @@ def cell(bench: Bench, model: Model, way: Way, seed: int) -> dict[str, Any] | No
             else:
                 distil_job.distil(config, out=path, quiet=True)
         finally:
-            if before is not None and (path / distil_job.SETTINGS).exists():  # also where it was stopped
+            if before is not None and (path / SETTINGS).exists():  # also where it was stopped
                 with atomic_path(path / CPU) as temporary:
                     temporary.write_text(json.dumps(before + time.process_time() - began))
         print(f"{path.name}: {time.process_time() - began:.0f} s", flush=True)
@@ -130,7 +130,7 @@ def main(bench: Bench) -> int:
         return error.exit_code
     print_lines(lines, "Distilled image models", console_of(120))
     runs = [folder(bench, *of) for of in itertools.product(bench.models, bench.ways, bench.seeds)]
-    whole = all((run / distil_job.RESULT).exists() for run in runs)
+    whole = all((run / RESULT).exists() for run in runs)
     if whole and bench == dataclasses.replace(Bench(), make=bench.make, out=bench.out):
         cpu, seeds = machine()["cpu"].split(",")[0].removeprefix("model name "), " ".join(map(str, bench.seeds))
         fill(PAGE, "table", f"{markdown(lines)}\nSeeds {seeds}; {cpu}, one thread a process.\n")

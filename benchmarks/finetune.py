@@ -183,6 +183,7 @@ def collect(options: Options, cells: Sequence[tuple[str, FinetuneConfig]]) -> di
         assert config.out is not None
         if (config.out / "model").exists():
             empty: dict[str, Any] = {"seeds": [], "runs": [], "cpu_seconds": []}
+            assert config.scored_by is not None
             cell = found.setdefault(config.scored_by, {}).setdefault(name, empty)
             cell["cpu_seconds"].append(cpu_seconds(config.out))
             cell["command"] = shlex.join(

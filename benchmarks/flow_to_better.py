@@ -39,7 +39,7 @@ import tyro
 from asked import asked
 from numpy.typing import NDArray
 from rich.console import Console
-from scipy.stats import spearmanr  # type: ignore[import-untyped]
+from scipy.stats import spearmanr
 from tables import Lines, markdown, print_lines
 from trees import machine
 

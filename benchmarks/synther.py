@@ -43,7 +43,7 @@ from tables import markdown, print_lines
 
 import diffrl
 from agents import TD3BC, AgentConfig
-from diffrl.augment.columns import as_columns, as_dataset, of_terminals
+from diffrl.augment.columns import as_columns, as_dataset
 from diffrl.augment.fidelity.comparison import fidelity
 from diffrl.augment.synther.augmenter import hold_out, load_model, synther
 from diffrl.augment.synther.codec import RowCodec
@@ -150,7 +150,7 @@ def real_file(options: Options, name: Name) -> str:
         chosen = np.sort(np.random.default_rng(0).choice(n, n // 10, replace=False))
         columns = {key: values[chosen] for key, values in columns.items()}
         columns["timeouts"] = ~columns["terminals"]  # rows without their neighbours: each an episode of its own
-        about = {"return_range": np.array([returns.min(), returns.max()]), **of_terminals(dataset)}
+        about = {"return_range": np.array([returns.min(), returns.max()]), **dataset.stand_ins()}
         d4rl.write_blocks(path, [columns], about)
     return str(path)
 
@@ -249,7 +249,7 @@ def train_agents(options: Options, name: Name, console: Console) -> Iterator[dic
             diffrl.resume(folder, steps=options.agent_steps)
         evaluations = read_scores(folder)["evaluations"]
         curve = [(entry["step"], entry["score"]) for entry in evaluations]
-        about = {"data": name, "agent": cell.agent, "variant": cell.variant}
+        about: dict[str, Any] = {"data": name, "agent": cell.agent, "variant": cell.variant}
         about |= {"critics": options.critics, "model": cell.model}
         console.print(f"{' '.join(str(v) for v in about.values())}: {estimate([[s] for s in curve[-1][1]])}")
         yield about | {"steps": curve[-1][0], "curve": curve}
@@ -263,7 +263,7 @@ def measured(options: Options, name: Name) -> tuple[TransitionDiffusion, Any, Of
     model = load_model(folder)
     dataset = load_dataset(real_file(options, name))
     train, held_out = (
-        as_dataset(rows.transitions, of_terminals(dataset))
+        as_dataset(rows.transitions, dict(dataset.stand_ins()))
         for rows in hold_out(Transitions.from_dataset(dataset), 0.05, 0)
     )
     return model, dynamics_for(ENVS[name]), train, held_out
@@ -279,7 +279,8 @@ def solver_curve(options: Options, name: Name, console: Console) -> list[dict[st
         parts = [model.sample(1024, generator_at(1, i), sampling)[0] for i in range(-(-options.curve_rows // 1024))]
         seconds = time.process_time() - start
         drawn = torch.cat(parts).numpy()
-        synthetic = OfflineDataset(**as_columns(drawn, train.observation_size, train.action_size))
+        columns: dict[str, Any] = as_columns(drawn, train.observation_size, train.action_size)
+        synthetic = OfflineDataset(**columns)
         found = fidelity(train, synthetic, held_out, dynamics=dynamics, rows=options.curve_rows)
         row = {"data": name, "solver": solver, "churn": churn, "steps": steps, "calls": sampling.calls}
         rows.append(row | {"rows_per_second": len(drawn) / seconds} | summary(found))
