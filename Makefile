@@ -26,15 +26,10 @@ campaign: $(VENV)/.ready
 docs: $(VENV)/.ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-# The benchmarks' types; not of those for which JAX or trl would have to be there. torch's own types are half.
-SCRIPTS = $(filter-out benchmarks/jax_% benchmarks/trl_%,$(wildcard benchmarks/*.py))
-LENIENT = --disable-error-code no-any-return --disable-error-code no-untyped-call --no-warn-unused-ignores
-
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	MYPYPATH=.:benchmarks $(BIN)/mypy $(LENIENT) $(SCRIPTS)
 
 setup: $(VENV)/.ready
 
