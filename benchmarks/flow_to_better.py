@@ -62,6 +62,7 @@ from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
 from diffrl.support.statistics import Estimate, estimate
+from diffrl.support.stopping import Interrupted
 from diffrl.tuning.config import DPOConfig
 from envs.datasets import load_dataset
 from envs.dynamics import Dynamics, dynamics_for
@@ -380,7 +381,7 @@ def main(bench: Bench) -> int:
     settle()
     try:
         found = tables(bench)
-    except UserError as error:
+    except (UserError, Interrupted) as error:
         print(f"flow_to_better: {error}", file=sys.stderr)
         return error.exit_code
     about = machine()
