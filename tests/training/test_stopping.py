@@ -141,15 +141,20 @@ def test_a_stop_ends_a_loop_over_runs_that_skips_those_that_fail(
     monkeypatch.setattr(endless_env, "made", 0)
     monkeypatch.setattr(endless_env, "at_step", lambda n: signal.raise_signal(number) if n == 5 else 0)
     small = {"env": ENDLESS, "rows": 300, "steps": 4, "eval_every": 4, "eval_workers": 0, "compile": False}
-    begun = []
-    with pytest.raises(KeyboardInterrupt, match=f"All 4 steps are made and saved.*resume {tmp_path / 'stopped'}"):
+    begun, failed = [], []
+
+    def loop() -> None:
         for name, settings in (("wrong", {"env": "no-such-env-v0"}), ("stopped", {}), ("next", {})):
             begun.append(name)
             try:
                 diffrl.train(tiny(tmp_path / name, **(small | settings)), quiet=True)
             except Exception as error:
-                assert isinstance(error, UserError)
+                failed.append(type(error))
+
+    with pytest.raises(KeyboardInterrupt, match=f"All 4 steps are made and saved.*resume {tmp_path / 'stopped'}"):
+        loop()
     assert begun == ["wrong", "stopped"]
+    assert failed == [UserError]
     assert checkpoint.steps(tmp_path / "stopped")[-1] == 4
 
 
