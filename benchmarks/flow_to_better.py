@@ -266,7 +266,8 @@ def policy(bench: Bench, task: Task, n: int, seed: int, how: str) -> dict[str, A
         episodes = dataset.episodes()
         chosen = episodes[best[: max(len(best) // 10, 1)]]
         keep = np.concatenate([np.arange(a, b) for a, b in chosen])
-        d4rl.write(path, dataclasses.replace(dataset, **{k: v[keep] for k, v in dataset.columns().items()}))
+        kept: Any = {k: v[keep] for k, v in dataset.columns().items()}
+        d4rl.write(path, dataclasses.replace(dataset, **kept, infos={}), force=True)
         name, rows = str(path), None
     elif how == "iql":
         agent, name, rows = IQL(width=256, layers=2), str(folder / "relabelled.hdf5"), None

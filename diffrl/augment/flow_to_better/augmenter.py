@@ -435,7 +435,7 @@ class FlowToBetter(Augmenter):
             for line in counts.lines(self._returns):
                 console.print(line)
         if self._relabel:
-            path = d4rl.write(self._folder / RELABELLED, self._with_environment())
+            path = d4rl.write(self._folder / RELABELLED, self._with_environment(), force=True)
             if not self._quiet:
                 console.print(f"Relabelled:  {path}, the data set itself with the learned reward.")
         return counts.rows
