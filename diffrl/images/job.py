@@ -44,6 +44,7 @@ from diffrl.images.run import (
 )
 from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
 from diffrl.support import folder as folders
+from diffrl.support import schema
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, counted, said_by
 from diffrl.support.folder import ABOUT, claimed
@@ -64,7 +65,7 @@ def finetune(config: FinetuneConfig, *, quiet: bool = False) -> Path:
     Raises UserError for all that a user can get wrong, RewardError for a reward that answers with nonsense,
     DivergedError for training that does, Interrupted when told to stop (saved).
     """
-    check_rank(config)
+    check_rank(schema.held(config, FinetuneConfig, "config"))
     return _run(config, None, quiet)
 
 
