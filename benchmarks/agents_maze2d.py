@@ -39,6 +39,7 @@ from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
 from diffrl.support.statistics import estimate
+from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
 from diffrl.training.logs import read_scores
@@ -305,6 +306,6 @@ def main(options: AgentsMaze2d) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(asked(AgentsMaze2d, description=__doc__)))
-    except UserError as error:
+    except (UserError, Interrupted) as error:
         print(f"agents_maze2d: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

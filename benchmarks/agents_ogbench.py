@@ -53,6 +53,7 @@ from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
 from diffrl.support.statistics import estimate
+from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
 from diffrl.training.logs import read_scores
 from diffrl.training.stack import StackTrainer
@@ -368,6 +369,6 @@ def main(bench: AgentsOgbench) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(asked(AgentsOgbench, description=__doc__)))
-    except UserError as error:
+    except (UserError, Interrupted) as error:
         print(f"agents_ogbench: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -26,6 +26,7 @@ from diffrl.support import plots
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.statistics import estimate
+from diffrl.support.stopping import Interrupted
 from diffrl.training.logs import read_scores
 from envs.datasets import load_dataset
 from envs.maze2d import parse_id
@@ -155,6 +156,6 @@ def _draw(demo: Demo, runs: dict[str, Path], paths: dict[str, list[np.ndarray]])
 if __name__ == "__main__":
     try:
         sys.exit(main(asked(Demo, description=__doc__)))
-    except UserError as error:
+    except (UserError, Interrupted) as error:
         print(f"demo: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

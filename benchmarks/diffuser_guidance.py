@@ -37,6 +37,7 @@ from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
 from diffrl.support.statistics import estimate
+from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -145,7 +146,7 @@ def main(bench: Guidance) -> int:
             score = task.score(np.array(found["returns"])).tolist()
             figures = [str(estimate(values)) for values in (found["returns"], score, found["predicted"])]
             lines.append([f"{scale:g}", *figures, f"{checkpoint.steps(path)[-1]:,}"])
-    except UserError as error:
+    except (UserError, Interrupted) as error:
         print(f"diffuser_guidance: {error}", file=sys.stderr)
         return error.exit_code
     print_lines(lines, "Diffuser guided by returns", Console(), left=0)

@@ -33,6 +33,7 @@ from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
 from diffrl.support.statistics import estimate
+from diffrl.support.stopping import Interrupted
 
 PAGE = Path(__file__).resolve().parent / "results" / "distil_images.md"
 CPU = "cpu_seconds.json"
@@ -125,7 +126,7 @@ def main(bench: Bench) -> int:
     settle()
     try:
         lines = table(bench)
-    except UserError as error:
+    except (UserError, Interrupted) as error:
         print(f"distil_images: {error}", file=sys.stderr)
         return error.exit_code
     print_lines(lines, "Distilled image models", console_of(120))

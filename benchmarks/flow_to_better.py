@@ -62,6 +62,7 @@ from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
 from diffrl.support.statistics import Estimate, estimate
+from diffrl.support.stopping import Interrupted
 from diffrl.tuning.config import DPOConfig
 from envs.datasets import load_dataset
 from envs.dynamics import Dynamics, dynamics_for
@@ -265,7 +266,8 @@ def policy(bench: Bench, task: Task, n: int, seed: int, how: str) -> dict[str, A
         episodes = dataset.episodes()
         chosen = episodes[best[: max(len(best) // 10, 1)]]
         keep = np.concatenate([np.arange(a, b) for a, b in chosen])
-        d4rl.write(path, dataclasses.replace(dataset, **{k: v[keep] for k, v in dataset.columns().items()}))
+        kept: Any = {k: v[keep] for k, v in dataset.columns().items()}
+        d4rl.write(path, dataclasses.replace(dataset, **kept, infos={}), force=True)
         name, rows = str(path), None
     elif how == "iql":
         agent, name, rows = IQL(width=256, layers=2), str(folder / "relabelled.hdf5"), None
@@ -380,7 +382,7 @@ def main(bench: Bench) -> int:
     settle()
     try:
         found = tables(bench)
-    except UserError as error:
+    except (UserError, Interrupted) as error:
         print(f"flow_to_better: {error}", file=sys.stderr)
         return error.exit_code
     about = machine()

@@ -38,6 +38,7 @@ from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
 from diffrl.support.statistics import estimate
+from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -167,7 +168,7 @@ def main(bench: Planning) -> int:
                 done = f"{checkpoint.steps(path)[-1]:,}"
                 score, calls = str(estimate(found["scores"])), str(steps or T)
                 lines.append([maze, solver, calls, score, f"{found['ms']:.0f}", done, f"{published}"])
-    except UserError as error:
+    except (UserError, Interrupted) as error:
         print(f"planning: {error}", file=sys.stderr)
         return error.exit_code
     print_lines(lines, "Diffuser in the mazes", Console())

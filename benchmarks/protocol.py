@@ -53,6 +53,7 @@ from diffrl.runs.train import same_data
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
+from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
 from diffrl.training.stack import StackTrainer
 from envs import registry
@@ -295,6 +296,6 @@ def main(bench: ProtocolBench) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(asked(ProtocolBench, description=__doc__)))
-    except UserError as error:
+    except (UserError, Interrupted) as error:
         print(f"protocol: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -32,6 +32,7 @@ from diffrl.runs import config as configuration
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.statistics import estimate
+from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
 
 CONFIG = "diffusion_ql/maze2d-umaze-v1-small"
@@ -192,6 +193,6 @@ def main(options: Stability) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(asked(Stability, description=__doc__)))
-    except UserError as error:
+    except (UserError, Interrupted) as error:
         print(f"stability: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -59,6 +59,7 @@ from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
 from diffrl.support.seeds import generator_at
 from diffrl.support.statistics import estimate
+from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
 from diffrl.training.logs import read_scores
 from envs.datasets import load_dataset
@@ -412,6 +413,6 @@ def main(options: Options) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(asked(Options, description=__doc__)))
-    except UserError as error:
+    except (UserError, Interrupted) as error:
         print(f"synther: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from diffrl.runs.resume import resume
     from diffrl.runs.train import train
 
+    __version__: str
+
 _check_packages()
 
 __all__ = ["Policy", "TrainConfig", "evaluate", "load_policy", "online", "resume", "train"]
@@ -24,12 +26,17 @@ __all__ = ["Policy", "TrainConfig", "evaluate", "load_policy", "online", "resume
 
 def __dir__() -> list[str]:
     """What can be asked for, for the TAB of an interactive Python."""
-    return sorted({*globals(), *__all__})
+    ours = {name for name in globals() if name not in ("Any", "TYPE_CHECKING", "_check_packages")}
+    return sorted({*ours, *__all__, "__version__"})
 
 
 def __getattr__(name: str) -> Any:
     """Resolved when asked for: `import diffrl.diffusion` loads no agent and no simulator."""
     match name:
+        case "__version__":
+            from importlib.metadata import version
+
+            return version("diffrl")
         case "TrainConfig":
             from diffrl.runs.config import TrainConfig
 

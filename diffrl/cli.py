@@ -271,6 +271,9 @@ def _command(words: Sequence[str]) -> int:
     except OSError as error:  # a disk that is full, a folder that may not be written
         print(f"diffrl: {shortened(str(error))}", file=sys.stderr)
         return 2
+    except Interrupted as stopped:
+        print(f"diffrl: {stopped}", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print(f"diffrl: Stopped. Begin again with `{shlex.join(['diffrl', *words])}`.", file=sys.stderr)
         return Interrupted.exit_code

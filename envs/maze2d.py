@@ -348,4 +348,4 @@ def generate(benchmark_id: str, path: Path, rows: int | None = None, seed: int =
             "noise": NOISE,
         },
     )
-    return d4rl.write(path, dataset)
+    return d4rl.write(path, dataset, force=True)

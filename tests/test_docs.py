@@ -68,7 +68,7 @@ def test_the_exit_codes_are_those_that_there_are(tmp_path: Path, capsys: pytest.
         *(np.zeros((9, n), np.float32) for n in (3, 1)), np.zeros(9, np.float32), *np.zeros((2, 9), bool)
     )
     broken = dataclasses.replace(whole, rewards=np.full(9, np.nan, np.float32))
-    file = d4rl.write(tmp_path / "data.hdf5", broken)
+    file = d4rl.write_blocks(tmp_path / "data.hdf5", [broken.columns()], {})
     ends_with_1 = re.findall(r"^\| 1 \|.*?(?=^\| \d)", section, re.MULTILINE | re.DOTALL)[0]
     for words in (["data", "list", "nothing-of-the-kind"], ["data", "info", str(file)]):
         assert cli.main(words) == 1

@@ -226,7 +226,7 @@ def place(command: Command, page: Path, home: Path, work: Path) -> list[str]:
         Path("mypackage.py").write_text(own)
     if "rollouts.hdf5" in command.words:
         env = next((b for a, b in zip(command.words, command.words[1:], strict=False) if a == "--env"), "Hopper-v4")
-        d4rl.write("rollouts.hdf5", recorded("Hopper-v4" if env == "none" else env))
+        d4rl.write("rollouts.hdf5", recorded("Hopper-v4" if env == "none" else env), force=True)
     if "labels.json" in command.words:
         source = command.words[2]
         labelled(d4rl.read(source) if source.endswith(".hdf5") else datasets.load_dataset(source), work / "labels.json")

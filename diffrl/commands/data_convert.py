@@ -101,7 +101,7 @@ class Convert:
             dataset = dataset.clip_actions()
         dataset, _, _ = understand(dataset, env, self)
         if to_file:
-            d4rl.write(path, dataset)
+            d4rl.write(path, dataset, force=True)  # `spare` has looked
             written = len(dataset)
         else:
             benchmark = origin.benchmark

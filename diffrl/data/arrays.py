@@ -5,21 +5,44 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.support.errors import UserError, first_line
+from diffrl.support.errors import DataError, first_line
 
 
 def as_numbers(name: str, values: Any, kind: type[np.generic]) -> NDArray[Any]:
     """Numbers of any real kind as an array of another, such as numpy.float32; numpy.bool_ takes 0 and 1 alone.
 
-    name: what they are called in the UserError that is raised for what are no real numbers, and for ragged lists.
+    values: an array, a list or a tensor. name: what they are called in the DataError that is raised for what are no
+    real numbers, and for ragged lists.
     """
     try:
         found = np.asarray(values)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name} holds no array of numbers ({first_line(error)}).") from error
+    except (TypeError, ValueError, RuntimeError) as error:  # the last of a tensor with a graph
+        raise DataError(f"{name} holds no array of numbers ({first_line(error)}).") from error
     if found.dtype.kind not in "biuf":
-        raise UserError(f"{name} holds no array of numbers (its type is {found.dtype}); expected real ones.")
+        raise DataError(f"{name} holds no array of numbers (its type is {found.dtype}); expected real ones.")
     if kind is np.bool_ and not np.isin(found, (0, 1)).all():
-        raise UserError(f"{name} holds {found[~np.isin(found, (0, 1))][0]:g}; expected true or false (1 or 0).")
+        raise DataError(f"{name} holds {found[~np.isin(found, (0, 1))][0]:g}; expected true or false (1 or 0).")
     with np.errstate(over="ignore"):  # what becomes infinite is refused as such
         return found.astype(kind, copy=False)
+
+
+DISCRETE = (
+    "discrete actions are not supported. If they are real-valued, write them as float32, in their environment's units."
+)
+"""What is said of actions that are not real numbers."""
+
+
+def refuse_whole(actions: NDArray[Any], source: str = "") -> None:
+    """Raise DataError for actions of a type of whole numbers. source: what the error begins with."""
+    if actions.dtype.kind in "biu":
+        kind = "booleans" if actions.dtype.kind == "b" else f"whole numbers ({actions.dtype})"
+        raise DataError(
+            f"{source}actions are {kind}, {listed_numbers(np.unique(actions))}; expected real-valued (N, A) actions: "
+            f"{DISCRETE}"
+        )
+
+
+def listed_numbers(numbers: NDArray[Any]) -> str:
+    """The first five numbers as text, and how many more there are."""
+    rest = f" and {len(numbers) - 5:,} more" if len(numbers) > 5 else ""
+    return ", ".join(f"{number:g}" if numbers.dtype.kind == "f" else str(number) for number in numbers[:5]) + rest

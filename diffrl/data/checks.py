@@ -13,19 +13,18 @@ import gymnasium
 import numpy as np
 import torch
 
+from diffrl.data.arrays import DISCRETE, listed_numbers
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.data.d4rl import NEEDING_NONE
 from diffrl.data.env_spec import EnvSpec
 from diffrl.data.fidelity import KEY, LOOK_FIRST, NOT_MEASURED, USELESS, Verdict
 from diffrl.data.offline import (
-    DISCRETE,
     Bools,
     Floats,
     Ints,
     OfflineDataset,
     count_timeouts,
     discrete_values,
-    listed_numbers,
     shown_bounds,
 )
 from diffrl.data.preprocessing import ActionBounds, Normaliser, action_bounds

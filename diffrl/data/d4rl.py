@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from diffrl.data.arrays import refuse_whole
 from diffrl.data.columns import FETCH_AGAIN, Column, Hdf5Table, Table, open_table
-from diffrl.data.offline import ACTION_LIMIT, DISCRETE, OfflineDataset, count_timeouts, listed_numbers
+from diffrl.data.config import HDF5_SUFFIXES
+from diffrl.data.offline import ACTION_LIMIT, OfflineDataset, count_timeouts
 from diffrl.support.errors import DataError, UserError, closest, joined, listed
 from diffrl.support.files import atomic_path
 
@@ -70,8 +73,8 @@ def read(
     there is none of them, episodes are counted out by `max_episode_steps` if that is given, as D4RL does; else only
     terminals end them. `rows` reads no more than the first rows. `infos=False` leaves `infos/*` unread. Shapes are
     compared before any value is read, and columns that are not D4RL's are never read but for a stored checksum, which
-    is verified part by part whatever is read. `check=False` leaves out `OfflineDataset.validate`, for `diffrl data
-    info`.
+    is verified part by part whatever is read. `action_limit=None` takes actions of any size. `check=False` leaves out
+    `OfflineDataset.validate`, for `diffrl data info`.
 
     Raises DataError naming file, key and row: file missing, no HDF5, cut short, a key missing or not numeric, shapes
     or lengths that do not fit, NaN or infinity, actions outside the bounds in the file's metadata (where it has none,
@@ -217,18 +220,28 @@ def count_rows(path: Path) -> int | None:
         return None
 
 
-def write(path: Path | str, dataset: OfflineDataset) -> Path:
+def write(path: Path | str, dataset: OfflineDataset, *, force: bool = False) -> Path:
     """Write `dataset` as compressed HDF5, under a temporary name first, with its checksum. Returns the path.
 
-    Metadata that is neither text, number nor array is stored as JSON text. Raises UserError where the place cannot be
-    written, DataError for infos that are not numeric.
+    Metadata that is neither text, number nor array is stored as JSON text. force: replace the file if it exists.
+
+    Raises UserError where it exists otherwise, for a name that does not end in .hdf5 or .h5 and a place that cannot be
+    written; DataError for what `dataset.validate` refuses (actions only beside bounds in the metadata), and for infos
+    that are not numeric or not a row a time step.
     """
-    arrays = dataset.columns()
-    arrays |= {f"infos/{key}": np.asarray(values) for key, values in dataset.infos.items()}
-    for key, values in arrays.items():
+    path = Path(path).expanduser()
+    if path.suffix not in HDF5_SUFFIXES:
+        raise UserError(f"Cannot write {path}: what is written is HDF5; expected a path ending in .hdf5 or .h5.")
+    if path.exists() and not force:
+        raise UserError(f"{path} exists, and is not overwritten: force=True replaces it, or write to another path.")
+    dataset.validate(f"Nothing is written to {path}", math.inf)
+    infos = {f"infos/{key}": np.asarray(values) for key, values in dataset.infos.items()}
+    for key, values in infos.items():
         if values.dtype.kind not in "biufS":
             raise DataError(f"{key} has type {values.dtype}, which {path} cannot hold; expected numbers.")
-    return write_blocks(path, [arrays], dataset.metadata)
+        if len(values.shape) == 0 or len(values) != len(dataset):
+            raise DataError(f"{key} has shape {values.shape}; expected {len(dataset):,} rows, as in rewards.")
+    return write_blocks(path, [dataset.columns() | infos], dataset.metadata)
 
 
 def write_blocks(path: Path | str, blocks: Iterable[Mapping[str, Array]], metadata: Mapping[str, Any]) -> Path:
@@ -379,12 +392,7 @@ def digest(arrays: Mapping[str, Any]) -> str:
 
 def _from_arrays(arrays: Mapping[str, Array], path: Path, max_episode_steps: int | None) -> OfflineDataset:
     """The data set of the columns that `_needed` has let through, with their infos and metadata."""
-    if arrays["actions"].dtype.kind in "biu":
-        kind = "booleans" if arrays["actions"].dtype.kind == "b" else f"whole numbers ({arrays['actions'].dtype})"
-        raise DataError(
-            f"{path}: actions are {kind}, {listed_numbers(np.unique(arrays['actions']))}; expected real-valued (N, A) "
-            f"actions: {DISCRETE}"
-        )
+    refuse_whole(arrays["actions"], f"{path}: ")
     terminals = _flags(arrays["terminals"], "terminals", path)
     metadata = {key.removeprefix("metadata/"): _decode(v) for key, v in arrays.items() if key.startswith("metadata/")}
     found = _timeouts(arrays, terminals, path)

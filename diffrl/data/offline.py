@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from diffrl.data.arrays import DISCRETE, as_numbers, listed_numbers, refuse_whole
 from diffrl.data.fidelity import SYNTHETIC_ROWS, of_first
 from diffrl.support.errors import DataError, counted
 
@@ -27,6 +28,12 @@ BOTH_STAND_IN = "stand-in: in real rows the row's own observation, in synthetic 
 _ACTION_SLACK = 1e-5  # a tanh in float32, stored and read again
 _SAME, _ROUNDING = 1e-3, 1e-5
 """Two observations are equal within `_SAME` deviations of each dimension, and `_ROUNDING` of its value."""
+_KINDS: dict[str, type[np.generic]] = {
+    **dict.fromkeys(("observations", "actions", "rewards"), np.float32),
+    **dict.fromkeys(("terminals", "timeouts"), np.bool_),
+    "next_observations": np.float32,
+}
+"""The columns and their types."""
 _SAMPLE = 10_000
 """Rows that deviations and steps are estimated from, evenly spread."""
 
@@ -36,6 +43,9 @@ class OfflineDataset:
     """Logged experience, N rows in the order they were collected.
 
     A row that is in neither `terminals` nor `timeouts` is followed by its own successor, the next row.
+
+    Columns may be given as arrays of other real types, lists or tensors. Raises DataError for what is no array of
+    numbers, for marks other than 0 and 1, and for actions of whole numbers; what the columns hold `validate` looks at.
     """
 
     observations: Floats
@@ -54,6 +64,27 @@ class OfflineDataset:
     """Further columns of N rows, such as `qpos`, `qvel`, `goal`."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """About the data set as a whole: source, env_id, generator, sha256, ..."""
+
+    def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            values = getattr(self, name)
+            if values is None and name != "next_observations":
+                none = ", all False where no row is one" if kind is np.bool_ else ""
+                raise DataError(f"{name} is None; expected an array of one row a time step{none}.")
+            if values is None or (isinstance(values, np.ndarray) and values.dtype == kind and values.ndim):
+                continue
+            found = as_numbers(name, values, kind)
+            if not found.ndim:
+                raise DataError(f"{name}: shape (), a single value; expected one row a time step.")
+            if name == "actions":
+                refuse_whole(np.asarray(values))
+            object.__setattr__(self, name, found)
+
+    def __repr__(self) -> str:
+        if self.structural_problems():  # which `validate` tells
+            return f"OfflineDataset({', '.join(f'{name} {values.shape}' for name, values in self.columns().items())})"
+        rows, episodes = counted(len(self), "rows"), counted(self.n_episodes, "episodes")
+        return f"OfflineDataset({rows}, {episodes}, {self.observation_size} -> {self.action_size})"
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -279,14 +310,13 @@ class OfflineDataset:
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays by name, `next_observations` only where it is stored."""
-        names = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
-        return {name: values for name in names if (values := getattr(self, name)) is not None}
+        return {name: values for name in _KINDS if (values := getattr(self, name)) is not None}
 
     def structural_problems(self) -> list[str]:
         """Shapes and lengths that do not fit together, one sentence each: key, found, expected, what to do."""
         n = len(self)
         if n == 0:
-            return ["rewards: 0 rows; expected at least 1. The file is empty: write or download it again."]
+            return ["rewards: 0 rows; expected at least 1. The data set is empty: write or download it again."]
         if advice := _laid_out_otherwise(self.columns()):
             return [advice]
         found = []
@@ -296,7 +326,8 @@ class OfflineDataset:
             dimensions = 2 if key in ("observations", "actions", "next_observations") else 1
             if values.ndim != dimensions or (dimensions == 2 and values.shape[1] == 0):
                 wanted = f"({usual}, size)" if dimensions == 2 else f"({usual},)"
-                found.append(f"{key}: shape {values.shape}; expected {wanted}. Flatten each row to one vector.")
+                advice = "Flatten each row to one vector." if dimensions == 2 else "Give one number a row."
+                found.append(f"{key}: shape {values.shape}; expected {wanted}. {advice}")
             elif len(values) != usual and dimensions == 2 and values.shape[1] == usual:
                 found.append(
                     f"{key}: shape {values.shape}; expected ({usual}, size). Is it transposed? Write it with the rows "
@@ -335,7 +366,7 @@ class OfflineDataset:
             stored = self.stored_bounds()
             low, high = stored or (np.float32(-action_limit), np.float32(action_limit))
             source = "as its metadata say" if stored else ""
-            complaint = outside_bounds(self.actions, low, high, _ACTION_SLACK, source, known=bool(stored))
+            complaint = outside_bounds(self.actions, low, high, _ACTION_SLACK, source, bool(stored), _AS_THEY_ARE)
             found += [complaint] if complaint else []
         return found
 
@@ -381,13 +412,23 @@ def count_timeouts(terminals: Bools, max_episode_steps: int) -> Bools:
     return timeouts
 
 
+_NAME_IT = "Name the environment they are from (--env ID), whose bounds then hold."
+_AS_THEY_ARE = "Read with action_limit=None they are taken as they are, in the units of their environment."
+
+
 def outside_bounds(
-    actions: Floats, low: npt.ArrayLike, high: npt.ArrayLike, slack: float, source: str = "", *, known: bool = False
+    actions: Floats,
+    low: npt.ArrayLike,
+    high: npt.ArrayLike,
+    slack: float,
+    source: str = "",
+    known: bool = False,
+    unknown: str = _NAME_IT,
 ) -> str | None:
     """What is wrong with actions (N, A) that exceed their bounds by `slack` of the larger one; None where none does.
 
     low, high: scalars or (A,). source: what the bounds are, as "the bounds of Pendulum-v1". known: whether they are so,
-    and not only assumed.
+    and not only assumed. unknown: what to do where they are not known, a sentence.
     """
     low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
     most = slack * np.maximum(1, np.maximum(np.abs(low), np.abs(high)))
@@ -401,7 +442,7 @@ def outside_bounds(
     elif np.abs(actions).max() <= 1 + _ACTION_SLACK:
         remedy = "Where they are scaled to [-1, 1]: --actions normalised."
     else:
-        remedy = "" if known else "Name the environment they are from (--env ID), whose bounds then hold. "
+        remedy = "" if known else f"{unknown} "
         remedy += "Only if it clips actions itself: `diffrl data convert SOURCE NEW.hdf5 --clip-actions`."
     return (
         f"actions: row {row} holds {actions[row, column]:.6g} ({outside.any(axis=1).sum():,} such rows in all); "
@@ -409,10 +450,6 @@ def outside_bounds(
     )
 
 
-DISCRETE = (
-    "discrete actions are not supported. If they are real-valued, write them as float32, in their environment's units."
-)
-"""What is said of actions that are not real numbers."""
 _FEW = 16
 """Whole-valued actions of no more values than this look discrete."""
 
@@ -436,12 +473,6 @@ def shown_bounds(low: npt.ArrayLike, high: npt.ArrayLike) -> str:
     """Bounds of actions as text: [-2, 2], or where dimensions differ [-2, 2] or [0, 1]."""
     pairs = dict.fromkeys(f"[{a:.4g}, {b:.4g}]" for a, b in np.broadcast(np.atleast_1d(low), np.atleast_1d(high)))
     return " or ".join(list(pairs)[:3]) + (" ..." if len(pairs) > 3 else "")
-
-
-def listed_numbers(numbers: npt.NDArray[Any]) -> str:
-    """The first five numbers as text, and how many more there are."""
-    rest = f" and {len(numbers) - 5:,} more" if len(numbers) > 5 else ""
-    return ", ".join(f"{number:g}" if numbers.dtype.kind == "f" else str(number) for number in numbers[:5]) + rest
 
 
 def _first(bad: Bools, values: npt.NDArray[Any]) -> tuple[int, float]:

@@ -197,7 +197,7 @@ class ActionBounds:
 
     def complaint(self, actions: Floats) -> str | None:
         """What is wrong with actions (N, A) that lie outside; None where none does. Rounding is forgiven, 1e-4."""
-        return outside_bounds(actions, self.low, self.high, 1e-4, self.source, known=self.known)
+        return outside_bounds(actions, self.low, self.high, 1e-4, self.source, self.known)
 
     def scaling(self) -> Normaliser:
         """The scaling of actions to [-1, 1]. Raises DataError where the bounds are not finite."""

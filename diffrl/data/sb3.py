@@ -140,11 +140,9 @@ def write(
 ) -> Path:
     """Write a buffer as HDF5 in D4RL's layout, by `to_dataset` and `diffrl.data.d4rl.write`. Returns the path.
 
-    force: replace the file if it exists. Raises UserError where it exists otherwise, and what `to_dataset` raises.
+    force: replace the file if it exists. Raises what these raise.
     """
-    if (there := Path(path).expanduser()).exists() and not force:
-        raise UserError(f"{there} exists, and is not overwritten: force=True replaces it, or write to another path.")
-    return d4rl.write(path, to_dataset(buffer, scaled_actions=scaled_actions, env_id=env_id))
+    return d4rl.write(path, to_dataset(buffer, scaled_actions=scaled_actions, env_id=env_id), force=force)
 
 
 def read(path: Path | str, buffer: ReplayBuffer, *, scaled_actions: bool = True) -> int:

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffrl.diffusion.prediction import Clip, Denoise, Prediction
+from diffrl.diffusion.prediction import Clip, Denoise, Prediction, of_shape
 from diffrl.diffusion.process import Process, expand
 from diffrl.diffusion.sampler import Sampler, step_noise
 
@@ -123,7 +123,8 @@ class DenoisingChain:
             raise ValueError(f"min_std must be finite and not negative, got {min_std}")
         if event_dims < 1:
             raise ValueError(f"event_dims must be at least 1, got {event_dims}")
-        plan = Sampler(process, times, eta=eta).plan
+        sampler = Sampler(process, times, eta=eta)
+        plan = sampler.plan
         self.first_decision = 0
         """The number of the first step that is a decision."""
         if window is not None:
@@ -152,6 +153,12 @@ class DenoisingChain:
             )
         self.clip = clip
         self.event_dims = event_dims
+        given = {"window": window, "min_std": min_std or None, "clip": clip}
+        options = "".join(f", {name}={value}" for name, value in given.items() if value is not None)
+        self._text = f"{sampler!r}, {self.n_decisions} of them decisions{options}"
+
+    def __repr__(self) -> str:
+        return f"DenoisingChain({self._text})"
 
     def rollout(
         self,
@@ -164,20 +171,22 @@ class DenoisingChain:
     ) -> Rollout:
         """Carry `x` at times[0] down to times[-1], keeping every state and the log-probability of every decision.
 
-        generator, noise: as `sample` takes them, one of them, unless there are no decisions: noise (T, *x.shape).
+        generator, noise: as `sample` takes them, one of them: noise (T, *x.shape). Without decisions they are not used,
+            and may be left out.
         differentiable_steps: K, from 0 to T: the last K steps carry a graph, through D and from state to state, the
             ones before are constants: DRaFT-K (Clark et al. 2023, arXiv 2309.17400), AlignProp (arXiv 2310.03739).
             K = T is the whole chain, differentiable in `x` too. Log-probabilities never carry one: see `log_prob`.
 
         Raises ValueError for noise that is missing or of a wrong shape, a K beyond the chain, an x of too few
-        dimensions.
+        dimensions, a denoiser that changes the shape of x.
         """
         if not 0 <= differentiable_steps <= self.n_steps:
             raise ValueError(f"differentiable_steps must be from 0 to {self.n_steps}, got {differentiable_steps}")
         if x.ndim < self.event_dims:
             raise ValueError(f"event_dims = {self.event_dims} of an x of shape {tuple(x.shape)}")
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        z = step_noise(x, self.n_steps, generator, noise) if self.n_decisions else None
+        z = step_noise(x, self.n_steps, generator, noise) if self.n_decisions or noise is not None else None
+        z = z if self.n_decisions else None
         first = self.n_steps - differentiable_steps
         x = x if first == 0 else x.detach()
         states, log_probs = [x], []
@@ -249,7 +258,7 @@ class DenoisingChain:
         return u.argsort(0)[:k]
 
     def _mean(self, denoise: Denoise, x: Tensor, t: Tensor, f: float | Tensor, g: float | Tensor) -> Tensor:
-        D = denoise(x, t).to(x.dtype)
+        D = of_shape(denoise(x, t), x).to(x.dtype)
         if self.clip is not None:
             D = D.clamp(*self.clip)
         return f * D + g * x

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from diffrl.diffusion.loss import Weighting, check_shapes
-from diffrl.diffusion.prediction import Clip, Denoise, Network, Prediction
-from diffrl.diffusion.process import Process, expand, unknown
+from diffrl.diffusion.prediction import Clip, Denoise, Network, Prediction, of_shape
+from diffrl.diffusion.process import Process, check_times, expand, unknown
 from diffrl.diffusion.sampler import solver_step, step_noise
 
 GapWeighting = Callable[[Tensor, Tensor], Tensor]
@@ -60,9 +60,7 @@ class KarrasBoundary:
         """The consistency function of a raw `network`, clamped to `clip` where given; shapes as `Prediction`'s."""
 
         def f(x: Tensor, t: Tensor) -> Tensor:
-            m = network(x, t)
-            if m.shape != x.shape:
-                raise ValueError(f"the network maps x of shape {tuple(x.shape)} to {tuple(m.shape)}; shapes must agree")
+            m = of_shape(network(x, t), x, "network")
             c_skip, c_out = self.preconditioning(expand(t, x))
             x0 = c_skip * x + c_out * m.to(x.dtype)
             return x0 if clip is None else x0.clamp(*clip)
@@ -133,7 +131,12 @@ class Boundaries:
             raise ValueError(f"need 0 < k_min < k_max < inf and rho > 0, got {self}")
 
     def times(self, i: Tensor, n: int | Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The times of the indices `i`, any shape, among n = N boundaries, an int or a tensor (); in `dtype`."""
+        """The times of the indices `i`, any shape, among n = N boundaries, an int or a tensor (); in `dtype`.
+
+        Raises ValueError for fewer than two boundaries; a tensor's value is not looked at.
+        """
+        if not isinstance(n, Tensor) and n < 2:
+            raise ValueError(f"need at least two boundaries, got {n}")
         u = i.double() / (n - 1)
         if math.isinf(self.rho):
             k = self.k_min * (self.k_max / self.k_min) ** u
@@ -149,7 +152,8 @@ class Boundaries:
 
         Every interval is as likely (CT), or with `lognormal` = (mean, std) as likely as log k ~ N(mean, std^2) is to
         fall into it (iCT, whose mean is -1.1 and std 2.0; arXiv 2310.14189, section 3.5). The interval is found in
-        closed form: k is drawn from the normal cut off at k_min and k_max, then its index is `times` inverted.
+        closed form: k is drawn from the normal cut off at k_min and k_max, then its index is `times` inverted. Raises
+        ValueError as `times` does.
         """
         position = u.double()
         if lognormal is not None:
@@ -222,8 +226,8 @@ def consistency_loss(
     x_t = process.perturb(x0, t, noise)
     with torch.no_grad():
         x_r = process.perturb(x0, r, noise) if teacher is None else solver_step(process, teacher, x_t, t, r, solver)
-        goal = (f if target is None else target)(x_r, r)
-    distance = row_distance(f(x_t, t), goal, metric, event_dims)
+        goal = of_shape((f if target is None else target)(x_r, r), x_r)
+    distance = row_distance(of_shape(f(x_t, t), x_t), goal, metric, event_dims)
     if weighting == "uniform":
         return distance
     k_t, k_r = process.ratio(t), process.ratio(r)
@@ -313,9 +317,7 @@ def scm_loss(
     check_shapes(x0, noise, event_dims, least=1)
     x_t = prediction.process.perturb(x0, t, noise)
     u, label = prediction.inputs(x_t, t)
-    m = network(u, label)
-    if m.shape != x0.shape:
-        raise ValueError(f"the network maps x of shape {tuple(x0.shape)} to {tuple(m.shape)}; shapes must agree")
+    m = of_shape(network(u, label), x0, "network")
     with torch.no_grad():
         p, q = prediction.coefficients(expand(t, x0))
         cos, sin = -q, prediction.data_std * p
@@ -350,19 +352,23 @@ def consistency_sample(
 ) -> Tensor:
     """Data from `x` at times[0]: f(x, t_0), then perturbed to each further t_i and taken back (algorithm 1 of CM).
 
-    times: (T,), decreasing; one entry is one-step sampling. On x's device they can be captured.
+    times: (T,), decreasing; one entry is one-step sampling. On x's device they can be captured; those on the CPU are
+        looked at first, but for compiled calls.
     generator, noise: what T > 1 needs, one of them: standard normal noise (T - 1, *x.shape), drawn in one call. Under
         torch.compile pass the noise.
     clip: (low, high), to which each answer of f is clamped.
     eps: the time to which f carries, 0, or `KarrasBoundary`'s eps: x_i = (a_i/a) x_eps + sqrt(s_i^2 - (a_i s/a)^2) z.
 
     A tensor of x's shape, at least float32; differentiable in `x` and in whatever `f` holds. Raises ValueError for
-    times of a wrong shape, and noise that is missing or of a wrong shape.
+    times of a wrong shape, and, where they are looked at, that do not decrease or lie outside of the process; for noise
+    that is missing or of a wrong shape; for an f that changes the shape of x.
     """
     if times.ndim != 1 or len(times) < 1:
         raise ValueError(f"times must be a vector of T >= 1 decreasing values, got shape {tuple(times.shape)}")
+    if times.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_times(process, times)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    z = step_noise(x, len(times) - 1, generator, noise).unbind() if len(times) > 1 else ()
+    z = step_noise(x, len(times) - 1, generator, noise).unbind() if len(times) > 1 or noise is not None else ()
     times = times.to(x.device, x.dtype)
     end = times.new_full((), eps)
     a, s = process.alpha(end), process.sigma(end)
@@ -370,6 +376,6 @@ def consistency_sample(
         if i > 0:
             a_i = process.alpha(t) / a
             x = a_i * x + torch.sqrt(process.sigma(t) ** 2 - (a_i * s) ** 2) * z[i - 1]
-        x = f(x, t).to(x.dtype)
+        x = of_shape(f(x, t), x).to(x.dtype)
         x = x if clip is None else x.clamp(*clip)
     return x

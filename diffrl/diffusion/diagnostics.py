@@ -165,7 +165,14 @@ def girsanov_kl(process: Process, errors: Tensor, times: Tensor) -> Tensor:
 
 
 def w2(x: Tensor, y: Tensor) -> Tensor:
-    """The Wasserstein-2 distance of samples on the line, (..., n) and (..., m): (...). Exact, also where n != m."""
+    """The Wasserstein-2 distance of samples on the line, (..., n) and (..., m): (...). Exact, also where n != m.
+
+    Raises ValueError where the shapes do not fit, or a sample is empty.
+    """
+    if not x.ndim or not y.ndim or x.shape[:-1] != y.shape[:-1] or not x.shape[-1] or not y.shape[-1]:
+        raise ValueError(
+            f"need samples (..., n) and (..., m), n and m at least 1, got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
     n, m = x.shape[-1], y.shape[-1]
     x, y = x.sort(-1).values, y.sort(-1).values
     if n == m:

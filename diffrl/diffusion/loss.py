@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from diffrl.diffusion.prediction import Network, Prediction
+from diffrl.diffusion.prediction import Network, Prediction, of_shape
 from diffrl.diffusion.process import Process, expand, unknown
 
 Weighting = Callable[[Tensor], Tensor]
@@ -48,9 +48,7 @@ def denoising_loss(
     """
     check_shapes(x0, noise, event_dims)
     x_t = prediction.process.perturb(x0, t, noise)
-    m = network(*prediction.inputs(x_t, t))
-    if m.shape != x0.shape:
-        raise ValueError(f"the network maps x of shape {tuple(x0.shape)} to {tuple(m.shape)}; shapes must agree")
+    m = of_shape(network(*prediction.inputs(x_t, t)), x0, "network")
     error = (m - prediction.target(x0, noise, t)) ** 2
     if weighting != "uniform":
         error = expand(_weight(prediction, t, weighting), error) * error

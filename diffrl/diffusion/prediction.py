@@ -39,6 +39,13 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 Clip = tuple[float, float]
 
 
+def of_shape(answer: Tensor, x: Tensor, what: str = "denoiser") -> Tensor:
+    """The `answer` to x, as it is. Raises ValueError where it has another shape than x: it might broadcast, wrongly."""
+    if answer.shape != x.shape:
+        raise ValueError(f"the {what} maps x of shape {tuple(x.shape)} to {tuple(answer.shape)}; shapes must agree")
+    return answer
+
+
 @dataclass(frozen=True)
 class Prediction:
     """The prediction `kind` of a network on a `process`; `data_std` is c_d (used by the kind edm alone).
@@ -131,9 +138,7 @@ class Prediction:
         """
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            m = network(*self.inputs(x, t))
-            if m.shape != x.shape:
-                raise ValueError(f"the network maps x of shape {tuple(x.shape)} to {tuple(m.shape)}; shapes must agree")
+            m = of_shape(network(*self.inputs(x, t)), x, "network")
             x0 = self.to_x0(m.to(x.dtype), x, t)
             return x0 if clip is None else x0.clamp(*clip)
 

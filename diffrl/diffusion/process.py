@@ -9,9 +9,11 @@ A discrete DDPM schedule is no further process: it is VP at t_i = -log(alpha_bar
 
 import difflib
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -26,6 +28,33 @@ def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:
     close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return ValueError(f"unknown {what} {name!r}.{hint} Known: {', '.join(options)}.")
+
+
+def _steps(n: int) -> int:
+    """A number of steps. Raises ValueError for what is none: below 1, or not whole."""
+    try:
+        n = operator.index(n)
+    except TypeError as error:
+        raise ValueError(f"the number of steps must be whole, got {n!r}") from error
+    if n < 1:
+        raise ValueError(f"need at least one step, got {n}")
+    return n
+
+
+def check_times(process: "Process", times: Tensor) -> None:
+    """Raise ValueError for times (T,) that do not decrease, or at which the process has no value. They are read.
+
+    Outside of its range alpha or sigma is negative, or no number; at its end alpha may round to either side of 0.
+    """
+    values: list[float] = times.tolist()
+    if not all(r < t for t, r in pairwise(values)):
+        raise ValueError("times must decrease strictly, from noise to data")
+    for t, a, s in zip(values, process.alpha(times).tolist(), process.sigma(times).tolist(), strict=True):
+        if not (a > -1 / PURE_NOISE and 0 <= s < math.inf):
+            raise ValueError(
+                f"the times must lie where {process} has alpha and sigma >= 0, got t = {t:.6g}, where alpha = {a:.4g} "
+                f"and sigma = {s:.4g}"
+            )
 
 
 def expand(t: Tensor, x: Tensor) -> Tensor:
@@ -103,10 +132,10 @@ class Process(ABC):
         `rho` shapes the ratios: k_i = (k_max^(1/rho) + i/m (k_min^(1/rho) - k_max^(1/rho)))^rho, i = 0 ... m (EDM,
         arXiv 2206.00364, eq. 5; the paper's rho is 7); rho = inf is its limit, uniform in log k, half the log-SNR.
         Without `to_zero` m = n and the last time has k = k_min. With it m = n - 1 and the last of the n steps goes
-        from k_min to k = 0: EDM's grid of n steps. Computed in float64, then cast to `dtype`.
+        from k_min to k = 0: EDM's grid of n steps. Computed in float64, then cast to `dtype`. Raises ValueError for an
+        n that is no number of steps, and bounds that are none.
         """
-        if n < 1:
-            raise ValueError(f"a grid needs at least one step, got n = {n}")
+        n = _steps(n)
         if not 0 < k_min < k_max < math.inf:
             raise ValueError(f"need 0 < k_min < k_max < inf, got k_min = {k_min} and k_max = {k_max}")
         if not rho > 0:
@@ -235,11 +264,9 @@ def discrete_grid(
 
     `name` is linear, cosine, sigmoid or vp (Diffusion-QL's); t_i = -log(alpha_bar_i), alpha_bar the running product
     of 1 - beta_i. The final 0, clean data, is appended: the grid is ready for `sample`. Computed in float64, then
-    cast to `dtype`. Raises ValueError for an unknown name, or steps < 1.
+    cast to `dtype`. Raises ValueError for an unknown name, and steps that are no whole number from 1 on.
     """
     if name not in _SCHEDULES:
         raise unknown("discrete schedule", name, _SCHEDULES)
-    if steps < 1:
-        raise ValueError(f"a schedule needs at least one step, got steps = {steps}")
-    t = -torch.log1p(-_SCHEDULES[name](steps)).cumsum(0)
+    t = -torch.log1p(-_SCHEDULES[name](_steps(steps))).cumsum(0)
     return torch.cat([t.flip(0), t.new_zeros(1)]).to(device=device, dtype=dtype)

@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 
 from diffrl.diffusion.inpainting import Known
-from diffrl.diffusion.prediction import Clip, Denoise
-from diffrl.diffusion.process import PURE_NOISE, Process, expand, unknown
+from diffrl.diffusion.prediction import Clip, Denoise, of_shape
+from diffrl.diffusion.process import PURE_NOISE, Process, check_times, expand, unknown
 
 Scalar = TypeVar("Scalar", float, Tensor)
 
@@ -192,7 +192,8 @@ class Sampler:
 
     `n_noise` is how many draws of x's shape a call needs: one a step for eta > 0 or churn, and `corrector.steps` more.
     Calls look at no tensor's value: they can be compiled as one graph, and captured. Raises ValueError for an unknown
-    solver, eta outside [0, 1] or beside a deterministic solver, times of a wrong shape or not decreasing.
+    solver, eta outside [0, 1] or beside a deterministic solver, times of a wrong shape, not decreasing or where the
+    process has no value (RectifiedFlow beyond 1, say); a call for a denoiser that changes the shape of x.
     """
 
     def __init__(
@@ -216,8 +217,7 @@ class Sampler:
         if times.ndim != 1 or len(times) < 2:
             raise ValueError(f"times must be a vector of T + 1 >= 2 decreasing values, got shape {tuple(times.shape)}")
         times = times.detach().to("cpu", torch.float64)
-        if not bool((times[1:] < times[:-1]).all()):
-            raise ValueError("times must decrease strictly, from noise to data")
+        check_times(process, times)
         own_noise = int(eta > 0 or churn is not None)
         self.n_steps = len(times) - 1
         self.n_noise = self.n_steps * (own_noise + (0 if corrector is None else corrector.steps))
@@ -229,6 +229,13 @@ class Sampler:
         self._churned = churn is not None
         self._two_step = solver == "dpmpp2m"
         self._corrector = corrector
+        given = {"eta": eta or None, "churn": churn, "corrector": corrector}
+        options = "".join(f", {name}={value}" for name, value in given.items() if value is not None)
+        steps = "1 step" if self.n_steps == 1 else f"{self.n_steps} steps"
+        self._text = f"{process}, {solver}{options}: {steps} from t = {float(times[0]):.4g} to {float(times[-1]):.4g}"
+
+    def __repr__(self) -> str:
+        return f"Sampler({self._text})"
 
     def __call__(
         self,
@@ -244,11 +251,14 @@ class Sampler:
         """Carry `x` at times[0] down to times[-1]; see `sample` for the arguments."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         x = x if inpaint is None else inpaint.start(x, self._alpha)
-        z = iter(step_noise(x, self.n_noise, generator, noise).unbind() if self.draws_noise else ())
+        draws = self.n_noise
+        if noise is not None and not draws and noise.shape != (0, *x.shape):
+            draws = self.n_steps  # as for another eta: of that shape, and not used
+        z = iter(step_noise(x, draws, generator, noise).unbind() if draws else ())
 
         def denoised(x: Tensor, t: float) -> Tensor:
             """D(x, t)."""
-            D = denoise(x if inpaint is None else inpaint.seen(x), x.new_full((), t)).to(x.dtype)
+            D = of_shape(denoise(x if inpaint is None else inpaint.seen(x), x.new_full((), t)), x).to(x.dtype)
             D = D if clip is None else D.clamp(*clip)
             return D if inpaint is None else inpaint.insert(D)
 
@@ -304,7 +314,7 @@ def sample(
     generator, noise: what eta > 0, churn and a corrector need, one of them: standard normal noise, drawn in one call.
         (T, *x.shape) for eta or churn; with a corrector (T (n + corrector.steps), *x.shape), n = 1 with eta or churn
         and 0 without: step by step, its own draw and then those of its corrections (a last step to k = 0 leaves them
-        unused). Under torch.compile pass the noise.
+        unused). Under torch.compile pass the noise. Where nothing is drawn it is not used, and may be left out.
     clip: (low, high), to which D is clamped, as Diffusion-QL and DDPM do. e = (x - a D)/s follows the clamped D.
     inpaint: entries that are known (`diffusion.inpainting`): they are set at every step, behind the clip, and the
         result holds them to the bit. At them x is noise alone, s e at times[0].
@@ -321,7 +331,8 @@ def solver_step(process: Process, denoise: Denoise, x: Tensor, t: Tensor, r: Ten
 
     What `Sampler` does on the grid (t, r), for times that differ from row to row and are known to no host: t, r scalars
     or one value a row of `x`, t > 0. Differentiable in `x`, and looks at no tensor's value. Raises ValueError for an
-    unknown solver, and for dpmpp2m, which needs the step before and so has no single step.
+    unknown solver, for dpmpp2m, which needs the step before and so has no single step, and for a denoiser that changes
+    the shape of x.
     """
     if solver not in _SOLVERS:
         raise unknown("solver", solver, _SOLVERS)
@@ -334,7 +345,7 @@ def solver_step(process: Process, denoise: Denoise, x: Tensor, t: Tensor, r: Ten
         return expand(scalar, x).to(x.dtype)
 
     def denoised(x: Tensor, t: Tensor) -> Tensor:
-        return denoise(x, t).to(x.dtype)
+        return of_shape(denoise(x, t), x).to(x.dtype)
 
     a, s, b, c, _ = (on_rows(scalar) for scalar in _scalars(process, t, r, 0.0))
     points, weight = _corrections(process, solver, t, r)

@@ -20,7 +20,7 @@ from diffrl.images.model import Condition, ImageModel
 from diffrl.images.models import BUILT_IN, load_model
 from diffrl.images.run import FinetuneRun, drop_model, tiles, write_model
 from diffrl.images.samples import noise_of, parts, rows
-from diffrl.support import folder
+from diffrl.support import folder, schema
 from diffrl.support.console import console, steps_bar, work
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path, read_yaml
@@ -48,6 +48,7 @@ def distil(config: ImageDistilConfig, *, out: Path | None = None, quiet: bool = 
     At the end teacher and student are compared over network calls: a table, `distil.json` and `distil.png`. Raises
     UserError for a teacher that cannot be distilled.
     """
+    schema.held(config, ImageDistilConfig, "config")
     settle()
     device = resolve_device(config.device)
     with explaining_memory(f"distilling {config.teacher}", "a smaller --batch-size"):

@@ -39,10 +39,12 @@ from diffrl.images.run import (
     plot_grid,
     print_run,
     short_name,
+    training_loss,
     write_model,
 )
 from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
 from diffrl.support import folder as folders
+from diffrl.support import schema
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, counted, said_by
 from diffrl.support.folder import ABOUT, claimed
@@ -63,7 +65,7 @@ def finetune(config: FinetuneConfig, *, quiet: bool = False) -> Path:
     Raises UserError for all that a user can get wrong, RewardError for a reward that answers with nonsense,
     DivergedError for training that does, Interrupted when told to stop (saved).
     """
-    check_rank(config)
+    check_rank(schema.held(config, FinetuneConfig, "config"))
     return _run(config, None, quiet)
 
 
@@ -337,12 +339,12 @@ class _Session:
             plot_grid(result.images, result.prompts, grid_path(path, state.round))
             finite = {name: value for name, value in result.measures.items() if math.isfinite(value)}
             entry = {"round": state.round, "queries": state.queries, "seconds": round(seconds, 1), **finite}
-            if state.silent:
-                entry["silent_rounds"] = state.silent
+            entry |= training_loss(self.folder, log)
+            entry |= {"silent_rounds": state.silent} if state.silent else {}
             self.folder.add(entry)
             for name, value in finite.items():
                 log.scalars(f"evaluation/{name}", state.round, [value])
-            self._say(evaluation_line(entry))
+            self._say(evaluation_line(entry, self.config))
             if state.round == 0 and (odd := alarm(entry)):
                 self._say(f"[bold red]{odd}[/]")
         return result.measures

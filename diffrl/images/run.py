@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import math
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
 from diffrl.images.config.base import CONFIG, DIFFUSERS, PEFT, TINY
 from diffrl.images.rewards.entry import TERM, is_single
 from diffrl.images.saved import has_weights
+from diffrl.images.signs import CHANCE, warnings
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffrl.images.model import ImageModel
+    from diffrl.training.logs import MetricsLog
 
 EVALUATIONS = "evaluations.json"
 FILES = (CONFIG, EVALUATIONS, "pairs.safetensors", "votes.json")
@@ -42,6 +43,7 @@ MODEL = "model"
 PART = "reward: "
 """What the name of a part of a summed reward begins with, in an evaluation."""
 SAID: dict[str, str] = {
+    "loss": "training loss since the last evaluation",
     "reward": "reward",
     "held_out": "held-out reward",
     "class_accuracy": "class accuracy",
@@ -51,8 +53,6 @@ SAID: dict[str, str] = {
     "reference_error": "the reference's error on the images",
 }
 """The measures of an evaluation, by what tables call them."""
-CHANCE = 0.02
-"""The share of a measure that a change of it must exceed to be spoken of, or to fill a panel."""
 SHOWN = 40
 """The most images that a grid shows."""
 
@@ -60,6 +60,7 @@ COLUMNS = "prompts"
 """The name, in the header of a grid's PNG, of the list of its columns' prompts."""
 
 PANELS: dict[str, str] = {
+    "loss": "training loss",
     "reward": "reward",
     "held_out": "held-out reward",
     "kl": "KL to the reference\n(nats an image)",
@@ -109,6 +110,10 @@ class FinetuneRun:
             return self.history
         before = [{n: v for n, v in entry.items() if not _by_votes(n)} for entry in self.history[:-1]]
         return before + self.history[-1:]
+
+    def warnings(self) -> list[str]:
+        """Sentences on signs that the reward has been hacked: see `images.signs`."""
+        return warnings(self.measured[0], self.history[-1], self.config)
 
     def asked(self, steps: int | None, stop_kl: float | None = None, device: str | None = None) -> FinetuneConfig:
         """The configuration with what `diffrl resume` is asked for; None: the run's own. steps: see `counts`."""
@@ -273,11 +278,20 @@ def load(path: Path) -> FinetuneConfig:
 # --- In words ------------------------------------------------------------------------------------------------------
 
 
-def evaluation_line(entry: dict[str, Any]) -> str:
+def evaluation_line(entry: dict[str, Any], config: FinetuneConfig) -> str:
     """The line of an evaluation: after how many rounds and images, and what was measured."""
-    names = ("reward", "held_out", "class_accuracy", "kl", "diversity")
+    n, what = config.seen(entry["round"], entry["queries"])
+    names = ("loss", "reward", "held_out", "class_accuracy", "kl", "diversity")
     shown = "  ".join(f"{name.replace('_', ' ')} [bold]{entry[name]:.3f}[/]" for name in names if name in entry)
-    return f"round {entry['round']:>4}  {entry['queries']:>6,} images scored  {shown}"
+    return f"round {entry['round']:>4}  {n:>6,} {what}  {shown}"
+
+
+def training_loss(run: FinetuneRun, log: "MetricsLog") -> dict[str, float]:
+    """The mean loss on examples since the last evaluation, as an evaluation has it: of supervised runs alone."""
+    if run.config.algo != "supervised" or not run.history:
+        return {}
+    loss = log.mean("error", run.history[-1]["round"])
+    return {} if loss is None else {"loss": loss}
 
 
 def print_run(run: FinetuneRun) -> None:
@@ -295,43 +309,14 @@ def print_run(run: FinetuneRun) -> None:
     console.print(table)
     if "reward" in last and "reward" not in first:
         console.print("There is no reward before: every evaluation is scored by the votes until then, on a new scale.")
-    for warning in warnings(first, last):
+    for warning in run.warnings():
         console.print(f"[yellow]{warning}[/]")
-    console.print(f"images scored:  {last['queries']:,} in {last['seconds']:,.0f} s")
+    n, what = run.config.seen(last["round"], last["queries"])
+    console.print(f"{f'{what}:':15} {n:,} in {last['seconds']:,.0f} s")
     console.print(f"picture:        {run.path / PICTURE}")
     console.print(f"model:          {said_of_model(run.path / MODEL, run.config.model)}", markup=False)
     console.print(f"compare runs:   diffrl compare {run.path} RUN ...")
     console.print(f"TensorBoard:    tensorboard --logdir {run.path}")
-
-
-def warnings(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
-    """Sentences on signs that the reward has been hacked, from the first and the last evaluation."""
-    found = []
-    if last.get("class_accuracy", 1.0) < 0.8 * first.get("class_accuracy", 1.0):
-        found.append(
-            f"Class accuracy fell from {first['class_accuracy']:.2f} to {last['class_accuracy']:.2f}: part of the "
-            "reward was paid for with what the images are of. A smaller --clip-nats or --lr, or --kl, holds them."
-        )
-    if last.get("diversity", 1.0) < 0.5 * first.get("diversity", 0.0):
-        found.append("Images of one prompt are less than half as different as they were: --kl, or stop earlier.")
-    if last.get("reference_error", 0.0) > 2 * first.get("reference_error", math.inf):
-        found.append(
-            "The pretrained model finds the images more than twice as odd as its own: they are leaving what it learned "
-            "from data. Look at before_after.png."
-        )
-    if last.get("silent_rounds"):
-        found.append(f"{last['silent_rounds']} of {last['round']} rounds made no update: their rewards said nothing.")
-    if _change(first, last, "reward") > 0 > _change(first, last, "held_out"):
-        found.append("The reward rose while the held-out one fell: what was gained is in the eye of that scorer.")
-    return found
-
-
-def _change(first: Mapping[str, float], last: Mapping[str, float], name: str) -> float:
-    """By how much a measure differs from the first evaluation to the last; 0 where that is not more than `CHANCE`."""
-    if name not in first or name not in last:
-        return 0.0
-    difference = last[name] - first[name]
-    return difference if abs(difference) > CHANCE * max(abs(first[name]), abs(last[name])) else 0.0
 
 
 # --- In pictures ---------------------------------------------------------------------------------------------------

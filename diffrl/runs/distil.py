@@ -32,7 +32,7 @@ from diffrl.support.errors import UserError, counted
 from diffrl.support.folder import IMAGES, claimed
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.plots import BLUE, GREY, ORANGE, finish, save
-from diffrl.support.schema import read, refuse_others
+from diffrl.support.schema import held, read, refuse_others
 from diffrl.support.seeds import generator_at
 from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
@@ -62,6 +62,7 @@ def distil(settings: DistilConfig, *, quiet: bool = False, **options: Any) -> Pa
     teacher and student are compared over network calls: a table, `distil.json` and `distil.png`. Raises UserError
     where the run's policy cannot be distilled so.
     """
+    held(settings, DistilConfig, "settings")
     refuse_others(options, "a distilled run, beside its settings", RunOptions)
     settings.refuse_unused()
     asked = RunOptions(**options)

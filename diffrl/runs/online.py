@@ -31,7 +31,7 @@ from diffrl.support.console import console
 from diffrl.support.errors import UserError, counted
 from diffrl.support.folder import claimed
 from diffrl.support.machine import resolve_device, settle
-from diffrl.support.schema import refuse_others
+from diffrl.support.schema import held, refuse_others
 from diffrl.support.seeds import mix
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
@@ -53,6 +53,7 @@ def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool 
     device, compile. Each seed has its own networks and optimisers, in an environment of its own. Such a run goes on by
     `resume`, and its step 0 is the agent that it starts with.
     """
+    held(config, OnlineConfig | None, "config")
     refuse_others(overrides, "an online run", OnlineConfig, RunOptions)
     options = RunOptions(**_own(overrides, RunOptions))
     settings = OnlineConfig(Path(path)) if config is None else config

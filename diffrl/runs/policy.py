@@ -23,7 +23,7 @@ from diffrl.support.files import address_of
 from diffrl.support.folder import recorded, say_once
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.remote import local_folder
-from diffrl.support.schema import Many, held
+from diffrl.support.schema import Many, Natural, Seed, held
 from diffrl.training import checkpoint
 from diffrl.training.logs import Scores
 from diffrl.tuning import config as tuning
@@ -314,10 +314,11 @@ def evaluate(
     env: str | None = None,
     env_kwargs: Sequence[str] = (),
     max_episode_steps: int | None = None,
-) -> dict[str, Any]:
+) -> dict[Any, Any]:
     """Roll out a run's checkpoints: `{which: {"seeds": .., "step": [..], "returns": [[..]], "scores": ...}}`.
 
-    which: one checkpoint or several, each last, best or a step; episodes: how many, for each seed.
+    which: one checkpoint or several, each last, best or a step, and so called in what is given; episodes: how many, for
+    each seed.
 
     Where the environment tells of success, "successes" has it of each episode. Of a run without evaluations "best" is
     left out where other checkpoints are asked for too.
@@ -328,13 +329,15 @@ def evaluate(
     env, env_kwargs, max_episode_steps: another environment than the run's, or other arguments, KEY=VALUE each, or
     another time limit. Raises UserError where there is no environment.
     """
-    held(episodes, Many, "episodes")
+    for number, name, kind in ((episodes, "episodes", Many), (seed, "seed", Seed), (record, "record", Natural)):
+        held(number, kind, name)
     run = Run.read(path).within(env, env_kwargs, max_episode_steps, quiet)
     if run.task.env_id is None:
         why = "was trained without an environment" if env is None else f"cannot be evaluated in --env {env}"
         raise UserError(f"{run.path} {why}: name one to evaluate in with --env ID.")
     settle()
-    asked = [str(name) for name in ((which,) if isinstance(which, str | int | Integral) else which)]
+    called = {str(name): name for name in ((which,) if isinstance(which, str | int | Integral) else which)}
+    asked = [*called]
     if not asked:
         raise UserError("which is empty: expected last, best or steps.")
     for name in asked:
@@ -343,12 +346,12 @@ def evaluate(
     seeds = range(len(run.config.seeds))  # a checkpoint that is not there is refused before any is scored
     steps = {name: [_find_checkpoint(run, name, index).step for index in seeds] for name in asked}
     evaluator = Evaluator.of(run.task)
-    result: dict[str, Any] = {}
+    result: dict[Any, Any] = {}
     known: dict[tuple[int, int], tuple[Any, ...]] = {}
     try:
         for name in asked:
             entry: dict[str, Any] = {"seeds": list(run.config.seeds)}
-            entry |= {column: [] for column in ("step", "returns", "paths", "plans")}
+            entry |= {"step": [], "returns": []}
             for index, training_seed in enumerate(run.config.seeds):
                 step = steps[name][index]
                 if (training_seed, step) not in known:  # the last checkpoint may be the best
@@ -361,13 +364,15 @@ def evaluate(
                 outcomes, returns, paths, plans = known[training_seed, step]
                 entry["step"].append(step)
                 entry["returns"].append(returns[0].tolist())
-                entry["paths"].append(paths)
-                entry["plans"].append([] if plans is None else list(plans))
+                if record:
+                    entry.setdefault("paths", []).append(paths)
+                if plans is not None:
+                    entry.setdefault("plans", []).append(list(plans))
                 if outcomes.ndim == 3:
                     entry.setdefault("successes", []).append(outcomes[0, :, 1].astype(int).tolist())
                 if run.task.reference:
                     entry.setdefault("scores", []).append(run.task.score(outcomes)[0].tolist())
-            result[name] = entry
+            result[called[name]] = entry
             tell_remarks(run, name, entry["step"], quiet, name)
     finally:
         evaluator.close()

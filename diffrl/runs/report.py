@@ -51,10 +51,10 @@ def print_evaluation(
         table.add_column("mean return", justify="right")
     for name, entry in result.items():
         for i, seed in enumerate(entry["seeds"]):
-            row = [name, str(seed), f"{entry['step'][i]:,}", estimate([entry[kind][i]]).explained]
+            row = [str(name), str(seed), f"{entry['step'][i]:,}", estimate([entry[kind][i]]).explained]
             table.add_row(*row, *([f"{np.mean(entry['returns'][i]):.1f}"] if reference else []))
         if len(entry["seeds"]) > 1:
-            row = [name, "all", "", f"[bold]{estimate(entry[kind])}[/] (over seeds)"]
+            row = [str(name), "all", "", f"[bold]{estimate(entry[kind])}[/] (over seeds)"]
             table.add_row(*row, *([f"{np.mean(entry['returns']):.1f}"] if reference else []), end_section=True)
     Console(width=None if console.is_terminal else 120).print(table)
 
@@ -106,11 +106,11 @@ def plot_episodes(path: Path, result: dict[str, Any], grid: Sequence[str], goal:
     for row, (name, entry) in zip(axes, result.items(), strict=True):
         for i, ax in enumerate(row):
             draw_maze(ax, grid, goal, [entry["paths"][0][i]])
-            if i < len(entry["plans"][0]):
-                plan = entry["plans"][0][i]
+            if i < len(plans := entry.get("plans", [[]])[0]):
+                plan = plans[i]
                 ax.plot(plan[:, 1], plan[:, 0], color=BLUE, linewidth=1, linestyle="--", marker=".", markersize=3)
-            called = f"step {int(name):,}" if name.isdigit() else name
+            called = f"step {int(name):,}" if str(name).isdigit() else name
             ax.set_title(f"{called}: return {entry['returns'][0][i]:.0f}", fontsize=9)
-    planned = any(entry["plans"][0] for entry in result.values())
+    planned = any("plans" in entry for entry in result.values())
     figure.suptitle("driven from dark to bright" + (", the plan dashed in blue" if planned else ""), fontsize=10)
     return save(figure, path)

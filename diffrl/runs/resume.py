@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffrl.runs import kind as kinds
-from diffrl.support import folder
+from diffrl.support import folder, schema
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.files import to_write
 from diffrl.support.folder import IMAGES, IMAGES_DISTIL, held
+from diffrl.support.schema import Count, Natural, PositiveLimit
 from diffrl.tuning import config as tuning
 from diffrl.tuning.distil_config import DISTIL
 
@@ -41,6 +42,9 @@ def resume(
     but not at fewer than it has made. Raises UserError where the run cannot go on so, and where another process is
     working in its folder.
     """
+    given = (steps, "steps", Count), (eval_workers, "eval_workers", Natural), (stop_kl, "stop_kl", PositiveLimit)
+    for value, name, expected in (*given, (device, "device", str), (dataset, "dataset", str)):
+        schema.held(value, expected | None, name)
     path = to_write(path, "runs")
     if accept_changes and path.is_dir():
         with held(path):

@@ -49,6 +49,9 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
 
     config: a `TrainConfig`, a YAML file, or the name of a shipped one such as "diffusion_ql/maze2d-umaze-v1".
     overrides: fields of `TrainConfig`, e.g. steps=10_000, seeds=(0, 1).
+
+    Raises UserError for what a user can get wrong. Ctrl-C and SIGTERM raise a KeyboardInterrupt once what was done is
+    saved; its text says how to go on.
     """
     config = configuration.meant(config, overrides)
     device = resolve_device(config.device)

@@ -24,7 +24,7 @@ from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, wat
 from diffrl.support.errors import UserError
 from diffrl.support.folder import add, claimed, verified
 from diffrl.support.machine import resolve_device, settle
-from diffrl.support.schema import refuse_others
+from diffrl.support.schema import held, refuse_others
 from diffrl.support.seeds import mix
 from diffrl.training import checkpoint
 from diffrl.training.logs import silent_share
@@ -63,6 +63,7 @@ def finetune_policy(settings: TuningConfig, *, quiet: bool = False, **options: A
     `RunOptions`; steps are by default `default_steps` (diffrl.tuning.config) and eval_every a tenth of them. What acts
     to learn rounds both up to whole iterations, and logs every iteration. Step 0 is the policy as it came.
     """
+    held(settings, TuningConfig, "settings")
     refuse_others(options, "a fine-tuning run, beside its settings", RunOptions)
     asked = RunOptions(**options)
     start = _start(settings).within(None, asked.env_kwargs, asked.max_episode_steps)

@@ -221,6 +221,12 @@ def held(value: Any, hint: Any, where: str, allowed: Range | None = None) -> Any
     raise refusal(where, value, _name(hint) + (_pointed(value) if hint is float and isinstance(value, str) else ""))
 
 
+def group(value: T | None, schema: type[T], where: str) -> T:
+    """An argument that is a whole dataclass of settings, its defaults where None. Raises UserError for another type."""
+    given: T = schema() if value is None else held(value, schema, where)
+    return given
+
+
 def _pointed(text: str) -> str:
     """How a number such as 3e-4, which YAML reads as text, is to be written; "" of what is no such number."""
     match = re.fullmatch(r"([+-]?(?:\d+\.?\d*|\.\d+))[eE]([+-]?)(\d+)", text.strip())

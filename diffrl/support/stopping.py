@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from diffrl.support.errors import UserError
 
+class Interrupted(KeyboardInterrupt):
+    """Work that was told to stop. What it had is saved, and the text says how to go on.
 
-class Interrupted(UserError):
-    """Work that was told to stop. What it had is saved, and the text says how to go on."""
+    A KeyboardInterrupt, as users of Python expect of Ctrl-C: it also ends a loop over runs that goes on to the next one
+    after an `except Exception`. Raised for SIGTERM, too.
+    """
 
     exit_code = 130
 

@@ -146,6 +146,14 @@ class MetricsLog:
                 writer.writerow({"step": step, "seed": seed, **row})
         self._add(step, metrics)
 
+    def mean(self, name: str, after: int) -> float | None:
+        """The mean of a metric over what was written after the step `after`, by metrics.csv; None: no finite one is."""
+        if name not in self._columns or not (rows := self._read()):
+            return None
+        step, column = rows[0].index("step"), rows[0].index(name)
+        values = [float(row[column]) for row in rows[1:] if int(row[step]) > after and row[column]]
+        return sum(values) / len(values) if values and math.isfinite(sum(values)) else None
+
     def _widen(self, names: Sequence[str]) -> None:
         """Append columns, empty in the rows there are: at first all, later those of metrics that begin on the way."""
         rows: list[list[str]] = []

@@ -56,9 +56,9 @@ plt.show()
 # Every run says so itself, in its last lines, from the same figures:
 
 # %%
-from diffrl.images.run import warnings
+from diffrl.images.run import FinetuneRun
 
-for sentence in warnings(greedy[0], greedy[-1]):
+for sentence in FinetuneRun.read("runs/greedy").warnings():
     print("-", sentence)
 
 # %% [markdown]

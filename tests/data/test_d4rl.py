@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -48,7 +49,7 @@ def test_text_of_an_npz_is_metadata_and_pickled_text_is_not(make, tmp_path):
         np.savez(tmp_path / "a.npz", **columns, **{"metadata/env_id": text})
         expected = text.item() if text.dtype.kind == "U" else "Pendulum-v1"
         assert d4rl.read(tmp_path / "a.npz").metadata["env_id"] == expected
-        d4rl.write(tmp_path / "a.hdf5", d4rl.read(tmp_path / "a.npz"))
+        d4rl.write(tmp_path / "a.hdf5", d4rl.read(tmp_path / "a.npz"), force=True)
         assert d4rl.read(tmp_path / "a.hdf5").metadata["env_id"] == expected
         assert left_out(tmp_path / "a.npz", ["metadata/env_id"]) == ([], [])
     np.savez(
@@ -110,7 +111,7 @@ def test_a_failed_write_leaves_the_old_file(make, tmp_path, monkeypatch):
     path = d4rl.write(tmp_path / "file.hdf5", make([3], "t"))
     monkeypatch.setattr(d4rl, "digest", lambda arrays: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        d4rl.write(path, make([4], "t"))
+        d4rl.write(path, make([4], "t"), force=True)
     monkeypatch.undo()
     assert len(d4rl.read(path)) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["file.hdf5"]
@@ -120,6 +121,58 @@ def test_a_place_that_cannot_be_written_is_the_user_s_error(make, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write"):
         d4rl.write(tmp_path / "file" / "x.hdf5", make([3], "t"))
+
+
+def test_a_file_that_is_there_is_replaced_only_by_force(make, tmp_path):
+    path = d4rl.write(tmp_path / "file.hdf5", make([3], "t"))
+    with pytest.raises(UserError, match="exists, and is not overwritten: force=True"):
+        d4rl.write(path, make([4], "t"))
+    assert len(d4rl.read(path)) == 3
+    assert len(d4rl.read(d4rl.write(path, make([4], "t"), force=True))) == 4
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.npy", "x", "x.hdf5.gz"])
+def test_hdf5_is_written_under_its_own_name_alone(make, tmp_path, name):
+    """By which it is read: as an npz it was no zip archive."""
+    with pytest.raises(UserError, match="what is written is HDF5; expected a path"):
+        d4rl.write(tmp_path / name, make([3], "t"))
+    assert not [*tmp_path.iterdir()]
+    assert len(d4rl.read(d4rl.write(tmp_path / "x.h5", make([3], "t")))) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rewards": np.zeros(5, np.float32)}, "rewards: 5 rows; expected 6"),
+        ({"timeouts": np.zeros(5, bool)}, "timeouts: 5 rows; expected 6"),
+        ({"rewards": np.zeros((6, 1), np.float32)}, r"rewards: shape \(6, 1\); expected \(6,\). Give one number a row"),
+        ({"observations": np.zeros((6, 8, 8, 3), np.float32)}, "observations: shape .*Flatten each row"),
+        ({"observations": np.full((6, 3), np.nan, np.float32)}, "observations: row 0 holds nan"),
+        ({"next_observations": np.zeros((6, 4), np.float32)}, "next_observations: shape"),
+        ({"infos": {"qpos": np.zeros((5, 2))}}, "infos/qpos has shape .*expected 6 rows"),
+        ({"infos": {"word": np.array([*"abcdef"])}}, "infos/word has type"),
+        ({"metadata": {"action_low": [-2.0, -2.0], "action_high": [-1.0, -1.0]}}, "actions: row 0 holds"),
+    ],
+    ids=str,
+)
+def test_what_would_not_be_read_is_not_written(make, tmp_path, changes, said):
+    with pytest.raises(DataError, match=said):
+        d4rl.write(tmp_path / "file.hdf5", replace(make([6], "t"), **changes))
+    empty = {name: values[:0] for name, values in make([6], "t").columns().items()}
+    with pytest.raises(DataError, match=r"Nothing is written to .*file\.hdf5: rewards: 0 rows"):
+        d4rl.write(tmp_path / "file.hdf5", OfflineDataset(**empty))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_actions_of_an_environment_s_own_units_are_written_and_read(make, tmp_path):
+    """The error of a reader without an environment names its own argument, and no option of the command line."""
+    dataset = make([6], "t")
+    path = d4rl.write(tmp_path / "file.hdf5", replace(dataset, actions=2 * np.sign(dataset.actions - 0.2)))
+    with pytest.raises(DataError, match=r"expected \[-1, 1\]. Read with action_limit=None") as raised:
+        d4rl.read(path)
+    assert "--env" not in str(raised.value)
+    assert np.abs(d4rl.read(path, action_limit=None).actions).max() == 2
+    assert len(d4rl.read(path, action_limit=2.0)) == 6
 
 
 def test_a_changed_value_fails_the_checksum(make, tmp_path):

@@ -77,7 +77,7 @@ def test_info_describes_a_file_and_saves_a_picture(make, tmp_path, capsys):
 def test_info_names_problems_and_exits_with_1(make, tmp_path, capsys):
     dataset = make([30], "t")
     dataset.rewards[4] = np.nan
-    path = d4rl.write(tmp_path / "mine.hdf5", dataset)
+    path = d4rl.write_blocks(tmp_path / "mine.hdf5", [dataset.columns()], {})
     assert Info(str(path)).run() == 1
     assert "rewards: row 4 holds nan" in capsys.readouterr().out
 
@@ -87,7 +87,7 @@ def test_info_names_problems_and_exits_with_1(make, tmp_path, capsys):
 def test_info_of_values_that_are_not_finite_prints_no_warning_of_numpy(make, tmp_path, capsys, key):
     dataset = make([30, 30], "to", has_next=True)
     getattr(dataset, key)[3:5] = np.float32([np.inf, -np.inf]).reshape((2,) + (1,) * (getattr(dataset, key).ndim - 1))
-    path = d4rl.write(tmp_path / "mine.hdf5", dataset)
+    path = d4rl.write_blocks(tmp_path / "mine.hdf5", [dataset.columns()], {})
     assert Info(str(path), tmp_path / "mine.png").run() == 1
     said = capsys.readouterr()
     assert f"{key}: row 3 holds inf" in said.out

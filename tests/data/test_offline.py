@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -174,3 +175,55 @@ def test_of_columns_that_differ_in_length_the_odd_one_is_blamed(make):
 def test_shapes_and_lengths_that_do_not_fit_are_named(make, change, text):
     with pytest.raises(DataError, match=text):
         replace(make([5], "t"), **change).validate("file")
+
+
+def test_columns_may_be_lists_tensors_and_arrays_of_other_types(make):
+    """They are what they would be read as from a file; arrays of the right type are not copied."""
+    dataset = make([3, 2], "to", has_next=True)
+    columns = dataset.columns()
+    for form in (
+        lambda values: values.tolist(),
+        torch.from_numpy,
+        lambda values: values.astype(np.uint8 if values.dtype == bool else np.float64),
+    ):
+        found = OfflineDataset(**{name: form(values) for name, values in columns.items()}).columns()
+        for name, values in columns.items():
+            np.testing.assert_array_equal(found[name], values)
+            assert found[name].dtype == values.dtype
+    same = OfflineDataset(**columns).columns()
+    assert all(same[name] is values for name, values in columns.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"timeouts": None},
+            "timeouts is None; .* one row a time step, all False where",
+        ),
+        ({"rewards": None}, "rewards is None; expected an array"),
+        ({"terminals": np.array([0, 0, 0, 0, 2])}, "terminals holds 2; expected true or false"),
+        ({"timeouts": [0.0, 0.0, 0.5, 0.0, 1.0]}, "timeouts holds 0.5"),
+        ({"observations": [[1.0], [1.0, 2.0]]}, "observations holds no array of numbers"),
+        ({"observations": np.array(["a"] * 5)}, "observations holds no array of numbers"),
+        ({"rewards": torch.ones(5, requires_grad=True)}, "rewards holds no array of numbers"),
+        ({"rewards": 1.0}, "rewards: shape"),
+        ({"actions": np.zeros((5, 1), np.int64)}, r"actions are whole numbers \(int64\), 0; .*discrete actions"),
+        ({"actions": [[0], [1], [0], [1], [1]]}, "actions are whole numbers .*, 0, 1; "),
+    ],
+    ids=str,
+)
+def test_what_is_no_column_is_refused_in_a_sentence(make, changes, said):
+    with pytest.raises(DataError, match=said):
+        OfflineDataset(**(make([3, 2], "to").columns() | changes))
+
+
+def test_a_data_set_prints_its_sizes(make):
+    dataset = make([3, 2], "to")
+    sizes = f"{dataset.observation_size} -> {dataset.action_size}"
+    assert repr(dataset) == f"OfflineDataset(5 rows, 2 episodes, {sizes})"
+    assert repr(dataset.head(1)) == f"OfflineDataset(1 row, 1 episode, {sizes})"
+    misfit = repr(replace(dataset, rewards=dataset.rewards[1:]))
+    assert "rewards (4,)" in misfit
+    assert "observations (5, 3)" in misfit
+    assert "(0,)" in repr(OfflineDataset(*(np.zeros((0, 1), np.float32),) * 2, np.zeros(0), *(np.zeros(0, bool),) * 2))

@@ -485,3 +485,17 @@ def test_mistakes_are_named() -> None:
         chain.rollout(denoise, rollout.states[0])
     with pytest.raises(ValueError, match="decisions"):
         chain.draw_steps(5, torch.Generator())
+    with pytest.raises(ValueError, match="noise must have shape"):
+        made(VP(), eta=0.0)[0].rollout(denoise, rollout.states[0], noise=torch.zeros(1))
+    for wrong in (lambda x, t: x[:, :1], lambda x, t: x[:1], lambda x, t: x[0]):
+        with pytest.raises(ValueError, match="the denoiser maps x"):
+            chain.rollout(wrong, rollout.states[0], torch.Generator())
+        with pytest.raises(ValueError, match="the denoiser maps x"):
+            chain.log_prob(wrong, rollout.states)
+
+
+def test_a_chain_says_what_it_is() -> None:
+    times = discrete_grid("vp", 5)
+    chain = DenoisingChain(VP(), times, window=(1, 2), clip=(-1, 1))
+    steps = f"Sampler(VP(), ddim, eta=1.0: 5 steps from t = {times[0]:.4g} to 0)"
+    assert repr(chain) == f"DenoisingChain({steps}, 2 of them decisions, window=(1, 2), clip=(-1, 1))"

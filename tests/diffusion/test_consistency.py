@@ -580,6 +580,19 @@ def test_mistakes_are_named() -> None:
         consistency_sample(f, process, x0, t)
     with pytest.raises(ValueError, match="pass a generator"):
         consistency_sample(f, process, x0, torch.tensor([2.0, 1.0]))
+    with pytest.raises(ValueError, match="decrease"):
+        consistency_sample(f, process, x0, torch.tensor([1.0, 2.0]), noise=x0[None])
+    with pytest.raises(ValueError, match="noise must have shape"):
+        consistency_sample(f, process, x0, torch.tensor([1.0]), noise=x0)
+    for wrong in (lambda x, t: x[:, :1], lambda x, t: x[:1]):
+        with pytest.raises(ValueError, match="the denoiser maps x"):
+            consistency_sample(wrong, process, x0, torch.tensor([1.0]))
+        for options in ({"target": f}, {"teacher": f}, {"target": wrong}, {"teacher": wrong}):
+            with pytest.raises(ValueError, match="the denoiser maps x"):
+                consistency_loss(process, f if wrong in options.values() else wrong, x0, t, 0.9 * t, x0, **options)
+    for n in (1, 0):
+        with pytest.raises(ValueError, match="two boundaries"):
+            Boundaries(process).draw_times(torch.rand(3), n)
     with pytest.raises(ValueError, match="Did you mean 'doubling'"):
         n_boundaries(0, 10, schedule="double")
     with pytest.raises(ValueError, match="too few"):

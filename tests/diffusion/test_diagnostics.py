@@ -466,6 +466,11 @@ def test_mistakes_are_named(generator: torch.Generator) -> None:
         estimate(torch.zeros(3, 1))
     with pytest.raises(ValueError, match=r"\(\.\.\., n, d\)"):
         sliced_w2(x, x[:, :1], 10, generator)
+    for empty, full in ((x[:0, 0], x[:, 0]), (x[:, 0], x[:0, 0]), (x[:0, 0], x[:0, 0])):
+        with pytest.raises(ValueError, match="n and m at least 1"):
+            w2(empty, full)
+    with pytest.raises(ValueError, match="n and m at least 1"):
+        sliced_w2(x[:0], x, 10, generator)
     with pytest.raises(ValueError, match="one projection"):
         sliced_w2(x, x, 0, generator)
     with pytest.raises(ValueError, match="two times"):

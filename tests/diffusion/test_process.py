@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusion_cases import F64, PROCESSES, close
@@ -91,6 +92,17 @@ def test_one_step_grids() -> None:
 def test_grid_refuses_what_is_no_grid(bad: tuple) -> None:
     with pytest.raises(ValueError, match="need"):
         VP().grid(*bad)
+
+
+def test_a_number_of_steps_is_whole() -> None:
+    for bad in (2.5, 2.0, "3"):
+        with pytest.raises(ValueError, match="whole"):
+            VP().grid(bad, 0.02, 20.0)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="whole"):
+            discrete_grid("vp", bad)  # type: ignore[arg-type]
+    assert torch.equal(VP().grid(np.int64(3), 0.02, 20.0), VP().grid(3, 0.02, 20.0))
+    with pytest.raises(ValueError, match="at least one step"):
+        discrete_grid("vp", 0)
 
 
 def test_diffusion_ql_schedule_is_vp_at_the_published_times() -> None:

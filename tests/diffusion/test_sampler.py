@@ -20,6 +20,7 @@ from diffrl.diffusion import (
     RectifiedFlow,
     Sampler,
     TrigFlow,
+    consistency_sample,
     discrete_grid,
     expand,
     reverse_step,
@@ -725,6 +726,8 @@ def test_single_steps_name_mistakes() -> None:
         ({"eta": 0.5, "churn": Churn()}, "churn goes with"),
         ({"solver": "heun", "churn": Churn()}, "pass a generator"),
         ({"corrector": Langevin()}, "pass a generator"),
+        ({"noise": torch.zeros(1)}, "noise must have shape"),
+        ({"noise": torch.zeros(4, 3, 2)}, "noise must have shape"),
     ],
     ids=str,
 )
@@ -732,6 +735,68 @@ def test_mistakes_are_named(options: dict, message: str) -> None:
     arguments = {"times": discrete_grid("vp", 5), **options}
     with pytest.raises(ValueError, match=message):
         sample(VP(), tanh_denoiser, torch.zeros(3, 2), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("process", "times"),
+    [
+        (RectifiedFlow(), torch.linspace(2, 0, 5)),
+        (VP(), torch.tensor([1.0, 0.0, -1.0])),
+        (VE(), torch.tensor([1.0, -0.1])),
+        (VE(), torch.tensor([math.inf, 1.0])),
+        (TrigFlow(), torch.linspace(3, 0, 5)),
+        (TrigFlow(), torch.linspace(6, 0, 5)),  # where alpha is positive again
+        (VP(), torch.tensor([math.nan, 0.0])),
+    ],
+    ids=str,
+)
+def test_times_outside_of_a_process_are_refused(process: Process, times: Tensor) -> None:
+    """By whatever samples on a grid; to a function of the caller's they would be plausible numbers, or nan."""
+    x = torch.ones(3, 2)
+    for sampled in (sample, lambda *given: consistency_sample(given[1], given[0], *given[2:])):
+        with pytest.raises(ValueError, match=r"must lie where|decrease"):
+            sampled(process, tanh_denoiser, x, times)
+
+
+@process_parameter
+def test_noise_that_a_deterministic_sampler_does_not_draw_changes_nothing(process: Process) -> None:
+    """Of the shape that another eta takes; so is none of it."""
+    times, x = process.grid(4, 0.02, 20.0, dtype=F64), torch.randn(3, 2, dtype=F64)
+    alone = sample(process, in_y(process), x, times)
+    for noise in (torch.full((4, 3, 2), math.nan), torch.zeros(0, 3, 2)):
+        assert torch.equal(sample(process, in_y(process), x, times, noise=noise), alone)
+
+
+@pytest.mark.parametrize("wrong", [(..., slice(1)), slice(1), 0, None], ids=["column", "row", "one", "more"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_denoiser_of_another_shape_is_refused(solver: str, wrong: object) -> None:
+    """It would broadcast; so at the trial points of a solver, at a corrector's, and in a single step."""
+    x, times = torch.randn(8, 2), discrete_grid("vp", 3)
+    sampler = Sampler(VP(), times, solver, corrector=Langevin())
+    message = r"the denoiser maps x of shape \(8, 2\) to .*; shapes must agree"
+    for right in range({"dpm2": 2, "dpm3": 3, "heun": 2}.get(solver, 1) + 1):
+        made = 0
+
+        def denoise(x: Tensor, t: Tensor, right: int = right) -> Tensor:
+            nonlocal made
+            made += 1
+            return x if made <= right else x[wrong]
+
+        with pytest.raises(ValueError, match=message):
+            sampler(denoise, x, torch.Generator())
+        assert made == right + 1
+    if solver != "dpmpp2m":
+        with pytest.raises(ValueError, match=message):
+            solver_step(VP(), lambda x, t: x[wrong], x, times[0], times[1], solver)
+
+
+def test_a_sampler_says_what_it_is() -> None:
+    times = discrete_grid("vp", 5)
+    assert repr(Sampler(VP(), times)) == f"Sampler(VP(), ddim: 5 steps from t = {times[0]:.4g} to 0)"
+    text = repr(Sampler(VE(), torch.tensor([80.0, 0.5]), "heun", churn=Churn(2.0)))
+    assert text.startswith("Sampler(VE(), heun, churn=Churn(S_churn=2.0,")
+    assert text.endswith(": 1 step from t = 80 to 0.5)")
+    assert "eta=0.5" in repr(Sampler(VP(), times, eta=0.5))
 
 
 @pytest.mark.parametrize("bad", [{"S_churn": -1.0}, {"S_tmin": 2.0, "S_tmax": 1.0}, {"S_noise": -1.0}])

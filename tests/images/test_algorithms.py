@@ -1,6 +1,7 @@
 """Algorithms on a Gaussian whose optimum is known, and laws of the trainer."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,11 +18,11 @@ from diffrl.diffusion.chain import at_steps
 from diffrl.images.algorithms.base import Finetuner
 from diffrl.images.algorithms.dpo import ROUND as PAIRS_ROUND
 from diffrl.images.algorithms.dpo import SampledPairs
-from diffrl.images.config import ALGORITHMS, FinetuneConfig
+from diffrl.images.config import ALGORITHMS, FinetuneConfig, schema_of
+from diffrl.images.config.base import ChainConfig
 from diffrl.images.emoji_words import PROMPTS as PROMPTS_OF_EMOJI
 from diffrl.images.evaluation import Numbered, chain_kl, diversity, evaluate
 from diffrl.images.rewards.base import Metadata
-from diffrl.images.run import warnings
 from diffrl.images.samples import (
     EVALUATION,
     LOSS,
@@ -40,6 +41,7 @@ from diffrl.images.samples import (
     roll_out,
     sample_round,
 )
+from diffrl.images.signs import warnings
 from diffrl.support.errors import UserError
 from diffrl.training.loop import DivergedError
 from tests.images.toy import STD, Target, Toy, begin, toy_setup
@@ -500,7 +502,7 @@ def test_many_prompts_are_evaluated_in_pairs() -> None:
     found = evaluate(setup, RunState(), None, None)
     assert found.prompts[::2] == found.prompts[1::2]
     assert found.measures["diversity"] > 0
-    assert warnings({}, {"diversity": 0.1}) == []
+    assert warnings({}, {"diversity": 0.1}, FinetuneConfig()) == []
 
 
 def test_an_evaluation_keeps_nothing_for_a_gradient() -> None:
@@ -582,15 +584,34 @@ def test_steps_are_each_images_own() -> None:
 def test_what_warns_of_hacking() -> None:
     """Each sign alone, by what it names; none where everything holds or gets better."""
     first = {"reward": 0.0, "held_out": 0.0, "class_accuracy": 1.0, "diversity": 1.0, "reference_error": 1.0}
-    assert warnings(first, {**first, "reward": 1.0, "held_out": 1.0, "diversity": 2.0, "reference_error": 0.5}) == []
+    better = {"reward": 1.0, "held_out": 1.0, "diversity": 2.0, "reference_error": 0.5}
+    assert warnings(first, first | better, FinetuneConfig()) == []
     for name, value, said in (
         ("class_accuracy", 0.7, "Class accuracy fell"),
         ("diversity", 0.4, "half as different"),
         ("reference_error", 2.1, "twice as odd"),
         ("held_out", -0.1, "in the eye of that scorer"),
     ):
-        (found,) = warnings(first, {**first, "reward": 1.0, name: value})
+        (found,) = warnings(first, {**first, "reward": 1.0, name: value}, FinetuneConfig())
         assert said in found
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_what_holds_a_run_are_options_that_it_has(algo: str, eta: float) -> None:
+    """What every sentence names is taken by a run of the same algorithm."""
+    schema = schema_of(algo)
+    if eta == 0 and issubclass(schema, ChainConfig):
+        pytest.skip("learns from the chain's noise")
+    config = FinetuneConfig(algo=algo, eta=eta)
+    first, last = {"class_accuracy": 1.0, "diversity": 1.0}, {"class_accuracy": 0.1, "diversity": 0.1}
+    named = {flag for said in warnings(first, last, config) for flag in re.findall(r"--([a-z-]+)", said)}
+    assert "lr" in named
+    for name in named:
+        field = name.replace("-", "_")
+        FinetuneConfig(algo=algo, eta=eta, **{field: 2 * getattr(config, field) or 0.1})
+    accuracy, _ = warnings(first, last, config)
+    assert ("reward was paid" in accuracy) == (config.scored_by is not None)
 
 
 def test_classes_of_images() -> None:

@@ -60,7 +60,7 @@ def mistake(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("algo", [*ALGORITHMS])
-def test_every_algorithm_runs(algo: str, quick: Path) -> None:
+def test_every_algorithm_runs(algo: str, quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """To a picture, a table, a checkpoint and a model that diffusers loads; and it changes what it trains."""
     more = ["--rounds", "2", "--updates", "2"] if algo in ("dpo", "supervised") else []
     size = UNSCORED if algo == "supervised" else SMALL
@@ -69,6 +69,13 @@ def test_every_algorithm_runs(algo: str, quick: Path) -> None:
     history = json.loads((run / "evaluations.json").read_text())
     assert [entry["round"] for entry in history] == [0, 1, 2]
     assert history[-1]["queries"] == (0 if algo == "supervised" else 32)
+    said, with_loss = capsys.readouterr().err, [round(entry.get("loss", -1.0), 9) for entry in history]
+    seen = ["0 images seen", "32 images seen", "64 images seen"] if algo == "supervised" else []
+    assert [line in " ".join(said.split()) for line in seen] == [True] * len(seen)
+    assert ("images scored" in said) == (algo != "supervised")
+    with (run / "metrics.csv").open(newline="") as file:  # of supervised, whose loss is all that it learns by
+        losses = [round(float(row["error"]), 9) for row in csv.DictReader(file)] if algo == "supervised" else [-1, -1]
+    assert with_loss == [-1, *losses]
     assert {"diversity", "reference_error", "class_accuracy", "kl"} <= set(history[0])
     assert history[0]["kl"] == 0.0
     assert history[-1]["kl"] > 0

@@ -10,7 +10,9 @@ from PIL import Image
 from diffrl.cli import main
 from diffrl.images import run as module
 from diffrl.images.compare import OTHER_MODELS, compare
-from diffrl.images.run import COLUMNS, FinetuneRun, choose, counts_by, plot_before_after, short_name, warnings
+from diffrl.images.config import FinetuneConfig
+from diffrl.images.run import COLUMNS, FinetuneRun, choose, counts_by, plot_before_after, short_name
+from diffrl.images.signs import warnings
 from tests.images.test_command import SMALL, UNSCORED
 
 
@@ -20,14 +22,15 @@ def test_warnings_are_of_changes_beyond_chance() -> None:
     hacked = "The reward rose while the held-out one fell"
 
     def warned(reward: float, held_out: float) -> bool:
-        return any(hacked in text for text in warnings(first, {"reward": reward, "held_out": held_out}))
+        last = {"reward": reward, "held_out": held_out}
+        return any(hacked in text for text in warnings(first, last, FinetuneConfig()))
 
     assert warned(-0.6, -2.2)
     assert not warned(-0.6994, -2.2)
     assert not warned(-0.6, -2.014)
     assert not warned(-0.8, -2.2)
     assert not warned(-0.6, -1.8)
-    assert not warnings({"held_out": -2.0}, {"reward": 5.0, "held_out": -3.0}), "no reward before"
+    assert not warnings({"held_out": -2.0}, {"reward": 5.0, "held_out": -3.0}, FinetuneConfig()), "no reward before"
 
 
 @pytest.mark.parametrize("prompts", [1, 2, 3, 5, 10, 84])
@@ -86,4 +89,7 @@ def test_a_comparison_says_what_differs_and_counts_by_one_thing(quick: Path) -> 
     compare([quick / "scored", quick / "other"], quick / "page.html")
     assert OTHER_MODELS in (quick / "page.html").read_text()
     compare([quick / "scored", quick / "read"], quick / "page.html")
-    assert OTHER_MODELS not in (quick / "page.html").read_text()
+    page = (quick / "page.html").read_text()
+    assert OTHER_MODELS not in page
+    for said in ("<td class=n>32 scored</td>", "<td class=n>16 seen</td>", "after 16 images seen"):
+        assert said in page

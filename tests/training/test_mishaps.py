@@ -40,7 +40,7 @@ def own_file(path: Path, rows: int = 400, reward: float | None = None) -> Path:
     dataset = load_dataset("maze2d-umaze-v1", rows=rows, progress=False)
     if reward is not None:
         dataset.rewards[:] = reward
-    return d4rl.write(path, dataset)
+    return d4rl.write(path, dataset, force=True)
 
 
 def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:

@@ -135,12 +135,25 @@ def test_evaluate_takes_one_checkpoint_by_its_name_or_step(straight: Path) -> No
     step = checkpoint.steps(straight)[-1]
     by_step = diffrl.evaluate(straight, episodes=1, which=step, quiet=True)
     by_name = diffrl.evaluate(straight, episodes=1, which="last", quiet=True)
-    assert by_step[str(step)] == by_name["last"]
+    assert list(by_step) == [step]
+    assert by_step[step] == by_name["last"]
+    assert list(diffrl.evaluate(straight, episodes=1, which=(str(step), "last"), quiet=True)) == [str(step), "last"]
     with pytest.raises(UserError, match="has no checkpoint 'newest'"):
         diffrl.evaluate(straight, which="newest", quiet=True)
     for episodes in (0, 1.5):
         with pytest.raises(UserError, match="episodes"):
             diffrl.evaluate(straight, episodes=episodes, quiet=True)  # type: ignore[arg-type]
+
+
+def test_what_an_evaluation_records_is_there_where_it_was_asked_for(straight: Path) -> None:
+    """Paths alone, of an agent that does not plan (see test_planning), and neither without `record`."""
+    plain = diffrl.evaluate(straight, episodes=2, which="last", quiet=True)["last"]
+    assert not {"paths", "plans"} & plain.keys()
+    kept = diffrl.evaluate(straight, episodes=2, which="last", record=1, quiet=True)["last"]
+    assert [len(paths) for paths in kept.pop("paths")] == [1, 1]
+    assert kept == plain
+    with pytest.raises(UserError, match="record is -1; expected at least 0"):
+        diffrl.evaluate(straight, record=-1, quiet=True)
 
 
 @pytest.mark.parametrize("at_once", [2, 6, 100])

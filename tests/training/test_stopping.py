@@ -23,6 +23,7 @@ from diffrl.cli import main
 from diffrl.data import d4rl
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.run import Run
+from diffrl.support.errors import UserError
 from diffrl.support.folder import write_json
 from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
@@ -130,6 +131,31 @@ def test_a_stop_in_an_evaluation_ends_it_and_it_is_made_again(tmp_path: Path, st
     diffrl.resume(run, quiet=True)
     assert endless_env.made == per_evaluation
     assert_same_run(whole, run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_ends_a_loop_over_runs_that_skips_those_that_fail(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`except Exception` catches what is wrong with a run, and no Ctrl-C; the run that it ends is saved."""
+    monkeypatch.setattr(endless_env, "made", 0)
+    monkeypatch.setattr(endless_env, "at_step", lambda n: signal.raise_signal(number) if n == 5 else 0)
+    small = {"env": ENDLESS, "rows": 300, "steps": 4, "eval_every": 4, "eval_workers": 0, "compile": False}
+    begun, failed = [], []
+
+    def loop() -> None:
+        for name, settings in (("wrong", {"env": "no-such-env-v0"}), ("stopped", {}), ("next", {})):
+            begun.append(name)
+            try:
+                diffrl.train(tiny(tmp_path / name, **(small | settings)), quiet=True)
+            except Exception as error:
+                failed.append(type(error))
+
+    with pytest.raises(KeyboardInterrupt, match=f"All 4 steps are made and saved.*resume {tmp_path / 'stopped'}"):
+        loop()
+    assert begun == ["wrong", "stopped"]
+    assert failed == [UserError]
+    assert checkpoint.steps(tmp_path / "stopped")[-1] == 4
 
 
 def test_a_stop_in_scoring_says_how_to_begin_again(

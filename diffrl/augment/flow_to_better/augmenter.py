@@ -56,11 +56,10 @@ from diffrl.data.offline import Floats, OfflineDataset
 from diffrl.data.preferences import Preferences, read_preferences, teach
 from diffrl.data.segments import SegmentSource, Windows
 from diffrl.data.transitions import Transitions
+from diffrl.support import schema
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError
 from diffrl.support.files import regular_file, sha256
-from diffrl.support.schema import NotNegative
-from diffrl.support.schema import held as checked
 from diffrl.support.seeds import generator_at, mix
 from diffrl.training.loop import Trainer
 from diffrl.training.stack import StackTrainer
@@ -99,7 +98,7 @@ def flow_to_better(
     `FlowToBetter`. dataset, out, options: the fields of `Request`. The same call again goes on where it was cut, and
     gives the same file: see `augment`.
     """
-    checked(quiet, bool, "quiet")
+    schema.held(quiet, bool, "quiet")
     if not isinstance(preferences, PreferenceConfig):
         preferences = PreferenceConfig(str(preferences))
     augmenter = FlowToBetter(
@@ -155,9 +154,10 @@ class FlowToBetter(Augmenter):
         relabel: bool = False,
         quiet: bool = False,
     ) -> None:
-        checked(max_dynamics_error, NotNegative | None, "--max-dynamics-error")
-        self.preferences, self.diffuser = preferences, diffuser or DiffuserConfig()
-        self.flow, self.reward, self.blocks = flow or FlowConfig(), reward or RewardConfig(), blocks or BlockConfig()
+        schema.held(max_dynamics_error, schema.NotNegative | None, "--max-dynamics-error")
+        self.preferences, self.diffuser = preferences, schema.group(diffuser, DiffuserConfig, "diffuser")
+        self.flow, self.reward = schema.group(flow, FlowConfig, "flow"), schema.group(reward, RewardConfig, "reward")
+        self.blocks = schema.group(blocks, BlockConfig, "blocks")
         self._bound, self._relabel, self._quiet = max_dynamics_error, relabel, quiet
         self.steps = self.diffuser.steps
         source = "teacher"
@@ -435,7 +435,7 @@ class FlowToBetter(Augmenter):
             for line in counts.lines(self._returns):
                 console.print(line)
         if self._relabel:
-            path = d4rl.write(self._folder / RELABELLED, self._with_environment())
+            path = d4rl.write(self._folder / RELABELLED, self._with_environment(), force=True)
             if not self._quiet:
                 console.print(f"Relabelled:  {path}, the data set itself with the learned reward.")
         return counts.rows

@@ -23,7 +23,7 @@ from diffrl.augment.synther.model import ModelRows, TransitionDiffusion
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import UserError
 from diffrl.support.folder import read_json, read_tensors, write
-from diffrl.support.schema import held
+from diffrl.support.schema import group, held
 from diffrl.support.seeds import generator_at
 from diffrl.training import checkpoint
 from diffrl.training.loop import Trainer
@@ -50,7 +50,7 @@ def synther(
     UserError for a value that an option does not take.
     """
     held(quiet, bool, "quiet")
-    augmenter = SynthER(model or SynthERConfig(), sampling or Sampling())
+    augmenter = SynthER(group(model, SynthERConfig, "model"), group(sampling, Sampling, "sampling"))
     return augment(Request(dataset, str(out), **options), augmenter, quiet=quiet)
 
 

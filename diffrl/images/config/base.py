@@ -233,6 +233,10 @@ class FinetuneConfig(metaclass=_Presets):
         """The reward that is asked; None: the run scores no images."""
         return None
 
+    def seen(self, rounds: int, queries: int) -> tuple[int, str]:
+        """How far a run has come after so many rounds, with so many images scored: a number, and of what."""
+        return queries, "images scored"
+
     @property
     def scored_before(self) -> int:
         """Images that are scored before the first round."""
@@ -335,6 +339,12 @@ class OfflineConfig(FinetuneConfig):
     """Rounds between evaluations; by default a sixth of all."""
     rounds: Count = 40
     """Rounds of the whole run, each of `updates` steps: this is what says how long it takes."""
+
+    def seen(self, rounds: int, queries: int) -> tuple[int, str]:
+        """Examples that were learned from, with repetitions; where some are scored beforehand, how many those are."""
+        if self.scored_by is not None:
+            return super().seen(rounds, queries)
+        return rounds * self.updates * self.batch * self.passes, f"{self.examples} seen"
 
     @property
     def plan(self) -> str:

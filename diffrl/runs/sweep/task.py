@@ -15,7 +15,6 @@ from diffrl.runs.sweep.state import ERROR, complete
 from diffrl.support.errors import UserError, disk_full, said_by
 from diffrl.support.files import alone, atomic_path
 from diffrl.support.folder import say_once, steps
-from diffrl.support.stopping import Interrupted
 
 
 class Full(UserError):
@@ -45,8 +44,6 @@ def perform(folder: Path, run: SweepRun) -> None:
                 resume(path)
             else:
                 train(dataclasses.replace(run.config, out=path))
-        except Interrupted:
-            raise
         except Exception as error:
             if reason := disk_full(error):
                 raise Full(f"{path}: {reason}. Nothing saved is lost; it goes on once there is space.") from error

@@ -1,0 +1,55 @@
+"""What a user of the Python interface sees: names, and a sentence for an argument of another type."""
+
+from collections.abc import Callable
+from importlib.metadata import version
+
+import pytest
+
+import diffrl
+from diffrl.augment.flow_to_better.augmenter import flow_to_better
+from diffrl.augment.synther.augmenter import synther
+from diffrl.runs.distil import distil
+from diffrl.runs.tune import finetune_policy
+from diffrl.support.errors import UserError
+
+
+def test_the_package_lists_what_it_offers_and_nothing_that_it_imports() -> None:
+    offered = {name for name in dir(diffrl) if not name.startswith("_")}
+    assert offered >= set(diffrl.__all__)
+    assert not {"Any", "TYPE_CHECKING"} & offered
+    assert diffrl.__version__ == version("diffrl")
+    assert all(hasattr(diffrl, name) for name in dir(diffrl))
+    with pytest.raises(AttributeError, match="has no attribute 'finetune_policy'"):
+        _ = diffrl.finetune_policy
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: diffrl.resume("run", steps="300"), "steps is '300'; expected a whole number"),
+        (lambda: diffrl.resume("run", steps=0), "steps is 0; expected at least 1"),
+        (lambda: diffrl.resume("run", eval_workers=1.5), "eval_workers is 1.5; expected a whole number"),
+        (lambda: diffrl.resume("run", device=0), "device is 0; expected text"),
+        (lambda: diffrl.online("run", {"steps": 1}), "config is .*; expected an instance of OnlineConfig"),
+        (lambda: synther("data.hdf5", "new.hdf5", model={"width": 8}), "model is .*an instance of SynthERConfig"),
+        (lambda: synther("data.hdf5", "new.hdf5", sampling=3), "sampling is 3; expected an instance of Sampling"),
+        (lambda: flow_to_better("data.hdf5", "new.hdf5", 5, diffuser={}), "diffuser is {}; .*of DiffuserConfig"),
+        (lambda: flow_to_better("data.hdf5", "new.hdf5", 5, blocks=3), "blocks is 3; .*of BlockConfig"),
+        (lambda: finetune_policy("run"), "settings is 'run'; expected an instance of TuningConfig"),
+        (lambda: distil("run"), "settings is 'run'; expected an instance of DistilConfig"),
+    ],
+)
+def test_an_argument_of_another_type_is_answered_in_a_sentence(call: Callable[[], object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        call()
+
+
+def test_an_image_run_takes_a_configuration_of_its_own() -> None:
+    pytest.importorskip("diffusers")
+    from diffrl.images import finetune
+    from diffrl.images.distil_job import distil as distil_images
+
+    with pytest.raises(UserError, match="config is 'draft'; expected an instance of FinetuneConfig"):
+        finetune("draft")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="config is 'run'; expected an instance of ImageDistilConfig"):
+        distil_images("run")  # type: ignore[arg-type]
