@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from envs.task import Task
 
 Seeds = Annotated[tuple[Seed, ...], Range(1, 10_000)]
+"""One seed or several."""
 
 
 @dataclass(frozen=True)
