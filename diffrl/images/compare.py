@@ -7,7 +7,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffrl.images.run import PANELS, PART, SAID, FinetuneRun, counts_by, grid_path, plot_curve, warnings
+from diffrl.images.run import PANELS, PART, SAID, FinetuneRun, counts_by, grid_path, plot_curve
+from diffrl.images.said import passed, warnings
 from diffrl.support.errors import UserError
 from diffrl.support.names import apart, breakable, wrapped
 from diffrl.support.plots import BLUE, COMPARED, GREEN, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
@@ -92,14 +93,14 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
         known = (config.algo, config.model, config.scored_by, f"seed {config.seed}")
         what = html.escape(", ".join(word for word in known if word is not None))
         rows.append(
-            f"<tr><td><b>{title}</b><br>{what}</td><td class=n>{last['queries']:,}</td>"
+            f"<tr><td><b>{title}</b><br>{what}</td><td class=n>{passed(last, config)}</td>"
             f"<td class=n>{last['seconds']:,.0f}</td>{cells}</tr>"
         )
-        notes = "".join(f"<p class=warning>{html.escape(note)}</p>" for note in warnings(first, last))
+        notes = "".join(f"<p class=warning>{html.escape(note)}</p>" for note in warnings(first, last, config))
         pair = "".join(
             f"<figure>{_image(grid_path(run.path, entry['round']).read_bytes())}"
             f"<figcaption>{label}</figcaption></figure>"
-            for label, entry in (("before", first), (f"after {last['queries']:,} images scored", last))
+            for label, entry in (("before", first), (f"after {passed(last, config)}", last))
         )
         grids.append(f"<h2>{title}</h2><p class=about>{what}</p>{notes}<div class=pair>{pair}</div>")
     said = [text for text, differ in _differences(runs).items() if differ]
@@ -117,7 +118,7 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
 <p class=about>Measured on the same prompts and noise at every evaluation: first &rarr; last. A reward that rises while
 the held-out reward, class accuracy or diversity fall has been hacked.{left_out}</p>
 {warned}
-<div class=wide><table><tr><th>run</th><th class=n>images scored</th><th class=n>seconds</th>{head}</tr>
+<div class=wide><table><tr><th>run</th><th class=n>trained on</th><th class=n>seconds</th>{head}</tr>
 {"".join(rows)}</table></div>
 {_image(curves)}
 {"".join(grids)}

@@ -31,16 +31,15 @@ from diffrl.images.run import (
     PICTURE,
     FinetuneRun,
     drop_model,
-    evaluation_line,
     gone_for_good,
     grid_path,
     lost,
     plot_before_after,
     plot_grid,
-    print_run,
     short_name,
     write_model,
 )
+from diffrl.images.said import evaluation_line, print_run
 from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
 from diffrl.support import folder as folders
 from diffrl.support.console import console, work
@@ -342,7 +341,7 @@ class _Session:
             self.folder.add(entry)
             for name, value in finite.items():
                 log.scalars(f"evaluation/{name}", state.round, [value])
-            self._say(evaluation_line(entry))
+            self._say(evaluation_line(self.folder))
             if state.round == 0 and (odd := alarm(entry)):
                 self._say(f"[bold red]{odd}[/]")
         return result.measures

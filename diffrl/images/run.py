@@ -1,12 +1,13 @@
-"""A fine-tuning run's folder: its configuration and evaluations, its pictures, and what is printed of it."""
+"""A fine-tuning run's folder: its configuration and evaluations, and its pictures."""
 
+import csv
 import dataclasses
 import itertools
 import json
-import math
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +17,6 @@ from diffrl.images.config.base import CONFIG, DIFFUSERS, PEFT, TINY
 from diffrl.images.rewards.entry import TERM, is_single
 from diffrl.images.saved import has_weights
 from diffrl.support import folder
-from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path, read_json, read_yaml, reading
 from diffrl.support.folder import ABOUT, IMAGES
@@ -60,6 +60,7 @@ COLUMNS = "prompts"
 """The name, in the header of a grid's PNG, of the list of its columns' prompts."""
 
 PANELS: dict[str, str] = {
+    "loss": "training loss",
     "reward": "reward",
     "held_out": "held-out reward",
     "kl": "KL to the reference\n(nats an image)",
@@ -80,6 +81,18 @@ class FinetuneRun:
     """One entry an evaluation: round, queries, seconds, and the measures that `images.evaluation` lists."""
     damaged: bool = False
     """Whether `evaluations.json` is damaged, so that there is no history: the next evaluation sets it aside."""
+
+    def losses(self) -> list[dict[str, Any]]:
+        """The training loss of each round of a run that learns from examples, from its `metrics.csv`.
+
+        Of one that asks a reward the loss tells nothing: none. None either where the file is gone, or damaged.
+        """
+        if self.config.counts != "rounds":
+            return []
+        with suppress(OSError, ValueError, KeyError, csv.Error), (self.path / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+            return [{"round": int(row["step"]), "queries": 0, "loss": float(row["loss"])} for row in rows]
+        return []
 
     def write(self, about: dict[str, Any]) -> None:
         """Create the folder, if need be, and write the configuration and `about`, such as versions."""
@@ -270,70 +283,6 @@ def load(path: Path) -> FinetuneConfig:
     return config
 
 
-# --- In words ------------------------------------------------------------------------------------------------------
-
-
-def evaluation_line(entry: dict[str, Any]) -> str:
-    """The line of an evaluation: after how many rounds and images, and what was measured."""
-    names = ("reward", "held_out", "class_accuracy", "kl", "diversity")
-    shown = "  ".join(f"{name.replace('_', ' ')} [bold]{entry[name]:.3f}[/]" for name in names if name in entry)
-    return f"round {entry['round']:>4}  {entry['queries']:>6,} images scored  {shown}"
-
-
-def print_run(run: FinetuneRun) -> None:
-    """Print a run's measures before and after, what they warn of, where its files are, and what to do next."""
-    from rich.table import Table
-
-    first, last = run.measured[0], run.history[-1]
-    table = Table(title=f"{run.config.eval_samples} images of the same prompts and noise", title_justify="left")
-    for name, justify in (("", "left"), ("before", "right"), ("after", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    parts = {name: f"  {name.removeprefix(PART)}" for name in last if name.startswith(PART)}
-    for name, text in {"reward": SAID["reward"], **parts, **SAID}.items():
-        if name in last:
-            table.add_row(text, f"{first[name]:.3f}" if name in first else "", f"{last[name]:.3f}")
-    console.print(table)
-    if "reward" in last and "reward" not in first:
-        console.print("There is no reward before: every evaluation is scored by the votes until then, on a new scale.")
-    for warning in warnings(first, last):
-        console.print(f"[yellow]{warning}[/]")
-    console.print(f"images scored:  {last['queries']:,} in {last['seconds']:,.0f} s")
-    console.print(f"picture:        {run.path / PICTURE}")
-    console.print(f"model:          {said_of_model(run.path / MODEL, run.config.model)}", markup=False)
-    console.print(f"compare runs:   diffrl compare {run.path} RUN ...")
-    console.print(f"TensorBoard:    tensorboard --logdir {run.path}")
-
-
-def warnings(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
-    """Sentences on signs that the reward has been hacked, from the first and the last evaluation."""
-    found = []
-    if last.get("class_accuracy", 1.0) < 0.8 * first.get("class_accuracy", 1.0):
-        found.append(
-            f"Class accuracy fell from {first['class_accuracy']:.2f} to {last['class_accuracy']:.2f}: part of the "
-            "reward was paid for with what the images are of. A smaller --clip-nats or --lr, or --kl, holds them."
-        )
-    if last.get("diversity", 1.0) < 0.5 * first.get("diversity", 0.0):
-        found.append("Images of one prompt are less than half as different as they were: --kl, or stop earlier.")
-    if last.get("reference_error", 0.0) > 2 * first.get("reference_error", math.inf):
-        found.append(
-            "The pretrained model finds the images more than twice as odd as its own: they are leaving what it learned "
-            "from data. Look at before_after.png."
-        )
-    if last.get("silent_rounds"):
-        found.append(f"{last['silent_rounds']} of {last['round']} rounds made no update: their rewards said nothing.")
-    if _change(first, last, "reward") > 0 > _change(first, last, "held_out"):
-        found.append("The reward rose while the held-out one fell: what was gained is in the eye of that scorer.")
-    return found
-
-
-def _change(first: Mapping[str, float], last: Mapping[str, float], name: str) -> float:
-    """By how much a measure differs from the first evaluation to the last; 0 where that is not more than `CHANCE`."""
-    if name not in first or name not in last:
-        return 0.0
-    difference = last[name] - first[name]
-    return difference if abs(difference) > CHANCE * max(abs(first[name]), abs(last[name])) else 0.0
-
-
 # --- In pictures ---------------------------------------------------------------------------------------------------
 
 
@@ -426,10 +375,12 @@ def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
         axes.set_axis_off()
     measured = run.measured
     least = min(2, len(measured))
-    plotted = [name for name in PANELS if sum(name in entry for entry in measured) >= least]
-    panels = bottom.subplots(1, len(plotted), squeeze=False, gridspec_kw=lower)[0]
-    for axes, name in zip(panels, plotted, strict=True):
-        plot_curve(axes, measured, name, BLUE)
+    curves = {name: measured for name in PANELS if sum(name in entry for entry in measured) >= least}
+    if losses := run.losses():
+        curves = {"loss": losses, **curves}
+    panels = bottom.subplots(1, len(curves), squeeze=False, gridspec_kw=lower)[0]
+    for axes, (name, points) in zip(panels, curves.items(), strict=True):
+        plot_curve(axes, points, name, BLUE)
         axes.locator_params(nbins=4)  # a panel is narrow
     with atomic_path(path) as temporary:
         write_png(figure, temporary, 110)

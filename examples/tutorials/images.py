@@ -56,9 +56,10 @@ plt.show()
 # Every run says so itself, in its last lines, from the same figures:
 
 # %%
-from diffrl.images.run import warnings
+from diffrl.images.run import FinetuneRun
+from diffrl.images.said import warnings
 
-for sentence in warnings(greedy[0], greedy[-1]):
+for sentence in warnings(greedy[0], greedy[-1], FinetuneRun.read("runs/greedy").config):
     print("-", sentence)
 
 # %% [markdown]

@@ -1,6 +1,7 @@
 """Algorithms on a Gaussian whose optimum is known, and laws of the trainer."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from diffrl.images.config import ALGORITHMS, FinetuneConfig
 from diffrl.images.emoji_words import PROMPTS as PROMPTS_OF_EMOJI
 from diffrl.images.evaluation import Numbered, chain_kl, diversity, evaluate
 from diffrl.images.rewards.base import Metadata
-from diffrl.images.run import warnings
+from diffrl.images.said import warnings
 from diffrl.images.samples import (
     EVALUATION,
     LOSS,
@@ -500,7 +501,7 @@ def test_many_prompts_are_evaluated_in_pairs() -> None:
     found = evaluate(setup, RunState(), None, None)
     assert found.prompts[::2] == found.prompts[1::2]
     assert found.measures["diversity"] > 0
-    assert warnings({}, {"diversity": 0.1}) == []
+    assert warnings({}, {"diversity": 0.1}, setup.config) == []
 
 
 def test_an_evaluation_keeps_nothing_for_a_gradient() -> None:
@@ -581,16 +582,30 @@ def test_steps_are_each_images_own() -> None:
 
 def test_what_warns_of_hacking() -> None:
     """Each sign alone, by what it names; none where everything holds or gets better."""
+    config = FinetuneConfig(reward="jpeg")
     first = {"reward": 0.0, "held_out": 0.0, "class_accuracy": 1.0, "diversity": 1.0, "reference_error": 1.0}
-    assert warnings(first, {**first, "reward": 1.0, "held_out": 1.0, "diversity": 2.0, "reference_error": 0.5}) == []
+    better = {**first, "reward": 1.0, "held_out": 1.0, "diversity": 2.0, "reference_error": 0.5}
+    assert warnings(first, better, config) == []
     for name, value, said in (
         ("class_accuracy", 0.7, "Class accuracy fell"),
         ("diversity", 0.4, "half as different"),
         ("reference_error", 2.1, "twice as odd"),
         ("held_out", -0.1, "in the eye of that scorer"),
     ):
-        (found,) = warnings(first, {**first, "reward": 1.0, name: value})
+        (found,) = warnings(first, {**first, "reward": 1.0, name: value}, config)
         assert said in found
+
+
+@pytest.mark.parametrize("algo", [*ALGORITHMS])
+def test_what_is_advised_is_an_option_of_the_algorithm(algo: str) -> None:
+    """All that it has of those that hold a run, and no other."""
+    first = {"reward": 0.0, "class_accuracy": 1.0, "diversity": 1.0}
+    hacked = {**first, "class_accuracy": 0.1, "diversity": 0.1}
+    options = {*ALGORITHMS[algo].options()}
+    for eta in (1.0, 0.0) if algo in ("draft", "nft") else (1.0,):  # a chain without noise has no divergence to weigh
+        found = warnings(first, hacked, FinetuneConfig(algo=algo, eta=eta, kl=0.0 if "kl" in options else None))
+        named = {name.replace("-", "_") for text in found for name in re.findall(r"--([a-z-]+)", text)}
+        assert named == {"clip_nats", "lr", "kl"} & options - ({"kl"} if eta == 0 else set())
 
 
 def test_classes_of_images() -> None:

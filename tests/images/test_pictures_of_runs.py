@@ -1,5 +1,6 @@
 """What is shown of a run: its picture, its table, its warnings, a comparison, and what is said of its model."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,24 +11,27 @@ from PIL import Image
 from diffrl.cli import main
 from diffrl.images import run as module
 from diffrl.images.compare import OTHER_MODELS, compare
-from diffrl.images.run import COLUMNS, FinetuneRun, choose, counts_by, plot_before_after, short_name, warnings
+from diffrl.images.config import FinetuneConfig
+from diffrl.images.run import COLUMNS, FinetuneRun, choose, counts_by, plot_before_after, short_name
+from diffrl.images.said import evaluation_line, warnings
 from tests.images.test_command import SMALL, UNSCORED
 
 
 def test_warnings_are_of_changes_beyond_chance() -> None:
     """The reward's and the held-out one's, each by more than 2 %."""
     first = {"reward": -0.7, "held_out": -2.0}
+    config = FinetuneConfig(reward="jpeg")
     hacked = "The reward rose while the held-out one fell"
 
     def warned(reward: float, held_out: float) -> bool:
-        return any(hacked in text for text in warnings(first, {"reward": reward, "held_out": held_out}))
+        return any(hacked in text for text in warnings(first, {"reward": reward, "held_out": held_out}, config))
 
     assert warned(-0.6, -2.2)
     assert not warned(-0.6994, -2.2)
     assert not warned(-0.6, -2.014)
     assert not warned(-0.8, -2.2)
     assert not warned(-0.6, -1.8)
-    assert not warnings({"held_out": -2.0}, {"reward": 5.0, "held_out": -3.0}), "no reward before"
+    assert not warnings({"held_out": -2.0}, {"reward": 5.0, "held_out": -3.0}, config), "no reward before"
 
 
 @pytest.mark.parametrize("prompts", [1, 2, 3, 5, 10, 84])
@@ -73,6 +77,24 @@ def test_a_model_says_what_it_is_and_is_used_so(quick: Path, capsys: pytest.Capt
     assert FinetuneRun.read(quick / "further").config.lora == 2
 
 
+def test_a_run_on_examples_says_what_it_learned_from_and_its_loss(
+    quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not that it scored none; the loss is that of the rounds since the evaluation before, in the line and the picture."""
+    assert (
+        main(["finetune", "--algo", "supervised", *UNSCORED, "--rounds", "2", "--updates", "3", "--out", "read"]) == 0
+    )
+    said, run = " ".join(capsys.readouterr().err.split()), FinetuneRun.read(quick / "read")
+    learned = 2 * 3 * run.config.batch
+    assert "images scored" not in said
+    assert f"learned from: {learned} images in" in said
+    losses = {row["round"]: row["loss"] for row in run.losses()}
+    assert [*losses] == [1, 2]
+    since = [losses[n] for n in losses if run.history[-2]["round"] < n]
+    assert f"round 2 {learned} images learned from loss {sum(since) / len(since):.3f}" in said
+    assert "loss" not in evaluation_line(dataclasses.replace(run, history=run.history[:1])), "of round 0 there is none"
+
+
 def test_a_comparison_says_what_differs_and_counts_by_one_thing(quick: Path) -> None:
     """Where one run scores nothing as it goes on, all curves go by rounds."""
     assert main(["finetune", *SMALL, "--out", "scored"]) == 0
@@ -86,4 +108,5 @@ def test_a_comparison_says_what_differs_and_counts_by_one_thing(quick: Path) -> 
     compare([quick / "scored", quick / "other"], quick / "page.html")
     assert OTHER_MODELS in (quick / "page.html").read_text()
     compare([quick / "scored", quick / "read"], quick / "page.html")
+    assert "images learned from" in (quick / "page.html").read_text()
     assert OTHER_MODELS not in (quick / "page.html").read_text()
