@@ -25,6 +25,10 @@ from agents.config import AGENTS  # noqa: E402
 
 OUTSIDE = {"benchmarks/results": "results", "benchmarks/gpu/README.md": "gpu.md", "CONTRIBUTING.md": "contributing.md"}
 """Where each file or folder of the repository is in the site."""
+NOWHERE = "nowhere:"
+"""Where a link leads to what is in the repository alone; its text stays."""
+WIDE = 90
+"""Characters of a line of printed text beyond which it is a sentence, and is wrapped."""
 SHOWN = {".md", ".png", ".json", ".html"}
 
 
@@ -65,11 +69,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         elif target in places:
             place = places[target]
         else:  # code: read in the repository
-            return match[0] if source.startswith("docs/") and not address.startswith("..") else "](#)"
+            return match[0] if source.startswith("docs/") and not address.startswith("..") else f"]({NOWHERE})"
         up = "../" * (len(Path(page.file.src_uri).parts) - 1)
         return f"]({up}{place}{'#' + anchor if anchor else ''})"
 
     markdown = re.sub(r"\]\(([^)\s]+)\)", led, markdown)
+    markdown = re.sub(rf"\[([^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*)\]\({NOWHERE}\)", r"\1", markdown)
+    markdown = re.sub(r"(?ms)^```text\n(.*?)^```$", _wrapping, markdown)
     return re.sub(r"^<!-- settings: (\w+) -->$", lambda match: settings_table(match[1]), markdown, flags=re.MULTILINE)
 
 
@@ -82,8 +88,24 @@ def on_page_content(content: str, **_: Any) -> str:
     def displayed(match: re.Match[str]) -> str:
         return f'<div class="equation">{convert(_fenced(match[1]), display="block")}</div>'
 
+    content = re.sub(r"<td[ >].*?</td>", _whole_options, content, flags=re.DOTALL)
     content = re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', inline, content, flags=re.DOTALL)
     return re.sub(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', displayed, content, flags=re.DOTALL)
+
+
+def _wrapping(block: re.Match[str]) -> str:
+    """A block of printed text; one with sentences in it is wrapped where the page ends, and not cut off."""
+    sentences = any(len(line) > WIDE for line in block[1].splitlines())
+    return f"```{{.text .sentences}}\n{block[1]}```" if sentences else block[0]
+
+
+def _whole_options(cell: re.Match[str]) -> str:
+    """A cell of a table in which an option such as --agent.discount is not broken behind its hyphens."""
+
+    def whole(code: re.Match[str]) -> str:
+        return re.sub(r"(?<![^\s>])[^\s<>]*-[^\s<>]*", r'<span class="whole">\g<0></span>', code[0])
+
+    return re.sub(r"<code>[^<]*</code>", whole, cell[0])
 
 
 def settings_table(agent: str) -> str:

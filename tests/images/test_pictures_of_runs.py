@@ -80,7 +80,7 @@ def test_a_model_says_what_it_is_and_is_used_so(quick: Path, capsys: pytest.Capt
 def test_a_run_on_examples_says_what_it_learned_from_and_its_loss(
     quick: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not that it scored none; the loss is that of the rounds since the evaluation before, in the line and the picture."""
+    """Not that it scored none; the loss is of the rounds since the evaluation before."""
     assert (
         main(["finetune", "--algo", "supervised", *UNSCORED, "--rounds", "2", "--updates", "3", "--out", "read"]) == 0
     )
