@@ -114,7 +114,7 @@ def _whole_options(cell: re.Match[str]) -> str:
 
 def _stacking(table: re.Match[str]) -> str:
     """A table, one with sentences marked: on a phone its cells stand below each other, each with its column's name."""
-    heads = [re.sub(r"<[^>]+>", "", head) for head in re.findall(r"<th[^>]*>(.*?)</th>", table[0], re.DOTALL)]
+    heads = [re.sub(r"<[^>]+>", "", head) for head in re.findall(r"<th(?: [^>]*)?>(.*?)</th>", table[0], re.DOTALL)]
     cells = re.findall(r"<td[^>]*>(.*?)</td>", table[0], re.DOTALL)
     if max((len(re.sub(r"<[^>]+>", "", cell)) for cell in cells), default=0) <= SENTENCE:
         return table[0]

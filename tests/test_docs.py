@@ -181,9 +181,11 @@ class _Page:
 
 def test_a_link_to_what_is_in_the_repository_alone_is_text(hook: Any) -> None:
     """And one to what is in the site leads there; none leads nowhere."""
-    text = "files in [stability/](stability), code in [`a[0]`](../../diffrl/cli.py), [here](gpu.md), [there](../../docs/data.md#x)"
+    text = (
+        "files in [s/](stability), code in [`a[0]`](../../diffrl/cli.py), [here](gpu.md), [there](../../docs/data.md#x)"
+    )
     made = hook.on_page_markdown(text, _Page("results/stability.md"))
-    assert made == "files in stability/, code in `a[0]`, [here](../results/gpu.md), [there](../data.md#x)"
+    assert made == "files in s/, code in `a[0]`, [here](../results/gpu.md), [there](../data.md#x)"
     for page in sorted((ROOT / "benchmarks" / "results").glob("*.md")):
         place = "index.md" if page.name == "README.md" else page.name
         assert "](#)" not in hook.on_page_markdown(page.read_text(), _Page(f"results/{place}"))
@@ -201,7 +203,8 @@ def test_tables_of_sentences_stack_and_options_are_whole(hook: Any) -> None:
 
     def table(*cells: str) -> str:
         row = "".join(f"<td>{cell}</td>" for cell in cells)
-        return f"<table>\n<thead>\n<tr>\n<th>a</th>\n<th>b &amp; c</th>\n</tr>\n</thead>\n<tbody><tr>{row}</tr></tbody></table>"
+        head = "<thead>\n<tr>\n<th>a</th>\n<th>b &amp; c</th>\n</tr>\n</thead>"
+        return f"<table>\n{head}\n<tbody><tr>{row}</tr></tbody></table>"
 
     assert hook.on_page_content(table("1", "2")) == table("1", "2")
     made = hook.on_page_content(table("<code>--agent.q-weight 2</code>", "word " * 20))

@@ -64,13 +64,13 @@ def test_sac_learns_in_three_ways_and_writes_what_came_of_it(
         ("mixture --samples 0", "--samples is 0; expected at least 1"),
     ],
 )
-def test_a_mistake_in_an_examples_options_is_a_line(words: str, said: str) -> None:
+def test_a_mistake_in_an_examples_options_is_a_line(words: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of its own options, before anything is trained; no traceback."""
     name, *rest = words.split()
     if name == "sb3_synther":
         pytest.importorskip("stable_baselines3", reason="needs the extra: pip install 'diffrl[sb3]'")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
-        patch.setattr(sys, "argv", [name, *rest])
+    monkeypatch.setattr(sys, "argv", [name, *rest])
+    with pytest.raises(SystemExit) as left:
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert str(left.value.code).startswith(f"Error: {said}")
 
