@@ -55,7 +55,8 @@ def resume(
         if dataset is not None:
             raise UserError(f"--dataset is for runs that learn from a data set, and {path} is one of images.")
         from diffrl.images.config.base import flag
-        from diffrl.images.run import FinetuneRun, gone_for_good, is_whole, print_run
+        from diffrl.images.run import FinetuneRun, gone_for_good, is_whole
+        from diffrl.images.said import print_run
 
         finished = FinetuneRun.read(path)
         config = finished.asked(steps)
