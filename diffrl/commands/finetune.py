@@ -13,7 +13,7 @@ from pathlib import Path
 from diffrl.commands import resume
 from diffrl.commands.words import parse
 from diffrl.images import rewards
-from diffrl.images.config import ALGORITHMS, FIRST_LOOK, NOTHING, FinetuneConfig, looks_first, schema_of
+from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, first_look, schema_of
 from diffrl.images.config.algorithms import BackpropagationConfig, DPOConfig, SupervisedConfig
 from diffrl.images.config.base import check_model, check_rank, is_builtin
 from diffrl.images.lists import metadata_rows, read_prompts
@@ -124,7 +124,7 @@ def _check_prompts(prompts: Sequence[str], source: str, option: str, reward: str
 
 def _algo(given: Mapping[str, str]) -> str:
     """The algorithm that the options ask for."""
-    return given.get("algo", str(FIRST_LOOK["algo"]) if looks_first(given) else FinetuneConfig.algo)
+    return str({"algo": FinetuneConfig.algo, **first_look(given), **given}["algo"])
 
 
 def _configuration(words: Sequence[str]) -> FinetuneConfig:

@@ -267,6 +267,7 @@ def test_without_reward_model_or_another_algorithm_a_run_is_one_to_look_at() -> 
         {"reward": "jpeg", "batch": 32},
         {"model": "tiny-emoji"},
         {"held_out": "digit"},
+        {"algo": "draft", "eta": 0},
         {"algo": "draft", "reward": "digit:8", "queries": 1280},
         {"algo": "grpo", "model": "a/pipeline", "prompts": Path("prompts.txt"), "lr": 1e-5},
         {"algo": "supervised", "rounds": 3, "no_train_guidance": True},

@@ -269,7 +269,14 @@ def test_what_a_dataclass_itself_raises_is_the_user_s_error_in_its_file() -> Non
 def test_an_override_that_is_no_field_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     for call, said in (
         (lambda: diffrl.train("bc/maze2d-umaze-v1", stepz=3), r"'stepz' of a run .*did you mean 'steps'"),
-        (lambda: diffrl.train("bc/maze2d-umaze-v1", agent="bc"), r"agent is 'bc'; .* agents.get\('bc'\)\(\)"),
+        (
+            lambda: diffrl.train("bc/maze2d-umaze-v1", agent="bc"),
+            r"agent is 'bc'; .*diffrl.configuration\('bc', dataset",
+        ),
+        (
+            lambda: diffrl.train("bc/maze2d-umaze-v1", agent={"layer": 3}),
+            "'layer' of the agent bc; did you mean 'layers'",
+        ),
         (lambda: diffrl.train("bc/maze2d-umaze-v1", agent=3), "--agent is 3; expected an instance of AgentConfig"),
         (lambda: diffrl.online(tmp_path, capcity=3), "'capcity' of an online run; did you mean 'capacity'"),
         (lambda: finetune_policy(TUNING["dppo"](tmp_path), sedes=(0,)), "'sedes' of a fine-.*did you mean 'seeds'"),

@@ -44,6 +44,6 @@ __all__ = [
     "RWRConfig",
     "ReFLConfig",
     "SupervisedConfig",
-    "looks_first",
+    "first_look",
     "schema_of",
 ]

@@ -50,10 +50,12 @@ FIRST_LOOK: Mapping[str, Any] = {**_SEEN, "queries": 640, "updates": 8, "lr": 1e
 """What a run is that is told neither a reward nor a model, nor another algorithm: something that a person can see."""
 
 
-def looks_first(given: Mapping[str, Any]) -> bool:
-    """Whether the options given leave it to `FIRST_LOOK` what the run is; what they say besides is kept."""
-    named = given.get("algo", FIRST_LOOK["algo"])
-    return bool(named == FIRST_LOOK["algo"]) and not {"reward", "held_out", "model"} & given.keys()
+def first_look(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the options given leave to `FIRST_LOOK`; nothing where they name what the run is. What they say is kept."""
+    other = given.get("algo", FIRST_LOOK["algo"]) != FIRST_LOOK["algo"]
+    if other or {"reward", "held_out", "model"} & given.keys():
+        return {}
+    return {name: value for name, value in FIRST_LOOK.items() if name != "kl" or given.get("eta") != 0}
 
 
 class _Presets(type):
@@ -67,7 +69,7 @@ class _Presets(type):
         given = {name: value for name, value in given.items() if value is not None}
         if cls is not FinetuneConfig:
             given = {"algo": getattr(cls, "algo", None), **given}
-        given = {**FIRST_LOOK, **given} if looks_first(given) else given
+        given = {**first_look(given), **given}
         schema = schema_of(given.get("algo", FinetuneConfig.algo))
         if cls not in schema.__mro__:
             raise UserError(f"--algo is {schema.algo!r}; {cls.__name__} has the settings of another algorithm.")
