@@ -271,7 +271,7 @@ def test_an_override_that_is_no_field_is_refused_before_anything_is_read(tmp_pat
         (lambda: diffrl.train("bc/maze2d-umaze-v1", stepz=3), r"'stepz' of a run .*did you mean 'steps'"),
         (
             lambda: diffrl.train("bc/maze2d-umaze-v1", agent="bc"),
-            r"agent is 'bc'; .*diffrl.configuration\('bc', dataset",
+            r"agent is 'bc'; .*configuration\('bc', dataset",
         ),
         (
             lambda: diffrl.train("bc/maze2d-umaze-v1", agent={"layer": 3}),

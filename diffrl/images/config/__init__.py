@@ -21,7 +21,7 @@ from diffrl.images.config.base import (
     FinetuneConfig,
     OnlineConfig,
     Precision,
-    looks_first,
+    first_look,
     schema_of,
 )
 
