@@ -42,7 +42,7 @@ SCHEMAS: dict[str, tuple[type, Mapping[str, Any]]] = {
     "synther": (SynthERConfig, {}),
     "sampling": (Sampling, {}),
     "refit": (RefitConfig, {}),
-    **{f"images.{name}": (schema, {}) for name, schema in IMAGES.items()},
+    **{f"images.{name}": (schema, {"model": schema.model}) for name, schema in IMAGES.items()},
 }
 """Every configuration, and what it cannot be made without."""
 BEFORE = [json.loads(line) for line in (Path(__file__).parent / "fields.jsonl").read_text().splitlines()]
