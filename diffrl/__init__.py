@@ -1,7 +1,7 @@
 """diffrl: offline reinforcement learning on one diffusion core.
 
 >>> import diffrl
->>> run = diffrl.train("diffusion_ql/maze2d-umaze-v1", steps=10_000)
+>>> run = diffrl.train("diffusion_ql", dataset="maze2d-umaze-v1", steps=10_000)
 >>> policy = diffrl.load_policy(run)
 >>> action = policy(observation)
 """
@@ -12,6 +12,7 @@ from diffrl.support.shadowing import check as _check_packages
 
 if TYPE_CHECKING:
     from diffrl.runs.config import TrainConfig
+    from diffrl.runs.configured import configuration
     from diffrl.runs.online import online
     from diffrl.runs.policy import Policy, evaluate, load_policy
     from diffrl.runs.resume import resume
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 _check_packages()
 
-__all__ = ["Policy", "TrainConfig", "evaluate", "load_policy", "online", "resume", "train"]
+__all__ = ["Policy", "TrainConfig", "configuration", "evaluate", "load_policy", "online", "resume", "train"]
 
 
 def __dir__() -> list[str]:
@@ -41,6 +42,10 @@ def __getattr__(name: str) -> Any:
             from diffrl.runs.config import TrainConfig
 
             return TrainConfig
+        case "configuration":
+            from diffrl.runs.configured import configuration
+
+            return configuration
         case "train":
             from diffrl.runs.train import train
 

@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import html
 import inspect
+import itertools
 import re
 import sys
 import textwrap
@@ -25,6 +26,12 @@ from agents.config import AGENTS  # noqa: E402
 
 OUTSIDE = {"benchmarks/results": "results", "benchmarks/gpu/README.md": "gpu.md", "CONTRIBUTING.md": "contributing.md"}
 """Where each file or folder of the repository is in the site."""
+NOWHERE = "nowhere:"
+"""Where a link leads to what is in the repository alone; its text stays."""
+WIDE = 90
+"""Characters of a line of printed text beyond which it is a sentence, and is wrapped."""
+SENTENCE = 45
+"""Characters of a table's cell beyond which it is a sentence, for which a column on a phone is too narrow."""
 SHOWN = {".md", ".png", ".json", ".html"}
 
 
@@ -65,11 +72,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         elif target in places:
             place = places[target]
         else:  # code: read in the repository
-            return match[0] if source.startswith("docs/") and not address.startswith("..") else "](#)"
+            return match[0] if source.startswith("docs/") and not address.startswith("..") else f"]({NOWHERE})"
         up = "../" * (len(Path(page.file.src_uri).parts) - 1)
         return f"]({up}{place}{'#' + anchor if anchor else ''})"
 
     markdown = re.sub(r"\]\(([^)\s]+)\)", led, markdown)
+    markdown = re.sub(rf"\[([^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*)\]\({NOWHERE}\)", r"\1", markdown)
+    markdown = re.sub(r"(?ms)^```text\n(.*?)^```$", _wrapping, markdown)
     return re.sub(r"^<!-- settings: (\w+) -->$", lambda match: settings_table(match[1]), markdown, flags=re.MULTILINE)
 
 
@@ -82,8 +91,36 @@ def on_page_content(content: str, **_: Any) -> str:
     def displayed(match: re.Match[str]) -> str:
         return f'<div class="equation">{convert(_fenced(match[1]), display="block")}</div>'
 
+    content = re.sub(r"<td[ >].*?</td>", _whole_options, content, flags=re.DOTALL)
+    content = re.sub(r"<table>.*?</table>", _stacking, content, flags=re.DOTALL)
     content = re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', inline, content, flags=re.DOTALL)
     return re.sub(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', displayed, content, flags=re.DOTALL)
+
+
+def _wrapping(block: re.Match[str]) -> str:
+    """A block of printed text; one with sentences in it is wrapped where the page ends, and not cut off."""
+    sentences = any(len(line) > WIDE for line in block[1].splitlines())
+    return f"```{{.text .sentences}}\n{block[1]}```" if sentences else block[0]
+
+
+def _whole_options(cell: re.Match[str]) -> str:
+    """A cell of a table in which an option such as --agent.discount is not broken behind its hyphens."""
+
+    def whole(code: re.Match[str]) -> str:
+        return re.sub(r"(?<![^\s>])[^\s<>]*-[^\s<>]*", r'<span class="whole">\g<0></span>', code[0])
+
+    return re.sub(r"<code>[^<]*</code>", whole, cell[0])
+
+
+def _stacking(table: re.Match[str]) -> str:
+    """A table, one with sentences marked: on a phone its cells stand below each other, each with its column's name."""
+    heads = [re.sub(r"<[^>]+>", "", head) for head in re.findall(r"<th(?: [^>]*)?>(.*?)</th>", table[0], re.DOTALL)]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", table[0], re.DOTALL)
+    if max((len(re.sub(r"<[^>]+>", "", cell)) for cell in cells), default=0) <= SENTENCE:
+        return table[0]
+    names = itertools.cycle(heads)
+    named = re.sub(r"<td", lambda cell: f'<td data-of="{html.escape(html.unescape(next(names)))}"', table[0])
+    return named.replace("<table>", "<table data-stacks>", 1)
 
 
 def settings_table(agent: str) -> str:

@@ -15,6 +15,7 @@ The figures are the shares of actions in the good cloud, and in none. Agents act
 itself is seen and not the critics' choice among many. It takes one to two minutes on an idle core.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from agents.base_config import AgentConfig
 from agents.diffusion_ql import DiffusionQLAgent
 from diffrl.data.transitions import Batch
 from diffrl.support.console import console, work
+from diffrl.support.errors import UserError
 from diffrl.support.plots import BLUE, GREEN, GREY, ORANGE, save
 
 
@@ -48,6 +50,11 @@ class Options:
     """Training steps of each agent."""
     samples: int = 1000
     """Actions sampled from each policy."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "samples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} is {getattr(self, name)}; expected at least 1.")
 
 
 # --- The bandit ------------------------------------------------------------------------------------------------------
@@ -195,4 +202,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"Error: {error}")

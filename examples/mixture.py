@@ -15,6 +15,7 @@ apart, which is shown where the data are: nothing can be told apart below it. It
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ from diffrl.diffusion import (
 from diffrl.diffusion.diagnostics import sliced_w2
 from diffrl.nets import MLP, Adam, TimeEmbedding, seed_generator
 from diffrl.support.console import console, work
+from diffrl.support.errors import UserError
 from diffrl.support.plots import BLUE, GREEN, GREY, ORANGE, save
 
 
@@ -66,6 +68,11 @@ class Options:
     """Steps of each of the four trainings."""
     samples: int = 10_000
     """Points in a panel, and in the distances."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "samples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} is {getattr(self, name)}; expected at least 1.")
 
 
 # --- The data, a network, a training loop ----------------------------------------------------------------------------
@@ -414,4 +421,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"Error: {error}")

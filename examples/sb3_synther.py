@@ -13,7 +13,8 @@ Three ways to learn from the same number of environment steps:
 
 The comparison that means something is between the last two, which make the same number of updates. The figures
 are returns of the deterministic policy, 10 episodes from the same start states at each evaluation; ± is the standard
-error over seeds. Networks are small (2 x 64, batch 128) and the model as well, so that a CPU core is enough: a dozen
+error over seeds, where there are several, else over episodes. The first 200 steps (--learning-starts) only collect: a
+run needs more. Networks are small (2 x 64, batch 128) and the model as well, so that a CPU core is enough: a dozen
 minutes of an idle one.
 """
 
@@ -37,6 +38,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from diffrl.augment.sb3 import SyntheticReplayBuffer
 from diffrl.augment.synther.config import Sampling, SynthERConfig
 from diffrl.support.console import console
+from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import versions
 from diffrl.support.plots import BLUE, GREY, ORANGE, save
@@ -53,6 +55,8 @@ class Options:
     """Any Gymnasium environment with a box of observations and a box of actions."""
     steps: int = 1_000
     """Environment steps."""
+    learning_starts: int = 200
+    """First environment steps, which only collect: no update is made in them."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of agent, environment and models."""
     updates: int = 20
@@ -69,6 +73,22 @@ class Options:
     """Training steps of each model (the paper: 100,000)."""
     width: int = 128
     """The model's width (the paper: 1024 or 2048)."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise UserError("--seeds is empty; expected at least one.")
+        counts = ("steps", "updates", "eval_every", "episodes", "refit_every", "samples", "model_steps", "width")
+        for name in (*counts, "learning_starts"):
+            least = 0 if name == "learning_starts" else 1
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least {least}.")
+        if self.steps <= self.learning_starts:
+            raise UserError(
+                f"--steps is {self.steps}, and the first {self.learning_starts} only collect (--learning-starts): "
+                "expected more steps."
+            )
+        if self.eval_every > self.steps:
+            raise UserError(f"--eval-every is {self.eval_every}, more than --steps {self.steps}: nothing is evaluated.")
 
 
 def ways(options: Options) -> dict[str, dict[str, Any]]:
@@ -99,7 +119,7 @@ def learn(options: Options, seed: int, **way: Any) -> tuple[dict[int, list[float
         options.env,
         learning_rate=1e-3,
         batch_size=128,
-        learning_starts=200,
+        learning_starts=options.learning_starts,
         policy_kwargs={"net_arch": [64, 64]},
         seed=seed,
         device="cpu",
@@ -132,6 +152,12 @@ def table(options: Options, results: dict[str, Any]) -> tuple[list[str], list[li
     return ["", *(f"at {step:,} steps" for step in shown), "mean of all evaluations", "CPU minutes"], rows
 
 
+def spread(options: Options) -> str:
+    """What the figures are means of, and what ± is."""
+    n = len(options.seeds)
+    return f"{n} seeds (± standard error over them)" if n > 1 else "1 seed (± standard error over its episodes)"
+
+
 def draw(options: Options, results: dict[str, Any], path: Path) -> None:
     """Learning curves: each seed thin, their mean thick; the fits as ticks at the bottom."""
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -142,7 +168,8 @@ def draw(options: Options, results: dict[str, Any], path: Path) -> None:
         curves = np.array([[np.mean(values) for values in seed["returns"].values()] for seed in seeds])
         axes.plot(steps, curves.T, color=colour, linewidth=0.7, alpha=0.5)
         axes.plot(steps, curves.mean(0), color=colour, linewidth=2, label=name)
-    fits = range(options.refit_every, options.steps, options.refit_every)
+    every = options.refit_every
+    fits = [step for step in range(every, options.steps, every) if step >= options.learning_starts]
     axes.plot(fits, [0.01] * len(fits), "|", color=ORANGE, transform=axes.get_xaxis_transform(), label="fits")
     axes.set(xlabel="environment steps", ylabel=f"return, {options.episodes} episodes", title=options.env)
     axes.legend(loc="lower right")
@@ -163,7 +190,7 @@ def write(options: Options, results: dict[str, Any], words: Sequence[str]) -> No
         "",
         f"`{command}`",
         "",
-        f"Returns, {options.episodes} episodes an evaluation, {len(options.seeds)} seeds (± standard error over them). "
+        f"Returns, {options.episodes} episodes an evaluation, {spread(options)}. "
         f"SynthER: half of each batch, a model of width {options.width} fitted anew every {options.refit_every:,} "
         f"steps for {options.model_steps:,} training steps, {options.samples:,} rows by dpmpp2m in 32 steps. CPU "
         "minutes: of one seed on one thread, evaluations not counted.",
@@ -202,6 +229,7 @@ def main(words: Sequence[str] | None = None) -> None:
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
+    console.print(f"Returns, {options.episodes} episodes an evaluation, {spread(options)}.")
     if options.out is not None:
         write(options, results, words)
         options.out.with_suffix(".part.json").unlink()
@@ -209,4 +237,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"Error: {error}")

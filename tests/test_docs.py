@@ -12,6 +12,7 @@ import inspect
 import io
 import json
 import re
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,46 @@ def hook() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+class _Page:
+    """A page of the site, by the path of its file in `docs/`."""
+
+    def __init__(self, path: str) -> None:
+        self.file = types.SimpleNamespace(src_uri=path)
+
+
+def test_a_link_to_what_is_in_the_repository_alone_is_text(hook: Any) -> None:
+    """And one to what is in the site leads there; none leads nowhere."""
+    text = (
+        "files in [s/](stability), code in [`a[0]`](../../diffrl/cli.py), [here](gpu.md), [there](../../docs/data.md#x)"
+    )
+    made = hook.on_page_markdown(text, _Page("results/stability.md"))
+    assert made == "files in s/, code in `a[0]`, [here](../results/gpu.md), [there](../data.md#x)"
+    for page in sorted((ROOT / "benchmarks" / "results").glob("*.md")):
+        place = "index.md" if page.name == "README.md" else page.name
+        assert "](#)" not in hook.on_page_markdown(page.read_text(), _Page(f"results/{place}"))
+
+
+def test_what_is_printed_in_sentences_is_wrapped_and_tables_are_not(hook: Any) -> None:
+    page = _Page("index.md")
+    table, sentence = "```text\na  1\nb  2\n```\n", f"```text\n{'word ' * 30}\n```\n"
+    assert hook.on_page_markdown(table, page) == table
+    assert hook.on_page_markdown(sentence, page) == sentence.replace("```text", "```{.text .sentences}", 1)
+
+
+def test_tables_of_sentences_stack_and_options_are_whole(hook: Any) -> None:
+    """Each cell has its column's name then; a table of figures stays as it is."""
+
+    def table(*cells: str) -> str:
+        row = "".join(f"<td>{cell}</td>" for cell in cells)
+        head = "<thead>\n<tr>\n<th>a</th>\n<th>b &amp; c</th>\n</tr>\n</thead>"
+        return f"<table>\n{head}\n<tbody><tr>{row}</tr></tbody></table>"
+
+    assert hook.on_page_content(table("1", "2")) == table("1", "2")
+    made = hook.on_page_content(table("<code>--agent.q-weight 2</code>", "word " * 20))
+    assert '<td data-of="a"><code><span class="whole">--agent.q-weight</span> 2</code>' in made
+    assert '<td data-of="b &amp; c">word' in made
 
 
 @pytest.mark.parametrize("agent", AGENTS)

@@ -4,10 +4,13 @@ import json
 import math
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from diffrl.support.statistics import estimate
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -46,6 +49,42 @@ def test_sac_learns_in_three_ways_and_writes_what_came_of_it(
     results = json.loads(out.with_suffix(".json").read_text())["results"]
     assert list(results["SAC"]["seeds"]["0"]["returns"]) == ["120", "240"]
     assert out.with_suffix(".png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "sb3_synther --steps 200",
+            "--steps is 200, and the first 200 only collect (--learning-starts): expected more",
+        ),
+        ("sb3_synther --steps 250 --eval-every 300", "--eval-every is 300, more than --steps 250"),
+        ("sb3_synther --episodes 0", "--episodes is 0; expected at least 1"),
+        ("bandit --steps -1", "--steps is -1; expected at least 1"),
+        ("mixture --samples 0", "--samples is 0; expected at least 1"),
+    ],
+)
+def test_a_mistake_in_an_examples_options_is_a_line(words: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its own options, before anything is trained; no traceback."""
+    name, *rest = words.split()
+    if name == "sb3_synther":
+        pytest.importorskip("stable_baselines3", reason="needs the extra: pip install 'diffrl[sb3]'")
+    monkeypatch.setattr(sys, "argv", [name, *rest])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    assert str(left.value.code).startswith(f"Error: {said}")
+
+
+def test_what_plus_minus_is_of_is_said() -> None:
+    """Over seeds, or, of a single one, over its episodes: as `estimate` takes it."""
+    pytest.importorskip("stable_baselines3", reason="needs the extra: pip install 'diffrl[sb3]'")
+    example = runpy.run_path(str(EXAMPLES / "sb3_synther.py"), run_name="example")
+    for seeds, said in (
+        ((0,), "1 seed (± standard error over its episodes)"),
+        ((0, 3), "2 seeds (± standard error over"),
+    ):
+        assert example["spread"](example["Options"](seeds=seeds)).startswith(said)
+        assert estimate([[1.0, 2.0]] * len(seeds)).over in said
 
 
 def test_the_bandits_shares_are_of_the_good_cloud_and_of_none() -> None:

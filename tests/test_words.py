@@ -1,7 +1,9 @@
 """What commands say: refusals that need no torch, options named by nearness, amounts, files that are kept."""
 
 import ast
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from diffrl.augment.config import Request
 from diffrl.cli import main
 from diffrl.commands.words import in_a_line, near_options, parse
 from diffrl.images.rewards.registry import REWARDS
+from diffrl.runs.config import TrainConfig
+from diffrl.runs.configured import meant
 from diffrl.support.errors import UserError, counted, singular
 from diffrl.support.folder import all_done, ends_sooner, too_far
 from diffrl.support.statistics import SINGLE, estimate, plus_minus
@@ -105,15 +109,63 @@ def test_what_small_files_and_words_tell_is_refused_before_torch(folder: Path) -
 def test_what_is_said_of_an_agents_name_in_python_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of a configuration, and in place of the agent's."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"bc is an agent, and no configuration: expected") as error:
-        diffrl.train("bc", dataset="there.hdf5")
+    with pytest.raises(UserError, match=r"bc is an agent, and no configuration: expected its data set") as error:
+        diffrl.train("bc")
     call = str(error.value).partition("diffrl.train(")[2].removesuffix(").").replace("...", "'there.hdf5'")
-    assert eval(call).agent == agents.BC()
-    with pytest.raises(UserError, match=r"agent is 'bc'; expected its configuration") as error:
+    assert eval(f"diffrl.configuration({call})").agent == agents.BC()
+    with pytest.raises(UserError, match=r"agent is 'bc'; expected its settings; diffrl\.configuration") as error:
         diffrl.TrainConfig(dataset="there.hdf5", agent="bc")
-    assert eval(str(error.value).rpartition(", ")[2].removesuffix(".")) == agents.BC()
+    call = str(error.value).partition("; ")[2].partition("; ")[2].partition(" has them")[0]
+    assert eval(call.replace("...", "'there.hdf5'")).agent == agents.BC()
     with pytest.raises(UserError, match="Unknown agent 'bcc'"):
         diffrl.TrainConfig(dataset="there.hdf5", agent="bcc")
+    with pytest.raises(UserError, match=r"no field 'q_wait' of the agent diffusion_ql; .*q_weight"):
+        diffrl.configuration("diffusion_ql", dataset="maze2d-umaze-v1", agent={"q_wait": 1.0})
+
+
+IN_PYTHON = {
+    "--agent diffusion_ql --dataset maze2d-umaze-v1": ("diffusion_ql", {"dataset": "maze2d-umaze-v1"}),
+    "--agent td3_bc --dataset there.hdf5 --agent.alpha 1.5": (
+        "td3_bc",
+        {"dataset": "there.hdf5", "agent": {"alpha": 1.5}},
+    ),
+    "diffusion_ql/maze2d-umaze-v1-small --steps 9 --agent.n-critics 3 --seeds 4 5": (
+        "diffusion_ql/maze2d-umaze-v1-small",
+        {"steps": 9, "agent": {"n_critics": 3}, "seeds": (4, 5)},
+    ),
+    "--agent iql --dataset maze2d-umaze-v1 --device cuda --no-compile": (
+        "iql",
+        {"dataset": "maze2d-umaze-v1", "device": "cuda", "compile": False},
+    ),
+}
+"""Words behind `diffrl train`, and the arguments of `diffrl.configuration` and `diffrl.train` that mean the same."""
+
+
+@pytest.mark.parametrize("words", IN_PYTHON)
+def test_python_and_the_command_train_the_same_configuration(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For data of which a configuration ships, and of which none does."""
+    trained: list[TrainConfig] = []
+    monkeypatch.setattr("diffrl.runs.train.train", trained.append)
+    monkeypatch.setattr("envs.datasets.require", lambda name: None)  # the maze's data are not made here
+    assert main(["train", *words.split()]) == 0
+    name, settings = IN_PYTHON[words]
+    assert [diffrl.configuration(name, **settings)] == trained
+
+
+def test_bare_defaults_where_a_configuration_ships_are_said() -> None:
+    """In what they differ; of those that ship, of others that were chosen, and where nothing ships, nothing is said."""
+    bare = TrainConfig(dataset="maze2d-umaze-v1", agent=agents.DiffusionQL())
+    _, said = meant(bare, {})
+    assert "are the defaults of diffusion_ql" in said
+    own = diffrl.configuration("diffusion_ql", dataset="maze2d-umaze-v1")
+    differ = {
+        f.name for f in dataclasses.fields(own.agent) if getattr(own.agent, f.name) != getattr(bare.agent, f.name)
+    }
+    assert differ >= {"n_critics", "q_weight"}
+    assert set(re.findall(r"\w+", said.partition("another ")[2].partition(":")[0])) == differ | {"and"}
+    assert eval(said.rpartition(": ")[2].removesuffix(".")) == own
+    for quiet in (own, dataclasses.replace(bare, dataset="own.hdf5"), dataclasses.replace(bare, agent=own.agent)):
+        assert meant(quiet, {})[1] == ""
 
 
 def test_pictures_and_tables_that_are_there_are_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = load_model("tiny-emoji", lora=None)
     prompts = PROMPTS * options.each
-    config = FinetuneConfig(eval_samples=len(prompts))
+    config = FinetuneConfig(model="tiny-emoji", eval_samples=len(prompts))
     setup = Setup(config, model, chain_of(model, config), plain(PROMPTS), None)
     chosen = torch.arange(len(prompts)) % len(PROMPTS)
     images = roll_out(setup, RunState(), chosen, setup.noise_path(0)).images

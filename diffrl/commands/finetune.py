@@ -7,13 +7,13 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from diffrl.commands import resume
 from diffrl.commands.words import parse
 from diffrl.images import rewards
-from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
+from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, first_look, schema_of
 from diffrl.images.config.algorithms import BackpropagationConfig, DPOConfig, SupervisedConfig
 from diffrl.images.config.base import check_model, check_rank, is_builtin
 from diffrl.images.lists import metadata_rows, read_prompts
@@ -23,12 +23,6 @@ from diffrl.images.run import FILES
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, closest
-
-FIRST_LOOK = (
-    *("--algo", "draft", "--reward", "colour:blue + emoji", "--held-out", "emoji-held-out"),
-    *("--queries", "640", "--updates", "8", "--lr", "1e-4", "--kl", "0.5"),
-)
-"""What a run is that is told neither a reward nor a model, nor another algorithm: something that a person can see."""
 
 USAGE = """Fine-tune an image model, or a policy, on a reward.
 
@@ -65,12 +59,11 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(f"There is no `diffrl finetune {words[0]}`: {near or options}")
     if resume.asked(words):
         return resume.spelled(words)
-    words = first_look(words)
     try:
         config = _configuration(words)  # what is wrong is said once, and not by every process
     except UserError:
         given = _options(words)
-        schema = ALGORITHMS.get(given.get("algo", FinetuneConfig.algo))
+        schema = ALGORITHMS.get(_algo(given))
         if schema is not None and set(given) <= {one.name for one in dataclasses.fields(schema)}:
             _refuse_pipeline(schema, given.get("model", schema.model), given)  # which comes first
         raise
@@ -129,11 +122,9 @@ def _check_prompts(prompts: Sequence[str], source: str, option: str, reward: str
             raise UserError(f"{source} has a prompt that {option} {reward} cannot take: {error}") from error
 
 
-def first_look(words: Sequence[str]) -> list[str]:
-    """The words of a run; before those that name neither a reward nor a model, nor another algorithm, FIRST_LOOK's."""
-    given, look = _options(words), _options(FIRST_LOOK)
-    other = given.get("algo", look["algo"]) != look["algo"]
-    return [*words] if other or {"reward", "model"} & given.keys() else [*FIRST_LOOK, *words]
+def _algo(given: Mapping[str, str]) -> str:
+    """The algorithm that the options ask for."""
+    return str({"algo": FinetuneConfig.algo, **first_look(given), **given}["algo"])
 
 
 def _configuration(words: Sequence[str]) -> FinetuneConfig:
@@ -142,7 +133,7 @@ def _configuration(words: Sequence[str]) -> FinetuneConfig:
     With --help the options are printed instead, and the defaults shown are what the other words make of them.
     """
     given = _options(words)
-    schema = schema_of(given.get("algo", FinetuneConfig.algo))
+    schema = schema_of(_algo(given))
     known = {name for other in ALGORITHMS.values() for name in other.options()}
     for name in known.intersection(given):
         schema.require(name)

@@ -98,12 +98,15 @@ class SolverStep(NamedTuple):
     t: float
     """The time of x_t; with `Churn` the raised one."""
     a: float
+    """alpha(t)."""
     s: float
+    """sigma(t)."""
     f: float
     """b - c a/s: without its correction the step is x_r = f D + g x_t + n z."""
     g: float
     """c/s."""
     n: float
+    """Deviation of the step's noise; 0 but for eta > 0."""
     weight: float
     """The correction is weight (e_j - e), with e_j found at the last of the `trials`."""
     history: float
@@ -111,9 +114,13 @@ class SolverStep(NamedTuple):
     lift: float
     """Of `Churn`: x_t = lift x + spread z, with x where the last step ended. Without churn 1 and 0."""
     spread: float
+    """See `lift`."""
     r: float
+    """The time that the step ends at."""
     b: float
+    """alpha(r)."""
     w: float
+    """sigma(r)."""
     trials: tuple[Trial, ...]
     """None for a first-order step, as every step to data is."""
     to_data: bool

@@ -40,7 +40,6 @@ from diffrl.support.schema import (
     parse_kwargs,
     read,
     refusal,
-    refuse_others,
 )
 from diffrl.training import sinks
 
@@ -49,11 +48,17 @@ if TYPE_CHECKING:
     from envs.task import Task
 
 Seeds = Annotated[tuple[Seed, ...], Range(1, 10_000)]
+"""One seed or several."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run."""
+    """A training run, each of its settings.
+
+    Made by hand, fields that are not given have the defaults below, and the agent those of its class. `diffrl train`
+    takes what ships for the agent and the data set, where something does: in Python that is
+    diffrl.configuration("diffusion_ql", dataset="maze2d-umaze-v1"), or diffrl.train with the same arguments.
+    """
 
     dataset: str
     """An id of D4RL's or OGBench's (`diffrl data list`), a Minari id, or the path or address of a file (HDF5, npz). By
@@ -111,7 +116,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if isinstance(self.agent, str):  # from Python
             agents.get(self.agent)
-            raise refusal("agent", self.agent, f"its configuration, agents.get({self.agent!r})()")
+            name = repr(self.agent)
+            raise refusal("agent", self.agent, f"its settings; diffrl.configuration({name}, dataset=...) has them")
         check(self)
         parse_kwargs(self.env_kwargs)
         object.__setattr__(self, "log", sinks.checked(self.log))
@@ -316,24 +322,6 @@ def find(name: str) -> TrainConfig:
         raise UserError(f"{name} is an agent, and no configuration: `diffrl train --agent {name} --dataset DATASET`.")
     hint = nearest(short, shipped())
     raise UserError(f"No configuration {name!r}: no such file, and of the shipped ones (`diffrl train list`) {hint}")
-
-
-def meant(config: TrainConfig | str | Path, overrides: Mapping[str, Any]) -> TrainConfig:
-    """The configuration of a new run: this one, that of a file or a shipped one's name, with some fields replaced.
-
-    Raises UserError for an override that is no field, and where a library that its `log` needs is not installed.
-    """
-    if not isinstance(config, TrainConfig):
-        if str(config) in agents.AGENTS and not Path(config).exists():
-            raise UserError(
-                f"{config} is an agent, and no configuration: expected "
-                f"diffrl.train(diffrl.TrainConfig(agent=agents.get({str(config)!r})(), dataset=...))."
-            )
-        config = find(str(config))
-    refuse_others(overrides, "a run (an agent's are set by agent=dataclasses.replace(config.agent, ...))", TrainConfig)
-    config = dataclasses.replace(config, **overrides)
-    sinks.check_installed(config.log)
-    return config
 
 
 def default(agent: str, dataset: str) -> tuple[TrainConfig, str]:

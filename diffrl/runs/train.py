@@ -16,10 +16,10 @@ from diffrl.data.observations import without_goal
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import fit_preprocessing
 from diffrl.data.transitions import Transitions
-from diffrl.runs import config as configuration
 from diffrl.runs import workers
 from diffrl.runs.acting import source_of_randomness
-from diffrl.runs.config import TrainConfig, chosen, group_seeds
+from diffrl.runs.config import TrainConfig, chosen, group_seeds, to_dict
+from diffrl.runs.configured import meant
 from diffrl.runs.kind import FILES, OFFLINE
 from diffrl.runs.policy import CheckpointEvaluator, build_agent
 from diffrl.runs.run import Run, lowering_memory
@@ -47,13 +47,17 @@ Say = Callable[[str], None]
 def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides: Any) -> Path:
     """Train, evaluate and save as `config` says; give the run's folder.
 
-    config: a `TrainConfig`, a YAML file, or the name of a shipped one such as "diffusion_ql/maze2d-umaze-v1".
-    overrides: fields of `TrainConfig`, e.g. steps=10_000, seeds=(0, 1).
+    config: a `TrainConfig`, a YAML file, the name of a shipped one such as "diffusion_ql/maze2d-umaze-v1", or of an
+        agent with the data set: train("diffusion_ql", dataset="maze2d-umaze-v1") is `diffrl train --agent diffusion_ql
+        --dataset maze2d-umaze-v1`, see `configuration`.
+    overrides: fields of `TrainConfig`, e.g. steps=10_000, seeds=(0, 1), and of the agent's, agent={"q_weight": 2.0}.
 
     Raises UserError for what a user can get wrong. Ctrl-C and SIGTERM raise a KeyboardInterrupt once what was done is
     saved; its text says how to go on.
     """
-    config = configuration.meant(config, overrides)
+    config, said = meant(config, overrides)
+    if said and not quiet:
+        console.print(said, markup=False)
     device = resolve_device(config.device)
     settle()
     with claimed(config.out, folder_stem(config, config.agent.name), FILES) as path:
@@ -187,7 +191,7 @@ def fit(
     config, start = run.config, 0 if saved is None else saved.step
     with contextlib.ExitStack() as held:
         held.callback(trainer.close)
-        said = configuration.to_dict(dataclasses.replace(config, dataset=called(config.dataset), out=None))
+        said = to_dict(dataclasses.replace(config, dataset=called(config.dataset), out=None))
         log = MetricsLog(run.path, config.seeds, start, config.log, {**said, "kind": run.kind})
         held.callback(log.close)
         task = {"env": run.task.env_id, "reference": run.task.reference, "comparable": run.task.comparable}

@@ -83,14 +83,21 @@ Several = Annotated[int, Range(1, 10_000)]
 SEEDS = Range(0, 2**64 - 1)
 """What PyTorch's generators take."""
 Seed = Annotated[int, SEEDS]
+"""What random numbers come from."""
 Positive = Annotated[float, Range(0, ends="()")]
+"""A finite number above 0."""
 NotNegative = Annotated[float, Range(0, ends="[)")]
+"""A finite number, 0 or more."""
 Limit = Annotated[float, Range(0, ends="[]")]
 """A bound, or infinity for none; what 0 means the field says."""
 PositiveLimit = Annotated[float, Range(0, ends="(]")]
+"""A bound above 0, or infinity for none."""
 Rate = Annotated[float, Range(0, 1, "(]")]
+"""Above 0, at most 1: how far something moves in one step."""
 Share = Annotated[float, Range(0, 1, "[)")]
+"""From 0 to below 1."""
 Fraction = Annotated[float, Range(0, 1)]
+"""From 0 to 1, both included."""
 
 
 def check(config: Any, group: str = "", source: str = "") -> None:

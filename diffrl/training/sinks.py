@@ -17,7 +17,9 @@ from diffrl.support.errors import UserError, nearest
 from diffrl.support.files import atomic_path
 from diffrl.support.folder import say_once
 
-CSV, TENSORBOARD, WANDB = "csv", "tensorboard", "wandb"
+CSV = "csv"
+TENSORBOARD = "tensorboard"
+WANDB = "wandb"
 NAMES = (CSV, TENSORBOARD, WANDB)
 """The names that --log takes; csv is written in any case."""
 

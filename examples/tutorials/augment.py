@@ -90,4 +90,4 @@ for name, report in reports.items():
 #
 # The file is an ordinary data set: `diffrl train --agent iql --dataset trained.hdf5`. Faithful rows are not yet useful
 # ones: on this maze synthetic rows alone did as well as real ones, on hopper they did not
-# (`benchmarks/results/synther.md`).
+# ([measured](../../benchmarks/results/synther.md)).

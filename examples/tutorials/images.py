@@ -77,5 +77,5 @@ for name, run in (("greedy", greedy), ("held", held)):
 # ## Further
 #
 # `diffrl compare runs/greedy runs/held --out page.html` puts runs side by side. `--kl` and `--kl-target` hold a run by
-# a penalty instead of an end. `benchmarks/results/finetune.md` has the curve of reward against accuracy for each
-# algorithm.
+# a penalty instead of an end. [Images fine-tuned](../../benchmarks/results/finetune.md) has the curve of reward against
+# accuracy for each algorithm.

@@ -26,7 +26,8 @@ run = diffrl.train(
 # ## What the policy does
 #
 # The score is normalised: 0 is a random policy, 100 is D4RL's expert. These are few steps of training and few
-# episodes; the whole configuration, 20,000 steps, ends at 156.8 ± 1.2 (`benchmarks/results/stability.md`).
+# episodes; the whole configuration, 20,000 steps, ends at 156.8 ± 1.2
+# ([measured](../../benchmarks/results/stability.md)).
 
 # %%
 result = diffrl.evaluate(run, episodes=EPISODES, which=("last",), record=4, quiet=True)

@@ -15,10 +15,19 @@ import yaml
 from safetensors.numpy import save_file
 
 from diffrl.cli import main
-from diffrl.commands.finetune import _configuration, first_look
+from diffrl.commands.finetune import _configuration
 from diffrl.images import finetune
 from diffrl.images.algorithms import ALGORITHMS as IMPLEMENTATIONS
-from diffrl.images.config import ALGORITHMS, Algo, DRaFTConfig, FinetuneConfig, GRPOConfig, OnlineConfig, base
+from diffrl.images.config import (
+    ALGORITHMS,
+    FIRST_LOOK,
+    Algo,
+    DRaFTConfig,
+    FinetuneConfig,
+    GRPOConfig,
+    OnlineConfig,
+    base,
+)
 from diffrl.images.config.base import check_rank
 from diffrl.images.rewards.registry import companion, require_gradient
 from diffrl.images.run import load, plain
@@ -84,7 +93,8 @@ def test_every_algorithm_has_settings_and_an_implementation() -> None:
 @pytest.mark.parametrize("algo", [*ALGORITHMS])
 def test_the_built_in_defaults_stand_in_the_class(algo: str) -> None:
     """What is read in the file is what a run has: none is changed when a configuration is made, but for companions."""
-    config = ALGORITHMS[algo]()
+    schema = ALGORITHMS[algo]
+    config = schema(model=schema.model)  # without a word it would be the first look
     for field in dataclasses.fields(config):
         held_out = field.name == "held_out" and config.scored_by is not None
         expected = companion(str(config.scored_by)) if held_out else field.default
@@ -147,7 +157,7 @@ def test_an_option_of_others_is_refused() -> None:
         ({"batch": "many"}, "--batch is 'many'; expected a whole number"),
         ({"eta": 1.5}, "--eta is 1.5; expected at least 0 and at most 1"),
         ({"lr": 0}, "--lr is 0.0; expected more than 0"),
-        ({"clip_nats": 0}, "--clip-nats is 0.0; expected more than 0"),
+        ({"algo": "grpo", "clip_nats": 0}, "--clip-nats is 0.0; expected more than 0"),
         ({"algo": "d3po", "clip_nats": -1}, "--clip-nats is -1.0; expected at least 0"),
         ({"algo": "d3po", "group": 0}, "--group is 0; expected at least 2"),
         ({"algo": "d3po", "group": 32}, "more than the 2 images or pairs of a round"),
@@ -233,22 +243,43 @@ def test_configurations_import_no_torch() -> None:
 
 
 def test_without_reward_model_or_another_algorithm_a_run_is_one_to_look_at() -> None:
-    """What else is said is kept; one of the three words, and nothing is added."""
-    look = configured(["--queries", "128", "--kl=1"])
+    """What else is said is kept; one of the words, and nothing is added."""
+    look = FinetuneConfig(queries=128, kl=1)
     assert isinstance(look, DRaFTConfig)
     assert (look.model, look.reward, look.held_out) == ("tiny-emoji", "colour:blue + emoji", "emoji-held-out")
     assert (look.queries, look.kl, look.updates) == (128, 1.0, 8)
-    for words in (["--reward", "jpeg"], ["--algo=ddpo-is"], ["--model", "tiny-emoji"]):
-        assert first_look(words) == words
-        assert configured(words) == FinetuneConfig()
-    assert configured(["--algo", "draft"]) == configured([]), "the default by its name"
-    assert first_look(["--algo", "draft", "--reward", "symmetry"]) == ["--algo", "draft", "--reward", "symmetry"]
+    assert FinetuneConfig() == DRaFTConfig() == FinetuneConfig(**FIRST_LOOK)
+    jpeg = FinetuneConfig(algo="ddpo-is", reward="jpeg", model="tiny-emoji")
+    assert FinetuneConfig(reward="jpeg") == FinetuneConfig(algo="ddpo-is") == FinetuneConfig(model="tiny-emoji") == jpeg
+    assert FinetuneConfig(algo="draft", reward="symmetry").queries == DRaFTConfig.queries
     with pytest.raises(UserError, match=r"--clip-nats is for ddpo-is.*draft has no use"):
-        configured(["--clip-nats", "1"])
+        FinetuneConfig(clip_nats=1.0)
 
 
-def configured(words: list[str]) -> FinetuneConfig:
-    return _configuration(first_look(words))
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"algo": "draft"},
+        {"algo": "draft", "queries": 64, "eval_samples": 4},
+        {"queries": 128, "kl": 1.0, "seed": 3},
+        {"algo": "ddpo-is"},
+        {"reward": "jpeg", "batch": 32},
+        {"model": "tiny-emoji"},
+        {"held_out": "digit"},
+        {"algo": "draft", "eta": 0},
+        {"algo": "draft", "reward": "digit:8", "queries": 1280},
+        {"algo": "grpo", "model": "a/pipeline", "prompts": Path("prompts.txt"), "lr": 1e-5},
+        {"algo": "supervised", "rounds": 3, "no_train_guidance": True},
+    ],
+    ids=repr,
+)
+def test_python_and_the_command_make_the_same_configuration(given: dict[str, Any]) -> None:
+    """Of the same options, whichever are left out."""
+    words = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in given.items()]
+    settings = {name: value for name, value in given.items() if name != "no_train_guidance"}
+    settings |= {"train_guidance": False} if "no_train_guidance" in given else {}
+    assert _configuration(words) == FinetuneConfig(**settings)
 
 
 def test_a_models_name_is_checked_as_it_is_loaded() -> None:

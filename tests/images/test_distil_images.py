@@ -263,7 +263,7 @@ def test_what_a_run_on_tiny_emoji_trained_is_its_teacher(quick: Path, capsys: py
     assert not torch.equal(own[0], own[2])
     assert base_of("student") == base_of("tuned") == base_of("tuned/model") == "tiny-emoji"
     plain, own = (
-        FinetuneConfig(),
+        FinetuneConfig(model="tiny-emoji"),
         FinetuneConfig(model="tuned", out=Path("further"), queries=8, batch=8, eval_samples=4),
     )
     assert (own.lora, own.steps, own.guidance) == (plain.lora, plain.steps, plain.guidance)
@@ -335,7 +335,7 @@ def test_a_folder_that_is_called_as_a_built_in_model_is_not_it(quick: Path) -> N
     made_run(Path("tiny-emoji"), DiffusionBC(width=8))
     assert _of_images(["tiny-emoji"])
     assert not _of_images(["./tiny-emoji"])
-    assert FinetuneConfig(model="tiny-emoji") == FinetuneConfig()
+    assert FinetuneConfig(model="tiny-emoji") == FinetuneConfig(algo="ddpo-is")
     assert images_run.plain(FinetuneConfig(), Path("a"))["model"] == "tiny-emoji"
     assert ImageDistilConfig(teacher="tiny-emoji").to_dict()["teacher"] == "tiny-emoji"
     assert load_model("tiny-emoji", lora=None).name == "tiny-emoji"

@@ -42,7 +42,7 @@ SCHEMAS: dict[str, tuple[type, Mapping[str, Any]]] = {
     "synther": (SynthERConfig, {}),
     "sampling": (Sampling, {}),
     "refit": (RefitConfig, {}),
-    **{f"images.{name}": (schema, {}) for name, schema in IMAGES.items()},
+    **{f"images.{name}": (schema, {"model": schema.model}) for name, schema in IMAGES.items()},
 }
 """Every configuration, and what it cannot be made without."""
 BEFORE = [json.loads(line) for line in (Path(__file__).parent / "fields.jsonl").read_text().splitlines()]
@@ -269,7 +269,14 @@ def test_what_a_dataclass_itself_raises_is_the_user_s_error_in_its_file() -> Non
 def test_an_override_that_is_no_field_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     for call, said in (
         (lambda: diffrl.train("bc/maze2d-umaze-v1", stepz=3), r"'stepz' of a run .*did you mean 'steps'"),
-        (lambda: diffrl.train("bc/maze2d-umaze-v1", agent="bc"), r"agent is 'bc'; .* agents.get\('bc'\)\(\)"),
+        (
+            lambda: diffrl.train("bc/maze2d-umaze-v1", agent="bc"),
+            r"agent is 'bc'; .*configuration\('bc', dataset",
+        ),
+        (
+            lambda: diffrl.train("bc/maze2d-umaze-v1", agent={"layer": 3}),
+            "'layer' of the agent bc; did you mean 'layers'",
+        ),
         (lambda: diffrl.train("bc/maze2d-umaze-v1", agent=3), "--agent is 3; expected an instance of AgentConfig"),
         (lambda: diffrl.online(tmp_path, capcity=3), "'capcity' of an online run; did you mean 'capacity'"),
         (lambda: finetune_policy(TUNING["dppo"](tmp_path), sedes=(0,)), "'sedes' of a fine-.*did you mean 'seeds'"),

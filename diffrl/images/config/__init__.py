@@ -14,10 +14,20 @@ from diffrl.images.config.algorithms import (
     RWRConfig,
     SupervisedConfig,
 )
-from diffrl.images.config.base import NOTHING, Algo, FinetuneConfig, OnlineConfig, Precision, schema_of
+from diffrl.images.config.base import (
+    FIRST_LOOK,
+    NOTHING,
+    Algo,
+    FinetuneConfig,
+    OnlineConfig,
+    Precision,
+    first_look,
+    schema_of,
+)
 
 __all__ = [
     "ALGORITHMS",
+    "FIRST_LOOK",
     "NOTHING",
     "Algo",
     "D3POConfig",
@@ -34,5 +44,6 @@ __all__ = [
     "RWRConfig",
     "ReFLConfig",
     "SupervisedConfig",
+    "first_look",
     "schema_of",
 ]

@@ -1,8 +1,9 @@
 """The settings that fine-tuning runs of image models share: a frozen dataclass, from which each algorithm's derives.
 
-`FinetuneConfig(algo="grpo", model="my/pipeline", queries=512)` makes the configuration of that algorithm. Fields that
-are not given have the algorithm's defaults for the model: those that stand in its class are for the built-in models,
-and `pipeline` says what a diffusers pipeline changes of them.
+`FinetuneConfig(algo="grpo", model="my/pipeline", queries=512)` makes the configuration of that algorithm, the same as
+`diffrl finetune --algo grpo --model my/pipeline --queries 512`. Fields that are not given have the algorithm's defaults
+for the model: those that stand in its class are for the built-in models, and `pipeline` says what a diffusers pipeline
+changes of them. A run that is told neither a reward nor a model, nor another algorithm, is `FIRST_LOOK`'s.
 """
 
 from __future__ import annotations
@@ -44,6 +45,18 @@ Algo = Literal["ddpo-is", "ddpo-sf", "grpo", "dpok", "nft", "rwr", "d3po", "draf
 Precision = Literal["fp32", "bf16", "fp16"]
 Optimiser = Literal["adamw", "adamw8bit"]
 
+_SEEN = {"algo": "draft", "reward": "colour:blue + emoji", "held_out": "emoji-held-out"}
+FIRST_LOOK: Mapping[str, Any] = {**_SEEN, "queries": 640, "updates": 8, "lr": 1e-4, "kl": 0.5}
+"""What a run is that is told neither a reward nor a model, nor another algorithm: something that a person can see."""
+
+
+def first_look(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the options given leave to `FIRST_LOOK`; nothing where they name what the run is. What they say is kept."""
+    other = given.get("algo", FIRST_LOOK["algo"]) != FIRST_LOOK["algo"]
+    if other or {"reward", "held_out", "model"} & given.keys():
+        return {}
+    return {name: value for name, value in FIRST_LOOK.items() if name != "kl" or given.get("eta") != 0}
+
 
 class _Presets(type):
     """Makes configurations: of the algorithm that is named, with the defaults that depend on what is given."""
@@ -54,7 +67,10 @@ class _Presets(type):
         Raises UserError for a value that will not do, and for an option that the algorithm does not have.
         """
         given = {name: value for name, value in given.items() if value is not None}
-        schema = schema_of(given.get("algo", getattr(cls, "algo", None)))
+        if cls is not FinetuneConfig:
+            given = {"algo": getattr(cls, "algo", None), **given}
+        given = {**first_look(given), **given}
+        schema = schema_of(given.get("algo", FinetuneConfig.algo))
         if cls not in schema.__mro__:
             raise UserError(f"--algo is {schema.algo!r}; {cls.__name__} has the settings of another algorithm.")
         for name in given:
@@ -77,7 +93,15 @@ NOTHING = "none"
 
 @dataclass(frozen=True)
 class FinetuneConfig(metaclass=_Presets):
-    """A fine-tuning run of an image model."""
+    """A fine-tuning run of an image model: what `diffrl finetune` makes of the same options.
+
+    `FinetuneConfig(algo="nft", reward="jpeg")` is `diffrl finetune --algo nft --reward jpeg`: it is of the algorithm's
+    own class, here `NFTConfig`, and fields that are not given have that algorithm's defaults for the model. As there,
+    a run that is told neither a reward nor a model, nor another algorithm than draft, is one whose pictures show
+    something after two minutes: draft on colour:blue + emoji, in eight small updates a round. None is as not given.
+
+    Raises UserError for a value that will not do, and for a field that the algorithm does not have.
+    """
 
     pipeline: ClassVar[Mapping[str, Any]] = {
         "lora": 4,
@@ -94,7 +118,7 @@ class FinetuneConfig(metaclass=_Presets):
     """What that option counts, in words."""
 
     algo: Algo = "ddpo-is"
-    """The algorithm: see the list above."""
+    """The algorithm: see the list above; where neither a reward nor a model is given, by default draft."""
     model: str = "tiny-emoji"
     """tiny-emoji, tiny-digits (the default with rewards on digits), tiny-latents (these two trained at first use), the
     folder of a run that fine-tuned or distilled one, or a diffusers pipeline: a folder or a hub id. control:ID,

@@ -71,7 +71,7 @@ def test_samples_are_what_the_prompts_say(model: emoji.EmojiModel) -> None:
     from diffrl.images.config import FinetuneConfig
     from diffrl.images.samples import RunState, Setup, chain_of, plain, roll_out
 
-    config = FinetuneConfig(eval_samples=len(PROMPTS))
+    config = FinetuneConfig(model="tiny-emoji", eval_samples=len(PROMPTS))
     setup = Setup(config, model, chain_of(model, config), plain(PROMPTS), None)
     samples = roll_out(setup, RunState(), torch.arange(len(PROMPTS)), setup.noise_path(0))
     assert float(emoji_classifier().agree(samples.images, PROMPTS).float().mean()) >= 0.9

@@ -29,7 +29,7 @@ def images(n: int = 4, size: int = 32) -> torch.Tensor:
 def samples() -> torch.Tensor:
     """One sample of tiny-emoji for each of the 84 prompts."""
     model = load_model("tiny-emoji", lora=None)
-    config = FinetuneConfig(eval_samples=len(PROMPTS))
+    config = FinetuneConfig(model="tiny-emoji", eval_samples=len(PROMPTS))
     setup = Setup(config, model, chain_of(model, config), plain(PROMPTS), None)
     return roll_out(setup, RunState(), torch.arange(len(PROMPTS)), setup.noise_path(0)).images
 
