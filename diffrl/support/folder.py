@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SUMS, LOCK = "SHA256SUMS", ".lock"
 ABOUT = "run.json"
 """The first file that a run writes: what stands beside it is the run's."""
+SWEEP = "sweep.json"
+"""The file that lists the runs of a sweep, in its folder, where each run has a folder of its own."""
 IMAGES, IMAGES_DISTIL = "images", "images-distil"
 """What `kind` in it says of a run that fine-tunes an image model, and of one that distils one."""
 AGAIN = "Give the command that began it again; its folder may be used anew."
@@ -169,6 +171,11 @@ def refuse(folder: Path | None, files: Collection[str]) -> None:
     if folder is None:
         return
     ours = (folder / ABOUT).exists()
+    if (folder / SWEEP).exists():
+        raise UserError(
+            f"{folder} is a sweep's folder, in which every run has a folder of its own: choose another --out. "
+            f"`diffrl sweep ... --out {folder}` adds runs to it."
+        )
     if steps(folder) or (ours and any((folder / name).exists() for name in _OF_PROGRESS)):
         raise UserError(f"{folder} holds a run already: `diffrl resume {folder}`, or choose another --out.")
     for name in files:

@@ -180,6 +180,14 @@ def test_two_sweeps_at_once_in_a_folder_are_refused(tmp_path: Path, capsys: pyte
     assert not (tmp_path / plan.MANIFEST).exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--slurm"], ["--search", "optuna"]])
+def test_a_runs_folder_takes_no_sweep(more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    assert main(["sweep", *GRID, "--out", str(tmp_path), *more]) == 2
+    assert "is a run's folder, and a sweep is to have its own" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
 # --- What is run ----------------------------------------------------------------------------------------------------
 
 

@@ -22,10 +22,10 @@ from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError, shown
 from diffrl.support.files import atomic_path, read_json
-from diffrl.support.folder import ABOUT
+from diffrl.support.folder import ABOUT, SWEEP
 from diffrl.support.schema import checked
 
-MANIFEST = "sweep.json"
+MANIFEST = SWEEP
 """The file in a sweep's folder that lists its runs."""
 ELSEWHERE = {
     "seeds": "Give --seeds 0 1 2.",
@@ -303,9 +303,14 @@ def _span(key: str, ends: Sequence[str], base: TrainConfig) -> Span:
 
 
 def read(folder: Path) -> Sweep | None:
-    """The sweep in a folder; None where there is none. Raises UserError where its file is damaged."""
+    """The sweep in a folder; None where there is none.
+
+    Raises UserError where its file is damaged, and where the folder is a run's, whose scores would hide the sweep's.
+    """
     path = folder / MANIFEST
     if not path.exists():
+        if (folder / ABOUT).exists():
+            raise UserError(f"{folder} is a run's folder, and a sweep is to have its own: choose another --out.")
         return None
     content = read_json(path, advice="Restore it from a copy; or delete it and give the sweep's command again.")
     try:
