@@ -128,6 +128,7 @@ class Info:
         from envs.datasets import load_dataset, locate, part_path
         from envs.making import CannotRebuild, check_rebuilt
         from envs.plots import plot_dataset
+        from envs.rows import first_rows
 
         spare(self.picture, self.force)
         if self.add_checksum:
@@ -152,6 +153,7 @@ class Info:
                 raise UserError(f"{self.dataset} has no place for a checksum; convert it: `diffrl data convert`.")
             d4rl.seal(origin.path)
         dataset = load_dataset(self.dataset, rows=self.rows, check=False)
+        first_rows(self.dataset, dataset, self.rows)
         benchmark, env_id = origin.benchmark, str(dataset.metadata.get("env_id", ""))
         if self.scores_of is not None:
             benchmark = registry.get(self.scores_of)

@@ -35,6 +35,7 @@ from diffrl.training.loop import Evaluations, InLine, Loop, NoEvaluations, Train
 from diffrl.training.sinks import TENSORBOARD
 from diffrl.training.stack import StackTrainer
 from envs.datasets import FILE_SUFFIXES, called, load_dataset, whereabouts
+from envs.rows import first_rows
 from envs.task import benchmark_family, capped, data_limit, open_task, score_word
 
 EXPLODED = 10.0
@@ -70,6 +71,7 @@ def begun(config: TrainConfig, device: str, path: Path, quiet: bool) -> tuple[Ru
     """A run of `config` in the folder `path`, not written yet; its data, as taken, and what its agent sees of them."""
     # The data, and the environment that they fit.
     dataset = load_dataset(config.dataset, rows=config.rows, progress=not quiet, action_limit=None)
+    config = dataclasses.replace(config, rows=first_rows(config.dataset, dataset, config.rows, quiet))
     task, env = open_task(
         config.dataset,
         dataset,

@@ -14,6 +14,7 @@ from diffrl.augment.config import Request
 from diffrl.augment.job import open_data
 from diffrl.cli import main
 from diffrl.runs.run import Run
+from diffrl.runs.study.scores import Scores
 from diffrl.runs.train import same_data
 from tests.data.pendulum import Columns, cases, pendulum
 from tests.training.conftest import final_state
@@ -76,6 +77,24 @@ def test_time_limits_taken_as_timeouts_are_kept(trained: Any, capsys: Any) -> No
     dataset = same_data(run, quiet=False)
     assert (dataset.terminals.sum(), dataset.timeouts.sum()) == (0, 2)
     assert "taken as timeouts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rows", "taken"), [(399, 399), (400, None), (401, None)])
+def test_as_many_rows_as_there_are_or_more_are_the_whole(
+    trained: Any, capsys: Any, rows: int, taken: int | None
+) -> None:
+    """In the run's folder and in a report: the task is that of the whole, from which nothing sets it apart."""
+    run = trained("wide_actions", rows=rows)
+    said = capsys.readouterr().err
+    assert ("wide_actions.hdf5 has 400 rows" in said) == ("all are taken" in said) == (taken is None)
+    config = Run.read(run).config
+    assert config.rows == taken
+    named = "wide_actions.hdf5 (in Pendulum-v1" + (f", first {taken} rows)" if taken else ")")
+    assert Scores.of_runs([run]).tasks == [named]
+    dataset = same_data(Run.read(run), quiet=True)
+    assert len(dataset) == (taken or 400)
+    main(["data", "info", config.dataset, "--rows", str(rows), "--env", "Pendulum-v1"])
+    assert ("all are taken" in capsys.readouterr().err) == (taken is None)
 
 
 def test_the_command_line_takes_the_options_and_warns_without_them(trained: Any, tmp_path: Path, capsys: Any) -> None:
