@@ -1,7 +1,7 @@
 """What `--rows` asks of a data set: its first rows; or all of them, where it has no more."""
 
 from diffrl.data import d4rl
-from diffrl.data import minari as minari_format
+from diffrl.data.minari_episodes import read_metadata
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.console import console
 from diffrl.support.errors import counted
@@ -30,5 +30,5 @@ def _size(origin: Origin) -> int | None:
     if origin.path is None or origin.kind == "ogbench":  # whose files count the last observation of an episode, too
         return None
     if origin.kind == "minari":
-        return int(minari_format.read_metadata(origin.path)["total_steps"])
+        return int(read_metadata(origin.path)["total_steps"])
     return d4rl.count_rows(origin.path)
