@@ -85,6 +85,8 @@ def begun(config: TrainConfig, device: str, path: Path, quiet: bool) -> tuple[Ru
     longest = data_limit(dataset)
     task = capped(task, env, longest)
     config = chosen(config, device, task)  # what it leaves to the machine
+    if (idle := configuration.without_rewards(config.agent)) and not quiet:
+        console.print(f"[yellow]{idle}.[/]")
 
     # What the agent sees of them.
     with lowering_memory(config, None):

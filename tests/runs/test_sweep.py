@@ -90,6 +90,19 @@ MISTAKES = {
     "list of train": ([*GRID, "--env-kwargs", "g=1", "h=2", "--out", "x"], "so --set 'env_kwargs=[g=1, h=2]'."),
     "no agent's option": ([*GRID, "--agent.foo=64", "--out", "x"], "has no option --agent.foo"),
     "agent's option": ([*GRID, "--agent.batch-size=64", "--out", "x"], "so --set agent.batch_size=64."),
+    "another agent's field": (
+        [*GRID, "--set", "agent.expectile=0.7,0.9", "--out", "x"],
+        "--set agent.expectile: bc has no such field, dtql, idql, ifql, iql, ... (5 in all) have.",
+    ),
+    "some agents' field": (
+        ["--agent", "bc", "iql", "--dataset", "a.hdf5", "--set", "agent.expectile=0.7,0.9", "--out", "x"],
+        "--set agent.expectile: bc has no such field, iql has. Sweep iql with it; another command with the same --out "
+        "adds the runs of the others.",
+    ),
+    "rewards of an agent without": (
+        [*GRID, "--set", "agent.reward_tune=no,normalize", "--out", "x"],
+        "bc learns without rewards, so all its runs would be the same.",
+    ),
     "type": ([*GRID, "--set", "agent.layers=many", "--out", "x"], "agent.layers is 'many'; expected a whole number"),
     "range": ([*GRID, "--set", "agent.layers=0", "--out", "x"], "expected at least 1"),
     "a search's range": (
