@@ -103,6 +103,11 @@ def all_done(
     return f"{folder}: {made}. `diffrl resume {folder} {option} N` goes on to {more} in all."
 
 
+def without_checkpoint(folder: Path) -> str:
+    """What is said of a run that was cut before its first checkpoint: two sentences."""
+    return f"{folder} holds no checkpoint: it was cut before its first. {AGAIN}"
+
+
 def what_works(folder: Path) -> str:
     """What to do about a run that could not be written on: a sentence."""
     if kept := steps(folder):
