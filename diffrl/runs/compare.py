@@ -191,6 +191,8 @@ def compare(
             console.print(f"{one.place}: {what} {scored}, {one.amount}", markup=False)
         if differ := lengths(rolled, places, str(which)):
             console.print(differ, style="yellow", markup=False, highlight=False)
+        if task.fidelity:
+            console.print(task.fidelity, markup=False, highlight=False)
         for other in rolled[1:]:
             names = other.place, rolled[0].place
             found = difference(_scored(other, task), _scored(rolled[0], task), names)
@@ -336,6 +338,8 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes, which:
             f" Scaled by D4RL's references for {html.escape(benchmark_family(task.reference))}, but data or "
             "environment are not D4RL's."
         )
+    if task.fidelity:
+        caveat += f" {html.escape(task.fidelity)}"
     if len(rolled) > 2:
         caveat += f" Each of the {len(rolled) - 1} intervals is of 95 % by itself."
     if differ := lengths(rolled, names, which):

@@ -267,7 +267,7 @@ def finished(run: Run, scores: Scores, quiet: bool, whose: str = "") -> Path:
                 f"Scaled by D4RL's reference returns for {benchmark_family(scores.about['reference'])}, but data or "
                 "environment are not D4RL's: do not report it under a D4RL name."
             )
-        elif kind == "score" and run.task.fidelity:
+        if kind == "score" and run.task.fidelity:
             console.print(run.task.fidelity, markup=False, highlight=False)
         console.print(f"learning curve: {path / 'learning_curve.png'}")
         console.print(f"evaluate:       diffrl evaluate {path} --episodes 100")

@@ -65,6 +65,7 @@ def test_runs_of_different_lengths_are_said_to_be_so(tmp_path: Path, capsys: pyt
         assert ("different lengths: a of 20 steps and b of 10 steps." in page.read_text()) == differ
     about = json.loads((tmp_path / "b" / "run.json").read_text())
     folder.write_json(tmp_path / "b" / "run.json", about | {"kind": "online"})
+    folder.write_yaml(tmp_path / "b" / "settings.yaml", {})
     compare([tmp_path / "a", tmp_path / "b"], page, episodes=1)
     assert "different lengths" not in capsys.readouterr().err + page.read_text()
 

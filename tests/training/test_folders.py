@@ -201,6 +201,7 @@ def test_a_run_cut_before_its_first_checkpoint_is_begun_anew(
     assert (out / "run.json").exists()
     file = out / "config.yaml"
     text, sums = file.read_text(), (out / SUMS).read_text()
+    capsys.readouterr()
     file.write_text(text.replace("eval_episodes: 1", "eval_episodes: 2"))
     for words in (
         ["resume", str(out)],
@@ -210,7 +211,7 @@ def test_a_run_cut_before_its_first_checkpoint_is_begun_anew(
     ):
         assert main(words) == 2
         said = " ".join(capsys.readouterr().err.split())
-        assert said.startswith(f"Error: {out} holds no checkpoint: it was cut before its first."), said
+        assert said.startswith(f"diffrl: {out} holds no checkpoint: it was cut before its first."), said
         assert "taken as it stands" not in said
     assert (out / SUMS).read_text() == sums
     assert_same_run(whole, diffrl.train(config(out), quiet=True))
