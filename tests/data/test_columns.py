@@ -195,8 +195,9 @@ def test_a_checksum_is_added_once_and_asked_for_by_info_alone(file, make, tmp_pa
 
     datasets.load_dataset(file)
     assert capsys.readouterr() == ("", "")
-    np.savez(tmp_path / "f.npz", **make([3], "t").columns())
-    for path, none in ((file, True), (tmp_path / "f.npz", False)):
+    (tmp_path / "other").mkdir()
+    np.savez(tmp_path / "other" / "f.npz", **make([3], "t").columns())
+    for path, none in ((file, True), (tmp_path / "other" / "f.npz", False)):
         cli.main(["data", "info", str(path)])
         assert ("checksum: none" in capsys.readouterr().out) == none
     before = {key: values.tobytes() for key, values in d4rl.read(file).columns().items()}
@@ -204,7 +205,7 @@ def test_a_checksum_is_added_once_and_asked_for_by_info_alone(file, make, tmp_pa
     stored = d4rl.read(file).metadata["sha256"]
     assert stored in capsys.readouterr().out
     assert {key: values.tobytes() for key, values in d4rl.read(file).columns().items()} == before
-    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    assert {path.name for path in file.parent.iterdir()} == {file.name, "other"}
     cli.main(["data", "info", str(file)])
     assert "checksum: none" not in capsys.readouterr().out
 

@@ -7,6 +7,7 @@ from shutil import copytree
 import numpy as np
 import pytest
 
+import diffrl
 from diffrl.cli import main
 from diffrl.runs.export.export import export
 from diffrl.runs.run import Run
@@ -69,3 +70,25 @@ def test_a_run_that_is_not_finished_is_said_to_be_so(tmp_path: Path, capsys: pyt
         assert " ".join(capsys.readouterr().err.split()).count(said) == times, words
         if words[0] == "compare":
             assert page.read_text().count(said) == times
+
+
+@pytest.mark.usefixtures("own_data")
+def test_a_random_policys_returns_stand_beside_every_score_in_the_benchmarks_environment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of data that are not the benchmark's too: here of its first rows alone."""
+    settings = {"rows": 2000, "steps": 2, "eval_every": 2, "eval_episodes": 1, "log_every": 2}
+    run = diffrl.train(diffrl.TrainConfig("maze2d-umaze-v1", small("bc"), out=tmp_path / "run", **settings))
+    again, out = str(copytree(run, tmp_path / "again")), tmp_path / "out"
+    pages = {"report": out / "index.html", "compare": out / "page.html"}
+    for words in (
+        [],
+        ["evaluate", str(run), "--episodes", "1"],
+        ["report", str(run), "--out", str(out)],
+        ["compare", str(run), again, "--episodes", "1", "--out", str(out / "page.html")],
+    ):
+        assert not words or main(words) == 0
+        printed = capsys.readouterr()
+        assert "returns of a random policy: 30.5" in " ".join((printed.out + printed.err).split()), words
+        if words and words[0] in pages:
+            assert "returns of a random policy: 30.5" in pages[words[0]].read_text()
