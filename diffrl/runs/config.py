@@ -338,13 +338,6 @@ def meant(config: TrainConfig | str | Path, overrides: Mapping[str, Any]) -> Tra
     return config
 
 
-def without_rewards(agent: AgentConfig) -> str:
-    """What to say, without a full stop, of rewards that are tuned for an agent that learns without; "" of any other."""
-    if agent.reward_tune == "no" or agent.learns_from_rewards:
-        return ""
-    return f"{agent.name} learns without rewards: reward_tune={agent.reward_tune} changes nothing of its training"
-
-
 def default(agent: str, dataset: str) -> tuple[TrainConfig, str]:
     """The shipped configuration of an agent and a data set, else the defaults; and a sentence that says which."""
     schema = agents.get(agent)

@@ -71,7 +71,8 @@ def begun(config: TrainConfig, device: str, path: Path, quiet: bool) -> tuple[Ru
     """A run of `config` in the folder `path`, not written yet; its data, as taken, and what its agent sees of them."""
     # The data, and the environment that they fit.
     dataset = load_dataset(config.dataset, rows=config.rows, progress=not quiet, action_limit=None)
-    config = dataclasses.replace(config, rows=first_rows(config.dataset, dataset, config.rows, quiet))
+    if config.rows is not None:
+        config = dataclasses.replace(config, rows=first_rows(config.dataset, dataset, config.rows, quiet))
     task, env = open_task(
         config.dataset,
         dataset,
@@ -85,8 +86,9 @@ def begun(config: TrainConfig, device: str, path: Path, quiet: bool) -> tuple[Ru
     longest = data_limit(dataset)
     task = capped(task, env, longest)
     config = chosen(config, device, task)  # what it leaves to the machine
-    if (idle := configuration.without_rewards(config.agent)) and not quiet:
-        console.print(f"[yellow]{idle}.[/]")
+    if config.agent.reward_tune != "no" and not config.agent.learns_from_rewards and not quiet:
+        tuned = f"reward_tune={config.agent.reward_tune} changes nothing of its training"
+        console.print(f"[yellow]{config.agent.name} learns without rewards: {tuned}.[/]")
 
     # What the agent sees of them.
     with lowering_memory(config, None):
