@@ -78,6 +78,11 @@ class AgentConfig(ABC):
         return self.policy_kind == "planner"
 
     @property
+    def learns_from_rewards(self) -> bool:
+        """Whether the data's rewards have a part in training."""
+        return True
+
+    @property
     def stepwise(self) -> bool:
         """Whether it learns from single transitions, as an environment gives them, and not from whole segments."""
         return self.policy_kind != "planner"

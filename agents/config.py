@@ -43,6 +43,12 @@ class BC(AgentConfig):
     learning_rate: Positive = 3e-4
     """Adam's learning rate."""
 
+    @property
+    @override
+    def learns_from_rewards(self) -> bool:
+        """Never: it clones the data's actions."""
+        return False
+
     @override
     def implementation(self) -> type[Agent]:
         from agents.bc import BCAgent
@@ -65,6 +71,12 @@ class DiffusionBC(AgentConfig):
     """T, the steps of the diffusion policy."""
     schedule: Schedule = "vp"
     """Noise schedule of the diffusion policy."""
+
+    @property
+    @override
+    def learns_from_rewards(self) -> bool:
+        """Never: it clones the data's actions."""
+        return False
 
     @override
     def implementation(self) -> type[Agent]:

@@ -114,6 +114,12 @@ class Diffuser(AgentConfig):
         return self.guidance == "return"
 
     @property
+    @override
+    def learns_from_rewards(self) -> bool:
+        """Only where returns guide its plans."""
+        return self.guided
+
+    @property
     def channels(self) -> tuple[int, ...]:
         """The multipliers of the U-Net's levels."""
         return self.multipliers[: self.layers]

@@ -1,5 +1,7 @@
 """The agents by name: ours, and those of other packages, entry points of the group `diffrl.agents`. No torch."""
 
+import contextlib
+import dataclasses
 import inspect
 
 from agents.base_config import AgentConfig, PolicyKind
@@ -43,6 +45,15 @@ def _checked(plugin: Plugin) -> type[AgentConfig]:
 def listed() -> list[str]:
     """The names of all agents for a list that people read; those of other packages with the package's name."""
     return [*AGENTS, *plugins.listed("diffrl.agents", AGENTS)]
+
+
+def having(field: str) -> list[str]:
+    """The names of the agents, ours and other packages', whose configuration has a field of this name."""
+    found = dict(AGENTS)
+    for plugin in plugins.found("diffrl.agents"):
+        with contextlib.suppress(UserError):  # one that cannot be used has none
+            found[plugin.name] = get(plugin.name)
+    return [name for name, config in found.items() if field in {one.name for one in dataclasses.fields(config)}]
 
 
 def names(*kinds: PolicyKind) -> list[str]:

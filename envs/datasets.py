@@ -34,10 +34,6 @@ FILE_SUFFIXES = (".hdf5", ".h5", ".npz")
 _OF_PACKAGE = "{0} is a data set of another package, which makes or fetches it itself: use it as --dataset {0}."
 
 
-_told: set[Path] = set()
-"""The files that have been said to have no checksum."""
-
-
 @dataclass(frozen=True)
 class Origin:
     """Where a named data set is, or would be."""
@@ -187,7 +183,6 @@ def load_dataset(
     """Load a data set by D4RL id, another package's id, Minari id or path; `rows` keeps its first rows.
 
     infos: of an HDF5 file or npz, load `infos/*` too, which no training needs and which may be larger than all else.
-    A file without a checksum is said to have none, with `progress`, once in a process.
 
     A maze2d data set that is not on this machine is generated first (with `rows`, only as many). Nothing is
     downloaded: where the file is missing the DataError says how to get it. `check` and `action_limit` are those of
@@ -221,10 +216,6 @@ def load_dataset(
 
                 reading.refuse_bare(path)  # of which there is more to say
             raise
-        if progress and path.suffix != ".npz" and path not in _told and not d4rl.has_checksum(path):
-            _told.add(path)
-            advice = f"`diffrl data info {name} --add-checksum` adds one." if address_of(str(name)) is None else ""
-            console.print(f"{path} has no checksum: damage to it would go unseen. {advice}".rstrip(), markup=False)
     dataset.metadata["dataset"] = origin.name
     if benchmark is not None and benchmark.env_id is not None and origin.kind != "ogbench":
         dataset.metadata["env_id"] = benchmark.env_id

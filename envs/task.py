@@ -86,8 +86,15 @@ class Task:
 
     @property
     def fidelity(self) -> str:
-        """The line that stands beside scores, on how the environment compares with the original; "": there is none."""
-        return registry.get(self.reference).fidelity if self.faithful and self.reference is not None else ""
+        """The line that stands beside scores, on how the environment compares with the original; "": there is none.
+
+        It is of the environment alone, and so of all data that are scored in the benchmark's own, unchanged.
+        """
+        if self.reference is None:
+            return ""
+        own = registry.get(self.reference)
+        changed = self.max_episode_steps is not None or dict(self.env_kwargs) != dict(own.env_kwargs)
+        return own.fidelity if self.env_id == own.env_id and not changed else ""
 
     def make(self) -> gymnasium.Env[Any, Any]:
         """Make the environment. Raises UserError where it is unknown or not installed."""

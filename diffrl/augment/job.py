@@ -46,6 +46,7 @@ from diffrl.training import checkpoint
 from diffrl.training.logs import SHOWN, MetricsLog
 from diffrl.training.loop import Loop, NoEvaluations, NoRecord
 from envs.datasets import load_dataset
+from envs.rows import first_rows
 from envs.task import capped, data_limit, open_task
 
 GO_ON = "The same command goes on."
@@ -131,6 +132,7 @@ def open_data(request: Request, quiet: bool) -> RealData:
     checked(request.rows, Rows | None, "--rows")
     name, rows = request.dataset, request.rows
     dataset = load_dataset(name, rows=rows, progress=not quiet, action_limit=None)
+    rows = first_rows(name, dataset, rows, quiet)
     task, simulator = open_task(
         name,
         dataset,

@@ -16,7 +16,7 @@ from diffrl.commands.data_convert import Convert, environment_of
 from diffrl.commands.data_tables import distributions, headed, ranges, shown_on, summary
 from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError, counted
-from diffrl.support.files import to_write
+from diffrl.support.files import address_of, to_write
 from diffrl.support.folder import spare
 from diffrl.support.schema import Count, Rows, Seed, check
 
@@ -128,6 +128,7 @@ class Info:
         from envs.datasets import load_dataset, locate, part_path
         from envs.making import CannotRebuild, check_rebuilt
         from envs.plots import plot_dataset
+        from envs.rows import first_rows
 
         spare(self.picture, self.force)
         if self.add_checksum:
@@ -152,6 +153,7 @@ class Info:
                 raise UserError(f"{self.dataset} has no place for a checksum; convert it: `diffrl data convert`.")
             d4rl.seal(origin.path)
         dataset = load_dataset(self.dataset, rows=self.rows, check=False)
+        first_rows(self.dataset, dataset, self.rows)
         benchmark, env_id = origin.benchmark, str(dataset.metadata.get("env_id", ""))
         if self.scores_of is not None:
             benchmark = registry.get(self.scores_of)
@@ -172,6 +174,10 @@ class Info:
         for key, value in dataset.metadata.items():
             if key not in ("dataset", "env_spec", "env_origin"):  # what was just typed; what was just said
                 console.print(f"{key}: {_cut(value)}", markup=False, highlight=False)
+        sealable = origin.kind in ("file", "d4rl") and origin.path is not None and origin.path.suffix in HDF5_SUFFIXES
+        if sealable and origin.path is not None and origin.exists and not d4rl.has_checksum(origin.path):
+            advice = " (--add-checksum adds one)" if address_of(self.dataset) is None else ""
+            console.print(f"checksum: none, so damage to the file would go unseen{advice}")
         dataset, findings = self._examine(dataset)
         if not dataset.structural_problems():
             for part in (summary(dataset), distributions(dataset, benchmark), ranges(dataset)):

@@ -67,6 +67,7 @@ class Convert:
         from diffrl.data.env_spec import ENV_KEYS, EnvSpec
         from diffrl.data.preprocessing import action_bounds
         from envs.datasets import load_dataset, locate
+        from envs.rows import first_rows
         from envs.task import asked_spec
 
         path = Path(self.target).expanduser()
@@ -78,6 +79,7 @@ class Convert:
         spare_source(origin.path, target, self.target, "write the copy elsewhere, and move it afterwards.")
         spare(path if to_file else None, self.force)
         dataset = load_dataset(self.source, self.rows, action_limit=None, infos=True)
+        rows = first_rows(self.source, dataset, self.rows)
         if self.env is not None or self.env_kwargs or self.max_episode_steps is not None:
             spec = EnvSpec.of(dataset.metadata) if self.env is None else None
             spec = asked_spec(self.env, self.env_kwargs, self.max_episode_steps, spec)
@@ -88,7 +90,7 @@ class Convert:
             self.source,
             dataset,
             self.env,
-            self.rows,
+            rows,
             env_kwargs=self.env_kwargs,
             max_episode_steps=self.max_episode_steps,
         )

@@ -42,7 +42,7 @@ class Report:
     """The folder to write. A report that is there is replaced."""
     protocol: Protocol = "last"
     """last: each seed's last evaluation; best: its best, which is chosen by what is reported, and so too high; last3:
-    the mean of its last three. The page has all three."""
+    the mean of its last three, of all where there are fewer. The page has all three."""
     interval: bool = False
     """--interval: the main table has 95 % intervals (Student's, over seeds) in place of ± standard errors."""
     target: float = 100.0

@@ -64,14 +64,14 @@ def run(arguments: Sequence[str]) -> int:
     from diffrl.support import folder
 
     accepting = given.accept_changes and "WORLD_SIZE" not in os.environ  # else the process that started this one did
-    if accepting and given.run_folder.is_dir():
-        with folder.held(given.run_folder):
-            folder.accept(given.run_folder)
     steps, names = given.steps, {"--queries": given.queries, "--rounds": given.rounds}
     if kind_of(given.run_folder) == folder.IMAGES:
         from diffrl.commands.finetune import spread
         from diffrl.images.run import FinetuneRun, is_whole
 
+        if accepting and given.run_folder.is_dir():
+            with folder.held(given.run_folder):
+                folder.accept(given.run_folder)
         found = FinetuneRun.read(given.run_folder)
         steps = _in_all(steps, names, found.config)
         processes = found.config.processes

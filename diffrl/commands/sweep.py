@@ -60,7 +60,7 @@ class Sweep:
     jobs: Many | None = None
     """Runs at a time: here by default 1, on a cluster as many as it grants. No result depends on it."""
     separate_seeds: bool = False
-    """Each seed is a run of its own."""
+    """Each seed is a run of its own, whose scores are others than in a stack of seeds."""
     dry_run: bool = False
     """List the runs and how far they are, and which data are missing here; run nothing, write nothing."""
     retry: bool = False

@@ -102,8 +102,7 @@ def _of_others(agent: str, option: str) -> str:
     group, _, name = option.removeprefix("--").replace("-", "_").partition(".")
     if group != "agent":
         return ""
-    names = {other: {field.name for field in dataclasses.fields(agents.get(other))} for other in agents.listed()}
-    having = [other for other, known in names.items() if name in known]
+    having = agents.having(name)
     if not having:
         return ""
     have = f"{listed(having, 4)} {'have' if len(having) > 1 else 'has'}"

@@ -24,6 +24,7 @@ from diffrl.support.names import apart, breakable, wrapped
 from diffrl.support.plots import BLUE, COMPARED, GREEN, GREY, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
 from diffrl.support.seeds import generator_at
 from diffrl.support.statistics import estimate, student_ends
+from diffrl.training import checkpoint
 from diffrl.training.logs import returns_of
 from envs.maze2d import Maze
 from envs.task import Task, benchmark_family, score_word
@@ -182,12 +183,16 @@ def compare(
         for run, place, name in zip(runs, places, _names(places), strict=True)
     ]
     picture = _picture(rolled, task)
-    written = write_comparison(out, page(rolled, task, seed, picture), picture, _csv(rolled))
+    written = write_comparison(out, page(rolled, task, seed, picture, str(which)), picture, _csv(rolled))
     if not quiet:
         what = score_word(task.reference) if task.reference else "return"
         for one in rolled:
             scored = estimate(_scored(one, task)).explained
             console.print(f"{one.place}: {what} {scored}, {one.amount}", markup=False)
+        if differ := lengths(rolled, places, str(which)):
+            console.print(differ, style="yellow", markup=False, highlight=False)
+        if task.fidelity:
+            console.print(task.fidelity, markup=False, highlight=False)
         for other in rolled[1:]:
             names = other.place, rolled[0].place
             found = difference(_scored(other, task), _scored(rolled[0], task), names)
@@ -233,7 +238,24 @@ def _roll(run: Run, at: str, name: str, episodes: int, which: str, seed: int, qu
     finally:
         evaluator.close()
     tell_remarks(run, which, steps, quiet, f"{at}, {which}")
-    return Rolled(run, at, name, tuple(steps), np.stack(outcomes), paths, tuple(remarks(run, which, steps)))
+    said = remarks(run, which, steps)
+    if (unfinished := run.unfinished()) and which in ("last", "best"):
+        said.append(unfinished)
+        if not quiet:
+            console.print(f"{at}: {unfinished}", style="yellow", markup=False, highlight=False)
+    return Rolled(run, at, name, tuple(steps), np.stack(outcomes), paths, tuple(said))
+
+
+def lengths(rolled: Sequence[Rolled], names: Sequence[str], which: str) -> str:
+    """A sentence where runs of one kind, whose last or best checkpoints are compared, are of different lengths.
+
+    Runs of several kinds count different things as steps; so nothing is said of them.
+    """
+    made = [max(checkpoint.steps(one.run.path)) for one in rolled]
+    if which not in ("last", "best") or len({one.run.kind for one in rolled}) > 1 or len(set(made)) == 1:
+        return ""
+    each = [f"{name} of {counted(n, 'steps')}" for name, n in zip(names, made, strict=True)]
+    return f"The runs are of different lengths: {joined(each)}."
 
 
 def _scored(rolled: Rolled, task: Task) -> NDArray[np.float64]:
@@ -282,10 +304,10 @@ def _maze(task: Task) -> Maze | None:
     return maze if isinstance(maze, Maze) else None
 
 
-def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes) -> str:
+def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes, which: str = "last") -> str:
     """The page's HTML, which needs no other file: what each run reaches, the differences and their verdicts, a picture.
 
-    seed: what the start states were drawn from.
+    seed: what the start states were drawn from. which: the checkpoint: last, best or a step.
     """
     first, n = rolled[0], rolled[0].returns.shape[1]
     what = score_word(task.reference) if task.reference else "return"
@@ -316,8 +338,12 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes) -> str
             f" Scaled by D4RL's references for {html.escape(benchmark_family(task.reference))}, but data or "
             "environment are not D4RL's."
         )
+    if task.fidelity:
+        caveat += f" {html.escape(task.fidelity)}"
     if len(rolled) > 2:
         caveat += f" Each of the {len(rolled) - 1} intervals is of 95 % by itself."
+    if differ := lengths(rolled, names, which):
+        caveat += f" {html.escape(differ)}"
     if shared:
         caveat += f" The names of runs are without what all have: {breakable(shared)}."
     image = base64.b64encode(picture).decode()

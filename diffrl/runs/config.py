@@ -73,7 +73,8 @@ class TrainConfig:
     max_episode_steps: Count | None = None
     """Another time limit of its episodes than its own, which is the default."""
     seeds: Seeds = (0,)
-    """Seeds, trained side by side, each with networks of its own: on a GPU as one stack, on a CPU see workers."""
+    """Seeds, trained side by side, each with networks of its own: on a GPU as one stack, on a CPU see workers. A stack
+    draws its random numbers together, so a seed's scores depend on the seeds beside it."""
     steps: Count = 1_000_000
     """Training steps in all, also when resuming."""
     rows: Annotated[int, Range(2, 10**10)] | None = None
@@ -104,7 +105,8 @@ class TrainConfig:
     compile: bool | None = None
     """--compile, --no-compile: 1.4 times the speed after a minute's wait, once; by default from 10,000 steps up."""
     workers: Several | None = None
-    """Processes that share the seeds on a CPU; by default one a core in a run of 5,000 steps or more, else 1."""
+    """Processes that share the seeds on a CPU; by default one a core in a run of 5,000 steps or more, else 1.
+    Scores depend on it, as each process's seeds are a stack; config.yaml keeps what was used."""
     capture: bool = True
     """On a GPU: capture the step as a CUDA graph and replay it; --no-capture for debugging."""
     tf32: bool = True

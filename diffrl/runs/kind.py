@@ -9,7 +9,7 @@ from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError
 from diffrl.support.files import read_yaml
-from diffrl.support.folder import ABOUT, AGAIN, IMAGES, IMAGES_DISTIL, read_json, steps
+from diffrl.support.folder import ABOUT, AGAIN, IMAGES, IMAGES_DISTIL, read_json, steps, without_checkpoint
 from diffrl.support.remote import local_folder
 
 OFFLINE, ONLINE = "offline", "online"
@@ -69,8 +69,10 @@ def of_images(path: Path, kind: str) -> UserError:
 
 
 def require_checkpoint(path: Path | str, which: str) -> None:
-    """Raise UserError where a run has no checkpoint that is called so: last, best, or a step."""
+    """Raise UserError where a run has no checkpoint that is called so, last, best, or a step; or none at all."""
     known = steps(local_folder(path))
+    if not known:
+        raise UserError(without_checkpoint(Path(path)))
     if which not in ("last", "best") and not (which.isdigit() and int(which) in known):
         raise UserError(f"{path} has no checkpoint {which!r}: expected last, best, or one of {known}.")
 

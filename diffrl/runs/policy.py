@@ -345,6 +345,8 @@ def evaluate(
     asked = _there(run, asked, quiet)
     seeds = range(len(run.config.seeds))  # a checkpoint that is not there is refused before any is scored
     steps = {name: [_find_checkpoint(run, name, index).step for index in seeds] for name in asked}
+    if (unfinished := run.unfinished()) and {"last", "best"} & set(asked) and not quiet:
+        console.print(f"{run.path}: {unfinished}", style="yellow", markup=False, highlight=False)
     evaluator = Evaluator.of(run.task)
     result: dict[Any, Any] = {}
     known: dict[tuple[int, int], tuple[Any, ...]] = {}

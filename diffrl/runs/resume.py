@@ -46,10 +46,12 @@ def resume(
     for value, name, expected in (*given, (device, "device", str), (dataset, "dataset", str)):
         schema.held(value, expected | None, name)
     path = to_write(path, "runs")
+    kind = kinds.kind_of(path)
+    if kind not in (IMAGES, IMAGES_DISTIL) and not folder.steps(path):  # of images, some begin anew
+        raise UserError(folder.without_checkpoint(path))
     if accept_changes and path.is_dir():
         with held(path):
             folder.accept(path)
-    kind = kinds.kind_of(path)
     if stop_kl is not None and kind != IMAGES:
         raise UserError(f"--stop-kl is for runs that fine-tune image models, and {path} is none.")
     if eval_workers is not None and kind != kinds.OFFLINE:

@@ -79,6 +79,13 @@ class Run:
         flag = f"--agent.{agent.waits_by.replace('_', '-')}"
         return f"Up to step {agent.untrained_steps:,} the policy that acts is untrained ({flag})."
 
+    def unfinished(self) -> str:
+        """A sentence where the run has made fewer steps than it is for, by its newest checkpoint; else ""."""
+        made = max(checkpoint.steps(self.path), default=0)
+        if made >= self.config.steps:
+            return ""
+        return f"Not finished: the last checkpoint is at step {made:,} of {self.config.steps:,}."
+
     def within(
         self, env: str | None, env_kwargs: Sequence[str], max_episode_steps: int | None, quiet: bool = False
     ) -> "Run":

@@ -35,6 +35,7 @@ from diffrl.training.loop import Evaluations, InLine, Loop, NoEvaluations, Train
 from diffrl.training.sinks import TENSORBOARD
 from diffrl.training.stack import StackTrainer
 from envs.datasets import FILE_SUFFIXES, called, load_dataset, whereabouts
+from envs.rows import first_rows
 from envs.task import benchmark_family, capped, data_limit, open_task, score_word
 
 EXPLODED = 10.0
@@ -77,6 +78,8 @@ def begun(config: TrainConfig, device: str, path: Path, quiet: bool) -> tuple[Ru
     """A run of `config` in the folder `path`, not written yet; its data, as taken, and what its agent sees of them."""
     # The data, and the environment that they fit.
     dataset = load_dataset(config.dataset, rows=config.rows, progress=not quiet, action_limit=None)
+    if config.rows is not None:
+        config = dataclasses.replace(config, rows=first_rows(config.dataset, dataset, config.rows, quiet))
     task, env = open_task(
         config.dataset,
         dataset,
@@ -90,6 +93,9 @@ def begun(config: TrainConfig, device: str, path: Path, quiet: bool) -> tuple[Ru
     longest = data_limit(dataset)
     task = capped(task, env, longest)
     config = chosen(config, device, task)  # what it leaves to the machine
+    if config.agent.reward_tune != "no" and not config.agent.learns_from_rewards and not quiet:
+        tuned = f"reward_tune={config.agent.reward_tune} changes nothing of its training"
+        console.print(f"[yellow]{config.agent.name} learns without rewards: {tuned}.[/]")
 
     # What the agent sees of them.
     with lowering_memory(config, None):
@@ -270,7 +276,7 @@ def finished(run: Run, scores: Scores, quiet: bool, whose: str = "") -> Path:
                 f"Scaled by D4RL's reference returns for {benchmark_family(scores.about['reference'])}, but data or "
                 "environment are not D4RL's: do not report it under a D4RL name."
             )
-        elif kind == "score" and run.task.fidelity:
+        if kind == "score" and run.task.fidelity:
             console.print(run.task.fidelity, markup=False, highlight=False)
         console.print(f"learning curve: {path / 'learning_curve.png'}")
         console.print(f"evaluate:       diffrl evaluate {path} --episodes 100")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SUMS, LOCK = "SHA256SUMS", ".lock"
 ABOUT = "run.json"
 """The first file that a run writes: what stands beside it is the run's."""
+SWEEP = "sweep.json"
+"""The file that lists the runs of a sweep, in its folder, where each run has a folder of its own."""
 IMAGES, IMAGES_DISTIL = "images", "images-distil"
 """What `kind` in it says of a run that fine-tunes an image model, and of one that distils one."""
 AGAIN = "Give the command that began it again; its folder may be used anew."
@@ -101,6 +103,11 @@ def all_done(
     return f"{folder}: {made}. `diffrl resume {folder} {option} N` goes on to {more} in all."
 
 
+def without_checkpoint(folder: Path) -> str:
+    """What is said of a run that was cut before its first checkpoint: two sentences."""
+    return f"{folder} holds no checkpoint: it was cut before its first. {AGAIN}"
+
+
 def what_works(folder: Path) -> str:
     """What to do about a run that could not be written on: a sentence."""
     if kept := steps(folder):
@@ -169,6 +176,11 @@ def refuse(folder: Path | None, files: Collection[str]) -> None:
     if folder is None:
         return
     ours = (folder / ABOUT).exists()
+    if (folder / SWEEP).exists():
+        raise UserError(
+            f"{folder} is a sweep's folder, in which every run has a folder of its own: choose another --out. "
+            f"`diffrl sweep ... --out {folder}` adds runs to it."
+        )
     if steps(folder) or (ours and any((folder / name).exists() for name in _OF_PROGRESS)):
         raise UserError(f"{folder} holds a run already: `diffrl resume {folder}`, or choose another --out.")
     for name in files:

@@ -17,8 +17,8 @@ from torch import Tensor
 from diffrl.support import folder as folders
 from diffrl.support.errors import UserError, counted, first_line, singular
 from diffrl.support.files import atomic_path
-from diffrl.support.folder import AGAIN
 from diffrl.support.folder import steps as steps
+from diffrl.support.folder import without_checkpoint
 
 LEARNER = "learner."
 """What the names of the learner's tensors begin with in a checkpoint."""
@@ -141,7 +141,7 @@ def load_latest(run: Path, needs: Mapping[str, type] | None = None) -> tuple[Che
             f"{run} holds no usable checkpoint: {len(complaints)} are damaged. The newest: {first} Restore one from a "
             "copy, or start a new run in another folder."
         )
-    raise CheckpointError(f"{run} holds no checkpoint: it was cut before its first. {AGAIN}")
+    raise CheckpointError(without_checkpoint(run))
 
 
 def made_again(run: Path, start: int, to: int, unit: str = "steps") -> list[str]:

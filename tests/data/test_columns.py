@@ -190,21 +190,24 @@ def test_an_npz_whose_array_is_not_what_its_header_says_is_refused(make, tmp_pat
         d4rl.read(tmp_path / "g.npz")
 
 
-def test_a_checksum_is_added_once_and_asked_for_once(file, capsys, monkeypatch):
+def test_a_checksum_is_added_once_and_asked_for_by_info_alone(file, make, tmp_path, capsys):
     from envs import datasets
 
     datasets.load_dataset(file)
-    datasets.load_dataset(file)
-    assert capsys.readouterr().err.count("has no checksum") == 1
+    assert capsys.readouterr() == ("", "")
+    (tmp_path / "other").mkdir()
+    np.savez(tmp_path / "other" / "f.npz", **make([3], "t").columns())
+    for path, none in ((file, True), (tmp_path / "other" / "f.npz", False)):
+        cli.main(["data", "info", str(path)])
+        assert ("checksum: none" in capsys.readouterr().out) == none
     before = {key: values.tobytes() for key, values in d4rl.read(file).columns().items()}
     assert cli.main(["data", "info", str(file), "--add-checksum"]) == 0
     stored = d4rl.read(file).metadata["sha256"]
     assert stored in capsys.readouterr().out
     assert {key: values.tobytes() for key, values in d4rl.read(file).columns().items()} == before
-    assert [path.name for path in file.parent.iterdir()] == [file.name]
-    monkeypatch.setattr(datasets, "_told", set())
-    datasets.load_dataset(file)
-    assert "checksum" not in capsys.readouterr().err
+    assert {path.name for path in file.parent.iterdir()} == {file.name, "other"}
+    cli.main(["data", "info", str(file)])
+    assert "checksum: none" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("linked", ["column", "hard", "infos"])

@@ -14,6 +14,7 @@ from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.errors import DataError, UserError
 from envs import datasets, registry
+from envs.rows import first_rows
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,21 @@ def sample(rows: int = 40) -> OfflineDataset:
 
 
 # Finding and loading
+
+
+def test_all_rows_of_a_data_set_are_no_part_of_it_and_generated_ones_are(folders):
+    minari_format = pytest.importorskip("diffrl.data.minari")
+    d4rl.write(datasets.cached_path("hopper-medium-v2"), sample())
+    minari_format.write("ours/mine-v0", sample())
+    for name in ("hopper-medium-v2", "ours/mine-v0"):
+        n = len(datasets.load_dataset(name))
+        for rows, part in ((None, None), (n - 1, n - 1), (n, None), (n + 1, None)):
+            assert first_rows(name, datasets.load_dataset(name, rows=rows), rows, quiet=True) == part
+    d4rl.write(datasets.cached_path("maze2d-umaze-v1", 40), sample())
+    dataset = datasets.load_dataset("maze2d-umaze-v1", rows=40)
+    assert first_rows("maze2d-umaze-v1", dataset, 40) == 40
+    d4rl.write(datasets.cached_path("maze2d-umaze-v1"), sample())
+    assert first_rows("maze2d-umaze-v1", dataset, 40, quiet=True) is None
 
 
 def test_an_id_is_loaded_from_the_data_directory_or_d4rl_s_own(folders):

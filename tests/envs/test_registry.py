@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from urllib.parse import urlparse
 
 import numpy as np
@@ -181,10 +182,25 @@ def test_scores_are_faithful_in_the_benchmarks_environment_of_today_alone():
     assert mended.fidelity == registry.get("pen-human-v1").fidelity != ""
     for other in (
         Task("AdroitHandPen-v1", {"max_episode_steps": 100}, "pen-human-v1", comparable=True),
-        Task("pen-human-v1", {}, "pen-human-v1", comparable=False),
         Task("Pendulum-v1", {}, None, comparable=False),
     ):
         assert not other.faithful
+        assert other.fidelity == ""
+
+
+def test_a_random_policys_returns_are_told_of_all_data_in_the_benchmarks_environment_unchanged():
+    """They are the environment's, whoever recorded the data."""
+    from envs.task import Task
+
+    own = Task("Hopper-v4", {}, "hopper-medium-v2", comparable=False)
+    assert "17.7 ± 1.8 here, -20.27 in D4RL" in own.fidelity
+    assert not own.faithful
+    for other in (
+        replace(own, env_kwargs={"healthy_reward": 2.0}),
+        replace(own, max_episode_steps=50),
+        replace(own, env_id="Hopper-v5"),
+        replace(own, reference=None),
+    ):
         assert other.fidelity == ""
 
 

@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import json
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from scipy import stats
 from diffrl.cli import main
 from diffrl.runs import compare as module
 from diffrl.runs.compare import compare, difference
+from diffrl.support import folder
 from diffrl.support.errors import UserError
 from diffrl.support.plots import png
 from envs.task import Task
@@ -46,6 +49,25 @@ def test_a_run_differs_by_nothing_from_itself(tmp_path: Path) -> None:
         assert np.array_equal(found["a", seed], found["b", seed])
     assert "No difference at all" in page.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_different_lengths_are_said_to_be_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not where the same step of both is compared, nor of runs of several kinds, whose steps are other things."""
+    for name in ("a", "b"):
+        made_run(tmp_path / name, small("bc"), SWING)
+    shutil.rmtree(tmp_path / "b" / "checkpoints" / "000000020")
+    page = tmp_path / "page.html"
+    for which, differ in (("last", True), ("best", True), ("10", False)):
+        compare([tmp_path / "a", tmp_path / "b"], page, episodes=1, which=which)
+        shown = " ".join(capsys.readouterr().err.split())
+        said = f"The runs are of different lengths: {tmp_path / 'a'} of 20 steps and {tmp_path / 'b'} of 10 steps."
+        assert (said in shown) == differ
+        assert ("different lengths: a of 20 steps and b of 10 steps." in page.read_text()) == differ
+    about = json.loads((tmp_path / "b" / "run.json").read_text())
+    folder.write_json(tmp_path / "b" / "run.json", about | {"kind": "online"})
+    folder.write_yaml(tmp_path / "b" / "settings.yaml", {})
+    compare([tmp_path / "a", tmp_path / "b"], page, episodes=1)
+    assert "different lengths" not in capsys.readouterr().err + page.read_text()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")

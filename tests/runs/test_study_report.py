@@ -109,12 +109,17 @@ def test_protocols_stand_side_by_side() -> None:
     assert column(main_table(Summary(scored({("t", "bc"): [[1, 9], [3, 7]]}), "best")), "bc") == ["8.0 ± 1.0"]
 
 
-def test_last3_is_left_out_where_a_seed_has_fewer_than_three_evaluations() -> None:
-    """Where it is asked for, what it is a mean of is said."""
+def test_last3_is_the_mean_of_all_where_a_seed_has_fewer_than_three_evaluations() -> None:
+    """The same figure in every table and file, which say how many there are."""
     few = scored({("t", "bc"): [[1, 2, 6], [3, 7]], ("t", "iql"): [[1, 2, 6]], ("u", "iql"): [[1]]})
     table = protocols_table(Summary(few))
-    assert column(table, "last3") == ["–", "3.0", "–"]
-    assert "–" in table.note
+    assert column(table, "last3") == ["4.0 ± 1.0", "3.0", "1.0"]
+    assert column(table, "evaluations") == ["2 to 3", "3", "1"]
+    main = main_table(Summary(few, "last3"))
+    assert [column(main, agent) for agent in ("bc", "iql")] == [["4.0 ± 1.0", "–"], ["3.0", "1.0"]]
+    assert all("of all where it has fewer" in one.note for one in (table, main))
+    lines = [line for line in csv.DictReader(io.StringIO(results_csv(Summary(few)))) if line["protocol"] == "last3"]
+    assert [(float(line["mean"]), line["evaluations"]) for line in lines] == [(4, "2"), (3, "3"), (1, "1")]
     said = {note.sentence: note.about for note in Summary(few, "last3").caveats() if "last3" in note.sentence}
     assert said == {
         "last3 is a mean of all two evaluations.": "bc on t",

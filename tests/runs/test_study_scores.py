@@ -151,6 +151,15 @@ def test_a_path_given_twice_counts_once(sweep: Path) -> None:
     assert Scores.of_runs([sweep, sweep / "wide", sweep / "narrow" / ".." / "wide"]).rows == once.rows
 
 
+def test_a_run_in_a_sweeps_folder_hides_none_of_the_sweeps(sweep: Path, tmp_path: Path) -> None:
+    """Earlier versions let a run into one. What is in any other run's folder is the run's."""
+    mixed = shutil.copytree(sweep / "wide", tmp_path / "mixed")
+    shutil.copytree(sweep / "narrow" / "b", mixed / "b")
+    assert {row.seed for row in Scores.of_runs([mixed]).rows} == {0}
+    (mixed / "sweep.json").write_text("{}")
+    assert {row.seed for row in Scores.of_runs([mixed]).rows} == {0, 2}
+
+
 def test_one_seed_twice_is_refused(sweep: Path, tmp_path: Path) -> None:
     shutil.copytree(sweep / "wide", tmp_path / "copy")
     with pytest.raises(UserError, match=r"two runs of seed 0 of bc on .*leave one out"):

@@ -90,6 +90,19 @@ MISTAKES = {
     "list of train": ([*GRID, "--env-kwargs", "g=1", "h=2", "--out", "x"], "so --set 'env_kwargs=[g=1, h=2]'."),
     "no agent's option": ([*GRID, "--agent.foo=64", "--out", "x"], "has no option --agent.foo"),
     "agent's option": ([*GRID, "--agent.batch-size=64", "--out", "x"], "so --set agent.batch_size=64."),
+    "another agent's field": (
+        [*GRID, "--set", "agent.expectile=0.7,0.9", "--out", "x"],
+        "--set agent.expectile: bc has no such field, dtql, idql, ifql, iql, ... (5 in all) have.",
+    ),
+    "some agents' field": (
+        ["--agent", "bc", "iql", "--dataset", "a.hdf5", "--set", "agent.expectile=0.7,0.9", "--out", "x"],
+        "--set agent.expectile: bc has no such field, iql has. Sweep iql with it; another command with the same --out "
+        "adds the runs of the others.",
+    ),
+    "rewards of an agent without": (
+        [*GRID, "--set", "agent.reward_tune=no,normalize", "--out", "x"],
+        "bc learns without rewards, so all its runs would be the same.",
+    ),
     "type": ([*GRID, "--set", "agent.layers=many", "--out", "x"], "agent.layers is 'many'; expected a whole number"),
     "range": ([*GRID, "--set", "agent.layers=0", "--out", "x"], "expected at least 1"),
     "a search's range": (
@@ -178,6 +191,14 @@ def test_two_sweeps_at_once_in_a_folder_are_refused(tmp_path: Path, capsys: pyte
         assert main(["sweep", *GRID, "--out", str(tmp_path)]) == 2
     assert f"Another process is working in {tmp_path}" in capsys.readouterr().err
     assert not (tmp_path / plan.MANIFEST).exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--slurm"], ["--search", "optuna"]])
+def test_a_runs_folder_takes_no_sweep(more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    assert main(["sweep", *GRID, "--out", str(tmp_path), *more]) == 2
+    assert "is a run's folder, and a sweep is to have its own" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 # --- What is run ----------------------------------------------------------------------------------------------------

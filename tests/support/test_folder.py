@@ -159,6 +159,16 @@ def test_a_run_that_was_cut_before_its_first_checkpoint_is_claimed_anew_and_no_o
         pass
 
 
+def test_a_sweeps_folder_takes_no_run_beside_its_runs(tmp_path: Path) -> None:
+    """Nothing in it is touched; a folder within it, as its runs have, may be claimed."""
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is a sweep's folder.*choose another --out"), claimed(tmp_path, "", ()):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+    with claimed(tmp_path / "run", "", ()) as folder:
+        assert folder == tmp_path / "run"
+
+
 @pytest.mark.parametrize("out", ["file", "file/run"])
 def test_out_that_is_a_file_is_said_to_be_one(tmp_path: Path, out: str) -> None:
     (tmp_path / "file").touch()

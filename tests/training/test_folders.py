@@ -183,9 +183,9 @@ def test_a_step_of_odd_digits_is_a_torn_row(tmp_path: Path) -> None:
 
 
 def test_a_run_cut_before_its_first_checkpoint_is_begun_anew(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the same command, to the same run; resuming it says so."""
+    """By the same command, to the same run; resuming and evaluating it say that and nothing else, and take nothing."""
     out = tmp_path / "cut"
 
     class Killed(BaseException):
@@ -199,8 +199,21 @@ def test_a_run_cut_before_its_first_checkpoint_is_begun_anew(
         with pytest.raises(Killed):
             diffrl.train(config(out), quiet=True)
     assert (out / "run.json").exists()
-    with pytest.raises(UserError, match="cut before its first"):
-        diffrl.resume(out, quiet=True)
+    file = out / "config.yaml"
+    text, sums = file.read_text(), (out / SUMS).read_text()
+    capsys.readouterr()
+    file.write_text(text.replace("eval_episodes: 1", "eval_episodes: 2"))
+    for words in (
+        ["resume", str(out)],
+        ["resume", str(out), "--steps", "10", "--accept-changes"],
+        ["evaluate", str(out)],
+        ["evaluate", str(out), "--which", "best"],
+    ):
+        assert main(words) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert said.startswith(f"diffrl: {out} holds no checkpoint: it was cut before its first."), said
+        assert "taken as it stands" not in said
+    assert (out / SUMS).read_text() == sums
     assert_same_run(whole, diffrl.train(config(out), quiet=True))
     with pytest.raises(UserError, match="holds a run already"):
         diffrl.train(config(out), quiet=True)

@@ -1,5 +1,6 @@
 """A run takes its rows as its options say, records how, and goes on with them so."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ import pytest
 import torch
 
 import diffrl
-from agents import BC
+from agents import AGENTS, BC
 from diffrl.augment.config import Request
 from diffrl.augment.job import open_data
 from diffrl.cli import main
+from diffrl.data.d4rl import NEEDING_NONE
 from diffrl.runs.run import Run
+from diffrl.runs.study.scores import Scores
 from diffrl.runs.train import same_data
 from tests.data.pendulum import Columns, cases, pendulum
+from tests.runs.made_runs import small
 from tests.training.conftest import final_state
 
 AGENT = BC(width=16, layers=1, batch_size=16)
@@ -34,8 +38,10 @@ def trained(columns: dict[str, Columns], tmp_path: Path) -> Any:
         with h5py.File(tmp_path / f"{name}.hdf5", "w") as file:
             for key, values in columns[name].items():
                 file[key] = values
+        out = tmp_path / f"run-{name}-{options.pop('out', '')}"
+        agent = options.pop("agent", AGENT)
         values = {"env": "Pendulum-v1", "steps": 20, "eval_every": 20, "eval_episodes": 1, "log_every": 10} | options
-        config = diffrl.TrainConfig(str(tmp_path / f"{name}.hdf5"), AGENT, out=tmp_path / f"run-{name}", **values)
+        config = diffrl.TrainConfig(str(tmp_path / f"{name}.hdf5"), agent, out=out, **values)
         return diffrl.train(config)
 
     return train
@@ -76,6 +82,45 @@ def test_time_limits_taken_as_timeouts_are_kept(trained: Any, capsys: Any) -> No
     dataset = same_data(run, quiet=False)
     assert (dataset.terminals.sum(), dataset.timeouts.sum()) == (0, 2)
     assert "taken as timeouts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NEEDING_NONE)
+def test_of_an_agent_that_learns_without_rewards_tuned_ones_are_said_to_change_nothing(
+    trained: Any, capsys: Any, name: str
+) -> None:
+    """Nor do they: bit for bit."""
+    agent = small(name, batch_size=8)
+    runs = []
+    for tuned in ("no", "normalize"):
+        config = dataclasses.replace(agent, reward_tune=tuned)
+        runs.append(trained("unit_actions", agent=config, steps=3, eval_every=3, env="none", out=tuned))
+        said = f"{name} learns without rewards: reward_tune=normalize changes nothing"
+        assert (said in " ".join(capsys.readouterr().err.split())) == (tuned == "normalize")
+    one, other = map(final_state, runs)
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+
+
+def test_agents_that_learn_without_rewards_are_those_that_errors_name() -> None:
+    assert {name for name in AGENTS if not small(name).learns_from_rewards} == set(NEEDING_NONE)
+    assert small("diffuser", guidance="return").learns_from_rewards
+
+
+@pytest.mark.parametrize(("rows", "taken"), [(399, 399), (400, None), (401, None)])
+def test_as_many_rows_as_there_are_or_more_are_the_whole(
+    trained: Any, capsys: Any, rows: int, taken: int | None
+) -> None:
+    """In the run's folder and in a report: the task is that of the whole, from which nothing sets it apart."""
+    run = trained("wide_actions", rows=rows)
+    said = capsys.readouterr().err
+    assert ("wide_actions.hdf5 has 400 rows" in said) == ("all are taken" in said) == (taken is None)
+    config = Run.read(run).config
+    assert config.rows == taken
+    named = "wide_actions.hdf5 (in Pendulum-v1" + (f", first {taken} rows)" if taken else ")")
+    assert Scores.of_runs([run]).tasks == [named]
+    dataset = same_data(Run.read(run), quiet=True)
+    assert len(dataset) == (taken or 400)
+    main(["data", "info", config.dataset, "--rows", str(rows), "--env", "Pendulum-v1"])
+    assert ("all are taken" in capsys.readouterr().err) == (taken is None)
 
 
 def test_the_command_line_takes_the_options_and_warns_without_them(trained: Any, tmp_path: Path, capsys: Any) -> None:

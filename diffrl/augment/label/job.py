@@ -24,6 +24,7 @@ from diffrl.support.machine import settle
 from diffrl.support.page import Page, open_browser, static
 from diffrl.support.stopping import check
 from envs.datasets import load_dataset
+from envs.rows import first_rows
 
 FILES = ("diffrl.augment.label", "page")
 """The package and its folder that hold the page."""
@@ -41,6 +42,7 @@ def label(config: LabelConfig, ready: Callable[[str], None] | None = None) -> Pa
         raise UserError(f"--out is {config.out}; expected the path of a JSON file, such as preferences.json.")
     settle()
     dataset = load_dataset(config.dataset, rows=config.rows, action_limit=None)
+    first_rows(config.dataset, dataset, config.rows)
     scene, why, env = scene_of(config.dataset, dataset, config.env, config.env_kwargs)
     dataset, _, _ = understand(dataset, env, config)  # the episodes that `flow-to-better` has with these options
     with _alone(out):

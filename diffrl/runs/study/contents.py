@@ -91,11 +91,10 @@ def protocols_table(summary: Summary) -> Table:
         made = [len(rows) for rows in seeds]
         evaluations = f"{min(made)}" if min(made) == max(made) else f"{min(made)} to {max(made)}"
         cells = [task, agent, str(len(made)), evaluations, count]
-        there = {p: None if p == "last3" and min(made) < 3 else each[p][task, agent] for p in PROTOCOLS}
-        rows.append([*map(Cell, cells), *(Cell(result_text(found)) for found in there.values())])
+        rows.append([*map(Cell, cells), *(Cell(result_text(each[p][task, agent])) for p in PROTOCOLS)])
     words = "; ".join(f"{name}: {said}" for name, said in PROTOCOLS.items())
     header = ["task", "agent", "seeds", "evaluations", "episodes each", *PROTOCOLS]
-    note = f"Mean ± standard error over seeds. {words[0].upper()}{words[1:]}; {NONE} where a seed has fewer."
+    note = f"Mean ± standard error over seeds. {words[0].upper()}{words[1:]}."
     return Table("protocols", "The same runs by other protocols", header, _grouped(rows), note, 2)
 
 
@@ -218,13 +217,18 @@ def tables(summary: Summary, interval: bool = False) -> list[Table]:
 
 
 def results_csv(summary: Summary) -> str:
-    """The results of every protocol in full precision, a row a task, agent and protocol."""
-    header = ["task", "agent", "unit", "protocol", "seeds", "mean", "standard_error", "student_low", "student_high"]
+    """The results of every protocol in full precision, a row a task, agent and protocol.
+
+    evaluations: the fewest that a seed has, so that a last3 of fewer than three can be told.
+    """
+    header = ["task", "agent", "unit", "protocol", "seeds", "evaluations", "mean", "standard_error"]
+    header += ["student_low", "student_high"]
     rows = []
     protocols: list[Protocol] = list(PROTOCOLS)
     for protocol in protocols:
         for (task, agent), found in summary.results(protocol).items():
-            rows.append([task, agent, summary.scores.unit(task), protocol, len(found.values), *found[1:]])
+            fewest = min(map(len, summary.scores.curves()[task, agent].values()))
+            rows.append([task, agent, summary.scores.unit(task), protocol, len(found.values), fewest, *found[1:]])
     return to_csv(header, rows)
 
 

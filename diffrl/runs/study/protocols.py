@@ -23,7 +23,7 @@ Protocol = Literal["last", "best", "last3"]
 PROTOCOLS: Mapping[Protocol, str] = {
     "last": "the last evaluation of each seed",
     "best": "the best evaluation of each seed, chosen by these evaluations themselves, and so too high",
-    "last3": "the mean of each seed's last three evaluations",
+    "last3": "the mean of each seed's last three evaluations, of all where it has fewer",
 }
 """What each protocol takes as a seed's result, in words."""
 

@@ -218,6 +218,8 @@ def _notes(read: Sequence[_Read]) -> list[Note]:
                 "report it under a D4RL name."
             )
             notes.append(Note(task, said))
+        if of_task[0].unit == SCORE and about.fidelity:
+            notes.append(Note(task, about.fidelity))
         name = of_task[0].run.config.dataset
         with contextlib.suppress(UserError):  # of a package that is broken, or not here
             if registry.known(name) and (said := registry.get(name).note):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from diffrl.support.errors import UserError, listed, said_by, shown
 from diffrl.support.files import read_text
-from diffrl.support.folder import ABOUT
+from diffrl.support.folder import ABOUT, SWEEP
 from diffrl.support.remote import local_file, local_folder
 
 COLUMNS = ("task", "agent", "seed", "step", "score")
@@ -163,7 +163,8 @@ def run_folders(path: Path) -> list[Path]:
         below.sort()
         if ABOUT in files:
             found.append(Path(folder))
-            below.clear()  # what is in a run's folder is the run's
+            if SWEEP not in files:  # earlier versions let a run into a sweep's folder
+                below.clear()  # what is in a run's folder is the run's
     if not found:
         raise UserError(f"{path} contains no run: no folder at or below it has a {ABOUT}. Is it the right path?")
     return found

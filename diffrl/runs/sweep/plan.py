@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import agents
+from agents import AgentConfig
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
-from diffrl.support.errors import UserError, shown
+from diffrl.support.errors import UserError, listed, shown
+from diffrl.support.errors import joined as together
 from diffrl.support.files import atomic_path, read_json
-from diffrl.support.folder import ABOUT
+from diffrl.support.folder import ABOUT, SWEEP
 from diffrl.support.schema import checked
 
-MANIFEST = "sweep.json"
+MANIFEST = SWEEP
 """The file in a sweep's folder that lists its runs."""
 ELSEWHERE = {
     "seeds": "Give --seeds 0 1 2.",
@@ -146,10 +148,13 @@ def grid(
     A run is called by the fields that have several values. seeds: those of each run, as one stack; none: the
     configuration's. separate: each seed is a run of its own. Raises UserError for what a configuration does not take.
     """
-    runs = []
+    runs, found = [], list(found)
+    _refuse_mixed([base.agent for _, base in found], sets)
     for stem, base in found:
         axes = [axis(text, base) for text in sets]
         once([one.key for one in axes])
+        if any(one.key == "agent.reward_tune" and len(one.values) > 1 for one in axes):
+            _refuse_without_rewards(base)
         stacks = [(seed,) for seed in seeds or base.seeds] if separate else [tuple(seeds or base.seeds)]
         for values in itertools.product(*(one.values for one in axes)):
             settings = {one.key: value for one, value in zip(axes, values, strict=True)}
@@ -158,6 +163,32 @@ def grid(
                 name = run_name(stem, several, f"seed={stack[0]}" if separate else "")
                 runs.append(SweepRun(name, settings, changed(base, settings, stack)))
     return runs
+
+
+def _refuse_without_rewards(base: TrainConfig) -> None:
+    """Raise UserError where an agent learns without rewards, so that runs with several tunings would be the same."""
+    if not base.agent.learns_from_rewards:
+        raise UserError(
+            f"--set agent.reward_tune: {base.agent.name} learns without rewards, so all its runs would be the same. "
+            f"Sweep the other agents with it; {_ADDED}"
+        )
+
+
+def _refuse_mixed(given: Sequence[AgentConfig], sets: Sequence[str]) -> None:
+    """Raise UserError for a field that some of the agents have and others have not, saying which, and what to do."""
+    for text in sets:
+        group, _, name = text.partition("=")[0].replace("-", "_").rpartition(".")
+        with_it = list(dict.fromkeys(agent.name for agent in given if is_field(name, type(agent))))
+        without = list(dict.fromkeys(agent.name for agent in given if not is_field(name, type(agent))))
+        if group == "agent" and with_it and without:
+            has = [f"{together(names)} {'have' if len(names) > 1 else 'has'}" for names in (without, with_it)]
+            raise UserError(
+                f"--set agent.{name}: {has[0]} no such field, {has[1]}. Sweep {together(with_it)} with it; {_ADDED}"
+            )
+
+
+_ADDED = "another command with the same --out adds the runs of the others."
+"""What to do where not all agents of a sweep take a field."""
 
 
 def changed(base: TrainConfig, settings: Mapping[str, Any], seeds: Sequence[int]) -> TrainConfig:
@@ -257,6 +288,9 @@ def _typed(key: str, text: str, base: TrainConfig) -> Any:
     schema, prefix = (type(base.agent), "agent.") if group else (TrainConfig, "")
     if not is_field(name, schema) and is_field(name, TrainConfig if group else type(base.agent)):
         raise UserError(f"--set: there is no field {shown(key)}; did you mean {name if group else f'agent.{name}'!r}?")
+    if group and not is_field(name, schema) and (others := agents.having(name)):
+        have = f"{listed(others, 4)} {'have' if len(others) > 1 else 'has'}"
+        raise UserError(f"--set agent.{name}: {base.agent.name} has no such field, {have}.")
     first: UserError | None = None
     for reading in _readings(text):
         try:
@@ -303,9 +337,14 @@ def _span(key: str, ends: Sequence[str], base: TrainConfig) -> Span:
 
 
 def read(folder: Path) -> Sweep | None:
-    """The sweep in a folder; None where there is none. Raises UserError where its file is damaged."""
+    """The sweep in a folder; None where there is none.
+
+    Raises UserError where its file is damaged, and where the folder is a run's, whose scores would hide the sweep's.
+    """
     path = folder / MANIFEST
     if not path.exists():
+        if (folder / ABOUT).exists():
+            raise UserError(f"{folder} is a run's folder, and a sweep is to have its own: choose another --out.")
         return None
     content = read_json(path, advice="Restore it from a copy; or delete it and give the sweep's command again.")
     try:
