@@ -112,8 +112,8 @@ def aggregate_table(summary: Summary) -> Table | None:
     runs = sum(len(values) for values in summary.of_agent(summary.ranked[0]))
     note = (
         f"Over {counted(many, 'tasks')} ({counted(runs, 'runs')} of {summary.ranked[0]}), {summary.protocol}. "
-        f"In brackets: the 95 % interval by the stratified bootstrap over seeds ({DRAWS:,} draws, seed 0); single seeds "
-        f"have none. Optimality gap: to a score of {summary.target:g}, less is better."
+        f"In brackets: the 95 % interval by the stratified bootstrap over seeds ({DRAWS:,} draws, seed 0); single "
+        f"seeds have none. Optimality gap: to a score of {summary.target:g}, less is better."
     )
     return Table("aggregates", "Aggregates", ["agent", *AGGREGATES], rows, note)
 

@@ -192,6 +192,7 @@ def _curves(
                     linewidth=1.8,
                     marker="o",
                     markersize=2.5 if len(x) > 1 else 5,
+                    clip_on=False,  # the last point lies on the frame
                     label=agent,
                 )
             ax.set_title(_short(task, 44), loc="left", fontweight="bold")

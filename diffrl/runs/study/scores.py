@@ -137,7 +137,8 @@ class Scores:
                     raise
         from diffrl.runs.study.reading import read_runs  # and torch with it
 
-        said = [f"Left out: {_several(list(dict.fromkeys(names)))}: {why}" for why, names in absent.items()]
+        reasons = sorted(absent, key=lambda why: why == _NOT_BEGUN)  # those that failed first
+        said = [f"Left out: {_several(list(dict.fromkeys(absent[why])))}: {why}" for why in reasons]
         return read_runs(list(dict.fromkeys(os.path.normpath(folder) for folder in folders)), said)
 
     @classmethod
@@ -182,6 +183,9 @@ def run_folders(path: Path) -> list[Path]:
     return found
 
 
+_NOT_BEGUN = "not begun."
+
+
 def _absent(path: Path) -> Iterator[tuple[Path, str]]:
     """Runs of sweeps, at or below a path of this machine, that are no runs' folders yet, and why: half a sentence."""
     if path.is_dir() and not (path / ABOUT).exists() and (error := plan.error_of(path)):
@@ -198,7 +202,7 @@ def _absent(path: Path) -> Iterator[tuple[Path, str]]:
                 where = Path(folder, run.name)
                 if not (where / ABOUT).exists():
                     error = plan.error_of(where)
-                    yield where, f"failed: {error}" if error else "not begun."
+                    yield where, f"failed: {error}" if error else _NOT_BEGUN
 
 
 def _several(names: Sequence[str], most: int = 6) -> str:
