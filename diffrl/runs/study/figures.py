@@ -198,7 +198,6 @@ def _curves(
             ax.set_title(_short(task, 44), loc="left", fontweight="bold")
             ax.set(xlabel=along, ylabel=unit)
             ax.set_xlim(left=0)
-            ax.locator_params(axis="x", nbins=6)  # with more, labels of such a width run into each other
             if over == "steps":
                 ax.xaxis.set_major_formatter(EngFormatter(sep=""))
             if unit != "return":
