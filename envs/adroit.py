@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffrl.support.errors import UserError
+from envs.making import register_robotics
 
 TASKS = {"pen": "AdroitHandPen-v1", "door": "AdroitHandDoor-v1", "hammer": "AdroitHandHammer-v1"} | {
     "relocate": "AdroitHandRelocate-v1"
@@ -36,9 +37,7 @@ class AdroitEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
     def __init__(self, task: str = "pen", render_mode: str | None = None) -> None:
         if task not in TASKS:
             raise UserError(f"No Adroit task {task!r}. Known: {', '.join(TASKS)}.")
-        import gymnasium_robotics
-
-        gymnasium.register_envs(gymnasium_robotics)
+        register_robotics()
         self.task, self.render_mode = task, render_mode
         self._env = cast("Any", gymnasium.make(TASKS[task], render_mode=render_mode).unwrapped)
         self._data: Any = self._env.data

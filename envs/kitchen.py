@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffrl.support.errors import UserError
+from envs.making import register_robotics
 
 TASKS = {
     "complete": ("microwave", "kettle", "light switch", "slide cabinet"),
@@ -41,6 +42,7 @@ class KitchenEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float64]]):
     def __init__(self, tasks: str = "complete", noise: float = NOISE, render_mode: str | None = None) -> None:
         if tasks not in TASKS:
             raise UserError(f"No kitchen tasks {tasks!r}. Known: {', '.join(TASKS)}.")
+        register_robotics()  # before a part of the package is imported, which imports all of it
         from gymnasium_robotics.envs.franka_kitchen import kitchen_env as theirs
 
         self.tasks, self.noise, self.render_mode = TASKS[tasks], noise, render_mode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -120,16 +121,44 @@ def _class(entry_point: str) -> str:
     return entry_point.rpartition(":")[2]
 
 
+def register_robotics() -> None:
+    """Have Gymnasium know the environments of Gymnasium-Robotics. Raises ImportError where it is not installed.
+
+    At its import it prints what the package farama_notifications has for its version. A notice on Adroit alone, which
+    advises to go back to 1.2.0, is left out: it would come with every environment, and what it is about is mended in
+    `envs.adroit`, or said by `otherwise_rewarded`.
+    """
+    with contextlib.suppress(ImportError):
+        from farama_notifications import notifications
+
+        of_robotics = notifications.get("gymnasium_robotics", {})
+        for version in [version for version, notice in of_robotics.items() if notice.startswith("AdroitHand")]:
+            del of_robotics[version]
+    import gymnasium_robotics
+
+    gymnasium.register_envs(gymnasium_robotics)
+
+
+def otherwise_rewarded(spec: EnvSpec) -> str:
+    """A sentence where an environment is Gymnasium-Robotics' own of a task that D4RL rewards otherwise; else ""."""
+    for task in ("door", "hammer", "relocate"):
+        if spec.id == f"AdroitHand{task.capitalize()}-v1" and spec.kwargs.get("reward_type", "dense") == "dense":
+            return (
+                f"{spec.id} rewards the distance between palm and object, which D4RL punishes: --env {task}-human-v1 "
+                "does as D4RL."
+            )
+    return ""
+
+
 def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gymnasium.Env[Any, Any]:
     """Make an environment as `gymnasium.make` does. Raises UserError, saying what to do, where that fails."""
     if env_id.startswith(_OF_ROBOTICS):
         try:
-            import gymnasium_robotics
+            register_robotics()
         except ImportError as error:
             raise UserError(
                 f"{env_id} needs gymnasium-robotics: `pip install 'diffrl[robotics]'`. {_WITHOUT}"
             ) from error
-        gymnasium.register_envs(gymnasium_robotics)
     try:
         with warnings.catch_warnings():
             # Gymnasium recommends v5; D4RL's scores belong to v4, chosen on purpose.

@@ -229,17 +229,22 @@ def find_task(name: str, dataset: OfflineDataset, **asked: Unpack[Asked]) -> Tas
     name: the data set's, as the user gave it. asked: see `Asked`. Raises UserError where these do not fit together, or
     the environment that the file names cannot be rebuilt.
     """
+    return task_of(name, dataset.metadata, **asked)
+
+
+def task_of(name: str, metadata: Mapping[str, Any], **asked: Unpack[Asked]) -> Task:
+    """The task of a data set, by its metadata: see `find_task`."""
     env, env_kwargs, limit = asked.get("env"), asked.get("env_kwargs", ()), asked.get("max_episode_steps")
     benchmark = registry.find(name)
     own = None if benchmark is None else benchmark.env_id
-    minari_id = dataset.metadata.get("minari_id")
+    minari_id = metadata.get("minari_id")
     minari = None if minari_id is None else families.of_minari(str(minari_id))
-    base = Task(None, {}, None, False, observation_parts=parts_in(dataset.metadata))
+    base = Task(None, {}, None, False, observation_parts=parts_in(metadata))
     if benchmark is not None and own is not None and env in (None, own):
         spec: EnvSpec | None = EnvSpec(own, dict(benchmark.env_kwargs), origin=BENCHMARK if env is None else USER)
         changed = asked_spec(None, env_kwargs, limit, spec)
     else:
-        of_data = EnvSpec.of(dataset.metadata) if env is None else None
+        of_data = EnvSpec.of(metadata) if env is None else None
         if of_data is None and env is None and minari is not None:
             of_data = EnvSpec(minari.env_id, dict(minari.env_kwargs), origin="the id")
         elif of_data is not None:
@@ -250,7 +255,7 @@ def find_task(name: str, dataset: OfflineDataset, **asked: Unpack[Asked]) -> Tas
     task = base.within(changed)
     if benchmark is not None and benchmark.has_scores:
         comparable = env_id == own and asked.get("rows") is None and changed is spec
-        comparable &= "rebuilt" not in dataset.metadata
+        comparable &= "rebuilt" not in metadata
         return replace(task, reference=benchmark.id, comparable=comparable)
     if minari is not None and minari.fits(env_id, task.env_kwargs):
         return replace(task, reference=minari.reference)
@@ -269,8 +274,9 @@ def open_task(
     task, env = find_task(name, dataset, **asked), asked.get("env")
     if task.observation_parts is not None and (remark := goal_left_out(dataset.metadata)):
         console.print(remark, markup=False)
-    if env not in (None, "none") and (said := _otherwise(task, dataset)):
-        console.print(said, style="yellow", markup=False)
+    if env is not None and task.spec is not None:
+        for said in filter(None, (_otherwise(task, dataset), making.otherwise_rewarded(task.spec))):
+            console.print(said, style="yellow", markup=False)
     try:
         return task, fitting_env(name, task, dataset.observation_size, dataset.action_size)
     except CannotRebuild:

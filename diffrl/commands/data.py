@@ -13,7 +13,7 @@ import tyro
 from tyro.conf import Positional
 
 from diffrl.commands.data_convert import Convert, environment_of
-from diffrl.commands.data_tables import distributions, headed, ranges, shown_on, summary
+from diffrl.commands.data_tables import distributions, legend, listing, ranges, shown_on, summary
 from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError, counted
 from diffrl.support.files import address_of, to_write
@@ -59,27 +59,26 @@ class ListData:
         if not chosen and not local and not others:
             console.print(f"No data set has {self.pattern!r} in its id: {registry.hint(self.pattern)}")
             return 1
-        table = headed("data set", "status", ">rows", "environment for scores", ">random", ">expert")
+        rows: list[tuple[str, ...]] = []
         for benchmark in chosen:
             origin = locate(benchmark.id)
-            table.add_row(benchmark.id, _status(origin), _rows_of(origin.path), *_scores_of(benchmark))
+            rows.append((benchmark.id, _status(origin), _rows_of(origin.path), *_scores_of(benchmark)))
             for piece in generated(benchmark.id):
                 name = piece.path.name if piece.seed else _option(piece, benchmark)
-                table.add_row(name, "[green]here[/]", _rows_of(piece.path), "", "", "")
+                rows.append((name, "here", _rows_of(piece.path), "", "", ""))
         for benchmark, distribution in others:
-            table.add_row(benchmark.id, f"[green]here[/] ({distribution})", "-", *_scores_of(benchmark))
+            rows.append((benchmark.id, f"here ({distribution})", "-", *_scores_of(benchmark)))
         for name, steps in local.items():
-            table.add_row(name, "[green]here[/] (Minari)", f"{steps:,}", *_scores_of_minari(name))
-        console.print(table)
-        minari = f", and {len(local):,} of Minari's that are here" if local else ""
-        console.print(
-            f"{counted(len(chosen) + len(others), 'data sets')} known by name{minari}. [green]here[/]: on this "
-            "machine; [cyan]generate[/]: `diffrl data generate ID`, or at first use; download: `diffrl data download "
-            "ID`; by file: it can be neither made nor fetched here, and is read where you have OGBench's own ID.npz, "
-            f"from {data_ogbench.folder()}. random, expert: the mean returns that are scored 0 and 100. Minari ids "
-            "such as mujoco/hopper/medium-v0 can be downloaded too. "
-            f"Names ending in .hdf5 are files in {cached_path('').parent}."
-        )
+            rows.append((name, "here (Minari)", f"{steps:,}", *_scores_of_local(name)))
+        console.print(listing(rows))
+        known = len(chosen) + len(others)
+        counts = [f"{counted(known, 'data sets')} known by name"] * (known > 0)
+        if local:
+            counts.append(f"{len(local):,} of Minari's" if known else f"{counted(len(local), 'data sets')} of Minari's")
+        said = [f"{' and '.join(counts)}.", *legend(rows, data_ogbench.folder(), cached_path("").parent)]
+        if local or not self.pattern:
+            said.append("Further ids of Minari's, such as mujoco/hopper/medium-v0, can be downloaded too.")
+        console.print(" ".join(said), highlight=False)
         if len(chosen) + len(others) <= 8:
             shown = [*chosen, *(benchmark for benchmark, _ in others)]
             for note in dict.fromkeys(benchmark.note for benchmark in shown if benchmark.note):
@@ -189,15 +188,13 @@ class Info:
             if self.picture is not None:
                 plot_dataset(self.picture, dataset, benchmark, self.dataset)
                 console.print(f"Picture: {self.picture}", highlight=False)
-        for severity, heading in (("problem", "[bold red]Problems:[/]"), ("warning", "[bold yellow]Warnings:[/]")):
+        headings = {"problem": "[bold red]Problems:[/]", "warning": "[bold yellow]Warnings:[/]"}
+        for severity, heading in (headings | {"note": "[bold]Remarks:[/]"}).items():
             if chosen := [finding for finding in findings if finding.severity == severity]:
                 console.print(heading)
                 for finding in chosen:
                     console.print(f"- {finding}", markup=False, highlight=False)
-        for finding in findings:
-            if finding.severity == "note":
-                console.print(str(finding), markup=False, highlight=False)
-                remarks += 1
+        remarks += sum(finding.severity == "note" for finding in findings)
         if any(option in finding.remedy for option in _OF_TRAINING for finding in findings):
             console.print(
                 "Here the options named only show the rows so: `diffrl train` takes them so, and `diffrl data convert` "
@@ -331,10 +328,10 @@ def _of_packages(pattern: str) -> tuple[list[tuple[Benchmark, str]], list[str]]:
 
 def _status(origin: Origin) -> str:
     if origin.exists:
-        return "[green]here[/]"
+        return "here"
     assert origin.benchmark is not None
     otherwise = "by file" if origin.kind == "ogbench" else "download"
-    return "[cyan]generate[/]" if origin.benchmark.generated else otherwise
+    return "generate" if origin.benchmark.generated else otherwise
 
 
 def _rows_of(path: Path | None) -> str:
@@ -352,13 +349,33 @@ def _scores_of(benchmark: Benchmark) -> tuple[str, str, str]:
 
 def _scores_of_minari(dataset_id: str) -> tuple[str, str, str]:
     """What `_scores_of` says, of a Minari id: the references are D4RL's, which is said."""
-    from envs import families, registry
+    from envs import families
 
     task = families.of_minari(dataset_id)
-    if task is None or task.reference is None:
-        return ("-" if task is None else task.env_id), "-", "-"
-    _, low, high = _scores_of(registry.get(task.reference))
-    return task.env_id, f"{low} (D4RL's)", f"{high} (D4RL's)"
+    return ("-", "-", "-") if task is None else _scaled_by_d4rl(task.env_id, task.reference)
+
+
+def _scores_of_local(dataset_id: str) -> tuple[str, str, str]:
+    """What `_scores_of` says, of a Minari data set that is here: by what its own metadata say of its environment."""
+    from diffrl.data.minari import env_metadata
+    from envs.task import task_of
+
+    try:
+        task = task_of(f"minari:{dataset_id}", env_metadata(dataset_id) | {"minari_id": dataset_id})
+    except UserError:  # what is wrong with it, `data info` says
+        return "-", "-", "-"
+    return _scaled_by_d4rl(task.env_id, task.reference)
+
+
+def _scaled_by_d4rl(env_id: str | None, reference: str | None) -> tuple[str, str, str]:
+    """An environment and the returns of a D4RL benchmark by which scores in it are scaled, if any, as text."""
+    from envs import registry
+
+    benchmark = None if reference is None else registry.get(reference)
+    if benchmark is None or benchmark.reference_scores is None:
+        return env_id or "-", "-", "-"
+    _, low, high = _scores_of(benchmark)
+    return env_id or "-", f"{low} (D4RL's)", f"{high} (D4RL's)"
 
 
 def _print_minari(console: Console, dataset_id: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffrl.support.errors import counted
@@ -29,6 +31,35 @@ def headed(*columns: str) -> Table:
     found = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         found.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", no_wrap=True)
+    return found
+
+
+def listing(rows: Sequence[Sequence[str]]) -> Table:
+    """The table of `diffrl data list`. rows: id, status, rows, environment, and the returns scored 0 and 100."""
+    found = headed("data set", "status", ">rows", "environment for scores", ">random", ">expert")
+    colours = {"here": "green", "generate": "cyan"}
+    for name, status, *rest in rows:
+        word, _, more = status.partition(" (")
+        shown = f"[{colours[word]}]{word}[/]" if word in colours else status
+        found.add_row(name, f"{shown} ({more}" if more else shown, *rest)
+    return found
+
+
+def legend(rows: Sequence[Sequence[str]], ogbench: Path, data: Path) -> list[str]:
+    """Sentences on those words of `listing`'s table that stand in it. ogbench, data: where files are read from."""
+    words = {
+        "here": "[green]here[/]: on this machine",
+        "generate": "[cyan]generate[/]: `diffrl data generate ID`, or at first use",
+        "download": "download: `diffrl data download ID`",
+        "by file": "by file: it can be neither made nor fetched here, and is read where you have OGBench's own ID.npz, "
+        f"from {ogbench}",
+    }
+    there = {status.partition(" (")[0] for _, status, *_ in rows}
+    found = ["; ".join(said for word, said in words.items() if word in there) + "."]
+    if any(low not in ("", "-") for *_, low, _ in rows):
+        found.append("random, expert: the mean returns that are scored 0 and 100.")
+    if any(name.endswith(".hdf5") for name, *_ in rows):
+        found.append(f"Names ending in .hdf5 are files in {data}.")
     return found
 
 

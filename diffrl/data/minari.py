@@ -58,6 +58,15 @@ def local_ids() -> dict[str, int]:
     return found
 
 
+def env_metadata(dataset_id: str) -> dict[str, Any]:
+    """What the metadata of a data set in `store()` say of its environment, as `read` gives it; Minari is not imported.
+
+    Raises DataError where they are damaged, or not on this machine.
+    """
+    folder = store() / dataset_id
+    return _env_metadata(read_metadata(folder), folder)
+
+
 def read(
     source: str | Path, *, action_limit: float | None = ACTION_LIMIT, check: bool = True, rows: int | None = None
 ) -> OfflineDataset:

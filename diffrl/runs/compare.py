@@ -20,7 +20,7 @@ from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, counted, joined
 from diffrl.support.files import address_of, path_of
 from diffrl.support.machine import settle
-from diffrl.support.names import apart, breakable, wrapped
+from diffrl.support.names import apart, breakable, with_agents, wrapped
 from diffrl.support.plots import BLUE, COMPARED, GREEN, GREY, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
 from diffrl.support.seeds import generator_at
 from diffrl.support.statistics import estimate, student_ends
@@ -206,6 +206,13 @@ def _names(places: Sequence[str]) -> list[str]:
     return [name if short.count(name) == 1 else place for name, place in zip(short, places, strict=True)]
 
 
+def _called(rolled: Sequence[Rolled]) -> tuple[list[str], list[str], str]:
+    """What runs are called on the page; beside each other, with their agents where a name hides one; what all share."""
+    whole = [one.name for one in rolled]
+    names, shared = apart(whole)
+    return names, with_agents(names, whole, [one.run.config.agent.name for one in rolled]), shared
+
+
 def _one_task(runs: Sequence[Run], places: Sequence[str]) -> Task:
     """The task that all runs share. places: where they are, for errors. Raises UserError where they share none."""
     first = runs[0]
@@ -272,7 +279,7 @@ def _picture(rolled: Sequence[Rolled], task: Task) -> bytes:
     from matplotlib.figure import Figure
 
     maze = _maze(task)
-    names, _ = apart([one.name for one in rolled])
+    _, names, _ = _called(rolled)
     if maze is not None:
         n = len(rolled[0].paths)
         figure = Figure(figsize=(2.8 * len(rolled), 2.6 * n), layout="constrained")
@@ -312,22 +319,22 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes, which:
     first, n = rolled[0], rolled[0].returns.shape[1]
     what = score_word(task.reference) if task.reference else "return"
     rows, several = [], []
-    names, shared = apart([one.name for one in rolled])
-    for one, called in zip(rolled, names, strict=True):
+    names, labels, shared = _called(rolled)
+    for one, name, label in zip(rolled, names, labels, strict=True):
         config, scores = one.run.config, _scored(one, task)
         about = f"{config.agent.name}, seeds {', '.join(map(str, config.seeds))}, steps {_steps(one.steps)}"
         about = ". ".join([about, *one.remarks])
         rows.append(
-            f"<tr><td><b>{breakable(called)}</b><br>{html.escape(about)}</td>"
+            f"<tr><td><b>{breakable(name)}</b><br>{html.escape(about)}</td>"
             f"<td class=n>{estimate(scores).explained}<br>{one.amount}</td>"
             f"<td class=n>{np.median(scores):.1f}</td></tr>"
         )
         if one is not first:
-            found = difference(scores, _scored(first, task), (called, names[0]))
-            name = f"{breakable(called)} − {breakable(names[0])}"
+            found = difference(scores, _scored(first, task), (label, labels[0]))
+            both = f"{breakable(label)} − {breakable(labels[0])}"
             unknown = f"unknown: one seed of {joined([breakable(lone) for lone in found.single])}"
             several.append(
-                f"<tr><td><b>{name}</b><br>{html.escape(found.verdict)}</td><td class=n>{found.over_starts}</td>"
+                f"<tr><td><b>{both}</b><br>{html.escape(found.verdict)}</td><td class=n>{found.over_starts}</td>"
                 f"<td class=n>{unknown if np.isnan(found.over_seeds.low) else found.over_seeds}</td></tr>"
             )
     caveat = ""

@@ -202,7 +202,9 @@ def fit(
         held.callback(log.close)
         task = {"env": run.task.env_id, "reference": run.task.reference, "comparable": run.task.comparable}
         kwargs = {"env_kwargs": run.task.env_kwargs} if run.task.env_kwargs else {}
-        about = {"dataset": called(config.dataset), "seeds": list(config.seeds), **task, **kwargs, **(origin or {})}
+        about: dict[str, Any] = {"dataset": called(config.dataset), "agent": config.agent.name}
+        about["seeds"] = list(config.seeds)
+        about |= {**task, **kwargs, **(origin or {})}
         book = ScoreBook(run.path, run.task, Scores(run.path, about, steps=range(start + 1)), log, observer.message)
         held.callback(book.draw)
         evaluations: Evaluations = NoEvaluations()

@@ -19,6 +19,18 @@ def apart(names: Sequence[str]) -> tuple[list[str], str]:
     return short, ",".join(shared)
 
 
+def tells(name: str, agent: str) -> bool:
+    """Whether the name of a run has that of its agent in it, as a word: `my-iql` has iql, and `abcd` not bc."""
+    return re.search(rf"(?<![A-Za-z]){re.escape(agent)}(?![A-Za-z])", name) is not None
+
+
+def with_agents(names: Sequence[str], whole: Sequence[str], agents: Sequence[str]) -> list[str]:
+    """The names of runs with their agents in brackets, `full (iql)`, unless each run's whole name tells its agent."""
+    if all(tells(name, agent) for name, agent in zip(whole, agents, strict=True)):
+        return list(names)
+    return [f"{name} ({agent})" for name, agent in zip(names, agents, strict=True)]
+
+
 _WORDS = r"[^,=\-_. ]*[,=\-_. ]?"
 
 

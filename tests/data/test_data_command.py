@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 from diffrl.cli import main
 from diffrl.commands.data import Convert, Download, Generate, Info, ListData
 from diffrl.data import d4rl
+from diffrl.data import minari as minari_format
 from diffrl.data.offline import STAND_IN
 from diffrl.support.errors import UserError
 from envs import datasets, plots, registry
+from envs.task import find_task
 from tests.data.pendulum import cases, pendulum
 
 
@@ -34,7 +36,7 @@ def test_list_shows_what_is_here_and_what_can_be_had(make, capsys):
     assert any("faulty" in line for line in lines)
     ListData("maze2d-umaze-v1").run()
     assert "generate" in capsys.readouterr().out
-    ListData("cube-single-play-v0").run()
+    ListData("humanoidmaze-medium-navigate-v0").run()
     assert "by file: it can be neither made nor fetched here" in " ".join(capsys.readouterr().out.split())
     assert ListData("hoper").run() == 1
 
@@ -48,13 +50,61 @@ def test_minari_ids_that_are_here_are_listed_and_suggested(tmp_path, capsys):
     for pattern, n in (("minari", 2), ("minari:pend", 1), ("ours/", 1)):
         assert ListData(pattern).run() == 0
         out = capsys.readouterr().out
-        assert f"{n} of Minari's that are here" in " ".join(out.split())
+        assert f"{n} data set{'s' * (n > 1)} of Minari's. here: on this machine." in " ".join(out.split())
         assert ("pendnons-v0" in out) == (pattern != "ours/")
     for typed in ("pendnons-v0", "pendnon-v0"):
         with pytest.raises(UserError, match="did you mean 'minari:pendnons-v0', which is here"):
             datasets.locate(typed)
     with pytest.raises(UserError, match="did you mean 'hopper-medium-v2'"):
         datasets.locate("hoper-medium-v2")
+
+
+def test_a_minari_data_set_is_listed_with_the_environment_in_its_own_metadata(make, capsys):
+    """Where `train` evaluates, and by what it scales: the same for an id that nobody knows."""
+    for name, env_id in (("my/hop-v0", "Hopper-v4"), ("my/pend-v0", "Pendulum-v1"), ("my/none-v0", None)):
+        dataset = make([7], "t")
+        dataset = replace(dataset, metadata=dataset.metadata | ({"env_id": env_id} if env_id else {}))
+        minari_format.write(name, dataset)
+        task = find_task(f"minari:{name}", datasets.load_dataset(f"minari:{name}"))
+        assert task.env_id == env_id
+    assert ListData("minari").run() == 0
+    rows = {line.split()[0]: " ".join(line.split()[3:]) for line in capsys.readouterr().out.splitlines() if line}
+    low, high = registry.get("hopper-medium-v2").reference_scores
+    assert rows["my/hop-v0"] == f"7 Hopper-v4 {low:.2f} (D4RL's) {high:.2f} (D4RL's)"
+    assert (rows["my/pend-v0"], rows["my/none-v0"]) == ("7 Pendulum-v1 - -", "7 - - -")
+
+
+def test_the_legend_of_the_list_is_of_the_words_in_it(make, capsys):
+    """Each word that stands in the table is explained, and no other."""
+    d4rl.write(datasets.cached_path("hopper-medium-v2"), make([7], "t"))
+    words = {
+        "here: on this machine": ("hopper-medium-v2", ""),
+        "generate: `diffrl data generate": ("maze2d-umaze-v1", "cube-single-play-v0", ""),
+        "download: `diffrl data download": ("hopper-expert", ""),
+        "by file: it can": ("antmaze-large-navigate-v0", ""),
+        "random, expert: the mean returns": ("hopper-medium-v2", "hopper-expert", "maze2d-umaze-v1", ""),
+        "of Minari's, such as mujoco": ("",),
+        "Names ending in .hdf5": (),
+    }
+    for pattern in {pattern for patterns in words.values() for pattern in patterns}:
+        assert ListData(pattern).run() == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert [word for word in words if word in said] == [word for word in words if pattern in words[word]], pattern
+        assert "0 data sets" not in said
+
+
+def test_each_finding_of_info_is_an_item_under_its_heading(tmp_path, capsys):
+    """A remark is no further line of the problem above it."""
+    source = str(odd(tmp_path, "no_marks_next"))
+    assert Info(source, env="Pendulum-v1").run() == 0
+    below = capsys.readouterr().out.partition("Remarks:\n")[2]
+    assert below.startswith("- timeouts: none are marked")
+    with h5py.File(source, "r+") as file:
+        file["actions"][3] = 9.0
+    assert Info(source, env="Pendulum-v1").run() == 1
+    problems, _, remarks = capsys.readouterr().out.partition("Problems:\n")[2].partition("Remarks:\n")
+    assert problems.startswith("- actions: row 3 holds 9")
+    assert remarks.startswith("- timeouts: none are marked")
 
 
 def test_info_describes_a_file_and_saves_a_picture(make, tmp_path, capsys):

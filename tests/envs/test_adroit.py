@@ -1,16 +1,21 @@
 """D4RL's Adroit tasks: a random policy's returns are its references, which Gymnasium-Robotics' own rewards miss."""
 
+import subprocess
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from diffrl.data.env_spec import EnvSpec
 from diffrl.support.errors import UserError
 from envs import registry
 
 pytest.importorskip("gymnasium_robotics", reason="needs diffrl[robotics]")
 
-from envs.adroit import AdroitEnv
+from envs.adroit import TASKS, AdroitEnv
+from envs.making import otherwise_rewarded
 
 
 def random_returns(task: str, episodes: int) -> NDArray[np.float64]:
@@ -99,3 +104,21 @@ def test_starts_repeat_by_seed_and_targets_differ() -> None:
 def test_other_tasks_are_the_users_error() -> None:
     with pytest.raises(UserError, match="pen, door, hammer, relocate"):
         AdroitEnv("knife")
+
+
+@pytest.mark.parametrize("env_id", ["AdroitHandDoor-v1", "door-human-v1", "kitchen-mixed-v0"])
+def test_nobody_is_told_to_go_back_to_an_old_version(env_id: str) -> None:
+    """Gymnasium-Robotics prints its notice when it is imported: once a process."""
+    code = f"import gymnasium, envs.making\nenvs.making.make_env({env_id!r})\ngymnasium.make('door-human-v1')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "AdroitHand" not in done.stdout + done.stderr
+    assert "==1.2" not in done.stdout + done.stderr
+
+
+def test_what_the_package_rewards_otherwise_than_d4rl_is_said() -> None:
+    """Of each task whose rewards differ from ours, and of no other; in the words of who has asked for it."""
+    for task, env_id in TASKS.items():
+        said = otherwise_rewarded(EnvSpec(env_id))
+        assert (f"--env {task}-human-v1" in said) == (task != "pen")
+        assert not otherwise_rewarded(EnvSpec(f"{task}-human-v1"))
+        assert not otherwise_rewarded(EnvSpec(env_id, {"reward_type": "sparse"}))

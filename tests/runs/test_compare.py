@@ -174,6 +174,18 @@ def test_mazes_are_compared_by_the_command(tmp_path: Path, capsys: Any) -> None:
     assert "2 intervals" in text
 
 
+def test_a_name_that_hides_its_agent_has_it_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs of one agent, one of them called like another agent: differences and axes tell what is compared."""
+    for name in ("full", "iql"):
+        made_run(tmp_path / name, small("bc"), SWING)
+    drawn: list[Any] = []
+    monkeypatch.setattr(module, "png", lambda figure: drawn.append(figure) or png(figure))
+    page, *_ = compare([tmp_path / "full", tmp_path / "iql"], tmp_path / "page.html", episodes=2, quiet=True)
+    assert "<b>iql (bc) − full (bc)</b>" in page.read_text().replace("<wbr>", "")
+    (ax,) = drawn[0].axes
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("full (bc)", "iql (bc)")
+
+
 def test_long_names_stay_within_their_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names as a sweep gives them: the page says once what all have, and no title reaches into the next column."""
     names = [f"bc-maze2d-umaze-v1,agent.learning_rate=0.000{i},agent.width=8,agent.batch_size=64" for i in (1, 2, 3)]

@@ -6,10 +6,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from diffrl.cli import main
 from diffrl.runs.study import published
@@ -25,6 +27,7 @@ from diffrl.runs.study.contents import (
     scores_csv,
     tables,
 )
+from diffrl.runs.study.figures import learning_curves
 from diffrl.runs.study.report import write_report
 from diffrl.runs.study.scores import Row, Scores
 from diffrl.runs.study.summary import Summary
@@ -131,12 +134,38 @@ def test_last3_is_the_mean_of_all_where_a_seed_has_fewer_than_three_evaluations(
 def test_sample_efficiency_is_the_first_evaluation_there() -> None:
     """90 % of 10 is first met at step 20 by one seed, at 30 by the other; 90 % of 100 by neither."""
     curves: Results = {("t", "slow"): [[5, 9, 10], [2, 8.9, 10]], ("t", "fast"): [[100, 0, 100], [100, 1, 100]]}
-    table = efficiency_table(Summary(scored(curves)))
-    assert table is not None
-    rows = {row[1].text: [cell.text for cell in row[2:]] for row in table.rows}
-    assert rows["slow"] == ["9.0", "25", "1.2", "90.0", "– (0/2)", "–"]
-    assert rows["fast"] == ["90.0", "10", "0.5", "90.0", "10", "0.5"]
+    for minutes, unit, slow, fast in ((0.5, "s", "75.0", "30.0"), (0.002, "s", "0.3", "0.1"), (2, "min", "5.0", "2.0")):
+        table = efficiency_table(Summary(scored(curves, minutes)))
+        assert table is not None
+        assert [table.header[4], table.header[7]] == [unit, unit]
+        rows = {row[1].text: [cell.text for cell in row[2:]] for row in table.rows}
+        assert rows["slow"] == ["9.0", "25", slow, "90.0", "– (0/2)", "–"]
+        assert rows["fast"] == ["90.0", "10", fast, "90.0", "10", fast]
     assert efficiency_table(Summary(scored({("t", "bc"): [[-5, -1]]}))) is None
+
+
+@pytest.mark.parametrize("minutes", [1e-4, 0.004, 0.03, 0.7, 3, 41, 1234])
+def test_labels_of_a_curves_axis_do_not_overlap(minutes: float) -> None:
+    """Over time of any size, in seconds where all of it is below two minutes; points are where they were."""
+    summary = Summary(scored({("t", "bc"): [[1, 2, 3, 4], [3, 4, 5, 6]]}, minutes))
+    (drawn,) = learning_curves(summary, "minutes")
+    (ax,) = drawn.figure.axes
+    times, unit = (60, "seconds") if 4 * minutes < 2 else (1, "minutes")
+    assert ax.get_xlabel() == unit
+    assert f"over {unit} on t" in drawn.alt
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), times * minutes * np.arange(1, 5), rtol=1e-12)
+    renderer = FigureCanvasAgg(drawn.figure).get_renderer()
+    boxes = [label.get_window_extent(renderer) for label in ax.get_xticklabels() if label.get_text()]
+    shown = [box for box in boxes if ax.bbox.x0 - 1 <= (box.x0 + box.x1) / 2 <= ax.bbox.x1 + 1]
+    assert len(shown) > 2
+    assert all(one.x1 + 3 < other.x0 for one, other in pairwise(shown))
+
+
+def test_one_is_counted_as_one() -> None:
+    for seeds, said in (([[1]], "Over 1 task (1 run of bc)"), ([[1], [2]], "Over 1 task (2 runs of bc)")):
+        table = aggregate_table(Summary(scored({("t", "bc"): seeds})))
+        assert table is not None
+        assert table.note.startswith(said)
 
 
 def test_the_square_of_improvements_mirrors() -> None:

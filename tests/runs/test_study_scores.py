@@ -16,6 +16,8 @@ from diffrl.runs.run import Run
 from diffrl.runs.study.contents import published_table, scores_csv
 from diffrl.runs.study.scores import Note, Row, Scores
 from diffrl.runs.study.summary import Summary
+from diffrl.runs.sweep import plan
+from diffrl.runs.sweep.task import fail
 from diffrl.support import folder
 from diffrl.support.errors import UserError
 from diffrl.training.logs import read_scores
@@ -144,6 +146,26 @@ def test_torn_events_count_up_to_the_tear(sweep: Path, tmp_path: Path) -> None:
     assert [row.minutes for row in Scores.of_runs([tmp_path]).rows] == [row.minutes for row in whole]
     events.write_bytes(b"\xff" * 100)
     assert all(math.isnan(row.minutes) for row in Scores.of_runs([tmp_path]).rows)
+
+
+def test_runs_of_a_sweep_that_have_no_folder_are_told_with_the_reason(sweep: Path, tmp_path: Path) -> None:
+    """Those that failed before they had one, and those that have not begun; below a folder, or named themselves."""
+    done = tmp_path / "s" / "bc-maze2d-umaze-v1,agent.width=8"
+    shutil.copytree(sweep / "wide", done)
+    bases = plan.bases(["bc/maze2d-umaze-v1"], [], [])
+    runs = plan.grid(bases, ["agent.width=8,16,32,64"], (0,), False)
+    plan.write(tmp_path / "s", plan.Sweep(tuple(runs)))
+    failed = [tmp_path / "s" / run.name for run in runs[1:3]]
+    for path in failed:
+        fail(path, "A line before.\nThere is no such data set.")
+    told = f"Left out: {failed[0]}; {failed[1]}: failed: There is no such data set."
+    scores = Scores.of_runs([tmp_path])
+    assert scores.left_out == (told, f"Left out: {tmp_path / 's' / runs[3].name}: not begun.")
+    assert {row.run for row in scores.rows} == {str(done)}
+    assert Scores.of_runs(sorted(path for path in (tmp_path / "s").iterdir() if path.is_dir())).left_out == (told,)
+    (done / "run.json").unlink()
+    with pytest.raises(UserError, match=r"No run has scores to report\. .*failed: There is no such data set"):
+        Scores.of_runs([tmp_path / "s"])
 
 
 def test_a_path_given_twice_counts_once(sweep: Path) -> None:

@@ -18,7 +18,7 @@ from diffrl.runs.sweep import plan, show
 from diffrl.runs.sweep.job import concluded
 from diffrl.runs.sweep.plan import Sweep
 from diffrl.runs.sweep.queue import judged, to_run
-from diffrl.runs.sweep.state import Result, State, labels, state_of
+from diffrl.runs.sweep.state import Result, State, labels, legend, state_of
 from diffrl.runs.sweep.task import perform
 from diffrl.support.errors import UserError
 from diffrl.support.files import to_write
@@ -233,11 +233,12 @@ def test_a_failed_run_stops_no_other_and_is_run_again_where_asked(
     assert len(listed) == 2
     names = [line.split()[2] for line in listed]
     assert sorted(path.name for path in (tmp_path / "s").iterdir() if path.is_dir()) == sorted(names)
-    failed = [line for line in said.err.splitlines() if line.startswith("failed: ")]
-    assert len(failed) == 1
-    assert failed[0].startswith(f"failed: {names[0]}: ")
-    assert str(missing) in failed[0]
+    (failed,) = (line for line in said.err.splitlines() if line.startswith("FAILED"))
+    assert failed.startswith(f"FAILED   {names[0]}  ")
+    assert said.err.count(str(missing)) == failed.count(str(missing)) == 1
+    assert "failed: " not in said.err
     assert "--retry" in said.err
+    assert "*: the best last on each data set." in said.err
     assert_same_run(tmp_path / "s" / names[1], uncut / runs()[0].name)
     scores = read_scores(tmp_path / "s" / names[1])["evaluations"]
     with (tmp_path / "s" / "sweep.csv").open() as file:
@@ -280,6 +281,33 @@ def test_the_best_is_told_of_runs_of_one_task_alone(tmp_path: Path, monkeypatch:
         assert ("best 7.0" in board.table().caption) == told  # type: ignore[operator]
 
 
+def test_an_error_is_told_in_full_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that fails by what another failed by says so; at the end stands what was not told before."""
+    made = runs("agent.width=8,16,32")
+    waiting = {run.name: State("waiting") for run in made}
+    board = show.Board(tmp_path, made, waiting | {made[2].name: State("failed", 0, "From before.")}, 3)
+    for run in made[:2]:
+        board.started(run, State("waiting"))
+        board.ended(run, State("failed", 0, "No such data."))
+    capsys.readouterr()
+    assert show.tell(board.states, board.told) == [f"failed: {made[2].name}: From before."]
+    assert show.tell(board.states, {}) == [
+        f"failed: {made[0].name} and {made[1].name}: No such data.",
+        f"failed: {made[2].name}: From before.",
+    ]
+    assert board.told == dict.fromkeys([run.name for run in made[:2]], "No such data.")
+
+
+def test_the_legend_says_of_what_a_star_is_the_best() -> None:
+    for sets, told in (
+        ("agent.width=8,16", "the best last."),
+        ("dataset=maze2d-umaze-v1,maze2d-large-v1", "the best last on each data set."),
+        ("rows=500,600", "the best last on each task."),
+    ):
+        made = plan.grid(plan.bases(["bc/maze2d-umaze-v1"], [], []), sets.split(), (0,), False)
+        assert legend(Sweep(tuple(made))).endswith(told)
+
+
 def test_no_two_settings_of_a_task_have_one_name_in_the_table() -> None:
     found = plan.bases(["bc/maze2d-umaze-v1"], [], [])
     twice = [(stem, found[0][1]) for stem in ("one", "other")]
@@ -320,7 +348,9 @@ def test_a_dry_run_says_which_data_are_missing(
         assert len(out.splitlines()) == (4 if data != "maze2d-umaze-v1" else 2)
         told = " ".join(told.split())
         assert (said in told) if said else not told, (data, told)
-        assert told.count("would fail on this machine") == (said != "")
+        assert told.count("The 2 runs marked (no data here) would fail on this machine") == (said != "")
+        marked = [line.endswith("(no data here)") for line in out.splitlines()]
+        assert marked == [said != "", False] * 2 if data != "maze2d-umaze-v1" else not any(marked)
     assert main([*words, "hopper-medium-v2"]) == 1
     assert capfd.readouterr().err.count("data set 'hopper-medium-v2' is not") == 1
     assert not (tmp_path / "s").exists()

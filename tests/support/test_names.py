@@ -6,7 +6,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffrl.support.names import apart, breakable, wrapped
+from diffrl.support.names import apart, breakable, tells, with_agents, wrapped
 
 NAMES = st.text("ab,=-_. <", min_size=1, max_size=60)
 
@@ -44,3 +44,12 @@ def test_lines_end_where_words_do() -> None:
 @given(NAMES)
 def test_a_page_has_the_whole_name(name: str) -> None:
     assert html.unescape(re.sub("<wbr>", "", breakable(name))) == name
+
+
+def test_agents_stand_in_brackets_unless_every_name_tells_its_own() -> None:
+    """What is one word of letters tells an agent, also where a part of the name is left out."""
+    assert with_agents(["full", "iql"], ["full", "iql"], ["iql", "iql"]) == ["full (iql)", "iql (iql)"]
+    assert with_agents(["lr=1", "lr=2"], ["bc-maze,lr=1", "bc-maze,lr=2"], ["bc", "bc"]) == ["lr=1", "lr=2"]
+    told = {"td3_bc": ("td3_bc-hopper", "my-td3_bc2"), "bc": ("x_bc", "bc"), "iql": ("2iql,seed=0",)}
+    assert all(tells(name, agent) for agent, names in told.items() for name in names)
+    assert not any(tells(name, "bc") for name in ("abc", "bcd", "full", "b-c"))

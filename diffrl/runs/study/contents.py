@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 
 from diffrl.runs.study import published
-from diffrl.runs.study.protocols import PROTOCOLS, Protocol
+from diffrl.runs.study.protocols import PROTOCOLS, Protocol, time_unit
 from diffrl.runs.study.statistics import DRAWS, Interval
 from diffrl.runs.study.summary import AGGREGATES, MANY, Result, Summary
 from diffrl.runs.study.tables import Cell, Mark, Table, to_csv
+from diffrl.support.errors import counted
 
 NONE = "–"
 """What stands where there is no figure."""
@@ -109,9 +110,9 @@ def aggregate_table(summary: Summary) -> Table | None:
     many = len(summary.shared.tasks)
     runs = sum(len(values) for values in summary.of_agent(summary.ranked[0]))
     note = (
-        f"Over {many} task{'s' * (many > 1)} ({runs} runs of {summary.ranked[0]}), {summary.protocol}. In brackets: "
-        f"the 95 % interval by the stratified bootstrap over seeds ({DRAWS:,} draws, seed 0); single seeds have none. "
-        f"Optimality gap: to a score of {summary.target:g}, less is better."
+        f"Over {counted(many, 'tasks')} ({counted(runs, 'runs')} of {summary.ranked[0]}), {summary.protocol}. "
+        f"In brackets: the 95 % interval by the stratified bootstrap over seeds ({DRAWS:,} draws, seed 0); single "
+        f"seeds have none. Optimality gap: to a score of {summary.target:g}, less is better."
     )
     return Table("aggregates", "Aggregates", ["agent", *AGGREGATES], rows, note)
 
@@ -139,8 +140,9 @@ def improvement_table(summary: Summary) -> Table | None:
 
 
 def efficiency_table(summary: Summary) -> Table | None:
-    """Steps and minutes to a share of the final score; None where no agent ends above zero."""
+    """Steps and time to a share of the final score; None where no agent ends above zero."""
     rows = []
+    unit, times = time_unit([one.minutes for one in summary.efficiency])
     keyed = {(one.task, one.agent, one.of): one for one in summary.efficiency}
     for task, agent in dict.fromkeys(key[:2] for key in keyed):
         cells = [task, agent]
@@ -150,7 +152,7 @@ def efficiency_table(summary: Summary) -> Table | None:
                 cells += [NONE] * 3
             else:
                 seeds = f" ({one.reached}/{one.seeds})" if one.reached < one.seeds else ""
-                cells += [number(one.target), number(one.steps, 0) + seeds, number(one.minutes)]
+                cells += [number(one.target), number(one.steps, 0) + seeds, number(times * one.minutes)]
         rows.append(list(map(Cell, cells)))
     if not rows:
         return None
@@ -158,10 +160,11 @@ def efficiency_table(summary: Summary) -> Table | None:
     note = (
         f"The first evaluation at {share} of the agent's own last score, and of the highest last score on the task "
         "(means over seeds): the median over the seeds that got there (3/4: three of four did). It is no "
-        "finer than the evaluations lie apart, and a lucky evaluation counts. Minutes are of the whole run, all its "
+        "finer than the evaluations lie apart, and a lucky evaluation counts. Time is of the whole run, all its "
         "seeds at once, on the machine that it ran on."
     )
-    header = ["task", "agent", f"{share} of own", "steps", "min", f"{share} of best", "steps", "min"]
+    short = "s" if unit == "seconds" else "min"
+    header = ["task", "agent", f"{share} of own", "steps", short, f"{share} of best", "steps", short]
     return Table("efficiency", "Sample efficiency", header, _grouped(rows), note, 2)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from diffrl.runs.study.protocols import Curve
+from diffrl.runs.study.protocols import Curve, time_unit
 from diffrl.runs.study.statistics import Interval
 from diffrl.runs.study.summary import AGGREGATES, Summary
 from diffrl.support.plots import DISTINCT, finish, new_figure, svg
@@ -151,10 +151,18 @@ def learning_curves(summary: Summary, over: Literal["steps", "minutes"]) -> list
             of_task = {agent: c for agent, c in of_task.items() if np.isfinite(c.minutes).all()}
         if of_task:
             unit = "score x100" if summary.scores.unit(task) == "score" else "return"
-            alt = f"{unit} over {over} on {task}, a line an agent: {', '.join(of_task)}"
+            along = _over(of_task, over)[0]
+            alt = f"{unit} over {along} on {task}, a line an agent: {', '.join(of_task)}"
             name = f"curve-{over}-{summary.scores.tasks.index(task) + 1}"
             found.append(Drawn(name, alt, _curves(summary, task, of_task, over, unit)))
     return found
+
+
+def _over(curves: dict[str, Curve], over: Literal["steps", "minutes"]) -> tuple[str, float]:
+    """What stands below the axis of curves over steps or minutes, and by how much their places on it are multiplied."""
+    if over == "steps":
+        return "training steps", 1
+    return time_unit(np.concatenate([one.minutes for one in curves.values()]))
 
 
 def _curves(
@@ -163,12 +171,13 @@ def _curves(
     def draw() -> "Figure":
         from matplotlib.ticker import EngFormatter
 
+        along, times = _over(curves, over)
         direct = max(map(len, curves)) <= _LONG and len(curves) <= len(DISTINCT)
         below = 0.0 if direct else _legend_height(curves)
         with _style():
             figure, ax = new_figure(WIDTH, 3 + below)
             for agent, one in curves.items():
-                x = one.steps if over == "steps" else one.minutes
+                x = one.steps if over == "steps" else times * one.minutes
                 shade, mean = colour(summary, agent), one.scores.mean(0)
                 if len(one.scores) > 1:
                     error = one.scores.std(0, ddof=1) / np.sqrt(len(one.scores))
@@ -183,10 +192,11 @@ def _curves(
                     linewidth=1.8,
                     marker="o",
                     markersize=2.5 if len(x) > 1 else 5,
+                    clip_on=False,  # the last point lies on the frame
                     label=agent,
                 )
             ax.set_title(_short(task, 44), loc="left", fontweight="bold")
-            ax.set(xlabel="training steps" if over == "steps" else "minutes", ylabel=unit)
+            ax.set(xlabel=along, ylabel=unit)
             ax.set_xlim(left=0)
             if over == "steps":
                 ax.xaxis.set_major_formatter(EngFormatter(sep=""))

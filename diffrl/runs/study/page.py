@@ -56,8 +56,8 @@ def page(summary: Summary, figures: Figures, interval: bool, title: str) -> str:
     if len(summary.scores.tasks) > MOST_TASKS:
         band += f" Shown are the first {MOST_TASKS} tasks."
     add("curves", "Learning curves over steps", figures.steps, band)
-    whole = "Minutes are those that a run had worked, all its seeds at once, evaluations included. Compare runs of one "
-    add("minutes", "Learning curves over minutes", figures.minutes, whole + "machine.")
+    whole = "Time is what a run had worked, all its seeds at once, evaluations included. Compare runs of one machine."
+    add("minutes", "Learning curves over time", figures.minutes, whole)
     add("efficiency", "Sample efficiency", [], f"How soon {share} of a final score was reached.", "efficiency")
     add("protocols", "By other protocols", [], table="protocols")
     if "published" in made:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from diffrl.runs.study.scores import Row, Scores
 
@@ -78,6 +78,13 @@ def curve(seeds: Mapping[int, Sequence[Row]]) -> Curve:
     minutes = np.array([[row.minutes for row in rows] for rows in grid]).reshape(len(grid), len(steps))
     values = np.array([[row.score for row in rows] for rows in grid]).reshape(len(grid), len(steps))
     return Curve(np.array(steps, np.int64), minutes.mean(0), values)
+
+
+def time_unit(minutes: ArrayLike) -> tuple[Literal["seconds", "minutes"], float]:
+    """The unit that times, in minutes, are shown in, and how many of it a minute has; nan: one that is not known."""
+    known = np.asarray(minutes, np.float64)
+    known = known[np.isfinite(known)]
+    return ("seconds", 60.0) if known.size and known.max() < 2 else ("minutes", 1.0)
 
 
 class Shared(NamedTuple):

@@ -48,9 +48,9 @@ class _Read:
         return SCORE if "score" in self.scores["evaluations"][0] else RETURN
 
 
-def read_runs(folders: Sequence[str]) -> Scores:
-    """The scores of runs' folders: see `Scores.of_runs`."""
-    read, left_out = [], []
+def read_runs(folders: Sequence[str], absent: Sequence[str] = ()) -> Scores:
+    """The scores of runs' folders: see `Scores.of_runs`. absent: sentences on runs that have no folder to read."""
+    read, left_out = [], [*absent]
     for folder in folders:
         try:
             read.append(_read(folder))

@@ -1,5 +1,6 @@
 """The one table that reports, selection and benchmarks share: a row an evaluation, of runs or of a CSV file."""
 
+import contextlib
 import csv
 import math
 import os
@@ -10,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from diffrl.runs.sweep import plan
 from diffrl.support.errors import UserError, listed, said_by, shown
 from diffrl.support.files import read_text
 from diffrl.support.folder import ABOUT, SWEEP
@@ -122,10 +124,22 @@ class Scores:
         what differs. What cannot be read, or has no evaluation yet, is in `left_out`. Raises UserError where nothing is
         left, where a score is no number, and where a seed is there twice.
         """
-        folders = [folder for path in paths for folder in run_folders(Path(path))]
+        folders: list[Path] = []
+        absent: dict[str, list[str]] = {}
+        for path in map(Path, paths):
+            without = dict(_absent(path))
+            for where, why in without.items():
+                absent.setdefault(why, []).append(str(where))
+            try:
+                folders += run_folders(path)
+            except UserError:
+                if not without:
+                    raise
         from diffrl.runs.study.reading import read_runs  # and torch with it
 
-        return read_runs(list(dict.fromkeys(os.path.normpath(folder) for folder in folders)))
+        reasons = sorted(absent, key=lambda why: why == _NOT_BEGUN)  # those that failed first
+        said = [f"Left out: {_several(list(dict.fromkeys(absent[why])))}: {why}" for why in reasons]
+        return read_runs(list(dict.fromkeys(os.path.normpath(folder) for folder in folders)), said)
 
     @classmethod
     def of_csv(cls, path: Path | str) -> "Scores":
@@ -168,6 +182,33 @@ def run_folders(path: Path) -> list[Path]:
     if not found:
         raise UserError(f"{path} contains no run: no folder at or below it has a {ABOUT}. Is it the right path?")
     return found
+
+
+_NOT_BEGUN = "not begun."
+
+
+def _absent(path: Path) -> Iterator[tuple[Path, str]]:
+    """Runs of sweeps, at or below a path of this machine, that are no runs' folders yet, and why: half a sentence."""
+    if path.is_dir() and not (path / ABOUT).exists() and (error := plan.error_of(path)):
+        yield path, f"failed: {error}"
+        return
+    for folder, below, files in os.walk(path):
+        if ABOUT in files:
+            below.clear()
+        if plan.MANIFEST not in files:
+            continue
+        with contextlib.suppress(UserError):  # of a damaged file: the runs that are there are read all the same
+            sweep = plan.read(Path(folder))
+            for run in () if sweep is None else sweep.runs:
+                where = Path(folder, run.name)
+                if not (where / ABOUT).exists():
+                    error = plan.error_of(where)
+                    yield where, f"failed: {error}" if error else _NOT_BEGUN
+
+
+def _several(names: Sequence[str], most: int = 6) -> str:
+    """The names, whole as they have commas, with semicolons between; of many the first."""
+    return "; ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # --- CSV ------------------------------------------------------------------------------------------------------------

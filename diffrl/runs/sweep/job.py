@@ -1,14 +1,15 @@
 """A sweep from its folder's claim to its table: what `diffrl sweep` does, however its runs are run."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from diffrl.runs.sweep import plan
 from diffrl.runs.sweep.plan import Sweep, SweepRun
 from diffrl.runs.sweep.queue import InOrder, to_run, work_through
 from diffrl.runs.sweep.show import Board, tell
-from diffrl.runs.sweep.state import State, state_of, summary, write_table
+from diffrl.runs.sweep.state import State, legend, state_of, summary, write_table
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.folder import held
@@ -38,20 +39,25 @@ def list_runs(folder: Path, asked: Sequence[SweepRun] | None) -> int:
     from envs.datasets import missing
 
     sweep = plan.existing(folder) if asked is None else plan.joined(folder, plan.read(folder), asked)
-    needed: list[str] = []
+    complaints: dict[str, str | None] = {}
+    without = 0
     for i, run in enumerate(sweep.runs):
-        state = state_of(folder, run)
-        if state.kind != "done":
-            needed.append(run.config.dataset)
+        state, dataset = state_of(folder, run), run.config.dataset
+        if state.kind != "done" and dataset not in complaints:
+            complaints[dataset] = missing(dataset)
+        lacking = state.kind != "done" and complaints[dataset] is not None
+        without += lacking
         how_far = f"cut at {state.step:,}" if state.kind == "cut" else state.kind
-        error = f"  {state.error}" if state.error else ""
-        print(f"{i:>4}  {how_far:<12}  {run.name}  seeds {' '.join(map(str, run.config.seeds))}{error}")
-    found = [said for name in dict.fromkeys(needed) if (said := missing(name)) is not None]
-    for said in found:
+        more = f"  {state.error}" * bool(state.error) + "  (no data here)" * lacking
+        print(f"{i:>4}  {how_far:<12}  {run.name}  seeds {' '.join(map(str, run.config.seeds))}{more}")
+    for said in filter(None, complaints.values()):
         console.print(said, style="yellow", markup=False)
-    if found:
-        console.print("These runs would fail on this machine. A cluster's nodes may have other files.")
-    return 1 if found else 0
+    if without:
+        which = "The run" if without == 1 else f"The {without:,} runs"
+        console.print(
+            f"{which} marked (no data here) would fail on this machine. A cluster's nodes may have other files."
+        )
+    return 1 if without else 0
 
 
 def show(folder: Path) -> int:
@@ -92,7 +98,7 @@ def run_all(folder: Path, asked: Sequence[SweepRun] | None, retry: bool, runner:
         board = Board(folder, sweep.runs, states, len(sweep.runs))
         with board.shown():
             cut = runner(left, board) if left else ""
-        return concluded(folder, sweep, board.states, cut)
+        return concluded(folder, sweep, board.states, cut, board.told)
 
 
 def run_here(folder: Path, asked: Sequence[SweepRun] | None, jobs: int, retry: bool) -> int:
@@ -120,7 +126,7 @@ def run_search(folder: Path, wanted: Sweep | None, trials: int | None, jobs: int
         with board.shown():
             cut = work_through(folder, source, jobs, board)
         states = {run.name: board.states.get(run.name) or state_of(folder, run) for run in source.sweep.runs}
-        return concluded(folder, source.sweep, states, cut)
+        return concluded(folder, source.sweep, states, cut, board.told)
 
 
 def run_on_slurm(
@@ -161,10 +167,12 @@ def run_on_cluster(
     return run_all(folder, asked, retry, lambda left, board: run_on_ray(folder, left, board, address, cpus, gpus))
 
 
-def concluded(folder: Path, sweep: Sweep, states: dict[str, State], cut: str) -> int:
-    """Print the table of a sweep that has ended; 1 where a run is not done; raise what has cut it."""
+def concluded(
+    folder: Path, sweep: Sweep, states: dict[str, State], cut: str, told: Mapping[str, str] = MappingProxyType({})
+) -> int:
+    """Print the table of a sweep that has ended; 1 where a run is not done; raise what has cut it. told: see `tell`."""
     if not cut:
-        failed = finish(folder, sweep, states)
+        failed = finish(folder, sweep, states, told)
         if any(state.kind in ("waiting", "cut") for state in states.values()):
             console.print(f"Runs that were stopped from elsewhere are not done: {go_on(folder)}", markup=False)
             return 1
@@ -176,16 +184,20 @@ def concluded(folder: Path, sweep: Sweep, states: dict[str, State], cut: str) ->
     raise UserError(text.replace(": `", "; once there is space, `"))
 
 
-def finish(folder: Path, sweep: Sweep, states: dict[str, State]) -> int:
-    """Print the table and what to type next; write `sweep.csv`. Gives 1 where runs have failed."""
+def finish(folder: Path, sweep: Sweep, states: dict[str, State], told: Mapping[str, str] = MappingProxyType({})) -> int:
+    """Print the table and what to type next; write `sweep.csv`. Gives 1 where runs have failed. told: see `tell`."""
     print("\n".join(summary(folder, sweep, states)))
     table = write_table(folder, sweep)
-    failed = tell(states)
-    for line in failed:
+    for line in tell(states, told):
         console.print(line, markup=False)
-    if failed:
-        console.print(f"Again, those that failed too: diffrl sweep --out {folder} --retry", markup=False)
-    console.print("last, best: mean over seeds of the last evaluation, and of each seed's best; *: the best last.")
+    failed = any(state.kind == "failed" for state in states.values())
+    if failed and sweep.search is None:  # a trial that failed stays so
+        console.print(
+            "What failed by a want of data, memory or a package runs again once that is mended: diffrl sweep --out "
+            f"{folder} --retry. A setting that is wrong is wrong again: add runs with another one.",
+            markup=False,
+        )
+    console.print(legend(sweep))
     console.print(f"every evaluation: {table}", markup=False)
     console.print(f"report:           diffrl report {folder}/*/", markup=False)
     return 1 if failed else 0

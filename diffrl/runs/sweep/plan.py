@@ -23,12 +23,14 @@ from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError, listed, shown
 from diffrl.support.errors import joined as together
-from diffrl.support.files import atomic_path, read_json
+from diffrl.support.files import atomic_path, read_json, read_text
 from diffrl.support.folder import ABOUT, SWEEP
 from diffrl.support.schema import checked
 
 MANIFEST = SWEEP
 """The file in a sweep's folder that lists its runs."""
+ERROR = "error.txt"
+"""The file in a run's folder with what its last attempt failed by."""
 ELSEWHERE = {
     "seeds": "Give --seeds 0 1 2.",
     "out": "Give --out sweeps/NAME: each run has a folder in it.",
@@ -380,6 +382,15 @@ def existing(folder: Path) -> Sweep:
         what = "does not exist" if not folder.exists() else f"has no {MANIFEST}"
         raise UserError(f"{folder} is not a sweep's folder: it {what}. Give a configuration: `diffrl sweep --help`.")
     return sweep
+
+
+def error_of(path: Path) -> str:
+    """The last line of what a run's last attempt failed by; "" where it did not."""
+    try:
+        lines = read_text(path / ERROR, "a text").strip().splitlines()
+    except UserError:
+        return ""
+    return lines[-1] if lines else ""
 
 
 def write(folder: Path, sweep: Sweep) -> None:

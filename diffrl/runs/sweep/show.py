@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffrl.runs.sweep.plan import SweepRun
-from diffrl.runs.sweep.state import State, progress, result_of
+from diffrl.runs.sweep.state import State, progress, result_of, task_of
 from diffrl.support.console import LINE_EVERY, console
+from diffrl.support.errors import joined
 
 
 class Board:
@@ -29,9 +30,9 @@ class Board:
         self._steps = {run.name: run.config.steps for run in runs}
         self._made = 0
         self._best = ("", -float("inf"))
-        configs = [run.config for run in runs]
-        tasks = {(c.dataset, c.env, tuple(c.env_kwargs), c.max_episode_steps, c.rows) for c in configs}
-        self._comparing = len(tasks) < 2
+        self.told: dict[str, str] = {}
+        """By run, what it was said here to have failed by."""
+        self._comparing = len({task_of(run.config) for run in runs}) < 2
         """Whether all runs are of one task: the best of several says nothing."""
         self._live: Live | None = None
         for run in runs:
@@ -65,7 +66,7 @@ class Board:
         self.states[run.name] = state
         self._look(run)
         words = {"done": "done    ", "failed": "[red]FAILED  [/]"}.get(state.kind, f"cut at {state.step:,}")
-        tail = f"  {escape(state.error)}" if state.kind == "failed" else self._scores(run)
+        tail = f"  {escape(self._failure(run, state))}" if state.kind == "failed" else self._scores(run)
         self._say(f"{words} {run.name}{tail}  ({self._so_far()})")
 
     def tick(self) -> None:
@@ -107,6 +108,12 @@ class Board:
         if result is not None and result.last > self._best[1]:
             self._best = (run.name, result.last)
 
+    def _failure(self, run: SweepRun, state: State) -> str:
+        """What a run failed by; of an error that has been said before, by which run."""
+        first = next((name for name, error in self.told.items() if error == state.error), None)
+        self.told[run.name] = state.error
+        return state.error if first is None else f"as {first}"
+
     def _scores(self, run: SweepRun) -> str:
         result = result_of(self._folder, run)
         return "" if result is None else f"  last {result.last:.1f}, best {result.best:.1f}"
@@ -139,6 +146,10 @@ class Board:
         return max(left + unborn - under_way, 0) / rate / 60 if rate else 0.0
 
 
-def tell(states: Mapping[str, State]) -> list[str]:
-    """A line for each run that failed, with what it failed by."""
-    return [f"failed: {name}: {state.error}" for name, state in states.items() if state.kind == "failed"]
+def tell(states: Mapping[str, State], told: Mapping[str, str]) -> list[str]:
+    """A line for each error that runs have failed by, with their names, but for what has been `told` by run."""
+    runs: dict[str, list[str]] = {}
+    for name, state in states.items():
+        if state.kind == "failed" and told.get(name) != state.error:
+            runs.setdefault(state.error, []).append(name)
+    return [f"failed: {joined(names)}: {error}" for error, names in runs.items()]

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from diffrl.runs.sweep.plan import Sweep, SweepRun, text_of
+from diffrl.runs.config import TrainConfig
+from diffrl.runs.sweep.plan import ERROR, Sweep, SweepRun, error_of, text_of
 from diffrl.support.errors import UserError, first_line
-from diffrl.support.files import atomic_path, read_text
+from diffrl.support.files import atomic_path
 from diffrl.support.folder import steps
 
 Kind = Literal["waiting", "cut", "done", "failed"]
-ERROR, LOG = "error.txt", "log.txt"
-"""In a run's folder: what its last attempt failed by, and what all its attempts have said."""
+LOG = "log.txt"
+"""The file in a run's folder with what all its attempts have said."""
 TABLE = "sweep.csv"
 """The file in a sweep's folder with a row an evaluation and seed."""
 
@@ -72,15 +73,6 @@ def state_of(folder: Path, run: SweepRun) -> State:
     if (path / ERROR).exists():
         return State("failed", step, error_of(path))
     return State("cut" if made else "waiting", step)
-
-
-def error_of(path: Path) -> str:
-    """The last line of what a run's last attempt failed by; "" where it did not."""
-    try:
-        lines = read_text(path / ERROR, "a text").strip().splitlines()
-    except UserError:
-        return ""
-    return lines[-1] if lines else ""
 
 
 def progress(path: Path) -> int:
@@ -182,6 +174,19 @@ def write_table(folder: Path, sweep: Sweep) -> Path:
                     time = f"{minutes[step]:.3f}" if step in minutes else ""
                     writer.writerow([result.task, agent, seed, step, time, score, run.name, *values])
     return folder / TABLE
+
+
+def legend(sweep: Sweep) -> str:
+    """The line below the table of `summary` that says what is in it."""
+    tasks = {task_of(run.config) for run in sweep.runs}
+    datasets = {run.config.dataset for run in sweep.runs}
+    each = "" if len(tasks) == 1 else " on each data set" if len(tasks) == len(datasets) else " on each task"
+    return f"last, best: mean over seeds of the last evaluation, and of each seed's best; *: the best last{each}."
+
+
+def task_of(config: TrainConfig) -> tuple[object, ...]:
+    """What makes two runs of a sweep ones of the same task."""
+    return config.dataset, config.env, tuple(config.env_kwargs), config.max_episode_steps, config.rows
 
 
 def summary(folder: Path, sweep: Sweep, states: Mapping[str, State]) -> list[str]:

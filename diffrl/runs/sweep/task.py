@@ -10,8 +10,8 @@ import threading
 import traceback
 from pathlib import Path
 
-from diffrl.runs.sweep.plan import SweepRun
-from diffrl.runs.sweep.state import ERROR, complete
+from diffrl.runs.sweep.plan import ERROR, SweepRun
+from diffrl.runs.sweep.state import complete
 from diffrl.support.errors import UserError, disk_full, said_by
 from diffrl.support.files import alone, atomic_path
 from diffrl.support.folder import say_once, steps
