@@ -15,15 +15,14 @@ from diffrl.images.config.algorithms import (
     SupervisedConfig,
 )
 from diffrl.images.config.base import (
-    FIRST_LOOK,
     NOTHING,
     Algo,
     FinetuneConfig,
     OnlineConfig,
     Precision,
-    first_look,
     schema_of,
 )
+from diffrl.images.config.defaults import FIRST_LOOK, first_look
 
 __all__ = [
     "ALGORITHMS",

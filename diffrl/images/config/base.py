@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
+from diffrl.images.config.defaults import first_look
 from diffrl.images.distil_config import STUDENTS
 from diffrl.images.rewards.registry import companion, named_in
 from diffrl.support.errors import UserError, closest, counted, joined, nearest
@@ -44,18 +45,6 @@ VARIANTS = ("control", "reference", "video")
 Algo = Literal["ddpo-is", "ddpo-sf", "grpo", "dpok", "nft", "rwr", "d3po", "draft", "refl", "dpo", "supervised"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Optimiser = Literal["adamw", "adamw8bit"]
-
-_SEEN = {"algo": "draft", "reward": "colour:blue + emoji", "held_out": "emoji-held-out"}
-FIRST_LOOK: Mapping[str, Any] = {**_SEEN, "queries": 640, "updates": 8, "lr": 1e-4, "kl": 0.5}
-"""What a run is that is told neither a reward nor a model, nor another algorithm: something that a person can see."""
-
-
-def first_look(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the options given leave to `FIRST_LOOK`; nothing where they name what the run is. What they say is kept."""
-    other = given.get("algo", FIRST_LOOK["algo"]) != FIRST_LOOK["algo"]
-    if other or {"reward", "held_out", "model"} & given.keys():
-        return {}
-    return {name: value for name, value in FIRST_LOOK.items() if name != "kl" or given.get("eta") != 0}
 
 
 class _Presets(type):

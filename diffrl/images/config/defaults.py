@@ -1,0 +1,16 @@
+"""What a fine-tuning run is of which nothing is said: the settings of a first look."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_SEEN = {"algo": "draft", "reward": "colour:blue + emoji", "held_out": "emoji-held-out"}
+FIRST_LOOK: Mapping[str, Any] = {**_SEEN, "queries": 640, "updates": 8, "lr": 1e-4, "kl": 0.5}
+"""What a run is that is told neither a reward nor a model, nor another algorithm: something that a person can see."""
+
+
+def first_look(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the options given leave to `FIRST_LOOK`; nothing where they name what the run is. What they say is kept."""
+    other = given.get("algo", FIRST_LOOK["algo"]) != FIRST_LOOK["algo"]
+    if other or {"reward", "held_out", "model"} & given.keys():
+        return {}
+    return {name: value for name, value in FIRST_LOOK.items() if name != "kl" or given.get("eta") != 0}
