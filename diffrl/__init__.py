@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from diffrl.support.shadowing import check as _check_packages
 
 if TYPE_CHECKING:
-    from diffrl.runs.config import TrainConfig
-    from diffrl.runs.configured import configuration
+    from diffrl.runs.config import TrainConfig, configuration
     from diffrl.runs.online import online
     from diffrl.runs.policy import Policy, evaluate, load_policy
     from diffrl.runs.resume import resume
@@ -43,7 +42,7 @@ def __getattr__(name: str) -> Any:
 
             return TrainConfig
         case "configuration":
-            from diffrl.runs.configured import configuration
+            from diffrl.runs.config import configuration
 
             return configuration
         case "train":

@@ -18,8 +18,7 @@ from diffrl.augment.config import Request
 from diffrl.cli import main
 from diffrl.commands.words import in_a_line, near_options, parse
 from diffrl.images.rewards.registry import REWARDS
-from diffrl.runs.config import TrainConfig
-from diffrl.runs.configured import meant
+from diffrl.runs.config import TrainConfig, meant
 from diffrl.support.errors import UserError, counted, singular
 from diffrl.support.folder import all_done, ends_sooner, too_far
 from diffrl.support.statistics import SINGLE, estimate, plus_minus

@@ -116,10 +116,9 @@ def machine() -> Iterator[Finding]:
 
 def compiler() -> Finding:
     """What torch.compile needs on a CPU."""
-    from diffrl.runs.config import compiler_found
-    from diffrl.support.machine import compiled_code_folder
+    from diffrl.support.machine import compiled_code_folder, compiler_found
 
-    if compiler_found("cpu"):
+    if compiler_found():
         return Finding("compiler", f"a C++ compiler: long runs compile their losses, into {compiled_code_folder()}")
     advice = "Runs go on uncompiled, which is slower. Install g++ or clang++, such as by `apt install g++`."
     return Finding("compiler", "no C++ compiler", advice, "missing")

@@ -32,16 +32,6 @@ DISCRETE = (
 """What is said of actions that are not real numbers."""
 
 
-def refuse_whole(actions: NDArray[Any], source: str = "") -> None:
-    """Raise DataError for actions of a type of whole numbers. source: what the error begins with."""
-    if actions.dtype.kind in "biu":
-        kind = "booleans" if actions.dtype.kind == "b" else f"whole numbers ({actions.dtype})"
-        raise DataError(
-            f"{source}actions are {kind}, {listed_numbers(np.unique(actions))}; expected real-valued (N, A) actions: "
-            f"{DISCRETE}"
-        )
-
-
 def listed_numbers(numbers: NDArray[Any]) -> str:
     """The first five numbers as text, and how many more there are."""
     rest = f" and {len(numbers) - 5:,} more" if len(numbers) > 5 else ""

@@ -20,10 +20,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from diffrl.data.arrays import refuse_whole
 from diffrl.data.columns import FETCH_AGAIN, Column, Hdf5Table, Table, open_table
 from diffrl.data.config import HDF5_SUFFIXES
-from diffrl.data.offline import ACTION_LIMIT, OfflineDataset, count_timeouts
+from diffrl.data.offline import ACTION_LIMIT, OfflineDataset, count_timeouts, refuse_whole
 from diffrl.support.errors import DataError, UserError, closest, joined, listed
 from diffrl.support.files import atomic_path
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from diffrl.data.arrays import DISCRETE, as_numbers, listed_numbers, refuse_whole
+from diffrl.data.arrays import DISCRETE, as_numbers, listed_numbers
 from diffrl.data.fidelity import SYNTHETIC_ROWS, of_first
 from diffrl.support.errors import DataError, counted
 
@@ -473,6 +473,14 @@ def shown_bounds(low: npt.ArrayLike, high: npt.ArrayLike) -> str:
     """Bounds of actions as text: [-2, 2], or where dimensions differ [-2, 2] or [0, 1]."""
     pairs = dict.fromkeys(f"[{a:.4g}, {b:.4g}]" for a, b in np.broadcast(np.atleast_1d(low), np.atleast_1d(high)))
     return " or ".join(list(pairs)[:3]) + (" ..." if len(pairs) > 3 else "")
+
+
+def refuse_whole(actions: npt.NDArray[Any], source: str = "") -> None:
+    """Raise DataError for actions of a type of whole numbers. source: what the error begins with."""
+    if actions.dtype.kind in "biu":
+        kind = "booleans" if actions.dtype.kind == "b" else f"whole numbers ({actions.dtype})"
+        found = f"{source}actions are {kind}, {listed_numbers(np.unique(actions))}"
+        raise DataError(f"{found}; expected real-valued (N, A) actions: {DISCRETE}")
 
 
 def _first(bad: Bools, values: npt.NDArray[Any]) -> tuple[int, float]:

@@ -6,8 +6,6 @@ What the user leaves open, a field that is None, is chosen by the machine: see `
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -20,10 +18,10 @@ from agents import AgentConfig
 from diffrl.augment.synther.config import RefitConfig, Sampling, Solver, SynthERConfig
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.runs import workers as crew
-from diffrl.support.errors import UserError, closest, nearest
+from diffrl.support.errors import UserError, closest, joined, nearest
 from diffrl.support.files import read_yaml, to_yaml
 from diffrl.support.folder import ABOUT
-from diffrl.support.machine import cores
+from diffrl.support.machine import choose_compiling, cores
 from diffrl.support.schema import (
     Count,
     Many,
@@ -40,6 +38,7 @@ from diffrl.support.schema import (
     parse_kwargs,
     read,
     refusal,
+    refuse_others,
 )
 from diffrl.training import sinks
 
@@ -336,12 +335,67 @@ def default(agent: str, dataset: str) -> tuple[TrainConfig, str]:
     ), f"Using the defaults of {agent}: nothing is published for this data."
 
 
+def configuration(config: TrainConfig | str | Path, **settings: Any) -> TrainConfig:
+    """The configuration that `diffrl train` makes of the same words, as `train` takes it.
+
+    config: a `TrainConfig`, a YAML file, the name of a shipped configuration such as "diffusion_ql/maze2d-umaze-v1", or
+        of an agent, with the data set: configuration("diffusion_ql", dataset="maze2d-umaze-v1") is what `diffrl train
+        --agent diffusion_ql --dataset maze2d-umaze-v1` trains. That is the configuration that ships for the two, and
+        only where there is none the agent's defaults.
+    settings: fields of `TrainConfig` to replace, e.g. steps=10_000; agent={"q_weight": 2.0} replaces fields of the
+        agent's, as --agent.q-weight does.
+
+    Raises UserError for a name or a field that there is not, and for a value that will not do.
+    """
+    return meant(config, settings)[0]
+
+
+def meant(config: TrainConfig | str | Path, settings: Mapping[str, Any]) -> tuple[TrainConfig, str]:
+    """As `configuration`; and a sentence that says where the agent's settings are from, "" where that is known.
+
+    Raises UserError besides where a library that its `log` needs is not installed.
+    """
+    refuse_others(settings, "a run (an agent's are given by agent={...})", TrainConfig)
+    said, settings = "", dict(settings)
+    if isinstance(config, TrainConfig):
+        said = _not_shipped(config)
+    elif str(config) in agents.AGENTS and not Path(config).exists():
+        if not settings.get("dataset"):
+            raise UserError(
+                f"{config} is an agent, and no configuration: expected its data set too, "
+                f"diffrl.train({str(config)!r}, dataset=...)."
+            )
+        config, said = default(str(config), str(settings["dataset"]))
+    else:
+        config = find(str(config))
+    if isinstance(own := settings.get("agent"), Mapping):
+        kind = type(config.agent)
+        refuse_others(own, f"the agent {config.agent.name}", kind)
+        settings["agent"] = dataclasses.replace(config.agent, **own)
+    config = dataclasses.replace(config, **settings)
+    sinks.check_installed(config.log)
+    return config, said
+
+
+def _not_shipped(config: TrainConfig) -> str:
+    """What is said of an agent's bare defaults where a configuration ships that has others: a sentence, or ""."""
+    name = f"{config.agent.name}/{config.dataset}"
+    if name not in shipped() or config.agent != type(config.agent)():
+        return ""
+    own = find(name).agent
+    other = [f.name for f in dataclasses.fields(own) if getattr(own, f.name) != getattr(config.agent, f.name)]
+    if not other:
+        return ""
+    return (
+        f"The agent's settings are the defaults of {config.agent.name}. Those that ship for {config.dataset} have "
+        f"another {joined(other)}: diffrl.configuration({config.agent.name!r}, dataset={config.dataset!r})."
+    )
+
+
 # --- What a configuration leaves to the machine ---------------------------------------------------------------------
 
 WORKERS_PAY_FROM = 5_000
 """Steps from which a run is long enough to pay for starting workers, which takes some seconds."""
-COMPILING_PAYS_FROM = 10_000
-"""Steps from which compiling pays although nothing is cached: a minute's wait against a third of a step's time."""
 
 
 def _kind(device: str) -> str:
@@ -415,30 +469,6 @@ def choose_eval_workers(config: TrainConfig, device: str, task: Task, saved: Che
     from diffrl.training.evaluations import MOST_AT_ONCE
 
     return min(wanted, MOST_AT_ONCE * n_seeds)
-
-
-def compiler_found(device: str) -> bool:
-    """Whether there is what torch.compile needs: on a CPU, a C++ compiler. (Triton, on a GPU, comes with PyTorch.)"""
-    if _kind(device) != "cpu":
-        return True
-    return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++"))
-
-
-def choose_compiling(choice: bool | None, steps: int, device: str) -> bool:
-    """Whether a run of `steps` steps is to be compiled: as was said (`choice`), else where it pays.
-
-    Where it should be and cannot, says so.
-    """
-    compiling = steps >= COMPILING_PAYS_FROM if choice is None else choice
-    if compiling and not compiler_found(device):
-        from diffrl.support.console import console
-
-        console.print(
-            "[yellow]Compiling the losses needs a C++ compiler (g++ or clang++; for example `apt install g++`), and "
-            "none is found: going on without, which is slower.[/]"
-        )
-        return False
-    return compiling
 
 
 def group_seeds(config: TrainConfig, device: str, saved: Checkpoint | None = None) -> list[tuple[int, ...]]:

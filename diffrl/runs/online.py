@@ -21,7 +21,6 @@ from diffrl.runs.config import (
     OnlineConfig,
     RunOptions,
     TrainConfig,
-    choose_compiling,
 )
 from diffrl.runs.kind import FILES, ONLINE, untrained_at
 from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_frozen, tell_remarks
@@ -30,7 +29,7 @@ from diffrl.runs.train import EXPLODED, Say, begun, finished, fit, folder_stem, 
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, counted
 from diffrl.support.folder import claimed
-from diffrl.support.machine import resolve_device, settle
+from diffrl.support.machine import choose_compiling, resolve_device, settle
 from diffrl.support.schema import held, refuse_others
 from diffrl.support.seeds import mix
 from diffrl.training import checkpoint

@@ -18,8 +18,7 @@ from diffrl.data.preprocessing import fit_preprocessing
 from diffrl.data.transitions import Transitions
 from diffrl.runs import workers
 from diffrl.runs.acting import source_of_randomness
-from diffrl.runs.config import TrainConfig, chosen, group_seeds, to_dict
-from diffrl.runs.configured import meant
+from diffrl.runs.config import TrainConfig, chosen, group_seeds, meant, to_dict
 from diffrl.runs.kind import FILES, OFFLINE
 from diffrl.runs.policy import CheckpointEvaluator, build_agent
 from diffrl.runs.run import Run, lowering_memory

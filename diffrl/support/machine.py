@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform
 import reprlib
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from pathlib import Path
 import platformdirs
 
 from diffrl.support.errors import UserError, first_line, out_of_memory
+
+COMPILING_PAYS_FROM = 10_000
+"""Steps from which compiling pays although nothing is cached: a minute's wait against a third of a step's time."""
 
 
 def cores() -> int:
@@ -155,3 +159,25 @@ def versions(*more: str) -> dict[str, str]:
             command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
             found["git"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return found
+
+
+def compiler_found() -> bool:
+    """Whether there is the C++ compiler that torch.compile needs on a CPU. (Triton, on a GPU, comes with PyTorch.)"""
+    return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++"))
+
+
+def choose_compiling(choice: bool | None, steps: int, device: str) -> bool:
+    """Whether a run of `steps` steps is to be compiled: as was said (`choice`), else where it pays.
+
+    Where it should be and cannot, says so.
+    """
+    compiling = steps >= COMPILING_PAYS_FROM if choice is None else choice
+    if compiling and device.partition(":")[0] == "cpu" and not compiler_found():
+        from diffrl.support.console import console
+
+        console.print(
+            "[yellow]Compiling the losses needs a C++ compiler (g++ or clang++; for example `apt install g++`), and "
+            "none is found: going on without, which is slower.[/]"
+        )
+        return False
+    return compiling

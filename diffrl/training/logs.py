@@ -19,7 +19,6 @@ from typing_extensions import override
 from diffrl.support import folder, statistics
 from diffrl.support.errors import UserError, counted, said_by
 from diffrl.support.files import atomic_path
-from diffrl.support.names import tells
 from diffrl.support.plots import BLUE, finish, new_figure, save
 from diffrl.training import checkpoint
 from diffrl.training.sinks import CSV, TENSORBOARD, WANDB, Sink, WeightsAndBiases
@@ -428,7 +427,7 @@ def learning_curve(scores: Scores, label: str, path: Path) -> Path:
     named = re.fullmatch(rf".+-{re.escape(shown)}-\d{{8}}-\d{{6}}(-\d+)?", label)  # a name of ours has it
     agent = str(about.get("agent", ""))  # scores of older versions have none
     kind = tuned.get("algo") or next((word for word in ("online", "distil") if about.get(word)), "")
-    by = f"{agent}{kind and f' {kind}'} on " if agent and not tells(label, agent) else ""
+    by = f"{agent}{kind and f' {kind}'} on " if agent else ""
     title = textwrap.fill(label if named else f"{label}: {by}{dataset if file is None else file.name}", 64)
     elsewhere = "" if dataset in (about["env"], about["reference"]) else f"\nevaluated in {about['env']}"
     ax.set(

@@ -29,8 +29,7 @@ from agents.bc import DiffusionBCAgent
 from agents.diffusion_ql import DiffusionQLAgent, DiffusionQLNoise
 from diffrl.data.transitions import Transitions
 from diffrl.runs import config as configuration
-from diffrl.runs import configured
-from diffrl.runs.config import choose_compiling
+from diffrl.support.machine import choose_compiling
 from diffrl.training import compilation
 from tests.agents.agent_cases import make_batch, make_batch_for
 from tests.agents.test_diffusion_ql import build
@@ -207,5 +206,5 @@ def test_a_failed_compilation_leaves_the_agent_as_it_was(tmp_path: Path, capsys:
 @pytest.mark.parametrize("name", configuration.shipped())
 def test_no_shipped_configuration_makes_a_short_run_wait_for_the_compiler(name: str) -> None:
     """--steps 300 of one begins at once: it leaves the choice to the number of steps, or says that it never pays."""
-    config = configured.configuration(name, steps=300)
+    config = configuration.configuration(name, steps=300)
     assert not choose_compiling(config.compile, config.steps, "cpu")

@@ -82,7 +82,7 @@ def test_a_single_episode_has_no_error(drawn: Any) -> None:
         ("mine", {"dataset": "own.hdf5"}, "mine: own.hdf5\nevaluated in envs:maze2d-umaze-v1"),
         ("mine", {"dataset": "Hopper-v4", "env": "Hopper-v4", "reference": None}, "mine: Hopper-v4"),
         ("full", {"agent": "iql"}, "full: iql on maze2d-umaze-v1"),
-        ("my_iql", {"agent": "iql"}, "my_iql: maze2d-umaze-v1"),
+        ("my_iql", {"agent": "iql"}, "my_iql: iql on maze2d-umaze-v1"),
         ("abc", {"agent": "bc"}, "abc: bc on maze2d-umaze-v1"),
         ("iql-maze2d-umaze-v1-20261129-103000", {"agent": "iql"}, "iql-maze2d-umaze-v1-20261129-103000"),
         ("t", {"agent": "iql", "online": {"offline_run": "a"}}, "t: iql online on maze2d-umaze-v1"),
