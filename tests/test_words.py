@@ -162,9 +162,13 @@ def test_bare_defaults_where_a_configuration_ships_are_said() -> None:
     }
     assert differ >= {"n_critics", "q_weight"}
     assert set(re.findall(r"\w+", said.partition("another ")[2].partition(":")[0])) == differ | {"and"}
-    assert eval(said.rpartition(": ")[2].removesuffix(".")) == own
+    assert eval(said.rpartition("in Python ")[2].removesuffix(".")) == own
+    assert "`diffrl train --agent diffusion_ql --dataset maze2d-umaze-v1`" in said
     for quiet in (own, dataclasses.replace(bare, dataset="own.hdf5"), dataclasses.replace(bare, agent=own.agent)):
         assert meant(quiet, {})[1] == ""
+    # It is of the run as it is meant, with all that is replaced.
+    assert meant(bare, {"agent": {"q_weight": 9.0}})[1] == meant(bare, {"agent": agents.BC(width=8)})[1] == ""
+    assert meant(dataclasses.replace(bare, dataset="own.hdf5"), {"dataset": "maze2d-umaze-v1"})[1] == said
 
 
 def test_pictures_and_tables_that_are_there_are_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

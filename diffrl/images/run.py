@@ -266,8 +266,10 @@ def load(path: Path) -> FinetuneConfig:
 
     Files of older runs hold the options of all algorithms: those that the run's own does not have are left out.
     """
-    values = read_yaml(path)
+    values = dict(read_yaml(path))
     schema = schema_of(values.get("algo"))
+    if not {"reward", "held_out", "model"} & values.keys() and (reward := getattr(schema, "reward", None)) is not None:
+        values["reward"] = reward  # a file is no first look
     unread = {name for other in ALGORITHMS.values() for name in other.options()}.difference(schema.options())
     config = read(schema, {n: v for n, v in values.items() if v is not None and n not in unread}, str(path))
     if "held_out" in values and values["held_out"] is None and not is_single(config.scored_by or ""):
@@ -312,7 +314,8 @@ def print_run(run: FinetuneRun) -> None:
     for warning in run.warnings():
         console.print(f"[yellow]{warning}[/]")
     n, what = run.config.seen(last["round"], last["queries"])
-    console.print(f"{f'{what}:':15} {n:,} in {last['seconds']:,.0f} s")
+    scored = f", {last['queries']:,} images scored before" if last["queries"] and what != "images scored" else ""
+    console.print(f"{f'{what}:':15} {n:,} in {last['seconds']:,.0f} s{scored}")
     console.print(f"picture:        {run.path / PICTURE}")
     console.print(f"model:          {said_of_model(run.path / MODEL, run.config.model)}", markup=False)
     console.print(f"compare runs:   diffrl compare {run.path} RUN ...")

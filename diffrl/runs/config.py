@@ -358,7 +358,7 @@ def meant(config: TrainConfig | str | Path, settings: Mapping[str, Any]) -> tupl
     refuse_others(settings, "a run (an agent's are given by agent={...})", TrainConfig)
     said, settings = "", dict(settings)
     if isinstance(config, TrainConfig):
-        said = _not_shipped(config)
+        pass
     elif str(config) in agents.AGENTS and not Path(config).exists():
         if not settings.get("dataset"):
             raise UserError(
@@ -374,7 +374,7 @@ def meant(config: TrainConfig | str | Path, settings: Mapping[str, Any]) -> tupl
         settings["agent"] = dataclasses.replace(config.agent, **own)
     config = dataclasses.replace(config, **settings)
     sinks.check_installed(config.log)
-    return config, said
+    return config, said or _not_shipped(config)
 
 
 def _not_shipped(config: TrainConfig) -> str:
@@ -388,7 +388,8 @@ def _not_shipped(config: TrainConfig) -> str:
         return ""
     return (
         f"The agent's settings are the defaults of {config.agent.name}. Those that ship for {config.dataset} have "
-        f"another {joined(other)}: diffrl.configuration({config.agent.name!r}, dataset={config.dataset!r})."
+        f"another {joined(other)}: `diffrl train --agent {config.agent.name} --dataset {config.dataset}`, in Python "
+        f"diffrl.configuration({config.agent.name!r}, dataset={config.dataset!r})."
     )
 
 

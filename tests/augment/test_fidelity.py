@@ -135,6 +135,7 @@ def test_shuffled_successors_fail_jointly_and_in_the_simulator_alone(
     assert report.correlation_largest.synthetic > 0.8  # s and s' of a position hardly differ
     told = "told from real rows in 100% of pairs"
     assert (told in look_first(report), told in look_first(replace(report, steered=True))) == (True, False)
+    assert told not in look_first(replace(report, told_apart=Pair(1.0, 0.9)))  # real rows are told apart as well
     assert excess(report.sliced_w2) > 2
     steps = report.dynamics
     assert steps is not None

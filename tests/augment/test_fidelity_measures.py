@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from diffrl.augment.fidelity.measures import Floats, ks_statistic, nearest_distances, shuffled, told_apart, variety
+from diffrl.augment.fidelity.measures import (
+    FEWEST,
+    Floats,
+    ks_statistic,
+    nearest_distances,
+    shuffled,
+    told_apart,
+    variety,
+)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.1, 0.5, 1.5])
@@ -77,7 +85,7 @@ def test_rows_are_told_apart_as_well_as_can_be() -> None:
     fresh = rows_of(n, 0)
     alike, tells = told_apart(rows_of(n, 1), fresh, 2, 1, 0)
     assert alike == pytest.approx(0.5, abs=error)
-    assert np.abs(tells).max() < 0.1
+    assert not tells.any()
     shifted, tells = told_apart(rows_of(n, 1, shift=1.0), fresh, 2, 1, 0)
     assert shifted == pytest.approx(norm.cdf(1 / np.sqrt(2)), abs=error + 0.01)
     assert int(np.argmax(tells)) == 3
@@ -85,6 +93,13 @@ def test_rows_are_told_apart_as_well_as_can_be() -> None:
     changed, tells = told_apart(rows_of(n, 1, step=0.2), fresh, 2, 1, 0)
     assert changed == pytest.approx(2 / np.pi * np.arctan(2), abs=error + 0.02)
     assert set(np.argsort(-tells)[:2].tolist()) == {0, 4}  # s and s' of the first column
-    few, tells = told_apart(fresh[:19] + 5, fresh[:30], 2, 1, 0)
-    assert few == 0.5
-    assert not tells.any()
+    assert not told_apart(rows_of(n, 1, shift=1.0), fresh, 2, 1, 0, columns=False)[1].any()
+
+
+@pytest.mark.parametrize(("rows", "measured"), [(FEWEST - 1, False), (FEWEST, True)])
+def test_few_rows_are_not_said_to_be_alike(rows: int, measured: bool) -> None:
+    """Rows that have nothing in common are found, or not measured."""
+    fresh = rows_of(rows, 0)
+    told, tells = told_apart(fresh + 100, fresh, 2, 1, 0)
+    assert told == (1.0 if measured else pytest.approx(np.nan, nan_ok=True))
+    assert not tells.any() or measured

@@ -66,6 +66,14 @@ def test_defaults_and_files_mean_what_they_did(old: dict[str, Any], tmp_path: Pa
     assert config.kl_weight == (old["kl"] if isinstance(config, OnlineConfig) else 0.0)
 
 
+def test_a_file_that_names_little_is_no_first_look(tmp_path: Path) -> None:
+    """It has the defaults of its algorithm, as ever."""
+    (tmp_path / "small.yaml").write_text("algo: draft\nqueries: 100\n")
+    found = load(tmp_path / "small.yaml")
+    assert found == FinetuneConfig(algo="draft", queries=100, reward=DRaFTConfig.reward)
+    assert found.lr == DRaFTConfig.lr != FIRST_LOOK["lr"]
+
+
 def test_what_an_old_run_was_told_is_kept(tmp_path: Path) -> None:
     old = next(old for old in OLD if old["algo"] == "d3po")
     told = {"kl": 0.5, "train_steps": 3, "clip_nats": 2.5, "held_out": "jpeg:10", "out": "runs/x", "eval_every": 5}
@@ -249,6 +257,7 @@ def test_without_reward_model_or_another_algorithm_a_run_is_one_to_look_at() -> 
     assert (look.model, look.reward, look.held_out) == ("tiny-emoji", "colour:blue + emoji", "emoji-held-out")
     assert (look.queries, look.kl, look.updates) == (128, 1.0, 8)
     assert FinetuneConfig() == DRaFTConfig() == FinetuneConfig(**FIRST_LOOK)
+    assert FinetuneConfig(batch=4).updates <= 4
     jpeg = FinetuneConfig(algo="ddpo-is", reward="jpeg", model="tiny-emoji")
     assert FinetuneConfig(reward="jpeg") == FinetuneConfig(algo="ddpo-is") == FinetuneConfig(model="tiny-emoji") == jpeg
     assert FinetuneConfig(algo="draft", reward="symmetry").queries == DRaFTConfig.queries

@@ -252,7 +252,8 @@ def fidelity(
         for side in (made, base, measures.shuffled(base, shuffle))
     )
     unseen, noise = None if held_out is None else fresh, measures.shuffled(fresh, shuffle)
-    (told, tells), (by_chance, _) = (measures.told_apart(side, fresh, o, a, seed) for side in (made, base))
+    told, tells = measures.told_apart(made, fresh, o, a, seed)
+    by_chance, _ = measures.told_apart(base, fresh, o, a, seed, columns=False)
     low, high = (-ACTION_LIMIT, ACTION_LIMIT) if action_bounds is None else action_bounds
     ends, outside, at_bound = zip(
         *(

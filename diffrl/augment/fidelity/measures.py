@@ -15,6 +15,10 @@ Doubles = npt.NDArray[np.float64]
 
 QUERIES = 2_000
 """Rows whose nearest neighbour is looked for, among all training rows."""
+FEWEST = 100
+"""Rows a side below which a classifier is not asked."""
+TOLD = 0.6
+"""The share of pairs in which rows are told apart from which on it is asked by which columns."""
 STEPS = 5_000
 """Rows the simulator is set to, a side."""
 CLIPPED_MARGIN = 0.05
@@ -124,23 +128,25 @@ def shuffled(rows: Floats, rng: np.random.Generator) -> Floats:
     return rng.permuted(rows, axis=0)
 
 
-def told_apart(made: Floats, fresh: Floats, o: int, a: int, seed: int) -> tuple[float, Doubles]:
+def told_apart(made: Floats, fresh: Floats, o: int, a: int, seed: int, columns: bool = True) -> tuple[float, Doubles]:
     """How well a classifier tells rows made (n, W) from fresh ones (m, W), and the columns (W,) by which it does so.
 
     First the area under its ROC curve: the share of pairs, one row of each side, in which it finds the one that is
     made. .5 is chance, 1 is always. Then by how much the area falls where one column is shuffled, s' - s with it, over
-    `QUERIES` rows: about 0 where others say the same.
+    `QUERIES` rows: about 0 where others say the same. Zeros where the rows are hardly told apart (an area below
+    `TOLD`), or `columns` is False.
 
     This is the classifier two-sample test (Lopez-Paz and Oquab, ICLR 2017, arXiv 1610.06545), by gradient-boosted
-    trees on the rows [s, a, r, s', terminal] and s' - s: grown on one half of the rows, they judge the other. Of fewer
-    than twenty rows a side it says chance, and no column.
+    trees on the rows [s, a, r, s', terminal] and s' - s: grown on one half of the rows, they judge the other. NaN where
+    a side has fewer than `FEWEST` rows, of which trees learn nothing.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import roc_auc_score
 
     rows, labels = np.concatenate([made, fresh]), np.repeat([1, 0], [len(made), len(fresh)])
-    if min(len(made), len(fresh)) < 20:
-        return 0.5, np.zeros(rows.shape[1])
+    falls = np.zeros(rows.shape[1])
+    if min(len(made), len(fresh)) < FEWEST:
+        return math.nan, falls
     rng = np.random.default_rng((seed, 2))
     grown, judged = np.array_split(rng.permutation(len(rows)), 2)
     # Small trees, and no more than help: many large ones learn few rows by heart.
@@ -150,12 +156,15 @@ def told_apart(made: Floats, fresh: Floats, o: int, a: int, seed: int) -> tuple[
     def area(table: Floats, truth: Ints) -> float:
         return float(roc_auc_score(truth, trees.predict_proba(_with_changes(table, o, a))[:, 1]))
 
-    some, without = judged[:QUERIES], []
-    for column in range(rows.shape[1]):
-        table = rows[some].copy()
-        table[:, column] = rng.permutation(table[:, column])
-        without.append(area(table, labels[some]))
-    return area(rows[judged], labels[judged]), area(rows[some], labels[some]) - np.array(without)
+    told = area(rows[judged], labels[judged])
+    if columns and told >= TOLD:
+        some = judged[:QUERIES]
+        whole = area(rows[some], labels[some])
+        for column in range(rows.shape[1]):
+            table = rows[some].copy()
+            table[:, column] = rng.permutation(table[:, column])
+            falls[column] = whole - area(table, labels[some])
+    return told, falls
 
 
 def _with_changes(rows: Floats, o: int, a: int) -> Floats:

@@ -354,9 +354,7 @@ class OfflineConfig(FinetuneConfig):
     """Rounds of the whole run, each of `updates` steps: this is what says how long it takes."""
 
     def seen(self, rounds: int, queries: int) -> tuple[int, str]:
-        """Examples that were learned from, with repetitions; where some are scored beforehand, how many those are."""
-        if self.scored_by is not None:
-            return super().seen(rounds, queries)
+        """Examples that were learned from, with repetitions."""
         return rounds * self.updates * self.batch * self.passes, f"{self.examples} seen"
 
     @property

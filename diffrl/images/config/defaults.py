@@ -13,4 +13,8 @@ def first_look(given: Mapping[str, Any]) -> Mapping[str, Any]:
     other = given.get("algo", FIRST_LOOK["algo"]) != FIRST_LOOK["algo"]
     if other or {"reward", "held_out", "model"} & given.keys():
         return {}
-    return {name: value for name, value in FIRST_LOOK.items() if name != "kl" or given.get("eta") != 0}
+    idle = {"kl"} if given.get("eta") == 0 else set()  # a chain without noise has no divergence
+    batch = given.get("batch")
+    if isinstance(batch, int) and batch < FIRST_LOOK["updates"]:
+        idle.add("updates")  # each needs an image
+    return {name: value for name, value in FIRST_LOOK.items() if name not in idle}
