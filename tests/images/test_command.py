@@ -391,7 +391,7 @@ def test_stop_kl_stops(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--model", "tiny-digits", "--prompts", "wrong.txt"], "0 to 9"),
         (["--model", "tiny-emoji", "--prompts", "wrong.txt"], "tiny-emoji"),
         (["--algo", "draft", "--reward", "jpeg"], "gradient"),
-        (["--eta", "0"], "deterministic"),
+        (["--algo", "ddpo-is", "--eta", "0"], "deterministic"),
         (["--queries", "10"], "--batch"),
         (["--batch", "0"], "--batch"),
         (["--algo", "grpo", "--batch", "12"], "--group"),

@@ -23,6 +23,7 @@ from diffrl.runs.config import WORKERS_PAY_FROM, TrainConfig, choose_eval_worker
 from diffrl.runs.policy import CheckpointEvaluator, Policy, load_agent
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
+from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
 from diffrl.training.workers import WorkerDied
 from envs.task import Task
@@ -185,7 +186,7 @@ def test_the_steps_made_but_not_the_evaluations_is_not_the_end(in_line: Path, or
 
     config = evaluated(run, eval_workers=1, eval_every=150)
     thread = after(lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(UserError, match=f"All 200 steps .* step 150, 200, not .* again.* resume {run}") as caught:
+    with pytest.raises(Interrupted, match=f"All 200 steps .* step 150, 200, not .* again.* resume {run}") as caught:
         diffrl.train(config, quiet=True)
     thread.join()
     assert caught.value.exit_code == 130
