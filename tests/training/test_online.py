@@ -88,7 +88,7 @@ def bandit_run(out: Path, agent: AgentConfig, **fields: Any) -> Path:
     columns = {name: rng.uniform(-1, high, (200, 1)).astype(np.float32) for name, high in (("o", 1), ("a", 0))}
     ends = np.ones(200, np.bool_)
     data = OfflineDataset(columns["o"], columns["a"], np.zeros(200, np.float32), ends, ~ends)
-    file = d4rl.write(out.parent / "bandit.hdf5", data)
+    file = d4rl.write(out.parent / "bandit.hdf5", data, force=True)
     values = {"env": "Bandit-v0", "steps": 40, "eval_every": 40, "eval_episodes": 2, "log_every": 10, "seeds": (0, 1)}
     return diffrl.train(TrainConfig(str(file), agent, out=out, **(values | fields)), quiet=True)
 

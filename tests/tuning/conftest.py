@@ -58,7 +58,7 @@ def target_data() -> OfflineDataset:
 
 def target_run(out: Path, agent: AgentConfig | None = None, **fields: Any) -> Path:
     """An agent trained on that data; by default it clones."""
-    file = d4rl.write(out.parent / "target.hdf5", target_data())
+    file = d4rl.write(out.parent / "target.hdf5", target_data(), force=True)
     values = {
         "env": "Target-v0",
         "steps": 500,
