@@ -219,10 +219,8 @@ def _claim(folder: Path, wanted: Begun, later: Mapping[str, Any]) -> Begun:
             version = int(found.pop("rows_version", 1))
             found["rows_version"] = settings["rows_version"]
             found["model"] = {**later, **found["model"]}
-            if (
-                found.get("fingerprint") == settings["fingerprint"]
-            ):  # older versions wrote rows of data that have no more
-                found["rows"] = settings["rows"]
+            if found.get("fingerprint") == settings["fingerprint"]:
+                found["rows"] = settings["rows"]  # where they are all, older versions kept the number asked for
             alike = set(found["model"]) == set(settings["model"])
             if alike:  # those of older versions do not say it
                 found.setdefault("verb", wanted.verb)
