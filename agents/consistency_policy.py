@@ -17,6 +17,7 @@ from diffrl.diffusion import (
     consistency_sample,
     n_boundaries,
 )
+from diffrl.diffusion.process import check_times
 from diffrl.support.errors import UserError
 
 
@@ -80,6 +81,7 @@ class ConsistencyPolicy(GenerativePolicy):
             times = self.prediction.process.grid(steps, sigma_min, sigma_max, dtype=dtype)[:-1]
         else:
             times = torch.linspace(sigma_max, 2.0, steps, dtype=dtype)
+        check_times(self.prediction.process, times)
         self.register_buffer("times", times, persistent=False)
 
     def function(self, observations: Tensor, K: int = 1) -> Denoise:
@@ -156,7 +158,6 @@ class ConsistencyPolicy(GenerativePolicy):
         f = self.function(observations, self._candidates(observations, noise))
         start = self.boundaries.k_max * noise[0]
         clip = (-1.0, 1.0) if self.improved else None
-        actions = consistency_sample(
-            f, self.prediction.process, start, self.times, noise=noise[1:], clip=clip, eps=self.eps
-        )
+        process, times = self.prediction.process, self.times
+        actions = consistency_sample(f, process, start, times, noise=noise[1:], clip=clip, eps=self.eps, check=False)
         return actions.clamp(-1, 1)

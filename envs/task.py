@@ -88,11 +88,15 @@ class Task:
     def fidelity(self) -> str:
         """The line that stands beside scores, on how the environment compares with the original; "": there is none.
 
-        It is of the environment alone, and so of all data that are scored in the benchmark's own, unchanged.
+        It is of the environment alone, and so of all data that are scored in the benchmark's own, unchanged. Of a
+        benchmark that no package here has, as in a run from another machine, nothing is known.
         """
         if self.reference is None:
             return ""
-        own = registry.get(self.reference)
+        try:
+            own = registry.get(self.reference)
+        except UserError:
+            return ""
         changed = self.max_episode_steps is not None or dict(self.env_kwargs) != dict(own.env_kwargs)
         return own.fidelity if self.env_id == own.env_id and not changed else ""
 

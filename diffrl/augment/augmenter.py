@@ -36,6 +36,8 @@ class RealData:
     """Lowest and highest actions (A,)."""
     observation_bounds: Bounds
     """Lowest and highest observations (O,); infinite where no environment is known."""
+    rows: int | None = None
+    """How many first rows of a larger data set these are; None: all that it has."""
 
     def dynamics(self) -> "tuple[Dynamics | None, str]":
         """The simulator of the environment; None where there is none, and why, in a sentence ("": none is known)."""

@@ -95,7 +95,7 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
     augmenter.open(data, request.held_out, request.seed, device)
     n = _samples(request, len(data.transitions), augmenter)
     if not quiet:
-        console.print(_amounts(request, len(data.transitions), n, augmenter), markup=False, highlight=False)
+        console.print(_amounts(request, data, n, augmenter), markup=False, highlight=False)
     folder = target.folder if request.folder is None else Path(request.folder)
     with held(folder, GO_ON):
         begun = _claim(folder, _begun(request, augmenter, data), augmenter.later_settings)
@@ -154,7 +154,7 @@ def open_data(request: Request, quiet: bool) -> RealData:
         raise DataError(f"{name} has {len(transitions)} rows of known successor; expected {LEAST_ROWS} or more.")
     ends = torch.tensor([[-1.0], [1.0]]).expand(2, dataset.action_size)
     lowest, highest = scaling.inverse(ends).numpy()
-    return RealData(dataset, task, transitions, (lowest, highest), (low, high))
+    return RealData(dataset, task, transitions, (lowest, highest), (low, high), rows)
 
 
 def _samples(request: Request, rows: int, augmenter: Augmenter) -> int:
@@ -170,9 +170,10 @@ def _samples(request: Request, rows: int, augmenter: Augmenter) -> int:
     return -(-n // augmenter.together) * augmenter.together
 
 
-def _amounts(request: Request, rows: int, n: int, augmenter: Augmenter) -> str:
+def _amounts(request: Request, data: RealData, n: int, augmenter: Augmenter) -> str:
     """How many rows are read and how many will be generated, which options say so, and of the default what is less."""
-    said = "" if request.rows is None else f" (of its first {request.rows:,} rows: --rows)"
+    rows = len(data.transitions)
+    said = "" if data.rows is None else f" (of its first {data.rows:,} rows: --rows)"
     option = "--samples" if request.samples is not None else "--ratio" if request.ratio is not None else "the default"
     in_proportion = option == "the default" and request.rows is not None and n == rows * (augmenter.each or 0)
     each = f": {augmenter.each} for each" if in_proportion else ""
@@ -191,7 +192,7 @@ def _amounts(request: Request, rows: int, n: int, augmenter: Augmenter) -> str:
 def _begun(request: Request, augmenter: Augmenter, data: RealData) -> Begun:
     return Begun(
         request.dataset,
-        request.rows,
+        data.rows,
         request.held_out,
         request.seed,
         data.task.env_id,
@@ -218,6 +219,8 @@ def _claim(folder: Path, wanted: Begun, later: Mapping[str, Any]) -> Begun:
             version = int(found.pop("rows_version", 1))
             found["rows_version"] = settings["rows_version"]
             found["model"] = {**later, **found["model"]}
+            if found.get("fingerprint") == settings["fingerprint"]:
+                found["rows"] = settings["rows"]  # where they are all, older versions kept the number asked for
             alike = set(found["model"]) == set(settings["model"])
             if alike:  # those of older versions do not say it
                 found.setdefault("verb", wanted.verb)

@@ -349,15 +349,17 @@ def consistency_sample(
     noise: Tensor | None = None,
     clip: Clip | None = None,
     eps: float = 0.0,
+    check: bool = True,
 ) -> Tensor:
     """Data from `x` at times[0]: f(x, t_0), then perturbed to each further t_i and taken back (algorithm 1 of CM).
 
-    times: (T,), decreasing; one entry is one-step sampling. On x's device they can be captured; those on the CPU are
-        looked at first, but for compiled calls.
+    times: (T,), decreasing; one entry is one-step sampling. On x's device they can be captured.
     generator, noise: what T > 1 needs, one of them: standard normal noise (T - 1, *x.shape), drawn in one call. Under
         torch.compile pass the noise.
     clip: (low, high), to which each answer of f is clamped.
     eps: the time to which f carries, 0, or `KarrasBoundary`'s eps: x_i = (a_i/a) x_eps + sqrt(s_i^2 - (a_i s/a)^2) z.
+    check: whether times on the CPU are looked at first, but for calls that are compiled or under torch.func; False
+        where `check_times` has looked at them.
 
     A tensor of x's shape, at least float32; differentiable in `x` and in whatever `f` holds. Raises ValueError for
     times of a wrong shape, and, where they are looked at, that do not decrease or lie outside of the process; for noise
@@ -365,7 +367,8 @@ def consistency_sample(
     """
     if times.ndim != 1 or len(times) < 1:
         raise ValueError(f"times must be a vector of T >= 1 decreasing values, got shape {tuple(times.shape)}")
-    if times.device.type == "cpu" and not torch.compiler.is_compiling():
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if check and times.device.type == "cpu" and not transformed:
         check_times(process, times)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     z = step_noise(x, len(times) - 1, generator, noise).unbind() if len(times) > 1 or noise is not None else ()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agents import AGENTS
 from diffrl.runs.acting import Actor, Evaluator
 from diffrl.runs.policy import load_stack, remarks, tell_remarks
 from diffrl.runs.report import draw_maze
@@ -210,7 +211,7 @@ def _called(rolled: Sequence[Rolled]) -> tuple[list[str], list[str], str]:
     """What runs are called on the page; beside each other, with their agents where a name hides one; what all share."""
     whole = [one.name for one in rolled]
     names, shared = apart(whole)
-    return names, with_agents(names, whole, [one.run.config.agent.name for one in rolled]), shared
+    return names, with_agents(names, whole, [one.run.config.agent.name for one in rolled], AGENTS), shared
 
 
 def _one_task(runs: Sequence[Run], places: Sequence[str]) -> Task:

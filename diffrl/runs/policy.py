@@ -336,7 +336,10 @@ def evaluate(
         why = "was trained without an environment" if env is None else f"cannot be evaluated in --env {env}"
         raise UserError(f"{run.path} {why}: name one to evaluate in with --env ID.")
     settle()
-    called = {str(name): name for name in ((which,) if isinstance(which, str | int | Integral) else which)}
+    called: dict[str, Any] = {}  # of one step that is named twice, 20 and "20", the first name
+    names: tuple[Any, ...] = (which,) if isinstance(which, str | int | Integral) else tuple(which)
+    for one in names:
+        called.setdefault(str(one), int(one) if isinstance(one, Integral) else one)
     asked = [*called]
     if not asked:
         raise UserError("which is empty: expected last, best or steps.")

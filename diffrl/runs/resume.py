@@ -43,8 +43,10 @@ def resume(
     working in its folder.
     """
     given = (steps, "steps", Count), (eval_workers, "eval_workers", Natural), (stop_kl, "stop_kl", PositiveLimit)
-    for value, name, expected in (*given, (device, "device", str), (dataset, "dataset", str)):
+    steps, eval_workers, stop_kl, device, dataset = (
         schema.held(value, expected | None, name)
+        for value, name, expected in (*given, (device, "device", str), (dataset, "dataset", str))
+    )
     path = to_write(path, "runs")
     kind = kinds.kind_of(path)
     if kind not in (IMAGES, IMAGES_DISTIL) and not folder.steps(path):  # of images, some begin anew

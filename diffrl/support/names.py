@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def apart(names: Sequence[str]) -> tuple[list[str], str]:
@@ -19,14 +19,24 @@ def apart(names: Sequence[str]) -> tuple[list[str], str]:
     return short, ",".join(shared)
 
 
-def tells(name: str, agent: str) -> bool:
-    """Whether the name of a run has that of its agent in it, as a word: `my-iql` has iql, and `abcd` not bc."""
-    return re.search(rf"(?<![A-Za-z]){re.escape(agent)}(?![A-Za-z])", name) is not None
+def tells(name: str, agent: str, known: Iterable[str] = ()) -> bool:
+    """Whether the name of a run has that of its agent in it, as a word: `my-iql` has iql, and `abcd` not bc.
+
+    known: the agents' names there are. The longest of them is read: with td3_bc known, `td3_bc-maze2d` has no bc.
+    """
+    longest_first = "|".join(re.escape(one) for one in sorted({agent, *known}, key=len, reverse=True))
+    return agent in re.findall(rf"(?<![A-Za-z])(?:{longest_first})(?![A-Za-z])", name)
 
 
-def with_agents(names: Sequence[str], whole: Sequence[str], agents: Sequence[str]) -> list[str]:
-    """The names of runs with their agents in brackets, `full (iql)`, unless each run's whole name tells its agent."""
-    if all(tells(name, agent) for name, agent in zip(whole, agents, strict=True)):
+def with_agents(
+    names: Sequence[str], whole: Sequence[str], agents: Sequence[str], known: Iterable[str] = ()
+) -> list[str]:
+    """The names of runs with their agents in brackets, `full (iql)`, unless each run's whole name tells its agent.
+
+    known: see `tells`; the agents of the runs themselves are known.
+    """
+    known = {*known, *agents}
+    if all(tells(name, agent, known) for name, agent in zip(whole, agents, strict=True)):
         return list(names)
     return [f"{name} ({agent})" for name, agent in zip(names, agents, strict=True)]
 

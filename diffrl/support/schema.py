@@ -143,12 +143,15 @@ def read(schema: type[T], values: Mapping[str, Any], source: str, group: str = "
         raise UserError(f"{source}: {error}" if source else str(error)) from error
 
 
-def refuse_others(names: Iterable[str], what: str, *schemas: type) -> None:
-    """Raise UserError for a name that none of the dataclasses has for a field, naming the nearest. what: of what."""
+def refuse_others(names: Iterable[object], what: str, *schemas: type) -> None:
+    """Raise UserError for a name that none of the dataclasses has for a field, naming the nearest. what: of what.
+
+    A name that is no text, such as the key 1, is one of these.
+    """
     known = {name for schema in schemas for name in _hints(schema)}
     for name in names:
         if name not in known:
-            raise UserError(f"There is no field {shown(name)} of {what}; {nearest(name, known)}")
+            raise UserError(f"There is no field {shown(name)} of {what}; {nearest(str(name)[:60], known)}")
 
 
 def refusal(field: str, value: object, expected: str) -> UserError:

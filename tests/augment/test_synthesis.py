@@ -326,6 +326,26 @@ def test_a_model_is_kept_and_other_settings_are_refused(source: Path, tmp_path: 
         load_model(tmp_path)
 
 
+def test_all_rows_by_number_are_the_whole_and_its_model_is_gone_on_with(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also in a folder of an older version, which kept the number; a part of the rows is other data."""
+    out, n = tmp_path / "new.hdf5", len(d4rl.read(source))
+    synther(str(source), out, rows=n, samples=100, report=False, **{**TINY, "quiet": False})
+    said = _words(capsys.readouterr().err)
+    assert "all are taken." in said
+    assert "--rows)" not in said
+    path = tmp_path / "new-synther" / "config.json"
+    about = json.loads(path.read_text())
+    assert about["rows"] is None
+    (path.parent / "SHA256SUMS").unlink()
+    path.write_text(json.dumps(about | {"rows": n}))
+    for rows in (None, n):
+        synther(str(source), out, rows=rows, samples=100, report=False, force=True, **TINY)
+    with pytest.raises(UserError, match=f"rows {n}, not {n - 1}; other data"):
+        synther(str(source), out, rows=n - 1, samples=100, report=False, force=True, **TINY)
+
+
 def first_version(folder: Path, name: str) -> dict[str, Any]:
     """Write a file of a model's folder as the first version of rows left it: without a version; give what it holds."""
     about: dict[str, Any] = json.loads((folder / name).read_text())

@@ -552,6 +552,17 @@ def test_a_training_step_is_one_graph_for_every_step(generator: torch.Generator)
 # --- mistakes ------------------------------------------------------------------------------------------------------
 
 
+def test_sampling_works_under_vmap_over_times(generator: torch.Generator) -> None:
+    """Each row with times of its own is that row alone; nothing can look at the values of times there."""
+    process, x, noise = VE(), torch.randn(4, 3, generator=generator), torch.randn(1, 3, generator=generator)
+    times = torch.tensor([[80.0, 2.0], [40.0, 2.0], [20.0, 1.0], [9.0, 3.0]])
+
+    def draw(x: Tensor, times: Tensor) -> Tensor:
+        return consistency_sample(lambda x, t: x / (1 + t), process, x, times, noise=noise)
+
+    torch.testing.assert_close(torch.func.vmap(draw)(x, times), torch.stack([*map(draw, x, times)]))
+
+
 def test_mistakes_are_named() -> None:
     process, x0, t = VP(), torch.zeros(4, 3), torch.tensor(1.0)
     prediction = Prediction("edm", process)

@@ -195,6 +195,7 @@ def test_a_random_policys_returns_are_told_of_all_data_in_the_benchmarks_environ
     own = Task("Hopper-v4", {}, "hopper-medium-v2", comparable=False)
     assert "17.7 ± 1.8 here, -20.27 in D4RL" in own.fidelity
     assert not own.faithful
+    assert replace(own, reference="nopackage-data-v0").fidelity == ""  # a benchmark of a package that is not here
     for other in (
         replace(own, env_kwargs={"healthy_reward": 2.0}),
         replace(own, max_episode_steps=50),

@@ -174,16 +174,19 @@ def test_mazes_are_compared_by_the_command(tmp_path: Path, capsys: Any) -> None:
     assert "2 intervals" in text
 
 
-def test_a_name_that_hides_its_agent_has_it_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("one", "other"), [("full", "iql"), ("bc-maze", "td3_bc-maze")])
+def test_a_name_that_hides_its_agent_has_it_beside(
+    one: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two runs of one agent, one of them called like another agent: differences and axes tell what is compared."""
-    for name in ("full", "iql"):
+    for name in (one, other):
         made_run(tmp_path / name, small("bc"), SWING)
     drawn: list[Any] = []
     monkeypatch.setattr(module, "png", lambda figure: drawn.append(figure) or png(figure))
-    page, *_ = compare([tmp_path / "full", tmp_path / "iql"], tmp_path / "page.html", episodes=2, quiet=True)
-    assert "<b>iql (bc) − full (bc)</b>" in page.read_text().replace("<wbr>", "")
+    page, *_ = compare([tmp_path / one, tmp_path / other], tmp_path / "page.html", episodes=2, quiet=True)
+    assert f"<b>{other} (bc) − {one} (bc)</b>" in page.read_text().replace("<wbr>", "")
     (ax,) = drawn[0].axes
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("full (bc)", "iql (bc)")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == (f"{one} (bc)", f"{other} (bc)")
 
 
 def test_long_names_stay_within_their_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

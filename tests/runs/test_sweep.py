@@ -76,6 +76,7 @@ def test_values_are_of_their_fields_types(text: str, expected: tuple[object, ...
     assert plan.axis(text, runs()[0].config).values == expected
 
 
+TUNED = ["--set", "agent.reward_tune=no,normalize"]
 MISTAKES = {
     "--out": ([*GRID], "--out sweeps/NAME"),
     "field": ([*GRID, "--set", "agent.widht=3", "--out", "x"], "did you mean 'agent.width'"),
@@ -100,8 +101,12 @@ MISTAKES = {
         "adds the runs of the others.",
     ),
     "rewards of an agent without": (
-        [*GRID, "--set", "agent.reward_tune=no,normalize", "--out", "x"],
+        [*GRID, *TUNED, "--out", "x"],
         "bc learns without rewards, so all its runs would be the same.",
+    ),
+    "rewards of some runs without": (
+        ["--agent", "diffuser", "--dataset", "a.hdf5", "--out", "x", "--set", "agent.guidance=none,return", *TUNED],
+        "in diffuser-a,agent.guidance=none,agent.reward_tune=no diffuser learns without rewards, so those with",
     ),
     "type": ([*GRID, "--set", "agent.layers=many", "--out", "x"], "agent.layers is 'many'; expected a whole number"),
     "range": ([*GRID, "--set", "agent.layers=0", "--out", "x"], "expected at least 1"),
@@ -296,6 +301,23 @@ def test_an_error_is_told_in_full_once(tmp_path: Path, capsys: pytest.CaptureFix
         f"failed: {made[2].name}: From before.",
     ]
     assert board.told == dict.fromkeys([run.name for run in made[:2]], "No such data.")
+
+
+def test_rewards_are_tuned_of_an_agent_that_is_set_to_learn_from_them() -> None:
+    found = plan.bases([], ["diffuser"], ["a.hdf5"])
+    made = plan.grid(found, ["agent.guidance=return", "agent.reward_tune=no,normalize"], (), False)
+    assert [run.config.agent.reward_tune for run in made] == ["no", "normalize"]
+    assert all(run.config.agent.learns_from_rewards for run in made)
+
+
+def test_a_run_that_fails_again_does_not_point_at_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run,) = runs("agent.width=8")
+    board = show.Board(tmp_path, [run], {run.name: State("waiting")}, 1)
+    for _ in range(2):
+        board.started(run, State("waiting"))
+        board.ended(run, State("failed", 0, "No such data."))
+    said = " ".join(capsys.readouterr().err.split())
+    assert (said.count("No such data."), said.count(f"as {run.name}")) == (2, 0)
 
 
 def test_the_legend_says_of_what_a_star_is_the_best() -> None:

@@ -53,3 +53,6 @@ def test_agents_stand_in_brackets_unless_every_name_tells_its_own() -> None:
     told = {"td3_bc": ("td3_bc-hopper", "my-td3_bc2"), "bc": ("x_bc", "bc"), "iql": ("2iql,seed=0",)}
     assert all(tells(name, agent) for agent, names in told.items() for name in names)
     assert not any(tells(name, "bc") for name in ("abc", "bcd", "full", "b-c"))
+    assert tells("td3_bc-and-bc", "bc", ["td3_bc"])
+    assert not any(tells(name, "bc", ["td3_bc", "diffusion_bc"]) for name in ("td3_bc-maze2d", "my-diffusion_bc2"))
+    assert with_agents(["td3_bc-maze2d"], ["td3_bc-maze2d"], ["bc"], ["td3_bc"]) == ["td3_bc-maze2d (bc)"]

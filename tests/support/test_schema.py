@@ -303,3 +303,8 @@ def test_only_a_number_that_yaml_reads_as_text_is_said_to_be_one() -> None:
         with pytest.raises(UserError) as told:
             held(text, float, "rate")
         assert "YAML" not in str(told.value)
+
+
+def test_a_key_that_is_no_text_is_refused_in_a_line() -> None:
+    with pytest.raises(UserError, match="There is no field 1 of the agent bc; "):
+        configuration.configuration("bc", dataset="maze2d-umaze-v1", agent={1: 2})

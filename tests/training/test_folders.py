@@ -268,6 +268,7 @@ def test_a_run_goes_on_from_another_folder_and_with_data_that_have_moved(
     assert main(["resume", str(moved), "--dataset", "c.hdf5"]) == 0  # a run with nothing left to do is only told
     assert "its data are at" in capsys.readouterr().err
     assert load(moved / "config.yaml").dataset == str(tmp_path / "c.hdf5")
+    diffrl.resume(moved, dataset=tmp_path / "c.hdf5", quiet=True)  # type: ignore[arg-type]  # as text
     assert main(["resume", str(moved), "--accept-changes"]) == 0
     for words in ([], ["--steps", "26", "--dataset", "c.hdf5"]):
         assert main(["resume", str(moved), *words]) == 0

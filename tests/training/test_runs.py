@@ -138,6 +138,9 @@ def test_evaluate_takes_one_checkpoint_by_its_name_or_step(straight: Path) -> No
     assert list(by_step) == [step]
     assert by_step[step] == by_name["last"]
     assert list(diffrl.evaluate(straight, episodes=1, which=(str(step), "last"), quiet=True)) == [str(step), "last"]
+    counted = diffrl.evaluate(straight, episodes=1, which=np.int64(step), quiet=True)  # type: ignore[arg-type]
+    assert json.loads(json.dumps(counted)) == {str(step): by_step[step]}
+    assert [*diffrl.evaluate(straight, episodes=1, which=(step, str(step)), quiet=True)] == [step]  # as it came first
     with pytest.raises(UserError, match="has no checkpoint 'newest'"):
         diffrl.evaluate(straight, which="newest", quiet=True)
     for episodes in (0, 1.5):

@@ -155,24 +155,29 @@ def grid(
     for stem, base in found:
         axes = [axis(text, base) for text in sets]
         once([one.key for one in axes])
-        if any(one.key == "agent.reward_tune" and len(one.values) > 1 for one in axes):
-            _refuse_without_rewards(base)
+        own: list[SweepRun] = []
         stacks = [(seed,) for seed in seeds or base.seeds] if separate else [tuple(seeds or base.seeds)]
         for values in itertools.product(*(one.values for one in axes)):
             settings = {one.key: value for one, value in zip(axes, values, strict=True)}
             for stack in stacks:
                 several = {one.key: settings[one.key] for one in axes if len(one.values) > 1}
                 name = run_name(stem, several, f"seed={stack[0]}" if separate else "")
-                runs.append(SweepRun(name, settings, changed(base, settings, stack)))
+                own.append(SweepRun(name, settings, changed(base, settings, stack)))
+        if any(one.key == "agent.reward_tune" and len(one.values) > 1 for one in axes):
+            _refuse_without_rewards(own)
+        runs += own
     return runs
 
 
-def _refuse_without_rewards(base: TrainConfig) -> None:
-    """Raise UserError where an agent learns without rewards, so that runs with several tunings would be the same."""
-    if not base.agent.learns_from_rewards:
+def _refuse_without_rewards(runs: Sequence[SweepRun]) -> None:
+    """Raise UserError where an agent, as a run has it, learns without rewards: with any tuning it would be the same."""
+    without = [run for run in runs if not run.config.agent.learns_from_rewards]
+    if without:
+        name, everywhere = without[0].config.agent.name, len(without) == len(runs)
+        where, which = ("", "all its runs") if everywhere else (f"in {without[0].name} ", "those with other tunings")
         raise UserError(
-            f"--set agent.reward_tune: {base.agent.name} learns without rewards, so all its runs would be the same. "
-            f"Sweep the other agents with it; {_ADDED}"
+            f"--set agent.reward_tune: {where}{name} learns without rewards, so {which} would be the same. "
+            f"Sweep the others with it; {_ADDED}"
         )
 
 

@@ -109,8 +109,9 @@ class Board:
             self._best = (run.name, result.last)
 
     def _failure(self, run: SweepRun, state: State) -> str:
-        """What a run failed by; of an error that has been said before, by which run."""
-        first = next((name for name, error in self.told.items() if error == state.error), None)
+        """What a run failed by; of an error that was said of another run before, which run."""
+        others = (name for name, error in self.told.items() if error == state.error and name != run.name)
+        first = next(others, None)
         self.told[run.name] = state.error
         return state.error if first is None else f"as {first}"
 
