@@ -95,7 +95,7 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
     augmenter.open(data, request.held_out, request.seed, device)
     n = _samples(request, len(data.transitions), augmenter)
     if not quiet:
-        console.print(_amounts(request, data, n, augmenter), markup=False, highlight=False)
+        console.print(_amounts(request, len(data.transitions), data.rows, n, augmenter), markup=False, highlight=False)
     folder = target.folder if request.folder is None else Path(request.folder)
     with held(folder, GO_ON):
         begun = _claim(folder, _begun(request, augmenter, data), augmenter.later_settings)
@@ -170,10 +170,12 @@ def _samples(request: Request, rows: int, augmenter: Augmenter) -> int:
     return -(-n // augmenter.together) * augmenter.together
 
 
-def _amounts(request: Request, data: RealData, n: int, augmenter: Augmenter) -> str:
-    """How many rows are read and how many will be generated, which options say so, and of the default what is less."""
-    rows = len(data.transitions)
-    said = "" if data.rows is None else f" (of its first {data.rows:,} rows: --rows)"
+def _amounts(request: Request, rows: int, part: int | None, n: int, augmenter: Augmenter) -> str:
+    """How many rows are read and how many will be generated, which options say so, and of the default what is less.
+
+    part: how many first rows of the data those are of; None: all.
+    """
+    said = "" if part is None else f" (of its first {part:,} rows: --rows)"
     option = "--samples" if request.samples is not None else "--ratio" if request.ratio is not None else "the default"
     in_proportion = option == "the default" and request.rows is not None and n == rows * (augmenter.each or 0)
     each = f": {augmenter.each} for each" if in_proportion else ""

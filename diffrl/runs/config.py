@@ -357,17 +357,8 @@ def meant(config: TrainConfig | str | Path, settings: Mapping[str, Any]) -> tupl
     """
     refuse_others(settings, "a run (an agent's are given by agent={...})", TrainConfig)
     said, settings = "", dict(settings)
-    if isinstance(config, TrainConfig):
-        pass
-    elif str(config) in agents.AGENTS and not Path(config).exists():
-        if not settings.get("dataset"):
-            raise UserError(
-                f"{config} is an agent, and no configuration: expected its data set too, "
-                f"diffrl.train({str(config)!r}, dataset=...)."
-            )
-        config, said = default(str(config), str(settings["dataset"]))
-    else:
-        config = find(str(config))
+    if not isinstance(config, TrainConfig):
+        config, said = _named(str(config), settings.get("dataset"))
     if isinstance(own := settings.get("agent"), Mapping):
         kind = type(config.agent)
         refuse_others(own, f"the agent {config.agent.name}", kind)
@@ -375,6 +366,17 @@ def meant(config: TrainConfig | str | Path, settings: Mapping[str, Any]) -> tupl
     config = dataclasses.replace(config, **settings)
     sinks.check_installed(config.log)
     return config, said or _not_shipped(config)
+
+
+def _named(name: str, dataset: object) -> tuple[TrainConfig, str]:
+    """The configuration of a file, of a shipped one's name, or of an agent's beside a data set; and what is said of it."""
+    if name not in agents.AGENTS or Path(name).exists():
+        return find(name), ""
+    if not dataset:
+        raise UserError(
+            f"{name} is an agent, and no configuration: expected its data set too, diffrl.train({name!r}, dataset=...)."
+        )
+    return default(name, str(dataset))
 
 
 def _not_shipped(config: TrainConfig) -> str:

@@ -531,7 +531,7 @@ def test_memory_holds_a_part_at_a_time(better: Path, monkeypatch: pytest.MonkeyP
     ):
         assert job._samples(request, rows, augmenter) == n
         option = "--samples" if request.samples else "--ratio"
-        assert f"generates {n} synthetic ones ({option}{each})." in job._amounts(request, rows, n, augmenter)
+        assert f"generates {n} synthetic ones ({option}{each})." in job._amounts(request, rows, None, n, augmenter)
 
 
 def test_the_report_is_of_rows_that_are_written_however_many_are_left_out_before_them(
