@@ -49,6 +49,8 @@ _SILENT = "rounds without a signal are counted, and DPPO keeps which seeds have 
 _ABSOLUTE = "the data's path is stored absolute"
 _COMPANIONS = "of a sum of rewards the companions are held out, which an evaluation measures: one more entry"
 _EVALUATED_IN = "an evaluation says which environment it was made in, with its arguments and time limit: new entries"
+_AGENT = "scores name their agent: a new entry"
+_LOSS = "an evaluation of a run on examples has their loss: a new entry"
 _BASE = "adapters of a built-in model name it and the digest of the weights under them"
 ACCEPTED: dict[str, str] = {
     "synther*/new-synther/fidelity.json:sliced_w2_of_shuffled_columns": _FIDELITY,
@@ -65,6 +67,8 @@ ACCEPTED: dict[str, str] = {
     "online-synthetic/checkpoints/*": _ROWS_2,
     "online-synthetic/metrics.csv:*": _ROWS_2,
     "online-synthetic/scores.json:*": _ROWS_2,
+    "*/scores.json:agent": _AGENT,
+    "supervised*/evaluations.json:__all__": _LOSS,
     "*/run.json:task": _WHOLE_ENVIRONMENT,
     "*/evaluation.json:env": _WHOLE_ENVIRONMENT,
     "*/evaluation.json:env_id": _EVALUATED_IN,

@@ -35,7 +35,7 @@ NOT_RUN = {
     r"report .?sweeps/e/": "reports on that sweep; tests/runs/test_study_report.py reports on small runs",
     r"select ": "needs several runs of some length; tests/runs/test_selection.py selects among small ones",
     r"(distil runs/FINETUNED|(resume|finetune --model) runs/DISTILLED)": "tests/images/test_distil_images.py does it",
-    r"(train|online) .*hopper-medium-v2": "D4RL's file is downloaded",
+    r"(train|online) .*(hopper|walker2d)-medium-v2": "D4RL's file is downloaded",
     r"finetune .*--reward aesthetic:FOLDER": "needs CLIP's weights; tests/images/rewards run the reward on tiny ones",
     r"finetune .*--model stabilityai/": "the hub's; tests/images/models run tiny Stable Diffusion 3 pipelines",
     r"finetune .*--model black-forest-labs/": "the hub's; tests/images/models run tiny FLUX.2 pipelines",

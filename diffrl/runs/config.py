@@ -369,7 +369,7 @@ def meant(config: TrainConfig | str | Path, settings: Mapping[str, Any]) -> tupl
 
 
 def _named(name: str, dataset: object) -> tuple[TrainConfig, str]:
-    """The configuration of a file, of a shipped one's name, or of an agent's beside a data set; and what is said of it."""
+    """The configuration of a file, of a shipped name, or of an agent for a data set; and what is said of it."""
     if name not in agents.AGENTS or Path(name).exists():
         return find(name), ""
     if not dataset:
