@@ -22,7 +22,7 @@ from diffrl.runs.sweep.state import Result, State, labels, legend, state_of
 from diffrl.runs.sweep.task import perform
 from diffrl.support.errors import UserError
 from diffrl.support.files import to_write
-from diffrl.support.folder import held, steps
+from diffrl.support.folder import SWEEP, held, steps
 from diffrl.training.logs import read_scores
 from tests.runs.sweep_cases import GRID, STEPS, runs, start, wait_for
 from tests.training.conftest import assert_same_run
@@ -173,9 +173,9 @@ def test_the_file_gives_back_the_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../other", "a/b", "/tmp/a", "..", "", 3])
 def test_no_run_lies_outside_of_the_sweeps_folder(name: object, tmp_path: Path) -> None:
     plan.write(tmp_path, Sweep(tuple(runs("agent.width=8"))))
-    told = json.loads((tmp_path / plan.MANIFEST).read_text())
+    told = json.loads((tmp_path / SWEEP).read_text())
     told["runs"][0]["name"] = name
-    (tmp_path / plan.MANIFEST).write_text(json.dumps(told))
+    (tmp_path / SWEEP).write_text(json.dumps(told))
     with pytest.raises(UserError, match="is damaged: it lists no runs"):
         plan.existing(tmp_path)
 
@@ -195,7 +195,7 @@ def test_two_sweeps_at_once_in_a_folder_are_refused(tmp_path: Path, capsys: pyte
     with held(tmp_path):
         assert main(["sweep", *GRID, "--out", str(tmp_path)]) == 2
     assert f"Another process is working in {tmp_path}" in capsys.readouterr().err
-    assert not (tmp_path / plan.MANIFEST).exists()
+    assert not (tmp_path / SWEEP).exists()
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"], ["--slurm"], ["--search", "optuna"]])
@@ -390,7 +390,7 @@ def test_kill_9_at_several_moments_loses_nothing(uncut: Path, tmp_path: Path, wh
     folder, held_file = tmp_path / "s", tmp_path / "order"
     first, second = (folder / run.name for run in runs())
     moments = [
-        lambda: (folder / plan.MANIFEST).exists(),
+        lambda: (folder / SWEEP).exists(),
         lambda: (first / "run.json").exists(),
         lambda: 50 in steps(first),
         lambda: STEPS in steps(first),

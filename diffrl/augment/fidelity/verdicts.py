@@ -134,7 +134,8 @@ def look_first(report: "FidelityReport") -> list[str]:
 
     The limits are rough: `FAR` times the floor of the mean KS or of W2, a third of a step's change, near-copies, twice
     or half the rate of terminals, where by Fisher's exact test chance gives such counts less than once in a thousand,
-    and rows that are told from real ones in more than `EASY` of pairs, unless they are meant to be other ones.
+    and rows that are told from real ones in more than `EASY` of pairs, unless they are meant to be other ones, or real
+    rows are told apart almost as well.
     """
     near, rate, steps = report.neighbours, report.terminal_rate, report.dynamics
     found = []

@@ -3,8 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-_SEEN = {"algo": "draft", "reward": "colour:blue + emoji", "held_out": "emoji-held-out"}
-FIRST_LOOK: Mapping[str, Any] = {**_SEEN, "queries": 640, "updates": 8, "lr": 1e-4, "kl": 0.5}
+FIRST_LOOK: Mapping[str, Any] = {
+    "algo": "draft",
+    "reward": "colour:blue + emoji",
+    "held_out": "emoji-held-out",
+    "queries": 640,
+    "updates": 8,
+    "lr": 1e-4,
+    "kl": 0.5,
+}
 """What a run is that is told neither a reward nor a model, nor another algorithm: something that a person can see."""
 
 

@@ -195,7 +195,7 @@ def _absent(path: Path) -> Iterator[tuple[Path, str]]:
     for folder, below, files in os.walk(path):
         if ABOUT in files:
             below.clear()
-        if plan.MANIFEST not in files:
+        if SWEEP not in files:
             continue
         with contextlib.suppress(UserError):  # of a damaged file: the runs that are there are read all the same
             sweep = plan.read(Path(folder))

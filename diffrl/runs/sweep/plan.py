@@ -27,8 +27,6 @@ from diffrl.support.files import atomic_path, read_json, read_text
 from diffrl.support.folder import ABOUT, SWEEP
 from diffrl.support.schema import checked
 
-MANIFEST = SWEEP
-"""The file in a sweep's folder that lists its runs."""
 ERROR = "error.txt"
 """The file in a run's folder with what its last attempt failed by."""
 ELSEWHERE = {
@@ -348,7 +346,7 @@ def read(folder: Path) -> Sweep | None:
 
     Raises UserError where its file is damaged, and where the folder is a run's, whose scores would hide the sweep's.
     """
-    path = folder / MANIFEST
+    path = folder / SWEEP
     if not path.exists():
         if (folder / ABOUT).exists():
             raise UserError(f"{folder} is a run's folder, and a sweep is to have its own: choose another --out.")
@@ -384,7 +382,7 @@ def _folder_name(name: Any) -> str:
 def existing(folder: Path) -> Sweep:
     """The sweep in a folder. Raises UserError where there is none."""
     if (sweep := read(folder)) is None:
-        what = "does not exist" if not folder.exists() else f"has no {MANIFEST}"
+        what = "does not exist" if not folder.exists() else f"has no {SWEEP}"
         raise UserError(f"{folder} is not a sweep's folder: it {what}. Give a configuration: `diffrl sweep --help`.")
     return sweep
 
@@ -409,7 +407,7 @@ def write(folder: Path, sweep: Sweep) -> None:
         }
         for run in sweep.runs
     ]
-    with atomic_path(folder / MANIFEST) as temporary:
+    with atomic_path(folder / SWEEP) as temporary:
         temporary.write_text(json.dumps({"version": 1, "search": sweep.search, "runs": runs}, indent=1))
 
 

@@ -18,6 +18,7 @@ from diffrl.runs.sweep import plan
 from diffrl.runs.sweep.plan import Axis, Span, Sweep, SweepRun
 from diffrl.runs.sweep.state import State, result_of, state_of
 from diffrl.support.errors import UserError
+from diffrl.support.folder import SWEEP
 from diffrl.support.seeds import mix
 
 STORAGE = "optuna.db"
@@ -90,10 +91,10 @@ class Trials:
         about: Mapping[str, Any] = sweep.search or {}
         try:
             self._stem, self._seed, self._trials = str(about["stem"]), int(about["seed"]), int(about["trials"])
-            self._base = configuration.from_dict(about["base"], str(folder / plan.MANIFEST), of_run=True)
+            self._base = configuration.from_dict(about["base"], str(folder / SWEEP), of_run=True)
             self._axes = [_axis(entry) for entry in about["axes"]]
         except (KeyError, TypeError) as error:
-            raise UserError(f"{folder / plan.MANIFEST} is damaged: it describes no search ({error}).") from error
+            raise UserError(f"{folder / SWEEP} is damaged: it describes no search ({error}).") from error
         self.sweep = sweep
         self._study = self._optuna.create_study(
             storage=f"sqlite:///{(folder / STORAGE).absolute()}",
