@@ -35,13 +35,15 @@ done
 python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version "$python" \
   --implementation cp "${platforms[@]}" --constraint constraints.txt --dest "$to" "${needed[@]}"
 # Of dm_control OGBench needs 3 of its 54 MiB: the rest are bodies and scenes of tasks of its own. Of torchao the
-# optimiser needs no compiled kernels.
+# optimiser needs no compiled kernels, and of mujoco nobody here its studio, a viewer, half of the wheel.
 python3 - "$to" << 'PYTHON'
 import sys, zipfile
 from pathlib import Path
 
 LEFT_OUT = {
-    "dm_control": "dm_control/locomotion/ dm_control/suite/ dm_control/entities/ dm_control/manipulation/",
+    "dm_control": "dm_control/locomotion/ dm_control/suite/ dm_control/entities/ dm_control/manipulation/ "
+    "dm_control/mujoco/testing/ dm_control/blender/",
+    "mujoco": "mujoco/experimental/",
     "torchao": "torchao/_C_ torchao/prototype/spinquant/ torchao/_models/ torchao/csrc/ test/ benchmarks/",
 }
 for package, words in LEFT_OUT.items():
