@@ -100,6 +100,7 @@ def diagnose(
         "seeds": list(run.config.seeds),
         "step": step,
         "rows": train.actions.shape[1],
+        "trained_rows": run.config.rows,
         "held_out": source,
         "held_out_rows": 0 if new is None else new.actions.shape[1],
         "start": start_name,
