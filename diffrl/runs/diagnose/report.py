@@ -182,7 +182,8 @@ def plot_diagnosis(result: dict[str, Any], path: Path) -> Path:
     figure = Figure(figsize=(14, 8), layout="constrained")
     axes = figure.subplots(2, 3)
     about = result["about"]
-    figure.suptitle(f"{about['agent']} on {called(about['dataset'])}, step {about['step']:,}", fontsize=13)
+    step = f"step {about['step']:,}{', diverged' * bool(about['diverged'])}"
+    figure.suptitle(f"{about['agent']} on {called(about['dataset'])}, {step}", fontsize=13)
     pages = {
         "Training": (_plot_losses, _plot_errors),
         "Sampling": (_plot_solvers, _plot_likelihoods),

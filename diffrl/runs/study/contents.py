@@ -73,6 +73,8 @@ def main_table(summary: Summary, interval: bool = False) -> Table:
         "all others'. Underlined: the highest mean elsewhere. Where several agents share it, all of these are "
         "underlined; where all agents do, or one has a single seed, none is."
     )
+    if gone := len(summary.scores.diverged):
+        note += f" {counted(gone, 'runs')} diverged before any evaluation, and {'is' if gone == 1 else 'are'} left out."
     named = {task: f"{task} (return)" if task in returns else task for task in tasks}
     rows = [[Cell(named[task]), *(cell(task, agent) for agent in agents)] for task in tasks]
     table = Table("results", "Results", ["task", *agents], rows, note)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from diffrl.runs.config import MACHINE, TrainConfig
+from diffrl.runs.diverged import diverged
 from diffrl.runs.kind import OFFLINE, kind_of
 from diffrl.runs.run import Run
 from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
+from diffrl.runs.sweep.plan import error_of
 from diffrl.support.errors import UserError
 from diffrl.support.folder import IMAGES
 from diffrl.training import logs
@@ -27,6 +29,14 @@ _NOT_SETTINGS = (
     *("log_every", "tf32", *MACHINE),
 )
 """Fields of a run's configuration that make no other agent: the task's, and those that no result depends on."""
+
+
+class Diverged(UserError):
+    """A run that diverged before its first evaluation."""
+
+    def __init__(self, text: str, folder: str) -> None:
+        super().__init__(text)
+        self.folder = folder
 
 
 @dataclass(frozen=True)
@@ -50,12 +60,14 @@ class _Read:
 
 def read_runs(folders: Sequence[str], absent: Sequence[str] = ()) -> Scores:
     """The scores of runs' folders: see `Scores.of_runs`. absent: sentences on runs that have no folder to read."""
-    read, left_out = [], [*absent]
+    read, left_out, gone = [], [*absent], []
     for folder in folders:
         try:
             read.append(_read(folder))
         except UserError as error:
             left_out.append(f"Left out: {error}")
+            if isinstance(error, Diverged):
+                gone.append(error.folder)
     if not read:
         more = f" {len(left_out) - 1} more could not be used." if len(left_out) > 1 else ""
         why = left_out[0].removeprefix("Left out: ") if left_out else "No folder was given."
@@ -93,21 +105,23 @@ def read_runs(folders: Sequence[str], absent: Sequence[str] = ()) -> Scores:
                 rows[row[:4]] = row
                 episodes.setdefault((one.task, agent), set()).add(len(entry["returns"][i]))
     algorithms = {names[one.path]: one.run.config.agent.name if one.run.kind == OFFLINE else "" for one in read}
-    return Scores(tuple(rows.values()), units, episodes, tuple(_notes(read)), tuple(left_out), algorithms)
+    return Scores(tuple(rows.values()), units, episodes, tuple(_notes(read)), tuple(left_out), algorithms, tuple(gone))
 
 
 def _read(folder: str) -> _Read:
-    """A run's folder. Raises UserError where it is damaged, of images, or has no evaluation yet."""
+    """A run's folder. Raises UserError where it is damaged, of images, or has no evaluation; Diverged where so why."""
     path = Path(folder)
     if kind_of(path) == IMAGES:
         raise UserError(f"{path} is a fine-tuning run of an image model: `diffrl compare {path}` shows it.")
     run = Run.read(path)
-    if not (path / "scores.json").exists():
-        why = "its data have no environment (--env ID)" if run.task.env_id is None else "none was made yet"
-        raise UserError(f"{path} has no evaluations: {why}.")
-    scores = read_scores(path)
+    scores = read_scores(path) if (path / "scores.json").exists() else {"evaluations": []}
     if not scores["evaluations"]:
-        raise UserError(f"{path} has no evaluations: none was made yet.")
+        if said := diverged(run):
+            raise Diverged(f"{path} has no evaluations. {said}", folder)
+        why = "its data have no environment (--env ID)" if run.task.env_id is None else "none was made yet"
+        if error := error_of(path):
+            why = f"it failed: {error.rstrip('.')}"
+        raise UserError(f"{path} has no evaluations: {why}.")
     seeds = list(run.config.seeds)
     if len(scores["evaluations"][0]["returns"]) != len(seeds):
         raise UserError(f"{path} is damaged: its scores are not of its {len(seeds)} seeds. Restore it from a copy.")
@@ -226,8 +240,12 @@ def _notes(read: Sequence[_Read]) -> list[Note]:
                 notes.append(Note(task, said))
     for one in read:
         last, wanted = max(e["step"] for e in one.scores["evaluations"]), one.run.config.steps
+        said = diverged(one.run)
+        if said:
+            notes.append(Note(one.path, said))
         if last < wanted:
-            notes.append(Note(one.path, f"Not finished: the last evaluation is at step {last:,} of {wanted:,}."))
+            short = "The" if said else "Not finished: the"
+            notes.append(Note(one.path, f"{short} last evaluation is at step {last:,} of {wanted:,}."))
         own = logs.Scores(Path(one.path), {})
         for which, step in (("last", last), ("best", min(own.best_steps()))):
             if untrained := one.run.untrained(step):

@@ -66,6 +66,9 @@ class Scores:
     """By agent, the bare name of what trained it alone, on data, such as iql of `iql tau=0.9`; "": something more did,
     as with students and what is fine-tuned. Known of runs; of a file's agents it is what stands before settings."""
 
+    diverged: tuple[str, ...] = ()
+    """The folders of runs that diverged before their first evaluation, and so have no score."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row[:4])))
 
@@ -114,6 +117,7 @@ class Scores:
             tuple(dict.fromkeys((*self.notes, *other.notes))),
             (*self.left_out, *other.left_out),
             {**self.algorithms, **other.algorithms},
+            (*self.diverged, *other.diverged),
         )
 
     @classmethod

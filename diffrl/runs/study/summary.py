@@ -14,6 +14,7 @@ from diffrl.runs.study import statistics
 from diffrl.runs.study.protocols import PROTOCOLS, Curve, Protocol, Shared, curve, reached, results, shared
 from diffrl.runs.study.scores import SCORE, Note, Scores
 from diffrl.runs.study.statistics import Interval
+from diffrl.support.errors import counted
 
 FEW, MANY = 5, 12
 """Fewer seeds than these are few; more agents than these are not compared each with each."""
@@ -226,6 +227,12 @@ class Summary:
 
     def _of_evaluations(self) -> list[Note]:
         notes = []
+        if gone := self.scores.diverged:
+            have = "has" if len(gone) == 1 else "have"
+            said = (
+                f"{counted(len(gone), 'runs')} diverged before the first evaluation and {have} no score; every figure "
+            )
+            notes.append(Note("Diverged", f"{said}is of runs that survived: {_named(gone)}."))
         if self.protocol == "best":
             said = "The best evaluation is chosen by the scores that are then reported, so they are too high: the more "
             notes.append(Note("Best", said + "evaluations and the fewer episodes, the more."))
