@@ -224,16 +224,18 @@ def tables(summary: Summary, interval: bool = False) -> list[Table]:
 def results_csv(summary: Summary) -> str:
     """The results of every protocol in full precision, a row a task, agent and protocol.
 
-    evaluations: the fewest that a seed has, so that a last3 of fewer than three can be told.
+    evaluations: the fewest that a seed has, so that a last3 of fewer than three can be told. settings: those of the
+    agent's name, with whole values.
     """
     header = ["task", "agent", "unit", "protocol", "seeds", "evaluations", "mean", "standard_error"]
-    header += ["student_low", "student_high"]
+    header += ["student_low", "student_high", "settings"]
     rows = []
     protocols: list[Protocol] = list(PROTOCOLS)
     for protocol in protocols:
         for (task, agent), found in summary.results(protocol).items():
             fewest = min(map(len, summary.scores.curves()[task, agent].values()))
-            rows.append([task, agent, summary.scores.unit(task), protocol, len(found.values), fewest, *found[1:]])
+            head = [task, agent, summary.scores.unit(task), protocol, len(found.values), fewest]
+            rows.append([*head, *found[1:], summary.scores.settings.get(agent, "")])
     return to_csv(header, rows)
 
 

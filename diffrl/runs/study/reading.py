@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,11 @@ class _Read:
     def unit(self) -> str:
         return SCORE if "score" in self.scores["evaluations"][0] else RETURN
 
+    @property
+    def last(self) -> int:
+        """The step of the last evaluation."""
+        return max(int(entry["step"]) for entry in self.scores["evaluations"])
+
 
 def read_runs(folders: Sequence[str], absent: Sequence[str] = ()) -> Scores:
     """The scores of runs' folders: see `Scores.of_runs`. absent: sentences on runs that have no folder to read."""
@@ -104,8 +109,15 @@ def read_runs(folders: Sequence[str], absent: Sequence[str] = ()) -> Scores:
                     )
                 rows[row[:4]] = row
                 episodes.setdefault((one.task, agent), set()).add(len(entry["returns"][i]))
+    varying = _varying(read)
+    settings = {
+        names[one.path]: " ".join(f"{name}={one.settings.get(name, '-')}" for name in varying[one.agent])
+        for one in read
+    }
     algorithms = {names[one.path]: one.run.config.agent.name if one.run.kind == OFFLINE else "" for one in read}
-    return Scores(tuple(rows.values()), units, episodes, tuple(_notes(read)), tuple(left_out), algorithms, tuple(gone))
+    return Scores(
+        tuple(rows.values()), units, episodes, tuple(_notes(read)), tuple(left_out), algorithms, tuple(gone), settings
+    )
 
 
 def _read(folder: str) -> _Read:
@@ -179,20 +191,57 @@ def _tell_data_apart(read: Sequence[_Read]) -> list[_Read]:
 def _agent_names(read: Sequence[_Read]) -> dict[str, str]:
     """By folder, the agent's name; with the settings that runs of it on one task do not share, such as `iql tau=0.9`.
 
-    What differs between tasks alone, as published settings do, sets nothing apart.
+    What differs between tasks alone, as published settings do, sets nothing apart. Numbers are shortened to what tells
+    runs apart, and of steps those that were made are said.
     """
+    varying = _varying(read)
+    whole = {one.path: [(name, one.settings.get(name, "-")) for name in varying[one.agent]] for one in read}
+    alike: dict[tuple[object, ...], list[_Read]] = {}
+    for one in read:
+        alike.setdefault((one.agent, *whole[one.path]), []).append(one)
+    found: dict[str, str] = {}
+    for runs in alike.values():
+        agent = runs[0].agent
+        words = [agent]
+        for name, value in whole[runs[0].path]:
+            others = {dict(whole[one.path])[name] for one in read if one.agent == agent}
+            words.append(f"{name}={_made(runs) if name == 'steps' else _short(value, others)}")
+        found |= dict.fromkeys((one.path for one in runs), " ".join(words))
+    return found | _teachers_apart(read, found)
+
+
+def _varying(read: Sequence[_Read]) -> dict[str, list[str]]:
+    """By agent, the settings that runs of it on one task do not share."""
     varying: dict[str, set[str]] = {}
     for one in read:
         peers = [other.settings for other in read if (other.agent, other.task) == (one.agent, one.task)]
         names = {name for settings in peers for name in settings}
         varying.setdefault(one.agent, set()).update(n for n in names if len({s.get(n) for s in peers}) > 1)
-    found = {
-        one.path: " ".join(
-            [one.agent, *(f"{name}={one.settings.get(name, '-')}" for name in sorted(varying[one.agent]))]
-        )
-        for one in read
-    }
-    return found | _teachers_apart(read, found)
+    return {agent: sorted(names) for agent, names in varying.items()}
+
+
+def _short(value: str, others: Collection[str]) -> str:
+    """A setting's number by as few digits, four or more, as tell it from other values of it; other values whole."""
+
+    def by(digits: int, text: str) -> str:
+        try:
+            return f"{float(text):.{digits}g}" if not text.lstrip("-").isdigit() else text
+        except ValueError:
+            return text
+
+    for digits in range(4, 17):
+        if sum(by(digits, other) == by(digits, value) for other in others) == 1:
+            return by(digits, value)
+    return value
+
+
+def _made(runs: Sequence[_Read]) -> str:
+    """The steps that runs of one agent are for, behind those of their last evaluations where these are fewer."""
+    wanted = runs[0].run.config.steps
+    ends = [one.last for one in runs]
+    if min(ends) >= wanted:
+        return str(wanted)
+    return f"{min(ends)}{f' to {max(ends)}' if max(ends) > min(ends) else ''} of {wanted}"
 
 
 def _teachers_apart(read: Sequence[_Read], names: Mapping[str, str]) -> dict[str, str]:
@@ -239,7 +288,7 @@ def _notes(read: Sequence[_Read]) -> list[Note]:
             if registry.known(name) and (said := registry.get(name).note):
                 notes.append(Note(task, said))
     for one in read:
-        last, wanted = max(e["step"] for e in one.scores["evaluations"]), one.run.config.steps
+        last, wanted = one.last, one.run.config.steps
         said = diverged(one.run)
         if said:
             notes.append(Note(one.path, said))

@@ -69,6 +69,9 @@ class Scores:
     diverged: tuple[str, ...] = ()
     """The folders of runs that diverged before their first evaluation, and so have no score."""
 
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """By agent, the settings that its name has, with whole values. Known of runs."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row[:4])))
 
@@ -118,6 +121,7 @@ class Scores:
             (*self.left_out, *other.left_out),
             {**self.algorithms, **other.algorithms},
             (*self.diverged, *other.diverged),
+            {**self.settings, **other.settings},
         )
 
     @classmethod

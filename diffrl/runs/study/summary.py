@@ -200,7 +200,7 @@ class Summary:
 
     def caveats(self) -> list[Note]:
         """What limits the report: what a careful reader would ask."""
-        return [*self._of_seeds(), *self._of_evaluations(), *self._of_aggregates(), *_grouped(self.scores.notes)]
+        return [*self._of_seeds(), *self._of_evaluations(), *self._of_aggregates(), *grouped(self.scores.notes)]
 
     def _of_seeds(self) -> list[Note]:
         fewest, most = self.seeds
@@ -258,7 +258,7 @@ class Summary:
             if len(steps) > 1:
                 said = f"Last evaluations are at {min(steps):,} to {max(steps):,} steps: agents are compared as they "
                 notes.append(Note(task, said + "ended."))
-        return _grouped(notes)
+        return grouped(notes)
 
     def _of_aggregates(self) -> list[Note]:
         notes = []
@@ -285,7 +285,7 @@ class Summary:
         return notes
 
 
-def _grouped(notes: Sequence[Note]) -> list[Note]:
+def grouped(notes: Sequence[Note]) -> list[Note]:
     """The notes, those of one sentence as one."""
     about: dict[str, list[str]] = {}
     for note in notes:
