@@ -19,6 +19,8 @@ from diffrl.support.remote import local_file, local_folder
 
 COLUMNS = ("task", "agent", "seed", "step", "score")
 """Columns that a CSV file of scores has; it may have `minutes` too, and others, which are not read."""
+X100 = "normalised, x100"
+"""What scores of files are taken to be, as the note on them says it."""
 SCORE, RETURN = "score", "return"
 """What a task's values are: normalised scores x100, or plain returns where there are no references."""
 
@@ -166,7 +168,7 @@ class Scores:
             rows[row[:4]] = row, line
         if not rows:
             raise UserError(f"{path} has a header and no rows; expected one row an evaluation.")
-        said = f"{path.name}: taken to be normalised, x100. Episodes, environments and settings are not known."
+        said = f"{path.name}: taken to be {X100}. Episodes, environments and settings are not known."
         return cls(tuple(row for row, _ in rows.values()), notes=(Note("Scores of others", said),))
 
 
