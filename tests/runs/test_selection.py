@@ -179,7 +179,7 @@ def theirs(path: Path, scores: dict[str, list[float]]) -> Policies:
 
 
 def test_regret_is_against_the_best_of_all_policies_of_the_group(tmp_path: Path) -> None:
-    """Also of those that a criterion has no estimate of; where those that it has one of tie, there is none."""
+    """Also of those that a criterion has no estimate of; where all tie, there is none."""
     policies = theirs(tmp_path / "theirs.csv", {"bc": [10, 8], "iql": [-17, 3, 1]}).of("t")
     nan = math.nan
     values = {FQE: np.array([1.0, 2, 3, 4, 5]), CRITICS: np.array([nan, nan, 9.0, 5, 1]), BC_LOSS: np.full(5, nan)}
@@ -187,8 +187,13 @@ def test_regret_is_against_the_best_of_all_policies_of_the_group(tmp_path: Path)
     assert {key: (m.policies, m.group) for key, m in found.items()} == {(ALL, FQE): (5, 5), (ALL, CRITICS): (3, 5)}
     assert float(found[ALL, CRITICS].regrets[1].value) == 10 - -17
     assert float(found[ALL, FQE].regrets[1].value) == 10 - 1
-    tied = theirs(tmp_path / "tied.csv", {"bc": [10, 8], "iql": [-17, -17, -17]}).of("t")
-    assert {m.criterion: bool(m.regrets) for m in _measured("t", ALL, tied, values)} == {FQE: True, CRITICS: False}
+    behind = theirs(tmp_path / "behind.csv", {"bc": [10, 8], "iql": [-17, -17, -17]}).of("t")
+    lost = {m.criterion: float(m.regrets[1].value) for m in _measured("t", ALL, behind, values)}
+    assert lost == {FQE: 10 - -17, CRITICS: 10 - -17}
+    tied = theirs(tmp_path / "tied.csv", {"bc": [-17, -17], "iql": [-17, -17, -17]}).of("t")
+    assert [m.regrets for m in _measured("t", ALL, tied, values)] == [{}, {}]
+    alike = {**values, FQE: np.zeros(5)}
+    assert [bool(m.regrets) for m in _measured("t", ALL, policies, alike)] == [False, True]
 
 
 def test_what_true_scores_are_is_said(tmp_path: Path) -> None:

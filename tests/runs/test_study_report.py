@@ -491,6 +491,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "<h1>&lt;b&gt;</h1>" in (out / "index.html").read_text()
 
 
+def test_a_line_that_hides_another_is_told(tmp_path: Path) -> None:
+    """In performance profiles, of agents with the same scores."""
+    same = Summary(scored({("t", "bc"): [[1], [2]], ("t", "iql"): [[2], [1]], ("t", "td3_bc"): [[5], [6]]}))
+    path, _ = write_report(same, tmp_path / "same")
+    assert "One line lies on the other: those of bc and iql." in path.read_text()
+    path, _ = write_report(Summary(example()), tmp_path / "others")
+    assert "One line lies on the other" not in path.read_text()
+
+
 def test_what_is_too_wide_for_a_terminal_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the aggregates; and the protocol asked for is that of every table."""
     results: Results = {(f"{i}{'task' * 12}", f"{'agent' * 8}{j}"): [[1, 2, 6]] for i in (0, 1) for j in (0, 1)}

@@ -48,8 +48,8 @@ class Measured:
     correlation: Interval
     """Spearman's, with the true scores."""
     regrets: Mapping[int, Interval]
-    """Regret@k by k, in the unit of the scores, against the best of all policies of the group; {} where those with an
-    estimate all score the same, or are all estimated the same, so that there is nothing to choose by."""
+    """Regret@k by k, in the unit of the scores, against the best of all policies of the group; {} where these all score
+    the same, or those with an estimate are all estimated the same, so that there is nothing to choose by."""
     chosen: Policy
     """The policy that it estimates highest."""
 
@@ -124,7 +124,8 @@ def _measured(task: str, group: str, policies: Sequence[Policy], values: Estimat
         truth = np.array([p.truth for p, _ in inside])
         among = [p for p in policies if group in (ALL, p.agent)]
         others = max((p.truth for p in among if all(p is not one for one, _ in inside)), default=-math.inf)
-        ties = np.ptp(truth) == 0 or np.ptp(value) == 0
+        alike = np.ptp(truth) == 0  # then what it chooses is no matter, but it may know none of the best
+        ties = others <= truth.max() if alike else np.ptp(value) == 0
         regrets = {} if ties else {k: regret(k, value, truth, others) for k in KS if k < len(inside)}
         chosen = inside[int(value.argmax())][0]
         correlation = rank_correlation(value, truth)
@@ -169,8 +170,8 @@ def offline_table(found: Selection) -> Table | None:
     note = (
         "Spearman's rank correlation with the online scores (1: the order is right, -1: reversed), and regret@k: the "
         "score of the best of all policies in the row's group, those without an estimate too, less that of the best "
-        f"among the k estimated highest (0: nothing is lost; {NONE}: those with an estimate all score the same, or are "
-        f"estimated the same, or are no more than k). Intervals of 95 % over policies, from {FEWEST} policies on; with "
+        f"among the k estimated highest (0: nothing is lost; {NONE}: all score the same, or are estimated the same, or "
+        f"those with an estimate are no more than k). Intervals of 95 % over policies, from {FEWEST} policies on; with "
         "few, they say little."
     )
     header = ("task", "among", "criterion", "policies", "rank correlation", *(f"regret@{k}" for k in ks), "it chooses")
