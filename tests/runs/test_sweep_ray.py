@@ -108,7 +108,7 @@ def test_a_cluster_that_wants_its_token_is_not_taken_for_a_missing_one(tmp_path:
     """Refused without it, and with another; the line names what to set. A head of its own asks for tokens."""
     code = """if True:
         import ray, sys
-        context = ray.init(num_cpus=1, include_dashboard=False, object_store_memory=10**8)
+        context = ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=10**8)
         print(context.address_info["address"], flush=True)
         sys.stdin.read()
     """
