@@ -377,7 +377,7 @@ def test_an_untrained_start_is_named(
             diffrl.online(cloned, start_checkpoint=which, warm_up=1, steps=2, eval_episodes=1, out=out)
         else:
             few = NFTConfig(cloned, start_checkpoint=which, environments=2, rollout_steps=4)
-            finetune_policy(few, steps=8, eval_episodes=1, out=out)
+            finetune_policy(few, steps=16, eval_episodes=1, out=out)
         assert (named in " ".join(capsys.readouterr().err.split())) is told
 
 
