@@ -410,6 +410,8 @@ def test_what_cannot_be_distilled_is_said_in_a_line(quick: Path) -> None:
         return str(raised.value)
 
     assert "tiny-latents cannot be distilled: expected tiny-emoji, tiny-digits" in refused("tiny-latents")
+    near = "tiny-emoj cannot be distilled: did you mean 'tiny-emoji'? expected tiny-emoji, tiny-digits"
+    assert near in refused("tiny-emoj")
     Path("pipeline").mkdir()
     Path("pipeline/model_index.json").write_text("{}")
     assert "Diffusers pipelines of your own are not supported" in refused("pipeline")
