@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffrl.images.run import PANELS, PART, SAID, FinetuneRun, counts_by, grid_path, plot_curve
+from diffrl.images.run import HELD_OUT_PART, PANELS, PART, SAID, FinetuneRun, counts_by, grid_path, plot_curve
 from diffrl.support.errors import UserError
 from diffrl.support.names import apart, breakable, wrapped
 from diffrl.support.plots import BLUE, COMPARED, GREEN, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
@@ -41,9 +41,9 @@ def measures_of(runs: Sequence[FinetuneRun]) -> list[str]:
 
 
 def parts_of(runs: Sequence[FinetuneRun]) -> list[str]:
-    """The parts of summed rewards that any of the runs has, as its evaluations name them."""
+    """The parts of summed rewards, and held-out ones, that any of the runs has, as its evaluations name them."""
     names = (name for run in runs for entry in run.history for name in entry)
-    return list(dict.fromkeys(name for name in names if name.startswith(PART)))
+    return list(dict.fromkeys(name for name in names if name.startswith((PART, HELD_OUT_PART))))
 
 
 def plot_curves(runs: Sequence[FinetuneRun]) -> bytes:

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffrl.images.distil import DistilLearner, PairSource, learned, teach
 from diffrl.images.distil_config import FILES, PAIRS, PICTURE, RESULT, SETTINGS, STUDENTS, ImageDistilConfig
 from diffrl.images.evaluation import classifier_of
-from diffrl.images.job import prompts_of
+from diffrl.images.lists import prompts_of
 from diffrl.images.model import Condition, ImageModel
 from diffrl.images.models import BUILT_IN, load_model
 from diffrl.images.run import FinetuneRun, drop_model, tiles, write_model

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
 from diffrl.images.config.base import CONFIG, DIFFUSERS, PEFT, TINY
-from diffrl.images.rewards.entry import TERM, is_single
+from diffrl.images.rewards.entry import asks_a_person, is_single
 from diffrl.images.saved import has_weights
 from diffrl.images.signs import CHANCE, warnings
 from diffrl.support import folder
@@ -40,8 +40,8 @@ PICTURE = "before_after.png"
 MODEL = "model"
 """The folder in it of what was trained."""
 
-PART = "reward: "
-"""What the name of a part of a summed reward begins with, in an evaluation."""
+PART, HELD_OUT_PART = "reward: ", "held_out: "
+"""What the name of a part of a summed reward, or held-out reward, begins with, in an evaluation."""
 SAID: dict[str, str] = {
     "loss": "training loss since the last evaluation",
     "reward": "reward",
@@ -106,7 +106,7 @@ class FinetuneRun:
 
         Each evaluation was scored by the votes until then; another model of them has another scale and another zero.
         """
-        if not _asks_a_person(getattr(self.config, "reward", None)):
+        if not asks_a_person(getattr(self.config, "reward", None)):
             return self.history
         before = [{n: v for n, v in entry.items() if not _by_votes(n)} for entry in self.history[:-1]]
         return before + self.history[-1:]
@@ -140,12 +140,6 @@ class FinetuneRun:
         except folder.Damaged as error:
             folder.say_once(f"{error.file} {error.why}. The run goes on without the evaluations in it.")
             return cls(path, config, damaged=True)
-
-
-def _asks_a_person(spec: str | None) -> bool:
-    """Whether a person votes on images of the run, as `human` and `human:4` ask for; `human:VOTES.json` asks nobody."""
-    terms = [match for text in (spec or "").split(" + ") if (match := TERM.fullmatch(text))]
-    return any(m["name"] == "human" and (not m["argument"] or m["argument"].isdecimal()) for m in terms)
 
 
 def _by_votes(measure: str) -> bool:
@@ -228,7 +222,8 @@ def said_of_model(model: Path, started: str) -> str:
     variant = started.partition(":")[0] if started.startswith(("control:", "reference:", "video:")) else ""
     if variant in ("control", "video"):
         adapters = "LoRA adapters in " if (model / PEFT).is_file() or (model / DIFFUSERS).is_file() else ""
-        return f"{model} ({adapters}{'peft' if (model / PEFT).is_file() else 'diffusers'}'s format)"
+        whose = "peft's" if (model / PEFT).is_file() else "diffusers'"
+        return f"{model} ({adapters}{whose} format)"
     if (model / PEFT).is_file():
         return f"{model} (LoRA adapters, peft's format: --adapter {model})"
     if (model / DIFFUSERS).is_file():
@@ -304,8 +299,11 @@ def print_run(run: FinetuneRun) -> None:
     table = Table(title=f"{run.config.eval_samples} images of the same prompts and noise", title_justify="left")
     for name, justify in (("", "left"), ("before", "right"), ("after", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    parts = {name: f"  {name.removeprefix(PART)}" for name in last if name.startswith(PART)}
-    for name, text in {"reward": SAID["reward"], **parts, **SAID}.items():
+    parts, held_out = (
+        {name: f"  {name.removeprefix(of)}" for name in last if name.startswith(of)} for of in (PART, HELD_OUT_PART)
+    )
+    summed = {name: SAID[name] for name in ("loss", "reward")} | parts | {"held_out": SAID["held_out"]} | held_out
+    for name, text in {**summed, **SAID}.items():
         if name in last:
             table.add_row(text, f"{first[name]:.3f}" if name in first else "", f"{last[name]:.3f}")
     console.print(table)

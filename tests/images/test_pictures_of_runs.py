@@ -11,8 +11,10 @@ from diffrl.cli import main
 from diffrl.images import run as module
 from diffrl.images.compare import OTHER_MODELS, compare
 from diffrl.images.config import FinetuneConfig
-from diffrl.images.run import COLUMNS, FinetuneRun, choose, counts_by, plot_before_after, short_name
+from diffrl.images.models import load_model
+from diffrl.images.run import COLUMNS, FinetuneRun, choose, counts_by, plot_before_after, said_of_model, short_name
 from diffrl.images.signs import warnings
+from diffrl.support.errors import UserError
 from tests.images.test_command import SMALL, UNSCORED
 
 
@@ -74,6 +76,10 @@ def test_a_model_says_what_it_is_and_is_used_so(quick: Path, capsys: pytest.Capt
     assert main(["finetune", *SMALL, "--adapter", "lora/model", "--out", "further"]) == 0
     assert "LoRA of rank 2" in heard()
     assert FinetuneRun.read(quick / "further").config.lora == 2
+    assert said_of_model(quick / "lora/model", "control:ID").endswith("/model (LoRA adapters in peft's format)")
+    assert said_of_model(quick, "control:ID") == f"{quick} (diffusers' format)"
+    with pytest.raises(UserError, match=r"as its adapter \(--adapter, or adapter=\.\.\. in Python\)"):
+        load_model("lora", lora=None)
 
 
 def test_a_comparison_says_what_differs_and_counts_by_one_thing(quick: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from diffrl.images.config import FinetuneConfig
@@ -79,6 +80,26 @@ def test_a_folder_of_examples_becomes_a_saved_model(
     assert (path / "model" / saved).is_file()
     assert list(path.rglob("*.png"))
     assert not list(path.rglob("*.bin"))
+
+
+def test_one_folder_serves_models_of_different_keys(models: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    """With a control and a reference beside each image each model learns as from a folder with its own key alone."""
+    (data / "all").mkdir()
+    rows = [json.loads(line) for line in (data / "control" / METADATA).read_text().splitlines()]
+    both = [{**row, "reference": f"../reference{i}.png"} for i, row in enumerate(rows)]
+    (data / "all" / METADATA).write_text("\n".join(map(json.dumps, both)))
+    for kind, lora in (("control", 0), ("reference", 2)):
+        name = f"{kind}:{models['image']}"
+        states = [
+            safetensors.torch.load_file(
+                run(name, data / folder, tmp_path / kind / folder, lora=lora, rounds=1)
+                / "checkpoints"
+                / "000000001"
+                / "state.safetensors"
+            )
+            for folder in (kind, "all")
+        ]
+        assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
 
 
 def test_control_that_is_missing_is_said(models: dict[str, Path], data: Path, tmp_path: Path) -> None:
