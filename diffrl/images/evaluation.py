@@ -17,7 +17,7 @@ All measures are of the same prompts and the same noise at every evaluation, so 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -92,6 +92,7 @@ class Evaluation:
 
     images: Tensor
     prompts: list[str]
+    metadata: list[Mapping[str, Any]]
     measures: dict[str, float]
 
 
@@ -131,7 +132,7 @@ def evaluate(
     images = samples.whole(samples.images.float()).cpu()
     measures["diversity"] = diversity(images, chosen)
     measures["reference_error"] = float(samples.whole(reference_error(setup, samples)).mean())
-    texts, _ = setup.prompts.of(chosen)
+    texts, metadata = setup.prompts.of(chosen)
     if classifier is not None:
         probabilities = classifier(images)
         taken = probabilities.argmax(1)
@@ -145,7 +146,7 @@ def evaluate(
             f"Round {state.round}: the evaluation's {joined(odd)} {are} not finite. Training has diverged and stops; a "
             "lower --lr usually helps."
         )
-    return Evaluation(images, texts, measures)
+    return Evaluation(images, texts, metadata, measures)
 
 
 def alarm(first: Mapping[str, float]) -> str | None:

@@ -16,9 +16,9 @@ from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
 from diffrl.images.config.base import CONFIG, base_of, check_rank, flag
 from diffrl.images.evaluation import IndependentClassifier, alarm, classifier_of, evaluate, sampled
-from diffrl.images.examples import folder_examples, folder_pairs
+from diffrl.images.examples import extras_of, folder_examples, folder_pairs
 from diffrl.images.lists import prompts_of, read_prompts
-from diffrl.images.model import ImageModel, NotFinite
+from diffrl.images.model import ImageModel, NotFinite, image_shape
 from diffrl.images.models import model_of
 from diffrl.images.models.emoji import shipped_weights
 from diffrl.images.models.pipelines import PipelineModel
@@ -31,6 +31,7 @@ from diffrl.images.run import (
     FinetuneRun,
     drop_model,
     evaluation_line,
+    given_path,
     gone_for_good,
     grid_path,
     lost,
@@ -328,6 +329,10 @@ class _Session:
         if log is not None:
             # The record comes after the picture: an evaluation that is recorded is not made again.
             plot_grid(result.images, result.prompts, grid_path(path, state.round))
+            if state.round == 0 and (model := self.setup.model).extras:
+                *_, c, h, w = image_shape(model)
+                for name, given in extras_of(result.metadata, model.extras, (h, w), c).items():
+                    plot_grid(given, result.prompts, given_path(path, name))
             finite = {name: value for name, value in result.measures.items() if math.isfinite(value)}
             entry = {"round": state.round, "queries": state.queries, "seconds": round(seconds, 1), **finite}
             entry |= training_loss(self.folder, log)

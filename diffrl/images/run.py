@@ -388,32 +388,42 @@ def short_name(model: str) -> str:
 def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
     """Write a run as one picture: images of the same prompts and noise before and after, and the measures' curves.
 
-    Grids of few rows stand above each other, over the whole width, so that small images can be seen. Below each column
-    is its prompt.
+    Grids of few rows stand above each other, over the whole width, so that small images can be seen; each has the
+    height that it needs. First come the control or reference images, if there are some. Below each column is its
+    prompt.
     """
     from matplotlib.figure import Figure
 
-    grids = [_read_grid(grid_path(run.path, entry["round"])) for entry in (run.history[0], run.history[-1])]
-    wide = all(isinstance(pixels, str) or pixels.shape[1] > 3 * pixels.shape[0] for pixels, _ in grids)
-    figure = Figure(figsize=(13, 9 if wide else 7))  # laid out by hand: finding where all fits takes long
-    figure.suptitle(title if len(title) <= 120 else f"{title[:117]}...", fontsize=13, y=0.985)
-    halves: Any = figure.subfigures(2, 1, height_ratios=(2.2 if wide else 1.1, 1))
-    top, bottom = halves
-    upper = {"left": 0.025, "right": 0.99, "bottom": 0.07, "top": 0.92, "hspace": 0.2, "wspace": 0.06}
-    lower = {"left": 0.055, "right": 0.98, "bottom": 0.2, "top": 0.82, "wspace": 0.48}  # six digits fit
-    pair = top.subplots(*((2, 1) if wide else (1, 2)), gridspec_kw=upper)
-    for axes, (pixels, columns), name in zip(pair, grids, ("before", "after"), strict=True):
+    last = {"before": run.history[0]["round"], "after": run.history[-1]["round"]}
+    files = given_grids(run.path) | {name: grid_path(run.path, number) for name, number in last.items()}
+    grids = {name: read_grid(file) for name, file in files.items()}
+    slope = [0.2 if isinstance(pixels, str) else pixels.shape[0] / pixels.shape[1] for pixels, _ in grids.values()]
+    wide = max(slope) < 1 / 3
+    across = 1 if wide else len(grids)
+    # Laid out by hand, in inches: finding where all fits takes long.
+    width, margin, head, below, curves = 13.0, 0.33, 0.45, 0.5, 2.6
+    cell = (width - 0.13) / across - margin
+    tall = [min(cell * of, 3.6 if wide else 5.0) for of in slope]
+    height = head + curves + (sum(tall) + below * len(tall) if wide else max(tall) + below)
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(title if len(title) <= 120 else f"{title[:117]}...", fontsize=13, y=1 - 0.1 / height)
+    top = height - head
+    for i, ((name, (pixels, columns)), high) in enumerate(zip(grids.items(), tall, strict=True)):
+        left = margin + (0 if wide else i * (cell + margin))
+        axes = figure.add_axes((left / width, (top - high) / height, cell / width, high / height))
         if isinstance(pixels, str):
             axes.text(0.5, 0.5, pixels, ha="center", transform=axes.transAxes)
         else:
             axes.imshow(pixels, interpolation="nearest")
-            _write_prompts(axes, columns, 150 if wide else 72)
+            _write_prompts(axes, columns, 150 // across)
         axes.text(-0.01, 0.5, name, fontsize=11, rotation=90, ha="right", va="center", transform=axes.transAxes)
         axes.set_axis_off()
+        top -= (high + below) if wide else 0
     measured = run.measured
     least = min(2, len(measured))
     plotted = [name for name in PANELS if sum(name in entry for entry in measured) >= least]
-    panels = bottom.subplots(1, len(plotted), squeeze=False, gridspec_kw=lower)[0]
+    lower = {"left": 0.055, "right": 0.98, "bottom": 0.5 / height, "top": (curves - 0.5) / height, "wspace": 0.48}
+    panels = figure.subplots(1, len(plotted), squeeze=False, gridspec_kw=lower)[0]  # six digits fit
     for axes, name in zip(panels, plotted, strict=True):
         plot_curve(axes, measured, name, BLUE)
         axes.locator_params(nbins=4)  # a panel is narrow
@@ -421,7 +431,18 @@ def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
         write_png(figure, temporary, 110)
 
 
-def _read_grid(grid: Path) -> "tuple[NDArray[np.uint8] | str, list[str]]":
+def given_grids(folder: Path) -> dict[str, Path]:
+    """The grids of what stood beside a run's prompts, control or reference images, by what they are; often none."""
+    files = {name: given_path(folder, name) for name in ("control", "reference")}
+    return {name: file for name, file in files.items() if file.is_file()}
+
+
+def given_path(folder: Path, name: str) -> Path:
+    """The path of the grid of the images that were given beside the prompts as `name`."""
+    return folder / "images" / f"{name}.png"
+
+
+def read_grid(grid: Path) -> "tuple[NDArray[np.uint8] | str, list[str]]":
     """The pixels of a grid and its columns' prompts; in place of one that is gone or damaged a sentence."""
     import numpy as np
     from PIL import Image
