@@ -31,7 +31,6 @@ from diffrl.images.run import (
     FinetuneRun,
     drop_model,
     evaluation_line,
-    given_path,
     gone_for_good,
     grid_path,
     lost,
@@ -180,7 +179,7 @@ class _Session:
         try:
             with contextlib.ExitStack() as asking:
                 for human in self.humans:
-                    asking.enter_context(human.opened(path, self.config.rounds - self.state.round))
+                    asking.enter_context(human.opened(path, self.config.rounds - self.state.round, self.state.round))
                 self._train(log)
         except DivergedError as error:
             raise DivergedError(f"{error}{self._last_good(error)}") from error
@@ -332,7 +331,7 @@ class _Session:
             if state.round == 0 and (model := self.setup.model).extras:
                 *_, c, h, w = image_shape(model)
                 for name, given in extras_of(result.metadata, model.extras, (h, w), c).items():
-                    plot_grid(given, result.prompts, given_path(path, name))
+                    plot_grid(given, result.prompts, path / "images" / f"{name}.png")
             finite = {name: value for name, value in result.measures.items() if math.isfinite(value)}
             entry = {"round": state.round, "queries": state.queries, "seconds": round(seconds, 1), **finite}
             entry |= training_loss(self.folder, log)

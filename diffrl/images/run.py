@@ -278,7 +278,8 @@ def load(path: Path) -> FinetuneConfig:
 def evaluation_line(entry: dict[str, Any], config: FinetuneConfig) -> str:
     """The line of an evaluation: after how many rounds and images, and what was measured."""
     n, what = config.seen(entry["round"], entry["queries"])
-    names = ("loss", "reward", "held_out", "class_accuracy", "kl", "diversity")
+    voted = entry["round"] > 0 or not asks_a_person(config.scored_by)  # before the first round nobody has
+    names = ("loss", *(["reward"] if voted else []), "held_out", "class_accuracy", "kl", "diversity")
     shown = "  ".join(f"{name.replace('_', ' ')} [bold]{entry[name]:.3f}[/]" for name in names if name in entry)
     return f"round {entry['round']:>4}  {n:>6,} {what}  {shown}"
 
@@ -433,13 +434,8 @@ def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
 
 def given_grids(folder: Path) -> dict[str, Path]:
     """The grids of what stood beside a run's prompts, control or reference images, by what they are; often none."""
-    files = {name: given_path(folder, name) for name in ("control", "reference")}
+    files = {name: folder / "images" / f"{name}.png" for name in ("control", "reference")}
     return {name: file for name, file in files.items() if file.is_file()}
-
-
-def given_path(folder: Path, name: str) -> Path:
-    """The path of the grid of the images that were given beside the prompts as `name`."""
-    return folder / "images" / f"{name}.png"
 
 
 def read_grid(grid: Path) -> "tuple[NDArray[np.uint8] | str, list[str]]":

@@ -198,6 +198,7 @@ def test_a_run_goes_on_and_is_made_again(
     history = json.loads((quick / "whole" / "evaluations.json").read_text())
     assert history[0]["reward"] == 0
     assert history[-1]["reward"] != 0
+    assert "round 0 0 images scored held out" in said, "without a vote there is no reward"
     assert "There is no reward before: every evaluation is scored by the votes until then" in said
     run = FinetuneRun.read(quick / "whole")
     assert ["reward" in entry for entry in run.measured] == [False, False, True], "the others have other scales"
@@ -216,6 +217,7 @@ def test_a_run_goes_on_and_is_made_again(
 
     shutil.rmtree(quick / "whole" / "checkpoints" / "000000002")
     resume(quick / "whole", quiet=True)
+    assert "You are asked for at most 0 choices (1 round" in " ".join(capsys.readouterr().err.split())
     assert person.votes == 8, "votes that are kept are not asked for again"
     again = final(quick / "whole")
     assert all(torch.equal(a, again[name]) for name, a in expected.items())

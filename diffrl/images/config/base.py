@@ -332,7 +332,7 @@ class ChainConfig(OnlineConfig):
     def __post_init__(self) -> None:
         if self.eta == 0:
             raise UserError(
-                f"--eta 0 is a deterministic chain, which {self.algo} cannot learn from: more, or --algo nft."
+                f"--eta 0 is a deterministic chain; {self.algo} cannot learn from it: give more, or --algo nft."
             )
         super().__post_init__()
 

@@ -81,10 +81,11 @@ class Human:
     # --- in a run ---------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def opened(self, folder: Path, rounds: int) -> Iterator[None]:
+    def opened(self, folder: Path, rounds: int, done: int = 0) -> Iterator[None]:
         """In the block the person can be asked, and votes are kept in `folder`, where those of before are read.
 
-        rounds: that are to come, by which it is said how many choices the person is asked for.
+        rounds: that are to come, after so many that are `done`, by which it is said how many choices the person is
+        asked for: those votes of them that are kept are not asked for again.
         """
         self._folder = folder
         (folder / IMAGES).mkdir(exist_ok=True)
@@ -92,16 +93,16 @@ class Human:
         self._asked = asked = _Asked(self)
         with asked.page.serving() as address:
             console.print(f"You are the reward. Vote at {address}", markup=False, soft_wrap=True)
-            console.print(self.promise(rounds), markup=False)
+            console.print(self.promise(rounds, sum(vote.round >= done for vote in self.votes)), markup=False)
             self._ready(address)
             try:
                 yield
             finally:
                 self._asked = None
 
-    def promise(self, rounds: int) -> str:
-        """How many choices a person is asked for in so many rounds, and how to make fewer of them."""
-        choices, groups = counted(rounds * self.per_round, "choices"), counted(self.per_round, "groups")
+    def promise(self, rounds: int, kept: int = 0) -> str:
+        """How many choices a person is asked for in so many rounds, less those that are kept; how to make fewer."""
+        choices, groups = counted(max(0, rounds * self.per_round - kept), "choices"), counted(self.per_round, "groups")
         return (
             f"You are asked for at most {choices} ({counted(rounds, 'rounds')}, in each the best image of {groups} of "
             f"up to {GROUP}). `Enough votes` on the page ends it at any time; for fewer, --reward human:N asks about N "
