@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
 from diffrl.images.config.base import CONFIG, DIFFUSERS, PEFT, TINY
-from diffrl.images.rewards.entry import asks_a_person, is_single
+from diffrl.images.rewards.base import asks_a_person
+from diffrl.images.rewards.entry import is_single
 from diffrl.images.saved import has_weights
 from diffrl.images.signs import CHANCE, warnings
 from diffrl.support import folder

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from diffrl.images.config.algorithms import ALGORITHMS
 from diffrl.images.config.base import NOTHING, FinetuneConfig, OnlineConfig, base_of
 from diffrl.images.lists import prompts_of, read_prompts
-from diffrl.images.rewards.base import Reward, grouped
-from diffrl.images.rewards.entry import asks_a_person
+from diffrl.images.rewards.base import Reward, asks_a_person, grouped
 from diffrl.images.rewards.registry import check
 from diffrl.support.errors import UserError
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffrl.images.distil_config import sampled_by
-from diffrl.images.rewards.entry import asks_a_person
+from diffrl.images.rewards.base import asks_a_person
 
 FIRST_LOOK: Mapping[str, Any] = {
     "algo": "draft",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,6 +40,11 @@ def parts_of(reward: Reward | None) -> list[Reward]:
     if isinstance(reward, Sum):
         return [part for _, part in reward.terms]
     return [] if reward is None else [reward]
+
+
+def asks_a_person(spec: str | None) -> bool:
+    """Whether a person votes on images of the run, as `human` and `human:4` ask for; `human:VOTES.json` asks nobody."""
+    return any(re.fullmatch(r"\s*([^*:\s]*\s*\*)?\s*human(:\d+)?\s*", text) for text in (spec or "").split(" + "))
 
 
 def grouped(reward: Reward) -> bool:

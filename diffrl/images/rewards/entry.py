@@ -42,12 +42,6 @@ def weighed(term: str) -> tuple[str, float]:
         return match[2], float("nan")
 
 
-def asks_a_person(spec: str | None) -> bool:
-    """Whether a person votes on images of the run, as `human` and `human:4` ask for; `human:VOTES.json` asks nobody."""
-    terms = [match for text in (spec or "").split(" + ") if (match := TERM.fullmatch(text))]
-    return any(m["name"] == "human" and (not m["argument"] or m["argument"].isdecimal()) for m in terms)
-
-
 @dataclass(frozen=True)
 class Options:
     """What `parse` is told beside the text. device: of networks. timeout: seconds for an answer of a remote scorer."""
