@@ -17,7 +17,7 @@ from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfi
 from diffrl.images.config.base import CONFIG, base_of, check_rank, flag
 from diffrl.images.evaluation import IndependentClassifier, alarm, classifier_of, evaluate, sampled
 from diffrl.images.examples import extras_of, folder_examples, folder_pairs
-from diffrl.images.lists import prompts_of, read_prompts
+from diffrl.images.lists import read_prompts
 from diffrl.images.model import ImageModel, NotFinite, image_shape
 from diffrl.images.models import model_of
 from diffrl.images.models.emoji import shipped_weights
@@ -41,7 +41,7 @@ from diffrl.images.run import (
     training_loss,
     write_model,
 )
-from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
+from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain, prompts_of
 from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human
 from diffrl.support import folder as folders
 from diffrl.support import schema

@@ -1,19 +1,13 @@
-"""What lists prompts or examples: a file of prompts, a built-in model, a folder's metadata.jsonl. No torch."""
+"""What lists prompts or examples: a file of prompts, a folder's metadata.jsonl. No torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffrl.images.emoji_words import PROMPTS
 from diffrl.support.errors import DataError, UserError, first_line
 from diffrl.support.files import parse_json
 
 METADATA = "metadata.jsonl"
-
-
-def prompts_of(base: str | None) -> Sequence[str]:
-    """The prompts of a built-in model: one a class."""
-    return PROMPTS if base == "tiny-emoji" else [str(digit) for digit in range(10)]
 
 
 def read_prompts(path: Path, files: Sequence[str] = ()) -> tuple[list[str], list[Mapping[str, Any]]]:

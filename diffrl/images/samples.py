@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffrl.diffusion import Denoise, denoising_loss
 from diffrl.diffusion.chain import DenoisingChain
 from diffrl.images.config import FinetuneConfig
+from diffrl.images.emoji_words import PROMPTS as EMOJI
 from diffrl.images.examples import extras_of
 from diffrl.images.model import Condition, ImageModel, Tuned, decoded, image_shape
 from diffrl.images.rewards.base import Reward, answer, answer_parts, grouped, parts_of
@@ -60,6 +61,11 @@ class Prompts:
 def plain(texts: Sequence[str]) -> Prompts:
     """Prompts without metadata."""
     return Prompts(tuple(texts), ({},) * len(texts))
+
+
+def prompts_of(base: str | None) -> Sequence[str]:
+    """The prompts of a built-in model: one a class."""
+    return EMOJI if base == "tiny-emoji" else [str(digit) for digit in range(10)]
 
 
 # --- In which process ----------------------------------------------------------------------------------------------

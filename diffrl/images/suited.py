@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from diffrl.images.config.algorithms import ALGORITHMS
 from diffrl.images.config.base import NOTHING, FinetuneConfig, OnlineConfig, base_of
-from diffrl.images.lists import prompts_of, read_prompts
+from diffrl.images.emoji_words import PROMPTS
+from diffrl.images.lists import read_prompts
 from diffrl.images.rewards.base import Reward, asks_a_person, grouped
 from diffrl.images.rewards.registry import check
 from diffrl.support.errors import UserError
@@ -85,7 +86,9 @@ def _different_prompts(config: FinetuneConfig) -> float:
     """How many prompts the run draws from; infinite where that is not known before the model is loaded."""
     if config.prompts is not None:
         return len(set(read_prompts(config.prompts)[0]))
-    return len(prompts_of(base_of(config.model))) if config.builtin else float("inf")
+    if not config.builtin:
+        return float("inf")
+    return len(PROMPTS) if base_of(config.model) == "tiny-emoji" else 10
 
 
 def _same(spec: str, other: str) -> bool:
