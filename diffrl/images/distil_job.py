@@ -15,11 +15,10 @@ from torch import Tensor
 from diffrl.images.distil import DistilLearner, PairSource, learned, teach
 from diffrl.images.distil_config import FILES, PAIRS, PICTURE, RESULT, SETTINGS, STUDENTS, ImageDistilConfig
 from diffrl.images.evaluation import classifier_of
-from diffrl.images.job import prompts_of
 from diffrl.images.model import Condition, ImageModel
 from diffrl.images.models import BUILT_IN, load_model
 from diffrl.images.run import FinetuneRun, drop_model, tiles, write_model
-from diffrl.images.samples import noise_of, parts, rows
+from diffrl.images.samples import noise_of, parts, prompts_of, rows
 from diffrl.support import folder, schema
 from diffrl.support.console import console, steps_bar, work
 from diffrl.support.errors import UserError, closest, counted
