@@ -117,6 +117,7 @@ def settings_of(options: FinetunePolicies, cell: str, start: Path) -> TuningConf
         made = options.out / "dpo" / "preferences.safetensors"
         file = options.out / "reversed.safetensors"
         values["preferences"] = str(Preferences.read(made).flipped().write(file))
+        del values["segment"]  # that of the file's pairs
     return DPOConfig(start_run=start, **values)
 
 

@@ -4,13 +4,15 @@ import shutil
 import subprocess
 from argparse import ArgumentParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import shtab
 
 from diffrl import cli
-from diffrl.commands.completion import whole
+from diffrl.commands.completion import SOLVERS, whole
 from diffrl.runs import config as configuration
+from diffrl.runs.diagnose.measures import Solver
 from diffrl.tuning import config as tuning
 from tests.documents import commands, inline, name, taught
 
@@ -29,9 +31,23 @@ ASKED = {
     ("finetune", "--algo", "ddpo-"): {"ddpo-is", "ddpo-sf"},
     ("finetune", "policy", "some", "--algo", ""): set(tuning.ALGORITHMS),
     ("evaluate", "so"): {"some"},
+    ("diagnose", "some", "--solvers", "ddim", "dd"): {"ddim", "ddpm"},
+    ("sweep", "iql/maze2d-umaze-v1", "--set", "agent.ema_"): {
+        *("agent.ema_every=", "agent.ema_rate=", "agent.ema_start="),
+    },
+    ("sweep", "iql/maze2d-umaze-v1", "--set", "steps=5", "--set", "env_"): {"env_kwargs=", "env_kwargs=VALUE"},
+    ("evaluate", "some", "--which", ""): {"last", "best", "0", "600"},
+    ("export", "some", "--which", "6"): {"600"},
+    ("export", "nowhere", "--which", ""): {"last", "best"},
     ("completion", ""): {"bash", "zsh", "fish"},
 }
-"""Words, of which the last is being typed, and what is to be offered in a folder that holds the folder `some`."""
+"""Words, of which the last is being typed, and what is to be offered in a folder that holds the run `some`."""
+
+
+def a_run(folder: Path) -> None:
+    """Folders as a run with checkpoints at steps 0 and 600 has them."""
+    for step in (0, 600):
+        (folder / "checkpoints" / f"{step:09}").mkdir(parents=True)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +76,7 @@ def test_every_option_of_the_documentation_is_offered(page: Path, parser: Argume
 
 def test_bash_offers_what_the_command_line_takes(parser: ArgumentParser, tmp_path: Path) -> None:
     """Bash itself, with the script sourced; `compopt` is there only while a person types."""
-    (tmp_path / "some").mkdir()
+    a_run(tmp_path / "some")
     lines = [shtab.complete(parser, "bash"), "compopt() { :; }"]
     for words in ASKED:
         said = " ".join(f"'{word}'" for word in ("diffrl", *words))
@@ -73,11 +89,12 @@ def test_bash_offers_what_the_command_line_takes(parser: ArgumentParser, tmp_pat
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
 def test_fish_offers_what_the_command_line_takes(parser: ArgumentParser, tmp_path: Path) -> None:
-    (tmp_path / "some").mkdir()
+    a_run(tmp_path / "some")
     lines = [shtab.complete(parser, "fish")]
     lines += [f"complete -C 'diffrl {' '.join(words)}'; echo =" for words in ASKED]
     done = subprocess.run(["fish", "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True, check=True)
     for (words, expected), said in zip(ASKED.items(), done.stdout.split("=\n"), strict=False):
+        expected = {word for word in expected if not word.endswith("=VALUE")}  # which bash alone needs
         assert {line.split("\t")[0].rstrip("/") for line in said.splitlines()} == expected, words
 
 
@@ -93,3 +110,7 @@ def test_zsh_reads_its_script(parser: ArgumentParser) -> None:
 def test_the_verb_prints_the_script(shell: str, parser: ArgumentParser, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["completion", shell]) == 0
     assert capsys.readouterr().out.rstrip("\n") == shtab.complete(parser, shell).rstrip("\n")
+
+
+def test_the_solvers_that_are_offered_are_those_that_are_taken() -> None:
+    assert set(SOLVERS) == set(get_args(Solver))

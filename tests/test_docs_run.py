@@ -68,7 +68,7 @@ SMALL = {
     "--critic-width 8 --batch-size 10 --epochs 1",
     "distil": "--steps 2 --eval-every 2 --eval-episodes 1 --batch-size 4",
     "finetune policy nft": "--steps 20 --eval-every 20 --eval-episodes 1 --environments 2 --rollout-steps 5 "
-    "--critic-width 8 --batch-size 10 --epochs 1 --group 2 --states 4",
+    "--critic-width 8 --batch-size 10 --epochs 1",
     "finetune policy dpo": "--steps 2 --eval-every 2 --eval-episodes 1 --pairs 4 --segment 4 --batch-size 2",
     "finetune supervised": "--rounds 2 --updates 2 --batch 4 --eval-samples 4 --steps 2",
     "finetune dpo": "--rounds 2 --updates 2 --batch 4 --eval-samples 4 --steps 2",
@@ -122,6 +122,12 @@ def small(words: tuple[str, ...]) -> list[str]:
         more += ["--samples", "50"]
     if verb == "augment flow-to-better" and given[given.index("--preferences") + 1].isdigit():
         more += ["--segment", "4"]
+    if "critics" in given:  # where nothing acts
+        more = ["--steps", "2", "--eval-every", "2", "--eval-episodes", "1", "--group", "2", "--states", "4"]
+    if key == "finetune policy dpo" and "--preferences" in given:  # none are made
+        more = ["--steps", "2", "--eval-every", "2", "--eval-episodes", "1", "--batch-size", "2"]
+    if verb == "online" and "--synthetic-share" in given:
+        more += ["--first-fit", "2", "--synthetic-samples", "20", "--synthetic-sampling-steps", "2"]
     if verb == "distil" and given[1].startswith("tiny-"):
         more = ["--steps", "2", "--pairs", "4", "--levels", "4", "--batch-size", "2", "--eval-samples", "4"]
     if verb == "resume" and (Path(given[1]) / "finetune.yaml").exists():

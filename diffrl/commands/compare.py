@@ -20,8 +20,9 @@ class Compare:
       diffrl compare runs/IMAGES-1 runs/IMAGES-2 --out page.html
 
     Writes one page that needs no other file, with its picture (PNG) and numbers (CSV) beside it. Of policies: paired
-    differences from the first run, over start states and over training seeds, and trajectories in a maze. Of image
-    models: reward, held-out reward, divergence, diversity, fidelity; the options below the page's are not theirs.
+    differences from the first run, with intervals over start states and over training seeds, and trajectories in a
+    maze; a difference is called more than noise where both intervals leave 0 out. Of image models: reward, held-out
+    reward, divergence, diversity, fidelity; the options below the page's are not theirs.
     """
 
     runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
@@ -66,6 +67,8 @@ class Compare:
             )
         for path in [] if of_images else self.runs:
             require_checkpoint(path, self.which)
+        if self.out.suffix.lower() not in (".html", ".htm"):
+            raise UserError(f"--out is {str(self.out)!r}, and is to be a page for a browser: end it in .html.")
         again = comparison_at(self.out)
         for path in self._images() if of_images else self._policies():
             console.print(f"{'Replaced' if again else 'Written'}: {path}", markup=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from argparse import Action, ArgumentParser
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -166,7 +166,7 @@ def _sentence(text: str | None) -> str:
 
 
 def _take(parser: ArgumentParser, action: Action) -> None:
-    """Add an action to a parser, with what completes its value: names, files, folders, or nothing."""
+    """Add an action to a parser, with what completes its value: names, steps, files, folders, or nothing."""
     import agents
     from diffrl.runs import config as configuration
     from envs import registry
@@ -182,7 +182,11 @@ def _take(parser: ArgumentParser, action: Action) -> None:
         case "device":
             action.choices = ["cpu", "cuda", "auto"]
         case "which" | "start_checkpoint":
-            action.choices = ["last", "best"]
+            complete = _CHECKPOINTS
+        case "solvers":
+            action.choices = list(SOLVERS)
+        case "sets":
+            complete = _settings()
         case "config" | "configs":
             complete = _names_and_files("configuration", configuration.shipped())
         case "dataset":
@@ -206,5 +210,76 @@ def _names_and_files(what: str, names: Sequence[str]) -> Mapping[str, Any]:
             "bash": f'{function}() {{\n  compgen -W "{listed}" -- "$1"\n  compgen -f -- "$1"\n}}',
             "zsh": f"{function}() {{\n  compadd -- {listed}\n  _files\n}}",
             "fish": f"function {function}\n  printf '%s\\n' {listed}\n  __fish_complete_path (commandline -ct)\nend",
+        },
+    }
+
+
+SOLVERS = ("ddim", "ddpm", "dpm1", "dpm2", "dpm3", "dpmpp2m", "heun")
+"""What `diffrl diagnose --solvers` takes."""
+
+_CHECKPOINTS: Mapping[str, Any] = {
+    "bash": "_diffrl_checkpoint",
+    "zsh": "_diffrl_checkpoint",
+    "fish": "(_diffrl_checkpoint)",
+    "preamble": {
+        "bash": r"""_diffrl_checkpoint() {
+  local words word step found="last best"
+  read -a words <<< "${COMP_LINE:-${COMP_WORDS[*]}}"
+  for word in "${words[@]}"; do
+    for step in "$word"/checkpoints/[0-9]*; do
+      [ -d "$step" ] && found="$found $((10#${step##*/}))"
+    done
+  done
+  compgen -W "$found" -- "$1"
+}""",
+        "zsh": r"""_diffrl_checkpoint() {
+  local word step
+  local -a found=(last best)
+  for word in $words; do
+    for step in ${(Q)word}/checkpoints/<->(N/:t); do
+      found+=($((10#$step)))
+    done
+  done
+  compadd -- $found
+}""",
+        "fish": r"""function _diffrl_checkpoint
+  printf '%s\n' last best
+  for word in (commandline -opc)
+    for step in $word/checkpoints/*
+      string replace -r '^.*/0*(?=[0-9])' '' $step
+    end
+  end
+end""",
+    },
+}
+"""What completes a checkpoint, as `shtab` takes it: last, best, or a step of a run that is named on the line."""
+
+
+def _settings() -> Mapping[str, Any]:
+    """What completes FIELD= of `diffrl sweep --set`, as `shtab` takes it, with the fields of all agents here.
+
+    Bash puts a blank behind a single match, so there two are given, which have FIELD= in common.
+    """
+    import agents
+    from diffrl.runs.config import TrainConfig
+    from diffrl.runs.sweep.plan import ELSEWHERE
+
+    of_agents = {one.name for schema in agents.AGENTS.values() for one in fields(schema)}
+    names = [one.name for one in fields(TrainConfig) if one.name not in ELSEWHERE]
+    listed = " ".join(f"{name}=" for name in sorted([*names, *(f"agent.{name}" for name in of_agents)]))
+    bash = f"""_diffrl_setting() {{
+  [[ "${{COMP_WORDS[COMP_CWORD]}}" == "=" || "${{COMP_WORDS[COMP_CWORD - 1]}}" == "=" ]] && return
+  local found="$(compgen -W "{listed}" -- "$1")"
+  [ -n "$found" ] && echo "$found"
+  [[ -n "$found" && "$found" != *$'\\n'* ]] && echo "${{found}}VALUE"
+}}"""
+    return {
+        "bash": "_diffrl_setting",
+        "zsh": "_diffrl_setting",
+        "fish": "(_diffrl_setting)",
+        "preamble": {
+            "bash": bash,
+            "zsh": f"_diffrl_setting() {{\n  compadd -S '' -- {listed}\n}}",
+            "fish": f"function _diffrl_setting\n  printf '%s\\n' {listed}\nend",
         },
     }

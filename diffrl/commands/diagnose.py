@@ -24,7 +24,8 @@ class Diagnose:
     rows: int = 2000
     """Rows of data to ask with; more take longer and give smaller errors."""
     held_out: str | None = None
-    """Data the run was not trained on; by default the rows beyond its --rows, if they are on this machine."""
+    """Data the run was not trained on: rows that it was are left out. By default the rows beyond its --rows, if they
+    are on this machine."""
     reference: Path | None = None
     """A run whose policy to measure fine-tuning from, such as behaviour cloning; by default the earliest checkpoint."""
     checkpoints: Literal["all", "last"] = "all"

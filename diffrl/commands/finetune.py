@@ -13,13 +13,14 @@ from pathlib import Path
 from diffrl.commands import resume
 from diffrl.commands.words import parse
 from diffrl.images import rewards
-from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, first_look, schema_of
+from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, implied, schema_of
 from diffrl.images.config.algorithms import BackpropagationConfig, DPOConfig, SupervisedConfig
 from diffrl.images.config.base import check_model, check_rank, is_builtin
 from diffrl.images.lists import metadata_rows, read_prompts
 from diffrl.images.rewards.arguments import PROMPTS
 from diffrl.images.rewards.registry import require_gradient
 from diffrl.images.run import FILES
+from diffrl.images.suited import refuse, refuse_human
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, closest
@@ -107,9 +108,11 @@ def refuse_unknown(config: FinetuneConfig) -> None:
                 _check_prompts(prompts, f"--prompts {config.prompts}", option, name)
     if isinstance(config, BackpropagationConfig):
         require_gradient(config.reward, config.algo)
+    refuse_human(config)
     check_model(config.model)
     told = [name for name in ("prompts", "pairs") if getattr(config, name, None) is not None]
     _refuse_pipeline(type(config), config.model, told)
+    refuse(config)
     check_rank(config)
 
 
@@ -124,7 +127,7 @@ def _check_prompts(prompts: Sequence[str], source: str, option: str, reward: str
 
 def _algo(given: Mapping[str, str]) -> str:
     """The algorithm that the options ask for."""
-    return str({"algo": FinetuneConfig.algo, **first_look(given), **given}["algo"])
+    return str({"algo": FinetuneConfig.algo, **implied(given), **given}["algo"])
 
 
 def _configuration(words: Sequence[str]) -> FinetuneConfig:

@@ -1,10 +1,10 @@
 """`diffrl finetune policy`: fine-tune a run's policy by DPPO, DiffusionNFT or preference DPO."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -53,14 +53,25 @@ class FinetunePolicy:
     run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """The folder of the run whose policy is fine-tuned."""
     run: OmitArgPrefixes[_Options] = _Options()
+    algo: Literal["dppo", "nft", "dpo"] = "dppo"
+    """dppo: PPO over the denoising steps, in the environment. nft: DiffusionNFT, in the environment or by critics.
+    dpo: from preferences. The learning options are those of this one."""
 
-    def start(self, settings: TuningConfig) -> int:
-        """Fine-tune the run's policy as the algorithm's settings say; give the exit code."""
+    def start(self, settings: TuningConfig, given: Collection[str]) -> int:
+        """Fine-tune the run's policy as the algorithm's settings say; give the exit code. given: the fields named."""
         from diffrl.runs.kind import FILES, agent_of, require_checkpoint, require_policy
 
         require_policy(self.run_folder)
         require_checkpoint(self.run_folder, settings.start_checkpoint)
-        tuning.refuse_agent(settings.algo, agent_of(self.run_folder))
+        agent = agent_of(self.run_folder)
+        # What raises, before torch is imported.
+        tuning.refuse_agent(settings.algo, agent)
+        settings.refuse_unused(given)
+        tuning.refuse_steps(settings, tuning.default_steps(settings) if self.run.steps is None else self.run.steps)
+        if isinstance(settings, DPPOConfig):
+            settings.refuse_chain(agent)
+        if isinstance(settings, DPOConfig):
+            settings.refuse_file()
         folder.refuse(self.run.out, FILES)
         from diffrl.runs.tune import finetune_policy
 
@@ -133,4 +144,5 @@ def run(arguments: Sequence[str]) -> int:
     prog = f"diffrl finetune policy --algo {algo}" if asked else "diffrl finetune policy"
     given = parse(schema, words, prog, before=["--algo"], description=description)
     plain = {f.name: getattr(given.learning, f.name) for f in dataclasses.fields(given.learning)}
-    return given.start(tuning.get(algo)(**plain))
+    named = {word[2:].partition("=")[0].replace("-", "_").removeprefix("no_") for word in words if word[:2] == "--"}
+    return given.start(tuning.get(algo)(**plain), named)

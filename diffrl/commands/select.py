@@ -71,8 +71,15 @@ class Select:
         selection = select(found, self.bandit, self.fqe)
         for note in selection.notes:
             console.print(note, style="yellow", markup=False)
+        terminal = Console(width=None if console.is_terminal else 160)
         for table in write_selection(selection, self.out):
-            Console(width=None if console.is_terminal else 160).print(table.rich())
+            short = table.within(terminal.width)
+            if short is not None:
+                terminal.print(short.rich())
+            if short is None or len(short.header) < len(table.header):
+                what = table.title if short is None else "Some columns"
+                wide = f"{what} {'is' if short is None else 'are'} too wide to be shown here: {self.out / PAGE}"
+                console.print(wide, markup=False)
             console.print(table.note, markup=False)
         console.print(f"The tables: {self.out / PAGE}, the figure: {self.out / FIGURE}.png", markup=False)
         return 0

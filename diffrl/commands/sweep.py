@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ USAGE = """Train many runs: a grid of settings, or a search among them, with sev
   diffrl sweep --agent bc iql --dataset maze2d-umaze-v1 --set steps=20000 --out sweeps/two
   diffrl sweep --out sweeps/q                     go on after a stop or a kill: runs that are done are skipped, runs
                                                   that were cut go on bit for bit; --retry: those that failed, too
+  diffrl sweep --out sweeps/q --seeds 0 1 2 3 4   add the seeds that its settings do not have yet, and run them
   diffrl sweep --out sweeps/q --dry-run           list the runs, how far each is, and data that are missing here
   diffrl sweep --out sweeps/q --slurm --submit --slurm-options="--partition=gpu --gres=gpu:1 --time=8:00:00"
                                                   the same runs as an array job; then --status shows the table
@@ -34,7 +36,8 @@ USAGE = """Train many runs: a grid of settings, or a search among them, with sev
 
 Several --set make a grid. A value is what the field of the configuration takes: `diffrl train CONFIG --help` shows
 them. The seeds of one setting are one run, trained side by side, unless --separate-seeds. Each run is one process with
-one thread; --set workers=4 gives it more. The same --out with other values adds runs to those that are there.
+one thread; --set workers=4 gives it more.
+The same --out with other values or seeds adds runs to those that are there, and changes none of them.
 Ctrl-C has the runs save and end."""
 
 
@@ -51,7 +54,8 @@ class Sweep:
     dataset: tuple[str, ...] = ()
     """The data sets of these agents; by default none."""
     seeds: tuple[int, ...] = ()
-    """Seeds of every setting; by default those of the configuration."""
+    """Seeds of every setting; by default those of the configuration. To a sweep that is there, those that it has not
+    are added, as a stack of their own."""
     sets: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE,VALUE ...")] = ()
     """Values to try of a field, such as agent.q_weight=0.5,1,2 or steps=20000; give it as often as you like. By
     default none."""
@@ -89,8 +93,8 @@ class Sweep:
     search_seed: Seed = 0
     """With --search: the seed of the sampler."""
     task: int | None = None
-    """Train the run of this place in the list, from 0, or go on with it, in this process: what a cluster's jobs do. By
-    default all are run."""
+    """Train the run of this place in the list, from 0, or go on with it, in this process, and end with its exit code:
+    what a cluster's jobs do. By default all are run."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -115,6 +119,7 @@ def run(arguments: Sequence[str]) -> int:
     if given.task is not None:
         return _perform(out, given.task)
     from diffrl.runs.sweep import job, plan
+    from diffrl.runs.sweep.adding import with_seeds
 
     asked, there = None, plan.read(out)
     if given.search or (there is not None and there.search is not None):
@@ -124,8 +129,13 @@ def run(arguments: Sequence[str]) -> int:
     if given.configs or given.agent or given.dataset:
         found = plan.bases(given.configs, given.agent, given.dataset)
         asked = plan.grid(found, given.sets, given.seeds, given.separate_seeds)
+    elif given.seeds and there is not None and not given.sets:
+        asked = with_seeds(there, given.seeds, given.separate_seeds)
     elif given.sets or given.seeds or given.separate_seeds:
-        raise UserError("Which configuration do --set and --seeds change? Give one, or --agent and --dataset.")
+        raise _of_nothing(there is not None)
+    here = not (given.dry_run or given.status or given.slurm or given.ray)
+    known = [] if there is None else [run.config.dataset for run in there.runs]
+    plan.refuse_unknown([run.config.dataset for run in asked or () if run.config.dataset not in known], here)
     if given.dry_run:
         return job.list_runs(out, asked)
     if given.status:
@@ -154,19 +164,25 @@ def _search(given: Sweep, out: Path) -> int:
     """Do what the options say of a search, a new one or the one in the folder."""
     from diffrl.runs.sweep import job, plan
 
-    if given.slurm or given.ray or given.separate_seeds or given.retry:
-        raise UserError("A search runs on this machine, its seeds side by side; a trial that failed stays failed.")
+    for taken, flag, why in (
+        (given.slurm, "--slurm", "it runs on this machine"),
+        (given.ray is not None, "--ray", "it runs on this machine"),
+        (given.separate_seeds, "--separate-seeds", "the seeds of a trial train side by side"),
+        (given.retry, "--retry", "a trial that failed stays failed"),
+    ):
+        if taken:
+            raise UserError(f"A search takes no {flag}: {why}.")
     wanted = None
     if given.configs or given.agent or given.dataset:
         if given.search is None:
             raise UserError(f"{out} holds a search: `diffrl sweep --out {out}` goes on; or choose another --out.")
         from diffrl.runs.sweep import search
 
-        wanted = search.asked(
-            plan.bases(given.configs, given.agent, given.dataset), given.sets, given.seeds, given.search_seed
-        )
+        found = plan.bases(given.configs, given.agent, given.dataset)
+        wanted = search.asked(found, given.sets, given.seeds, given.search_seed)
+        plan.refuse_unknown([config.dataset for _, config in found], here=True)
     elif given.sets or given.seeds:
-        raise UserError("Which configuration do --set and --seeds change? Give one, or --agent and --dataset.")
+        raise _of_nothing(False)
     if given.dry_run or given.status:
         if wanted is not None and plan.read(out) is None:
             raise UserError("Which settings a new search will try is known as it goes: --dry-run lists those it has.")
@@ -174,8 +190,20 @@ def _search(given: Sweep, out: Path) -> int:
     return job.run_search(out, wanted, given.trials, given.jobs or 1)
 
 
+def _of_nothing(there: bool) -> UserError:
+    """What is said of values that change nothing. there: whether the folder holds a sweep."""
+    more = " The sweep's own command with other values adds runs to it." if there else ""
+    return UserError(f"Which configuration do --set and --seeds change? Give one, or --agent and --dataset.{more}")
+
+
 def _by_set(name: str, words: Sequence[str]) -> str:
-    """How `--set` says what an option of `diffrl train` says there; "" of what is none. words: with its value."""
+    """How `--set` says what an option of `diffrl train` says there, or --slurm-options one of sbatch; "" of another.
+
+    words: with its value.
+    """
+    for before, word in itertools.pairwise(words):
+        if before == "--slurm-options" and word.partition("=")[0] == name:
+            return f'an option of sbatch is joined to --slurm-options by =, as --slurm-options="{word}".'
     from diffrl.runs.sweep.plan import ELSEWHERE, NO_FIELD, default_of
 
     key = name.removeprefix("--").replace("-", "_")
@@ -204,6 +232,10 @@ def _gathered(words: list[str], flag: str) -> list[str]:
             rest.append(words.pop(0))
             continue
         values.append(take(words, flag) or "")
+        if re.fullmatch(r"[\w.-]+", values[-1]) and words and "=" not in words[0] and words[0][0] != "-":
+            apart = itertools.takewhile(lambda word: not word.startswith("--") and "=" not in word, words)
+            example = shlex.join([flag, f"{values[-1]}={','.join(apart)}"])
+            raise UserError(f"{flag} {values[-1]}: its values follow behind =, with commas between: {example}.")
         while words and "=" in words[0] and not words[0].startswith("-"):
             values.append(words.pop(0))
     return [*rest, flag, *values] if values else rest

@@ -4,10 +4,23 @@ import base64
 import csv
 import html
 import io
+import itertools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffrl.images.run import PANELS, PART, SAID, FinetuneRun, counts_by, grid_path, plot_curve
+from diffrl.images.run import (
+    HELD_OUT_PART,
+    PANELS,
+    PART,
+    SAID,
+    FinetuneRun,
+    counts_by,
+    given_grids,
+    grid_path,
+    plot_curve,
+    read_grid,
+)
 from diffrl.support.errors import UserError
 from diffrl.support.names import apart, breakable, wrapped
 from diffrl.support.plots import BLUE, COMPARED, GREEN, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
@@ -41,27 +54,31 @@ def measures_of(runs: Sequence[FinetuneRun]) -> list[str]:
 
 
 def parts_of(runs: Sequence[FinetuneRun]) -> list[str]:
-    """The parts of summed rewards that any of the runs has, as its evaluations name them."""
+    """The parts of summed rewards, and held-out ones, that any of the runs has, as its evaluations name them."""
     names = (name for run in runs for entry in run.history for name in entry)
-    return list(dict.fromkeys(name for name in names if name.startswith(PART)))
+    return list(dict.fromkeys(name for name in names if name.startswith((PART, HELD_OUT_PART))))
 
 
 def plot_curves(runs: Sequence[FinetuneRun]) -> bytes:
-    """Every measure against images scored, or rounds where a run scores none, a line a run: a picture (PNG)."""
+    """Every measure against images scored, or rounds where a run scores none, a line a run: a picture (PNG).
+
+    Runs of different rewards have panels of their own for them: values of different rewards share no axis.
+    """
     from matplotlib.figure import Figure
 
-    names = [name for name in PANELS if name in measures_of(runs)]
-    columns = min(len(names), 3)
-    lines = -(-len(names) // columns)
+    plots = [plot for name in PANELS if name in measures_of(runs) for plot in _panels(runs, name)]
+    columns = min(len(plots), 3)
+    lines = -(-len(plots) // columns)
     figure = Figure(figsize=(4.3 * columns, 3 * lines + 0.25 * len(runs)), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
     short, _ = apart([run.path.name for run in runs])
     by = counts_by([run.history for run in runs])
-    for axes, name in zip(panels, names, strict=False):
-        for i, run in enumerate(runs):
-            if any(name in entry for entry in run.measured):
-                plot_curve(axes, run.measured, name, COLOURS[i % len(COLOURS)], wrapped(short[i], 50), by)
-    for axes in panels[len(names) :]:
+    for axes, (name, title, shown) in zip(panels, plots, strict=False):
+        for i in shown:
+            plot_curve(axes, runs[i].measured, name, COLOURS[i % len(COLOURS)], wrapped(short[i], 50), by)
+        if title:
+            axes.set_title(f"{PANELS[name]}\n{title}", fontsize=10)
+    for axes in panels[len(plots) :]:
         axes.set_axis_off()
     # A run need not be in every panel: supervised ones have no reward.
     lines_of = [line for axes in panels for line in axes.get_lines()]
@@ -77,6 +94,25 @@ def plot_curves(runs: Sequence[FinetuneRun]) -> bytes:
     return png(figure)
 
 
+def _panels(runs: Sequence[FinetuneRun], name: str) -> list[tuple[str, str, list[int]]]:
+    """The panels of a measure: its name, the reward where there are several, and the numbers of the runs in it.
+
+    One evaluation is no curve: where a run has more of them, a run that has this measure in one alone is left out.
+    """
+    least = min(2, max(len(run.measured) for run in runs))
+    named = {"reward": "scored_by", "held_out": "held_out"}.get(name)
+    found: dict[str, list[int]] = {}
+    for i, run in enumerate(runs):
+        if sum(name in entry for entry in run.measured) >= least:
+            found.setdefault(str(getattr(run.config, named)) if named else "", []).append(i)
+    return [(name, _in_two_lines(of) if len(found) > 1 else "", shown) for of, shown in found.items()]
+
+
+def _in_two_lines(reward: str) -> str:
+    """A reward's name as a title above a narrow panel: its beginning where it is long."""
+    return "\n".join(textwrap.wrap(reward, 44, max_lines=2, placeholder=" ...")).replace("$", r"\$")  # no formula
+
+
 def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
     """The page's HTML: a table of the last evaluations beside the first, the curves, the grids before and after."""
     names = measures_of(runs)
@@ -85,9 +121,7 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
     short, shared = apart([run.path.name for run in runs])
     for run, called in zip(runs, short, strict=True):
         first, last, config = run.measured[0], run.history[-1], run.config
-        cells = "".join(
-            f"<td class=n>{_number(first.get(name))} &rarr; <b>{_number(last.get(name))}</b></td>" for name in names
-        )
+        cells = "".join(f"<td class=n>{_change(first.get(name), last.get(name))}</td>" for name in names)
         title = breakable(called)
         n, what_of = config.seen(last["round"], last["queries"])
         count = f"{n:,} {what_of.removeprefix('images ')}"
@@ -98,10 +132,11 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
             f"<td class=n>{last['seconds']:,.0f}</td>{cells}</tr>"
         )
         notes = "".join(f"<p class=warning>{html.escape(note)}</p>" for note in run.warnings())
+        shown = [*given_grids(run.path).items(), ("before", grid_path(run.path, first["round"]))]
+        shown.append((f"after {n:,} {what_of}", grid_path(run.path, last["round"])))
         pair = "".join(
-            f"<figure>{_image(grid_path(run.path, entry['round']).read_bytes())}"
-            f"<figcaption>{label}</figcaption></figure>"
-            for label, entry in (("before", first), (f"after {n:,} {what_of}", last))
+            f"<figure>{_image(file.read_bytes())}{_columns(file)}<figcaption>{label}</figcaption></figure>"
+            for label, file in shown
         )
         grids.append(f"<h2>{title}</h2><p class=about>{what}</p>{notes}<div class=pair>{pair}</div>")
     said = [text for text, differ in _differences(runs).items() if differ]
@@ -110,8 +145,12 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 {COMPARED}<style>{PAGE_STYLE}
-.wide {{ overflow-x: auto }} .wide th {{ white-space: normal; vertical-align: bottom }}
-.wide th:first-child {{ min-width: 7em }}
+.wide {{ overflow-x: auto }} .wide th {{ vertical-align: bottom }} .wide th, .wide td.n {{ white-space: normal }}
+.wide td, .wide th {{ padding-right: .6em; font-size: 13px }} .wide td * {{ white-space: nowrap }}
+.wide td:first-child {{ min-width: 13em; max-width: 22em; overflow-wrap: break-word }}
+.wide td:first-child * {{ white-space: normal }}
+.prompts {{ display: flex; color: #666; font-size: 12px; text-align: center; line-height: 1.25 }}
+.prompts span {{ min-width: 0; padding: 0 2px; overflow-wrap: break-word }}
 .pair {{ display: flex; gap: 1em; flex-wrap: wrap }} .pair figure {{ margin: 0; max-width: 48% }}
 .pair img {{ width: 100%; image-rendering: pixelated }} figcaption {{ color: #666 }} .warning {{ color: #a04000 }}
 </style></head><body>
@@ -131,6 +170,20 @@ def _differences(runs: Sequence[FinetuneRun]) -> dict[str, bool]:
     """What the page says of runs that differ in what must be alike for their numbers to be compared, and whether."""
     rewards, models = {run.config.scored_by for run in runs}, {run.config.model for run in runs}
     return {OTHER_REWARDS: len(rewards) > 1, OTHER_MODELS: len(models) > 1}
+
+
+def _change(first: float | None, last: float | None) -> str:
+    """The cell of a measure: first -> last, which may break between them; only the last where there is no first."""
+    if first is None:
+        return _number(None) if last is None else f"<b>{_number(last)}</b>"
+    return f"<span>{_number(first)} &rarr;</span> <b>{_number(last)}</b>"
+
+
+def _columns(grid: Path) -> str:
+    """The prompts below a grid's columns, once where neighbours show the same; "" where it does not say them."""
+    groups = [(html.escape(prompt), len(list(same))) for prompt, same in itertools.groupby(read_grid(grid)[1])]
+    cells = "".join(f'<span style="flex: {n} 1 0">{prompt}</span>' for prompt, n in groups)
+    return f"<div class=prompts>{cells}</div>" if cells else ""
 
 
 def _number(value: float | None) -> str:

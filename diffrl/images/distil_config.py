@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from diffrl.support.errors import UserError
+from diffrl.support.files import read_yaml
+from diffrl.support.folder import ABOUT, IMAGES_DISTIL, read_json
 from diffrl.support.schema import Batch, Count, Limit, Positive, Range, Rate, Seed, check, read
 
 SETTINGS, PAIRS, RESULT, PICTURE = "settings.yaml", "pairs.safetensors", "distil.json", "distil.png"
@@ -86,3 +88,20 @@ class ImageDistilConfig:
         if config.base not in STUDENTS:
             raise UserError(f"{source} is damaged: its base is {config.base!r}, expected {' or '.join(STUDENTS)}.")
         return config
+
+
+def sampled_by(model: str) -> dict[str, Any]:
+    """How the student in a distillation's folder, or in its `model`, is sampled: `steps`, and `eta` where it is not 1.
+
+    A student of consistency is made for fresh noise between its calls, and one step has none: it takes two at least. A
+    straight path has no noise. Nothing of any other model.
+    """
+    path = Path(model)
+    path = path.parent if path.name == "model" and not (path / ABOUT).is_file() else path
+    if not ((path / SETTINGS).is_file() and (path / ABOUT).is_file()):
+        return {}
+    about, settings = read_json(path / ABOUT, say=False), read_yaml(path / SETTINGS)
+    calls = settings.get("calls")
+    if not isinstance(about, dict) or about.get("kind") != IMAGES_DISTIL or type(calls) is not int:
+        return {}
+    return {"steps": max(calls, 2), **({"eta": 0.0} if settings.get("to") == "reflow" else {})}

@@ -15,14 +15,13 @@ from torch import Tensor
 from diffrl.images.distil import DistilLearner, PairSource, learned, teach
 from diffrl.images.distil_config import FILES, PAIRS, PICTURE, RESULT, SETTINGS, STUDENTS, ImageDistilConfig
 from diffrl.images.evaluation import classifier_of
-from diffrl.images.job import prompts_of
 from diffrl.images.model import Condition, ImageModel
 from diffrl.images.models import BUILT_IN, load_model
 from diffrl.images.run import FinetuneRun, drop_model, tiles, write_model
-from diffrl.images.samples import noise_of, parts, rows
+from diffrl.images.samples import noise_of, parts, prompts_of, rows
 from diffrl.support import folder, schema
 from diffrl.support.console import console, steps_bar, work
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, closest, counted
 from diffrl.support.files import atomic_path, read_yaml
 from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, claimed, held, read_json, read_tensors
 from diffrl.support.machine import explaining_memory, resolve_device, settle, versions
@@ -102,11 +101,12 @@ def _tell_length(path: Path, made_for: ImageDistilConfig, config: ImageDistilCon
         )
 
 
-def refuse_model(name: str) -> UserError:
-    """What is said of an image model that is none of those which can be distilled."""
+def refuse_model(name: str, meant: str | None = None) -> UserError:
+    """What is said of an image model that is none of those which can be distilled; meant: one that it is near."""
+    hint = "" if meant is None else f"did you mean {meant!r}? "
     return UserError(
-        f"{name} cannot be distilled: expected {', '.join(STUDENTS)}, or the folder of a fine-tuning run of one of "
-        "them. Diffusers pipelines of your own are not supported."
+        f"{name} cannot be distilled: {hint}expected {', '.join(STUDENTS)}, or the folder of a fine-tuning run of one "
+        "of them. Diffusers pipelines of your own are not supported."
     )
 
 
@@ -116,7 +116,7 @@ def _teacher(name: str, device: str) -> tuple[ImageModel, str]:
     if name in STUDENTS:
         return load_model(name, lora=None, device=device), name
     if name in BUILT_IN or not path.exists() or (path / "model_index.json").is_file():
-        raise refuse_model(name)
+        raise refuse_model(name, None if name in BUILT_IN or path.exists() else closest(name, STUDENTS))
     about = read_json(path / ABOUT) if (path / ABOUT).is_file() else {"kind": IMAGES}
     if isinstance(about, dict) and about.get("kind") == IMAGES_DISTIL:
         raise UserError(f"{path} is distilled already: give the run, or the model, that it was distilled from.")
@@ -209,7 +209,8 @@ def _train(
 ) -> None:
     start = 0 if saved is None else saved.step
     what = "a consistency model" if config.to == "consistency" else "a rectified flow"
-    title = f"{escape(config.teacher)} is distilled into {what}, {config.calls} network call(s). Run: {path}"
+    calls = counted(config.calls, "network calls")
+    title = f"{escape(config.teacher)} is distilled into {what}, {calls}. Run: {path}"
     log = MetricsLog(path, trainer.seeds, start)
     try:
         with steps_bar(config.steps, start, title, ("distil_loss",), quiet) as observer:
@@ -313,7 +314,7 @@ def _plot(path: Path, config: ImageDistilConfig, comparison: Comparison) -> None
     top, bottom = halves
     for axes, (who, calls) in zip(top.subplots(len(strips), 1), strips, strict=True):
         axes.imshow(tiles(comparison.images[who, calls][chosen], len(chosen)), interpolation="nearest")
-        axes.set_title(f"{who}, {calls} call(s)", fontsize=10)
+        axes.set_title(f"{who}, {counted(calls, 'calls')}", fontsize=10)
         axes.set_axis_off()
     said = {"agreement": "agreement with prompts", "distance": "distance to the teacher's images"}
     for axes, (measure, title) in zip(bottom.subplots(1, 2), said.items(), strict=True):

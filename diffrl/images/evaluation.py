@@ -3,7 +3,8 @@
 All measures are of the same prompts and the same noise at every evaluation, so that what changes is the model.
 
     reward           the one that is trained on; of a sum, each part beside it, without its weight
-    held_out         another one, which is not: what the reward gains and this does not is over-optimisation
+    held_out         another one, which is not: what the reward gains and this does not is over-optimisation; of a sum
+                     each part beside it, too
     kl               of the whole chain from the frozen model's, in nats an image: how far the model has moved
     diversity        root mean square distance of two images of one prompt, averaged over pairs; 0: all alike
     reference_error  the frozen model's denoising loss on the images: how odd they are to what was learned from data
@@ -16,14 +17,14 @@ All measures are of the same prompts and the same noise at every evaluation, so 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from diffrl.images.model import NotFinite
 from diffrl.images.rewards import Reward
-from diffrl.images.run import PART
+from diffrl.images.run import HELD_OUT_PART, PART
 from diffrl.images.samples import (
     EVALUATION,
     PROBE_NOISE,
@@ -91,6 +92,7 @@ class Evaluation:
 
     images: Tensor
     prompts: list[str]
+    metadata: list[Mapping[str, Any]]
     measures: dict[str, float]
 
 
@@ -121,13 +123,16 @@ def evaluate(
         if len(each) > 1:
             measures |= {PART + name: float(samples.whole(v).mean()) for name, v in each.items()}
     if held_out is not None:
-        measures["held_out"] = float(samples.whole(score(held_out, samples, config.micro_batch)[0]).mean())
+        total, each = score(held_out, samples, config.micro_batch)
+        measures["held_out"] = float(samples.whole(total).mean())
+        if len(each) > 1:
+            measures |= {HELD_OUT_PART + name: float(samples.whole(v).mean()) for name, v in each.items()}
     if setup.chain.n_decisions:
         measures["kl"] = float(samples.whole(chain_kl(setup, samples)).mean())
     images = samples.whole(samples.images.float()).cpu()
     measures["diversity"] = diversity(images, chosen)
     measures["reference_error"] = float(samples.whole(reference_error(setup, samples)).mean())
-    texts, _ = setup.prompts.of(chosen)
+    texts, metadata = setup.prompts.of(chosen)
     if classifier is not None:
         probabilities = classifier(images)
         taken = probabilities.argmax(1)
@@ -141,7 +146,7 @@ def evaluate(
             f"Round {state.round}: the evaluation's {joined(odd)} {are} not finite. Training has diverged and stops; a "
             "lower --lr usually helps."
         )
-    return Evaluation(images, texts, measures)
+    return Evaluation(images, texts, metadata, measures)
 
 
 def alarm(first: Mapping[str, float]) -> str | None:

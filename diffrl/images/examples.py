@@ -6,9 +6,10 @@ A folder is laid out as Hugging Face's imagefolder: files, and a `metadata.jsonl
     {"frames": ["b/0.png", "b/1.png"], "text": "a cube falls"}                       a video, frame by frame
     {"file_name_w": "c/1.png", "file_name_l": "c/2.png", "text": "a red cube"}       a pair: the preferred, the other
 
-`control` and `reference` are optional, but either all examples of a folder have one or none has. Names are relative to
-the folder. In place of file_name_w and file_name_l, `preferred` and `rejected` are understood. Images of any size are
-scaled and cropped, about their centre, to the size that is asked for; transparency shows white.
+`control` and `reference` are optional, but either all examples of a folder have one or none has; a model reads those
+that it has a use for. Names are relative to the folder. In place of file_name_w and file_name_l, `preferred` and
+`rejected` are understood. Images of any size are scaled and cropped, about their centre, to the size that is asked for;
+transparency shows white.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,6 +69,7 @@ class Examples:
     channels: 3 or 1, of images and extras alike.
     frames: F for videos, the first F of each example's; 0: images.
     reference: whether videos go on from a reference image, by default their first frame, and need no prompt.
+    extras: which of the images beside an example's own are read, where there are some; a folder may have more.
 
     Raises DataError, which names the file and the line: no such folder or file, no metadata, a line that is no JSON
     object, keys that are missing, no examples; and, from `batch`, an image that cannot be read.
@@ -81,6 +83,7 @@ class Examples:
         channels: int = 3,
         frames: int = 0,
         reference: bool = True,
+        extras: Sequence[str] = EXTRAS,
     ) -> None:
         self.folder, self.size, self.channels, self.frames = Path(folder), size, channels, frames
         _check_format(size, channels)
@@ -92,7 +95,7 @@ class Examples:
             where = f"{self.folder / METADATA}, line {line}"
             self._images.append(self._files(row, where))
             self.prompts.append(_text(row, where, required=frames == 0 or not reference))
-            for name in EXTRAS:
+            for name in extras:
                 if row.get(name) is not None:
                     self._extras.setdefault(name, []).append(_file(self.folder, row[name], name, where))
                     named.setdefault(name, []).append(line)
@@ -201,7 +204,8 @@ def folder_examples(folder: str, model: ImageModel) -> Examples:
     """The examples of a folder at the model's size; for a video model, with as many frames as it makes."""
     *frames, c, h, w = image_shape(model)
     reference = "reference" in model.extras
-    return Examples(folder, (h, w), channels=c, frames=frames[0] if frames else 0, reference=reference)
+    n = frames[0] if frames else 0
+    return Examples(folder, (h, w), channels=c, frames=n, reference=reference, extras=model.extras)
 
 
 def folder_pairs(folder: Path, model: ImageModel) -> ImagePairs:

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,14 @@ from diffrl.images.algorithms import ALGORITHMS, Finetuner, adamw8bit
 from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
 from diffrl.images.config.base import CONFIG, base_of, check_rank, flag
-from diffrl.images.emoji_words import PROMPTS
 from diffrl.images.evaluation import IndependentClassifier, alarm, classifier_of, evaluate, sampled
-from diffrl.images.examples import folder_examples, folder_pairs
+from diffrl.images.examples import extras_of, folder_examples, folder_pairs
 from diffrl.images.lists import read_prompts
-from diffrl.images.model import ImageModel, NotFinite
+from diffrl.images.model import ImageModel, NotFinite, image_shape
 from diffrl.images.models import model_of
 from diffrl.images.models.emoji import shipped_weights
 from diffrl.images.models.pipelines import PipelineModel
-from diffrl.images.rewards.base import check_prompts, grouped, parts_of
+from diffrl.images.rewards.base import check_prompts, parts_of
 from diffrl.images.rewards.human import Human
 from diffrl.images.rewards.scaled import scaled
 from diffrl.images.run import (
@@ -42,7 +41,8 @@ from diffrl.images.run import (
     training_loss,
     write_model,
 )
-from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain
+from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain, prompts_of
+from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human
 from diffrl.support import folder as folders
 from diffrl.support import schema
 from diffrl.support.console import console, work
@@ -66,6 +66,7 @@ def finetune(config: FinetuneConfig, *, quiet: bool = False) -> Path:
     DivergedError for training that does, Interrupted when told to stop (saved).
     """
     check_rank(schema.held(config, FinetuneConfig, "config"))
+    refuse(config)
     return _run(config, None, quiet)
 
 
@@ -135,17 +136,15 @@ class _Session:
         self._check_shares()
         device = str(world.device)
         with _waiting_for(world):  # what is made at first use is made by one
-            model = model_of(config, device, quiet)
+            refuse_human(config, world.size)
             reward = None if config.scored_by is None else rewards.parse(config.scored_by, device=device)
             if reward is not None and isinstance(config, OnlineConfig) and config.scale_rewards:
                 reward = scaled(reward)
             self.humans = [part for part in parts_of(reward) if isinstance(part, Human)]
             looked_at = None if config.held_out in (None, NOTHING) else config.held_out
             self.held_out = None if looked_at is None else rewards.parse(looked_at, device=device)
-            self._check_humans()
-            for asked in (reward, self.held_out):
-                if asked is not None and grouped(asked) and world.size > 1:
-                    raise UserError(f"{asked.name} compares the images of a prompt: leave out --processes.")
+            refuse_grouped(config, (reward, self.held_out), world.size)
+            model = model_of(config, device, quiet)  # after the rewards: what is wrong with one is said at once
             self.classifier = _classifier(config)
         prompts = _prompts(config, model)
         for asked in (reward, self.held_out):
@@ -157,21 +156,12 @@ class _Session:
         self.algorithm = ALGORITHMS[config.algo](self.setup, self.state)
         self.tuner = Finetuner(self.setup, self.state, self.algorithm)
 
-    def _check_humans(self) -> None:
-        """Raise UserError where a person is the reward of a run that cannot ask."""
-        if len(self.humans) > 1:
-            raise UserError("--reward names human twice: one person votes on one page.")
-        if any(isinstance(part, Human) for part in parts_of(self.held_out)):
-            raise UserError("--held-out human asks nobody: a person is a --reward; or give human:RUN/votes.json.")
-        if self.humans and self.world.size > 1:
-            raise UserError("--reward human asks one person at one page: leave out --processes.")
-        if self.humans and self.config.scored_before:
-            raise UserError(f"--reward human votes round by round, and {self.config.algo} scores before: --algo nft.")
-
     def run(self, path: Path, resumed: FinetuneRun | None) -> Path:
         """Open the folder, make the rounds, write the results; give the folder."""
         saved = self._open(path, resumed)
         self._say(self._title())
+        for note in notes(self.setup.reward):
+            self._say(note)
         with self._progress("Preparing", self.config.scored_before):
             self.algorithm.prepare(path)
         if saved is not None:
@@ -189,7 +179,7 @@ class _Session:
         try:
             with contextlib.ExitStack() as asking:
                 for human in self.humans:
-                    asking.enter_context(human.opened(path, self.config.rounds - self.state.round))
+                    asking.enter_context(human.opened(path, self.config.rounds - self.state.round, self.state.round))
                 self._train(log)
         except DivergedError as error:
             raise DivergedError(f"{error}{self._last_good(error)}") from error
@@ -288,8 +278,9 @@ class _Session:
         before = float(history[-1]["seconds"]) if history else 0.0
         saved = state.round if checkpoint.steps(self.folder.path) else -1
         per_round = self._work_of_round()
-        whole = per_round * config.rounds
-        with stop_signals() as stopped, self._progress("Fine-tuning", whole, per_round * state.round):
+        in_all, of = config.seen(config.rounds, config.scored_before + config.rounds * self.algorithm.queries)
+        passes, done = per_round * config.rounds, per_round * state.round
+        with stop_signals() as stopped, self._progress("Fine-tuning", passes, done, in_all, of.split()[0]):
             while True:
                 last = state.round == config.rounds
                 due = state.round % config.eval_every == 0 or last
@@ -337,6 +328,10 @@ class _Session:
         if log is not None:
             # The record comes after the picture: an evaluation that is recorded is not made again.
             plot_grid(result.images, result.prompts, grid_path(path, state.round))
+            if state.round == 0 and (model := self.setup.model).extras:
+                *_, c, h, w = image_shape(model)
+                for name, given in extras_of(result.metadata, model.extras, (h, w), c).items():
+                    plot_grid(given, result.prompts, path / "images" / f"{name}.png")
             finite = {name: value for name, value in result.measures.items() if math.isfinite(value)}
             entry = {"round": state.round, "queries": state.queries, "seconds": round(seconds, 1), **finite}
             entry |= training_loss(self.folder, log)
@@ -426,12 +421,18 @@ class _Session:
             )
 
     @contextlib.contextmanager
-    def _progress(self, title: str, total: int, done: int = 0) -> Iterator[None]:
-        """Within the block, have a bar follow the images that pass through the model: `total`, some of them `done`."""
-        state = self.state
+    def _progress(
+        self, title: str, passes: int, done: int = 0, total: int | None = None, unit: str = "images"
+    ) -> Iterator[None]:
+        """Within the block, have a bar follow the images that pass through the model: `passes`, some of them `done`.
+
+        total: what the bar counts to, in `unit`, if an image passes more than once; by default as far as `passes`.
+        """
+        state, total = self.state, passes if total is None else total
         kept = state.images, state.on_progress
-        with work(title, "images", self.quiet) as update:
-            state.images, state.on_progress = done, lambda images: update(min(images, total), total)
+        with work(title, unit, self.quiet) as update:
+            state.images = done
+            state.on_progress = lambda images: update(total * min(images, passes) // max(passes, 1), total)
             try:
                 yield
             finally:
@@ -484,11 +485,6 @@ def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
     if config.lean and isinstance(model, PipelineModel):
         model.settle([*prompts.texts, *_prompts_of_data(config, model)])
     return prompts
-
-
-def prompts_of(base: str | None) -> Sequence[str]:
-    """The prompts of a built-in model: one a class."""
-    return PROMPTS if base == "tiny-emoji" else [str(digit) for digit in range(10)]
 
 
 def _prompts_of_data(config: FinetuneConfig, model: ImageModel) -> list[str]:

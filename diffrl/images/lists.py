@@ -1,4 +1,4 @@
-"""Files that list prompts or examples: a prompts file, and the metadata.jsonl of a folder of images. No torch."""
+"""What lists prompts or examples: a file of prompts, a folder's metadata.jsonl. No torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

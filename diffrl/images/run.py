@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
 from diffrl.images.config.base import CONFIG, DIFFUSERS, PEFT, TINY
-from diffrl.images.rewards.entry import TERM, is_single
+from diffrl.images.rewards.base import asks_a_person
+from diffrl.images.rewards.entry import is_single
 from diffrl.images.saved import has_weights
 from diffrl.images.signs import CHANCE, warnings
 from diffrl.support import folder
@@ -40,8 +41,8 @@ PICTURE = "before_after.png"
 MODEL = "model"
 """The folder in it of what was trained."""
 
-PART = "reward: "
-"""What the name of a part of a summed reward begins with, in an evaluation."""
+PART, HELD_OUT_PART = "reward: ", "held_out: "
+"""What the name of a part of a summed reward, or held-out reward, begins with, in an evaluation."""
 SAID: dict[str, str] = {
     "loss": "training loss since the last evaluation",
     "reward": "reward",
@@ -106,7 +107,7 @@ class FinetuneRun:
 
         Each evaluation was scored by the votes until then; another model of them has another scale and another zero.
         """
-        if not _asks_a_person(getattr(self.config, "reward", None)):
+        if not asks_a_person(getattr(self.config, "reward", None)):
             return self.history
         before = [{n: v for n, v in entry.items() if not _by_votes(n)} for entry in self.history[:-1]]
         return before + self.history[-1:]
@@ -140,12 +141,6 @@ class FinetuneRun:
         except folder.Damaged as error:
             folder.say_once(f"{error.file} {error.why}. The run goes on without the evaluations in it.")
             return cls(path, config, damaged=True)
-
-
-def _asks_a_person(spec: str | None) -> bool:
-    """Whether a person votes on images of the run, as `human` and `human:4` ask for; `human:VOTES.json` asks nobody."""
-    terms = [match for text in (spec or "").split(" + ") if (match := TERM.fullmatch(text))]
-    return any(m["name"] == "human" and (not m["argument"] or m["argument"].isdecimal()) for m in terms)
 
 
 def _by_votes(measure: str) -> bool:
@@ -228,7 +223,8 @@ def said_of_model(model: Path, started: str) -> str:
     variant = started.partition(":")[0] if started.startswith(("control:", "reference:", "video:")) else ""
     if variant in ("control", "video"):
         adapters = "LoRA adapters in " if (model / PEFT).is_file() or (model / DIFFUSERS).is_file() else ""
-        return f"{model} ({adapters}{'peft' if (model / PEFT).is_file() else 'diffusers'}'s format)"
+        whose = "peft's" if (model / PEFT).is_file() else "diffusers'"
+        return f"{model} ({adapters}{whose} format)"
     if (model / PEFT).is_file():
         return f"{model} (LoRA adapters, peft's format: --adapter {model})"
     if (model / DIFFUSERS).is_file():
@@ -283,7 +279,8 @@ def load(path: Path) -> FinetuneConfig:
 def evaluation_line(entry: dict[str, Any], config: FinetuneConfig) -> str:
     """The line of an evaluation: after how many rounds and images, and what was measured."""
     n, what = config.seen(entry["round"], entry["queries"])
-    names = ("loss", "reward", "held_out", "class_accuracy", "kl", "diversity")
+    voted = entry["round"] > 0 or not asks_a_person(config.scored_by)  # before the first round nobody has
+    names = ("loss", *(["reward"] if voted else []), "held_out", "class_accuracy", "kl", "diversity")
     shown = "  ".join(f"{name.replace('_', ' ')} [bold]{entry[name]:.3f}[/]" for name in names if name in entry)
     return f"round {entry['round']:>4}  {n:>6,} {what}  {shown}"
 
@@ -304,8 +301,11 @@ def print_run(run: FinetuneRun) -> None:
     table = Table(title=f"{run.config.eval_samples} images of the same prompts and noise", title_justify="left")
     for name, justify in (("", "left"), ("before", "right"), ("after", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    parts = {name: f"  {name.removeprefix(PART)}" for name in last if name.startswith(PART)}
-    for name, text in {"reward": SAID["reward"], **parts, **SAID}.items():
+    parts, held_out = (
+        {name: f"  {name.removeprefix(of)}" for name in last if name.startswith(of)} for of in (PART, HELD_OUT_PART)
+    )
+    summed = {name: SAID[name] for name in ("loss", "reward")} | parts | {"held_out": SAID["held_out"]} | held_out
+    for name, text in {**summed, **SAID}.items():
         if name in last:
             table.add_row(text, f"{first[name]:.3f}" if name in first else "", f"{last[name]:.3f}")
     console.print(table)
@@ -390,32 +390,42 @@ def short_name(model: str) -> str:
 def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
     """Write a run as one picture: images of the same prompts and noise before and after, and the measures' curves.
 
-    Grids of few rows stand above each other, over the whole width, so that small images can be seen. Below each column
-    is its prompt.
+    Grids of few rows stand above each other, over the whole width, so that small images can be seen; each has the
+    height that it needs. First come the control or reference images, if there are some. Below each column is its
+    prompt.
     """
     from matplotlib.figure import Figure
 
-    grids = [_read_grid(grid_path(run.path, entry["round"])) for entry in (run.history[0], run.history[-1])]
-    wide = all(isinstance(pixels, str) or pixels.shape[1] > 3 * pixels.shape[0] for pixels, _ in grids)
-    figure = Figure(figsize=(13, 9 if wide else 7))  # laid out by hand: finding where all fits takes long
-    figure.suptitle(title if len(title) <= 120 else f"{title[:117]}...", fontsize=13, y=0.985)
-    halves: Any = figure.subfigures(2, 1, height_ratios=(2.2 if wide else 1.1, 1))
-    top, bottom = halves
-    upper = {"left": 0.025, "right": 0.99, "bottom": 0.07, "top": 0.92, "hspace": 0.2, "wspace": 0.06}
-    lower = {"left": 0.055, "right": 0.98, "bottom": 0.2, "top": 0.82, "wspace": 0.48}  # six digits fit
-    pair = top.subplots(*((2, 1) if wide else (1, 2)), gridspec_kw=upper)
-    for axes, (pixels, columns), name in zip(pair, grids, ("before", "after"), strict=True):
+    last = {"before": run.history[0]["round"], "after": run.history[-1]["round"]}
+    files = given_grids(run.path) | {name: grid_path(run.path, number) for name, number in last.items()}
+    grids = {name: read_grid(file) for name, file in files.items()}
+    slope = [0.2 if isinstance(pixels, str) else pixels.shape[0] / pixels.shape[1] for pixels, _ in grids.values()]
+    wide = max(slope) < 1 / 3
+    across = 1 if wide else len(grids)
+    # Laid out by hand, in inches: finding where all fits takes long.
+    width, margin, head, below, curves = 13.0, 0.33, 0.45, 0.5, 2.6
+    cell = (width - 0.13) / across - margin
+    tall = [min(cell * of, 3.6 if wide else 5.0) for of in slope]
+    height = head + curves + (sum(tall) + below * len(tall) if wide else max(tall) + below)
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(title if len(title) <= 120 else f"{title[:117]}...", fontsize=13, y=1 - 0.1 / height)
+    top = height - head
+    for i, ((name, (pixels, columns)), high) in enumerate(zip(grids.items(), tall, strict=True)):
+        left = margin + (0 if wide else i * (cell + margin))
+        axes = figure.add_axes((left / width, (top - high) / height, cell / width, high / height))
         if isinstance(pixels, str):
             axes.text(0.5, 0.5, pixels, ha="center", transform=axes.transAxes)
         else:
             axes.imshow(pixels, interpolation="nearest")
-            _write_prompts(axes, columns, 150 if wide else 72)
+            _write_prompts(axes, columns, 150 // across)
         axes.text(-0.01, 0.5, name, fontsize=11, rotation=90, ha="right", va="center", transform=axes.transAxes)
         axes.set_axis_off()
+        top -= (high + below) if wide else 0
     measured = run.measured
     least = min(2, len(measured))
     plotted = [name for name in PANELS if sum(name in entry for entry in measured) >= least]
-    panels = bottom.subplots(1, len(plotted), squeeze=False, gridspec_kw=lower)[0]
+    lower = {"left": 0.055, "right": 0.98, "bottom": 0.5 / height, "top": (curves - 0.5) / height, "wspace": 0.48}
+    panels = figure.subplots(1, len(plotted), squeeze=False, gridspec_kw=lower)[0]  # six digits fit
     for axes, name in zip(panels, plotted, strict=True):
         plot_curve(axes, measured, name, BLUE)
         axes.locator_params(nbins=4)  # a panel is narrow
@@ -423,7 +433,13 @@ def plot_before_after(run: FinetuneRun, path: Path, title: str) -> None:
         write_png(figure, temporary, 110)
 
 
-def _read_grid(grid: Path) -> "tuple[NDArray[np.uint8] | str, list[str]]":
+def given_grids(folder: Path) -> dict[str, Path]:
+    """The grids of what stood beside a run's prompts, control or reference images, by what they are; often none."""
+    files = {name: folder / "images" / f"{name}.png" for name in ("control", "reference")}
+    return {name: file for name, file in files.items() if file.is_file()}
+
+
+def read_grid(grid: Path) -> "tuple[NDArray[np.uint8] | str, list[str]]":
     """The pixels of a grid and its columns' prompts; in place of one that is gone or damaged a sentence."""
     import numpy as np
     from PIL import Image

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from diffrl.diffusion import Denoise, denoising_loss
 from diffrl.diffusion.chain import DenoisingChain
 from diffrl.images.config import FinetuneConfig
+from diffrl.images.emoji_words import PROMPTS as EMOJI
 from diffrl.images.examples import extras_of
 from diffrl.images.model import Condition, ImageModel, Tuned, decoded, image_shape
-from diffrl.images.rewards import Reward, ask, ask_parts, grouped
-from diffrl.images.rewards.base import parts_of
+from diffrl.images.rewards.base import Reward, answer, answer_parts, grouped, parts_of
 from diffrl.images.rewards.human import Human
 from diffrl.images.rewards.scaled import ScaledSum
 from diffrl.support.errors import UserError, out_of_memory
@@ -61,6 +61,11 @@ class Prompts:
 def plain(texts: Sequence[str]) -> Prompts:
     """Prompts without metadata."""
     return Prompts(tuple(texts), ({},) * len(texts))
+
+
+def prompts_of(base: str | None) -> Sequence[str]:
+    """The prompts of a built-in model: one a class."""
+    return EMOJI if base == "tiny-emoji" else [str(digit) for digit in range(10)]
 
 
 # --- In which process ----------------------------------------------------------------------------------------------
@@ -264,7 +269,7 @@ class Setup(Generic[Config]):
 
     def ask(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
         """The reward of images (n,), with a graph where it has one. Raises ValueError for a run without a reward."""
-        return ask(self._asked(), images, prompts, metadata)
+        return answer(self._asked(), images, prompts, metadata)
 
     def scored(self, samples: "Samples") -> Tensor:
         """The reward of this process's samples (n,), on the model's device. Raises ValueError as `ask` does."""
@@ -321,8 +326,9 @@ def score(reward: Reward, samples: Samples, micro_batch: int) -> tuple[Tensor, d
     for person in (part for part in parts_of(reward) if isinstance(part, Human)):
         person.look(samples.images, samples.prompts)
     index = by_prompt(samples.prompts) if grouped(reward) else [list(range(n))[part] for part in parts(n, micro_batch)]
+    prompts, metadata = samples.prompts, samples.metadata
     each = [
-        ask_parts(reward, samples.images[rows], [samples.prompts[i] for i in rows], [samples.metadata[i] for i in rows])
+        answer_parts(reward, samples.images[rows], [prompts[i] for i in rows], [metadata[i] for i in rows])
         for rows in index
     ]
     order = torch.tensor([i for rows in index for i in rows]).argsort()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from agents import AGENTS
 from diffrl.runs.acting import Actor, Evaluator
+from diffrl.runs.diverged import diverged
 from diffrl.runs.policy import load_stack, remarks, tell_remarks
 from diffrl.runs.report import draw_maze
 from diffrl.runs.run import Run
@@ -75,13 +76,18 @@ class Interval:
     high: float
 
     @property
+    def known(self) -> bool:
+        """Whether there is an interval."""
+        return not np.isnan(self.low)
+
+    @property
     def beyond_noise(self) -> bool:
         """Whether the interval leaves 0 out."""
         return bool(self.low > 0 or self.high < 0)
 
     def __str__(self) -> str:
         """For example `+3.1 [1.0, 5.2]`."""
-        ends = "" if np.isnan(self.low) else f" [{self.low:+.2f}, {self.high:+.2f}]"
+        ends = f" [{self.low:+.2f}, {self.high:+.2f}]" if self.known else ""
         return f"{self.mean:+.2f}{ends}"
 
 
@@ -99,24 +105,40 @@ class Difference:
     """The start states, where both reach the same return from every one of them; 0: they do not."""
 
     @property
+    def starts(self) -> str:
+        """The interval over start states, or why there is none."""
+        return str(self.over_starts) if self.over_starts.known else "unknown: one start state"
+
+    @property
+    def seeds(self) -> str:
+        """The interval over training seeds, or why there is none."""
+        return str(self.over_seeds) if self.over_seeds.known else f"unknown: one seed of {joined(self.single)}"
+
+    @property
     def verdict(self) -> str:
-        """Whether the difference is more than noise, and of what: a sentence."""
+        """Whether the difference is more than noise: a sentence or two.
+
+        It is only where both intervals leave 0 out. All seeds share the start states, so that an interval over seeds
+        alone takes what these few states have in common for what the methods do.
+        """
         if self.same:
             which = "every start state" if self.same > 1 else "the one start state"
             return f"No difference at all: the same return from {which}."
-        known = not np.isnan(self.over_seeds.low)
-        widest = self.over_seeds if known else self.over_starts
-        of = "another training seed might" if known else "other start states might"
-        sentence = (
-            f"More than noise: {'better' if widest.mean > 0 else 'worse'} by more than {of} explain."
-            if widest.beyond_noise
-            else f"Not more than noise: {of} explain it."
-        )
-        if known and not widest.beyond_noise and self.over_starts.beyond_noise:
-            return f"{sentence} (These very policies do differ, over start states.)"
-        if not known:
-            return f"{sentence} With one seed of {joined(self.single)} it says nothing of the methods."
-        return sentence
+        if not self.over_starts.known:
+            return "No verdict: one start state does not tell how far others would differ (--episodes N)."
+        by = ((self.over_seeds, "another training seed"), (self.over_starts, "other start states"))
+        noise = [what for interval, what in by if interval.known and not interval.beyond_noise]
+        of_methods = "" if self.over_seeds.known else f" With one seed of {joined(self.single)} it"
+        if noise:
+            differ = " (These very policies do differ, over start states.)" * self.over_starts.beyond_noise
+            silent = of_methods and f"{of_methods} says nothing of the methods."
+            return f"Not more than noise: {' or '.join(noise)} might explain it.{differ}{silent}"
+        if of_methods:
+            return f"These very policies differ by more than other start states might explain.{of_methods} is no " + (
+                "verdict on the methods."
+            )
+        sign = "better" if self.over_seeds.mean > 0 else "worse"
+        return f"More than noise: {sign} by more than another training seed or other start states might explain."
 
 
 def difference(
@@ -197,7 +219,9 @@ def compare(
         for other in rolled[1:]:
             names = other.place, rolled[0].place
             found = difference(_scored(other, task), _scored(rolled[0], task), names)
-            console.print(f"{names[0]} - {names[1]}: {found.over_starts}. {found.verdict}", markup=False)
+            console.print(f"{names[0]} - {names[1]}: {found.over_starts.mean:+.2f}. {found.verdict}", markup=False)
+            for over, interval in (("start states", found.starts), ("training seeds", found.seeds)):
+                console.print(f"  95 % interval over {over}: {interval}", markup=False, highlight=False)
     return written
 
 
@@ -247,10 +271,10 @@ def _roll(run: Run, at: str, name: str, episodes: int, which: str, seed: int, qu
         evaluator.close()
     tell_remarks(run, which, steps, quiet, f"{at}, {which}")
     said = remarks(run, which, steps)
-    if (unfinished := run.unfinished()) and which in ("last", "best"):
-        said.append(unfinished)
+    if short := diverged(run) or (run.unfinished() if which in ("last", "best") else ""):
+        said.append(short)
         if not quiet:
-            console.print(f"{at}: {unfinished}", style="yellow", markup=False, highlight=False)
+            console.print(f"{at}: {short}", style="yellow", markup=False, highlight=False)
     return Rolled(run, at, name, tuple(steps), np.stack(outcomes), paths, tuple(said))
 
 
@@ -334,9 +358,10 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes, which:
             found = difference(scores, _scored(first, task), (label, labels[0]))
             both = f"{breakable(label)} − {breakable(labels[0])}"
             unknown = f"unknown: one seed of {joined([breakable(lone) for lone in found.single])}"
+            seeds = found.seeds if found.over_seeds.known else unknown
             several.append(
-                f"<tr><td><b>{both}</b><br>{html.escape(found.verdict)}</td><td class=n>{found.over_starts}</td>"
-                f"<td class=n>{unknown if np.isnan(found.over_seeds.low) else found.over_seeds}</td></tr>"
+                f"<tr><td><b>{both}</b><br>{html.escape(found.verdict)}</td><td class=n>{found.starts}</td>"
+                f"<td class=n>{seeds}</td></tr>"
             )
     caveat = ""
     if task.scored_by_success and not task.comparable:
@@ -354,19 +379,20 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes, which:
         caveat += f" {html.escape(differ)}"
     if shared:
         caveat += f" The names of runs are without what all have: {breakable(shared)}."
+    starts = "the same start state" if n == 1 else f"the same {n:,} start states"
     image = base64.b64encode(picture).decode()
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 {COMPARED}<style>{PAGE_STYLE}</style></head><body>
 <h1>Policies side by side</h1>
-<p class=about>In {html.escape(task.env_text)}, from the same {n:,} start states (seed {seed}), with the same noise
+<p class=about>In {html.escape(task.env_text)}, from {starts} (seed {seed}), with the same noise
 where policies draw alike.{caveat}</p>
 <table><tr><th>run</th><th class=n>{what}, ± standard error</th><th class=n>median</th></tr>{"".join(rows)}</table>
 <h2>Differences, with intervals of 95 %</h2>
 <table><tr><th>difference</th><th class=n>over start states, of these policies</th>
 <th class=n>over training seeds, of the methods</th></tr>{"".join(several)}</table>
 <p class=about>Over start states: Student's t on paired differences. Over training seeds: Welch's t on the seeds'
-means.</p>
+means. More than noise: both leave 0 out.</p>
 <img src="data:image/png;base64,{image}" alt="what the policies did">
 </body></html>
 """

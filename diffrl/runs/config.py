@@ -227,11 +227,17 @@ class OnlineConfig:
         check(self)
 
     def refuse_steps(self, steps: int) -> None:
-        """Raise UserError where all of a run's steps would only collect."""
+        """Raise UserError where all of a run's steps would only collect, or end before SynthER's first fit."""
         if steps <= self.warm_up:
             raise UserError(
                 f"--steps is {steps}, and the first {self.warm_up} only collect (--warm-up): expected more steps, or a "
                 "shorter warm-up."
+            )
+        if self.synthetic_share and not self.refit.fits(steps - 1):
+            first = self.refit_every if self.first_fit is None else self.first_fit
+            raise UserError(
+                f"--steps is {steps}, and SynthER is first fitted after {first} (--first-fit): expected more steps, an "
+                "earlier fit, or no --synthetic-share."
             )
 
     def to_dict(self) -> dict[str, Any]:

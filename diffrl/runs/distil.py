@@ -34,7 +34,7 @@ from diffrl.support.machine import resolve_device, settle
 from diffrl.support.plots import BLUE, GREY, ORANGE, finish, save
 from diffrl.support.schema import held, read, refuse_others
 from diffrl.support.seeds import generator_at
-from diffrl.support.statistics import estimate
+from diffrl.support.statistics import SINGLE, estimate
 from diffrl.training import checkpoint
 from diffrl.tuning import distil_config
 from diffrl.tuning.distil import DistilLearner, Map, Teacher, keep_critics, student_map, teacher_of
@@ -177,7 +177,8 @@ def _fit(
 ) -> Path:
     how = {"cd": "by consistency distillation", "scm": "by sCM"}[settings.loss]
     what = f"a consistency policy {how}" if settings.to == "consistency" else "a rectified flow"
-    title = f"{teacher.config.name} of {settings.start_run} is distilled into {what}, {settings.calls} network call(s)"
+    calls = counted(settings.calls, "network calls")
+    title = f"{teacher.config.name} of {settings.start_run} is distilled into {what}, {calls}"
     title += f", evaluated in {escape(run.task.env_text)}" if run.task.env_id else ". NO SCORES: no environment"
     origin = {"to": settings.to, "start_run": str(settings.start_run), "start_steps": list(settings.start_steps)}
     with watched(run, f"{title}. Run: {run.path}", quiet, saved) as observer:
@@ -304,22 +305,29 @@ def _table(run: Run, rows: Sequence[CallsRow]) -> Table:
     if (run.settings or {}).get("to") == "consistency":
         about += " A consistency policy adds fresh noise between its calls: more of them need not come nearer."
     if rows[0].values is not None:
-        values = np.asarray(rows[0].values)
-        over = "seeds" if n > 1 else "episodes"
-        error = f", ± standard error over {over}" if values.size > 1 else ""
+        error = _error(rows) or f" ({SINGLE})"
         episodes = counted(run.config.eval_episodes, "episodes")
         about += (
             f"\nScores: {episodes} a seed (--eval-episodes), the same for all rows{error}."
             f"\nAs it acts: {AS_IT_ACTS}; the other rows are the policy's map from noise to action alone."
         )
-    table = Table(title=f"Teacher and student after the last step, {n} seed(s)", caption=about, caption_justify="left")
+    table = Table(
+        title=f"Teacher and student after the last step, {counted(n, 'seeds')}", caption=about, caption_justify="left"
+    )
     for column in ("", "network calls", "distance to the teacher", _measure(run)):
         table.add_column(column, justify="right" if column else "left")
     for row in rows:
         distance = "" if row.distance is None else f"{np.mean(row.distance):.3f}"
-        score = "" if row.values is None else estimate(row.values).explained
+        score = "" if row.values is None else str(estimate(row.values))
         table.add_row(row.who, str(row.calls), distance, score)
     return table
+
+
+def _error(rows: Sequence[CallsRow]) -> str:
+    """What the errors of the rows' scores are taken over, as a clause; "" where they have none."""
+    if rows[0].values is None or np.isnan((found := estimate(rows[0].values)).error):
+        return ""
+    return f", ± standard error over {found.over}"
 
 
 def _measure(run: Run) -> str:
@@ -354,7 +362,6 @@ def _plot(run: Run, rows: Sequence[CallsRow], settings: DistilConfig) -> None:
             )
         if scored:
             panels[0].plot(calls, [np.mean(row.values) for row in own if row.values], color=colour)
-    over = "seeds" if len(run.config.seeds) > 1 else "episodes"
     names = [_measure(run)] if scored else []
     for ax, name in zip(panels, [*names, "distance to the teacher's action"], strict=True):
         ax.set_xscale("log", base=2)
@@ -362,8 +369,7 @@ def _plot(run: Run, rows: Sequence[CallsRow], settings: DistilConfig) -> None:
         ax.minorticks_off()
         ax.set(xlabel="network calls for an action", ylabel=name)
         finish(ax)
-    error = f", ± standard error over {over}" if scored else ""
-    figure.suptitle(f"{settings.to} of {settings.start_run.name}{error}", fontsize=11)
+    figure.suptitle(f"{settings.to} of {settings.start_run.name}{_error(rows)}", fontsize=11)
     save(figure, run.path / PICTURE)
 
 

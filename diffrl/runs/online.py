@@ -136,6 +136,12 @@ def _scaled(settings: OnlineConfig, dataset: OfflineDataset, config: TrainConfig
 def _begin(run: Run, settings: OnlineConfig, agent: Agent, transitions: Transitions, quiet: bool) -> Path:
     run = dataclasses.replace(run, kind=ONLINE, settings=settings.to_dict())
     run.write()
+    fixed = agent.config.policy_kind == "deterministic" and type(agent).explore is Agent.explore
+    if fixed and not settings.exploration and not quiet:
+        console.print(
+            f"[yellow]{agent.config.name} takes one action in a state, and tries none beside it: --exploration is 0, "
+            "where such agents need some, such as 0.1.[/]"
+        )
     return _fit(run, settings, agent, transitions, quiet)
 
 

@@ -13,6 +13,7 @@ from agents.base import Agent, seed_slice
 from agents.planning import Planner
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.runs.acting import Actor, Evaluator, Share
+from diffrl.runs.diverged import why_short
 from diffrl.runs.export import hub
 from diffrl.runs.export.folder import check_is, open_policy
 from diffrl.runs.kind import require_checkpoint
@@ -348,8 +349,8 @@ def evaluate(
     asked = _there(run, asked, quiet)
     seeds = range(len(run.config.seeds))  # a checkpoint that is not there is refused before any is scored
     steps = {name: [_find_checkpoint(run, name, index).step for index in seeds] for name in asked}
-    if (unfinished := run.unfinished()) and {"last", "best"} & set(asked) and not quiet:
-        console.print(f"{run.path}: {unfinished}", style="yellow", markup=False, highlight=False)
+    if (short := why_short(run)) and {"last", "best"} & set(asked) and not quiet:
+        console.print(f"{run.path}: {short}", style="yellow", markup=False, highlight=False)
     evaluator = Evaluator.of(run.task)
     result: dict[Any, Any] = {}
     known: dict[tuple[int, int], tuple[Any, ...]] = {}

@@ -30,7 +30,7 @@ from diffrl.support.stopping import going_on
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
 from diffrl.training.logs import SHOWN, MetricsLog, ScoreBook, Scores, plus_minus, tidy
-from diffrl.training.loop import Evaluations, InLine, Loop, NoEvaluations, Trainer
+from diffrl.training.loop import DivergedError, Evaluations, InLine, Loop, NoEvaluations, Trainer
 from diffrl.training.sinks import TENSORBOARD
 from diffrl.training.stack import StackTrainer
 from envs.datasets import FILE_SUFFIXES, called, load_dataset, whereabouts
@@ -175,7 +175,13 @@ def watched(run: Run, title: str, quiet: bool, saved: checkpoint.Checkpoint | No
         lowering_memory(run.config, run.path),
         steps_bar(run.config.steps, start, title, SHOWN, quiet) as observer,
     ):
-        yield observer
+        try:
+            yield observer
+        except DivergedError as error:
+            from diffrl.runs.diverged import keep
+
+            keep(run.path, error)
+            raise
 
 
 def fit(

@@ -1,7 +1,6 @@
 """Fine-tuning runs of policies: the run they start from, the trainer, the loop."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from diffrl.runs.kind import FILES, OFFLINE
 from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_frozen, tell_remarks
 from diffrl.runs.run import Run, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
+from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.folder import add, claimed, verified
 from diffrl.support.machine import resolve_device, settle
@@ -65,13 +65,15 @@ def finetune_policy(settings: TuningConfig, *, quiet: bool = False, **options: A
     """
     held(settings, TuningConfig, "settings")
     refuse_others(options, "a fine-tuning run, beside its settings", RunOptions)
+    settings.refuse_unused()
     asked = RunOptions(**options)
     start = _start(settings).within(None, asked.env_kwargs, asked.max_episode_steps)
     steps = default_steps(settings) if asked.steps is None else asked.steps
     eval_every = max(steps // 10, 1) if asked.eval_every is None else asked.eval_every
     log_every = asked.log_every
     if isinstance(settings, ActingConfig) and acts(settings):
-        steps, eval_every = (_whole(n, settings.iteration) for n in (steps, eval_every))
+        tuning.refuse_steps(settings, steps)
+        steps, eval_every = _in_whole(settings, steps, quiet), settings.whole(eval_every)
         log_every = settings.iteration
     old = start.config
     device = resolve_device(asked.device or old.device)
@@ -116,7 +118,7 @@ def resume_tuning(run: Run, *, steps: int | None, device: str | None, quiet: boo
     device = resolve_device(device or run.config.device)
     steps = run.config.steps if steps is None else steps
     if isinstance(settings, ActingConfig) and acts(settings):
-        steps = _whole(steps, settings.iteration)
+        steps = _in_whole(settings, steps, quiet)
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, steps=steps, device=device))
     saved = newest(run)
     settle()
@@ -225,12 +227,7 @@ def _check(agent: Agent, settings: TuningConfig) -> None:
     if not isinstance(settings, DPPOConfig):
         denoising_policy(agent)
         return
-    policy = chain_policy(agent)
-    if settings.tuned_steps is not None and settings.tuned_steps > policy.steps:
-        raise UserError(
-            f"--tuned-steps is {settings.tuned_steps}; the policy has {policy.steps} denoising steps, so expected 1 to "
-            f"{policy.steps}."
-        )
+    settings.refuse_more(chain_policy(agent).steps)
 
 
 def _preferences(start: Run, settings: TuningConfig, quiet: bool) -> Preferences | None:
@@ -293,6 +290,12 @@ def _load_start(agent: Agent, state: dict[str, torch.Tensor]) -> None:
         tensor.copy_(state[name.replace(".early.", ".")])
 
 
-def _whole(steps: int, iteration: int) -> int:
-    """The steps, rounded up to whole iterations."""
-    return math.ceil(steps / iteration) * iteration
+def _in_whole(settings: ActingConfig, steps: int, quiet: bool) -> int:
+    """The steps, rounded up to whole iterations, which is said."""
+    whole = settings.whole(steps)
+    if whole != steps and not quiet:
+        console.print(
+            f"{whole:,} steps are made ({steps:,} asked for; iterations are whole, {settings.iteration:,} steps each).",
+            markup=False,
+        )
+    return whole

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -56,6 +57,22 @@ class TuningConfig:
         object.__setattr__(self, "start_checkpoint", str(self.start_checkpoint))  # from Python, a step
         check(self)
 
+    def unused(self) -> tuple[tuple[str, ...], str, str]:
+        """The fields of which a run with these settings makes no use, what they are for, and what this run is."""
+        return (), "", ""
+
+    def refuse_unused(self, given: Collection[str] = ()) -> None:
+        """Raise UserError for a value given to a field of which a run with these settings makes no use.
+
+        given: fields that were named, which are refused at their defaults too. It is asked of new runs alone: a folder
+        that holds such a value is read, and goes on, without it.
+        """
+        fields, what, this = self.unused()
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for name in fields:
+            if name in given or getattr(self, name) != defaults[name]:
+                raise UserError(f"--{name.replace('_', '-')} is for {what}: {this} has no use for it.")
+
 
 @dataclass(frozen=True)
 class ActingConfig(TuningConfig):
@@ -91,6 +108,10 @@ class ActingConfig(TuningConfig):
         """Environment steps of a seed between updates."""
         return self.environments * self.rollout_steps
 
+    def whole(self, steps: int) -> int:
+        """Environment steps of a seed, rounded up to whole iterations."""
+        return math.ceil(steps / self.iteration) * self.iteration
+
 
 @dataclass(frozen=True)
 class DPPOConfig(ActingConfig):
@@ -118,6 +139,20 @@ class DPPOConfig(ActingConfig):
     bc_weight: NotNegative = 0.0
     """Weight of imitating the pretrained policy's chains in the states visited (the authors' BC loss), in nats."""
 
+    def refuse_chain(self, agent: AgentConfig) -> None:
+        """Raise UserError where an agent's chain has fewer steps than are to be tuned, as far as its settings say."""
+        steps = getattr(agent, "denoising_steps", None)
+        if self.tuned_steps is not None and steps is not None:
+            self.refuse_more(steps)
+
+    def refuse_more(self, steps: int) -> None:
+        """Raise UserError where more denoising steps are to be tuned than a policy has, these."""
+        if self.tuned_steps is not None and self.tuned_steps > steps:
+            raise UserError(
+                f"--tuned-steps is {self.tuned_steps}; the policy has {steps} denoising steps, so expected 1 to "
+                f"{steps}."
+            )
+
 
 @dataclass(frozen=True)
 class NFTConfig(ActingConfig):
@@ -128,7 +163,7 @@ class NFTConfig(ActingConfig):
     advantages: Literal["environment", "critics"] = "environment"
     """Where advantages come from: from acting in the environment, as DPPO's do (GAE, a new state-value critic), or from
     the run's own critics, in the states of its data and without acting. With critics the options that act in
-    environments, and those of the new critic, have no effect."""
+    environments, and those of the new critic, are refused."""
     group: Annotated[int, Range(2, 10**6)] = 16
     """critics: actions drawn in a state, which are compared with each other (the paper: 24 images a prompt)."""
     states: Batch = 64
@@ -151,6 +186,32 @@ class NFTConfig(ActingConfig):
     the trained policy's."""
     sampling_decay_rate: NotNegative = 0.001
     """How fast that weight rises with the iterations or updates, from 0, where the trained policy samples."""
+
+    def unused(self) -> tuple[tuple[str, ...], str, str]:
+        """What only the other kind of advantages needs."""
+        if self.advantages == "environment":
+            return OF_CRITICS, "--advantages critics", "nft in an environment"
+        return OF_ACTING, "--advantages environment", "nft by critics"
+
+
+OF_CRITICS = ("group", "states")
+"""The fields of nft that only advantages by critics need."""
+OF_ACTING = (
+    "environments",
+    "rollout_steps",
+    "epochs",
+    "batch_size",
+    "critic_lr",
+    "critic_width",
+    "critic_layers",
+    "critic_warm_up",
+    "discount",
+    "gae_lambda",
+    "reward_scaling",
+    "exploration",
+    "companions",
+)
+"""The fields of nft that only acting in an environment needs."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +251,22 @@ class DPOConfig(TuningConfig):
     learning_rate: Positive = 3e-4
     """Adam's learning rate of the policy."""
 
+    def unused(self) -> tuple[tuple[str, ...], str, str]:
+        """What only preferences that are made need."""
+        if self.preferences == "auto":
+            return (), "", ""
+        return OF_MADE, "preferences that are made (--preferences auto)", "dpo on a file of them"
+
+    def refuse_file(self) -> None:
+        """Raise UserError where there is no such file of preferences."""
+        if self.preferences != "auto" and not Path(self.preferences).exists():
+            raise UserError(
+                f"There is no file of preferences {self.preferences}; `--preferences auto` makes them from the data."
+            )
+
+
+OF_MADE = ("pairs", "segment", "judge", "temperature", "label_noise")
+"""The fields of dpo by which preferences are made."""
 
 NOT_ALONE = ("fql", "q_guidance")
 """Agents that do not act by their generative policy alone: by a distillate of it, and by a guided one."""
@@ -200,17 +277,24 @@ WITH_CHAIN, WITH_LOSS = joined(agents.names("chain")), joined(agents.names("chai
 
 def no_chain(name: str, solver: bool) -> UserError:
     """What is said of an agent for PPO over a chain; solver: whether its policy samples by one."""
+    why = "has no diffusion chain to fine-tune"
     if solver:
-        return UserError(
-            f"The agent {name} samples by a deterministic solver, whose steps have no probabilities for PPO to change: "
-            f"expected one of {WITH_CHAIN}; from preferences (--algo dpo) {name} can be fine-tuned."
-        )
-    return UserError(f"The agent {name} has no diffusion chain to fine-tune; those that have one are {WITH_CHAIN}.")
+        why = "samples by a deterministic solver, whose steps have no probabilities for PPO to change"
+    others = {"DiffusionNFT (--algo nft)": name in FORWARD, "from preferences (--algo dpo)": solver}
+    return _without(f"The agent {name} {why}: expected one of {WITH_CHAIN}", name, others)
 
 
 def no_denoising(name: str) -> UserError:
     """What is said of an agent that does not act by a policy that a denoising loss trains."""
-    return UserError(f"The agent {name} does not act by a diffusion policy; those that do are {WITH_LOSS}.")
+    why = f"The agent {name} does not act by a diffusion policy; those that do are {WITH_LOSS}"
+    return _without(why, name, {"DiffusionNFT (--algo nft)": name in FORWARD})
+
+
+def _without(why: str, name: str, others: Mapping[str, bool]) -> UserError:
+    """What is said of an agent that one algorithm cannot take; others: by what else, and whether that takes it."""
+    taking = [how for how, takes in others.items() if takes]
+    by = " or ".join(f"by {how}" if how.startswith("Diff") else how for how in taking)
+    return UserError(f"{why}; {by} {name} can be fine-tuned." if taking else f"{why}.")
 
 
 def no_forward(name: str) -> UserError:
@@ -256,6 +340,19 @@ def get(algo: str) -> type[TuningConfig]:
 def acts(config: TuningConfig) -> bool:
     """Whether the steps of a run are environment steps: whether it acts to learn."""
     return isinstance(config, DPPOConfig) or (isinstance(config, NFTConfig) and config.advantages == "environment")
+
+
+def refuse_steps(config: TuningConfig, steps: int) -> None:
+    """Raise UserError where the critic alone would learn in all of a run's environment steps of a seed."""
+    if not (isinstance(config, ActingConfig) and acts(config)):
+        return
+    alone = config.critic_warm_up * config.iteration
+    if config.whole(steps) <= alone:
+        raise UserError(
+            f"--steps is {steps:,}, and in the first {alone:,} the critic alone learns (--critic-warm-up "
+            f"{config.critic_warm_up}, in iterations of {config.iteration:,} steps): expected more steps, or a shorter "
+            "warm-up."
+        )
 
 
 def default_steps(config: TuningConfig) -> int:

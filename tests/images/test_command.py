@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from diffrl.images.config import ALGORITHMS
 from diffrl.images.job import _less_memory
 from diffrl.images.models import digits
 from diffrl.images.run import FinetuneRun, is_whole, lost, plot_curve
+from diffrl.support import console as console_module
 from diffrl.support.errors import UserError
 from tests.images import tiny
 
@@ -89,6 +91,50 @@ def test_every_algorithm_runs(algo: str, quick: Path, capsys: pytest.CaptureFixt
     trained = {name.removeprefix("parameter."): t for name, t in final(run).items() if name.startswith("parameter.")}
     assert set(trained) == set(loaded)
     assert all(torch.equal(trained[name], loaded[name]) for name in trained)
+
+
+@pytest.mark.parametrize(
+    ("words", "whole", "unit"),
+    [
+        (["--algo", "ddpo-is", *SMALL, "--passes", "2"], 32, "images"),
+        (["--algo", "draft", *SMALL], 32, "images"),
+        (["--algo", "supervised", *UNSCORED, "--rounds", "2", "--updates", "2"], 64, "images"),
+        (["--algo", "dpo", *SMALL, "--rounds", "2", "--updates", "2"], 64, "pairs"),
+    ],
+)
+def test_progress_counts_what_evaluations_count(
+    words: list[str], whole: int, unit: str, quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Images are counted once, though each is sampled and trained on, and never those of an evaluation."""
+    monkeypatch.setattr(console_module, "LINE_EVERY", 0.0)
+    assert main(["finetune", *words, "--micro-batch", "8", "--out", "run"]) == 0
+    told = re.findall(r"Fine-tuning ([\d,]+)/([\d,]+)  \S+ (\w+)/s", capsys.readouterr().err)
+    assert {(total, of) for _, total, of in told} == {(str(whole), unit)}
+    done = [int(n) for n, _, _ in told]
+    assert done == sorted(done)
+    assert done[-1] == whole
+
+
+def test_the_parts_of_a_sum_that_is_held_out_are_shown(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In evaluations, in the table, below the sum that they add up to, and in the comparison's numbers."""
+    assert main(["finetune", *SMALL, "--reward", "jpeg", "--held-out", "png + 0.5*digit:8", "--out", "run"]) == 0
+    last = json.loads(Path("run/evaluations.json").read_text())[-1]
+    assert last["held_out"] == pytest.approx(last["held_out: png"] + 0.5 * last["held_out: digit:8"], rel=1e-5)
+    said = capsys.readouterr().err
+    rows = [said.rindex(name) for name in ("held-out reward ", "  png ", "  digit:8 ", "class accuracy")]
+    assert rows == sorted(rows)
+    assert main(["compare", "run", "--out", "page.html"]) == 0
+    assert "held_out: png" in Path("page.csv").read_text()
+
+
+def test_a_run_of_a_policy_is_no_image_model(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether there are prompts or not; and the command that is meant is named."""
+    Path("dql").mkdir()
+    Path("dql/run.json").write_text(json.dumps({"kind": "offline"}))
+    Path("prompts.txt").write_text("a cat\n")
+    for more in ([], ["--prompts", "prompts.txt"]):
+        said = fails(["--model", "dql", *more], capsys)
+        assert said.endswith("dql is the run of a policy, and no image model: diffrl finetune policy dql.")
 
 
 def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -227,6 +227,14 @@ def test_a_run_that_is_cut_goes_on_bit_for_bit_and_is_a_model_like_any_other(qui
     )
     assert base_of(str(whole)) == "tiny-digits"
     assert config.lora == 0
+    asked = FinetuneConfig(model=str(whole / "model"), reward="png")  # sampled as it was made to be
+    straight = to == "reflow"
+    assert (asked.algo, asked.steps, asked.eta) == ("nft" if straight else "ddpo-is", 2, 0 if straight else 1)
+    assert FinetuneConfig(model=str(whole), steps=7, eta=0.5, algo="ddpo-is").steps == 7
+    assert FinetuneConfig(model="tiny-digits", reward="png").steps == 10
+    if straight:
+        with pytest.raises(UserError, match="ddpo-is cannot learn from it: give more, or --algo nft"):
+            FinetuneConfig(model=str(whole), algo="ddpo-is")
     history = json.loads((finetune(config, quiet=True) / "evaluations.json").read_text())
     assert "class_accuracy" in history[0]
     with pytest.raises(UserError, match="has 4 steps already"):
@@ -410,6 +418,8 @@ def test_what_cannot_be_distilled_is_said_in_a_line(quick: Path) -> None:
         return str(raised.value)
 
     assert "tiny-latents cannot be distilled: expected tiny-emoji, tiny-digits" in refused("tiny-latents")
+    near = "tiny-emoj cannot be distilled: did you mean 'tiny-emoji'? expected tiny-emoji, tiny-digits"
+    assert near in refused("tiny-emoj")
     Path("pipeline").mkdir()
     Path("pipeline/model_index.json").write_text("{}")
     assert "Diffusers pipelines of your own are not supported" in refused("pipeline")

@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import json
+import queue
 import re
 import shutil
 import threading
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,7 @@ def test_a_run_goes_on_and_is_made_again(
     history = json.loads((quick / "whole" / "evaluations.json").read_text())
     assert history[0]["reward"] == 0
     assert history[-1]["reward"] != 0
+    assert "round 0 0 images scored held out" in said, "without a vote there is no reward"
     assert "There is no reward before: every evaluation is scored by the votes until then" in said
     run = FinetuneRun.read(quick / "whole")
     assert ["reward" in entry for entry in run.measured] == [False, False, True], "the others have other scales"
@@ -214,6 +217,7 @@ def test_a_run_goes_on_and_is_made_again(
 
     shutil.rmtree(quick / "whole" / "checkpoints" / "000000002")
     resume(quick / "whole", quiet=True)
+    assert "You are asked for at most 0 choices (1 round" in " ".join(capsys.readouterr().err.split())
     assert person.votes == 8, "votes that are kept are not asked for again"
     again = final(quick / "whole")
     assert all(torch.equal(a, again[name]) for name, a in expected.items())
@@ -228,6 +232,44 @@ def test_a_run_goes_on_and_is_made_again(
     assert "is not the image that was voted on" in mistake(
         ["finetune", "--reward", "human:whole/votes.json", *SMALL], capsys
     )
+
+
+def test_a_vote_is_answered_with_the_next_images_and_can_be_taken_back(
+    quick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a round the page goes from group to group; back is to the group before, whose vote then counts once."""
+    addresses: queue.Queue[str] = queue.Queue()
+    human = Human(3, ready=addresses.put)
+    batch, prompts = torch.rand(12, 1, 8, 8), [text for text in "abc" for _ in range(4)]
+
+    def ask(call: str, value: Any = None) -> Any:
+        request = urllib.request.Request(
+            f"{address}{call}", json.dumps(value).encode(), {"Content-Type": "application/json"}
+        )
+        return json.loads(urllib.request.urlopen(request, timeout=60).read())
+
+    with human.opened(quick, 1):
+        human.at(0, asking=True)
+        address = addresses.get(timeout=60)
+        run = threading.Thread(target=human.look, args=(batch, prompts), daemon=True)
+        run.start()
+        while not (first := ask("state"))["group"]:
+            time.sleep(0.01)
+        assert (first["left"], first["back"]) == (3, False)
+        assert ask("back")["group"] == first["group"], "nothing is before the first"
+        second = ask("choose", {"images": first["group"]["images"], "best": 0})
+        assert second["group"] != first["group"]
+        assert (second["left"], second["back"], second["votes"]) == (2, True, 1)
+        again = ask("back")
+        assert (again["group"], again["left"], again["back"], again["votes"]) == (first["group"], 3, False, 0)
+        assert read_votes(quick / "votes.json") == []
+        assert ask("choose", {"images": again["group"]["images"], "best": 2})["group"] == second["group"]
+        third = ask("choose", {"images": second["group"]["images"], "best": None})
+        assert third["left"] == 1
+        last = ask("choose", {"images": third["group"]["images"], "best": 1})
+        assert (last["group"], last["left"], last["back"]) == (None, 0, False), "the round is over: it trains"
+        run.join(60)
+    assert [vote.best for vote in read_votes(quick / "votes.json")] == [2, None, 1]
 
 
 @pytest.mark.usefixtures("hardly_learned")
@@ -258,6 +300,10 @@ def test_a_person_votes_in_a_browser(quick: Path, monkeypatch: pytest.MonkeyPatc
                 group(page, 0)
                 page.screenshot(quick / "page.png")
                 page.click(".image:nth-child(2)")
+                group(page, 1)
+                page.press("2")
+                group(page, 2)
+                page.press("ArrowUp")
                 group(page, 1)
                 page.press("1")
                 group(page, 2)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from diffrl.diffusion import denoising_loss, sample
 from diffrl.images.examples import Digits
 from diffrl.images.model import Lora
-from diffrl.images.models import latents
+from diffrl.images.models import latents, training
 from diffrl.images.models.latents import read_latents, tiny_latents, train_latents
 from diffrl.support.errors import UserError
 
@@ -77,13 +77,31 @@ def test_it_is_trained_at_first_use_and_then_read(tmp_path: Path, monkeypatch: p
     assert not list(tmp_path.rglob("*.bin"))
 
 
-def test_a_training_that_is_cut_leaves_nothing(tmp_path: Path) -> None:
-    def cut(done: int, of: int) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("part", ["vae_progress", "progress"])
+@pytest.mark.parametrize("at", [2, 3])
+def test_a_training_that_is_cut_goes_on_bit_for_bit(
+    part: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From what was kept last of either part: weights, Adam, rates and random numbers. It is then gone."""
+    monkeypatch.setattr(training, "KEEP_EVERY", 2)
+    train_latents(tmp_path / "whole", vae_steps=4, steps=4)
 
+    def cut(done: int, of: int) -> None:
+        if done == at:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "models" / "tiny"
     with pytest.raises(KeyboardInterrupt):
-        train_latents(tmp_path / "models" / "tiny", vae_steps=1, steps=1, vae_progress=cut)
-    assert not list(tmp_path.rglob("*.safetensors"))
+        train_latents(folder, vae_steps=4, steps=4, **{part: cut})
+    assert not folder.exists()
+    made: dict[str, list[int]] = {"vae_progress": [], "progress": []}
+    hear = {name: (lambda done, of, heard=heard: heard.append(done)) for name, heard in made.items()}
+    train_latents(folder, vae_steps=4, steps=4, **hear)
+    assert made[part] == [3, 4]
+    assert made["vae_progress"] == ([3, 4] if part == "vae_progress" else [])
+    whole, again = weights(tmp_path / "whole"), weights(folder)
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
 
 
 def test_its_denoiser_and_its_steps_are_the_schedulers(folder: Path) -> None:

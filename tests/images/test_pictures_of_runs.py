@@ -4,15 +4,30 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diffrl.cli import main
 from diffrl.images import run as module
-from diffrl.images.compare import OTHER_MODELS, compare
+from diffrl.images.compare import OTHER_MODELS, _panels, compare
+from diffrl.images.compare import page as page_of
 from diffrl.images.config import FinetuneConfig
-from diffrl.images.run import COLUMNS, FinetuneRun, choose, counts_by, plot_before_after, short_name
+from diffrl.images.models import load_model
+from diffrl.images.run import (
+    COLUMNS,
+    FinetuneRun,
+    choose,
+    counts_by,
+    plot_before_after,
+    plot_grid,
+    said_of_model,
+    short_name,
+)
 from diffrl.images.signs import warnings
+from diffrl.support.errors import UserError
+from tests.browser import CHROMIUM, Browser
 from tests.images.test_command import SMALL, UNSCORED
 
 
@@ -61,6 +76,41 @@ def test_a_picture_has_its_prompts_and_a_short_title(quick: Path, monkeypatch: p
     assert {model: short_name(model) for model in names} == names
 
 
+@pytest.mark.parametrize(
+    ("samples", "prompts"), [(20, "3\n"), (8, "3\n5\n"), (20, "0\n1\n2\n3\n"), (40, "3\n4\n5\n6\n7\n")]
+)
+def test_a_picture_has_no_band_of_white(samples: int, prompts: str, quick: Path) -> None:
+    """Of one row of images or several no two pieces are further apart than a line of prompts and a title need."""
+    config = FinetuneConfig(model="tiny-digits", reward="jpeg", queries=64, out=quick)
+    of = [prompt for prompt in prompts for _ in range(samples // len(prompts))]
+    (quick / "images").mkdir()
+    for number in (0, 1):
+        plot_grid(torch.zeros(len(of), 1, 8, 8), of, quick / f"images/{number:06d}.png")
+    history = [{"round": n, "queries": 64 * n, "seconds": 0.0, "reward": n, "kl": n, "diversity": 1} for n in (0, 1)]
+    plot_before_after(FinetuneRun(quick, config, history), quick / "picture.png", "title")
+    with Image.open(quick / "picture.png") as picture:
+        written = (np.asarray(picture.convert("L")) < 250).any(1)
+    gaps = np.diff(np.flatnonzero(written))
+    assert gaps.max() < 60  # of 110 dots an inch
+
+
+def test_runs_of_different_rewards_share_no_axis(quick: Path) -> None:
+    """Each reward has a panel; where all runs have one they share it. A lone evaluation is no curve."""
+
+    def made(name: str, reward: str, held_out: str, points: int = 2) -> FinetuneRun:
+        history = [
+            {"round": n, "queries": n, "seconds": 0.0, "reward": n, "held_out": n, "kl": n} for n in range(points)
+        ]
+        return FinetuneRun(quick / name, FinetuneConfig(reward=reward, held_out=held_out), history)
+
+    one, other, same = made("a", "jpeg", "png"), made("b", "colour:red", "png"), made("c", "jpeg", "png")
+    assert _panels([one, same], "reward") == [("reward", "", [0, 1])]
+    assert _panels([one, other, same], "reward") == [("reward", "jpeg", [0, 2]), ("reward", "colour:red", [1])]
+    assert _panels([one, other, same], "held_out") == [("held_out", "", [0, 1, 2])]
+    assert _panels([one, made("d", "symmetry", "png", 1)], "reward") == [("reward", "", [0])]
+    assert _panels([made("d", "symmetry", "png", 1)], "reward") == [("reward", "", [0])]
+
+
 def test_a_model_says_what_it_is_and_is_used_so(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Adapters of a built-in model are peft's: they are trained further, at their rank."""
 
@@ -74,6 +124,10 @@ def test_a_model_says_what_it_is_and_is_used_so(quick: Path, capsys: pytest.Capt
     assert main(["finetune", *SMALL, "--adapter", "lora/model", "--out", "further"]) == 0
     assert "LoRA of rank 2" in heard()
     assert FinetuneRun.read(quick / "further").config.lora == 2
+    assert said_of_model(quick / "lora/model", "control:ID").endswith("/model (LoRA adapters in peft's format)")
+    assert said_of_model(quick, "control:ID") == f"{quick} (diffusers' format)"
+    with pytest.raises(UserError, match=r"as its adapter \(--adapter, or adapter=\.\.\. in Python\)"):
+        load_model("lora", lora=None)
 
 
 def test_a_comparison_says_what_differs_and_counts_by_one_thing(quick: Path) -> None:
@@ -93,3 +147,24 @@ def test_a_comparison_says_what_differs_and_counts_by_one_thing(quick: Path) -> 
     assert OTHER_MODELS not in page
     for said in ("<td class=n>32 scored</td>", "<td class=n>16 seen</td>", "after 16 images seen"):
         assert said in page
+    assert "&ndash; &rarr;" not in page
+    assert page.count('<span style="flex: 1 1 0">7</span>') == 4, "prompts below the images before and after"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: apt-get install chromium")
+def test_a_table_of_unlike_runs_fits_its_page(quick: Path) -> None:
+    """Of runs with all measures and long names of rewards, and without breaks inside words."""
+    names = ("loss", "reward", "held_out", "class_accuracy", "kl", "diversity", "class_entropy", "reference_error")
+    runs = []
+    for name in ("one", "other"):
+        history = [{"round": n, "queries": n, "seconds": 1e4, **dict.fromkeys(names, -0.01234)} for n in (0, 1)]
+        runs.append(FinetuneRun(quick / name, FinetuneConfig(reward="human:runs/human/votes.json"), history))
+        for n in (0, 1):
+            (quick / name / "images").mkdir(parents=True, exist_ok=True)
+            plot_grid(torch.zeros(4, 3, 8, 8), ["a", "a", "b", "b"], quick / name / f"images/{n:06d}.png")
+    (quick / "page.html").write_text(page_of(runs, b""))
+    with Browser(quick, 1200, 900) as browser:
+        browser.open(f"file://{quick / 'page.html'}")
+        width = "document.querySelector('.wide')"
+        assert browser.value(f"{width}.scrollWidth <= {width}.clientWidth")
+        assert browser.value("document.querySelector('.wide td').clientWidth") > 150

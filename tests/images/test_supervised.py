@@ -1,13 +1,18 @@
 """`--algo supervised` from a folder to a saved model: plain, with a ControlNet, with a reference, of a video."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from PIL import Image
 
+from diffrl.images.compare import compare
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.lists import METADATA
+from diffrl.images.run import given_grids
 from diffrl.support.errors import UserError
 
 diffusers = pytest.importorskip("diffusers")
@@ -78,7 +83,37 @@ def test_a_folder_of_examples_becomes_a_saved_model(
     path = run(name, data / folder, tmp_path / "run", lora=lora)
     assert (path / "model" / saved).is_file()
     assert list(path.rglob("*.png"))
+    given = {"control:": {"control"}, "reference:": {"reference"}, "video:": {"reference"}}.get(kind, set())
+    assert set(given_grids(path)) == given
+    compare([path], tmp_path / "page.html")
+    shown = re.findall("<figcaption>(.*?)</figcaption>", (tmp_path / "page.html").read_text())
+    assert shown == [*given, "before", "after 8 images seen"]
+    with Image.open(path / "images" / "000000.png") as samples:
+        for grid in given_grids(path).values():
+            with Image.open(grid) as picture:
+                assert picture.size == samples.size
+                assert picture.text == samples.text  # type: ignore[attr-defined]
     assert not list(path.rglob("*.bin"))
+
+
+def test_one_folder_serves_models_of_different_keys(models: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    """With a control and a reference beside each image each model learns as from a folder with its own key alone."""
+    (data / "all").mkdir()
+    rows = [json.loads(line) for line in (data / "control" / METADATA).read_text().splitlines()]
+    both = [{**row, "reference": f"../reference{i}.png"} for i, row in enumerate(rows)]
+    (data / "all" / METADATA).write_text("\n".join(map(json.dumps, both)))
+    for kind, lora in (("control", 0), ("reference", 2)):
+        name = f"{kind}:{models['image']}"
+        states = [
+            safetensors.torch.load_file(
+                run(name, data / folder, tmp_path / kind / folder, lora=lora, rounds=1)
+                / "checkpoints"
+                / "000000001"
+                / "state.safetensors"
+            )
+            for folder in (kind, "all")
+        ]
+        assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
 
 
 def test_control_that_is_missing_is_said(models: dict[str, Path], data: Path, tmp_path: Path) -> None:

@@ -111,8 +111,8 @@ def test_intervals_are_scipys() -> None:
     assert difference(theirs, ours).over_starts.high == pytest.approx(-found.over_starts.low, rel=1e-12)
 
 
-def test_the_verdict_is_that_of_the_wider_question() -> None:
-    """Policies that differ from every start are no evidence for methods whose seeds differ as much."""
+def test_more_than_noise_needs_both_intervals_to_leave_0_out() -> None:
+    """Policies that differ from every start say nothing of seeds that differ as much, nor seeds of other starts."""
     starts = np.random.default_rng(0).normal(0, 5, 40)
     low, high = (starts + np.array([[0.0], [10.0]]) + shift for shift in (0, 1))
     found = difference(high, low)
@@ -122,11 +122,44 @@ def test_the_verdict_is_that_of_the_wider_question() -> None:
     many = starts + np.linspace(0, 1, 5)[:, None]
     assert difference(many + 3, many).verdict.startswith("More than noise: better by more than another training seed")
     assert difference(many, many + 3).verdict.startswith("More than noise: worse")
-    single = difference(high[:1], low[:1] + np.random.default_rng(1).normal(0, 0.1, 40))
-    assert np.isnan(single.over_seeds.low)
-    assert single.verdict.startswith("More than noise: better by more than other start states")
-    assert "says nothing of the methods" in single.verdict
-    assert difference(low[:1, :1], low[1:, :1]).verdict.startswith("Not more than noise")
+    two = np.array([[30.0, 0.0], [31.0, 1.0], [30.5, 0.5]])  # from one of two states alone the seeds are all better
+    found = difference(two, two * 0.01)
+    assert found.over_seeds.low > 0 > found.over_starts.low
+    assert found.verdict == "Not more than noise: other start states might explain it."
+
+
+def test_without_one_of_the_intervals_there_is_no_verdict_on_the_methods() -> None:
+    starts = np.random.default_rng(0).normal(0, 5, 40)
+    noise = np.random.default_rng(1).normal(0, 0.1, 40)
+    single = difference(starts[None] + 11, starts[None] + noise, ("a", "b"))
+    assert not single.over_seeds.known
+    assert single.seeds == "unknown: one seed of a and b"
+    assert single.verdict == (
+        "These very policies differ by more than other start states might explain. With one seed of a and b it is no "
+        "verdict on the methods."
+    )
+    near = difference(starts[None] + noise, starts[None], ("a", "b")).verdict
+    assert near.startswith("Not more than noise: other start states might explain it. With one seed of a and b it says")
+    one_start = difference(np.array([[10.0], [10.1], [10.2]]), np.array([[0.0], [0.1], [0.2]]))
+    assert one_start.over_seeds.beyond_noise
+    assert one_start.starts == "unknown: one start state"
+    assert one_start.verdict.startswith("No verdict: one start state")
+
+
+@pytest.mark.parametrize("episodes", [1, 3])
+def test_both_intervals_are_printed_with_what_they_are_over(episodes: int, tmp_path: Path, capsys: Any) -> None:
+    made_run(tmp_path / "a", small("bc"), SWING)
+    made_run(tmp_path / "b", small("iql"), SWING)
+    page = tmp_path / "page.html"
+    compare([tmp_path / "a", tmp_path / "b"], page, episodes=episodes)
+    ours, theirs = (
+        np.array([values for (run, _), values in returns_of(page).items() if run == name]) for name in ("b", "a")
+    )
+    found, said = difference(ours, theirs), " ".join(capsys.readouterr().err.split())
+    assert f"95 % interval over start states: {found.starts} 95 % interval over training seeds: {found.seeds}" in said
+    assert f"from the same {'start state' if episodes == 1 else '3 start states'} (seed 0)" in page.read_text()
+    assert found.starts in page.read_text()
+    assert found.seeds in page.read_text()
 
 
 def test_the_same_returns_are_no_difference_however_few_there_are() -> None:
@@ -221,7 +254,7 @@ def test_an_earlier_comparison_is_replaced_and_other_files_are_not(tmp_path: Pat
         assert "is no comparison of ours, and is not overwritten" in " ".join(capsys.readouterr().err.split())
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
-    for out in (str(tmp_path / "page.png"), ".", "/"):
+    for out in (str(tmp_path / "page.png"), str(tmp_path / "page"), ".", "/"):
         assert main([*words, out]) == 2
         assert "end it in .html" in " ".join(capsys.readouterr().err.split())
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from shutil import copytree
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -153,6 +154,67 @@ def test_the_command_writes_and_prints(tmp_path: Path, capsys: pytest.CaptureFix
     written = json.loads((tmp_path / "elsewhere" / "diagnosis.json").read_text())
     assert written["about"]["start"] == f"{path} (diffusion_bc)"
     assert len(written["fine_tuning"]["kl_to_start_at_most"]) == 2
+    assert "rows that the run was trained on" in written["about"]["held_out"]
+
+
+@pytest.mark.usefixtures("own_data")
+def test_rows_that_a_run_was_trained_on_are_not_held_out(tmp_path: Path, run: Path) -> None:
+    """Not the data of training under another name or in another order, nor part of them; of more rows only the new."""
+    data = Path(Run.read(run).config.dataset)
+    with h5py.File(data) as whole:
+        columns = {name: whole[name][:] for name in whole if isinstance(whole[name], h5py.Dataset)}
+        steps = len(columns["actions"])
+    for name, rows in (("same", slice(0, 2000)), ("part", slice(100, 1000)), ("tail", slice(1990, 2200))):
+        with h5py.File(tmp_path / f"{name}.hdf5", "w") as file:
+            for column, values in columns.items():
+                file[column] = values[rows] if len(values) == steps else values
+    for name in ("same", "part"):
+        with pytest.raises(UserError, match=r"its .* rows are rows that .* was trained on"):
+            diagnose(run, held_out=str(tmp_path / f"{name}.hdf5"), **QUICK)
+    for name, most in (("maze.hdf5", 1000), ("tail.hdf5", 200)):
+        held_out = str(data if name == "maze.hdf5" else tmp_path / name)
+        about = diagnose(run, held_out=held_out, **{**QUICK, "rows": 5000})["about"]
+        assert most - 15 <= about["held_out_rows"] <= most
+        assert about["held_out"].startswith(f"{held_out}, without ")
+    other = tmp_path / "other.hdf5"
+    generate("maze2d-umaze-v1", other, rows=200, seed=7, progress=False)
+    assert diagnose(run, held_out=str(other), **QUICK)["about"]["held_out"] == str(other)
+
+
+def test_below_the_floor_no_number_of_steps_is_enough(result: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    """A single step of ddpm adds no noise and lies at the reference: it says nothing of ddpm."""
+    sampling = result["sampling"]
+    low = {delta: {"steps": 1, "calls": 1} for delta in sampling["complexity"]["ddpm"]}
+    floor = 0.05
+    changed = {
+        **result,
+        "sampling": {
+            **sampling,
+            "sampling_floor": [floor],
+            "complexity": {"ddpm": low, "ddim": low},
+            "w2": {name: sampling["w2"][name] for name in ("ddpm", "ddim")},
+        },
+    }
+    table, _ = report._complexity(changed)
+    cells = {next(iter(row)): row[-3:] for row in zip(*(column.cells for column in table.columns), strict=True)}
+    assert [float(delta) < floor for delta in low] == [False, True, True]
+    assert cells["ddpm"] == ("1 (1)", "-", "-")
+    assert cells["ddim"] == ("1 (1)",) * 3
+
+
+def test_where_rows_to_hold_out_come_from_is_said(result: dict) -> None:
+    """Of a run on a part whose data have no more here: not to train on a part, but to have the whole set."""
+    training = {name: part for name, part in result["training"].items() if name != "generalisation_gap"}
+
+    def said(**about: object) -> str:
+        return report._training({"about": {**result["about"], **about}, "training": training})[1]
+
+    assert "or train on a part by --rows N" in said(trained_rows=None)
+    part = said(trained_rows=20_000, dataset="maze2d-umaze-v1")
+    assert "none here beyond the 20,000 of --rows" in part
+    assert "`diffrl data generate maze2d-umaze-v1`" in part
+    assert "train on a part" not in part
+    assert "generate" not in said(trained_rows=20_000, dataset="mine.hdf5")
 
 
 def test_the_page_names_the_data_alone_and_no_legend_lies_on_what_fills_its_plot(
@@ -165,8 +227,8 @@ def test_the_page_names_the_data_alone_and_no_legend_lies_on_what_fills_its_plot
     (figure,) = drawn
     assert figure.get_suptitle() == f"diffusion_ql on maze.hdf5, step {result['about']['step']}"
     FigureCanvasAgg(figure).draw()
-    filled = [ax for ax in figure.axes if ax.get_title().startswith(("Likelihood", "Actions at", "The critics"))]
-    assert len(filled) == 3
+    filled = [ax for ax in figure.axes if ax.get_title().startswith(("Likelihood", "Actions", "The critics"))]
+    assert len(filled) == 4
     for ax in filled:
         legend = ax.get_legend().get_window_extent()
         assert legend.y1 <= ax.xaxis.label.get_window_extent().y0

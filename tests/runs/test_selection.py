@@ -1,14 +1,18 @@
 """`diffrl select`: policies read from runs and files, estimates by the data, what is written, and what is refused."""
 
 import csv
+import dataclasses
+import io
 import math
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from rich.console import Console
 
 import diffrl
 from agents import IQL, TD3BC, AgentConfig, DiffusionBC
@@ -19,7 +23,8 @@ from diffrl.runs.run import Run
 from diffrl.runs.study.config import BanditConfig, FQEConfig
 from diffrl.runs.study.offline import BC_LOSS, CRITICS, FQE, cloning_loss, critics_value, estimates
 from diffrl.runs.study.policies import Policies
-from diffrl.runs.study.selection import figure, select
+from diffrl.runs.study.scores import Scores
+from diffrl.runs.study.selection import ALL, _measured, bandit_table, figure, offline_table, select
 from diffrl.support.errors import UserError
 from diffrl.training.logs import read_scores
 from tests.runs.made_runs import BY_SUCCESS, made_run, small
@@ -63,7 +68,7 @@ def test_policies_are_the_last_or_all_checkpoints_with_their_episodes(runs: Path
     policy = next(p for p in every.all if p.run == runs / "b" and (p.seed, p.step) == (1, 10))
     assert len(policy.episodes) == 2
     assert policy.truth == pytest.approx(entries[10]["score"][1])
-    assert "alpha=9.0" in policy.name
+    assert "alpha=9," in policy.name
 
 
 def test_critics_value_and_cloning_loss_are_their_definitions(runs: Path) -> None:
@@ -164,6 +169,75 @@ def test_scores_of_others_are_read_from_a_file(tmp_path: Path, monkeypatch: pyte
     assert main(["select", "--csv", "theirs.csv", *QUICK]) == 0
     with Path("selection/bandit.csv").open() as file:
         assert float([*csv.DictReader(file)][-1]["score"]) == pytest.approx(101)  # in returns, not scaled
+
+
+def theirs(path: Path, scores: dict[str, list[float]]) -> Policies:
+    """Policies of agents of some names, a seed each, with two episodes around each score."""
+    lines = [f"t,{a},{s},{e},{x + e - 0.5}" for a, xs in scores.items() for s, x in enumerate(xs) for e in (0, 1)]
+    path.write_text("\n".join(["task,agent,seed,episode,score", *lines]) + "\n")
+    return Policies.of_csv(path)
+
+
+def test_regret_is_against_the_best_of_all_policies_of_the_group(tmp_path: Path) -> None:
+    """Also of those that a criterion has no estimate of; where all tie, there is none."""
+    policies = theirs(tmp_path / "theirs.csv", {"bc": [10, 8], "iql": [-17, 3, 1]}).of("t")
+    nan = math.nan
+    values = {FQE: np.array([1.0, 2, 3, 4, 5]), CRITICS: np.array([nan, nan, 9.0, 5, 1]), BC_LOSS: np.full(5, nan)}
+    found = {(m.among, m.criterion): m for m in _measured("t", ALL, policies, values)}
+    assert {key: (m.policies, m.group) for key, m in found.items()} == {(ALL, FQE): (5, 5), (ALL, CRITICS): (3, 5)}
+    assert float(found[ALL, CRITICS].regrets[1].value) == 10 - -17
+    assert float(found[ALL, FQE].regrets[1].value) == 10 - 1
+    behind = theirs(tmp_path / "behind.csv", {"bc": [10, 8], "iql": [-17, -17, -17]}).of("t")
+    lost = {m.criterion: float(m.regrets[1].value) for m in _measured("t", ALL, behind, values)}
+    assert lost == {FQE: 10 - -17, CRITICS: 10 - -17}
+    tied = theirs(tmp_path / "tied.csv", {"bc": [-17, -17], "iql": [-17, -17, -17]}).of("t")
+    assert [m.regrets for m in _measured("t", ALL, tied, values)] == [{}, {}]
+    alike = {**values, FQE: np.zeros(5)}
+    assert [bool(m.regrets) for m in _measured("t", ALL, policies, alike)] == [False, True]
+
+
+def test_what_true_scores_are_is_said(tmp_path: Path) -> None:
+    def said(name: str) -> str:
+        found = Policies.of_csv(tmp_path / name)
+        return " ".join(select(found, BanditConfig(trials=3, pulls=4), FQEConfig(steps=0)).notes)
+
+    theirs(tmp_path / "two.csv", {"bc": [1, 2]})
+    assert "mean of its 2 recorded episodes, the same that the bandit draws from" in said("two.csv")
+    (tmp_path / "one.csv").write_text("task,agent,seed,episode,score\nt,a,0,0,3\nt,b,0,0,3\n")
+    assert "is its one recorded episode" in said("one.csv")
+
+
+def test_the_caveats_of_a_report_stand_beside_a_selection(runs: Path, tmp_path: Path, capsys: Any) -> None:
+    """Printed, and below the tables: of the environment, and of a run that was cut."""
+    cut = Path(copytree(runs / "a", tmp_path / "cut"))
+    opened = Run.read(cut)
+    dataclasses.replace(opened, config=dataclasses.replace(opened.config, steps=2000)).write_config()
+    assert main(["select", str(cut), "--out", str(tmp_path / "out"), "--fqe.steps", "0", *QUICK[4:]]) == 0
+    texts = [capsys.readouterr().err, (tmp_path / "out" / "selection.md").read_text()]
+    for note in Scores.of_runs([cut]).notes:
+        assert all(note.sentence in " ".join(text.split()) for text in texts)
+    assert all("Not finished: the last evaluation is at step 20 of 2,000." in " ".join(t.split()) for t in texts)
+
+
+def test_tables_fit_a_terminal_and_the_legend_lies_on_no_curve(runs: Path) -> None:
+    """Columns of numbers are left out, and no cell is folded; of the figure the legend stands below the axes."""
+    found = select(Policies.of_runs([runs]), BanditConfig(trials=3), FQEConfig(steps=0), quiet=True)
+    for table in (bandit_table(found), offline_table(found)):
+        assert table is not None
+        whole = table.within(1000)
+        assert whole is not None
+        assert list(whole.header) == list(table.header)
+        short = table.within(110)
+        assert short is not None
+        assert table.labels < len(short.header) < len(table.header)
+        text = io.StringIO()
+        Console(file=text, width=110).print(short.rich())
+        assert len([line for line in text.getvalue().splitlines() if line.strip()]) == len(table.rows) + 3
+        assert table.within(20) is None
+    FigureCanvasAgg(drawn := figure(found)).draw()
+    (legend,) = drawn.legends
+    assert legend.get_window_extent().y1 <= min(ax.xaxis.label.get_window_extent().y0 for ax in drawn.axes)
+    assert {text.get_text() for text in legend.get_texts()} == {"diffusion_bc", "td3_bc", "all agents"}
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,39 @@ def test_what_limits_a_report_is_said() -> None:
     assert many.caveats() == []
 
 
+def test_fractions_have_three_digits_and_are_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --target 1, of files alone; nothing published, which is x100, stands beside them."""
+    file = tmp_path / "frac.csv"
+    names = ("maze2d-umaze-v1", "rebrac"), ("maze2d-umaze-v1", "bc")
+    values = {names[0]: [[0.612], [0.608]], names[1]: [[0.72], [0.71]]}
+    file.write_text(scores_csv(Summary(scored(values))))
+    assert main(["report", "--csv", str(file), "--target", "1", "--out", str(tmp_path / "out")]) == 0
+    page, tables_md = (tmp_path / "out" / "index.html").read_text(), (tmp_path / "out" / "tables.md").read_text()
+    for text in (page, tables_md, capsys.readouterr().out):
+        assert "0.610 ± 0.002" in text
+        assert "x100" not in text
+    assert "0.610 [0.608, 0.612]" in tables_md
+    assert "Normalised score, a fraction of 1" in tables_md
+    assert "taken to be fractions of 1" in page
+    hundred = Summary(Scores.of_csv(file))
+    assert column(main_table(hundred), "rebrac") == ["0.6 ± 0.0"]
+    assert published_table(hundred) is not None
+    runs_too = Summary(Scores(hundred.scores.rows, episodes={names[0]: {10}}), target=1)
+    assert (runs_too.fractions, runs_too.digits) == (False, 1)
+
+
+def test_tasks_without_sample_efficiency_are_named() -> None:
+    """Below the table, and among the caveats, also where there is no table at all."""
+    some = Summary(scored({("t", "bc"): [[5, 9]], ("u", "bc"): [[-5, -1]], ("t", "iql"): [[-5, 0]]}))
+    table = efficiency_table(some)
+    assert table is not None
+    assert table.note.endswith("no row of a task where no agent has another: u.")
+    assert column(table, "90 % of own") == ["8.1", "–"]
+    said = "No agent's last score is above zero"
+    for summary, about in ((some, "u"), (Summary(scored({("u", "bc"): [[-5, -1]]})), "u")):
+        assert [note.about for note in summary.caveats() if note.sentence.startswith(said)] == [about]
+
+
 def test_many_agents_stand_below_one_another() -> None:
     many = main_table(Summary(scored({("t", f"agent{i:02}"): [[i], [i + 1]] for i in range(12)})))
     assert list(many.header) == ["agent", "t"]
@@ -456,6 +489,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["report", "--csv", theirs, theirs, "--out", str(out)]) == 2
     assert "There are two runs of seed 0 of iql" in capsys.readouterr().err
     assert "<h1>&lt;b&gt;</h1>" in (out / "index.html").read_text()
+
+
+def test_a_line_that_hides_another_is_told(tmp_path: Path) -> None:
+    """In performance profiles, of agents with the same scores."""
+    same = Summary(scored({("t", "bc"): [[1], [2]], ("t", "iql"): [[2], [1]], ("t", "td3_bc"): [[5], [6]]}))
+    path, _ = write_report(same, tmp_path / "same")
+    assert "One line lies on the other: those of bc and iql." in path.read_text()
+    path, _ = write_report(Summary(example()), tmp_path / "others")
+    assert "One line lies on the other" not in path.read_text()
 
 
 def test_what_is_too_wide_for_a_terminal_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,11 @@
 """The table of scores: read from runs' folders and from CSV files; and what is refused, in one line."""
 
 import dataclasses
+import io
 import json
 import math
 import shutil
+from csv import DictReader
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import diffrl
 from agents import BC
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.run import Run
-from diffrl.runs.study.contents import published_table, scores_csv
+from diffrl.runs.study.contents import published_table, results_csv, scores_csv
 from diffrl.runs.study.scores import Note, Row, Scores
 from diffrl.runs.study.summary import Summary
 from diffrl.runs.sweep import plan
@@ -22,6 +24,7 @@ from diffrl.support import folder
 from diffrl.support.errors import UserError
 from diffrl.training.logs import read_scores
 from diffrl.tuning.distil_config import DistilConfig
+from envs.task import Task
 from tests.runs.made_runs import MAZE, made_run, small
 
 TASK = "maze2d-umaze-v1 (4 steps, first 2,000 rows)"
@@ -73,6 +76,31 @@ def test_runs_of_equal_settings_are_seeds_of_one_agent(sweep: Path) -> None:
     assert [note.about for note in notes] == [TASK, TASK]
     assert "do not report it under a D4RL name" in notes[0].sentence
     assert "rebuilt" in notes[1].sentence
+
+
+def searched(path: Path, task: Task = MAZE, steps: int = 20, **fields: Any) -> Path:
+    """A run's folder with some settings, for so many steps, of which it has made 20."""
+    run = Run.read(made_run(path, small("iql", **fields), task))
+    dataclasses.replace(run, config=dataclasses.replace(run.config, steps=steps)).write_config()
+    return path
+
+
+def test_labels_have_the_digits_that_tell_runs_apart_and_files_all(tmp_path: Path) -> None:
+    """Four, or as many more as it takes; results.csv keeps the whole values."""
+    values = (3.0652762117628294, 1e9, 0.5, 0.50000001)
+    for i, value in enumerate(values):
+        searched(tmp_path / str(i), beta=value)
+    scores = Scores.of_runs([tmp_path])
+    assert set(scores.agents) == {f"iql beta={text}" for text in ("3.065", "1e+09", "0.5", "0.50000001")}
+    lines = list(DictReader(io.StringIO(results_csv(Summary(scores)))))
+    assert {line["agent"]: line["settings"] for line in lines}["iql beta=3.065"] == "beta=3.0652762117628294"
+
+
+def test_a_cut_run_is_labelled_by_the_steps_that_it_made(tmp_path: Path) -> None:
+    """Where steps set runs apart; the whole ones are labelled by what they are for."""
+    searched(tmp_path / "cut", steps=4000)
+    searched(tmp_path / "whole")
+    assert Scores.of_runs([tmp_path]).agents == ["iql steps=20", "iql steps=20 of 4000"]
 
 
 def student(path: Path, teacher: str = "diffusion_bc", start: str = "runs/a", seed: int = 3, width: int = 8) -> Path:

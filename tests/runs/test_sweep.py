@@ -14,7 +14,8 @@ import pytest
 
 import diffrl
 from diffrl.cli import main
-from diffrl.runs.sweep import plan, show
+from diffrl.runs.sweep import plan, show, state
+from diffrl.runs.sweep.adding import widened, with_seeds
 from diffrl.runs.sweep.job import concluded
 from diffrl.runs.sweep.plan import Sweep
 from diffrl.runs.sweep.queue import judged, to_run
@@ -24,7 +25,7 @@ from diffrl.support.errors import UserError
 from diffrl.support.files import to_write
 from diffrl.support.folder import SWEEP, held, steps
 from diffrl.training.logs import read_scores
-from tests.runs.sweep_cases import GRID, STEPS, runs, start, wait_for
+from tests.runs.sweep_cases import GRID, STEPS, TINY, runs, start, wait_for
 from tests.training.conftest import assert_same_run
 
 pytestmark = pytest.mark.usefixtures("own_data")
@@ -127,6 +128,19 @@ MISTAKES = {
     "one name": (["bc/maze2d-umaze-v1", "configs/bc/maze2d-umaze-v1.yaml", "bc/maze2d-umaze-v1", "--out", "x"], "Two"),
     "agent alone": (["--agent", "bc", "--out", "x"], "go together"),
     "store": ([*GRID, "--out", "s3://bucket/x"], "Object stores have no locks"),
+    "sbatch's option": (
+        [*GRID, "--out", "x", "--slurm", "--slurm-options", "--partition=gpu --time=1:00"],
+        'joined to --slurm-options by =, as --slurm-options="--partition=gpu --time=1:00".',
+    ),
+    "values apart": (
+        ["iql/maze2d-umaze-v1", "--set", "agent.expectile", "0.7", "0.9", "--out", "x"],
+        "values follow behind =, with commas between: --set agent.expectile=0.7,0.9.",
+    ),
+    "a search on Slurm": (
+        [*GRID, "--search", "optuna", "--slurm", "--out", "x"],
+        "A search takes no --slurm: it runs on",
+    ),
+    "a search on Ray": ([*GRID, "--search", "optuna", "--ray", "auto", "--out", "x"], "A search takes no --ray"),
     "submit": ([*GRID, "--submit", "--out", "x"], "go with --slurm"),
     "no jobs": ([*GRID, "--jobs", "0", "--out", "x"], "--jobs is 0"),
 }
@@ -182,13 +196,119 @@ def test_no_run_lies_outside_of_the_sweeps_folder(name: object, tmp_path: Path) 
 
 def test_other_values_add_runs_and_another_sweep_is_refused(tmp_path: Path) -> None:
     there = Sweep(tuple(runs("agent.width=8")))
-    more = plan.joined(tmp_path, there, runs("agent.width=8,16,32"))
+    more = widened(tmp_path, there, runs("agent.width=8,16,32"))
     assert [run.config.agent.width for run in more.runs] == [8, 16, 32]
     assert more.runs[0] == there.runs[0]
     assert more.added == 2
-    assert plan.joined(tmp_path, more, runs("agent.width=16,32")) == more
-    with pytest.raises(UserError, match=r"holds another sweep.*has seeds \[0, 1\], not \[0, 1, 2\]"):
-        plan.joined(tmp_path, more, runs("agent.width=8,16", seeds=(0, 1, 2)))
+    assert widened(tmp_path, more, runs("agent.width=16,32")) == more
+    asked = [dataclasses.replace(run, config=dataclasses.replace(run.config, steps=2 * STEPS)) for run in there.runs]
+    with pytest.raises(
+        UserError, match=r"has steps 200, not 400.*`diffrl resume \S+ --steps 400` makes that run alone"
+    ):
+        widened(tmp_path, more, asked)
+
+
+@pytest.mark.parametrize("whole_command", [True, False])
+def test_seeds_are_added_as_a_stack_of_their_own(whole_command: bool, tmp_path: Path) -> None:
+    """Every setting gets those that it has not; what is there stays, and the file gives back the same."""
+    there = Sweep(tuple(runs()))
+    seeds = (0, 1, 2, 3)
+    asked = runs(seeds=seeds) if whole_command else with_seeds(there, seeds, separate=False)
+    more = widened(tmp_path, there, asked)
+    assert more.runs[:2] == there.runs
+    assert [run.config for run in more.runs[2:]] == [run.config for run in runs(seeds=(2, 3))]
+    assert [run.name for run in more.runs[2:]] == [f"{run.name},seeds=2+3" for run in there.runs]
+    plan.write(tmp_path, more)
+    again = plan.existing(tmp_path)
+    assert widened(tmp_path, again, with_seeds(again, (3, 0), separate=False)) == more
+    third = widened(tmp_path, again, with_seeds(again, (*seeds, 7), separate=False))
+    assert [(run.name, run.config.seeds) for run in third.runs[4:]] == [
+        (f"{run.name},seeds=7", (7,)) for run in there.runs
+    ]
+    assert len(set(labels(third))) == 2
+
+
+def test_seeds_by_themselves_are_added_by_themselves(tmp_path: Path) -> None:
+    there = Sweep(tuple(runs(separate=True)))
+    expected = {run.name: run for run in runs(seeds=(0, 1, 2, 3), separate=True)}
+    more = widened(tmp_path, there, with_seeds(there, (1, 2, 3), separate=False))
+    assert {run.name: run for run in more.runs} == expected
+    with pytest.raises(UserError, match=r"seed 1 is in a stack already"):
+        widened(tmp_path, Sweep(tuple(runs())), runs(seeds=(1,), separate=True))
+
+
+@pytest.mark.parametrize("data", ["hopper-medum-v2", "maze2d-umaze", "nowhere.hdf5"])
+def test_data_that_can_be_nowhere_are_refused(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A name of nothing, and a file that is not on the machine where the runs are to be."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", "--agent", "bc", "--dataset", "maze2d-umaze-v1", data, "--out", "s"]) == 2
+    assert data in capfd.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_no_score_of_several_that_are_equal_is_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = runs("agent.width=8,16,32")
+    states = {run.name: State("done", STEPS) for run in made}
+    for lasts, stars in (((5.0, 7.0, 6.0), 1), ((-5.0, -5.0, -6.0), 0), ((-5.0, -5.0, -4.0), 1), ((2.0, 2.0, 2.0), 0)):
+        scores = {run.name: last for run, last in zip(made, lasts, strict=True)}
+        for module in (state, show):
+            monkeypatch.setattr(
+                module,
+                "result_of",
+                lambda folder, run: Result("t", (0,), (STEPS,), ((scores[run.name],),), 7.0),  # noqa: B023
+            )
+        lines = state.summary(tmp_path, Sweep(tuple(made)), states, {})
+        assert sum(line.startswith("*") for line in lines) == stars
+        board = show.Board(tmp_path, made, states, 3)
+        assert ("by several" in str(board.table().caption)) == (stars == 0)
+    assert not any(
+        line.startswith("*") for line in state.summary(tmp_path, Sweep((made[0],)), states, {made[0].name: "x"})
+    )
+
+
+def test_a_table_shows_short_numbers_that_differ(tmp_path: Path) -> None:
+    made = runs("agent.learning_rate=0.0003012345678901234,0.0003012399999999999,1e-3")
+    states = {run.name: State("waiting") for run in made}
+    lines = state.summary(tmp_path, Sweep(tuple(made)), states, {})
+    assert lines[0] == "bc-maze2d-umaze-v1" or lines[0].split()[0] == "configuration"
+    found = [word for line in lines for word in line.split() if word.startswith("learning_rate=")]
+    assert found == ["learning_rate=0.00030123", "learning_rate=0.00030124", "learning_rate=0.001"]
+    assert max(map(len, lines)) <= 80
+
+
+def test_what_a_last_score_says_nothing_of_has_no_star(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that was made longer than the sweep's, and one whose policy is untrained up to its end."""
+    (longer,) = runs("agent.width=8", seeds=(0,))
+    waits = [*TINY.split(), "agent.ema_start=1000", "agent.width=8", "agent.batch_size=8"]
+    found = plan.bases(["diffusion_ql/maze2d-umaze-v1"], [], [])
+    (untrained,) = plan.grid(found, [*waits[1:], "steps=50"], (0,), False)
+    for run in (longer, untrained):
+        perform(tmp_path, run)
+    diffrl.resume(tmp_path / longer.name, steps=STEPS + 50, quiet=True)
+    plan.write(tmp_path, Sweep((longer, untrained)))
+    capsys.readouterr()
+    assert main(["sweep", "--out", str(tmp_path), "--status"]) == 0
+    out, said = capsys.readouterr()
+    assert "*" not in out
+    told = " ".join(said.split())
+    assert f"no star: {longer.name}: Made longer, to 250 steps, where this sweep has 200." in told
+    assert f"no star: {untrained.name}: Up to step 1,000 the policy that acts is untrained" in told
+
+
+def test_a_task_ends_with_the_exit_code_of_its_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """1 of one that diverges; 2 of one whose data are damaged, which can be mended."""
+    (tmp_path / "broken.hdf5").write_text("no data")
+    found = plan.bases([], ["td3_bc"], ["maze2d-umaze-v1"])
+    (well,) = plan.grid(
+        found, [*TINY.split(), "agent.critic_lr=1e6", "agent.width=8", "agent.batch_size=8"], (0,), False
+    )
+    broken = dataclasses.replace(well.config, dataset=str(tmp_path / "broken.hdf5"))
+    plan.write(tmp_path / "s", Sweep((well, dataclasses.replace(well, name="broken", config=broken))))
+    assert main(["sweep", "--out", str(tmp_path / "s"), "--task", "0"]) == 1
+    assert "diverged" in capfd.readouterr().err
+    assert main(["sweep", "--out", str(tmp_path / "s"), "--task", "1"]) == 2
 
 
 def test_two_sweeps_at_once_in_a_folder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,8 +345,9 @@ def test_a_task_goes_on_from_what_is_there(uncut: Path, tmp_path: Path) -> None:
 def test_a_failed_run_stops_no_other_and_is_run_again_where_asked(
     uncut: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """In processes of their own, two at a time: the first run's data are not there."""
+    """In processes of their own, two at a time: the first run's data are damaged."""
     missing = tmp_path / "data.hdf5"
+    missing.write_text("no data")
     words = [*GRID, "--set", f"dataset={missing},maze2d-umaze-v1", "--jobs", "2", "--out", str(tmp_path / "s")]
     words[words.index("agent.width=8,16")] = "agent.width=8"
     assert main(["sweep", *words, "--dry-run"]) == 1
@@ -240,7 +361,9 @@ def test_a_failed_run_stops_no_other_and_is_run_again_where_asked(
     assert sorted(path.name for path in (tmp_path / "s").iterdir() if path.is_dir()) == sorted(names)
     (failed,) = (line for line in said.err.splitlines() if line.startswith("FAILED"))
     assert failed.startswith(f"FAILED   {names[0]}  ")
-    assert said.err.count(str(missing)) == failed.count(str(missing)) == 1
+    warned = [line for line in said.err.splitlines() if line.startswith(f"no data here: {names[0]}. ")]
+    assert len(warned) == failed.count(str(missing)) == 1
+    assert said.err.count(str(missing)) == 2
     assert "failed: " not in said.err
     assert "--retry" in said.err
     assert "*: the best last on each data set." in said.err
@@ -359,7 +482,6 @@ def test_a_dry_run_says_which_data_are_missing(
         ("maze2d-umaze-v1", ""),
         ("s3://bucket/rollouts.hdf5", ""),
         ("hopper-medium-v2", "diffrl data download hopper-medium-v2"),
-        ("hopper-medum-v2", "did you mean 'hopper-medium-v2'"),
         ("cube-single-play-v0-val", "the validation set was not"),
         ("mujoco/hopper/medium-v0", "mujoco/hopper/medium-v0"),
         ("nowhere.hdf5", "nowhere.hdf5"),

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from diffrl.cli import main
-from diffrl.runs.sweep import plan, search
-from diffrl.runs.sweep.state import result_of
+from diffrl.runs.sweep import job, plan, search
+from diffrl.runs.sweep.state import State, result_of
 from diffrl.support.errors import UserError
 from diffrl.support.folder import steps
+from diffrl.support.stopping import Interrupted
 from tests.runs.sweep_cases import TINY, start, wait_for
 from tests.training.conftest import assert_same_run
 
@@ -61,6 +62,23 @@ def test_proposals_lie_in_their_ranges_and_do_not_depend_on_cuts(tmp_path: Path)
 def test_a_range_that_is_none_is_refused(sets: list[str], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         search.asked(plan.bases(BASE, [], []), sets, (0,), 0)
+
+
+def test_a_search_counts_its_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stopped, it tells of those that it is for; asked for fewer than it has made, it says so and keeps them."""
+    trials = made(tmp_path, 4)
+    for _ in range(3):
+        trials.next()
+    states = {run.name: State("done", 200) for run in trials.sweep.runs}
+    with pytest.raises(Interrupted, match=r"Stopped\. 3 of 4 trials are done"):
+        job.concluded(tmp_path, trials.sweep, states, "Stopped.", total="4 trials")
+    capsys.readouterr()
+    assert (search.settled(tmp_path, None, 2).search or {})["trials"] == 3
+    assert "3 trials are begun already, more than --trials 2: none is added." in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert (search.settled(tmp_path, None, 5).search or {})["trials"] == 5
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow

@@ -49,6 +49,19 @@ def test_the_script_names_the_runs_that_are_left(tmp_path: Path) -> None:
         slurm.script(tmp_path, [0], None, ["gpu"])
 
 
+def test_the_script_says_where_packages_and_data_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {name: f"/some where/{name}" for name in ("PYTHONPATH", "DIFFRL_DATA", "DIFFRL_CACHE")}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MINARI_DATASETS_PATH", raising=False)
+    text = slurm.script(tmp_path, [0], None, [])
+    exports = [line for line in text.splitlines() if line.startswith("export ") and "OMP" not in line]
+    said = subprocess.run(["bash", "-c", "\n".join([*exports, *(f'echo "${name}"' for name in values)])], env={},
+                          capture_output=True, text=True, check=True).stdout  # fmt: skip
+    assert said.splitlines() == list(values.values())
+    assert "MINARI" not in text
+
+
 def test_submitting_gives_sbatch_what_is_printed(
     tmp_path: Path, stubs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -301,6 +301,28 @@ def test_the_actions_taken_are_the_agent_s_with_noise_if_asked(
         assert difference.abs().max() < rounding(torch.float32, 64)  # three sums of at most 256, in another order
 
 
+def test_agents_of_one_action_a_state_are_told_to_explore(
+    offline: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few: dict[str, Any] = {"steps": 2, "warm_up": 1, "eval_every": 2, "eval_episodes": 1}
+    for i, (agent, noise, told) in enumerate(
+        (("td3_bc", 0.0, True), ("td3_bc", 0.1, False), ("diffusion_ql", 0.0, False))
+    ):
+        run = diffrl.online(offline[agent], out=tmp_path / str(i), exploration=noise, **few)
+        warned = "--exploration is 0, where such agents need some, such as 0.1"
+        assert (warned in " ".join(capsys.readouterr().err.split())) is told
+    diffrl.resume(run, steps=3)
+    assert warned not in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_help_shows_compiling_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["online", "--help"])
+    said = capsys.readouterr().out
+    assert "{True,False}" not in said
+    assert "--compile, --no-compile " in said
+
+
 def test_each_seed_starts_from_its_own_best_checkpoint(straight: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(straight, run)

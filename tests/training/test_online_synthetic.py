@@ -15,6 +15,7 @@ from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Transitions
 from diffrl.runs.config import OnlineConfig
 from diffrl.runs.run import Run
+from diffrl.support.errors import UserError
 from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
 from diffrl.training.online import Collector
@@ -155,6 +156,20 @@ def test_fits_wait_for_the_warm_up_and_without_a_share_there_are_none(offline: P
     assert not any("synthetic" in name for name in final_state(plain))
 
 
+@pytest.mark.parametrize(("first", "warm_up"), [(None, 7), (9, 7), (9, 12)])
+def test_a_run_of_no_fit_is_refused_and_one_of_a_step_more_has_one(
+    offline: Path, tmp_path: Path, first: int | None, warm_up: int
+) -> None:
+    """Before a step, it is looked whether a fit is due: the last step's own would come to nothing."""
+    due = max(warm_up, ONLINE["refit_every"] if first is None else first)
+    given = ONLINE | {"warm_up": warm_up, "first_fit": first}
+    with pytest.raises(UserError, match="--steps is"):
+        diffrl.online(offline, out=tmp_path / "none", **given | {"steps": due})
+    assert not (tmp_path / "none").exists()
+    run = diffrl.online(offline, out=tmp_path / "run", **given | {"steps": due + 1})
+    assert int(final_state(run)["online.synthetic.number"]) == 1
+
+
 def test_the_first_fit_waits_for_the_first_step(offline: Path, tmp_path: Path) -> None:
     run = diffrl.online(offline, out=tmp_path / "run", **ONLINE | {"steps": 2, "warm_up": 0, "first_fit": 0})
     assert int(final_state(run)["online.synthetic.number"]) == 1
@@ -168,6 +183,10 @@ def test_mistakes_are_a_few_lines_and_exit_code_2(offline: Path, capsys: pytest.
         (("--synthetic-samples", "0"), "--synthetic-samples is 0; expected at least 1"),
         (("--synthetic-width", "0"), "--synthetic-width is 0; expected at least 1"),
         (("--first-fit", "-1"), "--first-fit is -1; expected at least 0"),
+        (
+            ("--synthetic-share", "0.5", "--steps", "300", "--warm-up", "100"),
+            "--steps is 300, and SynthER is first fitted after 10000 (--first-fit): expected more steps, an",
+        ),
     ):
         assert main(["online", str(offline), *given]) == 2
         assert expected in " ".join(capsys.readouterr().err.split())

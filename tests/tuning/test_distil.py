@@ -21,6 +21,8 @@ from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
 from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
+from diffrl.support.plots import save
+from diffrl.support.statistics import SINGLE
 from diffrl.training import checkpoint
 from diffrl.tuning.config import NFTConfig
 from diffrl.tuning.distil import DistilLearner, Teacher, student_map
@@ -377,7 +379,7 @@ def test_an_untrained_start_is_named(
             diffrl.online(cloned, start_checkpoint=which, warm_up=1, steps=2, eval_episodes=1, out=out)
         else:
             few = NFTConfig(cloned, start_checkpoint=which, environments=2, rollout_steps=4)
-            finetune_policy(few, steps=8, eval_episodes=1, out=out)
+            finetune_policy(few, steps=16, eval_episodes=1, out=out)
         assert (named in " ".join(capsys.readouterr().err.split())) is told
 
 
@@ -392,3 +394,26 @@ def test_the_command(cloned: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "2 episodes a seed (--eval-episodes), the same for all rows, ± standard error over episodes" in said
     assert f"As it acts: {AS_IT_ACTS}" in said
     assert Run.read(tmp_path / "run").config.agent.flow_steps == 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("seeds", [(1,), (0, 1)])
+def test_errors_are_named_where_there_are_some(
+    seeds: tuple[int, ...], cloned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """An episode of one seed has none: the picture names none, the table says so once, below it."""
+    titles = []
+
+    def saved(figure: Any, path: Path) -> None:
+        titles.append(figure.get_suptitle())
+        save(figure, path)
+
+    monkeypatch.setattr(runs_distil, "save", saved)
+    settings = DistilConfig(start_run=cloned, to="reflow", batch_size=8)
+    distil(settings, steps=1, eval_episodes=1, seeds=seeds, out=tmp_path / "run")
+    said = " ".join(capsys.readouterr().err.split())
+    several = len(seeds) > 1
+    assert titles == ["reflow of run" + (", ± standard error over seeds" if several else "")]
+    table = said[said.index("Teacher and student after the last step") : said.index("Drawn:")]
+    assert table.count(SINGLE) == (0 if several else 1)
+    assert ("the same for all rows, ± standard error over seeds." in table) is several
+    assert "is distilled into a rectified flow, 1 network call," in said

@@ -102,7 +102,8 @@ def test_the_policy_moves_to_the_winners_and_with_flipped_labels_away(cloned: Pa
 
 def tuned(start: Path, out: Path, **fields: Any) -> Path:
     settings = {name: fields.pop(name) for name in list(fields) if name in DPOConfig.__dataclass_fields__}
-    config = DPOConfig(start_run=start, **(QUICK | settings))
+    made = QUICK if "preferences" not in settings else {"batch_size": 16, "beta": 5.0}
+    config = DPOConfig(start_run=start, **(made | settings))
     return finetune_policy(config, out=out, quiet=True, **({"steps": 60, "eval_every": 30, "log_every": 7} | fields))
 
 
@@ -188,6 +189,19 @@ def test_what_cannot_be_tuned_says_so(cloned: Path, tmp_path: Path) -> None:
         tuned(cloned, tmp_path / "a", segment=5)
     with pytest.raises(UserError, match="--label-noise is"):
         DPOConfig(start_run=cloned, label_noise=0.5)
+
+
+def test_options_of_preferences_that_are_made_are_refused_beside_a_file(cloned: Path, tmp_path: Path) -> None:
+    made = tuned(cloned, tmp_path / "made")
+    file = ["--preferences", str(made / PREFERENCES)]
+    for option, value in (("pairs", "10"), ("judge", "return"), ("judge", "advantage"), ("label-noise", "0.1")):
+        with pytest.raises(
+            UserError, match=rf"^--{option} is for preferences that are made \(--preferences auto\): dpo"
+        ):
+            command([str(cloned), "--algo", "dpo", *file, f"--{option}", value, "--out", str(tmp_path / "a")])
+    with pytest.raises(UserError, match="--segment is for preferences that are made"):
+        tuned(cloned, tmp_path / "a", preferences=file[1], segment=3)
+    assert not (tmp_path / "a").exists()
 
 
 def test_the_command(cloned: Path, tmp_path: Path) -> None:

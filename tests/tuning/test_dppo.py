@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 import diffrl
-from agents import EDP, FQL, IDQL, TD3BC, DiffusionQL
+from agents import EDP, FQL, IDQL, IFQL, TD3BC, DiffusionQL, QGuidance
 from agents.base import Agent
 from diffrl.commands.finetune_policy import run as command
 from diffrl.diffusion.chain import at_steps
@@ -192,7 +194,7 @@ def test_a_policy_of_another_sampler_is_tuned_and_acts_by_the_posterior(tmp_path
     """IDQL's own sampler clamps its states, which leaves PPO no probabilities; the run's configuration says so."""
     start = target_run(tmp_path / "idql", IDQL(**SMALL, blocks=1), steps=20, eval_every=20, seeds=(0,))
     assert Run.read(start).config.agent.sampler == "beta"  # type: ignore[attr-defined]
-    run = Run.read(tuned(start, tmp_path / "tuned", steps=40, eval_every=40))
+    run = Run.read(tuned(start, tmp_path / "tuned", steps=80, eval_every=80))
     assert run.config.agent.sampler == "posterior"  # type: ignore[attr-defined]
     agent, _ = load_stack(run, (0,), "last", "cpu")
     assert agent.policy.chain().n_decisions == 4  # type: ignore[attr-defined]
@@ -250,7 +252,7 @@ def test_diffusion_ql_is_tuned_as_a_policy_alone(tmp_path: Path) -> None:
     assert Run.read(run).config.agent == dataclasses.replace(DiffusionQL(**SMALL, ema_start=10), act_candidates=1)
     state = checkpoint.load(run, 80).learner
     assert torch.equal(state["actor.mlp.linears.0.weight"], state["ema_actor.mlp.linears.0.weight"])
-    kept = tuned(start, tmp_path / "kept", steps=40, candidates=7)
+    kept = tuned(start, tmp_path / "kept", steps=80, candidates=7)
     assert Run.read(kept).config.agent.act_candidates == 7  # type: ignore[attr-defined]
 
 
@@ -259,6 +261,10 @@ def test_what_cannot_be_tuned_says_so(cloned: Path, tmp_path: Path) -> None:
         tuned(cloned, tmp_path / "a", tuned_steps=6)
     with pytest.raises(UserError, match="no seed 7"):
         tuned(cloned, tmp_path / "a", seeds=(7,))
+    with pytest.raises(
+        UserError, match=r"--steps is 80, and in the first 80 the critic alone .*-up 2, in iterations of"
+    ):
+        tuned(cloned, tmp_path / "a", steps=80, critic_warm_up=2)
     with pytest.raises(UserError, match="is not a run's folder"):
         tuned(tmp_path / "none", tmp_path / "a")
     with pytest.raises(UserError, match="--clip-nats is 0"):
@@ -266,10 +272,13 @@ def test_what_cannot_be_tuned_says_so(cloned: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no way 'ppo'"):
         command([str(cloned), "--algo", "ppo"])
     quick: dict[str, Any] = {"steps": 2, "eval_every": 2, "eval_episodes": 1, "seeds": (0,)}
+    chains = "expected one of diffusion_bc, diffusion_ql and idql"
     for agent, words in (
-        (TD3BC(**SMALL), "no diffusion chain"),
-        (FQL(**SMALL), "no diffusion chain"),
-        (EDP(**SMALL), "deterministic solver"),
+        (TD3BC(**SMALL), rf"no diffusion chain to fine-tune: {chains}\.$"),
+        (FQL(**SMALL), rf"no diffusion chain to fine-tune: {chains}\.$"),
+        (IFQL(**SMALL), rf"{chains}; by DiffusionNFT \(--algo nft\) ifql can be fine-tuned\.$"),
+        (EDP(**SMALL), r"solver.*; by DiffusionNFT \(--algo nft\) or from preferences \(--algo dpo\) edp can be"),
+        (QGuidance(**SMALL), rf"deterministic solver.*{chains}; from preferences \(--algo dpo\) q_guidance can be"),
     ):
         start = target_run(tmp_path / agent.name, agent, **quick)
         with pytest.raises(UserError, match=words):
@@ -286,6 +295,41 @@ def test_the_command(cloned: Path, tmp_path: Path) -> None:
     assert Run.read(tmp_path / "run").config.seeds == (1,)
     assert command(["--resume", str(tmp_path / "run"), "--steps", "60"]) == 0
     assert checkpoint.steps(tmp_path / "run")[-1] == 60
+
+
+def test_steps_are_rounded_up_to_whole_iterations_and_it_says_so(
+    cloned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "run")]
+    words = "--environments 5 --rollout-steps 4 --batch-size 20 --epochs 1 --eval-episodes 1 --seeds 1"
+    said = "60 steps are made (50 asked for; iterations are whole, 20 steps each)."
+    command([str(cloned), *words.split(), "--steps", "50", "--eval-every", "60", *out])
+    assert said in " ".join(capsys.readouterr().err.split())
+    command(["--resume", str(tmp_path / "run"), "--steps", "60"])
+    assert "are made" not in capsys.readouterr().err
+    command(["--resume", str(tmp_path / "run"), "--steps", "50"])
+    told = " ".join(capsys.readouterr().err.split())
+    assert said in told
+    assert "all 60 steps are done" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("--tuned-steps 99", "--tuned-steps is 99; the policy has 5 denoising steps, so expected 1 to 5."),
+        ("--algo dpo --preferences none.json", "There is no file of preferences none.json;"),
+        ("--steps 4000", "--steps is 4,000, and in the first 4,000 the critic alone learns (--critic-warm-up 1,"),
+    ],
+)
+def test_a_mistake_is_told_before_torch_is_imported(cloned: Path, tmp_path: Path, words: str, error: str) -> None:
+    arguments = [str(cloned), *words.split(), "--out", str(tmp_path / "a")]
+    program = (
+        "import sys\nfrom diffrl.commands.finetune_policy import run\nfrom diffrl.support.errors import UserError\n"
+        f"try:\n    run({arguments!r})\nexcept UserError as error:\n    print(error, 'torch' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert told.startswith(error)
+    assert told.rstrip().endswith(" False")
 
 
 @pytest.mark.parametrize(("owner", "method", "number"), [(Environments, "step", 6), (DPPOTrainer, "value_loss", 6)])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import diffrl
-from agents import BFN, EDP, FQL, IDQL, IFQL, AgentConfig, DiffusionQL, QGuidance
+from agents import BFN, EDP, FQL, IDQL, IFQL, QAM, AgentConfig, DiffusionQL, QGuidance
 from agents.base import Agent
 from diffrl.commands.finetune_policy import run as command
 from diffrl.diffusion import VE, VP, Kind, Prediction, Process, RectifiedFlow
@@ -431,13 +431,13 @@ def test_critics_that_tell_nothing_apart_leave_that_seed_to_the_bit(critical: Pa
 def test_a_run_that_hears_nothing_is_marked(cloned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In scores.json and in a line at the end, by DPPO and by NFT; one that hears something is not."""
     quick: dict[str, Any] = {"steps": 40, "eval_every": 40, "eval_episodes": 2}
-    heard = tuned(cloned, tmp_path / "heard", **quick)
+    heard = tuned(cloned, tmp_path / "heard", critic_warm_up=0, **quick)
     assert "updates_without_signal" not in json.loads((heard / "scores.json").read_text())
     known: Any = gymnasium.spec("Target-v0").entry_point
     step = known.step
     monkeypatch.setattr(known, "step", lambda self, action: (step(self, action)[0], 0.25, True, False, {}))
     for schema in (NFTConfig, DPPOConfig):
-        config = schema(start_run=cloned, **QUICK)
+        config = schema(start_run=cloned, **QUICK, critic_warm_up=0)
         run = finetune_policy(config, out=tmp_path / schema.algo, quiet=True, **quick)
         assert json.loads((run / "scores.json").read_text())["updates_without_signal"] == 1
         start, end = (checkpoint.load(r, n).learner for r, n in ((cloned, 500), (run, 40)))
@@ -449,7 +449,8 @@ def test_a_run_that_hears_nothing_is_marked(cloned: Path, tmp_path: Path, monkey
 
 def tuned(start: Path, out: Path, **fields: Any) -> Path:
     settings = {name: fields.pop(name) for name in list(fields) if name in NFTConfig.__dataclass_fields__}
-    config = NFTConfig(start_run=start, **(QUICK | FEW | settings))
+    acting = QUICK | FEW if settings.get("advantages") != "critics" else {}
+    config = NFTConfig(start_run=start, **(acting | settings))
     quick: dict[str, Any] = {"steps": 120, "eval_every": 80, "eval_episodes": 2}
     return finetune_policy(config, out=out, quiet=True, **(quick | fields))
 
@@ -492,7 +493,7 @@ def test_a_stop_within_an_iteration_is_saved_as_before_it(
     assert_same_run(whole, tmp_path / "cut")
 
 
-@pytest.mark.parametrize("agent", [EDP(**SMALL), IDQL(**SMALL, blocks=1), IFQL(**SMALL)])
+@pytest.mark.parametrize("agent", [EDP(**SMALL), IDQL(**SMALL, blocks=1), IFQL(**SMALL), QAM(**SMALL)])
 def test_any_sampler_will_do(agent: AgentConfig, tmp_path: Path) -> None:
     """A solver, IDQL's own sampler, which is kept, a flow; in the environment and by critics."""
     start = target_run(tmp_path / "start", agent, steps=4, eval_every=4, eval_episodes=1, seeds=(0,))
@@ -501,7 +502,8 @@ def test_any_sampler_will_do(agent: AgentConfig, tmp_path: Path) -> None:
         tuned(start, tmp_path / "told", steps=4, **BY_CRITICS),
     ):
         config: Any = Run.read(run).config.agent
-        assert config == dataclasses.replace(agent, act_candidates=1)  # type: ignore[call-arg]
+        alone: dict[str, Any] = {"act_candidates": 1} if hasattr(agent, "act_candidates") else {}
+        assert config == dataclasses.replace(agent, **alone)
         last = checkpoint.steps(run)[-1]
         before, after = (checkpoint.load(r, n).learner for r, n in ((start, 4), (run, last)))
         assert any(not torch.equal(t, before[n]) for n, t in after.items())
@@ -525,13 +527,50 @@ def test_what_cannot_be_tuned_says_so(cloned: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a" / "run.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (
+            "--advantages critics --environments 7",
+            "--environments is for --advantages environment: nft by critics has no",
+        ),
+        ("--advantages critics --discount 0.5", "--discount is for --advantages environment: nft by critics has no"),
+        ("--advantages critics --discount 0.99", "--discount is for --advantages environment"),  # the default, typed
+        ("--advantages critics --no-reward-scaling", "--reward-scaling is for --advantages environment"),
+        ("--group 8", "--group is for --advantages critics: nft in an environment has no use for it"),
+    ],
+)
+def test_options_without_effect_are_refused(critical: Path, tmp_path: Path, words: str, error: str) -> None:
+    with pytest.raises(UserError, match=error):
+        command([str(critical), "--algo", "nft", *words.split(), "--steps", "4", "--out", str(tmp_path / "a")])
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_older_run_that_holds_options_without_effect_goes_on(critical: Path, tmp_path: Path) -> None:
+    """As it would without them: folders from before they were refused are read, and resumed."""
+    quick: dict[str, Any] = BY_CRITICS | {"eval_every": 4, "log_every": 4}
+    whole = tuned(critical, tmp_path / "whole", steps=8, **quick)
+    cut = tuned(critical, tmp_path / "cut", steps=4, **quick)
+    settings = cut / "settings.yaml"
+    held = (
+        settings.read_text().replace("environments: 20", "environments: 7").replace("discount: 0.99", "discount: 0.5")
+    )
+    assert "environments: 7" in held
+    assert "discount: 0.5" in held
+    settings.write_text(held)
+    diffrl.resume(cut, steps=8, accept_changes=True, quiet=True)
+    assert_same_run(whole, cut)
+    with pytest.raises(UserError, match="--environments is for --advantages environment"):
+        tuned(critical, tmp_path / "new", steps=8, environments=7, **quick)
+
+
 def test_the_command(critical: Path, tmp_path: Path) -> None:
     words = "--algo nft --environments 5 --rollout-steps 4 --batch-size 10 --epochs 1 --critic-width 16 --eval-every 20"
     words += " --eval-episodes 2"
     assert (
-        command([str(critical), *words.split(), "--steps", "20", "--seeds", "1", "--out", str(tmp_path / "run")]) == 0
+        command([str(critical), *words.split(), "--steps", "40", "--seeds", "1", "--out", str(tmp_path / "run")]) == 0
     )
-    assert command(["--resume", str(tmp_path / "run"), "--steps", "40"]) == 0
-    assert checkpoint.steps(tmp_path / "run")[-1] == 40
+    assert command(["--resume", str(tmp_path / "run"), "--steps", "60"]) == 0
+    assert checkpoint.steps(tmp_path / "run")[-1] == 60
     words = "--algo nft --advantages critics --group 4 --states 8 --steps 2 --eval-every 2 --eval-episodes 2"
     assert command([str(critical), *words.split(), "--out", str(tmp_path / "told")]) == 0

@@ -22,7 +22,7 @@ from diffrl.images.config.base import (
     Precision,
     schema_of,
 )
-from diffrl.images.config.defaults import FIRST_LOOK, first_look
+from diffrl.images.config.defaults import FIRST_LOOK, first_look, implied
 
 __all__ = [
     "ALGORITHMS",
@@ -44,5 +44,6 @@ __all__ = [
     "ReFLConfig",
     "SupervisedConfig",
     "first_look",
+    "implied",
     "schema_of",
 ]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
-from diffrl.images.config.defaults import first_look
-from diffrl.images.distil_config import STUDENTS
+from diffrl.images.config.defaults import implied
+from diffrl.images.distil_config import STUDENTS, sampled_by
 from diffrl.images.rewards.registry import companion, named_in
 from diffrl.support.errors import UserError, closest, counted, joined, nearest
 from diffrl.support.files import read_yaml
@@ -58,7 +58,7 @@ class _Presets(type):
         given = {name: value for name, value in given.items() if value is not None}
         if cls is not FinetuneConfig:
             given = {"algo": getattr(cls, "algo", None), **given}
-        given = {**first_look(given), **given}
+        given = {**implied(given), **given}
         schema = schema_of(given.get("algo", FinetuneConfig.algo))
         if cls not in schema.__mro__:
             raise UserError(f"--algo is {schema.algo!r}; {cls.__name__} has the settings of another algorithm.")
@@ -107,7 +107,8 @@ class FinetuneConfig(metaclass=_Presets):
     """What that option counts, in words."""
 
     algo: Algo = "ddpo-is"
-    """The algorithm: see the list above; where neither a reward nor a model is given, by default draft."""
+    """The algorithm: see the list above; where neither a reward nor a model is given, by default draft; nft with
+    the reward human, and of students that are sampled without noise."""
     model: str = "tiny-emoji"
     """tiny-emoji, tiny-digits (the default with rewards on digits), tiny-latents (these two trained at first use), the
     folder of a run that fine-tuned or distilled one, or a diffusers pipeline: a folder or a hub id. control:ID,
@@ -136,7 +137,7 @@ class FinetuneConfig(metaclass=_Presets):
     micro_batch: Batch = 64
     """Images that are in the network at once; changes memory, not the result."""
     steps: SamplingSteps = 10
-    """Denoising steps."""
+    """Denoising steps; by default of a distilled student its own network calls, and two at least."""
     eta: Fraction = 1.0
     """Noise of each denoising step: 1 is DDPM's, 0 none, which algorithms that learn from the chain's decisions cannot
     do without; for flow models 0.495 is Flow-GRPO's."""
@@ -224,7 +225,7 @@ class FinetuneConfig(metaclass=_Presets):
     @classmethod
     def defaults(cls, model: str) -> Mapping[str, Any]:
         """What fields are by default with this model, where that is not what stands in the class."""
-        return {} if is_builtin(model) else cls.pipeline
+        return sampled_by(model) if is_builtin(model) else cls.pipeline
 
     @property
     def builtin(self) -> bool:
@@ -330,7 +331,9 @@ class ChainConfig(OnlineConfig):
 
     def __post_init__(self) -> None:
         if self.eta == 0:
-            raise UserError(f"--eta 0 is a deterministic chain, which {self.algo} cannot learn from: give more than 0.")
+            raise UserError(
+                f"--eta 0 is a deterministic chain; {self.algo} cannot learn from it: give more, or --algo nft."
+            )
         super().__post_init__()
 
 
@@ -443,7 +446,10 @@ def check_pipeline(name: str) -> None:
     """Raise UserError for what is neither the folder of a diffusers pipeline nor a hub id of the form OWNER/NAME."""
     folder = Path(name)
     if folder.is_dir():
-        if (folder / "model_index.json").is_file() or (folder / ABOUT).is_file():  # of a run: seen where it is loaded
+        about = read_json(folder / ABOUT, say=False) if (folder / ABOUT).is_file() else None
+        if isinstance(about, dict) and about.get("kind", IMAGES) not in (IMAGES, IMAGES_DISTIL):
+            raise UserError(f"{name} is the run of a policy, and no image model: diffrl finetune policy {name}.")
+        if (folder / "model_index.json").is_file() or about is not None:  # of a run: seen where it is loaded
             return
         if any((folder / file).is_file() for file in (DIFFUSERS, PEFT)):
             raise UserError(

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from diffrl.images.distil_config import sampled_by
+from diffrl.images.rewards.base import asks_a_person
+
 FIRST_LOOK: Mapping[str, Any] = {
     "algo": "draft",
     "reward": "colour:blue + emoji",
@@ -13,6 +16,21 @@ FIRST_LOOK: Mapping[str, Any] = {
     "kl": 0.5,
 }
 """What a run is that is told neither a reward nor a model, nor another algorithm: something that a person can see."""
+
+
+def implied(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the options given ask for without saying so: an algorithm, or a whole first look. What they say is kept.
+
+    A person votes between images of one prompt, of which DiffusionNFT's rounds have groups; it also learns from the
+    images of a model that is sampled without noise.
+    """
+    if "algo" not in given:
+        reward, model = given.get("reward"), given.get("model")
+        if isinstance(reward, str) and asks_a_person(reward):
+            return {"algo": "nft"}
+        if isinstance(model, str) and sampled_by(model).get("eta") == 0:
+            return {"algo": "nft"}
+    return first_look(given)
 
 
 def first_look(given: Mapping[str, Any]) -> Mapping[str, Any]:

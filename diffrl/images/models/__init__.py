@@ -83,7 +83,10 @@ def _pipeline_of_run(name: str) -> str:
     if not isinstance(said, dict) or said.get("kind") not in (IMAGES, IMAGES_DISTIL):
         return name
     if any((model / file).is_file() for file in (DIFFUSERS, PEFT)):
-        raise UserError(f"{name} trained adapters: give the model that it began with, and --adapter {model}.")
+        raise UserError(
+            f"{name} trained adapters: load the model that it began with, and {model} as its adapter (--adapter, or "
+            "adapter=... in Python)."
+        )
     if said["kind"] == IMAGES_DISTIL or not model.is_dir():
         raise UserError(f"{name} has no model yet: `diffrl resume {name}` finishes the run.")
     return name

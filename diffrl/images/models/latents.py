@@ -10,6 +10,7 @@ samples a classifier of 8x8 digits (99.7 % on these, and as much through the aut
 10 and at 20 steps with eta = 1, and all of them at guidance 2.
 """
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +20,12 @@ from torch import Tensor
 
 from diffrl.diffusion import denoising_loss
 from diffrl.images.examples import Digits
-from diffrl.images.model import Condition, Lora
+from diffrl.images.model import Condition, Lora, unheard
 from diffrl.images.models.adapters import save_network
 from diffrl.images.models.loading import images_extra
 from diffrl.images.models.pipelines import LatentModel, class_of
 from diffrl.images.models.schedules import schedule_of
-from diffrl.images.models.training import OnProgress, optimise
+from diffrl.images.models.training import Kept, OnProgress, optimise
 from diffrl.support.console import work
 from diffrl.support.files import atomic_path, cache_directory
 from diffrl.support.seeds import generator_at
@@ -70,7 +71,7 @@ def read_latents(
     seed: int = 0,
 ) -> Latents:
     """The model in a folder that `train_latents` wrote."""
-    with images_extra():
+    with images_extra(), unheard():
         from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
     vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True).to(device)
     unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True).to(device)
@@ -86,18 +87,19 @@ def tiny_latents(
     seed: int = 0,
     quiet: bool = False,
 ) -> Latents:
-    """The built-in latent model, trained now if the cache does not have it: two and a half minutes."""
+    """The built-in latent model, trained now if the cache does not have it: minutes; cut, it goes on where it was."""
     folder = cache_directory() / "models" / f"tiny-latents-{VAE_STEPS}-{STEPS}"
     if not folder.is_dir():
         with (
-            work("Training tiny-latents' autoencoder (once, a minute)", "steps", quiet) as vae_progress,
-            work("Training tiny-latents' U-Net (once, two minutes)", "steps", quiet) as progress,
+            work("Training tiny-latents' autoencoder (once)", "steps", quiet) as vae_progress,
+            work("Training tiny-latents' U-Net (once)", "steps", quiet) as progress,
         ):
             try:
                 train_latents(folder, vae_steps=VAE_STEPS, steps=STEPS, vae_progress=vae_progress, progress=progress)
             except OSError:  # another process was first: the same, by its seed
                 if not folder.is_dir():
                     raise
+                shutil.rmtree(_unfinished(folder), ignore_errors=True)
     return read_latents(folder, lora=lora, precision=precision, device=device, seed=seed)
 
 
@@ -110,28 +112,40 @@ def train_latents(
     vae_progress: OnProgress = lambda done, of: None,
     progress: OnProgress = lambda done, of: None,
 ) -> None:
-    """Train the autoencoder, then the U-Net, and write them to `folder` as diffusers models; whole, or not at all."""
-    with images_extra():
+    """Train the autoencoder, then the U-Net, and write them to `folder` as diffusers models; whole, or not at all.
+
+    What is cut goes on bit for bit, by what is kept in a folder beside it until the end.
+    """
+    with images_extra(), unheard():
         from diffusers import DDIMScheduler
     examples = Digits(SIZE)
     with torch.random.fork_rng(devices=[]):  # diffusers' layers draw their weights from the global generator
         torch.manual_seed(seed)
         vae, unet = _vae(), _unet()
-    _fit_vae(vae, examples.images, vae_steps, generator_at(seed, 1), vae_progress)
+    unfinished = _unfinished(folder)
+    of_vae = Kept(unfinished / f"vae-{seed}.safetensors", generator_at(seed, 1))
+    of_unet = Kept(unfinished / f"unet-{seed}.safetensors", generator_at(seed, 2))
+    _fit_vae(vae, examples.images, vae_steps, of_vae, vae_progress)
     scheduler = DDIMScheduler(
         1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing"
     )
     model = Latents(vae, unet, scheduler)
-    _fit_unet(model, examples, steps, generator_at(seed, 2), progress)
+    _fit_unet(model, examples, steps, of_unet, progress)
     with atomic_path(folder) as temporary:
         vae.save_pretrained(temporary / "vae", safe_serialization=True)
         unet.save_pretrained(temporary / "unet", safe_serialization=True)
         scheduler.save_pretrained(temporary / "scheduler")
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _fit_vae(vae: Any, images: Tensor, steps: int, generator: torch.Generator, progress: OnProgress) -> None:
+def _unfinished(folder: Path) -> Path:
+    """What a training for `folder` keeps while it lasts."""
+    return folder.with_name(f"{folder.name}-unfinished")
+
+
+def _fit_vae(vae: Any, images: Tensor, steps: int, kept: Kept, progress: OnProgress) -> None:
     """Train the autoencoder: squared error, a little divergence from N(0, I); then scale latents to deviation 1."""
-    x = images * 2 - 1
+    x, generator = images * 2 - 1, kept.generator
 
     def loss() -> Tensor:
         batch = x[torch.randint(len(x), (32,), generator=generator)]
@@ -141,15 +155,16 @@ def _fit_vae(vae: Any, images: Tensor, steps: int, generator: torch.Generator, p
         both: Tensor = error + KL_WEIGHT * posterior.kl().mean() / batch[0].numel()
         return both
 
-    optimise(vae, loss, steps, average=False, on_progress=progress)
+    optimise(vae, loss, steps, average=False, on_progress=progress, kept=kept)
     with torch.no_grad():
         latents = torch.cat([vae.encode(part).latent_dist.mode() for part in torch.split(x[:512], 64)])
     vae.register_to_config(scaling_factor=1 / latents.std().item())
 
 
-def _fit_unet(model: Latents, examples: Digits, steps: int, generator: torch.Generator, progress: OnProgress) -> None:
+def _fit_unet(model: Latents, examples: Digits, steps: int, kept: Kept, progress: OnProgress) -> None:
     """Train the U-Net on `denoising_loss` of encoded examples; what is left is the running mean of the weights."""
     x0 = torch.cat([model.encode(part) for part in torch.split(examples.images, 64)])
+    generator = kept.generator
 
     def loss() -> Tensor:
         i = torch.randint(len(x0), (64,), generator=generator)
@@ -159,11 +174,11 @@ def _fit_unet(model: Latents, examples: Digits, steps: int, generator: torch.Gen
         noise = torch.randn(x0[i].shape, generator=generator)
         return denoising_loss(model.prediction, model.network(condition), x0[i], t, noise, event_dims=3).mean()
 
-    optimise(model.tuned.network, loss, steps, average=True, on_progress=progress)
+    optimise(model.tuned.network, loss, steps, average=True, on_progress=progress, kept=kept)
 
 
 def _vae() -> Any:
-    with images_extra():
+    with images_extra(), unheard():
         from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -181,7 +196,7 @@ def _vae() -> Any:
 
 
 def _unet() -> Any:
-    with images_extra():
+    with images_extra(), unheard():
         from diffusers import UNet2DModel
 
     return UNet2DModel(

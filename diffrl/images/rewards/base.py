@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,6 +42,11 @@ def parts_of(reward: Reward | None) -> list[Reward]:
     return [] if reward is None else [reward]
 
 
+def asks_a_person(spec: str | None) -> bool:
+    """Whether a person votes on images of the run, as `human` and `human:4` ask for; `human:VOTES.json` asks nobody."""
+    return any(re.fullmatch(r"\s*([^*:\s]*\s*\*)?\s*human(:\d+)?\s*", text) for text in (spec or "").split(" + "))
+
+
 def grouped(reward: Reward) -> bool:
     """Whether a reward, or a part of a sum, is to be asked about all images of a prompt in one call."""
     return any(getattr(part, "grouped", False) for part in parts_of(reward))
@@ -54,6 +60,8 @@ def check_prompts(reward: Reward | None, prompts: Sequence[str], metadata: Metad
             check(list(prompts), _copied(metadata))
 
 
+SLACK = 1e-3
+"""By how much a pixel that is asked about may lie outside [0, 1]: rounding, in half precision too."""
 FRAMES = 4
 """How many frames of a video a reward of images sees."""
 
@@ -81,6 +89,16 @@ class RewardError(UserError):
 def ask(reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
     """The reward's values as float32 (B,), the caller's own; of videos the mean over the frames that are `shown`.
 
+    prompts: one an image, or none at all. Raises UserError for another number of them or of metadata, and for pixels
+    outside [0, 1]; RewardError as `answer`.
+    """
+    _check_images(images, prompts, metadata)
+    return answer(reward, images, prompts, metadata)
+
+
+def answer(reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
+    """As `ask`, of a run's own images: what is asked is not looked at, but what is answered.
+
     A reward may be anybody's code: it gets copies of the images, prompts and metadata, so that whatever it does to them
     reaches neither the other rewards nor the measures. Raises RewardError where its values are of a wrong shape or not
     finite, and, of images that carry a gradient, where it changes them in place or its values have no gradient.
@@ -88,7 +106,7 @@ def ask(reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Metada
     import torch
 
     if images.ndim == 5 and not getattr(reward, "videos", False):
-        each = [ask(reward, images[:, frame], prompts, metadata) for frame in shown(images.shape[1])]
+        each = [answer(reward, images[:, frame], prompts, metadata) for frame in shown(images.shape[1])]
         return torch.stack(each).mean(0)
     given = images.clone()
     version = given._version
@@ -108,6 +126,18 @@ def ask(reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Metada
             f"(prompt {prompts[i]!r}); it must be finite."
         )
     return values.to(torch.float32, copy=True)  # it may keep the tensor, and fill it again next time
+
+
+def _check_images(images: Tensor, prompts: Sequence[str], metadata: Metadata | None) -> None:
+    """Raise UserError for images that have no prompt and no metadata each, or pixels outside [0, 1]."""
+    for what, given in (("prompts", prompts), ("metadata", metadata)):
+        if given and len(given) != len(images):
+            raise UserError(
+                f"A reward is asked about {len(images)} images with {len(given)} {what}: give each its own."
+            )
+    low, high = (float(bound) for bound in images.detach().aminmax()) if images.numel() else (0.0, 1.0)
+    if low < -SLACK or high > 1 + SLACK:
+        raise UserError(f"A reward is asked about pixels from {low:.3g} to {high:.3g}; they must be in [0, 1].")
 
 
 def _check_gradient(reward: Reward, values: Tensor, changed: bool) -> None:
@@ -146,8 +176,8 @@ class Sum:
         self.differentiable = all(part.differentiable for _, part in terms)
 
     def values(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> dict[str, Tensor]:
-        """Each part's values (B,) by its name, without their weights, checked as `ask` does."""
-        return {part.name: ask(part, images, prompts, metadata) for _, part in self.terms}
+        """Each part's values (B,) by its name, without their weights, checked as `answer` does."""
+        return {part.name: answer(part, images, prompts, metadata) for _, part in self.terms}
 
     def combine(self, values: Mapping[str, Tensor]) -> Tensor:
         """The sum of what `values` gave, with the weights."""
@@ -163,10 +193,17 @@ class Sum:
 def ask_parts(
     reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """As `ask`, with the values of each part of a sum beside it, for the log: (B,), and (B,) by name."""
-    metadata = [{}] * len(prompts) if metadata is None else metadata
+    """As `ask`, with the values of each part of a sum beside it: (B,), and (B,) by name."""
+    _check_images(images, prompts, metadata)
+    return answer_parts(reward, images, prompts, [{}] * len(prompts) if metadata is None else metadata)
+
+
+def answer_parts(
+    reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Metadata
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """As `answer`, with the values of each part of a sum beside it, for the log: (B,), and (B,) by name."""
     if not isinstance(reward, Sum):
-        total = ask(reward, images, prompts, metadata)
+        total = answer(reward, images, prompts, metadata)
         return total, {reward.name: total}
     parts = reward.values(images, prompts, metadata)
     return reward.combine(parts), parts

@@ -81,10 +81,11 @@ class Human:
     # --- in a run ---------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def opened(self, folder: Path, rounds: int) -> Iterator[None]:
+    def opened(self, folder: Path, rounds: int, done: int = 0) -> Iterator[None]:
         """In the block the person can be asked, and votes are kept in `folder`, where those of before are read.
 
-        rounds: that are to come, by which it is said how many choices the person is asked for.
+        rounds: that are to come, after so many that are `done`, by which it is said how many choices the person is
+        asked for: those votes of them that are kept are not asked for again.
         """
         self._folder = folder
         (folder / IMAGES).mkdir(exist_ok=True)
@@ -92,16 +93,16 @@ class Human:
         self._asked = asked = _Asked(self)
         with asked.page.serving() as address:
             console.print(f"You are the reward. Vote at {address}", markup=False, soft_wrap=True)
-            console.print(self.promise(rounds), markup=False)
+            console.print(self.promise(rounds, sum(vote.round >= done for vote in self.votes)), markup=False)
             self._ready(address)
             try:
                 yield
             finally:
                 self._asked = None
 
-    def promise(self, rounds: int) -> str:
-        """How many choices a person is asked for in so many rounds, and how to make fewer of them."""
-        choices, groups = counted(rounds * self.per_round, "choices"), counted(self.per_round, "groups")
+    def promise(self, rounds: int, kept: int = 0) -> str:
+        """How many choices a person is asked for in so many rounds, less those that are kept; how to make fewer."""
+        choices, groups = counted(max(0, rounds * self.per_round - kept), "choices"), counted(self.per_round, "groups")
         return (
             f"You are asked for at most {choices} ({counted(rounds, 'rounds')}, in each the best image of {groups} of "
             f"up to {GROUP}). `Enough votes` on the page ends it at any time; for fewer, --reward human:N asks about N "
@@ -118,8 +119,9 @@ class Human:
         So groups are of all images of a prompt, and not of those that happen to be scored together.
         """
         pixels = quantised(images)
-        for group in self._groups(pixels, prompts):
-            self._vote(group, pixels, prompts)
+        groups, n = self._groups(pixels, prompts), 0
+        while n < len(groups):
+            n += 1 if self._vote(groups[n], pixels, prompts) else -1
         self._left = 0
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
@@ -146,14 +148,22 @@ class Human:
         order = torch.randperm(len(groups), generator=generator_at(0, self._round, _ORDER)).tolist()
         return [groups[i] for i in order[: self._left]]
 
-    def _vote(self, group: Sequence[int], pixels: Tensor, prompts: Sequence[str]) -> None:
-        """Take the vote on a group: the one that is kept, or the person's; and keep it."""
+    @property
+    def can_go_back(self) -> bool:
+        """Whether the newest vote is of this round, so that the group before can be asked about again."""
+        return bool(self.votes) and self.votes[-1].round == self._round
+
+    def _vote(self, group: Sequence[int], pixels: Tensor, prompts: Sequence[str]) -> bool:
+        """Take the vote on a group: the one that is kept, or the person's; and keep it.
+
+        False where the person goes back: the vote on the group before is dropped, and that is to be asked about again.
+        """
         self._left -= 1
         prompt, chosen = prompts[group[0]], pixels[list(group)]
         digests = tuple(_digest(image) for image in chosen)
         kept = any((vote.round, vote.prompt, vote.images) == (self._round, prompt, digests) for vote in self.votes)
         if kept or not self.asks:
-            return
+            return True
         if self._folder is None or self._asked is None:
             raise UserError("The reward human is for runs of `diffrl finetune`, which show its page.")
         files = [_png(image) for image in chosen]
@@ -167,10 +177,15 @@ class Human:
         said = self._asked.wait(prompt, dict(zip(digests, files, strict=True)))
         if said is _ENOUGH:
             self.asks, self._left = False, 0
-            return
+            return True
+        if said is _BACK:
+            self._left += 2
+            self._keep(self.votes[:-1])
+            return False
         best = None if said is None else digests.index(said)
         foretold = None if favourite is None or best is None else favourite == best
         self._keep([*self.votes, Vote(self._round, prompt, digests, best, foretold)])
+        return True
 
     def _keep(self, votes: list[Vote]) -> None:
         assert self._folder is not None
@@ -295,7 +310,9 @@ def _read_png(path: Path, digest: str) -> Tensor:
 
 # --- the page ------------------------------------------------------------------------------------------------------
 
-_ENOUGH = object()
+_ENOUGH, _BACK = object(), object()
+NEXT = 2.0
+"""The most seconds that the answer to a vote waits for the next group of the round, so that the page goes on to it."""
 
 
 class _Asked:
@@ -305,7 +322,7 @@ class _Asked:
         self.human = human
         self.files = dict(static("diffrl.images.rewards", "page"))
         """The page's own, and the images that are asked about."""
-        calls = {"state": self.state, "choose": self.choose, "enough": self.enough}
+        calls = {"state": self.state, "choose": self.choose, "back": self.back, "enough": self.enough}
         self.page = Page(self.files, calls)
         self.said = threading.Condition(self.page.turn)
         self.prompt = ""
@@ -314,11 +331,12 @@ class _Asked:
         self.waiting = False
 
     def wait(self, prompt: str, files: dict[str, bytes]) -> Any:
-        """Show images, by their digests, and wait for the best one's digest, None for equally good, or `_ENOUGH`."""
+        """Show images, by their digests; wait for the best one, None for equally good, `_BACK` or `_ENOUGH`."""
         shown_ = {f"{digest}.png": file for digest, file in files.items()}
         with self.said:
             self.files.update(shown_)
             self.prompt, self.names, self.waiting = prompt, tuple(files), True
+            self.said.notify_all()
             while self.waiting:
                 self.said.wait(0.2)  # so that a signal is heard
             for name in shown_:
@@ -332,7 +350,8 @@ class _Asked:
         return {
             "group": group,
             "round": self.human._round + 1,
-            "left": self.human._left + 1 if self.waiting else 0,
+            "left": self.human._left + self.waiting,
+            "back": self.waiting and self.human.can_go_back,
             "votes": len(self.human.votes),
             "foretold": [sum(told[-20:]), len(told[-20:])],
             "asks": self.human.asks,
@@ -346,12 +365,25 @@ class _Asked:
         if best is not None and (type(best) is not int or not 0 <= best < len(self.names)):
             raise UserError(f"there is no image {shown(best)} to choose")
         self._answer(None if best is None else self.names[best])
-        return self.state(None)
+        return self._next()
+
+    def back(self, asked: Any) -> dict[str, Any]:
+        """Ask about the group before once more, in place of the vote on it; nothing before the round's first vote."""
+        if not self.waiting or not self.human.can_go_back:
+            return self.state(None)
+        self._answer(_BACK)
+        return self._next()
 
     def enough(self, asked: Any) -> dict[str, Any]:
         """Ask no more: the rest of the run goes by the model of the votes."""
         self.human.asks = False
         self._answer(_ENOUGH)
+        return self.state(None)
+
+    def _next(self) -> dict[str, Any]:
+        """What the page shows after a vote: the next group of the round, which comes at once, if there is one."""
+        if self.human._left:
+            self.said.wait_for(lambda: self.waiting, NEXT)
         return self.state(None)
 
     def _answer(self, answer: Any) -> None:

@@ -479,7 +479,7 @@ REWARDS: dict[str, Entry] = {
     ),
     "human": Entry(
         "human[:VOTES]",
-        "you, by VOTES (4) groups a round on a page; or the votes of a run: human:RUN/votes.json",
+        "you, by VOTES (4) groups a round on a page (nft, grpo, d3po); or a run's votes: human:RUN/votes.json",
         "optional",
         _human,
         gradient=False,

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from agents.base import Agent
 from diffrl.data.d4rl import fingerprint
 from diffrl.data.observations import without_goal
+from diffrl.data.transitions import Batch
 from diffrl.diffusion import Denoise, Process
 from diffrl.runs.policy import build_agent, load_agent
 from diffrl.runs.run import Run
@@ -115,8 +117,9 @@ def choose_rows(
 ) -> tuple[Material, Material | None, str | None]:
     """Rows that the run was trained on, rows that it was not, and where these are from (None where there are none).
 
-    rows: of each, at most. held_out: the name of the data set to take the others from; by default the run's own, beyond
-    the rows it was trained on. Raises UserError for data that have changed, do not fit or have too few rows.
+    rows: of each, at most. held_out: the name of the data set to take the others from, without those of its rows that
+    the run was trained on; by default the run's own, beyond these. Raises UserError for data that have changed, do not
+    fit, or have too few rows, in `held_out` too few that are new.
     """
     config = run.config
     whole = None
@@ -153,12 +156,34 @@ def choose_rows(
                 f"--held-out {held_out} has {sizes[0]} observations and {sizes[1]} actions; the run has "
                 f"{run.observation_size} and {run.action_size}."
             )
-        return train, choose(prepare(taken_by(run, other)).columns, agent.n_seeds), held_out
+        offered = prepare(taken_by(run, other))
+        known = _among(offered.columns, seen.columns)
+        n, new = len(known), int((~known).sum())
+        if n > new < MIN_ROWS:
+            raise UserError(
+                f"--held-out {held_out}: {'all' if not new else f'{n - new:,}'} of its {n:,} rows are rows that "
+                f"{run.path} was trained on. Name data with {MIN_ROWS} rows at least that it was not trained on."
+            )
+        without = f", without {n - new:,} rows that the run was trained on" if new < n else ""
+        return train, choose(offered.view(offered.rows[~known]), agent.n_seeds), f"{held_out}{without}"
     if whole is not None and config.rows is not None and len(whole) - config.rows > MIN_ROWS:
         both = prepare(whole)
         columns = both.view(both.rows[len(seen) + 1 :])  # one more: the row that the cut left without a successor
         return train, choose(columns, agent.n_seeds), f"{config.dataset}, rows beyond {config.rows:,}"
     return train, None, None
+
+
+def _among(columns: Batch, others: Batch) -> Tensor:
+    """Which of some rows are also among others: observation and action, bit for bit; (N,) of bools.
+
+    Rows are compared by sums of their words, each times an odd random number, modulo 2^64: those of two rows that
+    differ are alike by chance once in 2^32 pairs at most, and of a row that differs in one word never.
+    """
+    both = [torch.cat([part.observations, part.actions], -1).cpu().numpy() for part in (columns, others)]
+    words = [np.ascontiguousarray(rows, np.float32).view(np.uint32).astype(np.uint64) for rows in both]
+    factors = np.random.default_rng(0).integers(2**64, size=both[0].shape[1], dtype=np.uint64) | np.uint64(1)
+    found = np.isin(*((rows * factors).sum(-1, dtype=np.uint64) for rows in words))
+    return torch.from_numpy(found).to(columns.actions.device)
 
 
 def start_policy(

@@ -25,9 +25,10 @@ from diffrl.runs.diagnose.material import (
     load_agents,
     start_policy,
 )
+from diffrl.runs.diverged import diverged
 from diffrl.runs.policy import tell_remarks
 from diffrl.runs.run import Run
-from diffrl.support.console import work
+from diffrl.support.console import console, work
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.schema import Positive, Range, SamplingSteps, Seed, held
 
@@ -66,6 +67,8 @@ def diagnose(
     agents = load_agents(run, checkpoints, device)
     step, agent = agents[-1]
     tell_remarks(run, "last", [step], quiet)
+    if (said := diverged(run)) and not quiet:
+        console.print(f"{run.path}: {said}", style="yellow", markup=False, highlight=False)
     generator = torch.Generator(device=agent.device).manual_seed(seed)
     process, _ = agent.generative_model(torch.zeros(agent.n_seeds, 1, agent.observation_size, device=agent.device))
     levels = Levels.of(agent, process)
@@ -99,7 +102,9 @@ def diagnose(
         "dataset": run.config.dataset,
         "seeds": list(run.config.seeds),
         "step": step,
+        "diverged": said,
         "rows": train.actions.shape[1],
+        "trained_rows": run.config.rows,
         "held_out": source,
         "held_out_rows": 0 if new is None else new.actions.shape[1],
         "start": start_name,

@@ -8,6 +8,7 @@ import numpy as np
 
 from diffrl.support.console import console
 from diffrl.support.plots import BLUE, GREEN, GREY, ORANGE, finish, save
+from envs import registry
 from envs.datasets import called
 
 if TYPE_CHECKING:
@@ -71,9 +72,7 @@ def _training(result: dict[str, Any]) -> tuple["Table", str]:
     if gap:
         remarks += f"Held out: {about['held_out_rows']:,} rows of {about['held_out']}."
     else:
-        remarks += (
-            "No held-out rows, so no generalisation gap: give --held-out DATASET, or train on a part by --rows N."
-        )
+        remarks += f"No held-out rows, so no generalisation gap: {_to_hold_out(about)}"
     table = _table("TRAINING: what the denoiser gets wrong", *names)
     for i, k in enumerate(about["noise_levels"]):
         row = [f"{np.mean(loss[i]):.4f}" for loss in training["loss"]]
@@ -82,6 +81,16 @@ def _training(result: dict[str, Any]) -> tuple["Table", str]:
         row += [f"{gap['mean'][i]:+.4f} ± {gap['error'][i]:.4f}"] if gap else []
         table.add_row(f"{k:.3g}", *row)
     return table, remarks
+
+
+def _to_hold_out(about: dict[str, Any]) -> str:
+    """Where rows that a run was not trained on may come from: a sentence."""
+    if about["trained_rows"] is None:
+        return "give --held-out DATASET, or train on a part by --rows N."
+    here = f"there are none here beyond the {about['trained_rows']:,} of --rows. Give --held-out DATASET, or have the"
+    name = about["dataset"]
+    made = f": `diffrl data generate {name}` makes it" if registry.known(name) and registry.get(name).generated else ""
+    return f"{here} whole set here{made}."
 
 
 def _complexity(result: dict[str, Any]) -> tuple["Table", str]:
@@ -97,7 +106,8 @@ def _complexity(result: dict[str, Any]) -> tuple["Table", str]:
         f"{_over_seeds(reference['to_half_the_steps'], 2)} to the reference, fresh noise alone one of "
         f"{_over_seeds(sampling['sampling_floor'], 2)}: the floor of ddpm and of the agent's own sampler, which stands "
         f"at {_over_seeds(sampling['as_the_agent_samples'], 2)}. N for delta: discretisation complexity, the fewest "
-        "steps with W2 <= delta, and in brackets their calls of the network (-: below the floor). Between the "
+        "steps with W2 <= delta, and in brackets their calls of the network (-: below the floor, where no number of "
+        "steps is told from another; a single step of ddpm adds no noise). Between the "
         "noise levels of the first table a policy of T steps, which was trained at those alone, interpolates."
     )
     names = [*(f"{n}" for n in steps), *(f"N for {delta}" for delta in deltas)]
@@ -106,8 +116,8 @@ def _complexity(result: dict[str, Any]) -> tuple["Table", str]:
         row = [f"{np.mean(values):.3g}" for values in entry["w2"]]
         hidden = floor if solver == "ddpm" else 0.0
         for delta, found in sampling["complexity"][solver].items():
-            beyond = "-" if float(delta) < hidden else f"> {steps[-1]}"
-            row.append(f"{found['steps']} ({found['calls']})" if found else beyond)
+            enough = f"{found['steps']} ({found['calls']})" if found else f"> {steps[-1]}"
+            row.append("-" if float(delta) < hidden else enough)
         table.add_row(solver, *row)
     return table, remarks
 
@@ -172,7 +182,8 @@ def plot_diagnosis(result: dict[str, Any], path: Path) -> Path:
     figure = Figure(figsize=(14, 8), layout="constrained")
     axes = figure.subplots(2, 3)
     about = result["about"]
-    figure.suptitle(f"{about['agent']} on {called(about['dataset'])}, step {about['step']:,}", fontsize=13)
+    step = f"step {about['step']:,}{', diverged' * bool(about['diverged'])}"
+    figure.suptitle(f"{about['agent']} on {called(about['dataset'])}, {step}", fontsize=13)
     pages = {
         "Training": (_plot_losses, _plot_errors),
         "Sampling": (_plot_solvers, _plot_likelihoods),
@@ -248,7 +259,7 @@ def _plot_solvers(ax: "Axes", result: dict[str, Any]) -> None:
     calls = next(iter(sampling["w2"].values()))["calls"]
     ax.set_xticks(calls, [str(n) for n in calls])
     ax.minorticks_off()
-    finish(ax)
+    _finish_below(ax)
 
 
 def _plot_likelihoods(ax: "Axes", result: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from diffrl.runs import config as configuration
 from diffrl.runs.config import OnlineConfig, TrainConfig
+from diffrl.runs.diverged import diverged
 from diffrl.runs.kind import OFFLINE, ONLINE
 from diffrl.runs.run import Run
 from diffrl.support.files import to_yaml
@@ -332,6 +333,8 @@ def caveats(facts: Facts) -> list[str]:
     """What a reader should know before trusting a score, or using the policy: a sentence or two each."""
     run, task, n = facts.run, facts.run.task, len(facts.run.config.seeds)
     found: list[str] = []
+    if said := diverged(run):
+        found.append(f"**{said}**")
     if untrained := run.untrained(facts.step):
         found.append(f"**{untrained}** This is the policy after step {facts.step:,}: it has learned nothing.")
     if facts.scores:

@@ -7,10 +7,12 @@ from typing import Any
 
 import safetensors.torch
 
+from diffrl.runs.diverged import diverged
 from diffrl.runs.export import folder
 from diffrl.runs.export.card import Facts, Scored, card
 from diffrl.runs.policy import evaluate, load_stack
 from diffrl.runs.run import Run
+from diffrl.support.console import console
 from diffrl.support.errors import UserError, disk_full
 from diffrl.support.files import atomic_path, unused
 from diffrl.support.folder import ABOUT, read_json
@@ -43,6 +45,8 @@ def export(
     unused(to)
     opened = Run.read(run).within(env, (), None)
     seed = opened.config.seeds[0] if seed is None else seed
+    if (said := diverged(opened)) and not quiet:
+        console.print(f"{run}: {said}", style="yellow", markup=False, highlight=False)
     agent, (step,) = load_stack(opened, [seed], str(which), "cpu")
     config, tensors = folder.contents(agent, opened.preprocessing, step, _tuned_steps(opened))
     more: dict[str, bytes] = {}

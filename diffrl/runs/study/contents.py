@@ -22,15 +22,14 @@ def number(value: float, digits: int = 1) -> str:
     return (text[1:] if float(text.replace(",", "")) == 0 and text[0] == "-" else text).replace("-", "−")
 
 
-def result_text(result: Result | None, interval: bool = False) -> str:
+def result_text(result: Result | None, interval: bool = False, digits: int = 1) -> str:
     """A result such as `43.1 ± 2.0`, or with its interval; a mean alone where one seed has no error."""
     if result is None:
         return NONE
+    mean, low, high, error = (number(x, digits) for x in (result.mean, result.low, result.high, result.error))
     if len(result.values) < 2:
-        return number(result.mean)
-    if interval:
-        return f"{number(result.mean)} [{number(result.low)}, {number(result.high)}]"
-    return f"{number(result.mean)} ± {number(result.error)}"
+        return mean
+    return f"{mean} [{low}, {high}]" if interval else f"{mean} ± {error}"
 
 
 def interval_text(found: Interval, digits: int = 1) -> str:
@@ -60,19 +59,24 @@ def main_table(summary: Summary, interval: bool = False) -> Table:
         marks |= {(task, agent): "best" if apart else "highest" for agent in best}
 
     def cell(task: str, agent: str) -> Cell:
-        return Cell(result_text(summary.chosen.get((task, agent)), interval), marks.get((task, agent), ""))
+        return Cell(
+            result_text(summary.chosen.get((task, agent)), interval, summary.digits), marks.get((task, agent), "")
+        )
 
     fewest, most = summary.seeds
     spread = "95 % interval over seeds (Student's)" if interval else "standard error over seeds"
     seeds = f"{fewest} seed{'s' * (fewest > 1)}" if fewest == most else f"{fewest} to {most} seeds"
     returns = [task for task in tasks if summary.scores.unit(task) == "return"]
-    units = "Normalised score x100" if not returns else "Normalised score x100, or the return where marked (return)"
+    units = "Normalised score, a fraction of 1" if summary.fractions else "Normalised score x100"
+    units += ", or the return where marked (return)" * bool(returns)
     note = (
         f"{units}; {summary.protocol}: {PROTOCOLS[summary.protocol]}. Mean "
         f"{'and' if interval else '±'} {spread}, {seeds}. Bold: the highest mean, where its 95 % interval lies above "
         "all others'. Underlined: the highest mean elsewhere. Where several agents share it, all of these are "
         "underlined; where all agents do, or one has a single seed, none is."
     )
+    if gone := len(summary.scores.diverged):
+        note += f" {counted(gone, 'runs')} diverged before any evaluation, and {'is' if gone == 1 else 'are'} left out."
     named = {task: f"{task} (return)" if task in returns else task for task in tasks}
     rows = [[Cell(named[task]), *(cell(task, agent) for agent in agents)] for task in tasks]
     table = Table("results", "Results", ["task", *agents], rows, note)
@@ -92,7 +96,9 @@ def protocols_table(summary: Summary) -> Table:
         made = [len(rows) for rows in seeds]
         evaluations = f"{min(made)}" if min(made) == max(made) else f"{min(made)} to {max(made)}"
         cells = [task, agent, str(len(made)), evaluations, count]
-        rows.append([*map(Cell, cells), *(Cell(result_text(each[p][task, agent])) for p in PROTOCOLS)])
+        rows.append(
+            [*map(Cell, cells), *(Cell(result_text(each[p][task, agent], digits=summary.digits)) for p in PROTOCOLS)]
+        )
     words = "; ".join(f"{name}: {said}" for name, said in PROTOCOLS.items())
     header = ["task", "agent", "seeds", "evaluations", "episodes each", *PROTOCOLS]
     note = f"Mean ± standard error over seeds. {words[0].upper()}{words[1:]}."
@@ -104,7 +110,7 @@ def aggregate_table(summary: Summary) -> Table | None:
     if not summary.aggregates:
         return None
     rows = [
-        [Cell(agent), *(Cell(interval_text(summary.aggregates[agent][name])) for name in AGGREGATES)]
+        [Cell(agent), *(Cell(interval_text(summary.aggregates[agent][name], summary.digits)) for name in AGGREGATES)]
         for agent in summary.ranked
     ]
     many = len(summary.shared.tasks)
@@ -152,7 +158,7 @@ def efficiency_table(summary: Summary) -> Table | None:
                 cells += [NONE] * 3
             else:
                 seeds = f" ({one.reached}/{one.seeds})" if one.reached < one.seeds else ""
-                cells += [number(one.target), number(one.steps, 0) + seeds, number(times * one.minutes)]
+                cells += [number(one.target, summary.digits), number(one.steps, 0) + seeds, number(times * one.minutes)]
         rows.append(list(map(Cell, cells)))
     if not rows:
         return None
@@ -161,7 +167,9 @@ def efficiency_table(summary: Summary) -> Table | None:
         f"The first evaluation at {share} of the agent's own last score, and of the highest last score on the task "
         "(means over seeds): the median over the seeds that got there (3/4: three of four did). It is no "
         "finer than the evaluations lie apart, and a lucky evaluation counts. Time is of the whole run, all its "
-        "seeds at once, on the machine that it ran on."
+        "seeds at once, on the machine that it ran on. A score that is not above zero has no share to reach: "
+        f"{NONE} in place of one, and no row of a task where no agent has another"
+        f"{': ' + ', '.join(summary.without_goal) if summary.without_goal else ''}."
     )
     short = "s" if unit == "seconds" else "min"
     header = ["task", "agent", f"{share} of own", "steps", short, f"{share} of best", "steps", short]
@@ -171,7 +179,9 @@ def efficiency_table(summary: Summary) -> Table | None:
 def published_table(summary: Summary) -> Table | None:
     """Ours beside what is published for the same task and algorithm, like with like; None where nothing is."""
     last, best = summary.results("last"), summary.results("best")
-    rows = []
+    rows: list[list[Cell]] = []
+    if summary.fractions:  # those published are x100
+        return None
     for task in summary.scores.tasks:
         if summary.scores.unit(task) != "score":
             continue
@@ -222,16 +232,18 @@ def tables(summary: Summary, interval: bool = False) -> list[Table]:
 def results_csv(summary: Summary) -> str:
     """The results of every protocol in full precision, a row a task, agent and protocol.
 
-    evaluations: the fewest that a seed has, so that a last3 of fewer than three can be told.
+    evaluations: the fewest that a seed has, so that a last3 of fewer than three can be told. settings: those of the
+    agent's name, with whole values.
     """
     header = ["task", "agent", "unit", "protocol", "seeds", "evaluations", "mean", "standard_error"]
-    header += ["student_low", "student_high"]
+    header += ["student_low", "student_high", "settings"]
     rows = []
     protocols: list[Protocol] = list(PROTOCOLS)
     for protocol in protocols:
         for (task, agent), found in summary.results(protocol).items():
             fewest = min(map(len, summary.scores.curves()[task, agent].values()))
-            rows.append([task, agent, summary.scores.unit(task), protocol, len(found.values), fewest, *found[1:]])
+            head = [task, agent, summary.scores.unit(task), protocol, len(found.values), fewest]
+            rows.append([*head, *found[1:], summary.scores.settings.get(agent, "")])
     return to_csv(header, rows)
 
 

@@ -61,6 +61,11 @@ def colour(summary: Summary, agent: str) -> str:
     return DISTINCT[summary.scores.agents.index(agent) % len(DISTINCT)]
 
 
+def _score(summary: Summary) -> str:
+    """What scores are called on axes."""
+    return "score" if summary.fractions else "score x100"
+
+
 def _line(summary: Summary, agent: str) -> str:
     return _LINES[summary.scores.agents.index(agent) // len(DISTINCT) % len(_LINES)]
 
@@ -150,7 +155,7 @@ def learning_curves(summary: Summary, over: Literal["steps", "minutes"]) -> list
         if over == "minutes":
             of_task = {agent: c for agent, c in of_task.items() if np.isfinite(c.minutes).all()}
         if of_task:
-            unit = "score x100" if summary.scores.unit(task) == "score" else "return"
+            unit = _score(summary) if summary.scores.unit(task) == "score" else "return"
             along = _over(of_task, over)[0]
             alt = f"{unit} over {along} on {task}, a line an agent: {', '.join(of_task)}"
             name = f"curve-{over}-{summary.scores.tasks.index(task) + 1}"
@@ -277,7 +282,7 @@ def profiles(summary: Summary) -> list[Drawn]:
                     ax.fill_between(taus, low, high, color=shade, alpha=0.15, linewidth=0, step="post")
                 style = _line(summary, agent)
                 ax.plot(taus, value, style, color=shade, linewidth=1.8, label=agent, drawstyle="steps-post")
-            ax.set(xlabel="score x100, τ", ylabel="share of runs with score > τ", ylim=(0, 1.02))
+            ax.set(xlabel=f"{_score(summary)}, τ", ylabel="share of runs with score > τ", ylim=(0, 1.02))
             ax.margins(x=0)
             finish(ax, None)
             _legend(ax)

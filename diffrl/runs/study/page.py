@@ -12,6 +12,7 @@ from diffrl.runs.study.figures import MOST_TASKS, Drawn, inline
 from diffrl.runs.study.protocols import PROTOCOLS
 from diffrl.runs.study.statistics import BOOTSTRAP_SEED, DRAWS
 from diffrl.runs.study.summary import Summary
+from diffrl.support.errors import joined
 
 MARK = '<meta name="generator" content="diffrl report">'
 """What every page of ours has, so that it may be written anew."""
@@ -49,7 +50,7 @@ def page(summary: Summary, figures: Figures, interval: bool, title: str) -> str:
         "Performance profiles",
         figures.profiles,
         "The share of runs that score more than &tau;, a mean over tasks: a line above another is better at every "
-        "level. Bands are 95&nbsp;% intervals, where there are seeds to draw.",
+        "level. Bands are 95&nbsp;% intervals, where there are seeds to draw." + _coinciding(summary),
     )
     add("improvement", "Probability of improvement", figures.improvements, table="improvement")
     band = "The mean over seeds at the steps that all of them have; the band is a standard error to either side."
@@ -81,6 +82,15 @@ def page(summary: Summary, figures: Figures, interval: bool, title: str) -> str:
         sections="\n".join(text for _, _, text in sections),
         footer=f"Made by diffrl {html.escape(version('diffrl'))}. This page needs no other file and no network.",
     )
+
+
+def _coinciding(summary: Summary) -> str:
+    """A sentence on agents whose profiles are one line, of which the figure shows the last; "" where there are none."""
+    lines: dict[bytes, list[str]] = {}
+    for agent, found in summary.profiles[1].items():
+        lines.setdefault(found.value.tobytes(), []).append(agent)
+    same = [joined(agents) for agents in lines.values() if len(agents) > 1]
+    return f" One line lies on the other: those of {html.escape('; of '.join(same))}." if same else ""
 
 
 def _count(n: int, word: str) -> str:

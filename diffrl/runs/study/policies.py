@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from diffrl.runs.run import Run
 from diffrl.runs.study.config import Which
 from diffrl.runs.study.scores import RETURN, SCORE, Row, Scores, cells_of_csv, number
+from diffrl.runs.study.summary import grouped
 from diffrl.support.errors import UserError
 from diffrl.support.remote import local_file, local_folder
 from diffrl.training.logs import outcomes_of, read_scores, returns_of
@@ -50,6 +51,8 @@ class Policies:
     """By task: "score" (normalised, x100) or "return"."""
     left_out: tuple[str, ...] = ()
     """Sentences on what was found and not read."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what is to be known of tasks and policies."""
 
     @property
     def tasks(self) -> list[str]:
@@ -83,7 +86,9 @@ class Policies:
             name = f"{row.agent}, seed {row.seed}, step {row.step:,}"
             agent = run.config.agent.name
             found.append(Policy(row.task, agent, name, row.seed, row.step, episodes, Path(row.run)))
-        return cls(tuple(found), {task: scores.unit(task) for task in scores.tasks}, scores.left_out)
+        units = {task: scores.unit(task) for task in scores.tasks}
+        notes = tuple(f"{note.about}: {note.sentence}" for note in grouped(scores.notes))
+        return cls(tuple(found), units, scores.left_out, notes)
 
     @classmethod
     def of_csv(cls, path: Path | str) -> "Policies":

@@ -34,20 +34,24 @@ def rank_correlation(estimates: Array, truth: Array) -> Interval:
     return Interval(np.asarray(r), np.asarray(low), np.asarray(high))
 
 
-def regret_at(k: int, estimates: Array, truth: Array) -> Array:
+def regret_at(k: int, estimates: Array, truth: Array, others: float = -math.inf) -> Array:
     """Regret@k: the best true score of all, less the best of the k policies that are estimated highest; (...).
 
-    estimates, truth: (..., P). Among equal estimates the first counts as the higher one.
+    estimates, truth: (..., P). others: the best true score of policies without an estimate. Among equal estimates the
+    first counts as the higher one.
     """
     order = np.argsort(-estimates, axis=-1, kind="stable")[..., :k]
-    regret: Array = truth.max(-1) - np.take_along_axis(truth, order, -1).max(-1)
+    regret: Array = np.maximum(truth.max(-1), others) - np.take_along_axis(truth, order, -1).max(-1)
     return regret
 
 
-def regret(k: int, estimates: Array, truth: Array) -> Interval:
-    """Regret@k of estimates and true scores (P,), with the percentile bootstrap's interval over policies."""
-    value = regret_at(k, estimates, truth)
+def regret(k: int, estimates: Array, truth: Array, others: float = -math.inf) -> Interval:
+    """Regret@k of estimates and true scores (P,), with the percentile bootstrap's interval over policies.
+
+    others: as for `regret_at`; the bootstrap leaves it as it is.
+    """
+    value = regret_at(k, estimates, truth, others)
     if len(estimates) < FEWEST:
         return Interval(value, np.asarray(math.nan), np.asarray(math.nan))
     again = np.random.default_rng(SEED).integers(len(estimates), size=(DRAWS, len(estimates)))
-    return Interval(value, *percentile_ends(regret_at(k, estimates[again], truth[again])))
+    return Interval(value, *percentile_ends(regret_at(k, estimates[again], truth[again], others)))

@@ -4,15 +4,17 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffrl.runs.config import MACHINE, TrainConfig
+from diffrl.runs.diverged import diverged
 from diffrl.runs.kind import OFFLINE, kind_of
 from diffrl.runs.run import Run
 from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
+from diffrl.runs.sweep.plan import error_of
 from diffrl.support.errors import UserError
 from diffrl.support.folder import IMAGES
 from diffrl.training import logs
@@ -27,6 +29,14 @@ _NOT_SETTINGS = (
     *("log_every", "tf32", *MACHINE),
 )
 """Fields of a run's configuration that make no other agent: the task's, and those that no result depends on."""
+
+
+class Diverged(UserError):
+    """A run that diverged before its first evaluation."""
+
+    def __init__(self, text: str, folder: str) -> None:
+        super().__init__(text)
+        self.folder = folder
 
 
 @dataclass(frozen=True)
@@ -47,15 +57,22 @@ class _Read:
     def unit(self) -> str:
         return SCORE if "score" in self.scores["evaluations"][0] else RETURN
 
+    @property
+    def last(self) -> int:
+        """The step of the last evaluation."""
+        return max(int(entry["step"]) for entry in self.scores["evaluations"])
+
 
 def read_runs(folders: Sequence[str], absent: Sequence[str] = ()) -> Scores:
     """The scores of runs' folders: see `Scores.of_runs`. absent: sentences on runs that have no folder to read."""
-    read, left_out = [], [*absent]
+    read, left_out, gone = [], [*absent], []
     for folder in folders:
         try:
             read.append(_read(folder))
         except UserError as error:
             left_out.append(f"Left out: {error}")
+            if isinstance(error, Diverged):
+                gone.append(error.folder)
     if not read:
         more = f" {len(left_out) - 1} more could not be used." if len(left_out) > 1 else ""
         why = left_out[0].removeprefix("Left out: ") if left_out else "No folder was given."
@@ -92,22 +109,31 @@ def read_runs(folders: Sequence[str], absent: Sequence[str] = ()) -> Scores:
                     )
                 rows[row[:4]] = row
                 episodes.setdefault((one.task, agent), set()).add(len(entry["returns"][i]))
+    varying = _varying(read)
+    settings = {
+        names[one.path]: " ".join(f"{name}={one.settings.get(name, '-')}" for name in varying[one.agent])
+        for one in read
+    }
     algorithms = {names[one.path]: one.run.config.agent.name if one.run.kind == OFFLINE else "" for one in read}
-    return Scores(tuple(rows.values()), units, episodes, tuple(_notes(read)), tuple(left_out), algorithms)
+    return Scores(
+        tuple(rows.values()), units, episodes, tuple(_notes(read)), tuple(left_out), algorithms, tuple(gone), settings
+    )
 
 
 def _read(folder: str) -> _Read:
-    """A run's folder. Raises UserError where it is damaged, of images, or has no evaluation yet."""
+    """A run's folder. Raises UserError where it is damaged, of images, or has no evaluation; Diverged where so why."""
     path = Path(folder)
     if kind_of(path) == IMAGES:
         raise UserError(f"{path} is a fine-tuning run of an image model: `diffrl compare {path}` shows it.")
     run = Run.read(path)
-    if not (path / "scores.json").exists():
-        why = "its data have no environment (--env ID)" if run.task.env_id is None else "none was made yet"
-        raise UserError(f"{path} has no evaluations: {why}.")
-    scores = read_scores(path)
+    scores = read_scores(path) if (path / "scores.json").exists() else {"evaluations": []}
     if not scores["evaluations"]:
-        raise UserError(f"{path} has no evaluations: none was made yet.")
+        if said := diverged(run):
+            raise Diverged(f"{path} has no evaluations. {said}", folder)
+        why = "its data have no environment (--env ID)" if run.task.env_id is None else "none was made yet"
+        if error := error_of(path):
+            why = f"it failed: {error.rstrip('.')}"
+        raise UserError(f"{path} has no evaluations: {why}.")
     seeds = list(run.config.seeds)
     if len(scores["evaluations"][0]["returns"]) != len(seeds):
         raise UserError(f"{path} is damaged: its scores are not of its {len(seeds)} seeds. Restore it from a copy.")
@@ -165,20 +191,57 @@ def _tell_data_apart(read: Sequence[_Read]) -> list[_Read]:
 def _agent_names(read: Sequence[_Read]) -> dict[str, str]:
     """By folder, the agent's name; with the settings that runs of it on one task do not share, such as `iql tau=0.9`.
 
-    What differs between tasks alone, as published settings do, sets nothing apart.
+    What differs between tasks alone, as published settings do, sets nothing apart. Numbers are shortened to what tells
+    runs apart, and of steps those that were made are said.
     """
+    varying = _varying(read)
+    whole = {one.path: [(name, one.settings.get(name, "-")) for name in varying[one.agent]] for one in read}
+    alike: dict[tuple[object, ...], list[_Read]] = {}
+    for one in read:
+        alike.setdefault((one.agent, *whole[one.path]), []).append(one)
+    found: dict[str, str] = {}
+    for runs in alike.values():
+        agent = runs[0].agent
+        words = [agent]
+        for name, value in whole[runs[0].path]:
+            others = {dict(whole[one.path])[name] for one in read if one.agent == agent}
+            words.append(f"{name}={_made(runs) if name == 'steps' else _short(value, others)}")
+        found |= dict.fromkeys((one.path for one in runs), " ".join(words))
+    return found | _teachers_apart(read, found)
+
+
+def _varying(read: Sequence[_Read]) -> dict[str, list[str]]:
+    """By agent, the settings that runs of it on one task do not share."""
     varying: dict[str, set[str]] = {}
     for one in read:
         peers = [other.settings for other in read if (other.agent, other.task) == (one.agent, one.task)]
         names = {name for settings in peers for name in settings}
         varying.setdefault(one.agent, set()).update(n for n in names if len({s.get(n) for s in peers}) > 1)
-    found = {
-        one.path: " ".join(
-            [one.agent, *(f"{name}={one.settings.get(name, '-')}" for name in sorted(varying[one.agent]))]
-        )
-        for one in read
-    }
-    return found | _teachers_apart(read, found)
+    return {agent: sorted(names) for agent, names in varying.items()}
+
+
+def _short(value: str, others: Collection[str]) -> str:
+    """A setting's number by as few digits, four or more, as tell it from other values of it; other values whole."""
+
+    def by(digits: int, text: str) -> str:
+        try:
+            return f"{float(text):.{digits}g}" if not text.lstrip("-").isdigit() else text
+        except ValueError:
+            return text
+
+    for digits in range(4, 17):
+        if sum(by(digits, other) == by(digits, value) for other in others) == 1:
+            return by(digits, value)
+    return value
+
+
+def _made(runs: Sequence[_Read]) -> str:
+    """The steps that runs of one agent are for, behind those of their last evaluations where these are fewer."""
+    wanted = runs[0].run.config.steps
+    ends = [one.last for one in runs]
+    if min(ends) >= wanted:
+        return str(wanted)
+    return f"{min(ends)}{f' to {max(ends)}' if max(ends) > min(ends) else ''} of {wanted}"
 
 
 def _teachers_apart(read: Sequence[_Read], names: Mapping[str, str]) -> dict[str, str]:
@@ -225,9 +288,13 @@ def _notes(read: Sequence[_Read]) -> list[Note]:
             if registry.known(name) and (said := registry.get(name).note):
                 notes.append(Note(task, said))
     for one in read:
-        last, wanted = max(e["step"] for e in one.scores["evaluations"]), one.run.config.steps
+        last, wanted = one.last, one.run.config.steps
+        said = diverged(one.run)
+        if said:
+            notes.append(Note(one.path, said))
         if last < wanted:
-            notes.append(Note(one.path, f"Not finished: the last evaluation is at step {last:,} of {wanted:,}."))
+            short = "The" if said else "Not finished: the"
+            notes.append(Note(one.path, f"{short} last evaluation is at step {last:,} of {wanted:,}."))
         own = logs.Scores(Path(one.path), {})
         for which, step in (("last", last), ("best", min(own.best_steps()))):
             if untrained := one.run.untrained(step):

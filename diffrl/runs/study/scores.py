@@ -19,6 +19,8 @@ from diffrl.support.remote import local_file, local_folder
 
 COLUMNS = ("task", "agent", "seed", "step", "score")
 """Columns that a CSV file of scores has; it may have `minutes` too, and others, which are not read."""
+X100 = "normalised, x100"
+"""What scores of files are taken to be, as the note on them says it."""
 SCORE, RETURN = "score", "return"
 """What a task's values are: normalised scores x100, or plain returns where there are no references."""
 
@@ -65,6 +67,12 @@ class Scores:
     algorithms: Mapping[str, str] = field(default_factory=dict)
     """By agent, the bare name of what trained it alone, on data, such as iql of `iql tau=0.9`; "": something more did,
     as with students and what is fine-tuned. Known of runs; of a file's agents it is what stands before settings."""
+
+    diverged: tuple[str, ...] = ()
+    """The folders of runs that diverged before their first evaluation, and so have no score."""
+
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """By agent, the settings that its name has, with whole values. Known of runs."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row[:4])))
@@ -114,6 +122,8 @@ class Scores:
             tuple(dict.fromkeys((*self.notes, *other.notes))),
             (*self.left_out, *other.left_out),
             {**self.algorithms, **other.algorithms},
+            (*self.diverged, *other.diverged),
+            {**self.settings, **other.settings},
         )
 
     @classmethod
@@ -158,7 +168,7 @@ class Scores:
             rows[row[:4]] = row, line
         if not rows:
             raise UserError(f"{path} has a header and no rows; expected one row an evaluation.")
-        said = f"{path.name}: taken to be normalised, x100. Episodes, environments and settings are not known."
+        said = f"{path.name}: taken to be {X100}. Episodes, environments and settings are not known."
         return cls(tuple(row for row, _ in rows.values()), notes=(Note("Scores of others", said),))
 
 

@@ -43,10 +43,13 @@ class Measured:
     criterion: str
     policies: int
     """How many it has an estimate of."""
+    group: int
+    """How many there are."""
     correlation: Interval
     """Spearman's, with the true scores."""
     regrets: Mapping[int, Interval]
-    """Regret@k by k, in the unit of the scores."""
+    """Regret@k by k, in the unit of the scores, against the best of all policies of the group; {} where these all score
+    the same, or those with an estimate are all estimated the same, so that there is nothing to choose by."""
     chosen: Policy
     """The policy that it estimates highest."""
 
@@ -70,7 +73,7 @@ def select(policies: Policies, bandit_config: BanditConfig, fqe: FQEConfig, quie
     curves: dict[tuple[str, str], Curve] = {}
     found: dict[str, Estimates] = {}
     measured: list[Measured] = []
-    notes = list(policies.left_out)
+    notes = [*policies.left_out, *policies.notes, _of_episodes(policies)]
     for task in policies.tasks:
         of_task = policies.of(task)
         agents = policies.agents(task)
@@ -85,6 +88,18 @@ def select(policies: Policies, bandit_config: BanditConfig, fqe: FQEConfig, quie
         for group in groups:
             measured += _measured(task, group, of_task, found[task])
     return Selection(policies, curves, found, measured, list(dict.fromkeys(notes)))
+
+
+def _of_episodes(policies: Policies) -> str:
+    """What a true score is: a sentence."""
+    counts = sorted(len(policy.episodes) for policy in policies.all)
+    if counts[-1] == 1:
+        return "The true score of a policy is its one recorded episode, the same that the bandit draws."
+    each = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+    return (
+        f"The true score of a policy is the mean of its {each} recorded episodes, the same that the bandit draws from; "
+        "what other episodes would give is not in the intervals."
+    )
 
 
 def _factor(policies: Sequence[Policy]) -> float:
@@ -107,10 +122,14 @@ def _measured(task: str, group: str, policies: Sequence[Policy], values: Estimat
             continue
         value: NDArray[np.float64] = np.array([v for _, v in inside])
         truth = np.array([p.truth for p, _ in inside])
-        regrets = {k: regret(k, value, truth) for k in KS if k < len(inside)}
+        among = [p for p in policies if group in (ALL, p.agent)]
+        others = max((p.truth for p in among if all(p is not one for one, _ in inside)), default=-math.inf)
+        alike = np.ptp(truth) == 0  # then what it chooses is no matter, but it may know none of the best
+        ties = others <= truth.max() if alike else np.ptp(value) == 0
+        regrets = {} if ties else {k: regret(k, value, truth, others) for k in KS if k < len(inside)}
         chosen = inside[int(value.argmax())][0]
         correlation = rank_correlation(value, truth)
-        result.append(Measured(task, group, criterion, len(inside), correlation, regrets, chosen))
+        result.append(Measured(task, group, criterion, len(inside), len(among), correlation, regrets, chosen))
     return result
 
 
@@ -142,15 +161,18 @@ def offline_table(found: Selection) -> Table | None:
     if not found.measured:
         return None
     rows = []
-    ks = [k for k in KS if any(k in m.regrets for m in found.measured)]  # of all policies the best is among them
+    ks = [k for k in KS if any(k in m.regrets for m in found.measured)] or [1]  # of all policies the best is among them
     for m in found.measured:
         regrets = [interval_text(m.regrets[k]) if k in m.regrets else NONE for k in ks]
-        texts = (m.task, m.among, m.criterion, str(m.policies), interval_text(m.correlation, 2), *regrets)
+        count = str(m.policies) if m.policies == m.group else f"{m.policies} of {m.group}"
+        texts = (m.task, m.among, m.criterion, count, interval_text(m.correlation, 2), *regrets)
         rows.append([Cell(text) for text in (*texts, f"{m.chosen.name}: {number(m.chosen.truth)}")])
     note = (
         "Spearman's rank correlation with the online scores (1: the order is right, -1: reversed), and regret@k: the "
-        "best policy's score less that of the best among the k estimated highest (0: nothing is lost). Intervals of "
-        f"95 % over policies, from {FEWEST} policies on; with few, they say little."
+        "score of the best of all policies in the row's group, those without an estimate too, less that of the best "
+        f"among the k estimated highest (0: nothing is lost; {NONE}: all score the same, or are estimated the same, or "
+        f"those with an estimate are no more than k). Intervals of 95 % over policies, from {FEWEST} policies on; with "
+        "few, they say little."
     )
     header = ("task", "among", "criterion", "policies", "rank correlation", *(f"regret@{k}" for k in ks), "it chooses")
     return Table("offline", "Policies chosen without an environment", header, rows, note, labels=3)
@@ -203,7 +225,9 @@ def figure(found: Selection) -> "Figure":
             around = float(np.abs(ends).max()) / 10 or 1.0
             ax.set_ylim(ends.mean() - around, ends.mean() + around)
         ax.ticklabel_format(axis="y", useOffset=False)
-        finish(ax)
+        finish(ax, None)
+    lines = {line.get_label(): line for ax in drawn.axes for line in ax.get_lines()}
+    drawn.legend(lines.values(), [*map(str, lines)], loc="outside lower center", ncols=3, frameon=False)
     return drawn
 
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from diffrl.runs.study import statistics
 from diffrl.runs.study.protocols import PROTOCOLS, Curve, Protocol, Shared, curve, reached, results, shared
-from diffrl.runs.study.scores import SCORE, Note, Scores
+from diffrl.runs.study.scores import SCORE, X100, Note, Scores
 from diffrl.runs.study.statistics import Interval
+from diffrl.support.errors import counted
 
 FEW, MANY = 5, 12
 """Fewer seeds than these are few; more agents than these are not compared each with each."""
@@ -192,6 +193,21 @@ class Summary:
         return found
 
     @property
+    def fractions(self) -> bool:
+        """Whether scores are fractions of 1: all are from files, and the target says so."""
+        return 0 < self.target < _FRACTIONS and not self.scores.episodes
+
+    @property
+    def digits(self) -> int:
+        """Digits behind the point that scores are shown with: three of fractions, else one."""
+        return 3 if self.fractions else 1
+
+    @property
+    def without_goal(self) -> list[str]:
+        """Tasks on which no agent's last score is above zero, so that a share of it is no goal."""
+        return [task for task in self.scores.tasks if task not in {one.task for one in self.efficiency}]
+
+    @property
     def seeds(self) -> tuple[int, int]:
         """The fewest and the most seeds of an agent on a task."""
         counts = [len(result.values) for result in self.chosen.values()]
@@ -199,7 +215,10 @@ class Summary:
 
     def caveats(self) -> list[Note]:
         """What limits the report: what a careful reader would ask."""
-        return [*self._of_seeds(), *self._of_evaluations(), *self._of_aggregates(), *_grouped(self.scores.notes)]
+        notes = self.scores.notes
+        if self.fractions:
+            notes = tuple(note._replace(sentence=note.sentence.replace(X100, "fractions of 1")) for note in notes)
+        return [*self._of_seeds(), *self._of_evaluations(), *grouped(self._of_aggregates()), *grouped(notes)]
 
     def _of_seeds(self) -> list[Note]:
         fewest, most = self.seeds
@@ -226,6 +245,12 @@ class Summary:
 
     def _of_evaluations(self) -> list[Note]:
         notes = []
+        if gone := self.scores.diverged:
+            have = "has" if len(gone) == 1 else "have"
+            said = (
+                f"{counted(len(gone), 'runs')} diverged before the first evaluation and {have} no score; every figure "
+            )
+            notes.append(Note("Diverged", f"{said}is of runs that survived: {_named(gone)}."))
         if self.protocol == "best":
             said = "The best evaluation is chosen by the scores that are then reported, so they are too high: the more "
             notes.append(Note("Best", said + "evaluations and the fewer episodes, the more."))
@@ -251,10 +276,13 @@ class Summary:
             if len(steps) > 1:
                 said = f"Last evaluations are at {min(steps):,} to {max(steps):,} steps: agents are compared as they "
                 notes.append(Note(task, said + "ended."))
-        return _grouped(notes)
+        return grouped(notes)
 
     def _of_aggregates(self) -> list[Note]:
         notes = []
+        if tasks := self.without_goal:
+            said = "No agent's last score is above zero, so that a share of it is no goal: no sample efficiency."
+            notes += [Note(task, said) for task in tasks]
         aside = [task for task in self.scores.tasks if task not in self.shared.tasks]
         normalised = [task for task in aside if self.scores.unit(task) == SCORE]
         if not self.shared.tasks:
@@ -278,7 +306,7 @@ class Summary:
         return notes
 
 
-def _grouped(notes: Sequence[Note]) -> list[Note]:
+def grouped(notes: Sequence[Note]) -> list[Note]:
     """The notes, those of one sentence as one."""
     about: dict[str, list[str]] = {}
     for note in notes:

@@ -1,6 +1,7 @@
 """Tables, written as Markdown, LaTeX (booktabs), HTML, CSV and for the terminal, all from one and the same cells."""
 
 import csv
+import dataclasses
 import html
 import io
 from collections.abc import Sequence
@@ -94,6 +95,25 @@ class Table:
         for row in self.rows:
             table.add_row(*(Text(cell.text, style=styles[cell.mark]) for cell in row))
         return table
+
+    def within(self, width: int) -> "Table | None":
+        """The table as it fits a terminal of a width, without some of its numbers' columns; None where none fits.
+
+        The last column stays where it can, and the first ones of numbers as far as they fit.
+        """
+        from rich.console import Console
+
+        console = Console(width=10_000)
+        most = len(self.header) - 1
+        with_last = [[*range(kept), most] for kept in range(most, self.labels - 1, -1)]
+        without = [[*range(kept)] for kept in range(most, self.labels, -1)]
+        for places in [*with_last, *without]:
+            cut = dataclasses.replace(
+                self, header=[self.header[i] for i in places], rows=[[row[i] for i in places] for row in self.rows]
+            )
+            if console.measure(cut.rich()).maximum <= width:
+                return cut
+        return None
 
     def width(self) -> int:
         """Letters of a terminal's line that the table needs."""

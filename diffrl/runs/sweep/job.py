@@ -1,17 +1,18 @@
 """A sweep from its folder's claim to its table: what `diffrl sweep` does, however its runs are run."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 from diffrl.runs.sweep import plan
+from diffrl.runs.sweep.adding import widened
 from diffrl.runs.sweep.plan import Sweep, SweepRun
 from diffrl.runs.sweep.queue import InOrder, to_run, work_through
 from diffrl.runs.sweep.show import Board, tell
-from diffrl.runs.sweep.state import State, legend, state_of, summary, write_table
+from diffrl.runs.sweep.state import State, legend, remarked, remarks, state_of, summary, write_table
 from diffrl.support.console import console
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, joined
 from diffrl.support.folder import held
 from diffrl.support.stopping import Interrupted
 
@@ -36,28 +37,43 @@ def list_runs(folder: Path, asked: Sequence[SweepRun] | None) -> int:
 
     Gives 1 where data of runs that are not done cannot be loaded here; why is said.
     """
-    from envs.datasets import missing
-
-    sweep = plan.existing(folder) if asked is None else plan.joined(folder, plan.read(folder), asked)
-    complaints: dict[str, str | None] = {}
+    sweep = plan.existing(folder) if asked is None else widened(folder, plan.read(folder), asked)
+    states = {run.name: state_of(folder, run) for run in sweep.runs}
+    complaints = _complaints(run for run in sweep.runs if states[run.name].kind != "done")
     without = 0
     for i, run in enumerate(sweep.runs):
-        state, dataset = state_of(folder, run), run.config.dataset
-        if state.kind != "done" and dataset not in complaints:
-            complaints[dataset] = missing(dataset)
-        lacking = state.kind != "done" and complaints[dataset] is not None
+        state = states[run.name]
+        lacking = state.kind != "done" and run.config.dataset in complaints
         without += lacking
         how_far = f"cut at {state.step:,}" if state.kind == "cut" else state.kind
         more = f"  {state.error}" * bool(state.error) + "  (no data here)" * lacking
         print(f"{i:>4}  {how_far:<12}  {run.name}  seeds {' '.join(map(str, run.config.seeds))}{more}")
-    for said in filter(None, complaints.values()):
+    for said in complaints.values():
         console.print(said, style="yellow", markup=False)
     if without:
         which = "The run" if without == 1 else f"The {without:,} runs"
-        console.print(
-            f"{which} marked (no data here) would fail on this machine. A cluster's nodes may have other files."
-        )
+        console.print(f"{which} marked (no data here) would fail on this machine. {_ELSEWHERE}")
     return 1 if without else 0
+
+
+_ELSEWHERE = "A cluster's nodes may have other files."
+
+
+def _complaints(runs: Iterable[SweepRun]) -> dict[str, str]:
+    """By data set of these runs that cannot be loaded here, why: see `envs.datasets.missing`."""
+    from envs.datasets import missing
+
+    found = {dataset: missing(dataset) for dataset in dict.fromkeys(run.config.dataset for run in runs)}
+    return {dataset: why for dataset, why in found.items() if why is not None}
+
+
+def _tell_missing(runs: Sequence[SweepRun], elsewhere: bool = False) -> None:
+    """Say which runs, about to be started, have no data here. elsewhere: they are to be on a cluster's nodes."""
+    for dataset, why in _complaints(runs).items():
+        names = [run.name for run in runs if run.config.dataset == dataset]
+        which = joined(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1:,} others"
+        said = f"no data here: {which}. {why}" + f" {_ELSEWHERE}" * elsewhere
+        console.print(said, style="yellow", markup=False)
 
 
 def show(folder: Path) -> int:
@@ -71,7 +87,7 @@ def settled(folder: Path, asked: Sequence[SweepRun] | None) -> Sweep:
     if asked is None:
         return plan.existing(folder)
     there = plan.read(folder)
-    sweep = plan.joined(folder, there, asked)
+    sweep = widened(folder, there, asked)
     if there is None or sweep.added:
         if there is not None:
             console.print(
@@ -81,10 +97,13 @@ def settled(folder: Path, asked: Sequence[SweepRun] | None) -> Sweep:
     return sweep
 
 
-def run_all(folder: Path, asked: Sequence[SweepRun] | None, retry: bool, runner: Runner) -> int:
+def run_all(
+    folder: Path, asked: Sequence[SweepRun] | None, retry: bool, runner: Runner, elsewhere: bool = False
+) -> int:
     """Run what is left of a sweep by `runner`, from the folder's claim to the table; 1 where runs have failed.
 
-    Raises UserError where another process runs the sweep, and where something has cut it, with how to go on.
+    Which data are missing on this machine is said before. elsewhere: the runs are on other machines. Raises UserError
+    where another process runs the sweep, and where something has cut it, with how to go on.
     """
     if asked is None:
         plan.existing(folder)  # before a folder is made
@@ -95,6 +114,7 @@ def run_all(folder: Path, asked: Sequence[SweepRun] | None, retry: bool, runner:
         n_done = sum(state.kind == "done" for state in states.values())
         runs = "1 run" if len(sweep.runs) == 1 else f"{len(sweep.runs)} runs"
         console.print(f"{folder}: {runs}, {n_done} of them done, {len(left)} to run.", markup=False)
+        _tell_missing([run for _, run in left], elsewhere)
         board = Board(folder, sweep.runs, states, len(sweep.runs))
         with board.shown():
             cut = runner(left, board) if left else ""
@@ -126,7 +146,7 @@ def run_search(folder: Path, wanted: Sweep | None, trials: int | None, jobs: int
         with board.shown():
             cut = work_through(folder, source, jobs, board)
         states = {run.name: board.states.get(run.name) or state_of(folder, run) for run in source.sweep.runs}
-        return concluded(folder, source.sweep, states, cut, board.told)
+        return concluded(folder, source.sweep, states, cut, board.told, f"{trials} trials")
 
 
 def run_on_slurm(
@@ -146,6 +166,7 @@ def run_on_slurm(
         sweep = settled(folder, asked)
         states = {run.name: state_of(folder, run) for run in sweep.runs}
         left = [place for place, _ in to_run(sweep.runs, states, retry)]
+        _tell_missing([sweep.runs[place] for place in left], elsewhere=True)
         if not left:
             console.print(f"{folder}: nothing is left to run.", markup=False)
             return finish(folder, sweep, states)
@@ -164,13 +185,21 @@ def run_on_cluster(
     """Run what is left of a sweep on a Ray cluster, each run with such shares of a node: see `run_all`."""
     from diffrl.runs.sweep.on_ray import run_on_ray
 
-    return run_all(folder, asked, retry, lambda left, board: run_on_ray(folder, left, board, address, cpus, gpus))
+    return run_all(folder, asked, retry, lambda left, board: run_on_ray(folder, left, board, address, cpus, gpus), True)
 
 
 def concluded(
-    folder: Path, sweep: Sweep, states: dict[str, State], cut: str, told: Mapping[str, str] = MappingProxyType({})
+    folder: Path,
+    sweep: Sweep,
+    states: dict[str, State],
+    cut: str,
+    told: Mapping[str, str] = MappingProxyType({}),
+    total: str = "",
 ) -> int:
-    """Print the table of a sweep that has ended; 1 where a run is not done; raise what has cut it. told: see `tell`."""
+    """Print the table of a sweep that has ended; 1 where a run is not done; raise what has cut it.
+
+    told: see `tell`. total: of a search, how many trials are to be, as "20 trials"; by default the runs.
+    """
     if not cut:
         failed = finish(folder, sweep, states, told)
         if any(state.kind in ("waiting", "cut") for state in states.values()):
@@ -178,7 +207,8 @@ def concluded(
             return 1
         return failed
     done = sum(state.kind == "done" for state in states.values())
-    text = f"{cut} {done} of {len(sweep.runs)} runs are done, and what was under way is saved: {go_on(folder)}"
+    total = total or f"{len(sweep.runs)} runs"
+    text = f"{cut} {done} of {total} are done, and what was under way is saved: {go_on(folder)}"
     if cut.startswith("Stopped"):
         raise Interrupted(text)
     raise UserError(text.replace(": `", "; once there is space, `"))
@@ -186,7 +216,8 @@ def concluded(
 
 def finish(folder: Path, sweep: Sweep, states: dict[str, State], told: Mapping[str, str] = MappingProxyType({})) -> int:
     """Print the table and what to type next; write `sweep.csv`. Gives 1 where runs have failed. told: see `tell`."""
-    print("\n".join(summary(folder, sweep, states)))
+    remarkable = remarks(folder, sweep)
+    print("\n".join(summary(folder, sweep, states, remarkable)))
     table = write_table(folder, sweep)
     for line in tell(states, told):
         console.print(line, markup=False)
@@ -198,6 +229,8 @@ def finish(folder: Path, sweep: Sweep, states: dict[str, State], told: Mapping[s
             markup=False,
         )
     console.print(legend(sweep))
+    for line in remarked(remarkable):
+        console.print(line, style="yellow", markup=False)
     console.print(f"every evaluation: {table}", markup=False)
     console.print(f"report:           diffrl report {folder}/*/", markup=False)
     return 1 if failed else 0

@@ -9,6 +9,11 @@ the new one waits for its lock.
 import contextlib
 import os
 import platform
+import socket
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +28,10 @@ from diffrl.support.stopping import Interrupted, stop_signals
 
 RETRIES = -1
 """How often Ray starts a task again whose node or worker is lost: always."""
+
+
+_PATIENCE = 60
+"""Seconds in which a cluster has to answer."""
 
 
 def one_run(folder: str, place: int, run: SweepRun, here: str) -> int:
@@ -46,11 +55,13 @@ def run_on_ray(
     """Run these runs on the cluster at `address`; "" when all have ended, else a sentence on what has cut it.
 
     cpus, gpus: what each run takes of a node, by which Ray places it; shares such as 0.5 put two on one. SIGINT and
-    SIGTERM have the runs save and end. Raises UserError where Ray is not installed or the cluster is not there.
+    SIGTERM have the runs save and end. Raises UserError where Ray is not installed, and where the cluster is not there
+    or does not let us in.
     """
     ray = _ray()
     ours = not ray.is_initialized()
     if ours:
+        _reach(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level="error")
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -66,6 +77,60 @@ def run_on_ray(
     finally:
         if ours:
             ray.shutdown()
+
+
+_PROBE = """
+import sys, ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level="error")
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")
+"""
+"""Connects to the cluster at an address; what it fails by is its last line."""
+_REFUSED = ("InvalidAuthToken", "Unauthenticated", "AuthenticationError")
+"""Words of Ray's where a cluster asks for a token, and ours is missing or another."""
+
+
+def _reach(address: str) -> None:
+    """Raise UserError where no cluster answers at an address, or one that does not let us in.
+
+    Ray itself tries for minutes, hears no Ctrl-C meanwhile, and reports both alike. So a process of its own tries
+    first, which is ended as soon as it is known what is wrong, and after `_PATIENCE` seconds.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "://" not in address:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise UserError(f"No Ray cluster answers at {address}: {first_line(error)}.") from error
+    said: list[str] = []
+    deadline = time.monotonic() + _PATIENCE
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _PROBE, address], stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+        try:
+            while True:
+                code = process.poll()
+                output.seek(0)
+                said = output.read().strip().splitlines()
+                if code == 0:
+                    return
+                if any(word in line for line in said for word in _REFUSED):
+                    raise UserError(
+                        f"The Ray cluster at {address} asks for its token, as Ray's clusters do by default, and "
+                        "got none or another. Set RAY_AUTH_MODE=token, and put the token into RAY_AUTH_TOKEN or into "
+                        "~/.ray/auth_token."
+                    )
+                if code is not None:
+                    raise UserError(f"No Ray cluster answers at {address}: {(said or [f'exit code {code}'])[-1][:300]}")
+                if time.monotonic() > deadline:
+                    raise UserError(f"No Ray cluster answers at {address} within {_PATIENCE} seconds.")
+                time.sleep(0.1)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 def _follow(ray: Any, folder: Path, pending: dict[Any, SweepRun], board: Board) -> str:

@@ -23,9 +23,10 @@ from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError, listed, shown
 from diffrl.support.errors import joined as together
-from diffrl.support.files import atomic_path, read_json, read_text
+from diffrl.support.files import address_of, atomic_path, read_json, read_text
 from diffrl.support.folder import ABOUT, SWEEP
 from diffrl.support.schema import checked
+from diffrl.support.written import exact
 
 ERROR = "error.txt"
 """The file in a run's folder with what its last attempt failed by."""
@@ -110,6 +111,19 @@ def bases(configs: Sequence[str], agents: Sequence[str], datasets: Sequence[str]
     return found
 
 
+def refuse_unknown(datasets: Iterable[str], here: bool) -> None:
+    """Raise UserError for a name of no data set, which would fail everywhere, and for a data file that is not there.
+
+    here: whether the runs are to be on this machine: a cluster's nodes may have other files. An address is looked at
+    when it is fetched.
+    """
+    from envs.datasets import locate, require
+
+    for dataset in dict.fromkeys(datasets):
+        if address_of(dataset) is None and locate(dataset).kind == "file" and here:
+            require(dataset)
+
+
 def axis(text: str, base: TrainConfig, sampled: bool = False) -> Axis:
     """One `--set FIELD=VALUE,VALUE`, its values typed by the field of the configuration.
 
@@ -135,7 +149,7 @@ def axis(text: str, base: TrainConfig, sampled: bool = False) -> Axis:
                 f"--set {shown(text)} is a range, which --search optuna samples from; a grid takes values."
             ) from error
         raise
-    if len({text_of(value) for value in values}) < len(values):
+    if len({exact(value) for value in values}) < len(values):
         raise UserError(f"--set {shown(text)} names a value twice.")
     return Axis(key, values)
 
@@ -218,7 +232,7 @@ def changed(base: TrainConfig, settings: Mapping[str, Any], seeds: Sequence[int]
 
 def run_name(stem: str, settings: Mapping[str, Any], more: str = "") -> str:
     """A run's name: the configuration's, and every setting as FIELD=VALUE, with commas between; a long one is cut."""
-    words = [stem, *(f"{key}={text_of(value)}" for key, value in settings.items()), *([more] if more else [])]
+    words = [stem, *(f"{key}={exact(value)}" for key, value in settings.items()), *([more] if more else [])]
     name = _plain(",".join(words))
     if len(name) <= _LONGEST and ",".join(words) == name:
         return name
@@ -242,15 +256,6 @@ def _stem(name: str) -> str:
 def _plain(text: str) -> str:
     """The text with what does not belong in a folder's name replaced."""
     return re.sub(r"[^\w.+=,-]+", "-", text).strip("-.") or "run"
-
-
-def text_of(value: Any) -> str:
-    """A value as names and tables show it."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(text_of, value))}]"
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def _split(text: str) -> list[str]:
@@ -409,34 +414,3 @@ def write(folder: Path, sweep: Sweep) -> None:
     ]
     with atomic_path(folder / SWEEP) as temporary:
         temporary.write_text(json.dumps({"version": 1, "search": sweep.search, "runs": runs}, indent=1))
-
-
-def joined(folder: Path, there: Sweep | None, asked: Sequence[SweepRun]) -> Sweep:
-    """The sweep of a folder with the runs that are asked for: new ones are added after those that are there.
-
-    A run that is there stays, whether it is asked for or not, and is known by its configuration. Raises UserError where
-    a new one would take its name, and where the folder holds a search.
-    """
-    if there is None:
-        return Sweep(tuple(asked), added=len(asked))
-    if there.search is not None:
-        raise UserError(f"{folder} holds a search: `diffrl sweep --out {folder}` goes on; or choose another --out.")
-    new = [run for run in asked if all(run.config != old.config for old in there.runs)]
-    names = {run.name: run for run in there.runs}
-    for run in new:
-        if run.name in names:
-            other = _difference(names[run.name].config, run.config)
-            raise UserError(
-                f"{folder} holds another sweep: its run {run.name} has {other}. `diffrl sweep "
-                f"--out {folder}` goes on with it; or choose another --out."
-            )
-    return Sweep((*there.runs, *new), added=len(new))
-
-
-def _difference(old: TrainConfig, new: TrainConfig) -> str:
-    """The first field in which two configurations differ, as a few words."""
-    a, b = configuration.to_dict(old), configuration.to_dict(new)
-    pairs = [(key, a[key], b[key]) for key in a if key != "agent"]
-    pairs += [(f"agent.{key}", a["agent"].get(key), value) for key, value in b["agent"].items()]
-    key, before, now = next((pair for pair in pairs if pair[1] != pair[2]), ("other fields", "", ""))
-    return f"{key} {shown(before)}, not {shown(now)}"

@@ -17,9 +17,11 @@ from diffrl.runs.config import TrainConfig
 from diffrl.runs.sweep import plan
 from diffrl.runs.sweep.plan import Axis, Span, Sweep, SweepRun
 from diffrl.runs.sweep.state import State, result_of, state_of
+from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.folder import SWEEP
 from diffrl.support.seeds import mix
+from diffrl.support.written import exact
 
 STORAGE = "optuna.db"
 """The file in the sweep's folder that Optuna keeps its trials in."""
@@ -58,7 +60,8 @@ TRIALS = 20
 def settled(folder: Path, wanted: Sweep | None, trials: int | None) -> Sweep:
     """The search of a folder that is claimed, with so many trials in all, which its file says from now on.
 
-    wanted: the search that is asked for; None: the folder's. Raises UserError where the folder holds another sweep.
+    wanted: the search that is asked for; None: the folder's. Trials that are made stay, which is said where fewer are
+    asked for. Raises UserError where the folder holds another sweep.
     """
     there = plan.read(folder)
     if there is not None and wanted is not None:
@@ -72,7 +75,10 @@ def settled(folder: Path, wanted: Sweep | None, trials: int | None) -> Sweep:
             )
     found = there or wanted or plan.existing(folder)
     about = dict(found.search or {})
-    number = trials or about.get("trials") or TRIALS
+    number = max(trials or about.get("trials") or TRIALS, made := len(found.runs))
+    if trials is not None and trials < made:
+        said = f"{folder}: {made} trials are begun already, more than --trials {trials}: none is added."
+        console.print(said, markup=False)
     if about.get("trials") != number:
         found = replace(found, search={**about, "trials": number})
         plan.write(folder, found)
@@ -149,7 +155,7 @@ class Trials:
             if axis.span is not None:
                 settings[axis.key] = params[axis.key]
             else:
-                texts = {plan.text_of(value): value for value in axis.values}
+                texts = {exact(value): value for value in axis.values}
                 settings[axis.key] = texts[params[axis.key]] if len(texts) > 1 else axis.values[0]
         name = f"{self._stem},trial={len(self.sweep.runs):04d}"
         run = SweepRun(name, settings, plan.changed(self._base, settings, self._base.seeds), number)
@@ -161,7 +167,7 @@ class Trials:
         """A field's values as Optuna takes them; those of a list by their texts."""
         kinds = self._optuna.distributions
         if axis.span is None:
-            return kinds.CategoricalDistribution([plan.text_of(value) for value in axis.values])
+            return kinds.CategoricalDistribution([exact(value) for value in axis.values])
         if axis.span.whole:
             return kinds.IntDistribution(int(axis.span.low), int(axis.span.high), log=axis.span.log)
         return kinds.FloatDistribution(axis.span.low, axis.span.high, log=axis.span.log)

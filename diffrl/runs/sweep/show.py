@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffrl.runs.sweep.plan import SweepRun
-from diffrl.runs.sweep.state import State, progress, result_of, task_of
+from diffrl.runs.sweep.state import State, incomparable, progress, result_of, task_of
 from diffrl.support.console import LINE_EVERY, console
 from diffrl.support.errors import joined
 
@@ -105,8 +105,10 @@ class Board:
         if not self._comparing or self.states.get(run.name, State("waiting")).kind != "done":
             return
         result = result_of(self._folder, run)
-        if result is not None and result.last > self._best[1]:
-            self._best = (run.name, result.last)
+        if result is None or result.last < self._best[1] or incomparable(self._folder, run, result):
+            return
+        tie = result.last == self._best[1] and self._best[0] not in ("", run.name)
+        self._best = ("several" if tie else run.name, result.last)
 
     def _failure(self, run: SweepRun, state: State) -> str:
         """What a run failed by; of an error that was said of another run before, which run."""

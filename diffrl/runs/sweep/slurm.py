@@ -16,6 +16,11 @@ SCRIPT = "sweep.sbatch"
 """The script's file in the sweep's folder."""
 WARNING = 120
 """Seconds before its time limit in which a task saves."""
+KEPT = (
+    *("PYTHONPATH", "DIFFRL_DATA", "DIFFRL_CACHE"),
+    *("D4RL_DATASET_DIR", "OGBENCH_DATASET_DIR", "MINARI_DATASETS_PATH"),
+)
+"""Variables of the environment that the script hands on: they say what is imported and where data are."""
 
 TEXT = """#!/bin/bash
 #SBATCH --job-name={name}
@@ -34,7 +39,7 @@ trap stop TERM INT
 trap 'again=1; stop' USR1
 cd {here} || exit 1
 export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-${{SLURM_CPUS_PER_TASK:-1}}}}"
-{path}{command} --task "$SLURM_ARRAY_TASK_ID" --out {folder} &
+{variables}{command} --task "$SLURM_ARRAY_TASK_ID" --out {folder} &
 run=$!
 [ "$stopped" = 0 ] || stop
 wait "$run"
@@ -64,7 +69,7 @@ def script(folder: Path, places: Sequence[int], jobs: int | None, options: Seque
     folder = folder.absolute()
     if "\n" in str(folder) or "%" in str(folder):
         raise UserError(f"Slurm takes no folder of this name: {folder}. Choose another --out.")
-    python_path = os.environ.get("PYTHONPATH")
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     return TEXT.format(
         name=shlex.quote(f"diffrl-{folder.name}"),
         array=",".join(_ranges(places)) + ("" if jobs is None else f"%{jobs}"),
@@ -73,7 +78,7 @@ def script(folder: Path, places: Sequence[int], jobs: int | None, options: Seque
         options="".join(f"#SBATCH {option}\n" for option in options),
         folder=shlex.quote(str(folder)),
         here=shlex.quote(str(Path.cwd())),
-        path="" if python_path is None else f"export PYTHONPATH={shlex.quote(python_path)}\n",
+        variables="".join(f"export {name}={shlex.quote(value)}\n" for name, value in kept.items()),
         command=shlex.join(COMMAND),
     )
 

@@ -1,5 +1,6 @@
 """How far the runs of a sweep are: read from their folders, where alone it stands; and the table of what came out."""
 
+import contextlib
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,10 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffrl.runs.config import TrainConfig
-from diffrl.runs.sweep.plan import ERROR, Sweep, SweepRun, error_of, text_of
+from diffrl.runs.sweep.plan import ERROR, Sweep, SweepRun, error_of
+from diffrl.support.console import console
 from diffrl.support.errors import UserError, first_line
 from diffrl.support.files import atomic_path
 from diffrl.support.folder import steps
+from diffrl.support.written import exact, short
 
 Kind = Literal["waiting", "cut", "done", "failed"]
 LOG = "log.txt"
@@ -123,12 +126,12 @@ def result_of(folder: Path, run: SweepRun) -> Result | None:
 def varied(sweep: Sweep) -> list[str]:
     """The fields that `--set` gave more than one value among the runs."""
     keys = list(dict.fromkeys(key for run in sweep.runs for key in run.settings))
-    return [key for key in keys if len({text_of(run.settings.get(key)) for run in sweep.runs}) > 1]
+    return [key for key in keys if len({exact(run.settings.get(key)) for run in sweep.runs}) > 1]
 
 
 def setting(run: SweepRun, keys: Sequence[str]) -> str:
-    """A run's values of some fields, as tables show them."""
-    return " ".join(f"{key}={text_of(run.settings[key])}" for key in keys if key in run.settings)
+    """A run's values of some fields, with all their digits, as `sweep.csv` has them."""
+    return " ".join(f"{key}={exact(run.settings[key])}" for key in keys if key in run.settings)
 
 
 def labels(sweep: Sweep) -> list[str]:
@@ -167,7 +170,7 @@ def write_table(folder: Path, sweep: Sweep) -> Path:
             result = result_of(folder, run)
             if result is None:
                 continue
-            values = [text_of(run.settings[key]) if key in run.settings else "" for key in keys]
+            values = [exact(run.settings[key]) if key in run.settings else "" for key in keys]
             minutes = minutes_of(folder / run.name)
             for step, scores in zip(result.steps, result.scores, strict=True):
                 for seed, score in zip(result.seeds, scores, strict=True):
@@ -184,23 +187,55 @@ def legend(sweep: Sweep) -> str:
     return f"last, best: mean over seeds of the last evaluation, and of each seed's best; *: the best last{each}."
 
 
+def incomparable(folder: Path, run: SweepRun, result: Result) -> str:
+    """Why the last score of a run does not say how good its setting is, in a sentence; "" where nothing is known to.
+
+    It has gone on beyond the sweep's steps, or the policy that acted was untrained.
+    """
+    from diffrl.runs.run import Run
+
+    step = result.steps[-1]
+    if step > run.config.steps:
+        return f"Made longer, to {step:,} steps, where this sweep has {run.config.steps:,}."
+    with contextlib.suppress(UserError):  # going on with it will say what is damaged
+        return Run.read(folder / run.name).untrained(step)
+    return ""
+
+
+def remarks(folder: Path, sweep: Sweep) -> dict[str, str]:
+    """By the names of runs whose last scores do not compare, the reason: see `incomparable`."""
+    results = [(run, result) for run in sweep.runs if (result := result_of(folder, run)) is not None]
+    found = {run.name: incomparable(folder, run, result) for run, result in results}
+    return {name: why for name, why in found.items() if why}
+
+
+def remarked(told: Mapping[str, str]) -> list[str]:
+    """The lines below the table on runs that `remarks` has found, one for each reason."""
+    names = {why: [name for name in told if told[name] == why] for why in dict.fromkeys(told.values())}
+    return [
+        f"no star: {', '.join(found[:3])}{f', ... ({len(found):,} in all)' * (len(found) > 3)}: {why}"
+        for why, found in names.items()
+    ]
+
+
 def task_of(config: TrainConfig) -> tuple[object, ...]:
     """What makes two runs of a sweep ones of the same task."""
     return config.dataset, config.env, tuple(config.env_kwargs), config.max_episode_steps, config.rows
 
 
-def summary(folder: Path, sweep: Sweep, states: Mapping[str, State]) -> list[str]:
+def summary(folder: Path, sweep: Sweep, states: Mapping[str, State], told: Mapping[str, str]) -> list[str]:
     """The lines of the table of a sweep: what was run, how far it is, its last and best scores; * the best of a task.
 
-    Where seeds are runs of their own, runs that differ in them alone are one line.
+    Where seeds are runs of their own, runs that differ in them alone are one line. Numbers are short, see `short`. No
+    star has a run of `told`, see `remarks`; nor has one of several that are equally good. Where the lines would be
+    wider than the terminal, and all runs are of one configuration, its name stands above.
     """
     groups: dict[tuple[str, str], list[SweepRun]] = {}
-    keys = varied(sweep)
+    brief = _brief(sweep)
     for run in sweep.runs:
-        stem = run.name.partition(",")[0]
-        groups.setdefault((stem, setting(run, keys)), []).append(run)
+        groups.setdefault((run.name.partition(",")[0], brief[run.name]), []).append(run)
     rows: list[list[str]] = []
-    tops: dict[str, tuple[float, int]] = {}
+    lasts: dict[str, list[tuple[float, int]]] = {}
     for (stem, given), runs in groups.items():
         results = [result for run in runs if (result := result_of(folder, run)) is not None]
         kinds = [states[run.name].kind for run in runs]
@@ -212,12 +247,32 @@ def summary(folder: Path, sweep: Sweep, states: Mapping[str, State]) -> list[str
             last = sum(result.last * len(result.seeds) for result in results) / n
             best = sum(result.best * len(result.seeds) for result in results) / n
             cells = [f"{last:.1f}", f"{best:.1f}"]
-            if last > tops.get(results[0].task, (-float("inf"), 0))[0]:
-                tops[results[0].task] = (last, len(rows))
+            if not any(run.name in told for run in runs):
+                lasts.setdefault(results[0].task, []).append((last, len(rows)))
         rows.append(["", stem, given, *cells, " ".join(map(str, seeds)), state])
-    for _, at in tops.values():
-        rows[at][0] = "*"
-    return aligned([["", "configuration", "setting", "last", "best", "seeds", "state"], *rows])
+    for found in lasts.values():
+        tops = [at for last, at in found if last == max(found)[0]]
+        if len(tops) == 1:
+            rows[tops[0]][0] = "*"
+    rows.insert(0, ["", "configuration", "setting", "last", "best", "seeds", "state"])
+    lines = aligned(rows)
+    stems = {stem for stem, _ in groups}
+    if len(stems) == 1 and max(map(len, lines)) > console.width:
+        return [*stems, *aligned([[row[0], *row[2:]] for row in rows])]
+    return lines
+
+
+def _brief(sweep: Sweep) -> dict[str, str]:
+    """By run, the values that vary, as the table shows them: short, and without `agent.` where that is clear."""
+    keys = varied(sweep)
+    names = [key.removeprefix("agent.") for key in keys]
+    found: dict[str, list[str]] = {run.name: [] for run in sweep.runs}
+    for key, name in zip(keys, names, strict=True):
+        having = [run for run in sweep.runs if key in run.settings]
+        texts = short([run.settings[key] for run in having])
+        for run, text in zip(having, texts, strict=True):
+            found[run.name].append(f"{name if names.count(name) == 1 else key}={text}")
+    return {name: " ".join(words) for name, words in found.items()}
 
 
 def aligned(rows: Sequence[Sequence[Any]]) -> list[str]:

@@ -27,7 +27,7 @@ def perform(folder: Path, run: SweepRun) -> None:
     """Train a run of the sweep in `folder`, or go on with it; nothing where it is done.
 
     A process that is at the same run, such as one that a killed sweep left behind, is waited for. What the run fails by
-    is kept in its folder, and raised.
+    is kept in its folder, and raised with the exit code that `diffrl train` would end with.
 
     Raises Interrupted where a signal ends it, saved, and Full where the disk is full, which is no failure of the run.
     """
@@ -51,7 +51,9 @@ def perform(folder: Path, run: SweepRun) -> None:
                 traceback.print_exc()
             said = str(error) if isinstance(error, UserError) else said_by(error)
             fail(path, said)
-            raise UserError(f"{run.name} failed: {said}") from error
+            failure = UserError(f"{run.name} failed: {said}")
+            failure.exit_code = error.exit_code if isinstance(error, UserError) else 1
+            raise failure from error
 
 
 def fail(path: Path, text: str) -> None:

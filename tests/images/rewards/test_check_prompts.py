@@ -1,12 +1,13 @@
 """A reward that reads prompts refuses one that it cannot take before a run makes an image."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from diffrl.cli import main
-from diffrl.images.rewards import RewardError, ask, parse
+from diffrl.images.rewards import RewardError, ask, ask_parts, parse
 from diffrl.images.rewards.base import check_prompts
 from diffrl.support.errors import UserError
 
@@ -60,3 +61,21 @@ def test_a_run_is_refused_before_it_has_a_folder(tmp_path: Path, capsys: pytest.
         assert main(words) == 2
         assert "which text is to be read" in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "prompts", "metadata", "said"),
+    [
+        (torch.rand(3, 3, 8, 8), ["a"] * 2, None, "3 images with 2 prompts"),
+        (torch.rand(3, 3, 8, 8), ["a"] * 3, [{}] * 2, "3 images with 2 metadata"),
+        (255 * torch.ones(2, 3, 8, 8), ["a"] * 2, None, r"pixels from 255 to 255; they must be in \[0, 1\]"),
+        (torch.linspace(-1, 1, 384).view(2, 3, 8, 8), ["a"] * 2, None, "pixels from -1 to 1"),
+        (torch.full((2, 3, 8, 8), 255, dtype=torch.uint8), ["a"] * 2, None, "pixels from 255 to 255"),
+    ],
+)
+def test_what_is_asked_is_looked_at(images: torch.Tensor, prompts: list[str], metadata: Any, said: str) -> None:
+    """Another number of prompts, or images on another scale, would be answered with numbers that mean nothing."""
+    for reward in ("jpeg", "jpeg + png"):
+        for question in (ask, ask_parts):
+            with pytest.raises(UserError, match=said):
+                question(parse(reward), images, prompts, metadata)

@@ -47,6 +47,20 @@ async function choose(best) {
   }
 }
 
+async function back() {
+  if (busy || ended || !state?.back) return;
+  busy = true;
+  byId("status").textContent = "Once more.";
+  try {
+    show(await ask("back"));
+    complain(null);
+  } catch (error) {
+    complain(error);
+  } finally {
+    busy = false;
+  }
+}
+
 async function enough() {
   if (busy || ended || !state?.group) return;
   try {
@@ -67,7 +81,8 @@ function show(next) {
   byId("images").hidden = document.querySelector("h1").hidden = !group;
   byId("wait").hidden = Boolean(group);
   byId("equal").disabled = byId("enough").disabled = !group;
-  byId("what").textContent = next.asks ? "Training on your votes …" : "Thank you.";
+  byId("back").disabled = !next.back;
+  byId("what").textContent = next.asks ? (next.left ? "One moment …" : "Training on your votes …") : "Thank you.";
   byId("why").textContent = next.asks
     ? "The next images come by themselves."
     : "The run goes on by what it has learned. You may close this page.";
@@ -106,10 +121,12 @@ async function poll() {
 addEventListener("keydown", (event) => {
   if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
   if (/^[1-9]$/.test(event.key)) choose(Number(event.key) - 1);
+  else if (event.key === "ArrowUp" || event.key === "Backspace") back();
   else if (event.key === "ArrowDown" || (event.key === " " && event.target.tagName !== "BUTTON")) choose(null);
   else return;
   event.preventDefault();
 });
 byId("equal").addEventListener("click", () => choose(null));
+byId("back").addEventListener("click", back);
 byId("enough").addEventListener("click", enough);
 poll();

@@ -1,0 +1,105 @@
+"""Whether rewards suit the run that is to learn from them: what is refused, and what is said. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from diffrl.images.config.algorithms import ALGORITHMS
+from diffrl.images.config.base import NOTHING, FinetuneConfig, OnlineConfig, base_of
+from diffrl.images.emoji_words import PROMPTS
+from diffrl.images.lists import read_prompts
+from diffrl.images.rewards.base import Reward, asks_a_person, grouped
+from diffrl.images.rewards.registry import check
+from diffrl.support.errors import UserError
+
+DIGITS = ("digit", "digit-held-out")
+"""The rewards that take an image for a handwritten digit, whatever it shows."""
+
+
+def refuse(config: FinetuneConfig) -> None:
+    """Raise UserError for rewards that cannot tell, in a new run of these settings, what they are asked for.
+
+    By their names alone: a reward on images that the model does not make, and a held-out reward that is the reward.
+    """
+    spec, held_out = config.scored_by, None if config.held_out == NOTHING else config.held_out
+    for option, text in (("--reward", spec), ("--held-out", held_out)):
+        of_digits = [entry for _, entry, _ in check(text, option) if _named(entry.usage) in DIGITS] if text else []
+        if of_digits and base_of(config.model) == "tiny-emoji":
+            raise UserError(
+                f"{option} {text} is for handwritten digits, and {config.model} makes none: --model tiny-digits."
+            )
+    if spec is not None and held_out is not None and _same(spec, held_out):
+        raise UserError(
+            f"--held-out {held_out} is the reward itself, which cannot show that it is hacked: leave it out, give "
+            "another reward, or --held-out none."
+        )
+
+
+def refuse_human(config: FinetuneConfig, processes: int = 1) -> None:
+    """Raise UserError where a person is the reward of a run that cannot ask, by the rewards' names alone."""
+    spec = config.scored_by or ""
+    asking = sum(asks_a_person(text) for text in spec.split(" + "))
+    if asking > 1:
+        raise UserError("--reward names human twice: one person votes on one page.")
+    if asks_a_person(config.held_out):
+        raise UserError("--held-out human asks nobody: a person is a --reward; or give human:RUN/votes.json.")
+    if asking and processes > 1:
+        raise UserError("--reward human asks one person at one page: leave out --processes.")
+    if asking and config.scored_before:
+        raise UserError(f"--reward human votes round by round, and {config.algo} scores before: --algo nft.")
+    if asking:
+        _require_groups("human", config)
+
+
+def refuse_grouped(config: FinetuneConfig, asked: Sequence[Reward | None], processes: int) -> None:
+    """Raise UserError where the reward, the first of those asked, or the held-out one compares images of a prompt and
+    the run cannot show it all of them: in several processes, or in rounds without two of a prompt."""
+    for reward in asked:
+        if reward is not None and grouped(reward) and processes > 1:
+            raise UserError(f"{reward.name} compares the images of a prompt: leave out --processes.")
+    if asked[0] is not None and grouped(asked[0]):
+        _require_groups(asked[0].name, config)
+
+
+def notes(reward: Reward | None) -> list[str]:
+    """What is to be known of a run's numbers because of its reward, a sentence or two each."""
+    if reward is None or not grouped(reward):
+        return []
+    return [
+        f"{reward.name} compares the images of a prompt: its mean over those of one model says little of how good they "
+        "are, and of ranks it never changes. Judge by --held-out REWARD, one of each image alone."
+    ]
+
+
+def _require_groups(reward: str, config: FinetuneConfig) -> None:
+    """Raise UserError where no round of the run has two images of one prompt, which the reward compares."""
+    if getattr(config, "group", 1) > 1 or config.batch > _different_prompts(config):
+        return
+    having = [algo for algo, of in ALGORITHMS.items() if issubclass(of, OnlineConfig) and "group" in of.options()]
+    raise UserError(
+        f"--reward {reward} compares images of one prompt, and a round of {config.algo} has one of each: --algo "
+        f"{' or '.join(having)}, with a --group of 2 or more."
+    )
+
+
+def _different_prompts(config: FinetuneConfig) -> float:
+    """How many prompts the run draws from; infinite where that is not known before the model is loaded."""
+    if config.prompts is not None:
+        return len(set(read_prompts(config.prompts)[0]))
+    if not config.builtin:
+        return float("inf")
+    return len(PROMPTS) if base_of(config.model) == "tiny-emoji" else 10
+
+
+def _same(spec: str, other: str) -> bool:
+    """Whether two sums are of the same rewards, with weights that are alike but for one positive factor."""
+    sums = [{(e.usage, argument): w for w, e, argument in check(text) if w} for text in (spec, other)]
+    if sums[0].keys() != sums[1].keys():
+        return False
+    factors = [sums[1][name] / weight for name, weight in sums[0].items()]
+    return min(factors) > 0 and max(factors) - min(factors) < 1e-6 * max(factors)
+
+
+def _named(usage: str) -> str:
+    """The name at the beginning of a reward's usage."""
+    return usage.partition("[")[0].partition(":")[0]

@@ -1,0 +1,52 @@
+"""Whether a run, or some of its seeds, have diverged: kept in its folder, and told wherever its policies are shown."""
+
+import contextlib
+import re
+from pathlib import Path
+
+from diffrl.runs.run import Run
+from diffrl.runs.sweep.plan import ERROR, error_of
+from diffrl.support.errors import UserError, joined
+from diffrl.support.files import atomic_path
+from diffrl.support.folder import read_json
+from diffrl.training import checkpoint
+
+_SAID = re.compile(r"Step (?P<step>\d+): (?P<why>.*?)\.? Training has diverged")
+"""How the error of a run that diverged begins: see `training.loop`."""
+
+
+def keep(path: Path, error: Exception) -> None:
+    """Keep in a run's folder that it diverged, and by what; nothing where the disk takes nothing any more."""
+    with contextlib.suppress(OSError), atomic_path(path / ERROR) as temporary:
+        temporary.write_text(f"{error}\n")
+
+
+def diverged(run: Run) -> str:
+    """A sentence or two where a run has diverged, or some of its seeds; else "".
+
+    A run that has a checkpoint of that step or a later one has got over it: checkpoints are of good steps alone.
+    """
+    made = max(checkpoint.steps(run.path), default=None)
+    found = _SAID.match(error_of(run.path))
+    if found is not None and (made or 0) < int(found["step"]):
+        last = "" if made is None else f" The last checkpoint is at step {made:,} of {run.config.steps:,}."
+        return f"The run diverged at step {int(found['step']):,}: {found['why']}.{last}"
+    frozen = [] if made is None else _frozen(run, made)
+    if not frozen:
+        return ""
+    seeds = f"Seed{'s' * (len(frozen) > 1)} {joined(list(map(str, frozen)))}"
+    which, since = ("has", "its") if len(frozen) == 1 else ("have", "their")
+    return f"{seeds} {which} diverged: scores since then are those of {since} last good checkpoint, which is kept."
+
+
+def why_short(run: Run) -> str:
+    """A sentence or two where a run has diverged, or has made fewer steps than it is for; else ""."""
+    return diverged(run) or run.unfinished()
+
+
+def _frozen(run: Run, step: int) -> list[int]:
+    """The seeds that stand still since they diverged, by the checkpoint of a step; [] where it does not say."""
+    with contextlib.suppress(UserError, KeyError, TypeError, IndexError):
+        info = read_json(checkpoint.folder(run.path, step) / "state.json", say=False)
+        return [run.config.seeds[int(place)] for place in info["frozen"]]
+    return []

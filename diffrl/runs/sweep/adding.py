@@ -1,0 +1,103 @@
+"""What a command adds to a sweep that is there: runs of other values, and of other seeds. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffrl.runs import config as configuration
+from diffrl.runs.config import TrainConfig
+from diffrl.runs.sweep.plan import Sweep, SweepRun, run_name
+from diffrl.support.errors import UserError, shown
+
+
+def widened(folder: Path, there: Sweep | None, asked: Sequence[SweepRun]) -> Sweep:
+    """The sweep of a folder with the runs that are asked for: new ones are added after those that are there.
+
+    A run that is there stays, whether it is asked for or not, and is known by its configuration. Where runs differ from
+    one that is asked for in their seeds alone, a run of the seeds that none of them has is added: see `_more_seeds`.
+    Raises UserError where a new one would take the name of another, and where the folder holds a search.
+    """
+    if there is None:
+        return Sweep(tuple(asked), added=len(asked))
+    if there.search is not None:
+        raise UserError(f"{folder} holds a search: `diffrl sweep --out {folder}` goes on; or choose another --out.")
+    runs = list(there.runs)
+    for run in asked:
+        alike = [old for old in runs if dataclasses.replace(old.config, seeds=run.config.seeds) == run.config]
+        for new in _more_seeds(folder, alike, run) if alike else [run]:
+            if taken := next((old for old in runs if old.name == new.name), None):
+                raise _another(folder, taken, new)
+            runs.append(new)
+    return Sweep(tuple(runs), added=len(runs) - len(there.runs))
+
+
+def with_seeds(there: Sweep, seeds: Sequence[int], separate: bool) -> list[SweepRun]:
+    """The runs that a sweep's settings have with these seeds, as `grid` gives them. separate: each seed by itself."""
+    found: list[SweepRun] = []
+    for run in there.runs:
+        for stack in [(seed,) for seed in seeds] if separate else [tuple(seeds)]:
+            config = dataclasses.replace(run.config, seeds=stack)
+            if all(one.config != config for one in found):
+                name = _without_seeds(run.name)
+                name = run_name(name, {}, f"seed={stack[0]}") if separate else name
+                found.append(SweepRun(name, run.settings, config))
+    return found
+
+
+def _more_seeds(folder: Path, alike: Sequence[SweepRun], asked: SweepRun) -> list[SweepRun]:
+    """The runs of the asked seeds that no run of the same configuration has: one stack, or each by itself as they are.
+
+    Raises UserError where a seed by itself is asked for that a stack has.
+    """
+    here = {seed: run for run in alike for seed in run.config.seeds}
+    alone = _alone(asked)
+    if alone and (stack := here.get(asked.config.seeds[0])) is not None and not _alone(stack):
+        raise UserError(
+            f"{folder}: seed {asked.config.seeds[0]} is in a stack already, that of {stack.name}, and by itself it has "
+            "other scores. Choose another --out."
+        )
+    rest = tuple(seed for seed in asked.config.seeds if seed not in here)
+    apart = alone or all(map(_alone, alike))
+    name = _without_seeds(alike[0].name)
+    return [
+        dataclasses.replace(
+            asked,
+            name=run_name(name, {}, f"seed={stack[0]}" if apart else f"seeds={'+'.join(map(str, stack))}"),
+            config=dataclasses.replace(asked.config, seeds=stack),
+        )
+        for stack in ([(seed,) for seed in rest] if apart else [rest])
+        if stack
+    ]
+
+
+def _alone(run: SweepRun) -> bool:
+    """Whether a run is one seed by itself, as --separate-seeds names it."""
+    return len(run.config.seeds) == 1 and run.name.endswith(f",seed={run.config.seeds[0]}")
+
+
+def _without_seeds(name: str) -> str:
+    """A run's name without the seeds that it may end in."""
+    return re.sub(r",seeds?=[\d+]+$", "", name)
+
+
+def _another(folder: Path, old: SweepRun, new: SweepRun) -> UserError:
+    """What is said where a run that is asked for has the name of one with another configuration."""
+    more, steps = "", new.config.steps
+    if dataclasses.replace(old.config, seeds=new.config.seeds, steps=steps) == new.config and steps > old.config.steps:
+        more = f" `diffrl resume {folder / old.name} --steps {steps}` makes that run alone longer."
+    return UserError(
+        f"{folder} holds another sweep: its run {old.name} has {_difference(old.config, new.config)}. `diffrl sweep "
+        f"--out {folder}` goes on with it; or choose another --out.{more}"
+    )
+
+
+def _difference(old: TrainConfig, new: TrainConfig) -> str:
+    """The first field in which two configurations differ, as a few words."""
+    a, b = configuration.to_dict(old), configuration.to_dict(new)
+    pairs = [(key, a[key], b[key]) for key in a if key != "agent"]
+    pairs += [(f"agent.{key}", a["agent"].get(key), value) for key, value in b["agent"].items()]
+    key, before, now = next((pair for pair in pairs if pair[1] != pair[2]), ("other fields", "", ""))
+    return f"{key} {shown(before)}, not {shown(now)}"

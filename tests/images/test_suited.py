@@ -1,0 +1,129 @@
+"""Rewards that cannot tell what they are asked for are refused, in one line, before anything is loaded."""
+
+from pathlib import Path
+
+import pytest
+
+from diffrl.cli import main
+from diffrl.images import finetune, job
+from diffrl.images.config import DDPOISConfig, DRaFTConfig, FinetuneConfig, NFTConfig
+from diffrl.support.errors import UserError
+from tests.images.test_command import SMALL, fails
+
+RANK = """
+def rank(images, prompts, metadata):
+    return images.flatten(1).sum(1).argsort().argsort() / max(1, len(images) - 1)
+
+rank.grouped = True
+
+def narrow(images):
+    return images
+"""
+NEEDS_GROUPS = "compares images of one prompt, and a round of"
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model may be loaded."""
+
+    def load(*given: object) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr(job, "model_of", load)
+
+
+def test_a_person_votes_by_default_where_rounds_have_groups() -> None:
+    """--reward human is nft's, of groups of 8; an algorithm that is named is kept, and other rewards have ddpo's."""
+    for reward in ("human", "human:2", "human + jpeg"):
+        config = FinetuneConfig(reward=reward)
+        assert isinstance(config, NFTConfig)
+        assert config.group == 8
+    assert isinstance(FinetuneConfig(reward="human", algo="ddpo-is"), DDPOISConfig)
+    assert isinstance(FinetuneConfig(reward="jpeg"), DDPOISConfig)
+    assert isinstance(FinetuneConfig(reward="human:votes.json"), DDPOISConfig), "votes that are kept score each alone"
+    assert isinstance(FinetuneConfig(), DRaFTConfig)
+
+
+def test_help_says_which_algorithm_a_person_gets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["finetune", "--reward", "human", "--help"])
+    assert "The options below are those of --algo nft" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    "words", [["--algo", "ddpo-is"], ["--algo", "rwr"], ["--algo", "nft", "--group", "1"], ["--algo", "dpok"]]
+)
+@pytest.mark.parametrize("reward", ["human", "jpeg + human:2", "jpeg + python:mine.py#rank"])
+def test_what_compares_images_of_a_prompt_needs_groups(
+    reward: str, words: list[str], quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the command line and in Python, and without a word of torch where names are enough."""
+    Path("mine.py").write_text(RANK)
+    options = ["--model", "tiny-emoji", "--queries", "64", "--updates", "1"]
+    said = fails([*options, *words, "--reward", reward], capsys)
+    assert NEEDS_GROUPS in said
+    assert "--algo grpo or nft or d3po, with a --group of 2 or more" in said
+    assert not list(quick.glob("runs/*"))
+    given = {"algo": words[1], **({"group": 1} if "--group" in words else {})}
+    with pytest.raises(UserError, match=NEEDS_GROUPS):
+        finetune(FinetuneConfig(model="tiny-emoji", reward=reward, **given))
+
+
+def test_fewer_prompts_than_images_make_groups(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """DDPO draws a prompt more than once where a round is larger than their list; the evaluations' meaning is said."""
+    Path("mine.py").write_text(RANK)
+    assert main(["finetune", *SMALL, "--reward", "python:mine.py#rank", "--out", "run"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "python:mine.py#rank compares the images of a prompt: its mean over those of one model says little" in said
+    Path("prompts.txt").write_text("".join(f"{i % 10}\n" for i in range(10)))
+    few = [*SMALL, "--reward", "python:mine.py#rank", "--batch", "8", "--prompts", "prompts.txt"]
+    assert NEEDS_GROUPS in fails(few, capsys)
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--reward", "python:mine.py#nix"], "mine.py has no function 'nix'"),
+        (["--reward", "python:mine.py#narrow"], "must take (images, prompts, metadata), and it takes (images)"),
+        (["--reward", "jpeg", "--held-out", "python:mine.py#nix"], "mine.py has no function 'nix'"),
+    ],
+)
+def test_a_function_is_looked_at_before_the_model_is_loaded(
+    words: list[str], said: str, quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.py").write_text(RANK)
+    assert said in fails(words, capsys)
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    ("reward", "held_out", "same"),
+    [
+        ("jpeg", "jpeg", True),
+        ("jpeg", "2*jpeg", True),
+        ("jpeg + 0.5*png", "1*png + 2*jpeg", True),
+        ("jpeg", "-1*jpeg", False),
+        ("jpeg", "jpeg:50", False),
+        ("jpeg + png", "jpeg", False),
+        ("jpeg + png", "jpeg + 2*png", False),
+    ],
+)
+def test_a_reward_is_not_held_out_from_itself(
+    reward: str, held_out: str, same: bool, quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = FinetuneConfig(reward=reward, held_out=held_out)
+    with pytest.raises(UserError if same else AssertionError, match="is the reward itself" if same else "is loaded"):
+        finetune(config)
+    if same:
+        assert "is the reward itself" in fails(["--reward", reward, "--held-out", held_out], capsys)
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize("option", ["--reward", "--held-out"])
+def test_digits_are_not_looked_for_in_emoji(option: str, quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", "tiny-emoji", option, "digit:8"]
+    said = fails(words, capsys)
+    assert f"{option} digit:8 is for handwritten digits, and tiny-emoji makes none: --model tiny-digits" in said
+    assert FinetuneConfig(reward="digit:8").model == "tiny-digits"

@@ -1,0 +1,121 @@
+"""A run that diverged is called so wherever it is shown: real runs, whose losses leave the numbers' range."""
+
+import json
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+
+import diffrl
+from agents import DiffusionBC
+from diffrl.cli import main
+from diffrl.runs.config import TrainConfig
+from diffrl.runs.diverged import diverged
+from diffrl.runs.run import Run
+from diffrl.runs.study.policies import Policies
+from diffrl.runs.study.scores import Scores
+from diffrl.runs.study.summary import Summary
+from diffrl.support import folder
+from diffrl.training import checkpoint
+from diffrl.training.loop import DivergedError
+
+
+def trained(out: Path, learning_rate: float = 3e-4) -> Path:
+    """Cloning by diffusion, 20 steps, evaluated at 10 and 20 in two episodes of four steps."""
+    agent = DiffusionBC(width=8, layers=1, batch_size=8, learning_rate=learning_rate, denoising_steps=3)
+    config = TrainConfig(
+        "maze2d-umaze-v1",
+        agent,
+        rows=2000,
+        steps=20,
+        eval_every=10,
+        eval_episodes=2,
+        log_every=5,
+        max_episode_steps=4,
+        seeds=(0, 1),
+        out=out,
+    )
+    return diffrl.train(config, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, data_directory: Path) -> Path:
+    """A run that is well, and one that diverged before its first evaluation."""
+    out = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFRL_DATA", str(data_directory))
+        trained(out / "well")
+        with pytest.raises(DivergedError):
+            trained(out / "gone", 1e30)
+    return out
+
+
+SAID = "The run diverged at step 5: bc_loss is "
+WHERE = "The last checkpoint is at step 0 of 20."
+
+
+@pytest.mark.usefixtures("own_data")
+def test_a_diverged_run_is_called_so_by_every_command(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And on the pages: none calls it not finished, or says that nothing was evaluated yet."""
+    well, gone = str(runs / "well"), str(runs / "gone")
+    fast = ["--fqe.steps", "0", "--bandit.trials", "5", "--bandit.pulls", "4"]
+    for words, page in (
+        (["report", str(runs)], "index.html"),
+        (["select", str(runs), *fast], "selection.md"),
+        (["compare", well, gone, "--episodes", "1"], ""),
+        (["diagnose", gone, "--rows", "64", "--steps-list", "1", "2", "--solvers", "ddim"], "diagnosis.json"),
+        (["export", gone], "README.md"),
+        (["evaluate", gone, "--episodes", "1"], None),
+    ):
+        out = tmp_path / f"{words[0]}{'.html' * (page == '')}"
+        where = [] if page is None else ["--to" if words[0] == "export" else "--out", str(out)]
+        assert main([*words, *where]) == 0
+        shown = capsys.readouterr()
+        texts = [shown.out + shown.err, *([] if page is None else [(out / page if page else out).read_text()])]
+        for text in texts:
+            flat = " ".join(text.replace("\\", "").split())
+            assert SAID in flat, (words, flat)
+            assert WHERE in flat
+            assert "Not finished" not in flat
+            assert "none was made yet" not in flat
+
+
+def test_a_report_says_that_its_figures_are_of_survivors(runs: Path) -> None:
+    """In the caveats and in the caption that a paper takes over."""
+    from diffrl.runs.study.contents import main_table
+
+    summary = Summary(Scores.of_runs([runs]))
+    assert summary.scores.diverged == (str(runs / "gone"),)
+    said = {note.about: note.sentence for note in summary.caveats()}
+    assert said["Diverged"].startswith("1 run diverged before the first evaluation and has no score")
+    assert "1 run diverged before any evaluation, and is left out." in main_table(summary).note
+    assert any(SAID in sentence for sentence in Policies.of_runs([runs]).left_out)
+    assert "diverged" not in main_table(Summary(Scores.of_runs([runs / "well"]))).note
+
+
+def test_what_a_run_got_over_is_not_said(runs: Path, tmp_path: Path) -> None:
+    """A checkpoint of that step or a later one is good; and of what failed otherwise the error is said."""
+    assert diverged(Run.read(runs / "well")) == ""
+    path = copytree(runs / "well", tmp_path / "run")
+    (path / "error.txt").write_text((runs / "gone" / "error.txt").read_text())
+    assert diverged(Run.read(path)) == ""
+    failed = copytree(runs / "gone", tmp_path / "failed")
+    (failed / "error.txt").write_text("No space.\n")
+    assert diverged(Run.read(failed)) == ""
+    left_out = Scores.of_runs([runs / "well", failed]).left_out
+    assert left_out == (f"Left out: {failed} has no evaluations: it failed: No space.",)
+
+
+def test_seeds_that_stand_still_are_named(runs: Path, tmp_path: Path) -> None:
+    """Those that the newest checkpoint says are frozen, though the others went on to the end."""
+    path = copytree(runs / "well", tmp_path / "run")
+    at = checkpoint.folder(path, 20)
+    state = json.loads((at / "state.json").read_text())
+    assert state["frozen"] == []
+    (at / folder.SUMS).unlink()
+    (at / "state.json").write_text(json.dumps(state | {"frozen": [1]}))
+    said = "Seed 1 has diverged: scores since then are those of its last good checkpoint, which is kept."
+    assert diverged(Run.read(path)) == said
+    assert said in [note.sentence for note in Scores.of_runs([path]).notes]
