@@ -120,8 +120,10 @@ class NFTConfig(OnlineConfig):
     pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "queries": 3072, "lr": 3e-4, "beta": 1.0}
 
     algo: Algo = "nft"
-    queries: Count = 640
+    queries: Count = 256
     """Images to be scored in all."""
+    eval_every: Count = 1
+    """Rounds between evaluations; by default a sixth of all."""
     lr: Positive = 1e-4
     """AdamW's learning rate."""
     group: Count = 8
