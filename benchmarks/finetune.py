@@ -4,9 +4,8 @@
     python benchmarks/finetune.py --rewards digit:8 --algos ddpo-is draft --seeds 0
     python benchmarks/finetune.py --no-run                      only draw and write what there is
     python benchmarks/finetune.py --model tiny-emoji --rewards colour:blue jpeg symmetry \
-        --algos nft "nft, 4 passes" ddpo-is --out benchmarks/results/finetune_emoji
-                                                                pictures of 32 x 32: 2,048 images a run, and 768 with
-                                                                four passes over each round's
+        --algos nft ddpo-is --out benchmarks/results/finetune_emoji
+                                                                pictures of 32 x 32: 2,048 images a run, of nft 640
     python benchmarks/finetune.py --algos grpo "grpo, window 2" "grpo, window 2, guard" --rewards jpeg-file
 
 Every cell is `diffrl finetune --model M --algo A --reward R --seed S` with the settings of SETTINGS below, and what
@@ -49,14 +48,17 @@ from diffrl.support.machine import versions
 ALGOS: tuple[Algo, ...] = ("ddpo-is", "ddpo-sf", "grpo", "rwr", "d3po", "dpo", "draft", "nft")
 QUERIES = {"tiny-digits": 3072, "tiny-emoji": 2048}
 """Images scored by default; another model has 3,072. One core makes a run of each in less than four minutes."""
+_BETA_1 = {"beta": 1.0, "lr": 3e-4}
+_ADAPTERS = {"lora": 8, "layers": ("all",), "beta": 1.0, "lr": 1e-3}
 VARIANTS: dict[str, tuple[Algo, dict[str, Any]]] = {
-    "nft, 4 passes": ("nft", {"passes": 4, "queries": 768}),
-    "nft, 4 passes, time": (
+    "nft, beta 1": ("nft", {"queries": 2048, **_BETA_1}),
+    "nft, beta 1, 4 passes": ("nft", {"passes": 4, "queries": 768, **_BETA_1}),
+    "nft, beta 1, 4 passes, time": (
         "nft",
-        {"passes": 4, "queries": 768, "layers": ("time_embedding", "time_emb_proj"), "lr": 1e-3},
+        {"passes": 4, "queries": 768, "layers": ("time_embedding", "time_emb_proj"), "beta": 1.0, "lr": 1e-3},
     ),
-    "nft, 4 passes, adapters": ("nft", {"passes": 4, "queries": 768, "lora": 8, "layers": ("all",), "lr": 1e-3}),
-    "nft, 8 passes, adapters": ("nft", {"passes": 8, "queries": 704, "lora": 8, "layers": ("all",), "lr": 1e-3}),
+    "nft, beta 1, 4 passes, adapters": ("nft", {"passes": 4, "queries": 768, **_ADAPTERS}),
+    "nft, beta 1, 8 passes, adapters": ("nft", {"passes": 8, "queries": 704, **_ADAPTERS}),
     "grpo, window 2": ("grpo", {"window": 2}),
     "grpo, window 2, guard": ("grpo", {"window": 2, "guard": True}),
 }
@@ -67,6 +69,7 @@ DIFFERENTIABLE = ("digit", "emoji", "colour", "symmetry")
 SETTINGS: dict[str, dict[str, Any]] = {
     "dpo": {"rounds": 24},
     "draft": {"queries": 640},
+    "nft": {"queries": 640},
     "ddpo-is digit:8": {"kl": 0.12},
     "ddpo-is jpeg-file + 0.2*digit": {"kl": 0.01, "held_out": "png"},
 }
@@ -90,8 +93,8 @@ class Options:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of everything random in a run; the pretrained model is one."""
     queries: int | None = None
-    """Images scored, of each run, SETTINGS' and VARIANTS' too; by default those of QUERIES for the model, of draft 640
-    and of NFT with 4 passes 768, with 8 passes 704."""
+    """Images scored, of each run, SETTINGS' and VARIANTS' too; by default those of QUERIES for the model, of draft and
+    nft 640; with beta 1 of NFT with 4 passes 768, with 8 passes 704."""
     scale: int = 1
     """So many times as many images, of each run, SETTINGS' too."""
     batch: int | None = None
@@ -290,7 +293,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     handles: dict[str, Any] = {}
     for axes in panels[:, 0]:
         handles.update(dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 

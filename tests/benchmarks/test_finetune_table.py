@@ -44,13 +44,13 @@ def test_as_good_as_is_of_the_mean_over_seeds() -> None:
 
 
 def test_queries_that_are_given_hold_for_every_cell() -> None:
-    """By default draft and the variant have their own, of a model's; --scale multiplies all."""
-    cells = ("nft", "nft, 4 passes", "draft")
+    """By default nft, its variant and draft have their own; --scale multiplies all."""
+    cells = ("nft", "nft, beta 1, 4 passes", "draft")
 
     def queries(**given: Any) -> list[int]:
         options = finetune.Options(model="tiny-emoji", **given)
         return [finetune.config_of(options, cell, "colour:blue", 0).queries for cell in cells]
 
-    assert queries() == [2048, 768, 640]
+    assert queries() == [640, 768, 640]
     assert queries(queries=96) == [96, 96, 96]
     assert queries(queries=96, scale=2) == [192, 192, 192]

@@ -117,12 +117,21 @@ class DPOKConfig(ClippedConfig):
 class NFTConfig(OnlineConfig):
     """Denoising losses of a better and a worse mixture, no log-probabilities (DiffusionNFT, arXiv 2509.16117)."""
 
+    pipeline: ClassVar[Mapping[str, Any]] = {**FinetuneConfig.pipeline, "queries": 3072, "lr": 3e-4, "beta": 1.0}
+
     algo: Algo = "nft"
+    queries: Count = 256
+    """Images to be scored in all."""
+    eval_every: Count = 1
+    """Rounds between evaluations; by default a sixth of all."""
+    lr: Positive = 1e-4
+    """AdamW's learning rate."""
     group: Count = 8
     """Images of one prompt that are compared (published: 24); 1: each with what its prompt has earned of late, which
     does harm until a prompt has been seen 16 times (docs/finetune.md)."""
-    beta: Positive = 1.0
-    """How far the mixtures reach from the sampling model: 1, or .1 for a stronger step (both published)."""
+    beta: Positive = 0.1
+    """How far the mixtures reach from the sampling model: 1 or .1 (both published). A round's optimum is as far from it
+    as 1 / (beta adv_clip): with 1 a few updates are there."""
     noise_levels: Count = 8
     """Times at which each image is learned from in a pass, drawn anew."""
     adv_clip: PositiveLimit = 5.0
