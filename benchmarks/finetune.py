@@ -293,7 +293,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
     handles: dict[str, Any] = {}
     for axes in panels[:, 0]:
         handles.update(dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
+    columns = min(5, len(handles))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
