@@ -127,7 +127,7 @@ def _check_prompts(prompts: Sequence[str], source: str, option: str, reward: str
 
 def _algo(given: Mapping[str, str]) -> str:
     """The algorithm that the options ask for."""
-    return str({"algo": FinetuneConfig.algo, **implied(given), **given}["algo"])
+    return str({"algo": FinetuneConfig.algo, **implied(given, is_builtin), **given}["algo"])
 
 
 def _configuration(words: Sequence[str]) -> FinetuneConfig:

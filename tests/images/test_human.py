@@ -173,7 +173,7 @@ def test_groups_are_of_all_images_of_a_prompt(micro_batch: int, quick: Path, mon
 
 
 def test_a_person_is_asked_by_default_for_what_a_person_can_do() -> None:
-    """About two hundred choices with each algorithm that asks a person, whatever the number of images scored is."""
+    """Fifty to 250 choices with each algorithm that asks a person, whatever the number of images scored is."""
     for algo, schema in ALGORITHMS.items():
         if "reward" in schema.options() and not (config := FinetuneConfig(algo=algo, reward="human")).scored_before:
             choices = int(re.findall(r"at most (\d+) choices", Human().promise(config.rounds))[0])
@@ -256,20 +256,39 @@ def test_a_vote_is_answered_with_the_next_images_and_can_be_taken_back(
         while not (first := ask("state"))["group"]:
             time.sleep(0.01)
         assert (first["left"], first["back"]) == (3, False)
-        assert ask("back")["group"] == first["group"], "nothing is before the first"
-        second = ask("choose", {"images": first["group"]["images"], "best": 0})
+        shown = {"images": first["group"]["images"]}
+        assert ask("back", shown)["group"] == first["group"], "nothing is before the first"
+        second = ask("choose", {**shown, "best": 0})
         assert second["group"] != first["group"]
         assert (second["left"], second["back"], second["votes"]) == (2, True, 1)
-        again = ask("back")
+        again = ask("back", {"images": second["group"]["images"]})
         assert (again["group"], again["left"], again["back"], again["votes"]) == (first["group"], 3, False, 0)
         assert read_votes(quick / "votes.json") == []
-        assert ask("choose", {"images": again["group"]["images"], "best": 2})["group"] == second["group"]
+        assert ask("choose", {**shown, "best": 2})["group"] == second["group"]
         third = ask("choose", {"images": second["group"]["images"], "best": None})
         assert third["left"] == 1
+        again = ask("back", {"images": third["group"]["images"]})
+        assert (again["group"], again["left"], again["votes"]) == (second["group"], 2, 1), "from the last group, too"
+        again = ask("back", {"images": third["group"]["images"]})
+        assert (again["group"], again["votes"]) == (second["group"], 1), "a key that was pressed twice goes back once"
+        assert ask("choose", {"images": second["group"]["images"], "best": None})["group"] == third["group"]
         last = ask("choose", {"images": third["group"]["images"], "best": 1})
         assert (last["group"], last["left"], last["back"]) == (None, 0, False), "the round is over: it trains"
         run.join(60)
     assert [vote.best for vote in read_votes(quick / "votes.json")] == [2, None, 1]
+
+    other = Human(3, ready=addresses.put)
+    with other.opened(quick, 1):
+        other.at(0, asking=True)
+        address = addresses.get(timeout=60)
+        run = threading.Thread(target=other.look, args=(batch.flip(-1), prompts), daemon=True)
+        run.start()
+        while not (first := ask("state"))["group"]:
+            time.sleep(0.01)
+        assert not first["back"], "the votes that are there are of other images"
+        assert ask("back", {"images": first["group"]["images"]})["votes"] == 3
+        ask("enough")
+        run.join(60)
 
 
 @pytest.mark.usefixtures("hardly_learned")

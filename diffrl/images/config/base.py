@@ -58,7 +58,7 @@ class _Presets(type):
         given = {name: value for name, value in given.items() if value is not None}
         if cls is not FinetuneConfig:
             given = {"algo": getattr(cls, "algo", None), **given}
-        given = {**implied(given), **given}
+        given = {**implied(given, is_builtin), **given}
         schema = schema_of(given.get("algo", FinetuneConfig.algo))
         if cls not in schema.__mro__:
             raise UserError(f"--algo is {schema.algo!r}; {cls.__name__} has the settings of another algorithm.")

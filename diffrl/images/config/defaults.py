@@ -1,6 +1,6 @@
 """What a fine-tuning run is of which nothing is said: the settings of a first look."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffrl.images.distil_config import sampled_by
@@ -18,18 +18,21 @@ FIRST_LOOK: Mapping[str, Any] = {
 """What a run is that is told neither a reward nor a model, nor another algorithm: something that a person can see."""
 
 
-def implied(given: Mapping[str, Any]) -> Mapping[str, Any]:
+VOTED = 1024
+"""Images that DiffusionNFT scores by default where a person votes on a built-in model's: 64 choices, four a round."""
+
+
+def implied(given: Mapping[str, Any], builtin: Callable[[str], bool]) -> Mapping[str, Any]:
     """What the options given ask for without saying so: an algorithm, or a whole first look. What they say is kept.
 
     A person votes between images of one prompt, of which DiffusionNFT's rounds have groups; it also learns from the
-    images of a model that is sampled without noise.
+    images of a model that is sampled without noise. builtin: whether a model's name is that of one of ours.
     """
-    if "algo" not in given:
-        reward, model = given.get("reward"), given.get("model")
-        if isinstance(reward, str) and asks_a_person(reward):
-            return {"algo": "nft"}
-        if isinstance(model, str) and sampled_by(model).get("eta") == 0:
-            return {"algo": "nft"}
+    reward, model, algo = given.get("reward"), given.get("model"), given.get("algo", "nft")
+    if isinstance(reward, str) and asks_a_person(reward) and algo == "nft":
+        return {"algo": "nft", **({"queries": VOTED} if not isinstance(model, str) or builtin(model) else {})}
+    if isinstance(model, str) and sampled_by(model).get("eta") == 0 and "algo" not in given:
+        return {"algo": "nft"}
     return first_look(given)
 
 

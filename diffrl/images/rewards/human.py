@@ -74,6 +74,8 @@ class Human:
         self._folder: Path | None = None
         self._round, self._left = 0, 0
         self._asking = False
+        self.can_go_back = False
+        """Whether the newest vote is on the group before the one that is shown, so that it can be asked about again."""
         self._model: tuple[int, VotesModel] | None = None
         self._pixels: dict[str, Tensor] = {}
         self._asked: _Asked | None = None
@@ -121,8 +123,11 @@ class Human:
         pixels = quantised(images)
         groups, n = self._groups(pixels, prompts), 0
         while n < len(groups):
+            before = _digests(pixels[groups[n - 1]]) if n else None
+            newest = (self.votes[-1].round, self.votes[-1].images) if self.votes else None
+            self.can_go_back = newest == (self._round, before)
             n += 1 if self._vote(groups[n], pixels, prompts) else -1
-        self._left = 0
+        self._left, self.can_go_back = 0, False
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The model's scores (B,); before, the person is asked, unless that was done by `look`."""
@@ -148,11 +153,6 @@ class Human:
         order = torch.randperm(len(groups), generator=generator_at(0, self._round, _ORDER)).tolist()
         return [groups[i] for i in order[: self._left]]
 
-    @property
-    def can_go_back(self) -> bool:
-        """Whether the newest vote is of this round, so that the group before can be asked about again."""
-        return bool(self.votes) and self.votes[-1].round == self._round
-
     def _vote(self, group: Sequence[int], pixels: Tensor, prompts: Sequence[str]) -> bool:
         """Take the vote on a group: the one that is kept, or the person's; and keep it.
 
@@ -160,7 +160,7 @@ class Human:
         """
         self._left -= 1
         prompt, chosen = prompts[group[0]], pixels[list(group)]
-        digests = tuple(_digest(image) for image in chosen)
+        digests = _digests(chosen)
         kept = any((vote.round, vote.prompt, vote.images) == (self._round, prompt, digests) for vote in self.votes)
         if kept or not self.asks:
             return True
@@ -280,6 +280,10 @@ def quantised(images: Tensor) -> Tensor:
     return (images.detach().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
 
 
+def _digests(images: Tensor) -> tuple[str, ...]:
+    return tuple(map(_digest, images))
+
+
 def _digest(image: Tensor) -> str:
     return hashlib.sha256(f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes()).hexdigest()
 
@@ -368,11 +372,16 @@ class _Asked:
         return self._next()
 
     def back(self, asked: Any) -> dict[str, Any]:
-        """Ask about the group before once more, in place of the vote on it; nothing before the round's first vote."""
-        if not self.waiting or not self.human.can_go_back:
+        """Ask about the group before that of `images` once more, in place of the vote on it.
+
+        Nothing before the round's first vote, and of images that are not those shown: a key that was pressed twice.
+        """
+        images = asked.get("images") if isinstance(asked, dict) else None
+        if not self.waiting or not self.human.can_go_back or images != list(self.names):
             return self.state(None)
         self._answer(_BACK)
-        return self._next()
+        self.said.wait_for(lambda: self.waiting, NEXT)
+        return self.state(None)
 
     def enough(self, asked: Any) -> dict[str, Any]:
         """Ask no more: the rest of the run goes by the model of the votes."""

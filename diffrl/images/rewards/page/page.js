@@ -48,11 +48,11 @@ async function choose(best) {
 }
 
 async function back() {
-  if (busy || ended || !state?.back) return;
+  if (busy || ended || !state?.group || !state.back) return;
   busy = true;
   byId("status").textContent = "Once more.";
   try {
-    show(await ask("back"));
+    show(await ask("back", { images: state.group.images }));
     complain(null);
   } catch (error) {
     complain(error);
