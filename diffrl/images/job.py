@@ -100,7 +100,7 @@ def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Pa
             new = resumed is None
             adamw8bit.require(adamw8bit.ASKED if new else f"{path / CONFIG} says optimiser: adamw8bit, which")
         with explaining_memory(doing, less):
-            session = _Session(config, world, quiet or not world.main)
+            session = _Session(config, world, quiet or not world.main, resumed is None)
         with explaining_memory(doing, less, session.kept), going_on(session.stopped):
             return session.run(path, resumed)
 
@@ -131,19 +131,19 @@ class _Session:
 
     folder: FinetuneRun
 
-    def __init__(self, config: FinetuneConfig, world: World, quiet: bool) -> None:
+    def __init__(self, config: FinetuneConfig, world: World, quiet: bool, new: bool) -> None:
         self.config, self.world, self.quiet = config, world, quiet
         self._check_shares()
         device = str(world.device)
         with _waiting_for(world):  # what is made at first use is made by one
-            refuse_human(config, world.size)
+            refuse_human(config, world.size, new)
             reward = None if config.scored_by is None else rewards.parse(config.scored_by, device=device)
             if reward is not None and isinstance(config, OnlineConfig) and config.scale_rewards:
                 reward = scaled(reward)
             self.humans = [part for part in parts_of(reward) if isinstance(part, Human)]
             looked_at = None if config.held_out in (None, NOTHING) else config.held_out
             self.held_out = None if looked_at is None else rewards.parse(looked_at, device=device)
-            refuse_grouped(config, (reward, self.held_out), world.size)
+            refuse_grouped(config, (reward, self.held_out), world.size, new)
             model = model_of(config, device, quiet)  # after the rewards: what is wrong with one is said at once
             self.classifier = _classifier(config)
         prompts = _prompts(config, model)

@@ -19,7 +19,8 @@ DIGITS = ("digit", "digit-held-out")
 def refuse(config: FinetuneConfig) -> None:
     """Raise UserError for rewards that cannot tell, in a new run of these settings, what they are asked for.
 
-    By their names alone: a reward on images that the model does not make, and a held-out reward that is the reward.
+    By their names, as they are written: a reward on images that the model does not make, and a held-out reward that is
+    the reward.
     """
     spec, held_out = config.scored_by, None if config.held_out == NOTHING else config.held_out
     for option, text in (("--reward", spec), ("--held-out", held_out)):
@@ -35,8 +36,11 @@ def refuse(config: FinetuneConfig) -> None:
         )
 
 
-def refuse_human(config: FinetuneConfig, processes: int = 1) -> None:
-    """Raise UserError where a person is the reward of a run that cannot ask, by the rewards' names alone."""
+def refuse_human(config: FinetuneConfig, processes: int = 1, new: bool = True) -> None:
+    """Raise UserError where a person is the reward of a run that cannot ask, by the rewards' names alone.
+
+    new: rounds without groups are refused of new runs; one that goes on cannot take another algorithm.
+    """
     spec = config.scored_by or ""
     asking = sum(asks_a_person(text) for text in spec.split(" + "))
     if asking > 1:
@@ -47,17 +51,20 @@ def refuse_human(config: FinetuneConfig, processes: int = 1) -> None:
         raise UserError("--reward human asks one person at one page: leave out --processes.")
     if asking and config.scored_before:
         raise UserError(f"--reward human votes round by round, and {config.algo} scores before: --algo nft.")
-    if asking:
+    if asking and new:
         _require_groups("human", config)
 
 
-def refuse_grouped(config: FinetuneConfig, asked: Sequence[Reward | None], processes: int) -> None:
-    """Raise UserError where the reward, the first of those asked, or the held-out one compares images of a prompt and
-    the run cannot show it all of them: in several processes, or in rounds without two of a prompt."""
+def refuse_grouped(config: FinetuneConfig, asked: Sequence[Reward | None], processes: int, new: bool) -> None:
+    """Raise UserError where a reward compares images of a prompt, and the run cannot show it all of them.
+
+    That is, of the reward or the held-out one, in several processes; and of the reward, the first of those asked, in
+    rounds without two images of a prompt, where the run is new: one that goes on cannot take another algorithm.
+    """
     for reward in asked:
         if reward is not None and grouped(reward) and processes > 1:
             raise UserError(f"{reward.name} compares the images of a prompt: leave out --processes.")
-    if asked[0] is not None and grouped(asked[0]):
+    if new and asked[0] is not None and grouped(asked[0]):
         _require_groups(asked[0].name, config)
 
 

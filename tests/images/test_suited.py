@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from diffrl.cli import main
-from diffrl.images import finetune, job
+from diffrl.images import finetune, job, suited
 from diffrl.images.config import DDPOISConfig, DRaFTConfig, FinetuneConfig, NFTConfig
+from diffrl.images.job import resume
+from diffrl.images.run import FinetuneRun
 from diffrl.support.errors import UserError
 from tests.images.test_command import SMALL, fails
 
@@ -79,6 +81,18 @@ def test_fewer_prompts_than_images_make_groups(quick: Path, capsys: pytest.Captu
     Path("prompts.txt").write_text("".join(f"{i % 10}\n" for i in range(10)))
     few = [*SMALL, "--reward", "python:mine.py#rank", "--batch", "8", "--prompts", "prompts.txt"]
     assert NEEDS_GROUPS in fails(few, capsys)
+
+
+def test_a_run_of_before_that_was_refused_goes_on(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has its algorithm and cannot take another: rounds without groups are refused of new runs alone."""
+    Path("mine.py").write_text(RANK)
+    Path("prompts.txt").write_text("".join(f"{i % 10}\n" for i in range(10)))
+    words = [*SMALL, "--reward", "jpeg + python:mine.py#rank", "--batch", "8", "--prompts", "prompts.txt"]
+    with monkeypatch.context() as before:
+        before.setattr(suited, "_require_groups", lambda reward, config: None)
+        assert main(["finetune", *words, "--queries", "8", "--out", "run"]) == 0
+    resume("run", steps=16, quiet=True)
+    assert FinetuneRun.read("run").history[-1]["queries"] == 16
 
 
 @pytest.mark.usefixtures("unloaded")

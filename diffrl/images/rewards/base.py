@@ -60,8 +60,8 @@ def check_prompts(reward: Reward | None, prompts: Sequence[str], metadata: Metad
             check(list(prompts), _copied(metadata))
 
 
-SLACK = 1e-3
-"""By how much a pixel that is asked about may lie outside [0, 1]: rounding, in half precision too."""
+SLACK = 2**-7
+"""By how much a pixel that is asked about may lie outside [0, 1]: rounding, in bfloat16 too."""
 FRAMES = 4
 """How many frames of a video a reward of images sees."""
 
@@ -137,7 +137,10 @@ def _check_images(images: Tensor, prompts: Sequence[str], metadata: Metadata | N
             )
     low, high = (float(bound) for bound in images.detach().aminmax()) if images.numel() else (0.0, 1.0)
     if low < -SLACK or high > 1 + SLACK:
-        raise UserError(f"A reward is asked about pixels from {low:.3g} to {high:.3g}; they must be in [0, 1].")
+        raise UserError(
+            f"A reward is asked about pixels from {low:.5g} to {high:.5g}; they must be in [0, 1]: clamp them, or divide "
+            "those of 0 to 255 by 255."
+        )
 
 
 def _check_gradient(reward: Reward, values: Tensor, changed: bool) -> None:

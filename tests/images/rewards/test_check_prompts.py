@@ -79,3 +79,13 @@ def test_what_is_asked_is_looked_at(images: torch.Tensor, prompts: list[str], me
         for question in (ask, ask_parts):
             with pytest.raises(UserError, match=said):
                 question(parse(reward), images, prompts, metadata)
+
+
+def test_rounding_is_no_mistake() -> None:
+    """A bfloat16's: 1 + 2^-7 is the next number after 1, and is asked about; beyond that it is said by how much."""
+    images = torch.rand(2, 3, 8, 8)
+    images[0, 0, 0, 0] = 1 + 2**-7
+    assert len(ask(parse("jpeg"), images, ["a"] * 2)) == 2
+    images[0, 0, 0, 0] = 1.0079
+    with pytest.raises(UserError, match=r"to 1\.0079; they must be in \[0, 1\]: clamp them, or divide"):
+        ask(parse("jpeg"), images, ["a"] * 2)
