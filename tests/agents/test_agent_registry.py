@@ -48,7 +48,7 @@ def test_the_kind_of_policy_is_that_of_the_agents_network(name: str) -> None:
 def test_the_agents_of_a_kind_are_named_in_order() -> None:
     assert agents.names("chain", "solver") == ["diffusion_bc", "diffusion_ql", "edp", "idql", "q_guidance"]
     assert agents.names("deterministic") == ["bc", "td3_bc", "rebrac", "iql", "rlpd"]
-    with pytest.raises(UserError, match="those that have one are diffusion_bc, diffusion_ql and idql"):
+    with pytest.raises(UserError, match="expected one of diffusion_bc, diffusion_ql and idql"):
         chain_policy(build("bc"))
     with pytest.raises(UserError, match="diffusion_bc, diffusion_ql, edp, idql, q_guidance, ifql, fql, bfn and qam"):
         build("bc").generative_model(torch.zeros(1, 1, 3))

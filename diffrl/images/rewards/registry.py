@@ -479,7 +479,7 @@ REWARDS: dict[str, Entry] = {
     ),
     "human": Entry(
         "human[:VOTES]",
-        "you, by VOTES (4) groups a round on a page (nft, grpo, d3po); or a run's votes: human:RUN/votes.json",
+        "you, of VOTES (4) groups a round (nft, grpo, d3po); or human:RUN/votes.json, kept votes",
         "optional",
         _human,
         gradient=False,
