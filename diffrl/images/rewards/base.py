@@ -138,8 +138,8 @@ def _check_images(images: Tensor, prompts: Sequence[str], metadata: Metadata | N
     low, high = (float(bound) for bound in images.detach().aminmax()) if images.numel() else (0.0, 1.0)
     if low < -SLACK or high > 1 + SLACK:
         raise UserError(
-            f"A reward is asked about pixels from {low:.5g} to {high:.5g}; they must be in [0, 1]: clamp them, or divide "
-            "those of 0 to 255 by 255."
+            f"A reward is asked about pixels from {low:.5g} to {high:.5g}; they must be in [0, 1]: clamp them, or "
+            "divide those of 0 to 255 by 255."
         )
 
 
