@@ -232,7 +232,7 @@ def _gathered(words: list[str], flag: str) -> list[str]:
             rest.append(words.pop(0))
             continue
         values.append(take(words, flag) or "")
-        if re.fullmatch(r"[\w.-]+", values[-1]) and words and "=" not in words[0] and words[0][0] != "-":
+        if re.fullmatch(r"[\w.-]+", values[-1]) and words and "=" not in words[0] and not words[0].startswith("-"):
             apart = itertools.takewhile(lambda word: not word.startswith("--") and "=" not in word, words)
             example = shlex.join([flag, f"{values[-1]}={','.join(apart)}"])
             raise UserError(f"{flag} {values[-1]}: its values follow behind =, with commas between: {example}.")

@@ -136,6 +136,10 @@ MISTAKES = {
         ["iql/maze2d-umaze-v1", "--set", "agent.expectile", "0.7", "0.9", "--out", "x"],
         "values follow behind =, with commas between: --set agent.expectile=0.7,0.9.",
     ),
+    "an empty value apart": (
+        ["iql/maze2d-umaze-v1", "--set", "agent.expectile", "", "--out", "x"],
+        "values follow behind =, with commas between: --set agent.expectile=",
+    ),
     "a search on Slurm": (
         [*GRID, "--search", "optuna", "--slurm", "--out", "x"],
         "A search takes no --slurm: it runs on",
