@@ -232,11 +232,38 @@ def test_seeds_are_added_as_a_stack_of_their_own(whole_command: bool, tmp_path: 
     assert len(set(labels(third))) == 2
 
 
-def test_seeds_by_themselves_are_added_by_themselves(tmp_path: Path) -> None:
-    there = Sweep(tuple(runs(separate=True)))
-    expected = {run.name: run for run in runs(seeds=(0, 1, 2, 3), separate=True)}
-    more = widened(tmp_path, there, with_seeds(there, (1, 2, 3), separate=False))
-    assert {run.name: run for run in more.runs} == expected
+LONG = f"agent.width=8,16 env_kwargs=[{'g' * 120}=1],[h=2]"
+"""Values that make names which are cut."""
+
+
+@pytest.mark.parametrize("sets", ["agent.width=8,16", LONG])
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+@pytest.mark.parametrize("whole_command", [True, False])
+def test_seeds_by_themselves_are_added_by_themselves(
+    whole_command: bool, seeds: tuple[int, ...], sets: str, tmp_path: Path
+) -> None:
+    """As one command names them, though names are cut; after what was written is read."""
+    plan.write(tmp_path, Sweep(tuple(runs(sets, seeds=seeds, separate=True))))
+    there = plan.existing(tmp_path)
+    expected = runs(sets, seeds=(0, 1, 2, 3), separate=True)
+    assert (max(len(run.name) for run in expected) == plan._LONGEST) == (sets == LONG)
+    assert there.runs == tuple(run for run in expected if run.config.seeds[0] in seeds)
+    asked = (0, 1, 2, 3)
+    more = widened(tmp_path, there, runs(sets, seeds=asked) if whole_command else with_seeds(there, asked, False))
+    assert {run.name: run for run in more.runs} == {run.name: run for run in expected}
+    assert len(more.runs) == len(expected)
+
+
+def test_a_stack_of_one_seed_is_that_seed_by_itself(tmp_path: Path) -> None:
+    """--separate-seeds leaves it, and adds the others; what is in a stack of several is refused."""
+    for sets in ("agent.width=8,16", LONG):
+        there = Sweep(tuple(runs(sets, seeds=(0,))))
+        for asked in (runs(sets, separate=True), with_seeds(there, (0, 1), separate=True)):
+            more = widened(tmp_path, there, asked)
+            assert more.runs[: len(there.runs)] == there.runs
+            assert list(more.runs[len(there.runs) :]) == runs(sets, seeds=(1,), separate=True)
+        third = widened(tmp_path, more, with_seeds(more, (0, 1, 2, 3), separate=False))
+        assert list(third.runs[len(more.runs) :: 2]) == runs(sets, seeds=(2,), separate=True)
     with pytest.raises(UserError, match=r"seed 1 is in a stack already"):
         widened(tmp_path, Sweep(tuple(runs())), runs(seeds=(1,), separate=True))
 
