@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffrl.runs.config import MACHINE, TrainConfig
-from diffrl.runs.diverged import diverged
+from diffrl.runs.diverged import diverged, wholly
 from diffrl.runs.kind import OFFLINE, kind_of
 from diffrl.runs.run import Run
 from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
@@ -289,11 +289,10 @@ def _notes(read: Sequence[_Read]) -> list[Note]:
                 notes.append(Note(task, said))
     for one in read:
         last, wanted = one.last, one.run.config.steps
-        said = diverged(one.run)
-        if said:
+        if said := diverged(one.run):
             notes.append(Note(one.path, said))
         if last < wanted:
-            short = "The" if said else "Not finished: the"
+            short = "The" if wholly(one.run) else "Not finished: the"
             notes.append(Note(one.path, f"{short} last evaluation is at step {last:,} of {wanted:,}."))
         own = logs.Scores(Path(one.path), {})
         for which, step in (("last", last), ("best", min(own.best_steps()))):
