@@ -1,24 +1,16 @@
-"""Whether a run, or some of its seeds, have diverged: kept in its folder, and told wherever its policies are shown."""
+"""Whether a run, or some of its seeds, have diverged, by its folder: told wherever its policies are shown."""
 
 import contextlib
 import re
-from pathlib import Path
 
+from diffrl.runs.failure import error_of
 from diffrl.runs.run import Run
-from diffrl.runs.sweep.plan import ERROR, error_of
 from diffrl.support.errors import UserError, joined
-from diffrl.support.files import atomic_path
 from diffrl.support.folder import read_json
 from diffrl.training import checkpoint
 
 _SAID = re.compile(r"Step (?P<step>\d+): (?P<why>.*?)\.? Training has diverged")
 """How the error of a run that diverged begins: see `training.loop`."""
-
-
-def keep(path: Path, error: Exception) -> None:
-    """Keep in a run's folder that it diverged, and by what; nothing where the disk takes nothing any more."""
-    with contextlib.suppress(OSError), atomic_path(path / ERROR) as temporary:
-        temporary.write_text(f"{error}\n")
 
 
 def diverged(run: Run) -> str:

@@ -10,6 +10,7 @@ import pytest
 import diffrl
 from agents import DiffusionBC
 from diffrl.cli import main
+from diffrl.runs import failure
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.diverged import diverged, why_short
 from diffrl.runs.run import Run
@@ -17,6 +18,7 @@ from diffrl.runs.study.policies import Policies
 from diffrl.runs.study.scores import Scores
 from diffrl.runs.study.summary import Summary
 from diffrl.support import folder
+from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.training.loop import DivergedError
 
@@ -154,3 +156,20 @@ def test_a_cut_run_with_a_seed_that_stands_still_is_not_finished(
     said = [note.sentence for note in Scores.of_runs([path]).notes]
     assert FROZEN in said
     assert "Not finished: the last evaluation is at step 20 of 40." in said
+
+
+@pytest.mark.usefixtures("own_data")
+def test_what_a_run_failed_by_is_forgotten_when_it_goes_on(runs: Path, tmp_path: Path) -> None:
+    """Not by a command that is refused; and what diverges again is kept again."""
+    path = copytree(runs / "well", tmp_path / "run")
+    failure.keep(path, "Its process was killed.")
+    with pytest.raises(UserError):
+        diffrl.resume(path, steps=30, dataset=str(tmp_path / "nowhere.hdf5"), quiet=True)
+    assert failure.error_of(path) == "Its process was killed."
+    diffrl.resume(path, steps=30, quiet=True)
+    assert not (path / failure.ERROR).exists()
+    gone = copytree(runs / "gone", tmp_path / "gone")
+    failure.keep(gone, "Its process was killed.")
+    with pytest.raises(DivergedError):
+        diffrl.resume(gone, quiet=True)
+    assert diverged(Run.read(gone)) == diverged(Run.read(runs / "gone")) != ""

@@ -13,13 +13,13 @@ import pytest
 
 import diffrl
 from agents import BC
+from diffrl.runs import failure
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.run import Run
 from diffrl.runs.study.contents import published_table, results_csv, scores_csv
 from diffrl.runs.study.scores import Note, Row, Scores
 from diffrl.runs.study.summary import Summary
 from diffrl.runs.sweep import plan
-from diffrl.runs.sweep.task import fail
 from diffrl.support import folder
 from diffrl.support.errors import UserError
 from diffrl.training.logs import read_scores
@@ -185,7 +185,7 @@ def test_runs_of_a_sweep_that_have_no_folder_are_told_with_the_reason(sweep: Pat
     plan.write(tmp_path / "s", plan.Sweep(tuple(runs)))
     failed = [tmp_path / "s" / run.name for run in runs[1:3]]
     for path in failed:
-        fail(path, "A line before.\nThere is no such data set.")
+        failure.keep(path, "A line before.\nThere is no such data set.")
     told = f"Left out: {failed[0]}; {failed[1]}: failed: There is no such data set."
     scores = Scores.of_runs([tmp_path])
     assert scores.left_out == (told, f"Left out: {tmp_path / 's' / runs[3].name}: not begun.")

@@ -11,10 +11,10 @@ from typing import Any
 
 from diffrl.runs.config import MACHINE, TrainConfig
 from diffrl.runs.diverged import diverged, wholly
+from diffrl.runs.failure import error_of
 from diffrl.runs.kind import OFFLINE, kind_of
 from diffrl.runs.run import Run
 from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
-from diffrl.runs.sweep.plan import error_of
 from diffrl.support.errors import UserError
 from diffrl.support.folder import IMAGES
 from diffrl.training import logs

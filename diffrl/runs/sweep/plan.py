@@ -23,13 +23,11 @@ from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError, listed, shown
 from diffrl.support.errors import joined as together
-from diffrl.support.files import address_of, atomic_path, read_json, read_text
+from diffrl.support.files import address_of, atomic_path, read_json
 from diffrl.support.folder import ABOUT, SWEEP
 from diffrl.support.schema import checked
 from diffrl.support.written import exact
 
-ERROR = "error.txt"
-"""The file in a run's folder with what its last attempt failed by."""
 ELSEWHERE = {
     "seeds": "Give --seeds 0 1 2.",
     "out": "Give --out sweeps/NAME: each run has a folder in it.",
@@ -410,15 +408,6 @@ def existing(folder: Path) -> Sweep:
         what = "does not exist" if not folder.exists() else f"has no {SWEEP}"
         raise UserError(f"{folder} is not a sweep's folder: it {what}. Give a configuration: `diffrl sweep --help`.")
     return sweep
-
-
-def error_of(path: Path) -> str:
-    """The last line of what a run's last attempt failed by; "" where it did not."""
-    try:
-        lines = read_text(path / ERROR, "a text").strip().splitlines()
-    except UserError:
-        return ""
-    return lines[-1] if lines else ""
 
 
 def write(folder: Path, sweep: Sweep) -> None:
