@@ -180,7 +180,8 @@ def _search(given: Sweep, out: Path) -> int:
 
         found = plan.bases(given.configs, given.agent, given.dataset)
         wanted = search.asked(found, given.sets, given.seeds, given.search_seed)
-        plan.refuse_unknown([config.dataset for _, config in found], here=True)
+        if plan.read(out) is None:
+            plan.refuse_unknown([config.dataset for _, config in found], here=not (given.dry_run or given.status))
     elif given.sets or given.seeds:
         raise _of_nothing(False)
     if given.dry_run or given.status:
