@@ -91,7 +91,7 @@ def test_a_search_that_is_there_goes_on_to_be_shown_without_its_data(
     for more, said in (
         ([], "data.hdf5 does not exist"),
         (["--dry-run"], "is known as it goes"),
-        (["--status"], "goes"),
+        (["--status"], "is known as it goes"),
     ):
         assert main([*words, *more]) == 2
         assert said in " ".join(capsys.readouterr().err.split())
