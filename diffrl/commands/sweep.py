@@ -180,7 +180,8 @@ def _search(given: Sweep, out: Path) -> int:
 
         found = plan.bases(given.configs, given.agent, given.dataset)
         wanted = search.asked(found, given.sets, given.seeds, given.search_seed)
-        plan.refuse_unknown([config.dataset for _, config in found], here=True)
+        if plan.read(out) is None:
+            plan.refuse_unknown([config.dataset for _, config in found], here=not (given.dry_run or given.status))
     elif given.sets or given.seeds:
         raise _of_nothing(False)
     if given.dry_run or given.status:
@@ -232,7 +233,7 @@ def _gathered(words: list[str], flag: str) -> list[str]:
             rest.append(words.pop(0))
             continue
         values.append(take(words, flag) or "")
-        if re.fullmatch(r"[\w.-]+", values[-1]) and words and "=" not in words[0] and words[0][0] != "-":
+        if re.fullmatch(r"[\w.-]+", values[-1]) and words and "=" not in words[0] and not words[0].startswith("-"):
             apart = itertools.takewhile(lambda word: not word.startswith("--") and "=" not in word, words)
             example = shlex.join([flag, f"{values[-1]}={','.join(apart)}"])
             raise UserError(f"{flag} {values[-1]}: its values follow behind =, with commas between: {example}.")

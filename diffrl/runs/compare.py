@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from agents import AGENTS
 from diffrl.runs.acting import Actor, Evaluator
-from diffrl.runs.diverged import diverged
+from diffrl.runs.diverged import why_short
 from diffrl.runs.policy import load_stack, remarks, tell_remarks
 from diffrl.runs.report import draw_maze
 from diffrl.runs.run import Run
@@ -271,7 +271,7 @@ def _roll(run: Run, at: str, name: str, episodes: int, which: str, seed: int, qu
         evaluator.close()
     tell_remarks(run, which, steps, quiet, f"{at}, {which}")
     said = remarks(run, which, steps)
-    if short := diverged(run) or (run.unfinished() if which in ("last", "best") else ""):
+    if short := why_short(run, which in ("last", "best")):
         said.append(short)
         if not quiet:
             console.print(f"{at}: {short}", style="yellow", markup=False, highlight=False)

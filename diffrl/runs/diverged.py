@@ -1,13 +1,11 @@
-"""Whether a run, or some of its seeds, have diverged: kept in its folder, and told wherever its policies are shown."""
+"""Whether a run, or some of its seeds, have diverged, by its folder: told wherever its policies are shown."""
 
 import contextlib
 import re
-from pathlib import Path
 
+from diffrl.runs.failure import error_of
 from diffrl.runs.run import Run
-from diffrl.runs.sweep.plan import ERROR, error_of
 from diffrl.support.errors import UserError, joined
-from diffrl.support.files import atomic_path
 from diffrl.support.folder import read_json
 from diffrl.training import checkpoint
 
@@ -15,22 +13,27 @@ _SAID = re.compile(r"Step (?P<step>\d+): (?P<why>.*?)\.? Training has diverged")
 """How the error of a run that diverged begins: see `training.loop`."""
 
 
-def keep(path: Path, error: Exception) -> None:
-    """Keep in a run's folder that it diverged, and by what; nothing where the disk takes nothing any more."""
-    with contextlib.suppress(OSError), atomic_path(path / ERROR) as temporary:
-        temporary.write_text(f"{error}\n")
-
-
 def diverged(run: Run) -> str:
-    """A sentence or two where a run has diverged, or some of its seeds; else "".
+    """A sentence or two where a run has diverged, or some of its seeds; else ""."""
+    return wholly(run) or _partly(run)
+
+
+def wholly(run: Run) -> str:
+    """A sentence or two where a run has diverged with all its seeds, and ended so; else "".
 
     A run that has a checkpoint of that step or a later one has got over it: checkpoints are of good steps alone.
     """
     made = max(checkpoint.steps(run.path), default=None)
     found = _SAID.match(error_of(run.path))
-    if found is not None and (made or 0) < int(found["step"]):
-        last = "" if made is None else f" The last checkpoint is at step {made:,} of {run.config.steps:,}."
-        return f"The run diverged at step {int(found['step']):,}: {found['why']}.{last}"
+    if found is None or (made or 0) >= int(found["step"]):
+        return ""
+    last = "" if made is None else f" The last checkpoint is at step {made:,} of {run.config.steps:,}."
+    return f"The run diverged at step {int(found['step']):,}: {found['why']}.{last}"
+
+
+def _partly(run: Run) -> str:
+    """A sentence where some seeds have diverged while others went on; else ""."""
+    made = max(checkpoint.steps(run.path), default=None)
     frozen = [] if made is None else _frozen(run, made)
     if not frozen:
         return ""
@@ -39,9 +42,13 @@ def diverged(run: Run) -> str:
     return f"{seeds} {which} diverged: scores since then are those of {since} last good checkpoint, which is kept."
 
 
-def why_short(run: Run) -> str:
-    """A sentence or two where a run has diverged, or has made fewer steps than it is for; else ""."""
-    return diverged(run) or run.unfinished()
+def why_short(run: Run, newest: bool = True) -> str:
+    """Sentences where a run or some of its seeds have diverged, and where it has fewer steps than it is for; else "".
+
+    newest: whether it is shown by its last or best checkpoint; of a step that was asked for, too few are not said. Nor
+    are they of a run that has diverged wholly: it has ended.
+    """
+    return wholly(run) or " ".join(filter(None, (_partly(run), run.unfinished() if newest else "")))
 
 
 def _frozen(run: Run, step: int) -> list[int]:

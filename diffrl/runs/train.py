@@ -16,7 +16,7 @@ from diffrl.data.observations import without_goal
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import fit_preprocessing
 from diffrl.data.transitions import Transitions
-from diffrl.runs import workers
+from diffrl.runs import failure, workers
 from diffrl.runs.acting import source_of_randomness
 from diffrl.runs.config import TrainConfig, chosen, group_seeds, meant, to_dict
 from diffrl.runs.kind import FILES, OFFLINE
@@ -159,6 +159,8 @@ def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> S
 def watched(run: Run, title: str, quiet: bool, saved: checkpoint.Checkpoint | None = None) -> Iterator[StepsBar]:
     """In the block, a run is trained: matrix products are as its configuration says, and progress is shown.
 
+    What an earlier attempt failed by is removed from its folder; where this one diverges, that is kept there.
+
     title: the first line shown. Raises UserError, with what to lower, where memory runs out in the block.
     """
     start = 0 if saved is None else saved.step
@@ -175,12 +177,11 @@ def watched(run: Run, title: str, quiet: bool, saved: checkpoint.Checkpoint | No
         lowering_memory(run.config, run.path),
         steps_bar(run.config.steps, start, title, SHOWN, quiet) as observer,
     ):
+        failure.forget(run.path)
         try:
             yield observer
         except DivergedError as error:
-            from diffrl.runs.diverged import keep
-
-            keep(run.path, error)
+            failure.keep(run.path, str(error))
             raise
 
 

@@ -1,5 +1,6 @@
 """A run that diverged is called so wherever it is shown: real runs, whose losses leave the numbers' range."""
 
+import dataclasses
 import json
 from pathlib import Path
 from shutil import copytree
@@ -9,13 +10,15 @@ import pytest
 import diffrl
 from agents import DiffusionBC
 from diffrl.cli import main
+from diffrl.runs import failure
 from diffrl.runs.config import TrainConfig
-from diffrl.runs.diverged import diverged
+from diffrl.runs.diverged import diverged, why_short
 from diffrl.runs.run import Run
 from diffrl.runs.study.policies import Policies
 from diffrl.runs.study.scores import Scores
 from diffrl.runs.study.summary import Summary
 from diffrl.support import folder
+from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.training.loop import DivergedError
 
@@ -108,14 +111,65 @@ def test_what_a_run_got_over_is_not_said(runs: Path, tmp_path: Path) -> None:
     assert left_out == (f"Left out: {failed} has no evaluations: it failed: No space.",)
 
 
-def test_seeds_that_stand_still_are_named(runs: Path, tmp_path: Path) -> None:
-    """Those that the newest checkpoint says are frozen, though the others went on to the end."""
-    path = copytree(runs / "well", tmp_path / "run")
-    at = checkpoint.folder(path, 20)
+def frozen_in(path: Path, step: int) -> None:
+    """Have the checkpoint of a run say that its second seed stands still."""
+    at = checkpoint.folder(path, step)
     state = json.loads((at / "state.json").read_text())
     assert state["frozen"] == []
     (at / folder.SUMS).unlink()
     (at / "state.json").write_text(json.dumps(state | {"frozen": [1]}))
-    said = "Seed 1 has diverged: scores since then are those of its last good checkpoint, which is kept."
-    assert diverged(Run.read(path)) == said
-    assert said in [note.sentence for note in Scores.of_runs([path]).notes]
+
+
+FROZEN = "Seed 1 has diverged: scores since then are those of its last good checkpoint, which is kept."
+
+
+def test_seeds_that_stand_still_are_named(runs: Path, tmp_path: Path) -> None:
+    """Those that the newest checkpoint says are frozen, though the others went on to the end."""
+    path = copytree(runs / "well", tmp_path / "run")
+    frozen_in(path, 20)
+    assert diverged(Run.read(path)) == why_short(Run.read(path)) == FROZEN
+    assert FROZEN in [note.sentence for note in Scores.of_runs([path]).notes]
+
+
+@pytest.mark.usefixtures("own_data")
+def test_a_cut_run_with_a_seed_that_stands_still_is_not_finished(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both are said, by every command; only a run that diverged wholly has ended."""
+    path = copytree(runs / "well", tmp_path / "run")
+    run = Run.read(path)
+    dataclasses.replace(run, config=dataclasses.replace(run.config, steps=40)).write_config()
+    frozen_in(path, 20)
+    cut = "Not finished: the last checkpoint is at step 20 of 40."
+    assert why_short(Run.read(path)) == f"{FROZEN} {cut}"
+    assert why_short(Run.read(path), newest=False) == FROZEN
+    assert why_short(Run.read(runs / "gone")) == diverged(Run.read(runs / "gone"))
+    page = tmp_path / "page.html"
+    for words in (
+        ["evaluate", str(path), "--episodes", "1"],
+        ["compare", str(path), str(runs / "well"), "--episodes", "1", "--out", str(page)],
+    ):
+        assert main(words) == 0
+        shown = capsys.readouterr()
+        assert f"{FROZEN} {cut}" in " ".join((shown.out + shown.err).split())
+    assert f"{FROZEN} {cut}" in page.read_text()
+    said = [note.sentence for note in Scores.of_runs([path]).notes]
+    assert FROZEN in said
+    assert "Not finished: the last evaluation is at step 20 of 40." in said
+
+
+@pytest.mark.usefixtures("own_data")
+def test_what_a_run_failed_by_is_forgotten_when_it_goes_on(runs: Path, tmp_path: Path) -> None:
+    """Not by a command that is refused; and what diverges again is kept again."""
+    path = copytree(runs / "well", tmp_path / "run")
+    failure.keep(path, "Its process was killed.")
+    with pytest.raises(UserError):
+        diffrl.resume(path, steps=30, dataset=str(tmp_path / "nowhere.hdf5"), quiet=True)
+    assert failure.error_of(path) == "Its process was killed."
+    diffrl.resume(path, steps=30, quiet=True)
+    assert not (path / failure.ERROR).exists()
+    gone = copytree(runs / "gone", tmp_path / "gone")
+    failure.keep(gone, "Its process was killed.")
+    with pytest.raises(DivergedError):
+        diffrl.resume(gone, quiet=True)
+    assert diverged(Run.read(gone)) == diverged(Run.read(runs / "gone")) != ""

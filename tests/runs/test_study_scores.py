@@ -13,15 +13,16 @@ import pytest
 
 import diffrl
 from agents import BC
+from diffrl.runs import failure
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.run import Run
 from diffrl.runs.study.contents import published_table, results_csv, scores_csv
 from diffrl.runs.study.scores import Note, Row, Scores
 from diffrl.runs.study.summary import Summary
 from diffrl.runs.sweep import plan
-from diffrl.runs.sweep.task import fail
 from diffrl.support import folder
 from diffrl.support.errors import UserError
+from diffrl.support.written import short
 from diffrl.training.logs import read_scores
 from diffrl.tuning.distil_config import DistilConfig
 from envs.task import Task
@@ -86,14 +87,18 @@ def searched(path: Path, task: Task = MAZE, steps: int = 20, **fields: Any) -> P
 
 
 def test_labels_have_the_digits_that_tell_runs_apart_and_files_all(tmp_path: Path) -> None:
-    """Four, or as many more as it takes; results.csv keeps the whole values."""
+    """Four, or as many more as it takes, as the table of a sweep has them; results.csv keeps the whole values."""
     values = (3.0652762117628294, 1e9, 0.5, 0.50000001)
     for i, value in enumerate(values):
         searched(tmp_path / str(i), beta=value)
     scores = Scores.of_runs([tmp_path])
-    assert set(scores.agents) == {f"iql beta={text}" for text in ("3.065", "1e+09", "0.5", "0.50000001")}
+    assert set(scores.agents) == {f"iql beta={text}" for text in short(values)}
+    assert short(values) == ["3.0652762", "1e+09", "0.5", "0.50000001"]
     lines = list(DictReader(io.StringIO(results_csv(Summary(scores)))))
-    assert {line["agent"]: line["settings"] for line in lines}["iql beta=3.065"] == "beta=3.0652762117628294"
+    assert {line["agent"]: line["settings"] for line in lines}["iql beta=3.0652762"] == "beta=3.0652762117628294"
+    assert set(Scores.of_runs([tmp_path / str(i) for i in range(3)]).agents) == {
+        f"iql beta={text}" for text in ("3.065", "1e+09", "0.5")
+    }
 
 
 def test_a_cut_run_is_labelled_by_the_steps_that_it_made(tmp_path: Path) -> None:
@@ -185,7 +190,7 @@ def test_runs_of_a_sweep_that_have_no_folder_are_told_with_the_reason(sweep: Pat
     plan.write(tmp_path / "s", plan.Sweep(tuple(runs)))
     failed = [tmp_path / "s" / run.name for run in runs[1:3]]
     for path in failed:
-        fail(path, "A line before.\nThere is no such data set.")
+        failure.keep(path, "A line before.\nThere is no such data set.")
     told = f"Left out: {failed[0]}; {failed[1]}: failed: There is no such data set."
     scores = Scores.of_runs([tmp_path])
     assert scores.left_out == (told, f"Left out: {tmp_path / 's' / runs[3].name}: not begun.")

@@ -136,6 +136,10 @@ MISTAKES = {
         ["iql/maze2d-umaze-v1", "--set", "agent.expectile", "0.7", "0.9", "--out", "x"],
         "values follow behind =, with commas between: --set agent.expectile=0.7,0.9.",
     ),
+    "an empty value apart": (
+        ["iql/maze2d-umaze-v1", "--set", "agent.expectile", "", "--out", "x"],
+        "values follow behind =, with commas between: --set agent.expectile=",
+    ),
     "a search on Slurm": (
         [*GRID, "--search", "optuna", "--slurm", "--out", "x"],
         "A search takes no --slurm: it runs on",
@@ -228,11 +232,38 @@ def test_seeds_are_added_as_a_stack_of_their_own(whole_command: bool, tmp_path: 
     assert len(set(labels(third))) == 2
 
 
-def test_seeds_by_themselves_are_added_by_themselves(tmp_path: Path) -> None:
-    there = Sweep(tuple(runs(separate=True)))
-    expected = {run.name: run for run in runs(seeds=(0, 1, 2, 3), separate=True)}
-    more = widened(tmp_path, there, with_seeds(there, (1, 2, 3), separate=False))
-    assert {run.name: run for run in more.runs} == expected
+LONG = f"agent.width=8,16 env_kwargs=[{'g' * 120}=1],[h=2]"
+"""Values that make names which are cut."""
+
+
+@pytest.mark.parametrize("sets", ["agent.width=8,16", LONG])
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+@pytest.mark.parametrize("whole_command", [True, False])
+def test_seeds_by_themselves_are_added_by_themselves(
+    whole_command: bool, seeds: tuple[int, ...], sets: str, tmp_path: Path
+) -> None:
+    """As one command names them, though names are cut; after what was written is read."""
+    plan.write(tmp_path, Sweep(tuple(runs(sets, seeds=seeds, separate=True))))
+    there = plan.existing(tmp_path)
+    expected = runs(sets, seeds=(0, 1, 2, 3), separate=True)
+    assert (max(len(run.name) for run in expected) == plan._LONGEST) == (sets == LONG)
+    assert there.runs == tuple(run for run in expected if run.config.seeds[0] in seeds)
+    asked = (0, 1, 2, 3)
+    more = widened(tmp_path, there, runs(sets, seeds=asked) if whole_command else with_seeds(there, asked, False))
+    assert {run.name: run for run in more.runs} == {run.name: run for run in expected}
+    assert len(more.runs) == len(expected)
+
+
+def test_a_stack_of_one_seed_is_that_seed_by_itself(tmp_path: Path) -> None:
+    """--separate-seeds leaves it, and adds the others; what is in a stack of several is refused."""
+    for sets in ("agent.width=8,16", LONG):
+        there = Sweep(tuple(runs(sets, seeds=(0,))))
+        for asked in (runs(sets, separate=True), with_seeds(there, (0, 1), separate=True)):
+            more = widened(tmp_path, there, asked)
+            assert more.runs[: len(there.runs)] == there.runs
+            assert list(more.runs[len(there.runs) :]) == runs(sets, seeds=(1,), separate=True)
+        third = widened(tmp_path, more, with_seeds(more, (0, 1, 2, 3), separate=False))
+        assert list(third.runs[len(more.runs) :: 2]) == runs(sets, seeds=(2,), separate=True)
     with pytest.raises(UserError, match=r"seed 1 is in a stack already"):
         widened(tmp_path, Sweep(tuple(runs())), runs(seeds=(1,), separate=True))
 
@@ -268,14 +299,17 @@ def test_no_score_of_several_that_are_equal_is_the_best(tmp_path: Path, monkeypa
     )
 
 
-def test_a_table_shows_short_numbers_that_differ(tmp_path: Path) -> None:
+def test_a_table_shows_short_numbers_that_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the configuration in every line, where the terminal is too narrow for it."""
     made = runs("agent.learning_rate=0.0003012345678901234,0.0003012399999999999,1e-3")
     states = {run.name: State("waiting") for run in made}
-    lines = state.summary(tmp_path, Sweep(tuple(made)), states, {})
-    assert lines[0] == "bc-maze2d-umaze-v1" or lines[0].split()[0] == "configuration"
-    found = [word for line in lines for word in line.split() if word.startswith("learning_rate=")]
-    assert found == ["learning_rate=0.00030123", "learning_rate=0.00030124", "learning_rate=0.001"]
-    assert max(map(len, lines)) <= 80
+    for width, first in ((60, ["bc-maze2d-umaze-v1"]), (200, ["configuration", "setting"])):
+        monkeypatch.setattr(state.console, "width", width)
+        lines = state.summary(tmp_path, Sweep(tuple(made)), states, {})
+        assert lines[0].split()[:2] == first
+        found = [word for line in lines for word in line.split() if word.startswith("learning_rate=")]
+        assert found == ["learning_rate=0.00030123", "learning_rate=0.00030124", "learning_rate=0.001"]
+        assert max(map(len, lines)) <= width
 
 
 def test_what_a_last_score_says_nothing_of_has_no_star(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,6 +81,28 @@ def test_a_search_counts_its_trials(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == ""
 
 
+def test_a_search_that_is_there_goes_on_to_be_shown_without_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a grid; a new one is refused where it would run, and of a dry run of one it is said that there is none yet."""
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "data.hdf5"
+    words = ["sweep", "--agent", "bc", "--dataset", str(data), "--search", "optuna", "--set", SETS[0], "--out", "s"]
+    for more, said in (
+        ([], "data.hdf5 does not exist"),
+        (["--dry-run"], "is known as it goes"),
+        (["--status"], "is known as it goes"),
+    ):
+        assert main([*words, *more]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+        assert not list(tmp_path.iterdir())
+    wanted = search.asked(plan.bases([], ["bc"], [str(data)]), [SETS[0]], (), 0)
+    (tmp_path / "s").mkdir()
+    search.settled(tmp_path / "s", wanted, 3)
+    for more in (["--dry-run"], ["--status"]):
+        assert main([*words, *more]) == 0, capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_search_that_is_killed_goes_on_to_the_same_trials(tmp_path: Path) -> None:
     order = tmp_path / "order"

@@ -2,21 +2,21 @@
 
 import contextlib
 import dataclasses
-import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffrl.runs.config import MACHINE, TrainConfig
-from diffrl.runs.diverged import diverged
+from diffrl.runs.diverged import diverged, wholly
+from diffrl.runs.failure import error_of
 from diffrl.runs.kind import OFFLINE, kind_of
 from diffrl.runs.run import Run
 from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
-from diffrl.runs.sweep.plan import error_of
 from diffrl.support.errors import UserError
 from diffrl.support.folder import IMAGES
+from diffrl.support.written import exact, short
 from diffrl.training import logs
 from diffrl.training.logs import read_scores
 from diffrl.tuning.distil_config import DISTIL
@@ -47,7 +47,7 @@ class _Read:
     run: Run
     task: str
     agent: str
-    settings: Mapping[str, str]
+    settings: Mapping[str, Any]
     """Everything that the result depends on, apart from task and seed, by dotted name."""
     seeds: Sequence[int]
     scores: Mapping[str, Any]
@@ -56,6 +56,10 @@ class _Read:
     @property
     def unit(self) -> str:
         return SCORE if "score" in self.scores["evaluations"][0] else RETURN
+
+    def setting(self, name: str) -> Any:
+        """The value of a setting; "-" where the run has none of that name."""
+        return self.settings.get(name, "-")
 
     @property
     def last(self) -> int:
@@ -111,8 +115,7 @@ def read_runs(folders: Sequence[str], absent: Sequence[str] = ()) -> Scores:
                 episodes.setdefault((one.task, agent), set()).add(len(entry["returns"][i]))
     varying = _varying(read)
     settings = {
-        names[one.path]: " ".join(f"{name}={one.settings.get(name, '-')}" for name in varying[one.agent])
-        for one in read
+        names[one.path]: " ".join(f"{name}={exact(one.setting(name))}" for name in varying[one.agent]) for one in read
     }
     algorithms = {names[one.path]: one.run.config.agent.name if one.run.kind == OFFLINE else "" for one in read}
     return Scores(
@@ -156,20 +159,20 @@ def task_name(config: TrainConfig) -> str:
     return f"{called(config.dataset)} ({', '.join(parts)})" if parts else called(config.dataset)
 
 
-def _settings(run: Run) -> dict[str, str]:
-    """What a run's results depend on apart from data, environment and seed, by dotted name, written plainly."""
+def _settings(run: Run) -> dict[str, Any]:
+    """What a run's results depend on apart from data, environment and seed, by dotted name."""
     tree: dict[str, Any] = {k: v for k, v in dataclasses.asdict(run.config).items() if k not in _NOT_SETTINGS}
     if run.settings is not None:
         kept = {k: v for k, v in run.settings.items() if k not in ("offline_run", "start_run", "policy")}
         tree[run.kind] = kept
-    flat: dict[str, str] = {}
+    flat: dict[str, Any] = {}
 
     def add(name: str, value: Any) -> None:
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 add(f"{name}.{key}" if name else str(key), inner)
         else:
-            flat[name.removeprefix("agent.")] = value if isinstance(value, str) else json.dumps(value, default=str)
+            flat[name.removeprefix("agent.")] = value
 
     add("", tree)
     return flat
@@ -195,7 +198,7 @@ def _agent_names(read: Sequence[_Read]) -> dict[str, str]:
     runs apart, and of steps those that were made are said.
     """
     varying = _varying(read)
-    whole = {one.path: [(name, one.settings.get(name, "-")) for name in varying[one.agent]] for one in read}
+    whole = {one.path: [(name, exact(one.setting(name))) for name in varying[one.agent]] for one in read}
     alike: dict[tuple[object, ...], list[_Read]] = {}
     for one in read:
         alike.setdefault((one.agent, *whole[one.path]), []).append(one)
@@ -204,8 +207,9 @@ def _agent_names(read: Sequence[_Read]) -> dict[str, str]:
         agent = runs[0].agent
         words = [agent]
         for name, value in whole[runs[0].path]:
-            others = {dict(whole[one.path])[name] for one in read if one.agent == agent}
-            words.append(f"{name}={_made(runs) if name == 'steps' else _short(value, others)}")
+            values = [one.setting(name) for one in read if one.agent == agent]
+            brief = dict(zip(map(exact, values), short(values), strict=True))
+            words.append(f"{name}={_made(runs) if name == 'steps' else brief[value]}")
         found |= dict.fromkeys((one.path for one in runs), " ".join(words))
     return found | _teachers_apart(read, found)
 
@@ -214,25 +218,12 @@ def _varying(read: Sequence[_Read]) -> dict[str, list[str]]:
     """By agent, the settings that runs of it on one task do not share."""
     varying: dict[str, set[str]] = {}
     for one in read:
-        peers = [other.settings for other in read if (other.agent, other.task) == (one.agent, one.task)]
-        names = {name for settings in peers for name in settings}
-        varying.setdefault(one.agent, set()).update(n for n in names if len({s.get(n) for s in peers}) > 1)
+        peers = [other for other in read if (other.agent, other.task) == (one.agent, one.task)]
+        names = {name for other in peers for name in other.settings}
+        varying.setdefault(one.agent, set()).update(
+            name for name in names if len({exact(other.setting(name)) for other in peers}) > 1
+        )
     return {agent: sorted(names) for agent, names in varying.items()}
-
-
-def _short(value: str, others: Collection[str]) -> str:
-    """A setting's number by as few digits, four or more, as tell it from other values of it; other values whole."""
-
-    def by(digits: int, text: str) -> str:
-        try:
-            return f"{float(text):.{digits}g}" if not text.lstrip("-").isdigit() else text
-        except ValueError:
-            return text
-
-    for digits in range(4, 17):
-        if sum(by(digits, other) == by(digits, value) for other in others) == 1:
-            return by(digits, value)
-    return value
 
 
 def _made(runs: Sequence[_Read]) -> str:
@@ -289,12 +280,11 @@ def _notes(read: Sequence[_Read]) -> list[Note]:
                 notes.append(Note(task, said))
     for one in read:
         last, wanted = one.last, one.run.config.steps
-        said = diverged(one.run)
-        if said:
+        if said := diverged(one.run):
             notes.append(Note(one.path, said))
         if last < wanted:
-            short = "The" if said else "Not finished: the"
-            notes.append(Note(one.path, f"{short} last evaluation is at step {last:,} of {wanted:,}."))
+            begins = "The" if wholly(one.run) else "Not finished: the"
+            notes.append(Note(one.path, f"{begins} last evaluation is at step {last:,} of {wanted:,}."))
         own = logs.Scores(Path(one.path), {})
         for which, step in (("last", last), ("best", min(own.best_steps()))):
             if untrained := one.run.untrained(step):

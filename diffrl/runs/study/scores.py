@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from diffrl.runs.failure import error_of
 from diffrl.runs.sweep import plan
 from diffrl.support.errors import UserError, listed, said_by, shown
 from diffrl.support.files import read_text
@@ -199,7 +200,7 @@ _NOT_BEGUN = "not begun."
 
 def _absent(path: Path) -> Iterator[tuple[Path, str]]:
     """Runs of sweeps, at or below a path of this machine, that are no runs' folders yet, and why: half a sentence."""
-    if path.is_dir() and not (path / ABOUT).exists() and (error := plan.error_of(path)):
+    if path.is_dir() and not (path / ABOUT).exists() and (error := error_of(path)):
         yield path, f"failed: {error}"
         return
     for folder, below, files in os.walk(path):
@@ -212,7 +213,7 @@ def _absent(path: Path) -> Iterator[tuple[Path, str]]:
             for run in () if sweep is None else sweep.runs:
                 where = Path(folder, run.name)
                 if not (where / ABOUT).exists():
-                    error = plan.error_of(where)
+                    error = error_of(where)
                     yield where, f"failed: {error}" if error else _NOT_BEGUN
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,46 +40,37 @@ def with_seeds(there: Sweep, seeds: Sequence[int], separate: bool) -> list[Sweep
         for stack in [(seed,) for seed in seeds] if separate else [tuple(seeds)]:
             config = dataclasses.replace(run.config, seeds=stack)
             if all(one.config != config for one in found):
-                name = _without_seeds(run.name)
-                name = run_name(name, {}, f"seed={stack[0]}") if separate else name
-                found.append(SweepRun(name, run.settings, config))
+                name = run_name(run.unseeded, {}, f"seed={stack[0]}" if separate else "")
+                found.append(SweepRun(name, run.settings, config, unseeded=run.unseeded))
     return found
 
 
 def _more_seeds(folder: Path, alike: Sequence[SweepRun], asked: SweepRun) -> list[SweepRun]:
     """The runs of the asked seeds that no run of the same configuration has: one stack, or each by itself as they are.
 
-    Raises UserError where a seed by itself is asked for that a stack has.
+    By themselves they are where it is asked for, and where all that are there are of one seed, by --separate-seeds or
+    several. Raises UserError where a seed by itself is asked for that a stack of several has.
     """
     here = {seed: run for run in alike for seed in run.config.seeds}
-    alone = _alone(asked)
-    if alone and (stack := here.get(asked.config.seeds[0])) is not None and not _alone(stack):
+    if asked.alone and (stack := here.get(asked.config.seeds[0])) is not None and len(stack.config.seeds) > 1:
         raise UserError(
             f"{folder}: seed {asked.config.seeds[0]} is in a stack already, that of {stack.name}, and by itself it has "
             "other scores. Choose another --out."
         )
     rest = tuple(seed for seed in asked.config.seeds if seed not in here)
-    apart = alone or all(map(_alone, alike))
-    name = _without_seeds(alike[0].name)
+    single = all(len(run.config.seeds) == 1 for run in alike)
+    apart = asked.alone or (single and (len(alike) > 1 or alike[0].alone))
+    unseeded = alike[0].unseeded
     return [
-        dataclasses.replace(
-            asked,
-            name=run_name(name, {}, f"seed={stack[0]}" if apart else f"seeds={'+'.join(map(str, stack))}"),
-            config=dataclasses.replace(asked.config, seeds=stack),
+        SweepRun(
+            run_name(unseeded, {}, f"seed={seeds[0]}" if apart else f"seeds={'+'.join(map(str, seeds))}"),
+            asked.settings,
+            dataclasses.replace(asked.config, seeds=seeds),
+            unseeded=unseeded,
         )
-        for stack in ([(seed,) for seed in rest] if apart else [rest])
-        if stack
+        for seeds in ([(seed,) for seed in rest] if apart else [rest])
+        if seeds
     ]
-
-
-def _alone(run: SweepRun) -> bool:
-    """Whether a run is one seed by itself, as --separate-seeds names it."""
-    return len(run.config.seeds) == 1 and run.name.endswith(f",seed={run.config.seeds[0]}")
-
-
-def _without_seeds(name: str) -> str:
-    """A run's name without the seeds that it may end in."""
-    return re.sub(r",seeds?=[\d+]+$", "", name)
 
 
 def _another(folder: Path, old: SweepRun, new: SweepRun) -> UserError:

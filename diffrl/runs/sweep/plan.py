@@ -23,13 +23,11 @@ from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError, listed, shown
 from diffrl.support.errors import joined as together
-from diffrl.support.files import address_of, atomic_path, read_json, read_text
+from diffrl.support.files import address_of, atomic_path, read_json
 from diffrl.support.folder import ABOUT, SWEEP
 from diffrl.support.schema import checked
 from diffrl.support.written import exact
 
-ERROR = "error.txt"
-"""The file in a run's folder with what its last attempt failed by."""
 ELSEWHERE = {
     "seeds": "Give --seeds 0 1 2.",
     "out": "Give --out sweeps/NAME: each run has a folder in it.",
@@ -52,6 +50,14 @@ class SweepRun:
     """The whole configuration; its `out` is None, so that the sweep's folder may be moved."""
     trial: int | None = None
     """In a search, the trial's number."""
+    unseeded: str = ""
+    """In a grid, what its name is made of but for seeds: the configuration's name and settings, however long."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is one seed by itself, as --separate-seeds asks for, and is named so."""
+        seeds = self.config.seeds
+        return len(seeds) == 1 and self.name == run_name(self.unseeded, {}, f"seed={seeds[0]}")
 
 
 @dataclass(frozen=True)
@@ -173,8 +179,9 @@ def grid(
             settings = {one.key: value for one, value in zip(axes, values, strict=True)}
             for stack in stacks:
                 several = {one.key: settings[one.key] for one in axes if len(one.values) > 1}
-                name = run_name(stem, several, f"seed={stack[0]}" if separate else "")
-                own.append(SweepRun(name, settings, changed(base, settings, stack)))
+                unseeded = _words(stem, several)
+                name = run_name(unseeded, {}, f"seed={stack[0]}" if separate else "")
+                own.append(SweepRun(name, settings, changed(base, settings, stack), unseeded=unseeded))
         if any(one.key == "agent.reward_tune" and len(one.values) > 1 for one in axes):
             _refuse_without_rewards(own)
         runs += own
@@ -232,11 +239,21 @@ def changed(base: TrainConfig, settings: Mapping[str, Any], seeds: Sequence[int]
 
 def run_name(stem: str, settings: Mapping[str, Any], more: str = "") -> str:
     """A run's name: the configuration's, and every setting as FIELD=VALUE, with commas between; a long one is cut."""
-    words = [stem, *(f"{key}={exact(value)}" for key, value in settings.items()), *([more] if more else [])]
-    name = _plain(",".join(words))
-    if len(name) <= _LONGEST and ",".join(words) == name:
+    words = _words(stem, settings, more)
+    name = _plain(words)
+    if len(name) <= _LONGEST and words == name:
         return name
-    return f"{name[: _LONGEST - 9]}-{hashlib.sha256(','.join(words).encode()).hexdigest()[:8]}"
+    return f"{name[: _LONGEST - 9]}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+
+
+def _words(stem: str, settings: Mapping[str, Any], more: str = "") -> str:
+    """What `run_name` makes a name of: neither cut nor made fit for a folder."""
+    return ",".join([stem, *(f"{key}={exact(value)}" for key, value in settings.items()), *([more] if more else [])])
+
+
+def _without_seeds(name: str) -> str:
+    """What a name that was not cut is made of but for seeds."""
+    return re.sub(r",seeds?=[\d+]+$", "", name)
 
 
 def once(keys: Sequence[str]) -> None:
@@ -367,6 +384,7 @@ def read(folder: Path) -> Sweep | None:
                 },
                 configuration.from_dict(entry["config"], f"{path}: {entry['name']}", of_run=True),
                 entry.get("trial"),
+                str(entry.get("unseeded", "" if "trial" in entry else _without_seeds(entry["name"]))),
             )
             for entry in content["runs"]
         )
@@ -392,15 +410,6 @@ def existing(folder: Path) -> Sweep:
     return sweep
 
 
-def error_of(path: Path) -> str:
-    """The last line of what a run's last attempt failed by; "" where it did not."""
-    try:
-        lines = read_text(path / ERROR, "a text").strip().splitlines()
-    except UserError:
-        return ""
-    return lines[-1] if lines else ""
-
-
 def write(folder: Path, sweep: Sweep) -> None:
     """Write a sweep's file, whole or not at all."""
     runs = [
@@ -408,6 +417,7 @@ def write(folder: Path, sweep: Sweep) -> None:
             "name": run.name,
             "settings": dict(run.settings),
             **({} if run.trial is None else {"trial": run.trial}),
+            **({"unseeded": run.unseeded} if run.unseeded not in ("", _without_seeds(run.name)) else {}),
             "config": configuration.to_dict(run.config),
         }
         for run in sweep.runs

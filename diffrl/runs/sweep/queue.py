@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from diffrl.runs import failure
 from diffrl.runs.sweep.plan import SweepRun
 from diffrl.runs.sweep.state import LOG, State, state_of
-from diffrl.runs.sweep.task import Full, fail
+from diffrl.runs.sweep.task import Full
 from diffrl.support.stopping import Interrupted, stop_signals
 
 COMMAND = (sys.executable, "-m", "diffrl", "sweep")
@@ -115,9 +116,9 @@ def judged(folder: Path, run: SweepRun, code: int) -> State:
     if code < 0:
         with contextlib.suppress(ValueError):
             name = signal.Signals(-code).name
-            fail(path, f"Its process was killed by {name}{', as for want of memory' * (name == 'SIGKILL')}.")
+            failure.keep(path, f"Its process was killed by {name}{', as for want of memory' * (name == 'SIGKILL')}.")
     else:
-        fail(path, f"Its process ended by exit code {code}: {path / LOG} has what it said.")
+        failure.keep(path, f"Its process ended by exit code {code}: {path / LOG} has what it said.")
     return state_of(folder, run)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffrl.runs.config import TrainConfig
-from diffrl.runs.sweep.plan import ERROR, Sweep, SweepRun, error_of
+from diffrl.runs.failure import ERROR, error_of
+from diffrl.runs.sweep.plan import Sweep, SweepRun
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, first_line
 from diffrl.support.files import atomic_path

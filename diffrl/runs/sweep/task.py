@@ -10,10 +10,11 @@ import threading
 import traceback
 from pathlib import Path
 
-from diffrl.runs.sweep.plan import ERROR, SweepRun
+from diffrl.runs import failure
+from diffrl.runs.sweep.plan import SweepRun
 from diffrl.runs.sweep.state import complete
 from diffrl.support.errors import UserError, disk_full, said_by
-from diffrl.support.files import alone, atomic_path
+from diffrl.support.files import alone
 from diffrl.support.folder import say_once, steps
 
 
@@ -38,7 +39,7 @@ def perform(folder: Path, run: SweepRun) -> None:
     with alone(path, lambda: say_once(f"Another process is still at {path}: waiting until it has ended.")):
         if complete(path, run.config.steps):
             return
-        (path / ERROR).unlink(missing_ok=True)
+        failure.forget(path)
         try:
             if steps(path):
                 resume(path)
@@ -50,16 +51,10 @@ def perform(folder: Path, run: SweepRun) -> None:
             if not isinstance(error, UserError):
                 traceback.print_exc()
             said = str(error) if isinstance(error, UserError) else said_by(error)
-            fail(path, said)
-            failure = UserError(f"{run.name} failed: {said}")
-            failure.exit_code = error.exit_code if isinstance(error, UserError) else 1
-            raise failure from error
-
-
-def fail(path: Path, text: str) -> None:
-    """Keep what a run failed by in its folder; where the disk takes nothing any more, its log has it."""
-    with contextlib.suppress(OSError), atomic_path(path / ERROR) as temporary:
-        temporary.write_text(f"{text}\n")
+            failure.keep(path, said)
+            failed = UserError(f"{run.name} failed: {said}")
+            failed.exit_code = error.exit_code if isinstance(error, UserError) else 1
+            raise failed from error
 
 
 class _Lossy(io.TextIOBase):
