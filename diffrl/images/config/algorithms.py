@@ -130,8 +130,8 @@ class NFTConfig(OnlineConfig):
     """Images of one prompt that are compared (published: 24); 1: each with what its prompt has earned of late, which
     does harm until a prompt has been seen 16 times (docs/finetune.md)."""
     beta: Positive = 0.1
-    """How far the mixtures reach from the sampling model: 1 or .1 (both published). A round's optimum is as far from it
-    as 1 / (beta adv_clip): with 1 a few updates are there."""
+    """How far the mixtures reach from the sampling model: 1 or .1 (both published). A round's optimum is 1 / (beta
+    adv_clip) of the way that advantages point; with 1 a few updates reach it, and further ones gain little."""
     noise_levels: Count = 8
     """Times at which each image is learned from in a pass, drawn anew."""
     adv_clip: PositiveLimit = 5.0
