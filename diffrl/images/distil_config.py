@@ -90,14 +90,19 @@ class ImageDistilConfig:
         return config
 
 
+def run_of(model: str) -> Path:
+    """The folder of the run that a model's path is: its own, or that around its `model`."""
+    path = Path(model)
+    return path.parent if path.name == "model" and not (path / ABOUT).is_file() else path
+
+
 def sampled_by(model: str) -> dict[str, Any]:
     """How the student in a distillation's folder, or in its `model`, is sampled: `steps`, and `eta` where it is not 1.
 
     A student of consistency is made for fresh noise between its calls, and one step has none: it takes two at least. A
     straight path has no noise. Nothing of any other model.
     """
-    path = Path(model)
-    path = path.parent if path.name == "model" and not (path / ABOUT).is_file() else path
+    path = run_of(model)
     if not ((path / SETTINGS).is_file() and (path / ABOUT).is_file()):
         return {}
     about, settings = read_json(path / ABOUT, say=False), read_yaml(path / SETTINGS)

@@ -11,7 +11,6 @@ import diffrl
 from agents import DiffusionBC
 from diffrl.cli import main
 from diffrl.runs import failure
-from diffrl.runs.config import TrainConfig
 from diffrl.runs.diverged import diverged, why_short
 from diffrl.runs.run import Run
 from diffrl.runs.study.policies import Policies
@@ -21,24 +20,12 @@ from diffrl.support import folder
 from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.training.loop import DivergedError
+from tests.runs.made_runs import trained_run
 
 
-def trained(out: Path, learning_rate: float = 3e-4) -> Path:
-    """Cloning by diffusion, 20 steps, evaluated at 10 and 20 in two episodes of four steps."""
-    agent = DiffusionBC(width=8, layers=1, batch_size=8, learning_rate=learning_rate, denoising_steps=3)
-    config = TrainConfig(
-        "maze2d-umaze-v1",
-        agent,
-        rows=2000,
-        steps=20,
-        eval_every=10,
-        eval_episodes=2,
-        log_every=5,
-        max_episode_steps=4,
-        seeds=(0, 1),
-        out=out,
-    )
-    return diffrl.train(config, quiet=True)
+def cloning(learning_rate: float = 3e-4) -> DiffusionBC:
+    """Cloning by diffusion, small."""
+    return DiffusionBC(width=8, layers=1, batch_size=8, learning_rate=learning_rate, denoising_steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +34,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, data_directory: Path) -> Path
     out = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIFFRL_DATA", str(data_directory))
-        trained(out / "well")
+        trained_run(out / "well", cloning())
         with pytest.raises(DivergedError):
-            trained(out / "gone", 1e30)
+            trained_run(out / "gone", cloning(1e30))
     return out
 
 

@@ -14,10 +14,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
-import diffrl
-from agents import IQL, TD3BC, AgentConfig, DiffusionBC
+from agents import IQL, TD3BC, DiffusionBC
 from diffrl.cli import main
-from diffrl.runs.config import TrainConfig
 from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
 from diffrl.runs.study.config import BanditConfig, FQEConfig
@@ -27,17 +25,10 @@ from diffrl.runs.study.scores import Scores
 from diffrl.runs.study.selection import ALL, _measured, bandit_table, figure, offline_table, select
 from diffrl.support.errors import UserError
 from diffrl.training.logs import read_scores
-from tests.runs.made_runs import BY_SUCCESS, made_run, small
+from tests.runs.made_runs import BY_SUCCESS, made_run, small, trained_run
 
 SIZE: dict[str, Any] = {"width": 8, "layers": 1, "batch_size": 8}
 QUICK = ["--fqe.steps", "5", "--fqe.rows", "50", "--bandit.trials", "20", "--bandit.pulls", "10"]
-
-
-def run(out: Path, agent: AgentConfig, seeds: tuple[int, ...] = (0, 1)) -> Path:
-    """A run of 20 steps, evaluated at 10 and 20 in two episodes of four steps."""
-    fields: dict[str, Any] = {"rows": 2000, "steps": 20, "eval_every": 10, "eval_episodes": 2, "log_every": 5}
-    config = TrainConfig("maze2d-umaze-v1", agent, seeds=seeds, out=out, max_episode_steps=4, **fields)
-    return diffrl.train(config, quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +37,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, data_directory: Path) -> Path
     out = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIFFRL_DATA", str(data_directory))
-        run(out / "a", TD3BC(**SIZE))
-        run(out / "b", TD3BC(**SIZE, alpha=9.0))
-        run(out / "c", DiffusionBC(**SIZE, denoising_steps=2))
+        trained_run(out / "a", TD3BC(**SIZE))
+        trained_run(out / "b", TD3BC(**SIZE, alpha=9.0))
+        trained_run(out / "c", DiffusionBC(**SIZE, denoising_steps=2))
     return out
 
 
@@ -92,7 +83,7 @@ def test_critics_value_and_cloning_loss_are_their_definitions(runs: Path) -> Non
 
 def test_rewards_that_training_tuned_are_turned_back(tmp_path: Path) -> None:
     """iql_antmaze takes 1 from each reward: a critic that says 0 says 1 a step of the data's."""
-    path = run(tmp_path / "iql", IQL(**SIZE, reward_tune="iql_antmaze"), (0,))
+    path = trained_run(tmp_path / "iql", IQL(**SIZE, reward_tune="iql_antmaze"), (0,))
     policies = Policies.of_runs([path]).all
     agent = load_agent(Run.read(path), 0, "20")
     found, _ = estimates(policies, FQEConfig(steps=0), quiet=True)

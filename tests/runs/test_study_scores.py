@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 
-import diffrl
 from agents import BC
 from diffrl.runs import failure
-from diffrl.runs.config import TrainConfig
 from diffrl.runs.run import Run
 from diffrl.runs.study.contents import published_table, results_csv, scores_csv
 from diffrl.runs.study.scores import Note, Row, Scores
@@ -26,17 +24,14 @@ from diffrl.support.written import short
 from diffrl.training.logs import read_scores
 from diffrl.tuning.distil_config import DistilConfig
 from envs.task import Task
-from tests.runs.made_runs import MAZE, made_run, small
+from tests.runs.made_runs import MAZE, made_run, small, trained_run
 
 TASK = "maze2d-umaze-v1 (4 steps, first 2,000 rows)"
 
 
 def run(out: Path, seeds: tuple[int, ...] = (0, 1), width: int = 8, **fields: Any) -> Path:
-    """A run of 20 steps, evaluated at 10 and 20 in two episodes of four steps."""
-    values: dict[str, Any] = {"rows": 2000, "steps": 20, "eval_every": 10, "eval_episodes": 2, "log_every": 10}
-    agent = BC(width=width, layers=1, batch_size=8)
-    config = TrainConfig("maze2d-umaze-v1", agent, seeds=seeds, out=out, max_episode_steps=4, **(values | fields))
-    return diffrl.train(config, quiet=True)
+    """A short run of cloning."""
+    return trained_run(out, BC(width=width, layers=1, batch_size=8), seeds, **({"log_every": 10} | fields))
 
 
 @pytest.fixture(scope="module")

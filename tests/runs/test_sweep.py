@@ -279,21 +279,23 @@ def test_data_that_can_be_nowhere_are_refused(
     assert not (tmp_path / "s").exists()
 
 
-def test_no_score_of_several_that_are_equal_is_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("lasts", "stars"), [((5.0, 7.0, 6.0), 1), ((-5.0, -5.0, -6.0), 0), ((-5.0, -5.0, -4.0), 1), ((2.0, 2.0, 2.0), 0)]
+)
+def test_no_score_of_several_that_are_equal_is_the_best(
+    lasts: tuple[float, ...], stars: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = runs("agent.width=8,16,32")
     states = {run.name: State("done", STEPS) for run in made}
-    for lasts, stars in (((5.0, 7.0, 6.0), 1), ((-5.0, -5.0, -6.0), 0), ((-5.0, -5.0, -4.0), 1), ((2.0, 2.0, 2.0), 0)):
-        scores = {run.name: last for run, last in zip(made, lasts, strict=True)}
-        for module in (state, show):
-            monkeypatch.setattr(
-                module,
-                "result_of",
-                lambda folder, run: Result("t", (0,), (STEPS,), ((scores[run.name],),), 7.0),  # noqa: B023
-            )
-        lines = state.summary(tmp_path, Sweep(tuple(made)), states, {})
-        assert sum(line.startswith("*") for line in lines) == stars
-        board = show.Board(tmp_path, made, states, 3)
-        assert ("by several" in str(board.table().caption)) == (stars == 0)
+    scores = {run.name: last for run, last in zip(made, lasts, strict=True)}
+    for module in (state, show):
+        monkeypatch.setattr(
+            module, "result_of", lambda folder, run: Result("t", (0,), (STEPS,), ((scores[run.name],),), 7.0)
+        )
+    lines = state.summary(tmp_path, Sweep(tuple(made)), states, {})
+    assert sum(line.startswith("*") for line in lines) == stars
+    board = show.Board(tmp_path, made, states, 3)
+    assert ("by several" in str(board.table().caption)) == (stars == 0)
     assert not any(
         line.startswith("*") for line in state.summary(tmp_path, Sweep((made[0],)), states, {made[0].name: "x"})
     )

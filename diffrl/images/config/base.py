@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from diffrl.images.config.defaults import implied
-from diffrl.images.distil_config import STUDENTS, sampled_by
+from diffrl.images.distil_config import STUDENTS, run_of, sampled_by
 from diffrl.images.rewards.registry import companion, named_in
 from diffrl.support.errors import UserError, closest, counted, joined, nearest
 from diffrl.support.files import read_yaml
@@ -387,10 +387,9 @@ def base_of(model: str) -> str | None:
 
     A built-in model's name is that model, whatever folder is called so: that is ./NAME.
     """
-    path = Path(model)
-    if model in TINY or not path.exists():
+    if model in TINY or not Path(model).exists():
         return model if model.startswith("tiny-") else None
-    path = path.parent if path.name == "model" and not (path / ABOUT).is_file() else path
+    path = run_of(model)
     about = read_json(path / ABOUT, say=False) if (path / ABOUT).is_file() else None
     if not isinstance(about, dict) or about.get("kind", IMAGES) not in (IMAGES, IMAGES_DISTIL):
         return None

@@ -369,7 +369,7 @@ class _Asked:
         if best is not None and (type(best) is not int or not 0 <= best < len(self.names)):
             raise UserError(f"there is no image {shown(best)} to choose")
         self._answer(None if best is None else self.names[best])
-        return self._next()
+        return self._next(self.human._left > 0)
 
     def back(self, asked: Any) -> dict[str, Any]:
         """Ask about the group before that of `images` once more, in place of the vote on it.
@@ -380,8 +380,7 @@ class _Asked:
         if not self.waiting or not self.human.can_go_back or images != list(self.names):
             return self.state(None)
         self._answer(_BACK)
-        self.said.wait_for(lambda: self.waiting, NEXT)
-        return self.state(None)
+        return self._next(True)
 
     def enough(self, asked: Any) -> dict[str, Any]:
         """Ask no more: the rest of the run goes by the model of the votes."""
@@ -389,9 +388,9 @@ class _Asked:
         self._answer(_ENOUGH)
         return self.state(None)
 
-    def _next(self) -> dict[str, Any]:
-        """What the page shows after a vote: the next group of the round, which comes at once, if there is one."""
-        if self.human._left:
+    def _next(self, comes: bool) -> dict[str, Any]:
+        """What the page shows after an answer: the group that is asked about next, where one `comes` at once."""
+        if comes:
             self.said.wait_for(lambda: self.waiting, NEXT)
         return self.state(None)
 

@@ -105,15 +105,14 @@ def _reach(address: str) -> None:
             raise UserError(f"No Ray cluster answers at {address}: {first_line(error)}.") from error
     said: list[str] = []
     deadline = time.monotonic() + _PATIENCE
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
+    with tempfile.NamedTemporaryFile("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", _PROBE, address], stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
         try:
             while True:
                 code = process.poll()
-                output.seek(0)
-                said = output.read().strip().splitlines()
+                said = Path(output.name).read_text(errors="replace").strip().splitlines()
                 if code == 0:
                     return
                 if any(word in line for line in said for word in _REFUSED):
