@@ -159,6 +159,11 @@ MISTAKES = {
     "choices": (["data", "convert", "a", "b", "--format", "hdf"], "--format is 'hdf'; expected hdf5 or arrow. `diffrl"),
     "--agent mistyped": (["train", "--agnt", "bc"], "no option --agnt: did you mean --agent?"),
     "--agent mistyped behind": (["train", "bc/maze2d-umaze-v1-small", "--agnt", "bc"], "did you mean --agent?"),
+    "a configuration mistyped behind options": (
+        ["train", "--seeds", "0", "1", "bc/maze2d-umaze-v1-smal"],
+        "No configuration 'bc/maze2d-umaze-v1-smal'",
+    ),
+    "a path that is an option's": (["train", "--out", "bc/maze2d-umaze-v1"], "What shall be trained?"),
     "--dataset mistyped": (["train", "--agent", "bc", "--datset", "x"], "no option --datset: did you mean --dataset?"),
     "--dataset alone": (["train", "--dataset", "x"], "What shall be trained? Give a configuration"),
     "flag, and no agent": (["train", "--dataset=x", "--stepz", "3"], "no option --stepz: did you mean --steps?"),
@@ -333,8 +338,11 @@ def test_shipped_configurations_load_and_survive_a_round_trip(name: str, tmp_pat
     assert configuration.load(file) == config
 
 
-def test_overrides_apply_to_a_shipped_configuration(tmp_path: Path, own_data: Path) -> None:
-    words = "bc/maze2d-umaze-v1 --steps 5 --rows 500 --eval-episodes 1 --seeds 4 5 --agent.width 8 --agent.layers 1"
+@pytest.mark.usefixtures("own_data")
+@pytest.mark.parametrize("place", ["head", "end"])
+def test_overrides_apply_to_a_shipped_configuration(place: str, tmp_path: Path) -> None:
+    options = "--steps 5 --rows 500 --eval-episodes 1 --agent.width 8 --agent.layers 1 --seeds 4 5"
+    words = f"bc/maze2d-umaze-v1 {options}" if place == "head" else f"{options} bc/maze2d-umaze-v1"
     assert main(["train", *words.split(), "--out", str(tmp_path / "run")]) == 0
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (config["steps"], config["seeds"], config["agent"]["width"]) == (5, [4, 5], 8)

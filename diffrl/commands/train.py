@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import pairwise
 
 import tyro
 
@@ -76,8 +77,8 @@ def run(arguments: Sequence[str]) -> int:
 def _base(words: list[str]) -> tuple[TrainConfig, str]:
     """The configuration that overrides apply to. Takes what names it out of `words`."""
     agent = take(words, "--agent")
-    if words and not words[0].startswith("-"):
-        name = words.pop(0)
+    if (place := _place(words)) is not None:
+        name = words.pop(place)
         config = configuration.find(name)
         if agent is not None and agent != config.agent.name:
             raise UserError(f"{name} is a configuration of {config.agent.name}; --agent {agent} contradicts it.")
@@ -95,6 +96,17 @@ def _base(words: list[str]) -> tuple[TrainConfig, str]:
     if dataset is None:
         return TrainConfig(dataset="", agent=agents.get(agent)()), ""
     return configuration.default(agent, dataset)
+
+
+def _place(words: Sequence[str]) -> int | None:
+    """Where the configuration stands: at the head, or among the options, where it has the form of a path or name."""
+    if words and not words[0].startswith("-"):
+        return 0
+    for i, (before, word) in enumerate(pairwise(words), 1):
+        named = ("/" in word or word.endswith((".yaml", ".yml"))) and "=" not in word
+        if named and before not in ("--dataset", "--env", "--out"):
+            return i
+    return None
 
 
 def _of_others(agent: str, option: str) -> str:
