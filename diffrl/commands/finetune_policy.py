@@ -67,6 +67,7 @@ class FinetunePolicy:
         # What raises, before torch is imported.
         tuning.refuse_agent(settings.algo, agent)
         settings.refuse_unused(given)
+        tuning.refuse_idle(settings, agent, self.run.log_every)
         tuning.refuse_steps(settings, tuning.default_steps(settings) if self.run.steps is None else self.run.steps)
         if isinstance(settings, DPPOConfig):
             settings.refuse_chain(agent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import normpath
 
 from diffrl.images.config.algorithms import ALGORITHMS
 from diffrl.images.config.base import NOTHING, FinetuneConfig, OnlineConfig, base_of
@@ -100,7 +101,7 @@ def _different_prompts(config: FinetuneConfig) -> float:
 
 def _same(spec: str, other: str) -> bool:
     """Whether two sums are of the same rewards, with weights that are alike but for one positive factor."""
-    sums = [{(e.usage, argument): w for w, e, argument in check(text) if w} for text in (spec, other)]
+    sums = [{(e.usage, normpath(argument or "")): w for w, e, argument in check(text) if w} for text in (spec, other)]
     if sums[0].keys() != sums[1].keys():
         return False
     factors = [sums[1][name] / weight for name, weight in sums[0].items()]

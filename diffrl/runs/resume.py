@@ -72,6 +72,8 @@ def resume(
         if not changed and is_whole(finished, config):  # shown without torch and without its model
             with held(path):
                 if not quiet:
+                    if steps is not None and config.plan:
+                        console.print(f"{config.plan}.")
                     longer = {"option": flag(config.counts), "unit": config.unit}
                     console.print(folder.all_done(path, config.rounds, "rounds", **longer), markup=False)
                     if gone := gone_for_good(finished, config.rounds):

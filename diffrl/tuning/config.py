@@ -321,6 +321,18 @@ def refuse_agent(algo: str, agent: AgentConfig) -> None:
         raise no_forward(name)
 
 
+def refuse_idle(settings: TuningConfig, agent: AgentConfig, log_every: int | None) -> None:
+    """Raise UserError for a run's options that would do nothing: with this agent, or with what acts to learn."""
+    if settings.candidates > 1 and not hasattr(agent, "act_candidates"):
+        raise UserError(
+            f"--candidates is for agents whose critics choose an action when acting: {agent.name} has no use for it."
+        )
+    if log_every is not None and isinstance(settings, ActingConfig) and acts(settings):
+        raise UserError(
+            f"--log-every is for updates: {settings.algo} in an environment writes a row of metrics.csv an iteration."
+        )
+
+
 DEFAULT_STEPS = {"dppo": 400_000, "dpo": 1_000, "nft": 400_000}
 """How long a run is by default: environment steps for dppo and nft, updates for dpo."""
 CRITICS_STEPS = 2_000

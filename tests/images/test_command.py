@@ -269,6 +269,9 @@ def test_a_finished_run_is_shown_from_its_files_and_what_is_lost_is_made_again(
     capsys.readouterr()
     assert main(["resume", str(run)]) == 0
     assert "all 2 rounds are done" in heard(capsys)
+    capsys.readouterr()
+    assert main(["resume", str(run), "--queries", "37"]) == 0
+    assert "2 x 16 images (37 asked for; rounds are whole). " in heard(capsys)
     assert "2 rounds already" in mistake(["resume", str(run), "--queries", "16"], capsys)
     for words in (["--device", "cpu"], ["--stop-kl", "5"]):  # checked, and written down, by the whole way
         assert "the model was loaded" in mistake(["resume", str(run), *words], capsys)

@@ -18,13 +18,14 @@ from agents.base import Agent
 from diffrl.commands.finetune_policy import run as command
 from diffrl.diffusion import VE, VP, Kind, Prediction, Process, RectifiedFlow
 from diffrl.nets import seed_generator
+from diffrl.runs.kind import agent_of
 from diffrl.runs.policy import load_stack
 from diffrl.runs.run import Run
 from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
 from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
-from diffrl.tuning.config import DPPOConfig, NFTConfig, from_dict, to_dict
+from diffrl.tuning.config import DPPOConfig, NFTConfig, from_dict, refuse_idle, to_dict
 from diffrl.tuning.environments import Environments
 from diffrl.tuning.nft import (
     NFTLearner,
@@ -544,6 +545,23 @@ def test_options_without_effect_are_refused(critical: Path, tmp_path: Path, word
     with pytest.raises(UserError, match=error):
         command([str(critical), "--algo", "nft", *words.split(), "--steps", "4", "--out", str(tmp_path / "a")])
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.usefixtures("target")
+def test_an_option_that_would_do_nothing_is_refused(cloned: Path, critical: Path, tmp_path: Path) -> None:
+    """Candidates where no critic chooses, and rows by updates where one is written an iteration."""
+    for words, error in (
+        ("--candidates 4", "--candidates is for agents whose critics choose an action when acting: diffusion_bc has"),
+        ("--log-every 3", "--log-every is for updates: nft in an environment writes a row of metrics.csv an iteration"),
+    ):
+        options = ["--algo", "nft", "--steps", "4", "--out", str(tmp_path / "a"), *words.split()]
+        with pytest.raises(UserError, match=error):
+            command([str(cloned), *options])
+    with pytest.raises(UserError, match="--candidates is for agents"):
+        finetune_policy(NFTConfig(start_run=cloned, candidates=4), out=tmp_path / "a", quiet=True)
+    assert not (tmp_path / "a").exists()
+    settings = NFTConfig(start_run=critical, candidates=4, advantages="critics")
+    refuse_idle(settings, agent_of(critical), 3)  # its critics choose, and its steps are updates
 
 
 def test_an_older_run_that_holds_options_without_effect_goes_on(critical: Path, tmp_path: Path) -> None:
