@@ -16,7 +16,7 @@ from tyro.conf import Positional
 from diffrl.commands.words import parse, take
 from diffrl.support.errors import UserError
 from diffrl.support.files import to_write
-from diffrl.support.schema import Many, NotNegative, Positive, Seed, check
+from diffrl.support.schema import Count, Many, NotNegative, Positive, Seed, check
 
 USAGE = """Train many runs: a grid of settings, or a search among them, with several seeds each.
 
@@ -26,6 +26,7 @@ USAGE = """Train many runs: a grid of settings, or a search among them, with sev
   diffrl sweep --out sweeps/q                     go on after a stop or a kill: runs that are done are skipped, runs
                                                   that were cut go on bit for bit; --retry: those that failed, too
   diffrl sweep --out sweeps/q --seeds 0 1 2 3 4   add the seeds that its settings do not have yet, and run them
+  diffrl sweep --out sweeps/q --steps 200000      make all its runs longer, to so many steps
   diffrl sweep --out sweeps/q --dry-run           list the runs, how far each is, and data that are missing here
   diffrl sweep --out sweeps/q --slurm --submit --slurm-options="--partition=gpu --gres=gpu:1 --time=8:00:00"
                                                   the same runs as an array job; then --status shows the table
@@ -56,6 +57,9 @@ class Sweep:
     seeds: tuple[int, ...] = ()
     """Seeds of every setting; by default those of the configuration. To a sweep that is there, those that it has not
     are added, as a stack of their own."""
+    steps: Count | None = None
+    """Of a sweep that is there: make all its runs longer, to so many steps in all. By default they stay as long as they
+    are; those of a new sweep are as long as --set steps=N says."""
     sets: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE,VALUE ...")] = ()
     """Values to try of a field, such as agent.q_weight=0.5,1,2 or steps=20000; give it as often as you like. By
     default none."""
@@ -126,6 +130,8 @@ def run(arguments: Sequence[str]) -> int:
         return _search(given, out)
     if given.trials is not None:
         raise UserError("--trials goes with --search optuna.")
+    if given.steps is not None:
+        _make_longer(given, out, there is not None)
     if given.configs or given.agent or given.dataset:
         found = plan.bases(given.configs, given.agent, given.dataset)
         asked = plan.grid(found, given.sets, given.seeds, given.separate_seeds)
@@ -148,6 +154,24 @@ def run(arguments: Sequence[str]) -> int:
     return job.run_here(out, asked, given.jobs or 1, given.retry)
 
 
+def _make_longer(given: Sweep, out: Path, there: bool) -> None:
+    """Have the runs of the sweep that is there make as many steps as the options say."""
+    from diffrl.runs.sweep import job
+
+    assert given.steps is not None
+
+    named = given.configs or given.agent or given.dataset or given.sets or given.seeds
+    if not there or named:
+        raise UserError(
+            "--steps makes the runs of a sweep that is there longer: `diffrl sweep --out "
+            f"{out} --steps {given.steps}`, and no more. Runs that are asked for have as many as `--set steps="
+            f"{given.steps}` says."
+        )
+    if given.dry_run or given.status:
+        raise UserError("--steps changes the sweep: leave out --dry-run and --status.")
+    job.lengthen(out, given.steps)
+
+
 def _perform(folder: Path, place: int) -> int:
     """Train one run of a sweep in this process, or go on with it."""
     from diffrl.runs.sweep import plan
@@ -167,6 +191,7 @@ def _search(given: Sweep, out: Path) -> int:
     for taken, flag, why in (
         (given.slurm, "--slurm", "it runs on this machine"),
         (given.ray is not None, "--ray", "it runs on this machine"),
+        (given.steps is not None, "--steps", "its trials stay as long as they are"),
         (given.separate_seeds, "--separate-seeds", "the seeds of a trial train side by side"),
         (given.retry, "--retry", "a trial that failed stays failed"),
     ):

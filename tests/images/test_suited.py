@@ -129,7 +129,9 @@ def test_a_function_is_looked_at_before_the_model_is_loaded(
 def test_a_reward_is_not_held_out_from_itself(
     reward: str, held_out: str, same: bool, quick: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("mine.py").write_text("def red(images, prompts, metadata):\n    return images[:, 0].mean((1, 2))\n\nother = red\n")
+    Path("mine.py").write_text(
+        "def red(images, prompts, metadata):\n    return images[:, 0].mean((1, 2))\n\nother = red\n"
+    )
     config = FinetuneConfig(reward=reward, held_out=held_out)
     with pytest.raises(UserError if same else AssertionError, match="is the reward itself" if same else "is loaded"):
         finetune(config)

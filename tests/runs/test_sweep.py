@@ -15,7 +15,7 @@ import pytest
 import diffrl
 from diffrl.cli import main
 from diffrl.runs.sweep import plan, show, state
-from diffrl.runs.sweep.adding import widened, with_seeds
+from diffrl.runs.sweep.adding import lengthened, widened, with_seeds
 from diffrl.runs.sweep.job import concluded
 from diffrl.runs.sweep.plan import Sweep
 from diffrl.runs.sweep.queue import judged, to_run
@@ -207,7 +207,7 @@ def test_other_values_add_runs_and_another_sweep_is_refused(tmp_path: Path) -> N
     assert widened(tmp_path, more, runs("agent.width=16,32")) == more
     asked = [dataclasses.replace(run, config=dataclasses.replace(run.config, steps=2 * STEPS)) for run in there.runs]
     with pytest.raises(
-        UserError, match=r"has steps 200, not 400.*`diffrl resume \S+ --steps 400` makes that run alone"
+        UserError, match=r"has steps 200, not 400.*`diffrl sweep --out \S+ --steps 400` makes all its runs longer"
     ):
         widened(tmp_path, more, asked)
 
@@ -504,6 +504,38 @@ def test_no_two_settings_of_a_task_have_one_name_in_the_table() -> None:
 def test_jobs_do_not_change_a_run(uncut: Path, tmp_path: Path, jobs: str) -> None:
     assert main(["sweep", *GRID, "--jobs", jobs, "--out", str(tmp_path / "s")]) == 0
     assert_same_sweep(tmp_path / "s", uncut)
+
+
+def test_a_sweep_made_longer_is_the_longer_sweep(
+    uncut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Done, cut and not begun, its runs are made longer, and are those of one command with all the steps."""
+    short = [dataclasses.replace(run.config, steps=100) for run in runs()]
+    folder = tmp_path / "s"
+    folder.mkdir()
+    sets = {"steps": 100, "agent.width": 8}
+    plan.write(
+        folder,
+        Sweep(tuple(dataclasses.replace(r, config=c, settings=sets) for r, c in zip(runs(), short, strict=True))),
+    )
+    perform(folder, plan.existing(folder).runs[0])
+    assert main(["sweep", "--out", str(folder), "--steps", str(STEPS)]) == 0
+    assert "2 runs of 100 steps made longer, to 200." in " ".join(capsys.readouterr().err.split())
+    assert_same_sweep(folder, uncut)
+    assert [run.config for run in plan.existing(folder).runs] == [run.config for run in runs()]
+    assert {run.settings["steps"] for run in plan.existing(folder).runs} == {STEPS}
+    for words, said in (
+        (["--steps", "100"], "--steps is 100, and the runs of"),
+        (["--steps", "300", "--dry-run"], "leave out --dry-run"),
+        (["--steps", "300", "--seeds", "7"], "Runs that are asked for have as many as `--set steps=300` says."),
+    ):
+        assert main(["sweep", "--out", str(folder), *words]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+    assert main(["sweep", *GRID, "--out", str(tmp_path / "new"), "--steps", "300"]) == 2
+    assert "of a sweep that is there" in " ".join(capsys.readouterr().err.split())
+    one = runs()[0]
+    with pytest.raises(UserError, match="have 100 and 200: `diffrl resume RUN --steps N` makes one longer"):
+        lengthened(folder, Sweep((one, dataclasses.replace(one, name="b", config=short[0]))), 300)
 
 
 def test_a_dry_run_says_which_data_are_missing(

@@ -1,4 +1,4 @@
-"""What a command adds to a sweep that is there: runs of other values, and of other seeds. No torch."""
+"""What a command adds to a sweep that is there: runs of other values and of other seeds, and steps. No torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.sweep.plan import Sweep, SweepRun, run_name
-from diffrl.support.errors import UserError, shown
+from diffrl.support.errors import UserError, joined, shown
 
 
 def widened(folder: Path, there: Sweep | None, asked: Sequence[SweepRun]) -> Sweep:
@@ -45,6 +45,34 @@ def with_seeds(there: Sweep, seeds: Sequence[int], separate: bool) -> list[Sweep
     return found
 
 
+def lengthened(folder: Path, there: Sweep, steps: int) -> Sweep:
+    """The sweep of a folder with all its runs made longer, to `steps` steps in all.
+
+    Each is what it would be had it been asked for with so many. Raises UserError where the folder holds a search, where
+    its runs differ in their steps, and where they have more.
+    """
+    if there.search is not None:
+        raise UserError(f"{folder} holds a search, whose trials stay as long as they are: choose another --out.")
+    now = sorted({run.config.steps for run in there.runs})
+    if len(now) > 1:
+        have = joined([str(each) for each in now])
+        raise UserError(
+            f"--steps makes all runs of a sweep equally long, and those of {folder} have {have}: `diffrl resume RUN "
+            "--steps N` makes one longer."
+        )
+    if steps < now[0]:
+        raise UserError(f"--steps is {steps:,}, and the runs of {folder} have {now[0]:,}: a sweep is only made longer.")
+    runs = [
+        dataclasses.replace(
+            run,
+            settings={key: steps if key == "steps" else value for key, value in run.settings.items()},
+            config=dataclasses.replace(run.config, steps=steps),
+        )
+        for run in there.runs
+    ]
+    return Sweep(tuple(runs))
+
+
 def _more_seeds(folder: Path, alike: Sequence[SweepRun], asked: SweepRun) -> list[SweepRun]:
     """The runs of the asked seeds that no run of the same configuration has: one stack, or each by itself as they are.
 
@@ -77,7 +105,7 @@ def _another(folder: Path, old: SweepRun, new: SweepRun) -> UserError:
     """What is said where a run that is asked for has the name of one with another configuration."""
     more, steps = "", new.config.steps
     if dataclasses.replace(old.config, seeds=new.config.seeds, steps=steps) == new.config and steps > old.config.steps:
-        more = f" `diffrl resume {folder / old.name} --steps {steps}` makes that run alone longer."
+        more = f" `diffrl sweep --out {folder} --steps {steps}` makes all its runs longer."
     return UserError(
         f"{folder} holds another sweep: its run {old.name} has {_difference(old.config, new.config)}. `diffrl sweep "
         f"--out {folder}` goes on with it; or choose another --out.{more}"

@@ -6,13 +6,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from diffrl.runs.sweep import plan
-from diffrl.runs.sweep.adding import widened
+from diffrl.runs.sweep.adding import lengthened, widened
 from diffrl.runs.sweep.plan import Sweep, SweepRun
 from diffrl.runs.sweep.queue import InOrder, to_run, work_through
 from diffrl.runs.sweep.show import Board, tell
 from diffrl.runs.sweep.state import State, legend, remarked, remarks, state_of, summary, write_table
 from diffrl.support.console import console
-from diffrl.support.errors import UserError, joined
+from diffrl.support.errors import UserError, counted, joined
 from diffrl.support.folder import held
 from diffrl.support.stopping import Interrupted
 
@@ -30,6 +30,20 @@ def claimed(folder: Path) -> Iterator[None]:
 def go_on(folder: Path) -> str:
     """How a sweep goes on: the end of a sentence."""
     return f"`diffrl sweep --out {folder}` goes on."
+
+
+def lengthen(folder: Path, steps: int) -> None:
+    """Have all runs of a sweep make `steps` steps in all, as they go on."""
+    with claimed(folder):
+        there = plan.existing(folder)
+        sweep = lengthened(folder, there, steps)
+        if sweep.runs != there.runs:
+            console.print(
+                f"{folder}: {counted(len(sweep.runs), 'runs')} of {there.runs[0].config.steps:,} steps made longer, to "
+                f"{steps:,}.",
+                markup=False,
+            )
+            plan.write(folder, sweep)
 
 
 def list_runs(folder: Path, asked: Sequence[SweepRun] | None) -> int:

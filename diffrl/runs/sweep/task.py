@@ -33,6 +33,7 @@ def perform(folder: Path, run: SweepRun) -> None:
     Raises Interrupted where a signal ends it, saved, and Full where the disk is full, which is no failure of the run.
     """
     from diffrl.runs.resume import resume
+    from diffrl.runs.run import Run
     from diffrl.runs.train import train
 
     path = folder / run.name
@@ -42,7 +43,8 @@ def perform(folder: Path, run: SweepRun) -> None:
         failure.forget(path)
         try:
             if steps(path):
-                resume(path)
+                own = Run.read(path).config.steps
+                resume(path, steps=run.config.steps if run.config.steps > own else None)
             else:
                 train(dataclasses.replace(run.config, out=path))
         except Exception as error:
