@@ -233,7 +233,7 @@ def test_a_run_that_is_cut_goes_on_bit_for_bit_and_is_a_model_like_any_other(qui
     assert FinetuneConfig(model=str(whole), steps=7, eta=0.5, algo="ddpo-is").steps == 7
     assert FinetuneConfig(model="tiny-digits", reward="png").steps == 10
     if straight:
-        with pytest.raises(UserError, match="ddpo-is cannot learn from it: give more, or --algo nft"):
+        with pytest.raises(UserError, match="is sampled without noise; ddpo-is cannot learn from it: give more --eta"):
             FinetuneConfig(model=str(whole), algo="ddpo-is")
     history = json.loads((finetune(config, quiet=True) / "evaluations.json").read_text())
     assert "class_accuracy" in history[0]

@@ -331,9 +331,9 @@ class ChainConfig(OnlineConfig):
 
     def __post_init__(self) -> None:
         if self.eta == 0:
-            raise UserError(
-                f"--eta 0 is a deterministic chain; {self.algo} cannot learn from it: give more, or --algo nft."
-            )
+            straight = "eta" in sampled_by(self.model)
+            what = f"{self.model} is sampled without noise" if straight else "--eta 0 is a deterministic chain"
+            raise UserError(f"{what}; {self.algo} cannot learn from it: give more --eta, or --algo nft.")
         super().__post_init__()
 
 
