@@ -22,6 +22,7 @@ from typing import Literal
 from diffrl.data import d4rl
 from diffrl.data import minari as minari_format
 from diffrl.data.columns import open_table
+from diffrl.data.env_spec import EnvSpec
 from diffrl.data.offline import ACTION_LIMIT, OfflineDataset
 from diffrl.support.console import console
 from diffrl.support.errors import DataError, UserError
@@ -186,7 +187,7 @@ def load_dataset(
 
     A maze2d data set that is not on this machine is generated first (with `rows`, only as many). Nothing is
     downloaded: where the file is missing the DataError says how to get it. `check` and `action_limit` are those of
-    `diffrl.data.d4rl.read`. The metadata gets `dataset`, the name, and `env_id` for a benchmark that has one.
+    `diffrl.data.d4rl.read`. The metadata get `dataset`, the name, and a benchmark's environment, where it has one.
     """
     origin = locate(str(name))
     benchmark = origin.benchmark
@@ -217,9 +218,9 @@ def load_dataset(
                 reading.refuse_bare(path)  # of which there is more to say
             raise
     dataset.metadata["dataset"] = origin.name
-    if benchmark is not None and benchmark.env_id is not None and origin.kind != "ogbench":
-        dataset.metadata["env_id"] = benchmark.env_id
+    if benchmark is not None and benchmark.env_id is not None:
         dataset.metadata.pop("env_spec", None)
+        dataset.metadata.update(EnvSpec(benchmark.env_id, benchmark.env_kwargs).metadata())
     return dataset
 
 

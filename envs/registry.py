@@ -201,11 +201,14 @@ def normalised_score(benchmark_id: str, returns: npt.ArrayLike) -> npt.NDArray[n
     return get(benchmark_id).normalised_score(returns)
 
 
-def reference_of(env_id: str) -> str | None:
-    """The id of a benchmark evaluated in `env_id` that has reference scores, the newest version; None if there is none.
+def reference_of(env_id: str, env_kwargs: Mapping[str, Any] | None = None, named: str = "") -> str | None:
+    """The id of a benchmark evaluated in `env_id` whose episodes are scored, the newest version; None: there is none.
 
-    For data that are not D4RL's: the references belong to the environment, and any of its data sets has the same.
+    For data that are not the benchmark's: scores belong to the environment, and any of its data sets has the same. Of
+    OGBench's environments `env_kwargs` say which task it is; of its data sets it is the one that the data have `named`.
     """
+    if (task := ogbench.of_environment(env_id, env_kwargs or {}, named)) is not None:
+        return task
     stem = env_id.rsplit("-v", 1)[0]
     if stem in _ADROIT:
         return _ADROIT[stem]

@@ -167,7 +167,7 @@ class Task:
         spec = asked_spec(env, env_kwargs, max_episode_steps, own)
         reference = self.reference
         if spec is not None and spec.id != self.env_id:
-            reference = registry.reference_of(spec.id)
+            reference = registry.reference_of(spec.id, spec.kwargs)
         return replace(self.within(spec), reference=reference, comparable=False)
 
     @property
@@ -263,7 +263,8 @@ def task_of(name: str, metadata: Mapping[str, Any], **asked: Unpack[Asked]) -> T
         return replace(task, reference=benchmark.id, comparable=comparable)
     if minari is not None and minari.fits(env_id, task.env_kwargs):
         return replace(task, reference=minari.reference)
-    return replace(task, reference=registry.reference_of(env_id) if env_id else None)
+    source = str(metadata.get("source", ""))
+    return replace(task, reference=registry.reference_of(env_id, task.env_kwargs, source) if env_id else None)
 
 
 def open_task(

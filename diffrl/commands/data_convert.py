@@ -80,6 +80,8 @@ class Convert:
         spare(path if to_file else None, self.force)
         dataset = load_dataset(self.source, self.rows, action_limit=None, infos=True)
         rows = first_rows(self.source, dataset, self.rows)
+        if origin.kind == "ogbench":  # whose environment alone does not say which data set it is
+            dataset.metadata["source"] = origin.name
         if self.env is not None or self.env_kwargs or self.max_episode_steps is not None:
             spec = EnvSpec.of(dataset.metadata) if self.env is None else None
             spec = asked_spec(self.env, self.env_kwargs, self.max_episode_steps, spec)

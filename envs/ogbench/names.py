@@ -8,10 +8,10 @@ OGBench has them since its 1.2.0.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from diffrl.support.errors import UserError, nearest
 
@@ -172,6 +172,31 @@ def of_dataset(name: Name) -> tuple[str, ...]:
     """The ids of the tasks of a data set: the default task's, then task 1 to 5."""
     stem = name.dataset.removesuffix("-v0")
     return tuple(f"{stem}-singletask{suffix}-v0" for suffix in ("", *(f"-task{task}" for task in TASKS)))
+
+
+def of_environment(env_id: str, kwargs: Mapping[str, Any], named: str = "") -> str | None:
+    """The id of the task that an environment of ours with these arguments is; None: it is none of OGBench's tasks.
+
+    named: the data set or task that the data are said to be of. Without it the id is of the environment's first kind of
+    data: what scores are made of is the same for all.
+    """
+    world = WORLDS.get(env_id.removeprefix(NAMESPACE).removesuffix("-v0")) if env_id.startswith(NAMESPACE) else None
+    given = {"world": world and world.name, "task": 0, "timing": "post", "sparse": False, **kwargs}
+    if world is None or len(given) > 4 or given["world"] != world.name or given["timing"] not in get_args(Timing):
+        return None
+    if given["task"] not in (0, *TASKS):
+        return None
+    task, sparse = given["task"] or world.default_task, bool(given["sparse"]) and not world.maze
+    try:
+        name = parse(named)
+    except UserError:
+        name = None
+    if name is None or name.world != world:
+        name = Name(world, next(iter(world.episodes)))
+    if (name.task, name.sparse, name.timing) == (task, sparse, given["timing"]):
+        return named
+    suffix = ("-sparse" if sparse else "") + ("-pre" if given["timing"] == "pre" else "")
+    return f"{name.dataset.removesuffix('-v0')}-singletask-task{task}{suffix}-v0"
 
 
 def near(text: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import envs  # noqa: F401 (registers the environments)
-from diffrl.commands.data import Download, Generate, Info, ListData
+from diffrl.commands.data import Convert, Download, Generate, Info, ListData
 from diffrl.data import d4rl
 from diffrl.support.errors import DataError, UserError
 from envs import datasets, registry
@@ -544,6 +544,52 @@ def test_a_run_keeps_the_success_of_every_episode(
 
 
 # The command line
+
+
+@pytest.mark.parametrize("target", ["copy.hdf5", "minari:ogb/copy-v0"])
+@pytest.mark.parametrize("suffix", ["", "-task3-pre"])
+def test_a_converted_copy_has_the_tasks_environment_and_scores(
+    made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, target: str, suffix: str
+) -> None:
+    """Also a copy of the copy; and what the copy is not, the benchmark itself, it is not taken for."""
+    from envs.task import find_task
+
+    monkeypatch.chdir(tmp_path)
+    path = generation.cached_path(NAVIGATE)
+    path.parent.mkdir(parents=True)
+    shutil.copy(made, path)
+    of_id = TASK.replace("-v0", f"{suffix}-v0")
+    Convert(of_id, target).run()
+    Convert(target, "again.hdf5").run()
+    original = find_task(of_id, datasets.load_dataset(of_id))
+    for name in (target, "again.hdf5"):
+        copy = datasets.load_dataset(name)
+        task = find_task(name, copy)
+        assert (task.reference, task.comparable, task.scored_by_success) == (of_id, False, True)
+        assert str(task.spec) == str(original.spec)
+        with closing(task.make()) as env:
+            assert env.spec is not None
+            assert env.spec.kwargs.items() >= original.env_kwargs.items()
+        assert "rebuilt" in copy.metadata
+        assert find_task(name, copy, env="Pendulum-v1").reference is None
+
+
+def test_ogbenchs_environment_scores_by_success_whatever_the_data() -> None:
+    """The task is that of its arguments; arguments that are no task's are scored by nothing."""
+    reference = registry.reference_of
+    env_id = "ogbench/cube-single-v0"
+    assert reference(env_id) == "cube-single-play-singletask-task2-v0"
+    assert reference(env_id, {"task": 1, "sparse": True}) == "cube-single-play-singletask-task1-sparse-v0"
+    assert reference(env_id, {"timing": "pre"}, "cube-single-noisy-v0") == "cube-single-noisy-singletask-task2-pre-v0"
+    assert reference(env_id, {"task": 2}, "cube-single-play-singletask-v0") == "cube-single-play-singletask-v0"
+    assert reference(env_id, {"task": 2}, "cube-double-play-singletask-v0") == "cube-single-play-singletask-task2-v0"
+    assert reference(env_id, {}, "cube-single-play-singletask-task9-v0") == "cube-single-play-singletask-task2-v0"
+    for kwargs in ({"task": 9}, {"timing": "now"}, {"world": "cube-double"}, {"mode": "data_collection"}):
+        assert reference(env_id, kwargs) is None
+    assert reference("ogbench/nothing-v0") is None
+    for task in names.tasks():
+        benchmark = registry.get(task)
+        assert reference(str(benchmark.env_id), benchmark.env_kwargs, task) == task
 
 
 def test_info_says_how_the_file_is_known_to_be_the_same(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
