@@ -328,11 +328,13 @@ def download(name: str, force: bool = False, progress: bool = True) -> Path:
     """
     origin = locate(name)
     if origin.kind == "ogbench":
-        assert origin.benchmark is not None and origin.path is not None  # noqa: PT018
+        assert origin.benchmark is not None
+        from envs.ogbench.generation import folders
+
         way = f"`diffrl data generate {name}` rebuilds it here; or put" if origin.benchmark.generated else "Put"
         raise UserError(
             f"{name} is not downloaded: OGBench's host was out of reach for weeks. {way} OGBench's own "
-            f"{ogbench.get(name).dataset}.npz in {origin.path.parent}."
+            f"{ogbench.get(name).dataset}.npz in {folders()}."
         )
     if origin.kind == "file":
         raise UserError(f"{name!r} is a path; expected a D4RL id (`diffrl data list`) or a Minari id.")

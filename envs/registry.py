@@ -228,10 +228,10 @@ _ADROIT = {f"AdroitHand{task}": f"{task.lower()}-human-v1" for task in ("Pen", "
 
 def _of_ogbench(benchmark_id: str, name: ogbench.Name) -> Benchmark:
     world = name.world
-    rebuilt = "rebuilt here with the wheel's oracles" if name.has_oracle else "from a trained expert: by file only"
+    oracle = "which the wheel's oracles can rebuild here" if name.has_oracle else "from a trained expert: by file only"
     if name.task is None:
         tasks = f"{ogbench.of_dataset(name)[0]} and its task1 to task5"
-        note = f"OGBench's data, {rebuilt}. Without rewards: those are of a task, {tasks}."
+        note = f"OGBench's data, {oracle}. Without rewards: those are of a task, {tasks}."
         return Benchmark(benchmark_id, domain=world.name, note=note, env_extra="ogbench", generated=name.has_oracle)
     kwargs: dict[str, Any] = {"task": name.task, "timing": name.timing} | ({"sparse": True} if name.sparse else {})
     return Benchmark(
@@ -240,7 +240,7 @@ def _of_ogbench(benchmark_id: str, name: ogbench.Name) -> Benchmark:
         env_kwargs=kwargs,
         max_episode_steps=world.max_episode_steps,
         domain=world.name,
-        note=f"OGBench's data, {rebuilt}. Scores are success x100; rewards and success are timed `{name.timing}`.",
+        note=f"OGBench's data, {oracle}. Scores are success x100; rewards and success are timed `{name.timing}`.",
         env_extra="ogbench",
         generated=name.has_oracle,
         scored_by="success",

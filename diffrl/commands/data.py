@@ -46,7 +46,7 @@ class ListData:
         from diffrl.commands import data_ogbench
         from diffrl.data import minari as minari_format
         from envs import registry
-        from envs.datasets import cached_path, generated, locate
+        from envs.datasets import generated, locate
 
         chosen = [registry.get(benchmark_id) for benchmark_id in registry.ids() if self.pattern in benchmark_id]
         wanted = "" if self.pattern == "minari" else self.pattern.removeprefix("minari:")
@@ -60,11 +60,13 @@ class ListData:
             console.print(f"No data set has {self.pattern!r} in its id: {registry.hint(self.pattern)}")
             return 1
         rows: list[tuple[str, ...]] = []
+        seeded: dict[str, None] = {}
         for benchmark in chosen:
             origin = locate(benchmark.id)
             rows.append((benchmark.id, _status(origin), _rows_of(origin.path), *_scores_of(benchmark)))
             for piece in generated(benchmark.id):
                 name = piece.path.name if piece.seed else _option(piece, benchmark)
+                seeded |= {str(piece.path.parent): None} if piece.seed else {}
                 rows.append((name, "here", _rows_of(piece.path), "", "", ""))
         for benchmark, distribution in others:
             rows.append((benchmark.id, f"here ({distribution})", "-", *_scores_of(benchmark)))
@@ -75,7 +77,7 @@ class ListData:
         counts = [f"{counted(known, 'data sets')} known by name"] * (known > 0)
         if local:
             counts.append(f"{len(local):,} of Minari's" if known else f"{counted(len(local), 'data sets')} of Minari's")
-        said = [f"{' and '.join(counts)}.", *legend(rows, data_ogbench.folder(), cached_path("").parent)]
+        said = [f"{' and '.join(counts)}.", *legend(rows, data_ogbench.folders(), seeded)]
         if local or not self.pattern:
             said.append("Further ids of Minari's, such as mujoco/hopper/medium-v0, can be downloaded too.")
         console.print(" ".join(said), highlight=False)
@@ -327,8 +329,10 @@ def _of_packages(pattern: str) -> tuple[list[tuple[Benchmark, str]], list[str]]:
 
 
 def _status(origin: Origin) -> str:
+    from diffrl.commands import data_ogbench
+
     if origin.exists:
-        return "here"
+        return data_ogbench.here(origin.path) if origin.kind == "ogbench" and origin.path is not None else "here"
     assert origin.benchmark is not None
     otherwise = "by file" if origin.kind == "ogbench" else "download"
     return "generate" if origin.benchmark.generated else otherwise

@@ -25,11 +25,18 @@ def matching(pattern: str) -> Iterator[Benchmark]:
             yield registry.get(one)
 
 
-def folder() -> Path:
-    """The folder that OGBench's files are read from, besides its own."""
-    from envs.ogbench import generation, names
+def folders() -> str:
+    """The folders that OGBench's own files are read from, in words."""
+    from envs.ogbench import generation
 
-    return generation.cached_path(names.get(names.datasets()[0])).parent
+    return generation.folders()
+
+
+def here(path: Path) -> str:
+    """What the list says of a file that is here."""
+    from envs.ogbench import reading
+
+    return "here (rebuilt)" if reading.is_rebuilt(path) else "here (by file)"
 
 
 def print_fidelity(console: Console, benchmark_id: str, dataset: OfflineDataset) -> None:
@@ -61,7 +68,9 @@ def generate(
 
 def use(benchmark_id: str, path: Path, episodes: int | None) -> str:
     """A sentence: how to train on a file."""
-    from envs.ogbench import generation, names
+    from dataclasses import replace
+
+    from envs.ogbench import generation, names, reading
 
     name = names.get(benchmark_id)
     task = benchmark_id if name.task is not None else names.of_dataset(name)[0]
@@ -70,4 +79,4 @@ def use(benchmark_id: str, path: Path, episodes: int | None) -> str:
     few = episodes if episodes is not None and episodes < name.episodes else None  # --rows asks for no more than all
     if few is not None and path == generation.cached_path(name, few):
         return f"Train on it: diffrl train --agent fql --dataset {task} --rows {few * (name.rows - 1)}"
-    return f"To train on it, put it in the place of {generation.cached_path(name)}."
+    return reading.way_to_train(replace(name, validation=False), path, episodes)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from diffrl.support.errors import counted
+from diffrl.support.errors import counted, joined
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,8 +44,11 @@ def listing(rows: Sequence[Sequence[str]]) -> Table:
     return found
 
 
-def legend(rows: Sequence[Sequence[str]], ogbench: Path, data: Path) -> list[str]:
-    """Sentences on those words of `listing`'s table that stand in it. ogbench, data: where files are read from."""
+def legend(rows: Sequence[Sequence[str]], ogbench: str, seeded: Iterable[str]) -> list[str]:
+    """Sentences on those words of `listing`'s table that stand in it.
+
+    ogbench: where OGBench's own files are read from. seeded: the folders of the files in the table.
+    """
     words = {
         "here": "[green]here[/]: on this machine",
         "generate": "[cyan]generate[/]: `diffrl data generate ID`, or at first use",
@@ -58,8 +60,8 @@ def legend(rows: Sequence[Sequence[str]], ogbench: Path, data: Path) -> list[str
     found = ["; ".join(said for word, said in words.items() if word in there) + "."]
     if any(low not in ("", "-") for *_, low, _ in rows):
         found.append("random, expert: the mean returns that are scored 0 and 100.")
-    if any(name.endswith(".hdf5") for name, *_ in rows):
-        found.append(f"Names ending in .hdf5 are files in {data}.")
+    if folders := joined(list(seeded)):
+        found.append(f"Names ending in .hdf5 are files in {folders}.")
     return found
 
 

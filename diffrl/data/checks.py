@@ -19,6 +19,7 @@ from diffrl.data.d4rl import NEEDING_NONE
 from diffrl.data.env_spec import EnvSpec
 from diffrl.data.fidelity import KEY, LOOK_FIRST, NOT_MEASURED, USELESS, Verdict
 from diffrl.data.offline import (
+    NO_REWARDS,
     Bools,
     Floats,
     Ints,
@@ -252,7 +253,9 @@ def _degenerate(dataset: OfflineDataset) -> list[Finding]:
     found = []
     if not dataset.rewards.any():
         who = f"only {joined(NEEDING_NONE)} (unguided) learn from such rows."
-        found.append(Finding(f"rewards: all {len(dataset):,} of the rows read are 0: {who}", "note"))
+        why = dataset.metadata.get(NO_REWARDS)
+        own = f"the data have none of their own ({str(why)[:200]}); " if why else ""
+        found.append(Finding(f"rewards: {own}all {len(dataset):,} of the rows read are 0: {who}", "note"))
     if (dataset.actions == dataset.actions[0]).all():
         sentence = f"actions: all {len(dataset):,} rows hold the same one, {listed_numbers(dataset.actions[0])}."
         found.append(Finding(sentence, "warning", "Check that they are the actions that were taken."))

@@ -25,6 +25,8 @@ MADE_STAND_IN = "stand-in: what a model generates in the place of the row's own 
 """The same of generated rows, whose model learned from data that do not hold it."""
 BOTH_STAND_IN = "stand-in: in real rows the row's own observation, in synthetic ones what a model generates for it"
 """The same of both in one file."""
+NO_REWARDS = "no_rewards"
+"""The key in the metadata of data that have no rewards of their own, but zeros: where rewards are to be had."""
 _ACTION_SLACK = 1e-5  # a tanh in float32, stored and read again
 _SAME, _ROUNDING = 1e-3, 1e-5
 """Two observations are equal within `_SAME` deviations of each dimension, and `_ROUNDING` of its value."""

@@ -53,6 +53,17 @@ def cached_path(name: Name, episodes: int | None = None, seed: int = 0, validati
     return data_directory() / "ogbench" / f"{stem}{'-val' if validation else ''}.hdf5"
 
 
+def official_folder() -> Path:
+    """OGBench's own folder of data: `$OGBENCH_DATASET_DIR`, else ~/.ogbench/data."""
+    return Path(os.environ.get("OGBENCH_DATASET_DIR") or "~/.ogbench/data").expanduser()
+
+
+def folders() -> str:
+    """The folders that OGBench's own files are read from, in words: ours is the first that is looked in."""
+    whose = " ($OGBENCH_DATASET_DIR)" if os.environ.get("OGBENCH_DATASET_DIR") else ""
+    return f"{official_folder()}{whose} or {data_directory() / 'ogbench'}"
+
+
 def validation_path(path: Path) -> Path:
     """The file of the validation set beside that of the training set."""
     return path.with_name(f"{path.stem}-val{path.suffix}")
@@ -83,7 +94,7 @@ def generate(
     if not name.has_oracle:
         raise UserError(
             f"{name.dataset} cannot be rebuilt: its data are from a trained expert. Put OGBench's {name.dataset}.npz "
-            f"in {cached_path(name).parent}."
+            f"in {folders()}."
         )
     episodes = name.episodes if episodes is None else episodes
     jobs = cores() if jobs is None else jobs

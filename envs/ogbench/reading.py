@@ -7,7 +7,6 @@ bootstrapped, although the recorded episode goes on: such a row is terminal, so 
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from diffrl.data.columns import Column, Table, open_table
 from diffrl.data.d4rl import verify
-from diffrl.data.offline import Bools, Floats, OfflineDataset
+from diffrl.data.offline import NO_REWARDS, Bools, Floats, OfflineDataset
 from diffrl.support.errors import DataError
 from envs.ogbench import generation, worlds
 from envs.ogbench.names import TASKS, Name, of_dataset, parse
@@ -34,7 +33,7 @@ def find(name: Name, rows: int | None = None) -> Path:
     rows: how many are wanted; where the whole is not here, a file of just the `episodes_for` them will do.
     """
     ours = generation.cached_path(name, validation=name.validation)
-    folder = Path(os.environ.get("OGBENCH_DATASET_DIR", "~/.ogbench/data")).expanduser()
+    folder = generation.official_folder()
     official = f"{name.dataset}{'-val' if name.validation else ''}.npz"
     for path in (ours, ours.with_name(official), folder / official):
         if path.is_file():
@@ -48,18 +47,49 @@ def episodes_for(name: Name, rows: int) -> int:
 
 
 def refuse_bare(path: Path) -> None:
-    """Raise DataError for a file of OGBench's layout that is named by its path, which tells no task."""
+    """Raise DataError for a file of OGBench's layout that is named by its path, which tells no task.
+
+    It is known by its own `metadata/dataset`, else by its name; by its columns alone where it has been renamed.
+    """
     stem, version, _ = path.name.partition("-v0")
     name = parse(stem + version)
-    if name is None or not path.is_file():
+    if not path.is_file():
         return
     with open_table(path) as table:
-        bare = table.get("rewards") is None and table.get("qpos") is not None
-    if bare:
+        if table.get("rewards") is not None or any(table.get(key) is None for key in COLUMNS):
+            return
+        about = {key.partition("/")[2]: _plain(table.read(column)) for key, column in table.below("metadata").items()}
+    name = parse(str(about.get("dataset", ""))) or name
+    if name is None:
         raise DataError(
-            f"{path} holds OGBench's {name.dataset}, without rewards: put it in {generation.cached_path(name).parent} "
-            f"under that name and name a task of it, such as --dataset {of_dataset(name)[0]}."
+            f"{path} has OGBench's layout ({', '.join(COLUMNS)}), which holds no rewards: those are of a task. Name it "
+            f"as OGBench does, such as cube-single-play-v0.npz, in {generation.folders()}, and train on a task of it: "
+            "--dataset cube-single-play-singletask-v0."
         )
+    validation = name.validation or "-val" in path.name or about.get("split") == "validation"
+    episodes = about.get("episodes") if is_rebuilt(path) and not validation else None
+    raise DataError(
+        f"{path} holds OGBench's {name.dataset}{' for validation' if validation else ''}, without rewards: those are "
+        f"of a task. {way_to_train(replace(name, validation=validation), path, episodes)}"
+    )
+
+
+def way_to_train(name: Name, path: Path, episodes: Any = None) -> str:
+    """A sentence: how to train on a file, by an id. episodes: of training that one of ours holds; None: OGBench's."""
+    task = f"--dataset {of_dataset(name)[0]}{'-val' if name.validation else ''}"
+    fewer = isinstance(episodes, int) and 0 < episodes < name.episodes
+    if fewer:
+        task += f" --rows {episodes * (name.rows - 1)}"
+    place = generation.cached_path(name, episodes if fewer else None, validation=name.validation)
+    where = f"at {place}"
+    if not is_rebuilt(path):
+        official = f"{name.dataset}{'-val' if name.validation else ''}.npz"
+        where = f"into {generation.folders()} as {official}"
+        if path.name == official and path.absolute().parent in (generation.official_folder().absolute(), place.parent):
+            place = path.absolute()
+    if path.absolute() == place.absolute():
+        return f"It is read by the name of a task: {task}."
+    return f"Put it {where}; then {task} reads it."
 
 
 def is_rebuilt(path: Path) -> bool:
@@ -110,7 +140,7 @@ def _described(name: Name, path: Path) -> dict[str, Any]:
     """What the metadata of a loaded data set say of the task and the file."""
     kind = "rebuilt here, not OGBench's own file" if is_rebuilt(path) else "OGBench's layout, as found"
     if name.task is None:
-        return {"data": kind, "rewards": "0: the id names no task"}
+        return {"data": kind, NO_REWARDS: f"those are of a task, {of_dataset(name)[0]} and its task1 to task5"}
     after = "after the action, as FQL was published" if name.timing == "post" else "before it, as OGBench 1.2.0 has it"
     sparse = ", sparse" if name.sparse else ""
     return {"data": kind, "rewards": f"task {name.task}{sparse}, timing {name.timing}: of the state {after}"}

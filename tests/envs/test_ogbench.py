@@ -406,7 +406,14 @@ def test_a_data_set_of_an_expert_is_by_file_only(capsys: pytest.CaptureFixture[s
     with pytest.raises(UserError, match=r"from a trained expert.*antmaze-large-play-v0|antmaze-large-stitch-v0\.npz"):
         generation.generate(names.get("antmaze-large-stitch-v0"))
     assert ListData("antmaze-large-stitch").run() == 0
-    assert "by file" in capsys.readouterr().out
+    said = ["".join(capsys.readouterr().out.split())]
+    assert "byfile" in said[0]
+    for refused in (Generate, Download):
+        with pytest.raises(UserError) as error:
+            refused("antmaze-large-stitch-v0").run()
+        said.append("".join(str(error.value).split()))
+    theirs = f"{generation.official_folder()}($OGBENCH_DATASET_DIR)or{generation.cached_path(NAVIGATE).parent}"
+    assert all("".join(theirs.split()) in text for text in said)
 
 
 # Reading
@@ -474,7 +481,9 @@ def test_files_of_others_are_refused_in_one_line(made: Path, tmp_path: Path) -> 
             reading.load(names.get(text), path)
         assert "\n" not in str(raised.value)
     bare = official(made, tmp_path / "pointmaze-medium-navigate-v0.npz")
-    with pytest.raises(DataError, match=r"without rewards: put it in .* such as --dataset pointmaze-medium-navigate-s"):
+    with pytest.raises(
+        DataError, match=r"without rewards: .* Put it into .* then --dataset pointmaze-medium-navigate-s"
+    ):
         datasets.load_dataset(bare)
     without = {key: values for key, values in contents(made).items() if key != "qpos"}
     np.savez(tmp_path / "f.npz", **without)
@@ -572,6 +581,66 @@ def test_a_converted_copy_has_the_tasks_environment_and_scores(
             assert env.spec.kwargs.items() >= original.env_kwargs.items()
         assert "rebuilt" in copy.metadata
         assert find_task(name, copy, env="Pendulum-v1").reference is None
+
+
+def test_a_set_without_rewards_says_where_they_are(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As it is converted, and in the copy; of a task nothing is said."""
+    path = generation.cached_path(NAVIGATE)
+    path.parent.mkdir(parents=True)
+    shutil.copy(made, path)
+    copy = path.parent.parent / "copy.hdf5"
+    for run in (Convert(NAVIGATE.dataset, str(copy)), Info(str(copy)), Info(NAVIGATE.dataset)):
+        run.run()
+        said = "".join(capsys.readouterr())
+        assert f"none of their own (those are of a task, {TASK}" in " ".join(said.split())
+    Convert(TASK, str(copy), force=True).run()
+    Info(str(copy)).run()
+    assert "of their own" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("kept", ["name", "metadata", "nothing"])
+def test_a_file_without_rewards_is_told_by_what_it_holds(made: Path, folders: Path, kept: str) -> None:
+    """Where it belongs, and the id that reads it there; never that zeros would do. The advice is true."""
+    short = folders / "short.hdf5"
+    shutil.copy(made, short)
+    given = {"name": official(made, folders / "x" / f"{NAVIGATE.dataset}.npz"), "metadata": short}
+    path = given.get(kept) or official(made, folders / "renamed.npz")
+    with pytest.raises(DataError) as error:
+        datasets.load_dataset(str(path))
+    said = str(error.value)
+    assert "zero" not in said
+    assert "without rewards: those are of a task." in said or "holds no rewards: those are of a task" in said
+    theirs = generation.official_folder()
+    if kept == "nothing":
+        assert f"in {theirs} ($OGBENCH_DATASET_DIR) or " in said
+        return
+    rows = " --rows 3000" if kept == "metadata" else ""
+    place = generation.cached_path(NAVIGATE, 3) if kept == "metadata" else theirs / path.name
+    assert (f"at {place}" if kept == "metadata" else f"into {theirs}") in said
+    assert f"then --dataset {TASK}{rows} reads it." in said
+    place.parent.mkdir(parents=True)
+    shutil.copy(path, place)
+    assert len(datasets.load_dataset(TASK, rows=3000 if rows else None)) == 3 * (ROWS - 1)
+    with pytest.raises(DataError, match=f"It is read by the name of a task: --dataset {TASK}{rows}"):
+        datasets.load_dataset(str(place))
+
+
+def test_where_a_file_is_from_is_said_of_the_file_found(
+    made: Path, folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    official(made, folders / "OGBENCH_DATASET_DIR" / f"{NAVIGATE.dataset}.npz")
+    for words, otherwise in (
+        (("OGBench's layout, as found", "here (by file)"), "ebuilt"),
+        (("rebuilt here", "here (rebuilt)"), "by file"),
+    ):
+        ListData(NAVIGATE.dataset).run()
+        Info(TASK).run()
+        out = " ".join(capsys.readouterr().out.split())
+        assert all(word in out for word in words)
+        assert otherwise not in out
+        ours = generation.cached_path(NAVIGATE)
+        ours.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(made, ours)
 
 
 def test_ogbenchs_environment_scores_by_success_whatever_the_data() -> None:
