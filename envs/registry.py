@@ -132,6 +132,11 @@ def find(benchmark_id: str) -> Benchmark | None:
     return of_package(benchmark_id).get(benchmark_id) if name is None else _of_ogbench(benchmark_id, name)
 
 
+def of_file(name: str) -> Benchmark | None:
+    """D4RL's benchmark whose file has this name, as D4RL keeps it (hopper_medium-v2.hdf5) or by its id; else None."""
+    return next((one for one in _table().values() if name in (f"{one.id}.hdf5", one.url.rpartition("/")[2])), None)
+
+
 def known(benchmark_id: str) -> bool:
     """Whether D4RL, OGBench or another package has a benchmark called `benchmark_id`. Raises UserError as `find`."""
     return find(benchmark_id) is not None

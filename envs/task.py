@@ -19,6 +19,7 @@ from diffrl.support.console import console
 from diffrl.support.errors import DataError, UserError, said_by, shown
 from diffrl.support.schema import Count, held, parse_kwargs
 from envs import families, making, registry
+from envs.datasets import named_like_d4rl
 from envs.making import CannotRebuild, make_env
 
 __all__ = ["Task", "find_task", "make_env", "open_task"]
@@ -277,6 +278,8 @@ def open_task(
     here but cannot be rebuilt as the file says is refused.
     """
     task, env = find_task(name, dataset, **asked), asked.get("env")
+    if task.env_id is None and env is None and (said := named_like_d4rl(name)):
+        console.print(said, markup=False, highlight=False)
     if task.observation_parts is not None and (remark := goal_left_out(dataset.metadata)):
         console.print(remark, markup=False)
     if env is not None and task.spec is not None:

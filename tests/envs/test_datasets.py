@@ -1,4 +1,5 @@
 import http.server
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.errors import DataError, UserError
-from envs import datasets, registry
+from envs import datasets, fetching, registry
 from envs.rows import first_rows
 
 
@@ -64,6 +65,27 @@ def test_an_id_is_loaded_from_the_data_directory_or_d4rl_s_own(folders):
     assert len(dataset) == 25
     assert dataset.metadata["dataset"] == "hopper-medium-v2"
     assert dataset.metadata["env_id"] == "Hopper-v4"
+
+
+@pytest.mark.parametrize("name", ["hopper_medium-v2.hdf5", "hopper-medium-v2.hdf5"])
+def test_d4rl_s_own_names_are_known(folders, capsys, name):
+    """In our data directory too; and of a path that has such a name it is said which id scores it, and that is true."""
+    from diffrl.commands.data import Info
+
+    path, place = folders / name, folders / "DIFFRL_DATA" / "d4rl" / name
+    data = d4rl.OfflineDataset(np.zeros((3, 11)), np.zeros((3, 3)), np.ones(3), np.zeros(3, bool), np.zeros(3, bool))
+    d4rl.write(path, data)
+    Info(str(path)).run()
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{name} is the name of D4RL's hopper-medium-v2. Put it in {place.parent}, and --dataset hopper-" in said
+    assert "reads and scores it; or name its environment: --env Hopper-v4." in said
+    Info(str(path), env="Hopper-v4").run()
+    assert "the name of D4RL's" not in capsys.readouterr().err
+    place.parent.mkdir(parents=True)
+    shutil.copy(path, place)
+    assert len(datasets.load_dataset("hopper-medium-v2")) == 3
+    Info(str(place)).run()
+    assert "D4RL's hopper-medium-v2. --dataset hopper-" in " ".join(capsys.readouterr().err.split())
 
 
 def test_missing_timeouts_of_an_id_are_counted_by_its_step_limit(folders):
@@ -186,7 +208,7 @@ CONTENT = bytes(range(256)) * 40
 def test_a_file_is_fetched_verified_and_put_in_place(host, tmp_path):
     host.content = CONTENT
     seen = []
-    datasets.fetch(host.url, tmp_path / "file", lambda path: seen.append(path.read_bytes()), **FAST)
+    fetching.fetch(host.url, tmp_path / "file", lambda path: seen.append(path.read_bytes()), **FAST)
     assert seen == [CONTENT]
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert not (tmp_path / "file.part").exists()
@@ -194,7 +216,7 @@ def test_a_file_is_fetched_verified_and_put_in_place(host, tmp_path):
 
 def test_a_dropping_host_is_resumed_where_it_was_cut(host, tmp_path):
     host.content, host.drop_after = CONTENT, 3000
-    datasets.fetch(host.url, tmp_path / "file", attempts=2, **FAST)
+    fetching.fetch(host.url, tmp_path / "file", attempts=2, **FAST)
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert host.asked == [None, "bytes=3000-", "bytes=6000-", "bytes=9000-"]
 
@@ -202,29 +224,29 @@ def test_a_dropping_host_is_resumed_where_it_was_cut(host, tmp_path):
 def test_a_part_left_by_an_earlier_call_is_resumed_even_if_it_is_whole(host, tmp_path):
     host.content = CONTENT
     (tmp_path / "file.part").write_bytes(CONTENT[:777])
-    datasets.fetch(host.url, tmp_path / "file", **FAST)
+    fetching.fetch(host.url, tmp_path / "file", **FAST)
     assert host.asked == ["bytes=777-"]
     (tmp_path / "more.part").write_bytes(CONTENT)
-    datasets.fetch(host.url, tmp_path / "more", **FAST)
+    fetching.fetch(host.url, tmp_path / "more", **FAST)
     assert (tmp_path / "file").read_bytes() == (tmp_path / "more").read_bytes() == CONTENT
 
 
 def test_a_part_longer_than_the_file_is_thrown_away(host, tmp_path):
     host.content = CONTENT
     (tmp_path / "file.part").write_bytes(CONTENT + b"more")
-    datasets.fetch(host.url, tmp_path / "file", **FAST)
+    fetching.fetch(host.url, tmp_path / "file", **FAST)
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
 def test_a_host_without_ranges_starts_anew_and_gives_up_where_that_never_helps(host, tmp_path):
     host.content, host.ranges = CONTENT, False
     (tmp_path / "file.part").write_bytes(b"something else")
-    datasets.fetch(host.url, tmp_path / "file", **FAST)
+    fetching.fetch(host.url, tmp_path / "file", **FAST)
     assert (tmp_path / "file").read_bytes() == CONTENT
     host.drop_after = 3000
     host.asked.clear()
-    with pytest.raises(datasets.DownloadError, match="cut after 3000 of 10240 bytes"):
-        datasets.fetch(host.url, tmp_path / "other", attempts=3, **FAST)
+    with pytest.raises(fetching.DownloadError, match="cut after 3000 of 10240 bytes"):
+        fetching.fetch(host.url, tmp_path / "other", attempts=3, **FAST)
     assert len(host.asked) == 4  # one that brought something, three that brought nothing new
     assert (tmp_path / "other.part").exists()
     assert not (tmp_path / "other").exists()
@@ -233,8 +255,8 @@ def test_a_host_without_ranges_starts_anew_and_gives_up_where_that_never_helps(h
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (503, 3)])
 def test_an_error_of_the_host_is_reported_and_only_passing_ones_are_tried_again(host, tmp_path, status, requests):
     host.status = status
-    with pytest.raises(datasets.DownloadError, match=str(status) if status == 404 else "Service Unavailable"):
-        datasets.fetch(host.url, tmp_path / "file", attempts=3, **FAST)
+    with pytest.raises(fetching.DownloadError, match=str(status) if status == 404 else "Service Unavailable"):
+        fetching.fetch(host.url, tmp_path / "file", attempts=3, **FAST)
     assert len(host.asked) == requests
 
 
@@ -242,7 +264,7 @@ def serve(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have hopper-medium-v2 at `url`, and no pauses."""
     benchmark = replace(registry.get("hopper-medium-v2"), url=url)
     monkeypatch.setitem(registry._table(), "hopper-medium-v2", benchmark)
-    monkeypatch.setattr(datasets.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(fetching.time, "sleep", lambda seconds: None)
 
 
 def test_download_makes_an_id_loadable_with_a_checksum_and_fetches_it_once(host, folders, monkeypatch):
