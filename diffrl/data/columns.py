@@ -29,6 +29,17 @@ PICKLES = (".pkl", ".pickle")
 """How the names of pickled files end."""
 _PICKLED = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 FETCH_AGAIN = "Write it again, or if it is D4RL's: `diffrl data download ID --force` (maze2d: `generate`)."
+_HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", (b"PK\x03\x04", b"PK\x05\x06")
+"""How these files begin; an `.npz` is a zip archive."""
+_OTHERS = {b"\x93NUMPY": "an .npy file, of one array", b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file"}
+"""What files of other kinds are, by how they begin."""
+_TEXTS = (".csv", ".tsv", ".json", ".jsonl", ".txt")
+"""How the names of files of text end."""
+_READ = (
+    "Data are read from HDF5 and .npz files with the arrays observations, actions, rewards and terminals, and from "
+    "Minari's folders. In Python, `np.savez('rollouts.npz', observations=..., actions=..., rewards=..., "
+    "terminals=..., timeouts=...)` writes one: docs/data.md#your-own-file."
+)
 _LINKS = 16
 """Soft links that may follow on one another, HDF5's own number."""
 _DEPTH = 32
@@ -108,11 +119,38 @@ def open_table(path: Path) -> Iterator[Table]:
     regular_file(path, "an HDF5 file in D4RL's layout", error=DataError)
     if path.suffix == ".npz":
         what = f"{path} cannot be read as an .npz file of plain arrays"
+        _refuse_other(path, _beginning(path), FETCH_AGAIN)
+        if not zipfile.is_zipfile(path):
+            size = (
+                f"It has {path.stat().st_size:,} bytes, without the list of contents that stands at an .npz file's end"
+            )
+            raise DataError(f"{what}. {size}: it may be cut short or damaged. {FETCH_AGAIN}")
         with reading(what, error=DataError), zipfile.ZipFile(path) as archive:
             yield NpzTable(path, archive)
         return
     with open_hdf5(path) as file:
         yield Hdf5Table(path, file)
+
+
+def _beginning(path: Path) -> bytes:
+    """The first bytes of a file."""
+    with reading(f"{path} cannot be read", error=DataError), path.open("rb") as start:
+        return start.read(24)
+
+
+def _refuse_other(path: Path, beginning: bytes, advice: str) -> None:
+    """Raise DataError for a file that is empty, or of another kind than its name says, if its beginning shows which."""
+    if not beginning:
+        raise DataError(f"{path} has 0 bytes. {advice}")
+    if beginning.startswith(_HDF5) and path.suffix == ".npz":
+        raise DataError(f"{path} is an HDF5 file, though its name ends in .npz: rename it to end in .hdf5.")
+    if beginning.startswith(_ZIP) and path.suffix != ".npz":
+        raise DataError(f"{path} is a zip archive, as .npz files are: if it is one, rename it to end in .npz.")
+    kind = next((kind for start, kind in _OTHERS.items() if beginning.startswith(start)), None)
+    if path.suffix.lower() in _TEXTS and beginning.isascii():
+        kind = f"text ({path.suffix})"
+    if kind is not None:
+        raise DataError(f"{path} is {kind}, which is not read. {_READ}")
 
 
 @contextmanager
@@ -121,17 +159,16 @@ def open_hdf5(path: Path, advice: str = FETCH_AGAIN) -> Iterator[h5py.File]:
     regular_file(path, "an HDF5 file", error=DataError)
     with reading(f"{path} cannot be read", error=DataError):
         is_hdf5 = h5py.is_hdf5(path)
-        with path.open("rb") as start:
-            beginning = start.read(24)
     if not is_hdf5:
+        beginning = _beginning(path)
         if path.suffix in PICKLES or beginning[:2] in _PICKLED:
             raise DataError(
                 f"{path} is a pickle, as Stable-Baselines3's save_replay_buffer writes: it is refused, because reading "
                 "one runs whatever code it holds. Export the buffer from the program that has it: "
                 "`diffrl.data.sb3.write('buffer.hdf5', model.replay_buffer)`."
             )
-        what = f"it begins with {beginning!r}" if beginning else "it has 0 bytes"
-        raise DataError(f"{path} is not an HDF5 file: {what}. {advice}")
+        _refuse_other(path, beginning, advice)
+        raise DataError(f"{path} is not an HDF5 file: it begins with {beginning!r}. {advice}")
     advice = f"It has {path.stat().st_size:,} bytes and may be cut short or damaged. {advice}"
     with reading(f"{path} cannot be read to its end", advice, DataError), h5py.File(path, "r") as file:
         yield file

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from diffrl.data.columns import FETCH_AGAIN, Column, Hdf5Table, Table, open_table
 from diffrl.data.config import HDF5_SUFFIXES
+from diffrl.data.layouts import other_layout
 from diffrl.data.offline import ACTION_LIMIT, OfflineDataset, count_timeouts, refuse_whole
 from diffrl.support.errors import DataError, UserError, closest, joined, listed
 from diffrl.support.files import atomic_path
@@ -113,6 +114,8 @@ def _needed(table: Table) -> dict[str, Column]:
     names = [name for name in have if name in REQUIRED + OPTIONAL or name.lower() in BOUNDARIES]
     columns = {name: column for name in names if (column := table.get(name)) is not None}
     if missing := [key for key in REQUIRED if key not in columns]:
+        if other := other_layout(table, have):
+            raise DataError(other)
         raise _lacks(table.path, missing, have)
     for key, column in columns.items():
         if column.dtype.kind not in "biuf":
