@@ -127,7 +127,6 @@ class Info:
         from diffrl.data.observations import goal_left_out
         from envs import registry
         from envs.datasets import load_dataset, locate, part_path
-        from envs.making import CannotRebuild, check_rebuilt
         from envs.plots import plot_dataset
         from envs.rows import first_rows
 
@@ -162,14 +161,9 @@ class Info:
             benchmark = registry.get(env_id)
         if origin.benchmark is not None:
             _print_benchmark(console, origin.benchmark)
-        spec, remarks = EnvSpec.of(dataset.metadata), 0
+        spec = EnvSpec.of(dataset.metadata)
         if spec is not None:
             console.print(f"environment: {spec}, from {spec.origin}", markup=False, highlight=False)
-            try:
-                check_rebuilt(spec)
-            except CannotRebuild as error:
-                console.print(str(error), style="yellow", markup=False, highlight=False)
-                remarks += 1
         if remark := goal_left_out(dataset.metadata):
             console.print(remark, markup=False, highlight=False)
         for key, value in dataset.metadata.items():
@@ -196,7 +190,7 @@ class Info:
                 console.print(heading)
                 for finding in chosen:
                     console.print(f"- {finding}", markup=False, highlight=False)
-        remarks += sum(finding.severity == "note" for finding in findings)
+        remarks = sum(finding.severity == "note" for finding in findings)
         if any(option in finding.remedy for option in _OF_TRAINING for finding in findings):
             console.print(
                 "Here the options named only show the rows so: `diffrl train` takes them so, and `diffrl data convert` "

@@ -20,6 +20,7 @@ from diffrl.data.env_spec import EnvSpec
 from diffrl.data.fidelity import KEY, LOOK_FIRST, NOT_MEASURED, USELESS, Verdict
 from diffrl.data.offline import (
     NO_REWARDS,
+    PIXELS,
     Bools,
     Floats,
     Ints,
@@ -38,6 +39,10 @@ _ROUNDING = 1e-4
 """Of a bound of observations, as of one of actions: rounding that is forgiven."""
 _ENDLESS = np.float32(1e30)
 """Bounds of observations from which on they bound nothing: many environments write the largest float32 for infinity."""
+_HUGE = 1e18
+"""Values from which on float32 does not hold sums of squares: it ends at 3.4e38, a square at 1.8e19."""
+_PIXELS = 64
+"""Whole numbers in [0, 255] from which on an observation looks like a picture."""
 _LONG = 20
 """Steps from which a length that all episodes share looks like a limit, where none is known."""
 
@@ -193,7 +198,12 @@ def examine(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding
     problems = dataset.problems(action_limit=None)
     if problems:
         return [Finding(problem, "problem") for problem in problems]
-    found = [*_units(dataset, known, taken), *_observed(dataset, known), *_degenerate(dataset)]
+    if not dataset.successors()[1].any():
+        sentence = (
+            f"timeouts: no row has a known successor: each of the {len(dataset):,} is a timeout or the last one, "
+        )
+        return [Finding(f"{sentence}and next_observations are not stored.", "problem", "Check them.")]
+    found = [*_units(dataset, known, taken), *_observed(dataset, known), *_unfit(dataset), *_degenerate(dataset)]
     found += [*_both(dataset, taken), *_terminal_limits(dataset, known, taken)]
     found += [*_cuts(dataset, known, taken), *_shifted(take(dataset, known, replace(taken, actions=None)))]
     return [*found, *_infidelity(dataset)]
@@ -246,11 +256,35 @@ def _observed(dataset: OfflineDataset, known: Known) -> list[Finding]:
     return [Finding(sentence, "warning", f"{remedy} them as the environment gives them.")]
 
 
+def _unfit(dataset: OfflineDataset) -> list[Finding]:
+    """Of observations and rewards that the networks here do badly with, though each value is sound."""
+    found = []
+    for name, values in (("observations", dataset.observations), ("rewards", dataset.rewards[:, None])):
+        largest = np.maximum(values.max(axis=0), -values.min(axis=0))
+        if largest.max() > _HUGE:
+            which = f": dimension {int(largest.argmax())} reaches" if name == "observations" else " reach"
+            sentence = f"{name}{which} {largest.max():.3g}; squares of more than 1.8e19 overflow in float32."
+            found.append(Finding(sentence, "note", "Give them in larger units."))
+    some = dataset.observations[:: len(dataset) // 100 + 1]
+    whole = dataset.observation_size >= _PIXELS and bool(((some == np.rint(some)) & (some >= 0) & (some <= 255)).all())
+    shape = dataset.metadata.get(PIXELS)
+    if shape is not None or (whole and some.max() > 1):
+        what = (
+            f"pictures {shape}" if shape else f"{dataset.observation_size} whole numbers from 0 to 255, as pixels are"
+        )
+        sentence = f"observations: {what}. Networks here are MLPs on flat vectors, and know nothing of neighbours."
+        found.append(Finding(sentence, "note", "Features that an image encoder makes of them suit better."))
+    return found
+
+
 def _degenerate(dataset: OfflineDataset) -> list[Finding]:
     """Of data from which little or nothing can be learned, though each row is sound."""
     if len(dataset) == 1:
         return [Finding("rows: a single transition was read.", "warning", "No agent learns from one.")]
-    found = []
+    found, ends = [], int(dataset.terminals.sum())
+    if 2 * ends > len(dataset):
+        sentence = f"terminals: {ends:,} of {len(dataset):,} rows are terminal, and end episodes of a step or two."
+        found.append(Finding(sentence, "note", "Are they marks of what goes on, 1 - done? Then write the others."))
     if not dataset.rewards.any():
         who = f"only {joined(NEEDING_NONE)} (unguided) learn from such rows."
         why = dataset.metadata.get(NO_REWARDS)

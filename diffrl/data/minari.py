@@ -21,7 +21,7 @@ from diffrl.data import observations as flattening
 from diffrl.data.env_spec import ENV_KEYS, SPECS, EnvSpec, of_minari
 from diffrl.data.minari_episodes import INSTALL, door, episodes, read_metadata
 from diffrl.data.observations import Array
-from diffrl.data.offline import ACTION_LIMIT, OfflineDataset
+from diffrl.data.offline import ACTION_LIMIT, PIXELS, OfflineDataset
 from diffrl.support.errors import DataError, UserError
 from diffrl.support.files import atomic_path
 
@@ -138,6 +138,7 @@ def read(
         "path": str(folder),
         "minari_id": data.id,
         **({"observation_parts": ",".join(taken)} if taken else {}),
+        **_pixels(space),
         **_env_metadata(theirs, folder),
     }
     dataset = OfflineDataset(
@@ -286,6 +287,13 @@ def _goal(space: Any, arrays: Mapping[str, Array]) -> dict[str, Array]:
 
     is_vector = flattening.is_goal_conditioned(space) and isinstance(space.spaces.get(flattening.GOAL), Box)
     return {"goal": arrays[f"from/{flattening.GOAL}"]} if is_vector else {}
+
+
+def _pixels(space: Any) -> dict[str, str]:
+    """The shape of pictures that observations hold, for the metadata; nothing where there are none."""
+    parts = space.values() if hasattr(space, "values") else (space,)
+    shapes = [part.shape for part in parts if part.dtype == np.uint8 and len(part.shape or ()) == 3]
+    return {PIXELS: str(shapes[0])} if shapes else {}
 
 
 def _env_metadata(theirs: Mapping[str, Any], folder: Path) -> dict[str, Any]:

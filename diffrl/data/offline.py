@@ -27,6 +27,8 @@ BOTH_STAND_IN = "stand-in: in real rows the row's own observation, in synthetic 
 """The same of both in one file."""
 NO_REWARDS = "no_rewards"
 """The key in the metadata of data that have no rewards of their own, but zeros: where rewards are to be had."""
+PIXELS = "pixels"
+"""The key in the metadata of data whose observations are pictures, made flat here: their shape."""
 _ACTION_SLACK = 1e-5  # a tanh in float32, stored and read again
 _SAME, _ROUNDING = 1e-3, 1e-5
 """Two observations are equal within `_SAME` deviations of each dimension, and `_ROUNDING` of its value."""

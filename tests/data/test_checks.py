@@ -362,7 +362,7 @@ def test_the_largest_float32_bounds_nothing(written, data, largest):
     )
     columns = {k: v for k, v in data.items() if k != "next_observations"}
     far = columns | {"observations": data["observations"] * np.float32([1e29, 1, 1e31])}
-    assert found(written(far), bounded) == []
+    assert [one for one in found(written(far), bounded) if "overflow" not in one.sentence] == []
     (finding,) = found(written(columns | {"observations": data["observations"] * 2}), bounded)
     assert "dimension 1 has" in finding.sentence
     low, high = Known.of(written(columns), bounded).observations
@@ -403,6 +403,62 @@ def test_data_that_teach_nothing_are_told_in_a_line_each(written, data, env):
     )  # as of a task that lasts as long as it goes well
 
 
+def test_what_train_refuses_is_a_problem(make):
+    """Rows without any successor; with stored next observations they have one."""
+    for rows, has_next, n in ((30, False, 1), (30, True, 0)):
+        dataset = make([1] * rows, "o" * rows, has_next=has_next)
+        problems = [finding for finding in found(dataset, None) if finding.severity == "problem"]
+        assert len(problems) == n
+        if n:
+            assert problems[0].sentence.startswith(
+                "timeouts: no row has a known successor: each of the 30 is a timeout"
+            )
+            with pytest.raises(DataError, match="None of the 30 rows has a known successor"):
+                Transitions.from_dataset(dataset)
+
+
+@pytest.mark.parametrize("has_next", [False, True])
+def test_marks_of_what_goes_on_are_not_taken_for_ends_in_silence(make, has_next):
+    """As 1 - done is stored; of data whose episodes end half of the rows nothing is said."""
+    for ends, said in (("t" * 30, "30 of 30"), ("tttttttttot" * 3, "30 of 33")):
+        (finding,) = [one for one in found(make([1] * len(ends), ends, has_next), None) if "1 - done" in one.remedy]
+        assert finding.severity == "note"
+        assert f"terminals: {said} rows are terminal" in finding.sentence
+    assert found(make([2] * 20, "t" * 20, has_next), None) == []
+
+
+def test_values_whose_squares_overflow_are_told(make):
+    dataset = make([30, 30], "oo", has_next=True)
+    observations = dataset.observations.copy()
+    observations[:, 1] = -1e30
+    for changes, which in (
+        ({"observations": observations}, "dimension 1 reaches 1e+30"),
+        ({"rewards": dataset.rewards + 3e19}, "reach 3e+19"),
+    ):
+        (finding,) = [
+            one
+            for one in found(replace(dataset, **changes, next_observations=None), None)
+            if "overflow" in one.sentence
+        ]
+        assert finding.severity == "note"
+        assert which in finding.sentence
+    assert np.square(1.8e19) < np.finfo(np.float32).max < np.square(1.9e19)
+
+
+def test_pictures_are_told_by_their_values(make):
+    """Whole numbers from 0 to 255, many a row; not marks of 0 and 1, few numbers, or real ones."""
+    dataset, rng = make([30, 30], "oo"), np.random.default_rng(0)
+    for values, n in (
+        (rng.integers(0, 256, (60, 192)), 1),
+        (rng.integers(0, 256, (60, 12)), 0),
+        (rng.integers(0, 2, (60, 192)), 0),
+        (rng.uniform(0, 255, (60, 192)), 0),
+    ):
+        said = [str(one) for one in found(replace(dataset, observations=values.astype(np.float32)), None)]
+        assert len(said) == n
+        assert all("192 whole numbers from 0 to 255, as pixels are. Networks here are MLPs" in one for one in said)
+
+
 # --- no false alarms ------------------------------------------------------------------------------------------------
 
 
@@ -410,7 +466,6 @@ def test_sound_data_give_no_findings(make):
     sound = [
         make([3, 1, 4, 2], "toto", has_next=True),
         make([3, 1, 4, 2], "oot-"),
-        make([1] * 30, "t" * 30, has_next=True),
         make([1] * 30, "o" * 30, has_next=True),
         make([5, 5, 5], "ttt", has_next=True),
         make([5, 3, 5], "oto", has_next=True).with_successors(),

@@ -1,9 +1,11 @@
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import gymnasium
 import h5py
 import numpy as np
 import pytest
@@ -122,6 +124,35 @@ def test_info_describes_a_file_and_saves_a_picture(make, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match=r"ending in \.png"):
         Info(str(path), tmp_path / "mine.what").run()
+
+
+class Pictures(gymnasium.ObservationWrapper):
+    """Observations as pictures, all black."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.observation_space = gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+
+    def observation(self, observation):
+        return np.zeros((8, 8, 3), np.uint8)
+
+
+def test_info_of_pictures_in_a_wrapper_says_each_thing_once(tmp_path, capsys):
+    import minari
+
+    env = minari.DataCollector(Pictures(gymnasium.make("Pendulum-v1", max_episode_steps=5)))
+    env.reset(seed=0)
+    while not env.step(env.action_space.sample())[3]:
+        pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        env.create_dataset("mine/pictures-v0")
+    assert Info("minari:mine/pictures-v0").run() == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "observations: pictures (8, 8, 3). Networks here are MLPs" in out
+    assert out.count("its wrapper Pictures holds code of its own") == 1
+    remarks, _, end = out.partition("Remarks:")[2].partition("No problems found, but read ")
+    assert end.startswith(f"{remarks.count(' - ')} remarks above")
 
 
 def test_info_names_problems_and_exits_with_1(make, tmp_path, capsys):
