@@ -359,9 +359,12 @@ def download(name: str, force: bool = False, progress: bool = True) -> Path:
     if origin.benchmark is None:
         minari_format.download(origin.name, force)
         return origin.path
-    target = cached_path(origin.benchmark.id)
+    target, attempts = cached_path(origin.benchmark.id), 5
+    if origin.benchmark.generated:  # who has no network is told at once, and not kept waiting
+        console.print(f"`diffrl data generate {origin.benchmark.id}` rebuilds this data set here, without a download.")
+        attempts = 2
     try:
-        fetch(origin.benchmark.url, target, verify=_verify(origin.benchmark), progress=progress)
+        fetch(origin.benchmark.url, target, _verify(origin.benchmark), attempts=attempts, progress=progress)
     except DownloadError as error:
         raise UserError(f"{error}\n{_alternatives(origin.benchmark)}") from error
     return target

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from diffrl.data.offline import OfflineDataset
 from diffrl.support import plugins
-from diffrl.support.errors import UserError, nearest
+from diffrl.support.errors import UserError, closest, nearest
 from diffrl.support.plugins import Plugin
 from envs import families
 from envs.ogbench import names as ogbench
@@ -155,7 +156,12 @@ def hint(benchmark_id: str) -> str:
     versions = [known_id for known_id in ids() if known_id.rsplit("-", 1)[0] == benchmark_id]
     if versions:
         return f"did you mean {versions[-1]!r}?"
-    return nearest(benchmark_id, of_package(benchmark_id) or ogbench.near(benchmark_id) or named())
+    known = of_package(benchmark_id) or ogbench.near(benchmark_id) or named()
+    family, families = benchmark_id.partition("-")[0][:60], {known_id.partition("-")[0] for known_id in named()}
+    near = difflib.get_close_matches(family, families, n=1, cutoff=0.75)
+    if closest(benchmark_id, known) is None and near:
+        return f"did you mean {near[0]!r}? `diffrl data list {near[0]}` shows its data sets."
+    return nearest(benchmark_id, known)
 
 
 def of_package(benchmark_id: str) -> dict[str, Benchmark]:

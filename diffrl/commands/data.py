@@ -56,6 +56,13 @@ class ListData:
         console = shown_on()
         for problem in broken:
             console.print(f"[yellow]{escape(problem)}[/]", highlight=False)
+        if self.pattern in ("minari", "minari:") and not local:
+            console.print(
+                f"No data set of Minari's is here, in {minari_format.store()}. `diffrl data download "
+                "mujoco/hopper/medium-v0` fetches one.",
+                highlight=False,
+            )
+            return 1
         if not chosen and not local and not others:
             console.print(f"No data set has {self.pattern!r} in its id: {registry.hint(self.pattern)}")
             return 1

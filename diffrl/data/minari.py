@@ -7,11 +7,12 @@ are our `terminals`; `truncations`, and the last step of an episode that ends in
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from diffrl.data.env_spec import ENV_KEYS, SPECS, EnvSpec, of_minari
 from diffrl.data.minari_episodes import INSTALL, door, episodes, read_metadata
 from diffrl.data.observations import Array
 from diffrl.data.offline import ACTION_LIMIT, PIXELS, OfflineDataset
+from diffrl.support.console import console
 from diffrl.support.errors import DataError, UserError
 from diffrl.support.files import atomic_path
 
@@ -218,7 +220,13 @@ def write(
 def download(dataset_id: str, force: bool = False) -> None:
     """Fetch a data set from Minari's host into `store()`. Raises UserError where that fails, saying what to do."""
     minari = _import()
+    console.print(f"Asking Minari's host for {dataset_id}.", markup=False, highlight=False)
+    with suppress(ImportError):
+        import huggingface_hub.utils.logging  # noqa: F401 (which sets a level as it is imported)
+    logger = logging.getLogger("huggingface_hub")  # which tells of each try in lines of its own
+    level = logger.level
     try:
+        logger.setLevel(logging.ERROR)
         minari.download_dataset(dataset_id, force_download=force)
     except ValueError as error:
         raise UserError(f"{error} See https://minari.farama.org for the ids there are.") from error
@@ -227,6 +235,8 @@ def download(dataset_id: str, force: bool = False) -> None:
             f"Minari's host could not be reached, or did not send {dataset_id!r} ({type(error).__name__}: {error}). "
             f"Try again later, or copy the data set from another machine to {store() / dataset_id}."
         ) from error
+    finally:
+        logger.setLevel(level)
 
 
 def _import() -> Any:

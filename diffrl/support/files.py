@@ -385,8 +385,13 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def data_directory() -> Path:
-    """Where data sets are kept: `$DIFFRL_DATA`, else the user's data folder of the platform."""
+    """Where data sets are kept: `$DIFFRL_DATA`, else the user's data folder of the platform.
+
+    Raises UserError where `$DIFFRL_DATA` is a file.
+    """
     chosen = os.environ.get("DIFFRL_DATA")
+    if chosen and Path(chosen).expanduser().is_file():
+        raise UserError(f"$DIFFRL_DATA is {chosen}, which is a file; expected a folder, in which data sets are kept.")
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_data_dir("diffrl"))
 
 

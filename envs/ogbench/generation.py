@@ -134,7 +134,8 @@ def _make(name: Name, target: Path, episodes: int, rows: int, seed: int, jobs: i
     title = f"Rebuilding {name.dataset}: {len(wanted):,} episodes of {rows:,} rows"
     if not quiet:
         there = f", {len(wanted) - len(missing):,} of them there" if len(missing) < len(wanted) else ""
-        console.print(f"{title}{there}, by {min(jobs, max(len(missing), 1))} processes.")
+        processes = min(jobs, max(len(missing), 1))
+        console.print(f"{title}{there}, by {processes} process{'es' * (processes > 1)}.")
     with going_on(kept):
         if missing:
             with work(title, "rows", quiet) as on_rows:

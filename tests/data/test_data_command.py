@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 import warnings
@@ -74,6 +75,18 @@ def test_a_minari_data_set_is_listed_with_the_environment_in_its_own_metadata(ma
     low, high = registry.get("hopper-medium-v2").reference_scores
     assert rows["my/hop-v0"] == f"7 Hopper-v4 {low:.2f} (D4RL's) {high:.2f} (D4RL's)"
     assert (rows["my/pend-v0"], rows["my/none-v0"]) == ("7 Pendulum-v1 - -", "7 - - -")
+
+
+def test_a_list_of_nothing_says_what_was_meant(capsys, folders):
+    """As `data info` does; "minari" is no part of an id."""
+    for text, said in (("hoper", "did you mean 'hopper'?"), ("hopper-medum-v2", "did you mean 'hopper-medium-v2'?")):
+        assert ListData(text).run() == 1
+        assert said in capsys.readouterr().out
+        with pytest.raises(UserError, match=re.escape(said)):
+            Info(text).run()
+    assert ListData("minari").run() == 1
+    out = "".join(capsys.readouterr().out.split())
+    assert "".join(f"No data set of Minari's is here, in {folders / 'MINARI_DATASETS_PATH'}.".split()) in out
 
 
 def test_the_legend_of_the_list_is_of_the_words_in_it(make, capsys):

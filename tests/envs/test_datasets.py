@@ -293,6 +293,49 @@ def test_a_host_that_is_down_leaves_the_user_with_something_to_do(monkeypatch):
         assert text in str(error.value)
 
 
+def test_a_host_that_is_down_keeps_nobody_waiting_for_what_is_made_here(monkeypatch, capsys):
+    """It is said before the host is asked, and asked once more only."""
+    benchmark = replace(registry.get("maze2d-umaze-v1"), url="http://127.0.0.1:9/file")
+    monkeypatch.setitem(registry._table(), "maze2d-umaze-v1", benchmark)
+    waits = []
+    monkeypatch.setattr(fetching.time, "sleep", waits.append)
+    with pytest.raises(UserError, match=r"\(2 tries"):
+        datasets.download("maze2d-umaze-v1")
+    assert len(waits) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.index("`diffrl data generate maze2d-umaze-v1`") < said.index("trying again")
+
+
+def test_tries_of_minari_s_client_are_not_told_one_by_one(monkeypatch, capsys):
+    """Its client is Hugging Face's, which warns of each; its level is afterwards what it was."""
+    import logging
+
+    import minari
+
+    pytest.importorskip("huggingface_hub.utils.logging")
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    before = logger.getEffectiveLevel()
+
+    def refused(*arguments, **options):
+        logger.warning("Retrying in 1s")
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(minari, "download_dataset", refused)
+    with pytest.raises(UserError, match="Minari's host could not be reached"):
+        datasets.download("mujoco/nothing/here-v0")
+    said = capsys.readouterr().err
+    assert "Asking Minari's host for mujoco/nothing/here-v0." in said
+    assert "Retrying" not in said
+    assert logger.getEffectiveLevel() == before
+
+
+def test_a_file_in_the_place_of_the_data_directory_is_named(folders, monkeypatch):
+    (folders / "file").touch()
+    monkeypatch.setenv("DIFFRL_DATA", str(folders / "file"))
+    with pytest.raises(UserError, match=r"\$DIFFRL_DATA is .*file, which is a file; expected a folder"):
+        datasets.generate("maze2d-umaze-v1", rows=100)
+
+
 def test_a_path_cannot_be_downloaded():
     with pytest.raises(UserError, match="is a path"):
         datasets.download("here.hdf5")
