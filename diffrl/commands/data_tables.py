@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from diffrl.support.errors import counted, joined
@@ -65,6 +68,37 @@ def legend(rows: Sequence[Sequence[str]], ogbench: str, seeded: Iterable[str]) -
     return found
 
 
+_LONG, _MOST, _SETTINGS = 80, 2000, 6
+"""Characters from which a table of settings is shortened, characters of any value, and settings that are then shown."""
+
+
+def shortened(key: str, value: object) -> str:
+    """An entry of the metadata as text: of a long table of settings the first that say something; else cut."""
+    text, given = str(value), value
+    if isinstance(value, str) and value.startswith("{"):
+        with suppress(ValueError, RecursionError):
+            given = json.loads(value)
+    if not isinstance(given, dict) or len(text) <= _LONG:
+        return text if len(text) <= _MOST else f"{text[:_MOST]}... ({len(text):,} characters)"
+    told = [f"{str(name)[:_LONG]} {word}" for name, one in given.items() if (word := _setting(one))][:_SETTINGS]
+    left = len(given) - len(told)
+    return ", ".join(told) + f" ({left} more in metadata/{key})" * (left > 0)
+
+
+def _setting(value: object) -> str:
+    """A setting as text; "" for what says little: nothing, 0, a checksum, a table of its own."""
+    if isinstance(value, list) and len(value) > 4 and all(isinstance(one, int | float) for one in value):
+        return f"{min(value):.4g} to {max(value):.4g} ({len(value)} values)"
+    if not value or isinstance(value, dict) or (isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)):
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)[:_LONG]
+
+
+def has_learned_rewards(dataset: OfflineDataset) -> bool:
+    """Whether the rewards are a model's, learned from preferences, as the metadata say."""
+    return str(dataset.metadata.get("reward_source", "")).startswith("learned")
+
+
 def summary(dataset: OfflineDataset) -> str:
     """Rows, episodes and their ends, and how next observations are known: two lines."""
     ends = dataset.terminals if not dataset.has_terminal_next else dataset.terminals[:0]
@@ -94,10 +128,12 @@ def distributions(whole: OfflineDataset, benchmark: Benchmark | None) -> Table |
     of = "" if dataset is whole else f" of the {len(dataset):,} real rows"
     found = headed(f"per episode{of}", *(f">{name}" for name in ("min", "25%", "median", "75%", "max", "mean", "std")))
     with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite are among the problems
-        rows = {"steps": dataset.episode_lengths(), "return": dataset.episode_returns()}
-        reference = scored(benchmark)
+        learned = has_learned_rewards(whole)
+        returns = "return of learned rewards" if learned else "return"
+        rows = {"steps": dataset.episode_lengths(), returns: dataset.episode_returns()}
+        reference = None if learned else scored(benchmark)
         if reference is not None:
-            rows[f"score ({reference.id})"] = reference.normalised_score(rows["return"])
+            rows[f"score ({reference.id})"] = reference.normalised_score(rows[returns])
         for label, values in rows.items():
             numbers = [*np.quantile(values, [0, 0.25, 0.5, 0.75, 1]), values.mean(), values.std()]
             found.add_row(label, *(f"{number:.1f}" for number in numbers))
@@ -109,12 +145,13 @@ def ranges(dataset: OfflineDataset, most: int = 24) -> Table:
     import numpy as np
 
     found = headed("column", *(f">{name}" for name in ("min", "max", "mean", "std")))
-    columns = {"observations": dataset.observations, "actions": dataset.actions, "rewards": dataset.rewards[:, None]}
+    rewards = "learned rewards" if has_learned_rewards(dataset) else "rewards"
+    columns = {"observations": dataset.observations, "actions": dataset.actions, rewards: dataset.rewards[:, None]}
     for key, values in columns.items():
         size = values.shape[1]
         for i in range(min(size, most)):
             column = values[:, i].astype("float64")
-            label = key if key == "rewards" else f"{key}\\[{i}]"
+            label = key if key == rewards else f"{key}\\[{i}]"
             with np.errstate(invalid="ignore", over="ignore"):
                 numbers = column.min(), column.max(), column.mean(), column.std()
             found.add_row(label, *(f"{number:.4g}" for number in numbers))

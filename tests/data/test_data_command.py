@@ -168,6 +168,24 @@ def test_info_of_pictures_in_a_wrapper_says_each_thing_once(tmp_path, capsys):
     assert end.startswith(f"{remarks.count(' - ')} remarks above")
 
 
+def test_info_shortens_tables_of_settings_and_calls_learned_rewards_so(make, tmp_path, capsys):
+    """What of a table says nothing is left out and counted; scores are of rewards that are the environment's."""
+    model = {"sha": "0" * 64, "steps": 150, "ties": 0.0, "rate": 1e-3, "inner": {"a": 1}, "width": 32, "none": None}
+    sizes, many = list(range(400, 420)), {f"key{i}": i for i in range(1, 40)}
+    dataset = replace(make([3, 4], "to"), observations=np.ones((7, 11)), actions=np.ones((7, 3)))
+    dataset.metadata.update(env_id="Hopper-v4", model=model, blocks={"sizes": sizes}, many=many, small={"a": 0})
+    for source in ("", "learned from preferences (diffrl, 5 networks)"):
+        dataset.metadata["reward_source"] = source
+        Info(str(d4rl.write(tmp_path / "a.hdf5", dataset, force=True)), scores_of="hopper-medium-v2").run()
+        out = " ".join(capsys.readouterr().out.split())
+        assert "model: steps 150, rate 0.001, width 32 (4 more in metadata/model)" in out
+        assert "blocks: sizes 400 to 419 (20 values)" in out
+        assert "many: key1 1, key2 2, key3 3, key4 4, key5 5, key6 6 (33 more in metadata/many)" in out
+        assert 'small: {"a": 0}' in out
+        assert ("return of learned rewards" in out, "learned rewards 0" in out) == (bool(source),) * 2
+        assert ("score (hopper-medium-v2)" in out) == (not source)
+
+
 def test_info_names_problems_and_exits_with_1(make, tmp_path, capsys):
     dataset = make([30], "t")
     dataset.rewards[4] = np.nan
