@@ -260,6 +260,11 @@ def test_the_number_of_processes_and_a_cut_change_no_bit(made: Path, tmp_path: P
     assert not folder.exists()
 
 
+def test_one_process_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generation.generate(NAVIGATE, tmp_path / "a.hdf5", episodes=1, rows=5, jobs=1)
+    assert "by 1 process." in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.slow
 def test_generation_killed_three_times_is_the_uncut_file(tmp_path: Path) -> None:
     import os
