@@ -135,13 +135,13 @@ def resolve_device(name: str) -> str:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(
-            f"There is no device {reprlib.repr(name)}: expected --device cpu, cuda, cuda:N or auto."
+            f"There is no device {reprlib.repr(name)}: expected cpu, cuda, cuda:N or auto (--device)."
         ) from error
     try:
         torch.zeros((), device=device).item()
     except (RuntimeError, AssertionError) as error:
         why = first_line(error).split(". ")[0].rstrip(".")
-        raise UserError(f"The device {name!r} cannot be used: {why}. Try --device cpu.") from error
+        raise UserError(f"The device {name!r} cannot be used: {why}. Try the CPU (--device cpu).") from error
     return name
 
 
