@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from diffrl.data.checks import Finding
+    from diffrl.data.env_spec import EnvSpec
     from diffrl.data.offline import OfflineDataset
     from envs.datasets import Generated, Origin
     from envs.registry import Benchmark
@@ -168,7 +169,7 @@ class Info:
             benchmark = registry.get(env_id)
         if origin.benchmark is not None:
             _print_benchmark(console, origin.benchmark)
-        spec = EnvSpec.of(dataset.metadata)
+        spec = _named_by(origin) or EnvSpec.of(dataset.metadata)
         if spec is not None:
             console.print(f"environment: {spec}, from {spec.origin}", markup=False, highlight=False)
         if remark := goal_left_out(dataset.metadata):
@@ -302,6 +303,16 @@ class Download:
         from envs.datasets import download
 
         shown_on().print(f"Here: {download(self.dataset, self.force)}", highlight=False)
+
+
+def _named_by(origin: Origin) -> EnvSpec | None:
+    """The environment of a data set that has one by its name, whatever a file says; None: it has none."""
+    from diffrl.data.env_spec import BENCHMARK, EnvSpec
+
+    if origin.benchmark is None or origin.benchmark.env_id is None:
+        return None
+    of = "the data family" if origin.kind == "package" else BENCHMARK
+    return EnvSpec(origin.benchmark.env_id, dict(origin.benchmark.env_kwargs), origin=of)
 
 
 def _verb(benchmark: Benchmark) -> str:
