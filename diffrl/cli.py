@@ -271,11 +271,11 @@ def _command(words: Sequence[str]) -> int:
     except OSError as error:  # a disk that is full, a folder that may not be written
         print(f"diffrl: {shortened(str(error))}", file=sys.stderr)
         return 2
-    except Interrupted as stopped:
-        print(f"diffrl: {stopped}", file=sys.stderr)
-        return stopped.exit_code
-    except KeyboardInterrupt:
-        print(f"diffrl: Stopped. Begin again with `{shlex.join(['diffrl', *words])}`.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        again = f"Stopped. Begin again with `{shlex.join(['diffrl', *words])}`."
+        said = str(stopped) if isinstance(stopped, Interrupted) else again
+        if said and os.environ.get("RANK", "0") == "0":  # of several processes the first speaks
+            print(f"diffrl: {said}", file=sys.stderr)
         return Interrupted.exit_code
 
 

@@ -218,8 +218,8 @@ class _Session:
         return f"Nothing saved is lost: `diffrl resume {self.folder.path}` goes on after round {saved[-1]}"
 
     def stopped(self) -> str:
-        """What is said where the run is told to stop, once it has a folder."""
-        if not hasattr(self, "folder"):
+        """What is said where the run is told to stop, once there is something in its folder."""
+        if not hasattr(self, "folder") or not folders.sealed(self.folder.path):
             return ""
         saved = checkpoint.steps(self.folder.path)
         made = counted(saved[-1] if saved else 0, "rounds")
@@ -289,6 +289,7 @@ class _Session:
                     self._save(state.round, *self.tuner.state_dict())
                     saved, saved_at = state.round, time.monotonic()
                 if stop:
+                    world.barrier()  # the others are not to end, and end this one, before it has saved
                     raise Stopped
                 measures = next((entry for entry in history if entry["round"] == state.round), None)
                 if due and measures is None:
