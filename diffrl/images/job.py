@@ -137,12 +137,12 @@ class _Session:
         device = str(world.device)
         with _waiting_for(world):  # what is made at first use is made by one
             refuse_human(config, world.size, new)
-            reward = None if config.scored_by is None else rewards.parse(config.scored_by, device=device)
+            reward = None if config.scored_by is None else rewards.parse(config.scored_by, device=device, made=not new)
             if reward is not None and isinstance(config, OnlineConfig) and config.scale_rewards:
                 reward = scaled(reward)
             self.humans = [part for part in parts_of(reward) if isinstance(part, Human)]
             looked_at = None if config.held_out in (None, NOTHING) else config.held_out
-            self.held_out = None if looked_at is None else rewards.parse(looked_at, device=device)
+            self.held_out = None if looked_at is None else rewards.parse(looked_at, device=device, made=not new)
             refuse_grouped(config, (reward, self.held_out), world.size, new)
             model = model_of(config, device, quiet)  # after the rewards: what is wrong with one is said at once
             self.classifier = _classifier(config)
