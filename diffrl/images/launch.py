@@ -18,13 +18,16 @@ from types import FrameType
 from typing import Any
 
 from diffrl.support.errors import UserError
-from diffrl.support.stopping import TWICE, Interrupted, Stopped
+from diffrl.support.stopping import TWICE, Interrupted, Stopped, check
 
 GRACE = 20.0
 """Seconds that are left to the processes once one of them has ended before its work was done: nothing is to be saved
 then, but one that waits for another inside of a library may wait for ever."""
 POLL = 0.05
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+ALWAYS = (signal.SIGINT, signal.SIGTERM)
+UNLESS_IGNORED = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name))
+"""Signals that stop the processes. A shell's background job, which ignores SIGINT, is stopped by it, as a single process
+is; what `nohup` ignores stays ignored."""
 
 
 class Failed(UserError):
@@ -60,6 +63,7 @@ def together(processes: int, words: Sequence[str]) -> None:
     }
     started: list[subprocess.Popen[bytes]] = []
     with _heard() as signals:
+        check()  # a signal of before, whose exception an import has swallowed
         try:
             for rank in range(processes):
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -69,7 +73,7 @@ def together(processes: int, words: Sequence[str]) -> None:
             _wait(started, signals)
         finally:
             for process in started:
-                process.kill()  # which is nothing to one that has ended
+                process.kill()
                 process.wait()
     _judge([process.returncode for process in started], signals)
 
@@ -88,9 +92,8 @@ def _heard() -> Iterator[list[signal.Signals]]:
 
     usual: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        # SIGHUP and SIGQUIT are left ignored where they are, as under nohup.
-        stops = [stop for stop in STOPS if stop in STOPS[:2] or signal.getsignal(stop) is not signal.SIG_IGN]
-        usual = {stop: signal.signal(stop, note) for stop in stops}
+        others = [stop for stop in UNLESS_IGNORED if signal.getsignal(stop) is not signal.SIG_IGN]
+        usual = {stop: signal.signal(stop, note) for stop in (*ALWAYS, *others)}
     try:
         yield heard
     finally:
@@ -104,20 +107,18 @@ def _wait(started: Sequence[subprocess.Popen[bytes]], signals: Sequence[signal.S
     while any(process.poll() is None for process in started):
         if told < len(signals):
             told += 1
-            _tell(started, signal.SIGTERM)
+            for process in started:
+                process.terminate()  # which is nothing to one that has ended
         if alone is None and any(process.poll() for process in started):
             alone = time.monotonic()
         if alone is not None and not ending and not signals and time.monotonic() - alone > GRACE / 4:
             ending = True
-            _tell(started, signal.SIGTERM)
+            for process in started:
+                process.terminate()
         if alone is not None and time.monotonic() - alone > GRACE:
-            _tell(started, signal.SIGKILL)
+            for process in started:
+                process.kill()
         time.sleep(POLL)
-
-
-def _tell(started: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> None:
-    for process in started:
-        process.send_signal(number)  # which is nothing to one that has ended
 
 
 def _judge(codes: Sequence[int], signals: Sequence[signal.Signals]) -> None:

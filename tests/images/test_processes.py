@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,9 @@ import torch
 
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.job import _Session
+from diffrl.images.launch import together
 from diffrl.support.errors import UserError
+from diffrl.support.stopping import Stopped, stop_signals
 from tests.images import newer
 from tests.images.two_processes import record
 
@@ -197,6 +199,16 @@ def test_a_second_signal_ends_them_at_once(tmp_path: Path) -> None:
     launcher.send_signal(signal.SIGINT)
     assert (launcher.communicate(timeout=60)[1], launcher.returncode) == ("", -signal.SIGINT)
     assert not (tmp_path / "saved-0").exists()
+
+
+def test_a_signal_of_before_starts_none_of_them(tmp_path: Path) -> None:
+    """Though what it raised was swallowed, as by an import."""
+    with stop_signals(at_once=True):
+        with suppress(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped):
+            together(2, ["-c", f"open({str(tmp_path / 'begun')!r}, 'w')"])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

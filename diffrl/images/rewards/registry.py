@@ -103,8 +103,8 @@ def get(name: str) -> Entry | None:
 
 
 def names() -> list[str]:
-    """The names of all rewards, diffrl's own first; nothing of other packages is loaded."""
-    return [*REWARDS, *(plugin.name for plugin in plugins.found("diffrl.rewards"))]
+    """The names of all rewards, each once, diffrl's own first; nothing of other packages is loaded."""
+    return list(dict.fromkeys([*REWARDS, *(plugin.name for plugin in plugins.found("diffrl.rewards"))]))
 
 
 def listing() -> str:
