@@ -26,8 +26,8 @@ then, but one that waits for another inside of a library may wait for ever."""
 POLL = 0.05
 ALWAYS = (signal.SIGINT, signal.SIGTERM)
 UNLESS_IGNORED = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name))
-"""Signals that stop the processes. A shell's background job, which ignores SIGINT, is stopped by it, as a single process
-is; what `nohup` ignores stays ignored."""
+"""Signals that stop the processes. A shell's background job, which ignores SIGINT, is stopped by it, as one process is;
+what `nohup` ignores stays ignored."""
 
 
 class Failed(UserError):

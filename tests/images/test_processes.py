@@ -187,6 +187,18 @@ def test_a_signal_ends_every_process_once_and_none_before_it_has_saved(sent: str
     assert (tmp_path / "saved-1").exists()
 
 
+def test_a_signal_to_a_process_and_to_its_group_is_one(tmp_path: Path) -> None:
+    """A second one would kill it before it has saved."""
+    (tmp_path / "worker.py").write_text(WORKER)
+    alone = begun([str(tmp_path / "worker.py"), str(tmp_path)], RANK="0")
+    wait_for(tmp_path / "ready-0")
+    os.kill(alone.pid, signal.SIGTERM)
+    time.sleep(0.02)
+    os.killpg(alone.pid, signal.SIGTERM)
+    assert (alone.communicate(timeout=60)[1], alone.returncode) == ("", 130)
+    assert (tmp_path / "saved-0").exists()
+
+
 def test_a_second_signal_ends_them_at_once(tmp_path: Path) -> None:
     source = WORKER.replace("0.5 if rank == 0 else 0", "100")
     (tmp_path / "worker.py").write_text(
