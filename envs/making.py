@@ -258,6 +258,11 @@ class FlatObservation(gymnasium.ObservationWrapper[NDArray[np.float32], Any, Any
         flat: gymnasium.spaces.Space[Any] = flattening.flat_space(self._space, parts)
         self.observation_space = flat
 
+    @property
+    def parts(self) -> tuple[flattening.Part, ...]:
+        """The arrays that an observation is made of, in this order."""
+        return flattening.parts_of(self._space, self._parts)
+
     @override
     def observation(self, observation: Any) -> NDArray[np.float32]:
         flat: NDArray[np.float32] = flattening.flatten_one(self._space, observation, self._parts)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from typing_extensions import Unpack
 
 from diffrl.data.env_spec import BENCHMARK, USER, EnvSpec, parts_in
-from diffrl.data.observations import goal_left_out
+from diffrl.data.observations import Part, goal_left_out
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.console import console
 from diffrl.support.errors import DataError, UserError, said_by, shown
@@ -104,6 +104,16 @@ class Task:
         """Make the environment. Raises UserError where it is unknown or not installed."""
         assert self.spec is not None
         return making.make(self.spec, self.observation_parts)
+
+    def parts(self) -> tuple[Part, ...]:
+        """The arrays that its environment, which is made to ask it, gives as an observation, as they make the vector.
+
+        (): it gives vectors, or there is no environment. Raises UserError as `make`.
+        """
+        if self.env_id is None:
+            return ()
+        with closing(self.make()) as env:
+            return env.parts if isinstance(env, making.FlatObservation) else ()
 
     def limit(self) -> int | None:
         """The steps after which its environment, which is made to ask it, cuts an episode; None: it does not."""

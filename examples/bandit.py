@@ -1,6 +1,6 @@
 """Diffusion-QL's bandit: why the policy should be able to have more than one mode (arXiv 2208.06193, figure 1).
 
-    python examples/bandit.py [--out docs/bandit.png] [--steps 1000] [--samples 1000] [--seed 0]
+    python examples/bandit.py [--out bandit.png] [--steps 1000] [--samples 1000] [--seed 0]
 
 There is no state; actions lie in the plane, the data's in four narrow clouds, equally often, one of which earns most.
 Above, four kinds of policies clone the data; below, the same four are weighted by a Q learnt from the rewards:
@@ -42,8 +42,8 @@ from diffrl.support.plots import BLUE, GREEN, GREY, ORANGE, save
 class Options:
     """Behaviour cloning against Q-weighting on a two-dimensional bandit, by four kinds of policies."""
 
-    out: Path = Path("docs/bandit.png")
-    """Where the picture goes."""
+    out: Path = Path("bandit.png")
+    """Where the picture goes, a .png; that of the documentation is docs/bandit.png."""
     seed: int = 0
     """Of networks, data and noise."""
     steps: int = 1000
@@ -52,6 +52,8 @@ class Options:
     """Actions sampled from each policy."""
 
     def __post_init__(self) -> None:
+        if self.out.suffix != ".png":
+            raise UserError(f"--out is {self.out}; expected a path ending in .png.")
         for name in ("steps", "samples"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; expected at least 1.")

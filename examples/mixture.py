@@ -1,6 +1,6 @@
 """The diffusion core in one picture: train on a mixture in the plane, and plot what every part of it does.
 
-    python examples/mixture.py [--out docs/mixture.png] [--steps 3000] [--samples 10000] [--seed 0]
+    python examples/mixture.py [--out mixture.png] [--steps 3000] [--samples 10000] [--seed 0]
 
 Read it from top to bottom; each function is one row of the picture (two rows for the solvers):
 
@@ -60,8 +60,8 @@ from diffrl.support.plots import BLUE, GREEN, GREY, ORANGE, save
 class Options:
     """Train on a two-dimensional mixture and plot the diffusion core in one picture."""
 
-    out: Path = Path("docs/mixture.png")
-    """Where the picture goes."""
+    out: Path = Path("mixture.png")
+    """Where the picture goes, a .png; that of the documentation is docs/mixture.png."""
     seed: int = 0
     """Of networks, data and noise."""
     steps: int = 3000
@@ -70,6 +70,8 @@ class Options:
     """Points in a panel, and in the distances."""
 
     def __post_init__(self) -> None:
+        if self.out.suffix != ".png":
+            raise UserError(f"--out is {self.out}; expected a path ending in .png.")
         for name in ("steps", "samples"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; expected at least 1.")

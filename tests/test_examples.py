@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffrl.support.errors import UserError
 from diffrl.support.statistics import estimate
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -30,6 +31,8 @@ def test_an_example_prints_finite_figures_and_draws_its_picture(
     assert len(numbers) == figures
     assert all(math.isfinite(number) for number in numbers)
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    with pytest.raises(UserError, match=r"expected a path ending in \.png"):
+        main(["--out", str(tmp_path / "picture.txt"), "--steps", "4", "--samples", str(samples)])
 
 
 def test_sac_learns_in_three_ways_and_writes_what_came_of_it(

@@ -17,6 +17,7 @@ import yaml
 
 import agents
 from agents import AgentConfig
+from diffrl import load_policy
 from diffrl.cli import main
 from diffrl.commands.data import ListData
 from diffrl.support.errors import DataError, UserError
@@ -131,12 +132,21 @@ def test_a_toy_agent_trains_on_a_toy_family_and_is_evaluated(
     assert returns.shape == (2, 3)
     np.testing.assert_allclose(scores, 100 * (returns + 2.5) / 2.5)
     assert scores.min() > 95
+    exported = site.parent / "exported"
+    assert main(["export", str(run), "--to", str(exported)]) == 0
+    card = (exported / "README.md").read_text()
+    assert "\nNeeds: toy-package 1.0, which brings the agent, beside diffrl.\n" in card
+    assert "source: the package toy-package 1.0, which makes or fetches it." in card
+    assert ", toy-package 1.0. When training began:" in card
+    assert load_policy(exported)(np.zeros(1)).shape == (1,)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(site)])
     capsys.readouterr()
     assert main(["evaluate", str(run)]) == 2
     said = capsys.readouterr().err
     assert "Unknown agent 'toy'" in said
     assert "may be of another package (entry point `diffrl.agents`), which is not installed here" in said
+    with pytest.raises(UserError, match=r"which is not installed here\. .*exported needs toy-package 1\.0, by its"):
+        load_policy(exported)
     assert main(["train", "--agent", "bcc", "--dataset", "maze2d-umaze-v1"]) == 2
     assert "another package" not in capsys.readouterr().err  # where it was typed, one that is near is meant
     assert main(["resume", str(run), "--steps", "400"]) == 2
@@ -199,7 +209,11 @@ def test_listings_name_what_other_packages_bring(site: Path, capsys: pytest.Capt
     assert lines[0] == ["toyfam-small", "here", "(toy-package)", "-", "toy_world:Halve-v0", "-2.50", "0.00"]
     assert len(lines) == 2
     assert "- A toy." in shown
-    assert "400 rows, 80 episodes" in said("data", "info", "toyfam-small")
+    about = said("data", "info", "toyfam-small")
+    assert "400 rows, 80 episodes" in about
+    assert "\nenvironment: toy_world:Halve-v0, from the data family\n" in about
+    assert "may not" not in about
+    assert "read 1 remark" in about  # of the rewards, which are all 0
 
 
 @pytest.mark.parametrize(

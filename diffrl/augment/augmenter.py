@@ -153,5 +153,5 @@ class Augmenter(ABC):
         return ""
 
     def remark(self) -> str:
-        """What to say below the fidelity verdicts; empty where there is nothing to say."""
+        """How the fidelity verdicts are to be read, for their page too; empty where there is nothing to say."""
         return ""

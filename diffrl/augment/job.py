@@ -473,6 +473,8 @@ def _report(
         notes.append(
             "Another version of diffrl trained the model: most of the rows that are held out here it has seen."
         )
+    if augmenter.remark():
+        notes.append(augmenter.remark())
     found = dataclasses.replace(found, notes=(*found.notes, *notes))
     title = f"{len(synthetic):,} synthetic transitions beside {real.metadata['dataset']}"
     write_report(found, train, synthetic, folder, title)
@@ -492,6 +494,4 @@ def _report(
             console.print(f"[yellow]{verdict.sentence} More --steps or --width usually helps.[/]")
         else:
             console.print(f"  {verdict.sentence}")
-        if augmenter.remark():
-            console.print(f"  ({augmenter.remark()})")
     return verdict

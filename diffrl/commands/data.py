@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from diffrl.data.checks import Finding
+    from diffrl.data.env_spec import EnvSpec
     from diffrl.data.offline import OfflineDataset
     from envs.datasets import Generated, Origin
     from envs.registry import Benchmark
@@ -160,11 +161,12 @@ class Info:
             benchmark = registry.get(env_id)
         if origin.benchmark is not None:
             _print_benchmark(console, origin.benchmark)
-        spec, remarks = EnvSpec.of(dataset.metadata), 0
+        spec, remarks = _named_by(origin) or EnvSpec.of(dataset.metadata), 0
         if spec is not None:
             console.print(f"environment: {spec}, from {spec.origin}", markup=False, highlight=False)
             try:
-                check_rebuilt(spec)
+                if origin.benchmark is None:  # what a benchmark says is no file's
+                    check_rebuilt(spec)
             except CannotRebuild as error:
                 console.print(str(error), style="yellow", markup=False, highlight=False)
                 remarks += 1
@@ -299,6 +301,16 @@ class Download:
         from envs.datasets import download
 
         shown_on().print(f"Here: {download(self.dataset, self.force)}", highlight=False)
+
+
+def _named_by(origin: Origin) -> EnvSpec | None:
+    """The environment of a data set that has one by its name, whatever a file says; None: it has none."""
+    from diffrl.data.env_spec import BENCHMARK, EnvSpec
+
+    if origin.benchmark is None or origin.benchmark.env_id is None:
+        return None
+    of = "the data family" if origin.kind == "package" else BENCHMARK
+    return EnvSpec(origin.benchmark.env_id, dict(origin.benchmark.env_kwargs), origin=of)
 
 
 def _cut(value: object, most: int = 2000) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -70,6 +70,39 @@ def _stacked(space: spaces.Space[Any], value: Any) -> Any:
     if isinstance(space, spaces.Tuple):
         return tuple(_stacked(part, value[i]) for i, part in enumerate(space.spaces))
     return np.asarray(value)[None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One array of an observation of several parts."""
+
+    path: tuple[str | int, ...]
+    """The keys of dictionaries, and places in tuples, that lead to it; () where it is the whole observation."""
+    shape: tuple[int, ...]
+    """Of the array in one observation."""
+
+    def __str__(self) -> str:
+        name = "/".join(map(str, self.path)) or "observation"
+        return f"{name} ({', '.join(map(str, self.shape))})" if self.shape else name
+
+
+def parts_of(space: spaces.Space[Any], parts: Sequence[str] | None = None) -> tuple[Part, ...]:
+    """The arrays of an observation of `space`, in the order in which `flatten` joins them. Raises DataError as it does.
+
+    parts: of a dictionary, those of its keys that are taken, in this order; None: all.
+    """
+    if isinstance(space, spaces.Box):
+        return (Part((), space.shape),)
+    inner: Sequence[tuple[str | int, spaces.Space[Any]]]
+    if isinstance(space, spaces.Dict):
+        inner = [(key, space.spaces[key]) for key in (space.spaces if parts is None else parts)]
+    elif isinstance(space, spaces.Tuple):
+        inner = list(enumerate(space.spaces))
+    else:
+        raise DataError(
+            f"An observation, or a part of it, is {str(space)[:200]}; expected Box, or a dictionary of Box."
+        )
+    return tuple(Part((key, *part.path), part.shape) for key, one in inner for part in parts_of(one))
 
 
 def flat_space(space: spaces.Space[Any], parts: Sequence[str] | None = None) -> spaces.Box:

@@ -1,5 +1,6 @@
 """Trained policies: loaded, called on observations, and scored."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -8,18 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from agents.base import Agent, seed_slice
 from agents.planning import Planner
+from diffrl.data.observations import Part
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.runs.acting import Actor, Evaluator, Share
 from diffrl.runs.diverged import why_short
 from diffrl.runs.export import hub
 from diffrl.runs.export.folder import check_is, open_policy
 from diffrl.runs.kind import require_checkpoint
+from diffrl.runs.observing import has_parts, joined, vectors
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work
-from diffrl.support.errors import UserError, first_line
+from diffrl.support.errors import UserError, first_line, listed, shown
 from diffrl.support.files import address_of
 from diffrl.support.folder import recorded, say_once
 from diffrl.support.machine import resolve_device, settle
@@ -34,46 +38,82 @@ from diffrl.tuning.target import prepare
 class Policy:
     """A trained policy as a function: `action = policy(observation)`, NumPy in and out, (O,) or (B, O).
 
-    The policy of an agent that plans follows its plan from call to call: call `reset` where an episode begins.
+    Where the environment gives observations of several parts (a dictionary, or a tuple), these are taken as they are,
+    or with B rows each, and joined as they were in training. The policy of an agent that plans follows its plan from
+    call to call: call `reset` where an episode begins.
+
+    noise_seed: what the noise of sampled actions is drawn from, together with the training seed: see `load_policy`.
+    parts: those of the environment's observations, or what finds them when they are needed; (): it gives vectors.
     """
 
-    def __init__(self, agent: Agent, preprocessing: Preprocessing, salt: int = 0) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        preprocessing: Preprocessing,
+        noise_seed: int = 0,
+        parts: Sequence[Part] | Callable[[], Sequence[Part]] = (),
+    ) -> None:
         self.agent = agent
-        self._act = Actor(agent, preprocessing, salt)
+        self._act = Actor(agent, preprocessing, noise_seed)
+        self._parts = parts
+        self._rows: int | None = None
 
     def __repr__(self) -> str:
         sizes = f"{self.agent.observation_size} observations -> {self.agent.action_size} actions"
         return f"<Policy of {type(self.agent).__name__}, seed {self.agent.seeds[0]}: {sizes}>"
 
-    def __call__(self, observation: NDArray[Any]) -> NDArray[np.float32]:
+    def __call__(self, observation: NDArray[Any] | Sequence[Any] | Mapping[str, Any] | Tensor) -> NDArray[np.float32]:
         """Actions (A,) or (B, A), within the environment's bounds.
 
-        Raises ValueError for observations of another size, and for such that are not finite.
+        Raises ValueError for observations of another size, for such that are no real numbers or not finite, and for a
+        dictionary where nothing says how it makes a vector.
         """
-        if isinstance(observation, Mapping | tuple):
-            raise ValueError(
-                "expected observations as vectors, got parts: `diffrl.runs.run.Run.read(RUN).task.make()` is the "
-                "run's environment, whose observations are flattened as its data were"
-            )
-        x = np.asarray(observation, dtype=np.float32)
-        if x.ndim not in (1, 2) or x.shape[-1] != self.agent.observation_size:
-            raise ValueError(
-                f"expected observations of shape ({self.agent.observation_size},) or "
-                f"(B, {self.agent.observation_size}), got {x.shape}"
-            )
-        if not np.isfinite(x).all():
-            raise ValueError(f"expected observations that are finite, got {x[~np.isfinite(x)][0]}")
+        x = self._vectors(observation)
         if x.size == 0:
             return np.zeros((0, self.agent.action_size), np.float32)
-        actions = self._act(np.atleast_2d(x)[None])[0]
+        batch = np.atleast_2d(x)
+        actions = self._act(batch[None])[0]
+        self._rows = len(batch)
         return actions if x.ndim == 2 else np.asarray(actions[0])
 
-    def reset(self, rows: Sequence[int] | None = None) -> None:
+    def _vectors(self, observation: Any) -> NDArray[np.float32]:
+        """Observations (O,) or (B, O) from what an environment gives."""
+        size = self.agent.observation_size
+        if not has_parts(observation, size):
+            return vectors(observation, size)
+        if callable(self._parts):
+            self._parts = tuple(self._parts())
+        if not self._parts:
+            what = f"the keys {listed([*map(str, observation)])}" if isinstance(observation, Mapping) else "a tuple"
+            raise ValueError(
+                f"expected observations of shape ({size},) or (B, {size}), got {what}; nothing here says how these "
+                "parts make a vector: join them as those of the training data are"
+            )
+        return joined(observation, self._parts)
+
+    def reset(self, rows: Sequence[int] | NDArray[Any] | None = None) -> None:
         """An episode begins: drop what was planned for the last one. Without effect on agents that do not plan.
 
-        rows: of the B environments of a vectorised one, those whose episodes begin; None: all, whose number may change.
+        rows: of the B environments of a vectorised one, those whose episodes begin, by their numbers from 0 or as B
+        booleans, such as `terminated | truncated`; None: all, whose number may change. Raises ValueError for rows that
+        the last call had not, TypeError for what are no rows.
         """
-        self._act.reset(rows)
+        if rows is None:
+            self._rows = None
+            self._act.reset()
+            return
+        found = np.asarray(rows)
+        if found.ndim != 1 or (found.size and found.dtype.kind not in "biu"):
+            raise TypeError(f"expected rows as a list of numbers, or of a boolean for each row, got {shown(rows)}")
+        n = self._rows
+        if found.dtype == np.bool_:
+            if n is not None and len(found) != n:
+                raise ValueError(f"expected a boolean for each of the {n} rows of the last call, got {len(found)}")
+            found = np.flatnonzero(found)
+        chosen = [int(row) for row in found]
+        if any(row < 0 or (n is not None and row >= n) for row in chosen):
+            raise ValueError(f"no rows {shown(chosen)} of the {'last call' if n is None else f'{n} of the last call'}")
+        self._act.reset(chosen)
 
 
 def build_agent(run: Run, device: str, seeds: Sequence[int] | None = None) -> Agent:
@@ -214,6 +254,7 @@ def load_policy(
     seed: int | None = None,
     device: str = "cpu",
     env: str | None = None,
+    noise_seed: int = 0,
 ) -> Policy:
     """The policy of a run, or one that was exported, for a plain Gymnasium loop.
 
@@ -221,19 +262,29 @@ def load_policy(
     Hub, "user/name". A path that exists is taken before an id; "hf://user/name" is always the Hub's. Either folder may
     be at an address of fsspec's, such as "s3://bucket/runs/NAME", of which a copy is kept here.
 
-    which: "last", "best" (by its evaluations), or a checkpoint's step. seed: by default the run's first. An exported
-    policy has one checkpoint of one seed. env: the id of another environment than the run's, from which an agent that
-    plans takes its goal. Other agents make no use of it.
+    which: "last", "best" (by its evaluations), or a checkpoint's step. seed: the training seed, by default the run's
+    first. An exported policy has one checkpoint of one seed. env: the id of another environment than the run's, which
+    has to fit; an agent that plans takes its goal from it.
+
+    noise_seed: another number gives other noise where actions are sampled. With the same one a policy that is loaded
+    twice draws the same noise in the same calls; without one that is so, too.
+
+    Raises TypeError for a run that is no path, UserError for one that is none or is damaged.
     """
+    if not isinstance(run, str | os.PathLike):
+        raise TypeError(f"run is {shown(run)}; expected a path, or the Hub's id, as text.")
+    if run == "":
+        raise UserError("run is an empty text; expected the folder of a run or of an exported policy, or the Hub's id.")
+    noise_seed = held(noise_seed, Seed, "noise_seed")
     if not str(run).startswith(hub.SCHEME) and address_of(run) is not None:
         run = local_folder(run)
     if (exported := hub.exported(run)) is not None:
-        agent, preprocessing, step = open_policy(exported, resolve_device(device), env)
-        check_is(run, agent.seeds[0], step, seed, which)
-        return Policy(agent, preprocessing)
-    opened = Run.read(run).within(env, (), None)
-    agent = load_agent(opened, opened.config.seeds[0] if seed is None else seed, str(which), device)
-    return Policy(agent, opened.preprocessing)
+        opened = open_policy(exported, resolve_device(device), env)
+        check_is(run, opened.agent.seeds[0], opened.step, seed, which)
+        return Policy(opened.agent, opened.preprocessing, noise_seed, opened.parts)
+    of_run = Run.read(run).within(env, (), None)
+    agent = load_agent(of_run, of_run.config.seeds[0] if seed is None else seed, str(which), device)
+    return Policy(agent, of_run.preprocessing, noise_seed, of_run.task.parts)
 
 
 # --- Scored: episodes in an environment -----------------------------------------------------------------------------

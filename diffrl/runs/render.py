@@ -9,6 +9,7 @@ import inspect
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -88,7 +89,7 @@ def render(
     tell_remarks(opened, str(which), [step for _, (step,) in loaded], quiet)
     seen = dataclasses.replace(task, env_kwargs={**task.env_kwargs, "render_mode": "rgb_array"})
     with ExitStack() as held:
-        envs = [held.enter_context(closing(seen.make())) for _ in seeds]
+        envs = [held.enter_context(closing(_drawing(seen, task))) for _ in seeds]
         acts = [Actor(agent, opened.preprocessing, seed, keep=1) for agent in agents]
         panels = [_panel(env, f"seed {one}", task) for env, one in zip(envs, seeds, strict=True)]
         real = steps_a_second(envs[0])
@@ -255,8 +256,30 @@ def _panel(env: gymnasium.Env[Any, Any], name: str, task: Task) -> Panel:
     if isinstance(maze, Maze):
         return MazePanel(env, name, maze)
     if "rgb_array" not in env.metadata.get("render_modes", []):
-        raise UserError(f"{task.env_text} draws no pictures: it has no render mode rgb_array.")
+        raise UserError(_draws_nothing(task, "it has no render_mode that gives them (rgb_array)"))
     return Panel(env, name)
+
+
+def _drawing(seen: Task, task: Task) -> gymnasium.Env[Any, Any]:
+    """The environment `seen`, which is `task`'s asked for pictures. Raises UserError where it gives none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not in the possible render_modes", category=UserWarning)
+        try:
+            return seen.make()
+        except UserError as error:
+            with closing(task.make()) as env:  # or what is wrong has nothing to do with pictures, and is raised
+                modes = env.metadata.get("render_modes", [])
+            why = "it has no render_mode that gives them (rgb_array)"
+            if "rgb_array" in modes:
+                why = "it cannot be made with render_mode='rgb_array', though it names that mode"
+            raise UserError(_draws_nothing(task, why)) from error
+
+
+def _draws_nothing(task: Task, why: str) -> str:
+    return (
+        f"{task.env_text} draws no pictures: {why}. An environment of your own takes render_mode as an argument, names "
+        'the mode (metadata = {"render_modes": ["rgb_array"]}), and has render() give an array (height, width, 3).'
+    )
 
 
 def labelled(picture: Picture, text: str) -> Picture:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -161,11 +162,14 @@ def claimed(out: Path | None, stem: str, files: Collection[str]) -> Iterator[Pat
     """Yield the folder of a new run, `out` or a new one runs/STEM-TIME, in which it is alone: see `held`.
 
     files: what the run will write at its beginning, besides `ABOUT`, which it writes first. A run that was cut before
-    its first checkpoint is cleared away. Raises UserError where there is a run that can go on, or a file of the user's.
+    its first checkpoint is cleared away; so is one of images that has measured nothing and made no round, as where its
+    reward fails at once. Raises UserError where there is a run that can go on, or a file of the user's.
     """
     folder = _new(stem) if out is None else to_write(out, "runs")
     with held(folder, made=out is None):
         refuse(folder, files)
+        if _as_it_began(folder):
+            shutil.rmtree(folder / "checkpoints" / f"{0:09d}")
         for name in (SUMS, *files, ABOUT):  # in this order, so that a cut leaves it ours
             (folder / name).unlink(missing_ok=True)
         yield folder
@@ -181,7 +185,8 @@ def refuse(folder: Path | None, files: Collection[str]) -> None:
             f"{folder} is a sweep's folder, in which every run has a folder of its own: choose another --out. "
             f"`diffrl sweep ... --out {folder}` adds runs to it."
         )
-    if steps(folder) or (ours and any((folder / name).exists() for name in _OF_PROGRESS)):
+    goes_on = steps(folder) and not _as_it_began(folder)
+    if goes_on or (ours and any((folder / name).exists() for name in _OF_PROGRESS)):
         raise UserError(f"{folder} holds a run already: `diffrl resume {folder}`, or choose another --out.")
     for name in files:
         if (folder / name).exists() and not ours:
@@ -193,6 +198,19 @@ def refuse(folder: Path | None, files: Collection[str]) -> None:
 
 _OF_PROGRESS = ("scores.json", "metrics.csv")
 """Files that a run writes after its first checkpoint."""
+_OF_WORTH = (*_OF_PROGRESS, "evaluations.json", "pairs.safetensors", "votes.json")
+"""Files of a run of images that took time, or a person, to make."""
+
+
+def _as_it_began(folder: Path) -> bool:
+    """Whether a folder's run is one of images, with its model as it began alone: its command makes all of it again."""
+    if steps(folder) != [0] or any((folder / name).exists() for name in _OF_WORTH):
+        return False
+    try:
+        about = json.loads((folder / ABOUT).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(about, dict) and about.get("kind") == IMAGES
 
 
 def _new(stem: str) -> Path:

@@ -4,6 +4,7 @@ NumPy and torch come in when used.
 """
 
 import contextlib
+import functools
 import os
 import platform
 import reprlib
@@ -134,31 +135,39 @@ def resolve_device(name: str) -> str:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(
-            f"There is no device {reprlib.repr(name)}: expected --device cpu, cuda, cuda:N or auto."
+            f"There is no device {reprlib.repr(name)}: expected cpu, cuda, cuda:N or auto (--device)."
         ) from error
     try:
         torch.zeros((), device=device).item()
     except (RuntimeError, AssertionError) as error:
         why = first_line(error).split(". ")[0].rstrip(".")
-        raise UserError(f"The device {name!r} cannot be used: {why}. Try --device cpu.") from error
+        raise UserError(f"The device {name!r} cannot be used: {why}. Try the CPU (--device cpu).") from error
     return name
 
 
 def versions(*more: str) -> dict[str, str]:
     """The versions a run is made with: Python's, those of packages and of `more`; in a checkout of ours the commit."""
     names = ("diffrl", "torch", "numpy", "gymnasium", "mujoco", *more)
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}, **_commit()}
+
+
+@functools.cache
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@functools.cache
+def _commit() -> dict[str, str]:
+    """The commit of the checkout that this process was started from, as `git`; nothing where there is none to name."""
     root = Path(__file__).parents[2]
     if (root / ".git").exists():  # a checkout of ours; installed from a wheel, there is no commit to name
         with contextlib.suppress(OSError):  # no git on this machine
             command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-            found["git"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    return found
+            return {"git": subprocess.run(command, capture_output=True, text=True).stdout.strip()}
+    return {}
 
 
 def compiler_found() -> bool:

@@ -21,6 +21,7 @@ def enlarge(name: str, steps: int) -> None:
         samples=SAMPLES,
         model=SynthERConfig(width=WIDTH, steps=steps, batch_size=256),
         sampling=Sampling(solver="dpmpp2m", sampling_steps=32),
+        force=True,  # a file of an earlier run of this page is replaced
         quiet=True,
     )
 

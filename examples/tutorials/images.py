@@ -5,27 +5,33 @@
 # it does for the money. A few minutes on a CPU. `diffrl finetune` does the same from the command line.
 
 # %%
+from pathlib import Path
+
 from diffrl.images import FinetuneConfig, finetune
 from diffrl.support.files import read_json
 
 IMAGES, SAMPLES = 640, 100
 
 
-def align(name: str, **options: object) -> list[dict]:
-    """Fine-tune on the reward digit:8 by its own gradient (DRaFT), and give the run's evaluations."""
+def align(**options: object) -> Path:
+    """Fine-tune on the reward digit:8 by its own gradient (DRaFT), and give the run's folder."""
     config = FinetuneConfig(
         algo="draft",
         reward="digit:8",
         held_out="digit-held-out:8",
         queries=IMAGES,
         eval_samples=SAMPLES,
-        out=f"runs/{name}",
         **options,
     )
-    return read_json(finetune(config, quiet=True) / "evaluations.json")
+    return finetune(config, quiet=True)
 
 
-greedy = align("greedy")
+def evaluations(run: Path) -> list[dict]:
+    """What a run's evaluations measured, the one before the first round first."""
+    return read_json(run / "evaluations.json")
+
+
+greedy = align()
 
 # %% [markdown]
 # ## The reward rises
@@ -36,7 +42,7 @@ greedy = align("greedy")
 # %%
 columns = ("reward", "held_out", "class_accuracy", "diversity", "reference_error")
 print(f"{'images':>8}", *(f"{column:>16}" for column in columns))
-for entry in greedy:
+for entry in evaluations(greedy):
     print(f"{entry['queries']:8}", *(f"{entry[column]:16.3f}" for column in columns))
 
 # %% [markdown]
@@ -48,7 +54,7 @@ for entry in greedy:
 import matplotlib.pyplot as plt
 
 figure, ax = plt.subplots(figsize=(9, 4))
-ax.imshow(plt.imread("runs/greedy/before_after.png"))
+ax.imshow(plt.imread(greedy / "before_after.png"))
 ax.axis("off")
 plt.show()
 
@@ -58,7 +64,7 @@ plt.show()
 # %%
 from diffrl.images.run import FinetuneRun
 
-for sentence in FinetuneRun.read("runs/greedy").warnings():
+for sentence in FinetuneRun.read(greedy).warnings():
     print("-", sentence)
 
 # %% [markdown]
@@ -68,14 +74,14 @@ for sentence in FinetuneRun.read("runs/greedy").warnings():
 # digits are what their prompts say.
 
 # %%
-held = align("held", stop_kl=max(entry["kl"] for entry in greedy) / 4)
+held = align(stop_kl=max(entry["kl"] for entry in evaluations(greedy)) / 4)
 for name, run in (("greedy", greedy), ("held", held)):
-    last = run[-1]
+    last = evaluations(run)[-1]
     print(f"{name}: reward {last['reward']:.3f}, class accuracy {last['class_accuracy']:.3f}, KL {last['kl']:.1f} nats")
 
 # %% [markdown]
 # ## Further
 #
-# `diffrl compare runs/greedy runs/held --out page.html` puts runs side by side. `--kl` and `--kl-target` hold a run by
-# a penalty instead of an end. [Images fine-tuned](../../benchmarks/results/finetune.md) has the curve of reward against
-# accuracy for each algorithm.
+# `print(greedy, held)` says where the runs are, and `diffrl compare RUN RUN --out page.html` puts them side by side.
+# `--kl` and `--kl-target` hold a run by a penalty instead of an end. [Images
+# fine-tuned](../../benchmarks/results/finetune.md) has the curve of reward against accuracy for each algorithm.

@@ -18,7 +18,6 @@ run = diffrl.train(
     eval_episodes=EPISODES,
     compile=False,
     workers=1,
-    out="runs/tutorial",
     quiet=True,
 )
 
@@ -118,5 +117,6 @@ print(f"mean Q of the data's actions: {values[0]:.2f}, of the policy's: {values[
 # %% [markdown]
 # ## Further
 #
-# `diffrl diagnose runs/tutorial` asks whether the policy is well trained: its loss by noise level, how many steps its
-# solver needs, how far Q has moved it. `diffrl resume runs/tutorial --steps 20000` goes on to the whole configuration.
+# `print(run)` says where the run is. `diffrl diagnose RUN` asks whether its policy is well trained: its loss by noise
+# level, how many steps its solver needs, how far Q has moved it. `diffrl resume RUN --steps 20000` goes on to the whole
+# configuration.

@@ -65,6 +65,10 @@ class Gaussian(Augmenter):
         self.sampled = 0
 
     @override
+    def remark(self) -> str:
+        return "A Gaussian has one mode."
+
+    @override
     def open(self, data: RealData, held_out: float, seed: int, device: str) -> None:
         n = round(held_out * len(data.transitions))
         rows = data.transitions.rows
@@ -122,6 +126,8 @@ def test_another_method_meets_the_distribution_it_was_given(source: Path, tmp_pa
     folder = tmp_path / "new-gaussian"
     found = json.loads((folder / "fidelity.json").read_text())
     assert found["correlations"]["mean_difference"]["synthetic"] < 0.1
+    assert found["notes"][-1] == Gaussian().remark()
+    assert f"<li>{Gaussian().remark()}</li>" in (folder / "fidelity.html").read_text()
     assert "held_out_loss" in (folder / "metrics.csv").read_text() or (folder / "tensorboard").exists()
 
 

@@ -30,7 +30,15 @@ from diffrl.augment.flow_to_better.reward_model import RewardModel
 from diffrl.augment.job import open_data
 from diffrl.augment.label.config import LabelConfig
 from diffrl.augment.label.job import label
-from diffrl.augment.label.scenes import MOST_COLUMNS, MazeScene, RobotScene, Scene, drawn, scene_of
+from diffrl.augment.label.scenes import (
+    MOST_COLUMNS,
+    MazeScene,
+    RobotScene,
+    Scene,
+    WalkScene,
+    drawn,
+    scene_of,
+)
 from diffrl.augment.label.session import EVERY, Session
 from diffrl.augment.label.worth import LabelModels, Worth
 from diffrl.data import d4rl
@@ -121,6 +129,31 @@ def test_a_maze_is_drawn_as_the_environment_renders_it(maze: str) -> None:
         rows, columns = np.nonzero((picture == (150, 220, 150)).all(-1))
         away = np.hypot((columns + 0.5) / 32 - x, (rows + 0.5) / 32 - y)
         assert radius - 1 / 32 < away.max() <= radius + 1e-6
+
+
+@pytest.mark.parametrize(("task", "body"), [(1, "point"), (2, "point"), (1, "ant")])
+def test_a_maze_of_ogbench_is_drawn_where_its_environment_has_things(task: int, body: str) -> None:
+    """A place is drawn in the cell that the environment puts it in, from walls and goal as far as there."""
+    size, actions = {"point": (2, 2), "ant": (29, 8)}[body]
+    data = replace(dataset(size=size), actions=np.zeros((400, actions), np.float32))
+    scene, said, env = scene_of("walks.hdf5", data, f"ogbench/{body}maze-medium-v0", [f"task={task}"])
+    assert isinstance(scene, WalkScene), said
+    assert env is not None
+    own: Any = env.unwrapped
+    about = scene.about()
+    assert {(row, column) for column, row in about["walls"]} == set(zip(*np.nonzero(own.maze_map), strict=True))
+    assert about["size"] == [own.maze_map.shape[1], own.maze_map.shape[0]]
+    places = np.random.default_rng(0).uniform(0, 20, (50, size)).astype(np.float32)
+    drawn_at = np.array(scene.frames(places)["path"])
+    assert [tuple(cell) for cell in drawn_at[:, ::-1].astype(int)] == [own.xy_to_ij(place[:2]) for place in places]
+    observation, _ = env.reset(seed=0)
+    x, y, radius = about["goal"]
+    assert (int(y), int(x)) == own.task_infos[task - 1]["goal_ij"]
+    goal = np.array(own.cur_goal_xy)
+    ((here_x, here_y),) = scene.frames(np.array([[*goal, *observation[2:]]]))["path"]
+    assert np.hypot(here_x - x, here_y - y) < 0.5  # the task's goal, of which each episode's is near
+    (far,) = scene.frames(np.array([[goal[0] + own._goal_tol, goal[1], *observation[2:]]]))["path"]
+    assert abs(far[0] - here_x - radius) < 1e-3
 
 
 def test_plots_share_their_range_and_show_where_segments_differ() -> None:

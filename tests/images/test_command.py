@@ -115,6 +115,21 @@ def test_progress_counts_what_evaluations_count(
     assert done[-1] == whole
 
 
+def test_a_reward_that_fails_at_once_leaves_a_folder_for_the_mended_command(
+    quick: Path, plain: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which makes the run that it makes in a new one, bit for bit; and no command overwrites that."""
+    Path("bad.py").write_text("def bad(images, prompts, metadata):\n    return images.mean((1, 2, 3)) * float('abc')\n")
+    assert "could not convert string to float" in fails(
+        [*SMALL, "--reward", "python:bad.py#bad", "--out", "run"], capsys
+    )
+    assert [path.name for path in sorted(Path("run/checkpoints").iterdir())] == ["000000000"]
+    assert main(["finetune", *SMALL, "--out", "run"]) == 0
+    ours, theirs = final(Path("run")), final(plain)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert "holds a run already" in fails([*SMALL, "--out", "run"], capsys)
+
+
 def test_the_parts_of_a_sum_that_is_held_out_are_shown(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In evaluations, in the table, below the sum that they add up to, and in the comparison's numbers."""
     assert main(["finetune", *SMALL, "--reward", "jpeg", "--held-out", "png + 0.5*digit:8", "--out", "run"]) == 0

@@ -168,7 +168,9 @@ def test_what_it_cannot_do_is_said(folder: Path, tmp_path: Path) -> None:
         model.conditions(PROMPTS, {"control": torch.zeros(2, 3, 16, 16)})
     with pytest.raises(UserError, match="no use for reference"):
         model.conditions(PROMPTS, {"control": pictures(2), "reference": pictures(2)})
-    with pytest.raises(UserError, match="learn nothing"):
+    with pytest.raises(
+        UserError, match=r"learn nothing, .* whole \(--lora 0\), or name a trained one \(--adapter FOLDER\)\."
+    ):
         control(folder, lora=Lora())
     with pytest.raises(UserError, match="without adapters"):
         Control(load_pipeline(str(folder), lora=Lora()))

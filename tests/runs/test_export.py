@@ -5,6 +5,7 @@ import errno
 import json
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,6 +155,7 @@ def test_nothing_of_the_machine_is_in_it(tmp_path: Path) -> None:
     to = export(run, tmp_path / "to")
     assert sorted(path.name for path in to.iterdir()) == ["README.md", "SHA256SUMS", "config.json", "model.safetensors"]
     content = b"".join(path.read_bytes() for path in to.iterdir())
+    assert json.loads((to / "config.json").read_text())["version"] == 1  # which older versions read
     for secret in ("hidden-place", str(Path.home()), str(Path.cwd()), str(tmp_path), socket.gethostname()):
         assert secret.encode() not in content, secret
     assert b"mine.hdf5" in content
@@ -211,6 +213,11 @@ def test_the_cards_command_means_the_runs_configuration(name: str, monkeypatch: 
     assert words[0] == "train"
     assert command.run(words[1:]) == 0
     assert began == [config]
+    shared = dataclasses.replace(config, workers=2, eval_workers=1, compile=True)
+    assert train_words(shared) == [*words, "--workers", "2"]
+    assert command.run(train_words(shared)[1:]) == 0
+    assert began[1:] == [dataclasses.replace(config, workers=2)]
+    assert "--workers" not in train_words(dataclasses.replace(shared, seeds=(4,)))
 
 
 def test_an_online_run_of_a_configuration_began_untrained(tmp_path: Path) -> None:
@@ -247,6 +254,19 @@ def test_the_card_says_what_it_learned_from(name: str, words: str, tmp_path: Pat
     assert ("It started from another run, RUN" in card) is (name != "offline")
     assert ("not where observations differ from that environment's." in card) is (name in ("online", "dppo"))
     assert ("not where observations differ from its data's." in card) is (name in ("offline", "policy-dpo"))
+
+
+def test_the_card_of_a_run_without_an_environment_says_that_it_is_untested(tmp_path: Path) -> None:
+    """In whole sentences; of several processes the settings name the number."""
+    run = made_run(tmp_path / "run", small("bc"), Task(None, {}, None, False))
+    opened = Run.read(run)
+    dataclasses.replace(opened, config=dataclasses.replace(opened.config, workers=2)).write_config()
+    card = (export(run, tmp_path / "to") / "README.md").read_text()
+    words = "Learned from data alone, it is untested. Least is known of it where observations differ from its data's."
+    assert f"- {words}\n" in card
+    assert " --seeds 3 5 " in card
+    assert " --workers 2\n" in card
+    assert "\nworkers: 2\n" in card
 
 
 @pytest.mark.parametrize("advantages", ["environment", "critics"])
@@ -331,6 +351,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
         (to / name).write_bytes(data)
     (to / "README.md").write_text("mine")
     diffrl.load_policy(to)
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=to, check=True, capture_output=True)
 
 
 def test_what_does_not_fit_is_one_sentence(tmp_path: Path) -> None:
@@ -348,7 +369,7 @@ def test_what_does_not_fit_is_one_sentence(tmp_path: Path) -> None:
         ({**tensors, "actions.shift": torch.zeros(3)}, {}, "scales of actions are not of 2"),
         ({n: t for n, t in tensors.items() if n != "actions.shift"}, {}, "'actions.shift' is missing"),
         (tensors, {"format": "something"}, "does not say `format: diffrl-policy`"),
-        (tensors, {"version": 2}, "newer diffrl"),
+        (tensors, {"version": 3}, "newer diffrl"),
         (tensors, {"version": "x"}, "version is 'x'"),
         (tensors, {"agent": {"name": "nobody"}}, "Unknown agent 'nobody'"),
         (tensors, {"agent": [1]}, "its `agent` has no name"),

@@ -2,6 +2,8 @@
 
 import functools
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +107,31 @@ def test_the_card_says_how_to_call_it(exported: Exported) -> None:
     exec(example, variables)
     assert variables["action"].shape == (1,)
     assert str(Path.cwd()).encode() not in (to / "policy.onnx").read_bytes()
+
+
+def test_a_graph_that_is_cut_short_is_seen_by_its_checksum(exported: Exported, tmp_path: Path) -> None:
+    """Which `sha256sum` checks; `load_policy` makes no use of the graph."""
+    to = Path(shutil.copytree(exported(FAST)[1], tmp_path / "to"))
+    check = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    assert subprocess.run(check, cwd=to, capture_output=True).returncode == 0
+    (to / "policy.onnx").write_bytes((to / "policy.onnx").read_bytes()[:-1])
+    done = subprocess.run(check, cwd=to, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "policy.onnx: FAILED" in done.stdout
+    diffrl.load_policy(to)
+
+
+def test_the_graph_makes_no_finite_action_of_what_is_not(exported: Exported) -> None:
+    """Where the policy refuses: the card says so."""
+    _, to = exported(FAST)
+    session = onnxruntime.InferenceSession(str(to / "policy.onnx"))
+    rng = np.random.default_rng(0)
+    inputs = {g.name: rng.standard_normal((1, *g.shape[1:])).astype(np.float32) for g in session.get_inputs()}
+    inputs["observation"][0, 0] = np.nan
+    assert not np.isfinite(session.run(["action"], inputs)[0]).all()
+    with pytest.raises(ValueError, match="finite"):
+        diffrl.load_policy(to)(inputs["observation"])
+    assert "It checks nothing: of an observation that is not finite" in (to / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("name", "why"), [("diffuser", "a graph has no memory"), ("q_guidance", "takes gradients")])

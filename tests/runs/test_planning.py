@@ -153,7 +153,7 @@ def test_other_episodes_are_planned_for_anew(run: Path, monkeypatch: pytest.Monk
     for _ in range(3):
         policy(x)
     assert calls == [2, 2, 1, 3]
-    with pytest.raises(ValueError, match=r"no rows \[3\] of the 3 that plans are kept for"):
+    with pytest.raises(ValueError, match=r"no rows \[3\] of the 3 of the last call"):
         policy.reset([3])
     policy.reset([1])
     policy(x)

@@ -198,6 +198,56 @@ def test_what_cannot_be_drawn_is_a_sentence_and_leaves_no_file(maze: Path, tmp_p
     assert not [*tmp_path.glob("*.gif"), *tmp_path.glob("*.mp4"), *tmp_path.glob(".*")]
 
 
+class Blind(Drawn):
+    """Takes no argument, and has no pictures."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own form)
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class Closed(Blind):
+    """Names the mode of pictures, and does not take it."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (Gymnasium's own form)
+
+
+class Careless(Drawn):
+    """Takes the mode, and does not name it."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own form)
+
+
+NO_MODE = r"it has no render_mode that gives them \(rgb_array\)\. An environment of your own takes render_mode as"
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (Blind, NO_MODE),
+        (Careless, NO_MODE),
+        (Closed, "it cannot be made with render_mode='rgb_array', though it names that mode"),
+    ],
+)
+def test_an_environment_without_pictures_is_a_sentence_on_pictures(
+    made: type[Drawn], words: str, tmp_path: Path, monkeypatch: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    """And on nothing else: not on arguments that nobody gave, nor on training; Gymnasium's warning is not heard."""
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setitem(SIZES, "Blind-v0", (3, 1))
+    gymnasium.register("Blind-v0", made)
+    try:
+        run = made_run(tmp_path / "run", small("bc"), Task("Blind-v0", {}, None, False, max_episode_steps=10))
+        with pytest.raises(UserError, match=f"^Blind-v0.* draws no pictures: {words}") as caught:
+            render(run, tmp_path / "a.gif", quiet=True)
+    finally:
+        del gymnasium.registry["Blind-v0"]
+    assert "--env" not in str(caught.value)
+    assert "render_mode" not in "".join(str(one.message) for one in recwarn)
+    assert not (tmp_path / "a.gif").exists()
+
+
 @pytest.mark.parametrize("given", [{"fps": 0}, {"fps": -5}, {"episodes": 0}, {"seeds": ()}])
 def test_a_video_of_nothing_is_a_sentence(maze: Path, tmp_path: Path, given: dict[str, Any]) -> None:
     """From Python, where no option's range has been looked at."""

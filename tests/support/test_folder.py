@@ -1,6 +1,7 @@
 """The laws of a folder: nothing changes unseen, two never work in one, a kill at any write leaves it readable."""
 
 import errno
+import json
 import os
 import random
 import signal
@@ -157,6 +158,33 @@ def test_a_run_that_was_cut_before_its_first_checkpoint_is_claimed_anew_and_no_o
     (tmp_path / "checkpoints/000000000").mkdir(parents=True)
     with pytest.raises(UserError, match="holds a run already"), claimed(tmp_path, "", ()):
         pass
+
+
+@pytest.mark.parametrize("kept", ["", "evaluations.json", "pairs.safetensors", "votes.json", "metrics.csv", "round 1"])
+def test_a_run_of_images_as_it_began_is_claimed_anew_and_none_that_has_made_something(
+    tmp_path: Path, kept: str
+) -> None:
+    """What it has made stays as it is; and so does what is somebody else's, beside what is cleared."""
+    mine = tmp_path / "checkpoints" / "mine.pt"
+    first = tmp_path / "checkpoints" / "000000000"
+    first.mkdir(parents=True)
+    for file in (mine, first / "state.safetensors"):
+        file.write_text("x")
+    (tmp_path / "run.json").write_text(json.dumps({"kind": folders.IMAGES}))
+    if kept == "round 1":
+        (tmp_path / "checkpoints" / "000000001").mkdir()
+    elif kept:
+        (tmp_path / kept).write_text("[]")
+    before = sorted(tmp_path.rglob("*"))
+    if kept:
+        with pytest.raises(UserError, match="holds a run already"), claimed(tmp_path, "", ("votes.json",)):
+            pass
+        assert sorted(tmp_path.rglob("*")) == before
+        return
+    with claimed(tmp_path, "", ("votes.json",)):
+        assert not first.exists()
+        assert not (tmp_path / "run.json").exists()
+        assert mine.exists()
 
 
 def test_a_sweeps_folder_takes_no_run_beside_its_runs(tmp_path: Path) -> None:

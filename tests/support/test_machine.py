@@ -16,7 +16,7 @@ def test_a_device_that_can_be_used_is_itself() -> None:
 def test_a_mistyped_device_is_told_what_is_expected(name: str) -> None:
     with pytest.raises(UserError) as caught:
         resolve_device(name)
-    assert str(caught.value) == f"There is no device {name!r}: expected --device cpu, cuda, cuda:N or auto."
+    assert str(caught.value) == f"There is no device {name!r}: expected cpu, cuda, cuda:N or auto (--device)."
 
 
 def test_a_very_long_name_is_cut() -> None:
@@ -31,7 +31,7 @@ def test_a_device_that_is_not_there_is_told_in_one_line(name: str) -> None:
     if name == "mps" and torch.backends.mps.is_available():
         pytest.skip("this machine has one")
     with pytest.raises(
-        UserError, match=rf"^The device '{name}' cannot be used: [^\n]+\. Try --device cpu\.$"
+        UserError, match=rf"^The device '{name}' cannot be used: [^\n]+\. Try the CPU \(--device cpu\)\.$"
     ) as caught:
         resolve_device(name)
     assert len(str(caught.value)) < 200

@@ -41,7 +41,7 @@ class FidelityReport:
     steered: bool
     """Whether the synthetic rows are meant to be like a part of the real ones alone."""
     notes: tuple[str, ...]
-    """What was left out, one sentence each."""
+    """What was left out and how to read the rest, one sentence each."""
     ks: Doubles
     """Kolmogorov-Smirnov statistic (W,) of every column, synthetic against real: 0 the same, 1 apart."""
     ks_floor: Doubles

@@ -93,7 +93,8 @@ def _labels(config: LabelConfig, dataset: OfflineDataset, out: Path) -> tuple[La
             f"{out} labels segments of {labels.segment} rows, and --segment is {config.segment}: go on with --segment "
             f"{labels.segment}, or choose another --out."
         )
-    more = "" if len(labels) < config.pairs else f" That is all of --pairs {config.pairs}: a larger number asks more."
+    enough = f" --pairs {config.pairs} is reached: --pairs {len(labels) + 1} or more asks on."
+    more = "" if len(labels) < config.pairs else enough
     return labels, f"Going on after {len(labels)} labels in {out}.{more}"
 
 

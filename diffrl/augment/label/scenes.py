@@ -25,6 +25,8 @@ JSON: TypeAlias = dict[str, Any]
 
 MOST_COLUMNS = 24
 """Columns of observations that are plotted, at most."""
+WALKS = tuple(f"ogbench/{body}maze-" for body in ("point", "ant", "humanoid"))
+"""How the ids of OGBench's mazes begin whose observation begins with a place in the maze."""
 _EDGE = BODY - 0.5
 """Where cell (0, 0) begins, from a position of 0: a picture's coordinates are positions and this."""
 
@@ -70,6 +72,36 @@ class MazeScene(Scene):
     def frames(self, observations: Floats) -> JSON:
         """The ball's places (x, y), a pair a step: x is the column, y the row."""
         return {"path": _rounded(observations[:, 1::-1] + _EDGE)}
+
+
+class WalkScene(Scene):
+    """A maze of OGBench's from above, and where in it the point, the ant or the humanoid is: the path alone.
+
+    env: its environment, whose observation begins with the place (x, y). Cells are drawn with a length of 1.
+    """
+
+    observations = ("x", "y")
+
+    def __init__(self, env: Any) -> None:
+        self._grid, self._unit = np.asarray(env.maze_map), float(env._maze_unit)
+        self._offsets = np.array([env._offset_x, env._offset_y]) + self._unit / 2
+        self._goal = np.asarray(env.task_infos[env._reward_task_id - 1]["goal_xy"], np.float64)
+        self._goal_radius = float(env._goal_tol) / self._unit
+
+    def about(self) -> JSON:
+        """As a `MazeScene`'s. The goal is the task's, near which each episode has its own."""
+        return {
+            "kind": "maze",
+            "size": list(self._grid.shape[::-1]),
+            "walls": [[int(column), int(row)] for row, column in zip(*np.nonzero(self._grid == 1), strict=True)],
+            "goal": [*_rounded((self._goal + self._offsets) / self._unit), self._goal_radius],
+            "ball": 0.1,
+            "note": "green: the goal; ring: the start",
+        }
+
+    def frames(self, observations: Floats) -> JSON:
+        """The places (x, y) in cells, a pair a step."""
+        return {"path": _rounded((observations[:, :2].astype(np.float64) + self._offsets) / self._unit)}
 
 
 class RobotScene(Scene):
@@ -142,7 +174,10 @@ def _scene(task: Task, simulator: gymnasium.Env[Any, Any]) -> tuple[Scene, str]:
     assert task.env_id is not None
     env_id, own = task.env_id.removeprefix("envs:"), simulator.unwrapped
     # A wrapper may show something else than the state.
-    if why_none(env_id) is not None or any("Observation" in str(wrapper["name"]) for wrapper in task.wrappers):
+    changed = any("Observation" in str(wrapper["name"]) for wrapper in task.wrappers)
+    if env_id.startswith(WALKS) and not changed:
+        return WalkScene(own), f"the maze of {env_id} from above"
+    if changed or why_none(env_id) is not None:
         return Scene(), f"plots of the columns, since the observation of {env_id} does not give its simulator's state"
     if isinstance(own, Maze2dEnv):
         return MazeScene(own.maze), f"the maze of {env_id} from above"

@@ -53,8 +53,8 @@ class Control(ImageModel):
             raise UserError(f"A ControlNet needs {base.name} as it is: load it without adapters.")
         if lora is not None and controlnet is None:
             raise UserError(
-                "Adapters on a new ControlNet branch learn nothing, behind its convolutions of zeros: train it whole, "
-                "or name a trained one."
+                "Adapters on a new ControlNet branch learn nothing, behind its convolutions of zeros: train it whole "
+                "(--lora 0), or name a trained one (--adapter FOLDER)."
             )
         self._unet = unet_of(base).requires_grad_(False)
         self.base = base

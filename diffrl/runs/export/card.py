@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffrl.data.observations import Part
 from diffrl.runs import config as configuration
 from diffrl.runs.config import OnlineConfig, TrainConfig
 from diffrl.runs.diverged import diverged
+from diffrl.runs.export import packages
 from diffrl.runs.kind import OFFLINE, ONLINE
 from diffrl.runs.run import Run
 from diffrl.support.files import to_yaml
@@ -57,6 +59,8 @@ class Facts:
     """The versions of packages when training began, by name."""
     graph: str = ""
     """How the ONNX graph is called, in Markdown; "": there is none."""
+    parts: Sequence[Part] = ()
+    """The arrays that the environment gives as an observation; (): it gives vectors, or is not known."""
 
 
 def without_paths(value: Any) -> Any:
@@ -80,7 +84,8 @@ def without_paths(value: Any) -> Any:
 def train_words(config: TrainConfig) -> list[str]:
     """The words after `diffrl` that begin a run with this configuration, wherever its data are here.
 
-    What the machine chose, such as workers and compiling, is left to the next machine.
+    What the machine chose, such as compiling, is left to the next machine; but not the number of processes that share
+    several seeds, on which the seeds' scores depend.
     """
     config = dataclasses.replace(config, dataset=called(config.dataset))
     base, _ = configuration.default(config.agent.name, config.dataset)
@@ -88,7 +93,12 @@ def train_words(config: TrainConfig) -> list[str]:
     for prefix, ours, theirs in (("--", config, base), ("--agent.", config.agent, base.agent)):
         skipped = (*configuration.MACHINE, "dataset", "agent") if prefix == "--" else ()
         words += _options(prefix, ours, theirs, skipped)
-    return words
+    return words + (_option("--workers", config.workers) if _shared(config) else [])
+
+
+def _shared(config: TrainConfig) -> bool:
+    """Whether a seed's scores depend on the number of processes that share the seeds: they are drawn for together."""
+    return len(config.seeds) > 1 and config.workers is not None
 
 
 def start_words(run: Run) -> list[str]:
@@ -210,13 +220,30 @@ def _use(facts: Facts) -> str:
     plans = facts.run.config.agent.plans
     reset = "\npolicy.reset()  # where an episode begins: it follows its plan from call to call" if plans else ""
     sizes = f"({facts.run.observation_size},) -> ({facts.run.action_size},)"
-    text = f"""```python
+    needs = packages.of_agent(facts.run.config.agent.name)
+    text = f"""{f"Needs: {needs}, which brings the agent, beside diffrl.{_GAP}" if needs else ""}```python
 import diffrl
 
 policy = diffrl.load_policy("FOLDER")  # this folder; or the Hub's id, "user/name"{reset}
 action = policy(observation)  # NumPy, {sizes}, or many in rows
 ```"""
-    return f"{text}\n\n{facts.graph}" if facts.graph else text
+    if facts.parts:
+        text += _GAP + _flattened(facts.parts)
+    return f"{text}{_GAP}{facts.graph}" if facts.graph else text
+
+
+_GAP = "\n\n"
+
+
+def _flattened(parts: Sequence[Part]) -> str:
+    """How the environment's observations make the vector that the policy was trained on, a sentence or two."""
+    if not parts[0].path:
+        return f"The environment's observations, {parts[0].shape}, are flattened: `observation.reshape(-1)`."
+    what = "a dictionary" if isinstance(parts[0].path[0], str) else "a tuple"
+    return (
+        f"The environment's observations are {what}, which `policy` takes as it is, with many rows in each part, too. "
+        f"As a vector its parts are flattened and joined in this order: {', '.join(map(str, parts))}."
+    )
 
 
 def _scores(facts: Facts) -> list[str]:
@@ -258,7 +285,9 @@ def _data(run: Run, dataset: str) -> str:
     if registry.known(dataset):
         benchmark = registry.get(dataset)
         source = f"the benchmark's{f', {benchmark.url}' if benchmark.url else ''}"
-        if benchmark.generated:
+        if package := packages.of_data(dataset):
+            source = f"the package {package}, which makes or fetches it"
+        elif benchmark.generated:
             own = f"the benchmark's own file{f' ({benchmark.url})' if benchmark.url else ''}"
             source = f"rebuilt by `diffrl data generate`, unless {own} lay in its place"
     elif Path(config.dataset).is_absolute() or Path(dataset).suffix in FILE_SUFFIXES:
@@ -279,13 +308,16 @@ def _training(facts: Facts) -> str:
         key: value for key, value in configuration.to_dict(run.config).items() if key not in configuration.MACHINE
     }
     settings["dataset"] = called(run.config.dataset)
+    if run.kind == OFFLINE and _shared(run.config):
+        settings["workers"] = run.config.workers
     if run.kind == OFFLINE:
         begun = f"```sh\ndiffrl {shlex.join(train_words(run.config))}\n```"
     else:
         begun = f"{_began(facts)}\n\n```sh\ndiffrl {shlex.join(start_words(run))}\n```"
         own = {key: value for key, value in dict(run.settings or {}).items() if key not in ("offline_run", "start_run")}
         settings["settings"] = own
-    made = ", ".join(f"{name} {version}" for name, version in versions().items())
+    others = dict.fromkeys((packages.of_agent(run.config.agent.name), packages.of_data(called(run.config.dataset))))
+    made = ", ".join([*(f"{name} {version}" for name, version in versions().items()), *filter(None, others)])
     then = ", ".join(f"{name} {version}" for name, version in facts.trained_with.items())
     then = f" When training began: {then}." if then else ""
     plain = to_yaml(without_paths(settings)).rstrip()
@@ -313,12 +345,12 @@ def _began(facts: Facts) -> str:
 
 def _learned_from(run: Run) -> str:
     """What a policy learned from and where it was tried, a sentence."""
-    tried = "it is untested" if run.task.env_id is None else "it is tested in simulation only"
+    tested = run.task.env_id is not None
     tuned = tuning.from_dict(run.settings or {}, str(run.path)) if run.kind in tuning.ALGORITHMS else None
     if run.kind == ONLINE or (tuned is not None and tuning.acts(tuned)):
         return (
-            f"Learned in simulation, as well as from data, {tried}, in the environment that it learned in, and not "
-            "where observations differ from that environment's."
+            "Learned in simulation, as well as from data, it is tested in simulation only, in the environment that it "
+            "learned in, and not where observations differ from that environment's."
         )
     learned = {
         OFFLINE: "Learned from data alone",
@@ -326,7 +358,9 @@ def _learned_from(run: Run) -> str:
         tuning.NFTConfig.algo: "Fine-tuned by its critics' values of its own actions, in states of the data",
     }
     what = learned.get(run.kind, "Fine-tuned from preferences between segments of data")
-    return f"{what}, {tried}, and not where observations differ from its data's."
+    if not tested:
+        return f"{what}, it is untested. Least is known of it where observations differ from its data's."
+    return f"{what}, it is tested in simulation only, and not where observations differ from its data's."
 
 
 def caveats(facts: Facts) -> list[str]:

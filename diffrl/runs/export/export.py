@@ -1,14 +1,15 @@
 """A run's policy written as a folder for others: see `export`."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 
+from diffrl.data.observations import Part
 from diffrl.runs.diverged import diverged
-from diffrl.runs.export import folder
+from diffrl.runs.export import folder, packages
 from diffrl.runs.export.card import Facts, Scored, card
 from diffrl.runs.policy import evaluate, load_stack
 from diffrl.runs.run import Run
@@ -18,6 +19,7 @@ from diffrl.support.files import atomic_path, unused
 from diffrl.support.folder import ABOUT, read_json
 from diffrl.training.logs import outcomes_of, read_scores
 from diffrl.tuning.config import ALGORITHMS
+from envs.task import Task
 
 
 def export(
@@ -48,20 +50,22 @@ def export(
     if (said := diverged(opened)) and not quiet:
         console.print(f"{run}: {said}", style="yellow", markup=False, highlight=False)
     agent, (step,) = load_stack(opened, [seed], str(which), "cpu")
-    config, tensors = folder.contents(agent, opened.preprocessing, step, _tuned_steps(opened))
+    parts, needs = _parts(opened.task), packages.of_agent(opened.config.agent.name)
+    recorded = parts if all(part.path for part in parts) else ()
+    config, tensors = folder.contents(agent, opened.preprocessing, step, _tuned_steps(opened), needs, recorded)
     more: dict[str, bytes] = {}
     graph = ""
     if onnx:
         from diffrl.runs.export.onnx import usage, write_graph
 
         written = write_graph(agent, opened.preprocessing)
-        more[folder.GRAPH], graph = written.data, usage(written)
+        more[folder.GRAPH], graph = written.data, usage(written, parts)
     scores = [] if env is not None else _scored(opened, step)  # those of training are of the run's own environment
     if episodes:
         result = evaluate(run, episodes=episodes, which=(str(which),), quiet=quiet, env=env)[str(which)]
         what = f"at the export, on start states of its own, `{which}`"
         scores.append(Scored(what, outcomes_of(result)))
-    facts = Facts(opened, seed, str(which), step, scores, _versions(opened.path), graph)
+    facts = Facts(opened, seed, str(which), step, scores, _versions(opened.path), graph, parts)
     more[folder.CARD] = card(facts).encode()
     try:
         if to.exists():
@@ -72,6 +76,13 @@ def export(
         reason = disk_full(error) or error.strerror or error
         raise UserError(f"{to} cannot be written: {reason}. Free some space, or choose another --to.") from error
     return to
+
+
+def _parts(task: Task) -> Sequence[Part]:
+    """The arrays that the environment gives as an observation; (): vectors, or it cannot be made here to ask it."""
+    with contextlib.suppress(Exception):  # whatever an environment's code raises: a policy can be exported without
+        return task.parts()
+    return ()
 
 
 def _tuned_steps(run: Run) -> int | None:

@@ -1,13 +1,14 @@
 """An exported policy's folder: all that acting needs, and how it is opened again, from a disk or from the Hub.
 
 `config.json` says what the agent is, `model.safetensors` has the tensors that acting reads, the scales of observations
-and actions, and the goal of an agent that plans to one. `SHA256SUMS` covers both. No file is unpickled, no module is
-imported because a file says so, and no environment is made.
+and actions, and the goal of an agent that plans to one. `SHA256SUMS` covers both and the graph, but not the card, which
+people are to edit. No file is unpickled, no module is imported because a file says so, and no environment is made.
 """
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,10 @@ from torch.utils._pytree import tree_leaves
 import agents
 from agents.base import Agent
 from agents.planning import Planner
+from diffrl.data.observations import Part
 from diffrl.data.preprocessing import Normaliser, Preprocessing
 from diffrl.support import folder as folders
-from diffrl.support.errors import UserError, first_line, listed
+from diffrl.support.errors import UserError, first_line, listed, shown
 from diffrl.support.folder import Damaged
 from diffrl.support.machine import explaining_memory
 from diffrl.support.schema import Count, Natural, Range, Seed, read
@@ -38,7 +40,7 @@ READ = (CONFIG, WEIGHTS, folders.SUMS)
 """The files that opening one reads."""
 FORMAT = "diffrl-policy"
 """What `format` in `config.json` says."""
-_AGENT, _GOAL = "agent.", "goal"
+_AGENT, _GOAL, _PARTS = "agent.", "goal", "observation_parts"
 _SIZE = Annotated[int, Range(1, 10**6)]
 
 
@@ -47,8 +49,8 @@ class Settings:
     """What `config.json` holds besides the agent's hyper-parameters."""
 
     format: str
-    version: Annotated[int, Range(1, 1)]
-    """Of the folder's form, so that later ones can tell."""
+    version: Annotated[int, Range(1, 2)]
+    """Of the folder's form, so that older readers can tell: 2 where it says more than form 1 does, see below."""
     seed: Seed
     """The training seed, from which the policy's noise is drawn too."""
     step: Natural
@@ -57,6 +59,20 @@ class Settings:
     action_size: _SIZE
     tuned_steps: Count | None = None
     """Of a policy whose first denoising steps are a frozen network's: the number of its own, last ones."""
+    needs: str | None = None
+    """Form 2: the package that the agent is from and its version, such as "mypackage 0.1"; None: it is diffrl's."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An exported policy, put together again."""
+
+    agent: Agent
+    preprocessing: Preprocessing
+    step: int
+    """The training steps behind it."""
+    parts: Sequence[Part] | Callable[[], Sequence[Part]] = ()
+    """Those of its environment's observations, or what finds them when they are needed; (): it gives vectors."""
 
 
 def is_exported(path: Path) -> bool:
@@ -101,16 +117,27 @@ def _lies_in(tensor: Tensor, storages: set[int]) -> bool:
 
 
 def contents(
-    agent: Agent, preprocessing: Preprocessing, step: int, tuned_steps: int | None
+    agent: Agent,
+    preprocessing: Preprocessing,
+    step: int,
+    tuned_steps: int | None,
+    needs: str = "",
+    parts: Sequence[Part] = (),
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What `config.json` and `model.safetensors` hold of an agent of one seed, after so many steps.
 
-    tuned_steps: see `Settings`.
+    tuned_steps, needs: see `Settings`. parts: those that its environment's observations are made of, in the order in
+    which they make the vector; (): it gives vectors.
     """
     seed, *others = agent.seeds
     assert not others
-    settings = Settings(FORMAT, 1, seed, step, agent.observation_size, agent.action_size, tuned_steps)
+    form = 2 if needs or parts else 1
+    settings = Settings(FORMAT, form, seed, step, agent.observation_size, agent.action_size, tuned_steps, needs or None)
     config = dataclasses.asdict(settings)
+    if not needs:
+        del config["needs"]
+    if parts:
+        config[_PARTS] = [{"path": list(part.path), "shape": list(part.shape)} for part in parts]
     config["agent"] = {"name": agent.config.name, **dataclasses.asdict(agent.config)}
     state, needed = agent.state_dict(), read_in_acting(agent)
     tensors = {f"{_AGENT}{name}": state[name] for name in state if name in needed} | preprocessing.state_dict()
@@ -120,7 +147,7 @@ def contents(
 
 
 def write(folder: Path, config: Mapping[str, Any], weights: bytes, more: Mapping[str, bytes]) -> None:
-    """Write the files of an exported policy into a new folder, with the checksums of what opening it reads.
+    """Write the files of an exported policy into a new folder, with the checksums of all but the card.
 
     weights: of safetensors. more: other files' content by name, such as the card's.
     """
@@ -129,19 +156,27 @@ def write(folder: Path, config: Mapping[str, Any], weights: bytes, more: Mapping
     (folder / WEIGHTS).write_bytes(weights)
     for name, data in more.items():
         (folder / name).write_bytes(data)
-    folders.seal(folder, (CONFIG, WEIGHTS))
+    folders.seal(folder, (CONFIG, WEIGHTS, GRAPH))
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def open_policy(path: Path, device: str, env: str | None = None) -> tuple[Agent, Preprocessing, int]:
-    """The agent of an exported policy, its preprocessing, and the steps that it was trained for.
+def open_policy(path: Path, device: str, env: str | None = None) -> Opened:
+    """The policy of an exported folder.
 
-    env: the id of an environment from which an agent that plans takes its goal. Raises UserError where the folder is
-    damaged, or was made by something else.
+    env: the id of another environment, which has to fit; an agent that plans takes its goal from it. Raises UserError
+    where the folder is damaged, or was made by something else.
     """
-    settings, config = _read_config(path)
+    settings, config, parts = _read_config(path)
+    found: Sequence[Part] | Callable[[], Sequence[Part]] = parts
+    task: Task | None = None
+    if env is not None:
+        keys = tuple(dict.fromkeys(part.path[0] for part in parts if isinstance(part.path[0], str)))
+        task = Task(None, {}, None, False, observation_parts=keys or None).changed(env, (), None)
+        if (opened := fitting_env(str(path), task, settings.observation_size, settings.action_size)) is not None:
+            opened.close()
+            found = task.parts
     tensors = folders.read_tensors(path / WEIGHTS)
     with _telling(path), explaining_memory(f"opening the policy in {path}", "a smaller one"):
         agent = config.build(settings.observation_size, settings.action_size, [settings.seed], device)
@@ -150,12 +185,12 @@ def open_policy(path: Path, device: str, env: str | None = None) -> tuple[Agent,
         preprocessing = Preprocessing.from_state_dict(tensors)
         _check_scales(preprocessing, settings)
         if isinstance(agent, Planner):
-            _prepare(agent, preprocessing, tensors, env, str(path))
+            _prepare(agent, preprocessing, tensors, task)
         _fill(agent, tensors)
         missing = {name for name in read_in_acting(agent) if _AGENT + name not in tensors}
         if missing:
             raise ValueError(f"it lacks {listed(missing, 3)}")
-    return agent, preprocessing, settings.step
+    return Opened(agent, preprocessing, settings.step, found)
 
 
 def check_is(name: Path | str, seed: int, step: int, wanted: int | None, which: str | int) -> None:
@@ -170,7 +205,7 @@ def check_is(name: Path | str, seed: int, step: int, wanted: int | None, which: 
         raise UserError(f"{name} is the exported policy of step {step} alone, and step {which} is asked for.")
 
 
-def _read_config(path: Path) -> tuple[Settings, agents.AgentConfig]:
+def _read_config(path: Path) -> tuple[Settings, agents.AgentConfig, tuple[Part, ...]]:
     """What `config.json` holds. Raises UserError for whatever `contents` does not write."""
     file = path / CONFIG
     values = folders.read_json(file)
@@ -179,15 +214,35 @@ def _read_config(path: Path) -> tuple[Settings, agents.AgentConfig]:
             f"{path} holds no policy of diffrl: its {CONFIG} does not say `format: {FORMAT}`. `diffrl export RUN --to "
             "FOLDER` makes one."
         )
-    if type(values.get("version")) is int and values["version"] > 1:
+    if type(values.get("version")) is int and values["version"] > 2:
         raise UserError(
-            f"{path} was exported by a newer diffrl, in form {values['version']}; this one reads form 1: update."
+            f"{path} was exported by a newer diffrl, in form {values['version']}; this one reads forms 1 and 2: update."
         )
-    given = values.pop("agent", None)
+    given, listed_parts = values.pop("agent", None), values.pop(_PARTS, [])
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):
         raise Damaged(file, "is damaged: its `agent` has no name", "Export the policy again.")
-    schema = agents.get(given.pop("name"), made=True)
-    return read(Settings, values, str(file)), read(schema, given, str(file), "agent.")
+    settings = read(Settings, values, str(file))
+    try:
+        schema = agents.get(given.pop("name"), made=True)
+    except UserError as error:
+        if settings.needs is None:
+            raise
+        raise UserError(f"{error} {path} needs {shown(settings.needs)[1:-1]}, by its {CONFIG}.") from error
+    try:
+        parts = tuple(_part(one) for one in listed_parts)
+        if parts and sum(math.prod(part.shape) for part in parts) != settings.observation_size:
+            raise ValueError(f"they have not {settings.observation_size} numbers in all")
+    except (ValueError, TypeError, KeyError) as error:
+        raise Damaged(file, f"is damaged: its {_PARTS} are none ({first_line(error)})", "Export it again.") from error
+    return settings, read(schema, given, str(file), "agent."), parts
+
+
+def _part(given: Any) -> Part:
+    """A part of observations as `contents` writes it. Raises ValueError, TypeError or KeyError for anything else."""
+    path, shape = given["path"], given["shape"]
+    if not (path and all(type(key) in (str, int) for key in path) and all(type(n) is int and n >= 0 for n in shape)):
+        raise ValueError("expected a path of keys and a shape")
+    return Part(tuple(path), tuple(shape))
 
 
 @contextmanager
@@ -212,20 +267,15 @@ def _check_scales(preprocessing: Preprocessing, settings: Settings) -> None:
             raise ValueError(f"its scales of {name} are not of {size} dimensions")
 
 
-def _prepare(
-    agent: Planner, preprocessing: Preprocessing, tensors: Mapping[str, Tensor], env: str | None, of: str
-) -> None:
-    """Tell an agent that plans its scales and its goal: the environment's that is named, else the one stored."""
-    if env is None:
+def _prepare(agent: Planner, preprocessing: Preprocessing, tensors: Mapping[str, Tensor], task: Task | None) -> None:
+    """Tell an agent that plans its scales and its goal: that of the environment that is named, else the one stored."""
+    if task is None:
         agent.prepare(preprocessing, None)
         if agent.reaches_goal and _GOAL in tensors:
             agent.goal = tensors[_GOAL].to(agent.device)
             if agent.goal.shape != (agent.observation_size,):
                 raise ValueError(f"its goal is not of {agent.observation_size} dimensions")
         return
-    task = Task(env, {}, None, False)
-    if (opened := fitting_env(of, task, agent.observation_size, agent.action_size)) is not None:
-        opened.close()
     goal = task.goal_state if agent.reaches_goal else None
     agent.prepare(preprocessing, None if goal is None else torch.from_numpy(goal))
     agent.check_ready()

@@ -23,6 +23,7 @@ from agents.fql import FQLAgent
 from agents.idql import IDQLAgent
 from agents.planning import Planner
 from agents.qam import QAMAgent
+from diffrl.data.observations import Part
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.support.errors import UserError, said_by
 
@@ -212,32 +213,50 @@ def _quietly() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def usage(graph: Graph) -> str:
-    """How the graph is called, in Markdown: names, shapes and units of what it takes and gives, and an example."""
+def usage(graph: Graph, parts: Sequence[Part] = ()) -> str:
+    """How the graph is called, in Markdown: names, shapes and units of what it takes and gives, and an example.
+
+    parts: the arrays that the environment gives as an observation, which the graph takes as one vector; (): it gives
+    that vector.
+    """
     rows = ["| input | shape (float32) | what it is |", "| --- | --- | --- |"]
-    rows += [f"| `{given.name}` | {given.text} | {given.words} |" for given in graph.inputs]
+    rows += [f"| `{given.name}` | {given.text} | {_words(given, parts)} |" for given in graph.inputs]
     return "\n".join(
         [
             "`policy.onnx` is the same policy as a graph, for onnxruntime and others; scaling is within.",
             "",
             *rows,
             "",
-            f"It gives `action`, (batch, {graph.action_size}), in the environment's units.",
+            f"It gives `action`, (batch, {graph.action_size}), in the environment's units. It checks nothing: of an "
+            "observation that is not finite, which `load_policy` refuses, it makes an action that is not, or means "
+            "nothing.",
             "",
             "```python",
             "import numpy as np",
             "import onnxruntime",
             "",
             'session, rng = onnxruntime.InferenceSession("policy.onnx"), np.random.default_rng()',
-            *_example(graph.inputs),
+            *_example(graph.inputs, parts),
             "```",
         ]
     )
 
 
-def _example(inputs: Sequence[Input]) -> Iterator[str]:
+def _words(given: Input, parts: Sequence[Part]) -> str:
+    if given.name != "observation" or not parts:
+        return given.words
+    if not parts[0].path:
+        return f"flattened: `observation.reshape(-1)` of the environment's {parts[0].shape}, in its units"
+    return f"the environment's parts, flattened and joined in this order: {', '.join(map(str, parts))}, in its units"
+
+
+def _example(inputs: Sequence[Input], parts: Sequence[Part]) -> Iterator[str]:
+    vector = "observation"
+    if parts:
+        each = ["observation" + "".join(f"[{key!r}]" for key in part.path) for part in parts]
+        vector = f"np.concatenate([{', '.join(f'np.ravel({one})' for one in each)}])"
     yield "inputs = {"
-    yield '    "observation": observation[None].astype(np.float32),'
+    yield f'    "observation": {vector}[None].astype(np.float32),'
     for given in inputs[1:]:
         draw = "standard_normal" if given.name == "noise" else "gumbel"
         size = f"{(1, *given.shape)}"
