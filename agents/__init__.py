@@ -5,7 +5,7 @@ from agents.config import AGENTS, BC, EDP, QAM, RLPD, TD3BC, ConsistencyAC, Diff
 from agents.expectile_config import DTQL, IDQL, IFQL, IQL, QGuidance
 from agents.flow_config import BFN, FQL
 from agents.planning_config import Diffuser
-from agents.registry import get, having, listed, names
+from agents.registry import get, having, installed, left_out, listed, names, try_out
 
 __part_of__ = "diffrl"  # `diffrl.support.shadowing` looks for this line
 
@@ -31,6 +31,9 @@ __all__ = [
     "ReBRAC",
     "get",
     "having",
+    "installed",
+    "left_out",
     "listed",
     "names",
+    "try_out",
 ]

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from diffrl.support import plugins
+from diffrl.support.errors import shown
 from diffrl.support.schema import Batch, Depth, NotNegative, Rate, Several, Share, Width, check
 
 if TYPE_CHECKING:
@@ -102,7 +104,20 @@ class AgentConfig(ABC):
 
     def build(self, observation_size: int, action_size: int, seeds: Sequence[int], device: str = "cpu") -> Agent:
         """The agent, its networks initialised seed by seed, on `device`."""
-        return self.implementation()(self, observation_size, action_size, seeds, device)
+        return self.implemented()(self, observation_size, action_size, seeds, device)
+
+    def implemented(self) -> type[Agent]:
+        """What `implementation` gives. Raises UserError where it is another package's, and fails or gives no agent."""
+        plugin = plugins.bringing("diffrl.agents", self.name, type(self))
+        if plugin is None:
+            return self.implementation()
+        from agents.base import Agent
+
+        with plugin.blamed("implementation()"):
+            made = self.implementation()
+        if not (isinstance(made, type) and issubclass(made, Agent)):
+            raise plugin.broken(f"implementation() gives {shown(made)}; expected a subclass of agents.base.Agent")
+        return made
 
     @abstractmethod
     def implementation(self) -> type[Agent]:

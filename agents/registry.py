@@ -1,30 +1,30 @@
 """The agents by name: ours, and those of other packages, entry points of the group `diffrl.agents`. No torch."""
 
-import contextlib
 import dataclasses
 import inspect
 
 from agents.base_config import AgentConfig, PolicyKind
 from agents.config import AGENTS
 from diffrl.support import plugins
-from diffrl.support.errors import UserError, nearest
+from diffrl.support.errors import UserError, closest, nearest
 from diffrl.support.plugins import Plugin
 
 
 def get(name: str, made: bool = False) -> type[AgentConfig]:
     """The configuration class of the algorithm called `name`, ours or another package's.
 
-    made: something was made with it, so that the name is no slip of the keys. Raises UserError where there is none,
-    naming the nearest known one, or where a package's cannot be used.
+    A name of ours is ours, also where a package brings one. made: something was made with it, so that the name is no
+    slip of the keys. Raises UserError where there is none, naming the nearest known one, or where a package's cannot be
+    used.
     """
     plugin = plugins.find("diffrl.agents", name, AGENTS)
     if plugin is not None:
         return _checked(plugin)
     if name not in AGENTS:
         others = [plugin.name for plugin in plugins.found("diffrl.agents")]
-        text = f"Unknown agent {name!r}: {nearest(name, [*AGENTS, *others], 'diffrl train --help')}"
-        brought = " It may be of another package (entry point `diffrl.agents`), which is not installed here."
-        raise UserError(text + brought * made)
+        known = [*AGENTS, *others]
+        text = f"Unknown agent {name!r}: {nearest(name, known, 'diffrl train --help')}"
+        raise UserError(text + plugins.not_here("diffrl.agents") * (made or closest(name, known) is None))
     return AGENTS[name]
 
 
@@ -42,6 +42,41 @@ def _checked(plugin: Plugin) -> type[AgentConfig]:
     return config
 
 
+def try_out(plugin: Plugin) -> None:
+    """Raise UserError where the agent that a package brings cannot be used: its settings, its class, or its name."""
+    plugins.check_name(plugin, AGENTS)
+    schema = _checked(plugin)
+    with plugin.blamed(f"{schema.__name__}()"):
+        try:
+            config = schema()
+        except UserError as error:
+            raise plugin.broken(f"of its defaults, {error}") from error
+    config.implemented()
+
+
+def installed() -> list[str]:
+    """The names of all agents that can be used, ours first, without those of other packages that cannot."""
+    return [*AGENTS, *(name for name in _names_of_plugins() if _usable(name))]
+
+
+def _names_of_plugins() -> list[str]:
+    """The names that other packages alone bring, each once."""
+    return list(dict.fromkeys(plugin.name for plugin in plugins.found("diffrl.agents") if plugin.name not in AGENTS))
+
+
+def _usable(name: str) -> bool:
+    try:
+        get(name)
+    except UserError:
+        return False
+    return True
+
+
+def left_out(name: str) -> list[str]:
+    """Where the name is that of one of ours: why another package's agent of the same name is not used, a line each."""
+    return plugins.left_out("diffrl.agents", {name} & set(AGENTS))
+
+
 def listed() -> list[str]:
     """The names of all agents for a list that people read; those of other packages with the package's name."""
     return [*AGENTS, *plugins.listed("diffrl.agents", AGENTS)]
@@ -49,10 +84,7 @@ def listed() -> list[str]:
 
 def having(field: str) -> list[str]:
     """The names of the agents, ours and other packages', whose configuration has a field of this name."""
-    found = dict(AGENTS)
-    for plugin in plugins.found("diffrl.agents"):
-        with contextlib.suppress(UserError):  # one that cannot be used has none
-            found[plugin.name] = get(plugin.name)
+    found = {name: get(name) for name in installed()}
     return [name for name, config in found.items() if field in {one.name for one in dataclasses.fields(config)}]
 
 

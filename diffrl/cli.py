@@ -31,7 +31,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl data list | info | generate | download | convert   data sets
   diffrl doctor                                       what works on this machine, and what to install
   diffrl completion bash | zsh | fish                 TAB completes verbs, options and their values in your shell
-  diffrl VERB --help                                  all options, explained
+  diffrl VERB --help, diffrl help VERB                all options, explained
 
 First steps:
   diffrl data info maze2d-umaze-v1                    what is in a data set
@@ -194,13 +194,13 @@ def _no_command(words: Sequence[str], known: Mapping[str, str], parent: str = ""
 def _commands() -> dict[str, str]:
     """Every command by its last word, such as "flow-to-better": "augment flow-to-better"; the verbs first of all.
 
-    And what a search is, for which there is no verb.
+    And what a search and the version are, for which there is no verb.
     """
     from diffrl.commands import augment, data
 
     below = {"data": data.VERBS, "augment": augment.VERBS, "finetune": ("policy",)}
     nested = {word: f"{verb} {word}" for verb, words in below.items() for word in words}
-    nested["search"] = "sweep --search optuna"
+    nested |= {"search": "sweep --search optuna", "version": "--version"}
     return nested | {verb: verb for verb in VERBS}
 
 
@@ -249,6 +249,8 @@ def _command(words: Sequence[str]) -> int:
 
             print(greeting())
             return 0
+        if words[0] == "help" and len(words) > 1:
+            words = [*words[1:], "--help"]
         if words[0] in ("-h", "--help", "help"):
             print(HELP)
             return 0
@@ -271,11 +273,11 @@ def _command(words: Sequence[str]) -> int:
     except OSError as error:  # a disk that is full, a folder that may not be written
         print(f"diffrl: {shortened(str(error))}", file=sys.stderr)
         return 2
-    except Interrupted as stopped:
-        print(f"diffrl: {stopped}", file=sys.stderr)
-        return stopped.exit_code
-    except KeyboardInterrupt:
-        print(f"diffrl: Stopped. Begin again with `{shlex.join(['diffrl', *words])}`.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        again = f"Stopped. Begin again with `{shlex.join(['diffrl', *words])}`."
+        said = str(stopped) if isinstance(stopped, Interrupted) else again
+        if said and os.environ.get("RANK", "0") == "0":  # of several processes the first speaks
+            print(f"diffrl: {said}", file=sys.stderr)
         return Interrupted.exit_code
 
 

@@ -152,22 +152,27 @@ def get(benchmark_id: str) -> Benchmark:
 
 
 def hint(benchmark_id: str) -> str:
-    """Half a sentence naming the known id nearest to `benchmark_id`; the newest version where only that is missing."""
+    """Half a sentence naming the known id nearest to `benchmark_id`; the newest version where only that is missing.
+
+    Then, whole sentences: that it may be of a package that is not here, and whose family of the same name is left out.
+    """
     versions = [known_id for known_id in ids() if known_id.rsplit("-", 1)[0] == benchmark_id]
     if versions:
         return f"did you mean {versions[-1]!r}?"
     known = of_package(benchmark_id) or ogbench.near(benchmark_id) or named()
+    elsewhere = plugins.not_here("diffrl.datasets") * (closest(benchmark_id, known) is None)
     family, families = benchmark_id.partition("-")[0][:60], {known_id.partition("-")[0] for known_id in named()}
     near = difflib.get_close_matches(family, families, n=1, cutoff=0.75)
+    said = nearest(benchmark_id, known)
     if closest(benchmark_id, known) is None and near:
-        return f"did you mean {near[0]!r}? `diffrl data list {near[0]}` shows its data sets."
-    return nearest(benchmark_id, known)
+        said = f"did you mean {near[0]!r}? `diffrl data list {near[0]}` shows its data sets."
+    return " ".join([said + elsewhere, *left_out(benchmark_id)])
 
 
 def of_package(benchmark_id: str) -> dict[str, Benchmark]:
     """The benchmarks, by id, of the family of another package that `benchmark_id` would belong to; {} without one.
 
-    Raises UserError where the package is broken, or has given its family the name of one of D4RL's.
+    Raises UserError where the package is broken.
     """
     plugin = _plugin(benchmark_id)
     return {} if plugin is None else {benchmark.id: benchmark for benchmark in family(plugin).benchmarks}
@@ -180,7 +185,7 @@ def packages() -> list[Plugin]:
 
 def family(plugin: Plugin) -> DataFamily:
     """The data family behind an entry point. Raises UserError where it is none, or its name or an id is refused."""
-    plugins.find("diffrl.datasets", plugin.name, {own.split("-")[0] for own in ids()})
+    plugins.check_name(plugin, _families())
     found = plugin.load()
     if not isinstance(found, DataFamily):
         raise plugin.broken(f"it is {found!r}; expected an envs.registry.DataFamily")
@@ -201,9 +206,21 @@ def load_of_package(benchmark_id: str) -> OfflineDataset:
     return dataset
 
 
+def left_out(benchmark_id: str) -> list[str]:
+    """Where an id begins as ours do: why another package's family of the same name is not used, a line each."""
+    return plugins.left_out("diffrl.datasets", {benchmark_id.partition("-")[0]} & _families())
+
+
+def _families() -> set[str]:
+    """What the ids of D4RL and OGBench begin with, which no package's family can be called."""
+    return {own.partition("-")[0] for own in (*ids(), *ogbench.datasets())}
+
+
 def _plugin(benchmark_id: str) -> Plugin | None:
     """The entry point of the family that an id, FAMILY-REST, would belong to; None where no package brings it."""
     name, hyphen, _ = benchmark_id.partition("-")
+    if name in _families():
+        return None
     return next((plugin for plugin in packages() if hyphen and plugin.name == name), None)
 
 

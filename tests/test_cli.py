@@ -74,6 +74,18 @@ def test_help_shows_what_was_given_before_it_too(words: str, operand: str, capsy
     assert capsys.readouterr().out.splitlines()[0].endswith(operand)
 
 
+@pytest.mark.parametrize("verb", ["evaluate", "data", "data info", "finetune policy", "completion"])
+def test_help_of_a_verb_is_the_verbs_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for words in ([*verb.split(), "--help"], ["help", *verb.split()]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert not ended.value.code
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert f"usage: diffrl {verb}" in said[0]
+
+
 @pytest.mark.parametrize(
     "words", ["--help", "--version", "train --help", "data --help", "data list maze2d", "train list"]
 )
@@ -120,6 +132,8 @@ MISTAKES = {
     "verb without its parent": (["flow_to_better", "x"], "did you mean `diffrl augment flow-to-better x`"),
     "another one's verb": (["info", "a b"], "did you mean `diffrl data info 'a b'`"),
     "search": (["search", "bc/x"], "did you mean `diffrl sweep --search optuna bc/x`"),
+    "version": (["version"], "did you mean `diffrl --version`"),
+    "help of no verb": (["help", "trian"], "did you mean `diffrl train --help`"),
     "policy without finetune": (["policy", "runs/x"], "did you mean `diffrl finetune policy runs/x`"),
     "finetune verb": (["finetune", "polcy", "runs/x"], "did you mean `diffrl finetune policy runs/x`"),
     "no verb like it": (["xyzzy"], "`diffrl --help` lists"),

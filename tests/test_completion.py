@@ -2,7 +2,9 @@
 
 import shutil
 import subprocess
+import sys
 from argparse import ArgumentParser
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -15,6 +17,8 @@ from diffrl.runs import config as configuration
 from diffrl.runs.diagnose.measures import Solver
 from diffrl.tuning import config as tuning
 from tests.documents import commands, inline, name, taught
+from tests.support.plugin_cases import install
+from tests.test_plugins import CONFIG, GROUPS, WORLD
 
 ASKED = {
     ("",): set(cli.VERBS),
@@ -30,6 +34,15 @@ ASKED = {
     ("augment", "synther", "maze2d-umaze-v1", "--mi"): {"--mix"},
     ("finetune", "--algo", "ddpo-"): {"ddpo-is", "ddpo-sf"},
     ("finetune", "policy", "some", "--algo", ""): set(tuning.ALGORITHMS),
+    ("finetune", "--reward", "jp"): {"jpeg", "jpeg-file"},
+    ("finetune", "--held-out", "no"): {"none"},
+    ("finetune", "--model", "ti"): {"tiny-emoji", "tiny-digits", "tiny-latents"},
+    ("train", "--agent", "toy"): {"toy"},
+    ("train", "--agent", "toy", "--agent.learn"): {"--agent.learning-rate"},
+    ("train", "--agent", "br"): {"breaking"},
+    ("train", "--dataset", "toyf"): {"toyfam-small", "toyfam-large"},
+    ("train", "--dataset", "cube-single-play-v"): {"cube-single-play-v0"},
+    ("finetune", "--reward", "to"): {"toy"},
     ("evaluate", "so"): {"some"},
     ("diagnose", "some", "--solvers", "ddim", "dd"): {"ddim", "ddpm"},
     ("sweep", "iql/maze2d-umaze-v1", "--set", "agent.ema_"): {
@@ -51,8 +64,24 @@ def a_run(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def parser() -> ArgumentParser:
-    return whole()
+def parser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ArgumentParser]:
+    """With an agent, data sets and a reward of a package, an agent that cannot be used, and one of refused defaults."""
+    site = tmp_path_factory.mktemp("site")
+    groups = {name: dict(entries) for name, entries in GROUPS.items()} | {"diffrl.rewards": {"toy": "toy_reward:toy"}}
+    groups["diffrl.agents"] |= {"broken": "toy_broken:Broken", "breaking": "toy_breaking:Toy"}
+    breaking = CONFIG.replace('"toy"', '"breaking"').replace("float = 0.03", "float = 'no'")
+    modules = {
+        "toy_config": CONFIG,
+        "toy_world": WORLD,
+        "toy_broken": "import no_such_module",
+        "toy_breaking": breaking,
+    }
+    install(site, "toy-package", groups, **modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(site)
+        yield whole()
+    for module in modules:
+        sys.modules.pop(module, None)
 
 
 def parser_of(parser: ArgumentParser, words: tuple[str, ...]) -> ArgumentParser:

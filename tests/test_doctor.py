@@ -13,6 +13,7 @@ import torch
 from diffrl.cli import main
 from diffrl.commands import doctor
 from diffrl.commands.greeting import greeting
+from tests.support.plugin_cases import install
 
 
 def by_part(findings: "list[doctor.Finding]") -> dict[str, doctor.Finding]:
@@ -32,6 +33,37 @@ def test_the_page_names_versions_folders_and_disk(
     assert ("PyTorch" in said) == (not torch.cuda.is_available())
     assert len(said.splitlines()) < 40  # a page
     assert not list(tmp_path.iterdir())  # and nothing is made
+
+
+def test_what_a_package_brings_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line for each that cannot be used, with the reason that its use gives; those that can be share one."""
+    monkeypatch.syspath_prepend(tmp_path)
+    good = "def glow(images, prompts, metadata):\n    return images.mean((1, 2, 3))"
+    modules = {"glow_good": good, "glow_gone": "import no_such_module", "glow_odd": "def x(:", "glow_exit": "exit(3)"}
+    groups = {
+        "diffrl.agents": {"glowa": "glow_odd:Glow", "bc": "glow_good:glow"},
+        "diffrl.rewards": {"glow": "glow_good:glow", "glow-gone": "glow_gone:glow", "jpeg": "glow_good:glow"},
+        "diffrl.datasets": {"glowd": "glow_good:NONE", "glowe": "glow_exit:F", "hopper": "glow_good:glow"},
+    }
+    install(tmp_path, "glowing", groups, **modules)
+    usable, *broken = doctor.brought()
+    assert (usable.state, usable.found) == ("works", "glow of glowing")
+    ours = "the name is that of one of diffrl's own"
+    for finding, why in zip(
+        broken,
+        [
+            f"'bc' of glowing (glow_good:glow) cannot be used: {ours}",
+            "'glowa' of glowing (glow_odd:Glow) cannot be used: its import fails with SyntaxError",
+            "'glow-gone' of glowing (glow_gone:glow) cannot be used: its import fails with ModuleNotFoundError",
+            f"'jpeg' of glowing (glow_good:glow) cannot be used: {ours}",
+            "'glowd' of glowing (glow_good:NONE) cannot be used: its import fails with AttributeError",
+            "'glowe' of glowing (glow_exit:F) cannot be used: its import fails with SystemExit: 3",
+            f"'hopper' of glowing (glow_good:glow) cannot be used: {ours}",
+        ],
+        strict=True,
+    ):
+        assert (finding.part, finding.state) == ("plugins", "missing")
+        assert why in finding.found
 
 
 def test_an_extra_that_is_missing_says_how_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

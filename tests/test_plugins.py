@@ -147,8 +147,17 @@ def test_a_toy_agent_trains_on_a_toy_family_and_is_evaluated(
     assert "may be of another package (entry point `diffrl.agents`), which is not installed here" in said
     with pytest.raises(UserError, match=r"which is not installed here\. .*exported needs toy-package 1\.0, by its"):
         load_policy(exported)
-    assert main(["train", "--agent", "toy", "--dataset", "maze2d-umaze-v1"]) == 2
-    assert "another package" not in capsys.readouterr().err  # where it was typed, the nearest is meant
+    assert main(["train", "--agent", "bcc", "--dataset", "maze2d-umaze-v1"]) == 2
+    assert "another package" not in capsys.readouterr().err  # where it was typed, one that is near is meant
+    assert main(["resume", str(run), "--steps", "400"]) == 2
+    assert "diffrl.agents" in capsys.readouterr().err
+    for words, group in (
+        (["train", "--agent", "bc", "--dataset", "toyfam-small"], "datasets"),
+        (["finetune", "--reward", "toyish"], "rewards"),
+    ):
+        assert main(words) == 2
+        said = f"may be of another package (entry point `diffrl.{group}`), which is not installed here"
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -225,15 +234,68 @@ def test_an_agent_that_cannot_be_used_is_refused_with_the_reason(site: Path, sou
     assert issubclass(agents.get("bc"), AgentConfig)
 
 
-def test_a_name_of_our_own_is_refused(site: Path) -> None:
-    """There is no telling which of the two is meant."""
+def test_a_name_of_our_own_stays_ours(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever is installed; what is left out is said where the name is asked for, and in lists."""
     install(site, "toy-package", {"diffrl.agents": {"bc": "toy:Toy"}, "diffrl.datasets": {"hopper": "toy:FAMILY"}})
-    with pytest.raises(UserError, match=r"The agent 'bc' of toy-package .* one of diffrl's own"):
-        agents.get("bc")
+    assert agents.get("bc") is agents.BC
     with pytest.raises(UserError, match=r"family of data sets 'hopper' of toy-package .* one of diffrl's own"):
         datasets.locate("hopper-mine-v0")
     assert datasets.locate("hopper-medium-v2").kind == "d4rl"
-    assert agents.listed()[-1] == "bc (toy-package; refused: the name is that of one of diffrl's own)"
+    assert "bc (toy-package; left out: the name is that of one of diffrl's own" in agents.listed()[-1]
+    assert "bc" in agents.having("width")
+    for words in (
+        ["--agent", "bc", "--dataset", "maze2d-umaze-v1"],
+        ["--agent", "iql", "--dataset", "hopper-medium-v2"],
+    ):
+        main(["train", *words, "--rows", "300", "--steps", "1", "--eval-episodes", "1", "--no-compile"])
+        what = {"bc": "agent 'bc'", "iql": "family of data sets 'hopper'"}[words[1]]
+        said = " ".join("".join(capsys.readouterr()).split())
+        assert said.count("one of diffrl's own, which is used instead. Mend, update or uninstall toy-package") == 1
+        assert f"The {what} of toy-package" in said
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (
+            "from no_such_module import It",
+            "implementation() fails with ModuleNotFoundError: No module named 'no_such_module'",
+        ),
+        ("import sys; sys.exit(4)", "implementation() fails with SystemExit: 4"),
+        ("return int", "implementation() gives <class 'int'>; expected a subclass of agents.base.Agent"),
+    ],
+)
+def test_an_implementation_that_gives_no_agent_is_refused_with_the_reason(
+    site: Path, body: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = CONFIG.replace("from toy_agent import ToyAgent", body)
+    install(site, "toy-package", GROUPS, toy_config=source, toy_world=WORLD)
+    words = ["train", "--agent", "toy", "--dataset", "toyfam-small", "--steps", "4", "--out", str(site.parent / "run")]
+    assert main(words) == 2
+    said = (
+        f"The agent 'toy' of toy-package (toy_config:Toy) cannot be used: {why}. Mend, update or uninstall toy-package."
+    )
+    assert said in capsys.readouterr().err
+    assert main(["doctor", "--no-rendering"]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_report_leaves_out_a_run_whose_data_no_package_here_has(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(site, "toy-package", GROUPS, toy_config=CONFIG, toy_agent=AGENT, toy_world=WORLD)
+    small = ["--agent", "bc", "--steps", "2", "--eval-episodes", "2", "--no-compile", "--seeds", "0", "1"]
+    ours, theirs = site.parent / "ours", site.parent / "theirs"
+    for run, data in ((ours, ["maze2d-umaze-v1", "--rows", "300"]), (theirs, ["toyfam-small"])):
+        assert main(["train", *small, "--dataset", *data, "--out", str(run)]) == 0
+    page = ["--out", str(site.parent / "page")]
+    assert main(["report", str(ours), str(theirs), *page]) == 0
+    assert "Left out" not in capsys.readouterr().out
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(site)])
+    assert main(["report", str(ours), str(theirs), *page]) == 0
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert f"Left out: {theirs} has scores of a task that is not known here. Unknown benchmark 'toyfam-small'" in said
+    assert "of another package (entry point `diffrl.datasets`)" in said
 
 
 def family(site: Path, source: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from argparse import Action, ArgumentParser
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ import tyro
 from tyro.conf import Positional
 
 from diffrl.commands.optional import registry
+from diffrl.support.errors import UserError
 
 Shell = Literal["bash", "zsh", "fish"]
 
@@ -122,9 +124,10 @@ def _train(parser: ArgumentParser) -> None:
 
     _take(parser, parser.add_argument("config", nargs="?"))
     _take(parser, parser.add_argument("--agent", help="The algorithm."))
-    for name in agents.listed():
-        default = TrainConfig(dataset="", agent=agents.get(name.split()[0])())
-        _fill(parser, [TrainConfig], default=default, config=(tyro.conf.AvoidSubcommands,))
+    for name in agents.installed():
+        with contextlib.suppress(UserError):  # of a package, whose defaults are refused: `diffrl doctor` says so
+            default = TrainConfig(dataset="", agent=agents.get(name)())
+            _fill(parser, [TrainConfig], default=default, config=(tyro.conf.AvoidSubcommands,))
 
 
 def _finetune(parser: ArgumentParser) -> None:
@@ -168,6 +171,9 @@ def _sentence(text: str | None) -> str:
 def _take(parser: ArgumentParser, action: Action) -> None:
     """Add an action to a parser, with what completes its value: names, steps, files, folders, or nothing."""
     import agents
+    from diffrl.images.config import NOTHING
+    from diffrl.images.config.base import TINY
+    from diffrl.images.rewards.registry import names as rewards
     from diffrl.runs import config as configuration
     from envs import registry
 
@@ -178,7 +184,7 @@ def _take(parser: ArgumentParser, action: Action) -> None:
     complete: Any = None
     match action.dest.replace("-", "_").rpartition(".")[2]:
         case "agent":
-            action.choices = list(agents.AGENTS)
+            action.choices = agents.installed()
         case "device":
             action.choices = ["cpu", "cuda", "auto"]
         case "which" | "start_checkpoint":
@@ -190,7 +196,11 @@ def _take(parser: ArgumentParser, action: Action) -> None:
         case "config" | "configs":
             complete = _names_and_files("configuration", configuration.shipped())
         case "dataset":
-            complete = _names_and_files("dataset", sorted(registry.ids()))
+            complete = _names_and_files("dataset", sorted(registry.named()))
+        case "reward" | "held_out" if parser.prog.split()[1:] == ["finetune"]:
+            action.choices = [*rewards(), *([NOTHING] if "--held-out" in action.option_strings else [])]
+        case "model":
+            complete = _names_and_files("model", TINY)
         case _ if "RUN" in str(action.metavar):
             complete = "directory"
         case _ if "PATH" in str(action.metavar) or not action.option_strings:
@@ -264,7 +274,7 @@ def _settings() -> Mapping[str, Any]:
     from diffrl.runs.config import TrainConfig
     from diffrl.runs.sweep.plan import ELSEWHERE
 
-    of_agents = {one.name for schema in agents.AGENTS.values() for one in fields(schema)}
+    of_agents = {one.name for name in agents.installed() for one in fields(agents.get(name))}
     names = [one.name for one in fields(TrainConfig) if one.name not in ELSEWHERE]
     listed = " ".join(f"{name}=" for name in sorted([*names, *(f"agent.{name}" for name in of_agents)]))
     bash = f"""_diffrl_setting() {{

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -62,7 +62,7 @@ class Doctor:
             table.add_row(MARKS[finding.state], finding.part, finding.found.replace("[", r"\[") + advice)
         console = Console(highlight=False)
         console.print(table)
-        missing = [finding.part for finding in findings if finding.state == "missing"]
+        missing = dict.fromkeys(finding.part for finding in findings if finding.state == "missing")
         done = "All of it works here." if not missing else f"Not here: {', '.join(missing)}. All else works."
         console.print(f"\n{done} Begin with:\n  diffrl train diffusion_ql/maze2d-umaze-v1-small")
         return 0
@@ -82,15 +82,34 @@ def examine(rendering: bool = True) -> Iterator[Finding]:
 def versions() -> Iterator[Finding]:
     """What is installed, and of others what it brings."""
     from diffrl.support import machine as this
-    from diffrl.support import plugins
 
     found = this.versions()
     ours, commit = found.pop("diffrl"), found.pop("git", "")
     yield Finding("diffrl", f"{ours}{f', commit {commit}' if commit else ''}, in {Path(__file__).parents[1]}")
     yield Finding("versions", ", ".join(f"{name} {version}" for name, version in found.items()))
-    brought = [f"{plugin.name} of {plugin.distribution}" for group in plugins.WHAT for plugin in plugins.found(group)]
-    if brought:
-        yield Finding("plugins", ", ".join(brought))
+    yield from brought()
+
+
+def brought() -> Iterator[Finding]:
+    """What other packages bring, each tried: those that can be used in a line, and a line for each that cannot."""
+    from agents import try_out
+    from diffrl.images.rewards.registry import tried_out
+    from diffrl.support import plugins
+    from diffrl.support.errors import UserError
+    from envs.registry import family
+
+    tries: dict[plugins.Group, Callable[[plugins.Plugin], object]]
+    tries = {"diffrl.agents": try_out, "diffrl.rewards": tried_out, "diffrl.datasets": family}
+    usable, broken = [], []
+    for plugin in [plugin for group in plugins.WHAT for plugin in plugins.found(group)]:
+        try:
+            tries[plugin.group](plugin)
+            usable.append(f"{plugin.name} of {plugin.distribution}")
+        except UserError as error:
+            broken.append(str(error))
+    if usable:
+        yield Finding("plugins", ", ".join(usable))
+    yield from (Finding("plugins", why, state="missing") for why in broken)
 
 
 def machine() -> Iterator[Finding]:

@@ -1,12 +1,9 @@
 """`diffrl finetune`."""
 
-import contextlib
 import dataclasses
 import inspect
 import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from diffrl.images import rewards
 from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, implied, schema_of
 from diffrl.images.config.algorithms import BackpropagationConfig, DPOConfig, SupervisedConfig
 from diffrl.images.config.base import check_model, check_rank, is_builtin
+from diffrl.images.launch import together
 from diffrl.images.lists import metadata_rows, read_prompts
 from diffrl.images.rewards.arguments import PROMPTS
 from diffrl.images.rewards.registry import require_gradient
@@ -177,40 +175,11 @@ def _usage(config: FinetuneConfig) -> str:
 
 
 def spread(processes: int, words: Sequence[str]) -> bool:
-    """Start `diffrl WORDS` in several processes and wait for them; False where there is one, or this is one of them.
+    """Run `diffrl WORDS` in several processes and wait for them; False where there is one, or this is one of them.
 
-    Raises UserError, with their exit code, where they failed: the main process has said why.
+    Raises what `together` does: they were stopped, or one of them failed, as it has said.
     """
     if processes == 1 or "WORLD_SIZE" in os.environ:
         return False
-    launch = [sys.executable, *launcher(processes), "-m", "diffrl", *words]
-    started = subprocess.Popen(launch, env={"OMP_NUM_THREADS": "1", **os.environ})
-    while started.returncode is None:
-        # Ctrl-C reaches the processes too: they save and end, and are not to be killed meanwhile.
-        with contextlib.suppress(KeyboardInterrupt):
-            started.wait()
-    if started.returncode:
-        raise _Failed(started.returncode)
+    together(processes, ["-m", "diffrl", *words])
     return True
-
-
-def launcher(processes: int) -> list[str]:
-    """Python's arguments that start a program in several processes, by torchrun.
-
-    `accelerate launch` starts torchrun too, but on a CPU a single process.
-    """
-    return [
-        "-m",
-        "diffrl.images.launch",
-        "--standalone",
-        "--signals-to-handle=SIGTERM,SIGHUP,SIGQUIT",
-        f"--nproc_per_node={processes}",
-    ]
-
-
-class _Failed(UserError):
-    """Processes that failed; their exit code is handed on where it says that the user made a mistake."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"The processes ended with code {code}; what went wrong is said above.")
-        self.exit_code = 2 if code == 2 else 1

@@ -1,6 +1,7 @@
 """`diffrl train`: which configuration is meant, what overrides it, and the run itself."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -61,8 +62,11 @@ def run(arguments: Sequence[str]) -> int:
         config=(tyro.conf.AvoidSubcommands,),
     )
     folder.refuse(config.out, FILES)
+    from envs import registry
     from envs.datasets import require
 
+    for note in [*agents.left_out(config.agent.name), *registry.left_out(config.dataset)]:
+        print(f"diffrl: {note}", file=sys.stderr)
     require(config.dataset)
     if said:
         from diffrl.support.console import console

@@ -137,12 +137,12 @@ class _Session:
         device = str(world.device)
         with _waiting_for(world):  # what is made at first use is made by one
             refuse_human(config, world.size, new)
-            reward = None if config.scored_by is None else rewards.parse(config.scored_by, device=device)
+            reward = None if config.scored_by is None else rewards.parse(config.scored_by, device=device, made=not new)
             if reward is not None and isinstance(config, OnlineConfig) and config.scale_rewards:
                 reward = scaled(reward)
             self.humans = [part for part in parts_of(reward) if isinstance(part, Human)]
             looked_at = None if config.held_out in (None, NOTHING) else config.held_out
-            self.held_out = None if looked_at is None else rewards.parse(looked_at, device=device)
+            self.held_out = None if looked_at is None else rewards.parse(looked_at, device=device, made=not new)
             refuse_grouped(config, (reward, self.held_out), world.size, new)
             model = model_of(config, device, quiet)  # after the rewards: what is wrong with one is said at once
             self.classifier = _classifier(config)
@@ -218,8 +218,8 @@ class _Session:
         return f"Nothing saved is lost: `diffrl resume {self.folder.path}` goes on after round {saved[-1]}"
 
     def stopped(self) -> str:
-        """What is said where the run is told to stop, once it has a folder."""
-        if not hasattr(self, "folder"):
+        """What is said where the run is told to stop, once there is something in its folder."""
+        if not hasattr(self, "folder") or not folders.sealed(self.folder.path):
             return ""
         saved = checkpoint.steps(self.folder.path)
         made = counted(saved[-1] if saved else 0, "rounds")
@@ -289,6 +289,7 @@ class _Session:
                     self._save(state.round, *self.tuner.state_dict())
                     saved, saved_at = state.round, time.monotonic()
                 if stop:
+                    world.barrier()  # the others are not to end, and end this one, before it has saved
                     raise Stopped
                 measures = next((entry for entry in history if entry["round"] == state.round), None)
                 if due and measures is None:

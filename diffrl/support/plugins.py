@@ -6,12 +6,13 @@ A package says in its pyproject.toml what it brings, by name, and where the obje
     my_agent = "my_package.config:MyAgent"
 
 Entry points are found where Python finds packages, in worker processes as in the first one. Only an object that is
-asked for by its name is loaded.
+asked for by its name is loaded. A name that diffrl has itself goes on to mean diffrl's own, whatever packages bring.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -80,10 +81,12 @@ def found(group: Group) -> list[Plugin]:
 
 
 def find(group: Group, name: str, own: Collection[str]) -> Plugin | None:
-    """The plugin of that name; None where there is none. own: the names of diffrl's own.
+    """The plugin of that name; None where there is none, or the name is diffrl's. own: the names of diffrl's own.
 
-    Raises UserError where the name is one of `own` too, or several packages bring it: which is meant is not guessed.
+    Raises UserError where several packages bring it: which is meant is not guessed.
     """
+    if name in own:
+        return None
     same = [plugin for plugin in found(group) if plugin.name == name]
     conflict = _conflict(same, own)
     if conflict:
@@ -91,20 +94,51 @@ def find(group: Group, name: str, own: Collection[str]) -> Plugin | None:
     return same[0] if same else None
 
 
+def check_name(plugin: Plugin, own: Collection[str]) -> None:
+    """Raise UserError where a plugin is left out for its name: it is one of `own`, or another package brings it too."""
+    others = [one for one in found(plugin.group) if one.name == plugin.name and one.distribution != plugin.distribution]
+    conflict = _conflict([plugin, *others], own)
+    if conflict:
+        raise plugin.broken(conflict)
+
+
+def left_out(group: Group, names: Collection[str]) -> list[str]:
+    """A sentence for each plugin that is left out, as its name is one of these, which diffrl has itself."""
+    return [str(plugin.broken(_OURS)) for plugin in found(group) if plugin.name in names]
+
+
+def bringing(group: Group, name: str, thing: object) -> Plugin | None:
+    """The plugin of that name whose object, already imported, is `thing`; None where there is none."""
+    for plugin in found(group):
+        if plugin.name == name and plugin.entry.module in sys.modules:
+            with contextlib.suppress(UserError):
+                if plugin.load() is thing:
+                    return plugin
+    return None
+
+
+def not_here(group: Group) -> str:
+    """What is added where a name is unknown, and none that is known is near it."""
+    return f" It may be of another package (entry point `{group}`), which is not installed here."
+
+
 def listed(group: Group, own: Collection[str]) -> list[str]:
-    """The plugins of a group for a list that people read: NAME (DISTRIBUTION), and why one is refused."""
+    """The plugins of a group for a list that people read: NAME (DISTRIBUTION), and why one is left out."""
     by_name: dict[str, list[Plugin]] = {}
     for plugin in found(group):
         by_name.setdefault(plugin.name, []).append(plugin)
     result = []
     for name, same in by_name.items():
         conflict = _conflict(same, own)
-        result.append(f"{name} ({same[0].distribution}{f'; refused: {conflict}' if conflict else ''})")
+        result.append(f"{name} ({same[0].distribution}{f'; left out: {conflict}' if conflict else ''})")
     return result
+
+
+_OURS = "the name is that of one of diffrl's own, which is used instead"
 
 
 def _conflict(same: list[Plugin], own: Collection[str]) -> str | None:
     """Why plugins of one name cannot be used, where that is because of the name."""
     if same and same[0].name in own:
-        return "the name is that of one of diffrl's own"
+        return _OURS
     return f"{same[1].distribution} brings one of the same name" if len(same) > 1 else None

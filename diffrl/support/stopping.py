@@ -8,6 +8,7 @@ is one block of the first kind; a training loop is one of the second kind, with 
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,9 +38,21 @@ class _Block:
 
 _blocks: list[_Block] = []  # the innermost last; signals belong to the process, and reach its main thread
 _usual: dict[signal.Signals, Any] = {}
+_noting = False
+
+TWICE = 0.1
+"""Seconds in which a signal is the same one again: `timeout` sends it to the process, and then to its whole group."""
 
 
 def _note(number: int, frame: FrameType | None) -> None:
+    global _noting
+    if _noting:
+        return
+    _noting = True
+    try:
+        time.sleep(TWICE)
+    finally:
+        _noting = False
     for known, usual in _usual.items():  # a second signal has its usual effect
         signal.signal(known, usual)
     if os.isatty(2):  # which may be an end without any cleaning up: the cursor that a bar of progress hides comes back

@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from contextlib import nullcontext
+import time
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +16,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from diffrl.commands.finetune import launcher
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.job import _Session
+from diffrl.images.launch import together
 from diffrl.support.errors import UserError
+from diffrl.support.stopping import Stopped, stop_signals
 from tests.images import newer
 from tests.images.two_processes import record
 
@@ -25,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 def launch(processes: int, words: list[str], cache: Path, code: int = 0) -> str:
     """Run `words` of Python in some processes, by gloo on the CPU; what they say. They are to end with `code`."""
-    command = [sys.executable, *(launcher(processes) if processes > 1 else [])]
+    command = [sys.executable, *(["-m", "diffrl.images.launch", str(processes)] if processes > 1 else [])]
     environment = {**os.environ, "DIFFRL_CACHE": str(cache), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stderr[-3000:]
@@ -118,3 +122,145 @@ def test_a_process_that_alone_makes_bad_images_ends_them_all(cache: Path, tmp_pa
     assert "Round 1: 4 of 4 images sampled together have pixels that are no finite numbers" in said
     assert [p.name for p in sorted((tmp_path / "run/checkpoints").iterdir())] == ["000000000"]
     assert not (tmp_path / "run/model").exists()
+
+
+WORKER = """
+import os, sys, time
+from pathlib import Path
+from diffrl.support.stopping import stop_signals
+
+here, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+with stop_signals(deadly=True) as stopped:
+    (here / f"ready-{rank}").touch()
+    while not stopped():
+        time.sleep(0.01)
+    time.sleep(0.5 if rank == 0 else 0)
+    (here / f"saved-{rank}").touch()
+sys.exit(130)
+"""
+"""A process that ends by 130 once it is told to, the first half a second after the other; told twice, it dies."""
+
+
+def to_both(pid: int) -> None:
+    """SIGTERM to a process and to its group, as `timeout` sends it."""
+    os.kill(pid, signal.SIGTERM)
+    os.killpg(pid, signal.SIGTERM)
+
+
+SENT: dict[str, Callable[[int], None]] = {
+    "SIGINT to the launcher": lambda pid: os.kill(pid, signal.SIGINT),
+    "SIGTERM to the launcher": lambda pid: os.kill(pid, signal.SIGTERM),
+    "SIGINT to its group": lambda pid: os.killpg(pid, signal.SIGINT),
+    "SIGTERM to both": to_both,
+}
+
+
+def begun(words: list[str], **environment: str) -> "subprocess.Popen[str]":
+    """Python in a session of its own, with the signals as a terminal's shell leaves them."""
+    return subprocess.Popen(
+        [sys.executable, *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def wait_for(*paths: Path) -> None:
+    """Wait until there is something at each path."""
+    for _ in range(3000):
+        if all(path.exists() for path in paths):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{paths} never came")
+
+
+@pytest.mark.parametrize("sent", SENT)
+def test_a_signal_ends_every_process_once_and_none_before_it_has_saved(sent: str, tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(WORKER)
+    launcher = begun(["-m", "diffrl.images.launch", "2", str(tmp_path / "worker.py"), str(tmp_path)])
+    wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+    SENT[sent](launcher.pid)
+    assert (launcher.communicate(timeout=60)[1], launcher.returncode) == ("", 130)
+    assert (tmp_path / "saved-0").exists()
+    assert (tmp_path / "saved-1").exists()
+
+
+def test_a_signal_to_a_process_and_to_its_group_is_one(tmp_path: Path) -> None:
+    """A second one would kill it before it has saved."""
+    (tmp_path / "worker.py").write_text(WORKER)
+    alone = begun([str(tmp_path / "worker.py"), str(tmp_path)], RANK="0")
+    wait_for(tmp_path / "ready-0")
+    os.kill(alone.pid, signal.SIGTERM)
+    time.sleep(0.02)
+    os.killpg(alone.pid, signal.SIGTERM)
+    assert (alone.communicate(timeout=60)[1], alone.returncode) == ("", 130)
+    assert (tmp_path / "saved-0").exists()
+
+
+def test_a_second_signal_ends_them_at_once(tmp_path: Path) -> None:
+    source = WORKER.replace("0.5 if rank == 0 else 0", "100")
+    (tmp_path / "worker.py").write_text(
+        source.replace("time.sleep(100)", "(here / f'told-{rank}').touch(); time.sleep(100)")
+    )
+    launcher = begun(["-m", "diffrl.images.launch", "2", str(tmp_path / "worker.py"), str(tmp_path)])
+    wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+    launcher.send_signal(signal.SIGINT)
+    wait_for(tmp_path / "told-0", tmp_path / "told-1")
+    launcher.send_signal(signal.SIGINT)
+    assert (launcher.communicate(timeout=60)[1], launcher.returncode) == ("", -signal.SIGINT)
+    assert not (tmp_path / "saved-0").exists()
+
+
+def test_a_signal_of_before_starts_none_of_them(tmp_path: Path) -> None:
+    """Though what it raised was swallowed, as by an import."""
+    with stop_signals(at_once=True):
+        with suppress(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped):
+            together(2, ["-c", f"open({str(tmp_path / 'begun')!r}, 'w')"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code", "said"),
+    [
+        ("sys.exit(2)", "sys.exit(0)", 2, "ended with code 2; what went wrong is said above"),
+        ("sys.exit(0)", "sys.exit(3)", 1, "ended with code 3; what went wrong is said above"),
+        ("sys.exit(0)", "os.kill(os.getpid(), 9)", 1, "ended by SIGKILL, as it is by the system where memory runs out"),
+        ("sys.exit(0)", "sys.exit(0)", 0, ""),
+    ],
+)
+def test_a_process_that_fails_is_told(first: str, second: str, code: int, said: str, tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(f"import os, sys\nif os.environ['RANK'] == '0': {first}\nelse: {second}")
+    launcher = begun(["-m", "diffrl.images.launch", "2", str(tmp_path / "worker.py")])
+    heard = launcher.communicate(timeout=60)[1]
+    assert launcher.returncode == code, heard
+    assert said in heard
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", SENT)
+def test_a_run_of_two_processes_that_is_stopped_says_one_true_line(sent: str, cache: Path, tmp_path: Path) -> None:
+    """Before it has a folder, to begin again; after a round, to go on, which it does."""
+    words = ["finetune", "--model", "tiny-digits", "--reward", "jpeg", "--processes", "2", "--queries", "6400"]
+    words += ["--batch", "8", "--steps", "2", "--eval-samples", "4"]
+    run = tmp_path / "run"
+    for there, line in (
+        (tmp_path, f"Begin again with `diffrl {' '.join(words)} --out {run}`."),
+        (run / "images", "Go on"),
+    ):
+        process = begun(["-m", "diffrl", *words, "--out", str(run)], DIFFRL_CACHE=str(cache))
+        wait_for(there)
+        time.sleep(3)
+        SENT[sent](process.pid)
+        heard = process.communicate(timeout=120)[1]
+        assert process.returncode == 130, heard
+        (said,) = [text for text in heard.splitlines() if text.startswith("diffrl: ")]
+        assert "Traceback" not in heard
+        assert line in said
+    assert f"saved. Go on with `diffrl resume {run}`." in said
+    assert (run / "run.json").exists()
+    done = int(said.split("after ")[1].split()[0])
+    assert sorted(path.name for path in (run / "checkpoints").iterdir())[-1] == f"{done:09d}"

@@ -53,15 +53,20 @@ def test_what_cannot_be_imported_is_said_in_one_sentence(site: Path, source: str
     assert f"The reward 'broken' of broken ({name}:Reward) cannot be used" in str(caught.value)
 
 
-def test_a_name_of_ours_and_one_brought_twice_are_refused(site: Path) -> None:
+def test_a_name_of_ours_stays_ours_and_one_brought_twice_is_refused(site: Path) -> None:
     for distribution in ("one", "two"):
         install(site, distribution, {GROUP: {"both": "module:Reward"}})
     install(site, "three", {GROUP: {"jpeg": "module:Reward"}})
     with pytest.raises(UserError, match=r"'both' of (one|two) .* (one|two) brings one of the same name"):
         plugins.find(GROUP, "both", ("jpeg",))
-    with pytest.raises(UserError, match=r"'jpeg' of three .* one of diffrl's own"):
-        plugins.find(GROUP, "jpeg", ("jpeg",))
+    assert plugins.find(GROUP, "jpeg", ("jpeg",)) is None
+    (said,) = plugins.left_out(GROUP, ("jpeg", "png"))
+    assert "'jpeg' of three (module:Reward) cannot be used: the name is that of one of diffrl's own" in said
+    for plugin in plugins.found(GROUP):
+        other = {"one": "two brings", "two": "one brings", "three": "one of diffrl's own"}[plugin.distribution]
+        with pytest.raises(UserError, match=f"of {plugin.distribution} .*{other}"):
+            plugins.check_name(plugin, ("jpeg",))
     both, jpeg = plugins.listed(GROUP, ("jpeg",))
     assert both.startswith("both (")
-    assert "refused" in both
-    assert jpeg == "jpeg (three; refused: the name is that of one of diffrl's own)"
+    assert "left out" in both
+    assert jpeg == "jpeg (three; left out: the name is that of one of diffrl's own, which is used instead)"

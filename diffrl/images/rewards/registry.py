@@ -27,31 +27,32 @@ from diffrl.images.rewards.entry import (
     weighed,
 )
 from diffrl.support import plugins
-from diffrl.support.errors import UserError, nearest, shown
+from diffrl.support.errors import UserError, closest, nearest, shown
 from diffrl.support.plugins import Plugin
 
 if TYPE_CHECKING:
     import torch
 
 
-def parse(spec: str, *, device: str | torch.device = "cpu", timeout: float = 60.0) -> Reward:
+def parse(spec: str, *, device: str | torch.device = "cpu", timeout: float = 60.0, made: bool = False) -> Reward:
     """The reward that `spec` says, its networks loaded on `device`.
 
     A single reward of weight 1 is that reward; anything else a `Sum`. Raises UserError for what does not follow
-    `GRAMMAR`, an unknown name (naming the nearest known), and for what an argument names and cannot be loaded.
+    `GRAMMAR`, an unknown name (naming the nearest known), and for what an argument names and cannot be loaded. made:
+    a run was made with it, so that no name is a slip of the keys.
     """
     options = Options(device, timeout)
-    terms = [(weight, entry.build(argument, options)) for weight, entry, argument in check(spec)]
+    terms = [(weight, entry.build(argument, options)) for weight, entry, argument in check(spec, made=made)]
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else Sum(terms)
 
 
-def check(spec: str, option: str = "--reward") -> list[tuple[float, Entry, str]]:
+def check(spec: str, option: str = "--reward", made: bool = False) -> list[tuple[float, Entry, str]]:
     """The weight, the entry and the argument of each reward in `spec`; nothing is built, and no torch imported.
 
     Raises UserError as `parse` does; of arguments, only those in `arguments.CHECKS` are checked. option: what says
-    `spec` on the command line, for errors.
+    `spec` on the command line, for errors; made: see `parse`.
     """
-    terms = [_term(text, spec, f"{option} {spec!r}") for text in spec.split(" + ")]
+    terms = [_term(text, spec, f"{option} {spec!r}", made) for text in spec.split(" + ")]
     if not any(weight for weight, _, _ in terms):
         raise UserError(f"{option} {spec!r}: every weight is 0, so there is nothing to learn.")
     return terms
@@ -63,7 +64,7 @@ def require_gradient(spec: str, algo: str) -> None:
         raise without_gradient(spec, algo)
 
 
-def _term(text: str, spec: str, where: str) -> tuple[float, Entry, str]:
+def _term(text: str, spec: str, where: str, made: bool) -> tuple[float, Entry, str]:
     match = TERM.fullmatch(text)
     if match is None:
         raise UserError(f"{where}: {malformed(text, spec)}")
@@ -77,7 +78,8 @@ def _term(text: str, spec: str, where: str) -> tuple[float, Entry, str]:
     entry = get(name)
     if entry is None:
         hint = f"did you mean 'colour:{name}'?" if name in HUES else nearest(name, names(), "diffrl finetune --help")
-        raise UserError(f"{where}: there is no reward {name!r}; {hint}")
+        elsewhere = name not in HUES and (made or closest(name, names()) is None)
+        raise UserError(f"{where}: there is no reward {name!r}; {hint}{plugins.not_here('diffrl.rewards') * elsewhere}")
     if argument and entry.argument == "none":
         raise UserError(f"{where}: {name!r} takes no argument, got {argument!r}")
     if not argument and entry.argument == "required":
@@ -96,15 +98,13 @@ def get(name: str) -> Entry | None:
 
     Raises UserError where another package's cannot be used.
     """
-    if name in REWARDS:
-        return REWARDS[name]
     plugin = plugins.find("diffrl.rewards", name, REWARDS)
-    return None if plugin is None else _checked(plugin)
+    return REWARDS.get(name) if plugin is None else _checked(plugin)
 
 
 def names() -> list[str]:
-    """The names of all rewards, diffrl's own first; nothing of other packages is loaded."""
-    return [*REWARDS, *(plugin.name for plugin in plugins.found("diffrl.rewards"))]
+    """The names of all rewards, each once, diffrl's own first; nothing of other packages is loaded."""
+    return list(dict.fromkeys([*REWARDS, *(plugin.name for plugin in plugins.found("diffrl.rewards"))]))
 
 
 def listing() -> str:
@@ -112,8 +112,7 @@ def listing() -> str:
     lines = [(entry.usage, entry.help) for entry in REWARDS.values()]
     for plugin in {plugin.name: plugin for plugin in plugins.found("diffrl.rewards")}.values():
         try:
-            plugins.find("diffrl.rewards", plugin.name, REWARDS)  # refuses a name that stands twice
-            entry = _checked(plugin)
+            entry = tried_out(plugin)
             lines.append((entry.usage, f"{entry.help} ({plugin.distribution})"))
         except UserError as error:
             lines.append((plugin.name, str(error)))
@@ -151,9 +150,13 @@ def named_in(spec: str) -> set[str]:
 
 def refused(spec: str) -> list[str]:
     """For each reward that `spec` names and diffrl has itself: why another package's of the same name is not used."""
-    named = named_in(spec) & set(REWARDS)
-    same = [plugin for plugin in plugins.found("diffrl.rewards") if plugin.name in named]
-    return [str(plugin.broken("the name is that of one of diffrl's own, which is used instead")) for plugin in same]
+    return plugins.left_out("diffrl.rewards", named_in(spec) & set(REWARDS))
+
+
+def tried_out(plugin: Plugin) -> Entry:
+    """The entry that another package brings. Raises UserError where it cannot be used, for its name or by itself."""
+    plugins.check_name(plugin, REWARDS)
+    return _checked(plugin)
 
 
 def _checked(plugin: Plugin) -> Entry:

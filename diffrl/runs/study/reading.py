@@ -137,6 +137,11 @@ def _read(folder: str) -> _Read:
         if error := error_of(path):
             why = f"it failed: {error.rstrip('.')}"
         raise UserError(f"{path} has no evaluations: {why}.")
+    if run.task.reference is not None:  # what its scores are: nobody knows without the package whose data it has
+        try:
+            registry.get(run.task.reference)
+        except UserError as error:
+            raise UserError(f"{path} has scores of a task that is not known here. {error}") from error
     seeds = list(run.config.seeds)
     if len(scores["evaluations"][0]["returns"]) != len(seeds):
         raise UserError(f"{path} is damaged: its scores are not of its {len(seeds)} seeds. Restore it from a copy.")

@@ -136,8 +136,10 @@ def test_a_packages_reward_is_one_as_any(site: Path) -> None:
     assert reward.differentiable
     mean = images.flatten(1).mean(1)
     torch.testing.assert_close(ask(reward, images, ["1"] * 3), 2 * mean**3 + mean)
-    with pytest.raises(UserError, match="did you mean 'toy'"):
-        parse("toi")
+    for made in (False, True):  # a run's reward is no slip of the keys
+        with pytest.raises(UserError, match="did you mean 'toy'") as caught:
+            parse("toi", made=made)
+        assert ("may be of another package" in str(caught.value)) == made
 
 
 @pytest.mark.parametrize(
