@@ -108,7 +108,8 @@ class AgentConfig(ABC):
 
     def implemented(self) -> type[Agent]:
         """What `implementation` gives. Raises UserError where it is another package's, and fails or gives no agent."""
-        plugin = plugins.bringing("diffrl.agents", self.name, type(self))
+        ours = type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
+        plugin = None if ours else plugins.bringing("diffrl.agents", self.name, type(self))
         if plugin is None:
             return self.implementation()
         from agents.base import Agent

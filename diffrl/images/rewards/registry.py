@@ -98,8 +98,9 @@ def get(name: str) -> Entry | None:
 
     Raises UserError where another package's cannot be used.
     """
-    plugin = plugins.find("diffrl.rewards", name, REWARDS)
-    return REWARDS.get(name) if plugin is None else _checked(plugin)
+    own = REWARDS.get(name)
+    plugin = None if own else plugins.find("diffrl.rewards", name, REWARDS)
+    return own if plugin is None else _checked(plugin)
 
 
 def names() -> list[str]:
