@@ -276,9 +276,16 @@ def _command(words: Sequence[str]) -> int:
     except KeyboardInterrupt as stopped:
         again = f"Stopped. Begin again with `{shlex.join(['diffrl', *words])}`."
         said = str(stopped) if isinstance(stopped, Interrupted) else again
-        if said and os.environ.get("RANK", "0") == "0":  # of several processes the first speaks
+        if said and not _is_silent():
             print(f"diffrl: {said}", file=sys.stderr)
         return Interrupted.exit_code
+
+
+def _is_silent() -> bool:
+    """Whether this process is one of several of a run, of which another speaks."""
+    from diffrl.images.launch import is_silent
+
+    return is_silent()
 
 
 def _help_first(verb: str, words: Sequence[str]) -> Sequence[str]:

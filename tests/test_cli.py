@@ -178,6 +178,8 @@ MISTAKES = {
         "No configuration 'bc/maze2d-umaze-v1-smal'",
     ),
     "a path that is an option's": (["train", "--out", "bc/maze2d-umaze-v1"], "What shall be trained?"),
+    "a path that is an agent's": (["train", "--agent.nets", "a/b.pt"], "What shall be trained?"),
+    "a path in a setting": (["train", "--env-kwargs", "map=a/b.yaml"], "What shall be trained?"),
     "--dataset mistyped": (["train", "--agent", "bc", "--datset", "x"], "no option --datset: did you mean --dataset?"),
     "--dataset alone": (["train", "--dataset", "x"], "What shall be trained? Give a configuration"),
     "flag, and no agent": (["train", "--dataset=x", "--stepz", "3"], "no option --stepz: did you mean --steps?"),

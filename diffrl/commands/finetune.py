@@ -13,7 +13,7 @@ from diffrl.images import rewards
 from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, implied, schema_of
 from diffrl.images.config.algorithms import BackpropagationConfig, DPOConfig, SupervisedConfig
 from diffrl.images.config.base import check_model, check_rank, is_builtin
-from diffrl.images.launch import together
+from diffrl.images.launch import end_with_launcher, together
 from diffrl.images.lists import metadata_rows, read_prompts
 from diffrl.images.rewards.arguments import PROMPTS
 from diffrl.images.rewards.registry import require_gradient
@@ -179,6 +179,7 @@ def spread(processes: int, words: Sequence[str]) -> bool:
 
     Raises what `together` does: they were stopped, or one of them failed, as it has said.
     """
+    end_with_launcher()
     if processes == 1 or "WORLD_SIZE" in os.environ:
         return False
     together(processes, ["-m", "diffrl", *words])

@@ -160,7 +160,7 @@ def _make_longer(given: Sweep, out: Path, there: bool) -> None:
 
     assert given.steps is not None
 
-    named = given.configs or given.agent or given.dataset or given.sets or given.seeds
+    named = given.configs or given.agent or given.dataset or given.sets or given.seeds or given.separate_seeds
     if not there or named:
         raise UserError(
             "--steps makes the runs of a sweep that is there longer: `diffrl sweep --out "

@@ -1,9 +1,11 @@
 """`diffrl train`: which configuration is meant, what overrides it, and the run itself."""
 
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import tyro
 
@@ -107,8 +109,10 @@ def _place(words: Sequence[str]) -> int | None:
     if words and not words[0].startswith("-"):
         return 0
     for i, (before, word) in enumerate(pairwise(words), 1):
-        named = ("/" in word or word.endswith((".yaml", ".yml"))) and "=" not in word
-        if named and before not in ("--dataset", "--env", "--out"):
+        named = "/" in word or word.endswith((".yaml", ".yml"))
+        setting = re.match(r"-|[\w.-]+=", word) and not Path(word).exists()  # another option, or one of --env-kwargs
+        of_option = before in ("--dataset", "--env", "--out") or before.startswith("--agent.")
+        if named and not setting and not of_option:
             return i
     return None
 

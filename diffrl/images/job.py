@@ -41,7 +41,7 @@ from diffrl.images.run import (
     training_loss,
     write_model,
 )
-from diffrl.images.samples import Prompts, RunState, Setup, World, chain_of, conditions, plain, prompts_of
+from diffrl.images.samples import LostProcess, Prompts, RunState, Setup, World, chain_of, conditions, plain, prompts_of
 from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human
 from diffrl.support import folder as folders
 from diffrl.support import schema
@@ -49,7 +49,7 @@ from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, counted, said_by
 from diffrl.support.folder import ABOUT, claimed
 from diffrl.support.machine import explaining_memory, resolve_device, settle, versions
-from diffrl.support.stopping import Stopped, at_once, going_on, stop_signals
+from diffrl.support.stopping import Stopped, at_once, ended_by_stop, going_on, stop_signals
 from diffrl.training import checkpoint
 from diffrl.training.checkpoint import Checkpoint
 from diffrl.training.logs import MetricsLog
@@ -280,7 +280,8 @@ class _Session:
         per_round = self._work_of_round()
         in_all, of = config.seen(config.rounds, config.scored_before + config.rounds * self.algorithm.queries)
         passes, done = per_round * config.rounds, per_round * state.round
-        with stop_signals() as stopped, self._progress("Fine-tuning", passes, done, in_all, of.split()[0]):
+        progress = self._progress("Fine-tuning", passes, done, in_all, of.split()[0])
+        with stop_signals() as stopped, ended_by_stop(stopped, LostProcess), progress:
             while True:
                 last = state.round == config.rounds
                 due = state.round % config.eval_every == 0 or last

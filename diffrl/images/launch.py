@@ -3,7 +3,7 @@
 torchrun hears no Ctrl-C here, as its processes are not in the terminal's group, and kills the slower ones half a minute
 after the first has ended: a checkpoint may take longer.
 
-`python -m diffrl.images.launch N WORDS` starts `python WORDS`.
+`python -m diffrl.images.launch N WORDS` starts `python WORDS`, as tests do.
 """
 
 import contextlib
@@ -24,6 +24,8 @@ GRACE = 20.0
 """Seconds that are left to the processes once one of them has ended before its work was done: nothing is to be saved
 then, but one that waits for another inside of a library may wait for ever."""
 POLL = 0.05
+LAUNCHER = "DIFFRL_LAUNCHER"
+"""The variable in which each process finds the process id of what has started it."""
 ALWAYS = (signal.SIGINT, signal.SIGTERM)
 UNLESS_IGNORED = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name))
 """Signals that stop the processes. A shell's background job, which ignores SIGINT, is stopped by it, as one process is;
@@ -31,7 +33,7 @@ what `nohup` ignores stays ignored."""
 
 
 class Failed(UserError):
-    """Processes that failed; their exit code is handed on where it says that the user made a mistake."""
+    """Processes that failed; the exit code of the first of them says why, and is handed on where the user was wrong."""
 
     def __init__(self, code: int) -> None:
         why = f"The processes ended with code {code}; what went wrong is said above."
@@ -45,9 +47,10 @@ class Failed(UserError):
 def together(processes: int, words: Sequence[str]) -> None:
     """Run `python WORDS` in several processes, and wait for all of them.
 
-    A signal to stop, SIGINT or SIGTERM to this process alone or to its group, is handed to each process once; a second
-    one ends them at once. Raises Interrupted, without a word, where they were stopped and the first one has said what
-    is kept; Stopped where it had not come so far that it could; Failed where a process failed.
+    A signal to stop, SIGINT or SIGTERM to this process alone or to its group, is handed to each process once; at a
+    second one they are killed. They end, too, where this process is gone. Raises Interrupted, without a word, where
+    they were stopped and the first one has said what is kept; Stopped where it had not come so far that it could;
+    Failed where a process failed.
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -60,6 +63,7 @@ def together(processes: int, words: Sequence[str]) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        LAUNCHER: str(os.getpid()),
     }
     started: list[subprocess.Popen[bytes]] = []
     with _heard() as signals:
@@ -70,12 +74,12 @@ def together(processes: int, words: Sequence[str]) -> None:
                 # In a session of its own, where a terminal's Ctrl-C is not heard a second time.
                 command = [sys.executable, *words]
                 started.append(subprocess.Popen(command, env={**everywhere, **own}, start_new_session=True))
-            _wait(started, signals)
+            first = _wait(started, signals)
         finally:
             for process in started:
                 process.kill()
                 process.wait()
-    _judge([process.returncode for process in started], signals)
+    _judge([process.returncode for process in started], signals, first)
 
 
 @contextlib.contextmanager
@@ -101,31 +105,36 @@ def _heard() -> Iterator[list[signal.Signals]]:
             signal.signal(stop, signal.SIG_DFL if handler is None else handler)
 
 
-def _wait(started: Sequence[subprocess.Popen[bytes]], signals: Sequence[signal.Signals]) -> None:
-    """Wait until all have ended. Hand signals on, and end those that are left once one has ended by itself in vain."""
-    told, alone, ending = 0, None, False
-    while any(process.poll() is None for process in started):
+def _wait(started: Sequence[subprocess.Popen[bytes]], signals: Sequence[signal.Signals]) -> int:
+    """Wait until all have ended. Hand signals on, and end those that are left once one has ended by itself in vain.
+
+    Gives the exit code of the first that so ended, of which the others' are consequences; 0: none did.
+    """
+    told, first, alone, ending = 0, 0, 0.0, False
+    while True:
+        ended = [process.poll() for process in started]
+        if not first and not signals and any(ended):  # a code below 0 is a signal's, which none of them has had from us
+            first, alone = min(code for code in ended if code), time.monotonic()
+        if None not in ended:
+            return first
         if told < len(signals):
             told += 1
-            for process in started:
-                process.terminate()  # which is nothing to one that has ended
-        if alone is None and any(process.poll() for process in started):
-            alone = time.monotonic()
-        if alone is not None and not ending and not signals and time.monotonic() - alone > GRACE / 4:
+            for process in started:  # which is nothing to one that has ended
+                process.terminate() if told == 1 else process.kill()
+        if first and not ending and not signals and time.monotonic() - alone > GRACE / 4:
             ending = True
             for process in started:
                 process.terminate()
-        if alone is not None and time.monotonic() - alone > GRACE:
+        if first and time.monotonic() - alone > GRACE:
             for process in started:
                 process.kill()
         time.sleep(POLL)
 
 
-def _judge(codes: Sequence[int], signals: Sequence[signal.Signals]) -> None:
-    """Raise what the exit codes of the processes say, if they say something; see `together`."""
-    failed = [code for code in codes if code not in (0, Interrupted.exit_code)]
-    if failed and not signals:
-        raise Failed(max(failed))  # one that was killed may have been so for another's failure
+def _judge(codes: Sequence[int], signals: Sequence[signal.Signals], first: int) -> None:
+    """Raise what the exit codes of the processes say, if they say something; see `together`. first: see `_wait`."""
+    if first not in (0, Interrupted.exit_code):
+        raise Failed(first)
     if len(signals) > 1 and any(codes):  # as one process ends by a second signal
         signal.signal(signals[-1], signal.SIG_DFL)
         signal.raise_signal(signals[-1])
@@ -135,6 +144,25 @@ def _judge(codes: Sequence[int], signals: Sequence[signal.Signals]) -> None:
         raise Stopped
     if codes[0]:
         raise Failed(codes[0])
+
+
+def is_silent() -> bool:
+    """Whether this process is one of several that `together` has started, of which the first speaks."""
+    return LAUNCHER in os.environ and os.environ.get("RANK", "0") != "0"
+
+
+def end_with_launcher() -> None:
+    """Have this process, if `together` has started it, end as SIGTERM ends it, saved, where its launcher is gone."""
+    if LAUNCHER not in os.environ:
+        return
+    launcher = int(os.environ[LAUNCHER])
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()
 
 
 if __name__ == "__main__":

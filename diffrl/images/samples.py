@@ -204,7 +204,7 @@ def _together() -> Iterator[None]:
     except RuntimeError as error:
         if out_of_memory(error):
             raise
-        raise LostProcess("Another process of this run has ended, and so this one does; see above for why.") from error
+        raise LostProcess("Another process of this run has ended, and so this one does.") from error
 
 
 # --- By what and how -----------------------------------------------------------------------------------------------

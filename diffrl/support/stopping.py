@@ -41,7 +41,10 @@ _usual: dict[signal.Signals, Any] = {}
 _noting = False
 
 TWICE = 0.1
-"""Seconds in which a signal is the same one again: `timeout` sends it to the process, and then to its whole group."""
+"""Seconds in which a further signal is the same one again: `timeout` sends it to the process, and to its whole group.
+
+The first one is acted on when they are over, so that the second one meets nothing.
+"""
 
 
 def _note(number: int, frame: FrameType | None) -> None:
@@ -92,6 +95,17 @@ def stop_signals(at_once: bool = False, deadly: bool = False) -> Iterator[Callab
             for number, usual in previous.items():
                 signal.signal(number, _usual[number] if usual is None else usual)
             _usual.clear()
+
+
+@contextmanager
+def ended_by_stop(stopped: Callable[[], bool], error: type[Exception]) -> Iterator[None]:
+    """In the block, an error that follows from a stop is one: raises Stopped in its place where `stopped` says so."""
+    try:
+        yield
+    except error:
+        if stopped():
+            raise Stopped from None
+        raise
 
 
 @contextmanager

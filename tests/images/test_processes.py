@@ -19,8 +19,9 @@ import torch
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.job import _Session
 from diffrl.images.launch import together
+from diffrl.images.samples import LostProcess
 from diffrl.support.errors import UserError
-from diffrl.support.stopping import Stopped, stop_signals
+from diffrl.support.stopping import Stopped, ended_by_stop, stop_signals
 from tests.images import newer
 from tests.images.two_processes import record
 
@@ -193,7 +194,6 @@ def test_a_signal_to_a_process_and_to_its_group_is_one(tmp_path: Path) -> None:
     alone = begun([str(tmp_path / "worker.py"), str(tmp_path)], RANK="0")
     wait_for(tmp_path / "ready-0")
     os.kill(alone.pid, signal.SIGTERM)
-    time.sleep(0.02)
     os.killpg(alone.pid, signal.SIGTERM)
     assert (alone.communicate(timeout=60)[1], alone.returncode) == ("", 130)
     assert (tmp_path / "saved-0").exists()
@@ -213,6 +213,36 @@ def test_a_second_signal_ends_them_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "saved-0").exists()
 
 
+def test_a_second_signal_ends_what_hears_none(tmp_path: Path) -> None:
+    """As a process within a call of C."""
+    deaf = "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    (tmp_path / "worker.py").write_text(
+        f"{deaf}open(sys.argv[1] + '/ready-' + os.environ['RANK'], 'w')\ntime.sleep(99)"
+    )
+    launcher = begun(["-m", "diffrl.images.launch", "2", str(tmp_path / "worker.py"), str(tmp_path)])
+    wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+    for _ in range(2):
+        launcher.send_signal(signal.SIGINT)
+        time.sleep(1)
+    assert (launcher.communicate(timeout=60)[1], launcher.returncode) == ("", -signal.SIGINT)
+
+
+def test_processes_whose_launcher_is_killed_end_saved(tmp_path: Path) -> None:
+    follow = "from diffrl.images.launch import end_with_launcher\nend_with_launcher()\n"
+    (tmp_path / "worker.py").write_text(follow + WORKER)
+    launcher = begun(["-m", "diffrl.images.launch", "2", str(tmp_path / "worker.py"), str(tmp_path)])
+    wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+    launcher.kill()
+    launcher.communicate(timeout=60)
+    wait_for(tmp_path / "saved-0", tmp_path / "saved-1")
+
+
+def test_a_lost_process_is_a_stop_where_one_was_told() -> None:
+    for told, raised in ((True, Stopped), (False, LostProcess)):
+        with pytest.raises(raised), ended_by_stop(lambda told=told: told, LostProcess):  # type: ignore[misc]
+            raise LostProcess("gone")
+
+
 def test_a_signal_of_before_starts_none_of_them(tmp_path: Path) -> None:
     """Though what it raised was swallowed, as by an import."""
     with stop_signals(at_once=True):
@@ -229,11 +259,12 @@ def test_a_signal_of_before_starts_none_of_them(tmp_path: Path) -> None:
         ("sys.exit(2)", "sys.exit(0)", 2, "ended with code 2; what went wrong is said above"),
         ("sys.exit(0)", "sys.exit(3)", 1, "ended with code 3; what went wrong is said above"),
         ("sys.exit(0)", "os.kill(os.getpid(), 9)", 1, "ended by SIGKILL, as it is by the system where memory runs out"),
+        ("time.sleep(0.5); sys.exit(1)", "os.kill(os.getpid(), 9)", 1, "One of the processes was ended by SIGKILL"),
         ("sys.exit(0)", "sys.exit(0)", 0, ""),
     ],
 )
 def test_a_process_that_fails_is_told(first: str, second: str, code: int, said: str, tmp_path: Path) -> None:
-    (tmp_path / "worker.py").write_text(f"import os, sys\nif os.environ['RANK'] == '0': {first}\nelse: {second}")
+    (tmp_path / "worker.py").write_text(f"import os, sys, time\nif os.environ['RANK'] == '0': {first}\nelse: {second}")
     launcher = begun(["-m", "diffrl.images.launch", "2", str(tmp_path / "worker.py")])
     heard = launcher.communicate(timeout=60)[1]
     assert launcher.returncode == code, heard

@@ -524,13 +524,16 @@ def test_a_sweep_made_longer_is_the_longer_sweep(
     assert_same_sweep(folder, uncut)
     assert [run.config for run in plan.existing(folder).runs] == [run.config for run in runs()]
     assert {run.settings["steps"] for run in plan.existing(folder).runs} == {STEPS}
+    listed = (folder / SWEEP).read_bytes()
     for words, said in (
         (["--steps", "100"], "--steps is 100, and the runs of"),
         (["--steps", "300", "--dry-run"], "leave out --dry-run"),
+        (["--steps", "300", "--separate-seeds"], "Runs that are asked for have as many"),
         (["--steps", "300", "--seeds", "7"], "Runs that are asked for have as many as `--set steps=300` says."),
     ):
         assert main(["sweep", "--out", str(folder), *words]) == 2
         assert said in " ".join(capsys.readouterr().err.split())
+    assert (folder / SWEEP).read_bytes() == listed
     assert main(["sweep", *GRID, "--out", str(tmp_path / "new"), "--steps", "300"]) == 2
     assert "of a sweep that is there" in " ".join(capsys.readouterr().err.split())
     one = runs()[0]

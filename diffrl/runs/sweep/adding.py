@@ -48,8 +48,9 @@ def with_seeds(there: Sweep, seeds: Sequence[int], separate: bool) -> list[Sweep
 def lengthened(folder: Path, there: Sweep, steps: int) -> Sweep:
     """The sweep of a folder with all its runs made longer, to `steps` steps in all.
 
-    Each is what it would be had it been asked for with so many. Raises UserError where the folder holds a search, where
-    its runs differ in their steps, and where they have more.
+    Each learns what it would had it been asked for with so many; but a run that has begun stays compiled, or not, and
+    keeps the evaluation at its old end. Raises UserError where the folder holds a search, where its runs differ in
+    their steps, and where they have more.
     """
     if there.search is not None:
         raise UserError(f"{folder} holds a search, whose trials stay as long as they are: choose another --out.")
@@ -105,7 +106,10 @@ def _another(folder: Path, old: SweepRun, new: SweepRun) -> UserError:
     """What is said where a run that is asked for has the name of one with another configuration."""
     more, steps = "", new.config.steps
     if dataclasses.replace(old.config, seeds=new.config.seeds, steps=steps) == new.config and steps > old.config.steps:
-        more = f" `diffrl sweep --out {folder} --steps {steps}` makes all its runs longer."
+        more = (
+            f" `diffrl sweep --out {folder} --steps {steps}` makes all its runs longer, `diffrl resume "
+            f"{folder / old.name} --steps {steps}` that one alone."
+        )
     return UserError(
         f"{folder} holds another sweep: its run {old.name} has {_difference(old.config, new.config)}. `diffrl sweep "
         f"--out {folder}` goes on with it; or choose another --out.{more}"
