@@ -155,9 +155,15 @@ def test_parts_in_a_file_that_do_not_fit_are_damage(tmp_path: Path) -> None:
     to = export(run, tmp_path / "to")
     tensors = safetensors.torch.load_file(to / "model.safetensors")
     one = {"path": ["pos"], "shape": [2]}
-    for parts in ([one], 3, [one, 3], [one, {"path": [], "shape": [2]}], [one, {"path": ["b"], "shape": ["x"]}]):
+    wrong: list[Any] = [{"path": [], "shape": [2]}, {"path": ["b"], "shape": ["x"]}, {"path": "pos", "shape": [2]}]
+    wrong += [3, {"path": ["b"], "shape": {}}]
+    for parts in ([one], 3, {}, "", *([one, other] for other in wrong)):
         rewritten(to, tensors, observation_parts=parts)
         with pytest.raises(UserError, match=r"config.json is damaged: its observation_parts"):
+            diffrl.load_policy(to)
+    for settings, words in (({}, "observation_parts"), ({"needs": "mine 0.1"}, "needs and no observation_parts")):
+        rewritten(to, tensors, observation_parts=[one, {"path": ["b"], "shape": [2]}], version=1, **settings)
+        with pytest.raises(UserError, match=rf"config.json is damaged: form 1 has no {words}"):
             diffrl.load_policy(to)
     assert str(Part(("a", 0), (2, 3))) == "a/0 (2, 3)"
 
