@@ -168,6 +168,28 @@ def test_parts_in_a_file_that_do_not_fit_are_damage(tmp_path: Path) -> None:
     assert str(Part(("a", 0), (2, 3))) == "a/0 (2, 3)"
 
 
+@pytest.mark.parametrize("named", [None, ("pos", "goal")])
+def test_an_export_says_where_the_parts_cannot_be_learned(
+    named: tuple[str, ...] | None, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """An environment that is not here costs the parts alone; a mistake of another kind is not hidden."""
+    task = Task("Dictionary-v0", {}, None, False, observation_parts=named)
+    run = made_run(tmp_path / "run", small("bc"), task)
+    capsys.readouterr()
+    export(run, tmp_path / "whole")
+    assert "takes vectors alone" not in capsys.readouterr().err
+    with monkeypatch.context() as without:
+        without.delitem(gymnasium.registry, "Dictionary-v0")
+        export(run, tmp_path / "to")
+        out = " ".join(capsys.readouterr().err.split())
+        assert ("takes vectors alone" in out, "no environment 'Dictionary-v0'" in out) == (named is not None,) * 2
+        export(run, tmp_path / "quiet", quiet=True)
+        assert not capsys.readouterr().err
+    monkeypatch.setattr(Task, "parts", lambda self: self.no_such_attribute)
+    with pytest.raises(AttributeError, match="no_such_attribute"):
+        export(run, tmp_path / "other")
+
+
 # --- arrays ---------------------------------------------------------------------------------------------------------
 
 
