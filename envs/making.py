@@ -164,11 +164,11 @@ def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gymnasium.
             # Gymnasium recommends v5; D4RL's scores belong to v4, chosen on purpose.
             warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
             return gymnasium.make(env_id, **(kwargs or {}))
-    except gymnasium.error.UnregisteredEnv as error:
-        raise UserError(f"{_unknown(env_id)} {_WITHOUT}") from error
     except UserError:  # an environment of ours says what is wrong
         raise
     except Exception as error:
+        if isinstance(error, gymnasium.error.UnregisteredEnv) and not _registered(env_id):
+            raise UserError(f"{_unknown(env_id)} {_WITHOUT}") from error
         if not kwargs and not isinstance(error, ImportError | gymnasium.error.Error):
             raise
         given = ", ".join(kwargs or ())
@@ -176,6 +176,12 @@ def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gymnasium.
         said = str(error) if isinstance(error, ImportError | gymnasium.error.Error) else said_by(error)[:300]
         said = said.rstrip(".")
         raise UserError(f"The environment {env_id!r} cannot be made: {said}.{hint} {_WITHOUT}") from error
+
+
+def _registered(env_id: str) -> bool:
+    """Whether Gymnasium knows an id, or of one without a version the id of a version."""
+    name = env_id.rpartition(":")[2]
+    return name in gymnasium.registry or any(known.rpartition("-v")[0] == name for known in gymnasium.registry)
 
 
 def _unknown(env_id: str) -> str:

@@ -13,7 +13,7 @@ import tyro
 from tyro.conf import Positional
 
 from diffrl.commands.data_convert import Convert, environment_of
-from diffrl.commands.data_tables import distributions, legend, listing, ranges, shortened, shown_on, summary
+from diffrl.commands.data_tables import distributions, legend, listing, ranges, shown_on, summary, told
 from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError, counted
 from diffrl.support.files import address_of, to_write
@@ -176,7 +176,7 @@ class Info:
             console.print(remark, markup=False, highlight=False)
         for key, value in dataset.metadata.items():
             if key not in ("dataset", "env_spec", "env_origin"):  # what was just typed; what was just said
-                console.print(f"{key}: {shortened(key, value)}", markup=False, highlight=False)
+                console.print(told(key, value), markup=False, highlight=False)
         sealable = origin.kind in ("file", "d4rl") and origin.path is not None and origin.path.suffix in HDF5_SUFFIXES
         if sealable and origin.path is not None and origin.exists and not d4rl.has_checksum(origin.path):
             advice = " (--add-checksum adds one)" if address_of(self.dataset) is None else ""

@@ -72,17 +72,27 @@ _LONG, _MOST, _SETTINGS = 80, 2000, 6
 """Characters from which a table of settings is shortened, characters of any value, and settings that are then shown."""
 
 
-def shortened(key: str, value: object) -> str:
-    """An entry of the metadata as text: of a long table of settings the first that say something; else cut."""
+def told(key: str, value: object) -> str:
+    """An entry of the metadata in a line: of a long table of settings the first that say something; else cut.
+
+    Characters that a terminal would act on, and others that are not printable, are written as Python escapes them.
+    """
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in f"{key[:_MOST]}: {_told(key, value)}")
+
+
+def _told(key: str, value: object) -> str:
+    """The text of an entry, which may hold characters of any kind."""
     text, given = str(value), value
     if isinstance(value, str) and value.startswith("{"):
         with suppress(ValueError, RecursionError):
             given = json.loads(value)
     if not isinstance(given, dict) or len(text) <= _LONG:
         return text if len(text) <= _MOST else f"{text[:_MOST]}... ({len(text):,} characters)"
-    told = [f"{str(name)[:_LONG]} {word}" for name, one in given.items() if (word := _setting(one))][:_SETTINGS]
-    left = len(given) - len(told)
-    return ", ".join(told) + f" ({left} more in metadata/{key})" * (left > 0)
+    said = [f"{str(name)[:_LONG]} {word}" for name, one in given.items() if (word := _setting(one))][:_SETTINGS]
+    left = len(given) - len(said)
+    if not said:
+        return f"{counted(left, 'settings')} in metadata/{key}"
+    return ", ".join(said) + f" ({left} more in metadata/{key})" * (left > 0)
 
 
 def _setting(value: object) -> str:

@@ -55,7 +55,26 @@ def has_parts(given: Any, size: int) -> bool:
         return True
     if not isinstance(given, tuple):
         return False
-    return any(isinstance(part, Mapping | tuple) or np.shape(part) not in ((), (size,)) for part in given)
+    return any(isinstance(part, Mapping | tuple) or _shape(part) not in ((), (size,)) for part in given)
+
+
+def _shape(given: Any) -> tuple[int, ...] | None:
+    """The shape of what `np.asarray` takes; None: it makes no array."""
+    try:
+        found: tuple[int, ...] = np.shape(given)
+    except (TypeError, ValueError, RuntimeError):  # as in `numbers`
+        return None
+    return found
+
+
+def refuse_info(given: Any, parts: Sequence[Part]) -> None:
+    """Raise ValueError for what `env.reset()` gives, an observation and its info, where no such tuple is expected."""
+    within = any(part.path[:1] == (1,) and len(part.path) > 1 for part in parts)
+    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping) and not within:
+        raise ValueError(
+            "expected an observation, got a tuple of two, the second a dictionary: pass env.reset()[0], the "
+            "observation without its info"
+        )
 
 
 def joined(given: Any, parts: Sequence[Part]) -> NDArray[np.float32]:

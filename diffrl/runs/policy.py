@@ -20,7 +20,7 @@ from diffrl.runs.diverged import why_short
 from diffrl.runs.export import hub
 from diffrl.runs.export.folder import check_is, open_policy
 from diffrl.runs.kind import require_checkpoint
-from diffrl.runs.observing import has_parts, joined, vectors
+from diffrl.runs.observing import has_parts, joined, refuse_info, vectors
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, first_line, listed, shown
@@ -83,6 +83,7 @@ class Policy:
             return vectors(observation, size)
         if callable(self._parts):
             self._parts = tuple(self._parts())
+        refuse_info(observation, self._parts)
         if not self._parts:
             what = f"the keys {listed([*map(str, observation)])}" if isinstance(observation, Mapping) else "a tuple"
             raise ValueError(
@@ -95,8 +96,9 @@ class Policy:
         """An episode begins: drop what was planned for the last one. Without effect on agents that do not plan.
 
         rows: of the B environments of a vectorised one, those whose episodes begin, by their numbers from 0 or as B
-        booleans, such as `terminated | truncated`; None: all, whose number may change. Raises ValueError for rows that
-        the last call had not, TypeError for what are no rows.
+        booleans, such as `terminated | truncated`; None: all, whose number may change. A mask of 0 and 1 as whole
+        numbers would be read as row numbers: make it boolean. Raises ValueError for rows that the last call had not,
+        and for a row that is named twice, as in such a mask; TypeError for what are no rows.
         """
         if rows is None:
             self._rows = None
@@ -113,6 +115,8 @@ class Policy:
         chosen = [int(row) for row in found]
         if any(row < 0 or (n is not None and row >= n) for row in chosen):
             raise ValueError(f"no rows {shown(chosen)} of the {'last call' if n is None else f'{n} of the last call'}")
+        if len(set(chosen)) < len(chosen):
+            raise ValueError(f"expected each row once, got {shown(chosen)}; a mask is to be boolean: mask.astype(bool)")
         self._act.reset(chosen)
 
 

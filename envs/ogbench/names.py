@@ -180,11 +180,12 @@ def of_environment(env_id: str, kwargs: Mapping[str, Any], named: str = "") -> s
     named: the data set or task that the data are said to be of. Without it the id is of the environment's first kind of
     data: what scores are made of is the same for all.
     """
+    env_id = env_id.removeprefix("envs:")
     world = WORLDS.get(env_id.removeprefix(NAMESPACE).removesuffix("-v0")) if env_id.startswith(NAMESPACE) else None
     given = {"world": world and world.name, "task": 0, "timing": "post", "sparse": False, **kwargs}
     if world is None or len(given) > 4 or given["world"] != world.name or given["timing"] not in get_args(Timing):
         return None
-    if given["task"] not in (0, *TASKS):
+    if type(given["task"]) is not int or given["task"] not in (0, *TASKS):
         return None
     task, sparse = given["task"] or world.default_task, bool(given["sparse"]) and not world.maze
     try:

@@ -381,6 +381,17 @@ def test_a_file_of_a_dictionary_environment_is_taken_in_gymnasium_s_order(tmp_pa
         open_task("a file", dataset, env="GoalWalk-v0")
 
 
+@pytest.mark.parametrize("typed", ["Outer-v0", "Outer", "envs:Outer-v0"])
+def test_an_environment_that_asks_for_an_unknown_one_is_not_called_unknown_itself(typed: str) -> None:
+    gymnasium.register("Outer-v0", lambda: gymnasium.make("Innermost-v3"))
+    try:
+        with pytest.raises(UserError, match=rf"environment '{typed}' cannot be made: .*Innermost") as error:
+            making.make_env(typed)
+        assert "did you mean" not in str(error.value)
+    finally:
+        del gymnasium.registry["Outer-v0"]
+
+
 def test_an_unknown_environment_is_told_with_the_module_it_would_be_in(tmp_path: Path, monkeypatch) -> None:
     """MODULE:ID is named; a suggestion of a module's can be typed as it stands."""
     with pytest.raises(UserError, match=r"no environment 'Pt-v0' in Gymnasium.*MODULE:ID"):

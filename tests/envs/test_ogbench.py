@@ -658,7 +658,10 @@ def test_ogbenchs_environment_scores_by_success_whatever_the_data() -> None:
     assert reference(env_id, {"task": 2}, "cube-single-play-singletask-v0") == "cube-single-play-singletask-v0"
     assert reference(env_id, {"task": 2}, "cube-double-play-singletask-v0") == "cube-single-play-singletask-task2-v0"
     assert reference(env_id, {}, "cube-single-play-singletask-task9-v0") == "cube-single-play-singletask-task2-v0"
-    for kwargs in ({"task": 9}, {"timing": "now"}, {"world": "cube-double"}, {"mode": "data_collection"}):
+    assert reference(f"envs:{env_id}", {"task": 2}) == "cube-single-play-singletask-task2-v0"
+    for kwargs in ({"task": 9}, {"task": 2.0}, {"task": True}, {"task": False}, {"task": [1]}, {"timing": "now"}):
+        assert reference(env_id, kwargs) is None
+    for kwargs in ({"task": "2"}, {"task": None}, {"world": "cube-double"}, {"mode": "data_collection"}):
         assert reference(env_id, kwargs) is None
     assert reference("ogbench/nothing-v0") is None
     for task in names.tasks():

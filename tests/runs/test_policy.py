@@ -115,6 +115,25 @@ def test_parts_that_are_none_of_the_policys_are_named(tmp_path: Path) -> None:
         plain({"pos": pos, "goal": pos})
 
 
+def test_what_reset_gives_is_not_taken_for_an_observation(tmp_path: Path) -> None:
+    """Its info is dropped by the caller; a tuple whose second part is a dictionary is an observation all the same."""
+    words = r"pass env\.reset\(\)\[0\], the observation without its info"
+    for name in ("none", *BETWEEN):
+        task = Task(None if name == "none" else name, {}, None, False)
+        policy = diffrl.load_policy(made_run(tmp_path / name, small("bc"), task))
+        given = np.zeros(4) if name == "none" else gymnasium.make(name).reset(seed=1)[0]
+        policy(given)
+        with pytest.raises(ValueError, match=words):
+            policy((given, {}))
+    space = Tuple((Box(-9, 9, (3,)), Dict({"a": Box(-9, 9, (1,))})))
+    gymnasium.register("Second-v0", Drawn, kwargs={"space": space})
+    try:
+        policy = diffrl.load_policy(made_run(tmp_path / "second", small("bc"), Task("Second-v0", {}, None, False)))
+        np.testing.assert_array_equal(policy((np.ones(3), {"a": [2]})), policy([1, 1, 1, 2]))
+    finally:
+        del gymnasium.registry["Second-v0"]
+
+
 def test_an_exported_policy_goes_by_the_environment_that_is_named_as_its_run_does(tmp_path: Path) -> None:
     """One that is not there, or does not fit, is refused by both, of an agent that does not plan, too."""
     run = made_run(tmp_path / "run", small("bc"), Task("Dictionary-v0", {}, None, False))
@@ -136,11 +155,39 @@ def test_parts_in_a_file_that_do_not_fit_are_damage(tmp_path: Path) -> None:
     to = export(run, tmp_path / "to")
     tensors = safetensors.torch.load_file(to / "model.safetensors")
     one = {"path": ["pos"], "shape": [2]}
-    for parts in ([one], 3, [one, 3], [one, {"path": [], "shape": [2]}], [one, {"path": ["b"], "shape": ["x"]}]):
+    wrong: list[Any] = [{"path": [], "shape": [2]}, {"path": ["b"], "shape": ["x"]}, {"path": "pos", "shape": [2]}]
+    wrong += [3, {"path": ["b"], "shape": {}}]
+    for parts in ([one], 3, {}, "", *([one, other] for other in wrong)):
         rewritten(to, tensors, observation_parts=parts)
         with pytest.raises(UserError, match=r"config.json is damaged: its observation_parts"):
             diffrl.load_policy(to)
+    for settings, words in (({}, "observation_parts"), ({"needs": "mine 0.1"}, "needs and no observation_parts")):
+        rewritten(to, tensors, observation_parts=[one, {"path": ["b"], "shape": [2]}], version=1, **settings)
+        with pytest.raises(UserError, match=rf"config.json is damaged: form 1 has no {words}"):
+            diffrl.load_policy(to)
     assert str(Part(("a", 0), (2, 3))) == "a/0 (2, 3)"
+
+
+@pytest.mark.parametrize("named", [None, ("pos", "goal")])
+def test_an_export_says_where_the_parts_cannot_be_learned(
+    named: tuple[str, ...] | None, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """An environment that is not here costs the parts alone; a mistake of another kind is not hidden."""
+    task = Task("Dictionary-v0", {}, None, False, observation_parts=named)
+    run = made_run(tmp_path / "run", small("bc"), task)
+    capsys.readouterr()
+    export(run, tmp_path / "whole")
+    assert "takes vectors alone" not in capsys.readouterr().err
+    with monkeypatch.context() as without:
+        without.delitem(gymnasium.registry, "Dictionary-v0")
+        export(run, tmp_path / "to")
+        out = " ".join(capsys.readouterr().err.split())
+        assert ("takes vectors alone" in out, "no environment 'Dictionary-v0'" in out) == (named is not None,) * 2
+        export(run, tmp_path / "quiet", quiet=True)
+        assert not capsys.readouterr().err
+    monkeypatch.setattr(Task, "parts", lambda self: self.no_such_attribute)
+    with pytest.raises(AttributeError, match="no_such_attribute"):
+        export(run, tmp_path / "other")
 
 
 # --- arrays ---------------------------------------------------------------------------------------------------------
@@ -174,6 +221,7 @@ def test_what_is_no_observation_is_refused_in_a_line_without_a_warning(tmp_path:
         ([1, 1, 0, None], "finite in float32, got nan"),
         (["a", "b", "c", "d"], "of real numbers; got .*type <U1"),
         ([[1, 2], [3]], r"expected observations of shape \(4,\) or \(B, 4\), got \[\[1, 2\], \[3\]\]: "),
+        (([1, [2, 3]], 1), r"expected observations of shape \(4,\) or \(B, 4\), got a tuple; "),
         (np.zeros(3), r"expected observations of shape \(4,\) or \(B, 4\), got \(3,\)"),
         (3.0, r"got \(\)"),
     ]
@@ -198,6 +246,9 @@ def test_a_reset_of_rows_that_are_none_is_refused_whether_the_agent_plans_or_not
     policy(x)
     for rows, words in (([3], r"no rows \[3\] of the 3 of"), ([0, -1], "no rows"), ([True], "each of the 3 rows")):
         with pytest.raises(ValueError, match=words):
+            policy.reset(rows)
+    for rows in ([0, 1, 0], np.array([1, 0, 1]), [2, 2]):
+        with pytest.raises(ValueError, match=r"expected each row once, got \[.*a mask is to be boolean: mask\.astype"):
             policy.reset(rows)
     odd: list[Any] = ["x", 1, [0.5], [[0]], [None]]
     for wrong in odd:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import safetensors.torch
 
 from diffrl.data.observations import Part
@@ -14,12 +15,11 @@ from diffrl.runs.export.card import Facts, Scored, card
 from diffrl.runs.policy import evaluate, load_stack
 from diffrl.runs.run import Run
 from diffrl.support.console import console
-from diffrl.support.errors import UserError, disk_full
+from diffrl.support.errors import UserError, disk_full, said_by
 from diffrl.support.files import atomic_path, unused
 from diffrl.support.folder import ABOUT, read_json
 from diffrl.training.logs import outcomes_of, read_scores
 from diffrl.tuning.config import ALGORITHMS
-from envs.task import Task
 
 
 def export(
@@ -50,7 +50,7 @@ def export(
     if (said := diverged(opened)) and not quiet:
         console.print(f"{run}: {said}", style="yellow", markup=False, highlight=False)
     agent, (step,) = load_stack(opened, [seed], str(which), "cpu")
-    parts, needs = _parts(opened.task), packages.of_agent(opened.config.agent.name)
+    parts, needs = _parts(opened, quiet), packages.of_agent(opened.config.agent.name)
     recorded = parts if all(part.path for part in parts) else ()
     config, tensors = folder.contents(agent, opened.preprocessing, step, _tuned_steps(opened), needs, recorded)
     more: dict[str, bytes] = {}
@@ -78,10 +78,23 @@ def export(
     return to
 
 
-def _parts(task: Task) -> Sequence[Part]:
-    """The arrays that the environment gives as an observation; (): vectors, or it cannot be made here to ask it."""
-    with contextlib.suppress(Exception):  # whatever an environment's code raises: a policy can be exported without
-        return task.parts()
+def _parts(run: Run, quiet: bool) -> Sequence[Part]:
+    """The arrays that a run's environment gives as an observation; (): vectors, or it cannot be made here to ask it.
+
+    Where it gives no vectors and cannot be made, that is printed, unless `quiet`: a policy can be exported without.
+    """
+    try:
+        return run.task.parts()
+    except (UserError, ImportError, OSError, RuntimeError, gymnasium.error.Error) as error:
+        if run.task.observation_parts is not None and not quiet:
+            why = str(error) if isinstance(error, UserError) else said_by(error)
+            console.print(
+                f"{run.path}: the exported policy takes vectors alone, as nothing says how the environment's "
+                f"observations make them: {why}",
+                style="yellow",
+                markup=False,
+                highlight=False,
+            )
     return ()
 
 

@@ -218,6 +218,8 @@ def _read_config(path: Path) -> tuple[Settings, agents.AgentConfig, tuple[Part, 
         raise UserError(
             f"{path} was exported by a newer diffrl, in form {values['version']}; this one reads forms 1 and 2: update."
         )
+    if values.get("version") == 1 and (beyond := {_PARTS, "needs"} & values.keys()):
+        raise Damaged(file, f"is damaged: form 1 has no {' and no '.join(sorted(beyond))}", "Export the policy again.")
     given, listed_parts = values.pop("agent", None), values.pop(_PARTS, [])
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):
         raise Damaged(file, "is damaged: its `agent` has no name", "Export the policy again.")
@@ -229,6 +231,8 @@ def _read_config(path: Path) -> tuple[Settings, agents.AgentConfig, tuple[Part, 
             raise
         raise UserError(f"{error} {path} needs {shown(settings.needs)[1:-1]}, by its {CONFIG}.") from error
     try:
+        if not isinstance(listed_parts, list):
+            raise TypeError("expected a list")
         parts = tuple(_part(one) for one in listed_parts)
         if parts and sum(math.prod(part.shape) for part in parts) != settings.observation_size:
             raise ValueError(f"they have not {settings.observation_size} numbers in all")
@@ -240,6 +244,8 @@ def _read_config(path: Path) -> tuple[Settings, agents.AgentConfig, tuple[Part, 
 def _part(given: Any) -> Part:
     """A part of observations as `contents` writes it. Raises ValueError, TypeError or KeyError for anything else."""
     path, shape = given["path"], given["shape"]
+    if not (isinstance(path, list) and isinstance(shape, list)):
+        raise TypeError("expected a path and a shape as lists")
     if not (path and all(type(key) in (str, int) for key in path) and all(type(n) is int and n >= 0 for n in shape)):
         raise ValueError("expected a path of keys and a shape")
     return Part(tuple(path), tuple(shape))
