@@ -97,7 +97,8 @@ def _told(key: str, value: object) -> str:
 
 def _setting(value: object) -> str:
     """A setting as text; "" for what says little: nothing, 0, a checksum, a table of its own."""
-    if isinstance(value, list) and len(value) > 4 and all(isinstance(one, int | float) for one in value):
+    numbers = isinstance(value, list) and all(isinstance(one, int | float) and abs(one) < 1e300 for one in value)
+    if isinstance(value, list) and len(value) > 4 and numbers:  # whole ones may be too large to be rounded
         return f"{min(value):.4g} to {max(value):.4g} ({len(value)} values)"
     if not value or isinstance(value, dict) or (isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)):
         return ""

@@ -189,7 +189,7 @@ def test_info_shortens_tables_of_settings_and_calls_learned_rewards_so(make, tmp
 def test_info_prints_no_character_of_a_file_that_a_terminal_acts_on(make, tmp_path, capsys):
     """Neither of an attribute as it stands nor of what JSON escapes; nor is a table of zeros an empty line."""
     dataset = make([3, 4], "to")
-    table = {"clear\x1b[2J": "red\x1b[31m", "list": ["\x07"], "long": "x" * 80}
+    table = {"clear\x1b[2J": "red\x1b[31m", "list": ["\x07"], "huge": [10**400] * 5, "long": "x" * 80}
     zeros = {f"a long name of a setting {i}": 0 for i in range(3)}
     dataset.metadata.update(plain="a\x1b]0;title\x07\u202eb\nc", table=table, **{"k\x1b[0m": "é"}, zeros=zeros)
     Info(str(d4rl.write(tmp_path / "a.hdf5", dataset, force=True))).run()
