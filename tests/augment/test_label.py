@@ -456,7 +456,7 @@ def test_what_cannot_be_labelled_is_a_sentence(maze_file: Path, tmp_path: Path) 
     refused(r"Cannot write .*maze.hdf5/p.json: .*Choose another --out", out=str(maze_file / "p.json"))
     (tmp_path / "bad.json").write_text("[]")
     refused("format", out=str(tmp_path / "bad.json"))
-    data = replace(dataset(), timeouts=np.ones(400, np.bool_))
+    data = replace(dataset(), timeouts=np.ones(400, np.bool_), next_observations=dataset().observations)
     d4rl.write(tmp_path / "rows.hdf5", data)
     refused("has no episodes", dataset=str(tmp_path / "rows.hdf5"))
     from envs.datasets import load_dataset
