@@ -228,7 +228,7 @@ def test_whoever_acts_refuses_what_is_not_finite(monkeypatch: pytest.MonkeyPatch
 def test_a_policy_refuses_observations_that_are_not_finite(straight: Path) -> None:
     policy = diffrl.load_policy(straight)
     for bad in (np.nan, np.inf):
-        with pytest.raises(ValueError, match=f"expected observations that are finite, got {bad}"):
+        with pytest.raises(ValueError, match=f"expected observations that are finite in float32, got {bad}"):
             policy(np.array([0, bad, 0, 0], np.float32))
 
 
