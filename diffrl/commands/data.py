@@ -48,6 +48,7 @@ class ListData:
         from diffrl.data import minari as minari_format
         from envs import registry
         from envs.datasets import generated, locate
+        from envs.ogbench import generation
 
         chosen = [registry.get(benchmark_id) for benchmark_id in registry.ids() if self.pattern in benchmark_id]
         wanted = "" if self.pattern == "minari" else self.pattern.removeprefix("minari:")
@@ -85,7 +86,7 @@ class ListData:
         counts = [f"{counted(known, 'data sets')} known by name"] * (known > 0)
         if local:
             counts.append(f"{len(local):,} of Minari's" if known else f"{counted(len(local), 'data sets')} of Minari's")
-        said = [f"{' and '.join(counts)}.", *legend(rows, data_ogbench.folders(), seeded)]
+        said = [f"{' and '.join(counts)}.", *legend(rows, generation.folders(), seeded)]
         if local or not self.pattern:
             said.append("Further ids of Minari's, such as mujoco/hopper/medium-v0, can be downloaded too.")
         console.print(" ".join(said), highlight=False)

@@ -25,13 +25,6 @@ def matching(pattern: str) -> Iterator[Benchmark]:
             yield registry.get(one)
 
 
-def folders() -> str:
-    """The folders that OGBench's own files are read from, in words."""
-    from envs.ogbench import generation
-
-    return generation.folders()
-
-
 def here(path: Path) -> str:
     """What the list says of a file that is here."""
     from envs.ogbench import reading

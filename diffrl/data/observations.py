@@ -54,7 +54,11 @@ def flatten(space: spaces.Space[Any], values: Any, parts: Sequence[str] | None =
         return np.concatenate([flatten(space.spaces[key], values[key]) for key in keys], axis=1)
     if isinstance(space, spaces.Tuple):
         return np.concatenate([flatten(part, values[i]) for i, part in enumerate(space.spaces)], axis=1)
-    raise DataError(f"An observation, or a part of it, is {str(space)[:200]}; expected Box, or a dictionary of Box.")
+    raise _no_box(space)
+
+
+def _no_box(space: spaces.Space[Any]) -> DataError:
+    return DataError(f"An observation, or a part of it, is {str(space)[:200]}; expected Box, or a dictionary of Box.")
 
 
 def flatten_one(space: spaces.Space[Any], value: Any, parts: Sequence[str] | None = None) -> Array:
@@ -99,9 +103,7 @@ def parts_of(space: spaces.Space[Any], parts: Sequence[str] | None = None) -> tu
     elif isinstance(space, spaces.Tuple):
         inner = list(enumerate(space.spaces))
     else:
-        raise DataError(
-            f"An observation, or a part of it, is {str(space)[:200]}; expected Box, or a dictionary of Box."
-        )
+        raise _no_box(space)
     return tuple(Part((key, *part.path), part.shape) for key, one in inner for part in parts_of(one))
 
 
