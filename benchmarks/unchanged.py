@@ -6,14 +6,14 @@
     python benchmarks/unchanged.py --record                  write that file
 
 The runs (`unchanged_runs.py`) are command lines on small files (`unchanged_inputs.py`): every agent, offline and
-online, evaluated, resumed, in several processes; SynthER; DPPO and preference DPO; every algorithm for images. What
-they write is compared part by part (`unchanged_digests.py`): each tensor of each checkpoint and model, each column of
-metrics.csv, each key of scores.json, evaluations.json and the like, each array of generated HDF5 files, the pixels of
-sampled images. Left out is wall time, and what `LEFT_OUT` there lists. A difference that is meant stands in `ACCEPTED`,
-with its reason, and is listed.
+online, evaluated, resumed, in several processes; SynthER and Flow-to-Better; every algorithm that fine-tunes policies;
+students distilled; every algorithm for images. What they write is compared part by part (`unchanged_digests.py`): each
+tensor of each checkpoint and model, each column of metrics.csv, each key of scores.json, evaluations.json and the like,
+each array of generated HDF5 files, the pixels of sampled images. Left out is wall time, and what `LEFT_OUT` there
+lists. A difference that is meant stands in `ACCEPTED`, with its reason, and is listed.
 
 Another processor, or another version of PyTorch, rounds differently: a recorded file says on which it was made, and
---check refuses on another. --against is for every machine. About two minutes of CPU time a tree. Exit code 1 where
+--check refuses on another. --against is for every machine. About three minutes of CPU time a tree. Exit code 1 where
 anything differs.
 """
 

@@ -21,6 +21,8 @@ LATENT, FLOW = "latent-model", "flow-model"
 """Pipelines: Stable Diffusion 1 and 3, of tiny networks."""
 PROMPTS, EXAMPLES, PAIRS = "prompts.txt", "examples", "pairs"
 """A file of prompts; folders of images with captions, and of preferred and rejected ones."""
+UNTRAINED = "rlpd.yaml"
+"""A configuration, which on-line training begins with an untrained agent of."""
 
 
 def write_inputs(folder: Path) -> None:
@@ -31,6 +33,8 @@ def write_inputs(folder: Path) -> None:
     write_classifiers(folder / CACHE)
     write_latent(folder / LATENT)
     write_flow(folder / FLOW)
+    agent = "{name: rlpd, width: 16, layers: 1, batch_size: 32, n_critics: 3}"
+    (folder / UNTRAINED).write_text(f"dataset: {PENDULUM}\nenv: Pendulum-v1\nagent: {agent}\n")
     (folder / PROMPTS).write_text("a cat\na dog\n")
     write_images(folder / EXAMPLES, folder / PAIRS)
 

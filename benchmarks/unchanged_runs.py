@@ -6,7 +6,7 @@ All paths are relative to one working folder, where `unchanged_inputs.py` has wr
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unchanged_inputs import EXAMPLES, FLOW, LATENT, PAIRS, PENDULUM, PROMPTS, UNIT
+from unchanged_inputs import EXAMPLES, FLOW, LATENT, PAIRS, PENDULUM, PROMPTS, UNIT, UNTRAINED
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ _LENGTH = "--steps 200 --eval-every 100 --log-every 40"
 _SIZE = "--agent.width 16 --agent.batch-size 32"
 _LAYERS = f"{_SIZE} --agent.layers 1"
 _Q = f"{_LAYERS} --agent.act-candidates 4 --agent.ema-start 20"
+_PLANS = (
+    "--agent.width 8 --agent.layers 2 --agent.multipliers 1 2 --agent.batch-size 16 --agent.horizon 16 "
+    "--agent.denoising-steps 8 --agent.sampling-steps 4 --agent.replan-every 8 --agent.ema-start 20"
+)
 
 
 def _train(name: str, agent: str, options: str = _LAYERS, length: str = _LENGTH) -> FixedRun:
@@ -49,6 +53,13 @@ _OFFLINE = (
     _train("idql", "idql", f"{_LAYERS} --agent.blocks 1 --agent.act-candidates 4"),
     _train("q_guidance", "q_guidance", f"{_LAYERS} --agent.sampling-steps 4"),
     _train("fql", "fql", f"{_LAYERS} --agent.flow-steps 4"),
+    _train("rebrac", "rebrac"),
+    _train("bfn", "bfn", f"{_LAYERS} --agent.flow-steps 4 --agent.act-candidates 4 --agent.backup-candidates 2"),
+    _train("ifql", "ifql", f"{_LAYERS} --agent.flow-steps 4 --agent.act-candidates 4"),
+    _train("qam", "qam", f"{_LAYERS} --agent.flow-steps 4 --agent.n-critics 3"),
+    _train("dtql", "dtql", f"{_LAYERS} --agent.diffusion-layers 1 --agent.actor-start 120"),
+    _train("rlpd", "rlpd", f"{_LAYERS} --agent.n-critics 3"),
+    _train("diffuser", "diffuser", f"{_PLANS} --agent.no-goal-reaching --agent.guidance return"),
 )
 """Every agent, as it is by default but for its size."""
 
@@ -66,6 +77,9 @@ _VARIANTS = (
     _train("consistency_ac-angular", "consistency_ac", f"{_Q} --agent.form angular --agent.q-norm", _SHORT),
     _train("consistency_ac-improved", "consistency_ac", f"{_Q} --agent.form improved", _SHORT),
     _train("fql-ours", "fql", f"{_LAYERS} --agent.networks ours --agent.normalise-q --agent.q-agg min", _SHORT),
+    _train("fql-chunks", "fql", f"{_LAYERS} --agent.flow-steps 4 --agent.chunk 3", _SHORT),
+    _train("bfn-n-step", "bfn", f"{_LAYERS} --agent.flow-steps 4 --agent.n-step 3 --agent.networks ours", _SHORT),
+    _run("diffuser-maze2d", f"train --agent diffuser {_MAZE} {_SHORT} {_PLANS} --agent.show-ends --out OUT"),
     _train("iql-deterministic", "iql", f"{_LAYERS} --agent.deterministic --agent.reward-tune normalize", _SHORT),
     _run(
         "published",
@@ -110,6 +124,13 @@ _AUGMENT = (
         f"augment synther {PENDULUM} --env Pendulum-v1 --ratio 0.5 --mix append {_SYNTHER} --solver heun --seed 4 "
         "--terminals modelled --condition return --bins 4 --guidance 2 --above 0.5 --out OUT/new.hdf5",
     ),
+    _run(
+        "flow-to-better",
+        f"augment flow-to-better {PENDULUM} --env Pendulum-v1 --samples 200 --preferences 60 --segment 10 "
+        "--horizon 16 --width 8 --multipliers 1 2 --batch-size 16 --steps 40 --blocks 3 --restarts 2 "
+        "--diffusion-steps 8 --sampling-steps 4 --flow-steps 2 --reward.members 2 --reward.width 16 --reward.steps 20 "
+        "--out OUT/new.hdf5",
+    ),
 )
 
 _ONLINE = "--steps 120 --eval-every 60 --eval-episodes 1 --warm-up 40 --log-every 20"
@@ -125,15 +146,19 @@ _ON = (
         "online --resume OUT --steps 180",
         after=("diffusion_ql",),
     ),
+    _run("online-untrained", f"online {UNTRAINED} --seeds 0 1 {_ONLINE} --out OUT"),
     _run("online-synthetic", f"online iql {_ONLINE} {_SYNTHETIC} --exploration 0.1 --out OUT", after=("iql",)),
 )
 
 _POLICY = "--eval-episodes 1 --warm-up 3"
-_DPPO = (
-    f"--algo dppo {_POLICY} --environments 2 --rollout-steps 40 --steps 240 --eval-every 160 --epochs 2 "
+_ROLLOUTS = (
+    "--environments 2 --rollout-steps 40 --steps 240 --eval-every 160 --epochs 2 "
     "--batch-size 40 --critic-width 16 --critic-layers 1"
 )
+_DPPO = f"--algo dppo {_POLICY} {_ROLLOUTS}"
 _DPO = f"--algo dpo {_POLICY} --steps 40 --eval-every 20 --log-every 10 --out OUT"
+_NFT = f"--algo nft {_POLICY} --log-every 10 --out OUT"
+_DISTIL = "--steps 60 --eval-every 60 --eval-episodes 1 --log-every 20 --batch-size 32"
 _POLICIES = (
     _run("dppo", f"finetune policy diffusion_bc {_DPPO} --out OUT", after=("diffusion_bc",)),
     _run(
@@ -151,6 +176,19 @@ _POLICIES = (
         "finetune policy --resume OUT --steps 60",
         after=("q_guidance",),
     ),
+    _run(
+        "policy-nft",
+        f"finetune policy diffusion_ql {_NFT} --advantages critics --steps 40 --eval-every 20 --states 16 --group 4",
+        after=("diffusion_ql",),
+    ),
+    _run(
+        "policy-nft-environment",
+        f"finetune policy diffusion_bc --algo nft {_POLICY} --advantages environment {_ROLLOUTS} --out OUT",
+        after=("diffusion_bc",),
+    ),
+    _run("distil-consistency", f"distil diffusion_ql {_DISTIL} --to consistency --out OUT", after=("diffusion_ql",)),
+    _run("distil-scm", f"distil ifql {_DISTIL} --to consistency --loss scm --out OUT", after=("ifql",)),
+    _run("distil-reflow", f"distil ifql {_DISTIL} --to reflow --out OUT", after=("ifql",)),
 )
 
 _UNSCORED = "--model tiny-digits --batch 16 --steps 3 --eval-samples 10 --warm-up 0"
@@ -164,6 +202,7 @@ _FINETUNE = (
     _run("dpok", f"finetune --algo dpok {_IMAGES} --out OUT"),
     _run("rwr", f"finetune --algo rwr {_IMAGES} --out OUT"),
     _run("d3po", f"finetune --algo d3po {_IMAGES} --out OUT"),
+    _run("nft", f"finetune --algo nft {_IMAGES} --out OUT"),
     _run("draft", f"finetune --algo draft --reward digit:8 {_IMAGES} --out OUT"),
     _run("refl", f"finetune --algo refl --reward digit:8 {_IMAGES} --out OUT"),
     _run("dpo", f"finetune --algo dpo {_IMAGES} {_ROUNDS} --out OUT"),
@@ -179,6 +218,14 @@ _FINETUNE = (
         "finetune --resume OUT --queries 12",
     ),
     _run("flow", f"finetune --algo grpo --model {FLOW} --prompts {PROMPTS} --queries 8 {_FEW} --group 2 --out OUT"),
+    _run(
+        "image-distil-consistency",
+        "distil tiny-digits --to consistency --steps 20 --batch-size 8 --levels 4 --eval-samples 20 --out OUT",
+    ),
+    _run(
+        "image-distil-reflow",
+        "distil tiny-digits --to reflow --steps 20 --batch-size 8 --levels 4 --pairs 32 --eval-samples 20 --out OUT",
+    ),
     _run("compare", "compare ddpo-is grpo --out OUT/page.html", after=("ddpo-is", "grpo")),
     _run("image-processes", f"finetune --algo ddpo-is {_IMAGES} --processes 2 --out OUT"),
     _run("supervised", f"finetune --algo supervised {_UNSCORED} {_ROUNDS} --out OUT"),

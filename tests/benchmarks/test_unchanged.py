@@ -1,8 +1,9 @@
 """`benchmarks/unchanged.py`: whatever part of a run differs is named, and wall time is no part."""
 
 import json
+from itertools import pairwise, product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import h5py
 import numpy as np
@@ -11,6 +12,11 @@ import safetensors.numpy
 import unchanged
 import unchanged_digests
 from unchanged_runs import RUNS, chosen
+
+from agents.config import AGENTS
+from diffrl.images import config as images
+from diffrl.tuning import config as policies
+from diffrl.tuning.distil_config import DistilConfig
 
 
 def write_run(folder: Path, **changes: Any) -> Path:
@@ -79,6 +85,23 @@ def test_runs_come_after_those_they_start_from() -> None:
     assert all(names.index(before) < names.index(run.name) for run in RUNS.values() for before in run.after)
     assert [run.name for run in chosen(["online"])] == ["td3_bc", "online"]
     assert [run.name for run in chosen([])] == names
+
+
+def test_everything_that_trains_is_among_them() -> None:
+    """Each agent and each algorithm has a run of its own: nothing can come to compute otherwise unseen."""
+    commands = [command for run in RUNS.values() for command in run.commands]
+    pairs = {(command[0], *pair) for command in commands for pair in pairwise(command)}
+    assert {agent for agent in AGENTS if ("train", "--agent", agent) not in pairs} == set()
+    assert {algo for algo in images.ALGORITHMS if ("finetune", "--algo", algo) not in pairs} == set()
+    of_policies = [command for command in commands if command[:2] == ("finetune", "policy")]
+    assert {algo for algo in policies.ALGORITHMS if not any(algo in command for command in of_policies)} == set()
+    students = {
+        (command[1] == "tiny-digits", command[command.index("--to") + 1])
+        for command in commands
+        if command[0] == "distil"
+    }
+    assert students == set(product((True, False), get_args(get_type_hints(DistilConfig)["to"])))
+    assert {command[1] for command in commands if command[0] == "augment"} == {"synther", "flow-to-better"}
 
 
 def test_another_machine_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
