@@ -64,6 +64,7 @@ def test_what_is_done_by_default_is_said(words: list[str], monkeypatch: pytest.M
     options = options_of(text)
     assert options or words in (["data"], ["augment"])
     for name, said in options.items():
+        assert "True" not in name, f"{name} is a switch: --name, --no-name"
         assert re.search(r"\(default: (None|''|)\)", said) is None, f"{name}: {said}"
         assert "default" not in said.partition("(default:")[0] or "(default:" not in said, f"two of {name}: {said}"
         if words not in (["data"], ["augment"]):  # which list their verbs

@@ -243,6 +243,7 @@ def test_a_value_that_was_not_typed_so_is_left_out() -> None:
 def test_one_is_said_in_the_singular() -> None:
     assert [counted(n, "start states") for n in (1, 1000)] == ["1 start state", "1,000 start states"]
     assert singular("images scored") == "image scored"
+    assert singular("processes that evaluate") == "process that evaluate"
     run = Path("runs/a")
     assert "a: its one round is done." in all_done(run, 1, "rounds")
     assert "all 2 rounds are done." in all_done(run, 2, "rounds")

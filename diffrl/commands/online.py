@@ -35,8 +35,6 @@ class _Options(RunOptions):
     eval_every: int | None = None
     """Environment steps between evaluations, each followed by a checkpoint; by default 5,000, or as the configuration
     says."""
-    compile: Annotated[bool | None, tyro.conf.arg(name="no-compile", aliases=["--compile"], metavar="")] = None
-    """As for `diffrl train`, by default from 10,000 steps up."""
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ def options_in_words(info: StructTypeInfo) -> StructConstructorSpec | None:
 def _in_words(field: StructFieldSpec) -> StructFieldSpec:
     """A field whose help has its text's lines joined, and one default: the text's, if it says one, and its value here.
 
-    A default of None, (), or "" is said by the text alone.
+    A default of None, (), or "" is said by the text alone. A switch that may be None is shown as other switches are:
+    --compile, --no-compile (`words.flag_values` reads it).
     """
     said: Any = field.helptext
     if dataclasses.is_dataclass(field.default):
@@ -85,6 +86,9 @@ def _in_words(field: StructFieldSpec) -> StructFieldSpec:
         return f"({'here' if 'default' in (text() or '') else 'default'}: {label})"
 
     kind: Any = Annotated[field.type, tyro.conf.arg(help_behavior_hint=hint)]
+    if field.type == bool | None:
+        shown = tyro.conf.arg(name=f"no-{field.name}", aliases=[f"--{field.name}"], metavar="", help_behavior_hint=hint)
+        kind = Annotated[field.type, shown]
     return dataclasses.replace(field, type=kind, helptext=text)
 
 

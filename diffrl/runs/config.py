@@ -102,7 +102,7 @@ class TrainConfig:
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto."""
     compile: bool | None = None
-    """--compile, --no-compile: 1.4 times the speed after a minute's wait, once; by default from 10,000 steps up."""
+    """1.4 times the speed after a minute's wait, once; by default from 10,000 steps up."""
     workers: Several | None = None
     """Processes that share the seeds on a CPU; by default one a core in a run of 5,000 steps or more, else 1.
     Scores depend on it, as each process's seeds are a stack; config.yaml keeps what was used."""
@@ -156,7 +156,7 @@ class RunOptions:
     device: str | None = None
     """cpu, cuda, cuda:N, or auto; by default the run's."""
     compile: bool | None = None
-    """--compile, --no-compile: as for `diffrl train`, by default from 10,000 steps up."""
+    """As for `diffrl train`, by default from 10,000 steps up."""
 
     def __post_init__(self) -> None:
         check(self)

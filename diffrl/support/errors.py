@@ -91,8 +91,8 @@ def counted(n: int, what: str) -> str:
 
 
 def singular(what: str) -> str:
-    """The singular of a plural in -s: of "start states", "start state"; of "images scored", "image scored"."""
-    return re.sub(r"s\b(?!.*s\b)", "", what)
+    """The singular of a plural in -s: of "images scored", "image scored"; of "processes", "process"."""
+    return re.sub(r"((?<=ss)e)?s\b(?!.*s\b)", "", what)
 
 
 def joined(words: Sequence[str]) -> str:
