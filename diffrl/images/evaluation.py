@@ -6,6 +6,7 @@ All measures are of the same prompts and the same noise at every evaluation, so 
     held_out         another one, which is not: what the reward gains and this does not is over-optimisation; of a sum
                      each part beside it, too
     kl               of the whole chain from the frozen model's, in nats an image: how far the model has moved
+    kl_rounding      the same of a model that has hardly moved: what rounding makes; in half precision, before training
     diversity        root mean square distance of two images of one prompt, averaged over pairs; 0: all alike
     reference_error  the frozen model's denoising loss on the images: how odd they are to what was learned from data
     class_accuracy   share that an independent classifier takes for what the prompt says (built-in models): the digit;
@@ -22,7 +23,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffrl.images.model import NotFinite
+from diffrl.diffusion import Denoise
+from diffrl.images.model import Condition, NotFinite
 from diffrl.images.rewards import Reward
 from diffrl.images.run import HELD_OUT_PART, PART
 from diffrl.images.samples import (
@@ -129,6 +131,8 @@ def evaluate(
             measures |= {HELD_OUT_PART + name: float(samples.whole(v).mean()) for name, v in each.items()}
     if setup.chain.n_decisions:
         measures["kl"] = float(samples.whole(chain_kl(setup, samples)).mean())
+        if state.round == 0 and config.precision != "fp32":
+            measures["kl_rounding"] = float(samples.whole(rounding_kl(setup, samples)).mean())
     images = samples.whole(samples.images.float()).cpu()
     measures["diversity"] = diversity(images, chosen)
     measures["reference_error"] = float(samples.whole(reference_error(setup, samples)).mean())
@@ -166,14 +170,53 @@ def alarm(first: Mapping[str, float]) -> str | None:
 
 def chain_kl(setup: Setup, samples: Samples) -> Tensor:
     """KL of the whole chain to the frozen model's, one value an image (n,): the sum over its decisions, in nats."""
-    chain, guidance = setup.chain, setup.config.guidance
-    totals = []
+
+    def pair(condition: Condition) -> tuple[Denoise, Denoise]:
+        model, guidance = setup.model, setup.config.guidance
+        return denoiser(model, condition, guidance=guidance), denoiser(
+            model, condition, reference=True, guidance=guidance
+        )
+
+    return _kl(setup, samples, pair)
+
+
+def rounding_kl(setup: Setup, samples: Samples) -> Tensor:
+    """KL of the whole chain where the model has hardly moved, one value an image (n,): in half precision, of rounding.
+
+    To the model as it is, of one that Adam's first step in random directions has moved: each parameter of adapters is
+    lr greater or smaller; of a network that is trained whole, which this would move indeed, lr / 100. Nothing is
+    changed, and no random numbers of the run are used.
+    """
+    tuned = setup.model.tuned
+    size = setup.config.lr / (100 if tuned.lora is None else 1)
+    generator = torch.Generator(setup.model.device).manual_seed(0)
+
+    def moved(parameter: Tensor) -> Tensor:
+        uniform = torch.rand(parameter.shape, generator=generator, device=setup.model.device)
+        result: Tensor = parameter.detach() + size * (uniform - 0.5).sign()
+        return result
+
+    parameters = {name: moved(parameter) for name, parameter in tuned.parameters().items()}
+
+    def pair(condition: Condition) -> tuple[Denoise, Denoise]:
+        denoise = denoiser(setup.model, condition, guidance=setup.config.guidance)
+
+        def stepped(x: Tensor, t: Tensor) -> Tensor:
+            with tuned.standing_in(parameters):
+                return denoise(x, t)
+
+        return stepped, denoise
+
+    return _kl(setup, samples, pair)
+
+
+def _kl(setup: Setup, samples: Samples, pair: Callable[[Condition], tuple[Denoise, Denoise]]) -> Tensor:
+    """KL of a chain to another's, one value an image (n,): `pair` gives both denoisers for a condition."""
+    chain, totals = setup.chain, []
     for part in parts(len(samples), setup.config.micro_batch):
-        condition, states = rows(samples.condition, part), samples.states[:, part]
-        current = denoiser(setup.model, condition, guidance=guidance)
-        reference = denoiser(setup.model, condition, reference=True, guidance=guidance)
+        one, other = pair(rows(samples.condition, part))
         # Step by step: all at once would hold every mean of the chain.
-        steps = [chain.kl(current, reference, states, [k])[0] for k in range(chain.n_decisions)]
+        steps = [chain.kl(one, other, samples.states[:, part], [k])[0] for k in range(chain.n_decisions)]
         totals.append(torch.stack(steps).sum(0))
     return torch.cat(totals)
 

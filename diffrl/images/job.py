@@ -42,6 +42,7 @@ from diffrl.images.run import (
     write_model,
 )
 from diffrl.images.samples import LostProcess, Prompts, RunState, Setup, World, chain_of, conditions, plain, prompts_of
+from diffrl.images.signs import rounding, too_far
 from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human
 from diffrl.support import folder as folders
 from diffrl.support import schema
@@ -344,6 +345,8 @@ class _Session:
             self._say(evaluation_line(entry, self.config))
             if state.round == 0 and (odd := alarm(entry)):
                 self._say(f"[bold red]{odd}[/]")
+            if state.round == 0 and (noted := rounding(entry, self.config)):
+                self._say(f"[yellow]{noted}[/]")
         return result.measures
 
     def _plot_again(self) -> None:
@@ -360,14 +363,10 @@ class _Session:
 
     def _too_far(self, measures: Mapping[str, float]) -> bool:
         """Whether an evaluation's divergence is beyond --stop-kl; if so, say it."""
-        bound, kl = self.config.stop_kl, measures.get("kl", 0.0)
-        if bound is None or kl <= bound:
-            return False
-        self._say(
-            f"[yellow]Stopped: the divergence from the reference, {kl:.3g} nats an image, is beyond --stop-kl "
-            f"{bound:g}.[/]"
-        )
-        return True
+        found = too_far(measures, self.folder.history[0] if self.folder.history else {}, self.config)
+        if found:
+            self._say(f"[yellow]{found}[/]")
+        return found is not None
 
     def _save(self, number: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
         """Write the checkpoint after `number` rounds, by the main process: the others have the same, and go on."""

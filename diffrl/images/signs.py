@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffrl.images.config import FinetuneConfig
+from diffrl.support.errors import joined
 
 CHANCE = 0.02
 """The share of a measure that a change of it must exceed to be spoken of, or to fill a panel."""
+SPOKEN_OF = 0.05
+"""The divergence, in nats an image, from which one that rounding makes is spoken of."""
 
 
 def warnings(first: Mapping[str, Any], last: Mapping[str, Any], config: FinetuneConfig) -> list[str]:
@@ -34,6 +37,34 @@ def warnings(first: Mapping[str, Any], last: Mapping[str, Any], config: Finetune
     if _change(first, last, "reward") > 0 > _change(first, last, "held_out"):
         found.append("The reward rose while the held-out one fell: what was gained is in the eye of that scorer.")
     return found
+
+
+def rounding(first: Mapping[str, Any], config: FinetuneConfig) -> str | None:
+    """What a run in half precision is told after its first evaluation: what of its KL is rounding. None: it is nothing.
+
+    Where the KL to stop at, or to aim at, is no greater, the run cannot do what it is told to.
+    """
+    kl = first.get("kl_rounding", 0.0)
+    if kl < SPOKEN_OF:
+        return None
+    wanted = [("--stop-kl", config.stop_kl), ("--kl-target", getattr(config, "kl_target", None))]
+    missed = [f"{option} {bound:g}" for option, bound in wanted if bound is not None and bound <= kl]
+    lost = f", more than {joined(missed)} means to allow" if missed else ""
+    finer = "fp16 is 8 times as fine (FLUX and Wan do not work in it), fp32 finer still"
+    return (
+        f"Rounding alone ({config.precision}) makes a divergence of {kl:.2g} nats an image{lost}: a KL near it says "
+        f"nothing, and a step's ratio is as uncertain. --precision {finer if config.precision == 'bf16' else 'fp32'}."
+    )
+
+
+def too_far(measures: Mapping[str, float], first: Mapping[str, Any], config: FinetuneConfig) -> str | None:
+    """The sentence on an evaluation whose divergence is beyond --stop-kl; None where it is not."""
+    bound, kl = config.stop_kl, measures.get("kl", 0.0)
+    if bound is None or kl <= bound:
+        return None
+    of_which = f" (rounding alone: {first['kl_rounding']:.3g})" if first.get("kl_rounding", 0.0) >= SPOKEN_OF else ""
+    divergence = f"the divergence from the reference, {kl:.3g} nats an image{of_which}"
+    return f"Stopped: {divergence}, is beyond --stop-kl {bound:g}."
 
 
 def _holds(config: FinetuneConfig) -> str:
