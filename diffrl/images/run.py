@@ -56,6 +56,8 @@ SAID: dict[str, str] = {
 """The measures of an evaluation, by what tables call them."""
 SHOWN = 40
 """The most images that a grid shows."""
+FRAME = 125
+"""Milliseconds that a grid of videos shows a frame."""
 
 COLUMNS = "prompts"
 """The name, in the header of a grid's PNG, of the list of its columns' prompts."""
@@ -326,11 +328,10 @@ def print_run(run: FinetuneRun) -> None:
 
 
 def tiles(images: "Tensor", columns: int) -> "NDArray[np.float64]":
-    """Images (n, C, H, W) in [0, 1], the first frame of videos, as one array (rows H, columns W, 3), a pixel apart."""
+    """Images (n, C, H, W) in [0, 1] as one array (rows H, columns W, 3), a pixel apart."""
     import numpy as np
 
-    x = images[:, 0] if images.ndim == 5 else images
-    pixels = x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).double().numpy()
+    pixels = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).double().numpy()
     n, h, w, _ = pixels.shape
     rows = -(-n // columns)
     canvas = np.ones((rows * (h + 1) - 1, columns * (w + 1) - 1, 3))
@@ -360,20 +361,25 @@ def choose(prompts: Sequence[str], shown: int = SHOWN) -> tuple[list[int], list[
 
 
 def plot_grid(images: "Tensor", prompts: Sequence[str], path: Path, shown: int = SHOWN) -> None:
-    """Write some images of an evaluation as a PNG, small ones enlarged; its header has the prompts of its columns."""
+    """Write some images of an evaluation as a PNG, small ones enlarged; its header has the prompts of its columns.
+
+    Of videos (n, F, C, H, W) it is an animated one, which browsers play; elsewhere its first frame is seen.
+    """
     import numpy as np
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     chosen, columns = choose(prompts, shown)
-    canvas = (tiles(images[chosen], len(columns)) * 255).round().astype(np.uint8)
-    scale = max(1, 640 // canvas.shape[1])
-    size = canvas.shape[1] * scale, canvas.shape[0] * scale
-    picture = Image.fromarray(canvas).resize(size, Image.Resampling.NEAREST)
+    frames = images[chosen].unbind(1) if images.ndim == 5 else [images[chosen]]
+    grids = [Image.fromarray((tiles(frame, len(columns)) * 255).round().astype(np.uint8)) for frame in frames]
+    scale = max(1, 640 // grids[0].width)
+    size = grids[0].width * scale, grids[0].height * scale
+    first, *others = (grid.resize(size, Image.Resampling.NEAREST) for grid in grids)
     about = PngInfo()
     about.add_text(COLUMNS, json.dumps(columns))
+    moving = {"save_all": True, "append_images": others, "duration": FRAME, "loop": 0} if others else {}
     with atomic_path(path) as temporary:
-        picture.save(temporary, format="PNG", pnginfo=about)
+        first.save(temporary, format="PNG", pnginfo=about, **moving)
 
 
 def grid_path(folder: Path, number: int) -> Path:

@@ -48,6 +48,22 @@ def test_warnings_are_of_changes_beyond_chance() -> None:
     assert not warnings({"held_out": -2.0}, {"reward": 5.0, "held_out": -3.0}, FinetuneConfig()), "no reward before"
 
 
+def test_a_grid_of_videos_moves(tmp_path: Path) -> None:
+    """Each frame of the file is the grid of that frame of the videos, of several columns, each its own video."""
+    videos = torch.rand(4, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    prompts = ["a", "a", "b", "b"]
+    plot_grid(videos, prompts, tmp_path / "videos.png")
+    with Image.open(tmp_path / "videos.png") as moving:
+        assert moving.n_frames == 3  # type: ignore[attr-defined]
+        assert json.loads(moving.text[COLUMNS]) == prompts  # type: ignore[attr-defined]
+        for i in range(3):
+            plot_grid(videos[:, i], prompts, tmp_path / "one.png")
+            moving.seek(i)
+            with Image.open(tmp_path / "one.png") as still:
+                assert getattr(still, "n_frames", 1) == 1
+                assert np.array_equal(np.asarray(moving.convert("RGB")), np.asarray(still))
+
+
 @pytest.mark.parametrize("prompts", [1, 2, 3, 5, 10, 84])
 def test_a_grid_is_wide_whatever_the_number_of_prompts(prompts: int) -> None:
     """Each column is of one prompt, no image stands twice, and few prompts have several columns each."""
