@@ -244,6 +244,8 @@ def test_nobody_votes_on_single_frames() -> None:
 def test_what_does_not_fit_is_refused_in_a_line(wans: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"A size of 40 pixels does not fit .* a multiple of 16"):
         loaded(wans["wan"], size=40)
+    with pytest.raises(UserError, match=r"A size of 4096 pixels is more than .*: --size \d+ is the most"):
+        loaded(wans["wan"], size=4096)
     with pytest.raises(UserError, match=r"--frames 4 does not fit .*: its videos have 1 \+ 4 n frames"):
         loaded(wans["wan"], frames=4)
     broken = newer.save_wan(tmp_path / "two", second=True) / "model_index.json"
