@@ -108,11 +108,11 @@ class Wan(FlowTransformer):
                 "inputs beside x."
             )
         unit = factor * settings.patch_size[1]
-        size = cls.side if size is None else size
+        most = settings.rope_max_seq_len * unit
+        size = min(cls.side, most) if size is None else size
         if size < unit or size % unit or size % 16:
             raise UserError(f"A size of {size} pixels does not fit {name}: it must be a multiple of {max(unit, 16)}.")
-        if size // unit > settings.rope_max_seq_len:
-            most = settings.rope_max_seq_len * unit
+        if size > most:
             raise UserError(f"A size of {size} pixels is more than {name} knows places for: --size {most} is the most.")
         step, frames = pipeline.vae_scale_factor_temporal, frames or 1
         if (frames - 1) % step:
