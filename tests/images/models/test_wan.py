@@ -263,10 +263,12 @@ def test_what_does_not_fit_is_refused_in_a_line(wans: dict[str, Path], tmp_path:
         load_pipeline(str(tiny.save_sd(tmp_path / "sd")), lora=Lora(), frames=5)
     with pytest.raises(UserError, match="--frames is for pipelines of videos: tiny-emoji makes images"):
         FinetuneConfig(frames=5)
-    shape = type(loaded(wans["wan"])).state_shape(
-        "wan", plain_pipeline(wans["wan"]), loaded(wans["wan"]).tuned.network, None
-    )
-    assert shape == (4, 1, 120, 120)
+    model = loaded(wans["wan"])
+    shapes = []
+    for places in (32, 1024):  # of the tiny network, and of Wan's
+        model.tuned.network.register_to_config(rope_max_seq_len=places)
+        shapes.append(type(model).state_shape("wan", plain_pipeline(wans["wan"]), model.tuned.network, None))
+    assert shapes == [(4, 1, 64, 64), (4, 1, 120, 120)]
 
 
 # --- Rewards of videos ----------------------------------------------------------------------------------------------
