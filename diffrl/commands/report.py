@@ -88,7 +88,7 @@ class Report:
             short = aggregates
             console.print(f"The table of results is too wide to be shown here: {self.out / 'tables.md'}", markup=False)
         terminal.print(short.rich())
-        console.print(short.note, markup=False)
+        console.print(short.whole_note if terminal.color_system else short.note, markup=False)
         for note in summary.caveats():
             console.print(f"{note.about}: {note.sentence}", style="dim", markup=False)
         console.print(f"The page: {path}", markup=False)
