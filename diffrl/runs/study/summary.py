@@ -283,6 +283,7 @@ class Summary:
         if tasks := self.without_goal:
             said = "No agent's last score is above zero, so that a share of it is no goal: no sample efficiency."
             notes += [Note(task, said) for task in tasks]
+        notes += self._of_data()
         aside = [task for task in self.scores.tasks if task not in self.shared.tasks]
         normalised = [task for task in aside if self.scores.unit(task) == SCORE]
         if not self.shared.tasks:
@@ -309,6 +310,22 @@ class Summary:
             notes.append(Note("Scale", f"All scores{whose} are below {_FRACTIONS}: are they fractions? {said}"))
         if len(self.shared.tasks) == 1:
             notes.append(Note("One task", "Aggregates are over a single task: they say nothing of others."))
+        return notes
+
+    def _of_data(self) -> list[Note]:
+        """On environments whose scores are apart, as tasks, because agents have learned from other data."""
+        within: dict[str, list[str]] = {}
+        for task, environment in self.scores.environments.items():
+            within.setdefault(environment, []).append(task)
+        notes = []
+        for environment, tasks in within.items():
+            agents = [{agent for name, agent in self.chosen if name == task} for task in tasks]
+            if any(of_one != agents[0] for of_one in agents):
+                said = (
+                    f"The scores of {_named(sorted(tasks))} are all of {environment}: --by environment has agents "
+                    "of all these data in one column."
+                )
+                notes.append(Note("Several data sets", said))
         return notes
 
 
