@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -477,6 +478,39 @@ def test_a_run_that_fails_again_does_not_point_at_itself(tmp_path: Path, capsys:
         board.ended(run, State("failed", 0, "No such data."))
     said = " ".join(capsys.readouterr().err.split())
     assert (said.count("No such data."), said.count(f"as {run.name}")) == (2, 0)
+
+
+def test_a_damaged_file_of_scores_is_one_line(uncut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What to do, and what comes of doing nothing; the run is not done, and has no scores."""
+    shutil.copytree(uncut, tmp_path / "s")
+    plan.write(tmp_path / "s", Sweep(tuple(runs())))
+    (tmp_path / "s" / runs()[0].name / "scores.json").write_text("{")
+    assert main(["sweep", "--out", str(tmp_path / "s"), "--status"]) == 0
+    said = capsys.readouterr()
+    told = " ".join(said.err.split())
+    assert told.count("is damaged") == told.count("scores.json") == 1
+    assert "Restore it from a copy; else the run goes on without the evaluations in it." in told
+    assert said.out.splitlines()[1].split()[-3:] == ["0", "1", "cut"]
+
+
+def test_before_anything_is_evaluated_no_report_and_no_star_are_spoken_of(
+    uncut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`diffrl report` would find no run; with scores it is advised, and the star explained where one stands."""
+    plan.write(tmp_path / "s", Sweep(tuple(runs())))
+    words = ["sweep", "--out", str(tmp_path / "s"), "--status"]
+    assert main(words) == 0
+    assert " ".join(capsys.readouterr().err.split()) == "No run has been evaluated yet."
+    shutil.copytree(uncut, tmp_path / "s", dirs_exist_ok=True)
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "diffrl report" in said.err
+    assert ("*: the best" in said.err) == ("*" in said.out)
+    shutil.copytree(uncut / runs()[0].name, tmp_path / "s" / runs()[1].name, dirs_exist_ok=True)  # equally good
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "last, best: mean over seeds" in said.err
+    assert "*" not in said.out + said.err.replace("/*/", "")
 
 
 def test_the_legend_says_of_what_a_star_is_the_best() -> None:
