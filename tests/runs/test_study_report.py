@@ -33,6 +33,7 @@ from diffrl.runs.study.scores import Row, Scores
 from diffrl.runs.study.summary import Summary
 from diffrl.runs.study.tables import Cell, Table
 from diffrl.support.errors import UserError
+from diffrl.support.plots import DISTINCT
 from envs import registry
 from tests.browser import CHROMIUM, Browser
 
@@ -142,6 +143,19 @@ def test_sample_efficiency_is_the_first_evaluation_there() -> None:
         assert rows["slow"] == ["9.0", "25", slow, "90.0", "– (0/2)", "–"]
         assert rows["fast"] == ["90.0", "10", fast, "90.0", "10", fast]
     assert efficiency_table(Summary(scored({("t", "bc"): [[-5, -1]]}))) is None
+
+
+@pytest.mark.parametrize("evaluations", [1, 4])
+def test_agents_of_one_colour_are_told_apart_by_line_and_marker(evaluations: int) -> None:
+    """In the curves and in their legend, whose samples are long enough for a dash."""
+    many = {("t", f"a{i:02}"): [[float(i)] * evaluations] * 2 for i in range(3 * len(DISTINCT))}
+    (drawn,) = learning_curves(Summary(scored(many)), "steps")
+    (legend,), (ax,) = drawn.figure.legends, drawn.figure.axes
+    for lines in (legend.get_lines(), ax.get_lines()):
+        looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
+        looks = {look for look in looks if look[2] != "None"}  # error bars
+        assert len(looks) == len({look[::2] for look in looks}) == len({look[:2] for look in looks}) == len(many)
+    assert legend.handlelength >= 3
 
 
 @pytest.mark.parametrize("minutes", [1e-4, 0.004, 0.03, 0.7, 3, 41, 1234])
