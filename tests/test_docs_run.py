@@ -33,6 +33,7 @@ NOT_RUN = {
     r"data generate cube-single-play-v0 ": "an hour of MuJoCo; tests/envs/test_ogbench.py makes a few episodes",
     r"sweep ": "trains a whole grid; tests/runs/test_sweep*.py run small ones",
     r"report .?sweeps/e/": "reports on that sweep; tests/runs/test_study_report.py reports on small runs",
+    r"report .*--by environment": "needs runs on several data sets; tests/runs/test_study_scores.py reports on such",
     r"select ": "needs several runs of some length; tests/runs/test_selection.py selects among small ones",
     r"(distil runs/FINETUNED|(resume|finetune --model) runs/DISTILLED)": "tests/images/test_distil_images.py does it",
     r"(train|online) .*(hopper|walker2d)-medium-v2": "D4RL's file is downloaded",

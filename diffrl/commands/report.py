@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
+from diffrl.runs.study.config import By
 from diffrl.runs.study.protocols import Protocol
 
 
@@ -20,6 +21,8 @@ class Report:
       diffrl report --csv theirs.csv                     runs of others: columns task, agent, seed, step, score
       diffrl report runs/ --csv theirs.csv --out paper/  both side by side
       diffrl report runs/ --protocol last3               by the mean of the last three evaluations
+      diffrl report runs/real runs/augmented --by environment
+                                                         did augmented data help? agents on all data side by side
 
     A CSV file of scores looks like this; minutes are optional, other columns are not read:
       task,agent,seed,step,score
@@ -40,6 +43,10 @@ class Report:
     none."""
     out: Path = Path("report")
     """The folder to write. A report that is there is replaced."""
+    by: By = "data"
+    """What a task is. data: the data set that runs have learned from; environment: the environment, with its scores,
+    that they were evaluated in, and an agent is named with its data (`iql on more.hdf5`), so that real and augmented
+    data compare. Tasks of --csv stay as they are."""
     protocol: Protocol = "last"
     """last: each seed's last evaluation; best: its best, which is chosen by what is reported, and so too high; last3:
     the mean of its last three, of all where there are fewer. The page has all three."""
@@ -74,7 +81,7 @@ class Report:
         if not 0 < self.fraction <= 1:
             raise refusal("--fraction", self.fraction, "a number above 0 and at most 1")
         to_write(self.out)  # before seconds of work
-        parts = ([Scores.of_runs(self.runs)] if self.runs else []) + [Scores.of_csv(path) for path in self.csv]
+        parts = ([Scores.of_runs(self.runs, self.by)] if self.runs else []) + [Scores.of_csv(path) for path in self.csv]
         scores = parts[0]
         for other in parts[1:]:
             scores = scores.with_others(other)
@@ -88,7 +95,7 @@ class Report:
             short = aggregates
             console.print(f"The table of results is too wide to be shown here: {self.out / 'tables.md'}", markup=False)
         terminal.print(short.rich())
-        console.print(short.note, markup=False)
+        console.print(short.whole_note if terminal.color_system else short.note, markup=False)
         for note in summary.caveats():
             console.print(f"{note.about}: {note.sentence}", style="dim", markup=False)
         console.print(f"The page: {path}", markup=False)

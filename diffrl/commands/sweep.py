@@ -131,7 +131,7 @@ def run(arguments: Sequence[str]) -> int:
     if given.trials is not None:
         raise UserError("--trials goes with --search optuna.")
     if given.steps is not None:
-        _make_longer(given, out, there is not None)
+        _check_longer(given, out, there is not None)
     if given.configs or given.agent or given.dataset:
         found = plan.bases(given.configs, given.agent, given.dataset)
         asked = plan.grid(found, given.sets, given.seeds, given.separate_seeds)
@@ -148,18 +148,15 @@ def run(arguments: Sequence[str]) -> int:
         return job.show(out)
     if given.slurm:
         options = [option for text in given.slurm_options for option in shlex.split(text)]
-        return job.run_on_slurm(out, asked, given.retry, given.jobs, options, given.submit)
+        return job.run_on_slurm(out, asked, given.retry, given.jobs, options, given.submit, given.steps)
     if given.ray is not None:
-        return job.run_on_cluster(out, asked, given.retry, given.ray, given.cpus_per_run, given.gpus_per_run)
-    return job.run_here(out, asked, given.jobs or 1, given.retry)
+        shares = given.cpus_per_run, given.gpus_per_run
+        return job.run_on_cluster(out, asked, given.retry, given.ray, *shares, given.steps)
+    return job.run_here(out, asked, given.jobs or 1, given.retry, given.steps)
 
 
-def _make_longer(given: Sweep, out: Path, there: bool) -> None:
-    """Have the runs of the sweep that is there make as many steps as the options say."""
-    from diffrl.runs.sweep import job
-
-    assert given.steps is not None
-
+def _check_longer(given: Sweep, out: Path, there: bool) -> None:
+    """Raise UserError where --steps, which makes the runs of a sweep longer, does not fit what else is given."""
     named = given.configs or given.agent or given.dataset or given.sets or given.seeds or given.separate_seeds
     if not there or named:
         raise UserError(
@@ -169,7 +166,6 @@ def _make_longer(given: Sweep, out: Path, there: bool) -> None:
         )
     if given.dry_run or given.status:
         raise UserError("--steps changes the sweep: leave out --dry-run and --status.")
-    job.lengthen(out, given.steps)
 
 
 def _perform(folder: Path, place: int) -> int:

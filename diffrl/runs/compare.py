@@ -1,11 +1,12 @@
 """Runs of policies side by side: from the same start states, with the same noise, and whether they differ by more."""
 
 import base64
+import contextlib
 import csv
 import html
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +22,7 @@ from diffrl.runs.run import Run
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, counted, joined
 from diffrl.support.files import address_of, path_of
+from diffrl.support.folder import ABOUT
 from diffrl.support.machine import settle
 from diffrl.support.names import apart, breakable, with_agents, wrapped
 from diffrl.support.plots import BLUE, COMPARED, GREEN, GREY, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
@@ -103,6 +105,16 @@ class Difference:
     """The names of those of the two runs that have a single seed."""
     same: int = 0
     """The start states, where both reach the same return from every one of them; 0: they do not."""
+    common: tuple[int, ...] = ()
+    """The seeds that both have, where these alone are compared: see `common_seeds`."""
+
+    @property
+    def among(self) -> str:
+        """Behind the difference: of which seeds it is; "": of all."""
+        if not self.common:
+            return ""
+        which = "seed" if len(self.common) == 1 else "seeds"
+        return f" over {which} {joined([*map(str, self.common)])}, which both have: the runs are of one origin"
 
     @property
     def starts(self) -> str:
@@ -112,7 +124,11 @@ class Difference:
     @property
     def seeds(self) -> str:
         """The interval over training seeds, or why there is none."""
-        return str(self.over_seeds) if self.over_seeds.known else f"unknown: one seed of {joined(self.single)}"
+        return str(self.over_seeds) if self.over_seeds.known else f"unknown: {self._lone}"
+
+    @property
+    def _lone(self) -> str:
+        return "one seed in common" if self.common else f"one seed of {joined(self.single)}"
 
     @property
     def verdict(self) -> str:
@@ -128,7 +144,7 @@ class Difference:
             return "No verdict: one start state does not tell how far others would differ (--episodes N)."
         by = ((self.over_seeds, "another training seed"), (self.over_starts, "other start states"))
         noise = [what for interval, what in by if interval.known and not interval.beyond_noise]
-        of_methods = "" if self.over_seeds.known else f" With one seed of {joined(self.single)} it"
+        of_methods = "" if self.over_seeds.known else f" With {self._lone} it"
         if noise:
             differ = " (These very policies do differ, over start states.)" * self.over_starts.beyond_noise
             silent = of_methods and f"{of_methods} says nothing of the methods."
@@ -149,6 +165,49 @@ def difference(
     single = tuple(name for name, values in zip(names, (ours, theirs), strict=True) if len(values) == 1)
     same = 0 if paired.any() else len(paired)
     return Difference(_student(paired), _welch(ours.mean(1), theirs.mean(1)), single, same)
+
+
+def compared(ours: Rolled, theirs: Rolled, task: Task, names: tuple[str, str]) -> Difference:
+    """How much more one run reaches than another, of the seeds by which they compare. names: of the two."""
+    common = common_seeds(ours, theirs)
+    found = difference(_scored(ours, task, common), _scored(theirs, task, common), names)
+    return replace(found, common=common)
+
+
+def common_seeds(one: Rolled, other: Rolled) -> tuple[int, ...]:
+    """The seeds that both of two runs have, where others would be taken for a gain or a loss; (): all are compared.
+
+    They would where one run was made from the other, as by fine-tuning, or both from a third: then a seed of the one
+    began as the same seed of the other, and how seeds differ among themselves is not what was made of them.
+    """
+    seeds, others = one.run.config.seeds, other.run.config.seeds
+    common = tuple(seed for seed in seeds if seed in others)
+    if set(seeds) == set(others) or not common:
+        return ()
+    akin = any(_is_at(a, b) or _is_at(b, a) for a in _lineage(one) for b in _lineage(other))
+    return common if akin else ()
+
+
+def _lineage(rolled: Rolled) -> list[str]:
+    """Where a run is, and the runs that it was made from, the nearest first, as far as these are here."""
+    run, found = rolled.run, [rolled.place if address_of(rolled.place) else str(rolled.run.path.resolve())]
+    with contextlib.suppress(UserError):  # of one that is damaged
+        while start := str((run.settings or {}).get("start_run") or (run.settings or {}).get("offline_run") or ""):
+            here = address_of(start) is None and (Path(start) / ABOUT).is_file()
+            place = str(Path(start).resolve()) if here else start
+            if place in found:
+                break
+            found.append(place)
+            if not here:
+                break
+            run = Run.read(start)
+    return found
+
+
+def _is_at(place: str, written: str) -> bool:
+    """Whether a run's place is the one that is written, which may be relative to a folder that is not known."""
+    parts, end = PurePosixPath(place).parts, PurePosixPath(written).parts
+    return bool(end) and parts[-len(end) :] == end
 
 
 def _student(values: NDArray[np.float64]) -> Interval:
@@ -218,8 +277,9 @@ def compare(
             console.print(task.fidelity, markup=False, highlight=False)
         for other in rolled[1:]:
             names = other.place, rolled[0].place
-            found = difference(_scored(other, task), _scored(rolled[0], task), names)
-            console.print(f"{names[0]} - {names[1]}: {found.over_starts.mean:+.2f}. {found.verdict}", markup=False)
+            found = compared(other, rolled[0], task, names)
+            less = f"{names[0]} - {names[1]}: {found.over_starts.mean:+.2f}{found.among}. {found.verdict}"
+            console.print(less, markup=False)
             for over, interval in (("start states", found.starts), ("training seeds", found.seeds)):
                 console.print(f"  95 % interval over {over}: {interval}", markup=False, highlight=False)
     return written
@@ -290,10 +350,10 @@ def lengths(rolled: Sequence[Rolled], names: Sequence[str], which: str) -> str:
     return f"The runs are of different lengths: {joined(each)}."
 
 
-def _scored(rolled: Rolled, task: Task) -> NDArray[np.float64]:
-    """Returns (S, E), or scores x100 where the task has references."""
+def _scored(rolled: Rolled, task: Task, seeds: Sequence[int] = ()) -> NDArray[np.float64]:
+    """Returns (S, E), or scores x100 where the task has references. seeds: whose; (): of all."""
     scores: NDArray[np.float64] = task.score(rolled.outcomes) if task.reference else rolled.returns
-    return scores
+    return scores[[i for i, seed in enumerate(rolled.run.config.seeds) if not seeds or seed in seeds]]
 
 
 # --- shown ----------------------------------------------------------------------------------------------------------
@@ -317,11 +377,11 @@ def _picture(rolled: Sequence[Rolled], task: Task) -> bytes:
     else:
         figure = Figure(figsize=(4.4 * (len(rolled) - 1), 4.4), layout="constrained")
         panels = figure.subplots(1, len(rolled) - 1, squeeze=False)[0]
-        theirs = _scored(rolled[0], task).mean(0)
         for ax, one, called, colour in zip(
             panels, rolled[1:], names[1:], (BLUE, ORANGE, GREEN) * len(rolled), strict=False
         ):
-            ours = _scored(one, task).mean(0)
+            common = common_seeds(one, rolled[0])
+            ours, theirs = (_scored(each, task, common).mean(0) for each in (one, rolled[0]))
             ends = [min(ours.min(), theirs.min()), max(ours.max(), theirs.max())]
             ax.plot(ends, ends, color=GREY, linewidth=1)
             ax.scatter(theirs, ours, color=colour, s=14)
@@ -355,13 +415,13 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes, which:
             f"<td class=n>{np.median(scores):.1f}</td></tr>"
         )
         if one is not first:
-            found = difference(scores, _scored(first, task), (label, labels[0]))
+            found = compared(one, first, task, (label, labels[0]))
             both = f"{breakable(label)} − {breakable(labels[0])}"
             unknown = f"unknown: one seed of {joined([breakable(lone) for lone in found.single])}"
-            seeds = found.seeds if found.over_seeds.known else unknown
+            seeds = found.seeds if found.over_seeds.known or found.common else unknown
             several.append(
-                f"<tr><td><b>{both}</b><br>{html.escape(found.verdict)}</td><td class=n>{found.starts}</td>"
-                f"<td class=n>{seeds}</td></tr>"
+                f"<tr><td><b>{both}</b>{found.among}<br>{html.escape(found.verdict)}</td>"
+                f"<td class=n>{found.starts}</td><td class=n>{seeds}</td></tr>"
             )
     caveat = ""
     if task.scored_by_success and not task.comparable:
@@ -392,7 +452,8 @@ where policies draw alike.{caveat}</p>
 <table><tr><th>difference</th><th class=n>over start states, of these policies</th>
 <th class=n>over training seeds, of the methods</th></tr>{"".join(several)}</table>
 <p class=about>Over start states: Student's t on paired differences. Over training seeds: Welch's t on the seeds'
-means. More than noise: both leave 0 out.</p>
+means. More than noise: both leave 0 out. Runs of one origin, of which one was made from the other or both from a
+third, differ by what became of the seeds that both have.</p>
 <img src="data:image/png;base64,{image}" alt="what the policies did">
 </body></html>
 """

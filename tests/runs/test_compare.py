@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from safetensors.torch import load_file
 from scipy import stats
 
 from diffrl.cli import main
 from diffrl.runs import compare as module
 from diffrl.runs.compare import compare, difference
+from diffrl.runs.run import Run
 from diffrl.support import folder
 from diffrl.support.errors import UserError
 from diffrl.support.plots import png
+from diffrl.training import checkpoint
 from envs.task import Task
 from tests.browser import CHROMIUM, Browser
 from tests.runs.made_runs import MAZE, PENDULUM, made_run, small
@@ -126,6 +129,63 @@ def test_more_than_noise_needs_both_intervals_to_leave_0_out() -> None:
     found = difference(two, two * 0.01)
     assert found.over_seeds.low > 0 > found.over_starts.low
     assert found.verdict == "Not more than noise: other start states might explain it."
+
+
+def tuned(path: Path, start: Path | str, seeds: tuple[int, ...], key: str = "start_run") -> Path:
+    """A run's folder that says it was made from another one, with the weights that `made_run` gives these seeds."""
+    made_run(path, small("diffusion_bc"), SWING, seeds=seeds)
+    about = json.loads((path / "run.json").read_text())
+    kind = "dpo" if key == "start_run" else "online"
+    folder.write_json(path / "run.json", about | {"kind": kind})
+    folder.write_yaml(path / "settings.yaml", {key: str(start)} | ({"algo": kind} if kind == "dpo" else {}))
+    return path
+
+
+@pytest.mark.parametrize("key", ["start_run", "offline_run"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_run_and_what_was_made_of_it_compare_by_the_seeds_of_both(
+    key: str, turned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Else a seed that the one alone has is a gain or a loss out of nothing: these policies are the same of seed 3."""
+    monkeypatch.chdir(tmp_path)
+    base = made_run(tmp_path / "runs" / "base", small("diffusion_bc"), SWING)
+    other = tuned(tmp_path / "tuned", "runs/base", (3,), key=key)
+    for step in (10, 20):  # the first seed's weights, unchanged
+        weights = load_file(base / "checkpoints" / f"{step:09}" / "state.safetensors")
+        one = {name: tensor[:1].contiguous() if tensor.ndim else tensor for name, tensor in weights.items()}
+        shutil.rmtree(other / "checkpoints" / f"{step:09}")
+        checkpoint.save(other, step, one, {})
+    runs = [other, base] if turned else [base, other]
+    page, *_ = compare(runs, tmp_path / "page.html", episodes=3)
+    said, text = " ".join(capsys.readouterr().err.split()), page.read_text()
+    assert "+0.00 over seed 3, which both have: the runs are of one origin. No difference at all" in said
+    assert "over training seeds: unknown: one seed in common" in said
+    assert "over seed 3, which both have: the runs are of one origin<br>No difference at all" in text
+    assert "<td class=n>unknown: one seed in common</td>" in text
+
+
+def test_runs_of_one_origin_are_found_by_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over several steps, by a relative path from elsewhere, and both from a third; runs apart compare by all seeds."""
+    monkeypatch.chdir(tmp_path)
+    base = made_run(tmp_path / "base", small("bc"), SWING, seeds=(3, 5, 7))
+    twice = tuned(tmp_path / "twice", tuned(tmp_path / "once", "base", (3, 5)), (5,))
+    alone = made_run(tmp_path / "alone", small("bc"), SWING, seeds=(3,))
+    monkeypatch.chdir("/")
+
+    def common(one: Path, other: Path) -> tuple[int, ...]:
+        rolled = [
+            module.Rolled(Run.read(path), str(path), path.name, (20,), np.zeros((1, 1)), []) for path in (one, other)
+        ]
+        return module.common_seeds(*rolled)
+
+    assert common(base, tmp_path / "once") == (3, 5)
+    assert common(base, twice) == common(twice, base) == (5,)
+    assert common(base, alone) == ()
+    assert common(tmp_path / "once", tuned(tmp_path / "sibling", "base", (5, 7))) == (5,)
+    assert common(tmp_path / "once", tuned(tmp_path / "same", "base", (5, 3))) == ()  # all of both
+    (tmp_path / "loop").mkdir()
+    loop = tuned(tmp_path / "loop" / "a", tmp_path / "loop" / "a", (3,))
+    assert common(loop, alone) == ()
 
 
 def test_without_one_of_the_intervals_there_is_no_verdict_on_the_methods() -> None:

@@ -237,6 +237,40 @@ def test_the_page_names_the_data_alone_and_no_legend_lies_on_what_fills_its_plot
         assert legend.x1 <= figure.bbox.x1
 
 
+def test_pictures_means_are_those_of_the_tables(result: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over both seeds, which axes say; where points are of one seed, their label does."""
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure) or path)
+    report.plot_diagnosis(result, tmp_path / "page.png")
+    by_title = {ax.get_title(): ax for ax in drawn[0].axes}
+    q, tuning = by_title["The critics' view"], result["fine_tuning"]["q"]
+    said = [text.get_text() for text in q.get_legend().get_texts()]
+    for name, label in (("policy", "policy"), ("acting", "acting"), ("random", "chance")):
+        assert f"{label}: mean {np.mean(tuning[name]) - np.mean(tuning['data']):+.2g}" in said
+    likelihood = by_title["Likelihood of the data"]
+    mean = np.mean(result["sampling"]["log_likelihood"]["nats"])
+    assert f"mean {mean:.2f}" in [text.get_text() for text in likelihood.get_legend().get_texts()]
+    rows = result["about"]["rows"]
+    for ax in (q, likelihood):
+        assert ax.get_ylabel() == "rows, of 2 seeds together"
+        assert sum(bar.get_height() for bar in ax.containers[0]) == 2 * min(rows, 512)
+    (actions,) = (ax for title, ax in by_title.items() if title.startswith("Actions at"))
+    seed = result["about"]["seeds"][0]
+    assert [text.get_text() for text in actions.get_legend().get_texts()] == ["data", f"policy of seed {seed}"]
+
+
+@pytest.mark.parametrize(
+    ("kl", "shown"), [([9.8e-17, 9.3e-17], "0 but for rounding"), ([0.0, 1e-3], "0.0005 ± 0.0005")]
+)
+def test_a_distance_of_rounding_is_none(
+    kl: list[float], shown: str, result: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = {**result, "fine_tuning": {**result["fine_tuning"], "kl_to_start_at_most": kl}}
+    report.print_diagnosis(changed)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "KL(policy" in line)
+    assert line.strip("│ ").endswith(shown)
+
+
 def test_agents_without_a_generative_model_are_turned_away(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Path
 ) -> None:

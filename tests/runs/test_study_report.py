@@ -33,6 +33,7 @@ from diffrl.runs.study.scores import Row, Scores
 from diffrl.runs.study.summary import Summary
 from diffrl.runs.study.tables import Cell, Table
 from diffrl.support.errors import UserError
+from diffrl.support.plots import DISTINCT
 from envs import registry
 from tests.browser import CHROMIUM, Browser
 
@@ -144,6 +145,19 @@ def test_sample_efficiency_is_the_first_evaluation_there() -> None:
     assert efficiency_table(Summary(scored({("t", "bc"): [[-5, -1]]}))) is None
 
 
+@pytest.mark.parametrize("evaluations", [1, 4])
+def test_agents_of_one_colour_are_told_apart_by_line_and_marker(evaluations: int) -> None:
+    """In the curves and in their legend, whose samples are long enough for a dash."""
+    many = {("t", f"a{i:02}"): [[float(i)] * evaluations] * 2 for i in range(3 * len(DISTINCT))}
+    (drawn,) = learning_curves(Summary(scored(many)), "steps")
+    (legend,), (ax,) = drawn.figure.legends, drawn.figure.axes
+    for lines in (legend.get_lines(), ax.get_lines()):
+        looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
+        looks = {look for look in looks if look[2] != "None"}  # error bars
+        assert len(looks) == len({look[::2] for look in looks}) == len({look[:2] for look in looks}) == len(many)
+    assert legend.handlelength >= 3
+
+
 @pytest.mark.parametrize("minutes", [1e-4, 0.004, 0.03, 0.7, 3, 41, 1234])
 def test_labels_of_a_curves_axis_do_not_overlap(minutes: float) -> None:
     """Over time of any size, in seconds where all of it is below two minutes; points are where they were."""
@@ -162,10 +176,37 @@ def test_labels_of_a_curves_axis_do_not_overlap(minutes: float) -> None:
 
 
 def test_one_is_counted_as_one() -> None:
-    for seeds, said in (([[1]], "Over 1 task (1 run of bc)"), ([[1], [2]], "Over 1 task (2 runs of bc)")):
+    for seeds, said in (([[1]], "Over 1 task (1 run)"), ([[1], [2]], "Over 1 task (2 runs)")):
         table = aggregate_table(Summary(scored({("t", "bc"): seeds})))
         assert table is not None
         assert table.note.startswith(said)
+
+
+def test_the_runs_below_the_aggregates_are_those_of_every_agent() -> None:
+    """Not of the first one, where all have as many; over all tasks."""
+    two: Results = {(t, a): [[1], [2]] for t in "tu" for a in ("bc", "iql", "fql")}
+    for results, said in ((two, "4 runs"), ({**two, ("t", "iql"): [[1]]}, "3 to 4 runs")):
+        table = aggregate_table(Summary(scored(results)))
+        assert table is not None
+        assert table.note.startswith(f"Over 2 tasks ({said} of each agent), last.")
+
+
+def test_emphasis_is_explained_where_it_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the files, the page and a terminal; not in a text, as of a pipe, that shows none."""
+    file = tmp_path / "scores.csv"
+    file.write_text(scores_csv(Summary(scored(APART))))
+    assert main(["report", "--csv", str(file), "--out", str(tmp_path / "out")]) == 0
+    printed = "".join(capsys.readouterr())
+    assert "standard error over seeds" in " ".join(printed.split())
+    assert not re.search("bold|underlined", printed, re.IGNORECASE)
+    for name in ("tables.md", "tables.tex", "index.html"):
+        assert "Bold: the highest mean" in (tmp_path / "out" / name).read_text()
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    assert main(["report", "--csv", str(file), "--out", str(tmp_path / "out")]) == 0
+    assert "Bold: the highest mean" in " ".join("".join(capsys.readouterr()).split())
 
 
 def test_the_square_of_improvements_mirrors() -> None:
@@ -188,11 +229,24 @@ def test_aggregates_only_compare_like_with_like() -> None:
     assert list(summary.aggregates) == ["bc", "iql"]
     assert summary.shared.tasks == ["x"]
     said = next(note.sentence for note in summary.caveats() if note.about == "Aggregates")
-    assert said == "Over the 1 task that these agents share: x. Left out of them, as they share no task: td3_bc."
+    assert said == (
+        "Over 1 task: x. 2 of 3 agents have it, the most that have a task in common. Left out, as they have not: "
+        "td3_bc."
+    )
     returns = Summary(Scores(summary.scores.rows, {"x": "return", "y": "return", "z": "return"}))
     assert aggregate_table(returns) is None
     assert improvement_table(returns) is None
     assert column(main_table(returns), "task") == ["x (return)", "y (return)", "z (return)"]
+
+
+def test_agents_without_a_task_in_common_have_no_aggregates() -> None:
+    """A diagonal: one agent's aggregates beside no other's would compare nothing."""
+    diagonal = Summary(scored({("x", "bc"): [[1], [2]], ("y", "iql"): [[1], [2]]}))
+    assert aggregate_table(diagonal) is None
+    assert {note.about: note.sentence for note in diagonal.caveats()}["No aggregates"] == (
+        "No two agents have a normalised task in common."
+    )
+    assert list(Summary(scored({("x", "bc"): [[1]], ("y", "bc"): [[2]]})).aggregates) == ["bc"]
 
 
 def test_what_limits_a_report_is_said() -> None:

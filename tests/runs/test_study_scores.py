@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from agents import BC
+from diffrl.cli import main
 from diffrl.runs import failure
 from diffrl.runs.run import Run
 from diffrl.runs.study.contents import published_table, results_csv, scores_csv
@@ -101,6 +102,58 @@ def test_a_cut_run_is_labelled_by_the_steps_that_it_made(tmp_path: Path) -> None
     searched(tmp_path / "cut", steps=4000)
     searched(tmp_path / "whole")
     assert Scores.of_runs([tmp_path]).agents == ["iql steps=20", "iql steps=20 of 4000"]
+
+
+def test_data_sets_of_one_environment_compare_by_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each in its agent's name, with the same scores; where they are tasks, a line says how, if agents differ."""
+    made_run(tmp_path / "real", small("iql"), MAZE, dataset="maze2d-umaze-v1")
+    made_run(tmp_path / "more", small("iql"), MAZE, dataset="/d/more.hdf5")
+    made_run(tmp_path / "bc", small("bc"), MAZE, seeds=(3,), dataset="/d/more.hdf5")
+    where = "envs:maze2d-umaze-v1"
+    apart, beside = Scores.of_runs([tmp_path]), Scores.of_runs([tmp_path], by="environment")
+    assert apart.tasks == [f"maze2d-umaze-v1 (in {where})", f"more.hdf5 (in {where})"]
+    assert set(apart.environments.values()) == {where}
+    assert beside.tasks == [where]
+    assert beside.agents == ["bc on more.hdf5", "iql on maze2d-umaze-v1", "iql on more.hdf5"]
+    assert sorted(row[2:] for row in apart.rows) == sorted(row[2:] for row in beside.rows)
+    assert published_table(Summary(beside)) is None
+    (told,) = [note.sentence for note in Summary(apart).caveats() if note.about == "Several data sets"]
+    assert f"are all of {where}: --by environment" in told
+    assert len(Summary(beside).shared.agents) == 3
+    alike = Scores.of_runs([tmp_path / "real", tmp_path / "more"])  # a grid: agents compare on either data set
+    for summary in map(Summary, (alike, beside)):
+        assert not any("--by environment" in note.sentence for note in summary.caveats())
+    assert main(["report", str(tmp_path), "--by", "environment", "--out", str(tmp_path / "report")]) == 0
+    printed = capsys.readouterr().out
+    assert all(agent in printed for agent in beside.agents)
+    assert "\nenvs:maze2d-umaze-v1,iql on more.hdf5,score,last,2," in (tmp_path / "report/results.csv").read_text()
+
+
+def test_by_environment_only_what_is_scored_alike_is_of_one_task(tmp_path: Path) -> None:
+    """Two references of other ends, and none, are apart; D4RL's ids of one environment share theirs."""
+    hopper = [dataclasses.replace(MAZE, reference=f"hopper-{kind}-v2") for kind in ("medium", "expert")]
+    for name, task in {"maze": MAZE, "a": hopper[0], "b": hopper[1], "none": Task(MAZE.env_id, {}, None, True)}.items():
+        made_run(tmp_path / name, small("bc"), task, seeds=(3,), dataset=f"/d/{name}.hdf5")
+    where = "envs:maze2d-umaze-v1"
+    scores = Scores.of_runs([tmp_path], by="environment")
+    assert {row.task: [] for row in scores.rows}.keys() == {
+        f"{where}, scored as maze2d-umaze",
+        f"{where}, scored as hopper",
+        f"{where}, returns",
+    }
+    on = {row.agent for row in scores.rows if row.task.endswith("hopper")}
+    assert on == {"bc on a.hdf5", "bc on b.hdf5"}
+    assert scores.unit(f"{where}, returns") == "return"
+
+
+def test_other_settings_on_other_data_are_told(tmp_path: Path) -> None:
+    """By environment, where they are in no name: else the data would be taken for what the settings do."""
+    for name, width in (("real", 8), ("more", 16)):
+        made_run(tmp_path / name, small("bc", width=width), MAZE, dataset=f"/d/{name}.hdf5")
+    notes = Scores.of_runs([tmp_path], by="environment").notes
+    said = "Its runs on more.hdf5 and real.hdf5 differ in width, too, and not in their data alone."
+    assert Note("bc in envs:maze2d-umaze-v1", said) in notes
+    assert Note("bc in envs:maze2d-umaze-v1", said) not in Scores.of_runs([tmp_path]).notes
 
 
 def student(path: Path, teacher: str = "diffusion_bc", start: str = "runs/a", seed: int = 3, width: int = 8) -> Path:

@@ -192,3 +192,24 @@ def test_aggregates_are_over_tasks_that_all_agents_have() -> None:
     assert shared(scores) == (["a", "b", "c"], ["y"], ["d"])
     returns = Scores(scores.rows, units={"y": "return"})
     assert shared(returns) == (["a", "b"], ["x"], ["c", "d"])
+
+
+@pytest.mark.parametrize(
+    ("has", "expected"),
+    [
+        ({"a": "z", "b": "x", "c": "x", "d": "x"}, (["b", "c", "d"], ["x"], ["a"])),  # the first agent is alone
+        ({"a": "xyz", "b": "q", "c": "q", "d": "xyz", "e": "q"}, (["b", "c", "e"], ["q"], ["a", "d"])),
+        ({"a": "xy", "b": "xy", "c": "q", "d": "q"}, (["a", "b"], ["x", "y"], ["c", "d"])),  # most tasks
+        ({"a": "x", "b": "x", "c": "q", "d": "q"}, (["c", "d"], ["q"], ["a", "b"])),  # then the first tasks
+        ({"a": "x", "b": "y"}, ([], [], ["a", "b"])),
+        ({"a": "xy"}, (["a"], ["x", "y"], [])),
+        ({"a": ""}, ([], [], [])),
+    ],
+)
+def test_aggregates_are_of_the_most_agents_that_have_a_task_in_common(
+    has: dict[str, str], expected: tuple[list[str], list[str], list[str]]
+) -> None:
+    scores = Scores(tuple(row for agent, tasks in has.items() for t in tasks for row in rows([1.0], agent, task=t)))
+    assert shared(scores) == expected
+    most = max((len(expected[0]), *(sum(t in tasks for tasks in has.values()) for t in "xyzq")))
+    assert len(expected[0]) == most or most < 2

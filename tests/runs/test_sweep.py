@@ -5,7 +5,9 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -477,6 +479,91 @@ def test_a_run_that_fails_again_does_not_point_at_itself(tmp_path: Path, capsys:
         board.ended(run, State("failed", 0, "No such data."))
     said = " ".join(capsys.readouterr().err.split())
     assert (said.count("No such data."), said.count(f"as {run.name}")) == (2, 0)
+
+
+CHANGES = {
+    "seeds": ["--seeds", "0", "1", "2"],
+    "values": [*GRID[:4], "--set", "agent.width=32", *TINY.split()],
+    "steps": ["--steps", str(2 * STEPS)],
+}
+"""Words that add runs to the sweep of `GRID`, or make them longer."""
+
+
+def refused(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `diffrl sweep` says as it refuses these words, by which the sweep of a folder is not changed."""
+    before = (folder / SWEEP).read_bytes()
+    assert main(["sweep", *words, "--out", str(folder)]) == 2
+    assert (folder / SWEEP).read_bytes() == before
+    assert [path.name for path in folder.iterdir() if path.name != "sweep.sbatch"] == [SWEEP]
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_cluster_that_is_not_there_leaves_the_sweep_as_it_is(
+    change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is added or made longer, and of a new sweep there is no folder."""
+    pytest.importorskip("ray")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    cluster = ["--ray", f"127.0.0.1:{port}"]
+    plan.write(tmp_path / "s", Sweep(tuple(runs())))
+    said = refused([*CHANGES[change], *cluster], tmp_path / "s", capsys)
+    assert said.startswith(f"diffrl: No Ray cluster answers at 127.0.0.1:{port}")
+    assert main(["sweep", *GRID, *cluster, "--out", str(tmp_path / "new")]) == 2
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_slurm_refuses_leaves_the_sweep_as_it_is(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An option that is none, no sbatch, and one that says no."""
+    plan.write(tmp_path / "s", Sweep(tuple(runs())))
+    words = [*CHANGES[change], "--slurm"]
+    assert "expected options of sbatch" in refused([*words, "--slurm-options=gpu"], tmp_path / "s", capsys)
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert refused([*words, "--submit"], tmp_path / "s", capsys).startswith("diffrl: There is no sbatch here")
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'invalid partition' >&2\nexit 1\n")
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    said = refused([*words, "--submit"], tmp_path / "s", capsys)
+    assert said.endswith(f"invalid partition. The runs of {tmp_path / 's'} are those of before.")
+    assert main(["sweep", *words, "--out", str(tmp_path / "s")]) == 0
+    assert plan.existing(tmp_path / "s").runs != tuple(runs())
+
+
+def test_a_damaged_file_of_scores_is_one_line(uncut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What to do, and what comes of doing nothing; the run is not done, and has no scores."""
+    shutil.copytree(uncut, tmp_path / "s")
+    plan.write(tmp_path / "s", Sweep(tuple(runs())))
+    (tmp_path / "s" / runs()[0].name / "scores.json").write_text("{")
+    assert main(["sweep", "--out", str(tmp_path / "s"), "--status"]) == 0
+    said = capsys.readouterr()
+    told = " ".join(said.err.split())
+    assert told.count("is damaged") == told.count("scores.json") == 1
+    assert "Restore it from a copy; else the run goes on without the evaluations in it." in told
+    assert said.out.splitlines()[1].split()[-3:] == ["0", "1", "cut"]
+
+
+def test_before_anything_is_evaluated_no_report_and_no_star_are_spoken_of(
+    uncut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`diffrl report` would find no run; with scores it is advised, and the star explained where one stands."""
+    plan.write(tmp_path / "s", Sweep(tuple(runs())))
+    words = ["sweep", "--out", str(tmp_path / "s"), "--status"]
+    assert main(words) == 0
+    assert " ".join(capsys.readouterr().err.split()) == "No run has been evaluated yet."
+    shutil.copytree(uncut, tmp_path / "s", dirs_exist_ok=True)
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "diffrl report" in said.err
+    assert ("*: the best" in said.err) == ("*" in said.out)
+    shutil.copytree(uncut / runs()[0].name, tmp_path / "s" / runs()[1].name, dirs_exist_ok=True)  # equally good
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "last, best: mean over seeds" in said.err
+    assert "*" not in said.out + said.err.replace("/*/", "")
 
 
 def test_the_legend_says_of_what_a_star_is_the_best() -> None:

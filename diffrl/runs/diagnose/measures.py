@@ -113,7 +113,7 @@ def diagnose(
         "actions": run.action_size,
         "seed": seed,
     }
-    picture = {"likelihoods": likelihoods[0].tolist(), **points}
+    picture = {"likelihoods": likelihoods.flatten().tolist(), **points}
     return {"about": about, "training": training, "sampling": sampling, "fine_tuning": tuning, "picture": picture}
 
 
@@ -358,7 +358,7 @@ def _fine_tuning(
         with torch.no_grad():
             q = {name: aggregate(critic(few.observations, actions), "min") for name, actions in choices.items()}
         result["q"] = {name: values.mean(-1).tolist() for name, values in q.items()}
-        picture["q"] = {name: (values[0] - q["data"][0]).tolist() for name, values in q.items() if name != "data"}
+        picture["q"] = {name: (values - q["data"]).flatten().tolist() for name, values in q.items() if name != "data"}
     tick()
     return result, picture
 

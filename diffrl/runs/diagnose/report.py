@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 COLOURS = (BLUE, ORANGE, GREEN, "#8456a8", "#b5443c", "#2b9fa8", GREY)
 
 
+_ROUNDING = 1e-9
+"""A KL, in nats, that rounding alone makes: errors of float32 networks, about 1e-6, are squared and weighed by less
+than 1e3."""
+
+
 def _over_seeds(values: Sequence[float], digits: int = 3) -> str:
     """A mean over seeds with its standard error."""
     mean = f"{np.mean(values):.{digits}g}"
@@ -152,7 +157,9 @@ def _tuning(result: dict[str, Any]) -> tuple["Table", str]:
         )
     table.add_row("W2 to the data when acting (choice by Q included)", _over_seeds(tuning["w2_acting_to_data"]))
     if "kl_to_start_at_most" in tuning:
-        table.add_row(f"KL(policy || {about['start']}) at most, nats", _over_seeds(tuning["kl_to_start_at_most"]))
+        kl = tuning["kl_to_start_at_most"]
+        text = _over_seeds(kl) if max(kl) >= _ROUNDING else "0 but for rounding"
+        table.add_row(f"KL(policy || {about['start']}) at most, nats", text)
     if "log_likelihood_of_data" in tuning:
         change = tuning["log_likelihood_of_data"]
         text = f"{change['change']:+.3g} ± {change['change_error']:.2g}"
@@ -263,7 +270,7 @@ def _plot_solvers(ax: "Axes", result: dict[str, Any]) -> None:
 
 
 def _plot_likelihoods(ax: "Axes", result: dict[str, Any]) -> None:
-    """The likelihoods of data actions, of the first seed."""
+    """The likelihoods of data actions, under the policies of all seeds."""
     likelihood = result["sampling"]["log_likelihood"]
     values = np.array(result["picture"]["likelihoods"])
     low, high = np.quantile(values, 0.01), values.max()
@@ -271,8 +278,14 @@ def _plot_likelihoods(ax: "Axes", result: dict[str, Any]) -> None:
     ax.axvline(values.mean(), color=BLUE, linewidth=2, label=f"mean {values.mean():.2f}")
     uniform = likelihood["uniform"]
     ax.axvline(uniform, color=GREY, linewidth=2, linestyle=":", label=f"uniform policy {uniform:.2f}")
-    ax.set(xlabel=f"log p(a + {likelihood['k']:.2g} e | s), nats", ylabel="rows", title="Likelihood of the data")
+    ax.set(xlabel=f"log p(a + {likelihood['k']:.2g} e | s), nats", ylabel=_rows(result), title="Likelihood of the data")
     _finish_below(ax)
+
+
+def _rows(result: dict[str, Any]) -> str:
+    """What a histogram over rows and seeds counts."""
+    n = len(result["about"]["seeds"])
+    return "rows" if n == 1 else f"rows, of {n} seeds together"
 
 
 def _finish_below(ax: "Axes", marker: float = 1) -> None:
@@ -283,35 +296,38 @@ def _finish_below(ax: "Axes", marker: float = 1) -> None:
 
 
 def _plot_actions(ax: "Axes", result: dict[str, Any]) -> None:
-    """Actions of data and policy: the first two dimensions, or the only one."""
+    """Actions of data and of the first seed's policy: the first two dimensions, or the only one."""
     data, policy = (np.array(result["picture"][name]) for name in ("data", "policy"))
+    seeds, w2 = result["about"]["seeds"], np.mean(result["fine_tuning"]["w2_to_data"])
+    several = len(seeds) > 1
+    drawn = (data, ORANGE, "data"), (policy, BLUE, f"policy{f' of seed {seeds[0]}' * several}")
     if data.shape[1] == 1:
-        for values, colour, label in ((data, ORANGE, "data"), (policy, BLUE, "policy")):
+        for values, colour, label in drawn:
             ax.hist(values[:, 0], bins=40, range=(-1, 1), color=colour, alpha=0.5, label=label)
         ax.set(xlabel="action", ylabel="rows")
     else:
-        for values, colour, label in ((data, ORANGE, "data"), (policy, BLUE, "policy")):
+        for values, colour, label in drawn:
             ax.plot(values[:, 0], values[:, 1], "o", markersize=2.5, alpha=0.5, color=colour, label=label)
         ax.set(xlabel="action, dimension 1", ylabel="dimension 2", xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
         ax.set(xticks=(-1, -0.5, 0, 0.5, 1), yticks=(-1, -0.5, 0, 0.5, 1))
-    ax.set_title(f"Actions at the data's states (W2 {np.mean(result['fine_tuning']['w2_to_data']):.2g})")
+    ax.set_title(f"Actions at the data's states ({'mean ' * several}W2 {w2:.2g})")
     _finish_below(ax, 2)  # points are small
 
 
 def _plot_q(ax: "Axes", result: dict[str, Any]) -> None:
-    """What the critics think of actions, beside the data's action at the same state."""
+    """What the critics think of actions, beside the data's action at the same state: rows of all seeds."""
     if "q" not in result["picture"]:
         ax.set_title("The critics' view")
         _absent(ax, "the agent has no critics")
         return
     advantages = {name: np.array(values) for name, values in result["picture"]["q"].items()}
     low, high = np.quantile(np.concatenate(list(advantages.values())), [0.01, 0.99])
-    labels = {"policy": "policy", "acting": "policy, acting", "random": "chance"}
+    labels = {"policy": "policy", "acting": "acting", "random": "chance"}
     for (name, values), colour in zip(advantages.items(), (BLUE, GREEN, GREY), strict=True):
-        label = f"{labels[name]}: {values.mean():+.3g}"
+        label = f"{labels[name]}: mean {values.mean():+.2g}"
         ax.hist(values.clip(low, high), bins=40, range=(low, high), color=colour, alpha=0.5, label=label)
     ax.axvline(0, color="black", linewidth=1)
-    ax.set(xlabel="Q(s, a) - Q(s, data's a)", ylabel="rows", title="The critics' view")
+    ax.set(xlabel="Q(s, a) - Q(s, data's a)", ylabel=_rows(result), title="The critics' view")
     _finish_below(ax)
 
 

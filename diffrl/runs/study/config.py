@@ -21,6 +21,9 @@ from diffrl.support.schema import (
 Which = Literal["last", "all"]
 """Which evaluated checkpoints of a run count as policies: each seed's last one, or all."""
 
+By = Literal["data", "environment"]
+"""What a task of a report is: a data set, in its environment; or an environment, whatever data agents learned from."""
+
 
 @dataclass(frozen=True)
 class BanditConfig:

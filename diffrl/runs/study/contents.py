@@ -70,18 +70,21 @@ def main_table(summary: Summary, interval: bool = False) -> Table:
     units = "Normalised score, a fraction of 1" if summary.fractions else "Normalised score x100"
     units += ", or the return where marked (return)" * bool(returns)
     note = (
-        f"{units}; {summary.protocol}: {PROTOCOLS[summary.protocol]}. Mean "
-        f"{'and' if interval else '±'} {spread}, {seeds}. Bold: the highest mean, where its 95 % interval lies above "
-        "all others'. Underlined: the highest mean elsewhere. Where several agents share it, all of these are "
-        "underlined; where all agents do, or one has a single seed, none is."
+        f"{units}; {summary.protocol}: {PROTOCOLS[summary.protocol]}. Mean {'and' if interval else '±'} {spread}, "
+        f"{seeds}."
     )
     if gone := len(summary.scores.diverged):
         note += f" {counted(gone, 'runs')} diverged before any evaluation, and {'is' if gone == 1 else 'are'} left out."
+    emphasis = (
+        "Bold: the highest mean, where its 95 % interval lies above all others'. Underlined: the highest mean "
+        "elsewhere. Where several agents share it, all of these are underlined; where all agents do, or one has a "
+        "single seed, none is."
+    )
     named = {task: f"{task} (return)" if task in returns else task for task in tasks}
     rows = [[Cell(named[task]), *(cell(task, agent) for agent in agents)] for task in tasks]
-    table = Table("results", "Results", ["task", *agents], rows, note)
+    table = Table("results", "Results", ["task", *agents], rows, note, marks=emphasis)
     rows = [[Cell(agent), *(cell(task, agent) for task in tasks)] for agent in agents]
-    turned = Table("results", "Results", ["agent", *named.values()], rows, note)
+    turned = Table("results", "Results", ["agent", *named.values()], rows, note, marks=emphasis)
     return turned if table.width() > max(_WIDE, turned.width()) else table
 
 
@@ -114,9 +117,11 @@ def aggregate_table(summary: Summary) -> Table | None:
         for agent in summary.ranked
     ]
     many = len(summary.shared.tasks)
-    runs = sum(len(values) for values in summary.of_agent(summary.ranked[0]))
+    runs = [sum(map(len, summary.of_agent(agent))) for agent in summary.ranked]
+    each = " of each agent" * (len(runs) > 1)
+    each = f"{min(runs)} to {max(runs)} runs{each}" if min(runs) < max(runs) else f"{counted(runs[0], 'runs')}{each}"
     note = (
-        f"Over {counted(many, 'tasks')} ({counted(runs, 'runs')} of {summary.ranked[0]}), {summary.protocol}. "
+        f"Over {counted(many, 'tasks')} ({each}), {summary.protocol}. "
         f"In brackets: the 95 % interval by the stratified bootstrap over seeds ({DRAWS:,} draws, seed 0); single "
         f"seeds have none. Optimality gap: to a score of {summary.target:g}, less is better."
     )

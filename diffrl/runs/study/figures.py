@@ -23,7 +23,8 @@ WIDTH = 4.6
 """Inches: at its own size, so with text of its own size, on a phone."""
 INK, QUIET = "#1d1f22", "#9a9da1"
 """Colours of text and of axes; a page replaces them by its own, and so those of lines."""
-_LINES = ("-", "--", ":", "-.")
+_LINES, _MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
+"""Of the agents that have each colour the first time, the second, ..."""
 _LONG = 16
 """Letters of the longest name that stands at the end of its line."""
 MOST_TASKS = 40
@@ -66,8 +67,13 @@ def _score(summary: Summary) -> str:
     return "score" if summary.fractions else "score x100"
 
 
+def _round(summary: Summary, agent: str) -> int:
+    """How often an agent's colour was given before."""
+    return summary.scores.agents.index(agent) // len(DISTINCT) % len(_LINES)
+
+
 def _line(summary: Summary, agent: str) -> str:
-    return _LINES[summary.scores.agents.index(agent) // len(DISTINCT) % len(_LINES)]
+    return _LINES[_round(summary, agent)]
 
 
 @contextmanager
@@ -144,7 +150,9 @@ def _legend(ax: "Axes") -> None:
     figure = ax.get_figure(root=True)
     assert figure is not None
     handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=_columns(labels), frameon=False, fontsize=9)
+    figure.legend(
+        handles, labels, loc="outside lower left", ncols=_columns(labels), frameon=False, fontsize=9, handlelength=3
+    )
 
 
 def learning_curves(summary: Summary, over: Literal["steps", "minutes"]) -> list[Drawn]:
@@ -189,14 +197,15 @@ def _curves(
                     ax.fill_between(x, mean - error, mean + error, color=shade, alpha=0.18, linewidth=0)
                     if len(x) == 1:  # of one point a band is nothing
                         ax.errorbar(x, mean, error, color=shade, alpha=0.5)
+                again = _round(summary, agent)
                 ax.plot(
                     x,
                     mean,
                     _line(summary, agent),
                     color=shade,
                     linewidth=1.8,
-                    marker="o",
-                    markersize=2.5 if len(x) > 1 else 5,
+                    marker=_MARKERS[again],
+                    markersize=(2.5 if len(x) > 1 else 5) + 1.5 * (again > 0),  # corners are told from a point
                     clip_on=False,  # the last point lies on the frame
                     label=agent,
                 )

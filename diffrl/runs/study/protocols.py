@@ -93,22 +93,25 @@ class Shared(NamedTuple):
     agents: list[str]
     tasks: list[str]
     without: list[str]
-    """Agents that are left out, as they share no task with the others."""
+    """Agents that are left out, as they lack one of these tasks."""
 
 
 def shared(scores: Scores) -> Shared:
-    """The normalised tasks that all agents have; agents that would leave none are set aside, those with fewest first.
+    """The most agents that have a normalised task in common, and all such tasks that these have in common.
 
-    An aggregate over other tasks for each agent would compare tasks, not agents.
+    Of several such groups it is the one with most tasks, then the one whose tasks come first. An aggregate over other
+    tasks for each agent would compare tasks, not agents. Where no two of several agents have a task in common, nothing
+    compares, and no agent and no task is given.
     """
     has: dict[str, set[str]] = {agent: set() for agent in scores.agents}
     for row in scores.rows:
         if scores.unit(row.task) == "score":
             has[row.agent].add(row.task)
-    agents: list[str] = []
-    tasks: set[str] = set()
-    for agent in sorted(has, key=lambda name: (-len(has[name]), name)):
-        both = has[agent] & tasks if agents else has[agent]
-        if both:
-            agents, tasks = [*agents, agent], both
-    return Shared(sorted(agents), sorted(tasks), sorted(set(has) - set(agents)))
+    groups = []
+    for task in sorted(set().union(*has.values())):
+        agents = [agent for agent in scores.agents if task in has[agent]]
+        groups.append((agents, sorted(set.intersection(*(has[agent] for agent in agents)))))
+    agents, tasks = max(groups, key=lambda group: (len(group[0]), len(group[1])), default=([], []))
+    if len(agents) < min(2, len(has)):
+        agents, tasks = [], []
+    return Shared(agents, tasks, [agent for agent in scores.agents if agent not in agents])

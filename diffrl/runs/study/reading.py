@@ -13,8 +13,9 @@ from diffrl.runs.diverged import diverged, wholly
 from diffrl.runs.failure import error_of
 from diffrl.runs.kind import OFFLINE, kind_of
 from diffrl.runs.run import Run
+from diffrl.runs.study.config import By
 from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, joined
 from diffrl.support.folder import IMAGES
 from diffrl.support.written import exact, short
 from diffrl.training import logs
@@ -67,7 +68,7 @@ class _Read:
         return max(int(entry["step"]) for entry in self.scores["evaluations"])
 
 
-def read_runs(folders: Sequence[str], absent: Sequence[str] = ()) -> Scores:
+def read_runs(folders: Sequence[str], absent: Sequence[str] = (), by: By = "data") -> Scores:
     """The scores of runs' folders: see `Scores.of_runs`. absent: sentences on runs that have no folder to read."""
     read, left_out, gone = [], [*absent], []
     for folder in folders:
@@ -81,7 +82,13 @@ def read_runs(folders: Sequence[str], absent: Sequence[str] = ()) -> Scores:
         more = f" {len(left_out) - 1} more could not be used." if len(left_out) > 1 else ""
         why = left_out[0].removeprefix("Left out: ") if left_out else "No folder was given."
         raise UserError(f"No run has scores to report. {why}{more}")
-    read = _tell_data_apart(read)
+    environments = _environments(read)
+    if by == "environment":
+        read, notes = _by_environment(read, environments)
+        within = {}
+    else:
+        read, notes = _tell_data_apart(read), []
+        within = {one.task: environments[one.path] for one in read}
     names = _agent_names(read)
     rows: dict[tuple[str, str, int, int], Row] = {}
     owners: dict[tuple[str, str, int], str] = {}
@@ -117,9 +124,20 @@ def read_runs(folders: Sequence[str], absent: Sequence[str] = ()) -> Scores:
     settings = {
         names[one.path]: " ".join(f"{name}={exact(one.setting(name))}" for name in varying[one.agent]) for one in read
     }
-    algorithms = {names[one.path]: one.run.config.agent.name if one.run.kind == OFFLINE else "" for one in read}
+    published = by == "data"  # what is published is of data sets
+    algorithms = {
+        names[one.path]: one.run.config.agent.name if one.run.kind == OFFLINE and published else "" for one in read
+    }
     return Scores(
-        tuple(rows.values()), units, episodes, tuple(_notes(read)), tuple(left_out), algorithms, tuple(gone), settings
+        tuple(rows.values()),
+        units,
+        episodes,
+        (*notes, *_notes(read, by)),
+        tuple(left_out),
+        algorithms,
+        tuple(gone),
+        settings,
+        within,
     )
 
 
@@ -164,6 +182,11 @@ def task_name(config: TrainConfig) -> str:
     return f"{called(config.dataset)} ({', '.join(parts)})" if parts else called(config.dataset)
 
 
+def _data_name(config: TrainConfig) -> str:
+    """The data set, and how many of its rows were asked for."""
+    return called(config.dataset) + (f" (first {config.rows:,} rows)" if config.rows is not None else "")
+
+
 def _settings(run: Run) -> dict[str, Any]:
     """What a run's results depend on apart from data, environment and seed, by dotted name."""
     tree: dict[str, Any] = {k: v for k, v in dataclasses.asdict(run.config).items() if k not in _NOT_SETTINGS}
@@ -181,6 +204,51 @@ def _settings(run: Run) -> dict[str, Any]:
 
     add("", tree)
     return flat
+
+
+def _environments(read: Sequence[_Read]) -> dict[str, str]:
+    """By folder, the environment that its scores are of; with the references, where several normalise in it.
+
+    Data sets of one environment whose references are the same, as D4RL's of hopper, have the same scores.
+    """
+    found: dict[str, tuple[str, object, str]] = {}
+    for one in read:
+        scale: object = None
+        if (name := one.run.task.reference) is not None:
+            benchmark = registry.get(name)
+            scale = benchmark.scored_by, benchmark.ref_min, benchmark.ref_max
+        scored = "returns" if name is None else f"scored as {benchmark_family(name)}"
+        found[one.path] = str(one.run.task.spec), scale, scored
+    scales: dict[str, set[object]] = {}
+    for text, scale, _ in found.values():
+        scales.setdefault(text, set()).add(scale)
+    return {path: text if len(scales[text]) == 1 else f"{text}, {scored}" for path, (text, _, scored) in found.items()}
+
+
+def _by_environment(read: Sequence[_Read], environments: Mapping[str, str]) -> tuple[list[_Read], list[Note]]:
+    """The runs with their environments as tasks and the names of their data in those of agents; and notes on it.
+
+    environments: by folder. A note says where runs of an agent on several data sets have other settings, too.
+    """
+    named = _tell_data_apart([dataclasses.replace(one, task=_data_name(one.run.config)) for one in read])
+    alike: dict[tuple[str, str], list[_Read]] = {}
+    for one in named:
+        alike.setdefault((environments[one.path], one.agent), []).append(one)
+    notes = []
+    for (environment, agent), runs in alike.items():
+        by_data: dict[str, dict[str, set[str]]] = {}
+        for one in runs:
+            values = by_data.setdefault(one.task, {})
+            for name in {name for other in runs for name in other.settings}:
+                values.setdefault(name, set()).add(exact(one.setting(name)))
+        first = next(iter(by_data.values()))
+        other = sorted(name for name in first if any(values[name] != first[name] for values in by_data.values()))
+        if other:
+            said = f"Its runs on {joined(sorted(by_data))} differ in {joined(other)}, too, and not in their data alone."
+            notes.append(Note(f"{agent} in {environment}", said))
+    return [
+        dataclasses.replace(one, task=environments[one.path], agent=f"{one.agent} on {one.task}") for one in named
+    ], notes
 
 
 def _tell_data_apart(read: Sequence[_Read]) -> list[_Read]:
@@ -259,7 +327,7 @@ def _teacher(student: _Read) -> str:
     return Path(str((student.run.settings or {}).get("start_run", ""))).name
 
 
-def _notes(read: Sequence[_Read]) -> list[Note]:
+def _notes(read: Sequence[_Read], by: By = "data") -> list[Note]:
     """What is to be known: tasks that are not the benchmark's own, rebuilt environments, runs that were cut."""
     notes = []
     for task in dict.fromkeys(one.task for one in read):
@@ -279,10 +347,10 @@ def _notes(read: Sequence[_Read]) -> list[Note]:
             notes.append(Note(task, said))
         if of_task[0].unit == SCORE and about.fidelity:
             notes.append(Note(task, about.fidelity))
-        name = of_task[0].run.config.dataset
-        with contextlib.suppress(UserError):  # of a package that is broken, or not here
-            if registry.known(name) and (said := registry.get(name).note):
-                notes.append(Note(task, said))
+        for name in dict.fromkeys(one.run.config.dataset for one in of_task):
+            with contextlib.suppress(UserError):  # of a package that is broken, or not here
+                if registry.known(name) and (said := registry.get(name).note):
+                    notes.append(Note(name if by == "environment" else task, said))
     for one in read:
         last, wanted = one.last, one.run.config.steps
         if said := diverged(one.run):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffrl.runs.failure import error_of
+from diffrl.runs.study.config import By
 from diffrl.runs.sweep import plan
 from diffrl.support.errors import UserError, listed, said_by, shown
 from diffrl.support.files import read_text
@@ -30,9 +31,10 @@ class Row(NamedTuple):
     """One evaluation of one seed."""
 
     task: str
-    """The data set; with another environment or fewer rows than its own, these too."""
+    """The data set; with another environment or fewer rows than its own, these too. Or an environment, by `of_runs`."""
     agent: str
-    """The algorithm; where runs of it have other settings on one task, with those that differ."""
+    """The algorithm; where runs of it have other settings on one task, with those that differ. Where tasks are
+    environments, with its data."""
     seed: int
     step: int
     """Training steps made; of runs that act in an environment, its steps."""
@@ -74,6 +76,9 @@ class Scores:
 
     settings: Mapping[str, str] = field(default_factory=dict)
     """By agent, the settings that its name has, with whole values. Known of runs."""
+
+    environments: Mapping[str, str] = field(default_factory=dict)
+    """By task that is a data set, the environment whose scores it has; known of runs."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row[:4])))
@@ -125,15 +130,17 @@ class Scores:
             {**self.algorithms, **other.algorithms},
             (*self.diverged, *other.diverged),
             {**self.settings, **other.settings},
+            {**self.environments, **other.environments},
         )
 
     @classmethod
-    def of_runs(cls, paths: Sequence[Path | str]) -> "Scores":
+    def of_runs(cls, paths: Sequence[Path | str], by: By = "data") -> "Scores":
         """The scores of runs: their folders, or folders that contain such, as a sweep's does.
 
         Runs of one agent on one task are further seeds where their settings are the same; else the agent's name says
-        what differs. What cannot be read, or has no evaluation yet, is in `left_out`. Raises UserError where nothing is
-        left, where a score is no number, and where a seed is there twice.
+        what differs. by: a task is a data set, or an environment with its scores; then an agent's name says what data
+        it learned from, and data sets of one environment compare. What cannot be read, or has no evaluation yet, is in
+        `left_out`. Raises UserError where nothing is left, where a score is no number, and where a seed is there twice.
         """
         folders: list[Path] = []
         absent: dict[str, list[str]] = {}
@@ -150,7 +157,7 @@ class Scores:
 
         reasons = sorted(absent, key=lambda why: why == _NOT_BEGUN)  # those that failed first
         said = [f"Left out: {_several(list(dict.fromkeys(absent[why])))}: {why}" for why in reasons]
-        return read_runs(list(dict.fromkeys(os.path.normpath(folder) for folder in folders)), said)
+        return read_runs(list(dict.fromkeys(os.path.normpath(folder) for folder in folders)), said, by)
 
     @classmethod
     def of_csv(cls, path: Path | str) -> "Scores":

@@ -283,16 +283,23 @@ class Summary:
         if tasks := self.without_goal:
             said = "No agent's last score is above zero, so that a share of it is no goal: no sample efficiency."
             notes += [Note(task, said) for task in tasks]
+        notes += self._of_data()
         aside = [task for task in self.scores.tasks if task not in self.shared.tasks]
         normalised = [task for task in aside if self.scores.unit(task) == SCORE]
         if not self.shared.tasks:
-            notes.append(Note("No aggregates", "There is no normalised task to take them over."))
+            some = any(self.scores.unit(task) == SCORE for task in self.scores.tasks)
+            why = "No two agents have a normalised task in common." if some else "There is no normalised task."
+            notes.append(Note("No aggregates", why))
         elif self.shared.without or normalised:
-            without = f" Left out of them, as they share no task: {', '.join(self.shared.without)}." * bool(
-                self.shared.without
-            )
-            over = f"Over the {len(self.shared.tasks)} task{'s' * (len(self.shared.tasks) > 1)} that these agents share"
-            notes.append(Note("Aggregates", f"{over}: {_named(self.shared.tasks)}.{without}"))
+            agents, tasks, without = self.shared
+            what = "it" if len(tasks) == 1 else "all of these"
+            said = f"Over {counted(len(tasks), 'tasks')}: {_named(tasks)}. "
+            if without:
+                said += f"{len(agents)} of {len(self.scores.agents)} agents have {what}, the most that have a task in "
+                said += f"common. Left out, as they have not: {_named(without)}."
+            else:
+                said += f"All agents have {what}."
+            notes.append(Note("Aggregates", said))
         of_files = [r for r in self.scores.rows if (r.task, r.agent) not in self.scores.episodes]  # ours are x100
         highest = max((r.score for r in of_files if self.scores.unit(r.task) == SCORE), default=0.0)
         if 0 < highest < _FRACTIONS < self.target:
@@ -303,6 +310,22 @@ class Summary:
             notes.append(Note("Scale", f"All scores{whose} are below {_FRACTIONS}: are they fractions? {said}"))
         if len(self.shared.tasks) == 1:
             notes.append(Note("One task", "Aggregates are over a single task: they say nothing of others."))
+        return notes
+
+    def _of_data(self) -> list[Note]:
+        """On environments whose scores are apart, as tasks, because agents have learned from other data."""
+        within: dict[str, list[str]] = {}
+        for task, environment in self.scores.environments.items():
+            within.setdefault(environment, []).append(task)
+        notes = []
+        for environment, tasks in within.items():
+            agents = [{agent for name, agent in self.chosen if name == task} for task in tasks]
+            if any(of_one != agents[0] for of_one in agents):
+                said = (
+                    f"The scores of {_named(sorted(tasks))} are all of {environment}: --by environment has agents "
+                    "of all these data in one column."
+                )
+                notes.append(Note("Several data sets", said))
         return notes
 
 

@@ -34,6 +34,13 @@ class Table:
     note: str
     """A sentence or two: what the figures are."""
     labels: int = 1
+    marks: str = ""
+    """Sentences on what marks mean, for texts that show them; "": no cell has one, or they need no word."""
+
+    @property
+    def whole_note(self) -> str:
+        """The note, with what marks mean."""
+        return f"{self.note} {self.marks}".strip()
 
     def markdown(self) -> str:
         """A table of GitHub's Markdown, under its title, with its note below."""
@@ -41,13 +48,13 @@ class Table:
         lines = [f"| {' | '.join(map(_markdown, self.header))} |"]
         lines.append("|" + "|".join([":--"] * self.labels + ["--:"] * (len(self.header) - self.labels)) + "|")
         lines += [f"| {' | '.join(marks[c.mark].format(_markdown(c.text)) for c in row)} |" for row in self.rows]
-        return f"## {_markdown(self.title)}\n\n" + "\n".join(lines) + f"\n\n{_markdown(self.note)}\n"
+        return f"## {_markdown(self.title)}\n\n" + "\n".join(lines) + f"\n\n{_markdown(self.whole_note)}\n"
 
     def latex(self) -> str:
         """A table of LaTeX with booktabs' rules, its note as the caption."""
         marks = {"": "{}", "best": r"\textbf{{{}}}", "highest": r"\underline{{{}}}"}
         columns = "l" * self.labels + "r" * (len(self.header) - self.labels)
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(f'{self.title}. {self.note}')}}}"]
+        lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(f'{self.title}. {self.whole_note}')}}}"]
         lines += [rf"\label{{tab:{self.name}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
         lines += [" & ".join(map(_latex, self.header)) + r" \\", r"\midrule"]
         lines += [" & ".join(marks[c.mark].format(_latex(c.text)) for c in row) + r" \\" for row in self.rows]
@@ -70,7 +77,7 @@ class Table:
         return (
             f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(self.title)}"><table>\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n"
-            f'<p class="note">{html.escape(self.note)}</p>'
+            f'<p class="note">{html.escape(self.whole_note)}</p>'
         )
 
     def _row_header(self, i: int) -> str:

@@ -10,7 +10,7 @@ from diffrl.runs.sweep.adding import lengthened, widened
 from diffrl.runs.sweep.plan import Sweep, SweepRun
 from diffrl.runs.sweep.queue import InOrder, to_run, work_through
 from diffrl.runs.sweep.show import Board, tell
-from diffrl.runs.sweep.state import State, legend, remarked, remarks, state_of, summary, write_table
+from diffrl.runs.sweep.state import State, legend, remarked, remarks, result_of, state_of, summary, write_table
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, counted, joined
 from diffrl.support.folder import held
@@ -30,20 +30,6 @@ def claimed(folder: Path) -> Iterator[None]:
 def go_on(folder: Path) -> str:
     """How a sweep goes on: the end of a sentence."""
     return f"`diffrl sweep --out {folder}` goes on."
-
-
-def lengthen(folder: Path, steps: int) -> None:
-    """Have all runs of a sweep make `steps` steps in all, as they go on."""
-    with claimed(folder):
-        there = plan.existing(folder)
-        sweep = lengthened(folder, there, steps)
-        if sweep.runs != there.runs:
-            console.print(
-                f"{folder}: {counted(len(sweep.runs), 'runs')} of {there.runs[0].config.steps:,} steps made longer, to "
-                f"{steps:,}.",
-                markup=False,
-            )
-            plan.write(folder, sweep)
 
 
 def list_runs(folder: Path, asked: Sequence[SweepRun] | None) -> int:
@@ -96,35 +82,56 @@ def show(folder: Path) -> int:
     return finish(folder, sweep, {run.name: state_of(folder, run) for run in sweep.runs})
 
 
-def settled(folder: Path, asked: Sequence[SweepRun] | None) -> Sweep:
-    """The sweep of a folder that is claimed, with the runs that are asked for written into its file."""
-    if asked is None:
-        return plan.existing(folder)
-    there = plan.read(folder)
-    sweep = widened(folder, there, asked)
-    if there is None or sweep.added:
-        if there is not None:
-            console.print(
-                f"{folder}: {sweep.added} run(s) added to the {len(there.runs)} that are there.", markup=False
-            )
-        plan.write(folder, sweep)
+def planned(folder: Path, asked: Sequence[SweepRun] | None, longer: int | None = None) -> Sweep:
+    """The sweep of a folder as a command would have it: with the runs that are asked for, or with longer ones.
+
+    longer: the steps that all its runs are to make. Nothing is written. Raises UserError where there is no sweep, and
+    where it cannot be so.
+    """
+    if longer is not None:
+        return lengthened(folder, plan.existing(folder), longer)
+    return plan.existing(folder) if asked is None else widened(folder, plan.read(folder), asked)
+
+
+def settled(folder: Path, asked: Sequence[SweepRun] | None, longer: int | None = None) -> Sweep:
+    """The sweep of a folder that is claimed, as it is `planned`, written into its file; what changes is said."""
+    there, sweep = plan.read(folder), planned(folder, asked, longer)
+    if there is not None and sweep.runs == there.runs:
+        return sweep
+    if there is not None:
+        what = f"{sweep.added} run(s) added to the {len(there.runs)} that are there."
+        if longer is not None:
+            n = counted(len(sweep.runs), "runs")
+            what = f"{n} of {there.runs[0].config.steps:,} steps made longer, to {longer:,}."
+        console.print(f"{folder}: {what}", markup=False)
+    plan.write(folder, sweep)
     return sweep
 
 
+def _left(folder: Path, sweep: Sweep, retry: bool) -> tuple[dict[str, State], list[tuple[int, SweepRun]]]:
+    """How far the runs of a sweep are, and those that are left to run, with their places."""
+    states = {run.name: state_of(folder, run) for run in sweep.runs}
+    return states, to_run(sweep.runs, states, retry)
+
+
 def run_all(
-    folder: Path, asked: Sequence[SweepRun] | None, retry: bool, runner: Runner, elsewhere: bool = False
+    folder: Path,
+    asked: Sequence[SweepRun] | None,
+    retry: bool,
+    runner: Runner,
+    elsewhere: bool = False,
+    longer: int | None = None,
 ) -> int:
     """Run what is left of a sweep by `runner`, from the folder's claim to the table; 1 where runs have failed.
 
-    Which data are missing on this machine is said before. elsewhere: the runs are on other machines. Raises UserError
-    where another process runs the sweep, and where something has cut it, with how to go on.
+    Which data are missing on this machine is said before. elsewhere: the runs are on other machines. longer: see
+    `planned`. Raises UserError where another process runs the sweep, and where something has cut it, with how to go on.
     """
     if asked is None:
         plan.existing(folder)  # before a folder is made
     with claimed(folder):
-        sweep = settled(folder, asked)
-        states = {run.name: state_of(folder, run) for run in sweep.runs}
-        left = to_run(sweep.runs, states, retry)
+        sweep = settled(folder, asked, longer)
+        states, left = _left(folder, sweep, retry)
         n_done = sum(state.kind == "done" for state in states.values())
         runs = "1 run" if len(sweep.runs) == 1 else f"{len(sweep.runs)} runs"
         console.print(f"{folder}: {runs}, {n_done} of them done, {len(left)} to run.", markup=False)
@@ -135,9 +142,13 @@ def run_all(
         return concluded(folder, sweep, board.states, cut, board.told)
 
 
-def run_here(folder: Path, asked: Sequence[SweepRun] | None, jobs: int, retry: bool) -> int:
+def run_here(folder: Path, asked: Sequence[SweepRun] | None, jobs: int, retry: bool, longer: int | None = None) -> int:
     """Run what is left of a sweep on this machine, `jobs` runs at a time: see `run_all`."""
-    return run_all(folder, asked, retry, lambda left, board: work_through(folder, InOrder(left), jobs, board))
+
+    def runner(left: Sequence[tuple[int, SweepRun]], board: Board) -> str:
+        return work_through(folder, InOrder(left), jobs, board)
+
+    return run_all(folder, asked, retry, runner, longer=longer)
 
 
 def run_search(folder: Path, wanted: Sweep | None, trials: int | None, jobs: int) -> int:
@@ -170,36 +181,65 @@ def run_on_slurm(
     jobs: int | None,
     options: Sequence[str],
     submitting: bool,
+    longer: int | None = None,
 ) -> int:
-    """Print the script of an array job of the runs that are left, or give it to sbatch. Such jobs may be under way."""
+    """Print the script of an array job of the runs that are left, or give it to sbatch. Such jobs may be under way.
+
+    longer: see `planned`. Where the command is refused, by sbatch too, a sweep that is there stays as it was.
+    """
     from diffrl.runs.sweep import slurm
 
-    if asked is None:
-        plan.existing(folder)
+    _, left = _left(folder, planned(folder, asked, longer), retry)
+    if left:
+        slurm.script(folder, [place for place, _ in left], jobs, options)
+        if submitting:
+            slurm.require_sbatch()
     with claimed(folder):
-        sweep = settled(folder, asked)
-        states = {run.name: state_of(folder, run) for run in sweep.runs}
-        left = [place for place, _ in to_run(sweep.runs, states, retry)]
-        _tell_missing([sweep.runs[place] for place in left], elsewhere=True)
+        there = plan.read(folder)
+        sweep = settled(folder, asked, longer)
+        states, left = _left(folder, sweep, retry)
+        _tell_missing([run for _, run in left], elsewhere=True)
         if not left:
             console.print(f"{folder}: nothing is left to run.", markup=False)
             return finish(folder, sweep, states)
-        text = slurm.script(folder, left, jobs, options)
-        if submitting:
-            console.print(f"{slurm.submit(folder, text)}: {len(left)} runs.", markup=False)
-            console.print(f"how far they are: diffrl sweep --out {folder} --status", markup=False)
-        else:
+        text = slurm.script(folder, [place for place, _ in left], jobs, options)
+        if not submitting:
             print(text, end="")
+            return 0
+        try:
+            said = slurm.submit(folder, text)
+        except UserError as error:
+            if there is None or there.runs == sweep.runs:
+                raise
+            plan.write(folder, there)
+            raise UserError(f"{str(error).rstrip('.')}. The runs of {folder} are those of before.") from error
+        console.print(f"{said}: {len(left)} runs.", markup=False)
+        console.print(f"how far they are: diffrl sweep --out {folder} --status", markup=False)
     return 0
 
 
 def run_on_cluster(
-    folder: Path, asked: Sequence[SweepRun] | None, retry: bool, address: str, cpus: float, gpus: float
+    folder: Path,
+    asked: Sequence[SweepRun] | None,
+    retry: bool,
+    address: str,
+    cpus: float,
+    gpus: float,
+    longer: int | None = None,
 ) -> int:
-    """Run what is left of a sweep on a Ray cluster, each run with such shares of a node: see `run_all`."""
-    from diffrl.runs.sweep.on_ray import run_on_ray
+    """Run what is left of a sweep on a Ray cluster, each run with such shares of a node: see `run_all`.
 
-    return run_all(folder, asked, retry, lambda left, board: run_on_ray(folder, left, board, address, cpus, gpus), True)
+    Where runs are left, the cluster is asked before the sweep's folder is made or changed.
+    """
+    from diffrl.runs.sweep.on_ray import connected, run_on_ray
+
+    def runner(left: Sequence[tuple[int, SweepRun]], board: Board) -> str:
+        with connected(address, cpus, gpus) as ray:
+            return run_on_ray(ray, folder, left, board, cpus, gpus)
+
+    _, left = _left(folder, planned(folder, asked, longer), retry)
+    with connected(address, cpus, gpus) if left else contextlib.nullcontext():
+        return run_all(folder, asked, retry, runner, True, longer)
 
 
 def concluded(
@@ -231,7 +271,8 @@ def concluded(
 def finish(folder: Path, sweep: Sweep, states: dict[str, State], told: Mapping[str, str] = MappingProxyType({})) -> int:
     """Print the table and what to type next; write `sweep.csv`. Gives 1 where runs have failed. told: see `tell`."""
     remarkable = remarks(folder, sweep)
-    print("\n".join(summary(folder, sweep, states, remarkable)))
+    lines = summary(folder, sweep, states, remarkable)
+    print("\n".join(lines))
     table = write_table(folder, sweep)
     for line in tell(states, told):
         console.print(line, markup=False)
@@ -242,7 +283,10 @@ def finish(folder: Path, sweep: Sweep, states: dict[str, State], told: Mapping[s
             f"{folder} --retry. A setting that is wrong is wrong again: add runs with another one.",
             markup=False,
         )
-    console.print(legend(sweep))
+    if all(result_of(folder, run) is None for run in sweep.runs):
+        console.print("No run has been evaluated yet.")
+        return 1 if failed else 0
+    console.print(legend(sweep, any(line.startswith("*") for line in lines)))
     for line in remarked(remarkable):
         console.print(line, style="yellow", markup=False)
     console.print(f"every evaluation: {table}", markup=False)

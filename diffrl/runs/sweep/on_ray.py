@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,12 @@ def one_run(folder: str, place: int, run: SweepRun, here: str) -> int:
             process.wait()
 
 
-def run_on_ray(
-    folder: Path, left: Sequence[tuple[int, SweepRun]], board: Board, address: str, cpus: float, gpus: float
-) -> str:
-    """Run these runs on the cluster at `address`; "" when all have ended, else a sentence on what has cut it.
+@contextlib.contextmanager
+def connected(address: str, cpus: float, gpus: float) -> Iterator[Any]:
+    """In the block, Ray is connected to the cluster at `address`; yields Ray. Within such a block it is so already.
 
-    cpus, gpus: what each run takes of a node, by which Ray places it; shares such as 0.5 put two on one. SIGINT and
-    SIGTERM have the runs save and end. Raises UserError where Ray is not installed, and where the cluster is not there
-    or does not let us in.
+    cpus, gpus: what each run will take of a node. Raises UserError where Ray is not installed, where the cluster is not
+    there or does not let us in, and where no node of it has as much.
     """
     ray = _ray()
     ours = not ray.is_initialized()
@@ -68,15 +66,26 @@ def run_on_ray(
             raise UserError(f"No Ray cluster answers at {address}: {first_line(error)}") from error
     try:
         _fits(ray, cpus, gpus)
-        task = ray.remote(one_run).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
-        here = str(Path.cwd())
-        pending: dict[Any, SweepRun] = {}
-        for place, run in left:
-            pending[task.remote(str(folder.absolute()), place, run, here)] = run
-        return _follow(ray, folder, pending, board)
+        yield ray
     finally:
         if ours:
             ray.shutdown()
+
+
+def run_on_ray(
+    ray: Any, folder: Path, left: Sequence[tuple[int, SweepRun]], board: Board, cpus: float, gpus: float
+) -> str:
+    """Run these runs on the cluster that Ray is connected to; "" when all have ended, else a sentence on what cut it.
+
+    cpus, gpus: what each run takes of a node, by which Ray places it; shares such as 0.5 put two on one. SIGINT and
+    SIGTERM have the runs save and end. Raises UserError where a task of Ray's fails.
+    """
+    task = ray.remote(one_run).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
+    here = str(Path.cwd())
+    pending: dict[Any, SweepRun] = {}
+    for place, run in left:
+        pending[task.remote(str(folder.absolute()), place, run, here)] = run
+    return _follow(ray, folder, pending, board)
 
 
 _PROBE = """

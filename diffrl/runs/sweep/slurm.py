@@ -95,10 +95,15 @@ def _ranges(places: Iterable[int]) -> Iterator[str]:
         yield str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
 
 
-def submit(folder: Path, text: str) -> str:
-    """Write the script into the sweep's folder and give it to sbatch; what that says. Raises UserError on failure."""
+def require_sbatch() -> None:
+    """Raise UserError where there is no sbatch."""
     if shutil.which("sbatch") is None:
         raise UserError("There is no sbatch here: submit from a machine of the cluster, or copy what --slurm prints.")
+
+
+def submit(folder: Path, text: str) -> str:
+    """Write the script into the sweep's folder and give it to sbatch; what that says. Raises UserError on failure."""
+    require_sbatch()
     with atomic_path(folder / SCRIPT) as temporary:
         temporary.write_text(text)
     done = subprocess.run(["sbatch", str(folder / SCRIPT)], capture_output=True, text=True)

@@ -56,7 +56,7 @@ class Result:
 def complete(path: Path, total: int) -> bool:
     """Whether a run has made its steps and been evaluated."""
     made = steps(path)
-    if not made or made[-1] < total:
+    if not made or made[-1] < total or ((path / "scores.json").is_file() and _evaluations(path) is None):
         return False
     from diffrl.runs.run import Run
     from diffrl.runs.train import unscored
@@ -96,17 +96,10 @@ def progress(path: Path) -> int:
 def result_of(folder: Path, run: SweepRun) -> Result | None:
     """What a run's evaluations have shown so far; None where it has none, or its scores are damaged."""
     from diffrl.runs.study.reading import task_name
-    from diffrl.training.logs import read_scores
 
     path = folder / run.name
-    if not (path / "scores.json").is_file():
-        return None
-    try:
-        content = read_scores(path)
-    except UserError as error:
-        from diffrl.support.folder import say_once
-
-        say_once(first_line(error))
+    content = _evaluations(path) if (path / "scores.json").is_file() else None
+    if content is None:
         return None
     entries = sorted(content["evaluations"], key=lambda entry: int(entry["step"]))
     if not entries:
@@ -119,6 +112,22 @@ def result_of(folder: Path, run: SweepRun) -> Result | None:
         [[float(value) for value in entry.get("score", entry["mean_return"])] for entry in entries],
         sum(best) / len(best),
     )
+
+
+def _evaluations(path: Path) -> dict[str, Any] | None:
+    """A run's `scores.json`; None where it is damaged, which is said once."""
+    from diffrl.support.folder import Damaged, say_once
+    from diffrl.training.logs import read_scores
+
+    try:
+        return read_scores(path)
+    except Damaged as error:
+        say_once(
+            f"{error.file} {error.why}. Restore it from a copy; else the run goes on without the evaluations in it."
+        )
+    except UserError as error:
+        say_once(first_line(error))
+    return None
 
 
 # --- The tables -----------------------------------------------------------------------------------------------------
@@ -180,12 +189,13 @@ def write_table(folder: Path, sweep: Sweep) -> Path:
     return folder / TABLE
 
 
-def legend(sweep: Sweep) -> str:
-    """The line below the table of `summary` that says what is in it."""
+def legend(sweep: Sweep, starred: bool = True) -> str:
+    """The line below the table of `summary` that says what is in it. starred: whether a star is."""
     tasks = {task_of(run.config) for run in sweep.runs}
     datasets = {run.config.dataset for run in sweep.runs}
     each = "" if len(tasks) == 1 else " on each data set" if len(tasks) == len(datasets) else " on each task"
-    return f"last, best: mean over seeds of the last evaluation, and of each seed's best; *: the best last{each}."
+    star = f"; *: the best last{each}" if starred else ""
+    return f"last, best: mean over seeds of the last evaluation, and of each seed's best{star}."
 
 
 def incomparable(folder: Path, run: SweepRun, result: Result) -> str:
