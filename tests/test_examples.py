@@ -74,7 +74,10 @@ def test_sac_learns_for_all_steps_whatever_the_evaluations_between_them() -> Non
             "--steps is 200, and the first 200 only collect (--learning-starts): expected more",
         ),
         ("sb3_synther --steps 250 --eval-every 300", "--eval-every is 300, more than --steps 250"),
-        ("sb3_synther --steps 250 --refit-every 251", "--refit-every is 251, more than --steps 250: no model is fitted"),
+        (
+            "sb3_synther --steps 250 --refit-every 251",
+            "--refit-every is 251, more than --steps 250: no model is fitted",
+        ),
         ("sb3_synther --episodes 0", "--episodes is 0; expected at least 1"),
         ("bandit --steps -1", "--steps is -1; expected at least 1"),
         ("mixture --samples 0", "--samples is 0; expected at least 1"),

@@ -32,6 +32,7 @@ from diffrl.training import checkpoint
 from diffrl.training.online import Collector, OnlineTrainer
 from diffrl.training.stack import StackTrainer
 from tests.rounding import rounding
+from tests.runs.made_runs import made_run, small
 from tests.training.conftest import AGENT, assert_same_run, final_state
 
 pytestmark = pytest.mark.usefixtures("own_data")
@@ -382,9 +383,19 @@ def test_mistakes_are_a_few_lines_and_exit_code_2(
     config = TrainConfig("maze2d-umaze-v1", AGENT, rows=300, steps=5, env="none", out=tmp_path / "blind")
     blind = diffrl.train(config, quiet=True)
     run = diffrl.online(offline["td3_bc"], out=tmp_path / "run", steps=10, warm_up=0, quiet=True)
+    planner = made_run(tmp_path / "planner", small("diffuser"))
+    few = ("--steps", "300", "--start-checkpoint", "7")
     mistakes = [
         (words(tmp_path / "nowhere"), "not a run's folder"),
-        (words(blind), "without an environment"),
+        # What nothing helps is told before what more steps, or another checkpoint, would help.
+        (words(blind, *few), "without an environment"),
+        (words(planner, *few), "cannot go on from single steps"),
+        (words("diffuser/maze2d-umaze-v1", *few[:2]), "cannot go on from single steps"),
+        (words(run, *few), f"diffrl resume {run}"),
+        (["finetune", "policy", str(planner), *few], "diffuser has no diffusion chain"),
+        (["finetune", "policy", str(straight), "--algo", "nft", *few], "has no checkpoint '7'"),
+        (["finetune", "policy", str(blind), *few], "nothing for DPPO to act in"),
+        (["distil", str(planner), *few], "diffuser does not act by a diffusion or flow policy"),
         (words(straight, "--keep-offline", "1.5"), "expected at least 0 and less than 1"),
         (words(straight, "--keep-offline", "1"), "expected at least 0 and less than 1"),
         (words(straight, "--keep-offline", "nan"), "expected at least 0"),
@@ -394,7 +405,6 @@ def test_mistakes_are_a_few_lines_and_exit_code_2(
         (words(straight, "--seeds", "2"), "has no seed 2"),
         (words(straight, "--start-checkpoint", "7"), "expected last, best, or one of"),
         (words(straight, "--out", run), "holds a run already"),
-        (words(run), f"diffrl resume {run}"),
         (words("--resume", run, "--steps", "1"), "larger --steps"),
         (words("--resume", straight), "is an offline run"),
     ]
