@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import agents
 import diffrl
 from agents import TD3BC, AgentConfig, DiffusionQL
+from agents.base import Agent
 from diffrl.cli import main
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
@@ -314,6 +315,17 @@ def test_agents_of_one_action_a_state_are_told_to_explore(
         assert (warned in " ".join(capsys.readouterr().err.split())) is told
     diffrl.resume(run, steps=3)
     assert warned not in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_help_and_the_page_name_the_agents_of_one_action_a_state(capsys: pytest.CaptureFixture[str]) -> None:
+    fixed = [
+        name for name in agents.names("deterministic") if agents.get(name)().implemented().explore is Agent.explore
+    ]
+    with pytest.raises(SystemExit):
+        main(["online", "--help"])
+    assert f"fixed by the state ({', '.join(fixed)})" in " ".join(capsys.readouterr().out.replace("│", "").split())
+    page = (Path(__file__).parents[2] / "docs/train.md").read_text()
+    assert f"take one action in a state ({', '.join(f'`{name}`' for name in fixed)})" in page
 
 
 def test_the_help_shows_compiling_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
