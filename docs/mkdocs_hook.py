@@ -124,7 +124,10 @@ def _stacking(table: re.Match[str]) -> str:
 
 
 def settings_table(agent: str) -> str:
-    """The settings of an agent as a Markdown table: each field's option, default and docstring."""
+    """The settings of an agent as a Markdown table: each field's option, default and docstring.
+
+    Without those that the agent refuses.
+    """
     config = AGENTS[agent]
     docs: dict[str, str] = {}
     for kind in reversed(config.__mro__[:-1]):
@@ -132,6 +135,8 @@ def settings_table(agent: str) -> str:
             docs |= field_docs(kind)
     lines = ["| option | default | |", "|---|---|---|"]
     for field in dataclasses.fields(config):
+        if docs.get(field.name, "").startswith("Refused:"):  # an inherited option that this agent does not take
+            continue
         option = f"`--agent.{field.name.replace('_', '-')}`"
         lines.append(f"| {option} | {shown(field.default)} | {docs.get(field.name, '')} |")
     return "\n".join(lines)
@@ -150,9 +155,9 @@ def field_docs(kind: type) -> dict[str, str]:
 
 
 def shown(default: Any) -> str:
-    """A default as one writes it on the command line."""
+    """A default as one writes it on the command line; of one that depends on others the docstring says what it is."""
     if default is None:
-        return ""
+        return "see text"
     if isinstance(default, bool):
         return "on" if default else "off"
     if isinstance(default, tuple):

@@ -212,12 +212,31 @@ def test_tables_of_sentences_stack_and_options_are_whole(hook: Any) -> None:
     assert '<td data-of="b &amp; c">word' in made
 
 
+@pytest.mark.parametrize("page", pages(), ids=name)
+def test_no_code_shows_a_backslash_that_a_table_wants(page: Path) -> None:
+    """A bar of code in a table has one in the repository, where the site prints it."""
+    assert not re.findall(r"^\|.*`[^`\n]*\\\|[^`\n]*`.*$", page.read_text(), re.MULTILINE)
+
+
+def _refused(schema: Any, field: dataclasses.Field[Any]) -> bool:
+    """Whether an agent takes no other value of a switch than its default."""
+    if not isinstance(field.default, bool):
+        return False
+    try:
+        schema(**{field.name: not field.default})
+    except UserError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_table_of_settings_has_every_field_with_default_and_words(agent: str, hook: Any) -> None:
     rows = [line.strip("| ").split(" | ") for line in hook.settings_table(agent).splitlines()[2:]]
-    fields = dataclasses.fields(AGENTS[agent])
+    fields = [field for field in dataclasses.fields(AGENTS[agent]) if not _refused(AGENTS[agent], field)]
+    assert len(fields) == len(dataclasses.fields(AGENTS[agent])) - (agent == "diffuser")  # normalise_observations
     assert [row[0] for row in rows] == [f"`--agent.{field.name.replace('_', '-')}`" for field in fields]
-    assert all(len(row[-1]) > 10 for row in rows)
+    assert all(len(row) == 3 and row[1] and len(row[-1]) > 10 for row in rows)
+    assert all("by default" in row[2] for row in rows if row[1] == "see text")
     discount = next(row for row in rows if "discount`" in row[0] and "denoising" not in row[0])
     assert discount[1:] == [str(AGENTS[agent]().discount), "Discount factor of returns."]
 
