@@ -218,6 +218,12 @@ def test_no_code_shows_a_backslash_that_a_table_wants(page: Path) -> None:
     assert not re.findall(r"^\|.*`[^`\n]*\\\|[^`\n]*`.*$", page.read_text(), re.MULTILINE)
 
 
+@pytest.mark.parametrize("page", [p for p in pages() if p.is_relative_to(ROOT / "docs")], ids=name)
+def test_a_long_page_has_a_table_of_contents(page: Path) -> None:
+    text = page.read_text()
+    assert len(text) < 6_000 or text.count("\n## ") >= 2
+
+
 def _refused(schema: Any, field: dataclasses.Field[Any]) -> bool:
     """Whether an agent takes no other value of a switch than its default."""
     if not isinstance(field.default, bool):
