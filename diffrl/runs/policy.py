@@ -302,7 +302,7 @@ class CheckpointEvaluator:
         self._rollout = Evaluator.of(run.task)
 
     def __call__(
-        self, step: int, on_progress: Callable[[int, int], None], seeds: Sequence[int] | None = None
+        self, step: int, on_progress: Callable[[float, int], None], seeds: Sequence[int] | None = None
     ) -> NDArray[np.float64]:
         """Outcomes of the seeds, or of these, at the checkpoint of `step`; on_progress as `Trainer.evaluate`'s.
 
@@ -338,7 +338,7 @@ class StackEvaluator:
         if run.task.env_id is not None:
             self._rollout = Evaluator.of(run.task, agent.n_seeds)
 
-    def __call__(self, step: int, on_progress: Callable[[int, int], None]) -> NDArray[np.float64]:
+    def __call__(self, step: int, on_progress: Callable[[float, int], None]) -> NDArray[np.float64]:
         """Outcomes after `step` steps, as `CheckpointEvaluator` gives them; on_progress as `Trainer.evaluate`'s."""
         assert self._rollout is not None
         act = Actor(self._agent, self._run.preprocessing, step)
