@@ -104,12 +104,17 @@ def _wrapping(block: re.Match[str]) -> str:
 
 
 def _whole_options(cell: re.Match[str]) -> str:
-    """A cell of a table in which an option such as --agent.discount is not broken behind its hyphens."""
+    """A cell of a table in which options such as --agent.discount are not broken at hyphens, nor figures at their ±.
+
+    A test's name, FILE::TEST, may be broken between its two parts.
+    """
 
     def whole(code: re.Match[str]) -> str:
+        if "::" in code[0]:
+            return code[0].replace("::", "::<wbr>")
         return re.sub(r"(?<![^\s>])[^\s<>]*-[^\s<>]*", r'<span class="whole">\g<0></span>', code[0])
 
-    return re.sub(r"<code>[^<]*</code>", whole, cell[0])
+    return re.sub(r"<code>[^<]*</code>", whole, cell[0]).replace(" ± ", "&nbsp;±&nbsp;")
 
 
 def _stacking(table: re.Match[str]) -> str:

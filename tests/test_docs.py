@@ -210,6 +210,10 @@ def test_tables_of_sentences_stack_and_options_are_whole(hook: Any) -> None:
     made = hook.on_page_content(table("<code>--agent.q-weight 2</code>", "word " * 20))
     assert '<td data-of="a"><code><span class="whole">--agent.q-weight</span> 2</code>' in made
     assert '<td data-of="b &amp; c">word' in made
+    assert "<td>1.0&nbsp;±&nbsp;0.2</td>" in hook.on_page_content(table("1.0 ± 0.2", "1"))
+    assert "<code>tests/test_a-b.py::<wbr>test_c</code>" in hook.on_page_content(
+        table("<code>tests/test_a-b.py::test_c</code>", "1")
+    )
 
 
 @pytest.mark.parametrize("page", pages(), ids=name)
