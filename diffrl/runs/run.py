@@ -44,7 +44,6 @@ from diffrl.support.machine import explaining_memory, versions
 from diffrl.support.remote import local_folder
 from diffrl.support.schema import Natural, held
 from diffrl.training import checkpoint
-from diffrl.tuning.distil_config import DISTIL
 from envs.task import NOT_KEPT, Task, capped, fitting_env
 
 _MOST_ORIGINS = 10
@@ -100,7 +99,7 @@ class Run:
                 return "At step 0 the policy that acts is untrained: as it was made."
             flag = f"--agent.{agent.waits_by.replace('_', '-')}"
             return f"Up to step {agent.untrained_steps:,} the policy that acts is untrained ({flag})."
-        if not origins or self.kind == DISTIL:  # a student is another network
+        if not origins or self.teacher:  # a student is another network
             return ""
         start, at = origins[0]
         if self.kind == ONLINE:
