@@ -111,6 +111,7 @@ class DiffuserAgent(Planner):
         times = torch.cat([grid[kept], grid[-1:]])
         ddpm = config.solver == "ddpm"
         self.sampler = Sampler(VP(), times, "ddim" if ddpm else config.solver, eta=float(ddpm))
+        self.calls = sum(1 + len(step.trials) for step in self.sampler.plan)
         self._times = grid.to(torch.get_default_dtype()).to(self.device)
         if config.guided:
             self.predictor = ReturnPredictor(size, self.generators, config).to(self.device)

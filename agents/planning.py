@@ -20,6 +20,8 @@ class Planner(Agent):
 
     replan_every: int | None = None
     """Steps after which a row gets a new plan; None: only when an episode begins."""
+    calls: int = 1
+    """Calls of the network for a plan."""
     scales: Preprocessing | None = None
     """Between the environment's units and the agent's, see `prepare`; None: they are the same."""
     reaches_goal: bool = True

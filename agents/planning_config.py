@@ -119,6 +119,10 @@ class Diffuser(AgentConfig):
         """Only where returns guide its plans."""
         return self.guided
 
+    def could_reach(self, observation_size: int, action_size: int) -> bool:
+        """Whether `goal_reaching` is off, and would be taken of data of these sizes: see `DiffuserAgent`."""
+        return not self.goal_reaching and not self.guided and observation_size == 2 * action_size
+
     @property
     def channels(self) -> tuple[int, ...]:
         """The multipliers of the U-Net's levels."""

@@ -228,6 +228,14 @@ def latency() -> list[dict[str, Any]]:
     return rows
 
 
+ANEW = (
+    'The columns "at" are evaluations of the learning curve. "last" and "best" are the last checkpoint and each '
+    "seed's best one by the curve, both scored anew, in other episodes. So one step may have two numbers, and "
+    '"best" may be below "last". Where no later evaluation lies within the minutes, both columns "at" are one.'
+)
+"""Why figures of one step differ, below the table."""
+
+
 def score_table(rows: list[Row], options: AgentsMaze2d) -> Lines:
     minutes = f"at {options.equal_minutes:g} min (step)"
     head = ["agent", "size", "ms a step", f"at {options.equal_steps:,} (step)", minutes, "last (step)", "best"]
@@ -289,7 +297,8 @@ def main(options: AgentsMaze2d) -> int:
         tables.append(acting_table(acting))
         print_lines(tables[1], "Acting in one state, CPU ms (the papers' sizes; hopper's dimensions)", console, left=1)
     with atomic_path(options.out / "agents_maze2d.md") as temporary:
-        temporary.write_text("\n".join(markdown(lines) for lines in tables))
+        first, *rest = map(markdown, tables)
+        temporary.write_text("\n".join([first, f"{ANEW}\n", *rest]))
     with atomic_path(options.out / "agents_maze2d.json") as temporary:
         content = {
             "dataset": DATASET,

@@ -37,7 +37,7 @@ from asked import asked
 from numpy.typing import NDArray
 from rich.console import Console
 from tables import Lines, markdown, print_lines
-from trees import machine
+from trees import machine, processor
 
 import diffrl
 from agents import AgentConfig
@@ -349,7 +349,7 @@ def main(bench: AgentsOgbench) -> int:
     about = machine()
     text = ["# Four agents on OGBench's tasks, on a CPU", "", (__doc__ or "").strip(), ""]
     text += [f"Seeds {' '.join(map(str, bench.seeds))}, {bench.recordings} episodes of data, {bench.steps:,} steps;"]
-    text += [f"{about['cpu'].split(',')[0]}.", "", f"![Success over steps and minutes]({picture.name})", ""]
+    text += [f"{processor(about)}.", "", f"![Success over steps and minutes]({picture.name})", ""]
     for title, lines in tables.items():
         text += [f"## {title}", "", markdown(lines)]
     text += [f"- {one}" for one in said]

@@ -23,7 +23,7 @@ import torch
 from asked import asked
 from rich.console import Console
 from tables import Lines, fill, markdown, print_lines
-from trees import machine
+from trees import machine, processor
 
 import diffrl
 from agents.diffuser import DiffuserAgent
@@ -151,7 +151,7 @@ def main(bench: Guidance) -> int:
         return error.exit_code
     print_lines(lines, "Diffuser guided by returns", Console(), left=0)
     seeds = ", ".join(map(str, bench.seeds))
-    about = f"Seeds {seeds}, {bench.episodes} episodes each; {machine()['cpu'].split(',')[0]}.\n\n"
+    about = f"Seeds {seeds}, {bench.episodes} episodes each; {processor(machine())}.\n\n"
     for page in (bench.out / "table.md", *([PAGE] if bench.page else [])):
         fill(page, "scales", about + markdown(lines))
     return 0

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import tyro
 from asked import asked
 from tables import Lines, console_of, fill, markdown, print_lines
-from trees import machine
+from trees import machine, processor
 
 from diffrl.images import distil_job
 from diffrl.images.distil_config import RESULT, SETTINGS, ImageDistilConfig
@@ -133,7 +133,7 @@ def main(bench: Bench) -> int:
     runs = [folder(bench, *of) for of in itertools.product(bench.models, bench.ways, bench.seeds)]
     whole = all((run / RESULT).exists() for run in runs)
     if whole and bench == dataclasses.replace(Bench(), make=bench.make, out=bench.out):
-        cpu, seeds = machine()["cpu"].split(",")[0].removeprefix("model name "), " ".join(map(str, bench.seeds))
+        cpu, seeds = processor(machine()), " ".join(map(str, bench.seeds))
         fill(PAGE, "table", f"{markdown(lines)}\nSeeds {seeds}; {cpu}, one thread a process.\n")
     return 0
 

@@ -28,7 +28,7 @@ from typing import Any
 from asked import asked
 from rich.console import Console
 from tables import Lines, markdown, print_lines
-from trees import ROOT, environment, git, machine, packages
+from trees import ROOT, environment, git, machine, packages, processor
 
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path
@@ -256,7 +256,7 @@ def page(recorded: dict[str, Figures]) -> str:
     for key, figures in recorded.items():
         about = figures["about"]
         which = "this tree" if key == "now" else "the commit before, in brackets"
-        cpu = about["cpu"].split(",")[0]
+        cpu = processor(about)
         text.append(f"- {which}: {about['git']}, {about['seconds'] / 60:.0f} minutes with two processes on {cpu}")
     if "now" not in recorded:
         return "\n".join(text) + "\n"

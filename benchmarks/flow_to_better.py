@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy.stats import spearmanr
 from tables import Lines, markdown, print_lines
-from trees import machine
+from trees import machine, processor
 
 import diffrl
 from agents import BC, IQL, DiffusionBC
@@ -389,7 +389,7 @@ def main(bench: Bench) -> int:
     text = ["# Flow-to-Better", "", (__doc__ or "").strip(), ""]
     text.append(
         f"Diffuser: {bench.steps:,} steps, trajectories of {bench.horizon} rows; policies: {bench.agent_steps:,} "
-        f"steps; seeds {' '.join(map(str, bench.seeds))}; {about['cpu'].split(',')[0]}, one thread a process."
+        f"steps; seeds {' '.join(map(str, bench.seeds))}; {processor(about)}, one thread a process."
     )
     for title, lines in found.items():
         print_lines(lines, title, Console())

@@ -25,7 +25,7 @@ import torch
 from asked import asked
 from rich.console import Console
 from tables import Lines, markdown, print_lines
-from trees import machine
+from trees import machine, processor
 
 import diffrl
 from agents.planning import Planner
@@ -175,7 +175,7 @@ def main(bench: Planning) -> int:
     about = machine()
     seeds = " ".join(map(str, bench.seeds))
     text = ["# Planning with diffusion", "", (__doc__ or "").strip(), ""]
-    text += [f"Seeds {seeds}, {bench.episodes} episodes each; {about['cpu'].split(',')[0]}.", "", markdown(lines)]
+    text += [f"Seeds {seeds}, {bench.episodes} episodes each; {processor(about)}.", "", markdown(lines)]
     whole = dataclasses.replace(bench, train=True) == Planning() and len(lines) == 1 + len(SIZES) * len(SOLVERS)
     for page in [bench.out / "planning.md", *([RESULTS / "planning.md"] if whole else [])]:
         with atomic_path(page) as temporary:

@@ -33,7 +33,7 @@ import torch
 from asked import asked
 from rich.console import Console
 from tables import Lines, markdown, print_lines
-from trees import machine
+from trees import machine, processor
 
 import diffrl
 from agents import AGENTS, AgentConfig, ConsistencyAC
@@ -284,7 +284,7 @@ def main(bench: ProtocolBench) -> int:
         notes += [note for note in found.notes if note not in notes]
     about = machine()
     text = ["# Eight agents at equal minutes", "", (__doc__ or "").strip(), ""]
-    text += [f"Seeds {' '.join(map(str, bench.seeds))}; {about['cpu'].split(',')[0]}.", "", markdown(lines), ""]
+    text += [f"Seeds {' '.join(map(str, bench.seeds))}; {processor(about)}.", "", markdown(lines), ""]
     text += [results.markdown(), *(among_all(one).markdown() for one in tables)]
     text += [f"- {one}" for one in (*said, *notes)]
     with atomic_path(bench.out / "protocol.md") as temporary:

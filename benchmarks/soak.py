@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from asked import asked
-from trees import ROOT, environment, machine
+from trees import ROOT, environment, machine, processor
 from unchanged_inputs import write_pendulum
 
 from diffrl.support.files import atomic_path
@@ -62,7 +62,7 @@ class Soak:
         print(text)
         if self.hours >= 1:
             about = machine()
-            said = f"{about['git']}, {about['cpu'].split(',')[0]}, torch {about['torch']}"
+            said = f"{about['git']}, {processor(about)}, torch {about['torch']}"
             with atomic_path(PAGE) as to:
                 to.write_text(f"# Soak\n\n`python benchmarks/soak.py --hours {self.hours:g}` ({said}):\n\n{text}\n")
         return int(not flat)

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -49,6 +49,11 @@ def machine() -> dict[str, str]:
         cpu["instructions"] = hashlib.sha256(" ".join(sorted(instructions.split())).encode()).hexdigest()[:16]
     others = ("torch", "numpy", "gymnasium", "mujoco", "diffusers", "transformers", "peft", "scikit-learn", "pillow")
     return {**cpu, **{name: metadata.version(name) for name in others}, "git": _commit()}
+
+
+def processor(about: Mapping[str, str]) -> str:
+    """The processor's name of a `machine`, as a page says it."""
+    return about["cpu"].split(",")[0].removeprefix("model name ")
 
 
 def git(*words: str) -> str:

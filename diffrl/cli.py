@@ -181,7 +181,7 @@ def _no_command(words: Sequence[str], known: Mapping[str, str], parent: str = ""
     known: the command of each word that stands in its place; parent: the command that the words follow, if any.
     """
     said = " ".join(["diffrl", *([parent] if parent else [])])
-    near = None if words[0].startswith("-") else closest(words[0], known)
+    near = None if words[0].startswith("-") else closest(words[0], known, cutoff=0.65)
     if near is not None:
         meant = f"did you mean `diffrl {shlex.join([*known[near].split(), *words[1:]])}`?"
     elif parent:

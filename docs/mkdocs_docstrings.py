@@ -14,6 +14,9 @@ import griffe
 NAMES = r"\*{0,2}\w+(?:, \*{0,2}\w+)*"
 """One name, or several that are explained together."""
 
+BOLD = re.compile(r"(?<![\w*])\*\*(?=\w)([^*]+?)(?<=[\w.:,;)])\*\*(?![\w*])")
+"""Words between double asterisks, as `**kwargs` and powers are not."""
+
 
 class Docstrings(griffe.Extension):
     """Docstrings as Markdown; of a module what its package offers, where that says so; values that one can read."""
@@ -67,7 +70,7 @@ def _paragraph(text: str, names: Collection[str]) -> str:
     marked = "".join(("\n" if n in starts else " ") + line.strip() for n, line in enumerate(lines))
     parts = [part for line in marked.splitlines() for part in _each_explained(line.strip(), names)]
     if not any(_explained(part, names) for part in parts):
-        return "\n".join(map(_literal, lines))
+        return _literal("\n".join(lines))
     shown = ""
     for part in filter(None, parts):
         found = _explained(part, names)
@@ -96,11 +99,15 @@ def _each_explained(line: str, names: Collection[str]) -> Iterator[str]:
 
 
 def _literal(text: str) -> str:
-    """A text in which, outside of `code`, no sign means anything to Markdown."""
+    """A text in which, outside of `code`, no sign means anything to Markdown, but the asterisks around bold words."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(
-        part if n % 2 else re.sub(r"([\\*<\[\]$]|(?<!\w)_|_(?!\w))", _escaped, part) for n, part in enumerate(parts)
-    )
+    return "".join(part if n % 2 else _prose(part) for n, part in enumerate(parts))
+
+
+def _prose(text: str) -> str:
+    """Of `_literal`, a part without code."""
+    parts = [re.sub(r"([\\*<\[\]$]|(?<!\w)_|_(?!\w))", _escaped, part) for part in BOLD.split(text)]
+    return "".join(f"**{part}**" if n % 2 else part for n, part in enumerate(parts))
 
 
 def _escaped(sign: re.Match[str]) -> str:

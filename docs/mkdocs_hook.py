@@ -104,12 +104,17 @@ def _wrapping(block: re.Match[str]) -> str:
 
 
 def _whole_options(cell: re.Match[str]) -> str:
-    """A cell of a table in which an option such as --agent.discount is not broken behind its hyphens."""
+    """A cell of a table in which options such as --agent.discount are not broken at hyphens, nor figures at their ±.
+
+    A test's name, FILE::TEST, may be broken between its two parts.
+    """
 
     def whole(code: re.Match[str]) -> str:
+        if "::" in code[0]:
+            return code[0].replace("::", "::<wbr>")
         return re.sub(r"(?<![^\s>])[^\s<>]*-[^\s<>]*", r'<span class="whole">\g<0></span>', code[0])
 
-    return re.sub(r"<code>[^<]*</code>", whole, cell[0])
+    return re.sub(r"<code>[^<]*</code>", whole, cell[0]).replace(" ± ", "&nbsp;±&nbsp;")
 
 
 def _stacking(table: re.Match[str]) -> str:
@@ -124,7 +129,10 @@ def _stacking(table: re.Match[str]) -> str:
 
 
 def settings_table(agent: str) -> str:
-    """The settings of an agent as a Markdown table: each field's option, default and docstring."""
+    """The settings of an agent as a Markdown table: each field's option, default and docstring.
+
+    Without those that the agent refuses.
+    """
     config = AGENTS[agent]
     docs: dict[str, str] = {}
     for kind in reversed(config.__mro__[:-1]):
@@ -132,6 +140,8 @@ def settings_table(agent: str) -> str:
             docs |= field_docs(kind)
     lines = ["| option | default | |", "|---|---|---|"]
     for field in dataclasses.fields(config):
+        if docs.get(field.name, "").startswith("Refused:"):  # an inherited option that this agent does not take
+            continue
         option = f"`--agent.{field.name.replace('_', '-')}`"
         lines.append(f"| {option} | {shown(field.default)} | {docs.get(field.name, '')} |")
     return "\n".join(lines)
@@ -150,9 +160,9 @@ def field_docs(kind: type) -> dict[str, str]:
 
 
 def shown(default: Any) -> str:
-    """A default as one writes it on the command line."""
+    """A default as one writes it on the command line; of one that depends on others the docstring says what it is."""
     if default is None:
-        return ""
+        return "see text"
     if isinstance(default, bool):
         return "on" if default else "off"
     if isinstance(default, tuple):

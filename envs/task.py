@@ -121,7 +121,7 @@ class Task:
         if self.env_id is None:
             return None
         env = self.make()
-        found = _time_limit(env)
+        found = time_limit(env)
         env.close()
         return found
 
@@ -415,7 +415,7 @@ def capped(task: Task, env: gymnasium.Env[Any, Any] | None, of_data: int | None,
     of_data: the data's (`data_limit`), which it takes; 1,000 steps where these say nothing (None), or what they say was
     not kept (`NOT_KEPT`). It is part of the task, so that every evaluation has the same, and is said, unless quiet.
     """
-    if env is None or _time_limit(env) is not None:
+    if env is None or time_limit(env) is not None:
         return task
     steps = of_data or NO_DATA_LIMIT
     if not quiet:
@@ -428,7 +428,7 @@ def capped(task: Task, env: gymnasium.Env[Any, Any] | None, of_data: int | None,
     return replace(task, max_episode_steps=steps)
 
 
-def _time_limit(env: gymnasium.Env[Any, Any]) -> int | None:
+def time_limit(env: gymnasium.Env[Any, Any]) -> int | None:
     """The steps after which an environment cuts an episode, by a wrapper; None: it has none."""
     while isinstance(env, gymnasium.Wrapper):
         if isinstance(env, gymnasium.wrappers.TimeLimit):

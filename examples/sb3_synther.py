@@ -62,7 +62,7 @@ class Options:
     updates: int = 20
     """Updates a step of the second and the third."""
     eval_every: int = 100
-    """Environment steps between evaluations."""
+    """Environment steps between evaluations; the last step has one as well."""
     episodes: int = 10
     """Episodes an evaluation."""
     refit_every: int = 200
@@ -89,6 +89,11 @@ class Options:
             )
         if self.eval_every > self.steps:
             raise UserError(f"--eval-every is {self.eval_every}, more than --steps {self.steps}: nothing is evaluated.")
+        if self.refit_every > self.steps:
+            raise UserError(
+                f"--refit-every is {self.refit_every}, more than --steps {self.steps}: no model is fitted, and SynthER "
+                "is not tried."
+            )
 
 
 def ways(options: Options) -> dict[str, dict[str, Any]]:
@@ -126,9 +131,9 @@ def learn(options: Options, seed: int, **way: Any) -> tuple[dict[int, list[float
         **way,
     )
     returns, seconds = {}, 0.0
-    for step in range(options.eval_every, options.steps + 1, options.eval_every):
+    for step in [*range(options.eval_every, options.steps, options.eval_every), options.steps]:
         began = time.process_time()
-        model.learn(options.eval_every, reset_num_timesteps=False)
+        model.learn(step - model.num_timesteps, reset_num_timesteps=False)
         seconds += time.process_time() - began
         env = make_vec_env(options.env, seed=10_000)  # the same start states at every evaluation
         returns[step] = [

@@ -27,6 +27,7 @@ ASKED = {
         one for one in configuration.shipped() if one.startswith("diffusion_ql/maze2d-u")
     },
     ("train", "bc/maze2d-umaze-v1", "--agent.wid"): {"--agent.width"},
+    ("train", "--agent", "diffuser", "--agent.solver", "d"): {"ddpm", "ddim", "dpm1", "dpm2", "dpm3", "dpmpp2m"},
     ("train", "--agent", "diffusion_"): {"diffusion_bc", "diffusion_ql"},
     ("train", "--dataset", "maze2d-umaze-v"): {"maze2d-umaze-v1"},
     ("data", "in"): {"info"},

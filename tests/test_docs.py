@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tyro
+from PIL import Image
 
 import agents
 from agents.config import AGENTS
@@ -30,6 +31,7 @@ from diffrl.support.errors import UserError
 from diffrl.tuning.config import FORWARD
 from diffrl.tuning.distil_config import keeps_critics
 from tests import documents
+from tests.browser import CHROMIUM, Browser
 from tests.documents import ROOT, Command, blocks, commands, inline, name, pages, taught
 
 OURS = {"diffrl", "agents", "envs"}
@@ -210,14 +212,70 @@ def test_tables_of_sentences_stack_and_options_are_whole(hook: Any) -> None:
     made = hook.on_page_content(table("<code>--agent.q-weight 2</code>", "word " * 20))
     assert '<td data-of="a"><code><span class="whole">--agent.q-weight</span> 2</code>' in made
     assert '<td data-of="b &amp; c">word' in made
+    assert "<td>1.0&nbsp;±&nbsp;0.2</td>" in hook.on_page_content(table("1.0 ± 0.2", "1"))
+    assert "<code>tests/test_a-b.py::<wbr>test_c</code>" in hook.on_page_content(
+        table("<code>tests/test_a-b.py::test_c</code>", "1")
+    )
+
+
+@pytest.mark.parametrize("page", pages(), ids=name)
+def test_no_code_shows_a_backslash_that_a_table_wants(page: Path) -> None:
+    """A bar of code in a table has one in the repository, where the site prints it."""
+    assert not re.findall(r"^\|.*`[^`\n]*\\\|[^`\n]*`.*$", page.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [p for p in pages() if p.is_relative_to(ROOT / "docs")], ids=name)
+def test_a_long_page_has_a_table_of_contents(page: Path) -> None:
+    text = page.read_text()
+    assert len(text) < 6_000 or text.count("\n## ") >= 2
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_what_is_too_wide_has_a_shade_at_the_edge_behind_which_there_is_more(tmp_path: Path) -> None:
+    """A table in the box that the theme makes of it, and an equation; none where all is seen."""
+    style = (ROOT / "docs" / "style.css").read_text()
+    theme = ":root { --md-default-bg-color: #fff; --md-default-fg-color--lighter: #0005; } body { margin: 0; }"
+    size = "style='width: 300px; height: 100px'"
+
+    def box(width: int) -> str:
+        table = f"<table><tr><td style='min-width: {width}px'>1</td></tr></table>"
+        inner = f"<div style='display: inline-block; min-width: 100%'>{table}</div>"
+        return f"<div class='md-typeset'><div class='md-typeset__scrollwrap' {size}>{inner}</div></div>"
+
+    equation = f"<div class='equation' {size}><div style='width: 900px'>x</div></div>"
+    page = tmp_path / "page.html"
+    page.write_text(f"<style>{theme}{style} .equation {{ margin: 0; }}</style>{box(900)}{box(100)}{equation}")
+    with Browser(tmp_path, 400, 300) as browser:
+        browser.open(page.as_uri())
+        shaded = []
+        for scrolled in (0, 300, 9999):
+            browser.value(f"document.querySelectorAll('div').forEach(one => {{ one.scrollLeft = {scrolled} }}) || 1")
+            browser.screenshot(tmp_path / "page.png")
+            picture = np.asarray(Image.open(tmp_path / "page.png").convert("L")).astype(int)
+            shaded.append([[bool(picture[y, x] < 240) for x in (1, 298)] for y in (80, 180, 280)])
+    whole = [False, False]
+    assert shaded == [[edge, whole, edge] for edge in ([False, True], [True, True], [True, False])]
+
+
+def _refused(schema: Any, field: dataclasses.Field[Any]) -> bool:
+    """Whether an agent takes no other value of a switch than its default."""
+    if not isinstance(field.default, bool):
+        return False
+    try:
+        schema(**{field.name: not field.default})
+    except UserError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_table_of_settings_has_every_field_with_default_and_words(agent: str, hook: Any) -> None:
     rows = [line.strip("| ").split(" | ") for line in hook.settings_table(agent).splitlines()[2:]]
-    fields = dataclasses.fields(AGENTS[agent])
+    fields = [field for field in dataclasses.fields(AGENTS[agent]) if not _refused(AGENTS[agent], field)]
+    assert len(fields) == len(dataclasses.fields(AGENTS[agent])) - (agent == "diffuser")  # normalise_observations
     assert [row[0] for row in rows] == [f"`--agent.{field.name.replace('_', '-')}`" for field in fields]
-    assert all(len(row[-1]) > 10 for row in rows)
+    assert all(len(row) == 3 and row[1] and len(row[-1]) > 10 for row in rows)
+    assert all("by default" in row[2] for row in rows if row[1] == "see text")
     discount = next(row for row in rows if "discount`" in row[0] and "denoising" not in row[0])
     assert discount[1:] == [str(AGENTS[agent]().discount), "Discount factor of returns."]
 

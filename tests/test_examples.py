@@ -41,17 +41,29 @@ def test_sac_learns_in_three_ways_and_writes_what_came_of_it(
     pytest.importorskip("stable_baselines3", reason="needs the extra: pip install 'diffrl[sb3]'")
     main = runpy.run_path(str(EXAMPLES / "sb3_synther.py"), run_name="example")["main"]
     out = tmp_path / "new" / "results.md"
-    sizes = {"steps": 240, "eval-every": 120, "updates": 2, "episodes": 1, "refit-every": 220, "samples": 20}
+    sizes = {"steps": 250, "eval-every": 120, "updates": 2, "episodes": 1, "refit-every": 220, "samples": 20}
     words = [f"--{name}={value}" for name, value in sizes.items()]
     main(["--out", str(out), *words, "--model-steps=20", "--width=16", "--seeds", "0", "1"])
     assert capsys.readouterr().out.count("SynthER after 220 steps: fitted to 220 rows") == 2  # one fit a seed
     rows = [line for line in out.read_text().splitlines() if line.startswith("| SAC")]
     assert [row.split(" | ")[0] for row in rows] == ["| SAC", "| SAC, 2 updates", "| SAC + SynthER, 2 updates"]
     figures = [float(word) for row in rows for word in re.findall(r"-?\d+\.\d", row)]
-    assert len(figures) == 3 * (3 * 2 + 1)  # mean and error of two evaluations and their mean, minutes
+    assert len(figures) == 3 * (4 * 2 + 1)  # mean and error of three evaluations and their mean, minutes
     results = json.loads(out.with_suffix(".json").read_text())["results"]
-    assert list(results["SAC"]["seeds"]["0"]["returns"]) == ["120", "240"]
+    assert list(results["SAC"]["seeds"]["0"]["returns"]) == ["120", "240", "250"]
     assert out.with_suffix(".png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_sac_learns_for_all_steps_whatever_the_evaluations_between_them() -> None:
+    """The steps behind the last multiple of --eval-every too: the same policy as of one evaluation at the end."""
+    pytest.importorskip("stable_baselines3", reason="needs the extra: pip install 'diffrl[sb3]'")
+    example = runpy.run_path(str(EXAMPLES / "sb3_synther.py"), run_name="example")
+    options = {"steps": 130, "learning_starts": 100, "episodes": 1, "refit_every": 130}
+    cut, _ = example["learn"](example["Options"](eval_every=50, **options), 0)
+    whole, _ = example["learn"](example["Options"](eval_every=130, **options), 0)
+    assert list(cut) == [50, 100, 130]
+    assert whole == {130: cut[130]}
+    assert cut[130] != cut[100]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +74,10 @@ def test_sac_learns_in_three_ways_and_writes_what_came_of_it(
             "--steps is 200, and the first 200 only collect (--learning-starts): expected more",
         ),
         ("sb3_synther --steps 250 --eval-every 300", "--eval-every is 300, more than --steps 250"),
+        (
+            "sb3_synther --steps 250 --refit-every 251",
+            "--refit-every is 251, more than --steps 250: no model is fitted",
+        ),
         ("sb3_synther --episodes 0", "--episodes is 0; expected at least 1"),
         ("bandit --steps -1", "--steps is -1; expected at least 1"),
         ("mixture --samples 0", "--samples is 0; expected at least 1"),

@@ -149,17 +149,20 @@ def _nest(parser: ArgumentParser, verbs: Mapping[str, type]) -> None:
 
 
 def _fill(parser: ArgumentParser, found: Iterable[Any], **how: Any) -> None:
-    """Add to a parser what these schemas have and it has not. how: as for `tyro.cli`."""
+    """Add to a parser the options that these schemas have and it has not, and their choices. how: as for `tyro.cli`."""
     for schema in found:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # nothing else gives the options of a schema
             made = tyro.extras.get_parser(schema, **how)
-        there = {word for action in parser._actions for word in (*action.option_strings, action.dest)}
+        there = {word: action for action in parser._actions for word in (*action.option_strings, action.dest)}
         for action in made._actions:
-            if not there.intersection([*action.option_strings, action.dest]):
+            action.choices = action.choices and [word for word in action.choices if word != "None"]
+            known = next((there[word] for word in (*action.option_strings, action.dest) if word in there), None)
+            if known is None:
                 action.help = _sentence(action.help)
-                action.choices = action.choices and [word for word in action.choices if word != "None"]
                 _take(parser, action)
+            elif known.choices and action.choices:  # of two agents that have an option for different words
+                known.choices = list(dict.fromkeys([*known.choices, *action.choices]))
 
 
 def _sentence(text: str | None) -> str:

@@ -122,8 +122,8 @@ def run(arguments: Sequence[str]) -> int:
     from diffrl.runs.kind import FILES, agent_of, require_checkpoint, require_policy
 
     require_policy(given.run_folder)
+    refuse_agent(DISTIL, agent_of(given.run_folder))  # before what another option would help
     require_checkpoint(given.run_folder, given.learning.start_checkpoint)
-    refuse_agent(DISTIL, agent_of(given.run_folder))
     folder.refuse(given.run.out, FILES)
     from diffrl.runs.distil import distil
 

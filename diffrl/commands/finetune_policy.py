@@ -59,13 +59,15 @@ class FinetunePolicy:
 
     def start(self, settings: TuningConfig, given: Collection[str]) -> int:
         """Fine-tune the run's policy as the algorithm's settings say; give the exit code. given: the fields named."""
-        from diffrl.runs.kind import FILES, agent_of, require_checkpoint, require_policy
+        from diffrl.runs.kind import FILES, agent_of, environment_of, refuse_frozen, require_checkpoint, require_policy
 
         require_policy(self.run_folder)
-        require_checkpoint(self.run_folder, settings.start_checkpoint)
         agent = agent_of(self.run_folder)
-        # What raises, before torch is imported.
+        # What raises, before torch is imported: first what no other option would help.
         tuning.refuse_agent(settings.algo, agent)
+        tuning.refuse_no_environment(settings, self.run_folder, environment_of(self.run_folder))
+        refuse_frozen(self.run_folder)
+        require_checkpoint(self.run_folder, settings.start_checkpoint)
         settings.refuse_unused(given)
         tuning.refuse_idle(settings, agent, self.run.log_every)
         tuning.refuse_steps(settings, tuning.default_steps(settings) if self.run.steps is None else self.run.steps)

@@ -17,12 +17,14 @@ from diffrl.support.errors import UserError
 from diffrl.support.seeds import generator_at
 from diffrl.support.stopping import check
 from envs.making import MAX_ENVIRONMENTS
-from envs.task import Task, refuse_not_finite
+from envs.task import Task, refuse_not_finite, time_limit
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Observations (S, E, O) as the environment gives them -> actions (S, E, A) as it takes them."""
 _SEEDED_AT_ONCE = 400
 """Start states are drawn for so many environments at once. Scores depend on it: it stays, whatever is held at once."""
+_MANY_CALLS = 10
+"""Network calls a step from which on it is said what acting costs."""
 _SLACK = 0.1
 """How far beyond -1 and 1 an action may lie: a solver's last step ends near 0, and not at it."""
 
@@ -48,6 +50,21 @@ def refuse_actions(agent: Agent, actions: Tensor, observations: Tensor, gave: st
             f"{what} an action of {float(largest):.3g} (its absolute value); expected actions in [-1, 1], which are "
             "scaled to the environment's bounds."
         )
+
+
+def cost_of_acting(agent: Agent) -> str:
+    """What is to be known where an agent that plans takes many network calls a step, in a sentence or two; else ""."""
+    if not isinstance(agent, Planner):
+        return ""
+    every = agent.replan_every
+    calls = 0.0 if every is None else agent.calls / every
+    if calls < _MANY_CALLS:
+        return ""
+    how = "a new plan at every step" if every == 1 else f"a plan of {agent.calls:,} calls every {every} steps"
+    return (
+        f"Acting takes {calls:,.0f} network calls a step ({how}), so evaluations are slow: --agent.replan-every, "
+        "--agent.sampling-steps and --agent.solver lower that."
+    )
 
 
 class Actor:
@@ -148,14 +165,15 @@ class Evaluator:
         act: Act,
         episodes: int,
         entropy: tuple[int, ...],
-        on_step: Callable[[int, int], None] = lambda finished, total: None,
+        on_step: Callable[[float, int], None] = lambda finished, total: None,
         record: int = 0,
     ) -> tuple[NDArray[np.float64], list[NDArray[np.float32]]]:
         """Undiscounted returns (S, `episodes`), and the observations of seed 0's first `record` episodes.
 
         entropy: what the start states are drawn from, so that an evaluation repeats itself. `on_step` hears how many
-        episodes are finished, of how many. What the environment says of success is then in `successes`. Raises
-        UserError for actions that are not finite, and for what an environment gives that is not.
+        episodes are finished, of how many; of those that go on, their part of the time limit is counted. What the
+        environment says of success is then in `successes`. Raises UserError for actions that are not finite, and for
+        what an environment gives that is not.
         """
         turn = rows_at_once(episodes, self.n_seeds, self.max_environments)
         while len(self._environments) < self.n_seeds * turn:
@@ -173,6 +191,7 @@ class Evaluator:
                 act.reset()
             observations = np.array([[first[s, e] for e in range(n)] for s in range(self.n_seeds)], dtype=np.float32)
             self._refuse_not_finite(observations, returns[:, start : start + n])
+            limit, t = time_limit(self._environments[0]), 0
             while grid:
                 check()
                 for e in range(start, min(start + n, len(paths))):
@@ -192,7 +211,9 @@ class Evaluator:
                         if isinstance(act, Actor) and not any((seed, e) in grid for seed in range(self.n_seeds)):
                             act.finish([e])
                 self._refuse_not_finite(observations, returns[:, start : start + n])
-                on_step(finished, self.n_seeds * episodes)
+                t += 1
+                parts = len(grid) * min(t / limit, 1.0) if limit else 0.0
+                on_step(finished + parts, self.n_seeds * episodes)
         self.successes = successes if told else None
         return returns, [np.stack(path) for path in paths]
 
@@ -218,10 +239,10 @@ class Evaluator:
 class Share:
     """Turns the progress of one seed's episodes into that of all `n` seeds, of which `before` episodes are finished."""
 
-    on_progress: Callable[[int, int], None]
+    on_progress: Callable[[float, int], None]
     before: int
     n: int
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: float, total: int) -> None:
         """So many of one's episodes are finished, of how many."""
         self.on_progress(self.before + done, self.n * total)

@@ -77,6 +77,45 @@ def require_checkpoint(path: Path | str, which: str) -> None:
         raise UserError(f"{path} has no checkpoint {which!r}: expected last, best, or one of {known}.")
 
 
+def refuse_online(path: Path | str) -> None:
+    """Raise UserError where no online run can start from a policy's run, whatever the options of it are."""
+    if kind_of(path) == ONLINE:
+        raise UserError(f"{path} is an online run already: `diffrl resume {path}`.")
+    if environment_of(path) is None:
+        raise UserError(
+            f"{path} was trained without an environment, so there is nothing to go on in. Train it with --env ID."
+        )
+    refuse_segments(agent_of(path), str(path))
+    refuse_frozen(path)
+
+
+def environment_of(path: Path | str) -> str | None:
+    """The id of a policy's run's environment; None: it has none. Raises UserError where run.json cannot be read."""
+    task = read_about(local_folder(path)).get("task")
+    return task.get("env_id") if isinstance(task, dict) else None
+
+
+def refuse_segments(agent: AgentConfig, what: str) -> None:
+    """Raise UserError where the agent of a run or configuration, called `what`, cannot learn from single steps."""
+    if not agent.stepwise:
+        where = "another agent" if agent.policy_kind == "planner" else "--agent.chunk 1 and --agent.n-step 1"
+        raise UserError(
+            f"{what} is of the agent {agent.name}, which as it is set learns from whole segments of data: it cannot go "
+            f"on from single steps in its environment. Start from a run of {where}."
+        )
+
+
+def refuse_frozen(path: Path | str) -> None:
+    """Raise UserError where part of a run's policy is frozen, which a run that starts from it would not keep so."""
+    local = local_folder(path)
+    files = [local / file for file in (SETTINGS, *OLD_SETTINGS.values())]
+    if any(read_yaml(file).get("tuned_steps") is not None for file in files if file.is_file()):
+        raise UserError(
+            f"{path} has a policy whose first denoising steps are frozen (--tuned-steps), which cannot be "
+            "trained a second time; go on with it (`diffrl resume`), or start from the run it came from."
+        )
+
+
 def agent_of(path: Path | str) -> AgentConfig:
     """The settings of the agent of a policy's run. Raises UserError where config.yaml cannot be read."""
     return configuration.load(local_folder(path) / "config.yaml", of_run=True).agent

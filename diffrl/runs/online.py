@@ -22,8 +22,8 @@ from diffrl.runs.config import (
     RunOptions,
     TrainConfig,
 )
-from diffrl.runs.kind import FILES, ONLINE, untrained_at
-from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_frozen, tell_remarks
+from diffrl.runs.kind import FILES, ONLINE, refuse_online, refuse_segments, untrained_at
+from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, tell_remarks
 from diffrl.runs.run import Run
 from diffrl.runs.train import EXPLODED, Say, begun, finished, fit, folder_stem, reopened, same_data, watched
 from diffrl.support.console import console
@@ -60,8 +60,8 @@ def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool 
     untrained = untrained_at(path)
     if untrained is not None:
         return _online_from_nothing(untrained, settings, options, quiet)
-    options = _with_steps(options, settings, ONLINE_STEPS, ONLINE_EVAL_EVERY)
     offline = _offline(Path(path)).within(None, options.env_kwargs, options.max_episode_steps)
+    options = _with_steps(options, settings, ONLINE_STEPS, ONLINE_EVAL_EVERY)
     old = dataclasses.replace(offline.config, agent=offline.config.agent.going_online())
     new, device = _here(old, options)
     settle()
@@ -94,13 +94,17 @@ def _online_from_nothing(config: TrainConfig, settings: OnlineConfig, options: R
             f"--start-checkpoint {settings.start_checkpoint} is of an offline run, and {settings.offline_run} is a "
             "configuration, whose agents start untrained: leave it out, or give a run's folder."
         )
+    refuse_segments(config.agent, str(settings.offline_run))
     options = _with_steps(options, settings, config.steps, config.eval_every)
     config = dataclasses.replace(config, agent=config.agent.going_online())
     new, device = _here(config, options)
     settle()
     with claimed(new.out, folder_stem(new, f"{config.agent.name}-online"), FILES) as folder:
         run, dataset, transitions = begun(new, device, folder, quiet)
-        _refuse(run, str(settings.offline_run))
+        if run.task.env_id is None:
+            raise UserError(
+                f"{settings.offline_run} names no environment, and its data neither: put `env: ID` into it."
+            )
         settings = _scaled(settings, dataset, config)
         del dataset
         agent = build_agent(run, device)
@@ -153,28 +157,8 @@ def _own(overrides: dict[str, Any], schema: type) -> dict[str, Any]:
 def _offline(path: Path) -> Run:
     """The run to start from. Raises UserError where an online run cannot start from it."""
     run = Run.read(path)
-    if run.kind == ONLINE:
-        raise UserError(f"{path} is an online run already: `diffrl resume {path}`.")
-    _refuse(run, str(path))
-    refuse_frozen(run)
+    refuse_online(path)
     return run
-
-
-def _refuse(run: Run, what: str) -> None:
-    """Raise UserError where the agent of a run or configuration, called `what`, cannot learn in its environment."""
-    if run.task.env_id is None:
-        raise UserError(
-            f"{what} was trained without an environment, so there is nothing to go on in. Train it with --env ID."
-            if run.path == Path(what)
-            else f"{what} names no environment, and its data neither: put `env: ID` into it."
-        )
-    if not run.config.agent.stepwise:
-        agent = run.config.agent
-        where = "another agent" if agent.policy_kind == "planner" else "--agent.chunk 1 and --agent.n-step 1"
-        raise UserError(
-            f"{what} is of the agent {agent.name}, which as it is set learns from whole segments of data: it cannot go "
-            f"on from single steps in its environment. Start from a run of {where}."
-        )
 
 
 def resume_online(run: Run, *, steps: int | None, device: str | None, quiet: bool = False) -> Path:

@@ -134,15 +134,6 @@ def build_agent(run: Run, device: str, seeds: Sequence[int] | None = None) -> Ag
     return agent
 
 
-def refuse_frozen(run: Run) -> None:
-    """Raise UserError where part of a run's policy is frozen, which a run that starts from it would not keep so."""
-    if (run.settings or {}).get("tuned_steps") is not None:
-        raise UserError(
-            f"{run.path} has a policy whose first denoising steps are frozen (--tuned-steps), which cannot be "
-            "trained a second time; go on with it (`diffrl resume`), or start from the run it came from."
-        )
-
-
 _NEVER_EVALUATED = "as nothing has been evaluated in it yet"
 
 
@@ -205,7 +196,9 @@ def remarks(run: Run, which: str, steps: Sequence[int], starts: bool = False) ->
     whether another run starts from them; then where a trained policy is found is said, too.
     """
     found = [untrained] if (untrained := run.untrained(min(steps))) else []
-    if found and starts:
+    if starts and not found and (began := run.began_untrained()):
+        found = [began]
+    elif found and starts:
         trained = [step for step in checkpoint.steps(run.path) if not run.untrained(step)]
         how = f"`diffrl resume {run.path} --steps N` trains it further"
         found = [f"{untrained} {f'--start-checkpoint {trained[-1]} names a trained one' if trained else how}."]
@@ -309,7 +302,7 @@ class CheckpointEvaluator:
         self._rollout = Evaluator.of(run.task)
 
     def __call__(
-        self, step: int, on_progress: Callable[[int, int], None], seeds: Sequence[int] | None = None
+        self, step: int, on_progress: Callable[[float, int], None], seeds: Sequence[int] | None = None
     ) -> NDArray[np.float64]:
         """Outcomes of the seeds, or of these, at the checkpoint of `step`; on_progress as `Trainer.evaluate`'s.
 
@@ -345,7 +338,7 @@ class StackEvaluator:
         if run.task.env_id is not None:
             self._rollout = Evaluator.of(run.task, agent.n_seeds)
 
-    def __call__(self, step: int, on_progress: Callable[[int, int], None]) -> NDArray[np.float64]:
+    def __call__(self, step: int, on_progress: Callable[[float, int], None]) -> NDArray[np.float64]:
         """Outcomes after `step` steps, as `CheckpointEvaluator` gives them; on_progress as `Trainer.evaluate`'s."""
         assert self._rollout is not None
         act = Actor(self._agent, self._run.preprocessing, step)

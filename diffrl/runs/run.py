@@ -13,8 +13,19 @@ import torch
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import ActionBounds, Preprocessing
 from diffrl.runs import config as configuration
-from diffrl.runs.config import TrainConfig
-from diffrl.runs.kind import FILES, OFFLINE, OLD_SETTINGS, SETTINGS, kind_in, kind_of, no_run, of_images, read_about
+from diffrl.runs.config import OnlineConfig, TrainConfig
+from diffrl.runs.kind import (
+    FILES,
+    OFFLINE,
+    OLD_SETTINGS,
+    ONLINE,
+    SETTINGS,
+    kind_in,
+    kind_of,
+    no_run,
+    of_images,
+    read_about,
+)
 from diffrl.support.errors import UserError, said_by
 from diffrl.support.files import read_yaml
 from diffrl.support.folder import (
@@ -31,8 +42,12 @@ from diffrl.support.folder import (
 )
 from diffrl.support.machine import explaining_memory, versions
 from diffrl.support.remote import local_folder
+from diffrl.support.schema import Natural, held
 from diffrl.training import checkpoint
 from envs.task import NOT_KEPT, Task, capped, fitting_env
+
+_MOST_ORIGINS = 10
+"""Of a run's start, its start, and so on: renamed folders may lead in a circle."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +85,72 @@ class Run:
         return str(teacher.get("name", "")) if isinstance(teacher, Mapping) else ""
 
     def untrained(self, step: int) -> str:
-        """A sentence where the policy that acts is, at this step of an offline run, still as it was made; else ""."""
+        """A sentence where the policy that acts is, at this step, still as it was made; else "".
+
+        Of a run that started from another one this is told by that run's folder, while it is there.
+        """
+        return self._untrained(step, self._origins())
+
+    def _untrained(self, step: int, origins: "Sequence[tuple[Run, int]]") -> str:
+        """`untrained`, of a run with these origins."""
         agent = self.config.agent
-        if self.kind != OFFLINE or step > agent.untrained_steps:
+        if self.kind == OFFLINE and step <= agent.untrained_steps:
+            if not agent.untrained_steps:
+                return "At step 0 the policy that acts is untrained: as it was made."
+            flag = f"--agent.{agent.waits_by.replace('_', '-')}"
+            return f"Up to step {agent.untrained_steps:,} the policy that acts is untrained ({flag})."
+        if not origins or self.teacher:  # a student is another network
             return ""
-        if not agent.untrained_steps:
-            return "At step 0 the policy that acts is untrained: as it was made."
-        flag = f"--agent.{agent.waits_by.replace('_', '-')}"
-        return f"Up to step {agent.untrained_steps:,} the policy that acts is untrained ({flag})."
+        start, at = origins[0]
+        if self.kind == ONLINE:
+            settings = OnlineConfig.from_dict(self.settings or {}, str(self.path))
+            updates = max(step - settings.warm_up, 0) * settings.updates_per_step
+            idle = max(agent.untrained_steps - at, 0) if start.kind == OFFLINE else 0  # its updates are counted on
+        else:
+            updates, idle = step, 0
+        if updates > idle or not start._untrained(at, origins[1:]):
+            return ""
+        return f"At step {step:,} the policy that acts is untrained: it is that of {start.path} at step {at:,}."
+
+    def began_untrained(self) -> str:
+        """A sentence where the policy goes back to an untrained one that was changed but never trained; else "".
+
+        A fine-tuned or distilled run of an untrained policy, or a run from such a one, has learned on networks as they
+        were made. It is told by the folders of the runs before it, while they are there.
+        """
+        origins, run = self._origins(), self
+        for i, (start, at) in enumerate(origins):
+            if run.kind == ONLINE:  # which trains a policy as an offline run does
+                return ""
+            if start._untrained(at, origins[i + 1 :]):
+                return f"It goes back to an untrained policy, that of {start.path} at step {at:,}."
+            run = start
+        return ""
+
+    def _origins(self) -> "list[tuple[Run, int]]":
+        """The runs that this one goes back to, its start first, and the least of its seeds' steps in each.
+
+        As far as their folders are there, hold the same data, and can be read.
+        """
+        found: list[tuple[Run, int]] = []
+        run = self
+        while (start := run._start()) is not None and len(found) < _MOST_ORIGINS:
+            found.append(start)
+            run = start[0]
+        return found
+
+    def _start(self) -> "tuple[Run, int] | None":
+        """The run that this one started from, and the least of its seeds' steps there; None: none can be read."""
+        settings = self.settings or {}
+        path, steps = settings.get("start_run") or settings.get("offline_run"), settings.get("start_steps")
+        if not (isinstance(path, str) and isinstance(steps, Sequence) and steps and (Path(path) / ABOUT).is_file()):
+            return None
+        try:
+            start = Run.read(path)
+        except UserError:
+            return None
+        at = min(held(step, Natural, f"start_steps in {self.path / SETTINGS}") for step in steps)
+        return (start, at) if start.fingerprint == self.fingerprint else None  # else it is another run by now
 
     def unfinished(self) -> str:
         """A sentence where the run has made fewer steps than it is for, by its newest checkpoint; else ""."""

@@ -10,6 +10,7 @@ import numpy as np
 from rich.markup import escape
 
 from agents.base import Agent
+from agents.planning_config import Diffuser
 from diffrl.data.checks import Known, Taken, examine, take, tell, understand
 from diffrl.data.d4rl import fingerprint
 from diffrl.data.observations import without_goal
@@ -17,13 +18,13 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import fit_preprocessing
 from diffrl.data.transitions import Transitions
 from diffrl.runs import failure, workers
-from diffrl.runs.acting import source_of_randomness
+from diffrl.runs.acting import cost_of_acting, source_of_randomness
 from diffrl.runs.config import TrainConfig, chosen, group_seeds, meant, to_dict
 from diffrl.runs.kind import FILES, OFFLINE
 from diffrl.runs.policy import CheckpointEvaluator, build_agent
 from diffrl.runs.run import Run, lowering_memory
 from diffrl.support.console import StepsBar, console, steps_bar
-from diffrl.support.errors import UserError, counted
+from diffrl.support.errors import DataError, UserError, counted
 from diffrl.support.folder import all_done, claimed, too_far, what_works
 from diffrl.support.machine import products, resolve_device, settle
 from diffrl.support.stopping import going_on
@@ -35,7 +36,7 @@ from diffrl.training.sinks import TENSORBOARD
 from diffrl.training.stack import StackTrainer
 from envs.datasets import FILE_SUFFIXES, called, load_dataset, whereabouts
 from envs.rows import first_rows
-from envs.task import benchmark_family, capped, data_limit, open_task, score_word
+from envs.task import Task, benchmark_family, capped, data_limit, open_task, score_word
 
 EXPLODED = 10.0
 """A value estimate counts as exploded at this many times the largest return the data's rewards allow."""
@@ -62,11 +63,18 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
     settle()
     with claimed(config.out, folder_stem(config, config.agent.name), FILES) as path:
         run, dataset, transitions = begun(config, device, path, quiet)
+        algorithm = str(dataset.metadata.get("algorithm", ""))
         del dataset  # as large as the transitions, which are all that is needed from here on
         config = run.config
         with lowering_memory(config, None):
             agent = build_agent(run, device)
-            agent.source(transitions)  # refuses here, before there is a folder, what the agent cannot learn from
+            try:
+                agent.source(transitions)  # refuses here, before there is a folder, what the agent cannot learn from
+            except DataError as error:
+                if not algorithm.startswith("Flow-to-Better"):
+                    raise
+                shorter = "Trajectories of Flow-to-Better have one row less than its --horizon."
+                raise DataError(f"{error} {shorter}") from error
         run.write()
 
         # Steps, evaluations and checkpoints, to the end.
@@ -103,6 +111,8 @@ def begun(config: TrainConfig, device: str, path: Path, quiet: bool) -> tuple[Ru
         transitions = preprocessing.transitions(episodes, config.agent.reward_tune, device)
     if env is not None:
         env.close()
+    if not quiet and (said := _goal_left_out(config, task, dataset)):
+        console.print(said, markup=False)
 
     # What the run's folder holds.
     largest = float(transitions.columns.rewards.abs().max()) / (1 - config.agent.discount)
@@ -244,6 +254,8 @@ def fit(
         untrained = run.untrained(max(start + 1, min(config.eval_every, config.steps)))
         if untrained:
             observer.message(f"[yellow]{untrained}[/]")
+        if run.task.env_id is not None and (cost := cost_of_acting(agent)):
+            observer.message(cost)
         try:
             loop.fit(config.steps)
         except OSError as error:
@@ -432,6 +444,20 @@ def folder_stem(config: TrainConfig, kind: str) -> str:
     is_path = Path(config.dataset).suffix in FILE_SUFFIXES
     name = Path(config.dataset).stem if is_path else config.dataset.replace("/", "-").replace(":", "-")
     return f"{kind}-{name}"
+
+
+def _goal_left_out(config: TrainConfig, task: Task, dataset: OfflineDataset) -> str:
+    """A sentence where the agent could plan to the goal of its environment, and is not told to; else ""."""
+    agent = config.agent
+    if not (isinstance(agent, Diffuser) and agent.could_reach(dataset.observation_size, dataset.action_size)):
+        return ""
+    try:
+        known = task.goal_state is not None
+    except UserError:  # it says no observation, which is of no matter to plans without a goal
+        return ""
+    if not known:
+        return ""
+    return f"{task.env_id} has a goal, to which this Diffuser does not plan: --agent.goal-reaching has it do so."
 
 
 def _title(run: Run, n: int, groups: int) -> str:

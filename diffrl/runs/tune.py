@@ -16,8 +16,8 @@ from diffrl.data.transitions import Transitions
 from diffrl.nets import seed_generator
 from diffrl.runs.acting import source_of_randomness
 from diffrl.runs.config import RunOptions
-from diffrl.runs.kind import FILES, OFFLINE
-from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_frozen, tell_remarks
+from diffrl.runs.kind import FILES, OFFLINE, refuse_frozen
+from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, tell_remarks
 from diffrl.runs.run import Run, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.support.console import console
@@ -137,13 +137,9 @@ def resume_tuning(run: Run, *, steps: int | None, device: str | None, quiet: boo
 def _start(settings: TuningConfig) -> Run:
     """The run to start from. Raises UserError where its policy cannot be fine-tuned as the settings say."""
     start = Run.read(settings.start_run)
-    if acts(settings) and start.task.env_id is None:
-        name = {"dppo": "DPPO", "nft": "DiffusionNFT"}[settings.algo]
-        raise UserError(
-            f"{start.path} was trained without an environment, so there is nothing for {name} to act in. Train it with "
-            "--env ID, fine-tune from preferences: --algo dpo, or by its critics: --algo nft --advantages critics."
-        )
-    refuse_frozen(start)
+    tuning.refuse_agent(settings.algo, start.config.agent)
+    tuning.refuse_no_environment(settings, start.path, start.task.env_id)
+    refuse_frozen(start.path)
     return start
 
 

@@ -107,7 +107,7 @@ def start_training(
 
 
 def start_evaluations(
-    run: Run, record: Record, on_progress: Callable[[int, int], None], say: Callable[[str], None], go_on: str
+    run: Run, record: Record, on_progress: Callable[[float, int], None], say: Callable[[str], None], go_on: str
 ) -> EvaluationPool:
     """The processes that evaluate an offline run's checkpoints; the arguments are those of `EvaluationPool`."""
     from diffrl.training.evaluations import EvaluationPool
@@ -248,7 +248,7 @@ class _Worker:
         if text.startswith("[yellow]"):
             self._say(text)
 
-    def _progress(self, done: int, total: int) -> None:
+    def _progress(self, done: float, total: int) -> None:
         """Tell the parent how far an evaluation is, ten times a second at most."""
         from diffrl.training.messages import Progressed
 

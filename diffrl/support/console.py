@@ -32,7 +32,8 @@ class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         """The rate of the last minute; once all is done, that of the whole."""
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{_rate(speed)} {self.unit}/s", style="cyan")
+        unit = task.fields.get("unit", self.unit)
+        return Text("" if speed is None else f"{_rate(speed)} {unit}/s", style="cyan")
 
 
 def _bar(unit: str, quiet: bool) -> Progress:
@@ -51,14 +52,14 @@ def _bar(unit: str, quiet: bool) -> Progress:
 
 
 @contextmanager
-def work(title: str, unit: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+def work(title: str, unit: str, quiet: bool = False) -> Iterator[Callable[[float, int], None]]:
     """Show how far some work is, as a bar or as lines; yields the function that is told (done, total), in `unit`s."""
     with _bar(unit, quiet) as bar:
         task = bar.add_task(title, total=None, note="")
         began = written = time.monotonic()
-        first: int | None = None
+        first: float | None = None
 
-        def update(done: int, total: int) -> None:
+        def update(done: float, total: int) -> None:
             nonlocal began, written, first
             bar.update(task, completed=done, total=total)
             now = time.monotonic()
@@ -67,7 +68,7 @@ def work(title: str, unit: str, quiet: bool = False) -> Iterator[Callable[[int, 
             if not quiet and not console.is_terminal and now - written > LINE_EVERY and done > first:
                 rate = (done - first) / (now - began)
                 left = (total - done) / rate / 60
-                console.print(f"{title} {done:,}/{total:,}  {_rate(rate)} {unit}/s  {left:.1f} min left")
+                console.print(f"{title} {math.floor(done):,}/{total:,}  {_rate(rate)} {unit}/s  {left:.1f} min left")
                 written = now
 
         yield update
@@ -83,13 +84,15 @@ class StepsBar:
     def __init__(self, bar: Progress, total: int, start: int, shown: Sequence[str], quiet: bool) -> None:
         self._bar, self._total, self._start, self._shown, self._quiet = bar, total, start, shown, quiet
         self._steps = bar.add_task("Training", total=total, completed=start, note="")
-        self._episodes = bar.add_task("Evaluating", total=None, note="", visible=False)
+        self._episodes = bar.add_task("Evaluating", total=None, note="", visible=False, unit="episodes")
         self._began = self._drawn = self._written = time.monotonic()
         self._underway = False
+        self._stepped = self._began
+        self._evaluating: tuple[float, float] | None = None
 
     def progress(self, step: int) -> None:
         """So many steps have been made; drawn ten times a second at most, as a step is much shorter."""
-        now = time.monotonic()
+        self._stepped = now = time.monotonic()
         if not self._underway:  # the rate is of steps, not of what was made ready before the first
             self._start, self._began, self._underway = step, now, True
         if now - self._drawn > 0.1 or step == self._total:
@@ -117,9 +120,24 @@ class StepsBar:
         if not self._quiet:
             self._bar.console.print(text)
 
-    def episodes(self, finished: int, total: int) -> None:
-        """So many episodes of `total` are finished: a bar of its own, while there are any left."""
+    def episodes(self, finished: float, total: int) -> None:
+        """So many episodes of `total` are finished, parts of one counted: a bar of its own, while there are any left.
+
+        As lines where no steps are made in the meantime: else those say that something goes on.
+        """
         self._bar.update(self._episodes, completed=finished, total=total, visible=finished < total)
+        now = time.monotonic()
+        if self._evaluating is None:
+            self._evaluating = now, finished
+        since, first = self._evaluating
+        if finished >= total:
+            self._evaluating = None
+        elif not self._quiet and not console.is_terminal and now - max(self._written, self._stepped) > LINE_EVERY:
+            said = f"evaluating: {math.floor(finished):,}/{total:,} episodes, {finished / total:.0%} in all"
+            if finished > first:
+                said += f"  {(total - finished) * (now - since) / (finished - first) / 60:.1f} min left"
+            console.print(said)
+            self._written = now
 
 
 @contextmanager

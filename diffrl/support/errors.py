@@ -32,15 +32,15 @@ class DataError(UserError, ValueError):
     """A data set that cannot be used. The text names the file, the key and the row."""
 
 
-def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known entry nearest to `name`; None where none is near.
+def closest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The known entry nearest to `name`; None where none is near: of no entry `difflib`'s ratio is `cutoff` or more.
 
     Where the nearest is more than a slip of the keys away, one that `name` abbreviates comes first: that has three or
     more of its letters in order, and the same first letter. "diffql" is short for "diffusion_ql", and no "ifql".
     """
     options = sorted(itertools.islice(known, 1000))  # a file may hold any number of any size
     typed, short = name[:60], [option[:60] for option in options]
-    near = difflib.get_close_matches(typed, short, n=20, cutoff=0.5)
+    near = difflib.get_close_matches(typed, short, n=20, cutoff=cutoff)
     slips = difflib.get_close_matches(typed, near, n=1, cutoff=0.85)
     best = next(iter([*slips, *(option for option in near if _abbreviates(typed, option)), *near]), None)
     return next((option for option in options if option[:60] == best), None)

@@ -36,7 +36,7 @@ class EvaluationPool(Evaluations):
         seeds: Sequence[int],
         episodes: int,
         record: Record,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        on_progress: Callable[[float, int], None] = lambda done, total: None,
         say: Callable[[str], None] = lambda text: None,
         go_on: str = "",
     ) -> None:
@@ -44,7 +44,7 @@ class EvaluationPool(Evaluations):
         self._seeds, self._episodes = tuple(seeds), episodes
         self._record, self._on_progress, self._say, self._go_on = record, on_progress, say, go_on
         self._open: dict[int, dict[int, NDArray[np.float64]]] = {}  # by step, in order: returns (E,) by seed
-        self._finished: dict[tuple[int, int], int] = {}  # by step and seed: episodes
+        self._finished: dict[tuple[int, int], float] = {}  # by step and seed: episodes
         self._queue: deque[tuple[int, int]] = deque()
         # What each process owes: the returns of a step and a seed, or at first that it is there. None: nothing.
         self._tasks: list[tuple[int, int] | None] = [None] * len(crew.names)
@@ -130,7 +130,7 @@ class EvaluationPool(Evaluations):
             for seed in self._seeds:
                 del self._finished[step, seed]
 
-    def _note(self, i: int, done: int, total: int) -> None:
+    def _note(self, i: int, done: float, total: int) -> None:
         if (task := self._tasks[i]) is not None:
             self._finished[task] = done
             self._tell()

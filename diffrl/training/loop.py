@@ -67,8 +67,10 @@ class Trainer(Protocol):
     def hold(self, positions: Sequence[int], good: Mapping[str, Tensor]) -> None:
         """Put the seeds at `positions` to their part of `good`, a learner's `state_dict`, and keep them there."""
 
-    def evaluate(self, step: int, on_progress: Callable[[int, int], None]) -> NDArray[np.float64]:
+    def evaluate(self, step: int, on_progress: Callable[[float, int], None]) -> NDArray[np.float64]:
         """Outcomes of episodes after `step` steps; `on_progress` hears how many are finished, of how many.
+
+        Of an episode that goes on its part of the time limit is counted.
 
         Returns (S, E); where the environment tells of success, returns and successes (S, E, 2).
         """
@@ -151,7 +153,7 @@ class InLine(NoEvaluations):
     """
 
     def __init__(
-        self, trainer: Trainer, record: Record, on_progress: Callable[[int, int], None], go_on: str = ""
+        self, trainer: Trainer, record: Record, on_progress: Callable[[float, int], None], go_on: str = ""
     ) -> None:
         """Make none yet. go_on: what to do where one fails."""
         self._trainer, self._record, self._on_progress = trainer, record, on_progress

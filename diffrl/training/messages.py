@@ -121,9 +121,9 @@ class Failed:
 
 @dataclass(frozen=True)
 class Progressed:
-    """Before the end of an evaluation: `done` episodes of `total` are finished."""
+    """Before the end of an evaluation: `done` episodes of `total` are finished, parts of one counted."""
 
-    done: int
+    done: float
     total: int
 
 

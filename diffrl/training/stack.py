@@ -19,7 +19,7 @@ from diffrl.training.loop import Trainer
 PULSE = 0.25
 """Seconds after which `advance` comes back, so that progress is shown and signals are served."""
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[float, int], None]
 """Hears how many episodes of an evaluation are finished, of how many."""
 Evaluate = Callable[[int, Progress], NDArray[np.float64]]
 """Evaluates the learner as it stands after so many steps: returns (S, E)."""

@@ -104,7 +104,7 @@ class Crew:
     def ask(
         self,
         requests: Mapping[int, Request],
-        on_progress: Callable[[int, int, int], None] = lambda i, done, total: None,
+        on_progress: Callable[[int, float, int], None] = lambda i, done, total: None,
     ) -> dict[int, Mapping[str, Tensor]]:
         """Send worker i its request, for all i at once, and wait; give the tensors they reply with, in order of i.
 
@@ -129,7 +129,7 @@ class Crew:
         self,
         owing: Collection[int],
         timeout: float,
-        on_progress: Callable[[int, int, int], None] = lambda i, done, total: None,
+        on_progress: Callable[[int, float, int], None] = lambda i, done, total: None,
     ) -> dict[int, Mapping[str, Tensor]]:
         """The tensors of the requests that have been carried out, or are within `timeout` seconds, by worker.
 
@@ -300,11 +300,11 @@ class WorkerTrainer(Trainer):
         self._crew.ask(requests)
 
     @override
-    def evaluate(self, step: int, on_progress: Callable[[int, int], None]) -> NDArray[np.float64]:
+    def evaluate(self, step: int, on_progress: Callable[[float, int], None]) -> NDArray[np.float64]:
         # Each group by itself, as if it were a run of its own.
-        finished = [0] * len(self.groups)
+        finished = [0.0] * len(self.groups)
 
-        def note(i: int, done: int, total: int) -> None:
+        def note(i: int, done: float, total: int) -> None:
             finished[i] = done
             on_progress(sum(finished), total // self.groups[i] * len(self.seeds))
 
@@ -321,7 +321,7 @@ class WorkerTrainer(Trainer):
 
 
 def carry_out(
-    trainer: Trainer, request: TrainerRequest, on_progress: Callable[[int, int], None]
+    trainer: Trainer, request: TrainerRequest, on_progress: Callable[[float, int], None]
 ) -> Mapping[str, Tensor]:
     """The worker's end of a `WorkerTrainer`: what its own trainer does at a request, and the tensors to reply with."""
     match request:

@@ -321,6 +321,16 @@ def refuse_agent(algo: str, agent: AgentConfig) -> None:
         raise no_forward(name)
 
 
+def refuse_no_environment(settings: TuningConfig, run: Path, env_id: str | None) -> None:
+    """Raise UserError where a run that acts to learn would start from a run whose environment, `env_id`, is None."""
+    if acts(settings) and env_id is None:
+        name = {"dppo": "DPPO", "nft": "DiffusionNFT"}[settings.algo]
+        raise UserError(
+            f"{run} was trained without an environment, so there is nothing for {name} to act in. Train it with "
+            "--env ID, fine-tune from preferences: --algo dpo, or by its critics: --algo nft --advantages critics."
+        )
+
+
 def refuse_idle(settings: TuningConfig, agent: AgentConfig, log_every: int | None) -> None:
     """Raise UserError for a run's options that would do nothing: with this agent, or with what acts to learn."""
     if settings.candidates > 1 and not hasattr(agent, "act_candidates"):

@@ -16,6 +16,8 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import Normaliser, Preprocessing
 from diffrl.data.segments import Segments
 from diffrl.data.walks import between_visits
+from diffrl.diffusion.sampler import SOLVERS
+from diffrl.runs.acting import cost_of_acting
 from diffrl.support.errors import UserError
 from tests.agents.agent_cases import assert_same_gradients
 
@@ -250,6 +252,29 @@ def test_a_walk_is_cut_where_the_goal_is_left_and_joined_where_it_goes_on() -> N
     assert between_visits(data).episodes().tolist() == [[0, 4], [4, 7], [7, 10]]
     assert TINY.episodes(data).episodes().tolist() == [[0, 4], [4, 7], [7, 10]]
     assert dataclasses.replace(TINY, goal_reaching=False).episodes(data) is data
+
+
+@pytest.mark.parametrize("solver", ["ddpm", *SOLVERS])
+def test_the_calls_of_a_plan_are_those_that_are_made(solver: Any) -> None:
+    agent = build(dataclasses.replace(TINY, goal_reaching=False, denoising_steps=6, sampling_steps=4, solver=solver))
+    made: list[int] = []
+    agent.average.register_forward_hook(lambda *_: made.append(1))
+    agent.plan(torch.zeros(2, 3, 4), torch.Generator().manual_seed(0))
+    assert len(made) == agent.calls
+
+
+def test_what_acting_costs_is_said_of_plans_that_are_dear_and_soon_dropped() -> None:
+    """Calls a plan, over the steps that it is followed; nothing of one plan an episode, nor of agents without plans."""
+    dear = dataclasses.replace(TINY, goal_reaching=False, denoising_steps=30)
+    options = "--agent.replan-every, --agent.sampling-steps and --agent.solver lower that."
+    said = cost_of_acting(build(dear))
+    assert said.startswith("Acting takes 30 network calls a step (a new plan at every step)")
+    assert said.endswith(options)
+    seldom = cost_of_acting(build(dataclasses.replace(dear, replan_every=3)))
+    assert "Acting takes 10 network calls a step (a plan of 30 calls every 3 steps)" in seldom
+    assert cost_of_acting(build(dataclasses.replace(dear, replan_every=4))) == ""
+    assert cost_of_acting(build(dataclasses.replace(dear, goal_reaching=True))) == ""
+    assert cost_of_acting(BC().build(4, 2, (0,))) == ""
 
 
 def test_what_cannot_be_planned_is_said() -> None:

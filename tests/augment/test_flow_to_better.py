@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import diffrl
 from diffrl.augment import chunks, job
 from diffrl.augment.config import Request
 from diffrl.augment.flow_to_better import augmenter as augmenting
@@ -421,6 +422,18 @@ def test_the_file_is_of_episodes_with_the_learned_reward_and_says_where_it_comes
     assert not {chunks.ROWS, chunks.ABOUT} & {
         file.name for file in (better.with_name("better-flow-to-better")).iterdir()
     }
+
+
+def test_a_planner_is_told_why_trajectories_are_a_row_shorter(source: Path, better: Path, tmp_path: Path) -> None:
+    """Of `--horizon` 8 each has 7 rows; nothing of it is said of other data that are too short."""
+    said = "Trajectories of Flow-to-Better have one row less than its --horizon."
+    short = {"env": "none", "steps": 1, "eval_every": 1, "log_every": 1, "quiet": True}
+    for data, horizon, told in ((better, H, True), (source, H + 1, False)):
+        with pytest.raises(DataError, match=f"No episode has the {horizon} rows of a segment") as refused:
+            diffrl.train("diffuser", dataset=str(data), agent={"horizon": horizon}, out=tmp_path / "refused", **short)
+        assert (said in str(refused.value)) is told
+    agent = {"horizon": H - 1, "width": 4, "layers": 1, "denoising_steps": 2}
+    diffrl.train("diffuser", dataset=str(better), agent=agent, out=tmp_path / "run", **short)
 
 
 def test_relabelled_rows_are_the_data_with_the_learned_reward(source: Path, better: Path) -> None:

@@ -27,6 +27,8 @@ def test_it_takes_the_runs_that_are_there_and_the_evaluations_that_were_due(
     table = (tmp_path / "agents_maze2d.md").read_text().splitlines()
     assert "(20)" in table[2].split("|")[4]  # the last evaluation before step 39
     assert "(40)" in table[2].split("|")[5]  # a minute is 600 steps of 100 ms: the last there is
+    assert benchmark.ANEW in table
+    assert f"\n{benchmark.ANEW}\n" in (Path(benchmark.__file__).parent / "results" / "agents_maze2d.md").read_text()
     assert (tmp_path / "agents_maze2d.png").read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
 

@@ -1,7 +1,7 @@
 """`benchmarks/trees.py`: the packages of a commit are those of that commit, and nothing else lies beside them."""
 
 import pytest
-from trees import PACKAGES, ROOT, git, packages
+from trees import PACKAGES, ROOT, git, machine, packages, processor
 
 from diffrl.support.errors import UserError
 
@@ -15,6 +15,14 @@ def test_the_packages_are_the_commits() -> None:
         assert found == sorted(git("ls-tree", "-r", "--name-only", "HEAD", *PACKAGES).splitlines())
         assert (tree / "diffrl" / "cli.py").read_text().strip() == git("show", "HEAD:diffrl/cli.py")
     assert not tree.exists()
+
+
+def test_a_processor_is_called_by_its_name_on_every_page() -> None:
+    assert processor({"cpu": "model name AMD EPYC, cpu family 25, model 17, stepping 1"}) == "AMD EPYC"
+    assert processor({"cpu": "x86_64"}) == "x86_64"
+    assert processor(machine()) in machine()["cpu"]
+    for page in (ROOT / "benchmarks" / "results").glob("*.md"):
+        assert "model name " not in page.read_text(), page
 
 
 def test_a_commit_that_is_not_there_is_told() -> None:

@@ -16,12 +16,14 @@ import diffrl
 from agents import Diffuser
 from agents.planning import Planner
 from diffrl.cli import main
+from diffrl.data import d4rl
 from diffrl.runs import config as configuration
 from diffrl.runs.acting import Actor, Evaluator
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.policy import evaluate, load_agent, load_policy
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
+from envs.datasets import load_dataset
 from envs.task import Task
 from tests.training.conftest import assert_same_run, final_state
 from tests.training.held_env import HeldEnv
@@ -227,6 +229,38 @@ def test_a_policy_trained_without_an_environment_plans_in_one_that_is_named(run:
     assert isinstance(there, Planner)
     assert there.goal is not None
     assert torch.equal(there.goal, large.preprocessing.observations(torch.tensor([7.0, 9.0, 0.0, 0.0])))
+
+
+@pytest.mark.usefixtures("own_data")
+def test_a_goal_that_is_there_and_not_planned_to_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a file of maze data, whose environment has a goal; not where plans are guided, or a recording's has none."""
+    file = d4rl.write(tmp_path / "maze.hdf5", load_dataset("maze2d-umaze-v1", rows=3000))
+    small = dataclasses.replace(AGENT, goal_reaching=False, replan_every=12)
+    settings: dict[str, Any] = {"steps": 2, "eval_every": 2, "eval_episodes": 1, "log_every": 2, "max_episode_steps": 2}
+    for i, (changes, env, told) in enumerate(
+        (
+            ({}, "envs:maze2d-umaze-v1", True),
+            ({"goal_reaching": True}, "envs:maze2d-umaze-v1", False),
+            ({"guidance": "return"}, "envs:maze2d-umaze-v1", False),
+            ({}, "none", False),
+        )
+    ):
+        fields = settings | ({"env": env, "max_episode_steps": None} if env == "none" else {"env": env})
+        config = TrainConfig(str(file), dataclasses.replace(small, **changes), out=tmp_path / str(i), **fields)
+        diffrl.train(config)
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("has a goal, to which this Diffuser does not plan: --agent.goal-reaching has it do so" in said) is told
+
+
+def test_an_evaluation_counts_the_parts_of_episodes(run: Path) -> None:
+    """Of two episodes of three steps the second ends with the first; what is heard never falls, and ends at all."""
+    opened = Run.read(run).within(None, (), 3)
+    heard: list[tuple[float, int]] = []
+    evaluator = Evaluator.of(opened.task)
+    act = Actor(load_agent(opened, 0), opened.preprocessing)
+    evaluator(act, 2, (0,), lambda done, total: heard.append((done, total)))
+    evaluator.close()
+    assert heard == [(pytest.approx(2 / 3), 2), (pytest.approx(4 / 3), 2), (2, 2)]
 
 
 def test_the_shipped_configurations_are_the_published_ones() -> None:

@@ -12,6 +12,29 @@ def test_a_rate_below_one_is_not_said_to_be_none(speed, said):
     assert console._rate(speed) == said
 
 
+def test_an_evaluation_that_training_waits_for_says_how_far_its_episodes_are(monkeypatch, capsys):
+    """Every 20 s, parts of episodes counted; not beside steps that go on, nor once all are finished, nor if quiet."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    for quiet in (False, True):
+        with console.steps_bar(10, 0, "Trying", ("loss",), quiet) as bar:
+            for when, done in ((100, 0.0), (115, 0.1), (130, 0.25), (140, 0.5), (160, 1.5), (190, 2)):
+                clock.now = when
+                if when == 100:
+                    bar.progress(5)
+                bar.episodes(done, 2)
+            for when, done in ((250, 0.0), (260, 0.5), (300, 0.75), (330, 2)):
+                clock.now = when
+                bar.progress(6)
+                bar.episodes(done, 2)
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluating")]
+        expected = [
+            "evaluating: 0/2 episodes, 12% in all  3.5 min left",
+            "evaluating: 1/2 episodes, 75% in all  0.3 min left",
+        ]
+        assert lines == [] if quiet else lines == expected
+
+
 def test_the_rate_leaves_out_what_came_before_the_first_piece(monkeypatch, capsys):
     """100 s of preparation, then 8 pieces in 40 s: 0.2 a second, so that the 16 that are left take 1.3 minutes."""
     now = 0.0

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import agents
 import diffrl
 from agents import TD3BC, AgentConfig, DiffusionQL
+from agents.base import Agent
 from diffrl.cli import main
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
@@ -32,6 +33,7 @@ from diffrl.training import checkpoint
 from diffrl.training.online import Collector, OnlineTrainer
 from diffrl.training.stack import StackTrainer
 from tests.rounding import rounding
+from tests.runs.made_runs import made_run, small
 from tests.training.conftest import AGENT, assert_same_run, final_state
 
 pytestmark = pytest.mark.usefixtures("own_data")
@@ -315,6 +317,17 @@ def test_agents_of_one_action_a_state_are_told_to_explore(
     assert warned not in " ".join(capsys.readouterr().err.split())
 
 
+def test_the_help_and_the_page_name_the_agents_of_one_action_a_state(capsys: pytest.CaptureFixture[str]) -> None:
+    fixed = [
+        name for name in agents.names("deterministic") if agents.get(name)().implemented().explore is Agent.explore
+    ]
+    with pytest.raises(SystemExit):
+        main(["online", "--help"])
+    assert f"fixed by the state ({', '.join(fixed)})" in " ".join(capsys.readouterr().out.replace("│", "").split())
+    page = (Path(__file__).parents[2] / "docs/train.md").read_text()
+    assert f"take one action in a state ({', '.join(f'`{name}`' for name in fixed)})" in page
+
+
 def test_the_help_shows_compiling_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["online", "--help"])
@@ -382,9 +395,19 @@ def test_mistakes_are_a_few_lines_and_exit_code_2(
     config = TrainConfig("maze2d-umaze-v1", AGENT, rows=300, steps=5, env="none", out=tmp_path / "blind")
     blind = diffrl.train(config, quiet=True)
     run = diffrl.online(offline["td3_bc"], out=tmp_path / "run", steps=10, warm_up=0, quiet=True)
+    planner = made_run(tmp_path / "planner", small("diffuser"))
+    few = ("--steps", "300", "--start-checkpoint", "7")
     mistakes = [
         (words(tmp_path / "nowhere"), "not a run's folder"),
-        (words(blind), "without an environment"),
+        # What nothing helps is told before what more steps, or another checkpoint, would help.
+        (words(blind, *few), "without an environment"),
+        (words(planner, *few), "cannot go on from single steps"),
+        (words("diffuser/maze2d-umaze-v1", *few[:2]), "cannot go on from single steps"),
+        (words(run, *few), f"diffrl resume {run}"),
+        (["finetune", "policy", str(planner), *few], "diffuser has no diffusion chain"),
+        (["finetune", "policy", str(straight), "--algo", "nft", *few], "has no checkpoint '7'"),
+        (["finetune", "policy", str(blind), *few], "nothing for DPPO to act in"),
+        (["distil", str(planner), *few], "diffuser does not act by a diffusion or flow policy"),
         (words(straight, "--keep-offline", "1.5"), "expected at least 0 and less than 1"),
         (words(straight, "--keep-offline", "1"), "expected at least 0 and less than 1"),
         (words(straight, "--keep-offline", "nan"), "expected at least 0"),
@@ -394,7 +417,6 @@ def test_mistakes_are_a_few_lines_and_exit_code_2(
         (words(straight, "--seeds", "2"), "has no seed 2"),
         (words(straight, "--start-checkpoint", "7"), "expected last, best, or one of"),
         (words(straight, "--out", run), "holds a run already"),
-        (words(run), f"diffrl resume {run}"),
         (words("--resume", run, "--steps", "1"), "larger --steps"),
         (words("--resume", straight), "is an offline run"),
     ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 import diffrl
 from agents import EDP, FQL, IDQL, IFQL, TD3BC, DiffusionQL, QGuidance
 from agents.base import Agent
+from diffrl.cli import main
 from diffrl.commands.finetune_policy import run as command
 from diffrl.diffusion.chain import at_steps
 from diffrl.nets import seed_generator
@@ -254,6 +256,40 @@ def test_diffusion_ql_is_tuned_as_a_policy_alone(tmp_path: Path) -> None:
     assert torch.equal(state["actor.mlp.linears.0.weight"], state["ema_actor.mlp.linears.0.weight"])
     kept = tuned(start, tmp_path / "kept", steps=80, candidates=7)
     assert Run.read(kept).config.agent.act_candidates == 7  # type: ignore[attr-defined]
+
+
+def test_that_a_policy_is_untrained_is_said_however_many_runs_lie_between(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of fine-tuned runs of fine-tuned runs, and of online runs until their own updates have trained it."""
+
+    def said(words: str, run: Path, *more: Any) -> str:
+        assert main([*words.split(), str(run), *map(str, more)]) == 0
+        return " ".join(capsys.readouterr().err.split())
+
+    agent = DiffusionQL(**SMALL, ema_start=100, act_with="average")
+    start = target_run(tmp_path / "start", agent, steps=40, eval_every=40, seeds=(3,))
+    trained = target_run(tmp_path / "trained", agent, steps=101, eval_every=101, seeds=(3,))
+    short = ["--steps", 4, "--eval-every", 4, "--eval-episodes", 1, "--out"]
+    tune = "finetune policy --algo dpo --pairs 8 --segment 2 --batch-size 4"
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert "Up to step 100 the policy that acts is untrained" in said(tune, start, *short, once)
+    back = f"It goes back to an untrained policy, that of {start} at step 40."
+    assert back in said(tune, once, *short, twice)
+    assert back in said("online --warm-up 0", twice, *short, tmp_path / "a")
+    assert "untrained" not in said(tune, trained, *short, tmp_path / "b")
+    assert "untrained" not in said(tune, tmp_path / "b", *short, tmp_path / "c")
+
+    # 60 updates are missing, of which an online run makes 2 in each of its steps but the first.
+    online = tmp_path / "online"
+    sixty = ["--steps", 32, "--eval-every", 31, "--eval-episodes", 1, "--updates-per-step", 2, "--out", online]
+    said("online --warm-up 1", start, *sixty)
+    own = f"At step 31 the policy that acts is untrained: it is that of {start} at step 40."
+    assert f"31: {own}" in said("evaluate --episodes 1 --which 31", online)
+    assert own in said(f"{tune} --start-checkpoint 31", online, *short, tmp_path / "d")
+    assert "untrained" not in said(tune, online, *short, tmp_path / "e")
+    shutil.rmtree(start)
+    assert "untrained" not in said(tune, twice, *short, tmp_path / "f")  # nothing is known of it any more
 
 
 def test_what_cannot_be_tuned_says_so(cloned: Path, tmp_path: Path) -> None:
