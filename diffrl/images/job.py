@@ -13,15 +13,13 @@ from torch import Tensor
 from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner, adamw8bit
 from diffrl.images.algorithms.base import Metrics
-from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
+from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig
 from diffrl.images.config.base import CONFIG, base_of, check_rank, flag
 from diffrl.images.evaluation import IndependentClassifier, alarm, classifier_of, evaluate, sampled
-from diffrl.images.examples import extras_of, folder_examples, folder_pairs
-from diffrl.images.lists import read_prompts
-from diffrl.images.model import ImageModel, NotFinite, image_shape
+from diffrl.images.examples import extras_of
+from diffrl.images.model import NotFinite, image_shape
 from diffrl.images.models import model_of
 from diffrl.images.models.emoji import shipped_weights
-from diffrl.images.models.pipelines import PipelineModel
 from diffrl.images.rewards.base import check_prompts, parts_of
 from diffrl.images.rewards.human import Human
 from diffrl.images.rewards.scaled import scaled
@@ -41,7 +39,9 @@ from diffrl.images.run import (
     training_loss,
     write_model,
 )
-from diffrl.images.samples import LostProcess, Prompts, RunState, Setup, World, chain_of, conditions, plain, prompts_of
+from diffrl.images.run_prompts import prompts_of_run
+from diffrl.images.samples import LostProcess, RunState, Setup, World, chain_of
+from diffrl.images.stored import FILES_OF_REWARDS, as_written, changed, files_of
 from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human
 from diffrl.support import folder as folders
 from diffrl.support import schema
@@ -100,7 +100,7 @@ def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Pa
             new = resumed is None
             adamw8bit.require(adamw8bit.ASKED if new else f"{path / CONFIG} says optimiser: adamw8bit, which")
         with explaining_memory(doing, less):
-            session = _Session(config, world, quiet or not world.main, resumed is None)
+            session = _Session(config, world, quiet or not world.main, resumed)
         with explaining_memory(doing, less, session.kept), going_on(session.stopped):
             return session.run(path, resumed)
 
@@ -131,8 +131,8 @@ class _Session:
 
     folder: FinetuneRun
 
-    def __init__(self, config: FinetuneConfig, world: World, quiet: bool, new: bool) -> None:
-        self.config, self.world, self.quiet = config, world, quiet
+    def __init__(self, config: FinetuneConfig, world: World, quiet: bool, resumed: FinetuneRun | None) -> None:
+        self.config, self.world, self.quiet, new = config, world, quiet, resumed is None
         self._check_shares()
         device = str(world.device)
         with _waiting_for(world):  # what is made at first use is made by one
@@ -143,10 +143,16 @@ class _Session:
             self.humans = [part for part in parts_of(reward) if isinstance(part, Human)]
             looked_at = None if config.held_out in (None, NOTHING) else config.held_out
             self.held_out = None if looked_at is None else rewards.parse(looked_at, device=device, made=not new)
+            before = {} if resumed is None else resumed.about().get(FILES_OF_REWARDS, {})
+            self.files = files_of(config, before)
+            for note in changed(self.files, before):
+                self._say(f"[yellow]{note}[/]")
+            for asked in (reward, self.held_out):
+                as_written(asked, self.files)
             refuse_grouped(config, (reward, self.held_out), world.size, new)
             model = model_of(config, device, quiet)  # after the rewards: what is wrong with one is said at once
             self.classifier = _classifier(config)
-        prompts = _prompts(config, model)
+        prompts = prompts_of_run(config, model)
         for asked in (reward, self.held_out):
             check_prompts(asked, prompts.texts, prompts.metadata)
         if config.shard and world.size > 1:
@@ -253,6 +259,8 @@ class _Session:
                 about["base"] = base
             if config.model == "tiny-emoji":
                 about["weights"] = shipped_weights()
+            if self.files:
+                about[FILES_OF_REWARDS] = self.files
             self.folder.write(about)
             if resumed is not None:
                 checkpoint.clean(path, done)
@@ -459,40 +467,3 @@ def _classifier(config: FinetuneConfig) -> IndependentClassifier | None:
     """A classifier of the built-in models' images that is no part of any reward; None for other models."""
     base = base_of(config.model)
     return None if base is None else classifier_of(base)
-
-
-def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
-    """The prompts of --prompts; else those of the images or pairs; else a built-in model's classes.
-
-    All are encoded once, so that a bad one is found before training.
-    """
-    if config.prompts is not None:
-        texts, metadata = read_prompts(config.prompts, files=model.extras)
-        prompts = Prompts(tuple(texts), tuple(metadata))
-    elif isinstance(config, SupervisedConfig) and config.data not in (None, "digits"):
-        examples = folder_examples(config.data, model)
-        prompts = Prompts(tuple(examples.prompts), tuple(examples.metadata))
-    elif isinstance(config, DPOConfig) and config.pairs is not None:
-        prompts = plain(list(dict.fromkeys(folder_pairs(config.pairs, model).prompts)))
-    elif config.builtin:
-        prompts = plain(prompts_of(base_of(config.model)))
-    elif isinstance(config, SupervisedConfig):
-        prompts = plain([""])
-    else:
-        raise UserError(f"Which prompts? {config.model} needs --prompts FILE, one a line.")
-    conditions(model, prompts.texts[:1], prompts.metadata[:1])
-    if not model.extras:
-        once = list(dict.fromkeys(prompts.texts))
-        conditions(model, once, [{}] * len(once))
-    if config.lean and isinstance(model, PipelineModel):
-        model.settle([*prompts.texts, *_prompts_of_data(config, model)])
-    return prompts
-
-
-def _prompts_of_data(config: FinetuneConfig, model: ImageModel) -> list[str]:
-    """The prompts that stand beside a run's images or pairs."""
-    if isinstance(config, SupervisedConfig | ReFLConfig) and config.data not in (None, "digits"):
-        return list(folder_examples(config.data, model).prompts)
-    if isinstance(config, DPOConfig) and config.pairs is not None:
-        return list(folder_pairs(config.pairs, model).prompts)
-    return []

@@ -10,19 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
-from diffrl.images.config.base import CONFIG, DIFFUSERS, PEFT, TINY
+from diffrl.images.config import FinetuneConfig
+from diffrl.images.config.base import CONFIG, DIFFUSERS, PEFT
 from diffrl.images.rewards.base import asks_a_person
-from diffrl.images.rewards.entry import is_single
 from diffrl.images.saved import has_weights
 from diffrl.images.signs import CHANCE, warnings
+from diffrl.images.stored import load, plain
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path, read_json, read_yaml, reading
+from diffrl.support.files import atomic_path, read_json, reading
 from diffrl.support.folder import ABOUT, IMAGES
 from diffrl.support.plots import BLUE, GREY, write_png
-from diffrl.support.schema import read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,6 +120,11 @@ class FinetuneRun:
         given = {self.config.counts: steps, "stop_kl": stop_kl, "device": device}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return dataclasses.replace(self.config, **{**changes, "out": self.path})
+
+    def about(self) -> dict[str, Any]:
+        """What `run.json` says; nothing where it says nothing that can be read."""
+        about = folder.read_json(self.path / ABOUT, say=False) if (self.path / ABOUT).exists() else {}
+        return about if isinstance(about, dict) else {}
 
     @classmethod
     def read(cls, path: Path | str) -> "FinetuneRun":
@@ -245,32 +249,6 @@ def _read_history(file: Path) -> list[dict[str, Any]]:
     except (KeyError, TypeError, AttributeError) as error:
         raise folder.Damaged(file, f"is damaged: it is no record of evaluations ({error})") from error
     return list(history)
-
-
-def plain(config: FinetuneConfig, path: Path) -> dict[str, Any]:
-    """What the `finetune.yaml` of a run's folder holds: its paths are absolute, so that it goes on from any folder."""
-    values = {**dataclasses.asdict(config), "out": path}
-    for name in ("model", "data"):  # a folder, or a name
-        value = values.get(name)
-        if isinstance(value, str) and value not in ("digits", *TINY) and Path(value).is_dir():
-            values[name] = Path(value)
-    return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
-
-
-def load(path: Path) -> FinetuneConfig:
-    """Read a `finetune.yaml` strictly. Raises UserError for anything it should not hold.
-
-    Files of older runs hold the options of all algorithms: those that the run's own does not have are left out.
-    """
-    values = dict(read_yaml(path))
-    schema = schema_of(values.get("algo"))
-    if not {"reward", "held_out", "model"} & values.keys() and (reward := getattr(schema, "reward", None)) is not None:
-        values["reward"] = reward  # a file is no first look
-    unread = {name for other in ALGORITHMS.values() for name in other.options()}.difference(schema.options())
-    config = read(schema, {n: v for n, v in values.items() if v is not None and n not in unread}, str(path))
-    if "held_out" in values and values["held_out"] is None and not is_single(config.scored_by or ""):
-        return dataclasses.replace(config, held_out=NOTHING)  # begun before sums had companions
-    return config
 
 
 # --- In words ------------------------------------------------------------------------------------------------------

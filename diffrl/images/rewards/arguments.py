@@ -101,6 +101,25 @@ def file_and_function(argument: str) -> tuple[Path, str]:
     return path, name
 
 
+FIRST = (
+    *("python", "geneval", "geneval-part", "clip", "pickscore", "hps", "hpsv3", "imagereward"),
+    *("classifier", "classifier-probability", "aesthetic", "richhf", "human"),
+)
+"""The rewards of ours whose argument begins with a path; behind it may be # and more."""
+
+
+def path_in(name: str, argument: str) -> tuple[int, int] | None:
+    """Where in a reward's argument the path of a file or folder stands, from and to; None: there is no such file."""
+    if name in FIRST and not argument.isdecimal():  # human:4
+        start, end = 0, len(argument.partition("#")[0])
+    elif name == "vlm" and argument.count("#") > 1:
+        start, end = len(argument) - len(argument.split("#", 2)[2]), len(argument)
+    else:
+        return None
+    text = argument[start:end]
+    return (start, end) if text and Path(text).expanduser().exists() else None
+
+
 def judge_of(kind: str, argument: str) -> tuple[str, str, str]:
     """The URL, the model and the file ("" for none) of the judge `kind`: see `judge.parse_judge`. Raises UserError."""
     url, _, rest = argument.partition("#")
