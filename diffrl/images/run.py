@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffrl.images.config import FinetuneConfig
-from diffrl.images.config.base import CONFIG, DIFFUSERS, PEFT
+from diffrl.images.config.base import CONFIG
+from diffrl.images.config.pipelines import DIFFUSERS, PEFT
 from diffrl.images.rewards.base import asks_a_person
 from diffrl.images.saved import has_weights
 from diffrl.images.signs import CHANCE, warnings

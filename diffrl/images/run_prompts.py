@@ -5,31 +5,33 @@ from diffrl.images.config.base import base_of
 from diffrl.images.examples import folder_examples, folder_pairs
 from diffrl.images.lists import read_prompts
 from diffrl.images.model import ImageModel
-from diffrl.images.models.pipelines import PipelineModel
+from diffrl.images.models.pipelines import PipelineModel, PixelModel
 from diffrl.images.samples import Prompts, conditions, plain, prompts_of
 from diffrl.support.errors import UserError
 
 
 def prompts_of_run(config: FinetuneConfig, model: ImageModel) -> Prompts:
-    """The prompts of --prompts; else those of the images or pairs; else a built-in model's classes.
+    """The prompts of --prompts; else those of the images or pairs; else a built-in model's classes, or the empty prompt
+    of a model that takes none.
 
     All are encoded once, so that a bad one is found before training.
     """
     if config.prompts is not None:
         texts, metadata = read_prompts(config.prompts, files=model.extras)
         prompts = Prompts(tuple(texts), tuple(metadata))
-    elif isinstance(config, SupervisedConfig) and config.data not in (None, "digits"):
+    elif isinstance(config, SupervisedConfig | ReFLConfig) and config.data not in (None, "digits"):
         examples = folder_examples(config.data, model)
         prompts = Prompts(tuple(examples.prompts), tuple(examples.metadata))
     elif isinstance(config, DPOConfig) and config.pairs is not None:
         prompts = plain(list(dict.fromkeys(folder_pairs(config.pairs, model).prompts)))
     elif config.builtin:
         prompts = plain(prompts_of(base_of(config.model)))
-    elif isinstance(config, SupervisedConfig):
+    elif isinstance(config, SupervisedConfig) or (isinstance(model, PixelModel) and model.classes is None):
         prompts = plain([""])
     else:
         raise UserError(f"Which prompts? {config.model} needs --prompts FILE, one a line.")
-    conditions(model, prompts.texts[:1], prompts.metadata[:1])
+    first = conditions(model, prompts.texts[:1], prompts.metadata[:1])
+    model.network(first, guidance=config.guidance)  # a model that takes no guidance says so
     if not model.extras:
         once = list(dict.fromkeys(prompts.texts))
         conditions(model, once, [{}] * len(once))

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffrl.images.config.base import DIFFUSERS, PEFT, FinetuneConfig, check_model
+from diffrl.images.config.base import FinetuneConfig, check_model
+from diffrl.images.config.pipelines import DIFFUSERS, PEFT
 from diffrl.images.emoji_words import PROMPTS
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models.adapters import read_adapter

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from diffrl.images.config.base import DIFFUSERS, PEFT
+from diffrl.images.config.pipelines import DIFFUSERS, PEFT
 from diffrl.images.model import Lora, Origin, Tuned
 from diffrl.images.models.loading import images_extra
 from diffrl.support.errors import UserError, first_line

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from diffrl.images.config.base import DIFFUSERS
+from diffrl.images.config.pipelines import DIFFUSERS
 from diffrl.images.model import Condition
 from diffrl.images.models.adapters import SECOND, write_adapter
 from diffrl.images.models.loading import quiet

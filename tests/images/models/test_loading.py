@@ -106,7 +106,7 @@ def test_prompts_it_cannot_take(tmp_path: Path) -> None:
     for prompt in ("10", "-1", "cat", "", "3.0"):
         with pytest.raises(UserError, match="numbers of its classes, 0 to 9"):
             classes.conditions([prompt])
-    with pytest.raises(UserError, match="leave guidance at 1"):
+    with pytest.raises(UserError, match="cannot be guided: --guidance 1"):
         classes.network(classes.conditions(["3"]), guidance=2.0)
     plain = load_pipeline(str(tiny.save_ddpm(tmp_path / "plain")), lora=Lora())
     with pytest.raises(UserError, match="takes no prompts"):
