@@ -42,7 +42,7 @@ from diffrl.images.run import (
 from diffrl.images.run_prompts import prompts_of_run
 from diffrl.images.samples import LostProcess, RunState, Setup, World, chain_of
 from diffrl.images.stored import FILES_OF_REWARDS, as_written, changed, files_of
-from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human
+from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human, refuse_videos
 from diffrl.support import folder as folders
 from diffrl.support import schema
 from diffrl.support.console import console, work
@@ -109,7 +109,7 @@ def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Pa
 def _alone(config: FinetuneConfig, resumed: FinetuneRun | None) -> Iterator[Path]:
     """Yield the folder of a new run or of one that goes on, in which the main process is alone."""
     if resumed is None:
-        with claimed(config.out, f"{config.algo}-{Path(config.model).name}", FILES) as path:
+        with claimed(config.out, f"{config.algo}-{short_name(config.model).replace(':', '-')}", FILES) as path:
             yield path
     else:
         with folders.held(resumed.path):
@@ -154,6 +154,7 @@ class _Session:
             self.classifier = _classifier(config)
         prompts = prompts_of_run(config, model)
         for asked in (reward, self.held_out):
+            refuse_videos(asked, model)
             check_prompts(asked, prompts.texts, prompts.metadata)
         if config.shard and world.size > 1:
             world.shard(model.tuned)
@@ -403,6 +404,8 @@ class _Session:
             how = f"its layers {which}" if which else "the whole network"
         else:
             how = f"LoRA of rank {tuned.lora.rank}" + (f" on {which}" if which else "")
+        if config.model.startswith("control:"):
+            how = "the ControlNet branch" if how == "the whole network" else f"{how}, in the ControlNet branch"
         what = "" if config.scored_by is None else f", reward {config.scored_by}"
         on = f"{self.world.size} processes, " if self.world.size > 1 else ""
         return (

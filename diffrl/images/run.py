@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffrl.images.config import FinetuneConfig
-from diffrl.images.config.base import CONFIG
-from diffrl.images.config.pipelines import DIFFUSERS, PEFT
+from diffrl.images.config.base import CONFIG, VARIANTS
+from diffrl.images.config.pipelines import DIFFUSERS, PEFT, SECOND
 from diffrl.images.rewards.base import asks_a_person
 from diffrl.images.saved import has_weights
 from diffrl.images.signs import CHANCE, warnings
@@ -20,7 +20,7 @@ from diffrl.images.stored import load, plain
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path, read_json, reading
+from diffrl.support.files import atomic_path, by_umask, read_json, reading
 from diffrl.support.folder import ABOUT, IMAGES
 from diffrl.support.plots import BLUE, GREY, write_png
 
@@ -212,6 +212,7 @@ def write_model(path: Path, model: "ImageModel") -> None:
         model.save(temporary)
         for file in temporary.rglob("*.json"):
             _forget_folder(file)
+        by_umask(temporary)  # safetensors writes files that only their owner reads
         drop_model(path)
 
 
@@ -226,10 +227,21 @@ def _forget_folder(file: Path) -> None:
 def said_of_model(model: Path, started: str) -> str:
     """What a run's `model` is, and how it is used again. started: the model that the run began with."""
     variant = started.partition(":")[0] if started.startswith(("control:", "reference:", "video:")) else ""
+    adapters = (model / PEFT).is_file() or (model / DIFFUSERS).is_file()
+    whose = "peft's" if (model / PEFT).is_file() else "diffusers'"
+    if variant == "reference" and adapters:
+        return (
+            f"{model} (LoRA adapters, {whose} format, for the model with reference attention: --model {started} "
+            f"--adapter {model}; docs/supervised.md says how it is used elsewhere)"
+        )
     if variant in ("control", "video"):
-        adapters = "LoRA adapters in " if (model / PEFT).is_file() or (model / DIFFUSERS).is_file() else ""
-        whose = "peft's" if (model / PEFT).is_file() else "diffusers'"
-        return f"{model} ({adapters}{whose} format)"
+        return f"{model} ({'LoRA adapters in ' * adapters}{whose} format)"
+    if (model / SECOND).is_file():
+        return (
+            f"{model} (LoRA adapters of two networks, diffusers' format: --adapter {model}; in diffusers "
+            f'pipeline.load_lora_weights("{model}"), then the same with weight_name="{SECOND}", '
+            "load_into_transformer_2=True)"
+        )
     if (model / PEFT).is_file():
         return f"{model} (LoRA adapters, peft's format: --adapter {model})"
     if (model / DIFFUSERS).is_file():
@@ -361,7 +373,10 @@ def grid_path(folder: Path, number: int) -> Path:
 
 
 def short_name(model: str) -> str:
-    """A model's name for a title: of a path its last part; of a run's `model` the run's."""
+    """A model's name for a title: of a path its last part; of a run's `model` the run's; behind VARIANT: as it is."""
+    variant, colon, pipeline = model.partition(":")
+    if colon and variant in VARIANTS:
+        return f"{variant}:{short_name(pipeline)}"
     path = Path(model)
     return path.parent.name if path.name == MODEL and path.parent.name else path.name or model
 

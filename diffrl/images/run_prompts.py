@@ -3,7 +3,7 @@
 from diffrl.images.config import DPOConfig, FinetuneConfig, ReFLConfig, SupervisedConfig
 from diffrl.images.config.base import base_of
 from diffrl.images.examples import folder_examples, folder_pairs
-from diffrl.images.lists import read_prompts
+from diffrl.images.lists import METADATA, line_of, read_prompts
 from diffrl.images.model import ImageModel
 from diffrl.images.models.pipelines import PipelineModel, PixelModel
 from diffrl.images.samples import Prompts, conditions, plain, prompts_of
@@ -30,14 +30,33 @@ def prompts_of_run(config: FinetuneConfig, model: ImageModel) -> Prompts:
         prompts = plain([""])
     else:
         raise UserError(f"Which prompts? {config.model} needs --prompts FILE, one a line.")
+    for name in model.extras:
+        if not all(entry.get(name) for entry in prompts.metadata):
+            raise UserError(
+                f"{config.model} needs a {name!r} image beside each prompt: give --prompts FILE.jsonl with lines such "
+                f'as {{"prompt": "a cat", "{name}": "1.png"}}, or --data whose {METADATA} names them.'
+            )
+    if not model.extras:
+        _check_each(config, model, prompts)
     first = conditions(model, prompts.texts[:1], prompts.metadata[:1])
     model.network(first, guidance=config.guidance)  # a model that takes no guidance says so
-    if not model.extras:
-        once = list(dict.fromkeys(prompts.texts))
-        conditions(model, once, [{}] * len(once))
     if config.lean and isinstance(model, PipelineModel):
         model.settle([*prompts.texts, *_prompts_of_data(config, model)])
     return prompts
+
+
+def _check_each(config: FinetuneConfig, model: ImageModel, prompts: Prompts) -> None:
+    """Encode each prompt once. Raises UserError for one that the model does not know, with its file and line."""
+    for prompt in dict.fromkeys(prompts.texts):
+        try:
+            conditions(model, [prompt], [{}])
+        except UserError as error:
+            if config.prompts is None:
+                raise
+            line = line_of(config.prompts, prompts.texts.index(prompt))
+            default = ", the default" * (config.model == type(config).model)
+            other = f" Of another model than {config.model}{default}? Give --model." * config.builtin
+            raise UserError(f"{config.prompts}, line {line}, {prompt!r}: {error}{other}") from error
 
 
 def _prompts_of_data(config: FinetuneConfig, model: ImageModel) -> list[str]:

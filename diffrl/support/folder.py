@@ -194,6 +194,10 @@ def refuse(folder: Path | None, files: Collection[str]) -> None:
                 f"{folder / name} is there already, and belongs to no run: it is not overwritten. Move it away, or "
                 "choose another --out."
             )
+    if not ours and folder.is_dir():
+        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if others:
+            raise UserError(f"{folder} is neither empty nor a run: {others[0]} is in it. Choose another --out.")
 
 
 _OF_PROGRESS = ("scores.json", "metrics.csv")

@@ -1,6 +1,7 @@
 """Runs of models without a prompt, without guidance, without the pictures that they need: what is asked of them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from diffrl.cli import main
 from diffrl.images import FinetuneConfig, finetune
 from diffrl.images.run import FinetuneRun
+from diffrl.support import folder
 from diffrl.support.errors import UserError
 from tests.images import tiny
 from tests.images.test_command import fails
@@ -81,8 +83,6 @@ def test_distilled_klein_takes_no_guidance(tmp_path: Path) -> None:
         assert FinetuneConfig(algo="nft", model=str(folder), reward="jpeg").guidance == guidance
     with pytest.raises(UserError, match="is distilled, and takes no guidance: leave it out"):
         FinetuneConfig(algo="nft", model=str(tmp_path / "True"), reward="jpeg", guidance=2.0)
-    with pytest.raises(UserError, match="--guidance"):
-        FinetuneConfig(algo="nft", model=str(tmp_path / "False"), reward="jpeg", guidance=-3.0)
 
 
 def picture(file: Path, colour: str) -> None:
@@ -104,3 +104,52 @@ def test_refl_has_the_prompts_of_its_images(folders: Path, tmp_path: Path, monke
 
     with Image.open("run/images/000000.png") as grid:
         assert set(json.loads(grid.text["prompts"])) == {"a red cube", "a blue cube"}
+
+
+def test_reference_and_control_need_their_pictures_and_a_branch_is_called_so(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prompts alone are refused before there is a folder; a finished branch's run says what to type."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folders / "sd", "p/sd")
+    shutil.copytree(folders / "sd-vocabulary", "p/sd-vocabulary")
+    Path("prompts.txt").write_text("a cat\n")
+    for variant in ("reference", "control"):
+        lora = ["--lora", "0"] if variant == "control" else []
+        words = [*SHORT, "--model", f"{variant}:p/sd", "--prompts", "prompts.txt", *lora, "--out", "other"]
+        assert f"{variant}:p/sd needs a '{variant}' image beside each prompt" in fails(words, capsys)
+        assert not Path("other").exists()
+    picture(Path("edges.png"), "black")
+    Path("prompts.jsonl").write_text('{"prompt": "a cat", "control": "edges.png"}\n')
+    words = [*SHORT, "--model", "control:p/sd", "--prompts", "prompts.jsonl", "--lora", "0", "--guidance", "1"]
+    assert main(["finetune", *words]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "on control:p/sd: the ControlNet branch, " in said
+    (run,) = Path("runs").iterdir()
+    assert run.name.startswith("ddpo-is-control-sd-")
+    model = f"control:{tmp_path}/p/sd"
+    said = fails([*SHORT, "--model", str(run), "--prompts", "prompts.txt"], capsys)
+    assert f"{run} trained a ControlNet branch and holds no whole model: --model {model} --adapter {run}/model" in said
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert main(["resume", f"../{run}", "--steps", "12"]) == 0
+    assert FinetuneRun.read(f"../{run}").history[-1]["round"] == 3
+
+
+def test_a_folder_of_ones_own_files_is_no_place_for_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of any kind: nothing is written there. Hidden files, as file managers leave them, are no files of one's own."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/letter.txt").write_text("dear")
+    Path("mine/.DS_Store").write_text("")
+    assert "mine is neither empty nor a run: letter.txt is in it" in fails([*SHORT, "--out", "mine"], capsys)
+    assert main(["train", "--agent", "bc", "--dataset", "maze2d-umaze-v1", "--out", "mine"]) == 2
+    assert "mine is neither empty nor a run" in " ".join(capsys.readouterr().err.split())
+    config = FinetuneConfig(algo="ddpo-is", model="tiny-emoji", reward="jpeg", out=Path("mine"))
+    with pytest.raises(UserError, match="neither empty nor a run"):
+        finetune(config, quiet=True)
+    assert sorted(path.name for path in Path("mine").iterdir()) == [".DS_Store", "letter.txt"]
+    Path("mine/letter.txt").unlink()
+    folder.refuse(Path("mine"), ())

@@ -142,7 +142,7 @@ class FinetuneConfig(metaclass=_Presets):
     eta: Fraction = 1.0
     """Noise of each denoising step: 1 is DDPM's, 0 none, which algorithms that learn from the chain's decisions cannot
     do without; for flow models 0.495 is Flow-GRPO's."""
-    guidance: NotNegative = 1.0
+    guidance: float = 1.0
     """Scale of classifier-free guidance in sampling; 1: none, the default of pipelines that take none."""
     train_guidance: bool = True
     """--no-train-guidance: sample for training, and train, without guidance, at half the cost; evaluations keep it."""

@@ -16,6 +16,8 @@ DIFFUSERS = "pytorch_lora_weights.safetensors"
 """The file of a folder of adapters, as diffusers writes it."""
 PEFT = "adapter_model.safetensors"
 """The same, as peft writes it."""
+SECOND = "pytorch_lora_weights_2.safetensors"
+"""Beside the first of these: the adapters of a pipeline's second network, `transformer_2`, of Wan 2.2's A14B."""
 
 
 def takes_prompts(model: str) -> bool:
