@@ -4,6 +4,7 @@ import contextlib
 import copy
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner, adamw8bit
 from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig
-from diffrl.images.config.base import CONFIG, base_of, check_rank, flag
+from diffrl.images.config.base import CONFIG, base_of, check_rank
 from diffrl.images.evaluation import IndependentClassifier, alarm, classifier_of, evaluate, sampled
 from diffrl.images.examples import extras_of
 from diffrl.images.model import NotFinite, image_shape
@@ -41,7 +42,7 @@ from diffrl.images.run import (
 )
 from diffrl.images.run_prompts import prompts_of_run
 from diffrl.images.samples import LostProcess, RunState, Setup, World, chain_of
-from diffrl.images.stored import FILES_OF_REWARDS, as_written, changed, files_of
+from diffrl.images.stored import FILES_OF_REWARDS, as_written, changed, files_of, written
 from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human, refuse_videos
 from diffrl.support import folder as folders
 from diffrl.support import schema
@@ -92,6 +93,8 @@ def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Pa
     settle()
     world = World(resolve_device(config.device))
     doing, less = f"fine-tuning {config.model}", _less_memory(config)
+    if world.main and not quiet and not config.builtin:
+        console.print(f"Loading {config.model} ...", markup=False)  # half a minute may pass without a word
     with contextlib.ExitStack() as held:
         held.callback(world.close)
         path = held.enter_context(_alone(config, resumed)) if world.main else Path()
@@ -157,6 +160,9 @@ class _Session:
             refuse_videos(asked, model)
             check_prompts(asked, prompts.texts, prompts.metadata)
         if config.shard and world.size > 1:
+            # Said of blocks that return a part of a tensor; it is for code that then adds to that in place, which no
+            # network here does: gradients are those of one process (tests/images/test_processes.py).
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
             world.shard(model.tuned)
         self.setup = Setup(config, model, chain_of(model, config), prompts, reward, world)
         self.state = RunState(queries=config.scored_before, kl_weight=config.kl_weight, say=self._say)
@@ -169,6 +175,12 @@ class _Session:
         self._say(self._title())
         for note in notes(self.setup.reward):
             self._say(note)
+        n, prompts = self.config.eval_samples, len(self.setup.prompts)
+        if n < 2 * prompts and resumed is None:
+            seen = counted(-(-n // 2), "prompts")
+            self._say(
+                f"Evaluations show {seen} of {prompts:,}, two images each: --eval-samples {2 * prompts} shows all."
+            )
         with self._progress("Preparing", self.config.scored_before):
             self.algorithm.prepare(path)
         if saved is not None:
@@ -242,10 +254,10 @@ class _Session:
             for complaint in complaints + checkpoint.made_again(path, saved.step, config.rounds, "rounds"):
                 self._say(f"[yellow]{complaint}[/]")
             if saved.step > config.rounds:
-                raise UserError(folders.too_far(path, saved.step, config.rounds, "rounds", flag(config.counts)))
+                raise UserError(folders.too_far(path, saved.step, config.rounds, "rounds"))
             if saved.step == config.rounds and world.main:
                 gone = lost(resumed, config) or []
-                self._say(folders.all_done(path, saved.step, "rounds", gone, flag(config.counts), config.unit))
+                self._say(folders.all_done(path, saved.step, "rounds", gone, config.unit))
             if world.main and (for_good := gone_for_good(resumed, saved.step)):
                 self._say(for_good)
         done = -1 if saved is None else saved.step
@@ -389,7 +401,7 @@ class _Session:
         """Write what was trained, as diffusers has it, and the picture; print the table."""
         if self.world.main:
             write_model(self.folder.path, self.setup.model)
-            reward = "" if self.config.scored_by is None else f", reward: {self.config.scored_by}"
+            reward = "" if self.config.scored_by is None else f", reward: {written(self.config.scored_by, self.files)}"
             title = f"{self.config.algo} on {short_name(self.config.model)}{reward}"
             plot_before_after(self.folder, self.folder.path / PICTURE, title)
             if not self.quiet:
@@ -406,7 +418,7 @@ class _Session:
             how = f"LoRA of rank {tuned.lora.rank}" + (f" on {which}" if which else "")
         if config.model.startswith("control:"):
             how = "the ControlNet branch" if how == "the whole network" else f"{how}, in the ControlNet branch"
-        what = "" if config.scored_by is None else f", reward {config.scored_by}"
+        what = "" if config.scored_by is None else f", reward {written(config.scored_by, self.files)}"
         on = f"{self.world.size} processes, " if self.world.size > 1 else ""
         return (
             f"[bold]{config.algo}[/] on {config.model}: {how}, {trained:,} parameters{what}; "

@@ -16,7 +16,7 @@ from diffrl.images.config.pipelines import DIFFUSERS, PEFT, SECOND
 from diffrl.images.rewards.base import asks_a_person
 from diffrl.images.saved import has_weights
 from diffrl.images.signs import CHANCE, warnings
-from diffrl.images.stored import load, plain
+from diffrl.images.stored import FILES_OF_REWARDS, load, plain, written
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
@@ -121,6 +121,11 @@ class FinetuneRun:
         given = {self.config.counts: steps, "stop_kl": stop_kl, "device": device}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return dataclasses.replace(self.config, **{**changes, "out": self.path})
+
+    def reward_written(self, name: str) -> str | None:
+        """The reward `scored_by` or `held_out`, its files as they were written when the run began; None for none."""
+        spec = getattr(self.config, name)
+        return None if spec is None else written(spec, self.about().get(FILES_OF_REWARDS, {}))
 
     def about(self) -> dict[str, Any]:
         """What `run.json` says; nothing where it says nothing that can be read."""

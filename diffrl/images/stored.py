@@ -71,12 +71,18 @@ def files_of(config: FinetuneConfig, before: Mapping[str, Any] = {}) -> dict[str
     return found
 
 
+def written(spec: str, files: Mapping[str, Mapping[str, str]]) -> str:
+    """A reward's text, or its name, with its files as they were written when the run began."""
+    for home, file in sorted(files.items(), reverse=True):  # a longer path before one that it begins with
+        spec = spec.replace(home, file["written"]) if home != file["written"] else spec
+    return spec
+
+
 def as_written(reward: Reward | None, files: Mapping[str, Mapping[str, str]]) -> None:
     """Name a reward and its parts as they were written when the run began: evaluations and spreads go by the names."""
-    for home, file in sorted(files.items(), reverse=True):  # a longer path before one that it begins with
-        for one in {id(one): one for one in (reward, *parts_of(reward)) if one is not None}.values():
-            if home != file["written"]:
-                one.name = one.name.replace(home, file["written"])
+    for one in {id(one): one for one in (reward, *parts_of(reward)) if one is not None}.values():
+        if (name := written(one.name, files)) != one.name:
+            one.name = name
 
 
 def changed(files: Mapping[str, Mapping[str, str]], before: Mapping[str, Mapping[str, str]]) -> list[str]:

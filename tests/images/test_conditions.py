@@ -3,11 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from diffrl.cli import main
 from diffrl.images import FinetuneConfig, finetune
+from diffrl.images.compare import plot_curves
+from diffrl.images.models.text import tell_cut
 from diffrl.images.run import FinetuneRun
 from diffrl.support import folder
 from diffrl.support.errors import UserError
@@ -50,8 +55,15 @@ def test_classes_are_prompts_and_cannot_be_guided(
     Path("words.txt").write_text("0\na cat\n")
     words = [*SHORT, "--model", str(folders / "classes")]
     assert "Which prompts?" in fails(words, capsys)
-    assert main(["finetune", *words, "--prompts", "numbers.txt", "--out", "run"]) == 0
-    capsys.readouterr()
+    few = ["--prompts", "numbers.txt", "--eval-samples", "2"]
+    assert main(["finetune", *words, *few, "--out", "run"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith(f"Loading {folders}/classes ...")
+    assert "Evaluations show 1 prompt of 2, two images each: --eval-samples 4 shows all." in said
+    assert main(["resume", "run"]) == 0
+    assert "`diffrl resume run --steps N` goes on to N images scored in all." in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert main(["finetune", *words, "--prompts", "words.txt", "--out", "other"]) == 2
     said = capsys.readouterr().err
     assert "numbers of its classes, 0 to 2; got 'a cat'" in said
@@ -134,6 +146,45 @@ def test_reference_and_control_need_their_pictures_and_a_branch_is_called_so(
     monkeypatch.chdir("elsewhere")
     assert main(["resume", f"../{run}", "--steps", "12"]) == 0
     assert FinetuneRun.read(f"../{run}").history[-1]["round"] == 3
+    assert main(["compare", f"../{run}", "--out", "page.html"]) == 0
+    page = Path("page.html").read_text()
+    assert "ddpo-is, control:sd, jpeg" in page
+    assert str(tmp_path) not in page
+
+
+def test_of_several_processes_one_says_that_a_prompt_is_cut(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folders / "sd" / "tokenizer")
+    for rank, times in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("RANK", rank)
+        tell_cut(tokenizer, ["a long prompt " * 9], 16, f"model of {rank}")
+        assert " ".join(capsys.readouterr().err.split()).count("reads 16 tokens of a prompt") == times
+
+
+def test_a_comparisons_legend_is_in_the_order_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read line by line, as the table is; a run that is not in the first panel has its place, too."""
+    runs = []
+    for i in range(5):
+        config = FinetuneConfig(algo="ddpo-is", reward="jpeg")
+        measures = {"diversity": 1.0} if i == 1 else {"reward": 1.0, "diversity": 1.0}
+        history = [{"round": n, "queries": 64 * n, "seconds": 0.0, **measures} for n in (0, 1)]
+        runs.append(FinetuneRun(tmp_path / f"run-{'abcde'[i]}", config, history))
+    asked: list[tuple[list[str], int]] = []
+    legend = Figure.legend
+
+    def heard(figure: Figure, handles: Any, labels: list[str], **named: Any) -> Any:
+        asked.append((labels, named["ncols"]))
+        return legend(figure, handles, labels, **named)
+
+    monkeypatch.setattr(Figure, "legend", heard)
+    plot_curves(runs)
+    ((labels, columns),) = asked
+    filled = [part.tolist() for part in np.array_split(labels, columns)]  # as matplotlib fills them
+    read = [column[row] for row in range(2) for column in filled if row < len(column)]
+    assert [label[-1] for label in read] == ["a", "b", "c", "d", "e"]
 
 
 def test_a_folder_of_ones_own_files_is_no_place_for_a_run(
